@@ -1,0 +1,138 @@
+//! Which prepare runs, which waits, and which shares another's outcome. A plain value; no tasks.
+
+use std::collections::VecDeque;
+
+use crate::model::prepare::PrepareRequest;
+
+/// One run with everybody who waits for it.
+#[derive(Debug)]
+struct Run<W> {
+    request: PrepareRequest,
+    waiters: Vec<W>,
+}
+
+/// The run at work and those behind it.
+#[derive(Debug)]
+pub struct Admission<W> {
+    running: Option<Run<W>>,
+    queue: VecDeque<Run<W>>,
+    most: usize,
+}
+
+/// What became of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admitted<W> {
+    /// Start this run now.
+    Start(PrepareRequest),
+    /// It will be answered with a run that wants the same or more, or when its turn comes.
+    Waits,
+    /// Too many different ones wait already; the waiter is given back.
+    Full(W),
+}
+
+impl<W> Admission<W> {
+    /// At most `most` runs may wait.
+    pub fn new(most: usize) -> Admission<W> {
+        Admission { running: None, queue: VecDeque::new(), most }
+    }
+
+    /// Takes a request in.
+    pub fn submit(&mut self, request: PrepareRequest, waiter: W) -> Admitted<W> {
+        let runs = self.running.iter_mut().chain(self.queue.iter_mut());
+        for run in runs {
+            if run.request.covers(&request) {
+                run.waiters.push(waiter);
+                return Admitted::Waits;
+            }
+        }
+        if self.running.is_some() && self.queue.len() >= self.most {
+            return Admitted::Full(waiter);
+        }
+        let run = Run { request: request.clone(), waiters: vec![waiter] };
+        if self.running.is_none() {
+            self.running = Some(run);
+            return Admitted::Start(request);
+        }
+        self.queue.push_back(run);
+        Admitted::Waits
+    }
+
+    /// The run at work has ended: who waits for it, and what to start next.
+    pub fn finish(&mut self) -> (Vec<W>, Option<PrepareRequest>) {
+        let waiters = self.running.take().map(|run| run.waiters).unwrap_or_default();
+        self.running = self.queue.pop_front();
+        (waiters, self.running.as_ref().map(|run| run.request.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::pools::{Placement, PoolWant};
+    use crate::model::units::PageSize;
+
+    fn request(pages: u64, dry_run: bool) -> PrepareRequest {
+        let want = PoolWant {
+            size: PageSize::MIB_2,
+            pages,
+            placement: Placement::Spread,
+            move_shortfall: false,
+        };
+        PrepareRequest { hugepages: vec![want], keep_partial: false, engine: true, dry_run }
+    }
+
+    #[test]
+    fn the_second_shares_the_outcome_when_it_wants_the_same_or_less_and_else_runs_after() {
+        let mut admission = Admission::new(2);
+        assert_eq!(admission.submit(request(10, false), "a"), Admitted::Start(request(10, false)));
+        assert_eq!(admission.submit(request(9, false), "b"), Admitted::Waits);
+        assert_eq!(admission.submit(request(11, false), "c"), Admitted::Waits);
+        assert_eq!(admission.submit(request(11, false), "d"), Admitted::Waits);
+        assert_eq!(admission.finish(), (vec!["a", "b"], Some(request(11, false))));
+        assert_eq!(admission.finish(), (vec!["c", "d"], None));
+    }
+
+    proptest! {
+        #[test]
+        fn every_waiter_is_answered_once_by_a_run_that_covers_its_wish(
+            calls in prop::collection::vec((0u64..6, any::<bool>(), any::<bool>()), 1..60)
+        ) {
+            let mut admission = Admission::new(3);
+            let mut running: Option<PrepareRequest> = None;
+            let mut answered = vec![0; calls.len()];
+            let mut requests = Vec::new();
+            let mut settle = |admission: &mut Admission<usize>, running: &mut Option<PrepareRequest>, requests: &[PrepareRequest]| {
+                let done = running.take().expect("something runs");
+                let (waiters, next) = admission.finish();
+                for waiter in waiters {
+                    answered[waiter] += 1;
+                    assert!(done.covers(&requests[waiter]));
+                }
+                *running = next;
+            };
+            for (i, (pages, dry_run, finish)) in calls.iter().enumerate() {
+                requests.push(request(*pages, *dry_run));
+                match admission.submit(requests[i].clone(), i) {
+                    Admitted::Start(started) => {
+                        prop_assert!(running.is_none());
+                        running = Some(started);
+                    }
+                    Admitted::Waits => prop_assert!(running.is_some()),
+                    // Count it as answered: its caller is told at once.
+                    Admitted::Full(waiter) => { requests[waiter] = requests[waiter].clone(); settle(&mut admission, &mut running, &requests);
+                        // and it calls again
+                        match admission.submit(requests[i].clone(), i) { Admitted::Full(_) => unreachable!("a place was made"), Admitted::Start(s) => running = Some(s), Admitted::Waits => {} } }
+                }
+                if *finish && running.is_some() {
+                    settle(&mut admission, &mut running, &requests);
+                }
+            }
+            while running.is_some() {
+                settle(&mut admission, &mut running, &requests);
+            }
+            prop_assert!(answered.iter().all(|count| *count == 1), "{answered:?}");
+        }
+    }
+}

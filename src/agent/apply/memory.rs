@@ -1,0 +1,90 @@
+//! Steps on pools and mounts. Blocking: called from a blocking thread.
+
+use crate::host::pools::{PoolFiles, compact, drop_page_cache};
+use crate::host::{Root, mounts};
+use crate::model::fault::Fault;
+use crate::model::policy::MountPolicy;
+use crate::model::pools::{Pool, PoolKey};
+use crate::model::units::{NumaNode, PageSize};
+
+/// Changes the memory of one machine.
+#[derive(Debug, Clone)]
+pub struct MemoryApplier {
+    root: Root,
+    files: PoolFiles,
+    mount: MountPolicy,
+}
+
+/// A pool before and after a write, both read from the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resized {
+    /// Before.
+    pub before: Pool,
+    /// After.
+    pub after: Pool,
+}
+
+impl Resized {
+    /// Persistent pages gained.
+    pub fn gained(&self) -> u64 {
+        self.after.persistent().saturating_sub(self.before.persistent())
+    }
+
+    /// Persistent pages given back.
+    pub fn lost(&self) -> u64 {
+        self.before.persistent().saturating_sub(self.after.persistent())
+    }
+}
+
+impl MemoryApplier {
+    /// Finds the pools of the machine.
+    ///
+    /// # Errors
+    /// When sysfs cannot be listed.
+    pub fn new(root: &Root, mount: MountPolicy) -> Result<MemoryApplier, Fault> {
+        Ok(MemoryApplier { root: root.clone(), files: PoolFiles::find(root)?, mount })
+    }
+
+    /// Reads one pool.
+    ///
+    /// # Errors
+    /// When a counter cannot be read.
+    pub fn pool(&self, key: PoolKey) -> Result<Pool, Fault> {
+        Ok(self.files.read(key)?)
+    }
+
+    /// Sets the pool's persistent pages and reads back what the kernel made of it. Surplus pages
+    /// count as persistent ones when a pool is raised: the kernel turns them into such first.
+    ///
+    /// # Errors
+    /// When the knob cannot be written or a counter not be read.
+    pub fn resize(&self, before: Pool, persistent: u64) -> Result<Resized, Fault> {
+        self.files.write(before.key, persistent)?;
+        Ok(Resized { before, after: self.files.read(before.key)? })
+    }
+
+    /// Has the kernel gather free memory on a node.
+    ///
+    /// # Errors
+    /// When the knob cannot be written.
+    pub fn compact(&self, node: NumaNode) -> Result<(), Fault> {
+        Ok(compact(&self.root, node)?)
+    }
+
+    /// Drops the page cache.
+    ///
+    /// # Errors
+    /// When the knob cannot be written.
+    pub fn drop_page_cache(&self) -> Result<(), Fault> {
+        Ok(drop_page_cache(&self.root)?)
+    }
+
+    /// Mounts a hugetlbfs.
+    ///
+    /// # Errors
+    /// When it cannot be made, or is not what was asked for.
+    pub fn mount(&self, path: &str, size: PageSize) -> Result<(), Fault> {
+        let owner = (self.mount.uid, self.mount.gid);
+        Ok(mounts::mount_hugetlbfs(&self.root, path, size, owner, self.mount.mode)?)
+    }
+}

@@ -1,0 +1,150 @@
+//! The owner of the engine: observe, plan, apply, until it is installed, configured and answers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::apply::engine::{EngineApplier, Spawns};
+use super::observe::engine::{Answers, EngineObserver};
+use super::owner_gone;
+use super::progress::ProgressSink;
+use super::pulse::Beat;
+use crate::model::engine::{EngineApi, EngineSeen};
+use crate::model::fault::Fault;
+use crate::model::policy::EnginePolicy;
+use crate::model::prepare::{PartReport, Step, StepOutcome, StepReport};
+use crate::plan::engine::plan;
+
+/// Orders that may wait; more are refused.
+const QUEUE: usize = 32;
+/// Rounds of plan and apply before it is said that they do not lead anywhere.
+const MOST_ROUNDS: usize = 6;
+#[derive(Debug)]
+enum Order {
+    Prepare { dry_run: bool, reply: oneshot::Sender<PartReport> },
+}
+
+/// The engine's handle.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    orders: mpsc::Sender<Order>,
+}
+
+impl Engine {
+    /// Starts the owner.
+    pub fn start<E: Answers, S: Spawns>(
+        observer: Arc<EngineObserver<E>>,
+        applier: EngineApplier<E, S>,
+        policy: EnginePolicy,
+        progress: ProgressSink,
+        beat: Beat,
+    ) -> Engine {
+        let (orders, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(run(Owner { observer, applier, policy, progress }, queue, beat));
+        Engine { orders }
+    }
+
+    /// Makes the engine installed, configured and running. Every step has its own deadline.
+    pub async fn prepare(&self, dry_run: bool) -> PartReport {
+        let failed = |fault| PartReport { errors: vec![fault], ..PartReport::default() };
+        let (reply, answer) = oneshot::channel();
+        match self.orders.try_send(Order::Prepare { dry_run, reply }) {
+            Ok(()) => answer.await.unwrap_or_else(|_| failed(owner_gone())),
+            Err(mpsc::error::TrySendError::Full(_)) => failed(Fault::new(
+                "engine-busy",
+                format!("{QUEUE} requests for the engine wait already: call again later"),
+            )),
+            Err(mpsc::error::TrySendError::Closed(_)) => failed(owner_gone()),
+        }
+    }
+}
+
+struct Owner<E, S> {
+    observer: Arc<EngineObserver<E>>,
+    applier: EngineApplier<E, S>,
+    policy: EnginePolicy,
+    progress: ProgressSink,
+}
+
+async fn run<E: Answers, S: Spawns>(
+    mut owner: Owner<E, S>,
+    mut queue: mpsc::Receiver<Order>,
+    mut beat: Beat,
+) {
+    loop {
+        let order = tokio::select! {
+            // Both are cancel-safe: an order stays queued, a beat stays due.
+            order = queue.recv() => order,
+            () = beat.due() => continue,
+        };
+        let Some(Order::Prepare { dry_run, reply }) = order else { return };
+        let work = owner.prepare(dry_run);
+        tokio::pin!(work);
+        let report = loop {
+            tokio::select! {
+                // The work is pinned and goes on when a beat comes first.
+                report = &mut work => break report,
+                () = beat.due() => {}
+            }
+        };
+        let _ = reply.send(report);
+    }
+}
+
+impl<E: Answers, S: Spawns> Owner<E, S> {
+    async fn prepare(&mut self, dry_run: bool) -> PartReport {
+        let mut report = PartReport::default();
+        if let Err(fault) = self.converge(dry_run, &mut report).await {
+            report.errors.push(fault);
+        }
+        report
+    }
+
+    async fn converge(&mut self, dry_run: bool, report: &mut PartReport) -> Result<(), Fault> {
+        for _ in 0..MOST_ROUNDS {
+            let seen: EngineSeen = self.observer.look().await?;
+            let plan = plan(&seen, &self.policy)?;
+            report.findings = plan.findings;
+            if let EngineApi::Answers(version) = &seen.api {
+                report.engine_version = Some(version.version.clone());
+            }
+            if plan.steps.is_empty() {
+                return Ok(());
+            }
+            if dry_run {
+                report.steps.extend(plan.steps.iter().map(StepReport::planned));
+                return Ok(());
+            }
+            for step in plan.steps {
+                self.apply(&step, report).await?;
+                // Packages start and enable services as they please: look again.
+                if matches!(step, Step::Install { .. }) {
+                    break;
+                }
+            }
+        }
+        Err(Fault::new(
+            "engine-not-converging",
+            format!(
+                "the engine is still not as wanted after {MOST_ROUNDS} rounds: see the steps of this report"
+            ),
+        ))
+    }
+
+    async fn apply(&mut self, step: &Step, report: &mut PartReport) -> Result<(), Fault> {
+        self.progress.begun(step);
+        let began = Instant::now();
+        let progress = self.progress.clone();
+        let applied = self.applier.apply(step, |line| progress.line(step, line)).await;
+        let (before, _) = step.before_after();
+        let (after, outcome) = match &applied {
+            Ok(after) => (after.clone(), StepOutcome::Done),
+            Err(fault) => (fault.text.clone(), StepOutcome::Failed),
+        };
+        let step = StepReport::of(step, before, after, outcome, began.elapsed());
+        self.progress.ended(&step);
+        report.steps.push(step);
+        applied.map(drop)
+    }
+}

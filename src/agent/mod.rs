@@ -1,0 +1,25 @@
+//! The owners: one task for each thing that changes, and nobody else changes it.
+//!
+//! `pools` owns the hugepage pools and their mounts, `engine` owns Docker, `prepare` runs both at
+//! the same time for whoever asks. Each is a handle that anyone may clone, and a loop that takes one
+//! order after the other: observe, plan, apply, publish. Policy is in `plan`; reading and changing
+//! the machine is in `observe` and `apply`; the loops only bring them together, keep the deadlines
+//! and feed the watchdog.
+
+pub mod admission;
+pub mod apply;
+pub mod engine;
+pub mod memory;
+pub mod node;
+pub mod observe;
+pub mod pools;
+pub mod prepare;
+pub mod progress;
+pub mod pulse;
+
+use crate::model::fault::Fault;
+
+/// The fault of a handle whose owner has ended.
+fn owner_gone() -> Fault {
+    Fault::new("stopping", "the agent is stopping: call again when it is back")
+}

@@ -1,0 +1,104 @@
+//! The node as it is now, for whoever asks; callers at the same time share one look.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::observe::engine::{Answers, EngineObserver};
+use super::observe::node::NodeObserver;
+use super::owner_gone;
+use super::pools::Pools;
+use crate::model::engine::{EngineApi, EngineSeen};
+use crate::model::fault::Fault;
+use crate::model::node::{EngineStatus, NodeStatus};
+
+/// Callers that may wait for a look.
+const QUEUE: usize = 1024;
+/// How long the engine may take: a hung one must not keep back what is known of the rest.
+const ENGINE: Duration = Duration::from_secs(6);
+
+type Answer = Result<Arc<NodeStatus>, Fault>;
+
+/// The handle that looks at the node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    asks: mpsc::Sender<oneshot::Sender<Answer>>,
+}
+
+impl Node {
+    /// Starts the looking task.
+    pub fn start<E: Answers>(
+        observer: NodeObserver,
+        pools: Pools,
+        engine: Arc<EngineObserver<E>>,
+        socket: String,
+    ) -> Node {
+        let (asks, mut queue) = mpsc::channel::<oneshot::Sender<Answer>>(QUEUE);
+        tokio::spawn(async move {
+            while let Some(first) = queue.recv().await {
+                let mut waiting = vec![first];
+                while let Ok(more) = queue.try_recv() {
+                    waiting.push(more);
+                }
+                let seen = timeout(ENGINE, engine.look()).await;
+                let seen = seen.unwrap_or_else(|_| {
+                    Err(Fault::new("engine-not-answering", format!("no answer within {ENGINE:?}")))
+                });
+                let engine = engine_status(seen, socket.clone());
+                let answer = observer.look(pools.ledger(), engine).await.map(Arc::new);
+                for caller in waiting {
+                    let _ = caller.send(answer.clone());
+                }
+            }
+        });
+        Node { asks }
+    }
+
+    /// The node, looked at after this call was made.
+    ///
+    /// # Errors
+    /// When too many wait or the agent itself breaks; what could not be read is told in the status.
+    pub async fn status(&self) -> Answer {
+        let (caller, answer) = oneshot::channel();
+        self.asks.try_send(caller).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Fault::new(
+                "node-busy",
+                format!("{QUEUE} callers wait for the node's status already"),
+            ),
+            mpsc::error::TrySendError::Closed(_) => owner_gone(),
+        })?;
+        answer.await.unwrap_or_else(|_| Err(owner_gone()))
+    }
+}
+
+fn engine_status(seen: Result<EngineSeen, Fault>, socket: String) -> EngineStatus {
+    let mut status = EngineStatus {
+        state: "unreachable".to_string(),
+        version: None,
+        api_version: None,
+        pid: None,
+        socket,
+        reason: None,
+    };
+    let seen = match seen {
+        Ok(seen) => seen,
+        Err(fault) => {
+            status.reason = Some(fault.text);
+            return status;
+        }
+    };
+    status.pid = seen.process.as_ref().map(|process| process.pid);
+    match seen.api {
+        EngineApi::Answers(version) => {
+            status.state = "running".to_string();
+            status.version = Some(version.version);
+            status.api_version = Some(version.api.to_string());
+        }
+        EngineApi::Broken(reason) => status.reason = Some(reason),
+        EngineApi::Absent if seen.installed.is_none() => status.state = "notInstalled".to_string(),
+        EngineApi::Absent => status.state = "stopped".to_string(),
+    }
+    status
+}

@@ -1,0 +1,58 @@
+//! Pools, memory and hugetlbfs mounts. Blocking: called from blocking threads.
+
+use std::collections::BTreeMap;
+
+use crate::host::pools::PoolFiles;
+use crate::host::{HostError, Root, facts, mounts};
+use crate::model::fault::Fault;
+use crate::model::mounts::HugetlbMount;
+use crate::model::pools::PoolsSeen;
+
+/// Looks at the memory of one machine.
+#[derive(Debug, Clone)]
+pub struct MemoryObserver {
+    root: Root,
+    files: PoolFiles,
+}
+
+impl MemoryObserver {
+    /// Finds the pools of the machine.
+    ///
+    /// # Errors
+    /// When sysfs cannot be listed.
+    pub fn new(root: &Root) -> Result<MemoryObserver, Fault> {
+        Ok(MemoryObserver { root: root.clone(), files: PoolFiles::find(root)? })
+    }
+
+    /// Everything the pool planner looks at.
+    ///
+    /// # Errors
+    /// When a counter cannot be read.
+    pub fn pools(&self) -> Result<PoolsSeen, Fault> {
+        let pools = self.files.keys().iter().map(|key| self.files.read(*key));
+        let reserved =
+            self.files.sizes().iter().map(|size| Ok((*size, self.files.reserved(*size)?)));
+        Ok(PoolsSeen {
+            pools: pools.collect::<Result<Vec<_>, HostError>>()?,
+            reserved: reserved.collect::<Result<BTreeMap<_, _>, HostError>>()?,
+            cpu_nodes: self.files.cpu_nodes()?,
+            memory: facts::memory(&self.root)?,
+        })
+    }
+
+    /// All hugetlbfs mounts.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    pub fn mounts(&self) -> Result<Vec<HugetlbMount>, Fault> {
+        Ok(mounts::hugetlb_mounts(&self.root)?)
+    }
+
+    /// The id of this boot.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn boot_id(&self) -> Result<String, Fault> {
+        Ok(facts::boot_id(&self.root)?)
+    }
+}

@@ -1,0 +1,75 @@
+//! The whole node for `GET /v1/node`.
+
+use super::blocking;
+use super::memory::MemoryObserver;
+use crate::host::{Root, cpus, facts};
+use crate::model::fault::Fault;
+use crate::model::node::{EngineStatus, NodeStatus, PoolStatus, PoolTotals};
+use crate::model::pools::{Ledger, PoolsSeen};
+use crate::model::units::PageSize;
+
+/// Looks at the whole node.
+#[derive(Debug, Clone)]
+pub struct NodeObserver {
+    root: Root,
+    memory: MemoryObserver,
+}
+
+impl NodeObserver {
+    /// An observer of the machine at `root`.
+    pub fn new(root: &Root, memory: MemoryObserver) -> NodeObserver {
+        NodeObserver { root: root.clone(), memory }
+    }
+
+    /// Looks at the node. What cannot be read is empty and told in `errors`.
+    ///
+    /// # Errors
+    /// Only when the agent itself breaks.
+    pub async fn look(&self, ledger: Ledger, engine: EngineStatus) -> Result<NodeStatus, Fault> {
+        let observer = self.clone();
+        blocking(move || observer.look_blocking(&ledger, engine)).await
+    }
+
+    fn look_blocking(&self, ledger: &Ledger, engine: EngineStatus) -> NodeStatus {
+        let root = &self.root;
+        let mut errors = Vec::new();
+        let seen = or_empty(self.memory.pools(), &mut errors);
+        NodeStatus {
+            hostname: or_empty(facts::hostname(root), &mut errors),
+            boot_id: or_empty(facts::boot_id(root), &mut errors),
+            kernel: or_empty(facts::kernel(root), &mut errors),
+            agent_version: env!("CARGO_PKG_VERSION").to_string(),
+            page_sizes: seen.sizes(),
+            pools: seen
+                .pools
+                .iter()
+                .map(|pool| PoolStatus { pool: *pool, grown: ledger.grown(pool.key) })
+                .collect(),
+            totals: seen.sizes().into_iter().map(|size| totals(size, &seen, ledger)).collect(),
+            memory: seen.memory,
+            cpus: or_empty(cpus::cpus(root), &mut errors),
+            mounts: or_empty(self.memory.mounts(), &mut errors),
+            engine,
+            errors,
+        }
+    }
+}
+
+fn totals(size: PageSize, seen: &PoolsSeen, ledger: &Ledger) -> PoolTotals {
+    let mut totals =
+        PoolTotals { size, total: 0, free: 0, reserved: seen.reserved(size), surplus: 0, grown: 0 };
+    for pool in seen.pools.iter().filter(|pool| pool.key.size == size) {
+        totals.total += pool.total;
+        totals.free += pool.free;
+        totals.surplus += pool.surplus;
+        totals.grown += ledger.grown(pool.key);
+    }
+    totals
+}
+
+fn or_empty<T: Default, E: Into<Fault>>(looked: Result<T, E>, errors: &mut Vec<Fault>) -> T {
+    looked.unwrap_or_else(|e| {
+        errors.push(e.into());
+        T::default()
+    })
+}

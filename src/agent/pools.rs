@@ -1,0 +1,177 @@
+//! The owner of hugepage pools and their mounts: one order after the other, on a thread that may
+//! block.
+//!
+//! ```text
+//! Pools (handle) ──order──▶ run() ──blocking──▶ MemoryWork: observe ▸ plan ▸ apply ▸ ledger
+//!        ◀──report──                                    └── publishes each change of the ledger
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::memory::{MemoryOrder, MemoryWork, ReclaimOrder};
+use super::observe::blocking;
+use super::owner_gone;
+use super::pulse::Beat;
+use crate::model::fault::Fault;
+use crate::model::pools::{Ledger, PoolGoal};
+use crate::model::prepare::{PartReport, ReclaimReport};
+use crate::model::units::PageSize;
+
+/// Orders that may wait; more are refused.
+const QUEUE: usize = 32;
+
+enum Order {
+    Prepare(MemoryOrder, oneshot::Sender<PartReport>),
+    Restore { unless_done: bool, reply: oneshot::Sender<PartReport> },
+    Remember(oneshot::Sender<Result<(), Fault>>),
+    Reclaim(ReclaimOrder, oneshot::Sender<ReclaimReport>),
+}
+
+/// The pools' handle.
+#[derive(Debug, Clone)]
+pub struct Pools {
+    orders: mpsc::Sender<Order>,
+    ledger: watch::Receiver<Ledger>,
+    /// How long an order may take before its caller is told that it hangs.
+    patience: Duration,
+}
+
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Order::Prepare(..) => "Prepare",
+            Order::Restore { .. } => "Restore",
+            Order::Remember(_) => "Remember",
+            Order::Reclaim(..) => "Reclaim",
+        })
+    }
+}
+
+impl Pools {
+    /// Starts the owner.
+    pub fn start(work: MemoryWork, write_timeout: Duration, beat: Beat) -> Pools {
+        let (orders, queue) = mpsc::channel(QUEUE);
+        let ledger = work.publishes();
+        tokio::spawn(run(work, queue, beat));
+        // One write to the kernel cannot be broken off; it gets as much time again.
+        Pools { orders, ledger, patience: write_timeout * 2 }
+    }
+
+    /// The agent's share of the pools.
+    pub fn ledger(&self) -> Ledger {
+        self.ledger.borrow().clone()
+    }
+
+    /// Grows pools and makes mounts.
+    pub async fn prepare(
+        &self,
+        goal: PoolGoal,
+        mounts: Vec<PageSize>,
+        keep_partial: bool,
+        dry_run: bool,
+    ) -> PartReport {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let order =
+            MemoryOrder { goal, mounts, keep_partial, dry_run, cancelled: cancelled.clone() };
+        let report = self.ask(|reply| Order::Prepare(order, reply)).await;
+        report.unwrap_or_else(|fault| {
+            cancelled.store(true, Ordering::Relaxed);
+            PartReport { errors: vec![fault], ..PartReport::default() }
+        })
+    }
+
+    /// Takes again what the agent held before the last boot; `unless_done` leaves it when that was
+    /// done in this boot already.
+    pub async fn restore(&self, unless_done: bool) -> PartReport {
+        self.ask(|reply| Order::Restore { unless_done, reply })
+            .await
+            .unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
+    }
+
+    /// Writes down what the agent holds, for the next boot.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn remember(&self) -> Result<(), Fault> {
+        self.ask(Order::Remember).await?
+    }
+
+    /// Gives back what the agent grew and nobody uses.
+    ///
+    /// # Errors
+    /// When the owner is busy or gone; what else fails is in the report.
+    pub async fn reclaim(&self, order: ReclaimOrder) -> Result<ReclaimReport, Fault> {
+        self.ask(|reply| Order::Reclaim(order, reply)).await
+    }
+
+    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Fault> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.try_send(order(reply)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Fault::new(
+                "pools-busy",
+                format!("{QUEUE} requests for hugepages wait already: call again later"),
+            ),
+            mpsc::error::TrySendError::Closed(_) => owner_gone(),
+        })?;
+        match timeout(self.patience, answer).await {
+            Ok(answer) => answer.map_err(|_| owner_gone()),
+            Err(_) => Err(Fault::new(
+                "pools-timeout",
+                format!(
+                    "the kernel has been looking for hugepages for more than {:?}; what it still finds is \
+                     given back when it returns",
+                    self.patience
+                ),
+            )),
+        }
+    }
+}
+
+async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat) {
+    let mut idle = Some(work);
+    while let Some(work) = idle.take() {
+        let order = loop {
+            tokio::select! {
+                // Both are cancel-safe: an order stays queued, a beat stays due.
+                order = queue.recv() => break order,
+                () = beat.due() => {}
+            }
+        };
+        let Some(order) = order else { return };
+        let done = blocking(move || execute(work, order));
+        tokio::pin!(done);
+        idle = loop {
+            tokio::select! {
+                // The work is pinned and goes on when a beat comes first.
+                work = &mut done => break work.ok(),
+                () = beat.due() => {}
+            }
+        };
+    }
+    tracing::error!("the owner of the hugepage pools broke off; the agent must be restarted");
+}
+
+/// Does one order; a caller that has gone away does not matter any more.
+fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
+    match order {
+        Order::Prepare(order, reply) => {
+            let _ = reply.send(work.prepare(&order));
+        }
+        Order::Restore { unless_done, reply } => {
+            let done = unless_done && work.ledger().restored;
+            let _ = reply.send(if done { PartReport::default() } else { work.restore() });
+        }
+        Order::Remember(reply) => {
+            let _ = reply.send(work.remember());
+        }
+        Order::Reclaim(order, reply) => {
+            let _ = reply.send(work.reclaim(order));
+        }
+    }
+    work
+}

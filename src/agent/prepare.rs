@@ -1,0 +1,133 @@
+//! Preparing the node: memory and engine at the same time, once for all who want the same.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::admission::{Admission, Admitted};
+use super::engine::Engine;
+use super::owner_gone;
+use super::pools::Pools;
+use super::pulse::Beat;
+use crate::model::fault::Fault;
+use crate::model::pools::PoolGoal;
+use crate::model::prepare::{PartReport, PrepareReport, PrepareRequest};
+
+/// Calls that may stand before the owner's door.
+const QUEUE: usize = 256;
+/// Different prepares that may wait for the one at work.
+const MOST_WAITING: usize = 16;
+
+type Waiter = oneshot::Sender<Result<Arc<PrepareReport>, Fault>>;
+
+/// The handle that prepares the node.
+#[derive(Debug, Clone)]
+pub struct Prepare {
+    calls: mpsc::Sender<(PrepareRequest, Waiter)>,
+}
+
+impl Prepare {
+    /// Starts the owner.
+    pub fn start(pools: Pools, engine: Engine, manage_engine: bool, beat: Beat) -> Prepare {
+        let (calls, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(run(pools, engine, manage_engine, queue, beat));
+        Prepare { calls }
+    }
+
+    /// Prepares the node, or shares the outcome of a prepare at work that wants the same or more.
+    ///
+    /// # Errors
+    /// Only when it could not be taken in; what failed in the work is in the report.
+    pub async fn prepare(&self, request: PrepareRequest) -> Result<Arc<PrepareReport>, Fault> {
+        let (waiter, answer) = oneshot::channel();
+        self.calls.try_send((request, waiter)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => busy(),
+            mpsc::error::TrySendError::Closed(_) => owner_gone(),
+        })?;
+        answer.await.unwrap_or_else(|_| Err(owner_gone()))
+    }
+}
+
+fn busy() -> Fault {
+    Fault::new("prepare-busy", "too many different prepares wait already: call again later")
+}
+
+async fn run(
+    pools: Pools,
+    engine: Engine,
+    manage_engine: bool,
+    mut calls: mpsc::Receiver<(PrepareRequest, Waiter)>,
+    mut beat: Beat,
+) {
+    let mut admission: Admission<Waiter> = Admission::new(MOST_WAITING);
+    // One run at a time; its future is polled here, so that a run and a waiting call are one task.
+    let mut running: Option<Run> = None;
+    loop {
+        let ended = async {
+            match &mut running {
+                Some(run) => run.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // Pinned: goes on when another arm comes first.
+            report = ended => {
+                let (waiters, next) = admission.finish();
+                let report = Arc::new(report);
+                for waiter in waiters {
+                    let _ = waiter.send(Ok(report.clone()));
+                }
+                running = next.map(|request| start(&pools, &engine, manage_engine, request));
+            }
+            // Cancel-safe: a call stays in the channel.
+            call = calls.recv() => {
+                let Some((request, waiter)) = call else { return };
+                match admission.submit(request, waiter) {
+                    Admitted::Start(request) => {
+                        running = Some(start(&pools, &engine, manage_engine, request));
+                    }
+                    Admitted::Waits => {}
+                    Admitted::Full(waiter) => {
+                        let _ = waiter.send(Err(busy()));
+                    }
+                }
+            }
+            // Cancel-safe: a beat stays due.
+            () = beat.due() => {}
+        }
+    }
+}
+
+type Run = std::pin::Pin<Box<dyn Future<Output = PrepareReport> + Send>>;
+
+fn start(pools: &Pools, engine: &Engine, manage_engine: bool, request: PrepareRequest) -> Run {
+    let (pools, engine) = (pools.clone(), engine.clone());
+    Box::pin(async move {
+        let began = Instant::now();
+        let dry_run = request.dry_run;
+        let with_engine = request.engine && manage_engine;
+        let engine = async {
+            if with_engine { engine.prepare(dry_run).await } else { PartReport::default() }
+        };
+        let (mut parts, engine) = tokio::join!(memory(&pools, request), engine);
+        parts.merge(engine);
+        PrepareReport::of(dry_run, parts, began.elapsed())
+    })
+}
+
+/// Grows the pools and writes down what they are after it, for the next boot.
+async fn memory(pools: &Pools, request: PrepareRequest) -> PartReport {
+    let before = pools.ledger().grown;
+    let mut mounts: Vec<_> = request.hugepages.iter().map(|want| want.size).collect();
+    mounts.sort_unstable();
+    mounts.dedup();
+    let goal = PoolGoal::Free(request.hugepages);
+    let mut report = pools.prepare(goal, mounts, request.keep_partial, request.dry_run).await;
+    if pools.ledger().grown != before
+        && let Err(fault) = pools.remember().await
+    {
+        report.errors.push(fault);
+    }
+    report
+}

@@ -1,0 +1,118 @@
+//! The watchdog, fed by the owners themselves.
+//!
+//! Each owner beats from its own loop, also while it works on something long. The owner whose beat
+//! finds all others fresh passes one beat on to systemd; when one loop hangs, nobody finds all
+//! fresh, and systemd ends the agent (sd_notify(3), `WATCHDOG=1`).
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+type Feed = dyn Fn() + Send + Sync;
+
+struct Shared {
+    within: Duration,
+    owners: Mutex<Owners>,
+    feed: Box<Feed>,
+}
+
+struct Owners {
+    last: Vec<Instant>,
+    fed: Option<Instant>,
+}
+
+/// Where owners register.
+#[derive(Clone, Default)]
+pub struct Pulse(Option<Arc<Shared>>);
+
+impl Pulse {
+    /// A pulse that calls `feed` at least every `within` as long as every owner beats that often.
+    pub fn new(within: Duration, feed: impl Fn() + Send + Sync + 'static) -> Pulse {
+        let owners = Mutex::new(Owners { last: Vec::new(), fed: None });
+        Pulse(Some(Arc::new(Shared { within, owners, feed: Box::new(feed) })))
+    }
+
+    /// One more owner that has to beat.
+    pub fn register(&self) -> Beat {
+        let place = self.0.as_ref().map(|shared| {
+            let mut owners = lock(&shared.owners);
+            owners.last.push(Instant::now());
+            let mut ticks = interval(shared.within / 3);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            (shared.clone(), owners.last.len() - 1, ticks)
+        });
+        Beat(place)
+    }
+}
+
+/// One owner's part of the pulse.
+pub struct Beat(Option<(Arc<Shared>, usize, tokio::time::Interval)>);
+
+impl Beat {
+    /// Waits until a beat is due and beats; for ever where there is no watchdog. Cancel-safe: a
+    /// beat that was not waited for is due at once.
+    pub async fn due(&mut self) {
+        let Some((shared, place, ticks)) = &mut self.0 else { return std::future::pending().await };
+        ticks.tick().await;
+        if shared.beat(*place, Instant::now()) {
+            (shared.feed)();
+        }
+    }
+}
+
+impl Shared {
+    /// Notes one owner's beat; true when systemd is to be fed now.
+    fn beat(&self, place: usize, now: Instant) -> bool {
+        let mut owners = lock(&self.owners);
+        if let Some(last) = owners.last.get_mut(place) {
+            *last = now;
+        }
+        let fresh = owners.last.iter().all(|last| now.duration_since(*last) < self.within);
+        let due = owners.fed.is_none_or(|fed| now.duration_since(fed) >= self.within / 4);
+        if fresh && due {
+            owners.fed = Some(now);
+        }
+        fresh && due
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn systemd_is_fed_while_all_owners_beat_and_not_when_one_hangs() {
+        let fed = Arc::new(AtomicUsize::new(0));
+        let count = fed.clone();
+        let pulse = Pulse::new(Duration::from_secs(3), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let (mut first, mut second) = (pulse.register(), pulse.register());
+        let beating = tokio::spawn(async move {
+            loop {
+                first.due().await;
+            }
+        });
+        let hanging = tokio::spawn(async move {
+            for _ in 0..10 {
+                second.due().await;
+            }
+            std::future::pending::<()>().await;
+        });
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        assert!(fed.load(Ordering::Relaxed) >= 8, "fed about once a second");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let hung = fed.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(fed.load(Ordering::Relaxed), hung, "not fed since one owner hangs");
+        beating.abort();
+        hanging.abort();
+    }
+}

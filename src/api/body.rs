@@ -1,0 +1,65 @@
+//! Reading a request's body within its limits.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use super::errors::Problem;
+
+/// Limits of a request's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub bytes: usize,
+    /// Time from the end of the head to the end of the body.
+    pub within: Duration,
+}
+
+/// The whole body.
+///
+/// # Errors
+/// 413 when it is too long, 408 when it takes too long, 400 when it breaks off.
+pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
+    let too_long = || {
+        let text =
+            format!("the body is longer than {} KiB (http.body_limit_kib)", limits.bytes / 1024);
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", text)
+    };
+    // A length that is announced is believed; the bytes need not be awaited.
+    let announced = hyper::body::Body::size_hint(&body).lower();
+    if announced > limits.bytes as u64 {
+        return Err(too_long());
+    }
+    match timeout(limits.within, Limited::new(body, limits.bytes).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_long()),
+        Ok(Err(e)) => {
+            let text = format!("the body broke off: {e}");
+            Err(Problem::new(StatusCode::BAD_REQUEST, "body-broken", text))
+        }
+        Err(_) => {
+            let text = format!("the body took longer than {:?} (http.body_timeout)", limits.within);
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", text))
+        }
+    }
+}
+
+/// Parses a JSON body; an empty one means `{}`.
+///
+/// # Errors
+/// 400 with the place and the reason.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes).map_err(|e| {
+        let (code, what) = match e.classify() {
+            serde_json::error::Category::Data => ("invalid-body", "the body does not fit"),
+            _ => ("invalid-json", "the body is not JSON"),
+        };
+        Problem::new(StatusCode::BAD_REQUEST, code, format!("{what}: {e}"))
+    })
+}

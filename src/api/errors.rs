@@ -1,0 +1,85 @@
+//! Errors as they leave the agent: RFC 9457 under `/v1`, a result object on the compatible routes.
+
+use std::any::Any;
+
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::model::fault::Fault;
+
+/// An error with its HTTP status.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// The status.
+    pub status: StatusCode,
+    /// Code and text.
+    pub fault: Fault,
+    /// A member that the problem carries besides, such as the report of what was done.
+    pub extension: Option<(&'static str, Value)>,
+}
+
+impl Problem {
+    /// A problem with a status and a stable code.
+    pub fn new(status: StatusCode, code: &'static str, text: impl Into<String>) -> Problem {
+        Problem { status, fault: Fault::new(code, text), extension: None }
+    }
+
+    /// A fault of the work itself, with the status that fits its code.
+    pub fn of(fault: Fault) -> Problem {
+        let busy = ["-busy", "-full", "too-many-tasks", "stopping"];
+        let status = match busy.iter().any(|end| fault.code.ends_with(end)) {
+            true => StatusCode::SERVICE_UNAVAILABLE,
+            false => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Problem { status, fault, extension: None }
+    }
+
+    /// The result object of a compatible route, as the controller expects it.
+    pub fn into_result(self) -> Response {
+        (self.status, Json(result_body(&self.fault))).into_response()
+    }
+}
+
+/// A failed result in the controller's form.
+pub fn result_body(fault: &Fault) -> Value {
+    json!({"success": false, "error": fault.text, "code": fault.code})
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "code": self.fault.code,
+            "detail": self.fault.text,
+        });
+        if let (Some((name, value)), Some(members)) = (self.extension, body.as_object_mut()) {
+            members.insert(name.to_string(), value);
+        }
+        let mut response = (self.status, Json(body)).into_response();
+        let problem = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, problem);
+        response
+    }
+}
+
+/// What an unknown path is answered with.
+pub async fn no_such_route(method: Method, uri: Uri) -> Problem {
+    let text = format!("the agent has no route {method} {}: see the README's list", uri.path());
+    Problem::new(StatusCode::NOT_FOUND, "no-such-route", text)
+}
+
+/// What a known path with another method is answered with; the router adds `Allow`.
+pub async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    let text = format!("{} does not take {method}: see the header Allow", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", text)
+}
+
+/// A handler broke; the process goes on, and the log has the place.
+pub fn panicked(_: Box<dyn Any + Send>) -> Response {
+    let text = "the agent broke on this request; its log has the place: report it";
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).into_response()
+}

@@ -1,0 +1,97 @@
+//! Inbound HTTP: the whole route table, and what every route has in common.
+//!
+//! A request passes the listener's bounds (`serve`), the trailing slash is dropped, the router finds
+//! its handler; the handler judges the body, hands a model value to an owner's handle and turns the
+//! outcome back into wire form. Nothing here touches the machine.
+
+pub mod body;
+pub mod errors;
+pub mod probes;
+pub mod serve;
+pub mod v1;
+pub mod zstack;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{any, get, post};
+use tokio::sync::watch;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::normalize_path::NormalizePath;
+
+use crate::agent::node::Node;
+use crate::agent::pools::Pools;
+use crate::agent::prepare::Prepare;
+use crate::agent::progress::ProgressSink;
+use crate::controller::identity::Identities;
+use crate::controller::outbox::Outbox;
+
+/// What the agent is about to do, as readiness tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// What was kept over the last boot is being restored.
+    Starting,
+    /// Calls are taken.
+    Serving,
+    /// No new calls are taken; those at work go on for a while.
+    Draining,
+}
+
+/// Everything the handlers need: handles of the owners, and limits.
+pub struct Api {
+    /// Prepares the node.
+    pub prepare: Prepare,
+    /// Owns the pools.
+    pub pools: Pools,
+    /// Looks at the node.
+    pub node: Node,
+    /// Tells what happens while a long call runs.
+    pub progress: ProgressSink,
+    /// Takes the results of calls that are answered later.
+    pub outbox: Outbox,
+    /// Who this host is to the controller.
+    pub identities: Arc<Identities>,
+    /// Which libvirt and QEMU are installed.
+    pub hypervisor: Box<dyn zstack::host::AsksVersions>,
+    /// What a call means that does not say.
+    pub defaults: Defaults,
+    /// Limits of a request's body.
+    pub body: body::Limits,
+    /// Whether calls are taken.
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// What a call means that does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// Free 2 MiB pages.
+    pub pages: u64,
+    /// Whether another node may give what one cannot.
+    pub move_shortfall: bool,
+}
+
+type Shared = Arc<Api>;
+
+/// The whole route table.
+pub fn router(api: Api) -> NormalizePath<Router> {
+    const ZBS: &str = "/zbs/primarystorage/vhost";
+    let router = Router::new()
+        // The compatible routes.
+        .route(&format!("{ZBS}/target/prepareenv"), post(zstack::prepareenv::call))
+        .route("/host/connect", post(zstack::host::connect))
+        .route("/host/ping", post(zstack::host::ping))
+        .route("/host/echo", post(zstack::host::echo))
+        // The native routes.
+        .route("/v1/node", get(v1::node::get))
+        .route("/v1/prepare", post(v1::prepare::post))
+        .route("/v1/reclaim", post(v1::pools::reclaim))
+        .route("/v1/restore", post(v1::pools::restore))
+        // Probes.
+        .route("/healthz", get(probes::healthz))
+        .route("/readyz", get(probes::readyz))
+        .fallback(any(errors::no_such_route))
+        .method_not_allowed_fallback(errors::method_not_allowed)
+        .layer(CatchPanicLayer::custom(errors::panicked))
+        .with_state(Arc::new(api));
+    NormalizePath::trim_trailing_slash(router)
+}

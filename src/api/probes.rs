@@ -1,0 +1,24 @@
+//! Whether the process lives, and whether it takes calls.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::{Phase, Shared};
+
+/// The process lives and its runtime answers.
+pub async fn healthz() -> Response {
+    Json(json!({"status": "ok"})).into_response()
+}
+
+/// Calls are taken: what was kept over the last boot was restored, and no stop was asked for.
+pub async fn readyz(State(api): State<Shared>) -> Response {
+    let (status, word) = match *api.phase.borrow() {
+        Phase::Serving => (StatusCode::OK, "ready"),
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    (status, Json(json!({"status": word}))).into_response()
+}

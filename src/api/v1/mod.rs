@@ -1,0 +1,5 @@
+//! The native routes: resources in JSON, unknown fields refused, errors as problems.
+
+pub mod node;
+pub mod pools;
+pub mod prepare;

@@ -1,0 +1,74 @@
+//! `POST /v1/reclaim` and `POST /v1/restore`.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::super::Shared;
+use super::super::body;
+use super::super::errors::Problem;
+use super::prepare::answer;
+use crate::agent::memory::ReclaimOrder;
+use crate::model::prepare::PrepareReport;
+use crate::model::units::{NumaNode, PageSize};
+
+/// Which pages to give back; everything the agent grew when nothing is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct ReclaimBody {
+    /// Pages of this size only, in MiB.
+    pub size_mib: Option<u64>,
+    /// On this NUMA node only.
+    pub node: Option<u32>,
+    /// Whether only the plan is wanted.
+    pub dry_run: bool,
+}
+
+impl TryFrom<ReclaimBody> for ReclaimOrder {
+    type Error = Problem;
+
+    fn try_from(body: ReclaimBody) -> Result<ReclaimOrder, Problem> {
+        let size = body.size_mib.map(page_size).transpose()?;
+        Ok(ReclaimOrder { size, node: body.node.map(NumaNode), dry_run: body.dry_run })
+    }
+}
+
+/// A page size in MiB.
+///
+/// # Errors
+/// 400 for what no hugepage is.
+pub fn page_size(mib: u64) -> Result<PageSize, Problem> {
+    PageSize::from_mib(mib).ok_or_else(|| {
+        let text = format!("sizeMib {mib} is no page size: 2 and 1024 are the usual ones");
+        Problem::new(StatusCode::BAD_REQUEST, "invalid-body", text)
+    })
+}
+
+/// Gives back what the agent grew and nobody uses.
+pub async fn reclaim(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
+    let bytes = body::read(body, api.body).await?;
+    let order = body::parse::<ReclaimBody>(&bytes)?.try_into()?;
+    let report = api.pools.reclaim(order).await.map_err(Problem::of)?;
+    if let Some(first) = report.errors.first() {
+        let extension = serde_json::to_value(&report).ok().map(|value| ("report", value));
+        return Err(Problem { extension, ..Problem::of(first.clone()) });
+    }
+    Ok(Json(report).into_response())
+}
+
+/// Takes again what the agent held before the last boot.
+pub async fn restore(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
+    let bytes = body::read(body, api.body).await?;
+    let _: Nothing = body::parse(&bytes)?;
+    let began = std::time::Instant::now();
+    let parts = api.pools.restore(false).await;
+    Ok(answer(&PrepareReport::of(false, parts, began.elapsed())))
+}
+
+/// A body that says nothing.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}

@@ -1,0 +1,217 @@
+//! `POST /v1/prepare`: the report in one piece, or each event in a line of its own as it happens.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+
+use super::super::errors::Problem;
+use super::super::{Defaults, Shared, body};
+use super::pools::page_size;
+use crate::model::fault::Fault;
+use crate::model::pools::{Placement, PoolWant};
+use crate::model::prepare::{Outcome, PrepareReport, PrepareRequest, Progress};
+use crate::model::units::{NumaNode, PageSize};
+
+/// A media type: one JSON value a line.
+const LINES: &str = "application/x-ndjson";
+/// Wishes that one call may have; a machine has few page sizes and nodes.
+const MOST_WISHES: usize = 64;
+/// NUMA nodes that one wish may name.
+const MOST_NODES: usize = 1024;
+
+/// The request's body.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct PrepareBody {
+    /// Wanted free pages; the configured default when it is not given, none when it is empty.
+    pub hugepages: Option<Vec<HugepagesBody>>,
+    /// Whether a growth that came out short is kept.
+    pub keep_partial: bool,
+    /// Whether the engine is looked after; yes when it is not given.
+    pub engine: Option<bool>,
+}
+
+/// One wish for pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HugepagesBody {
+    /// Size of a page in MiB; 2 when it is not given.
+    pub size_mib: Option<u64>,
+    /// Wanted free pages.
+    pub pages: u64,
+    /// On these NUMA nodes; on all, evenly, when it is not given.
+    pub nodes: Option<Vec<u32>>,
+    /// Whether another node may give what one cannot.
+    pub move_shortfall: Option<bool>,
+}
+
+/// The query.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct PrepareQuery {
+    dry_run: bool,
+}
+
+impl PrepareBody {
+    /// Judges the body.
+    ///
+    /// # Errors
+    /// 400 with the field and the reason.
+    pub fn into_request(
+        self,
+        dry_run: bool,
+        defaults: Defaults,
+    ) -> Result<PrepareRequest, Problem> {
+        let hugepages = match self.hugepages {
+            None => vec![default_want(defaults.pages, defaults)],
+            Some(wishes) if wishes.len() > MOST_WISHES => {
+                return Err(invalid(format!("more than {MOST_WISHES} entries in hugepages")));
+            }
+            Some(wishes) => {
+                wishes.into_iter().map(|wish| want(wish, defaults)).collect::<Result<_, _>>()?
+            }
+        };
+        Ok(PrepareRequest {
+            hugepages,
+            keep_partial: self.keep_partial,
+            engine: self.engine.unwrap_or(true),
+            dry_run,
+        })
+    }
+}
+
+/// The wish of a call that only names a number: 2 MiB pages, spread.
+pub fn default_want(pages: u64, defaults: Defaults) -> PoolWant {
+    PoolWant {
+        size: PageSize::MIB_2,
+        pages,
+        placement: Placement::Spread,
+        move_shortfall: defaults.move_shortfall,
+    }
+}
+
+fn want(wish: HugepagesBody, defaults: Defaults) -> Result<PoolWant, Problem> {
+    let placement = match wish.nodes {
+        None => Placement::Spread,
+        Some(nodes) if nodes.is_empty() || nodes.len() > MOST_NODES => {
+            return Err(invalid(format!("nodes must name between 1 and {MOST_NODES} NUMA nodes")));
+        }
+        Some(mut nodes) => {
+            nodes.sort_unstable();
+            nodes.dedup();
+            Placement::Bound(nodes.into_iter().map(NumaNode).collect())
+        }
+    };
+    Ok(PoolWant {
+        size: wish.size_mib.map_or(Ok(PageSize::MIB_2), page_size)?,
+        pages: wish.pages,
+        placement,
+        move_shortfall: wish.move_shortfall.unwrap_or(defaults.move_shortfall),
+    })
+}
+
+fn invalid(text: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid-body", text)
+}
+
+/// Prepares the node.
+pub async fn post(
+    State(api): State<Shared>,
+    query: Result<Query<PrepareQuery>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let Query(query) =
+        query.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", e.body_text()))?;
+    let bytes = body::read(body, api.body).await?;
+    let request = body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, api.defaults)?;
+    let wants_lines = headers
+        .get(header::ACCEPT)
+        .is_some_and(|accept| accept.to_str().is_ok_and(|accept| accept.contains(LINES)));
+    if wants_lines {
+        return Ok(stream(api, request));
+    }
+    let report = api.prepare.prepare(request).await.map_err(Problem::of)?;
+    Ok(answer(&report))
+}
+
+/// The report; as a problem that carries it when the prepare failed.
+pub fn answer(report: &PrepareReport) -> Response {
+    match report.errors.first() {
+        Some(first) if report.outcome == Outcome::Failed => {
+            let fault = Fault { code: first.code.clone(), text: report.error_text() };
+            let extension = serde_json::to_value(report).ok().map(|value| ("report", value));
+            Problem { extension, ..Problem::of(fault) }.into_response()
+        }
+        _ => Json(report).into_response(),
+    }
+}
+
+/// A line of a streamed answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "event", content = "data")]
+pub enum Line {
+    /// Something happens.
+    Progress(Progress),
+    /// The end: the report.
+    Report(PrepareReport),
+    /// The end: the call was not taken in.
+    Error(Fault),
+}
+
+fn stream(api: Shared, request: PrepareRequest) -> Response {
+    let (lines, receiver) = mpsc::channel(64);
+    tokio::spawn(async move {
+        let mut progress = api.progress.watch();
+        let work = api.prepare.prepare(request);
+        tokio::pin!(work);
+        let report = loop {
+            tokio::select! {
+                biased;
+                // Cancel-safe: an event that was not received stays in the channel.
+                event = progress.recv() => match event {
+                    Ok(event) => send(&lines, &Line::Progress(event)).await,
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => break work.await,
+                },
+                // Pinned: goes on when an event comes first.
+                report = &mut work => break report,
+            }
+        };
+        let last = match report {
+            Ok(report) => Line::Report(Arc::unwrap_or_clone(report)),
+            Err(fault) => Line::Error(fault),
+        };
+        send(&lines, &last).await;
+    });
+    let body = Body::from_stream(Lines(receiver));
+    ([(header::CONTENT_TYPE, LINES)], body).into_response()
+}
+
+/// A listener that went away or does not read does not stop the work.
+async fn send(lines: &mpsc::Sender<Vec<u8>>, line: &Line) {
+    if let Ok(mut bytes) = serde_json::to_vec(line) {
+        bytes.push(b'\n');
+        let patience = std::time::Duration::from_secs(10);
+        let _ = tokio::time::timeout(patience, lines.send(bytes)).await;
+    }
+}
+
+struct Lines(mpsc::Receiver<Vec<u8>>);
+
+impl futures_core::Stream for Lines {
+    type Item = Result<Vec<u8>, std::convert::Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx).map(|line| line.map(Ok))
+    }
+}

@@ -1,0 +1,89 @@
+//! `/host/connect`, `/host/ping`, `/host/echo`: the controller finds its host.
+
+use std::pin::Pin;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::{Shared, body};
+use super::task;
+use super::wire;
+use crate::controller::identity::Identity;
+use crate::model::fault::Fault;
+
+/// Tells which libvirt and QEMU are installed; the api does not look itself.
+pub trait AsksVersions: Send + Sync {
+    /// (libvirt's version, QEMU's version), empty where there is none.
+    fn versions(&self) -> Pin<Box<dyn Future<Output = (String, String)> + Send + '_>>;
+}
+
+/// What the controller says when it connects. Everything else in that body is the legacy agent's.
+#[derive(Debug, Deserialize)]
+struct ConnectRequest {
+    #[serde(rename = "hostUuid", default, deserialize_with = "wire::text")]
+    host_uuid: Option<String>,
+    #[serde(rename = "sendCommandUrl", default, deserialize_with = "wire::text")]
+    send_command_url: Option<String>,
+    #[serde(default, deserialize_with = "wire::text")]
+    version: Option<String>,
+}
+
+/// A uuid of the controller is 32 characters; what is much longer is something else.
+const MOST_TEXT: usize = 2048;
+
+/// `/host/connect`: learns who this host is and where the controller listens.
+pub async fn connect(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    task::call(api, &headers, body, learn).await
+}
+
+async fn learn(api: Shared, bytes: Bytes) -> Result<Value, Fault> {
+    let request: ConnectRequest = body::parse(&bytes).map_err(|problem| problem.fault)?;
+    let required = |field: Option<String>, name: &str| {
+        let text = field.filter(|text| text.len() <= MOST_TEXT && !text.contains(char::is_control));
+        text.ok_or_else(|| {
+            Fault::new("invalid-body", format!("{name} is missing or no plain text"))
+        })
+    };
+    let identity = Identity {
+        host_uuid: required(request.host_uuid, "hostUuid")?,
+        send_command_url: required(request.send_command_url, "sendCommandUrl")?,
+        version: request.version.filter(|text| text.len() <= MOST_TEXT).unwrap_or_default(),
+    };
+    task::web_address(&identity.send_command_url).map_err(|why| {
+        Fault::new("invalid-body", format!("sendCommandUrl cannot be used: {why}"))
+    })?;
+    let identities = api.identities.clone();
+    tokio::task::spawn_blocking(move || identities.learn(identity))
+        .await
+        .map_err(|e| Fault::new("internal", e.to_string()))??;
+    let (libvirt, qemu) = api.hypervisor.versions().await;
+    Ok(json!({"success": true, "error": "", "libvirtVersion": libvirt, "qemuVersion": qemu}))
+}
+
+/// `/host/ping`: says what was learnt.
+pub async fn ping(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    task::call(api, &headers, body, async |api: Shared, bytes: Bytes| {
+        // The body's own hostUuid is not looked at: the controller compares it with ours.
+        let _: serde_json::Map<String, Value> =
+            body::parse(&bytes).map_err(|problem| problem.fault)?;
+        let known = api.identities.known();
+        Ok(json!({
+            "success": true,
+            "error": "",
+            "hostUuid": known.host_uuid,
+            "sendCommandUrl": known.send_command_url,
+            "version": known.version,
+        }))
+    })
+    .await
+}
+
+/// `/host/echo`: an empty 200, asked for every second after a start.
+pub async fn echo() -> StatusCode {
+    StatusCode::OK
+}

@@ -1,0 +1,10 @@
+//! The compatible routes, exactly as ZStack's management node calls them.
+//!
+//! A call with `taskuuid` and `callbackurl` is answered 200 at once and its result called back; the
+//! same call without them is answered with the result itself. Unknown fields are ignored: the
+//! controller adds some with every version. What a field may be is judged here.
+
+pub mod host;
+pub mod prepareenv;
+pub mod task;
+pub mod wire;

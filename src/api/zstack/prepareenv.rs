@@ -1,0 +1,53 @@
+//! `/zbs/primarystorage/vhost/target/prepareenv`: the node is made fit for a target.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::v1::prepare::default_want;
+use super::super::{Shared, body};
+use super::task;
+use super::wire;
+use crate::model::fault::Fault;
+use crate::model::prepare::PrepareRequest;
+
+/// The request; the controller adds fields between versions.
+#[derive(Debug, Deserialize)]
+struct Request {
+    /// Free 2 MiB pages.
+    #[serde(rename = "hugepageNr", default, deserialize_with = "wire::count")]
+    hugepage_nr: Option<u64>,
+}
+
+/// The route.
+pub async fn call(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    task::call(api, &headers, body, prepare).await
+}
+
+async fn prepare(api: Shared, bytes: Bytes) -> Result<Value, Fault> {
+    let request: Request = body::parse(&bytes).map_err(|problem| problem.fault)?;
+    let pages = request.hugepage_nr.unwrap_or(api.defaults.pages);
+    let report = api
+        .prepare
+        .prepare(PrepareRequest {
+            hugepages: vec![default_want(pages, api.defaults)],
+            keep_partial: false,
+            engine: true,
+            dry_run: false,
+        })
+        .await?;
+    if let Some(first) = report.errors.first() {
+        return Err(Fault { code: first.code.clone(), text: report.error_text() });
+    }
+    Ok(json!({
+        "success": true,
+        "error": "",
+        "outcome": report.outcome,
+        "steps": report.steps,
+        "findings": report.findings,
+    }))
+}

@@ -1,0 +1,190 @@
+//! The frame of a compatible call: at once with its result, or taken in now and called back.
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Bytes;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::super::errors::{Problem, result_body};
+use super::super::{Phase, Shared, body};
+use super::wire::{ascii_json, patience};
+use crate::controller::outbox::{Admission, Slot};
+use crate::model::fault::Fault;
+use crate::model::task::TaskId;
+
+/// How a result goes back.
+#[derive(Debug, PartialEq, Eq)]
+enum Way {
+    /// In the response.
+    Now,
+    /// To this address, under this task.
+    Callback(TaskId, String),
+}
+
+/// Runs `handler` on the body, and brings its result back the way that the headers ask for.
+pub async fn call<H, F>(api: Shared, headers: &HeaderMap, body: Body, handler: H) -> Response
+where
+    H: FnOnce(Shared, Bytes) -> F + Send + 'static,
+    F: Future<Output = Result<Value, Fault>> + Send + 'static,
+{
+    let way = match way(headers) {
+        Ok(way) => way,
+        Err(problem) => return problem.into_result(),
+    };
+    let bytes = match body::read(body, api.body).await {
+        Ok(bytes) => bytes,
+        Err(problem) => return problem.into_result(),
+    };
+    if *api.phase.borrow() == Phase::Draining {
+        return Problem::of(Fault::new("stopping", "the agent is stopping: call again"))
+            .into_result();
+    }
+    match way {
+        Way::Now => answer_now(handler(api, bytes).await),
+        Way::Callback(task, url) => match api.outbox.admit(&task, &url) {
+            Admission::Work(slot) => {
+                tokio::spawn(work(task, slot, patience(&bytes), handler(api, bytes)));
+                StatusCode::OK.into_response()
+            }
+            Admission::Known => {
+                tracing::info!(%task, "the same task again; it is ignored");
+                StatusCode::OK.into_response()
+            }
+            Admission::Full(fault) => Problem::of(fault).into_result(),
+        },
+    }
+}
+
+fn answer_now(result: Result<Value, Fault>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(fault) => {
+            let status = match fault.code.as_ref() {
+                "invalid-body" | "invalid-json" => StatusCode::BAD_REQUEST,
+                _ => StatusCode::OK,
+            };
+            (status, Json(result_body(&fault))).into_response()
+        }
+    }
+}
+
+/// Does the work of a task and puts its result into the outbox.
+async fn work(
+    task: TaskId,
+    slot: Slot,
+    patience: Option<std::time::Duration>,
+    handler: impl Future<Output = Result<Value, Fault>> + Send + 'static,
+) {
+    // In a task of its own, so that a handler that panics is seen here.
+    let mut running = tokio::spawn(handler);
+    let ended = match patience {
+        None => running.await,
+        Some(patience) => match timeout(patience, &mut running).await {
+            Ok(ended) => ended,
+            Err(_) => Ok(Err(Fault::new(
+                "task-timeout",
+                format!("not done within the {patience:?} that the controller gave; it goes on"),
+            ))),
+        },
+    };
+    match ended {
+        Ok(Ok(value)) => slot.finish(ascii_json(&value), None),
+        Ok(Err(fault)) => {
+            tracing::warn!(%task, code = %fault.code, "{}", fault.text);
+            slot.finish(ascii_json(&result_body(&fault)), None);
+        }
+        Err(_) => {
+            let text = "the agent broke on this call; its log has the place: report it";
+            let body = ascii_json(&result_body(&Fault::new("internal", text)));
+            slot.finish(body, Some(text.to_string()));
+        }
+    }
+}
+
+/// Reads how the result is to go back.
+fn way(headers: &HeaderMap) -> Result<Way, Problem> {
+    let bad = |code, text: &str| Problem::new(StatusCode::BAD_REQUEST, code, text);
+    let given =
+        |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}").trim());
+    match (given("taskuuid"), given("callbackurl")) {
+        (None, None) => Ok(Way::Now),
+        (None, Some(_)) => Err(bad("task-uuid-missing", "taskUuid missing in request header")),
+        (Some(_), None) => {
+            Err(bad("callback-url-missing", "callbackUrl missing in request header"))
+        }
+        (Some(task), Some(url)) => {
+            let task = TaskId::try_from(task.to_string()).map_err(|why| {
+                bad("task-uuid-malformed", &format!("taskUuid malformed in request header: {why}"))
+            })?;
+            web_address(url).map_err(|why| {
+                bad(
+                    "callback-url-malformed",
+                    &format!("callbackUrl malformed in request header: {why}"),
+                )
+            })?;
+            Ok(Way::Callback(task, url.to_string()))
+        }
+    }
+}
+
+/// Whether a text is an address that can be posted to.
+///
+/// # Errors
+/// Why not.
+pub fn web_address(url: &str) -> Result<(), String> {
+    let uri: Uri = url.parse().map_err(|e| format!("not an address: {e}"))?;
+    match uri.scheme_str() {
+        Some("http" | "https") => {}
+        _ => return Err("it must begin with http:// or https://".to_string()),
+    }
+    match uri.host() {
+        Some(host) if !host.is_empty() => Ok(()),
+        _ => Err("it names no host".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+        list.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn headers_say_which_way_and_nonsense_is_refused() {
+        let task = "0123456789abcdef0123456789ABCDEF";
+        let url = "http://10.0.0.1:8080/zstack/asyncrest/callback";
+        assert_eq!(way(&headers(&[])).unwrap(), Way::Now);
+        let both = way(&headers(&[("taskuuid", task), ("callbackurl", url)])).unwrap();
+        assert_eq!(
+            both,
+            Way::Callback(TaskId::try_from(task.to_string()).unwrap(), url.to_string())
+        );
+        let cases = [
+            (&[("callbackurl", url)][..], "task-uuid-missing"),
+            (&[("taskuuid", task)], "callback-url-missing"),
+            (&[("taskuuid", "0123-4567"), ("callbackurl", url)], "task-uuid-malformed"),
+            (&[("taskuuid", ""), ("callbackurl", url)], "task-uuid-malformed"),
+            (&[("taskuuid", task), ("callbackurl", "ftp://h/x")], "callback-url-malformed"),
+            (&[("taskuuid", task), ("callbackurl", "/only/a/path")], "callback-url-malformed"),
+            (&[("taskuuid", task), ("callbackurl", "http://")], "callback-url-malformed"),
+            (
+                &[("taskuuid", task), ("callbackurl", "file:///etc/passwd")],
+                "callback-url-malformed",
+            ),
+        ];
+        for (list, code) in cases {
+            let problem = way(&headers(list)).unwrap_err();
+            assert_eq!(
+                (problem.status, problem.fault.code.as_ref()),
+                (StatusCode::BAD_REQUEST, code)
+            );
+        }
+        let missing = way(&headers(&[("callbackurl", url)])).unwrap_err();
+        assert_eq!(missing.fault.text, "taskUuid missing in request header");
+    }
+}

@@ -1,0 +1,158 @@
+//! Pieces of the controller's JSON: a field can be absent, null or an empty string, and all three mean
+//! "not given".
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+/// A text that may be missing.
+///
+/// # Errors
+/// When it is there and no text.
+pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(text) if text.trim().is_empty() => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        other => Err(serde::de::Error::custom(format!("{} is not a text", shorten(&other)))),
+    }
+}
+
+/// A count that may be missing; 0 means missing too, and a text of digits is a number.
+///
+/// # Errors
+/// When it is there and no whole number of at least 0.
+pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let number = match &value {
+        Value::Null => return Ok(None),
+        Value::String(text) if text.trim().is_empty() => return Ok(None),
+        Value::String(text) => text.trim().parse().ok(),
+        Value::Number(number) => number.as_u64().or_else(|| whole(number.as_f64()?)),
+        _ => None,
+    };
+    match number {
+        Some(0) => Ok(None),
+        Some(number) => Ok(Some(number)),
+        None => {
+            let text = format!("{} is not a whole number of at least 0", shorten(&value));
+            Err(serde::de::Error::custom(text))
+        }
+    }
+}
+
+/// Some JSON writers put whole numbers as `1024.0`.
+fn whole(number: f64) -> Option<u64> {
+    // Above 2^53 a float does not name one whole number any more.
+    let fits = number.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&number);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fits.then_some(number as u64)
+}
+
+fn shorten(value: &Value) -> String {
+    let text = value.to_string();
+    let short: String = text.chars().take(60).collect();
+    if short.len() < text.len() { short + "…" } else { short }
+}
+
+/// How long the controller waits for the result, from `taskContext`.
+pub fn patience(body: &[u8]) -> Option<Duration> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        #[serde(rename = "taskContext")]
+        task_context: Option<Context>,
+    }
+    #[derive(Deserialize)]
+    struct Context {
+        #[serde(rename = "__messagetimeout__")]
+        timeout_ms: Option<Value>,
+    }
+    let envelope: Envelope = serde_json::from_slice(body).ok()?;
+    let ms = match envelope.task_context?.timeout_ms? {
+        Value::String(text) => text.trim().parse().ok()?,
+        Value::Number(number) => number.as_u64()?,
+        _ => return None,
+    };
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+/// JSON with everything outside ASCII escaped, as the controller's callbacks want it.
+pub fn ascii_json(value: &Value) -> String {
+    let text = value.to_string();
+    if text.is_ascii() {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c.is_ascii() {
+            escaped.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                escaped.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq, Eq)]
+    struct Body {
+        #[serde(default, deserialize_with = "count")]
+        n: Option<u64>,
+        #[serde(default, deserialize_with = "text")]
+        t: Option<String>,
+    }
+
+    #[test]
+    fn absent_null_empty_and_zero_are_not_given() {
+        for body in
+            ["{}", r#"{"n":null,"t":null}"#, r#"{"n":"","t":""}"#, r#"{"n":0,"t":" ","other":[1]}"#]
+        {
+            assert_eq!(
+                serde_json::from_str::<Body>(body).unwrap(),
+                Body { n: None, t: None },
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_may_be_texts_and_nonsense_is_refused() {
+        for (body, n) in [(r#"{"n":7}"#, 7), (r#"{"n":"7"}"#, 7), (r#"{"n":7.0}"#, 7)] {
+            assert_eq!(serde_json::from_str::<Body>(body).unwrap().n, Some(n));
+        }
+        for body in [
+            r#"{"n":-1}"#,
+            r#"{"n":1.5}"#,
+            r#"{"n":"x"}"#,
+            r#"{"n":[1]}"#,
+            r#"{"n":1e300}"#,
+            r#"{"t":5}"#,
+        ] {
+            assert!(serde_json::from_str::<Body>(body).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn callbacks_are_ascii() {
+        let json = ascii_json(&serde_json::json!({"error": "Größe 磁 😀"}));
+        assert_eq!(json, r#"{"error":"Gr\u00f6\u00dfe \u78c1 \ud83d\ude00"}"#);
+    }
+
+    #[test]
+    fn the_controllers_patience_is_read_and_never_trips() {
+        let body = br#"{"taskContext":{"__messagetimeout__":"1800000"}}"#;
+        assert_eq!(patience(body), Some(Duration::from_secs(1800)));
+        for body in
+            ["", "[]", r#"{"taskContext":{"__messagetimeout__":"soon"}}"#, r#"{"taskContext":7}"#]
+        {
+            assert_eq!(patience(body.as_bytes()), None);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The command line: one file for each subcommand, rendering in one place.
+//!
+//! A command that changes the node, or looks at it, goes to the agent that runs on it, for there is
+//! one owner; where none runs, it starts the same owners in its own process.
+
+mod config;
+mod pools;
+mod prepare;
+mod reach;
+mod reclaim;
+mod render;
+mod serve;
+mod status;
+mod tracing_setup;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Loaded, Overrides, load};
+use crate::model::fault::chain;
+
+/// Exit codes, as `--help` tells them.
+pub mod exit {
+    /// It holds, or holds now.
+    pub const HOLDS: u8 = 0;
+    /// It failed.
+    pub const FAILED: u8 = 1;
+    /// The command or the settings are wrong.
+    pub const USAGE: u8 = 2;
+    /// A plan that would change something.
+    pub const WOULD_CHANGE: u8 = 3;
+}
+
+/// The arguments.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vhost-agent",
+    version,
+    about = "Prepares a compute node for vhost-user storage targets and keeps it fit",
+    after_help = "Exit codes: 0 it holds (or holds now), 1 it failed, 2 wrong usage or settings, 3 a plan that would change something"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+struct Global {
+    /// Address to listen on, such as [::]:7070
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Settings file; config.d/*.toml beside it is read too
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of what the agent remembers
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Folder of the logs of what the agent runs
+    #[arg(long, global = true, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
+    /// Folder that stands for / (/sys, /proc, /etc/docker, …)
+    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// How to print
+    #[arg(long, global = true, value_name = "FORM", default_value = "table")]
+    output: Output,
+}
+
+/// Forms of what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For machines.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Serve,
+    /// Show what prepare would do; changes nothing
+    Plan(prepare::Wishes),
+    /// Make this node fit: hugepages, hugetlbfs, Docker
+    Prepare(prepare::Wishes),
+    /// Show the node
+    Status,
+    /// Give back hugepages that the agent grew and nobody uses
+    Reclaim(reclaim::Which),
+    /// Hugepage pools
+    #[command(subcommand)]
+    Pools(pools::Command),
+    /// Settings
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+/// Runs the command and returns the process's exit code.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let Arguments { global, command } = arguments;
+    let overrides = Overrides {
+        config: global.config.clone(),
+        listen: global.listen.clone(),
+        state_dir: global.state_dir.clone(),
+        log_dir: global.log_dir.clone(),
+    };
+    let loaded = match load(&overrides, variables()) {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            eprintln!("vhost-agent: {}", chain(&e));
+            return ExitCode::from(exit::USAGE);
+        }
+    };
+    match dispatch(&global, command, loaded) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("vhost-agent: {e:#}");
+            ExitCode::from(exit::FAILED)
+        }
+    }
+}
+
+/// The environment; what is not UTF-8 is nobody's setting.
+#[allow(clippy::disallowed_methods)]
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result<u8> {
+    let daemon = matches!(command, Command::Serve);
+    if let Command::Config(command) = command {
+        return config::run(&command, &loaded, global.output);
+    }
+    tracing_setup::start(&loaded.settings.log, daemon)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // Handlers only pass work on; what takes long is on blocking threads.
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let node = reach::Place { settings: loaded.settings, root: global.root.clone() };
+        match command {
+            Command::Serve => serve::run(node).await,
+            Command::Plan(wishes) => prepare::run(node, wishes, true, global.output).await,
+            Command::Prepare(wishes) => prepare::run(node, wishes, false, global.output).await,
+            Command::Status => status::run(node, global.output).await,
+            Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
+            Command::Pools(command) => pools::run(node, &command, global.output).await,
+            Command::Config(_) => Ok(exit::HOLDS),
+        }
+    })
+}

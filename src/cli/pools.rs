@@ -1,0 +1,32 @@
+//! `vhost-agent pools restore`: what `vhost-agent-pools.service` runs early in boot.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Subcommand;
+use hyper::Method;
+
+use super::reach::{Owner, Place};
+use super::render::print_prepare;
+use super::{Output, exit};
+use crate::model::prepare::{Outcome, PrepareReport};
+
+/// What to do with the pools.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Take again the hugepages that the agent held before the last boot
+    Restore,
+}
+
+pub(super) async fn run(place: Place, command: &Command, output: Output) -> Result<u8> {
+    let Command::Restore = command;
+    let report: PrepareReport = match place.owner()? {
+        Owner::Here(core, _lock) => {
+            let began = Instant::now();
+            PrepareReport::of(false, core.pools.restore(false).await, began.elapsed())
+        }
+        Owner::There(remote) => remote.call(Method::POST, "/v1/restore", None::<&()>).await?,
+    };
+    print_prepare(&report, output)?;
+    Ok(if report.outcome == Outcome::Failed { exit::FAILED } else { exit::HOLDS })
+}

@@ -1,0 +1,194 @@
+//! What people see: tables on standard output, progress on a terminal's standard error.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::Result;
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::Output;
+use crate::model::node::NodeStatus;
+use crate::model::prepare::{
+    Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport,
+};
+
+/// A moving line that says what is being done; nothing where there is no terminal.
+pub(super) struct ProgressBars(Option<ProgressBar>);
+
+impl ProgressBars {
+    pub(super) fn new(output: Output, dry_run: bool) -> ProgressBars {
+        if output == Output::Json || dry_run || !std::io::stderr().is_terminal() {
+            return ProgressBars(None);
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {elapsed:>4} {prefix} {wide_msg}")
+        {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(120));
+        ProgressBars(Some(bar))
+    }
+
+    pub(super) fn show(&self, event: &Progress) {
+        let Some(bar) = &self.0 else { return };
+        match event {
+            Progress::Begun { step, subject, .. } => {
+                bar.set_prefix(format!("{step} {subject}"));
+                bar.set_message("");
+            }
+            Progress::Line { text, .. } => bar.set_message(text.clone()),
+            Progress::Ended(step) => {
+                let mark = if step.outcome == StepOutcome::Done { '✓' } else { '✗' };
+                let StepReport { step, subject, after, duration_ms, .. } = step;
+                bar.println(format!("{mark} {step} {subject}: {after} ({duration_ms:.0} ms)"));
+            }
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Prints; a reader that went away (`| head`) is no failure.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.to_vec());
+    table
+}
+
+fn steps(steps: &[StepReport]) -> String {
+    let mut table = table(&["STEP", "ON", "BEFORE", "AFTER", "OUTCOME", "MS"]);
+    for step in steps {
+        let outcome = match step.outcome {
+            StepOutcome::Planned => "planned",
+            StepOutcome::Done => "done",
+            StepOutcome::Short => "short",
+            StepOutcome::Failed => "failed",
+        };
+        let ms = match step.outcome {
+            StepOutcome::Planned => String::new(),
+            _ => format!("{:.1}", step.duration_ms),
+        };
+        let cells = [&step.step, &step.subject, &step.before, &step.after, outcome, ms.as_str()];
+        table.add_row(cells.to_vec());
+    }
+    table.to_string()
+}
+
+pub(super) fn print_prepare(report: &PrepareReport, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(report);
+    }
+    let mut text = String::new();
+    if !report.steps.is_empty() {
+        text += &format!("{}\n\n", steps(&report.steps));
+    }
+    for finding in &report.findings {
+        text += &format!("note ({}): {}\n", finding.code, finding.text);
+    }
+    for error in &report.errors {
+        text += &format!("error ({}): {}\n", error.code, error.text);
+    }
+    text += &match report.outcome {
+        Outcome::Holds => "everything holds already".to_string(),
+        Outcome::Changed => format!("everything holds now ({:.0} ms)", report.duration_ms),
+        Outcome::WouldChange => "this would be done; nothing was changed".to_string(),
+        Outcome::Failed => "it does not hold: see the error above".to_string(),
+    };
+    if !report.mounts.is_empty() {
+        text += &format!("; hugetlbfs: {}", report.mounts.join(", "));
+    }
+    if let Some(version) = &report.engine_version {
+        text += &format!("; engine: {version}");
+    }
+    print(&text)
+}
+
+pub(super) fn print_reclaim(report: &ReclaimReport, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(report);
+    }
+    let mut text = match report.steps.is_empty() {
+        true => "nothing to give back\n".to_string(),
+        false => format!("{}\n\n", steps(&report.steps)),
+    };
+    for pages in &report.remaining {
+        text += &format!(
+            "{} pages of {} on {} remain the agent's\n",
+            pages.pages, pages.size, pages.node
+        );
+    }
+    for error in &report.errors {
+        text += &format!("error ({}): {}\n", error.code, error.text);
+    }
+    print(&text)
+}
+
+pub(super) fn print_node(status: &NodeStatus, served: bool, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(status);
+    }
+    let mib = |kib: u64| kib / 1024;
+    let mut text = format!(
+        "host     {} (kernel {}, boot {})\nagent    {} ({})\nmemory   {} MiB available of {} MiB\ncpus     {} online\n",
+        status.hostname,
+        status.kernel,
+        status.boot_id,
+        status.agent_version,
+        if served { "running" } else { "not running" },
+        mib(status.memory.available_kib),
+        mib(status.memory.total_kib),
+        status.cpus.len(),
+    );
+    let engine = &status.engine;
+    text += &format!("engine   {}", engine.state);
+    if let (Some(version), Some(api)) = (&engine.version, &engine.api_version) {
+        text += &format!(" {version} (API {api})");
+    }
+    if let Some(reason) = &engine.reason {
+        text += &format!(": {reason}");
+    }
+    text += "\n\n";
+    let mut pools = table(&["NODE", "PAGES OF", "TOTAL", "FREE", "SURPLUS", "AGENT'S"]);
+    for pool in &status.pools {
+        let (key, counts) = (pool.pool.key, pool.pool);
+        let row = [
+            key.node.to_string(),
+            key.size.to_string(),
+            counts.total.to_string(),
+            counts.free.to_string(),
+            counts.surplus.to_string(),
+            pool.grown.to_string(),
+        ];
+        pools.add_row(row.to_vec());
+    }
+    text += &format!("{pools}\n");
+    for total in status.totals.iter().filter(|total| total.reserved > 0) {
+        text += &format!("{} of the free {} pages are promised\n", total.reserved, total.size);
+    }
+    for mount in &status.mounts {
+        text += &format!("hugetlbfs {} (pagesize={})\n", mount.path, mount.page_size);
+    }
+    for error in &status.errors {
+        text += &format!("error ({}): {}\n", error.code, error.text);
+    }
+    print(&text)
+}

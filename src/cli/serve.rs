@@ -1,0 +1,12 @@
+//! `vhost-agent serve`.
+
+use anyhow::Result;
+
+use super::exit;
+use super::reach::Place;
+use crate::daemon;
+
+pub(super) async fn run(place: Place) -> Result<u8> {
+    daemon::serve(place.settings, place.root).await?;
+    Ok(exit::HOLDS)
+}

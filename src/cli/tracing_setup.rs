@@ -1,0 +1,49 @@
+//! The log: human on a terminal, journald under systemd, JSON elsewhere.
+
+use std::io::IsTerminal;
+
+use anyhow::{Context, Result};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
+
+use crate::config::{Log, LogFormat};
+
+/// Starts logging to standard error. A command for people (`daemon` false) only logs what goes wrong:
+/// it prints its results itself.
+///
+/// # Errors
+/// When the level is no filter, or journald was asked for and is not there.
+pub(super) fn start(log: &Log, daemon: bool) -> Result<()> {
+    let level = if daemon { log.level.as_str() } else { "warn" };
+    let filter = EnvFilter::try_new(level)
+        .with_context(|| format!("log.level '{}' is no level or filter", log.level))?;
+    let format = match log.format {
+        LogFormat::Auto if !daemon || std::io::stderr().is_terminal() => LogFormat::Human,
+        LogFormat::Auto if under_journald() => LogFormat::Journald,
+        LogFormat::Auto => LogFormat::Json,
+        chosen => chosen,
+    };
+    let layer = match format {
+        LogFormat::Journald => {
+            let journald = tracing_journald::layer().context("journald cannot be reached")?;
+            journald.with_syslog_identifier("vhost-agent".to_string()).boxed()
+        }
+        LogFormat::Json => {
+            fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
+        }
+        LogFormat::Human | LogFormat::Auto => fmt::layer()
+            .with_target(false)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr)
+            .boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(layer).init();
+    Ok(())
+}
+
+/// systemd sets this where standard error goes to the journal (systemd.exec(5)).
+#[allow(clippy::disallowed_methods)]
+fn under_journald() -> bool {
+    std::env::var_os("JOURNAL_STREAM").is_some()
+}

@@ -1,0 +1,300 @@
+//! Reading, merging and judging the sources of the settings.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use super::settings::Settings;
+
+/// Where the settings are when no flag says otherwise.
+const DEFAULT_FILE: &str = "/etc/vhost-agent/config.toml";
+/// What the names of variables begin with; `__` stands between a table and its key.
+const PREFIX: &str = "VHOST_AGENT_";
+/// A variable that says where the file is, and is no setting itself.
+const FILE_VARIABLE: &str = "VHOST_AGENT_CONFIG";
+
+/// Settings that the command line gives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--config`: this file, which then must exist.
+    pub config: Option<PathBuf>,
+    /// `--listen`.
+    pub listen: Option<String>,
+    /// `--state-dir`.
+    pub state_dir: Option<PathBuf>,
+    /// `--log-dir`.
+    pub log_dir: Option<PathBuf>,
+}
+
+/// Settings with their origin.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// The sources that were found, in the order in which they were applied.
+    pub sources: Vec<String>,
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file could not be read.
+    #[error("cannot read the settings in {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A source is not right; the text has line and column where it is a file.
+    #[error("{origin}: {problem}")]
+    Wrong {
+        /// File, variable or flag.
+        origin: String,
+        /// What is wrong there.
+        problem: String,
+    },
+}
+
+/// Loads the settings.
+///
+/// # Errors
+/// [`ConfigError`] with the file and line, the variable or the flag that is wrong.
+pub fn load(
+    overrides: &Overrides,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let variables: Vec<(String, String)> =
+        environment.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    let mut sources = Vec::new();
+    let named = overrides.config.clone().or_else(|| {
+        let variable = variables.iter().find(|(name, _)| name == FILE_VARIABLE);
+        variable.map(|(_, value)| PathBuf::from(value))
+    });
+    let file = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    if named.is_some() || file.exists() {
+        sources.push(from_file(&file)?);
+    }
+    for path in drop_ins(&file)? {
+        sources.push(from_file(&path)?);
+    }
+    for (name, value) in &variables {
+        if name != FILE_VARIABLE {
+            sources.push((format!("the variable {name}"), from_variable(name, value)?));
+        }
+    }
+    sources.extend(from_flags(overrides)?);
+    combine(sources)
+}
+
+fn combine(sources: Vec<(String, Table)>) -> Result<Loaded, ConfigError> {
+    let mut merged = Table::new();
+    for (_, table) in &sources {
+        merge(&mut merged, table);
+    }
+    let names: Vec<String> = sources.iter().map(|(name, _)| name.clone()).collect();
+    let settings: Settings = typed(&merged).map_err(|problem| ConfigError::Wrong {
+        origin: "the settings together".into(),
+        problem,
+    })?;
+    if let Some((key, problem)) = settings.problem() {
+        let set_by = sources.iter().rev().find(|(_, table)| has(table, key));
+        let origin = set_by.map_or("the defaults".to_string(), |(name, _)| name.clone());
+        return Err(ConfigError::Wrong { origin, problem: format!("{key}: {problem}") });
+    }
+    Ok(Loaded { settings, sources: names })
+}
+
+fn from_file(path: &Path) -> Result<(String, Table), ConfigError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let origin = path.display().to_string();
+    let wrong = |e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| {
+            let before = text.get(..span.start).unwrap_or(&text);
+            before.bytes().filter(|byte| *byte == b'\n').count() + 1
+        });
+        ConfigError::Wrong { origin: format!("{origin}:{line}"), problem: e.message().to_string() }
+    };
+    toml::from_str::<Settings>(&text).map_err(wrong)?;
+    let table = toml::from_str::<Table>(&text).map_err(wrong)?;
+    Ok((origin, table))
+}
+
+/// `config.d/*.toml` beside the file, by name.
+fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let folder = file.with_file_name("config.d");
+    let listing = match fs::read_dir(&folder) {
+        Ok(listing) => listing,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(source) => return Err(ConfigError::Read { path: folder, source }),
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let entry = entry.map_err(|source| ConfigError::Read { path: folder.clone(), source })?;
+        if entry.path().extension().is_some_and(|extension| extension == "toml") {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A variable's value is TOML where that fits the setting, and else the bare text.
+fn from_variable(name: &str, value: &str) -> Result<Table, ConfigError> {
+    let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_ascii_lowercase).collect();
+    let as_toml = toml::from_str::<Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"));
+    let as_text = Value::String(value.to_string());
+    let mut problem = String::new();
+    for candidate in as_toml.into_iter().chain([as_text]) {
+        let table = nested(&path, candidate);
+        match typed::<Settings>(&table) {
+            Ok(_) => return Ok(table),
+            Err(e) => problem = e,
+        }
+    }
+    Err(ConfigError::Wrong { origin: format!("the variable {name}"), problem })
+}
+
+fn nested(path: &[String], value: Value) -> Table {
+    let mut table = Table::new();
+    match path {
+        [] => {}
+        [key] => {
+            table.insert(key.clone(), value);
+        }
+        [key, rest @ ..] => {
+            table.insert(key.clone(), Value::Table(nested(rest, value)));
+        }
+    }
+    table
+}
+
+fn from_flags(overrides: &Overrides) -> Result<Vec<(String, Table)>, ConfigError> {
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let flags = [
+        ("listen", overrides.listen.clone()),
+        ("state_dir", path(&overrides.state_dir)),
+        ("log_dir", path(&overrides.log_dir)),
+    ];
+    let mut sources = Vec::new();
+    for (key, value) in flags {
+        let Some(value) = value else { continue };
+        let table = nested(&[key.to_string()], Value::String(value));
+        let origin = format!("the flag --{}", key.replace('_', "-"));
+        typed::<Settings>(&table)
+            .map_err(|problem| ConfigError::Wrong { origin: origin.clone(), problem })?;
+        sources.push((origin, table));
+    }
+    Ok(sources)
+}
+
+fn typed<T: DeserializeOwned>(table: &Table) -> Result<T, String> {
+    T::deserialize(table.clone()).map_err(|e| e.message().to_string())
+}
+
+/// Tables are merged, everything else is replaced.
+fn merge(into: &mut Table, from: &Table) {
+    for (key, value) in from {
+        match (into.get_mut(key), value) {
+            (Some(Value::Table(inner)), Value::Table(more)) => merge(inner, more),
+            _ => {
+                into.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+fn has(table: &Table, key: &str) -> bool {
+    match key.split_once('.') {
+        None => table.contains_key(key),
+        Some((first, rest)) => {
+            table.get(first).and_then(Value::as_table).is_some_and(|inner| has(inner, rest))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn load_with(config: &Path, variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+        let overrides = Overrides { config: Some(config.to_owned()), ..Overrides::default() };
+        let variables: Vec<_> =
+            variables.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect();
+        load(&overrides, variables.into_iter())
+    }
+
+    #[test]
+    fn later_sources_win_key_by_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let main = write(dir.path(), "config.toml", "[pools]\nfloor_mib = 1\nfloor_percent = 1\n");
+        write(dir.path(), "config.d/20.toml", "[pools]\nfloor_mib = 3\n");
+        write(dir.path(), "config.d/10.toml", "[pools]\nfloor_mib = 2\ndefault_pages = 7\n");
+        write(dir.path(), "config.d/ignored.bak", "nonsense");
+        let variables =
+            [("VHOST_AGENT_POOLS__DEFAULT_PAGES", "9"), ("VHOST_AGENT_ENGINE__MIN_API", "1.43")];
+        let pools = load_with(&main, &variables).unwrap().settings;
+        assert_eq!((pools.pools.floor_mib, pools.pools.floor_percent), (3, 1));
+        assert_eq!(pools.pools.default_pages, 9);
+        assert_eq!(pools.engine.min_api, crate::model::engine::ApiVersion(1, 43));
+        assert_eq!(pools.pools.write_timeout, Settings::default().pools.write_timeout);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_file_and_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let cases = [
+            ("listen = \"[::]:1\"\n\n[pools]\nflor_mib = 1\n", ":4: unknown field `flor_mib`"),
+            ("[pools]\nfloor_mib = -1\n", ":2: invalid value"),
+            ("listen = 7070\n", ":1: "),
+            ("[engine]\nready_timeout = \"soon\"\n", ":2: 'soon' is not a duration"),
+            ("[mount]\nmode = \"0999\"\n", ":2: '0999' is not a mode"),
+            ("[pools\n", ":1: "),
+            ("[pools]\nfloor_percent = 101\n", "pools.floor_percent: 101 is more than 100"),
+            ("[http]\nmax_tasks = 0\n", "http.max_tasks: 0 is not between"),
+            ("[mount]\npath = \"huge\"\n", "mount.path: 'huge' is not a plain absolute path"),
+        ];
+        for (text, expected) in cases {
+            let path = write(dir.path(), "config.toml", text);
+            let error = load_with(&path, &[]).unwrap_err().to_string();
+            assert!(error.starts_with(&path.display().to_string()), "{error}");
+            assert!(error.contains(expected), "{error} does not contain {expected}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_variable_and_a_missing_file_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), "config.toml", "");
+        let error = load_with(&path, &[("VHOST_AGENT_POOL__X", "1")]).unwrap_err().to_string();
+        assert!(
+            error.contains("the variable VHOST_AGENT_POOL__X: unknown field `pool`"),
+            "{error}"
+        );
+        let error = load_with(&dir.path().join("none.toml"), &[]).unwrap_err().to_string();
+        assert!(error.contains("none.toml"), "{error}");
+    }
+
+    #[test]
+    fn shown_settings_can_be_loaded_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = toml::to_string(&Settings::default()).unwrap();
+        let path = write(dir.path(), "config.toml", &shown);
+        assert_eq!(load_with(&path, &[]).unwrap().settings, Settings::default());
+    }
+}

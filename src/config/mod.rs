@@ -1,0 +1,11 @@
+//! Settings: TOML file, drop-ins, environment, flags, in this order, the later one winning.
+//!
+//! Each source is judged by itself first, so that an unknown key or a wrong type is refused with
+//! the file and the line, or the variable's name; then they are merged key by key; then the whole
+//! is checked for what no single source can know.
+
+mod load;
+mod settings;
+
+pub use load::{ConfigError, Loaded, Overrides, load};
+pub use settings::{Callbacks, Engine, Http, Log, LogFormat, Mode, Mount, Pools, Settings, Span};

@@ -1,0 +1,418 @@
+//! The settings with their defaults, and what they mean for the planners.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
+use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where the agent listens; `[::]` is dual stack and falls back to IPv4 where IPv6 is off.
+    pub listen: SocketAddr,
+    /// What the agent remembers.
+    pub state_dir: PathBuf,
+    /// Logs of what the agent runs: the package manager, a `dockerd` without systemd.
+    pub log_dir: PathBuf,
+    /// The agent's own log.
+    pub log: Log,
+    /// Limits of the HTTP server.
+    pub http: Http,
+    /// Results that are called back.
+    pub callbacks: Callbacks,
+    /// Hugepage pools.
+    pub pools: Pools,
+    /// The hugetlbfs mount.
+    pub mount: Mount,
+    /// Docker.
+    pub engine: Engine,
+}
+
+/// The agent's own log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// In which form.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,vhost_agent::agent=debug`.
+    pub level: String,
+}
+
+/// Forms of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Human on a terminal, journald under systemd, JSON elsewhere.
+    Auto,
+    /// Lines for people.
+    Human,
+    /// A JSON object a line.
+    Json,
+    /// journald's own protocol.
+    Journald,
+}
+
+/// Limits of the HTTP server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Connections at one time; one more is answered 503 and closed.
+    pub max_connections: usize,
+    /// Calls at work at one time that are called back; one more is answered 503.
+    pub max_tasks: usize,
+    /// A request's body, in KiB.
+    pub body_limit_kib: usize,
+    /// How long a request's head may take, and how long a connection may lie idle.
+    pub header_timeout: Span,
+    /// How long a request's body may take.
+    pub body_timeout: Span,
+    /// How long work may go on after SIGTERM.
+    pub drain_timeout: Span,
+}
+
+/// Results that are called back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Callbacks {
+    /// How long a result is offered.
+    pub max_age: Span,
+    /// Before the second attempt; doubled with each one after.
+    pub first_delay: Span,
+    /// The longest time between two attempts.
+    pub max_delay: Span,
+    /// How long one attempt may take.
+    pub attempt_timeout: Span,
+    /// Results that may wait.
+    pub max_pending: usize,
+    /// Attempts at one time.
+    pub parallel: usize,
+}
+
+/// Hugepage pools.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pools {
+    /// Free 2 MiB pages wanted when a call names no number.
+    pub default_pages: u64,
+    /// `MemAvailable` that a growth must leave, in MiB …
+    pub floor_mib: u64,
+    /// … and in percent of `MemTotal`; the larger one counts.
+    pub floor_percent: u64,
+    /// Whether another node may give what one cannot, where a call does not say.
+    pub move_shortfall: bool,
+    /// Whether the page cache may be dropped when compaction was not enough.
+    pub drop_page_cache: bool,
+    /// How long one growth may take.
+    pub write_timeout: Span,
+}
+
+/// The hugetlbfs mount that is made when there is none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mount {
+    /// For 2 MiB pages.
+    pub path: String,
+    /// For 1 GiB pages.
+    pub path_1g: String,
+    /// Owner, by number.
+    pub uid: u32,
+    /// Group, by number.
+    pub gid: u32,
+    /// Mode, in octal.
+    pub mode: Mode,
+}
+
+/// Docker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Engine {
+    /// Whether the agent looks after the engine at all.
+    pub manage: bool,
+    /// Whether it may install it.
+    pub install: bool,
+    /// The API's socket.
+    pub socket: String,
+    /// systemd's unit.
+    pub unit: String,
+    /// The daemon's executable.
+    pub binary: String,
+    /// Its configuration.
+    pub daemon_json: String,
+    /// Its pid file.
+    pub pid_file: String,
+    /// Whether a running engine that may change iptables fails a prepare.
+    pub require_iptables_false: bool,
+    /// The oldest API that will do.
+    pub min_api: ApiVersion,
+    /// How long a running engine may take to answer.
+    pub ping_timeout: Span,
+    /// How long a started engine may take to answer.
+    pub ready_timeout: Span,
+    /// How long the package manager may take.
+    pub install_timeout: Span,
+    /// How long a locked package manager is waited for.
+    pub lock_timeout: Span,
+    /// Sets of packages to try, in this order, by package manager.
+    pub packages: PackageSets,
+    /// More arguments for the package manager's install command.
+    pub install_args: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            listen: SocketAddr::from(([0u16; 8], 7070)),
+            state_dir: PathBuf::from("/var/lib/vhost-agent"),
+            log_dir: PathBuf::from("/var/log/vhost-agent"),
+            log: Log::default(),
+            http: Http::default(),
+            callbacks: Callbacks::default(),
+            pools: Pools::default(),
+            mount: Mount::default(),
+            engine: Engine::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { format: LogFormat::Auto, level: "info".to_string() }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            max_connections: 1024,
+            max_tasks: 256,
+            body_limit_kib: 1024,
+            header_timeout: Span::from_secs(30),
+            body_timeout: Span::from_secs(30),
+            drain_timeout: Span::from_secs(30),
+        }
+    }
+}
+
+impl Default for Callbacks {
+    fn default() -> Callbacks {
+        Callbacks {
+            max_age: Span::from_secs(3600),
+            first_delay: Span::from_secs(1),
+            max_delay: Span::from_secs(60),
+            attempt_timeout: Span::from_secs(15),
+            max_pending: 4096,
+            parallel: 16,
+        }
+    }
+}
+
+impl Default for Pools {
+    fn default() -> Pools {
+        Pools {
+            default_pages: 1024,
+            floor_mib: 1024,
+            floor_percent: 5,
+            move_shortfall: false,
+            drop_page_cache: false,
+            write_timeout: Span::from_secs(60),
+        }
+    }
+}
+
+impl Default for Mount {
+    fn default() -> Mount {
+        Mount {
+            path: "/dev/hugepages2m".to_string(),
+            path_1g: "/dev/hugepages1g".to_string(),
+            uid: 0,
+            gid: 0,
+            mode: Mode(0o755),
+        }
+    }
+}
+
+impl Default for Engine {
+    fn default() -> Engine {
+        Engine {
+            manage: true,
+            install: true,
+            socket: "/var/run/docker.sock".to_string(),
+            unit: "docker.service".to_string(),
+            binary: "dockerd".to_string(),
+            daemon_json: "/etc/docker/daemon.json".to_string(),
+            pid_file: "/var/run/docker.pid".to_string(),
+            require_iptables_false: false,
+            min_api: ApiVersion(1, 41),
+            ping_timeout: Span::from_secs(5),
+            ready_timeout: Span::from_secs(60),
+            install_timeout: Span::from_secs(900),
+            lock_timeout: Span::from_secs(120),
+            packages: default_packages(),
+            install_args: Vec::new(),
+        }
+    }
+}
+
+/// Docker's own packages first. Debian's `docker.io` only recommends what it needs where AppArmor is
+/// on and where images are pulled over TLS, and recommended packages are not installed, for they
+/// would bring systemd to a machine without it.
+fn default_packages() -> PackageSets {
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<_>>();
+    let docker_ce = set(&["docker-ce", "docker-ce-cli", "containerd.io"]);
+    let rpm = vec![docker_ce.clone(), set(&["docker-engine"])];
+    PackageSets::from([
+        (PackageManager::Apt, vec![docker_ce, set(&["docker.io", "apparmor", "ca-certificates"])]),
+        (PackageManager::Dnf, rpm.clone()),
+        (PackageManager::Yum, rpm.clone()),
+        (PackageManager::Zypper, rpm),
+    ])
+}
+
+/// A duration as people write it: `30s`, `15m`, `1h 30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Span {
+    /// Whole seconds.
+    pub const fn from_secs(seconds: u64) -> Span {
+        Span(Duration::from_secs(seconds))
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed = humantime::parse_duration(&text);
+        parsed.map(Span).map_err(|e| {
+            serde::de::Error::custom(format!("'{text}' is not a duration such as 30s or 15m: {e}"))
+        })
+    }
+}
+
+/// A file mode, written as a string of octal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+impl Serialize for Mode {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:04o}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
+        mode.map(Mode).ok_or_else(|| {
+            serde::de::Error::custom(format!("'{text}' is not a mode in octal such as \"0755\""))
+        })
+    }
+}
+
+impl Settings {
+    /// The pool planner's share.
+    pub fn pool_policy(&self) -> PoolPolicy {
+        PoolPolicy {
+            floor_kib: self.pools.floor_mib * 1024,
+            floor_percent: self.pools.floor_percent,
+            drop_page_cache: self.pools.drop_page_cache,
+            write_timeout: self.pools.write_timeout.0,
+        }
+    }
+
+    /// The mount planner's share.
+    pub fn mount_policy(&self) -> MountPolicy {
+        MountPolicy {
+            path_2m: self.mount.path.clone(),
+            path_1g: self.mount.path_1g.clone(),
+            uid: self.mount.uid,
+            gid: self.mount.gid,
+            mode: self.mount.mode.0,
+        }
+    }
+
+    /// The engine planner's share.
+    pub fn engine_policy(&self) -> EnginePolicy {
+        let engine = self.engine.clone();
+        EnginePolicy {
+            manage: engine.manage,
+            install: engine.install,
+            socket: engine.socket,
+            unit: engine.unit,
+            binary: engine.binary,
+            daemon_json: engine.daemon_json,
+            pid_file: engine.pid_file,
+            require_iptables_false: engine.require_iptables_false,
+            min_api: engine.min_api,
+            ping_timeout: engine.ping_timeout.0,
+            ready_timeout: engine.ready_timeout.0,
+            install_timeout: engine.install_timeout.0,
+            lock_timeout: engine.lock_timeout.0,
+            packages: engine.packages,
+            install_args: engine.install_args,
+        }
+    }
+
+    /// What is wrong with the whole, as the key and the reason.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        let http = &self.http;
+        let callbacks = &self.callbacks;
+        let at_least_one = [
+            ("http.max_connections", http.max_connections),
+            ("http.max_tasks", http.max_tasks),
+            ("http.body_limit_kib", http.body_limit_kib),
+            ("callbacks.max_pending", callbacks.max_pending),
+            ("callbacks.parallel", callbacks.parallel),
+        ];
+        let spans = [
+            ("http.header_timeout", http.header_timeout),
+            ("http.body_timeout", http.body_timeout),
+            ("callbacks.first_delay", callbacks.first_delay),
+            ("callbacks.max_delay", callbacks.max_delay),
+            ("callbacks.attempt_timeout", callbacks.attempt_timeout),
+            ("pools.write_timeout", self.pools.write_timeout),
+            ("engine.ping_timeout", self.engine.ping_timeout),
+            ("engine.ready_timeout", self.engine.ready_timeout),
+            ("engine.install_timeout", self.engine.install_timeout),
+        ];
+        let absolute = [
+            ("mount.path", &self.mount.path),
+            ("mount.path_1g", &self.mount.path_1g),
+            ("engine.socket", &self.engine.socket),
+            ("engine.daemon_json", &self.engine.daemon_json),
+            ("engine.pid_file", &self.engine.pid_file),
+        ];
+        const MOST: usize = 1_000_000;
+        const DAYS_30: Duration = Duration::from_secs(30 * 24 * 3600);
+        let count = at_least_one
+            .iter()
+            .find(|(_, value)| !(1..=MOST).contains(value))
+            .map(|(key, value)| (*key, format!("{value} is not between 1 and {MOST}")));
+        let span = spans
+            .iter()
+            .find(|(_, span)| span.0.is_zero() || span.0 > DAYS_30)
+            .map(|(key, span)| (*key, format!("{:?} is not between 1ms and 30days", span.0)));
+        let path = absolute
+            .iter()
+            .find(|(_, path)| !path.starts_with('/') || path.contains("/../") || path.contains(','))
+            .map(|(key, path)| (*key, format!("'{path}' is not a plain absolute path")));
+        let percent = (self.pools.floor_percent > 100).then(|| {
+            ("pools.floor_percent", format!("{} is more than 100", self.pools.floor_percent))
+        });
+        let floor = (self.pools.floor_mib > 1 << 40).then(|| {
+            ("pools.floor_mib", format!("{} MiB is no machine's memory", self.pools.floor_mib))
+        });
+        count.or(span).or(path).or(percent).or(floor)
+    }
+}

@@ -1,0 +1,9 @@
+//! Outbound: what the agent tells the controller.
+//!
+//! A call that is answered later gets a [`outbox::Slot`] when it is taken in; its result goes into
+//! the outbox, and `deliver` offers it until the controller takes it.
+
+pub mod client;
+pub mod deliver;
+pub mod identity;
+pub mod outbox;

@@ -1,0 +1,324 @@
+//! Results on their way to the controller, and the tasks that will have one.
+//!
+//! ```text
+//! admit ──▶ Slot (at work) ──finish──▶ Outbox (waits) ──offer──▶ taken | 404 | too old: gone
+//! ```
+//! The book is a plain value: what is admitted, what is due, when to try again. It is kept in memory;
+//! [`Outbox::finish`] is the one door through which every result passes, and the place where it is
+//! to be put on disk before the work is reported done.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::model::fault::Fault;
+use crate::model::task::{TaskId, TaskResult};
+
+/// How results are offered.
+#[derive(Debug, Clone)]
+pub struct Offering {
+    /// How long a result is offered.
+    pub max_age: Duration,
+    /// Before the second attempt; doubled with each one after.
+    pub first_delay: Duration,
+    /// The longest time between two attempts.
+    pub max_delay: Duration,
+    /// Tasks at work at one time.
+    pub max_tasks: usize,
+    /// Results that may wait.
+    pub max_pending: usize,
+}
+
+/// What became of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The controller took it (any 2xx).
+    Taken,
+    /// The controller does not wait for it any more (404).
+    NotWaiting,
+    /// It has to be tried again.
+    Again,
+}
+
+/// What became of a result after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It is gone from the outbox.
+    Gone,
+    /// It is offered again after this time.
+    After(Duration),
+    /// It is too old and was given up.
+    TooOld,
+}
+
+/// One result that waits.
+#[derive(Debug)]
+struct Waiting {
+    result: TaskResult,
+    since: Instant,
+    attempts: u32,
+    /// `None` while an attempt is under way.
+    due: Option<Instant>,
+}
+
+/// Tasks and results, as a plain value.
+#[derive(Debug)]
+struct Book {
+    offering: Offering,
+    at_work: HashSet<TaskId>,
+    waiting: BTreeMap<TaskId, Waiting>,
+    jitter: RandomState,
+}
+
+/// What became of a call that wants to be admitted.
+#[derive(Debug)]
+pub enum Admission {
+    /// Do the work and finish the slot.
+    Work(Slot),
+    /// The same task is at work, or its result is on its way: do nothing.
+    Known,
+    /// There are too many: refuse it.
+    Full(Fault),
+}
+
+/// The handle of the outbox.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    book: Arc<Mutex<Book>>,
+    news: Arc<Notify>,
+}
+
+impl Outbox {
+    /// An empty outbox.
+    pub fn new(offering: Offering) -> Outbox {
+        let book = Book {
+            offering,
+            at_work: HashSet::new(),
+            waiting: BTreeMap::new(),
+            jitter: RandomState::new(),
+        };
+        Outbox { book: Arc::new(Mutex::new(book)), news: Arc::new(Notify::new()) }
+    }
+
+    /// Takes a task in.
+    pub fn admit(&self, task: &TaskId, callback_url: &str) -> Admission {
+        let mut book = self.book();
+        if book.at_work.contains(task) || book.waiting.contains_key(task) {
+            return Admission::Known;
+        }
+        if book.at_work.len() >= book.offering.max_tasks {
+            let most = book.offering.max_tasks;
+            return Admission::Full(Fault::new(
+                "too-many-tasks",
+                format!("{most} calls are at work already (http.max_tasks): call again later"),
+            ));
+        }
+        if book.at_work.len() + book.waiting.len() >= book.offering.max_pending {
+            let most = book.offering.max_pending;
+            return Admission::Full(Fault::new(
+                "outbox-full",
+                format!(
+                    "{most} results wait for the controller already (callbacks.max_pending): its callback \
+                     address must answer before more work is taken in"
+                ),
+            ));
+        }
+        book.at_work.insert(task.clone());
+        let slot = Slot {
+            outbox: self.clone(),
+            task: Some(task.clone()),
+            callback_url: callback_url.to_string(),
+        };
+        Admission::Work(slot)
+    }
+
+    /// Tasks at work and results that wait.
+    pub fn load(&self) -> (usize, usize) {
+        let book = self.book();
+        (book.at_work.len(), book.waiting.len())
+    }
+
+    /// Results that are due now; each is under way until [`Outbox::settle`] is called for it.
+    pub fn take_due(&self, now: Instant, most: usize) -> Vec<TaskResult> {
+        let mut book = self.book();
+        let due = book.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
+        due.take(most)
+            .map(|waiting| {
+                waiting.due = None;
+                waiting.attempts += 1;
+                waiting.result.clone()
+            })
+            .collect()
+    }
+
+    /// When the next result is due.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.book().waiting.values().filter_map(|waiting| waiting.due).min()
+    }
+
+    /// Notes what became of an attempt.
+    pub fn settle(&self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
+        self.book().settle(task, verdict, now)
+    }
+
+    /// Returns when a result was added since the last call. Cancel-safe.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    fn finish(&self, result: TaskResult) {
+        let mut book = self.book();
+        book.at_work.remove(&result.task);
+        let now = Instant::now();
+        let waiting = Waiting { since: now, attempts: 0, due: Some(now), result };
+        book.waiting.insert(waiting.result.task.clone(), waiting);
+        drop(book);
+        self.news.notify_one();
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    fn settle(&mut self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
+        let Some(waiting) = self.waiting.get_mut(task) else { return Settled::Gone };
+        if verdict != Verdict::Again {
+            self.waiting.remove(task);
+            return Settled::Gone;
+        }
+        let delay = delay_after(waiting.attempts, &self.offering);
+        // Up to a fifth less, so that results that failed together do not come back together.
+        let dice = self.jitter.hash_one((task, waiting.attempts)) % 200;
+        let delay = delay.mul_f64(1.0 - f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0);
+        if now + delay >= waiting.since + self.offering.max_age {
+            self.waiting.remove(task);
+            return Settled::TooOld;
+        }
+        waiting.due = Some(now + delay);
+        Settled::After(delay)
+    }
+}
+
+/// The time before the next attempt, without jitter.
+fn delay_after(attempts: u32, offering: &Offering) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(20);
+    offering.first_delay.saturating_mul(1 << doublings).min(offering.max_delay)
+}
+
+/// A task at work. It always ends in a result: when it is dropped unfinished, the controller hears
+/// that the agent broke.
+#[derive(Debug)]
+pub struct Slot {
+    outbox: Outbox,
+    task: Option<TaskId>,
+    callback_url: String,
+}
+
+impl Slot {
+    /// The work is done; `error` is for work that broke outside its own error handling.
+    pub fn finish(mut self, body: String, error: Option<String>) {
+        self.end(body, error);
+    }
+
+    fn end(&mut self, body: String, error: Option<String>) {
+        let Some(task) = self.task.take() else { return };
+        let callback_url = std::mem::take(&mut self.callback_url);
+        self.outbox.finish(TaskResult { task, callback_url, body, error });
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let text = "the agent broke off this call".to_string();
+        self.end(format!("{{\"success\":false,\"error\":\"{text}\"}}"), Some(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outbox(max_tasks: usize, max_pending: usize) -> Outbox {
+        Outbox::new(Offering {
+            max_age: Duration::from_secs(3600),
+            first_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(60),
+            max_tasks,
+            max_pending,
+        })
+    }
+
+    fn id(n: u32) -> TaskId {
+        TaskId::try_from(format!("{n:032x}")).unwrap()
+    }
+
+    fn slot(outbox: &Outbox, n: u32) -> Slot {
+        match outbox.admit(&id(n), "http://c/") {
+            Admission::Work(slot) => slot,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_is_known_until_its_result_was_taken() {
+        let outbox = outbox(8, 8);
+        let work = slot(&outbox, 1);
+        assert!(matches!(outbox.admit(&id(1), "http://c/"), Admission::Known));
+        work.finish("{}".into(), None);
+        assert!(matches!(outbox.admit(&id(1), "http://c/"), Admission::Known));
+        let due = outbox.take_due(Instant::now(), 9);
+        assert_eq!(due.len(), 1);
+        assert!(outbox.take_due(Instant::now(), 9).is_empty(), "it is under way");
+        assert_eq!(outbox.settle(&id(1), Verdict::Taken, Instant::now()), Settled::Gone);
+        assert!(matches!(outbox.admit(&id(1), "http://c/"), Admission::Work(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_and_results_have_bounds() {
+        let outbox = outbox(2, 3);
+        let (first, _second) = (slot(&outbox, 1), slot(&outbox, 2));
+        assert!(
+            matches!(outbox.admit(&id(3), "http://c/"), Admission::Full(f) if f.code == "too-many-tasks")
+        );
+        first.finish("{}".into(), None);
+        slot(&outbox, 3).finish("{}".into(), None);
+        assert!(
+            matches!(outbox.admit(&id(4), "http://c/"), Admission::Full(f) if f.code == "outbox-full")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_come_later_and_later_and_end_at_the_age() {
+        let outbox = outbox(8, 8);
+        slot(&outbox, 1).finish("{}".into(), None);
+        let began = Instant::now();
+        let mut delays = Vec::new();
+        loop {
+            tokio::time::sleep_until(outbox.next_due().unwrap()).await;
+            assert_eq!(outbox.take_due(Instant::now(), 9).len(), 1);
+            match outbox.settle(&id(1), Verdict::Again, Instant::now()) {
+                Settled::After(delay) => delays.push(delay.as_secs_f64()),
+                Settled::TooOld => break,
+                Settled::Gone => panic!("nobody took it"),
+            }
+        }
+        assert!(began.elapsed() > Duration::from_secs(3500), "offered for the hour");
+        assert!((0.8..=1.0).contains(&delays[0]) && (1.6..=2.0).contains(&delays[1]), "{delays:?}");
+        assert!(delays.iter().all(|delay| *delay <= 60.0));
+        assert_eq!(outbox.load(), (0, 0));
+    }
+
+    #[test]
+    fn work_that_is_dropped_still_ends_in_a_result() {
+        let outbox = outbox(8, 8);
+        drop(slot(&outbox, 1));
+        let due = outbox.take_due(Instant::now(), 9);
+        assert!(due[0].error.is_some() && due[0].body.contains("\"success\":false"));
+    }
+}

@@ -1,0 +1,264 @@
+//! The composition root: the only file that names every concrete type.
+//!
+//! [`Core`] is the agent without its doors: the owners and their handles, as the daemon and the CLI
+//! both need them. [`serve`] adds the doors: HTTP, the outbox, systemd's readiness and watchdog.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::watch;
+
+use crate::agent::apply::engine::EngineApplier;
+use crate::agent::apply::memory::MemoryApplier;
+use crate::agent::engine::Engine;
+use crate::agent::memory::MemoryWork;
+use crate::agent::node::Node;
+use crate::agent::observe::engine::EngineObserver;
+use crate::agent::observe::hypervisor::Hypervisor;
+use crate::agent::observe::memory::MemoryObserver;
+use crate::agent::observe::node::NodeObserver;
+use crate::agent::pools::Pools;
+use crate::agent::prepare::Prepare;
+use crate::agent::progress::ProgressSink;
+use crate::agent::pulse::Pulse;
+use crate::api::zstack::host::AsksVersions;
+use crate::api::{self, Api, Defaults, Phase};
+use crate::config::Settings;
+use crate::controller::client::Client;
+use crate::controller::deliver;
+use crate::controller::identity::Identities;
+use crate::controller::outbox::{Offering, Outbox};
+use crate::docker::client::DockerClient;
+use crate::host::Root;
+use crate::host::spawn::Processes;
+use crate::host::systemd::Systemd;
+use crate::store::{Lock, Store};
+
+/// The owners of this node, started.
+pub struct Core {
+    /// Prepares the node.
+    pub prepare: Prepare,
+    /// Owns the pools.
+    pub pools: Pools,
+    /// Looks at the node.
+    pub node: Node,
+    /// Tells what happens.
+    pub progress: ProgressSink,
+    /// The state folder.
+    pub store: Store,
+    root: Root,
+    processes: Processes,
+}
+
+impl Core {
+    /// Starts the owners. The caller holds the node's lock, or only looks.
+    ///
+    /// # Errors
+    /// When the kernel's counters or the state cannot be read.
+    pub fn start(settings: &Settings, root: &Path, store: Store, pulse: &Pulse) -> Result<Core> {
+        let root = Root::new(root);
+        let progress = ProgressSink::default();
+        let memory = MemoryObserver::new(&root)?;
+        let applier = MemoryApplier::new(&root, settings.mount_policy())?;
+        let pool_policy = settings.pool_policy();
+        let write_timeout = pool_policy.write_timeout;
+        let work = MemoryWork::new(
+            memory.clone(),
+            applier,
+            pool_policy,
+            settings.mount_policy(),
+            store.clone(),
+            progress.clone(),
+        )?;
+        let pools = Pools::start(work, write_timeout, pulse.register());
+
+        let policy = settings.engine_policy();
+        let socket = root.path(&policy.socket).display().to_string();
+        let docker = Arc::new(DockerClient::new(socket.clone()));
+        let systemd = Arc::new(Systemd::new());
+        let processes = Processes::new(&settings.log_dir);
+        let observer =
+            Arc::new(EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone()));
+        let applier = EngineApplier::new(&root, policy.clone(), docker, systemd, processes.clone());
+        let engine = Engine::start(
+            observer.clone(),
+            applier,
+            policy.clone(),
+            progress.clone(),
+            pulse.register(),
+        );
+        let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
+        let node = Node::start(NodeObserver::new(&root, memory), pools.clone(), observer, socket);
+        Ok(Core { prepare, pools, node, progress, store, root, processes })
+    }
+}
+
+/// What a call means that does not say.
+pub fn defaults(settings: &Settings) -> Defaults {
+    Defaults { pages: settings.pools.default_pages, move_shortfall: settings.pools.move_shortfall }
+}
+
+/// Takes the node's lock and signs it, so that the CLI finds the agent that runs.
+///
+/// # Errors
+/// When another agent has it.
+pub fn take_lock(store: &Store, address: Option<&str>) -> Result<Lock> {
+    let mut lock = store.lock()?;
+    let pid = std::process::id();
+    lock.sign(&match address {
+        Some(address) => format!("pid {pid}, http://{address}"),
+        None => format!("pid {pid}"),
+    })?;
+    Ok(lock)
+}
+
+/// Runs the agent until it is asked to stop.
+///
+/// # Errors
+/// When it cannot start: the state, the address, another agent.
+pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
+    let mut stop = Stop::listen().context("cannot listen for signals")?;
+    let store = Store::open(&settings.state_dir)?;
+    let mut lock = take_lock(&store, None)?;
+    let listener = api::serve::listen(settings.listen).with_context(|| {
+        format!("cannot listen on {}: is another agent there? (listen, --listen)", settings.listen)
+    })?;
+    let address = listener.local_addr()?;
+    lock.sign(&format!("pid {}, http://{}", std::process::id(), reachable(address)))?;
+
+    let pulse = match sd_notify::watchdog_enabled() {
+        Some(within) => Pulse::new(within / 2, || {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }),
+        None => Pulse::default(),
+    };
+    let core = Core::start(&settings, &root, store, &pulse)?;
+    let (phase, watch_phase) = watch::channel(Phase::Starting);
+    let outbox = start_outbox(&settings, &pulse);
+    let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
+    let router = api::router(Api {
+        prepare: core.prepare.clone(),
+        pools: core.pools.clone(),
+        node: core.node.clone(),
+        progress: core.progress.clone(),
+        outbox: outbox.clone(),
+        identities: Arc::new(Identities::open(core.store.clone())?),
+        hypervisor: Box::new(Versions(hypervisor)),
+        defaults: defaults(&settings),
+        body: api::body::Limits {
+            bytes: settings.http.body_limit_kib * 1024,
+            within: settings.http.body_timeout.0,
+        },
+        phase: watch_phase,
+    });
+    let limits = api::serve::Limits {
+        connections: settings.http.max_connections,
+        head: settings.http.header_timeout.0,
+        drain: settings.http.drain_timeout.0,
+    };
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
+    let ready = become_ready(&core, &phase);
+    let stopped = async {
+        let signal = stop.asked().await;
+        tracing::info!(signal, "stopping");
+        phase.send_replace(Phase::Draining);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    };
+    tokio::join!(api::serve::serve(listener, router, limits, stopped), ready);
+    drain(&outbox, settings.http.drain_timeout.0).await;
+    tracing::info!("stopped");
+    drop(lock);
+    Ok(())
+}
+
+/// Restores what the last boot held, once a boot, then tells everybody that calls are taken.
+async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
+    for fault in core.pools.restore(true).await.errors {
+        tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
+    }
+    phase.send_if_modified(|phase| {
+        let starting = *phase == Phase::Starting;
+        if starting {
+            *phase = Phase::Serving;
+        }
+        starting
+    });
+    if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(error = %e, "systemd could not be told that the agent is ready");
+    }
+}
+
+fn start_outbox(settings: &Settings, pulse: &Pulse) -> Outbox {
+    let callbacks = &settings.callbacks;
+    let outbox = Outbox::new(Offering {
+        max_age: callbacks.max_age.0,
+        first_delay: callbacks.first_delay.0,
+        max_delay: callbacks.max_delay.0,
+        max_tasks: settings.http.max_tasks,
+        max_pending: callbacks.max_pending,
+    });
+    let client = Arc::new(Client::default());
+    let (timeout, parallel) = (callbacks.attempt_timeout.0, callbacks.parallel);
+    tokio::spawn(deliver::run(outbox.clone(), client, timeout, parallel, pulse.register()));
+    outbox
+}
+
+/// Lets tasks at work end and their results go out, for a while.
+async fn drain(outbox: &Outbox, within: Duration) {
+    let deadline = tokio::time::Instant::now() + within;
+    while outbox.load() != (0, 0) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (at_work, waiting) = outbox.load();
+    if at_work + waiting > 0 {
+        tracing::warn!(at_work, waiting, "stopped with work unfinished or results undelivered");
+    }
+}
+
+/// The address under which this machine reaches the listener.
+fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    address
+}
+
+/// The signals that ask for a stop.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> std::io::Result<Stop> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            // Both are cancel-safe.
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The hypervisor's versions as the compatible routes ask for them.
+struct Versions(Hypervisor<Processes>);
+
+impl AsksVersions for Versions {
+    fn versions(&self) -> Pin<Box<dyn Future<Output = (String, String)> + Send + '_>> {
+        Box::pin(async {
+            let versions = self.0.versions().await;
+            (versions.libvirt, versions.qemu)
+        })
+    }
+}

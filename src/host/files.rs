@@ -1,0 +1,145 @@
+//! Reading and writing the kernel's files. Writes never create: a knob that is not there is an error.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::HostError;
+
+/// The trimmed text of a file.
+///
+/// # Errors
+/// [`HostError::Read`] with the path.
+pub fn read_text(path: &Path) -> Result<String, HostError> {
+    let read = || {
+        let mut text = String::with_capacity(64);
+        fs::File::open(path)?.read_to_string(&mut text)?;
+        text.truncate(text.trim_end().len());
+        Ok(text)
+    };
+    read().map_err(|source| HostError::Read { path: path.to_owned(), source })
+}
+
+/// The number that a file holds.
+///
+/// # Errors
+/// [`HostError::Read`], or [`HostError::Parse`] when it is no number.
+pub fn read_number(path: &Path) -> Result<u64, HostError> {
+    let text = read_text(path)?;
+    text.trim().parse().map_err(|_| HostError::Parse {
+        path: path.to_owned(),
+        value: text.chars().take(80).collect(),
+        expected: "a number",
+    })
+}
+
+/// Writes one value to an existing file in one write(2), as sysfs wants it.
+///
+/// # Errors
+/// [`HostError::Write`] with path, value, and a hint where the cause is known.
+pub fn write_value(path: &Path, value: &str) -> Result<(), HostError> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(false).open(path)?;
+        file.write_all(value.as_bytes())
+    };
+    write().map_err(|source: io::Error| {
+        let hint = match source.raw_os_error() {
+            Some(libc_codes::EROFS) => {
+                " (it is mounted read-only: remount it, or run the agent outside the container)"
+            }
+            Some(libc_codes::EACCES | libc_codes::EPERM) => " (run the agent as root)",
+            _ => "",
+        };
+        HostError::Write { path: path.to_owned(), value: value.to_string(), hint, source }
+    })
+}
+
+/// errno values by their names.
+mod libc_codes {
+    use nix::errno::Errno;
+
+    pub(super) const EROFS: i32 = Errno::EROFS as i32;
+    pub(super) const EACCES: i32 = Errno::EACCES as i32;
+    pub(super) const EPERM: i32 = Errno::EPERM as i32;
+}
+
+/// The entries of a folder; an absent folder has none.
+///
+/// # Errors
+/// [`HostError::Read`] for anything but an absent folder.
+pub fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>, HostError> {
+    let read = |source| HostError::Read { path: path.to_owned(), source };
+    let listing = match fs::read_dir(path) {
+        Ok(listing) => listing,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(read(e)),
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let entry = entry.map_err(read)?;
+        found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Parses the kernel's list format, such as `0-3,7` (Documentation/admin-guide/cputopology.rst).
+///
+/// # Errors
+/// A text that names the part that is none.
+pub fn parse_list(text: &str) -> Result<Vec<u32>, String> {
+    // The kernel's own lists are short; what claims more CPUs than any kernel has is garbage.
+    const MOST: u32 = 65_536;
+    let mut all = Vec::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let number = |s: &str| s.trim().parse::<u32>().ok().filter(|n| *n < MOST);
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => all.extend(first..=last),
+            _ => return Err(format!("'{part}' is not a number or a range")),
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
+}
+
+/// The numbers of a file in the kernel's list format.
+///
+/// # Errors
+/// [`HostError::Read`] or [`HostError::Parse`].
+pub fn read_list(path: &Path) -> Result<Vec<u32>, HostError> {
+    let text = read_text(path)?;
+    parse_list(&text).map_err(|_| HostError::Parse {
+        path: path.to_owned(),
+        value: text.chars().take(80).collect(),
+        expected: "a list of numbers such as 0-3,7",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_as_the_kernel_writes_them() {
+        assert_eq!(parse_list("0-2,7\n").unwrap(), [0, 1, 2, 7]);
+        assert_eq!(parse_list("").unwrap(), [] as [u32; 0]);
+        assert_eq!(parse_list("5,1,5").unwrap(), [1, 5]);
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused_without_harm() {
+        for text in ["a", "3-1", "-", "0-4294967295", "1-2-3", "-1"] {
+            assert!(parse_list(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_knob_that_is_not_there_is_not_created() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nr_hugepages");
+        assert!(matches!(write_value(&path, "1"), Err(HostError::Write { .. })));
+        assert!(!path.exists());
+    }
+}

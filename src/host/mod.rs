@@ -1,0 +1,127 @@
+//! This machine: sysfs pools, procfs facts, mounts, processors, packages, systemd, processes.
+//!
+//! Functions here do one thing and say what the kernel answered; whether it should be done is not
+//! decided here. Every path lies under a [`Root`], so that the same code runs on captured trees.
+//! Blocking calls are made from blocking threads by the callers in `agent::{observe, apply}`.
+
+pub mod cpus;
+pub mod daemon_json;
+pub mod facts;
+pub mod files;
+pub mod mounts;
+pub mod packages;
+pub mod pools;
+pub mod process;
+pub mod spawn;
+pub mod systemd;
+pub mod watch;
+
+use std::path::{Path, PathBuf};
+
+use crate::model::fault::{Fault, chain};
+
+/// The folder that stands for `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root(PathBuf);
+
+impl Root {
+    /// A root at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Root {
+        Root(path.into())
+    }
+
+    /// Where the absolute `path` lies under this root.
+    pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+/// An operation on this machine that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A file could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} holds '{value}', which is not {expected}")]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// What it holds, shortened.
+        value: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// A value could not be written.
+    #[error("cannot write '{value}' to {path}{hint}")]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        value: String,
+        /// What the operator can do, with a leading separator, or nothing.
+        hint: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A folder could not be made.
+    #[error("cannot make the folder {path}")]
+    MakeFolder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// mount(2) failed.
+    #[error("cannot mount a hugetlbfs with {options} at {path}")]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// With which options.
+        options: String,
+        /// Why.
+        source: nix::Error,
+    },
+    /// A mount is not what was asked for.
+    #[error("{path} was mounted but is not a hugetlbfs of {expected} pages")]
+    MountReadBack {
+        /// Where.
+        path: PathBuf,
+        /// The wanted page size.
+        expected: String,
+    },
+    /// A program could not be started.
+    #[error("cannot start {program}")]
+    Spawn {
+        /// Which.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Waiting for a file event failed.
+    #[error("cannot watch {path}")]
+    Watch {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl From<HostError> for Fault {
+    fn from(error: HostError) -> Fault {
+        let code = match &error {
+            HostError::Read { .. } | HostError::Parse { .. } => "host-unreadable",
+            HostError::Write { .. } | HostError::MakeFolder { .. } => "host-unwritable",
+            HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
+            HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",
+        };
+        Fault::new(code, chain(&error))
+    }
+}

@@ -1,0 +1,77 @@
+//! hugetlbfs mounts: finding them and making one (field note 9).
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount, umount2};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
+use procfs::FromRead;
+use procfs::process::MountInfos;
+
+use super::{HostError, Root};
+use crate::model::mounts::HugetlbMount;
+use crate::model::units::PageSize;
+
+/// All hugetlbfs mounts in the agent's mount namespace.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
+    let path = root.path("/proc/self/mountinfo");
+    let table = fs::read(&path).map_err(|source| HostError::Read { path: path.clone(), source })?;
+    // A node with many containers has thousands of mounts; only the few that matter are parsed.
+    let table: Vec<u8> = table
+        .split_inclusive(|byte| *byte == b'\n')
+        .filter(|line| line.windows(13).any(|word| word == b" - hugetlbfs "))
+        .flatten()
+        .copied()
+        .collect();
+    let infos = MountInfos::from_read(table.as_slice()).map_err(|e| HostError::Parse {
+        path,
+        value: e.to_string(),
+        expected: "a mount table",
+    })?;
+    let mounts = infos.into_iter().filter_map(|info| {
+        let size = info.super_options.get("pagesize").cloned().flatten()?.parse().ok()?;
+        let writable =
+            info.mount_options.contains_key("rw") && info.super_options.contains_key("rw");
+        let at = info.mount_point.to_string_lossy().into_owned();
+        let reachable = is_hugetlbfs(&root.path(&at), size);
+        Some(HugetlbMount { path: at, page_size: size, writable, reachable })
+    });
+    Ok(mounts.collect())
+}
+
+/// Whether what one reaches at `path` is a hugetlbfs with such pages; its block size is its page size.
+fn is_hugetlbfs(path: &Path, size: PageSize) -> bool {
+    statfs(path).is_ok_and(|fs| {
+        fs.filesystem_type() == HUGETLBFS_MAGIC
+            && u64::try_from(fs.block_size()).is_ok_and(|bytes| bytes == size.bytes())
+    })
+}
+
+/// Mounts a hugetlbfs, makes its folder when it is missing, and looks whether it is there.
+///
+/// # Errors
+/// When the folder cannot be made, mount(2) fails, or what is there then is something else.
+pub fn mount_hugetlbfs(
+    root: &Root,
+    at: &str,
+    size: PageSize,
+    owner: (u32, u32),
+    mode: u32,
+) -> Result<(), HostError> {
+    let path = root.path(at);
+    fs::create_dir_all(&path)
+        .map_err(|source| HostError::MakeFolder { path: path.clone(), source })?;
+    let options = format!("pagesize={size},uid={},gid={},mode={mode:o}", owner.0, owner.1);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("hugetlbfs"), &path, Some("hugetlbfs"), flags, Some(options.as_str()))
+        .map_err(|source| HostError::Mount { path: path.clone(), options, source })?;
+    if is_hugetlbfs(&path, size) {
+        return Ok(());
+    }
+    // What cannot be used is not left behind.
+    let _ = umount2(&path, nix::mount::MntFlags::MNT_DETACH);
+    Err(HostError::MountReadBack { path, expected: size.to_string() })
+}

@@ -1,0 +1,247 @@
+//! The system's package manager: which one, how it is called, what its failures mean.
+
+use super::Root;
+use super::process::find_executable;
+use super::spawn::{Invocation, RunEnd};
+use crate::model::engine::PackageManager;
+
+/// The package manager of this machine. dnf before yum: where both are, yum is a link to it.
+pub fn find(root: &Root) -> Option<PackageManager> {
+    use PackageManager::{Apt, Dnf, Yum, Zypper};
+    [Apt, Dnf, Yum, Zypper]
+        .into_iter()
+        .find(|manager| find_executable(root, manager.command()).is_some())
+}
+
+/// The call that installs `packages`.
+pub fn install(
+    manager: PackageManager,
+    packages: &[String],
+    extra: &[String],
+    lock_timeout_s: u64,
+) -> Invocation {
+    let mut args: Vec<String> = match manager {
+        PackageManager::Apt => vec![
+            format!("-oDPkg::Lock::Timeout={lock_timeout_s}"),
+            // Changed configuration files stay the operator's; a question would wait for ever.
+            "-oDpkg::Options::=--force-confold".to_string(),
+            "install".to_string(),
+            "--yes".to_string(),
+            // On a machine without systemd the recommended packages would bring it in and change
+            // what boots next.
+            "--no-install-recommends".to_string(),
+        ],
+        PackageManager::Dnf => vec![
+            "--assumeyes".to_string(),
+            // It would wait for the lock without end.
+            "--setopt=exit_on_lock=True".to_string(),
+            "install".to_string(),
+        ],
+        PackageManager::Yum => vec!["--assumeyes".to_string(), "install".to_string()],
+        PackageManager::Zypper => vec!["--non-interactive".to_string(), "install".to_string()],
+    };
+    args.extend_from_slice(extra);
+    args.push("--".to_string());
+    args.extend_from_slice(packages);
+    invocation(manager, args)
+}
+
+/// The call that fetches the lists of packages anew, for managers that do not do so by themselves.
+pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocation> {
+    let args = match manager {
+        PackageManager::Apt => {
+            vec![format!("-oDPkg::Lock::Timeout={lock_timeout_s}"), "update".to_string()]
+        }
+        PackageManager::Zypper => vec!["--non-interactive".to_string(), "refresh".to_string()],
+        PackageManager::Dnf | PackageManager::Yum => return None,
+    };
+    Some(invocation(manager, args))
+}
+
+fn invocation(manager: PackageManager, args: Vec<String>) -> Invocation {
+    // Messages are read below, so they must not be translated, and nothing may ask.
+    let env = [
+        ("LC_ALL", "C"),
+        ("DEBIAN_FRONTEND", "noninteractive"),
+        ("NEEDRESTART_SUSPEND", "1"),
+        ("APT_LISTCHANGES_FRONTEND", "none"),
+        ("ZYPP_LOCK_TIMEOUT", "60"),
+    ];
+    let env = env.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
+    Invocation { program: manager.command().to_string(), args, env }
+}
+
+/// Why an installation failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The packages are not in any configured repository: another set may be.
+    NotAvailable,
+    /// What the lists name could not be fetched: they may be stale, or the network is away.
+    Fetch,
+    /// Another package manager holds the lock.
+    Locked,
+    /// An earlier run was cut off, and a person has to mend it.
+    Interrupted,
+    /// The disk is full.
+    DiskFull,
+    /// Something else.
+    Other,
+}
+
+/// Reads the reason out of what the package manager printed. `None`: it succeeded.
+pub fn failure(manager: PackageManager, end: &RunEnd) -> Option<Failure> {
+    let missing = says(&end.output, &NOT_AVAILABLE);
+    let ended_well = match (manager, end.code) {
+        // Done, with a hint that a reboot or a restart is wanted (zypper(8), "EXIT CODES").
+        (PackageManager::Zypper, Some(100..=103)) => true,
+        (_, code) => code == Some(0),
+    };
+    // yum installs those of several packages that exist, and is content with that.
+    if ended_well && !(manager == PackageManager::Yum && missing) {
+        return None;
+    }
+    let reason = if says(&end.output, &LOCKED) {
+        Failure::Locked
+    } else if says(&end.output, &INTERRUPTED) {
+        Failure::Interrupted
+    } else if says(&end.output, &DISK_FULL) {
+        Failure::DiskFull
+    } else if missing {
+        Failure::NotAvailable
+    } else if says(&end.output, &FETCH) {
+        Failure::Fetch
+    } else {
+        Failure::Other
+    };
+    Some(reason)
+}
+
+const NOT_AVAILABLE: [&str; 8] = [
+    "Unable to locate package",
+    "has no installation candidate",
+    "Unable to find a match",
+    "No match for argument",
+    "No package ",
+    "not found in package names",
+    "No provider of",
+    "Nothing provides",
+];
+const LOCKED: [&str; 6] = [
+    "Could not get lock",
+    "Unable to acquire the dpkg frontend lock",
+    "is another process using it",
+    "Another app is currently holding the yum lock",
+    "System management is locked",
+    "already locked by",
+];
+const INTERRUPTED: [&str; 2] = ["dpkg was interrupted", "There are unfinished transactions"];
+const DISK_FULL: [&str; 3] =
+    ["No space left on device", "You don't have enough free space", "needs more space on the"];
+const FETCH: [&str; 6] = [
+    "Failed to fetch",
+    "Unable to fetch some archives",
+    "Temporary failure resolving",
+    "Could not resolve host",
+    "Failed to download",
+    "Cannot download",
+];
+
+fn says(output: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| output.contains(word))
+}
+
+/// The lines that tell the reason, for the error text: at most three, the last ones.
+pub fn reason_lines(output: &str) -> String {
+    let telling = |line: &&str| {
+        let line = line.trim_start();
+        line.starts_with("E:") || line.starts_with("Error") || line.contains("rror:")
+    };
+    let mut lines: Vec<&str> = output.lines().filter(telling).collect();
+    if lines.is_empty() {
+        lines = output.lines().filter(|line| !line.trim().is_empty()).collect();
+    }
+    let first = lines.len().saturating_sub(3);
+    lines[first..].join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(code: i32, output: &str) -> RunEnd {
+        RunEnd { code: Some(code), output: output.into(), log: "x".into(), timed_out: false }
+    }
+
+    #[test]
+    fn what_package_managers_print_is_understood() {
+        use PackageManager::{Apt, Dnf, Yum, Zypper};
+        let cases = [
+            (
+                Apt,
+                100,
+                "E: Package 'docker-ce' has no installation candidate",
+                Failure::NotAvailable,
+            ),
+            (Apt, 100, "E: Unable to locate package containerd.io", Failure::NotAvailable),
+            (
+                Apt,
+                100,
+                "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7 (apt)",
+                Failure::Locked,
+            ),
+            (
+                Apt,
+                100,
+                "E: dpkg was interrupted, you must manually run 'dpkg --configure -a'",
+                Failure::Interrupted,
+            ),
+            (Apt, 100, "E: Failed to fetch http://x/y.deb  404  Not Found", Failure::Fetch),
+            (
+                Apt,
+                100,
+                "E: You don't have enough free space in /var/cache/apt/archives/.",
+                Failure::DiskFull,
+            ),
+            (
+                Dnf,
+                1,
+                "No match for argument: docker-ce\nError: Unable to find a match: docker-ce",
+                Failure::NotAvailable,
+            ),
+            (Dnf, 200, "metadata already locked by 1736", Failure::Locked),
+            (
+                Dnf,
+                1,
+                "Error: Failed to download metadata for repo 'local': Cannot download repomd.xml",
+                Failure::Fetch,
+            ),
+            (Yum, 0, "No package docker-ce available.", Failure::NotAvailable),
+            (
+                Zypper,
+                104,
+                "'docker-ce' not found in package names. Trying capabilities.",
+                Failure::NotAvailable,
+            ),
+            (
+                Zypper,
+                7,
+                "System management is locked by the application with pid 9",
+                Failure::Locked,
+            ),
+            (Apt, 1, "something new", Failure::Other),
+        ];
+        for (manager, code, output, reason) in cases {
+            assert_eq!(failure(manager, &end(code, output)), Some(reason), "{output}");
+        }
+        for (manager, code) in [(Apt, 0), (Zypper, 102), (Dnf, 0)] {
+            assert_eq!(failure(manager, &end(code, "Setting up docker.io")), None);
+        }
+    }
+
+    #[test]
+    fn a_package_name_is_never_an_option() {
+        let call = install(PackageManager::Apt, &["docker.io".into()], &[], 60);
+        let end_of_options = call.args.iter().position(|arg| arg == "--").unwrap();
+        assert_eq!(call.args[end_of_options + 1..], ["docker.io"]);
+    }
+}

@@ -1,0 +1,233 @@
+//! The one place that starts processes.
+//!
+//! What is started here outlives the agent: a package manager that is killed half-way leaves a
+//! machine that no package manager mends without a person, and a daemon is a daemon. So children
+//! get a session of their own and write into a file, not into a pipe that would break with us; the
+//! agent follows that file.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::future::Future;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::HostError;
+use super::watch::Watch;
+
+/// A program to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// Name or path of the executable.
+    pub program: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Variables added to the environment.
+    pub env: Vec<(String, String)>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunEnd {
+    /// The exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The last part of what it printed.
+    pub output: String,
+    /// Where all of it is.
+    pub log: PathBuf,
+    /// Whether it was still running when its time was up; it was left running.
+    pub timed_out: bool,
+}
+
+/// Starts processes. A trait, so that package managers can be played in tests.
+pub trait Spawner: Send + Sync + 'static {
+    /// Runs a program to its end, or until `within` is over, and passes each line on to `lines` as
+    /// it comes.
+    fn run(
+        &self,
+        invocation: Invocation,
+        within: Duration,
+        lines: mpsc::Sender<String>,
+    ) -> impl Future<Output = Result<RunEnd, HostError>> + Send;
+
+    /// Starts a daemon that is not waited for; its output goes to `<log folder>/<log>`.
+    ///
+    /// The returned future ends when the daemon does, with what it last printed.
+    fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError>;
+}
+
+/// A daemon that was started.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Option<Child>,
+    log: PathBuf,
+    start: u64,
+}
+
+impl Daemon {
+    /// One that is played by a test and never ends.
+    pub fn played() -> Daemon {
+        Daemon { child: None, log: PathBuf::new(), start: 0 }
+    }
+
+    /// Waits for its end and tells its exit code and last words. Cancel-safe.
+    pub async fn ended(&mut self) -> (Option<i32>, String) {
+        let Some(child) = &mut self.child else { return std::future::pending().await };
+        let code = child.wait().await.ok().and_then(|status: ExitStatus| status.code());
+        (code, tail_from(&self.log, self.start))
+    }
+}
+
+/// Starts real processes.
+#[derive(Debug, Clone)]
+pub struct Processes {
+    log_dir: PathBuf,
+}
+
+impl Processes {
+    /// Output goes to files in `log_dir`.
+    pub fn new(log_dir: impl Into<PathBuf>) -> Processes {
+        Processes { log_dir: log_dir.into() }
+    }
+
+    fn open_log(&self, name: &str) -> Result<(PathBuf, File, u64), HostError> {
+        let path = self.log_dir.join(name);
+        fs::create_dir_all(&self.log_dir)
+            .map_err(|source| HostError::MakeFolder { path: self.log_dir.clone(), source })?;
+        let open = || {
+            let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&path)?;
+            let end = file.metadata()?.len();
+            Ok((file, end))
+        };
+        let (file, end) = open().map_err(|source| HostError::Write {
+            path: path.clone(),
+            value: "a log".to_string(),
+            hint: "",
+            source,
+        })?;
+        Ok((path, file, end))
+    }
+}
+
+impl Spawner for Processes {
+    async fn run(
+        &self,
+        invocation: Invocation,
+        within: Duration,
+        lines: mpsc::Sender<String>,
+    ) -> Result<RunEnd, HostError> {
+        let deadline = Instant::now() + within;
+        let name = invocation.program.rsplit('/').next().unwrap_or("command");
+        let (log, file, start) = self.open_log(&format!("{name}.log"))?;
+        let watch = Watch::new(&log)?;
+        let mut child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
+        let mut follower = Follower::new(&log, start)?;
+        let status = loop {
+            tokio::select! {
+                // Cancel-safe: wait() keeps its state in the child.
+                ended = timeout_at(deadline, child.wait()) => break ended.ok(),
+                // Cancel-safe: an unread event stays in the kernel's queue.
+                changed = watch.changed() => {
+                    changed?;
+                    follower.pass_on(&lines);
+                }
+            }
+        };
+        follower.pass_on(&lines);
+        let code = match &status {
+            Some(Ok(status)) => status.code(),
+            _ => None,
+        };
+        Ok(RunEnd { code, output: tail_from(&log, start), log, timed_out: status.is_none() })
+    }
+
+    fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
+        let (log, file, start) = self.open_log(log)?;
+        let child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
+        Ok(Daemon { child: Some(child), log, start })
+    }
+}
+
+fn spawn_error(invocation: &Invocation) -> impl FnOnce(std::io::Error) -> HostError {
+    let program = invocation.program.clone();
+    move |source| HostError::Spawn { program, source }
+}
+
+fn command(invocation: &Invocation, output: File) -> Result<Command, HostError> {
+    let errors = output.try_clone().map_err(spawn_error(invocation))?;
+    let mut command = Command::new(&invocation.program);
+    command
+        .args(invocation.args.iter().map(OsString::from))
+        .envs(invocation.env.iter().cloned())
+        // The agent's own readiness protocol is not its children's business.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
+        .env_remove("WATCHDOG_PID")
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .current_dir("/")
+        .kill_on_drop(false);
+    in_own_session(&mut command);
+    Ok(command)
+}
+
+/// Gives the child a session of its own, so that neither a terminal that hangs up nor a signal to
+/// our process group ends it.
+#[allow(unsafe_code)]
+fn in_own_session(command: &mut Command) {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; setsid(2) is one, and
+    // the closure does nothing else. The standard library has no safe way to ask for it.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
+    }
+}
+
+/// Reads what was added to a log since it last looked, line by line.
+struct Follower {
+    file: File,
+    partial: String,
+}
+
+impl Follower {
+    fn new(path: &Path, start: u64) -> Result<Follower, HostError> {
+        let read = |source| HostError::Read { path: path.to_owned(), source };
+        let mut file = File::open(path).map_err(read)?;
+        file.seek(SeekFrom::Start(start)).map_err(read)?;
+        Ok(Follower { file, partial: String::new() })
+    }
+
+    /// Passes complete lines on; a listener that lags loses lines, the log file does not.
+    fn pass_on(&mut self, lines: &mpsc::Sender<String>) {
+        let mut bytes = Vec::new();
+        // A read that fails leaves the rest for the next event.
+        let _ = self.file.read_to_end(&mut bytes);
+        self.partial.push_str(&String::from_utf8_lossy(&bytes));
+        while let Some(end) = self.partial.find(['\n', '\r']) {
+            let line: String = self.partial.drain(..=end).collect();
+            if !line.trim().is_empty() {
+                let _ = lines.try_send(line.trim_end().to_string());
+            }
+        }
+    }
+}
+
+/// The last lines that were added to a log after `start`.
+fn tail_from(path: &Path, start: u64) -> String {
+    const MOST: u64 = 8 * 1024;
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let end = file.metadata()?.len();
+        file.seek(SeekFrom::Start(start.max(end.saturating_sub(MOST))))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    read().unwrap_or_default()
+}

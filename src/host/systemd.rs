@@ -1,0 +1,242 @@
+//! systemd over D-Bus (org.freedesktop.systemd1(5)); never systemctl, which under SysV names says
+//! what is not so (field note 20).
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, connection, proxy};
+
+use crate::model::engine::UnitState;
+
+/// A request to systemd that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdError {
+    /// Neither the system bus nor systemd's own socket could be reached.
+    #[error("cannot reach systemd over D-Bus")]
+    Connect(#[source] zbus::Error),
+    /// A call was refused.
+    #[error("systemd refused {call} for {unit}")]
+    Call {
+        /// The method.
+        call: &'static str,
+        /// The unit.
+        unit: String,
+        /// Why.
+        source: zbus::Error,
+    },
+    /// systemd did not answer in time.
+    #[error("systemd did not answer {call} for {unit} within {within:?}")]
+    Timeout {
+        /// The method.
+        call: &'static str,
+        /// The unit.
+        unit: String,
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// The unit was to be started, and its job ended otherwise.
+    #[error("the start of {unit} ended as '{result}': see `journalctl -u {unit}`")]
+    Job {
+        /// The unit.
+        unit: String,
+        /// systemd's word for it: `failed`, `dependency`, `canceled`, `timeout`, …
+        result: String,
+    },
+}
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Manager {
+    fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    #[allow(clippy::type_complexity)]
+    fn enable_unit_files(
+        &self,
+        files: &[&str],
+        runtime: bool,
+        force: bool,
+    ) -> zbus::Result<(bool, Vec<(String, String, String)>)>;
+    fn reload(&self) -> zbus::Result<()>;
+    fn subscribe(&self) -> zbus::Result<()>;
+    #[zbus(signal)]
+    fn job_removed(
+        &self,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: String,
+        result: String,
+    ) -> zbus::Result<()>;
+}
+
+#[proxy(
+    interface = "org.freedesktop.DBus.Properties",
+    default_service = "org.freedesktop.systemd1"
+)]
+trait Properties {
+    fn get(&self, interface: &str, name: &str) -> zbus::Result<OwnedVariant>;
+}
+
+/// How long systemd may take for a question.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A connection to systemd, made when it is first needed.
+#[derive(Debug, Default)]
+pub struct Systemd {
+    connection: tokio::sync::Mutex<Option<Connection>>,
+}
+
+impl Systemd {
+    /// A systemd that was not spoken to yet.
+    pub fn new() -> Systemd {
+        Systemd::default()
+    }
+
+    /// The unit's state.
+    ///
+    /// # Errors
+    /// When systemd cannot be reached or refuses.
+    pub async fn unit(&self, unit: &str) -> Result<UnitState, SystemdError> {
+        self.bounded("GetUnit", unit, ANSWER, async |connection| {
+            let path = ManagerProxy::new(connection).await?.load_unit(unit).await?;
+            let properties = PropertiesProxy::builder(connection).path(path).build().await?;
+            let text = async |name| -> zbus::Result<String> {
+                let value = properties.get("org.freedesktop.systemd1.Unit", name).await?;
+                Ok(String::try_from(value).unwrap_or_default())
+            };
+            let load = text("LoadState").await?;
+            let args = match load.as_str() {
+                "loaded" => {
+                    let value =
+                        properties.get("org.freedesktop.systemd1.Service", "ExecStart").await;
+                    value.map(|value| command_line(&value)).unwrap_or_default()
+                }
+                _ => Vec::new(),
+            };
+            Ok(UnitState {
+                load,
+                active: text("ActiveState").await?,
+                file: text("UnitFileState").await?,
+                args,
+            })
+        })
+        .await
+    }
+
+    /// Has the unit started at boot.
+    ///
+    /// # Errors
+    /// When systemd cannot be reached or refuses.
+    pub async fn enable(&self, unit: &str) -> Result<(), SystemdError> {
+        self.bounded("EnableUnitFiles", unit, ANSWER, async |connection| {
+            let manager = ManagerProxy::new(connection).await?;
+            manager.enable_unit_files(&[unit], false, false).await?;
+            manager.reload().await
+        })
+        .await
+    }
+
+    /// Starts the unit and waits for the end of the job.
+    ///
+    /// # Errors
+    /// When systemd cannot be reached or refuses, or the unit does not come up within `within`.
+    pub async fn start(&self, unit: &str, within: Duration) -> Result<(), SystemdError> {
+        let result = self
+            .bounded("StartUnit", unit, within, async |connection| {
+                let manager = ManagerProxy::new(connection).await?;
+                manager.subscribe().await.or_else(already_subscribed)?;
+                // The signal is listened for before the job exists, or a fast one would be missed.
+                let mut removed = manager.receive_job_removed().await?;
+                let job = manager.start_unit(unit, "replace").await?;
+                loop {
+                    let Some(signal) = next(&mut removed).await else {
+                        return Err(zbus::Error::Failure(
+                            "systemd closed the connection".to_string(),
+                        ));
+                    };
+                    let args = signal.args()?;
+                    if *args.job() == job {
+                        return Ok(args.result().clone());
+                    }
+                }
+            })
+            .await?;
+        match result.as_str() {
+            "done" | "skipped" => Ok(()),
+            _ => Err(SystemdError::Job { unit: unit.to_string(), result }),
+        }
+    }
+
+    /// Does one thing with the connection, within a deadline; a broken connection is dropped so that
+    /// the next call makes a new one.
+    async fn bounded<T>(
+        &self,
+        call: &'static str,
+        unit: &str,
+        within: Duration,
+        work: impl AsyncFnOnce(&Connection) -> zbus::Result<T>,
+    ) -> Result<T, SystemdError> {
+        let connection = self.connection().await?;
+        match timeout(within, work(&connection)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(source)) => {
+                if matches!(source, zbus::Error::InputOutput(_) | zbus::Error::Failure(_)) {
+                    *self.connection.lock().await = None;
+                }
+                Err(SystemdError::Call { call, unit: unit.to_string(), source })
+            }
+            Err(_) => Err(SystemdError::Timeout { call, unit: unit.to_string(), within }),
+        }
+    }
+
+    async fn connection(&self) -> Result<Connection, SystemdError> {
+        let mut kept = self.connection.lock().await;
+        if let Some(connection) = &*kept {
+            return Ok(connection.clone());
+        }
+        let connect = async {
+            match Connection::system().await {
+                Ok(connection) => Ok(connection),
+                // A minimal host has no message bus; root reaches systemd by its own socket.
+                Err(e) => {
+                    let private = connection::Builder::address("unix:path=/run/systemd/private");
+                    private.p2p().build().await.map_err(|_| e)
+                }
+            }
+        };
+        let connection = timeout(ANSWER, connect)
+            .await
+            .unwrap_or_else(|_| Err(zbus::Error::Failure("no answer".to_string())))
+            .map_err(SystemdError::Connect)?;
+        *kept = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+/// Subscribing twice on one connection is refused by systemd and harmless.
+fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
+    match &error {
+        zbus::Error::MethodError(name, ..) if name.ends_with("AlreadySubscribed") => Ok(()),
+        _ => Err(error),
+    }
+}
+
+async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
+    std::future::poll_fn(|cx| std::pin::Pin::new(&mut *stream).poll_next(cx)).await
+}
+
+/// The arguments of the first command of `ExecStart`, which is of type `a(sasbttttuii)`.
+fn command_line(value: &OwnedVariant) -> Vec<String> {
+    let Variant::Array(commands) = &**value else { return Vec::new() };
+    let first = commands.iter().next();
+    let Some(Variant::Structure(fields)) = first else { return Vec::new() };
+    let Some(Variant::Array(args)) = fields.fields().get(1) else { return Vec::new() };
+    args.iter()
+        .filter_map(|arg| match arg {
+            Variant::Str(text) => Some(text.as_str().to_string()),
+            _ => None,
+        })
+        .collect()
+}

@@ -1,0 +1,72 @@
+//! Waiting for a file to change, told by the kernel (inotify(7)) instead of asked for again and again.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::HostError;
+
+/// Tells when something happens at one path.
+#[derive(Debug)]
+pub struct Watch {
+    path: PathBuf,
+    inotify: AsyncFd<Queue>,
+}
+
+/// The kernel's queue of events, in the form that the runtime asks for.
+#[derive(Debug)]
+struct Queue(Inotify);
+
+impl AsRawFd for Queue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Watch {
+    /// Watches a file for being written to, or a folder for entries that come or go.
+    ///
+    /// # Errors
+    /// When the kernel has no watch left or the path does not exist.
+    pub fn new(path: &Path) -> Result<Watch, HostError> {
+        let failed = |source: std::io::Error| HostError::Watch { path: path.to_owned(), source };
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+            .map_err(|e| failed(e.into()))?;
+        let events = AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ATTRIB;
+        inotify.add_watch(path, events).map_err(|e| failed(e.into()))?;
+        let inotify = register(Queue(inotify)).map_err(failed)?;
+        Ok(Watch { path: path.to_owned(), inotify })
+    }
+
+    /// Returns when something has happened since the last call. Cancel-safe: an event that was not
+    /// read stays in the kernel's queue.
+    ///
+    /// # Errors
+    /// When the kernel's queue cannot be read.
+    pub async fn changed(&self) -> Result<(), HostError> {
+        let failed = |source: std::io::Error| HostError::Watch { path: self.path.clone(), source };
+        loop {
+            let mut ready = self.inotify.readable().await.map_err(failed)?;
+            match self.inotify.get_ref().0.read_events() {
+                Ok(_) => return Ok(()),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(e) => return Err(failed(e.into())),
+            }
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn register(queue: Queue) -> std::io::Result<AsyncFd<Queue>> {
+    // SAFETY: a queue owns its descriptor, always gives the same one, and neither closes nor
+    // replaces it before it is dropped; the runtime has no safe way to take such a type.
+    unsafe { AsyncFd::register_with_interest(queue, Interest::READABLE) }.map_err(Into::into)
+}

@@ -1,0 +1,29 @@
+//! vhost-agent prepares a compute node for vhost-user storage targets and keeps it fit.
+//!
+//! # The one idea
+//! Everything is desired state → observed state → plan → apply → publish. An HTTP call, a command
+//! on the node and the agent's own start are only different reasons to run the same loop.
+//!
+//! # A request's way
+//! `api` judges what comes in and makes a `model` value of it → a handle of an owner in `agent` takes
+//! it → `agent::observe` looks at the machine through `host` and `docker` → `plan` says what to do →
+//! `agent::apply` does it step by step and reads back → the report goes back the same way, or into
+//! `controller`'s outbox when the caller wants to be called back.
+//!
+//! # The law
+//! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}` and `daemon`
+//! import `host` and `docker`, which do not import each other; `api` and `controller` never touch
+//! the machine; files, processes and the environment appear only in `host`, `config`, `store`,
+//! `cli` and `main`. `tests/law.rs` enforces it.
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod controller;
+pub mod daemon;
+pub mod docker;
+pub mod host;
+pub mod model;
+pub mod plan;
+pub mod store;

@@ -1,0 +1,57 @@
+//! What went wrong, as it is published: a stable code for machines, a text for the operator.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A failure in the form in which it leaves the agent, in a report, a callback or a log line.
+///
+/// `code` is stable between versions; `text` names the operation, the path or address, the value,
+/// and what the operator can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// A stable word in kebab-case.
+    pub code: Cow<'static, str>,
+    /// The whole story in one sentence or two.
+    pub text: String,
+}
+
+impl Fault {
+    /// A fault with a code known at compile time.
+    pub fn new(code: &'static str, text: impl Into<String>) -> Fault {
+        Fault { code: Cow::Borrowed(code), text: text.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// An error and all its sources in one line, which is what an operator and a controller get to see.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |e| e.source())
+        .map(|e| e.to_string())
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// Something true about the node that is no failure of the call but that the operator should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// A stable word in kebab-case.
+    pub code: Cow<'static, str>,
+    /// What was found, why it matters, what can be done.
+    pub text: String,
+}
+
+impl Finding {
+    /// A finding with a code known at compile time.
+    pub fn new(code: &'static str, text: impl Into<String>) -> Finding {
+        Finding { code: Cow::Borrowed(code), text: text.into() }
+    }
+}

@@ -1,0 +1,16 @@
+//! The nouns: what is wanted, what is seen, what was done.
+//!
+//! Values only. Nothing here reads a file, asks a clock or awaits; every other room may use these
+//! types, and they use none of the others. What arrives from outside is turned into them at the
+//! edge (`api`, `cli`, `config`), which is where it is judged.
+
+pub mod cpu;
+pub mod engine;
+pub mod fault;
+pub mod mounts;
+pub mod node;
+pub mod policy;
+pub mod pools;
+pub mod prepare;
+pub mod task;
+pub mod units;

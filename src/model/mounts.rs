@@ -1,0 +1,19 @@
+//! hugetlbfs mounts.
+
+use serde::{Deserialize, Serialize};
+
+use super::units::PageSize;
+
+/// A mounted hugetlbfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HugetlbMount {
+    /// Where it is mounted.
+    pub path: String,
+    /// Size of its pages.
+    pub page_size: PageSize,
+    /// Whether files can be made in it.
+    pub writable: bool,
+    /// Whether its path really leads to it; false when something is mounted over it.
+    pub reachable: bool,
+}

@@ -1,0 +1,255 @@
+//! Hugepage pools: what is wanted of them, what the kernel says, and which pages are the agent's.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::units::{NumaNode, PageSize};
+
+/// One pool: the hugepages of one size on one NUMA node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolKey {
+    /// Size of its pages.
+    pub size: PageSize,
+    /// Where its memory is.
+    pub node: NumaNode,
+}
+
+impl std::fmt::Display for PoolKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.node, self.size)
+    }
+}
+
+/// What the kernel says of one pool, in pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// Which pool.
+    #[serde(flatten)]
+    pub key: PoolKey,
+    /// `nr_hugepages`: all pages, surplus ones with them.
+    pub total: u64,
+    /// `free_hugepages`: not handed out; some may be promised (see [`PoolsSeen::reserved`]).
+    pub free: u64,
+    /// `surplus_hugepages`: handed out beyond the pool, back to the kernel when their user ends.
+    pub surplus: u64,
+}
+
+impl Pool {
+    /// Pages that stay in the pool when their user ends.
+    pub fn persistent(&self) -> u64 {
+        self.total.saturating_sub(self.surplus)
+    }
+}
+
+/// The memory of the whole node, in KiB, as `/proc/meminfo` gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Memory {
+    /// `MemTotal`.
+    pub total_kib: u64,
+    /// `MemAvailable`: what could be given to new work without swapping.
+    pub available_kib: u64,
+}
+
+/// Everything the pool planner looks at, read in one go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PoolsSeen {
+    /// Each pool that the kernel has.
+    pub pools: Vec<Pool>,
+    /// `resv_hugepages` by size: free pages that are promised to somebody. The kernel counts them
+    /// for the machine, not for each NUMA node.
+    pub reserved: BTreeMap<PageSize, u64>,
+    /// Nodes with CPUs: pages are spread over these, not over memory-only (CXL) nodes.
+    pub cpu_nodes: Vec<NumaNode>,
+    /// The machine's memory.
+    pub memory: Memory,
+}
+
+impl PoolsSeen {
+    /// The pool of that key.
+    pub fn pool(&self, key: PoolKey) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.key == key)
+    }
+
+    /// Page sizes that this kernel has pools for.
+    pub fn sizes(&self) -> Vec<PageSize> {
+        let mut sizes: Vec<PageSize> = self.pools.iter().map(|pool| pool.key.size).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// Promised pages of that size.
+    pub fn reserved(&self, size: PageSize) -> u64 {
+        self.reserved.get(&size).copied().unwrap_or(0)
+    }
+}
+
+/// Where wanted pages may lie.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// Anywhere, filled up evenly.
+    #[default]
+    Spread,
+    /// On these nodes, filled up evenly over them.
+    Bound(Vec<NumaNode>),
+}
+
+/// A wish: at least `pages` free pages of one size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolWant {
+    /// Page size.
+    pub size: PageSize,
+    /// Pages that are to be free, promised ones not counted as free.
+    pub pages: u64,
+    /// On which nodes.
+    pub placement: Placement,
+    /// Whether another node may give what one cannot.
+    pub move_shortfall: bool,
+}
+
+/// Pages by pool.
+pub type PagesByPool = BTreeMap<PoolKey, u64>;
+
+/// What the pool owner is asked to bring about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolGoal {
+    /// These many free pages.
+    Free(Vec<PoolWant>),
+    /// These many pages grown by the agent, whoever uses them now: what a reboot took away.
+    Grown(PagesByPool),
+}
+
+/// Which pages of each pool exist because the agent grew them, in this boot.
+///
+/// Pages vanish at a reboot, so the ledger is worth nothing under another boot id.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ledger {
+    /// `/proc/sys/kernel/random/boot_id` of the boot that it speaks of.
+    pub boot_id: String,
+    /// Whether the pages written down before this boot were taken again.
+    pub restored: bool,
+    /// Persistent pages grown and not given back.
+    pub grown: Vec<PoolPages>,
+    /// A growth that was begun; settled when the outcome is known.
+    pub intent: Option<Intent>,
+}
+
+/// A count of pages in one pool, as it is written to disk and to the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolPages {
+    /// Page size.
+    pub size: PageSize,
+    /// NUMA node.
+    pub node: NumaNode,
+    /// How many.
+    pub pages: u64,
+}
+
+/// A growth that is about to be written to the kernel, in persistent pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Intent {
+    /// Which pool.
+    pub pool: PoolKey,
+    /// Persistent pages before.
+    pub from: u64,
+    /// Persistent pages wanted after.
+    pub to: u64,
+}
+
+impl Ledger {
+    /// An empty ledger for this boot.
+    pub fn new(boot_id: impl Into<String>) -> Ledger {
+        Ledger { boot_id: boot_id.into(), ..Ledger::default() }
+    }
+
+    /// Pages the agent grew in that pool.
+    pub fn grown(&self, key: PoolKey) -> u64 {
+        self.grown.iter().find(|p| p.size == key.size && p.node == key.node).map_or(0, |p| p.pages)
+    }
+
+    /// All of it as a map.
+    pub fn by_pool(&self) -> PagesByPool {
+        self.grown.iter().map(|p| (PoolKey { size: p.size, node: p.node }, p.pages)).collect()
+    }
+
+    /// Sets the pages of one pool; zero removes the line.
+    pub fn set_grown(&mut self, key: PoolKey, pages: u64) {
+        let mut all = self.by_pool();
+        all.insert(key, pages);
+        self.grown = pages_list(&all);
+    }
+
+    /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
+    ///
+    /// A growth that was begun counts only when it is there to the page: anything else may be
+    /// someone else's, and what is not surely the agent's is never given back. Pools that shrank
+    /// below what the agent grew take the rest of its claim with them. Returns whether it changed.
+    pub fn settle(&mut self, seen: &PoolsSeen) -> bool {
+        let before = self.clone();
+        if let Some(intent) = self.intent.take()
+            && seen.pool(intent.pool).is_some_and(|pool| pool.persistent() == intent.to)
+        {
+            let pages = self.grown(intent.pool) + intent.to.saturating_sub(intent.from);
+            self.set_grown(intent.pool, pages);
+        }
+        for (key, pages) in self.by_pool() {
+            let there = seen.pool(key).map_or(0, Pool::persistent);
+            if there < pages {
+                self.set_grown(key, there);
+            }
+        }
+        *self != before
+    }
+}
+
+/// A map of pages as the list that goes to disk and wire; zeros are left out.
+pub fn pages_list(pages: &PagesByPool) -> Vec<PoolPages> {
+    pages
+        .iter()
+        .filter(|(_, pages)| **pages > 0)
+        .map(|(key, pages)| PoolPages { size: key.size, node: key.node, pages: *pages })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: PoolKey = PoolKey { size: PageSize::MIB_2, node: NumaNode(0) };
+
+    fn seen(total: u64, surplus: u64) -> PoolsSeen {
+        PoolsSeen {
+            pools: vec![Pool { key: KEY, total, free: 0, surplus }],
+            ..PoolsSeen::default()
+        }
+    }
+
+    #[test]
+    fn a_growth_cut_off_by_a_crash_is_claimed_only_when_it_is_there_to_the_page() {
+        for (total, claimed) in [(110, 110 - 100), (109, 0), (100, 0), (120, 0)] {
+            let mut ledger = Ledger::new("b");
+            ledger.intent = Some(Intent { pool: KEY, from: 100, to: 110 });
+            assert!(ledger.settle(&seen(total, 0)));
+            assert_eq!(ledger.grown(KEY), claimed, "total {total}");
+            assert_eq!(ledger.intent, None);
+        }
+    }
+
+    #[test]
+    fn a_pool_that_was_shrunk_by_someone_takes_the_claim_with_it() {
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50);
+        assert!(ledger.settle(&seen(40, 10)));
+        assert_eq!(ledger.grown(KEY), 30);
+        assert!(!ledger.settle(&seen(40, 10)), "nothing more to settle");
+        assert!(ledger.settle(&seen(0, 0)));
+        assert!(ledger.grown.is_empty());
+    }
+}

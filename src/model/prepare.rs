@@ -1,0 +1,401 @@
+//! Preparing the node: the request, the steps, the report.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::engine::{ApiVersion, PackageManager};
+use super::fault::{Fault, Finding};
+use super::pools::{PoolKey, PoolPages, PoolWant};
+use super::units::{NumaNode, PageSize};
+
+/// What the node is to be made fit for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrepareRequest {
+    /// Free pages, at most one wish for each page size and placement.
+    pub hugepages: Vec<PoolWant>,
+    /// Whether a growth that came out short is kept.
+    pub keep_partial: bool,
+    /// Whether the engine is looked after.
+    pub engine: bool,
+    /// Whether only the plan is wanted.
+    pub dry_run: bool,
+}
+
+impl PrepareRequest {
+    /// Whether the outcome of `self` answers `other` too: it wants the same or more.
+    pub fn covers(&self, other: &PrepareRequest) -> bool {
+        self.dry_run == other.dry_run
+            && self.keep_partial == other.keep_partial
+            && (self.engine || !other.engine)
+            && other.hugepages.iter().all(|want| {
+                self.hugepages.iter().any(|mine| {
+                    mine.size == want.size
+                        && mine.placement == want.placement
+                        && mine.move_shortfall == want.move_shortfall
+                        && mine.pages >= want.pages
+                })
+            })
+    }
+}
+
+/// One thing to do. The planners make them, `agent::apply` does them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Raise a pool.
+    Grow(ResizePool),
+    /// Lower a pool.
+    Shrink(ResizePool),
+    /// Ask the kernel to gather free memory on a NUMA node.
+    Compact(NumaNode),
+    /// Drop the page cache of the whole machine.
+    DropPageCache,
+    /// Mount a hugetlbfs.
+    Mount {
+        /// Where.
+        path: String,
+        /// For pages of this size.
+        size: PageSize,
+    },
+    /// Write the engine's configuration.
+    WriteDaemonJson {
+        /// Where.
+        path: String,
+        /// The whole new text.
+        text: String,
+        /// Whether a file is there already.
+        replaces: bool,
+    },
+    /// Install the engine.
+    Install {
+        /// With this package manager.
+        manager: PackageManager,
+        /// The sets of packages to try, the preferred one first.
+        sets: Vec<Vec<String>>,
+    },
+    /// Have the engine's unit started at boot.
+    EnableUnit(String),
+    /// Start the engine's unit.
+    StartUnit(String),
+    /// Start the engine's daemon without systemd.
+    StartDaemon {
+        /// Name or path of its executable.
+        binary: String,
+    },
+    /// Wait until the API answers with a version that will do.
+    AwaitEngine {
+        /// The API's socket.
+        socket: String,
+        /// Oldest version that will do.
+        min_api: ApiVersion,
+        /// How long to wait.
+        within: Duration,
+    },
+}
+
+/// A change of one pool's `nr_hugepages`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResizePool {
+    /// Which pool.
+    pub pool: PoolKey,
+    /// Pages when it was planned.
+    pub from: u64,
+    /// Pages wanted.
+    pub to: u64,
+}
+
+/// The part of the node that a step changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Area {
+    /// Hugepage pools.
+    Pools,
+    /// hugetlbfs mounts.
+    Mount,
+    /// The engine.
+    Engine,
+}
+
+impl Step {
+    /// The part of the node that it changes.
+    pub fn area(&self) -> Area {
+        match self {
+            Step::Grow(_) | Step::Shrink(_) | Step::Compact(_) | Step::DropPageCache => Area::Pools,
+            Step::Mount { .. } => Area::Mount,
+            _ => Area::Engine,
+        }
+    }
+
+    /// Its stable name in reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Step::Grow(_) => "grow",
+            Step::Shrink(_) => "giveBack",
+            Step::Compact(_) => "compact",
+            Step::DropPageCache => "dropPageCache",
+            Step::Mount { .. } => "mount",
+            Step::WriteDaemonJson { .. } => "writeDaemonJson",
+            Step::Install { .. } => "install",
+            Step::EnableUnit(_) => "enableUnit",
+            Step::StartUnit(_) => "startUnit",
+            Step::StartDaemon { .. } => "startDaemon",
+            Step::AwaitEngine { .. } => "awaitEngine",
+        }
+    }
+
+    /// What it works on, in the operator's words.
+    pub fn subject(&self) -> String {
+        match self {
+            Step::Grow(resize) | Step::Shrink(resize) => resize.pool.to_string(),
+            Step::Compact(node) => node.to_string(),
+            Step::DropPageCache => "page cache".to_string(),
+            Step::Mount { path, size } => format!("{path} (pagesize={size})"),
+            Step::WriteDaemonJson { path, .. } => path.clone(),
+            Step::Install { manager, .. } => manager.to_string(),
+            Step::EnableUnit(unit) | Step::StartUnit(unit) => unit.clone(),
+            Step::StartDaemon { binary } => binary.clone(),
+            Step::AwaitEngine { socket, .. } => socket.clone(),
+        }
+    }
+
+    /// How things stand before it, and how they are meant to stand after.
+    pub fn before_after(&self) -> (String, String) {
+        let words = |before: &str, after: &str| (before.to_string(), after.to_string());
+        match self {
+            Step::Grow(resize) | Step::Shrink(resize) => {
+                (format!("{} pages", resize.from), format!("{} pages", resize.to))
+            }
+            Step::Compact(_) => words("fragmented", "compacted"),
+            Step::DropPageCache => words("cached", "dropped"),
+            Step::Mount { .. } => words("absent", "mounted"),
+            Step::WriteDaemonJson { text, replaces, .. } => {
+                let before = if *replaces { "without the wanted key" } else { "absent" };
+                (before.to_string(), text.split_whitespace().collect::<Vec<_>>().join(" "))
+            }
+            Step::Install { sets, .. } => {
+                let sets: Vec<String> = sets.iter().map(|set| set.join(" ")).collect();
+                ("not installed".to_string(), sets.join(" | "))
+            }
+            Step::EnableUnit(_) => words("disabled", "enabled"),
+            Step::StartUnit(_) | Step::StartDaemon { .. } => words("stopped", "running"),
+            Step::AwaitEngine { min_api, .. } => {
+                ("no answer".to_string(), format!("answers with API {min_api} or newer"))
+            }
+        }
+    }
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StepOutcome {
+    /// Dry run: it would be done.
+    Planned,
+    /// Done, and read back.
+    Done,
+    /// Done in part: `after` says how far.
+    Short,
+    /// It failed; the report's error says why.
+    Failed,
+}
+
+/// One step as it went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepReport {
+    /// The part of the node.
+    pub area: Area,
+    /// The step's name.
+    pub step: String,
+    /// What it worked on.
+    pub subject: String,
+    /// How things stood.
+    pub before: String,
+    /// How they stand, read back; in a dry run how they would stand.
+    pub after: String,
+    /// What became of it.
+    pub outcome: StepOutcome,
+    /// How long it took, in milliseconds.
+    pub duration_ms: f64,
+}
+
+impl StepReport {
+    /// The report of a step that was only planned.
+    pub fn planned(step: &Step) -> StepReport {
+        let (before, after) = step.before_after();
+        StepReport::of(step, before, after, StepOutcome::Planned, Duration::ZERO)
+    }
+
+    /// The report of a step that was tried.
+    pub fn of(
+        step: &Step,
+        before: String,
+        after: String,
+        outcome: StepOutcome,
+        took: Duration,
+    ) -> StepReport {
+        StepReport {
+            area: step.area(),
+            step: step.name().to_string(),
+            subject: step.subject(),
+            before,
+            after,
+            outcome,
+            duration_ms: (took.as_secs_f64() * 1e6).round() / 1e3,
+        }
+    }
+}
+
+/// How a prepare ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// Everything was there already.
+    Holds,
+    /// Something was done, and now everything is there.
+    Changed,
+    /// Dry run: something would be done.
+    WouldChange,
+    /// Something is missing still.
+    Failed,
+}
+
+/// What one part of a prepare did: the pools with their mounts, or the engine.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PartReport {
+    /// The steps, in order.
+    pub steps: Vec<StepReport>,
+    /// What the operator should know.
+    pub findings: Vec<Finding>,
+    /// Why it stopped before everything held.
+    pub errors: Vec<Fault>,
+    /// hugetlbfs mounts to use.
+    pub mounts: Vec<String>,
+    /// The engine's version, when it answered.
+    pub engine_version: Option<String>,
+}
+
+impl PartReport {
+    /// Takes over what another part did.
+    pub fn merge(&mut self, other: PartReport) {
+        self.steps.extend(other.steps);
+        self.findings.extend(other.findings);
+        self.errors.extend(other.errors);
+        self.mounts.extend(other.mounts);
+        self.engine_version = self.engine_version.take().or(other.engine_version);
+    }
+}
+
+/// What a prepare did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrepareReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether nothing was to be changed.
+    pub dry_run: bool,
+    /// Every step; the pools' first, then the engine's, which went on at the same time.
+    pub steps: Vec<StepReport>,
+    /// What the operator should know though nothing failed by it.
+    pub findings: Vec<Finding>,
+    /// What failed; empty unless the outcome is `failed`.
+    pub errors: Vec<Fault>,
+    /// The hugetlbfs mounts that a target would be given.
+    pub mounts: Vec<String>,
+    /// The engine's version.
+    pub engine_version: Option<String>,
+    /// From the first look to the last, in milliseconds.
+    pub duration_ms: f64,
+}
+
+impl PrepareReport {
+    /// Sums the parts up.
+    pub fn of(dry_run: bool, parts: PartReport, took: Duration) -> PrepareReport {
+        let outcome = match (parts.errors.is_empty(), parts.steps.is_empty(), dry_run) {
+            (false, ..) => Outcome::Failed,
+            (true, true, _) => Outcome::Holds,
+            (true, false, true) => Outcome::WouldChange,
+            (true, false, false) => Outcome::Changed,
+        };
+        PrepareReport {
+            outcome,
+            dry_run,
+            steps: parts.steps,
+            findings: parts.findings,
+            errors: parts.errors,
+            mounts: parts.mounts,
+            engine_version: parts.engine_version,
+            duration_ms: (took.as_secs_f64() * 1e6).round() / 1e3,
+        }
+    }
+
+    /// All errors in one line; empty when there are none.
+    pub fn error_text(&self) -> String {
+        self.errors.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// What giving pages back did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReclaimReport {
+    /// The steps.
+    pub steps: Vec<StepReport>,
+    /// Pages grown by the agent that remain, because they are in use or were to be kept.
+    pub remaining: Vec<PoolPages>,
+    /// What failed.
+    pub errors: Vec<Fault>,
+}
+
+/// Something that happens while a long call runs, for whoever watches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Progress {
+    /// A step began.
+    Begun {
+        /// The part of the node.
+        area: Area,
+        /// The step's name.
+        step: String,
+        /// What it works on.
+        subject: String,
+    },
+    /// A line of output of the step at work.
+    Line {
+        /// The part of the node.
+        area: Area,
+        /// The line.
+        text: String,
+    },
+    /// A step ended.
+    Ended(StepReport),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::pools::Placement;
+
+    fn request(pages: u64) -> PrepareRequest {
+        let want = PoolWant {
+            size: PageSize::MIB_2,
+            pages,
+            placement: Placement::Spread,
+            move_shortfall: false,
+        };
+        PrepareRequest { hugepages: vec![want], keep_partial: false, engine: true, dry_run: false }
+    }
+
+    #[test]
+    fn a_request_covers_the_same_and_less_and_nothing_of_another_kind() {
+        let big = request(10);
+        assert!(big.covers(&request(10)) && big.covers(&request(3)));
+        assert!(!big.covers(&request(11)));
+        assert!(big.covers(&PrepareRequest { engine: false, ..request(5) }));
+        assert!(!PrepareRequest { engine: false, ..request(10) }.covers(&request(5)));
+        assert!(!big.covers(&PrepareRequest { dry_run: true, ..request(5) }));
+        let mut bound = request(5);
+        bound.hugepages[0].placement = Placement::Bound(vec![NumaNode(1)]);
+        assert!(!big.covers(&bound));
+    }
+}

@@ -1,0 +1,55 @@
+//! A call that is answered later: the task id that the controller gave and where its result goes.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A controller's task id: 32 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskId(String);
+
+impl TryFrom<String> for TaskId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<TaskId, String> {
+        if text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            Ok(TaskId(text))
+        } else {
+            Err("a task id is 32 hex digits without dashes".to_string())
+        }
+    }
+}
+
+impl From<TaskId> for String {
+    fn from(id: TaskId) -> String {
+        id.0
+    }
+}
+
+impl TaskId {
+    /// The digits as the controller wrote them.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is sent to the controller when a task is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskResult {
+    /// Whose result.
+    pub task: TaskId,
+    /// `http://…` or `https://…`, judged when the call came in.
+    pub callback_url: String,
+    /// The JSON body, ASCII.
+    pub body: String,
+    /// The `error` header: the handler broke outside its own error handling.
+    pub error: Option<String>,
+}

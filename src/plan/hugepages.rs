@@ -1,0 +1,430 @@
+//! Growing and giving back hugepages (field notes 1 to 6).
+//!
+//! `grow` is called again after each round of writes, with what the kernel really did and with the
+//! trials so far, until it says that the goal holds or why it cannot. Growth is wanted as *free*
+//! pages: what guests have taken or been promised does not count. Free pages that the kernel has
+//! promised are counted for the machine only, so all of them are charged to the pools asked about:
+//! too many pages for a target are a nuisance, too few stop a virtual machine from starting.
+
+use std::collections::BTreeMap;
+
+use crate::model::fault::Fault;
+use crate::model::policy::PoolPolicy;
+use crate::model::pools::{PagesByPool, Placement, PoolGoal, PoolKey, PoolWant, PoolsSeen};
+use crate::model::prepare::{ResizePool, Step};
+use crate::model::units::{NumaNode, PageSize};
+
+/// How hard the kernel was asked for pages of a pool and still gave too few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effort {
+    /// Plainly.
+    Plain,
+    /// After compaction.
+    Compacted,
+    /// After the page cache was dropped.
+    CacheDropped,
+}
+
+/// A pool that was asked for pages in this call and gave too few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trial {
+    /// The most that was done for it.
+    pub effort: Effort,
+    /// Pages wanted of it.
+    pub wanted: u64,
+    /// Pages it gave.
+    pub got: u64,
+}
+
+/// The growths of this call that came out short, by pool.
+pub type Trials = BTreeMap<PoolKey, Trial>;
+
+/// The effort that a next try will have been, given the last one that fell short.
+pub fn next_effort(last: Option<Effort>) -> Effort {
+    match last {
+        None => Effort::Plain,
+        Some(Effort::Plain) => Effort::Compacted,
+        Some(_) => Effort::CacheDropped,
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing: it holds.
+    Holds,
+    /// These steps, then look again.
+    Steps(Vec<Step>),
+    /// Nothing helps: the fault names the node, the pages wanted and got.
+    Short(Fault),
+    /// It must not be tried.
+    Refused(Fault),
+}
+
+/// Whether every pool that can still give is tried though one cannot give its share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnShortfall {
+    /// Stop at the first pool that cannot: what was taken will be given back.
+    Stop,
+    /// Take what there is.
+    TakeTheRest,
+}
+
+/// Plans the next steps towards `goal`.
+///
+/// `grown` are the pages that the agent's ledger has for this boot.
+pub fn grow(
+    goal: &PoolGoal,
+    seen: &PoolsSeen,
+    grown: &PagesByPool,
+    policy: &PoolPolicy,
+    trials: &Trials,
+    on_shortfall: OnShortfall,
+) -> Decision {
+    let round = Round { seen, grown, policy, trials };
+    let shares = match goal {
+        PoolGoal::Free(wants) => round.shares_for_free(wants),
+        PoolGoal::Grown(wanted) => Ok(round.shares_for_grown(wanted)),
+    };
+    match shares {
+        Ok(shares) => round.decide(shares, on_shortfall),
+        Err(refused) => Decision::Refused(refused),
+    }
+}
+
+/// Pages that each pool should gain, and what no pool can give.
+#[derive(Default)]
+struct Shares {
+    adds: PagesByPool,
+    short: Vec<Shortfall>,
+}
+
+struct Shortfall {
+    pool: PoolKey,
+    missing: u64,
+}
+
+struct Round<'a> {
+    seen: &'a PoolsSeen,
+    grown: &'a PagesByPool,
+    policy: &'a PoolPolicy,
+    trials: &'a Trials,
+}
+
+impl Round<'_> {
+    fn shares_for_free(&self, wants: &[PoolWant]) -> Result<Shares, Fault> {
+        let mut shares = Shares::default();
+        for want in wants {
+            self.add_want(want, &mut shares.adds, &mut shares.short)?;
+        }
+        Ok(shares)
+    }
+
+    /// Adds what one wish lacks to `planned`; a page that is planned already counts as free.
+    fn add_want(
+        &self,
+        want: &PoolWant,
+        planned: &mut PagesByPool,
+        short: &mut Vec<Shortfall>,
+    ) -> Result<(), Fault> {
+        let candidates = self.candidates(want)?;
+        let overflow = want.move_shortfall && candidates.iter().all(|key| self.exhausted(*key));
+        let free = |key: &PoolKey| {
+            let free = self.seen.pool(*key).map_or(0, |pool| pool.free);
+            free.saturating_add(planned.get(key).copied().unwrap_or(0))
+        };
+        let mut levels: PagesByPool = candidates.iter().map(|key| (*key, free(key))).collect();
+        let mut moved = PagesByPool::new();
+        if want.move_shortfall {
+            for key in self.others(want.size, &candidates) {
+                // What an earlier call moved to another node is the agent's; as long as it lies
+                // there, asking the full node again would be asking in vain at every call.
+                let grown = self.grown.get(&key).copied().unwrap_or(0);
+                moved.insert(key, if overflow { free(&key) } else { free(&key).min(grown) });
+            }
+        }
+        let have = sum(&levels).saturating_add(sum(&moved));
+        let missing = want.pages.saturating_sub(have.saturating_sub(self.seen.reserved(want.size)));
+        if missing == 0 {
+            return Ok(());
+        }
+        self.refuse_absurd(want, missing)?;
+        if want.move_shortfall {
+            let from = if overflow { moved } else { levels.clone() };
+            let willing: PagesByPool =
+                from.into_iter().filter(|(key, _)| !self.exhausted(*key)).collect();
+            if !willing.is_empty() {
+                levels = willing;
+            }
+        }
+        for (key, add) in fill_evenly(&levels, missing) {
+            if self.exhausted(key) {
+                short.push(Shortfall { pool: key, missing: add });
+            } else {
+                *planned.entry(key).or_default() += add;
+            }
+        }
+        Ok(())
+    }
+
+    fn shares_for_grown(&self, wanted: &PagesByPool) -> Shares {
+        let mut shares = Shares::default();
+        for (key, pages) in wanted {
+            let add = pages.saturating_sub(self.grown.get(key).copied().unwrap_or(0));
+            if add == 0 {
+                continue;
+            }
+            match self.seen.pool(*key) {
+                Some(_) if !self.exhausted(*key) => {
+                    shares.adds.insert(*key, add);
+                }
+                _ => shares.short.push(Shortfall { pool: *key, missing: add }),
+            }
+        }
+        shares
+    }
+
+    fn decide(&self, shares: Shares, on_shortfall: OnShortfall) -> Decision {
+        let stop = on_shortfall == OnShortfall::Stop || shares.adds.is_empty();
+        if stop && let Some(short) = shares.short.first() {
+            return Decision::Short(self.shortfall(short));
+        }
+        if shares.adds.is_empty() {
+            return Decision::Holds;
+        }
+        if let Err(refused) = self.keep_floor(&shares.adds) {
+            return Decision::Refused(refused);
+        }
+        Decision::Steps(self.steps(&shares.adds))
+    }
+
+    fn steps(&self, adds: &PagesByPool) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (key, add) in adds {
+            match next_effort(self.trials.get(key).map(|trial| trial.effort)) {
+                Effort::Plain => {}
+                Effort::Compacted => steps.push(Step::Compact(key.node)),
+                Effort::CacheDropped => steps.push(Step::DropPageCache),
+            }
+            let from = self.seen.pool(*key).map_or(0, |pool| pool.total);
+            let to = from.saturating_add(*add);
+            steps.push(Step::Grow(ResizePool { pool: *key, from, to }));
+        }
+        steps.dedup();
+        steps
+    }
+
+    /// Whether asking that pool once more is useless.
+    fn exhausted(&self, key: PoolKey) -> bool {
+        let last =
+            if self.policy.drop_page_cache { Effort::CacheDropped } else { Effort::Compacted };
+        self.trials.get(&key).is_some_and(|trial| trial.effort >= last)
+    }
+
+    fn candidates(&self, want: &PoolWant) -> Result<Vec<PoolKey>, Fault> {
+        let of_size = self.pools_of(want.size);
+        if of_size.is_empty() {
+            let sizes: Vec<String> = self.seen.sizes().iter().map(PageSize::to_string).collect();
+            return Err(Fault::new(
+                "page-size-unsupported",
+                format!(
+                    "this kernel has no pool of {} pages (it has: {}); for 1G pages the CPU must have \
+                     the flag pdpe1gb",
+                    want.size,
+                    if sizes.is_empty() { "none".to_string() } else { sizes.join(", ") }
+                ),
+            ));
+        }
+        match &want.placement {
+            Placement::Spread => {
+                let near: Vec<PoolKey> = of_size
+                    .iter()
+                    .filter(|k| self.seen.cpu_nodes.contains(&k.node))
+                    .copied()
+                    .collect();
+                Ok(if near.is_empty() { of_size } else { near })
+            }
+            Placement::Bound(nodes) => {
+                nodes.iter().map(|node| self.bound_pool(want.size, *node, &of_size)).collect()
+            }
+        }
+    }
+
+    fn bound_pool(
+        &self,
+        size: PageSize,
+        node: NumaNode,
+        there: &[PoolKey],
+    ) -> Result<PoolKey, Fault> {
+        there.iter().find(|key| key.node == node).copied().ok_or_else(|| {
+            let nodes: Vec<String> = there.iter().map(|key| key.node.to_string()).collect();
+            let text = format!(
+                "no pool of {size} pages on {node}; this machine has: {}",
+                nodes.join(", ")
+            );
+            Fault::new("no-such-node", text)
+        })
+    }
+
+    fn pools_of(&self, size: PageSize) -> Vec<PoolKey> {
+        self.seen.pools.iter().map(|pool| pool.key).filter(|key| key.size == size).collect()
+    }
+
+    fn others(&self, size: PageSize, candidates: &[PoolKey]) -> Vec<PoolKey> {
+        self.pools_of(size).into_iter().filter(|key| !candidates.contains(key)).collect()
+    }
+
+    /// More pages than the machine has memory are a mistake, whatever the floor says.
+    fn refuse_absurd(&self, want: &PoolWant, missing: u64) -> Result<(), Fault> {
+        let total = self.seen.memory.total_kib;
+        if want.size.kib_of(missing) <= total {
+            return Ok(());
+        }
+        Err(Fault::new(
+            "too-many-pages",
+            format!(
+                "{} free pages of {} were asked for and {missing} are missing: more than the {} MiB of \
+                 memory that this machine has",
+                want.pages,
+                want.size,
+                total / 1024
+            ),
+        ))
+    }
+
+    /// Refuses a growth after which less than the floor would be available (field note 6).
+    fn keep_floor(&self, adds: &PagesByPool) -> Result<(), Fault> {
+        let memory = self.seen.memory;
+        let floor = floor_kib(self.policy, memory.total_kib);
+        let growth = kib_of(adds);
+        if memory.available_kib.saturating_sub(growth) >= floor {
+            return Ok(());
+        }
+        let mib = |kib: u64| kib / 1024;
+        Err(Fault::new(
+            "memory-floor",
+            format!(
+                "growing by {} ({} MiB) would leave {} MiB of {} MiB available, below the floor of {} \
+                 MiB; free memory, ask for fewer pages, or lower pools.floor_mib / pools.floor_percent",
+                describe(adds),
+                mib(growth),
+                mib(memory.available_kib.saturating_sub(growth)),
+                mib(memory.available_kib),
+                mib(floor)
+            ),
+        ))
+    }
+
+    fn shortfall(&self, short: &Shortfall) -> Fault {
+        let Shortfall { pool, missing } = short;
+        let Some(trial) = self.trials.get(pool) else {
+            let text = format!(
+                "{missing} pages of {} are missing on {}, which is gone",
+                pool.size, pool.node
+            );
+            return Fault::new("pages-short", text);
+        };
+        let advice = match self.policy.drop_page_cache {
+            true => {
+                "free memory there, or reboot and let vhost-agent-pools.service take the pages early"
+            }
+            false => {
+                "free memory there, let another node give them (moveShortfall), or allow \
+                      pools.drop_page_cache"
+            }
+        };
+        let free = self.seen.pool(*pool).map_or(0, |pool| pool.free);
+        Fault::new(
+            "pages-short",
+            format!(
+                "{} gave {} of {} wanted pages of {} ({free} are free there now): its memory is full or \
+                 fragmented; {advice}",
+                pool.node, trial.got, trial.wanted, pool.size
+            ),
+        )
+    }
+}
+
+/// KiB of `MemAvailable` that must remain: the larger of the two bounds.
+pub fn floor_kib(policy: &PoolPolicy, total_kib: u64) -> u64 {
+    policy.floor_kib.max(total_kib / 100 * policy.floor_percent)
+}
+
+fn sum(pages: &PagesByPool) -> u64 {
+    pages.values().fold(0, |sum, pages| sum.saturating_add(*pages))
+}
+
+fn kib_of(pages: &PagesByPool) -> u64 {
+    pages.iter().fold(0, |sum, (key, pages)| sum.saturating_add(key.size.kib_of(*pages)))
+}
+
+fn describe(pages: &PagesByPool) -> String {
+    let parts: Vec<String> =
+        pages.iter().map(|(key, n)| format!("{n} pages of {} on {}", key.size, key.node)).collect();
+    parts.join(" and ")
+}
+
+/// Adds `missing` pages to the pools with the lowest levels first, so that the levels come out as
+/// even as they can without taking anything away. The shares sum up to `missing`.
+fn fill_evenly(levels: &PagesByPool, missing: u64) -> PagesByPool {
+    let mut order: Vec<(u64, PoolKey)> = levels.iter().map(|(key, level)| (*level, *key)).collect();
+    order.sort_unstable();
+    // The common level: raise the k lowest pools to it, with the largest k that missing pays for.
+    let mut sum: u128 = 0;
+    let mut filled = 0;
+    for (level, _) in &order {
+        if u128::from(*level) * (filled as u128) > sum + u128::from(missing) {
+            break;
+        }
+        sum += u128::from(*level);
+        filled += 1;
+    }
+    let goal = sum + u128::from(missing);
+    let count = filled.max(1) as u128;
+    let (level, odd) = (goal / count, goal % count);
+    order
+        .iter()
+        .take(filled)
+        .enumerate()
+        .map(|(i, (before, key))| {
+            let after = level + u128::from((i as u128) < odd);
+            (*key, u64::try_from(after.saturating_sub(u128::from(*before))).unwrap_or(u64::MAX))
+        })
+        .filter(|(_, add)| *add > 0)
+        .collect()
+}
+
+/// Plans giving pages back: at most `limit` from each pool, never one that is in use or promised.
+///
+/// The caller passes pages that are the agent's: what a failed call took, or the ledger.
+pub fn give_back(limit: &PagesByPool, seen: &PoolsSeen) -> Vec<Step> {
+    let mut spare: BTreeMap<PageSize, u64> = BTreeMap::new();
+    for pool in &seen.pools {
+        *spare.entry(pool.key.size).or_default() += pool.free;
+    }
+    for (size, spare) in &mut spare {
+        *spare = spare.saturating_sub(seen.reserved(*size));
+    }
+    let mut steps = Vec::new();
+    for (key, limit) in limit {
+        let (Some(pool), Some(spare)) = (seen.pool(*key), spare.get_mut(&key.size)) else {
+            continue;
+        };
+        // Surplus pages go by themselves; lowering the pool below its persistent pages in use would
+        // only turn those into surplus.
+        let give = (*limit).min(pool.free).min(*spare).min(pool.persistent());
+        if give > 0 {
+            *spare -= give;
+            steps.push(Step::Shrink(ResizePool {
+                pool: *key,
+                from: pool.total,
+                to: pool.total - give,
+            }));
+        }
+    }
+    steps
+}
+
+#[cfg(test)]
+#[path = "hugepages_tests.rs"]
+mod tests;

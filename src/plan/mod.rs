@@ -1,0 +1,9 @@
+//! The verbs, pure: what is wanted and what is seen in, an ordered list of steps out.
+//!
+//! All policy lives here: how pages are spread, when memory is too scarce, which mount is good
+//! enough, what an engine needs. A planner never reads, writes or waits, so a dry run and a real
+//! run are the same call, and planning again after everything was applied yields nothing.
+
+pub mod engine;
+pub mod hugepages;
+pub mod mounts;

@@ -1,0 +1,253 @@
+//! The agent's own files: JSON, one file per thing, replaced in one step.
+//!
+//! A file that cannot be read is set aside under another name with a loud word, never silently
+//! dropped, and never takes others with it.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::model::fault::{Fault, chain};
+
+/// How long a file must last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Over a crash of the machine: file and folder are synced.
+    Disk,
+    /// Over a crash of the agent. Enough for what a reboot makes void anyway.
+    Boot,
+}
+
+/// A file of the agent that could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder could not be made.
+    #[error("cannot make the state folder {path}: check its parent and the disk, or set state_dir")]
+    MakeFolder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be written.
+    #[error("cannot write {path}: free space or make the disk writable, then call again")]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another agent works on the same state.
+    #[error("{path} is held by another vhost-agent ({holder}): only one may own a node")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// What the holder wrote into it.
+        holder: String,
+    },
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Fault {
+        let code = match &error {
+            StoreError::MakeFolder { .. } | StoreError::Write { .. } => "state-unwritable",
+            StoreError::Read { .. } => "state-unreadable",
+            StoreError::Locked { .. } => "another-agent",
+        };
+        Fault::new(code, chain(&error))
+    }
+}
+
+/// Replaces a file: a temporary one beside it, rename, and what `durability` asks for.
+///
+/// # Errors
+/// Whatever the file system says; the old file is then still there, whole.
+pub fn replace_file(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    owner: Option<(u32, u32)>,
+    durability: Durability,
+) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".vhost-agent-")
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    // The umask has had its say on the mode above.
+    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
+    if let Some((uid, gid)) = owner {
+        chown(file.path(), Some(uid), Some(gid))?;
+    }
+    if durability == Durability::Disk {
+        file.as_file().sync_all()?;
+    }
+    file.persist(path)?;
+    if durability == Durability::Disk {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The agent's state folder.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// The state in `folder`, which is made when it is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::MakeFolder`].
+    pub fn open(folder: impl Into<PathBuf>) -> Result<Store, StoreError> {
+        let folder = folder.into();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|source| StoreError::MakeFolder { path: folder.clone(), source })?;
+        Ok(Store { folder })
+    }
+
+    /// Writes a value as readable JSON.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn write<T: Serialize>(
+        &self,
+        name: &str,
+        value: &T,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
+        let path = self.folder.join(name);
+        serde_json::to_vec_pretty(value)
+            .map_err(io::Error::from)
+            .and_then(|bytes| replace_file(&path, &bytes, 0o600, None, durability))
+            .map_err(|source| StoreError::Write { path, source })
+    }
+
+    /// Reads a value; `None` when there is none, or when what is there had to be set aside.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] when the disk fails.
+    pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
+        let path = self.folder.join(name);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Read { path, source }),
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) => {
+                let aside = path.with_extension("json.unusable");
+                let moved = fs::rename(&path, &aside);
+                tracing::error!(
+                    path = %path.display(), aside = %aside.display(), moved = moved.is_ok(), error = %e,
+                    "a state file cannot be read and was set aside; what it said is not known to the agent"
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes the lock of the node; it is held as long as the returned value lives.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another agent has it.
+    pub fn lock(&self) -> Result<Lock, StoreError> {
+        let path = self.folder.join("lock");
+        let write = |source| StoreError::Write { path: path.clone(), source };
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(write)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { path, file }),
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                Err(StoreError::Locked { path, holder: holder.trim().to_string() })
+            }
+            Err(TryLockError::Error(source)) => Err(StoreError::Write { path, source }),
+        }
+    }
+}
+
+/// The held lock of the node.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    /// Writes who holds it, for the next one that wants it: `pid 12` or `pid 12, http://…`.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn sign(&mut self, text: &str) -> Result<(), StoreError> {
+        let sign = |file: &mut File| {
+            file.set_len(0)?;
+            io::Seek::rewind(file)?;
+            file.write_all(text.as_bytes())
+        };
+        sign(&mut self.file).map_err(|source| StoreError::Write { path: self.path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_back_and_nothing_else_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("state")).unwrap();
+        store.write("a.json", &vec![1, 2], Durability::Disk).unwrap();
+        store.write("a.json", &vec![3], Durability::Boot).unwrap();
+        assert_eq!(store.read::<Vec<u8>>("a.json").unwrap(), Some(vec![3]));
+        assert_eq!(store.read::<Vec<u8>>("b.json").unwrap(), None);
+        assert_eq!(fs::read_dir(dir.path().join("state")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_broken_file_is_set_aside_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        fs::write(dir.path().join("a.json"), "{\"half").unwrap();
+        assert_eq!(store.read::<Vec<u8>>("a.json").unwrap(), None);
+        assert_eq!(fs::read_to_string(dir.path().join("a.json.unusable")).unwrap(), "{\"half");
+    }
+
+    #[test]
+    fn one_node_has_one_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut lock = store.lock().unwrap();
+        lock.sign("pid 1").unwrap();
+        match store.lock() {
+            Err(StoreError::Locked { holder, .. }) => assert_eq!(holder, "pid 1"),
+            other => panic!("{other:?}"),
+        }
+        drop(lock);
+        store.lock().unwrap();
+    }
+}
