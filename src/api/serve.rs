@@ -24,7 +24,7 @@ const BACKLOG: u32 = 1024;
 const HEAD_BYTES: usize = 64 * 1024;
 /// What a connection too many is told.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
-    Content-Type: application/problem+json\r\nContent-Length: 119\r\n\r\n\
+    Content-Type: application/problem+json\r\nContent-Length: 120\r\n\r\n\
     {\"status\":503,\"code\":\"too-many-connections\",\"detail\":\"http.max_connections are open already: close some, or call later\"}";
 
 /// Limits of the listener.

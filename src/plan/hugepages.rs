@@ -137,10 +137,11 @@ impl Round<'_> {
         let mut moved = PagesByPool::new();
         if want.move_shortfall {
             for key in self.others(want.size, &candidates) {
-                // What an earlier call moved to another node is the agent's; as long as it lies
-                // there, asking the full node again would be asking in vain at every call.
+                // What was moved to another node is the agent's; as long as it lies there, asking
+                // the full node again would be asking in vain at every call. Other free pages there
+                // are somebody else's.
                 let grown = self.grown.get(&key).copied().unwrap_or(0);
-                moved.insert(key, if overflow { free(&key) } else { free(&key).min(grown) });
+                moved.insert(key, free(&key).min(grown));
             }
         }
         let have = sum(&levels).saturating_add(sum(&moved));
@@ -310,7 +311,7 @@ impl Round<'_> {
                 mib(growth),
                 mib(memory.available_kib.saturating_sub(growth)),
                 mib(memory.available_kib),
-                mib(floor)
+                floor.div_ceil(1024)
             ),
         ))
     }

@@ -1,1 +1,375 @@
+//! The pool planner against a small kernel that is played: it gives pages as long as a node has some.
 
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::pools::{Memory, Pool};
+
+const MIB: u64 = 1024;
+
+fn policy() -> PoolPolicy {
+    PoolPolicy {
+        floor_kib: 1024 * MIB,
+        floor_percent: 5,
+        drop_page_cache: false,
+        write_timeout: Duration::from_secs(60),
+    }
+}
+
+fn key(node: u32) -> PoolKey {
+    PoolKey { size: PageSize::MIB_2, node: NumaNode(node) }
+}
+
+/// Nodes with (total, free, surplus) 2 MiB pages each, and 64 GiB of memory, all available.
+fn machine(pools: &[(u64, u64, u64)]) -> PoolsSeen {
+    let pools: Vec<Pool> = (0..)
+        .zip(pools)
+        .map(|(node, (total, free, surplus))| Pool {
+            key: key(node),
+            total: *total,
+            free: *free,
+            surplus: *surplus,
+        })
+        .collect();
+    PoolsSeen {
+        cpu_nodes: pools.iter().map(|pool| pool.key.node).collect(),
+        pools,
+        reserved: BTreeMap::new(),
+        memory: Memory { total_kib: 64 * 1024 * MIB, available_kib: 64 * 1024 * MIB },
+    }
+}
+
+fn want(pages: u64) -> PoolWant {
+    PoolWant { size: PageSize::MIB_2, pages, placement: Placement::Spread, move_shortfall: false }
+}
+
+fn bound(pages: u64, nodes: &[u32]) -> PoolWant {
+    let nodes = nodes.iter().map(|node| NumaNode(*node)).collect();
+    PoolWant { placement: Placement::Bound(nodes), ..want(pages) }
+}
+
+fn decide(wants: &[PoolWant], seen: &PoolsSeen, trials: &Trials) -> Decision {
+    let goal = PoolGoal::Free(wants.to_vec());
+    grow(&goal, seen, &PagesByPool::new(), &policy(), trials, OnShortfall::Stop)
+}
+
+/// What a decision adds to each pool.
+fn adds(decision: &Decision) -> PagesByPool {
+    let Decision::Steps(steps) = decision else { panic!("{decision:?}") };
+    let grows = steps.iter().filter_map(|step| match step {
+        Step::Grow(resize) => Some((resize.pool, resize.to - resize.from)),
+        _ => None,
+    });
+    grows.collect()
+}
+
+fn pages(list: &[(u32, u64)]) -> PagesByPool {
+    list.iter().map(|(node, pages)| (key(*node), *pages)).collect()
+}
+
+#[test]
+fn pages_are_wanted_free_and_what_is_promised_is_not_free() {
+    let mut seen = machine(&[(3000, 1024, 0)]);
+    assert_eq!(decide(&[want(1024)], &seen, &Trials::new()), Decision::Holds);
+    seen.reserved.insert(PageSize::MIB_2, 24);
+    assert_eq!(adds(&decide(&[want(1024)], &seen, &Trials::new())), pages(&[(0, 24)]));
+}
+
+#[test]
+fn missing_pages_are_spread_so_that_nodes_come_out_even() {
+    let cases = [
+        (vec![(0, 0, 0), (0, 0, 0)], 1024, pages(&[(0, 512), (1, 512)])),
+        (vec![(0, 0, 0), (0, 0, 0)], 1025, pages(&[(0, 513), (1, 512)])),
+        (vec![(300, 300, 0), (0, 0, 0)], 1000, pages(&[(0, 200), (1, 500)])),
+        (vec![(900, 900, 0), (0, 0, 0)], 1000, pages(&[(1, 100)])),
+        (vec![(900, 900, 0), (0, 0, 0), (50, 50, 0)], 1200, pages(&[(1, 150), (2, 100)])),
+        (vec![(900, 10, 0), (0, 0, 0)], 30, pages(&[(0, 5), (1, 15)])),
+    ];
+    for (pools, wanted, expected) in cases {
+        let seen = machine(&pools);
+        assert_eq!(adds(&decide(&[want(wanted)], &seen, &Trials::new())), expected, "{pools:?}");
+    }
+}
+
+#[test]
+fn a_bound_wish_touches_its_nodes_only() {
+    let seen = machine(&[(5000, 5000, 0), (0, 0, 0), (0, 0, 0)]);
+    let decision = decide(&[bound(100, &[1])], &seen, &Trials::new());
+    assert_eq!(adds(&decision), pages(&[(1, 100)]));
+    let decision = decide(&[bound(100, &[1, 2])], &seen, &Trials::new());
+    assert_eq!(adds(&decision), pages(&[(1, 50), (2, 50)]));
+    match decide(&[bound(100, &[7])], &seen, &Trials::new()) {
+        Decision::Refused(fault) => {
+            assert_eq!(fault.code, "no-such-node");
+            assert!(fault.text.contains("node7") && fault.text.contains("node0, node1, node2"));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn pages_are_not_spread_over_nodes_without_processors() {
+    let mut seen = machine(&[(0, 0, 0), (0, 0, 0)]);
+    seen.cpu_nodes = vec![NumaNode(0)];
+    assert_eq!(adds(&decide(&[want(10)], &seen, &Trials::new())), pages(&[(0, 10)]));
+}
+
+#[test]
+fn a_growth_below_the_floor_is_refused_with_the_numbers() {
+    let mut seen = machine(&[(0, 0, 0)]);
+    seen.memory.available_kib = 5000 * MIB;
+    // 5 % of 64 GiB are 3276 MiB, more than the 1024 MiB.
+    assert_eq!(adds(&decide(&[want(861)], &seen, &Trials::new())), pages(&[(0, 861)]));
+    match decide(&[want(862)], &seen, &Trials::new()) {
+        Decision::Refused(fault) => {
+            assert_eq!(fault.code, "memory-floor");
+            for number in ["862 pages", "1724 MiB", "3276 MiB of 5000 MiB", "floor of 3277 MiB"] {
+                assert!(fault.text.contains(number), "{} lacks {number}", fault.text);
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_size_without_a_pool_and_an_absurd_count_are_refused() {
+    let seen = machine(&[(0, 0, 0)]);
+    let refused = |want| match decide(&[want], &seen, &Trials::new()) {
+        Decision::Refused(fault) => fault,
+        other => panic!("{other:?}"),
+    };
+    let fault = refused(PoolWant { size: PageSize::GIB_1, ..want(1) });
+    assert_eq!(fault.code, "page-size-unsupported");
+    assert!(fault.text.contains("1G") && fault.text.contains("it has: 2M"), "{}", fault.text);
+    for count in [u64::MAX, 1 << 40, 32769] {
+        assert_eq!(refused(want(count)).code, "too-many-pages", "{count}");
+    }
+}
+
+fn trial(effort: Effort, wanted: u64, got: u64) -> Trial {
+    Trial { effort, wanted, got }
+}
+
+#[test]
+fn more_effort_is_made_step_by_step_and_the_cache_is_dropped_only_when_allowed() {
+    let seen = machine(&[(100, 100, 0)]);
+    let again = |effort, policy: &PoolPolicy| {
+        let trials = Trials::from([(key(0), trial(effort, 512, 100))]);
+        let goal = PoolGoal::Free(vec![want(512)]);
+        grow(&goal, &seen, &PagesByPool::new(), policy, &trials, OnShortfall::Stop)
+    };
+    let grow_rest = Step::Grow(ResizePool { pool: key(0), from: 100, to: 512 });
+    assert_eq!(
+        again(Effort::Plain, &policy()),
+        Decision::Steps(vec![Step::Compact(NumaNode(0)), grow_rest.clone()])
+    );
+    match again(Effort::Compacted, &policy()) {
+        Decision::Short(fault) => {
+            assert_eq!(fault.code, "pages-short");
+            assert!(
+                fault.text.contains("node0 gave 100 of 512 wanted pages of 2M"),
+                "{}",
+                fault.text
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    let dropping = PoolPolicy { drop_page_cache: true, ..policy() };
+    assert_eq!(
+        again(Effort::Compacted, &dropping),
+        Decision::Steps(vec![Step::DropPageCache, grow_rest])
+    );
+    assert!(matches!(again(Effort::CacheDropped, &dropping), Decision::Short(_)));
+}
+
+#[test]
+fn a_shortfall_moves_to_another_node_only_when_asked_to() {
+    let seen = machine(&[(100, 100, 0), (0, 0, 0)]);
+    let trials = Trials::from([(key(0), trial(Effort::Compacted, 512, 100))]);
+    assert!(matches!(decide(&[bound(512, &[0])], &seen, &trials), Decision::Short(_)));
+    assert!(matches!(decide(&[want(1024)], &seen, &trials), Decision::Short(_)));
+    let moving = PoolWant { move_shortfall: true, ..bound(512, &[0]) };
+    assert_eq!(adds(&decide(std::slice::from_ref(&moving), &seen, &trials)), pages(&[(1, 412)]));
+    // Before node 0 was tried, it is asked first.
+    assert_eq!(
+        adds(&decide(std::slice::from_ref(&moving), &seen, &Trials::new())),
+        pages(&[(0, 412)])
+    );
+    // What an earlier call moved there holds, and node 0 is not asked again.
+    let moved = machine(&[(100, 100, 0), (412, 412, 0)]);
+    let goal = PoolGoal::Free(vec![moving]);
+    let grown = pages(&[(0, 100), (1, 412)]);
+    let decision = grow(&goal, &moved, &grown, &policy(), &Trials::new(), OnShortfall::Stop);
+    assert_eq!(decision, Decision::Holds);
+}
+
+#[test]
+fn a_restore_takes_what_is_missing_of_the_agents_pages_and_goes_on_past_a_short_node() {
+    let seen = machine(&[(700, 0, 0), (0, 0, 0)]);
+    let goal = PoolGoal::Grown(pages(&[(0, 512), (1, 640), (5, 10)]));
+    let trials = Trials::from([(key(1), trial(Effort::Compacted, 640, 0))]);
+    let grown = pages(&[(0, 12)]);
+    let decision = grow(&goal, &seen, &grown, &policy(), &trials, OnShortfall::TakeTheRest);
+    assert_eq!(adds(&decision), pages(&[(0, 500)]));
+    let all = pages(&[(0, 512)]);
+    let decision = grow(&goal, &seen, &all, &policy(), &trials, OnShortfall::TakeTheRest);
+    assert!(matches!(decision, Decision::Short(_)), "{decision:?}");
+}
+
+#[test]
+fn pages_are_given_back_only_when_they_are_free_not_promised_and_within_the_limit() {
+    let mut seen = machine(&[(1000, 300, 0), (1000, 50, 0)]);
+    let shrinks = |seen: &PoolsSeen, limit: &[(u32, u64)]| -> Vec<(u32, u64)> {
+        let steps = give_back(&pages(limit), seen);
+        let given = steps.iter().map(|step| match step {
+            Step::Shrink(resize) => (resize.pool.node.0, resize.from - resize.to),
+            other => panic!("{other:?}"),
+        });
+        given.collect()
+    };
+    assert_eq!(shrinks(&seen, &[(0, 200), (1, 200)]), [(0, 200), (1, 50)]);
+    seen.reserved.insert(PageSize::MIB_2, 320);
+    assert_eq!(shrinks(&seen, &[(0, 200), (1, 200)]), [(0, 30)]);
+    seen.reserved.insert(PageSize::MIB_2, 9999);
+    assert_eq!(shrinks(&seen, &[(0, 200), (1, 200)]), []);
+}
+
+/// A machine as the property tests make it up.
+#[derive(Debug, Clone)]
+struct Played {
+    seen: PoolsSeen,
+    /// Pages that each node can still give, plainly and after compaction.
+    plain: Vec<u64>,
+    compacted: Vec<u64>,
+}
+
+impl Played {
+    /// Does as the kernel does: gives what it has, without a word.
+    fn apply(&mut self, step: &Step, trials: &mut Trials, taken: &mut PagesByPool) {
+        match step {
+            Step::Compact(node) => {
+                let node = node.0 as usize;
+                self.plain[node] += std::mem::take(&mut self.compacted[node]);
+            }
+            Step::Grow(resize) => {
+                let node = resize.pool.node.0 as usize;
+                let pool = &mut self.seen.pools[node];
+                assert_eq!(resize.from, pool.total, "planned on what is there");
+                assert!(resize.to > resize.from, "a growth grows");
+                let wanted = resize.to - resize.from;
+                let got = wanted.min(self.plain[node]);
+                self.plain[node] -= got;
+                pool.total += got;
+                pool.free += got;
+                self.seen.memory.available_kib -= PageSize::MIB_2.kib_of(got);
+                *taken.entry(resize.pool).or_default() += got;
+                if got < wanted {
+                    trials
+                        .entry(resize.pool)
+                        .and_modify(|trial| trial.effort = next_effort(Some(trial.effort)))
+                        .or_insert(trial(Effort::Plain, wanted, got));
+                }
+            }
+            other => panic!("{other:?} is not for growing"),
+        }
+    }
+}
+
+fn played() -> impl Strategy<Value = Played> {
+    let node = (0u64..2000, 0u64..2000, 0u64..300, 0u64..3000, 0u64..500);
+    let nodes = prop::collection::vec(node, 1..5);
+    (nodes, 0u64..3000, 4_000u64..40_000).prop_map(|(nodes, promised, available_mib)| {
+        let pools: Vec<(u64, u64, u64)> = nodes
+            .iter()
+            .map(|(used, free, surplus, ..)| (used + free, *free, (*surplus).min(*used)))
+            .collect();
+        let mut seen = machine(&pools);
+        let free: u64 = pools.iter().map(|(_, free, _)| free).sum();
+        seen.reserved.insert(PageSize::MIB_2, promised.min(free));
+        seen.memory.available_kib = available_mib * MIB;
+        Played {
+            seen,
+            plain: nodes.iter().map(|(.., plain, _)| *plain).collect(),
+            compacted: nodes.iter().map(|(.., compacted)| *compacted).collect(),
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn growing_ends_keeps_the_floor_and_leaves_nothing_to_plan(
+        mut played in played(),
+        pages in 0u64..6000,
+        nodes in prop::option::of(prop::collection::btree_set(0u32..4, 1..4)),
+        move_shortfall: bool,
+        keep: bool,
+    ) {
+        let nodes: Option<Vec<u32>> = nodes.map(|set| set.into_iter().collect());
+        let mut wish = nodes.as_ref().map_or_else(|| want(pages), |nodes| bound(pages, nodes));
+        wish.move_shortfall = move_shortfall;
+        let goal = PoolGoal::Free(vec![wish.clone()]);
+        let on_shortfall = if keep { OnShortfall::TakeTheRest } else { OnShortfall::Stop };
+        let before = played.seen.clone();
+        let (mut trials, mut taken) = (Trials::new(), PagesByPool::new());
+        let mut rounds = 0;
+        let end = loop {
+            rounds += 1;
+            prop_assert!(rounds < 32, "it comes to an end");
+            let steps = match grow(&goal, &played.seen, &taken, &policy(), &trials, on_shortfall) {
+                Decision::Steps(steps) => steps,
+                end => break end,
+            };
+            if rounds == 1 {
+                let free = |node: u32| before.pools[node as usize].free;
+                let asked: u64 = match &nodes {
+                    None => (0..).zip(&before.pools).map(|(node, _)| free(node)).sum(),
+                    Some(nodes) => nodes.iter().map(|node| free(*node)).sum(),
+                };
+                let missing = pages - asked.saturating_sub(before.reserved(PageSize::MIB_2));
+                prop_assert_eq!(adds(&Decision::Steps(steps.clone())).values().sum::<u64>(), missing);
+            }
+            for step in &steps {
+                played.apply(step, &mut trials, &mut taken);
+            }
+        };
+        // The floor holds, whatever happened.
+        let floor = floor_kib(&policy(), before.memory.total_kib);
+        prop_assert!(taken.is_empty() || played.seen.memory.available_kib >= floor);
+        // Nothing was taken away, and only the named nodes were grown.
+        for (old, new) in before.pools.iter().zip(&played.seen.pools) {
+            prop_assert!(new.total >= old.total && new.free - old.free == new.total - old.total);
+            let named = nodes.as_ref().is_none_or(|nodes| nodes.contains(&old.key.node.0));
+            prop_assert!(named || move_shortfall || new.total == old.total);
+        }
+        if end == Decision::Holds {
+            let again = grow(&goal, &played.seen, &taken, &policy(), &Trials::new(), on_shortfall);
+            prop_assert_eq!(again, Decision::Holds);
+            let free: u64 = played.seen.pools.iter().map(|pool| pool.free).sum();
+            prop_assert!(free - before.reserved(PageSize::MIB_2) >= pages);
+        }
+    }
+
+    #[test]
+    fn giving_back_never_takes_what_is_used_promised_or_someone_elses(
+        played in played(),
+        limit in prop::collection::vec(0u64..4000, 4),
+    ) {
+        let limit: PagesByPool = (0..).zip(&limit).map(|(node, pages)| (key(node), *pages)).collect();
+        let mut given = 0;
+        for step in give_back(&limit, &played.seen) {
+            let Step::Shrink(resize) = step else { panic!("{step:?}") };
+            let pool = played.seen.pool(resize.pool).unwrap();
+            let give = resize.from - resize.to;
+            prop_assert_eq!(resize.from, pool.total);
+            prop_assert!(give > 0 && give <= pool.free, "in use");
+            prop_assert!(give <= limit[&resize.pool], "not the agent's");
+            given += give;
+        }
+        let free: u64 = played.seen.pools.iter().map(|pool| pool.free).sum();
+        prop_assert!(given <= free - played.seen.reserved(PageSize::MIB_2), "promised");
+    }
+}
