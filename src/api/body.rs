@@ -1,12 +1,17 @@
 //! Reading a request's body within its limits.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Bytes;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::error::Category;
 use tokio::time::timeout;
 
 use super::errors::Problem;
@@ -49,17 +54,44 @@ pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
     }
 }
 
-/// Parses a JSON body; an empty one means `{}`.
+/// Parses a JSON object; an empty body means `{}`.
 ///
 /// # Errors
 /// 400 with the place and the reason.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
-    serde_json::from_slice(bytes).map_err(|e| {
-        let (code, what) = match e.classify() {
-            serde_json::error::Category::Data => ("invalid-body", "the body does not fit"),
-            _ => ("invalid-json", "the body is not JSON"),
+    let parsed = serde_json::from_slice::<Object<T>>(bytes);
+    parsed.map(|Object(value)| value).map_err(|e| {
+        // A body that is no object is judged at its first byte; whether it is JSON at all is asked here.
+        let broken = || serde_json::from_slice::<IgnoredAny>(bytes).err();
+        let (code, what, why) = match (e.classify(), broken()) {
+            (Category::Data, None) => ("invalid-body", "the body does not fit", e),
+            (_, why) => ("invalid-json", "the body is not JSON", why.unwrap_or(e)),
         };
-        Problem::new(StatusCode::BAD_REQUEST, code, format!("{what}: {e}"))
+        Problem::new(StatusCode::BAD_REQUEST, code, format!("{what}: {why}"))
     })
+}
+
+/// A value that must be a JSON object: serde would also fill a struct from an array, field by field.
+#[derive(Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
 }

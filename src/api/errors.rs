@@ -28,10 +28,15 @@ impl Problem {
 
     /// A fault of the work itself, with the status that fits its code.
     pub fn of(fault: Fault) -> Problem {
-        let busy = ["-busy", "-full", "too-many-tasks", "stopping"];
-        let status = match busy.iter().any(|end| fault.code.ends_with(end)) {
-            true => StatusCode::SERVICE_UNAVAILABLE,
-            false => StatusCode::INTERNAL_SERVER_ERROR,
+        const BUSY: [&str; 4] = ["-busy", "-full", "too-many-tasks", "stopping"];
+        // What this machine can never do: the caller has to ask for something else.
+        const IMPOSSIBLE: [&str; 3] = ["too-many-pages", "no-such-node", "page-size-unsupported"];
+        let status = if BUSY.iter().any(|end| fault.code.ends_with(end)) {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else if IMPOSSIBLE.contains(&fault.code.as_ref()) {
+            StatusCode::UNPROCESSABLE_ENTITY
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
         };
         Problem { status, fault, extension: None }
     }

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Loaded, Overrides, load};
+use crate::config::{Loaded, Overrides, environment, load};
 use crate::model::fault::chain;
 
 /// Exit codes, as `--help` tells them.
@@ -110,7 +110,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         state_dir: global.state_dir.clone(),
         log_dir: global.log_dir.clone(),
     };
-    let loaded = match load(&overrides, variables()) {
+    let loaded = match load(&overrides, environment()) {
         Ok(loaded) => loaded,
         Err(e) => {
             eprintln!("vhost-agent: {}", chain(&e));
@@ -124,13 +124,6 @@ pub fn run(arguments: Arguments) -> ExitCode {
             ExitCode::from(exit::FAILED)
         }
     }
-}
-
-/// The environment; what is not UTF-8 is nobody's setting.
-#[allow(clippy::disallowed_methods)]
-fn variables() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result<u8> {

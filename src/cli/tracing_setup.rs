@@ -7,7 +7,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat, stderr_is_the_journal};
 
 /// Starts logging to standard error. A command for people (`daemon` false) only logs what goes wrong:
 /// it prints its results itself.
@@ -20,7 +20,7 @@ pub(super) fn start(log: &Log, daemon: bool) -> Result<()> {
         .with_context(|| format!("log.level '{}' is no level or filter", log.level))?;
     let format = match log.format {
         LogFormat::Auto if !daemon || std::io::stderr().is_terminal() => LogFormat::Human,
-        LogFormat::Auto if under_journald() => LogFormat::Journald,
+        LogFormat::Auto if stderr_is_the_journal() => LogFormat::Journald,
         LogFormat::Auto => LogFormat::Json,
         chosen => chosen,
     };
@@ -40,10 +40,4 @@ pub(super) fn start(log: &Log, daemon: bool) -> Result<()> {
     };
     tracing_subscriber::registry().with(filter).with(layer).init();
     Ok(())
-}
-
-/// systemd sets this where standard error goes to the journal (systemd.exec(5)).
-#[allow(clippy::disallowed_methods)]
-fn under_journald() -> bool {
-    std::env::var_os("JOURNAL_STREAM").is_some()
 }

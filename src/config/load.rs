@@ -59,6 +59,17 @@ pub enum ConfigError {
     },
 }
 
+/// The process's environment; what is not UTF-8 is nobody's setting.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// Whether standard error goes to the journal, as systemd tells its services (systemd.exec(5)).
+pub fn stderr_is_the_journal() -> bool {
+    std::env::var_os("JOURNAL_STREAM").is_some()
+}
+
 /// Loads the settings.
 ///
 /// # Errors

@@ -1,6 +1,9 @@
 //! The system's package manager: which one, how it is called, what its failures mean.
 
+use std::fs;
+
 use super::Root;
+use super::files::entries;
 use super::process::find_executable;
 use super::spawn::{Invocation, RunEnd};
 use crate::model::engine::PackageManager;
@@ -21,16 +24,7 @@ pub fn install(
     lock_timeout_s: u64,
 ) -> Invocation {
     let mut args: Vec<String> = match manager {
-        PackageManager::Apt => vec![
-            format!("-oDPkg::Lock::Timeout={lock_timeout_s}"),
-            // Changed configuration files stay the operator's; a question would wait for ever.
-            "-oDpkg::Options::=--force-confold".to_string(),
-            "install".to_string(),
-            "--yes".to_string(),
-            // On a machine without systemd the recommended packages would bring it in and change
-            // what boots next.
-            "--no-install-recommends".to_string(),
-        ],
+        PackageManager::Apt => apt_install(lock_timeout_s),
         PackageManager::Dnf => vec![
             "--assumeyes".to_string(),
             // It would wait for the lock without end.
@@ -43,7 +37,40 @@ pub fn install(
     args.extend_from_slice(extra);
     args.push("--".to_string());
     args.extend_from_slice(packages);
-    invocation(manager, args)
+    invocation(manager.command(), args, lock_timeout_s)
+}
+
+fn apt_install(lock_timeout_s: u64) -> Vec<String> {
+    vec![
+        format!("-oDPkg::Lock::Timeout={lock_timeout_s}"),
+        // Changed configuration files stay the operator's; a question would wait for ever.
+        format!("-oDpkg::Options::={KEEP_CONFIGURATION}"),
+        "install".to_string(),
+        "--yes".to_string(),
+        // On a machine without systemd the recommended packages would bring it in and change what
+        // boots next.
+        "--no-install-recommends".to_string(),
+    ]
+}
+
+/// dpkg's word for: the operator's configuration files stay as they are, and nothing is asked.
+const KEEP_CONFIGURATION: &str = "--force-confold";
+
+/// The calls that finish what an earlier run left half-way, in order; none where the package manager
+/// does that by itself. A call that fails does not stop the next: dpkg alone cannot configure what
+/// wants a package that was not unpacked yet, and the second call brings that.
+pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
+    if manager != PackageManager::Apt {
+        return Vec::new();
+    }
+    let configure = ["--configure", "-a", KEEP_CONFIGURATION].map(str::to_string).to_vec();
+    let mut complete = apt_install(lock_timeout_s);
+    // With names of packages it would refuse; and what an operator has installed is not taken away.
+    complete.extend(["--fix-broken", "--no-remove"].map(str::to_string));
+    vec![
+        invocation("dpkg", configure, lock_timeout_s),
+        invocation(manager.command(), complete, lock_timeout_s),
+    ]
 }
 
 /// The call that fetches the lists of packages anew, for managers that do not do so by themselves.
@@ -55,20 +82,49 @@ pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocatio
         PackageManager::Zypper => vec!["--non-interactive".to_string(), "refresh".to_string()],
         PackageManager::Dnf | PackageManager::Yum => return None,
     };
-    Some(invocation(manager, args))
+    Some(invocation(manager.command(), args, lock_timeout_s))
 }
 
-fn invocation(manager: PackageManager, args: Vec<String>) -> Invocation {
+fn invocation(program: &str, args: Vec<String>, lock_timeout_s: u64) -> Invocation {
     // Messages are read below, so they must not be translated, and nothing may ask.
     let env = [
         ("LC_ALL", "C"),
         ("DEBIAN_FRONTEND", "noninteractive"),
         ("NEEDRESTART_SUSPEND", "1"),
         ("APT_LISTCHANGES_FRONTEND", "none"),
-        ("ZYPP_LOCK_TIMEOUT", "60"),
+        ("ZYPP_LOCK_TIMEOUT", &lock_timeout_s.to_string()),
     ];
     let env = env.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
-    Invocation { program: manager.command().to_string(), args, env }
+    Invocation { program: program.to_string(), args, env }
+}
+
+/// Whether one of `packages` was left half-way by a run that was cut off, or is being installed now.
+///
+/// What stands on the disk then looks installed and may miss what it needs. Only dpkg installs step
+/// by step in this way; it keeps its states in `status` and newer ones in `updates` (dpkg(1),
+/// "PACKAGE STATES").
+pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
+    let mut files = vec![root.path("/var/lib/dpkg/status")];
+    let newer = entries(&root.path("/var/lib/dpkg/updates")).unwrap_or_default();
+    files.extend(newer.into_iter().map(|(_, path)| path));
+    let text: String = files.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
+    packages.iter().flatten().any(|package| {
+        last_state(&text, package)
+            .is_some_and(|state| ["half-installed", "unpacked", "half-configured"].contains(&state))
+    })
+}
+
+/// The state of a package by the last of its paragraphs.
+fn last_state<'a>(text: &'a str, package: &str) -> Option<&'a str> {
+    let (mut ours, mut state) = (false, None);
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("Package: ") {
+            ours = name == package;
+        } else if ours && let Some(status) = line.strip_prefix("Status: ") {
+            state = status.split_whitespace().last();
+        }
+    }
+    state
 }
 
 /// Why an installation failed.
@@ -80,7 +136,7 @@ pub enum Failure {
     Fetch,
     /// Another package manager holds the lock.
     Locked,
-    /// An earlier run was cut off, and a person has to mend it.
+    /// An earlier run was cut off half-way.
     Interrupted,
     /// The disk is full.
     DiskFull,
@@ -126,15 +182,15 @@ const NOT_AVAILABLE: [&str; 8] = [
     "No provider of",
     "Nothing provides",
 ];
-const LOCKED: [&str; 6] = [
-    "Could not get lock",
+/// Not what they say while they wait for the lock: they may get it, and fail for another reason.
+const LOCKED: [&str; 5] = [
+    "E: Could not get lock",
     "Unable to acquire the dpkg frontend lock",
     "is another process using it",
-    "Another app is currently holding the yum lock",
     "System management is locked",
     "already locked by",
 ];
-const INTERRUPTED: [&str; 2] = ["dpkg was interrupted", "There are unfinished transactions"];
+const INTERRUPTED: [&str; 2] = ["dpkg was interrupted", "Try 'apt --fix-broken install'"];
 const DISK_FULL: [&str; 3] =
     ["No space left on device", "You don't have enough free space", "needs more space on the"];
 const FETCH: [&str; 6] = [
@@ -150,16 +206,28 @@ fn says(output: &str, words: &[&str]) -> bool {
     words.iter().any(|word| output.contains(word))
 }
 
+/// What the package lists could not be fetched from, when that is what a refresh says; apt is content
+/// with the old ones, or with none.
+pub fn fetch_trouble(end: &RunEnd) -> Option<String> {
+    let mut lines: Vec<&str> =
+        end.output.lines().filter(|line| FETCH.iter().any(|word| line.contains(word))).collect();
+    lines.truncate(2);
+    (!lines.is_empty()).then(|| lines.join(" | "))
+}
+
 /// The lines that tell the reason, for the error text: at most three, the last ones.
 pub fn reason_lines(output: &str) -> String {
     let telling = |line: &&str| {
         let line = line.trim_start();
-        line.starts_with("E:") || line.starts_with("Error") || line.contains("rror:")
+        let error = line.starts_with("E:") || line.contains("rror:") || line.starts_with("Error");
+        // Who holds a lock stands in the line that says that it is waited for.
+        error || line.contains("held by process")
     };
-    let mut lines: Vec<&str> = output.lines().filter(telling).collect();
+    let mut lines: Vec<&str> = output.split(['\n', '\r']).filter(telling).map(str::trim).collect();
     if lines.is_empty() {
-        lines = output.lines().filter(|line| !line.trim().is_empty()).collect();
+        lines = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     }
+    lines.dedup();
     let first = lines.len().saturating_sub(3);
     lines[first..].join(" | ")
 }

@@ -65,22 +65,40 @@ pub trait Spawner: Send + Sync + 'static {
 /// A daemon that was started.
 #[derive(Debug)]
 pub struct Daemon {
-    child: Option<Child>,
+    life: Life,
     log: PathBuf,
     start: u64,
 }
 
+#[derive(Debug)]
+enum Life {
+    Process(Child),
+    /// Played by a test: how it ends, if it does.
+    Played(Option<(Option<i32>, String)>),
+}
+
 impl Daemon {
-    /// One that is played by a test and never ends.
-    pub fn played() -> Daemon {
-        Daemon { child: None, log: PathBuf::new(), start: 0 }
+    /// One that is played by a test and has ended with this exit code and these last words, or never
+    /// ends.
+    pub fn played(end: Option<(Option<i32>, String)>, log: &str) -> Daemon {
+        Daemon { life: Life::Played(end), log: PathBuf::from(log), start: 0 }
     }
 
     /// Waits for its end and tells its exit code and last words. Cancel-safe.
     pub async fn ended(&mut self) -> (Option<i32>, String) {
-        let Some(child) = &mut self.child else { return std::future::pending().await };
-        let code = child.wait().await.ok().and_then(|status: ExitStatus| status.code());
-        (code, tail_from(&self.log, self.start))
+        match &mut self.life {
+            Life::Process(child) => {
+                let code = child.wait().await.ok().and_then(|status: ExitStatus| status.code());
+                (code, tail_from(&self.log, self.start))
+            }
+            Life::Played(Some(end)) => end.clone(),
+            Life::Played(None) => std::future::pending().await,
+        }
+    }
+
+    /// Where its output goes.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 }
 
@@ -150,7 +168,7 @@ impl Spawner for Processes {
     fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
         let (log, file, start) = self.open_log(log)?;
         let child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
-        Ok(Daemon { child: Some(child), log, start })
+        Ok(Daemon { life: Life::Process(child), log, start })
     }
 }
 

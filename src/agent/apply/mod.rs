@@ -1,4 +1,5 @@
 //! Changing the machine: one step, read back, its outcome. No policy.
 
 pub mod engine;
+mod install;
 pub mod memory;

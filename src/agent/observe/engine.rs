@@ -7,7 +7,9 @@ pub use crate::docker::Engine as Answers;
 use crate::docker::EngineError;
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json, facts, packages, process};
-use crate::model::engine::{EngineApi, EngineProcess, EngineSeen, EngineVersion, Init};
+use crate::model::engine::{
+    EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, PackageManager,
+};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 
@@ -47,7 +49,7 @@ impl<E: Answers> EngineObserver<E> {
         let (api, files) = tokio::join!(self.engine.ping(self.policy.ping_timeout), self.files());
         let mut seen = files?;
         seen.api = self.answer(api, seen.process.as_ref()).await;
-        Ok(seen)
+        self.doubt_installation(seen).await
     }
 
     /// Where systemd listens on the engine's socket in its stead, connecting would start an engine
@@ -63,6 +65,24 @@ impl<E: Answers> EngineObserver<E> {
         if seen.process.is_some() || active {
             let api = self.engine.ping(self.policy.ping_timeout).await;
             seen.api = self.answer(api, seen.process.as_ref()).await;
+        }
+        self.doubt_installation(seen).await
+    }
+
+    /// An engine that does not run and whose packages were left half-way is not installed, though
+    /// its executable is there.
+    async fn doubt_installation(&self, mut seen: EngineSeen) -> Result<EngineSeen, Fault> {
+        let stopped = seen.api == EngineApi::Absent && seen.process.is_none();
+        if stopped && seen.installed.is_some() && seen.package_manager == Some(PackageManager::Apt)
+        {
+            let (root, sets) = (self.root.clone(), self.policy.packages.clone());
+            let half = move || {
+                let sets = sets.get(&PackageManager::Apt).map(Vec::as_slice).unwrap_or_default();
+                packages::half_installed(&root, sets)
+            };
+            if blocking(half).await? {
+                seen.installed = None;
+            }
         }
         Ok(seen)
     }

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
@@ -33,6 +33,7 @@ const MOST_NODES: usize = 1024;
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct PrepareBody {
     /// Wanted free pages; the configured default when it is not given, none when it is empty.
+    #[serde(deserialize_with = "objects")]
     pub hugepages: Option<Vec<HugepagesBody>>,
     /// Whether a growth that came out short is kept.
     pub keep_partial: bool,
@@ -52,6 +53,11 @@ pub struct HugepagesBody {
     pub nodes: Option<Vec<u32>>,
     /// Whether another node may give what one cannot.
     pub move_shortfall: Option<bool>,
+}
+
+fn objects<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<HugepagesBody>>, D::Error> {
+    let wishes = Option::<Vec<body::Object<HugepagesBody>>>::deserialize(d)?;
+    Ok(wishes.map(|wishes| wishes.into_iter().map(|wish| wish.0).collect()))
 }
 
 /// The query.

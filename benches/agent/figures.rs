@@ -1,0 +1,65 @@
+//! Samples, their quantiles, and how they are printed beside floor and aim.
+
+use std::time::{Duration, Instant};
+
+/// Durations of one thing measured often.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(Vec<Duration>);
+
+impl Samples {
+    /// Measures `work` once.
+    pub(crate) fn time<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let done = work();
+        self.push(began.elapsed());
+        done
+    }
+
+    /// Adds a duration measured elsewhere.
+    pub(crate) fn push(&mut self, took: Duration) {
+        self.0.push(took);
+    }
+
+    /// The duration that `share` of the samples do not exceed.
+    pub(crate) fn quantile(&self, share: f64) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let last = sorted.len().saturating_sub(1);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let at = (last as f64 * share).round() as usize;
+        sorted.get(at).copied().unwrap_or_default()
+    }
+
+    /// The middle one.
+    pub(crate) fn median(&self) -> Duration {
+        self.quantile(0.5)
+    }
+
+    /// One line: the quantiles that matter.
+    pub(crate) fn print(&self, name: &str) {
+        println!(
+            "  {name:<34} p50 {:>8}  p99 {:>8}  max {:>8}  ({} samples)",
+            millis(self.median()),
+            millis(self.quantile(0.99)),
+            millis(self.quantile(1.0)),
+            self.0.len()
+        );
+    }
+}
+
+/// Milliseconds with three digits.
+pub(crate) fn millis(took: Duration) -> String {
+    format!("{:.3} ms", took.as_secs_f64() * 1e3)
+}
+
+/// Prints how a median stands to its floor's.
+pub(crate) fn print_ratio(name: &str, figure: &Samples, floor: &Samples, aim: f64) {
+    let ratio = figure.median().as_secs_f64() / floor.median().as_secs_f64().max(f64::EPSILON);
+    print_aim(name, &format!("{ratio:.3} x the floor"), &format!("<= {aim} x"), ratio <= aim);
+}
+
+/// Prints a figure with its aim.
+pub(crate) fn print_aim(name: &str, figure: &str, aim: &str, met: bool) {
+    let verdict = if met { "met" } else { "NOT MET" };
+    println!("  {name:<34} {figure}  (aim {aim}: {verdict})");
+}

@@ -1,0 +1,86 @@
+//! How soon the agent answers after its start, and what it holds after many calls.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::agent::{Agent, EngineUse};
+use crate::figures::{Samples, millis, print_aim};
+
+const STARTS: usize = 40;
+const CALLS: usize = 10_000;
+/// Every so many calls comes over a new connection.
+const CALLS_PER_CONNECTION: usize = 100;
+
+pub(crate) fn run(engine: EngineUse) -> Result<()> {
+    println!("footprint, engine {engine:?}");
+    let mut starts = Samples::default();
+    for _ in 0..STARTS {
+        let (agent, took) = Agent::start(engine)?;
+        starts.push(took);
+        drop(agent);
+    }
+    starts.print("start to the first answer");
+    let slowest = starts.quantile(1.0);
+    print_aim("slowest start", &millis(slowest), "< 50 ms", slowest.as_millis() < 50);
+
+    let (agent, _) = Agent::start(engine)?;
+    let before = Held::by(agent.pid())?;
+    before.print("before the calls");
+    for _ in 0..CALLS / CALLS_PER_CONNECTION {
+        let mut connection = agent.connect()?;
+        for call in 0..CALLS_PER_CONNECTION {
+            match call % 4 {
+                0 => connection.get_done("GET", "/healthz", "")?,
+                1 => connection.get_done("GET", "/v1/node", "")?,
+                2 => connection.get_done("POST", "/v1/prepare", r#"{"hugepages":[]}"#)?,
+                _ => connection.get_done(
+                    "POST",
+                    "/zbs/primarystorage/vhost/target/prepareenv",
+                    r#"{"hugepageNr":0}"#,
+                )?,
+            };
+        }
+    }
+    let after = Held::by(agent.pid())?;
+    after.print(&format!("after {CALLS} calls"));
+    let mib = after.rss_kib as f64 / 1024.0;
+    print_aim("resident after the calls", &format!("{mib:.1} MiB"), "< 15 MiB", mib < 15.0);
+    let fds = format!("{} -> {}", before.fds, after.fds);
+    print_aim("open files", &fds, "no more than before", after.fds <= before.fds);
+    Ok(())
+}
+
+/// What a process holds.
+struct Held {
+    rss_kib: u64,
+    anonymous_kib: u64,
+    peak_kib: u64,
+    threads: u64,
+    fds: usize,
+}
+
+impl Held {
+    fn by(pid: u32) -> Result<Held> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            let word = line.and_then(|line| line.split_whitespace().next());
+            word.and_then(|word| word.parse().ok()).with_context(|| format!("no {key}"))
+        };
+        Ok(Held {
+            rss_kib: number("VmRSS:")?,
+            anonymous_kib: number("RssAnon:")?,
+            peak_kib: number("VmHWM:")?,
+            threads: number("Threads:")?,
+            fds: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+        })
+    }
+
+    fn print(&self, when: &str) {
+        println!(
+            "  {when:<34} RSS {} KiB (anonymous {} KiB, peak {} KiB), {} threads, {} open files",
+            self.rss_kib, self.anonymous_kib, self.peak_kib, self.threads, self.fds
+        );
+    }
+}

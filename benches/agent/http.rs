@@ -1,0 +1,89 @@
+//! The cheapest HTTP client there is: one kept connection, one request after the other, blocking.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// More than any single answer may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A kept connection.
+pub(crate) struct Connection<S> {
+    stream: S,
+    read: Vec<u8>,
+}
+
+/// An answer.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Connection<TcpStream> {
+    pub(crate) fn tcp(address: SocketAddr) -> Result<Connection<TcpStream>> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Connection { stream, read: Vec::new() })
+    }
+}
+
+impl Connection<UnixStream> {
+    pub(crate) fn unix(path: &Path) -> Result<Connection<UnixStream>> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Connection { stream, read: Vec::new() })
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// Asks and waits for the whole answer.
+    pub(crate) fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<Answer> {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.write_all(request.as_bytes())?;
+        self.read.clear();
+        loop {
+            if let Some(answer) = whole(&self.read)? {
+                return Ok(answer);
+            }
+            let mut piece = [0; 16 * 1024];
+            let count = self.stream.read(&mut piece).with_context(|| format!("{method} {path}"))?;
+            if count == 0 {
+                bail!("{method} {path}: the connection was closed");
+            }
+            self.read.extend_from_slice(piece.get(..count).unwrap_or_default());
+        }
+    }
+
+    /// Asks for what has to succeed, and returns the JSON of the answer.
+    pub(crate) fn get_done(&mut self, method: &str, path: &str, body: &str) -> Result<Answer> {
+        let answer = self.ask(method, path, body)?;
+        if answer.status != 200 {
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            bail!("{method} {path}: {} {text}", answer.status);
+        }
+        Ok(answer)
+    }
+}
+
+/// The answer, when all of it has arrived.
+fn whole(read: &[u8]) -> Result<Option<Answer>> {
+    let Some(end) = read.windows(4).position(|w| w == b"\r\n\r\n") else { return Ok(None) };
+    let (head, rest) = read.split_at(end + 4);
+    let head = std::str::from_utf8(head)?.to_ascii_lowercase();
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
+    let length: usize = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .and_then(|value| value.trim().parse().ok())
+        .context("an answer without a length")?;
+    Ok(rest.get(..length).map(|body| Answer { status, body: body.to_vec() }))
+}

@@ -1,0 +1,115 @@
+//! `prepareenv` with everything in place, through HTTP, against its floor: reading the same files
+//! and one `_ping` of the engine in a bare loop.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::statfs::statfs;
+
+use crate::agent::{Agent, ENGINE_SOCKET, EngineUse};
+use crate::figures::{Samples, millis, print_aim, print_ratio};
+use crate::http::Connection;
+use crate::pages::{Found, wanted};
+
+const ROUNDS: usize = 3000;
+const WARM_UP: usize = 200;
+/// Pages that are held meanwhile.
+const PAGES: u64 = 16;
+const ROUTE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
+
+pub(crate) fn run(engine: EngineUse) -> Result<()> {
+    println!("prepareenv with everything in place");
+    if engine == EngineUse::LeftAlone {
+        println!("  SKIPPED: it is measured with a real engine, and there is none to be had here");
+        return Ok(());
+    }
+    let _found = Found::now()?;
+    let (agent, _) = Agent::start(engine)?;
+    let mut call = agent.connect()?;
+    let body = format!(r#"{{"hugepageNr":{}}}"#, wanted(PAGES)?);
+    // This call takes the pages and makes the mount; all further calls find everything in place.
+    holds(&call.get_done("POST", ROUTE, &body)?.body, false)?;
+    let mut engine = Connection::unix(Path::new(ENGINE_SOCKET))?;
+    let files = files_of_a_call()?;
+    let (mut figure, mut floor, mut ping) = <(Samples, Samples, Samples)>::default();
+    for round in 0..WARM_UP + ROUNDS {
+        if round == WARM_UP {
+            (figure, floor, ping) = Default::default();
+        }
+        let answer = figure.time(|| call.get_done("POST", ROUTE, &body))?;
+        holds(&answer.body, true)?;
+        floor.time(|| {
+            files.read()?;
+            ping.time(|| engine.get_done("GET", "/_ping", "").map(drop))
+        })?;
+    }
+    call.get_done("POST", "/v1/reclaim", "{}")?;
+    figure.print("call");
+    floor.print(&format!("floor: {} files and a ping", files.read.len()));
+    ping.print("  of it the ping");
+    print_ratio("p50", &figure, &floor, 1.5);
+    let p50 = figure.median();
+    print_aim("p50", &millis(p50), "< 1 ms", p50.as_micros() < 1000);
+    Ok(())
+}
+
+fn holds(body: &[u8], untouched: bool) -> Result<()> {
+    let text = std::str::from_utf8(body)?;
+    let done = text.contains(r#""success":true"#);
+    let quiet = !untouched || text.contains(r#""outcome":"holds""#);
+    if done && quiet { Ok(()) } else { bail!("not everything is in place: {text}") }
+}
+
+/// The files that a call has to read (as `strace -f` shows).
+struct Files {
+    read: Vec<PathBuf>,
+    /// Mount points that are looked at.
+    mounts: Vec<PathBuf>,
+}
+
+impl Files {
+    fn read(&self) -> Result<()> {
+        let mut buffer = [0; 32 * 1024];
+        for path in &self.read {
+            let mut file = File::open(path).with_context(|| path.display().to_string())?;
+            while file.read(&mut buffer)? > 0 {}
+        }
+        for path in &self.mounts {
+            statfs(path)?;
+        }
+        Ok(())
+    }
+}
+
+fn files_of_a_call() -> Result<Files> {
+    let mut read = Vec::new();
+    for node in folders("/sys/devices/system/node", "node")? {
+        for pool in folders(node.join("hugepages"), "hugepages-")? {
+            let counters = ["nr_hugepages", "free_hugepages", "surplus_hugepages"];
+            read.extend(counters.map(|counter| pool.join(counter)));
+        }
+    }
+    let sizes = folders("/sys/kernel/mm/hugepages", "hugepages-")?;
+    read.extend(sizes.iter().map(|size| size.join("resv_hugepages")));
+    read.push("/sys/devices/system/node/has_cpu".into());
+    read.push("/proc/meminfo".into());
+    read.push("/proc/self/mountinfo".into());
+    let pid = fs::read_to_string("/var/run/docker.pid")?;
+    read.push("/var/run/docker.pid".into());
+    read.push(format!("/proc/{}/stat", pid.trim()).into());
+    read.push(format!("/proc/{}/cmdline", pid.trim()).into());
+    read.push("/etc/docker/daemon.json".into());
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let hugetlb = table.lines().filter(|line| line.contains(" - hugetlbfs "));
+    let mounts = hugetlb.filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect();
+    Ok(Files { read, mounts })
+}
+
+/// The folders in `parent` whose names begin with `prefix`.
+fn folders(parent: impl AsRef<Path>, prefix: &str) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(parent)?.collect::<Result<Vec<_>, _>>()?;
+    let named = entries.iter().filter(|e| e.file_name().to_string_lossy().starts_with(prefix));
+    Ok(named.map(fs::DirEntry::path).filter(|path| path.is_dir()).collect())
+}

@@ -1,0 +1,200 @@
+//! Installing the engine's packages: one set after the other, the lists fetched anew once when they
+//! may be the reason, a lock waited for, an installation that was cut off finished first. All calls
+//! share one deadline. What a package manager means by what it prints stands in `host::packages`.
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::engine::{Spawns, host_fault};
+use crate::host::packages::{self, Failure};
+use crate::host::spawn::{Invocation, RunEnd};
+use crate::model::engine::PackageManager;
+use crate::model::fault::Fault;
+use crate::model::policy::EnginePolicy;
+
+/// How long to wait before a package manager that was locked is called again.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// One installation on its way.
+pub(super) struct Installation<'a, S, L> {
+    spawner: &'a S,
+    policy: &'a EnginePolicy,
+    manager: PackageManager,
+    line: L,
+    deadline: Instant,
+    lock_deadline: Instant,
+    refreshed: bool,
+    /// What could not be fetched when the lists were.
+    unreachable: Option<String>,
+    mended: bool,
+}
+
+impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
+    /// Its time begins now; lines of output go to `line`.
+    pub(super) fn new(
+        spawner: &'a S,
+        policy: &'a EnginePolicy,
+        manager: PackageManager,
+        line: L,
+    ) -> Installation<'a, S, L> {
+        let now = Instant::now();
+        Installation {
+            spawner,
+            policy,
+            manager,
+            line,
+            deadline: now + policy.install_timeout,
+            lock_deadline: now + policy.lock_timeout,
+            refreshed: false,
+            unreachable: None,
+            mended: false,
+        }
+    }
+
+    /// Installs the first of `sets` that there is, and tells which.
+    pub(super) async fn run(mut self, sets: &[Vec<String>]) -> Result<String, Fault> {
+        let mut at = 0;
+        while let Some(set) = sets.get(at) {
+            let args = &self.policy.install_args;
+            let call = packages::install(self.manager, set, args, self.lock_timeout());
+            let end = self.call(call).await?;
+            match packages::failure(self.manager, &end) {
+                None => return Ok(set.join(" ")),
+                Some(Failure::NotAvailable) if at + 1 < sets.len() => at += 1,
+                Some(Failure::NotAvailable | Failure::Fetch) if self.refresh().await? => at = 0,
+                Some(Failure::Interrupted) if self.mend().await? => {}
+                Some(failure) => return Err(self.fault(&sets[..=at], failure, &end)),
+            }
+        }
+        Err(Fault::new(
+            "no-packages-configured",
+            format!("no packages are configured for {}", self.manager),
+        ))
+    }
+
+    /// Fetches the lists of packages anew; false when that was done before or is not wanted.
+    async fn refresh(&mut self) -> Result<bool, Fault> {
+        let call = packages::refresh(self.manager, self.lock_timeout());
+        let Some(call) = call.filter(|_| !self.refreshed) else { return Ok(false) };
+        self.refreshed = true;
+        let end = self.call(call).await?;
+        // Whatever else went wrong, the lists that there are may do: one broken repository of many
+        // is no reason to stop.
+        if packages::failure(self.manager, &end) == Some(Failure::Locked) {
+            return Err(self.fault(&[], Failure::Locked, &end));
+        }
+        self.unreachable = packages::fetch_trouble(&end);
+        Ok(true)
+    }
+
+    /// Finishes what was cut off; false when that was tried before or cannot be done. Whether it
+    /// helped, the next installation tells.
+    async fn mend(&mut self) -> Result<bool, Fault> {
+        let calls = packages::mend(self.manager, self.lock_timeout());
+        if self.mended || calls.is_empty() {
+            return Ok(false);
+        }
+        self.mended = true;
+        for call in calls {
+            self.call(call).await?;
+        }
+        Ok(true)
+    }
+
+    fn lock_timeout(&self) -> u64 {
+        self.policy.lock_timeout.as_secs()
+    }
+
+    /// Makes a call, again and again while another package manager holds a lock: not every lock is
+    /// waited for by the package managers themselves.
+    async fn call(&self, call: Invocation) -> Result<RunEnd, Fault> {
+        loop {
+            let end = self.call_once(call.clone()).await?;
+            let locked = packages::failure(self.manager, &end) == Some(Failure::Locked);
+            if !locked || Instant::now() + LOCK_PAUSE >= self.lock_deadline {
+                return Ok(end);
+            }
+            sleep(LOCK_PAUSE).await;
+        }
+    }
+
+    async fn call_once(&self, call: Invocation) -> Result<RunEnd, Fault> {
+        let program = call.program.clone();
+        let (sender, mut lines) = mpsc::channel(256);
+        let within = self.deadline.saturating_duration_since(Instant::now());
+        let run = self.spawner.run(call, within, sender);
+        tokio::pin!(run);
+        let end = loop {
+            tokio::select! {
+                // Cancel-safe: a line that was not received stays in the channel.
+                Some(text) = lines.recv() => (self.line)(text),
+                // Not cancelled here: the loop ends with it.
+                end = &mut run => break end,
+            }
+        };
+        while let Ok(text) = lines.try_recv() {
+            (self.line)(text);
+        }
+        let end = end.map_err(|e| host_fault("package-manager-failed", &e))?;
+        if end.timed_out {
+            return Err(Fault::new(
+                "package-manager-timeout",
+                format!(
+                    "{program} was not done within {:?} (engine.install_timeout) and was left running, for a \
+                     package manager must not be cut off: see {}, then prepare again",
+                    self.policy.install_timeout,
+                    end.log.display()
+                ),
+            ));
+        }
+        Ok(end)
+    }
+
+    fn fault(&self, tried: &[Vec<String>], failure: Failure, end: &RunEnd) -> Fault {
+        let tried: Vec<String> = tried.iter().map(|set| set.join(" ")).collect();
+        let what = match tried.is_empty() {
+            true => "fetch its lists of packages".to_string(),
+            false => format!("install {}", tried.join(", nor ")),
+        };
+        let reason = packages::reason_lines(&end.output);
+        // Nobody has a package of which the lists could not be fetched.
+        let (failure, reason) = match (failure, &self.unreachable) {
+            (Failure::NotAvailable, Some(unreachable)) => {
+                (Failure::Fetch, format!("{reason}; before that: {unreachable}"))
+            }
+            _ => (failure, reason),
+        };
+        let (code, advice) = advice(failure);
+        Fault::new(
+            code,
+            format!(
+                "{} could not {what} (exit code {}): {reason}; {advice} (all of it: {})",
+                self.manager,
+                end.code.map_or("none".to_string(), |code| code.to_string()),
+                end.log.display()
+            ),
+        )
+    }
+}
+
+/// The stable code of a failure, and what the operator can do.
+fn advice(failure: Failure) -> (&'static str, &'static str) {
+    match failure {
+        Failure::Locked => (
+            "package-manager-locked",
+            "wait until the other package manager is done, then prepare again",
+        ),
+        Failure::Interrupted => (
+            "package-manager-interrupted",
+            "an earlier run was cut off and could not be finished: run `dpkg --configure -a` and \
+             `apt-get --fix-broken install`, then prepare again",
+        ),
+        Failure::DiskFull => ("disk-full", "free space, then prepare again"),
+        Failure::NotAvailable => (
+            "packages-not-available",
+            "add the repository that has them, or set engine.packages and engine.install_args",
+        ),
+        Failure::Fetch => ("packages-not-fetched", "see whether the mirror can be reached"),
+        Failure::Other => ("package-manager-failed", "see its log"),
+    }
+}

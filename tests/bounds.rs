@@ -1,0 +1,268 @@
+//! What the agent bears: bodies too long or too slow, connections that say nothing, too much at once.
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::controller::{Absent, Controller};
+use support::gate::Gate;
+use support::http::{call, receive, request, send, try_receive};
+use support::{Place, soon, task, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const PREPARE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_by_its_announced_length_without_being_read() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    for length in [MIB + 1, usize::MAX / 2] {
+        let head =
+            format!("POST /v1/prepare HTTP/1.1\r\nHost: n\r\nContent-Length: {length}\r\n\r\n");
+        let reply = send(agent.address, head.as_bytes()).await;
+        reply.must_be_problem(413, "body-too-large");
+        assert!(reply.text().contains("1024 KiB"), "{}", reply.text());
+    }
+    let head = format!("POST {PREPARE} HTTP/1.1\r\nHost: n\r\nContent-Length: {}\r\n\r\n", MIB + 1);
+    let reply = send(agent.address, head.as_bytes()).await;
+    assert_eq!((reply.status, reply.code().as_str()), (413, "body-too-large"));
+    assert_eq!(reply.json()["success"], false);
+}
+
+#[tokio::test]
+async fn a_chunked_body_over_the_limit_is_refused_when_it_gets_there() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    for path in ["/v1/prepare", PREPARE] {
+        let stream = TcpStream::connect(agent.address).await.unwrap();
+        let (mut reading, mut writing) = stream.into_split();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\n");
+        writing.write_all(head.as_bytes()).await.unwrap();
+        let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
+        let sending = tokio::spawn(async move {
+            // Sixteen of these are 1 MiB; the agent need not read what comes after.
+            for _ in 0..17 {
+                if writing.write_all(chunk.as_bytes()).await.is_err() {
+                    break;
+                }
+            }
+            writing
+        });
+        let reply = receive(&mut reading).await;
+        assert_eq!((reply.status, reply.code().as_str()), (413, "body-too-large"), "{path}");
+        sending.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_just_the_limit_is_read() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    let body = format!("{}{{}}", " ".repeat(MIB - 2));
+    assert_eq!(agent.post("/host/ping", &body).await.status, 200);
+    let body = format!(" {body}");
+    assert_eq!(agent.post("/host/ping", &body).await.status, 413);
+    let small = Place::on("two-node").settings("[http]\nbody_limit_kib = 1\n");
+    let agent = small.ready().await;
+    assert_eq!(agent.post("/host/ping", &body[..1100]).await.status, 413);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_slow_is_answered_408() {
+    let place = Place::on("two-node").settings("[http]\nbody_timeout = \"200ms\"\n");
+    let agent = place.ready().await;
+    let controller = Controller::start().await;
+    let half = "Content-Length: 100\r\n\r\n{\"hugepageNr\": ";
+    let native = format!("POST /v1/prepare HTTP/1.1\r\nHost: n\r\n{half}");
+    let reply = send(agent.address, native.as_bytes()).await;
+    reply.must_be_problem(408, "body-timeout");
+    let asynchronous = format!(
+        "POST {PREPARE} HTTP/1.1\r\nHost: n\r\ntaskuuid: {}\r\ncallbackurl: {}\r\n{half}",
+        task(1),
+        controller.url
+    );
+    for form in [format!("POST {PREPARE} HTTP/1.1\r\nHost: n\r\n{half}"), asynchronous] {
+        let reply = send(agent.address, form.as_bytes()).await;
+        assert_eq!((reply.status, reply.code().as_str()), (408, "body-timeout"));
+    }
+    assert_eq!(controller.seen().len(), 0, "an answer other than 2xx is the whole answer");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_harms_nobody() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        let bytes = format!("POST {PREPARE} HTTP/1.1\r\nHost: n\r\nContent-Length: 100\r\n\r\n{{");
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        drop(stream);
+    }
+    assert_eq!(agent.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn slow_heads_and_idle_connections_are_closed() {
+    let place = Place::on("two-node").settings("[http]\nheader_timeout = \"200ms\"\n");
+    let agent = place.ready().await;
+    for begun in ["", "G", "GET /healthz HTTP/1.1\r\nHost: n\r\n", "GET /healthz HTTP/1.1\r\nX: "] {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let end = soon("the agent closes it", stream.read_to_end(&mut rest)).await;
+        assert!(end.is_err() || !rest.starts_with(b"HTTP/1.1 200"), "{begun}: {rest:?}");
+    }
+    let mut idle = TcpStream::connect(agent.address).await.unwrap();
+    idle.write_all(request("GET", "/healthz", &[], "").as_bytes()).await.unwrap();
+    assert_eq!(receive(&mut idle).await.status, 200);
+    let mut rest = Vec::new();
+    let _ = soon("the agent closes an idle connection", idle.read_to_end(&mut rest)).await;
+    assert_eq!(rest, b"");
+}
+
+#[tokio::test]
+async fn two_hundred_silent_connections_delay_nobody() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    let mut silent = Vec::new();
+    for number in 0..200 {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        if number % 2 == 0 {
+            stream.write_all(b"POST /host/ping HTTP/1.1\r\nHo").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    let mut longest = Duration::ZERO;
+    for _ in 0..50 {
+        let began = Instant::now();
+        assert_eq!(agent.post("/host/ping", "{}").await.status, 200);
+        longest = longest.max(began.elapsed());
+    }
+    assert!(longest < Duration::from_millis(500), "{longest:?}");
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_told_so_and_the_next_one_served_when_one_has_gone() {
+    let place = Place::on("two-node").settings("[http]\nmax_connections = 4\n");
+    let agent = place.start().await;
+    let ping = request("POST", "/host/ping", &[], "{}");
+    let mut open = Vec::new();
+    while open.len() < 4 {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        stream.write_all(ping.as_bytes()).await.unwrap();
+        assert_eq!(receive(&mut stream).await.status, 200);
+        open.push(stream);
+    }
+    for _ in 0..10 {
+        let reply = call(agent.address, "POST", "/host/ping", &[], "{}").await;
+        assert_eq!((reply.status, reply.code().as_str()), (503, "too-many-connections"));
+        assert_eq!(reply.header("retry-after"), Some("1"));
+    }
+    open.pop();
+    until("a place is free again", async || {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        stream.write_all(ping.as_bytes()).await.unwrap();
+        try_receive(&mut stream).await.filter(|reply| reply.status == 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_task_too_many_is_refused_with_503_and_taken_when_there_is_room() {
+    let place = Place::on("two-node").mounted().settings("[http]\nmax_tasks = 2\n");
+    let agent = place.ready().await;
+    let controller = Controller::start().await;
+    let mut gate = Gate::before_pools(&place);
+    let body = r#"{"hugepageNr": 10}"#;
+    for number in 1..=2 {
+        let reply = agent.post_task(PREPARE, &task(number), &controller.url, body).await;
+        assert_eq!(reply.status, 200);
+    }
+    gate.wait().await;
+    let reply = agent.post_task(PREPARE, &task(3), &controller.url, body).await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "too-many-tasks"));
+    assert_eq!(reply.json()["success"], false);
+    assert!(reply.text().contains("http.max_tasks"));
+    let known = agent.post_task(PREPARE, &task(2), &controller.url, body).await;
+    assert_eq!(known.status, 200, "a task that is at work is no new one");
+    assert_eq!(agent.post("/host/ping", "{}").await.status, 200, "calls at once are none");
+    gate.open().await;
+    controller.wait(2).await;
+    let again = agent.post_task(PREPARE, &task(3), &controller.url, body).await;
+    assert_eq!((again.status, again.text()), (200, ""));
+    let seen = controller.wait(3).await;
+    assert_eq!(seen[2].header("taskuuid"), Some(task(3).as_str()));
+}
+
+#[tokio::test]
+async fn no_work_is_taken_in_whose_result_would_have_no_place() {
+    let place = Place::on("two-node").settings("[callbacks]\nmax_pending = 2\n");
+    let agent = place.ready().await;
+    let absent = Absent::new();
+    for number in 1..=2 {
+        let reply = agent.post_task("/host/ping", &task(number), &absent.url(), "{}").await;
+        assert_eq!(reply.status, 200);
+    }
+    let reply = agent.post_task("/host/ping", &task(3), &absent.url(), "{}").await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "outbox-full"));
+    assert!(reply.text().contains("callbacks.max_pending"));
+    let controller = absent.appears();
+    controller.wait(2).await;
+    until("there is room again", async || {
+        let reply = agent.post_task("/host/ping", &task(3), &controller.url, "{}").await;
+        (reply.status == 200).then_some(())
+    })
+    .await;
+    controller.wait(3).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_does_not_stop_the_work_of_others() {
+    let place = Place::on("two-node").mounted();
+    let agent = place.ready().await;
+    let mut gate = Gate::before_pools(&place);
+    let bytes = request("POST", "/v1/prepare", &[], r#"{"hugepages":[{"pages":10}]}"#);
+    let mut gone = TcpStream::connect(agent.address).await.unwrap();
+    gone.write_all(bytes.as_bytes()).await.unwrap();
+    gate.wait().await;
+    let mut stays = TcpStream::connect(agent.address).await.unwrap();
+    stays.write_all(bytes.as_bytes()).await.unwrap();
+    drop(gone);
+    gate.open().await;
+    assert_eq!(receive(&mut stays).await.json()["outcome"], "holds");
+}
+
+#[tokio::test]
+async fn too_many_different_prepares_at_once_are_refused_with_503() {
+    let place = Place::on("two-node").mounted();
+    let agent = place.ready().await;
+    let mut gate = Gate::before_pools(&place);
+    let mut open = Vec::new();
+    // Each wants more than those before it, so none can share another's outcome.
+    for pages in 1..=40 {
+        let body = format!(r#"{{"hugepages":[{{"pages":{pages}}}]}}"#);
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        stream.write_all(request("POST", "/v1/prepare", &[], &body).as_bytes()).await.unwrap();
+        open.push(stream);
+        if pages == 1 {
+            gate.wait().await;
+        }
+    }
+    gate.open().await;
+    let (mut held, mut busy) = (0, 0);
+    for mut stream in open {
+        let reply = receive(&mut stream).await;
+        match reply.status {
+            200 => held += 1,
+            _ => {
+                reply.must_be_problem(503, "prepare-busy");
+                busy += 1;
+            }
+        }
+    }
+    assert_eq!(held + busy, 40);
+    assert!(held >= 17, "one at work and sixteen that wait: {held}");
+}

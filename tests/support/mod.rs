@@ -1,0 +1,361 @@
+//! What the whole-agent tests share: a node of its own for each test, the built agent on it, a
+//! bare HTTP client, a controller that listens.
+//!
+//! Every agent runs on a copy of a captured tree (`tests/fixtures/nodes`), with its own settings,
+//! state and log, and in a mount namespace of its own: what it mounts is gone with it.
+
+// Each test file uses a part of it.
+#![allow(dead_code, clippy::disallowed_methods)]
+
+pub(crate) mod controller;
+pub(crate) mod gate;
+pub(crate) mod http;
+pub(crate) mod kernel;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+use http::{Reply, call};
+
+/// How long anything may take that has no limit of its own.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Looks until `look` finds something.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for a future of a test, but not for ever.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(DEADLINE, future).await {
+        Ok(done) => done,
+        Err(_) => panic!("not within {DEADLINE:?}: {what}"),
+    }
+}
+
+/// A task id as the controller makes them.
+pub(crate) fn task(number: u32) -> String {
+    format!("{number:032x}")
+}
+
+/// A node of one test: a captured tree, settings, state and log.
+pub(crate) struct Place {
+    dir: TempDir,
+    /// Where 2 MiB pages are to be mounted before the command starts.
+    mounted: Option<String>,
+    /// Shell commands that are run first, in the namespaces of the command.
+    prelude: String,
+    env: Vec<(String, String)>,
+}
+
+impl Place {
+    /// A copy of `tests/fixtures/nodes/<name>`.
+    pub(crate) fn on(name: &str) -> Place {
+        let dir = tempfile::Builder::new().prefix("vhost-agent-test-").tempdir().unwrap();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/nodes");
+        copy(&fixtures.join(name), &dir.path().join("root"));
+        fs::create_dir(dir.path().join("config.d")).unwrap();
+        let place = Place { dir, mounted: None, prelude: String::new(), env: Vec::new() };
+        let base = "listen = \"127.0.0.1:0\"\n[engine]\nmanage = false\n[callbacks]\nfirst_delay = \"20ms\"\nmax_delay = \"100ms\"\n";
+        fs::write(place.config(), base).unwrap();
+        place
+    }
+
+    /// More settings, over those that every test has.
+    pub(crate) fn settings(self, toml: &str) -> Place {
+        fs::write(self.dir.path().join("config.d/50-test.toml"), toml).unwrap();
+        self
+    }
+
+    /// Mounts 2 MiB pages where the tree's mount table says so: one namespace with that mount for
+    /// each command.
+    pub(crate) fn mounted(mut self) -> Place {
+        let table = self.read("proc/self/mountinfo");
+        let line = table.lines().find(|line| line.contains("pagesize=2M")).unwrap();
+        let at = line.split(' ').nth(4).unwrap().to_string();
+        fs::create_dir_all(self.path(&at)).unwrap();
+        self.mounted = Some(at);
+        self
+    }
+
+    /// A variable for every command.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Place {
+        self.env.push((name.to_string(), value.to_string()));
+        self
+    }
+
+    /// Shell commands that are run before each command, in its own mount and network namespaces.
+    pub(crate) fn prelude(mut self, commands: &str) -> Place {
+        self.prelude = commands.to_string();
+        self
+    }
+
+    /// Where `path` of the node lies.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.root().join(path.trim_start_matches('/'))
+    }
+
+    /// The text of a file of the node.
+    pub(crate) fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap()
+    }
+
+    /// Writes a file of the node.
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        fs::write(self.path(path), text).unwrap();
+    }
+
+    /// The folder that stands for `/`.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// The settings file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
+    /// The state folder.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A folder for whatever a test needs.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Every file and folder of the node and of the state as it is now; pipes are left out.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut files = BTreeMap::new();
+        for folder in ["root", "state"] {
+            list(&self.dir.path().join(folder), Path::new(folder), &mut files);
+        }
+        Snapshot(files)
+    }
+
+    /// The command with everything that makes it this node's.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private"]);
+        if self.prelude.contains("/net/") {
+            command.arg("--net");
+        }
+        let mut script = self.prelude.clone();
+        if let Some(at) = &self.mounted {
+            let at = self.path(at);
+            script += &format!(
+                "mount -t hugetlbfs -o pagesize=2M hugetlbfs {} || exit 99; ",
+                at.display()
+            );
+        }
+        command.args(["sh", "-c", &format!("{script}exec \"$@\""), "sh"]);
+        command.arg(env!("CARGO_BIN_EXE_vhost-agent"));
+        command.args(arguments);
+        command.arg("--root").arg(self.root());
+        command.arg("--config").arg(self.config());
+        command.arg("--state-dir").arg(self.state());
+        command.arg("--log-dir").arg(self.dir.path().join("log"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ended {
+        Ended::of(self.command(arguments)).await
+    }
+
+    /// Starts the agent and waits until it says where it listens.
+    pub(crate) async fn start(&self) -> Agent {
+        let mut agent = self.spawn();
+        let address = until("the agent says where it listens", async || {
+            agent.must_live();
+            let lock = fs::read_to_string(self.state().join("lock")).ok()?;
+            let address = lock.strip_prefix(&format!("pid {}, http://", agent.pid()))?;
+            address.parse::<SocketAddr>().ok()
+        });
+        let address = address.await;
+        agent.address = address;
+        agent
+    }
+
+    /// Starts the agent and waits until it takes calls.
+    pub(crate) async fn ready(&self) -> Agent {
+        let agent = self.start().await;
+        until("the agent is ready", async || {
+            (agent.get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        agent
+    }
+
+    fn spawn(&self) -> Agent {
+        let log = self.dir.path().join("agent.log");
+        let file = File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command(&["serve"]);
+        let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Agent { child, log, address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
+}
+
+/// A node's files at one time.
+pub(crate) struct Snapshot(BTreeMap<PathBuf, String>);
+
+impl Snapshot {
+    /// Fails the test when anything is different there now.
+    #[track_caller]
+    pub(crate) fn must_be_what_is(&self, place: &Place) {
+        let now = place.snapshot().0;
+        let names: BTreeSet<&PathBuf> = self.0.keys().chain(now.keys()).collect();
+        for name in names {
+            assert_eq!(self.0.get(name), now.get(name), "{} was changed", name.display());
+        }
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ended {
+    /// Runs a command to its end.
+    pub(crate) async fn of(command: Command) -> Ended {
+        let mut command = tokio::process::Command::from(command);
+        let output = soon("the command ends", command.kill_on_drop(true).output()).await.unwrap();
+        Ended {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// What it printed, as JSON.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+/// The built agent, running.
+pub(crate) struct Agent {
+    child: Child,
+    log: PathBuf,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+}
+
+impl Agent {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its whole log.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits for a text in its log.
+    pub(crate) async fn logged(&self, text: &str) {
+        until(&format!("the log has '{text}'"), async || self.log().contains(text).then_some(()))
+            .await;
+    }
+
+    /// `GET`.
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        call(self.address, "GET", path, &[], "").await
+    }
+
+    /// `POST` of a JSON body.
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Reply {
+        call(self.address, "POST", path, &[("Content-Type", "application/json")], body).await
+    }
+
+    /// The same, to be called back.
+    pub(crate) async fn post_task(&self, path: &str, task: &str, url: &str, body: &str) -> Reply {
+        call(self.address, "POST", path, &[("taskuuid", task), ("callbackurl", url)], body).await
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        until("the agent ends", async || self.child.try_wait().unwrap()).await
+    }
+
+    /// Asks it to stop and waits for its end.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.ended().await
+    }
+
+    /// Fails the test when the agent is gone.
+    pub(crate) fn must_live(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("the agent ended ({status}): {}", self.log());
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn list(folder: &Path, name: &Path, files: &mut BTreeMap<PathBuf, String>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries {
+        let entry = entry.unwrap();
+        let (path, name) = (entry.path(), name.join(entry.file_name()));
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            files.insert(name.clone(), "a folder".to_string());
+            list(&path, &name, files);
+        } else if kind.is_file() {
+            files.insert(name, String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned());
+        }
+    }
+}
