@@ -6,10 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
@@ -161,14 +161,17 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     };
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
     let ready = become_ready(&core, &phase);
+    // Connections and tasks share one limit: systemd kills what takes much longer.
+    let mut deadline = Instant::now();
     let stopped = async {
         let signal = stop.asked().await;
+        deadline = Instant::now() + limits.drain;
         tracing::info!(signal, "stopping");
         phase.send_replace(Phase::Draining);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
     tokio::join!(api::serve::serve(listener, router, limits, stopped), ready);
-    drain(&outbox, settings.http.drain_timeout.0).await;
+    drain(&outbox, deadline).await;
     tracing::info!("stopped");
     drop(lock);
     Ok(())
@@ -206,16 +209,13 @@ fn start_outbox(settings: &Settings, pulse: &Pulse) -> Outbox {
     outbox
 }
 
-/// Lets tasks at work end and their results go out, for a while.
-async fn drain(outbox: &Outbox, within: Duration) {
-    let deadline = tokio::time::Instant::now() + within;
-    while outbox.load() != (0, 0) && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+/// Lets tasks at work end and their results go out until the deadline.
+async fn drain(outbox: &Outbox, deadline: Instant) {
+    if timeout_at(deadline, outbox.empty()).await.is_ok() {
+        return;
     }
     let (at_work, waiting) = outbox.load();
-    if at_work + waiting > 0 {
-        tracing::warn!(at_work, waiting, "stopped with work unfinished or results undelivered");
-    }
+    tracing::warn!(at_work, waiting, "stopped with work unfinished or results undelivered");
 }
 
 /// The address under which this machine reaches the listener.

@@ -15,6 +15,7 @@ mod tracing_setup;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -137,7 +138,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         let node = reach::Place { settings: loaded.settings, root: global.root.clone() };
         match command {
             Command::Serve => serve::run(node).await,
@@ -148,5 +149,8 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Pools(command) => pools::run(node, &command, global.output).await,
             Command::Config(_) => Ok(exit::HOLDS),
         }
-    })
+    });
+    // A write to the kernel that hangs must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
 }

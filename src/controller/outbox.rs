@@ -3,11 +3,13 @@
 //! ```text
 //! admit ──▶ Slot (at work) ──finish──▶ Outbox (waits) ──offer──▶ taken | 404 | too old: gone
 //! ```
-//! The book is a plain value: what is admitted, what is due, when to try again. It is kept in memory;
-//! [`Outbox::finish`] is the one door through which every result passes, and the place where it is
+//! The book is a plain value: what is admitted, what is due, when to try again. Who is due first is
+//! offered first, and an address that did not take the last result gets one attempt at a time, so that
+//! a dead controller does not hold back the results for another. It is kept in memory;
+//! `Outbox::finish` is the one door through which every result passes, and the place where it is
 //! to be put on disk before the work is reported done.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -71,6 +73,8 @@ struct Book {
     offering: Offering,
     at_work: HashSet<TaskId>,
     waiting: BTreeMap<TaskId, Waiting>,
+    /// Addresses that did not take what they were offered last.
+    failing: BTreeSet<String>,
     jitter: RandomState,
 }
 
@@ -90,6 +94,8 @@ pub enum Admission {
 pub struct Outbox {
     book: Arc<Mutex<Book>>,
     news: Arc<Notify>,
+    /// Told whenever a result was settled.
+    settled: Arc<Notify>,
 }
 
 impl Outbox {
@@ -99,9 +105,10 @@ impl Outbox {
             offering,
             at_work: HashSet::new(),
             waiting: BTreeMap::new(),
+            failing: BTreeSet::new(),
             jitter: RandomState::new(),
         };
-        Outbox { book: Arc::new(Mutex::new(book)), news: Arc::new(Notify::new()) }
+        Outbox { book: Arc::new(Mutex::new(book)), news: Arc::default(), settled: Arc::default() }
     }
 
     /// Takes a task in.
@@ -144,25 +151,34 @@ impl Outbox {
 
     /// Results that are due now; each is under way until [`Outbox::settle`] is called for it.
     pub fn take_due(&self, now: Instant, most: usize) -> Vec<TaskResult> {
-        let mut book = self.book();
-        let due = book.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
-        due.take(most)
-            .map(|waiting| {
-                waiting.due = None;
-                waiting.attempts += 1;
-                waiting.result.clone()
-            })
-            .collect()
+        self.book().take_due(now, most)
     }
 
-    /// When the next result is due.
+    /// When the next result that may be offered is due.
     pub fn next_due(&self) -> Option<Instant> {
-        self.book().waiting.values().filter_map(|waiting| waiting.due).min()
+        let book = self.book();
+        let held_back = book.held_back();
+        let may = book.waiting.values().filter(|w| !held_back.contains(address(&w.result)));
+        may.filter_map(|waiting| waiting.due).min()
     }
 
     /// Notes what became of an attempt.
     pub fn settle(&self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
-        self.book().settle(task, verdict, now)
+        let settled = self.book().settle(task, verdict, now);
+        self.settled.notify_waiters();
+        settled
+    }
+
+    /// Returns when no task is at work and no result waits. Cancel-safe.
+    pub async fn empty(&self) {
+        loop {
+            // Listening before looking: what is settled in between is heard.
+            let settled = self.settled.notified();
+            if self.load() == (0, 0) {
+                return;
+            }
+            settled.await;
+        }
     }
 
     /// Returns when a result was added since the last call. Cancel-safe.
@@ -186,7 +202,45 @@ impl Outbox {
 }
 
 impl Book {
+    /// Failing addresses that have an attempt under way.
+    fn held_back(&self) -> BTreeSet<String> {
+        let under_way = self.waiting.values().filter(|waiting| waiting.due.is_none());
+        let addresses = under_way.map(|waiting| address(&waiting.result));
+        addresses.filter(|a| self.failing.contains(*a)).map(str::to_string).collect()
+    }
+
+    fn take_due(&mut self, now: Instant, most: usize) -> Vec<TaskResult> {
+        let mut held_back = self.held_back();
+        let waiting = self.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
+        let mut due: Vec<&mut Waiting> = waiting.collect();
+        due.sort_by_key(|waiting| waiting.due);
+        due.into_iter()
+            .filter(|waiting| {
+                let to = address(&waiting.result);
+                !self.failing.contains(to) || held_back.insert(to.to_string())
+            })
+            .take(most)
+            .map(|waiting| {
+                waiting.due = None;
+                waiting.attempts += 1;
+                waiting.result.clone()
+            })
+            .collect()
+    }
+
     fn settle(&mut self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
+        let Some(waiting) = self.waiting.get(task) else { return Settled::Gone };
+        let to = address(&waiting.result).to_string();
+        let settled = self.judge(task, verdict, now);
+        let others = self.waiting.values().any(|waiting| address(&waiting.result) == to);
+        match verdict {
+            Verdict::Again if others => self.failing.insert(to),
+            _ => self.failing.remove(&to),
+        };
+        settled
+    }
+
+    fn judge(&mut self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
         let Some(waiting) = self.waiting.get_mut(task) else { return Settled::Gone };
         if verdict != Verdict::Again {
             self.waiting.remove(task);
@@ -203,6 +257,11 @@ impl Book {
         waiting.due = Some(now + delay);
         Settled::After(delay)
     }
+}
+
+/// Who is called: the callback's address without its path.
+fn address(result: &TaskResult) -> &str {
+    result.callback_url.split('/').nth(2).unwrap_or_default()
 }
 
 /// The time before the next attempt, without jitter.
@@ -312,6 +371,33 @@ mod tests {
         assert!((0.8..=1.0).contains(&delays[0]) && (1.6..=2.0).contains(&delays[1]), "{delays:?}");
         assert!(delays.iter().all(|delay| *delay <= 60.0));
         assert_eq!(outbox.load(), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_due_first_goes_first_and_a_failing_address_has_one_attempt_at_a_time() {
+        let outbox = outbox(64, 64);
+        let admit = |n: u32, url: &str| match outbox.admit(&id(n), url) {
+            Admission::Work(slot) => slot.finish("{}".into(), None),
+            other => panic!("{other:?}"),
+        };
+        let due = |most| {
+            let due = outbox.take_due(Instant::now(), most);
+            due.into_iter().map(|result| result.task).collect::<Vec<_>>()
+        };
+        for n in 1..=5 {
+            admit(n, "http://dead:80/x");
+        }
+        assert_eq!(due(2), [id(1), id(2)]);
+        outbox.settle(&id(1), Verdict::Again, Instant::now());
+        assert!(due(9).is_empty() && outbox.next_due().is_none(), "2 is still under way");
+        outbox.settle(&id(2), Verdict::Again, Instant::now());
+        tokio::time::advance(Duration::from_secs(10)).await;
+        admit(0, "http://alive:80/x");
+        assert_eq!(due(9), [id(3), id(0)], "the oldest of the failing ones, and the other's");
+        assert_eq!(outbox.next_due(), None);
+        outbox.settle(&id(0), Verdict::Taken, Instant::now());
+        outbox.settle(&id(3), Verdict::Taken, Instant::now());
+        assert_eq!(due(9).len(), 4, "it takes results again");
     }
 
     #[test]

@@ -276,7 +276,12 @@ fn iptables_finding(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Finding>
             _ => return None,
         },
         (None, Some(other)) => format!("{} says \"iptables\": {other}", policy.daemon_json),
-        (None, None) => format!("{} does not say \"iptables\": false", policy.daemon_json),
+        (None, None) => match &seen.daemon_json {
+            DaemonJson::Unusable(reason) => {
+                format!("{} cannot be used: {reason}", policy.daemon_json)
+            }
+            _ => format!("{} does not say \"iptables\": false", policy.daemon_json),
+        },
     };
     Some(Finding::new(
         "engine-may-change-iptables",

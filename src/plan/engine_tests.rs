@@ -165,8 +165,11 @@ fn an_engine_that_runs_without_the_setting_is_reported_and_not_touched() {
         (running(says(r#"{"iptables":false}"#), &["--iptables"]), "--iptables=true"),
         // Of two flags the last counts.
         (running(says("{}"), &["--iptables=false", "--iptables=1"]), "--iptables=true"),
-        // One cannot be read: what an operator has to know is not kept back for that.
-        (running(DaemonJson::Unusable("it is not JSON".into()), &[]), "does not say"),
+        // The engine would not start again with it.
+        (
+            running(DaemonJson::Unusable("it is not JSON".into()), &[]),
+            "cannot be used: it is not JSON",
+        ),
     ] {
         let plan = plan(&seen, &policy()).unwrap();
         assert_eq!((names(&plan), codes(&plan)), (vec![], vec!["engine-may-change-iptables"]));
