@@ -276,3 +276,46 @@ fn two_prepares_at_once_grow_once() {
     }
     assert_eq!(counter("nr_hugepages"), total + 200);
 }
+
+/// Runs a prepare that must fail, and returns its first error's code and text.
+fn failure(pools: &Pools, script: &str) -> (String, String) {
+    let output = pools.script("", script);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {errors}"));
+    assert_eq!(output.status.code(), Some(1), "{report}{errors}");
+    let field = |name: &str| report["errors"][0][name].as_str().unwrap().to_string();
+    (field("code"), field("text"))
+}
+
+#[test]
+fn a_full_disk_under_the_state_stops_a_growth_before_it_begins() {
+    let Some(pools) = Pools::hold() else { return };
+    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 10);
+    let state = pools.path("state").display().to_string();
+    let (code, text) = failure(
+        &pools,
+        &format!(
+            "mkdir {state}; mount -t tmpfs -o size=16k none {state}; : > {state}/lock; \
+             head -c 1M /dev/zero > {state}/filler 2>/dev/null; prepare --pages {wanted}"
+        ),
+    );
+    assert_eq!(code, "state-unwritable", "{text}");
+    assert!(text.contains("ledger.json") && text.contains("No space left on device"), "{text}");
+    assert_eq!(counter("nr_hugepages"), total);
+}
+
+#[test]
+fn a_read_only_sysfs_is_named_with_path_and_remedy() {
+    let Some(pools) = Pools::hold() else { return };
+    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 10);
+    let script = format!(
+        "mount --bind -o ro /sys /sys && mount -o remount,bind,ro /sys; prepare --pages {wanted}"
+    );
+    let (code, text) = failure(&pools, &script);
+    assert_eq!(code, "host-unwritable", "{text}");
+    for part in ["hugepages-2048kB/nr_hugepages", "mounted read-only", &(total + 10).to_string()] {
+        assert!(text.contains(part), "{text} lacks {part}");
+    }
+    assert_eq!(counter("nr_hugepages"), total);
+}
