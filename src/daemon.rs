@@ -35,7 +35,7 @@ use crate::docker::client::DockerClient;
 use crate::host::Root;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
-use crate::store::{Lock, Store};
+use crate::store::Store;
 
 /// The owners of this node, started.
 pub struct Core {
@@ -101,20 +101,6 @@ pub fn defaults(settings: &Settings) -> Defaults {
     Defaults { pages: settings.pools.default_pages, move_shortfall: settings.pools.move_shortfall }
 }
 
-/// Takes the node's lock and signs it, so that the CLI finds the agent that runs.
-///
-/// # Errors
-/// When another agent has it.
-pub fn take_lock(store: &Store, address: Option<&str>) -> Result<Lock> {
-    let mut lock = store.lock()?;
-    let pid = std::process::id();
-    lock.sign(&match address {
-        Some(address) => format!("pid {pid}, http://{address}"),
-        None => format!("pid {pid}"),
-    })?;
-    Ok(lock)
-}
-
 /// Runs the agent until it is asked to stop.
 ///
 /// # Errors
@@ -122,12 +108,13 @@ pub fn take_lock(store: &Store, address: Option<&str>) -> Result<Lock> {
 pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let mut stop = Stop::listen().context("cannot listen for signals")?;
     let store = Store::open(&settings.state_dir)?;
-    let mut lock = take_lock(&store, None)?;
+    let mut lock = store.lock()?;
+    lock.sign(None);
     let listener = api::serve::listen(settings.listen).with_context(|| {
         format!("cannot listen on {}: is another agent there? (listen, --listen)", settings.listen)
     })?;
     let address = listener.local_addr()?;
-    lock.sign(&format!("pid {}, http://{}", std::process::id(), reachable(address)))?;
+    lock.sign(Some(&reachable(address).to_string()));
 
     let pulse = match sd_notify::watchdog_enabled() {
         Some(within) => Pulse::new(within / 2, || {

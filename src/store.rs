@@ -203,15 +203,21 @@ pub struct Lock {
 impl Lock {
     /// Writes who holds it, for the next one that wants it: `pid 12` or `pid 12, http://…`.
     ///
-    /// # Errors
-    /// [`StoreError::Write`].
-    pub fn sign(&mut self, text: &str) -> Result<(), StoreError> {
+    /// The lock holds without that line, so a full disk is only worth a word.
+    pub fn sign(&mut self, address: Option<&str>) {
+        let pid = std::process::id();
+        let line = match address {
+            Some(address) => format!("pid {pid}, http://{address}"),
+            None => format!("pid {pid}"),
+        };
         let sign = |file: &mut File| {
             file.set_len(0)?;
             io::Seek::rewind(file)?;
-            file.write_all(text.as_bytes())
+            file.write_all(line.as_bytes())
         };
-        sign(&mut self.file).map_err(|source| StoreError::Write { path: self.path.clone(), source })
+        if let Err(e) = sign(&mut self.file) {
+            tracing::warn!(path = %self.path.display(), error = %e, "the lock could not be signed");
+        }
     }
 }
 
@@ -244,9 +250,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let mut lock = store.lock().unwrap();
-        lock.sign("pid 1").unwrap();
+        lock.sign(Some("[::1]:7070"));
+        let signed = format!("pid {}, http://[::1]:7070", std::process::id());
         match store.lock() {
-            Err(StoreError::Locked { holder, .. }) => assert_eq!(holder, "pid 1"),
+            Err(StoreError::Locked { holder, .. }) => assert_eq!(holder, signed),
             other => panic!("{other:?}"),
         }
         drop(lock);

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::agent::pulse::Pulse;
 use crate::config::Settings;
-use crate::daemon::{Core, take_lock};
+use crate::daemon::Core;
 use crate::model::fault::Fault;
 use crate::store::{Lock, Store, StoreError};
 
@@ -35,21 +35,20 @@ impl Place {
     /// Finds the owner.
     pub(super) fn owner(&self) -> Result<Owner> {
         let store = Store::open(&self.settings.state_dir)?;
-        match take_lock(&store, None) {
-            Ok(lock) => {
+        match store.lock() {
+            Ok(mut lock) => {
+                lock.sign(None);
                 let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
                 Ok(Owner::Here(Box::new(core), lock))
             }
-            Err(e) => match e.downcast::<StoreError>()? {
-                StoreError::Locked { holder, path } => match holder.split_once("http://") {
-                    Some((_, address)) => Ok(Owner::There(Remote { address: address.to_string() })),
-                    None => bail!(
-                        "{} is held by another vhost-agent ({holder}): wait until it is done",
-                        path.display()
-                    ),
-                },
-                other => Err(other.into()),
+            Err(StoreError::Locked { holder, path }) => match holder.split_once("http://") {
+                Some((_, address)) => Ok(Owner::There(Remote { address: address.to_string() })),
+                None => bail!(
+                    "{} is held by another vhost-agent ({holder}): wait until it is done",
+                    path.display()
+                ),
             },
+            Err(other) => Err(other.into()),
         }
     }
 }
