@@ -148,3 +148,7 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
         applied.map(drop)
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

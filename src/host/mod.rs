@@ -15,6 +15,8 @@ pub mod packages;
 pub mod pools;
 pub mod process;
 pub mod spawn;
+#[cfg(test)]
+pub mod spawn_fake;
 pub mod systemd;
 pub mod watch;
 

@@ -1,0 +1,270 @@
+//! The owner with a played package manager, a played daemon and a played engine; files are real.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::docker::fake::{FakeEngine, Mood};
+use crate::host::Root;
+use crate::host::spawn_fake::{FakeSpawner, put_executable};
+use crate::host::systemd::Systemd;
+use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
+
+struct Node {
+    engine: FakeEngine,
+    spawner: FakeSpawner,
+    owner: Engine,
+    folder: TempDir,
+}
+
+/// A node without an engine; the one that its daemon brings up will be in `mood`.
+fn node(mood: Mood) -> Node {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root::new(folder.path());
+    std::fs::create_dir(folder.path().join("run")).unwrap();
+    let spawner = FakeSpawner::new(&root);
+    let engine = FakeEngine::new(Mood::Absent);
+    let comes_up = engine.clone();
+    spawner.machine(|machine| {
+        machine.daemon = Box::new(move || {
+            comes_up.set(mood.clone());
+            None
+        });
+    });
+    let (shared, systemd) = (Arc::new(engine.clone()), Arc::new(Systemd::new()));
+    let observer = EngineObserver::new(&root, policy(), shared.clone(), systemd.clone());
+    let applier = EngineApplier::new(&root, policy(), shared, systemd, spawner.clone());
+    let (progress, beat) = (ProgressSink::default(), crate::agent::pulse::Pulse::default());
+    let owner = Engine::start(Arc::new(observer), applier, policy(), progress, beat.register());
+    Node { engine, spawner, owner, folder }
+}
+
+fn policy() -> EnginePolicy {
+    let ce = vec!["docker-ce".to_string(), "containerd.io".to_string()];
+    let sets = vec![ce, vec!["docker.io".to_string()]];
+    EnginePolicy {
+        manage: true,
+        install: true,
+        socket: "/run/docker.sock".into(),
+        unit: "docker.service".into(),
+        binary: "dockerd".into(),
+        daemon_json: "/etc/docker/daemon.json".into(),
+        pid_file: "/run/docker.pid".into(),
+        require_iptables_false: false,
+        min_api: ApiVersion(1, 41),
+        ping_timeout: Duration::from_secs(5),
+        ready_timeout: Duration::from_secs(60),
+        install_timeout: Duration::from_secs(900),
+        lock_timeout: Duration::from_secs(60),
+        packages: PackageSets::from([(PackageManager::Apt, sets)]),
+        install_args: Vec::new(),
+    }
+}
+
+const CE: &str = "install docker-ce containerd.io";
+const IO: &str = "install docker.io";
+
+impl Node {
+    async fn prepare(&self) -> PartReport {
+        self.owner.prepare(false).await
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.spawner.machine(|machine| machine.calls.clone())
+    }
+
+    /// Prepares and tells the one fault that comes of it.
+    async fn fault(&self) -> Fault {
+        let mut report = self.prepare().await;
+        assert_eq!(report.errors.len(), 1, "{report:?}");
+        report.errors.remove(0)
+    }
+}
+
+fn steps(report: &PartReport) -> Vec<&str> {
+    report.steps.iter().map(|step| step.step.as_str()).collect()
+}
+
+#[track_caller]
+fn says(fault: &Fault, code: &str, words: &[&str]) {
+    assert_eq!(fault.code, code, "{}", fault.text);
+    for word in words {
+        assert!(fault.text.contains(word), "'{}' does not say '{word}'", fault.text);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bare_node_gets_debians_engine_where_dockers_own_is_not_to_be_had() {
+    let node = node(Mood::Answers);
+    let report = node.prepare().await;
+    assert_eq!(report.errors, []);
+    assert_eq!(steps(&report), ["writeDaemonJson", "install", "startDaemon", "awaitEngine"]);
+    assert_eq!(report.steps[1].after, "docker.io");
+    assert_eq!(report.engine_version.as_deref(), Some("20.10.24"));
+    assert_eq!(node.calls(), [CE, IO, "/usr/sbin/dockerd"]);
+    let seen_by_packages = node.spawner.machine(|machine| machine.daemon_json.clone()).unwrap();
+    assert!(seen_by_packages.contains("\"iptables\": false"), "{seen_by_packages}");
+    let again = node.prepare().await;
+    assert_eq!((again.errors, again.steps, again.findings), (vec![], vec![], vec![]));
+    assert_eq!(node.calls().len(), 3, "nothing is done twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dockers_own_engine_is_preferred() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| {
+        machine.archive.extend(["docker-ce", "containerd.io"].map(String::from));
+    });
+    assert_eq!(node.prepare().await.errors, []);
+    assert_eq!(node.calls()[0], CE);
+    assert_eq!(node.calls().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_starts_nothing_and_writes_nothing() {
+    let node = node(Mood::Answers);
+    let report = node.owner.prepare(true).await;
+    assert_eq!(steps(&report), ["writeDaemonJson", "install", "startDaemon", "awaitEngine"]);
+    assert_eq!(node.calls(), [] as [&str; 0]);
+    assert!(!node.folder.path().join("etc").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn package_lists_that_were_never_fetched_are_fetched_once() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| machine.lists = false);
+    assert_eq!(node.prepare().await.errors, []);
+    assert_eq!(node.calls()[..5], [CE, IO, "update", CE, IO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn packages_that_nobody_has_are_all_named_after_one_look_for_newer_lists() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| machine.archive.clear());
+    let fault = node.fault().await;
+    says(&fault, "packages-not-available", &["docker-ce containerd.io, nor docker.io"]);
+    says(&fault, "packages-not-available", &["engine.packages", "/log/apt-get.log"]);
+    assert_eq!(node.calls(), [CE, IO, "update", CE, IO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_cannot_be_reached_is_not_told_as_a_missing_package() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| (machine.lists, machine.reachable) = (false, false));
+    says(&node.fault().await, "packages-not-fetched", &["http://mirror.invalid"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_waited_for() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| (machine.lists, machine.locked) = (false, 3));
+    assert_eq!(node.prepare().await.errors, []);
+    assert_eq!(node.calls()[..6], [CE, CE, CE, CE, IO, "update"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_not_let_go_ends_the_wait_with_its_holder_named() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| machine.locked = usize::MAX);
+    let began = tokio::time::Instant::now();
+    says(&node.fault().await, "package-manager-locked", &["held by process 7 (apt)"]);
+    let took = began.elapsed().as_secs();
+    assert!((56..=62).contains(&took), "as long as the settings say, not {took} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_installation_that_was_cut_off_is_finished_first() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| machine.interrupted = 1);
+    assert_eq!(node.prepare().await.errors, []);
+    assert_eq!(node.calls()[..5], [CE, "dpkg --configure -a", "fix-broken", CE, IO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_finished_is_tried_once_and_the_operator_told_how() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| machine.interrupted = usize::MAX);
+    let commands = ["dpkg --configure -a", "apt-get --fix-broken install"];
+    says(&node.fault().await, "package-manager-interrupted", &commands);
+    assert_eq!(node.calls(), [CE, "dpkg --configure -a", "fix-broken", CE]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_whose_packages_were_left_half_way_is_not_taken_for_installed() {
+    let node = node(Mood::Answers);
+    let root = Root::new(node.folder.path());
+    put_executable(&root, "/usr/sbin/dockerd");
+    let dpkg = node.folder.path().join("var/lib/dpkg");
+    std::fs::create_dir_all(dpkg.join("updates")).unwrap();
+    std::fs::write(dpkg.join("status"), "Package: docker.io\nStatus: install ok unpacked\n")
+        .unwrap();
+    assert_eq!(node.prepare().await.errors, [], "{:?}", node.calls());
+    assert_eq!(node.calls()[..2], [CE, IO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_installation_that_fails_is_told_in_the_package_managers_own_words() {
+    let node = node(Mood::Answers);
+    let words = "E: Sub-process /usr/bin/dpkg returned an error code (1)";
+    node.spawner.machine(|machine| machine.broken = Some(words.to_string()));
+    let report = node.prepare().await;
+    says(&report.errors[0], "package-manager-failed", &[words, "exit code 100"]);
+    assert_eq!(report.steps.last().unwrap().outcome, StepOutcome::Failed);
+    assert_eq!(node.calls(), [CE, IO], "no engine is started");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_installation_that_never_ends_is_left_running_when_its_time_is_up() {
+    let node = node(Mood::Answers);
+    node.spawner.machine(|machine| machine.ends = false);
+    let began = tokio::time::Instant::now();
+    says(&node.fault().await, "package-manager-timeout", &["engine.install_timeout", "900s"]);
+    assert_eq!(began.elapsed().as_secs(), 900);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_dies_is_told_at_once_with_its_last_words() {
+    let node = node(Mood::Answers);
+    let words = "level=info msg=\"x\"\nfailed to start daemon: Devices cgroup isn't mounted\n";
+    let end = Some((Some(1), words.to_string()));
+    node.spawner.machine(|machine| machine.daemon = Box::new(move || end.clone()));
+    let began = tokio::time::Instant::now();
+    let wanted = ["ended with 1", "Devices cgroup isn't mounted", "/log/dockerd.log"];
+    says(&node.fault().await, "engine-start-failed", &wanted);
+    assert!(began.elapsed() < Duration::from_secs(1), "the deadline is not waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_dies_because_another_came_first_is_no_failure() {
+    let node = node(Mood::Answers);
+    let engine = node.engine.clone();
+    node.spawner.machine(|machine| {
+        machine.daemon = Box::new(move || {
+            engine.set(Mood::Answers);
+            Some((Some(1), "failed to start daemon: pid file found".to_string()))
+        });
+    });
+    assert_eq!(node.prepare().await.errors, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_comes_up_and_never_answers_is_given_its_time_and_no_more() {
+    for mood in [Mood::Hangs, Mood::Absent] {
+        let node = node(mood);
+        let began = tokio::time::Instant::now();
+        says(&node.fault().await, "engine-not-ready", &["/run/docker.sock", "/log/dockerd.log"]);
+        assert_eq!(began.elapsed().as_secs(), 60);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_hangs_is_reported_and_left_alone() {
+    let node = node(Mood::Answers);
+    node.engine.set(Mood::Hangs);
+    let began = tokio::time::Instant::now();
+    says(&node.fault().await, "engine-not-answering", &["/run/docker.sock"]);
+    assert_eq!(began.elapsed().as_secs(), 5);
+    assert_eq!(node.calls(), [] as [&str; 0]);
+    assert!(!node.folder.path().join("etc").exists());
+}

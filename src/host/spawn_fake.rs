@@ -1,0 +1,175 @@
+//! A machine's package manager and its engine's daemon, played: they have a state, and tests change
+//! it. What they print is what the real ones print.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::spawn::{Daemon, Invocation, RunEnd, Spawner};
+use super::{HostError, Root};
+
+/// What happens when the daemon is started: its exit code and last words when it dies of it.
+pub type DaemonPlay = Box<dyn FnMut() -> Option<(Option<i32>, String)> + Send>;
+
+/// The state of the played machine.
+pub struct Machine {
+    root: Root,
+    /// Packages in the archive.
+    pub archive: BTreeSet<String>,
+    /// Whether the package lists were fetched.
+    pub lists: bool,
+    /// Whether the archive can be reached.
+    pub reachable: bool,
+    /// For how many calls another process holds the lock.
+    pub locked: usize,
+    /// How many times dpkg has to be mended before it is whole again.
+    pub interrupted: usize,
+    /// What an installation fails with.
+    pub broken: Option<String>,
+    /// Whether an installation ever ends.
+    pub ends: bool,
+    /// The daemon.
+    pub daemon: DaemonPlay,
+    /// All that was started, in a few words each.
+    pub calls: Vec<String>,
+    /// What daemon.json said when packages were installed.
+    pub daemon_json: Option<String>,
+}
+
+/// The spawner of the played machine; clones share it.
+#[derive(Clone)]
+pub struct FakeSpawner(Arc<Mutex<Machine>>);
+
+impl FakeSpawner {
+    /// A machine below `root` that has apt, its lists and docker.io in its archive.
+    pub fn new(root: &Root) -> FakeSpawner {
+        put_executable(root, "/usr/bin/apt-get");
+        FakeSpawner(Arc::new(Mutex::new(Machine {
+            root: root.clone(),
+            archive: BTreeSet::from(["docker.io".to_string()]),
+            lists: true,
+            reachable: true,
+            locked: 0,
+            interrupted: 0,
+            broken: None,
+            ends: true,
+            daemon: Box::new(|| None),
+            calls: Vec::new(),
+            daemon_json: None,
+        })))
+    }
+
+    /// Changes or reads the machine.
+    pub fn machine<T>(&self, look: impl FnOnce(&mut Machine) -> T) -> T {
+        look(&mut self.0.lock().unwrap())
+    }
+}
+
+impl Spawner for FakeSpawner {
+    async fn run(
+        &self,
+        invocation: Invocation,
+        within: Duration,
+        lines: mpsc::Sender<String>,
+    ) -> Result<RunEnd, HostError> {
+        let (ends, end) = self.machine(|machine| (machine.ends, machine.run(&invocation)));
+        if !ends {
+            tokio::time::sleep(within).await;
+            return Ok(RunEnd { code: None, timed_out: true, ..end });
+        }
+        for line in end.output.lines() {
+            let _ = lines.try_send(line.to_string());
+        }
+        Ok(end)
+    }
+
+    fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
+        self.machine(|machine| {
+            machine.calls.push(invocation.program.clone());
+            Ok(Daemon::played((machine.daemon)(), &format!("/log/{log}")))
+        })
+    }
+}
+
+impl Machine {
+    fn run(&mut self, invocation: &Invocation) -> RunEnd {
+        let Invocation { program, args, .. } = invocation;
+        let named = args.iter().position(|arg| arg == "--");
+        let packages = named.map_or(&[][..], |at| &args[at + 1..]);
+        let word = |word: &str| args.iter().any(|arg| arg == word);
+        let (call, (code, output)) = if program == "dpkg" {
+            ("dpkg --configure -a".to_string(), self.configure())
+        } else if word("update") {
+            ("update".to_string(), self.update())
+        } else if word("--fix-broken") {
+            ("fix-broken".to_string(), self.complete())
+        } else {
+            (format!("install {}", packages.join(" ")), self.install(packages))
+        };
+        self.calls.push(call);
+        RunEnd { code: Some(code), output, log: "/log/apt-get.log".into(), timed_out: false }
+    }
+
+    fn held_lock(&mut self) -> Option<(i32, String)> {
+        self.locked = self.locked.checked_sub(1)?;
+        let holder =
+            "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7 (apt)";
+        Some((100, holder.to_string()))
+    }
+
+    fn configure(&mut self) -> (i32, String) {
+        (1, "dpkg: dependency problems prevent configuration of docker.io".to_string())
+    }
+
+    fn complete(&mut self) -> (i32, String) {
+        self.interrupted = self.interrupted.saturating_sub(1);
+        (0, String::new())
+    }
+
+    fn update(&mut self) -> (i32, String) {
+        if let Some(locked) = self.held_lock() {
+            return locked;
+        }
+        self.lists = self.reachable;
+        match self.reachable {
+            true => (0, String::new()),
+            // It is content with that.
+            false => {
+                (0, "W: Failed to fetch http://mirror.invalid/Release  Temporary failure".into())
+            }
+        }
+    }
+
+    fn install(&mut self, packages: &[String]) -> (i32, String) {
+        if let Some(locked) = self.held_lock() {
+            return locked;
+        }
+        if self.interrupted > 0 {
+            let words = "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct the problem.";
+            return (100, words.to_string());
+        }
+        if let Some(missing) =
+            packages.iter().find(|name| !self.lists || !self.archive.contains(*name))
+        {
+            return (100, format!("E: Unable to locate package {missing}"));
+        }
+        if let Some(broken) = &self.broken {
+            return (100, broken.clone());
+        }
+        self.daemon_json = fs::read_to_string(self.root.path("/etc/docker/daemon.json")).ok();
+        put_executable(&self.root, "/usr/sbin/dockerd");
+        (0, format!("Setting up {} ...", packages.join(" ")))
+    }
+}
+
+/// Puts a file there that may be executed.
+pub fn put_executable(root: &Root, path: &str) {
+    let path = root.path(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
