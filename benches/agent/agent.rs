@@ -1,7 +1,7 @@
 //! The real binary as a process of its own, with its own state, ended with the bench.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,14 +33,13 @@ pub(crate) struct Agent {
     child: Child,
     address: SocketAddr,
     // Removed when the agent has ended.
-    _state: TempDir,
+    state: TempDir,
 }
 
 impl Agent {
     /// Starts an agent and waits for its first answer; tells how long that took.
     pub(crate) fn start(engine: EngineUse) -> Result<(Agent, Duration)> {
         let state = tempfile::tempdir()?;
-        let address = free_address()?;
         let config = state.path().join("config.toml");
         fs::write(&config, format!("engine.manage = {}\n", engine == EngineUse::Managed))?;
         let log = File::create(state.path().join("log"))?;
@@ -52,12 +51,13 @@ impl Agent {
             }
         }
         command.arg("serve").arg("--config").arg(&config);
-        command.arg("--listen").arg(address.to_string());
+        command.arg("--listen").arg("127.0.0.1:0");
         command.arg("--state-dir").arg(state.path()).arg("--log-dir").arg(state.path());
         let began = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         let child = child.with_context(|| format!("{} was not started", binary().display()))?;
-        let mut agent = Agent { child, address, _state: state };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut agent = Agent { child, address, state };
         agent.await_answer(began)?;
         Ok((agent, began.elapsed()))
     }
@@ -73,13 +73,12 @@ impl Agent {
 
     fn await_answer(&mut self, began: Instant) -> Result<()> {
         loop {
-            if let Ok(mut connection) = self.connect()
-                && connection.ask("GET", "/healthz", "").is_ok_and(|answer| answer.status == 200)
-            {
-                return Ok(());
+            if let Some(address) = signed_address(self.state.path()) {
+                self.address = address;
+                return self.connect()?.get_done("GET", "/healthz", "").map(drop);
             }
             if let Some(status) = self.child.try_wait()? {
-                let log = fs::read_to_string(self._state.path().join("log")).unwrap_or_default();
+                let log = fs::read_to_string(self.state.path().join("log")).unwrap_or_default();
                 bail!("the agent ended with {status}: {log}");
             }
             if began.elapsed() > START {
@@ -104,9 +103,10 @@ fn binary() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_vhost-agent")), PathBuf::from)
 }
 
-/// An address where nobody listens.
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+/// Where the agent listens: it writes that into its lock file as soon as it does.
+fn signed_address(state: &Path) -> Option<SocketAddr> {
+    let text = fs::read_to_string(state.join("lock")).ok()?;
+    text.split_once("http://")?.1.trim().parse().ok()
 }
 
 /// Whether an engine runs here and is as the agent wants it, so that a prepare leaves it alone.

@@ -39,5 +39,11 @@ pub(super) fn start(log: &Log, daemon: bool) -> Result<()> {
             .boxed(),
     };
     tracing_subscriber::registry().with(filter).with(layer).init();
+    // A panic is a line of the log like any other, not loose text between them.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let text = panic.payload_as_str().unwrap_or("no text");
+        tracing::error!(place, "the agent broke: {text}; this is a bug, report it");
+    }));
     Ok(())
 }

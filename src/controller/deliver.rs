@@ -24,9 +24,9 @@ pub async fn run(
     let mut attempts: JoinSet<(TaskId, Verdict)> = JoinSet::new();
     loop {
         let free = parallel.saturating_sub(attempts.len());
-        for result in outbox.take_due(Instant::now(), free) {
+        for (result, attempt) in outbox.take_due(Instant::now(), free) {
             let client = client.clone();
-            attempts.spawn(async move { attempt(&client, result, attempt_timeout).await });
+            attempts.spawn(async move { offer(&client, result, attempt, attempt_timeout).await });
         }
         let next = outbox.next_due().filter(|_| attempts.len() < parallel);
         let next = async {
@@ -56,29 +56,33 @@ fn note(task: &TaskId, settled: Settled) {
     }
 }
 
-async fn attempt(client: &Client, result: TaskResult, within: Duration) -> (TaskId, Verdict) {
+async fn offer(
+    client: &Client,
+    result: TaskResult,
+    attempt: u32,
+    within: Duration,
+) -> (TaskId, Verdict) {
     let task = result.task.clone();
-    let answer = client.post(&result.callback_url, &headers(&result), &result.body, within).await;
     let url = result.callback_url.as_str();
-    let verdict = match answer {
+    let why = match client.post(url, &headers(&result), &result.body, within).await {
         Ok(status) if status.is_success() => {
-            tracing::info!(%task, "result delivered");
-            Verdict::Taken
+            tracing::info!(%task, attempt, "result delivered");
+            return (task, Verdict::Taken);
         }
         Ok(status) if status == hyper::StatusCode::NOT_FOUND => {
-            tracing::warn!(%task, url, "the controller does not wait for this result any more");
-            Verdict::NotWaiting
+            tracing::warn!(%task, url, attempt, "the controller does not wait for this result any more");
+            return (task, Verdict::NotWaiting);
         }
-        Ok(status) => {
-            tracing::warn!(%task, url, status = status.as_u16(), "result refused; it is offered again");
-            Verdict::Again
-        }
-        Err(e) => {
-            tracing::warn!(%task, url, error = chain(&e), "result not delivered; it is offered again");
-            Verdict::Again
-        }
+        Ok(status) => format!("answered {status}"),
+        Err(e) => chain(&e),
     };
-    (task, verdict)
+    // Said once; the attempts that follow are only news when one succeeds.
+    if attempt == 1 {
+        tracing::warn!(%task, url, why, "result not taken; it is offered again with growing pauses");
+    } else {
+        tracing::debug!(%task, url, attempt, why, "result not taken");
+    }
+    (task, Verdict::Again)
 }
 
 fn headers(result: &TaskResult) -> Vec<(HeaderName, HeaderValue)> {

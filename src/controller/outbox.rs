@@ -149,8 +149,9 @@ impl Outbox {
         (book.at_work.len(), book.waiting.len())
     }
 
-    /// Results that are due now; each is under way until [`Outbox::settle`] is called for it.
-    pub fn take_due(&self, now: Instant, most: usize) -> Vec<TaskResult> {
+    /// Results that are due now, each with the number of its attempt, from 1; each is under way until
+    /// [`Outbox::settle`] is called for it.
+    pub fn take_due(&self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
         self.book().take_due(now, most)
     }
 
@@ -209,7 +210,7 @@ impl Book {
         addresses.filter(|a| self.failing.contains(*a)).map(str::to_string).collect()
     }
 
-    fn take_due(&mut self, now: Instant, most: usize) -> Vec<TaskResult> {
+    fn take_due(&mut self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
         let mut held_back = self.held_back();
         let waiting = self.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
         let mut due: Vec<&mut Waiting> = waiting.collect();
@@ -223,7 +224,7 @@ impl Book {
             .map(|waiting| {
                 waiting.due = None;
                 waiting.attempts += 1;
-                waiting.result.clone()
+                (waiting.result.clone(), waiting.attempts)
             })
             .collect()
     }
@@ -382,7 +383,7 @@ mod tests {
         };
         let due = |most| {
             let due = outbox.take_due(Instant::now(), most);
-            due.into_iter().map(|result| result.task).collect::<Vec<_>>()
+            due.into_iter().map(|(result, _)| result.task).collect::<Vec<_>>()
         };
         for n in 1..=5 {
             admit(n, "http://dead:80/x");
@@ -405,6 +406,7 @@ mod tests {
         let outbox = outbox(8, 8);
         drop(slot(&outbox, 1));
         let due = outbox.take_due(Instant::now(), 9);
-        assert!(due[0].error.is_some() && due[0].body.contains("\"success\":false"));
+        let (result, _) = &due[0];
+        assert!(result.error.is_some() && result.body.contains("\"success\":false"));
     }
 }
