@@ -457,9 +457,9 @@ async fn more_pages_than_any_machine_has_are_the_callers_mistake_told_with_the_n
     let agent = place.ready().await;
     let before = place.snapshot();
     for pages in [1_000_000_000_000_u64, u64::MAX] {
-        for size in [2, 1024] {
-            let body = json!({"hugepages": [{"pages": pages, "sizeMib": size}]});
-            let reply = agent.post("/v1/prepare", &body.to_string()).await;
+        for (size, query) in [(2, ""), (2, "?dryRun=true"), (1024, "?dryRun=true")] {
+            let body = json!({"hugepages": [{"pages": pages, "sizeMib": size}]}).to_string();
+            let reply = agent.post(&format!("/v1/prepare{query}"), &body).await;
             reply.must_be_problem(422, "too-many-pages");
             let detail = reply.json()["detail"].as_str().unwrap().to_string();
             assert!(

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::docker::fake::{FakeEngine, Mood};
 use crate::host::Root;
-use crate::host::spawn_fake::{FakeSpawner, put_executable};
+use crate::host::spawn_fake::{FakeSpawner, put_executable, put_package};
 use crate::host::systemd::Systemd;
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
 
@@ -195,11 +195,8 @@ async fn an_engine_whose_packages_were_left_half_way_is_not_taken_for_installed(
     let node = node(Mood::Answers);
     let root = Root::new(node.folder.path());
     put_executable(&root, "/usr/sbin/dockerd");
-    let dpkg = node.folder.path().join("var/lib/dpkg");
-    std::fs::create_dir_all(dpkg.join("updates")).unwrap();
-    std::fs::write(dpkg.join("status"), "Package: docker.io\nStatus: install ok unpacked\n")
-        .unwrap();
-    assert_eq!(node.prepare().await.errors, [], "{:?}", node.calls());
+    put_package(&root, "docker.io", "unpacked");
+    assert_eq!(node.prepare().await.errors, []);
     assert_eq!(node.calls()[..2], [CE, IO]);
 }
 

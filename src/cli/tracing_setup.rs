@@ -42,7 +42,9 @@ pub(super) fn start(log: &Log, daemon: bool) -> Result<()> {
     // A panic is a line of the log like any other, not loose text between them.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        let text = panic.payload_as_str().unwrap_or("no text");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref().copied()).unwrap_or("no text");
         tracing::error!(place, "the agent broke: {text}; this is a bug, report it");
     }));
     Ok(())

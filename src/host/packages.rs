@@ -312,4 +312,83 @@ mod tests {
         let end_of_options = call.args.iter().position(|arg| arg == "--").unwrap();
         assert_eq!(call.args[end_of_options + 1..], ["docker.io"]);
     }
+
+    #[test]
+    fn a_lock_that_was_waited_for_and_had_is_not_the_reason_of_a_later_failure() {
+        let waiting = "Waiting for cache lock: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7 (apt)...\r";
+        for (words, reason) in [
+            ("E: Unable to locate package docker-ce", Failure::NotAvailable),
+            (
+                "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?",
+                Failure::Locked,
+            ),
+        ] {
+            let end = end(100, &format!("{waiting}\n{words}"));
+            assert_eq!(failure(PackageManager::Apt, &end), Some(reason));
+        }
+    }
+
+    #[test]
+    fn the_reason_names_the_holder_of_a_lock_once() {
+        let output = "Waiting for cache lock: Could not get lock /l. It is held by process 7 (apt)...\r\
+                      Waiting for cache lock: Could not get lock /l. It is held by process 7 (apt)...\r\n\
+                      Reading package lists...\n\
+                      E: Unable to acquire the dpkg frontend lock (/l), is another process using it?\n";
+        let reason = reason_lines(output);
+        assert_eq!(reason.matches("held by process 7 (apt)").count(), 1, "{reason}");
+        assert!(reason.ends_with("is another process using it?"), "{reason}");
+        assert!(!reason.contains("Reading"), "{reason}");
+    }
+
+    #[test]
+    fn without_an_error_line_the_last_words_are_the_reason() {
+        assert_eq!(reason_lines("one\ntwo\n\nthree\nfour\n"), "two | three | four");
+        assert_eq!(reason_lines(""), "");
+    }
+
+    #[test]
+    fn an_update_that_is_content_with_old_lists_still_tells_what_it_could_not_reach() {
+        let away = end(0, "Hit:1 a\nW: Failed to fetch http://m/Release  Connection refused\n");
+        assert!(fetch_trouble(&away).unwrap().contains("http://m/Release"));
+        assert_eq!(fetch_trouble(&end(0, "Hit:1 a\nReading package lists...\n")), None);
+    }
+
+    #[test]
+    fn only_apt_is_mended_and_takes_nothing_away_by_it() {
+        let calls = mend(PackageManager::Apt, 60);
+        let words: Vec<String> =
+            calls.iter().map(|call| format!("{} {}", call.program, call.args.join(" "))).collect();
+        assert_eq!(words[0], "dpkg --configure -a --force-confold");
+        assert!(words[1].ends_with("--fix-broken --no-remove"), "{}", words[1]);
+        assert!(!words[1].contains("--force-yes") && !words[1].contains(" -- "), "{}", words[1]);
+        for manager in [PackageManager::Dnf, PackageManager::Yum, PackageManager::Zypper] {
+            assert_eq!(mend(manager, 60), []);
+        }
+    }
+
+    #[test]
+    fn a_package_is_half_installed_by_the_newest_word_of_dpkg() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let sets = [vec!["docker-ce".to_string()], vec!["docker.io".to_string()]];
+        assert!(!half_installed(&root, &sets), "a machine without dpkg");
+        let updates = root.path("/var/lib/dpkg/updates");
+        fs::create_dir_all(&updates).unwrap();
+        let package = |name: &str, state: &str| {
+            format!("Package: {name}\nStatus: install ok {state}\nPriority: optional\n\n")
+        };
+        let status = |text: &str| fs::write(root.path("/var/lib/dpkg/status"), text).unwrap();
+        for state in ["half-installed", "unpacked", "half-configured"] {
+            status(&package("docker.io", state));
+            assert!(half_installed(&root, &sets), "{state}");
+        }
+        status(&package("docker.io", "unpacked"));
+        fs::write(updates.join("0000"), package("docker.io", "half-configured")).unwrap();
+        fs::write(updates.join("0001"), package("docker.io", "installed")).unwrap();
+        assert!(!half_installed(&root, &sets), "it was configured since");
+        fs::remove_dir_all(&updates).unwrap();
+        // What else is half-way on the machine is not ours to wait for.
+        status(&(package("docker.io", "installed") + &package("docker.io-doc", "unpacked")));
+        assert!(!half_installed(&root, &sets));
+    }
 }

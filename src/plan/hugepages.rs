@@ -2,9 +2,11 @@
 //!
 //! `grow` is called again after each round of writes, with what the kernel really did and with the
 //! trials so far, until it says that the goal holds or why it cannot. Growth is wanted as *free*
-//! pages: what guests have taken or been promised does not count. Free pages that the kernel has
-//! promised are counted for the machine only, so all of them are charged to the pools asked about:
-//! too many pages for a target are a nuisance, too few stop a virtual machine from starting.
+//! pages: what guests have taken or been promised does not count. The kernel counts promised pages for
+//! the whole machine, and lets a process that is bound to a node map pages when the machine has that
+//! many unpromised ones and the node that many free ones (hugetlb_acct_memory in mm/hugetlb.c). The
+//! planner counts alike: promised pages count against the pools asked about as far as the free pages
+//! elsewhere do not cover them.
 
 use std::collections::BTreeMap;
 
@@ -145,7 +147,10 @@ impl Round<'_> {
             }
         }
         let have = sum(&levels).saturating_add(sum(&moved));
-        let missing = want.pages.saturating_sub(have.saturating_sub(self.seen.reserved(want.size)));
+        let everywhere = self.pools_of(want.size).iter().map(free).fold(0, u64::saturating_add);
+        let elsewhere = everywhere.saturating_sub(have);
+        let promised = self.seen.reserved(want.size).saturating_sub(elsewhere);
+        let missing = want.pages.saturating_add(promised).saturating_sub(have);
         if missing == 0 {
             return Ok(());
         }

@@ -78,6 +78,19 @@ fn pages_are_wanted_free_and_what_is_promised_is_not_free() {
 }
 
 #[test]
+fn pages_promised_on_other_nodes_are_not_grown_again_on_the_named_one() {
+    let mut seen = machine(&[(500, 500, 0), (0, 0, 0)]);
+    seen.reserved.insert(PageSize::MIB_2, 500);
+    assert_eq!(adds(&decide(&[bound(100, &[1])], &seen, &Trials::new())), pages(&[(1, 100)]));
+    let seen = PoolsSeen {
+        reserved: BTreeMap::from([(PageSize::MIB_2, 30)]),
+        ..machine(&[(40, 40, 0), (20, 20, 0)])
+    };
+    assert_eq!(decide(&[bound(30, &[0])], &seen, &Trials::new()), Decision::Holds);
+    assert_eq!(adds(&decide(&[bound(40, &[0])], &seen, &Trials::new())), pages(&[(0, 10)]));
+}
+
+#[test]
 fn missing_pages_are_spread_so_that_nodes_come_out_even() {
     let cases = [
         (vec![(0, 0, 0), (0, 0, 0)], 1024, pages(&[(0, 512), (1, 512)])),
@@ -324,12 +337,11 @@ proptest! {
                 end => break end,
             };
             if rounds == 1 {
-                let free = |node: u32| before.pools[node as usize].free;
-                let asked: u64 = match &nodes {
-                    None => (0..).zip(&before.pools).map(|(node, _)| free(node)).sum(),
-                    Some(nodes) => nodes.iter().map(|node| free(*node)).sum(),
-                };
-                let missing = pages - asked.saturating_sub(before.reserved(PageSize::MIB_2));
+                let named = |pool: &&Pool| nodes.as_ref().is_none_or(|n| n.contains(&pool.key.node.0));
+                let free = |pools: &[&Pool]| pools.iter().map(|pool| pool.free).sum::<u64>();
+                let (asked, others): (Vec<&Pool>, Vec<&Pool>) = before.pools.iter().partition(named);
+                let promised = before.reserved(PageSize::MIB_2).saturating_sub(free(&others));
+                let missing = pages + promised - free(&asked);
                 prop_assert_eq!(adds(&Decision::Steps(steps.clone())).values().sum::<u64>(), missing);
             }
             for step in &steps {
@@ -350,6 +362,9 @@ proptest! {
             prop_assert_eq!(again, Decision::Holds);
             let free: u64 = played.seen.pools.iter().map(|pool| pool.free).sum();
             prop_assert!(free - before.reserved(PageSize::MIB_2) >= pages);
+            let named = |pool: &&Pool| nodes.as_ref().is_none_or(|n| n.contains(&pool.key.node.0));
+            let there: u64 = played.seen.pools.iter().filter(named).map(|pool| pool.free).sum();
+            prop_assert!(there >= pages || move_shortfall);
         }
     }
 
