@@ -147,7 +147,15 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
         drain: settings.http.drain_timeout.0,
     };
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
-    let ready = become_ready(&core, &phase);
+    let mut draining = phase.subscribe();
+    let ready = async {
+        tokio::select! {
+            // Given up when the stop is asked for: the pools' owner goes on alone.
+            () = become_ready(&core, &phase) => {}
+            // Cancel-safe: a phase that was not seen stays.
+            _ = draining.wait_for(|phase| *phase == Phase::Draining) => {}
+        }
+    };
     // Connections and tasks share one limit: systemd kills what takes much longer.
     let mut deadline = Instant::now();
     let stopped = async {

@@ -123,7 +123,9 @@ impl MemoryWork {
             }
             growth.report.errors.push(fault);
         }
-        for size in &order.mounts {
+        // A prepare that was refused, or whose pages were given back, changes nothing else either.
+        let go_on = growth.report.errors.is_empty() || order.keep_partial;
+        for size in order.mounts.iter().filter(|_| go_on) {
             if let Err(fault) = self.mount(*size, order.dry_run, &mut growth.report) {
                 growth.report.errors.push(fault);
             }

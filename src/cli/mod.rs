@@ -133,11 +133,9 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
         return config::run(&command, &loaded, global.output);
     }
     tracing_setup::start(&loaded.settings.log, daemon)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // Handlers only pass work on; what takes long is on blocking threads.
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    // Handlers only pass work on, and what takes long is on blocking threads: with one thread for
+    // them all, no owner's handing over to the next has to wake another thread.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         let node = reach::Place { settings: loaded.settings, root: global.root.clone() };
         match command {

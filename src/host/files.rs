@@ -6,18 +6,39 @@ use std::path::{Path, PathBuf};
 
 use super::HostError;
 
-/// The trimmed text of a file.
+/// The trimmed text of a file, which is small: the kernel gives such a file whole in one read(2).
 ///
 /// # Errors
 /// [`HostError::Read`] with the path.
 pub fn read_text(path: &Path) -> Result<String, HostError> {
     let read = || {
-        let mut text = String::with_capacity(64);
-        fs::File::open(path)?.read_to_string(&mut text)?;
+        let mut file = fs::File::open(path)?;
+        let mut page = [0; 4096];
+        let there = file.read(&mut page)?;
+        let mut bytes = page.get(..there).unwrap_or_default().to_vec();
+        if there == page.len() {
+            file.read_to_end(&mut bytes)?;
+        }
+        let mut text = String::from_utf8(bytes).map_err(io::Error::other)?;
         text.truncate(text.trim_end().len());
         Ok(text)
     };
     read().map_err(|source| HostError::Read { path: path.to_owned(), source })
+}
+
+/// The bytes of a file whose size the kernel does not tell before it is read, such as a mount table.
+///
+/// # Errors
+/// [`HostError::Read`] with the path.
+pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
+    /// Enough for most nodes at once; growing from nothing takes a dozen reads.
+    const USUAL: usize = 32 * 1024;
+    let mut bytes = Vec::with_capacity(USUAL);
+    let read = |bytes: &mut Vec<u8>| fs::File::open(path)?.read_to_end(bytes);
+    match read(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(HostError::Read { path: path.to_owned(), source }),
+    }
 }
 
 /// The number that a file holds.

@@ -8,6 +8,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 use procfs::FromRead;
 use procfs::process::MountInfos;
 
+use super::files::read_table;
 use super::{HostError, Root};
 use crate::model::mounts::HugetlbMount;
 use crate::model::units::PageSize;
@@ -18,7 +19,7 @@ use crate::model::units::PageSize;
 /// When the mount table cannot be read.
 pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
     let path = root.path("/proc/self/mountinfo");
-    let table = fs::read(&path).map_err(|source| HostError::Read { path: path.clone(), source })?;
+    let table = read_table(&path)?;
     // A node with many containers has thousands of mounts; only the few that matter are parsed.
     let table: Vec<u8> = table
         .split_inclusive(|byte| *byte == b'\n')

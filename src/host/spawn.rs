@@ -249,3 +249,84 @@ fn tail_from(path: &Path, start: u64) -> String {
     };
     read().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn run(script: &str, within: Duration) -> (RunEnd, Vec<String>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let shell = Invocation {
+            program: "sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: vec![("WORD".into(), "said".into())],
+        };
+        let (sender, mut lines) = mpsc::channel(64);
+        let end = Processes::new(folder.path()).run(shell, within, sender).await.unwrap();
+        let mut told = Vec::new();
+        while let Ok(line) = lines.try_recv() {
+            told.push(line);
+        }
+        (end, told, folder)
+    }
+
+    #[tokio::test]
+    async fn a_run_tells_its_lines_its_code_and_where_its_log_is() {
+        let (end, told, _folder) = run(
+            "echo $WORD; printf 'half '; sleep 0.05; echo line >&2; exit 3",
+            Duration::from_secs(10),
+        )
+        .await;
+        assert_eq!((end.code, end.timed_out), (Some(3), false));
+        assert_eq!(told, ["said", "half line"]);
+        assert_eq!(end.output, "said\nhalf line\n");
+        assert_eq!(fs::read_to_string(&end.log).unwrap(), end.output);
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_time_is_up_goes_on_without_us_in_a_session_of_its_own() {
+        let script = "echo $$; cut -d ' ' -f 6 /proc/$$/stat; exec sleep 60";
+        let (end, told, _folder) = run(script, Duration::from_millis(500)).await;
+        assert_eq!((end.code, end.timed_out), (None, true));
+        let pid: i32 = told[0].parse().unwrap();
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+        assert_eq!(name.trim(), "sleep");
+        assert_eq!(told[1], told[0], "it leads its session");
+    }
+
+    #[tokio::test]
+    async fn a_run_is_told_apart_from_the_one_before_in_the_same_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let processes = Processes::new(folder.path());
+        for word in ["first", "second"] {
+            let echo =
+                Invocation { program: "echo".into(), args: vec![word.into()], env: Vec::new() };
+            let (sender, _lines) = mpsc::channel(1);
+            let end = processes.run(echo, Duration::from_secs(10), sender).await.unwrap();
+            assert_eq!(end.output, format!("{word}\n"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_ends_tells_its_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let false_start = Invocation {
+            program: "sh".into(),
+            args: vec!["-c".into(), "echo no cgroups >&2; exit 1".into()],
+            env: Vec::new(),
+        };
+        let mut daemon = Processes::new(folder.path()).daemon(false_start, "d.log").unwrap();
+        assert_eq!(daemon.ended().await, (Some(1), "no cgroups\n".to_string()));
+        assert_eq!(daemon.log(), folder.path().join("d.log"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let nobody =
+            Invocation { program: "no-such-program".into(), args: Vec::new(), env: Vec::new() };
+        let error = Processes::new(folder.path()).daemon(nobody, "d.log").unwrap_err();
+        assert_eq!(error.to_string(), "cannot start no-such-program");
+    }
+}

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, connection, proxy};
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
 use crate::model::engine::UnitState;
 
 /// A request to systemd that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
-    /// Neither the system bus nor systemd's own socket could be reached.
-    #[error("cannot reach systemd over D-Bus")]
+    /// The system bus could not be reached.
+    #[error("the system's message bus cannot be reached (is dbus installed and running?)")]
     Connect(#[source] zbus::Error),
     /// A call was refused.
     #[error("systemd refused {call} for {unit}")]
@@ -99,9 +99,9 @@ impl Systemd {
     /// # Errors
     /// When systemd cannot be reached or refuses.
     pub async fn unit(&self, unit: &str) -> Result<UnitState, SystemdError> {
-        self.bounded("GetUnit", unit, ANSWER, async |connection| {
-            let path = ManagerProxy::new(connection).await?.load_unit(unit).await?;
-            let properties = PropertiesProxy::builder(connection).path(path).build().await?;
+        self.bounded("GetUnit", unit, ANSWER, |connection| async move {
+            let path = ManagerProxy::new(&connection).await?.load_unit(unit).await?;
+            let properties = PropertiesProxy::builder(&connection).path(path).build().await?;
             let text = async |name| -> zbus::Result<String> {
                 let value = properties.get("org.freedesktop.systemd1.Unit", name).await?;
                 Ok(String::try_from(value).unwrap_or_default())
@@ -130,8 +130,8 @@ impl Systemd {
     /// # Errors
     /// When systemd cannot be reached or refuses.
     pub async fn enable(&self, unit: &str) -> Result<(), SystemdError> {
-        self.bounded("EnableUnitFiles", unit, ANSWER, async |connection| {
-            let manager = ManagerProxy::new(connection).await?;
+        self.bounded("EnableUnitFiles", unit, ANSWER, |connection| async move {
+            let manager = ManagerProxy::new(&connection).await?;
             manager.enable_unit_files(&[unit], false, false).await?;
             manager.reload().await
         })
@@ -144,8 +144,8 @@ impl Systemd {
     /// When systemd cannot be reached or refuses, or the unit does not come up within `within`.
     pub async fn start(&self, unit: &str, within: Duration) -> Result<(), SystemdError> {
         let result = self
-            .bounded("StartUnit", unit, within, async |connection| {
-                let manager = ManagerProxy::new(connection).await?;
+            .bounded("StartUnit", unit, within, |connection| async move {
+                let manager = ManagerProxy::new(&connection).await?;
                 manager.subscribe().await.or_else(already_subscribed)?;
                 // The signal is listened for before the job exists, or a fast one would be missed.
                 let mut removed = manager.receive_job_removed().await?;
@@ -169,25 +169,33 @@ impl Systemd {
         }
     }
 
-    /// Does one thing with the connection, within a deadline; a broken connection is dropped so that
-    /// the next call makes a new one.
-    async fn bounded<T>(
+    /// Does one thing with the connection, each try within a deadline. A connection that was kept
+    /// may have broken since it was last used, and then it is done once more on a new one.
+    async fn bounded<T, W: Future<Output = zbus::Result<T>>>(
         &self,
         call: &'static str,
         unit: &str,
         within: Duration,
-        work: impl AsyncFnOnce(&Connection) -> zbus::Result<T>,
+        work: impl Fn(Connection) -> W,
     ) -> Result<T, SystemdError> {
-        let connection = self.connection().await?;
-        match timeout(within, work(&connection)).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(source)) => {
-                if matches!(source, zbus::Error::InputOutput(_) | zbus::Error::Failure(_)) {
-                    *self.connection.lock().await = None;
+        let mut kept = self.connection.lock().await.is_some();
+        loop {
+            let connection = self.connection().await?;
+            match timeout(within, work(connection)).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(source)) => {
+                    let broken = is_broken(&source);
+                    if broken {
+                        *self.connection.lock().await = None;
+                    }
+                    if !(broken && std::mem::take(&mut kept)) {
+                        return Err(SystemdError::Call { call, unit: unit.to_string(), source });
+                    }
                 }
-                Err(SystemdError::Call { call, unit: unit.to_string(), source })
+                Err(_) => {
+                    return Err(SystemdError::Timeout { call, unit: unit.to_string(), within });
+                }
             }
-            Err(_) => Err(SystemdError::Timeout { call, unit: unit.to_string(), within }),
         }
     }
 
@@ -196,23 +204,20 @@ impl Systemd {
         if let Some(connection) = &*kept {
             return Ok(connection.clone());
         }
-        let connect = async {
-            match Connection::system().await {
-                Ok(connection) => Ok(connection),
-                // A minimal host has no message bus; root reaches systemd by its own socket.
-                Err(e) => {
-                    let private = connection::Builder::address("unix:path=/run/systemd/private");
-                    private.p2p().build().await.map_err(|_| e)
-                }
-            }
-        };
-        let connection = timeout(ANSWER, connect)
+        // systemd has a socket of its own for when there is no bus; but it signs its answers there in
+        // a way that the D-Bus specification does not allow, and zbus does not read them.
+        let connection = timeout(ANSWER, Connection::system())
             .await
             .unwrap_or_else(|_| Err(zbus::Error::Failure("no answer".to_string())))
             .map_err(SystemdError::Connect)?;
         *kept = Some(connection.clone());
         Ok(connection)
     }
+}
+
+/// Whether it is the connection that failed, and not the call.
+fn is_broken(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::InputOutput(_) | zbus::Error::Failure(_))
 }
 
 /// Subscribing twice on one connection is refused by systemd and harmless.

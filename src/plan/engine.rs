@@ -214,7 +214,7 @@ fn merged(
     unit_flag: Option<bool>,
     policy: &EnginePolicy,
 ) -> Result<Merge, Fault> {
-    let mut object = match file {
+    let object = match file {
         DaemonJson::Absent => Map::new(),
         DaemonJson::Unusable(reason) => {
             return Err(Fault::new(
@@ -243,9 +243,18 @@ fn merged(
             ),
         )));
     }
-    object.insert(KEY.to_string(), Value::Bool(false));
-    let text = serde_json::to_string_pretty(&Value::Object(object)).unwrap_or_default();
-    Ok(Merge::Write(text + "\n"))
+    Ok(Merge::Write(with_key(file)))
+}
+
+/// The file with the key in the first place and everything else as the operator wrote it: order,
+/// indentation, numbers.
+fn with_key(file: &DaemonJson) -> String {
+    match file {
+        DaemonJson::Object { text, .. } if !parse(text).is_empty() => {
+            text.replacen('{', &format!("{{\n  \"{KEY}\": false,"), 1)
+        }
+        _ => format!("{{\n  \"{KEY}\": false\n}}\n"),
+    }
 }
 
 fn parse(text: &str) -> Map<String, Value> {

@@ -206,6 +206,23 @@ fn the_key_is_merged_into_what_the_operator_has() {
 }
 
 #[test]
+fn the_rest_of_the_operators_file_stays_as_it_was_written() {
+    for (before, after) in [
+        (
+            "{\n    \"mtu\": 9e3,\n    \"debug\": true\n}\n",
+            "{\n  \"iptables\": false,\n    \"mtu\": 9e3,\n    \"debug\": true\n}\n",
+        ),
+        (" {\"labels\":[\"{\"]}", " {\n  \"iptables\": false,\"labels\":[\"{\"]}"),
+        (" { }\n", "{\n  \"iptables\": false\n}\n"),
+    ] {
+        let plan = plan(&stopped(says(before)), &policy()).unwrap();
+        let Step::WriteDaemonJson { text, .. } = &plan.steps[0] else { panic!("{plan:?}") };
+        assert_eq!(text, after);
+        assert_eq!(written(&plan)[KEY], Value::Bool(false));
+    }
+}
+
+#[test]
 fn what_the_operator_chose_is_kept_and_told_or_refused_when_the_settings_say_so() {
     for text in [r#"{"iptables": true}"#, r#"{"iptables": "no"}"#] {
         let seen = stopped(says(text));

@@ -311,7 +311,7 @@ fn played() -> impl Strategy<Value = Played> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn growing_ends_keeps_the_floor_and_leaves_nothing_to_plan(

@@ -22,9 +22,11 @@ use super::Place;
 struct Pool {
     nr: File,
     free: File,
+    surplus: File,
     compact: File,
     pages: u64,
     free_pages: u64,
+    surplus_pages: u64,
     /// Pages that it can still make; more after each compaction.
     spare: u64,
     after_compaction: u64,
@@ -57,14 +59,16 @@ impl Kernel {
             pools.push(Pool {
                 pages: number("nr_hugepages"),
                 free_pages: number("free_hugepages"),
+                surplus_pages: number("surplus_hugepages"),
                 nr: open(of_pool("nr_hugepages")),
                 free: open(of_pool("free_hugepages")),
+                surplus: open(of_pool("surplus_hugepages")),
                 compact: open(folder.join("compact")),
                 spare: *spare,
                 after_compaction: *after_compaction,
             });
             door = of_pool("nr_hugepages");
-            for name in ["nr_hugepages", "free_hugepages"] {
+            for name in ["nr_hugepages", "free_hugepages", "surplus_hugepages"] {
                 let path = of_pool(name);
                 let here = File::open("/").unwrap();
                 guard
@@ -127,23 +131,33 @@ impl Pool {
         }
         let wanted: u64 = knob.split_whitespace().next().unwrap().parse().unwrap();
         notes.lock().unwrap().push(format!("node{node} nr {wanted}"));
-        if wanted > self.pages {
-            let made = (wanted - self.pages).min(self.spare);
+        self.resize(wanted);
+        self.show();
+    }
+
+    /// What mm/hugetlb.c does with a new count of persistent pages.
+    fn resize(&mut self, wanted: u64) {
+        let persistent = self.pages - self.surplus_pages;
+        if wanted > persistent {
+            let kept = self.surplus_pages.min(wanted - persistent);
+            self.surplus_pages -= kept;
+            let made = (wanted - persistent - kept).min(self.spare);
             self.spare -= made;
             self.pages += made;
             self.free_pages += made;
         } else {
-            let given = (self.pages - wanted).min(self.free_pages);
+            let given = (persistent - wanted).min(self.free_pages);
             self.spare += given;
             self.pages -= given;
             self.free_pages -= given;
+            self.surplus_pages += persistent - wanted - given;
         }
-        self.show();
     }
 
     fn show(&mut self) {
         replace(&mut self.nr, &format!("{:>16}\n", self.pages));
         replace(&mut self.free, &format!("{}\n", self.free_pages));
+        replace(&mut self.surplus, &format!("{}\n", self.surplus_pages));
     }
 }
 

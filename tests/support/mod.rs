@@ -101,7 +101,7 @@ impl Place {
         self
     }
 
-    /// Shell commands that are run before each command, in its own mount and network namespaces.
+    /// Shell commands that are run before each command, in its own mount namespace.
     pub(crate) fn prelude(mut self, commands: &str) -> Place {
         self.prelude = commands.to_string();
         self
@@ -142,12 +142,14 @@ impl Place {
         self.dir.path()
     }
 
-    /// Every file and folder of the node and of the state as it is now; pipes are left out.
+    /// Every file and folder of the node and of the state as it is now, without pipes and without the
+    /// lock, which every command signs.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let mut files = BTreeMap::new();
         for folder in ["root", "state"] {
             list(&self.dir.path().join(folder), Path::new(folder), &mut files);
         }
+        files.remove(Path::new("state/lock"));
         Snapshot(files)
     }
 
@@ -155,9 +157,6 @@ impl Place {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private"]);
-        if self.prelude.contains("/net/") {
-            command.arg("--net");
-        }
         let mut script = self.prelude.clone();
         if let Some(at) = &self.mounted {
             let at = self.path(at);
@@ -205,6 +204,31 @@ impl Place {
             (agent.get("/readyz").await.status == 200).then_some(())
         })
         .await;
+        agent
+    }
+
+    /// Starts the agent while a gate stands before its pools: its first look passes, the second one,
+    /// for the pages of the last boot, is held.
+    pub(crate) async fn start_behind(&self, gate: &mut gate::Gate) -> Agent {
+        let mut agent = self.spawn();
+        gate.pass().await;
+        agent.logged("vhost-agent listens").await;
+        gate.wait().await;
+        let lock = fs::read_to_string(self.state().join("lock")).unwrap();
+        agent.address = lock.split_once("http://").unwrap().1.parse().unwrap();
+        agent
+    }
+
+    /// Starts the agent where its state cannot be seen from here; the log tells the address too.
+    pub(crate) async fn start_unseen(&self) -> Agent {
+        let mut agent = self.spawn();
+        let address = until("the log tells where it listens", async || {
+            agent.must_live();
+            let log = agent.log();
+            let (_, rest) = log.split_once("\"address\":\"")?;
+            rest.split('"').next()?.parse().ok()
+        });
+        agent.address = address.await;
         agent
     }
 

@@ -1,0 +1,349 @@
+//! How the agent starts, says so, logs, and ends.
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::controller::{Absent, Controller};
+use support::gate::Gate;
+use support::http::{receive, request, send};
+use support::{Place, soon, task, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const PREPARE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
+
+// Starting.
+
+#[tokio::test]
+async fn a_second_agent_on_the_same_state_is_refused_and_the_first_goes_on() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    let second = place.run(&["serve"]).await;
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.err.contains("is held by another vhost-agent"), "{}", second.err);
+    assert!(second.err.contains(&format!("pid {}", agent.pid())), "{}", second.err);
+    assert_eq!(agent.get("/readyz").await.status, 200);
+    let lock = std::fs::read_to_string(place.state().join("lock")).unwrap();
+    assert_eq!(lock, format!("pid {}, http://{}", agent.pid(), agent.address));
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named_and_the_state_is_free_again() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    let other = Place::on("two-node");
+    let address = agent.address.to_string();
+    let ended = other.run(&["serve", "--listen", &address]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains(&format!("cannot listen on {address}")), "{}", ended.err);
+    assert!(ended.err.contains("Address already in use"), "{}", ended.err);
+    other.ready().await;
+}
+
+#[tokio::test]
+async fn an_address_of_another_machine_is_named() {
+    let place = Place::on("two-node");
+    // TEST-NET-1 (RFC 5737): nobody has it.
+    let ended = place.run(&["serve", "--listen", "192.0.2.1:7070"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains("cannot listen on 192.0.2.1:7070"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn the_unspecified_ipv6_address_answers_on_both_families() {
+    let place = Place::on("two-node").env("VHOST_AGENT_LISTEN", "[::]:0");
+    let agent = place.ready().await;
+    assert!(agent.address.is_ipv4(), "the lock tells the address that this machine reaches");
+    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, agent.address.port()));
+    let ping = request("POST", "/host/ping", &[("Connection", "close")], "{}");
+    for address in [agent.address, six] {
+        assert_eq!(send(address, ping.as_bytes()).await.status, 200, "{address}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_was_killed_leaves_nothing_in_the_way_of_the_next() {
+    let place = Place::on("two-node");
+    let mut agent = place.ready().await;
+    agent.signal(Signal::SIGKILL);
+    agent.ended().await;
+    let agent = place.ready().await;
+    assert_eq!(agent.post("/host/ping", "{}").await.status, 200);
+}
+
+#[tokio::test]
+async fn with_a_full_disk_under_its_state_the_agent_serves_and_takes_nothing_it_cannot_note() {
+    let place = Place::on("two-node").mounted();
+    let state = place.state().display().to_string();
+    let place = place.prelude(&format!(
+        "mkdir -p {state} && mount -t tmpfs -o size=16k tmpfs {state} || exit 98; \
+         head -c 64k /dev/zero > {state}/full 2>/dev/null; "
+    ));
+    let agent = place.start_unseen().await;
+    let reply = agent.post("/v1/prepare", r#"{"hugepages":[{"pages":1024}]}"#).await;
+    reply.must_be_problem(500, "state-unwritable");
+    let detail = reply.json()["detail"].as_str().unwrap().to_string();
+    for part in ["No space left on device", &state, "free space"] {
+        assert!(detail.contains(part), "{part}: {detail}");
+    }
+    let knob = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
+    assert_eq!(place.read(knob), "512\n");
+    let connect = r#"{"hostUuid":"a","sendCommandUrl":"http://10.0.0.1/x"}"#;
+    let result = agent.post("/host/connect", connect).await.json();
+    assert_eq!((&result["success"], &result["code"]), (&json!(false), &json!("state-unwritable")));
+    let held = agent.post("/v1/prepare", r#"{"hugepages":[{"pages":360}]}"#).await.json();
+    assert_eq!(held["outcome"], "holds");
+}
+
+#[tokio::test]
+async fn while_pages_of_the_last_boot_are_taken_again_the_agent_answers_and_is_not_ready() {
+    let place = Place::on("two-node");
+    let mut gate = restoring(&place);
+    let agent = place.start_behind(&mut gate).await;
+    assert_eq!(agent.get("/healthz").await.status, 200);
+    let reply = agent.get("/readyz").await;
+    assert_eq!((reply.status, reply.json()), (503, json!({"status": "starting"})));
+    gate.open().await;
+    until("it is ready", async || (agent.get("/readyz").await.status == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_pages_of_the_last_boot_that_hang() {
+    let place = Place::on("two-node").settings("[http]\ndrain_timeout = \"500ms\"\n");
+    let mut gate = restoring(&place);
+    let mut agent = place.start_behind(&mut gate).await;
+    let began = Instant::now();
+    assert_eq!(agent.stop().await.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+/// Pages to take again, and a gate before the pools.
+fn restoring(place: &Place) -> Gate {
+    std::fs::create_dir_all(place.state()).unwrap();
+    let wanted = r#"[{"size": "2M", "node": 0, "pages": 1}]"#;
+    std::fs::write(place.state().join("reservations.json"), wanted).unwrap();
+    Gate::before_pools(place)
+}
+
+// Ending.
+
+#[tokio::test]
+async fn a_stop_lets_calls_in_flight_end_and_takes_no_new_ones() {
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    let controller = Controller::start().await;
+    let mut gate = Gate::before_pools(&place);
+    let body = r#"{"hugepages":[{"pages":360}]}"#;
+    let mut in_flight = TcpStream::connect(agent.address).await.unwrap();
+    in_flight.write_all(request("POST", "/v1/prepare", &[], body).as_bytes()).await.unwrap();
+    gate.wait().await;
+    agent.post_task(PREPARE, &task(1), &controller.url, r#"{"hugepageNr":360}"#).await;
+    agent.signal(Signal::SIGTERM);
+    until("nobody listens any more", async || {
+        TcpStream::connect(agent.address).await.is_err().then_some(())
+    })
+    .await;
+    gate.open().await;
+    let reply = receive(&mut in_flight).await;
+    assert_eq!((reply.status, &reply.json()["outcome"]), (200, &json!("holds")));
+    assert_eq!(controller.wait(1).await[0].json()["success"], true);
+    assert_eq!(agent.ended().await.code(), Some(0));
+    let log = agent.log();
+    assert!(log.contains("\"signal\":\"SIGTERM\"") && log.contains("\"stopped\""), "{log}");
+}
+
+#[tokio::test]
+async fn work_that_hangs_does_not_keep_the_agent_from_ending_in_its_time() {
+    let place = Place::on("two-node").settings("[http]\ndrain_timeout = \"1s\"\n");
+    let mut agent = place.ready().await;
+    let absent = Absent::new();
+    agent.post_task("/host/ping", &task(2), &absent.url(), "{}").await;
+    let mut gate = Gate::before_pools(&place);
+    agent.post_task(PREPARE, &task(1), &absent.url(), "{}").await;
+    let mut in_flight = TcpStream::connect(agent.address).await.unwrap();
+    let bytes = request("POST", "/v1/prepare", &[], "{}");
+    in_flight.write_all(bytes.as_bytes()).await.unwrap();
+    gate.wait().await;
+    let began = Instant::now();
+    assert_eq!(agent.stop().await.code(), Some(0));
+    let took = began.elapsed();
+    // Connections, tasks and results share the one second; the rest is the process's own end.
+    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
+    assert!(agent.log().contains("work unfinished or results undelivered"), "{}", agent.log());
+}
+
+#[tokio::test]
+async fn idle_connections_and_silent_ones_do_not_delay_the_end() {
+    let place = Place::on("two-node");
+    let mut agent = place.ready().await;
+    let mut idle = TcpStream::connect(agent.address).await.unwrap();
+    idle.write_all(request("GET", "/healthz", &[], "").as_bytes()).await.unwrap();
+    assert_eq!(receive(&mut idle).await.status, 200);
+    let silent = TcpStream::connect(agent.address).await.unwrap();
+    let began = Instant::now();
+    agent.signal(Signal::SIGTERM);
+    let mut rest = Vec::new();
+    let _ = soon("the idle connection is closed", idle.read_to_end(&mut rest)).await;
+    assert_eq!(agent.ended().await.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    drop(silent);
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_it_as_well() {
+    let place = Place::on("two-node");
+    let mut agent = place.ready().await;
+    agent.signal(Signal::SIGINT);
+    assert_eq!(agent.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_call_on_an_open_connection_is_told_that_the_agent_stops() {
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    let mut gate = Gate::before_pools(&place);
+    // The second call's head comes before the stop, its body after it.
+    let mut stream = TcpStream::connect(agent.address).await.unwrap();
+    let body = r#"{"hugepageNr":10}"#;
+    let bytes = request("POST", PREPARE, &[], body);
+    let (head, rest) = bytes.split_at(bytes.len() - 4);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut other = TcpStream::connect(agent.address).await.unwrap();
+    other.write_all(bytes.as_bytes()).await.unwrap();
+    gate.wait().await;
+    agent.signal(Signal::SIGTERM);
+    agent.logged("stopping").await;
+    stream.write_all(rest.as_bytes()).await.unwrap();
+    let reply = receive(&mut stream).await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "stopping"));
+    gate.open().await;
+    assert_eq!(receive(&mut other).await.json()["success"], true);
+    assert_eq!(agent.ended().await.code(), Some(0));
+}
+
+// Telling.
+
+#[tokio::test]
+async fn every_line_of_the_log_is_a_json_object_where_there_is_no_terminal() {
+    let place = Place::on("two-node").mounted().settings("[log]\nlevel = \"trace\"\n");
+    let mut agent = place.ready().await;
+    let controller = Controller::start().await;
+    agent.post_task("/host/ping", &task(1), &controller.url, "nonsense \" \n { \u{1}").await;
+    controller.wait(1).await;
+    agent.post("/v1/prepare", r#"{"hugepages":[{"pages":1}]}"#).await;
+    assert_eq!(agent.stop().await.code(), Some(0));
+    let log = agent.log();
+    assert!(log.lines().count() > 10);
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        for field in ["timestamp", "level", "message", "target"] {
+            assert!(line[field].is_string(), "{field}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_secret_is_ever_logged_or_kept() {
+    let place = Place::on("two-node").mounted().settings("[log]\nlevel = \"trace\"\n");
+    let mut agent = place.ready().await;
+    let controller = Controller::start().await;
+    let secret = "hunter2-Zq8";
+    let bodies = [
+        format!(r#"{{"sshPassword":"{secret}","password":"{secret}","hugepageNr":1}}"#),
+        format!(r#"{{"sshPassword":"{secret}","hugepageNr":"x"}}"#),
+        format!(r#"{{"hostUuid":"a","sendCommandUrl":"http://h/","sshPassword":"{secret}"}}"#),
+        format!(r#"{{"sshPassword":"{secret}","#),
+        format!(r#"{{"sshPassword":{{"{secret}":"{secret}"}}}}"#),
+    ];
+    let mut number = 0;
+    for body in &bodies {
+        for path in [PREPARE, "/host/connect", "/host/ping", "/v1/prepare", "/v1/reclaim"] {
+            let reply = agent.post(path, body).await;
+            assert!(!reply.text().contains(secret), "{path}: {}", reply.text());
+            if path.starts_with("/v1") {
+                continue;
+            }
+            number += 1;
+            agent.post_task(path, &task(number), &controller.url, body).await;
+        }
+    }
+    for seen in controller.wait(number as usize).await {
+        assert!(!seen.body.contains(secret), "{}", seen.body);
+    }
+    assert_eq!(agent.stop().await.code(), Some(0));
+    assert!(!agent.log().contains(secret));
+    for entry in std::fs::read_dir(place.state()).unwrap() {
+        let kept = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(!kept.contains(secret), "{kept}");
+    }
+}
+
+#[tokio::test]
+async fn systemd_hears_ready_watchdog_and_stopping() {
+    let place = Place::on("two-node");
+    let socket = place.folder().join("notify");
+    let heard = UnixDatagram::bind(&socket).unwrap();
+    heard.set_nonblocking(true).unwrap();
+    let place = place.env("NOTIFY_SOCKET", socket.to_str().unwrap()).env("WATCHDOG_USEC", "600000");
+    let next = async |word: &str| {
+        until(&format!("systemd hears {word}"), async || {
+            let mut bytes = [0; 4096];
+            let length = heard.recv(&mut bytes).ok()?;
+            let text = std::str::from_utf8(&bytes[..length]).unwrap().to_string();
+            text.lines().any(|line| line == word).then_some(())
+        })
+        .await;
+    };
+    let mut agent = place.start().await;
+    next("READY=1").await;
+    let began = Instant::now();
+    for _ in 0..5 {
+        next("WATCHDOG=1").await;
+    }
+    assert!(
+        began.elapsed() < Duration::from_millis(5 * 600),
+        "each in time: {:?}",
+        began.elapsed()
+    );
+    let mut gate = Gate::before_pools(&place);
+    let controller = Controller::start().await;
+    agent.post_task(PREPARE, &task(1), &controller.url, "{}").await;
+    gate.wait().await;
+    let began = Instant::now();
+    for _ in 0..5 {
+        next("WATCHDOG=1").await;
+    }
+    assert!(
+        began.elapsed() < Duration::from_millis(5 * 600),
+        "also at work: {:?}",
+        began.elapsed()
+    );
+    gate.open().await;
+    controller.wait(1).await;
+    agent.signal(Signal::SIGTERM);
+    next("STOPPING=1").await;
+    assert_eq!(agent.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn systemd_hears_ready_only_when_what_was_kept_is_restored() {
+    let place = Place::on("two-node");
+    let socket = place.folder().join("notify");
+    let heard = UnixDatagram::bind(&socket).unwrap();
+    heard.set_nonblocking(true).unwrap();
+    let place = place.env("NOTIFY_SOCKET", socket.to_str().unwrap());
+    let mut gate = restoring(&place);
+    let _agent = place.start_behind(&mut gate).await;
+    let mut bytes = [0; 4096];
+    let early = heard.recv(&mut bytes).unwrap_err();
+    assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+    gate.open().await;
+    let length = until("systemd hears something", async || heard.recv(&mut bytes).ok()).await;
+    assert_eq!(std::str::from_utf8(&bytes[..length]).unwrap().trim(), "READY=1");
+}
