@@ -143,6 +143,39 @@ fn pages_of_somebody_else_are_used_but_never_given_back() {
 }
 
 #[test]
+fn pages_that_somebody_took_away_are_not_claimed_twice() {
+    let Some(pools) = Pools::hold() else { return };
+    let (total, free) = (counter("nr_hugepages"), counter("free_hugepages"));
+    pools.json(&format!("prepare --pages {}", free + 90));
+    fs::write(Path::new(POOL).join("nr_hugepages"), total.to_string()).unwrap();
+    pools.json(&format!("prepare --pages {}", free + 90));
+    let reserved = fs::read_to_string(pools.path("state/reservations.json")).unwrap();
+    assert!(reserved.contains("\"pages\": 90"), "{reserved}");
+    fs::write(Path::new(POOL).join("nr_hugepages"), (total + 200).to_string()).unwrap();
+    pools.json("agent reclaim --output json");
+    assert_eq!(counter("nr_hugepages"), total + 110, "what the administrator added stays");
+}
+
+#[test]
+fn a_wish_that_cannot_be_met_changes_nothing_at_all() {
+    let Some(pools) = Pools::hold() else { return };
+    let total = counter("nr_hugepages");
+    let settings = format!(
+        "[mount]\npath = \"{0}/huge\"\n[engine]\ndaemon_json = \"{0}/daemon.json\"\nsocket = \"{0}/none.sock\"\n",
+        pools.dir.path().display()
+    );
+    let output = pools.script(&settings, "agent prepare --output json --pages 1000000000000");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert_eq!(report["errors"][0]["code"], "too-many-pages");
+    assert_eq!(steps(&report).len(), 0);
+    for name in ["huge", "daemon.json"] {
+        assert!(!pools.path(name).exists(), "{name} was made");
+    }
+    assert_eq!(counter("nr_hugepages"), total);
+}
+
+#[test]
 fn pages_in_use_stay_and_are_given_back_later() {
     let Some(pools) = Pools::hold() else { return };
     let (total, free) = (counter("nr_hugepages"), counter("free_hugepages"));

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::memory::{MemoryOrder, MemoryWork, ReclaimOrder};
+use super::memory::{MemoryOrder, MemoryWork, Published, ReclaimOrder};
 use super::observe::blocking;
 use super::owner_gone;
 use super::pulse::Beat;
@@ -36,7 +36,7 @@ enum Order {
 #[derive(Debug, Clone)]
 pub struct Pools {
     orders: mpsc::Sender<Order>,
-    ledger: watch::Receiver<Ledger>,
+    books: watch::Receiver<Published>,
     /// How long an order may take before its caller is told that it hangs.
     patience: Duration,
 }
@@ -56,15 +56,20 @@ impl Pools {
     /// Starts the owner.
     pub fn start(work: MemoryWork, write_timeout: Duration, beat: Beat) -> Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
-        let ledger = work.publishes();
+        let books = work.publishes();
         tokio::spawn(run(work, queue, beat));
         // One write to the kernel cannot be broken off; it gets as much time again.
-        Pools { orders, ledger, patience: write_timeout * 2 }
+        Pools { orders, books, patience: write_timeout * 2 }
     }
 
     /// The agent's share of the pools.
     pub fn ledger(&self) -> Ledger {
-        self.ledger.borrow().clone()
+        self.books.borrow().ledger.clone()
+    }
+
+    /// Whether the next boot will take again what the agent holds now.
+    pub fn remembered(&self) -> bool {
+        self.books.borrow().remembered
     }
 
     /// Grows pools and makes mounts.
@@ -78,7 +83,8 @@ impl Pools {
         let cancelled = Arc::new(AtomicBool::new(false));
         let order =
             MemoryOrder { goal, mounts, keep_partial, dry_run, cancelled: cancelled.clone() };
-        let report = self.ask(|reply| Order::Prepare(order, reply)).await;
+        let late = "what it still finds is given back when it returns";
+        let report = self.ask(late, |reply| Order::Prepare(order, reply)).await;
         report.unwrap_or_else(|fault| {
             cancelled.store(true, Ordering::Relaxed);
             PartReport { errors: vec![fault], ..PartReport::default() }
@@ -88,7 +94,8 @@ impl Pools {
     /// Takes again what the agent held before the last boot; `unless_done` leaves it when that was
     /// done in this boot already.
     pub async fn restore(&self, unless_done: bool) -> PartReport {
-        self.ask(|reply| Order::Restore { unless_done, reply })
+        let late = "it goes on, and what it finds is kept: see GET /v1/node";
+        self.ask(late, |reply| Order::Restore { unless_done, reply })
             .await
             .unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
@@ -98,7 +105,7 @@ impl Pools {
     /// # Errors
     /// When the state cannot be written.
     pub async fn remember(&self) -> Result<(), Fault> {
-        self.ask(Order::Remember).await?
+        self.ask("it is tried again with the next prepare", Order::Remember).await?
     }
 
     /// Gives back what the agent grew and nobody uses.
@@ -106,10 +113,16 @@ impl Pools {
     /// # Errors
     /// When the owner is busy or gone; what else fails is in the report.
     pub async fn reclaim(&self, order: ReclaimOrder) -> Result<ReclaimReport, Fault> {
-        self.ask(|reply| Order::Reclaim(order, reply)).await
+        let late = "pages are given back when it returns: see GET /v1/node";
+        self.ask(late, |reply| Order::Reclaim(order, reply)).await
     }
 
-    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Fault> {
+    /// Sends an order and waits for its answer; `late` says what becomes of one that takes too long.
+    async fn ask<T>(
+        &self,
+        late: &str,
+        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+    ) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.orders.try_send(order(reply)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(
@@ -123,8 +136,7 @@ impl Pools {
             Err(_) => Err(Fault::new(
                 "pools-timeout",
                 format!(
-                    "the kernel has been looking for hugepages for more than {:?}; what it still finds is \
-                     given back when it returns",
+                    "the owner of the hugepage pools has waited for the kernel for more than {:?}; {late}",
                     self.patience
                 ),
             )),
@@ -163,7 +175,7 @@ fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
             let _ = reply.send(work.prepare(&order));
         }
         Order::Restore { unless_done, reply } => {
-            let done = unless_done && work.ledger().restored;
+            let done = unless_done && work.is_restored();
             let _ = reply.send(if done { PartReport::default() } else { work.restore() });
         }
         Order::Remember(reply) => {

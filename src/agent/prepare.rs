@@ -12,7 +12,7 @@ use super::pools::Pools;
 use super::pulse::Beat;
 use crate::model::fault::Fault;
 use crate::model::pools::PoolGoal;
-use crate::model::prepare::{PartReport, PrepareReport, PrepareRequest};
+use crate::model::prepare::{PartReport, PrepareReport, PrepareRequest, StepOutcome};
 
 /// Calls that may stand before the owner's door.
 const QUEUE: usize = 256;
@@ -25,14 +25,15 @@ type Waiter = oneshot::Sender<Result<Arc<PrepareReport>, Fault>>;
 #[derive(Debug, Clone)]
 pub struct Prepare {
     calls: mpsc::Sender<(PrepareRequest, Waiter)>,
+    pools: Pools,
 }
 
 impl Prepare {
     /// Starts the owner.
     pub fn start(pools: Pools, engine: Engine, manage_engine: bool, beat: Beat) -> Prepare {
         let (calls, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(pools, engine, manage_engine, queue, beat));
-        Prepare { calls }
+        tokio::spawn(run(pools.clone(), engine, manage_engine, queue, beat));
+        Prepare { calls, pools }
     }
 
     /// Prepares the node, or shares the outcome of a prepare at work that wants the same or more.
@@ -40,6 +41,11 @@ impl Prepare {
     /// # Errors
     /// Only when it could not be taken in; what failed in the work is in the report.
     pub async fn prepare(&self, request: PrepareRequest) -> Result<Arc<PrepareReport>, Fault> {
+        if !request.engine {
+            // Pages alone have an owner of their own that takes one order after the other: they
+            // never wait for an engine that is being installed.
+            return Ok(Arc::new(work(&self.pools, None, request).await));
+        }
         let (waiter, answer) = oneshot::channel();
         self.calls.try_send((request, waiter)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => busy(),
@@ -104,30 +110,60 @@ type Run = std::pin::Pin<Box<dyn Future<Output = PrepareReport> + Send>>;
 fn start(pools: &Pools, engine: &Engine, manage_engine: bool, request: PrepareRequest) -> Run {
     let (pools, engine) = (pools.clone(), engine.clone());
     Box::pin(async move {
-        let began = Instant::now();
-        let dry_run = request.dry_run;
-        let with_engine = request.engine && manage_engine;
-        let engine = async {
-            if with_engine { engine.prepare(dry_run).await } else { PartReport::default() }
-        };
-        let (mut parts, engine) = tokio::join!(memory(&pools, request), engine);
-        parts.merge(engine);
-        PrepareReport::of(dry_run, parts, began.elapsed())
+        let engine = (request.engine && manage_engine).then_some(&engine);
+        work(&pools, engine, request).await
     })
 }
 
-/// Grows the pools and writes down what they are after it, for the next boot.
-async fn memory(pools: &Pools, request: PrepareRequest) -> PartReport {
-    let before = pools.ledger().grown;
+/// Plans memory and engine, then does both at the same time.
+///
+/// A wish that cannot be met is known from the plan, before anything was changed; what the plan
+/// finds in place is not looked at again.
+async fn work(pools: &Pools, engine: Option<&Engine>, request: PrepareRequest) -> PrepareReport {
+    let began = Instant::now();
+    let dry_run = request.dry_run;
+    let planned = tokio::join!(memory(pools, &request, true), prepare_engine(engine, true));
+    let (mut memory_part, engine_part) = match planned {
+        (memory_part, engine_part) if dry_run || !memory_part.errors.is_empty() => {
+            (memory_part, engine_part)
+        }
+        (memory_part, engine_part) => tokio::join!(
+            async {
+                match memory_part.steps.is_empty() {
+                    true => memory_part,
+                    false => memory(pools, &request, false).await,
+                }
+            },
+            async {
+                match engine_part.steps.is_empty() {
+                    true => engine_part,
+                    false => prepare_engine(engine, false).await,
+                }
+            }
+        ),
+    };
+    if !dry_run && !pools.remembered() {
+        memory_part.errors.extend(pools.remember().await.err());
+    }
+    memory_part.merge(engine_part);
+    if !dry_run {
+        // What was only planned was not done.
+        memory_part.steps.retain(|step| step.outcome != StepOutcome::Planned);
+    }
+    PrepareReport::of(dry_run, memory_part, began.elapsed())
+}
+
+async fn prepare_engine(engine: Option<&Engine>, dry_run: bool) -> PartReport {
+    match engine {
+        Some(engine) => engine.prepare(dry_run).await,
+        None => PartReport::default(),
+    }
+}
+
+async fn memory(pools: &Pools, request: &PrepareRequest, dry_run: bool) -> PartReport {
     let mut mounts: Vec<_> = request.hugepages.iter().map(|want| want.size).collect();
     mounts.sort_unstable();
     mounts.dedup();
-    let goal = PoolGoal::Free(request.hugepages);
-    let mut report = pools.prepare(goal, mounts, request.keep_partial, request.dry_run).await;
-    if pools.ledger().grown != before
-        && let Err(fault) = pools.remember().await
-    {
-        report.errors.push(fault);
-    }
-    report
+    let goal = PoolGoal::Free(request.hugepages.clone());
+    pools.prepare(goal, mounts, request.keep_partial, dry_run).await
 }

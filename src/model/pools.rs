@@ -127,7 +127,7 @@ pub enum PoolGoal {
 ///
 /// Pages vanish at a reboot, so the ledger is worth nothing under another boot id.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Ledger {
     /// `/proc/sys/kernel/random/boot_id` of the boot that it speaks of.
     pub boot_id: String,
@@ -135,6 +135,9 @@ pub struct Ledger {
     pub restored: bool,
     /// Persistent pages grown and not given back.
     pub grown: Vec<PoolPages>,
+    /// All persistent pages of those pools when they were last looked at.
+    #[serde(default)]
+    pub persistent: Vec<PoolPages>,
     /// A growth that was begun; settled when the outcome is known.
     pub intent: Option<Intent>,
 }
@@ -153,7 +156,7 @@ pub struct PoolPages {
 
 /// A growth that is about to be written to the kernel, in persistent pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Intent {
     /// Which pool.
     pub pool: PoolKey,
@@ -176,34 +179,40 @@ impl Ledger {
 
     /// All of it as a map.
     pub fn by_pool(&self) -> PagesByPool {
-        self.grown.iter().map(|p| (PoolKey { size: p.size, node: p.node }, p.pages)).collect()
+        pages_map(&self.grown)
     }
 
-    /// Sets the pages of one pool; zero removes the line.
-    pub fn set_grown(&mut self, key: PoolKey, pages: u64) {
+    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the line.
+    pub fn set_grown(&mut self, key: PoolKey, pages: u64, persistent: u64) {
         let mut all = self.by_pool();
+        let mut seen = pages_map(&self.persistent);
         all.insert(key, pages);
+        seen.insert(key, persistent);
+        seen.retain(|key, _| all.get(key).is_some_and(|pages| *pages > 0));
         self.grown = pages_list(&all);
+        self.persistent = pages_list(&seen);
     }
 
     /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
     ///
-    /// A growth that was begun counts only when it is there to the page: anything else may be
-    /// someone else's, and what is not surely the agent's is never given back. Pools that shrank
-    /// below what the agent grew take the rest of its claim with them. Returns whether it changed.
+    /// What is not surely the agent's is never given back. So a growth that was begun counts only
+    /// when it is there to the page, and when somebody lowered a pool, the agent's pages are taken to
+    /// be the ones that went. Returns whether anything changed.
     pub fn settle(&mut self, seen: &PoolsSeen) -> bool {
         let before = self.clone();
-        if let Some(intent) = self.intent.take()
-            && seen.pool(intent.pool).is_some_and(|pool| pool.persistent() == intent.to)
-        {
-            let pages = self.grown(intent.pool) + intent.to.saturating_sub(intent.from);
-            self.set_grown(intent.pool, pages);
-        }
+        let intent = self.intent.take();
+        let last = pages_map(&self.persistent);
         for (key, pages) in self.by_pool() {
             let there = seen.pool(key).map_or(0, Pool::persistent);
-            if there < pages {
-                self.set_grown(key, there);
-            }
+            let lost = last.get(&key).map_or(0, |last| last.saturating_sub(there));
+            self.set_grown(key, pages.saturating_sub(lost).min(there), there);
+        }
+        if let Some(intent) = intent
+            && let Some(pool) = seen.pool(intent.pool)
+            && pool.persistent() == intent.to
+        {
+            let gained = intent.to.saturating_sub(intent.from);
+            self.set_grown(intent.pool, self.grown(intent.pool) + gained, pool.persistent());
         }
         *self != before
     }
@@ -216,6 +225,11 @@ pub fn pages_list(pages: &PagesByPool) -> Vec<PoolPages> {
         .filter(|(_, pages)| **pages > 0)
         .map(|(key, pages)| PoolPages { size: key.size, node: key.node, pages: *pages })
         .collect()
+}
+
+/// The map of such a list.
+pub fn pages_map(list: &[PoolPages]) -> PagesByPool {
+    list.iter().map(|p| (PoolKey { size: p.size, node: p.node }, p.pages)).collect()
 }
 
 #[cfg(test)]
@@ -243,13 +257,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_was_shrunk_by_someone_takes_the_claim_with_it() {
+    fn when_somebody_lowers_a_pool_the_agents_pages_are_the_ones_that_went() {
         let mut ledger = Ledger::new("b");
-        ledger.set_grown(KEY, 50);
-        assert!(ledger.settle(&seen(40, 10)));
-        assert_eq!(ledger.grown(KEY), 30);
-        assert!(!ledger.settle(&seen(40, 10)), "nothing more to settle");
-        assert!(ledger.settle(&seen(0, 0)));
-        assert!(ledger.grown.is_empty());
+        ledger.set_grown(KEY, 50, 200);
+        assert!(ledger.settle(&seen(190, 10)));
+        assert_eq!(ledger.grown(KEY), 30, "20 persistent pages fewer");
+        assert!(!ledger.settle(&seen(190, 10)), "nothing more to settle");
+        ledger.settle(&seen(900, 0));
+        assert_eq!(ledger.grown(KEY), 30, "what others add is theirs");
+        ledger.settle(&seen(880, 0));
+        assert_eq!(ledger.grown(KEY), 10);
+        ledger.settle(&seen(0, 0));
+        assert!(ledger.grown.is_empty() && ledger.persistent.is_empty());
     }
 }

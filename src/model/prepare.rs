@@ -23,11 +23,12 @@ pub struct PrepareRequest {
 }
 
 impl PrepareRequest {
-    /// Whether the outcome of `self` answers `other` too: it wants the same or more.
+    /// Whether the outcome of `self` answers `other` too: it wants the same or more pages, and the
+    /// same of the engine, so that nobody waits for an installation who did not ask for it.
     pub fn covers(&self, other: &PrepareRequest) -> bool {
         self.dry_run == other.dry_run
             && self.keep_partial == other.keep_partial
-            && (self.engine || !other.engine)
+            && self.engine == other.engine
             && other.hugepages.iter().all(|want| {
                 self.hugepages.iter().any(|mine| {
                     mine.size == want.size
@@ -391,7 +392,7 @@ mod tests {
         let big = request(10);
         assert!(big.covers(&request(10)) && big.covers(&request(3)));
         assert!(!big.covers(&request(11)));
-        assert!(big.covers(&PrepareRequest { engine: false, ..request(5) }));
+        assert!(!big.covers(&PrepareRequest { engine: false, ..request(5) }));
         assert!(!PrepareRequest { engine: false, ..request(10) }.covers(&request(5)));
         assert!(!big.covers(&PrepareRequest { dry_run: true, ..request(5) }));
         let mut bound = request(5);

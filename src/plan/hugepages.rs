@@ -8,6 +8,7 @@
 //! planner counts alike: promised pages count against the pools asked about as far as the free pages
 //! elsewhere do not cover them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::model::fault::Fault;
@@ -63,7 +64,7 @@ pub enum Decision {
     Refused(Fault),
 }
 
-/// Whether every pool that can still give is tried though one cannot give its share.
+/// Whether every pool that can still give is tried, up to the floor, though not all can be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnShortfall {
     /// Stop at the first pool that cannot: what was taken will be given back.
@@ -192,32 +193,59 @@ impl Round<'_> {
 
     fn decide(&self, shares: Shares, on_shortfall: OnShortfall) -> Decision {
         let stop = on_shortfall == OnShortfall::Stop || shares.adds.is_empty();
-        if stop && let Some(short) = shares.short.first() {
-            return Decision::Short(self.shortfall(short));
+        if stop && !shares.short.is_empty() {
+            return Decision::Short(self.shortfalls(&shares.short));
         }
         if shares.adds.is_empty() {
             return Decision::Holds;
         }
-        if let Err(refused) = self.keep_floor(&shares.adds) {
-            return Decision::Refused(refused);
+        match self.keep_floor(&shares.adds) {
+            Ok(()) => Decision::Steps(self.steps(&shares.adds)),
+            Err(refused) if on_shortfall == OnShortfall::Stop => Decision::Refused(refused),
+            Err(refused) => {
+                let affordable = self.above_floor(&shares.adds);
+                match affordable.is_empty() {
+                    true => Decision::Refused(refused),
+                    false => Decision::Steps(self.steps(&affordable)),
+                }
+            }
         }
-        Decision::Steps(self.steps(&shares.adds))
     }
 
-    fn steps(&self, adds: &PagesByPool) -> Vec<Step> {
-        let mut steps = Vec::new();
+    /// As many of the pages as the floor allows.
+    fn above_floor(&self, adds: &PagesByPool) -> PagesByPool {
+        let memory = self.seen.memory;
+        let mut left =
+            memory.available_kib.saturating_sub(floor_kib(self.policy, memory.total_kib));
+        let mut affordable = PagesByPool::new();
         for (key, add) in adds {
-            match next_effort(self.trials.get(key).map(|trial| trial.effort)) {
-                Effort::Plain => {}
-                Effort::Compacted => steps.push(Step::Compact(key.node)),
-                Effort::CacheDropped => steps.push(Step::DropPageCache),
+            let pages = (*add).min(left / key.size.kib());
+            left -= key.size.kib_of(pages);
+            if pages > 0 {
+                affordable.insert(*key, pages);
             }
+        }
+        affordable
+    }
+
+    /// What helps comes first, once; then the largest pages, while memory is still in one piece.
+    fn steps(&self, adds: &PagesByPool) -> Vec<Step> {
+        let mut order: Vec<(&PoolKey, &u64)> = adds.iter().collect();
+        order.sort_by_key(|(key, _)| (Reverse(key.size), key.node));
+        let mut helps = Vec::new();
+        let mut grows = Vec::new();
+        for (key, add) in order {
+            let help = match next_effort(self.trials.get(key).map(|trial| trial.effort)) {
+                Effort::Plain => None,
+                Effort::Compacted => Some(Step::Compact(key.node)),
+                Effort::CacheDropped => Some(Step::DropPageCache),
+            };
+            helps.extend(help.filter(|help| !helps.contains(help)));
             let from = self.seen.pool(*key).map_or(0, |pool| pool.total);
             let to = from.saturating_add(*add);
-            steps.push(Step::Grow(ResizePool { pool: *key, from, to }));
+            grows.push(Step::Grow(ResizePool { pool: *key, from, to }));
         }
-        steps.dedup();
-        steps
+        helps.into_iter().chain(grows).collect()
     }
 
     /// Whether asking that pool once more is useless.
@@ -303,7 +331,7 @@ impl Round<'_> {
         let memory = self.seen.memory;
         let floor = floor_kib(self.policy, memory.total_kib);
         let growth = kib_of(adds);
-        if memory.available_kib.saturating_sub(growth) >= floor {
+        if growth.saturating_add(floor) <= memory.available_kib {
             return Ok(());
         }
         let mib = |kib: u64| kib / 1024;
@@ -321,33 +349,26 @@ impl Round<'_> {
         ))
     }
 
-    fn shortfall(&self, short: &Shortfall) -> Fault {
-        let Shortfall { pool, missing } = short;
-        let Some(trial) = self.trials.get(pool) else {
-            let text = format!(
-                "{missing} pages of {} are missing on {}, which is gone",
-                pool.size, pool.node
-            );
-            return Fault::new("pages-short", text);
-        };
+    /// Names each node that cannot give its share.
+    fn shortfalls(&self, short: &[Shortfall]) -> Fault {
+        let texts: Vec<String> = short.iter().map(|short| self.shortfall(short)).collect();
         let advice = match self.policy.drop_page_cache {
-            true => {
-                "free memory there, or reboot and let vhost-agent-pools.service take the pages early"
-            }
-            false => {
-                "free memory there, let another node give them (moveShortfall), or allow \
-                      pools.drop_page_cache"
-            }
+            true => "reboot and let vhost-agent-pools.service take the pages early",
+            false => "let another node give them (moveShortfall), or allow pools.drop_page_cache",
         };
-        let free = self.seen.pool(*pool).map_or(0, |pool| pool.free);
-        Fault::new(
-            "pages-short",
-            format!(
-                "{} gave {} of {} wanted pages of {} ({free} are free there now): its memory is full or \
-                 fragmented; {advice}",
-                pool.node, trial.got, trial.wanted, pool.size
+        Fault::new("pages-short", format!("{}; free memory there, {advice}", texts.join("; ")))
+    }
+
+    fn shortfall(&self, short: &Shortfall) -> String {
+        let Shortfall { pool: PoolKey { size, node }, missing } = short;
+        match (self.trials.get(&short.pool), self.seen.pool(short.pool)) {
+            (Some(trial), Some(pool)) => format!(
+                "{node} gave {} of {} wanted pages of {size} ({} are free there now): its memory is \
+                 full or fragmented",
+                trial.got, trial.wanted, pool.free
             ),
-        )
+            _ => format!("{missing} pages of {size} are missing on {node}, which is gone"),
+        }
     }
 }
 

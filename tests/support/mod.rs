@@ -207,11 +207,10 @@ impl Place {
         agent
     }
 
-    /// Starts the agent while a gate stands before its pools: its first look passes, the second one,
-    /// for the pages of the last boot, is held.
+    /// Starts the agent while a gate stands before its pools: its first look, for the pages of the last
+    /// boot, is held.
     pub(crate) async fn start_behind(&self, gate: &mut gate::Gate) -> Agent {
         let mut agent = self.spawn();
-        gate.pass().await;
         agent.logged("vhost-agent listens").await;
         gate.wait().await;
         let lock = fs::read_to_string(self.state().join("lock")).unwrap();

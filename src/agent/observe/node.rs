@@ -27,13 +27,15 @@ impl NodeObserver {
     /// Only when the agent itself breaks.
     pub async fn look(&self, ledger: Ledger, engine: EngineStatus) -> Result<NodeStatus, Fault> {
         let observer = self.clone();
-        blocking(move || observer.look_blocking(&ledger, engine)).await
+        blocking(move || observer.look_blocking(ledger, engine)).await
     }
 
-    fn look_blocking(&self, ledger: &Ledger, engine: EngineStatus) -> NodeStatus {
+    fn look_blocking(&self, mut ledger: Ledger, engine: EngineStatus) -> NodeStatus {
         let root = &self.root;
         let mut errors = Vec::new();
         let seen = or_empty(self.memory.pools(), &mut errors);
+        // Others may have changed the pools since the agent last did.
+        ledger.settle(&seen);
         NodeStatus {
             hostname: or_empty(facts::hostname(root), &mut errors),
             boot_id: or_empty(facts::boot_id(root), &mut errors),
@@ -45,7 +47,7 @@ impl NodeObserver {
                 .iter()
                 .map(|pool| PoolStatus { pool: *pool, grown: ledger.grown(pool.key) })
                 .collect(),
-            totals: seen.sizes().into_iter().map(|size| totals(size, &seen, ledger)).collect(),
+            totals: seen.sizes().into_iter().map(|size| totals(size, &seen, &ledger)).collect(),
             memory: seen.memory,
             cpus: or_empty(cpus::cpus(root), &mut errors),
             mounts: or_empty(self.memory.mounts(), &mut errors),

@@ -1,0 +1,230 @@
+//! What the agent knows of its pages: the ledger of this boot, and what the next boot is to take again.
+//!
+//! The ledger is true to the page, also after a crash: a growth is written down before it is begun.
+//! The reservations are what is wanted: a prepare raises them, only giving back lowers them, so that a
+//! restore that came out short does not make the node forget what it should hold.
+
+use tokio::sync::watch;
+
+use super::super::apply::memory::Resized;
+use crate::model::fault::Fault;
+use crate::model::pools::{
+    Intent, Ledger, PagesByPool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
+};
+use crate::store::{Durability, Store};
+
+/// The ledger of this boot.
+const LEDGER: &str = "ledger.json";
+/// What is taken again after a reboot.
+const RESERVATIONS: &str = "reservations.json";
+
+/// The books as others see them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The agent's share of the pools.
+    pub ledger: Ledger,
+    /// Whether the reservations on disk cover the ledger.
+    pub remembered: bool,
+}
+
+/// The books of one node.
+#[derive(Debug)]
+pub(super) struct Books {
+    store: Store,
+    ledger: Ledger,
+    /// As they are on disk.
+    reservations: PagesByPool,
+    published: watch::Sender<Published>,
+}
+
+impl Books {
+    /// Reads the books; a ledger of another boot is void. Nothing is written.
+    pub(super) fn open(store: Store, boot_id: String) -> Result<Books, Fault> {
+        let ledger = store.read::<Ledger>(LEDGER)?.filter(|ledger| ledger.boot_id == boot_id);
+        let ledger = ledger.unwrap_or_else(|| Ledger::new(boot_id));
+        let reservations = store.read::<Vec<PoolPages>>(RESERVATIONS)?.unwrap_or_default();
+        let reservations = pages_map(&reservations);
+        let published = Published { ledger: ledger.clone(), remembered: true };
+        let books = Books { store, ledger, reservations, published: watch::Sender::new(published) };
+        books.publish();
+        Ok(books)
+    }
+
+    pub(super) fn publishes(&self) -> watch::Receiver<Published> {
+        self.published.subscribe()
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    pub(super) fn reservations(&self) -> &PagesByPool {
+        &self.reservations
+    }
+
+    /// Brings the ledger in line with the kernel; it is written with the next change.
+    pub(super) fn settle(&mut self, seen: &PoolsSeen) {
+        if let Some(intent) = self.ledger.intent {
+            tracing::warn!(
+                pool = %intent.pool, from = intent.from, to = intent.to,
+                "the agent ended while it was growing a pool; its pages are claimed only if all are there"
+            );
+        }
+        if self.ledger.settle(seen) {
+            self.publish();
+        }
+    }
+
+    /// Writes down that a pool is about to be grown. Nothing may be grown when this fails.
+    pub(super) fn begin(&mut self, intent: Intent) -> Result<(), Fault> {
+        self.ledger.intent = Some(intent);
+        self.save().inspect_err(|_| self.ledger.intent = None)
+    }
+
+    /// Writes down what became of the growth that was begun.
+    pub(super) fn grew(&mut self, resized: &Resized) -> Result<(), Fault> {
+        let key = resized.after.key;
+        let pages = self.ledger.grown(key).saturating_add(resized.gained());
+        self.ledger.intent = None;
+        self.ledger.set_grown(key, pages, resized.after.persistent());
+        self.save()
+    }
+
+    /// Writes down that the growth that was begun did not take place.
+    pub(super) fn did_not_grow(&mut self) -> Result<(), Fault> {
+        self.ledger.intent = None;
+        self.save()
+    }
+
+    /// Writes down what was given back.
+    pub(super) fn gave_back(&mut self, resized: &Resized) -> Result<(), Fault> {
+        let key = resized.after.key;
+        let pages = self.ledger.grown(key).saturating_sub(resized.lost());
+        self.ledger.set_grown(key, pages, resized.after.persistent());
+        self.save()
+    }
+
+    /// Writes down that this boot has taken again what was reserved.
+    pub(super) fn restored(&mut self) -> Result<(), Fault> {
+        self.ledger.restored = true;
+        self.save()
+    }
+
+    /// Raises the reservations to what the ledger has, on disk; nothing is written when they cover it.
+    pub(super) fn remember(&mut self) -> Result<(), Fault> {
+        let wanted = self.raised();
+        self.write_reservations(wanted)
+    }
+
+    /// Lowers the reservations of these pools to what the ledger has, on disk.
+    pub(super) fn lower(&mut self, keys: impl Fn(&PoolKey) -> bool) -> Result<(), Fault> {
+        let mut wanted = self.raised();
+        for (key, pages) in wanted.iter_mut().filter(|(key, _)| keys(key)) {
+            *pages = self.ledger.grown(*key);
+        }
+        wanted.retain(|_, pages| *pages > 0);
+        self.write_reservations(wanted)
+    }
+
+    fn raised(&self) -> PagesByPool {
+        let mut wanted = self.reservations.clone();
+        for (key, grown) in self.ledger.by_pool() {
+            let pages = wanted.entry(key).or_default();
+            *pages = grown.max(*pages);
+        }
+        wanted
+    }
+
+    fn write_reservations(&mut self, wanted: PagesByPool) -> Result<(), Fault> {
+        if wanted != self.reservations {
+            self.store.write(RESERVATIONS, &pages_list(&wanted), Durability::Disk)?;
+            self.reservations = wanted;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn save(&self) -> Result<(), Fault> {
+        self.publish();
+        Ok(self.store.write(LEDGER, &self.ledger, Durability::Boot)?)
+    }
+
+    fn publish(&self) {
+        let remembered = self.raised() == self.reservations;
+        self.published.send_replace(Published { ledger: self.ledger.clone(), remembered });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::pools::Pool;
+    use crate::model::units::{NumaNode, PageSize};
+
+    fn key(node: u32) -> PoolKey {
+        PoolKey { size: PageSize::MIB_2, node: NumaNode(node) }
+    }
+
+    fn open(dir: &tempfile::TempDir, boot: &str) -> Books {
+        Books::open(Store::open(dir.path()).unwrap(), boot.to_string()).unwrap()
+    }
+
+    fn pool(node: u32, total: u64) -> Pool {
+        Pool { key: key(node), total, free: 0, surplus: 0 }
+    }
+
+    fn resized(node: u32, from: u64, to: u64) -> Resized {
+        Resized { before: pool(node, from), after: pool(node, to) }
+    }
+
+    #[test]
+    fn a_restore_that_came_out_short_does_not_make_the_node_forget() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut books = open(&dir, "first");
+        books.grew(&resized(1, 0, 1024)).unwrap();
+        books.remember().unwrap();
+        let mut books = open(&dir, "second");
+        assert_eq!(books.ledger().grown(key(1)), 0);
+        books.grew(&resized(1, 0, 300)).unwrap();
+        books.grew(&resized(0, 0, 1)).unwrap();
+        books.remember().unwrap();
+        let books = open(&dir, "third");
+        assert_eq!(*books.reservations(), PagesByPool::from([(key(0), 1), (key(1), 1024)]));
+    }
+
+    #[test]
+    fn a_growth_that_a_crash_kept_from_being_remembered_is_remembered_later() {
+        let dir = tempfile::tempdir().unwrap();
+        open(&dir, "boot").grew(&resized(0, 0, 7)).unwrap();
+        let mut books = open(&dir, "boot");
+        assert!(!books.publishes().borrow().remembered);
+        books.remember().unwrap();
+        assert!(books.publishes().borrow().remembered);
+        assert_eq!(*open(&dir, "next").reservations(), PagesByPool::from([(key(0), 7)]));
+    }
+
+    #[test]
+    fn giving_back_lowers_what_the_next_boot_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut books = open(&dir, "boot");
+        books.grew(&resized(0, 0, 100)).unwrap();
+        books.grew(&resized(1, 0, 100)).unwrap();
+        books.remember().unwrap();
+        books.gave_back(&resized(0, 100, 40)).unwrap();
+        books.gave_back(&resized(1, 100, 40)).unwrap();
+        books.lower(|key| key.node == NumaNode(0)).unwrap();
+        let wanted = PagesByPool::from([(key(0), 40), (key(1), 100)]);
+        assert_eq!(*open(&dir, "next").reservations(), wanted);
+    }
+
+    #[test]
+    fn pages_that_somebody_took_away_are_not_counted_twice_when_they_are_grown_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut books = open(&dir, "boot");
+        // 5000 pages of somebody else are there too.
+        books.grew(&resized(0, 5000, 6024)).unwrap();
+        books.settle(&PoolsSeen { pools: vec![pool(0, 5000)], ..PoolsSeen::default() });
+        books.grew(&resized(0, 5000, 6024)).unwrap();
+        assert_eq!(books.ledger().grown(key(0)), 1024);
+    }
+}

@@ -1,0 +1,210 @@
+//! Growing pools: rounds of observe, plan and apply, until the goal holds or cannot be reached.
+//!
+//! Large growths are written in portions, so that a deadline and a caller that gave up are seen in
+//! between; each portion is in the books before it is begun.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{MemoryOrder, MemoryWork, pages_text};
+use crate::model::fault::Fault;
+use crate::model::pools::{Intent, PagesByPool, Pool, PoolKey};
+use crate::model::prepare::{PartReport, ResizePool, Step, StepOutcome, StepReport};
+use crate::plan::hugepages::{self, Decision, OnShortfall, Trial, Trials, next_effort};
+
+/// KiB that one write to a pool may ask for: 2 GiB.
+const PORTION_KIB: u64 = 2 * 1024 * 1024;
+/// Rounds of plan and apply before it is said that somebody else keeps changing the pools.
+const MOST_ROUNDS: usize = 32;
+
+/// What one growth has done so far.
+#[derive(Default)]
+pub(super) struct Growth {
+    pub(super) report: PartReport,
+    trials: Trials,
+    /// Persistent pages taken.
+    pub(super) taken: PagesByPool,
+}
+
+/// When to stop in between.
+struct Limits<'a> {
+    deadline: Instant,
+    within: Duration,
+    cancelled: &'a AtomicBool,
+}
+
+impl Limits<'_> {
+    fn check(&self, key: PoolKey) -> Result<(), Fault> {
+        self.check_cancelled()?;
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let text = format!(
+            "growing {key} took longer than {:?} (pools.write_timeout): the kernel has to search for \
+             free memory; free some, or raise the limit",
+            self.within
+        );
+        Err(Fault::new("pools-timeout", text))
+    }
+
+    fn check_cancelled(&self) -> Result<(), Fault> {
+        match self.cancelled.load(Ordering::Relaxed) {
+            true => Err(Fault::new("cancelled", "nobody waits for these pages any more")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl MemoryWork {
+    /// Brings the pools to the order's goal; what was done stands in `growth`, also after an error.
+    pub(super) fn grow(&mut self, order: &MemoryOrder, growth: &mut Growth) -> Result<(), Fault> {
+        let within = self.pools.write_timeout;
+        let deadline = Instant::now() + within;
+        let limits = Limits { deadline, within, cancelled: &order.cancelled };
+        let on_shortfall =
+            if order.keep_partial { OnShortfall::TakeTheRest } else { OnShortfall::Stop };
+        for round in 0..MOST_ROUNDS {
+            let seen = self.observer.pools()?;
+            if round == 0 {
+                self.books.settle(&seen);
+            }
+            let grown = self.books.ledger().by_pool();
+            let decision = hugepages::grow(
+                &order.goal,
+                &seen,
+                &grown,
+                &self.pools,
+                &growth.trials,
+                on_shortfall,
+            );
+            let steps = match decision {
+                Decision::Holds => return limits.check_cancelled(),
+                Decision::Short(fault) | Decision::Refused(fault) => return Err(fault),
+                Decision::Steps(steps) if order.dry_run => {
+                    growth.report.steps.extend(steps.iter().map(StepReport::planned));
+                    return Ok(());
+                }
+                Decision::Steps(steps) => steps,
+            };
+            for step in &steps {
+                self.apply(step, growth, &limits)?;
+            }
+        }
+        Err(Fault::new(
+            "pools-contended",
+            format!(
+                "the wanted pages were taken away again {MOST_ROUNDS} times while they were being \
+                 grown: something else uses or resizes the pools at the same time; prepare again \
+                 when it is done"
+            ),
+        ))
+    }
+
+    fn apply(&mut self, step: &Step, growth: &mut Growth, limits: &Limits) -> Result<(), Fault> {
+        match step {
+            Step::Grow(resize) => self.raise(step, *resize, growth, limits),
+            Step::Compact(node) => {
+                let (applier, node) = (&self.applier, *node);
+                self.simply(step, &mut growth.report, || applier.compact(node))
+            }
+            Step::DropPageCache => {
+                let applier = &self.applier;
+                self.simply(step, &mut growth.report, || applier.drop_page_cache())
+            }
+            other => {
+                Err(Fault::new("internal", format!("the step {} is not the pools'", other.name())))
+            }
+        }
+    }
+
+    /// Raises one pool in portions until it gives less than it was asked for.
+    fn raise(
+        &mut self,
+        step: &Step,
+        resize: ResizePool,
+        growth: &mut Growth,
+        limits: &Limits,
+    ) -> Result<(), Fault> {
+        let first = self.applier.pool(resize.pool)?;
+        if first.total != resize.from {
+            // Somebody resized it since it was looked at: the next round plans anew.
+            return Ok(());
+        }
+        self.progress.begun(step);
+        let began = Instant::now();
+        let (last, broke) = self.raise_by_portions(first, resize.to, &mut growth.taken, limits);
+        let short = last.total < resize.to;
+        if short {
+            let got = last.total.saturating_sub(resize.from);
+            growth.note_short(resize.pool, resize.to - resize.from, got);
+        }
+        let outcome = match (&broke, short) {
+            (Some(_), _) => StepOutcome::Failed,
+            (None, true) => StepOutcome::Short,
+            (None, false) => StepOutcome::Done,
+        };
+        let (from, to) = (pages_text(first.total), pages_text(last.total));
+        self.note(StepReport::of(step, from, to, outcome, began.elapsed()), &mut growth.report);
+        broke.map_or(Ok(()), Err)
+    }
+
+    /// Returns the pool as it stands at the end, and why that is not where it should be, when that
+    /// is not only the kernel's giving too little.
+    fn raise_by_portions(
+        &mut self,
+        first: Pool,
+        goal: u64,
+        taken: &mut PagesByPool,
+        limits: &Limits,
+    ) -> (Pool, Option<Fault>) {
+        let portion = (PORTION_KIB / first.key.size.kib()).max(1);
+        let mut pool = first;
+        while pool.total < goal {
+            if let Err(fault) = limits.check(pool.key) {
+                return (pool, Some(fault));
+            }
+            let to = pool.total.saturating_add(portion).min(goal);
+            match self.raise_one_portion(pool, to, taken) {
+                Ok(after) => pool = after,
+                Err(fault) => return (pool, Some(fault)),
+            }
+            if pool.total < to {
+                break;
+            }
+        }
+        (pool, None)
+    }
+
+    fn raise_one_portion(
+        &mut self,
+        before: Pool,
+        to: u64,
+        taken: &mut PagesByPool,
+    ) -> Result<Pool, Fault> {
+        let key = before.key;
+        self.books.begin(Intent { pool: key, from: before.persistent(), to })?;
+        match self.applier.resize(before, to) {
+            Ok(resized) => {
+                *taken.entry(key).or_default() += resized.gained();
+                self.books.grew(&resized).map(|()| resized.after)
+            }
+            Err(fault) => {
+                // The write's own fault is the one to tell.
+                let _ = self.books.did_not_grow();
+                Err(fault)
+            }
+        }
+    }
+}
+
+impl Growth {
+    fn note_short(&mut self, key: PoolKey, wanted: u64, got: u64) {
+        self.trials
+            .entry(key)
+            .and_modify(|trial| {
+                trial.effort = next_effort(Some(trial.effort));
+                trial.got += got;
+            })
+            .or_insert(Trial { effort: next_effort(None), wanted, got });
+    }
+}
