@@ -6,10 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use axum::Router;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout_at};
+use tower_http::normalize_path::NormalizePath;
 
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
@@ -35,7 +39,7 @@ use crate::docker::client::DockerClient;
 use crate::host::Root;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
-use crate::store::Store;
+use crate::store::{Lock, Store, StoreError};
 
 /// The owners of this node, started.
 pub struct Core {
@@ -101,14 +105,46 @@ pub fn defaults(settings: &Settings) -> Defaults {
     Defaults { pages: settings.pools.default_pages, move_shortfall: settings.pools.move_shortfall }
 }
 
+/// How long another command that has the node's lock is waited for.
+pub const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks at the lock.
+pub const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// How often systemd is told that the start goes on …
+const START_WORD: Duration = Duration::from_secs(15);
+/// … and how long it then waits for the next word, in microseconds.
+const START_PATIENCE: u32 = 60_000_000;
+
+/// Takes the node's lock; a command that has it is waited for, an agent that runs is not.
+///
+/// # Errors
+/// [`StoreError::Locked`] with whoever has it, and what else the store says.
+pub async fn take_lock(store: &Store) -> Result<Lock, StoreError> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match store.lock() {
+            Err(StoreError::Locked { holder, .. })
+                if address_in(&holder).is_none() && Instant::now() < deadline =>
+            {
+                sleep(LOCK_PAUSE).await;
+            }
+            taken => return taken,
+        }
+    }
+}
+
+/// Where the holder of the lock listens, when it is an agent that runs.
+pub fn address_in(holder: &str) -> Option<&str> {
+    holder.split_once("http://").map(|(_, address)| address)
+}
+
 /// Runs the agent until it is asked to stop.
 ///
 /// # Errors
 /// When it cannot start: the state, the address, another agent.
 pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
-    let mut stop = Stop::listen().context("cannot listen for signals")?;
+    let stop = Stop::listen().context("cannot listen for signals")?;
     let store = Store::open(&settings.state_dir)?;
-    let mut lock = store.lock()?;
+    let mut lock = take_lock(&store).await?;
     lock.sign(None);
     let listener = api::serve::listen(settings.listen).with_context(|| {
         format!("cannot listen on {}: is another agent there? (listen, --listen)", settings.listen)
@@ -116,42 +152,77 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let address = listener.local_addr()?;
     lock.sign(Some(&reachable(address).to_string()));
 
-    let pulse = match sd_notify::watchdog_enabled() {
+    let pulse = watchdog_pulse();
+    let core = Core::start(&settings, &root, store, &pulse)?;
+    let (phase, watch_phase) = watch::channel(Phase::Starting);
+    let outbox = start_outbox(&settings, &pulse);
+    let router = api::router(doors(&settings, &core, outbox.clone(), watch_phase)?);
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
+    let limits = listener_limits(&settings);
+    let deadline = run_until_stopped(listener, router, limits, &core, phase, stop).await;
+    drain(&outbox, deadline).await;
+    tracing::info!("stopped");
+    drop(lock);
+    Ok(())
+}
+
+fn watchdog_pulse() -> Pulse {
+    match sd_notify::watchdog_enabled() {
         Some(within) => Pulse::new(within / 2, || {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }),
         None => Pulse::default(),
-    };
-    let core = Core::start(&settings, &root, store, &pulse)?;
-    let (phase, watch_phase) = watch::channel(Phase::Starting);
-    let outbox = start_outbox(&settings, &pulse);
+    }
+}
+
+/// What the handlers get to know.
+fn doors(
+    settings: &Settings,
+    core: &Core,
+    outbox: Outbox,
+    phase: watch::Receiver<Phase>,
+) -> Result<Api> {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
-    let router = api::router(Api {
+    Ok(Api {
         prepare: core.prepare.clone(),
         pools: core.pools.clone(),
         node: core.node.clone(),
         progress: core.progress.clone(),
-        outbox: outbox.clone(),
+        outbox,
         identities: Arc::new(Identities::open(core.store.clone())?),
         hypervisor: Box::new(Versions(hypervisor)),
-        defaults: defaults(&settings),
+        defaults: defaults(settings),
         body: api::body::Limits {
             bytes: settings.http.body_limit_kib * 1024,
             within: settings.http.body_timeout.0,
         },
-        phase: watch_phase,
-    });
-    let limits = api::serve::Limits {
+        phase,
+    })
+}
+
+fn listener_limits(settings: &Settings) -> api::serve::Limits {
+    api::serve::Limits {
         connections: settings.http.max_connections,
         head: settings.http.header_timeout.0,
         drain: settings.http.drain_timeout.0,
-    };
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
+    }
+}
+
+/// Serves, becomes ready meanwhile, and returns when the stop was asked for and the connections have
+/// ended: with the time at which the tasks have to have ended too.
+async fn run_until_stopped(
+    listener: TcpListener,
+    router: NormalizePath<Router>,
+    limits: api::serve::Limits,
+    core: &Core,
+    phase: watch::Sender<Phase>,
+    mut stop: Stop,
+) -> Instant {
     let mut draining = phase.subscribe();
     let ready = async {
         tokio::select! {
             // Given up when the stop is asked for: the pools' owner goes on alone.
-            () = become_ready(&core, &phase) => {}
+            () = become_ready(core, &phase) => {}
             // Cancel-safe: a phase that was not seen stays.
             _ = draining.wait_for(|phase| *phase == Phase::Draining) => {}
         }
@@ -166,15 +237,12 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
     tokio::join!(api::serve::serve(listener, router, limits, stopped), ready);
-    drain(&outbox, deadline).await;
-    tracing::info!("stopped");
-    drop(lock);
-    Ok(())
+    deadline
 }
 
 /// Restores what the last boot held, once a boot, then tells everybody that calls are taken.
 async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
-    for fault in core.pools.restore(true).await.errors {
+    for fault in told_to_wait(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
     }
     phase.send_if_modified(|phase| {
@@ -186,6 +254,24 @@ async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
     });
     if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(error = %e, "systemd could not be told that the agent is ready");
+    }
+}
+
+/// Asks systemd for more time as long as a part of the start lasts: the kernel may look for pages for
+/// longer than TimeoutStartSec (sd_notify(3), EXTEND_TIMEOUT_USEC).
+async fn told_to_wait<T>(part: impl Future<Output = T>) -> T {
+    tokio::pin!(part);
+    let mut word = interval(START_WORD);
+    loop {
+        tokio::select! {
+            // Pinned: goes on when the word is due first.
+            done = &mut part => return done,
+            // Cancel-safe: a tick stays due.
+            _ = word.tick() => {
+                let more = sd_notify::NotifyState::ExtendTimeoutUsec(START_PATIENCE);
+                let _ = sd_notify::notify(&[more]);
+            }
+        }
     }
 }
 

@@ -125,6 +125,12 @@ impl Store {
         Ok(Store { folder })
     }
 
+    /// The state in `folder` for who only reads it: nothing is made, and a folder that is missing holds
+    /// nothing.
+    pub fn look(folder: impl Into<PathBuf>) -> Store {
+        Store { folder: folder.into() }
+    }
+
     /// Writes a value as readable JSON.
     ///
     /// # Errors
@@ -191,6 +197,29 @@ impl Store {
             Err(TryLockError::Error(source)) => Err(StoreError::Write { path, source }),
         }
     }
+
+    /// Who has the lock of the node, as they signed it; `None` when nobody has. Makes no file, and
+    /// holds the lock no longer than the look takes.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub fn holder(&self) -> Result<Option<String>, StoreError> {
+        let path = self.folder.join("lock");
+        let read = |source| StoreError::Read { path: path.clone(), source };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(read(source)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(&path).map_err(read)?;
+                Ok(Some(holder.trim().to_string()))
+            }
+            Err(TryLockError::Error(source)) => Err(read(source)),
+        }
+    }
 }
 
 /// The held lock of the node.
@@ -218,6 +247,13 @@ impl Lock {
         if let Err(e) = sign(&mut self.file) {
             tracing::warn!(path = %self.path.display(), error = %e, "the lock could not be signed");
         }
+    }
+}
+
+impl Drop for Lock {
+    /// Who finds the lock held for the moment of a look must not read of one that has ended.
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
     }
 }
 
@@ -256,7 +292,18 @@ mod tests {
             Err(StoreError::Locked { holder, .. }) => assert_eq!(holder, signed),
             other => panic!("{other:?}"),
         }
+        assert_eq!(store.holder().unwrap(), Some(signed));
         drop(lock);
+        assert_eq!(store.holder().unwrap(), None);
         store.lock().unwrap();
+    }
+
+    #[test]
+    fn a_look_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::look(dir.path().join("state"));
+        assert_eq!(store.holder().unwrap(), None);
+        assert_eq!(store.read::<u8>("a.json").unwrap(), None);
+        assert!(!dir.path().join("state").exists());
     }
 }

@@ -198,6 +198,24 @@ async fn a_task_too_many_is_refused_with_503_and_taken_when_there_is_room() {
 }
 
 #[tokio::test]
+async fn a_task_whose_time_is_up_keeps_its_place_until_its_work_has_ended() {
+    let place = Place::on("two-node").mounted().settings("[http]\nmax_tasks = 1\n");
+    let agent = place.ready().await;
+    let controller = Controller::start().await;
+    let mut gate = Gate::before_pools(&place);
+    let body = r#"{"hugepageNr":10,"taskContext":{"__messagetimeout__":"100"}}"#;
+    agent.post_task(PREPARE, &task(1), &controller.url, body).await;
+    gate.wait().await;
+    assert_eq!(controller.wait(1).await[0].json()["code"], "task-timeout");
+    let ping = async || agent.post_task("/host/ping", &task(2), &controller.url, "{}").await;
+    let reply = ping().await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "too-many-tasks"));
+    gate.open().await;
+    until("there is room again", async || (ping().await.status == 200).then_some(())).await;
+    assert_eq!(controller.wait(2).await[1].header("taskuuid"), Some(task(2).as_str()));
+}
+
+#[tokio::test]
 async fn no_work_is_taken_in_whose_result_would_have_no_place() {
     let place = Place::on("two-node").settings("[callbacks]\nmax_pending = 2\n");
     let agent = place.ready().await;

@@ -100,6 +100,17 @@ async fn a_listener_that_does_not_answer_costs_one_attempt_and_is_tried_again() 
 }
 
 #[tokio::test]
+async fn a_result_is_taken_by_the_status_whatever_becomes_of_the_answers_body() {
+    let place = Place::on("two-node").settings("[callbacks]\nattempt_timeout = \"150ms\"\n");
+    let mut agent = place.ready().await;
+    let controller = Controller::answering(vec![Answer::Unfinished(200)]).await;
+    ask(&agent, 1, &controller.url).await;
+    agent.logged("result delivered").await;
+    assert_eq!(agent.stop().await.code(), Some(0));
+    assert_eq!(controller.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn redirects_are_not_followed() {
     let place = Place::on("two-node");
     let agent = place.ready().await;

@@ -126,6 +126,8 @@ async fn wrong_usage_exits_2_and_says_what_is_wrong() {
         (&["plan", "--pages", "-1"], "-1"),
         (&["plan", "--pages", "many"], "many"),
         (&["plan", "--page-size", "3M"], "'3M' is not a page size"),
+        (&["plan", "--page-size", "1G"], "--page-size 1G needs --pages"),
+        (&["prepare", "--page-size", "64K"], "how many pages of 64K"),
         (&["prepare", "--node", "first"], "first"),
         (&["status", "--output", "xml"], "xml"),
         (&["frobnicate"], "frobnicate"),
@@ -159,6 +161,7 @@ async fn a_setting_that_is_unknown_or_wrong_is_refused_with_file_and_line() {
         ("[http]\nmax_tasks = \"many\"\n", "50-test.toml:2: invalid type"),
         ("[http]\nbody_timeout = \"soon\"\n", "50-test.toml:2: 'soon' is not a duration"),
         ("[http\n", "50-test.toml:1:"),
+        ("[log]\nlevel = \"loud\"\n", "50-test.toml: log.level: 'loud' is no level or filter"),
         ("[callbacks]\nparallel = 0\n", "50-test.toml: callbacks.parallel: 0 is not between"),
     ];
     for (settings, text) in wrong {
@@ -326,20 +329,109 @@ async fn commands_go_to_the_agent_that_runs() {
 }
 
 #[tokio::test]
-async fn a_command_waits_for_nobody_when_another_command_holds_the_node() {
+async fn a_command_and_a_starting_agent_wait_until_another_command_is_done() {
     let place = Place::on("two-node").mounted();
     let mut gate = Gate::before_pools(&place);
     let mut first = tokio::process::Command::from(place.command(&["prepare", "--pages", "10"]));
     let first = first.kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();
     gate.wait().await;
-    let second = place.run(&["status"]).await;
-    assert_eq!(second.code, FAILED, "{second:?}");
-    assert!(second.err.contains("held by another vhost-agent (pid"), "{}", second.err);
-    assert!(second.err.contains("wait until it is done"), "{}", second.err);
-    gate.open().await;
+    let behind = async {
+        let status = place.run(&["status"]);
+        let prepare = place.run(&["prepare", "--pages", "9"]);
+        tokio::join!(status, prepare, place.ready())
+    };
+    let open = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        gate.open().await;
+    };
+    let ((status, prepare, agent), ()) = tokio::join!(behind, open);
+    assert_eq!((status.code, prepare.code), (HOLDS, HOLDS), "{status:?} {prepare:?}");
     let status = soon("the first ends", first.wait_with_output()).await.unwrap().status;
     assert_eq!(status.code(), HOLDS);
-    assert_eq!(place.run(&["status"]).await.code, HOLDS);
+    drop(agent);
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_end_is_named_to_those_who_wait_for_it() {
+    let place = Place::on("two-node").mounted();
+    let mut gate = Gate::before_pools(&place);
+    let mut first = tokio::process::Command::from(place.command(&["prepare", "--pages", "10"]));
+    let _first = first.kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();
+    gate.wait().await;
+    let (status, restore, serve) = tokio::join!(
+        place.run(&["status"]),
+        place.run(&["pools", "restore"]),
+        place.run(&["serve"])
+    );
+    for ended in [status, restore, serve] {
+        assert_eq!(ended.code, FAILED, "{ended:?}");
+        assert!(ended.err.contains("held by another vhost-agent (pid"), "{}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_only_looks_makes_no_file_and_leaves_the_node_to_others() {
+    let place = Place::on("two-node").mounted();
+    for command in [&["status"][..], &["plan", "--pages", "10"], &["reclaim", "--dry-run"]] {
+        let ended = place.run(command).await;
+        assert_eq!(ended.code, HOLDS, "{ended:?}");
+        assert!(!place.state().exists(), "{command:?} made the state folder");
+    }
+    let mut gate = Gate::before_pools(&place);
+    let mut status = tokio::process::Command::from(place.command(&["status"]));
+    let status = status.kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();
+    gate.wait().await;
+    fs::create_dir_all(place.state()).unwrap();
+    let lock = fs::File::create(place.state().join("lock")).unwrap();
+    lock.try_lock().expect("the lock is free while a command looks");
+    gate.open().await;
+    assert!(soon("it ends", status.wait_with_output()).await.unwrap().status.success());
+}
+
+#[tokio::test]
+async fn a_page_size_that_is_no_whole_mib_is_told_to_owners_here_and_refused_before_an_agent() {
+    let place = Place::on("two-node").mounted();
+    let here = place.run(&["plan", "--page-size", "64K", "--pages", "1"]).await;
+    assert_eq!(here.code, FAILED, "{here:?}");
+    assert!(here.out.contains("page-size-unsupported") && here.out.contains("64K"), "{}", here.out);
+    let _agent = place.ready().await;
+    for command in
+        [&["plan", "--page-size", "64K", "--pages", "1"][..], &["reclaim", "--page-size", "64K"]]
+    {
+        let there = place.run(command).await;
+        assert_eq!(there.code, USAGE, "{there:?}");
+        assert!(there.err.contains("--page-size 64K"), "{}", there.err);
+    }
+}
+
+#[tokio::test]
+async fn what_the_agent_calls_a_wrong_request_is_wrong_usage() {
+    let place = Place::on("two-node").mounted();
+    let _agent = place.ready().await;
+    // The command's own list is shorter than what a shell takes.
+    let nodes: Vec<String> =
+        (0..1100).flat_map(|n| ["--node".to_string(), n.to_string()]).collect();
+    let mut arguments = vec!["plan", "--pages", "1"];
+    arguments.extend(nodes.iter().map(String::as_str));
+    let ended = place.run(&arguments).await;
+    assert_eq!(ended.code, USAGE, "{ended:?}");
+    assert!(ended.err.contains("between 1 and 1024"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn a_reader_that_went_away_is_no_failure() {
+    let place = Place::on("two-node");
+    for command in
+        [&["config", "show"][..], &["config", "check"], &["config", "show", "--output", "json"]]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = tokio::process::Command::from(place.command(command));
+        let child =
+            command.kill_on_drop(true).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let ended = soon("it ends", child.wait_with_output()).await.unwrap();
+        assert_eq!(ended.status.code(), HOLDS, "{}", String::from_utf8_lossy(&ended.stderr));
+    }
 }
 
 #[tokio::test]

@@ -249,6 +249,40 @@ async fn every_line_of_the_log_is_a_json_object_where_there_is_no_terminal() {
 }
 
 #[tokio::test]
+async fn a_call_that_changes_the_node_has_a_line_when_it_begins_and_one_when_it_ends() {
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    let controller = Controller::start().await;
+    let body = r#"{"hugepages":[{"pages":1}]}"#;
+    agent.post_task(PREPARE, &task(1), &controller.url, r#"{"hugepageNr":1}"#).await;
+    controller.wait(1).await;
+    agent.post(PREPARE, r#"{"hugepageNr":99999999}"#).await;
+    agent.post("/v1/prepare", body).await;
+    agent.post("/v1/prepare?dryRun=true", body).await;
+    agent.post("/v1/reclaim", "{}").await;
+    agent.post("/v1/restore", "{}").await;
+    agent.post("/host/ping", "{}").await;
+    assert_eq!(agent.stop().await.code(), Some(0));
+    let log = agent.log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let routes = |message: &str| {
+        let lines = lines.iter().filter(|line| line["message"] == message);
+        lines.map(|line| line["route"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    let expected = ["prepareenv", "prepareenv", "prepare", "reclaim", "restore"];
+    assert_eq!((routes("call begins"), routes("call ends")), (expected.into(), expected.into()));
+    let ends: Vec<_> = lines.iter().filter(|line| line["message"] == "call ends").collect();
+    assert_eq!((&ends[0]["task"], &ends[0]["outcome"]), (&json!(task(1)), &json!("done")));
+    assert_eq!(
+        (&ends[1]["outcome"], &ends[1]["code"]),
+        (&json!("failed"), &json!("too-many-pages"))
+    );
+    assert_eq!(ends[2]["outcome"], "holds");
+    let begins = lines.iter().find(|line| line["message"] == "call begins").unwrap();
+    assert!(begins["span"]["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{begins}");
+}
+
+#[tokio::test]
 async fn nothing_secret_is_ever_logged_or_kept() {
     let place = Place::on("two-node").mounted().settings("[log]\nlevel = \"trace\"\n");
     let mut agent = place.ready().await;
@@ -341,9 +375,13 @@ async fn systemd_hears_ready_only_when_what_was_kept_is_restored() {
     let mut gate = restoring(&place);
     let _agent = place.start_behind(&mut gate).await;
     let mut bytes = [0; 4096];
-    let early = heard.recv(&mut bytes).unwrap_err();
+    let mut next = async || {
+        let length = until("systemd hears something", async || heard.recv(&mut bytes).ok()).await;
+        std::str::from_utf8(&bytes[..length]).unwrap().trim().to_string()
+    };
+    assert_eq!(next().await, "EXTEND_TIMEOUT_USEC=60000000", "it is asked to wait");
+    let early = heard.recv(&mut [0; 64]).unwrap_err();
     assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
     gate.open().await;
-    let length = until("systemd hears something", async || heard.recv(&mut bytes).ok()).await;
-    assert_eq!(std::str::from_utf8(&bytes[..length]).unwrap().trim(), "READY=1");
+    assert_eq!(next().await, "READY=1");
 }

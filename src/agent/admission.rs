@@ -2,7 +2,24 @@
 
 use std::collections::VecDeque;
 
+use tokio::sync::oneshot;
+
 use crate::model::prepare::PrepareRequest;
+
+/// Who may wait for one run; a caller too many is refused.
+const MOST_WAITERS: usize = 2048;
+
+/// Somebody who waits for a run's outcome.
+pub trait Waits {
+    /// Whether nobody takes the outcome any more.
+    fn is_gone(&self) -> bool;
+}
+
+impl<T> Waits for oneshot::Sender<T> {
+    fn is_gone(&self) -> bool {
+        self.is_closed()
+    }
+}
 
 /// One run with everybody who waits for it.
 #[derive(Debug)]
@@ -26,24 +43,27 @@ pub enum Admitted<W> {
     Start(PrepareRequest),
     /// It will be answered with a run that wants the same or more, or when its turn comes.
     Waits,
-    /// Too many different ones wait already; the waiter is given back.
+    /// Too many wait already; the waiter is given back.
     Full(W),
 }
 
-impl<W> Admission<W> {
+impl<W: Waits> Admission<W> {
     /// At most `most` runs may wait.
     pub fn new(most: usize) -> Admission<W> {
         Admission { running: None, queue: VecDeque::new(), most }
     }
 
-    /// Takes a request in.
+    /// Takes a request in. Who has gone away takes no place any more, nor does a run behind the one at
+    /// work that only they waited for.
     pub fn submit(&mut self, request: PrepareRequest, waiter: W) -> Admitted<W> {
-        let runs = self.running.iter_mut().chain(self.queue.iter_mut());
-        for run in runs {
-            if run.request.covers(&request) {
-                run.waiters.push(waiter);
-                return Admitted::Waits;
+        self.forget_who_is_gone();
+        let mut runs = self.running.iter_mut().chain(self.queue.iter_mut());
+        if let Some(run) = runs.find(|run| run.request.covers(&request)) {
+            if run.waiters.len() >= MOST_WAITERS {
+                return Admitted::Full(waiter);
             }
+            run.waiters.push(waiter);
+            return Admitted::Waits;
         }
         if self.running.is_some() && self.queue.len() >= self.most {
             return Admitted::Full(waiter);
@@ -60,8 +80,16 @@ impl<W> Admission<W> {
     /// The run at work has ended: who waits for it, and what to start next.
     pub fn finish(&mut self) -> (Vec<W>, Option<PrepareRequest>) {
         let waiters = self.running.take().map(|run| run.waiters).unwrap_or_default();
+        self.forget_who_is_gone();
         self.running = self.queue.pop_front();
         (waiters, self.running.as_ref().map(|run| run.request.clone()))
+    }
+
+    fn forget_who_is_gone(&mut self) {
+        for run in self.running.iter_mut().chain(self.queue.iter_mut()) {
+            run.waiters.retain(|waiter| !waiter.is_gone());
+        }
+        self.queue.retain(|run| !run.waiters.is_empty());
     }
 }
 
@@ -72,6 +100,41 @@ mod tests {
     use super::*;
     use crate::model::pools::{Placement, PoolWant};
     use crate::model::units::PageSize;
+
+    impl Waits for &str {
+        fn is_gone(&self) -> bool {
+            self.ends_with("has gone")
+        }
+    }
+
+    impl Waits for usize {
+        fn is_gone(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn who_has_gone_takes_no_place_and_no_run_starts_for_nobody() {
+        let mut admission = Admission::new(1);
+        assert!(matches!(admission.submit(request(10, false), "a has gone"), Admitted::Start(_)));
+        assert_eq!(admission.submit(request(11, false), "b has gone"), Admitted::Waits);
+        assert_eq!(admission.submit(request(12, false), "c"), Admitted::Waits, "b's place is free");
+        assert_eq!(admission.submit(request(13, false), "d"), Admitted::Full("d"));
+        assert_eq!(admission.finish(), (vec![], Some(request(12, false))));
+        assert_eq!(admission.submit(request(13, false), "e has gone"), Admitted::Waits);
+        assert_eq!(admission.finish(), (vec!["c"], None));
+    }
+
+    #[test]
+    fn a_run_has_a_bound_of_those_who_wait_for_it() {
+        let mut admission = Admission::new(1);
+        admission.submit(request(10, false), 0);
+        for waiter in 1..MOST_WAITERS {
+            assert_eq!(admission.submit(request(10, false), waiter), Admitted::Waits);
+        }
+        assert_eq!(admission.submit(request(9, false), 7777), Admitted::Full(7777));
+        assert_eq!(admission.finish().0.len(), MOST_WAITERS);
+    }
 
     fn request(pages: u64, dry_run: bool) -> PrepareRequest {
         let want = PoolWant {

@@ -117,7 +117,7 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
                 return Ok(());
             }
             for step in plan.steps {
-                self.apply(&step, report).await?;
+                self.apply(&step, &seen, report).await?;
                 // Packages start and enable services as they please: look again.
                 if matches!(step, Step::Install { .. }) {
                     break;
@@ -132,11 +132,16 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
         ))
     }
 
-    async fn apply(&mut self, step: &Step, report: &mut PartReport) -> Result<(), Fault> {
+    async fn apply(
+        &mut self,
+        step: &Step,
+        seen: &EngineSeen,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
         self.progress.begun(step);
         let began = Instant::now();
         let progress = self.progress.clone();
-        let applied = self.applier.apply(step, |line| progress.line(step, line)).await;
+        let applied = self.applier.apply(step, seen, |line| progress.line(step, line)).await;
         let (before, _) = step.before_after();
         let (after, outcome) = match &applied {
             Ok(after) => (after.clone(), StepOutcome::Done),

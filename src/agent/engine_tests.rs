@@ -6,10 +6,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::docker::fake::{FakeEngine, Mood};
-use crate::host::Root;
 use crate::host::spawn_fake::{FakeSpawner, put_executable, put_package};
 use crate::host::systemd::Systemd;
-use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
+use crate::host::{Root, daemon_json};
+use crate::model::engine::{ApiVersion, DaemonJson, Init, PackageManager, PackageSets};
 
 struct Node {
     engine: FakeEngine,
@@ -60,6 +60,25 @@ fn policy() -> EnginePolicy {
         packages: PackageSets::from([(PackageManager::Apt, sets)]),
         install_args: Vec::new(),
     }
+}
+
+/// An applier, and what it was given to look at.
+fn applier(engine: &FakeEngine) -> (EngineApplier<FakeEngine, FakeSpawner>, EngineSeen, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root::new(folder.path());
+    let (spawner, systemd) = (FakeSpawner::new(&root), Arc::new(Systemd::new()));
+    let seen = EngineSeen {
+        api: EngineApi::Absent,
+        process: None,
+        installed: None,
+        daemon_json: DaemonJson::Absent,
+        init: Init::Other("bash".into()),
+        unit: None,
+        unit_error: None,
+        package_manager: None,
+    };
+    let applier = EngineApplier::new(&root, policy(), Arc::new(engine.clone()), systemd, spawner);
+    (applier, seen, folder)
 }
 
 const CE: &str = "install docker-ce containerd.io";
@@ -253,6 +272,30 @@ async fn an_engine_that_comes_up_and_never_answers_is_given_its_time_and_no_more
         says(&node.fault().await, "engine-not-ready", &["/run/docker.sock", "/log/dockerd.log"]);
         assert_eq!(began.elapsed().as_secs(), 60);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_comes_up_too_old_is_told_with_what_to_do() {
+    let engine = FakeEngine::new(Mood::Answers);
+    let (mut applier, seen, _folder) = applier(&engine);
+    let (socket, within) = ("/run/docker.sock".to_string(), Duration::from_secs(60));
+    let step = Step::AwaitEngine { socket, min_api: ApiVersion(9, 0), within };
+    let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
+    says(&fault, "engine-too-old", &["9.0", "/run/docker.sock", "engine.min_api"]);
+}
+
+#[tokio::test]
+async fn a_daemon_json_that_changed_after_the_plan_is_not_overwritten() {
+    let (mut applier, seen, folder) = applier(&FakeEngine::new(Mood::Absent));
+    let root = Root::new(folder.path());
+    put_executable(&root, "/etc/docker/daemon.json");
+    let there = daemon_json::read(&root, "/etc/docker/daemon.json");
+    let path = policy().daemon_json;
+    let step =
+        Step::WriteDaemonJson { path, text: r#"{"iptables": false}"#.into(), replaces: false };
+    let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
+    says(&fault, "daemon-json-changed", &["/etc/docker/daemon.json", "prepare again"]);
+    assert_eq!(daemon_json::read(&root, "/etc/docker/daemon.json"), there);
 }
 
 #[tokio::test(start_paused = true)]

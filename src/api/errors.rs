@@ -28,10 +28,19 @@ impl Problem {
 
     /// A fault of the work itself, with the status that fits its code.
     pub fn of(fault: Fault) -> Problem {
-        const BUSY: [&str; 4] = ["-busy", "-full", "too-many-tasks", "stopping"];
+        // What passes: the caller may call again later.
+        const BUSY: [&str; 7] = [
+            "engine-busy",
+            "node-busy",
+            "pools-busy",
+            "prepare-busy",
+            "outbox-full",
+            "too-many-tasks",
+            "stopping",
+        ];
         // What this machine can never do: the caller has to ask for something else.
         const IMPOSSIBLE: [&str; 3] = ["too-many-pages", "no-such-node", "page-size-unsupported"];
-        let status = if BUSY.iter().any(|end| fault.code.ends_with(end)) {
+        let status = if BUSY.contains(&fault.code.as_ref()) {
             StatusCode::SERVICE_UNAVAILABLE
         } else if IMPOSSIBLE.contains(&fault.code.as_ref()) {
             StatusCode::UNPROCESSABLE_ENTITY
@@ -87,4 +96,19 @@ pub async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
 pub fn panicked(_: Box<dyn Any + Send>) -> Response {
     let text = "the agent broke on this request; its log has the place: report it";
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passes_asks_the_caller_to_call_again() {
+        let status = |code| Problem::of(Fault::new(code, "")).status;
+        for code in ["engine-busy", "node-busy", "pools-busy", "prepare-busy", "outbox-full"] {
+            assert_eq!(status(code), StatusCode::SERVICE_UNAVAILABLE, "{code}");
+        }
+        assert_eq!(status("disk-full"), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(status("too-many-pages"), StatusCode::UNPROCESSABLE_ENTITY);
+    }
 }

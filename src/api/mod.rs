@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod errors;
+pub mod journal;
 pub mod probes;
 pub mod serve;
 pub mod v1;

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tower_http::normalize_path::NormalizePath;
+use tracing::Instrument;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -82,10 +83,10 @@ pub async fn serve(
     http.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD_BYTES);
     tokio::pin!(stop);
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             // Cancel-safe: a connection that was not accepted stays in the backlog.
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(e) => {
                     // Out of descriptors, mostly: trying again at once would only burn the CPU.
                     tracing::warn!(error = %e, "a connection could not be accepted");
@@ -102,11 +103,12 @@ pub async fn serve(
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
+        let connection = async move {
             // How a connection ends is its peer's business.
             let _ = connection.await;
             drop(place);
-        });
+        };
+        tokio::spawn(connection.instrument(tracing::info_span!("connection", %peer)));
     }
     drop(listener);
     if timeout(limits.drain, graceful.shutdown()).await.is_err() {

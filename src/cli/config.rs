@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+use super::render::{print, print_json};
 use super::{Output, exit};
 use crate::config::Loaded;
 
@@ -19,29 +20,23 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command, loaded: &Loaded, output: Output) -> Result<u8> {
     match (command, output) {
         (Command::Check, Output::Json) => {
-            println!("{}", serde_json::json!({"valid": true, "sources": loaded.sources}));
+            print_json(&serde_json::json!({"valid": true, "sources": loaded.sources}))?;
         }
         (Command::Check, Output::Table) => {
-            println!("the settings are valid");
-            list_sources(loaded, "");
+            print(&format!("the settings are valid\n{}", sources(loaded, "")))?;
         }
-        (Command::Show, Output::Json) => {
-            println!("{}", serde_json::to_string_pretty(&loaded.settings)?);
-        }
+        (Command::Show, Output::Json) => print_json(&loaded.settings)?,
         (Command::Show, Output::Table) => {
-            list_sources(loaded, "# ");
             let text = toml::to_string(&loaded.settings).context("cannot print the settings")?;
-            print!("{text}");
+            print(&format!("{}{text}", sources(loaded, "# ")))?;
         }
     }
     Ok(exit::HOLDS)
 }
 
-fn list_sources(loaded: &Loaded, prefix: &str) {
+fn sources(loaded: &Loaded, prefix: &str) -> String {
     if loaded.sources.is_empty() {
-        println!("{prefix}all of them are the defaults");
+        return format!("{prefix}all of them are the defaults\n");
     }
-    for source in &loaded.sources {
-        println!("{prefix}from {source}");
-    }
+    loaded.sources.iter().map(|source| format!("{prefix}from {source}\n")).collect()
 }

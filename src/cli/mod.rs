@@ -21,6 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Loaded, Overrides, environment, load};
 use crate::model::fault::chain;
+use crate::model::units::PageSize;
 
 /// Exit codes, as `--help` tells them.
 pub mod exit {
@@ -102,6 +103,21 @@ enum Command {
     Config(config::Command),
 }
 
+/// A command that asks for what cannot be asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// A page size as the agent's HTTP interface tells it.
+fn whole_mib(size: PageSize) -> Result<u64, Usage> {
+    if size.kib().is_multiple_of(1024) {
+        return Ok(size.kib() / 1024);
+    }
+    Err(Usage(format!(
+        "--page-size {size}: the agent that runs takes whole MiB only; stop it, then call again"
+    )))
+}
+
 /// Runs the command and returns the process's exit code.
 pub fn run(arguments: Arguments) -> ExitCode {
     let Arguments { global, command } = arguments;
@@ -122,7 +138,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             eprintln!("vhost-agent: {e:#}");
-            ExitCode::from(exit::FAILED)
+            ExitCode::from(if e.is::<Usage>() { exit::USAGE } else { exit::FAILED })
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use hyper::Method;
 
-use super::reach::{Owner, Place};
+use super::reach::{ANSWER, Owner, Place};
 use super::render::print_prepare;
 use super::{Output, exit};
 use crate::model::prepare::{Outcome, PrepareReport};
@@ -20,12 +20,16 @@ pub(super) enum Command {
 
 pub(super) async fn run(place: Place, command: &Command, output: Output) -> Result<u8> {
     let Command::Restore = command;
-    let report: PrepareReport = match place.owner()? {
+    // The agent gives up after twice the limit of a write.
+    let within = place.settings.pools.write_timeout.0 * 2 + ANSWER;
+    let report: PrepareReport = match place.owner().await? {
         Owner::Here(core, _lock) => {
             let began = Instant::now();
             PrepareReport::of(false, core.pools.restore(false).await, began.elapsed())
         }
-        Owner::There(remote) => remote.call(Method::POST, "/v1/restore", None::<&()>).await?,
+        Owner::There(remote) => {
+            remote.call(Method::POST, "/v1/restore", None::<&()>, within).await?
+        }
     };
     print_prepare(&report, output)?;
     Ok(if report.outcome == Outcome::Failed { exit::FAILED } else { exit::HOLDS })

@@ -1,15 +1,18 @@
 //! `vhost-agent plan` and `vhost-agent prepare`.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::Args;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::reach::{Owner, Place, Remote};
 use super::render::{ProgressBars, print_prepare};
-use super::{Output, exit};
-use crate::api::v1::prepare::{HugepagesBody, Line, PrepareBody};
+use super::{Output, Usage, exit, whole_mib};
+use crate::api::Defaults;
+use crate::api::v1::prepare::{HugepagesBody, Line, PrepareBody, placement};
+use crate::config::Settings;
 use crate::daemon::{Core, defaults};
-use crate::model::prepare::{Outcome, PrepareReport};
+use crate::model::pools::PoolWant;
+use crate::model::prepare::{Outcome, PrepareReport, PrepareRequest};
 use crate::model::units::PageSize;
 
 /// What the node is to be made fit for.
@@ -36,27 +39,62 @@ pub(super) struct Wishes {
 }
 
 impl Wishes {
-    fn body(&self, default_pages: u64) -> PrepareBody {
+    /// How many pages; the setting counts pages of 2 MiB only.
+    fn count(&self, settings: &Settings) -> Result<u64, Usage> {
+        match self.pages {
+            Some(pages) => Ok(pages),
+            None if self.page_size == PageSize::MIB_2 => Ok(settings.pools.default_pages),
+            None => Err(Usage(format!(
+                "--page-size {0} needs --pages: say how many pages of {0} are wanted",
+                self.page_size
+            ))),
+        }
+    }
+
+    fn nodes(&self) -> Option<Vec<u32>> {
+        (!self.nodes.is_empty()).then(|| self.nodes.clone())
+    }
+
+    /// For owners of our own.
+    fn request(&self, pages: u64, dry_run: bool, defaults: Defaults) -> Result<PrepareRequest> {
+        let want = PoolWant {
+            size: self.page_size,
+            pages,
+            placement: placement(self.nodes()).map_err(|problem| Usage(problem.fault.text))?,
+            move_shortfall: self.move_shortfall || defaults.move_shortfall,
+        };
+        Ok(PrepareRequest {
+            hugepages: vec![want],
+            keep_partial: self.keep_partial,
+            engine: !self.no_engine,
+            dry_run,
+        })
+    }
+
+    /// For the agent that runs.
+    fn body(&self, pages: u64) -> Result<PrepareBody, Usage> {
         let wish = HugepagesBody {
-            size_mib: Some(self.page_size.kib() / 1024),
-            pages: self.pages.unwrap_or(default_pages),
-            nodes: (!self.nodes.is_empty()).then(|| self.nodes.clone()),
+            size_mib: Some(whole_mib(self.page_size)?),
+            pages,
+            nodes: self.nodes(),
             move_shortfall: self.move_shortfall.then_some(true),
         };
-        PrepareBody {
+        Ok(PrepareBody {
             hugepages: Some(vec![wish]),
             keep_partial: self.keep_partial,
             engine: Some(!self.no_engine),
-        }
+        })
     }
 }
 
 pub(super) async fn run(place: Place, wishes: Wishes, dry_run: bool, output: Output) -> Result<u8> {
-    let body = wishes.body(place.settings.pools.default_pages);
+    let pages = wishes.count(&place.settings)?;
+    let request = wishes.request(pages, dry_run, defaults(&place.settings))?;
     let bars = ProgressBars::new(output, dry_run);
-    let report = match place.owner()? {
-        Owner::Here(core, _lock) => here(&core, &place, body, dry_run, &bars).await?,
-        Owner::There(remote) => there(&remote, &body, dry_run, &bars).await?,
+    let owner = if dry_run { place.looker().await? } else { place.owner().await? };
+    let report = match owner {
+        Owner::Here(core, _lock) => here(&core, request, &bars).await?,
+        Owner::There(remote) => there(&remote, &wishes.body(pages)?, dry_run, &bars).await?,
     };
     bars.clear();
     print_prepare(&report, output)?;
@@ -67,16 +105,7 @@ pub(super) async fn run(place: Place, wishes: Wishes, dry_run: bool, output: Out
     })
 }
 
-async fn here(
-    core: &Core,
-    place: &Place,
-    body: PrepareBody,
-    dry_run: bool,
-    bars: &ProgressBars,
-) -> Result<PrepareReport> {
-    let request = body
-        .into_request(dry_run, defaults(&place.settings))
-        .map_err(|problem| anyhow!(problem.fault))?;
+async fn here(core: &Core, request: PrepareRequest, bars: &ProgressBars) -> Result<PrepareReport> {
     let mut progress = core.progress.watch();
     let work = core.prepare.prepare(request);
     tokio::pin!(work);
@@ -106,6 +135,7 @@ async fn there(
         .lines(&path, body, "application/x-ndjson", |line| {
             match serde_json::from_slice(line).context("the agent streamed something else")? {
                 Line::Progress(event) => bars.show(&event),
+                Line::Alive => {}
                 Line::Report(end) => report = Some(end),
                 Line::Error(fault) => return Err(fault.into()),
             }

@@ -1,8 +1,10 @@
 //! Reaching the owner of this node: the agent that runs, or owners of our own.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
@@ -10,12 +12,21 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
 
+use super::Usage;
 use crate::agent::pulse::Pulse;
 use crate::config::Settings;
-use crate::daemon::Core;
+use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, address_in, take_lock};
 use crate::model::fault::Fault;
 use crate::store::{Lock, Store, StoreError};
+
+/// How long a connection to the agent may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long the agent may take to answer what it does at once.
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
+/// How long a streamed answer may be silent; it says every 15 s that it goes on.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// This node, with its settings.
 pub(super) struct Place {
@@ -25,32 +36,55 @@ pub(super) struct Place {
 
 /// Who owns the node.
 pub(super) enum Owner {
-    /// We do, for as long as the lock lives.
-    Here(Box<Core>, Lock),
+    /// We do, for as long as the lock lives; without one we only look.
+    Here(Box<Core>, Option<Lock>),
     /// An agent runs, at this address.
     There(Remote),
 }
 
 impl Place {
-    /// Finds the owner.
-    pub(super) fn owner(&self) -> Result<Owner> {
+    /// Finds the owner, or becomes it. Another command at work is waited for.
+    pub(super) async fn owner(&self) -> Result<Owner> {
         let store = Store::open(&self.settings.state_dir)?;
-        match store.lock() {
+        match take_lock(&store).await {
             Ok(mut lock) => {
                 lock.sign(None);
                 let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
-                Ok(Owner::Here(Box::new(core), lock))
+                Ok(Owner::Here(Box::new(core), Some(lock)))
             }
-            Err(StoreError::Locked { holder, path }) => match holder.split_once("http://") {
-                Some((_, address)) => Ok(Owner::There(Remote { address: address.to_string() })),
-                None => bail!(
-                    "{} is held by another vhost-agent ({holder}): wait until it is done",
-                    path.display()
-                ),
+            Err(StoreError::Locked { holder, path }) => match address_in(&holder) {
+                Some(address) => Ok(Owner::There(Remote { address: address.to_string() })),
+                None => Err(held(&path, &holder)),
             },
             Err(other) => Err(other.into()),
         }
     }
+
+    /// Finds who can tell of the node, for a command that changes nothing: it leaves the lock to those
+    /// who do. Another command at work is waited for all the same, for what it has half done is no
+    /// state of the node.
+    pub(super) async fn looker(&self) -> Result<Owner> {
+        let store = Store::look(&self.settings.state_dir);
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            let Some(holder) = store.holder()? else {
+                let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
+                return Ok(Owner::Here(Box::new(core), None));
+            };
+            if let Some(address) = address_in(&holder) {
+                return Ok(Owner::There(Remote { address: address.to_string() }));
+            }
+            if Instant::now() >= deadline {
+                return Err(held(&self.settings.state_dir.join("lock"), &holder));
+            }
+            sleep(LOCK_PAUSE).await;
+        }
+    }
+}
+
+fn held(path: &Path, holder: &str) -> anyhow::Error {
+    let path = path.display();
+    anyhow!("{path} is held by another vhost-agent ({holder}): wait until it is done")
 }
 
 /// An agent that runs.
@@ -67,20 +101,27 @@ struct ProblemBody {
 }
 
 impl Remote {
-    /// Calls a route and reads its answer; a problem that carries a report is that report.
+    /// Calls a route and reads its answer, which must be there within `within`; a problem that carries
+    /// a report is that report.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
+        within: Duration,
     ) -> Result<T> {
-        let response = self.send(method, path, body, None).await?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await?.to_bytes();
+        let answer = async {
+            let response = self.send(method, path, body, None).await?;
+            let status = response.status();
+            anyhow::Ok((status, response.into_body().collect().await?.to_bytes()))
+        };
+        let (status, bytes) =
+            timeout(within, answer).await.map_err(|_| self.silent(within)).flatten()?;
         self.understand(status, &bytes)
     }
 
-    /// Calls a route and passes each line of its answer to `line`; the last answer is returned.
+    /// Calls a route and passes each line of its answer to `line`. The agent says now and then that it
+    /// is alive; one that is silent for long is given up.
     pub(super) async fn lines(
         &self,
         path: &str,
@@ -88,11 +129,14 @@ impl Remote {
         accept: &str,
         mut line: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let response = self.send(Method::POST, path, Some(body), Some(accept)).await?;
+        let answer = timeout(ANSWER, self.send(Method::POST, path, Some(body), Some(accept)));
+        let response = answer.await.map_err(|_| self.silent(ANSWER)).flatten()?;
         let status = response.status();
         let mut body = response.into_body();
         let mut rest = Vec::new();
-        while let Some(frame) = body.frame().await {
+        while let Some(frame) =
+            timeout(SILENCE, body.frame()).await.map_err(|_| self.silent(SILENCE))?
+        {
             if let Ok(data) = frame?.into_data() {
                 rest.extend_from_slice(&data);
             }
@@ -116,8 +160,18 @@ impl Remote {
             .with_context(|| format!("the agent at {} answered {status}", self.address))?;
         match problem.report {
             Some(report) => Ok(serde_json::from_value(report)?),
+            // What the caller got wrong, not the node.
+            None if matches!(status.as_u16(), 400 | 413 | 422) => Err(Usage(problem.detail).into()),
             None => Err(Fault { code: problem.code.into(), text: problem.detail }.into()),
         }
+    }
+
+    fn silent(&self, within: Duration) -> anyhow::Error {
+        anyhow!(
+            "the agent at {} has not answered for {within:?}: what it was asked for may still go on; \
+             its log tells (journalctl -u vhost-agent), and the same command can be given again",
+            self.address
+        )
     }
 
     async fn send(
@@ -128,7 +182,8 @@ impl Remote {
         accept: Option<&str>,
     ) -> Result<Response<Incoming>> {
         let lost = || format!("the agent that runs cannot be reached at {}", self.address);
-        let stream = TcpStream::connect(&self.address).await.with_context(lost)?;
+        let connect = timeout(CONNECT, TcpStream::connect(&self.address));
+        let stream = connect.await.map_err(io::Error::from).flatten().with_context(lost)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(lost)?;
         tokio::spawn(connection);
@@ -143,5 +198,53 @@ impl Remote {
         }
         let request = request.body(Full::new(Bytes::from(bytes)))?;
         sender.send_request(request).await.with_context(lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An agent that says this and then nothing any more.
+    async fn falls_silent(after: &'static str) -> Remote {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            stream.write_all(after.as_bytes()).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        Remote { address }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_does_not_answer_is_given_up() {
+        let remote = falls_silent("").await;
+        let call = remote.call::<()>(Method::GET, "/v1/node", None::<&()>, ANSWER);
+        let error = call.await.unwrap_err().to_string();
+        assert!(
+            error.contains("has not answered for 30s") && error.contains("journalctl"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_falls_silent_is_given_up() {
+        let remote = falls_silent(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\n{\"event\":\"alive\"}\n\r\n",
+        )
+        .await;
+        let mut lines = Vec::new();
+        let stream = remote.lines("/v1/prepare", &(), "application/x-ndjson", |line| {
+            lines.push(line.to_vec());
+            Ok(())
+        });
+        let error = stream.await.unwrap_err().to_string();
+        assert!(error.contains("has not answered for 60s"), "{error}");
+        assert_eq!(lines, [b"{\"event\":\"alive\"}\n"]);
     }
 }

@@ -1,15 +1,16 @@
 //! `vhost-agent reclaim`.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 use hyper::Method;
 
-use super::reach::{Owner, Place};
+use super::reach::{ANSWER, Owner, Place};
 use super::render::print_reclaim;
-use super::{Output, exit};
+use super::{Output, exit, whole_mib};
+use crate::agent::memory::ReclaimOrder;
 use crate::api::v1::pools::ReclaimBody;
 use crate::model::prepare::ReclaimReport;
-use crate::model::units::PageSize;
+use crate::model::units::{NumaNode, PageSize};
 
 /// Which pages.
 #[derive(Debug, Args)]
@@ -26,19 +27,17 @@ pub(super) struct Which {
 }
 
 pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8> {
-    let body = ReclaimBody {
-        size_mib: which.page_size.map(|size| size.kib() / 1024),
-        node: which.node,
-        dry_run: which.dry_run,
-    };
-    let report: ReclaimReport = match place.owner()? {
+    let Which { page_size: size, node, dry_run } = which;
+    let owner = if dry_run { place.looker().await? } else { place.owner().await? };
+    let report: ReclaimReport = match owner {
         Owner::Here(core, _lock) => {
-            let order = body
-                .try_into()
-                .map_err(|problem: crate::api::errors::Problem| anyhow!(problem.fault))?;
+            let order = ReclaimOrder { size, node: node.map(NumaNode), dry_run };
             core.pools.reclaim(order).await?
         }
-        Owner::There(remote) => remote.call(Method::POST, "/v1/reclaim", Some(&body)).await?,
+        Owner::There(remote) => {
+            let body = ReclaimBody { size_mib: size.map(whole_mib).transpose()?, node, dry_run };
+            remote.call(Method::POST, "/v1/reclaim", Some(&body), ANSWER).await?
+        }
     };
     print_reclaim(&report, output)?;
     Ok(if report.errors.is_empty() { exit::HOLDS } else { exit::FAILED })

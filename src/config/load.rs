@@ -278,6 +278,8 @@ mod tests {
             ("[pools\n", ":1: "),
             ("[pools]\nfloor_percent = 101\n", "pools.floor_percent: 101 is more than 100"),
             ("[http]\nmax_tasks = 0\n", "http.max_tasks: 0 is not between"),
+            ("[log]\nlevel = \"loud\"\n", "log.level: 'loud' is no level or filter"),
+            ("[log]\nlevel = \"info,a=loud\"\n", "log.level: 'info,a=loud' is no level or filter"),
             ("[mount]\npath = \"huge\"\n", "mount.path: 'huge' is not a plain absolute path"),
         ];
         for (text, expected) in cases {
@@ -299,6 +301,17 @@ mod tests {
         );
         let error = load_with(&dir.path().join("none.toml"), &[]).unwrap_err().to_string();
         assert!(error.contains("none.toml"), "{error}");
+    }
+
+    #[test]
+    fn levels_and_filters_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        for level in
+            ["off", "TRACE", "info,vhost_agent::agent=debug", "warn,a[b{c=\\\"d\\\"}]=trace"]
+        {
+            let path = write(dir.path(), "config.toml", &format!("[log]\nlevel = \"{level}\"\n"));
+            load_with(&path, &[]).unwrap();
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
 use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy};
@@ -175,6 +177,28 @@ impl Default for Settings {
             pools: Pools::default(),
             mount: Mount::default(),
             engine: Engine::default(),
+        }
+    }
+}
+
+impl Log {
+    /// What is wrong with the level.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let wrong = |why: String| {
+            let level = &self.level;
+            Some(("log.level", format!("'{level}' is no level or filter: {why}")))
+        };
+        if let Err(e) = EnvFilter::builder().parse(&self.level) {
+            return wrong(e.to_string());
+        }
+        // A bare word that is no level would pass as the name of a module, and silence all others.
+        let mut words = self.level.split(',').map(str::trim);
+        let bare = |word: &&str| !word.contains(['=', '[', ']', '{', '}', '"']);
+        match words.find(|word| bare(word) && word.parse::<LevelFilter>().is_err()) {
+            Some(word) => {
+                wrong(format!("'{word}' is none of off, error, warn, info, debug, trace"))
+            }
+            None => None,
         }
     }
 }
@@ -413,6 +437,6 @@ impl Settings {
         let floor = (self.pools.floor_mib > 1 << 40).then(|| {
             ("pools.floor_mib", format!("{} MiB is no machine's memory", self.pools.floor_mib))
         });
-        count.or(span).or(path).or(percent).or(floor)
+        count.or(span).or(path).or(percent).or(floor).or_else(|| self.log.problem())
     }
 }

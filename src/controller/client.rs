@@ -15,6 +15,8 @@ use tokio::time::timeout;
 
 /// How long a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long the rest of an answer may take once its status is known.
+const REST: Duration = Duration::from_secs(1);
 /// What is read of an answer; nobody looks at more.
 const ANSWER_BYTES: usize = 64 * 1024;
 
@@ -95,19 +97,20 @@ impl Client {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = all;
-        let answer = async {
+        let head = async {
             let response = match request.uri().scheme_str() {
                 Some("https") => self.https().await?.request(request).await,
                 _ => self.http.request(request).await,
             };
-            let response = response.map_err(|e| failed(e.into()))?;
-            let status = response.status();
-            // The rest is read so that the connection can be used again; what it says does not matter.
-            let _ = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
-            Ok(status)
+            response.map_err(|e| failed(e.into()))
         };
         let late = |_| PostError::Timeout { url: url.to_string(), within };
-        timeout(within, answer).await.map_err(late)?
+        let response = timeout(within, head).await.map_err(late)??;
+        let status = response.status();
+        // The rest is read so that the connection can be used again; what it says does not matter.
+        let rest = Limited::new(response.into_body(), ANSWER_BYTES).collect();
+        let _ = timeout(REST, rest).await;
+        Ok(status)
     }
 
     async fn https(

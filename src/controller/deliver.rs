@@ -1,10 +1,11 @@
 //! Offers the outbox's results to the controller until each is taken.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
@@ -19,14 +20,31 @@ pub async fn run(
     client: Arc<Client>,
     attempt_timeout: Duration,
     parallel: usize,
-    mut beat: Beat,
+    beat: Beat,
 ) {
-    let mut attempts: JoinSet<(TaskId, Verdict)> = JoinSet::new();
+    let attempt = |result, number| {
+        let client = client.clone();
+        async move { offer(&client, result, number, attempt_timeout).await }
+    };
+    deliver(outbox, attempt, parallel, beat).await;
+}
+
+/// Makes an `attempt`, with its number, for each result that is due.
+async fn deliver<F>(
+    outbox: Outbox,
+    attempt: impl Fn(TaskResult, u32) -> F,
+    parallel: usize,
+    mut beat: Beat,
+) where
+    F: Future<Output = Verdict> + Send + 'static,
+{
+    let mut attempts: JoinSet<Verdict> = JoinSet::new();
+    let mut under_way: HashMap<Id, TaskId> = HashMap::new();
     loop {
         let free = parallel.saturating_sub(attempts.len());
-        for (result, attempt) in outbox.take_due(Instant::now(), free) {
-            let client = client.clone();
-            attempts.spawn(async move { offer(&client, result, attempt, attempt_timeout).await });
+        for (result, number) in outbox.take_due(Instant::now(), free) {
+            let task = result.task.clone();
+            under_way.insert(attempts.spawn(attempt(result, number)).id(), task);
         }
         let next = outbox.next_due().filter(|_| attempts.len() < parallel);
         let next = async {
@@ -37,8 +55,10 @@ pub async fn run(
         };
         tokio::select! {
             // Cancel-safe: an attempt that ended stays in the set.
-            Some(ended) = attempts.join_next() => {
-                if let Ok((task, verdict)) = ended {
+            Some(ended) = attempts.join_next_with_id() => {
+                // An attempt that broke has taken nothing away: the result is offered again.
+                let (id, verdict) = ended.unwrap_or_else(|broke| (broke.id(), Verdict::Again));
+                if let Some(task) = under_way.remove(&id) {
                     note(&task, outbox.settle(&task, verdict, Instant::now()));
                 }
             }
@@ -56,22 +76,17 @@ fn note(task: &TaskId, settled: Settled) {
     }
 }
 
-async fn offer(
-    client: &Client,
-    result: TaskResult,
-    attempt: u32,
-    within: Duration,
-) -> (TaskId, Verdict) {
-    let task = result.task.clone();
+async fn offer(client: &Client, result: TaskResult, attempt: u32, within: Duration) -> Verdict {
+    let task = &result.task;
     let url = result.callback_url.as_str();
     let why = match client.post(url, &headers(&result), &result.body, within).await {
         Ok(status) if status.is_success() => {
             tracing::info!(%task, attempt, "result delivered");
-            return (task, Verdict::Taken);
+            return Verdict::Taken;
         }
         Ok(status) if status == hyper::StatusCode::NOT_FOUND => {
             tracing::warn!(%task, url, attempt, "the controller does not wait for this result any more");
-            return (task, Verdict::NotWaiting);
+            return Verdict::NotWaiting;
         }
         Ok(status) => format!("answered {status}"),
         Err(e) => chain(&e),
@@ -82,7 +97,7 @@ async fn offer(
     } else {
         tracing::debug!(%task, url, attempt, why, "result not taken");
     }
-    (task, Verdict::Again)
+    Verdict::Again
 }
 
 fn headers(result: &TaskResult) -> Vec<(HeaderName, HeaderValue)> {
@@ -96,4 +111,42 @@ fn headers(result: &TaskResult) -> Vec<(HeaderName, HeaderValue)> {
 /// Header values are visible ASCII in one line.
 fn ascii(text: &str) -> String {
     text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::agent::pulse::Pulse;
+    use crate::controller::outbox::{Admission, Offering};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_breaks_is_made_again() {
+        let outbox = Outbox::new(Offering {
+            max_age: Duration::from_secs(3600),
+            first_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(60),
+            max_tasks: 1,
+            max_pending: 1,
+        });
+        let task = TaskId::try_from("0".repeat(32)).unwrap();
+        let Admission::Work(slot) = outbox.admit(&task, "http://c/") else { panic!("refused") };
+        slot.finish("{}".into(), None);
+        let made = Arc::new(AtomicU32::new(0));
+        let count = made.clone();
+        let attempt = move |_, number| {
+            count.store(number, Ordering::Relaxed);
+            async move {
+                assert!(number > 1, "the first attempt breaks");
+                Verdict::Taken
+            }
+        };
+        let beat = Pulse::default().register();
+        tokio::select! {
+            () = deliver(outbox.clone(), attempt, 1, beat) => {}
+            () = outbox.empty() => {}
+        }
+        assert_eq!(made.load(Ordering::Relaxed), 2);
+    }
 }

@@ -72,6 +72,8 @@ struct Waiting {
 struct Book {
     offering: Offering,
     at_work: HashSet<TaskId>,
+    /// Work that goes on after its result was given early.
+    going_on: usize,
     waiting: BTreeMap<TaskId, Waiting>,
     /// Addresses that did not take what they were offered last.
     failing: BTreeSet<String>,
@@ -94,7 +96,7 @@ pub enum Admission {
 pub struct Outbox {
     book: Arc<Mutex<Book>>,
     news: Arc<Notify>,
-    /// Told whenever a result was settled.
+    /// Told whenever a result was settled, or work ended whose result was given early.
     settled: Arc<Notify>,
 }
 
@@ -104,6 +106,7 @@ impl Outbox {
         let book = Book {
             offering,
             at_work: HashSet::new(),
+            going_on: 0,
             waiting: BTreeMap::new(),
             failing: BTreeSet::new(),
             jitter: RandomState::new(),
@@ -117,7 +120,7 @@ impl Outbox {
         if book.at_work.contains(task) || book.waiting.contains_key(task) {
             return Admission::Known;
         }
-        if book.at_work.len() >= book.offering.max_tasks {
+        if book.at_work.len() + book.going_on >= book.offering.max_tasks {
             let most = book.offering.max_tasks;
             return Admission::Full(Fault::new(
                 "too-many-tasks",
@@ -143,10 +146,10 @@ impl Outbox {
         Admission::Work(slot)
     }
 
-    /// Tasks at work and results that wait.
+    /// Tasks at work, those that go on after their result with them, and results that wait.
     pub fn load(&self) -> (usize, usize) {
         let book = self.book();
-        (book.at_work.len(), book.waiting.len())
+        (book.at_work.len() + book.going_on, book.waiting.len())
     }
 
     /// Results that are due now, each with the number of its attempt, from 1; each is under way until
@@ -286,10 +289,32 @@ impl Slot {
         self.end(body, error);
     }
 
+    /// The result is due before the work is done: it is offered now, and the work keeps its place
+    /// among the tasks until the returned value is dropped.
+    pub fn finish_early(mut self, body: String) -> GoesOn {
+        self.outbox.book().going_on += 1;
+        let goes_on = GoesOn { outbox: self.outbox.clone() };
+        self.end(body, None);
+        goes_on
+    }
+
     fn end(&mut self, body: String, error: Option<String>) {
         let Some(task) = self.task.take() else { return };
         let callback_url = std::mem::take(&mut self.callback_url);
         self.outbox.finish(TaskResult { task, callback_url, body, error });
+    }
+}
+
+/// The place of work whose result was given already.
+#[derive(Debug)]
+pub struct GoesOn {
+    outbox: Outbox,
+}
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        self.outbox.book().going_on -= 1;
+        self.outbox.settled.notify_waiters();
     }
 }
 
@@ -399,6 +424,23 @@ mod tests {
         outbox.settle(&id(0), Verdict::Taken, Instant::now());
         outbox.settle(&id(3), Verdict::Taken, Instant::now());
         assert_eq!(due(9).len(), 4, "it takes results again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_goes_on_after_its_result_keeps_its_place() {
+        let outbox = outbox(1, 8);
+        let goes_on = slot(&outbox, 1).finish_early("{}".into());
+        assert_eq!(outbox.take_due(Instant::now(), 9).len(), 1, "the result is offered");
+        outbox.settle(&id(1), Verdict::Taken, Instant::now());
+        assert_eq!(outbox.load(), (1, 0));
+        assert!(
+            matches!(outbox.admit(&id(2), "http://c/"), Admission::Full(f) if f.code == "too-many-tasks")
+        );
+        let empty = tokio::time::timeout(Duration::from_secs(9), outbox.empty());
+        assert!(empty.await.is_err(), "a drain waits for it");
+        let (empty, ()) = tokio::join!(outbox.empty(), async { drop(goes_on) });
+        assert_eq!(empty, ());
+        assert!(matches!(outbox.admit(&id(2), "http://c/"), Admission::Work(_)));
     }
 
     #[test]

@@ -40,14 +40,37 @@ pub fn read(root: &Root, path: &str) -> DaemonJson {
     }
 }
 
-/// Replaces the file in one step, keeping its mode and owner; a symbolic link is followed, so that
-/// the file of a configuration tool stays where that tool has it.
+/// Replaces the file in one step, keeping its mode and owner, and tells what stands there then. A
+/// symbolic link is followed, so that the file of a configuration tool stays where that tool has it.
+///
+/// What is not as it was when the text was `planned_on` it is left alone: somebody else writes it.
 ///
 /// # Errors
 /// When the folder or the file cannot be written.
-pub fn write(root: &Root, path: &str, text: &str) -> Result<(), HostError> {
-    let path = root.path(path);
-    let path = fs::canonicalize(&path).unwrap_or(path);
+pub fn replace(
+    root: &Root,
+    path: &str,
+    text: &str,
+    planned_on: &DaemonJson,
+) -> Result<DaemonJson, HostError> {
+    let there = read(root, path);
+    if !same(&there, planned_on) {
+        return Ok(there);
+    }
+    write(&root.path(path), text)?;
+    Ok(read(root, path))
+}
+
+/// Whether two looks saw the same text; a file that was only touched has not changed.
+fn same(one: &DaemonJson, other: &DaemonJson) -> bool {
+    match (one, other) {
+        (DaemonJson::Object { text, .. }, DaemonJson::Object { text: other, .. }) => text == other,
+        _ => one == other,
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), HostError> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)
         .map_err(|source| HostError::MakeFolder { path: folder.to_owned(), source })?;
@@ -57,4 +80,44 @@ pub fn write(root: &Root, path: &str, text: &str) -> Result<(), HostError> {
     replace_file(&path, text.as_bytes(), mode, owner, Durability::Disk).map_err(|source| {
         HostError::Write { path, value: "the new configuration".to_string(), hint: "", source }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATH: &str = "/etc/docker/daemon.json";
+
+    fn text(seen: &DaemonJson) -> &str {
+        match seen {
+            DaemonJson::Object { text, .. } => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_as_it_was_is_replaced_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let made = replace(&root, PATH, r#"{"a": 1}"#, &DaemonJson::Absent).unwrap();
+        assert_eq!(text(&made), r#"{"a": 1}"#);
+        let DaemonJson::Object { text: before, modified_at } = made else { unreachable!() };
+        let touched = DaemonJson::Object { text: before, modified_at: modified_at - 60 };
+        let after = replace(&root, PATH, r#"{"b": 2}"#, &touched).unwrap();
+        assert_eq!(text(&after), r#"{"b": 2}"#);
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_since_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/etc/docker")).unwrap();
+        fs::write(root.path(PATH), r#"{"debug": true}"#).unwrap();
+        let before = DaemonJson::Object { text: "{}".into(), modified_at: 0 };
+        for planned_on in [DaemonJson::Absent, before] {
+            let there = replace(&root, PATH, r#"{"iptables": false}"#, &planned_on).unwrap();
+            assert_eq!(text(&there), r#"{"debug": true}"#);
+            assert_eq!(fs::read_to_string(root.path(PATH)).unwrap(), r#"{"debug": true}"#);
+        }
+    }
 }

@@ -8,6 +8,7 @@
 
 pub mod cpus;
 pub mod daemon_json;
+pub mod dpkg;
 pub mod facts;
 pub mod files;
 pub mod mounts;
@@ -45,7 +46,7 @@ impl Root {
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// A file could not be read.
-    #[error("cannot read {path}")]
+    #[error("cannot read {path} (does the agent run as root, with /proc and /sys mounted?)")]
     Read {
         /// Which.
         path: PathBuf,
@@ -53,7 +54,7 @@ pub enum HostError {
         source: std::io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{path} holds '{value}', which is not {expected}")]
+    #[error("{path} holds '{value}', which is not {expected}: report it, with `uname -a`")]
     Parse {
         /// Which.
         path: PathBuf,
@@ -75,7 +76,7 @@ pub enum HostError {
         source: std::io::Error,
     },
     /// A folder could not be made.
-    #[error("cannot make the folder {path}")]
+    #[error("cannot make the folder {path} (is there room, and nothing else in its place?)")]
     MakeFolder {
         /// Which.
         path: PathBuf,
@@ -83,7 +84,10 @@ pub enum HostError {
         source: std::io::Error,
     },
     /// mount(2) failed.
-    #[error("cannot mount a hugetlbfs with {options} at {path}")]
+    #[error(
+        "cannot mount a hugetlbfs with {options} at {path} (is the agent root and not in a container, \
+         and does the kernel have such pages? `dmesg` says more)"
+    )]
     Mount {
         /// Where.
         path: PathBuf,
@@ -93,7 +97,10 @@ pub enum HostError {
         source: nix::Error,
     },
     /// A mount is not what was asked for.
-    #[error("{path} was mounted but is not a hugetlbfs of {expected} pages")]
+    #[error(
+        "{path} was mounted but is not a hugetlbfs of {expected} pages: see what is there with \
+         `findmnt {path}`, and unmount that"
+    )]
     MountReadBack {
         /// Where.
         path: PathBuf,
@@ -101,7 +108,7 @@ pub enum HostError {
         expected: String,
     },
     /// A program could not be started.
-    #[error("cannot start {program}")]
+    #[error("cannot start {program} (is it installed, and may it be executed?)")]
     Spawn {
         /// Which.
         program: String,
@@ -109,7 +116,7 @@ pub enum HostError {
         source: std::io::Error,
     },
     /// Waiting for a file event failed.
-    #[error("cannot watch {path}")]
+    #[error("cannot watch {path} (raise fs.inotify.max_user_instances)")]
     Watch {
         /// Which.
         path: PathBuf,

@@ -34,8 +34,11 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
     })?;
     let mounts = infos.into_iter().filter_map(|info| {
         let size = info.super_options.get("pagesize").cloned().flatten()?.parse().ok()?;
-        let writable =
-            info.mount_options.contains_key("rw") && info.super_options.contains_key("rw");
+        // With a limit of its own it refuses files for which the pool has pages.
+        let limited = ["size", "nr_inodes"].iter().any(|it| info.super_options.contains_key(*it));
+        let writable = info.mount_options.contains_key("rw")
+            && info.super_options.contains_key("rw")
+            && !limited;
         let at = info.mount_point.to_string_lossy().into_owned();
         let reachable = is_hugetlbfs(&root.path(&at), size);
         Some(HugetlbMount { path: at, page_size: size, writable, reachable })
@@ -51,7 +54,8 @@ fn is_hugetlbfs(path: &Path, size: PageSize) -> bool {
     })
 }
 
-/// Mounts a hugetlbfs, makes its folder when it is missing, and looks whether it is there.
+/// Mounts a hugetlbfs, makes its folder when it is missing, and looks whether it is there. What fails
+/// leaves no folder behind that was not there before.
 ///
 /// # Errors
 /// When the folder cannot be made, mount(2) fails, or what is there then is something else.
@@ -63,16 +67,66 @@ pub fn mount_hugetlbfs(
     mode: u32,
 ) -> Result<(), HostError> {
     let path = root.path(at);
-    fs::create_dir_all(&path)
-        .map_err(|source| HostError::MakeFolder { path: path.clone(), source })?;
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    let mounted = mount_at(&path, size, owner, mode);
+    if mounted.is_err() {
+        // The deepest first; what is in use meanwhile stays.
+        missing.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+    }
+    mounted
+}
+
+fn mount_at(path: &Path, size: PageSize, owner: (u32, u32), mode: u32) -> Result<(), HostError> {
+    fs::create_dir_all(path)
+        .map_err(|source| HostError::MakeFolder { path: path.to_owned(), source })?;
     let options = format!("pagesize={size},uid={},gid={},mode={mode:o}", owner.0, owner.1);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("hugetlbfs"), &path, Some("hugetlbfs"), flags, Some(options.as_str()))
-        .map_err(|source| HostError::Mount { path: path.clone(), options, source })?;
-    if is_hugetlbfs(&path, size) {
+    mount(Some("hugetlbfs"), path, Some("hugetlbfs"), flags, Some(options.as_str()))
+        .map_err(|source| HostError::Mount { path: path.to_owned(), options, source })?;
+    if is_hugetlbfs(path, size) {
         return Ok(());
     }
     // What cannot be used is not left behind.
-    let _ = umount2(&path, nix::mount::MntFlags::MNT_DETACH);
-    Err(HostError::MountReadBack { path, expected: size.to_string() })
+    let _ = umount2(path, nix::mount::MntFlags::MNT_DETACH);
+    Err(HostError::MountReadBack { path: path.to_owned(), expected: size.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_that_is_read_only_or_has_a_limit_is_not_writable() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/self")).unwrap();
+        let writable = |mount: &str, options: &str| {
+            let line = format!(
+                "37 24 0:32 / /mnt/huge {mount},relatime shared:19 - hugetlbfs none {options}\n"
+            );
+            fs::write(root.path("/proc/self/mountinfo"), line).unwrap();
+            hugetlb_mounts(&root).unwrap()[0].writable
+        };
+        assert!(writable("rw", "rw,uid=64055,mode=1770,pagesize=2M"));
+        assert!(writable("rw", "rw,pagesize=2M,min_size=4096K"));
+        assert!(!writable("ro", "rw,pagesize=2M"));
+        assert!(!writable("rw", "ro,pagesize=2M"));
+        assert!(!writable("rw", "rw,pagesize=2M,size=1048576K"));
+        assert!(!writable("rw", "rw,pagesize=2M,nr_inodes=16"));
+    }
+
+    #[test]
+    fn a_mount_that_fails_leaves_no_folder_of_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir(root.path("/dev")).unwrap();
+        // No kernel has huge pages of this size.
+        let size = PageSize::from_kib(4).unwrap();
+        let mounted = mount_hugetlbfs(&root, "/dev/new/huge", size, (0, 0), 0o755);
+        assert!(matches!(mounted, Err(HostError::Mount { .. })), "{mounted:?}");
+        assert!(root.path("/dev").exists() && !root.path("/dev/new").exists());
+        fs::create_dir(root.path("/dev/old")).unwrap();
+        mount_hugetlbfs(&root, "/dev/old", size, (0, 0), 0o755).unwrap_err();
+        assert!(root.path("/dev/old").exists(), "a folder that was there stays");
+    }
 }

@@ -1,9 +1,6 @@
 //! The system's package manager: which one, how it is called, what its failures mean.
 
-use std::fs;
-
 use super::Root;
-use super::files::entries;
 use super::process::find_executable;
 use super::spawn::{Invocation, RunEnd};
 use crate::model::engine::PackageManager;
@@ -31,7 +28,11 @@ pub fn install(
             "--setopt=exit_on_lock=True".to_string(),
             "install".to_string(),
         ],
-        PackageManager::Yum => vec!["--assumeyes".to_string(), "install".to_string()],
+        PackageManager::Yum => vec![
+            "--assumeyes".to_string(),
+            "--setopt=exit_on_lock=1".to_string(),
+            "install".to_string(),
+        ],
         PackageManager::Zypper => vec!["--non-interactive".to_string(), "install".to_string()],
     };
     args.extend_from_slice(extra);
@@ -73,6 +74,15 @@ pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
     ]
 }
 
+/// The call that unpacks packages anew, whatever apt takes them for; none where nothing is named.
+pub fn unpack_anew(packages: &[String], lock_timeout_s: u64) -> Option<Invocation> {
+    let mut args = apt_install(lock_timeout_s);
+    args.extend(["--reinstall", "--no-remove", "--"].map(str::to_string));
+    args.extend_from_slice(packages);
+    let call = invocation(PackageManager::Apt.command(), args, lock_timeout_s);
+    (!packages.is_empty()).then_some(call)
+}
+
 /// The call that fetches the lists of packages anew, for managers that do not do so by themselves.
 pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocation> {
     let args = match manager {
@@ -98,35 +108,6 @@ fn invocation(program: &str, args: Vec<String>, lock_timeout_s: u64) -> Invocati
     Invocation { program: program.to_string(), args, env }
 }
 
-/// Whether one of `packages` was left half-way by a run that was cut off, or is being installed now.
-///
-/// What stands on the disk then looks installed and may miss what it needs. Only dpkg installs step
-/// by step in this way; it keeps its states in `status` and newer ones in `updates` (dpkg(1),
-/// "PACKAGE STATES").
-pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
-    let mut files = vec![root.path("/var/lib/dpkg/status")];
-    let newer = entries(&root.path("/var/lib/dpkg/updates")).unwrap_or_default();
-    files.extend(newer.into_iter().map(|(_, path)| path));
-    let text: String = files.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
-    packages.iter().flatten().any(|package| {
-        last_state(&text, package)
-            .is_some_and(|state| ["half-installed", "unpacked", "half-configured"].contains(&state))
-    })
-}
-
-/// The state of a package by the last of its paragraphs.
-fn last_state<'a>(text: &'a str, package: &str) -> Option<&'a str> {
-    let (mut ours, mut state) = (false, None);
-    for line in text.lines() {
-        if let Some(name) = line.strip_prefix("Package: ") {
-            ours = name == package;
-        } else if ours && let Some(status) = line.strip_prefix("Status: ") {
-            state = status.split_whitespace().last();
-        }
-    }
-    state
-}
-
 /// Why an installation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
@@ -148,8 +129,9 @@ pub enum Failure {
 pub fn failure(manager: PackageManager, end: &RunEnd) -> Option<Failure> {
     let missing = says(&end.output, &NOT_AVAILABLE);
     let ended_well = match (manager, end.code) {
-        // Done, with a hint that a reboot or a restart is wanted (zypper(8), "EXIT CODES").
-        (PackageManager::Zypper, Some(100..=103)) => true,
+        // Done, with a hint: a reboot or a restart is wanted, a repository was left out, a script of a
+        // package failed (zypper(8), "EXIT CODES").
+        (PackageManager::Zypper, Some(100..=103 | 106 | 107)) => true,
         (_, code) => code == Some(0),
     };
     // yum installs those of several packages that exist, and is content with that.
@@ -172,7 +154,7 @@ pub fn failure(manager: PackageManager, end: &RunEnd) -> Option<Failure> {
     Some(reason)
 }
 
-const NOT_AVAILABLE: [&str; 8] = [
+const NOT_AVAILABLE: [&str; 9] = [
     "Unable to locate package",
     "has no installation candidate",
     "Unable to find a match",
@@ -181,16 +163,19 @@ const NOT_AVAILABLE: [&str; 8] = [
     "not found in package names",
     "No provider of",
     "Nothing provides",
+    "nothing provides",
 ];
 /// Not what they say while they wait for the lock: they may get it, and fail for another reason.
-const LOCKED: [&str; 5] = [
+const LOCKED: [&str; 6] = [
     "E: Could not get lock",
     "Unable to acquire the dpkg frontend lock",
     "is another process using it",
     "System management is locked",
     "already locked by",
+    "another copy is running as pid",
 ];
-const INTERRUPTED: [&str; 2] = ["dpkg was interrupted", "Try 'apt --fix-broken install'"];
+const INTERRUPTED: [&str; 3] =
+    ["dpkg was interrupted", "Try 'apt --fix-broken install'", "in a very bad inconsistent state"];
 const DISK_FULL: [&str; 3] =
     ["No space left on device", "You don't have enough free space", "needs more space on the"];
 const FETCH: [&str; 6] = [
@@ -283,6 +268,18 @@ mod tests {
                 "Error: Failed to download metadata for repo 'local': Cannot download repomd.xml",
                 Failure::Fetch,
             ),
+            (
+                Dnf,
+                1,
+                "Error: \n Problem: conflicting requests\n  - nothing provides libx needed by docker-ce",
+                Failure::NotAvailable,
+            ),
+            (
+                Yum,
+                200,
+                "Existing lock /var/run/yum.pid: another copy is running as pid 1736.",
+                Failure::Locked,
+            ),
             (Yum, 0, "No package docker-ce available.", Failure::NotAvailable),
             (
                 Zypper,
@@ -301,8 +298,19 @@ mod tests {
         for (manager, code, output, reason) in cases {
             assert_eq!(failure(manager, &end(code, output)), Some(reason), "{output}");
         }
-        for (manager, code) in [(Apt, 0), (Zypper, 102), (Dnf, 0)] {
+        for (manager, code) in [(Apt, 0), (Zypper, 102), (Zypper, 106), (Zypper, 107), (Dnf, 0)] {
             assert_eq!(failure(manager, &end(code, "Setting up docker.io")), None);
+        }
+    }
+
+    #[test]
+    fn a_lock_is_not_waited_for_without_end() {
+        use PackageManager::{Dnf, Yum};
+        for (manager, option) in
+            [(Dnf, "--setopt=exit_on_lock=True"), (Yum, "--setopt=exit_on_lock=1")]
+        {
+            let call = install(manager, &["docker-ce".into()], &[], 60);
+            assert!(call.args.iter().any(|arg| arg == option), "{manager}");
         }
     }
 
@@ -364,31 +372,5 @@ mod tests {
         for manager in [PackageManager::Dnf, PackageManager::Yum, PackageManager::Zypper] {
             assert_eq!(mend(manager, 60), []);
         }
-    }
-
-    #[test]
-    fn a_package_is_half_installed_by_the_newest_word_of_dpkg() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(folder.path());
-        let sets = [vec!["docker-ce".to_string()], vec!["docker.io".to_string()]];
-        assert!(!half_installed(&root, &sets), "a machine without dpkg");
-        let updates = root.path("/var/lib/dpkg/updates");
-        fs::create_dir_all(&updates).unwrap();
-        let package = |name: &str, state: &str| {
-            format!("Package: {name}\nStatus: install ok {state}\nPriority: optional\n\n")
-        };
-        let status = |text: &str| fs::write(root.path("/var/lib/dpkg/status"), text).unwrap();
-        for state in ["half-installed", "unpacked", "half-configured"] {
-            status(&package("docker.io", state));
-            assert!(half_installed(&root, &sets), "{state}");
-        }
-        status(&package("docker.io", "unpacked"));
-        fs::write(updates.join("0000"), package("docker.io", "half-configured")).unwrap();
-        fs::write(updates.join("0001"), package("docker.io", "installed")).unwrap();
-        assert!(!half_installed(&root, &sets), "it was configured since");
-        fs::remove_dir_all(&updates).unwrap();
-        // What else is half-way on the machine is not ours to wait for.
-        status(&(package("docker.io", "installed") + &package("docker.io-doc", "unpacked")));
-        assert!(!half_installed(&root, &sets));
     }
 }

@@ -19,8 +19,9 @@ pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<Engin
     let folder = root.path(format!("/proc/{pid}"));
     let stat = Stat::from_file(folder.join("stat")).ok()?;
     let name = binary.rsplit('/').next().unwrap_or(binary);
-    // The kernel keeps 15 characters of a name; a zombie serves nobody.
-    if !name.starts_with(&stat.comm) || stat.comm.is_empty() || stat.state == 'Z' {
+    // The kernel keeps 15 bytes of a name; a zombie serves nobody.
+    let kept = &name.as_bytes()[..name.len().min(15)];
+    if stat.comm.as_bytes() != kept || stat.state == 'Z' {
         return None;
     }
     let cmdline = fs::read(folder.join("cmdline")).unwrap_or_default();
@@ -33,10 +34,28 @@ pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<Engin
     Some(EngineProcess { pid, started_at, args })
 }
 
+/// Where executables are looked for, whatever the agent's own `PATH` is.
+pub const FOLDERS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// One version of a file on the disk: a package that is upgraded brings another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileStamp {
+    /// Where it lies.
+    pub path: String,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+/// Which version of a file is there; `None` when there is none.
+pub fn file_stamp(root: &Root, path: &str) -> Option<FileStamp> {
+    let meta = fs::metadata(root.path(path)).ok()?;
+    let modified = (meta.mtime(), meta.mtime_nsec());
+    Some(FileStamp { path: path.to_string(), inode: meta.ino(), modified })
+}
+
 /// Where an executable lies, by the usual search path; an absolute name is taken as it is.
 pub fn find_executable(root: &Root, name: &str) -> Option<String> {
-    const FOLDERS: [&str; 6] =
-        ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     let candidates: Vec<String> = match name.starts_with('/') {
         true => vec![name.to_string()],
         false => FOLDERS.iter().map(|folder| format!("{folder}/{name}")).collect(),
@@ -45,4 +64,36 @@ pub fn find_executable(root: &Root, name: &str) -> Option<String> {
         fs::metadata(root.path(path))
             .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a process that the kernel calls `comm` is taken for `binary`.
+    fn taken(comm: &str, binary: &str) -> bool {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/7")).unwrap();
+        fs::create_dir_all(root.path("/run")).unwrap();
+        fs::write(root.path("/run/docker.pid"), "7").unwrap();
+        let numbers = "0 ".repeat(49);
+        fs::write(root.path("/proc/7/stat"), format!("7 ({comm}) S {numbers}\n")).unwrap();
+        engine_process(&root, "/run/docker.pid", binary).is_some()
+    }
+
+    #[test]
+    fn a_process_is_the_engines_by_its_whole_name() {
+        assert!(taken("dockerd", "dockerd"));
+        assert!(taken("dockerd", "/opt/engine/dockerd"));
+        assert!(!taken("docker", "dockerd"), "the command line tool is not the daemon");
+        assert!(!taken("dockerd-rootles", "dockerd"));
+        assert!(!taken("", "dockerd"));
+    }
+
+    #[test]
+    fn of_a_long_name_as_much_is_compared_as_the_kernel_keeps() {
+        assert!(taken("dockerd-patched", "dockerd-patched-by-us"));
+        assert!(!taken("dockerd-patche", "dockerd-patched-by-us"));
+    }
 }

@@ -6,20 +6,25 @@
 //! agent follows that file.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
 use std::future::Future;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use tokio::fs::{self, File, OpenOptions};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::HostError;
+use super::process::FOLDERS;
 use super::watch::Watch;
+use crate::model::fault::chain;
+
+/// How often a log is looked at where the kernel has no watch left for it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A program to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +63,12 @@ pub trait Spawner: Send + Sync + 'static {
 
     /// Starts a daemon that is not waited for; its output goes to `<log folder>/<log>`.
     ///
-    /// The returned future ends when the daemon does, with what it last printed.
-    fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError>;
+    /// When it ends, [`Daemon::ended`] tells what it last printed.
+    fn daemon(
+        &self,
+        invocation: Invocation,
+        log: &str,
+    ) -> impl Future<Output = Result<Daemon, HostError>> + Send;
 }
 
 /// A daemon that was started.
@@ -89,7 +98,7 @@ impl Daemon {
         match &mut self.life {
             Life::Process(child) => {
                 let code = child.wait().await.ok().and_then(|status: ExitStatus| status.code());
-                (code, tail_from(&self.log, self.start))
+                (code, tail_from(&self.log, self.start).await)
             }
             Life::Played(Some(end)) => end.clone(),
             Life::Played(None) => std::future::pending().await,
@@ -114,16 +123,18 @@ impl Processes {
         Processes { log_dir: log_dir.into() }
     }
 
-    fn open_log(&self, name: &str) -> Result<(PathBuf, File, u64), HostError> {
+    async fn open_log(&self, name: &str) -> Result<(PathBuf, std::fs::File, u64), HostError> {
         let path = self.log_dir.join(name);
         fs::create_dir_all(&self.log_dir)
+            .await
             .map_err(|source| HostError::MakeFolder { path: self.log_dir.clone(), source })?;
-        let open = || {
-            let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&path)?;
-            let end = file.metadata()?.len();
-            Ok((file, end))
+        let open = async {
+            let mut options = OpenOptions::new();
+            let file = options.create(true).append(true).mode(0o640).open(&path).await?;
+            let end = file.metadata().await?.len();
+            Ok((file.into_std().await, end))
         };
-        let (file, end) = open().map_err(|source| HostError::Write {
+        let (file, end) = open.await.map_err(|source| HostError::Write {
             path: path.clone(),
             value: "a log".to_string(),
             hint: "",
@@ -131,6 +142,52 @@ impl Processes {
         })?;
         Ok((path, file, end))
     }
+
+    /// The same as [`Spawner::run`], with the watch on the log that `watch` makes.
+    async fn run_watched(
+        &self,
+        invocation: Invocation,
+        within: Duration,
+        lines: mpsc::Sender<String>,
+        watch: impl FnOnce(&Path) -> Result<Watch, HostError>,
+    ) -> Result<RunEnd, HostError> {
+        let deadline = Instant::now() + within;
+        let name = invocation.program.rsplit('/').next().unwrap_or("command");
+        let (log, file, start) = self.open_log(&format!("{name}.log")).await?;
+        // What can fail comes before the start: a program that runs is not left without its reader.
+        let mut follower = Follower::new(&log, start).await?;
+        let watch = watch(&log).inspect_err(|e| {
+            tracing::debug!("the output of {name} is told a second late: {}", chain(e));
+        });
+        let watch = watch.ok();
+        let mut child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
+        let status = loop {
+            tokio::select! {
+                // Cancel-safe: wait() keeps its state in the child.
+                ended = timeout_at(deadline, child.wait()) => break ended.ok(),
+                // Cancel-safe: an unread event stays in the kernel's queue.
+                () = grown(watch.as_ref()) => follower.pass_on(&lines).await,
+            }
+        };
+        follower.pass_on(&lines).await;
+        let code = match &status {
+            Some(Ok(status)) => status.code(),
+            _ => None,
+        };
+        let output = tail_from(&log, start).await;
+        Ok(RunEnd { code, output, log, timed_out: status.is_none() })
+    }
+}
+
+/// Returns when a log may have grown: told by the kernel, or by the clock where it cannot tell (its
+/// table of watches is shared by the whole machine and can be full).
+async fn grown(watch: Option<&Watch>) {
+    if let Some(watch) = watch
+        && watch.changed().await.is_ok()
+    {
+        return;
+    }
+    sleep(LOOK_AGAIN).await;
 }
 
 impl Spawner for Processes {
@@ -140,33 +197,11 @@ impl Spawner for Processes {
         within: Duration,
         lines: mpsc::Sender<String>,
     ) -> Result<RunEnd, HostError> {
-        let deadline = Instant::now() + within;
-        let name = invocation.program.rsplit('/').next().unwrap_or("command");
-        let (log, file, start) = self.open_log(&format!("{name}.log"))?;
-        let watch = Watch::new(&log)?;
-        let mut child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
-        let mut follower = Follower::new(&log, start)?;
-        let status = loop {
-            tokio::select! {
-                // Cancel-safe: wait() keeps its state in the child.
-                ended = timeout_at(deadline, child.wait()) => break ended.ok(),
-                // Cancel-safe: an unread event stays in the kernel's queue.
-                changed = watch.changed() => {
-                    changed?;
-                    follower.pass_on(&lines);
-                }
-            }
-        };
-        follower.pass_on(&lines);
-        let code = match &status {
-            Some(Ok(status)) => status.code(),
-            _ => None,
-        };
-        Ok(RunEnd { code, output: tail_from(&log, start), log, timed_out: status.is_none() })
+        self.run_watched(invocation, within, lines, Watch::new).await
     }
 
-    fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
-        let (log, file, start) = self.open_log(log)?;
+    async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
+        let (log, file, start) = self.open_log(log).await?;
         let child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
         Ok(Daemon { life: Life::Process(child), log, start })
     }
@@ -177,11 +212,14 @@ fn spawn_error(invocation: &Invocation) -> impl FnOnce(std::io::Error) -> HostEr
     move |source| HostError::Spawn { program, source }
 }
 
-fn command(invocation: &Invocation, output: File) -> Result<Command, HostError> {
+fn command(invocation: &Invocation, output: std::fs::File) -> Result<Command, HostError> {
     let errors = output.try_clone().map_err(spawn_error(invocation))?;
     let mut command = Command::new(&invocation.program);
     command
         .args(invocation.args.iter().map(OsString::from))
+        // Whoever started the agent may have less: after a plain su(1) the sbin folders are missing,
+        // and dpkg refuses to work without them.
+        .env("PATH", FOLDERS.join(":"))
         .envs(invocation.env.iter().cloned())
         // The agent's own readiness protocol is not its children's business.
         .env_remove("NOTIFY_SOCKET")
@@ -214,18 +252,18 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(path: &Path, start: u64) -> Result<Follower, HostError> {
+    async fn new(path: &Path, start: u64) -> Result<Follower, HostError> {
         let read = |source| HostError::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(read)?;
-        file.seek(SeekFrom::Start(start)).map_err(read)?;
+        let mut file = File::open(path).await.map_err(read)?;
+        file.seek(SeekFrom::Start(start)).await.map_err(read)?;
         Ok(Follower { file, partial: String::new() })
     }
 
     /// Passes complete lines on; a listener that lags loses lines, the log file does not.
-    fn pass_on(&mut self, lines: &mpsc::Sender<String>) {
+    async fn pass_on(&mut self, lines: &mpsc::Sender<String>) {
         let mut bytes = Vec::new();
         // A read that fails leaves the rest for the next event.
-        let _ = self.file.read_to_end(&mut bytes);
+        let _ = self.file.read_to_end(&mut bytes).await;
         self.partial.push_str(&String::from_utf8_lossy(&bytes));
         while let Some(end) = self.partial.find(['\n', '\r']) {
             let line: String = self.partial.drain(..=end).collect();
@@ -237,21 +275,25 @@ impl Follower {
 }
 
 /// The last lines that were added to a log after `start`.
-fn tail_from(path: &Path, start: u64) -> String {
+async fn tail_from(path: &Path, start: u64) -> String {
     const MOST: u64 = 8 * 1024;
-    let read = || -> std::io::Result<String> {
-        let mut file = File::open(path)?;
-        let end = file.metadata()?.len();
-        file.seek(SeekFrom::Start(start.max(end.saturating_sub(MOST))))?;
+    let read = async || -> std::io::Result<String> {
+        let mut file = File::open(path).await?;
+        let end = file.metadata().await?.len();
+        // A log that is shorter now was rotated since: all of it is new.
+        let start = if start > end { 0 } else { start };
+        file.seek(SeekFrom::Start(start.max(end.saturating_sub(MOST)))).await?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        file.read_to_end(&mut bytes).await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    read().unwrap_or_default()
+    read().await.unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     async fn run(script: &str, within: Duration) -> (RunEnd, Vec<String>, tempfile::TempDir) {
@@ -281,6 +323,47 @@ mod tests {
         assert_eq!(told, ["said", "half line"]);
         assert_eq!(end.output, "said\nhalf line\n");
         assert_eq!(fs::read_to_string(&end.log).unwrap(), end.output);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_watch_a_log_is_looked_at_every_second() {
+        let began = Instant::now();
+        grown(None).await;
+        assert_eq!(began.elapsed(), LOOK_AGAIN);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_the_kernel_has_no_watch_for_is_a_run_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = |path: &Path| {
+            let source = nix::errno::Errno::EMFILE.into();
+            Err(HostError::Watch { path: path.to_owned(), source })
+        };
+        let echo = Invocation { program: "echo".into(), args: vec!["word".into()], env: vec![] };
+        let (sender, mut lines) = mpsc::channel(8);
+        let processes = Processes::new(folder.path());
+        let end = processes.run_watched(echo, Duration::from_secs(10), sender, full).await.unwrap();
+        assert_eq!((end.code, end.output.as_str()), (Some(0), "word\n"));
+        assert_eq!(lines.recv().await.as_deref(), Some("word"));
+    }
+
+    #[tokio::test]
+    async fn children_find_what_lies_in_the_sbin_folders() {
+        let (end, ..) = run("echo $PATH", Duration::from_secs(10)).await;
+        let folders: Vec<&str> = end.output.trim().split(':').collect();
+        for folder in ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"] {
+            assert!(folders.contains(&folder), "{}", end.output);
+        }
+    }
+
+    #[tokio::test]
+    async fn last_words_in_a_log_that_was_rotated_meanwhile_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("d.log");
+        fs::write(&log, "new\n").unwrap();
+        assert_eq!(tail_from(&log, 4096).await, "new\n");
+        fs::write(&log, "before\nnew\n").unwrap();
+        assert_eq!(tail_from(&log, 7).await, "new\n");
     }
 
     #[tokio::test]
@@ -316,7 +399,7 @@ mod tests {
             args: vec!["-c".into(), "echo no cgroups >&2; exit 1".into()],
             env: Vec::new(),
         };
-        let mut daemon = Processes::new(folder.path()).daemon(false_start, "d.log").unwrap();
+        let mut daemon = Processes::new(folder.path()).daemon(false_start, "d.log").await.unwrap();
         assert_eq!(daemon.ended().await, (Some(1), "no cgroups\n".to_string()));
         assert_eq!(daemon.log(), folder.path().join("d.log"));
     }
@@ -326,7 +409,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let nobody =
             Invocation { program: "no-such-program".into(), args: Vec::new(), env: Vec::new() };
-        let error = Processes::new(folder.path()).daemon(nobody, "d.log").unwrap_err();
-        assert_eq!(error.to_string(), "cannot start no-such-program");
+        let error = Processes::new(folder.path()).daemon(nobody, "d.log").await.unwrap_err();
+        assert!(error.to_string().starts_with("cannot start no-such-program"), "{error}");
     }
 }

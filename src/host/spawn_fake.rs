@@ -87,7 +87,7 @@ impl Spawner for FakeSpawner {
         Ok(end)
     }
 
-    fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
+    async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
         self.machine(|machine| {
             machine.calls.push(invocation.program.clone());
             Ok(Daemon::played((machine.daemon)(), &format!("/log/{log}")))

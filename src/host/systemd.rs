@@ -12,10 +12,10 @@ use crate::model::engine::UnitState;
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     /// The system bus could not be reached.
-    #[error("the system's message bus cannot be reached (is dbus installed and running?)")]
+    #[error("the system's message bus cannot be reached (install dbus, or start dbus.socket)")]
     Connect(#[source] zbus::Error),
     /// A call was refused.
-    #[error("systemd refused {call} for {unit}")]
+    #[error("systemd refused {call} for {unit} (see `systemctl status {unit}`)")]
     Call {
         /// The method.
         call: &'static str,
@@ -25,7 +25,10 @@ pub enum SystemdError {
         source: zbus::Error,
     },
     /// systemd did not answer in time.
-    #[error("systemd did not answer {call} for {unit} within {within:?}")]
+    #[error(
+        "systemd did not answer {call} for {unit} within {within:?}: see what it waits for with \
+         `systemctl list-jobs` and `journalctl -u {unit}`, then prepare again"
+    )]
     Timeout {
         /// The method.
         call: &'static str,
@@ -81,6 +84,9 @@ trait Properties {
 
 /// How long systemd may take for a question.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long it may take to read all units anew: it runs the generators for that, which have 90 s
+/// (systemd.generator(7)).
+const RELOAD: Duration = Duration::from_secs(90);
 
 /// A connection to systemd, made when it is first needed.
 #[derive(Debug, Default)]
@@ -132,8 +138,11 @@ impl Systemd {
     pub async fn enable(&self, unit: &str) -> Result<(), SystemdError> {
         self.bounded("EnableUnitFiles", unit, ANSWER, |connection| async move {
             let manager = ManagerProxy::new(&connection).await?;
-            manager.enable_unit_files(&[unit], false, false).await?;
-            manager.reload().await
+            manager.enable_unit_files(&[unit], false, false).await
+        })
+        .await?;
+        self.bounded("Reload", unit, RELOAD, |connection| async move {
+            ManagerProxy::new(&connection).await?.reload().await
         })
         .await
     }
@@ -193,6 +202,8 @@ impl Systemd {
                     }
                 }
                 Err(_) => {
+                    // Nobody may be at its other end any more; the next call makes a new one.
+                    *self.connection.lock().await = None;
                     return Err(SystemdError::Timeout { call, unit: unit.to_string(), within });
                 }
             }

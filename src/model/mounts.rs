@@ -12,7 +12,8 @@ pub struct HugetlbMount {
     pub path: String,
     /// Size of its pages.
     pub page_size: PageSize,
-    /// Whether files can be made in it.
+    /// Whether files can be made in it, as many and as large as there are pages for: it is mounted for
+    /// writing and has no limit of its own (`size=`, `nr_inodes=`).
     pub writable: bool,
     /// Whether its path really leads to it; false when something is mounted over it.
     pub reachable: bool,

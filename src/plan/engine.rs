@@ -132,7 +132,8 @@ impl EnginePlan {
         Ok(())
     }
 
-    /// Adds the start at boot unless the unit or its socket has it, or the operator masked it.
+    /// Adds the start at boot unless the unit has it or the operator masked it. Its socket is not
+    /// enough: after a boot the containers would stay down until somebody connects.
     fn add_enable(&mut self, seen: &EngineSeen, policy: &EnginePolicy) {
         let disabled = seen.unit.as_ref().is_some_and(|unit| unit.file == "disabled");
         // A unit that is yet to be installed is not known as disabled: the package enables it or not,

@@ -21,6 +21,8 @@ pub(crate) const PATH: &str = "/zstack/asyncrest/callback";
 pub(crate) enum Answer {
     /// This status, with an empty body.
     Status(u16),
+    /// This status, and then not the body that it announced.
+    Unfinished(u16),
     /// A redirect to there.
     Redirect(String),
     /// The connection is reset.
@@ -193,6 +195,11 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     seen.lock().unwrap().push(call);
     let reply = match &answer {
         Answer::Status(status) => format!("HTTP/1.1 {status} Whatever\r\n"),
+        Answer::Unfinished(status) => {
+            let head = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: 10\r\n\r\nhalf");
+            stream.write_all(head.as_bytes()).await.ok()?;
+            return std::future::pending().await;
+        }
         Answer::Redirect(to) => format!("HTTP/1.1 307 Elsewhere\r\nLocation: {to}\r\n"),
         Answer::Reset => return Some(answer),
         Answer::Silence => return std::future::pending().await,

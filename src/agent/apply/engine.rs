@@ -14,7 +14,7 @@ use crate::host::spawn::{Daemon, Invocation};
 use crate::host::systemd::{Systemd, SystemdError};
 use crate::host::watch::Watch;
 use crate::host::{HostError, Root, daemon_json};
-use crate::model::engine::{ApiVersion, DaemonJson, EngineVersion};
+use crate::model::engine::{ApiVersion, DaemonJson, EngineSeen, EngineVersion};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 use crate::model::prepare::Step;
@@ -43,19 +43,25 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         EngineApplier { root: root.clone(), policy, engine, systemd, spawner, daemon: None }
     }
 
-    /// Does one step and tells how things stand after it; lines of output go to `line`.
+    /// Does one step that was planned on what was `seen`, and tells how things stand after it; lines of
+    /// output go to `line`.
     ///
     /// # Errors
     /// A fault with what, where and what to do.
     pub async fn apply(
         &mut self,
         step: &Step,
+        seen: &EngineSeen,
         line: impl Fn(String) + Send + Sync,
     ) -> Result<String, Fault> {
         match step {
-            Step::WriteDaemonJson { path, text, .. } => self.write_daemon_json(path, text).await,
+            Step::WriteDaemonJson { path, text, .. } => {
+                self.write_daemon_json(path, text, &seen.daemon_json).await
+            }
             Step::Install { manager, sets } => {
-                Installation::new(&self.spawner, &self.policy, *manager, line).run(sets).await
+                Installation::new(&self.root, &self.spawner, &self.policy, *manager, line)
+                    .run(sets)
+                    .await
             }
             Step::EnableUnit(unit) => {
                 self.systemd.enable(unit).await.map_err(|e| systemd_fault(&e))?;
@@ -68,7 +74,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                 let after = self.systemd.unit(unit).await.map_err(|e| systemd_fault(&e))?;
                 Ok(after.active)
             }
-            Step::StartDaemon { binary } => self.start_daemon(binary),
+            Step::StartDaemon { binary } => self.start_daemon(binary).await,
             Step::AwaitEngine { min_api, within, .. } => self.await_engine(*min_api, *within).await,
             other => Err(Fault::new(
                 "internal",
@@ -77,12 +83,15 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         }
     }
 
-    async fn write_daemon_json(&self, path: &str, text: &str) -> Result<String, Fault> {
+    async fn write_daemon_json(
+        &self,
+        path: &str,
+        text: &str,
+        planned_on: &DaemonJson,
+    ) -> Result<String, Fault> {
         let (root, at, new) = (self.root.clone(), path.to_string(), text.to_string());
-        let write = move || {
-            daemon_json::write(&root, &at, &new)?;
-            Ok::<_, HostError>(daemon_json::read(&root, &at))
-        };
+        let planned_on = planned_on.clone();
+        let write = move || daemon_json::replace(&root, &at, &new, &planned_on);
         let after = blocking(write).await?.map_err(|e| host_fault("daemon-json-unwritable", &e))?;
         match after {
             DaemonJson::Object { text: there, .. } if there == text => {
@@ -91,15 +100,16 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
             _ => Err(Fault::new(
                 "daemon-json-changed",
                 format!(
-                    "{path} was written but reads differently now: something else writes it too"
+                    "something else writes {path} too, at the same time: see what it holds now, then \
+                     prepare again"
                 ),
             )),
         }
     }
 
-    fn start_daemon(&mut self, binary: &str) -> Result<String, Fault> {
+    async fn start_daemon(&mut self, binary: &str) -> Result<String, Fault> {
         let call = Invocation { program: binary.to_string(), args: Vec::new(), env: Vec::new() };
-        let daemon = self.spawner.daemon(call, "dockerd.log");
+        let daemon = self.spawner.daemon(call, "dockerd.log").await;
         self.daemon = Some(daemon.map_err(|e| host_fault("engine-start-failed", &e))?);
         Ok("started".to_string())
     }
@@ -138,8 +148,9 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
             Some(version) => Err(Fault::new(
                 "engine-too-old",
                 format!(
-                    "the engine {} speaks API {}, older than {min_api}",
-                    version.version, version.api
+                    "the engine {} at {} speaks API {}, older than {min_api}: upgrade it, or lower \
+                     engine.min_api",
+                    version.version, self.policy.socket, version.api
                 ),
             )),
             None => Err(Fault::new(

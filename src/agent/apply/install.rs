@@ -5,9 +5,11 @@
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use super::super::observe::blocking;
 use super::engine::{Spawns, host_fault};
 use crate::host::packages::{self, Failure};
 use crate::host::spawn::{Invocation, RunEnd};
+use crate::host::{Root, dpkg};
 use crate::model::engine::PackageManager;
 use crate::model::fault::Fault;
 use crate::model::policy::EnginePolicy;
@@ -17,6 +19,7 @@ const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// One installation on its way.
 pub(super) struct Installation<'a, S, L> {
+    root: &'a Root,
     spawner: &'a S,
     policy: &'a EnginePolicy,
     manager: PackageManager,
@@ -32,6 +35,7 @@ pub(super) struct Installation<'a, S, L> {
 impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
     /// Its time begins now; lines of output go to `line`.
     pub(super) fn new(
+        root: &'a Root,
         spawner: &'a S,
         policy: &'a EnginePolicy,
         manager: PackageManager,
@@ -39,6 +43,7 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
     ) -> Installation<'a, S, L> {
         let now = Instant::now();
         Installation {
+            root,
             spawner,
             policy,
             manager,
@@ -53,6 +58,10 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
 
     /// Installs the first of `sets` that there is, and tells which.
     pub(super) async fn run(mut self, sets: &[Vec<String>]) -> Result<String, Fault> {
+        if !self.wanted_anew().await?.is_empty() {
+            // apt takes them for installed and would be content with that.
+            self.mend().await?;
+        }
         let mut at = 0;
         while let Some(set) = sets.get(at) {
             let args = &self.policy.install_args;
@@ -98,7 +107,20 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         for call in calls {
             self.call(call).await?;
         }
+        // Only now: what another package manager was unpacking a moment ago is whole.
+        let broken = self.wanted_anew().await?;
+        if let Some(call) = packages::unpack_anew(&broken, self.lock_timeout()) {
+            self.call(call).await?;
+        }
         Ok(true)
+    }
+
+    async fn wanted_anew(&self) -> Result<Vec<String>, Fault> {
+        let root = self.root.clone();
+        match self.manager {
+            PackageManager::Apt => blocking(move || dpkg::wanted_anew(&root)).await,
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn lock_timeout(&self) -> u64 {

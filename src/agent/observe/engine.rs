@@ -6,9 +6,9 @@ use super::blocking;
 pub use crate::docker::Engine as Answers;
 use crate::docker::EngineError;
 use crate::host::systemd::Systemd;
-use crate::host::{Root, daemon_json, facts, packages, process};
+use crate::host::{Root, daemon_json, dpkg, facts, packages, process};
 use crate::model::engine::{
-    EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, PackageManager,
+    EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, PackageManager, UnitState,
 };
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
@@ -53,7 +53,8 @@ impl<E: Answers> EngineObserver<E> {
     }
 
     /// Where systemd listens on the engine's socket in its stead, connecting would start an engine
-    /// that is not configured yet; so it is asked only when it runs.
+    /// that is not configured yet; it is not asked then. Otherwise it is: it may run as another unit
+    /// than the one in the settings.
     async fn look_through_systemd(&self) -> Result<EngineSeen, Fault> {
         let (unit, files) = tokio::join!(self.systemd.unit(&self.policy.unit), self.files());
         let mut seen = files?;
@@ -61,8 +62,13 @@ impl<E: Answers> EngineObserver<E> {
             Ok(unit) => seen.unit = Some(unit),
             Err(e) => seen.unit_error = Some(chain(&e)),
         }
-        let active = seen.unit.as_ref().is_some_and(|unit| unit.active == "active");
-        if seen.process.is_some() || active {
+        let socket = match &seen.unit {
+            Some(_) if !runs(&seen) => {
+                self.systemd.unit(&socket_unit(&self.policy.unit)).await.ok()
+            }
+            _ => None,
+        };
+        if may_ask(&seen, socket.as_ref()) {
             let api = self.engine.ping(self.policy.ping_timeout).await;
             seen.api = self.answer(api, seen.process.as_ref()).await;
         }
@@ -78,7 +84,7 @@ impl<E: Answers> EngineObserver<E> {
             let (root, sets) = (self.root.clone(), self.policy.packages.clone());
             let half = move || {
                 let sets = sets.get(&PackageManager::Apt).map(Vec::as_slice).unwrap_or_default();
-                packages::half_installed(&root, sets)
+                dpkg::half_installed(&root, sets)
             };
             if blocking(half).await? {
                 seen.installed = None;
@@ -134,9 +140,78 @@ impl<E: Answers> EngineObserver<E> {
     }
 }
 
+fn runs(seen: &EngineSeen) -> bool {
+    seen.process.is_some() || seen.unit.as_ref().is_some_and(is_active)
+}
+
+/// Whether connecting starts nothing: the engine runs, or systemd says that it does not hold its
+/// socket.
+fn may_ask(seen: &EngineSeen, socket: Option<&UnitState>) -> bool {
+    runs(seen) || socket.is_some_and(|socket| !is_active(socket))
+}
+
+/// The socket unit that starts a service when somebody connects (systemd.socket(5)).
+fn socket_unit(service: &str) -> String {
+    format!("{}.socket", service.strip_suffix(".service").unwrap_or(service))
+}
+
+fn is_active(unit: &UnitState) -> bool {
+    unit.active == "active"
+}
+
 fn unanswered(error: &EngineError) -> EngineApi {
     match error {
         EngineError::Absent { .. } => EngineApi::Absent,
         other => EngineApi::Broken(chain(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::engine::DaemonJson;
+
+    fn unit(active: &str) -> UnitState {
+        let (load, file) = ("loaded".into(), "disabled".into());
+        UnitState { load, active: active.into(), file, args: Vec::new() }
+    }
+
+    fn seen(process: bool, service: Option<&str>) -> EngineSeen {
+        let process =
+            process.then(|| EngineProcess { pid: 7, started_at: 0, args: vec!["dockerd".into()] });
+        EngineSeen {
+            api: EngineApi::Absent,
+            process,
+            installed: None,
+            daemon_json: DaemonJson::Absent,
+            init: Init::Systemd,
+            unit: service.map(unit),
+            unit_error: None,
+            package_manager: None,
+        }
+    }
+
+    #[test]
+    fn an_engine_under_another_unit_is_asked_and_one_that_the_question_would_start_is_not() {
+        // Another unit's engine, or none at all: nobody is started by the question.
+        for socket in ["inactive", "failed"] {
+            assert!(may_ask(&seen(false, Some("inactive")), Some(&unit(socket))), "{socket}");
+        }
+        assert!(!may_ask(&seen(false, Some("inactive")), Some(&unit("active"))));
+        assert!(!may_ask(&seen(false, Some("failed")), Some(&unit("active"))));
+        // What runs already is not started.
+        assert!(may_ask(&seen(false, Some("active")), None));
+        assert!(may_ask(&seen(true, Some("inactive")), None));
+        assert!(may_ask(&seen(true, None), None));
+        // systemd does not say.
+        assert!(!may_ask(&seen(false, Some("inactive")), None));
+        assert!(!may_ask(&seen(false, None), None));
+    }
+
+    #[test]
+    fn a_service_is_started_by_the_socket_of_its_name() {
+        assert_eq!(socket_unit("docker.service"), "docker.socket");
+        assert_eq!(socket_unit("snap.docker.dockerd.service"), "snap.docker.dockerd.socket");
+        assert_eq!(socket_unit("docker"), "docker.socket");
     }
 }

@@ -1,23 +1,34 @@
 //! Which libvirt and QEMU are installed: the controller asks when it connects.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, mpsc};
 
+use super::blocking;
 use crate::host::Root;
-use crate::host::process::find_executable;
+use crate::host::process::{FileStamp, file_stamp, find_executable};
 use crate::host::spawn::{Invocation, Spawner};
 
 /// How long a program may take to tell its version.
 const ANSWER: Duration = Duration::from_secs(2);
+/// Programs that tell libvirt's version.
+const LIBVIRT: &[&str] = &["libvirtd", "virtqemud"];
+/// Programs that tell QEMU's version.
+const QEMU: &[&str] = &["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm", "kvm"];
 
-/// The versions, asked for once: a program is run for each.
+/// The versions. A program is run for each, and again only when another file has taken its place or
+/// when it did not tell.
 #[derive(Debug)]
 pub struct Hypervisor<S> {
     root: Root,
     spawner: S,
-    versions: OnceCell<Versions>,
+    libvirt: Told,
+    qemu: Told,
 }
+
+/// What the file told that was asked last; callers at the same time share one question.
+type Told = Mutex<Option<(FileStamp, Arc<OnceCell<Option<String>>>)>>;
 
 /// Versions of what is installed; empty where nothing is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,30 +42,40 @@ pub struct Versions {
 impl<S: Spawner> Hypervisor<S> {
     /// Nothing is asked yet.
     pub fn new(root: &Root, spawner: S) -> Hypervisor<S> {
-        Hypervisor { root: root.clone(), spawner, versions: OnceCell::new() }
+        Hypervisor { root: root.clone(), spawner, libvirt: Told::default(), qemu: Told::default() }
     }
 
     /// The versions.
     pub async fn versions(&self) -> Versions {
-        let ask = async || {
-            let libvirt = self.version(&["libvirtd", "virtqemud"]);
-            let qemu =
-                self.version(&["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm", "kvm"]);
-            let (libvirt, qemu) = tokio::join!(libvirt, qemu);
-            Versions { libvirt, qemu }
-        };
-        self.versions.get_or_init(ask).await.clone()
+        let (libvirt, qemu) =
+            tokio::join!(self.version(LIBVIRT, &self.libvirt), self.version(QEMU, &self.qemu));
+        Versions { libvirt, qemu }
     }
 
-    async fn version(&self, programs: &[&str]) -> String {
-        let found = programs.iter().find_map(|name| find_executable(&self.root, name));
-        let Some(program) = found else { return String::new() };
+    async fn version(&self, programs: &'static [&str], told: &Told) -> String {
+        let root = self.root.clone();
+        let found = blocking(move || {
+            let program = programs.iter().find_map(|name| find_executable(&root, name))?;
+            file_stamp(&root, &program)
+        });
+        let Ok(Some(stamp)) = found.await else { return String::new() };
+        let cell = {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*told {
+                // One that was asked and did not tell is asked again.
+                Some((known, cell)) if *known == stamp && cell.get() != Some(&None) => cell.clone(),
+                _ => told.insert((stamp.clone(), Arc::default())).1.clone(),
+            }
+        };
+        cell.get_or_init(|| self.ask(stamp.path)).await.clone().unwrap_or_default()
+    }
+
+    async fn ask(&self, program: String) -> Option<String> {
         let invocation = Invocation { program, args: vec!["--version".into()], env: Vec::new() };
         let (lines, _) = mpsc::channel(1);
-        match self.spawner.run(invocation, ANSWER, lines).await {
-            Ok(end) if end.code == Some(0) => version_in(&end.output),
-            _ => String::new(),
-        }
+        let end = self.spawner.run(invocation, ANSWER, lines).await.ok()?;
+        let version = version_in(&end.output);
+        (end.code == Some(0) && !version.is_empty()).then_some(version)
     }
 }
 
@@ -68,8 +89,71 @@ fn version_in(output: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // the tests put files in place
 mod tests {
-    use super::version_in;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::host::HostError;
+    use crate::host::spawn::{Daemon, RunEnd};
+
+    /// Runs a program by reading it: it prints what it holds, and the word `fails` makes it fail.
+    #[derive(Clone)]
+    struct Reads {
+        root: Root,
+        runs: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Spawner for Reads {
+        async fn run(
+            &self,
+            invocation: Invocation,
+            _: Duration,
+            _: mpsc::Sender<String>,
+        ) -> Result<RunEnd, HostError> {
+            let output = fs::read_to_string(self.root.path(&invocation.program)).unwrap();
+            self.runs.lock().unwrap().push(invocation.program);
+            let code = Some(i32::from(output.contains("fails")));
+            Ok(RunEnd { code, output, log: "log".into(), timed_out: false })
+        }
+
+        async fn daemon(&self, _: Invocation, _: &str) -> Result<Daemon, HostError> {
+            unreachable!("no daemon is started")
+        }
+    }
+
+    /// Puts another file in a program's place, as a package manager does.
+    fn install(root: &Root, text: &str) {
+        let path = root.path("/usr/sbin/libvirtd");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let new = path.with_extension("new");
+        fs::write(&new, text).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_is_asked_once_and_again_when_it_was_upgraded_or_had_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        let runs = Arc::default();
+        let spawner = Reads { root: root.clone(), runs: Arc::clone(&runs) };
+        let hypervisor = Hypervisor::new(&root, spawner);
+        let libvirt = async || hypervisor.versions().await.libvirt;
+        assert_eq!(libvirt().await, "", "nothing is installed");
+        install(&root, "fails 9.0.0");
+        assert_eq!(libvirt().await, "");
+        fs::write(root.path("/usr/sbin/libvirtd"), "libvirtd (libvirt) 9.0.0").unwrap();
+        assert_eq!((libvirt().await, libvirt().await), ("9.0.0".into(), "9.0.0".into()));
+        assert_eq!(runs.lock().unwrap().len(), 2);
+        install(&root, "libvirtd (libvirt) 10.1.0");
+        assert_eq!((libvirt().await, libvirt().await), ("10.1.0".into(), "10.1.0".into()));
+        assert_eq!(runs.lock().unwrap().len(), 3);
+        install(&root, "fails 10.1.0");
+        assert_eq!((libvirt().await, libvirt().await), (String::new(), String::new()));
+        assert_eq!(runs.lock().unwrap().len(), 5, "a failure is not kept");
+    }
 
     #[test]
     fn versions_are_found_in_what_the_programs_print() {

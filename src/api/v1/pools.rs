@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::super::Shared;
 use super::super::body;
 use super::super::errors::Problem;
+use super::super::journal::Call;
 use super::prepare::answer;
 use crate::agent::memory::ReclaimOrder;
 use crate::model::prepare::PrepareReport;
@@ -50,8 +51,14 @@ pub fn page_size(mib: u64) -> Result<PageSize, Problem> {
 /// Gives back what the agent grew and nobody uses.
 pub async fn reclaim(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
     let bytes = body::read(body, api.body).await?;
-    let order = body::parse::<ReclaimBody>(&bytes)?.try_into()?;
-    let report = api.pools.reclaim(order).await.map_err(Problem::of)?;
+    let order: ReclaimOrder = body::parse::<ReclaimBody>(&bytes)?.try_into()?;
+    drop(bytes);
+    let call = (!order.dry_run).then(|| Call::begins("reclaim", None));
+    let result = api.pools.reclaim(order).await;
+    if let Some(call) = call {
+        call.ends(result.as_ref().map_or_else(Some, |report| report.errors.first()));
+    }
+    let report = result.map_err(Problem::of)?;
     if let Some(first) = report.errors.first() {
         let extension = serde_json::to_value(&report).ok().map(|value| ("report", value));
         return Err(Problem { extension, ..Problem::of(first.clone()) });
@@ -63,9 +70,11 @@ pub async fn reclaim(State(api): State<Shared>, body: Body) -> Result<Response, 
 pub async fn restore(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
     let bytes = body::read(body, api.body).await?;
     let _: Nothing = body::parse(&bytes)?;
+    let call = Call::begins("restore", None);
     let began = std::time::Instant::now();
-    let parts = api.pools.restore(false).await;
-    Ok(answer(&PrepareReport::of(false, parts, began.elapsed())))
+    let report = PrepareReport::of(false, api.pools.restore(false).await, began.elapsed());
+    call.reports(&report);
+    Ok(answer(&report))
 }
 
 /// A body that says nothing.

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -10,10 +11,12 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 use super::super::errors::Problem;
+use super::super::journal::Call;
 use super::super::{Defaults, Shared, body};
 use super::pools::page_size;
 use crate::model::fault::Fault;
@@ -27,6 +30,10 @@ const LINES: &str = "application/x-ndjson";
 const MOST_WISHES: usize = 64;
 /// NUMA nodes that one wish may name.
 const MOST_NODES: usize = 1024;
+/// A streamed answer says at least this often that the work goes on.
+const ALIVE: Duration = Duration::from_secs(15);
+/// How long a line waits for a listener that does not read.
+const LINE: Duration = Duration::from_secs(10);
 
 /// The request's body.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,23 +113,30 @@ pub fn default_want(pages: u64, defaults: Defaults) -> PoolWant {
 }
 
 fn want(wish: HugepagesBody, defaults: Defaults) -> Result<PoolWant, Problem> {
-    let placement = match wish.nodes {
-        None => Placement::Spread,
+    Ok(PoolWant {
+        size: wish.size_mib.map_or(Ok(PageSize::MIB_2), page_size)?,
+        pages: wish.pages,
+        placement: placement(wish.nodes)?,
+        move_shortfall: wish.move_shortfall.unwrap_or(defaults.move_shortfall),
+    })
+}
+
+/// On these NUMA nodes, or spread over all.
+///
+/// # Errors
+/// 400 when the list is empty or longer than any machine's.
+pub fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
+    match nodes {
+        None => Ok(Placement::Spread),
         Some(nodes) if nodes.is_empty() || nodes.len() > MOST_NODES => {
-            return Err(invalid(format!("nodes must name between 1 and {MOST_NODES} NUMA nodes")));
+            Err(invalid(format!("nodes must name between 1 and {MOST_NODES} NUMA nodes")))
         }
         Some(mut nodes) => {
             nodes.sort_unstable();
             nodes.dedup();
-            Placement::Bound(nodes.into_iter().map(NumaNode).collect())
+            Ok(Placement::Bound(nodes.into_iter().map(NumaNode).collect()))
         }
-    };
-    Ok(PoolWant {
-        size: wish.size_mib.map_or(Ok(PageSize::MIB_2), page_size)?,
-        pages: wish.pages,
-        placement,
-        move_shortfall: wish.move_shortfall.unwrap_or(defaults.move_shortfall),
-    })
+    }
 }
 
 fn invalid(text: String) -> Problem {
@@ -140,14 +154,27 @@ pub async fn post(
         query.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", e.body_text()))?;
     let bytes = body::read(body, api.body).await?;
     let request = body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, api.defaults)?;
+    drop(bytes);
     let wants_lines = headers
         .get(header::ACCEPT)
         .is_some_and(|accept| accept.to_str().is_ok_and(|accept| accept.contains(LINES)));
+    let call = (!request.dry_run).then(|| Call::begins("prepare", None));
     if wants_lines {
-        return Ok(stream(api, request));
+        return Ok(stream(api, request, call));
     }
-    let report = api.prepare.prepare(request).await.map_err(Problem::of)?;
-    Ok(answer(&report))
+    let result = api.prepare.prepare(request).await;
+    note(call, &result);
+    Ok(answer(&*result.map_err(Problem::of)?))
+}
+
+type Prepared = Result<Arc<PrepareReport>, Fault>;
+
+fn note(call: Option<Call>, result: &Prepared) {
+    match (call, result) {
+        (None, _) => {}
+        (Some(call), Ok(report)) => call.reports(report),
+        (Some(call), Err(fault)) => call.ends(Some(fault)),
+    }
 }
 
 /// The report; as a problem that carries it when the prepare failed.
@@ -168,32 +195,21 @@ pub fn answer(report: &PrepareReport) -> Response {
 pub enum Line {
     /// Something happens.
     Progress(Progress),
+    /// Nothing has happened for a while, and the work goes on.
+    Alive,
     /// The end: the report.
     Report(PrepareReport),
     /// The end: the call was not taken in.
     Error(Fault),
 }
 
-fn stream(api: Shared, request: PrepareRequest) -> Response {
+fn stream(api: Shared, request: PrepareRequest, call: Option<Call>) -> Response {
     let (lines, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
-        let mut progress = api.progress.watch();
-        let work = api.prepare.prepare(request);
-        tokio::pin!(work);
-        let report = loop {
-            tokio::select! {
-                biased;
-                // Cancel-safe: an event that was not received stays in the channel.
-                event = progress.recv() => match event {
-                    Ok(event) => send(&lines, &Line::Progress(event)).await,
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => break work.await,
-                },
-                // Pinned: goes on when an event comes first.
-                report = &mut work => break report,
-            }
-        };
-        let last = match report {
+        let progress = api.progress.watch();
+        let result = tell(progress, api.prepare.prepare(request), &lines).await;
+        note(call, &result);
+        let last = match result {
             Ok(report) => Line::Report(Arc::unwrap_or_clone(report)),
             Err(fault) => Line::Error(fault),
         };
@@ -203,12 +219,35 @@ fn stream(api: Shared, request: PrepareRequest) -> Response {
     ([(header::CONTENT_TYPE, LINES)], body).into_response()
 }
 
+/// Tells what happens until the work is done, and that it goes on when nothing happens.
+async fn tell(
+    mut progress: broadcast::Receiver<Progress>,
+    work: impl Future<Output = Prepared>,
+    lines: &mpsc::Sender<Vec<u8>>,
+) -> Prepared {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            // Cancel-safe: an event that was not received stays in the channel.
+            event = progress.recv() => match event {
+                Ok(event) => send(lines, &Line::Progress(event)).await,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return work.await,
+            },
+            // Pinned: goes on when another arm comes first.
+            result = &mut work => return result,
+            // Cancel-safe: the silence is over when an event comes first.
+            () = sleep(ALIVE) => send(lines, &Line::Alive).await,
+        }
+    }
+}
+
 /// A listener that went away or does not read does not stop the work.
 async fn send(lines: &mpsc::Sender<Vec<u8>>, line: &Line) {
     if let Ok(mut bytes) = serde_json::to_vec(line) {
         bytes.push(b'\n');
-        let patience = std::time::Duration::from_secs(10);
-        let _ = tokio::time::timeout(patience, lines.send(bytes)).await;
+        let _ = timeout(LINE, lines.send(bytes)).await;
     }
 }
 
@@ -219,5 +258,27 @@ impl futures_core::Stream for Lines {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_recv(cx).map(|line| line.map(Ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_in_which_nothing_happens_says_that_the_work_goes_on() {
+        let (_progress, watch) = broadcast::channel(1);
+        let (lines, mut receiver) = mpsc::channel(64);
+        let work = async {
+            sleep(Duration::from_secs(50)).await;
+            Err(Fault::new("prepare-busy", ""))
+        };
+        tell(watch, work, &lines).await.unwrap_err();
+        drop(lines);
+        let mut told = Vec::new();
+        while let Some(line) = receiver.recv().await {
+            told.push(String::from_utf8(line).unwrap());
+        }
+        assert_eq!(told, ["{\"event\":\"alive\"}\n"; 3]);
     }
 }

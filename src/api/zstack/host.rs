@@ -6,11 +6,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use hyper::body::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::{Shared, body};
+use super::super::Shared;
 use super::task;
 use super::wire;
 use crate::controller::identity::Identity;
@@ -38,11 +37,10 @@ const MOST_TEXT: usize = 2048;
 
 /// `/host/connect`: learns who this host is and where the controller listens.
 pub async fn connect(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    task::call(api, &headers, body, learn).await
+    task::call(api, Some("connect"), &headers, body, learn).await
 }
 
-async fn learn(api: Shared, bytes: Bytes) -> Result<Value, Fault> {
-    let request: ConnectRequest = body::parse(&bytes).map_err(|problem| problem.fault)?;
+async fn learn(api: Shared, request: ConnectRequest) -> Result<Value, Fault> {
     let required = |field: Option<String>, name: &str| {
         let text = field.filter(|text| text.len() <= MOST_TEXT && !text.contains(char::is_control));
         text.ok_or_else(|| {
@@ -67,10 +65,8 @@ async fn learn(api: Shared, bytes: Bytes) -> Result<Value, Fault> {
 
 /// `/host/ping`: says what was learnt.
 pub async fn ping(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    task::call(api, &headers, body, async |api: Shared, bytes: Bytes| {
-        // The body's own hostUuid is not looked at: the controller compares it with ours.
-        let _: serde_json::Map<String, Value> =
-            body::parse(&bytes).map_err(|problem| problem.fault)?;
+    // The body's own hostUuid is not looked at: the controller compares it with ours.
+    let tell = async |api: Shared, _: serde_json::Map<String, Value>| {
         let known = api.identities.known();
         Ok(json!({
             "success": true,
@@ -79,8 +75,8 @@ pub async fn ping(State(api): State<Shared>, headers: HeaderMap, body: Body) -> 
             "sendCommandUrl": known.send_command_url,
             "version": known.version,
         }))
-    })
-    .await
+    };
+    task::call(api, None, &headers, body, tell).await
 }
 
 /// `/host/echo`: an empty 200, asked for every second after a start.

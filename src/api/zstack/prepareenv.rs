@@ -4,12 +4,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use hyper::body::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::Shared;
 use super::super::v1::prepare::default_want;
-use super::super::{Shared, body};
 use super::task;
 use super::wire;
 use crate::model::fault::Fault;
@@ -25,11 +24,10 @@ struct Request {
 
 /// The route.
 pub async fn call(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    task::call(api, &headers, body, prepare).await
+    task::call(api, Some("prepareenv"), &headers, body, prepare).await
 }
 
-async fn prepare(api: Shared, bytes: Bytes) -> Result<Value, Fault> {
-    let request: Request = body::parse(&bytes).map_err(|problem| problem.fault)?;
+async fn prepare(api: Shared, request: Request) -> Result<Value, Fault> {
     let pages = request.hugepage_nr.unwrap_or(api.defaults.pages);
     let report = api
         .prepare

@@ -1,14 +1,17 @@
 //! The frame of a compatible call: at once with its result, or taken in now and called back.
 
+use std::time::{Duration, SystemTime};
+
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use hyper::body::Bytes;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::super::errors::{Problem, result_body};
+use super::super::journal::Call;
 use super::super::{Phase, Shared, body};
 use super::wire::{ascii_json, patience};
 use crate::controller::outbox::{Admission, Slot};
@@ -24,10 +27,20 @@ enum Way {
     Callback(TaskId, String),
 }
 
-/// Runs `handler` on the body, and brings its result back the way that the headers ask for.
-pub async fn call<H, F>(api: Shared, headers: &HeaderMap, body: Body, handler: H) -> Response
+/// Parses the body, runs `handler` on it, and brings its result back the way that the headers ask for.
+///
+/// The body itself is dropped before the handler runs: it may be large, and the handler may wait long.
+/// A call that changes the node is noted in the log under its `route`.
+pub async fn call<T, H, F>(
+    api: Shared,
+    route: Option<&'static str>,
+    headers: &HeaderMap,
+    body: Body,
+    handler: H,
+) -> Response
 where
-    H: FnOnce(Shared, Bytes) -> F + Send + 'static,
+    T: DeserializeOwned + Send + 'static,
+    H: FnOnce(Shared, T) -> F + Send + 'static,
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
     let way = match way(headers) {
@@ -42,11 +55,25 @@ where
         return Problem::of(Fault::new("stopping", "the agent is stopping: call again"))
             .into_result();
     }
+    let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
+    let patience = patience(&bytes, SystemTime::now());
+    drop(bytes);
+    let (outbox, shared) = (api.outbox.clone(), api);
+    let noted = |task| route.map(|route| Call::begins(route, task));
+    let work = async move { handler(shared, request?).await };
     match way {
-        Way::Now => answer_now(handler(api, bytes).await),
-        Way::Callback(task, url) => match api.outbox.admit(&task, &url) {
+        Way::Now => {
+            let noted = noted(None);
+            let result = work.await;
+            if let Some(noted) = noted {
+                noted.ends(result.as_ref().err());
+            }
+            answer_now(result)
+        }
+        Way::Callback(task, url) => match outbox.admit(&task, &url) {
             Admission::Work(slot) => {
-                tokio::spawn(work(task, slot, patience(&bytes), handler(api, bytes)));
+                let noted = noted(Some(&task));
+                tokio::spawn(do_task(task, slot, patience, noted, work));
                 StatusCode::OK.into_response()
             }
             Admission::Known => {
@@ -71,35 +98,52 @@ fn answer_now(result: Result<Value, Fault>) -> Response {
     }
 }
 
-/// Does the work of a task and puts its result into the outbox.
-async fn work(
+/// Does the work of a task and puts its result into the outbox, at the latest when the controller's
+/// patience ends; the task keeps its place until the work has really ended.
+async fn do_task(
     task: TaskId,
     slot: Slot,
-    patience: Option<std::time::Duration>,
-    handler: impl Future<Output = Result<Value, Fault>> + Send + 'static,
+    patience: Option<Duration>,
+    noted: Option<Call>,
+    work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) {
     // In a task of its own, so that a handler that panics is seen here.
-    let mut running = tokio::spawn(handler);
-    let ended = match patience {
-        None => running.await,
-        Some(patience) => match timeout(patience, &mut running).await {
-            Ok(ended) => ended,
-            Err(_) => Ok(Err(Fault::new(
-                "task-timeout",
-                format!("not done within the {patience:?} that the controller gave; it goes on"),
-            ))),
-        },
+    let mut running = tokio::spawn(work);
+    let in_time = match patience {
+        None => Ok((&mut running).await),
+        Some(patience) => timeout(patience, &mut running).await.map_err(|_| patience),
     };
-    match ended {
-        Ok(Ok(value)) => slot.finish(ascii_json(&value), None),
-        Ok(Err(fault)) => {
-            tracing::warn!(%task, code = %fault.code, "{}", fault.text);
-            slot.finish(ascii_json(&result_body(&fault)), None);
+    let (result, _place) = match in_time {
+        Ok(ended) => {
+            let result = ended.unwrap_or_else(|_| Err(broke()));
+            finish(&task, slot, &result);
+            (result, None)
         }
-        Err(_) => {
-            let text = "the agent broke on this call; its log has the place: report it";
-            let body = ascii_json(&result_body(&Fault::new("internal", text)));
-            slot.finish(body, Some(text.to_string()));
+        Err(patience) => {
+            let text =
+                format!("not done within the {patience:?} that the controller gave; it goes on");
+            let late = Fault::new("task-timeout", text);
+            tracing::warn!(%task, code = %late.code, "{}", late.text);
+            let place = slot.finish_early(ascii_json(&result_body(&late)));
+            (running.await.unwrap_or_else(|_| Err(broke())), Some(place))
+        }
+    };
+    if let Some(noted) = noted {
+        noted.ends(result.as_ref().err());
+    }
+}
+
+fn broke() -> Fault {
+    Fault::new("internal", "the agent broke on this call; its log has the place: report it")
+}
+
+fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
+    match result {
+        Ok(value) => slot.finish(ascii_json(value), None),
+        Err(fault) => {
+            tracing::warn!(%task, code = %fault.code, "{}", fault.text);
+            let error = (fault.code == "internal").then(|| fault.text.clone());
+            slot.finish(ascii_json(&result_body(fault)), error);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Pieces of the controller's JSON: a field can be absent, null or an empty string, and all three mean
 //! "not given".
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -56,8 +56,12 @@ fn shorten(value: &Value) -> String {
     if short.len() < text.len() { short + "…" } else { short }
 }
 
-/// How long the controller waits for the result, from `taskContext`.
-pub fn patience(body: &[u8]) -> Option<Duration> {
+/// How long the controller waits for the result, from `taskContext`: the time that it gives, or what
+/// is left until its deadline, whichever is less.
+///
+/// A deadline that lies behind `now` is not looked at: the controller does wait, or it would not have
+/// called, so its clock and this one differ.
+pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(rename = "taskContext")]
@@ -66,15 +70,26 @@ pub fn patience(body: &[u8]) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Context {
         #[serde(rename = "__messagetimeout__")]
-        timeout_ms: Option<Value>,
+        timeout: Option<Value>,
+        /// Since 1970.
+        #[serde(rename = "__messagedeadline__")]
+        deadline: Option<Value>,
     }
-    let envelope: Envelope = serde_json::from_slice(body).ok()?;
-    let ms = match envelope.task_context?.timeout_ms? {
+    let context = serde_json::from_slice::<Envelope>(body).ok()?.task_context?;
+    let since_1970 = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let until = milliseconds(context.deadline).and_then(|at| at.checked_sub(since_1970));
+    let given = [milliseconds(context.timeout), until];
+    given.into_iter().flatten().filter(|patience| !patience.is_zero()).min()
+}
+
+/// Milliseconds as a number or as a text, whole or not.
+fn milliseconds(value: Option<Value>) -> Option<Duration> {
+    let ms: f64 = match value? {
         Value::String(text) => text.trim().parse().ok()?,
-        Value::Number(number) => number.as_u64()?,
+        Value::Number(number) => number.as_f64()?,
         _ => return None,
     };
-    (ms > 0).then(|| Duration::from_millis(ms))
+    Duration::try_from_secs_f64(ms / 1000.0).ok()
 }
 
 /// JSON with everything outside ASCII escaped, as the controller's callbacks want it.
@@ -147,12 +162,29 @@ mod tests {
 
     #[test]
     fn the_controllers_patience_is_read_and_never_trips() {
-        let body = br#"{"taskContext":{"__messagetimeout__":"1800000"}}"#;
-        assert_eq!(patience(body), Some(Duration::from_secs(1800)));
-        for body in
-            ["", "[]", r#"{"taskContext":{"__messagetimeout__":"soon"}}"#, r#"{"taskContext":7}"#]
-        {
-            assert_eq!(patience(body.as_bytes()), None);
+        let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let cases = [
+            (r#""__messagetimeout__":"1800000""#, Some(1800.0)),
+            (r#""__messagetimeout__":1500.5"#, Some(1.5005)),
+            (r#""__messagetimeout__":"2500.0""#, Some(2.5)),
+            (r#""__messagedeadline__":"1700000060000""#, Some(60.0)),
+            (r#""__messagedeadline__":1.70000006e12"#, Some(60.0)),
+            (r#""__messagetimeout__":"1800000","__messagedeadline__":"1700000060000""#, Some(60.0)),
+            (r#""__messagetimeout__":"5000","__messagedeadline__":"1700000060000""#, Some(5.0)),
+            (r#""__messagetimeout__":"5000","__messagedeadline__":"1699999999000""#, Some(5.0)),
+            (r#""__messagedeadline__":"1699999999000""#, None),
+            (r#""__messagetimeout__":0,"__messagedeadline__":"0""#, None),
+            (r#""__messagetimeout__":"soon","__messagedeadline__":[1]"#, None),
+            (r#""__messagetimeout__":-1,"__messagedeadline__":"1e400""#, None),
+            (r#""__messagetimeout__":"NaN","__messagedeadline__":"inf""#, None),
+        ];
+        for (context, seconds) in cases {
+            let body = format!(r#"{{"taskContext":{{{context}}}}}"#);
+            let read = patience(body.as_bytes(), now).map(|patience| patience.as_secs_f64());
+            assert_eq!(read, seconds, "{context}");
+        }
+        for body in ["", "[]", r#"{"taskContext":7}"#] {
+            assert_eq!(patience(body.as_bytes(), now), None);
         }
     }
 }

@@ -1,0 +1,131 @@
+//! What dpkg has left half-way, read from its own records without starting a process.
+//!
+//! dpkg installs step by step: it unpacks, then configures, and notes each step. What was cut off in
+//! between looks installed on the disk and may miss what it needs (dpkg(1), "PACKAGE STATES"). The
+//! states are in `status`, and newer ones, not yet merged, in `updates`.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::Root;
+use super::files::entries;
+
+/// One package's state.
+#[derive(Debug, Default)]
+struct State {
+    /// Whether dpkg was cut off while it replaced the package's files: it wants them anew.
+    reinstall: bool,
+    /// How far it came.
+    half_way: bool,
+}
+
+/// Whether one of `packages` was left half-way, or is being installed now.
+pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
+    let states = states(root);
+    packages.iter().flatten().any(|name| states.get(name).is_some_and(|state| state.half_way))
+}
+
+/// The packages that dpkg cannot go on with unless they are unpacked anew. apt does not do that by
+/// itself: it takes them for installed.
+pub fn wanted_anew(root: &Root) -> Vec<String> {
+    let states = states(root).into_iter();
+    states.filter(|(_, state)| state.reinstall).map(|(name, _)| name).collect()
+}
+
+/// The states of all packages, each by the newest of its paragraphs.
+fn states(root: &Root) -> BTreeMap<String, State> {
+    let mut files = vec![root.path("/var/lib/dpkg/status")];
+    let newer = entries(&root.path("/var/lib/dpkg/updates")).unwrap_or_default();
+    files.extend(newer.into_iter().map(|(_, path)| path));
+    let text: String = files.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
+    let (mut states, mut package) = (BTreeMap::new(), "");
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("Package: ") {
+            package = name;
+        } else if let Some(status) = line.strip_prefix("Status: ") {
+            states.insert(package.to_string(), state(status));
+        }
+    }
+    states
+}
+
+/// Reads the three words of `Status`: what is wanted, whether there is an error, how it stands.
+fn state(status: &str) -> State {
+    let words: Vec<&str> = status.split_whitespace().collect();
+    let half = ["half-installed", "unpacked", "half-configured"];
+    State {
+        reinstall: words.get(1) == Some(&"reinstreq"),
+        half_way: words.get(2).is_some_and(|state| half.contains(state)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, error: &str, state: &str) -> String {
+        format!("Package: {name}\nStatus: install {error} {state}\nPriority: optional\n\n")
+    }
+
+    fn machine(status: &str, updates: &[&str]) -> (tempfile::TempDir, Root) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/var/lib/dpkg/updates")).unwrap();
+        fs::write(root.path("/var/lib/dpkg/status"), status).unwrap();
+        for (number, update) in updates.iter().enumerate() {
+            fs::write(root.path(format!("/var/lib/dpkg/updates/{number:04}")), update).unwrap();
+        }
+        (folder, root)
+    }
+
+    fn sets() -> [Vec<String>; 2] {
+        [vec!["docker-ce".to_string()], vec!["docker.io".to_string()]]
+    }
+
+    #[test]
+    fn what_was_unpacked_and_not_configured_is_half_installed() {
+        for state in ["half-installed", "unpacked", "half-configured"] {
+            let (_folder, root) = machine(&package("docker.io", "ok", state), &[]);
+            assert!(half_installed(&root, &sets()), "{state}");
+        }
+        for state in ["installed", "not-installed", "config-files"] {
+            let (_folder, root) = machine(&package("docker.io", "ok", state), &[]);
+            assert!(!half_installed(&root, &sets()), "{state}");
+        }
+    }
+
+    #[test]
+    fn the_newest_word_counts() {
+        let half = package("docker.io", "reinstreq", "half-installed");
+        let updates =
+            [package("docker.io", "ok", "unpacked"), package("docker.io", "ok", "installed")];
+        let (_folder, root) = machine(&half, &[&updates[0], &updates[1]]);
+        assert!(!half_installed(&root, &sets()));
+        assert_eq!(wanted_anew(&root), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_else_is_half_way_on_the_machine_is_not_the_engines() {
+        let status =
+            package("docker.io", "ok", "installed") + &package("docker.io-doc", "ok", "unpacked");
+        let (_folder, root) = machine(&status, &[]);
+        assert!(!half_installed(&root, &sets()));
+    }
+
+    #[test]
+    fn packages_that_must_be_unpacked_anew_are_named() {
+        let status = package("runc", "ok", "unpacked")
+            + &package("docker.io", "reinstreq", "half-installed")
+            + &package("tini", "ok", "installed");
+        let (_folder, root) = machine(&status, &[]);
+        assert_eq!(wanted_anew(&root), ["docker.io"]);
+    }
+
+    #[test]
+    fn a_machine_without_dpkg_has_nothing_half_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        assert!(!half_installed(&root, &sets()));
+        assert_eq!(wanted_anew(&root), [] as [&str; 0]);
+    }
+}
