@@ -214,9 +214,20 @@ async fn an_engine_whose_packages_were_left_half_way_is_not_taken_for_installed(
     let node = node(Mood::Answers);
     let root = Root::new(node.folder.path());
     put_executable(&root, "/usr/sbin/dockerd");
-    put_package(&root, "docker.io", "unpacked");
+    put_package(&root, "docker.io", "ok unpacked");
     assert_eq!(node.prepare().await.errors, []);
     assert_eq!(node.calls()[..2], [CE, IO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_package_that_apt_takes_for_installed_and_dpkg_does_not_is_unpacked_anew() {
+    let node = node(Mood::Answers);
+    let root = Root::new(node.folder.path());
+    put_executable(&root, "/usr/sbin/dockerd");
+    put_package(&root, "docker.io", "reinstreq half-installed");
+    assert_eq!(node.prepare().await.errors, []);
+    let mended = ["dpkg --configure -a", "fix-broken", "reinstall docker.io"];
+    assert_eq!(node.calls()[..5], [&mended[..], &[CE, IO]].concat());
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ const FILE: &str = "controller.json";
 
 /// What a controller said when it connected; empty where it did not say.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Identity {
     /// The controller's name for this host.
     pub host_uuid: String,

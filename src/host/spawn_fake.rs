@@ -107,6 +107,8 @@ impl Machine {
             ("update".to_string(), self.update())
         } else if word("--fix-broken") {
             ("fix-broken".to_string(), self.complete())
+        } else if word("--reinstall") {
+            (format!("reinstall {}", packages.join(" ")), self.unpack_anew(packages))
         } else {
             (format!("install {}", packages.join(" ")), self.install(packages))
         };
@@ -127,6 +129,11 @@ impl Machine {
 
     fn complete(&mut self) -> (i32, String) {
         self.interrupted = self.interrupted.saturating_sub(1);
+        (0, String::new())
+    }
+
+    fn unpack_anew(&mut self, packages: &[String]) -> (i32, String) {
+        packages.iter().for_each(|package| put_package(&self.root, package, "ok installed"));
         (0, String::new())
     }
 
@@ -162,7 +169,7 @@ impl Machine {
         }
         self.daemon_json = fs::read_to_string(self.root.path("/etc/docker/daemon.json")).ok();
         put_executable(&self.root, "/usr/sbin/dockerd");
-        put_package(&self.root, "docker.io", "installed");
+        put_package(&self.root, "docker.io", "ok installed");
         (0, format!("Setting up {} ...", packages.join(" ")))
     }
 }
@@ -175,10 +182,11 @@ pub fn put_executable(root: &Root, path: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Writes down the state of a package, the only one that dpkg knows then.
-pub fn put_package(root: &Root, package: &str, state: &str) {
+/// Writes down the state of a package, the only one that dpkg knows then; the words are dpkg's for an
+/// error and the state.
+pub fn put_package(root: &Root, package: &str, words: &str) {
     let dpkg = root.path("/var/lib/dpkg");
     fs::create_dir_all(dpkg.join("updates")).unwrap();
-    let status = format!("Package: {package}\nStatus: install ok {state}\n");
+    let status = format!("Package: {package}\nStatus: install {words}\n");
     fs::write(dpkg.join("status"), status).unwrap();
 }
