@@ -104,6 +104,35 @@ pub fn replace_file(
     Ok(())
 }
 
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreError::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// Replaces a file that need not outlast the boot; [`Store::read`] finds the content at any moment.
+///
+/// ext4 writes a file out when it is renamed over another (`auto_da_alloc`, ext4(5)), which takes
+/// longer than all the rest and as long as the disk is busy. So the old file is removed first, when
+/// the new one is whole.
+fn swap_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = new_beside(path);
+    let mut file =
+        File::options().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(bytes).inspect_err(|_| drop(fs::remove_file(&new)))?;
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => fs::rename(new, path),
+    }
+}
+
+/// Where the next content of a file is written before it takes the file's place.
+fn new_beside(path: &Path) -> PathBuf {
+    path.with_extension("json.new")
+}
+
 /// The agent's state folder.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -144,7 +173,10 @@ impl Store {
         let path = self.folder.join(name);
         serde_json::to_vec_pretty(value)
             .map_err(io::Error::from)
-            .and_then(|bytes| replace_file(&path, &bytes, 0o600, None, durability))
+            .and_then(|bytes| match durability {
+                Durability::Disk => replace_file(&path, &bytes, 0o600, None, durability),
+                Durability::Boot => swap_file(&path, &bytes),
+            })
             .map_err(|source| StoreError::Write { path, source })
     }
 
@@ -154,10 +186,17 @@ impl Store {
     /// [`StoreError::Read`] when the disk fails.
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
         let path = self.folder.join(name);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Read { path, source }),
+        let Some(bytes) = read_if_there(&path)? else {
+            // Cut off, or just being swapped: the new one is whole when the old one is away, and in
+            // its place when it is not there either.
+            let new = read_if_there(&new_beside(&path))?;
+            let new = new.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            return match new {
+                Some(value) => Ok(Some(value)),
+                None => {
+                    Ok(read_if_there(&path)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+                }
+            };
         };
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),
@@ -270,6 +309,25 @@ mod tests {
         assert_eq!(store.read::<Vec<u8>>("a.json").unwrap(), Some(vec![3]));
         assert_eq!(store.read::<Vec<u8>>("b.json").unwrap(), None);
         assert_eq!(fs::read_dir(dir.path().join("state")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_swap_that_was_cut_off_at_any_point_leaves_the_old_value_or_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (path, new) = (dir.path().join("a.json"), dir.path().join("a.json.new"));
+        let read = || store.read::<Vec<u8>>("a.json").unwrap();
+        fs::write(&new, "[1").unwrap();
+        assert_eq!(read(), None, "the very first write");
+        fs::write(&path, "[1]").unwrap();
+        fs::write(&new, "[2").unwrap();
+        assert_eq!(read(), Some(vec![1]), "while it is written");
+        fs::write(&new, "[2]").unwrap();
+        assert_eq!(read(), Some(vec![1]), "written");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read(), Some(vec![2]), "the old one is away");
+        store.write("a.json", &vec![3], Durability::Boot).unwrap();
+        assert_eq!((read(), new.exists()), (Some(vec![3]), false));
     }
 
     #[test]

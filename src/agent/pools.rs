@@ -146,7 +146,7 @@ impl Pools {
 
 async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat) {
     let mut idle = Some(work);
-    while let Some(work) = idle.take() {
+    while let Some(mut work) = idle.take() {
         let order = loop {
             tokio::select! {
                 // Both are cancel-safe: an order stays queued, a beat stays due.
@@ -155,6 +155,10 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat)
             }
         };
         let Some(order) = order else { return };
+        let Some(order) = answer_at_once(&mut work, order) else {
+            idle = Some(work);
+            continue;
+        };
         let done = blocking(move || execute(work, order));
         tokio::pin!(done);
         idle = loop {
@@ -166,6 +170,19 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat)
         };
     }
     tracing::error!("the owner of the hugepage pools broke off; the agent must be restarted");
+}
+
+/// Answers a plan that takes only a look at some counters, and gives back any other order. Handing it
+/// to another thread and back would take longer than that look.
+fn answer_at_once(work: &mut MemoryWork, order: Order) -> Option<Order> {
+    let Order::Prepare(order, reply) = order else { return Some(order) };
+    match work.plan_at_once(&order) {
+        Some(report) => {
+            let _ = reply.send(report);
+            None
+        }
+        None => Some(Order::Prepare(order, reply)),
+    }
 }
 
 /// Does one order; a caller that has gone away does not matter any more.

@@ -1,7 +1,5 @@
 //! Facts that procfs tells: memory, boot id, kernel, PID 1.
 
-use procfs::{FromRead, Meminfo};
-
 use super::files::read_text;
 use super::{HostError, Root};
 use crate::model::engine::Init;
@@ -13,15 +11,19 @@ use crate::model::pools::Memory;
 /// When `/proc/meminfo` cannot be read or lacks them.
 pub fn memory(root: &Root) -> Result<Memory, HostError> {
     let path = root.path("/proc/meminfo");
-    let unusable = |value: String| HostError::Parse {
-        path: path.clone(),
-        value,
-        expected: "the kernel's memory information with MemAvailable",
+    let text = read_text(&path)?;
+    let kib = |key: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(key))?;
+        value.trim().strip_suffix("kB")?.trim().parse().ok()
     };
-    let info = Meminfo::from_file(&path).map_err(|e| unusable(e.to_string()))?;
-    let available = info.mem_available.ok_or_else(|| unusable("no MemAvailable".to_string()))?;
-    // procfs gives bytes.
-    Ok(Memory { total_kib: info.mem_total / 1024, available_kib: available / 1024 })
+    match (kib("MemTotal:"), kib("MemAvailable:")) {
+        (Some(total_kib), Some(available_kib)) => Ok(Memory { total_kib, available_kib }),
+        _ => Err(HostError::Parse {
+            path,
+            value: text.chars().take(80).collect(),
+            expected: "the kernel's memory information with MemTotal and MemAvailable",
+        }),
+    }
 }
 
 /// The id of this boot, which tells one boot from the next.

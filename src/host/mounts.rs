@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount, umount2};
-use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, statfs};
+use nix::sys::statvfs::FsFlags;
 use procfs::FromRead;
 use procfs::process::MountInfos;
 
@@ -46,12 +47,26 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
     Ok(mounts.collect())
 }
 
-/// Whether what one reaches at `path` is a hugetlbfs with such pages; its block size is its page size.
-fn is_hugetlbfs(path: &Path, size: PageSize) -> bool {
-    statfs(path).is_ok_and(|fs| {
-        fs.filesystem_type() == HUGETLBFS_MAGIC
-            && u64::try_from(fs.block_size()).is_ok_and(|bytes| bytes == size.bytes())
+/// Whether `path` leads to a hugetlbfs with such pages that can be used: one that is not read-only
+/// and, as statfs(2) of a hugetlbfs tells it by zeros, has no limit of its own. Answered out of the
+/// kernel's memory.
+pub fn is_usable(root: &Root, path: &str, size: PageSize) -> bool {
+    statfs(&root.path(path)).is_ok_and(|fs| {
+        has_pages(&fs, size)
+            && !fs.flags().contains(FsFlags::ST_RDONLY)
+            && (fs.blocks(), fs.files()) == (0, 0)
     })
+}
+
+/// Whether what one reaches at `path` is a hugetlbfs with such pages.
+fn is_hugetlbfs(path: &Path, size: PageSize) -> bool {
+    statfs(path).is_ok_and(|fs| has_pages(&fs, size))
+}
+
+/// The block size of a hugetlbfs is its page size.
+fn has_pages(fs: &Statfs, size: PageSize) -> bool {
+    fs.filesystem_type() == HUGETLBFS_MAGIC
+        && u64::try_from(fs.block_size()).is_ok_and(|bytes| bytes == size.bytes())
 }
 
 /// Mounts a hugetlbfs, makes its folder when it is missing, and looks whether it is there. What fails

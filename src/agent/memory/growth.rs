@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{MemoryOrder, MemoryWork, pages_text};
 use crate::model::fault::Fault;
-use crate::model::pools::{Intent, PagesByPool, Pool, PoolKey};
+use crate::model::pools::{Intent, PagesByPool, Pool, PoolKey, PoolsSeen};
 use crate::model::prepare::{PartReport, ResizePool, Step, StepOutcome, StepReport};
 use crate::plan::hugepages::{self, Decision, OnShortfall, Trial, Trials, next_effort};
 
@@ -61,23 +61,12 @@ impl MemoryWork {
         let within = self.pools.write_timeout;
         let deadline = Instant::now() + within;
         let limits = Limits { deadline, within, cancelled: &order.cancelled };
-        let on_shortfall =
-            if order.keep_partial { OnShortfall::TakeTheRest } else { OnShortfall::Stop };
         for round in 0..MOST_ROUNDS {
             let seen = self.observer.pools()?;
             if round == 0 {
                 self.books.settle(&seen);
             }
-            let grown = self.books.ledger().by_pool();
-            let decision = hugepages::grow(
-                &order.goal,
-                &seen,
-                &grown,
-                &self.pools,
-                &growth.trials,
-                on_shortfall,
-            );
-            let steps = match decision {
+            let steps = match self.decide(order, &seen, growth) {
                 Decision::Holds => return limits.check_cancelled(),
                 Decision::Short(fault) | Decision::Refused(fault) => return Err(fault),
                 Decision::Steps(steps) if order.dry_run => {
@@ -98,6 +87,19 @@ impl MemoryWork {
                  when it is done"
             ),
         ))
+    }
+
+    /// Plans the next round from what is `seen` and from what the rounds before came to.
+    pub(super) fn decide(
+        &self,
+        order: &MemoryOrder,
+        seen: &PoolsSeen,
+        growth: &Growth,
+    ) -> Decision {
+        let on_shortfall =
+            if order.keep_partial { OnShortfall::TakeTheRest } else { OnShortfall::Stop };
+        let grown = self.books.ledger().by_pool();
+        hugepages::grow(&order.goal, seen, &grown, &self.pools, &growth.trials, on_shortfall)
     }
 
     fn apply(&mut self, step: &Step, growth: &mut Growth, limits: &Limits) -> Result<(), Fault> {

@@ -7,6 +7,7 @@
 mod books;
 mod growth;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -24,7 +25,7 @@ use crate::model::policy::{MountPolicy, PoolPolicy};
 use crate::model::pools::{PagesByPool, PoolGoal, PoolKey};
 use crate::model::prepare::{PartReport, ReclaimReport, ResizePool, Step, StepOutcome, StepReport};
 use crate::model::units::{NumaNode, PageSize};
-use crate::plan::hugepages;
+use crate::plan::hugepages::{self, Decision};
 use crate::plan::mounts::{self, MountPlan};
 use crate::store::Store;
 
@@ -69,6 +70,8 @@ pub struct MemoryWork {
     pools: PoolPolicy,
     mount: MountPolicy,
     books: Books,
+    /// The mounts that were found good or made, by page size.
+    mounted: BTreeMap<PageSize, String>,
     progress: ProgressSink,
 }
 
@@ -86,7 +89,8 @@ impl MemoryWork {
         progress: ProgressSink,
     ) -> Result<MemoryWork, Fault> {
         let books = Books::open(store, observer.boot_id()?)?;
-        Ok(MemoryWork { observer, applier, pools, mount, books, progress })
+        let mounted = BTreeMap::new();
+        Ok(MemoryWork { observer, applier, pools, mount, books, mounted, progress })
     }
 
     /// The books for others, who see each change before the caller that caused it is answered.
@@ -97,6 +101,29 @@ impl MemoryWork {
     /// Whether what the last boot held was taken again in this one.
     pub fn is_restored(&self) -> bool {
         self.books.ledger().restored
+    }
+
+    /// The plan of an order that is a dry run, when it takes no more than a look at some counters;
+    /// `None` when it takes more: a mount that is not known yet, or a wish that cannot be met.
+    ///
+    /// Unlike all else here it may be called where nothing may block: counters in sysfs and the state
+    /// of a hugetlbfs are answered out of the kernel's memory.
+    pub fn plan_at_once(&mut self, order: &MemoryOrder) -> Option<PartReport> {
+        if !order.dry_run {
+            return None;
+        }
+        let known = |size: &PageSize| {
+            self.mounted.get(size).filter(|path| self.observer.is_usable(path, *size)).cloned()
+        };
+        let mounts = order.mounts.iter().map(known).collect::<Option<_>>()?;
+        let seen = self.observer.pools().ok()?;
+        self.books.settle(&seen);
+        let steps = match self.decide(order, &seen, &Growth::default()) {
+            Decision::Holds => Vec::new(),
+            Decision::Steps(steps) => steps.iter().map(StepReport::planned).collect(),
+            Decision::Short(_) | Decision::Refused(_) => return None,
+        };
+        Some(PartReport { steps, mounts, ..PartReport::default() })
     }
 
     /// Grows pools and makes mounts until the order holds.
@@ -229,9 +256,15 @@ impl MemoryWork {
         self.books.gave_back(&resized)
     }
 
-    fn mount(&self, size: PageSize, dry_run: bool, report: &mut PartReport) -> Result<(), Fault> {
+    fn mount(
+        &mut self,
+        size: PageSize,
+        dry_run: bool,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
         let step = match mounts::plan(size, &self.observer.mounts()?, &self.mount) {
             MountPlan::Use(path) => {
+                self.mounted.insert(size, path.clone());
                 report.mounts.push(path);
                 return Ok(());
             }

@@ -7,6 +7,7 @@ use crate::host::{HostError, Root, facts, mounts};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
 use crate::model::pools::PoolsSeen;
+use crate::model::units::PageSize;
 
 /// Looks at the memory of one machine.
 #[derive(Debug, Clone)]
@@ -46,6 +47,11 @@ impl MemoryObserver {
     /// When the mount table cannot be read.
     pub fn mounts(&self) -> Result<Vec<HugetlbMount>, Fault> {
         Ok(mounts::hugetlb_mounts(&self.root)?)
+    }
+
+    /// Whether `path` leads to a hugetlbfs with such pages that can be used.
+    pub fn is_usable(&self, path: &str, size: PageSize) -> bool {
+        mounts::is_usable(&self.root, path, size)
     }
 
     /// The id of this boot.
