@@ -249,8 +249,9 @@ async fn every_line_of_the_log_is_a_json_object_where_there_is_no_terminal() {
 }
 
 #[tokio::test]
-async fn a_call_that_changes_the_node_has_a_line_when_it_begins_and_one_when_it_ends() {
-    let place = Place::on("two-node").mounted();
+async fn a_call_that_may_change_the_node_has_a_line_when_it_ends_and_to_who_wants_it_when_it_begins()
+ {
+    let place = Place::on("two-node").mounted().settings("[log]\nlevel = \"debug\"\n");
     let mut agent = place.ready().await;
     let controller = Controller::start().await;
     let body = r#"{"hugepages":[{"pages":1}]}"#;
@@ -265,21 +266,31 @@ async fn a_call_that_changes_the_node_has_a_line_when_it_begins_and_one_when_it_
     assert_eq!(agent.stop().await.code(), Some(0));
     let log = agent.log();
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let routes = |message: &str| {
-        let lines = lines.iter().filter(|line| line["message"] == message);
-        lines.map(|line| line["route"].as_str().unwrap()).collect::<Vec<_>>()
+    let of = |level: &str| {
+        let lines = lines.iter().filter(|line| line["level"] == level && line["route"].is_string());
+        lines.collect::<Vec<_>>()
+    };
+    let (begins, ends) = (of("DEBUG"), of("INFO"));
+    let routes = |lines: &[&Value]| {
+        lines.iter().map(|line| line["route"].as_str().unwrap().to_string()).collect::<Vec<_>>()
     };
     let expected = ["prepareenv", "prepareenv", "prepare", "reclaim", "restore"];
-    assert_eq!((routes("call begins"), routes("call ends")), (expected.into(), expected.into()));
-    let ends: Vec<_> = lines.iter().filter(|line| line["message"] == "call ends").collect();
+    assert_eq!(
+        (routes(&begins), routes(&ends)),
+        (expected.map(String::from).into(), expected.map(String::from).into())
+    );
+    assert_eq!(
+        (&begins[0]["message"], &ends[1]["message"]),
+        (&json!("prepareenv begins"), &json!("prepareenv: failed"))
+    );
     assert_eq!((&ends[0]["task"], &ends[0]["outcome"]), (&json!(task(1)), &json!("done")));
     assert_eq!(
         (&ends[1]["outcome"], &ends[1]["code"]),
         (&json!("failed"), &json!("too-many-pages"))
     );
     assert_eq!(ends[2]["outcome"], "holds");
-    let begins = lines.iter().find(|line| line["message"] == "call begins").unwrap();
-    assert!(begins["span"]["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{begins}");
+    let peer = begins[0]["span"]["peer"].as_str().unwrap();
+    assert!(peer.starts_with("127.0.0.1:"), "{peer}");
 }
 
 #[tokio::test]

@@ -157,7 +157,7 @@ impl Owner {
             Store::open(state.path())?,
             ProgressSink::default(),
         )?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let pools = runtime.block_on(async {
             Pools::start(work, settings.pool_policy().write_timeout, Pulse::default().register())
         });

@@ -302,8 +302,12 @@ async fn a_daemon_json_that_changed_after_the_plan_is_not_overwritten() {
     put_executable(&root, "/etc/docker/daemon.json");
     let there = daemon_json::read(&root, "/etc/docker/daemon.json");
     let path = policy().daemon_json;
-    let step =
-        Step::WriteDaemonJson { path, text: r#"{"iptables": false}"#.into(), replaces: false };
+    let step = Step::WriteDaemonJson {
+        path,
+        text: r#"{"iptables": false}"#.into(),
+        adds: String::new(),
+        replaces: false,
+    };
     let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
     says(&fault, "daemon-json-changed", &["/etc/docker/daemon.json", "prepare again"]);
     assert_eq!(daemon_json::read(&root, "/etc/docker/daemon.json"), there);

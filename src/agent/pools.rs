@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::memory::{MemoryOrder, MemoryWork, Published, ReclaimOrder};
@@ -155,6 +156,8 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat)
             }
         };
         let Some(order) = order else { return };
+        // Who only has to ask somebody else, such as the engine's owner, asks before this thread looks.
+        yield_now().await;
         let Some(order) = answer_at_once(&mut work, order) else {
             idle = Some(work);
             continue;

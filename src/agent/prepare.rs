@@ -122,12 +122,13 @@ fn start(pools: &Pools, engine: &Engine, manage_engine: bool, request: PrepareRe
 async fn work(pools: &Pools, engine: Option<&Engine>, request: PrepareRequest) -> PrepareReport {
     let began = Instant::now();
     let dry_run = request.dry_run;
-    let planned = tokio::join!(memory(pools, &request, true), prepare_engine(engine, true));
+    // The engine first: the pools are looked at while it answers.
+    let planned = tokio::join!(prepare_engine(engine, true), memory(pools, &request, true));
     let (mut memory_part, engine_part) = match planned {
-        (memory_part, engine_part) if dry_run || !memory_part.errors.is_empty() => {
+        (engine_part, memory_part) if dry_run || !memory_part.errors.is_empty() => {
             (memory_part, engine_part)
         }
-        (memory_part, engine_part) => tokio::join!(
+        (engine_part, memory_part) => tokio::join!(
             async {
                 match memory_part.steps.is_empty() {
                     true => memory_part,

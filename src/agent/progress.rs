@@ -25,12 +25,10 @@ impl ProgressSink {
 
     /// A step begins.
     pub fn begun(&self, step: &Step) {
-        let step_name = step.name().to_string();
-        let _ = self.0.send(Progress::Begun {
-            area: step.area(),
-            step: step_name,
-            subject: step.subject(),
-        });
+        let (name, subject) = (step.name(), step.subject());
+        tracing::info!(step = name, subject, "{name} {subject} begins");
+        let (area, step) = (step.area(), name.to_string());
+        let _ = self.0.send(Progress::Begun { area, step, subject });
     }
 
     /// The step at work printed a line.
@@ -41,9 +39,17 @@ impl ProgressSink {
 
     /// A step ended.
     pub fn ended(&self, report: &StepReport) {
+        let StepReport { step, subject, before, after, outcome, .. } = report;
+        let outcome = outcome.word();
+        // journalctl shows nothing but the text.
         tracing::info!(
-            step = report.step, subject = report.subject, before = report.before,
-            after = report.after, outcome = ?report.outcome, ms = report.duration_ms, "step"
+            step,
+            subject,
+            before,
+            after,
+            outcome,
+            ms = report.duration_ms,
+            "{step} {subject}: {before} -> {after} ({outcome})"
         );
         let _ = self.0.send(Progress::Ended(report.clone()));
     }

@@ -1,10 +1,10 @@
-//! One line in the log when a call that changes the node begins, and one when it ends. Never what a
-//! body says.
+//! One line in the log for each call that may change the node: when it ends, with what came of it. That
+//! it begins is told to who wants more (`debug`); its steps are told one by one. Never what a body says.
 
 use std::time::Instant;
 
 use crate::model::fault::Fault;
-use crate::model::prepare::{Outcome, PrepareReport};
+use crate::model::prepare::PrepareReport;
 use crate::model::task::TaskId;
 
 /// A call at work. One that is dropped before it ended has lost its caller.
@@ -19,7 +19,7 @@ pub struct Call {
 impl Call {
     /// Notes that it begins.
     pub fn begins(route: &'static str, task: Option<&TaskId>) -> Call {
-        tracing::info!(route, task = task.map(TaskId::as_str), "call begins");
+        tracing::debug!(route, task = task.map(TaskId::as_str), "{route} begins");
         Call { route, task: task.cloned(), began: Instant::now(), ended: false }
     }
 
@@ -33,20 +33,14 @@ impl Call {
 
     /// Notes how a prepare or a restore ended.
     pub fn reports(mut self, report: &PrepareReport) {
-        let outcome = match report.outcome {
-            Outcome::Holds => "holds",
-            Outcome::Changed => "changed",
-            Outcome::WouldChange => "wouldChange",
-            Outcome::Failed => "failed",
-        };
-        self.note(outcome, report.errors.first().map(|fault| fault.code.as_ref()));
+        self.note(report.outcome.word(), report.errors.first().map(|fault| fault.code.as_ref()));
     }
 
     fn note(&mut self, outcome: &str, code: Option<&str>) {
         self.ended = true;
         let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
-        tracing::info!(route = self.route, task, outcome, code, ms, "call ends");
+        tracing::info!(route = self.route, task, outcome, code, ms, "{}: {outcome}", self.route);
     }
 }
 

@@ -77,12 +77,7 @@ fn table(header: &[&str]) -> Table {
 fn steps(steps: &[StepReport]) -> String {
     let mut table = table(&["STEP", "ON", "BEFORE", "AFTER", "OUTCOME", "MS"]);
     for step in steps {
-        let outcome = match step.outcome {
-            StepOutcome::Planned => "planned",
-            StepOutcome::Done => "done",
-            StepOutcome::Short => "short",
-            StepOutcome::Failed => "failed",
-        };
+        let outcome = step.outcome.word();
         let ms = match step.outcome {
             StepOutcome::Planned => String::new(),
             _ => format!("{:.1}", step.duration_ms),

@@ -30,7 +30,8 @@ pub(super) fn start(log: &Log, daemon: bool) -> Result<()> {
             journald.with_syslog_identifier("vhost-agent".to_string()).boxed()
         }
         LogFormat::Json => {
-            fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
+            let json = fmt::layer().json().flatten_event(true).with_span_list(false);
+            json.with_writer(std::io::stderr).boxed()
         }
         LogFormat::Human | LogFormat::Auto => fmt::layer()
             .with_target(false)

@@ -19,11 +19,13 @@ pub mod spawn;
 #[cfg(test)]
 pub mod spawn_fake;
 pub mod systemd;
+pub mod unchanged;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
 
 use crate::model::fault::{Fault, chain};
+use crate::model::pools::PoolKey;
 
 /// The folder that stands for `/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +64,12 @@ pub enum HostError {
         value: String,
         /// What it should hold.
         expected: &'static str,
+    },
+    /// There is no such pool.
+    #[error("this machine has no pool {key}: see `vhost-agent status` for those it has")]
+    NoPool {
+        /// Which.
+        key: PoolKey,
     },
     /// A value could not be written.
     #[error("cannot write '{value}' to {path}{hint}")]
@@ -128,7 +136,9 @@ pub enum HostError {
 impl From<HostError> for Fault {
     fn from(error: HostError) -> Fault {
         let code = match &error {
-            HostError::Read { .. } | HostError::Parse { .. } => "host-unreadable",
+            HostError::Read { .. } | HostError::Parse { .. } | HostError::NoPool { .. } => {
+                "host-unreadable"
+            }
             HostError::Write { .. } | HostError::MakeFolder { .. } => "host-unwritable",
             HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
             HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",

@@ -5,10 +5,9 @@ use super::process::find_executable;
 use super::spawn::{Invocation, RunEnd};
 use crate::model::engine::PackageManager;
 
-/// The package manager of this machine. dnf before yum: where both are, yum is a link to it.
+/// The package manager of this machine.
 pub fn find(root: &Root) -> Option<PackageManager> {
-    use PackageManager::{Apt, Dnf, Yum, Zypper};
-    [Apt, Dnf, Yum, Zypper]
+    PackageManager::ALL
         .into_iter()
         .find(|manager| find_executable(root, manager.command()).is_some())
 }

@@ -1,7 +1,8 @@
 //! Hugepage pools in sysfs, one per page size and NUMA node
 //! (Documentation/admin-guide/mm/hugetlbpage.rst; field notes 2 to 4).
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::files::{entries, read_list, read_number, write_value};
 use super::{HostError, Root};
@@ -14,11 +15,40 @@ const MACHINE: &str = "/sys/kernel/mm/hugepages";
 /// The pools of this machine, found once: page sizes and NUMA nodes do not come and go while it runs.
 #[derive(Debug, Clone)]
 pub struct PoolFiles {
-    root: Root,
-    keys: Vec<PoolKey>,
-    sizes: Vec<PageSize>,
-    /// Whether the kernel has a knob for each node; without NUMA there is only the machine's.
-    per_node: bool,
+    pools: Vec<PoolFolder>,
+    /// `resv_hugepages` of each size.
+    reserved: Vec<(PageSize, PathBuf)>,
+    /// The list of nodes with CPUs; none where the kernel has no NUMA.
+    cpu_nodes: Option<PathBuf>,
+}
+
+/// The knobs of one pool.
+#[derive(Debug, Clone)]
+struct PoolFolder {
+    key: PoolKey,
+    total: PathBuf,
+    free: PathBuf,
+    surplus: PathBuf,
+}
+
+impl PoolFolder {
+    fn new(key: PoolKey, folder: &Path) -> PoolFolder {
+        PoolFolder {
+            key,
+            total: folder.join("nr_hugepages"),
+            free: folder.join("free_hugepages"),
+            surplus: folder.join("surplus_hugepages"),
+        }
+    }
+
+    fn read(&self) -> Result<Pool, HostError> {
+        Ok(Pool {
+            key: self.key,
+            total: read_number(&self.total)?,
+            free: read_number(&self.free)?,
+            surplus: read_number(&self.surplus)?,
+        })
+    }
 }
 
 impl PoolFiles {
@@ -27,56 +57,53 @@ impl PoolFiles {
     /// # Errors
     /// When sysfs cannot be listed.
     pub fn find(root: &Root) -> Result<PoolFiles, HostError> {
-        let sizes: Vec<PageSize> =
-            entries(&root.path(MACHINE))?.iter().filter_map(|(name, _)| size_of(name)).collect();
-        let mut keys = Vec::new();
+        let machine = folders_by_size(&root.path(MACHINE))?;
+        let mut pools = Vec::new();
         for (name, path) in entries(&root.path(NODES))? {
             let Some(node) = name.strip_prefix("node").and_then(|n| n.parse().ok()) else {
                 continue;
             };
-            let found = entries(&path.join("hugepages"))?;
-            let sizes = found.iter().filter_map(|(name, _)| size_of(name));
-            keys.extend(sizes.map(|size| PoolKey { size, node: NumaNode(node) }));
+            let found = folders_by_size(&path.join("hugepages"))?;
+            let key = |size| PoolKey { size, node: NumaNode(node) };
+            pools.extend(found.iter().map(|(size, path)| PoolFolder::new(key(*size), path)));
         }
-        let per_node = !keys.is_empty();
+        let per_node = !pools.is_empty();
         if !per_node {
-            keys.extend(sizes.iter().map(|size| PoolKey { size: *size, node: NumaNode(0) }));
+            // Without NUMA there is only the machine's knob.
+            let key = |size| PoolKey { size, node: NumaNode(0) };
+            pools.extend(machine.iter().map(|(size, path)| PoolFolder::new(key(*size), path)));
         }
-        keys.sort_unstable();
-        Ok(PoolFiles { root: root.clone(), keys, sizes, per_node })
+        pools.sort_unstable_by_key(|pool| pool.key);
+        let reserved = |(size, path): (_, PathBuf)| (size, path.join("resv_hugepages"));
+        Ok(PoolFiles {
+            pools,
+            reserved: machine.into_iter().map(reserved).collect(),
+            cpu_nodes: per_node.then(|| root.path(NODES).join("has_cpu")),
+        })
     }
 
-    /// Each pool's key.
-    pub fn keys(&self) -> &[PoolKey] {
-        &self.keys
-    }
-
-    /// Page sizes that the machine has pools for.
-    pub fn sizes(&self) -> &[PageSize] {
-        &self.sizes
+    /// Reads all pools.
+    ///
+    /// # Errors
+    /// When a counter cannot be read.
+    pub fn read_all(&self) -> Result<Vec<Pool>, HostError> {
+        self.pools.iter().map(PoolFolder::read).collect()
     }
 
     /// Reads one pool.
     ///
     /// # Errors
-    /// When a counter cannot be read.
+    /// When there is no such pool, or a counter cannot be read.
     pub fn read(&self, key: PoolKey) -> Result<Pool, HostError> {
-        let folder = self.folder(key);
-        Ok(Pool {
-            key,
-            total: read_number(&folder.join("nr_hugepages"))?,
-            free: read_number(&folder.join("free_hugepages"))?,
-            surplus: read_number(&folder.join("surplus_hugepages"))?,
-        })
+        self.folder(key)?.read()
     }
 
-    /// Free pages of that size which are promised to somebody, on the whole machine.
+    /// Free pages of each size which are promised to somebody, on the whole machine.
     ///
     /// # Errors
-    /// When the counter cannot be read.
-    pub fn reserved(&self, size: PageSize) -> Result<u64, HostError> {
-        let folder = format!("{MACHINE}/hugepages-{}kB/resv_hugepages", size.kib());
-        read_number(&self.root.path(folder))
+    /// When a counter cannot be read.
+    pub fn reserved(&self) -> Result<BTreeMap<PageSize, u64>, HostError> {
+        self.reserved.iter().map(|(size, path)| Ok((*size, read_number(path)?))).collect()
     }
 
     /// Asks the kernel for `pages` persistent pages; it takes what it can get and does not say so.
@@ -85,7 +112,7 @@ impl PoolFiles {
     /// # Errors
     /// When the knob cannot be written.
     pub fn write(&self, key: PoolKey, pages: u64) -> Result<(), HostError> {
-        write_value(&self.folder(key).join("nr_hugepages"), &pages.to_string())
+        write_value(&self.folder(key)?.total, &pages.to_string())
     }
 
     /// Nodes with CPUs.
@@ -93,20 +120,21 @@ impl PoolFiles {
     /// # Errors
     /// When the list is there but cannot be read.
     pub fn cpu_nodes(&self) -> Result<Vec<NumaNode>, HostError> {
-        if !self.per_node {
-            return Ok(vec![NumaNode(0)]);
+        match &self.cpu_nodes {
+            Some(path) => Ok(read_list(path)?.into_iter().map(NumaNode).collect()),
+            None => Ok(vec![NumaNode(0)]),
         }
-        let path = self.root.path(format!("{NODES}/has_cpu"));
-        Ok(read_list(&path)?.into_iter().map(NumaNode).collect())
     }
 
-    fn folder(&self, key: PoolKey) -> PathBuf {
-        let size = key.size.kib();
-        self.root.path(match self.per_node {
-            true => format!("{NODES}/{}/hugepages/hugepages-{size}kB", key.node),
-            false => format!("{MACHINE}/hugepages-{size}kB"),
-        })
+    fn folder(&self, key: PoolKey) -> Result<&PoolFolder, HostError> {
+        self.pools.iter().find(|pool| pool.key == key).ok_or(HostError::NoPool { key })
     }
+}
+
+/// The folders of pools in `folder`.
+fn folders_by_size(folder: &Path) -> Result<Vec<(PageSize, PathBuf)>, HostError> {
+    let found = entries(folder)?.into_iter();
+    Ok(found.filter_map(|(name, path)| Some((size_of(&name)?, path))).collect())
 }
 
 fn size_of(folder: &str) -> Option<PageSize> {

@@ -54,13 +54,17 @@ pub fn file_stamp(root: &Root, path: &str) -> Option<FileStamp> {
     Some(FileStamp { path: path.to_string(), inode: meta.ino(), modified })
 }
 
-/// Where an executable lies, by the usual search path; an absolute name is taken as it is.
-pub fn find_executable(root: &Root, name: &str) -> Option<String> {
-    let candidates: Vec<String> = match name.starts_with('/') {
+/// Where an executable may lie, by the usual search path; an absolute name is taken as it is.
+pub fn candidates(name: &str) -> Vec<String> {
+    match name.starts_with('/') {
         true => vec![name.to_string()],
         false => FOLDERS.iter().map(|folder| format!("{folder}/{name}")).collect(),
-    };
-    candidates.into_iter().find(|path| {
+    }
+}
+
+/// Where an executable lies.
+pub fn find_executable(root: &Root, name: &str) -> Option<String> {
+    candidates(name).into_iter().find(|path| {
         fs::metadata(root.path(path))
             .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })

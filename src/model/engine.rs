@@ -123,6 +123,11 @@ pub enum PackageManager {
 }
 
 impl PackageManager {
+    /// Each, in the order in which they are looked for. dnf before yum: where both are, yum is a
+    /// link to it.
+    pub const ALL: [PackageManager; 4] =
+        [PackageManager::Apt, PackageManager::Dnf, PackageManager::Yum, PackageManager::Zypper];
+
     /// The executable's name.
     pub fn command(self) -> &'static str {
         match self {

@@ -74,6 +74,13 @@ impl PoolsSeen {
         self.pools.iter().find(|pool| pool.key == key)
     }
 
+    /// Puts a newer look at one pool in the place of the older one.
+    pub fn replace(&mut self, newer: Pool) {
+        for pool in self.pools.iter_mut().filter(|pool| pool.key == newer.key) {
+            *pool = newer;
+        }
+    }
+
     /// Page sizes that this kernel has pools for.
     pub fn sizes(&self) -> Vec<PageSize> {
         let mut sizes: Vec<PageSize> = self.pools.iter().map(|pool| pool.key.size).collect();

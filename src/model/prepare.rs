@@ -62,8 +62,10 @@ pub enum Step {
     WriteDaemonJson {
         /// Where.
         path: String,
-        /// The whole new text.
+        /// The whole new text; it may hold the operator's secrets and is not told.
         text: String,
+        /// What is new in it.
+        adds: String,
         /// Whether a file is there already.
         replaces: bool,
     },
@@ -169,9 +171,9 @@ impl Step {
             Step::Compact(_) => words("fragmented", "compacted"),
             Step::DropPageCache => words("cached", "dropped"),
             Step::Mount { .. } => words("absent", "mounted"),
-            Step::WriteDaemonJson { text, replaces, .. } => {
-                let before = if *replaces { "without the wanted key" } else { "absent" };
-                (before.to_string(), text.split_whitespace().collect::<Vec<_>>().join(" "))
+            Step::WriteDaemonJson { adds, replaces, .. } => {
+                let before = if *replaces { "without it" } else { "absent" };
+                (before.to_string(), adds.clone())
             }
             Step::Install { sets, .. } => {
                 let sets: Vec<String> = sets.iter().map(|set| set.join(" ")).collect();
@@ -198,6 +200,18 @@ pub enum StepOutcome {
     Short,
     /// It failed; the report's error says why.
     Failed,
+}
+
+impl StepOutcome {
+    /// As it stands in reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            StepOutcome::Planned => "planned",
+            StepOutcome::Done => "done",
+            StepOutcome::Short => "short",
+            StepOutcome::Failed => "failed",
+        }
+    }
 }
 
 /// One step as it went.
@@ -259,6 +273,18 @@ pub enum Outcome {
     WouldChange,
     /// Something is missing still.
     Failed,
+}
+
+impl Outcome {
+    /// As it stands in reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Holds => "holds",
+            Outcome::Changed => "changed",
+            Outcome::WouldChange => "wouldChange",
+            Outcome::Failed => "failed",
+        }
+    }
 }
 
 /// What one part of a prepare did: the pools with their mounts, or the engine.

@@ -90,7 +90,8 @@ impl EnginePlan {
             Merge::Operator(finding) => self.findings.push(finding),
             Merge::Write(text) => {
                 let replaces = seen.daemon_json != DaemonJson::Absent;
-                self.steps.push(Step::WriteDaemonJson { path, text, replaces });
+                let adds = format!("\"{KEY}\": false");
+                self.steps.push(Step::WriteDaemonJson { path, text, adds, replaces });
             }
         }
         Ok(())

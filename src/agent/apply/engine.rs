@@ -55,8 +55,9 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         line: impl Fn(String) + Send + Sync,
     ) -> Result<String, Fault> {
         match step {
-            Step::WriteDaemonJson { path, text, .. } => {
-                self.write_daemon_json(path, text, &seen.daemon_json).await
+            Step::WriteDaemonJson { path, text, adds, .. } => {
+                self.write_daemon_json(path, text, &seen.daemon_json).await?;
+                Ok(adds.clone())
             }
             Step::Install { manager, sets } => {
                 Installation::new(&self.root, &self.spawner, &self.policy, *manager, line)
@@ -88,15 +89,13 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         path: &str,
         text: &str,
         planned_on: &DaemonJson,
-    ) -> Result<String, Fault> {
+    ) -> Result<(), Fault> {
         let (root, at, new) = (self.root.clone(), path.to_string(), text.to_string());
         let planned_on = planned_on.clone();
         let write = move || daemon_json::replace(&root, &at, &new, &planned_on);
         let after = blocking(write).await?.map_err(|e| host_fault("daemon-json-unwritable", &e))?;
         match after {
-            DaemonJson::Object { text: there, .. } if there == text => {
-                Ok(there.split_whitespace().collect::<Vec<_>>().join(" "))
-            }
+            DaemonJson::Object { text: there, .. } if there == text => Ok(()),
             _ => Err(Fault::new(
                 "daemon-json-changed",
                 format!(

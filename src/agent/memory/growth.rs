@@ -61,11 +61,9 @@ impl MemoryWork {
         let within = self.pools.write_timeout;
         let deadline = Instant::now() + within;
         let limits = Limits { deadline, within, cancelled: &order.cancelled };
-        for round in 0..MOST_ROUNDS {
-            let seen = self.observer.pools()?;
-            if round == 0 {
-                self.books.settle(&seen);
-            }
+        let mut seen = self.observer.pools()?;
+        self.books.settle(&seen);
+        for _ in 0..MOST_ROUNDS {
             let steps = match self.decide(order, &seen, growth) {
                 Decision::Holds => return limits.check_cancelled(),
                 Decision::Short(fault) | Decision::Refused(fault) => return Err(fault),
@@ -76,7 +74,11 @@ impl MemoryWork {
                 Decision::Steps(steps) => steps,
             };
             for step in &steps {
-                self.apply(step, growth, &limits)?;
+                self.apply(step, &mut seen, growth, &limits)?;
+            }
+            // What was written was read back; where the goal holds by that, nothing else matters.
+            if self.decide(order, &seen, growth) != Decision::Holds {
+                seen = self.observer.pools()?;
             }
         }
         Err(Fault::new(
@@ -102,9 +104,20 @@ impl MemoryWork {
         hugepages::grow(&order.goal, seen, &grown, &self.pools, &growth.trials, on_shortfall)
     }
 
-    fn apply(&mut self, step: &Step, growth: &mut Growth, limits: &Limits) -> Result<(), Fault> {
+    /// Does one step; what it reads back goes into `seen`.
+    fn apply(
+        &mut self,
+        step: &Step,
+        seen: &mut PoolsSeen,
+        growth: &mut Growth,
+        limits: &Limits,
+    ) -> Result<(), Fault> {
         match step {
-            Step::Grow(resize) => self.raise(step, *resize, growth, limits),
+            Step::Grow(resize) => {
+                let pool = self.raise(step, *resize, growth, limits)?;
+                seen.replace(pool);
+                Ok(())
+            }
             Step::Compact(node) => {
                 let (applier, node) = (&self.applier, *node);
                 self.simply(step, &mut growth.report, || applier.compact(node))
@@ -119,18 +132,18 @@ impl MemoryWork {
         }
     }
 
-    /// Raises one pool in portions until it gives less than it was asked for.
+    /// Raises one pool in portions until it gives less than it was asked for; returns how it stands.
     fn raise(
         &mut self,
         step: &Step,
         resize: ResizePool,
         growth: &mut Growth,
         limits: &Limits,
-    ) -> Result<(), Fault> {
+    ) -> Result<Pool, Fault> {
         let first = self.applier.pool(resize.pool)?;
         if first.total != resize.from {
             // Somebody resized it since it was looked at: the next round plans anew.
-            return Ok(());
+            return Ok(first);
         }
         self.progress.begun(step);
         let began = Instant::now();
@@ -147,7 +160,7 @@ impl MemoryWork {
         };
         let (from, to) = (pages_text(first.total), pages_text(last.total));
         self.note(StepReport::of(step, from, to, outcome, began.elapsed()), &mut growth.report);
-        broke.map_or(Ok(()), Err)
+        broke.map_or(Ok(last), Err)
     }
 
     /// Returns the pool as it stands at the end, and why that is not where it should be, when that

@@ -1,4 +1,7 @@
 //! The engine: whether it answers, its process, its files, its unit.
+//!
+//! What lies on the disk is read on a blocking thread, and not again before the kernel tells that
+//! something happened there: a look at an engine in place waits for nothing but the engine.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,6 +9,7 @@ use super::blocking;
 pub use crate::docker::Engine as Answers;
 use crate::docker::EngineError;
 use crate::host::systemd::Systemd;
+use crate::host::unchanged::Unchanged;
 use crate::host::{Root, daemon_json, dpkg, facts, packages, process};
 use crate::model::engine::{
     EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, PackageManager, UnitState,
@@ -23,6 +27,8 @@ pub struct EngineObserver<E> {
     init: Init,
     /// The version that a process told: asking it is dear, and it cannot change while it lives.
     told: Mutex<Option<(EngineProcess, EngineVersion)>>,
+    /// The files of an engine that runs, as long as they are unchanged.
+    read: Mutex<Option<(EngineSeen, Unchanged)>>,
 }
 
 impl<E: Answers> EngineObserver<E> {
@@ -34,7 +40,8 @@ impl<E: Answers> EngineObserver<E> {
         systemd: Arc<Systemd>,
     ) -> EngineObserver<E> {
         let init = facts::init(root);
-        EngineObserver { root: root.clone(), policy, engine, systemd, init, told: Mutex::new(None) }
+        let (told, read) = (Mutex::new(None), Mutex::new(None));
+        EngineObserver { root: root.clone(), policy, engine, systemd, init, told, read }
     }
 
     /// Everything the engine planner looks at. A hung engine costs the ping deadline and is told as
@@ -56,8 +63,15 @@ impl<E: Answers> EngineObserver<E> {
     /// that is not configured yet; it is not asked then. Otherwise it is: it may run as another unit
     /// than the one in the settings.
     async fn look_through_systemd(&self) -> Result<EngineSeen, Fault> {
-        let (unit, files) = tokio::join!(self.systemd.unit(&self.policy.unit), self.files());
-        let mut seen = files?;
+        let mut seen = self.files().await?;
+        let lives = seen.process.is_some();
+        let ping = async {
+            match lives {
+                true => Some(self.engine.ping(self.policy.ping_timeout).await),
+                false => None,
+            }
+        };
+        let (unit, mut api) = tokio::join!(self.systemd.unit(&self.policy.unit), ping);
         match unit {
             Ok(unit) => seen.unit = Some(unit),
             Err(e) => seen.unit_error = Some(chain(&e)),
@@ -68,8 +82,10 @@ impl<E: Answers> EngineObserver<E> {
             }
             _ => None,
         };
-        if may_ask(&seen, socket.as_ref()) {
-            let api = self.engine.ping(self.policy.ping_timeout).await;
+        if api.is_none() && may_ask(&seen, socket.as_ref()) {
+            api = Some(self.engine.ping(self.policy.ping_timeout).await);
+        }
+        if let Some(api) = api {
             seen.api = self.answer(api, seen.process.as_ref()).await;
         }
         self.doubt_installation(seen).await
@@ -94,18 +110,25 @@ impl<E: Answers> EngineObserver<E> {
     }
 
     async fn files(&self) -> Result<EngineSeen, Fault> {
+        if let Some(seen) = self.read_before() {
+            return Ok(seen);
+        }
         let (root, policy, init) = (self.root.clone(), self.policy.clone(), self.init.clone());
-        blocking(move || EngineSeen {
-            api: EngineApi::Absent,
-            process: process::engine_process(&root, &policy.pid_file, &policy.binary),
-            installed: process::find_executable(&root, &policy.binary),
-            daemon_json: daemon_json::read(&root, &policy.daemon_json),
-            init,
-            unit: None,
-            unit_error: None,
-            package_manager: packages::find(&root),
-        })
-        .await
+        let (seen, unchanged) = blocking(move || read(&root, &policy, init)).await?;
+        *lock(&self.read) = unchanged.map(|unchanged| (seen.clone(), unchanged));
+        Ok(seen)
+    }
+
+    /// What was read, when nothing has happened to it since.
+    fn read_before(&self) -> Option<EngineSeen> {
+        let mut read = lock(&self.read);
+        if let Some((seen, unchanged)) = &*read
+            && unchanged.still_holds()
+        {
+            return Some(seen.clone());
+        }
+        *read = None;
+        None
     }
 
     async fn answer(
@@ -121,23 +144,52 @@ impl<E: Answers> EngineObserver<E> {
 
     async fn version(&self, process: Option<&EngineProcess>) -> EngineApi {
         if let Some(process) = process
-            && let Some((told_by, version)) = &*self.told()
+            && let Some((told_by, version)) = &*lock(&self.told)
             && told_by == process
         {
             return EngineApi::Answers(version.clone());
         }
         match self.engine.version(self.policy.ping_timeout).await {
             Ok(version) => {
-                *self.told() = process.map(|process| (process.clone(), version.clone()));
+                *lock(&self.told) = process.map(|process| (process.clone(), version.clone()));
                 EngineApi::Answers(version)
             }
             Err(error) => unanswered(&error),
         }
     }
+}
 
-    fn told(&self) -> std::sync::MutexGuard<'_, Option<(EngineProcess, EngineVersion)>> {
-        self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock<T>(kept: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Reads what lies on the disk and in procfs, and has it watched when there is an engine that runs:
+/// one that does not is about to change.
+fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<Unchanged>) {
+    let engine_process = || process::engine_process(root, &policy.pid_file, &policy.binary);
+    let unchanged = Unchanged::since_now(root, &paths(policy))
+        .and_then(|unchanged| unchanged.while_lives(engine_process()?.pid));
+    let seen = EngineSeen {
+        api: EngineApi::Absent,
+        process: engine_process(),
+        installed: process::find_executable(root, &policy.binary),
+        daemon_json: daemon_json::read(root, &policy.daemon_json),
+        init,
+        unit: None,
+        unit_error: None,
+        package_manager: packages::find(root),
+    };
+    (seen, unchanged)
+}
+
+/// Where the files lie, or may lie.
+fn paths(policy: &EnginePolicy) -> Vec<String> {
+    let mut paths = process::candidates(&policy.binary);
+    for manager in PackageManager::ALL {
+        paths.extend(process::candidates(manager.command()));
     }
+    paths.extend([policy.pid_file.clone(), policy.daemon_json.clone()]);
+    paths
 }
 
 fn runs(seen: &EngineSeen) -> bool {

@@ -1,9 +1,7 @@
 //! Pools, memory and hugetlbfs mounts. Blocking: called from blocking threads.
 
-use std::collections::BTreeMap;
-
 use crate::host::pools::PoolFiles;
-use crate::host::{HostError, Root, facts, mounts};
+use crate::host::{Root, facts, mounts};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
 use crate::model::pools::PoolsSeen;
@@ -30,12 +28,9 @@ impl MemoryObserver {
     /// # Errors
     /// When a counter cannot be read.
     pub fn pools(&self) -> Result<PoolsSeen, Fault> {
-        let pools = self.files.keys().iter().map(|key| self.files.read(*key));
-        let reserved =
-            self.files.sizes().iter().map(|size| Ok((*size, self.files.reserved(*size)?)));
         Ok(PoolsSeen {
-            pools: pools.collect::<Result<Vec<_>, HostError>>()?,
-            reserved: reserved.collect::<Result<BTreeMap<_, _>, HostError>>()?,
+            pools: self.files.read_all()?,
+            reserved: self.files.reserved()?,
             cpu_nodes: self.files.cpu_nodes()?,
             memory: facts::memory(&self.root)?,
         })
