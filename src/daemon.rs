@@ -143,7 +143,7 @@ pub fn address_in(holder: &str) -> Option<&str> {
 /// When it cannot start: the state, the address, another agent.
 pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let stop = Stop::listen().context("cannot listen for signals")?;
-    let store = Store::open(&settings.state_dir)?;
+    let store = Store::open(&settings.state_dir, &settings.run_dir)?;
     let mut lock = take_lock(&store).await?;
     lock.sign(None);
     let listener = api::serve::listen(settings.listen).with_context(|| {

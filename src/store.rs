@@ -18,9 +18,9 @@ use crate::model::fault::{Fault, chain};
 /// How long a file must last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Over a crash of the machine: file and folder are synced.
+    /// Over a crash of the machine: on the disk, file and folder synced.
     Disk,
-    /// Over a crash of the agent. Enough for what a reboot makes void anyway.
+    /// Over a crash of the agent, for what a reboot makes void: in the folder that a reboot empties.
     Boot,
 }
 
@@ -28,7 +28,9 @@ pub enum Durability {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The folder could not be made.
-    #[error("cannot make the state folder {path}: check its parent and the disk, or set state_dir")]
+    #[error(
+        "cannot make the state folder {path}: check its parent and the disk, or set state_dir or run_dir"
+    )]
     MakeFolder {
         /// Which.
         path: PathBuf,
@@ -104,60 +106,40 @@ pub fn replace_file(
     Ok(())
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(StoreError::Read { path: path.to_owned(), source }),
-    }
-}
-
-/// Replaces a file that need not outlast the boot; [`Store::read`] finds the content at any moment.
-///
-/// ext4 writes a file out when it is renamed over another (`auto_da_alloc`, ext4(5)), which takes
-/// longer than all the rest and as long as the disk is busy. So the old file is removed first, when
-/// the new one is whole.
-fn swap_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = new_beside(path);
-    let mut file =
-        File::options().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes).inspect_err(|_| drop(fs::remove_file(&new)))?;
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => fs::rename(new, path),
-    }
-}
-
-/// Where the next content of a file is written before it takes the file's place.
-fn new_beside(path: &Path) -> PathBuf {
-    path.with_extension("json.new")
-}
-
-/// The agent's state folder.
+/// The agent's folders: one on the disk, one that a reboot empties.
 #[derive(Debug, Clone)]
 pub struct Store {
-    folder: PathBuf,
+    state: PathBuf,
+    run: PathBuf,
 }
 
 impl Store {
-    /// The state in `folder`, which is made when it is missing.
+    /// The state in `state` and, of this boot only, in `run`; both are made when they are missing.
     ///
     /// # Errors
     /// [`StoreError::MakeFolder`].
-    pub fn open(folder: impl Into<PathBuf>) -> Result<Store, StoreError> {
-        let folder = folder.into();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|source| StoreError::MakeFolder { path: folder.clone(), source })?;
-        Ok(Store { folder })
+    pub fn open(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Result<Store, StoreError> {
+        let store = Store::look(state, run);
+        for folder in [&store.state, &store.run] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(|source| StoreError::MakeFolder { path: folder.clone(), source })?;
+        }
+        Ok(store)
     }
 
-    /// The state in `folder` for who only reads it: nothing is made, and a folder that is missing holds
-    /// nothing.
-    pub fn look(folder: impl Into<PathBuf>) -> Store {
-        Store { folder: folder.into() }
+    /// The state for who only reads it: nothing is made, and a folder that is missing holds nothing.
+    pub fn look(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Store {
+        Store { state: state.into(), run: run.into() }
+    }
+
+    fn path(&self, name: &str, durability: Durability) -> PathBuf {
+        match durability {
+            Durability::Disk => self.state.join(name),
+            Durability::Boot => self.run.join(name),
+        }
     }
 
     /// Writes a value as readable JSON.
@@ -170,13 +152,10 @@ impl Store {
         value: &T,
         durability: Durability,
     ) -> Result<(), StoreError> {
-        let path = self.folder.join(name);
+        let path = self.path(name, durability);
         serde_json::to_vec_pretty(value)
             .map_err(io::Error::from)
-            .and_then(|bytes| match durability {
-                Durability::Disk => replace_file(&path, &bytes, 0o600, None, durability),
-                Durability::Boot => swap_file(&path, &bytes),
-            })
+            .and_then(|bytes| replace_file(&path, &bytes, 0o600, None, durability))
             .map_err(|source| StoreError::Write { path, source })
     }
 
@@ -184,19 +163,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Read`] when the disk fails.
-    pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
-        let path = self.folder.join(name);
-        let Some(bytes) = read_if_there(&path)? else {
-            // Cut off, or just being swapped: the new one is whole when the old one is away, and in
-            // its place when it is not there either.
-            let new = read_if_there(&new_beside(&path))?;
-            let new = new.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            return match new {
-                Some(value) => Ok(Some(value)),
-                None => {
-                    Ok(read_if_there(&path)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
-                }
-            };
+    pub fn read<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        durability: Durability,
+    ) -> Result<Option<T>, StoreError> {
+        let path = self.path(name, durability);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Read { path, source }),
         };
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),
@@ -217,7 +193,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Locked`] when another agent has it.
     pub fn lock(&self) -> Result<Lock, StoreError> {
-        let path = self.folder.join("lock");
+        let path = self.state.join("lock");
         let write = |source| StoreError::Write { path: path.clone(), source };
         let file = File::options()
             .create(true)
@@ -243,7 +219,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub fn holder(&self) -> Result<Option<String>, StoreError> {
-        let path = self.folder.join("lock");
+        let path = self.state.join("lock");
         let read = |source| StoreError::Read { path: path.clone(), source };
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -303,46 +279,29 @@ mod tests {
     #[test]
     fn what_was_written_is_read_back_and_nothing_else_is_left() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("state")).unwrap();
-        store.write("a.json", &vec![1, 2], Durability::Disk).unwrap();
-        store.write("a.json", &vec![3], Durability::Boot).unwrap();
-        assert_eq!(store.read::<Vec<u8>>("a.json").unwrap(), Some(vec![3]));
-        assert_eq!(store.read::<Vec<u8>>("b.json").unwrap(), None);
-        assert_eq!(fs::read_dir(dir.path().join("state")).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_swap_that_was_cut_off_at_any_point_leaves_the_old_value_or_the_new_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let (path, new) = (dir.path().join("a.json"), dir.path().join("a.json.new"));
-        let read = || store.read::<Vec<u8>>("a.json").unwrap();
-        fs::write(&new, "[1").unwrap();
-        assert_eq!(read(), None, "the very first write");
-        fs::write(&path, "[1]").unwrap();
-        fs::write(&new, "[2").unwrap();
-        assert_eq!(read(), Some(vec![1]), "while it is written");
-        fs::write(&new, "[2]").unwrap();
-        assert_eq!(read(), Some(vec![1]), "written");
-        fs::remove_file(&path).unwrap();
-        assert_eq!(read(), Some(vec![2]), "the old one is away");
-        store.write("a.json", &vec![3], Durability::Boot).unwrap();
-        assert_eq!((read(), new.exists()), (Some(vec![3]), false));
+        let store = Store::open(dir.path().join("state"), dir.path().join("run")).unwrap();
+        for (durability, folder) in [(Durability::Disk, "state"), (Durability::Boot, "run")] {
+            store.write("a.json", &vec![1, 2], durability).unwrap();
+            store.write("a.json", &vec![3], durability).unwrap();
+            assert_eq!(store.read::<Vec<u8>>("a.json", durability).unwrap(), Some(vec![3]));
+            assert_eq!(store.read::<Vec<u8>>("b.json", durability).unwrap(), None);
+            assert_eq!(fs::read_dir(dir.path().join(folder)).unwrap().count(), 1);
+        }
     }
 
     #[test]
     fn a_broken_file_is_set_aside_and_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
         fs::write(dir.path().join("a.json"), "{\"half").unwrap();
-        assert_eq!(store.read::<Vec<u8>>("a.json").unwrap(), None);
+        assert_eq!(store.read::<Vec<u8>>("a.json", Durability::Disk).unwrap(), None);
         assert_eq!(fs::read_to_string(dir.path().join("a.json.unusable")).unwrap(), "{\"half");
     }
 
     #[test]
     fn one_node_has_one_owner() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
         let mut lock = store.lock().unwrap();
         lock.sign(Some("[::1]:7070"));
         let signed = format!("pid {}, http://[::1]:7070", std::process::id());
@@ -359,9 +318,9 @@ mod tests {
     #[test]
     fn a_look_makes_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::look(dir.path().join("state"));
+        let store = Store::look(dir.path().join("state"), dir.path().join("run"));
         assert_eq!(store.holder().unwrap(), None);
-        assert_eq!(store.read::<u8>("a.json").unwrap(), None);
-        assert!(!dir.path().join("state").exists());
+        assert_eq!(store.read::<u8>("a.json", Durability::Boot).unwrap(), None);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

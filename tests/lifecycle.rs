@@ -78,10 +78,10 @@ async fn an_agent_that_was_killed_leaves_nothing_in_the_way_of_the_next() {
 }
 
 #[tokio::test]
-async fn with_a_full_disk_under_its_state_the_agent_serves_and_takes_nothing_it_cannot_note() {
+async fn with_no_room_for_its_state_the_agent_serves_and_takes_nothing_it_cannot_note() {
     let place = Place::on("two-node").mounted();
     let state = place.state().display().to_string();
-    let place = place.prelude(&format!(
+    let place = place.env("VHOST_AGENT_RUN_DIR", &state).prelude(&format!(
         "mkdir -p {state} && mount -t tmpfs -o size=16k tmpfs {state} || exit 98; \
          head -c 64k /dev/zero > {state}/full 2>/dev/null; "
     ));

@@ -533,8 +533,9 @@ async fn without_a_place_for_the_ledger_no_page_is_taken() {
     let place = Place::on("two-node").mounted();
     let kernel = Kernel::serve(&place, &[(5000, 0), (5000, 0)]);
     let agent = place.ready().await;
-    let away = place.folder().join("state.away");
+    let (away, run_away) = (place.folder().join("state.away"), place.folder().join("run.away"));
     fs::rename(place.state(), &away).unwrap();
+    fs::rename(place.run_folder(), &run_away).unwrap();
     let (status, problem) = prepare(&agent, json!({"hugepages": [{"pages": 1024}]})).await;
     assert_eq!((status, &problem["code"]), (500, &json!("state-unwritable")), "{problem}");
     let detail = problem["detail"].as_str().unwrap();
@@ -544,6 +545,12 @@ async fn without_a_place_for_the_ledger_no_page_is_taken() {
     let result = agent.post("/host/connect", connect).await.json();
     assert_eq!((&result["success"], &result["code"]), (&json!(false), &json!("state-unwritable")));
     assert_eq!(agent.post("/host/ping", "").await.json()["hostUuid"], "", "it was not learnt");
+    fs::rename(&run_away, place.run_folder()).unwrap();
+    let (status, problem) = prepare(&agent, json!({"hugepages": [{"pages": 1024}]})).await;
+    assert_eq!((status, &problem["code"]), (500, &json!("state-unwritable")), "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("reservations.json"), "{detail}");
+    assert!(detail.contains("the 672 pages that this call took were given back"), "{detail}");
     fs::rename(&away, place.state()).unwrap();
     let (status, _) = prepare(&agent, json!({"hugepages": [{"pages": 1024}]})).await;
     assert_eq!(status, 200, "it goes on when the place is back");
@@ -552,14 +559,16 @@ async fn without_a_place_for_the_ledger_no_page_is_taken() {
 #[tokio::test]
 async fn a_state_file_that_is_not_readable_is_set_aside_and_the_agent_starts() {
     let place = Place::on("two-node");
-    fs::create_dir_all(place.state()).unwrap();
-    for name in ["ledger.json", "controller.json", "reservations.json"] {
-        fs::write(place.state().join(name), "{\"half").unwrap();
+    let folders = [place.state(), place.run_folder(), place.state()];
+    let files = ["controller", "ledger", "reservations"].into_iter().zip(folders);
+    for (name, folder) in files.clone() {
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(format!("{name}.json")), "{\"half").unwrap();
     }
     let agent = place.ready().await;
     assert_eq!(agent.post("/host/ping", "").await.json()["hostUuid"], "");
-    for name in ["ledger", "controller", "reservations"] {
-        let aside = place.state().join(format!("{name}.json.unusable"));
+    for (name, folder) in files {
+        let aside = folder.join(format!("{name}.json.unusable"));
         assert_eq!(fs::read_to_string(&aside).unwrap(), "{\"half", "{name}");
     }
     assert_eq!(agent.log().matches("was set aside").count(), 3);

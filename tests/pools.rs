@@ -47,7 +47,8 @@ impl Pools {
     fn script(&self, settings: &str, script: &str) -> Output {
         fs::write(self.path("config.toml"), settings).unwrap();
         let agent = format!(
-            "exec_agent() {{ exec {} --config {dir}/config.toml --state-dir {dir}/state --log-dir {dir}/log \"$@\"; }}\n\
+            "export VHOST_AGENT_RUN_DIR={dir}/run\n\
+             exec_agent() {{ exec {} --config {dir}/config.toml --state-dir {dir}/state --log-dir {dir}/log \"$@\"; }}\n\
              agent() {{ (exec_agent \"$@\"); }}\n\
              prepare() {{ agent prepare --no-engine --output json \"$@\"; }}\n",
             env!("CARGO_BIN_EXE_vhost-agent"),
@@ -272,7 +273,7 @@ fn what_was_held_before_a_boot_is_taken_again_once() {
     pools.json(&format!("prepare --pages {}", free + 60));
     // What a reboot does: the pages are gone, and the ledger speaks of another boot.
     fs::write(Path::new(POOL).join("nr_hugepages"), total.to_string()).unwrap();
-    let ledger = pools.path("state/ledger.json");
+    let ledger = pools.path("run/ledger.json");
     let old = fs::read_to_string(&ledger).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     fs::write(&ledger, old.replace(boot.trim(), "00000000-0000-0000-0000-000000000000")).unwrap();
@@ -322,7 +323,7 @@ fn failure(pools: &Pools, script: &str) -> (String, String) {
 }
 
 #[test]
-fn a_full_disk_under_the_state_stops_a_growth_before_it_begins() {
+fn what_a_full_disk_keeps_from_being_written_down_is_given_back() {
     let Some(pools) = Pools::hold() else { return };
     let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 10);
     let state = pools.path("state").display().to_string();
@@ -334,7 +335,11 @@ fn a_full_disk_under_the_state_stops_a_growth_before_it_begins() {
         ),
     );
     assert_eq!(code, "state-unwritable", "{text}");
-    assert!(text.contains("ledger.json") && text.contains("No space left on device"), "{text}");
+    assert!(
+        text.contains("reservations.json") && text.contains("No space left on device"),
+        "{text}"
+    );
+    assert!(text.contains("were given back"), "{text}");
     assert_eq!(counter("nr_hugepages"), total);
 }
 

@@ -34,12 +34,14 @@ pub(crate) struct Agent {
     address: SocketAddr,
     // Removed when the agent has ended.
     state: TempDir,
+    /// As /run/vhost-agent is: in memory.
+    _run: TempDir,
 }
 
 impl Agent {
     /// Starts an agent and waits for its first answer; tells how long that took.
     pub(crate) fn start(engine: EngineUse) -> Result<(Agent, Duration)> {
-        let state = tempfile::tempdir()?;
+        let (state, run) = (tempfile::tempdir()?, tempfile::tempdir_in("/run")?);
         let config = state.path().join("config.toml");
         fs::write(&config, format!("engine.manage = {}\n", engine == EngineUse::Managed))?;
         let log = File::create(state.path().join("log"))?;
@@ -50,6 +52,7 @@ impl Agent {
                 command.env_remove(name);
             }
         }
+        command.env("VHOST_AGENT_RUN_DIR", run.path());
         command.arg("serve").arg("--config").arg(&config);
         command.arg("--listen").arg("127.0.0.1:0");
         command.arg("--state-dir").arg(state.path()).arg("--log-dir").arg(state.path());
@@ -57,7 +60,7 @@ impl Agent {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         let child = child.with_context(|| format!("{} was not started", binary().display()))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut agent = Agent { child, address, state };
+        let mut agent = Agent { child, address, state, _run: run };
         agent.await_answer(began)?;
         Ok((agent, began.elapsed()))
     }

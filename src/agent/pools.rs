@@ -29,7 +29,6 @@ const QUEUE: usize = 32;
 enum Order {
     Prepare(MemoryOrder, oneshot::Sender<PartReport>),
     Restore { unless_done: bool, reply: oneshot::Sender<PartReport> },
-    Remember(oneshot::Sender<Result<(), Fault>>),
     Reclaim(ReclaimOrder, oneshot::Sender<ReclaimReport>),
 }
 
@@ -47,7 +46,6 @@ impl std::fmt::Debug for Order {
         f.write_str(match self {
             Order::Prepare(..) => "Prepare",
             Order::Restore { .. } => "Restore",
-            Order::Remember(_) => "Remember",
             Order::Reclaim(..) => "Reclaim",
         })
     }
@@ -73,7 +71,7 @@ impl Pools {
         self.books.borrow().remembered
     }
 
-    /// Grows pools and makes mounts.
+    /// Grows pools, writes that down for the next boot, and makes mounts.
     pub async fn prepare(
         &self,
         goal: PoolGoal,
@@ -99,14 +97,6 @@ impl Pools {
         self.ask(late, |reply| Order::Restore { unless_done, reply })
             .await
             .unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
-    }
-
-    /// Writes down what the agent holds, for the next boot.
-    ///
-    /// # Errors
-    /// When the state cannot be written.
-    pub async fn remember(&self) -> Result<(), Fault> {
-        self.ask("it is tried again with the next prepare", Order::Remember).await?
     }
 
     /// Gives back what the agent grew and nobody uses.
@@ -197,9 +187,6 @@ fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
         Order::Restore { unless_done, reply } => {
             let done = unless_done && work.is_restored();
             let _ = reply.send(if done { PartReport::default() } else { work.restore() });
-        }
-        Order::Remember(reply) => {
-            let _ = reply.send(work.remember());
         }
         Order::Reclaim(order, reply) => {
             let _ = reply.send(work.reclaim(order));

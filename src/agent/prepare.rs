@@ -115,37 +115,33 @@ fn start(pools: &Pools, engine: &Engine, manage_engine: bool, request: PrepareRe
     })
 }
 
-/// Plans memory and engine, then does both at the same time.
+/// Memory and engine at the same time, each planned before it is done.
 ///
-/// A wish that cannot be met is known from the plan, before anything was changed; what the plan
-/// finds in place is not looked at again.
+/// A wish for pages that cannot be met is known from the plan; then nothing is changed, the engine
+/// neither. What the plan finds in place is not looked at again.
 async fn work(pools: &Pools, engine: Option<&Engine>, request: PrepareRequest) -> PrepareReport {
     let began = Instant::now();
     let dry_run = request.dry_run;
-    // The engine first: the pools are looked at while it answers.
-    let planned = tokio::join!(prepare_engine(engine, true), memory(pools, &request, true));
-    let (mut memory_part, engine_part) = match planned {
-        (engine_part, memory_part) if dry_run || !memory_part.errors.is_empty() => {
-            (memory_part, engine_part)
+    let (may_act, memory_may_be_met) = oneshot::channel();
+    let engine_part = async {
+        let planned = prepare_engine(engine, true).await;
+        match dry_run || planned.steps.is_empty() || !memory_may_be_met.await.unwrap_or(false) {
+            true => planned,
+            false => prepare_engine(engine, false).await,
         }
-        (engine_part, memory_part) => tokio::join!(
-            async {
-                match memory_part.steps.is_empty() {
-                    true => memory_part,
-                    false => memory(pools, &request, false).await,
-                }
-            },
-            async {
-                match engine_part.steps.is_empty() {
-                    true => engine_part,
-                    false => prepare_engine(engine, false).await,
-                }
-            }
-        ),
     };
-    if !dry_run && !pools.remembered() {
-        memory_part.errors.extend(pools.remember().await.err());
-    }
+    let memory_part = async {
+        let planned = memory(pools, &request, true).await;
+        let possible = planned.errors.is_empty();
+        let _ = may_act.send(possible);
+        let holds = planned.steps.is_empty() && pools.remembered();
+        match dry_run || !possible || holds {
+            true => planned,
+            false => memory(pools, &request, false).await,
+        }
+    };
+    // The engine is asked first: the pools are looked at while it answers.
+    let (engine_part, mut memory_part) = tokio::join!(engine_part, memory_part);
     memory_part.merge(engine_part);
     if !dry_run {
         // What was only planned was not done.

@@ -45,7 +45,7 @@ pub(super) enum Owner {
 impl Place {
     /// Finds the owner, or becomes it. Another command at work is waited for.
     pub(super) async fn owner(&self) -> Result<Owner> {
-        let store = Store::open(&self.settings.state_dir)?;
+        let store = Store::open(&self.settings.state_dir, &self.settings.run_dir)?;
         match take_lock(&store).await {
             Ok(mut lock) => {
                 lock.sign(None);
@@ -64,7 +64,7 @@ impl Place {
     /// who do. Another command at work is waited for all the same, for what it has half done is no
     /// state of the node.
     pub(super) async fn looker(&self) -> Result<Owner> {
-        let store = Store::look(&self.settings.state_dir);
+        let store = Store::look(&self.settings.state_dir, &self.settings.run_dir);
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let Some(holder) = store.holder()? else {

@@ -19,6 +19,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// What the agent remembers.
     pub state_dir: PathBuf,
+    /// What it remembers until the next boot: a folder that a boot empties.
+    pub run_dir: PathBuf,
     /// Logs of what the agent runs: the package manager, a `dockerd` without systemd.
     pub log_dir: PathBuf,
     /// The agent's own log.
@@ -170,6 +172,7 @@ impl Default for Settings {
         Settings {
             listen: SocketAddr::from(([0u16; 8], 7070)),
             state_dir: PathBuf::from("/var/lib/vhost-agent"),
+            run_dir: PathBuf::from("/run/vhost-agent"),
             log_dir: PathBuf::from("/var/log/vhost-agent"),
             log: Log::default(),
             http: Http::default(),

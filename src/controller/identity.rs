@@ -34,7 +34,7 @@ impl Identities {
     /// # Errors
     /// When the state cannot be read.
     pub fn open(store: Store) -> Result<Identities, Fault> {
-        let known = Mutex::new(store.read(FILE)?.unwrap_or_default());
+        let known = Mutex::new(store.read(FILE, Durability::Disk)?.unwrap_or_default());
         Ok(Identities { store, known })
     }
 

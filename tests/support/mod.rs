@@ -132,6 +132,11 @@ impl Place {
         self.dir.path().join("config.toml")
     }
 
+    /// The folder of what the agent remembers until the next boot.
+    pub(crate) fn run_folder(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
     /// The state folder.
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
@@ -146,7 +151,7 @@ impl Place {
     /// lock, which every command signs.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let mut files = BTreeMap::new();
-        for folder in ["root", "state"] {
+        for folder in ["root", "state", "run"] {
             list(&self.dir.path().join(folder), Path::new(folder), &mut files);
         }
         files.remove(Path::new("state/lock"));
@@ -173,6 +178,7 @@ impl Place {
         command.arg("--state-dir").arg(self.state());
         command.arg("--log-dir").arg(self.dir.path().join("log"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("VHOST_AGENT_RUN_DIR", self.run_folder());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
         command

@@ -40,9 +40,12 @@ pub(super) struct Books {
 impl Books {
     /// Reads the books; a ledger of another boot is void. Nothing is written.
     pub(super) fn open(store: Store, boot_id: String) -> Result<Books, Fault> {
-        let ledger = store.read::<Ledger>(LEDGER)?.filter(|ledger| ledger.boot_id == boot_id);
+        let ledger = store
+            .read::<Ledger>(LEDGER, Durability::Boot)?
+            .filter(|ledger| ledger.boot_id == boot_id);
         let ledger = ledger.unwrap_or_else(|| Ledger::new(boot_id));
-        let reservations = store.read::<Vec<PoolPages>>(RESERVATIONS)?.unwrap_or_default();
+        let reservations =
+            store.read::<Vec<PoolPages>>(RESERVATIONS, Durability::Disk)?.unwrap_or_default();
         let reservations = pages_map(&reservations);
         let published = Published { ledger: ledger.clone(), remembered: true };
         let books = Books { store, ledger, reservations, published: watch::Sender::new(published) };
@@ -166,7 +169,7 @@ mod tests {
     }
 
     fn open(dir: &tempfile::TempDir, boot: &str) -> Books {
-        Books::open(Store::open(dir.path()).unwrap(), boot.to_string()).unwrap()
+        Books::open(Store::open(dir.path(), dir.path()).unwrap(), boot.to_string()).unwrap()
     }
 
     fn pool(node: u32, total: u64) -> Pool {

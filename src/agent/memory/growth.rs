@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{MemoryOrder, MemoryWork, pages_text};
+use super::{LOOK_IS_GOOD, MemoryOrder, MemoryWork, pages_text};
 use crate::model::fault::Fault;
 use crate::model::pools::{Intent, PagesByPool, Pool, PoolKey, PoolsSeen};
 use crate::model::prepare::{PartReport, ResizePool, Step, StepOutcome, StepReport};
@@ -61,7 +61,11 @@ impl MemoryWork {
         let within = self.pools.write_timeout;
         let deadline = Instant::now() + within;
         let limits = Limits { deadline, within, cancelled: &order.cancelled };
-        let mut seen = self.observer.pools()?;
+        let last = self.seen.take().filter(|(at, _)| at.elapsed() < LOOK_IS_GOOD);
+        let mut seen = match last {
+            Some((_, seen)) => seen,
+            None => self.observer.pools()?,
+        };
         self.books.settle(&seen);
         for _ in 0..MOST_ROUNDS {
             let steps = match self.decide(order, &seen, growth) {

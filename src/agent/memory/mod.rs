@@ -10,7 +10,7 @@ mod growth;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -22,7 +22,7 @@ use super::observe::memory::MemoryObserver;
 use super::progress::ProgressSink;
 use crate::model::fault::Fault;
 use crate::model::policy::{MountPolicy, PoolPolicy};
-use crate::model::pools::{PagesByPool, PoolGoal, PoolKey};
+use crate::model::pools::{PagesByPool, PoolGoal, PoolKey, PoolsSeen};
 use crate::model::prepare::{PartReport, ReclaimReport, ResizePool, Step, StepOutcome, StepReport};
 use crate::model::units::{NumaNode, PageSize};
 use crate::plan::hugepages::{self, Decision};
@@ -72,8 +72,14 @@ pub struct MemoryWork {
     books: Books,
     /// The mounts that were found good or made, by page size.
     mounted: BTreeMap<PageSize, String>,
+    /// What the last plan was made on, and when: the order that follows it need not look again.
+    seen: Option<(Instant, PoolsSeen)>,
     progress: ProgressSink,
 }
+
+/// A plan's look at the pools is good for the order that follows it so soon. A pool is read once more
+/// before it is written to.
+const LOOK_IS_GOOD: Duration = Duration::from_millis(10);
 
 impl MemoryWork {
     /// Reads the books. Nothing is written before something is to be changed.
@@ -90,7 +96,7 @@ impl MemoryWork {
     ) -> Result<MemoryWork, Fault> {
         let books = Books::open(store, observer.boot_id()?)?;
         let mounted = BTreeMap::new();
-        Ok(MemoryWork { observer, applier, pools, mount, books, mounted, progress })
+        Ok(MemoryWork { observer, applier, pools, mount, books, mounted, seen: None, progress })
     }
 
     /// The books for others, who see each change before the caller that caused it is answered.
@@ -123,17 +129,19 @@ impl MemoryWork {
             Decision::Steps(steps) => steps.iter().map(StepReport::planned).collect(),
             Decision::Short(_) | Decision::Refused(_) => return None,
         };
+        self.seen = Some((Instant::now(), seen));
         Some(PartReport { steps, mounts, ..PartReport::default() })
     }
 
     /// Grows pools and makes mounts until the order holds.
     pub fn prepare(&mut self, order: &MemoryOrder) -> PartReport {
         let mut growth = Growth::default();
-        if let Err(mut fault) = self.grow(order, &mut growth) {
-            if !order.keep_partial {
-                fault.text += &self.undo(&mut growth);
-            }
-            growth.report.errors.push(fault);
+        let grown = self.grow(order, &mut growth);
+        self.undo_after(grown, order, &mut growth);
+        // What a restore takes is reserved already; anything else is, when the next boot takes it too.
+        if !order.dry_run && matches!(order.goal, PoolGoal::Free(_)) {
+            let remembered = self.books.remember();
+            self.undo_after(remembered, order, &mut growth);
         }
         // A prepare that was refused, or whose pages were given back, changes nothing else either.
         let go_on = growth.report.errors.is_empty() || order.keep_partial;
@@ -158,14 +166,6 @@ impl MemoryWork {
         report
     }
 
-    /// Writes down what the agent holds, for the next boot.
-    ///
-    /// # Errors
-    /// When the state cannot be written; it is tried again with the next prepare.
-    pub fn remember(&mut self) -> Result<(), Fault> {
-        self.books.remember()
-    }
-
     /// Gives back what the agent grew and nobody uses.
     pub fn reclaim(&mut self, order: ReclaimOrder) -> ReclaimReport {
         let mut report =
@@ -186,6 +186,15 @@ impl MemoryWork {
         }
         report.remaining = self.books.ledger().grown.clone();
         report
+    }
+
+    /// Reports a part of a growth that failed, and gives back what was taken unless it is to be kept.
+    fn undo_after(&mut self, part: Result<(), Fault>, order: &MemoryOrder, growth: &mut Growth) {
+        let Err(mut fault) = part else { return };
+        if !order.keep_partial {
+            fault.text += &self.undo(growth);
+        }
+        growth.report.errors.push(fault);
     }
 
     /// Gives back what a growth that failed has taken; says how far that went.
