@@ -266,29 +266,26 @@ async fn a_call_that_may_change_the_node_has_a_line_when_it_ends_and_to_who_want
     assert_eq!(agent.stop().await.code(), Some(0));
     let log = agent.log();
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let of = |level: &str| {
-        let lines = lines.iter().filter(|line| line["level"] == level && line["route"].is_string());
-        lines.collect::<Vec<_>>()
-    };
-    let (begins, ends) = (of("DEBUG"), of("INFO"));
+    let calls = lines.iter().filter(|line| line["route"].is_string());
+    let (begins, ends): (Vec<_>, Vec<_>) =
+        calls.partition(|line| line["message"].as_str().unwrap().ends_with(" begins"));
     let routes = |lines: &[&Value]| {
-        lines.iter().map(|line| line["route"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+        lines.iter().map(|line| line["route"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let expected = ["prepareenv", "prepareenv", "prepare", "reclaim", "restore"];
-    assert_eq!(
-        (routes(&begins), routes(&ends)),
-        (expected.map(String::from).into(), expected.map(String::from).into())
-    );
+    let expected = expected.map(str::to_owned).to_vec();
+    assert_eq!((routes(&begins), routes(&ends)), (expected.clone(), expected));
     assert_eq!(
         (&begins[0]["message"], &ends[1]["message"]),
         (&json!("prepareenv begins"), &json!("prepareenv: failed"))
     );
-    assert_eq!((&ends[0]["task"], &ends[0]["outcome"]), (&json!(task(1)), &json!("done")));
+    assert_eq!((&ends[0]["task"], &ends[0]["outcome"]), (&json!(task(1)), &json!("holds")));
     assert_eq!(
         (&ends[1]["outcome"], &ends[1]["code"]),
         (&json!("failed"), &json!("too-many-pages"))
     );
-    assert_eq!(ends[2]["outcome"], "holds");
+    assert_eq!((&ends[2]["outcome"], &ends[2]["level"]), (&json!("holds"), &json!("DEBUG")));
+    assert_eq!((&ends[3]["outcome"], &ends[3]["level"]), (&json!("done"), &json!("INFO")));
     let peer = begins[0]["span"]["peer"].as_str().unwrap();
     assert!(peer.starts_with("127.0.0.1:"), "{peer}");
 }

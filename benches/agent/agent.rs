@@ -22,10 +22,22 @@ const START: Duration = Duration::from_secs(10);
 /// Whether the agent under test looks after the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EngineUse {
-    /// As by default.
+    /// As by default: an answer of the engine is good for a second.
     Managed,
+    /// Asked at each look: `engine.ping_max_age = "0s"`.
+    AskedEachTime,
     /// `engine.manage = false`.
     LeftAlone,
+}
+
+impl EngineUse {
+    fn settings(self) -> &'static str {
+        match self {
+            EngineUse::Managed => "",
+            EngineUse::AskedEachTime => "engine.ping_max_age = \"0s\"\n",
+            EngineUse::LeftAlone => "engine.manage = false\n",
+        }
+    }
 }
 
 /// A running agent.
@@ -43,7 +55,7 @@ impl Agent {
     pub(crate) fn start(engine: EngineUse) -> Result<(Agent, Duration)> {
         let (state, run) = (tempfile::tempdir()?, tempfile::tempdir_in("/run")?);
         let config = state.path().join("config.toml");
-        fs::write(&config, format!("engine.manage = {}\n", engine == EngineUse::Managed))?;
+        fs::write(&config, engine.settings())?;
         let log = File::create(state.path().join("log"))?;
         let mut command = Command::new(binary());
         // The settings of whoever runs this must not change what is measured.

@@ -125,9 +125,6 @@ impl Measured {
         self.through_call.print("through the whole prepareenv");
         print_ratio("the pools' owner", &self.through_owner, &self.bare, 1.1);
         print_ratio("the whole prepareenv", &self.through_call, &self.bare_and_file, 1.1);
-        let floor = self.bare.median().as_secs_f64();
-        let ratio = self.through_call.median().as_secs_f64() / floor.max(f64::EPSILON);
-        println!("  {:<34} {ratio:.3} x a bare write", "");
     }
 }
 

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::docker::fake::{FakeEngine, Mood};
-use crate::host::spawn_fake::{FakeSpawner, put_executable, put_package};
+use crate::host::spawn_fake::{FakeSpawner, put_daemon, put_executable, put_package};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json};
 use crate::model::engine::{ApiVersion, DaemonJson, Init, PackageManager, PackageSets};
@@ -54,6 +54,7 @@ fn policy() -> EnginePolicy {
         require_iptables_false: false,
         min_api: ApiVersion(1, 41),
         ping_timeout: Duration::from_secs(5),
+        ping_max_age: Duration::from_secs(1),
         ready_timeout: Duration::from_secs(60),
         install_timeout: Duration::from_secs(900),
         lock_timeout: Duration::from_secs(60),
@@ -311,6 +312,25 @@ async fn a_daemon_json_that_changed_after_the_plan_is_not_overwritten() {
     let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
     says(&fault, "daemon-json-changed", &["/etc/docker/daemon.json", "prepare again"]);
     assert_eq!(daemon_json::read(&root, "/etc/docker/daemon.json"), there);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_good_for_its_age_while_its_process_lives() {
+    let node = node(Mood::Answers);
+    let root = Root::new(node.folder.path());
+    put_daemon(&root, 7);
+    let answers = async || node.owner.prepare(true).await.engine_version.is_some();
+    node.engine.set(Mood::Answers);
+    assert!(answers().await);
+    node.engine.set(Mood::Hangs);
+    assert!(answers().await, "it did, a moment ago");
+    tokio::time::advance(Duration::from_millis(1001)).await;
+    assert!(!answers().await, "an answer is not good for ever");
+    node.engine.set(Mood::Answers);
+    assert!(answers().await);
+    node.engine.set(Mood::Hangs);
+    put_daemon(&root, 8);
+    assert!(!answers().await, "it was another process that answered");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,13 @@
 //! One line in the log for each call that may change the node: when it ends, with what came of it. That
-//! it begins is told to who wants more (`debug`); its steps are told one by one. Never what a body says.
+//! it begins, or found everything in place, is told to who wants more (`debug`); its steps are told one
+//! by one. Never what a body says.
 
 use std::time::Instant;
 
+use serde_json::Value;
+
 use crate::model::fault::Fault;
-use crate::model::prepare::PrepareReport;
+use crate::model::prepare::{Outcome, PrepareReport};
 use crate::model::task::TaskId;
 
 /// A call at work. One that is dropped before it ended has lost its caller.
@@ -27,7 +30,16 @@ impl Call {
     pub fn ends(mut self, fault: Option<&Fault>) {
         match fault {
             None => self.note("done", None),
-            Some(fault) => self.note("failed", Some(&fault.code)),
+            Some(fault) => self.note(Outcome::Failed.word(), Some(&fault.code)),
+        }
+    }
+
+    /// Notes how it was answered; an answer may tell an `outcome` of its own.
+    pub fn answers(mut self, answer: Result<&Value, &Fault>) {
+        match answer.map(|value| value.get("outcome").and_then(Value::as_str)) {
+            Ok(Some(outcome)) => self.note(outcome, None),
+            Ok(None) => self.ends(None),
+            Err(fault) => self.ends(Some(fault)),
         }
     }
 
@@ -40,7 +52,12 @@ impl Call {
         self.ended = true;
         let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
-        tracing::info!(route = self.route, task, outcome, code, ms, "{}: {outcome}", self.route);
+        let route = self.route;
+        // A controller asks every minute whether all is in place.
+        if outcome == Outcome::Holds.word() {
+            return tracing::debug!(route, task, outcome, ms, "{route}: {outcome}");
+        }
+        tracing::info!(route, task, outcome, code, ms, "{route}: {outcome}");
     }
 }
 

@@ -155,6 +155,8 @@ pub struct Engine {
     pub min_api: ApiVersion,
     /// How long a running engine may take to answer.
     pub ping_timeout: Span,
+    /// How old an answer of the engine's process may be while that lives; zero asks every time.
+    pub ping_max_age: Span,
     /// How long a started engine may take to answer.
     pub ready_timeout: Span,
     /// How long the package manager may take.
@@ -276,6 +278,7 @@ impl Default for Engine {
             require_iptables_false: false,
             min_api: ApiVersion(1, 41),
             ping_timeout: Span::from_secs(5),
+            ping_max_age: Span::from_secs(1),
             ready_timeout: Span::from_secs(60),
             install_timeout: Span::from_secs(900),
             lock_timeout: Span::from_secs(120),
@@ -383,6 +386,7 @@ impl Settings {
             require_iptables_false: engine.require_iptables_false,
             min_api: engine.min_api,
             ping_timeout: engine.ping_timeout.0,
+            ping_max_age: engine.ping_max_age.0,
             ready_timeout: engine.ready_timeout.0,
             install_timeout: engine.install_timeout.0,
             lock_timeout: engine.lock_timeout.0,

@@ -190,3 +190,13 @@ pub fn put_package(root: &Root, package: &str, words: &str) {
     let status = format!("Package: {package}\nStatus: install {words}\n");
     fs::write(dpkg.join("status"), status).unwrap();
 }
+
+/// Puts a dockerd that runs without iptables into procfs, and its pid file.
+pub fn put_daemon(root: &Root, pid: u32) {
+    let proc = root.path(format!("/proc/{pid}"));
+    fs::create_dir_all(&proc).unwrap();
+    let numbers = "0 ".repeat(49);
+    fs::write(proc.join("stat"), format!("{pid} (dockerd) S {numbers}\n")).unwrap();
+    fs::write(proc.join("cmdline"), "dockerd\0--iptables=false\0").unwrap();
+    fs::write(root.path("/run/docker.pid"), pid.to_string()).unwrap();
+}

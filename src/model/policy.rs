@@ -55,6 +55,8 @@ pub struct EnginePolicy {
     pub min_api: ApiVersion,
     /// How long the API may take to answer when it should be there.
     pub ping_timeout: Duration,
+    /// How old a sign of life of a process that still lives may be; zero asks every time.
+    pub ping_max_age: Duration,
     /// How long a started engine may take until its API answers.
     pub ready_timeout: Duration,
     /// How long the package manager may take.

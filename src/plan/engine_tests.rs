@@ -19,6 +19,7 @@ fn policy() -> EnginePolicy {
         require_iptables_false: false,
         min_api: ApiVersion(1, 41),
         ping_timeout: Duration::from_secs(5),
+        ping_max_age: Duration::from_secs(1),
         ready_timeout: Duration::from_secs(60),
         install_timeout: Duration::from_secs(900),
         lock_timeout: Duration::from_secs(60),

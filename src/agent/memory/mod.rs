@@ -118,10 +118,8 @@ impl MemoryWork {
         if !order.dry_run {
             return None;
         }
-        let known = |size: &PageSize| {
-            self.mounted.get(size).filter(|path| self.observer.is_usable(path, *size)).cloned()
-        };
-        let mounts = order.mounts.iter().map(known).collect::<Option<_>>()?;
+        let mounts =
+            order.mounts.iter().map(|size| self.known_mount(*size)).collect::<Option<_>>()?;
         let seen = self.observer.pools().ok()?;
         self.books.settle(&seen);
         let steps = match self.decide(order, &seen, &Growth::default()) {
@@ -271,6 +269,10 @@ impl MemoryWork {
         dry_run: bool,
         report: &mut PartReport,
     ) -> Result<(), Fault> {
+        if let Some(path) = self.known_mount(size) {
+            report.mounts.push(path);
+            return Ok(());
+        }
         let step = match mounts::plan(size, &self.observer.mounts()?, &self.mount) {
             MountPlan::Use(path) => {
                 self.mounted.insert(size, path.clone());
@@ -286,6 +288,11 @@ impl MemoryWork {
             return Ok(());
         }
         self.simply(&step, report, || self.applier.mount(path, size))
+    }
+
+    /// The mount that was found good or made before, when it still is.
+    fn known_mount(&self, size: PageSize) -> Option<String> {
+        self.mounted.get(&size).filter(|path| self.observer.is_usable(path, size)).cloned()
     }
 
     /// Does a step that either works or does not.

@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use tokio::time::Instant;
+
 use super::blocking;
 pub use crate::docker::Engine as Answers;
 use crate::docker::EngineError;
@@ -25,10 +27,19 @@ pub struct EngineObserver<E> {
     engine: Arc<E>,
     systemd: Arc<Systemd>,
     init: Init,
-    /// The version that a process told: asking it is dear, and it cannot change while it lives.
-    told: Mutex<Option<(EngineProcess, EngineVersion)>>,
+    told: Mutex<Option<Told>>,
     /// The files of an engine that runs, as long as they are unchanged.
     read: Mutex<Option<(EngineSeen, Unchanged)>>,
+}
+
+/// What a process has told of itself.
+#[derive(Debug, Clone)]
+struct Told {
+    by: EngineProcess,
+    /// Asking for it is dear, and it cannot change while the process lives.
+    version: EngineVersion,
+    /// When it was last asked for a sign of life, and gave it.
+    at: Instant,
 }
 
 impl<E: Answers> EngineObserver<E> {
@@ -50,45 +61,38 @@ impl<E: Answers> EngineObserver<E> {
     /// # Errors
     /// Only when the agent itself breaks.
     pub async fn look(&self) -> Result<EngineSeen, Fault> {
-        if self.init == Init::Systemd {
-            return self.look_through_systemd().await;
+        let mut seen = self.files().await?;
+        match seen.init {
+            Init::Systemd => self.ask_through_systemd(&mut seen).await,
+            Init::Other(_) => seen.api = self.ask(seen.process.as_ref()).await,
         }
-        let (api, files) = tokio::join!(self.engine.ping(self.policy.ping_timeout), self.files());
-        let mut seen = files?;
-        seen.api = self.answer(api, seen.process.as_ref()).await;
         self.doubt_installation(seen).await
     }
 
     /// Where systemd listens on the engine's socket in its stead, connecting would start an engine
     /// that is not configured yet; it is not asked then. Otherwise it is: it may run as another unit
     /// than the one in the settings.
-    async fn look_through_systemd(&self) -> Result<EngineSeen, Fault> {
-        let mut seen = self.files().await?;
-        let lives = seen.process.is_some();
-        let ping = async {
-            match lives {
-                true => Some(self.engine.ping(self.policy.ping_timeout).await),
-                false => None,
+    async fn ask_through_systemd(&self, seen: &mut EngineSeen) {
+        let process = seen.process.clone();
+        let lives = async {
+            match &process {
+                Some(process) => Some(self.ask(Some(process)).await),
+                None => None,
             }
         };
-        let (unit, mut api) = tokio::join!(self.systemd.unit(&self.policy.unit), ping);
+        let (unit, mut api) = tokio::join!(self.systemd.unit(&self.policy.unit), lives);
         match unit {
             Ok(unit) => seen.unit = Some(unit),
             Err(e) => seen.unit_error = Some(chain(&e)),
         }
         let socket = match &seen.unit {
-            Some(_) if !runs(&seen) => {
-                self.systemd.unit(&socket_unit(&self.policy.unit)).await.ok()
-            }
+            Some(_) if !runs(seen) => self.systemd.unit(&socket_unit(&self.policy.unit)).await.ok(),
             _ => None,
         };
-        if api.is_none() && may_ask(&seen, socket.as_ref()) {
-            api = Some(self.engine.ping(self.policy.ping_timeout).await);
+        if api.is_none() && may_ask(seen, socket.as_ref()) {
+            api = Some(self.ask(None).await);
         }
-        if let Some(api) = api {
-            seen.api = self.answer(api, seen.process.as_ref()).await;
-        }
-        self.doubt_installation(seen).await
+        seen.api = api.unwrap_or(EngineApi::Absent);
     }
 
     /// An engine that does not run and whose packages were left half-way is not installed, though
@@ -131,30 +135,33 @@ impl<E: Answers> EngineObserver<E> {
         None
     }
 
-    async fn answer(
-        &self,
-        ping: Result<(), EngineError>,
-        process: Option<&EngineProcess>,
-    ) -> EngineApi {
-        match ping {
-            Ok(()) => self.version(process).await,
-            Err(error) => unanswered(&error),
-        }
-    }
-
-    async fn version(&self, process: Option<&EngineProcess>) -> EngineApi {
-        if let Some(process) = process
-            && let Some((told_by, version)) = &*lock(&self.told)
-            && told_by == process
+    /// Whether the engine of that process, which lives, answers.
+    async fn ask(&self, process: Option<&EngineProcess>) -> EngineApi {
+        let told = lock(&self.told).clone().filter(|told| Some(&told.by) == process);
+        if let Some(told) = &told
+            && told.at.elapsed() < self.policy.ping_max_age
         {
-            return EngineApi::Answers(version.clone());
+            return EngineApi::Answers(told.version.clone());
         }
-        match self.engine.version(self.policy.ping_timeout).await {
-            Ok(version) => {
-                *lock(&self.told) = process.map(|process| (process.clone(), version.clone()));
+        let answer = async {
+            let at = Instant::now();
+            self.engine.ping(self.policy.ping_timeout).await?;
+            let version = match told {
+                Some(told) => told.version,
+                None => self.engine.version(self.policy.ping_timeout).await?,
+            };
+            Ok((version, at))
+        };
+        match answer.await {
+            Ok((version, at)) => {
+                let by = process.cloned();
+                *lock(&self.told) = by.map(|by| Told { by, version: version.clone(), at });
                 EngineApi::Answers(version)
             }
-            Err(error) => unanswered(&error),
+            Err(error) => {
+                *lock(&self.told) = None;
+                unanswered(&error)
+            }
         }
     }
 }

@@ -66,7 +66,7 @@ where
             let noted = noted(None);
             let result = work.await;
             if let Some(noted) = noted {
-                noted.ends(result.as_ref().err());
+                noted.answers(result.as_ref());
             }
             answer_now(result)
         }
@@ -129,7 +129,7 @@ async fn do_task(
         }
     };
     if let Some(noted) = noted {
-        noted.ends(result.as_ref().err());
+        noted.answers(result.as_ref());
     }
 }
 
