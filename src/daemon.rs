@@ -109,6 +109,9 @@ pub fn defaults(settings: &Settings) -> Defaults {
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at the lock.
 pub const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// How long a growth that is cut short may take to be noted or given back; with the drain it fits into
+/// the unit's TimeoutStopSec.
+const POOLS_STOP: Duration = Duration::from_secs(2);
 /// How often systemd is told that the start goes on …
 const START_WORD: Duration = Duration::from_secs(15);
 /// … and how long it then waits for the next word, in microseconds.
@@ -161,6 +164,9 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let limits = listener_limits(&settings);
     let deadline = run_until_stopped(listener, router, limits, &core, phase, stop).await;
     drain(&outbox, deadline).await;
+    if !core.pools.stop(POOLS_STOP).await {
+        tracing::warn!("stopped while the kernel was still at work on a pool");
+    }
     tracing::info!("stopped");
     drop(lock);
     Ok(())

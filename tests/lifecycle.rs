@@ -173,8 +173,9 @@ async fn work_that_hangs_does_not_keep_the_agent_from_ending_in_its_time() {
     let began = Instant::now();
     assert_eq!(agent.stop().await.code(), Some(0));
     let took = began.elapsed();
-    // Connections, tasks and results share the one second; the rest is the process's own end.
-    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
+    // Connections, tasks and results share the one second; two more go to the hanging write, one to
+    // the process's own end.
+    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(5), "{took:?}");
     assert!(agent.log().contains("work unfinished or results undelivered"), "{}", agent.log());
 }
 

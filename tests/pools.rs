@@ -7,8 +7,14 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
+use vhost_agent::host::Root;
+use vhost_agent::host::pools::PoolFiles;
+use vhost_agent::model::pools::PoolKey;
+use vhost_agent::model::units::{NumaNode, PageSize};
 
 const POOL: &str = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB";
 const POOL_1G: &str = "/sys/devices/system/node/node0/hugepages/hugepages-1048576kB";
@@ -356,4 +362,51 @@ fn a_read_only_sysfs_is_named_with_path_and_remedy() {
         assert!(text.contains(part), "{text} lacks {part}");
     }
     assert_eq!(counter("nr_hugepages"), total);
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_growth_leaves_no_page_behind() {
+    let Some(pools) = Pools::hold() else { return };
+    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 4096);
+    let lock = pools.path("state/lock").display().to_string();
+    for millis in [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20] {
+        let script = format!(
+            "exec_agent serve --listen 127.0.0.1:0 & agent=$!\n\
+             until address=$(sed -n 's,.*http://,,p' {lock} 2>/dev/null) && [ -n \"$address\" ]; do :; done\n\
+             exec 5<>/dev/tcp/${{address%:*}}/${{address#*:}}\n\
+             body='{{\"hugepages\": [{{\"pages\": {wanted}}}], \"engine\": false}}'\n\
+             printf 'POST /v1/prepare HTTP/1.1\\r\\nHost: a\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n%s' \
+             ${{#body}} \"$body\" >&5\n\
+             sleep 0.{millis:03}; kill -TERM $agent; wait $agent || exit\n\
+             agent reclaim --output json"
+        );
+        let output = pools.script("http.drain_timeout = \"1ms\"\n", &script);
+        assert!(output.status.success(), "{millis}: {output:?}");
+        assert_eq!(counter("nr_hugepages"), total, "stopped after {millis} ms: {output:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_is_cut_short_keeps_what_it_has_found_and_says_so() {
+    let Some(_pools) = Pools::hold() else { return };
+    let files = PoolFiles::find(&Root::new("/")).unwrap();
+    let key = PoolKey { size: PageSize::MIB_2, node: NumaNode(0) };
+    let before = files.read(key).unwrap();
+    // So many that finding them takes some milliseconds.
+    let wanted = before.total + 4096;
+    let cut = files.cut();
+    cut.arm().unwrap();
+    let (writer, writes) = (files.clone(), Arc::new(AtomicBool::new(true)));
+    let ended = writes.clone();
+    let write = std::thread::spawn(move || {
+        let written = writer.write(key, wanted);
+        ended.store(false, Ordering::Relaxed);
+        written
+    });
+    while writes.load(Ordering::Relaxed) {
+        cut.now();
+    }
+    write.join().unwrap().unwrap();
+    let after = files.read(key).unwrap().total;
+    assert!((before.total..wanted).contains(&after), "{after} of {wanted}");
 }

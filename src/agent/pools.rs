@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::memory::{MemoryOrder, MemoryWork, Published, ReclaimOrder};
+use super::memory::{Brake, MemoryOrder, MemoryWork, Published, ReclaimOrder};
 use super::observe::blocking;
 use super::owner_gone;
 use super::pulse::Beat;
@@ -30,6 +30,7 @@ enum Order {
     Prepare(MemoryOrder, oneshot::Sender<PartReport>),
     Restore { unless_done: bool, reply: oneshot::Sender<PartReport> },
     Reclaim(ReclaimOrder, oneshot::Sender<ReclaimReport>),
+    Stop(oneshot::Sender<()>),
 }
 
 /// The pools' handle.
@@ -39,6 +40,7 @@ pub struct Pools {
     books: watch::Receiver<Published>,
     /// How long an order may take before its caller is told that it hangs.
     patience: Duration,
+    brake: Brake,
 }
 
 impl std::fmt::Debug for Order {
@@ -47,6 +49,7 @@ impl std::fmt::Debug for Order {
             Order::Prepare(..) => "Prepare",
             Order::Restore { .. } => "Restore",
             Order::Reclaim(..) => "Reclaim",
+            Order::Stop(_) => "Stop",
         })
     }
 }
@@ -55,10 +58,13 @@ impl Pools {
     /// Starts the owner.
     pub fn start(work: MemoryWork, write_timeout: Duration, beat: Beat) -> Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
-        let books = work.publishes();
+        let (books, brake) = (work.publishes(), work.brake());
+        if let Err(e) = brake.arm() {
+            tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
+        }
         tokio::spawn(run(work, queue, beat));
         // One write to the kernel cannot be broken off; it gets as much time again.
-        Pools { orders, books, patience: write_timeout * 2 }
+        Pools { orders, books, patience: write_timeout * 2, brake }
     }
 
     /// The agent's share of the pools.
@@ -106,6 +112,24 @@ impl Pools {
     pub async fn reclaim(&self, order: ReclaimOrder) -> Result<ReclaimReport, Fault> {
         let late = "pages are given back when it returns: see GET /v1/node";
         self.ask(late, |reply| Order::Reclaim(order, reply)).await
+    }
+
+    /// Ends the owner: the growth at work is cut short and given back, or kept and noted, as its caller
+    /// wanted. Returns whether that was done in time.
+    pub async fn stop(&self, within: Duration) -> bool {
+        /// Between two looks whether a write was begun since.
+        const PAUSE: Duration = Duration::from_millis(20);
+        let (reply, ended) = oneshot::channel();
+        let ends = async {
+            self.brake.pull();
+            let _ = self.orders.send(Order::Stop(reply)).await;
+            let mut ended = ended;
+            // Cancel-safe: the answer stays in the channel.
+            while timeout(PAUSE, &mut ended).await.is_err() {
+                self.brake.pull();
+            }
+        };
+        timeout(within, ends).await.is_ok()
     }
 
     /// Sends an order and waits for its answer; `late` says what becomes of one that takes too long.
@@ -190,6 +214,9 @@ fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
         }
         Order::Reclaim(order, reply) => {
             let _ = reply.send(work.reclaim(order));
+        }
+        Order::Stop(reply) => {
+            let _ = reply.send(());
         }
     }
     work

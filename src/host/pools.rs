@@ -3,6 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::files::{entries, read_list, read_number, write_value};
 use super::{HostError, Root};
@@ -20,6 +25,50 @@ pub struct PoolFiles {
     reserved: Vec<(PageSize, PathBuf)>,
     /// The list of nodes with CPUs; none where the kernel has no NUMA.
     cpu_nodes: Option<PathBuf>,
+    cut: Cut,
+}
+
+/// Cuts a write to a pool short, which lasts as long as the kernel looks for memory. The kernel stops at
+/// a signal and keeps the pages that it has found (set_max_huge_pages in mm/hugetlb.c).
+#[derive(Debug, Clone, Default)]
+pub struct Cut {
+    writer: Arc<Mutex<Option<Pthread>>>,
+}
+
+/// A thread that writes to a pool; until dropped, it can be interrupted.
+struct Writing<'a>(&'a Cut);
+
+impl Cut {
+    /// Has the signal caught that would end the process otherwise. On the runtime.
+    ///
+    /// # Errors
+    /// When the signal cannot be caught.
+    pub fn arm(&self) -> std::io::Result<()> {
+        signal(SignalKind::user_defined1()).map(drop)
+    }
+
+    /// Interrupts the write at work, if there is one. Only after [`Cut::arm`].
+    pub fn now(&self) {
+        // The lock keeps the writer's thread from ending meanwhile.
+        if let Some(thread) = *self.writer() {
+            let _ = pthread_kill(thread, Signal::SIGUSR1);
+        }
+    }
+
+    fn writing(&self) -> Writing<'_> {
+        *self.writer() = Some(pthread_self());
+        Writing(self)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Option<Pthread>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        *self.0.writer() = None;
+    }
 }
 
 /// The knobs of one pool.
@@ -79,6 +128,7 @@ impl PoolFiles {
             pools,
             reserved: machine.into_iter().map(reserved).collect(),
             cpu_nodes: per_node.then(|| root.path(NODES).join("has_cpu")),
+            cut: Cut::default(),
         })
     }
 
@@ -112,7 +162,13 @@ impl PoolFiles {
     /// # Errors
     /// When the knob cannot be written.
     pub fn write(&self, key: PoolKey, pages: u64) -> Result<(), HostError> {
+        let _writing = self.cut.writing();
         write_value(&self.folder(key)?.total, &pages.to_string())
+    }
+
+    /// What cuts a write short.
+    pub fn cut(&self) -> Cut {
+        self.cut.clone()
     }
 
     /// Nodes with CPUs.

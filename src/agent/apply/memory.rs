@@ -1,5 +1,6 @@
 //! Steps on pools and mounts. Blocking: called from a blocking thread.
 
+pub use crate::host::pools::Cut;
 use crate::host::pools::{PoolFiles, compact, drop_page_cache};
 use crate::host::{Root, mounts};
 use crate::model::fault::Fault;
@@ -43,6 +44,11 @@ impl MemoryApplier {
     /// When sysfs cannot be listed.
     pub fn new(root: &Root, mount: MountPolicy) -> Result<MemoryApplier, Fault> {
         Ok(MemoryApplier { root: root.clone(), files: PoolFiles::find(root)?, mount })
+    }
+
+    /// What cuts a write to a pool short.
+    pub fn cut(&self) -> Cut {
+        self.files.cut()
     }
 
     /// Reads one pool.

@@ -31,6 +31,7 @@ struct Limits<'a> {
     deadline: Instant,
     within: Duration,
     cancelled: &'a AtomicBool,
+    stopping: &'a AtomicBool,
 }
 
 impl Limits<'_> {
@@ -48,6 +49,9 @@ impl Limits<'_> {
     }
 
     fn check_cancelled(&self) -> Result<(), Fault> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Fault::new("stopping", "the agent stops: call again when it runs"));
+        }
         match self.cancelled.load(Ordering::Relaxed) {
             true => Err(Fault::new("cancelled", "nobody waits for these pages any more")),
             false => Ok(()),
@@ -60,7 +64,8 @@ impl MemoryWork {
     pub(super) fn grow(&mut self, order: &MemoryOrder, growth: &mut Growth) -> Result<(), Fault> {
         let within = self.pools.write_timeout;
         let deadline = Instant::now() + within;
-        let limits = Limits { deadline, within, cancelled: &order.cancelled };
+        let stopping = self.stopping.clone();
+        let limits = Limits { deadline, within, cancelled: &order.cancelled, stopping: &stopping };
         let last = self.seen.take().filter(|(at, _)| at.elapsed() < LOOK_IS_GOOD);
         let mut seen = match last {
             Some((_, seen)) => seen,
@@ -116,6 +121,7 @@ impl MemoryWork {
         growth: &mut Growth,
         limits: &Limits,
     ) -> Result<(), Fault> {
+        limits.check_cancelled()?;
         match step {
             Step::Grow(resize) => {
                 let pool = self.raise(step, *resize, growth, limits)?;

@@ -9,7 +9,7 @@ mod growth;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use self::books::Books;
 pub use self::books::Published;
 use self::growth::Growth;
-use super::apply::memory::MemoryApplier;
+use super::apply::memory::{Cut, MemoryApplier};
 use super::observe::memory::MemoryObserver;
 use super::progress::ProgressSink;
 use crate::model::fault::Fault;
@@ -62,6 +62,30 @@ impl ReclaimOrder {
     }
 }
 
+/// Makes the work on the memory end early.
+#[derive(Debug, Clone)]
+pub struct Brake {
+    stopping: Arc<AtomicBool>,
+    cut: Cut,
+}
+
+impl Brake {
+    /// Makes it possible to cut a write to a pool short. On the runtime.
+    ///
+    /// # Errors
+    /// When the signal that does it cannot be caught.
+    pub fn arm(&self) -> std::io::Result<()> {
+        self.cut.arm()
+    }
+
+    /// Has the work at hand end, and all further work refused; again and again until it has ended, for
+    /// each write is cut by itself.
+    pub fn pull(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.cut.now();
+    }
+}
+
 /// Works on the memory of one machine.
 #[derive(Debug)]
 pub struct MemoryWork {
@@ -74,6 +98,8 @@ pub struct MemoryWork {
     mounted: BTreeMap<PageSize, String>,
     /// What the last plan was made on, and when: the order that follows it need not look again.
     seen: Option<(Instant, PoolsSeen)>,
+    /// Set when the agent stops: what was begun is ended or given back.
+    stopping: Arc<AtomicBool>,
     progress: ProgressSink,
 }
 
@@ -96,12 +122,18 @@ impl MemoryWork {
     ) -> Result<MemoryWork, Fault> {
         let books = Books::open(store, observer.boot_id()?)?;
         let mounted = BTreeMap::new();
-        Ok(MemoryWork { observer, applier, pools, mount, books, mounted, seen: None, progress })
+        let (seen, stopping) = (None, Arc::default());
+        Ok(MemoryWork { observer, applier, pools, mount, books, mounted, seen, stopping, progress })
     }
 
     /// The books for others, who see each change before the caller that caused it is answered.
     pub fn publishes(&self) -> watch::Receiver<Published> {
         self.books.publishes()
+    }
+
+    /// What makes the work end early, from another thread.
+    pub fn brake(&self) -> Brake {
+        Brake { stopping: self.stopping.clone(), cut: self.applier.cut() }
     }
 
     /// Whether what the last boot held was taken again in this one.
