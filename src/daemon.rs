@@ -100,6 +100,16 @@ impl Core {
     }
 }
 
+/// Where the agent keeps what it knows until the next boot: by default a folder of the machine that it
+/// looks at, which is not this one under another `--root`.
+pub fn run_dir(settings: &Settings, root: &Path) -> PathBuf {
+    let usual = Settings::default().run_dir;
+    match settings.run_dir == usual {
+        true => Root::new(root).path(usual),
+        false => settings.run_dir.clone(),
+    }
+}
+
 /// What a call means that does not say.
 pub fn defaults(settings: &Settings) -> Defaults {
     Defaults { pages: settings.pools.default_pages, move_shortfall: settings.pools.move_shortfall }
@@ -146,7 +156,7 @@ pub fn address_in(holder: &str) -> Option<&str> {
 /// When it cannot start: the state, the address, another agent.
 pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let stop = Stop::listen().context("cannot listen for signals")?;
-    let store = Store::open(&settings.state_dir, &settings.run_dir)?;
+    let store = Store::open(&settings.state_dir, run_dir(&settings, &root))?;
     let mut lock = take_lock(&store).await?;
     lock.sign(None);
     let listener = api::serve::listen(settings.listen).with_context(|| {

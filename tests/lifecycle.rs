@@ -123,6 +123,23 @@ async fn a_stop_does_not_wait_for_pages_of_the_last_boot_that_hang() {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
+#[tokio::test]
+async fn a_restore_that_a_stop_has_cut_short_is_done_by_the_next_start() {
+    let place = Place::on("two-node").settings("[http]\ndrain_timeout = \"100ms\"\n");
+    let mut gate = restoring(&place);
+    let mut agent = place.start_behind(&mut gate).await;
+    agent.signal(Signal::SIGTERM);
+    until("the agent stops", async || agent.log().contains("stopping").then_some(())).await;
+    // Nothing outside shows that the owner was told.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.open().await;
+    assert_eq!(agent.ended().await.code(), Some(0));
+    let agent = place.ready().await;
+    let steps = agent.post("/v1/restore", "{}").await.json()["steps"].clone();
+    assert_eq!(steps, json!([]), "it was done at the start");
+    assert_eq!(agent.get("/v1/node").await.json()["totals"][0]["grown"], 1);
+}
+
 /// Pages to take again, and a gate before the pools.
 fn restoring(place: &Place) -> Gate {
     std::fs::create_dir_all(place.state()).unwrap();

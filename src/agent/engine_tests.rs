@@ -6,7 +6,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::docker::fake::{FakeEngine, Mood};
-use crate::host::spawn_fake::{FakeSpawner, put_daemon, put_executable, put_package};
+use crate::host::spawn_fake::{
+    FakeSpawner, put_daemon, put_executable, put_living_daemon, put_package,
+};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json};
 use crate::model::engine::{ApiVersion, DaemonJson, Init, PackageManager, PackageSets};
@@ -331,6 +333,27 @@ async fn an_answer_is_good_for_its_age_while_its_process_lives() {
     node.engine.set(Mood::Hangs);
     put_daemon(&root, 8);
     assert!(!answers().await, "it was another process that answered");
+}
+
+#[tokio::test]
+async fn what_is_kept_of_the_files_is_given_up_when_one_changes_or_the_process_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root::new(folder.path());
+    let mut process = put_living_daemon(&root);
+    let (engine, systemd) = (FakeEngine::new(Mood::Answers), Arc::new(Systemd::new()));
+    let observer = EngineObserver::new(&root, policy(), Arc::new(engine), systemd);
+    let seen = observer.look().await.unwrap();
+    assert_eq!(seen.daemon_json, DaemonJson::Absent);
+    assert_eq!(seen.process.as_ref().unwrap().pid, process.id());
+    assert!(observer.keeps_files(), "nothing has happened");
+    daemon_json::replace(&root, "/etc/docker/daemon.json", "{}", &DaemonJson::Absent).unwrap();
+    assert!(!observer.keeps_files());
+    let seen = observer.look().await.unwrap();
+    assert!(matches!(seen.daemon_json, DaemonJson::Object { .. }), "{seen:?}");
+    assert!(observer.keeps_files());
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(!observer.keeps_files());
 }
 
 #[tokio::test(start_paused = true)]

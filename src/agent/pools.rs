@@ -63,7 +63,8 @@ impl Pools {
             tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
         }
         tokio::spawn(run(work, queue, beat));
-        // One write to the kernel cannot be broken off; it gets as much time again.
+        // A write is not cut short for one caller, for others may want its pages; it gets as much time
+        // again.
         Pools { orders, books, patience: write_timeout * 2, brake }
     }
 
@@ -121,15 +122,19 @@ impl Pools {
         const PAUSE: Duration = Duration::from_millis(20);
         let (reply, ended) = oneshot::channel();
         let ends = async {
-            self.brake.pull();
+            // Whether it was taken or the owner had ended already: either way it ends.
             let _ = self.orders.send(Order::Stop(reply)).await;
-            let mut ended = ended;
-            // Cancel-safe: the answer stays in the channel.
-            while timeout(PAUSE, &mut ended).await.is_err() {
+            let _ = ended.await;
+        };
+        tokio::pin!(ends);
+        let until_ended = async {
+            self.brake.pull();
+            // Pinned: goes on when the pause ends first.
+            while timeout(PAUSE, &mut ends).await.is_err() {
                 self.brake.pull();
             }
         };
-        timeout(within, ends).await.is_ok()
+        timeout(within, until_ended).await.is_ok()
     }
 
     /// Sends an order and waits for its answer; `late` says what becomes of one that takes too long.
@@ -169,7 +174,14 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat)
                 () = beat.due() => {}
             }
         };
-        let Some(order) = order else { return };
+        let order = match order {
+            None => return,
+            Some(Order::Stop(reply)) => {
+                let _ = reply.send(());
+                return;
+            }
+            Some(order) => order,
+        };
         // Who only has to ask somebody else, such as the engine's owner, asks before this thread looks.
         yield_now().await;
         let Some(order) = answer_at_once(&mut work, order) else {
@@ -215,9 +227,8 @@ fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
         Order::Reclaim(order, reply) => {
             let _ = reply.send(work.reclaim(order));
         }
-        Order::Stop(reply) => {
-            let _ = reply.send(());
-        }
+        // The loop itself ends with it.
+        Order::Stop(_) => {}
     }
     work
 }

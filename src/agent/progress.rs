@@ -26,7 +26,7 @@ impl ProgressSink {
     /// A step begins.
     pub fn begun(&self, step: &Step) {
         let (name, subject) = (step.name(), step.subject());
-        tracing::info!(step = name, subject, "{name} {subject} begins");
+        tracing::debug!(step = name, subject, "{name} {subject} begins");
         let (area, step) = (step.area(), name.to_string());
         let _ = self.0.send(Progress::Begun { area, step, subject });
     }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Usage;
 use crate::agent::pulse::Pulse;
 use crate::config::Settings;
-use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, address_in, take_lock};
+use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, address_in, run_dir, take_lock};
 use crate::model::fault::Fault;
 use crate::store::{Lock, Store, StoreError};
 
@@ -45,7 +45,7 @@ pub(super) enum Owner {
 impl Place {
     /// Finds the owner, or becomes it. Another command at work is waited for.
     pub(super) async fn owner(&self) -> Result<Owner> {
-        let store = Store::open(&self.settings.state_dir, &self.settings.run_dir)?;
+        let store = Store::open(&self.settings.state_dir, run_dir(&self.settings, &self.root))?;
         match take_lock(&store).await {
             Ok(mut lock) => {
                 lock.sign(None);
@@ -64,7 +64,7 @@ impl Place {
     /// who do. Another command at work is waited for all the same, for what it has half done is no
     /// state of the node.
     pub(super) async fn looker(&self) -> Result<Owner> {
-        let store = Store::look(&self.settings.state_dir, &self.settings.run_dir);
+        let store = Store::look(&self.settings.state_dir, run_dir(&self.settings, &self.root));
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let Some(holder) = store.holder()? else {

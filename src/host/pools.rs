@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
@@ -33,6 +34,8 @@ pub struct PoolFiles {
 #[derive(Debug, Clone, Default)]
 pub struct Cut {
     writer: Arc<Mutex<Option<Pthread>>>,
+    /// Whether the signal is caught.
+    armed: Arc<AtomicBool>,
 }
 
 /// A thread that writes to a pool; until dropped, it can be interrupted.
@@ -44,11 +47,16 @@ impl Cut {
     /// # Errors
     /// When the signal cannot be caught.
     pub fn arm(&self) -> std::io::Result<()> {
-        signal(SignalKind::user_defined1()).map(drop)
+        let _ = signal(SignalKind::user_defined1())?;
+        self.armed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
-    /// Interrupts the write at work, if there is one. Only after [`Cut::arm`].
+    /// Interrupts the write at work, if there is one; not before [`Cut::arm`].
     pub fn now(&self) {
+        if !self.armed.load(Ordering::Relaxed) {
+            return;
+        }
         // The lock keeps the writer's thread from ending meanwhile.
         if let Some(thread) = *self.writer() {
             let _ = pthread_kill(thread, Signal::SIGUSR1);

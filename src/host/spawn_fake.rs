@@ -200,3 +200,15 @@ pub fn put_daemon(root: &Root, pid: u32) {
     fs::write(proc.join("cmdline"), "dockerd\0--iptables=false\0").unwrap();
     fs::write(root.path("/run/docker.pid"), pid.to_string()).unwrap();
 }
+
+/// Puts a dockerd into procfs whose pid is that of a process that lives until the caller ends it.
+pub fn put_living_daemon(root: &Root) -> std::process::Child {
+    let cat = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn();
+    let process = cat.unwrap();
+    for folder in ["/run", "/etc/docker", "/proc/self"] {
+        fs::create_dir_all(root.path(folder)).unwrap();
+    }
+    fs::write(root.path("/proc/self/mountinfo"), "").unwrap();
+    put_daemon(root, process.id());
+    process
+}

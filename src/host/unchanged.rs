@@ -2,9 +2,11 @@
 //! kernel (inotify(7), proc_pid_mounts(5), pidfd_open(2)): two calls that answer out of its memory,
 //! where reading again might wait for a disk.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -13,61 +15,96 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Root;
 
-/// Tells that nothing has happened at some paths, nor to a process. Made before they are read, it
-/// misses nothing.
+/// Tells that nothing has happened at some paths, nor to a process. It is made before they are read.
+/// Dropping it waits for the kernel, so that is done where one may block.
 #[derive(Debug)]
 pub struct Unchanged {
     inotify: Inotify,
     /// A mount hides what lies below it without touching it.
     mounts: File,
     process: Option<OwnedFd>,
+    since: Instant,
+    over: AtomicBool,
+}
+
+/// After so long it is worth nothing: not every file system tells what happens elsewhere.
+const MOST_AGE: Duration = Duration::from_secs(60);
+/// What may make a file another one.
+const EVENTS: AddWatchFlags = AddWatchFlags::IN_MODIFY
+    .union(AddWatchFlags::IN_ATTRIB)
+    .union(AddWatchFlags::IN_CREATE)
+    .union(AddWatchFlags::IN_DELETE)
+    .union(AddWatchFlags::IN_DELETE_SELF)
+    .union(AddWatchFlags::IN_MOVE)
+    .union(AddWatchFlags::IN_MOVE_SELF);
+/// Links on one way, as path_resolution(7) has it.
+const MOST_LINKS: usize = 40;
+
+/// Watches a file and each folder on the way to it, from the root down, for any of them may be replaced,
+/// or appear; and the same where a link leads.
+fn watch_way(inotify: &Inotify, root: &Path, path: &Path, links: usize) -> Option<()> {
+    let above_root = |place: &&Path| root != *place && root.starts_with(place);
+    let way: Vec<&Path> = path.ancestors().filter(|place| !above_root(place)).collect();
+    for place in way.into_iter().rev() {
+        match inotify.add_watch(place, EVENTS) {
+            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(_) => return None,
+        }
+        if let (Ok(target), Some(folder)) = (fs::read_link(place), place.parent()) {
+            watch_way(inotify, root, &folder.join(target), links.checked_sub(1)?)?;
+        }
+    }
+    Some(())
 }
 
 impl Unchanged {
-    /// Watches `paths`, whether they are there or not; `None` when the kernel has no watch left.
-    pub fn since_now<P: AsRef<Path>>(root: &Root, paths: &[P]) -> Option<Unchanged> {
+    /// Watches `paths`, whether they are there or not, and a process, of which the caller then makes
+    /// sure that it is the one it means. `None` when there is no such process, or the kernel cannot tell
+    /// (before Linux 5.3) or has no watch left.
+    pub fn since_now<P: AsRef<Path>>(
+        root: &Root,
+        paths: &[P],
+        process: Option<u32>,
+    ) -> Option<Unchanged> {
+        let process = match process {
+            Some(pid) => Some(process_fd(pid)?),
+            None => None,
+        };
         let mounts = File::open(root.path("/proc/self/mountinfo")).ok()?;
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
-        let events = AddWatchFlags::IN_MODIFY
-            | AddWatchFlags::IN_ATTRIB
-            | AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_DELETE_SELF
-            | AddWatchFlags::IN_MOVE
-            | AddWatchFlags::IN_MOVE_SELF;
         for path in paths {
-            // Each folder on the way: any of them may be replaced, or appear.
-            for path in root.path(path).ancestors() {
-                match inotify.add_watch(path, events) {
-                    Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                    Err(_) => return None,
-                }
-            }
+            watch_way(&inotify, &root.path("/"), &root.path(path), MOST_LINKS)?;
         }
-        Some(Unchanged { inotify, mounts, process: None })
+        let over = AtomicBool::new(false);
+        Some(Unchanged { inotify, mounts, process, since: Instant::now(), over })
     }
 
-    /// Also has to live: a process of which the caller then makes sure that it is the one it means.
-    /// `None` when there is none, or the kernel cannot tell (before Linux 5.3).
-    pub fn while_lives(self, pid: u32) -> Option<Unchanged> {
-        let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        Some(Unchanged { process: Some(process), ..self })
-    }
-
-    /// Whether nothing has happened since. Does not block; once false, it is worth nothing more.
+    /// Whether nothing has happened since. Does not block; once false, it stays so.
     pub fn still_holds(&self) -> bool {
+        // What the kernel has told it tells once.
+        if self.over.load(Ordering::Relaxed) || self.told_of_something() {
+            self.over.store(true, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    fn told_of_something(&self) -> bool {
         let mut told = vec![PollFd::new(&self.mounts, PollFlags::PRI)];
         // Readable when it has ended.
         told.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));
-        matches!(self.inotify.read_events(), Err(Errno::EAGAIN))
-            && poll(&mut told, Some(&Timespec::default())) == Ok(0)
+        self.since.elapsed() >= MOST_AGE
+            || !matches!(self.inotify.read_events(), Err(Errno::EAGAIN))
+            || poll(&mut told, Some(&Timespec::default())) != Ok(0)
     }
+}
+
+fn process_fd(pid: u32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -85,12 +122,14 @@ mod tests {
 
     /// Whether `change` is seen by one who watched before.
     fn sees(root: &Root, change: impl FnOnce()) -> bool {
-        let unchanged = Unchanged::since_now(root, &[CONF]).unwrap();
+        let unchanged = Unchanged::since_now(root, &[CONF], None).unwrap();
         assert!(unchanged.still_holds());
         let _ = fs::read(root.path(CONF));
         assert!(unchanged.still_holds(), "reading changes nothing");
         change();
-        !unchanged.still_holds()
+        let sees = !unchanged.still_holds();
+        assert_eq!(sees, !unchanged.still_holds(), "it does not forget");
+        sees
     }
 
     #[test]
@@ -124,6 +163,19 @@ mod tests {
         symlink(&far, root.path(CONF)).unwrap();
         assert!(sees(&root, || fs::write(&far, "[]").unwrap()));
         assert!(sees(&root, || fs::remove_file(&far).unwrap()));
+        // As configuration tools deploy: a link in the middle of the way is swapped.
+        for version in ["/srv/1", "/srv/2"] {
+            fs::create_dir_all(root.path(version)).unwrap();
+            fs::write(root.path(version).join("daemon.json"), version).unwrap();
+        }
+        symlink("1", root.path("/srv/current")).unwrap();
+        fs::remove_file(root.path(CONF)).unwrap();
+        symlink("../../srv/current/daemon.json", root.path(CONF)).unwrap();
+        let swap = || {
+            symlink("2", root.path("/srv/new")).unwrap();
+            fs::rename(root.path("/srv/new"), root.path("/srv/current")).unwrap();
+        };
+        assert!(sees(&root, swap));
     }
 
     #[test]
@@ -131,14 +183,13 @@ mod tests {
         let (_dir, root) = root();
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let unchanged = Unchanged::since_now(&root, &[CONF]).unwrap().while_lives(child.id());
-        let unchanged = unchanged.unwrap();
+        let unchanged = Unchanged::since_now(&root, &[CONF], Some(child.id())).unwrap();
         assert!(unchanged.still_holds());
         drop(child.stdin.take());
         while unchanged.still_holds() {
             std::thread::yield_now();
         }
         child.wait().unwrap();
-        assert!(Unchanged::since_now(&root, &[CONF]).unwrap().while_lives(child.id()).is_none());
+        assert!(Unchanged::since_now(&root, &[CONF], Some(child.id())).is_none());
     }
 }

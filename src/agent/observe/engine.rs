@@ -118,21 +118,32 @@ impl<E: Answers> EngineObserver<E> {
             return Ok(seen);
         }
         let (root, policy, init) = (self.root.clone(), self.policy.clone(), self.init.clone());
-        let (seen, unchanged) = blocking(move || read(&root, &policy, init)).await?;
-        *lock(&self.read) = unchanged.map(|unchanged| (seen.clone(), unchanged));
+        let old = lock(&self.read).take();
+        let look = move || {
+            drop(old);
+            read(&root, &policy, init)
+        };
+        let (seen, unchanged) = blocking(look).await?;
+        let read = unchanged.map(|unchanged| (seen.clone(), unchanged));
+        // Another look at the same time may have come first.
+        let other = std::mem::replace(&mut *lock(&self.read), read);
+        if other.is_some() {
+            blocking(move || drop(other)).await?;
+        }
         Ok(seen)
     }
 
     /// What was read, when nothing has happened to it since.
     fn read_before(&self) -> Option<EngineSeen> {
-        let mut read = lock(&self.read);
-        if let Some((seen, unchanged)) = &*read
-            && unchanged.still_holds()
-        {
-            return Some(seen.clone());
-        }
-        *read = None;
-        None
+        let read = lock(&self.read);
+        let (seen, _) = read.as_ref().filter(|(_, unchanged)| unchanged.still_holds())?;
+        Some(seen.clone())
+    }
+
+    /// Whether the next look reads no file.
+    #[cfg(test)]
+    pub fn keeps_files(&self) -> bool {
+        self.read_before().is_some()
     }
 
     /// Whether the engine of that process, which lives, answers.
@@ -174,8 +185,8 @@ fn lock<T>(kept: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// one that does not is about to change.
 fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<Unchanged>) {
     let engine_process = || process::engine_process(root, &policy.pid_file, &policy.binary);
-    let unchanged = Unchanged::since_now(root, &paths(policy))
-        .and_then(|unchanged| unchanged.while_lives(engine_process()?.pid));
+    let unchanged = engine_process()
+        .and_then(|process| Unchanged::since_now(root, &paths(policy), Some(process.pid)));
     let seen = EngineSeen {
         api: EngineApi::Absent,
         process: engine_process(),

@@ -1,0 +1,137 @@
+//! Giving pages back: what a growth that failed has taken, and what is not wanted any more.
+
+use std::time::Instant;
+
+use super::growth::Growth;
+use super::{MemoryOrder, MemoryWork, pages_text};
+use crate::model::fault::Fault;
+use crate::model::pools::{PagesByPool, PoolKey};
+use crate::model::prepare::{ReclaimReport, ResizePool, Step, StepOutcome, StepReport};
+use crate::model::units::{NumaNode, PageSize};
+use crate::plan::hugepages;
+
+/// Which pages to give back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReclaimOrder {
+    /// Of this size only.
+    pub size: Option<PageSize>,
+    /// On this node only.
+    pub node: Option<NumaNode>,
+    /// Whether only the plan is wanted.
+    pub dry_run: bool,
+}
+
+impl ReclaimOrder {
+    fn names(&self, key: &PoolKey) -> bool {
+        self.size.is_none_or(|size| size == key.size)
+            && self.node.is_none_or(|node| node == key.node)
+    }
+}
+
+impl MemoryWork {
+    /// Gives back what the agent grew and nobody uses.
+    pub fn reclaim(&mut self, order: ReclaimOrder) -> ReclaimReport {
+        // It is another pool from here on.
+        self.seen = None;
+        let mut report =
+            ReclaimReport { steps: Vec::new(), remaining: Vec::new(), errors: Vec::new() };
+        match self.observer.pools() {
+            Ok(seen) => self.books.settle(&seen),
+            Err(fault) => {
+                report.errors.push(fault);
+                return report;
+            }
+        }
+        let mut limit = self.books.ledger().by_pool();
+        limit.retain(|key, _| order.names(key));
+        let shrunk = self.shrink(&limit, order.dry_run, &mut report.steps);
+        report.errors.extend(shrunk.1);
+        if !order.dry_run {
+            report.errors.extend(self.books.lower(|key| order.names(key)).err());
+        }
+        report.remaining = self.books.ledger().grown.clone();
+        report
+    }
+
+    /// Reports a part of a growth that failed, and gives back what was taken unless it is to be kept.
+    pub(super) fn undo_after(
+        &mut self,
+        part: Result<(), Fault>,
+        order: &MemoryOrder,
+        growth: &mut Growth,
+    ) {
+        let Err(mut fault) = part else { return };
+        if !order.keep_partial {
+            fault.text += &self.undo(growth);
+        }
+        growth.report.errors.push(fault);
+    }
+
+    /// Gives back what a growth that failed has taken; says how far that went.
+    fn undo(&mut self, growth: &mut Growth) -> String {
+        let taken: u64 = growth.taken.values().sum();
+        if taken == 0 {
+            return String::new();
+        }
+        let limit = std::mem::take(&mut growth.taken);
+        match self.shrink(&limit, false, &mut growth.report.steps) {
+            (given, _) if given == taken => {
+                format!("; the {taken} pages that this call took were given back")
+            }
+            (given, None) => format!(
+                "; of the {taken} pages that this call took {given} were given back, the others are in \
+                 use: `vhost-agent reclaim` gives them back later"
+            ),
+            (given, Some(fault)) => format!(
+                "; of the {taken} pages that this call took {given} were given back, then: {fault}; \
+                 `vhost-agent reclaim` tries again"
+            ),
+        }
+    }
+
+    /// Lowers pools by at most `limit`; returns the pages given back, and why it stopped.
+    fn shrink(
+        &mut self,
+        limit: &PagesByPool,
+        dry_run: bool,
+        reports: &mut Vec<StepReport>,
+    ) -> (u64, Option<Fault>) {
+        let seen = match self.observer.pools() {
+            Ok(seen) => seen,
+            Err(fault) => return (0, Some(fault)),
+        };
+        let mut given = 0;
+        for step in hugepages::give_back(limit, &seen) {
+            let Step::Shrink(resize) = &step else { continue };
+            if dry_run {
+                reports.push(StepReport::planned(&step));
+                continue;
+            }
+            if let Err(fault) = self.lower(&step, *resize, &mut given, reports) {
+                return (given, Some(fault));
+            }
+        }
+        (given, None)
+    }
+
+    fn lower(
+        &mut self,
+        step: &Step,
+        resize: ResizePool,
+        given: &mut u64,
+        reports: &mut Vec<StepReport>,
+    ) -> Result<(), Fault> {
+        self.progress.begun(step);
+        let began = Instant::now();
+        let before = self.applier.pool(resize.pool)?;
+        let give = (resize.from - resize.to).min(before.free).min(before.persistent());
+        let resized = self.applier.resize(before, before.persistent() - give)?;
+        *given += resized.lost();
+        let outcome = if resized.lost() < give { StepOutcome::Short } else { StepOutcome::Done };
+        let (from, to) = (pages_text(before.total), pages_text(resized.after.total));
+        let report = StepReport::of(step, from, to, outcome, began.elapsed());
+        self.progress.ended(&report);
+        reports.push(report);
+        self.books.gave_back(&resized)
+    }
+}
