@@ -17,6 +17,7 @@ use tower_http::normalize_path::NormalizePath;
 
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
+use crate::agent::apply::target::TargetApplier;
 use crate::agent::engine::Engine;
 use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
@@ -24,10 +25,12 @@ use crate::agent::observe::engine::EngineObserver;
 use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::observe::memory::MemoryObserver;
 use crate::agent::observe::node::NodeObserver;
+use crate::agent::observe::target::TargetObserver;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
 use crate::agent::pulse::Pulse;
+use crate::agent::target::{Targets, TellsHealth};
 use crate::api::zstack::host::AsksVersions;
 use crate::api::{self, Api, Defaults, Phase};
 use crate::config::Settings;
@@ -36,9 +39,12 @@ use crate::controller::deliver;
 use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
 use crate::docker::client::DockerClient;
+use crate::health::probe::Probe;
 use crate::host::Root;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
+use crate::model::target::{CleanPath, TargetHealth, TargetName};
+use crate::spdk::Sockets;
 use crate::store::{Lock, Store, StoreError};
 
 /// The owners of this node, started.
@@ -49,6 +55,10 @@ pub struct Core {
     pub pools: Pools,
     /// Looks at the node.
     pub node: Node,
+    /// Owns the targets.
+    pub targets: Targets,
+    /// Tells how targets stand.
+    pub health: Arc<dyn TellsHealth>,
     /// Tells what happens.
     pub progress: ProgressSink,
     /// The state folder.
@@ -82,6 +92,7 @@ impl Core {
         let policy = settings.engine_policy();
         let socket = root.path(&policy.socket).display().to_string();
         let docker = Arc::new(DockerClient::new(socket.clone()));
+        let (targets, health) = start_targets(settings, &root, &docker, &progress, pulse);
         let systemd = Arc::new(Systemd::new());
         let processes = Processes::new(&settings.log_dir);
         let observer =
@@ -96,7 +107,36 @@ impl Core {
         );
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
         let node = Node::start(NodeObserver::new(&root, memory), pools.clone(), observer, socket);
-        Ok(Core { prepare, pools, node, progress, store, root, processes })
+        Ok(Core { prepare, pools, node, targets, health, progress, store, root, processes })
+    }
+}
+
+/// The owners of targets, and who tells how they stand.
+fn start_targets(
+    settings: &Settings,
+    root: &Root,
+    docker: &Arc<DockerClient>,
+    progress: &ProgressSink,
+    pulse: &Pulse,
+) -> (Targets, Arc<dyn TellsHealth>) {
+    let (policy, sockets) = (settings.target_policy(), Sockets::default());
+    let observer = TargetObserver::new(root, docker.clone(), sockets.clone(), policy.clone());
+    let applier = TargetApplier::new(root, docker.clone(), sockets.clone(), policy.clone());
+    let probe = Probe::new(root, docker.clone(), sockets, policy.clone());
+    let targets = Targets::new(observer, applier, policy, progress.clone(), pulse.clone());
+    (targets, Arc::new(Healths(probe)))
+}
+
+/// The probe as the handlers ask it.
+struct Healths(Probe<DockerClient>);
+
+impl TellsHealth for Healths {
+    fn health<'a>(
+        &'a self,
+        name: &'a TargetName,
+        control: &'a CleanPath,
+    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
+        Box::pin(self.0.health(name, control))
     }
 }
 
@@ -203,6 +243,9 @@ fn doors(
         prepare: core.prepare.clone(),
         pools: core.pools.clone(),
         node: core.node.clone(),
+        targets: core.targets.clone(),
+        health: core.health.clone(),
+        target_defaults: settings.target_defaults(),
         progress: core.progress.clone(),
         outbox,
         identities: Arc::new(Identities::open(core.store.clone())?),

@@ -11,8 +11,8 @@
 //! `controller`'s outbox when the caller wants to be called back.
 //!
 //! # The law
-//! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}` and `daemon`
-//! import `host` and `docker`, which do not import each other; `api` and `controller` never touch
+//! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`,
+//! `health::probe` and `daemon` import `host`, `docker` and `spdk`, which do not import each other; `api` and `controller` never touch
 //! the machine; files, processes and the environment appear only in `host`, `config`, `store`,
 //! `cli` and `main`. `tests/law.rs` enforces it.
 
@@ -23,7 +23,9 @@ pub mod config;
 pub mod controller;
 pub mod daemon;
 pub mod docker;
+pub mod health;
 pub mod host;
 pub mod model;
 pub mod plan;
+pub mod spdk;
 pub mod store;

@@ -1,7 +1,7 @@
 //! The owners: one task for each thing that changes, and nobody else changes it.
 //!
 //! `pools` owns the hugepage pools and their mounts, `engine` owns Docker, `prepare` runs both at
-//! the same time for whoever asks. Each is a handle that anyone may clone, and a loop that takes one
+//! the same time for whoever asks; `target` owns one target each. Each is a handle that anyone may clone, and a loop that takes one
 //! order after the other: observe, plan, apply, publish. Policy is in `plan`; reading and changing
 //! the machine is in `observe` and `apply`; the loops only bring them together, keep the deadlines
 //! and feed the watchdog.
@@ -16,6 +16,7 @@ pub mod pools;
 pub mod prepare;
 pub mod progress;
 pub mod pulse;
+pub mod target;
 
 use crate::model::fault::Fault;
 

@@ -15,7 +15,7 @@ pub mod zstack;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{any, get, post};
+use axum::routing::{any, get, post, put};
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::NormalizePath;
@@ -24,8 +24,10 @@ use crate::agent::node::Node;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
+use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
+use crate::model::policy::TargetDefaults;
 
 /// What the agent is about to do, as readiness tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,12 @@ pub struct Api {
     pub pools: Pools,
     /// Looks at the node.
     pub node: Node,
+    /// Owns the targets.
+    pub targets: Targets,
+    /// Tells how targets stand.
+    pub health: Arc<dyn TellsHealth>,
+    /// What a call for a target means that does not say.
+    pub target_defaults: TargetDefaults,
     /// Tells what happens while a long call runs.
     pub progress: ProgressSink,
     /// Takes the results of calls that are answered later.
@@ -79,6 +87,10 @@ pub fn router(api: Api) -> NormalizePath<Router> {
     let router = Router::new()
         // The compatible routes.
         .route(&format!("{ZBS}/target/prepareenv"), post(zstack::prepareenv::call))
+        .route(&format!("{ZBS}/target/health"), post(zstack::target::health))
+        .route(&format!("{ZBS}/target/ensure"), post(zstack::target::ensure))
+        .route(&format!("{ZBS}/deploy"), post(zstack::target::deploy))
+        .route(&format!("{ZBS}/destroy"), post(zstack::target::destroy))
         .route("/host/connect", post(zstack::host::connect))
         .route("/host/ping", post(zstack::host::ping))
         .route("/host/echo", post(zstack::host::echo))
@@ -87,6 +99,8 @@ pub fn router(api: Api) -> NormalizePath<Router> {
         .route("/v1/prepare", post(v1::prepare::post))
         .route("/v1/reclaim", post(v1::pools::reclaim))
         .route("/v1/restore", post(v1::pools::restore))
+        .route("/v1/targets/{name}", put(v1::targets::put).delete(v1::targets::delete))
+        .route("/v1/targets/{name}/health", get(v1::targets::health))
         // Probes.
         .route("/healthz", get(probes::healthz))
         .route("/readyz", get(probes::readyz))

@@ -11,6 +11,7 @@ mod reclaim;
 mod render;
 mod serve;
 mod status;
+mod target;
 mod tracing_setup;
 
 use std::path::PathBuf;
@@ -91,6 +92,12 @@ enum Command {
     Plan(prepare::Wishes),
     /// Make this node fit: hugepages, hugetlbfs, Docker
     Prepare(prepare::Wishes),
+    /// Make a target run: a vhost-user process in its container
+    Deploy(target::Wishes),
+    /// Take a target away
+    Destroy(target::Wishes),
+    /// Show how a target stands: exits with 0 when it serves
+    Health(target::Which),
     /// Show the node
     Status,
     /// Give back hugepages that the agent grew and nobody uses
@@ -158,6 +165,13 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Serve => serve::run(node).await,
             Command::Plan(wishes) => prepare::run(node, wishes, true, global.output).await,
             Command::Prepare(wishes) => prepare::run(node, wishes, false, global.output).await,
+            Command::Deploy(wishes) => {
+                target::run(node, wishes, target::Verb::Deploy, global.output).await
+            }
+            Command::Destroy(wishes) => {
+                target::run(node, wishes, target::Verb::Destroy, global.output).await
+            }
+            Command::Health(which) => target::health(node, which, global.output).await,
             Command::Status => status::run(node, global.output).await,
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,

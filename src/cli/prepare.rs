@@ -11,6 +11,7 @@ use crate::api::Defaults;
 use crate::api::v1::prepare::{HugepagesBody, Line, PrepareBody, placement};
 use crate::config::Settings;
 use crate::daemon::{Core, defaults};
+use crate::model::fault::Fault;
 use crate::model::pools::PoolWant;
 use crate::model::prepare::{Outcome, PrepareReport, PrepareRequest};
 use crate::model::units::PageSize;
@@ -93,7 +94,10 @@ pub(super) async fn run(place: Place, wishes: Wishes, dry_run: bool, output: Out
     let bars = ProgressBars::new(output, dry_run);
     let owner = if dry_run { place.looker().await? } else { place.owner().await? };
     let report = match owner {
-        Owner::Here(core, _lock) => here(&core, request, &bars).await?,
+        Owner::Here(core, _lock) => {
+            let work = async { Ok((*core.prepare.prepare(request).await?).clone()) };
+            watched(&core, work, &bars).await?
+        }
         Owner::There(remote) => there(&remote, &wishes.body(pages)?, dry_run, &bars).await?,
     };
     bars.clear();
@@ -105,9 +109,13 @@ pub(super) async fn run(place: Place, wishes: Wishes, dry_run: bool, output: Out
     })
 }
 
-async fn here(core: &Core, request: PrepareRequest, bars: &ProgressBars) -> Result<PrepareReport> {
+/// Does `work` and shows what happens meanwhile.
+pub(super) async fn watched<T>(
+    core: &Core,
+    work: impl Future<Output = Result<T, Fault>>,
+    bars: &ProgressBars,
+) -> Result<T> {
     let mut progress = core.progress.watch();
-    let work = core.prepare.prepare(request);
     tokio::pin!(work);
     loop {
         tokio::select! {
@@ -115,10 +123,10 @@ async fn here(core: &Core, request: PrepareRequest, bars: &ProgressBars) -> Resu
             event = progress.recv() => match event {
                 Ok(event) => bars.show(&event),
                 Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return Ok((*work.await?).clone()),
+                Err(RecvError::Closed) => return Ok(work.await?),
             },
             // Pinned: goes on when an event comes first.
-            report = &mut work => return Ok((*report?).clone()),
+            done = &mut work => return Ok(done?),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::model::node::NodeStatus;
 use crate::model::prepare::{
     Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport,
 };
+use crate::model::target::TargetHealth;
 
 /// A moving line that says what is being done; nothing where there is no terminal.
 pub(super) struct ProgressBars(Option<ProgressBar>);
@@ -113,6 +114,22 @@ pub(super) fn print_prepare(report: &PrepareReport, output: Output) -> Result<()
     }
     if let Some(version) = &report.engine_version {
         text += &format!("; engine: {version}");
+    }
+    print(&text)
+}
+
+pub(super) fn print_health(health: &TargetHealth, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(health);
+    }
+    let TargetHealth { name, state, reason, since, age_ms, pid, .. } = health;
+    let state = serde_json::to_value(state)?;
+    let mut text = format!("{name} is {} since {since}: {reason}", state.as_str().unwrap_or("?"));
+    if let Some(pid) = pid {
+        text += &format!("; pid {pid}");
+    }
+    if let Some(age) = age_ms {
+        text += &format!("; its last answer is {age} ms old");
     }
     print(&text)
 }

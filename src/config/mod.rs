@@ -8,6 +8,8 @@
 
 mod load;
 mod settings;
+mod target;
 
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
 pub use settings::{Callbacks, Engine, Http, Log, LogFormat, Mode, Mount, Pools, Settings, Span};
+pub use target::{Health, Target};

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::target::{Health, Target};
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
-use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy};
+use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy, TargetDefaults, TargetPolicy};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,10 @@ pub struct Settings {
     pub mount: Mount,
     /// Docker.
     pub engine: Engine,
+    /// Targets.
+    pub target: Target,
+    /// How their health is known.
+    pub health: Health,
 }
 
 /// The agent's own log.
@@ -182,6 +187,8 @@ impl Default for Settings {
             pools: Pools::default(),
             mount: Mount::default(),
             engine: Engine::default(),
+            target: Target::default(),
+            health: Health::default(),
         }
     }
 }
@@ -308,6 +315,11 @@ fn default_packages() -> PackageSets {
 pub struct Span(pub Duration);
 
 impl Span {
+    /// Milliseconds.
+    pub const fn from_millis(milliseconds: u64) -> Span {
+        Span(Duration::from_millis(milliseconds))
+    }
+
     /// Whole seconds.
     pub const fn from_secs(seconds: u64) -> Span {
         Span(Duration::from_secs(seconds))
@@ -395,6 +407,16 @@ impl Settings {
         }
     }
 
+    /// The target planner's share.
+    pub fn target_policy(&self) -> TargetPolicy {
+        self.target.policy(&self.health)
+    }
+
+    /// What a call for a target means that does not say.
+    pub fn target_defaults(&self) -> TargetDefaults {
+        self.target.defaults()
+    }
+
     /// What is wrong with the whole, as the key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         let http = &self.http;
@@ -416,6 +438,10 @@ impl Settings {
             ("engine.ping_timeout", self.engine.ping_timeout),
             ("engine.ready_timeout", self.engine.ready_timeout),
             ("engine.install_timeout", self.engine.install_timeout),
+            ("target.call_timeout", self.target.call_timeout),
+            ("target.load_timeout", self.target.load_timeout),
+            ("target.ready_timeout", self.target.ready_timeout),
+            ("health.timeout", self.health.timeout),
         ];
         let absolute = [
             ("mount.path", &self.mount.path),
@@ -444,6 +470,7 @@ impl Settings {
         let floor = (self.pools.floor_mib > 1 << 40).then(|| {
             ("pools.floor_mib", format!("{} MiB is no machine's memory", self.pools.floor_mib))
         });
-        count.or(span).or(path).or(percent).or(floor).or_else(|| self.log.problem())
+        let whole = count.or(span).or(path).or(percent).or(floor);
+        whole.or_else(|| self.log.problem()).or_else(|| self.target.problem())
     }
 }

@@ -7,17 +7,28 @@ use std::io;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, DeviceMapping, HostConfig, RestartPolicy,
+    RestartPolicyNameEnum,
+};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, ImportImageOptionsBuilder, KillContainerOptionsBuilder,
+    LogsOptionsBuilder,
+};
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, body_try_stream};
+use futures_util::TryStreamExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use tokio_util::io::ReaderStream;
 
-use super::{Engine, EngineError};
+use super::{Containers, Engine, EngineError, Tar};
 use crate::model::engine::EngineVersion;
+use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// bollard's own deadline in seconds; ours are shorter, this one only catches what we forget.
-const BOLLARD_TIMEOUT_S: u64 = 120;
+const BOLLARD_TIMEOUT_S: u64 = 3600;
 /// How long a connection is kept without a call.
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -53,23 +64,20 @@ impl DockerClient {
         if absent {
             return EngineError::Absent { socket };
         }
+        if let bollard::errors::Error::DockerResponseServerError { status_code: status, message } =
+            error
+        {
+            return EngineError::Refused { socket, call, status, message };
+        }
         EngineError::Call { socket, call, source: Box::new(error) }
     }
 
-    async fn call<T>(
+    async fn within<T>(
         &self,
         call: &'static str,
         within: Duration,
-        work: impl AsyncFn(Docker) -> Result<T, bollard::errors::Error>,
+        answer: impl Future<Output = Result<T, bollard::errors::Error>>,
     ) -> Result<T, EngineError> {
-        let docker = self.docker()?;
-        let answer = async {
-            match work(docker.clone()).await {
-                // A kept connection to an engine that was restarted meanwhile is found out on use.
-                Err(e) if is_broken_connection(&e) => work(docker).await,
-                other => other,
-            }
-        };
         match timeout(within, answer).await {
             Ok(answer) => answer.map_err(|e| self.failed(call, e)),
             Err(_) => Err(EngineError::Timeout { socket: self.socket.clone(), call, within }),
@@ -77,13 +85,28 @@ impl DockerClient {
     }
 }
 
+/// Asks, and asks again when a kept connection to an engine that was restarted meanwhile was found out
+/// on use. Only for what may be asked twice.
+macro_rules! ask {
+    ($question:expr) => {
+        async {
+            match $question.await {
+                Err(e) if is_broken_connection(&e) => $question.await,
+                answered => answered,
+            }
+        }
+    };
+}
+
 impl Engine for DockerClient {
     async fn ping(&self, within: Duration) -> Result<(), EngineError> {
-        self.call("_ping", within, async |docker| docker.ping().await.map(drop)).await
+        let docker = self.docker()?;
+        self.within("_ping", within, ask!(docker.ping())).await.map(drop)
     }
 
     async fn version(&self, within: Duration) -> Result<EngineVersion, EngineError> {
-        let version = self.call("version", within, async |docker| docker.version().await).await?;
+        let docker = self.docker()?;
+        let version = self.within("version", within, ask!(docker.version())).await?;
         let unusable = |source: String| EngineError::Call {
             socket: self.socket.clone(),
             call: "version",
@@ -94,6 +117,141 @@ impl Engine for DockerClient {
             version: version.version.unwrap_or_default(),
             api: api.parse().map_err(unusable)?,
         })
+    }
+}
+
+impl Containers for DockerClient {
+    async fn container(
+        &self,
+        name: &str,
+        within: Duration,
+    ) -> Result<Option<ContainerSeen>, EngineError> {
+        let docker = self.docker()?;
+        let inspect = ask!(docker.inspect_container(name, None));
+        let seen = self.within("inspect", within, inspect).await;
+        not_found_is_none(seen.map(container_seen))
+    }
+
+    async fn create(&self, spec: &ContainerSpec, within: Duration) -> Result<String, EngineError> {
+        let docker = self.docker()?;
+        let name = CreateContainerOptionsBuilder::new().name(&spec.name).build();
+        let create = docker.create_container(Some(name), create_body(spec));
+        Ok(self.within("create", within, create).await?.id)
+    }
+
+    async fn start(&self, id: &str, within: Duration) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        self.within("start", within, ask!(docker.start_container(id, None))).await
+    }
+
+    async fn kill(&self, id: &str, signal: &str, within: Duration) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        let signal = KillContainerOptionsBuilder::new().signal(signal).build();
+        let kill = ask!(docker.kill_container(id, Some(signal.clone())));
+        self.within("kill", within, kill).await
+    }
+
+    async fn remove(&self, id: &str, within: Duration) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        self.within("remove", within, docker.remove_container(id, None)).await
+    }
+
+    async fn last_lines(
+        &self,
+        id: &str,
+        lines: usize,
+        within: Duration,
+    ) -> Result<Vec<String>, EngineError> {
+        let docker = self.docker()?;
+        let wanted = LogsOptionsBuilder::new().stdout(true).stderr(true);
+        let wanted = wanted.tail(&lines.to_string()).build();
+        let logs = ask!(docker.logs(id, Some(wanted.clone())).try_collect::<Vec<_>>());
+        let pieces = self.within("logs", within, logs).await?;
+        let text: String = pieces.iter().map(ToString::to_string).collect();
+        Ok(text.lines().map(str::to_string).collect())
+    }
+
+    async fn image(
+        &self,
+        reference: &str,
+        within: Duration,
+    ) -> Result<Option<String>, EngineError> {
+        let docker = self.docker()?;
+        let seen =
+            self.within("inspect image", within, ask!(docker.inspect_image(reference))).await;
+        not_found_is_none(seen.map(|image| image.id.unwrap_or_default()))
+    }
+
+    async fn load(&self, tar: Tar, within: Duration) -> Result<(), EngineError> {
+        // A stream can be sent once: what breaks is not tried again.
+        let pieces = body_try_stream(ReaderStream::new(tar));
+        let docker = self.docker()?;
+        let load = docker.import_image(ImportImageOptionsBuilder::new().build(), pieces, None);
+        self.within("load", within, load.try_for_each(|_| async { Ok(()) })).await
+    }
+}
+
+fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, EngineError> {
+    match seen {
+        Ok(seen) => Ok(Some(seen)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn container_seen(seen: ContainerInspectResponse) -> ContainerSeen {
+    let state = seen.state.unwrap_or_default();
+    let running = state.running.unwrap_or(false);
+    ContainerSeen {
+        id: seen.id.unwrap_or_default(),
+        running,
+        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
+        exit_code: state.exit_code.filter(|_| !running),
+        oom_killed: state.oom_killed.unwrap_or(false),
+        image_id: seen.image.unwrap_or_default(),
+        labels: seen
+            .config
+            .and_then(|config| config.labels)
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        error: state.error.unwrap_or_default(),
+    }
+}
+
+fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
+    let bind = |(path, read_only): &(String, bool)| {
+        format!("{path}:{path}{}", if *read_only { ":ro" } else { "" })
+    };
+    let device = |path: &String| DeviceMapping {
+        path_on_host: Some(path.clone()),
+        path_in_container: Some(path.clone()),
+        cgroup_permissions: Some("rwm".to_string()),
+    };
+    let never = RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None };
+    let host = HostConfig {
+        network_mode: Some("host".to_string()),
+        binds: Some(spec.binds.iter().map(bind).collect()),
+        tmpfs: Some(spec.tmpfs.iter().map(|path| (path.clone(), String::new())).collect()),
+        devices: Some(spec.devices.iter().map(device).collect()),
+        cap_drop: (!spec.privileged).then(|| vec!["ALL".to_string()]),
+        cap_add: Some(spec.capabilities.clone()),
+        privileged: Some(spec.privileged),
+        cpuset_cpus: spec.cpus.clone(),
+        cpuset_mems: spec.memory_nodes.clone(),
+        // The agent alone brings a target back: the engine would do it before its volumes may come.
+        restart_policy: Some(never),
+        ..HostConfig::default()
+    };
+    ContainerCreateBody {
+        image: Some(spec.image.clone()),
+        // Whatever the image would run by itself.
+        entrypoint: Some(Vec::new()),
+        cmd: Some(spec.command.clone()),
+        env: Some(spec.env.clone()),
+        labels: Some(spec.labels.clone().into_iter().collect()),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
     }
 }
 

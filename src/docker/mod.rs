@@ -10,7 +10,10 @@ pub mod fake;
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::io::AsyncRead;
+
 use crate::model::engine::EngineVersion;
+use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// A call to the engine that failed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,18 @@ pub enum EngineError {
         call: &'static str,
         /// How long it was waited for.
         within: Duration,
+    },
+    /// It refused.
+    #[error("the engine at {socket} refused {call}: {message} ({status})")]
+    Refused {
+        /// The socket's path.
+        socket: String,
+        /// What was asked.
+        call: &'static str,
+        /// HTTP's status.
+        status: u16,
+        /// The engine's words.
+        message: String,
     },
     /// An answer that is none.
     #[error("{call} at {socket} failed")]
@@ -53,4 +68,75 @@ pub trait Engine: Send + Sync + 'static {
         &self,
         within: Duration,
     ) -> impl Future<Output = Result<EngineVersion, EngineError>> + Send;
+}
+
+impl EngineError {
+    /// Whether the engine says that the container or image is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, EngineError::Refused { status: 404, .. })
+    }
+}
+
+/// A tar on its way to the engine.
+pub type Tar = Box<dyn AsyncRead + Send + Unpin>;
+
+/// The engine's containers and images. Each call has its deadline.
+pub trait Containers: Send + Sync + 'static {
+    /// The container of that name or id; `None` when there is none.
+    fn container(
+        &self,
+        name: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<Option<ContainerSeen>, EngineError>> + Send;
+
+    /// Makes a container and tells its id.
+    fn create(
+        &self,
+        spec: &ContainerSpec,
+        within: Duration,
+    ) -> impl Future<Output = Result<String, EngineError>> + Send;
+
+    /// Starts a container.
+    fn start(
+        &self,
+        id: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Sends a signal, such as `SIGTERM`, to the first process of a container.
+    fn kill(
+        &self,
+        id: &str,
+        signal: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Takes a container away that does not run.
+    fn remove(
+        &self,
+        id: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// The last lines that a container printed.
+    fn last_lines(
+        &self,
+        id: &str,
+        lines: usize,
+        within: Duration,
+    ) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+
+    /// The id of an image that the engine has; `None` when it has none of that name.
+    fn image(
+        &self,
+        reference: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<Option<String>, EngineError>> + Send;
+
+    /// Loads the images of a tar.
+    fn load(
+        &self,
+        tar: Tar,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
 }

@@ -34,6 +34,13 @@ pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<Engin
     Some(EngineProcess { pid, started_at, args })
 }
 
+/// When a process was started, in clock ticks since the boot: with its pid it names one process for ever.
+/// `None` when there is none, or only what is left of it.
+pub fn started(root: &Root, pid: u32) -> Option<u64> {
+    let stat = Stat::from_file(root.path(format!("/proc/{pid}/stat"))).ok()?;
+    (stat.state != 'Z').then_some(stat.starttime)
+}
+
 /// Where executables are looked for, whatever the agent's own `PATH` is.
 pub const FOLDERS: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];

@@ -1,7 +1,11 @@
-//! The processors of the node.
+//! The processors of the node, and lists of them.
+
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::Fault;
 use super::units::NumaNode;
 
 /// One online logical CPU.
@@ -20,4 +24,129 @@ pub struct Cpu {
     pub siblings: Vec<u32>,
     /// Kept from the scheduler (`isolcpus=`).
     pub isolated: bool,
+}
+
+/// A list of CPUs, in the order of their numbers, none twice, at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CoreList(Vec<u32>);
+
+/// More CPUs than any kernel has (`CONFIG_NR_CPUS`).
+const MOST_CPUS: u32 = 8192;
+
+impl CoreList {
+    /// Of these numbers; `None` when there are none.
+    pub fn of(mut cores: Vec<u32>) -> Option<CoreList> {
+        cores.sort_unstable();
+        cores.dedup();
+        (!cores.is_empty()).then_some(CoreList(cores))
+    }
+
+    /// The numbers.
+    pub fn as_slice(&self) -> &[u32] {
+        &self.0
+    }
+
+    /// As SPDK takes it on its command line: `[6,7]`.
+    pub fn for_spdk(&self) -> String {
+        format!("[{self}]")
+    }
+}
+
+impl fmt::Display for CoreList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cores: Vec<String> = self.0.iter().map(u32::to_string).collect();
+        f.write_str(&cores.join(","))
+    }
+}
+
+impl FromStr for CoreList {
+    type Err = Fault;
+
+    /// `[6,7]`, `6-7`, `6,7` or a mask, `0xc0`.
+    fn from_str(text: &str) -> Result<CoreList, Fault> {
+        let text = text.trim();
+        let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        let cores = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+            Some(mask) => of_mask(mask),
+            None => of_ranges(inner),
+        };
+        cores.and_then(CoreList::of).ok_or_else(|| {
+            let shown: String = text.chars().take(80).collect();
+            Fault::new(
+                "invalid-cores",
+                format!("'{shown}' is no list of cores: write [6,7], 6-7 or a mask such as 0xc0"),
+            )
+        })
+    }
+}
+
+fn of_ranges(text: &str) -> Option<Vec<u32>> {
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        let number = |text: &str| text.trim().parse().ok().filter(|core| *core < MOST_CPUS);
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (number(first)?, number(last)?);
+        if first > last {
+            return None;
+        }
+        cores.extend(first..=last);
+    }
+    Some(cores)
+}
+
+fn of_mask(mask: &str) -> Option<Vec<u32>> {
+    let digits = mask.len();
+    if digits == 0 || digits > (MOST_CPUS / 4) as usize {
+        return None;
+    }
+    let mut cores = Vec::new();
+    for (place, digit) in (0..).zip(mask.chars().rev()) {
+        let digit = digit.to_digit(16)?;
+        cores.extend((0..4).filter(|bit| digit & (1 << bit) != 0).map(|bit| place * 4 + bit));
+    }
+    Some(cores)
+}
+
+impl TryFrom<String> for CoreList {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<CoreList, Fault> {
+        text.parse()
+    }
+}
+
+impl From<CoreList> for String {
+    fn from(cores: CoreList) -> String {
+        cores.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn core_lists_are_read_in_each_of_their_forms() {
+        for (text, cores) in [
+            ("[6,7]", vec![6, 7]),
+            ("6-7", vec![6, 7]),
+            (" 7 , 6,6 ", vec![6, 7]),
+            ("0xc0", vec![6, 7]),
+            ("0X1", vec![0]),
+            ("[0-2,8]", vec![0, 1, 2, 8]),
+        ] {
+            assert_eq!(text.parse::<CoreList>().unwrap().as_slice(), cores, "{text}");
+        }
+        assert_eq!("0xc0".parse::<CoreList>().unwrap().for_spdk(), "[6,7]");
+    }
+
+    #[test]
+    fn what_is_no_core_list_is_refused() {
+        let long = format!("0x{}", "f".repeat(3000));
+        for text in ["", "[]", "[6", "7-6", "a", "-1", "0x", "0x0", "0xg", "9999999", "1,,2", &long]
+        {
+            assert_eq!(text.parse::<CoreList>().unwrap_err().code, "invalid-cores", "{text}");
+        }
+    }
 }

@@ -12,5 +12,6 @@ pub mod node;
 pub mod policy;
 pub mod pools;
 pub mod prepare;
+pub mod target;
 pub mod task;
 pub mod units;

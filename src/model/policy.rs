@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::engine::{ApiVersion, PackageSets};
+use super::fault::Fault;
+use super::target::{CleanPath, TargetKind, TargetName};
 
 /// How pools may be grown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,4 +69,93 @@ pub struct EnginePolicy {
     pub packages: PackageSets,
     /// Extra arguments for the package manager.
     pub install_args: Vec<String>,
+}
+
+/// How the container of one kind of target is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetTemplate {
+    /// Its command; `{cores}`, `{socketDir}`, `{controlSock}`, `{clientConf}`, `{hugeDir}` and
+    /// `{memoryMib}` are filled in, and a word that cannot be goes with the flag before it.
+    pub command: Vec<String>,
+    /// Its capabilities; all others are dropped.
+    pub capabilities: Vec<String>,
+    /// All of them, and all devices.
+    pub privileged: bool,
+}
+
+/// How targets are brought about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetPolicy {
+    /// ZBS's vhost.
+    pub zbs: TargetTemplate,
+    /// SPDK's own.
+    pub spdk: TargetTemplate,
+    /// The agent's own.
+    pub built_in: TargetTemplate,
+    /// More paths of the host that every target sees: (path, read-only).
+    pub binds: Vec<(String, bool)>,
+    /// Devices of the host.
+    pub devices: Vec<String>,
+    /// Environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Owner of a socket folder that is made.
+    pub socket_uid: u32,
+    /// Its group.
+    pub socket_gid: u32,
+    /// Its mode.
+    pub socket_mode: u32,
+    /// How long the engine may take for one call.
+    pub call_timeout: Duration,
+    /// How long loading an image may take.
+    pub load_timeout: Duration,
+    /// How long a started target may take until it serves.
+    pub ready_timeout: Duration,
+    /// How long one may take to end by itself; under a second, for a slow end strands guests.
+    pub stop_grace: Duration,
+    /// How long an answer of a control socket may take.
+    pub answer_timeout: Duration,
+    /// How old an answer may be that is still told as health; zero asks every time.
+    pub max_age: Duration,
+}
+
+impl TargetPolicy {
+    /// The template of a kind.
+    pub fn template(&self, kind: TargetKind) -> &TargetTemplate {
+        match kind {
+            TargetKind::Zbs => &self.zbs,
+            TargetKind::Spdk => &self.spdk,
+            TargetKind::BuiltIn => &self.built_in,
+        }
+    }
+}
+
+/// What a call for a target means that does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetDefaults {
+    /// Its name.
+    pub name: TargetName,
+    /// What it runs.
+    pub kind: TargetKind,
+    /// Its image.
+    pub image: Option<String>,
+    /// The folder of its sockets.
+    pub socket_dir: CleanPath,
+    /// Its control socket's name in that folder.
+    pub control_name: String,
+    /// Its client's configuration.
+    pub client_conf: Option<CleanPath>,
+    /// How many CPUs it gets.
+    pub core_count: u32,
+    /// MiB of hugepages that it takes.
+    pub memory_mib: u64,
+}
+
+impl TargetDefaults {
+    /// The control socket in `socket_dir`.
+    ///
+    /// # Errors
+    /// When that is no path.
+    pub fn control_sock(&self, socket_dir: &CleanPath) -> Result<CleanPath, Fault> {
+        socket_dir.join(&self.control_name).parse()
+    }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::engine::{ApiVersion, PackageManager};
 use super::fault::{Fault, Finding};
 use super::pools::{PoolKey, PoolPages, PoolWant};
+use super::target::ContainerSpec;
 use super::units::{NumaNode, PageSize};
 
 /// What the node is to be made fit for.
@@ -94,6 +95,63 @@ pub enum Step {
         /// How long to wait.
         within: Duration,
     },
+    /// Bring an image into the engine.
+    LoadImage {
+        /// Its name.
+        image: String,
+        /// From where.
+        from: ImageSource,
+    },
+    /// Make the folder of a target's sockets, and clear it of what a dead predecessor left.
+    PrepareSockets {
+        /// The folder.
+        folder: String,
+        /// The control socket.
+        control: String,
+    },
+    /// Make a target's container.
+    CreateContainer(Box<ContainerSpec>),
+    /// Start it.
+    StartContainer {
+        /// Its name.
+        name: String,
+    },
+    /// Wait until the target serves.
+    AwaitTarget {
+        /// Its name.
+        name: String,
+        /// Its container, by name or id.
+        container: String,
+        /// Its control socket.
+        socket: String,
+        /// How long to wait.
+        within: Duration,
+    },
+    /// Stop a container: SIGTERM, a grace, SIGKILL.
+    StopContainer {
+        /// Its name.
+        name: String,
+        /// The engine's id.
+        id: String,
+        /// How long it may take by itself.
+        grace: Duration,
+    },
+    /// Take a container away that does not run.
+    RemoveContainer {
+        /// Its name.
+        name: String,
+        /// The engine's id.
+        id: String,
+    },
+}
+
+/// Where an image comes from that the engine has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageSource {
+    /// The agent makes it of itself.
+    BuiltIn,
+    /// A tar on this node.
+    Tar(String),
 }
 
 /// A change of one pool's `nr_hugepages`.
@@ -117,6 +175,8 @@ pub enum Area {
     Mount,
     /// The engine.
     Engine,
+    /// A target.
+    Target,
 }
 
 impl Step {
@@ -125,7 +185,13 @@ impl Step {
         match self {
             Step::Grow(_) | Step::Shrink(_) | Step::Compact(_) | Step::DropPageCache => Area::Pools,
             Step::Mount { .. } => Area::Mount,
-            _ => Area::Engine,
+            Step::WriteDaemonJson { .. }
+            | Step::Install { .. }
+            | Step::EnableUnit(_)
+            | Step::StartUnit(_)
+            | Step::StartDaemon { .. }
+            | Step::AwaitEngine { .. } => Area::Engine,
+            _ => Area::Target,
         }
     }
 
@@ -143,6 +209,13 @@ impl Step {
             Step::StartUnit(_) => "startUnit",
             Step::StartDaemon { .. } => "startDaemon",
             Step::AwaitEngine { .. } => "awaitEngine",
+            Step::LoadImage { .. } => "loadImage",
+            Step::PrepareSockets { .. } => "prepareSockets",
+            Step::CreateContainer(_) => "createContainer",
+            Step::StartContainer { .. } => "startContainer",
+            Step::AwaitTarget { .. } => "awaitTarget",
+            Step::StopContainer { .. } => "stopContainer",
+            Step::RemoveContainer { .. } => "removeContainer",
         }
     }
 
@@ -157,7 +230,13 @@ impl Step {
             Step::Install { manager, .. } => manager.to_string(),
             Step::EnableUnit(unit) | Step::StartUnit(unit) => unit.clone(),
             Step::StartDaemon { binary } => binary.clone(),
-            Step::AwaitEngine { socket, .. } => socket.clone(),
+            Step::AwaitEngine { socket, .. } | Step::AwaitTarget { socket, .. } => socket.clone(),
+            Step::LoadImage { image, .. } => image.clone(),
+            Step::PrepareSockets { folder, .. } => folder.clone(),
+            Step::CreateContainer(spec) => spec.name.clone(),
+            Step::StartContainer { name }
+            | Step::StopContainer { name, .. }
+            | Step::RemoveContainer { name, .. } => name.clone(),
         }
     }
 
@@ -180,7 +259,21 @@ impl Step {
                 ("not installed".to_string(), sets.join(" | "))
             }
             Step::EnableUnit(_) => words("disabled", "enabled"),
-            Step::StartUnit(_) | Step::StartDaemon { .. } => words("stopped", "running"),
+            Step::StartUnit(_) | Step::StartDaemon { .. } | Step::StartContainer { .. } => {
+                words("stopped", "running")
+            }
+            Step::LoadImage { from: ImageSource::BuiltIn, .. } => {
+                words("absent", "made by the agent")
+            }
+            Step::LoadImage { from: ImageSource::Tar(tar), .. } => words("absent", tar),
+            Step::PrepareSockets { .. } => words("unknown", "clear"),
+            Step::CreateContainer(spec) => {
+                let cores = spec.cpus.as_deref().unwrap_or("any");
+                ("absent".to_string(), format!("cores {cores}"))
+            }
+            Step::AwaitTarget { .. } => words("no answer", "serving"),
+            Step::StopContainer { .. } => words("running", "stopped"),
+            Step::RemoveContainer { .. } => words("stopped", "absent"),
             Step::AwaitEngine { min_api, .. } => {
                 ("no answer".to_string(), format!("answers with API {min_api} or newer"))
             }

@@ -4,6 +4,8 @@
 //! enough, what an engine needs. A planner never reads, writes or waits, so a dry run and a real
 //! run are the same call, and planning again after everything was applied yields nothing.
 
+pub mod cores;
 pub mod engine;
 pub mod hugepages;
 pub mod mounts;
+pub mod target;

@@ -3,3 +3,4 @@
 pub mod engine;
 mod install;
 pub mod memory;
+pub mod target;

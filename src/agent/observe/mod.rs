@@ -4,6 +4,7 @@ pub mod engine;
 pub mod hypervisor;
 pub mod memory;
 pub mod node;
+pub mod target;
 
 use crate::model::fault::Fault;
 

@@ -3,3 +3,4 @@
 pub mod node;
 pub mod pools;
 pub mod prepare;
+pub mod targets;

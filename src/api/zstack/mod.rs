@@ -6,5 +6,6 @@
 
 pub mod host;
 pub mod prepareenv;
+pub mod target;
 pub mod task;
 pub mod wire;

@@ -1,0 +1,227 @@
+//! Steps on a target. No policy: what is done, and what is read back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::super::observe::blocking;
+use super::super::observe::target::{Containers, engine_fault};
+use crate::docker::Tar;
+use crate::host::{Root, leftovers, own_image};
+use crate::model::fault::{Fault, chain};
+use crate::model::policy::TargetPolicy;
+use crate::model::prepare::{ImageSource, Step};
+use crate::model::target::{CleanPath, ContainerSpec};
+use crate::spdk::Sockets;
+
+/// Between two questions to a target that starts; it polls its socket every 4 ms.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks whether one that starts has ended instead.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks whether a container has ended.
+const END_PAUSE: Duration = Duration::from_millis(20);
+/// How long a killed process may take to be gone.
+const KILL_TIME: Duration = Duration::from_secs(10);
+/// Lines of a container's output that an error carries.
+const LAST_LINES: usize = 20;
+
+/// Changes the targets of one machine.
+#[derive(Debug)]
+pub struct TargetApplier<C> {
+    root: Root,
+    containers: Arc<C>,
+    sockets: Sockets,
+    policy: TargetPolicy,
+}
+
+impl<C: Containers> TargetApplier<C> {
+    /// An applier for this node's targets.
+    pub fn new(
+        root: &Root,
+        containers: Arc<C>,
+        sockets: Sockets,
+        policy: TargetPolicy,
+    ) -> TargetApplier<C> {
+        TargetApplier { root: root.clone(), containers, sockets, policy }
+    }
+
+    /// Does one step and tells how things stand after it.
+    ///
+    /// # Errors
+    /// A fault with what, where and what to do.
+    pub async fn apply(&self, step: &Step, huge_dir: Option<&str>) -> Result<String, Fault> {
+        match step {
+            Step::LoadImage { image, from } => self.load(image, from).await,
+            Step::PrepareSockets { folder, control } => {
+                self.prepare_sockets(folder, control, huge_dir).await
+            }
+            Step::CreateContainer(spec) => self.create(spec).await,
+            Step::StartContainer { name } => {
+                let started = self.containers.start(name, self.policy.call_timeout).await;
+                started.map_err(|e| engine_fault(&e))?;
+                Ok("started".to_string())
+            }
+            Step::AwaitTarget { container, socket, within, .. } => {
+                self.await_target(container, socket, *within).await
+            }
+            Step::StopContainer { id, grace, .. } => self.stop(id, *grace).await,
+            Step::RemoveContainer { id, .. } => {
+                let removed = self.containers.remove(id, self.policy.call_timeout).await;
+                removed.map_err(|e| engine_fault(&e))?;
+                Ok("absent".to_string())
+            }
+            other => {
+                Err(Fault::new("internal", format!("the step {} is no target's", other.name())))
+            }
+        }
+    }
+
+    async fn load(&self, image: &str, from: &ImageSource) -> Result<String, Fault> {
+        let (tar, name): (Tar, String) = match from {
+            ImageSource::BuiltIn => {
+                let tar = blocking(own_image::tar).await?;
+                let tar = tar.map_err(|e| load_fault("the agent's own executable", &e))?;
+                (Box::new(std::io::Cursor::new(tar)), "the agent's own image".to_string())
+            }
+            ImageSource::Tar(path) => {
+                let at = self.root.path(path);
+                let file = blocking(move || own_image::open_tar(&at)).await?;
+                let file = file.map_err(|e| load_fault(path, &e))?;
+                (Box::new(file), path.clone())
+            }
+        };
+        let loaded = self.containers.load(tar, self.policy.load_timeout).await;
+        loaded.map_err(|e| Fault::new("image-load-failed", format!("{name}: {}", chain(&e))))?;
+        // What the tar holds may have another name.
+        match self.containers.image(image, self.policy.call_timeout).await {
+            Ok(Some(id)) => Ok(id),
+            Ok(None) => Err(Fault::new(
+                "image-load-failed",
+                format!("{name} was loaded, but holds no image {image}: see `docker images`"),
+            )),
+            Err(e) => Err(engine_fault(&e)),
+        }
+    }
+
+    /// Never while somebody serves there: the lock of the control socket tells.
+    async fn prepare_sockets(
+        &self,
+        folder: &str,
+        control: &str,
+        huge_dir: Option<&str>,
+    ) -> Result<String, Fault> {
+        let (root, folder, control) = (self.root.clone(), folder.to_string(), control.to_string());
+        let huge_dir = huge_dir.map(str::to_string);
+        let owner = (self.policy.socket_uid, self.policy.socket_gid);
+        let mode = self.policy.socket_mode;
+        let removed = blocking(move || {
+            leftovers::make_folder(&root, &folder, owner, mode)?;
+            if leftovers::is_locked(&root, &control) {
+                return Err(Fault::new(
+                    "control-socket-in-use",
+                    format!(
+                        "another process holds {control}.lock: a target serves there that is not this \
+                         container; stop it, or choose another control socket"
+                    ),
+                ));
+            }
+            let mut removed = leftovers::clear_sockets(&root, &folder)?;
+            if let Some(huge_dir) = huge_dir {
+                removed.extend(leftovers::clear_memory(&root, &huge_dir)?);
+            }
+            Ok(removed)
+        })
+        .await??;
+        Ok(match removed.len() {
+            0 => "clear".to_string(),
+            count => format!("clear, {count} leftovers of a dead target removed"),
+        })
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<String, Fault> {
+        let id = self.containers.create(spec, self.policy.call_timeout).await;
+        let id = id.map_err(|e| engine_fault(&e))?;
+        let short = id.get(..12).unwrap_or(&id);
+        Ok(format!("{short}, cores {}", spec.cpus.as_deref().unwrap_or("any")))
+    }
+
+    /// Waits until the start has ended and every reactor answers, or the process has ended instead.
+    async fn await_target(
+        &self,
+        container: &str,
+        socket: &str,
+        within: Duration,
+    ) -> Result<String, Fault> {
+        let deadline = Instant::now() + within;
+        let path: CleanPath = socket.parse()?;
+        let target = self.sockets.at(&self.root.path(path.as_str()));
+        let mut look_at = Instant::now() + LOOK_PAUSE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answered = async {
+                target.wait_init(left).await?;
+                target.reactors(left).await?;
+                target.version(left).await
+            };
+            let silence = match answered.await {
+                Ok(version) => return Ok(version.version),
+                Err(error) => chain(&error),
+            };
+            if Instant::now() >= deadline {
+                let how = format!("it did not serve within {within:?}: {silence}");
+                return Err(self.failed(container, &how).await);
+            }
+            if Instant::now() >= look_at {
+                look_at = Instant::now() + LOOK_PAUSE;
+                let seen = self.containers.container(container, self.policy.call_timeout).await;
+                if let Ok(Some(seen)) = seen
+                    && !seen.running
+                {
+                    return Err(self.failed(container, &seen.how_it_ended()).await);
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// A target that did not come up; the container stays, to be looked at.
+    async fn failed(&self, container: &str, how: &str) -> Fault {
+        let lines =
+            self.containers.last_lines(container, LAST_LINES, self.policy.call_timeout).await;
+        let printed = match lines {
+            Ok(lines) if lines.is_empty() => "it printed nothing".to_string(),
+            Ok(lines) => format!("its last lines: {}", lines.join(" | ")),
+            Err(error) => format!("its output cannot be read: {}", chain(&error)),
+        };
+        Fault::new(
+            "target-not-ready",
+            format!("the target in container {container}: {how}; {printed}"),
+        )
+    }
+
+    /// SIGTERM, a short grace, SIGKILL: a slow end strands the guests that reconnect meanwhile.
+    async fn stop(&self, id: &str, grace: Duration) -> Result<String, Fault> {
+        for (signal, patience) in [("SIGTERM", grace), ("SIGKILL", KILL_TIME)] {
+            let killed = self.containers.kill(id, signal, self.policy.call_timeout).await;
+            let deadline = Instant::now() + patience;
+            loop {
+                let seen = self.containers.container(id, self.policy.call_timeout).await;
+                match seen.map_err(|e| engine_fault(&e))? {
+                    None => return Ok("gone".to_string()),
+                    Some(seen) if !seen.running => return Ok(seen.how_it_ended()),
+                    Some(_) if Instant::now() >= deadline => break,
+                    Some(_) => sleep(END_PAUSE).await,
+                }
+            }
+            // Refused only when it had ended, which was seen above.
+            killed.map_err(|e| engine_fault(&e))?;
+        }
+        let text = format!("the container {id} still runs {KILL_TIME:?} after SIGKILL");
+        Err(Fault::new("target-not-stopped", text))
+    }
+}
+
+fn load_fault(name: &str, error: &std::io::Error) -> Fault {
+    Fault::new("image-load-failed", format!("{name} cannot be read: {error}"))
+}

@@ -1,0 +1,239 @@
+//! The owners of targets, one for each: observe, plan, apply, until it runs as it is wanted.
+//!
+//! ```text
+//! Targets (handle) ──order──▶ the owner of that name: look ▸ plan ▸ apply ▸ look …
+//!        ◀──report──
+//! ```
+//!
+//! Orders for one target come one after the other, those for different ones at the same time.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::apply::target::TargetApplier;
+use super::observe::target::{Containers, TargetObserver};
+use super::owner_gone;
+use super::progress::ProgressSink;
+use super::pulse::{Beat, Pulse};
+use crate::model::fault::Fault;
+use crate::model::policy::TargetPolicy;
+use crate::model::prepare::{PartReport, PrepareReport, Step, StepOutcome, StepReport};
+use crate::model::target::{
+    CleanPath, EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec,
+};
+use crate::plan::target::{self, TargetPlan};
+
+/// Orders that may wait for one target; more are refused.
+const QUEUE: usize = 32;
+/// Targets of one node.
+const MOST_TARGETS: usize = 64;
+/// Rounds of plan and apply before it is said that they do not lead anywhere.
+const MOST_ROUNDS: usize = 3;
+
+/// What is wanted of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetWish {
+    /// That it runs like this.
+    Ensure(TargetSpec, EnsureWish),
+    /// That it does not run; `force` also with virtual machines connected.
+    Destroy {
+        /// Which, and where its control socket is.
+        spec: TargetSpec,
+        /// Whether it is insisted on.
+        force: bool,
+    },
+}
+
+impl TargetWish {
+    fn spec(&self) -> &TargetSpec {
+        match self {
+            TargetWish::Ensure(spec, _) | TargetWish::Destroy { spec, .. } => spec,
+        }
+    }
+
+    fn plan(&self, seen: &TargetSeen, policy: &TargetPolicy) -> Result<TargetPlan, Fault> {
+        match self {
+            TargetWish::Ensure(spec, wish) => target::ensure(spec, *wish, seen, policy),
+            TargetWish::Destroy { spec, force } => target::destroy(spec, *force, seen, policy),
+        }
+    }
+}
+
+/// Tells how a target stands, known before it is asked for.
+pub trait TellsHealth: Send + Sync {
+    /// The health of the target in that container, with that control socket.
+    fn health<'a>(
+        &'a self,
+        name: &'a TargetName,
+        control: &'a CleanPath,
+    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>>;
+}
+
+struct Order {
+    wish: TargetWish,
+    dry_run: bool,
+    reply: oneshot::Sender<PrepareReport>,
+}
+
+type Owners = BTreeMap<TargetName, mpsc::Sender<Order>>;
+
+/// The handle of all targets of this node.
+#[derive(Clone)]
+pub struct Targets {
+    owners: Arc<Mutex<Owners>>,
+    start: Arc<dyn Fn(mpsc::Receiver<Order>) + Send + Sync>,
+}
+
+impl Targets {
+    /// A handle; an owner is started with the first order for its target.
+    pub fn new<C: Containers>(
+        observer: TargetObserver<C>,
+        applier: TargetApplier<C>,
+        policy: TargetPolicy,
+        progress: ProgressSink,
+        pulse: Pulse,
+    ) -> Targets {
+        let (observer, applier) = (Arc::new(observer), Arc::new(applier));
+        let start = move |queue| {
+            let (observer, applier, policy) = (observer.clone(), applier.clone(), policy.clone());
+            let owner = Owner { observer, applier, policy, progress: progress.clone() };
+            tokio::spawn(run(owner, queue, pulse.register()));
+        };
+        Targets { owners: Arc::default(), start: Arc::new(start) }
+    }
+
+    /// Brings about what is wanted of a target; every step has its own deadline.
+    ///
+    /// # Errors
+    /// Only when it could not be taken in; what failed in the work is in the report.
+    pub async fn bring_about(
+        &self,
+        wish: TargetWish,
+        dry_run: bool,
+    ) -> Result<PrepareReport, Fault> {
+        let owner = self.owner(&wish.spec().name)?;
+        let (reply, answer) = oneshot::channel();
+        owner.try_send(Order { wish, dry_run, reply }).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Fault::new(
+                "target-busy",
+                format!("{QUEUE} requests for this target wait already: call again later"),
+            ),
+            mpsc::error::TrySendError::Closed(_) => owner_gone(),
+        })?;
+        answer.await.map_err(|_| owner_gone())
+    }
+
+    fn owner(&self, name: &TargetName) -> Result<mpsc::Sender<Order>, Fault> {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(owner) = owners.get(name) {
+            return Ok(owner.clone());
+        }
+        if owners.len() >= MOST_TARGETS {
+            let text = format!("this agent has seen {MOST_TARGETS} names of targets: restart it");
+            return Err(Fault::new("too-many-targets", text));
+        }
+        let (orders, queue) = mpsc::channel(QUEUE);
+        (self.start)(queue);
+        owners.insert(name.clone(), orders.clone());
+        Ok(orders)
+    }
+}
+
+struct Owner<C> {
+    observer: Arc<TargetObserver<C>>,
+    applier: Arc<TargetApplier<C>>,
+    policy: TargetPolicy,
+    progress: ProgressSink,
+}
+
+async fn run<C: Containers>(owner: Owner<C>, mut queue: mpsc::Receiver<Order>, mut beat: Beat) {
+    loop {
+        let order = tokio::select! {
+            // Both are cancel-safe: an order stays queued, a beat stays due.
+            order = queue.recv() => order,
+            () = beat.due() => continue,
+        };
+        let Some(Order { wish, dry_run, reply }) = order else { return };
+        let work = owner.bring_about(&wish, dry_run);
+        tokio::pin!(work);
+        let report = loop {
+            tokio::select! {
+                // The work is pinned and goes on when a beat comes first.
+                report = &mut work => break report,
+                () = beat.due() => {}
+            }
+        };
+        let _ = reply.send(report);
+    }
+}
+
+impl<C: Containers> Owner<C> {
+    async fn bring_about(&self, wish: &TargetWish, dry_run: bool) -> PrepareReport {
+        let began = Instant::now();
+        let mut report = PartReport::default();
+        if let Err(fault) = self.converge(wish, dry_run, &mut report).await {
+            report.errors.push(fault);
+        }
+        PrepareReport::of(dry_run, report, began.elapsed())
+    }
+
+    async fn converge(
+        &self,
+        wish: &TargetWish,
+        dry_run: bool,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        let mut wish = wish.clone();
+        for _ in 0..MOST_ROUNDS {
+            let seen = self.observer.look(wish.spec()).await?;
+            let plan = wish.plan(&seen, &self.policy)?;
+            report.findings = plan.findings;
+            if plan.steps.is_empty() {
+                return Ok(());
+            }
+            if dry_run {
+                report.steps.extend(plan.steps.iter().map(StepReport::planned));
+                return Ok(());
+            }
+            for step in &plan.steps {
+                self.apply(step, &seen, report).await?;
+            }
+            // What was to be replaced is; the next look only makes sure.
+            if let TargetWish::Ensure(_, wish) = &mut wish {
+                wish.recreate = false;
+            }
+        }
+        Err(Fault::new(
+            "target-not-converging",
+            format!(
+                "{} is still not as wanted after {MOST_ROUNDS} rounds: something else changes it too; \
+                 see the steps of this report",
+                wish.spec().name
+            ),
+        ))
+    }
+
+    async fn apply(
+        &self,
+        step: &Step,
+        seen: &TargetSeen,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        self.progress.begun(step);
+        let began = Instant::now();
+        let applied = self.applier.apply(step, seen.huge_dir.as_deref()).await;
+        let (before, _) = step.before_after();
+        let (after, outcome) = match &applied {
+            Ok(after) => (after.clone(), StepOutcome::Done),
+            Err(fault) => (fault.text.clone(), StepOutcome::Failed),
+        };
+        let step = StepReport::of(step, before, after, outcome, began.elapsed());
+        self.progress.ended(&step);
+        report.steps.push(step);
+        applied.map(drop)
+    }
+}

@@ -1,0 +1,184 @@
+//! `/v1/targets/{name}`: a target as a resource.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::super::Shared;
+use super::super::body;
+use super::super::errors::Problem;
+use super::super::journal::Call;
+use super::prepare::answer;
+use crate::agent::target::TargetWish;
+use crate::model::fault::Fault;
+use crate::model::policy::TargetDefaults;
+use crate::model::target::{CleanPath, CoreWish, EnsureWish, TargetKind, TargetName, TargetSpec};
+
+/// What a target is to be; what is not said is as the settings have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct TargetBody {
+    /// `zbs`, `spdk` or `built-in`.
+    pub kind: Option<TargetKind>,
+    /// The image; none for the built-in one.
+    pub image: Option<String>,
+    /// A tar on this node that holds it.
+    pub image_tar: Option<CleanPath>,
+    /// CPUs: `[6,7]`, `6-7` or `0xc0`.
+    pub cores: Option<String>,
+    /// So many CPUs, chosen by topology.
+    pub core_count: Option<u32>,
+    /// The folder of its sockets.
+    pub socket_dir: Option<CleanPath>,
+    /// Its control socket.
+    pub control_sock: Option<CleanPath>,
+    /// Its client's configuration.
+    pub client_conf: Option<CleanPath>,
+    /// MiB of hugepages that it takes.
+    pub memory_mib: Option<u64>,
+}
+
+impl TargetBody {
+    /// The wish for the target of that name.
+    ///
+    /// # Errors
+    /// What of it cannot be.
+    pub fn into_spec(
+        self,
+        name: TargetName,
+        defaults: &TargetDefaults,
+    ) -> Result<TargetSpec, Fault> {
+        let socket_dir = self.socket_dir.unwrap_or_else(|| defaults.socket_dir.clone());
+        let kind = self.kind.unwrap_or(defaults.kind);
+        let control_sock = match self.control_sock {
+            Some(path) => path,
+            None => defaults.control_sock(&socket_dir)?,
+        };
+        let cores = match (self.cores, self.core_count) {
+            (Some(_), Some(_)) => {
+                let text = "cores and coreCount are two ways to say one thing: give one";
+                return Err(Fault::new("invalid-cores", text));
+            }
+            (Some(list), None) => CoreWish::These(list.parse()?),
+            (None, Some(0)) => {
+                return Err(Fault::new("invalid-cores", "coreCount 0 is not at least 1"));
+            }
+            (None, count) => CoreWish::Count(count.unwrap_or(defaults.core_count)),
+        };
+        let image = self.image.or_else(|| defaults.image.clone());
+        TargetSpec {
+            name,
+            kind,
+            image: image.filter(|_| kind != TargetKind::BuiltIn),
+            image_tar: self.image_tar,
+            cores,
+            socket_dir,
+            control_sock,
+            client_conf: self.client_conf.or_else(|| defaults.client_conf.clone()),
+            memory_mib: self.memory_mib.unwrap_or(defaults.memory_mib),
+        }
+        .judge()
+    }
+}
+
+/// How it is to be brought about.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct TargetQuery {
+    /// Whether only the plan is wanted.
+    pub dry_run: bool,
+    /// Whether one that differs is replaced.
+    pub recreate: bool,
+    /// Whether that is done with virtual machines connected.
+    pub force: bool,
+}
+
+type Queried = Result<Query<TargetQuery>, axum::extract::rejection::QueryRejection>;
+
+/// Brings the target about.
+pub async fn put(
+    State(api): State<Shared>,
+    Path(name): Path<String>,
+    query: Queried,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (name, query) = judged(&name, query)?;
+    let bytes = body::read(body, api.body).await?;
+    let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
+    let spec = spec.map_err(bad_request)?;
+    let wish = EnsureWish { recreate: query.recreate, force: query.force };
+    bring_about(&api, "deploy", TargetWish::Ensure(spec, wish), query.dry_run).await
+}
+
+/// Takes it away. Its control socket, where its guests are counted, is the usual one unless the body
+/// names another.
+pub async fn delete(
+    State(api): State<Shared>,
+    Path(name): Path<String>,
+    query: Queried,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (name, query) = judged(&name, query)?;
+    let bytes = body::read(body, api.body).await?;
+    let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
+    let spec = spec.map_err(bad_request)?;
+    let wish = TargetWish::Destroy { spec, force: query.force };
+    bring_about(&api, "destroy", wish, query.dry_run).await
+}
+
+async fn bring_about(
+    api: &Shared,
+    route: &'static str,
+    wish: TargetWish,
+    dry_run: bool,
+) -> Result<Response, Problem> {
+    let call = (!dry_run).then(|| Call::begins(route, None));
+    let result = api.targets.bring_about(wish, dry_run).await;
+    match (call, &result) {
+        (None, _) => {}
+        (Some(call), Ok(report)) => call.reports(report),
+        (Some(call), Err(fault)) => call.ends(Some(fault)),
+    }
+    Ok(answer(&result.map_err(Problem::of)?))
+}
+
+/// Which control socket is asked.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct HealthQuery {
+    /// Another one than the usual.
+    pub control_sock: Option<String>,
+}
+
+/// How the target stands.
+pub async fn health(
+    State(api): State<Shared>,
+    Path(name): Path<String>,
+    query: Result<Query<HealthQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let (name, query) = judged(&name, query)?;
+    let defaults = &api.target_defaults;
+    let control = match query.control_sock {
+        Some(path) => path.parse::<CleanPath>(),
+        None => defaults.control_sock(&defaults.socket_dir),
+    };
+    let control = control.map_err(bad_request)?;
+    crate::model::target::judge_socket(&control).map_err(bad_request)?;
+    Ok(Json(api.health.health(&name, &control).await).into_response())
+}
+
+fn judged<T>(
+    name: &str,
+    query: Result<Query<T>, axum::extract::rejection::QueryRejection>,
+) -> Result<(TargetName, T), Problem> {
+    let Query(query) =
+        query.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", e.body_text()))?;
+    Ok((name.parse().map_err(bad_request)?, query))
+}
+
+fn bad_request(fault: Fault) -> Problem {
+    Problem { status: StatusCode::BAD_REQUEST, ..Problem::of(fault) }
+}

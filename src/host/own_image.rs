@@ -1,0 +1,163 @@
+//! An image of the agent itself: its executable and the libraries that it has mapped, as a tar that an
+//! engine loads (the image specification of `docker save`). So there is a target where no registry is.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tar::{Builder, EntryType, Header};
+
+/// Where the executable lies in the image.
+pub const EXECUTABLE: &str = "/vhost-agent";
+const NAME: &str = "vhost-agent-target";
+/// The executable, whatever was installed over it since.
+const SELF: &str = "/proc/self/exe";
+
+/// The image's name: another one for each build of the agent.
+///
+/// # Errors
+/// When procfs cannot be read.
+pub fn reference() -> io::Result<String> {
+    let meta = fs::metadata(SELF)?;
+    let build = format!("{}-{}-{}", meta.len(), meta.mtime(), meta.mtime_nsec());
+    let digest = hex(&Sha256::digest(build.as_bytes()));
+    Ok(format!("{NAME}:{}-{}", env!("CARGO_PKG_VERSION"), digest.get(..12).unwrap_or_default()))
+}
+
+/// The image as a tar.
+///
+/// # Errors
+/// When the executable or a library cannot be read.
+pub fn tar() -> io::Result<Vec<u8>> {
+    let layer = layer()?;
+    let diff_id = format!("sha256:{}", hex(&Sha256::digest(&layer)));
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": {"Cmd": [EXECUTABLE, "target"], "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    });
+    let manifest = json!([
+        {"Config": "config.json", "RepoTags": [reference()?], "Layers": ["layer.tar"]}
+    ]);
+    let mut image = Builder::new(Vec::new());
+    append(&mut image, "layer.tar", 0o644, &layer)?;
+    append(&mut image, "config.json", 0o644, config.to_string().as_bytes())?;
+    append(&mut image, "manifest.json", 0o644, manifest.to_string().as_bytes())?;
+    image.into_inner()
+}
+
+fn layer() -> io::Result<Vec<u8>> {
+    let mut layer = Builder::new(Vec::new());
+    // Where a target keeps its things, and what the C library wants to see.
+    for folder in ["dev", "proc", "sys", "tmp", "var/tmp", "etc"] {
+        folder_entry(&mut layer, folder)?;
+    }
+    append(&mut layer, EXECUTABLE, 0o755, &fs::read(SELF)?)?;
+    for library in libraries()? {
+        append(&mut layer, &library.display().to_string(), 0o755, &fs::read(&library)?)?;
+    }
+    layer.into_inner()
+}
+
+/// The libraries and the loader that this process has mapped (proc_pid_maps(5)).
+fn libraries() -> io::Result<Vec<PathBuf>> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let executable = fs::read_link(SELF)?;
+    let mut found: Vec<PathBuf> = maps
+        .lines()
+        .filter(|line| line.contains(" r-xp "))
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .filter(|path| path.starts_with('/') && path.contains(".so"))
+        .map(PathBuf::from)
+        .filter(|path| *path != executable)
+        .collect();
+    found.extend(loader(&executable)?);
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// The loader by the name that the executable asks for (`PT_INTERP`): mapped is what that leads to.
+fn loader(executable: &PathBuf) -> io::Result<Option<PathBuf>> {
+    let names = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    let bytes = fs::read(executable).or_else(|_| fs::read(SELF))?;
+    let head = bytes.get(..4096).unwrap_or(&bytes);
+    let asks = |name: &&&str| head.windows(name.len()).any(|window| window == name.as_bytes());
+    Ok(names.iter().find(asks).map(PathBuf::from))
+}
+
+fn append(tar: &mut Builder<Vec<u8>>, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(mode);
+    header.set_entry_type(EntryType::Regular);
+    tar.append_data(&mut header, path.trim_start_matches('/'), bytes)
+}
+
+fn folder_entry(tar: &mut Builder<Vec<u8>>, path: &str) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    header.set_size(0);
+    header.set_mode(0o1777);
+    header.set_entry_type(EntryType::Directory);
+    tar.append_data(&mut header, format!("{path}/"), io::empty())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = Vec::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to memory does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// Opens a tar on the disk.
+///
+/// # Errors
+/// When it cannot be opened, or is no file.
+pub fn open_tar(path: &std::path::Path) -> io::Result<tokio::fs::File> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    Ok(tokio::fs::File::from_std(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn the_image_holds_what_its_process_needs_and_says_so_rightly() {
+        let image = tar().unwrap();
+        let mut files = std::collections::BTreeMap::new();
+        for entry in tar::Archive::new(image.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            files.insert(name, bytes);
+        }
+        let manifest: serde_json::Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
+        assert_eq!(manifest[0]["RepoTags"][0], reference().unwrap());
+        let config: serde_json::Value = serde_json::from_slice(&files["config.json"]).unwrap();
+        let layer = &files["layer.tar"];
+        let digest = format!("sha256:{}", hex(&Sha256::digest(layer)));
+        assert_eq!(config["rootfs"]["diff_ids"][0], digest);
+        let mut layer = tar::Archive::new(layer.as_slice());
+        let names: Vec<String> = layer
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        for wanted in ["vhost-agent", "libc.so.6", "ld-linux"] {
+            assert!(names.iter().any(|name| name.contains(wanted)), "{wanted} in {names:?}");
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Targets: what is wanted of one, what is seen of it, and what is told of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::cpu::{CoreList, Cpu};
+use super::fault::Fault;
+
+/// `sockaddr_un.sun_path` less its closing zero (unix(7)).
+pub const SUN_PATH: usize = 107;
+
+/// A target's name, which is its container's: what Docker takes, and short.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TargetName(String);
+
+impl TargetName {
+    /// The default target's.
+    pub fn usual() -> TargetName {
+        TargetName("zbs-vhost".to_string())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TargetName {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<TargetName, Fault> {
+        let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        let rest = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+        if first && rest && text.len() <= 63 {
+            return Ok(TargetName(text.to_string()));
+        }
+        let shown: String = text.chars().take(80).collect();
+        Err(Fault::new(
+            "invalid-target-name",
+            format!(
+                "'{shown}' is no name for a target: it begins with a letter or digit, goes on with \
+                 those and '_', '.', '-', and has at most 63 characters"
+            ),
+        ))
+    }
+}
+
+impl TryFrom<String> for TargetName {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<TargetName, Fault> {
+        text.parse()
+    }
+}
+
+impl From<TargetName> for String {
+    fn from(name: TargetName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for TargetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An absolute path without `.`, `..`, control characters or what a mount option could not hold.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CleanPath(String);
+
+impl CleanPath {
+    /// The path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The path of an entry in this folder.
+    pub fn join(&self, name: &str) -> String {
+        format!("{}/{name}", self.0.trim_end_matches('/'))
+    }
+}
+
+impl FromStr for CleanPath {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<CleanPath, Fault> {
+        let refused = |why: &str| {
+            let shown: String = text.chars().take(120).collect();
+            Err(Fault::new("invalid-path", format!("'{shown}' is no path to be used: {why}")))
+        };
+        if !text.starts_with('/') {
+            return refused("it is not absolute");
+        }
+        if text.len() > 4000 {
+            return refused("it is longer than paths are");
+        }
+        if text.chars().any(|c| c.is_control() || c == ':') {
+            return refused("it holds a control character or a colon");
+        }
+        if text.split('/').any(|part| part == "." || part == "..") {
+            return refused("it holds '.' or '..'");
+        }
+        let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
+        Ok(CleanPath(format!("/{}", parts.join("/"))))
+    }
+}
+
+impl TryFrom<String> for CleanPath {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<CleanPath, Fault> {
+        text.parse()
+    }
+}
+
+impl From<CleanPath> for String {
+    fn from(path: CleanPath) -> String {
+        path.0
+    }
+}
+
+/// Which program a target runs, and so how it is called and what it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetKind {
+    /// ZBS's vhost, an SPDK application.
+    Zbs,
+    /// SPDK's own vhost.
+    Spdk,
+    /// The agent's own, in an image that it makes itself.
+    BuiltIn,
+}
+
+/// Which CPUs a target gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CoreWish {
+    /// These.
+    These(CoreList),
+    /// So many, chosen by topology.
+    Count(u32),
+}
+
+/// What is wanted of a target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetSpec {
+    /// Its name.
+    pub name: TargetName,
+    /// What it runs.
+    pub kind: TargetKind,
+    /// The image; `None` for the built-in one.
+    pub image: Option<String>,
+    /// A tar that holds the image, where it is not there yet.
+    pub image_tar: Option<CleanPath>,
+    /// Its CPUs.
+    pub cores: CoreWish,
+    /// The folder of its sockets.
+    pub socket_dir: CleanPath,
+    /// Its control socket.
+    pub control_sock: CleanPath,
+    /// Its client's configuration, mounted when it is there.
+    pub client_conf: Option<CleanPath>,
+    /// MiB of hugepages that it takes.
+    pub memory_mib: u64,
+}
+
+impl TargetSpec {
+    /// What of it is wrong as a whole.
+    ///
+    /// # Errors
+    /// A control socket whose path no socket can have.
+    pub fn judge(self) -> Result<TargetSpec, Fault> {
+        judge_socket(&self.control_sock)?;
+        Ok(self)
+    }
+
+    /// The difference to what runs, field by field: (field, is, should be).
+    pub fn drift(&self, running: &TargetSpec) -> Vec<Drift> {
+        let fields = |spec: &TargetSpec| match serde_json::to_value(spec) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        };
+        let (wanted, is) = (fields(self), fields(running));
+        wanted
+            .into_iter()
+            .filter_map(|(field, wanted)| {
+                let is = is.get(&field).cloned().unwrap_or_default();
+                (is != wanted).then_some(Drift { field, is, wanted })
+            })
+            .collect()
+    }
+}
+
+/// Whether a socket can lie there.
+///
+/// # Errors
+/// When the path is longer than a socket's may be.
+pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
+    if path.as_str().len() <= SUN_PATH {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "socket-path-too-long",
+        format!(
+            "a socket cannot lie at {}: its path has {} bytes, and a socket's has at most {SUN_PATH}",
+            path.as_str(),
+            path.as_str().len()
+        ),
+    ))
+}
+
+/// One field in which what runs differs from what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// The field's name.
+    pub field: String,
+    /// As it runs.
+    pub is: serde_json::Value,
+    /// As it is wanted.
+    pub wanted: serde_json::Value,
+}
+
+/// How a target is to be brought about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EnsureWish {
+    /// Whether one that differs from the wish, or does not serve, is replaced.
+    pub recreate: bool,
+    /// Whether that is done with virtual machines connected.
+    pub force: bool,
+}
+
+/// Everything the target planner looks at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TargetSeen {
+    /// The container of its name.
+    pub container: Option<ContainerSeen>,
+    /// The version that its control socket told, when it answered.
+    pub version: Option<String>,
+    /// Why it did not, otherwise.
+    pub silence: String,
+    /// Virtual machines that are connected.
+    pub sessions: usize,
+    /// Whether the engine has its image.
+    pub has_image: bool,
+    /// The name of the built-in target's image.
+    pub built_in_image: String,
+    /// Whether its client's configuration is there.
+    pub has_client_conf: bool,
+    /// A hugetlbfs of 2 MiB pages.
+    pub huge_dir: Option<String>,
+    /// The CPUs that are online.
+    pub cpus: Vec<Cpu>,
+}
+
+impl TargetSeen {
+    /// Whether its process lives and its control socket answers.
+    pub fn serves(&self) -> bool {
+        self.version.is_some() && self.container.as_ref().is_some_and(|seen| seen.running)
+    }
+}
+
+/// A container as the engine shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSeen {
+    /// The engine's id.
+    pub id: String,
+    /// Whether its process lives.
+    pub running: bool,
+    /// The pid of its first process, on the host.
+    pub pid: Option<u32>,
+    /// The exit code of a process that has ended.
+    pub exit_code: Option<i64>,
+    /// Whether the kernel killed it for want of memory.
+    pub oom_killed: bool,
+    /// The id of its image.
+    pub image_id: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The engine's word on why it could not be started.
+    pub error: String,
+}
+
+impl ContainerSeen {
+    /// How its process ended, in a sentence.
+    pub fn how_it_ended(&self) -> String {
+        let code = self.exit_code.unwrap_or_default();
+        if self.oom_killed {
+            return format!("it was killed for want of memory (exit code {code})");
+        }
+        if !self.error.is_empty() {
+            return format!("it could not be started: {} (exit code {code})", self.error);
+        }
+        format!("its process has ended with exit code {code}")
+    }
+}
+
+/// A container as it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    pub image: String,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// Environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Paths of the host that it sees under the same path: (path, read-only).
+    pub binds: Vec<(String, bool)>,
+    /// Folders in memory.
+    pub tmpfs: Vec<String>,
+    /// Devices of the host.
+    pub devices: Vec<String>,
+    /// Capabilities, all others are dropped.
+    pub capabilities: Vec<String>,
+    /// All of them, and all devices.
+    pub privileged: bool,
+    /// CPUs that it may run on, as a list.
+    pub cpus: Option<String>,
+    /// NUMA nodes that its memory comes from, as a list.
+    pub memory_nodes: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How a target stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TargetState {
+    /// None is wanted, and none is there.
+    Absent,
+    /// It is being brought up.
+    Starting,
+    /// It lives and answers.
+    Serving,
+    /// It lives and does not answer as it should.
+    Degraded,
+    /// It is wanted and not there.
+    Failed,
+}
+
+/// What is told of a target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetHealth {
+    /// Its name.
+    pub name: TargetName,
+    /// How it stands.
+    pub state: TargetState,
+    /// Why.
+    pub reason: String,
+    /// Since when, in RFC 3339.
+    pub since: String,
+    /// The version that it tells.
+    pub version: Option<String>,
+    /// How old the last answer of its control socket is, in milliseconds.
+    pub age_ms: Option<u64>,
+    /// The pid of its process.
+    pub pid: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_dockers_and_nothing_that_a_path_or_a_shell_could_take_for_its_own() {
+        for name in ["zbs-vhost", "zbsvhost-10.0.0.1", "a"] {
+            assert_eq!(name.parse::<TargetName>().unwrap().as_str(), name);
+        }
+        let long = "x".repeat(64);
+        for name in ["", "-a", ".a", "a/b", "../a", "a b", "a;id", "ä", "a\n", long.as_str()] {
+            assert_eq!(name.parse::<TargetName>().unwrap_err().code, "invalid-target-name");
+        }
+    }
+
+    #[test]
+    fn paths_are_absolute_and_lead_where_they_say() {
+        let clean = |text: &str| text.parse::<CleanPath>().map(String::from);
+        assert_eq!(clean("/var//tmp/").unwrap(), "/var/tmp");
+        assert_eq!(clean("/").unwrap(), "/");
+        let long = format!("/{}", "x".repeat(4000));
+        for path in ["", "a", "../a", "/a/../b", "/a/./b", "/a\nb", "/a:/etc", long.as_str()] {
+            assert_eq!(clean(path).unwrap_err().code, "invalid-path", "{path}");
+        }
+    }
+
+    #[test]
+    fn a_socket_path_fits_into_its_structure() {
+        let path = |length: usize| format!("/{}", "x".repeat(length - 1)).parse().unwrap();
+        assert!(judge_socket(&path(107)).is_ok());
+        assert_eq!(judge_socket(&path(108)).unwrap_err().code, "socket-path-too-long");
+    }
+}

@@ -1,0 +1,288 @@
+//! Bringing a target up and taking it away.
+//!
+//! A target that serves is left as it is: what differs from the wish is told, field by field, and applied
+//! only when that is asked for; while guests are connected, only when it is insisted on. A container that
+//! the agent did not make is watched, and never removed unasked.
+
+use std::collections::BTreeMap;
+
+use super::cores::{self, Chosen};
+use crate::model::fault::{Fault, Finding};
+use crate::model::policy::{TargetPolicy, TargetTemplate};
+use crate::model::prepare::{ImageSource, Step};
+use crate::model::target::{
+    ContainerSeen, ContainerSpec, Drift, EnsureWish, TargetKind, TargetSeen, TargetSpec,
+};
+
+/// The label that holds the wish a container was made for.
+pub const SPEC_LABEL: &str = "vhost-agent.spec";
+
+/// What to do, and what to tell.
+#[derive(Debug, Default, PartialEq)]
+pub struct TargetPlan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// What the operator should know.
+    pub findings: Vec<Finding>,
+    /// In what the container differs from the wish.
+    pub drift: Vec<Drift>,
+}
+
+/// Plans what makes the target run as it is wanted.
+///
+/// # Errors
+/// When it cannot be, or must not be without being asked for.
+pub fn ensure(
+    spec: &TargetSpec,
+    wish: EnsureWish,
+    seen: &TargetSeen,
+    policy: &TargetPolicy,
+) -> Result<TargetPlan, Fault> {
+    let mut plan = TargetPlan::default();
+    let Some(container) = &seen.container else {
+        plan.bring_up(spec, seen, policy)?;
+        return Ok(plan);
+    };
+    let made_for = made_for(container);
+    if let Some(made_for) = &made_for {
+        plan.drift = spec.drift(made_for);
+    }
+    let replace = wish.recreate && (made_for.is_none() || !plan.drift.is_empty() || !seen.serves());
+    if container.running && !replace {
+        plan.leave(spec, container, made_for.is_some(), seen, policy);
+        return Ok(plan);
+    }
+    if made_for.is_none() && !replace {
+        return Err(not_ours(spec));
+    }
+    plan.take_down(spec, wish.force, container, seen, policy)?;
+    plan.bring_up(spec, seen, policy)?;
+    Ok(plan)
+}
+
+/// Plans what takes the target away.
+///
+/// # Errors
+/// When guests are connected and it is not insisted on, or the container is somebody else's.
+pub fn destroy(
+    spec: &TargetSpec,
+    force: bool,
+    seen: &TargetSeen,
+    policy: &TargetPolicy,
+) -> Result<TargetPlan, Fault> {
+    let mut plan = TargetPlan::default();
+    if let Some(container) = &seen.container {
+        if made_for(container).is_none() && !force {
+            return Err(not_ours(spec));
+        }
+        plan.take_down(spec, force, container, seen, policy)?;
+    }
+    Ok(plan)
+}
+
+/// The wish that a container was made for, when the agent made it.
+fn made_for(container: &ContainerSeen) -> Option<TargetSpec> {
+    serde_json::from_str(container.labels.get(SPEC_LABEL)?).ok()
+}
+
+fn not_ours(spec: &TargetSpec) -> Fault {
+    let name = &spec.name;
+    Fault::new(
+        "container-not-ours",
+        format!(
+            "a container named {name} is there that this agent did not make: remove it, or insist \
+             (recreate when deploying, force when destroying)"
+        ),
+    )
+}
+
+impl TargetPlan {
+    /// A container that runs stays; one that does not serve yet is waited for.
+    fn leave(
+        &mut self,
+        spec: &TargetSpec,
+        container: &ContainerSeen,
+        ours: bool,
+        seen: &TargetSeen,
+        policy: &TargetPolicy,
+    ) {
+        if !ours {
+            let text = format!(
+                "the container {} was not made by this agent: it is watched, and never changed or \
+                 removed unasked",
+                spec.name
+            );
+            self.findings.push(Finding::new("container-not-ours", text));
+        }
+        if !self.drift.is_empty() {
+            let fields: Vec<String> = self
+                .drift
+                .iter()
+                .map(|drift| format!("{} is {}, wanted {}", drift.field, drift.is, drift.wanted))
+                .collect();
+            let text = format!(
+                "{} runs with other settings than wanted and was left so ({}): ask for recreate to \
+                 replace it",
+                spec.name,
+                fields.join("; ")
+            );
+            self.findings.push(Finding::new("target-drift", text));
+        }
+        if !seen.serves() {
+            self.steps.push(wait(spec, &container.id, policy));
+        }
+    }
+
+    fn take_down(
+        &mut self,
+        spec: &TargetSpec,
+        force: bool,
+        container: &ContainerSeen,
+        seen: &TargetSeen,
+        policy: &TargetPolicy,
+    ) -> Result<(), Fault> {
+        if seen.sessions > 0 && !force {
+            let text = format!(
+                "{} virtual machines are connected to {}: shut them down or move them away first, or \
+                 insist with force (their disks stop until the target is back)",
+                seen.sessions, spec.name
+            );
+            return Err(Fault::new("target-in-use", text));
+        }
+        if container.running {
+            self.steps.push(Step::StopContainer {
+                name: spec.name.to_string(),
+                id: container.id.clone(),
+                grace: policy.stop_grace,
+            });
+        }
+        let (name, id) = (spec.name.to_string(), container.id.clone());
+        self.steps.push(Step::RemoveContainer { name, id });
+        Ok(())
+    }
+
+    fn bring_up(
+        &mut self,
+        spec: &TargetSpec,
+        seen: &TargetSeen,
+        policy: &TargetPolicy,
+    ) -> Result<(), Fault> {
+        let chosen = cores::choose(&spec.cores, &seen.cpus)?;
+        let image = image(spec, seen)?;
+        if !seen.has_image {
+            let from = match (&spec.kind, &spec.image_tar) {
+                (TargetKind::BuiltIn, _) => ImageSource::BuiltIn,
+                (_, Some(tar)) => ImageSource::Tar(tar.as_str().to_string()),
+                (_, None) => return Err(no_image(&image)),
+            };
+            self.steps.push(Step::LoadImage { image: image.clone(), from });
+        }
+        self.steps.push(Step::PrepareSockets {
+            folder: spec.socket_dir.as_str().to_string(),
+            control: spec.control_sock.as_str().to_string(),
+        });
+        let container = container(spec, image, &chosen, seen, policy)?;
+        self.steps.push(Step::CreateContainer(Box::new(container)));
+        self.steps.push(Step::StartContainer { name: spec.name.to_string() });
+        self.steps.push(wait(spec, spec.name.as_str(), policy));
+        Ok(())
+    }
+}
+
+fn wait(spec: &TargetSpec, container: &str, policy: &TargetPolicy) -> Step {
+    Step::AwaitTarget {
+        name: spec.name.to_string(),
+        container: container.to_string(),
+        socket: spec.control_sock.as_str().to_string(),
+        within: policy.ready_timeout,
+    }
+}
+
+fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
+    match (spec.kind, &spec.image) {
+        (TargetKind::BuiltIn, _) => Ok(seen.built_in_image.clone()),
+        (_, Some(image)) => Ok(image.clone()),
+        (_, None) => Err(Fault::new(
+            "image-missing",
+            format!("no image was named for {}: name one, or use the built-in target", spec.name),
+        )),
+    }
+}
+
+fn no_image(image: &str) -> Fault {
+    Fault::new(
+        "image-missing",
+        format!(
+            "the engine has no image {image}, and nothing says where it is: name a tar that holds it"
+        ),
+    )
+}
+
+/// The container of a target.
+fn container(
+    spec: &TargetSpec,
+    image: String,
+    chosen: &Chosen,
+    seen: &TargetSeen,
+    policy: &TargetPolicy,
+) -> Result<ContainerSpec, Fault> {
+    let template = policy.template(spec.kind);
+    let conf = spec.client_conf.as_ref().filter(|_| seen.has_client_conf);
+    let mut binds = vec![(spec.socket_dir.as_str().to_string(), false)];
+    binds.extend(seen.huge_dir.iter().map(|path| (path.clone(), false)));
+    binds.extend(conf.map(|path| (path.as_str().to_string(), true)));
+    binds.extend(policy.binds.iter().cloned());
+    let label = serde_json::to_string(spec)
+        .map_err(|e| Fault::new("internal", format!("a wish cannot be written down: {e}")))?;
+    let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
+    Ok(ContainerSpec {
+        name: spec.name.to_string(),
+        image,
+        command: command(template, spec, chosen, conf.map(|path| path.as_str()), seen),
+        env: policy.env.clone(),
+        binds,
+        tmpfs: Vec::new(),
+        devices: policy.devices.clone(),
+        capabilities: template.capabilities.clone(),
+        privileged: template.privileged,
+        cpus: Some(chosen.cores.to_string()),
+        memory_nodes: Some(nodes.join(",")),
+        labels: BTreeMap::from([(SPEC_LABEL.to_string(), label)]),
+    })
+}
+
+/// Fills the template's words. A word whose value is not there goes, and the flag before it too.
+fn command(
+    template: &TargetTemplate,
+    spec: &TargetSpec,
+    chosen: &Chosen,
+    client_conf: Option<&str>,
+    seen: &TargetSeen,
+) -> Vec<String> {
+    let memory = (spec.memory_mib > 0).then(|| spec.memory_mib.to_string());
+    let values: [(&str, Option<String>); 6] = [
+        ("{cores}", Some(chosen.cores.for_spdk())),
+        ("{socketDir}", Some(spec.socket_dir.as_str().to_string())),
+        ("{controlSock}", Some(spec.control_sock.as_str().to_string())),
+        ("{clientConf}", client_conf.map(str::to_string)),
+        ("{hugeDir}", seen.huge_dir.clone()),
+        ("{memoryMib}", memory),
+    ];
+    let mut words: Vec<String> = Vec::new();
+    for word in &template.command {
+        match values.iter().find(|(name, _)| word.contains(name)) {
+            None => words.push(word.clone()),
+            Some((name, Some(value))) => words.push(word.replace(name, value)),
+            Some((_, None)) => {
+                if words.last().is_some_and(|flag| flag.starts_with('-')) {
+                    words.pop();
+                }
+            }
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+#[path = "target_tests.rs"]
+mod tests;

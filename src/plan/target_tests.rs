@@ -1,0 +1,209 @@
+//! Every situation that a target can be found in.
+
+use std::time::Duration;
+
+use super::*;
+use crate::model::cpu::Cpu;
+use crate::model::target::CoreWish;
+use crate::model::units::NumaNode;
+
+fn policy() -> TargetPolicy {
+    let template = |command: &str, capabilities: &[&str]| TargetTemplate {
+        command: command.split(' ').map(str::to_string).collect(),
+        capabilities: capabilities.iter().map(ToString::to_string).collect(),
+        privileged: false,
+    };
+    TargetPolicy {
+        zbs: template(
+            "/vhost -m {cores} -S {socketDir} -r {controlSock} -z {clientConf}",
+            &["SYS_NICE"],
+        ),
+        spdk: template(
+            "vhost -m {cores} -s {memoryMib} --huge-dir {hugeDir} --last",
+            &["SYS_NICE"],
+        ),
+        built_in: template("/vhost-agent target -m {cores} -r {controlSock}", &[]),
+        binds: vec![("/opt".into(), true)],
+        devices: Vec::new(),
+        env: vec!["A=b".into()],
+        socket_uid: 0,
+        socket_gid: 0,
+        socket_mode: 0o755,
+        call_timeout: Duration::from_secs(10),
+        load_timeout: Duration::from_secs(600),
+        ready_timeout: Duration::from_secs(20),
+        stop_grace: Duration::from_millis(900),
+        answer_timeout: Duration::from_secs(1),
+        max_age: Duration::from_secs(1),
+    }
+}
+
+fn spec() -> TargetSpec {
+    TargetSpec {
+        name: "zbs-vhost".parse().unwrap(),
+        kind: TargetKind::Zbs,
+        image: Some("zbs/vhost:1".into()),
+        image_tar: None,
+        cores: CoreWish::Count(1),
+        socket_dir: "/var/tmp/vhost-sockets".parse().unwrap(),
+        control_sock: "/var/tmp/vhost-sockets/vhost.sock".parse().unwrap(),
+        client_conf: Some("/etc/zbs/client.conf".parse().unwrap()),
+        memory_mib: 512,
+    }
+}
+
+fn seen() -> TargetSeen {
+    let cpu = |id| Cpu {
+        id,
+        node: NumaNode(0),
+        core: id,
+        package: 0,
+        siblings: vec![id],
+        isolated: false,
+    };
+    TargetSeen {
+        has_image: true,
+        built_in_image: "vhost-agent-target:1".into(),
+        huge_dir: Some("/dev/hugepages2m".into()),
+        cpus: vec![cpu(0), cpu(1)],
+        ..TargetSeen::default()
+    }
+}
+
+/// A container made for `made_for`, or by somebody else.
+fn with_container(made_for: Option<&TargetSpec>, running: bool, serves: bool) -> TargetSeen {
+    let label = |spec| (SPEC_LABEL.to_string(), serde_json::to_string(spec).unwrap());
+    let container = ContainerSeen {
+        id: "c0ffee".into(),
+        running,
+        pid: running.then_some(77),
+        exit_code: (!running).then_some(1),
+        oom_killed: false,
+        image_id: "sha256:1".into(),
+        labels: made_for.map(label).into_iter().collect(),
+        error: String::new(),
+    };
+    let version = serves.then(|| "SPDK v24.01".to_string());
+    TargetSeen { container: Some(container), version, ..seen() }
+}
+
+fn ensured(spec: &TargetSpec, wish: EnsureWish, seen: &TargetSeen) -> Result<TargetPlan, Fault> {
+    ensure(spec, wish, seen, &policy())
+}
+
+fn names(plan: &TargetPlan) -> Vec<&'static str> {
+    plan.steps.iter().map(Step::name).collect()
+}
+
+const RECREATE: EnsureWish = EnsureWish { recreate: true, force: false };
+const LEAVE: EnsureWish = EnsureWish { recreate: false, force: false };
+const UP: [&str; 4] = ["prepareSockets", "createContainer", "startContainer", "awaitTarget"];
+
+fn made(plan: &TargetPlan) -> &ContainerSpec {
+    let made = plan.steps.iter().find_map(|step| match step {
+        Step::CreateContainer(spec) => Some(spec),
+        _ => None,
+    });
+    made.expect("a container that is made")
+}
+
+#[test]
+fn on_an_empty_node_it_is_brought_up_with_no_more_than_it_needs() {
+    let plan = ensured(&spec(), LEAVE, &seen()).unwrap();
+    assert_eq!(names(&plan), UP);
+    let made = made(&plan);
+    let command = "/vhost -m [1] -S /var/tmp/vhost-sockets -r /var/tmp/vhost-sockets/vhost.sock";
+    assert_eq!(made.command.join(" "), command, "-z goes with the file that is not there");
+    assert_eq!(
+        (made.capabilities.as_slice(), made.privileged),
+        (&["SYS_NICE".to_string()][..], false)
+    );
+    assert_eq!((made.cpus.as_deref(), made.memory_nodes.as_deref()), (Some("1"), Some("0")));
+    let binds: Vec<&str> = made.binds.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(binds, ["/var/tmp/vhost-sockets", "/dev/hugepages2m", "/opt"]);
+    let conf = TargetSeen { has_client_conf: true, ..seen() };
+    let plan = ensured(&spec(), LEAVE, &conf).unwrap();
+    let made = super::tests::made(&plan);
+    assert!(made.command.ends_with(&["-z".into(), "/etc/zbs/client.conf".into()]));
+    assert!(made.binds.contains(&("/etc/zbs/client.conf".into(), true)));
+}
+
+#[test]
+fn a_word_that_cannot_be_filled_goes_with_its_flag_and_no_other() {
+    let spec = TargetSpec { kind: TargetKind::Spdk, memory_mib: 0, ..spec() };
+    let plan = ensured(&spec, LEAVE, &TargetSeen { huge_dir: None, ..seen() }).unwrap();
+    assert_eq!(made(&plan).command.join(" "), "vhost -m [1] --last");
+}
+
+#[test]
+fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
+    let without = TargetSeen { has_image: false, ..seen() };
+    assert_eq!(ensured(&spec(), LEAVE, &without).unwrap_err().code, "image-missing");
+    let tar = TargetSpec { image_tar: Some("/root/vhost.tar".parse().unwrap()), ..spec() };
+    assert_eq!(names(&ensured(&tar, LEAVE, &without).unwrap())[0], "loadImage");
+    assert_eq!(names(&ensured(&tar, LEAVE, &seen()).unwrap()), UP, "it is there");
+    let own = TargetSpec { kind: TargetKind::BuiltIn, image: None, ..spec() };
+    let plan = ensured(&own, LEAVE, &without).unwrap();
+    assert_eq!(
+        (names(&plan)[0], made(&plan).image.as_str()),
+        ("loadImage", "vhost-agent-target:1")
+    );
+    let unnamed = TargetSpec { image: None, ..spec() };
+    assert_eq!(ensured(&unnamed, LEAVE, &seen()).unwrap_err().code, "image-missing");
+}
+
+#[test]
+fn a_serving_target_is_left_alone_and_its_drift_is_told() {
+    let plan = ensured(&spec(), LEAVE, &with_container(Some(&spec()), true, true)).unwrap();
+    assert_eq!((plan.steps.len(), plan.findings.len(), plan.drift.len()), (0, 0, 0));
+    let other = TargetSpec { memory_mib: 1024, ..spec() };
+    let drifted = with_container(Some(&other), true, true);
+    let plan = ensured(&spec(), LEAVE, &drifted).unwrap();
+    assert_eq!((plan.steps.len(), plan.findings[0].code.as_ref()), (0, "target-drift"));
+    assert!(plan.findings[0].text.contains("memoryMib is 1024, wanted 512"), "{:?}", plan.findings);
+    let plan = ensured(&spec(), RECREATE, &drifted).unwrap();
+    assert_eq!(names(&plan)[..2], ["stopContainer", "removeContainer"]);
+    assert_eq!(names(&plan)[2..], UP);
+    let same = with_container(Some(&spec()), true, true);
+    assert_eq!(names(&ensured(&spec(), RECREATE, &same).unwrap()), [""; 0], "nothing differs");
+}
+
+#[test]
+fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
+    let other = TargetSpec { memory_mib: 1024, ..spec() };
+    let used = TargetSeen { sessions: 2, ..with_container(Some(&other), true, true) };
+    assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, "target-in-use");
+    let force = EnsureWish { recreate: true, force: true };
+    assert_eq!(names(&ensured(&spec(), force, &used).unwrap())[0], "stopContainer");
+    assert_eq!(destroy(&spec(), false, &used, &policy()).unwrap_err().code, "target-in-use");
+    let plan = destroy(&spec(), true, &used, &policy()).unwrap();
+    assert_eq!(names(&plan), ["stopContainer", "removeContainer"]);
+}
+
+#[test]
+fn one_that_is_still_starting_is_waited_for() {
+    let plan = ensured(&spec(), LEAVE, &with_container(Some(&spec()), true, false)).unwrap();
+    assert_eq!(names(&plan), ["awaitTarget"]);
+}
+
+#[test]
+fn a_dead_one_of_ours_is_replaced() {
+    let plan = ensured(&spec(), LEAVE, &with_container(Some(&spec()), false, false)).unwrap();
+    assert_eq!(names(&plan)[0], "removeContainer");
+    assert_eq!(names(&plan)[1..], UP);
+}
+
+#[test]
+fn somebody_elses_container_is_watched_and_never_removed_unasked() {
+    let plan = ensured(&spec(), LEAVE, &with_container(None, true, true)).unwrap();
+    assert_eq!((names(&plan).len(), plan.findings[0].code.as_ref()), (0, "container-not-ours"));
+    let dead = with_container(None, false, false);
+    assert_eq!(ensured(&spec(), LEAVE, &dead).unwrap_err().code, "container-not-ours");
+    assert_eq!(names(&ensured(&spec(), RECREATE, &dead).unwrap())[0], "removeContainer");
+    assert_eq!(destroy(&spec(), false, &dead, &policy()).unwrap_err().code, "container-not-ours");
+    assert_eq!(
+        destroy(&spec(), false, &seen(), &policy()).unwrap().steps.len(),
+        0,
+        "none is there"
+    );
+}

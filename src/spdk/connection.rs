@@ -1,0 +1,161 @@
+//! The task that owns the connection: it sends what comes, and hands each reply to who waits for its id.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+use super::reply::{Incoming, Reply};
+use super::{MOST_BYTES, MOST_UNANSWERED, Request, SpdkError};
+
+/// A reply that is waited for.
+struct Waiting {
+    method: &'static str,
+    reply: oneshot::Sender<Result<Value, SpdkError>>,
+}
+
+/// Connects when the first request comes, and anew after a connection ended; ends with its handles.
+pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>) {
+    while let Some(first) = queue.recv().await {
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => {
+                let (read, write) = stream.into_split();
+                let unanswered = HashMap::new();
+                let mut open = Open { socket: &socket, write, next_id: 1, unanswered };
+                let ended = open.serve(first, read, &mut queue).await;
+                open.give_up(&ended);
+            }
+            Err(e) => {
+                let (socket, source) = (socket.to_path_buf(), Arc::new(e));
+                let _ = first.reply.send(Err(SpdkError::Absent { socket, source }));
+            }
+        }
+    }
+}
+
+/// An open connection.
+struct Open<'a> {
+    socket: &'a Path,
+    write: OwnedWriteHalf,
+    next_id: u64,
+    unanswered: HashMap<u64, Waiting>,
+}
+
+/// Why a connection is used no more.
+enum Ended {
+    /// It broke.
+    Broken(Arc<io::Error>),
+    /// The target sent what is no reply.
+    Garbage(String),
+    /// Nobody wants it any more.
+    Done,
+}
+
+impl Open<'_> {
+    async fn serve(
+        &mut self,
+        first: Request,
+        mut read: OwnedReadHalf,
+        queue: &mut mpsc::Receiver<Request>,
+    ) -> Ended {
+        let mut incoming = Incoming::default();
+        let mut outgoing = Vec::new();
+        self.encode(first, &mut outgoing);
+        loop {
+            // What waits already goes out in one piece.
+            while self.unanswered.len() < MOST_UNANSWERED
+                && outgoing.len() < MOST_BYTES
+                && let Ok(request) = queue.try_recv()
+            {
+                self.encode(request, &mut outgoing);
+            }
+            let may_take = self.unanswered.len() < MOST_UNANSWERED && outgoing.is_empty();
+            tokio::select! {
+                // Cancel-safe: bytes are either in the buffer or still in the socket.
+                read = read.read_buf(incoming.buffer()) => match read {
+                    Ok(0) => return broken(io::ErrorKind::UnexpectedEof.into()),
+                    Err(e) => return broken(e),
+                    Ok(_) => match incoming.replies() {
+                        Ok(replies) => replies.into_iter().for_each(|reply| self.deliver(reply)),
+                        Err(why) => return Ended::Garbage(why),
+                    },
+                },
+                // Cancel-safe: what was written is told, the rest is tried again.
+                written = self.write.write(&outgoing), if !outgoing.is_empty() => match written {
+                    Ok(count) => drop(outgoing.drain(..count)),
+                    Err(e) => return broken(e),
+                },
+                // Cancel-safe: a request stays queued.
+                request = queue.recv(), if may_take => match request {
+                    Some(request) => self.encode(request, &mut outgoing),
+                    None => return Ended::Done,
+                },
+            }
+        }
+    }
+
+    fn encode(&mut self, request: Request, outgoing: &mut Vec<u8>) {
+        let Request { method, params, reply } = request;
+        // Its caller's time was up before it could be sent.
+        if reply.is_closed() {
+            return;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut call = json!({"jsonrpc": "2.0", "method": method, "id": id});
+        if let (Some(params), Some(members)) = (params, call.as_object_mut()) {
+            members.insert("params".to_string(), params);
+        }
+        let bytes = call.to_string();
+        if bytes.len() > MOST_BYTES {
+            let why = "it is larger than targets take";
+            let socket = self.socket.to_path_buf();
+            let _ = reply.send(Err(SpdkError::NotSent { socket, method, why }));
+            return;
+        }
+        outgoing.extend_from_slice(bytes.as_bytes());
+        self.unanswered.insert(id, Waiting { method, reply });
+    }
+
+    fn deliver(&mut self, reply: Reply) {
+        // A reply to nobody: late, or not to us. Who asked has his deadline.
+        let Some(waiting) = reply.id.as_u64().and_then(|id| self.unanswered.remove(&id)) else {
+            tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");
+            return;
+        };
+        let (socket, method) = (self.socket.to_path_buf(), waiting.method);
+        let result = match (reply.result, reply.error) {
+            (_, Some(error)) => {
+                let (code, message) = (error.code, error.message);
+                Err(SpdkError::Refused { socket, method, code, message })
+            }
+            // `null` is a result too.
+            (result, None) => Ok(result.unwrap_or_default()),
+        };
+        let _ = waiting.reply.send(result);
+    }
+
+    fn give_up(&mut self, ended: &Ended) {
+        for (_, waiting) in self.unanswered.drain() {
+            let (socket, method) = (self.socket.to_path_buf(), waiting.method);
+            let error = match ended {
+                Ended::Broken(source) => {
+                    SpdkError::Broken { socket, method, source: source.clone() }
+                }
+                Ended::Garbage(why) => SpdkError::Garbage { socket, method, why: why.clone() },
+                Ended::Done => continue,
+            };
+            let _ = waiting.reply.send(Err(error));
+        }
+    }
+}
+
+fn broken(error: io::Error) -> Ended {
+    Ended::Broken(Arc::new(error))
+}

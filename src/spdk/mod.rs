@@ -1,0 +1,194 @@
+//! The control socket of a target: JSON-RPC 2.0 as SPDK speaks it.
+//!
+//! ```text
+//! Spdk (handle) ──request──▶ connection task ──bytes──▶ socket
+//!        ◀──reply by id──          │ one connection, kept; many requests on their way at once
+//! ```
+//!
+//! A target answers out of a poller that looks every 4 ms, so one connection is kept and requests are
+//! sent without waiting for each other. [`methods`] has one typed function for each method. What an
+//! answer means for a target's health is not judged here.
+
+mod connection;
+pub mod methods;
+mod reply;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+/// Requests that may be on their way to one target.
+const MOST_UNANSWERED: usize = 1024;
+/// Bytes of one request; SPDK closes the connection at 256 KiB.
+const MOST_BYTES: usize = 255 * 1024;
+
+/// A call that was not answered with a result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SpdkError {
+    /// Nobody listens.
+    #[error("nobody listens on {socket}: the target does not run, or has another control socket")]
+    Absent {
+        /// The control socket.
+        socket: PathBuf,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
+    /// The connection broke before the answer came.
+    #[error("the target at {socket} closed the connection before it answered {method}")]
+    Broken {
+        /// The control socket.
+        socket: PathBuf,
+        /// The method.
+        method: &'static str,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
+    /// No answer in time: a target that is frozen, overloaded or only just starting.
+    #[error("the target at {socket} did not answer {method} within {within:?}")]
+    Timeout {
+        /// The control socket.
+        socket: PathBuf,
+        /// The method.
+        method: &'static str,
+        /// The deadline.
+        within: Duration,
+    },
+    /// It answered with an error.
+    #[error("{method} was refused by the target at {socket}: {message} ({code})")]
+    Refused {
+        /// The control socket.
+        socket: PathBuf,
+        /// The method.
+        method: &'static str,
+        /// JSON-RPC's or a negative errno (`reference/spdk-rpc.md` has which means what).
+        code: i64,
+        /// The target's words.
+        message: String,
+    },
+    /// What it answered is no answer.
+    #[error(
+        "the target at {socket} answered {method} with something else than was expected: {why}"
+    )]
+    Garbage {
+        /// The control socket.
+        socket: PathBuf,
+        /// The method.
+        method: &'static str,
+        /// In which way.
+        why: String,
+    },
+    /// Too many requests are on their way already, or one is too large.
+    #[error("{method} was not sent to {socket}: {why}")]
+    NotSent {
+        /// The control socket.
+        socket: PathBuf,
+        /// The method.
+        method: &'static str,
+        /// Why.
+        why: &'static str,
+    },
+}
+
+impl SpdkError {
+    /// Whether the target says that a bdev or controller is not there: one cause, several codes.
+    pub fn is_not_found(&self) -> bool {
+        self.says("No such device")
+    }
+
+    /// Whether the target says that a bdev or controller is there already.
+    pub fn is_exists(&self) -> bool {
+        self.says("File exists")
+    }
+
+    fn says(&self, words: &str) -> bool {
+        matches!(self, SpdkError::Refused { message, .. } if message.contains(words))
+    }
+}
+
+/// One request on its way to the connection.
+#[derive(Debug)]
+struct Request {
+    method: &'static str,
+    params: Option<Value>,
+    reply: oneshot::Sender<Result<Value, SpdkError>>,
+}
+
+/// A target's control socket; clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Spdk {
+    socket: Arc<Path>,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Spdk {
+    /// A client for the control socket at `socket`, connected when it is first needed.
+    pub fn new(socket: impl Into<PathBuf>) -> Spdk {
+        let socket: Arc<Path> = socket.into().into();
+        let (requests, queue) = mpsc::channel(MOST_UNANSWERED);
+        tokio::spawn(connection::run(socket.clone(), queue));
+        Spdk { socket, requests }
+    }
+
+    /// Where the target listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Calls a method and waits for its result. Calls made at the same time are sent together.
+    ///
+    /// `params` must be `None` where the method takes none: an empty object is refused by some.
+    ///
+    /// # Errors
+    /// Each kind of [`SpdkError`]. After [`SpdkError::Timeout`] and [`SpdkError::Broken`] the target
+    /// may have done it, or may do it later.
+    pub async fn call(
+        &self,
+        method: &'static str,
+        params: Option<Value>,
+        within: Duration,
+    ) -> Result<Value, SpdkError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { method, params, reply };
+        if self.requests.try_send(request).is_err() {
+            let why = "too many requests wait for its answers";
+            return Err(SpdkError::NotSent { socket: self.socket.to_path_buf(), method, why });
+        }
+        match timeout(within, answer).await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(_)) => Err(self.broken(method, "the runtime ended")),
+            Err(_) => Err(SpdkError::Timeout { socket: self.socket.to_path_buf(), method, within }),
+        }
+    }
+
+    fn broken(&self, method: &'static str, why: &str) -> SpdkError {
+        let source = Arc::new(std::io::Error::other(why.to_string()));
+        SpdkError::Broken { socket: self.socket.to_path_buf(), method, source }
+    }
+}
+
+/// The control sockets that were asked, with their connections.
+#[derive(Debug, Clone, Default)]
+pub struct Sockets(Arc<Mutex<BTreeMap<PathBuf, Spdk>>>);
+
+impl Sockets {
+    /// Sockets that are kept; a node has a few targets.
+    const MOST: usize = 64;
+
+    /// The client of the control socket at `path`.
+    pub fn at(&self, path: &Path) -> Spdk {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= Sockets::MOST && !known.contains_key(path) {
+            known.clear();
+        }
+        known.entry(path.to_owned()).or_insert_with(|| Spdk::new(path)).clone()
+    }
+}
+
+#[cfg(test)]
+#[path = "spdk_tests.rs"]
+mod tests;

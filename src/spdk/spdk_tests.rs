@@ -1,0 +1,177 @@
+//! The client against sockets that behave as targets in the field do: real sockets, played targets.
+
+use std::os::unix::net::UnixListener as Listener;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::*;
+
+const SOON: Duration = Duration::from_millis(200);
+const LONG: Duration = Duration::from_secs(10);
+
+/// A folder with a socket in it that is played.
+struct Played {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Played {
+    fn new() -> Played {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vhost.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        Played { _folder: folder, path, listener }
+    }
+
+    async fn accept(&self) -> Peer {
+        Peer { stream: self.listener.accept().await.unwrap().0, read: Vec::new() }
+    }
+}
+
+struct Peer {
+    stream: UnixStream,
+    read: Vec<u8>,
+}
+
+impl Peer {
+    /// The next request.
+    async fn request(&mut self) -> Value {
+        loop {
+            let mut values = serde_json::Deserializer::from_slice(&self.read).into_iter::<Value>();
+            if let Some(Ok(request)) = values.next() {
+                let taken = values.byte_offset();
+                self.read.drain(..taken);
+                return request;
+            }
+            assert_ne!(self.stream.read_buf(&mut self.read).await.unwrap(), 0);
+        }
+    }
+
+    async fn says(&mut self, text: impl AsRef<[u8]>) {
+        self.stream.write_all(text.as_ref()).await.unwrap();
+    }
+}
+
+fn answer(request: &Value, result: Value) -> String {
+    format!("{}\n", json!({"jsonrpc": "2.0", "id": request["id"], "result": result}))
+}
+
+#[tokio::test]
+async fn many_calls_share_one_connection_and_each_gets_its_own_answer() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let calls = (0..300).map(|number| {
+        let spdk = spdk.clone();
+        tokio::spawn(async move {
+            (number, spdk.call("echo", Some(json!([number])), LONG).await.unwrap())
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    let mut peer = played.accept().await;
+    let mut requests = Vec::new();
+    for _ in 0..300 {
+        requests.push(peer.request().await);
+    }
+    // In another order, and in pieces.
+    let text: String = requests
+        .iter()
+        .rev()
+        .map(|request| answer(request, request["params"][0].clone()))
+        .collect();
+    for piece in text.as_bytes().chunks(1000) {
+        peer.says(piece).await;
+    }
+    for call in calls {
+        let (number, result) = call.await.unwrap();
+        assert_eq!(result, json!(number));
+    }
+}
+
+#[tokio::test]
+async fn a_method_without_parameters_sends_none() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let call = tokio::spawn(async move { spdk.version(LONG).await });
+    let mut peer = played.accept().await;
+    let request = peer.request().await;
+    assert_eq!(request["method"], "spdk_get_version");
+    assert!(request.get("params").is_none() && request["id"].is_u64(), "{request}");
+    peer.says(answer(&request, json!({"version": "SPDK v24.01", "fields": {}}))).await;
+    assert_eq!(call.await.unwrap().unwrap().version, "SPDK v24.01");
+}
+
+#[tokio::test]
+async fn who_is_not_there_or_never_answers_is_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vhost.sock");
+    let spdk = Spdk::new(&path);
+    assert!(matches!(spdk.version(LONG).await, Err(SpdkError::Absent { .. })), "no file");
+    drop(Listener::bind(&path).unwrap());
+    assert!(matches!(spdk.version(LONG).await, Err(SpdkError::Absent { .. })), "a leftover socket");
+    std::os::unix::fs::symlink("/dev/null", folder.path().join("file")).unwrap();
+    let file = Spdk::new(folder.path().join("file"));
+    assert!(matches!(file.version(LONG).await, Err(SpdkError::Absent { .. })), "no socket");
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    assert!(matches!(spdk.version(SOON).await, Err(SpdkError::Timeout { .. })), "not accepted");
+    let mut peer = played.accept().await;
+    let late = peer.request().await;
+    let call = tokio::spawn(async move { spdk.version(LONG).await });
+    let request = peer.request().await;
+    peer.says(answer(&late, json!({"version": "late"}))).await;
+    peer.says(answer(&request, json!({"version": "own"}))).await;
+    assert_eq!(call.await.unwrap().unwrap().version, "own", "a late answer is nobody else's");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_is_an_error_and_the_next_call_has_a_new_connection() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    for (says, garbage) in
+        [("HTTP/1.1 400 Bad Request\n\n", true), ("", false), ("{\"id\":1", false)]
+    {
+        let caller = spdk.clone();
+        let call = tokio::spawn(async move { caller.version(LONG).await });
+        let mut peer = played.accept().await;
+        peer.request().await;
+        peer.says(says).await;
+        drop(peer);
+        match call.await.unwrap() {
+            Err(SpdkError::Garbage { .. }) => assert!(garbage, "{says}"),
+            Err(SpdkError::Broken { .. }) => assert!(!garbage, "{says}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let caller = spdk.clone();
+    let call = tokio::spawn(async move { caller.version(LONG).await });
+    let mut peer = played.accept().await;
+    let request = peer.request().await;
+    peer.says(answer(&request, json!({"other": 1}))).await;
+    assert!(matches!(call.await.unwrap(), Err(SpdkError::Garbage { .. })), "a member is missing");
+}
+
+#[tokio::test]
+async fn a_refusal_carries_the_targets_code_and_words() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let call = tokio::spawn(async move { spdk.delete_malloc("x", LONG).await });
+    let mut peer = played.accept().await;
+    let id = peer.request().await["id"].clone();
+    let refusal = json!({"id": id, "error": {"code": -19, "message": "No such device"}});
+    peer.says(format!("{refusal}\n")).await;
+    let error = call.await.unwrap().unwrap_err();
+    assert!(error.is_not_found() && !error.is_exists());
+    assert!(error.to_string().contains("(-19)"), "{error}");
+}
+
+#[tokio::test]
+async fn a_request_that_no_target_would_take_is_not_sent() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let params = json!({"name": "x".repeat(300_000)});
+    let error = spdk.call("bdev_get_bdevs", Some(params), LONG).await.unwrap_err();
+    assert!(matches!(error, SpdkError::NotSent { .. }), "{error}");
+}
