@@ -11,6 +11,7 @@ mod reclaim;
 mod render;
 mod serve;
 mod status;
+mod target;
 mod tracing_setup;
 
 use std::path::PathBuf;
@@ -101,6 +102,8 @@ enum Command {
     /// Settings
     #[command(subcommand)]
     Config(config::Command),
+    /// Run the built-in target: vhost-user disks, controlled like an SPDK vhost application
+    Target(target::Flags),
 }
 
 /// A command that asks for what cannot be asked for.
@@ -144,11 +147,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result<u8> {
-    let daemon = matches!(command, Command::Serve);
+    let daemon = matches!(command, Command::Serve | Command::Target(_));
     if let Command::Config(command) = command {
         return config::run(&command, &loaded, global.output);
     }
     tracing_setup::start(&loaded.settings.log, daemon)?;
+    if let Command::Target(flags) = command {
+        return target::run(flags);
+    }
     // Handlers only pass work on, and what takes long is on blocking threads: with one thread for
     // them all, no owner's handing over to the next has to wake another thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -161,7 +167,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Status => status::run(node, global.output).await,
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,
-            Command::Config(_) => Ok(exit::HOLDS),
+            Command::Config(_) | Command::Target(_) => Ok(exit::HOLDS),
         }
     });
     // A write to the kernel that hangs must not keep the process from ending.
