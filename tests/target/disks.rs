@@ -11,7 +11,7 @@ use crate::guest::{
 use crate::process::Target;
 
 /// Bytes that differ from place to place and from `seed` to `seed`.
-pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut byte = || {
         state ^= state << 13;
@@ -35,10 +35,6 @@ fn served(target: &Target, kind: &str, block_size: u32, read_only: bool) -> Gues
             let params = json!({"name": "d", "filename": file, "block_size": block_size});
             target.call("bdev_aio_create", params);
         }
-        "zbs" => {
-            target.image("pool-volume", 32 << 20);
-            target.call("bdev_zbs_create", json!({"name": "d", "file": "zbs://pool-volume"}));
-        }
         _ => unreachable!(),
     }
     let params = json!({"ctrlr": "disk", "dev_name": "d", "readonly": read_only});
@@ -53,7 +49,9 @@ fn what_is_written_is_read(kind: &str, flags: &[&str], block_size: u32) {
     let mut guest = served(&target, kind, block_size, false);
     assert_eq!(guest.capacity(), (32 << 20) / 512);
     assert_eq!(guest.config()[20..24], block_size.to_le_bytes());
-    for (ring, (sector, length)) in [(0, 4096), (8, 131_072), (65_528, 4096), (1024, 1 << 20)].into_iter().enumerate() {
+    for (ring, (sector, length)) in
+        [(0, 4096), (8, 131_072), (65_528, 4096), (1024, 1 << 20)].into_iter().enumerate()
+    {
         let data = pattern(sector, length);
         assert_eq!(guest.write(ring, sector, &data), OK);
         assert_eq!(guest.ask(ring, Ask { kind: FLUSH, sector: 0, data: 0, length: 0 }), OK);
@@ -84,10 +82,9 @@ fn a_file_of_large_blocks_keeps_what_is_written() {
 
 #[test]
 fn a_zbs_volume_keeps_what_is_written() {
-    let target = Target::unstarted(&[]);
-    let folder = target.dir.path().display().to_string();
-    let mut target = Target { child: None, ..Target::unstarted(&["--zbs-dir", &folder]) };
-    target.start();
+    let volumes = tempfile::tempdir().unwrap();
+    let folder = volumes.path().display().to_string();
+    let target = Target::new(&["--zbs-dir", &folder]);
     std::fs::File::create(format!("{folder}/v")).unwrap().set_len(1 << 20).unwrap();
     target.call("bdev_zbs_create", json!({"name": "d", "file": "zbs://v"}));
     target.call("vhost_create_blk_controller", json!({"ctrlr": "disk", "dev_name": "d"}));
@@ -230,7 +227,12 @@ fn a_second_vm_is_turned_away_and_the_first_one_is_unharmed() {
 fn a_grown_file_is_told_to_the_guest_and_can_be_used() {
     let target = Target::new(&[]);
     let mut guest = served(&target, "aio", 512, false);
-    std::fs::File::options().write(true).open(target.path("d.img")).unwrap().set_len(64 << 20).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(target.path("d.img"))
+        .unwrap()
+        .set_len(64 << 20)
+        .unwrap();
     target.call("bdev_aio_rescan", json!({"name": "d"}));
     assert!(readable(guest.notices.as_ref().unwrap().as_raw_fd(), PATIENCE), "no notice");
     let mut notice = [0; 12];

@@ -18,23 +18,23 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
-pub const IN: u32 = 0;
-pub const OUT: u32 = 1;
-pub const FLUSH: u32 = 4;
-pub const GET_ID: u32 = 8;
-pub const DISCARD: u32 = 11;
-pub const WRITE_ZEROES: u32 = 13;
+pub(crate) const IN: u32 = 0;
+pub(crate) const OUT: u32 = 1;
+pub(crate) const FLUSH: u32 = 4;
+pub(crate) const GET_ID: u32 = 8;
+pub(crate) const DISCARD: u32 = 11;
+pub(crate) const WRITE_ZEROES: u32 = 13;
 
-pub const OK: u8 = 0;
-pub const IOERR: u8 = 1;
-pub const UNSUPP: u8 = 2;
+pub(crate) const OK: u8 = 0;
+pub(crate) const IOERR: u8 = 1;
+pub(crate) const UNSUPP: u8 = 2;
 
 /// Longer than any answer takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Slots of a ring.
-pub const SLOTS: u16 = 64;
+pub(crate) const SLOTS: u16 = 64;
 /// Where data begins; before it are the rings.
-pub const DATA: u64 = 1 << 20;
+pub(crate) const DATA: u64 = 1 << 20;
 
 const RING: u16 = 256;
 const MEMORY: usize = 64 << 20;
@@ -53,28 +53,27 @@ struct Ring {
     call: EventFd,
     avail: u16,
     seen: u16,
-    kinds: Vec<u32>,
     pending: Vec<bool>,
 }
 
 /// What a slot is asked to do.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask {
-    pub kind: u32,
-    pub sector: u64,
+pub(crate) struct Ask {
+    pub(crate) kind: u32,
+    pub(crate) sector: u64,
     /// Offset in the guest's memory, and bytes there.
-    pub data: u64,
-    pub length: u32,
+    pub(crate) data: u64,
+    pub(crate) length: u32,
 }
 
 /// The guest.
-pub struct Guest {
+pub(crate) struct Guest {
     memory: MmapRegion,
     file: File,
     rings: Vec<Ring>,
-    pub frontend: Option<Frontend>,
-    pub record: Option<(VhostUserInflight, File)>,
-    pub notices: Option<UnixStream>,
+    pub(crate) frontend: Option<Frontend>,
+    pub(crate) record: Option<(VhostUserInflight, File)>,
+    pub(crate) notices: Option<UnixStream>,
 }
 
 fn part(index: usize) -> u64 {
@@ -82,7 +81,7 @@ fn part(index: usize) -> u64 {
 }
 
 impl Guest {
-    pub fn new(rings: usize) -> Self {
+    pub(crate) fn new(rings: usize) -> Self {
         let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(MEMORY as u64).unwrap();
         let offset = FileOffset::new(file.try_clone().unwrap(), 0);
@@ -93,7 +92,6 @@ impl Guest {
             call: EventFd::new(nix::libc::EFD_NONBLOCK).unwrap(),
             avail: 0,
             seen: 0,
-            kinds: vec![0; usize::from(SLOTS)],
             pending: vec![false; usize::from(SLOTS)],
         };
         let rings = (0..rings).map(ring).collect();
@@ -113,19 +111,19 @@ impl Guest {
     }
 
     /// Writes bytes to the guest's memory.
-    pub fn fill(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn fill(&self, at: u64, bytes: &[u8]) {
         self.memory.as_volatile_slice().write_slice(bytes, at as usize).unwrap();
     }
 
     /// Bytes of the guest's memory.
-    pub fn bytes(&self, at: u64, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&self, at: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.memory.as_volatile_slice().read_slice(&mut bytes, at as usize).unwrap();
         bytes
     }
 
     /// Connects, negotiates and starts every ring; again after a target's death, as QEMU does it.
-    pub fn connect(&mut self, socket: &Path) {
+    pub(crate) fn connect(&mut self, socket: &Path) {
         let stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut frontend = Frontend::from_stream(stream, 16);
@@ -183,29 +181,29 @@ impl Guest {
     }
 
     /// The configuration space's first 60 bytes.
-    pub fn config(&mut self) -> Vec<u8> {
+    pub(crate) fn config(&mut self) -> Vec<u8> {
         let frontend = self.frontend.as_mut().unwrap();
         let flags = VhostUserConfigFlags::WRITABLE;
         frontend.get_config(0, 60, flags, &[0; 60]).unwrap().1
     }
 
     /// The disk's size in sectors, as its configuration space tells.
-    pub fn capacity(&mut self) -> u64 {
+    pub(crate) fn capacity(&mut self) -> u64 {
         u64::from_le_bytes(self.config()[..8].try_into().unwrap())
     }
 
     /// Puts a request into a slot that is free.
-    pub fn offer(&mut self, index: usize, slot: u16, ask: Ask) {
+    pub(crate) fn offer(&mut self, index: usize, slot: u16, ask: Ask) {
         let base = self.rings[index].base;
         assert!(!std::mem::replace(&mut self.rings[index].pending[usize::from(slot)], true));
-        self.rings[index].kinds[usize::from(slot)] = ask.kind;
         let place = HEADERS + 32 * u64::from(slot);
         self.store(base + place, ask.kind.to_le());
         self.store(base + place + 8, ask.sector.to_le());
         self.store(base + place + 16, 0xffu8);
         let head = slot * 3;
         let from_device = matches!(ask.kind, IN | GET_ID);
-        let data = (ask.length > 0).then_some((ask.data, ask.length, if from_device { 2 } else { 0 }));
+        let data =
+            (ask.length > 0).then_some((ask.data, ask.length, if from_device { 2 } else { 0 }));
         let parts = [Some((base + place, 16, 0)), data, Some((base + place + 16, 1, 2u16))];
         let parts: Vec<_> = parts.into_iter().flatten().collect();
         for (nth, (at, length, flags)) in parts.iter().enumerate() {
@@ -221,7 +219,7 @@ impl Guest {
     }
 
     /// Puts any head into the available ring.
-    pub fn push(&mut self, index: usize, head: u16) {
+    pub(crate) fn push(&mut self, index: usize, head: u16) {
         let (base, avail) = (self.rings[index].base, self.rings[index].avail);
         self.store_16(base + AVAIL + 4 + 2 * u64::from(avail % RING), head);
         self.rings[index].avail = avail.wrapping_add(1);
@@ -229,7 +227,7 @@ impl Guest {
     }
 
     /// Tells the device, if it wants to be told since `before`.
-    pub fn kick(&mut self, index: usize, before: u16) {
+    pub(crate) fn kick(&mut self, index: usize, before: u16) {
         let ring = &self.rings[index];
         std::sync::atomic::fence(Ordering::SeqCst);
         let event = self.load_16(ring.base + USED + 4 + 8 * u64::from(RING));
@@ -239,12 +237,12 @@ impl Guest {
     }
 
     /// Entries put into the available ring so far.
-    pub fn offered(&self, index: usize) -> u16 {
+    pub(crate) fn offered(&self, index: usize) -> u16 {
         self.rings[index].avail
     }
 
     /// Answers that have come in: slot and status. Each must have been pending.
-    pub fn answers(&mut self, index: usize) -> Vec<(u16, u8)> {
+    pub(crate) fn answers(&mut self, index: usize) -> Vec<(u16, u8)> {
         let base = self.rings[index].base;
         let used = self.load_16(base + USED + 2);
         let mut answers = Vec::new();
@@ -260,7 +258,7 @@ impl Guest {
     }
 
     /// Waits for at least one answer.
-    pub fn wait(&mut self, index: usize) -> Vec<(u16, u8)> {
+    pub(crate) fn wait(&mut self, index: usize) -> Vec<(u16, u8)> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let ring = &self.rings[index];
@@ -279,7 +277,7 @@ impl Guest {
     }
 
     /// Waits until nothing is pending on a ring; tells the answers.
-    pub fn finish(&mut self, index: usize) -> Vec<(u16, u8)> {
+    pub(crate) fn finish(&mut self, index: usize) -> Vec<(u16, u8)> {
         let mut answers = self.answers(index);
         while self.rings[index].pending.contains(&true) {
             answers.extend(self.wait(index));
@@ -288,7 +286,7 @@ impl Guest {
     }
 
     /// One request, and its answer.
-    pub fn ask(&mut self, index: usize, ask: Ask) -> u8 {
+    pub(crate) fn ask(&mut self, index: usize, ask: Ask) -> u8 {
         let before = self.offered(index);
         self.offer(index, 0, ask);
         self.kick(index, before);
@@ -298,13 +296,13 @@ impl Guest {
     }
 
     /// Writes `bytes` to the disk from one place in memory, reads them back to another.
-    pub fn write(&mut self, index: usize, sector: u64, bytes: &[u8]) -> u8 {
+    pub(crate) fn write(&mut self, index: usize, sector: u64, bytes: &[u8]) -> u8 {
         self.fill(DATA, bytes);
         self.ask(index, Ask { kind: OUT, sector, data: DATA, length: bytes.len() as u32 })
     }
 
     /// Reads from the disk.
-    pub fn read(&mut self, index: usize, sector: u64, length: u32) -> (u8, Vec<u8>) {
+    pub(crate) fn read(&mut self, index: usize, sector: u64, length: u32) -> (u8, Vec<u8>) {
         let data = DATA + (32 << 20);
         self.fill(data, &vec![0xa5; length as usize]);
         let status = self.ask(index, Ask { kind: IN, sector, data, length });
@@ -312,7 +310,7 @@ impl Guest {
     }
 
     /// Requests that the in-flight record tells of, on all rings.
-    pub fn recorded(&self) -> usize {
+    pub(crate) fn recorded(&self) -> usize {
         let (told, file) = self.record.as_ref().unwrap();
         let mut bytes = vec![0; told.mmap_size as usize];
         std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, 0).unwrap();
@@ -323,7 +321,7 @@ impl Guest {
 }
 
 /// Waits until a descriptor can be read; false when it could not be in time.
-pub fn readable(fd: i32, patience: Duration) -> bool {
+pub(crate) fn readable(fd: i32, patience: Duration) -> bool {
     // SAFETY: the descriptor is open while this runs: its owner has lent it.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];

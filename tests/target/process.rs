@@ -10,34 +10,34 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Longer than any answer takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A target in a folder of its own.
-pub struct Target {
-    pub dir: TempDir,
-    pub child: Option<Child>,
+pub(crate) struct Target {
+    pub(crate) dir: TempDir,
+    pub(crate) child: Option<Child>,
     flags: Vec<String>,
 }
 
 impl Target {
     /// Started, and serving its control socket.
-    pub fn new(flags: &[&str]) -> Self {
+    pub(crate) fn new(flags: &[&str]) -> Self {
         let mut target = Self::unstarted(flags);
         target.start();
         target
     }
 
     /// A folder for a target.
-    pub fn unstarted(flags: &[&str]) -> Self {
+    pub(crate) fn unstarted(flags: &[&str]) -> Self {
         let flags = flags.iter().map(ToString::to_string).collect();
         Self { dir: tempfile::tempdir().unwrap(), child: None, flags }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-agent"));
         command.arg("target").arg("-r").arg(self.path("rpc.sock")).arg("-S").arg(self.dir.path());
         command.args(&self.flags).stdin(Stdio::null()).stderr(Stdio::piped());
@@ -45,7 +45,7 @@ impl Target {
     }
 
     /// Starts it, again too, and waits until it answers.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         // Not read: the pipe has room for what a test makes it say.
         self.child = Some(self.command().spawn().unwrap());
         let deadline = Instant::now() + PATIENCE;
@@ -56,26 +56,26 @@ impl Target {
     }
 
     /// Sends a signal; tells how it ended, and what it said.
-    pub fn end(&mut self, signal: nix::sys::signal::Signal) -> (ExitStatus, String) {
+    pub(crate) fn end(&mut self, signal: nix::sys::signal::Signal) -> (ExitStatus, String) {
         let mut child = self.child.take().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id() as i32);
         nix::sys::signal::kill(pid, signal).unwrap();
         ended(&mut child)
     }
 
-    pub fn rpc(&self) -> Rpc {
+    pub(crate) fn rpc(&self) -> Rpc {
         Rpc::connect(&self.path("rpc.sock"))
     }
 
     /// Calls a method that must succeed.
-    pub fn call(&self, method: &str, params: Value) -> Value {
+    pub(crate) fn call(&self, method: &str, params: Value) -> Value {
         let answer = self.rpc().call(method, params);
         assert!(answer.get("error").is_none(), "{method}: {answer}");
         answer["result"].clone()
     }
 
     /// Calls a method that must fail: its code and message.
-    pub fn fault(&self, method: &str, params: Value) -> (i64, String) {
+    pub(crate) fn fault(&self, method: &str, params: Value) -> (i64, String) {
         let answer = self.rpc().call(method, params);
         let error = &answer["error"];
         let code = error["code"].as_i64().unwrap_or_else(|| panic!("{method} worked: {answer}"));
@@ -83,7 +83,7 @@ impl Target {
     }
 
     /// A file of so many bytes in the folder.
-    pub fn image(&self, name: &str, bytes: u64) -> PathBuf {
+    pub(crate) fn image(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path(name);
         std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
         path
@@ -100,7 +100,7 @@ impl Drop for Target {
 }
 
 /// Waits for a process's end.
-pub fn ended(child: &mut Child) -> (ExitStatus, String) {
+pub(crate) fn ended(child: &mut Child) -> (ExitStatus, String) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -114,23 +114,23 @@ pub fn ended(child: &mut Child) -> (ExitStatus, String) {
 }
 
 /// A connection to a control socket.
-pub struct Rpc {
-    pub stream: BufReader<UnixStream>,
+pub(crate) struct Rpc {
+    pub(crate) stream: BufReader<UnixStream>,
 }
 
 impl Rpc {
-    pub fn connect(path: &Path) -> Self {
+    pub(crate) fn connect(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { stream: BufReader::new(stream) }
     }
 
-    pub fn send(&mut self, text: &str) {
+    pub(crate) fn send(&mut self, text: &str) {
         self.stream.get_mut().write_all(text.as_bytes()).unwrap();
     }
 
     /// The next answer; `None` when the connection was closed.
-    pub fn answer(&mut self) -> Option<Value> {
+    pub(crate) fn answer(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.stream.read_line(&mut line) {
             Ok(0) => None,
@@ -141,7 +141,7 @@ impl Rpc {
     }
 
     /// Calls a method; null stands for no parameters.
-    pub fn call(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
         let mut request = json!({ "jsonrpc": "2.0", "id": 1, "method": method });
         if !params.is_null() {
             request["params"] = params;

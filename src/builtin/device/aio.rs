@@ -115,7 +115,9 @@ impl<J> Aio<J> {
         slot.block.aio_data = index as u64;
         slot.block.aio_lio_opcode = opcode;
         slot.block.aio_fildes = file.as_raw_fd() as u32;
-        slot.block.aio_buf = slot.iovecs.as_ptr() as u64;
+        // A sync has none, and the kernel insists on it.
+        let vectors = if slot.iovecs.is_empty() { 0 } else { slot.iovecs.as_ptr() as u64 };
+        slot.block.aio_buf = vectors;
         slot.block.aio_nbytes = slot.iovecs.len() as u64;
         slot.block.aio_offset = offset as i64;
         slot.block.aio_flags = NOTIFY;
