@@ -14,10 +14,11 @@
 //! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`,
 //! `health::probe` and `daemon` import `host`, `docker` and `spdk`, which do not import each other; `api` and `controller` never touch
 //! the machine; files, processes and the environment appear only in `host`, `config`, `store`,
-//! `cli` and `main`. `tests/law.rs` enforces it.
+//! `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
 
 pub mod agent;
 pub mod api;
+pub mod builtin;
 pub mod cli;
 pub mod config;
 pub mod controller;

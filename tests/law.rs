@@ -21,7 +21,8 @@ const LAW: &[(&str, &[&str])] = &[
     // The outbox beats for the watchdog as the owners do.
     ("controller", &["controller", "model", "store", "agent::pulse"]),
     ("api", &["api", "model", "agent", "controller"]),
-    ("cli", &["cli", "model", "agent", "api", "config", "daemon", "store"]),
+    ("builtin", &["builtin", "model"]),
+    ("cli", &["cli", "builtin", "model", "agent", "api", "config", "daemon", "store"]),
     (
         "daemon",
         &[
@@ -42,7 +43,7 @@ const LAW: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that may touch files, processes and the environment.
-const TOUCH_THE_MACHINE: &[&str] = &["host", "config", "store"];
+const TOUCH_THE_MACHINE: &[&str] = &["host", "config", "store", "builtin"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {

@@ -4,6 +4,7 @@
 //! one owner; where none runs, it starts the same owners in its own process.
 
 mod config;
+mod deploy;
 mod pools;
 mod prepare;
 mod reach;
@@ -93,11 +94,11 @@ enum Command {
     /// Make this node fit: hugepages, hugetlbfs, Docker
     Prepare(prepare::Wishes),
     /// Make a target run: a vhost-user process in its container
-    Deploy(target::Wishes),
+    Deploy(deploy::Wishes),
     /// Take a target away
-    Destroy(target::Wishes),
+    Destroy(deploy::Wishes),
     /// Show how a target stands: exits with 0 when it serves
-    Health(target::Which),
+    Health(deploy::Which),
     /// Show the node
     Status,
     /// Give back hugepages that the agent grew and nobody uses
@@ -108,6 +109,8 @@ enum Command {
     /// Settings
     #[command(subcommand)]
     Config(config::Command),
+    /// Run the built-in target: vhost-user disks, controlled like an SPDK vhost application
+    Target(target::Flags),
 }
 
 /// A command that asks for what cannot be asked for.
@@ -151,11 +154,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result<u8> {
-    let daemon = matches!(command, Command::Serve);
+    let daemon = matches!(command, Command::Serve | Command::Target(_));
     if let Command::Config(command) = command {
         return config::run(&command, &loaded, global.output);
     }
     tracing_setup::start(&loaded.settings.log, daemon)?;
+    if let Command::Target(flags) = command {
+        return target::run(flags);
+    }
     // Handlers only pass work on, and what takes long is on blocking threads: with one thread for
     // them all, no owner's handing over to the next has to wake another thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -166,16 +172,16 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Plan(wishes) => prepare::run(node, wishes, true, global.output).await,
             Command::Prepare(wishes) => prepare::run(node, wishes, false, global.output).await,
             Command::Deploy(wishes) => {
-                target::run(node, wishes, target::Verb::Deploy, global.output).await
+                deploy::run(node, wishes, deploy::Verb::Deploy, global.output).await
             }
             Command::Destroy(wishes) => {
-                target::run(node, wishes, target::Verb::Destroy, global.output).await
+                deploy::run(node, wishes, deploy::Verb::Destroy, global.output).await
             }
-            Command::Health(which) => target::health(node, which, global.output).await,
+            Command::Health(which) => deploy::health(node, which, global.output).await,
             Command::Status => status::run(node, global.output).await,
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,
-            Command::Config(_) => Ok(exit::HOLDS),
+            Command::Config(_) | Command::Target(_) => Ok(exit::HOLDS),
         }
     });
     // A write to the kernel that hangs must not keep the process from ending.

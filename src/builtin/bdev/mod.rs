@@ -1,0 +1,160 @@
+//! Block devices: what a controller's disk is made of.
+//!
+//! A [`Bdev`] is shared by the thread that owns the target and the workers that serve a VM. Its size
+//! can change under them, and it can be deleted under them: from then on each request fails.
+
+mod buffer;
+mod file;
+mod memory;
+mod registry;
+mod stats;
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use uuid::Uuid;
+use vm_memory::VolatileSlice;
+
+pub(super) use buffer::AlignedBuffer;
+pub(super) use file::{DiskFile, Folder, errno, iovecs};
+pub(super) use memory::Memory;
+pub(super) use registry::Bdevs;
+pub(super) use stats::{Kind, Stats};
+
+/// What a bdev keeps its data in.
+#[derive(Debug)]
+pub(super) enum Backing {
+    /// Memory of this process: gone with it.
+    Malloc(Memory),
+    /// A file or block device.
+    Aio(DiskFile),
+    /// A file that stands for a ZBS volume.
+    Zbs(DiskFile),
+    /// Nothing: writes vanish, reads leave the buffer as it is.
+    Null,
+}
+
+/// A block device.
+#[derive(Debug)]
+pub(super) struct Bdev {
+    pub(super) name: String,
+    pub(super) uuid: Uuid,
+    pub(super) block_size: u32,
+    pub(super) backing: Backing,
+    pub(super) stats: Stats,
+    blocks: AtomicU64,
+    removed: AtomicBool,
+    in_use: AtomicBool,
+}
+
+impl Bdev {
+    pub(super) fn new(
+        name: String,
+        uuid: Option<Uuid>,
+        block_size: u32,
+        blocks: u64,
+        backing: Backing,
+    ) -> Self {
+        Self {
+            name,
+            uuid: uuid.unwrap_or_else(Uuid::new_v4),
+            block_size,
+            backing,
+            stats: Stats::default(),
+            blocks: AtomicU64::new(blocks),
+            removed: AtomicBool::new(false),
+            in_use: AtomicBool::new(false),
+        }
+    }
+
+    /// The file that requests go to, if it is one.
+    pub(super) fn file(&self) -> Option<&DiskFile> {
+        match &self.backing {
+            Backing::Aio(file) | Backing::Zbs(file) => Some(file),
+            Backing::Malloc(_) | Backing::Null => None,
+        }
+    }
+
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Acquire)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.blocks() * u64::from(self.block_size)
+    }
+
+    pub(super) fn set_blocks(&self, blocks: u64) {
+        self.blocks.store(blocks, Ordering::Release);
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn remove(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
+    /// Takes the disk for one VM. Two VMs that write to one disk destroy it.
+    pub(super) fn take(&self) -> bool {
+        !self.in_use.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn give_back(&self) {
+        self.in_use.store(false, Ordering::Release);
+    }
+
+    /// Reads into, or writes from, `slices` before it returns.
+    ///
+    /// # Errors
+    /// What the kernel said of the file.
+    pub(super) fn transfer(
+        &self,
+        write: bool,
+        offset: u64,
+        slices: &[VolatileSlice<'_>],
+    ) -> Result<(), Errno> {
+        match &self.backing {
+            Backing::Malloc(memory) => memory.transfer(write, offset, slices),
+            Backing::Aio(file) | Backing::Zbs(file) => file.transfer(write, offset, slices),
+            Backing::Null => Ok(()),
+        }
+    }
+
+    /// Brings to the medium what was written.
+    ///
+    /// # Errors
+    /// What the kernel said of the file.
+    pub(super) fn flush(&self) -> Result<(), Errno> {
+        self.file().map_or(Ok(()), DiskFile::flush)
+    }
+
+    /// Makes a range read as zeroes; gives its space back when `unmap` says so.
+    ///
+    /// # Errors
+    /// What the kernel said of the file.
+    pub(super) fn zero(&self, offset: u64, length: u64, unmap: bool) -> Result<(), Errno> {
+        match &self.backing {
+            Backing::Malloc(memory) => memory.zero(offset, length),
+            Backing::Aio(file) | Backing::Zbs(file) => file.zero(offset, length, unmap),
+            Backing::Null => Ok(()),
+        }
+    }
+
+    /// What buffers of requests past the page cache begin and end at multiples of.
+    pub(super) fn direct_alignment(&self) -> Option<usize> {
+        self.file().filter(|file| file.is_direct()).map(DiskFile::alignment)
+    }
+
+    /// The descriptor for requests that the kernel serves on its own: only a file opened past the page
+    /// cache has one, for any other is served before the submission returns.
+    pub(super) fn direct_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file().and_then(DiskFile::direct_fd)
+    }
+}
+
+/// Whether `size` is a block size that a disk can have.
+pub(super) fn is_block_size(size: u64) -> bool {
+    matches!(size, 512 | 1024 | 2048 | 4096)
+}

@@ -1,0 +1,68 @@
+//! All bdevs of a target, by name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::{Backing, Bdev};
+
+/// The bdevs, in the order of their names.
+#[derive(Debug, Default)]
+pub(in crate::builtin) struct Bdevs {
+    by_name: BTreeMap<String, Arc<Bdev>>,
+    unnamed: u64,
+}
+
+impl Bdevs {
+    /// A name for a malloc bdev that was given none, as SPDK makes them.
+    pub(in crate::builtin) fn free_name(&mut self) -> String {
+        loop {
+            let name = format!("Malloc{}", self.unnamed);
+            self.unnamed += 1;
+            if !self.by_name.contains_key(&name) {
+                return name;
+            }
+        }
+    }
+
+    /// # Errors
+    /// EEXIST when the name or the uuid is taken.
+    pub(in crate::builtin) fn add(&mut self, bdev: Bdev) -> Result<(), Errno> {
+        let taken = |other: &Arc<Bdev>| other.name == bdev.name || other.uuid == bdev.uuid;
+        if self.by_name.values().any(taken) {
+            return Err(Errno::EEXIST);
+        }
+        self.by_name.insert(bdev.name.clone(), Arc::new(bdev));
+        Ok(())
+    }
+
+    /// By name, or by uuid, which is its alias.
+    pub(in crate::builtin) fn get(&self, name: &str) -> Option<&Arc<Bdev>> {
+        let by_uuid =
+            || self.by_name.values().find(|bdev| bdev.uuid.hyphenated().to_string() == name);
+        self.by_name.get(name).or_else(by_uuid)
+    }
+
+    pub(in crate::builtin) fn iter(&self) -> impl Iterator<Item = &Arc<Bdev>> {
+        self.by_name.values()
+    }
+
+    /// Forgets the bdev; requests of a VM that still has it fail from now on.
+    ///
+    /// # Errors
+    /// ENODEV when there is none of that name.
+    pub(in crate::builtin) fn remove(&mut self, name: &str) -> Result<(), Errno> {
+        let name = self.get(name).ok_or(Errno::ENODEV)?.name.clone();
+        if let Some(bdev) = self.by_name.remove(&name) {
+            bdev.remove();
+        }
+        Ok(())
+    }
+
+    /// Bytes of memory in malloc bdevs.
+    pub(in crate::builtin) fn memory(&self) -> u64 {
+        let malloc = |bdev: &&Arc<Bdev>| matches!(bdev.backing, Backing::Malloc(_));
+        self.iter().filter(malloc).map(|bdev| bdev.bytes()).sum()
+    }
+}

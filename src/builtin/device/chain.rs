@@ -1,0 +1,104 @@
+//! A chain of descriptors, walked and judged.
+//!
+//! virtio-queue's own iterator ends silently at the first descriptor that makes no sense, and begins
+//! only at what the available ring names; requests that are served again after a restart are named by
+//! the in-flight record. Hence this walk.
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::guest::Guest;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+const DESCRIPTOR: u64 = 16;
+
+/// A range of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) address: GuestAddress,
+    pub(super) length: u32,
+}
+
+/// The ranges of a chain: first what the device reads, then what it writes.
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    pub(super) readable: Vec<Segment>,
+    pub(super) writable: Vec<Segment>,
+}
+
+/// A chain that is none: the ring cannot be trusted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("descriptor {0} is beyond the table")]
+    Index(u16),
+    #[error("the chain has a loop")]
+    Loop,
+    #[error("a descriptor table is not in the guest's memory")]
+    Table,
+    #[error("an indirect table is in a place or has a size that is not allowed")]
+    Indirect,
+    #[error("a descriptor to read comes after one to write")]
+    Order,
+    #[error("the chain is longer than 4 GiB")]
+    TooLong,
+    #[error("the chain has no room for a header and a status")]
+    NoRequest,
+    #[error("the ring names more requests than it has room for")]
+    Ring,
+}
+
+impl Chain {
+    fn push(&mut self, descriptor: Descriptor) -> Result<(), Broken> {
+        let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
+        if descriptor.flags() & WRITE != 0 {
+            self.writable.push(segment);
+        } else if self.writable.is_empty() {
+            self.readable.push(segment);
+        } else {
+            return Err(Broken::Order);
+        }
+        Ok(())
+    }
+}
+
+/// Walks the chain that begins at `head`.
+///
+/// # Errors
+/// When it breaks the rules of the ring.
+pub(super) fn walk(guest: &Guest, queue: &Queue, head: u16) -> Result<Chain, Broken> {
+    let mut chain = Chain::default();
+    let (mut table, mut entries) = (queue.desc_table(), u32::from(queue.size()));
+    let (mut index, mut left, mut bytes) = (head, entries, 0u32);
+    let mut indirect = false;
+    loop {
+        if u32::from(index) >= entries {
+            return Err(Broken::Index(index));
+        }
+        left = left.checked_sub(1).ok_or(Broken::Loop)?;
+        let address = table.checked_add(u64::from(index) * DESCRIPTOR).ok_or(Broken::Table)?;
+        let descriptor: Descriptor =
+            guest.memory.read_obj(GuestAddress(address)).map_err(|_| Broken::Table)?;
+        if descriptor.flags() & INDIRECT != 0 {
+            let length = u64::from(descriptor.len());
+            if indirect || descriptor.flags() & NEXT != 0 || length % DESCRIPTOR != 0 {
+                return Err(Broken::Indirect);
+            }
+            (table, entries) = (descriptor.addr().0, (length / DESCRIPTOR) as u32);
+            (index, left, indirect) = (0, entries, true);
+            continue;
+        }
+        bytes = bytes.checked_add(descriptor.len()).ok_or(Broken::TooLong)?;
+        chain.push(descriptor)?;
+        if descriptor.flags() & NEXT == 0 {
+            return Ok(chain);
+        }
+        index = descriptor.next();
+    }
+}
+
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod tests;

@@ -1,0 +1,68 @@
+//! Chains, right and wrong.
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::*;
+
+fn guest() -> Guest {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    Guest::of(memory)
+}
+
+/// Address, length, flags, next.
+type Written = (u64, u32, u16, u16);
+
+fn walked(descriptors: &[Written]) -> Result<Chain, Broken> {
+    let guest = guest();
+    let mut queue = Queue::new(8).unwrap();
+    queue.set_desc_table_address(Some(0x1000), None);
+    for (index, (address, length, flags, next)) in descriptors.iter().enumerate() {
+        let place = GuestAddress(0x1000 + 16 * index as u64);
+        guest.memory.write_obj(Descriptor::new(*address, *length, *flags, *next), place).unwrap();
+    }
+    walk(&guest, &queue, 0)
+}
+
+#[test]
+fn a_chain_is_split_into_what_is_read_and_what_is_written() {
+    let chain = walked(&[
+        (0x2000, 16, NEXT, 2),
+        (0, 0, 0, 0),
+        (0x3000, 512, NEXT | WRITE, 3),
+        (0x4000, 1, WRITE, 0),
+    ])
+    .unwrap();
+    assert_eq!(chain.readable.len(), 1);
+    assert_eq!(chain.writable.iter().map(|s| s.length).collect::<Vec<_>>(), [512, 1]);
+}
+
+#[test]
+fn an_indirect_table_stands_for_its_descriptors() {
+    // The table is placed over the ring's own, from its second descriptor on.
+    let chain =
+        walked(&[(0x1010, 32, INDIRECT, 0), (0x2000, 16, NEXT, 1), (0x3000, 1, WRITE, 0)]).unwrap();
+    assert_eq!((chain.readable.len(), chain.writable.len()), (1, 1));
+}
+
+#[test]
+fn what_breaks_the_rules_is_told_apart() {
+    let cases: [(&[Written], Broken); 7] = [
+        (&[(0x2000, 16, NEXT, 9)], Broken::Index(9)),
+        (&[(0x2000, 16, NEXT, 0)], Broken::Loop),
+        (&[(0x2000, 1, NEXT | WRITE, 1), (0x3000, 16, 0, 0)], Broken::Order),
+        (&[(0x1010, 16, INDIRECT, 0), (0x1010, 16, INDIRECT, 0)], Broken::Indirect),
+        (&[(0x1010, 15, INDIRECT, 0)], Broken::Indirect),
+        (&[(1 << 40, 16, INDIRECT, 0)], Broken::Table),
+        (&[(0, u32::MAX, NEXT, 1), (0, u32::MAX, 0, 0)], Broken::TooLong),
+    ];
+    for (descriptors, expected) in cases {
+        assert_eq!(walked(descriptors).unwrap_err(), expected);
+    }
+}
+
+#[test]
+fn an_empty_indirect_table_is_no_chain() {
+    assert_eq!(walked(&[(0x2000, 0, INDIRECT, 0)]).unwrap_err(), Broken::Index(0));
+}

@@ -1,0 +1,81 @@
+//! What the disk tells a guest of itself: features and configuration space.
+
+use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::controller::Disk;
+
+/// Queues a guest may have.
+pub(super) const QUEUES: u16 = 16;
+/// Entries a ring may have.
+pub(super) const RING: u16 = 1024;
+/// Ranges in one discard or write-zeroes request.
+pub(super) const RANGES: u32 = 16;
+/// Sectors in one range of such a request: 2 GiB.
+pub(super) const RANGE_SECTORS: u32 = 1 << 22;
+/// Segments of data in one request: what fits a ring of 128 beside header and status.
+const SEGMENTS: u32 = 126;
+/// The part of the configuration space that frontends ask for; what is beyond the fields is zero.
+const SPACE: usize = 256;
+
+pub(super) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+pub(super) const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// Virtio features of the disk.
+pub(super) fn features(disk: &Disk) -> u64 {
+    let bits = [
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_INDIRECT_DESC,
+        VIRTIO_RING_F_EVENT_IDX,
+        VIRTIO_BLK_F_SEG_MAX,
+        VIRTIO_BLK_F_BLK_SIZE,
+        VIRTIO_BLK_F_TOPOLOGY,
+        VIRTIO_BLK_F_FLUSH,
+        VIRTIO_BLK_F_MQ,
+    ];
+    let writable = [VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES];
+    let more: &[u32] = if disk.read_only { &[VIRTIO_BLK_F_RO] } else { &writable };
+    bits.iter().chain(more).fold(PROTOCOL_FEATURES, |all, bit| all | 1 << bit)
+}
+
+/// Features of the vhost-user protocol.
+pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::BACKEND_SEND_FD
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+}
+
+/// The configuration space (virtio 1.2, 5.2.4), with the disk's size as it is now.
+pub(super) fn space(disk: &Disk) -> Vec<u8> {
+    let block = disk.bdev.block_size;
+    let mut space = Vec::with_capacity(SPACE);
+    space.extend((disk.bdev.bytes() / 512).to_le_bytes());
+    space.extend(0u32.to_le_bytes()); // size_max: not offered
+    space.extend(SEGMENTS.to_le_bytes());
+    space.extend([0; 4]); // geometry: not offered
+    space.extend(block.to_le_bytes());
+    space.extend([0, 0]); // topology: a physical block is a logical one, the first is aligned
+    space.extend(1u16.to_le_bytes()); // min_io_size, in blocks
+    space.extend(0u32.to_le_bytes()); // opt_io_size: no wish
+    space.extend([0, 0]); // writeback: not offered
+    space.extend(QUEUES.to_le_bytes());
+    space.extend(RANGE_SECTORS.to_le_bytes());
+    space.extend(RANGES.to_le_bytes());
+    space.extend((block / 512).to_le_bytes()); // discard_sector_alignment
+    space.extend(RANGE_SECTORS.to_le_bytes());
+    space.extend(RANGES.to_le_bytes());
+    space.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
+    space.resize(SPACE, 0);
+    space
+}

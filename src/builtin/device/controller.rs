@@ -1,0 +1,175 @@
+//! A vhost controller: a socket that a VM connects to, and the disk behind it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::bdev::Bdev;
+use super::super::cores::Cores;
+use super::session::{End, Progress, serve};
+
+/// Numbers the sessions of this process.
+static SESSIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// What a controller serves, and how.
+#[derive(Debug)]
+pub(in crate::builtin) struct Disk {
+    /// The controller's name.
+    pub(in crate::builtin) name: String,
+    pub(in crate::builtin) bdev: Arc<Bdev>,
+    pub(in crate::builtin) read_only: bool,
+    /// Accepted and reported; only split rings are offered, which each guest can use.
+    pub(in crate::builtin) packed_ring: bool,
+    /// The cores of its threads; `None` leaves them where the kernel puts them.
+    pub(in crate::builtin) cores: Option<Cores>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    session: Option<Arc<Progress>>,
+    closed: bool,
+}
+
+/// A controller; dropped, it stops and its socket is gone.
+#[derive(Debug)]
+pub(in crate::builtin) struct Controller {
+    pub(in crate::builtin) disk: Arc<Disk>,
+    path: PathBuf,
+    state: Arc<Mutex<State>>,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Controller {
+    /// Listens on `path`, which must be free.
+    ///
+    /// # Errors
+    /// When the socket cannot be made, or there are no threads or descriptors left.
+    pub(in crate::builtin) fn new(disk: Disk, path: PathBuf) -> io::Result<Self> {
+        let stop = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        let (disk, state) = (Arc::new(disk), Arc::new(Mutex::new(State::default())));
+        let mut controller = Self { disk, path, state, stop, thread: None };
+        let (disk, state) = (Arc::clone(&controller.disk), Arc::clone(&controller.state));
+        let stop = Arc::clone(&controller.stop);
+        let run = move || listen(&listener, &stop, &disk, &state);
+        let name = "vhost-listen".to_string();
+        let thread = std::thread::Builder::new().name(name).stack_size(512 << 10).spawn(run)?;
+        controller.thread = Some(thread);
+        Ok(controller)
+    }
+
+    /// The path of the socket.
+    pub(in crate::builtin) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The VM that is connected.
+    pub(in crate::builtin) fn session(&self) -> Option<Arc<Progress>> {
+        lock(&self.state).session.clone()
+    }
+
+    /// From now on no VM is taken; false when there is one.
+    pub(in crate::builtin) fn close(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.closed |= state.session.is_none();
+        state.closed
+    }
+
+    /// Tells the guest that its disk has another size.
+    pub(in crate::builtin) fn announce_resize(&self) {
+        if let Some(session) = self.session() {
+            session.config_changed();
+        }
+    }
+
+    /// Begins to stop: the socket is gone and the session ends.
+    pub(in crate::builtin) fn begin_stop(&self) {
+        let _ = std::fs::remove_file(&self.path);
+        let _ = self.stop.write(1);
+    }
+
+    /// Whether its thread has ended.
+    pub(in crate::builtin) fn has_stopped(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.begin_stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes one VM after the other.
+fn listen(listener: &UnixListener, stop: &EventFd, disk: &Arc<Disk>, state: &Mutex<State>) {
+    while wait(listener, stop) {
+        let Ok((stream, _)) = listener.accept() else { continue };
+        if !disk.bdev.take() {
+            tracing::warn!(
+                controller = disk.name,
+                bdev = disk.bdev.name,
+                "a VM is turned away: another one has the disk"
+            );
+            continue;
+        }
+        let end = attend(stream, listener, stop, disk, state);
+        disk.bdev.give_back();
+        if end == End::Stopped {
+            return;
+        }
+    }
+}
+
+fn attend(
+    stream: UnixStream,
+    listener: &UnixListener,
+    stop: &EventFd,
+    disk: &Arc<Disk>,
+    state: &Mutex<State>,
+) -> End {
+    let progress = Arc::new(Progress::new(SESSIONS.fetch_add(1, Ordering::Relaxed)));
+    {
+        let mut state = lock(state);
+        if state.closed {
+            return End::Stopped;
+        }
+        state.session = Some(Arc::clone(&progress));
+    }
+    tracing::info!(controller = disk.name, session = progress.vid, "a VM has connected");
+    let end = serve(stream, listener, stop, disk, &progress);
+    lock(state).session = None;
+    tracing::info!(controller = disk.name, session = progress.vid, "the VM is gone");
+    end.unwrap_or_else(|error| {
+        tracing::error!(controller = disk.name, %error, "no session");
+        End::Frontend
+    })
+}
+
+/// Waits for a connection; false when it is time to stop.
+fn wait(listener: &UnixListener, stop: &EventFd) -> bool {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    // SAFETY: the eventfd is borrowed for longer than this call lasts.
+    #[allow(unsafe_code)]
+    let stop_fd = unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) };
+    let mut fds =
+        [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop_fd, PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::NONE);
+    !fds[1].any().unwrap_or(true)
+}

@@ -1,0 +1,338 @@
+//! What the frontend of a VM asks of the device: the messages of the vhost-user protocol.
+//!
+//! Only the session's thread calls this. It keeps what it is told of each ring and starts the ring on
+//! a worker when everything is there, or stops it; the rings themselves belong to the workers.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{
+    Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
+};
+use virtio_queue::{Queue, QueueT};
+
+use super::config::{self, QUEUES, RING};
+use super::controller::Disk;
+use super::guest::Guest;
+use super::inflight::{self, Record};
+use super::ring::{Call, Parts, Ring, interrupt};
+use super::session::Progress;
+use super::worker::Worker;
+
+/// What the frontend said of one ring.
+#[derive(Debug, Default)]
+struct Vring {
+    size: u16,
+    /// Descriptor table, used ring, available ring, as addresses of the frontend.
+    addresses: Option<[u64; 3]>,
+    base: u16,
+    kick: Option<Arc<File>>,
+    /// A kick was set; without a descriptor the ring is only polled.
+    started: bool,
+    call: Call,
+    error: Option<Arc<File>>,
+    enabled: bool,
+    running: bool,
+}
+
+/// The device as one frontend sees it.
+pub(super) struct Negotiation {
+    disk: Arc<Disk>,
+    workers: Vec<Worker>,
+    progress: Arc<Progress>,
+    features: u64,
+    guest: Arc<Guest>,
+    record: Option<Record>,
+    vrings: Vec<Vring>,
+}
+
+fn base_of(region: &VhostUserSingleMemoryRegion) -> &VhostUserMemoryRegion {
+    region
+}
+
+impl Negotiation {
+    pub(super) fn new(disk: Arc<Disk>, workers: Vec<Worker>, progress: Arc<Progress>) -> Self {
+        let vrings = (0..QUEUES).map(|_| Vring::default()).collect();
+        let guest = Arc::default();
+        Self { disk, workers, progress, features: 0, guest, record: None, vrings }
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring> {
+        self.vrings.get_mut(index as usize).ok_or(Error::InvalidParam)
+    }
+
+    fn worker(&self, index: u32) -> Result<&Worker> {
+        self.workers.get(index as usize % self.workers.len().max(1)).ok_or(Error::InvalidParam)
+    }
+
+    /// Starts a ring once it has a kick and is enabled.
+    fn start(&mut self, index: u32) -> Result<()> {
+        let event_idx = self.features & config::EVENT_IDX != 0;
+        let (guest, record) = (Arc::clone(&self.guest), self.record.clone());
+        let in_flight = Arc::clone(&self.progress.in_flight);
+        let vring = self.vring(index)?;
+        if vring.running || !vring.started || !vring.enabled {
+            return Ok(());
+        }
+        let (size, base) = (vring.size, vring.base);
+        let addresses = vring.addresses.ok_or(Error::InvalidParam)?;
+        let queue = queue(&guest, size, base, addresses, event_idx)?;
+        let ring = Ring::new(Parts {
+            index: index as u16,
+            queue,
+            guest,
+            kick: vring.kick.clone(),
+            call: Arc::clone(&vring.call),
+            error: vring.error.clone(),
+            record: record.and_then(|record| record.queue(index as u16, size)),
+            in_flight,
+        });
+        let ring = ring.map_err(|_| Error::InvalidParam)?;
+        vring.running = true;
+        self.worker(index)?.start_ring(ring);
+        self.note();
+        Ok(())
+    }
+
+    /// Stops a ring, with all its requests answered.
+    fn stop(&mut self, index: u32) -> Result<()> {
+        if std::mem::take(&mut self.vring(index)?.running) {
+            if let Some(base) = self.worker(index)?.stop_ring(index as u16) {
+                self.vring(index)?.base = base;
+            }
+            self.note();
+        }
+        Ok(())
+    }
+
+    /// Stops every ring; the guest keeps its memory for as long as a request needs it.
+    pub(super) fn stop_all(&mut self) {
+        for index in 0..u32::from(QUEUES) {
+            let _ = self.stop(index);
+        }
+    }
+
+    fn note(&self) {
+        let running = self.vrings.iter().filter(|vring| vring.running).count();
+        self.progress.running.store(running, Ordering::Relaxed);
+    }
+
+    fn use_memory(&mut self, guest: Guest) {
+        tracing::debug!(disk = self.disk.bdev.name, bytes = guest.bytes(), "guest memory");
+        self.guest = Arc::new(guest);
+        self.workers.iter().for_each(|worker| worker.replace_memory(&self.guest));
+    }
+}
+
+/// A ring as virtio-queue knows it. What is not aligned or not in memory is refused when it starts.
+fn queue(
+    guest: &Guest,
+    size: u16,
+    base: u16,
+    addresses: [u64; 3],
+    event_idx: bool,
+) -> Result<Queue> {
+    let [table, used, available] = addresses.map(|user| guest.translate(user));
+    let (Some(table), Some(used), Some(available)) = (table, used, available) else {
+        return Err(Error::InvalidParam);
+    };
+    let mut queue = Queue::new(RING).map_err(|_| Error::InvalidParam)?;
+    let address = |of: u64| vm_memory::GuestAddress(of);
+    queue.try_set_size(size).map_err(|_| Error::InvalidParam)?;
+    queue.try_set_desc_table_address(address(table)).map_err(|_| Error::InvalidParam)?;
+    queue.try_set_used_ring_address(address(used)).map_err(|_| Error::InvalidParam)?;
+    queue.try_set_avail_ring_address(address(available)).map_err(|_| Error::InvalidParam)?;
+    queue.set_next_avail(base);
+    queue.set_event_idx(event_idx);
+    queue.set_ready(true);
+    Ok(queue)
+}
+
+impl VhostUserBackendReqHandlerMut for Negotiation {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.reset_device()
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.stop_all();
+        self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
+        self.features = 0;
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(config::features(&self.disk))
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !config::features(&self.disk) != 0 {
+            return Err(Error::InvalidParam);
+        }
+        self.features = features;
+        // Without protocol features there is no message that enables a ring.
+        if features & config::PROTOCOL_FEATURES == 0 {
+            self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _: Option<bool>,
+    ) -> Result<Option<Vec<u64>>> {
+        self.use_memory(Guest::new(regions, files)?);
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
+        let size = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= RING);
+        self.vring(index)?.size = size.ok_or(Error::InvalidParam)?;
+        Ok(())
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _: VhostUserVringAddrFlags,
+        table: u64,
+        used: u64,
+        available: u64,
+        _: u64,
+    ) -> Result<()> {
+        self.vring(index)?.addresses = Some([table, used, available]);
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        self.vring(index)?.base = base as u16;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        self.stop(index)?;
+        let vring = self.vring(index)?;
+        vring.started = false;
+        Ok(VhostUserVringState::new(index, u32::from(vring.base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let index = u32::from(index);
+        self.stop(index)?;
+        let vring = self.vring(index)?;
+        vring.kick = fd.map(Arc::new);
+        vring.started = true;
+        self.start(index)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let call = &self.vring(u32::from(index))?.call;
+        *call.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = fd;
+        // An interrupt that went to the old descriptor may have been lost.
+        interrupt(call);
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        self.vring(u32::from(index))?.error = fd.map(Arc::new);
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(config::protocol_features())
+    }
+
+    fn set_protocol_features(&mut self, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(QUEUES))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        self.vring(index)?.enabled = enable;
+        if enable { self.start(index) } else { self.stop(index) }
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let space = config::space(&self.disk);
+        let end = offset.checked_add(size).ok_or(Error::InvalidParam)? as usize;
+        let part = space.get(offset as usize..end).ok_or(Error::InvalidParam)?;
+        Ok(part.to_vec())
+    }
+
+    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        Err(Error::InvalidOperation("the disk has nothing that a guest could set"))
+    }
+
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        inflight::make(asked)
+    }
+
+    fn set_inflight_fd(&mut self, told: &VhostUserInflight, file: File) -> Result<()> {
+        self.record = Some(Record::open(told, file)?);
+        Ok(())
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(509) // as many as QEMU ever uses
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _: Option<bool>,
+    ) -> Result<Option<u64>> {
+        let guest = self.guest.with(base_of(region), file)?;
+        self.use_memory(guest);
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let guest = self.guest.without(base_of(region))?;
+        self.use_memory(guest);
+        Ok(())
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(Error::InvalidOperation("a disk has no display"))
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("a disk shares no objects"))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("a disk's state is in its rings"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("a disk's state is in its rings"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("a disk has no shared memory of its own"))
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("the log of dirty pages is not offered"))
+    }
+}

@@ -1,0 +1,196 @@
+//! A request of the guest, made of a chain and judged (virtio 1.2, 5.2.6).
+//!
+//! How the guest cuts header, data and status into descriptors is its own affair: the header is the
+//! first 16 bytes that the device reads, the status the last byte that it writes.
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::chain::{Broken, Chain, Segment};
+use super::config::{RANGE_SECTORS, RANGES};
+use super::controller::Disk;
+use super::guest::Guest;
+
+const HEADER: usize = 16;
+/// Bytes of a disk's serial number.
+const ID: u64 = 20;
+const RANGE: usize = 16;
+const SECTOR: u64 = 512;
+const UNMAP: u32 = 1;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Ok = VIRTIO_BLK_S_OK as u8,
+    Failed = VIRTIO_BLK_S_IOERR as u8,
+    Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
+}
+
+/// A part of the disk to be zeroed, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) unmap: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    Transfer {
+        write: bool,
+        offset: u64,
+        length: u64,
+        data: Vec<Segment>,
+    },
+    Flush,
+    Identify(Vec<Segment>),
+    Zero(Vec<Range>),
+    /// Nothing: it is answered with this.
+    Refuse(Status),
+}
+
+/// A request and where its answer goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) operation: Operation,
+    pub(super) status: GuestAddress,
+}
+
+fn length(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| u64::from(segment.length)).sum()
+}
+
+/// Takes the first bytes off `segments`; false when there are not so many, or they are no memory.
+fn take(guest: &Guest, segments: &mut Vec<Segment>, bytes: &mut [u8]) -> bool {
+    let mut done = 0;
+    while done < bytes.len() {
+        let Some(first) = segments.first_mut() else { return false };
+        let part = (first.length as usize).min(bytes.len() - done);
+        if guest.memory.read_slice(&mut bytes[done..done + part], first.address).is_err() {
+            return false;
+        }
+        done += part;
+        first.length -= part as u32;
+        first.address.0 = first.address.0.wrapping_add(part as u64);
+        if first.length == 0 {
+            segments.remove(0);
+        }
+    }
+    true
+}
+
+/// Takes the last byte off `segments` and tells its address.
+fn take_last(segments: &mut Vec<Segment>) -> Option<GuestAddress> {
+    while segments.last().is_some_and(|last| last.length == 0) {
+        segments.pop();
+    }
+    let last = segments.last_mut()?;
+    last.length -= 1;
+    let address = last.address.0.checked_add(u64::from(last.length))?;
+    if last.length == 0 {
+        segments.pop();
+    }
+    Some(GuestAddress(address))
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
+}
+
+impl Request {
+    /// # Errors
+    /// When the chain has no header, or no room for a status: then there is nowhere to answer.
+    pub(super) fn judge(guest: &Guest, disk: &Disk, mut chain: Chain) -> Result<Self, Broken> {
+        let status = take_last(&mut chain.writable).ok_or(Broken::NoRequest)?;
+        let mut header = [0; HEADER];
+        if !take(guest, &mut chain.readable, &mut header) {
+            return Err(Broken::NoRequest);
+        }
+        let sector = long(&header, 8);
+        let operation = if disk.bdev.is_removed() {
+            Operation::Refuse(Status::Failed)
+        } else {
+            operation(guest, disk, word(&header, 0), sector, chain)
+        };
+        Ok(Self { operation, status })
+    }
+}
+
+fn operation(guest: &Guest, disk: &Disk, kind: u32, sector: u64, chain: Chain) -> Operation {
+    let (readable, writable) = (length(&chain.readable), length(&chain.writable));
+    let writes =
+        matches!(kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES);
+    if writes && (disk.read_only || writable != 0) {
+        return Operation::Refuse(Status::Failed);
+    }
+    match kind {
+        VIRTIO_BLK_T_IN if readable == 0 => transfer(disk, false, sector, writable, chain.writable),
+        VIRTIO_BLK_T_OUT => transfer(disk, true, sector, readable, chain.readable),
+        VIRTIO_BLK_T_FLUSH => Operation::Flush,
+        VIRTIO_BLK_T_GET_ID if readable == 0 && writable >= ID => {
+            Operation::Identify(chain.writable)
+        }
+        VIRTIO_BLK_T_DISCARD => ranges(guest, disk, chain.readable, false),
+        VIRTIO_BLK_T_WRITE_ZEROES => ranges(guest, disk, chain.readable, true),
+        VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID => Operation::Refuse(Status::Failed),
+        _ => Operation::Refuse(Status::Unsupported),
+    }
+}
+
+/// Whether the disk has all of a range, which consists of whole blocks.
+fn on_disk(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
+    let block = u64::from(disk.bdev.block_size);
+    let offset = sector.checked_mul(SECTOR)?;
+    let end = offset.checked_add(length)?;
+    let whole = offset.is_multiple_of(block) && length.is_multiple_of(block);
+    (whole && end <= disk.bdev.bytes()).then_some(offset)
+}
+
+fn transfer(disk: &Disk, write: bool, sector: u64, length: u64, data: Vec<Segment>) -> Operation {
+    match on_disk(disk, sector, length) {
+        Some(offset) if length > 0 => Operation::Transfer { write, offset, length, data },
+        _ => Operation::Refuse(Status::Failed),
+    }
+}
+
+fn ranges(guest: &Guest, disk: &Disk, mut data: Vec<Segment>, zeroes: bool) -> Operation {
+    let count = length(&data) / RANGE as u64;
+    if count == 0 || count > u64::from(RANGES) || !length(&data).is_multiple_of(RANGE as u64) {
+        return Operation::Refuse(Status::Failed);
+    }
+    let mut ranges = Vec::new();
+    for _ in 0..count {
+        let mut bytes = [0; RANGE];
+        if !take(guest, &mut data, &mut bytes) {
+            return Operation::Refuse(Status::Failed);
+        }
+        let (sector, sectors, flags) = (long(&bytes, 0), word(&bytes, 8), word(&bytes, 12));
+        // A discard has no flags; zeroes have one.
+        if flags & !UNMAP != 0 || (flags != 0 && !zeroes) {
+            return Operation::Refuse(Status::Unsupported);
+        }
+        let length = u64::from(sectors) * SECTOR;
+        let Some(offset) = on_disk(disk, sector, length).filter(|_| sectors <= RANGE_SECTORS)
+        else {
+            return Operation::Refuse(Status::Failed);
+        };
+        if length > 0 {
+            ranges.push(Range { offset, length, unmap: !zeroes || flags & UNMAP != 0 });
+        }
+    }
+    Operation::Zero(ranges)
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,256 @@
+//! The requests of a worker's rings: taken, done, answered.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use vm_memory::{GuestAddress, VolatileSlice};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::bdev::{AlignedBuffer, Kind, iovecs};
+use super::aio::{Aio, Work};
+use super::chain::Segment;
+use super::controller::Disk;
+use super::guest::Guest;
+use super::request::{Operation, Range, Request, Status};
+use super::ring::Ring;
+
+/// The most that is copied for a request whose buffers the disk cannot take as they are.
+const COPIED: u64 = 64 << 20;
+/// Requests taken from one ring before the others get their turn.
+const TURN: usize = 128;
+/// IOV_MAX: the kernel takes no more at a time.
+const VECTORS: usize = 1024;
+
+/// A request that is being served.
+struct Job {
+    ring: u16,
+    head: u16,
+    status: GuestAddress,
+    /// Bytes that must have been moved.
+    length: u64,
+    /// Bytes that the guest is told were written, without the status.
+    written: u32,
+    /// Keeps mapped what the kernel reads and writes.
+    guest: Arc<Guest>,
+    /// What was read into a buffer of our own, and where it goes.
+    copy: Option<(AlignedBuffer, Vec<Segment>)>,
+}
+
+type Done = Vec<(Job, Result<u64, Errno>)>;
+
+/// Serves requests on one disk.
+pub(super) struct Service {
+    disk: Arc<Disk>,
+    aio: Option<Aio<Job>>,
+    /// What the kernel has no room for yet.
+    waiting: VecDeque<(Work, Job)>,
+    done: Done,
+}
+
+impl Service {
+    /// `completions` is signalled whenever the kernel has completed something.
+    pub(super) fn new(disk: Arc<Disk>, completions: EventFd) -> Self {
+        let wants = disk.bdev.direct_fd().is_some();
+        let aio = if wants {
+            Aio::new(completions).map_err(|errno| {
+            tracing::warn!(disk = disk.bdev.name, %errno, "no asynchronous I/O: one request at a time");
+        }).ok()
+        } else {
+            None
+        };
+        Self { disk, aio, waiting: VecDeque::new(), done: Vec::new() }
+    }
+
+    /// One round over all rings; false when there was nothing to do.
+    pub(super) fn turn(&mut self, rings: &mut [Ring]) -> bool {
+        let mut worked = false;
+        for ring in rings.iter_mut() {
+            for _ in 0..TURN {
+                let Some((head, chain)) = ring.take() else { break };
+                worked = true;
+                match Request::judge(&ring.guest, &self.disk, chain) {
+                    Ok(request) => self.begin(ring, head, request),
+                    Err(broken) => ring.abandon(broken),
+                }
+            }
+        }
+        if let Some(aio) = &mut self.aio {
+            while aio.has_room()
+                && let Some((work, job)) = self.waiting.pop_front()
+            {
+                prepare(&self.disk, aio, work, job);
+            }
+            aio.submit(&mut self.done);
+            aio.reap(&mut self.done);
+        }
+        worked |= !self.done.is_empty();
+        for (job, result) in std::mem::take(&mut self.done) {
+            self.finish(rings, job, result);
+        }
+        rings.iter_mut().for_each(Ring::announce);
+        worked
+    }
+
+    /// Whether something has completed that no turn has seen.
+    pub(super) fn has_completions(&mut self) -> bool {
+        if let Some(aio) = &mut self.aio {
+            aio.reap(&mut self.done);
+        }
+        !self.done.is_empty()
+    }
+
+    fn begin(&mut self, ring: &Ring, head: u16, request: Request) {
+        let Request { operation, status } = request;
+        let guest = Arc::clone(&ring.guest);
+        let mut job =
+            Job { ring: ring.index, head, status, length: 0, written: 0, guest, copy: None };
+        let stats = &self.disk.bdev.stats;
+        match operation {
+            Operation::Transfer { write, offset, length, data } => {
+                stats.count(if write { Kind::Write } else { Kind::Read }, length);
+                job.length = length;
+                job.written = if write { 0 } else { length as u32 };
+                self.transfer(write, offset, data, job);
+            }
+            Operation::Flush => {
+                stats.count(Kind::Flush, 0);
+                if self.aio.is_some() {
+                    return self.queue(Work::Sync, job);
+                }
+                let flushed = self.disk.bdev.flush().map(|()| 0);
+                self.done.push((job, flushed));
+            }
+            Operation::Identify(data) => {
+                let id = serial(&self.disk.bdev.name);
+                job.written = id.len() as u32;
+                let put = scatter(&job.guest, &data, &id);
+                self.done.push((job, if put { Ok(0) } else { Err(Errno::EFAULT) }));
+            }
+            Operation::Zero(ranges) => {
+                stats.count(Kind::Unmap, ranges.iter().map(|range| range.length).sum());
+                let zeroed = self.zero(&ranges);
+                self.done.push((job, zeroed));
+            }
+            Operation::Refuse(Status::Unsupported) => self.done.push((job, Err(Errno::ENOTSUP))),
+            Operation::Refuse(_) => self.done.push((job, Err(Errno::EINVAL))),
+        }
+    }
+
+    fn zero(&self, ranges: &[Range]) -> Result<u64, Errno> {
+        for range in ranges {
+            self.disk.bdev.zero(range.offset, range.length, range.unmap)?;
+        }
+        Ok(0)
+    }
+
+    fn transfer(&mut self, write: bool, offset: u64, data: Vec<Segment>, mut job: Job) {
+        let guest = Arc::clone(&job.guest);
+        let mut slices = Vec::with_capacity(data.len());
+        if !data.iter().all(|part| guest.slices(part.address, part.length, &mut slices)) {
+            return self.done.push((job, Err(Errno::EFAULT)));
+        }
+        let Some(alignment) = self.disk.bdev.direct_alignment() else {
+            let moved = self.disk.bdev.transfer(write, offset, &slices).map(|()| job.length);
+            return self.done.push((job, moved));
+        };
+        let fits = |slice: &VolatileSlice<'_>| {
+            let start = slice.ptr_guard().as_ptr() as usize;
+            start.is_multiple_of(alignment) && slice.len().is_multiple_of(alignment)
+        };
+        let mut vectors = iovecs(&slices);
+        if slices.len() > VECTORS || !slices.iter().all(fits) {
+            let Some(buffer) = copied(write, &slices, job.length) else {
+                return self.done.push((job, Err(Errno::ENOMEM)));
+            };
+            vectors = iovecs(&[buffer.slice()]);
+            job.copy = Some((buffer, if write { Vec::new() } else { data }));
+        }
+        if self.aio.is_none() {
+            let own = job.copy.as_ref().map(|(buffer, _)| vec![buffer.slice()]);
+            let parts = own.as_deref().unwrap_or(&slices);
+            let moved = self.disk.bdev.transfer(write, offset, parts).map(|()| job.length);
+            return self.done.push((job, moved));
+        }
+        let work = if write {
+            Work::Write { offset, iovecs: vectors }
+        } else {
+            Work::Read { offset, iovecs: vectors }
+        };
+        self.queue(work, job);
+    }
+
+    fn queue(&mut self, work: Work, job: Job) {
+        match &mut self.aio {
+            Some(aio) if self.waiting.is_empty() && aio.has_room() => {
+                prepare(&self.disk, aio, work, job);
+            }
+            _ => self.waiting.push_back((work, job)),
+        }
+    }
+
+    fn finish(&self, rings: &mut [Ring], job: Job, result: Result<u64, Errno>) {
+        let result =
+            result.and_then(|moved| if moved == job.length { Ok(()) } else { Err(Errno::EIO) });
+        let put = job.copy.as_ref().is_none_or(|(buffer, data)| {
+            let mut bytes = vec![0; if data.is_empty() { 0 } else { buffer.slice().len() }];
+            buffer.slice().copy_to(&mut bytes[..]);
+            result.is_err() || scatter(&job.guest, data, &bytes)
+        });
+        let status = match result {
+            Ok(()) if put => Status::Ok,
+            Err(Errno::ENOTSUP) => Status::Unsupported,
+            _ => Status::Failed,
+        };
+        if status == Status::Failed {
+            self.disk.bdev.stats.count_error();
+            tracing::debug!(disk = self.disk.bdev.name, ?result, "a request failed");
+        }
+        let Some(ring) = rings.iter_mut().find(|ring| ring.index == job.ring) else { return };
+        let written = if status == Status::Ok { job.written.saturating_add(1) } else { 1 };
+        if !job.guest.put(job.status, &[status as u8]) {
+            return ring.abandon(super::chain::Broken::NoRequest);
+        }
+        ring.give_back(job.head, written);
+    }
+}
+
+fn prepare(disk: &Disk, aio: &mut Aio<Job>, work: Work, job: Job) {
+    // Only a disk with such a descriptor has asynchronous I/O.
+    if let Some(file) = disk.bdev.direct_fd() {
+        aio.prepare(file, work, job);
+    }
+}
+
+/// The name as a serial number: 20 bytes, filled with zeroes.
+fn serial(name: &str) -> [u8; 20] {
+    let mut id = [0; 20];
+    let length = name.len().min(id.len());
+    id[..length].copy_from_slice(&name.as_bytes()[..length]);
+    id
+}
+
+/// Writes `bytes` to one segment after the other.
+fn scatter(guest: &Guest, segments: &[Segment], mut bytes: &[u8]) -> bool {
+    for segment in segments {
+        let part = bytes.len().min(segment.length as usize);
+        if !guest.put(segment.address, &bytes[..part]) {
+            return false;
+        }
+        bytes = &bytes[part..];
+    }
+    true
+}
+
+/// An aligned buffer of the request's length, with its data when it writes.
+fn copied(write: bool, slices: &[VolatileSlice<'_>], length: u64) -> Option<AlignedBuffer> {
+    let bytes = usize::try_from(length).ok().filter(|_| length <= COPIED)?;
+    let buffer = AlignedBuffer::zeroed(bytes)?;
+    let mut at = 0;
+    for slice in slices.iter().filter(|_| write) {
+        let part = buffer.slice().subslice(at, slice.len()).ok()?;
+        slice.copy_to_volatile_slice(part);
+        at += slice.len();
+    }
+    Some(buffer)
+}

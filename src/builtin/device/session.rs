@@ -1,0 +1,130 @@
+//! A VM that is connected to a controller.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vhost::vhost_user::{BackendReqHandler, Error};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::controller::Disk;
+use super::negotiation::Negotiation;
+use super::notice;
+use super::worker::Worker;
+
+/// How far a session is, for whoever asks.
+#[derive(Debug, Default)]
+pub(in crate::builtin) struct Progress {
+    /// The number of the session within its process.
+    pub(in crate::builtin) vid: usize,
+    /// Rings that are being served.
+    pub(in crate::builtin) running: AtomicUsize,
+    /// Requests that are being served.
+    pub(in crate::builtin) in_flight: Arc<AtomicUsize>,
+    /// Where the guest is told that its disk has changed.
+    notices: Mutex<Option<UnixStream>>,
+}
+
+impl Progress {
+    pub(super) fn new(vid: usize) -> Self {
+        Self { vid, ..Self::default() }
+    }
+
+    /// Tells the guest that its disk has another size.
+    pub(super) fn config_changed(&self) {
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = notices.as_ref().map(notice::config_changed) {
+            tracing::warn!(%error, "a guest was not told of its disk's new size");
+        }
+    }
+}
+
+/// Why a session ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The VM is gone, or said something that cannot be answered.
+    Frontend,
+    /// The controller is being deleted, or the target stops.
+    Stopped,
+}
+
+/// One worker for each core, so that the rings of a VM share what the target was given.
+fn workers(disk: &Arc<Disk>, vid: usize) -> std::io::Result<Vec<Worker>> {
+    let count = disk.cores.as_ref().map_or(1, |cores| cores.numbers().len());
+    (0..count.min(usize::from(super::config::QUEUES)))
+        .map(|nth| {
+            let pin = disk.cores.clone().map(|cores| (cores, vid + nth));
+            Worker::start(Arc::clone(disk), format!("vhost-io-{vid}-{nth}"), pin)
+        })
+        .collect()
+}
+
+/// Serves the VM at the other end of `stream` until it leaves or `stop` is signalled. Whoever else
+/// connects to `listener` meanwhile is turned away: two VMs on one disk destroy it.
+///
+/// # Errors
+/// When there are no threads or descriptors for it.
+pub(super) fn serve(
+    stream: UnixStream,
+    listener: &UnixListener,
+    stop: &EventFd,
+    disk: &Arc<Disk>,
+    progress: &Arc<Progress>,
+) -> std::io::Result<End> {
+    let workers = workers(disk, progress.vid)?;
+    let negotiation = Negotiation::new(Arc::clone(disk), workers, Arc::clone(progress));
+    let device = Arc::new(Mutex::new(negotiation));
+    let mut frontend = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&device));
+    let end = loop {
+        let ready = wait(&stream, Some(listener), stop)?;
+        if ready.stop {
+            break End::Stopped;
+        }
+        if ready.stream {
+            if let Some(socket) = notice::peek(stream.as_fd()) {
+                let mut notices = progress.notices.lock().unwrap_or_else(PoisonError::into_inner);
+                *notices = Some(socket);
+            }
+            match frontend.handle_request() {
+                Ok(()) | Err(Error::SocketRetry(_)) => {}
+                Err(error) => {
+                    if !matches!(error, Error::Disconnected | Error::SocketBroken(_)) {
+                        tracing::warn!(controller = disk.name, %error, "the session is closed");
+                    }
+                    break End::Frontend;
+                }
+            }
+        } else if ready.listener && listener.accept().is_ok() {
+            tracing::warn!(controller = disk.name, "a second VM is turned away");
+        }
+    };
+    device.lock().unwrap_or_else(PoisonError::into_inner).stop_all();
+    Ok(end)
+}
+
+struct Ready {
+    stream: bool,
+    listener: bool,
+    stop: bool,
+}
+
+fn wait(
+    stream: &UnixStream,
+    listener: Option<&UnixListener>,
+    stop: &EventFd,
+) -> std::io::Result<Ready> {
+    // SAFETY: the eventfd is borrowed for longer than this call lasts.
+    #[allow(unsafe_code)]
+    let stop = unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) };
+    let mut fds =
+        vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
+    fds.extend(listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let ready = |index: usize| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(false));
+    Ok(Ready { stream: ready(0), stop: ready(1), listener: ready(2) })
+}

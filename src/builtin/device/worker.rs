@@ -1,0 +1,252 @@
+//! A thread that serves some rings of one VM.
+//!
+//! It drains the available rings, gives the kernel what it took in one call, answers what has
+//! completed and interrupts the guest once for each ring. While there is work it looks at the rings
+//! and at the completions without being told; when there is none it goes on looking for a moment, which
+//! grows while it pays and shrinks while it does not ([`Patience`]), and then sleeps.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use virtio_queue::QueueT;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::cores::Cores;
+use super::controller::Disk;
+use super::guest::Guest;
+use super::ring::{Ring, interrupt};
+use super::service::Service;
+
+const COMMAND: u64 = 0;
+const COMPLETION: u64 = 1;
+const FIRST_RING: u64 = 2;
+
+/// What the session tells a worker.
+enum Command {
+    Start(Box<Ring>),
+    /// Answer with the ring's next available entry once nothing of it is outstanding.
+    Stop(u16, SyncSender<u16>),
+    /// From now on this is the guest's memory.
+    Memory(Arc<Guest>, SyncSender<()>),
+    End,
+}
+
+/// A worker, as the session holds it.
+pub(super) struct Worker {
+    commands: Sender<Command>,
+    wake: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// # Errors
+    /// When there are no descriptors or threads left.
+    pub(super) fn start(
+        disk: Arc<Disk>,
+        name: String,
+        pin: Option<(Cores, usize)>,
+    ) -> std::io::Result<Self> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let completion = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let epoll = Epoll::new()?;
+        for (event, token) in [(&wake, COMMAND), (&completion, COMPLETION)] {
+            watch(&epoll, event.as_raw_fd(), token)?;
+        }
+        let (commands, receiver) = channel();
+        let events = completion.try_clone()?;
+        let wakes = wake.try_clone()?;
+        let run = move || {
+            if let Some((cores, nth)) = pin {
+                cores.pin(nth);
+            }
+            let service = Service::new(disk, events);
+            let patience = Patience::default();
+            let rings = Vec::new();
+            let stops = Vec::new();
+            Loop { service, epoll, receiver, wakes, completion, rings, stops, patience }.run();
+        };
+        let thread = std::thread::Builder::new().name(name).stack_size(512 << 10).spawn(run)?;
+        Ok(Self { commands, wake, thread: Some(thread) })
+    }
+
+    fn tell(&self, command: Command) {
+        // A worker only ends when it is told to.
+        let _ = self.commands.send(command);
+        let _ = self.wake.write(1);
+    }
+
+    pub(super) fn start_ring(&self, ring: Ring) {
+        self.tell(Command::Start(Box::new(ring)));
+    }
+
+    /// Stops a ring once its requests are answered; tells the next available entry.
+    pub(super) fn stop_ring(&self, index: u16) -> Option<u16> {
+        let (reply, answer) = sync_channel(1);
+        self.tell(Command::Stop(index, reply));
+        answer.recv().ok()
+    }
+
+    /// Gives the rings another view of the guest's memory.
+    pub(super) fn replace_memory(&self, guest: &Arc<Guest>) {
+        let (reply, answer) = sync_channel(1);
+        self.tell(Command::Memory(Arc::clone(guest), reply));
+        let _ = answer.recv();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.tell(Command::End);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(epoll: &Epoll, fd: i32, token: u64) -> std::io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+}
+
+/// How long an idle worker looks at its rings before it sleeps. To sleep and be woken costs tens of
+/// microseconds; to look costs a core.
+#[derive(Debug, Default)]
+struct Patience(Duration);
+
+impl Patience {
+    const LEAST: Duration = Duration::from_micros(4);
+    const MOST: Duration = Duration::from_micros(50);
+
+    /// It slept for so long.
+    fn slept(&mut self, time: Duration) {
+        self.0 = if time < Self::MOST {
+            (self.0 * 2).clamp(Self::LEAST, Self::MOST)
+        } else {
+            self.0 / 2
+        };
+    }
+}
+
+struct Loop {
+    service: Service,
+    epoll: Epoll,
+    receiver: Receiver<Command>,
+    wakes: EventFd,
+    completion: EventFd,
+    rings: Vec<Ring>,
+    stops: Vec<(u16, SyncSender<u16>)>,
+    patience: Patience,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let mut idle_since = None;
+        while self.obey() {
+            if self.service.turn(&mut self.rings) {
+                idle_since = None;
+                continue;
+            }
+            self.stop_what_is_done();
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < self.patience.0 {
+                std::hint::spin_loop();
+                continue;
+            }
+            self.sleep();
+            idle_since = None;
+        }
+    }
+
+    /// Does what the session asked for; false at the end.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.receiver.try_recv() {
+                Ok(Command::Start(ring)) => self.begin(*ring),
+                Ok(Command::Stop(index, reply)) => {
+                    let ring = self.rings.iter_mut().find(|ring| ring.index == index);
+                    if let Some(ring) = ring {
+                        ring.stopping = true;
+                        self.stops.push((index, reply));
+                    }
+                }
+                Ok(Command::Memory(guest, reply)) => {
+                    self.rings.iter_mut().for_each(|ring| ring.guest = Arc::clone(&guest));
+                    let _ = reply.send(());
+                }
+                Ok(Command::End) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn begin(&mut self, ring: Ring) {
+        let token = FIRST_RING + u64::from(ring.index);
+        if let Some(kick) = ring.kick_fd()
+            && let Err(error) = watch(&self.epoll, kick, token)
+        {
+            tracing::error!(ring = ring.index, %error, "a ring's kicks cannot be watched");
+        }
+        // What a process before this one answered may never have been announced.
+        interrupt(&ring.call);
+        self.rings.push(ring);
+    }
+
+    fn stop_what_is_done(&mut self) {
+        let (rings, epoll) = (&mut self.rings, &self.epoll);
+        self.stops.retain(|(index, reply)| {
+            let done = |ring: &Ring| ring.index == *index && ring.outstanding == 0;
+            let Some(place) = rings.iter().position(done) else { return true };
+            let ring = rings.swap_remove(place);
+            if let Some(kick) = ring.kick_fd() {
+                let _ = epoll.ctl(ControlOperation::Delete, kick, EpollEvent::default());
+            }
+            let _ = reply.send(ring.queue.next_avail());
+            false
+        });
+    }
+
+    /// Sleeps until a kick, a completion or a command, unless a ring has got something meanwhile.
+    fn sleep(&mut self) {
+        let more = self.rings.iter_mut().any(Ring::sleep);
+        if !more && !self.service.has_completions() {
+            let mut events = [EpollEvent::default(); 20];
+            let asleep = Instant::now();
+            let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
+            self.patience.slept(asleep.elapsed());
+            events[..count].iter().for_each(|event| self.quiet(event.data()));
+        }
+        self.rings.iter_mut().for_each(Ring::wake);
+    }
+
+    /// Takes back what woke the thread.
+    fn quiet(&self, token: u64) {
+        match token {
+            COMMAND => drop(self.wakes.read()),
+            COMPLETION => drop(self.completion.read()),
+            token => {
+                let of_token = |ring: &&Ring| FIRST_RING + u64::from(ring.index) == token;
+                if let Some(ring) = self.rings.iter().find(of_token) {
+                    ring.take_kick();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_while_it_pays_and_has_a_bound() {
+        let mut patience = Patience::default();
+        (0..20).for_each(|_| patience.slept(Duration::from_micros(10)));
+        assert_eq!(patience.0, Patience::MOST);
+        (0..20).for_each(|_| patience.slept(Duration::from_millis(1)));
+        assert!(patience.0 < Duration::from_micros(1));
+    }
+}

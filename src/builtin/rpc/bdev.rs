@@ -1,0 +1,288 @@
+//! Methods on bdevs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::bdev::{Backing, Bdev, DiskFile, Memory, is_block_size};
+use super::super::target::Target;
+use super::fault::{Fault, decode};
+use super::framework::{TICK_RATE, ticks};
+
+const MIB: u64 = 1 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Get {
+    name: Option<String>,
+    /// Milliseconds to wait for the bdev.
+    #[serde(default)]
+    timeout: u64,
+}
+
+/// How long a caller waits for a bdev that is not there.
+pub(super) fn patience(target: &Target, params: Option<&Value>) -> Option<Duration> {
+    let Get { name, timeout } = decode(params.cloned()).ok()?;
+    let missing = target.bdevs.get(&name?).is_none();
+    (missing && timeout > 0).then(|| Duration::from_millis(timeout))
+}
+
+pub(super) fn get_bdevs(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let Get { name, .. } = decode(params)?;
+    match name {
+        Some(name) => {
+            let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
+            Ok(json!([describe(bdev)]))
+        }
+        None => Ok(target.bdevs.iter().map(|bdev| describe(bdev)).collect()),
+    }
+}
+
+fn describe(bdev: &Bdev) -> Value {
+    let (product, specific) = match &bdev.backing {
+        Backing::Malloc(_) => ("Malloc disk", json!({})),
+        Backing::Null => ("Null disk", json!({})),
+        Backing::Aio(file) => ("AIO disk", json!({ "aio": of_file(file, bdev) })),
+        Backing::Zbs(file) => ("ZBS disk", json!({ "zbs": of_file(file, bdev) })),
+    };
+    let writable = !bdev.file().is_some_and(DiskFile::is_read_only);
+    let uuid = bdev.uuid.hyphenated().to_string();
+    json!({
+        "name": bdev.name,
+        "aliases": [uuid],
+        "product_name": product,
+        "block_size": bdev.block_size,
+        "num_blocks": bdev.blocks(),
+        "uuid": uuid,
+        "assigned_rate_limits": {
+            "rw_ios_per_sec": 0, "rw_mbytes_per_sec": 0, "r_mbytes_per_sec": 0, "w_mbytes_per_sec": 0,
+        },
+        "claimed": false,
+        "zoned": false,
+        "supported_io_types": {
+            "read": true, "write": writable, "unmap": writable, "flush": true, "reset": false,
+            "write_zeroes": writable,
+        },
+        "driver_specific": specific,
+    })
+}
+
+fn of_file(file: &DiskFile, bdev: &Bdev) -> Value {
+    json!({
+        "filename": file.path(),
+        "block_size_override": bdev.block_size,
+        "readonly": file.is_read_only(),
+        "fallocate": true,
+        "direct": file.is_direct(),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Iostat {
+    name: Option<String>,
+}
+
+pub(super) fn get_iostat(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let Iostat { name } = decode(params)?;
+    let bdevs: Vec<Value> = match name {
+        Some(name) => {
+            let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
+            vec![bdev.stats.report(&bdev.name)]
+        }
+        None => target.bdevs.iter().map(|bdev| bdev.stats.report(&bdev.name)).collect(),
+    };
+    Ok(json!({ "tick_rate": TICK_RATE, "ticks": ticks(target), "bdevs": bdevs }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateMemory {
+    name: Option<String>,
+    uuid: Option<Uuid>,
+    num_blocks: u64,
+    block_size: u64,
+    #[serde(rename = "physical_block_size")]
+    _physical_block_size: Option<u64>,
+    #[serde(rename = "optimal_io_boundary")]
+    _optimal_io_boundary: Option<u64>,
+}
+
+/// The block size and the bytes of a bdev that has no file.
+fn sizes(wish: &CreateMemory) -> Result<(u32, u64), Fault> {
+    if wish.num_blocks == 0 || !is_block_size(wish.block_size) {
+        return Err(Fault::bdev(Errno::EINVAL));
+    }
+    let bytes = wish.num_blocks.checked_mul(wish.block_size);
+    Ok((wish.block_size as u32, bytes.ok_or(Fault::bdev(Errno::ENOMEM))?))
+}
+
+fn add(target: &mut Target, bdev: Bdev) -> Result<Value, Fault> {
+    let name = json!(bdev.name);
+    target.bdevs.add(bdev).map_err(Fault::bdev)?;
+    Ok(name)
+}
+
+/// Nothing is made, or opened, for a name that is taken.
+fn must_be_free(target: &Target, name: &str) -> Result<(), Fault> {
+    match target.bdevs.get(name) {
+        Some(_) => Err(Fault::bdev(Errno::EEXIST)),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn malloc_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let wish: CreateMemory = decode(params)?;
+    let (block_size, bytes) = sizes(&wish)?;
+    if let Some(name) = &wish.name {
+        must_be_free(target, name)?;
+    }
+    if !target.has_memory(bytes) {
+        return Err(Fault::bdev(Errno::ENOMEM));
+    }
+    let memory = Backing::Malloc(Memory::new(bytes).map_err(Fault::bdev)?);
+    let name = wish.name.unwrap_or_else(|| target.bdevs.free_name());
+    add(target, Bdev::new(name, wish.uuid, block_size, wish.num_blocks, memory))
+}
+
+pub(super) fn null_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let mut wish: CreateMemory = decode(params)?;
+    let (block_size, _) = sizes(&wish)?;
+    let missing = || Fault::new(super::fault::INTERNAL, "spdk_json_decode_object failed");
+    let name = wish.name.take().ok_or_else(missing)?;
+    add(target, Bdev::new(name, wish.uuid, block_size, wish.num_blocks, Backing::Null))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateAio {
+    name: String,
+    filename: String,
+    /// Needed on regular files, which have none of their own.
+    #[serde(default)]
+    block_size: u64,
+    #[serde(default)]
+    readonly: bool,
+    #[serde(default, rename = "fallocate")]
+    _fallocate: bool,
+    uuid: Option<Uuid>,
+}
+
+pub(super) fn aio_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let wish: CreateAio = decode(params)?;
+    must_be_free(target, &wish.name)?;
+    let path = Path::new(&wish.filename);
+    let regular = DiskFile::is_regular(path).map_err(Fault::bdev)?;
+    let block_size = if wish.block_size == 0 && !regular { 512 } else { wish.block_size };
+    // A folder is told as such, whatever the block size.
+    let probe = if is_block_size(block_size) { block_size as u32 } else { 512 };
+    let file = DiskFile::open(path, probe, wish.readonly).map_err(Fault::bdev)?;
+    if !is_block_size(block_size) {
+        return Err(Fault::bdev(Errno::EINVAL));
+    }
+    let blocks = file.bytes().map_err(Fault::bdev)? / block_size;
+    if blocks == 0 {
+        return Err(Fault::bdev(Errno::EINVAL));
+    }
+    let backing = Backing::Aio(file);
+    add(target, Bdev::new(wish.name, wish.uuid, block_size as u32, blocks, backing))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateZbs {
+    file: String,
+    name: String,
+    #[serde(default)]
+    block_size: Option<u32>,
+}
+
+pub(super) fn zbs_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let wish: CreateZbs = decode(params)?;
+    must_be_free(target, &wish.name)?;
+    let block_size = wish.block_size.unwrap_or(512);
+    let folder = target.zbs.clone().filter(|_| is_block_size(u64::from(block_size)));
+    let folder = folder.ok_or(Fault::bdev(Errno::EINVAL))?;
+    let file = folder.open(&wish.file, block_size).map_err(Fault::bdev)?;
+    let blocks = file.bytes().map_err(Fault::bdev)? / u64::from(block_size);
+    add(target, Bdev::new(wish.name, None, block_size, blocks, Backing::Zbs(file)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    name: String,
+}
+
+fn delete(
+    target: &mut Target,
+    params: Option<Value>,
+    is_kind: fn(&Backing) -> bool,
+) -> Result<Value, Fault> {
+    let Named { name } = decode(params)?;
+    let bdev = target.bdevs.get(&name).filter(|bdev| is_kind(&bdev.backing));
+    let name = bdev.ok_or(Fault::bdev(Errno::ENODEV))?.name.clone();
+    target.bdevs.remove(&name).map_err(Fault::bdev)?;
+    Ok(json!(true))
+}
+
+pub(super) fn malloc_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    delete(target, params, |backing| matches!(backing, Backing::Malloc(_)))
+}
+
+pub(super) fn aio_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    delete(target, params, |backing| matches!(backing, Backing::Aio(_)))
+}
+
+pub(super) fn null_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    delete(target, params, |backing| matches!(backing, Backing::Null))
+}
+
+pub(super) fn zbs_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    delete(target, params, |backing| matches!(backing, Backing::Zbs(_)))
+}
+
+pub(super) fn aio_rescan(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let Named { name } = decode(params)?;
+    let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
+    let Backing::Aio(file) = &bdev.backing else { return Err(Fault::bdev(Errno::ENODEV)) };
+    let bytes = file.bytes().map_err(Fault::bdev)?;
+    target.resize(bdev, bytes, Errno::EBUSY).map_err(Fault::bdev)?;
+    Ok(json!(true))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Resize {
+    name: String,
+    /// MiB.
+    new_size: u64,
+}
+
+fn new_bytes(size: u64) -> Result<u64, Fault> {
+    size.checked_mul(MIB).ok_or(Fault::bdev(Errno::EINVAL))
+}
+
+pub(super) fn null_resize(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let Resize { name, new_size } = decode(params)?;
+    let bdev = target.bdevs.get(&name).filter(|bdev| matches!(bdev.backing, Backing::Null));
+    let bdev = bdev.ok_or(Fault::bdev(Errno::ENODEV))?;
+    target.resize(bdev, new_bytes(new_size)?, Errno::EINVAL).map_err(Fault::bdev)?;
+    Ok(json!(true))
+}
+
+pub(super) fn zbs_resize(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+    let Resize { name, new_size } = decode(params)?;
+    let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
+    let Backing::Zbs(file) = &bdev.backing else { return Err(Fault::bdev(Errno::ENODEV)) };
+    let bytes = new_bytes(new_size)?;
+    if file.can_grow() && bytes > bdev.bytes() {
+        file.grow(bytes).map_err(Fault::bdev)?;
+    }
+    target.resize(bdev, bytes, Errno::EINVAL).map_err(Fault::bdev)?;
+    Ok(json!(true))
+}

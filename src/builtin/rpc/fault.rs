@@ -1,0 +1,77 @@
+//! What a caller is told when a method fails. One cause has several codes; they are SPDK's.
+
+use nix::errno::Errno;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+pub(super) const INVALID_STATE: i32 = -1;
+pub(super) const INVALID_REQUEST: i32 = -32600;
+pub(super) const METHOD_NOT_FOUND: i32 = -32601;
+pub(super) const INVALID_PARAMS: i32 = -32602;
+pub(super) const INTERNAL: i32 = -32603;
+
+/// An error as the caller gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) code: i32,
+    pub(super) message: String,
+}
+
+/// The text of an error number as the C library has it, which is what SPDK sends.
+fn text(errno: Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    text.split(" (os error").next().unwrap_or_default().to_string()
+}
+
+impl Fault {
+    pub(super) fn new(code: i32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Of a bdev method: the error number is the code.
+    pub(super) fn bdev(errno: Errno) -> Self {
+        Self::new(-(errno as i32), text(errno))
+    }
+
+    /// Of a vhost method: the error number is only in the text.
+    pub(super) fn vhost(errno: Errno) -> Self {
+        Self::new(INVALID_PARAMS, text(errno))
+    }
+
+    /// A controller that is asked about is not there.
+    pub(super) fn no_controller() -> Self {
+        Self::new(INTERNAL, text(Errno::ENODEV))
+    }
+
+    pub(super) fn value(&self) -> Value {
+        json!({ "code": self.code, "message": self.message })
+    }
+}
+
+/// The parameters of a bdev method.
+///
+/// # Errors
+/// When a member is missing, unknown or of another type.
+pub(super) fn decode<T: DeserializeOwned>(params: Option<Value>) -> Result<T, Fault> {
+    let params = params.unwrap_or_else(|| json!({}));
+    serde_json::from_value(params)
+        .map_err(|_| Fault::new(INTERNAL, "spdk_json_decode_object failed"))
+}
+
+/// The parameters of a vhost method.
+///
+/// # Errors
+/// When a member is missing or of another type.
+pub(super) fn decode_vhost<T: DeserializeOwned>(params: Option<Value>) -> Result<T, Fault> {
+    let params = params.unwrap_or_else(|| json!({}));
+    serde_json::from_value(params).map_err(|_| Fault::vhost(Errno::EINVAL))
+}
+
+/// # Errors
+/// When there are parameters, be they an empty object.
+pub(super) fn no_params(method: &str, params: Option<&Value>) -> Result<(), Fault> {
+    match params {
+        None => Ok(()),
+        Some(_) => Err(Fault::new(INVALID_PARAMS, format!("{method} requires no parameters"))),
+    }
+}

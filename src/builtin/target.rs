@@ -1,0 +1,156 @@
+//! All that a target has, owned by the thread that serves its control socket.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+
+use super::Options;
+use super::bdev::{Bdev, Bdevs, Folder, errno};
+use super::cores::Cores;
+use super::device::{Controller, Disk};
+use super::socket::{Occupant, PATH_BYTES, occupant};
+
+/// A target.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) bdevs: Bdevs,
+    pub(super) controllers: BTreeMap<String, Controller>,
+    /// Start-up is over.
+    pub(super) serving: bool,
+    pub(super) cores: Option<Cores>,
+    pub(super) zbs: Option<Folder>,
+    pub(super) started: Instant,
+    memory_mib: Option<u64>,
+    socket_dir: PathBuf,
+}
+
+/// What is asked of a new controller.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wish {
+    pub(super) name: String,
+    pub(super) bdev: String,
+    pub(super) read_only: bool,
+    pub(super) packed_ring: bool,
+    pub(super) cores: Option<String>,
+}
+
+impl Target {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            bdevs: Bdevs::default(),
+            controllers: BTreeMap::new(),
+            serving: !options.wait_for_rpc,
+            cores: options.cores.clone(),
+            zbs: options.zbs_dir.clone().map(Folder),
+            started: Instant::now(),
+            memory_mib: options.memory_mib,
+            socket_dir: options.socket_dir.clone(),
+        }
+    }
+
+    /// Whether malloc bdevs may have so many bytes more.
+    pub(super) fn has_memory(&self, bytes: u64) -> bool {
+        let most = self.memory_mib.map_or(u64::MAX, |mib| mib.saturating_mul(1 << 20));
+        self.bdevs.memory().checked_add(bytes).is_some_and(|all| all <= most)
+    }
+
+    /// The socket of a controller. SPDK cuts a long name and follows one that leaves the folder; here
+    /// neither is a name.
+    fn socket_path(&self, name: &str) -> Result<PathBuf, Errno> {
+        let plain = !name.is_empty() && name != "." && !name.contains("..");
+        if !plain || name.contains(['/', '\0']) {
+            return Err(Errno::EINVAL);
+        }
+        let path = self.socket_dir.join(name);
+        if path.as_os_str().len() > PATH_BYTES { Err(Errno::EINVAL) } else { Ok(path) }
+    }
+
+    fn cores_of(&self, mask: Option<&str>) -> Result<Option<Cores>, Errno> {
+        let Some(mask) = mask else { return Ok(self.cores.clone()) };
+        let cores: Cores = mask.parse().map_err(|_| Errno::EINVAL)?;
+        let allowed = self.cores.clone().unwrap_or_else(Cores::first);
+        if cores.within(&allowed) { Ok(Some(cores)) } else { Err(Errno::EINVAL) }
+    }
+
+    /// Makes a controller. A socket that another process serves is left alone.
+    ///
+    /// # Errors
+    /// ENODEV without the bdev, EINVAL for a name or mask that is none, EEXIST when it is there, EIO when
+    /// its socket cannot be made.
+    pub(super) fn create_controller(&mut self, wish: Wish) -> Result<(), Errno> {
+        let bdev = Arc::clone(self.bdevs.get(&wish.bdev).ok_or(Errno::ENODEV)?);
+        let path = self.socket_path(&wish.name)?;
+        let cores = self.cores_of(wish.cores.as_deref())?;
+        if self.controllers.contains_key(&wish.name) {
+            return Err(Errno::EEXIST);
+        }
+        match occupant(&path) {
+            Ok(Occupant::Nothing) => {}
+            Ok(Occupant::Stale) => std::fs::remove_file(&path).map_err(|_| Errno::EIO)?,
+            found => {
+                tracing::error!(path = %path.display(), ?found, "the place of a socket is taken");
+                return Err(Errno::EIO);
+            }
+        }
+        let read_only = wish.read_only || bdev.file().is_some_and(|file| file.is_read_only());
+        let Wish { name, packed_ring, .. } = wish;
+        let disk = Disk { name: name.clone(), bdev, read_only, packed_ring, cores };
+        let controller = Controller::new(disk, path.clone()).map_err(|error| {
+            tracing::error!(path = %path.display(), %error, "no controller");
+            Errno::EIO
+        })?;
+        self.controllers.insert(name, controller);
+        Ok(())
+    }
+
+    /// Deletes a controller that no VM is connected to.
+    ///
+    /// # Errors
+    /// ENODEV when there is none of that name, EBUSY with a VM.
+    pub(super) fn delete_controller(&mut self, name: &str) -> Result<(), Errno> {
+        let controller = self.controllers.get(name).ok_or(Errno::ENODEV)?;
+        if !controller.close() {
+            return Err(Errno::EBUSY);
+        }
+        self.controllers.remove(name);
+        Ok(())
+    }
+
+    /// Gives a bdev another size and tells the guests that have it. Only a shrink is refused.
+    ///
+    /// # Errors
+    /// `smaller` for a shrink; what the kernel said of the file.
+    pub(super) fn resize(&self, bdev: &Bdev, bytes: u64, smaller: Errno) -> Result<(), Errno> {
+        let blocks = bytes / u64::from(bdev.block_size);
+        if blocks < bdev.blocks() {
+            return Err(smaller);
+        }
+        if blocks > bdev.blocks() {
+            bdev.set_blocks(blocks);
+            let has_it = |c: &&Controller| std::ptr::eq(&*c.disk.bdev, bdev);
+            self.controllers.values().filter(has_it).for_each(Controller::announce_resize);
+        }
+        Ok(())
+    }
+
+    /// Ends every session and removes every socket, all at the same time.
+    pub(super) fn begin_stop(&self) {
+        self.controllers.values().for_each(Controller::begin_stop);
+    }
+
+    /// Whether every controller's thread has ended.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.controllers.values().all(Controller::has_stopped)
+    }
+
+    /// Makes the folder of the sockets.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn make_folder(&self) -> Result<(), Errno> {
+        std::fs::create_dir_all(&self.socket_dir).map_err(|error| errno(&error))
+    }
+}
