@@ -52,15 +52,17 @@ impl<C: Containers> Probe<C> {
         Probe { root: root.clone(), containers, sockets, policy, known }
     }
 
-    /// How the target stands: by an answer that is younger than the settings' `max_age`, or a new one.
+    /// How the target stands: by an answer of a process that still lives, younger than the settings'
+    /// `max_age`, or a new one. That it does not serve is asked anew each time, for that may be mended.
     pub async fn health(&self, name: &TargetName, control: &CleanPath) -> TargetHealth {
-        let turn = self.turn(name, control);
-        // Who waits here finds the answer that the one before has got.
+        let (turn, came) = (self.turn(name, control), Instant::now());
         let mut known = turn.lock().await;
-        if let Some((at, health)) = &known.last
-            && at.elapsed() < self.policy.max_age
-        {
-            return aged(health, *at);
+        if let Some((at, health)) = &known.last {
+            let served = health.state == TargetState::Serving && self.still_lives(&known);
+            // Who waited for his turn finds a round that was begun meanwhile.
+            if *at >= came || served && at.elapsed() < self.policy.max_age {
+                return aged(health, *at);
+            }
         }
         let at = Instant::now();
         let evidence = self.look(name, control, &mut known).await;
