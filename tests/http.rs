@@ -598,3 +598,58 @@ async fn prepares_at_the_same_time_share_one_run_when_the_first_wants_the_same_o
         assert_eq!(seen.json()["success"], true, "{}", seen.body);
     }
 }
+
+// Targets, where no engine is.
+
+const HEALTH: &str = "/zbs/primarystorage/vhost/target/health";
+const ENSURE: &str = "/zbs/primarystorage/vhost/target/ensure";
+
+#[tokio::test]
+async fn names_and_paths_of_a_target_are_judged_before_anything_is_done() {
+    let place = Place::on("two-node").mounted();
+    let agent = place.ready().await;
+    let long = format!("/{}", "x".repeat(120));
+    let socket = format!(r#"{{"controlSock": "{long}"}}"#);
+    for (path, body, code) in [
+        ("/v1/targets/..%2Fx", "{}", "invalid-target-name"),
+        ("/v1/targets/a;id", "{}", "invalid-target-name"),
+        ("/v1/targets/a", r#"{"cores": "7-6"}"#, "invalid-cores"),
+        ("/v1/targets/a", r#"{"cores": "1", "coreCount": 1}"#, "invalid-cores"),
+        ("/v1/targets/a", r#"{"coreCount": 0}"#, "invalid-cores"),
+        ("/v1/targets/a", r#"{"socketDir": "/var/../etc"}"#, "invalid-body"),
+        ("/v1/targets/a", r#"{"socketDir": "relative"}"#, "invalid-body"),
+        ("/v1/targets/a", &socket, "socket-path-too-long"),
+        ("/v1/targets/a", r#"{"kind": "qemu"}"#, "invalid-body"),
+        ("/v1/targets/a", r#"{"unknown": 1}"#, "invalid-body"),
+        ("/v1/targets/a?recreate=maybe", "{}", "invalid-query"),
+    ] {
+        call(agent.address, "PUT", path, &[], body).await.must_be_problem(400, code);
+    }
+    for body in [
+        r#"{"containerName": "$(reboot)"}"#,
+        r#"{"containerName": "a", "controlSock": "vhost.sock"}"#,
+        &socket,
+        r#"{"containerName": 7}"#,
+    ] {
+        let result = agent.post(HEALTH, body).await.json();
+        assert_eq!(result["success"], false, "{body}: {result}");
+        assert!(result["error"].as_str().is_some_and(|error| !error.is_empty()), "{result}");
+    }
+    let result = agent.post(ENSURE, r#"{"image": "a:1", "coreCount": 99999999}"#).await.json();
+    assert_eq!((&result["success"], &result["code"]), (&json!(false), &json!("invalid-cores")));
+}
+
+#[tokio::test]
+async fn a_target_without_an_engine_is_not_running_and_cannot_be_deployed() {
+    let place = Place::on("two-node").mounted();
+    let agent = place.ready().await;
+    let result = agent.post(HEALTH, r#"{"containerName": null, "controlSock": ""}"#).await.json();
+    assert_eq!((&result["success"], &result["targetRunning"]), (&json!(true), &json!(false)));
+    let health = agent.get("/v1/targets/zbs-vhost/health").await.json();
+    assert_eq!(health["state"], "failed", "{health}");
+    let reason = health["reason"].as_str().unwrap();
+    assert!(reason.contains("nobody listens"), "{reason}");
+    let reply = call(agent.address, "PUT", "/v1/targets/zbs-vhost", &[], "{}").await;
+    reply.must_be_problem(500, "engine-absent");
+    assert!(!place.path("var/tmp/vhost-sockets").exists());
+}
