@@ -225,7 +225,9 @@ impl<C: Containers> Owner<C> {
     ) -> Result<(), Fault> {
         self.progress.begun(step);
         let began = Instant::now();
-        let applied = self.applier.apply(step, seen.huge_dir.as_deref()).await;
+        let progress = self.progress.clone();
+        let line = |text| progress.line(step, text);
+        let applied = self.applier.apply(step, seen.huge_dir.as_deref(), line).await;
         let (before, _) = step.before_after();
         let (after, outcome) = match &applied {
             Ok(after) => (after.clone(), StepOutcome::Done),

@@ -12,8 +12,8 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, ImportImageOptionsBuilder, KillContainerOptionsBuilder,
-    LogsOptionsBuilder,
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ImportImageOptionsBuilder,
+    KillContainerOptionsBuilder, LogsOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, body_try_stream};
 use futures_util::TryStreamExt;
@@ -180,6 +180,28 @@ impl Containers for DockerClient {
         let seen =
             self.within("inspect image", within, ask!(docker.inspect_image(reference))).await;
         not_found_is_none(seen.map(|image| image.id.unwrap_or_default()))
+    }
+
+    async fn pull(
+        &self,
+        reference: &str,
+        line: impl Fn(String) + Send + Sync,
+        within: Duration,
+    ) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        let wanted = CreateImageOptionsBuilder::new().from_image(reference).build();
+        let pull = docker.create_image(Some(wanted), None, None).try_for_each(|told| {
+            // A layer's downloaded bytes come many times a second; its states are few.
+            let counts = told.progress_detail.and_then(|detail| detail.total).is_some();
+            if let Some(status) = told.status.filter(|_| !counts) {
+                line(match told.id {
+                    Some(layer) => format!("{layer}: {status}"),
+                    None => status,
+                });
+            }
+            async { Ok(()) }
+        });
+        self.within("pull", within, pull).await
     }
 
     async fn load(&self, tar: Tar, within: Duration) -> Result<(), EngineError> {

@@ -133,6 +133,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<Option<String>, EngineError>> + Send;
 
+    /// Pulls an image from the registry that its name begins with; what happens goes to `line`.
+    fn pull(
+        &self,
+        reference: &str,
+        line: impl Fn(String) + Send + Sync,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
     /// Loads the images of a tar.
     fn load(
         &self,

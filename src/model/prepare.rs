@@ -1,5 +1,6 @@
 //! Preparing the node: the request, the steps, the report.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -99,8 +100,8 @@ pub enum Step {
     LoadImage {
         /// Its name.
         image: String,
-        /// From where.
-        from: ImageSource,
+        /// From where; the next one when one fails.
+        from: Vec<ImageSource>,
     },
     /// Make the folder of a target's sockets, and clear it of what a dead predecessor left.
     PrepareSockets {
@@ -150,8 +151,20 @@ pub enum Step {
 pub enum ImageSource {
     /// The agent makes it of itself.
     BuiltIn,
+    /// The registry that its name begins with.
+    Registry,
     /// A tar on this node.
     Tar(String),
+}
+
+impl fmt::Display for ImageSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ImageSource::BuiltIn => f.write_str("made by the agent"),
+            ImageSource::Registry => f.write_str("pulled from its registry"),
+            ImageSource::Tar(path) => write!(f, "loaded from {path}"),
+        }
+    }
 }
 
 /// A change of one pool's `nr_hugepages`.
@@ -262,10 +275,10 @@ impl Step {
             Step::StartUnit(_) | Step::StartDaemon { .. } | Step::StartContainer { .. } => {
                 words("stopped", "running")
             }
-            Step::LoadImage { from: ImageSource::BuiltIn, .. } => {
-                words("absent", "made by the agent")
+            Step::LoadImage { from, .. } => {
+                let from: Vec<String> = from.iter().map(ImageSource::to_string).collect();
+                ("absent".to_string(), from.join(", else "))
             }
-            Step::LoadImage { from: ImageSource::Tar(tar), .. } => words("absent", tar),
             Step::PrepareSockets { .. } => words("unknown", "clear"),
             Step::CreateContainer(spec) => {
                 let cores = spec.cpus.as_deref().unwrap_or("any");

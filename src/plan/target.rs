@@ -170,11 +170,10 @@ impl TargetPlan {
         let chosen = cores::choose(&spec.cores, &seen.cpus)?;
         let image = image(spec, seen)?;
         if !seen.has_image {
-            let from = match (&spec.kind, &spec.image_tar) {
-                (TargetKind::BuiltIn, _) => ImageSource::BuiltIn,
-                (_, Some(tar)) => ImageSource::Tar(tar.as_str().to_string()),
-                (_, None) => return Err(no_image(&image)),
-            };
+            let from = sources(spec, &image);
+            if from.is_empty() {
+                return Err(no_image(&image));
+            }
             self.steps.push(Step::LoadImage { image: image.clone(), from });
         }
         self.steps.push(Step::PrepareSockets {
@@ -209,11 +208,27 @@ fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
     }
 }
 
+/// Where the image can come from, in the order that the controller knows: its registry, a tar.
+fn sources(spec: &TargetSpec, image: &str) -> Vec<ImageSource> {
+    if spec.kind == TargetKind::BuiltIn {
+        return vec![ImageSource::BuiltIn];
+    }
+    let registry = names_registry(image).then_some(ImageSource::Registry);
+    let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(tar.as_str().to_string()));
+    registry.into_iter().chain(tar).collect()
+}
+
+/// Whether the first part of a reference is a registry: it has a dot or a colon, or is `localhost`.
+fn names_registry(image: &str) -> bool {
+    let first = image.split_once('/').map(|(first, _)| first);
+    first.is_some_and(|first| first.contains(['.', ':']) || first == "localhost")
+}
+
 fn no_image(image: &str) -> Fault {
     Fault::new(
         "image-missing",
         format!(
-            "the engine has no image {image}, and nothing says where it is: name a tar that holds it"
+            "the engine has no image {image}, and nothing says where it is: name one in a registry (host:port/…), or a tar that holds it"
         ),
     )
 }

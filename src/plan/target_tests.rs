@@ -142,6 +142,17 @@ fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
     let tar = TargetSpec { image_tar: Some("/root/vhost.tar".parse().unwrap()), ..spec() };
     assert_eq!(names(&ensured(&tar, LEAVE, &without).unwrap())[0], "loadImage");
     assert_eq!(names(&ensured(&tar, LEAVE, &seen()).unwrap()), UP, "it is there");
+    for (image, sources) in [
+        ("registry.example:5000/zbs/vhost:1", vec![ImageSource::Registry]),
+        ("localhost/vhost", vec![ImageSource::Registry]),
+        ("10.0.0.1/vhost", vec![ImageSource::Registry]),
+        ("zbs/vhost:1", vec![]),
+        ("vhost:1.0", vec![]),
+    ] {
+        assert_eq!(super::sources(&spec(), image), sources, "{image}");
+    }
+    let both = super::sources(&tar, "localhost/vhost");
+    assert_eq!(both, [ImageSource::Registry, ImageSource::Tar("/root/vhost.tar".into())]);
     let own = TargetSpec { kind: TargetKind::BuiltIn, image: None, ..spec() };
     let plan = ensured(&own, LEAVE, &without).unwrap();
     assert_eq!(

@@ -1,6 +1,7 @@
 //! Disks, as a guest sees them.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 
 use serde_json::json;
 
@@ -116,31 +117,69 @@ fn buffers_that_are_not_aligned_are_served_as_well() {
 #[test]
 fn many_requests_on_many_rings_are_each_answered_once() {
     for kind in ["malloc", "aio"] {
-        let target = Target::new(&[]);
-        let mut guest = served(&target, kind, 512, false);
-        let place = |ring: usize, slot: u16| ring as u64 * 64 + u64::from(slot);
-        for (kind, area) in [(OUT, 0), (IN, 16 << 20)] {
-            for ring in 0..4 {
-                let before = guest.offered(ring);
-                for slot in 0..SLOTS {
-                    let (at, nth) = (DATA + area + 4096 * place(ring, slot), place(ring, slot));
-                    if kind == OUT {
-                        guest.fill(at, &pattern(nth, 4096));
-                    }
-                    guest.offer(ring, slot, Ask { kind, sector: nth * 8, data: at, length: 4096 });
+        many_requests(&Target::new(&[]), kind);
+    }
+}
+
+#[test]
+fn where_asynchronous_io_is_forbidden_requests_are_served_one_by_one() {
+    let mut target = Target::unstarted(&[]);
+    let mut command = target.command();
+    // SAFETY: the child calls nothing but prctl before it becomes the target.
+    unsafe { command.pre_exec(without_io_setup) };
+    target.start_as(command);
+    many_requests(&target, "aio");
+    let (_, said) = target.end(nix::sys::signal::Signal::SIGTERM);
+    assert!(said.contains("no asynchronous I/O"), "{said}");
+}
+
+/// Forbids this process io_setup(2), as a seccomp profile of a container may.
+fn without_io_setup() -> std::io::Result<()> {
+    use nix::libc::{
+        BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, EPERM, PR_SET_NO_NEW_PRIVS,
+        PR_SET_SECCOMP, SECCOMP_MODE_FILTER, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SYS_io_setup,
+        prctl, sock_filter, sock_fprog,
+    };
+    let step = |code: u32, jt: u8, jf: u8, k: u32| sock_filter { code: code as u16, jt, jf, k };
+    let mut steps = [
+        step(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SYS_io_setup as u32),
+        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | EPERM as u32),
+        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
+    ];
+    let program = sock_fprog { len: 4, filter: steps.as_mut_ptr() };
+    // SAFETY: the program lives until the kernel has copied it.
+    let done = unsafe {
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            | prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)
+    };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+fn many_requests(target: &Target, kind: &str) {
+    let mut guest = served(target, kind, 512, false);
+    let place = |ring: usize, slot: u16| ring as u64 * 64 + u64::from(slot);
+    for (kind, area) in [(OUT, 0), (IN, 16 << 20)] {
+        for ring in 0..4 {
+            let before = guest.offered(ring);
+            for slot in 0..SLOTS {
+                let (at, nth) = (DATA + area + 4096 * place(ring, slot), place(ring, slot));
+                if kind == OUT {
+                    guest.fill(at, &pattern(nth, 4096));
                 }
-                guest.kick(ring, before);
+                guest.offer(ring, slot, Ask { kind, sector: nth * 8, data: at, length: 4096 });
             }
-            for ring in 0..4 {
-                let answers = guest.finish(ring);
-                assert_eq!(answers.len(), usize::from(SLOTS));
-                assert!(answers.iter().all(|(_, status)| *status == OK));
-            }
+            guest.kick(ring, before);
         }
-        for nth in 0..256 {
-            let read = guest.bytes(DATA + (16 << 20) + 4096 * nth, 4096);
-            assert_eq!(read, pattern(nth, 4096), "block {nth}");
+        for ring in 0..4 {
+            let answers = guest.finish(ring);
+            assert_eq!(answers.len(), usize::from(SLOTS));
+            assert!(answers.iter().all(|(_, status)| *status == OK));
         }
+    }
+    for nth in 0..256 {
+        let read = guest.bytes(DATA + (16 << 20) + 4096 * nth, 4096);
+        assert_eq!(read, pattern(nth, 4096), "block {nth}");
     }
 }
 

@@ -124,7 +124,7 @@ impl Guest {
 
     /// Connects, negotiates and starts every ring; again after a target's death, as QEMU does it.
     pub(crate) fn connect(&mut self, socket: &Path) {
-        let stream = UnixStream::connect(socket).unwrap();
+        let stream = connected(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut frontend = Frontend::from_stream(stream, 16);
         frontend.set_owner().unwrap();
@@ -133,19 +133,20 @@ impl Guest {
         // The crate's frontend only speaks of protocol features once they are acknowledged.
         frontend.set_features(features).unwrap();
         let protocol = frontend.get_protocol_features().unwrap();
-        assert!(protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD));
+        let records = protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         let (ours, theirs) = UnixStream::pair().unwrap();
         frontend.set_backend_request_fd(&theirs).unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         self.notices = Some(ours);
-        if self.record.is_none() {
+        if records && self.record.is_none() {
             let asked = VhostUserInflight::new(0, 0, self.rings.len() as u16, RING);
             self.record = Some(frontend.get_inflight_fd(&asked).unwrap());
         }
-        let (told, file) = self.record.as_ref().unwrap();
-        frontend.set_inflight_fd(told, file.as_raw_fd()).unwrap();
+        if let Some((told, file)) = &self.record {
+            frontend.set_inflight_fd(told, file.as_raw_fd()).unwrap();
+        }
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: GUEST,
             memory_size: MEMORY as u64,
@@ -317,6 +318,18 @@ impl Guest {
         let per_ring = bytes.len() / self.rings.len();
         let entries = |ring: &[u8]| ring[16..].chunks(16).filter(|entry| entry[0] == 1).count();
         bytes.chunks(per_ring).map(entries).sum()
+    }
+}
+
+/// Connects; a socket may be there a moment before its process listens.
+fn connected(socket: &Path) -> UnixStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -4,6 +4,8 @@
 
 mod disks;
 mod guest;
+mod life;
 mod process;
 mod restarts;
 mod rpc;
+mod stream;

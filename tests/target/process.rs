@@ -46,8 +46,14 @@ impl Target {
 
     /// Starts it, again too, and waits until it answers.
     pub(crate) fn start(&mut self) {
+        let command = self.command();
+        self.start_as(command);
+    }
+
+    /// Starts it with a command of the test's own.
+    pub(crate) fn start_as(&mut self, mut command: Command) {
         // Not read: the pipe has room for what a test makes it say.
-        self.child = Some(self.command().spawn().unwrap());
+        self.child = Some(command.spawn().unwrap());
         let deadline = Instant::now() + PATIENCE;
         while UnixStream::connect(self.path("rpc.sock")).is_err() {
             assert!(Instant::now() < deadline, "the target does not start");

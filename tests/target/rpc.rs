@@ -1,19 +1,17 @@
-//! The control socket: every method, every error, and how it behaves as a stream.
+//! The control socket: every method and every error.
 
-use std::io::Read;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::guest::Guest;
-use crate::process::{PATIENCE, Target, ended};
+use crate::process::{PATIENCE, Target};
 
 const NO_DEVICE: &str = "No such device";
 const DECODE: &str = "spdk_json_decode_object failed";
 
-fn malloc(target: &Target, name: &str) {
+pub(crate) fn malloc(target: &Target, name: &str) {
     let params = json!({"name": name, "num_blocks": 2048, "block_size": 512});
     assert_eq!(target.call("bdev_malloc_create", params), json!(name));
 }
@@ -30,14 +28,13 @@ pub(crate) fn wait_for_no_session(target: &Target, name: &str) {
     }
 }
 
+/// Calls that must fail: method, parameters, code, message.
 fn faults(target: &Target, cases: &[(&str, Value, i64, &str)]) {
     for (method, params, code, message) in cases {
         let found = target.fault(method, params.clone());
         assert_eq!(found, (*code, message.to_string()), "{method} {params}");
     }
 }
-
-// Methods.
 
 #[test]
 fn the_process_tells_what_it_is() {
@@ -242,160 +239,4 @@ fn a_controller_with_a_vm_is_told_and_not_deleted() {
     drop(guest);
     wait_for_no_session(&target, "c");
     target.call("vhost_delete_controller", json!({"ctrlr": "c"}));
-}
-
-// The stream.
-
-#[test]
-fn pipelined_requests_are_answered_in_order_and_with_their_ids() {
-    let target = Target::new(&[]);
-    let mut rpc = target.rpc();
-    let ids = [json!(1), json!("two"), json!(null), json!(-4.5), json!(u64::MAX)];
-    let request = |id: &Value| json!({"jsonrpc": "2.0", "method": "spdk_get_version", "id": id});
-    rpc.send(&ids.iter().map(|id| request(id).to_string()).collect::<String>());
-    for id in ids {
-        assert_eq!(rpc.answer().unwrap()["id"], id);
-    }
-    // A notification is executed and not answered.
-    rpc.send(r#"{"jsonrpc":"2.0","method":"bdev_null_create","params":{"name":"n","num_blocks":8,"block_size":512}}"#);
-    assert_eq!(rpc.call("bdev_get_bdevs", json!({"name": "n"}))["result"][0]["name"], json!("n"));
-}
-
-#[test]
-fn half_a_request_waits_for_the_rest() {
-    let target = Target::new(&[]);
-    let mut rpc = target.rpc();
-    rpc.send(r#"{"jsonrpc":"2.0","id":1,"meth"#);
-    assert!(target.call("spdk_get_version", Value::Null).is_object());
-    rpc.send(r#"od":"spdk_get_version"}"#);
-    assert_eq!(rpc.answer().unwrap()["id"], json!(1));
-}
-
-#[test]
-fn what_is_no_json_or_too_much_closes_its_connection_only() {
-    let target = Target::new(&[]);
-    let mut other = target.rpc();
-    let mut rpc = target.rpc();
-    rpc.send("{]");
-    assert_eq!(rpc.answer(), None);
-    let mut rpc = target.rpc();
-    use std::io::Write;
-    // It may be closed before all is written.
-    let _ = rpc.stream.get_mut().write_all(format!("\"{}", "x".repeat(300_000)).as_bytes());
-    assert_eq!(rpc.answer(), None);
-    assert!(other.call("spdk_get_version", Value::Null)["result"].is_object());
-}
-
-#[test]
-fn what_is_no_request_is_told_so() {
-    let target = Target::new(&[]);
-    let mut rpc = target.rpc();
-    for text in [
-        r#"{"jsonrpc":"1.0","id":1,"method":"spdk_get_version"}"#,
-        r#"{"jsonrpc":"2.0","id":1}"#,
-        r#"{"jsonrpc":"2.0","id":1,"method":"spdk_get_version","params":1}"#,
-        r#"[{"jsonrpc":"2.0","id":1,"method":"spdk_get_version"}]"#,
-        "7 ",
-    ] {
-        rpc.send(text);
-        assert_eq!(rpc.answer().unwrap()["error"]["code"], json!(-32600), "{text}");
-    }
-}
-
-#[test]
-fn the_65th_connection_waits_until_one_of_64_is_gone() {
-    let target = Target::new(&[]);
-    let mut served: Vec<_> = (0..64).map(|_| target.rpc()).collect();
-    for rpc in &mut served {
-        rpc.call("spdk_get_version", Value::Null);
-    }
-    let mut waiting = target.rpc();
-    waiting.send(r#"{"jsonrpc":"2.0","id":1,"method":"spdk_get_version"}"#);
-    waiting.stream.get_ref().set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    let early = waiting.stream.get_mut().read(&mut [0; 1]);
-    assert_eq!(early.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    drop(served.pop());
-    waiting.stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(waiting.answer().unwrap()["id"], json!(1));
-}
-
-#[test]
-fn a_caller_can_wait_for_a_bdev() {
-    let target = Target::new(&[]);
-    let mut rpc = target.rpc();
-    let ask = |timeout: u64| {
-        json!({"jsonrpc": "2.0", "id": 1, "method": "bdev_get_bdevs",
-            "params": {"name": "m", "timeout": timeout}})
-    };
-    rpc.send(&ask(20).to_string());
-    assert_eq!(rpc.answer().unwrap()["error"]["code"], json!(-19));
-    rpc.send(&ask(20_000).to_string());
-    malloc(&target, "m");
-    assert_eq!(rpc.answer().unwrap()["result"][0]["name"], json!("m"));
-}
-
-// The process.
-
-#[test]
-fn until_start_init_only_start_up_methods_are_served() {
-    let target = Target::new(&["--wait-for-rpc"]);
-    assert_eq!(target.fault("bdev_get_bdevs", Value::Null).0, -1);
-    let methods = target.call("rpc_get_methods", json!({"current": true}));
-    let expected =
-        ["framework_start_init", "framework_wait_init", "rpc_get_methods", "spdk_get_version"];
-    assert_eq!(methods, json!(expected));
-    let mut waits = target.rpc();
-    waits.send(r#"{"jsonrpc":"2.0","id":1,"method":"framework_wait_init"}"#);
-    assert_eq!(target.fault("framework_start_init", json!({})).0, -32602);
-    assert_eq!(target.call("framework_start_init", Value::Null), json!(true));
-    assert_eq!(waits.answer().unwrap()["result"], json!(true));
-    assert_eq!(target.call("bdev_get_bdevs", Value::Null), json!([]));
-}
-
-#[test]
-fn a_signal_ends_it_and_nothing_is_left_behind() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut target = Target::new(&[]);
-        malloc(&target, "m");
-        target.call("vhost_create_blk_controller", json!({"ctrlr": "c", "dev_name": "m"}));
-        let (status, said) = target.end(signal);
-        assert!(status.success(), "{said}");
-        assert_eq!(std::fs::read_dir(target.dir.path()).unwrap().count(), 0);
-    }
-    let mut target = Target::new(&[]);
-    assert_eq!(target.call("spdk_kill_instance", json!({"sig_name": "SIGTERM"})), json!(true));
-    let (status, said) = ended(target.child.as_mut().unwrap());
-    assert!(status.success(), "{said}");
-}
-
-#[test]
-fn a_socket_of_a_dead_target_is_replaced_and_of_a_live_one_is_not() {
-    let mut target = Target::new(&[]);
-    let mut second = target.command().spawn().unwrap();
-    let (status, said) = ended(&mut second);
-    assert_eq!(status.code(), Some(1));
-    assert!(said.contains("in use by another process"), "{said}");
-    assert!(target.call("spdk_get_version", Value::Null).is_object());
-    use std::os::unix::fs::PermissionsExt;
-    let lock = std::fs::metadata(target.path("rpc.sock.lock")).unwrap();
-    assert_eq!(lock.permissions().mode() & 0o777, 0o600);
-    target.end(Signal::SIGKILL);
-    assert!(UnixStream::connect(target.path("rpc.sock")).is_err());
-    target.start();
-    assert!(target.call("spdk_get_version", Value::Null).is_object());
-}
-
-#[test]
-fn a_core_that_does_not_exist_is_named() {
-    let target = Target::unstarted(&["-m", "[0,1000]"]);
-    let (status, said) = ended(&mut target.command().spawn().unwrap());
-    assert_eq!(status.code(), Some(1));
-    assert!(said.contains("lcore 1000 unavailable"), "{said}");
-}
-
-#[test]
-fn flags_of_spdk_that_mean_nothing_here_are_taken() {
-    let flags = ["-s", "512", "--huge-dir", "/dev/hugepages", "--iova-mode", "va", "-z", "/etc/x"];
-    let target = Target::new(&flags);
-    assert!(target.call("spdk_get_version", Value::Null).is_object());
 }

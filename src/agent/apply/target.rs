@@ -46,13 +46,18 @@ impl<C: Containers> TargetApplier<C> {
         TargetApplier { root: root.clone(), containers, sockets, policy }
     }
 
-    /// Does one step and tells how things stand after it.
+    /// Does one step and tells how things stand after it; what happens meanwhile goes to `line`.
     ///
     /// # Errors
     /// A fault with what, where and what to do.
-    pub async fn apply(&self, step: &Step, huge_dir: Option<&str>) -> Result<String, Fault> {
+    pub async fn apply(
+        &self,
+        step: &Step,
+        huge_dir: Option<&str>,
+        line: impl Fn(String) + Send + Sync,
+    ) -> Result<String, Fault> {
         match step {
-            Step::LoadImage { image, from } => self.load(image, from).await,
+            Step::LoadImage { image, from } => self.load(image, from, &line).await,
             Step::PrepareSockets { folder, control } => {
                 self.prepare_sockets(folder, control, huge_dir).await
             }
@@ -77,30 +82,50 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    async fn load(&self, image: &str, from: &ImageSource) -> Result<String, Fault> {
-        let (tar, name): (Tar, String) = match from {
+    /// Brings the image in from the first source that has it.
+    async fn load(
+        &self,
+        image: &str,
+        from: &[ImageSource],
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<String, Fault> {
+        let mut failures = Vec::new();
+        for source in from {
+            match self.load_from(image, source, line).await {
+                Ok(id) => return Ok(id),
+                Err(why) => failures.push(format!("it could not be {source}: {why}")),
+            }
+        }
+        Err(Fault::new("image-load-failed", format!("no image {image}: {}", failures.join("; "))))
+    }
+
+    async fn load_from(
+        &self,
+        image: &str,
+        from: &ImageSource,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<String, String> {
+        let within = self.policy.load_timeout;
+        let brought = match from {
+            ImageSource::Registry => self.containers.pull(image, line, within).await,
             ImageSource::BuiltIn => {
-                let tar = blocking(own_image::tar).await?;
-                let tar = tar.map_err(|e| load_fault("the agent's own executable", &e))?;
-                (Box::new(std::io::Cursor::new(tar)), "the agent's own image".to_string())
+                let tar = blocking(own_image::tar).await.map_err(|fault| fault.text)?;
+                let tar: Tar = Box::new(std::io::Cursor::new(tar.map_err(|e| e.to_string())?));
+                self.containers.load(tar, within).await
             }
             ImageSource::Tar(path) => {
                 let at = self.root.path(path);
-                let file = blocking(move || own_image::open_tar(&at)).await?;
-                let file = file.map_err(|e| load_fault(path, &e))?;
-                (Box::new(file), path.clone())
+                let file = blocking(move || own_image::open_tar(&at)).await;
+                let file = file.map_err(|fault| fault.text)?.map_err(|e| e.to_string())?;
+                self.containers.load(Box::new(file), within).await
             }
         };
-        let loaded = self.containers.load(tar, self.policy.load_timeout).await;
-        loaded.map_err(|e| Fault::new("image-load-failed", format!("{name}: {}", chain(&e))))?;
-        // What the tar holds may have another name.
+        brought.map_err(|e| chain(&e))?;
+        // What a tar holds may have another name.
         match self.containers.image(image, self.policy.call_timeout).await {
             Ok(Some(id)) => Ok(id),
-            Ok(None) => Err(Fault::new(
-                "image-load-failed",
-                format!("{name} was loaded, but holds no image {image}: see `docker images`"),
-            )),
-            Err(e) => Err(engine_fault(&e)),
+            Ok(None) => Err("it holds no image of that name: see `docker images`".to_string()),
+            Err(e) => Err(chain(&e)),
         }
     }
 
@@ -220,8 +245,4 @@ impl<C: Containers> TargetApplier<C> {
         let text = format!("the container {id} still runs {KILL_TIME:?} after SIGKILL");
         Err(Fault::new("target-not-stopped", text))
     }
-}
-
-fn load_fault(name: &str, error: &std::io::Error) -> Fault {
-    Fault::new("image-load-failed", format!("{name} cannot be read: {error}"))
 }

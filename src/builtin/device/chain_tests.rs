@@ -1,9 +1,14 @@
 //! Chains, right and wrong.
 
+use std::sync::Arc;
+
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::super::super::bdev::{Backing, Bdev};
+use super::super::controller::Disk;
+use super::super::request::{Operation, Request};
 use super::*;
 
 fn guest() -> Guest {
@@ -65,4 +70,36 @@ fn what_breaks_the_rules_is_told_apart() {
 #[test]
 fn an_empty_indirect_table_is_no_chain() {
     assert_eq!(walked(&[(0x2000, 0, INDIRECT, 0)]).unwrap_err(), Broken::Index(0));
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_table_of_any_bytes_is_walked_and_judged_within_its_bounds(
+        // Small addresses, lengths and indexes, so that many tables make sense for a while.
+        descriptors in proptest::collection::vec((0u64..0x3000, 0u32..0x800, 0u16..8, 0u16..10), 8),
+        head in 0u16..10,
+        header in proptest::array::uniform16(0u8..16),
+    ) {
+        let guest = guest();
+        assert!(guest.put(GuestAddress(0x2000), &header));
+        let mut queue = Queue::new(8).unwrap();
+        queue.set_desc_table_address(Some(0x1000), None);
+        for (index, (address, length, flags, next)) in descriptors.into_iter().enumerate() {
+            let place = GuestAddress(0x1000 + 16 * index as u64);
+            guest.memory.write_obj(Descriptor::new(address, length, flags, next), place).unwrap();
+        }
+        let bdev = Bdev::new("d".into(), None, 512, 64, Backing::Null);
+        let disk = Disk {
+            name: "c".into(),
+            bdev: Arc::new(bdev),
+            read_only: false,
+            packed_ring: false,
+            cores: None,
+        };
+        let judged = walk(&guest, &queue, head).and_then(|chain| Request::judge(&guest, &disk, chain));
+        if let Ok(Request { operation: Operation::Transfer { offset, length, data, .. }, .. }) = judged {
+            assert!(offset + length <= 64 * 512);
+            assert_eq!(data.iter().map(|part| u64::from(part.length)).sum::<u64>(), length);
+        }
+    }
 }

@@ -23,6 +23,7 @@ mod request;
 mod ring;
 mod service;
 mod session;
+mod vring;
 mod worker;
 
 pub(super) use controller::{Controller, Disk};

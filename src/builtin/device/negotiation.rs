@@ -15,31 +15,15 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{
     Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
 };
-use virtio_queue::{Queue, QueueT};
 
-use super::config::{self, QUEUES, RING};
+use super::config::{self, QUEUES};
 use super::controller::Disk;
 use super::guest::Guest;
 use super::inflight::{self, Record};
-use super::ring::{Call, Parts, Ring, interrupt};
+use super::ring::interrupt;
 use super::session::Progress;
+use super::vring::{Vring, ring_size};
 use super::worker::Worker;
-
-/// What the frontend said of one ring.
-#[derive(Debug, Default)]
-struct Vring {
-    size: u16,
-    /// Descriptor table, used ring, available ring, as addresses of the frontend.
-    addresses: Option<[u64; 3]>,
-    base: u16,
-    kick: Option<Arc<File>>,
-    /// A kick was set; without a descriptor the ring is only polled.
-    started: bool,
-    call: Call,
-    error: Option<Arc<File>>,
-    enabled: bool,
-    running: bool,
-}
 
 /// The device as one frontend sees it.
 pub(super) struct Negotiation {
@@ -80,20 +64,7 @@ impl Negotiation {
         if vring.running || !vring.started || !vring.enabled {
             return Ok(());
         }
-        let (size, base) = (vring.size, vring.base);
-        let addresses = vring.addresses.ok_or(Error::InvalidParam)?;
-        let queue = queue(&guest, size, base, addresses, event_idx)?;
-        let ring = Ring::new(Parts {
-            index: index as u16,
-            queue,
-            guest,
-            kick: vring.kick.clone(),
-            call: Arc::clone(&vring.call),
-            error: vring.error.clone(),
-            record: record.and_then(|record| record.queue(index as u16, size)),
-            in_flight,
-        });
-        let ring = ring.map_err(|_| Error::InvalidParam)?;
+        let ring = vring.ring(index as u16, guest, record.as_ref(), event_idx, in_flight)?;
         vring.running = true;
         self.worker(index)?.start_ring(ring);
         self.note();
@@ -128,30 +99,6 @@ impl Negotiation {
         self.guest = Arc::new(guest);
         self.workers.iter().for_each(|worker| worker.replace_memory(&self.guest));
     }
-}
-
-/// A ring as virtio-queue knows it. What is not aligned or not in memory is refused when it starts.
-fn queue(
-    guest: &Guest,
-    size: u16,
-    base: u16,
-    addresses: [u64; 3],
-    event_idx: bool,
-) -> Result<Queue> {
-    let [table, used, available] = addresses.map(|user| guest.translate(user));
-    let (Some(table), Some(used), Some(available)) = (table, used, available) else {
-        return Err(Error::InvalidParam);
-    };
-    let mut queue = Queue::new(RING).map_err(|_| Error::InvalidParam)?;
-    let address = |of: u64| vm_memory::GuestAddress(of);
-    queue.try_set_size(size).map_err(|_| Error::InvalidParam)?;
-    queue.try_set_desc_table_address(address(table)).map_err(|_| Error::InvalidParam)?;
-    queue.try_set_used_ring_address(address(used)).map_err(|_| Error::InvalidParam)?;
-    queue.try_set_avail_ring_address(address(available)).map_err(|_| Error::InvalidParam)?;
-    queue.set_next_avail(base);
-    queue.set_event_idx(event_idx);
-    queue.set_ready(true);
-    Ok(queue)
 }
 
 impl VhostUserBackendReqHandlerMut for Negotiation {
@@ -197,8 +144,7 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
     }
 
     fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
-        let size = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= RING);
-        self.vring(index)?.size = size.ok_or(Error::InvalidParam)?;
+        self.vring(index)?.size = ring_size(size)?;
         Ok(())
     }
 
