@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Engine, EngineError};
+use super::{Containers, Engine, EngineError, Tar};
 use crate::model::engine::{ApiVersion, EngineVersion};
+use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// How the played engine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,5 +54,73 @@ impl Engine for FakeEngine {
     async fn version(&self, within: Duration) -> Result<EngineVersion, EngineError> {
         self.ping(within).await?;
         Ok(EngineVersion { version: "20.10.24".into(), api: ApiVersion(1, 41) })
+    }
+}
+
+/// An engine that has one container, which runs, and no image.
+#[derive(Debug)]
+pub struct FakeContainers(ContainerSeen);
+
+impl FakeContainers {
+    /// With these labels.
+    pub fn with_one(labels: &[(&str, &str)]) -> FakeContainers {
+        let label = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+        FakeContainers(ContainerSeen {
+            id: "c0ffee".into(),
+            running: true,
+            pid: Some(1),
+            exit_code: None,
+            oom_killed: false,
+            image_id: String::new(),
+            labels: labels.iter().map(label).collect(),
+            error: String::new(),
+        })
+    }
+
+    fn changes_nothing<T>(call: &'static str) -> Result<T, EngineError> {
+        Err(EngineError::Absent { socket: format!("{call}: this engine is only looked at") })
+    }
+}
+
+impl Containers for FakeContainers {
+    async fn container(&self, _: &str, _: Duration) -> Result<Option<ContainerSeen>, EngineError> {
+        Ok(Some(self.0.clone()))
+    }
+
+    async fn create(&self, _: &ContainerSpec, _: Duration) -> Result<String, EngineError> {
+        FakeContainers::changes_nothing("create")
+    }
+
+    async fn start(&self, _: &str, _: Duration) -> Result<(), EngineError> {
+        FakeContainers::changes_nothing("start")
+    }
+
+    async fn kill(&self, _: &str, _: &str, _: Duration) -> Result<(), EngineError> {
+        FakeContainers::changes_nothing("kill")
+    }
+
+    async fn remove(&self, _: &str, _: Duration) -> Result<(), EngineError> {
+        FakeContainers::changes_nothing("remove")
+    }
+
+    async fn last_lines(&self, _: &str, _: usize, _: Duration) -> Result<Vec<String>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    async fn image(&self, _: &str, _: Duration) -> Result<Option<String>, EngineError> {
+        Ok(None)
+    }
+
+    async fn pull(
+        &self,
+        _: &str,
+        _: impl Fn(String) + Send + Sync,
+        _: Duration,
+    ) -> Result<(), EngineError> {
+        FakeContainers::changes_nothing("pull")
+    }
+
+    async fn load(&self, _: Tar, _: Duration) -> Result<(), EngineError> {
+        FakeContainers::changes_nothing("load")
     }
 }

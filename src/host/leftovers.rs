@@ -2,7 +2,6 @@
 //! still uses one is read from procfs; no socket is connected to, for a virtual machine may wait for it
 //! (the lost reconnect in `reference/spdk-rpc.md`).
 
-use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
@@ -54,8 +53,8 @@ pub fn clear_sockets(root: &Root, folder: &str) -> Result<Vec<PathBuf>, HostErro
     let mut removed = Vec::new();
     for (name, path) in entries(&root.path(folder))? {
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-        let at = format!("{}/{name}", folder.trim_end_matches('/'));
-        let dead_socket = meta.file_type().is_socket() && !bound.contains(&at);
+        let is_bound = || bound.iter().any(|at| may_be(root, at, &name, &path));
+        let dead_socket = meta.file_type().is_socket() && !is_bound();
         let dead_lock = name.ends_with(".sock.lock") && meta.is_file() && !held(&path);
         if dead_socket || dead_lock {
             remove(&path, &mut removed)?;
@@ -64,8 +63,20 @@ pub fn clear_sockets(root: &Root, folder: &str) -> Result<Vec<PathBuf>, HostErro
     Ok(removed)
 }
 
+/// Whether the socket that was bound `at` a path may be the one that lies at `path`. The same file can
+/// have another path, through a link; and in a container's view one that is nothing here.
+fn may_be(root: &Root, at: &str, name: &str, path: &Path) -> bool {
+    if Path::new(at).file_name() != Some(name.as_ref()) {
+        return false;
+    }
+    match fs::canonicalize(root.path(at)) {
+        Ok(at) => fs::canonicalize(path).is_ok_and(|path| path == at),
+        Err(_) => true,
+    }
+}
+
 /// The paths of all bound sockets of the host's network namespace (proc_net(5)).
-fn bound_sockets(root: &Root) -> Result<HashSet<String>, HostError> {
+fn bound_sockets(root: &Root) -> Result<Vec<String>, HostError> {
     let table = read_table(&root.path("/proc/net/unix"))?;
     let table = String::from_utf8_lossy(&table);
     let path = |line: &str| Some(line.split_whitespace().nth(7)?.to_string());
@@ -136,9 +147,30 @@ mod tests {
         assert_eq!(removed, [path("dead.sock"), path("dead.sock.lock")]);
         assert!(is_locked(&root, &format!("{at}/live.sock")));
         assert!(!is_locked(&root, &format!("{at}/dead.sock")));
+        let other = folder.path().join("other");
+        std::os::unix::fs::symlink(folder.path(), &other).unwrap();
+        let through_link = UnixListener::bind(other.join("linked.sock")).unwrap();
+        assert_eq!(clear_sockets(&root, &at).unwrap(), [""; 0].map(PathBuf::from));
+        assert!(path("linked.sock").exists());
         drop((live, lock));
         assert_eq!(clear_sockets(&root, &at).unwrap().len(), 2);
+        drop(through_link);
+        assert_eq!(clear_sockets(&root, &at).unwrap(), [path("linked.sock")]);
         assert!(path("file").exists());
+    }
+
+    #[test]
+    fn a_socket_that_a_container_may_have_bound_under_another_path_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/net")).unwrap();
+        fs::create_dir_all(root.path("/sockets")).unwrap();
+        let line = "0000: 00000002 00000000 00010000 0001 01 4711 /in/the/container/disk.sock\n";
+        fs::write(root.path("/proc/net/unix"), format!("Num RefCount Protocol …\n{line}")).unwrap();
+        drop(UnixListener::bind(root.path("/sockets/disk.sock")).unwrap());
+        drop(UnixListener::bind(root.path("/sockets/other.sock")).unwrap());
+        let removed = clear_sockets(&root, "/sockets").unwrap();
+        assert_eq!(removed, [root.path("/sockets/other.sock")]);
     }
 
     #[test]

@@ -212,3 +212,17 @@ pub fn put_living_daemon(root: &Root) -> std::process::Child {
     put_daemon(root, process.id());
     process
 }
+
+/// Puts one CPU into sysfs, and a mount table without mounts into procfs.
+pub fn put_cpu(root: &Root) {
+    let topology = root.path("/sys/devices/system/cpu/cpu0/topology");
+    fs::create_dir_all(&topology).unwrap();
+    fs::create_dir_all(root.path("/proc/self")).unwrap();
+    fs::write(root.path("/proc/self/mountinfo"), "").unwrap();
+    fs::write(root.path("/sys/devices/system/cpu/online"), "0").unwrap();
+    for (name, value) in
+        [("core_id", "0"), ("physical_package_id", "0"), ("thread_siblings_list", "0")]
+    {
+        fs::write(topology.join(name), value).unwrap();
+    }
+}

@@ -159,3 +159,34 @@ impl TargetDefaults {
         socket_dir.join(&self.control_name).parse()
     }
 }
+
+#[cfg(test)]
+impl TargetPolicy {
+    /// A policy for tests.
+    pub fn example() -> TargetPolicy {
+        let template = |command: &str, capabilities: &[&str]| TargetTemplate {
+            command: command.split(' ').map(str::to_string).collect(),
+            capabilities: capabilities.iter().map(ToString::to_string).collect(),
+            privileged: false,
+        };
+        let zbs = "/vhost -m {cores} -S {socketDir} -r {controlSock} -z {clientConf}";
+        let spdk = "vhost -m {cores} -s {memoryMib} --huge-dir {hugeDir} --last";
+        TargetPolicy {
+            zbs: template(zbs, &["SYS_NICE"]),
+            spdk: template(spdk, &["SYS_NICE"]),
+            built_in: template("/vhost-agent target -m {cores} -r {controlSock}", &[]),
+            binds: vec![("/opt".into(), true)],
+            devices: Vec::new(),
+            env: vec!["A=b".into()],
+            socket_uid: 0,
+            socket_gid: 0,
+            socket_mode: 0o755,
+            call_timeout: Duration::from_secs(10),
+            load_timeout: Duration::from_secs(600),
+            ready_timeout: Duration::from_secs(20),
+            stop_grace: Duration::from_millis(900),
+            answer_timeout: Duration::from_secs(1),
+            max_age: Duration::from_secs(1),
+        }
+    }
+}

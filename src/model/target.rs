@@ -288,7 +288,15 @@ pub struct ContainerSeen {
     pub error: String,
 }
 
+/// The label that holds the wish a container was made for.
+pub const SPEC_LABEL: &str = "vhost-agent.spec";
+
 impl ContainerSeen {
+    /// The wish that it was made for, when the agent made it.
+    pub fn made_for(&self) -> Option<TargetSpec> {
+        serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
+    }
+
     /// How its process ended, in a sentence.
     pub fn how_it_ended(&self) -> String {
         let code = self.exit_code.unwrap_or_default();

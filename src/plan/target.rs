@@ -11,11 +11,8 @@ use crate::model::fault::{Fault, Finding};
 use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::prepare::{ImageSource, Step};
 use crate::model::target::{
-    ContainerSeen, ContainerSpec, Drift, EnsureWish, TargetKind, TargetSeen, TargetSpec,
+    ContainerSeen, ContainerSpec, Drift, EnsureWish, SPEC_LABEL, TargetKind, TargetSeen, TargetSpec,
 };
-
-/// The label that holds the wish a container was made for.
-pub const SPEC_LABEL: &str = "vhost-agent.spec";
 
 /// What to do, and what to tell.
 #[derive(Debug, Default, PartialEq)]
@@ -43,7 +40,7 @@ pub fn ensure(
         plan.bring_up(spec, seen, policy)?;
         return Ok(plan);
     };
-    let made_for = made_for(container);
+    let made_for = container.made_for();
     if let Some(made_for) = &made_for {
         plan.drift = spec.drift(made_for);
     }
@@ -72,17 +69,12 @@ pub fn destroy(
 ) -> Result<TargetPlan, Fault> {
     let mut plan = TargetPlan::default();
     if let Some(container) = &seen.container {
-        if made_for(container).is_none() && !force {
+        if container.made_for().is_none() && !force {
             return Err(not_ours(spec));
         }
         plan.take_down(spec, force, container, seen, policy)?;
     }
     Ok(plan)
-}
-
-/// The wish that a container was made for, when the agent made it.
-fn made_for(container: &ContainerSeen) -> Option<TargetSpec> {
-    serde_json::from_str(container.labels.get(SPEC_LABEL)?).ok()
 }
 
 fn not_ours(spec: &TargetSpec) -> Fault {

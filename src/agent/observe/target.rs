@@ -9,7 +9,7 @@ use crate::host::{Root, cpus, mounts, own_image};
 use crate::model::cpu::Cpu;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
-use crate::model::target::{TargetKind, TargetSeen, TargetSpec};
+use crate::model::target::{CleanPath, ContainerSeen, TargetKind, TargetSeen, TargetSpec};
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
 
@@ -59,15 +59,19 @@ impl<C: Containers> TargetObserver<C> {
             }
         };
         let container = self.containers.container(spec.name.as_str(), within);
-        let (container, image, answer) = tokio::join!(container, has_image, self.ask(spec));
+        let (container, image) = tokio::join!(container, has_image);
         let container = container.map_err(|e| engine_fault(&e))?;
-        let running = container.as_ref().is_some_and(|container| container.running);
-        let (version, silence, sessions) = answer;
+        let running = container.as_ref().filter(|container| container.running);
+        // Its guests are where it runs now, which may be elsewhere than it is wanted.
+        let made_for = running.and_then(ContainerSeen::made_for);
+        let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
+        let (version, silence, sessions) = self.ask(&control).await;
+        let sessions = if running.is_some() { sessions } else { 0 };
         Ok(TargetSeen {
             container,
             version,
             silence,
-            sessions: if running { sessions } else { 0 },
+            sessions,
             has_image: image.map_err(|e| engine_fault(&e))?.is_some(),
             built_in_image: files.built_in_image,
             has_client_conf: files.has_client_conf,
@@ -77,9 +81,9 @@ impl<C: Containers> TargetObserver<C> {
     }
 
     /// The version that the control socket tells, why it does not, and how many machines are connected.
-    async fn ask(&self, spec: &TargetSpec) -> (Option<String>, String, usize) {
+    async fn ask(&self, control: &CleanPath) -> (Option<String>, String, usize) {
         let within = self.policy.answer_timeout;
-        let socket = self.sockets.at(&self.root.path(spec.control_sock.as_str()));
+        let socket = self.sockets.at(&self.root.path(control.as_str()));
         match tokio::join!(socket.version(within), socket.controllers(within)) {
             (Ok(version), controllers) => {
                 // One that has no controllers yet, or is still starting, has nobody connected.
@@ -120,4 +124,71 @@ pub fn engine_fault(error: &EngineError) -> Fault {
         EngineError::Refused { .. } | EngineError::Call { .. } => "engine-refused",
     };
     Fault::new(code, chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::docker::fake::FakeContainers;
+    use crate::model::target::{CoreWish, SPEC_LABEL};
+
+    fn spec(folder: &str) -> TargetSpec {
+        TargetSpec {
+            name: "zbs-vhost".parse().unwrap(),
+            kind: TargetKind::BuiltIn,
+            image: None,
+            image_tar: None,
+            cores: CoreWish::Count(1),
+            socket_dir: folder.parse().unwrap(),
+            control_sock: format!("{folder}/vhost.sock").parse().unwrap(),
+            client_conf: None,
+            memory_mib: 0,
+        }
+    }
+
+    /// A target at `socket` to which one machine is connected.
+    fn serve_one_guest(socket: &std::path::Path) {
+        let listener = UnixListener::bind(socket).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut bytes = Vec::new();
+            while stream.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
+                let mut requests =
+                    serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
+                let mut replies = String::new();
+                while let Some(Ok(request)) = requests.next() {
+                    let result = match request["method"].as_str().unwrap() {
+                        "spdk_get_version" => json!({"version": "SPDK v24.01"}),
+                        _ => json!([{"ctrlr": "disk", "sessions": [{"started": true}]}]),
+                    };
+                    replies += &format!("{}\n", json!({"id": request["id"], "result": result}));
+                }
+                let taken = requests.byte_offset();
+                bytes.drain(..taken);
+                stream.write_all(replies.as_bytes()).await.unwrap();
+            }
+        });
+    }
+
+    #[tokio::test]
+    async fn guests_are_counted_where_the_target_runs_not_where_it_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        crate::host::spawn_fake::put_cpu(&root);
+        crate::host::leftovers::make_folder(&root, "/old", (0, 0), 0o755).unwrap();
+        serve_one_guest(&root.path("/old/vhost.sock"));
+        let label = serde_json::to_string(&spec("/old")).unwrap();
+        let containers = FakeContainers::with_one(&[(SPEC_LABEL, &label)]);
+        let second = Duration::from_secs(1);
+        let policy = TargetPolicy { answer_timeout: second, ..TargetPolicy::example() };
+        let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
+        let seen = observer.look(&spec("/new")).await.unwrap();
+        assert_eq!((seen.sessions, seen.serves()), (1, true), "{seen:?}");
+    }
 }
