@@ -125,13 +125,12 @@ async fn a_stop_does_not_wait_for_pages_of_the_last_boot_that_hang() {
 
 #[tokio::test]
 async fn a_restore_that_a_stop_has_cut_short_is_done_by_the_next_start() {
-    let place = Place::on("two-node").settings("[http]\ndrain_timeout = \"100ms\"\n");
+    let settings = "[http]\ndrain_timeout = \"100ms\"\n[log]\nlevel = \"debug\"\n";
+    let place = Place::on("two-node").settings(settings);
     let mut gate = restoring(&place);
     let mut agent = place.start_behind(&mut gate).await;
     agent.signal(Signal::SIGTERM);
-    until("the agent stops", async || agent.log().contains("stopping").then_some(())).await;
-    // Nothing outside shows that the owner was told.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    agent.logged("was told to end").await;
     gate.open().await;
     assert_eq!(agent.ended().await.code(), Some(0));
     let agent = place.ready().await;

@@ -129,6 +129,7 @@ impl Pools {
         tokio::pin!(ends);
         let until_ended = async {
             self.brake.pull();
+            tracing::debug!("the owner of the hugepage pools was told to end");
             // Pinned: goes on when the pause ends first.
             while timeout(PAUSE, &mut ends).await.is_err() {
                 self.brake.pull();

@@ -18,7 +18,7 @@ struct Shared {
 }
 
 struct Owners {
-    last: Vec<Instant>,
+    last: Vec<Option<Instant>>,
     fed: Option<Instant>,
 }
 
@@ -36,11 +36,10 @@ impl Pulse {
     /// One more owner that has to beat.
     pub fn register(&self) -> Beat {
         let place = self.0.as_ref().map(|shared| {
-            let mut owners = lock(&shared.owners);
-            owners.last.push(Instant::now());
+            let place = lock(&shared.owners).take_place();
             let mut ticks = interval(shared.within / 3);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            (shared.clone(), owners.last.len() - 1, ticks)
+            (shared.clone(), place, ticks)
         });
         Beat(place)
     }
@@ -61,14 +60,46 @@ impl Beat {
     }
 }
 
+impl Beat {
+    /// Ends the owner's part, for one that has nothing left to own. One that only breaks off stays
+    /// missed, and systemd starts the agent anew.
+    pub fn retire(self) {
+        if let Some((shared, place, _)) = &self.0
+            && let Some(last) = lock(&shared.owners).last.get_mut(*place)
+        {
+            *last = None;
+        }
+    }
+}
+
+impl Owners {
+    /// A place for one more owner: one that another has left, else a new one.
+    fn take_place(&mut self) -> usize {
+        let now = Some(Instant::now());
+        match self.last.iter().position(Option::is_none) {
+            Some(place) => {
+                if let Some(last) = self.last.get_mut(place) {
+                    *last = now;
+                }
+                place
+            }
+            None => {
+                self.last.push(now);
+                self.last.len() - 1
+            }
+        }
+    }
+}
+
 impl Shared {
     /// Notes one owner's beat; true when systemd is to be fed now.
     fn beat(&self, place: usize, now: Instant) -> bool {
         let mut owners = lock(&self.owners);
         if let Some(last) = owners.last.get_mut(place) {
-            *last = now;
+            *last = Some(now);
         }
-        let fresh = owners.last.iter().all(|last| now.duration_since(*last) < self.within);
+        let fresh =
+            owners.last.iter().flatten().all(|last| now.duration_since(*last) < self.within);
         let due = owners.fed.is_none_or(|fed| now.duration_since(fed) >= self.within / 4);
         if fresh && due {
             owners.fed = Some(now);
@@ -114,5 +145,30 @@ mod tests {
         assert_eq!(fed.load(Ordering::Relaxed), hung, "not fed since one owner hangs");
         beating.abort();
         hanging.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_that_retires_is_not_missed_and_one_that_breaks_off_is() {
+        let fed = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = fed.clone();
+        let pulse = Pulse::new(Duration::from_secs(3), move || {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+        let fed = || fed.swap(0, std::sync::atomic::Ordering::Relaxed);
+        let (mut stays, retires) = (pulse.register(), pulse.register());
+        retires.retire();
+        for _ in 0..9 {
+            stays.due().await;
+        }
+        assert!(fed() > 0);
+        drop(pulse.register());
+        for _ in 0..9 {
+            stays.due().await;
+        }
+        fed();
+        for _ in 0..9 {
+            stays.due().await;
+        }
+        assert_eq!(fed(), 0);
     }
 }

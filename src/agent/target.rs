@@ -77,9 +77,12 @@ struct Order {
     wish: TargetWish,
     dry_run: bool,
     reply: oneshot::Sender<PrepareReport>,
+    /// Shows that its owner is needed until it is done.
+    _work: Arc<()>,
 }
 
-type Owners = BTreeMap<TargetName, mpsc::Sender<Order>>;
+/// Each owner's orders, and what each of its orders holds a share of.
+type Owners = BTreeMap<TargetName, (mpsc::Sender<Order>, Arc<()>)>;
 
 /// The handle of all targets of this node.
 #[derive(Clone)]
@@ -115,9 +118,9 @@ impl Targets {
         wish: TargetWish,
         dry_run: bool,
     ) -> Result<PrepareReport, Fault> {
-        let owner = self.owner(&wish.spec().name)?;
+        let (owner, work) = self.owner(&wish.spec().name)?;
         let (reply, answer) = oneshot::channel();
-        owner.try_send(Order { wish, dry_run, reply }).map_err(|e| match e {
+        owner.try_send(Order { wish, dry_run, reply, _work: work }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(
                 "target-busy",
                 format!("{QUEUE} requests for this target wait already: call again later"),
@@ -127,19 +130,24 @@ impl Targets {
         answer.await.map_err(|_| owner_gone())
     }
 
-    fn owner(&self, name: &TargetName) -> Result<mpsc::Sender<Order>, Fault> {
+    fn owner(&self, name: &TargetName) -> Result<(mpsc::Sender<Order>, Arc<()>), Fault> {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(owner) = owners.get(name) {
             return Ok(owner.clone());
         }
         if owners.len() >= MOST_TARGETS {
-            let text = format!("this agent has seen {MOST_TARGETS} names of targets: restart it");
+            // An owner without work remembers nothing: it ends, and is started again when needed.
+            owners.retain(|_, (_, work)| Arc::strong_count(work) > 1);
+        }
+        if owners.len() >= MOST_TARGETS {
+            let text = format!("{MOST_TARGETS} targets are worked on already: call again later");
             return Err(Fault::new("too-many-targets", text));
         }
         let (orders, queue) = mpsc::channel(QUEUE);
         (self.start)(queue);
-        owners.insert(name.clone(), orders.clone());
-        Ok(orders)
+        let owner = (orders, Arc::new(()));
+        owners.insert(name.clone(), owner.clone());
+        Ok(owner)
     }
 }
 
@@ -157,7 +165,7 @@ async fn run<C: Containers>(owner: Owner<C>, mut queue: mpsc::Receiver<Order>, m
             order = queue.recv() => order,
             () = beat.due() => continue,
         };
-        let Some(Order { wish, dry_run, reply }) = order else { return };
+        let Some(Order { wish, dry_run, reply, _work }) = order else { return beat.retire() };
         let work = owner.bring_about(&wish, dry_run);
         tokio::pin!(work);
         let report = loop {
@@ -237,5 +245,42 @@ impl<C: Containers> Owner<C> {
         self.progress.ended(&step);
         report.steps.push(step);
         applied.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docker::fake::FakeContainers;
+    use crate::host::Root;
+    use crate::model::target::{CoreWish, TargetKind};
+    use crate::spdk::Sockets;
+
+    #[tokio::test]
+    async fn names_that_were_asked_for_once_do_not_shut_out_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        crate::host::spawn_fake::put_cpu(&root);
+        let (policy, sockets) = (TargetPolicy::example(), Sockets::default());
+        let containers = Arc::new(FakeContainers::with_one(&[]));
+        let look = TargetObserver::new(&root, containers.clone(), sockets.clone(), policy.clone());
+        let apply = TargetApplier::new(&root, containers, sockets, policy.clone());
+        let targets = Targets::new(look, apply, policy, ProgressSink::default(), Pulse::default());
+        for number in 0..=MOST_TARGETS {
+            let spec = TargetSpec {
+                name: format!("target-{number}").parse().unwrap(),
+                kind: TargetKind::BuiltIn,
+                image: None,
+                image_tar: None,
+                cores: CoreWish::Count(1),
+                socket_dir: "/sockets".parse().unwrap(),
+                control_sock: "/sockets/vhost.sock".parse().unwrap(),
+                client_conf: None,
+                memory_mib: 0,
+            };
+            let report =
+                targets.bring_about(TargetWish::Destroy { spec, force: false }, true).await;
+            assert_eq!(report.unwrap().errors[0].code, "container-not-ours");
+        }
     }
 }

@@ -189,7 +189,10 @@ impl Containers for DockerClient {
         within: Duration,
     ) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        let wanted = CreateImageOptionsBuilder::new().from_image(reference).build();
+        // Without a tag the engine pulls every one that there is.
+        let last = reference.rsplit('/').next().unwrap_or(reference);
+        let tag = if last.contains([':', '@']) { "" } else { "latest" };
+        let wanted = CreateImageOptionsBuilder::new().from_image(reference).tag(tag).build();
         let pull = docker.create_image(Some(wanted), None, None).try_for_each(|told| {
             // A layer's downloaded bytes come many times a second; its states are few.
             let counts = told.progress_detail.and_then(|detail| detail.total).is_some();

@@ -73,10 +73,11 @@ impl<C: Containers> Probe<C> {
 
     fn turn(&self, name: &TargetName, control: &CleanPath) -> Arc<Turn<Known>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST_KNOWN {
+        let key = (name.clone(), control.clone());
+        if known.len() >= MOST_KNOWN && !known.contains_key(&key) {
             known.clear();
         }
-        known.entry((name.clone(), control.clone())).or_default().clone()
+        known.entry(key).or_default().clone()
     }
 
     async fn look(&self, name: &TargetName, control: &CleanPath, known: &mut Known) -> Evidence {

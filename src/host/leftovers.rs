@@ -92,7 +92,8 @@ pub fn clear_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostErr
     let kept = entries(&root.path(huge_dir))?.into_iter();
     let mut orphans: Vec<(String, PathBuf)> = kept
         .filter(|(name, path)| name.contains("map_") && path.is_file())
-        .map(|(name, path)| (format!("{}/{name}", huge_dir.trim_end_matches('/')), path))
+        // In a container's view its folder may be another one.
+        .map(|(name, path)| (format!("/{name}"), path))
         .collect();
     for (name, process) in entries(&root.path("/proc"))? {
         if orphans.is_empty() {
@@ -104,7 +105,7 @@ pub fn clear_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostErr
         // A process that has ended meanwhile maps nothing.
         let maps = read_table(&process.join("maps")).unwrap_or_default();
         let maps = String::from_utf8_lossy(&maps);
-        orphans.retain(|(at, _)| !maps.lines().any(|line| line.ends_with(at.as_str())));
+        orphans.retain(|(name, _)| !maps.lines().any(|line| line.ends_with(name.as_str())));
     }
     let mut removed = Vec::new();
     for (_, path) in orphans {
@@ -182,7 +183,7 @@ mod tests {
         for name in ["/dev/huge/rtemap_0", "/dev/huge/rtemap_1", "/dev/huge/other"] {
             fs::write(root.path(name), "").unwrap();
         }
-        let line = "7f00-7f20 rw-s 00000000 00:2e 45  /dev/huge/rtemap_1\n";
+        let line = "7f00-7f20 rw-s 00000000 00:2e 45  /in/the/container/rtemap_1\n";
         fs::write(root.path("/proc/7/maps"), line).unwrap();
         assert_eq!(clear_memory(&root, "/dev/huge").unwrap(), [root.path("/dev/huge/rtemap_0")]);
         assert!(root.path("/dev/huge/other").exists());

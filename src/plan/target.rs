@@ -52,8 +52,14 @@ pub fn ensure(
     if made_for.is_none() && !replace {
         return Err(not_ours(spec));
     }
+    // The old one goes when the new one can come: an image that cannot be had changes nothing.
+    let mut new = TargetPlan::default();
+    new.bring_up(spec, seen, policy)?;
+    let loads = |step: &Step| matches!(step, Step::LoadImage { .. });
+    let (load, start): (Vec<Step>, Vec<Step>) = new.steps.into_iter().partition(loads);
+    plan.steps.extend(load);
     plan.take_down(spec, wish.force, container, seen, policy)?;
-    plan.bring_up(spec, seen, policy)?;
+    plan.steps.extend(start);
     Ok(plan)
 }
 

@@ -110,7 +110,7 @@ fn a_word_that_cannot_be_filled_goes_with_its_flag_and_no_other() {
 fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
     let without = TargetSeen { has_image: false, ..seen() };
     assert_eq!(ensured(&spec(), LEAVE, &without).unwrap_err().code, "image-missing");
-    let tar = TargetSpec { image_tar: Some("/root/vhost.tar".parse().unwrap()), ..spec() };
+    let tar = TargetSpec { image_tar: Some("/srv/vhost.tar".parse().unwrap()), ..spec() };
     assert_eq!(names(&ensured(&tar, LEAVE, &without).unwrap())[0], "loadImage");
     assert_eq!(names(&ensured(&tar, LEAVE, &seen()).unwrap()), UP, "it is there");
     for (image, sources) in [
@@ -123,7 +123,7 @@ fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
         assert_eq!(super::sources(&spec(), image), sources, "{image}");
     }
     let both = super::sources(&tar, "localhost/vhost");
-    assert_eq!(both, [ImageSource::Registry, ImageSource::Tar("/root/vhost.tar".into())]);
+    assert_eq!(both, [ImageSource::Registry, ImageSource::Tar("/srv/vhost.tar".into())]);
     let own = TargetSpec { kind: TargetKind::BuiltIn, image: None, ..spec() };
     let plan = ensured(&own, LEAVE, &without).unwrap();
     assert_eq!(
@@ -146,6 +146,10 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
     let plan = ensured(&spec(), RECREATE, &drifted).unwrap();
     assert_eq!(names(&plan)[..2], ["stopContainer", "removeContainer"]);
     assert_eq!(names(&plan)[2..], UP);
+    let tar = TargetSpec { image_tar: Some("/srv/vhost.tar".parse().unwrap()), ..spec() };
+    let without = TargetSeen { has_image: false, ..drifted.clone() };
+    let plan = ensured(&tar, RECREATE, &without).unwrap();
+    assert_eq!(names(&plan)[..2], ["loadImage", "stopContainer"], "what serves goes last");
     let same = with_container(Some(&spec()), true, true);
     assert_eq!(names(&ensured(&spec(), RECREATE, &same).unwrap()), [""; 0], "nothing differs");
 }

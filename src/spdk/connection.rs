@@ -68,6 +68,10 @@ impl Open<'_> {
         let mut outgoing = Vec::new();
         self.encode(first, &mut outgoing);
         loop {
+            if self.unanswered.len() >= MOST_UNANSWERED {
+                // A frozen target must not keep us from asking it again: who gave up is forgotten.
+                self.unanswered.retain(|_, waiting| !waiting.reply.is_closed());
+            }
             // What waits already goes out in one piece.
             while self.unanswered.len() < MOST_UNANSWERED
                 && outgoing.len() < MOST_BYTES

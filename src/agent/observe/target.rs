@@ -123,7 +123,12 @@ pub fn engine_fault(error: &EngineError) -> Fault {
         EngineError::Timeout { .. } => "engine-not-answering",
         EngineError::Refused { .. } | EngineError::Call { .. } => "engine-refused",
     };
-    Fault::new(code, chain(error))
+    let remedy = match error {
+        EngineError::Absent { .. } => ": prepare the node first (`vhost-agent prepare`)",
+        EngineError::Timeout { .. } => ": see the engine's log, and restart it when it hangs",
+        EngineError::Refused { .. } | EngineError::Call { .. } => "",
+    };
+    Fault::new(code, chain(error) + remedy)
 }
 
 #[cfg(test)]
