@@ -1,6 +1,9 @@
 //! Growing 1,024 pages of 2 MiB, against one bare write of the same number. The ways take turns, for the
 //! state of the machine's free memory changes with every growth.
 //!
+//! The write may last for seconds where memory is fragmented, so a server does it on a thread that may block:
+//! what a bare write on such a thread takes is shown too.
+//!
 //! The owner of the pools grows what it has reserved before, as after a boot. The whole call reserves
 //! anew, and has that on the disk before it answers; its floor is a bare write and such a file.
 
@@ -30,7 +33,7 @@ use crate::http::Connection;
 use crate::pages::{Found, wanted};
 
 const PAGES: u64 = 1024;
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 160;
 const WARM_UP: usize = 4;
 
 pub(crate) fn run(engine: EngineUse) -> Result<()> {
@@ -41,11 +44,12 @@ pub(crate) fn run(engine: EngineUse) -> Result<()> {
         if round == WARM_UP {
             ways.measured = Measured::default();
         }
-        // In turn first, second and third: who comes first finds other memory than who comes last.
-        for turn in 0..3 {
-            match (round + turn) % 3 {
+        // In turn first, second, third, last: who comes first finds other memory than who comes last.
+        for turn in 0..4 {
+            match (round + turn) % 4 {
                 0 => ways.bare()?,
-                1 => ways.through_owner()?,
+                1 => ways.on_another_thread()?,
+                2 => ways.through_owner()?,
                 _ => ways.through_call()?,
             }
             ways.found.expect(0)?;
@@ -71,6 +75,8 @@ struct Measured {
     bare: Samples,
     /// A bare write, and then a file on the disk.
     bare_and_file: Samples,
+    /// A bare write on a thread that may block, awaited on the runtime.
+    on_another_thread: Samples,
     through_owner: Samples,
     through_call: Samples,
 }
@@ -99,6 +105,14 @@ impl Ways {
         self.found.restore()
     }
 
+    fn on_another_thread(&mut self) -> Result<()> {
+        let (runtime, growth) = (&self.owner.runtime, self.found.growth(PAGES));
+        let write = async { tokio::task::spawn_blocking(growth).await };
+        self.measured.on_another_thread.time(|| runtime.block_on(write))??;
+        self.found.expect(PAGES)?;
+        self.found.restore()
+    }
+
     fn through_owner(&mut self) -> Result<()> {
         let (owner, free) = (&self.owner, self.free);
         self.measured.through_owner.time(|| owner.grow(free))?;
@@ -121,9 +135,16 @@ impl Measured {
     fn print(&self) {
         self.bare.print("floor: one bare write");
         self.bare_and_file.print("floor: and a durable file");
+        self.on_another_thread.print("a bare write on another thread");
         self.through_owner.print("through the pools' owner");
         self.through_call.print("through the whole prepareenv");
         print_ratio("the pools' owner", &self.through_owner, &self.bare, 1.1);
+        print_ratio(
+            "against that on another thread",
+            &self.through_owner,
+            &self.on_another_thread,
+            1.1,
+        );
         print_ratio("the whole prepareenv", &self.through_call, &self.bare_and_file, 1.1);
     }
 }

@@ -19,7 +19,13 @@ impl Found {
 
     /// One bare write of so many pages more.
     pub(crate) fn grow(&self, pages: u64) -> Result<()> {
-        write(self.total + pages)
+        self.growth(pages)()
+    }
+
+    /// The same, to be done elsewhere.
+    pub(crate) fn growth(&self, pages: u64) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let total = self.total + pages;
+        move || write(total)
     }
 
     /// Whether so many pages more are there.

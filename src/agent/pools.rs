@@ -231,5 +231,6 @@ fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
         // The loop itself ends with it.
         Order::Stop(_) => {}
     }
+    work.catch_up();
     work
 }

@@ -2,7 +2,9 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::HostError;
 
@@ -41,13 +43,65 @@ pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
     }
 }
 
+/// A number of the kernel's that is looked at often. Its file is opened once: that takes five times as
+/// long as reading it, and sysfs makes the text anew whenever it is read from its beginning.
+#[derive(Debug)]
+pub struct Counter {
+    path: PathBuf,
+    file: OnceLock<fs::File>,
+}
+
+impl Counter {
+    /// The counter at `path`, which is opened when it is first read.
+    pub fn new(path: PathBuf) -> Counter {
+        Counter { path, file: OnceLock::new() }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number as it is now.
+    ///
+    /// # Errors
+    /// As [`read_number`].
+    pub fn read(&self) -> Result<u64, HostError> {
+        /// More than any number needs.
+        const MOST: usize = 64;
+        let mut text = [0; MOST];
+        match self.open().and_then(|file| file.read_at(&mut text, 0)) {
+            Ok(there) => {
+                let text = String::from_utf8_lossy(text.get(..there).unwrap_or_default());
+                parse_number(&self.path, &text)
+            }
+            // The memory of a node may be unplugged and plugged again: another file under its name.
+            Err(_) => read_number(&self.path),
+        }
+    }
+
+    fn open(&self) -> io::Result<&fs::File> {
+        match self.file.get() {
+            Some(file) => Ok(file),
+            None => {
+                let file = fs::File::open(&self.path)?;
+                Ok(self.file.get_or_init(|| file))
+            }
+        }
+    }
+}
+
 /// The number that a file holds.
 ///
 /// # Errors
 /// [`HostError::Read`], or [`HostError::Parse`] when it is no number.
 pub fn read_number(path: &Path) -> Result<u64, HostError> {
-    let text = read_text(path)?;
-    text.trim().parse().map_err(|_| HostError::Parse {
+    parse_number(path, &read_text(path)?)
+}
+
+fn parse_number(path: &Path, text: &str) -> Result<u64, HostError> {
+    let text = text.trim();
+    text.parse().map_err(|_| HostError::Parse {
         path: path.to_owned(),
         value: text.chars().take(80).collect(),
         expected: "a number",

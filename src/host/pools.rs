@@ -10,7 +10,7 @@ use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::files::{entries, read_list, read_number, write_value};
+use super::files::{Counter, entries, read_list, read_number, write_value};
 use super::{HostError, Root};
 use crate::model::pools::{Pool, PoolKey};
 use crate::model::units::{NumaNode, PageSize};
@@ -21,9 +21,9 @@ const MACHINE: &str = "/sys/kernel/mm/hugepages";
 /// The pools of this machine, found once: page sizes and NUMA nodes do not come and go while it runs.
 #[derive(Debug, Clone)]
 pub struct PoolFiles {
-    pools: Vec<PoolFolder>,
+    pools: Arc<[PoolFolder]>,
     /// `resv_hugepages` of each size.
-    reserved: Vec<(PageSize, PathBuf)>,
+    reserved: Arc<[(PageSize, Counter)]>,
     /// The list of nodes with CPUs; none where the kernel has no NUMA.
     cpu_nodes: Option<PathBuf>,
     cut: Cut,
@@ -80,30 +80,42 @@ impl Drop for Writing<'_> {
 }
 
 /// The knobs of one pool.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct PoolFolder {
     key: PoolKey,
-    total: PathBuf,
-    free: PathBuf,
-    surplus: PathBuf,
+    total: Counter,
+    free: Counter,
+    surplus: Counter,
 }
 
 impl PoolFolder {
     fn new(key: PoolKey, folder: &Path) -> PoolFolder {
         PoolFolder {
             key,
-            total: folder.join("nr_hugepages"),
-            free: folder.join("free_hugepages"),
-            surplus: folder.join("surplus_hugepages"),
+            total: Counter::new(folder.join("nr_hugepages")),
+            free: Counter::new(folder.join("free_hugepages")),
+            surplus: Counter::new(folder.join("surplus_hugepages")),
         }
     }
 
     fn read(&self) -> Result<Pool, HostError> {
+        self.read_with(Counter::read)
+    }
+
+    /// The same by the files' names, where anybody else looks too: what a write has come to.
+    fn read_back(&self) -> Result<Pool, HostError> {
+        self.read_with(|counter| read_number(counter.path()))
+    }
+
+    fn read_with(
+        &self,
+        number: impl Fn(&Counter) -> Result<u64, HostError>,
+    ) -> Result<Pool, HostError> {
         Ok(Pool {
             key: self.key,
-            total: read_number(&self.total)?,
-            free: read_number(&self.free)?,
-            surplus: read_number(&self.surplus)?,
+            total: number(&self.total)?,
+            free: number(&self.free)?,
+            surplus: number(&self.surplus)?,
         })
     }
 }
@@ -131,9 +143,10 @@ impl PoolFiles {
             pools.extend(machine.iter().map(|(size, path)| PoolFolder::new(key(*size), path)));
         }
         pools.sort_unstable_by_key(|pool| pool.key);
-        let reserved = |(size, path): (_, PathBuf)| (size, path.join("resv_hugepages"));
+        let reserved =
+            |(size, path): (_, PathBuf)| (size, Counter::new(path.join("resv_hugepages")));
         Ok(PoolFiles {
-            pools,
+            pools: pools.into(),
             reserved: machine.into_iter().map(reserved).collect(),
             cpu_nodes: per_node.then(|| root.path(NODES).join("has_cpu")),
             cut: Cut::default(),
@@ -148,12 +161,12 @@ impl PoolFiles {
         self.pools.iter().map(PoolFolder::read).collect()
     }
 
-    /// Reads one pool.
+    /// Reads one pool, after or before it is written to.
     ///
     /// # Errors
     /// When there is no such pool, or a counter cannot be read.
     pub fn read(&self, key: PoolKey) -> Result<Pool, HostError> {
-        self.folder(key)?.read()
+        self.folder(key)?.read_back()
     }
 
     /// Free pages of each size which are promised to somebody, on the whole machine.
@@ -161,7 +174,7 @@ impl PoolFiles {
     /// # Errors
     /// When a counter cannot be read.
     pub fn reserved(&self) -> Result<BTreeMap<PageSize, u64>, HostError> {
-        self.reserved.iter().map(|(size, path)| Ok((*size, read_number(path)?))).collect()
+        self.reserved.iter().map(|(size, counter)| Ok((*size, counter.read()?))).collect()
     }
 
     /// Asks the kernel for `pages` persistent pages; it takes what it can get and does not say so.
@@ -171,7 +184,7 @@ impl PoolFiles {
     /// When the knob cannot be written.
     pub fn write(&self, key: PoolKey, pages: u64) -> Result<(), HostError> {
         let _writing = self.cut.writing();
-        write_value(&self.folder(key)?.total, &pages.to_string())
+        write_value(self.folder(key)?.total.path(), &pages.to_string())
     }
 
     /// What cuts a write short.

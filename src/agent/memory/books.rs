@@ -35,6 +35,8 @@ pub(super) struct Books {
     /// As they are on disk.
     reservations: PagesByPool,
     published: watch::Sender<Published>,
+    /// Whether the ledger's file still speaks of a growth that was begun, and has come to its end.
+    behind: bool,
 }
 
 impl Books {
@@ -48,7 +50,8 @@ impl Books {
             store.read::<Vec<PoolPages>>(RESERVATIONS, Durability::Disk)?.unwrap_or_default();
         let reservations = pages_map(&reservations);
         let published = Published { ledger: ledger.clone(), remembered: true };
-        let books = Books { store, ledger, reservations, published: watch::Sender::new(published) };
+        let published = watch::Sender::new(published);
+        let books = Books { store, ledger, reservations, published, behind: false };
         books.publish();
         Ok(books)
     }
@@ -84,13 +87,31 @@ impl Books {
         self.save().inspect_err(|_| self.ledger.intent = None)
     }
 
-    /// Writes down what became of the growth that was begun.
+    /// Notes what became of the growth that was begun. One that got all its pages is in the file as it
+    /// was begun, which comes to the same: [`Books::catch_up`] writes it when nobody waits any more.
     pub(super) fn grew(&mut self, resized: &Resized) -> Result<(), Fault> {
         let key = resized.after.key;
         let pages = self.ledger.grown(key).saturating_add(resized.gained());
-        self.ledger.intent = None;
+        let intent = self.ledger.intent.take();
         self.ledger.set_grown(key, pages, resized.after.persistent());
+        let as_begun = intent.is_some_and(|intent| {
+            (intent.from, intent.to) == (resized.before.persistent(), resized.after.persistent())
+        });
+        if as_begun {
+            self.behind = true;
+            self.publish();
+            return Ok(());
+        }
         self.save()
+    }
+
+    /// Writes down a growth that is noted only as it was begun.
+    pub(super) fn catch_up(&mut self) {
+        if self.behind
+            && let Err(fault) = self.save()
+        {
+            tracing::warn!(error = %fault, "the ledger of pages is behind; the next change writes it");
+        }
     }
 
     /// Writes down that the growth that was begun did not take place.
@@ -147,9 +168,11 @@ impl Books {
         Ok(())
     }
 
-    fn save(&self) -> Result<(), Fault> {
+    fn save(&mut self) -> Result<(), Fault> {
         self.publish();
-        Ok(self.store.write(LEDGER, &self.ledger, Durability::Boot)?)
+        self.store.write(LEDGER, &self.ledger, Durability::Boot)?;
+        self.behind = false;
+        Ok(())
     }
 
     fn publish(&self) {
@@ -204,6 +227,32 @@ mod tests {
         books.remember().unwrap();
         assert!(books.publishes().borrow().remembered);
         assert_eq!(*open(&dir, "next").reservations(), PagesByPool::from([(key(0), 7)]));
+    }
+
+    #[test]
+    fn a_growth_that_got_all_its_pages_is_known_after_a_crash_before_and_after_the_file_caught_up()
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let mut books = open(&dir, "boot");
+        books.begin(Intent { pool: key(0), from: 5, to: 105 }).unwrap();
+        books.grew(&resized(0, 5, 105)).unwrap();
+        assert_eq!(books.publishes().borrow().ledger.grown(key(0)), 100);
+        let seen = PoolsSeen { pools: vec![pool(0, 105)], ..PoolsSeen::default() };
+        let mut crashed = open(&dir, "boot");
+        crashed.settle(&seen);
+        assert_eq!(crashed.ledger().grown(key(0)), 100);
+        books.catch_up();
+        let written = open(&dir, "boot");
+        assert_eq!((written.ledger().grown(key(0)), written.ledger().intent), (100, None));
+    }
+
+    #[test]
+    fn a_growth_that_came_out_short_is_in_the_file_before_its_caller_hears_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut books = open(&dir, "boot");
+        books.begin(Intent { pool: key(0), from: 0, to: 100 }).unwrap();
+        books.grew(&resized(0, 0, 60)).unwrap();
+        assert_eq!(open(&dir, "boot").ledger().grown(key(0)), 60);
     }
 
     #[test]

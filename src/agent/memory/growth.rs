@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use super::{LOOK_IS_GOOD, MemoryOrder, MemoryWork, pages_text};
 use crate::model::fault::Fault;
 use crate::model::pools::{Intent, PagesByPool, Pool, PoolKey, PoolsSeen};
-use crate::model::prepare::{PartReport, ResizePool, Step, StepOutcome, StepReport};
+use crate::model::prepare::{PartReport, Step, StepOutcome, StepReport};
 use crate::plan::hugepages::{self, Decision, OnShortfall, Trial, Trials, next_effort};
 
 /// KiB that one write to a pool may ask for: 2 GiB.
 const PORTION_KIB: u64 = 2 * 1024 * 1024;
+/// A pool that was looked at so short a time ago is written to without another look, which would not be
+/// much closer to the write either.
+const AS_GOOD_AS_NOW: Duration = Duration::from_micros(500);
 /// Rounds of plan and apply before it is said that somebody else keeps changing the pools.
 const MOST_ROUNDS: usize = 32;
 
@@ -83,7 +86,7 @@ impl MemoryWork {
                 Decision::Steps(steps) => steps,
             };
             for step in &steps {
-                self.apply(step, &mut seen, growth, &limits)?;
+                self.apply(step, (at, &mut seen), growth, &limits)?;
             }
             // What was written was read back. The rest is looked at again unless it just was: a guest
             // may have started during a long growth.
@@ -119,14 +122,22 @@ impl MemoryWork {
     fn apply(
         &mut self,
         step: &Step,
-        seen: &mut PoolsSeen,
+        (at, seen): (Instant, &mut PoolsSeen),
         growth: &mut Growth,
         limits: &Limits,
     ) -> Result<(), Fault> {
         limits.check_cancelled()?;
         match step {
             Step::Grow(resize) => {
-                let pool = self.raise(step, *resize, growth, limits)?;
+                let first = match seen.pool(resize.pool) {
+                    Some(pool) if at.elapsed() < AS_GOOD_AS_NOW => *pool,
+                    _ => self.applier.pool(resize.pool)?,
+                };
+                // Else somebody resized it since it was looked at: the next round plans anew.
+                let pool = match first.total == resize.from {
+                    true => self.raise(step, first, resize.to, growth, limits)?,
+                    false => first,
+                };
                 seen.replace(pool);
                 Ok(())
             }
@@ -148,22 +159,18 @@ impl MemoryWork {
     fn raise(
         &mut self,
         step: &Step,
-        resize: ResizePool,
+        first: Pool,
+        goal: u64,
         growth: &mut Growth,
         limits: &Limits,
     ) -> Result<Pool, Fault> {
-        let first = self.applier.pool(resize.pool)?;
-        if first.total != resize.from {
-            // Somebody resized it since it was looked at: the next round plans anew.
-            return Ok(first);
-        }
         self.progress.begun(step);
         let began = Instant::now();
-        let (last, broke) = self.raise_by_portions(first, resize.to, &mut growth.taken, limits);
-        let short = last.total < resize.to;
+        let (last, broke) = self.raise_by_portions(first, goal, &mut growth.taken, limits);
+        let short = last.total < goal;
         if short {
-            let got = last.total.saturating_sub(resize.from);
-            growth.note_short(resize.pool, resize.to - resize.from, got);
+            let got = last.total.saturating_sub(first.total);
+            growth.note_short(first.key, goal - first.total, got);
         }
         let outcome = match (&broke, short) {
             (Some(_), _) => StepOutcome::Failed,

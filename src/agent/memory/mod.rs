@@ -145,6 +145,11 @@ impl MemoryWork {
         growth.report
     }
 
+    /// Ends what the caller of the last order did not have to wait for.
+    pub fn catch_up(&mut self) {
+        self.books.catch_up();
+    }
+
     /// Takes again what the agent held before the machine was booted, as far as it can.
     pub fn restore(&mut self) -> PartReport {
         let mut report = self.prepare(&MemoryOrder {
