@@ -177,14 +177,20 @@ const INTERRUPTED: [&str; 3] =
     ["dpkg was interrupted", "Try 'apt --fix-broken install'", "in a very bad inconsistent state"];
 const DISK_FULL: [&str; 3] =
     ["No space left on device", "You don't have enough free space", "needs more space on the"];
-const FETCH: [&str; 6] = [
+const FETCH: [&str; 8] = [
     "Failed to fetch",
     "Unable to fetch some archives",
     "Temporary failure resolving",
     "Could not resolve host",
     "Failed to download",
     "Cannot download",
+    "Download (curl) error",
+    "Valid metadata not found",
 ];
+
+/// In lines that are no errors by their beginning: who holds a lock, and who could not be reached.
+const TELLING: [&str; 4] =
+    ["held by process", "locked by", "The application with PID", "Curl error"];
 
 fn says(output: &str, words: &[&str]) -> bool {
     words.iter().any(|word| output.contains(word))
@@ -204,8 +210,7 @@ pub fn reason_lines(output: &str) -> String {
     let telling = |line: &&str| {
         let line = line.trim_start();
         let error = line.starts_with("E:") || line.contains("rror:") || line.starts_with("Error");
-        // Who holds a lock stands in the line that says that it is waited for.
-        error || line.contains("held by process")
+        error || TELLING.iter().any(|word| line.contains(word))
     };
     let mut lines: Vec<&str> = output.split(['\n', '\r']).filter(telling).map(str::trim).collect();
     if lines.is_empty() {
@@ -285,6 +290,12 @@ mod tests {
                 104,
                 "'docker-ce' not found in package names. Trying capabilities.",
                 Failure::NotAvailable,
+            ),
+            (
+                Zypper,
+                4,
+                "Download (curl) error for 'http://x/repodata/repomd.xml':",
+                Failure::Fetch,
             ),
             (
                 Zypper,

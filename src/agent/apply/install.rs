@@ -181,6 +181,9 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         let reason = packages::reason_lines(&end.output);
         // Nobody has a package of which the lists could not be fetched.
         let (failure, reason) = match (failure, &self.unreachable) {
+            (Failure::NotAvailable, None) if packages::fetch_trouble(end).is_some() => {
+                (Failure::Fetch, reason)
+            }
             (Failure::NotAvailable, Some(unreachable)) => {
                 (Failure::Fetch, format!("{reason}; before that: {unreachable}"))
             }
