@@ -18,7 +18,9 @@ use tower_http::normalize_path::NormalizePath;
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
+use crate::agent::desired::DesiredTargets;
 use crate::agent::engine::Engine;
+use crate::agent::events::Events;
 use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
 use crate::agent::observe::engine::EngineObserver;
@@ -30,6 +32,7 @@ use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
 use crate::agent::pulse::Pulse;
+use crate::agent::start_up::bring_back;
 use crate::agent::target::{Targets, TellsHealth};
 use crate::api::zstack::host::AsksVersions;
 use crate::api::{self, Api, Defaults, Phase};
@@ -40,10 +43,12 @@ use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
 use crate::docker::client::DockerClient;
 use crate::health::probe::Probe;
+use crate::health::watch::{EngineNews, Watchers};
 use crate::host::Root;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
-use crate::model::target::{CleanPath, TargetHealth, TargetName};
+use crate::model::event::What;
+use crate::model::target::{CleanPath, TargetHealth, TargetName, TargetState};
 use crate::spdk::Sockets;
 use crate::store::{Lock, Store, StoreError};
 
@@ -59,12 +64,18 @@ pub struct Core {
     pub targets: Targets,
     /// Tells how targets stand.
     pub health: Arc<dyn TellsHealth>,
-    /// Tells what happens.
+    /// Which targets are wanted.
+    pub desired: DesiredTargets,
+    /// Tells what happens, to those who follow it.
+    pub events: Events,
+    /// Tells how work goes on.
     pub progress: ProgressSink,
     /// The state folder.
     pub store: Store,
     root: Root,
     processes: Processes,
+    watchers: Arc<Watchers<DockerClient>>,
+    docker: Arc<DockerClient>,
 }
 
 impl Core {
@@ -92,12 +103,18 @@ impl Core {
         let policy = settings.engine_policy();
         let socket = root.path(&policy.socket).display().to_string();
         let docker = Arc::new(DockerClient::new(socket.clone()));
-        let (targets, health) = start_targets(settings, &root, &docker, &progress, pulse);
+        let desired = DesiredTargets::open(store.clone())?;
+        let events = Events::default();
+        let watchers = watchers(settings, &root, &docker, &desired, &events);
+        let health: Arc<dyn TellsHealth> = Arc::new(Healths(watchers.clone()));
+        let targets =
+            start_targets(settings, &root, &docker, (&desired, &health), &progress, pulse);
         let systemd = Arc::new(Systemd::new());
         let processes = Processes::new(&settings.log_dir);
         let observer =
             Arc::new(EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone()));
-        let applier = EngineApplier::new(&root, policy.clone(), docker, systemd, processes.clone());
+        let applier =
+            EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, processes.clone());
         let engine = Engine::start(
             observer.clone(),
             applier,
@@ -107,28 +124,75 @@ impl Core {
         );
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
         let node = Node::start(NodeObserver::new(&root, memory), pools.clone(), observer, socket);
-        Ok(Core { prepare, pools, node, targets, health, progress, store, root, processes })
+        Ok(Core {
+            prepare,
+            pools,
+            node,
+            targets,
+            health,
+            desired,
+            events,
+            progress,
+            store,
+            root,
+            processes,
+            watchers,
+            docker,
+        })
+    }
+
+    /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.
+    fn watch_targets(&self, settings: &Settings) {
+        tokio::spawn(self.events.clone().follow_work(self.progress.clone()));
+        let within = settings.target_policy().call_timeout;
+        tokio::spawn(self.watchers.news().follow(self.docker.clone(), within));
+        for (name, spec) in &self.desired.watch().borrow().targets {
+            self.watchers.watch(name, &spec.control_sock);
+        }
     }
 }
 
-/// The owners of targets, and who tells how they stand.
+/// Who watches targets.
+fn watchers(
+    settings: &Settings,
+    root: &Root,
+    docker: &Arc<DockerClient>,
+    desired: &DesiredTargets,
+    events: &Events,
+) -> Arc<Watchers<DockerClient>> {
+    let probe = Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy());
+    let events = events.clone();
+    let changed = move |health: &TargetHealth| {
+        let TargetHealth { name, state, reason, .. } = health;
+        match state {
+            TargetState::Degraded | TargetState::Failed => {
+                tracing::warn!(target_name = %name, "{name} is {state}: {reason}");
+            }
+            _ => tracing::info!(target_name = %name, "{name} is {state}: {reason}"),
+        }
+        events.tell(What::Target(health.clone()));
+    };
+    Arc::new(Watchers::new(probe, EngineNews::default(), desired.watch(), changed))
+}
+
+/// The owners of targets.
 fn start_targets(
     settings: &Settings,
     root: &Root,
     docker: &Arc<DockerClient>,
+    (desired, health): (&DesiredTargets, &Arc<dyn TellsHealth>),
     progress: &ProgressSink,
     pulse: &Pulse,
-) -> (Targets, Arc<dyn TellsHealth>) {
+) -> Targets {
     let (policy, sockets) = (settings.target_policy(), Sockets::default());
     let observer = TargetObserver::new(root, docker.clone(), sockets.clone(), policy.clone());
-    let applier = TargetApplier::new(root, docker.clone(), sockets.clone(), policy.clone());
-    let probe = Probe::new(root, docker.clone(), sockets, policy.clone());
-    let targets = Targets::new(observer, applier, policy, progress.clone(), pulse.clone());
-    (targets, Arc::new(Healths(probe)))
+    let applier = TargetApplier::new(root, docker.clone(), sockets, policy.clone());
+    let (desired, health) = (desired.clone(), health.clone());
+    Targets::new(observer, applier, policy, desired, health, progress.clone(), pulse.clone())
 }
 
-/// The probe as the handlers ask it.
-struct Healths(Probe<DockerClient>);
+/// The watchers as owners and handlers ask them.
+struct Healths(Arc<Watchers<DockerClient>>);
 
 impl TellsHealth for Healths {
     fn health<'a>(
@@ -137,6 +201,14 @@ impl TellsHealth for Healths {
         control: &'a CleanPath,
     ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
         Box::pin(self.0.health(name, control))
+    }
+
+    fn look_again<'a>(
+        &'a self,
+        name: &'a TargetName,
+        control: &'a CleanPath,
+    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
+        Box::pin(self.0.look_again(name, control))
     }
 }
 
@@ -207,6 +279,7 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
 
     let pulse = watchdog_pulse();
     let core = Core::start(&settings, &root, store, &pulse)?;
+    core.watch_targets(&settings);
     let (phase, watch_phase) = watch::channel(Phase::Starting);
     let outbox = start_outbox(&settings, &pulse);
     let router = api::router(doors(&settings, &core, outbox.clone(), watch_phase)?);
@@ -245,6 +318,8 @@ fn doors(
         node: core.node.clone(),
         targets: core.targets.clone(),
         health: core.health.clone(),
+        desired: core.desired.watch(),
+        events: core.events.clone(),
         target_defaults: settings.target_defaults(),
         progress: core.progress.clone(),
         outbox,
@@ -304,6 +379,7 @@ async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
     for fault in told_to_wait(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
     }
+    tokio::spawn(bring_back(core.targets.clone(), core.desired.clone()));
     phase.send_if_modified(|phase| {
         let starting = *phase == Phase::Starting;
         if starting {

@@ -155,8 +155,76 @@ impl Store {
         let path = self.path(name, durability);
         serde_json::to_vec_pretty(value)
             .map_err(io::Error::from)
-            .and_then(|bytes| replace_file(&path, &bytes, 0o600, None, durability))
+            .and_then(|bytes| {
+                self.make_folder_of(&path, durability)?;
+                replace_file(&path, &bytes, 0o600, None, durability)
+            })
             .map_err(|source| StoreError::Write { path, source })
+    }
+
+    /// Makes the folder of things of one kind, when it is missing.
+    fn make_folder_of(&self, path: &Path, durability: Durability) -> io::Result<()> {
+        let root = self.path("", durability);
+        let Some(folder) = path.parent().filter(|folder| *folder != root && !folder.exists())
+        else {
+            return Ok(());
+        };
+        fs::DirBuilder::new().mode(0o700).create(folder)?;
+        match durability {
+            Durability::Disk => File::open(root)?.sync_all(),
+            Durability::Boot => Ok(()),
+        }
+    }
+
+    /// The names of the files of a folder that hold values.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
+    pub fn list(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
+        let path = self.path(folder, durability);
+        let read = |source| StoreError::Read { path: path.clone(), source };
+        let listing = match fs::read_dir(&path) {
+            Ok(listing) => listing,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(read(source)),
+        };
+        let mut names = Vec::new();
+        for entry in listing {
+            let name = entry.map_err(read)?.file_name().to_string_lossy().into_owned();
+            // Not what a crash left of a write, nor what was set aside.
+            if name.ends_with(".json") && !name.starts_with('.') {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Takes a value away; one that is not there is gone already.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn remove(&self, name: &str, durability: Durability) -> Result<(), StoreError> {
+        let path = self.path(name, durability);
+        let remove = || match fs::remove_file(&path) {
+            Ok(()) if durability == Durability::Disk => {
+                File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+        remove().map_err(|source| StoreError::Write { path: path.clone(), source })
+    }
+
+    /// Keeps a file that cannot be used under another name, and says so.
+    pub fn set_aside(&self, name: &str, durability: Durability, why: &str) {
+        let path = self.path(name, durability);
+        let aside = path.with_extension("json.unusable");
+        let moved = fs::rename(&path, &aside);
+        tracing::error!(
+            path = %path.display(), aside = %aside.display(), moved = moved.is_ok(), why,
+            "a state file cannot be used and was set aside; what it said is not known to the agent"
+        );
     }
 
     /// Reads a value; `None` when there is none, or when what is there had to be set aside.
@@ -177,12 +245,7 @@ impl Store {
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),
             Err(e) => {
-                let aside = path.with_extension("json.unusable");
-                let moved = fs::rename(&path, &aside);
-                tracing::error!(
-                    path = %path.display(), aside = %aside.display(), moved = moved.is_ok(), error = %e,
-                    "a state file cannot be read and was set aside; what it said is not known to the agent"
-                );
+                self.set_aside(name, durability, &e.to_string());
                 Ok(None)
             }
         }

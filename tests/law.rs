@@ -14,6 +14,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("docker", &["docker", "model"]),
     ("spdk", &["spdk", "model"]),
     ("health/probe", &["health", "model", "host", "docker", "spdk"]),
+    ("health/watch", &["health", "model", "host", "docker"]),
     ("health", &["health", "model"]),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
     ("agent/apply", &["agent", "model", "host", "docker", "spdk"]),

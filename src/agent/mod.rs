@@ -8,7 +8,9 @@
 
 pub mod admission;
 pub mod apply;
+pub mod desired;
 pub mod engine;
+pub mod events;
 pub mod memory;
 pub mod node;
 pub mod observe;
@@ -16,6 +18,7 @@ pub mod pools;
 pub mod prepare;
 pub mod progress;
 pub mod pulse;
+pub mod start_up;
 pub mod target;
 
 use crate::model::fault::Fault;

@@ -15,6 +15,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 use super::apply::target::TargetApplier;
+use super::desired::DesiredTargets;
 use super::observe::target::{Containers, TargetObserver};
 use super::owner_gone;
 use super::progress::ProgressSink;
@@ -71,6 +72,13 @@ pub trait TellsHealth: Send + Sync {
         name: &'a TargetName,
         control: &'a CleanPath,
     ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>>;
+
+    /// The same by a look that begins now: something was changed.
+    fn look_again<'a>(
+        &'a self,
+        name: &'a TargetName,
+        control: &'a CleanPath,
+    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>>;
 }
 
 struct Order {
@@ -97,13 +105,16 @@ impl Targets {
         observer: TargetObserver<C>,
         applier: TargetApplier<C>,
         policy: TargetPolicy,
+        desired: DesiredTargets,
+        health: Arc<dyn TellsHealth>,
         progress: ProgressSink,
         pulse: Pulse,
     ) -> Targets {
         let (observer, applier) = (Arc::new(observer), Arc::new(applier));
         let start = move |queue| {
             let (observer, applier, policy) = (observer.clone(), applier.clone(), policy.clone());
-            let owner = Owner { observer, applier, policy, progress: progress.clone() };
+            let (desired, health, progress) = (desired.clone(), health.clone(), progress.clone());
+            let owner = Owner { observer, applier, policy, desired, health, progress };
             tokio::spawn(run(owner, queue, pulse.register()));
         };
         Targets { owners: Arc::default(), start: Arc::new(start) }
@@ -155,6 +166,8 @@ struct Owner<C> {
     observer: Arc<TargetObserver<C>>,
     applier: Arc<TargetApplier<C>>,
     policy: TargetPolicy,
+    desired: DesiredTargets,
+    health: Arc<dyn TellsHealth>,
     progress: ProgressSink,
 }
 
@@ -183,10 +196,25 @@ impl<C: Containers> Owner<C> {
     async fn bring_about(&self, wish: &TargetWish, dry_run: bool) -> PrepareReport {
         let began = Instant::now();
         let mut report = PartReport::default();
-        if let Err(fault) = self.converge(wish, dry_run, &mut report).await {
-            report.errors.push(fault);
-        }
+        let done = match dry_run {
+            true => self.converge(wish, true, &mut report).await,
+            false => self.change(wish, &mut report).await,
+        };
+        report.errors.extend(done.err());
         PrepareReport::of(dry_run, report, began.elapsed())
+    }
+
+    /// Brings it about; who asks for the target's health afterwards hears of what was done.
+    async fn change(&self, wish: &TargetWish, report: &mut PartReport) -> Result<(), Fault> {
+        let TargetSpec { name, control_sock, .. } = wish.spec();
+        let work = self.desired.at_work(name);
+        let mut done = self.converge(wish, false, report).await;
+        if let (TargetWish::Destroy { .. }, Ok(())) = (wish, &done) {
+            done = self.desired.forget(name).await;
+        }
+        drop(work);
+        self.health.look_again(name, control_sock).await;
+        done
     }
 
     async fn converge(
@@ -200,11 +228,15 @@ impl<C: Containers> Owner<C> {
             let seen = self.observer.look(wish.spec()).await?;
             let plan = wish.plan(&seen, &self.policy)?;
             report.findings = plan.findings;
-            if plan.steps.is_empty() {
-                return Ok(());
-            }
             if dry_run {
                 report.steps.extend(plan.steps.iter().map(StepReport::planned));
+                return Ok(());
+            }
+            if let TargetWish::Ensure(spec, _) = &wish {
+                // It can be: from here on it is wanted, whatever becomes of this agent.
+                self.desired.want(spec).await?;
+            }
+            if plan.steps.is_empty() {
                 return Ok(());
             }
             for step in &plan.steps {
@@ -253,8 +285,39 @@ mod tests {
     use super::*;
     use crate::docker::fake::FakeContainers;
     use crate::host::Root;
-    use crate::model::target::{CoreWish, TargetKind};
+    use crate::model::target::TargetState;
     use crate::spdk::Sockets;
+    use crate::store::Store;
+
+    /// Nobody watches.
+    struct NoHealth;
+
+    impl TellsHealth for NoHealth {
+        fn health<'a>(
+            &'a self,
+            name: &'a TargetName,
+            _: &'a CleanPath,
+        ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
+            let health = TargetHealth {
+                name: name.clone(),
+                state: TargetState::Absent,
+                reason: String::new(),
+                since: String::new(),
+                version: None,
+                age_ms: None,
+                pid: None,
+            };
+            Box::pin(std::future::ready(health))
+        }
+
+        fn look_again<'a>(
+            &'a self,
+            name: &'a TargetName,
+            control: &'a CleanPath,
+        ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
+            self.health(name, control)
+        }
+    }
 
     #[tokio::test]
     async fn names_that_were_asked_for_once_do_not_shut_out_others() {
@@ -265,19 +328,13 @@ mod tests {
         let containers = Arc::new(FakeContainers::with_one(&[]));
         let look = TargetObserver::new(&root, containers.clone(), sockets.clone(), policy.clone());
         let apply = TargetApplier::new(&root, containers, sockets, policy.clone());
-        let targets = Targets::new(look, apply, policy, ProgressSink::default(), Pulse::default());
+        let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
+        let desired = DesiredTargets::open(store).unwrap();
+        let (progress, pulse) = (ProgressSink::default(), Pulse::default());
+        let targets =
+            Targets::new(look, apply, policy, desired, Arc::new(NoHealth), progress, pulse);
         for number in 0..=MOST_TARGETS {
-            let spec = TargetSpec {
-                name: format!("target-{number}").parse().unwrap(),
-                kind: TargetKind::BuiltIn,
-                image: None,
-                image_tar: None,
-                cores: CoreWish::Count(1),
-                socket_dir: "/sockets".parse().unwrap(),
-                control_sock: "/sockets/vhost.sock".parse().unwrap(),
-                client_conf: None,
-                memory_mib: 0,
-            };
+            let spec = TargetSpec::example(&format!("target-{number}"));
             let report =
                 targets.bring_about(TargetWish::Destroy { spec, force: false }, true).await;
             assert_eq!(report.unwrap().errors[0].code, "container-not-ours");

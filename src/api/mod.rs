@@ -15,11 +15,12 @@ pub mod zstack;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{any, get, post, put};
+use axum::routing::{any, get, post};
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::NormalizePath;
 
+use crate::agent::events::Events;
 use crate::agent::node::Node;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
@@ -28,6 +29,7 @@ use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
 use crate::model::policy::TargetDefaults;
+use crate::model::target::Desired;
 
 /// What the agent is about to do, as readiness tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,10 @@ pub struct Api {
     pub targets: Targets,
     /// Tells how targets stand.
     pub health: Arc<dyn TellsHealth>,
+    /// Which targets are wanted.
+    pub desired: watch::Receiver<Desired>,
+    /// What happens.
+    pub events: Events,
     /// What a call for a target means that does not say.
     pub target_defaults: TargetDefaults,
     /// Tells what happens while a long call runs.
@@ -99,7 +105,12 @@ pub fn router(api: Api) -> NormalizePath<Router> {
         .route("/v1/prepare", post(v1::prepare::post))
         .route("/v1/reclaim", post(v1::pools::reclaim))
         .route("/v1/restore", post(v1::pools::restore))
-        .route("/v1/targets/{name}", put(v1::targets::put).delete(v1::targets::delete))
+        .route("/v1/targets", get(v1::targets::list))
+        .route(
+            "/v1/targets/{name}",
+            get(v1::targets::get).put(v1::targets::put).delete(v1::targets::delete),
+        )
+        .route("/v1/events", get(v1::events::get))
         .route("/v1/targets/{name}/health", get(v1::targets::health))
         // Probes.
         .route("/healthz", get(probes::healthz))

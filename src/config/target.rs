@@ -64,6 +64,9 @@ pub struct Health {
     pub max_age: Span,
     /// How long an answer may take.
     pub timeout: Span,
+    /// Between two probes of a target. At most half of `max_age` keeps an answer at hand, and finds a frozen
+    /// target within `max_age` and `timeout`.
+    pub interval: Span,
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -111,7 +114,11 @@ impl Default for Target {
 
 impl Default for Health {
     fn default() -> Health {
-        Health { max_age: Span::from_secs(1), timeout: Span::from_secs(1) }
+        Health {
+            max_age: Span::from_secs(1),
+            timeout: Span::from_secs(1),
+            interval: Span::from_millis(500),
+        }
     }
 }
 
@@ -145,6 +152,7 @@ impl Target {
             stop_grace: self.stop_grace.0,
             answer_timeout: health.timeout.0,
             max_age: health.max_age.0,
+            probe_interval: health.interval.0,
         }
     }
 

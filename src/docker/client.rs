@@ -3,17 +3,18 @@
 //! bollard's own Unix transport connects anew for every call, which costs the engine more than the
 //! call itself; ours keeps one connection.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, DeviceMapping, HostConfig, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, DeviceMapping, EventMessage, HostConfig,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ImportImageOptionsBuilder,
-    KillContainerOptionsBuilder, LogsOptionsBuilder,
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
+    ImportImageOptionsBuilder, KillContainerOptionsBuilder, LogsOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, body_try_stream};
 use futures_util::TryStreamExt;
@@ -23,7 +24,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
-use super::{Containers, Engine, EngineError, Tar};
+use super::{Containers, Engine, EngineError, EngineEvent, Tar};
 use crate::model::engine::EngineVersion;
 use crate::model::target::{ContainerSeen, ContainerSpec};
 
@@ -156,6 +157,35 @@ impl Containers for DockerClient {
         self.within("remove", within, docker.remove_container(id, None)).await
     }
 
+    async fn events(
+        &self,
+        tell: impl Fn(EngineEvent) + Send + Sync,
+        within: Duration,
+    ) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        // What happens between now and the moment at which it listens is told afterwards.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+        let of_containers = HashMap::from([("type".to_string(), vec!["container".to_string()])]);
+        let wanted = EventsOptionsBuilder::new().since(&since).filters(&of_containers).build();
+        let events = docker.events(Some(wanted)).try_for_each(|event| {
+            names(event).into_iter().for_each(|name| tell(EngineEvent::Container(name)));
+            async { Ok(()) }
+        });
+        let events = async { events.await.map_err(|e| self.failed("events", e)) };
+        let listens = async {
+            self.ping(within).await?;
+            tell(EngineEvent::Listening);
+            std::future::pending().await
+        };
+        tokio::pin!(events, listens);
+        tokio::select! {
+            // Both are dropped when one ends: it listens no more, or never did.
+            ended = &mut events => ended,
+            silent = &mut listens => silent,
+        }
+    }
+
     async fn last_lines(
         &self,
         id: &str,
@@ -214,6 +244,16 @@ impl Containers for DockerClient {
         let load = docker.import_image(ImportImageOptionsBuilder::new().build(), pieces, None);
         self.within("load", within, load.try_for_each(|_| async { Ok(()) })).await
     }
+}
+
+/// Whom an event is about, also by the name that it had; nobody for what only happens inside.
+fn names(event: EventMessage) -> Vec<String> {
+    if event.action.is_some_and(|action| action.starts_with("exec_")) {
+        return Vec::new();
+    }
+    let mut told = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
+    let old = told.remove("oldName").map(|name| name.trim_start_matches('/').to_string());
+    told.remove("name").into_iter().chain(old).collect()
 }
 
 fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, EngineError> {

@@ -1,9 +1,12 @@
 //! An engine that is played: it has a state, and tests change it.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Containers, Engine, EngineError, Tar};
+use tokio::sync::broadcast;
+
+use super::{Containers, Engine, EngineError, EngineEvent, Tar};
 use crate::model::engine::{ApiVersion, EngineVersion};
 use crate::model::target::{ContainerSeen, ContainerSpec};
 
@@ -57,15 +60,20 @@ impl Engine for FakeEngine {
     }
 }
 
-/// An engine that has one container, which runs, and no image.
+/// An engine that has one container or none, and no image.
 #[derive(Debug)]
-pub struct FakeContainers(ContainerSeen);
+pub struct FakeContainers {
+    one: Mutex<Option<ContainerSeen>>,
+    hangs: AtomicBool,
+    asked: AtomicUsize,
+    events: broadcast::Sender<EngineEvent>,
+}
 
 impl FakeContainers {
-    /// With these labels.
+    /// With a container that runs and has these labels.
     pub fn with_one(labels: &[(&str, &str)]) -> FakeContainers {
         let label = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
-        FakeContainers(ContainerSeen {
+        FakeContainers::with(ContainerSeen {
             id: "c0ffee".into(),
             running: true,
             pid: Some(1),
@@ -77,14 +85,66 @@ impl FakeContainers {
         })
     }
 
+    fn with(one: ContainerSeen) -> FakeContainers {
+        FakeContainers {
+            one: Mutex::new(Some(one)),
+            hangs: AtomicBool::default(),
+            asked: AtomicUsize::default(),
+            events: broadcast::Sender::new(16),
+        }
+    }
+
+    /// With a container whose process is that one.
+    pub fn running(pid: u32) -> FakeContainers {
+        let fake = FakeContainers::with_one(&[]);
+        fake.change(|one| one.pid = Some(pid));
+        fake
+    }
+
+    /// Changes the container, and tells of it.
+    pub fn change(&self, change: impl FnOnce(&mut ContainerSeen)) {
+        self.one.lock().unwrap().as_mut().map(change);
+        self.tell();
+    }
+
+    /// Takes the container away, and tells of it.
+    pub fn take_away(&self) {
+        *self.one.lock().unwrap() = None;
+        self.tell();
+    }
+
+    /// From now on it answers nothing.
+    pub fn hang(&self) {
+        self.hangs.store(true, Ordering::Relaxed);
+    }
+
+    /// How often it was asked for a container.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self) {
+        let _ = self.events.send(EngineEvent::Container("zbs-vhost".into()));
+    }
+
     fn changes_nothing<T>(call: &'static str) -> Result<T, EngineError> {
         Err(EngineError::Absent { socket: format!("{call}: this engine is only looked at") })
     }
 }
 
 impl Containers for FakeContainers {
-    async fn container(&self, _: &str, _: Duration) -> Result<Option<ContainerSeen>, EngineError> {
-        Ok(Some(self.0.clone()))
+    async fn container(
+        &self,
+        _: &str,
+        within: Duration,
+    ) -> Result<Option<ContainerSeen>, EngineError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.hangs.load(Ordering::Relaxed) {
+            tokio::time::sleep(within).await;
+            let socket = "/fake.sock".to_string();
+            return Err(EngineError::Timeout { socket, call: "inspect", within });
+        }
+        Ok(self.one.lock().unwrap().clone())
     }
 
     async fn create(&self, _: &ContainerSpec, _: Duration) -> Result<String, EngineError> {
@@ -101,6 +161,19 @@ impl Containers for FakeContainers {
 
     async fn remove(&self, _: &str, _: Duration) -> Result<(), EngineError> {
         FakeContainers::changes_nothing("remove")
+    }
+
+    async fn events(
+        &self,
+        tell: impl Fn(EngineEvent) + Send + Sync,
+        _: Duration,
+    ) -> Result<(), EngineError> {
+        let mut events = self.events.subscribe();
+        tell(EngineEvent::Listening);
+        while let Ok(event) = events.recv().await {
+            tell(event);
+        }
+        Ok(())
     }
 
     async fn last_lines(&self, _: &str, _: usize, _: Duration) -> Result<Vec<String>, EngineError> {

@@ -77,6 +77,15 @@ impl EngineError {
     }
 }
 
+/// What the engine tells by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineEvent {
+    /// From now on nothing is missed.
+    Listening,
+    /// Something happened to the container of that name.
+    Container(String),
+}
+
 /// A tar on its way to the engine.
 pub type Tar = Box<dyn AsyncRead + Send + Unpin>;
 
@@ -115,6 +124,14 @@ pub trait Containers: Send + Sync + 'static {
     fn remove(
         &self,
         id: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Tells what happens to containers, for as long as the engine goes on telling. It answers within the
+    /// deadline, or not at all.
+    fn events(
+        &self,
+        tell: impl Fn(EngineEvent) + Send + Sync,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 

@@ -1,15 +1,21 @@
-//! From what was seen to a state. Pure.
+//! From what is seen of a target to its state. Pure.
+//!
+//! ```text
+//!            asked for         answered                  two in a row
+//! absent ───────────▶ starting ───────▶ serving ───────────────────────▶ degraded
+//!                        ▲                 ▲       probes not answered       │
+//!                        │                 └──────────── answered ───────────┘
+//!                        └── brought up ── failed ◀── its process or container is gone
+//! ```
+//!
+//! That a process has ended is certain, and judged at once. That a probe was not answered is not: a busy
+//! target may answer the next one, so it takes [`MISSES`] in a row to turn one that serves.
 
 use crate::model::target::TargetState;
 
-/// What one round of looking at a target came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Evidence {
-    /// Its process.
-    pub process: Process,
-    /// The version that its control socket answered, or why it did not.
-    pub answer: Result<String, String>,
-}
+/// Unanswered probes in a row after which a target that served does no more. With two probes on their way
+/// within the age that an answer may have, that is within this age and a probe's deadline.
+pub const MISSES: u32 = 2;
 
 /// A target's process, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,28 +23,89 @@ pub enum Process {
     /// The engine has no container of that name.
     NoContainer,
     /// The container's process lives.
-    Lives,
+    Lives {
+        /// Whether it is so young that it may still be starting.
+        young: bool,
+    },
     /// It has ended; the text says how.
     Ended(String),
     /// The engine does not answer, and nothing is known of the process; the text says why.
     Unknown(String),
 }
 
-/// The state and its reason. Running is not serving (field note 12): only an answer counts.
-pub fn judge(evidence: &Evidence) -> (TargetState, String) {
-    match (&evidence.process, &evidence.answer) {
-        (Process::NoContainer, _) => {
-            (TargetState::Absent, "there is no container of that name".to_string())
+/// What is wanted of the target now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Aim {
+    /// Whether it is to be there.
+    pub wanted: bool,
+    /// Whether its owner is at work on it.
+    pub at_work: bool,
+}
+
+/// What the probes of one process came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The version that it answered last.
+    version: Option<String>,
+    /// Probes without an answer since then.
+    misses: u32,
+    /// Why the last of them had none.
+    silence: String,
+}
+
+impl Record {
+    /// Notes the end of a probe: the version, or why there was no answer.
+    pub fn note(&mut self, answer: Result<String, String>) {
+        match answer {
+            Ok(version) => *self = Record { version: Some(version), ..Record::default() },
+            Err(why) => {
+                self.misses = self.misses.saturating_add(1);
+                self.silence = why;
+            }
         }
-        (Process::Ended(how), _) => (TargetState::Failed, how.clone()),
-        (Process::Lives, Ok(version)) => (TargetState::Serving, format!("{version} answers")),
-        (Process::Lives, Err(why)) => (TargetState::Degraded, why.clone()),
-        (Process::Unknown(why), Ok(_)) => (
-            TargetState::Degraded,
-            format!("the control socket answers, but whose it is cannot be told: {why}"),
-        ),
-        (Process::Unknown(why), Err(silence)) => {
-            (TargetState::Failed, format!("{silence}; and the engine cannot be asked: {why}"))
+    }
+
+    /// The version, when the last probe was answered or it is too early to doubt it.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref().filter(|_| self.misses < MISSES)
+    }
+
+    /// Whether one more probe decides: it served, and has missed some, but too few.
+    pub fn is_in_doubt(&self) -> bool {
+        self.version.is_some() && (1..MISSES).contains(&self.misses)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.version.is_none() && self.misses == 0
+    }
+}
+
+/// The state and its reason. Running is not serving (field note 12): only an answer counts.
+pub fn judge(process: &Process, record: &Record, aim: Aim) -> (TargetState, String) {
+    use TargetState::{Absent, Degraded, Failed, Serving, Starting};
+    let told = |state, text: &str| (state, text.to_string());
+    match (process, record.version()) {
+        (Process::Lives { .. }, Some(version)) => (Serving, format!("{version} answers")),
+        (Process::NoContainer | Process::Ended(_), _) if aim.at_work && aim.wanted => {
+            told(Starting, "it is being brought up")
+        }
+        (Process::NoContainer, _) if aim.wanted => {
+            told(Failed, "it is wanted, and there is no container of that name")
+        }
+        (Process::NoContainer, _) => told(Absent, "there is no container of that name"),
+        (Process::Ended(how), _) => (Failed, how.clone()),
+        (Process::Lives { .. }, None) if record.is_empty() => {
+            told(Starting, "its process lives, and has not been asked yet")
+        }
+        (Process::Lives { young: true }, None) if record.version.is_none() => {
+            (Starting, format!("its process lives, and does not answer yet: {}", record.silence))
+        }
+        (Process::Lives { .. }, None) => (Degraded, record.silence.clone()),
+        (Process::Unknown(why), Some(_)) => {
+            (Degraded, format!("the control socket answers, but whose it is cannot be told: {why}"))
+        }
+        (Process::Unknown(why), None) => {
+            (Failed, format!("{}; and the engine cannot be asked: {why}", record.silence))
         }
     }
 }
@@ -46,24 +113,68 @@ pub fn judge(evidence: &Evidence) -> (TargetState, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use TargetState::{Absent, Degraded, Failed, Serving, Starting};
+
+    const OLD: Process = Process::Lives { young: false };
+    const YOUNG: Process = Process::Lives { young: true };
+    const WANTED: Aim = Aim { wanted: true, at_work: false };
+
+    /// What a process with these probes is: `+` answered, `-` not.
+    fn record(probes: &str) -> Record {
+        let mut record = Record::default();
+        for probe in probes.chars() {
+            record.note(match probe {
+                '+' => Ok("SPDK v24.01".to_string()),
+                _ => Err("no answer within 1s".to_string()),
+            });
+        }
+        record
+    }
 
     #[test]
     fn only_a_living_process_with_an_answer_serves() {
-        let yes = || Ok("SPDK v24.01".to_string());
-        let no = || Err("no answer within 1s".to_string());
         let unknown = || Process::Unknown("it hangs".to_string());
         let ended = || Process::Ended("exit code 1".to_string());
-        for (process, answer, state) in [
-            (Process::Lives, yes(), TargetState::Serving),
-            (Process::Lives, no(), TargetState::Degraded),
-            (ended(), yes(), TargetState::Failed),
-            (ended(), no(), TargetState::Failed),
-            (Process::NoContainer, yes(), TargetState::Absent),
-            (unknown(), yes(), TargetState::Degraded),
-            (unknown(), no(), TargetState::Failed),
+        for (process, probes, state) in [
+            (OLD, "+", Serving),
+            (OLD, "-", Degraded),
+            (YOUNG, "-", Starting),
+            (YOUNG, "", Starting),
+            (ended(), "+", Failed),
+            (ended(), "-", Failed),
+            (Process::NoContainer, "+", Failed),
+            (unknown(), "+", Degraded),
+            (unknown(), "-", Failed),
         ] {
-            let evidence = Evidence { process, answer };
-            assert_eq!(judge(&evidence).0, state, "{evidence:?}");
+            assert_eq!(judge(&process, &record(probes), WANTED).0, state, "{process:?} {probes}");
         }
+    }
+
+    #[test]
+    fn one_missed_probe_is_no_proof_and_one_answer_is() {
+        for (probes, state) in [
+            ("+-", Serving),
+            ("+--", Degraded),
+            ("+-+-+-", Serving),
+            ("+---+", Serving),
+            ("--+", Serving),
+        ] {
+            for process in [OLD, YOUNG] {
+                assert_eq!(judge(&process, &record(probes), WANTED).0, state, "{probes}");
+            }
+        }
+        assert!(record("+-").is_in_doubt());
+        assert!(!record("+").is_in_doubt() && !record("+--").is_in_doubt());
+        assert!(!record("-").is_in_doubt(), "it never served");
+    }
+
+    #[test]
+    fn not_wanted_is_not_unhealthy() {
+        let is =
+            |wanted, at_work| judge(&Process::NoContainer, &record(""), Aim { wanted, at_work });
+        assert_eq!(is(false, false).0, Absent);
+        assert_eq!(is(true, false).0, Failed);
+        assert_eq!(is(true, true).0, Starting);
+        assert_eq!(is(false, true).0, Absent, "it is being taken away");
     }
 }

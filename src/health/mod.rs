@@ -1,7 +1,8 @@
 //! How targets stand: known from answers, never from a connection alone.
 //!
-//! `probe` asks the engine and the control socket, once for all who want to know at the same time;
-//! `judge` makes a state of what they said.
+//! `probe` asks the engine and the control socket, bounded; `judge` makes a state of what they said;
+//! `watch` keeps at it, so that the state is known before anybody asks.
 
 pub mod judge;
 pub mod probe;
+pub mod watch;

@@ -15,6 +15,7 @@ pub mod leftovers;
 pub mod mounts;
 pub mod own_image;
 pub mod packages;
+pub mod pidfd;
 pub mod pools;
 pub mod process;
 pub mod spawn;

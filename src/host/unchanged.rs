@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Root;
 
@@ -67,7 +66,7 @@ impl Unchanged {
         process: Option<u32>,
     ) -> Option<Unchanged> {
         let process = match process {
-            Some(pid) => Some(process_fd(pid)?),
+            Some(pid) => Some(super::pidfd::open(pid)?),
             None => None,
         };
         let mounts = File::open(root.path("/proc/self/mountinfo")).ok()?;
@@ -97,10 +96,6 @@ impl Unchanged {
             || !matches!(self.inotify.read_events(), Err(Errno::EAGAIN))
             || poll(&mut told, Some(&Timespec::default())) != Ok(0)
     }
-}
-
-fn process_fd(pid: u32) -> Option<OwnedFd> {
-    pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod engine;
+pub mod event;
 pub mod fault;
 pub mod mounts;
 pub mod node;

@@ -116,6 +116,8 @@ pub struct TargetPolicy {
     pub answer_timeout: Duration,
     /// How old an answer may be that is still told as health; zero asks every time.
     pub max_age: Duration,
+    /// Between two probes of a target.
+    pub probe_interval: Duration,
 }
 
 impl TargetPolicy {
@@ -187,6 +189,7 @@ impl TargetPolicy {
             stop_grace: Duration::from_millis(900),
             answer_timeout: Duration::from_secs(1),
             max_age: Duration::from_secs(1),
+            probe_interval: Duration::from_millis(500),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Targets: what is wanted of one, what is seen of it, and what is told of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -181,6 +181,22 @@ impl TargetSpec {
         Ok(self)
     }
 
+    /// One for tests.
+    #[cfg(test)]
+    pub(crate) fn example(name: &str) -> TargetSpec {
+        TargetSpec {
+            name: TargetName(name.to_string()),
+            kind: TargetKind::BuiltIn,
+            image: None,
+            image_tar: None,
+            cores: CoreWish::Count(1),
+            socket_dir: CleanPath("/sockets".to_string()),
+            control_sock: CleanPath("/sockets/vhost.sock".to_string()),
+            client_conf: None,
+            memory_mib: 0,
+        }
+    }
+
     /// The difference to what runs, field by field: (field, is, should be).
     pub fn drift(&self, running: &TargetSpec) -> Vec<Drift> {
         let fields = |spec: &TargetSpec| match serde_json::to_value(spec) {
@@ -339,6 +355,15 @@ pub struct ContainerSpec {
     pub labels: BTreeMap<String, String>,
 }
 
+/// The targets that this node is to have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Each as it was wanted last.
+    pub targets: BTreeMap<TargetName, TargetSpec>,
+    /// Those whose owner is at work on them.
+    pub at_work: BTreeSet<TargetName>,
+}
+
 /// How a target stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -353,6 +378,18 @@ pub enum TargetState {
     Degraded,
     /// It is wanted and not there.
     Failed,
+}
+
+impl fmt::Display for TargetState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TargetState::Absent => "absent",
+            TargetState::Starting => "starting",
+            TargetState::Serving => "serving",
+            TargetState::Degraded => "degraded",
+            TargetState::Failed => "failed",
+        })
+    }
 }
 
 /// What is told of a target.

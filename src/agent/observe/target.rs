@@ -141,19 +141,13 @@ mod tests {
 
     use super::*;
     use crate::docker::fake::FakeContainers;
-    use crate::model::target::{CoreWish, SPEC_LABEL};
+    use crate::model::target::SPEC_LABEL;
 
     fn spec(folder: &str) -> TargetSpec {
         TargetSpec {
-            name: "zbs-vhost".parse().unwrap(),
-            kind: TargetKind::BuiltIn,
-            image: None,
-            image_tar: None,
-            cores: CoreWish::Count(1),
-            socket_dir: folder.parse().unwrap(),
             control_sock: format!("{folder}/vhost.sock").parse().unwrap(),
-            client_conf: None,
-            memory_mib: 0,
+            socket_dir: folder.parse().unwrap(),
+            ..TargetSpec::example("zbs-vhost")
         }
     }
 

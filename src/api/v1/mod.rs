@@ -1,5 +1,6 @@
 //! The native routes: resources in JSON, unknown fields refused, errors as problems.
 
+pub mod events;
 pub mod node;
 pub mod pools;
 pub mod prepare;

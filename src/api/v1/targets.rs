@@ -15,7 +15,9 @@ use super::prepare::answer;
 use crate::agent::target::TargetWish;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
-use crate::model::target::{CleanPath, CoreWish, EnsureWish, TargetKind, TargetName, TargetSpec};
+use crate::model::target::{
+    CleanPath, CoreWish, EnsureWish, TargetHealth, TargetKind, TargetName, TargetSpec,
+};
 
 /// What a target is to be; what is not said is as the settings have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +147,45 @@ async fn bring_about(
     Ok(answer(&result.map_err(Problem::of)?))
 }
 
+/// A target as it is told.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TargetView {
+    name: TargetName,
+    /// As it is wanted; nothing where it is not.
+    wanted: Option<TargetSpec>,
+    health: TargetHealth,
+}
+
+/// The target: as it is wanted, and how it stands.
+pub async fn get(State(api): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+    let name: TargetName = name.parse().map_err(bad_request)?;
+    let wanted = api.desired.borrow().targets.get(&name).cloned();
+    Ok(Json(view(&api, name, wanted).await?).into_response())
+}
+
+/// All targets that are wanted.
+pub async fn list(State(api): State<Shared>) -> Result<Response, Problem> {
+    let wanted = api.desired.borrow().targets.clone();
+    let views = wanted.into_iter().map(|(name, spec)| view(&api, name, Some(spec)));
+    let views = futures_util::future::try_join_all(views).await?;
+    Ok(Json(serde_json::json!({"targets": views})).into_response())
+}
+
+async fn view(
+    api: &Shared,
+    name: TargetName,
+    wanted: Option<TargetSpec>,
+) -> Result<TargetView, Problem> {
+    let defaults = &api.target_defaults;
+    let control = match &wanted {
+        Some(spec) => spec.control_sock.clone(),
+        None => defaults.control_sock(&defaults.socket_dir).map_err(bad_request)?,
+    };
+    let health = api.health.health(&name, &control).await;
+    Ok(TargetView { name, wanted, health })
+}
+
 /// Which control socket is asked.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -161,9 +202,11 @@ pub async fn health(
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
     let defaults = &api.target_defaults;
-    let control = match query.control_sock {
-        Some(path) => path.parse::<CleanPath>(),
-        None => defaults.control_sock(&defaults.socket_dir),
+    let wanted = api.desired.borrow().targets.get(&name).map(|spec| spec.control_sock.clone());
+    let control = match (query.control_sock, wanted) {
+        (Some(path), _) => path.parse::<CleanPath>(),
+        (None, Some(control)) => Ok(control),
+        (None, None) => defaults.control_sock(&defaults.socket_dir),
     };
     let control = control.map_err(bad_request)?;
     crate::model::target::judge_socket(&control).map_err(bad_request)?;

@@ -1,0 +1,124 @@
+//! What happens on this node, for whoever follows it: each event has a number, and the last ones are kept
+//! for those who come back.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::broadcast;
+
+use super::progress::ProgressSink;
+use crate::model::event::{Event, EventId, What};
+
+/// Events that are kept for those who come back, and that a slow follower may lag behind.
+pub const KEPT: usize = 512;
+
+/// Where events are told; clones are one.
+#[derive(Debug, Clone)]
+pub struct Events(Arc<Hub>);
+
+#[derive(Debug)]
+struct Hub {
+    /// Tells the numbers of one run of the agent from those of another.
+    run: u64,
+    kept: Mutex<Kept>,
+    told: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    last: u64,
+    events: VecDeque<Event>,
+}
+
+impl Default for Events {
+    fn default() -> Events {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let run = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or_default());
+        let told = broadcast::Sender::new(KEPT);
+        Events(Arc::new(Hub { run, kept: Mutex::default(), told }))
+    }
+}
+
+impl Events {
+    /// Tells an event. Never waits.
+    pub fn tell(&self, what: What) {
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.last += 1;
+        let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+        let event = Event { id: EventId { run: self.0.run, number: kept.last }, at, what };
+        if kept.events.len() >= KEPT {
+            kept.events.pop_front();
+        }
+        kept.events.push_back(event.clone());
+        // Under the lock: who follows gets each event once, and in order.
+        let _ = self.0.told.send(event);
+    }
+
+    /// The kept events after that one, or all of them when it is none of this run, and every one from now
+    /// on. Without one, only those from now on.
+    pub fn follow(&self, after: Option<EventId>) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = |after: EventId| {
+            let known =
+                |event: &&Event| event.id.run != after.run || event.id.number > after.number;
+            kept.events.iter().filter(known).cloned().collect()
+        };
+        (after.map(missed).unwrap_or_default(), self.0.told.subscribe())
+    }
+
+    /// How many follow.
+    pub fn followers(&self) -> usize {
+        self.0.told.receiver_count()
+    }
+
+    /// Tells what the owners tell of their work, for ever.
+    pub async fn follow_work(self, progress: ProgressSink) {
+        let mut work = progress.watch();
+        loop {
+            match work.recv().await {
+                Ok(told) => self.tell(What::Work(told)),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::prepare::{Area, Progress};
+
+    fn line(text: &str) -> What {
+        What::Work(Progress::Line { area: Area::Engine, text: text.to_string() })
+    }
+
+    fn texts(events: &[Event]) -> Vec<String> {
+        let text = |event: &Event| match &event.what {
+            What::Work(Progress::Line { text, .. }) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        events.iter().map(text).collect()
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_gets_what_was_missed_and_then_what_comes() {
+        let events = Events::default();
+        ["a", "b", "c"].iter().for_each(|text| events.tell(line(text)));
+        let first = events.follow(Some(EventId { run: 0, number: 7 })).0;
+        assert_eq!(texts(&first), ["a", "b", "c"], "of another run: all that is kept");
+        let (missed, mut then) = events.follow(Some(first[0].id));
+        assert_eq!(texts(&missed), ["b", "c"]);
+        events.tell(line("d"));
+        assert_eq!(texts(&[then.recv().await.unwrap()]), ["d"]);
+        assert!(events.follow(None).0.is_empty());
+    }
+
+    #[test]
+    fn only_the_last_ones_are_kept() {
+        let events = Events::default();
+        (0..KEPT + 10).for_each(|nth| events.tell(line(&nth.to_string())));
+        let kept = events.follow(Some(EventId { run: 0, number: 0 })).0;
+        assert_eq!((kept.len(), texts(&kept)[0].as_str()), (KEPT, "10"));
+    }
+}

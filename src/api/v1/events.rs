@@ -1,0 +1,95 @@
+//! `/v1/events`: what happens, as server-sent events
+//! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+//!
+//! Each has an id. Who comes back with the last one, as `Last-Event-ID` or `?after=`, first gets what was
+//! missed, as far as it is kept.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event as Frame, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::Stream;
+use futures_util::stream::{self, StreamExt};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, watch};
+
+use super::super::errors::Problem;
+use super::super::{Phase, Shared};
+use crate::model::event::{Event, EventId, What};
+
+/// Followers at the same time; each holds a connection.
+const MOST_FOLLOWERS: usize = 64;
+/// A quiet stream says that it lives, so that no box on the way forgets it.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Where to begin.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventsQuery {
+    /// The last event that the caller has.
+    pub after: Option<String>,
+}
+
+/// An event's data.
+#[derive(Debug, Serialize)]
+struct Data<'a> {
+    at: &'a str,
+    #[serde(flatten)]
+    what: &'a What,
+}
+
+/// Everything that happens from now on, or after the given event.
+pub async fn get(
+    State(api): State<Shared>,
+    query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", text);
+    let Query(query) = query.map_err(|e| bad(e.body_text()))?;
+    let header = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    let after = header.map(str::to_string).or(query.after).filter(|id| !id.is_empty());
+    let after = after.map(|id| id.parse::<EventId>()).transpose().map_err(bad)?;
+    if api.events.followers() >= MOST_FOLLOWERS {
+        let text = format!("{MOST_FOLLOWERS} callers follow the events already: call again later");
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", text));
+    }
+    let (missed, told) = api.events.follow(after);
+    let frames = frames(missed, told, stopping(api.phase.clone()));
+    Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// Resolves when the agent stops: a stream has no end of its own.
+async fn stopping(mut phase: watch::Receiver<Phase>) {
+    let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
+}
+
+fn frames(
+    missed: Vec<Event>,
+    told: broadcast::Receiver<Event>,
+    stopping: impl Future<Output = ()> + Send,
+) -> impl Stream<Item = Result<Frame, Infallible>> + Send {
+    let live = stream::unfold(told, async |mut told| {
+        let frame = match told.recv().await {
+            Ok(event) => frame(&event),
+            Err(broadcast::error::RecvError::Lagged(lost)) => {
+                // It comes back with its last id, and gets what is still kept.
+                Frame::default().event("lost").data(format!("{{\"lost\":{lost}}}"))
+            }
+            Err(broadcast::error::RecvError::Closed) => return None,
+        };
+        Some((frame, told))
+    });
+    let missed = stream::iter(missed).map(|event| frame(&event));
+    // The first line lets a caller know that nothing is missed from here on.
+    let hello = stream::iter([Frame::default().comment("following")]);
+    hello.chain(missed).chain(live).map(Ok).take_until(Box::pin(stopping))
+}
+
+fn frame(event: &Event) -> Frame {
+    let data = Data { at: &event.at, what: &event.what };
+    let frame = Frame::default().id(event.id.to_string()).event(event.what.name());
+    frame.json_data(data).unwrap_or_else(|_| Frame::default().event("lost"))
+}

@@ -1,0 +1,75 @@
+//! What the engine tells by itself, for all who watch a target. Subscribed again whenever it ends, and
+//! then everybody looks anew.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio::time::sleep;
+
+use crate::docker::{Containers, EngineEvent};
+
+/// News that a slow watcher may lag behind before it has to look by itself.
+const BACKLOG: usize = 256;
+/// Between two tries to subscribe, the first …
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// … and the longest; an engine that is not installed is not asked often.
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// One piece of news.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum News {
+    /// About the container of that name.
+    Container(String),
+    /// Whatever was known may be outdated.
+    LookAnew,
+}
+
+/// The engine's news; clones are one.
+#[derive(Debug, Clone)]
+pub struct EngineNews {
+    told: broadcast::Sender<News>,
+    live: Arc<AtomicBool>,
+}
+
+impl Default for EngineNews {
+    fn default() -> EngineNews {
+        EngineNews { told: broadcast::Sender::new(BACKLOG), live: Arc::default() }
+    }
+}
+
+impl EngineNews {
+    /// Whether all that happens is told at once.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// All that is told from now on.
+    pub(super) fn listen(&self) -> broadcast::Receiver<News> {
+        self.told.subscribe()
+    }
+
+    /// Follows the engine for ever.
+    pub async fn follow<C: Containers>(self, containers: Arc<C>, within: Duration) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let tell = |event| match event {
+                EngineEvent::Container(name) => drop(self.told.send(News::Container(name))),
+                EngineEvent::Listening => {
+                    self.live.store(true, Ordering::Relaxed);
+                    tracing::debug!("the engine tells what happens to its containers");
+                    let _ = self.told.send(News::LookAnew);
+                }
+            };
+            let ended = containers.events(tell, within).await;
+            if self.live.swap(false, Ordering::Relaxed) {
+                pause = FIRST_PAUSE;
+                tracing::warn!(why = ?ended.err(), "the engine tells no more what happens; it is asked instead");
+                let _ = self.told.send(News::LookAnew);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+}

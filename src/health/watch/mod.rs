@@ -1,0 +1,154 @@
+//! Watching targets, so that their health is known before it is asked for.
+//!
+//! ```text
+//! pidfd, the engine's events, a probe twice in the age that an answer may have
+//!        └──▶ one task for each target ──▶ judge ──▶ published ──▶ health calls, events
+//! ```
+//!
+//! A target is watched from the first call that asks for it, or from the moment it is wanted. A call is
+//! answered from what is known as long as that is young enough; else all callers wait for the same look.
+
+mod engine;
+mod target;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+pub use self::engine::EngineNews;
+use self::target::{Told, Watch};
+use super::probe::Probe;
+use crate::docker::Containers;
+use crate::model::target::{CleanPath, Desired, TargetHealth, TargetName, TargetState};
+
+/// Targets that are watched at the same time; a node has a few.
+const MOST_WATCHED: usize = 64;
+/// A target that is not wanted and was not asked for in so long is watched no more.
+const IDLE: Duration = Duration::from_secs(600);
+/// Callers that may wait for one target.
+const QUEUE: usize = 4096;
+
+/// A target by its container and its control socket.
+type Key = (TargetName, CleanPath);
+type Asks = mpsc::Sender<oneshot::Sender<Told>>;
+
+/// What every watch needs.
+struct Shared<C> {
+    probe: Probe<C>,
+    news: EngineNews,
+    desired: watch::Receiver<Desired>,
+    changed: Box<dyn Fn(&TargetHealth) + Send + Sync>,
+}
+
+/// One that is watched.
+struct Watched {
+    asks: Asks,
+    told: watch::Receiver<Told>,
+    asked: Instant,
+}
+
+/// Watches the targets of this node.
+pub struct Watchers<C> {
+    shared: Arc<Shared<C>>,
+    watched: Mutex<BTreeMap<Key, Watched>>,
+}
+
+impl<C: Containers> Watchers<C> {
+    /// Watches nothing yet; `changed` hears of each change of a state, and must not block.
+    pub fn new(
+        probe: Probe<C>,
+        news: EngineNews,
+        desired: watch::Receiver<Desired>,
+        changed: impl Fn(&TargetHealth) + Send + Sync + 'static,
+    ) -> Watchers<C> {
+        let shared = Shared { probe, news, desired, changed: Box::new(changed) };
+        Watchers { shared: Arc::new(shared), watched: Mutex::default() }
+    }
+
+    /// Where the engine's news come from.
+    pub fn news(&self) -> EngineNews {
+        self.shared.news.clone()
+    }
+
+    /// How the target stands, from what is known when that is young enough.
+    pub async fn health(&self, name: &TargetName, control: &CleanPath) -> TargetHealth {
+        let (asks, told) = self.watched(name, control);
+        let known = told.borrow().clone();
+        match self.is_fresh(&known) {
+            true => known.aged(),
+            false => ask(asks, known).await,
+        }
+    }
+
+    /// The same by a look that begins now, and that everybody hears of.
+    pub async fn look_again(&self, name: &TargetName, control: &CleanPath) -> TargetHealth {
+        let (asks, told) = self.watched(name, control);
+        let known = told.borrow().clone();
+        ask(asks, known).await
+    }
+
+    /// Watches the target from now on, if it was not watched before. On the runtime.
+    pub fn watch(&self, name: &TargetName, control: &CleanPath) {
+        drop(self.watched(name, control));
+    }
+
+    fn watched(&self, name: &TargetName, control: &CleanPath) -> (Asks, watch::Receiver<Told>) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.clone(), control.clone());
+        if !watched.contains_key(&key) {
+            self.make_room(&mut watched);
+        }
+        let entry = watched.entry(key.clone()).or_insert_with(|| {
+            let (asks, queue) = mpsc::channel(QUEUE);
+            let told = Watch::start(key, self.shared.clone(), queue);
+            Watched { asks, told, asked: Instant::now() }
+        });
+        entry.asked = Instant::now();
+        (entry.asks.clone(), entry.told.clone())
+    }
+
+    /// Forgets who was not asked for in a long time, and when that does not suffice, who was not for the
+    /// longest. A watch ends when nobody can ask it any more.
+    fn make_room(&self, watched: &mut BTreeMap<Key, Watched>) {
+        let desired = self.shared.desired.borrow();
+        let wanted = |key: &Key| desired.targets.contains_key(&key.0);
+        watched.retain(|key, one| wanted(key) || one.asked.elapsed() < IDLE);
+        if watched.len() >= MOST_WATCHED {
+            let oldest =
+                watched.iter().filter(|(key, _)| !wanted(key)).min_by_key(|(_, w)| w.asked);
+            if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+                watched.remove(&key);
+            }
+        }
+    }
+
+    fn is_fresh(&self, told: &Told) -> bool {
+        let max_age = self.shared.probe.policy.max_age;
+        let young = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < max_age);
+        match told.health.state {
+            TargetState::Serving => young(told.answered),
+            TargetState::Degraded | TargetState::Starting => young(told.heard),
+            // Only the engine can tell that there is another container now.
+            TargetState::Absent | TargetState::Failed => {
+                told.sure && self.shared.news.is_live() && !max_age.is_zero()
+            }
+        }
+    }
+}
+
+async fn ask(asks: Asks, known: Told) -> TargetHealth {
+    let (reply, answer) = oneshot::channel();
+    // Waits for a place: the watch takes all that wait at once.
+    let told = match asks.send(reply).await {
+        Ok(()) => answer.await.unwrap_or(known),
+        Err(_) => known,
+    };
+    told.aged()
+}
+
+#[cfg(test)]
+#[path = "../watch_tests.rs"]
+mod tests;

@@ -1,0 +1,386 @@
+//! The watch of one target: a task that alone knows how it stands, and publishes it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::super::judge::{Aim, Process, Record, judge};
+use super::super::probe::Found;
+use super::engine::News;
+use super::{Key, Shared};
+use crate::docker::Containers;
+use crate::host::pidfd::WatchedProcess;
+use crate::model::target::{TargetHealth, TargetState};
+
+/// Probes on their way at the same time; a frozen target answers none.
+const MOST_PROBES: usize = 8;
+/// Between two probes of one that is starting.
+const STARTING_PAUSE: Duration = Duration::from_millis(20);
+/// Between two questions to an engine that does not tell by itself.
+const LOOK_PAUSE: Duration = Duration::from_secs(2);
+
+/// What is known, as it is published.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    /// The state.
+    pub(super) health: TargetHealth,
+    /// When the answer was asked for that came last.
+    pub(super) answered: Option<Instant>,
+    /// When the last probe ended, answered or not.
+    pub(super) heard: Option<Instant>,
+    /// Whether the engine was asked since something was heard of.
+    pub(super) sure: bool,
+}
+
+impl Told {
+    /// What is told, with its age.
+    pub(super) fn aged(&self) -> TargetHealth {
+        let serves = self.health.state == TargetState::Serving;
+        let age = self.answered.filter(|_| serves).map(|at| at.elapsed().as_millis());
+        let age_ms = age.map(|age| u64::try_from(age).unwrap_or(u64::MAX));
+        TargetHealth { age_ms, ..self.health.clone() }
+    }
+}
+
+/// The process, as far as it is known.
+enum Seen {
+    Lives(WatchedProcess),
+    Otherwise(Process),
+}
+
+/// A caller, with the probe and the look that have to end before it is answered.
+struct Waiter {
+    probe: u64,
+    look: u64,
+    reply: oneshot::Sender<Told>,
+}
+
+/// The end of a probe: its number, when it was sent, and the answer.
+type Probed = (u64, Instant, Result<String, String>);
+type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Things that are asked for again and again, counted: one that is begun while another is at work comes
+/// after it.
+#[derive(Default)]
+struct Count {
+    begun: u64,
+    ended: u64,
+}
+
+pub(super) struct Watch<C> {
+    key: Key,
+    shared: Arc<Shared<C>>,
+    seen: Seen,
+    record: Record,
+    probes: FuturesUnordered<Pending<Probed>>,
+    probed: Count,
+    /// Probes up to this one were sent to another process.
+    outdated: u64,
+    next_probe: Instant,
+    look: Option<Pending<Found>>,
+    looked: Count,
+    look_again: bool,
+    next_look: Instant,
+    waiting: Vec<Waiter>,
+    told: watch::Sender<Told>,
+}
+
+impl<C: Containers> Watch<C> {
+    /// Starts the task, which ends when nobody can ask it any more.
+    pub(super) fn start(
+        key: Key,
+        shared: Arc<Shared<C>>,
+        asks: mpsc::Receiver<oneshot::Sender<Told>>,
+    ) -> watch::Receiver<Told> {
+        let health = TargetHealth {
+            name: key.0.clone(),
+            state: TargetState::Starting,
+            reason: "it was not looked at yet".to_string(),
+            since: now(),
+            version: None,
+            age_ms: None,
+            pid: None,
+        };
+        let told = Told { health, answered: None, heard: None, sure: false };
+        let (told, published) = watch::channel(told);
+        let watch = Watch {
+            key,
+            shared,
+            seen: Seen::Otherwise(Process::Unknown("it was not asked yet".to_string())),
+            record: Record::default(),
+            probes: FuturesUnordered::new(),
+            probed: Count::default(),
+            outdated: 0,
+            next_probe: Instant::now(),
+            look: None,
+            looked: Count::default(),
+            look_again: false,
+            next_look: Instant::now(),
+            waiting: Vec::new(),
+            told,
+        };
+        tokio::spawn(watch.run(asks));
+        published
+    }
+
+    async fn run(mut self, mut asks: mpsc::Receiver<oneshot::Sender<Told>>) {
+        let mut news = self.shared.news.listen();
+        let mut desired = self.shared.desired.clone();
+        self.look_now();
+        loop {
+            // Each arm is cancel-safe: what did not come first is still there in the next round.
+            tokio::select! {
+                () = ended(&self.seen) => self.process_ended(),
+                Some(found) = next_found(&mut self.look) => self.found(found),
+                Some(probed) = self.probes.next() => self.probed(probed),
+                ask = asks.recv() => match ask {
+                    Some(reply) => self.asked(reply, &mut asks),
+                    None => return,
+                },
+                told = news.recv() => self.heard(told),
+                changed = desired.changed() => if changed.is_err() { return },
+                () = sleep_until(self.next_probe) => self.due(),
+            }
+            self.publish();
+            self.answer();
+        }
+    }
+
+    /// The kernel tells that the process has ended, which is published before anybody is asked how.
+    fn process_ended(&mut self) {
+        self.has_ended();
+        self.look_now();
+    }
+
+    fn has_ended(&mut self) {
+        let how = "its process has ended, and the engine has not told yet how".to_string();
+        self.becomes(Seen::Otherwise(Process::Ended(how)));
+    }
+
+    /// Another process, or none: what the old one answered counts no more.
+    fn becomes(&mut self, seen: Seen) {
+        if !matches!(self.seen, Seen::Otherwise(Process::Unknown(_))) {
+            self.record = Record::default();
+            self.outdated = self.probed.begun;
+            self.told.send_modify(|told| (told.answered, told.heard) = (None, None));
+        }
+        self.seen = seen;
+    }
+
+    fn found(&mut self, found: Found) {
+        self.look = None;
+        self.looked.ended = self.looked.begun;
+        match found {
+            Found::Runs(process) => {
+                let known = matches!(&self.seen, Seen::Lives(seen) if seen.is(&process));
+                if !known {
+                    self.becomes(Seen::Lives(process));
+                    // One that was sent to it already will do.
+                    let asked = self.probed.begun > self.outdated;
+                    let probe = if asked { self.probed.begun } else { self.probe_now() };
+                    self.waiting.iter_mut().for_each(|waiter| waiter.probe = probe);
+                }
+            }
+            Found::Nothing => self.becomes(Seen::Otherwise(Process::NoContainer)),
+            Found::Ended(Some(how)) => self.becomes(Seen::Otherwise(Process::Ended(how))),
+            Found::Ended(None) => self.has_ended(),
+            // A process that was seen before needs no engine to be seen alive.
+            Found::Unknown(_) if matches!(&self.seen, Seen::Lives(seen) if seen.lives()) => {}
+            Found::Unknown(why) => self.seen = Seen::Otherwise(Process::Unknown(why)),
+        }
+        if std::mem::take(&mut self.look_again) {
+            self.look_now();
+        }
+    }
+
+    fn probed(&mut self, (number, sent, answer): Probed) {
+        self.probed.ended = self.probed.ended.max(number);
+        if number <= self.outdated {
+            return;
+        }
+        let answered = answer.is_ok();
+        self.record.note(answer);
+        self.told.send_modify(|told| {
+            told.heard = Some(Instant::now());
+            if answered {
+                told.answered = told.answered.max(Some(sent));
+            }
+        });
+        if self.record.version().is_none() && self.is_young() {
+            self.next_probe = self.next_probe.min(Instant::now() + STARTING_PAUSE);
+        }
+    }
+
+    /// All callers that wait by now get the same.
+    fn asked(
+        &mut self,
+        reply: oneshot::Sender<Told>,
+        asks: &mut mpsc::Receiver<oneshot::Sender<Told>>,
+    ) {
+        let dead = matches!(&self.seen, Seen::Lives(process) if !process.lives());
+        if dead {
+            self.process_ended();
+        }
+        let look = match &self.seen {
+            Seen::Lives(_) => 0,
+            // The first look was begun for this caller.
+            Seen::Otherwise(_) if self.looked.ended == 0 => self.looked.begun,
+            Seen::Otherwise(_) => self.look_now(),
+        };
+        let probe = match &self.seen {
+            Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)) => self.probe_now(),
+            Seen::Otherwise(_) => 0,
+        };
+        let mut next = Some(reply);
+        while let Some(reply) = next {
+            self.waiting.push(Waiter { probe, look, reply });
+            next = asks.try_recv().ok();
+        }
+    }
+
+    fn heard(&mut self, told: Result<News, broadcast::error::RecvError>) {
+        match told {
+            Ok(News::Container(name)) if name != self.key.0.as_str() => {}
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => drop(self.look_now()),
+            // The one who tells lives as long as this task.
+            Err(broadcast::error::RecvError::Closed) => {}
+        }
+    }
+
+    /// The time for the next probe has come; and for a look, where the engine does not tell by itself.
+    fn due(&mut self) {
+        let policy = &self.shared.probe.policy;
+        self.next_probe = Instant::now() + policy.probe_interval;
+        match &self.seen {
+            // Where the kernel has no pidfd.
+            Seen::Lives(process) if !process.lives() => self.process_ended(),
+            Seen::Lives(_) => drop(self.probe_now()),
+            Seen::Otherwise(process) => {
+                if matches!(process, Process::Unknown(_)) {
+                    self.probe_now();
+                }
+                if !self.shared.news.is_live() && Instant::now() >= self.next_look {
+                    self.next_look = Instant::now() + LOOK_PAUSE;
+                    self.look_now();
+                }
+            }
+        }
+    }
+
+    /// Sends a probe, unless too many are unanswered; returns the number of the one to wait for.
+    fn probe_now(&mut self) -> u64 {
+        if self.probes.len() < MOST_PROBES {
+            self.probed.begun += 1;
+            let (number, sent) = (self.probed.begun, Instant::now());
+            let (shared, control) = (self.shared.clone(), self.key.1.clone());
+            self.probes
+                .push(Box::pin(async move { (number, sent, shared.probe.answer(&control).await) }));
+        }
+        self.probed.begun
+    }
+
+    /// Asks the engine, after the question that is on its way; returns the number of the one to wait for.
+    fn look_now(&mut self) -> u64 {
+        if self.look.is_some() {
+            self.look_again = true;
+            return self.looked.begun + 1;
+        }
+        self.looked.begun += 1;
+        let (shared, name) = (self.shared.clone(), self.key.0.clone());
+        self.look = Some(Box::pin(async move { shared.probe.find(&name).await }));
+        self.looked.begun
+    }
+
+    fn is_young(&self) -> bool {
+        let within = self.shared.probe.policy.ready_timeout;
+        matches!(&self.seen, Seen::Lives(process) if process.age().is_some_and(|age| age < within))
+    }
+
+    fn publish(&mut self) {
+        if self.looked.ended == 0 {
+            return;
+        }
+        let aim = {
+            let desired = self.shared.desired.borrow();
+            let name = &self.key.0;
+            Aim {
+                wanted: desired.targets.contains_key(name),
+                at_work: desired.at_work.contains(name),
+            }
+        };
+        let living;
+        let (process, pid) = match &self.seen {
+            Seen::Lives(process) => {
+                // Asked only where it matters: it reads a file.
+                let young = self.record.version().is_none() && self.is_young();
+                living = Process::Lives { young };
+                (&living, Some(process.pid))
+            }
+            Seen::Otherwise(process) => (process, None),
+        };
+        let (state, reason) = judge(process, &self.record, aim);
+        let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
+        let before = self.told.borrow().clone();
+        let same = (before.health.state, &before.health.reason) == (state, &reason);
+        if same && before.health.pid == pid && before.sure == sure {
+            return;
+        }
+        let since = match before.health.state == state && before.heard_of() {
+            true => before.health.since,
+            false => now(),
+        };
+        let serves = state == TargetState::Serving;
+        let version = self.record.version().filter(|_| serves).map(str::to_string);
+        let name = self.key.0.clone();
+        let health = TargetHealth { name, state, reason, since, version, age_ms: None, pid };
+        if !same {
+            (self.shared.changed)(&health);
+        }
+        self.told.send_modify(|told| (told.health, told.sure) = (health, sure));
+    }
+
+    /// Answers who waits for nothing that is still on its way.
+    fn answer(&mut self) {
+        // One more probe decides, which is on its way or soon will be.
+        if self.record.is_in_doubt() {
+            return;
+        }
+        let (probed, looked) = (self.probed.ended, self.looked.ended);
+        let done = |waiter: &mut Waiter| probed >= waiter.probe && looked >= waiter.look;
+        for waiter in self.waiting.extract_if(.., done) {
+            let _ = waiter.reply.send(self.told.borrow().clone());
+        }
+    }
+}
+
+impl Told {
+    /// Whether anything was known at all.
+    fn heard_of(&self) -> bool {
+        self.sure || self.heard.is_some()
+    }
+}
+
+/// Returns when the process has ended; never where there is none.
+async fn ended(seen: &Seen) {
+    match seen {
+        Seen::Lives(process) => process.ended().await,
+        Seen::Otherwise(_) => std::future::pending().await,
+    }
+}
+
+/// What the engine said; never where it was not asked.
+async fn next_found(look: &mut Option<Pending<Found>>) -> Option<Found> {
+    match look {
+        Some(look) => Some(look.await),
+        None => std::future::pending().await,
+    }
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
+}

@@ -1,0 +1,84 @@
+//! What happens on a node, as it is told to those who follow it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::prepare::Progress;
+use super::target::TargetHealth;
+
+/// An event's place: which run of the agent told it, and its number in that run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventId {
+    /// When that run began, in milliseconds since the epoch.
+    pub run: u64,
+    /// From 1.
+    pub number: u64,
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.run, self.number)
+    }
+}
+
+impl FromStr for EventId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<EventId, String> {
+        let parts = text.split_once('-');
+        let parsed =
+            parts.and_then(|(run, number)| Some((run.parse().ok()?, number.parse().ok()?)));
+        let (run, number) = parsed.ok_or_else(|| {
+            let shown: String = text.chars().take(80).collect();
+            format!("'{shown}' is no event's id, which looks like 1700000000000-42")
+        })?;
+        Ok(EventId { run, number })
+    }
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Its place among all.
+    pub id: EventId,
+    /// When, in RFC 3339.
+    pub at: String,
+    /// What.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum What {
+    /// A target stands otherwise than before.
+    Target(TargetHealth),
+    /// An owner goes on with long work.
+    Work(Progress),
+}
+
+impl What {
+    /// The event's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            What::Target(_) => "target",
+            What::Work(_) => "work",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_it_is_written_and_nothing_else_is_one() {
+        let id = EventId { run: 1_700_000_000_000, number: 42 };
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for text in ["", "-", "1", "1-", "-1", "a-b", "1-2-3", "99999999999999999999999-1"] {
+            assert!(text.parse::<EventId>().is_err(), "{text}");
+        }
+    }
+}
