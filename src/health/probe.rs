@@ -11,9 +11,6 @@ use crate::model::policy::TargetPolicy;
 use crate::model::target::{CleanPath, TargetName};
 use crate::spdk::{Sockets, SpdkError};
 
-/// JSON-RPC's word for a method that is not there.
-const NO_SUCH_METHOD: i64 = -32601;
-
 /// Asks how targets stand.
 #[derive(Debug)]
 pub struct Probe<C> {
@@ -55,10 +52,11 @@ impl<C: Containers> Probe<C> {
         let within = self.policy.answer_timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         // On one connection, and on their way together.
-        let (version, reactors) = tokio::join!(socket.version(within), socket.reactors(within));
+        let (version, reactors) = tokio::join!(socket.serving(within), socket.reactors(within));
         let version = version.map_err(|e| chain(&e))?.version;
         match reactors {
-            Ok(_) | Err(SpdkError::Refused { code: NO_SUCH_METHOD, .. }) => Ok(version),
+            Ok(_) => Ok(version),
+            Err(error) if error.is_unknown_method() => Ok(version),
             Err(SpdkError::Timeout { within, .. }) => Err(format!(
                 "a reactor is frozen: {version} answers, but not all of its reactors did within {within:?}"
             )),

@@ -113,6 +113,7 @@ async fn answer_all(mut stream: UnixStream, mood: Arc<Mood>) {
         while let Some(Ok(request)) = requests.next() {
             let result = match request["method"].as_str().unwrap() {
                 "spdk_get_version" => json!({"version": "SPDK v26.05"}),
+                "framework_wait_init" => json!(true),
                 _ if *mood.reactor_frozen.borrow() => continue,
                 _ => json!({"reactors": [{}, {}]}),
             };

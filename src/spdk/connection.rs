@@ -12,7 +12,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::reply::{Incoming, Reply};
-use super::{MOST_BYTES, MOST_UNANSWERED, Request, SpdkError};
+use super::{MOST_BYTES, MOST_UNANSWERED, Request, SpdkError, shortened};
 
 /// A reply that is waited for.
 struct Waiting {
@@ -22,7 +22,16 @@ struct Waiting {
 
 /// Connects when the first request comes, and anew after a connection ended; ends with its handles.
 pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>) {
-    while let Some(first) = queue.recv().await {
+    // What an exchanged connection left to the next one.
+    let mut left = None;
+    loop {
+        let first = match left.take() {
+            Some(first) => first,
+            None => match queue.recv().await {
+                Some(first) => first,
+                None => return,
+            },
+        };
         match UnixStream::connect(&socket).await {
             Ok(stream) => {
                 let (read, write) = stream.into_split();
@@ -30,12 +39,23 @@ pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>) {
                 let mut open = Open { socket: &socket, write, next_id: 1, unanswered };
                 let ended = open.serve(first, read, &mut queue).await;
                 open.give_up(&ended);
+                if let Ended::Stale(request) = ended {
+                    left = Some(request);
+                }
             }
             Err(e) => {
-                let (socket, source) = (socket.to_path_buf(), Arc::new(e));
-                let _ = first.reply.send(Err(SpdkError::Absent { socket, source }));
+                let _ = first.reply.send(Err(not_connected(&socket, e)));
             }
         }
+    }
+}
+
+fn not_connected(socket: &Path, error: io::Error) -> SpdkError {
+    let socket = socket.to_path_buf();
+    match error.kind() {
+        // connect(2) on a Unix socket: its queue is full.
+        io::ErrorKind::WouldBlock => SpdkError::Crowded { socket },
+        _ => SpdkError::Absent { socket, source: Arc::new(error) },
     }
 }
 
@@ -53,6 +73,8 @@ enum Ended {
     Broken(Arc<io::Error>),
     /// The target sent what is no reply.
     Garbage(String),
+    /// It stopped within a reply that nobody waits for any more: the next request has a new one.
+    Stale(Request),
     /// Nobody wants it any more.
     Done,
 }
@@ -73,8 +95,10 @@ impl Open<'_> {
                 self.unanswered.retain(|_, waiting| !waiting.reply.is_closed());
             }
             // What waits already goes out in one piece.
+            let stale = incoming.is_half() && self.nobody_waits();
             while self.unanswered.len() < MOST_UNANSWERED
                 && outgoing.len() < MOST_BYTES
+                && !stale
                 && let Ok(request) = queue.try_recv()
             {
                 self.encode(request, &mut outgoing);
@@ -85,9 +109,9 @@ impl Open<'_> {
                 read = read.read_buf(incoming.buffer()) => match read {
                     Ok(0) => return broken(io::ErrorKind::UnexpectedEof.into()),
                     Err(e) => return broken(e),
-                    Ok(_) => match incoming.replies() {
-                        Ok(replies) => replies.into_iter().for_each(|reply| self.deliver(reply)),
-                        Err(why) => return Ended::Garbage(why),
+                    Ok(_) => match incoming.replies(|reply| self.deliver(reply)) {
+                        Ok(()) => {}
+                        Err(why) => return Ended::Garbage(shortened(why)),
                     },
                 },
                 // Cancel-safe: what was written is told, the rest is tried again.
@@ -97,6 +121,10 @@ impl Open<'_> {
                 },
                 // Cancel-safe: a request stays queued.
                 request = queue.recv(), if may_take => match request {
+                    // Looked at now: who waited may have given up since.
+                    Some(request) if incoming.is_half() && self.nobody_waits() => {
+                        return Ended::Stale(request);
+                    }
                     Some(request) => self.encode(request, &mut outgoing),
                     None => return Ended::Done,
                 },
@@ -127,6 +155,10 @@ impl Open<'_> {
         self.unanswered.insert(id, Waiting { method, reply });
     }
 
+    fn nobody_waits(&self) -> bool {
+        self.unanswered.values().all(|waiting| waiting.reply.is_closed())
+    }
+
     fn deliver(&mut self, reply: Reply) {
         // A reply to nobody: late, or not to us. Who asked has his deadline.
         let Some(waiting) = reply.id.as_u64().and_then(|id| self.unanswered.remove(&id)) else {
@@ -136,7 +168,7 @@ impl Open<'_> {
         let (socket, method) = (self.socket.to_path_buf(), waiting.method);
         let result = match (reply.result, reply.error) {
             (_, Some(error)) => {
-                let (code, message) = (error.code, error.message);
+                let (code, message) = (error.code, shortened(error.message));
                 Err(SpdkError::Refused { socket, method, code, message })
             }
             // `null` is a result too.
@@ -153,7 +185,7 @@ impl Open<'_> {
                     SpdkError::Broken { socket, method, source: source.clone() }
                 }
                 Ended::Garbage(why) => SpdkError::Garbage { socket, method, why: why.clone() },
-                Ended::Done => continue,
+                Ended::Stale(_) | Ended::Done => continue,
             };
             let _ = waiting.reply.send(Err(error));
         }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Spdk, SpdkError};
+use super::{Spdk, SpdkError, shortened};
 
 /// What `spdk_get_version` tells.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -60,15 +60,30 @@ impl Spdk {
     /// # Errors
     /// See [`Spdk::call`].
     pub async fn version(&self, within: Duration) -> Result<Version, SpdkError> {
-        self.typed("spdk_get_version", None, within).await
+        let Version { version } = self.typed("spdk_get_version", None, within).await?;
+        Ok(Version { version: shortened(version) })
     }
 
-    /// Returns when its start has ended: from then on it serves.
+    /// Returns when its start has ended: from then on it serves. One that does not know the question is
+    /// taken to be there.
     ///
     /// # Errors
     /// See [`Spdk::call`].
     pub async fn wait_init(&self, within: Duration) -> Result<(), SpdkError> {
-        self.call("framework_wait_init", None, within).await.map(drop)
+        match self.call("framework_wait_init", None, within).await {
+            Err(error) if error.is_unknown_method() => Ok(()),
+            answered => answered.map(drop),
+        }
+    }
+
+    /// Its version, from one whose start has ended: the control socket is served earlier than the disks.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn serving(&self, within: Duration) -> Result<Version, SpdkError> {
+        let (version, started) = tokio::join!(self.version(within), self.wait_init(within));
+        let version = version?;
+        started.map(|()| version)
     }
 
     /// How many reactors it has. Each has to run an event for that: an answer means that none is frozen.
@@ -167,7 +182,7 @@ impl Spdk {
         serde_json::from_value(result).map_err(|e| SpdkError::Garbage {
             socket: self.socket().to_path_buf(),
             method,
-            why: e.to_string(),
+            why: shortened(e.to_string()),
         })
     }
 }

@@ -27,6 +27,9 @@ const MOST_UNANSWERED: usize = 1024;
 /// Bytes of one request; SPDK closes the connection at 256 KiB.
 const MOST_BYTES: usize = 255 * 1024;
 
+/// Characters of what a target says.
+const MOST_WORDS: usize = 300;
+
 /// A call that was not answered with a result.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpdkError {
@@ -37,6 +40,14 @@ pub enum SpdkError {
         socket: PathBuf,
         /// Why.
         source: Arc<std::io::Error>,
+    },
+    /// Something listens and takes no connection.
+    #[error(
+        "{socket} takes no more connections: the target there is frozen, or others fill its queue"
+    )]
+    Crowded {
+        /// The control socket.
+        socket: PathBuf,
     },
     /// The connection broke before the answer came.
     #[error("the target at {socket} closed the connection before it answered {method}")]
@@ -105,9 +116,25 @@ impl SpdkError {
         self.says("File exists")
     }
 
+    /// Whether the target does not know the method.
+    pub fn is_unknown_method(&self) -> bool {
+        /// JSON-RPC's code for it.
+        const UNKNOWN_METHOD: i64 = -32601;
+        matches!(self, SpdkError::Refused { code: UNKNOWN_METHOD, .. })
+    }
+
     fn says(&self, words: &str) -> bool {
         matches!(self, SpdkError::Refused { message, .. } if message.contains(words))
     }
+}
+
+/// What a target said, as far as it is kept and shown: its words end up in answers and logs.
+fn shortened(mut words: String) -> String {
+    if let Some((at, _)) = words.char_indices().nth(MOST_WORDS) {
+        words.truncate(at);
+        words.push('…');
+    }
+    words
 }
 
 /// One request on its way to the connection.

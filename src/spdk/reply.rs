@@ -4,8 +4,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-/// More than any target answers at once.
-const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// More than any target answers at once: a thousand bdevs take two MiB.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// What an empty buffer may keep.
+const KEPT_BYTES: usize = 1024 * 1024;
 
 /// What a target answered.
 #[derive(Debug, Deserialize)]
@@ -28,12 +30,16 @@ pub(super) struct ReplyError {
     pub(super) message: String,
 }
 
-/// Bytes that arrived and were not understood yet.
+/// Bytes that arrived and were not understood yet. Each byte is looked at once, however many come.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
     bytes: Vec<u8>,
-    /// Bytes at the front that were tried without a newline after them.
-    tried: usize,
+    /// Bytes at the front that were looked at.
+    scanned: usize,
+    /// Objects and arrays that are open there.
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
 }
 
 impl Incoming {
@@ -42,41 +48,62 @@ impl Incoming {
         &mut self.bytes
     }
 
-    /// The whole replies that have arrived.
+    /// Whether a reply has begun and not ended.
+    pub(super) fn is_half(&self) -> bool {
+        self.depth > 0
+    }
+
+    /// Hands the whole replies that have arrived to `deliver`.
     ///
     /// # Errors
     /// What is wrong with the stream, which is worth nothing from there on.
-    pub(super) fn replies(&mut self) -> Result<Vec<Reply>, String> {
-        // Only a newline can end a reply: without a new one, parsing again would find the same.
-        if !self.bytes.iter().skip(self.tried).any(|byte| *byte == b'\n') {
-            self.tried = self.bytes.len();
-            return self.bounded(Vec::new());
-        }
-        let mut found = Vec::new();
-        let mut stream = serde_json::Deserializer::from_slice(&self.bytes).into_iter::<Reply>();
-        let failed = loop {
-            match stream.next() {
-                None => break None,
-                Some(Ok(reply)) => found.push(reply),
-                Some(Err(e)) if e.is_eof() => break None,
-                Some(Err(e)) => break Some(e.to_string()),
+    pub(super) fn replies(&mut self, mut deliver: impl FnMut(Reply)) -> Result<(), String> {
+        let mut begin = 0;
+        while let Some(byte) = self.bytes.get(self.scanned).copied() {
+            self.scanned += 1;
+            let was_open = self.is_half();
+            self.step(byte)?;
+            if was_open && self.depth == 0 {
+                let reply = self.bytes.get(begin..self.scanned).unwrap_or_default();
+                deliver(serde_json::from_slice(reply).map_err(|e| e.to_string())?);
             }
-        };
-        let taken = stream.byte_offset();
-        match failed {
-            Some(why) if found.is_empty() => return Err(why),
-            // What came before is good; the rest is found out about with the next look.
-            Some(_) | None => drop(self.bytes.drain(..taken)),
+            if self.depth == 0 {
+                begin = self.scanned;
+            }
         }
-        self.tried = if failed.is_some() { 0 } else { self.bytes.len() };
-        self.bounded(found)
+        self.bytes.drain(..begin);
+        self.scanned -= begin;
+        if self.bytes.len() > MOST_BYTES {
+            return Err(format!("an answer of more than {MOST_BYTES} bytes"));
+        }
+        if self.bytes.is_empty() && self.bytes.capacity() > KEPT_BYTES {
+            self.bytes = Vec::new();
+        }
+        Ok(())
     }
 
-    fn bounded(&self, found: Vec<Reply>) -> Result<Vec<Reply>, String> {
-        match self.bytes.len() > MOST_BYTES {
-            true => Err(format!("an answer of more than {MOST_BYTES} bytes")),
-            false => Ok(found),
+    fn step(&mut self, byte: u8) -> Result<(), String> {
+        match (self.in_string, byte) {
+            (true, _) if self.escaped => self.escaped = false,
+            (true, b'\\') => self.escaped = true,
+            (true, b'"') => self.in_string = false,
+            // Half a reply, and then another one.
+            (true, b'\n') => return Err("a line ends within a string".to_string()),
+            (true, _) => {}
+            (false, b'{') => self.depth += 1,
+            (false, byte) if self.depth > 0 => match byte {
+                b'"' => self.in_string = true,
+                b'[' => self.depth += 1,
+                b'}' | b']' => self.depth -= 1,
+                _ => {}
+            },
+            (false, b' ' | b'\t' | b'\r' | b'\n') => {}
+            (false, byte) => {
+                let shown = char::from(byte).escape_default();
+                return Err(format!("it begins with '{shown}' and is no JSON object"));
+            }
         }
+        Ok(())
     }
 }
 
@@ -84,29 +111,52 @@ impl Incoming {
 mod tests {
     use super::*;
 
-    fn ids(incoming: &mut Incoming, bytes: &[u8]) -> Result<Vec<Value>, String> {
+    fn ids(incoming: &mut Incoming, bytes: &[u8]) -> (Vec<Value>, Option<String>) {
         incoming.buffer().extend_from_slice(bytes);
-        Ok(incoming.replies()?.into_iter().map(|reply| reply.id).collect())
+        let mut ids = Vec::new();
+        let failed = incoming.replies(|reply| ids.push(reply.id)).err();
+        (ids, failed)
     }
 
     #[test]
     fn replies_are_found_however_they_are_cut() {
-        let text =
-            b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":[\n  1\n]}\n{\"id\":2,\"result\":true}\n";
+        let text = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":[\n  \"}\\\"]\"\n]}\n{\"id\":2,\"result\":true}\n";
         for cut in 0..text.len() {
             let mut incoming = Incoming::default();
             let (one, two) = text.split_at(cut);
-            let mut all = ids(&mut incoming, one).unwrap();
-            all.extend(ids(&mut incoming, two).unwrap());
+            let (mut all, failed) = ids(&mut incoming, one);
+            assert_eq!(failed, None, "cut at {cut}");
+            all.extend(ids(&mut incoming, two).0);
             assert_eq!(all, [1, 2], "cut at {cut}");
+            assert!(!incoming.is_half(), "cut at {cut}");
         }
     }
 
     #[test]
     fn a_half_reply_waits_and_garbage_is_named_after_what_was_good() {
         let mut incoming = Incoming::default();
-        assert_eq!(ids(&mut incoming, b"{\"id\":1,").unwrap(), [] as [Value; 0]);
-        assert_eq!(ids(&mut incoming, b"\"result\":1}\nHTTP/1.1 400\n").unwrap(), [1]);
-        assert!(ids(&mut incoming, b"").is_err() || ids(&mut incoming, b"\n").is_err());
+        assert_eq!(ids(&mut incoming, b"{\"id\":1,"), (vec![], None));
+        assert!(incoming.is_half());
+        let (good, failed) = ids(&mut incoming, b"\"result\":1}\nHTTP/1.1 400");
+        assert_eq!((good, failed.is_some()), (vec![Value::from(1)], true));
+        for garbage in ["\0", "}", "{\"id\":\"1\n", "[1]", "{]", "7"] {
+            let (good, failed) = ids(&mut Incoming::default(), garbage.as_bytes());
+            assert!(good.is_empty() && failed.is_some(), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn an_answer_without_end_is_refused_before_it_fills_the_memory() {
+        for piece in ["{\"id\":[\n", "{\"a\":[0,\n", "{\"result\":\"x"] {
+            let mut incoming = Incoming::default();
+            let mut text = piece.as_bytes().to_vec();
+            let failed = (0..100_000).find_map(|_| {
+                let failed = ids(&mut incoming, &text).1;
+                text = b"0000000000000000000000000000000000000000,\t\t\t\t\t\t\t\t\t\t".repeat(10);
+                failed
+            });
+            assert!(failed.is_some_and(|why| why.contains("more than")), "{piece}");
+            assert!(incoming.buffer().capacity() <= 4 * MOST_BYTES);
+        }
     }
 }

@@ -154,6 +154,66 @@ async fn an_answer_that_is_none_is_an_error_and_the_next_call_has_a_new_connecti
 }
 
 #[tokio::test]
+async fn a_reply_that_stops_half_way_costs_no_more_than_its_own_call() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let caller = spdk.clone();
+    let call = tokio::spawn(async move { caller.version(SOON).await });
+    let mut silent = played.accept().await;
+    silent.request().await;
+    silent.says("{\"id\": 1, \"result\": {\"version\": \"SP").await;
+    assert!(matches!(call.await.unwrap(), Err(SpdkError::Timeout { .. })));
+    let call = tokio::spawn(async move { spdk.version(LONG).await });
+    let mut peer = played.accept().await;
+    let request = peer.request().await;
+    peer.says(answer(&request, json!({"version": "SPDK v24.01"}))).await;
+    assert_eq!(call.await.unwrap().unwrap().version, "SPDK v24.01");
+}
+
+#[tokio::test]
+async fn a_socket_whose_queue_is_full_is_told_apart_from_one_where_nobody_listens() {
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vhost.sock");
+    let listener =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &UnixAddr::new(&path).unwrap()).unwrap();
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let _queued = UnixStream::connect(&path).await.unwrap();
+    let answer = Spdk::new(&path).version(LONG).await;
+    assert!(matches!(answer, Err(SpdkError::Crowded { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn of_what_a_target_says_only_the_beginning_is_kept() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let long = "ä".repeat(100_000);
+    for reply in [
+        json!({"result": {"version": long}}),
+        json!({"error": {"code": -1, "message": long}}),
+        json!({"result": long}),
+    ] {
+        let caller = spdk.clone();
+        let call = tokio::spawn(async move { caller.version(LONG).await });
+        let mut peer = played.accept().await;
+        let mut reply = reply;
+        reply["id"] = peer.request().await["id"].clone();
+        peer.says(format!("{reply}\n")).await;
+        let said = match call.await.unwrap() {
+            Ok(version) => version.version,
+            Err(error) => error.to_string(),
+        };
+        assert!(said.chars().count() < 600 && said.contains("ää"), "{said}");
+        drop(peer);
+        // Its end is seen before the next call.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_carries_the_targets_code_and_words() {
     let played = Played::new();
     let spdk = Spdk::new(&played.path);
