@@ -70,6 +70,9 @@ impl DockerClient {
         {
             return EngineError::Refused { socket, call, status, message };
         }
+        if is_broken_connection(&error) {
+            return EngineError::Gone { socket, call, source: Box::new(error) };
+        }
         EngineError::Call { socket, call, source: Box::new(error) }
     }
 

@@ -46,6 +46,16 @@ pub enum EngineError {
         /// The engine's words.
         message: String,
     },
+    /// It ended, or was ended, before it had answered.
+    #[error("the engine at {socket} went away during {call}")]
+    Gone {
+        /// The socket's path.
+        socket: String,
+        /// What was asked; it may have been done, or half of it.
+        call: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An answer that is none.
     #[error("{call} at {socket} failed")]
     Call {

@@ -18,6 +18,7 @@ pub mod packages;
 pub mod pidfd;
 pub mod pools;
 pub mod process;
+pub mod socket_place;
 pub mod spawn;
 #[cfg(test)]
 pub mod spawn_fake;

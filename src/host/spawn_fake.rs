@@ -219,6 +219,10 @@ pub fn put_cpu(root: &Root) {
     fs::create_dir_all(&topology).unwrap();
     fs::create_dir_all(root.path("/proc/self")).unwrap();
     fs::write(root.path("/proc/self/mountinfo"), "").unwrap();
+    // The process of the container that the played engine has.
+    fs::create_dir_all(root.path("/proc/1")).unwrap();
+    let rest = "0 ".repeat(44);
+    fs::write(root.path("/proc/1/stat"), format!("1 (target) S 0 1 1 0 -1 {rest}\n")).unwrap();
     fs::write(root.path("/sys/devices/system/cpu/online"), "0").unwrap();
     for (name, value) in
         [("core_id", "0"), ("physical_package_id", "0"), ("thread_siblings_list", "0")]

@@ -274,6 +274,8 @@ pub struct TargetSeen {
     pub huge_dir: Option<String>,
     /// The CPUs that are online.
     pub cpus: Vec<Cpu>,
+    /// What stands in the way of its sockets.
+    pub socket_obstacle: Option<String>,
 }
 
 impl TargetSeen {

@@ -141,7 +141,7 @@ impl TargetPlan {
     ) -> Result<(), Fault> {
         if seen.sessions > 0 && !force {
             let text = format!(
-                "{} virtual machines are connected to {}: shut them down or move them away first, or \
+                "virtual machines use {} disks of {}: shut them down or move them away first, or \
                  insist with force (their disks stop until the target is back)",
                 seen.sessions, spec.name
             );
@@ -167,6 +167,10 @@ impl TargetPlan {
     ) -> Result<(), Fault> {
         let chosen = cores::choose(&spec.cores, &seen.cpus)?;
         let image = image(spec, seen)?;
+        if let Some(obstacle) = &seen.socket_obstacle {
+            let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
+            return Err(Fault::new("socket-place-unusable", text));
+        }
         if !seen.has_image {
             let from = sources(spec, &image);
             if from.is_empty() {

@@ -25,6 +25,8 @@ const END_PAUSE: Duration = Duration::from_millis(20);
 const KILL_TIME: Duration = Duration::from_secs(10);
 /// Lines of a container's output that an error carries.
 const LAST_LINES: usize = 20;
+/// Characters of each.
+const LINE: usize = 500;
 
 /// Changes the targets of one machine.
 #[derive(Debug)]
@@ -120,12 +122,12 @@ impl<C: Containers> TargetApplier<C> {
                 self.containers.load(Box::new(file), within).await
             }
         };
-        brought.map_err(|e| chain(&e))?;
+        brought.map_err(|e| engine_fault(&e).text)?;
         // What a tar holds may have another name.
         match self.containers.image(image, self.policy.call_timeout).await {
             Ok(Some(id)) => Ok(id),
             Ok(None) => Err("it holds no image of that name: see `docker images`".to_string()),
-            Err(e) => Err(chain(&e)),
+            Err(e) => Err(engine_fault(&e).text),
         }
     }
 
@@ -194,7 +196,10 @@ impl<C: Containers> TargetApplier<C> {
                 Err(error) => chain(&error),
             };
             if Instant::now() >= deadline {
-                let how = format!("it did not serve within {within:?}: {silence}");
+                let how = format!(
+                    "it did not serve within {within:?}, and was left as it is (recreate replaces \
+                     it): {silence}"
+                );
                 return Err(self.failed(container, &how).await);
             }
             if Instant::now() >= look_at {
@@ -216,7 +221,10 @@ impl<C: Containers> TargetApplier<C> {
             self.containers.last_lines(container, LAST_LINES, self.policy.call_timeout).await;
         let printed = match lines {
             Ok(lines) if lines.is_empty() => "it printed nothing".to_string(),
-            Ok(lines) => format!("its last lines: {}", lines.join(" | ")),
+            Ok(lines) => {
+                let lines: Vec<String> = lines.iter().map(|line| shortened(line)).collect();
+                format!("its last lines: {}", lines.join(" | "))
+            }
             Err(error) => format!("its output cannot be read: {}", chain(&error)),
         };
         Fault::new(
@@ -244,5 +252,12 @@ impl<C: Containers> TargetApplier<C> {
         }
         let text = format!("the container {id} still runs {KILL_TIME:?} after SIGKILL");
         Err(Fault::new("target-not-stopped", text))
+    }
+}
+
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(LINE) {
+        Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
+        None => line.to_string(),
     }
 }

@@ -1,17 +1,25 @@
 //! A target: its container, its control socket, what it will need.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::blocking;
 pub use crate::docker::Containers;
 use crate::docker::EngineError;
-use crate::host::{Root, cpus, mounts, own_image};
+use crate::host::{Root, cpus, mounts, own_image, process, socket_place};
 use crate::model::cpu::Cpu;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
 use crate::model::target::{CleanPath, ContainerSeen, TargetKind, TargetSeen, TargetSpec};
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
+
+/// How long the engine may take to notice that a container's process has ended.
+const NOTICED: Duration = Duration::from_secs(5);
+/// Between two looks whether it has.
+const NOTICE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at the targets of one machine.
 #[derive(Debug)]
@@ -28,6 +36,7 @@ struct Files {
     has_client_conf: bool,
     huge_dir: Option<String>,
     cpus: Vec<Cpu>,
+    socket_obstacle: Option<String>,
 }
 
 impl<C: Containers> TargetObserver<C> {
@@ -58,7 +67,7 @@ impl<C: Containers> TargetObserver<C> {
                 false => self.containers.image(&image, within).await,
             }
         };
-        let container = self.containers.container(spec.name.as_str(), within);
+        let container = self.container(spec.name.as_str());
         let (container, image) = tokio::join!(container, has_image);
         let container = container.map_err(|e| engine_fault(&e))?;
         let running = container.as_ref().filter(|container| container.running);
@@ -77,14 +86,30 @@ impl<C: Containers> TargetObserver<C> {
             has_client_conf: files.has_client_conf,
             huge_dir: files.huge_dir,
             cpus: files.cpus,
+            socket_obstacle: files.socket_obstacle,
         })
+    }
+
+    /// The container; one whose process is dead is looked at until the engine knows that too, for what
+    /// it takes for running can neither be started nor removed.
+    async fn container(&self, name: &str) -> Result<Option<ContainerSeen>, EngineError> {
+        let deadline = Instant::now() + NOTICED;
+        loop {
+            let seen = self.containers.container(name, self.policy.call_timeout).await?;
+            let pid = seen.as_ref().filter(|seen| seen.running).and_then(|seen| seen.pid);
+            let dead = pid.is_some_and(|pid| process::started(&self.root, pid).is_none());
+            if !dead || Instant::now() >= deadline {
+                return Ok(seen);
+            }
+            sleep(NOTICE_PAUSE).await;
+        }
     }
 
     /// The version that the control socket tells, why it does not, and how many machines are connected.
     async fn ask(&self, control: &CleanPath) -> (Option<String>, String, usize) {
         let within = self.policy.answer_timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
-        match tokio::join!(socket.version(within), socket.controllers(within)) {
+        match tokio::join!(socket.serving(within), socket.controllers(within)) {
             (Ok(version), controllers) => {
                 // One that has no controllers yet, or is still starting, has nobody connected.
                 let controllers = controllers.unwrap_or_default();
@@ -97,6 +122,7 @@ impl<C: Containers> TargetObserver<C> {
 
     async fn files(&self, spec: &TargetSpec) -> Result<Files, Fault> {
         let (root, conf) = (self.root.clone(), spec.client_conf.clone());
+        let (folder, control) = (spec.socket_dir.clone(), spec.control_sock.clone());
         blocking(move || {
             let mounts = mounts::hugetlb_mounts(&root)?;
             let usable = |mount: &&_| is_usable(mount);
@@ -105,6 +131,7 @@ impl<C: Containers> TargetObserver<C> {
                 has_client_conf: conf.is_some_and(|path| root.path(path.as_str()).is_file()),
                 huge_dir: mounts.iter().find(usable).map(|mount| mount.path.clone()),
                 cpus: cpus::cpus(&root)?,
+                socket_obstacle: socket_place::obstacle(&root, folder.as_str(), control.as_str()),
             })
         })
         .await?
@@ -119,13 +146,16 @@ fn is_usable(mount: &crate::model::mounts::HugetlbMount) -> bool {
 /// A call to the engine that failed, on behalf of a target.
 pub fn engine_fault(error: &EngineError) -> Fault {
     let code = match error {
-        EngineError::Absent { .. } => "engine-absent",
+        EngineError::Absent { .. } | EngineError::Gone { .. } => "engine-absent",
         EngineError::Timeout { .. } => "engine-not-answering",
         EngineError::Refused { .. } | EngineError::Call { .. } => "engine-refused",
     };
     let remedy = match error {
         EngineError::Absent { .. } => ": prepare the node first (`vhost-agent prepare`)",
         EngineError::Timeout { .. } => ": see the engine's log, and restart it when it hangs",
+        EngineError::Gone { .. } => {
+            ": see the engine's log, prepare the node (`vhost-agent prepare`), and call again"
+        }
         EngineError::Refused { .. } | EngineError::Call { .. } => "",
     };
     Fault::new(code, chain(error) + remedy)

@@ -1,0 +1,103 @@
+//! Whether a target's sockets can lie where they are wanted. Looked at before anything is changed for it: a
+//! target that could not bind them would only say so once the old one is gone.
+
+use std::fs::{self, FileType};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+
+use super::Root;
+
+/// What stands in the way of sockets in `folder`, with the control socket at `control`; `None` when nothing
+/// does. What is there is only looked at.
+pub fn obstacle(root: &Root, folder: &str, control: &str) -> Option<String> {
+    in_folder(root, folder).or_else(|| at_control(root, control))
+}
+
+/// The folder itself, or the nearest one above it that is there, must be one that can be written to.
+fn in_folder(root: &Root, folder: &str) -> Option<String> {
+    for path in Path::new(folder).ancestors() {
+        let (at, shown) = (root.path(path), path.display());
+        match fs::symlink_metadata(&at) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            // Something above it is no folder: found out about next.
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => continue,
+            Err(e) => return Some(format!("{shown} cannot be looked at: {e}")),
+            Ok(_) => {}
+        }
+        return match fs::metadata(&at) {
+            Err(e) => Some(format!("{shown} is a link that leads nowhere: {e}")),
+            Ok(meta) if !meta.is_dir() => {
+                let kind = kind(meta.file_type());
+                Some(format!("{shown} is {kind} and no folder: move it away, or choose another"))
+            }
+            Ok(_) => access(&at, AccessFlags::W_OK).err().map(|e| {
+                format!("the folder {shown} cannot be written to: {}", io::Error::from(e))
+            }),
+        };
+    }
+    None
+}
+
+fn at_control(root: &Root, control: &str) -> Option<String> {
+    let meta = fs::symlink_metadata(root.path(control)).ok()?;
+    let other = !meta.file_type().is_socket();
+    other.then(|| {
+        let kind = kind(meta.file_type());
+        format!(
+            "at {control} is {kind} and no socket: move it away, or choose another control socket"
+        )
+    })
+}
+
+fn kind(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_file() => "a regular file",
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_symlink() => "a symbolic link",
+        kind if kind.is_fifo() => "a named pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn says(root: &Root, folder: &str, control: &str, words: &str) {
+        let obstacle = obstacle(root, folder, &format!("{folder}/{control}")).unwrap();
+        assert!(obstacle.contains(words), "{obstacle}");
+    }
+
+    #[test]
+    fn what_is_no_socket_stands_in_the_way_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/sockets/folder")).unwrap();
+        fs::write(root.path("/sockets/file"), "kept").unwrap();
+        symlink("/nowhere", root.path("/sockets/link")).unwrap();
+        says(&root, "/sockets", "file", "at /sockets/file is a regular file");
+        says(&root, "/sockets", "folder", "at /sockets/folder is a folder");
+        says(&root, "/sockets", "link", "at /sockets/link is a symbolic link");
+        says(&root, "/sockets/file", "x", "/sockets/file is a regular file and no folder");
+        says(&root, "/sockets/file/a/b", "x", "/sockets/file is a regular file and no folder");
+        says(&root, "/sockets/link", "x", "/sockets/link is a link that leads nowhere");
+        assert_eq!(fs::read_to_string(root.path("/sockets/file")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_socket_that_is_there_and_a_folder_that_is_not_are_no_obstacles() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        assert_eq!(obstacle(&root, "/not/yet/there", "/not/yet/there/vhost.sock"), None);
+        fs::create_dir(root.path("/sockets")).unwrap();
+        drop(UnixListener::bind(root.path("/sockets/vhost.sock")).unwrap());
+        assert_eq!(obstacle(&root, "/sockets", "/sockets/vhost.sock"), None);
+    }
+}
