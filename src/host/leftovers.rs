@@ -4,8 +4,12 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use super::files::{entries, read_table};
 use super::{HostError, Root};
@@ -36,6 +40,18 @@ pub fn make_folder(
 /// Whether a live process holds the lock of a control socket.
 pub fn is_locked(root: &Root, control: &str) -> bool {
     held(&root.path(format!("{control}.lock")))
+}
+
+/// Whether a process listens on a control socket, with a lock or without. A connection of another type is
+/// refused with one error where a process has the socket and with another where none has: nothing is
+/// connected.
+pub fn is_served(root: &Root, control: &str) -> bool {
+    let Ok(address) = UnixAddr::new(&root.path(control)) else { return false };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let Ok(probe) = socket(AddressFamily::Unix, SockType::Datagram, flags, None) else {
+        return false;
+    };
+    connect(probe.as_raw_fd(), &address) == Err(Errno::EPROTOTYPE)
 }
 
 fn held(lock: &Path) -> bool {
@@ -148,12 +164,15 @@ mod tests {
         assert_eq!(removed, [path("dead.sock"), path("dead.sock.lock")]);
         assert!(is_locked(&root, &format!("{at}/live.sock")));
         assert!(!is_locked(&root, &format!("{at}/dead.sock")));
+        assert!(is_served(&root, &format!("{at}/live.sock")));
+        assert!(!is_served(&root, &format!("{at}/dead.sock")));
         let other = folder.path().join("other");
         std::os::unix::fs::symlink(folder.path(), &other).unwrap();
         let through_link = UnixListener::bind(other.join("linked.sock")).unwrap();
         assert_eq!(clear_sockets(&root, &at).unwrap(), [""; 0].map(PathBuf::from));
         assert!(path("linked.sock").exists());
         drop((live, lock));
+        assert!(path("live.sock").exists() && !is_served(&root, &format!("{at}/live.sock")));
         assert_eq!(clear_sockets(&root, &at).unwrap().len(), 2);
         drop(through_link);
         assert_eq!(clear_sockets(&root, &at).unwrap(), [path("linked.sock")]);

@@ -131,7 +131,7 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// Never while somebody serves there: the lock of the control socket tells.
+    /// Never while somebody serves there: the control socket and its lock tell.
     async fn prepare_sockets(
         &self,
         folder: &str,
@@ -144,11 +144,13 @@ impl<C: Containers> TargetApplier<C> {
         let mode = self.policy.socket_mode;
         let removed = blocking(move || {
             leftovers::make_folder(&root, &folder, owner, mode)?;
-            if leftovers::is_locked(&root, &control) {
+            let locked = leftovers::is_locked(&root, &control);
+            if locked || leftovers::is_served(&root, &control) {
+                let how = if locked { ".lock is held by" } else { " is listened on by" };
                 return Err(Fault::new(
                     "control-socket-in-use",
                     format!(
-                        "another process holds {control}.lock: a target serves there that is not this \
+                        "{control}{how} another process: a target serves there that is not this \
                          container; stop it, or choose another control socket"
                     ),
                 ));
