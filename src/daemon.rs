@@ -31,6 +31,7 @@ use crate::agent::observe::target::TargetObserver;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
+use crate::agent::proof::ProvesIo;
 use crate::agent::pulse::Pulse;
 use crate::agent::start_up::bring_back;
 use crate::agent::target::{Targets, TellsHealth};
@@ -42,11 +43,13 @@ use crate::controller::deliver;
 use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
 use crate::docker::client::DockerClient;
+use crate::health::deep::DeepProbe;
 use crate::health::probe::Probe;
 use crate::health::watch::{EngineNews, Watchers};
 use crate::host::Root;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
+use crate::model::deep::DeepHealth;
 use crate::model::event::What;
 use crate::model::target::{CleanPath, TargetHealth, TargetName, TargetState};
 use crate::spdk::Sockets;
@@ -68,6 +71,8 @@ pub struct Core {
     pub desired: DesiredTargets,
     /// Tells what happens, to those who follow it.
     pub events: Events,
+    /// Proves that targets do I/O.
+    pub proof: Arc<dyn ProvesIo>,
     /// Tells how work goes on.
     pub progress: ProgressSink,
     /// The state folder.
@@ -124,12 +129,14 @@ impl Core {
         );
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
         let node = Node::start(NodeObserver::new(&root, memory), pools.clone(), observer, socket);
+        let proof = Arc::new(Proofs(DeepProbe::new(&root, settings.health.deep_timeout.0)));
         Ok(Core {
             prepare,
             pools,
             node,
             targets,
             health,
+            proof,
             desired,
             events,
             progress,
@@ -209,6 +216,18 @@ impl TellsHealth for Healths {
         control: &'a CleanPath,
     ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
         Box::pin(self.0.look_again(name, control))
+    }
+}
+
+/// The deep probe as the handlers ask it.
+struct Proofs(DeepProbe);
+
+impl ProvesIo for Proofs {
+    fn prove<'a>(
+        &'a self,
+        control: &'a CleanPath,
+    ) -> Pin<Box<dyn Future<Output = DeepHealth> + Send + 'a>> {
+        Box::pin(self.0.prove(control))
     }
 }
 
@@ -320,6 +339,7 @@ fn doors(
         health: core.health.clone(),
         desired: core.desired.watch(),
         events: core.events.clone(),
+        proof: core.proof.clone(),
         target_defaults: settings.target_defaults(),
         progress: core.progress.clone(),
         outbox,

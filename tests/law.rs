@@ -15,6 +15,8 @@ const LAW: &[(&str, &[&str])] = &[
     ("spdk", &["spdk", "model"]),
     ("health/probe", &["health", "model", "host", "docker", "spdk"]),
     ("health/watch", &["health", "model", "host", "docker"]),
+    // It proves by I/O what the probe takes an answer's word for.
+    ("health/deep", &["health", "model", "host", "spdk"]),
     ("health", &["health", "model"]),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
     ("agent/apply", &["agent", "model", "host", "docker", "spdk"]),

@@ -17,6 +17,7 @@ pub mod observe;
 pub mod pools;
 pub mod prepare;
 pub mod progress;
+pub mod proof;
 pub mod pulse;
 pub mod start_up;
 pub mod target;

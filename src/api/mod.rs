@@ -25,6 +25,7 @@ use crate::agent::node::Node;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
+use crate::agent::proof::ProvesIo;
 use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
@@ -58,6 +59,8 @@ pub struct Api {
     pub desired: watch::Receiver<Desired>,
     /// What happens.
     pub events: Events,
+    /// Proves that targets do I/O.
+    pub proof: Arc<dyn ProvesIo>,
     /// What a call for a target means that does not say.
     pub target_defaults: TargetDefaults,
     /// Tells what happens while a long call runs.

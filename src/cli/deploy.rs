@@ -1,4 +1,4 @@
-//! `vhost-agent deploy`, `destroy` and `health`.
+//! `vhost-agent deploy` and `destroy`.
 
 use std::time::Duration;
 
@@ -7,15 +7,13 @@ use clap::{Args, ValueEnum};
 use hyper::Method;
 
 use super::prepare::watched;
-use super::reach::{ANSWER, Owner, Place};
-use super::render::{ProgressBars, print_health, print_prepare};
+use super::reach::{Owner, Place};
+use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::agent::target::TargetWish;
 use crate::api::v1::targets::TargetBody;
 use crate::model::prepare::{Outcome, PrepareReport};
-use crate::model::target::{
-    CleanPath, EnsureWish, TargetHealth, TargetKind, TargetName, TargetState,
-};
+use crate::model::target::{CleanPath, EnsureWish, TargetKind, TargetName};
 
 /// More than an image may take to load, and a target to come up.
 const LONG: Duration = Duration::from_secs(1800);
@@ -135,33 +133,4 @@ pub(super) async fn run(place: Place, wishes: Wishes, verb: Verb, output: Output
         Outcome::WouldChange => exit::WOULD_CHANGE,
         Outcome::Failed => exit::FAILED,
     })
-}
-
-/// Which target.
-#[derive(Debug, Args)]
-pub(super) struct Which {
-    /// Its name, which is its container's
-    #[arg(default_value = "zbs-vhost")]
-    name: TargetName,
-    /// Its control socket
-    #[arg(long, value_name = "FILE")]
-    control_sock: Option<CleanPath>,
-}
-
-pub(super) async fn health(place: Place, which: Which, output: Output) -> Result<u8> {
-    let defaults = place.settings.target_defaults();
-    let control = match which.control_sock {
-        Some(path) => path,
-        None => defaults.control_sock(&defaults.socket_dir)?,
-    };
-    let health: TargetHealth = match place.looker().await? {
-        Owner::Here(core, _lock) => core.health.health(&which.name, &control).await,
-        Owner::There(remote) => {
-            let path =
-                format!("/v1/targets/{}/health?controlSock={}", which.name, control.as_str());
-            remote.call(Method::GET, &path, None::<&()>, ANSWER).await?
-        }
-    };
-    print_health(&health, output)?;
-    Ok(if health.state == TargetState::Serving { exit::HOLDS } else { exit::FAILED })
 }

@@ -5,6 +5,7 @@
 
 mod config;
 mod deploy;
+mod health;
 mod pools;
 mod prepare;
 mod reach;
@@ -97,8 +98,8 @@ enum Command {
     Deploy(deploy::Wishes),
     /// Take a target away
     Destroy(deploy::Wishes),
-    /// Show how a target stands: exits with 0 when it serves
-    Health(deploy::Which),
+    /// Show how a target stands: exits with 0 when it serves, with --deep when I/O through it is proven
+    Health(health::Which),
     /// Show the node
     Status,
     /// Give back hugepages that the agent grew and nobody uses
@@ -177,7 +178,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Destroy(wishes) => {
                 deploy::run(node, wishes, deploy::Verb::Destroy, global.output).await
             }
-            Command::Health(which) => deploy::health(node, which, global.output).await,
+            Command::Health(which) => health::run(node, which, global.output).await,
             Command::Status => status::run(node, global.output).await,
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Output;
+use crate::model::deep::{DeepHealth, MemoryKind, ProvenHealth, ProvenIo};
 use crate::model::node::NodeStatus;
 use crate::model::prepare::{
     Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport,
@@ -122,6 +123,10 @@ pub(super) fn print_health(health: &TargetHealth, output: Output) -> Result<()> 
     if output == Output::Json {
         return print_json(health);
     }
+    print(&health_line(health)?)
+}
+
+fn health_line(health: &TargetHealth) -> Result<String> {
     let TargetHealth { name, state, reason, since, age_ms, pid, .. } = health;
     let state = serde_json::to_value(state)?;
     let mut text = format!("{name} is {} since {since}: {reason}", state.as_str().unwrap_or("?"));
@@ -131,7 +136,40 @@ pub(super) fn print_health(health: &TargetHealth, output: Output) -> Result<()> 
     if let Some(age) = age_ms {
         text += &format!("; its last answer is {age} ms old");
     }
-    print(&text)
+    Ok(text)
+}
+
+pub(super) fn print_proven(health: &ProvenHealth, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(health);
+    }
+    print(&format!("{}\n{}", health_line(&health.health)?, io_line(&health.deep)))
+}
+
+/// What I/O through a target came to, in one line.
+pub(super) fn io_line(deep: &DeepHealth) -> String {
+    let mut text = match &deep.io {
+        Some(ProvenIo { bytes, write_ms, read_ms, memory }) => {
+            // Bytes in a microsecond are megabytes in a second.
+            let rate = |ms: f64| *bytes as f64 / 1000.0 / ms.max(0.001);
+            let memory = match memory {
+                MemoryKind::Hugepages => "hugepages",
+                MemoryKind::Ordinary => "ordinary memory, for no hugepage is free",
+            };
+            format!(
+                "I/O is proven: {bytes} bytes written in {write_ms:.1} ms ({:.0} MB/s) and read back in \
+                 {read_ms:.1} ms ({:.0} MB/s), through {memory}; the probe took {:.0} ms",
+                rate(*write_ms),
+                rate(*read_ms),
+                deep.duration_ms
+            )
+        }
+        None => "I/O is not proven".to_string(),
+    };
+    if let Some(error) = &deep.error {
+        text += &format!("\nerror ({}): {}", error.code, error.text);
+    }
+    text
 }
 
 pub(super) fn print_reclaim(report: &ReclaimReport, output: Output) -> Result<()> {

@@ -442,6 +442,7 @@ impl Settings {
             ("target.load_timeout", self.target.load_timeout),
             ("target.ready_timeout", self.target.ready_timeout),
             ("health.timeout", self.health.timeout),
+            ("health.deep_timeout", self.health.deep_timeout),
         ];
         let absolute = [
             ("mount.path", &self.mount.path),

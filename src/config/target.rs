@@ -67,6 +67,8 @@ pub struct Health {
     /// Between two probes of a target. At most half of `max_age` keeps an answer at hand, and finds a frozen
     /// target within `max_age` and `timeout`.
     pub interval: Span,
+    /// How long a deep probe may take, its tidying up included.
+    pub deep_timeout: Span,
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -118,6 +120,7 @@ impl Default for Health {
             max_age: Span::from_secs(1),
             timeout: Span::from_secs(1),
             interval: Span::from_millis(500),
+            deep_timeout: Span::from_secs(5),
         }
     }
 }

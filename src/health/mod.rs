@@ -2,7 +2,9 @@
 //!
 //! `probe` asks the engine and the control socket, bounded; `judge` makes a state of what they said;
 //! `watch` keeps at it, so that the state is known before anybody asks.
+//! `deep` proves by I/O what an answer cannot.
 
+pub mod deep;
 pub mod judge;
 pub mod probe;
 pub mod watch;

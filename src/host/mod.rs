@@ -1,4 +1,5 @@
-//! This machine: sysfs pools, procfs facts, mounts, processors, packages, systemd, processes.
+//! This machine: sysfs pools, procfs facts, mounts, processors, packages, systemd, processes,
+//! memory that is shared with a target.
 //!
 //! Functions here do one thing and say what the kernel answered; whether it should be done is not
 //! decided here. Every path lies under a [`Root`], so that the same code runs on captured trees.
@@ -18,6 +19,7 @@ pub mod packages;
 pub mod pidfd;
 pub mod pools;
 pub mod process;
+pub mod shared_memory;
 pub mod socket_place;
 pub mod spawn;
 #[cfg(test)]
@@ -127,6 +129,19 @@ pub enum HostError {
         /// Why.
         source: std::io::Error,
     },
+    /// Memory to share with a target could not be taken.
+    #[error(
+        "cannot take {bytes} bytes of {what} (are so many free? `vhost-agent status` shows the pools, \
+         `vhost-agent prepare` grows them)"
+    )]
+    NoPages {
+        /// Of what.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Waiting for a file event failed.
     #[error("cannot watch {path} (raise fs.inotify.max_user_instances)")]
     Watch {
@@ -146,6 +161,7 @@ impl From<HostError> for Fault {
             HostError::Write { .. } | HostError::MakeFolder { .. } => "host-unwritable",
             HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
             HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",
+            HostError::NoPages { .. } => "no-free-hugepage",
         };
         Fault::new(code, chain(&error))
     }

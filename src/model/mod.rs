@@ -5,6 +5,7 @@
 //! edge (`api`, `cli`, `config`), which is where it is judged.
 
 pub mod cpu;
+pub mod deep;
 pub mod engine;
 pub mod event;
 pub mod fault;

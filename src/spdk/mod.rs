@@ -123,6 +123,11 @@ impl SpdkError {
         matches!(self, SpdkError::Refused { code: UNKNOWN_METHOD, .. })
     }
 
+    /// Whether the target says that somebody still uses a controller.
+    pub fn is_busy(&self) -> bool {
+        self.says("Device or resource busy")
+    }
+
     fn says(&self, words: &str) -> bool {
         matches!(self, SpdkError::Refused { message, .. } if message.contains(words))
     }

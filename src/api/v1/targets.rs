@@ -13,6 +13,7 @@ use super::super::errors::Problem;
 use super::super::journal::Call;
 use super::prepare::answer;
 use crate::agent::target::TargetWish;
+use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
 use crate::model::target::{
@@ -186,12 +187,14 @@ async fn view(
     Ok(TargetView { name, wanted, health })
 }
 
-/// Which control socket is asked.
+/// Which control socket is asked, and how deeply is looked.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct HealthQuery {
     /// Another one than the usual.
     pub control_sock: Option<String>,
+    /// Whether I/O is to be proven too.
+    pub deep: bool,
 }
 
 /// How the target stands.
@@ -210,7 +213,12 @@ pub async fn health(
     };
     let control = control.map_err(bad_request)?;
     crate::model::target::judge_socket(&control).map_err(bad_request)?;
-    Ok(Json(api.health.health(&name, &control).await).into_response())
+    let health = api.health.health(&name, &control);
+    if !query.deep {
+        return Ok(Json(health.await).into_response());
+    }
+    let (health, deep) = tokio::join!(health, api.proof.prove(&control));
+    Ok(Json(ProvenHealth::of(health, deep)).into_response())
 }
 
 fn judged<T>(

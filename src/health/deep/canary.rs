@@ -1,0 +1,195 @@
+//! The agent's own disk on a target: a small malloc bdev and a vhost controller on it, both under one
+//! name that says whose they are, made for one probe and taken away after it.
+//!
+//! A controller is only deleted when it is seen without a session (the traps in
+//! `reference/spdk-rpc.md`), a bdev only when no controller is on it. What cannot be taken away in time
+//! stays, is told, and is looked for by the next probe: also what an agent left that died.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::disk::{DISK, SECTOR};
+use crate::host::Root;
+use crate::host::process::started;
+use crate::model::fault::{Fault, chain};
+use crate::model::target::{CleanPath, judge_socket};
+use crate::spdk::methods::Controller;
+use crate::spdk::{Spdk, SpdkError};
+
+/// What every name begins with; then the agent's pid, its start time, and a number.
+const PREFIX: &str = "vhost-agent-probe-";
+/// Between two looks whether the session has gone.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A disk of this agent's own.
+#[derive(Debug)]
+pub(super) struct Canary<'a> {
+    spdk: &'a Spdk,
+    name: String,
+    /// Whether it was begun: then there is something to take away.
+    begun: bool,
+}
+
+/// What is left until a deadline.
+fn left(by: Instant) -> Duration {
+    by.saturating_duration_since(Instant::now())
+}
+
+/// A call that failed, on behalf of a probe.
+pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
+    let code = match error {
+        SpdkError::Absent { .. } | SpdkError::Broken { .. } | SpdkError::Timeout { .. } => {
+            "deep-not-answering"
+        }
+        SpdkError::Refused { .. } | SpdkError::Garbage { .. } | SpdkError::NotSent { .. } => {
+            "deep-refused"
+        }
+    };
+    Fault::new(code, chain(error))
+}
+
+impl<'a> Canary<'a> {
+    /// A name for one; nothing is made yet.
+    pub(super) fn new(spdk: &'a Spdk, root: &Root, number: u64) -> Canary<'a> {
+        let pid = std::process::id();
+        let since = started(root, pid).unwrap_or_default();
+        Canary { spdk, name: format!("{PREFIX}{pid}-{since}-{number}"), begun: false }
+    }
+
+    /// Makes it; the paths at which its socket may be seen from here, all of which end with its name.
+    pub(super) async fn make(
+        &mut self,
+        root: &Root,
+        control: &CleanPath,
+        by: Instant,
+    ) -> Result<Vec<PathBuf>, Fault> {
+        let folder = Path::new(control.as_str()).parent().unwrap_or(Path::new("/"));
+        let usual = folder.join(&self.name).display().to_string();
+        // SPDK would cut the name and take whatever socket is there.
+        judge_socket(&usual.parse()?)?;
+        self.begun = true;
+        let blocks = (DISK / SECTOR) as u64;
+        let bdev = self.spdk.create_malloc(&self.name, blocks, SECTOR as u32, left(by));
+        bdev.await.map_err(|e| rpc_fault(&e))?;
+        let controller = self.spdk.create_controller(&self.name, &self.name, false, left(by));
+        controller.await.map_err(|e| rpc_fault(&e))?;
+        let made = self.seen(by).await?.map(|made| made.socket).unwrap_or_default();
+        let mut paths = vec![root.path(&usual)];
+        if !made.is_empty() {
+            if Path::new(&made).file_name() != Some(self.name.as_ref()) {
+                let text = format!("the target made the socket of {} at {made}", self.name);
+                return Err(Fault::new("deep-refused", text));
+            }
+            paths.insert(0, root.path(&made));
+        }
+        Ok(paths)
+    }
+
+    async fn seen(&self, by: Instant) -> Result<Option<Controller>, Fault> {
+        let all = self.spdk.controllers(left(by)).await.map_err(|e| rpc_fault(&e))?;
+        Ok(all.into_iter().find(|one| one.ctrlr == self.name))
+    }
+
+    /// Takes it away, once nobody is connected to it.
+    ///
+    /// # Errors
+    /// When that could not be by then; it stays.
+    pub(super) async fn remove(&self, by: Instant) -> Result<(), Fault> {
+        if !self.begun {
+            return Ok(());
+        }
+        self.take_away(by).await.map_err(|fault| {
+            let text = format!(
+                "{} stays on the target, and the next deep probe will try to take it away: {}",
+                self.name, fault.text
+            );
+            Fault::new("deep-canary-left", text)
+        })
+    }
+
+    async fn take_away(&self, by: Instant) -> Result<(), Fault> {
+        while let Some(seen) = self.seen(by).await? {
+            if seen.sessions.is_empty() {
+                match self.spdk.delete_controller(&self.name, left(by)).await {
+                    Ok(()) => break,
+                    Err(e) if e.is_not_found() => break,
+                    // Before 24.09 so is told that the end of a session is not through yet.
+                    Err(e) if e.is_busy() => {}
+                    Err(e) => return Err(rpc_fault(&e)),
+                }
+            }
+            if left(by) <= PAUSE {
+                let text = "its session has not ended, though its connection has".to_string();
+                return Err(Fault::new("deep-session-left", text));
+            }
+            sleep(PAUSE).await;
+        }
+        match self.spdk.delete_malloc(&self.name, left(by)).await {
+            Err(e) if !e.is_not_found() => Err(rpc_fault(&e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Takes away what agents left that are no more. What cannot be is told to the log, and stays.
+pub(super) async fn clear_leftovers(spdk: &Spdk, root: &Root, by: Instant) {
+    let within = left(by);
+    let (controllers, bdevs) = tokio::join!(spdk.controllers(within), spdk.bdevs(within));
+    let (Ok(controllers), Ok(bdevs)) = (controllers, bdevs) else { return };
+    let names = controllers.iter().map(|one| &one.ctrlr).chain(bdevs.iter().map(|one| &one.name));
+    let orphans: BTreeSet<&String> = names.filter(|name| is_orphan(root, name)).collect();
+    for name in orphans {
+        let connected =
+            controllers.iter().any(|one| one.ctrlr == *name && !one.sessions.is_empty());
+        if connected {
+            tracing::warn!(%name, "a disk that a probe left has a session, and is left alone");
+            continue;
+        }
+        match (Canary { spdk, name: name.clone(), begun: true }).take_away(by).await {
+            Ok(()) => tracing::info!(%name, "a disk that a probe left was taken away"),
+            Err(fault) => tracing::warn!(%name, "a disk that a probe left stays: {}", fault.text),
+        }
+    }
+}
+
+/// Whether a name is a canary's whose maker is no more. Our own are too: one is made at a time for each
+/// target, and this one is not made yet.
+fn is_orphan(root: &Root, name: &str) -> bool {
+    let Some((pid, since)) = maker(name) else { return false };
+    pid == std::process::id() || started(root, pid) != Some(since)
+}
+
+/// The pid and the start time of the agent that made it.
+fn maker(name: &str) -> Option<(u32, u64)> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('-');
+    let maker = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let number = parts.next()?.parse::<u64>().is_ok();
+    (number && parts.next().is_none()).then_some(maker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_are_wholly_a_canarys_are_taken_for_one() {
+        assert_eq!(maker("vhost-agent-probe-7-4711-0"), Some((7, 4711)));
+        for name in
+            ["disk", "vhost-agent-probe-", "vhost-agent-probe-7-1", "vhost-agent-probe-7-1-0-x"]
+        {
+            assert_eq!(maker(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_another_living_agent_made_is_not_touched() {
+        let (root, parent) = (Root::new("/"), std::os::unix::process::parent_id());
+        let since = started(&root, parent).unwrap();
+        assert!(!is_orphan(&root, &format!("{PREFIX}{parent}-{since}-0")));
+        assert!(is_orphan(&root, &format!("{PREFIX}{parent}-{}-0", since + 1)));
+        assert!(is_orphan(&root, &format!("{PREFIX}{}-0-0", std::process::id())));
+    }
+}

@@ -1,0 +1,341 @@
+//! A disk as a virtual machine's driver uses it: one ring of virtio-blk over vhost-user.
+//!
+//! The crate `vhost` speaks the protocol; the ring is our own and serves one request at a time. What is
+//! called here blocks: a blocking thread does it. The crate waits for a reply for as long as the
+//! connection is open, so whoever started the thread shuts the connection down at the deadline.
+//!
+//! ```text
+//! 0x0000 descriptors  0x1000 available  0x2000 used  0x3000 header, status  0x100000 data (1 MiB)
+//! ```
+
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::Bytes;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::host::shared_memory::SharedMemory;
+
+/// Memory that a disk needs: one hugepage.
+pub(super) const MEMORY: usize = 2 << 20;
+/// Bytes of the disk, all of which are written and read.
+pub(super) const DISK: usize = 1 << 20;
+/// Bytes of a sector, as virtio counts.
+pub(super) const SECTOR: usize = 512;
+
+const RING: u16 = 128;
+const AVAILABLE: usize = 0x1000;
+const USED: usize = 0x2000;
+const HEADER: usize = 0x3000;
+const STATUS: usize = 0x3010;
+const DATA: usize = MEMORY - DISK;
+/// Bytes of one request.
+const PART: usize = 128 << 10;
+/// What a status byte holds before the device has written it.
+const NO_STATUS: u8 = 0xff;
+/// How often is looked for an answer without a pause, and the pause that then follows.
+const SPINS: usize = 2000;
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// I/O that did not come about.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiskError {
+    /// The connection could not be made ready.
+    #[error("the target did not take {what} on the vhost-user connection")]
+    Negotiation {
+        /// The part of it.
+        what: &'static str,
+        /// Why.
+        source: vhost::Error,
+    },
+    /// The target does not offer what every vhost-user-blk has.
+    #[error("the target offers the features {offered:#x}, without {missing}")]
+    Features {
+        /// What is missing.
+        missing: &'static str,
+        /// What there is.
+        offered: u64,
+    },
+    /// The memory was not as large as it should be, or no event could be made.
+    #[error("the ring could not be made")]
+    Ring(#[source] std::io::Error),
+    /// No answer in time.
+    #[error("a {what} request of {bytes} bytes at byte {at} was not answered in time")]
+    NoAnswer {
+        /// Of which kind.
+        what: &'static str,
+        /// Where.
+        at: usize,
+        /// How much.
+        bytes: usize,
+    },
+    /// It was answered with an error.
+    #[error(
+        "a {what} request of {bytes} bytes at byte {at} failed: status {status}, {told} bytes told"
+    )]
+    Failed {
+        /// Of which kind.
+        what: &'static str,
+        /// Where.
+        at: usize,
+        /// How much.
+        bytes: usize,
+        /// The device's status (virtio 1.2, 5.2.6).
+        status: u8,
+        /// Bytes that the device says it wrote to memory.
+        told: u32,
+    },
+    /// What was read is not what was written.
+    #[error("byte {at} was written as {written:#04x} and read as {read:#04x}")]
+    Differs {
+        /// The first such byte.
+        at: usize,
+        /// As it was written.
+        written: u8,
+        /// As it was read.
+        read: u8,
+    },
+}
+
+/// How long the parts took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) write: Duration,
+    pub(super) read: Duration,
+}
+
+/// Writes a pattern over the whole disk, flushes, reads it back and compares; disconnects in any case.
+pub(super) fn prove(
+    stream: UnixStream,
+    memory: &SharedMemory,
+    deadline: Instant,
+) -> Result<Times, DiskError> {
+    let pattern = pattern();
+    let mut disk = Disk::connect(stream, memory, deadline)?;
+    let began = Instant::now();
+    disk.write(&pattern)?;
+    disk.flush()?;
+    let write = began.elapsed();
+    let began = Instant::now();
+    let read = disk.read()?;
+    let times = Times { write, read: began.elapsed() };
+    match pattern.iter().zip(&read).position(|(written, read)| written != read) {
+        None => Ok(times),
+        Some(at) => Err(DiskError::Differs { at, written: pattern[at], read: read[at] }),
+    }
+}
+
+/// Bytes that no earlier probe wrote.
+fn pattern() -> Vec<u8> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // Never zero: xorshift would stay there.
+    let mut state = now.map_or(1, |since| since.as_nanos() as u64) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..DISK / 8).flat_map(|_| next()).collect()
+}
+
+/// A connected disk.
+struct Disk<'a> {
+    memory: &'a SharedMemory,
+    /// Open for as long as the connection is to last.
+    _frontend: Frontend,
+    kick: EventFd,
+    _call: EventFd,
+    offered: u16,
+    flushes: bool,
+    deadline: Instant,
+}
+
+fn failed(what: &'static str) -> impl Fn(vhost::Error) -> DiskError {
+    move |source| DiskError::Negotiation { what, source }
+}
+
+fn event() -> Result<EventFd, DiskError> {
+    EventFd::new(nix::libc::EFD_NONBLOCK | nix::libc::EFD_CLOEXEC).map_err(DiskError::Ring)
+}
+
+fn ring_error(error: impl std::error::Error + Send + Sync + 'static) -> DiskError {
+    DiskError::Ring(std::io::Error::other(error))
+}
+
+impl<'a> Disk<'a> {
+    fn connect(
+        stream: UnixStream,
+        memory: &'a SharedMemory,
+        deadline: Instant,
+    ) -> Result<Disk<'a>, DiskError> {
+        let mut frontend = Frontend::from_stream(stream, 1);
+        let features = negotiate(&mut frontend)?;
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: memory.bytes(),
+            userspace_addr: memory.address(),
+            mmap_offset: 0,
+            mmap_handle: memory.descriptor(),
+        };
+        let regions = frontend.set_mem_table(&[region]);
+        regions.map_err(failed("the memory"))?;
+        let (kick, call) = (event()?, event()?);
+        start_ring(&mut frontend, memory.address(), &kick, &call).map_err(failed("the ring"))?;
+        let flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
+        Ok(Disk { memory, _frontend: frontend, kick, _call: call, offered: 0, flushes, deadline })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.memory.slice().write_slice(bytes, DATA).map_err(ring_error)?;
+        (0..DISK).step_by(PART).try_for_each(|at| self.request(VIRTIO_BLK_T_OUT, "write", at, PART))
+    }
+
+    /// A device that offers no flush has nothing to be flushed.
+    fn flush(&mut self) -> Result<(), DiskError> {
+        match self.flushes {
+            true => self.request(VIRTIO_BLK_T_FLUSH, "flush", 0, 0),
+            false => Ok(()),
+        }
+    }
+
+    fn read(&mut self) -> Result<Vec<u8>, DiskError> {
+        // What was written must not be found where it was written from.
+        let mut bytes = vec![0; DISK];
+        self.memory.slice().write_slice(&bytes, DATA).map_err(ring_error)?;
+        (0..DISK)
+            .step_by(PART)
+            .try_for_each(|at| self.request(VIRTIO_BLK_T_IN, "read", at, PART))?;
+        self.memory.slice().read_slice(&mut bytes, DATA).map_err(ring_error)?;
+        Ok(bytes)
+    }
+
+    /// One request, and its answer (virtio 1.2, 2.7 and 5.2.6).
+    fn request(
+        &mut self,
+        kind: u32,
+        what: &'static str,
+        at: usize,
+        bytes: usize,
+    ) -> Result<(), DiskError> {
+        self.put_chain(kind, at, bytes).map_err(ring_error)?;
+        self.kick.write(1).map_err(DiskError::Ring)?;
+        let Some(told) = self.answer().map_err(ring_error)? else {
+            return Err(DiskError::NoAnswer { what, at, bytes });
+        };
+        let status: u8 = self.memory.slice().read_obj(STATUS).map_err(ring_error)?;
+        // Devices differ in whether the status byte is counted; less than the data is not enough.
+        let enough = kind != VIRTIO_BLK_T_IN || told as usize >= bytes;
+        match u32::from(status) == VIRTIO_BLK_S_OK && enough {
+            true => Ok(()),
+            false => Err(DiskError::Failed { what, at, bytes, status, told }),
+        }
+    }
+
+    fn put_chain(
+        &mut self,
+        kind: u32,
+        at: usize,
+        bytes: usize,
+    ) -> Result<(), vm_memory::VolatileMemoryError> {
+        let memory = self.memory.slice();
+        memory.write_obj(kind.to_le(), HEADER)?;
+        memory.write_obj(0u32, HEADER + 4)?;
+        memory.write_obj(((at / SECTOR) as u64).to_le(), HEADER + 8)?;
+        memory.write_obj(NO_STATUS, STATUS)?;
+        let to_memory = if kind == VIRTIO_BLK_T_IN { VRING_DESC_F_WRITE } else { 0 };
+        let parts = [
+            (HEADER, 16, VRING_DESC_F_NEXT),
+            (DATA + at, bytes, VRING_DESC_F_NEXT | to_memory),
+            (STATUS, 1, VRING_DESC_F_WRITE),
+        ];
+        let used = parts.iter().filter(|(_, length, _)| *length > 0);
+        for (number, (place, length, flags)) in used.enumerate() {
+            let descriptor = number * 16;
+            memory.write_obj((*place as u64).to_le(), descriptor)?;
+            memory.write_obj((*length as u32).to_le(), descriptor + 8)?;
+            memory.write_obj((*flags as u16).to_le(), descriptor + 12)?;
+            memory.write_obj((number as u16 + 1).to_le(), descriptor + 14)?;
+        }
+        // Its head is descriptor 0 each time, which the zeroed ring says already.
+        self.offered = self.offered.wrapping_add(1);
+        memory.store(self.offered.to_le(), AVAILABLE + 2, Ordering::Release)?;
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Bytes that the device says it wrote; `None` when the deadline came first.
+    fn answer(&self) -> Result<Option<u32>, vm_memory::VolatileMemoryError> {
+        let memory = self.memory.slice();
+        let mut looks = 0;
+        loop {
+            let used: u16 = memory.load(USED + 2, Ordering::Acquire)?;
+            if u16::from_le(used) == self.offered {
+                let entry = USED + 4 + 8 * usize::from(self.offered.wrapping_sub(1) % RING);
+                let told: u32 = memory.read_obj(entry + 4)?;
+                return Ok(Some(u32::from_le(told)));
+            }
+            if Instant::now() >= self.deadline {
+                return Ok(None);
+            }
+            looks += 1;
+            match looks < SPINS {
+                true => std::thread::yield_now(),
+                false => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+}
+
+/// Agrees on what both need and nothing more; the virtio features that were agreed on.
+fn negotiate(frontend: &mut Frontend) -> Result<u64, DiskError> {
+    frontend.set_owner().map_err(failed("an owner"))?;
+    let offered = frontend.get_features().map_err(failed("the question for its features"))?;
+    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    let needed = [(protocol, "protocol features"), (1 << VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1")];
+    if let Some((_, missing)) = needed.into_iter().find(|(bit, _)| offered & bit == 0) {
+        return Err(DiskError::Features { missing, offered });
+    }
+    let features = offered & (protocol | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH);
+    // The crate speaks of protocol features only once they are agreed on.
+    frontend.set_features(features).map_err(failed("virtio features"))?;
+    let can = frontend.get_protocol_features().map_err(failed("protocol features"))?;
+    let agreed = can & VhostUserProtocolFeatures::REPLY_ACK;
+    frontend.set_protocol_features(agreed).map_err(failed("protocol features"))?;
+    if !agreed.is_empty() {
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    }
+    Ok(features)
+}
+
+fn start_ring(
+    frontend: &mut Frontend,
+    memory: u64,
+    kick: &EventFd,
+    call: &EventFd,
+) -> Result<(), vhost::Error> {
+    let addresses = VringConfigData {
+        queue_max_size: RING,
+        queue_size: RING,
+        flags: 0,
+        desc_table_addr: memory,
+        used_ring_addr: memory + USED as u64,
+        avail_ring_addr: memory + AVAILABLE as u64,
+        log_addr: None,
+    };
+    frontend.set_vring_num(0, RING)?;
+    frontend.set_vring_base(0, 0)?;
+    frontend.set_vring_addr(0, &addresses)?;
+    frontend.set_vring_call(0, call)?;
+    frontend.set_vring_kick(0, kick)?;
+    frontend.set_vring_enable(0, true)
+}

@@ -1,0 +1,254 @@
+//! The deep probe: only I/O through a controller proves a target's data path (field note 12).
+//!
+//! ```text
+//! prove ─▸ what the target can ─▸ leftovers away ─▸ canary made ─▸ write, flush, read, compare
+//!                                                        └─▸ disconnected, session gone ─▸ canary away
+//! ```
+//!
+//! Each probe goes through a disk of the agent's own (`canary`), which it uses as a virtual machine
+//! would (`disk`); it connects to no other socket. One runs at a time for each target, and whoever asks
+//! meanwhile gets the same result. It runs in a task of its own: a caller who goes away leaves no half
+//! of it behind. Three fifths of the whole time are for the I/O, the rest for tidying up.
+
+mod canary;
+mod disk;
+
+use std::collections::BTreeMap;
+use std::net::Shutdown;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use canary::{Canary, clear_leftovers, rpc_fault};
+use disk::{DISK, DiskError, MEMORY, Times};
+
+use crate::host::shared_memory::{Pages, SharedMemory};
+use crate::host::{HostError, Root};
+use crate::model::deep::{DeepHealth, MemoryKind, ProvenIo};
+use crate::model::fault::{Fault, chain};
+use crate::model::target::CleanPath;
+use crate::spdk::Spdk;
+
+/// Methods that a canary needs.
+const NEEDED: [&str; 5] = [
+    "bdev_malloc_create",
+    "bdev_malloc_delete",
+    "vhost_create_blk_controller",
+    "vhost_delete_controller",
+    "vhost_get_controllers",
+];
+/// What the built-in target calls itself; it takes memory of any kind.
+const BUILT_IN: &str = "vhost-agent target";
+/// How long a socket that was just made may refuse a connection.
+const CONNECT: Duration = Duration::from_millis(500);
+/// How long the thread may take to notice that its connection was shut down.
+const NOTICE: Duration = Duration::from_millis(500);
+/// Between two attempts to connect.
+const PAUSE: Duration = Duration::from_millis(5);
+
+type TakesMemory = fn(Pages) -> Result<SharedMemory, HostError>;
+
+/// Proves that targets do I/O; clones share what runs.
+#[derive(Debug, Clone)]
+pub struct DeepProbe(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: Root,
+    within: Duration,
+    take: TakesMemory,
+    made: AtomicU64,
+    running: Mutex<BTreeMap<CleanPath, watch::Receiver<Option<DeepHealth>>>>,
+}
+
+impl DeepProbe {
+    /// A probe for the targets of this node, each of which is given so long.
+    pub fn new(root: &Root, within: Duration) -> DeepProbe {
+        DeepProbe::with_memory(root, within, |pages| SharedMemory::take(pages, MEMORY))
+    }
+
+    fn with_memory(root: &Root, within: Duration, take: TakesMemory) -> DeepProbe {
+        let (made, running) = (AtomicU64::default(), Mutex::default());
+        DeepProbe(Arc::new(Inner { root: root.clone(), within, take, made, running }))
+    }
+
+    /// What I/O through the target with that control socket came to, by a probe that runs already or a
+    /// new one.
+    pub async fn prove(&self, control: &CleanPath) -> DeepHealth {
+        let mut running = self.running(control);
+        match running.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(deep)) => deep.clone(),
+            _ => {
+                let fault = Fault::new("stopping", "the probe was given up: call again");
+                told(Instant::now(), (None, Some(fault)))
+            }
+        }
+    }
+
+    fn running(&self, control: &CleanPath) -> watch::Receiver<Option<DeepHealth>> {
+        let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // One whose task ended without a word is closed.
+        if let Some(probe) = running.get(control).filter(|probe| probe.has_changed().is_ok()) {
+            return probe.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        running.insert(control.clone(), receiver.clone());
+        let (inner, control) = (self.0.clone(), control.clone());
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let came_to = inner.probe(&control, began).await;
+            inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&control);
+            sender.send_replace(Some(told(began, came_to)));
+        });
+        receiver
+    }
+}
+
+fn told(began: Instant, (io, error): (Option<ProvenIo>, Option<Fault>)) -> DeepHealth {
+    DeepHealth {
+        ok: error.is_none(),
+        at: humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
+        duration_ms: milliseconds(began.elapsed()),
+        io,
+        error,
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+impl Inner {
+    /// What was proven, and what went wrong: either, or both.
+    async fn probe(
+        &self,
+        control: &CleanPath,
+        began: Instant,
+    ) -> (Option<ProvenIo>, Option<Fault>) {
+        // A connection of its own: it ends with the probe.
+        let spdk = Spdk::new(self.root.path(control.as_str()));
+        let (first_by, io_by) = (began + self.within / 5, began + self.within * 3 / 5);
+        let (memory, kind) = match self.prepare(&spdk, first_by).await {
+            Ok(taken) => taken,
+            Err(fault) => return (None, Some(fault)),
+        };
+        clear_leftovers(&spdk, &self.root, io_by).await;
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let mut canary = Canary::new(&spdk, &self.root, number);
+        let io = async {
+            let paths = canary.make(&self.root, control, io_by).await?;
+            use_disk(connect(&paths, io_by).await?, memory, io_by).await
+        };
+        let io = io.await.map(|times| proven(times, kind));
+        match (io, canary.remove(began + self.within).await) {
+            (Ok(io), gone) => (Some(io), gone.err()),
+            (Err(fault), Ok(())) => (None, Some(fault)),
+            (Err(fault), Err(stays)) => {
+                let text = format!("{}; {}", fault.text, stays.text);
+                (None, Some(Fault { code: fault.code, text }))
+            }
+        }
+    }
+
+    /// Whether the target can be probed, and memory for it.
+    async fn prepare(&self, spdk: &Spdk, by: Instant) -> Result<(SharedMemory, MemoryKind), Fault> {
+        let within = by.saturating_duration_since(Instant::now());
+        let (version, methods) = tokio::join!(spdk.version(within), spdk.methods(within));
+        let (version, methods) =
+            (version.map_err(|e| rpc_fault(&e))?, methods.map_err(|e| rpc_fault(&e))?);
+        let lacks: Vec<&str> =
+            NEEDED.into_iter().filter(|it| !methods.iter().any(|has| has == it)).collect();
+        if !lacks.is_empty() {
+            let text = format!(
+                "I/O through {} cannot be proven: it has no {} (yet), and the probe needs a disk of its own",
+                version.version,
+                lacks.join(", no ")
+            );
+            return Err(Fault::new("deep-impossible", text));
+        }
+        let (take, built_in) = (self.take, version.version.starts_with(BUILT_IN));
+        let taken = spawn_blocking(move || match take(Pages::Huge2M) {
+            Err(_) if built_in => Ok((take(Pages::Ordinary)?, MemoryKind::Ordinary)),
+            taken => Ok((taken?, MemoryKind::Hugepages)),
+        });
+        let taken: Result<_, HostError> = taken.await.map_err(|e| gave_up(&e))?;
+        Ok(taken?)
+    }
+}
+
+fn proven(times: Times, memory: MemoryKind) -> ProvenIo {
+    let (write_ms, read_ms) = (milliseconds(times.write), milliseconds(times.read));
+    ProvenIo { bytes: DISK as u64, write_ms, read_ms, memory }
+}
+
+fn gave_up(error: &tokio::task::JoinError) -> Fault {
+    Fault::new("stopping", format!("the probe's thread was given up: {error}"))
+}
+
+/// Connects to the canary. The socket may be seen from here at one path or another.
+async fn connect(paths: &[PathBuf], by: Instant) -> Result<UnixStream, Fault> {
+    let by = by.min(Instant::now() + CONNECT);
+    loop {
+        let mut refused = String::new();
+        for path in paths {
+            match timeout_at(by, UnixStream::connect(path)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(e)) => refused += &told_of(path, &e.to_string()),
+                Err(_) => refused += &told_of(path, "no connection in time"),
+            }
+        }
+        if Instant::now() >= by {
+            let text = format!("the socket that the target just made cannot be reached{refused}");
+            return Err(Fault::new("deep-io-failed", text));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn told_of(path: &Path, why: &str) -> String {
+    format!("; {}: {why}", path.display())
+}
+
+/// Uses the disk on a blocking thread. When it has ended, or its time is up, so has the connection.
+async fn use_disk(stream: UnixStream, memory: SharedMemory, by: Instant) -> Result<Times, Fault> {
+    let open = || {
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?;
+        Ok((stream.try_clone()?, stream))
+    };
+    let (line, stream) = open().map_err(|e: std::io::Error| {
+        Fault::new("deep-io-failed", format!("the vhost-user connection cannot be used: {e}"))
+    })?;
+    let mut work =
+        spawn_blocking(move || disk::prove(stream, &memory, by.into_std()).map_err(io_fault));
+    let ended = timeout_at(by, &mut work).await;
+    // Its thread may wait for a reply, which then comes to an end.
+    let _ = line.shutdown(Shutdown::Both);
+    if let Ok(ended) = ended {
+        return ended.map_err(|e| gave_up(&e))?;
+    }
+    let why = match timeout(NOTICE, work).await {
+        Ok(Ok(Err(fault))) => format!(" ({})", fault.text),
+        _ => String::new(),
+    };
+    let text = format!("I/O through the target was not done in time{why}");
+    Err(Fault::new("deep-io-failed", text))
+}
+
+fn io_fault(error: DiskError) -> Fault {
+    let code = match error {
+        DiskError::Differs { .. } => "deep-data-differs",
+        _ => "deep-io-failed",
+    };
+    Fault::new(code, chain(&error))
+}
+
+#[cfg(test)]
+#[path = "deep_tests.rs"]
+mod tests;

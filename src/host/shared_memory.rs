@@ -1,0 +1,116 @@
+//! Memory that is shared with a target by its file descriptor, as QEMU shares a guest's.
+//!
+//! It is a memfd (memfd_create(2)): it has no name that could be left behind, and its pages go back to
+//! the pool when the last process that maps it lets go. What is taken is taken whole: a page that the
+//! pool no longer has is told here, not by a SIGBUS later.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+use super::HostError;
+
+/// What shared memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Free ones of the 2 MiB pool, wherever a hugetlbfs is mounted.
+    Huge2M,
+    /// Ordinary ones.
+    Ordinary,
+}
+
+/// Memory that is mapped here and can be mapped by whom its descriptor is sent to.
+#[derive(Debug)]
+pub struct SharedMemory {
+    mapping: MmapRegion<()>,
+    file: File,
+}
+
+impl SharedMemory {
+    /// Takes so many bytes, a multiple of the page size.
+    ///
+    /// # Errors
+    /// [`HostError::NoPages`] when there are not so many free, or the kernel has no such pages.
+    pub fn take(pages: Pages, bytes: usize) -> Result<SharedMemory, HostError> {
+        SharedMemory::taken(pages, bytes).map_err(|source| HostError::NoPages {
+            what: match pages {
+                Pages::Huge2M => "2 MiB hugepages",
+                Pages::Ordinary => "memory",
+            },
+            bytes,
+            source,
+        })
+    }
+
+    fn taken(pages: Pages, bytes: usize) -> io::Result<SharedMemory> {
+        let huge = match pages {
+            Pages::Huge2M => MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB,
+            Pages::Ordinary => MFdFlags::empty(),
+        };
+        let file = File::from(memfd_create(c"vhost-agent-probe", MFdFlags::MFD_CLOEXEC | huge)?);
+        file.set_len(bytes as u64)?;
+        // Not MAP_NORESERVE, which the crate takes by default: the mapping fails when the pool is short.
+        let mapping = MmapRegionBuilder::new(bytes)
+            .with_file_offset(FileOffset::new(file.try_clone()?, 0))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED)
+            .build()
+            .map_err(|e| match e {
+                vm_memory::mmap::MmapRegionError::Mmap(e) => e,
+                other => io::Error::other(other),
+            })?;
+        // A page that is promised may still be refused (a cgroup's limit): now, not when it is touched.
+        let length = i64::try_from(bytes).map_err(io::Error::other)?;
+        fallocate(&file, FallocateFlags::empty(), 0, length)?;
+        Ok(SharedMemory { mapping, file })
+    }
+
+    /// The memory.
+    pub fn slice(&self) -> VolatileSlice<'_> {
+        self.mapping.as_volatile_slice()
+    }
+
+    /// How much it is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.mapping.size() as u64
+    }
+
+    /// Where it is mapped in this process, which is how vhost-user names places in it.
+    pub fn address(&self) -> u64 {
+        self.mapping.as_ptr() as u64
+    }
+
+    /// Its descriptor, open for as long as this is.
+    pub fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn memory_holds_what_is_written_and_a_second_mapping_sees_it() {
+        let memory = SharedMemory::take(Pages::Ordinary, 2 << 20).unwrap();
+        memory.slice().write_slice(b"pattern", 4096).unwrap();
+        let mut seen = [0; 7];
+        std::os::unix::fs::FileExt::read_exact_at(&memory.file, &mut seen, 4096).unwrap();
+        assert_eq!((&seen, memory.bytes()), (b"pattern", 2 << 20));
+    }
+
+    #[test]
+    fn pages_that_no_pool_has_are_told_when_they_are_taken() {
+        let refused = SharedMemory::take(Pages::Huge2M, 1 << 40).unwrap_err();
+        let text = crate::model::fault::chain(&refused);
+        assert!(text.contains("2 MiB hugepages") && text.contains("vhost-agent prepare"), "{text}");
+    }
+}

@@ -1,0 +1,145 @@
+//! The deep look at a target: I/O that went through a disk of the agent's own, or why none did.
+
+use serde::{Deserialize, Serialize};
+
+use super::fault::Fault;
+use super::target::{TargetHealth, TargetState};
+
+/// Codes of faults that say that nothing could be proven, and nothing of the target.
+const SAYS_NOTHING: [&str; 3] = ["deep-impossible", "no-free-hugepage", "stopping"];
+
+/// What came of writing to a disk of the agent's own and reading it back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeepHealth {
+    /// Whether what was read is what was written.
+    pub ok: bool,
+    /// When it was known, in RFC 3339.
+    pub at: String,
+    /// How long the whole took, in milliseconds.
+    pub duration_ms: f64,
+    /// What was proven.
+    #[serde(flatten)]
+    pub io: Option<ProvenIo>,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<Fault>,
+}
+
+/// I/O that went through a target and came back as it should.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvenIo {
+    /// Bytes that were written, and then read.
+    pub bytes: u64,
+    /// How long it took to write and flush them, in milliseconds.
+    pub write_ms: f64,
+    /// How long it took to read them, in milliseconds.
+    pub read_ms: f64,
+    /// What the memory that was shared with the target was made of.
+    pub memory: MemoryKind,
+}
+
+/// What memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MemoryKind {
+    /// 2 MiB hugepages, as virtual machines have them.
+    Hugepages,
+    /// Ordinary pages, which the built-in target takes where no hugepage is free.
+    Ordinary,
+}
+
+/// How a target stands, the deep look included.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvenHealth {
+    /// How it stands.
+    #[serde(flatten)]
+    pub health: TargetHealth,
+    /// What I/O through it came to.
+    pub deep: DeepHealth,
+}
+
+impl ProvenHealth {
+    /// Both together. A target that answers and does no I/O is degraded; what could not be tried
+    /// changes nothing.
+    pub fn of(health: TargetHealth, deep: DeepHealth) -> ProvenHealth {
+        let blamed = |fault: &&Fault| !SAYS_NOTHING.contains(&fault.code.as_ref());
+        let fault = deep.error.as_ref().filter(blamed);
+        let health = match fault {
+            Some(fault) if health.state == TargetState::Serving => TargetHealth {
+                state: TargetState::Degraded,
+                reason: format!("it answers, but the deep probe failed: {}", fault.text),
+                since: deep.at.clone(),
+                ..health
+            },
+            _ => health,
+        };
+        ProvenHealth { health, deep }
+    }
+
+    /// Whether it serves, and I/O through it is proven.
+    pub fn is_good(&self) -> bool {
+        self.health.state == TargetState::Serving && self.deep.ok
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(state: TargetState) -> TargetHealth {
+        TargetHealth {
+            name: "a".parse().unwrap(),
+            state,
+            reason: "SPDK answers".into(),
+            since: "then".into(),
+            version: None,
+            age_ms: None,
+            pid: None,
+        }
+    }
+
+    fn deep(error: Option<&'static str>) -> DeepHealth {
+        let io = ProvenIo { bytes: 1, write_ms: 0.5, read_ms: 0.5, memory: MemoryKind::Hugepages };
+        DeepHealth {
+            ok: error.is_none(),
+            at: "now".into(),
+            duration_ms: 1.0,
+            io: error.is_none().then_some(io),
+            error: error.map(|code| Fault::new(code, "why")),
+        }
+    }
+
+    #[test]
+    fn only_io_that_was_tried_and_failed_makes_a_serving_target_degraded() {
+        use TargetState::{Absent, Degraded, Serving};
+        for (before, error, after) in [
+            (Serving, None, Serving),
+            (Serving, Some("deep-io-failed"), Degraded),
+            (Serving, Some("deep-impossible"), Serving),
+            (Serving, Some("no-free-hugepage"), Serving),
+            (Absent, Some("deep-not-answering"), Absent),
+        ] {
+            let proven = ProvenHealth::of(health(before), deep(error));
+            assert_eq!(proven.health.state, after, "{before:?} {error:?}");
+            assert_eq!(proven.is_good(), error.is_none() && before == Serving);
+        }
+        let proven = ProvenHealth::of(health(Serving), deep(Some("deep-io-failed")));
+        assert!(proven.health.reason.ends_with("why") && proven.health.since == "now");
+    }
+
+    #[test]
+    fn it_is_told_in_one_object_and_understood_again() {
+        for error in [None, Some("deep-io-failed")] {
+            let proven = ProvenHealth::of(health(TargetState::Absent), deep(error));
+            let told = serde_json::to_value(&proven).unwrap();
+            assert_eq!(told["state"], "absent");
+            assert_eq!(told["deep"]["ok"], error.is_none());
+            assert_eq!(told["deep"].get("bytes").is_some(), error.is_none());
+            assert_eq!(told["deep"].get("error").is_some(), error.is_some());
+            assert_eq!(serde_json::from_value::<ProvenHealth>(told).unwrap(), proven);
+        }
+    }
+}
