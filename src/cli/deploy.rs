@@ -12,8 +12,9 @@ use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::agent::target::TargetWish;
 use crate::api::v1::targets::TargetBody;
-use crate::model::prepare::{Outcome, PrepareReport};
-use crate::model::target::{CleanPath, EnsureWish, TargetKind, TargetName};
+use crate::config::Settings;
+use crate::model::prepare::PrepareReport;
+use crate::model::target::{CleanPath, EnsureWish, TargetKind, TargetName, TargetSpec};
 
 /// More than an image may take to load, and a target to come up.
 const LONG: Duration = Duration::from_secs(1800);
@@ -98,39 +99,76 @@ pub(super) enum Verb {
     Destroy,
 }
 
+impl Wishes {
+    /// Whether only the plan is wanted.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// What they come to under these settings.
+    pub(super) fn judged(&self, settings: &Settings) -> Result<TargetSpec, Usage> {
+        let spec = self.body().into_spec(self.name.clone(), &settings.target_defaults());
+        spec.map_err(|fault| Usage(fault.text))
+    }
+
+    /// Takes the built-in target where nothing says which image another would have; returns what was
+    /// chosen, when it was. Then one core will do, which a small machine has too.
+    pub(super) fn or_built_in(&mut self, settings: &Settings) -> Option<String> {
+        let defaults = settings.target_defaults();
+        let said = self.kind.is_some() || self.image.is_some() || self.image_tar.is_some();
+        if said || defaults.image.is_some() || defaults.kind == TargetKind::BuiltIn {
+            return None;
+        }
+        self.kind = Some(Kind::BuiltIn);
+        let mut text =
+            "no image is configured (target.image) or named (--image): the built-in target \
+                        is taken"
+                .to_string();
+        if self.cores.is_none() && self.core_count.is_none() {
+            self.core_count = Some(1);
+            text += ", with one core (--core-count)";
+        }
+        Some(text)
+    }
+
+    /// Has the owner do it.
+    pub(super) async fn carried_out(
+        &self,
+        spec: TargetSpec,
+        verb: Verb,
+        owner: &Owner,
+        bars: &ProgressBars,
+    ) -> Result<PrepareReport> {
+        let Wishes { name, dry_run, recreate, force, .. } = self;
+        match owner {
+            Owner::Here(core, _lock) => {
+                let (recreate, force) = (*recreate, *force);
+                let wish = match verb {
+                    Verb::Deploy => TargetWish::Ensure(spec, EnsureWish { recreate, force }),
+                    Verb::Destroy => TargetWish::Destroy { spec, force },
+                };
+                watched(core, core.targets.bring_about(wish, *dry_run), bars).await
+            }
+            Owner::There(remote) => {
+                let path = format!(
+                    "/v1/targets/{name}?dryRun={dry_run}&recreate={recreate}&force={force}"
+                );
+                let method = match verb {
+                    Verb::Deploy => Method::PUT,
+                    Verb::Destroy => Method::DELETE,
+                };
+                remote.call(method, &path, Some(&self.body()), LONG).await
+            }
+        }
+    }
+}
+
 pub(super) async fn run(place: Place, wishes: Wishes, verb: Verb, output: Output) -> Result<u8> {
-    let defaults = place.settings.target_defaults();
-    let spec = wishes.body().into_spec(wishes.name.clone(), &defaults);
-    let spec = spec.map_err(|fault| Usage(fault.text))?;
+    let spec = wishes.judged(&place.settings)?;
     let bars = ProgressBars::new(output, wishes.dry_run);
     let owner = if wishes.dry_run { place.looker().await? } else { place.owner().await? };
-    let report: PrepareReport = match owner {
-        Owner::Here(core, _lock) => {
-            let wish = match verb {
-                Verb::Deploy => {
-                    let Wishes { recreate, force, .. } = wishes;
-                    TargetWish::Ensure(spec, EnsureWish { recreate, force })
-                }
-                Verb::Destroy => TargetWish::Destroy { spec, force: wishes.force },
-            };
-            watched(&core, core.targets.bring_about(wish, wishes.dry_run), &bars).await?
-        }
-        Owner::There(remote) => {
-            let Wishes { name, dry_run, recreate, force, .. } = &wishes;
-            let path =
-                format!("/v1/targets/{name}?dryRun={dry_run}&recreate={recreate}&force={force}");
-            let method = match verb {
-                Verb::Deploy => Method::PUT,
-                Verb::Destroy => Method::DELETE,
-            };
-            remote.call(method, &path, Some(&wishes.body()), LONG).await?
-        }
-    };
+    let report = wishes.carried_out(spec, verb, &owner, &bars).await?;
     bars.clear();
     print_prepare(&report, output)?;
-    Ok(match report.outcome {
-        Outcome::Holds | Outcome::Changed => exit::HOLDS,
-        Outcome::WouldChange => exit::WOULD_CHANGE,
-        Outcome::Failed => exit::FAILED,
-    })
+    Ok(exit::of(report.outcome))
 }

@@ -15,6 +15,7 @@ mod serve;
 mod status;
 mod target;
 mod tracing_setup;
+mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +37,16 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// A plan that would change something.
     pub const WOULD_CHANGE: u8 = 3;
+
+    /// What a report exits with.
+    pub(super) fn of(outcome: crate::model::prepare::Outcome) -> u8 {
+        use crate::model::prepare::Outcome;
+        match outcome {
+            Outcome::Holds | Outcome::Changed => HOLDS,
+            Outcome::WouldChange => WOULD_CHANGE,
+            Outcome::Failed => FAILED,
+        }
+    }
 }
 
 /// The arguments.
@@ -94,6 +105,8 @@ enum Command {
     Plan(prepare::Wishes),
     /// Make this node fit: hugepages, hugetlbfs, Docker
     Prepare(prepare::Wishes),
+    /// All in one: make this node fit, make a target run, and prove that it does I/O
+    Up(deploy::Wishes),
     /// Make a target run: a vhost-user process in its container
     Deploy(deploy::Wishes),
     /// Take a target away
@@ -172,6 +185,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Serve => serve::run(node).await,
             Command::Plan(wishes) => prepare::run(node, wishes, true, global.output).await,
             Command::Prepare(wishes) => prepare::run(node, wishes, false, global.output).await,
+            Command::Up(wishes) => up::run(node, wishes, global.output).await,
             Command::Deploy(wishes) => {
                 deploy::run(node, wishes, deploy::Verb::Deploy, global.output).await
             }

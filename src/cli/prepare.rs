@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::daemon::{Core, defaults};
 use crate::model::fault::Fault;
 use crate::model::pools::PoolWant;
-use crate::model::prepare::{Outcome, PrepareReport, PrepareRequest};
+use crate::model::prepare::{PrepareReport, PrepareRequest};
 use crate::model::units::PageSize;
 
 /// What the node is to be made fit for.
@@ -88,25 +88,59 @@ impl Wishes {
     }
 }
 
+/// Wishes that were judged.
+pub(super) struct Asked {
+    /// For owners of our own.
+    request: PrepareRequest,
+    /// For the agent that runs.
+    pages: u64,
+}
+
+impl Wishes {
+    /// What `prepare` means without a flag.
+    pub(super) fn usual() -> Wishes {
+        Wishes {
+            pages: None,
+            page_size: PageSize::MIB_2,
+            nodes: Vec::new(),
+            move_shortfall: false,
+            keep_partial: false,
+            no_engine: false,
+        }
+    }
+
+    /// What they come to under these settings.
+    pub(super) fn judged(&self, settings: &Settings, dry_run: bool) -> Result<Asked> {
+        let pages = self.count(settings)?;
+        Ok(Asked { request: self.request(pages, dry_run, defaults(settings))?, pages })
+    }
+
+    /// Has the owner do it.
+    pub(super) async fn carried_out(
+        &self,
+        asked: Asked,
+        owner: &Owner,
+        bars: &ProgressBars,
+    ) -> Result<PrepareReport> {
+        let Asked { request, pages } = asked;
+        match owner {
+            Owner::Here(core, _lock) => {
+                let work = async { Ok((*core.prepare.prepare(request).await?).clone()) };
+                watched(core, work, bars).await
+            }
+            Owner::There(remote) => there(remote, &self.body(pages)?, request.dry_run, bars).await,
+        }
+    }
+}
+
 pub(super) async fn run(place: Place, wishes: Wishes, dry_run: bool, output: Output) -> Result<u8> {
-    let pages = wishes.count(&place.settings)?;
-    let request = wishes.request(pages, dry_run, defaults(&place.settings))?;
+    let asked = wishes.judged(&place.settings, dry_run)?;
     let bars = ProgressBars::new(output, dry_run);
     let owner = if dry_run { place.looker().await? } else { place.owner().await? };
-    let report = match owner {
-        Owner::Here(core, _lock) => {
-            let work = async { Ok((*core.prepare.prepare(request).await?).clone()) };
-            watched(&core, work, &bars).await?
-        }
-        Owner::There(remote) => there(&remote, &wishes.body(pages)?, dry_run, &bars).await?,
-    };
+    let report = wishes.carried_out(asked, &owner, &bars).await?;
     bars.clear();
     print_prepare(&report, output)?;
-    Ok(match report.outcome {
-        Outcome::Holds | Outcome::Changed => exit::HOLDS,
-        Outcome::WouldChange => exit::WOULD_CHANGE,
-        Outcome::Failed => exit::FAILED,
-    })
+    Ok(exit::of(report.outcome))
 }
 
 /// Does `work` and shows what happens meanwhile.

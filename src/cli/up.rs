@@ -1,0 +1,147 @@
+//! `vhost-agent up`: the node, a target on it, and the proof that it does I/O.
+//!
+//! Each part is what the command of its own does (`prepare`, `deploy`, `health --deep`), by the same
+//! owner; the first that fails is the last.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::deploy::{self, Verb};
+use super::health::proven;
+use super::prepare;
+use super::reach::{Owner, Place};
+use super::render::{ProgressBars, print, print_json, print_prepare, print_proven};
+use super::{Output, exit};
+use crate::config::Settings;
+use crate::model::deep::ProvenHealth;
+use crate::model::prepare::{Outcome, PrepareReport};
+use crate::model::target::TargetSpec;
+
+/// What was done, as one document; a part that was not come to is null.
+#[derive(Debug, Default, Serialize)]
+struct Done {
+    /// What was chosen unasked, and why it ended early.
+    notes: Vec<String>,
+    /// The node's part.
+    prepare: Option<PrepareReport>,
+    /// The target's.
+    deploy: Option<PrepareReport>,
+    /// How the target stands then, with the I/O through it.
+    health: Option<ProvenHealth>,
+}
+
+/// A part as it is shown when it has ended.
+enum Part<'a> {
+    Note(&'a str),
+    Steps(&'a str, &'a PrepareReport),
+    Health(&'a ProvenHealth),
+}
+
+/// One run of it.
+struct Up {
+    owner: Owner,
+    settings: Settings,
+    wishes: deploy::Wishes,
+    output: Output,
+    done: Done,
+}
+
+pub(super) async fn run(place: Place, mut wishes: deploy::Wishes, output: Output) -> Result<u8> {
+    let chosen = wishes.or_built_in(&place.settings);
+    let spec = wishes.judged(&place.settings)?;
+    let owner = if wishes.is_dry_run() { place.looker().await? } else { place.owner().await? };
+    let done = Done::default();
+    let mut up = Up { owner, settings: place.settings, wishes, output, done };
+    if let Some(text) = chosen {
+        up.note(text)?;
+    }
+    let ended = up.parts(spec).await;
+    if output == Output::Json {
+        print_json(&up.done)?;
+    }
+    ended
+}
+
+impl Up {
+    async fn parts(&mut self, spec: TargetSpec) -> Result<u8> {
+        let dry_run = self.wishes.is_dry_run();
+        let prepare = self.prepare(dry_run).await?;
+        match prepare {
+            Outcome::Failed => return self.stopped("the node could not be prepared"),
+            Outcome::WouldChange => {
+                self.note("the target's plan can be told when the node is prepared".to_string())?;
+                return Ok(exit::of(prepare));
+            }
+            Outcome::Holds | Outcome::Changed => {}
+        }
+        let deploy = self.deploy(spec.clone()).await?;
+        if deploy == Outcome::Failed {
+            return self.stopped("the target could not be deployed");
+        }
+        if dry_run {
+            return Ok(exit::of(deploy));
+        }
+        let health = proven(&self.owner, &self.settings, &spec.name, &spec.control_sock).await?;
+        self.show(&Part::Health(&health))?;
+        let is_good = health.is_good();
+        self.done.health = Some(health);
+        if is_good { Ok(exit::HOLDS) } else { self.stopped("I/O through the target is not proven") }
+    }
+
+    async fn prepare(&mut self, dry_run: bool) -> Result<Outcome> {
+        let wishes = prepare::Wishes::usual();
+        let asked = wishes.judged(&self.settings, dry_run)?;
+        let bars = ProgressBars::new(self.output, dry_run);
+        let report = wishes.carried_out(asked, &self.owner, &bars).await;
+        bars.clear();
+        let report = report?;
+        self.show(&Part::Steps("the node", &report))?;
+        let outcome = report.outcome;
+        self.done.prepare = Some(report);
+        Ok(outcome)
+    }
+
+    async fn deploy(&mut self, spec: TargetSpec) -> Result<Outcome> {
+        let title = format!("the target {}", spec.name);
+        let bars = ProgressBars::new(self.output, self.wishes.is_dry_run());
+        let report = self.wishes.carried_out(spec, Verb::Deploy, &self.owner, &bars).await;
+        bars.clear();
+        let report = report?;
+        self.show(&Part::Steps(&title, &report))?;
+        let outcome = report.outcome;
+        self.done.deploy = Some(report);
+        Ok(outcome)
+    }
+
+    fn stopped(&mut self, why: &str) -> Result<u8> {
+        let text = format!(
+            "stopped here, for {why}: do what the error says, then give this command again"
+        );
+        self.note(text)?;
+        Ok(exit::FAILED)
+    }
+
+    fn note(&mut self, text: String) -> Result<()> {
+        self.show(&Part::Note(&text))?;
+        self.done.notes.push(text);
+        Ok(())
+    }
+
+    /// For people, who see each part when it has ended.
+    fn show(&self, part: &Part<'_>) -> Result<()> {
+        if self.output == Output::Json {
+            return Ok(());
+        }
+        match part {
+            Part::Note(text) => print(text),
+            Part::Steps(title, report) => {
+                print(&format!("\n== {title}"))?;
+                print_prepare(report, self.output)
+            }
+            Part::Health(health) => {
+                print("\n== I/O")?;
+                print_proven(health, self.output)
+            }
+        }
+    }
+}
