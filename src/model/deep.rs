@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::fault::Fault;
 use super::target::{TargetHealth, TargetState};
 
+/// What the name of each disk that a probe makes begins with; then come its agent's pid and start time,
+/// and a number. Who is connected to one is no virtual machine.
+pub const PROBE_PREFIX: &str = "vhost-agent-probe-";
+
 /// Codes of faults that say that nothing could be proven, and nothing of the target.
 const SAYS_NOTHING: [&str; 3] = ["deep-impossible", "no-free-hugepage", "stopping"];
 

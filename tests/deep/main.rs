@@ -4,6 +4,7 @@
 #[path = "../target/process.rs"]
 #[allow(dead_code)]
 mod process;
+mod qemu;
 #[path = "../support/mod.rs"]
 mod support;
 

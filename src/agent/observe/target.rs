@@ -10,6 +10,7 @@ pub use crate::docker::Containers;
 use crate::docker::EngineError;
 use crate::host::{Root, cpus, mounts, own_image, process, socket_place};
 use crate::model::cpu::Cpu;
+use crate::model::deep::PROBE_PREFIX;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
 use crate::model::target::{CleanPath, ContainerSeen, TargetKind, TargetSeen, TargetSpec};
@@ -113,7 +114,8 @@ impl<C: Containers> TargetObserver<C> {
             (Ok(version), controllers) => {
                 // One that has no controllers yet, or is still starting, has nobody connected.
                 let controllers = controllers.unwrap_or_default();
-                let sessions = controllers.iter().map(|one| one.sessions.len()).sum();
+                let guests = controllers.iter().filter(|one| !one.ctrlr.starts_with(PROBE_PREFIX));
+                let sessions = guests.map(|one| one.sessions.len()).sum();
                 (Some(version.version), String::new(), sessions)
             }
             (Err(error), _) => (None, chain(&error), 0),
@@ -181,7 +183,7 @@ mod tests {
         }
     }
 
-    /// A target at `socket` to which one machine is connected.
+    /// A target at `socket` to which one machine is connected, and a probe.
     fn serve_one_guest(socket: &std::path::Path) {
         let listener = UnixListener::bind(socket).unwrap();
         tokio::spawn(async move {
@@ -194,7 +196,10 @@ mod tests {
                 while let Some(Ok(request)) = requests.next() {
                     let result = match request["method"].as_str().unwrap() {
                         "spdk_get_version" => json!({"version": "SPDK v24.01"}),
-                        _ => json!([{"ctrlr": "disk", "sessions": [{"started": true}]}]),
+                        _ => json!([
+                            {"ctrlr": "disk", "sessions": [{"started": true}]},
+                            {"ctrlr": format!("{PROBE_PREFIX}1-1-0"), "sessions": [{"started": true}]}
+                        ]),
                     };
                     replies += &format!("{}\n", json!({"id": request["id"], "result": result}));
                 }

@@ -14,13 +14,12 @@ use tokio::time::{Instant, sleep};
 use super::disk::{DISK, SECTOR};
 use crate::host::Root;
 use crate::host::process::started;
+use crate::model::deep::PROBE_PREFIX as PREFIX;
 use crate::model::fault::{Fault, chain};
 use crate::model::target::{CleanPath, judge_socket};
 use crate::spdk::methods::Controller;
 use crate::spdk::{Spdk, SpdkError};
 
-/// What every name begins with; then the agent's pid, its start time, and a number.
-const PREFIX: &str = "vhost-agent-probe-";
 /// Between two looks whether the session has gone.
 const PAUSE: Duration = Duration::from_millis(10);
 

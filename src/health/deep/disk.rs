@@ -12,17 +12,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserVirtioFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::vhost_user::Frontend;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::handshake::{negotiate, share, start_ring};
 use crate::host::shared_memory::SharedMemory;
 
 /// Memory that a disk needs: one hugepage.
@@ -32,9 +30,9 @@ pub(super) const DISK: usize = 1 << 20;
 /// Bytes of a sector, as virtio counts.
 pub(super) const SECTOR: usize = 512;
 
-const RING: u16 = 128;
-const AVAILABLE: usize = 0x1000;
-const USED: usize = 0x2000;
+pub(super) const RING: u16 = 128;
+pub(super) const AVAILABLE: usize = 0x1000;
+pub(super) const USED: usize = 0x2000;
 const HEADER: usize = 0x3000;
 const STATUS: usize = 0x3010;
 const DATA: usize = MEMORY - DISK;
@@ -79,9 +77,7 @@ pub(super) enum DiskError {
         bytes: usize,
     },
     /// It was answered with an error.
-    #[error(
-        "a {what} request of {bytes} bytes at byte {at} failed: status {status}, {told} bytes told"
-    )]
+    #[error("a {what} request of {bytes} bytes at byte {at} failed with status {status}")]
     Failed {
         /// Of which kind.
         what: &'static str,
@@ -91,8 +87,6 @@ pub(super) enum DiskError {
         bytes: usize,
         /// The device's status (virtio 1.2, 5.2.6).
         status: u8,
-        /// Bytes that the device says it wrote to memory.
-        told: u32,
     },
     /// What was read is not what was written.
     #[error("byte {at} was written as {written:#04x} and read as {read:#04x}")]
@@ -160,10 +154,6 @@ struct Disk<'a> {
     deadline: Instant,
 }
 
-fn failed(what: &'static str) -> impl Fn(vhost::Error) -> DiskError {
-    move |source| DiskError::Negotiation { what, source }
-}
-
 fn event() -> Result<EventFd, DiskError> {
     EventFd::new(nix::libc::EFD_NONBLOCK | nix::libc::EFD_CLOEXEC).map_err(DiskError::Ring)
 }
@@ -180,17 +170,9 @@ impl<'a> Disk<'a> {
     ) -> Result<Disk<'a>, DiskError> {
         let mut frontend = Frontend::from_stream(stream, 1);
         let features = negotiate(&mut frontend)?;
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: memory.bytes(),
-            userspace_addr: memory.address(),
-            mmap_offset: 0,
-            mmap_handle: memory.descriptor(),
-        };
-        let regions = frontend.set_mem_table(&[region]);
-        regions.map_err(failed("the memory"))?;
         let (kick, call) = (event()?, event()?);
-        start_ring(&mut frontend, memory.address(), &kick, &call).map_err(failed("the ring"))?;
+        share(&frontend, memory)?;
+        start_ring(&mut frontend, memory.address(), &kick, &call)?;
         let flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
         Ok(Disk { memory, _frontend: frontend, kick, _call: call, offered: 0, flushes, deadline })
     }
@@ -229,15 +211,13 @@ impl<'a> Disk<'a> {
     ) -> Result<(), DiskError> {
         self.put_chain(kind, at, bytes).map_err(ring_error)?;
         self.kick.write(1).map_err(DiskError::Ring)?;
-        let Some(told) = self.answer().map_err(ring_error)? else {
+        if !self.answered().map_err(ring_error)? {
             return Err(DiskError::NoAnswer { what, at, bytes });
-        };
+        }
         let status: u8 = self.memory.slice().read_obj(STATUS).map_err(ring_error)?;
-        // Devices differ in whether the status byte is counted; less than the data is not enough.
-        let enough = kind != VIRTIO_BLK_T_IN || told as usize >= bytes;
-        match u32::from(status) == VIRTIO_BLK_S_OK && enough {
+        match u32::from(status) == VIRTIO_BLK_S_OK {
             true => Ok(()),
-            false => Err(DiskError::Failed { what, at, bytes, status, told }),
+            false => Err(DiskError::Failed { what, at, bytes, status }),
         }
     }
 
@@ -273,19 +253,18 @@ impl<'a> Disk<'a> {
         Ok(())
     }
 
-    /// Bytes that the device says it wrote; `None` when the deadline came first.
-    fn answer(&self) -> Result<Option<u32>, vm_memory::VolatileMemoryError> {
+    /// Whether the device has used the request; false when the deadline came first. What it says of the
+    /// bytes that it wrote is not looked at: devices differ in it, and the bytes are compared.
+    fn answered(&self) -> Result<bool, vm_memory::VolatileMemoryError> {
         let memory = self.memory.slice();
         let mut looks = 0;
         loop {
             let used: u16 = memory.load(USED + 2, Ordering::Acquire)?;
             if u16::from_le(used) == self.offered {
-                let entry = USED + 4 + 8 * usize::from(self.offered.wrapping_sub(1) % RING);
-                let told: u32 = memory.read_obj(entry + 4)?;
-                return Ok(Some(u32::from_le(told)));
+                return Ok(true);
             }
             if Instant::now() >= self.deadline {
-                return Ok(None);
+                return Ok(false);
             }
             looks += 1;
             match looks < SPINS {
@@ -294,48 +273,4 @@ impl<'a> Disk<'a> {
             }
         }
     }
-}
-
-/// Agrees on what both need and nothing more; the virtio features that were agreed on.
-fn negotiate(frontend: &mut Frontend) -> Result<u64, DiskError> {
-    frontend.set_owner().map_err(failed("an owner"))?;
-    let offered = frontend.get_features().map_err(failed("the question for its features"))?;
-    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-    let needed = [(protocol, "protocol features"), (1 << VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1")];
-    if let Some((_, missing)) = needed.into_iter().find(|(bit, _)| offered & bit == 0) {
-        return Err(DiskError::Features { missing, offered });
-    }
-    let features = offered & (protocol | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH);
-    // The crate speaks of protocol features only once they are agreed on.
-    frontend.set_features(features).map_err(failed("virtio features"))?;
-    let can = frontend.get_protocol_features().map_err(failed("protocol features"))?;
-    let agreed = can & VhostUserProtocolFeatures::REPLY_ACK;
-    frontend.set_protocol_features(agreed).map_err(failed("protocol features"))?;
-    if !agreed.is_empty() {
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    }
-    Ok(features)
-}
-
-fn start_ring(
-    frontend: &mut Frontend,
-    memory: u64,
-    kick: &EventFd,
-    call: &EventFd,
-) -> Result<(), vhost::Error> {
-    let addresses = VringConfigData {
-        queue_max_size: RING,
-        queue_size: RING,
-        flags: 0,
-        desc_table_addr: memory,
-        used_ring_addr: memory + USED as u64,
-        avail_ring_addr: memory + AVAILABLE as u64,
-        log_addr: None,
-    };
-    frontend.set_vring_num(0, RING)?;
-    frontend.set_vring_base(0, 0)?;
-    frontend.set_vring_addr(0, &addresses)?;
-    frontend.set_vring_call(0, call)?;
-    frontend.set_vring_kick(0, kick)?;
-    frontend.set_vring_enable(0, true)
 }

@@ -6,12 +6,13 @@
 //! ```
 //!
 //! Each probe goes through a disk of the agent's own (`canary`), which it uses as a virtual machine
-//! would (`disk`); it connects to no other socket. One runs at a time for each target, and whoever asks
+//! would (`handshake`, `disk`); it connects to no other socket. One runs at a time for each target, and whoever asks
 //! meanwhile gets the same result. It runs in a task of its own: a caller who goes away leaves no half
 //! of it behind. Three fifths of the whole time are for the I/O, the rest for tidying up.
 
 mod canary;
 mod disk;
+mod handshake;
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
@@ -138,7 +139,7 @@ impl Inner {
             Ok(taken) => taken,
             Err(fault) => return (None, Some(fault)),
         };
-        clear_leftovers(&spdk, &self.root, io_by).await;
+        clear_leftovers(&spdk, &self.root, Instant::now() + self.within / 5).await;
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let mut canary = Canary::new(&spdk, &self.root, number);
         let io = async {

@@ -1,0 +1,75 @@
+//! What a driver and a vhost-user-blk agree on before the first request, in the order in which QEMU does.
+
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::disk::{AVAILABLE, DiskError, RING, USED};
+use crate::host::shared_memory::SharedMemory;
+
+fn failed(what: &'static str) -> impl Fn(vhost::Error) -> DiskError {
+    move |source| DiskError::Negotiation { what, source }
+}
+
+/// Agrees on what both need and nothing more; the virtio features that were agreed on.
+pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, DiskError> {
+    frontend.set_owner().map_err(failed("an owner"))?;
+    let offered = frontend.get_features().map_err(failed("the question for its features"))?;
+    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    let needed = [(protocol, "protocol features"), (1 << VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1")];
+    if let Some((_, missing)) = needed.into_iter().find(|(bit, _)| offered & bit == 0) {
+        return Err(DiskError::Features { missing, offered });
+    }
+    let features = offered & (protocol | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH);
+    // The crate speaks of protocol features only once they are agreed on.
+    frontend.set_features(features).map_err(failed("virtio features"))?;
+    let can = frontend.get_protocol_features().map_err(failed("protocol features"))?;
+    let agreed = can & VhostUserProtocolFeatures::REPLY_ACK;
+    frontend.set_protocol_features(agreed).map_err(failed("protocol features"))?;
+    if !agreed.is_empty() {
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    }
+    Ok(features)
+}
+
+/// Shares the memory: all of it, at the guest's address 0.
+pub(super) fn share(frontend: &Frontend, memory: &SharedMemory) -> Result<(), DiskError> {
+    let region = VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0,
+        memory_size: memory.bytes(),
+        userspace_addr: memory.address(),
+        mmap_offset: 0,
+        mmap_handle: memory.descriptor(),
+    };
+    frontend.set_mem_table(&[region]).map(drop).map_err(failed("the memory"))
+}
+
+/// Tells where the ring is, last of all that it may be served.
+pub(super) fn start_ring(
+    frontend: &mut Frontend,
+    memory: u64,
+    kick: &EventFd,
+    call: &EventFd,
+) -> Result<(), DiskError> {
+    let addresses = VringConfigData {
+        queue_max_size: RING,
+        queue_size: RING,
+        flags: 0,
+        desc_table_addr: memory,
+        used_ring_addr: memory + USED as u64,
+        avail_ring_addr: memory + AVAILABLE as u64,
+        log_addr: None,
+    };
+    let mut start = || {
+        frontend.set_vring_num(0, RING)?;
+        frontend.set_vring_base(0, 0)?;
+        frontend.set_vring_addr(0, &addresses)?;
+        frontend.set_vring_call(0, call)?;
+        frontend.set_vring_kick(0, kick)?;
+        frontend.set_vring_enable(0, true)
+    };
+    start().map_err(failed("the ring"))
+}
