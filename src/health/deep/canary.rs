@@ -40,9 +40,10 @@ fn left(by: Instant) -> Duration {
 /// A call that failed, on behalf of a probe.
 pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
     let code = match error {
-        SpdkError::Absent { .. } | SpdkError::Broken { .. } | SpdkError::Timeout { .. } => {
-            "deep-not-answering"
-        }
+        SpdkError::Absent { .. }
+        | SpdkError::Crowded { .. }
+        | SpdkError::Broken { .. }
+        | SpdkError::Timeout { .. } => "deep-not-answering",
         SpdkError::Refused { .. } | SpdkError::Garbage { .. } | SpdkError::NotSent { .. } => {
             "deep-refused"
         }
