@@ -13,7 +13,7 @@
 //! # The law
 //! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`,
 //! `health::probe` and `daemon` import `host`, `docker` and `spdk`, which do not import each other; `api` and `controller` never touch
-//! the machine; files, processes and the environment appear only in `host`, `config`, `store`,
+//! the machine, and call out through `outgoing`, as downloads do; files, processes and the environment appear only in `host`, `config`, `store`,
 //! `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
 
 pub mod agent;
@@ -27,6 +27,7 @@ pub mod docker;
 pub mod health;
 pub mod host;
 pub mod model;
+pub mod outgoing;
 pub mod plan;
 pub mod spdk;
 pub mod store;

@@ -620,6 +620,13 @@ async fn names_and_paths_of_a_target_are_judged_before_anything_is_done() {
         ("/v1/targets/a", r#"{"socketDir": "relative"}"#, "invalid-body"),
         ("/v1/targets/a", &socket, "socket-path-too-long"),
         ("/v1/targets/a", r#"{"kind": "qemu"}"#, "invalid-body"),
+        ("/v1/targets/a", r#"{"imageUrl": "file:///etc/shadow"}"#, "invalid-image-url"),
+        ("/v1/targets/a", r#"{"imageUrl": "http://user:word@a/b"}"#, "invalid-image-url"),
+        (
+            "/v1/targets/a",
+            r#"{"imageUrl": "http://a/b", "imageSha256": "ab"}"#,
+            "invalid-image-sha256",
+        ),
         ("/v1/targets/a", r#"{"unknown": 1}"#, "invalid-body"),
         ("/v1/targets/a?recreate=maybe", "{}", "invalid-query"),
     ] {
@@ -635,8 +642,13 @@ async fn names_and_paths_of_a_target_are_judged_before_anything_is_done() {
         assert_eq!(result["success"], false, "{body}: {result}");
         assert!(result["error"].as_str().is_some_and(|error| !error.is_empty()), "{result}");
     }
-    let result = agent.post(ENSURE, r#"{"image": "a:1", "coreCount": 99999999}"#).await.json();
-    assert_eq!((&result["success"], &result["code"]), (&json!(false), &json!("invalid-cores")));
+    for (body, code) in [
+        (r#"{"image": "a:1", "coreCount": 99999999}"#, "invalid-cores"),
+        (r#"{"image": "a:1", "imageUrl": "ftp://a/vhost.tar"}"#, "invalid-image-url"),
+    ] {
+        let result = agent.post(ENSURE, body).await.json();
+        assert_eq!((&result["success"], &result["code"]), (&json!(false), &json!(code)));
+    }
 }
 
 #[tokio::test]

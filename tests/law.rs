@@ -19,10 +19,11 @@ const LAW: &[(&str, &[&str])] = &[
     ("health/deep", &["health", "model", "host", "spdk"]),
     ("health", &["health", "model"]),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
-    ("agent/apply", &["agent", "model", "host", "docker", "spdk"]),
+    ("agent/apply", &["agent", "model", "host", "docker", "spdk", "outgoing"]),
     ("agent", &["agent", "model", "plan", "store"]),
     // The outbox beats for the watchdog as the owners do.
-    ("controller", &["controller", "model", "store", "agent::pulse"]),
+    ("controller", &["controller", "model", "store", "agent::pulse", "outgoing"]),
+    ("outgoing", &["outgoing"]),
     ("api", &["api", "model", "agent", "controller"]),
     ("builtin", &["builtin", "model"]),
     ("cli", &["cli", "builtin", "model", "agent", "api", "config", "daemon", "store"]),

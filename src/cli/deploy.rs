@@ -45,6 +45,12 @@ pub(super) struct Wishes {
     /// A tar that holds the image
     #[arg(long, value_name = "FILE")]
     image_tar: Option<CleanPath>,
+    /// The address of such a tar, http or https
+    #[arg(long, value_name = "URL")]
+    image_url: Option<String>,
+    /// The SHA-256 of what is there, in hex
+    #[arg(long, value_name = "DIGEST")]
+    image_sha256: Option<String>,
     /// Its CPUs, such as [6,7], 6-7 or 0xc0
     #[arg(long, value_name = "LIST", conflicts_with = "core_count")]
     cores: Option<String>,
@@ -82,6 +88,8 @@ impl Wishes {
             kind,
             image: self.image.clone(),
             image_tar: self.image_tar.clone(),
+            image_url: self.image_url.clone(),
+            image_sha256: self.image_sha256.clone(),
             cores: self.cores.clone(),
             core_count: self.core_count,
             socket_dir: self.socket_dir.clone(),

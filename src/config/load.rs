@@ -280,6 +280,12 @@ mod tests {
             ("[http]\nmax_tasks = 0\n", "http.max_tasks: 0 is not between"),
             ("[log]\nlevel = \"loud\"\n", "log.level: 'loud' is no level or filter"),
             ("[log]\nlevel = \"info,a=loud\"\n", "log.level: 'info,a=loud' is no level or filter"),
+            (
+                "[target]\nimage_url = \"vhost.tar\"\n",
+                "target.image_url: 'vhost.tar' is no address",
+            ),
+            ("[target]\nimage_sha256 = \"ab\"\n", "target.image_sha256: "),
+            ("[target]\nimage_max_mib = 0\n", "target.image_max_mib: 0 is not between"),
             ("[mount]\npath = \"huge\"\n", "mount.path: 'huge' is not a plain absolute path"),
         ];
         for (text, expected) in cases {

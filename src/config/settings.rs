@@ -409,7 +409,7 @@ impl Settings {
 
     /// The target planner's share.
     pub fn target_policy(&self) -> TargetPolicy {
-        self.target.policy(&self.health)
+        self.target.policy(&self.health, &self.state_dir)
     }
 
     /// What a call for a target means that does not say.
@@ -441,6 +441,7 @@ impl Settings {
             ("target.call_timeout", self.target.call_timeout),
             ("target.load_timeout", self.target.load_timeout),
             ("target.ready_timeout", self.target.ready_timeout),
+            ("target.stall_timeout", self.target.stall_timeout),
             ("health.timeout", self.health.timeout),
             ("health.deep_timeout", self.health.deep_timeout),
         ];

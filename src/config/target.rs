@@ -1,8 +1,11 @@
 //! The settings of targets and of their health.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::settings::{Mode, Span};
+use crate::model::image::{ImagePolicy, ImageSha256, ImageUrl};
 use crate::model::policy::{TargetDefaults, TargetPolicy, TargetTemplate};
 use crate::model::target::{CleanPath, TargetKind, TargetName};
 
@@ -14,6 +17,12 @@ pub struct Target {
     pub kind: TargetKind,
     /// Its image where a call names none; empty for none.
     pub image: String,
+    /// The address of a tar that holds that image; empty for none.
+    pub image_url: String,
+    /// The SHA-256 of what is there; empty when it is not known.
+    pub image_sha256: String,
+    /// The largest tar that is downloaded, in MiB.
+    pub image_max_mib: u64,
     /// The folder of its sockets.
     pub socket_dir: CleanPath,
     /// Its control socket's name in that folder.
@@ -50,6 +59,8 @@ pub struct Target {
     pub call_timeout: Span,
     /// How long loading an image may take.
     pub load_timeout: Span,
+    /// How long a download may stand still.
+    pub stall_timeout: Span,
     /// How long a started target may take until it serves.
     pub ready_timeout: Span,
     /// How long one may take to end by itself; under a second, for a slow end strands guests.
@@ -86,6 +97,9 @@ impl Default for Target {
         Target {
             kind: TargetKind::Zbs,
             image: String::new(),
+            image_url: String::new(),
+            image_sha256: String::new(),
+            image_max_mib: 4096,
             socket_dir: path("/var/tmp/vhost-sockets"),
             control_sock: "vhost.sock".to_string(),
             client_conf: path("/etc/zbs/client.conf"),
@@ -108,6 +122,7 @@ impl Default for Target {
             socket_mode: Mode(0o755),
             call_timeout: Span::from_secs(30),
             load_timeout: Span::from_secs(900),
+            stall_timeout: Span::from_secs(30),
             ready_timeout: Span::from_secs(20),
             stop_grace: Span::from_millis(900),
         }
@@ -127,7 +142,7 @@ impl Default for Health {
 
 impl Target {
     /// The planner's share.
-    pub(super) fn policy(&self, health: &Health) -> TargetPolicy {
+    pub(super) fn policy(&self, health: &Health, state_dir: &Path) -> TargetPolicy {
         let template = |command: &[String]| TargetTemplate {
             command: command.to_vec(),
             capabilities: self.capabilities.clone(),
@@ -156,6 +171,11 @@ impl Target {
             answer_timeout: health.timeout.0,
             max_age: health.max_age.0,
             probe_interval: health.interval.0,
+            images: ImagePolicy {
+                folder: state_dir.join("images"),
+                most_bytes: self.image_max_mib * 1024 * 1024,
+                stall_timeout: self.stall_timeout.0,
+            },
         }
     }
 
@@ -165,6 +185,9 @@ impl Target {
             name: TargetName::usual(),
             kind: self.kind,
             image: Some(self.image.clone()).filter(|image| !image.is_empty()),
+            // Judged when they were loaded.
+            image_url: self.image_url.parse().ok(),
+            image_sha256: self.image_sha256.parse().ok(),
             socket_dir: self.socket_dir.clone(),
             control_name: self.control_sock.clone(),
             client_conf: Some(self.client_conf.clone()),
@@ -183,6 +206,32 @@ impl Target {
         if let Some(path) = self.mounts.iter().chain(&self.devices).find(bad) {
             return Some(("target.mounts", format!("'{path}' is not a plain absolute path")));
         }
-        (self.core_count == 0).then(|| ("target.core_count", "0 is not at least 1".to_string()))
+        self.image_problem().or((self.core_count == 0)
+            .then(|| ("target.core_count", "0 is not at least 1".to_string())))
+    }
+
+    fn image_problem(&self) -> Option<(&'static str, String)> {
+        /// Far more than a target's image has, and far from where bytes overflow.
+        const MOST_MIB: u64 = 1 << 30;
+        let url = match self.image_url.as_str() {
+            "" => None,
+            url => url.parse::<ImageUrl>().err().map(|fault| ("target.image_url", fault.text)),
+        };
+        let digest = match self.image_sha256.as_str() {
+            "" => None,
+            _ if self.image_url.is_empty() => {
+                let text = "it is the digest of what target.image_url names: set that too";
+                Some(("target.image_sha256", text.to_string()))
+            }
+            digest => {
+                let judged = digest.parse::<ImageSha256>();
+                judged.err().map(|fault| ("target.image_sha256", fault.text))
+            }
+        };
+        let size = (!(1..=MOST_MIB).contains(&self.image_max_mib)).then(|| {
+            let text = format!("{} is not between 1 and {MOST_MIB}", self.image_max_mib);
+            ("target.image_max_mib", text)
+        });
+        url.or(digest).or(size)
     }
 }

@@ -16,6 +16,7 @@ pub mod leftovers;
 pub mod mounts;
 pub mod own_image;
 pub mod packages;
+pub mod partial;
 pub mod pidfd;
 pub mod pools;
 pub mod process;
@@ -84,6 +85,16 @@ pub enum HostError {
         path: PathBuf,
         /// What.
         value: String,
+        /// What the operator can do, with a leading separator, or nothing.
+        hint: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that grows could not be written on.
+    #[error("cannot write {path}{hint}")]
+    Grow {
+        /// Which.
+        path: PathBuf,
         /// What the operator can do, with a leading separator, or nothing.
         hint: &'static str,
         /// Why.
@@ -158,7 +169,9 @@ impl From<HostError> for Fault {
             HostError::Read { .. } | HostError::Parse { .. } | HostError::NoPool { .. } => {
                 "host-unreadable"
             }
-            HostError::Write { .. } | HostError::MakeFolder { .. } => "host-unwritable",
+            HostError::Write { .. } | HostError::Grow { .. } | HostError::MakeFolder { .. } => {
+                "host-unwritable"
+            }
             HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
             HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",
             HostError::NoPages { .. } => "no-free-hugepage",

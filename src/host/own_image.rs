@@ -106,7 +106,7 @@ fn folder_entry(tar: &mut Builder<Vec<u8>>, path: &str) -> io::Result<()> {
     tar.append_data(&mut header, format!("{path}/"), io::empty())
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     let mut text = Vec::with_capacity(bytes.len() * 2);
     for byte in bytes {
         // Writing to memory does not fail.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::engine::{ApiVersion, PackageSets};
 use super::fault::Fault;
+use super::image::{ImagePolicy, ImageSha256, ImageUrl};
 use super::target::{CleanPath, TargetKind, TargetName};
 
 /// How pools may be grown.
@@ -118,6 +119,8 @@ pub struct TargetPolicy {
     pub max_age: Duration,
     /// Between two probes of a target.
     pub probe_interval: Duration,
+    /// How images are brought in.
+    pub images: ImagePolicy,
 }
 
 impl TargetPolicy {
@@ -140,6 +143,10 @@ pub struct TargetDefaults {
     pub kind: TargetKind,
     /// Its image.
     pub image: Option<String>,
+    /// The address of that image's tar.
+    pub image_url: Option<ImageUrl>,
+    /// The digest of that tar.
+    pub image_sha256: Option<ImageSha256>,
     /// The folder of its sockets.
     pub socket_dir: CleanPath,
     /// Its control socket's name in that folder.
@@ -190,6 +197,30 @@ impl TargetPolicy {
             answer_timeout: Duration::from_secs(1),
             max_age: Duration::from_secs(1),
             probe_interval: Duration::from_millis(500),
+            images: ImagePolicy {
+                most_bytes: 1 << 20,
+                stall_timeout: Duration::from_secs(5),
+                ..ImagePolicy::default()
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+impl TargetDefaults {
+    /// Defaults for tests.
+    pub fn example() -> TargetDefaults {
+        TargetDefaults {
+            name: TargetName::usual(),
+            kind: TargetKind::Zbs,
+            image: None,
+            image_url: None,
+            image_sha256: None,
+            socket_dir: "/sockets".parse().unwrap(),
+            control_name: "vhost.sock".into(),
+            client_conf: None,
+            core_count: 1,
+            memory_mib: 0,
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::engine::{ApiVersion, PackageManager};
 use super::fault::{Fault, Finding};
+use super::image::Download;
 use super::pools::{PoolKey, PoolPages, PoolWant};
 use super::target::ContainerSpec;
 use super::units::{NumaNode, PageSize};
@@ -155,6 +156,8 @@ pub enum ImageSource {
     Registry,
     /// A tar on this node.
     Tar(String),
+    /// A tar that is downloaded.
+    Url(Download),
 }
 
 impl fmt::Display for ImageSource {
@@ -163,6 +166,7 @@ impl fmt::Display for ImageSource {
             ImageSource::BuiltIn => f.write_str("made by the agent"),
             ImageSource::Registry => f.write_str("pulled from its registry"),
             ImageSource::Tar(path) => write!(f, "loaded from {path}"),
+            ImageSource::Url(download) => write!(f, "downloaded from {}", download.url),
         }
     }
 }

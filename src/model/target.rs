@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::{CoreList, Cpu};
 use super::fault::Fault;
+use super::image::{ImageSha256, ImageUrl};
 
 /// `sockaddr_un.sun_path` less its closing zero (unix(7)).
 pub const SUN_PATH: usize = 107;
@@ -159,6 +160,10 @@ pub struct TargetSpec {
     pub image: Option<String>,
     /// A tar that holds the image, where it is not there yet.
     pub image_tar: Option<CleanPath>,
+    /// The address of such a tar.
+    pub image_url: Option<ImageUrl>,
+    /// The digest of what is there.
+    pub image_sha256: Option<ImageSha256>,
     /// Its CPUs.
     pub cores: CoreWish,
     /// The folder of its sockets.
@@ -189,6 +194,8 @@ impl TargetSpec {
             kind: TargetKind::BuiltIn,
             image: None,
             image_tar: None,
+            image_url: None,
+            image_sha256: None,
             cores: CoreWish::Count(1),
             socket_dir: CleanPath("/sockets".to_string()),
             control_sock: CleanPath("/sockets/vhost.sock".to_string()),
@@ -204,8 +211,11 @@ impl TargetSpec {
             _ => serde_json::Map::new(),
         };
         let (wanted, is) = (fields(self), fields(running));
+        // Where the image came from is nothing that runs.
+        const ORIGINS: [&str; 3] = ["imageTar", "imageUrl", "imageSha256"];
         wanted
             .into_iter()
+            .filter(|(field, _)| !ORIGINS.contains(&field.as_str()))
             .filter_map(|(field, wanted)| {
                 let is = is.get(&field).cloned().unwrap_or_default();
                 (is != wanted).then_some(Drift { field, is, wanted })

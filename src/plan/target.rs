@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::cores::{self, Chosen};
 use crate::model::fault::{Fault, Finding};
+use crate::model::image::Download;
 use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::prepare::{ImageSource, Step};
 use crate::model::target::{
@@ -210,14 +211,18 @@ fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
     }
 }
 
-/// Where the image can come from, in the order that the controller knows: its registry, a tar.
+/// Where the image can come from, in the order that the controller knows: its registry, a tar, an address.
 fn sources(spec: &TargetSpec, image: &str) -> Vec<ImageSource> {
     if spec.kind == TargetKind::BuiltIn {
         return vec![ImageSource::BuiltIn];
     }
     let registry = names_registry(image).then_some(ImageSource::Registry);
     let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(tar.as_str().to_string()));
-    registry.into_iter().chain(tar).collect()
+    let url = spec
+        .image_url
+        .clone()
+        .map(|url| ImageSource::Url(Download { url, sha256: spec.image_sha256.clone() }));
+    registry.into_iter().chain(tar).chain(url).collect()
 }
 
 /// Whether the first part of a reference is a registry: it has a dot or a colon, or is `localhost`.
@@ -230,7 +235,7 @@ fn no_image(image: &str) -> Fault {
     Fault::new(
         "image-missing",
         format!(
-            "the engine has no image {image}, and nothing says where it is: name one in a registry (host:port/…), or a tar that holds it"
+            "the engine has no image {image}, and nothing says where it is: name one in a registry (host:port/…), a tar that holds it, or the address of one"
         ),
     )
 }

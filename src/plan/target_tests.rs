@@ -15,6 +15,8 @@ fn spec() -> TargetSpec {
         kind: TargetKind::Zbs,
         image: Some("zbs/vhost:1".into()),
         image_tar: None,
+        image_url: None,
+        image_sha256: None,
         cores: CoreWish::Count(1),
         socket_dir: "/var/tmp/vhost-sockets".parse().unwrap(),
         control_sock: "/var/tmp/vhost-sockets/vhost.sock".parse().unwrap(),
@@ -124,6 +126,12 @@ fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
     }
     let both = super::sources(&tar, "localhost/vhost");
     assert_eq!(both, [ImageSource::Registry, ImageSource::Tar("/srv/vhost.tar".into())]);
+    let url: crate::model::image::ImageUrl = "https://files.example/vhost.tar".parse().unwrap();
+    let all = TargetSpec { image_url: Some(url.clone()), ..tar.clone() };
+    let download = ImageSource::Url(Download { url, sha256: None });
+    let tar = ImageSource::Tar("/srv/vhost.tar".into());
+    let all = super::sources(&all, "localhost/vhost");
+    assert_eq!(all, [ImageSource::Registry, tar, download], "an address comes last");
     let own = TargetSpec { kind: TargetKind::BuiltIn, image: None, ..spec() };
     let plan = ensured(&own, LEAVE, &without).unwrap();
     assert_eq!(
@@ -150,6 +158,9 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
     let without = TargetSeen { has_image: false, ..drifted.clone() };
     let plan = ensured(&tar, RECREATE, &without).unwrap();
     assert_eq!(names(&plan)[..2], ["loadImage", "stopContainer"], "what serves goes last");
+    let elsewhere = with_container(Some(&tar), true, true);
+    let plan = ensured(&spec(), RECREATE, &elsewhere).unwrap();
+    assert_eq!(names(&plan), [""; 0], "where its image came from is no difference");
     let same = with_container(Some(&spec()), true, true);
     assert_eq!(names(&ensured(&spec(), RECREATE, &same).unwrap()), [""; 0], "nothing differs");
 }

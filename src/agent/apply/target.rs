@@ -7,11 +7,11 @@ use tokio::time::{Instant, sleep};
 
 use super::super::observe::blocking;
 use super::super::observe::target::{Containers, engine_fault};
-use crate::docker::Tar;
-use crate::host::{Root, leftovers, own_image};
+use super::image::Images;
+use crate::host::{Root, leftovers};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
-use crate::model::prepare::{ImageSource, Step};
+use crate::model::prepare::Step;
 use crate::model::target::{CleanPath, ContainerSpec};
 use crate::spdk::Sockets;
 
@@ -33,6 +33,7 @@ const LINE: usize = 500;
 pub struct TargetApplier<C> {
     root: Root,
     containers: Arc<C>,
+    images: Images<C>,
     sockets: Sockets,
     policy: TargetPolicy,
 }
@@ -45,7 +46,8 @@ impl<C: Containers> TargetApplier<C> {
         sockets: Sockets,
         policy: TargetPolicy,
     ) -> TargetApplier<C> {
-        TargetApplier { root: root.clone(), containers, sockets, policy }
+        let images = Images::new(root, containers.clone(), &policy);
+        TargetApplier { root: root.clone(), containers, images, sockets, policy }
     }
 
     /// Does one step and tells how things stand after it; what happens meanwhile goes to `line`.
@@ -59,7 +61,7 @@ impl<C: Containers> TargetApplier<C> {
         line: impl Fn(String) + Send + Sync,
     ) -> Result<String, Fault> {
         match step {
-            Step::LoadImage { image, from } => self.load(image, from, &line).await,
+            Step::LoadImage { image, from } => self.images.load(image, from, &line).await,
             Step::PrepareSockets { folder, control } => {
                 self.prepare_sockets(folder, control, huge_dir).await
             }
@@ -81,53 +83,6 @@ impl<C: Containers> TargetApplier<C> {
             other => {
                 Err(Fault::new("internal", format!("the step {} is no target's", other.name())))
             }
-        }
-    }
-
-    /// Brings the image in from the first source that has it.
-    async fn load(
-        &self,
-        image: &str,
-        from: &[ImageSource],
-        line: &(impl Fn(String) + Send + Sync),
-    ) -> Result<String, Fault> {
-        let mut failures = Vec::new();
-        for source in from {
-            match self.load_from(image, source, line).await {
-                Ok(id) => return Ok(id),
-                Err(why) => failures.push(format!("it could not be {source}: {why}")),
-            }
-        }
-        Err(Fault::new("image-load-failed", format!("no image {image}: {}", failures.join("; "))))
-    }
-
-    async fn load_from(
-        &self,
-        image: &str,
-        from: &ImageSource,
-        line: &(impl Fn(String) + Send + Sync),
-    ) -> Result<String, String> {
-        let within = self.policy.load_timeout;
-        let brought = match from {
-            ImageSource::Registry => self.containers.pull(image, line, within).await,
-            ImageSource::BuiltIn => {
-                let tar = blocking(own_image::tar).await.map_err(|fault| fault.text)?;
-                let tar: Tar = Box::new(std::io::Cursor::new(tar.map_err(|e| e.to_string())?));
-                self.containers.load(tar, within).await
-            }
-            ImageSource::Tar(path) => {
-                let at = self.root.path(path);
-                let file = blocking(move || own_image::open_tar(&at)).await;
-                let file = file.map_err(|fault| fault.text)?.map_err(|e| e.to_string())?;
-                self.containers.load(Box::new(file), within).await
-            }
-        };
-        brought.map_err(|e| engine_fault(&e).text)?;
-        // What a tar holds may have another name.
-        match self.containers.image(image, self.policy.call_timeout).await {
-            Ok(Some(id)) => Ok(id),
-            Ok(None) => Err("it holds no image of that name: see `docker images`".to_string()),
-            Err(e) => Err(engine_fault(&e).text),
         }
     }
 

@@ -30,6 +30,10 @@ pub struct TargetBody {
     pub image: Option<String>,
     /// A tar on this node that holds it.
     pub image_tar: Option<CleanPath>,
+    /// The address of such a tar, `http` or `https`.
+    pub image_url: Option<String>,
+    /// The SHA-256 of what is there, in hex.
+    pub image_sha256: Option<String>,
     /// CPUs: `[6,7]`, `6-7` or `0xc0`.
     pub cores: Option<String>,
     /// So many CPUs, chosen by topology.
@@ -71,12 +75,14 @@ impl TargetBody {
             }
             (None, count) => CoreWish::Count(count.unwrap_or(defaults.core_count)),
         };
-        let image = self.image.or_else(|| defaults.image.clone());
+        let wish = defaults.image_wish(kind, self.image, self.image_url, self.image_sha256)?;
         TargetSpec {
             name,
             kind,
-            image: image.filter(|_| kind != TargetKind::BuiltIn),
+            image: wish.image,
             image_tar: self.image_tar,
+            image_url: wish.url,
+            image_sha256: wish.sha256,
             cores,
             socket_dir,
             control_sock,

@@ -38,6 +38,8 @@ struct EnsureRequest {
     hugepage_nr: Option<u64>,
     #[serde(rename = "imageTar", default, deserialize_with = "wire::text")]
     image_tar: Option<String>,
+    #[serde(rename = "imageUrl", default, deserialize_with = "wire::text")]
+    image_url: Option<String>,
     #[serde(rename = "containerName", default, deserialize_with = "wire::text")]
     container_name: Option<String>,
 }
@@ -54,13 +56,16 @@ impl EnsureRequest {
             (Some(list), _) => CoreWish::These(list.parse()?),
             (None, count) => CoreWish::Count(count.map_or(Ok(defaults.core_count), small)?),
         };
+        let wish = defaults.image_wish(defaults.kind, self.image, self.image_url, None)?;
         let name: Option<TargetName> = self.container_name.map(|name| name.parse()).transpose()?;
         let pages = self.hugepage_nr.map(|pages| pages.saturating_mul(PAGE_MIB));
         TargetSpec {
             name: name.unwrap_or_else(|| defaults.name.clone()),
             kind: defaults.kind,
-            image: self.image.or_else(|| defaults.image.clone()),
+            image: wish.image,
             image_tar: path(self.image_tar)?,
+            image_url: wish.url,
+            image_sha256: wish.sha256,
             cores,
             socket_dir,
             control_sock,
@@ -115,11 +120,14 @@ pub async fn destroy(State(api): State<Shared>, headers: HeaderMap, body: Body) 
 /// # Errors
 /// When the settings name a control socket that cannot be.
 pub fn usual(defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
+    let wish = defaults.image_wish(defaults.kind, None, None, None)?;
     TargetSpec {
         name: defaults.name.clone(),
         kind: defaults.kind,
-        image: defaults.image.clone(),
+        image: wish.image,
         image_tar: None,
+        image_url: wish.url,
+        image_sha256: wish.sha256,
         cores: CoreWish::Count(defaults.core_count),
         socket_dir: defaults.socket_dir.clone(),
         control_sock: defaults.control_sock(&defaults.socket_dir)?,

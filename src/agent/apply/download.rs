@@ -1,0 +1,385 @@
+//! A tar from an address into a file: gone on with where it broke, bounded, and judged by its digest.
+//!
+//! The bytes pass from the connection through a short queue to a thread that writes and hashes them.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED,
+    LOCATION, RANGE, USER_AGENT,
+};
+use hyper::{Request, Response, StatusCode};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use url::Url;
+
+use super::super::observe::blocking;
+use crate::host::HostError;
+use crate::host::partial::{Notes, Partial};
+use crate::model::fault::Fault;
+use crate::model::image::{Download, ImagePolicy, ImageUrl, without_secrets};
+use crate::outgoing::{Client, SendError};
+
+/// More hops than an address in use needs.
+const MOST_REDIRECTS: usize = 5;
+/// Pieces on their way to the disk.
+const QUEUE: usize = 16;
+/// Between two words on how far it is.
+const WORD: Duration = Duration::from_secs(1);
+
+/// A download that failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DownloadError {
+    #[error("{url} cannot be reached")]
+    Unreachable { url: String, source: SendError },
+    #[error("{url} answered {status}: see whether the address is right, and its server")]
+    Status { url: String, status: StatusCode },
+    #[error("{url} leads to '{to}', which is not followed: {why}")]
+    Redirect { url: String, to: String, why: &'static str },
+    #[error(
+        "nothing came from {url} for {stall:?} (target.stall_timeout); {got} bytes are kept, and the next \
+         call goes on there"
+    )]
+    Stalled { url: String, stall: Duration, got: u64 },
+    #[error("{url} broke off; {got} bytes are kept, and the next call goes on there")]
+    Broken { url: String, got: u64, source: Option<hyper::Error> },
+    #[error(
+        "what {url} gives has {bytes} bytes or more, and {most} are taken (target.image_max_mib)"
+    )]
+    TooLarge { url: String, bytes: u64, most: u64 },
+    #[error(
+        "there is no room at {path} for {needs} bytes more, only for {room}: free some there, or set \
+         state_dir to a disk that has it"
+    )]
+    NoRoom { path: String, needs: u64, room: u64 },
+    #[error(
+        "what {url} gives has the SHA-256 {is}, and {wanted} is wanted: it was removed; see which of them \
+         is right"
+    )]
+    Digest { url: String, is: String, wanted: String },
+    #[error(transparent)]
+    File(#[from] HostError),
+    #[error(transparent)]
+    Thread(#[from] Fault),
+}
+
+/// Downloads into a folder of the agent.
+#[derive(Debug)]
+pub(super) struct Downloader {
+    client: Client,
+    policy: ImagePolicy,
+}
+
+impl Downloader {
+    pub(super) fn new(policy: &ImagePolicy) -> Downloader {
+        Downloader { client: Client::default(), policy: policy.clone() }
+    }
+
+    /// The whole file, locked. What broke off is kept, what cannot be right is removed.
+    pub(super) async fn fetch(
+        &self,
+        download: &Download,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<Partial, DownloadError> {
+        let partial = self.open(&download.url).await?;
+        let began_with = partial.length();
+        let wanted = download.sha256.as_ref().map(|digest| digest.as_str());
+        if began_with > 0 && wanted == Some(partial.sha256().as_str()) {
+            return Ok(partial);
+        }
+        match self.attempt(partial, download, line).await {
+            // What was there already can be the wrong part of it.
+            Err(DownloadError::Digest { is, .. }) if began_with > 0 => {
+                line(format!("begins anew: what was kept leads to the SHA-256 {is}"));
+                let partial = self.open(&download.url).await?;
+                self.attempt(partial, download, line).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn open(&self, url: &ImageUrl) -> Result<Partial, DownloadError> {
+        let digest = Sha256::digest(url.url().as_str().as_bytes());
+        let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let folder = self.policy.folder.clone();
+        Ok(blocking(move || Partial::open(&folder, &format!("{name}.part"))).await??)
+    }
+
+    async fn attempt(
+        &self,
+        partial: Partial,
+        download: &Download,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<Partial, DownloadError> {
+        // Only a digest tells then whether both parts are of one file.
+        let blind = partial.notes().validator.is_none() && download.sha256.is_none();
+        let mut partial = match blind {
+            true => start_over(partial, Notes::default()).await?,
+            false => partial,
+        };
+        let (mut url, mut response) = self.get(download.url.url(), &partial).await?;
+        if partial.length() > 0
+            && !goes_on(&response, &partial)
+            && response.status() != StatusCode::OK
+        {
+            if is_whole(&response, &partial) {
+                return judged(partial, download, &url).await;
+            }
+            if [StatusCode::PARTIAL_CONTENT, StatusCode::RANGE_NOT_SATISFIABLE]
+                .contains(&response.status())
+            {
+                partial = start_over(partial, Notes::default()).await?;
+                (url, response) = self.get(download.url.url(), &partial).await?;
+            }
+        }
+        let shown = without_secrets(&url);
+        let resumes = partial.length() > 0 && goes_on(&response, &partial);
+        if !resumes && response.status() != StatusCode::OK {
+            return Err(DownloadError::Status { url: shown, status: response.status() });
+        }
+        let total =
+            if resumes { range(&response).and_then(|(_, total)| total) } else { length(&response) };
+        if !resumes {
+            partial = start_over(partial, Notes { validator: validator(&response), total }).await?;
+        }
+        self.judge_size(&partial, total, &shown)?;
+        line(match resumes {
+            true => format!("goes on at byte {} of {shown}", partial.length()),
+            false => format!("downloads {shown}"),
+        });
+        let partial = self.receive(partial, response, total, &shown, line).await?;
+        judged(partial, download, &url).await
+    }
+
+    /// Follows redirects to an answer.
+    async fn get(
+        &self,
+        url: &Url,
+        partial: &Partial,
+    ) -> Result<(Url, Response<Incoming>), DownloadError> {
+        let mut url = url.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let shown = without_secrets(&url);
+            let sent = timeout(self.policy.stall_timeout, self.client.send(request(&url, partial)));
+            let response = match sent.await {
+                Ok(Ok(response)) => response,
+                Ok(Err(source)) => return Err(DownloadError::Unreachable { url: shown, source }),
+                Err(_) => {
+                    let (stall, got) = (self.policy.stall_timeout, partial.length());
+                    return Err(DownloadError::Stalled { url: shown, stall, got });
+                }
+            };
+            let leads_on = [301, 302, 303, 307, 308].contains(&response.status().as_u16());
+            match response.headers().get(LOCATION).filter(|_| leads_on) {
+                None => return Ok((url, response)),
+                Some(to) => url = next(&url, &String::from_utf8_lossy(to.as_bytes()))?,
+            }
+        }
+        let why = "it is one redirect after the other";
+        Err(DownloadError::Redirect { url: without_secrets(&url), to: String::new(), why })
+    }
+
+    fn judge_size(
+        &self,
+        partial: &Partial,
+        total: Option<u64>,
+        url: &str,
+    ) -> Result<(), DownloadError> {
+        let (Some(bytes), most) = (total, self.policy.most_bytes) else { return Ok(()) };
+        if bytes > most {
+            return Err(DownloadError::TooLarge { url: url.to_string(), bytes, most });
+        }
+        let needs = bytes.saturating_sub(partial.length());
+        match partial.room() {
+            Some(room) if room < needs => {
+                let path = partial.path().display().to_string();
+                Err(DownloadError::NoRoom { path, needs, room })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes what comes, until it is whole.
+    async fn receive(
+        &self,
+        partial: Partial,
+        response: Response<Incoming>,
+        total: Option<u64>,
+        url: &str,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<Partial, DownloadError> {
+        let (pieces, mut queue) = mpsc::channel::<Bytes>(QUEUE);
+        let mut got = partial.length();
+        let writer = tokio::task::spawn_blocking(move || {
+            let mut partial = partial;
+            while let Some(piece) = queue.blocking_recv() {
+                if let Err(full) = partial.append(&piece) {
+                    // A full disk hurts all that lives on it.
+                    partial.remove();
+                    return Err(full);
+                }
+            }
+            Ok(partial)
+        });
+        let came = self.pass_on(response.into_body(), pieces, &mut got, total, url, line).await;
+        let partial = writer.await.map_err(|e| Fault::new("internal", e.to_string()))??;
+        match came {
+            Ok(()) if total.is_none_or(|total| total == partial.length()) => Ok(partial),
+            Ok(()) => Err(DownloadError::Broken {
+                url: url.to_string(),
+                got: partial.length(),
+                source: None,
+            }),
+            Err(error) => {
+                if matches!(error, DownloadError::TooLarge { .. }) {
+                    blocking(move || partial.remove()).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn pass_on(
+        &self,
+        mut body: Incoming,
+        pieces: mpsc::Sender<Bytes>,
+        got: &mut u64,
+        total: Option<u64>,
+        url: &str,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<(), DownloadError> {
+        let (stall, most) = (self.policy.stall_timeout, self.policy.most_bytes);
+        let mut word_at = Instant::now() + WORD;
+        loop {
+            let url = url.to_string();
+            let frame = match timeout(stall, body.frame()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(why))) => {
+                    return Err(DownloadError::Broken { url, got: *got, source: Some(why) });
+                }
+                Err(_) => return Err(DownloadError::Stalled { url, stall, got: *got }),
+            };
+            let Ok(piece) = frame.into_data() else { continue };
+            let after = *got + piece.len() as u64;
+            if after > most {
+                return Err(DownloadError::TooLarge { url, bytes: after, most });
+            }
+            if pieces.send(piece).await.is_err() {
+                // The writer has ended, and tells why.
+                return Ok(());
+            }
+            *got = after;
+            if Instant::now() >= word_at {
+                word_at = Instant::now() + WORD;
+                line(how_far(*got, total));
+            }
+        }
+    }
+}
+
+fn how_far(got: u64, total: Option<u64>) -> String {
+    let mib = |bytes: u64| format!("{}.{}", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20);
+    match total {
+        Some(total) => format!("{} of {} MiB downloaded", mib(got), mib(total)),
+        None => format!("{} MiB downloaded", mib(got)),
+    }
+}
+
+async fn start_over(mut partial: Partial, notes: Notes) -> Result<Partial, DownloadError> {
+    let start = move || partial.start_over(notes).map(|()| partial);
+    Ok(blocking(start).await??)
+}
+
+/// The file with the digest that it should have, or none at all.
+async fn judged(
+    partial: Partial,
+    download: &Download,
+    url: &Url,
+) -> Result<Partial, DownloadError> {
+    let is = partial.sha256();
+    match &download.sha256 {
+        Some(wanted) if wanted.as_str() != is => {
+            blocking(move || partial.remove()).await?;
+            let (url, wanted) = (without_secrets(url), wanted.as_str().to_string());
+            Err(DownloadError::Digest { url, is, wanted })
+        }
+        _ => Ok(partial),
+    }
+}
+
+fn request(url: &Url, partial: &Partial) -> Request<Full<Bytes>> {
+    let mut request = Request::get(url.as_str())
+        .header(USER_AGENT, concat!("vhost-agent/", env!("CARGO_PKG_VERSION")))
+        // The digest is of the file, not of what a server makes of it on the way.
+        .header(ACCEPT_ENCODING, "identity");
+    if partial.length() > 0 {
+        request = request.header(RANGE, format!("bytes={}-", partial.length()));
+        if let Some(validator) = &partial.notes().validator {
+            request = request.header(IF_RANGE, validator);
+        }
+    }
+    request.body(Full::default()).unwrap_or_default()
+}
+
+/// Where a redirect leads, when it may be followed.
+fn next(from: &Url, location: &str) -> Result<Url, DownloadError> {
+    let refused = |to: &str, why| {
+        let (url, to) = (without_secrets(from), to.to_string());
+        Err(DownloadError::Redirect { url, to, why })
+    };
+    let Ok(to) = from.join(location) else { return refused("", "it is no address") };
+    let shown = without_secrets(&to);
+    match (from.scheme(), to.scheme()) {
+        (_, "https") | ("http", "http") => Ok(to),
+        ("https", "http") => refused(&shown, "what began with https must not go on without it"),
+        _ => refused(&shown, "it is neither http nor https"),
+    }
+}
+
+fn header(response: &Response<Incoming>, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+fn length(response: &Response<Incoming>) -> Option<u64> {
+    header(response, CONTENT_LENGTH)?.parse().ok()
+}
+
+fn range(response: &Response<Incoming>) -> Option<(Option<u64>, Option<u64>)> {
+    content_range(header(response, CONTENT_RANGE)?)
+}
+
+/// First byte and whole size of `bytes 5-9/10`, `bytes */10`, `bytes 5-9/*` (RFC 9110, 14.4).
+fn content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
+    let (bytes, total) = text.strip_prefix("bytes ")?.trim().split_once('/')?;
+    let first = bytes.split_once('-').and_then(|(first, _)| first.parse().ok());
+    (first.is_some() || bytes == "*").then(|| (first, total.parse().ok()))
+}
+
+/// Whether the answer begins where the file ends.
+fn goes_on(response: &Response<Incoming>, partial: &Partial) -> bool {
+    let Some((first, total)) = range(response) else { return false };
+    let (known, there) = (partial.notes().total, partial.length());
+    response.status() == StatusCode::PARTIAL_CONTENT
+        && first == Some(there)
+        && (known.is_none() || total.is_none() || known == total)
+}
+
+/// Whether the server has nothing beyond what is there.
+fn is_whole(response: &Response<Incoming>, partial: &Partial) -> bool {
+    response.status() == StatusCode::RANGE_NOT_SATISFIABLE
+        && range(response).is_some_and(|(_, total)| total == Some(partial.length()))
+}
+
+/// What tells a later request whether the file is still the same; a weak `ETag` does not (RFC 9110, 13.1.5).
+fn validator(response: &Response<Incoming>) -> Option<String> {
+    let strong = header(response, ETAG).filter(|etag| !etag.starts_with("W/"));
+    strong.or_else(|| header(response, LAST_MODIFIED)).map(str::to_string)
+}
+
+#[cfg(test)]
+#[path = "download_tests.rs"]
+mod tests;

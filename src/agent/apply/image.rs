@@ -1,0 +1,128 @@
+//! Bringing an image into the engine: from the first of its sources that has it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::super::observe::blocking;
+use super::super::observe::target::Containers;
+use super::download::Downloader;
+use crate::docker::{EngineError, Tar};
+use crate::host::{Root, own_image};
+use crate::model::fault::{Fault, chain};
+use crate::model::image::Download;
+use crate::model::policy::TargetPolicy;
+use crate::model::prepare::ImageSource;
+
+/// Brings images into the engine of one machine.
+#[derive(Debug)]
+pub(super) struct Images<C> {
+    root: Root,
+    containers: Arc<C>,
+    downloader: Downloader,
+    call_timeout: Duration,
+    load_timeout: Duration,
+}
+
+impl<C: Containers> Images<C> {
+    pub(super) fn new(root: &Root, containers: Arc<C>, policy: &TargetPolicy) -> Images<C> {
+        Images {
+            root: root.clone(),
+            containers,
+            downloader: Downloader::new(&policy.images),
+            call_timeout: policy.call_timeout,
+            load_timeout: policy.load_timeout,
+        }
+    }
+
+    /// Brings the image in from the first source that has it, and tells its id.
+    ///
+    /// # Errors
+    /// What became of each source.
+    pub(super) async fn load(
+        &self,
+        image: &str,
+        from: &[ImageSource],
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<String, Fault> {
+        let mut failures = Vec::new();
+        for source in from {
+            match self.load_from(image, source, line).await {
+                Ok(id) => return Ok(id),
+                Err(why) => failures.push(format!("it could not be {source}: {why}")),
+            }
+        }
+        Err(Fault::new("image-load-failed", format!("no image {image}: {}", failures.join("; "))))
+    }
+
+    async fn load_from(
+        &self,
+        image: &str,
+        from: &ImageSource,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<String, String> {
+        self.bring(image, from, line).await?;
+        // What a tar holds may have another name.
+        match self.containers.image(image, self.call_timeout).await {
+            Ok(Some(id)) => Ok(id),
+            Ok(None) => Err("it holds no image of that name: see `docker images`".to_string()),
+            Err(e) => Err(chain(&e)),
+        }
+    }
+
+    async fn bring(
+        &self,
+        image: &str,
+        from: &ImageSource,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<(), String> {
+        let within = self.load_timeout;
+        let brought = match from {
+            ImageSource::Registry => self.containers.pull(image, line, within).await,
+            ImageSource::BuiltIn => {
+                let tar = blocking(own_image::tar).await.map_err(|fault| fault.text)?;
+                let tar: Tar = Box::new(std::io::Cursor::new(tar.map_err(|e| e.to_string())?));
+                self.containers.load(tar, within).await
+            }
+            ImageSource::Tar(path) => {
+                let at = self.root.path(path);
+                let file = blocking(move || own_image::open_tar(&at)).await;
+                let file = file.map_err(|fault| fault.text)?.map_err(|e| e.to_string())?;
+                self.containers.load(Box::new(file), within).await
+            }
+            ImageSource::Url(download) => return self.download(download, line).await,
+        };
+        brought.map_err(|e| chain(&e))
+    }
+
+    /// Downloads a tar and has the engine load it, both within one deadline.
+    async fn download(
+        &self,
+        download: &Download,
+        line: &(impl Fn(String) + Send + Sync),
+    ) -> Result<(), String> {
+        let deadline = Instant::now() + self.load_timeout;
+        let late = |_| {
+            let within = self.load_timeout;
+            format!(
+                "it took longer than {within:?} (target.load_timeout); the next call goes on there"
+            )
+        };
+        let fetched = timeout_at(deadline, self.downloader.fetch(download, line)).await;
+        let partial = fetched.map_err(late)?.map_err(|e| chain(&e))?;
+        let (bytes, digest) = (partial.length(), partial.sha256());
+        line(format!("downloaded: {bytes} bytes, SHA-256 {digest}"));
+        let open = move || (partial.reader(), partial);
+        let (tar, partial) = blocking(open).await.map_err(|fault| fault.text)?;
+        let tar = tar.map_err(|e| e.to_string())?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let loaded = self.containers.load(Box::new(tar), left).await;
+        // An engine that is away or slow says nothing about the file.
+        let kept = matches!(loaded, Err(EngineError::Absent { .. } | EngineError::Timeout { .. }));
+        if !kept {
+            blocking(move || partial.remove()).await.map_err(|fault| fault.text)?;
+        }
+        loaded.map_err(|e| chain(&e))
+    }
+}

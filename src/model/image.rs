@@ -1,0 +1,280 @@
+//! Where a target's image comes from: what a call may say, and what the settings allow.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::fault::Fault;
+use super::policy::TargetDefaults;
+use super::target::TargetKind;
+
+/// More than any address has that works everywhere.
+const MOST_URL_BYTES: usize = 2048;
+
+/// The address of an image's tar: `http` or `https`, and nothing secret in it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageUrl(Url);
+
+impl ImageUrl {
+    /// The whole address, query included.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl FromStr for ImageUrl {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<ImageUrl, Fault> {
+        let refused = |why: &str| {
+            // Its first part names it well enough, and has no password in it.
+            let shown: String = text.chars().take_while(|c| !"?@".contains(*c)).take(80).collect();
+            Err(Fault::new(
+                "invalid-image-url",
+                format!("'{shown}' is no address of an image: {why}"),
+            ))
+        };
+        if text.len() > MOST_URL_BYTES {
+            return refused("it is longer than 2048 bytes");
+        }
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return refused("it holds blanks or control characters");
+        }
+        let url = match Url::parse(text) {
+            Ok(url) => url,
+            Err(e) => return refused(&e.to_string()),
+        };
+        if !["http", "https"].contains(&url.scheme()) {
+            return refused("it has to begin with http:// or https://");
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            let url = without_secrets(&url);
+            let text = format!("{url} holds a user's name: name an address that needs none");
+            return Err(Fault::new("invalid-image-url", text));
+        }
+        Ok(ImageUrl(url))
+    }
+}
+
+/// An address as it may be shown: its query can be what gives access.
+pub fn without_secrets(url: &Url) -> String {
+    let mut shown = url.clone();
+    // Neither fails where there is a host, which http and https always have.
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.set_fragment(None);
+    if shown.query().is_some() {
+        shown.set_query(Some("…"));
+        return shown.as_str().replace("%E2%80%A6", "…");
+    }
+    shown.to_string()
+}
+
+impl fmt::Display for ImageUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_secrets(&self.0))
+    }
+}
+
+impl fmt::Debug for ImageUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl TryFrom<String> for ImageUrl {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<ImageUrl, Fault> {
+        text.parse()
+    }
+}
+
+impl From<ImageUrl> for String {
+    fn from(url: ImageUrl) -> String {
+        url.0.into()
+    }
+}
+
+/// The SHA-256 of a file, as 64 lower-case hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageSha256(String);
+
+impl ImageSha256 {
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ImageSha256 {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<ImageSha256, Fault> {
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        if digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(ImageSha256(digits.to_ascii_lowercase()));
+        }
+        let shown: String = text.chars().take(80).collect();
+        let text =
+            format!("'{shown}' is no SHA-256: it has 64 hex digits, as sha256sum prints them");
+        Err(Fault::new("invalid-image-sha256", text))
+    }
+}
+
+impl TryFrom<String> for ImageSha256 {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<ImageSha256, Fault> {
+        text.parse()
+    }
+}
+
+impl From<ImageSha256> for String {
+    fn from(digest: ImageSha256) -> String {
+        digest.0
+    }
+}
+
+/// A tar that is downloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Download {
+    /// From where.
+    pub url: ImageUrl,
+    /// What it has to be, when that is known.
+    pub sha256: Option<ImageSha256>,
+}
+
+/// An image, and the download that it can come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageWish {
+    /// Its name; `None` for the built-in one.
+    pub image: Option<String>,
+    /// The address of its tar.
+    pub url: Option<ImageUrl>,
+    /// The digest of that tar.
+    pub sha256: Option<ImageSha256>,
+}
+
+impl TargetDefaults {
+    /// The image that a call means. The settings' address goes with the settings' image, and their digest
+    /// with their address: neither is said of what a call names itself.
+    ///
+    /// # Errors
+    /// An address or a digest that is none, and a digest of nothing.
+    pub fn image_wish(
+        &self,
+        kind: TargetKind,
+        image: Option<String>,
+        url: Option<String>,
+        sha256: Option<String>,
+    ) -> Result<ImageWish, Fault> {
+        let url: Option<ImageUrl> = url.map(|url| url.parse()).transpose()?;
+        let sha256: Option<ImageSha256> = sha256.map(|digest| digest.parse()).transpose()?;
+        if kind == TargetKind::BuiltIn {
+            return Ok(ImageWish::default());
+        }
+        let usual_image = image.is_none() || image == self.image;
+        let url = url.or_else(|| self.image_url.clone().filter(|_| usual_image));
+        if sha256.is_some() && url.is_none() {
+            let text = "imageSha256 is the digest of what imageUrl names: give that too";
+            return Err(Fault::new("invalid-image-sha256", text));
+        }
+        let usual_url = url.is_some() && url == self.image_url;
+        let sha256 = sha256.or_else(|| self.image_sha256.clone().filter(|_| usual_url));
+        Ok(ImageWish { image: image.or_else(|| self.image.clone()), url, sha256 })
+    }
+}
+
+/// How images are brought in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImagePolicy {
+    /// The folder of downloads.
+    pub folder: PathBuf,
+    /// Bytes of the largest one that is taken.
+    pub most_bytes: u64,
+    /// How long one may stand still.
+    pub stall_timeout: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_http_or_https_and_hold_no_secrets() {
+        for url in ["http://10.0.0.1:8080/a/vhost.tar", "https://[fd00::1]/x.tar.gz?sig=1"] {
+            assert_eq!(String::from(url.parse::<ImageUrl>().unwrap()), url);
+        }
+        let long = format!("http://a/{}", "x".repeat(2048));
+        for url in [
+            "",
+            "vhost.tar",
+            "/srv/vhost.tar",
+            "ftp://a/b",
+            "file:///etc/shadow",
+            "http://",
+            "http://a/b c",
+            "http://a/\nb",
+            "http://user:word@a/b",
+            "http://user@a/b",
+            long.as_str(),
+        ] {
+            let fault = url.parse::<ImageUrl>().unwrap_err();
+            assert_eq!(fault.code, "invalid-image-url", "{url}");
+            assert!(!fault.text.contains("word"), "{fault}");
+        }
+        let signed: ImageUrl = "https://store/x.tar?token=abc".parse().unwrap();
+        assert_eq!(format!("{signed} {signed:?}"), "https://store/x.tar?… https://store/x.tar?…");
+    }
+
+    #[test]
+    fn a_digest_has_64_hex_digits() {
+        let digits = "Ab".repeat(32);
+        for text in [digits.clone(), format!("sha256:{digits}")] {
+            assert_eq!(text.parse::<ImageSha256>().unwrap().as_str(), "ab".repeat(32));
+        }
+        for text in ["", "ab", &"g".repeat(64), &format!("sha1:{digits}")] {
+            assert_eq!(text.parse::<ImageSha256>().unwrap_err().code, "invalid-image-sha256");
+        }
+    }
+
+    #[test]
+    fn the_settings_address_goes_with_the_settings_image() {
+        let digest = |digit: &str| digit.repeat(64);
+        let usual = TargetDefaults {
+            image: Some("zbs:1".into()),
+            image_url: Some("http://a/usual.tar".parse().unwrap()),
+            image_sha256: Some(digest("1").parse().unwrap()),
+            ..TargetDefaults::example()
+        };
+        let wish = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| {
+            let text = |text: Option<&str>| text.map(str::to_string);
+            let wish = usual.image_wish(TargetKind::Zbs, text(image), text(url), sha256)?;
+            let digest = wish.sha256.map(String::from);
+            Ok::<_, Fault>((wish.image, wish.url.map(String::from), digest))
+        };
+        let of = |image: &str, url: Option<&str>, sha256: Option<String>| {
+            (Some(image.to_string()), url.map(str::to_string), sha256)
+        };
+        let usual_url = Some("http://a/usual.tar");
+        assert_eq!(wish(None, None, None).unwrap(), of("zbs:1", usual_url, Some(digest("1"))));
+        assert_eq!(wish(Some("zbs:1"), None, None).unwrap().1.as_deref(), usual_url);
+        assert_eq!(wish(Some("zbs:2"), None, None).unwrap(), of("zbs:2", None, None));
+        let other = Some("http://a/other.tar");
+        assert_eq!(wish(None, other, None).unwrap(), of("zbs:1", other, None));
+        assert_eq!(wish(None, None, Some(digest("2"))).unwrap().2, Some(digest("2")));
+        assert_eq!(
+            wish(Some("zbs:2"), None, Some(digest("2"))).unwrap_err().code,
+            "invalid-image-sha256"
+        );
+        let own = usual.image_wish(TargetKind::BuiltIn, None, None, None).unwrap();
+        assert_eq!(own, ImageWish::default());
+    }
+}
