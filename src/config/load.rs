@@ -310,6 +310,41 @@ mod tests {
     }
 
     #[test]
+    fn credentials_are_judged_and_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = "[registry.\"10.0.0.1:5000\"]\n";
+        for (lines, expected) in [
+            ("password = \"x\"", "10.0.0.1:5000 has no username"),
+            ("username = \"n\"", "needs either password or password_file"),
+            ("username = \"n\"\npassword = \"x\"\npassword_file = \"/p\"", "needs either"),
+            ("username = \"n\"\npassword_file = \"p\"", "is not a plain absolute path"),
+            ("username = \"n\"\npassword = 4711", ":3: a password is a text in quotes"),
+            ("user = \"n\"", "unknown field `user`"),
+        ] {
+            let path = write(dir.path(), "config.toml", &format!("{registry}{lines}\n"));
+            let error = load_with(&path, &[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error} does not contain {expected}");
+            assert!(!error.contains("4711"), "{error}");
+        }
+        let text = format!("{registry}username = \"n\"\npassword = \"hunter2\"\n");
+        let path = write(dir.path(), "config.toml", &text);
+        let settings = load_with(&path, &[]).unwrap().settings;
+        let login = &settings.target_policy().images.registries.logins["10.0.0.1:5000"];
+        let password = crate::model::registry::Secret::new("hunter2");
+        assert_eq!(login.password, crate::model::registry::Password::Here(password));
+        for shown in [
+            toml::to_string(&settings).unwrap(),
+            serde_json::to_string(&settings).unwrap(),
+            format!("{settings:?}"),
+        ] {
+            assert!(shown.contains("********") && !shown.contains("hunter2"), "{shown}");
+        }
+        let path = write(dir.path(), "config.toml", "[registry.\"http://a/\"]\nusername = \"n\"\n");
+        let error = load_with(&path, &[]).unwrap_err().to_string();
+        assert!(error.contains("'http://a/' is no registry"), "{error}");
+    }
+
+    #[test]
     fn levels_and_filters_are_taken() {
         let dir = tempfile::tempdir().unwrap();
         for level in

@@ -7,9 +7,11 @@
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that read files
 
 mod load;
+mod registry;
 mod settings;
 mod target;
 
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
+pub use registry::{Masked, Registries, Registry};
 pub use settings::{Callbacks, Engine, Http, Log, LogFormat, Mode, Mount, Pools, Settings, Span};
 pub use target::{Health, Target};

@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::registry::{self, Registries};
 use super::target::{Health, Target};
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
 use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy, TargetDefaults, TargetPolicy};
+use crate::model::registry::RegistryPolicy;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub struct Settings {
     pub target: Target,
     /// How their health is known.
     pub health: Health,
+    /// Who pulls their images.
+    pub registry: Registries,
 }
 
 /// The agent's own log.
@@ -172,6 +176,8 @@ pub struct Engine {
     pub packages: PackageSets,
     /// More arguments for the package manager's install command.
     pub install_args: Vec<String>,
+    /// Whether it may be told to trust a registry that cannot prove who it is.
+    pub insecure_registries: bool,
 }
 
 impl Default for Settings {
@@ -189,6 +195,7 @@ impl Default for Settings {
             engine: Engine::default(),
             target: Target::default(),
             health: Health::default(),
+            registry: Registries::new(),
         }
     }
 }
@@ -291,6 +298,7 @@ impl Default for Engine {
             lock_timeout: Span::from_secs(120),
             packages: default_packages(),
             install_args: Vec::new(),
+            insecure_registries: false,
         }
     }
 }
@@ -409,7 +417,14 @@ impl Settings {
 
     /// The target planner's share.
     pub fn target_policy(&self) -> TargetPolicy {
-        self.target.policy(&self.health, &self.state_dir)
+        let registries = RegistryPolicy {
+            logins: registry::logins(&self.registry),
+            allow_insecure: self.engine.insecure_registries,
+            daemon_json: self.engine.daemon_json.clone(),
+            pid_file: self.engine.pid_file.clone(),
+            binary: self.engine.binary.clone(),
+        };
+        self.target.policy(&self.health, &self.state_dir, registries)
     }
 
     /// What a call for a target means that does not say.
@@ -473,6 +488,7 @@ impl Settings {
             ("pools.floor_mib", format!("{} MiB is no machine's memory", self.pools.floor_mib))
         });
         let whole = count.or(span).or(path).or(percent).or(floor);
-        whole.or_else(|| self.log.problem()).or_else(|| self.target.problem())
+        let whole = whole.or_else(|| self.log.problem()).or_else(|| self.target.problem());
+        whole.or_else(|| registry::problem(&self.registry))
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::{Mode, Span};
 use crate::model::image::{ImagePolicy, ImageSha256, ImageUrl};
 use crate::model::policy::{TargetDefaults, TargetPolicy, TargetTemplate};
+use crate::model::registry::RegistryPolicy;
 use crate::model::target::{CleanPath, TargetKind, TargetName};
 
 /// Targets.
@@ -142,7 +143,12 @@ impl Default for Health {
 
 impl Target {
     /// The planner's share.
-    pub(super) fn policy(&self, health: &Health, state_dir: &Path) -> TargetPolicy {
+    pub(super) fn policy(
+        &self,
+        health: &Health,
+        state_dir: &Path,
+        registries: RegistryPolicy,
+    ) -> TargetPolicy {
         let template = |command: &[String]| TargetTemplate {
             command: command.to_vec(),
             capabilities: self.capabilities.clone(),
@@ -175,6 +181,7 @@ impl Target {
                 folder: state_dir.join("images"),
                 most_bytes: self.image_max_mib * 1024 * 1024,
                 stall_timeout: self.stall_timeout.0,
+                registries,
             },
         }
     }

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
 use crate::model::engine::{ApiVersion, EngineVersion};
+use crate::model::registry::Credentials;
 use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// How the played engine is.
@@ -60,20 +61,33 @@ impl Engine for FakeEngine {
     }
 }
 
-/// An engine that has one container or none, and no image.
+/// An engine that has one container or none, and no image but those that it pulled.
 #[derive(Debug)]
 pub struct FakeContainers {
     one: Mutex<Option<ContainerSeen>>,
+    registry: FakeRegistry,
+    pulled: Mutex<Vec<String>>,
     hangs: AtomicBool,
     asked: AtomicUsize,
     events: broadcast::Sender<EngineEvent>,
+}
+
+/// How its registries are.
+#[derive(Debug)]
+pub enum FakeRegistry {
+    /// There is none.
+    Absent,
+    /// A pull waits for a permit.
+    Gives(Arc<Semaphore>),
+    /// A pull fails with these words.
+    Refuses(&'static str),
 }
 
 impl FakeContainers {
     /// With a container that runs and has these labels.
     pub fn with_one(labels: &[(&str, &str)]) -> FakeContainers {
         let label = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
-        FakeContainers::with(ContainerSeen {
+        let seen = ContainerSeen {
             id: "c0ffee".into(),
             running: true,
             pid: Some(1),
@@ -82,16 +96,25 @@ impl FakeContainers {
             image_id: String::new(),
             labels: labels.iter().map(label).collect(),
             error: String::new(),
-        })
-    }
-
-    fn with(one: ContainerSeen) -> FakeContainers {
+        };
         FakeContainers {
-            one: Mutex::new(Some(one)),
+            one: Mutex::new(Some(seen)),
+            registry: FakeRegistry::Absent,
+            pulled: Mutex::default(),
             hangs: AtomicBool::default(),
             asked: AtomicUsize::default(),
             events: broadcast::Sender::new(16),
         }
+    }
+
+    /// With registries like that.
+    pub fn with_registry(registry: FakeRegistry) -> FakeContainers {
+        FakeContainers { registry, ..FakeContainers::with_one(&[]) }
+    }
+
+    /// Each pull that was asked for: the reference, and who pulls.
+    pub fn pulled(&self) -> Vec<String> {
+        self.pulled.lock().unwrap().clone()
     }
 
     /// With a container whose process is that one.
@@ -180,17 +203,38 @@ impl Containers for FakeContainers {
         Ok(Vec::new())
     }
 
-    async fn image(&self, _: &str, _: Duration) -> Result<Option<String>, EngineError> {
-        Ok(None)
+    async fn image(&self, name: &str, _: Duration) -> Result<Option<String>, EngineError> {
+        let pulled = self.pulled().iter().any(|pull| pull.split(' ').next() == Some(name));
+        Ok(pulled.then(|| "sha256:1".to_string()))
     }
 
     async fn pull(
         &self,
-        _: &str,
+        reference: &str,
+        login: Option<&Credentials>,
         _: impl Fn(String) + Send + Sync,
         _: Duration,
     ) -> Result<(), EngineError> {
-        FakeContainers::changes_nothing("pull")
+        let who = login.map_or(String::new(), |login| {
+            format!(" {}:{}", login.username, login.password.expose())
+        });
+        self.pulled.lock().unwrap().push(format!("{reference}{who}"));
+        match &self.registry {
+            FakeRegistry::Absent => FakeContainers::changes_nothing("pull"),
+            FakeRegistry::Gives(permits) => {
+                permits.acquire().await.unwrap().forget();
+                Ok(())
+            }
+            FakeRegistry::Refuses(words) => {
+                let (socket, call) = ("/fake.sock".to_string(), "pull");
+                let message = (*words).to_string();
+                Err(EngineError::Refused { socket, call, status: 500, message })
+            }
+        }
+    }
+
+    async fn trusts_blindly(&self, _: &str, _: Duration) -> Result<bool, EngineError> {
+        Ok(false)
     }
 
     async fn load(&self, _: Tar, _: Duration) -> Result<(), EngineError> {

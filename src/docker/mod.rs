@@ -6,6 +6,7 @@
 pub mod client;
 #[cfg(test)]
 pub mod fake;
+mod progress;
 
 use std::future::Future;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 
 use crate::model::engine::EngineVersion;
+use crate::model::registry::Credentials;
 use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// A call to the engine that failed.
@@ -164,9 +166,17 @@ pub trait Containers: Send + Sync + 'static {
     fn pull(
         &self,
         reference: &str,
+        login: Option<&Credentials>,
         line: impl Fn(String) + Send + Sync,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Whether the engine trusts a registry that cannot prove who it is.
+    fn trusts_blindly(
+        &self,
+        registry: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<bool, EngineError>> + Send;
 
     /// Loads the images of a tar.
     fn load(

@@ -153,6 +153,16 @@ pub enum HostError {
         /// Why.
         source: std::io::Error,
     },
+    /// A process could not be told something.
+    #[error("cannot tell {program} (pid {pid}) to read its configuration again")]
+    Signal {
+        /// Which.
+        program: String,
+        /// Its pid.
+        pid: u32,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Waiting for a file event failed.
     #[error("cannot watch {path} (raise fs.inotify.max_user_instances)")]
     Watch {
@@ -175,6 +185,7 @@ impl From<HostError> for Fault {
             HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
             HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",
             HostError::NoPages { .. } => "no-free-hugepage",
+            HostError::Signal { .. } => "program-not-told",
         };
         Fault::new(code, chain(&error))
     }

@@ -1,13 +1,15 @@
 //! The engine's daemon, found by its pid file and proven by procfs.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use procfs::FromRead;
 use procfs::process::Stat;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::Root;
 use super::files::read_number;
+use super::{HostError, Root};
 use crate::model::engine::EngineProcess;
 
 /// The daemon whose pid stands in `pid_file`, when a process of that name lives.
@@ -32,6 +34,27 @@ pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<Engin
         .collect();
     let started_at = u64::try_from(fs::metadata(&pid_file).ok()?.mtime()).ok()?;
     Some(EngineProcess { pid, started_at, args })
+}
+
+/// Has the daemon read its configuration again: SIGHUP, which systemd sends it for the same.
+///
+/// # Errors
+/// When that process is there no more.
+pub fn reload(
+    root: &Root,
+    seen: &EngineProcess,
+    pid_file: &str,
+    binary: &str,
+) -> Result<(), HostError> {
+    let failed = |source| HostError::Signal { program: binary.to_string(), pid: seen.pid, source };
+    let gone = || failed(io::ErrorKind::NotFound.into());
+    let pid = i32::try_from(seen.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
+    // What is held is what was seen, and not another one that got its number since.
+    if engine_process(root, pid_file, binary).as_ref() != Some(seen) {
+        return Err(gone());
+    }
+    pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
 }
 
 /// When a process was started, in clock ticks since the boot: with its pid it names one process for ever.

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::fault::Fault;
 use super::policy::TargetDefaults;
+use super::registry::RegistryPolicy;
 use super::target::TargetKind;
 
 /// More than any address has that works everywhere.
@@ -201,6 +202,8 @@ pub struct ImagePolicy {
     pub most_bytes: u64,
     /// How long one may stand still.
     pub stall_timeout: Duration,
+    /// Where they are pulled from.
+    pub registries: RegistryPolicy,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod node;
 pub mod policy;
 pub mod pools;
 pub mod prepare;
+pub mod registry;
 pub mod target;
 pub mod task;
 pub mod units;

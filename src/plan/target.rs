@@ -11,6 +11,7 @@ use crate::model::fault::{Fault, Finding};
 use crate::model::image::Download;
 use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::prepare::{ImageSource, Step};
+use crate::model::registry::registry_of;
 use crate::model::target::{
     ContainerSeen, ContainerSpec, Drift, EnsureWish, SPEC_LABEL, TargetKind, TargetSeen, TargetSpec,
 };
@@ -216,19 +217,13 @@ fn sources(spec: &TargetSpec, image: &str) -> Vec<ImageSource> {
     if spec.kind == TargetKind::BuiltIn {
         return vec![ImageSource::BuiltIn];
     }
-    let registry = names_registry(image).then_some(ImageSource::Registry);
+    let registry = registry_of(image).map(|_| ImageSource::Registry);
     let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(tar.as_str().to_string()));
     let url = spec
         .image_url
         .clone()
         .map(|url| ImageSource::Url(Download { url, sha256: spec.image_sha256.clone() }));
     registry.into_iter().chain(tar).chain(url).collect()
-}
-
-/// Whether the first part of a reference is a registry: it has a dot or a colon, or is `localhost`.
-fn names_registry(image: &str) -> bool {
-    let first = image.split_once('/').map(|(first, _)| first);
-    first.is_some_and(|first| first.contains(['.', ':']) || first == "localhost")
 }
 
 fn no_image(image: &str) -> Fault {

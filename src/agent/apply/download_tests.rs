@@ -119,8 +119,9 @@ impl Place {
     fn with(most_bytes: u64) -> Place {
         let folder = tempfile::tempdir().unwrap();
         let stall_timeout = Duration::from_millis(300);
+        let images = folder.path().join("images");
         let policy =
-            ImagePolicy { folder: folder.path().join("images"), most_bytes, stall_timeout };
+            ImagePolicy { folder: images, most_bytes, stall_timeout, ..ImagePolicy::default() };
         Place { downloader: Downloader::new(&policy), folder }
     }
 

@@ -8,6 +8,8 @@ use tokio::time::{Instant, timeout_at};
 use super::super::observe::blocking;
 use super::super::observe::target::Containers;
 use super::download::Downloader;
+use super::flight::Flights;
+use super::registry::Registries;
 use crate::docker::{EngineError, Tar};
 use crate::host::{Root, own_image};
 use crate::model::fault::{Fault, chain};
@@ -20,18 +22,23 @@ use crate::model::prepare::ImageSource;
 pub(super) struct Images<C> {
     root: Root,
     containers: Arc<C>,
+    registries: Registries<C>,
     downloader: Downloader,
+    flights: Flights,
     call_timeout: Duration,
     load_timeout: Duration,
 }
 
 impl<C: Containers> Images<C> {
     pub(super) fn new(root: &Root, containers: Arc<C>, policy: &TargetPolicy) -> Images<C> {
+        let (registries, call_timeout) = (&policy.images.registries, policy.call_timeout);
         Images {
             root: root.clone(),
+            registries: Registries::new(root, containers.clone(), registries, call_timeout),
             containers,
             downloader: Downloader::new(&policy.images),
-            call_timeout: policy.call_timeout,
+            flights: Flights::default(),
+            call_timeout,
             load_timeout: policy.load_timeout,
         }
     }
@@ -62,7 +69,16 @@ impl<C: Containers> Images<C> {
         from: &ImageSource,
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<String, String> {
-        self.bring(image, from, line).await?;
+        // One work for all who want the same at the same time.
+        let about = match from {
+            ImageSource::BuiltIn => String::new(),
+            ImageSource::Registry => image.to_string(),
+            ImageSource::Tar(path) => path.clone(),
+            ImageSource::Url(Download { url, sha256 }) => format!("{} {sha256:?}", url.url()),
+        };
+        let joined =
+            || line(format!("{image} is being {from} for another target: waiting for that"));
+        self.flights.share(about, joined, self.bring(image, from, line)).await?;
         // What a tar holds may have another name.
         match self.containers.image(image, self.call_timeout).await {
             Ok(Some(id)) => Ok(id),
@@ -79,7 +95,7 @@ impl<C: Containers> Images<C> {
     ) -> Result<(), String> {
         let within = self.load_timeout;
         let brought = match from {
-            ImageSource::Registry => self.containers.pull(image, line, within).await,
+            ImageSource::Registry => return self.registries.pull(image, line, within).await,
             ImageSource::BuiltIn => {
                 let tar = blocking(own_image::tar).await.map_err(|fault| fault.text)?;
                 let tar: Tar = Box::new(std::io::Cursor::new(tar.map_err(|e| e.to_string())?));
@@ -126,3 +142,7 @@ impl<C: Containers> Images<C> {
         loaded.map_err(|e| chain(&e))
     }
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

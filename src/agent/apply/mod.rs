@@ -2,7 +2,9 @@
 
 mod download;
 pub mod engine;
+mod flight;
 mod image;
 mod install;
 pub mod memory;
+mod registry;
 pub mod target;

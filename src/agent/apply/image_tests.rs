@@ -1,0 +1,108 @@
+//! Pulls by an engine that is played.
+
+use std::sync::Mutex;
+
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::docker::fake::{FakeContainers, FakeRegistry};
+use crate::model::image::ImagePolicy;
+use crate::model::registry::{Password, RegistryLogin, RegistryPolicy, Secret};
+
+const IMAGE: &str = "10.0.0.1:5000/vhost:1";
+
+fn images(registry: FakeRegistry, policy: RegistryPolicy) -> Images<FakeContainers> {
+    let example = TargetPolicy::example();
+    let images = ImagePolicy { registries: policy, ..example.images.clone() };
+    let containers = Arc::new(FakeContainers::with_registry(registry));
+    Images::new(&Root::new("/nowhere"), containers, &TargetPolicy { images, ..example })
+}
+
+async fn pull(images: &Images<FakeContainers>) -> Result<String, Fault> {
+    images.load(IMAGE, &[ImageSource::Registry], &|_| {}).await
+}
+
+#[tokio::test]
+async fn many_who_want_the_same_image_at_once_share_one_pull() {
+    let permits = Arc::new(Semaphore::new(0));
+    let images = images(FakeRegistry::Gives(permits.clone()), RegistryPolicy::default());
+    let lines = Mutex::new(Vec::new());
+    let line = |text: String| lines.lock().unwrap().push(text);
+    let registry = [ImageSource::Registry];
+    let opened = async {
+        // By now all three wait.
+        tokio::task::yield_now().await;
+        permits.add_permits(1);
+    };
+    let (first, second, third, ()) = tokio::join!(
+        images.load(IMAGE, &registry, &line),
+        images.load(IMAGE, &registry, &line),
+        images.load(IMAGE, &registry, &line),
+        opened
+    );
+    for outcome in [first, second, third] {
+        assert_eq!(outcome.unwrap(), "sha256:1");
+    }
+    assert_eq!(images.containers.pulled(), [IMAGE]);
+    assert_eq!(lines.lock().unwrap().len(), 2, "who waits is told: {lines:?}");
+    permits.add_permits(1);
+    pull(&images).await.unwrap();
+    assert_eq!(images.containers.pulled().len(), 2, "a later one pulls anew");
+}
+
+#[tokio::test]
+async fn a_pull_that_fails_fails_for_all_who_wait_for_it() {
+    let images = images(FakeRegistry::Refuses("no such image"), RegistryPolicy::default());
+    let (first, second) = tokio::join!(pull(&images), pull(&images));
+    for outcome in [first, second] {
+        let fault = outcome.unwrap_err();
+        assert_eq!(fault.code, "image-load-failed");
+        assert!(fault.text.contains("no such image"), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn the_registrys_credentials_are_used_and_never_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let here =
+        RegistryLogin { username: "node".into(), password: Password::Here(Secret::new("hunter2")) };
+    let refused = "unauthorized: authentication required";
+    for (host, login) in [("10.0.0.1:5000", true), ("10.0.0.2:5000", false)] {
+        let logins = [(host.to_string(), here.clone())].into();
+        let policy = RegistryPolicy { logins, ..RegistryPolicy::default() };
+        let images = images(FakeRegistry::Refuses(refused), policy);
+        let fault = pull(&images).await.unwrap_err();
+        let who = if login { " node:hunter2" } else { "" };
+        assert_eq!(images.containers.pulled(), [format!("{IMAGE}{who}")]);
+        assert!(fault.text.contains("[registry.\"10.0.0.1:5000\"]"), "{fault}");
+        assert!(!fault.text.contains("hunter2") && !format!("{images:?}").contains(": \"hunter2"));
+    }
+    let file = folder.path().join("absent").display().to_string();
+    let absent = RegistryLogin { password: Password::File(file), ..here };
+    let logins = [("10.0.0.1:5000".to_string(), absent)].into();
+    let policy = RegistryPolicy { logins, ..RegistryPolicy::default() };
+    let images = images(FakeRegistry::Refuses(refused), policy);
+    let fault = pull(&images).await.unwrap_err();
+    assert!(fault.text.contains("no password for 10.0.0.1:5000: cannot read"), "{fault}");
+    assert_eq!(images.containers.pulled(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_registry_that_cannot_prove_who_it_is_is_trusted_only_when_that_is_allowed() {
+    let plain = "http: server gave HTTP response to HTTPS client";
+    let unknown = "x509: certificate signed by unknown authority";
+    for words in [plain, unknown] {
+        let text = pull(&images(FakeRegistry::Refuses(words), RegistryPolicy::default()))
+            .await
+            .unwrap_err();
+        assert!(text.text.contains("engine.insecure_registries = true"), "{text}");
+        let allowed = RegistryPolicy { allow_insecure: true, ..RegistryPolicy::default() };
+        let text = pull(&images(FakeRegistry::Refuses(words), allowed)).await.unwrap_err();
+        assert!(text.text.contains("cannot be told to trust 10.0.0.1:5000"), "{text}");
+    }
+    let other = "x509: certificate is valid for a, not b";
+    let allowed = RegistryPolicy { allow_insecure: true, ..RegistryPolicy::default() };
+    let images = images(FakeRegistry::Refuses(other), allowed);
+    let text = pull(&images).await.unwrap_err();
+    assert!(text.text.contains(other) && !text.text.contains("trust"), "{text}");
+}

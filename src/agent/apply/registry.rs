@@ -1,0 +1,174 @@
+//! Pulling from a registry: with the credentials of the settings, and from one that cannot prove who it
+//! is only when that is allowed and only after it was found out (the operator's file is merged into).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use super::super::observe::blocking;
+use super::super::observe::target::Containers;
+use crate::host::{Root, daemon_json, files, process};
+use crate::model::engine::DaemonJson;
+use crate::model::fault::chain;
+use crate::model::registry::{Credentials, Password, RegistryPolicy, Secret, registry_of};
+
+/// How long the engine may take to read its configuration again.
+const RELOAD: Duration = Duration::from_secs(10);
+/// Between two looks whether it has.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The engine's words (those of Go's net/http and crypto/x509) on a registry that speaks plain HTTP, or
+/// whose certificate nobody vouches for: of an unknown authority, or too simple to be judged, as those
+/// are that people make for an address in their own network.
+const UNPROVEN: [&str; 4] = [
+    "server gave HTTP response to HTTPS client",
+    "certificate signed by unknown authority",
+    "doesn't contain any IP SANs",
+    "relies on legacy Common Name field",
+];
+/// The engine's words on a login that is missing or wrong.
+const DENIED: [&str; 4] =
+    ["unauthorized", "no basic auth credentials", "pull access denied", "authentication required"];
+
+/// Pulls for one machine's engine.
+#[derive(Debug)]
+pub(super) struct Registries<C> {
+    root: Root,
+    containers: Arc<C>,
+    policy: RegistryPolicy,
+    call_timeout: Duration,
+    /// One at a time changes the engine's configuration.
+    changing: Mutex<()>,
+}
+
+impl<C: Containers> Registries<C> {
+    pub(super) fn new(
+        root: &Root,
+        containers: Arc<C>,
+        policy: &RegistryPolicy,
+        call_timeout: Duration,
+    ) -> Registries<C> {
+        let (root, policy) = (root.clone(), policy.clone());
+        Registries { root, containers, policy, call_timeout, changing: Mutex::default() }
+    }
+
+    /// Pulls an image.
+    ///
+    /// # Errors
+    /// The engine's words, and what can be done.
+    pub(super) async fn pull(
+        &self,
+        image: &str,
+        line: &(impl Fn(String) + Send + Sync),
+        within: Duration,
+    ) -> Result<(), String> {
+        let registry = registry_of(image).unwrap_or_default();
+        let deadline = Instant::now() + within;
+        let login = self.login(registry).await?;
+        let first = self.containers.pull(image, login.as_ref(), line, within).await;
+        let Err(error) = first else { return Ok(()) };
+        let why = chain(&error);
+        if !UNPROVEN.iter().any(|words| why.contains(words)) {
+            return Err(format!("{why}{}", remedy(&why, registry, login.is_some())));
+        }
+        if !self.policy.allow_insecure {
+            return Err(format!(
+                "{why}: give the engine the registry's certificate in /etc/docker/certs.d/{registry}/, or \
+                 allow registries that cannot prove who they are (engine.insecure_registries = true)"
+            ));
+        }
+        line(format!("{registry} cannot prove who it is; the engine is told to trust it: {why}"));
+        self.trust(registry).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let second = self.containers.pull(image, login.as_ref(), line, left).await;
+        second.map_err(|error| {
+            let why = chain(&error);
+            let remedy = remedy(&why, registry, login.is_some());
+            format!("{why}{remedy} ({registry} stands in {} now)", self.policy.daemon_json)
+        })
+    }
+
+    async fn login(&self, registry: &str) -> Result<Option<Credentials>, String> {
+        let Some(login) = self.policy.logins.get(registry) else { return Ok(None) };
+        let password = match &login.password {
+            Password::Here(password) => password.clone(),
+            Password::File(path) => {
+                let at = self.root.path(path);
+                let read = blocking(move || files::read_text(&at)).await.map_err(|e| e.text)?;
+                Secret::new(read.map_err(|e| format!("no password for {registry}: {}", chain(&e)))?)
+            }
+        };
+        Ok(Some(Credentials { username: login.username.clone(), password }))
+    }
+
+    /// Adds the registry to the engine's `insecure-registries`, has that read again, and reads back.
+    async fn trust(&self, registry: &str) -> Result<(), String> {
+        let _one_at_a_time = self.changing.lock().await;
+        if self.is_trusted(registry).await? {
+            return Ok(());
+        }
+        let (root, policy, name) = (self.root.clone(), self.policy.clone(), registry.to_string());
+        blocking(move || add(&root, &policy, &name)).await.map_err(|fault| fault.text)??;
+        let deadline = Instant::now() + RELOAD;
+        while !self.is_trusted(registry).await? {
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "{} names {registry} in insecure-registries now, and the engine was told to read it \
+                     again, and has not within {RELOAD:?}: see its log",
+                    self.policy.daemon_json
+                ));
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn is_trusted(&self, registry: &str) -> Result<bool, String> {
+        let trusted = self.containers.trusts_blindly(registry, self.call_timeout).await;
+        trusted.map_err(|e| chain(&e))
+    }
+}
+
+/// Writes it into the engine's configuration and has the engine read that.
+fn add(root: &Root, policy: &RegistryPolicy, registry: &str) -> Result<(), String> {
+    let path = &policy.daemon_json;
+    let Some(engine) = process::engine_process(root, &policy.pid_file, &policy.binary) else {
+        return Err(format!(
+            "the engine cannot be told to trust {registry}: {} names no process {} (engine.pid_file, \
+             engine.binary)",
+            policy.pid_file, policy.binary
+        ));
+    };
+    // With the same choice in both places it would not start any more.
+    if engine.args.iter().any(|arg| arg.starts_with("--insecure-registry")) {
+        return Err(format!(
+            "the engine is started with --insecure-registry, and what stands there must not stand in \
+             {path} too: add {registry} there, and restart the engine"
+        ));
+    }
+    let seen = daemon_json::read(root, path);
+    if let Some(text) = daemon_json::with_insecure_registry(&seen, registry)
+        .map_err(|why| format!("{path} was not touched: {why}"))?
+    {
+        let after = daemon_json::replace(root, path, &text, &seen).map_err(|e| chain(&e))?;
+        if !matches!(&after, DaemonJson::Object { text: there, .. } if *there == text) {
+            return Err(format!("something else writes {path} at the same time: call again"));
+        }
+        tracing::warn!(registry, path, "the engine trusts a registry that cannot prove who it is");
+    }
+    process::reload(root, &engine, &policy.pid_file, &policy.binary).map_err(|e| chain(&e))
+}
+
+fn remedy(why: &str, registry: &str, logged_in: bool) -> String {
+    if !DENIED.iter().any(|words| why.contains(words)) {
+        return String::new();
+    }
+    match logged_in {
+        true => {
+            format!(": see the name and the password in [registry.\"{registry}\"] of the settings")
+        }
+        false => format!(": name who pulls there in [registry.\"{registry}\"] of the settings"),
+    }
+}

@@ -1,0 +1,103 @@
+//! How far a pull is, in lines for people: each layer's states, and now and then the bytes of them all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Between two lines of bytes.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Far more layers than an image may have.
+const MOST_LAYERS: usize = 1024;
+
+/// A pull as it has been told of so far.
+#[derive(Debug, Default)]
+pub(super) struct PullProgress {
+    layers: BTreeMap<String, Layer>,
+    bytes_told: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    state: String,
+    current: u64,
+    total: u64,
+}
+
+impl PullProgress {
+    /// Takes one word of the engine's: of which layer, what, and how many bytes of how many. Gives what
+    /// is to be told at that time.
+    pub(super) fn take(
+        &mut self,
+        layer: Option<String>,
+        state: String,
+        bytes: Option<(u64, u64)>,
+        now: Instant,
+    ) -> Vec<String> {
+        let Some(id) = layer else { return vec![state] };
+        if self.layers.len() >= MOST_LAYERS && !self.layers.contains_key(&id) {
+            return Vec::new();
+        }
+        let mut lines = Vec::new();
+        let layer = self.layers.entry(id.clone()).or_default();
+        if layer.state != state {
+            lines.push(format!("{id}: {state}"));
+            layer.state.clone_from(&state);
+        }
+        // What is unpacked is counted again, and has been downloaded before.
+        match bytes {
+            Some((current, total)) if state == "Downloading" => {
+                (layer.current, layer.total) = (current, total.max(current));
+            }
+            _ if state == "Download complete" => layer.current = layer.total,
+            _ => return lines,
+        }
+        if self.bytes_told.is_none_or(|told| now.duration_since(told) >= PAUSE) {
+            self.bytes_told = Some(now);
+            let sum = |of: fn(&Layer) -> u64| self.layers.values().map(of).sum::<u64>();
+            let (current, total) = (sum(|layer| layer.current), sum(|layer| layer.total));
+            lines.push(format!("{} of {} MiB downloaded", mib(current), mib(total)));
+        }
+        lines
+    }
+}
+
+/// MiB with one digit after the point.
+fn mib(bytes: u64) -> String {
+    format!("{}.{}", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_told_when_they_change_and_bytes_once_a_second_for_all_layers() {
+        let began = Instant::now();
+        let mut progress = PullProgress::default();
+        let mut take = |layer: &str, state: &str, bytes, ms| {
+            let now = began + Duration::from_millis(ms);
+            progress.take(Some(layer.to_string()), state.to_string(), bytes, now)
+        };
+        const MIB: u64 = 1 << 20;
+        assert_eq!(take("a", "Pulling fs layer", None, 0), ["a: Pulling fs layer"]);
+        assert_eq!(
+            take("a", "Downloading", Some((MIB, 4 * MIB)), 0),
+            ["a: Downloading", "1.0 of 4.0 MiB downloaded"]
+        );
+        assert_eq!(take("a", "Downloading", Some((2 * MIB, 4 * MIB)), 900), [""; 0]);
+        assert_eq!(take("b", "Downloading", Some((MIB / 2, 8 * MIB)), 999), ["b: Downloading"]);
+        assert_eq!(
+            take("a", "Downloading", Some((3 * MIB, 4 * MIB)), 1000),
+            ["3.5 of 12.0 MiB downloaded"]
+        );
+        assert_eq!(take("a", "Download complete", None, 1500), ["a: Download complete"]);
+        assert_eq!(take("a", "Extracting", Some((MIB, 4 * MIB)), 3000), ["a: Extracting"]);
+        assert_eq!(
+            take("b", "Downloading", Some((8 * MIB, 8 * MIB)), 4000),
+            ["12.0 of 12.0 MiB downloaded"]
+        );
+        let word = progress.take(None, "Digest: sha256:1".into(), None, began);
+        assert_eq!(word, ["Digest: sha256:1"]);
+    }
+}
