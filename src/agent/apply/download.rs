@@ -4,19 +4,17 @@
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{
-    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED,
-    LOCATION, RANGE, USER_AGENT,
-};
-use hyper::{Request, Response, StatusCode};
+use hyper::header::LOCATION;
+use hyper::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::super::observe::blocking;
+use super::answer;
 use crate::host::HostError;
 use crate::host::partial::{Notes, Partial};
 use crate::model::fault::Fault;
@@ -64,6 +62,14 @@ pub(super) enum DownloadError {
     File(#[from] HostError),
     #[error(transparent)]
     Thread(#[from] Fault),
+}
+
+/// What became of a request.
+enum Asked {
+    /// There is nothing beyond what is there.
+    Whole(Partial, Url),
+    /// What is missing comes.
+    Comes { partial: Partial, url: Url, response: Response<Incoming>, total: Option<u64> },
 }
 
 /// Downloads into a folder of the agent.
@@ -114,6 +120,23 @@ impl Downloader {
         download: &Download,
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<Partial, DownloadError> {
+        match self.ask(partial, download).await? {
+            Asked::Whole(partial, url) => judged(partial, download, &url).await,
+            Asked::Comes { partial, url, response, total } => {
+                let shown = without_secrets(&url);
+                self.judge_size(&partial, total, &shown)?;
+                line(match partial.length() {
+                    0 => format!("downloads {shown}"),
+                    there => format!("goes on at byte {there} of {shown}"),
+                });
+                let partial = self.receive(partial, response, total, &shown, line).await?;
+                judged(partial, download, &url).await
+            }
+        }
+    }
+
+    /// Asks for what is missing; what it does not go on with is thrown away.
+    async fn ask(&self, partial: Partial, download: &Download) -> Result<Asked, DownloadError> {
         // Only a digest tells then whether both parts are of one file.
         let blind = partial.notes().validator.is_none() && download.sha256.is_none();
         let mut partial = match blind {
@@ -121,37 +144,25 @@ impl Downloader {
             false => partial,
         };
         let (mut url, mut response) = self.get(download.url.url(), &partial).await?;
-        if partial.length() > 0
-            && !goes_on(&response, &partial)
-            && response.status() != StatusCode::OK
-        {
-            if is_whole(&response, &partial) {
-                return judged(partial, download, &url).await;
-            }
-            if [StatusCode::PARTIAL_CONTENT, StatusCode::RANGE_NOT_SATISFIABLE]
-                .contains(&response.status())
-            {
-                partial = start_over(partial, Notes::default()).await?;
-                (url, response) = self.get(download.url.url(), &partial).await?;
-            }
+        if answer::is_whole(&response, &partial) {
+            return Ok(Asked::Whole(partial, url));
         }
-        let shown = without_secrets(&url);
-        let resumes = partial.length() > 0 && goes_on(&response, &partial);
-        if !resumes && response.status() != StatusCode::OK {
-            return Err(DownloadError::Status { url: shown, status: response.status() });
+        if partial.length() > 0 && answer::misses(&response, &partial) {
+            partial = start_over(partial, Notes::default()).await?;
+            (url, response) = self.get(download.url.url(), &partial).await?;
         }
-        let total =
-            if resumes { range(&response).and_then(|(_, total)| total) } else { length(&response) };
-        if !resumes {
-            partial = start_over(partial, Notes { validator: validator(&response), total }).await?;
+        if answer::goes_on(&response, &partial) {
+            let total = partial.notes().total.or_else(|| answer::total(&response));
+            return Ok(Asked::Comes { partial, url, response, total });
         }
-        self.judge_size(&partial, total, &shown)?;
-        line(match resumes {
-            true => format!("goes on at byte {} of {shown}", partial.length()),
-            false => format!("downloads {shown}"),
-        });
-        let partial = self.receive(partial, response, total, &shown, line).await?;
-        judged(partial, download, &url).await
+        if response.status() != StatusCode::OK {
+            let (url, status) = (without_secrets(&url), response.status());
+            return Err(DownloadError::Status { url, status });
+        }
+        let total = answer::length(&response);
+        let notes = Notes { validator: answer::validator(&response), total };
+        let partial = start_over(partial, notes).await?;
+        Ok(Asked::Comes { partial, url, response, total })
     }
 
     /// Follows redirects to an answer.
@@ -163,7 +174,10 @@ impl Downloader {
         let mut url = url.clone();
         for _ in 0..=MOST_REDIRECTS {
             let shown = without_secrets(&url);
-            let sent = timeout(self.policy.stall_timeout, self.client.send(request(&url, partial)));
+            let sent = timeout(
+                self.policy.stall_timeout,
+                self.client.send(answer::request(&url, partial)),
+            );
             let response = match sent.await {
                 Ok(Ok(response)) => response,
                 Ok(Err(source)) => return Err(DownloadError::Unreachable { url: shown, source }),
@@ -175,7 +189,13 @@ impl Downloader {
             let leads_on = [301, 302, 303, 307, 308].contains(&response.status().as_u16());
             match response.headers().get(LOCATION).filter(|_| leads_on) {
                 None => return Ok((url, response)),
-                Some(to) => url = next(&url, &String::from_utf8_lossy(to.as_bytes()))?,
+                Some(to) => {
+                    let to = String::from_utf8_lossy(to.as_bytes());
+                    url = answer::next(&url, &to).map_err(|why| {
+                        let url = without_secrets(&url);
+                        DownloadError::Redirect { url, to: to.to_string(), why }
+                    })?;
+                }
             }
         }
         let why = "it is one redirect after the other";
@@ -309,75 +329,6 @@ async fn judged(
         }
         _ => Ok(partial),
     }
-}
-
-fn request(url: &Url, partial: &Partial) -> Request<Full<Bytes>> {
-    let mut request = Request::get(url.as_str())
-        .header(USER_AGENT, concat!("vhost-agent/", env!("CARGO_PKG_VERSION")))
-        // The digest is of the file, not of what a server makes of it on the way.
-        .header(ACCEPT_ENCODING, "identity");
-    if partial.length() > 0 {
-        request = request.header(RANGE, format!("bytes={}-", partial.length()));
-        if let Some(validator) = &partial.notes().validator {
-            request = request.header(IF_RANGE, validator);
-        }
-    }
-    request.body(Full::default()).unwrap_or_default()
-}
-
-/// Where a redirect leads, when it may be followed.
-fn next(from: &Url, location: &str) -> Result<Url, DownloadError> {
-    let refused = |to: &str, why| {
-        let (url, to) = (without_secrets(from), to.to_string());
-        Err(DownloadError::Redirect { url, to, why })
-    };
-    let Ok(to) = from.join(location) else { return refused("", "it is no address") };
-    let shown = without_secrets(&to);
-    match (from.scheme(), to.scheme()) {
-        (_, "https") | ("http", "http") => Ok(to),
-        ("https", "http") => refused(&shown, "what began with https must not go on without it"),
-        _ => refused(&shown, "it is neither http nor https"),
-    }
-}
-
-fn header(response: &Response<Incoming>, name: HeaderName) -> Option<&str> {
-    response.headers().get(name)?.to_str().ok()
-}
-
-fn length(response: &Response<Incoming>) -> Option<u64> {
-    header(response, CONTENT_LENGTH)?.parse().ok()
-}
-
-fn range(response: &Response<Incoming>) -> Option<(Option<u64>, Option<u64>)> {
-    content_range(header(response, CONTENT_RANGE)?)
-}
-
-/// First byte and whole size of `bytes 5-9/10`, `bytes */10`, `bytes 5-9/*` (RFC 9110, 14.4).
-fn content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
-    let (bytes, total) = text.strip_prefix("bytes ")?.trim().split_once('/')?;
-    let first = bytes.split_once('-').and_then(|(first, _)| first.parse().ok());
-    (first.is_some() || bytes == "*").then(|| (first, total.parse().ok()))
-}
-
-/// Whether the answer begins where the file ends.
-fn goes_on(response: &Response<Incoming>, partial: &Partial) -> bool {
-    let Some((first, total)) = range(response) else { return false };
-    let (known, there) = (partial.notes().total, partial.length());
-    response.status() == StatusCode::PARTIAL_CONTENT
-        && first == Some(there)
-        && (known.is_none() || total.is_none() || known == total)
-}
-
-/// Whether the server has nothing beyond what is there.
-fn is_whole(response: &Response<Incoming>, partial: &Partial) -> bool {
-    response.status() == StatusCode::RANGE_NOT_SATISFIABLE
-        && range(response).is_some_and(|(_, total)| total == Some(partial.length()))
-}
-
-/// What tells a later request whether the file is still the same; a weak `ETag` does not (RFC 9110, 13.1.5).
-fn validator(response: &Response<Incoming>) -> Option<String> {
-    let strong = header(response, ETAG).filter(|etag| !etag.starts_with("W/"));
-    strong.or_else(|| header(response, LAST_MODIFIED)).map(str::to_string)
 }
 
 #[cfg(test)]

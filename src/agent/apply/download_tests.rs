@@ -296,28 +296,3 @@ async fn redirects_are_followed_and_not_for_ever() {
     assert!(matches!(error, DownloadError::Redirect { .. }), "{error:?}");
     assert_eq!(round.seen.lock().unwrap().len(), MOST_REDIRECTS + 1);
 }
-
-#[test]
-fn a_redirect_never_leads_from_https_to_http_or_to_another_scheme() {
-    let next = |from: &str, to: &str| super::next(&from.parse().unwrap(), to).map(String::from);
-    assert_eq!(next("http://a/b/c", "d").unwrap(), "http://a/b/d");
-    assert_eq!(next("http://a/b", "https://c/d").unwrap(), "https://c/d");
-    assert_eq!(next("https://a/b", "//c/d").unwrap(), "https://c/d");
-    for (from, to) in [
-        ("https://a/b", "http://a/b"),
-        ("http://a/b", "file:///etc/shadow"),
-        ("http://a", "http://"),
-    ] {
-        assert!(next(from, to).is_err(), "{from} -> {to}");
-    }
-}
-
-#[test]
-fn ranges_are_read_as_they_are_defined() {
-    assert_eq!(content_range("bytes 5-9/10"), Some((Some(5), Some(10))));
-    assert_eq!(content_range("bytes 5-9/*"), Some((Some(5), None)));
-    assert_eq!(content_range("bytes */10"), Some((None, Some(10))));
-    for text in ["", "5-9/10", "bytes 5-9", "bytes -/-", "items 1-2/3"] {
-        assert_eq!(content_range(text), None, "{text}");
-    }
-}

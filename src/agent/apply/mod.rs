@@ -1,5 +1,6 @@
 //! Changing the machine: one step, read back, its outcome. No policy.
 
+mod answer;
 mod download;
 pub mod engine;
 mod flight;
