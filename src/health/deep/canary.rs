@@ -135,12 +135,18 @@ impl<'a> Canary<'a> {
 }
 
 /// Takes away what agents left that are no more. What cannot be is told to the log, and stays.
-pub(super) async fn clear_leftovers(spdk: &Spdk, root: &Root, by: Instant) {
+/// `at_work` has the numbers of our own that are in use: a target can be known by two paths.
+pub(super) async fn clear_leftovers(
+    spdk: &Spdk,
+    root: &Root,
+    at_work: &BTreeSet<u64>,
+    by: Instant,
+) {
     let within = left(by);
     let (controllers, bdevs) = tokio::join!(spdk.controllers(within), spdk.bdevs(within));
     let (Ok(controllers), Ok(bdevs)) = (controllers, bdevs) else { return };
     let names = controllers.iter().map(|one| &one.ctrlr).chain(bdevs.iter().map(|one| &one.name));
-    let orphans: BTreeSet<&String> = names.filter(|name| is_orphan(root, name)).collect();
+    let orphans: BTreeSet<&String> = names.filter(|name| is_orphan(root, at_work, name)).collect();
     for name in orphans {
         let connected =
             controllers.iter().any(|one| one.ctrlr == *name && !one.sessions.is_empty());
@@ -155,19 +161,21 @@ pub(super) async fn clear_leftovers(spdk: &Spdk, root: &Root, by: Instant) {
     }
 }
 
-/// Whether a name is a canary's whose maker is no more. Our own are too: one is made at a time for each
-/// target, and this one is not made yet.
-fn is_orphan(root: &Root, name: &str) -> bool {
-    let Some((pid, since)) = maker(name) else { return false };
-    pid == std::process::id() || started(root, pid) != Some(since)
+/// Whether a name is a canary's whose maker is no more, or one of our own that is not in use.
+fn is_orphan(root: &Root, at_work: &BTreeSet<u64>, name: &str) -> bool {
+    let Some((pid, since, number)) = maker(name) else { return false };
+    match pid == std::process::id() {
+        true => !at_work.contains(&number),
+        false => started(root, pid) != Some(since),
+    }
 }
 
-/// The pid and the start time of the agent that made it.
-fn maker(name: &str) -> Option<(u32, u64)> {
+/// The pid and the start time of the agent that made it, and its number.
+fn maker(name: &str) -> Option<(u32, u64, u64)> {
     let mut parts = name.strip_prefix(PREFIX)?.split('-');
-    let maker = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let number = parts.next()?.parse::<u64>().is_ok();
-    (number && parts.next().is_none()).then_some(maker)
+    let pid = parts.next()?.parse().ok()?;
+    let (since, number) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().is_none().then_some((pid, since, number))
 }
 
 #[cfg(test)]
@@ -176,7 +184,7 @@ mod tests {
 
     #[test]
     fn only_names_that_are_wholly_a_canarys_are_taken_for_one() {
-        assert_eq!(maker("vhost-agent-probe-7-4711-0"), Some((7, 4711)));
+        assert_eq!(maker("vhost-agent-probe-7-4711-0"), Some((7, 4711, 0)));
         for name in
             ["disk", "vhost-agent-probe-", "vhost-agent-probe-7-1", "vhost-agent-probe-7-1-0-x"]
         {
@@ -185,11 +193,14 @@ mod tests {
     }
 
     #[test]
-    fn what_another_living_agent_made_is_not_touched() {
+    fn what_another_living_agent_made_or_we_use_is_not_touched() {
         let (root, parent) = (Root::new("/"), std::os::unix::process::parent_id());
-        let since = started(&root, parent).unwrap();
-        assert!(!is_orphan(&root, &format!("{PREFIX}{parent}-{since}-0")));
-        assert!(is_orphan(&root, &format!("{PREFIX}{parent}-{}-0", since + 1)));
-        assert!(is_orphan(&root, &format!("{PREFIX}{}-0-0", std::process::id())));
+        let (since, pid) = (started(&root, parent).unwrap(), std::process::id());
+        let at_work = BTreeSet::from([1]);
+        let is_orphan = |pid: u32, since: u64, number: u64| {
+            is_orphan(&root, &at_work, &format!("{PREFIX}{pid}-{since}-{number}"))
+        };
+        assert!(!is_orphan(parent, since, 0) && is_orphan(parent, since + 1, 0));
+        assert!(!is_orphan(pid, 0, 1) && is_orphan(pid, 0, 0));
     }
 }

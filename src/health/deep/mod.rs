@@ -14,11 +14,11 @@ mod canary;
 mod disk;
 mod handshake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -65,6 +65,8 @@ struct Inner {
     within: Duration,
     take: TakesMemory,
     made: AtomicU64,
+    /// Numbers of canaries that are in use.
+    at_work: Mutex<BTreeSet<u64>>,
     running: Mutex<BTreeMap<CleanPath, watch::Receiver<Option<DeepHealth>>>>,
 }
 
@@ -75,8 +77,8 @@ impl DeepProbe {
     }
 
     fn with_memory(root: &Root, within: Duration, take: TakesMemory) -> DeepProbe {
-        let (made, running) = (AtomicU64::default(), Mutex::default());
-        DeepProbe(Arc::new(Inner { root: root.clone(), within, take, made, running }))
+        let (made, at_work, running) = (AtomicU64::default(), Mutex::default(), Mutex::default());
+        DeepProbe(Arc::new(Inner { root: root.clone(), within, take, made, at_work, running }))
     }
 
     /// What I/O through the target with that control socket came to, by a probe that runs already or a
@@ -139,15 +141,19 @@ impl Inner {
             Ok(taken) => taken,
             Err(fault) => return (None, Some(fault)),
         };
-        clear_leftovers(&spdk, &self.root, Instant::now() + self.within / 5).await;
+        let at_work = self.at_work().clone();
+        clear_leftovers(&spdk, &self.root, &at_work, Instant::now() + self.within / 5).await;
         let number = self.made.fetch_add(1, Ordering::Relaxed);
+        self.at_work().insert(number);
         let mut canary = Canary::new(&spdk, &self.root, number);
         let io = async {
             let paths = canary.make(&self.root, control, io_by).await?;
             use_disk(connect(&paths, io_by).await?, memory, io_by).await
         };
         let io = io.await.map(|times| proven(times, kind));
-        match (io, canary.remove(began + self.within).await) {
+        let gone = canary.remove(began + self.within).await;
+        self.at_work().remove(&number);
+        match (io, gone) {
             (Ok(io), gone) => (Some(io), gone.err()),
             (Err(fault), Ok(())) => (None, Some(fault)),
             (Err(fault), Err(stays)) => {
@@ -155,6 +161,10 @@ impl Inner {
                 (None, Some(Fault { code: fault.code, text }))
             }
         }
+    }
+
+    fn at_work(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the target can be probed, and memory for it.
