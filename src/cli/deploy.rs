@@ -16,8 +16,8 @@ use crate::config::Settings;
 use crate::model::prepare::PrepareReport;
 use crate::model::target::{CleanPath, EnsureWish, TargetKind, TargetName, TargetSpec};
 
-/// More than an image may take to load, and a target to come up.
-const LONG: Duration = Duration::from_secs(1800);
+/// More than an image may take to load from three places one after the other, and a target to come up.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// What a target runs.
 #[derive(Debug, Clone, Copy, ValueEnum)]
