@@ -107,7 +107,8 @@ async fn behave(mut stream: UnixStream, manner: Arc<Mutex<Manner>>) {
         let said = match manner {
             Manner::OnlyStarts if request["method"] == "framework_wait_init" => Ok(()),
             Manner::Answers | Manner::OnlyStarts => {
-                let reply = json!({"id": request["id"], "result": {"version": "SPDK v24.01"}});
+                let result = json!({"version": "SPDK v24.01", "reactors": [{}]});
+                let reply = json!({"id": request["id"], "result": result});
                 stream.write_all(format!("{reply}\n").as_bytes()).await
             }
             Manner::NeverAnswers => Ok(()),

@@ -87,6 +87,11 @@ impl EngineError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, EngineError::Refused { status: 404, .. })
     }
+
+    /// Whether the engine says that something else stands against it, such as a container of that name.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, EngineError::Refused { status: 409, .. })
+    }
 }
 
 /// What the engine tells by itself.

@@ -12,7 +12,7 @@ use crate::host::{Root, leftovers};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::Step;
-use crate::model::target::{CleanPath, ContainerSpec};
+use crate::model::target::{CleanPath, ContainerSeen, ContainerSpec, SPEC_LABEL};
 use crate::spdk::Sockets;
 
 /// Between two questions to a target that starts; it polls its socket every 4 ms.
@@ -124,8 +124,24 @@ impl<C: Containers> TargetApplier<C> {
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, Fault> {
-        let id = self.containers.create(spec, self.policy.call_timeout).await;
-        let id = id.map_err(|e| engine_fault(&e))?;
+        let within = self.policy.call_timeout;
+        let deadline = Instant::now() + within;
+        let id = loop {
+            match self.containers.create(spec, within).await {
+                Ok(id) => break id,
+                // The engine may still be making the one of an earlier call that was given up: it has the
+                // name already, but is not shown yet.
+                Err(e) if e.is_conflict() && Instant::now() < deadline => {
+                    let seen = self.containers.container(&spec.name, within).await;
+                    match seen.map_err(|e| engine_fault(&e))? {
+                        Some(seen) if is_same(spec, &seen) => break seen.id,
+                        Some(_) => return Err(engine_fault(&e)),
+                        None => sleep(LOOK_PAUSE).await,
+                    }
+                }
+                Err(e) => return Err(engine_fault(&e)),
+            }
+        };
         let short = id.get(..12).unwrap_or(&id);
         Ok(format!("{short}, cores {}", spec.cpus.as_deref().unwrap_or("any")))
     }
@@ -210,6 +226,12 @@ impl<C: Containers> TargetApplier<C> {
         let text = format!("the container {id} still runs {KILL_TIME:?} after SIGKILL");
         Err(Fault::new("target-not-stopped", text))
     }
+}
+
+/// Whether a container was made for the same wish.
+fn is_same(spec: &ContainerSpec, seen: &ContainerSeen) -> bool {
+    let wish = spec.labels.get(SPEC_LABEL);
+    wish.is_some() && seen.labels.get(SPEC_LABEL) == wish
 }
 
 fn shortened(line: &str) -> String {
