@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::super::observe::blocking;
-use super::super::observe::target::Containers;
+use super::super::observe::target::{Containers, engine_fault};
 use super::download::Downloader;
 use super::flight::Flights;
 use super::registry::Registries;
@@ -83,7 +83,7 @@ impl<C: Containers> Images<C> {
         match self.containers.image(image, self.call_timeout).await {
             Ok(Some(id)) => Ok(id),
             Ok(None) => Err("it holds no image of that name: see `docker images`".to_string()),
-            Err(e) => Err(chain(&e)),
+            Err(e) => Err(engine_fault(&e).text),
         }
     }
 
@@ -109,7 +109,7 @@ impl<C: Containers> Images<C> {
             }
             ImageSource::Url(download) => return self.download(download, line).await,
         };
-        brought.map_err(|e| chain(&e))
+        brought.map_err(|e| engine_fault(&e).text)
     }
 
     /// Downloads a tar and has the engine load it, both within one deadline.
@@ -135,11 +135,16 @@ impl<C: Containers> Images<C> {
         let left = deadline.saturating_duration_since(Instant::now());
         let loaded = self.containers.load(Box::new(tar), left).await;
         // An engine that is away or slow says nothing about the file.
-        let kept = matches!(loaded, Err(EngineError::Absent { .. } | EngineError::Timeout { .. }));
+        let kept = matches!(
+            loaded,
+            Err(EngineError::Absent { .. }
+                | EngineError::Gone { .. }
+                | EngineError::Timeout { .. })
+        );
         if !kept {
             blocking(move || partial.remove()).await.map_err(|fault| fault.text)?;
         }
-        loaded.map_err(|e| chain(&e))
+        loaded.map_err(|e| engine_fault(&e).text)
     }
 }
 
