@@ -26,6 +26,8 @@ pub(crate) enum EngineUse {
     Managed,
     /// Asked at each look: `engine.ping_max_age = "0s"`.
     AskedEachTime,
+    /// `health.max_age = "0s"`.
+    LiveHealth,
     /// `engine.manage = false`.
     LeftAlone,
 }
@@ -35,6 +37,7 @@ impl EngineUse {
         match self {
             EngineUse::Managed => "",
             EngineUse::AskedEachTime => "engine.ping_max_age = \"0s\"\n",
+            EngineUse::LiveHealth => "health.max_age = \"0s\"\n",
             EngineUse::LeftAlone => "engine.manage = false\n",
         }
     }
@@ -80,6 +83,10 @@ impl Agent {
     /// A new connection.
     pub(crate) fn connect(&self) -> Result<Connection<TcpStream>> {
         Connection::tcp(self.address)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn pid(&self) -> u32 {

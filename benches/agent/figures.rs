@@ -55,11 +55,20 @@ pub(crate) fn millis(took: Duration) -> String {
 /// Prints how samples stand to those of their floor, which were taken in turn with them: the middle one
 /// of the ratios of each pair, so that what the machine does meanwhile counts in both.
 pub(crate) fn print_ratio(name: &str, figure: &Samples, floor: &Samples, aim: f64) {
+    let ratio = ratio(figure, floor);
+    print_aim(name, &format!("{ratio:.3} x the floor"), &format!("<= {aim} x"), ratio <= aim);
+}
+
+/// The same where nothing is aimed at.
+pub(crate) fn print_comparison(name: &str, figure: &Samples, floor: &Samples) {
+    println!("  {name:<34} {:.3} x the floor", ratio(figure, floor));
+}
+
+fn ratio(figure: &Samples, floor: &Samples) -> f64 {
     let ratio = |(one, floor): (&Duration, &Duration)| one.div_duration_f64(*floor);
     let mut ratios: Vec<f64> = figure.0.iter().zip(&floor.0).map(ratio).collect();
     ratios.sort_unstable_by(f64::total_cmp);
-    let ratio = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
-    print_aim(name, &format!("{ratio:.3} x the floor"), &format!("<= {aim} x"), ratio <= aim);
+    ratios.get(ratios.len() / 2).copied().unwrap_or_default()
 }
 
 /// Prints a figure with its aim.

@@ -43,21 +43,31 @@ impl Connection<UnixStream> {
 impl<S: Read + Write> Connection<S> {
     /// Asks and waits for the whole answer.
     pub(crate) fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<Answer> {
+        self.send(method, path, body)?;
+        self.receive().with_context(|| format!("{method} {path}"))
+    }
+
+    /// Asks; the answer is to be received before the next question.
+    pub(crate) fn send(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        self.stream.write_all(request.as_bytes())?;
         self.read.clear();
+        Ok(self.stream.write_all(request.as_bytes())?)
+    }
+
+    /// The whole answer.
+    pub(crate) fn receive(&mut self) -> Result<Answer> {
         loop {
             if let Some(answer) = whole(&self.read)? {
                 return Ok(answer);
             }
             let mut piece = [0; 16 * 1024];
-            let count = self.stream.read(&mut piece).with_context(|| format!("{method} {path}"))?;
+            let count = self.stream.read(&mut piece)?;
             if count == 0 {
-                bail!("{method} {path}: the connection was closed");
+                bail!("the connection was closed");
             }
             self.read.extend_from_slice(piece.get(..count).unwrap_or_default());
         }

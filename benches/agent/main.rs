@@ -8,19 +8,22 @@
 //!
 //! Nothing is asserted: a machine that is busy makes every figure worse, and the reader has to judge.
 //! The pages that are taken are given back. Needs root. Without an engine that is as the agent wants
-//! it, `prepareenv` is skipped and the others run without it, for a bench must not change the engine
+//! it, `prepareenv`, `health` and `deploy` are skipped and the others run without it, for a bench must not change the engine
 //! of the machine it happens to run on.
 
 // A bench is a client of the agent and of the kernel, not part of the agent.
 #![allow(clippy::disallowed_methods)]
 
 mod agent;
+mod deploy;
 mod figures;
 mod footprint;
 mod growth;
+mod health;
 mod http;
 mod pages;
 mod prepareenv;
+mod target;
 
 use anyhow::{Result, bail};
 
@@ -28,14 +31,22 @@ use crate::agent::EngineUse;
 
 type Bench = fn(EngineUse) -> Result<()>;
 
-const BENCHES: [(&str, Bench); 3] =
-    [("prepareenv", prepareenv::run), ("growth", growth::run), ("footprint", footprint::run)];
+const BENCHES: [(&str, Bench); 5] = [
+    ("prepareenv", prepareenv::run),
+    ("growth", growth::run),
+    ("footprint", footprint::run),
+    ("health", health::run),
+    ("deploy", deploy::run),
+];
 
 fn main() -> Result<()> {
     // cargo adds its own flags.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     if let Some(unknown) = wanted.iter().find(|name| BENCHES.iter().all(|(n, _)| n != name)) {
-        bail!("no bench is called '{unknown}'; there are prepareenv, growth and footprint");
+        bail!(
+            "no bench is called '{unknown}'; there are {}",
+            BENCHES.map(|(name, _)| name).join(", ")
+        );
     }
     let engine = match agent::engine_is_ready() {
         Ok(()) => EngineUse::Managed,
