@@ -64,6 +64,12 @@ impl<C: Containers> Probe<C> {
         }
     }
 
+    /// The process that answered last: who can be seen without the engine.
+    pub(super) fn who_answers(&self, control: &CleanPath) -> Option<WatchedProcess> {
+        let socket = self.sockets.at(&self.root.path(control.as_str()));
+        WatchedProcess::of(&self.root, socket.peer()?)
+    }
+
     /// The container of that name.
     pub(super) async fn find(&self, name: &TargetName) -> Found {
         match self.containers.container(name.as_str(), self.policy.answer_timeout).await {

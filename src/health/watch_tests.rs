@@ -207,6 +207,17 @@ async fn a_hanging_engine_neither_delays_nor_falsifies_what_process_and_answers_
 }
 
 #[tokio::test]
+async fn an_agent_that_starts_beside_a_hanging_engine_sees_the_process_that_answers() {
+    let scene = Scene::new(Duration::ZERO);
+    scene.engine.hang();
+    let health = scene.health().await;
+    // The target is played by this process itself.
+    assert_eq!((health.state, health.pid), (TargetState::Serving, Some(std::process::id())));
+    scene.mood.frozen.send_replace(true);
+    assert_eq!(scene.health().await.state, TargetState::Degraded);
+}
+
+#[tokio::test]
 async fn a_container_that_is_taken_away_and_comes_back_is_told_by_the_engine() {
     let scene = Scene::new(LONG);
     scene.follow_engine();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +22,13 @@ struct Waiting {
 }
 
 /// Connects when the first request comes, and anew after a connection ended; ends with its handles.
-pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>) {
+///
+/// `peer` holds the pid of the process that listens, while there is a connection to it; else 0.
+pub(super) async fn run(
+    socket: Arc<Path>,
+    mut queue: mpsc::Receiver<Request>,
+    peer: Arc<AtomicU32>,
+) {
     // What an exchanged connection left to the next one.
     let mut left = None;
     loop {
@@ -34,10 +41,12 @@ pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>) {
         };
         match UnixStream::connect(&socket).await {
             Ok(stream) => {
+                peer.store(listener(&stream), Ordering::Relaxed);
                 let (read, write) = stream.into_split();
                 let unanswered = HashMap::new();
                 let mut open = Open { socket: &socket, write, next_id: 1, unanswered };
                 let ended = open.serve(first, read, &mut queue).await;
+                peer.store(0, Ordering::Relaxed);
                 open.give_up(&ended);
                 if let Ended::Stale(request) = ended {
                     left = Some(request);
@@ -48,6 +57,12 @@ pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>) {
             }
         }
     }
+}
+
+/// The pid of the process that listens (unix(7), `SO_PEERCRED`); 0 when it is not to be known.
+fn listener(stream: &UnixStream) -> u32 {
+    let pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
+    pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default()
 }
 
 fn not_connected(socket: &Path, error: io::Error) -> SpdkError {

@@ -15,6 +15,7 @@ mod reply;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -155,6 +156,8 @@ struct Request {
 pub struct Spdk {
     socket: Arc<Path>,
     requests: mpsc::Sender<Request>,
+    /// The pid of the process that listens, while there is a connection; else 0.
+    peer: Arc<AtomicU32>,
 }
 
 impl Spdk {
@@ -162,8 +165,14 @@ impl Spdk {
     pub fn new(socket: impl Into<PathBuf>) -> Spdk {
         let socket: Arc<Path> = socket.into().into();
         let (requests, queue) = mpsc::channel(MOST_UNANSWERED);
-        tokio::spawn(connection::run(socket.clone(), queue));
-        Spdk { socket, requests }
+        let peer = Arc::<AtomicU32>::default();
+        tokio::spawn(connection::run(socket.clone(), queue, peer.clone()));
+        Spdk { socket, requests, peer }
+    }
+
+    /// The process that listens there, as long as there is a connection to it.
+    pub fn peer(&self) -> Option<u32> {
+        Some(self.peer.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
     }
 
     /// Where the target listens.

@@ -191,7 +191,10 @@ impl<C: Containers> Watch<C> {
             Found::Ended(None) => self.has_ended(),
             // A process that was seen before needs no engine to be seen alive.
             Found::Unknown(_) if matches!(&self.seen, Seen::Lives(seen) if seen.lives()) => {}
-            Found::Unknown(why) => self.seen = Seen::Otherwise(Process::Unknown(why)),
+            Found::Unknown(why) => {
+                self.seen = Seen::Otherwise(Process::Unknown(why));
+                self.see_who_answers();
+            }
         }
         if std::mem::take(&mut self.look_again) {
             self.look_now();
@@ -211,8 +214,22 @@ impl<C: Containers> Watch<C> {
                 told.answered = told.answered.max(Some(sent));
             }
         });
+        self.see_who_answers();
         if self.record.version().is_none() && self.is_young() {
             self.next_probe = self.next_probe.min(Instant::now() + STARTING_PAUSE);
+        }
+    }
+
+    /// Where the engine cannot tell whose process it is, the one that answers at the control socket is
+    /// watched until the engine can.
+    fn see_who_answers(&mut self) {
+        let unknown = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)));
+        if unknown
+            && self.looked.ended > 0
+            && self.record.version().is_some()
+            && let Some(process) = self.shared.probe.who_answers(&self.key.1)
+        {
+            self.seen = Seen::Lives(process);
         }
     }
 
