@@ -239,8 +239,11 @@ impl<C: Containers> Owner<C> {
             if plan.steps.is_empty() {
                 return Ok(());
             }
-            for step in &plan.steps {
-                self.apply(step, &seen, report).await?;
+            if let Err(fault) = self.apply_all(&plan.steps, &seen, report).await {
+                if self.fell_meanwhile(wish.spec(), &plan.steps).await {
+                    continue;
+                }
+                return Err(fault);
             }
             // What was to be replaced is; the next look only makes sure.
             if let TargetWish::Ensure(_, wish) = &mut wish {
@@ -255,6 +258,26 @@ impl<C: Containers> Owner<C> {
                 wish.spec().name
             ),
         ))
+    }
+
+    async fn apply_all(
+        &self,
+        steps: &[Step],
+        seen: &TargetSeen,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        for step in steps {
+            self.apply(step, seen, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether all that was wrong is that a target which was there already ended while it was waited for:
+    /// one that was killed a moment ago may be seen alive once more. The next round brings it up.
+    async fn fell_meanwhile(&self, spec: &TargetSpec, steps: &[Step]) -> bool {
+        let waited = matches!(steps, [Step::AwaitTarget { .. }]);
+        let runs = |seen: TargetSeen| seen.container.is_some_and(|container| container.running);
+        waited && self.observer.look(spec).await.is_ok_and(|seen| !runs(seen))
     }
 
     async fn apply(

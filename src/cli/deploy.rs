@@ -123,7 +123,10 @@ impl Wishes {
     /// chosen, when it was. Then one core will do, which a small machine has too.
     pub(super) fn or_built_in(&mut self, settings: &Settings) -> Option<String> {
         let defaults = settings.target_defaults();
-        let said = self.kind.is_some() || self.image.is_some() || self.image_tar.is_some();
+        let said = self.kind.is_some()
+            || self.image.is_some()
+            || self.image_tar.is_some()
+            || self.image_url.is_some();
         if said || defaults.image.is_some() || defaults.kind == TargetKind::BuiltIn {
             return None;
         }
@@ -165,7 +168,12 @@ impl Wishes {
                     Verb::Deploy => Method::PUT,
                     Verb::Destroy => Method::DELETE,
                 };
-                remote.call(method, &path, Some(&self.body()), LONG).await
+                let body = self.body();
+                let call = remote.call(method, &path, Some(&body), LONG);
+                match dry_run {
+                    true => call.await,
+                    false => remote.telling(call, |progress| bars.show(progress)).await,
+                }
             }
         }
     }

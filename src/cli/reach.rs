@@ -1,5 +1,6 @@
 //! Reaching the owner of this node: the agent that runs, or owners of our own.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +19,9 @@ use super::Usage;
 use crate::agent::pulse::Pulse;
 use crate::config::Settings;
 use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, address_in, run_dir, take_lock};
+use crate::model::event::What;
 use crate::model::fault::Fault;
+use crate::model::prepare::Progress;
 use crate::store::{Lock, Store, StoreError};
 
 /// How long a connection to the agent may take.
@@ -127,10 +130,49 @@ impl Remote {
         path: &str,
         body: &impl Serialize,
         accept: &str,
-        mut line: impl FnMut(&[u8]) -> Result<()>,
+        line: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let answer = timeout(ANSWER, self.send(Method::POST, path, Some(body), Some(accept)));
         let response = answer.await.map_err(|_| self.silent(ANSWER)).flatten()?;
+        self.lines_of(response, line).await
+    }
+
+    /// Does a call, and shows meanwhile what the agent tells of its work. That it tells is a help, no
+    /// more: where it does not, the call goes on.
+    pub(super) async fn telling<T>(
+        &self,
+        call: impl Future<Output = Result<T>>,
+        mut show: impl FnMut(&Progress),
+    ) -> Result<T> {
+        let follow = self.send(Method::GET, "/v1/events", None::<&()>, Some("text/event-stream"));
+        // Before the call is made, so that nothing is missed.
+        let events = timeout(ANSWER, follow).await;
+        let shown = async {
+            if let Ok(Ok(response)) = events {
+                let line = |line: &[u8]| {
+                    let data = line.strip_prefix(b"data: ");
+                    let event = data.and_then(|data| serde_json::from_slice::<What>(data).ok());
+                    if let Some(What::Work(progress)) = event {
+                        show(&progress);
+                    }
+                    Ok(())
+                };
+                let _ = self.lines_of(response, line).await;
+            }
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            // Whichever is dropped has nothing left to do.
+            done = call => done,
+            never = shown => match never {},
+        }
+    }
+
+    async fn lines_of(
+        &self,
+        response: Response<Incoming>,
+        mut line: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let status = response.status();
         let mut body = response.into_body();
         let mut rest = Vec::new();

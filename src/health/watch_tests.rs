@@ -87,7 +87,8 @@ impl Scene {
 
     fn want(&self) {
         self.desired.send_modify(|desired| {
-            let spec = TargetSpec::example(self.name.as_str());
+            let control_sock = self.control.clone();
+            let spec = TargetSpec { control_sock, ..TargetSpec::example(self.name.as_str()) };
             desired.targets.insert(self.name.clone(), spec);
         });
     }
@@ -243,6 +244,17 @@ async fn a_target_at_work_is_starting_and_not_failed() {
     assert!(scene.becomes(TargetState::Starting).await.reason.contains("brought up"));
     scene.desired.send_modify(|desired| desired.at_work.clear());
     scene.becomes(TargetState::Failed).await;
+}
+
+#[tokio::test]
+async fn another_control_socket_than_the_targets_is_no_news_of_it() {
+    let scene = Scene::new(LONG);
+    scene.want();
+    assert_eq!(scene.health().await.state, TargetState::Serving);
+    let elsewhere: CleanPath = "/nowhere/vhost.sock".parse().unwrap();
+    let other = scene.watchers.health(&scene.name, &elsewhere).await;
+    assert_eq!(other.state, TargetState::Degraded);
+    assert_eq!(*scene.changes.lock().unwrap().last().unwrap(), TargetState::Serving);
 }
 
 #[tokio::test]

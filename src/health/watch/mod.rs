@@ -98,7 +98,8 @@ impl<C: Containers> Watchers<C> {
     fn watched(&self, name: &TargetName, control: &CleanPath) -> (Asks, watch::Receiver<Told>) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (name.clone(), control.clone());
-        if !watched.contains_key(&key) {
+        if watched.get(&key).is_none_or(|one| one.asks.is_closed()) {
+            watched.remove(&key);
             self.make_room(&mut watched);
         }
         let entry = watched.entry(key.clone()).or_insert_with(|| {
@@ -110,12 +111,11 @@ impl<C: Containers> Watchers<C> {
         (entry.asks.clone(), entry.told.clone())
     }
 
-    /// Forgets who was not asked for in a long time, and when that does not suffice, who was not for the
-    /// longest. A watch ends when nobody can ask it any more.
+    /// Forgets whose watch has ended, and when that does not suffice, who was not asked for the longest. A
+    /// watch ends when nobody can ask it any more.
     fn make_room(&self, watched: &mut BTreeMap<Key, Watched>) {
-        let desired = self.shared.desired.borrow();
-        let wanted = |key: &Key| desired.targets.contains_key(&key.0);
-        watched.retain(|key, one| wanted(key) || one.asked.elapsed() < IDLE);
+        let wanted = |key: &Key| is_wanted(&self.shared.desired.borrow(), key);
+        watched.retain(|_, one| !one.asks.is_closed());
         if watched.len() >= MOST_WATCHED {
             let oldest =
                 watched.iter().filter(|(key, _)| !wanted(key)).min_by_key(|(_, w)| w.asked);
@@ -137,6 +137,11 @@ impl<C: Containers> Watchers<C> {
             }
         }
     }
+}
+
+/// Whether it is that target which is wanted: under its name, and with that control socket.
+fn is_wanted(desired: &Desired, (name, control): &Key) -> bool {
+    desired.targets.get(name).is_some_and(|spec| spec.control_sock == *control)
 }
 
 async fn ask(asks: Asks, known: Told) -> TargetHealth {

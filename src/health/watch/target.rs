@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::super::judge::{Aim, Process, Record, judge};
 use super::super::probe::Found;
 use super::engine::News;
-use super::{Key, Shared};
+use super::{IDLE, Key, Shared, is_wanted};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
 use crate::model::target::{TargetHealth, TargetState};
@@ -87,11 +87,12 @@ pub(super) struct Watch<C> {
     look_again: bool,
     next_look: Instant,
     waiting: Vec<Waiter>,
+    asked: Instant,
     told: watch::Sender<Told>,
 }
 
 impl<C: Containers> Watch<C> {
-    /// Starts the task, which ends when nobody can ask it any more.
+    /// Starts the task, which ends when nobody can ask it any more, or wants to.
     pub(super) fn start(
         key: Key,
         shared: Arc<Shared<C>>,
@@ -122,6 +123,7 @@ impl<C: Containers> Watch<C> {
             look_again: false,
             next_look: Instant::now(),
             waiting: Vec::new(),
+            asked: Instant::now(),
             told,
         };
         tokio::spawn(watch.run(asks));
@@ -148,7 +150,14 @@ impl<C: Containers> Watch<C> {
             }
             self.publish();
             self.answer();
+            if self.asked.elapsed() >= IDLE && asks.is_empty() && !self.is_wanted() {
+                return;
+            }
         }
+    }
+
+    fn is_wanted(&self) -> bool {
+        is_wanted(&self.shared.desired.borrow(), &self.key)
     }
 
     /// The kernel tells that the process has ended, which is published before anybody is asked how.
@@ -253,6 +262,7 @@ impl<C: Containers> Watch<C> {
             Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)) => self.probe_now(),
             Seen::Otherwise(_) => 0,
         };
+        self.asked = Instant::now();
         let mut next = Some(reply);
         while let Some(reply) = next {
             self.waiting.push(Waiter { probe, look, reply });
@@ -355,7 +365,9 @@ impl<C: Containers> Watch<C> {
         let version = self.record.version().filter(|_| serves).map(str::to_string);
         let name = self.key.0.clone();
         let health = TargetHealth { name, state, reason, since, version, age_ms: None, pid };
-        if !same {
+        // Somebody may ask with another control socket than the target has: that is no news of it.
+        let about_another = aim.wanted && !self.is_wanted();
+        if !same && !about_another {
             (self.shared.changed)(&health);
         }
         self.told.send_modify(|told| (told.health, told.sure) = (health, sure));
