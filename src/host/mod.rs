@@ -8,10 +8,12 @@
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
 pub mod cpus;
+pub mod cpuset;
 pub mod daemon_json;
 pub mod dpkg;
 pub mod facts;
 pub mod files;
+pub mod holders;
 pub mod leftovers;
 pub mod mounts;
 pub mod own_image;

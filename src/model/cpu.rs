@@ -1,5 +1,6 @@
 //! The processors of the node, and lists of them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -24,6 +25,35 @@ pub struct Cpu {
     pub siblings: Vec<u32>,
     /// Kept from the scheduler (`isolcpus=`).
     pub isolated: bool,
+}
+
+/// Who else runs where.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CpuUse {
+    /// The CPUs on which the engine's containers may run; `None` where nothing confines them.
+    pub containers: Option<BTreeSet<u32>>,
+    /// Virtual machines, and targets but the one that is looked at.
+    pub holders: Vec<Holder>,
+}
+
+/// A process whose threads may count on CPUs of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// What it is.
+    pub kind: HolderKind,
+    /// Its name: a virtual machine's as libvirt gave it, otherwise the process'.
+    pub name: String,
+    /// Where its threads may run: each list that one of them has, once.
+    pub allowed: BTreeSet<Vec<u32>>,
+}
+
+/// What a [`Holder`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HolderKind {
+    /// A virtual machine.
+    Machine,
+    /// A target, whose reactors leave nothing of their CPUs.
+    Target,
 }
 
 /// A list of CPUs, in the order of their numbers, none twice, at least one.

@@ -1,0 +1,83 @@
+//! The cpuset that bounds the engine's containers: the kernel refuses them a CPU outside of it
+//! (Documentation/admin-guide/cgroup-v1/cpusets.rst, Documentation/admin-guide/cgroup-v2.rst).
+
+use std::collections::BTreeSet;
+
+use super::Root;
+use super::files::read_list;
+
+/// Where cgroup v1 and v2 keep cpusets, and their files with the CPUs that can be had: kernels before
+/// 3.17 have no effective ones.
+const HIERARCHIES: [(&str, &[&str]); 2] = [
+    ("/sys/fs/cgroup/cpuset", &["cpuset.effective_cpus", "cpuset.cpus"]),
+    ("/sys/fs/cgroup", &["cpuset.cpus.effective"]),
+];
+/// The groups in which Docker keeps its containers: its own where it makes them itself, otherwise
+/// systemd's for services.
+const PARENTS: [&str; 2] = ["docker", "system.slice"];
+
+/// The CPUs on which containers may run; `None` where nothing is said, which is no bound.
+pub fn of_containers(root: &Root) -> Option<BTreeSet<u32>> {
+    HIERARCHIES.iter().find_map(|(top, files)| {
+        let whole = effective(root, top, files)?;
+        let parent =
+            PARENTS.iter().find_map(|name| effective(root, &format!("{top}/{name}"), files));
+        Some(parent.map_or(whole.clone(), |parent| &parent & &whole))
+    })
+}
+
+/// The CPUs of a group; `None` where there is no such group, or it has none yet: one of v1 has none until
+/// its maker gives it those of the group above.
+fn effective(root: &Root, group: &str, files: &[&str]) -> Option<BTreeSet<u32>> {
+    let list = |name: &&str| read_list(&root.path(format!("{group}/{name}"))).ok();
+    let cpus = files.iter().find_map(list)?;
+    (!cpus.is_empty()).then(|| cpus.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// What containers may use where these files are below `/sys/fs/cgroup`.
+    fn bound(files: &[(&str, &str)]) -> Option<Vec<u32>> {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        for (name, text) in files {
+            let path = root.path(format!("/sys/fs/cgroup/{name}"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{text}\n")).unwrap();
+        }
+        of_containers(&root).map(|cpus| cpus.into_iter().collect())
+    }
+
+    #[test]
+    fn without_cpusets_containers_are_not_bound() {
+        assert_eq!(bound(&[]), None);
+        assert_eq!(bound(&[("cgroup.controllers", "cpu memory")]), None);
+        assert_eq!(bound(&[("cpuset.cpus.effective", "garbage")]), None);
+    }
+
+    #[test]
+    fn under_cgroup_v1_the_engines_own_group_bounds_them() {
+        let top = ("cpuset/cpuset.effective_cpus", "0-7");
+        assert_eq!(bound(&[top]).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(bound(&[("cpuset/cpuset.cpus", "0-1")]).unwrap(), [0, 1], "an old kernel");
+        let docker = ("cpuset/docker/cpuset.effective_cpus", "2-3");
+        assert_eq!(bound(&[top, docker]).unwrap(), [2, 3]);
+        let slice = ("cpuset/system.slice/cpuset.effective_cpus", "4-5");
+        assert_eq!(bound(&[top, slice]).unwrap(), [4, 5]);
+        assert_eq!(bound(&[top, docker, slice]).unwrap(), [2, 3], "it makes them itself");
+        let empty = ("cpuset/docker/cpuset.effective_cpus", "");
+        assert_eq!(bound(&[("cpuset/cpuset.effective_cpus", "0-1"), empty]).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn under_cgroup_v2_the_slice_of_services_bounds_them() {
+        let top = ("cpuset.cpus.effective", "0-5");
+        assert_eq!(bound(&[top]).unwrap(), [0, 1, 2, 3, 4, 5], "6 and 7 are a partition of others");
+        let slice = ("system.slice/cpuset.cpus.effective", "0-1");
+        assert_eq!(bound(&[top, slice]).unwrap(), [0, 1]);
+    }
+}

@@ -1,0 +1,164 @@
+//! Processes that may count on CPUs of their own, virtual machines and targets, as procfs shows them:
+//! libvirt need not be asked, and one that was pinned by hand is seen as well.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::Root;
+use super::files::{entries, parse_list, read_table, read_text};
+use crate::model::cpu::{Holder, HolderKind};
+
+/// More such processes than a node has.
+const MOST_PROCESSES: usize = 1024;
+/// More threads than such a process has: its CPUs, and those that do its I/O.
+const MOST_THREADS: usize = 1024;
+/// The kernel keeps 15 bytes of a process' name; `qemu-img` and the kernel's own threads (`kvm-nx-…`)
+/// are no machines.
+const MACHINES: [&str; 2] = ["kvm", "qemu-kvm"];
+const MACHINES_BEGIN: &str = "qemu-system-";
+/// SPDK calls the threads of its applications so, and the first one gives the process its name.
+const REACTORS_BEGIN: &str = "reactor_";
+/// The built-in target is this program with that first argument.
+const OWN: &str = "vhost-agent";
+const OWN_TARGET: &[u8] = b"target";
+
+/// All of them but `own`, the process of the target that is looked at.
+///
+/// Processes come and go: one that cannot be read is none.
+pub fn holders(root: &Root, own: Option<u32>) -> Vec<Holder> {
+    let processes = entries(&root.path("/proc")).unwrap_or_default();
+    processes
+        .into_iter()
+        .filter_map(|(name, folder)| Some((name.parse().ok()?, folder)))
+        .filter(|(pid, _)| Some(*pid) != own)
+        .filter_map(|(pid, folder)| holder(pid, &folder))
+        .take(MOST_PROCESSES)
+        .collect()
+}
+
+fn holder(pid: u32, folder: &Path) -> Option<Holder> {
+    let comm = read_text(&folder.join("comm")).ok()?;
+    let kind = match comm.as_str() {
+        comm if MACHINES.contains(&comm) || comm.starts_with(MACHINES_BEGIN) => HolderKind::Machine,
+        comm if comm.starts_with(REACTORS_BEGIN) => HolderKind::Target,
+        OWN if arguments(folder).get(1).is_some_and(|first| first == OWN_TARGET) => {
+            HolderKind::Target
+        }
+        _ => return None,
+    };
+    let given = match kind {
+        HolderKind::Machine => machine_name(&arguments(folder)),
+        HolderKind::Target => None,
+    };
+    let name = given.unwrap_or_else(|| format!("{comm} (pid {pid})"));
+    Some(Holder { kind, name, allowed: allowed(folder) })
+}
+
+/// Each list of CPUs that a thread is allowed on.
+fn allowed(folder: &Path) -> BTreeSet<Vec<u32>> {
+    let threads = entries(&folder.join("task")).unwrap_or_default();
+    threads
+        .into_iter()
+        .take(MOST_THREADS)
+        .filter_map(|(_, thread)| {
+            let status = read_text(&thread.join("status")).ok()?;
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+            parse_list(list).ok()
+        })
+        .collect()
+}
+
+fn arguments(folder: &Path) -> Vec<Vec<u8>> {
+    let bytes = read_table(&folder.join("cmdline")).unwrap_or_default();
+    bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+}
+
+/// What follows `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
+fn machine_name(arguments: &[Vec<u8>]) -> Option<String> {
+    /// libvirt takes longer ones; more is not needed to know a machine by.
+    const MOST: usize = 64;
+    let at = arguments.iter().position(|word| word == b"-name")?;
+    let value = String::from_utf8_lossy(arguments.get(at + 1)?).into_owned();
+    let first = value.split(',').next()?;
+    let name = first.strip_prefix("guest=").unwrap_or(first);
+    let shown: String = name.chars().filter(|c| !c.is_control()).take(MOST).collect();
+    (!shown.is_empty()).then_some(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Puts a process into procfs whose threads may run where the lists say.
+    fn put(root: &Root, pid: u32, comm: &str, cmdline: &str, threads: &[&str]) {
+        let folder = root.path(format!("/proc/{pid}"));
+        for (tid, list) in (pid..).zip(threads) {
+            let thread = folder.join(format!("task/{tid}"));
+            fs::create_dir_all(&thread).unwrap();
+            let status = format!(
+                "Name:\t{comm}\nCpus_allowed:\tff\nCpus_allowed_list:\t{list}\nMems_allowed_list:\t0\n"
+            );
+            fs::write(thread.join("status"), status).unwrap();
+        }
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("comm"), format!("{comm}\n")).unwrap();
+        fs::write(folder.join("cmdline"), cmdline.replace(' ', "\0")).unwrap();
+    }
+
+    fn found(root: &Root, own: Option<u32>) -> Vec<(HolderKind, String, Vec<Vec<u32>>)> {
+        holders(root, own)
+            .into_iter()
+            .map(|holder| (holder.kind, holder.name, holder.allowed.into_iter().collect()))
+            .collect()
+    }
+
+    #[test]
+    fn machines_are_told_by_their_names_with_the_cpus_of_each_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let named = "/usr/bin/qemu-system-x86_64 -name guest=web-1,debug-threads=on -m 1";
+        put(&root, 70, "qemu-system-x86", named, &["0-7", "2", "3", "3"]);
+        put(&root, 71, "qemu-kvm", "qemu-kvm -name db", &["4-5"]);
+        put(&root, 72, "kvm", "kvm -m 1", &["0-7"]);
+        let machine = |name: &str, lists: &[&[u32]]| {
+            let lists = lists.iter().map(|list| list.to_vec()).collect();
+            (HolderKind::Machine, name.to_string(), lists)
+        };
+        let all = [0, 1, 2, 3, 4, 5, 6, 7];
+        let expected = [
+            machine("web-1", &[&all, &[2], &[3]]),
+            machine("db", &[&[4, 5]]),
+            machine("kvm (pid 72)", &[&all]),
+        ];
+        assert_eq!(found(&root, None), expected);
+    }
+
+    #[test]
+    fn targets_are_told_but_the_one_that_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        put(&root, 80, "reactor_6", "/usr/local/bin/vhost -m [6]", &["6"]);
+        put(&root, 81, "vhost-agent", "/vhost-agent target -m [7]", &["7"]);
+        put(&root, 82, "vhost-agent", "/usr/bin/vhost-agent serve", &["5"]);
+        let kinds = |own| found(&root, own).into_iter().map(|(kind, name, _)| (kind, name));
+        let target = |name: &str| (HolderKind::Target, name.to_string());
+        let both = [target("reactor_6 (pid 80)"), target("vhost-agent (pid 81)")];
+        assert_eq!(kinds(None).collect::<Vec<_>>(), both);
+        assert_eq!(kinds(Some(81)).collect::<Vec<_>>(), both[..1]);
+    }
+
+    #[test]
+    fn what_is_no_machine_or_has_gone_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        assert_eq!(found(&root, None), [], "no procfs");
+        for (pid, comm) in [(1, "systemd"), (2, "kvm-nx-lpage-re"), (3, "qemu-img"), (4, "")] {
+            put(&root, pid, comm, "-name x", &["1"]);
+        }
+        fs::create_dir_all(root.path("/proc/5")).unwrap();
+        fs::create_dir_all(root.path("/proc/self")).unwrap();
+        assert_eq!(found(&root, None), []);
+    }
+}
