@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::cpu::{CoreList, Cpu};
+use super::cpu::{CoreList, Cpu, CpuUse};
 use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
 
@@ -284,6 +284,8 @@ pub struct TargetSeen {
     pub huge_dir: Option<String>,
     /// The CPUs that are online.
     pub cpus: Vec<Cpu>,
+    /// Who else runs on them.
+    pub cpu_use: CpuUse,
     /// What stands in the way of its sockets.
     pub socket_obstacle: Option<String>,
 }

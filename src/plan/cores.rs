@@ -1,10 +1,12 @@
 //! Choosing CPUs for a target (field note 16): its reactors spin, so they get CPUs that nobody else
 //! counts on, on one NUMA node.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::cpu::{CoreList, Cpu};
-use crate::model::fault::Fault;
+use super::pins::Pins;
+use crate::model::cpu::{CoreList, Cpu, CpuUse};
+use crate::model::fault::{Fault, Finding};
 use crate::model::target::CoreWish;
 use crate::model::units::NumaNode;
 
@@ -15,82 +17,117 @@ pub struct Chosen {
     pub cores: CoreList,
     /// Their nodes.
     pub nodes: Vec<NumaNode>,
+    /// Who shares them.
+    pub findings: Vec<Finding>,
 }
 
-/// Chooses CPUs among those that are online.
+/// Chooses CPUs among those that are online and on which containers may run.
 ///
-/// A list is honoured as it is. A count is filled from one node: the one with the most cores to give,
-/// the highest numbers first, a core's second thread only when there are not enough cores; never CPU 0
-/// while there is another, never one that is isolated for somebody else.
+/// A list is honoured as it is. A count is filled from one node: the one where the fewest others are
+/// harmed and with the most cores to give, the highest numbers first, a core's second thread only when
+/// there are not enough cores, and what a virtual machine is pinned to or another target has only when
+/// there is nothing else; never CPU 0 while there is another, never one that is isolated for somebody else.
 ///
 /// # Errors
 /// When the machine has not these, or not so many on one node; the fault has the topology.
-pub fn choose(wish: &CoreWish, cpus: &[Cpu]) -> Result<Chosen, Fault> {
-    match wish {
-        CoreWish::These(cores) => these(cores, cpus),
-        CoreWish::Count(count) => so_many(*count as usize, cpus),
-    }
-}
-
-fn these(cores: &CoreList, cpus: &[Cpu]) -> Result<Chosen, Fault> {
-    let find = |id: &u32| cpus.iter().find(|cpu| cpu.id == *id);
-    let missing: Vec<u32> =
-        cores.as_slice().iter().copied().filter(|id| find(id).is_none()).collect();
-    if let Some(first) = missing.first() {
-        let text = format!("core {first} is not there or not online; {}", topology(cpus));
-        return Err(Fault::new("cores-impossible", text));
-    }
-    let mut nodes: Vec<NumaNode> =
-        cores.as_slice().iter().filter_map(find).map(|cpu| cpu.node).collect();
+pub fn choose(wish: &CoreWish, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fault> {
+    let pins = Pins::of(cpus, &used.holders);
+    let chosen = match wish {
+        CoreWish::These(cores) => these(cores, cpus, used)?,
+        CoreWish::Count(count) => so_many(*count as usize, cpus, used, &pins)?,
+    };
+    let mut nodes: Vec<NumaNode> = chosen.iter().map(|cpu| cpu.node).collect();
     nodes.sort_unstable();
     nodes.dedup();
-    Ok(Chosen { cores: cores.clone(), nodes })
+    let cores = CoreList::of(chosen.iter().map(|cpu| cpu.id).collect())
+        .ok_or_else(|| Fault::new("invalid-cores", "no core is no list of cores: ask for one"))?;
+    Ok(Chosen { cores, nodes, findings: pins.findings(&chosen) })
 }
 
-fn so_many(count: usize, cpus: &[Cpu]) -> Result<Chosen, Fault> {
-    let usable = |cpu: &&Cpu| !cpu.isolated && (cpu.id != 0 || cpus.len() == 1);
+fn these<'a>(cores: &CoreList, cpus: &'a [Cpu], used: &CpuUse) -> Result<Vec<&'a Cpu>, Fault> {
+    let find = |id: &u32| {
+        let why = match cpus.iter().find(|cpu| cpu.id == *id) {
+            Some(cpu) if may_run(cpu, used) => return Ok(cpu),
+            Some(_) => "is outside of the cpuset that bounds the engine's containers",
+            None => "is not there or not online",
+        };
+        let text = format!("core {id} {why}; {}", topology(cpus, used));
+        Err(Fault::new("cores-impossible", text))
+    };
+    cores.as_slice().iter().map(find).collect()
+}
+
+fn so_many<'a>(
+    count: usize,
+    cpus: &'a [Cpu],
+    used: &CpuUse,
+    pins: &Pins<'_>,
+) -> Result<Vec<&'a Cpu>, Fault> {
+    let mut usable: Vec<&Cpu> =
+        cpus.iter().filter(|cpu| !cpu.isolated && may_run(cpu, used)).collect();
+    if usable.len() > 1 {
+        usable.retain(|cpu| cpu.id != 0);
+    }
     let mut by_node: BTreeMap<NumaNode, Vec<&Cpu>> = BTreeMap::new();
-    for cpu in cpus.iter().filter(usable) {
+    for cpu in usable {
         by_node.entry(cpu.node).or_default().push(cpu);
     }
-    let chosen = by_node
-        .iter()
-        .map(|(node, cpus)| (*node, in_order(cpus)))
-        .filter(|(_, order)| order.len() >= count)
-        .max_by_key(|(node, order)| (order.len(), *node))
-        .and_then(|(node, mut order)| {
-            order.truncate(count);
-            Some(Chosen { cores: CoreList::of(order)?, nodes: vec![node] })
-        });
-    chosen.ok_or_else(|| {
+    let best = by_node
+        .into_values()
+        .filter(|cpus| cpus.len() >= count)
+        .map(|cpus| in_order(cpus, pins))
+        .max_by_key(|order| merit(order, count, pins));
+    best.map(|mut order| {
+        order.truncate(count);
+        order
+    })
+    .ok_or_else(|| {
         let text = format!(
             "no NUMA node has {count} cores to give (CPU 0 and isolated CPUs are left alone); {}: ask \
              for fewer, or name them",
-            topology(cpus)
+            topology(cpus, used)
         );
         Fault::new("cores-impossible", text)
     })
 }
 
-/// The CPUs of a node in the order in which they are taken: one thread of each core, then the others.
-fn in_order(cpus: &[&Cpu]) -> Vec<u32> {
-    let mut order = Vec::new();
+/// How good it is to take the first `count` of a node's CPUs, the most weighty reason first; nodes are
+/// compared in the order of their numbers, and of equals the last one is taken.
+fn merit(order: &[&Cpu], count: usize, pins: &Pins<'_>) -> (usize, usize, usize) {
+    let taken = || order.iter().take(count);
+    let room = taken().map(|cpu| pins.room(cpu)).min().unwrap_or_default();
+    let cores = taken().map(|cpu| (cpu.package, cpu.core)).collect::<BTreeSet<_>>().len();
+    let free = order.iter().filter(|cpu| pins.room(cpu) == usize::MAX).count();
+    (room, cores, free)
+}
+
+/// The CPUs of a node in the order in which they are taken: those that harm others least; of these one
+/// thread of each core, then the others.
+fn in_order<'a>(mut cpus: Vec<&'a Cpu>, pins: &Pins<'_>) -> Vec<&'a Cpu> {
+    cpus.sort_by_key(|cpu| Reverse(cpu.id));
+    let mut seen = Vec::new();
     let mut seconds = Vec::new();
-    let mut cores = Vec::new();
-    for cpu in cpus.iter().rev() {
-        match cores.contains(&(cpu.package, cpu.core)) {
-            true => seconds.push(cpu.id),
+    let mut order = Vec::new();
+    for cpu in cpus {
+        match seen.contains(&(cpu.package, cpu.core)) {
+            true => seconds.push(cpu),
             false => {
-                cores.push((cpu.package, cpu.core));
-                order.push(cpu.id);
+                seen.push((cpu.package, cpu.core));
+                order.push(cpu);
             }
         }
     }
     order.extend(seconds);
+    // It keeps the order of what is equal.
+    order.sort_by_key(|cpu| Reverse(pins.room(cpu)));
     order
 }
 
-fn topology(cpus: &[Cpu]) -> String {
+fn may_run(cpu: &Cpu, used: &CpuUse) -> bool {
+    used.containers.as_ref().is_none_or(|containers| containers.contains(&cpu.id))
+}
+
+fn topology(cpus: &[Cpu], used: &CpuUse) -> String {
     let mut by_node: BTreeMap<NumaNode, Vec<u32>> = BTreeMap::new();
     for cpu in cpus {
         by_node.entry(cpu.node).or_default().push(cpu.id);
@@ -99,59 +136,13 @@ fn topology(cpus: &[Cpu]) -> String {
         let ids = CoreList::of(ids)?;
         Some(format!("{node} has CPUs {ids}"))
     });
-    nodes.collect::<Vec<_>>().join(", ")
+    let confined = used.containers.as_ref().and_then(|cpus| {
+        let cpus = CoreList::of(cpus.iter().copied().collect())?;
+        Some(format!("containers may use CPUs {cpus}"))
+    });
+    nodes.chain(confined).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `nodes` nodes with `cores` cores of two threads each; threads are numbered as Linux does on x86:
-    /// first one of each core, then the others.
-    fn machine(nodes: u32, cores: u32) -> Vec<Cpu> {
-        let all = nodes * cores;
-        let cpu = |id: u32| {
-            let core = id % all;
-            let siblings = vec![core, core + all];
-            let node = NumaNode(core / cores);
-            Cpu { id, node, core, package: core / cores, siblings, isolated: false }
-        };
-        (0..all * 2).map(cpu).collect()
-    }
-
-    fn chosen(count: u32, cpus: &[Cpu]) -> Vec<u32> {
-        choose(&CoreWish::Count(count), cpus).unwrap().cores.as_slice().to_vec()
-    }
-
-    #[test]
-    fn distinct_cores_of_one_node_come_first_and_second_threads_last() {
-        let cpus = machine(2, 4);
-        let chose = choose(&CoreWish::Count(2), &cpus).unwrap();
-        assert_eq!((chose.cores.as_slice(), &chose.nodes[..]), (&[14, 15][..], &[NumaNode(1)][..]));
-        assert_eq!(chosen(4, &cpus), [12, 13, 14, 15]);
-        assert_eq!(chosen(5, &cpus), [7, 12, 13, 14, 15], "a second thread when cores are out");
-        let fault = choose(&CoreWish::Count(9), &cpus).unwrap_err();
-        assert_eq!(fault.code, "cores-impossible");
-        assert!(fault.text.contains("node1 has CPUs 4,5,6,7,12,13,14,15"), "{fault}");
-    }
-
-    #[test]
-    fn cpu_0_and_isolated_ones_are_left_alone() {
-        let mut cpus = machine(1, 2);
-        assert_eq!(chosen(2, &cpus), [2, 3]);
-        cpus[3].isolated = true;
-        assert_eq!(chosen(2, &cpus), [1, 2]);
-        assert!(choose(&CoreWish::Count(3), &cpus).is_err());
-        assert_eq!(chosen(1, &cpus[..1]), [0], "there is no other");
-    }
-
-    #[test]
-    fn a_list_is_honoured_and_one_that_cannot_be_is_refused_with_the_topology() {
-        let cpus = machine(2, 2);
-        let wish = |text: &str| CoreWish::These(text.parse().unwrap());
-        let chose = choose(&wish("[0,6]"), &cpus).unwrap();
-        assert_eq!((chose.cores.as_slice(), chose.nodes.len()), (&[0, 6][..], 2));
-        let fault = choose(&wish("[1,8]"), &cpus).unwrap_err();
-        assert!(fault.text.contains("core 8") && fault.text.contains("node0 has"), "{fault}");
-    }
-}
+#[path = "cores_tests.rs"]
+mod tests;

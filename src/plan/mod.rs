@@ -8,4 +8,5 @@ pub mod cores;
 pub mod engine;
 pub mod hugepages;
 pub mod mounts;
+mod pins;
 pub mod target;

@@ -57,6 +57,7 @@ pub fn ensure(
     // The old one goes when the new one can come: an image that cannot be had changes nothing.
     let mut new = TargetPlan::default();
     new.bring_up(spec, seen, policy)?;
+    plan.findings.append(&mut new.findings);
     let loads = |step: &Step| matches!(step, Step::LoadImage { .. });
     let (load, start): (Vec<Step>, Vec<Step>) = new.steps.into_iter().partition(loads);
     plan.steps.extend(load);
@@ -167,7 +168,7 @@ impl TargetPlan {
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {
-        let chosen = cores::choose(&spec.cores, &seen.cpus)?;
+        let chosen = cores::choose(&spec.cores, &seen.cpus, &seen.cpu_use)?;
         let image = image(spec, seen)?;
         if let Some(obstacle) = &seen.socket_obstacle {
             let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
@@ -185,6 +186,7 @@ impl TargetPlan {
             control: spec.control_sock.as_str().to_string(),
         });
         let container = container(spec, image, &chosen, seen, policy)?;
+        self.findings.extend(chosen.findings);
         self.steps.push(Step::CreateContainer(Box::new(container)));
         self.steps.push(Step::StartContainer { name: spec.name.to_string() });
         self.steps.push(wait(spec, spec.name.as_str(), policy));

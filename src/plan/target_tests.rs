@@ -1,7 +1,7 @@
 //! Every situation that a target can be found in.
 
 use super::*;
-use crate::model::cpu::Cpu;
+use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::target::CoreWish;
 use crate::model::units::NumaNode;
 
@@ -203,4 +203,24 @@ fn somebody_elses_container_is_watched_and_never_removed_unasked() {
         0,
         "none is there"
     );
+}
+
+#[test]
+fn cores_that_a_virtual_machine_is_pinned_to_are_told_when_they_are_taken_and_not_before() {
+    let holder = Holder {
+        kind: HolderKind::Machine,
+        name: "web-1".into(),
+        allowed: [vec![1]].into_iter().collect(),
+    };
+    let cpu_use = CpuUse { containers: None, holders: vec![holder] };
+    let shared = |seen: TargetSeen| TargetSeen { cpu_use: cpu_use.clone(), ..seen };
+    let codes = |wish, seen| {
+        let plan = ensured(&spec(), wish, &shared(seen)).unwrap();
+        plan.findings.iter().map(|finding| finding.code.to_string()).collect::<Vec<_>>()
+    };
+    let other = TargetSpec { memory_mib: 1024, ..spec() };
+    let drifted = with_container(Some(&other), true, true);
+    assert_eq!(codes(LEAVE, seen()), ["cores-shared-with-vms"]);
+    assert_eq!(codes(RECREATE, drifted.clone()), ["cores-shared-with-vms"]);
+    assert_eq!(codes(LEAVE, drifted), ["target-drift"], "nothing is taken");
 }

@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep};
 use super::blocking;
 pub use crate::docker::Containers;
 use crate::docker::EngineError;
-use crate::host::{Root, cpus, mounts, own_image, process, socket_place};
-use crate::model::cpu::Cpu;
+use crate::host::{Root, cpus, cpuset, holders, mounts, own_image, process, socket_place};
+use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::deep::PROBE_PREFIX;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
@@ -75,7 +75,9 @@ impl<C: Containers> TargetObserver<C> {
         // Its guests are where it runs now, which may be elsewhere than it is wanted.
         let made_for = running.and_then(ContainerSeen::made_for);
         let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
-        let (version, silence, sessions) = self.ask(&control).await;
+        let own = running.and_then(|container| container.pid);
+        let ((version, silence, sessions), cpu_use) =
+            tokio::join!(self.ask(&control), self.cpu_use(own));
         let sessions = if running.is_some() { sessions } else { 0 };
         Ok(TargetSeen {
             container,
@@ -87,6 +89,7 @@ impl<C: Containers> TargetObserver<C> {
             has_client_conf: files.has_client_conf,
             huge_dir: files.huge_dir,
             cpus: files.cpus,
+            cpu_use: cpu_use?,
             socket_obstacle: files.socket_obstacle,
         })
     }
@@ -120,6 +123,17 @@ impl<C: Containers> TargetObserver<C> {
             }
             (Err(error), _) => (None, chain(&error), 0),
         }
+    }
+
+    /// Who uses the CPUs but the target itself, whose process is `own`: it gives its own back before it
+    /// is made again.
+    async fn cpu_use(&self, own: Option<u32>) -> Result<CpuUse, Fault> {
+        let root = self.root.clone();
+        let look = move || CpuUse {
+            containers: cpuset::of_containers(&root),
+            holders: holders::holders(&root, own),
+        };
+        blocking(look).await
     }
 
     async fn files(&self, spec: &TargetSpec) -> Result<Files, Fault> {
@@ -224,5 +238,31 @@ mod tests {
         let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
         let seen = observer.look(&spec("/new")).await.unwrap();
         assert_eq!((seen.sessions, seen.serves()), (1, true), "{seen:?}");
+    }
+
+    #[tokio::test]
+    #[allow(clippy::disallowed_methods)] // the test puts files in place
+    async fn virtual_machines_and_the_bound_of_containers_are_seen_and_the_target_itself_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        crate::host::spawn_fake::put_cpu(&root);
+        let put = |path: &str, text: &str| {
+            let path = root.path(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        put("/sys/fs/cgroup/cpuset.cpus.effective", "0-3\n");
+        for (pid, comm) in [(1, "reactor_0"), (7, "qemu-system-x86")] {
+            put(&format!("/proc/{pid}/comm"), comm);
+            put(&format!("/proc/{pid}/task/{pid}/status"), "Cpus_allowed_list:\t2\n");
+        }
+        let label = serde_json::to_string(&spec("/sockets")).unwrap();
+        let containers = FakeContainers::with_one(&[(SPEC_LABEL, &label)]);
+        let policy = TargetPolicy::example();
+        let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
+        let seen = observer.look(&spec("/sockets")).await.unwrap().cpu_use;
+        assert_eq!(seen.containers, Some((0..4).collect()));
+        let names: Vec<&str> = seen.holders.iter().map(|holder| holder.name.as_str()).collect();
+        assert_eq!(names, ["qemu-system-x86 (pid 7)"]);
     }
 }

@@ -1,0 +1,108 @@
+//! Which CPUs others are held to: virtual machines that are pinned, and targets.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::cpu::{CoreList, Cpu, Holder, HolderKind};
+use crate::model::fault::Finding;
+use crate::model::units::NumaNode;
+
+/// Names that a finding has at most.
+const MOST_NAMES: usize = 5;
+
+/// Who is held to which CPU.
+#[derive(Debug, Default)]
+pub(super) struct Pins<'a>(BTreeMap<u32, Vec<Pin<'a>>>);
+
+#[derive(Debug)]
+struct Pin<'a> {
+    holder: &'a Holder,
+    room: usize,
+}
+
+impl<'a> Pins<'a> {
+    /// The pins of `holders` on a machine with these CPUs.
+    pub(super) fn of(cpus: &[Cpu], holders: &'a [Holder]) -> Pins<'a> {
+        let mut nodes: BTreeMap<NumaNode, BTreeSet<u32>> = BTreeMap::new();
+        for cpu in cpus {
+            nodes.entry(cpu.node).or_default().insert(cpu.id);
+        }
+        let online = |cpu: &u32| nodes.values().any(|node| node.contains(cpu));
+        let mut pins = Pins::default();
+        for holder in holders {
+            for list in &holder.allowed {
+                // A mask may keep CPUs that are offline.
+                let allowed: BTreeSet<u32> = list.iter().copied().filter(online).collect();
+                // What may run on a whole node is bound to a place (numad, a slice's cpuset) and not
+                // pinned: the scheduler moves it away from a CPU that a target has.
+                if !nodes.values().any(|node| node.is_subset(&allowed)) {
+                    pins.add(holder, &allowed);
+                }
+            }
+        }
+        pins
+    }
+
+    fn add(&mut self, holder: &'a Holder, allowed: &BTreeSet<u32>) {
+        // A reactor leaves nothing to others, however many CPUs it could move to.
+        let room = match holder.kind {
+            HolderKind::Target => 0,
+            HolderKind::Machine => allowed.len(),
+        };
+        for cpu in allowed {
+            self.0.entry(*cpu).or_default().push(Pin { holder, room });
+        }
+    }
+
+    /// On how many CPUs the one can run that is held closest to this CPU's core: the more, the less it
+    /// is harmed. `usize::MAX` where nobody is. A CPU that spins takes half of its siblings' power too.
+    pub(super) fn room(&self, cpu: &Cpu) -> usize {
+        self.beside(cpu).map(|pin| pin.room).min().unwrap_or(usize::MAX)
+    }
+
+    fn beside(&self, cpu: &Cpu) -> impl Iterator<Item = &Pin<'a>> {
+        let others = cpu.siblings.iter().filter(|sibling| **sibling != cpu.id);
+        std::iter::once(&cpu.id).chain(others).filter_map(|id| self.0.get(id)).flatten()
+    }
+
+    /// Who shares these CPUs or their cores, one finding for each kind.
+    pub(super) fn findings(&self, chosen: &[&Cpu]) -> Vec<Finding> {
+        let finding = |kind| {
+            let mut names = BTreeSet::new();
+            let mut shared = Vec::new();
+            for cpu in chosen {
+                for pin in self.beside(cpu).filter(|pin| pin.holder.kind == kind) {
+                    names.insert(pin.holder.name.as_str());
+                    shared.push(cpu.id);
+                }
+            }
+            Some(told(kind, &CoreList::of(shared)?, &names))
+        };
+        [HolderKind::Machine, HolderKind::Target].into_iter().filter_map(finding).collect()
+    }
+}
+
+fn told(kind: HolderKind, shared: &CoreList, names: &BTreeSet<&str>) -> Finding {
+    let mut listed: Vec<String> =
+        names.iter().take(MOST_NAMES).map(|name| (*name).to_string()).collect();
+    if names.len() > MOST_NAMES {
+        listed.push(format!("{} more", names.len() - MOST_NAMES));
+    }
+    let listed = listed.join(", ");
+    match kind {
+        HolderKind::Machine => Finding::new(
+            "cores-shared-with-vms",
+            format!(
+                "virtual machines are pinned to CPUs {shared} or to other threads of their cores: \
+                 {listed}. The target spins there and slows them: give it other CPUs (cores), or \
+                 pin them elsewhere"
+            ),
+        ),
+        HolderKind::Target => Finding::new(
+            "cores-shared-with-targets",
+            format!(
+                "other targets have CPUs {shared} or other threads of their cores: {listed}. Both \
+                 spin there and slow each other: give this one other CPUs (cores), or fewer"
+            ),
+        ),
+    }
+}
