@@ -210,6 +210,10 @@ impl TellsHealth for Healths {
         Box::pin(self.0.health(name, control))
     }
 
+    fn watch(&self, name: &TargetName, control: &CleanPath) {
+        self.0.watch(name, control);
+    }
+
     fn look_again<'a>(
         &'a self,
         name: &'a TargetName,

@@ -169,7 +169,7 @@ impl Store {
         else {
             return Ok(());
         };
-        fs::DirBuilder::new().mode(0o700).create(folder)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         match durability {
             Durability::Disk => File::open(root)?.sync_all(),
             Durability::Boot => Ok(()),

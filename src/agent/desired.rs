@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::observe::blocking;
 use crate::model::fault::Fault;
-use crate::model::target::{Desired, TargetName, TargetSpec};
+use crate::model::target::{Desired, TargetName, TargetSpec, Work};
 use crate::store::{Durability, Store};
 
 /// The folder of the files.
@@ -71,11 +71,16 @@ impl DesiredTargets {
     }
 
     /// One that is worked on until the returned value is dropped.
-    pub fn at_work(&self, name: &TargetName) -> AtWork<'_> {
+    pub fn at_work(&self, name: &TargetName, work: Work) -> AtWork<'_> {
         self.told.send_modify(|desired| {
-            desired.at_work.insert(name.clone());
+            desired.at_work.insert(name.clone(), work);
         });
         AtWork { of: self, name: name.clone() }
+    }
+
+    /// The target as it is wanted now.
+    pub fn get(&self, name: &TargetName) -> Option<TargetSpec> {
+        self.told.borrow().targets.get(name).cloned()
     }
 
     /// Writes down that a target is wanted like this.
@@ -165,7 +170,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let desired = open(&dir);
         let told = desired.watch();
-        let work = desired.at_work(&"a".parse().unwrap());
+        let work = desired.at_work(&"a".parse().unwrap(), Work::BringUp);
         assert_eq!(told.borrow().at_work.len(), 1);
         drop(work);
         assert!(told.borrow().at_work.is_empty());

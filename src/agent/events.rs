@@ -24,10 +24,12 @@ struct Hub {
     told: broadcast::Sender<Event>,
 }
 
+/// The last events of each kind: what long work prints must not push out how targets stand.
 #[derive(Debug, Default)]
 struct Kept {
     last: u64,
-    events: VecDeque<Event>,
+    targets: VecDeque<Event>,
+    work: VecDeque<Event>,
 }
 
 impl Default for Events {
@@ -46,10 +48,14 @@ impl Events {
         kept.last += 1;
         let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
         let event = Event { id: EventId { run: self.0.run, number: kept.last }, at, what };
-        if kept.events.len() >= KEPT {
-            kept.events.pop_front();
+        let of_kind = match &event.what {
+            What::Target(_) => &mut kept.targets,
+            What::Work(_) => &mut kept.work,
+        };
+        if of_kind.len() >= KEPT {
+            of_kind.pop_front();
         }
-        kept.events.push_back(event.clone());
+        of_kind.push_back(event.clone());
         // Under the lock: who follows gets each event once, and in order.
         let _ = self.0.told.send(event);
     }
@@ -61,7 +67,10 @@ impl Events {
         let missed = |after: EventId| {
             let known =
                 |event: &&Event| event.id.run != after.run || event.id.number > after.number;
-            kept.events.iter().filter(known).cloned().collect()
+            let mut missed: Vec<Event> =
+                kept.targets.iter().chain(&kept.work).filter(known).cloned().collect();
+            missed.sort_unstable_by_key(|event| event.id.number);
+            missed
         };
         (after.map(missed).unwrap_or_default(), self.0.told.subscribe())
     }

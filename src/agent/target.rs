@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,7 +24,7 @@ use crate::model::fault::Fault;
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::{PartReport, PrepareReport, Step, StepOutcome, StepReport};
 use crate::model::target::{
-    CleanPath, EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec,
+    CleanPath, EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec, Work,
 };
 use crate::plan::target::{self, TargetPlan};
 
@@ -33,7 +33,7 @@ const QUEUE: usize = 32;
 /// Targets of one node.
 const MOST_TARGETS: usize = 64;
 /// Rounds of plan and apply before it is said that they do not lead anywhere.
-const MOST_ROUNDS: usize = 3;
+const MOST_ROUNDS: usize = 5;
 
 /// What is wanted of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +73,9 @@ pub trait TellsHealth: Send + Sync {
         control: &'a CleanPath,
     ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>>;
 
+    /// From now on it is known how it stands.
+    fn watch(&self, name: &TargetName, control: &CleanPath);
+
     /// The same by a look that begins now: something was changed.
     fn look_again<'a>(
         &'a self,
@@ -84,6 +87,8 @@ pub trait TellsHealth: Send + Sync {
 struct Order {
     wish: TargetWish,
     dry_run: bool,
+    /// Whether it is only carried out when it is still what is wanted.
+    as_desired: bool,
     reply: oneshot::Sender<PrepareReport>,
     /// Shows that its owner is needed until it is done.
     _work: Arc<()>,
@@ -129,15 +134,34 @@ impl Targets {
         wish: TargetWish,
         dry_run: bool,
     ) -> Result<PrepareReport, Fault> {
+        self.order(wish, dry_run, false).await
+    }
+
+    /// Brings up a target that is wanted like that, unless it is not any more when its turn comes.
+    ///
+    /// # Errors
+    /// As [`Targets::bring_about`].
+    pub async fn bring_back(&self, spec: TargetSpec) -> Result<PrepareReport, Fault> {
+        self.order(TargetWish::Ensure(spec, EnsureWish::default()), false, true).await
+    }
+
+    async fn order(
+        &self,
+        wish: TargetWish,
+        dry_run: bool,
+        as_desired: bool,
+    ) -> Result<PrepareReport, Fault> {
         let (owner, work) = self.owner(&wish.spec().name)?;
         let (reply, answer) = oneshot::channel();
-        owner.try_send(Order { wish, dry_run, reply, _work: work }).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Fault::new(
-                "target-busy",
-                format!("{QUEUE} requests for this target wait already: call again later"),
-            ),
-            mpsc::error::TrySendError::Closed(_) => owner_gone(),
-        })?;
+        owner.try_send(Order { wish, dry_run, as_desired, reply, _work: work }).map_err(
+            |e| match e {
+                mpsc::error::TrySendError::Full(_) => Fault::new(
+                    "target-busy",
+                    format!("{QUEUE} requests for this target wait already: call again later"),
+                ),
+                mpsc::error::TrySendError::Closed(_) => owner_gone(),
+            },
+        )?;
         answer.await.map_err(|_| owner_gone())
     }
 
@@ -178,7 +202,13 @@ async fn run<C: Containers>(owner: Owner<C>, mut queue: mpsc::Receiver<Order>, m
             order = queue.recv() => order,
             () = beat.due() => continue,
         };
-        let Some(Order { wish, dry_run, reply, _work }) = order else { return beat.retire() };
+        let Some(Order { wish, dry_run, as_desired, reply, _work }) = order else {
+            return beat.retire();
+        };
+        if as_desired && owner.desired.get(&wish.spec().name).as_ref() != Some(wish.spec()) {
+            let _ = reply.send(PrepareReport::of(false, PartReport::default(), Duration::ZERO));
+            continue;
+        }
         let work = owner.bring_about(&wish, dry_run);
         tokio::pin!(work);
         let report = loop {
@@ -204,16 +234,26 @@ impl<C: Containers> Owner<C> {
         PrepareReport::of(dry_run, report, began.elapsed())
     }
 
-    /// Brings it about; who asks for the target's health afterwards hears of what was done.
+    /// Brings it about, watched from the beginning; who asks for the target's health afterwards hears of
+    /// what was done.
     async fn change(&self, wish: &TargetWish, report: &mut PartReport) -> Result<(), Fault> {
         let TargetSpec { name, control_sock, .. } = wish.spec();
-        let work = self.desired.at_work(name);
+        let work = match wish {
+            TargetWish::Ensure(..) => Work::BringUp,
+            TargetWish::Destroy { .. } => Work::TakeAway,
+        };
+        let control = |otherwise: &CleanPath| {
+            self.desired.get(name).map_or(otherwise.clone(), |spec| spec.control_sock)
+        };
+        let before = control(control_sock);
+        self.health.watch(name, &before);
+        let work = self.desired.at_work(name, work);
         let mut done = self.converge(wish, false, report).await;
         if let (TargetWish::Destroy { .. }, Ok(())) = (wish, &done) {
             done = self.desired.forget(name).await;
         }
+        self.health.look_again(name, &control(&before)).await;
         drop(work);
-        self.health.look_again(name, control_sock).await;
         done
     }
 
@@ -227,23 +267,31 @@ impl<C: Containers> Owner<C> {
         for _ in 0..MOST_ROUNDS {
             let seen = self.observer.look(wish.spec()).await?;
             let plan = wish.plan(&seen, &self.policy)?;
-            report.findings = plan.findings;
+            report.findings.clone_from(&plan.findings);
             if dry_run {
                 report.steps.extend(plan.steps.iter().map(StepReport::planned));
                 return Ok(());
             }
             if let TargetWish::Ensure(spec, _) = &wish {
-                // It can be: from here on it is wanted, whatever becomes of this agent.
-                self.desired.want(spec).await?;
+                // It can be: from here on it is wanted, whatever becomes of this agent. What is left as it
+                // is stays wanted as it is.
+                let left = plan.is_left().then(|| seen.made_for()).flatten();
+                self.desired.want(left.as_ref().unwrap_or(spec)).await?;
             }
             if plan.steps.is_empty() {
                 return Ok(());
             }
-            if let Err(fault) = self.apply_all(&plan.steps, &seen, report).await {
+            // Guests may come while an image does: who is connected is counted anew afterwards.
+            let loads = matches!(plan.steps.as_slice(), [Step::LoadImage { .. }, _, ..]);
+            let steps = if loads { plan.steps.get(..1).unwrap_or_default() } else { &plan.steps };
+            if let Err(fault) = self.apply_all(steps, &seen, report).await {
                 if self.fell_meanwhile(wish.spec(), &plan.steps).await {
                     continue;
                 }
                 return Err(fault);
+            }
+            if loads {
+                continue;
             }
             // What was to be replaced is; the next look only makes sure.
             if let TargetWish::Ensure(_, wish) = &mut wish {
@@ -332,6 +380,8 @@ mod tests {
             };
             Box::pin(std::future::ready(health))
         }
+
+        fn watch(&self, _: &TargetName, _: &CleanPath) {}
 
         fn look_again<'a>(
             &'a self,

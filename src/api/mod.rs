@@ -29,8 +29,9 @@ use crate::agent::proof::ProvesIo;
 use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
+use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
-use crate::model::target::Desired;
+use crate::model::target::{CleanPath, Desired, TargetName};
 
 /// What the agent is about to do, as readiness tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,18 @@ pub struct Api {
     pub body: body::Limits,
     /// Whether calls are taken.
     pub phase: watch::Receiver<Phase>,
+}
+
+impl Api {
+    /// The control socket of a target: as it is wanted, else the usual one.
+    ///
+    /// # Errors
+    /// When the settings name one that cannot be.
+    pub fn control_of(&self, name: &TargetName) -> Result<CleanPath, Fault> {
+        let wanted = self.desired.borrow().targets.get(name).map(|spec| spec.control_sock.clone());
+        let defaults = &self.target_defaults;
+        wanted.map_or_else(|| defaults.control_sock(&defaults.socket_dir), Ok)
+    }
 }
 
 /// What a call means that does not say.

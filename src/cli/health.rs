@@ -8,6 +8,7 @@ use super::reach::{ANSWER, Owner, Place};
 use super::render::{print_health, print_proven};
 use super::{Output, exit};
 use crate::config::Settings;
+use crate::daemon::Core;
 use crate::model::deep::ProvenHealth;
 use crate::model::target::{CleanPath, TargetHealth, TargetName, TargetState};
 
@@ -26,21 +27,20 @@ pub(super) struct Which {
 }
 
 pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8> {
-    let defaults = place.settings.target_defaults();
-    let control = match which.control_sock {
-        Some(path) => path,
-        None => defaults.control_sock(&defaults.socket_dir)?,
-    };
     let owner = place.looker().await?;
+    let control = which.control_sock.as_ref();
     if which.deep {
-        let health = proven(&owner, &place.settings, &which.name, &control).await?;
+        let health = proven(&owner, &place.settings, &which.name, control).await?;
         print_proven(&health, output)?;
         return Ok(if health.is_good() { exit::HOLDS } else { exit::FAILED });
     }
     let health: TargetHealth = match owner {
-        Owner::Here(core, _lock) => core.health.health(&which.name, &control).await,
+        Owner::Here(core, _lock) => {
+            let control = usual(&core, &place.settings, &which.name, control)?;
+            core.health.health(&which.name, &control).await
+        }
         Owner::There(remote) => {
-            let path = route(&which.name, &control);
+            let path = route(&which.name, control, false);
             remote.call(Method::GET, &path, None::<&()>, ANSWER).await?
         }
     };
@@ -48,8 +48,24 @@ pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8
     Ok(if health.state == TargetState::Serving { exit::HOLDS } else { exit::FAILED })
 }
 
-fn route(name: &TargetName, control: &CleanPath) -> String {
-    format!("/v1/targets/{name}/health?controlSock={}", control.as_str())
+/// The control socket: as it was given, as the target is wanted, or as the settings have it.
+fn usual(
+    core: &Core,
+    settings: &Settings,
+    name: &TargetName,
+    given: Option<&CleanPath>,
+) -> Result<CleanPath> {
+    let wanted = || core.desired.get(name).map(|spec| spec.control_sock);
+    let defaults = settings.target_defaults();
+    match given.cloned().or_else(wanted) {
+        Some(control) => Ok(control),
+        None => Ok(defaults.control_sock(&defaults.socket_dir)?),
+    }
+}
+
+fn route(name: &TargetName, control: Option<&CleanPath>, deep: bool) -> String {
+    let control = control.map_or(String::new(), |path| format!("&controlSock={}", path.as_str()));
+    format!("/v1/targets/{name}/health?deep={deep}{control}")
 }
 
 /// How a target stands, with the I/O through it.
@@ -57,16 +73,17 @@ pub(super) async fn proven(
     owner: &Owner,
     settings: &Settings,
     name: &TargetName,
-    control: &CleanPath,
+    control: Option<&CleanPath>,
 ) -> Result<ProvenHealth> {
     match owner {
         Owner::Here(core, _lock) => {
-            let health = core.health.health(name, control);
-            let (health, deep) = tokio::join!(health, core.proof.prove(control));
+            let control = usual(core, settings, name, control)?;
+            let health = core.health.health(name, &control);
+            let (health, deep) = tokio::join!(health, core.proof.prove(&control));
             Ok(ProvenHealth::of(health, deep))
         }
         Owner::There(remote) => {
-            let path = format!("{}&deep=true", route(name, control));
+            let path = route(name, control, true);
             let within = ANSWER + settings.health.deep_timeout.0;
             remote.call(Method::GET, &path, None::<&()>, within).await
         }

@@ -81,7 +81,8 @@ impl Up {
         if dry_run {
             return Ok(exit::of(deploy));
         }
-        let health = proven(&self.owner, &self.settings, &spec.name, &spec.control_sock).await?;
+        let health =
+            proven(&self.owner, &self.settings, &spec.name, Some(&spec.control_sock)).await?;
         self.show(&Part::Health(&health))?;
         let is_good = health.is_good();
         self.done.health = Some(health);

@@ -488,7 +488,9 @@ impl Settings {
             ("pools.floor_mib", format!("{} MiB is no machine's memory", self.pools.floor_mib))
         });
         let whole = count.or(span).or(path).or(percent).or(floor);
-        let whole = whole.or_else(|| self.log.problem()).or_else(|| self.target.problem());
+        let whole = whole
+            .or_else(|| self.log.problem())
+            .or_else(|| self.target.problem().or_else(|| self.health.problem()));
         whole.or_else(|| registry::problem(&self.registry))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::settings::{Mode, Span};
@@ -138,6 +140,21 @@ impl Default for Health {
             interval: Span::from_millis(500),
             deep_timeout: Span::from_secs(5),
         }
+    }
+}
+
+impl Health {
+    /// What is wrong with it, as the key and the reason.
+    pub(super) fn problem(&self) -> Option<(&'static str, String)> {
+        const LEAST: Duration = Duration::from_millis(10);
+        const MOST: Duration = Duration::from_secs(60);
+        let interval = self.interval.0;
+        if !(LEAST..=MOST).contains(&interval) {
+            let text = format!("{interval:?} is not between {LEAST:?} and {MOST:?}");
+            return Some(("health.interval", text));
+        }
+        (self.max_age.0 > MOST)
+            .then(|| ("health.max_age", format!("{:?} is more than {MOST:?}", self.max_age.0)))
     }
 }
 

@@ -11,7 +11,7 @@
 //! That a process has ended is certain, and judged at once. That a probe was not answered is not: a busy
 //! target may answer the next one, so it takes [`MISSES`] in a row to turn one that serves.
 
-use crate::model::target::TargetState;
+use crate::model::target::{TargetState, Work};
 
 /// Unanswered probes in a row after which a target that served does no more. With two probes on their way
 /// within the age that an answer may have, that is within this age and a probe's deadline.
@@ -38,8 +38,8 @@ pub enum Process {
 pub struct Aim {
     /// Whether it is to be there.
     pub wanted: bool,
-    /// Whether its owner is at work on it.
-    pub at_work: bool,
+    /// What its owner does with it, when it is at work.
+    pub at_work: Option<Work>,
 }
 
 /// What the probes of one process came to.
@@ -86,14 +86,6 @@ pub fn judge(process: &Process, record: &Record, aim: Aim) -> (TargetState, Stri
     let told = |state, text: &str| (state, text.to_string());
     match (process, record.version()) {
         (Process::Lives { .. }, Some(version)) => (Serving, format!("{version} answers")),
-        (Process::NoContainer | Process::Ended(_), _) if aim.at_work && aim.wanted => {
-            told(Starting, "it is being brought up")
-        }
-        (Process::NoContainer, _) if aim.wanted => {
-            told(Failed, "it is wanted, and there is no container of that name")
-        }
-        (Process::NoContainer, _) => told(Absent, "there is no container of that name"),
-        (Process::Ended(how), _) => (Failed, how.clone()),
         (Process::Lives { .. }, None) if record.is_empty() => {
             told(Starting, "its process lives, and has not been asked yet")
         }
@@ -104,8 +96,20 @@ pub fn judge(process: &Process, record: &Record, aim: Aim) -> (TargetState, Stri
         (Process::Unknown(why), Some(_)) => {
             (Degraded, format!("the control socket answers, but whose it is cannot be told: {why}"))
         }
+        (_, _) if aim.at_work == Some(Work::BringUp) => told(Starting, "it is being brought up"),
+        (_, _) if aim.at_work == Some(Work::TakeAway) => told(Absent, "it is being taken away"),
+        (Process::NoContainer, _) if aim.wanted => {
+            told(Failed, "it is wanted, and there is no container of that name")
+        }
+        (Process::NoContainer, _) => told(Absent, "there is no container of that name"),
+        (Process::Ended(how), _) => (Failed, how.clone()),
         (Process::Unknown(why), None) => {
-            (Failed, format!("{}; and the engine cannot be asked: {why}", record.silence))
+            let state = if aim.wanted { Failed } else { Absent };
+            let silence = match record.silence.is_empty() {
+                true => String::new(),
+                false => format!("{}; and ", record.silence),
+            };
+            (state, format!("{silence}the engine cannot be asked: {why}"))
         }
     }
 }
@@ -117,7 +121,7 @@ mod tests {
 
     const OLD: Process = Process::Lives { young: false };
     const YOUNG: Process = Process::Lives { young: true };
-    const WANTED: Aim = Aim { wanted: true, at_work: false };
+    const WANTED: Aim = Aim { wanted: true, at_work: None };
 
     /// What a process with these probes is: `+` answered, `-` not.
     fn record(probes: &str) -> Record {
@@ -170,11 +174,16 @@ mod tests {
 
     #[test]
     fn not_wanted_is_not_unhealthy() {
-        let is =
-            |wanted, at_work| judge(&Process::NoContainer, &record(""), Aim { wanted, at_work });
-        assert_eq!(is(false, false).0, Absent);
-        assert_eq!(is(true, false).0, Failed);
-        assert_eq!(is(true, true).0, Starting);
-        assert_eq!(is(false, true).0, Absent, "it is being taken away");
+        let is = |process: &Process, wanted, at_work| {
+            judge(process, &record(""), Aim { wanted, at_work }).0
+        };
+        let away = Process::Unknown("nobody listens".to_string());
+        for process in [&Process::NoContainer, &away] {
+            assert_eq!(is(process, false, None), Absent);
+            assert_eq!(is(process, true, None), Failed);
+            assert_eq!(is(process, true, Some(Work::BringUp)), Starting);
+            assert_eq!(is(process, false, Some(Work::BringUp)), Starting);
+            assert_eq!(is(process, true, Some(Work::TakeAway)), Absent);
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::*;
 use crate::docker::fake::FakeContainers;
 use crate::host::Root;
 use crate::model::policy::TargetPolicy;
-use crate::model::target::TargetSpec;
+use crate::model::target::{TargetSpec, Work};
 use crate::spdk::Sockets;
 
 /// How the played target is.
@@ -238,7 +238,8 @@ async fn a_target_at_work_is_starting_and_not_failed() {
     let scene = Scene::new(LONG);
     scene.follow_engine();
     scene.want();
-    scene.desired.send_modify(|desired| desired.at_work.extend([scene.name.clone()]));
+    let work = (scene.name.clone(), Work::BringUp);
+    scene.desired.send_modify(|desired| desired.at_work.extend([work]));
     scene.health().await;
     scene.engine.take_away();
     assert!(scene.becomes(TargetState::Starting).await.reason.contains("brought up"));

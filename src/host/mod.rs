@@ -155,6 +155,14 @@ pub enum HostError {
         /// Why.
         source: std::io::Error,
     },
+    /// A process could not be ended.
+    #[error("cannot send a signal to the process {pid}")]
+    Kill {
+        /// Its pid.
+        pid: u32,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A process could not be told something.
     #[error("cannot tell {program} (pid {pid}) to read its configuration again")]
     Signal {
@@ -187,6 +195,7 @@ impl From<HostError> for Fault {
             HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
             HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",
             HostError::NoPages { .. } => "no-free-hugepage",
+            HostError::Kill { .. } => "process-not-ended",
             HostError::Signal { .. } => "program-not-told",
         };
         Fault::new(code, chain(&error))

@@ -4,12 +4,14 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use procfs::{FromRead, Uptime};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::Root;
 use super::process::started;
+use super::{HostError, Root};
 
 /// One process for ever: its pid may be given to another, its start time with it not.
 #[derive(Debug)]
@@ -44,9 +46,35 @@ impl WatchedProcess {
         }
     }
 
-    /// Whether it still lives: one file of procfs.
+    /// Whether it still lives: asked of the descriptor, which no shortage can make lie; where there is
+    /// none, of procfs.
     pub fn lives(&self) -> bool {
-        started(&self.root, self.pid) == Some(self.started)
+        match &self.end {
+            Some(end) => {
+                let mut told = [PollFd::new(end.get_ref(), PollFlags::IN)];
+                poll(&mut told, Some(&Timespec::default())) == Ok(0)
+            }
+            None => started(&self.root, self.pid) == Some(self.started),
+        }
+    }
+
+    /// Sends it a signal; one that has ended needs none.
+    ///
+    /// # Errors
+    /// [`HostError::Kill`].
+    pub fn signal(&self, signal: Signal) -> Result<(), HostError> {
+        let sent = match &self.end {
+            Some(end) => pidfd_send_signal(end.get_ref(), signal),
+            None if self.lives() => match Pid::from_raw(i32::try_from(self.pid).unwrap_or(0)) {
+                Some(pid) => kill_process(pid, signal),
+                None => Ok(()),
+            },
+            None => Ok(()),
+        };
+        match sent {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => Err(HostError::Kill { pid: self.pid, source: e.into() }),
+        }
     }
 
     /// How long ago it was started; `None` when that cannot be told.
@@ -82,8 +110,9 @@ mod tests {
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let watched = WatchedProcess::of(&root, child.id()).unwrap();
         assert!(watched.lives() && watched.age().unwrap() < Duration::from_secs(60));
-        drop(child.stdin.take());
+        watched.signal(Signal::TERM).unwrap();
         watched.ended().await;
+        watched.signal(Signal::KILL).unwrap();
         assert!(!watched.lives());
         child.wait().unwrap();
         assert!(WatchedProcess::of(&root, child.id()).is_none());

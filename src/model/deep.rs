@@ -9,8 +9,8 @@ use super::target::{TargetHealth, TargetState};
 /// and a number. Who is connected to one is no virtual machine.
 pub const PROBE_PREFIX: &str = "vhost-agent-probe-";
 
-/// Codes of faults that say that nothing could be proven, and nothing of the target.
-const SAYS_NOTHING: [&str; 3] = ["deep-impossible", "no-free-hugepage", "stopping"];
+/// Codes of faults that say of the target that it does no I/O, and not only that it could not be proven.
+const BLAMES: [&str; 3] = ["deep-io-failed", "deep-data-differs", "deep-not-answering"];
 
 /// What came of writing to a disk of the agent's own and reading it back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,8 +69,8 @@ impl ProvenHealth {
     /// Both together. A target that answers and does no I/O is degraded; what could not be tried
     /// changes nothing.
     pub fn of(health: TargetHealth, deep: DeepHealth) -> ProvenHealth {
-        let blamed = |fault: &&Fault| !SAYS_NOTHING.contains(&fault.code.as_ref());
-        let fault = deep.error.as_ref().filter(blamed);
+        let blamed = |fault: &&Fault| BLAMES.contains(&fault.code.as_ref());
+        let fault = deep.error.as_ref().filter(|_| deep.io.is_none()).filter(blamed);
         let health = match fault {
             Some(fault) if health.state == TargetState::Serving => TargetHealth {
                 state: TargetState::Degraded,

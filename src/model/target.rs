@@ -1,6 +1,6 @@
 //! Targets: what is wanted of one, what is seen of it, and what is told of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -180,9 +180,10 @@ impl TargetSpec {
     /// What of it is wrong as a whole.
     ///
     /// # Errors
-    /// A control socket whose path no socket can have.
+    /// A control socket whose path no socket can have, and an image by a name that no image has.
     pub fn judge(self) -> Result<TargetSpec, Fault> {
         judge_socket(&self.control_sock)?;
+        self.image.as_deref().map_or(Ok(()), judge_image)?;
         Ok(self)
     }
 
@@ -224,11 +225,50 @@ impl TargetSpec {
     }
 }
 
-/// Whether a socket can lie there.
+/// Whether an image can have that name: what the engine's references are made of, and no more
+/// (github.com/distribution/reference), for it becomes part of a request's path.
+///
+/// # Errors
+/// When it cannot.
+pub fn judge_image(name: &str) -> Result<(), Fault> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@[]".contains(&b);
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'[');
+    let parts = name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    if first && parts && name.len() <= 255 && name.bytes().all(plain) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(120).collect();
+    Err(Fault::new(
+        "invalid-image",
+        format!("'{shown}' is no image's name, such as registry.example:5000/storage/vhost:1"),
+    ))
+}
+
+/// Whether it can be a control socket. Its name ends with `.sock`, which no volume's does: to a volume's
+/// socket nothing is ever connected.
+///
+/// # Errors
+/// When the path is longer than a socket's may be, or is not a control socket's.
+pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
+    judge_length(path)?;
+    if path.as_str().ends_with(".sock") {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "invalid-control-socket",
+        format!(
+            "{} is taken for no control socket, whose name ends with .sock: what else lies beside it \
+             are the sockets of volumes, and to those the agent never connects",
+            path.as_str()
+        ),
+    ))
+}
+
+/// Whether any socket can lie there.
 ///
 /// # Errors
 /// When the path is longer than a socket's may be.
-pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
+pub fn judge_length(path: &CleanPath) -> Result<(), Fault> {
     if path.as_str().len() <= SUN_PATH {
         return Ok(());
     }
@@ -272,8 +312,8 @@ pub struct TargetSeen {
     pub version: Option<String>,
     /// Why it did not, otherwise.
     pub silence: String,
-    /// Virtual machines that are connected.
-    pub sessions: usize,
+    /// Disks that virtual machines are connected to; `None` when that cannot be told.
+    pub sessions: Option<usize>,
     /// Whether the engine has its image.
     pub has_image: bool,
     /// The name of the built-in target's image.
@@ -291,6 +331,11 @@ pub struct TargetSeen {
 }
 
 impl TargetSeen {
+    /// The wish that its container was made for, when the agent made it.
+    pub fn made_for(&self) -> Option<TargetSpec> {
+        self.container.as_ref().and_then(ContainerSeen::made_for)
+    }
+
     /// Whether its process lives and its control socket answers.
     pub fn serves(&self) -> bool {
         self.version.is_some() && self.container.as_ref().is_some_and(|seen| seen.running)
@@ -374,8 +419,17 @@ pub struct ContainerSpec {
 pub struct Desired {
     /// Each as it was wanted last.
     pub targets: BTreeMap<TargetName, TargetSpec>,
-    /// Those whose owner is at work on them.
-    pub at_work: BTreeSet<TargetName>,
+    /// Those whose owner is at work on them, and at what.
+    pub at_work: BTreeMap<TargetName, Work>,
+}
+
+/// What an owner does with its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// It makes it run.
+    BringUp,
+    /// It takes it away.
+    TakeAway,
 }
 
 /// How a target stands.
@@ -454,8 +508,27 @@ mod tests {
 
     #[test]
     fn a_socket_path_fits_into_its_structure() {
-        let path = |length: usize| format!("/{}", "x".repeat(length - 1)).parse().unwrap();
+        let path = |length: usize| format!("/{}.sock", "x".repeat(length - 6)).parse().unwrap();
         assert!(judge_socket(&path(107)).is_ok());
         assert_eq!(judge_socket(&path(108)).unwrap_err().code, "socket-path-too-long");
+    }
+
+    #[test]
+    fn what_is_not_named_as_a_control_socket_may_be_a_volumes() {
+        let volume = "/var/tmp/vhost-sockets/zbs-vhost-0123".parse().unwrap();
+        assert_eq!(judge_socket(&volume).unwrap_err().code, "invalid-control-socket");
+    }
+
+    #[test]
+    fn an_images_name_leads_nowhere_else() {
+        for name in ["a", "a/b:1", "127.0.0.1:5000/a@sha256:00", "[::1]:5000/a", "A_b-c.d/e"] {
+            assert!(judge_image(name).is_ok(), "{name}");
+        }
+        let long = "x".repeat(256);
+        for name in
+            ["", "/a", "a//b", "../a", "a/../b", "a?b", "a#b", "a b", "-a", "ä", long.as_str()]
+        {
+            assert_eq!(judge_image(name).unwrap_err().code, "invalid-image", "{name}");
+        }
     }
 }

@@ -98,6 +98,12 @@ fn not_ours(spec: &TargetSpec) -> Fault {
 }
 
 impl TargetPlan {
+    /// Whether a target that differs from the wish is left as it is.
+    pub fn is_left(&self) -> bool {
+        let makes = |step: &Step| matches!(step, Step::CreateContainer(_));
+        !self.drift.is_empty() && !self.steps.iter().any(makes)
+    }
+
     /// A container that runs stays; one that does not serve yet is waited for.
     fn leave(
         &mut self,
@@ -142,13 +148,25 @@ impl TargetPlan {
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {
-        if seen.sessions > 0 && !force {
-            let text = format!(
-                "virtual machines use {} disks of {}: shut them down or move them away first, or \
-                 insist with force (their disks stop until the target is back)",
-                seen.sessions, spec.name
-            );
-            return Err(Fault::new("target-in-use", text));
+        match seen.sessions {
+            Some(0) => {}
+            _ if force => {}
+            Some(disks) => {
+                let text = format!(
+                    "virtual machines use {disks} disks of {}: shut them down or move them away first, \
+                     or insist with force (their disks stop until the target is back)",
+                    spec.name
+                );
+                return Err(Fault::new("target-in-use", text));
+            }
+            None => {
+                let text = format!(
+                    "{} runs, and does not tell whether virtual machines use its disks: wait until it \
+                     answers, or insist with force (their disks stop until the target is back)",
+                    spec.name
+                );
+                return Err(Fault::new("target-use-unknown", text));
+            }
         }
         if container.running {
             self.steps.push(Step::StopContainer {
@@ -251,7 +269,8 @@ fn container(
     binds.extend(seen.huge_dir.iter().map(|path| (path.clone(), false)));
     binds.extend(conf.map(|path| (path.as_str().to_string(), true)));
     binds.extend(policy.binds.iter().cloned());
-    let label = serde_json::to_string(spec)
+    // Who may ask the engine may not all know what gives access to the image.
+    let label = serde_json::to_string(&TargetSpec { image_url: None, ..spec.clone() })
         .map_err(|e| Fault::new("internal", format!("a wish cannot be written down: {e}")))?;
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
     Ok(ContainerSpec {

@@ -57,7 +57,7 @@ fn with_container(made_for: Option<&TargetSpec>, running: bool, serves: bool) ->
         error: String::new(),
     };
     let version = serves.then(|| "SPDK v24.01".to_string());
-    TargetSeen { container: Some(container), version, ..seen() }
+    TargetSeen { container: Some(container), version, sessions: Some(0), ..seen() }
 }
 
 fn ensured(spec: &TargetSpec, wish: EnsureWish, seen: &TargetSeen) -> Result<TargetPlan, Fault> {
@@ -168,7 +168,7 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
 #[test]
 fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
-    let used = TargetSeen { sessions: 2, ..with_container(Some(&other), true, true) };
+    let used = TargetSeen { sessions: Some(2), ..with_container(Some(&other), true, true) };
     assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, "target-in-use");
     let force = EnsureWish { recreate: true, force: true };
     assert_eq!(names(&ensured(&spec(), force, &used).unwrap())[0], "stopContainer");

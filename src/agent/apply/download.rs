@@ -193,7 +193,9 @@ impl Downloader {
                     let to = String::from_utf8_lossy(to.as_bytes());
                     url = answer::next(&url, &to).map_err(|why| {
                         let url = without_secrets(&url);
-                        DownloadError::Redirect { url, to: to.to_string(), why }
+                        // What gives access may stand in its query.
+                        let to = to.split('?').next().unwrap_or_default().to_string();
+                        DownloadError::Redirect { url, to, why }
                     })?;
                 }
             }

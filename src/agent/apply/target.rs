@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::observe::blocking;
 use super::super::observe::target::{Containers, engine_fault};
 use super::image::Images;
+use crate::host::pidfd::{Signal, WatchedProcess};
 use crate::host::{Root, leftovers};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
@@ -206,25 +207,50 @@ impl<C: Containers> TargetApplier<C> {
         )
     }
 
-    /// SIGTERM, a short grace, SIGKILL: a slow end strands the guests that reconnect meanwhile.
+    /// SIGTERM, a short grace, SIGKILL: a slow end strands the guests that reconnect meanwhile. By the
+    /// kernel alone, for an engine that stalls in between must not make it slow.
     async fn stop(&self, id: &str, grace: Duration) -> Result<String, Fault> {
-        for (signal, patience) in [("SIGTERM", grace), ("SIGKILL", KILL_TIME)] {
-            let killed = self.containers.kill(id, signal, self.policy.call_timeout).await;
-            let deadline = Instant::now() + patience;
-            loop {
-                let seen = self.containers.container(id, self.policy.call_timeout).await;
-                match seen.map_err(|e| engine_fault(&e))? {
-                    None => return Ok("gone".to_string()),
-                    Some(seen) if !seen.running => return Ok(seen.how_it_ended()),
-                    Some(_) if Instant::now() >= deadline => break,
-                    Some(_) => sleep(END_PAUSE).await,
+        let look = || async {
+            let seen = self.containers.container(id, self.policy.call_timeout).await;
+            seen.map_err(|e| engine_fault(&e))
+        };
+        let Some(seen) = look().await? else { return Ok("gone".to_string()) };
+        let process = seen.pid.filter(|_| seen.running);
+        if let Some(process) = process.and_then(|pid| WatchedProcess::of(&self.root, pid)) {
+            for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)] {
+                process.signal(signal)?;
+                if has_ended(&process, patience).await {
+                    break;
                 }
             }
-            // Refused only when it had ended, which was seen above.
-            killed.map_err(|e| engine_fault(&e))?;
+        }
+        // The engine hears of it a little later.
+        let deadline = Instant::now() + KILL_TIME;
+        while Instant::now() < deadline {
+            match look().await? {
+                None => return Ok("gone".to_string()),
+                Some(seen) if !seen.running => return Ok(seen.how_it_ended()),
+                Some(_) => sleep(END_PAUSE).await,
+            }
         }
         let text = format!("the container {id} still runs {KILL_TIME:?} after SIGKILL");
         Err(Fault::new("target-not-stopped", text))
+    }
+}
+
+/// Whether the process ends within that time.
+async fn has_ended(process: &WatchedProcess, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Told by the kernel; asked now and then where the kernel is too old to tell.
+        let _ = timeout(left.min(LOOK_PAUSE), process.ended()).await;
+        if !process.lives() {
+            return true;
+        }
+        if left.is_zero() {
+            return false;
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
 use crate::model::target::{CleanPath, ContainerSeen, TargetKind, TargetSeen, TargetSpec};
 use crate::model::units::PageSize;
-use crate::spdk::Sockets;
+use crate::spdk::{Sockets, SpdkError};
 
 /// How long the engine may take to notice that a container's process has ended.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -74,11 +74,19 @@ impl<C: Containers> TargetObserver<C> {
         let running = container.as_ref().filter(|container| container.running);
         // Its guests are where it runs now, which may be elsewhere than it is wanted.
         let made_for = running.and_then(ContainerSeen::made_for);
+        let ours = made_for.is_some();
         let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
         let own = running.and_then(|container| container.pid);
-        let ((version, silence, sessions), cpu_use) =
+        let ((version, silence, guests), cpu_use) =
             tokio::join!(self.ask(&control), self.cpu_use(own));
-        let sessions = if running.is_some() { sessions } else { 0 };
+        let sessions = match guests {
+            _ if running.is_none() => Some(0),
+            // Where it has its control socket is known; without one it has no disks either.
+            Err(SpdkError::Absent { .. }) if ours => Some(0),
+            // One that has not started, or knows of no disks.
+            Err(SpdkError::Refused { .. }) => Some(0),
+            guests => guests.ok(),
+        };
         Ok(TargetSeen {
             container,
             version,
@@ -109,19 +117,19 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// The version that the control socket tells, why it does not, and how many machines are connected.
-    async fn ask(&self, control: &CleanPath) -> (Option<String>, String, usize) {
+    /// The version that the control socket tells, why it does not, and how many disks are used.
+    async fn ask(&self, control: &CleanPath) -> (Option<String>, String, Result<usize, SpdkError>) {
         let within = self.policy.answer_timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
-        match tokio::join!(socket.serving(within), socket.controllers(within)) {
-            (Ok(version), controllers) => {
-                // One that has no controllers yet, or is still starting, has nobody connected.
-                let controllers = controllers.unwrap_or_default();
-                let guests = controllers.iter().filter(|one| !one.ctrlr.starts_with(PROBE_PREFIX));
-                let sessions = guests.map(|one| one.sessions.len()).sum();
-                (Some(version.version), String::new(), sessions)
-            }
-            (Err(error), _) => (None, chain(&error), 0),
+        let (version, controllers) =
+            tokio::join!(socket.serving(within), socket.controllers(within));
+        let guests = controllers.map(|controllers| {
+            let guests = controllers.iter().filter(|one| !one.ctrlr.starts_with(PROBE_PREFIX));
+            guests.map(|one| one.sessions.len()).sum()
+        });
+        match version {
+            Ok(version) => (Some(version.version), String::new(), guests),
+            Err(error) => (None, chain(&error), guests),
         }
     }
 
@@ -237,7 +245,7 @@ mod tests {
         let policy = TargetPolicy { answer_timeout: second, ..TargetPolicy::example() };
         let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
         let seen = observer.look(&spec("/new")).await.unwrap();
-        assert_eq!((seen.sessions, seen.serves()), (1, true), "{seen:?}");
+        assert_eq!((seen.sessions, seen.serves()), (Some(1), true), "{seen:?}");
     }
 
     #[tokio::test]

@@ -184,12 +184,10 @@ async fn view(
     name: TargetName,
     wanted: Option<TargetSpec>,
 ) -> Result<TargetView, Problem> {
-    let defaults = &api.target_defaults;
-    let control = match &wanted {
-        Some(spec) => spec.control_sock.clone(),
-        None => defaults.control_sock(&defaults.socket_dir).map_err(bad_request)?,
-    };
+    let control = api.control_of(&name).map_err(bad_request)?;
     let health = api.health.health(&name, &control).await;
+    // Who may ask this may not know what gives access to the image.
+    let wanted = wanted.map(|spec| TargetSpec { image_url: None, ..spec });
     Ok(TargetView { name, wanted, health })
 }
 
@@ -210,12 +208,9 @@ pub async fn health(
     query: Result<Query<HealthQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
-    let defaults = &api.target_defaults;
-    let wanted = api.desired.borrow().targets.get(&name).map(|spec| spec.control_sock.clone());
-    let control = match (query.control_sock, wanted) {
-        (Some(path), _) => path.parse::<CleanPath>(),
-        (None, Some(control)) => Ok(control),
-        (None, None) => defaults.control_sock(&defaults.socket_dir),
+    let control = match &query.control_sock {
+        Some(path) => path.parse::<CleanPath>(),
+        None => api.control_of(&name),
     };
     let control = control.map_err(bad_request)?;
     crate::model::target::judge_socket(&control).map_err(bad_request)?;

@@ -169,7 +169,7 @@ pub async fn health(State(api): State<Shared>, headers: HeaderMap, body: Body) -
         };
         let control: CleanPath = match request.control_sock {
             Some(path) => path.parse()?,
-            None => defaults.control_sock(&defaults.socket_dir)?,
+            None => api.control_of(&name)?,
         };
         crate::model::target::judge_socket(&control)?;
         let health = api.health.health(&name, &control).await;

@@ -16,7 +16,7 @@ use crate::host::Root;
 use crate::host::process::started;
 use crate::model::deep::PROBE_PREFIX as PREFIX;
 use crate::model::fault::{Fault, chain};
-use crate::model::target::{CleanPath, judge_socket};
+use crate::model::target::{CleanPath, judge_length};
 use crate::spdk::methods::Controller;
 use crate::spdk::{Spdk, SpdkError};
 
@@ -69,7 +69,7 @@ impl<'a> Canary<'a> {
         let folder = Path::new(control.as_str()).parent().unwrap_or(Path::new("/"));
         let usual = folder.join(&self.name).display().to_string();
         // SPDK would cut the name and take whatever socket is there.
-        judge_socket(&usual.parse()?)?;
+        judge_length(&usual.parse()?)?;
         self.begun = true;
         let blocks = (DISK / SECTOR) as u64;
         let bdev = self.spdk.create_malloc(&self.name, blocks, SECTOR as u32, left(by));
@@ -135,18 +135,20 @@ impl<'a> Canary<'a> {
 }
 
 /// Takes away what agents left that are no more. What cannot be is told to the log, and stays.
-/// `at_work` has the numbers of our own that are in use: a target can be known by two paths.
+/// `at_work` tells the numbers of our own that are in use: a target can be known by two paths. It is asked
+/// when the disks are known, for who begins later has none among them.
 pub(super) async fn clear_leftovers(
     spdk: &Spdk,
     root: &Root,
-    at_work: &BTreeSet<u64>,
+    at_work: impl Fn() -> BTreeSet<u64>,
     by: Instant,
 ) {
     let within = left(by);
     let (controllers, bdevs) = tokio::join!(spdk.controllers(within), spdk.bdevs(within));
     let (Ok(controllers), Ok(bdevs)) = (controllers, bdevs) else { return };
     let names = controllers.iter().map(|one| &one.ctrlr).chain(bdevs.iter().map(|one| &one.name));
-    let orphans: BTreeSet<&String> = names.filter(|name| is_orphan(root, at_work, name)).collect();
+    let at_work = at_work();
+    let orphans: BTreeSet<&String> = names.filter(|name| is_orphan(root, &at_work, name)).collect();
     for name in orphans {
         let connected =
             controllers.iter().any(|one| one.ctrlr == *name && !one.sessions.is_empty());

@@ -141,10 +141,10 @@ impl Inner {
             Ok(taken) => taken,
             Err(fault) => return (None, Some(fault)),
         };
-        let at_work = self.at_work().clone();
-        clear_leftovers(&spdk, &self.root, &at_work, Instant::now() + self.within / 5).await;
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         self.at_work().insert(number);
+        let at_work = || self.at_work().clone();
+        clear_leftovers(&spdk, &self.root, at_work, Instant::now() + self.within / 5).await;
         let mut canary = Canary::new(&spdk, &self.root, number);
         let io = async {
             let paths = canary.make(&self.root, control, io_by).await?;

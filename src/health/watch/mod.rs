@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use self::engine::EngineNews;
 use self::target::{Told, Watch};
@@ -28,6 +28,8 @@ use crate::model::target::{CleanPath, Desired, TargetHealth, TargetName, TargetS
 const MOST_WATCHED: usize = 64;
 /// A target that is not wanted and was not asked for in so long is watched no more.
 const IDLE: Duration = Duration::from_secs(600);
+/// More than any look takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Callers that may wait for one target.
 const QUEUE: usize = 4096;
 
@@ -147,11 +149,10 @@ fn is_wanted(desired: &Desired, (name, control): &Key) -> bool {
 async fn ask(asks: Asks, known: Told) -> TargetHealth {
     let (reply, answer) = oneshot::channel();
     // Waits for a place: the watch takes all that wait at once.
-    let told = match asks.send(reply).await {
-        Ok(()) => answer.await.unwrap_or(known),
-        Err(_) => known,
-    };
-    told.aged()
+    let answer = async { asks.send(reply).await.ok().map(|()| answer)?.await.ok() };
+    // Each step of a look has its own deadline; this one only keeps a caller from waiting for a watch
+    // that has broken off.
+    timeout(PATIENCE, answer).await.ok().flatten().unwrap_or(known).aged()
 }
 
 #[cfg(test)]

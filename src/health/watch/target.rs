@@ -84,10 +84,16 @@ pub(super) struct Watch<C> {
     next_probe: Instant,
     look: Option<Pending<Found>>,
     looked: Count,
+    /// Whether the engine has yet to tell how the process ended.
+    untold: bool,
+    /// When the probe was sent that was missed last.
+    missed: Option<Instant>,
     look_again: bool,
     next_look: Instant,
     waiting: Vec<Waiter>,
     asked: Instant,
+    /// Whether anything was published yet.
+    published: bool,
     told: watch::Sender<Told>,
 }
 
@@ -120,10 +126,13 @@ impl<C: Containers> Watch<C> {
             next_probe: Instant::now(),
             look: None,
             looked: Count::default(),
+            untold: false,
+            missed: None,
             look_again: false,
             next_look: Instant::now(),
             waiting: Vec::new(),
             asked: Instant::now(),
+            published: false,
             told,
         };
         tokio::spawn(watch.run(asks));
@@ -167,13 +176,17 @@ impl<C: Containers> Watch<C> {
     }
 
     fn has_ended(&mut self) {
+        self.untold = true;
         let how = "its process has ended, and the engine has not told yet how".to_string();
         self.becomes(Seen::Otherwise(Process::Ended(how)));
     }
 
     /// Another process, or none: what the old one answered counts no more.
     fn becomes(&mut self, seen: Seen) {
-        if !matches!(self.seen, Seen::Otherwise(Process::Unknown(_))) {
+        // What was answered before it was known who answers is the answer of who is found.
+        let found = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)))
+            && matches!(seen, Seen::Lives(_));
+        if !found {
             self.record = Record::default();
             self.outdated = self.probed.begun;
             self.told.send_modify(|told| (told.answered, told.heard) = (None, None));
@@ -184,6 +197,7 @@ impl<C: Containers> Watch<C> {
     fn found(&mut self, found: Found) {
         self.look = None;
         self.looked.ended = self.looked.begun;
+        self.untold = false;
         match found {
             Found::Runs(process) => {
                 let known = matches!(&self.seen, Seen::Lives(seen) if seen.is(&process));
@@ -198,15 +212,23 @@ impl<C: Containers> Watch<C> {
             Found::Nothing => self.becomes(Seen::Otherwise(Process::NoContainer)),
             Found::Ended(Some(how)) => self.becomes(Seen::Otherwise(Process::Ended(how))),
             Found::Ended(None) => self.has_ended(),
-            // A process that was seen before needs no engine to be seen alive.
-            Found::Unknown(_) if matches!(&self.seen, Seen::Lives(seen) if seen.lives()) => {}
-            Found::Unknown(why) => {
-                self.seen = Seen::Otherwise(Process::Unknown(why));
-                self.see_who_answers();
-            }
+            Found::Unknown(why) => self.not_found_out(why),
         }
         if std::mem::take(&mut self.look_again) {
             self.look_now();
+        }
+    }
+
+    /// The engine does not answer. A process that was seen before needs none to be seen alive, nor does
+    /// one that has ended come back by that.
+    fn not_found_out(&mut self, why: String) {
+        match &self.seen {
+            Seen::Lives(process) if process.lives() => {}
+            Seen::Lives(_) | Seen::Otherwise(Process::Ended(_)) => self.has_ended(),
+            Seen::Otherwise(_) => {
+                self.seen = Seen::Otherwise(Process::Unknown(why));
+                self.see_who_answers();
+            }
         }
     }
 
@@ -216,6 +238,10 @@ impl<C: Containers> Watch<C> {
             return;
         }
         let answered = answer.is_ok();
+        if !answered && !self.is_another_miss(sent) {
+            self.told.send_modify(|told| told.heard = Some(Instant::now()));
+            return;
+        }
         self.record.note(answer);
         self.told.send_modify(|told| {
             told.heard = Some(Instant::now());
@@ -227,6 +253,21 @@ impl<C: Containers> Watch<C> {
         if self.record.version().is_none() && self.is_young() {
             self.next_probe = self.next_probe.min(Instant::now() + STARTING_PAUSE);
         }
+    }
+
+    /// Whether a probe without an answer tells something new: those that were on their way together share
+    /// one stall, and one that was sent before the last answer is overtaken by it.
+    fn is_another_miss(&mut self, sent: Instant) -> bool {
+        let apart = self.shared.probe.policy.probe_interval / 2;
+        let answered = self.told.borrow().answered;
+        let overtaken = answered.is_some_and(|at| sent <= at);
+        let same_stall =
+            self.missed.is_some_and(|at| sent < at + apart) && self.record.is_in_doubt();
+        if overtaken || same_stall {
+            return false;
+        }
+        self.missed = Some(sent);
+        true
     }
 
     /// Where the engine cannot tell whose process it is, the one that answers at the control socket is
@@ -288,10 +329,13 @@ impl<C: Containers> Watch<C> {
             Seen::Lives(process) if !process.lives() => self.process_ended(),
             Seen::Lives(_) => drop(self.probe_now()),
             Seen::Otherwise(process) => {
-                if matches!(process, Process::Unknown(_)) {
+                let blind = matches!(process, Process::Unknown(_));
+                if blind {
                     self.probe_now();
                 }
-                if !self.shared.news.is_live() && Instant::now() >= self.next_look {
+                // No news comes of what the engine has told already, or could not tell.
+                let open = blind || self.untold || !self.shared.news.is_live();
+                if open && Instant::now() >= self.next_look {
                     self.next_look = Instant::now() + LOOK_PAUSE;
                     self.look_now();
                 }
@@ -323,6 +367,11 @@ impl<C: Containers> Watch<C> {
         self.looked.begun
     }
 
+    /// Whether probes are sent at all.
+    fn is_probed(&self) -> bool {
+        matches!(self.seen, Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)))
+    }
+
     fn is_young(&self) -> bool {
         let within = self.shared.probe.policy.ready_timeout;
         matches!(&self.seen, Seen::Lives(process) if process.age().is_some_and(|age| age < within))
@@ -337,7 +386,7 @@ impl<C: Containers> Watch<C> {
             let name = &self.key.0;
             Aim {
                 wanted: desired.targets.contains_key(name),
-                at_work: desired.at_work.contains(name),
+                at_work: desired.at_work.get(name).copied(),
             }
         };
         let living;
@@ -357,10 +406,11 @@ impl<C: Containers> Watch<C> {
         if same && before.health.pid == pid && before.sure == sure {
             return;
         }
-        let since = match before.health.state == state && before.heard_of() {
+        let since = match before.health.state == state && self.published {
             true => before.health.since,
             false => now(),
         };
+        self.published = true;
         let serves = state == TargetState::Serving;
         let version = self.record.version().filter(|_| serves).map(str::to_string);
         let name = self.key.0.clone();
@@ -376,7 +426,7 @@ impl<C: Containers> Watch<C> {
     /// Answers who waits for nothing that is still on its way.
     fn answer(&mut self) {
         // One more probe decides, which is on its way or soon will be.
-        if self.record.is_in_doubt() {
+        if self.record.is_in_doubt() && self.is_probed() {
             return;
         }
         let (probed, looked) = (self.probed.ended, self.looked.ended);
@@ -384,13 +434,6 @@ impl<C: Containers> Watch<C> {
         for waiter in self.waiting.extract_if(.., done) {
             let _ = waiter.reply.send(self.told.borrow().clone());
         }
-    }
-}
-
-impl Told {
-    /// Whether anything was known at all.
-    fn heard_of(&self) -> bool {
-        self.sure || self.heard.is_some()
     }
 }
 
