@@ -20,7 +20,7 @@ use super::observe::target::{Containers, TargetObserver};
 use super::owner_gone;
 use super::progress::ProgressSink;
 use super::pulse::{Beat, Pulse};
-use crate::model::fault::Fault;
+use crate::model::fault::{Fault, Finding};
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::{PartReport, PrepareReport, Step, StepOutcome, StepReport};
 use crate::model::target::{
@@ -267,7 +267,10 @@ impl<C: Containers> Owner<C> {
         for _ in 0..MOST_ROUNDS {
             let seen = self.observer.look(wish.spec()).await?;
             let plan = wish.plan(&seen, &self.policy)?;
-            report.findings.clone_from(&plan.findings);
+            // Whose cores were taken is told by the round that took them, and by no later one.
+            let untold = |told: &Finding| plan.findings.iter().all(|new| new.code != told.code);
+            report.findings.retain(untold);
+            report.findings.extend(plan.findings.iter().cloned());
             if dry_run {
                 report.steps.extend(plan.steps.iter().map(StepReport::planned));
                 return Ok(());
