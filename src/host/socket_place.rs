@@ -3,17 +3,32 @@
 
 use std::fs::{self, FileType};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::Root;
 
 /// What stands in the way of sockets in `folder`, with the control socket at `control`; `None` when nothing
-/// does. What is there is only looked at.
-pub fn obstacle(root: &Root, folder: &str, control: &str) -> Option<String> {
-    in_folder(root, folder).or_else(|| at_control(root, control))
+/// does. What is there is only looked at. `owner` is who the folder belongs to when the agent makes it.
+pub fn obstacle(root: &Root, folder: &str, control: &str, owner: u32) -> Option<String> {
+    in_folder(root, folder)
+        .or_else(|| of_somebody_else(root, folder, owner))
+        .or_else(|| at_control(root, control))
+}
+
+/// Where everybody may make folders, such as in `/var/tmp`, somebody else may have been faster: the owner of
+/// a folder can swap the sockets in it.
+fn of_somebody_else(root: &Root, folder: &str, owner: u32) -> Option<String> {
+    let meta = fs::symlink_metadata(root.path(folder)).ok()?;
+    let (uid, trusted) = (meta.uid(), [0, owner, geteuid().as_raw()]);
+    (!trusted.contains(&uid)).then(|| {
+        format!(
+            "{folder} belongs to the user {uid}, who could swap its sockets: give it to root \
+             (`chown root {folder}`), set target.socket_uid, or choose another"
+        )
+    })
 }
 
 /// The folder itself, or the nearest one above it that is there, must be one that can be written to.
@@ -71,7 +86,7 @@ mod tests {
     use super::*;
 
     fn says(root: &Root, folder: &str, control: &str, words: &str) {
-        let obstacle = obstacle(root, folder, &format!("{folder}/{control}")).unwrap();
+        let obstacle = obstacle(root, folder, &format!("{folder}/{control}"), 0).unwrap();
         assert!(obstacle.contains(words), "{obstacle}");
     }
 
@@ -95,9 +110,23 @@ mod tests {
     fn a_socket_that_is_there_and_a_folder_that_is_not_are_no_obstacles() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
-        assert_eq!(obstacle(&root, "/not/yet/there", "/not/yet/there/vhost.sock"), None);
+        assert_eq!(obstacle(&root, "/not/yet/there", "/not/yet/there/vhost.sock", 0), None);
         fs::create_dir(root.path("/sockets")).unwrap();
         drop(UnixListener::bind(root.path("/sockets/vhost.sock")).unwrap());
-        assert_eq!(obstacle(&root, "/sockets", "/sockets/vhost.sock"), None);
+        assert_eq!(obstacle(&root, "/sockets", "/sockets/vhost.sock", 0), None);
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_not_taken() {
+        if !geteuid().is_root() {
+            println!("SKIPPED: only root can give a folder away");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir(root.path("/sockets")).unwrap();
+        std::os::unix::fs::chown(root.path("/sockets"), Some(4711), None).unwrap();
+        says(&root, "/sockets", "vhost.sock", "belongs to the user 4711");
+        assert_eq!(obstacle(&root, "/sockets", "/sockets/vhost.sock", 4711), None);
     }
 }

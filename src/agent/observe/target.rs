@@ -147,6 +147,7 @@ impl<C: Containers> TargetObserver<C> {
     async fn files(&self, spec: &TargetSpec) -> Result<Files, Fault> {
         let (root, conf) = (self.root.clone(), spec.client_conf.clone());
         let (folder, control) = (spec.socket_dir.clone(), spec.control_sock.clone());
+        let owner = self.policy.socket_uid;
         blocking(move || {
             let mounts = mounts::hugetlb_mounts(&root)?;
             let usable = |mount: &&_| is_usable(mount);
@@ -155,7 +156,12 @@ impl<C: Containers> TargetObserver<C> {
                 has_client_conf: conf.is_some_and(|path| root.path(path.as_str()).is_file()),
                 huge_dir: mounts.iter().find(usable).map(|mount| mount.path.clone()),
                 cpus: cpus::cpus(&root)?,
-                socket_obstacle: socket_place::obstacle(&root, folder.as_str(), control.as_str()),
+                socket_obstacle: socket_place::obstacle(
+                    &root,
+                    folder.as_str(),
+                    control.as_str(),
+                    owner,
+                ),
             })
         })
         .await?
