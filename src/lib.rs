@@ -12,8 +12,9 @@
 //!
 //! # The law
 //! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`,
-//! `health::probe` and `daemon` import `host`, `docker` and `spdk`, which do not import each other; `api` and `controller` never touch
-//! the machine, and call out through `outgoing`, as downloads do; files, processes and the environment appear only in `host`, `config`, `store`,
+//! `health::{probe, watch, deep}` and `daemon` import `host`, `docker` and `spdk`, which do not import
+//! each other; `api` and `controller` never touch the machine, and call out through `outgoing`, as
+//! downloads do; files, processes and the environment appear only in `host`, `config`, `store`,
 //! `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
 
 pub mod agent;

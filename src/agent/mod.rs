@@ -1,10 +1,11 @@
 //! The owners: one task for each thing that changes, and nobody else changes it.
 //!
 //! `pools` owns the hugepage pools and their mounts, `engine` owns Docker, `prepare` runs both at
-//! the same time for whoever asks; `target` owns one target each. Each is a handle that anyone may clone, and a loop that takes one
-//! order after the other: observe, plan, apply, publish. Policy is in `plan`; reading and changing
-//! the machine is in `observe` and `apply`; the loops only bring them together, keep the deadlines
-//! and feed the watchdog.
+//! the same time for whoever asks; `target` owns one target each. Each is a handle that anyone may
+//! clone, and a loop that takes one order after the other: observe, plan, apply, publish. Policy is in
+//! `plan`; reading and changing the machine is in `observe` and `apply`; the loops only bring them
+//! together, keep the deadlines and feed the watchdog. `desired` has on the disk which targets are
+//! wanted, `start_up` brings those back that do not run, `events` tells what happens.
 
 pub mod admission;
 pub mod apply;

@@ -11,6 +11,8 @@
 //! That a process has ended is certain, and judged at once. That a probe was not answered is not: a busy
 //! target may answer the next one, so it takes [`MISSES`] in a row to turn one that serves.
 
+use std::time::{Duration, Instant};
+
 use crate::model::target::{TargetState, Work};
 
 /// Unanswered probes in a row after which a target that served does no more. With two probes on their way
@@ -51,18 +53,41 @@ pub struct Record {
     misses: u32,
     /// Why the last of them had none.
     silence: String,
+    /// When the one was sent that was answered last …
+    answered: Option<Instant>,
+    /// … and the one that counts as missed last.
+    missed: Option<Instant>,
 }
 
+/// Two probes that were sent with less between them share one stall of their target.
+const APART: Duration = Duration::from_millis(100);
+
 impl Record {
-    /// Notes the end of a probe: the version, or why there was no answer.
-    pub fn note(&mut self, answer: Result<String, String>) {
+    /// Notes the end of a probe that was sent at that time: the version, or why there was no answer.
+    ///
+    /// Those that were on their way together share one stall, and one that was sent before the last
+    /// answer is overtaken by it: neither is another miss.
+    pub fn note(&mut self, sent: Instant, answer: Result<String, String>) {
         match answer {
-            Ok(version) => *self = Record { version: Some(version), ..Record::default() },
+            Ok(version) => {
+                let answered = self.answered.max(Some(sent));
+                *self = Record { version: Some(version), answered, ..Record::default() };
+            }
             Err(why) => {
-                self.misses = self.misses.saturating_add(1);
-                self.silence = why;
+                let overtaken = self.answered.is_some_and(|at| sent <= at);
+                let same_stall = self.missed.is_some_and(|at| sent < at + APART);
+                if !(overtaken || same_stall && self.is_in_doubt()) {
+                    self.misses = self.misses.saturating_add(1);
+                    self.missed = Some(sent);
+                    self.silence = why;
+                }
             }
         }
+    }
+
+    /// When the probe was sent that was answered last.
+    pub fn answered(&self) -> Option<Instant> {
+        self.answered
     }
 
     /// The version, when the last probe was answered or it is too early to doubt it.
@@ -125,14 +150,34 @@ mod tests {
 
     /// What a process with these probes is: `+` answered, `-` not.
     fn record(probes: &str) -> Record {
-        let mut record = Record::default();
+        let (mut record, mut sent) = (Record::default(), Instant::now());
         for probe in probes.chars() {
-            record.note(match probe {
-                '+' => Ok("SPDK v24.01".to_string()),
-                _ => Err("no answer within 1s".to_string()),
-            });
+            sent += Duration::from_millis(500);
+            record.note(sent, answer(probe == '+'));
         }
         record
+    }
+
+    fn answer(answered: bool) -> Result<String, String> {
+        answered.then(|| "SPDK v24.01".to_string()).ok_or("no answer within 1s".to_string())
+    }
+
+    #[test]
+    fn probes_that_share_one_stall_are_one_miss_and_an_overtaken_one_is_none() {
+        let begin = Instant::now();
+        let at = |millis: u64| begin + Duration::from_millis(millis);
+        let mut record = Record::default();
+        record.note(at(0), answer(true));
+        for sent in [10, 20, 60, 109] {
+            record.note(at(sent), answer(false));
+            assert!(record.is_in_doubt(), "{sent}");
+        }
+        record.note(at(300), answer(true));
+        record.note(at(200), answer(false));
+        assert!(!record.is_in_doubt(), "it was sent before the one that was answered");
+        record.note(at(400), answer(false));
+        record.note(at(500), answer(false));
+        assert_eq!(record.version(), None);
     }
 
     #[test]

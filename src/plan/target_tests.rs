@@ -178,6 +178,15 @@ fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
 }
 
 #[test]
+fn one_that_does_not_tell_who_uses_it_is_treated_as_used() {
+    let other = TargetSpec { memory_mib: 1024, ..spec() };
+    let silent = TargetSeen { sessions: None, ..with_container(Some(&other), true, false) };
+    assert_eq!(ensured(&spec(), RECREATE, &silent).unwrap_err().code, "target-use-unknown");
+    assert_eq!(destroy(&spec(), false, &silent, &policy()).unwrap_err().code, "target-use-unknown");
+    assert!(destroy(&spec(), true, &silent, &policy()).is_ok());
+}
+
+#[test]
 fn one_that_is_still_starting_is_waited_for() {
     let plan = ensured(&spec(), LEAVE, &with_container(Some(&spec()), true, false)).unwrap();
     assert_eq!(names(&plan), ["awaitTarget"]);

@@ -86,8 +86,6 @@ pub(super) struct Watch<C> {
     looked: Count,
     /// Whether the engine has yet to tell how the process ended.
     untold: bool,
-    /// When the probe was sent that was missed last.
-    missed: Option<Instant>,
     look_again: bool,
     next_look: Instant,
     waiting: Vec<Waiter>,
@@ -127,7 +125,6 @@ impl<C: Containers> Watch<C> {
             look: None,
             looked: Count::default(),
             untold: false,
-            missed: None,
             look_again: false,
             next_look: Instant::now(),
             waiting: Vec::new(),
@@ -237,37 +234,18 @@ impl<C: Containers> Watch<C> {
         if number <= self.outdated {
             return;
         }
-        let answered = answer.is_ok();
-        if !answered && !self.is_another_miss(sent) {
-            self.told.send_modify(|told| told.heard = Some(Instant::now()));
-            return;
+        self.record.note(sent.into_std(), answer);
+        let answered = self.record.answered().map(Instant::from_std);
+        self.told
+            .send_modify(|told| (told.heard, told.answered) = (Some(Instant::now()), answered));
+        if self.record.is_in_doubt() && self.probes.is_empty() {
+            // However seldom it is asked, the one that decides does not wait for its turn.
+            self.next_probe = Instant::now();
         }
-        self.record.note(answer);
-        self.told.send_modify(|told| {
-            told.heard = Some(Instant::now());
-            if answered {
-                told.answered = told.answered.max(Some(sent));
-            }
-        });
         self.see_who_answers();
         if self.record.version().is_none() && self.is_young() {
             self.next_probe = self.next_probe.min(Instant::now() + STARTING_PAUSE);
         }
-    }
-
-    /// Whether a probe without an answer tells something new: those that were on their way together share
-    /// one stall, and one that was sent before the last answer is overtaken by it.
-    fn is_another_miss(&mut self, sent: Instant) -> bool {
-        let apart = self.shared.probe.policy.probe_interval / 2;
-        let answered = self.told.borrow().answered;
-        let overtaken = answered.is_some_and(|at| sent <= at);
-        let same_stall =
-            self.missed.is_some_and(|at| sent < at + apart) && self.record.is_in_doubt();
-        if overtaken || same_stall {
-            return false;
-        }
-        self.missed = Some(sent);
-        true
     }
 
     /// Where the engine cannot tell whose process it is, the one that answers at the control socket is
