@@ -221,7 +221,8 @@ impl<C: Containers> Watch<C> {
     fn not_found_out(&mut self, why: String) {
         match &self.seen {
             Seen::Lives(process) if process.lives() => {}
-            Seen::Lives(_) | Seen::Otherwise(Process::Ended(_)) => self.has_ended(),
+            Seen::Lives(_) => self.has_ended(),
+            Seen::Otherwise(Process::Ended(_)) => {}
             Seen::Otherwise(_) => {
                 self.seen = Seen::Otherwise(Process::Unknown(why));
                 self.see_who_answers();
