@@ -44,7 +44,7 @@ use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
 use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
-use crate::health::probe::Probe;
+use crate::health::probe::{EngineDaemon, Probe};
 use crate::health::watch::{EngineNews, Watchers};
 use crate::host::Root;
 use crate::host::spawn::Processes;
@@ -80,7 +80,6 @@ pub struct Core {
     root: Root,
     processes: Processes,
     watchers: Arc<Watchers<DockerClient>>,
-    docker: Arc<DockerClient>,
 }
 
 impl Core {
@@ -144,7 +143,6 @@ impl Core {
             root,
             processes,
             watchers,
-            docker,
         })
     }
 
@@ -152,7 +150,7 @@ impl Core {
     fn watch_targets(&self, settings: &Settings) {
         tokio::spawn(self.events.clone().follow_work(self.progress.clone()));
         let within = settings.target_policy().call_timeout;
-        tokio::spawn(self.watchers.news().follow(self.docker.clone(), within));
+        tokio::spawn(self.watchers.follow_engine(within));
         for (name, spec) in &self.desired.watch().borrow().targets {
             self.watchers.watch(name, &spec.control_sock);
         }
@@ -167,7 +165,10 @@ fn watchers(
     desired: &DesiredTargets,
     events: &Events,
 ) -> Arc<Watchers<DockerClient>> {
-    let probe = Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy());
+    let engine = settings.engine_policy();
+    let daemon = EngineDaemon { pid_file: engine.pid_file, binary: engine.binary };
+    let probe =
+        Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy(), daemon);
     let events = events.clone();
     let changed = move |health: &TargetHealth| {
         let TargetHealth { name, state, reason, .. } = health;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::docker::Containers;
 use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
+use crate::host::process::engine_may_be_asked;
 use crate::model::fault::chain;
 use crate::model::policy::TargetPolicy;
 use crate::model::target::{CleanPath, TargetName};
@@ -20,6 +21,17 @@ pub struct Probe<C> {
     sockets: Sockets,
     /// Deadlines.
     pub(super) policy: TargetPolicy,
+    /// Where the engine's daemon is to be found.
+    daemon: EngineDaemon,
+}
+
+/// How the engine's daemon is known without asking it.
+#[derive(Debug, Clone, Default)]
+pub struct EngineDaemon {
+    /// Its pid file.
+    pub pid_file: String,
+    /// Its executable.
+    pub binary: String,
 }
 
 /// What the engine says of a container, and the kernel of its process.
@@ -42,8 +54,14 @@ impl<C: Containers> Probe<C> {
         containers: Arc<C>,
         sockets: Sockets,
         policy: TargetPolicy,
+        daemon: EngineDaemon,
     ) -> Probe<C> {
-        Probe { root: root.clone(), containers, sockets, policy }
+        Probe { root: root.clone(), containers, sockets, policy, daemon }
+    }
+
+    /// Whether the engine can be asked without being started by that: who only watches starts nothing.
+    pub(super) fn engine_may_be_asked(&self) -> bool {
+        engine_may_be_asked(&self.root, &self.daemon.pid_file, &self.daemon.binary)
     }
 
     /// The version that the target tells, when its control socket and every reactor answered; else why
@@ -72,6 +90,9 @@ impl<C: Containers> Probe<C> {
 
     /// The container of that name.
     pub(super) async fn find(&self, name: &TargetName) -> Found {
+        if !self.engine_may_be_asked() {
+            return Found::Unknown("the engine does not run".to_string());
+        }
         match self.containers.container(name.as_str(), self.policy.answer_timeout).await {
             Ok(None) => Found::Nothing,
             Ok(Some(container)) if !container.running => {

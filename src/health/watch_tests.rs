@@ -11,10 +11,16 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
 use crate::docker::fake::FakeContainers;
+use crate::health::probe::EngineDaemon;
 use crate::host::Root;
 use crate::model::policy::TargetPolicy;
 use crate::model::target::{TargetSpec, Work};
 use crate::spdk::Sockets;
+
+/// What the kernel calls this process.
+fn own_name() -> String {
+    std::fs::read_to_string("/proc/self/comm").unwrap().trim().to_string()
+}
 
 /// How the played target is.
 #[derive(Default)]
@@ -63,7 +69,14 @@ impl Scene {
             ready_timeout: Duration::ZERO,
             ..TargetPolicy::example()
         };
-        let probe = Probe::new(&Root::new("/"), engine.clone(), Sockets::default(), policy);
+        let probe = Probe::new(
+            &Root::new("/"),
+            engine.clone(),
+            Sockets::default(),
+            policy,
+            // Somebody who always runs: these tests are about an engine that does.
+            EngineDaemon { pid_file: String::new(), binary: own_name() },
+        );
         let desired = watch::Sender::new(Desired::default());
         let changes = Arc::<Mutex<Vec<TargetState>>>::default();
         let told = changes.clone();
@@ -94,8 +107,7 @@ impl Scene {
     }
 
     fn follow_engine(&self) {
-        let news = self.watchers.news();
-        tokio::spawn(news.follow(self.engine.clone(), Duration::from_secs(1)));
+        tokio::spawn(self.watchers.follow_engine(Duration::from_secs(1)));
     }
 }
 

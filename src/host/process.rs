@@ -8,9 +8,10 @@ use procfs::FromRead;
 use procfs::process::Stat;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::files::read_number;
+use super::facts::init;
+use super::files::{entries, read_number, read_text};
 use super::{HostError, Root};
-use crate::model::engine::EngineProcess;
+use crate::model::engine::{EngineProcess, Init};
 
 /// The daemon whose pid stands in `pid_file`, when a process of that name lives.
 ///
@@ -55,6 +56,20 @@ pub fn reload(
         return Err(gone());
     }
     pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
+}
+
+/// Whether asking the engine cannot start it: it runs, or PID 1 is not systemd, which may listen on the
+/// engine's socket in its stead and start it for whoever connects (systemd.socket(5)).
+pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str) -> bool {
+    let name = binary.rsplit('/').next().unwrap_or(binary);
+    let kept = name.get(..name.len().min(15)).unwrap_or(name);
+    init(root) != Init::Systemd
+        || engine_process(root, pid_file, binary).is_some()
+        // One that was started otherwise, with a pid file elsewhere.
+        || entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
+            pid.bytes().all(|digit| digit.is_ascii_digit())
+                && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
+        })
 }
 
 /// When a process was started, in clock ticks since the boot: with its pid it names one process for ever.
@@ -123,6 +138,19 @@ mod tests {
         assert!(!taken("docker", "dockerd"), "the command line tool is not the daemon");
         assert!(!taken("dockerd-rootles", "dockerd"));
         assert!(!taken("", "dockerd"));
+    }
+
+    #[test]
+    fn an_engine_that_systemd_would_start_for_the_question_is_not_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let may = || engine_may_be_asked(&root, "/run/docker.pid", "/usr/bin/dockerd");
+        assert!(may(), "nobody listens in its stead");
+        fs::create_dir_all(root.path("/run/systemd/system")).unwrap();
+        assert!(!may());
+        fs::create_dir_all(root.path("/proc/7")).unwrap();
+        fs::write(root.path("/proc/7/comm"), "dockerd\n").unwrap();
+        assert!(may(), "it runs, whoever started it");
     }
 
     #[test]

@@ -50,10 +50,19 @@ impl EngineNews {
         self.told.subscribe()
     }
 
-    /// Follows the engine for ever.
-    pub async fn follow<C: Containers>(self, containers: Arc<C>, within: Duration) {
+    /// Follows the engine for ever, and never starts it by that: it is only asked where it `may_be`.
+    pub async fn follow<C: Containers>(
+        self,
+        containers: Arc<C>,
+        within: Duration,
+        may_be: impl Fn() -> bool + Send,
+    ) {
         let mut pause = FIRST_PAUSE;
         loop {
+            if !may_be() {
+                sleep(LAST_PAUSE).await;
+                continue;
+            }
             let tell = |event| match event {
                 EngineEvent::Container(name) => drop(self.told.send(News::Container(name))),
                 EngineEvent::Listening => {

@@ -70,9 +70,12 @@ impl<C: Containers> Watchers<C> {
         Watchers { shared: Arc::new(shared), watched: Mutex::default() }
     }
 
-    /// Where the engine's news come from.
-    pub fn news(&self) -> EngineNews {
-        self.shared.news.clone()
+    /// Hears what the engine tells, for ever; one call may take `within`.
+    pub fn follow_engine(&self, within: Duration) -> impl Future<Output = ()> + Send + use<C> {
+        let shared = self.shared.clone();
+        let containers = shared.probe.containers.clone();
+        let may_be = move || shared.probe.engine_may_be_asked();
+        self.shared.news.clone().follow(containers, within, may_be)
     }
 
     /// How the target stands, from what is known when that is young enough.
