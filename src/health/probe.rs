@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::task::spawn_blocking;
+
 use crate::docker::Containers;
 use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
@@ -60,8 +62,11 @@ impl<C: Containers> Probe<C> {
     }
 
     /// Whether the engine can be asked without being started by that: who only watches starts nothing.
-    pub(super) fn engine_may_be_asked(&self) -> bool {
-        engine_may_be_asked(&self.root, &self.daemon.pid_file, &self.daemon.binary)
+    pub(super) async fn engine_may_be_asked(&self) -> bool {
+        let (root, daemon) = (self.root.clone(), self.daemon.clone());
+        // Where the engine does not run, every process is looked at: nothing for the runtime's thread.
+        let look = move || engine_may_be_asked(&root, &daemon.pid_file, &daemon.binary);
+        spawn_blocking(look).await.unwrap_or(false)
     }
 
     /// The version that the target tells, when its control socket and every reactor answered; else why
@@ -90,7 +95,7 @@ impl<C: Containers> Probe<C> {
 
     /// The container of that name.
     pub(super) async fn find(&self, name: &TargetName) -> Found {
-        if !self.engine_may_be_asked() {
+        if !self.engine_may_be_asked().await {
             return Found::Unknown("the engine does not run".to_string());
         }
         match self.containers.container(name.as_str(), self.policy.answer_timeout).await {

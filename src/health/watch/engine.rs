@@ -9,6 +9,7 @@ use tokio::sync::broadcast;
 use tokio::time::sleep;
 
 use crate::docker::{Containers, EngineEvent};
+use crate::health::probe::Probe;
 
 /// News that a slow watcher may lag behind before it has to look by itself.
 const BACKLOG: usize = 256;
@@ -50,16 +51,11 @@ impl EngineNews {
         self.told.subscribe()
     }
 
-    /// Follows the engine for ever, and never starts it by that: it is only asked where it `may_be`.
-    pub async fn follow<C: Containers>(
-        self,
-        containers: Arc<C>,
-        within: Duration,
-        may_be: impl Fn() -> bool + Send,
-    ) {
+    /// Follows the engine for ever, and never starts it by that.
+    pub(super) async fn follow<C: Containers>(self, probe: &Probe<C>, within: Duration) {
         let mut pause = FIRST_PAUSE;
         loop {
-            if !may_be() {
+            if !probe.engine_may_be_asked().await {
                 sleep(LAST_PAUSE).await;
                 continue;
             }
@@ -71,7 +67,7 @@ impl EngineNews {
                     let _ = self.told.send(News::LookAnew);
                 }
             };
-            let ended = containers.events(tell, within).await;
+            let ended = probe.containers.events(tell, within).await;
             if self.live.swap(false, Ordering::Relaxed) {
                 pause = FIRST_PAUSE;
                 tracing::warn!(why = ?ended.err(), "the engine tells no more what happens; it is asked instead");

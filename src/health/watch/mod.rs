@@ -73,9 +73,7 @@ impl<C: Containers> Watchers<C> {
     /// Hears what the engine tells, for ever; one call may take `within`.
     pub fn follow_engine(&self, within: Duration) -> impl Future<Output = ()> + Send + use<C> {
         let shared = self.shared.clone();
-        let containers = shared.probe.containers.clone();
-        let may_be = move || shared.probe.engine_may_be_asked();
-        self.shared.news.clone().follow(containers, within, may_be)
+        async move { shared.news.clone().follow(&shared.probe, within).await }
     }
 
     /// How the target stands, from what is known when that is young enough.
