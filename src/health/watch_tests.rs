@@ -52,7 +52,7 @@ impl Drop for Scene {
 }
 
 impl Scene {
-    /// With answers that are good for `max_age`, and 200 ms for each.
+    /// With answers that are good for `max_age`, and half a second for each.
     fn new(max_age: Duration) -> Scene {
         let folder = tempfile::tempdir().unwrap();
         let control: CleanPath =
@@ -63,7 +63,7 @@ impl Scene {
         let engine = Arc::new(FakeContainers::running(process.id()));
         let policy = TargetPolicy {
             max_age,
-            answer_timeout: Duration::from_millis(200),
+            answer_timeout: Duration::from_millis(500),
             probe_interval: Duration::from_millis(100),
             // Nobody here is still starting.
             ready_timeout: Duration::ZERO,
@@ -241,8 +241,12 @@ async fn a_container_that_is_taken_away_and_comes_back_is_told_by_the_engine() {
     scene.desired.send_replace(Desired::default());
     scene.becomes(TargetState::Absent).await;
     let asked = scene.engine.asked();
-    assert_eq!(scene.health().await.state, TargetState::Absent);
-    assert_eq!(scene.engine.asked(), asked, "the engine would have told");
+    for _ in 0..100 {
+        assert_eq!(scene.health().await.state, TargetState::Absent);
+    }
+    // What it told before may still be looked into.
+    let more = scene.engine.asked() - asked;
+    assert!(more <= 2, "asked {more} times, though it would have told");
 }
 
 #[tokio::test]

@@ -126,7 +126,8 @@ impl<C: Containers> Watch<C> {
             looked: Count::default(),
             untold: false,
             look_again: false,
-            next_look: Instant::now(),
+            // The first is begun at once.
+            next_look: Instant::now() + LOOK_PAUSE,
             waiting: Vec::new(),
             asked: Instant::now(),
             published: false,
