@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
@@ -14,6 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::model::fault::{Fault, chain};
+
+/// Files that are synced at the same time.
+const SYNCS: usize = 16;
 
 /// How long a file must last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,25 +89,35 @@ pub fn replace_file(
     owner: Option<(u32, u32)>,
     durability: Durability,
 ) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let file = beside(path, bytes, mode, owner)?;
+    if durability == Durability::Disk {
+        file.as_file().sync_all()?;
+    }
+    file.persist(path)?;
+    if durability == Durability::Disk {
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Writes a temporary file beside `path`.
+fn beside(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    owner: Option<(u32, u32)>,
+) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new()
         .prefix(".vhost-agent-")
         .permissions(fs::Permissions::from_mode(mode))
-        .tempfile_in(folder)?;
+        .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(bytes)?;
     // The umask has had its say on the mode above.
     file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
     if let Some((uid, gid)) = owner {
         chown(file.path(), Some(uid), Some(gid))?;
     }
-    if durability == Durability::Disk {
-        file.as_file().sync_all()?;
-    }
-    file.persist(path)?;
-    if durability == Durability::Disk {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
+    Ok(file)
 }
 
 /// The agent's folders: one on the disk, one that a reboot empties.
@@ -162,6 +176,72 @@ impl Store {
             .map_err(|source| StoreError::Write { path, source })
     }
 
+    /// Writes many values, durably: each in a file of its own, all of them for the price of few. Those
+    /// that were written when one fails stay.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn write_all<T: Serialize + Sync>(&self, values: &[(String, T)]) -> Result<(), StoreError> {
+        let [(first, _), ..] = values else { return Ok(()) };
+        let failed = |name: &str, source| {
+            let path = self.path(name, Durability::Disk);
+            StoreError::Write { path, source }
+        };
+        let make = |(name, value): &(String, T)| {
+            let path = self.path(name, Durability::Disk);
+            let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::from)?;
+            self.make_folder_of(&path, Durability::Disk)?;
+            Ok((beside(&path, &bytes, 0o600, None)?, path))
+        };
+        let mut made = Vec::new();
+        for value in values {
+            made.push(make(value).map_err(|source| failed(&value.0, source))?);
+        }
+        // One after the other each waits for a commit of the journal; together they share few.
+        let share = made.len().div_ceil(SYNCS);
+        let synced: io::Result<()> = std::thread::scope(|scope| {
+            let sync = |files: &[(tempfile::NamedTempFile, PathBuf)]| {
+                files.iter().try_for_each(|(file, _)| file.as_file().sync_all())
+            };
+            let shares = made.chunks(share.max(1)).map(|files| scope.spawn(move || sync(files)));
+            let threads: Vec<_> = shares.collect();
+            let ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ends.map(|end| end.unwrap_or_else(|_| Err(io::Error::other("broke off")))).collect()
+        });
+        synced.map_err(|source| failed(first, source))?;
+        let mut folders = BTreeSet::new();
+        for (file, path) in made {
+            let kept = file.persist(&path).map_err(|e| e.error);
+            kept.map_err(|source| StoreError::Write { path: path.clone(), source })?;
+            folders.extend(path.parent().map(Path::to_owned));
+        }
+        self.sync_folders(&folders)
+    }
+
+    /// Takes many values away, durably.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn remove_all(&self, names: &[String]) -> Result<(), StoreError> {
+        let mut folders = BTreeSet::new();
+        for name in names {
+            let path = self.path(name, Durability::Disk);
+            match fs::remove_file(&path) {
+                Ok(()) => folders.extend(path.parent().map(Path::to_owned)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(StoreError::Write { path, source }),
+            }
+        }
+        self.sync_folders(&folders)
+    }
+
+    fn sync_folders(&self, folders: &BTreeSet<PathBuf>) -> Result<(), StoreError> {
+        folders.iter().try_for_each(|folder| {
+            let synced = File::open(folder).and_then(|folder| folder.sync_all());
+            synced.map_err(|source| StoreError::Write { path: folder.clone(), source })
+        })
+    }
+
     /// Makes the folder of things of one kind, when it is missing.
     fn make_folder_of(&self, path: &Path, durability: Durability) -> io::Result<()> {
         let root = self.path("", durability);
@@ -170,10 +250,12 @@ impl Store {
             return Ok(());
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        match durability {
-            Durability::Disk => File::open(root)?.sync_all(),
-            Durability::Boot => Ok(()),
+        if durability == Durability::Disk {
+            for above in folder.ancestors().skip(1).take_while(|above| above.starts_with(&root)) {
+                File::open(above)?.sync_all()?;
+            }
         }
+        Ok(())
     }
 
     /// The names of the files of a folder that hold values.
@@ -373,6 +455,23 @@ mod tests {
             assert_eq!(store.read::<Vec<u8>>("b.json", durability).unwrap(), None);
             assert_eq!(fs::read_dir(dir.path().join(folder)).unwrap().count(), 1);
         }
+    }
+
+    #[test]
+    fn many_are_written_and_taken_away_like_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        let name = |n: usize| format!("things/{}/{n}.json", n % 2);
+        let values: Vec<_> = (0..100).map(|n| (name(n), n)).collect();
+        store.write_all(&values).unwrap();
+        for folder in ["things/0", "things/1"] {
+            assert_eq!(store.list(folder, Durability::Disk).unwrap().len(), 50);
+        }
+        assert_eq!(store.read::<usize>(&name(42), Durability::Disk).unwrap(), Some(42));
+        store.remove_all(&values.into_iter().map(|(name, _)| name).collect::<Vec<_>>()).unwrap();
+        store.remove_all(&[name(7)]).unwrap();
+        assert!(store.list("things/1", Durability::Disk).unwrap().is_empty());
+        store.write_all::<u8>(&[]).unwrap();
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod prepare;
 pub mod progress;
 pub mod proof;
 pub mod pulse;
+pub mod standing;
 pub mod start_up;
 pub mod target;
 

@@ -16,6 +16,8 @@ pub mod policy;
 pub mod pools;
 pub mod prepare;
 pub mod registry;
+pub mod status;
 pub mod target;
 pub mod task;
 pub mod units;
+pub mod volume;
