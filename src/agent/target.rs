@@ -26,6 +26,7 @@ use crate::model::prepare::{PartReport, PrepareReport, Step, StepOutcome, StepRe
 use crate::model::target::{
     CleanPath, EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec, Work,
 };
+use crate::model::volume::{VolumeKey, VolumeSpec, VolumeView};
 use crate::plan::target::{self, TargetPlan};
 
 /// Orders that may wait for one target; more are refused.
@@ -143,6 +144,62 @@ impl Targets {
     /// As [`Targets::bring_about`].
     pub async fn bring_back(&self, spec: TargetSpec) -> Result<PrepareReport, Fault> {
         self.order(TargetWish::Ensure(spec, EnsureWish::default()), false, true).await
+    }
+
+    /// Makes volumes serve in a target, all in one pass, and writes down that they are wanted before that.
+    /// `undo` forgets again, and takes away, what was not wanted before and could not be brought about.
+    ///
+    /// Returns each volume as it stands afterwards: one that does not serve says why.
+    ///
+    /// # Errors
+    /// When nothing of it could be taken in: a conflict with what is wanted already, the state, the target.
+    pub async fn activate(
+        &self,
+        target: &TargetSpec,
+        volumes: Vec<VolumeSpec>,
+        undo: bool,
+    ) -> Result<Vec<VolumeView>, Fault> {
+        let _ = (target, volumes, undo);
+        Err(Fault::new("not-built", "volumes are not built yet"))
+    }
+
+    /// Takes volumes away; those that are not there are gone already. With a virtual machine connected one
+    /// is refused; `wait` waits so long for it to go.
+    ///
+    /// # Errors
+    /// `volume-in-use`, and what the target or the state say.
+    pub async fn deactivate(
+        &self,
+        target: &TargetSpec,
+        volumes: Vec<VolumeKey>,
+        wait: Option<Duration>,
+    ) -> Result<(), Fault> {
+        let _ = (target, volumes, wait);
+        Err(Fault::new("not-built", "volumes are not built yet"))
+    }
+
+    /// Gives a volume a new size, which a connected guest sees.
+    ///
+    /// # Errors
+    /// `volume-unknown`, `volume-not-resizable`, and what the target says.
+    pub async fn resize(
+        &self,
+        target: &TargetSpec,
+        volume: VolumeKey,
+        size_mib: u64,
+    ) -> Result<VolumeView, Fault> {
+        let _ = (target, volume, size_mib);
+        Err(Fault::new("not-built", "volumes are not built yet"))
+    }
+
+    /// The volumes that are wanted in a target, as they stand: looked at now, unless its owner is busy for
+    /// longer; then as they were known last.
+    ///
+    /// # Errors
+    /// When its owner is gone.
+    pub async fn volumes(&self, target: &TargetName) -> Result<Vec<VolumeView>, Fault> {
+        let _ = target;
+        Err(Fault::new("not-built", "volumes are not built yet"))
     }
 
     async fn order(
