@@ -10,8 +10,10 @@ mod load;
 mod registry;
 mod settings;
 mod target;
+mod volume;
 
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
 pub use registry::{Masked, Registries, Registry};
 pub use settings::{Callbacks, Engine, Http, Log, LogFormat, Mode, Mount, Pools, Settings, Span};
 pub use target::{Health, Target};
+pub use volume::{Heal, Volume};

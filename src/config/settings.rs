@@ -10,6 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::registry::{self, Registries};
 use super::target::{Health, Target};
+use super::volume::{Heal, Volume};
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
 use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy, TargetDefaults, TargetPolicy};
 use crate::model::registry::RegistryPolicy;
@@ -42,6 +43,10 @@ pub struct Settings {
     pub target: Target,
     /// How their health is known.
     pub health: Health,
+    /// Their volumes.
+    pub volume: Volume,
+    /// How they are brought back.
+    pub heal: Heal,
     /// Who pulls their images.
     pub registry: Registries,
 }
@@ -195,6 +200,8 @@ impl Default for Settings {
             engine: Engine::default(),
             target: Target::default(),
             health: Health::default(),
+            volume: Volume::default(),
+            heal: Heal::default(),
             registry: Registries::new(),
         }
     }
@@ -424,7 +431,7 @@ impl Settings {
             pid_file: self.engine.pid_file.clone(),
             binary: self.engine.binary.clone(),
         };
-        self.target.policy(&self.health, &self.state_dir, registries)
+        self.target.policy(&self.health, (&self.volume, &self.heal), &self.state_dir, registries)
     }
 
     /// What a call for a target means that does not say.
@@ -490,7 +497,8 @@ impl Settings {
         let whole = count.or(span).or(path).or(percent).or(floor);
         let whole = whole
             .or_else(|| self.log.problem())
-            .or_else(|| self.target.problem().or_else(|| self.health.problem()));
+            .or_else(|| self.target.problem().or_else(|| self.health.problem()))
+            .or_else(|| self.volume.problem().or_else(|| self.heal.problem()));
         whole.or_else(|| registry::problem(&self.registry))
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::settings::{Mode, Span};
+use super::volume::{Heal, Volume};
 use crate::model::image::{ImagePolicy, ImageSha256, ImageUrl};
 use crate::model::policy::{TargetDefaults, TargetPolicy, TargetTemplate};
 use crate::model::registry::RegistryPolicy;
@@ -163,6 +164,7 @@ impl Target {
     pub(super) fn policy(
         &self,
         health: &Health,
+        (volume, heal): (&Volume, &Heal),
         state_dir: &Path,
         registries: RegistryPolicy,
     ) -> TargetPolicy {
@@ -200,6 +202,8 @@ impl Target {
                 stall_timeout: self.stall_timeout.0,
                 registries,
             },
+            volumes: volume.policy(),
+            heal: heal.policy(),
         }
     }
 

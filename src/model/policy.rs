@@ -121,6 +121,51 @@ pub struct TargetPolicy {
     pub probe_interval: Duration,
     /// How images are brought in.
     pub images: ImagePolicy,
+    /// How volumes are brought about.
+    pub volumes: VolumePolicy,
+    /// How targets are brought back.
+    pub heal: HealPolicy,
+}
+
+/// How volumes are brought about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePolicy {
+    /// Owner of a volume's socket.
+    pub socket_uid: u32,
+    /// Its group.
+    pub socket_gid: u32,
+    /// Its mode.
+    pub socket_mode: u32,
+    /// How long a target may take for one call about a volume.
+    pub call_timeout: Duration,
+    /// Between two looks at all volumes of a target: nobody tells when a VM connects.
+    pub look_interval: Duration,
+    /// How long the session of a VM may take to start until its volume is stuck.
+    pub stuck_after: Duration,
+    /// Free 2 MiB pages that stay when the last volume goes.
+    pub keep_pages: u64,
+}
+
+/// How targets are brought back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealPolicy {
+    /// Whether they are at all.
+    pub enabled: bool,
+    /// Between the first two attempts; doubled with each failure …
+    pub first: Duration,
+    /// … up to this.
+    pub most: Duration,
+    /// Taken off at random, at most, in percent of it.
+    pub jitter_percent: u32,
+    /// Service after which earlier failures are forgotten.
+    pub clear_after: Duration,
+    /// How long a target that fell again has to stand and answer before it gets a controller: a guest that
+    /// reconnects to one that dies in the first moments never comes back (field note 21).
+    pub prove: Duration,
+    /// How long a target may be frozen until it is killed.
+    pub frozen_after: Duration,
+    /// After controllers were made, how long their target is not killed: guests are just reconnecting.
+    pub settle: Duration,
 }
 
 impl TargetPolicy {
@@ -201,6 +246,25 @@ impl TargetPolicy {
                 most_bytes: 1 << 20,
                 stall_timeout: Duration::from_secs(5),
                 ..ImagePolicy::default()
+            },
+            volumes: VolumePolicy {
+                socket_uid: 0,
+                socket_gid: 0,
+                socket_mode: 0o660,
+                call_timeout: Duration::from_secs(30),
+                look_interval: Duration::from_secs(10),
+                stuck_after: Duration::from_secs(3),
+                keep_pages: 0,
+            },
+            heal: HealPolicy {
+                enabled: true,
+                first: Duration::from_secs(1),
+                most: Duration::from_secs(64),
+                jitter_percent: 20,
+                clear_after: Duration::from_secs(60),
+                prove: Duration::from_secs(3),
+                frozen_after: Duration::from_secs(3),
+                settle: Duration::from_secs(1),
             },
         }
     }

@@ -257,6 +257,46 @@ pub enum VolumeKey {
     Bdev(VolumeName),
 }
 
+/// What is seen of a volume in its target.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeSeen {
+    /// The bdev of its bdev's name.
+    pub bdev: Option<BdevSeen>,
+    /// The controller of its name.
+    pub controller: Option<ControllerSeen>,
+    /// Whether its socket is there, with the owner and mode that it is to have.
+    pub socket_is_given: bool,
+}
+
+/// A bdev of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BdevSeen {
+    /// The file or volume that it is kept in, where the target tells one.
+    pub file: Option<String>,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A controller of a target.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ControllerSeen {
+    /// Its bdev; none once that was deleted under it.
+    pub bdev: Option<String>,
+    /// Whether guests may not write.
+    pub read_only: bool,
+    /// Who is connected.
+    pub sessions: Vec<SessionSeen>,
+}
+
+/// A virtual machine that is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionSeen {
+    /// Whether its queues run.
+    pub started: bool,
+    /// Its queues.
+    pub queues: u64,
+}
+
 /// How a volume stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

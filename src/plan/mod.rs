@@ -10,3 +10,4 @@ pub mod hugepages;
 pub mod mounts;
 mod pins;
 pub mod target;
+pub mod volumes;

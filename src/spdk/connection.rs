@@ -6,19 +6,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::reply::{Incoming, Reply};
-use super::{MOST_BYTES, MOST_UNANSWERED, Request, SpdkError, shortened};
+use super::{Answer, MOST_BYTES, MOST_UNANSWERED, Method, Request, SpdkError, shortened};
 
 /// A reply that is waited for.
 struct Waiting {
-    method: &'static str,
-    reply: oneshot::Sender<Result<Value, SpdkError>>,
+    method: Method,
+    reply: oneshot::Sender<Result<Answer, SpdkError>>,
 }
 
 /// Connects when the first request comes, and anew after a connection ended; ends with its handles.
@@ -187,7 +188,7 @@ impl Open<'_> {
                 Err(SpdkError::Refused { socket, method, code, message })
             }
             // `null` is a result too.
-            (result, None) => Ok(result.unwrap_or_default()),
+            (result, None) => Ok(result.unwrap_or_else(|| RawValue::NULL.to_owned())),
         };
         let _ = waiting.reply.send(result);
     }

@@ -1,5 +1,6 @@
-//! The methods that the agent calls, one typed function for each. Members that a target adds are ignored;
-//! members that it lacks make the answer [`SpdkError::Garbage`].
+//! The methods that tell how a target is, one typed function for each; those for its disks are in `disks`.
+//! Members that a target adds are ignored; members that it lacks make the answer
+//! [`SpdkError::Garbage`].
 
 use std::time::Duration;
 
@@ -14,44 +15,6 @@ use super::{Spdk, SpdkError, shortened};
 pub struct Version {
     /// Such as `SPDK v24.01 git sha1 …`.
     pub version: String,
-}
-
-/// A block device of a target.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Bdev {
-    /// Its name.
-    pub name: String,
-    /// Bytes of a block.
-    pub block_size: u64,
-    /// Its size in blocks.
-    pub num_blocks: u64,
-}
-
-/// A vhost controller of a target.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Controller {
-    /// Its name.
-    pub ctrlr: String,
-    /// Its socket, where the target tells it.
-    #[serde(default)]
-    pub socket: String,
-    /// Who is connected.
-    #[serde(default)]
-    pub sessions: Vec<Session>,
-}
-
-/// A virtual machine that is connected to a controller.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Session {
-    /// Whether its queues run.
-    #[serde(default)]
-    pub started: bool,
-    /// Its queues.
-    #[serde(default)]
-    pub max_queues: u64,
-    /// Requests at work.
-    #[serde(default)]
-    pub inflight_task_cnt: u64,
 }
 
 impl Spdk {
@@ -107,81 +70,16 @@ impl Spdk {
         self.typed("rpc_get_methods", Some(json!({"current": true})), within).await
     }
 
-    /// Its block devices.
-    ///
-    /// # Errors
-    /// See [`Spdk::call`].
-    pub async fn bdevs(&self, within: Duration) -> Result<Vec<Bdev>, SpdkError> {
-        self.typed("bdev_get_bdevs", None, within).await
-    }
-
-    /// Makes a block device of memory.
-    ///
-    /// # Errors
-    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when there is one of that name.
-    pub async fn create_malloc(
-        &self,
-        name: &str,
-        blocks: u64,
-        block_size: u32,
-        within: Duration,
-    ) -> Result<(), SpdkError> {
-        let params = json!({"name": name, "num_blocks": blocks, "block_size": block_size});
-        self.call("bdev_malloc_create", Some(params), within).await.map(drop)
-    }
-
-    /// Takes a block device of memory away. Never one that a controller uses: its guest gets I/O errors.
-    ///
-    /// # Errors
-    /// See [`Spdk::call`].
-    pub async fn delete_malloc(&self, name: &str, within: Duration) -> Result<(), SpdkError> {
-        self.call("bdev_malloc_delete", Some(json!({"name": name})), within).await.map(drop)
-    }
-
-    /// Its vhost controllers with their sessions.
-    ///
-    /// # Errors
-    /// See [`Spdk::call`].
-    pub async fn controllers(&self, within: Duration) -> Result<Vec<Controller>, SpdkError> {
-        self.typed("vhost_get_controllers", None, within).await
-    }
-
-    /// Makes a vhost-blk controller on a block device; its socket gets its name.
-    ///
-    /// The name is used as it is: SPDK unlinks whatever socket lies there, cuts what is too long and
-    /// follows `..`, so the caller has judged it.
-    ///
-    /// # Errors
-    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when there is one of that name.
-    pub async fn create_controller(
-        &self,
-        name: &str,
-        bdev: &str,
-        read_only: bool,
-        within: Duration,
-    ) -> Result<(), SpdkError> {
-        let params = json!({"ctrlr": name, "dev_name": bdev, "readonly": read_only});
-        self.call("vhost_create_blk_controller", Some(params), within).await.map(drop)
-    }
-
-    /// Takes a controller away. Never one with a session: a target may then hang for ever.
-    ///
-    /// # Errors
-    /// See [`Spdk::call`].
-    pub async fn delete_controller(&self, name: &str, within: Duration) -> Result<(), SpdkError> {
-        self.call("vhost_delete_controller", Some(json!({"ctrlr": name})), within).await.map(drop)
-    }
-
-    async fn typed<T: DeserializeOwned>(
+    pub(super) async fn typed<T: DeserializeOwned>(
         &self,
         method: &'static str,
         params: Option<Value>,
         within: Duration,
     ) -> Result<T, SpdkError> {
         let result = self.call(method, params, within).await?;
-        serde_json::from_value(result).map_err(|e| SpdkError::Garbage {
+        serde_json::from_str(result.get()).map_err(|e| SpdkError::Garbage {
             socket: self.socket().to_path_buf(),
-            method,
+            method: method.into(),
             why: shortened(e.to_string()),
         })
     }

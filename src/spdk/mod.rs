@@ -10,9 +10,11 @@
 //! answer means for a target's health is not judged here.
 
 mod connection;
+pub mod disks;
 pub mod methods;
 mod reply;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,8 +22,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+
+/// A method's name: the agent's own, or what an operator named.
+pub type Method = Cow<'static, str>;
 
 /// Requests that may be on their way to one target.
 const MOST_UNANSWERED: usize = 1024;
@@ -56,7 +62,7 @@ pub enum SpdkError {
         /// The control socket.
         socket: PathBuf,
         /// The method.
-        method: &'static str,
+        method: Method,
         /// Why.
         source: Arc<std::io::Error>,
     },
@@ -66,7 +72,7 @@ pub enum SpdkError {
         /// The control socket.
         socket: PathBuf,
         /// The method.
-        method: &'static str,
+        method: Method,
         /// The deadline.
         within: Duration,
     },
@@ -76,7 +82,7 @@ pub enum SpdkError {
         /// The control socket.
         socket: PathBuf,
         /// The method.
-        method: &'static str,
+        method: Method,
         /// JSON-RPC's or a negative errno (`reference/spdk-rpc.md` has which means what).
         code: i64,
         /// The target's words.
@@ -90,7 +96,7 @@ pub enum SpdkError {
         /// The control socket.
         socket: PathBuf,
         /// The method.
-        method: &'static str,
+        method: Method,
         /// In which way.
         why: String,
     },
@@ -100,7 +106,7 @@ pub enum SpdkError {
         /// The control socket.
         socket: PathBuf,
         /// The method.
-        method: &'static str,
+        method: Method,
         /// Why.
         why: &'static str,
     },
@@ -115,6 +121,11 @@ impl SpdkError {
     /// Whether the target says that a bdev or controller is there already.
     pub fn is_exists(&self) -> bool {
         self.says("File exists")
+    }
+
+    /// Whether it was the target's word; after anything else it may have done it, or not.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, SpdkError::Refused { .. } | SpdkError::NotSent { .. })
     }
 
     /// Whether the target does not know the method.
@@ -143,12 +154,15 @@ fn shortened(mut words: String) -> String {
     words
 }
 
+/// A result as it came; who knows its form reads it out of the text.
+pub type Answer = Box<RawValue>;
+
 /// One request on its way to the connection.
 #[derive(Debug)]
 struct Request {
-    method: &'static str,
+    method: Method,
     params: Option<Value>,
-    reply: oneshot::Sender<Result<Value, SpdkError>>,
+    reply: oneshot::Sender<Result<Answer, SpdkError>>,
 }
 
 /// A target's control socket; clones share one connection.
@@ -189,12 +203,13 @@ impl Spdk {
     /// may have done it, or may do it later.
     pub async fn call(
         &self,
-        method: &'static str,
+        method: impl Into<Method>,
         params: Option<Value>,
         within: Duration,
-    ) -> Result<Value, SpdkError> {
+    ) -> Result<Answer, SpdkError> {
+        let method = method.into();
         let (reply, answer) = oneshot::channel();
-        let request = Request { method, params, reply };
+        let request = Request { method: method.clone(), params, reply };
         if self.requests.try_send(request).is_err() {
             let why = "too many requests wait for its answers";
             return Err(SpdkError::NotSent { socket: self.socket.to_path_buf(), method, why });
@@ -206,7 +221,7 @@ impl Spdk {
         }
     }
 
-    fn broken(&self, method: &'static str, why: &str) -> SpdkError {
+    fn broken(&self, method: Method, why: &str) -> SpdkError {
         let source = Arc::new(std::io::Error::other(why.to_string()));
         SpdkError::Broken { socket: self.socket.to_path_buf(), method, source }
     }

@@ -4,6 +4,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Answer;
+
 /// More than any target answers at once: a thousand bdevs take two MiB.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// What an empty buffer may keep.
@@ -16,7 +18,7 @@ pub(super) struct Reply {
     #[serde(default)]
     pub(super) id: Value,
     #[serde(default)]
-    pub(super) result: Option<Value>,
+    pub(super) result: Option<Answer>,
     #[serde(default)]
     pub(super) error: Option<ReplyError>,
 }

@@ -17,11 +17,15 @@ use crate::host::process::started;
 use crate::model::deep::PROBE_PREFIX as PREFIX;
 use crate::model::fault::{Fault, chain};
 use crate::model::target::{CleanPath, judge_length};
-use crate::spdk::methods::Controller;
+use crate::model::volume::Backing;
+use crate::spdk::disks::Controller;
 use crate::spdk::{Spdk, SpdkError};
 
 /// Between two looks whether the session has gone.
 const PAUSE: Duration = Duration::from_millis(10);
+/// What is behind it.
+const MEMORY: Backing =
+    Backing::Malloc { size_mib: (DISK >> 20) as u64, block_size: SECTOR as u32 };
 
 /// A disk of this agent's own.
 #[derive(Debug)]
@@ -71,10 +75,9 @@ impl<'a> Canary<'a> {
         // SPDK would cut the name and take whatever socket is there.
         judge_length(&usual.parse()?)?;
         self.begun = true;
-        let blocks = (DISK / SECTOR) as u64;
-        let bdev = self.spdk.create_malloc(&self.name, blocks, SECTOR as u32, left(by));
+        let bdev = self.spdk.create_bdev(&self.name, &MEMORY, left(by));
         bdev.await.map_err(|e| rpc_fault(&e))?;
-        let controller = self.spdk.create_controller(&self.name, &self.name, false, left(by));
+        let controller = self.spdk.create_controller(&self.name, &self.name, false, None, left(by));
         controller.await.map_err(|e| rpc_fault(&e))?;
         let made = self.seen(by).await?.map(|made| made.socket).unwrap_or_default();
         let mut paths = vec![root.path(&usual)];
@@ -127,7 +130,7 @@ impl<'a> Canary<'a> {
             }
             sleep(PAUSE).await;
         }
-        match self.spdk.delete_malloc(&self.name, left(by)).await {
+        match self.spdk.delete_bdev(&self.name, &MEMORY, left(by)).await {
             Err(e) if !e.is_not_found() => Err(rpc_fault(&e)),
             _ => Ok(()),
         }

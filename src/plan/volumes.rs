@@ -1,0 +1,146 @@
+//! Volumes in a target that runs: what makes each serve, what takes one away, and how it stands.
+//!
+//! The bdev comes before its controller, and goes after it. While a session is connected neither is ever
+//! deleted: a target may hang in that for ever, or leave the guest with I/O errors (reference/spdk-rpc.md).
+
+use crate::model::fault::Fault;
+use crate::model::volume::{
+    Backing, BdevSeen, ControllerSeen, VolumeSeen, VolumeSpec, VolumeState, ZBS_SUFFIX,
+};
+
+/// One thing to do to a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeStep {
+    /// Take its controller away, which nobody is connected to.
+    DeleteController,
+    /// Take its bdev away, which no controller uses.
+    DeleteBdev,
+    /// Make its bdev.
+    CreateBdev,
+    /// Make its controller.
+    CreateController,
+    /// Give its socket the owner and mode that it is to have.
+    GiveSocket,
+}
+
+/// Plans what makes a volume serve.
+///
+/// # Errors
+/// When something else has its name, or a guest is in the way.
+pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>, Fault> {
+    use VolumeStep::{CreateBdev, CreateController, DeleteController, GiveSocket};
+    if let Some(bdev) = &seen.bdev {
+        same_backing(spec, bdev)?;
+    }
+    match (&seen.controller, &seen.bdev) {
+        (None, None) => Ok(vec![CreateBdev, CreateController, GiveSocket]),
+        (None, Some(_)) => Ok(vec![CreateController, GiveSocket]),
+        (Some(controller), bdev) => {
+            let Some(wrong) = what_is_wrong(spec, controller, bdev.as_ref()) else {
+                return Ok(if seen.socket_is_given { Vec::new() } else { vec![GiveSocket] });
+            };
+            if !controller.sessions.is_empty() {
+                return Err(Fault::new(
+                    "volume-not-as-wanted",
+                    format!(
+                        "{wrong}, and a virtual machine is connected: shut it down, and the volume is \
+                         brought about anew"
+                    ),
+                ));
+            }
+            let make_bdev = bdev.is_none().then_some(CreateBdev);
+            let rest = [CreateController, GiveSocket];
+            Ok([DeleteController].into_iter().chain(make_bdev).chain(rest).collect())
+        }
+    }
+}
+
+/// Plans what takes a volume away.
+///
+/// # Errors
+/// While a virtual machine is connected.
+pub fn take_away(seen: &VolumeSeen, bdev_is_shared: bool) -> Result<Vec<VolumeStep>, Fault> {
+    let sessions = seen.controller.as_ref().map_or(0, |controller| controller.sessions.len());
+    if sessions > 0 {
+        return Err(Fault::new(
+            "volume-in-use",
+            "a virtual machine is connected to it: shut the VM down or detach its disk, then call again",
+        ));
+    }
+    let controller = seen.controller.as_ref().map(|_| VolumeStep::DeleteController);
+    let bdev = seen.bdev.as_ref().filter(|_| !bdev_is_shared).map(|_| VolumeStep::DeleteBdev);
+    Ok(controller.into_iter().chain(bdev).collect())
+}
+
+/// How a volume stands that nothing has to be done to any more, and why. `unstarted` tells that a session
+/// of it has not started for longer than one takes.
+pub fn judge(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
+    let told = |state, text: &str| (state, text.to_string());
+    match &seen.controller {
+        None => told(VolumeState::Pending, "its controller is not there yet"),
+        Some(_) if unstarted => told(
+            VolumeState::Stuck,
+            "a virtual machine is connected and its session does not start, which it never will: the VM \
+             needs a restart",
+        ),
+        Some(_) if !seen.socket_is_given => told(
+            VolumeState::Degraded,
+            "its socket is missing, or has not the owner and mode to be used",
+        ),
+        Some(_) => told(VolumeState::Serving, ""),
+    }
+}
+
+/// Whether a session of it has not begun to start: the sign of a guest that lost its reconnect.
+pub fn has_unstarted(controller: &ControllerSeen) -> bool {
+    controller.sessions.iter().any(|session| !session.started && session.queues == 0)
+}
+
+fn same_backing(spec: &VolumeSpec, bdev: &BdevSeen) -> Result<(), Fault> {
+    let wanted = match &spec.backing {
+        Backing::Zbs { path } => Some(format!("{path}{ZBS_SUFFIX}")),
+        Backing::Aio { path, .. } => Some(path.as_str().to_string()),
+        Backing::Malloc { .. } | Backing::Raw { .. } => None,
+    };
+    // A target that tells no file leaves nothing to compare.
+    let differs = |file: &&String| wanted.as_ref().is_some_and(|wanted| wanted != *file);
+    let size = match &spec.backing {
+        Backing::Malloc { size_mib, .. } => Some(size_mib.saturating_mul(1 << 20)),
+        _ => None,
+    };
+    let holds = match bdev.file.as_ref().filter(differs) {
+        Some(file) => file.clone(),
+        None if size.is_some_and(|size| size != bdev.bytes) => format!("{} bytes", bdev.bytes),
+        None => return Ok(()),
+    };
+    Err(Fault::new(
+        "bdev-belongs-to-another",
+        format!(
+            "a bdev {} is there that holds {holds}, not what is wanted: delete it, or use another name",
+            spec.bdev
+        ),
+    ))
+}
+
+fn what_is_wrong(
+    spec: &VolumeSpec,
+    controller: &ControllerSeen,
+    bdev: Option<&BdevSeen>,
+) -> Option<String> {
+    let name = spec.bdev.as_str();
+    match &controller.bdev {
+        None => Some("its bdev was deleted under its controller".to_string()),
+        Some(serves) if serves != name => {
+            Some(format!("its controller serves the bdev {serves}, not {name}"))
+        }
+        Some(_) if bdev.is_none() => Some("its bdev is gone".to_string()),
+        Some(_) if controller.read_only != spec.read_only => {
+            Some(format!("its controller is read-only: {}", controller.read_only))
+        }
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "volumes_tests.rs"]
+mod tests;

@@ -1,0 +1,289 @@
+//! The methods for block devices and vhost controllers.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+
+use super::{Method, Spdk, SpdkError};
+use crate::model::volume::{Backing, ZBS_SUFFIX};
+
+/// A block device of a target.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Bdev {
+    /// Its name.
+    pub name: String,
+    /// Bytes of a block.
+    pub block_size: u64,
+    /// Its size in blocks.
+    pub num_blocks: u64,
+    /// The file or volume that it is kept in, where the target tells one.
+    #[serde(rename = "driver_specific", default, deserialize_with = "file_of")]
+    pub file: Option<String>,
+}
+
+/// The file in `{"<module>": {"filename": …}}`; modules that keep their blocks elsewhere have none.
+fn file_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let specific = Value::deserialize(deserializer)?;
+    let modules = specific.as_object().map(|modules| modules.values().collect::<Vec<_>>());
+    let file = |module: &&Value| {
+        let member = module.get("filename").or_else(|| module.get("file"));
+        member.and_then(Value::as_str).map(str::to_string)
+    };
+    Ok(modules.unwrap_or_default().iter().find_map(file))
+}
+
+/// A vhost controller of a target.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Controller {
+    /// Its name.
+    pub ctrlr: String,
+    /// Its socket, where the target tells it.
+    #[serde(default)]
+    pub socket: String,
+    /// Who is connected.
+    #[serde(default)]
+    pub sessions: Vec<Session>,
+    /// What it serves.
+    #[serde(default)]
+    pub backend_specific: Backend,
+}
+
+/// What a controller serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Backend {
+    /// The disk of a vhost-blk controller.
+    #[serde(default)]
+    pub block: Option<Block>,
+}
+
+/// The disk of a vhost-blk controller.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Block {
+    /// Its bdev; none once that was deleted under it.
+    #[serde(default)]
+    pub bdev: Option<String>,
+    /// Whether guests may not write.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// A virtual machine that is connected to a controller.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Session {
+    /// Whether its queues run.
+    #[serde(default)]
+    pub started: bool,
+    /// Its queues.
+    #[serde(default)]
+    pub max_queues: u64,
+    /// Requests at work.
+    #[serde(default)]
+    pub inflight_task_cnt: u64,
+}
+
+impl Spdk {
+    /// Its block devices.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn bdevs(&self, within: Duration) -> Result<Vec<Bdev>, SpdkError> {
+        self.typed("bdev_get_bdevs", None, within).await
+    }
+
+    /// One of its block devices, if it is there.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn bdev(&self, name: &str, within: Duration) -> Result<Option<Bdev>, SpdkError> {
+        let one: Result<Vec<Bdev>, _> =
+            self.typed("bdev_get_bdevs", Some(json!({"name": name})), within).await;
+        if_found(one)
+    }
+
+    /// Makes the block device of a volume.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when there is one of that name.
+    pub async fn create_bdev(
+        &self,
+        bdev: &str,
+        backing: &Backing,
+        within: Duration,
+    ) -> Result<(), SpdkError> {
+        let (method, params) = creation(bdev, backing);
+        self.call(method, Some(params), within).await.map(drop)
+    }
+
+    /// Takes the block device of a volume away. Never one that a controller uses: its guest gets I/O
+    /// errors.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn delete_bdev(
+        &self,
+        bdev: &str,
+        backing: &Backing,
+        within: Duration,
+    ) -> Result<(), SpdkError> {
+        let method: Method = match backing {
+            Backing::Zbs { .. } => "bdev_zbs_delete".into(),
+            Backing::Aio { .. } => "bdev_aio_delete".into(),
+            Backing::Malloc { .. } => "bdev_malloc_delete".into(),
+            Backing::Raw { delete_method: Some(method), .. } => method.clone().into(),
+            Backing::Raw { method, .. } => with_end(method, "_delete").into(),
+        };
+        self.call(method, Some(json!({"name": bdev})), within).await.map(drop)
+    }
+
+    /// Gives the block device of a volume another size; a connected guest sees it.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`]; [`SpdkError::is_unknown_method`] where its kind cannot be resized.
+    pub async fn resize_bdev(
+        &self,
+        bdev: &str,
+        backing: &Backing,
+        size_mib: u64,
+        within: Duration,
+    ) -> Result<(), SpdkError> {
+        let sized = json!({"name": bdev, "new_size": size_mib});
+        let (method, params): (Method, Value) = match backing {
+            Backing::Zbs { .. } => ("bdev_zbs_resize".into(), sized),
+            // It has the size of its file, which is not the target's to change.
+            Backing::Aio { .. } => ("bdev_aio_rescan".into(), json!({"name": bdev})),
+            Backing::Malloc { .. } => ("bdev_malloc_resize".into(), sized),
+            Backing::Raw { method, .. } => (with_end(method, "_resize").into(), sized),
+        };
+        self.call(method, Some(params), within).await.map(drop)
+    }
+
+    /// Its vhost controllers with their sessions.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn controllers(&self, within: Duration) -> Result<Vec<Controller>, SpdkError> {
+        self.typed("vhost_get_controllers", None, within).await
+    }
+
+    /// One of its vhost controllers, if it is there.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn controller(
+        &self,
+        name: &str,
+        within: Duration,
+    ) -> Result<Option<Controller>, SpdkError> {
+        let one: Result<Vec<Controller>, _> =
+            self.typed("vhost_get_controllers", Some(json!({"name": name})), within).await;
+        if_found(one)
+    }
+
+    /// Makes a vhost-blk controller on a block device; its socket gets its name.
+    ///
+    /// The name is used as it is: SPDK unlinks whatever socket lies there, cuts what is too long and
+    /// follows `..`, so the caller has judged it.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when there is one of that name.
+    pub async fn create_controller(
+        &self,
+        name: &str,
+        bdev: &str,
+        read_only: bool,
+        cpumask: Option<&str>,
+        within: Duration,
+    ) -> Result<(), SpdkError> {
+        let mut params = json!({"ctrlr": name, "dev_name": bdev, "readonly": read_only});
+        if let (Some(mask), Some(members)) = (cpumask, params.as_object_mut()) {
+            members.insert("cpumask".to_string(), mask.into());
+        }
+        self.call("vhost_create_blk_controller", Some(params), within).await.map(drop)
+    }
+
+    /// Takes a controller away. Never one with a session: a target may then hang for ever.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn delete_controller(&self, name: &str, within: Duration) -> Result<(), SpdkError> {
+        self.call("vhost_delete_controller", Some(json!({"ctrlr": name})), within).await.map(drop)
+    }
+}
+
+/// The method that makes a bdev, and its parameters.
+fn creation(bdev: &str, backing: &Backing) -> (Method, Value) {
+    match backing {
+        Backing::Zbs { path } => {
+            ("bdev_zbs_create".into(), json!({"name": bdev, "file": format!("{path}{ZBS_SUFFIX}")}))
+        }
+        Backing::Aio { path, block_size: None } => {
+            ("bdev_aio_create".into(), json!({"name": bdev, "filename": path}))
+        }
+        Backing::Aio { path, block_size } => (
+            "bdev_aio_create".into(),
+            json!({"name": bdev, "filename": path, "block_size": block_size}),
+        ),
+        Backing::Malloc { size_mib, block_size } => {
+            let blocks = size_mib.saturating_mul(1 << 20) / u64::from((*block_size).max(1));
+            let params = json!({"name": bdev, "num_blocks": blocks, "block_size": block_size});
+            ("bdev_malloc_create".into(), params)
+        }
+        Backing::Raw { method, params, .. } => {
+            let mut params = params.clone();
+            params.entry("name").or_insert_with(|| bdev.into());
+            (method.clone().into(), Value::Object(params))
+        }
+    }
+}
+
+/// `bdev_x_create` with another end.
+fn with_end(method: &str, end: &str) -> String {
+    let kind = method.strip_suffix("_create").or_else(|| method.strip_suffix("_attach_controller"));
+    format!("{}{end}", kind.unwrap_or(method))
+}
+
+/// The only one, or none where the target knows none of that name.
+fn if_found<T>(one: Result<Vec<T>, SpdkError>) -> Result<Option<T>, SpdkError> {
+    match one {
+        Ok(one) => Ok(one.into_iter().next()),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bdev_is_made_as_its_backing_says() {
+        let made = |text: &str| {
+            let (method, params) = creation("b", &serde_json::from_str(text).unwrap());
+            format!("{method} {params}")
+        };
+        let zbs = r#"bdev_zbs_create {"file":"p/v_zbs_","name":"b"}"#;
+        assert_eq!(made(r#"{"kind":"zbs","path":"p/v"}"#), zbs);
+        let aio = r#"bdev_aio_create {"filename":"/f","name":"b"}"#;
+        assert_eq!(made(r#"{"kind":"aio","path":"/f"}"#), aio);
+        let malloc = r#"bdev_malloc_create {"block_size":4096,"name":"b","num_blocks":512}"#;
+        assert_eq!(made(r#"{"kind":"malloc","sizeMib":2,"blockSize":4096}"#), malloc);
+        let raw = r#"bdev_null_create {"block_size":512,"name":"b"}"#;
+        let wish = r#"{"kind":"raw","method":"bdev_null_create","params":{"block_size":512}}"#;
+        assert_eq!(made(wish), raw);
+        assert_eq!(with_end("bdev_null_create", "_resize"), "bdev_null_resize");
+    }
+
+    #[test]
+    fn the_file_of_a_bdev_is_read_where_it_is_told() {
+        let file = |specific: &str| {
+            let text = format!(
+                r#"{{"name":"b","block_size":512,"num_blocks":8,"driver_specific":{specific}}}"#
+            );
+            serde_json::from_str::<Bdev>(&text).unwrap().file
+        };
+        assert_eq!(file(r#"{"aio":{"filename":"/f"}}"#).as_deref(), Some("/f"));
+        assert_eq!(file(r#"{"zbs":{"file":"p/v_zbs_"}}"#).as_deref(), Some("p/v_zbs_"));
+        assert_eq!((file("{}"), file(r#"{"x":[1]}"#), file("null")), (None, None, None));
+    }
+}
