@@ -263,23 +263,33 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
     pub fn list(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
+        let entries = self.entries(folder, durability)?.into_iter();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        // Not what a crash left of a write, nor what was set aside.
+        Ok(sorted(names.filter(|name| name.ends_with(".json") && !name.starts_with('.'))))
+    }
+
+    /// The names of the folders in a folder.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
+    pub fn folders(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
+        let entries = self.entries(folder, durability)?;
+        let folders = entries.into_iter().filter(|entry| entry.path().is_dir());
+        Ok(sorted(folders.map(|entry| entry.file_name().to_string_lossy().into_owned())))
+    }
+
+    fn entries(
+        &self,
+        folder: &str,
+        durability: Durability,
+    ) -> Result<Vec<fs::DirEntry>, StoreError> {
         let path = self.path(folder, durability);
-        let read = |source| StoreError::Read { path: path.clone(), source };
         let listing = match fs::read_dir(&path) {
-            Ok(listing) => listing,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(read(source)),
+            listing => listing.and_then(Iterator::collect),
         };
-        let mut names = Vec::new();
-        for entry in listing {
-            let name = entry.map_err(read)?.file_name().to_string_lossy().into_owned();
-            // Not what a crash left of a write, nor what was set aside.
-            if name.ends_with(".json") && !name.starts_with('.') {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        listing.map_err(|source| StoreError::Read { path, source })
     }
 
     /// Takes a value away; one that is not there is gone already.
@@ -357,6 +367,12 @@ impl Store {
             holder => Ok(holder),
         }
     }
+}
+
+fn sorted(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
 }
 
 fn take(path: PathBuf) -> Result<LockFile, StoreError> {

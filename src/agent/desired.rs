@@ -1,5 +1,5 @@
-//! The targets that this node is to have: on the disk before an order for one is carried out, one file
-//! each, and published to whoever has to know.
+//! The targets and volumes that this node is to have: on the disk before an order for one is carried out,
+//! one file each, and published to whoever has to know.
 
 use std::sync::Arc;
 
@@ -9,10 +9,13 @@ use tokio::sync::watch;
 use super::observe::blocking;
 use crate::model::fault::Fault;
 use crate::model::target::{Desired, TargetName, TargetSpec, Work};
+use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
 use crate::store::{Durability, Store};
 
-/// The folder of the files.
+/// The folder of the targets' files.
 const FOLDER: &str = "targets";
+/// The folder that has one for the volumes of each target.
+const VOLUMES: &str = "volumes";
 /// The form of the files.
 const VERSION: u32 = 1;
 
@@ -21,6 +24,14 @@ const VERSION: u32 = 1;
 struct Entry {
     version: u32,
     spec: TargetSpec,
+}
+
+/// A volume as its file has it.
+#[derive(Debug, Serialize, Deserialize)]
+struct VolumeEntry {
+    version: u32,
+    target: TargetName,
+    spec: VolumeSpec,
 }
 
 /// What is wanted; clones are one.
@@ -35,12 +46,17 @@ pub struct DesiredTargets {
 pub struct AtWork<'a> {
     of: &'a DesiredTargets,
     name: TargetName,
+    /// What it was at before.
+    before: Option<Work>,
 }
 
 impl Drop for AtWork<'_> {
     fn drop(&mut self) {
         self.of.told.send_modify(|desired| {
-            desired.at_work.remove(&self.name);
+            match self.before {
+                Some(work) => desired.at_work.insert(self.name.clone(), work),
+                None => desired.at_work.remove(&self.name),
+            };
         });
     }
 }
@@ -62,6 +78,9 @@ impl DesiredTargets {
             }
             desired.targets.insert(entry.spec.name.clone(), entry.spec);
         }
+        for target in store.folders(VOLUMES, Durability::Disk)? {
+            open_volumes(&store, &target, &mut desired)?;
+        }
         Ok(DesiredTargets { store, told: Arc::new(watch::Sender::new(desired)) })
     }
 
@@ -72,10 +91,95 @@ impl DesiredTargets {
 
     /// One that is worked on until the returned value is dropped.
     pub fn at_work(&self, name: &TargetName, work: Work) -> AtWork<'_> {
-        self.told.send_modify(|desired| {
-            desired.at_work.insert(name.clone(), work);
+        let mut before = None;
+        self.told.send_modify(|desired| before = desired.at_work.insert(name.clone(), work));
+        AtWork { of: self, name: name.clone(), before }
+    }
+
+    /// Says that its volumes are being brought back, from now until the opposite is said.
+    pub fn rebuilds(&self, name: &TargetName, rebuilds: bool) {
+        self.told.send_if_modified(|desired| match rebuilds {
+            true => desired.at_work.insert(name.clone(), Work::Rebuild) != Some(Work::Rebuild),
+            false => desired.at_work.remove(name).is_some(),
         });
-        AtWork { of: self, name: name.clone() }
+    }
+
+    /// Says that it falls again and again, with the evidence, or that it does not any more.
+    pub fn trouble(&self, name: &TargetName, evidence: Option<String>) {
+        self.told.send_if_modified(|desired| match evidence {
+            Some(evidence) => {
+                desired.troubles.insert(name.clone(), evidence.clone()) != Some(evidence)
+            }
+            None => desired.troubles.remove(name).is_some(),
+        });
+    }
+
+    /// The volumes that are wanted in a target.
+    pub fn volumes(&self, target: &TargetName) -> Arc<VolumeSpecs> {
+        self.told.borrow().volumes_of(target)
+    }
+
+    /// How many volumes are wanted in all targets.
+    pub fn volume_count(&self) -> usize {
+        self.told.borrow().volumes.values().map(|volumes| volumes.len()).sum()
+    }
+
+    /// Writes down that volumes are wanted like this, those that are not already.
+    ///
+    /// # Errors
+    /// When they cannot be written; then none of them is wanted otherwise than before.
+    pub async fn want_volumes(
+        &self,
+        target: &TargetName,
+        specs: &[VolumeSpec],
+    ) -> Result<(), Fault> {
+        let known = self.volumes(target);
+        let new = specs.iter().filter(|spec| known.get(&spec.name) != Some(spec));
+        let new: Vec<VolumeSpec> = new.cloned().collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let entry = |spec: &VolumeSpec| {
+            let entry =
+                VolumeEntry { version: VERSION, target: target.clone(), spec: spec.clone() };
+            (volume_file(target, &spec.name), entry)
+        };
+        let (store, entries) = (self.store.clone(), new.iter().map(entry).collect::<Vec<_>>());
+        blocking(move || store.write_all(&entries)).await??;
+        self.told.send_modify(|desired| {
+            let volumes = desired.volumes.entry(target.clone()).or_default();
+            let named = new.into_iter().map(|spec| (spec.name.clone(), spec));
+            Arc::make_mut(volumes).extend(named);
+        });
+        Ok(())
+    }
+
+    /// Writes down that volumes are not wanted any more.
+    ///
+    /// # Errors
+    /// When that cannot be written; then all of them still are.
+    pub async fn forget_volumes(
+        &self,
+        target: &TargetName,
+        names: &[VolumeName],
+    ) -> Result<(), Fault> {
+        let known = self.volumes(target);
+        let names: Vec<&VolumeName> =
+            names.iter().filter(|name| known.contains_key(name)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let files: Vec<String> = names.iter().map(|name| volume_file(target, name)).collect();
+        let store = self.store.clone();
+        blocking(move || store.remove_all(&files)).await??;
+        self.told.send_modify(|desired| {
+            let volumes = desired.volumes.entry(target.clone()).or_default();
+            Arc::make_mut(volumes).retain(|name, _| !names.contains(&name));
+            if volumes.is_empty() {
+                desired.volumes.remove(target);
+            }
+        });
+        Ok(())
     }
 
     /// The target as it is wanted now.
@@ -112,6 +216,29 @@ impl DesiredTargets {
         self.told.send_modify(|desired| drop(desired.targets.remove(name)));
         Ok(())
     }
+}
+
+/// Reads the volumes of one target.
+fn open_volumes(store: &Store, target: &str, desired: &mut Desired) -> Result<(), Fault> {
+    for name in store.list(&format!("{VOLUMES}/{target}"), Durability::Disk)? {
+        let path = format!("{VOLUMES}/{target}/{name}");
+        let Some(entry) = store.read::<VolumeEntry>(&path, Durability::Disk)? else { continue };
+        let why = if entry.version != VERSION {
+            "it is of another version of the agent"
+        } else if path != volume_file(&entry.target, &entry.spec.name) {
+            "it is the file of another volume"
+        } else {
+            let volumes = desired.volumes.entry(entry.target).or_default();
+            Arc::make_mut(volumes).insert(entry.spec.name.clone(), entry.spec);
+            continue;
+        };
+        store.set_aside(&path, Durability::Disk, why);
+    }
+    Ok(())
+}
+
+fn volume_file(target: &TargetName, volume: &VolumeName) -> String {
+    format!("{VOLUMES}/{target}/{volume}.json")
 }
 
 fn file(name: &TargetName) -> String {
@@ -163,6 +290,26 @@ mod tests {
         assert_eq!(names(&open(&dir)), ["c"]);
         assert!(path("a.json.unusable").exists() && path("b.json.unusable").exists());
         assert_eq!(names(&open(&dir)), ["c"], "what was set aside stays there");
+    }
+
+    #[tokio::test]
+    async fn volumes_are_known_after_a_restart_one_file_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let (desired, target) = (open(&dir), "t".parse().unwrap());
+        let specs: Vec<_> = ["a", "b", "c", "d"].map(VolumeSpec::example).into();
+        desired.want_volumes(&target, &specs).await.unwrap();
+        let read_only = VolumeSpec { read_only: true, ..specs[1].clone() };
+        desired.want_volumes(&target, &[read_only.clone(), specs[0].clone()]).await.unwrap();
+        let gone = [specs[0].name.clone(), "never".parse().unwrap()];
+        desired.forget_volumes(&target, &gone).await.unwrap();
+        let path = |name: &str| dir.path().join("volumes/t").join(name);
+        std::fs::write(path("c.json"), "{\"version\":1,").unwrap();
+        std::fs::copy(path("d.json"), path("e.json")).unwrap();
+        let again = open(&dir).volumes(&target);
+        let names: Vec<_> = again.keys().map(VolumeName::as_str).collect();
+        assert_eq!(names, ["b", "d"], "a is not wanted, c is cut, e says that it is d");
+        assert_eq!(again[&read_only.name], read_only);
+        assert!(path("c.json.unusable").exists() && path("e.json.unusable").exists());
     }
 
     #[tokio::test]

@@ -36,12 +36,14 @@ pub enum Process {
 }
 
 /// What is wanted of the target now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Aim {
     /// Whether it is to be there.
     pub wanted: bool,
     /// What its owner does with it, when it is at work.
     pub at_work: Option<Work>,
+    /// That it falls again and again, with the evidence.
+    pub trouble: Option<String>,
 }
 
 /// What the probes of one process came to.
@@ -109,8 +111,16 @@ impl Record {
 pub fn judge(process: &Process, record: &Record, aim: Aim) -> (TargetState, String) {
     use TargetState::{Absent, Degraded, Failed, Serving, Starting};
     let told = |state, text: &str| (state, text.to_string());
+    let rebuilds = aim.at_work == Some(Work::Rebuild);
     match (process, record.version()) {
-        (Process::Lives { .. }, Some(version)) => (Serving, format!("{version} answers")),
+        (Process::Lives { .. }, Some(version)) if !rebuilds && aim.trouble.is_none() => {
+            (Serving, format!("{version} answers"))
+        }
+        // Until it has served for a while, one that always falls again is no better for being up again.
+        (_, _) if aim.wanted && aim.trouble.is_some() => (Failed, aim.trouble.unwrap_or_default()),
+        (Process::Lives { .. }, Some(version)) => {
+            (Starting, format!("{version} answers, and its volumes are being brought back"))
+        }
         (Process::Lives { .. }, None) if record.is_empty() => {
             told(Starting, "its process lives, and has not been asked yet")
         }
@@ -146,7 +156,7 @@ mod tests {
 
     const OLD: Process = Process::Lives { young: false };
     const YOUNG: Process = Process::Lives { young: true };
-    const WANTED: Aim = Aim { wanted: true, at_work: None };
+    const WANTED: Aim = Aim { wanted: true, at_work: None, trouble: None };
 
     /// What a process with these probes is: `+` answered, `-` not.
     fn record(probes: &str) -> Record {
@@ -218,9 +228,25 @@ mod tests {
     }
 
     #[test]
+    fn one_that_answers_serves_once_its_volumes_are_back_and_it_does_not_always_fall_again() {
+        let rebuilds = Aim { at_work: Some(Work::Rebuild), ..WANTED };
+        assert_eq!(judge(&OLD, &record("+"), rebuilds.clone()).0, Starting);
+        assert_eq!(judge(&OLD, &record("+--"), rebuilds.clone()).0, Degraded);
+        assert_eq!(judge(&Process::Ended(String::new()), &record("+"), rebuilds).0, Failed);
+        let falls = || Aim { trouble: Some("it fell 4 times".to_string()), ..WANTED };
+        let brought_up = Aim { at_work: Some(Work::BringUp), ..falls() };
+        for (process, aim) in [(OLD, falls()), (Process::NoContainer, brought_up)] {
+            let told = (Failed, "it fell 4 times".to_string());
+            assert_eq!(judge(&process, &record("+"), aim), told, "{process:?}");
+        }
+        let unwanted = Aim { wanted: false, ..falls() };
+        assert_eq!(judge(&Process::NoContainer, &record(""), unwanted).0, Absent);
+    }
+
+    #[test]
     fn not_wanted_is_not_unhealthy() {
         let is = |process: &Process, wanted, at_work| {
-            judge(process, &record(""), Aim { wanted, at_work }).0
+            judge(process, &record(""), Aim { wanted, at_work, trouble: None }).0
         };
         let away = Process::Unknown("nobody listens".to_string());
         for process in [&Process::NoContainer, &away] {

@@ -3,12 +3,12 @@
 
 use std::fs::{self, FileType};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 
 use nix::unistd::{AccessFlags, access, geteuid};
 
-use super::Root;
+use super::{HostError, Root};
 
 /// What stands in the way of sockets in `folder`, with the control socket at `control`; `None` when nothing
 /// does. What is there is only looked at. `owner` is who the folder belongs to when the agent makes it.
@@ -54,6 +54,44 @@ fn in_folder(root: &Root, folder: &str) -> Option<String> {
         };
     }
     None
+}
+
+/// Whether a socket lies at `path` with that owner and group, and that mode.
+pub fn is_given(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> bool {
+    fs::symlink_metadata(root.path(path)).is_ok_and(|meta| is_as(&meta, owner, mode))
+}
+
+fn is_as(meta: &fs::Metadata, owner: (u32, u32), mode: u32) -> bool {
+    meta.file_type().is_socket()
+        && (meta.uid(), meta.gid()) == owner
+        && meta.mode() & 0o7777 == mode
+}
+
+/// Gives the socket at `path` that owner and group, and that mode. Its target has just made it.
+///
+/// # Errors
+/// When none lies there, or the kernel refuses.
+pub fn give(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> Result<(), HostError> {
+    let at = root.path(path);
+    let given = || {
+        let meta = fs::symlink_metadata(&at)?;
+        if !meta.file_type().is_socket() {
+            return Err(io::Error::other("it is no socket"));
+        }
+        if is_as(&meta, owner, mode) {
+            return Ok(());
+        }
+        // First closed, then given: nobody may connect who may not afterwards.
+        fs::set_permissions(&at, fs::Permissions::from_mode(0o600))?;
+        lchown(&at, Some(owner.0), Some(owner.1))?;
+        fs::set_permissions(&at, fs::Permissions::from_mode(mode))
+    };
+    given().map_err(|source| HostError::Write {
+        path: at.clone(),
+        value: format!("{}:{} {mode:o}", owner.0, owner.1),
+        hint: "",
+        source,
+    })
 }
 
 fn at_control(root: &Root, control: &str) -> Option<String> {

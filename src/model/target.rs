@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::cpu::{CoreList, Cpu, CpuUse};
 use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
+use super::volume::VolumeSpecs;
 
 /// `sockaddr_un.sun_path` less its closing zero (unix(7)).
 pub const SUN_PATH: usize = 107;
@@ -415,12 +417,23 @@ pub struct ContainerSpec {
 }
 
 /// The targets that this node is to have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Desired {
     /// Each as it was wanted last.
     pub targets: BTreeMap<TargetName, TargetSpec>,
     /// Those whose owner is at work on them, and at what.
     pub at_work: BTreeMap<TargetName, Work>,
+    /// Those that fall again and again, and the evidence.
+    pub troubles: BTreeMap<TargetName, String>,
+    /// The volumes of each; also of one that is not wanted itself, for its container may be somebody else's.
+    pub volumes: BTreeMap<TargetName, Arc<VolumeSpecs>>,
+}
+
+impl Desired {
+    /// The volumes that are wanted in a target.
+    pub fn volumes_of(&self, target: &TargetName) -> Arc<VolumeSpecs> {
+        self.volumes.get(target).cloned().unwrap_or_default()
+    }
 }
 
 /// What an owner does with its target.
@@ -428,6 +441,8 @@ pub struct Desired {
 pub enum Work {
     /// It makes it run.
     BringUp,
+    /// It brings its volumes back.
+    Rebuild,
     /// It takes it away.
     TakeAway,
 }

@@ -255,6 +255,13 @@ pub enum VolumeKey {
     Name(VolumeName),
     /// By its bdev's.
     Bdev(VolumeName),
+    /// By both; so one is found too of which nothing was written down.
+    Both {
+        /// Its own.
+        name: VolumeName,
+        /// Its bdev's.
+        bdev: VolumeName,
+    },
 }
 
 /// What is seen of a volume in its target.
@@ -295,6 +302,21 @@ pub struct SessionSeen {
     pub started: bool,
     /// Its queues.
     pub queues: u64,
+}
+
+/// One thing to do to a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeStep {
+    /// Take its controller away, which nobody is connected to.
+    DeleteController,
+    /// Take its bdev away, which no controller uses.
+    DeleteBdev,
+    /// Make its bdev.
+    CreateBdev,
+    /// Make its controller.
+    CreateController,
+    /// Give its socket the owner and mode that it is to have.
+    GiveSocket,
 }
 
 /// How a volume stands.
@@ -339,6 +361,9 @@ pub struct VolumeStatus {
     /// Whether one was connected before its target died, and has not come back.
     pub disconnected: bool,
 }
+
+/// The volumes that are wanted in one target.
+pub type VolumeSpecs = BTreeMap<VolumeName, VolumeSpec>;
 
 /// The volumes of one target as they stand.
 pub type Volumes = BTreeMap<VolumeName, VolumeStatus>;

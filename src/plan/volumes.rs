@@ -5,23 +5,8 @@
 
 use crate::model::fault::Fault;
 use crate::model::volume::{
-    Backing, BdevSeen, ControllerSeen, VolumeSeen, VolumeSpec, VolumeState, ZBS_SUFFIX,
+    Backing, BdevSeen, ControllerSeen, VolumeSeen, VolumeSpec, VolumeState, VolumeStep, ZBS_SUFFIX,
 };
-
-/// One thing to do to a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VolumeStep {
-    /// Take its controller away, which nobody is connected to.
-    DeleteController,
-    /// Take its bdev away, which no controller uses.
-    DeleteBdev,
-    /// Make its bdev.
-    CreateBdev,
-    /// Make its controller.
-    CreateController,
-    /// Give its socket the owner and mode that it is to have.
-    GiveSocket,
-}
 
 /// Plans what makes a volume serve.
 ///

@@ -9,3 +9,4 @@ mod install;
 pub mod memory;
 mod registry;
 pub mod target;
+pub mod volumes;

@@ -5,6 +5,7 @@ pub mod hypervisor;
 pub mod memory;
 pub mod node;
 pub mod target;
+pub mod volumes;
 
 use crate::model::fault::Fault;
 

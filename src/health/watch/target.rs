@@ -367,6 +367,7 @@ impl<C: Containers> Watch<C> {
             Aim {
                 wanted: desired.targets.contains_key(name),
                 at_work: desired.at_work.get(name).copied(),
+                trouble: desired.troubles.get(name).cloned(),
             }
         };
         let living;
@@ -379,11 +380,17 @@ impl<C: Containers> Watch<C> {
             }
             Seen::Otherwise(process) => (process, None),
         };
+        let wanted = aim.wanted;
         let (state, reason) = judge(process, &self.record, aim);
         let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
         let before = self.told.borrow().clone();
         let same = (before.health.state, &before.health.reason) == (state, &reason);
-        if same && before.health.pid == pid && before.sure == sure {
+        let version = {
+            let lives = matches!(self.seen, Seen::Lives(_));
+            self.record.version().filter(|_| lives)
+        };
+        let known = before.health.version.as_deref() == version;
+        if same && known && before.health.pid == pid && before.sure == sure {
             return;
         }
         let since = match before.health.state == state && self.published {
@@ -391,13 +398,14 @@ impl<C: Containers> Watch<C> {
             false => now(),
         };
         self.published = true;
-        let serves = state == TargetState::Serving;
-        let version = self.record.version().filter(|_| serves).map(str::to_string);
+        let version = version.map(str::to_string);
         let name = self.key.0.clone();
         let health = TargetHealth { name, state, reason, since, version, age_ms: None, pid };
         // Somebody may ask with another control socket than the target has: that is no news of it.
-        let about_another = aim.wanted && !self.is_wanted();
-        if !same && !about_another {
+        let about_another = wanted && !self.is_wanted();
+        // Another process, or the first answer of one that goes on starting, is news to its owner.
+        let other = before.health.pid != pid || !known;
+        if (!same || other) && !about_another {
             (self.shared.changed)(&health);
         }
         self.told.send_modify(|told| (told.health, told.sure) = (health, sure));

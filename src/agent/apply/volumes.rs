@@ -1,0 +1,176 @@
+//! Steps on the volumes of a target, many at the same time: those of one volume come one after the other,
+//! those of different ones share the control socket, which answers what came together together.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::super::observe::blocking;
+use super::super::observe::volumes::{Place, target_fault};
+use crate::host::{HostError, Root, socket_place};
+use crate::model::fault::{Fault, chain};
+use crate::model::policy::VolumePolicy;
+use crate::model::volume::{VolumeName, VolumeSpec, VolumeStep};
+use crate::spdk::{Sockets, Spdk, SpdkError};
+
+/// Volumes that are worked on at the same time; each has one request on its way.
+const WINDOW: usize = 256;
+
+/// Changes the volumes of one machine's targets.
+#[derive(Debug)]
+pub struct VolumeApplier {
+    root: Root,
+    sockets: Sockets,
+    policy: VolumePolicy,
+}
+
+impl VolumeApplier {
+    /// An applier for this node's volumes.
+    pub fn new(root: &Root, sockets: Sockets, policy: VolumePolicy) -> VolumeApplier {
+        VolumeApplier { root: root.clone(), sockets, policy }
+    }
+
+    /// Does the steps of all of them; tells of each that failed why. One that fails does not hold back the
+    /// others, but a target that stops answering does.
+    pub async fn apply(
+        &self,
+        place: &Place,
+        plans: Vec<(VolumeSpec, Vec<VolumeStep>)>,
+    ) -> BTreeMap<VolumeName, Fault> {
+        let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
+        let silent = AtomicBool::new(false);
+        let work = |(spec, steps): (VolumeSpec, Vec<VolumeStep>)| {
+            let (spdk, silent) = (&spdk, &silent);
+            async move {
+                let done = self.apply_to(spdk, silent, &spec, &steps).await;
+                (spec.name, steps.contains(&VolumeStep::GiveSocket), done)
+            }
+        };
+        let done: Vec<_> = stream::iter(plans).map(work).buffer_unordered(WINDOW).collect().await;
+        let mut failed = BTreeMap::new();
+        let mut give = Vec::new();
+        for (name, gives, done) in done {
+            match done {
+                Err(fault) => drop(failed.insert(name, fault)),
+                Ok(()) if gives => give.push(name),
+                Ok(()) => {}
+            }
+        }
+        failed.extend(self.give_sockets(place, give).await);
+        failed
+    }
+
+    async fn apply_to(
+        &self,
+        spdk: &Spdk,
+        silent: &AtomicBool,
+        spec: &VolumeSpec,
+        steps: &[VolumeStep],
+    ) -> Result<(), Fault> {
+        for step in steps {
+            if silent.load(Ordering::Relaxed) {
+                let text = "the target stopped answering before it was this volume's turn";
+                return Err(Fault::new("target-not-answering", text));
+            }
+            self.do_step(spdk, spec, *step).await.map_err(|error| {
+                if !error.is_refusal() {
+                    silent.store(true, Ordering::Relaxed);
+                }
+                refused(spec, *step, &error)
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn do_step(
+        &self,
+        spdk: &Spdk,
+        spec: &VolumeSpec,
+        step: VolumeStep,
+    ) -> Result<(), SpdkError> {
+        let within = self.policy.call_timeout;
+        let (name, bdev) = (spec.name.as_str(), spec.bdev.as_str());
+        let done = match step {
+            VolumeStep::DeleteController => spdk.delete_controller(name, within).await,
+            VolumeStep::DeleteBdev => spdk.delete_bdev(bdev, &spec.backing, within).await,
+            VolumeStep::CreateBdev => spdk.create_bdev(bdev, &spec.backing, within).await,
+            VolumeStep::CreateController => {
+                let mask = spec.cpumask.as_deref();
+                spdk.create_controller(name, bdev, spec.read_only, mask, within).await
+            }
+            // All of them together, at the end.
+            VolumeStep::GiveSocket => Ok(()),
+        };
+        let deletes = matches!(step, VolumeStep::DeleteController | VolumeStep::DeleteBdev);
+        match done {
+            Err(error) if deletes && error.is_not_found() => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Gives the bdev of a volume another size.
+    ///
+    /// # Errors
+    /// `volume-not-resizable`, and what the target says.
+    pub async fn resize(
+        &self,
+        place: &Place,
+        spec: &VolumeSpec,
+        size_mib: u64,
+    ) -> Result<(), Fault> {
+        let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
+        let within = self.policy.call_timeout;
+        let resized = spdk.resize_bdev(spec.bdev.as_str(), &spec.backing, size_mib, within).await;
+        resized.map_err(|error| match error.is_unknown_method() {
+            true => Fault::new(
+                "volume-not-resizable",
+                format!(
+                    "the target cannot resize what {} is kept in: {}",
+                    spec.name,
+                    chain(&error)
+                ),
+            ),
+            false => target_fault(&error),
+        })
+    }
+
+    async fn give_sockets(
+        &self,
+        place: &Place,
+        names: Vec<VolumeName>,
+    ) -> BTreeMap<VolumeName, Fault> {
+        let (root, policy, folder) =
+            (self.root.clone(), self.policy.clone(), place.sockets.clone());
+        let owner = (policy.socket_uid, policy.socket_gid);
+        let give = move || {
+            let gives = |name: VolumeName| {
+                let path = folder.join(name.as_str());
+                let given = socket_place::give(&root, &path, owner, policy.socket_mode);
+                given.err().map(|error: HostError| (name, error.into()))
+            };
+            names.into_iter().filter_map(gives).collect()
+        };
+        blocking(give).await.unwrap_or_default()
+    }
+}
+
+fn refused(spec: &VolumeSpec, step: VolumeStep, error: &SpdkError) -> Fault {
+    let told = chain(error);
+    match (step, error) {
+        (_, SpdkError::NotSent { .. }) => Fault::new("target-busy", told),
+        (VolumeStep::CreateBdev, SpdkError::Refused { .. }) => {
+            Fault::new("volume-backing-failed", told)
+        }
+        (VolumeStep::DeleteController, SpdkError::Timeout { .. }) => Fault::new(
+            "volume-in-use",
+            format!(
+                "{told}: a virtual machine connected to {} in that moment; it is taken away once the VM \
+                 has gone",
+                spec.name
+            ),
+        ),
+        _ => target_fault(error),
+    }
+}

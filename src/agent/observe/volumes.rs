@@ -1,0 +1,135 @@
+//! The volumes of a target that runs: its bdevs, its controllers with their sessions, their sockets.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::try_join_all;
+
+use super::blocking;
+use crate::host::{Root, socket_place};
+use crate::model::fault::{Fault, chain};
+use crate::model::policy::VolumePolicy;
+use crate::model::target::CleanPath;
+use crate::model::volume::{
+    BdevSeen, ControllerSeen, SessionSeen, VolumeName, VolumeSeen, VolumeSpec,
+};
+use crate::spdk::disks::{Bdev, Controller};
+use crate::spdk::{Sockets, Spdk, SpdkError};
+
+/// Up to so many are asked for one by one; for more, the target tells all that it has.
+const FEW: usize = 16;
+
+/// Where the volumes of a target are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The target's control socket.
+    pub control: CleanPath,
+    /// The folder of its volumes' sockets.
+    pub sockets: CleanPath,
+}
+
+/// Looks at the volumes of one machine's targets.
+#[derive(Debug)]
+pub struct VolumeObserver {
+    root: Root,
+    sockets: Sockets,
+    policy: VolumePolicy,
+}
+
+impl VolumeObserver {
+    /// An observer of this node's volumes.
+    pub fn new(root: &Root, sockets: Sockets, policy: VolumePolicy) -> VolumeObserver {
+        VolumeObserver { root: root.clone(), sockets, policy }
+    }
+
+    /// How each of these volumes is.
+    ///
+    /// # Errors
+    /// When the target does not answer.
+    pub async fn look(
+        &self,
+        place: &Place,
+        specs: &[VolumeSpec],
+    ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
+        let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
+        let (bdevs, controllers) =
+            tokio::try_join!(self.bdevs(&spdk, specs), self.controllers(&spdk, specs))
+                .map_err(|e| target_fault(&e))?;
+        let given = self.sockets_given(place, specs).await?;
+        let seen = specs.iter().zip(given).map(|(spec, given)| {
+            let seen = VolumeSeen {
+                bdev: bdevs.get(spec.bdev.as_str()).cloned(),
+                controller: controllers.get(spec.name.as_str()).cloned(),
+                socket_is_given: given,
+            };
+            (spec.name.clone(), seen)
+        });
+        Ok(seen.collect())
+    }
+
+    async fn bdevs(
+        &self,
+        spdk: &Spdk,
+        specs: &[VolumeSpec],
+    ) -> Result<BTreeMap<String, BdevSeen>, SpdkError> {
+        let within = self.policy.call_timeout;
+        let all = match specs.len() {
+            0..=FEW => {
+                let asks = specs.iter().map(|spec| spdk.bdev(spec.bdev.as_str(), within));
+                try_join_all(asks).await?.into_iter().flatten().collect()
+            }
+            _ => spdk.bdevs(within).await?,
+        };
+        let seen = |bdev: Bdev| {
+            let bytes = bdev.block_size.saturating_mul(bdev.num_blocks);
+            (bdev.name, BdevSeen { file: bdev.file, bytes })
+        };
+        Ok(all.into_iter().map(seen).collect())
+    }
+
+    async fn controllers(
+        &self,
+        spdk: &Spdk,
+        specs: &[VolumeSpec],
+    ) -> Result<BTreeMap<String, ControllerSeen>, SpdkError> {
+        let within = self.policy.call_timeout;
+        let all = match specs.len() {
+            0..=FEW => {
+                let asks = specs.iter().map(|spec| spdk.controller(spec.name.as_str(), within));
+                try_join_all(asks).await?.into_iter().flatten().collect()
+            }
+            _ => spdk.controllers(within).await?,
+        };
+        Ok(all.into_iter().map(seen).collect())
+    }
+
+    async fn sockets_given(&self, place: &Place, specs: &[VolumeSpec]) -> Result<Vec<bool>, Fault> {
+        let (root, policy) = (self.root.clone(), self.policy.clone());
+        let paths: Vec<String> =
+            specs.iter().map(|spec| place.sockets.join(spec.name.as_str())).collect();
+        let owner = (policy.socket_uid, policy.socket_gid);
+        let is_given =
+            move |path: &String| socket_place::is_given(&root, path, owner, policy.socket_mode);
+        blocking(move || paths.iter().map(is_given).collect()).await
+    }
+}
+
+fn seen(controller: Controller) -> (String, ControllerSeen) {
+    let block = controller.backend_specific.block.unwrap_or_default();
+    let session = |session: &crate::spdk::disks::Session| SessionSeen {
+        started: session.started,
+        queues: session.max_queues,
+    };
+    let sessions = controller.sessions.iter().map(session).collect();
+    let seen = ControllerSeen { bdev: block.bdev, read_only: block.readonly, sessions };
+    (controller.ctrlr, seen)
+}
+
+/// A target that did not answer, or refused, on behalf of a volume.
+pub fn target_fault(error: &SpdkError) -> Fault {
+    let code = match error {
+        SpdkError::Refused { .. } => "target-refused",
+        SpdkError::Absent { .. } => "target-absent",
+        _ => "target-not-answering",
+    };
+    Fault::new(code, chain(error))
+}
