@@ -1,0 +1,172 @@
+//! When a target that is down is brought up again: at once, then later and later. Pure.
+//!
+//! ```text
+//!               fell: due at once
+//!  serving ─────────────────────────▶ down ◀─┐ failed, or fell again: due after
+//!     ▲                               │  ▲ └─┘ first, 2·first, 4·first … most, less some jitter
+//!     │                       serves: │  │
+//!     │                nothing is due │  │ fell before clear_after: the count goes on
+//!     │                               ▼  │
+//!     └───────────────────────── serving, on trial
+//!       clear_after of service:
+//!       all is forgotten
+//! ```
+//!
+//! A first fall is healed at once, for the guests' I/O hangs meanwhile. A target that falls again before it
+//! has served for [`BackoffPolicy::clear_after`] is another matter: a guest that reconnects to one which dies
+//! in its first moments never comes back (field note 21), and each fall can leak pages (field note 10). So the
+//! attempts come ever more rarely, and the target has to stand for a while before anything is made in it
+//! ([`Backoff::must_prove`]).
+//!
+//! There is no clock in here: who calls says what time it is. A time that stands still or goes back counts as
+//! no time passed. Whoever calls tells each fall and each failed attempt once; there is no other counting.
+
+use std::time::{Duration, Instant};
+
+/// Failures in a row from which on a target falls again and again.
+const CRASH_LOOP: u32 = 3;
+
+/// Doublings after which the delay grows no more, whatever `most` says: 2³¹ of a millisecond are 24 days.
+const DOUBLINGS: u32 = 31;
+
+/// How long to wait between attempts to bring a target back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackoffPolicy {
+    /// The wait after the first failure that follows another; each further one doubles it …
+    pub first: Duration,
+    /// … up to this.
+    pub most: Duration,
+    /// The uninterrupted service after which everything before is forgotten.
+    pub clear_after: Duration,
+    /// What a wait may be shorter than that, in percent of it, so that the targets of nodes that lost the
+    /// same thing at the same time do not come back at the same time. More than 100 is 100.
+    pub jitter_percent: u32,
+}
+
+impl Default for BackoffPolicy {
+    fn default() -> BackoffPolicy {
+        BackoffPolicy {
+            first: Duration::from_secs(1),
+            most: Duration::from_secs(64),
+            clear_after: Duration::from_secs(60),
+            jitter_percent: 20,
+        }
+    }
+}
+
+/// Where a target stands between its falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Nothing was told of it yet.
+    Unknown,
+    /// It serves since then.
+    Serving(Instant),
+    /// It is down, and the next attempt is due then.
+    Down(Instant),
+}
+
+/// What is remembered of a target's falls, and when it is brought up next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backoff {
+    policy: BackoffPolicy,
+    seed: u64,
+    standing: Standing,
+    /// Falls and failed attempts since everything was forgotten last.
+    failures: u32,
+    /// Those of them that were followed by a wait: all but a fall out of good standing.
+    waits: u32,
+}
+
+impl Backoff {
+    /// Of a target of which nothing is known yet. The seed decides the jitter: the same one, the same waits.
+    pub fn new(policy: BackoffPolicy, seed: u64) -> Backoff {
+        Backoff { policy, seed, standing: Standing::Unknown, failures: 0, waits: 0 }
+    }
+
+    /// The target fell at that time: its process ended, its container is gone, it was found frozen.
+    ///
+    /// The first fall makes an attempt due at once; one before `clear_after` of service since the last
+    /// failure makes it due after the next longer wait.
+    pub fn fell(&mut self, at: Instant) {
+        self.passes(at);
+        self.down(at, self.failures > 0);
+    }
+
+    /// An attempt to bring it back failed at that time. It is never tried again at once, not even
+    /// where no fall came before it.
+    pub fn failed(&mut self, at: Instant) {
+        self.passes(at);
+        self.down(at, true);
+    }
+
+    /// It serves since then. To be called as often as it is seen serving; the first time counts.
+    pub fn serves(&mut self, at: Instant) {
+        match self.standing {
+            Standing::Serving(_) => self.passes(at),
+            Standing::Unknown | Standing::Down(_) => self.standing = Standing::Serving(at),
+        }
+    }
+
+    /// Time passes: after `clear_after` of uninterrupted service all falls are forgotten.
+    pub fn passes(&mut self, now: Instant) {
+        let Standing::Serving(since) = self.standing else { return };
+        if now.saturating_duration_since(since) >= self.policy.clear_after {
+            (self.failures, self.waits) = (0, 0);
+        }
+    }
+
+    /// When the next attempt is due; none while it serves, and none before anything was told.
+    pub fn due(&self) -> Option<Instant> {
+        match self.standing {
+            Standing::Down(due) => Some(due),
+            Standing::Serving(_) | Standing::Unknown => None,
+        }
+    }
+
+    /// Falls and failed attempts since they were forgotten last.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Whether the next start must stand for a while before any controller is created in it: it failed
+    /// more than once without `clear_after` of service between.
+    pub fn must_prove(&self) -> bool {
+        self.failures > 1
+    }
+
+    /// Whether it falls again and again.
+    pub fn is_crash_loop(&self) -> bool {
+        self.failures >= CRASH_LOOP
+    }
+
+    /// Counts one more failure, and makes the next attempt due.
+    fn down(&mut self, at: Instant, waits: bool) {
+        self.failures = self.failures.saturating_add(1);
+        self.waits = self.waits.saturating_add(u32::from(waits));
+        let wait = if waits { self.wait() } else { Duration::ZERO };
+        // No clock goes as far as to make this fail but with a `most` of ages: then at once is better than never.
+        self.standing = Standing::Down(at.checked_add(wait).unwrap_or(at));
+    }
+
+    /// The wait that follows the failures so far.
+    fn wait(&self) -> Duration {
+        let doublings = self.waits.saturating_sub(1).min(DOUBLINGS);
+        let whole = self.policy.first.saturating_mul(1 << doublings).min(self.policy.most);
+        let widest = whole / 100 * self.policy.jitter_percent.min(100);
+        // One of 1025 even steps from none of it to all of it.
+        let steps = (scatter(self.seed, self.waits) % 1025) as u32;
+        whole.saturating_sub(widest / 1024 * steps)
+    }
+}
+
+/// A number that looks like chance and is none: the step of SplitMix64 (Steele, Lea, Flood 2014).
+fn scatter(seed: u64, n: u32) -> u64 {
+    let z = seed.wrapping_add(u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+#[path = "backoff_tests.rs"]
+mod tests;
