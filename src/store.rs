@@ -205,8 +205,8 @@ impl Store {
             };
             let shares = made.chunks(share.max(1)).map(|files| scope.spawn(move || sync(files)));
             let threads: Vec<_> = shares.collect();
-            let ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-            ends.map(|end| end.unwrap_or_else(|_| Err(io::Error::other("broke off")))).collect()
+            let mut ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ends.try_for_each(|end| end.unwrap_or_else(|_| Err(io::Error::other("broke off"))))
         });
         synced.map_err(|source| failed(first, source))?;
         let mut folders = BTreeSet::new();
