@@ -11,30 +11,32 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, sleep, timeout_at};
 use tower_http::normalize_path::NormalizePath;
 
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
+use crate::agent::apply::volumes::VolumeApplier;
 use crate::agent::desired::DesiredTargets;
 use crate::agent::engine::Engine;
 use crate::agent::events::Events;
-use crate::agent::memory::MemoryWork;
+use crate::agent::memory::{MemoryWork, ReclaimOrder};
 use crate::agent::node::Node;
 use crate::agent::observe::engine::EngineObserver;
 use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::observe::memory::MemoryObserver;
 use crate::agent::observe::node::NodeObserver;
 use crate::agent::observe::target::TargetObserver;
+use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
 use crate::agent::proof::ProvesIo;
 use crate::agent::pulse::Pulse;
-use crate::agent::start_up::bring_back;
-use crate::agent::target::{Targets, TellsHealth};
+use crate::agent::standing::Stands;
+use crate::agent::target::{LooksAfterNode, Parts, Targets, TellsHealth};
 use crate::api::zstack::host::AsksVersions;
 use crate::api::{self, Api, Defaults, Phase};
 use crate::config::Settings;
@@ -46,12 +48,14 @@ use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
 use crate::health::probe::{EngineDaemon, Probe};
 use crate::health::watch::{EngineNews, Watchers};
-use crate::host::Root;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
+use crate::host::{Root, facts};
 use crate::model::deep::DeepHealth;
+use crate::model::engine::Init;
 use crate::model::event::What;
 use crate::model::target::{CleanPath, TargetHealth, TargetName, TargetState};
+use crate::model::units::PageSize;
 use crate::spdk::Sockets;
 use crate::store::{Lock, Store, StoreError};
 
@@ -71,6 +75,8 @@ pub struct Core {
     pub desired: DesiredTargets,
     /// Tells what happens, to those who follow it.
     pub events: Events,
+    /// How targets stand, with their volumes.
+    pub stands: Stands,
     /// Proves that targets do I/O.
     pub proof: Arc<dyn ProvesIo>,
     /// Tells how work goes on.
@@ -109,10 +115,9 @@ impl Core {
         let docker = Arc::new(DockerClient::new(socket.clone()));
         let desired = DesiredTargets::open(store.clone())?;
         let events = Events::default();
-        let watchers = watchers(settings, &root, &docker, &desired, &events);
+        let stands = Stands::default();
+        let watchers = watchers(settings, &root, &docker, &desired, (&events, &stands));
         let health: Arc<dyn TellsHealth> = Arc::new(Healths(watchers.clone()));
-        let targets =
-            start_targets(settings, &root, &docker, (&desired, &health), &progress, pulse);
         let systemd = Arc::new(Systemd::new());
         let processes = Processes::new(&settings.log_dir);
         let observer =
@@ -126,6 +131,10 @@ impl Core {
             progress.clone(),
             pulse.register(),
         );
+        let after = AfterTargets::new(settings, &root, engine.clone(), &pools, &desired);
+        let know = (desired.clone(), health.clone(), stands.clone());
+        let targets =
+            start_targets(settings, &root, &docker, know, Arc::new(after), &progress, pulse);
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
         let node = Node::start(NodeObserver::new(&root, memory), pools.clone(), observer, socket);
         let proof = Arc::new(Proofs(DeepProbe::new(&root, settings.health.deep_timeout.0)));
@@ -138,6 +147,7 @@ impl Core {
             proof,
             desired,
             events,
+            stands,
             progress,
             store,
             root,
@@ -163,14 +173,15 @@ fn watchers(
     root: &Root,
     docker: &Arc<DockerClient>,
     desired: &DesiredTargets,
-    events: &Events,
+    (events, stands): (&Events, &Stands),
 ) -> Arc<Watchers<DockerClient>> {
     let engine = settings.engine_policy();
     let daemon = EngineDaemon { pid_file: engine.pid_file, binary: engine.binary };
     let probe =
         Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy(), daemon);
-    let events = events.clone();
+    let (events, stands) = (events.clone(), stands.clone());
     let changed = move |health: &TargetHealth| {
+        stands.health(health);
         let TargetHealth { name, state, reason, .. } = health;
         match state {
             TargetState::Degraded | TargetState::Failed => {
@@ -188,15 +199,92 @@ fn start_targets(
     settings: &Settings,
     root: &Root,
     docker: &Arc<DockerClient>,
-    (desired, health): (&DesiredTargets, &Arc<dyn TellsHealth>),
+    (desired, health, stands): (DesiredTargets, Arc<dyn TellsHealth>, Stands),
+    node: Arc<dyn LooksAfterNode>,
     progress: &ProgressSink,
     pulse: &Pulse,
 ) -> Targets {
     let (policy, sockets) = (settings.target_policy(), Sockets::default());
-    let observer = TargetObserver::new(root, docker.clone(), sockets.clone(), policy.clone());
-    let applier = TargetApplier::new(root, docker.clone(), sockets, policy.clone());
-    let (desired, health) = (desired.clone(), health.clone());
-    Targets::new(observer, applier, policy, desired, health, progress.clone(), pulse.clone())
+    let volumes = policy.volumes.clone();
+    let parts = Parts {
+        observer: TargetObserver::new(root, docker.clone(), sockets.clone(), policy.clone()),
+        applier: TargetApplier::new(root, docker.clone(), sockets.clone(), policy.clone()),
+        volume_observer: VolumeObserver::new(root, sockets.clone(), volumes.clone()),
+        volume_applier: VolumeApplier::new(root, sockets, volumes),
+        policy,
+        desired,
+        health,
+        stands,
+        progress: progress.clone(),
+        node,
+    };
+    Targets::new(parts, pulse.clone())
+}
+
+/// What the owners of targets need of the others.
+struct AfterTargets {
+    /// Where nobody else starts an engine that ended.
+    engine: Option<Engine>,
+    pools: Pools,
+    desired: DesiredTargets,
+    keep: u64,
+    /// One at a time.
+    gives_back: Arc<Semaphore>,
+}
+
+impl AfterTargets {
+    /// How long the node stays without volumes until their pages are given back: the next may be on its
+    /// way, and its VM has asked for pages already.
+    const GIVE_BACK_AFTER: Duration = Duration::from_secs(30);
+
+    fn new(
+        settings: &Settings,
+        root: &Root,
+        engine: Engine,
+        pools: &Pools,
+        desired: &DesiredTargets,
+    ) -> AfterTargets {
+        let policy = settings.engine_policy();
+        let alone = policy.manage && facts::init(root) != Init::Systemd;
+        AfterTargets {
+            engine: alone.then_some(engine),
+            pools: pools.clone(),
+            desired: desired.clone(),
+            keep: settings.volume.keep_pages,
+            gives_back: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+impl LooksAfterNode for AfterTargets {
+    fn raise_engine(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {
+            let Some(engine) = &self.engine else { return };
+            let report = engine.prepare(false).await;
+            if let Some(fault) = report.errors.first() {
+                tracing::warn!(code = %fault.code, "the engine could not be started again: {fault}");
+            }
+        })
+    }
+
+    fn no_volumes_left(&self) {
+        let Ok(place) = self.gives_back.clone().try_acquire_owned() else { return };
+        let (pools, desired, keep) = (self.pools.clone(), self.desired.clone(), self.keep);
+        tokio::spawn(async move {
+            let _place = place;
+            sleep(AfterTargets::GIVE_BACK_AFTER).await;
+            if desired.volume_count() > 0 {
+                return;
+            }
+            let order =
+                ReclaimOrder { size: Some(PageSize::MIB_2), keep, ..ReclaimOrder::default() };
+            let given = pools.reclaim(order).await;
+            let errors = given.map_or_else(|fault| vec![fault], |report| report.errors);
+            for fault in errors {
+                tracing::warn!(code = %fault.code, "pages were not given back after the last volume: {fault}");
+            }
+        });
+    }
 }
 
 /// The watchers as owners and handlers ask them.
@@ -404,7 +492,7 @@ async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
     for fault in told_to_wait(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
     }
-    tokio::spawn(bring_back(core.targets.clone(), core.desired.clone()));
+    core.targets.tend_all();
     phase.send_if_modified(|phase| {
         let starting = *phase == Phase::Starting;
         if starting {

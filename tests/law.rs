@@ -20,7 +20,8 @@ const LAW: &[(&str, &[&str])] = &[
     ("health", &["health", "model"]),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
     ("agent/apply", &["agent", "model", "host", "docker", "spdk", "outgoing"]),
-    ("agent", &["agent", "model", "plan", "store"]),
+    // The backoff is pure: when, and no more.
+    ("agent", &["agent", "model", "plan", "store", "health::backoff"]),
     // The outbox beats for the watchdog as the owners do.
     ("controller", &["controller", "model", "store", "agent::pulse", "outgoing"]),
     ("outgoing", &["outgoing"]),

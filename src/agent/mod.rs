@@ -21,7 +21,6 @@ pub mod progress;
 pub mod proof;
 pub mod pulse;
 pub mod standing;
-pub mod start_up;
 pub mod target;
 
 use crate::model::fault::Fault;

@@ -31,7 +31,7 @@ pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8
     let owner = if dry_run { place.looker().await? } else { place.owner().await? };
     let report: ReclaimReport = match owner {
         Owner::Here(core, _lock) => {
-            let order = ReclaimOrder { size, node: node.map(NumaNode), dry_run };
+            let order = ReclaimOrder { size, node: node.map(NumaNode), keep: 0, dry_run };
             core.pools.reclaim(order).await?
         }
         Owner::There(remote) => {

@@ -362,6 +362,20 @@ pub struct VolumeStatus {
     pub disconnected: bool,
 }
 
+impl VolumeStatus {
+    /// Of one that nobody has looked at yet.
+    pub fn unknown() -> VolumeStatus {
+        VolumeStatus {
+            state: VolumeState::Pending,
+            reason: "it was not looked at yet".to_string(),
+            since: String::new(),
+            socket_path: String::new(),
+            sessions: 0,
+            disconnected: false,
+        }
+    }
+}
+
 /// The volumes that are wanted in one target.
 pub type VolumeSpecs = BTreeMap<VolumeName, VolumeSpec>;
 

@@ -421,6 +421,19 @@ fn fill_evenly(levels: &PagesByPool, missing: u64) -> PagesByPool {
         .collect()
 }
 
+/// Lowers what may be given back so that of each size `keep` free pages stay.
+pub fn keep(limit: &mut PagesByPool, keep: u64, seen: &PoolsSeen) {
+    for size in seen.sizes() {
+        let of_size = seen.pools.iter().filter(|pool| pool.key.size == size);
+        let free: u64 = of_size.map(|pool| pool.free).sum();
+        let mut may = free.saturating_sub(keep);
+        for (_, pages) in limit.iter_mut().filter(|(key, _)| key.size == size) {
+            *pages = may.min(*pages);
+            may -= *pages;
+        }
+    }
+}
+
 /// Plans giving pages back: at most `limit` from each pool, never one that is in use or promised.
 ///
 /// The caller passes pages that are the agent's: what a failed call took, or the ledger.

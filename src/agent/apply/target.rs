@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::observe::blocking;
-use super::super::observe::target::{Containers, engine_fault};
+use super::super::observe::target::{Containers, engine_fault, printed};
 use super::image::Images;
 use crate::host::pidfd::{Signal, WatchedProcess};
 use crate::host::{Root, leftovers};
@@ -26,8 +26,6 @@ const END_PAUSE: Duration = Duration::from_millis(20);
 const KILL_TIME: Duration = Duration::from_secs(10);
 /// Lines of a container's output that an error carries.
 const LAST_LINES: usize = 20;
-/// Characters of each.
-const LINE: usize = 500;
 
 /// Changes the targets of one machine.
 #[derive(Debug)]
@@ -193,14 +191,7 @@ impl<C: Containers> TargetApplier<C> {
     async fn failed(&self, container: &str, how: &str) -> Fault {
         let lines =
             self.containers.last_lines(container, LAST_LINES, self.policy.call_timeout).await;
-        let printed = match lines {
-            Ok(lines) if lines.is_empty() => "it printed nothing".to_string(),
-            Ok(lines) => {
-                let lines: Vec<String> = lines.iter().map(|line| shortened(line)).collect();
-                format!("its last lines: {}", lines.join(" | "))
-            }
-            Err(error) => format!("its output cannot be read: {}", chain(&error)),
-        };
+        let printed = printed(lines.map_err(|e| chain(&e)));
         Fault::new(
             "target-not-ready",
             format!("the target in container {container}: {how}; {printed}"),
@@ -258,11 +249,4 @@ async fn has_ended(process: &WatchedProcess, within: Duration) -> bool {
 fn is_same(spec: &ContainerSpec, seen: &ContainerSeen) -> bool {
     let wish = spec.labels.get(SPEC_LABEL);
     wish.is_some() && seen.labels.get(SPEC_LABEL) == wish
-}
-
-fn shortened(line: &str) -> String {
-    match line.char_indices().nth(LINE) {
-        Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
-        None => line.to_string(),
-    }
 }

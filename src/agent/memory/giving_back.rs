@@ -17,6 +17,8 @@ pub struct ReclaimOrder {
     pub size: Option<PageSize>,
     /// On this node only.
     pub node: Option<NumaNode>,
+    /// Free pages of each size that stay.
+    pub keep: u64,
     /// Whether only the plan is wanted.
     pub dry_run: bool,
 }
@@ -35,15 +37,17 @@ impl MemoryWork {
         self.seen = None;
         let mut report =
             ReclaimReport { steps: Vec::new(), remaining: Vec::new(), errors: Vec::new() };
-        match self.observer.pools() {
-            Ok(seen) => self.books.settle(&seen),
+        let seen = match self.observer.pools() {
+            Ok(seen) => seen,
             Err(fault) => {
                 report.errors.push(fault);
                 return report;
             }
-        }
+        };
+        self.books.settle(&seen);
         let mut limit = self.books.ledger().by_pool();
         limit.retain(|key, _| order.names(key));
+        hugepages::keep(&mut limit, order.keep, &seen);
         let shrunk = self.shrink(&limit, order.dry_run, &mut report.steps);
         report.errors.extend(shrunk.1);
         if !order.dry_run {

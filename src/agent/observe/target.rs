@@ -8,12 +8,15 @@ use tokio::time::{Instant, sleep};
 use super::blocking;
 pub use crate::docker::Containers;
 use crate::docker::EngineError;
+use crate::host::pools::PoolFiles;
 use crate::host::{Root, cpus, cpuset, holders, mounts, own_image, process, socket_place};
 use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::deep::PROBE_PREFIX;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetPolicy;
-use crate::model::target::{CleanPath, ContainerSeen, TargetKind, TargetSeen, TargetSpec};
+use crate::model::target::{
+    CleanPath, ContainerSeen, TargetKind, TargetName, TargetSeen, TargetSpec,
+};
 use crate::model::units::PageSize;
 use crate::spdk::{Sockets, SpdkError};
 
@@ -21,6 +24,27 @@ use crate::spdk::{Sockets, SpdkError};
 const NOTICED: Duration = Duration::from_secs(5);
 /// Between two looks whether it has.
 const NOTICE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Lines of a container's output that an error carries …
+const LAST_LINES: usize = 20;
+/// … and characters of each.
+const LINE: usize = 500;
+
+/// What a container printed last, in a sentence.
+pub fn printed(lines: Result<Vec<String>, String>) -> String {
+    let shortened = |line: &String| match line.char_indices().nth(LINE) {
+        Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
+        None => line.clone(),
+    };
+    match lines {
+        Ok(lines) if lines.is_empty() => "it printed nothing".to_string(),
+        Ok(lines) => {
+            let lines: Vec<String> = lines.iter().map(shortened).collect();
+            format!("its last lines: {}", lines.join(" | "))
+        }
+        Err(why) => format!("its output cannot be read: {why}"),
+    }
+}
 
 /// Looks at the targets of one machine.
 #[derive(Debug)]
@@ -100,6 +124,24 @@ impl<C: Containers> TargetObserver<C> {
             cpu_use: cpu_use?,
             socket_obstacle: files.socket_obstacle,
         })
+    }
+
+    /// What a target that ended printed last, and whether pages are short: the evidence of why it falls.
+    pub async fn last_words(&self, name: &TargetName, within: Duration) -> String {
+        let lines = self.containers.last_lines(name.as_str(), LAST_LINES, within).await;
+        let printed = printed(lines.map_err(|e| chain(&e)));
+        match self.free_pages().await {
+            Some(0) => format!("{printed}; no 2 MiB page is free"),
+            Some(free) => format!("{printed}; {free} pages of 2 MiB are free"),
+            None => printed,
+        }
+    }
+
+    async fn free_pages(&self) -> Option<u64> {
+        let root = self.root.clone();
+        let pools = blocking(move || PoolFiles::find(&root)?.read_all()).await.ok()?.ok()?;
+        let small = pools.iter().filter(|pool| pool.key.size == PageSize::MIB_2);
+        Some(small.map(|pool| pool.free).sum())
     }
 
     /// The container; one whose process is dead is looked at until the engine knows that too, for what

@@ -33,7 +33,7 @@ impl TryFrom<ReclaimBody> for ReclaimOrder {
 
     fn try_from(body: ReclaimBody) -> Result<ReclaimOrder, Problem> {
         let size = body.size_mib.map(page_size).transpose()?;
-        Ok(ReclaimOrder { size, node: body.node.map(NumaNode), dry_run: body.dry_run })
+        Ok(ReclaimOrder { size, node: body.node.map(NumaNode), keep: 0, dry_run: body.dry_run })
     }
 }
 

@@ -1,0 +1,226 @@
+//! What an owner remembers of its volumes between two looks. No I/O, no clock.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::model::fault::Fault;
+use crate::model::status::VolumeTally;
+use crate::model::target::CleanPath;
+use crate::model::volume::{
+    VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStatus, Volumes,
+};
+use crate::plan::volumes::{has_unstarted, judge};
+
+/// The volumes of one target as they stand.
+#[derive(Debug, Default)]
+pub(super) struct VolumeBook {
+    stands: Volumes,
+    /// Since when a volume has a session that does not start.
+    unstarted: BTreeMap<VolumeName, Instant>,
+}
+
+/// A look at volumes: when, and how long a session may take to start.
+#[derive(Debug, Clone)]
+pub(super) struct Look<'a> {
+    pub(super) now: Instant,
+    /// The same in RFC 3339.
+    pub(super) at: String,
+    pub(super) sockets: &'a CleanPath,
+    pub(super) stuck_after: Duration,
+}
+
+impl VolumeBook {
+    /// As they stand.
+    pub(super) fn stands(&self) -> &Volumes {
+        &self.stands
+    }
+
+    /// Their target fell: none of them serves, and whose VM was connected waits for it.
+    pub(super) fn fell(&mut self, at: &str) {
+        self.unstarted.clear();
+        for status in self.stands.values_mut() {
+            status.disconnected |= status.sessions > 0;
+            status.sessions = 0;
+            change(status, VolumeState::Pending, "its target is down", at);
+        }
+    }
+
+    /// Drops what is not wanted any more.
+    pub(super) fn drop_unwanted(&mut self, wanted: &VolumeSpecs) {
+        self.stands.retain(|name, _| wanted.contains_key(name));
+        self.unstarted.retain(|name, _| wanted.contains_key(name));
+    }
+
+    /// One that is not there yet waits for its target.
+    pub(super) fn waits(&mut self, name: &VolumeName, why: &str, look: &Look<'_>) {
+        let status = self.stands.get_mut(name).filter(|it| it.state == VolumeState::Pending);
+        if let Some(status) = status {
+            change(status, VolumeState::Pending, why, &look.at);
+        }
+    }
+
+    /// Drops what is not wanted any more, and takes in what is wanted since.
+    pub(super) fn keep(&mut self, wanted: &VolumeSpecs, look: &Look<'_>) {
+        self.drop_unwanted(wanted);
+        for name in wanted.keys() {
+            self.stands.entry(name.clone()).or_insert_with(|| VolumeStatus {
+                state: VolumeState::Pending,
+                reason: "it was not looked at yet".to_string(),
+                since: look.at.clone(),
+                socket_path: look.sockets.join(name.as_str()),
+                sessions: 0,
+                disconnected: false,
+            });
+        }
+    }
+
+    /// Notes how a volume was found after everything was tried, and what failed.
+    pub(super) fn note(
+        &mut self,
+        spec: &VolumeSpec,
+        seen: &VolumeSeen,
+        fault: Option<&Fault>,
+        look: &Look<'_>,
+    ) {
+        let Some(status) = self.stands.get_mut(&spec.name) else { return };
+        let since = match seen.controller.as_ref().is_some_and(has_unstarted) {
+            true => Some(*self.unstarted.entry(spec.name.clone()).or_insert(look.now)),
+            false => {
+                self.unstarted.remove(&spec.name);
+                None
+            }
+        };
+        let late = |since| look.now.saturating_duration_since(since) >= look.stuck_after;
+        let (state, reason) = match fault {
+            Some(fault) => (VolumeState::Degraded, fault.text.clone()),
+            None => judge(seen, since.is_some_and(late)),
+        };
+        status.sessions = seen.controller.as_ref().map_or(0, |it| it.sessions.len());
+        status.disconnected &= status.sessions == 0;
+        change(status, state, &reason, &look.at);
+    }
+
+    /// Whether a session is starting that may turn out to be stuck, or one is waited for.
+    pub(super) fn is_unsettled(&self) -> bool {
+        let stuck = |name: &VolumeName| {
+            self.stands.get(name).is_some_and(|it| it.state == VolumeState::Stuck)
+        };
+        self.unstarted.keys().any(|name| !stuck(name))
+            || self.stands.values().any(|status| status.disconnected)
+    }
+
+    /// Whether one is to be tried again.
+    pub(super) fn has_degraded(&self) -> bool {
+        self.stands.values().any(|status| status.state == VolumeState::Degraded)
+    }
+
+    /// Counted.
+    pub(super) fn tally(&self) -> VolumeTally {
+        let count = |state| self.stands.values().filter(|status| status.state == state).count();
+        VolumeTally {
+            wanted: self.stands.len(),
+            serving: count(VolumeState::Serving),
+            degraded: count(VolumeState::Degraded),
+            stuck: count(VolumeState::Stuck),
+            disconnected_sessions: self.stands.values().filter(|it| it.disconnected).count(),
+        }
+    }
+}
+
+fn change(status: &mut VolumeStatus, state: VolumeState, reason: &str, at: &str) {
+    if status.state != state {
+        status.since = at.to_string();
+    }
+    (status.state, status.reason) = (state, reason.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::volume::{ControllerSeen, SessionSeen};
+
+    const STUCK_AFTER: Duration = Duration::from_secs(3);
+
+    fn seen(sessions: &[(bool, u64)]) -> VolumeSeen {
+        let session =
+            |(started, queues): &(bool, u64)| SessionSeen { started: *started, queues: *queues };
+        let sessions = sessions.iter().map(session).collect();
+        let bdev = Some("v".to_string());
+        let controller = ControllerSeen { bdev, read_only: false, sessions };
+        VolumeSeen { bdev: None, controller: Some(controller), socket_is_given: true }
+    }
+
+    /// A book of one volume, and what notes a look at it after so many seconds.
+    fn book()
+    -> (VolumeBook, impl Fn(&mut VolumeBook, u64, &VolumeSeen, Option<&Fault>) -> VolumeStatus)
+    {
+        let (spec, begin) = (VolumeSpec::example("v"), Instant::now());
+        let sockets: CleanPath = "/s".parse().unwrap();
+        let look = move |seconds: u64, sockets: &CleanPath| {
+            (begin + Duration::from_secs(seconds), sockets.clone())
+        };
+        let note =
+            move |book: &mut VolumeBook, seconds, seen: &VolumeSeen, fault: Option<&Fault>| {
+                let (now, sockets) = look(seconds, &sockets);
+                let look = Look {
+                    now,
+                    at: format!("second {seconds}"),
+                    sockets: &sockets,
+                    stuck_after: STUCK_AFTER,
+                };
+                book.keep(&[(spec.name.clone(), spec.clone())].into(), &look);
+                book.note(&spec, seen, fault, &look);
+                book.stands()[&spec.name].clone()
+            };
+        (VolumeBook::default(), note)
+    }
+
+    #[test]
+    fn a_session_that_does_not_start_for_long_is_stuck_and_one_that_does_late_is_not() {
+        let (mut book, note) = book();
+        let unstarted = seen(&[(false, 0)]);
+        assert_eq!(note(&mut book, 0, &unstarted, None).state, VolumeState::Serving);
+        assert!(book.is_unsettled());
+        assert_eq!(note(&mut book, 2, &unstarted, None).state, VolumeState::Serving);
+        assert_eq!(note(&mut book, 3, &unstarted, None).state, VolumeState::Stuck);
+        assert!(!book.is_unsettled(), "nothing is waited for any more");
+        assert_eq!(book.tally().stuck, 1);
+        assert_eq!(note(&mut book, 4, &seen(&[(true, 1)]), None).state, VolumeState::Serving);
+        assert_eq!(note(&mut book, 9, &unstarted, None).state, VolumeState::Serving, "anew");
+    }
+
+    #[test]
+    fn who_was_connected_before_a_fall_is_waited_for_until_it_is_back() {
+        let (mut book, note) = book();
+        assert_eq!(note(&mut book, 0, &seen(&[(true, 1)]), None).sessions, 1);
+        book.fell("then");
+        let fallen = book.stands().values().next().unwrap().clone();
+        assert_eq!((fallen.state, fallen.sessions), (VolumeState::Pending, 0));
+        assert!(fallen.disconnected && book.is_unsettled());
+        assert!(note(&mut book, 1, &seen(&[]), None).disconnected);
+        book.fell("again");
+        assert_eq!(book.tally().disconnected_sessions, 1, "it is still not back");
+        assert!(!note(&mut book, 2, &seen(&[(true, 1)]), None).disconnected);
+        assert!(!book.is_unsettled());
+    }
+
+    #[test]
+    fn what_failed_is_told_and_since_when() {
+        let (mut book, note) = book();
+        let fault = Fault::new("x", "no such file");
+        note(&mut book, 1, &VolumeSeen::default(), Some(&fault));
+        let status = note(&mut book, 5, &VolumeSeen::default(), Some(&fault));
+        assert_eq!((status.state, status.reason.as_str()), (VolumeState::Degraded, "no such file"));
+        assert_eq!((status.since.as_str(), status.socket_path.as_str()), ("second 1", "/s/v"));
+        assert!(book.has_degraded());
+        let (none, sockets) = (VolumeSpecs::new(), "/s".parse().unwrap());
+        let look = Look {
+            now: Instant::now(),
+            at: String::new(),
+            sockets: &sockets,
+            stuck_after: STUCK_AFTER,
+        };
+        book.keep(&none, &look);
+        assert_eq!(book.tally(), VolumeTally::default());
+    }
+}

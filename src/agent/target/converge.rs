@@ -1,0 +1,158 @@
+//! The container of a target: rounds of look, plan and apply until it runs as it is wanted.
+
+use tokio::time::{Instant, sleep_until};
+
+use super::super::observe::target::Containers;
+use super::TargetWish;
+use super::owner::Owner;
+use crate::model::fault::{Fault, Finding};
+use crate::model::prepare::{PartReport, Step, StepOutcome, StepReport};
+use crate::model::target::{CleanPath, TargetSeen, TargetSpec, Work};
+
+/// Rounds of plan and apply before it is said that they do not lead anywhere.
+const MOST_ROUNDS: usize = 5;
+
+impl<C: Containers> Owner<C> {
+    /// Brings it about, watched from the beginning; who asks for the target's health afterwards hears of
+    /// what was done.
+    pub(super) async fn change(
+        &mut self,
+        wish: &TargetWish,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        let TargetSpec { name, control_sock, .. } = wish.spec();
+        let parts = self.parts.clone();
+        let work = match wish {
+            TargetWish::Ensure(..) => Work::BringUp,
+            TargetWish::Destroy { .. } => Work::TakeAway,
+        };
+        let control = |otherwise: &CleanPath| {
+            parts.desired.get(name).map_or(otherwise.clone(), |spec| spec.control_sock)
+        };
+        let before = control(control_sock);
+        parts.health.watch(name, &before);
+        let work = parts.desired.at_work(name, work);
+        let mut done = self.converge(wish, false, report).await;
+        if let (TargetWish::Destroy { .. }, Ok(())) = (wish, &done) {
+            done = self.forget().await;
+        }
+        parts.health.look_again(name, &control(&before)).await;
+        drop(work);
+        done
+    }
+
+    /// It and its volumes, which are gone with it, are not wanted any more.
+    async fn forget(&self) -> Result<(), Fault> {
+        let desired = &self.parts.desired;
+        let volumes: Vec<_> = desired.volumes(&self.name).keys().cloned().collect();
+        desired.forget_volumes(&self.name, &volumes).await?;
+        desired.forget(&self.name).await
+    }
+
+    pub(super) async fn converge(
+        &self,
+        wish: &TargetWish,
+        dry_run: bool,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        let mut wish = wish.clone();
+        for _ in 0..MOST_ROUNDS {
+            let seen = self.parts.observer.look(wish.spec()).await?;
+            let plan = wish.plan(&seen, &self.parts.policy)?;
+            // Whose cores were taken is told by the round that took them, and by no later one.
+            let untold = |told: &Finding| plan.findings.iter().all(|new| new.code != told.code);
+            report.findings.retain(untold);
+            report.findings.extend(plan.findings.iter().cloned());
+            if dry_run {
+                report.steps.extend(plan.steps.iter().map(StepReport::planned));
+                return Ok(());
+            }
+            if let TargetWish::Ensure(spec, _) = &wish {
+                // It can be: from here on it is wanted, whatever becomes of this agent. What is left as it
+                // is stays wanted as it is.
+                let left = plan.is_left().then(|| seen.made_for()).flatten();
+                self.parts.desired.want(left.as_ref().unwrap_or(spec)).await?;
+            }
+            if plan.steps.is_empty() {
+                return Ok(());
+            }
+            // Guests may come while an image does: who is connected is counted anew afterwards.
+            let loads = matches!(plan.steps.as_slice(), [Step::LoadImage { .. }, _, ..]);
+            let steps = if loads { plan.steps.get(..1).unwrap_or_default() } else { &plan.steps };
+            if let Err(fault) = self.apply_all(steps, &seen, report).await {
+                if self.fell_meanwhile(wish.spec(), &plan.steps).await {
+                    continue;
+                }
+                return Err(fault);
+            }
+            if loads {
+                continue;
+            }
+            // What was to be replaced is; the next look only makes sure.
+            if let TargetWish::Ensure(_, wish) = &mut wish {
+                wish.recreate = false;
+            }
+        }
+        Err(Fault::new(
+            "target-not-converging",
+            format!(
+                "{} is still not as wanted after {MOST_ROUNDS} rounds: something else changes it too; \
+                 see the steps of this report",
+                wish.spec().name
+            ),
+        ))
+    }
+
+    async fn apply_all(
+        &self,
+        steps: &[Step],
+        seen: &TargetSeen,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        for step in steps {
+            self.apply(step, seen, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether all that was wrong is that a target which was there already ended while it was waited for:
+    /// one that was killed a moment ago may be seen alive once more. The next round brings it up.
+    async fn fell_meanwhile(&self, spec: &TargetSpec, steps: &[Step]) -> bool {
+        let waited = matches!(steps, [Step::AwaitTarget { .. }]);
+        let runs = |seen: TargetSeen| seen.container.is_some_and(|container| container.running);
+        waited && self.parts.observer.look(spec).await.is_ok_and(|seen| !runs(seen))
+    }
+
+    async fn apply(
+        &self,
+        step: &Step,
+        seen: &TargetSeen,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        if let Step::StopContainer { .. } = step {
+            self.let_settle().await;
+        }
+        self.parts.progress.begun(step);
+        let began = Instant::now();
+        let progress = self.parts.progress.clone();
+        let line = |text| progress.line(step, text);
+        let applied = self.parts.applier.apply(step, seen.huge_dir.as_deref(), line).await;
+        let (before, _) = step.before_after();
+        let (after, outcome) = match &applied {
+            Ok(after) => (after.clone(), StepOutcome::Done),
+            Err(fault) => (fault.text.clone(), StepOutcome::Failed),
+        };
+        let step = StepReport::of(step, before, after, outcome, began.elapsed());
+        self.parts.progress.ended(&step);
+        report.steps.push(step);
+        applied.map(drop)
+    }
+
+    /// Guests may be reconnecting to the controllers that were just made: one that its target dies on in
+    /// these moments never comes back.
+    async fn let_settle(&self) {
+        if let Some(made) = self.controllers_made {
+            sleep_until(made + self.parts.policy.heal.settle).await;
+        }
+    }
+}

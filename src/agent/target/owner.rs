@@ -1,0 +1,167 @@
+//! The owner of one target: what it remembers, and its loop.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::super::observe::target::Containers;
+use super::super::pulse::Beat;
+use super::book::VolumeBook;
+use super::{Board, Order, Ordered, Parts, TargetWish};
+use crate::health::backoff::{Backoff, BackoffPolicy};
+use crate::model::prepare::{PartReport, PrepareReport};
+use crate::model::status::Standings;
+use crate::model::target::{TargetHealth, TargetName};
+
+/// The owner of one target.
+pub(super) struct Owner<C> {
+    pub(super) name: TargetName,
+    pub(super) parts: Arc<Parts<C>>,
+    pub(super) board: Board,
+    /// How all targets stand, this one among them.
+    pub(super) standings: watch::Receiver<Standings>,
+    /// When it is brought up again.
+    pub(super) backoff: Backoff,
+    /// When volumes that failed are tried again.
+    pub(super) retry: Backoff,
+    pub(super) book: VolumeBook,
+    /// The process that answers, and since when that was seen.
+    pub(super) stands: Option<(u32, Instant)>,
+    /// Whether its fall was noted.
+    pub(super) fallen: bool,
+    /// Since when its process lives and does not answer.
+    pub(super) frozen: Option<Instant>,
+    /// Whether all its volumes were looked after since it stands.
+    pub(super) in_place: bool,
+    /// When its volumes are looked at next.
+    pub(super) next_pass: Instant,
+    /// When controllers were made in it last.
+    pub(super) controllers_made: Option<Instant>,
+    /// An engine that does not answer is asked again then.
+    pub(super) engine_again: Option<Instant>,
+}
+
+impl<C: Containers> Owner<C> {
+    pub(super) fn new(name: TargetName, parts: Arc<Parts<C>>, board: Board) -> Owner<C> {
+        let heal = &parts.policy.heal;
+        let policy = BackoffPolicy {
+            first: heal.first,
+            most: heal.most,
+            clear_after: heal.clear_after,
+            jitter_percent: heal.jitter_percent,
+        };
+        // Targets of one node do not come back in step.
+        let seed = name.as_str().bytes().fold(u64::from(std::process::id()), |seed, byte| {
+            seed.wrapping_mul(31).wrapping_add(u64::from(byte))
+        });
+        let standings = parts.stands.watch();
+        Owner {
+            name,
+            parts,
+            board,
+            standings,
+            backoff: Backoff::new(policy, seed),
+            retry: Backoff::new(policy, seed),
+            book: VolumeBook::default(),
+            stands: None,
+            fallen: false,
+            frozen: None,
+            in_place: false,
+            next_pass: Instant::now(),
+            controllers_made: None,
+            engine_again: None,
+        }
+    }
+
+    /// How the watchers see it.
+    pub(super) fn health(&mut self) -> Option<TargetHealth> {
+        self.standings.borrow_and_update().get(&self.name)?.health.clone()
+    }
+
+    /// Returns when it stands otherwise, or something is due. Cancel-safe.
+    async fn wakes(&mut self) {
+        let due = self.next_due();
+        let timer = async {
+            match due {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // Cancel-safe: what was not seen stays new. The sender lives as long as the parts.
+            _ = self.standings.changed() => {}
+            () = timer => {}
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Target { wish, dry_run, reply } => {
+                let _ = reply.send(self.bring_about(&wish, dry_run).await);
+            }
+            Order::Activate { volumes, undo, reply } => {
+                let _ = reply.send(self.activate(volumes, undo).await);
+            }
+            Order::Deactivate { target, volumes, reply } => {
+                let _ = reply.send(self.deactivate(&target, &volumes).await);
+            }
+            Order::Resize { target, volume, size_mib, reply } => {
+                let _ = reply.send(self.resize(&target, &volume, size_mib).await);
+            }
+            Order::Look { reply } => {
+                self.look_at_volumes().await;
+                let _ = reply.send(());
+            }
+            Order::Tend => {}
+        }
+    }
+
+    async fn bring_about(&mut self, wish: &TargetWish, dry_run: bool) -> PrepareReport {
+        let began = Instant::now();
+        let mut report = PartReport::default();
+        let done = match dry_run {
+            true => self.converge(wish, true, &mut report).await,
+            false => self.change(wish, &mut report).await,
+        };
+        if !dry_run && done.is_ok() {
+            // With its volumes, when it had to be brought up for that.
+            self.tend_standing().await;
+        }
+        report.errors.extend(done.err());
+        PrepareReport::of(dry_run, report, began.elapsed())
+    }
+}
+
+/// Carries out what is asked for, and looks after the target, until nobody can ask any more.
+pub(super) async fn run<C: Containers>(
+    mut owner: Owner<C>,
+    mut queue: mpsc::Receiver<Ordered>,
+    mut beat: Beat,
+) {
+    loop {
+        let next = tokio::select! {
+            // Cancel-safe, all of them: an order stays queued, a change stays new, a beat stays due.
+            ordered = queue.recv() => match ordered {
+                None => return beat.retire(),
+                ordered => ordered,
+            },
+            () = owner.wakes() => None,
+            () = beat.due() => continue,
+        };
+        let work = async {
+            if let Some(Ordered { order, _work }) = next {
+                owner.carry_out(order).await;
+            }
+            owner.tend().await;
+        };
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                // The work is pinned and goes on when a beat comes first.
+                () = &mut work => break,
+                () = beat.due() => {}
+            }
+        }
+    }
+}

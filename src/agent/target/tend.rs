@@ -1,0 +1,274 @@
+//! Looking after a target that is wanted: what fell is brought back, what stands gets its volumes.
+//!
+//! ```text
+//! answers ──▶ stands: volumes, at once; after a second fall within the minute only once it has proven itself
+//! its process has ended ──▶ fell: brought up when the backoff says so
+//! its process lives and does not answer ──▶ frozen: after a while killed, and brought up
+//! ```
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::super::observe::target::Containers;
+use super::TargetWish;
+use super::owner::Owner;
+use crate::model::fault::Fault;
+use crate::model::prepare::PartReport;
+use crate::model::target::{EnsureWish, TargetHealth, TargetSpec, TargetState};
+
+/// An engine that does not answer is asked again after so long: it may come back any moment, and its
+/// absence says nothing of the target.
+const ENGINE_PAUSE: Duration = Duration::from_secs(2);
+/// Codes of faults that are the engine's.
+const ENGINE: [&str; 2] = ["engine-absent", "engine-not-answering"];
+/// After its volumes were brought back, guests are looked for often for so long …
+const RETURN_TIME: Duration = Duration::from_secs(30);
+/// … with that between two looks.
+const RETURN_PAUSE: Duration = Duration::from_secs(1);
+
+impl<C: Containers> Owner<C> {
+    /// Does what is due.
+    pub(super) async fn tend(&mut self) {
+        let Some(spec) = self.parts.desired.get(&self.name) else { return self.rest() };
+        let Some(health) = self.health() else { return };
+        match (health.pid, &health.version) {
+            (Some(_), Some(_)) => self.tend_standing().await,
+            _ => self.tend_fallen(&spec, &health).await,
+        }
+    }
+
+    /// When something is due next.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.parts.desired.get(&self.name)?;
+        if self.fallen {
+            let due = self.backoff.due().filter(|_| self.parts.policy.heal.enabled)?;
+            return Some(Instant::from_std(due).max(self.engine_again.unwrap_or(due.into())));
+        }
+        if let Some(frozen) = self.frozen {
+            return Some(frozen + self.parts.policy.heal.frozen_after);
+        }
+        self.stands?;
+        let has_volumes = !self.parts.desired.volumes(&self.name).is_empty();
+        let pass = has_volumes.then_some(self.next_pass);
+        let retry = self.retry.due().map(Instant::from_std).filter(|_| has_volumes);
+        pass.into_iter().chain(retry).min()
+    }
+
+    /// Nobody wants it: there is nothing to remember.
+    fn rest(&mut self) {
+        if self.stands.is_none() && !self.fallen {
+            return;
+        }
+        *self = Owner::new(self.name.clone(), self.parts.clone(), self.board.clone());
+        self.board.put(&self.name, super::Volumes::default());
+        self.parts.desired.rebuilds(&self.name, false);
+        self.parts.desired.trouble(&self.name, None);
+    }
+
+    /// It answers, if it does: its volumes are looked after when that is due.
+    pub(super) async fn tend_standing(&mut self) {
+        let Some(TargetHealth { pid: Some(pid), version: Some(_), .. }) = self.health() else {
+            return;
+        };
+        let now = Instant::now();
+        if self.stands.is_none_or(|(stood, _)| stood != pid) {
+            if self.stands.is_some() && !self.fallen {
+                // It fell and was brought up by somebody else before that was seen.
+                self.note_fall("it was started again by somebody else").await;
+            }
+            self.stands = Some((pid, now));
+            (self.in_place, self.next_pass) = (false, now);
+        }
+        (self.fallen, self.frozen, self.engine_again) = (false, None, None);
+        self.backoff.serves(now.into_std());
+        let retry = self.retry.due().is_some_and(|due| due <= now.into_std());
+        if retry || self.next_pass <= now {
+            self.settle(pid).await;
+        }
+    }
+
+    /// All volumes, once the target has proven itself where it has to.
+    async fn settle(&mut self, pid: u32) {
+        let volumes = self.parts.desired.volumes(&self.name);
+        let first = !self.in_place;
+        if first && self.backoff.must_prove() && !volumes.is_empty() && !self.prove(pid).await {
+            return;
+        }
+        let began = Instant::now();
+        let done = self.pass(volumes.values().cloned().collect()).await;
+        let now = Instant::now();
+        let returning = self.book.is_unsettled()
+            && self.controllers_made.is_some_and(|made| made.elapsed() < RETURN_TIME);
+        let pause = if returning { RETURN_PAUSE } else { self.parts.policy.volumes.look_interval };
+        match done {
+            Ok(made) => {
+                self.in_place = true;
+                self.next_pass = now + pause;
+                self.parts.desired.rebuilds(&self.name, false);
+                self.parts.desired.trouble(&self.name, None);
+                if made > 0 {
+                    self.tell_of_volumes(made, began.elapsed());
+                }
+            }
+            Err(fault) => {
+                self.next_pass = now + RETURN_PAUSE;
+                tracing::warn!(
+                    target_name = %self.name, code = %fault.code,
+                    "the volumes of {} could not be looked at: {fault}", self.name
+                );
+            }
+        }
+        self.publish();
+    }
+
+    fn tell_of_volumes(&self, made: usize, took: Duration) {
+        let tally = self.book.tally();
+        let text = format!(
+            "{} of {} volumes of {} serve, {made} were made in {took:.1?}",
+            tally.serving, tally.wanted, self.name
+        );
+        match tally.degraded {
+            0 => tracing::info!(target_name = %self.name, "{text}"),
+            degraded => {
+                let first = self.book.stands().iter().find(|(_, it)| !it.reason.is_empty());
+                let first = first.map(|(name, it)| format!("{name}: {}", it.reason));
+                tracing::warn!(
+                    target_name = %self.name, degraded, first = first.unwrap_or_default(),
+                    "{text}, {degraded} could not be brought about and are tried again"
+                );
+            }
+        }
+    }
+
+    /// Whether the process goes on answering until it has stood for long enough.
+    async fn prove(&mut self, pid: u32) -> bool {
+        let Some((_, stood)) = self.stands else { return false };
+        let until = stood + self.parts.policy.heal.prove;
+        loop {
+            let stands =
+                self.health().is_some_and(|it| it.pid == Some(pid) && it.version.is_some());
+            if !stands {
+                return false;
+            }
+            if timeout_at(until, self.standings.changed()).await.is_err() {
+                return true;
+            }
+        }
+    }
+
+    async fn tend_fallen(&mut self, spec: &TargetSpec, health: &TargetHealth) {
+        let now = Instant::now();
+        let lives = health.pid.is_some();
+        match health.state {
+            TargetState::Absent => return,
+            // It may still come.
+            TargetState::Starting => return,
+            // Whose process it is cannot be told.
+            TargetState::Degraded if !lives => return,
+            _ => {}
+        }
+        if !lives {
+            self.frozen = None;
+        } else if !self.fallen {
+            let since = *self.frozen.get_or_insert(now);
+            if now < since + self.parts.policy.heal.frozen_after {
+                return;
+            }
+        }
+        if !self.fallen {
+            let why = if lives {
+                format!("it is frozen: {}", health.reason)
+            } else {
+                health.reason.clone()
+            };
+            self.note_fall(&why).await;
+            (self.fallen, self.frozen) = (true, None);
+        }
+        let due = self.next_due().is_some_and(|due| due <= now);
+        if due {
+            self.attempt(spec, lives).await;
+        }
+    }
+
+    async fn note_fall(&mut self, why: &str) {
+        self.backoff.fell(Instant::now().into_std());
+        let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+        self.book.fell(&at);
+        self.in_place = false;
+        let volumes = self.parts.desired.volumes(&self.name).len();
+        if volumes > 0 {
+            self.parts.desired.rebuilds(&self.name, true);
+        }
+        self.publish();
+        let falls = self.backoff.failures();
+        tracing::warn!(
+            target_name = %self.name, volumes, failures = falls,
+            "{} fell, and is brought back with its {volumes} volumes: {why}", self.name
+        );
+        if self.backoff.is_crash_loop() {
+            let within = self.parts.policy.call_timeout;
+            let lines = self.parts.observer.last_words(&self.name, within).await;
+            self.blame(&format!("{why}; {lines}"));
+        }
+    }
+
+    /// One try to bring it up, with its volumes.
+    async fn attempt(&mut self, spec: &TargetSpec, replace: bool) {
+        let began = Instant::now();
+        let wish = EnsureWish { recreate: replace, force: replace };
+        let mut report = PartReport::default();
+        let done = self.change(&TargetWish::Ensure(spec.clone(), wish), &mut report).await;
+        match done {
+            Ok(()) => {
+                self.parts.stands.restarted(&self.name);
+                let took = began.elapsed();
+                tracing::info!(target_name = %self.name, "{} was brought up again in {took:.1?}", self.name);
+                self.tend_standing().await;
+            }
+            Err(fault) if ENGINE.contains(&fault.code.as_ref()) => {
+                self.without_engine(&fault).await
+            }
+            Err(fault) => {
+                let now = Instant::now().into_std();
+                self.backoff.failed(now);
+                let pause = self.backoff.due().map(|due| due.saturating_duration_since(now));
+                tracing::warn!(
+                    target_name = %self.name, again_in = ?pause.unwrap_or_default(), code = %fault.code,
+                    "{} could not be brought up again: {fault}", self.name
+                );
+                if self.backoff.is_crash_loop() {
+                    self.blame(&fault.text);
+                }
+            }
+        }
+    }
+
+    async fn without_engine(&mut self, fault: &Fault) {
+        if self.engine_again.is_none() {
+            tracing::warn!(
+                target_name = %self.name, code = %fault.code,
+                "{} cannot be brought up again before the engine answers: {fault}", self.name
+            );
+        }
+        self.parts.node.raise_engine().await;
+        self.engine_again = Some(Instant::now() + ENGINE_PAUSE);
+    }
+
+    /// It falls again and again: that is told with the evidence until it serves.
+    fn blame(&self, evidence: &str) {
+        let falls = self.backoff.failures();
+        let most = self.parts.policy.heal.most;
+        let text = format!(
+            "it falls again and again ({falls} times in short order), and is tried again with pauses of up \
+             to {most:?}: {evidence}"
+        );
+        self.parts.desired.trouble(&self.name, Some(text));
+    }
+
+    /// Tells everybody how its volumes stand.
+    pub(super) fn publish(&self) {
+        self.board.put(&self.name, self.book.stands().clone());
+        self.parts.stands.volumes(&self.name, self.book.tally());
+    }
+}

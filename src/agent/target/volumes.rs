@@ -1,0 +1,327 @@
+//! The volumes of a target: one pass of look, plan, apply and look again, for all of them at the same time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::time::Instant;
+
+use super::super::observe::target::Containers;
+use super::super::observe::volumes::Place;
+use super::book::Look;
+use super::owner::Owner;
+use super::view;
+use crate::model::fault::Fault;
+use crate::model::target::TargetSpec;
+use crate::model::volume::{
+    Backing, VolumeKey, VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStep,
+    VolumeView,
+};
+use crate::plan::volumes::{bring_up, take_away};
+
+/// The code of a target at whose control socket nobody listens: what was in it is gone.
+const ABSENT: &str = "target-absent";
+
+impl<C: Containers> Owner<C> {
+    /// Brings these volumes about, as far as each can be; returns how many it had to make or mend.
+    ///
+    /// # Errors
+    /// When the target does not answer.
+    pub(super) async fn pass(&mut self, specs: Vec<VolumeSpec>) -> Result<usize, Fault> {
+        let parts = self.parts.clone();
+        let Some(place) = self.place() else { return Ok(0) };
+        let mut seen = parts.volume_observer.look(&place, &specs).await?;
+        let (plans, mut faults) = plan_all(&specs, &seen);
+        let made = plans.len();
+        if made > 0 {
+            let makes = |steps: &[VolumeStep]| steps.contains(&VolumeStep::CreateController);
+            if plans.iter().any(|(_, steps)| makes(steps)) {
+                self.controllers_made = Some(Instant::now());
+            }
+            faults.extend(parts.volume_applier.apply(&place, plans).await);
+            seen = parts.volume_observer.look(&place, &specs).await?;
+            self.controllers_made = self.controllers_made.map(|_| Instant::now());
+        }
+        self.note(&place, &specs, &seen, &faults);
+        Ok(made)
+    }
+
+    fn note(
+        &mut self,
+        place: &Place,
+        specs: &[VolumeSpec],
+        seen: &BTreeMap<VolumeName, VolumeSeen>,
+        faults: &BTreeMap<VolumeName, Fault>,
+    ) {
+        let now = Instant::now().into_std();
+        let look = Look {
+            now,
+            at: humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
+            sockets: &place.sockets,
+            stuck_after: self.parts.policy.volumes.stuck_after,
+        };
+        self.book.keep(&self.parts.desired.volumes(&self.name), &look);
+        let none = VolumeSeen::default();
+        for spec in specs {
+            let seen = seen.get(&spec.name).unwrap_or(&none);
+            self.book.note(spec, seen, faults.get(&spec.name), &look);
+        }
+        match self.book.has_degraded() {
+            true => self.retry.failed(now),
+            false => self.retry.serves(now),
+        }
+    }
+
+    /// Where the volumes of the target are, when it is wanted.
+    fn place(&self) -> Option<Place> {
+        self.parts.desired.get(&self.name).map(|spec| place_of(&spec))
+    }
+
+    /// Volumes that are wanted from now on, as they stand once that was tried.
+    pub(super) async fn activate(
+        &mut self,
+        volumes: Vec<VolumeSpec>,
+        undo: bool,
+    ) -> Result<Vec<VolumeView>, Fault> {
+        let Some(target) = self.parts.desired.get(&self.name) else {
+            let text = format!("no target {} is wanted: deploy it first", self.name);
+            return Err(Fault::new("target-unknown", text));
+        };
+        let before = self.parts.desired.volumes(&self.name);
+        let judged = volumes.into_iter().map(|spec| spec.judge(&target.socket_dir));
+        let volumes: Vec<VolumeSpec> = judged.collect::<Result<_, _>>()?;
+        no_conflict(&volumes, &before)?;
+        self.parts.desired.want_volumes(&self.name, &volumes).await?;
+        // Not in a target that has yet to prove itself.
+        self.tend_standing().await;
+        let stands = self.in_place.then_some(self.stands).flatten();
+        let done = match stands {
+            Some(_) => self.pass(volumes.clone()).await.map(drop),
+            None => Err(self.not_standing()),
+        };
+        if let Err(fault) = &done {
+            self.not_looked_at(&volumes, fault);
+        }
+        self.publish();
+        let views: Vec<VolumeView> =
+            volumes.iter().map(|spec| view(&self.name, spec, self.book.stands())).collect();
+        let failed = views.iter().find(|view| view.status.state != VolumeState::Serving);
+        if undo && let Some(failed) = failed {
+            let fault = Fault::new("volume-not-serving", failed.status.reason.clone());
+            let new = volumes.iter().filter(|spec| !before.contains_key(&spec.name));
+            return Err(self.undo(new.cloned().collect(), done.err().unwrap_or(fault)).await);
+        }
+        Ok(views)
+    }
+
+    fn not_standing(&mut self) -> Fault {
+        let why = self.health().map_or("it was not looked at yet".to_string(), |it| it.reason);
+        let text = format!("the target {} does not serve yet: {why}", self.name);
+        Fault::new("target-not-serving", text)
+    }
+
+    /// The target did not answer: these stand as before, and those that are new are still to come.
+    fn not_looked_at(&mut self, volumes: &[VolumeSpec], fault: &Fault) {
+        let Some(place) = self.place() else { return };
+        let look = Look {
+            now: Instant::now().into_std(),
+            at: humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
+            sockets: &place.sockets,
+            stuck_after: self.parts.policy.volumes.stuck_after,
+        };
+        self.book.keep(&self.parts.desired.volumes(&self.name), &look);
+        for spec in volumes {
+            self.book.waits(&spec.name, &fault.text, &look);
+        }
+        self.next_pass = Instant::now();
+    }
+
+    /// Takes away what an activation that failed has made, and forgets it; tells why it failed.
+    async fn undo(&mut self, volumes: Vec<VolumeSpec>, mut fault: Fault) -> Fault {
+        let names: Vec<VolumeName> = volumes.iter().map(|spec| spec.name.clone()).collect();
+        let mut undone = self.parts.desired.forget_volumes(&self.name, &names).await;
+        if let (Ok(()), Some(place)) = (&undone, self.place()) {
+            undone = match self.remove(&place, &volumes).await {
+                Err(fault) if fault.code == ABSENT => Ok(()),
+                removed => removed,
+            };
+        }
+        if let Err(left) = undone {
+            fault.text += &format!("; what was made of it could not be taken away again: {left}");
+        }
+        self.forgotten();
+        fault
+    }
+
+    /// Volumes that are not wanted any more.
+    pub(super) async fn deactivate(
+        &mut self,
+        target: &TargetSpec,
+        keys: &[VolumeKey],
+    ) -> Result<(), Fault> {
+        let place = self.place().unwrap_or_else(|| place_of(target));
+        let volumes: Vec<VolumeSpec> = keys.iter().filter_map(|key| self.find(key)).collect();
+        let seen = match self.parts.volume_observer.look(&place, &volumes).await {
+            // What ran there has ended, and its volumes with it.
+            Err(fault) if fault.code == ABSENT => BTreeMap::new(),
+            seen => seen?,
+        };
+        let none = VolumeSeen::default();
+        let in_use =
+            |spec: &&VolumeSpec| take_away(seen.get(&spec.name).unwrap_or(&none), false).is_err();
+        let (stay, go): (Vec<&VolumeSpec>, Vec<&VolumeSpec>) = volumes.iter().partition(in_use);
+        let go: Vec<VolumeSpec> = go.into_iter().cloned().collect();
+        let names: Vec<VolumeName> = go.iter().map(|spec| spec.name.clone()).collect();
+        self.parts.desired.forget_volumes(&self.name, &names).await?;
+        let removed = match self.remove(&place, &go).await {
+            Err(fault) if fault.code == ABSENT => Ok(()),
+            removed => removed,
+        };
+        self.forgotten();
+        removed?;
+        match stay.as_slice() {
+            [] => Ok(()),
+            stay => {
+                let names: Vec<&str> = stay.iter().map(|spec| spec.name.as_str()).collect();
+                let text = format!(
+                    "a virtual machine is connected to {}: shut it down or detach the disk, then call \
+                     again; it is never taken from under a VM",
+                    names.join(", ")
+                );
+                Err(Fault::new("volume-in-use", text))
+            }
+        }
+    }
+
+    /// Takes volumes out of the target that are not wanted any more. Looked at anew: a VM may have come.
+    async fn remove(&self, place: &Place, volumes: &[VolumeSpec]) -> Result<(), Fault> {
+        if volumes.is_empty() {
+            return Ok(());
+        }
+        let seen = self.parts.volume_observer.look(place, volumes).await?;
+        let wanted = self.parts.desired.volumes(&self.name);
+        let mut plans = Vec::new();
+        for spec in volumes {
+            let shared = wanted.values().any(|other| other.bdev == spec.bdev);
+            let steps =
+                seen.get(&spec.name).map_or(Ok(Vec::new()), |seen| take_away(seen, shared))?;
+            if !steps.is_empty() {
+                plans.push((spec.clone(), steps));
+            }
+        }
+        let failed = self.parts.volume_applier.apply(place, plans).await;
+        failed.into_values().next().map_or(Ok(()), Err)
+    }
+
+    /// Volumes went: that is told, and when none is left on the node, what was taken for them may go.
+    fn forgotten(&mut self) {
+        let wanted = self.parts.desired.volumes(&self.name);
+        self.book.drop_unwanted(&wanted);
+        self.publish();
+        if self.parts.desired.volume_count() == 0 {
+            self.parts.node.no_volumes_left();
+        }
+    }
+
+    /// The volume that is meant: as it is wanted, or as it can only be when nothing was written down of it.
+    fn find(&self, key: &VolumeKey) -> Option<VolumeSpec> {
+        let wanted = self.parts.desired.volumes(&self.name);
+        // Made by somebody else, before this agent came: those are ZBS's.
+        let unknown = |name: &VolumeName, bdev: &VolumeName| VolumeSpec {
+            name: name.clone(),
+            bdev: bdev.clone(),
+            backing: Backing::Zbs { path: String::new() },
+            read_only: false,
+            cpumask: None,
+        };
+        match key {
+            VolumeKey::Name(name) => wanted.get(name).cloned(),
+            VolumeKey::Bdev(bdev) => {
+                let of_bdev = wanted.values().find(|spec| spec.bdev == *bdev).cloned();
+                Some(of_bdev.unwrap_or_else(|| unknown(bdev, bdev)))
+            }
+            VolumeKey::Both { name, bdev } => {
+                Some(wanted.get(name).cloned().unwrap_or_else(|| unknown(name, bdev)))
+            }
+        }
+    }
+
+    /// Another size for a volume.
+    pub(super) async fn resize(
+        &mut self,
+        target: &TargetSpec,
+        key: &VolumeKey,
+        size_mib: u64,
+    ) -> Result<(), Fault> {
+        let place = self.place().unwrap_or_else(|| place_of(target));
+        let Some(spec) = self.find(key) else {
+            return Err(Fault::new("volume-unknown", "no such volume is wanted"));
+        };
+        self.parts.volume_applier.resize(&place, &spec, size_mib).await
+    }
+
+    /// How the volumes stand now, for who asks; what is not as wanted is mended by that too.
+    pub(super) async fn look_at_volumes(&mut self) {
+        if self.in_place {
+            self.next_pass = Instant::now();
+            self.tend_standing().await;
+        }
+    }
+}
+
+fn place_of(spec: &TargetSpec) -> Place {
+    Place { control: spec.control_sock.clone(), sockets: spec.socket_dir.clone() }
+}
+
+type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;
+
+/// What is to be done to each, and why nothing can be done to some.
+fn plan_all(
+    specs: &[VolumeSpec],
+    seen: &BTreeMap<VolumeName, VolumeSeen>,
+) -> (Plans, BTreeMap<VolumeName, Fault>) {
+    let none = VolumeSeen::default();
+    let (mut plans, mut faults) = (Vec::new(), BTreeMap::new());
+    for spec in specs {
+        match bring_up(spec, seen.get(&spec.name).unwrap_or(&none)) {
+            Ok(steps) if steps.is_empty() => {}
+            Ok(steps) => plans.push((spec.clone(), steps)),
+            Err(fault) => drop(faults.insert(spec.name.clone(), fault)),
+        }
+    }
+    (plans, faults)
+}
+
+/// No volume may become another one, and no bdev may be made twice.
+fn no_conflict(new: &[VolumeSpec], wanted: &VolumeSpecs) -> Result<(), Fault> {
+    let mut names = BTreeSet::new();
+    let mut of_bdev: BTreeMap<&VolumeName, &VolumeSpec> =
+        wanted.values().map(|spec| (&spec.bdev, spec)).collect();
+    for spec in new {
+        if !names.insert(&spec.name) {
+            let text = format!("{} is named twice", spec.name);
+            return Err(Fault::new("volume-named-twice", text));
+        }
+        let same = wanted.get(&spec.name);
+        if same.is_some_and(|it| it.bdev != spec.bdev || it.backing != spec.backing) {
+            return Err(Fault::new(
+                "volume-differs",
+                format!(
+                    "a volume {} is wanted already and is kept in something else: deactivate that one \
+                     first, or use another name",
+                    spec.name
+                ),
+            ));
+        }
+        let other = of_bdev.insert(&spec.bdev, spec).filter(|other| other.name != spec.name);
+        if let Some(other) = other.filter(|other| other.backing != spec.backing) {
+            return Err(Fault::new(
+                "bdev-belongs-to-another",
+                format!(
+                    "the bdev {} of {} is the volume {}'s, which is kept in something else: use another \
+                     name",
+                    spec.bdev, spec.name, other.name
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
