@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -118,6 +118,32 @@ fn beside(
         chown(file.path(), Some(uid), Some(gid))?;
     }
     Ok(file)
+}
+
+/// Writes a file that was not there, for its owner's eyes only: whole or not at all.
+///
+/// # Errors
+/// [`StoreError::Write`], also when there is something already.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let write = || {
+        let path = std::path::absolute(path)?;
+        let file = beside(&path, bytes, 0o600, None)?;
+        file.as_file().sync_all()?;
+        file.persist_noclobber(&path).map_err(|e| e.error)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    write().map_err(|source| StoreError::Write { path: path.to_owned(), source })
+}
+
+/// Reads a file that somebody named, up to so many bytes of it.
+///
+/// # Errors
+/// [`StoreError::Read`].
+pub fn read_some(path: &Path, most: u64) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    read.map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
+    Ok(bytes)
 }
 
 /// The agent's folders: one on the disk, one that a reboot empties.
@@ -263,10 +289,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
     pub fn list(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
-        let entries = self.entries(folder, durability)?.into_iter();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        // Not what a crash left of a write, nor what was set aside.
-        Ok(sorted(names.filter(|name| name.ends_with(".json") && !name.starts_with('.'))))
+        let mut names = self.entries(folder, durability)?;
+        // Not what was set aside.
+        names.retain(|name| name.ends_with(".json"));
+        Ok(names)
     }
 
     /// The names of the folders in a folder.
@@ -274,22 +300,29 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
     pub fn folders(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
-        let entries = self.entries(folder, durability)?;
-        let folders = entries.into_iter().filter(|entry| entry.path().is_dir());
-        Ok(sorted(folders.map(|entry| entry.file_name().to_string_lossy().into_owned())))
+        let path = self.path(folder, durability);
+        let mut names = self.entries(folder, durability)?;
+        names.retain(|name| path.join(name).is_dir());
+        Ok(names)
     }
 
-    fn entries(
-        &self,
-        folder: &str,
-        durability: Durability,
-    ) -> Result<Vec<fs::DirEntry>, StoreError> {
+    /// What lies in a folder, but for what a crash left of a write.
+    fn entries(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
         let path = self.path(folder, durability);
+        let read = |source| StoreError::Read { path: path.clone(), source };
         let listing = match fs::read_dir(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            listing => listing.and_then(Iterator::collect),
+            listing => listing.map_err(read)?,
         };
-        listing.map_err(|source| StoreError::Read { path, source })
+        let mut names = Vec::new();
+        for entry in listing {
+            let name = entry.map_err(read)?.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// Takes a value away; one that is not there is gone already.
@@ -328,18 +361,26 @@ impl Store {
         name: &str,
         durability: Durability,
     ) -> Result<Option<T>, StoreError> {
-        let path = self.path(name, durability);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Read { path, source }),
-        };
+        let Some(bytes) = self.bytes(name, durability)? else { return Ok(None) };
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),
             Err(e) => {
                 self.set_aside(name, durability, &e.to_string());
                 Ok(None)
             }
+        }
+    }
+
+    /// A file as it is, for who only looks: nothing is set aside. `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] when the disk fails.
+    pub fn bytes(&self, name: &str, durability: Durability) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path(name, durability);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::Read { path, source }),
         }
     }
 
@@ -367,12 +408,6 @@ impl Store {
             holder => Ok(holder),
         }
     }
-}
-
-fn sorted(names: impl Iterator<Item = String>) -> Vec<String> {
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    names
 }
 
 fn take(path: PathBuf) -> Result<LockFile, StoreError> {
@@ -471,6 +506,37 @@ mod tests {
             assert_eq!(store.read::<Vec<u8>>("b.json", durability).unwrap(), None);
             assert_eq!(fs::read_dir(dir.path().join(folder)).unwrap().count(), 1);
         }
+    }
+
+    #[test]
+    fn a_new_file_is_for_its_owner_and_takes_no_others_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        write_new(&path, b"first").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let StoreError::Write { source, .. } = write_new(&path, b"second").unwrap_err() else {
+            panic!()
+        };
+        assert_eq!(source.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read_some(&path, 3).unwrap(), b"fir");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert!(write_new(&dir.path().join("missing/state.json"), b"").is_err());
+    }
+
+    #[test]
+    fn who_only_looks_finds_files_as_they_are_and_folders_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        store.write("things/b/1.json", &1, Durability::Disk).unwrap();
+        store.write("things/a/1.json", &1, Durability::Disk).unwrap();
+        store.write("things/file.json", &1, Durability::Disk).unwrap();
+        assert_eq!(store.folders("things", Durability::Disk).unwrap(), ["a", "b"]);
+        assert!(store.folders("nothing", Durability::Disk).unwrap().is_empty());
+        fs::write(dir.path().join("broken.json"), "{").unwrap();
+        let broken = store.bytes("broken.json", Durability::Disk).unwrap();
+        assert_eq!(broken.as_deref(), Some(&b"{"[..]));
+        assert!(dir.path().join("broken.json").exists(), "it is not set aside");
+        assert_eq!(store.bytes("none.json", Durability::Disk).unwrap(), None);
     }
 
     #[test]

@@ -2,24 +2,9 @@
 
 use std::sync::Mutex;
 
-use serde::{Deserialize, Serialize};
-
 use crate::model::fault::Fault;
+pub use crate::model::identity::Identity;
 use crate::store::{Durability, Store};
-
-const FILE: &str = "controller.json";
-
-/// What a controller said when it connected; empty where it did not say.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Identity {
-    /// The controller's name for this host.
-    pub host_uuid: String,
-    /// Where commands to the controller go.
-    pub send_command_url: String,
-    /// The version that the controller expects of the agent.
-    pub version: String,
-}
 
 /// The identity, kept over restarts.
 #[derive(Debug)]
@@ -34,7 +19,7 @@ impl Identities {
     /// # Errors
     /// When the state cannot be read.
     pub fn open(store: Store) -> Result<Identities, Fault> {
-        let known = Mutex::new(store.read(FILE, Durability::Disk)?.unwrap_or_default());
+        let known = Mutex::new(store.read(Identity::FILE, Durability::Disk)?.unwrap_or_default());
         Ok(Identities { store, known })
     }
 
@@ -51,7 +36,7 @@ impl Identities {
         if self.known() == identity {
             return Ok(());
         }
-        self.store.write(FILE, &identity, Durability::Disk)?;
+        self.store.write(Identity::FILE, &identity, Durability::Disk)?;
         *self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = identity;
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod deep;
 pub mod engine;
 pub mod event;
 pub mod fault;
+pub mod identity;
 pub mod image;
 pub mod mounts;
 pub mod node;

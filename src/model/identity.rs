@@ -1,0 +1,20 @@
+//! Who this host is to its controller.
+
+use serde::{Deserialize, Serialize};
+
+/// What a controller said when it connected; empty where it did not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Identity {
+    /// The controller's name for this host.
+    pub host_uuid: String,
+    /// Where commands to the controller go.
+    pub send_command_url: String,
+    /// The version that the controller expects of the agent.
+    pub version: String,
+}
+
+impl Identity {
+    /// Its file in the state folder.
+    pub const FILE: &str = "controller.json";
+}
