@@ -334,6 +334,11 @@ pub fn run_dir(settings: &Settings, root: &Path) -> PathBuf {
     }
 }
 
+/// The machine's name; empty where it has none that can be read.
+pub fn hostname(root: &Path) -> String {
+    crate::host::facts::hostname(&Root::new(root)).unwrap_or_default()
+}
+
 /// What a call means that does not say.
 pub fn defaults(settings: &Settings) -> Defaults {
     Defaults { pages: settings.pools.default_pages, move_shortfall: settings.pools.move_shortfall }

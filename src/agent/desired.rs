@@ -13,11 +13,11 @@ use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
 use crate::store::{Durability, Store};
 
 /// The folder of the targets' files.
-const FOLDER: &str = "targets";
+pub(super) const FOLDER: &str = "targets";
 /// The folder that has one for the volumes of each target.
-const VOLUMES: &str = "volumes";
+pub(super) const VOLUMES: &str = "volumes";
 /// The form of the files.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// A target as its file has it.
 #[derive(Debug, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ mod reach;
 mod reclaim;
 mod render;
 mod serve;
+mod state;
 mod status;
 mod target;
 mod tracing_setup;
@@ -120,6 +121,9 @@ enum Command {
     /// Hugepage pools
     #[command(subcommand)]
     Pools(pools::Command),
+    /// What the agent keeps of the node: show it, carry it elsewhere
+    #[command(subcommand)]
+    State(state::Command),
     /// Settings
     #[command(subcommand)]
     Config(config::Command),
@@ -196,6 +200,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Status => status::run(node, global.output).await,
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,
+            Command::State(command) => state::run(node, command, global.output).await,
             Command::Config(_) | Command::Target(_) => Ok(exit::HOLDS),
         }
     });

@@ -1,0 +1,181 @@
+//! All that is kept of a node as one document, and from it into a state folder again.
+//!
+//! Everything is judged before anything is written: the document, each thing in it, and what is there
+//! already. What a document does not speak of stays as it is.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Kept, Thing, Things, look};
+use crate::model::fault::Fault;
+use crate::model::target::{CleanPath, TargetName};
+use crate::store::{Durability, Store};
+
+/// The form of the document.
+const VERSION: u64 = 1;
+/// Bytes that a document may have: ten thousand volumes take five million.
+pub const MOST_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What is kept of a node, to be carried elsewhere. Nothing in it is hidden.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Document {
+    version: u64,
+    /// When it was made, in RFC 3339.
+    exported_at: String,
+    /// The version of the agent that made it.
+    agent_version: String,
+    /// The node that it tells of.
+    node: String,
+    things: BTreeMap<String, Value>,
+}
+
+impl Document {
+    /// What is kept here and now.
+    ///
+    /// # Errors
+    /// When the disk fails, and when something is there that no agent of this version would take: a
+    /// document that lacks it would tell a lie.
+    pub fn of(store: &Store, node: String) -> Result<Document, Fault> {
+        let Kept { things, unusable, .. } = look(store, Thing::admit)?;
+        if let Some(fault) = unusable.into_iter().next() {
+            let text = format!("{fault}: mend it or move it away, then export again");
+            return Err(Fault { code: fault.code, text });
+        }
+        Ok(Document {
+            version: VERSION,
+            exported_at: humantime::format_rfc3339_seconds(std::time::SystemTime::now())
+                .to_string(),
+            agent_version: env!("CARGO_PKG_VERSION").to_string(),
+            node,
+            things: things.into_iter().map(|(name, thing)| (name, thing.value())).collect(),
+        })
+    }
+
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// When it is cut off, is something else, or a newer agent made it.
+    pub fn read(bytes: &[u8]) -> Result<Document, Fault> {
+        let refused = |why: String| Fault::new("invalid-document", format!("it is {why}"));
+        if bytes.len() as u64 > MOST_BYTES {
+            return Err(refused(format!("larger than {MOST_BYTES} bytes, which no state is")));
+        }
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| match e.is_eof() {
+            true => refused(format!("cut off: {e}")),
+            false => refused(format!("no JSON: {e}")),
+        })?;
+        let version = value.get("version").and_then(Value::as_u64);
+        match version.filter(|_| value.get("things").is_some()) {
+            Some(VERSION) => {}
+            Some(version) => {
+                return Err(refused(format!(
+                    "of version {version}, and this agent knows {VERSION}: import it with a vhost-agent \
+                     as new as the one that made it"
+                )));
+            }
+            None => {
+                let why = "no exported state: 'vhost-agent state export' makes those";
+                return Err(refused(why.to_string()));
+            }
+        }
+        Document::deserialize(value).map_err(|e| refused(format!("no exported state: {e}")))
+    }
+
+    /// The node that it tells of.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// How many things are in it.
+    pub fn count(&self) -> usize {
+        self.things.len()
+    }
+
+    /// Its things, each judged.
+    ///
+    /// # Errors
+    /// The first that this agent would not take, by its name.
+    pub fn things(&self) -> Result<Things, Fault> {
+        let admit =
+            |(name, value): (&String, &Value)| Ok((name.clone(), Thing::admit(name, value)?));
+        let things: Things = self.things.iter().map(admit).collect::<Result<_, Fault>>()?;
+        for thing in things.values() {
+            let Thing::Volume(target, spec) = thing else { continue };
+            if let Some(folder) = socket_dir(&things, target) {
+                spec.clone().judge(folder).map_err(|fault| Fault {
+                    code: fault.code,
+                    text: format!("{} cannot be: {}", thing.name(), fault.text),
+                })?;
+            }
+        }
+        Ok(things)
+    }
+}
+
+fn socket_dir<'a>(things: &'a Things, target: &TargetName) -> Option<&'a CleanPath> {
+    things.values().find_map(|thing| match thing {
+        Thing::Target(spec) if spec.name == *target => Some(&spec.socket_dir),
+        _ => None,
+    })
+}
+
+/// What an import came to, by the names of files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Imported {
+    /// Written where there was nothing.
+    pub written: Vec<String>,
+    /// Written over something else.
+    pub replaced: Vec<String>,
+    /// There already, and the same.
+    pub same: Vec<String>,
+    /// There, and not in the document: left as they are.
+    pub left: Vec<String>,
+}
+
+/// Writes things into the state folder, whose lock the caller holds.
+///
+/// # Errors
+/// When something else is there already and is not to be replaced, and nothing is written then; when the
+/// disk fails, and what was written by then stays, so that the same import can be called again.
+pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported, Fault> {
+    let imported = compare(store, things)?;
+    if !replace && !imported.replaced.is_empty() {
+        let names = imported.replaced.join(", ");
+        return Err(Fault::new(
+            "state-differs",
+            format!(
+                "this node keeps something else in {names}: --replace writes over it; nothing was written"
+            ),
+        ));
+    }
+    let write = |name: &String| Some((name.clone(), things.get(name)?.value()));
+    let values: Vec<(String, Value)> =
+        imported.written.iter().chain(&imported.replaced).filter_map(write).collect();
+    store.write_all(&values)?;
+    Ok(imported)
+}
+
+/// What importing these things would mean.
+fn compare(store: &Store, things: &Things) -> Result<Imported, Fault> {
+    let mut imported = Imported::default();
+    for (name, thing) in things {
+        let there = store.bytes(name, Durability::Disk)?;
+        let same = |bytes: &Vec<u8>| {
+            let value = serde_json::from_slice::<Value>(bytes).ok();
+            value.is_some_and(|value| Thing::read(name, &value).is_ok_and(|there| there == *thing))
+        };
+        let list = match there {
+            None => &mut imported.written,
+            Some(bytes) if same(&bytes) => &mut imported.same,
+            Some(_) => &mut imported.replaced,
+        };
+        list.push(name.clone());
+    }
+    let kept = look(store, Thing::read)?.things;
+    imported.left = kept.into_keys().filter(|name| !things.contains_key(name)).collect();
+    Ok(imported)
+}
