@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::model::fault::Fault;
+use crate::model::volume::{VolumeState, VolumeView};
 
 /// An error with its HTTP status.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,21 +30,32 @@ impl Problem {
     /// A fault of the work itself, with the status that fits its code.
     pub fn of(fault: Fault) -> Problem {
         // What passes: the caller may call again later.
-        const BUSY: [&str; 7] = [
+        const BUSY: [&str; 9] = [
             "engine-busy",
             "node-busy",
             "pools-busy",
             "prepare-busy",
             "outbox-full",
             "too-many-tasks",
+            "target-busy",
+            "too-many-targets",
             "stopping",
         ];
         // What this machine can never do: the caller has to ask for something else.
-        const IMPOSSIBLE: [&str; 3] = ["too-many-pages", "no-such-node", "page-size-unsupported"];
+        const IMPOSSIBLE: [&str; 4] =
+            ["too-many-pages", "no-such-node", "page-size-unsupported", "volume-not-resizable"];
+        // What is not wanted, and so cannot be asked for anything.
+        const UNKNOWN: [&str; 2] = ["target-unknown", "volume-unknown"];
+        // What somebody else has: a virtual machine, or another volume.
+        const CONFLICT: [&str; 2] = ["volume-in-use", "volume-conflict"];
         let status = if BUSY.contains(&fault.code.as_ref()) {
             StatusCode::SERVICE_UNAVAILABLE
         } else if IMPOSSIBLE.contains(&fault.code.as_ref()) {
             StatusCode::UNPROCESSABLE_ENTITY
+        } else if UNKNOWN.contains(&fault.code.as_ref()) {
+            StatusCode::NOT_FOUND
+        } else if CONFLICT.contains(&fault.code.as_ref()) {
+            StatusCode::CONFLICT
         } else {
             StatusCode::INTERNAL_SERVER_ERROR
         };
@@ -53,6 +65,23 @@ impl Problem {
     /// The result object of a compatible route, as the controller expects it.
     pub fn into_result(self) -> Response {
         (self.status, Json(result_body(&self.fault))).into_response()
+    }
+}
+
+/// Why a volume that was to be made was not; nothing where its socket is there, also when a virtual machine
+/// that had it before hangs on it.
+///
+/// # Errors
+/// `volume-not-serving`, with the reason and what becomes of the volume now.
+pub fn made(view: &VolumeView, otherwise: &str) -> Result<(), Fault> {
+    let VolumeView { target, spec, status } = view;
+    match status.state {
+        VolumeState::Serving | VolumeState::Stuck => Ok(()),
+        VolumeState::Pending | VolumeState::Degraded => {
+            let (name, reason) = (&spec.name, &status.reason);
+            let text = format!("{name} in {target} is {}: {reason}; {otherwise}", status.state);
+            Err(Fault::new("volume-not-serving", text))
+        }
     }
 }
 
@@ -110,5 +139,18 @@ mod tests {
         }
         assert_eq!(status("disk-full"), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(status("too-many-pages"), StatusCode::UNPROCESSABLE_ENTITY);
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_not_found_and_what_somebody_has_is_a_conflict() {
+        let status = |code| Problem::of(Fault::new(code, "")).status;
+        for code in ["target-unknown", "volume-unknown"] {
+            assert_eq!(status(code), StatusCode::NOT_FOUND, "{code}");
+        }
+        for code in ["volume-in-use", "volume-conflict"] {
+            assert_eq!(status(code), StatusCode::CONFLICT, "{code}");
+        }
+        assert_eq!(status("volume-not-resizable"), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(status("target-busy"), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

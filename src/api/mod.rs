@@ -31,7 +31,7 @@ use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
-use crate::model::target::{CleanPath, Desired, TargetName};
+use crate::model::target::{CleanPath, Desired, TargetName, TargetSpec};
 
 /// What the agent is about to do, as readiness tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +90,19 @@ impl Api {
         let defaults = &self.target_defaults;
         wanted.map_or_else(|| defaults.control_sock(&defaults.socket_dir), Ok)
     }
+
+    /// The target of that name, as it is wanted.
+    pub fn wanted(&self, name: &TargetName) -> Option<TargetSpec> {
+        self.desired.borrow().targets.get(name).cloned()
+    }
+
+    /// The target that a call means which names no more than a control socket.
+    ///
+    /// # Errors
+    /// When there can be no such control socket.
+    pub fn target_at(&self, control: Option<CleanPath>) -> Result<TargetSpec, Fault> {
+        zstack::target::at(control, &self.desired.borrow(), &self.target_defaults)
+    }
 }
 
 /// What a call means that does not say.
@@ -113,6 +126,11 @@ pub fn router(api: Api) -> NormalizePath<Router> {
         .route(&format!("{ZBS}/target/ensure"), post(zstack::target::ensure))
         .route(&format!("{ZBS}/deploy"), post(zstack::target::deploy))
         .route(&format!("{ZBS}/destroy"), post(zstack::target::destroy))
+        .route(&format!("{ZBS}/activate"), post(zstack::volume::activate))
+        .route(&format!("{ZBS}/deactivate"), post(zstack::volume::deactivate))
+        .route(&format!("{ZBS}/resize"), post(zstack::volume::resize))
+        .route(&format!("{ZBS}/bdev/create"), post(zstack::volume::create))
+        .route(&format!("{ZBS}/bdev/delete"), post(zstack::volume::delete))
         .route("/host/connect", post(zstack::host::connect))
         .route("/host/ping", post(zstack::host::ping))
         .route("/host/echo", post(zstack::host::echo))
@@ -128,6 +146,12 @@ pub fn router(api: Api) -> NormalizePath<Router> {
         )
         .route("/v1/events", get(v1::events::get))
         .route("/v1/targets/{name}/health", get(v1::targets::health))
+        .route("/v1/targets/{name}/volumes", get(v1::volumes::list).put(v1::volumes::put_all))
+        .route(
+            "/v1/targets/{name}/volumes/{volume}",
+            get(v1::volumes::get).put(v1::volumes::put).delete(v1::volumes::delete),
+        )
+        .route("/v1/targets/{name}/volumes/{volume}/resize", post(v1::volumes::resize))
         // Probes.
         .route("/healthz", get(probes::healthz))
         .route("/readyz", get(probes::readyz))

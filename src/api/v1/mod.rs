@@ -5,3 +5,4 @@ pub mod node;
 pub mod pools;
 pub mod prepare;
 pub mod targets;
+pub mod volumes;

@@ -231,6 +231,6 @@ fn judged<T>(
     Ok((name.parse().map_err(bad_request)?, query))
 }
 
-fn bad_request(fault: Fault) -> Problem {
+pub(super) fn bad_request(fault: Fault) -> Problem {
     Problem { status: StatusCode::BAD_REQUEST, ..Problem::of(fault) }
 }

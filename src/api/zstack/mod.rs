@@ -8,4 +8,5 @@ pub mod host;
 pub mod prepareenv;
 pub mod target;
 pub mod task;
+pub mod volume;
 pub mod wire;

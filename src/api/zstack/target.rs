@@ -14,14 +14,16 @@ use crate::agent::target::TargetWish;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{CleanPath, CoreWish, EnsureWish, TargetName, TargetSpec, TargetState};
+use crate::model::target::{
+    CleanPath, CoreWish, Desired, EnsureWish, TargetName, TargetSpec, TargetState,
+};
 
 /// MiB of one page.
 const PAGE_MIB: u64 = 2;
 
-/// `ensure`'s request.
+/// `ensure`'s request, and a part of `activate`'s.
 #[derive(Debug, Deserialize)]
-struct EnsureRequest {
+pub(super) struct EnsureRequest {
     #[serde(default, deserialize_with = "wire::text")]
     image: Option<String>,
     #[serde(default, deserialize_with = "wire::text")]
@@ -45,32 +47,68 @@ struct EnsureRequest {
 }
 
 impl EnsureRequest {
-    fn into_spec(self, defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
+    /// The target that the request means: by its name, else by its control socket, as it is wanted already;
+    /// else the usual one.
+    ///
+    /// # Errors
+    /// When what it says is no name or no path.
+    fn base(&self, desired: &Desired, defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
+        let wanted = match (&self.container_name, &self.control_sock) {
+            (Some(name), _) => desired.targets.get(&name.parse::<TargetName>()?),
+            (None, Some(control)) => with_control(&control.parse()?, desired),
+            (None, None) => desired.targets.get(&defaults.name),
+        };
+        wanted.cloned().map_or_else(|| usual(defaults), Ok)
+    }
+
+    /// The wish for a target that may be wanted already: what is not said stays as it is.
+    ///
+    /// # Errors
+    /// What of it cannot be.
+    pub(super) fn or_as_wanted(
+        self,
+        desired: &Desired,
+        defaults: &TargetDefaults,
+    ) -> Result<TargetSpec, Fault> {
+        let base = self.base(desired, defaults)?;
+        self.into_spec(base, defaults)
+    }
+
+    /// The wish; what is not said is as `base` has it.
+    fn into_spec(self, base: TargetSpec, defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
         let path = |text: Option<String>| text.map(|text| text.parse::<CleanPath>()).transpose();
-        let socket_dir = path(self.socket_dir)?.unwrap_or_else(|| defaults.socket_dir.clone());
+        let socket_dir = path(self.socket_dir)?.unwrap_or_else(|| base.socket_dir.clone());
         let control_sock = match path(self.control_sock)? {
             Some(path) => path,
+            None if socket_dir == base.socket_dir => base.control_sock,
             None => defaults.control_sock(&socket_dir)?,
         };
         let cores = match (self.cores, self.core_count) {
             (Some(list), _) => CoreWish::These(list.parse()?),
-            (None, count) => CoreWish::Count(count.map_or(Ok(defaults.core_count), small)?),
+            (None, Some(count)) => CoreWish::Count(small(count)?),
+            (None, None) => base.cores,
         };
-        let wish = defaults.image_wish(defaults.kind, self.image, self.image_url, None)?;
+        let usual = TargetDefaults {
+            image: base.image,
+            image_url: base.image_url,
+            image_sha256: base.image_sha256,
+            ..defaults.clone()
+        };
+        let wish = usual.image_wish(base.kind, self.image, self.image_url, None)?;
         let name: Option<TargetName> = self.container_name.map(|name| name.parse()).transpose()?;
         let pages = self.hugepage_nr.map(|pages| pages.saturating_mul(PAGE_MIB));
         TargetSpec {
-            name: name.unwrap_or_else(|| defaults.name.clone()),
-            kind: defaults.kind,
+            name: name.unwrap_or(base.name),
+            kind: base.kind,
             image: wish.image,
-            image_tar: path(self.image_tar)?,
+            image_tar: path(self.image_tar)?.or(base.image_tar),
             image_url: wish.url,
             image_sha256: wish.sha256,
             cores,
             socket_dir,
             control_sock,
-            client_conf: path(self.client_conf)?.or_else(|| defaults.client_conf.clone()),
-            memory_mib: pages.unwrap_or(defaults.memory_mib),
+            client_conf: path(self.client_conf)?.or(base.client_conf),
+            memory_mib: pages.unwrap_or(base.memory_mib),
         }
         .judge()
     }
@@ -86,7 +124,8 @@ fn small(count: u64) -> Result<u32, Fault> {
 /// `/vhost/target/ensure`: the target runs as it is wanted.
 pub async fn ensure(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
     let work = async |api: Shared, request: EnsureRequest| {
-        let spec = request.into_spec(&api.target_defaults)?;
+        let defaults = &api.target_defaults;
+        let spec = request.into_spec(usual(defaults)?, defaults)?;
         let wish = TargetWish::Ensure(spec, EnsureWish::default());
         answer(&api.targets.bring_about(wish, false).await?)
     };
@@ -137,7 +176,37 @@ pub fn usual(defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
     .judge()
 }
 
-fn answer(report: &PrepareReport) -> Result<Value, Fault> {
+/// The target that a call means which names no more than a control socket: the wanted one that has it, else
+/// the usual one with that control socket; without any, the usual one.
+///
+/// # Errors
+/// When there can be no such control socket.
+pub fn at(
+    control: Option<CleanPath>,
+    desired: &Desired,
+    defaults: &TargetDefaults,
+) -> Result<TargetSpec, Fault> {
+    let wanted = match &control {
+        Some(control) => with_control(control, desired),
+        None => desired.targets.get(&defaults.name),
+    };
+    if let Some(wanted) = wanted {
+        return Ok(wanted.clone());
+    }
+    let usual = usual(defaults)?;
+    let control_sock = control.unwrap_or_else(|| usual.control_sock.clone());
+    TargetSpec { control_sock, ..usual }.judge()
+}
+
+fn with_control<'a>(control: &CleanPath, desired: &'a Desired) -> Option<&'a TargetSpec> {
+    desired.targets.values().find(|spec| spec.control_sock == *control)
+}
+
+/// What a report of a target comes to for the controller.
+///
+/// # Errors
+/// When something failed.
+pub(super) fn answer(report: &PrepareReport) -> Result<Value, Fault> {
     if let Some(first) = report.errors.first() {
         return Err(Fault { code: first.code.clone(), text: report.error_text() });
     }
@@ -183,4 +252,65 @@ pub async fn health(State(api): State<Shared>, headers: HeaderMap, body: Body) -
         }))
     };
     task::call(api, None, &headers, body, work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(text: &str) -> EnsureRequest {
+        serde_json::from_str(text).unwrap()
+    }
+
+    /// One target is wanted beside the usual one, which is not.
+    fn desired() -> Desired {
+        let mut other = TargetSpec::example("other");
+        other.control_sock = "/other/admin.sock".parse().unwrap();
+        other.socket_dir = "/other".parse().unwrap();
+        other.cores = CoreWish::Count(7);
+        other.memory_mib = 64;
+        Desired { targets: [(other.name.clone(), other)].into(), ..Desired::default() }
+    }
+
+    #[test]
+    fn what_an_ensure_does_not_say_is_as_the_settings_have_it() {
+        let defaults = TargetDefaults { image: Some("a:1".into()), ..TargetDefaults::example() };
+        let spec = |text: &str| request(text).into_spec(usual(&defaults).unwrap(), &defaults);
+        assert_eq!(spec("{}").unwrap(), usual(&defaults).unwrap());
+        let said = r#"{"cores":"[6,7]","socketDir":"/s","hugepageNr":"256","image":"b:1",
+                       "clientConf":"/etc/zbs/client.conf","coreCount":2}"#;
+        let said = spec(said).unwrap();
+        assert_eq!(said.cores, CoreWish::These("[6,7]".parse().unwrap()));
+        assert_eq!(said.control_sock.as_str(), "/s/vhost.sock");
+        assert_eq!((said.memory_mib, said.image.as_deref()), (512, Some("b:1")));
+        assert_eq!(spec(r#"{"controlSock":"/a"}"#).unwrap_err().code, "invalid-control-socket");
+    }
+
+    #[test]
+    fn a_target_that_is_wanted_already_stays_as_it_is_in_what_is_not_said() {
+        let (desired, defaults) = (desired(), TargetDefaults::example());
+        let wanted = desired.targets.values().next().unwrap();
+        let spec = |text: &str| request(text).or_as_wanted(&desired, &defaults).unwrap();
+        assert_eq!(&spec(r#"{"containerName":"other"}"#), wanted);
+        assert_eq!(&spec(r#"{"controlSock":"/other/admin.sock"}"#), wanted);
+        let more = spec(r#"{"containerName":"other","coreCount":1}"#);
+        assert_eq!(more, TargetSpec { cores: CoreWish::Count(1), ..wanted.clone() });
+        assert_eq!(spec("{}"), usual(&defaults).unwrap());
+        let new = spec(r#"{"containerName":"new","socketDir":"/other"}"#);
+        assert_eq!((new.name.as_str(), new.control_sock.as_str()), ("new", "/other/vhost.sock"));
+    }
+
+    #[test]
+    fn a_call_that_names_a_control_socket_means_the_target_that_has_it() {
+        let (desired, defaults) = (desired(), TargetDefaults::example());
+        let name = |control: Option<&str>| {
+            let control = control.map(|path| path.parse().unwrap());
+            at(control, &desired, &defaults).map(|spec| (spec.name.to_string(), spec.control_sock))
+        };
+        assert_eq!(name(Some("/other/admin.sock")).unwrap().0, "other");
+        assert_eq!(name(None).unwrap().0, "zbs-vhost");
+        let (unknown, control) = name(Some("/nobody/s.sock")).unwrap();
+        assert_eq!((unknown.as_str(), control.as_str()), ("zbs-vhost", "/nobody/s.sock"));
+        assert_eq!(name(Some("/other/a-volume")).unwrap_err().code, "invalid-control-socket");
+    }
 }

@@ -1,0 +1,386 @@
+//! `/v1/targets/{name}/volumes`: volumes as resources of their target.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::super::errors::{self, Problem};
+use super::super::journal::Call;
+use super::super::{Shared, body};
+use super::targets::bad_request;
+use crate::model::fault::Fault;
+use crate::model::target::{CleanPath, TargetName, TargetSpec};
+use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView};
+
+/// Volumes of one call.
+const MOST_VOLUMES: usize = 4096;
+/// Bytes of a body that has so many, each with long names.
+const LIST_BYTES: usize = 4 << 20;
+/// How long a virtual machine is waited for that is to go, where nobody says.
+const USUAL_WAIT: Duration = Duration::from_secs(30);
+/// How long it may be waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// What a volume is to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeBody {
+    /// Its name; needed in a list, else the address says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VolumeName>,
+    /// Its bdev's name; the volume's own where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bdev: Option<VolumeName>,
+    /// What its blocks are kept in.
+    pub backing: Backing,
+    /// Whether guests may not write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The CPUs of its requests; else the target's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpumask: Option<String>,
+}
+
+impl VolumeBody {
+    /// The wish for the volume, `named` by the address or by itself.
+    fn into_spec(
+        self,
+        named: Option<&VolumeName>,
+        socket_dir: &CleanPath,
+    ) -> Result<VolumeSpec, Fault> {
+        let refused = |text: String| Err(Fault::new("invalid-body", text));
+        let name = match (named, self.name) {
+            (Some(named), Some(name)) if *named != name => {
+                return refused(format!("the address names {named}, and the body {name}"));
+            }
+            (Some(named), _) => named.clone(),
+            (None, Some(name)) => name,
+            (None, None) => return refused("a volume of the list has no name".to_string()),
+        };
+        VolumeSpec {
+            bdev: self.bdev.unwrap_or_else(|| name.clone()),
+            name,
+            backing: self.backing,
+            read_only: self.read_only,
+            cpumask: self.cpumask,
+        }
+        .judge(socket_dir)
+    }
+}
+
+/// Several volumes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumesBody {
+    /// Each by its name.
+    pub volumes: Vec<VolumeBody>,
+}
+
+impl VolumesBody {
+    fn into_specs(self, socket_dir: &CleanPath) -> Result<Vec<VolumeSpec>, Fault> {
+        let count = self.volumes.len();
+        if count > MOST_VOLUMES {
+            let text = format!("{count} volumes are more than {MOST_VOLUMES}: call more than once");
+            return Err(Fault::new("too-many-volumes", text));
+        }
+        let specs = self.volumes.into_iter().map(|volume| volume.into_spec(None, socket_dir));
+        let specs: Vec<VolumeSpec> = specs.collect::<Result<_, _>>()?;
+        let (mut names, mut bdevs) = (BTreeSet::new(), BTreeSet::new());
+        for VolumeSpec { name, bdev, .. } in &specs {
+            if !names.insert(name) || !bdevs.insert(bdev) {
+                let text = format!("the volume {name} or its bdev {bdev} is in the list twice");
+                return Err(Fault::new("invalid-body", text));
+            }
+        }
+        Ok(specs)
+    }
+}
+
+/// Volumes as they are told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumesView {
+    /// Each.
+    pub volumes: Vec<VolumeView>,
+}
+
+/// A new size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ResizeBody {
+    /// In MiB.
+    pub size_mib: u64,
+}
+
+/// How a volume is taken away.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct DeleteQuery {
+    /// Whether a virtual machine that is connected is waited for: a volume is never taken away under one.
+    pub force: bool,
+    /// For how long.
+    pub timeout_ms: Option<u64>,
+}
+
+impl DeleteQuery {
+    fn wait(self) -> Result<Option<Duration>, Fault> {
+        let wait = match (self.timeout_ms, self.force) {
+            (Some(ms), _) => Duration::from_millis(ms),
+            (None, true) => USUAL_WAIT,
+            (None, false) => return Ok(None),
+        };
+        if wait > LONGEST_WAIT {
+            let text = format!("timeoutMs {} is more than an hour", wait.as_millis());
+            return Err(Fault::new("invalid-query", text));
+        }
+        Ok(Some(wait))
+    }
+}
+
+/// The volumes that are wanted in the target, as they stand.
+pub async fn list(
+    State(api): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    let name: TargetName = name.parse().map_err(bad_request)?;
+    let volumes = api.targets.volumes(&name).await.map_err(Problem::of)?;
+    if volumes.is_empty() {
+        wanted(&api, &name)?;
+    }
+    Ok(Json(shown(volumes)).into_response())
+}
+
+/// One of them.
+pub async fn get(
+    State(api): State<Shared>,
+    Path(names): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let (target, volume) = judged(&names)?;
+    let volumes = api.targets.volumes(&target).await.map_err(Problem::of)?;
+    let view = volumes.into_iter().find(|view| view.spec.name == volume);
+    let view = view.ok_or_else(|| unknown(&target, &volume))?;
+    Ok(Json(redacted(view)).into_response())
+}
+
+/// Makes volumes serve, all at once. Each is told as it stands then: those that do not serve are kept and
+/// tried again.
+pub async fn put_all(
+    State(api): State<Shared>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name: TargetName = name.parse().map_err(bad_request)?;
+    let limits = body::Limits { bytes: api.body.bytes.max(LIST_BYTES), ..api.body };
+    let bytes = body::read(body, limits).await?;
+    let list = body::parse::<VolumesBody>(&bytes)?;
+    drop(bytes);
+    let target = wanted(&api, &name)?;
+    let specs = list.into_specs(&target.socket_dir).map_err(bad_request)?;
+    let work = api.targets.activate(&target, specs, false);
+    Ok(Json(shown(noted("activate", work).await?)).into_response())
+}
+
+/// Makes one volume serve. One that does not is a problem, and is kept and tried again all the same.
+pub async fn put(
+    State(api): State<Shared>,
+    Path(names): Path<(String, String)>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (name, volume) = judged(&names)?;
+    let bytes = body::read(body, api.body).await?;
+    let request = body::parse::<VolumeBody>(&bytes)?;
+    let target = wanted(&api, &name)?;
+    let spec = request.into_spec(Some(&volume), &target.socket_dir).map_err(bad_request)?;
+    let work = async {
+        let views = api.targets.activate(&target, vec![spec], false).await?;
+        let lost = || Fault::new("internal", "the target's owner told nothing of the volume");
+        let view = views.into_iter().next().ok_or_else(lost)?;
+        errors::made(&view, "it stays wanted, and is tried again").map(|()| view)
+    };
+    Ok(Json(redacted(noted("activate", work).await?)).into_response())
+}
+
+/// Takes one away; one that is not there is gone already.
+pub async fn delete(
+    State(api): State<Shared>,
+    Path(names): Path<(String, String)>,
+    query: Result<Query<DeleteQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let (name, volume) = judged(&names)?;
+    let Query(query) =
+        query.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", e.body_text()))?;
+    let wait = query.wait().map_err(bad_request)?;
+    let target = wanted(&api, &name)?;
+    let work = api.targets.deactivate(&target, vec![VolumeKey::Name(volume.clone())], wait);
+    noted("deactivate", work).await?;
+    Ok(Json(json!({"target": name, "name": volume, "state": "absent"})).into_response())
+}
+
+/// Gives one a new size.
+pub async fn resize(
+    State(api): State<Shared>,
+    Path(names): Path<(String, String)>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (name, volume) = judged(&names)?;
+    let bytes = body::read(body, api.body).await?;
+    let ResizeBody { size_mib } = body::parse(&bytes)?;
+    if size_mib == 0 {
+        return Err(bad_request(Fault::new("invalid-body", "sizeMib 0 is not at least 1")));
+    }
+    let target = wanted(&api, &name)?;
+    let work = api.targets.resize(&target, VolumeKey::Name(volume), size_mib);
+    Ok(Json(redacted(noted("resize", work).await?)).into_response())
+}
+
+fn judged((target, volume): &(String, String)) -> Result<(TargetName, VolumeName), Problem> {
+    Ok((target.parse().map_err(bad_request)?, volume.parse().map_err(bad_request)?))
+}
+
+fn wanted(api: &Shared, name: &TargetName) -> Result<TargetSpec, Problem> {
+    api.wanted(name).ok_or_else(|| {
+        let text = format!("no target {name} is wanted: deploy it first (PUT /v1/targets/{name})");
+        Problem::of(Fault::new("target-unknown", text))
+    })
+}
+
+fn unknown(target: &TargetName, volume: &VolumeName) -> Problem {
+    let text = format!(
+        "no volume {volume} is wanted in {target}: GET /v1/targets/{target}/volumes lists those that are"
+    );
+    Problem::of(Fault::new("volume-unknown", text))
+}
+
+/// Does what changes volumes, with its line in the log.
+async fn noted<T>(
+    route: &'static str,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Problem> {
+    let call = Call::begins(route, None);
+    let result = work.await;
+    call.ends(result.as_ref().err());
+    result.map_err(Problem::of)
+}
+
+fn shown(volumes: Vec<VolumeView>) -> VolumesView {
+    VolumesView { volumes: volumes.into_iter().map(redacted).collect() }
+}
+
+/// Without what gives access to its blocks: who may ask may not know that.
+fn redacted(mut view: VolumeView) -> VolumeView {
+    if let Backing::Raw { params, .. } = &mut view.spec.backing {
+        params.iter_mut().for_each(|(name, value)| redact(name, value));
+    }
+    view
+}
+
+fn redact(name: &str, value: &mut Value) {
+    const SECRET: [&str; 6] = ["key", "psk", "secret", "password", "passwd", "token"];
+    let name = name.to_ascii_lowercase();
+    match value {
+        Value::Object(members) => {
+            members.iter_mut().for_each(|(name, value)| redact(name, value));
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| redact(&name, value)),
+        value if SECRET.iter().any(|word| name.contains(word)) => *value = json!("(hidden)"),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> CleanPath {
+        "/s".parse().unwrap()
+    }
+
+    fn one(text: &str) -> Result<VolumeSpec, Fault> {
+        let body = body::parse::<VolumeBody>(text.as_bytes()).map_err(|problem| problem.fault)?;
+        body.into_spec(Some(&"v".parse().unwrap()), &folder())
+    }
+
+    fn many(volumes: &Value) -> Result<Vec<VolumeSpec>, Fault> {
+        let text = json!({"volumes": volumes}).to_string();
+        let body = body::parse::<VolumesBody>(text.as_bytes()).map_err(|problem| problem.fault)?;
+        body.into_specs(&folder())
+    }
+
+    #[test]
+    fn a_volume_is_put_under_its_address_and_its_bdev_has_its_name() {
+        let spec = one(r#"{"backing": {"kind": "malloc", "sizeMib": 16}}"#).unwrap();
+        assert_eq!((spec.name.as_str(), spec.bdev.as_str()), ("v", "v"));
+        assert!(!spec.read_only);
+        let text = r#"{"name": "v", "bdev": "b", "readOnly": true, "cpumask": "0x3",
+                       "backing": {"kind": "zbs", "path": "p/v"}}"#;
+        let spec = one(text).unwrap();
+        assert_eq!((spec.bdev.as_str(), spec.read_only), ("b", true));
+        assert_eq!(spec.cpumask.as_deref(), Some("0x3"));
+    }
+
+    #[test]
+    fn what_no_volume_can_be_is_refused_with_its_code() {
+        for (text, code) in [
+            (r#"{}"#, "invalid-body"),
+            (r#"{"backing": {"kind": "tape"}}"#, "invalid-body"),
+            (
+                r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "state": "serving"}"#,
+                "invalid-body",
+            ),
+            (r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "name": "w"}"#, "invalid-body"),
+            (r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "bdev": "../b"}"#, "invalid-body"),
+            (r#"{"backing": {"kind": "malloc", "sizeMib": 0}}"#, "invalid-backing"),
+            (r#"{"backing": {"kind": "zbs", "path": "../../x"}}"#, "invalid-backing"),
+            (
+                r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "cpumask": "all"}"#,
+                "invalid-cpumask",
+            ),
+        ] {
+            assert_eq!(one(text).unwrap_err().code, code, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_list_has_names_and_each_once() {
+        let volume = |name: &str, bdev: &str| json!({"name": name, "bdev": bdev, "backing": {"kind": "malloc", "sizeMib": 1}});
+        assert_eq!(many(&json!([volume("a", "a"), volume("b", "b")])).unwrap().len(), 2);
+        assert_eq!(many(&json!([])).unwrap(), []);
+        for twice in [[volume("a", "a"), volume("a", "b")], [volume("a", "c"), volume("b", "c")]] {
+            assert_eq!(many(&json!(twice)).unwrap_err().code, "invalid-body");
+        }
+        let unnamed = json!([{"backing": {"kind": "malloc", "sizeMib": 1}}]);
+        assert_eq!(many(&unnamed).unwrap_err().code, "invalid-body");
+        let most = |count: usize| {
+            let names = (0..count).map(|number| format!("v{number}"));
+            many(&names.map(|name| volume(&name, &name)).collect())
+        };
+        assert_eq!(most(MOST_VOLUMES).unwrap().len(), MOST_VOLUMES);
+        assert_eq!(most(MOST_VOLUMES + 1).unwrap_err().code, "too-many-volumes");
+    }
+
+    #[test]
+    fn a_machine_is_waited_for_when_that_is_asked_for_and_never_for_ever() {
+        let wait = |force, timeout_ms| DeleteQuery { force, timeout_ms }.wait();
+        assert_eq!(wait(false, None).unwrap(), None);
+        assert_eq!(wait(true, None).unwrap(), Some(USUAL_WAIT));
+        assert_eq!(wait(true, Some(1500)).unwrap(), Some(Duration::from_millis(1500)));
+        assert_eq!(wait(true, Some(u64::MAX)).unwrap_err().code, "invalid-query");
+    }
+
+    #[test]
+    fn what_gives_access_to_a_backing_is_not_told() {
+        let mut params = json!({"pool_name": "p", "config": {"key": "a", "mon_host": "b"},
+                                "psk_file": 7, "Tokens": ["a", {"user": "c"}]});
+        redact("", &mut params);
+        let told = json!({"pool_name": "p", "config": {"key": "(hidden)", "mon_host": "b"},
+                          "psk_file": "(hidden)", "Tokens": ["(hidden)", {"user": "c"}]});
+        assert_eq!(params, told);
+    }
+}

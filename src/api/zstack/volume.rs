@@ -1,0 +1,328 @@
+//! `/vhost/{activate,deactivate,resize}`, `/vhost/bdev/{create,delete}`: volumes as the controller calls for
+//! them. What a body says is judged here, before anything is done; what fails is not kept as wanted, for
+//! the controller calls again.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::{Shared, errors};
+use super::target::{EnsureRequest, answer};
+use super::{task, wire};
+use crate::agent::target::TargetWish;
+use crate::model::fault::Fault;
+use crate::model::policy::TargetDefaults;
+use crate::model::target::{CleanPath, Desired, EnsureWish, TargetSpec, TargetState};
+use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView, ZBS_SUFFIX};
+
+/// `activate`'s request.
+#[derive(Debug, Deserialize)]
+struct ActivateRequest {
+    #[serde(flatten)]
+    target: EnsureRequest,
+    #[serde(rename = "installPath", default, deserialize_with = "wire::text")]
+    install_path: Option<String>,
+    #[serde(rename = "bdevName", default, deserialize_with = "wire::text")]
+    bdev_name: Option<String>,
+    #[serde(rename = "controllerName", default, deserialize_with = "wire::text")]
+    controller_name: Option<String>,
+}
+
+impl ActivateRequest {
+    /// The target that it asks for, and the volume.
+    fn judged(
+        self,
+        desired: &Desired,
+        defaults: &TargetDefaults,
+    ) -> Result<(TargetSpec, VolumeSpec), Fault> {
+        let volume = VolumeSpec {
+            name: needed(self.controller_name, "controllerName")?.parse()?,
+            bdev: needed(self.bdev_name, "bdevName")?.parse()?,
+            backing: zbs(&needed(self.install_path, "installPath")?),
+            read_only: false,
+            cpumask: None,
+        };
+        let target = self.target.or_as_wanted(desired, defaults)?;
+        let volume = volume.judge(&target.socket_dir)?;
+        Ok((target, volume))
+    }
+}
+
+/// `/vhost/activate`: the target runs, and the volume's socket serves.
+pub async fn activate(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    let work = async |api: Shared, request: ActivateRequest| {
+        let judged = request.judged(&api.desired.borrow(), &api.target_defaults);
+        let (target, volume) = judged?;
+        serve(&api, target, volume).await
+    };
+    task::call(api, Some("activate"), &headers, body, work).await
+}
+
+/// `bdev/create`'s request; the node makes it itself, so how to reach it is not looked at.
+#[derive(Debug, Deserialize)]
+struct CreateRequest {
+    #[serde(rename = "logicalPool", default, deserialize_with = "wire::text")]
+    logical_pool: Option<String>,
+    #[serde(default, deserialize_with = "wire::text")]
+    volume: Option<String>,
+    #[serde(rename = "bdevName", default, deserialize_with = "wire::text")]
+    bdev_name: Option<String>,
+}
+
+impl CreateRequest {
+    fn into_volume(self, socket_dir: &CleanPath) -> Result<VolumeSpec, Fault> {
+        let name: VolumeName = needed(self.bdev_name, "bdevName")?.parse()?;
+        let pool = needed(self.logical_pool, "logicalPool")?;
+        let volume = needed(self.volume, "volume")?;
+        let backing = zbs(&format!("{pool}/{volume}"));
+        VolumeSpec { bdev: name.clone(), name, backing, read_only: false, cpumask: None }
+            .judge(socket_dir)
+    }
+}
+
+/// `/vhost/bdev/create`: the same in the target of the settings, with the bdev's name for its controller.
+pub async fn create(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    let work = async |api: Shared, request: CreateRequest| {
+        let target = api.target_at(None)?;
+        let volume = request.into_volume(&target.socket_dir)?;
+        serve(&api, target, volume).await
+    };
+    task::call(api, Some("activate"), &headers, body, work).await
+}
+
+/// Which volume, in the target with which control socket; what `bdev/delete` says too.
+#[derive(Debug, Deserialize)]
+struct WhichRequest {
+    #[serde(rename = "controlSock", default, deserialize_with = "wire::text")]
+    control_sock: Option<String>,
+    #[serde(rename = "bdevName", default, deserialize_with = "wire::text")]
+    bdev_name: Option<String>,
+    #[serde(rename = "controllerName", default, deserialize_with = "wire::text")]
+    controller_name: Option<String>,
+    #[serde(rename = "sizeMib", default, deserialize_with = "wire::count")]
+    size_mib: Option<u64>,
+}
+
+impl WhichRequest {
+    fn target(&self, api: &Shared) -> Result<TargetSpec, Fault> {
+        api.target_at(self.control_sock.as_deref().map(str::parse).transpose()?)
+    }
+
+    /// By its controller's name, where that is said: a bdev can be another volume's by now.
+    fn key(&self) -> Result<VolumeKey, Fault> {
+        let name =
+            |text: &Option<String>| text.as_deref().map(str::parse::<VolumeName>).transpose();
+        match (name(&self.controller_name)?, name(&self.bdev_name)?) {
+            (Some(controller), _) => Ok(VolumeKey::Name(controller)),
+            (None, Some(bdev)) => Ok(VolumeKey::Bdev(bdev)),
+            (None, None) => Err(missing("controllerName or bdevName")),
+        }
+    }
+
+    fn bdev(&self) -> Result<VolumeKey, Fault> {
+        Ok(VolumeKey::Bdev(needed(self.bdev_name.clone(), "bdevName")?.parse()?))
+    }
+}
+
+/// `/vhost/deactivate`: the volume is gone. Whether its target ever was there is no matter.
+pub async fn deactivate(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    let work = async |api: Shared, request: WhichRequest| {
+        let (target, volume) = (request.target(&api)?, request.key()?);
+        api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
+    };
+    task::call(api, Some("deactivate"), &headers, body, work).await
+}
+
+/// `/vhost/bdev/delete`: the same for the target of the settings.
+pub async fn delete(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    let work = async |api: Shared, request: WhichRequest| {
+        let (target, volume) = (api.target_at(None)?, request.bdev()?);
+        api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
+    };
+    task::call(api, Some("deactivate"), &headers, body, work).await
+}
+
+/// `/vhost/resize`: the volume has that size, and its guest sees it.
+pub async fn resize(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+    let work = async |api: Shared, request: WhichRequest| {
+        let (target, volume) = (request.target(&api)?, request.bdev()?);
+        let size = request.size_mib.ok_or_else(|| missing("sizeMib"))?;
+        api.targets.resize(&target, volume, size).await.map(|_| done())
+    };
+    task::call(api, Some("resize"), &headers, body, work).await
+}
+
+/// Has the target run, and the volume serve in it.
+async fn serve(api: &Shared, target: TargetSpec, volume: VolumeSpec) -> Result<Value, Fault> {
+    let mut findings = json!([]);
+    if !serves_already(api, &target).await {
+        let wish = TargetWish::Ensure(target.clone(), EnsureWish::default());
+        let mut told = answer(&api.targets.bring_about(wish, false).await?)?;
+        findings = told["findings"].take();
+    }
+    // One that runs otherwise than it was asked for is left so, and its folder is where the sockets are.
+    let target = api.wanted(&target.name).unwrap_or(target);
+    let volume = volume.judge(&target.socket_dir)?;
+    let views = api.targets.activate(&target, vec![volume], true).await?;
+    activated(&views, &findings)
+}
+
+/// Whether nothing has to be done for the target: it is wanted there, and serves. Hundreds of volumes are
+/// activated at once when a node comes back, and each look at a target takes its owner's time.
+async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
+    let there = |wanted: TargetSpec| wanted.control_sock == target.control_sock;
+    if !api.wanted(&target.name).is_some_and(there) {
+        return false;
+    }
+    let health = api.health.health(&target.name, &target.control_sock).await;
+    health.state == TargetState::Serving
+}
+
+fn activated(views: &[VolumeView], findings: &Value) -> Result<Value, Fault> {
+    let lost = || Fault::new("internal", "the target's owner told nothing of the volume");
+    let view = views.first().ok_or_else(lost)?;
+    errors::made(view, "it is not kept: call again when that is mended")?;
+    Ok(json!({
+        "success": true,
+        "error": "",
+        "socketPath": view.status.socket_path,
+        "state": view.status.state,
+        "reason": view.status.reason,
+        "findings": findings,
+    }))
+}
+
+/// The backing of an install path, such as `zbs://pool/volume`; the suffix under which a target opens it is
+/// the agent's to append.
+fn zbs(install_path: &str) -> Backing {
+    let path = install_path.trim();
+    let path = path.split_once("://").map_or(path, |(_, path)| path);
+    Backing::Zbs { path: path.strip_suffix(ZBS_SUFFIX).unwrap_or(path).to_string() }
+}
+
+fn done() -> Value {
+    json!({"success": true, "error": ""})
+}
+
+fn needed(field: Option<String>, name: &str) -> Result<String, Fault> {
+    field.ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> Fault {
+    Fault::new("invalid-body", format!("{name} is missing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::volume::{VolumeState, VolumeStatus};
+
+    fn activate(text: &str) -> Result<(TargetSpec, VolumeSpec), Fault> {
+        let request: ActivateRequest = serde_json::from_str(text).unwrap();
+        request.judged(&Desired::default(), &TargetDefaults::example())
+    }
+
+    fn body(path: &str, bdev: &str, controller: &str) -> String {
+        json!({"installPath": path, "bdevName": bdev, "controllerName": controller}).to_string()
+    }
+
+    fn which(text: &str) -> WhichRequest {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn an_activation_says_target_and_volume_in_one_body() {
+        let text = r#"{"image": "a:1", "coreCount": 2, "socketDir": "/s", "controlSock": "/s/a.sock",
+            "hugepageNr": 256, "installPath": "zbs://pool/volume", "bdevName": "zbs-bdev-01",
+            "controllerName": "zbs-vhost-01", "taskContext": {"a": [1]}, "sshPassword": "x"}"#;
+        let (target, volume) = activate(text).unwrap();
+        assert_eq!((target.socket_dir.as_str(), target.memory_mib), ("/s", 512));
+        assert_eq!(target.image.as_deref(), Some("a:1"));
+        assert_eq!((volume.name.as_str(), volume.bdev.as_str()), ("zbs-vhost-01", "zbs-bdev-01"));
+        assert_eq!(volume.backing, Backing::Zbs { path: "pool/volume".into() });
+        assert!(!volume.read_only && volume.cpumask.is_none());
+    }
+
+    #[test]
+    fn install_paths_lose_their_scheme_and_a_suffix_that_is_there_already() {
+        for path in ["zbs://p/v", "p/v", "p/v_zbs_", "zbs://p/v_zbs_", " p/v "] {
+            assert_eq!(zbs(path), Backing::Zbs { path: "p/v".into() }, "{path}");
+        }
+    }
+
+    #[test]
+    fn names_and_paths_that_lead_elsewhere_are_refused_before_anything_is_done() {
+        let long = "x".repeat(97);
+        for name in ["../../etc/x", "$(reboot)", "a;id", "{{a}}", "a b", "vhost.sock", &long] {
+            for text in [body("p/v", name, "a"), body("p/v", "a", name)] {
+                assert_eq!(activate(&text).unwrap_err().code, "invalid-volume-name", "{text}");
+            }
+        }
+        for path in ["../../etc/x", "zbs://", "zbs:///etc/x", "p", "p/v w", "p/../v"] {
+            let refused = activate(&body(path, "a", "a")).unwrap_err();
+            assert_eq!(refused.code, "invalid-backing", "{path}");
+        }
+        for text in [body("", "a", "a"), body("p/v", "", "a"), body("p/v", "a", "")] {
+            assert_eq!(activate(&text).unwrap_err().code, "invalid-body", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_volume_that_is_created_by_pool_and_name_has_its_bdevs_name() {
+        let create = |text: &str| {
+            let request: CreateRequest = serde_json::from_str(text).unwrap();
+            request.into_volume(&"/s".parse().unwrap())
+        };
+        let text = r#"{"hostIp": "10.0.0.1", "sshPort": 22, "sshPassword": "x", "logicalPool": "p",
+                       "volume": "v", "bdevName": "b"}"#;
+        let volume = create(text).unwrap();
+        assert_eq!((volume.name.as_str(), volume.bdev.as_str()), ("b", "b"));
+        assert_eq!(volume.backing, Backing::Zbs { path: "p/v".into() });
+        let outside = r#"{"logicalPool": "..", "volume": "v", "bdevName": "b"}"#;
+        assert_eq!(create(outside).unwrap_err().code, "invalid-backing");
+        assert_eq!(create(r#"{"volume": "v"}"#).unwrap_err().code, "invalid-body");
+    }
+
+    #[test]
+    fn a_volume_is_meant_by_its_controller_and_by_its_bdev_where_only_that_is_said() {
+        let name = |text: &str| text.parse::<VolumeName>().unwrap();
+        let both = which(r#"{"bdevName": "b", "controllerName": "c", "controlSock": ""}"#);
+        assert_eq!(both.key().unwrap(), VolumeKey::Name(name("c")));
+        assert_eq!(both.bdev().unwrap(), VolumeKey::Bdev(name("b")));
+        assert_eq!(which(r#"{"bdevName": "b"}"#).key().unwrap(), VolumeKey::Bdev(name("b")));
+        assert_eq!(which("{}").key().unwrap_err().code, "invalid-body");
+        let outside = which(r#"{"bdevName": "../b", "controllerName": "c"}"#);
+        assert_eq!(outside.key().unwrap_err().code, "invalid-volume-name");
+        assert_eq!(which(r#"{"sizeMib": "2048"}"#).size_mib, Some(2048));
+    }
+
+    #[test]
+    fn an_activation_succeeds_when_the_socket_is_there_and_says_where() {
+        let view = |state| VolumeView {
+            target: "a".parse().unwrap(),
+            spec: VolumeSpec::example("v"),
+            status: VolumeStatus {
+                state,
+                reason: "no such volume".into(),
+                since: String::new(),
+                socket_path: "/s/v".into(),
+                sessions: 0,
+                disconnected: false,
+            },
+        };
+        for state in [VolumeState::Serving, VolumeState::Stuck] {
+            let told = activated(&[view(state)], &json!([])).unwrap();
+            assert_eq!((&told["success"], &told["error"]), (&json!(true), &json!("")));
+            assert_eq!(told["socketPath"], "/s/v");
+        }
+        for state in [VolumeState::Pending, VolumeState::Degraded] {
+            let fault = activated(&[view(state)], &json!([])).unwrap_err();
+            assert_eq!(fault.code, "volume-not-serving");
+            assert!(fault.text.contains("v in a is") && fault.text.contains("no such volume"));
+        }
+        assert_eq!(activated(&[], &json!([])).unwrap_err().code, "internal");
+    }
+}
