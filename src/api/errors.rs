@@ -47,7 +47,8 @@ impl Problem {
         // What is not wanted, and so cannot be asked for anything.
         const UNKNOWN: [&str; 2] = ["target-unknown", "volume-unknown"];
         // What somebody else has: a virtual machine, or another volume.
-        const CONFLICT: [&str; 2] = ["volume-in-use", "volume-conflict"];
+        const CONFLICT: [&str; 4] =
+            ["volume-in-use", "volume-conflict", "volume-not-as-wanted", "bdev-belongs-to-another"];
         let status = if BUSY.contains(&fault.code.as_ref()) {
             StatusCode::SERVICE_UNAVAILABLE
         } else if IMPOSSIBLE.contains(&fault.code.as_ref()) {
@@ -147,7 +148,7 @@ mod tests {
         for code in ["target-unknown", "volume-unknown"] {
             assert_eq!(status(code), StatusCode::NOT_FOUND, "{code}");
         }
-        for code in ["volume-in-use", "volume-conflict"] {
+        for code in ["volume-in-use", "volume-not-as-wanted", "bdev-belongs-to-another"] {
             assert_eq!(status(code), StatusCode::CONFLICT, "{code}");
         }
         assert_eq!(status("volume-not-resizable"), StatusCode::UNPROCESSABLE_ENTITY);

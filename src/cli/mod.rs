@@ -17,6 +17,7 @@ mod status;
 mod target;
 mod tracing_setup;
 mod up;
+mod volume;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +93,7 @@ struct Global {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// For people.
+    #[value(alias = "text")]
     Table,
     /// For machines.
     Json,
@@ -114,6 +116,9 @@ enum Command {
     Destroy(deploy::Wishes),
     /// Show how a target stands: exits with 0 when it serves, with --deep when I/O through it is proven
     Health(health::Which),
+    /// Volumes: what is made in a target for one disk. Wants an agent that runs
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Show the node
     Status,
     /// Give back hugepages that the agent grew and nobody uses
@@ -197,6 +202,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
                 deploy::run(node, wishes, deploy::Verb::Destroy, global.output).await
             }
             Command::Health(which) => health::run(node, which, global.output).await,
+            Command::Volume(command) => volume::run(node, command, global.output).await,
             Command::Status => status::run(node, global.output).await,
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,

@@ -67,15 +67,37 @@ impl Place {
     /// who do. Another command at work is waited for all the same, for what it has half done is no
     /// state of the node.
     pub(super) async fn looker(&self) -> Result<Owner> {
-        let store = Store::look(&self.settings.state_dir, run_dir(&self.settings, &self.root));
+        let store = self.look();
+        if let Some(remote) = self.running(&store).await? {
+            return Ok(Owner::There(remote));
+        }
+        let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
+        Ok(Owner::Here(Box::new(core), None))
+    }
+
+    /// Finds the agent that runs, for what only one that stays can do.
+    pub(super) async fn agent(&self) -> Result<Remote> {
+        let running = self.running(&self.look()).await?;
+        running.ok_or_else(|| {
+            anyhow!(
+                "no agent runs on this node ({} is not held), and volumes are kept by one that stays: start \
+                 it (systemctl start vhost-agent, or vhost-agent serve), then call again",
+                self.settings.state_dir.join("lock").display()
+            )
+        })
+    }
+
+    fn look(&self) -> Store {
+        Store::look(&self.settings.state_dir, run_dir(&self.settings, &self.root))
+    }
+
+    /// The agent that holds the lock, where one does. Another command that does is waited for.
+    async fn running(&self, store: &Store) -> Result<Option<Remote>> {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
-            let Some(holder) = store.holder()? else {
-                let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
-                return Ok(Owner::Here(Box::new(core), None));
-            };
+            let Some(holder) = store.holder()? else { return Ok(None) };
             if let Some(address) = address_in(&holder) {
-                return Ok(Owner::There(Remote { address: address.to_string() }));
+                return Ok(Some(Remote { address: address.to_string() }));
             }
             if Instant::now() >= deadline {
                 return Err(held(&self.settings.state_dir.join("lock"), &holder));

@@ -15,6 +15,7 @@ use crate::model::prepare::{
     Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport,
 };
 use crate::model::target::TargetHealth;
+use crate::model::volume::{Backing, VolumeView};
 
 /// A moving line that says what is being done; nothing where there is no terminal.
 pub(super) struct ProgressBars(Option<ProgressBar>);
@@ -170,6 +171,71 @@ pub(super) fn io_line(deep: &DeepHealth) -> String {
         text += &format!("\nerror ({}): {}", error.code, error.text);
     }
     text
+}
+
+/// Several volumes, one a line; what is wrong with one stands below.
+pub(super) fn print_volumes(volumes: &[VolumeView], output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(&serde_json::json!({"volumes": volumes}));
+    }
+    if volumes.is_empty() {
+        return print("no volume is wanted");
+    }
+    let mut rows = table(&["VOLUME", "STATE", "SESSIONS", "BACKING", "SOCKET", "SINCE"]);
+    let mut reasons = String::new();
+    for VolumeView { spec, status, .. } in volumes {
+        let (name, state) = (spec.name.as_str(), status.state.to_string());
+        let sessions = match status.disconnected {
+            true => format!("{} (one was cut off)", status.sessions),
+            false => status.sessions.to_string(),
+        };
+        let (backing, socket) = (backing(&spec.backing), &status.socket_path);
+        rows.add_row([name, &state, &sessions, &backing, socket, &status.since]);
+        if !status.reason.is_empty() {
+            reasons += &format!("{name} is {state}: {}\n", status.reason);
+        }
+    }
+    print(&format!("{rows}\n\n{reasons}"))
+}
+
+/// What a volume's blocks are kept in, in a few words.
+fn backing(backing: &Backing) -> String {
+    match backing {
+        Backing::Zbs { path } => format!("zbs {path}"),
+        Backing::Aio { path, .. } => format!("aio {}", path.as_str()),
+        Backing::Malloc { size_mib, .. } => format!("malloc {size_mib} MiB"),
+        Backing::Raw { method, .. } => format!("raw {method}"),
+    }
+}
+
+/// One volume with everything that is told of it.
+pub(super) fn print_volume(volume: &VolumeView, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(volume);
+    }
+    let VolumeView { target, spec, status } = volume;
+    let access = if spec.read_only { "read-only" } else { "read and write" };
+    let mut text = format!(
+        "volume    {} in {target}\nstate     {} since {}\nsocket    {}\nsessions  {}\nbdev      {}, {access}\n\
+         backing   {}\n",
+        spec.name,
+        status.state,
+        status.since,
+        status.socket_path,
+        status.sessions,
+        spec.bdev,
+        backing(&spec.backing)
+    );
+    if let Some(mask) = &spec.cpumask {
+        text += &format!("cpumask   {mask}\n");
+    }
+    if !status.reason.is_empty() {
+        text += &format!("reason    {}\n", status.reason);
+    }
+    if status.disconnected {
+        text += "note      a virtual machine was connected when its target died, and has not come back\n";
+    }
+    print(&text)
 }
 
 pub(super) fn print_reclaim(report: &ReclaimReport, output: Output) -> Result<()> {

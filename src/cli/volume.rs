@@ -1,0 +1,296 @@
+//! `vhost-agent volume`: volumes, through the agent that runs, for one has to stay that keeps them.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Map, Value};
+
+use super::reach::{Place, Remote};
+use super::render::{print, print_json, print_volume, print_volumes};
+use super::{Output, Usage, exit};
+use crate::api::v1::volumes::{ResizeBody, VolumeBody, VolumesView};
+use crate::model::target::{CleanPath, TargetName};
+use crate::model::volume::{Backing, VolumeName, VolumeState, VolumeView};
+
+/// More than a target may take for a volume, with others before it.
+const LONG: Duration = Duration::from_secs(600);
+
+/// What to do with volumes.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show the volumes that are wanted in a target, and how they stand
+    List(Of),
+    /// Show one: exits with 0 when it serves
+    Show(Which),
+    /// Make one serve; it is kept, and made again whenever its target comes back
+    Activate(Box<Wish>),
+    /// Take one away
+    Deactivate(Away),
+    /// Give one a new size, which a connected virtual machine sees
+    Resize(Size),
+}
+
+/// In which target.
+#[derive(Debug, Args)]
+pub(super) struct Of {
+    /// The target's name
+    #[arg(long, value_name = "NAME", default_value = "zbs-vhost")]
+    target: TargetName,
+}
+
+/// Which volume.
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// Its name, which is its socket's
+    name: VolumeName,
+    #[command(flatten)]
+    of: Of,
+}
+
+impl Which {
+    fn path(&self) -> String {
+        format!("/v1/targets/{}/volumes/{}", self.of.target, self.name)
+    }
+}
+
+/// How it is to be.
+#[derive(Debug, Args)]
+pub(super) struct Wish {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    backing: BackingFlags,
+    /// Bytes of a block: for --aio on a file, and for --malloc-mib
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["zbs", "raw"])]
+    block_size: Option<u32>,
+    /// Parameters of the method, a JSON object
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["zbs", "aio", "malloc_mib"])]
+    params: Option<String>,
+    /// The method that takes its bdev away [default: --raw with _delete for _create]
+    #[arg(long, value_name = "METHOD", conflicts_with_all = ["zbs", "aio", "malloc_mib"])]
+    delete_method: Option<String>,
+    /// Its bdev's name [default: its own]
+    #[arg(long, value_name = "NAME")]
+    bdev: Option<VolumeName>,
+    /// Virtual machines may not write
+    #[arg(long)]
+    read_only: bool,
+    /// The CPUs of its requests, such as 0x3 or [0,1] [default: its target's]
+    #[arg(long, value_name = "CPUS")]
+    cpumask: Option<String>,
+}
+
+/// What its blocks are kept in.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct BackingFlags {
+    /// A volume of ZBS
+    #[arg(long, value_name = "POOL/VOLUME")]
+    zbs: Option<String>,
+    /// A file or block device, as the target's container sees it
+    #[arg(long, value_name = "FILE")]
+    aio: Option<CleanPath>,
+    /// So many MiB of the target's memory
+    #[arg(long, value_name = "MIB")]
+    malloc_mib: Option<u64>,
+    /// Whatever that method of the target makes, such as bdev_rbd_create
+    #[arg(long, value_name = "METHOD")]
+    raw: Option<String>,
+}
+
+/// Which is to go.
+#[derive(Debug, Args)]
+pub(super) struct Away {
+    #[command(flatten)]
+    which: Which,
+    /// Wait for a virtual machine that is connected to go: it is never taken away under one
+    #[arg(long)]
+    force: bool,
+    /// For how long, such as 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+}
+
+/// How large one is to be.
+#[derive(Debug, Args)]
+pub(super) struct Size {
+    #[command(flatten)]
+    which: Which,
+    /// Its new size
+    #[arg(long, value_name = "MIB")]
+    size_mib: u64,
+}
+
+impl Wish {
+    fn backing(&self) -> Result<Backing, Usage> {
+        let BackingFlags { zbs, aio, malloc_mib, raw } = &self.backing;
+        let block_size = self.block_size;
+        let params = || match &self.params {
+            Some(text) => serde_json::from_str(text)
+                .map_err(|e| Usage(format!("--params is no JSON object: {e}"))),
+            None => Ok(Map::new()),
+        };
+        Ok(match (zbs, aio, malloc_mib, raw) {
+            (Some(path), ..) => Backing::Zbs { path: path.clone() },
+            (_, Some(path), ..) => Backing::Aio { path: path.clone(), block_size },
+            (_, _, Some(size_mib), _) => {
+                Backing::Malloc { size_mib: *size_mib, block_size: block_size.unwrap_or(512) }
+            }
+            (.., Some(method)) => Backing::Raw {
+                method: method.clone(),
+                params: params()?,
+                delete_method: self.delete_method.clone(),
+            },
+            (None, None, None, None) => {
+                return Err(Usage("say one of --zbs, --aio, --malloc-mib, --raw".to_string()));
+            }
+        })
+    }
+
+    fn body(&self) -> Result<VolumeBody, Usage> {
+        Ok(VolumeBody {
+            name: None,
+            bdev: self.bdev.clone(),
+            backing: self.backing()?,
+            read_only: self.read_only,
+            cpumask: self.cpumask.clone(),
+        })
+    }
+}
+
+impl Away {
+    fn path(&self) -> String {
+        let timeout = match self.timeout {
+            Some(timeout) => format!("&timeoutMs={}", timeout.as_millis()),
+            None => String::new(),
+        };
+        format!("{}?force={}{timeout}", self.which.path(), self.force)
+    }
+}
+
+pub(super) async fn run(place: Place, command: Command, output: Output) -> Result<u8> {
+    match command {
+        Command::List(of) => list(&place.agent().await?, &of, output).await,
+        Command::Show(which) => {
+            let call = (Method::GET, which.path(), None::<&()>);
+            tell(&place.agent().await?, call, output).await
+        }
+        Command::Activate(wish) => {
+            let body = wish.body()?;
+            let call = (Method::PUT, wish.which.path(), Some(&body));
+            tell(&place.agent().await?, call, output).await
+        }
+        Command::Deactivate(away) => deactivate(&place.agent().await?, &away, output).await,
+        Command::Resize(Size { which, size_mib }) => {
+            let body = ResizeBody { size_mib };
+            let call = (Method::POST, format!("{}/resize", which.path()), Some(&body));
+            tell(&place.agent().await?, call, output).await
+        }
+    }
+}
+
+async fn list(agent: &Remote, of: &Of, output: Output) -> Result<u8> {
+    let path = format!("/v1/targets/{}/volumes", of.target);
+    let told: VolumesView = agent.call(Method::GET, &path, None::<&()>, LONG).await?;
+    print_volumes(&told.volumes, output)?;
+    Ok(exit::HOLDS)
+}
+
+/// Calls for a volume, and shows what is told of it.
+async fn tell(
+    agent: &Remote,
+    (method, path, body): (Method, String, Option<&impl serde::Serialize>),
+    output: Output,
+) -> Result<u8> {
+    let volume: VolumeView = agent.call(method, &path, body, LONG).await?;
+    print_volume(&volume, output)?;
+    let serves = volume.status.state == VolumeState::Serving;
+    Ok(if serves { exit::HOLDS } else { exit::FAILED })
+}
+
+async fn deactivate(agent: &Remote, away: &Away, output: Output) -> Result<u8> {
+    let within = LONG + away.timeout.unwrap_or_default();
+    let told: Value = agent.call(Method::DELETE, &away.path(), None::<&()>, within).await?;
+    match output {
+        Output::Json => print_json(&told)?,
+        Output::Table => {
+            let Which { name, of } = &away.which;
+            print(&format!("{name} is not in {} any more", of.target))?;
+        }
+    }
+    Ok(exit::HOLDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    fn read(line: &str) -> Result<Command, clap::Error> {
+        let words = ["volume"].into_iter().chain(line.split(' '));
+        Line::try_parse_from(words).map(|line| line.command)
+    }
+
+    fn wish(line: &str) -> VolumeBody {
+        match read(line).unwrap() {
+            Command::Activate(wish) => wish.body().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_backing_has_its_flags() {
+        let zbs = wish("activate v --zbs p/v --bdev b --read-only --cpumask 0x3");
+        assert_eq!(zbs.backing, Backing::Zbs { path: "p/v".into() });
+        assert_eq!((zbs.bdev.as_ref().map(VolumeName::as_str), zbs.read_only), (Some("b"), true));
+        let aio = Backing::Aio { path: "/dev/sdb".parse().unwrap(), block_size: Some(4096) };
+        assert_eq!(wish("activate v --aio /dev/sdb --block-size 4096").backing, aio);
+        let malloc = Backing::Malloc { size_mib: 16, block_size: 512 };
+        assert_eq!(wish("activate v --malloc-mib 16").backing, malloc);
+        let raw = wish(r#"activate v --raw bdev_null_create --params {"num_blocks":8}"#).backing;
+        let Backing::Raw { method, params, delete_method: None } = raw else { panic!("{raw:?}") };
+        assert_eq!((method.as_str(), &params["num_blocks"]), ("bdev_null_create", &8.into()));
+    }
+
+    #[test]
+    fn flags_that_do_not_go_together_are_refused() {
+        for line in [
+            "activate v",
+            "activate v --zbs p/v --malloc-mib 1",
+            "activate v --zbs p/v --block-size 512",
+            "activate v --malloc-mib 1 --params {}",
+            "activate ../v --malloc-mib 1",
+            "activate v --aio relative",
+            "deactivate v --timeout soon",
+            "resize v",
+        ] {
+            assert!(read(line).is_err(), "{line}");
+        }
+        let Ok(Command::Activate(wish)) = read("activate v --raw bdev_null_create --params [1]")
+        else {
+            panic!("an activation")
+        };
+        assert!(wish.body().unwrap_err().0.contains("no JSON object"));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_in_the_address() {
+        let Command::Deactivate(away) =
+            read("deactivate v --target t --force --timeout 5m").unwrap()
+        else {
+            panic!("a deactivation")
+        };
+        assert_eq!(away.path(), "/v1/targets/t/volumes/v?force=true&timeoutMs=300000");
+        let Command::Show(which) = read("show v").unwrap() else { panic!("a look") };
+        assert_eq!(which.path(), "/v1/targets/zbs-vhost/volumes/v");
+    }
+}
