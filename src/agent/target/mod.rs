@@ -127,7 +127,7 @@ enum Order {
         target: Box<TargetSpec>,
         volume: VolumeKey,
         size_mib: u64,
-        reply: oneshot::Sender<Result<(), Fault>>,
+        reply: oneshot::Sender<Result<VolumeView, Fault>>,
     },
     /// A look at the volumes.
     Look { reply: oneshot::Sender<()> },
@@ -295,7 +295,7 @@ impl Targets {
         target: &TargetSpec,
         volume: VolumeKey,
         size_mib: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<VolumeView, Fault> {
         let (target, name) = (Box::new(target.clone()), target.name.clone());
         self.ask(&name, |reply| Order::Resize { target, volume, size_mib, reply }).await?
     }

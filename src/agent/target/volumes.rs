@@ -250,12 +250,13 @@ impl<C: Containers> Owner<C> {
         target: &TargetSpec,
         key: &VolumeKey,
         size_mib: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<VolumeView, Fault> {
         let place = self.place().unwrap_or_else(|| place_of(target));
         let Some(spec) = self.find(key) else {
             return Err(Fault::new("volume-unknown", "no such volume is wanted"));
         };
-        self.parts.volume_applier.resize(&place, &spec, size_mib).await
+        self.parts.volume_applier.resize(&place, &spec, size_mib).await?;
+        Ok(view(&self.name, &spec, self.book.stands()))
     }
 
     /// How the volumes stand now, for who asks; what is not as wanted is mended by that too.

@@ -150,7 +150,7 @@ pub async fn list(
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
     let name: TargetName = name.parse().map_err(bad_request)?;
-    let volumes = api.targets.volumes(&name).await.map_err(Problem::of)?;
+    let volumes = api.targets.volumes(&name).await;
     if volumes.is_empty() {
         wanted(&api, &name)?;
     }
@@ -163,7 +163,7 @@ pub async fn get(
     Path(names): Path<(String, String)>,
 ) -> Result<Response, Problem> {
     let (target, volume) = judged(&names)?;
-    let volumes = api.targets.volumes(&target).await.map_err(Problem::of)?;
+    let volumes = api.targets.volumes(&target).await;
     let view = volumes.into_iter().find(|view| view.spec.name == volume);
     let view = view.ok_or_else(|| unknown(&target, &volume))?;
     Ok(Json(redacted(view)).into_response())
