@@ -1,0 +1,344 @@
+//! Volumes, from the doors to the guest: a played engine with one container, the built-in target's process
+//! in it, the built agent over HTTP and by command.
+#![allow(clippy::disallowed_methods)]
+#![allow(unsafe_code)]
+
+#[path = "target/guest.rs"]
+#[allow(dead_code)]
+mod guest;
+#[path = "target/process.rs"]
+#[allow(dead_code)]
+mod process;
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use guest::{Guest, OK};
+use process::Target;
+use support::http::{Reply, call};
+use support::{Agent, Place, soon, until};
+
+const ZBS: &str = "/zbs/primarystorage/vhost";
+const VOLUMES: &str = "/v1/targets/zbs-vhost/volumes";
+const SETTINGS: &str = "[engine]\nmanage = false\nsocket = \"/run/docker.sock\"\n\
+    [target]\nkind = \"built-in\"\ncore_count = 1\nsocket_dir = \"/t\"\ncontrol_sock = \"rpc.sock\"\n";
+
+/// A node whose engine runs one container, with a real target in it whose folder is `/t` there.
+struct Node {
+    place: Place,
+    target: Target,
+    /// The files that stand for ZBS's volumes.
+    zbs: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Node {
+        let zbs = tempfile::tempdir().unwrap();
+        let target = Target::new(&["--zbs-dir", zbs.path().to_str().unwrap()]);
+        let place = Place::on("two-node").mounted().settings(SETTINGS);
+        symlink(target.dir.path(), place.path("/t")).unwrap();
+        let pid = target.child.as_ref().unwrap().id();
+        for folder in ["run", &format!("proc/{pid}")] {
+            fs::create_dir_all(place.path(folder)).unwrap();
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        place.write(&format!("proc/{pid}/stat"), &stat);
+        let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = engine.accept().await {
+                tokio::spawn(tell_of_the_container(stream, pid));
+            }
+        });
+        Node { place, target, zbs }
+    }
+
+    /// The agent, with the target wanted.
+    async fn agent(&self) -> Agent {
+        let agent = self.place.ready().await;
+        let put = put(&agent, "/v1/targets/zbs-vhost", &json!({})).await;
+        assert_eq!(put.status, 200, "{}", put.text());
+        agent
+    }
+
+    /// Names of what the target itself tells of.
+    fn names(&self, method: &str, member: &str) -> Vec<String> {
+        let told = self.target.call(method, Value::Null);
+        let names = told.as_array().unwrap().iter().map(|one| one[member].as_str().unwrap());
+        let mut names: Vec<String> = names.map(str::to_string).collect();
+        names.sort();
+        names
+    }
+
+    fn controllers(&self) -> Vec<String> {
+        self.names("vhost_get_controllers", "ctrlr")
+    }
+
+    fn bdevs(&self) -> Vec<String> {
+        self.names("bdev_get_bdevs", "name")
+    }
+}
+
+/// An engine that knows one container, whatever it is asked.
+async fn tell_of_the_container(stream: UnixStream, pid: u32) {
+    let body = json!({"Id": "c0ffee", "State": {"Running": true, "Pid": pid}}).to_string();
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        if line.is_empty() && write.write_all((head + &body).as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn put(agent: &Agent, path: &str, body: &Value) -> Reply {
+    call(agent.address, "PUT", path, &[], &body.to_string()).await
+}
+
+async fn delete(agent: &Agent, path: &str) -> Reply {
+    call(agent.address, "DELETE", path, &[], "").await
+}
+
+fn malloc(mib: u64) -> Value {
+    json!({"backing": {"kind": "malloc", "sizeMib": mib}})
+}
+
+fn of(name: &str) -> String {
+    format!("{VOLUMES}/{name}")
+}
+
+async fn compatible(agent: &Agent, route: &str, body: &Value) -> Value {
+    let reply = agent.post(&format!("{ZBS}/{route}"), &body.to_string()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()
+}
+
+#[track_caller]
+fn succeeds(result: &Value) {
+    assert_eq!((&result["success"], &result["error"]), (&json!(true), &json!("")), "{result}");
+}
+
+// The native routes.
+
+#[tokio::test]
+async fn a_volume_is_put_told_and_taken_away_and_each_again_changes_nothing() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    for _ in 0..2 {
+        let reply = put(&agent, &of("v"), &malloc(16)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let told = reply.json();
+        let stands = (&told["state"], &told["socketPath"], &told["sessions"]);
+        assert_eq!(stands, (&json!("serving"), &json!("/t/v"), &json!(0)), "{told}");
+        assert_eq!(told["backing"], json!({"kind": "malloc", "sizeMib": 16, "blockSize": 512}));
+        assert_eq!((node.controllers(), node.bdevs()), (vec!["v".into()], vec!["v".into()]));
+    }
+    let mut guest = Guest::new(1);
+    guest.connect(&node.target.path("v"));
+    assert_eq!(guest.write(0, 0, &[7; 4096]), OK);
+    assert_eq!(agent.get(&of("v")).await.json()["sessions"], 1);
+    drop(guest);
+    agent.get(&of("w")).await.must_be_problem(404, "volume-unknown");
+    assert_eq!(agent.get(VOLUMES).await.json()["volumes"].as_array().unwrap().len(), 1);
+    until("the guest is gone", async || {
+        (agent.get(&of("v")).await.json()["sessions"] == 0).then_some(())
+    })
+    .await;
+    for _ in 0..2 {
+        let reply = delete(&agent, &of("v")).await;
+        assert_eq!((reply.status, &reply.json()["state"]), (200, &json!("absent")));
+        assert_eq!((node.controllers().len(), node.bdevs().len()), (0, 0));
+    }
+    agent.get(&of("v")).await.must_be_problem(404, "volume-unknown");
+}
+
+#[tokio::test]
+async fn many_are_put_at_once_and_one_that_cannot_be_made_does_not_harm_the_others() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    let mut volumes: Vec<Value> = (0..100)
+        .map(|number| json!({"name": format!("v{number}"), "backing": {"kind": "malloc", "sizeMib": 1}}))
+        .collect();
+    let file = node.target.path("comes-later.img");
+    let later = json!({"backing": {"kind": "aio", "path": file, "blockSize": 512}});
+    volumes.push(json!({"name": "later", "backing": later["backing"]}));
+    let reply = put(&agent, VOLUMES, &json!({"volumes": volumes})).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let told = reply.json()["volumes"].as_array().unwrap().clone();
+    let (serving, not): (Vec<&Value>, Vec<&Value>) =
+        told.iter().partition(|volume| volume["state"] == "serving");
+    assert_eq!((serving.len(), not.len()), (100, 1), "{not:?}");
+    assert_eq!((&not[0]["name"], &not[0]["state"]), (&json!("later"), &json!("degraded")));
+    assert!(!not[0]["reason"].as_str().unwrap().is_empty());
+    put(&agent, &of("later"), &later).await.must_be_problem(500, "volume-not-serving");
+    node.target.image("comes-later.img", 1 << 20);
+    until("it is tried again", async || {
+        (agent.get(&of("later")).await.json()["state"] == "serving").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_volume_with_another_backing_than_the_one_of_its_name_is_a_conflict() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    assert_eq!(put(&agent, &of("v"), &malloc(16)).await.status, 200);
+    assert_eq!(put(&agent, &of("v"), &malloc(32)).await.status, 409);
+    let bdev = json!({"bdev": "v", "backing": {"kind": "malloc", "sizeMib": 8}});
+    assert_eq!(put(&agent, &of("w"), &bdev).await.status, 409);
+    assert_eq!(agent.get(&of("v")).await.json()["backing"]["sizeMib"], 16);
+}
+
+#[tokio::test]
+async fn under_a_guest_nothing_is_taken_away_and_a_forced_call_waits_for_it_to_go() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    assert_eq!(put(&agent, &of("v"), &malloc(16)).await.status, 200);
+    let mut guest = Guest::new(1);
+    guest.connect(&node.target.path("v"));
+    assert_eq!(guest.write(0, 0, &[7; 4096]), OK);
+    delete(&agent, &of("v")).await.must_be_problem(409, "volume-in-use");
+    let path = of("v?force=true&timeoutMs=50");
+    delete(&agent, &path).await.must_be_problem(409, "volume-in-use");
+    let body = json!({"controlSock": "/t/rpc.sock", "bdevName": "v", "controllerName": "v"});
+    let refused = compatible(&agent, "deactivate", &body).await;
+    assert_eq!((&refused["success"], &refused["code"]), (&json!(false), &json!("volume-in-use")));
+    assert_eq!(guest.write(0, 8, &[8; 4096]), OK, "the guest goes on");
+    let path = of("v?force=true&timeoutMs=20000");
+    let forced = delete(&agent, &path);
+    let leaves = async { drop(guest) };
+    let (reply, ()) = soon("it is gone", async { tokio::join!(forced, leaves) }).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(node.controllers().is_empty());
+}
+
+#[tokio::test]
+async fn volumes_are_there_for_an_agent_that_starts_again() {
+    let node = Node::new();
+    let mut agent = node.agent().await;
+    assert_eq!(put(&agent, &of("v"), &malloc(16)).await.status, 200);
+    agent.stop().await;
+    let agent = node.place.ready().await;
+    until("it serves", async || {
+        (agent.get(&of("v")).await.json()["state"] == "serving").then_some(())
+    })
+    .await;
+    assert_eq!(node.controllers(), ["v"]);
+}
+
+// The compatible routes.
+
+#[tokio::test]
+async fn the_controller_activates_resizes_and_deactivates_a_volume() {
+    let node = Node::new();
+    let agent = node.place.ready().await;
+    fs::create_dir(node.zbs.path().join("p")).unwrap();
+    let file = fs::File::create(node.zbs.path().join("p/v_zbs_")).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let body = json!({"installPath": "zbs://p/v", "bdevName": "zbs-bdev-1",
+                      "controllerName": "zbs-vhost-1", "controlSock": "/t/rpc.sock"});
+    for _ in 0..2 {
+        let result = compatible(&agent, "activate", &body).await;
+        succeeds(&result);
+        assert_eq!(result["socketPath"], "/t/zbs-vhost-1");
+        assert_eq!((node.controllers(), node.bdevs().len()), (vec!["zbs-vhost-1".into()], 1));
+    }
+    let mut guest = Guest::new(1);
+    guest.connect(&node.target.path("zbs-vhost-1"));
+    assert_eq!(guest.capacity(), 2048);
+    let size = json!({"controlSock": "/t/rpc.sock", "bdevName": "zbs-bdev-1", "sizeMib": 2});
+    succeeds(&compatible(&agent, "resize", &size).await);
+    assert_eq!(guest.capacity(), 4096);
+    drop(guest);
+    until("the guest is gone", async || {
+        let told = compatible(&agent, "deactivate", &body).await;
+        (told["success"] == true).then_some(())
+    })
+    .await;
+    succeeds(&compatible(&agent, "deactivate", &body).await);
+    assert_eq!((node.controllers().len(), node.bdevs().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_the_controller_could_not_activate_is_not_kept() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    // A folder is no volume.
+    fs::create_dir_all(node.zbs.path().join("p/v_zbs_")).unwrap();
+    let body = json!({"installPath": "p/v", "bdevName": "b", "controllerName": "c"});
+    let result = compatible(&agent, "activate", &body).await;
+    assert_eq!(result["success"], false, "{result}");
+    assert!(result["error"].as_str().is_some_and(|error| !error.is_empty()), "{result}");
+    assert_eq!(agent.get(VOLUMES).await.json(), json!({"volumes": []}));
+    assert_eq!((node.controllers().len(), node.bdevs().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_bdev_is_created_by_pool_and_volume_and_deleted() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    let body = json!({"hostIp": "10.0.0.1", "sshPassword": "hunter2", "logicalPool": "p",
+                      "volume": "v", "bdevName": "b"});
+    let result = compatible(&agent, "bdev/create", &body).await;
+    succeeds(&result);
+    assert_eq!(result["socketPath"], "/t/b");
+    assert_eq!((node.controllers(), node.bdevs()), (vec!["b".into()], vec!["b".into()]));
+    for _ in 0..2 {
+        succeeds(&compatible(&agent, "bdev/delete", &body).await);
+        assert_eq!((node.controllers().len(), node.bdevs().len()), (0, 0));
+    }
+    assert!(!agent.log().contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_hundred_activations_at_once_all_succeed() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    let bodies: Vec<Value> = (0..100)
+        .map(|n| json!({"installPath": format!("p/v{n}"), "bdevName": format!("b{n}"), "controllerName": format!("c{n}")}))
+        .collect();
+    let calls = bodies.iter().map(|body| compatible(&agent, "activate", body));
+    for result in futures_util::future::join_all(calls).await {
+        succeeds(&result);
+    }
+    assert_eq!(node.controllers().len(), 100);
+}
+
+// The command.
+
+#[tokio::test]
+async fn the_command_activates_lists_shows_and_deactivates() {
+    let node = Node::new();
+    let _agent = node.agent().await;
+    let run = async |words: &[&str]| {
+        let words: Vec<&str> = ["volume"].iter().chain(words).copied().collect();
+        node.place.run(&words).await
+    };
+    let none = run(&["list"]).await;
+    assert!(none.code == Some(0) && none.out.contains("no volume is wanted"), "{none:?}");
+    let made = run(&["activate", "v", "--malloc-mib", "16", "--bdev", "b", "--read-only"]).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    for part in ["v in zbs-vhost", "serving since", "/t/v", "b, read-only", "malloc 16 MiB"] {
+        assert!(made.out.contains(part), "{part}: {}", made.out);
+    }
+    let list = run(&["list"]).await;
+    assert!(list.out.contains("VOLUME") && list.out.contains("/t/v"), "{}", list.out);
+    let shown = run(&["show", "v", "--output", "json"]).await.json();
+    let told = (&shown["state"], &shown["bdev"], &shown["readOnly"]);
+    assert_eq!(told, (&json!("serving"), &json!("b"), &json!(true)), "{shown}");
+    assert_eq!(run(&["resize", "w", "--size-mib", "32"]).await.code, Some(1));
+    for _ in 0..2 {
+        let gone = run(&["deactivate", "v"]).await;
+        assert!(gone.code == Some(0) && gone.out.contains("v is not in zbs-vhost"), "{gone:?}");
+    }
+    assert_eq!(run(&["show", "v"]).await.code, Some(1));
+    assert!(node.bdevs().is_empty());
+}
