@@ -88,7 +88,14 @@ fn same_backing(spec: &VolumeSpec, bdev: &BdevSeen) -> Result<(), Fault> {
         Backing::Malloc { .. } | Backing::Raw { .. } => None,
     };
     // A target that tells no file leaves nothing to compare.
-    let differs = |file: &&String| wanted.as_ref().is_some_and(|wanted| wanted != *file);
+    let differs = |file: &&String| match (&wanted, &spec.backing) {
+        (None, _) => false,
+        // It may tell where its store is too.
+        (Some(wanted), Backing::Zbs { .. }) => {
+            *file != wanted && !file.ends_with(&format!("/{wanted}"))
+        }
+        (Some(wanted), _) => *file != wanted,
+    };
     let size = match &spec.backing {
         Backing::Malloc { size_mib, .. } => Some(size_mib.saturating_mul(1 << 20)),
         _ => None,

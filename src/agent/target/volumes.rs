@@ -1,6 +1,7 @@
 //! The volumes of a target: one pass of look, plan, apply and look again, for all of them at the same time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -73,6 +74,16 @@ impl<C: Containers> Owner<C> {
     /// Where the volumes of the target are, when it is wanted.
     fn place(&self) -> Option<Place> {
         self.parts.desired.get(&self.name).map(|spec| place_of(&spec))
+    }
+
+    /// The volumes that are wanted in the target that a call names: none, when that has another control
+    /// socket than the one that is wanted under its name.
+    fn wanted_in(&self, target: &TargetSpec) -> Arc<VolumeSpecs> {
+        let wanted = self.parts.desired.get(&self.name);
+        match wanted.is_some_and(|wanted| wanted.control_sock != target.control_sock) {
+            true => Arc::default(),
+            false => self.parts.desired.volumes(&self.name),
+        }
     }
 
     /// Volumes that are wanted from now on, as they stand once that was tried.
@@ -157,8 +168,8 @@ impl<C: Containers> Owner<C> {
         target: &TargetSpec,
         keys: &[VolumeKey],
     ) -> Result<(), Fault> {
-        let place = self.place().unwrap_or_else(|| place_of(target));
-        let volumes: Vec<VolumeSpec> = keys.iter().filter_map(|key| self.find(key)).collect();
+        let (place, wanted) = (place_of(target), self.wanted_in(target));
+        let volumes: Vec<VolumeSpec> = keys.iter().filter_map(|key| find(&wanted, key)).collect();
         let seen = match self.parts.volume_observer.look(&place, &volumes).await {
             // What ran there has ended, and its volumes with it.
             Err(fault) if fault.code == ABSENT => BTreeMap::new(),
@@ -169,7 +180,8 @@ impl<C: Containers> Owner<C> {
             |spec: &&VolumeSpec| take_away(seen.get(&spec.name).unwrap_or(&none), false).is_err();
         let (stay, go): (Vec<&VolumeSpec>, Vec<&VolumeSpec>) = volumes.iter().partition(in_use);
         let go: Vec<VolumeSpec> = go.into_iter().cloned().collect();
-        let names: Vec<VolumeName> = go.iter().map(|spec| spec.name.clone()).collect();
+        let known = go.iter().filter(|spec| wanted.contains_key(&spec.name));
+        let names: Vec<VolumeName> = known.map(|spec| spec.name.clone()).collect();
         self.parts.desired.forget_volumes(&self.name, &names).await?;
         let removed = match self.remove(&place, &go).await {
             Err(fault) if fault.code == ABSENT => Ok(()),
@@ -221,29 +233,6 @@ impl<C: Containers> Owner<C> {
         }
     }
 
-    /// The volume that is meant: as it is wanted, or as it can only be when nothing was written down of it.
-    fn find(&self, key: &VolumeKey) -> Option<VolumeSpec> {
-        let wanted = self.parts.desired.volumes(&self.name);
-        // Made by somebody else, before this agent came: those are ZBS's.
-        let unknown = |name: &VolumeName, bdev: &VolumeName| VolumeSpec {
-            name: name.clone(),
-            bdev: bdev.clone(),
-            backing: Backing::Zbs { path: String::new() },
-            read_only: false,
-            cpumask: None,
-        };
-        match key {
-            VolumeKey::Name(name) => wanted.get(name).cloned(),
-            VolumeKey::Bdev(bdev) => {
-                let of_bdev = wanted.values().find(|spec| spec.bdev == *bdev).cloned();
-                Some(of_bdev.unwrap_or_else(|| unknown(bdev, bdev)))
-            }
-            VolumeKey::Both { name, bdev } => {
-                Some(wanted.get(name).cloned().unwrap_or_else(|| unknown(name, bdev)))
-            }
-        }
-    }
-
     /// Another size for a volume.
     pub(super) async fn resize(
         &mut self,
@@ -251,8 +240,8 @@ impl<C: Containers> Owner<C> {
         key: &VolumeKey,
         size_mib: u64,
     ) -> Result<VolumeView, Fault> {
-        let place = self.place().unwrap_or_else(|| place_of(target));
-        let Some(spec) = self.find(key) else {
+        let place = place_of(target);
+        let Some(spec) = find(&self.wanted_in(target), key) else {
             return Err(Fault::new("volume-unknown", "no such volume is wanted"));
         };
         self.parts.volume_applier.resize(&place, &spec, size_mib).await?;
@@ -270,6 +259,28 @@ impl<C: Containers> Owner<C> {
 
 fn place_of(spec: &TargetSpec) -> Place {
     Place { control: spec.control_sock.clone(), sockets: spec.socket_dir.clone() }
+}
+
+/// The volume that is meant: as it is wanted, or as it can only be when nothing was written down of it.
+fn find(wanted: &VolumeSpecs, key: &VolumeKey) -> Option<VolumeSpec> {
+    // Made by somebody else, before this agent came: those are ZBS's.
+    let unknown = |name: &VolumeName, bdev: &VolumeName| VolumeSpec {
+        name: name.clone(),
+        bdev: bdev.clone(),
+        backing: Backing::Zbs { path: String::new() },
+        read_only: false,
+        cpumask: None,
+    };
+    match key {
+        VolumeKey::Name(name) => wanted.get(name).cloned(),
+        VolumeKey::Bdev(bdev) => {
+            let of_bdev = wanted.values().find(|spec| spec.bdev == *bdev).cloned();
+            Some(of_bdev.unwrap_or_else(|| unknown(bdev, bdev)))
+        }
+        VolumeKey::Both { name, bdev } => {
+            Some(wanted.get(name).cloned().unwrap_or_else(|| unknown(name, bdev)))
+        }
+    }
 }
 
 type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;
@@ -299,12 +310,12 @@ fn no_conflict(new: &[VolumeSpec], wanted: &VolumeSpecs) -> Result<(), Fault> {
     for spec in new {
         if !names.insert(&spec.name) {
             let text = format!("{} is named twice", spec.name);
-            return Err(Fault::new("volume-named-twice", text));
+            return Err(Fault::new("invalid-body", text));
         }
         let same = wanted.get(&spec.name);
         if same.is_some_and(|it| it.bdev != spec.bdev || it.backing != spec.backing) {
             return Err(Fault::new(
-                "volume-differs",
+                "volume-conflict",
                 format!(
                     "a volume {} is wanted already and is kept in something else: deactivate that one \
                      first, or use another name",

@@ -111,12 +111,14 @@ impl WhichRequest {
         api.target_at(self.control_sock.as_deref().map(str::parse).transpose()?)
     }
 
-    /// By its controller's name, where that is said: a bdev can be another volume's by now.
+    /// By its controller's name, where that is said: a bdev can be another volume's by now. With both, one
+    /// is found too that was made before this agent came.
     fn key(&self) -> Result<VolumeKey, Fault> {
         let name =
             |text: &Option<String>| text.as_deref().map(str::parse::<VolumeName>).transpose();
         match (name(&self.controller_name)?, name(&self.bdev_name)?) {
-            (Some(controller), _) => Ok(VolumeKey::Name(controller)),
+            (Some(name), Some(bdev)) => Ok(VolumeKey::Both { name, bdev }),
+            (Some(controller), None) => Ok(VolumeKey::Name(controller)),
             (None, Some(bdev)) => Ok(VolumeKey::Bdev(bdev)),
             (None, None) => Err(missing("controllerName or bdevName")),
         }
