@@ -398,7 +398,7 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let core = Core::start(&settings, &root, store, &pulse)?;
     core.watch_targets(&settings);
     let (phase, watch_phase) = watch::channel(Phase::Starting);
-    let outbox = start_outbox(&settings, &pulse);
+    let outbox = start_outbox(&settings, core.store.clone(), &pulse)?;
     let router = api::router(doors(&settings, &core, outbox.clone(), watch_phase)?);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
     let limits = listener_limits(&settings);
@@ -528,19 +528,20 @@ async fn told_to_wait<T>(part: impl Future<Output = T>) -> T {
     }
 }
 
-fn start_outbox(settings: &Settings, pulse: &Pulse) -> Outbox {
+fn start_outbox(settings: &Settings, store: Store, pulse: &Pulse) -> Result<Outbox> {
     let callbacks = &settings.callbacks;
-    let outbox = Outbox::new(Offering {
+    let offering = Offering {
         max_age: callbacks.max_age.0,
         first_delay: callbacks.first_delay.0,
         max_delay: callbacks.max_delay.0,
         max_tasks: settings.http.max_tasks,
         max_pending: callbacks.max_pending,
-    });
+    };
+    let outbox = Outbox::open(offering, store, pulse.register())?;
     let client = Arc::new(Client::default());
     let (timeout, parallel) = (callbacks.attempt_timeout.0, callbacks.parallel);
     tokio::spawn(deliver::run(outbox.clone(), client, timeout, parallel, pulse.register()));
-    outbox
+    Ok(outbox)
 }
 
 /// Lets tasks at work end and their results go out until the deadline.
@@ -549,7 +550,11 @@ async fn drain(outbox: &Outbox, deadline: Instant) {
         return;
     }
     let (at_work, waiting) = outbox.load();
-    tracing::warn!(at_work, waiting, "stopped with work unfinished or results undelivered");
+    tracing::warn!(
+        at_work,
+        waiting,
+        "stopped with work unfinished or results undelivered: the controller is told at the next start"
+    );
 }
 
 /// The address under which this machine reaches the listener.

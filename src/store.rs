@@ -18,6 +18,8 @@ use crate::model::fault::{Fault, chain};
 
 /// Files that are synced at the same time.
 const SYNCS: usize = 16;
+/// How the names of files begin that are not whole yet.
+const TEMPORARY: &str = ".vhost-agent-";
 
 /// How long a file must last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +110,7 @@ fn beside(
     owner: Option<(u32, u32)>,
 ) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new()
-        .prefix(".vhost-agent-")
+        .prefix(TEMPORARY)
         .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(bytes)?;
@@ -341,6 +343,26 @@ impl Store {
         remove().map_err(|source| StoreError::Write { path: path.clone(), source })
     }
 
+    /// Takes away what a crash left of writes into a folder. Only for who holds the lock.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] and [`StoreError::Write`]; a folder that is missing has nothing.
+    pub fn sweep(&self, folder: &str, durability: Durability) -> Result<(), StoreError> {
+        let path = self.path(folder, durability);
+        let listing = match fs::read_dir(&path) {
+            Ok(listing) => listing,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(StoreError::Read { path, source }),
+        };
+        for entry in listing.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                let path = entry.path();
+                fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps a file that cannot be used under another name, and says so.
     pub fn set_aside(&self, name: &str, durability: Durability, why: &str) {
         let path = self.path(name, durability);
@@ -554,6 +576,22 @@ mod tests {
         store.remove_all(&[name(7)]).unwrap();
         assert!(store.list("things/1", Durability::Disk).unwrap().is_empty());
         store.write_all::<u8>(&[]).unwrap();
+    }
+
+    #[test]
+    fn what_a_crash_left_of_a_write_is_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        store.sweep("things", Durability::Disk).unwrap();
+        store.write("things/a.json", &1, Durability::Disk).unwrap();
+        for name in [".vhost-agent-Xy7z", ".hidden", "b.json.unusable"] {
+            fs::write(dir.path().join("things").join(name), "{").unwrap();
+        }
+        store.sweep("things", Durability::Disk).unwrap();
+        let left = fs::read_dir(dir.path().join("things")).unwrap();
+        let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".hidden", "a.json", "b.json.unusable"]);
     }
 
     #[test]

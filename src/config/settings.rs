@@ -97,7 +97,7 @@ pub struct Http {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Callbacks {
-    /// How long a result is offered.
+    /// How long a result is offered, restarts of the agent counted in.
     pub max_age: Span,
     /// Before the second attempt; doubled with each one after.
     pub first_delay: Span,

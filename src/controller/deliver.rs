@@ -120,19 +120,25 @@ mod tests {
     use super::*;
     use crate::agent::pulse::Pulse;
     use crate::controller::outbox::{Admission, Offering};
+    use crate::store::Store;
+
+    /// An outbox in which one result waits.
+    async fn with_a_result() -> (tempfile::TempDir, Outbox) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        let beat = Pulse::default().register();
+        let outbox = Outbox::open(Offering::example(), store, beat).unwrap();
+        let task = TaskId::try_from("0".repeat(32)).unwrap();
+        let Admission::Work(slot) = outbox.admit(&task, "http://c/", None).await else {
+            panic!("refused")
+        };
+        slot.finish("{}".into(), None).await;
+        (dir, outbox)
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_breaks_is_made_again() {
-        let outbox = Outbox::new(Offering {
-            max_age: Duration::from_secs(3600),
-            first_delay: Duration::from_secs(1),
-            max_delay: Duration::from_secs(60),
-            max_tasks: 1,
-            max_pending: 1,
-        });
-        let task = TaskId::try_from("0".repeat(32)).unwrap();
-        let Admission::Work(slot) = outbox.admit(&task, "http://c/") else { panic!("refused") };
-        slot.finish("{}".into(), None);
+        let (_dir, outbox) = with_a_result().await;
         let made = Arc::new(AtomicU32::new(0));
         let count = made.clone();
         let attempt = move |_, number| {
@@ -148,5 +154,28 @@ mod tests {
             () = outbox.empty() => {}
         }
         assert_eq!(made.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_that_is_away_for_most_of_the_hour_gets_the_result_when_it_is_back() {
+        let (_dir, outbox) = with_a_result().await;
+        let (began, away) = (Instant::now(), Duration::from_secs(3300));
+        let made = Arc::new(AtomicU32::new(0));
+        let count = made.clone();
+        let attempt = move |result: TaskResult, number| {
+            count.store(number, Ordering::Relaxed);
+            assert_eq!(result.body, "{}");
+            let verdict = if began.elapsed() < away { Verdict::Again } else { Verdict::Taken };
+            async move { verdict }
+        };
+        let beat = Pulse::default().register();
+        tokio::select! {
+            () = deliver(outbox.clone(), attempt, 1, beat) => {}
+            () = outbox.empty() => {}
+        }
+        // It is asked at least every minute, and after 1, 2, 4 … 32 seconds first.
+        assert!(began.elapsed() >= away && began.elapsed() < away + Duration::from_secs(60));
+        let made = made.load(Ordering::Relaxed);
+        assert!((59..=80).contains(&made), "{made}");
     }
 }

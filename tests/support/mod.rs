@@ -250,6 +250,14 @@ impl Place {
 pub(crate) struct Snapshot(BTreeMap<PathBuf, String>);
 
 impl Snapshot {
+    /// Fails the test when a file has this text.
+    #[track_caller]
+    pub(crate) fn must_not_say(&self, text: &str) {
+        for (name, content) in &self.0 {
+            assert!(!content.contains(text), "{}: {content}", name.display());
+        }
+    }
+
     /// Fails the test when anything is different there now.
     #[track_caller]
     pub(crate) fn must_be_what_is(&self, place: &Place) {

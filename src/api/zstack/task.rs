@@ -14,7 +14,7 @@ use super::super::errors::{Problem, result_body};
 use super::super::journal::Call;
 use super::super::{Phase, Shared, body};
 use super::wire::{ascii_json, patience};
-use crate::controller::outbox::{Admission, Slot};
+use crate::controller::outbox::{Admission, Outbox, Slot};
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
 
@@ -59,29 +59,48 @@ where
     let patience = patience(&bytes, SystemTime::now());
     drop(bytes);
     let (outbox, shared) = (api.outbox.clone(), api);
-    let noted = |task| route.map(|route| Call::begins(route, task));
     let work = async move { handler(shared, request?).await };
     match way {
         Way::Now => {
-            let noted = noted(None);
+            let noted = route.map(|route| Call::begins(route, None));
             let result = work.await;
             if let Some(noted) = noted {
                 noted.answers(result.as_ref());
             }
             answer_now(result)
         }
-        Way::Callback(task, url) => match outbox.admit(&task, &url) {
-            Admission::Work(slot) => {
-                let noted = noted(Some(&task));
-                tokio::spawn(do_task(task, slot, patience, noted, work));
-                StatusCode::OK.into_response()
-            }
-            Admission::Known => {
-                tracing::info!(%task, "the same task again; it is ignored");
-                StatusCode::OK.into_response()
-            }
-            Admission::Full(fault) => Problem::of(fault).into_result(),
-        },
+        Way::Callback(task, url) => {
+            // In a task of its own: a caller that goes away leaves nothing half taken in.
+            let begun = tokio::spawn(take_in(outbox, task, url, route, patience, work));
+            begun.await.unwrap_or_else(|_| Problem::of(broke()).into_result())
+        }
+    }
+}
+
+/// Takes a task in and begins its work.
+async fn take_in(
+    outbox: Outbox,
+    task: TaskId,
+    url: String,
+    route: Option<&'static str>,
+    patience: Option<Duration>,
+    work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
+) -> Response {
+    match outbox.admit(&task, &url, route).await {
+        Admission::Work(slot) => {
+            let noted = route.map(|route| Call::begins(route, Some(&task)));
+            tokio::spawn(do_task(task, slot, patience, noted, work));
+            StatusCode::OK.into_response()
+        }
+        Admission::Known => {
+            tracing::info!(%task, "the same task again; it is ignored");
+            StatusCode::OK.into_response()
+        }
+        Admission::Full(fault) => Problem::of(fault).into_result(),
+        // It passes when there is room again, and nothing was begun.
+        Admission::Unwritable(Fault { text, .. }) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "state-unwritable", text).into_result()
+        }
     }
 }
 
@@ -116,7 +135,7 @@ async fn do_task(
     let (result, _place) = match in_time {
         Ok(ended) => {
             let result = ended.unwrap_or_else(|_| Err(broke()));
-            finish(&task, slot, &result);
+            finish(&task, slot, &result).await;
             (result, None)
         }
         Err(patience) => {
@@ -124,7 +143,7 @@ async fn do_task(
                 format!("not done within the {patience:?} that the controller gave; it goes on");
             let late = Fault::new("task-timeout", text);
             tracing::warn!(%task, code = %late.code, "{}", late.text);
-            let place = slot.finish_early(ascii_json(&result_body(&late)));
+            let place = slot.finish_early(ascii_json(&result_body(&late))).await;
             (running.await.unwrap_or_else(|_| Err(broke())), Some(place))
         }
     };
@@ -137,13 +156,13 @@ fn broke() -> Fault {
     Fault::new("internal", "the agent broke on this call; its log has the place: report it")
 }
 
-fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
+async fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
     match result {
-        Ok(value) => slot.finish(ascii_json(value), None),
+        Ok(value) => slot.finish(ascii_json(value), None).await,
         Err(fault) => {
             tracing::warn!(%task, code = %fault.code, "{}", fault.text);
             let error = (fault.code == "internal").then(|| fault.text.clone());
-            slot.finish(ascii_json(&result_body(fault)), error);
+            slot.finish(ascii_json(&result_body(fault)), error).await;
         }
     }
 }

@@ -1,0 +1,411 @@
+//! What is to become of the tasks' files, and the one task that carries it out.
+//!
+//! ```text
+//! write, remove ──▶ wanted ──all that waits──▶ one batch ──▶ told: written, or why not
+//!                     ▲                            │
+//!                     └──── again after a pause ◀──┘ failed (results and removals)
+//! ```
+//! Calls that come at the same time share the price of a write: while one batch is at the disk, the next
+//! one gathers. For each file only the last wish counts, so there are never more of them than files. A
+//! file that is not gone yet does no harm (its result would be offered once more), so removals wait as
+//! long as there is something to write, until they are many.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use super::entry::{Entry, file};
+use crate::agent::pulse::Beat;
+use crate::model::fault::Fault;
+use crate::model::task::TaskId;
+use crate::store::{Durability, Store, StoreError};
+
+/// Before what the disk did not take is tried again; doubled with each failure …
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// … up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Removals that do not wait for a time without writes.
+const MANY: usize = 64;
+
+/// Hears whether a file was written.
+pub(super) type Told = oneshot::Receiver<Result<(), Fault>>;
+
+/// A file that is to be written.
+#[derive(Debug)]
+struct Write {
+    entry: Arc<Entry>,
+    tell: Option<oneshot::Sender<Result<(), Fault>>>,
+}
+
+/// What is wanted of the disk, as a plain value.
+#[derive(Debug, Default)]
+struct Wanted {
+    writes: BTreeMap<TaskId, Write>,
+    removals: BTreeSet<TaskId>,
+    /// What the disk did not take: a file to write, or (`None`) to remove.
+    failed: BTreeMap<TaskId, Option<Arc<Entry>>>,
+    retry: Option<Instant>,
+    pause: Option<Duration>,
+    at_disk: bool,
+}
+
+/// What goes to the disk together.
+#[derive(Debug, Default)]
+struct Batch {
+    writes: Vec<Write>,
+    removals: Vec<TaskId>,
+}
+
+/// What came of it, in the same order.
+#[derive(Debug, Clone)]
+struct Came {
+    writes: Vec<Result<(), Fault>>,
+    removals: Vec<Result<(), Fault>>,
+}
+
+/// The wishes; clones are one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disk {
+    wanted: Arc<Mutex<Wanted>>,
+    wake: Arc<Notify>,
+}
+
+impl Disk {
+    /// Wants a task's file to be written like this. A wish that another one replaces is not told of.
+    pub(super) fn write(&self, entry: Entry) -> Told {
+        let (tell, told) = oneshot::channel();
+        let write = Write { entry: Arc::new(entry), tell: Some(tell) };
+        self.wanted().write(write);
+        self.wake.notify_one();
+        told
+    }
+
+    /// Wants a task's file to be gone, some time.
+    pub(super) fn remove(&self, task: &TaskId) {
+        self.wanted().remove(task);
+        self.wake.notify_one();
+    }
+
+    /// Takes back the wish to write a file; one that is at the disk already is wanted gone.
+    pub(super) fn take_back(&self, task: &TaskId) {
+        let mut wanted = self.wanted();
+        if wanted.writes.remove(task).is_none() && wanted.at_disk {
+            wanted.remove(task);
+        }
+    }
+
+    /// Whether everything that was wanted has been tried.
+    pub(super) fn is_idle(&self) -> bool {
+        let wanted = self.wanted();
+        !wanted.at_disk && wanted.writes.is_empty() && wanted.removals.is_empty()
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Wanted {
+    fn write(&mut self, write: Write) {
+        let task = write.entry.task.clone();
+        self.removals.remove(&task);
+        self.failed.remove(&task);
+        self.writes.insert(task, write);
+    }
+
+    fn remove(&mut self, task: &TaskId) {
+        self.writes.remove(task);
+        self.failed.remove(task);
+        self.removals.insert(task.clone());
+    }
+
+    /// What goes to the disk now.
+    fn take(&mut self, now: Instant) -> Batch {
+        if self.retry.is_some_and(|at| at <= now) {
+            self.retry = None;
+            for (task, entry) in std::mem::take(&mut self.failed) {
+                match entry {
+                    Some(entry) => drop(self.writes.insert(task, Write { entry, tell: None })),
+                    None => drop(self.removals.insert(task)),
+                }
+            }
+        }
+        let writes: Vec<Write> = std::mem::take(&mut self.writes).into_values().collect();
+        let removals = match writes.is_empty() || self.removals.len() >= MANY {
+            true => std::mem::take(&mut self.removals).into_iter().collect(),
+            false => Vec::new(),
+        };
+        self.at_disk = !(writes.is_empty() && removals.is_empty());
+        Batch { writes, removals }
+    }
+
+    /// Notes what came of a batch: what failed is wanted again, unless something else is by now. A call
+    /// whose admission failed is refused, so that one is not.
+    fn note(&mut self, batch: &Batch, came: &Came, now: Instant) {
+        self.at_disk = false;
+        let writes = batch.writes.iter().zip(&came.writes);
+        let writes =
+            writes.map(|(w, came)| (&w.entry.task, w.entry.has_result().then_some(&w.entry), came));
+        for (task, entry, came) in writes {
+            if let (Some(entry), Err(_)) = (entry, came) {
+                self.again(task, Some(entry.clone()));
+            }
+        }
+        for (task, came) in batch.removals.iter().zip(&came.removals) {
+            if came.is_err() {
+                self.again(task, None);
+            }
+        }
+        let mut all = came.writes.iter().chain(&came.removals);
+        if all.clone().any(Result::is_err) {
+            // One that is due is not put off by what fails meanwhile.
+            if self.retry.is_none() {
+                let longer = |pause: Duration| pause.saturating_mul(2).min(LONGEST_PAUSE);
+                let pause = self.pause.map_or(FIRST_PAUSE, longer);
+                self.pause = Some(pause);
+                self.retry = Some(now + pause);
+            }
+        } else if all.next().is_some() {
+            // There is room: what failed before has its chance now.
+            self.pause = None;
+            self.retry = (!self.failed.is_empty()).then_some(now);
+        }
+    }
+
+    fn again(&mut self, task: &TaskId, entry: Option<Arc<Entry>>) {
+        if !self.writes.contains_key(task) && !self.removals.contains(task) {
+            self.failed.insert(task.clone(), entry);
+        }
+    }
+}
+
+/// Carries out what is wanted, for ever, and beats for the watchdog. `tried` hears of each file that was
+/// written, or could not be.
+pub(super) async fn run(disk: Disk, store: Store, tried: impl Fn(&[TaskId]), mut beat: Beat) {
+    let mut in_trouble = false;
+    loop {
+        let (batch, retry) = {
+            let mut wanted = disk.wanted();
+            (wanted.take(Instant::now()), wanted.retry)
+        };
+        if batch.writes.is_empty() && batch.removals.is_empty() {
+            let retry = async {
+                match retry {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Cancel-safe: a word that was not heard stays; the clock and the beat too.
+                () = disk.wake.notified() => {}
+                () = retry => {}
+                () = beat.due() => {}
+            }
+            continue;
+        }
+        let came = carry_out(&store, &batch, &mut beat).await;
+        let failed = came.writes.iter().chain(&came.removals).find_map(|came| came.as_ref().err());
+        tell_of_trouble(&mut in_trouble, failed);
+        disk.wanted().note(&batch, &came, Instant::now());
+        let mut tasks = Vec::with_capacity(batch.writes.len());
+        for (write, came) in batch.writes.into_iter().zip(came.writes) {
+            tasks.push(write.entry.task.clone());
+            if let Some(tell) = write.tell {
+                // Who does not wait any more has given up.
+                let _ = tell.send(came);
+            }
+        }
+        tried(&tasks);
+    }
+}
+
+/// Said once when it begins and once when it ends.
+fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>) {
+    match failed {
+        Some(fault) if !*in_trouble => tracing::error!(
+            code = %fault.code,
+            "the outbox cannot be written: calls with a callback are refused, and results are kept in \
+             memory and offered meanwhile: {}",
+            fault.text
+        ),
+        None if *in_trouble => tracing::info!("the outbox can be written again"),
+        _ => {}
+    }
+    *in_trouble = failed.is_some();
+}
+
+/// Carries out a batch beside the runtime; a disk that hangs is waited for, and does not end the beat.
+async fn carry_out(store: &Store, batch: &Batch, beat: &mut Beat) -> Came {
+    let store = store.clone();
+    let entries: Vec<Arc<Entry>> = batch.writes.iter().map(|write| write.entry.clone()).collect();
+    let files: Vec<String> = batch.removals.iter().map(file).collect();
+    let (writes, removals) = (entries.len(), files.len());
+    let mut work = spawn_blocking(move || Came {
+        writes: write_all(&store, &entries),
+        removals: remove_all(&store, &files),
+    });
+    loop {
+        tokio::select! {
+            came = &mut work => {
+                return came.unwrap_or_else(|broke| {
+                    let text = format!("writing the outbox broke off: {broke}; report it");
+                    let failed = Err(Fault::new("state-unwritable", text));
+                    Came { writes: vec![failed.clone(); writes], removals: vec![failed; removals] }
+                });
+            }
+            // Cancel-safe.
+            () = beat.due() => {}
+        }
+    }
+}
+
+/// All of them together; one by one when that fails, so that none takes others with it.
+fn write_all(store: &Store, entries: &[Arc<Entry>]) -> Vec<Result<(), Fault>> {
+    if entries.len() > 1 {
+        let named: Vec<(String, &Entry)> =
+            entries.iter().map(|entry| (file(&entry.task), entry.as_ref())).collect();
+        if store.write_all(&named).is_ok() {
+            return vec![Ok(()); entries.len()];
+        }
+    }
+    let write = |entry: &Arc<Entry>| {
+        let name = file(&entry.task);
+        let came = store.write(&name, entry.as_ref(), Durability::Disk);
+        if came.is_err() && !entry.has_result() {
+            // It can be there all the same. Should it stay, the controller is told at the next start of a
+            // call that it knows to be refused, which harms nobody.
+            let _ = store.remove(&name, Durability::Disk);
+        }
+        came.map_err(Fault::from)
+    };
+    entries.iter().map(write).collect()
+}
+
+fn remove_all(store: &Store, files: &[String]) -> Vec<Result<(), Fault>> {
+    if files.is_empty() || store.remove_all(files).is_ok() {
+        return vec![Ok(()); files.len()];
+    }
+    let remove = |name: &String| store.remove(name, Durability::Disk);
+    files.iter().map(remove).map(|came: Result<(), StoreError>| came.map_err(Fault::from)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use crate::agent::pulse::Pulse;
+    use crate::controller::outbox::entry::load;
+
+    fn entry(n: u32) -> Entry {
+        let task = TaskId::try_from(format!("{n:032x}")).unwrap();
+        Entry::new(task, "http://c/x".to_string(), None)
+    }
+
+    fn with_result(n: u32) -> Entry {
+        let mut entry = entry(n);
+        entry.end("{}".to_string(), None);
+        entry
+    }
+
+    /// A disk, its writer at work.
+    fn started(store: &Store) -> Disk {
+        let disk = Disk::default();
+        tokio::spawn(run(disk.clone(), store.clone(), |_| {}, Pulse::default().register()));
+        disk
+    }
+
+    async fn idle(disk: &Disk) {
+        while !disk.is_idle() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[test]
+    fn all_that_waits_goes_together_and_of_one_file_only_the_last_wish_counts() {
+        let disk = Disk::default();
+        let mut first = disk.write(entry(1));
+        let _second = disk.write(with_result(1));
+        disk.remove(&entry(2).task);
+        let _third = disk.write(entry(2));
+        disk.remove(&entry(3).task);
+        assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert!(!disk.is_idle());
+        let now = Instant::now();
+        let batch = disk.wanted().take(now);
+        let tasks: Vec<&TaskId> = batch.writes.iter().map(|write| &write.entry.task).collect();
+        assert_eq!(tasks, [&entry(1).task, &entry(2).task]);
+        assert!(batch.writes[0].entry.has_result() && batch.removals.is_empty());
+        let came = Came { writes: vec![Ok(()); 2], removals: Vec::new() };
+        disk.wanted().note(&batch, &came, now);
+        assert_eq!(disk.wanted().take(now).removals, [entry(3).task]);
+    }
+
+    #[test]
+    fn what_failed_is_wanted_again_with_growing_pauses_unless_something_else_is() {
+        let disk = Disk::default();
+        let full = || Err(Fault::new("state-unwritable", "full"));
+        let mut now = Instant::now();
+        let _told = [with_result(1), with_result(2), entry(3)].map(|entry| disk.write(entry));
+        let mut pauses = Vec::new();
+        for round in 0..7 {
+            let batch = disk.wanted().take(now);
+            assert!(!batch.writes.is_empty());
+            if round == 3 {
+                disk.remove(&entry(2).task);
+            }
+            let writes = batch.writes.iter().map(|_| full()).collect();
+            let removals = batch.removals.iter().map(|_| full()).collect();
+            disk.wanted().note(&batch, &Came { writes, removals }, now);
+            let retry = disk.wanted().retry.unwrap();
+            pauses.push((retry - now).as_secs());
+            now = retry;
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        let wanted = disk.wanted();
+        let left: Vec<_> = wanted.failed.iter().map(|(t, e)| (t.clone(), e.is_some())).collect();
+        assert_eq!(left, [(entry(1).task, true)]);
+        assert!(wanted.removals.contains(&entry(2).task), "its removal waits for the writes");
+    }
+
+    #[tokio::test]
+    async fn many_at_once_are_all_written_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        let disk = started(&store);
+        let told: Vec<Told> = (0..200).map(|n| disk.write(entry(n))).collect();
+        for told in told {
+            assert_eq!(told.await.unwrap(), Ok(()));
+        }
+        assert_eq!(load(&store).unwrap().len(), 200);
+        assert_eq!(disk.write(with_result(7)).await.unwrap(), Ok(()));
+        (0..199).for_each(|n| disk.remove(&entry(n).task));
+        idle(&disk).await;
+        assert_eq!(load(&store).unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_written_takes_no_other_with_it_and_is_written_when_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        let in_the_way = dir.path().join(file(&entry(2).task));
+        std::fs::create_dir_all(in_the_way.join("x")).unwrap();
+        let disk = started(&store);
+        let mut told = [1, 2, 3].map(|n| disk.write(with_result(n)));
+        for (n, told) in told.iter_mut().enumerate() {
+            let came = told.await.unwrap();
+            assert_eq!(came.is_err(), n == 1, "{came:?}");
+        }
+        std::fs::remove_dir_all(&in_the_way).unwrap();
+        // Another one that is written says that there is room.
+        disk.write(entry(4)).await.unwrap().unwrap();
+        while !in_the_way.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        idle(&disk).await;
+        assert_eq!(load(&store).unwrap().len(), 4);
+    }
+}

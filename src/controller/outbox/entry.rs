@@ -1,0 +1,219 @@
+//! A task as its file has it: `outbox/<task>.json` in the state folder, readable, one for each task.
+//!
+//! The file is written when the call is taken in and replaced when it has its result. What the call said
+//! is not in it: a body can hold secrets.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::model::fault::{Fault, chain};
+use crate::model::task::{TaskId, TaskResult};
+use crate::store::{Durability, Store};
+
+/// The folder of the files.
+const FOLDER: &str = "outbox";
+/// The form of the files.
+const VERSION: u32 = 1;
+
+/// A task that was taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Entry {
+    version: u32,
+    pub(super) task: TaskId,
+    callback_url: String,
+    /// Which call, where it has a name in the log.
+    route: Option<String>,
+    taken_in: Stamp,
+    /// Missing as long as the work goes on.
+    result: Option<Done>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Done {
+    since: Stamp,
+    body: String,
+    error: Option<String>,
+}
+
+/// A time of the wall clock, which goes on while the agent does not run; RFC 3339 in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+struct Stamp(SystemTime);
+
+impl TryFrom<String> for Stamp {
+    type Error = humantime::TimestampError;
+
+    fn try_from(text: String) -> Result<Stamp, Self::Error> {
+        humantime::parse_rfc3339(&text).map(Stamp)
+    }
+}
+
+impl From<Stamp> for String {
+    fn from(stamp: Stamp) -> String {
+        humantime::format_rfc3339_millis(stamp.0).to_string()
+    }
+}
+
+/// The file of a task, in the state folder.
+pub(super) fn file(task: &TaskId) -> String {
+    format!("{FOLDER}/{task}.json")
+}
+
+impl Entry {
+    /// A task that is taken in now.
+    pub(super) fn new(task: TaskId, callback_url: String, route: Option<&str>) -> Entry {
+        let taken_in = Stamp(SystemTime::now());
+        let route = route.map(str::to_string);
+        Entry { version: VERSION, task, callback_url, route, taken_in, result: None }
+    }
+
+    /// It has a result now.
+    pub(super) fn end(&mut self, body: String, error: Option<String>) {
+        self.result = Some(Done { since: Stamp(SystemTime::now()), body, error });
+    }
+
+    /// It was at work when the agent died, and nobody knows how far it came.
+    ///
+    /// With an `error` for the header, which is for work that broke outside its own error handling, as
+    /// this did: a controller that looks for `success` only in some answers would else take it for one.
+    pub(super) fn break_off(&mut self) {
+        let call = self.route.as_deref().unwrap_or("unnamed");
+        let taken_in = String::from(self.taken_in);
+        let text = format!(
+            "the agent was ended while it worked on this call ({call}, taken in {taken_in}): call again"
+        );
+        let body = json!({"success": false, "error": text, "code": "agent-ended"});
+        self.end(body.to_string(), Some(text));
+    }
+
+    /// What is sent and how old it is, when there is a result.
+    pub(super) fn result(&self, now: SystemTime) -> Option<(TaskResult, Duration)> {
+        let Done { since, body, error } = self.result.as_ref()?;
+        let (task, callback_url) = (self.task.clone(), self.callback_url.clone());
+        let result = TaskResult { task, callback_url, body: body.clone(), error: error.clone() };
+        // A clock that was set back makes nothing older.
+        Some((result, now.duration_since(since.0).unwrap_or_default()))
+    }
+
+    /// Whether the work has ended.
+    pub(super) fn has_result(&self) -> bool {
+        self.result.is_some()
+    }
+}
+
+/// The tasks that were not settled when the agent ended, the oldest first. A file that cannot be used is
+/// set aside with a loud word and takes no other with it.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub(super) fn load(store: &Store) -> Result<Vec<Entry>, Fault> {
+    if let Err(e) = store.sweep(FOLDER, Durability::Disk) {
+        tracing::warn!(error = %chain(&e), "what a crash left in the outbox stays there");
+    }
+    let mut entries = Vec::new();
+    for name in store.list(FOLDER, Durability::Disk)? {
+        let path = format!("{FOLDER}/{name}");
+        let aside = |why: &str| store.set_aside(&path, Durability::Disk, why);
+        match store.read::<Entry>(&path, Durability::Disk) {
+            Ok(None) => {}
+            Err(e) => aside(&chain(&e)),
+            Ok(Some(entry)) if entry.version != VERSION => {
+                aside("it is of another version of the agent");
+            }
+            Ok(Some(entry)) if file(&entry.task) != path => {
+                aside("it tells of another task than its name");
+            }
+            Ok(Some(entry)) => entries.push(entry),
+        }
+    }
+    entries.sort_by_key(|entry| entry.result.as_ref().map_or(entry.taken_in, |r| r.since).0);
+    Ok(entries)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+
+    fn entry(n: u32) -> Entry {
+        let task = TaskId::try_from(format!("{n:032x}")).unwrap();
+        Entry::new(task, "http://c/x".to_string(), Some("connect"))
+    }
+
+    #[test]
+    fn a_file_is_readable_and_says_the_same_when_it_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        let mut written = entry(7);
+        written.taken_in = Stamp(SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
+        store.write(&file(&written.task), &written, Durability::Disk).unwrap();
+        let path = dir.path().join(file(&written.task));
+        let value: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let task = format!("{:032x}", 7);
+        assert_eq!(
+            value,
+            json!({
+                "version": 1, "task": task, "callbackUrl": "http://c/x", "route": "connect",
+                "takenIn": "1970-01-01T00:00:01.500Z", "result": null,
+            })
+        );
+        assert_eq!(load(&store).unwrap(), std::slice::from_ref(&written));
+        written.result = Some(Done {
+            since: Stamp(SystemTime::UNIX_EPOCH + Duration::from_secs(2)),
+            body: r#"{"success":true,"error":"Gr\u00f6\u00dfe"}"#.to_string(),
+            error: None,
+        });
+        store.write(&file(&written.task), &written, Durability::Disk).unwrap();
+        let read = load(&store).unwrap();
+        assert_eq!(read, std::slice::from_ref(&written));
+        let (result, age) =
+            read[0].result(SystemTime::UNIX_EPOCH + Duration::from_secs(9)).unwrap();
+        assert_eq!(result.body, r#"{"success":true,"error":"Gr\u00f6\u00dfe"}"#);
+        assert_eq!(age, Duration::from_secs(7));
+        assert_eq!(read[0].result(SystemTime::UNIX_EPOCH).unwrap().1, Duration::ZERO);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_set_aside_and_takes_no_other_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        for n in 1..=6 {
+            store.write(&file(&entry(n).task), &entry(n), Durability::Disk).unwrap();
+        }
+        let path = |n: u32| dir.path().join(file(&entry(n).task));
+        let text = std::fs::read_to_string(path(1)).unwrap();
+        std::fs::write(path(1), &text[..text.len() / 2]).unwrap();
+        std::fs::write(path(2), text.replacen("\"version\": 1", "\"version\": 2", 1)).unwrap();
+        std::fs::write(path(3), "[1, 2]").unwrap();
+        std::fs::write(path(4), &text).unwrap();
+        std::fs::remove_file(path(5)).unwrap();
+        std::fs::create_dir(path(5)).unwrap();
+        std::fs::write(dir.path().join("outbox/notes.txt"), "of the operator").unwrap();
+        std::fs::write(dir.path().join("outbox/x.json"), "{}").unwrap();
+        let left: Vec<TaskId> = load(&store).unwrap().into_iter().map(|e| e.task).collect();
+        assert_eq!(left, [entry(6).task]);
+        for n in 1..=5 {
+            assert!(path(n).with_extension("json.unusable").exists() && !path(n).exists(), "{n}");
+        }
+        assert!(dir.path().join("outbox/notes.txt").exists());
+        assert_eq!(load(&store).unwrap().len(), 1, "what was set aside stays there");
+    }
+
+    #[test]
+    fn a_task_that_was_at_work_has_a_result_that_says_so() {
+        let mut broken_off = entry(1);
+        assert!(broken_off.result(SystemTime::now()).is_none());
+        broken_off.break_off();
+        let (result, _) = broken_off.result(SystemTime::now()).unwrap();
+        let body: serde_json::Value = serde_json::from_str(&result.body).unwrap();
+        let text = body["error"].as_str().unwrap();
+        assert!(text.starts_with("the agent was ended while it worked on this call (connect, "));
+        assert!(text.ends_with(": call again") && text.is_ascii());
+        assert_eq!((&body["success"], result.error.as_deref()), (&json!(false), Some(text)));
+    }
+}

@@ -1,0 +1,307 @@
+//! Results on their way to the controller, and the tasks that will have one.
+//!
+//! ```text
+//! admit ──▶ on disk ──▶ Slot (at work) ──finish──▶ on disk ──▶ waits ──offer──▶ taken | 404 | too old: gone
+//!             │                 └─ the agent dies ──▶ at its next start: "was ended", waits ─┘
+//!             └─ cannot be written: refused
+//! ```
+//! Three parts: `book` knows who is at work and what is due, a plain value; `entry` is a task's file;
+//! `disk` writes and removes the files. This is the handle that keeps the three together.
+//!
+//! # What is promised
+//! A call is answered 200 when its file is on the disk, and a result is offered, and its work reported
+//! done, when the result is. So after a crash every call that was answered is called back: with its
+//! result, or with the word that the agent was ended while it worked. It is called back *at least* once:
+//! who crashes between a delivery and the removal of the file delivers again, and the controller answers
+//! 404 to that. A result that is too old when the agent starts is offered once all the same, for the
+//! clock of a machine that just booted may be far off.
+//!
+//! A disk that is full, read-only or hangs takes nothing away that was promised before: new calls are
+//! refused, and a result that cannot be written is kept in memory, written when there is room, and
+//! offered meanwhile. The controller waits for it, and holding it back would make nothing safer.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use crate::agent::pulse::Beat;
+use crate::model::fault::Fault;
+use crate::model::task::{TaskId, TaskResult};
+use crate::store::Store;
+
+mod book;
+mod disk;
+mod entry;
+
+use book::{Book, Place};
+pub use book::{Settled, Verdict};
+use disk::{Disk, Told};
+use entry::Entry;
+
+/// How long the disk may take before a call is refused, or a result offered that is not yet written.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How results are offered.
+#[derive(Debug, Clone)]
+pub struct Offering {
+    /// How long a result is offered, restarts and all.
+    pub max_age: Duration,
+    /// Before the second attempt; doubled with each one after.
+    pub first_delay: Duration,
+    /// The longest time between two attempts.
+    pub max_delay: Duration,
+    /// Tasks at work at one time.
+    pub max_tasks: usize,
+    /// Results that may wait.
+    pub max_pending: usize,
+}
+
+#[cfg(test)]
+impl Offering {
+    /// As the settings have it, with room for a few.
+    pub(crate) fn example() -> Offering {
+        Offering {
+            max_age: Duration::from_secs(3600),
+            first_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(60),
+            max_tasks: 8,
+            max_pending: 8,
+        }
+    }
+}
+
+/// What became of a call that wants to be admitted.
+#[derive(Debug)]
+pub enum Admission {
+    /// It is on the disk. Do the work and finish the slot.
+    Work(Slot),
+    /// The same task is at work, or its result is on its way: do nothing.
+    Known,
+    /// There are too many: refuse it.
+    Full(Fault),
+    /// It could not be written down: refuse it.
+    Unwritable(Fault),
+}
+
+/// The handle of the outbox.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    book: Arc<Mutex<Book>>,
+    disk: Disk,
+    news: Arc<Notify>,
+    /// Told whenever something ended: an attempt, a write, work whose result was given early.
+    settled: Arc<Notify>,
+}
+
+impl Outbox {
+    /// Takes up what waited when the agent ended last, and writes from now on. Blocks for the disk.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn open(offering: Offering, store: Store, beat: Beat) -> Result<Outbox, Fault> {
+        let entries = entry::load(&store)?;
+        let outbox = Outbox {
+            book: Arc::new(Mutex::new(Book::new(offering))),
+            disk: Disk::default(),
+            news: Arc::default(),
+            settled: Arc::default(),
+        };
+        if !entries.is_empty() {
+            let broken_off = entries.iter().filter(|entry| !entry.has_result()).count();
+            tracing::warn!(
+                waiting = entries.len() - broken_off,
+                broken_off,
+                "the last run left results undelivered or calls unfinished: the controller is told now"
+            );
+        }
+        for entry in entries {
+            outbox.take_up(entry);
+        }
+        let (tried, disk) = (outbox.clone(), outbox.disk.clone());
+        tokio::spawn(disk::run(disk, store, move |tasks| tried.written(tasks), beat));
+        Ok(outbox)
+    }
+
+    /// A task of the last run.
+    fn take_up(&self, mut entry: Entry) {
+        match entry.result(SystemTime::now()) {
+            Some((result, age)) => {
+                let now = Instant::now();
+                self.book().finish(result, age, now, now);
+            }
+            None => {
+                entry.break_off();
+                self.finish(entry);
+            }
+        }
+    }
+
+    /// Takes a task in, once it is on the disk; `route` is for who reads its file. Not cancel-safe: a
+    /// task that is left half-way keeps its place.
+    pub async fn admit(&self, task: &TaskId, callback_url: &str, route: Option<&str>) -> Admission {
+        loop {
+            // Listening before looking: what ends in between is heard.
+            let settled = self.settled.notified();
+            let place = self.book().admit(task);
+            match place {
+                Place::New => break,
+                // Should that one fail, this one is a call of its own.
+                Place::BeingWritten => settled.await,
+                Place::Known => return Admission::Known,
+                Place::Full(fault) => return Admission::Full(fault),
+            }
+        }
+        let entry = Entry::new(task.clone(), callback_url.to_string(), route);
+        let written = self.written_in_time(task, self.disk.write(entry.clone())).await;
+        match &written {
+            Ok(()) => self.book().begins(task),
+            Err(_) => self.book().refuse(task),
+        }
+        self.settled.notify_waiters();
+        match written {
+            Ok(()) => Admission::Work(Slot { outbox: self.clone(), entry: Some(entry) }),
+            Err(fault) => Admission::Unwritable(fault),
+        }
+    }
+
+    async fn written_in_time(&self, task: &TaskId, told: Told) -> Result<(), Fault> {
+        if let Ok(Ok(written)) = timeout(WRITE_TIMEOUT, told).await {
+            return written;
+        }
+        self.disk.take_back(task);
+        let text = format!(
+            "{} was not written within {WRITE_TIMEOUT:?}: see whether the state folder's disk hangs, then call again",
+            entry::file(task)
+        );
+        Err(Fault::new("state-unwritable", text))
+    }
+
+    /// Tasks at work, those that go on after their result with them, and results that wait.
+    pub fn load(&self) -> (usize, usize) {
+        self.book().load()
+    }
+
+    /// Results that are due now, each with the number of its attempt, from 1; each is under way until
+    /// [`Outbox::settle`] is called for it.
+    pub fn take_due(&self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
+        self.book().take_due(now, most)
+    }
+
+    /// When the next result that may be offered is due.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.book().next_due()
+    }
+
+    /// Notes what became of an attempt.
+    pub fn settle(&self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
+        let mut book = self.book();
+        let settled = book.settle(task, verdict, now);
+        if !matches!(settled, Settled::After(_)) {
+            // With the book in hand, so that the same task, taken in anew, is written after this.
+            self.disk.remove(task);
+        }
+        drop(book);
+        self.settled.notify_waiters();
+        settled
+    }
+
+    /// Returns when no task is at work, no result waits, and the disk has nothing to do. Cancel-safe.
+    pub async fn empty(&self) {
+        loop {
+            // Listening before looking: what is settled in between is heard.
+            let settled = self.settled.notified();
+            if self.load() == (0, 0) && self.disk.is_idle() {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    /// Returns when a result was added or became due since the last call. Cancel-safe.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// Puts a result into the book and on the disk.
+    fn finish(&self, entry: Entry) -> Option<Told> {
+        let (result, age) = entry.result(SystemTime::now())?;
+        let now = Instant::now();
+        self.book().finish(result, age, now, now + WRITE_TIMEOUT);
+        let told = self.disk.write(entry);
+        self.news.notify_one();
+        Some(told)
+    }
+
+    /// These are written, or cannot be for now: either way their results are due.
+    fn written(&self, tasks: &[TaskId]) {
+        let (mut book, now) = (self.book(), Instant::now());
+        tasks.iter().for_each(|task| book.written(task, now));
+        drop(book);
+        self.news.notify_one();
+        self.settled.notify_waiters();
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A task at work. It always ends in a result: when it is dropped unfinished, the controller hears
+/// that the agent broke.
+#[derive(Debug)]
+pub struct Slot {
+    outbox: Outbox,
+    entry: Option<Entry>,
+}
+
+impl Slot {
+    /// The work is done; `error` is for work that broke outside its own error handling. Returns when the
+    /// result is on the disk, or the disk has had its time.
+    pub async fn finish(mut self, body: String, error: Option<String>) {
+        if let Some(told) = self.end(body, error) {
+            // What could not be written is offered nevertheless.
+            let _ = timeout(WRITE_TIMEOUT, told).await;
+        }
+    }
+
+    /// The result is due before the work is done: it is offered now, and the work keeps its place
+    /// among the tasks until the returned value is dropped.
+    pub async fn finish_early(self, body: String) -> GoesOn {
+        self.outbox.book().goes_on();
+        let goes_on = GoesOn { outbox: self.outbox.clone() };
+        self.finish(body, None).await;
+        goes_on
+    }
+
+    fn end(&mut self, body: String, error: Option<String>) -> Option<Told> {
+        let mut entry = self.entry.take()?;
+        entry.end(body, error);
+        self.outbox.finish(entry)
+    }
+}
+
+/// The place of work whose result was given already.
+#[derive(Debug)]
+pub struct GoesOn {
+    outbox: Outbox,
+}
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        self.outbox.book().went_on();
+        self.outbox.settled.notify_waiters();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let text = "the agent broke off this call".to_string();
+        self.end(format!("{{\"success\":false,\"error\":\"{text}\"}}"), Some(text));
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

@@ -1,0 +1,197 @@
+//! The handle: on disk before it is said, and known again after a restart.
+#![allow(clippy::disallowed_methods)]
+
+use serde_json::Value;
+
+use super::*;
+use crate::agent::pulse::Pulse;
+
+struct Node(tempfile::TempDir);
+
+impl Node {
+    fn new() -> Node {
+        Node(tempfile::tempdir().unwrap())
+    }
+
+    /// The outbox of an agent that starts.
+    fn start(&self) -> Outbox {
+        self.start_with(Offering::example())
+    }
+
+    fn start_with(&self, offering: Offering) -> Outbox {
+        let store = Store::open(self.0.path(), self.0.path()).unwrap();
+        Outbox::open(offering, store, Pulse::default().register()).unwrap()
+    }
+
+    /// The file of a task.
+    fn file(&self, n: u32) -> Option<Value> {
+        let text = std::fs::read(self.0.path().join(entry::file(&id(n)))).ok()?;
+        Some(serde_json::from_slice(&text).unwrap())
+    }
+}
+
+fn id(n: u32) -> TaskId {
+    TaskId::try_from(format!("{n:032x}")).unwrap()
+}
+
+async fn slot(outbox: &Outbox, n: u32) -> Slot {
+    match outbox.admit(&id(n), "http://c/x", Some("connect")).await {
+        Admission::Work(slot) => slot,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn due(outbox: &Outbox) -> Vec<TaskResult> {
+    outbox.take_due(Instant::now(), 99).into_iter().map(|(result, _)| result).collect()
+}
+
+/// Waits until something is due.
+async fn next(outbox: &Outbox) -> Vec<TaskResult> {
+    loop {
+        let due = due(outbox);
+        if !due.is_empty() {
+            return due;
+        }
+        outbox.news().await;
+    }
+}
+
+#[tokio::test]
+async fn a_task_is_on_disk_before_its_work_and_its_result_before_it_is_offered() {
+    let (node, url) = (Node::new(), "http://c/x");
+    let outbox = node.start();
+    let work = slot(&outbox, 1).await;
+    let file = node.file(1).unwrap();
+    assert_eq!((&file["route"], &file["result"]), (&"connect".into(), &Value::Null));
+    assert!(matches!(outbox.admit(&id(1), url, None).await, Admission::Known));
+    work.finish(r#"{"success":true}"#.into(), None).await;
+    assert_eq!(node.file(1).unwrap()["result"]["body"], r#"{"success":true}"#);
+    assert_eq!(next(&outbox).await.len(), 1);
+    assert!(matches!(outbox.admit(&id(1), url, None).await, Admission::Known));
+    outbox.settle(&id(1), Verdict::Taken, Instant::now());
+    outbox.empty().await;
+    assert_eq!(node.file(1), None);
+    slot(&outbox, 1).await.finish("{}".into(), None).await;
+}
+
+#[tokio::test]
+async fn what_waited_waits_again_after_a_restart_and_what_was_at_work_is_told_of() {
+    let node = Node::new();
+    let (waited, at_work) = {
+        let outbox = node.start();
+        slot(&outbox, 1).await.finish("{\"n\": 1}".into(), Some("broke".into())).await;
+        let waited = next(&outbox).await;
+        (waited, slot(&outbox, 2).await)
+    };
+    let outbox = node.start();
+    assert_eq!(outbox.load(), (0, 2));
+    for n in [1, 2] {
+        assert!(matches!(outbox.admit(&id(n), "http://c/x", None).await, Admission::Known));
+    }
+    let mut again = next(&outbox).await;
+    while again.len() < 2 {
+        again.extend(next(&outbox).await);
+    }
+    again.sort_by_key(|result| result.task.clone());
+    assert_eq!(again[0], waited[0]);
+    assert_eq!((&again[1].task, again[1].callback_url.as_str()), (&id(2), "http://c/x"));
+    assert!(again[1].body.contains("was ended while it worked") && again[1].error.is_some());
+    assert_eq!(node.file(2).unwrap()["result"]["body"], again[1].body.as_str());
+    // Dying again changes nothing: now it has a result.
+    let third = node.start();
+    let mut results = next(&third).await;
+    results.sort_by_key(|result| result.task.clone());
+    assert_eq!(results, again);
+    std::mem::forget(at_work);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_counts_over_a_restart() {
+    let node = Node::new();
+    let outbox = node.start();
+    slot(&outbox, 1).await.finish("{}".into(), None).await;
+    let path = node.0.path().join(entry::file(&id(1)));
+    let mut file = node.file(1).unwrap();
+    let since = SystemTime::now() - Duration::from_secs(3000);
+    file["result"]["since"] = humantime::format_rfc3339_millis(since).to_string().into();
+    std::fs::write(&path, file.to_string()).unwrap();
+    let outbox = node.start();
+    let began = Instant::now();
+    let last = loop {
+        tokio::time::sleep_until(outbox.next_due().unwrap()).await;
+        assert_eq!(due(&outbox).len(), 1);
+        if outbox.settle(&id(1), Verdict::Again, Instant::now()) == Settled::TooOld {
+            break began.elapsed();
+        }
+    };
+    assert!(last > Duration::from_secs(500) && last < Duration::from_secs(601), "{last:?}");
+    outbox.empty().await;
+    assert_eq!(node.file(1), None, "what is given up is gone from the disk");
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_written_is_refused_and_one_like_it_that_came_meanwhile_too() {
+    let node = Node::new();
+    let outbox = node.start();
+    let in_the_way = node.0.path().join("outbox");
+    std::fs::write(&in_the_way, "no folder").unwrap();
+    let task = id(1);
+    let (first, second) = tokio::join!(
+        outbox.admit(&task, "http://c/x", None),
+        outbox.admit(&task, "http://c/x", None)
+    );
+    for admission in [first, second] {
+        match admission {
+            Admission::Unwritable(fault) => assert_eq!(fault.code, "state-unwritable"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(outbox.load(), (0, 0));
+    std::fs::remove_file(&in_the_way).unwrap();
+    slot(&outbox, 1).await.finish("{}".into(), None).await;
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_written_is_offered_and_written_when_it_can() {
+    let node = Node::new();
+    let outbox = node.start();
+    let work = slot(&outbox, 1).await;
+    let (folder, aside) = (node.0.path().join("outbox"), node.0.path().join("aside"));
+    std::fs::rename(&folder, &aside).unwrap();
+    std::fs::write(&folder, "no folder").unwrap();
+    work.finish("{}".into(), None).await;
+    assert_eq!(next(&outbox).await.len(), 1, "the controller waits for it");
+    outbox.settle(&id(1), Verdict::Again, Instant::now());
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+    while node.file(1).unwrap()["result"].is_null() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(outbox.load(), (0, 1));
+}
+
+#[tokio::test]
+async fn work_that_goes_on_after_its_result_keeps_its_place() {
+    let node = Node::new();
+    let outbox = node.start_with(Offering { max_tasks: 1, ..Offering::example() });
+    let goes_on = slot(&outbox, 1).await.finish_early("{}".into()).await;
+    assert_eq!(next(&outbox).await.len(), 1, "the result is offered");
+    outbox.settle(&id(1), Verdict::Taken, Instant::now());
+    assert_eq!(outbox.load(), (1, 0));
+    let refused = outbox.admit(&id(2), "http://c/", None).await;
+    assert!(matches!(refused, Admission::Full(f) if f.code == "too-many-tasks"));
+    let empty = timeout(Duration::from_millis(50), outbox.empty());
+    assert!(empty.await.is_err(), "a drain waits for it");
+    let (empty, ()) = tokio::join!(outbox.empty(), async { drop(goes_on) });
+    assert_eq!(empty, ());
+    assert!(matches!(outbox.admit(&id(2), "http://c/", None).await, Admission::Work(_)));
+}
+
+#[tokio::test]
+async fn work_that_is_dropped_still_ends_in_a_result() {
+    let node = Node::new();
+    let outbox = node.start();
+    drop(slot(&outbox, 1).await);
+    let due = next(&outbox).await;
+    assert!(due[0].error.is_some() && due[0].body.contains("\"success\":false"));
+}
