@@ -38,6 +38,12 @@ fn file(state: &Path, number: u32) -> PathBuf {
     state.join("outbox").join(task(number)).with_extension("json")
 }
 
+/// Takes a gate away at which nobody waits any more.
+fn put_back(place: &Place, counter: &str) {
+    fs::write(place.folder().join("counter"), counter).unwrap();
+    fs::rename(place.folder().join("counter"), place.path(COUNTER)).unwrap();
+}
+
 /// What the state says of a task.
 fn kept(state: &Path, number: u32) -> Option<Value> {
     Some(serde_json::from_slice(&fs::read(file(state, number)).ok()?).unwrap())
@@ -132,8 +138,7 @@ async fn a_task_that_was_at_work_when_the_agent_died_is_called_back_and_can_be_c
     accepted(&agent, PREPARE, 1, &controller.url, r#"{"hugepageNr":1}"#).await;
     gate.wait().await;
     kill(agent).await;
-    fs::write(place.folder().join("counter"), counter).unwrap();
-    fs::rename(place.folder().join("counter"), place.path(COUNTER)).unwrap();
+    put_back(&place, &counter);
     let agent = place.ready().await;
     let seen = controller.wait(1).await;
     let text = seen[0].json()["error"].as_str().unwrap().to_string();
@@ -144,6 +149,26 @@ async fn a_task_that_was_at_work_when_the_agent_died_is_called_back_and_can_be_c
     gone(&place.state(), 1).await;
     accepted(&agent, PREPARE, 1, &controller.url, r#"{"hugepageNr":1}"#).await;
     assert_eq!(controller.wait(2).await[1].json()["success"], true);
+}
+
+#[tokio::test]
+async fn work_that_a_stop_cut_off_and_what_nobody_took_is_told_at_the_next_start() {
+    let place = Place::on("two-node").mounted().settings("[http]\ndrain_timeout = \"200ms\"\n");
+    let mut agent = place.ready().await;
+    let absent = Absent::new();
+    accepted(&agent, "/host/ping", 1, &absent.url(), "{}").await;
+    let counter = place.read(COUNTER);
+    let mut gate = Gate::before_pools(&place);
+    accepted(&agent, PREPARE, 2, &absent.url(), r#"{"hugepageNr":1}"#).await;
+    gate.wait().await;
+    assert_eq!(agent.stop().await.code(), Some(0));
+    put_back(&place, &counter);
+    let _agent = place.ready().await;
+    let controller = absent.appears();
+    let seen = controller.wait(2).await;
+    let of = |number| seen.iter().find(|s| s.header("taskuuid") == Some(&task(number))).unwrap();
+    assert_eq!(of(1).json()["success"], true);
+    assert_eq!(of(2).json()["success"], false);
 }
 
 #[tokio::test]
@@ -272,25 +297,32 @@ impl Dice {
 #[tokio::test]
 async fn whenever_the_agent_is_killed_each_call_that_was_answered_is_called_back() {
     let place = Place::on("two-node").mounted();
-    let cycle = [Answer::Status(200), Answer::Status(500), Answer::Reset, Answer::Status(200)];
-    let controller = Controller::answering(cycle.iter().cycle().take(120).cloned().collect()).await;
+    let mut answers = vec![Answer::Status(200); 160];
+    for (number, answer) in answers.iter_mut().enumerate().skip(3).step_by(8) {
+        *answer = if number % 16 == 3 { Answer::Status(500) } else { Answer::Reset };
+    }
+    let controller = Controller::answering(answers).await;
     let (mut dice, mut answered) = (Dice(20_240_611), BTreeSet::new());
     for round in 0..30 {
         let agent = place.ready().await;
         let mut calls = tokio::task::JoinSet::new();
         for call in 0..9 {
-            let (number, pause) = (round * 9 + call, Duration::from_micros(dice.below(15_000)));
+            let (number, pause) = (round * 9 + call, Duration::from_micros(dice.below(5_000)));
             let (address, url) = (agent.address, controller.url.clone());
             calls.spawn(async move {
                 sleep(pause).await;
                 try_call(address, number, &url).await
             });
         }
-        sleep(Duration::from_micros(dice.below(25_000))).await;
+        // Some were answered, others are on their way, at work or not there yet.
+        for _ in 0..dice.below(9) {
+            answered.extend(calls.join_next().await.unwrap().unwrap().map(task));
+        }
+        sleep(Duration::from_micros(dice.below(40_000))).await;
         kill(agent).await;
         answered.extend(calls.join_all().await.into_iter().flatten().map(task));
     }
-    assert!(answered.len() > 30, "the dice killed too early: {}", answered.len());
+    assert!(answered.len() >= 60, "only {} were answered", answered.len());
     let mut last = place.ready().await;
     until("the outbox is empty", async || {
         fs::read_dir(place.state().join("outbox")).unwrap().next().is_none().then_some(())
@@ -303,6 +335,11 @@ async fn whenever_the_agent_is_killed_each_call_that_was_answered_is_called_back
     }
     let came: BTreeSet<String> =
         seen.iter().map(|call| call.header("taskuuid").unwrap().to_string()).collect();
+    eprintln!(
+        "{} seen, {} ended",
+        seen.len(),
+        seen.iter().filter(|s| s.body.contains("agent-ended")).count()
+    );
     let missing: Vec<&String> = answered.difference(&came).collect();
     assert!(missing.is_empty(), "of {} answered, never called back: {missing:?}", answered.len());
 }

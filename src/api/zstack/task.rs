@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::super::errors::{Problem, result_body};
 use super::super::journal::Call;
@@ -71,8 +72,8 @@ where
         }
         Way::Callback(task, url) => {
             // In a task of its own: a caller that goes away leaves nothing half taken in.
-            let begun = tokio::spawn(take_in(outbox, task, url, route, patience, work));
-            begun.await.unwrap_or_else(|_| Problem::of(broke()).into_result())
+            let begun = take_in(outbox, task, url, route, patience, work).in_current_span();
+            tokio::spawn(begun).await.unwrap_or_else(|_| Problem::of(broke()).into_result())
         }
     }
 }

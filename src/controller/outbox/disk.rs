@@ -28,6 +28,8 @@ use crate::store::{Durability, Store, StoreError};
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// … up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Files that are written together at most: each is held open until all are on the disk.
+const MOST: usize = 256;
 /// Removals that do not wait for a time without writes.
 const MANY: usize = 64;
 
@@ -38,6 +40,8 @@ pub(super) type Told = oneshot::Receiver<Result<(), Fault>>;
 #[derive(Debug)]
 struct Write {
     entry: Arc<Entry>,
+    /// Its place in the queue.
+    place: u64,
     tell: Option<oneshot::Sender<Result<(), Fault>>>,
 }
 
@@ -45,6 +49,8 @@ struct Write {
 #[derive(Debug, Default)]
 struct Wanted {
     writes: BTreeMap<TaskId, Write>,
+    /// The next place in the queue of the writes.
+    place: u64,
     removals: BTreeSet<TaskId>,
     /// What the disk did not take: a file to write, or (`None`) to remove.
     failed: BTreeMap<TaskId, Option<Arc<Entry>>>,
@@ -78,8 +84,7 @@ impl Disk {
     /// Wants a task's file to be written like this. A wish that another one replaces is not told of.
     pub(super) fn write(&self, entry: Entry) -> Told {
         let (tell, told) = oneshot::channel();
-        let write = Write { entry: Arc::new(entry), tell: Some(tell) };
-        self.wanted().write(write);
+        self.wanted().write(Arc::new(entry), Some(tell));
         self.wake.notify_one();
         told
     }
@@ -110,11 +115,12 @@ impl Disk {
 }
 
 impl Wanted {
-    fn write(&mut self, write: Write) {
-        let task = write.entry.task.clone();
+    fn write(&mut self, entry: Arc<Entry>, tell: Option<oneshot::Sender<Result<(), Fault>>>) {
+        let task = entry.task.clone();
         self.removals.remove(&task);
         self.failed.remove(&task);
-        self.writes.insert(task, write);
+        self.writes.insert(task, Write { entry, place: self.place, tell });
+        self.place += 1;
     }
 
     fn remove(&mut self, task: &TaskId) {
@@ -129,12 +135,15 @@ impl Wanted {
             self.retry = None;
             for (task, entry) in std::mem::take(&mut self.failed) {
                 match entry {
-                    Some(entry) => drop(self.writes.insert(task, Write { entry, tell: None })),
+                    Some(entry) => self.write(entry, None),
                     None => drop(self.removals.insert(task)),
                 }
             }
         }
-        let writes: Vec<Write> = std::mem::take(&mut self.writes).into_values().collect();
+        let mut writes: Vec<Write> = std::mem::take(&mut self.writes).into_values().collect();
+        writes.sort_by_key(|write| write.place);
+        let later = writes.split_off(writes.len().min(MOST));
+        self.writes = later.into_iter().map(|write| (write.entry.task.clone(), write)).collect();
         let removals = match writes.is_empty() || self.removals.len() >= MANY {
             true => std::mem::take(&mut self.removals).into_iter().collect(),
             false => Vec::new(),
@@ -209,8 +218,12 @@ pub(super) async fn run(disk: Disk, store: Store, tried: impl Fn(&[TaskId]), mut
         }
         let came = carry_out(&store, &batch, &mut beat).await;
         let failed = came.writes.iter().chain(&came.removals).find_map(|came| came.as_ref().err());
-        tell_of_trouble(&mut in_trouble, failed);
-        disk.wanted().note(&batch, &came, Instant::now());
+        let left = {
+            let mut wanted = disk.wanted();
+            wanted.note(&batch, &came, Instant::now());
+            !wanted.failed.is_empty()
+        };
+        tell_of_trouble(&mut in_trouble, failed, left);
         let mut tasks = Vec::with_capacity(batch.writes.len());
         for (write, came) in batch.writes.into_iter().zip(came.writes) {
             tasks.push(write.entry.task.clone());
@@ -223,8 +236,8 @@ pub(super) async fn run(disk: Disk, store: Store, tried: impl Fn(&[TaskId]), mut
     }
 }
 
-/// Said once when it begins and once when it ends.
-fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>) {
+/// Said once when it begins and once when it ends: when nothing is `left` to be tried again.
+fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>, left: bool) {
     match failed {
         Some(fault) if !*in_trouble => tracing::error!(
             code = %fault.code,
@@ -232,10 +245,10 @@ fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>) {
              memory and offered meanwhile: {}",
             fault.text
         ),
-        None if *in_trouble => tracing::info!("the outbox can be written again"),
+        None if *in_trouble && !left => tracing::info!("the outbox can be written again"),
         _ => {}
     }
-    *in_trouble = failed.is_some();
+    *in_trouble = failed.is_some() || left;
 }
 
 /// Carries out a batch beside the runtime; a disk that hangs is waited for, and does not end the beat.
@@ -342,6 +355,20 @@ mod tests {
         let came = Came { writes: vec![Ok(()); 2], removals: Vec::new() };
         disk.wanted().note(&batch, &came, now);
         assert_eq!(disk.wanted().take(now).removals, [entry(3).task]);
+    }
+
+    #[test]
+    fn more_than_fit_go_one_batch_after_the_other_and_who_came_first_goes_first() {
+        let disk = Disk::default();
+        let tasks: Vec<TaskId> = (0..600).rev().map(|n| entry(n).task).collect();
+        let _told: Vec<Told> = (0..600).rev().map(|n| disk.write(entry(n))).collect();
+        let mut gone = Vec::new();
+        for most in [256, 256, 88] {
+            let batch = disk.wanted().take(Instant::now());
+            assert_eq!(batch.writes.len(), most);
+            gone.extend(batch.writes.iter().map(|write| write.entry.task.clone()));
+        }
+        assert_eq!(gone, tasks);
     }
 
     #[test]

@@ -81,10 +81,10 @@ impl Entry {
     /// With an `error` for the header, which is for work that broke outside its own error handling, as
     /// this did: a controller that looks for `success` only in some answers would else take it for one.
     pub(super) fn break_off(&mut self) {
-        let call = self.route.as_deref().unwrap_or("unnamed");
+        let call = self.route.as_ref().map(|route| format!("{route}, ")).unwrap_or_default();
         let taken_in = String::from(self.taken_in);
         let text = format!(
-            "the agent was ended while it worked on this call ({call}, taken in {taken_in}): call again"
+            "the agent was ended while it worked on this call ({call}taken in {taken_in}): call again"
         );
         let body = json!({"success": false, "error": text, "code": "agent-ended"});
         self.end(body.to_string(), Some(text));

@@ -102,12 +102,7 @@ impl Outbox {
     /// When the folder cannot be read.
     pub fn open(offering: Offering, store: Store, beat: Beat) -> Result<Outbox, Fault> {
         let entries = entry::load(&store)?;
-        let outbox = Outbox {
-            book: Arc::new(Mutex::new(Book::new(offering))),
-            disk: Disk::default(),
-            news: Arc::default(),
-            settled: Arc::default(),
-        };
+        let outbox = Outbox::new(offering);
         if !entries.is_empty() {
             let broken_off = entries.iter().filter(|entry| !entry.has_result()).count();
             tracing::warn!(
@@ -122,6 +117,16 @@ impl Outbox {
         let (tried, disk) = (outbox.clone(), outbox.disk.clone());
         tokio::spawn(disk::run(disk, store, move |tasks| tried.written(tasks), beat));
         Ok(outbox)
+    }
+
+    /// An empty one, and nobody writes.
+    fn new(offering: Offering) -> Outbox {
+        Outbox {
+            book: Arc::new(Mutex::new(Book::new(offering))),
+            disk: Disk::default(),
+            news: Arc::default(),
+            settled: Arc::default(),
+        }
     }
 
     /// A task of the last run.

@@ -170,6 +170,25 @@ async fn a_result_that_cannot_be_written_is_offered_and_written_when_it_can() {
     assert_eq!(outbox.load(), (0, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_holds_up_nobody_for_longer_than_its_time() {
+    let outbox = Outbox::new(Offering::example());
+    let began = Instant::now();
+    match outbox.admit(&id(1), "http://c/x", None).await {
+        Admission::Unwritable(fault) => assert!(fault.text.contains("within 10s"), "{fault}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(began.elapsed(), WRITE_TIMEOUT);
+    assert!(outbox.load() == (0, 0) && outbox.disk.is_idle(), "the call was never there");
+    let entry = Some(Entry::new(id(2), "http://c/x".into(), None));
+    let work = Slot { outbox: outbox.clone(), entry };
+    let finished = tokio::spawn(work.finish("{}".into(), None));
+    assert!(timeout(WRITE_TIMEOUT / 2, outbox.news()).await.is_ok());
+    assert!(due(&outbox).is_empty());
+    finished.await.unwrap();
+    assert_eq!(due(&outbox).len(), 1, "the controller waits for it");
+}
+
 #[tokio::test]
 async fn work_that_goes_on_after_its_result_keeps_its_place() {
     let node = Node::new();
