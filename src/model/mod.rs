@@ -4,6 +4,7 @@
 //! types, and they use none of the others. What arrives from outside is turned into them at the
 //! edge (`api`, `cli`, `config`), which is where it is judged.
 
+pub mod ascii;
 pub mod cpu;
 pub mod deep;
 pub mod engine;

@@ -14,8 +14,9 @@ use tracing::Instrument;
 use super::super::errors::{Problem, result_body};
 use super::super::journal::Call;
 use super::super::{Phase, Shared, body};
-use super::wire::{ascii_json, patience};
+use super::wire::patience;
 use crate::controller::outbox::{Admission, Outbox, Slot};
+use crate::model::ascii::ascii_json;
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
 

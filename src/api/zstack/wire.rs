@@ -92,26 +92,6 @@ fn milliseconds(value: Option<Value>) -> Option<Duration> {
     Duration::try_from_secs_f64(ms / 1000.0).ok()
 }
 
-/// JSON with everything outside ASCII escaped, as the controller's callbacks want it.
-pub fn ascii_json(value: &Value) -> String {
-    let text = value.to_string();
-    if text.is_ascii() {
-        return text;
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if c.is_ascii() {
-            escaped.push(c);
-        } else {
-            let mut units = [0; 2];
-            for unit in c.encode_utf16(&mut units) {
-                escaped.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,12 +132,6 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<Body>(body).is_err(), "{body}");
         }
-    }
-
-    #[test]
-    fn callbacks_are_ascii() {
-        let json = ascii_json(&serde_json::json!({"error": "Größe 磁 😀"}));
-        assert_eq!(json, r#"{"error":"Gr\u00f6\u00dfe \u78c1 \ud83d\ude00"}"#);
     }
 
     #[test]
