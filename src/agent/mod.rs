@@ -5,8 +5,8 @@
 //! clone, and a loop that takes one order after the other: observe, plan, apply, publish. Policy is in
 //! `plan`; reading and changing the machine is in `observe` and `apply`; the loops only bring them
 //! together, keep the deadlines and feed the watchdog. `desired` has on the disk which targets are
-//! wanted, `start_up` brings those back that do not run, `events` tells what happens. `state` knows all
-//! that is kept on the disk, and makes one document of it.
+//! wanted, `start_up` brings those back that do not run, `events` tells what happens, `status` how the
+//! whole node stands. `state` knows all that is kept on the disk, and makes one document of it.
 
 pub mod admission;
 pub mod apply;
@@ -23,6 +23,7 @@ pub mod proof;
 pub mod pulse;
 pub mod standing;
 pub mod state;
+pub mod status;
 pub mod target;
 
 use crate::model::fault::Fault;

@@ -73,6 +73,11 @@ impl Pools {
         self.books.borrow().ledger.clone()
     }
 
+    /// The agent's share, now and from now on.
+    pub fn watch(&self) -> watch::Receiver<Published> {
+        self.books.clone()
+    }
+
     /// Whether the next boot will take again what the agent holds now.
     pub fn remembered(&self) -> bool {
         self.books.borrow().remembered

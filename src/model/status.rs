@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::target::{TargetHealth, TargetName, TargetState};
+use super::target::{Desired, TargetHealth, TargetName, TargetState};
+use super::units::NumaNode;
 
 /// Volumes of one target, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,4 +54,165 @@ pub struct TargetReport {
     /// Its volumes.
     #[serde(flatten)]
     pub volumes: VolumeTally,
+}
+
+/// One pool as the controller is told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolReport {
+    /// KiB of a page.
+    pub size_kib: u64,
+    /// On which NUMA node.
+    pub node: NumaNode,
+    /// All pages.
+    pub pages: u64,
+    /// Not handed out.
+    pub free_pages: u64,
+    /// Grown by the agent in this boot and not given back.
+    pub grown_pages: u64,
+}
+
+/// The node as the controller is told of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    /// The controller's name for this host; empty as long as no controller has connected.
+    pub host_uuid: String,
+    /// This boot.
+    pub boot_id: String,
+    /// The agent's version.
+    pub agent_version: String,
+    /// Larger with each change of anything but `at`, also over restarts of the agent.
+    pub generation: u64,
+    /// When this was told, in RFC 3339.
+    pub at: String,
+    /// The targets that are wanted or there, by name.
+    pub targets: Vec<TargetReport>,
+    /// The pools.
+    pub pools: Vec<PoolReport>,
+}
+
+/// What a target is told to be that is wanted and that nobody has looked at since.
+const NOT_LOOKED_AT: &str = "it is wanted, and was not looked at yet";
+
+/// The targets that are wanted or there. One that is wanted and was not looked at yet is starting: since
+/// `now`, or since it was told to be `before`.
+pub fn target_reports(
+    standings: &Standings,
+    desired: &Desired,
+    before: &[TargetReport],
+    now: &str,
+) -> Vec<TargetReport> {
+    let wanted = |name: &TargetName| desired.targets.contains_key(name);
+    let mut names: Vec<&TargetName> = standings.keys().chain(desired.targets.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let report = |name: &TargetName| {
+        let standing = standings.get(name);
+        let known = standing.and_then(|standing| standing.health.as_ref());
+        let (state, reason, since) = match known {
+            Some(known) if known.state != TargetState::Absent => {
+                (known.state, known.reason.clone(), known.since.clone())
+            }
+            _ if wanted(name) => {
+                let starting = |r: &&TargetReport| {
+                    r.name == *name && r.state == TargetState::Starting && r.reason == NOT_LOOKED_AT
+                };
+                let since = before.iter().find(starting).map_or(now, |report| &report.since);
+                (TargetState::Starting, NOT_LOOKED_AT.to_string(), since.to_string())
+            }
+            _ => return None,
+        };
+        let restarts = standing.map_or(0, |standing| standing.restarts);
+        let volumes = standing.map(|standing| standing.volumes).unwrap_or_default();
+        Some(TargetReport { name: name.clone(), state, reason, since, restarts, volumes })
+    };
+    names.into_iter().filter_map(report).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::target::TargetSpec;
+
+    fn desired(names: &[&str]) -> Desired {
+        let targets = names.iter().map(|name| TargetSpec::example(name));
+        Desired {
+            targets: targets.map(|spec| (spec.name.clone(), spec)).collect(),
+            ..Desired::default()
+        }
+    }
+
+    fn standing(name: &str, state: Option<TargetState>) -> (TargetName, Standing) {
+        let name: TargetName = name.parse().unwrap();
+        let health = state.map(|state| TargetHealth {
+            name: name.clone(),
+            state,
+            reason: "why".to_string(),
+            since: "then".to_string(),
+            version: None,
+            age_ms: Some(7),
+            pid: Some(7),
+        });
+        (name, Standing { health, restarts: 3, volumes: VolumeTally::default() })
+    }
+
+    fn told(reports: &[TargetReport]) -> Vec<(&str, TargetState, &str)> {
+        reports.iter().map(|r| (r.name.as_str(), r.state, r.since.as_str())).collect()
+    }
+
+    #[test]
+    fn what_is_wanted_or_there_is_told_and_what_is_neither_is_not() {
+        use TargetState::{Absent, Failed, Serving, Starting};
+        let standings = Standings::from([
+            standing("gone", Some(Absent)),
+            standing("anothers", Some(Serving)),
+            standing("dead", Some(Failed)),
+            standing("unlooked", None),
+            standing("forgotten", None),
+            standing("again", Some(Absent)),
+        ]);
+        let desired = desired(&["dead", "unlooked", "new", "again"]);
+        let reports = target_reports(&standings, &desired, &[], "now");
+        let expected = [
+            ("again", Starting, "now"),
+            ("anothers", Serving, "then"),
+            ("dead", Failed, "then"),
+            ("new", Starting, "now"),
+            ("unlooked", Starting, "now"),
+        ];
+        assert_eq!(told(&reports), expected);
+        assert_eq!(reports[2].restarts, 3);
+        let later = target_reports(&standings, &desired, &reports, "later");
+        assert_eq!(later, reports, "time alone changes nothing");
+    }
+
+    #[test]
+    fn a_report_is_written_as_it_is_documented() {
+        let report = NodeReport {
+            targets: target_reports(
+                &Standings::from([standing("a", Some(TargetState::Degraded))]),
+                &Desired::default(),
+                &[],
+                "now",
+            ),
+            pools: vec![PoolReport {
+                size_kib: 2048,
+                node: NumaNode(1),
+                pages: 3,
+                free_pages: 2,
+                grown_pages: 1,
+            }],
+            ..NodeReport::default()
+        };
+        let expected = serde_json::json!({
+            "hostUuid": "", "bootId": "", "agentVersion": "", "generation": 0, "at": "",
+            "targets": [{
+                "name": "a", "state": "degraded", "reason": "why", "since": "then", "restarts": 3,
+                "wanted": 0, "serving": 0, "degraded": 0, "stuck": 0, "disconnectedSessions": 0,
+            }],
+            "pools": [{"sizeKib": 2048, "node": 1, "pages": 3, "freePages": 2, "grownPages": 1}],
+        });
+        assert_eq!(serde_json::to_value(&report).unwrap(), expected);
+    }
 }

@@ -36,6 +36,14 @@ impl MemoryObserver {
         })
     }
 
+    /// The pools' counters alone, for who only tells of them.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn counters(&self) -> Result<PoolsSeen, Fault> {
+        Ok(PoolsSeen { pools: self.files.read_all()?, ..PoolsSeen::default() })
+    }
+
     /// All hugetlbfs mounts.
     ///
     /// # Errors

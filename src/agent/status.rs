@@ -1,0 +1,308 @@
+//! How the node stands, put together from everybody who knows a part of it, and published: for the
+//! controller, and for whoever asks the agent.
+//!
+//! ```text
+//! standings, wanted targets, identity, pools ──▶ one task ──▶ NodeReport, each change a new generation
+//! ```
+//! What a target's state turns into is told with the pools as they were last looked at, for nobody who
+//! hears of its death is to wait for counters.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::memory::Published;
+use super::observe::blocking;
+use super::observe::memory::MemoryObserver;
+use super::pulse::Beat;
+use crate::model::fault::Fault;
+use crate::model::identity::Identity;
+use crate::model::pools::{Ledger, Pool};
+use crate::model::status::{NodeReport, PoolReport, Standings, target_reports};
+use crate::model::target::Desired;
+
+/// Between two looks at the pools: others take pages and give them back without a word.
+const POOLS_PAUSE: Duration = Duration::from_secs(10);
+
+/// Who knows a part of it.
+#[derive(Debug)]
+pub struct Sources {
+    /// How targets stand.
+    pub standings: watch::Receiver<Standings>,
+    /// Which are wanted.
+    pub desired: watch::Receiver<Desired>,
+    /// Which pages are the agent's.
+    pub books: watch::Receiver<Published>,
+    /// Who this host is to the controller.
+    pub identity: watch::Receiver<Identity>,
+    /// Looks at the pools.
+    pub memory: MemoryObserver,
+}
+
+/// The newest report, now and from now on.
+pub type Reports = watch::Receiver<Arc<NodeReport>>;
+
+type Look = Pin<Box<dyn Future<Output = Result<Vec<PoolReport>, Fault>> + Send>>;
+
+struct Status {
+    sources: Sources,
+    pools: Vec<PoolReport>,
+    look: Option<Look>,
+    /// Whether the books have changed since that look was begun.
+    look_again: bool,
+    /// Whether the last one failed, which is said once.
+    blind: bool,
+    told: watch::Sender<Arc<NodeReport>>,
+}
+
+/// Starts the task. Blocks for some counters.
+///
+/// # Errors
+/// When the boot's id cannot be read.
+pub fn start(sources: Sources, beat: Beat) -> Result<Reports, Fault> {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let first = NodeReport {
+        boot_id: sources.memory.boot_id()?,
+        agent_version: env!("CARGO_PKG_VERSION").to_string(),
+        // No run of the agent changes so often that the next one would begin below it.
+        generation: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
+        at: now(),
+        ..NodeReport::default()
+    };
+    let ledger = sources.books.borrow().ledger.clone();
+    let looked = pool_reports(&sources.memory, ledger);
+    let told = watch::Sender::new(Arc::new(first));
+    let mut status =
+        Status { sources, pools: Vec::new(), look: None, look_again: false, blind: false, told };
+    status.looked(looked);
+    status.publish();
+    let reports = status.told.subscribe();
+    let mut ticks = interval(POOLS_PAUSE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::spawn(status.run(ticks, beat));
+    Ok(reports)
+}
+
+impl Status {
+    async fn run(mut self, mut ticks: Interval, mut beat: Beat) {
+        loop {
+            tokio::select! {
+                // Each is cancel-safe: news that were not heard stay news, a tick and a beat stay due, and
+                // the look is kept.
+                () = change(&mut self.sources.standings) => {}
+                () = change(&mut self.sources.desired) => {}
+                () = change(&mut self.sources.identity) => {}
+                () = change(&mut self.sources.books) => self.look_now(),
+                _ = ticks.tick() => self.look_now(),
+                Some(pools) = next_look(&mut self.look) => self.looked(pools),
+                () = beat.due() => continue,
+            }
+            self.publish();
+        }
+    }
+
+    fn look_now(&mut self) {
+        if self.look.is_some() {
+            self.look_again = true;
+            return;
+        }
+        let (memory, books) = (self.sources.memory.clone(), self.sources.books.clone());
+        self.look = Some(Box::pin(async move {
+            let ledger = books.borrow().ledger.clone();
+            blocking(move || pool_reports(&memory, ledger)).await?
+        }));
+    }
+
+    fn looked(&mut self, pools: Result<Vec<PoolReport>, Fault>) {
+        self.look = None;
+        match pools {
+            Ok(pools) => (self.pools, self.blind) = (pools, false),
+            Err(fault) if !self.blind => {
+                self.blind = true;
+                tracing::warn!(
+                    code = %fault.code,
+                    "the pools are reported as they were seen last: {}", fault.text
+                );
+            }
+            Err(_) => {}
+        }
+        if std::mem::take(&mut self.look_again) {
+            self.look_now();
+        }
+    }
+
+    /// Tells how the node stands, when that is another way than was told last.
+    fn publish(&self) {
+        let now = now();
+        self.told.send_if_modified(|newest| {
+            let standings = self.sources.standings.borrow();
+            let desired = self.sources.desired.borrow();
+            let next = NodeReport {
+                host_uuid: self.sources.identity.borrow().host_uuid.clone(),
+                targets: target_reports(&standings, &desired, &newest.targets, &now),
+                pools: self.pools.clone(),
+                ..(**newest).clone()
+            };
+            let changed = next != **newest;
+            if changed {
+                let generation = newest.generation + 1;
+                *newest = Arc::new(NodeReport { generation, at: now.clone(), ..next });
+            }
+            changed
+        });
+    }
+}
+
+/// Returns with the next change; never where there will be none, for who would tell has ended.
+async fn change<T>(source: &mut watch::Receiver<T>) {
+    if source.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn next_look(look: &mut Option<Look>) -> Option<Result<Vec<PoolReport>, Fault>> {
+    match look {
+        Some(look) => Some(look.await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The pools as they are now. Blocks.
+fn pool_reports(memory: &MemoryObserver, mut ledger: Ledger) -> Result<Vec<PoolReport>, Fault> {
+    let seen = memory.counters()?;
+    // Others may have changed the pools since the agent last did.
+    ledger.settle(&seen);
+    let report = |pool: &Pool| PoolReport {
+        size_kib: pool.key.size.kib(),
+        node: pool.key.node,
+        pages: pool.total,
+        free_pages: pool.free,
+        grown_pages: ledger.grown(pool.key),
+    };
+    Ok(seen.pools.iter().map(report).collect())
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::super::pulse::Pulse;
+    use super::super::standing::Stands;
+    use super::*;
+    use crate::host::Root;
+    use crate::model::target::{TargetHealth, TargetSpec, TargetState};
+
+    struct Played {
+        root: tempfile::TempDir,
+        stands: Stands,
+        desired: watch::Sender<Desired>,
+        books: watch::Sender<Published>,
+        identity: watch::Sender<Identity>,
+        reports: Reports,
+    }
+
+    const POOL: &str = "sys/devices/system/node/node0/hugepages/hugepages-2048kB";
+
+    impl Played {
+        fn start() -> Played {
+            let root = tempfile::tempdir().unwrap();
+            for (path, text) in [
+                ("proc/sys/kernel/random/boot_id", "the-boot\n"),
+                ("proc/meminfo", "MemTotal: 1 kB\nMemAvailable: 1 kB\n"),
+                (&format!("{POOL}/nr_hugepages"), "8\n"),
+                (&format!("{POOL}/free_hugepages"), "5\n"),
+                (&format!("{POOL}/surplus_hugepages"), "0\n"),
+            ] {
+                let path = root.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+            let (desired, identity) = (watch::Sender::default(), watch::Sender::default());
+            let ledger = Ledger::new("the-boot");
+            let books = watch::Sender::new(Published { ledger, remembered: true });
+            let stands = Stands::default();
+            let sources = Sources {
+                standings: stands.watch(),
+                desired: desired.subscribe(),
+                books: books.subscribe(),
+                identity: identity.subscribe(),
+                memory: MemoryObserver::new(&Root::new(root.path())).unwrap(),
+            };
+            let reports = start(sources, Pulse::default().register()).unwrap();
+            Played { root, stands, desired, books, identity, reports }
+        }
+
+        async fn next(&mut self) -> Arc<NodeReport> {
+            let changed = tokio::time::timeout(Duration::from_secs(20), self.reports.changed());
+            changed.await.expect("a new generation").unwrap();
+            self.reports.borrow_and_update().clone()
+        }
+    }
+
+    fn health(state: TargetState, age_ms: u64) -> TargetHealth {
+        TargetHealth {
+            name: "a".parse().unwrap(),
+            state,
+            reason: "why".to_string(),
+            since: "then".to_string(),
+            version: None,
+            age_ms: Some(age_ms),
+            pid: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn each_change_is_a_new_generation_and_a_new_age_is_none() {
+        let mut played = Played::start();
+        let first = played.reports.borrow_and_update().clone();
+        assert_eq!((first.boot_id.as_str(), first.host_uuid.as_str()), ("the-boot", ""));
+        assert_eq!((first.pools[0].pages, first.pools[0].free_pages), (8, 5));
+        let mut generation = first.generation;
+        let mut newer = |report: &NodeReport| {
+            assert_eq!(report.generation, generation + 1);
+            generation = report.generation;
+        };
+        let spec = TargetSpec::example("a");
+        played.desired.send_modify(|d| drop(d.targets.insert(spec.name.clone(), spec)));
+        let report = played.next().await;
+        assert_eq!(report.targets[0].state, TargetState::Starting);
+        newer(&report);
+        played.stands.health(&health(TargetState::Serving, 1));
+        let report = played.next().await;
+        assert_eq!(report.targets[0].state, TargetState::Serving);
+        newer(&report);
+        // An age, and what is known already, change nothing; so the next generation is the identity's.
+        played.stands.health(&health(TargetState::Serving, 2));
+        played.desired.send_modify(|_| {});
+        tokio::task::yield_now().await;
+        played.identity.send_modify(|identity| identity.host_uuid = "5f0c".to_string());
+        let report = played.next().await;
+        assert_eq!(report.host_uuid, "5f0c");
+        newer(&report);
+    }
+
+    #[tokio::test]
+    async fn pools_are_looked_at_again_when_the_books_change() {
+        let mut played = Played::start();
+        played.reports.borrow_and_update();
+        let counter = |name: &str| played.root.path().join(POOL).join(name);
+        std::fs::write(counter("nr_hugepages"), "9\n").unwrap();
+        played.books.send_modify(|_| {});
+        assert_eq!(played.next().await.pools[0].pages, 9);
+    }
+
+    #[tokio::test]
+    async fn a_target_that_is_neither_wanted_nor_there_drops_out() {
+        let mut played = Played::start();
+        played.stands.health(&health(TargetState::Failed, 1));
+        assert_eq!(played.next().await.targets.len(), 1);
+        played.stands.health(&health(TargetState::Absent, 1));
+        assert!(played.next().await.targets.is_empty());
+    }
+}
