@@ -36,6 +36,7 @@ use crate::agent::progress::ProgressSink;
 use crate::agent::proof::ProvesIo;
 use crate::agent::pulse::Pulse;
 use crate::agent::standing::Stands;
+use crate::agent::status::{self, Reports};
 use crate::agent::target::{LooksAfterNode, Parts, Targets, TellsHealth};
 use crate::api::zstack::host::AsksVersions;
 use crate::api::{self, Api, Defaults, Phase};
@@ -44,6 +45,7 @@ use crate::controller::client::Client;
 use crate::controller::deliver;
 use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
+use crate::controller::report::{self, Pace, Reporting};
 use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
 use crate::health::probe::{EngineDaemon, Probe};
@@ -85,6 +87,7 @@ pub struct Core {
     pub store: Store,
     root: Root,
     processes: Processes,
+    memory: MemoryObserver,
     watchers: Arc<Watchers<DockerClient>>,
 }
 
@@ -136,7 +139,8 @@ impl Core {
         let targets =
             start_targets(settings, &root, &docker, know, Arc::new(after), &progress, pulse);
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
-        let node = Node::start(NodeObserver::new(&root, memory), pools.clone(), observer, socket);
+        let node =
+            Node::start(NodeObserver::new(&root, memory.clone()), pools.clone(), observer, socket);
         let proof = Arc::new(Proofs(DeepProbe::new(&root, settings.health.deep_timeout.0)));
         Ok(Core {
             prepare,
@@ -152,8 +156,21 @@ impl Core {
             store,
             root,
             processes,
+            memory,
             watchers,
         })
+    }
+
+    /// Tells how the node stands, from now on.
+    fn report(&self, identities: &Identities, pulse: &Pulse) -> Result<Reports> {
+        let sources = status::Sources {
+            standings: self.stands.watch(),
+            desired: self.desired.watch(),
+            books: self.pools.watch(),
+            identity: identities.watch(),
+            memory: self.memory.clone(),
+        };
+        Ok(status::start(sources, pulse.register())?)
     }
 
     /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.
@@ -399,7 +416,11 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     core.watch_targets(&settings);
     let (phase, watch_phase) = watch::channel(Phase::Starting);
     let outbox = start_outbox(&settings, core.store.clone(), &pulse)?;
-    let router = api::router(doors(&settings, &core, outbox.clone(), watch_phase)?);
+    let identities = Identities::open(core.store.clone())?;
+    let reports = core.report(&identities, &pulse)?;
+    start_reporting(&settings, reports.clone(), &identities, &pulse);
+    let told = (Arc::new(identities), reports);
+    let router = api::router(doors(&settings, &core, outbox.clone(), told, watch_phase));
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
     let limits = listener_limits(&settings);
     let deadline = run_until_stopped(listener, router, limits, &core, phase, stop).await;
@@ -426,10 +447,11 @@ fn doors(
     settings: &Settings,
     core: &Core,
     outbox: Outbox,
+    (identities, reports): (Arc<Identities>, Reports),
     phase: watch::Receiver<Phase>,
-) -> Result<Api> {
+) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
-    Ok(Api {
+    Api {
         prepare: core.prepare.clone(),
         pools: core.pools.clone(),
         node: core.node.clone(),
@@ -441,7 +463,8 @@ fn doors(
         target_defaults: settings.target_defaults(),
         progress: core.progress.clone(),
         outbox,
-        identities: Arc::new(Identities::open(core.store.clone())?),
+        identities,
+        reports,
         hypervisor: Box::new(Versions(hypervisor)),
         defaults: defaults(settings),
         body: api::body::Limits {
@@ -449,7 +472,7 @@ fn doors(
             within: settings.http.body_timeout.0,
         },
         phase,
-    })
+    }
 }
 
 fn listener_limits(settings: &Settings) -> api::serve::Limits {
@@ -542,6 +565,27 @@ fn start_outbox(settings: &Settings, store: Store, pulse: &Pulse) -> Result<Outb
     let (timeout, parallel) = (callbacks.attempt_timeout.0, callbacks.parallel);
     tokio::spawn(deliver::run(outbox.clone(), client, timeout, parallel, pulse.register()));
     Ok(outbox)
+}
+
+/// Tells the controller how the node stands, unless that is switched off.
+fn start_reporting(settings: &Settings, reports: Reports, identities: &Identities, pulse: &Pulse) {
+    let settings = &settings.report;
+    if !settings.enabled {
+        return;
+    }
+    let reporting = Reporting {
+        url: Some(settings.url.clone()).filter(|url| !url.is_empty()),
+        command_path: settings.command_path.clone(),
+        timeout: settings.timeout.0,
+        pace: Pace {
+            interval: settings.interval.0,
+            first_delay: settings.first_delay.0,
+            max_delay: settings.max_delay.0,
+            unknown_delay: settings.unknown_delay.0,
+        },
+    };
+    let client = Client::default();
+    tokio::spawn(report::run(reporting, client, reports, identities.watch(), pulse.register()));
 }
 
 /// Lets tasks at work end and their results go out until the deadline.

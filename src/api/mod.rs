@@ -26,6 +26,7 @@ use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
 use crate::agent::proof::ProvesIo;
+use crate::agent::status::Reports;
 use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
@@ -70,6 +71,8 @@ pub struct Api {
     pub outbox: Outbox,
     /// Who this host is to the controller.
     pub identities: Arc<Identities>,
+    /// How the node stands, as the controller is told.
+    pub reports: Reports,
     /// Which libvirt and QEMU are installed.
     pub hypervisor: Box<dyn zstack::host::AsksVersions>,
     /// What a call means that does not say.
@@ -136,6 +139,7 @@ pub fn router(api: Api) -> NormalizePath<Router> {
         .route("/host/echo", post(zstack::host::echo))
         // The native routes.
         .route("/v1/node", get(v1::node::get))
+        .route("/v1/status", get(v1::status::get))
         .route("/v1/prepare", post(v1::prepare::post))
         .route("/v1/reclaim", post(v1::pools::reclaim))
         .route("/v1/restore", post(v1::pools::restore))

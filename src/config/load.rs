@@ -284,6 +284,12 @@ mod tests {
                 "[target]\nimage_url = \"vhost.tar\"\n",
                 "target.image_url: 'vhost.tar' is no address",
             ),
+            (
+                "[report]\nurl = \"controller:8080\"\n",
+                "report.url: 'controller:8080' is no address",
+            ),
+            ("[report]\ncommand_path = \"a b\"\n", "report.command_path: 'a b' is no plain path"),
+            ("[report]\ninterval = \"0s\"\n", "report.interval: 0ns is not between"),
             ("[target]\nimage_sha256 = \"ab\"\n", "target.image_sha256: "),
             ("[target]\nimage_max_mib = 0\n", "target.image_max_mib: 0 is not between"),
             ("[mount]\npath = \"huge\"\n", "mount.path: 'huge' is not a plain absolute path"),

@@ -8,12 +8,14 @@
 
 mod load;
 mod registry;
+mod report;
 mod settings;
 mod target;
 mod volume;
 
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
 pub use registry::{Masked, Registries, Registry};
+pub use report::Report;
 pub use settings::{Callbacks, Engine, Http, Log, LogFormat, Mode, Mount, Pools, Settings, Span};
 pub use target::{Health, Target};
 pub use volume::{Heal, Volume};

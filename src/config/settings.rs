@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::registry::{self, Registries};
+use super::report::Report;
 use super::target::{Health, Target};
 use super::volume::{Heal, Volume};
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
@@ -33,6 +34,8 @@ pub struct Settings {
     pub http: Http,
     /// Results that are called back.
     pub callbacks: Callbacks,
+    /// What the controller is told unasked.
+    pub report: Report,
     /// Hugepage pools.
     pub pools: Pools,
     /// The hugetlbfs mount.
@@ -195,6 +198,7 @@ impl Default for Settings {
             log: Log::default(),
             http: Http::default(),
             callbacks: Callbacks::default(),
+            report: Report::default(),
             pools: Pools::default(),
             mount: Mount::default(),
             engine: Engine::default(),
@@ -456,6 +460,11 @@ impl Settings {
             ("callbacks.first_delay", callbacks.first_delay),
             ("callbacks.max_delay", callbacks.max_delay),
             ("callbacks.attempt_timeout", callbacks.attempt_timeout),
+            ("report.interval", self.report.interval),
+            ("report.timeout", self.report.timeout),
+            ("report.first_delay", self.report.first_delay),
+            ("report.max_delay", self.report.max_delay),
+            ("report.unknown_delay", self.report.unknown_delay),
             ("pools.write_timeout", self.pools.write_timeout),
             ("engine.ping_timeout", self.engine.ping_timeout),
             ("engine.ready_timeout", self.engine.ready_timeout),
@@ -496,7 +505,7 @@ impl Settings {
         });
         let whole = count.or(span).or(path).or(percent).or(floor);
         let whole = whole
-            .or_else(|| self.log.problem())
+            .or_else(|| self.log.problem().or_else(|| self.report.problem()))
             .or_else(|| self.target.problem().or_else(|| self.health.problem()))
             .or_else(|| self.volume.problem().or_else(|| self.heal.problem()));
         whole.or_else(|| registry::problem(&self.registry))

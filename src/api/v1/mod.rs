@@ -4,5 +4,6 @@ pub mod events;
 pub mod node;
 pub mod pools;
 pub mod prepare;
+pub mod status;
 pub mod targets;
 pub mod volumes;

@@ -1,0 +1,195 @@
+//! When the controller is told next. Pure: times come in, a time comes out.
+//!
+//! ```text
+//!            taken                         a new state: at once; else the heartbeat
+//! untried ─┬───────▶ heard ──────────────▶
+//!          │ failed
+//!          ├───────▶ failing ────────────▶ a new state: after a breath; else with growing pauses
+//!          │ 404
+//!          └───────▶ unknown to it ──────▶ rarely, new states or not
+//! ```
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Between an attempt that failed and one with a newer state.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// How often is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// The heartbeat, when nothing changes.
+    pub interval: Duration,
+    /// Before the second attempt; doubled with each one after.
+    pub first_delay: Duration,
+    /// The longest time between two attempts.
+    pub max_delay: Duration,
+    /// Between two attempts at a controller that does not know the command path.
+    pub unknown_delay: Duration,
+}
+
+/// What became of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The controller has it.
+    Taken,
+    /// The controller knows no such command path.
+    Unknown,
+    /// It has it not; the text says why.
+    Failed(String),
+}
+
+/// How the last attempt went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Went {
+    /// There was none.
+    Untried,
+    /// It was taken.
+    Heard,
+    /// So many in a row have failed.
+    Failing(u32),
+    /// The controller knows no such command path.
+    Unknown,
+}
+
+/// The course of reporting to one address.
+#[derive(Debug)]
+pub(super) struct Course {
+    pace: Pace,
+    went: Went,
+    /// The generation that was sent last.
+    sent: u64,
+    /// When that attempt ended.
+    ended: Instant,
+    /// When the next one is due without a new state.
+    next: Instant,
+    jitter: RandomState,
+    throws: u64,
+}
+
+impl Course {
+    /// One at whose beginning an attempt is due.
+    pub(super) fn new(pace: Pace, now: Instant) -> Course {
+        let jitter = RandomState::new();
+        Course { pace, went: Went::Untried, sent: 0, ended: now, next: now, jitter, throws: 0 }
+    }
+
+    /// The controller has connected: it may take what it did not take, and have forgotten what it took.
+    pub(super) fn begins_anew(&mut self, now: Instant) {
+        self.next = now;
+    }
+
+    /// When that generation is to be sent.
+    pub(super) fn due(&self, generation: u64) -> Instant {
+        let at_once = match self.went {
+            Went::Heard => self.ended,
+            Went::Failing(_) => self.ended + BREATH,
+            Went::Untried | Went::Unknown => self.next,
+        };
+        match generation == self.sent {
+            true => self.next,
+            false => self.next.min(at_once),
+        }
+    }
+
+    /// An attempt that hung was given up for a newer state, which is sent at once.
+    pub(super) fn overtaken(&mut self, now: Instant) {
+        self.next = now;
+    }
+
+    /// Notes what became of an attempt; returns how the one before it went.
+    pub(super) fn settle(&mut self, verdict: &Verdict, generation: u64, now: Instant) -> Went {
+        let before = self.went;
+        let (went, pause) = match verdict {
+            Verdict::Taken => {
+                // A tenth more or less: nodes that began together do not stay together.
+                (Went::Heard, self.pace.interval.mul_f64(0.9 + 0.2 * self.throw()))
+            }
+            Verdict::Unknown => (Went::Unknown, self.pace.unknown_delay),
+            Verdict::Failed(_) => {
+                let times = match before {
+                    Went::Failing(times) => times.saturating_add(1),
+                    _ => 1,
+                };
+                let doubled = self.pace.first_delay.saturating_mul(1 << (times - 1).min(20));
+                let pause = doubled.min(self.pace.max_delay);
+                (Went::Failing(times), pause.mul_f64(1.0 - 0.2 * self.throw()))
+            }
+        };
+        (self.went, self.sent, self.ended, self.next) = (went, generation, now, now + pause);
+        before
+    }
+
+    /// From 0 to 1.
+    fn throw(&mut self) -> f64 {
+        self.throws += 1;
+        let dice = self.jitter.hash_one(self.throws) % 1001;
+        f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Pace = Pace {
+        interval: Duration::from_secs(60),
+        first_delay: Duration::from_secs(1),
+        max_delay: Duration::from_secs(60),
+        unknown_delay: Duration::from_secs(600),
+    };
+
+    fn failed() -> Verdict {
+        Verdict::Failed("why".to_string())
+    }
+
+    fn seconds(due: Instant, now: Instant) -> f64 {
+        due.saturating_duration_since(now).as_secs_f64()
+    }
+
+    #[test]
+    fn a_new_state_is_due_at_once_and_the_same_one_with_the_heartbeat() {
+        let now = Instant::now();
+        let mut course = Course::new(PACE, now);
+        assert_eq!(course.due(7), now);
+        assert_eq!(course.settle(&Verdict::Taken, 7, now), Went::Untried);
+        assert_eq!(course.due(8), now);
+        let mut beats = Vec::new();
+        for _ in 0..100 {
+            course.settle(&Verdict::Taken, 7, now);
+            beats.push(seconds(course.due(7), now));
+        }
+        assert!(beats.iter().all(|beat| (54.0..=66.0).contains(beat)), "{beats:?}");
+        assert!(beats.iter().any(|beat| *beat != beats[0]), "{beats:?}");
+    }
+
+    #[test]
+    fn pauses_grow_while_it_fails_and_a_new_state_takes_a_breath_only() {
+        let now = Instant::now();
+        let mut course = Course::new(PACE, now);
+        for most in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0] {
+            course.settle(&failed(), 7, now);
+            let pause = seconds(course.due(7), now);
+            assert!(pause >= most * 0.8 && pause <= most, "{pause} of {most}");
+            assert_eq!(course.due(8), now + BREATH);
+        }
+        assert_eq!(course.settle(&Verdict::Taken, 8, now), Went::Failing(8));
+        course.settle(&failed(), 9, now);
+        assert!(seconds(course.due(9), now) <= 1.0, "it begins anew");
+    }
+
+    #[test]
+    fn who_does_not_know_the_path_is_asked_rarely_until_it_connects_again() {
+        let now = Instant::now();
+        let mut course = Course::new(PACE, now);
+        course.settle(&Verdict::Unknown, 7, now);
+        assert_eq!(
+            (course.due(7), course.due(8)),
+            (now + PACE.unknown_delay, now + PACE.unknown_delay)
+        );
+        course.begins_anew(now);
+        assert_eq!((course.due(7), course.due(8)), (now, now));
+    }
+}

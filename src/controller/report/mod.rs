@@ -1,0 +1,232 @@
+//! Tells the controller how the node stands: each change at once, and a heartbeat.
+//!
+//! ```text
+//! agent::status ──newest report──▶ run: is it due? (course) ──one post at a time──▶ sendCommandUrl
+//! /host/connect ──identity──────▶        └──◀── taken, failed, unknown ──┘
+//! ```
+//! Nothing is queued: when an attempt has ended, the newest report is the next one. A newer one waits for
+//! an attempt that hangs no longer than [`PATIENCE`]; but the attempt after that gets all its time, or a
+//! slow controller would never be seen to take anything.
+
+mod course;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hyper::StatusCode;
+use hyper::header::{HeaderName, HeaderValue};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+pub use self::course::Pace;
+use self::course::{Course, Verdict, Went};
+use super::client::Client;
+use crate::agent::pulse::Beat;
+use crate::model::ascii::ascii_json;
+use crate::model::fault::chain;
+use crate::model::identity::Identity;
+use crate::model::status::NodeReport;
+
+/// How long a newer report waits for an attempt that hangs.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How it is reported.
+#[derive(Debug, Clone)]
+pub struct Reporting {
+    /// Where to; where the controller said, when it is not set.
+    pub url: Option<String>,
+    /// The command path of the reports.
+    pub command_path: String,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// How often is tried.
+    pub pace: Pace,
+}
+
+/// Reports for ever, and beats for the watchdog.
+pub async fn run(
+    reporting: Reporting,
+    client: Client,
+    reports: watch::Receiver<Arc<NodeReport>>,
+    identity: watch::Receiver<Identity>,
+    beat: Beat,
+) {
+    let client = Arc::new(client);
+    let (within, path) = (reporting.timeout, reporting.command_path);
+    let attempt = move |url, report| {
+        let (client, path) = (client.clone(), path.clone());
+        async move { post(&client, &path, url, report, within).await }
+    };
+    Reporter { url: reporting.url, pace: reporting.pace, reports, identity, beat, attempt }
+        .run()
+        .await;
+}
+
+struct Reporter<A> {
+    url: Option<String>,
+    pace: Pace,
+    reports: watch::Receiver<Arc<NodeReport>>,
+    identity: watch::Receiver<Identity>,
+    beat: Beat,
+    /// Posts a report to an address.
+    attempt: A,
+}
+
+/// How an attempt ended.
+enum Ended {
+    By(Verdict),
+    /// It hung, and there is a newer report.
+    Overtaken,
+    /// A controller has connected: it is told anew.
+    Connected,
+}
+
+impl<A, F> Reporter<A>
+where
+    A: Fn(String, Arc<NodeReport>) -> F,
+    F: Future<Output = Verdict>,
+{
+    async fn run(mut self) {
+        let mut known: Option<(String, Course)> = None;
+        let mut may_be_overtaken = true;
+        loop {
+            let (url, connected) = self.address();
+            let Some(url) = url else {
+                known = None;
+                self.wait(None).await;
+                continue;
+            };
+            let now = Instant::now();
+            let same = known.take().filter(|(before, _)| *before == url);
+            let (url, course) =
+                known.insert(same.unwrap_or_else(|| (url.clone(), Course::new(self.pace, now))));
+            if connected {
+                course.begins_anew(now);
+            }
+            let report = self.reports.borrow_and_update().clone();
+            let due = course.due(report.generation);
+            if now < due {
+                if self.wait(Some(due)).await {
+                    course.begins_anew(Instant::now());
+                }
+                continue;
+            }
+            let generation = report.generation;
+            match self.send(url.clone(), report, may_be_overtaken).await {
+                Ended::By(verdict) => {
+                    let before = course.settle(&verdict, generation, Instant::now());
+                    note(url, before, &verdict);
+                    may_be_overtaken = true;
+                }
+                Ended::Overtaken => {
+                    tracing::debug!(url = %url, "the controller is slow; it is told the newer state");
+                    course.overtaken(Instant::now());
+                    may_be_overtaken = false;
+                }
+                Ended::Connected => course.begins_anew(Instant::now()),
+            }
+        }
+    }
+
+    /// Where to, when that is known, and whether a controller has connected that was not heard of yet.
+    fn address(&mut self) -> (Option<String>, bool) {
+        let identity = self.identity.borrow_and_update();
+        let url = self.url.as_ref().unwrap_or(&identity.send_command_url);
+        (Some(url.clone()).filter(|url| !url.is_empty()), identity.has_changed())
+    }
+
+    /// Waits until something may have become due; returns whether a controller has connected.
+    async fn wait(&mut self, due: Option<Instant>) -> bool {
+        tokio::select! {
+            // All are cancel-safe: news that were not heard stay news, the clock and the beat too.
+            () = news(&mut self.identity) => true,
+            () = news(&mut self.reports) => false,
+            () = at(due) => false,
+            () = self.beat.due() => false,
+        }
+    }
+
+    /// Makes one attempt. It is dropped, and its connection with it, when something newer is due.
+    async fn send(
+        &mut self,
+        url: String,
+        report: Arc<NodeReport>,
+        may_be_overtaken: bool,
+    ) -> Ended {
+        let patient_until = may_be_overtaken.then(|| Instant::now() + PATIENCE);
+        let attempt = (self.attempt)(url, report);
+        let overtaken = async {
+            news(&mut self.reports).await;
+            at(patient_until).await;
+        };
+        tokio::pin!(attempt, overtaken);
+        loop {
+            tokio::select! {
+                // The first two are pinned and go on when another comes first; the others are cancel-safe.
+                verdict = &mut attempt => return Ended::By(verdict),
+                () = &mut overtaken => return Ended::Overtaken,
+                () = news(&mut self.identity) => return Ended::Connected,
+                () = self.beat.due() => {}
+            }
+        }
+    }
+}
+
+/// Returns with the next change; never where there will be none, for who would tell has ended.
+async fn news<T>(source: &mut watch::Receiver<T>) {
+    if source.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says what became of an attempt, when that is another thing than before.
+fn note(url: &str, before: Went, verdict: &Verdict) {
+    match verdict {
+        Verdict::Taken if before != Went::Heard => {
+            tracing::info!(url, "the controller takes the node's status");
+        }
+        Verdict::Unknown if before != Went::Unknown => tracing::info!(
+            url,
+            "the controller does not know the node's status (report.command_path); it is offered again \
+             each report.unknown_delay, and when it connects"
+        ),
+        Verdict::Failed(why) if !matches!(before, Went::Failing(_)) => tracing::warn!(
+            url,
+            why,
+            "the node's status cannot be reported to the controller; it is tried again with growing pauses"
+        ),
+        Verdict::Failed(why) => tracing::debug!(url, why, "the node's status was not taken"),
+        _ => {}
+    }
+}
+
+async fn post(
+    client: &Client,
+    path: &str,
+    url: String,
+    report: Arc<NodeReport>,
+    within: Duration,
+) -> Verdict {
+    let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let report = serde_json::to_value(NodeReport { at, ..(*report).clone() }).unwrap_or_default();
+    let path = HeaderValue::from_str(path).ok();
+    let headers = path.map(|path| (HeaderName::from_static("commandpath"), path));
+    let headers: Vec<_> = headers.into_iter().collect();
+    match client.post(&url, &headers, &ascii_json(&report), within).await {
+        Ok(status) if status.is_success() => Verdict::Taken,
+        Ok(StatusCode::NOT_FOUND) => Verdict::Unknown,
+        Ok(status) => Verdict::Failed(format!("answered {status}")),
+        Err(e) => Verdict::Failed(chain(&e)),
+    }
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;
