@@ -14,6 +14,7 @@ use crate::model::node::NodeStatus;
 use crate::model::prepare::{
     Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport,
 };
+use crate::model::status::TargetReport;
 use crate::model::target::TargetHealth;
 use crate::model::volume::{Backing, VolumeView};
 
@@ -258,7 +259,22 @@ pub(super) fn print_reclaim(report: &ReclaimReport, output: Output) -> Result<()
     print(&text)
 }
 
-pub(super) fn print_node(status: &NodeStatus, served: bool, output: Output) -> Result<()> {
+fn target_table(targets: &[TargetReport]) -> Table {
+    let mut rows = table(&["TARGET", "STATE", "SINCE", "VOLUMES", "REASON"]);
+    for target in targets {
+        let volumes = format!("{}/{}", target.volumes.serving, target.volumes.wanted);
+        let (name, state) = (target.name.to_string(), target.state.to_string());
+        rows.add_row(vec![name, state, target.since.clone(), volumes, target.reason.clone()]);
+    }
+    rows
+}
+
+/// The node, and its targets where an agent runs, which alone knows how they stand.
+pub(super) fn print_node(
+    status: &NodeStatus,
+    targets: Option<&[TargetReport]>,
+    output: Output,
+) -> Result<()> {
     if output == Output::Json {
         return print_json(status);
     }
@@ -269,7 +285,7 @@ pub(super) fn print_node(status: &NodeStatus, served: bool, output: Output) -> R
         status.kernel,
         status.boot_id,
         status.agent_version,
-        if served { "running" } else { "not running" },
+        if targets.is_some() { "running" } else { "not running" },
         mib(status.memory.available_kib),
         mib(status.memory.total_kib),
         status.cpus.len(),
@@ -302,6 +318,9 @@ pub(super) fn print_node(status: &NodeStatus, served: bool, output: Output) -> R
     }
     for mount in &status.mounts {
         text += &format!("hugetlbfs {} (pagesize={})\n", mount.path, mount.page_size);
+    }
+    if let Some(targets) = targets.filter(|targets| !targets.is_empty()) {
+        text += &format!("\n{}\n", target_table(targets));
     }
     for error in &status.errors {
         text += &format!("error ({}): {}\n", error.code, error.text);
