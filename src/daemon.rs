@@ -196,9 +196,9 @@ fn watchers(
     let daemon = EngineDaemon { pid_file: engine.pid_file, binary: engine.binary };
     let probe =
         Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy(), daemon);
-    let (events, stands) = (events.clone(), stands.clone());
+    let (events, told) = (events.clone(), stands.clone());
     let changed = move |health: &TargetHealth| {
-        stands.health(health);
+        told.health(health);
         let TargetHealth { name, state, reason, .. } = health;
         match state {
             TargetState::Degraded | TargetState::Failed => {
@@ -208,7 +208,9 @@ fn watchers(
         }
         events.tell(What::Target(health.clone()));
     };
-    Arc::new(Watchers::new(probe, EngineNews::default(), desired.watch(), changed))
+    let stands = stands.clone();
+    let forgotten = move |name: &TargetName| stands.forget(name);
+    Arc::new(Watchers::new(probe, EngineNews::default(), desired.watch(), changed, forgotten))
 }
 
 /// The owners of targets.

@@ -39,6 +39,7 @@ struct Scene {
     watchers: Watchers<FakeContainers>,
     desired: watch::Sender<Desired>,
     changes: Arc<Mutex<Vec<TargetState>>>,
+    forgotten: watch::Receiver<Option<TargetName>>,
     name: TargetName,
     control: CleanPath,
     _folder: tempfile::TempDir,
@@ -81,9 +82,23 @@ impl Scene {
         let changes = Arc::<Mutex<Vec<TargetState>>>::default();
         let told = changes.clone();
         let changed = move |health: &TargetHealth| told.lock().unwrap().push(health.state);
-        let watchers = Watchers::new(probe, EngineNews::default(), desired.subscribe(), changed);
+        let (tells, forgotten) = watch::channel(None);
+        let tell = move |name: &TargetName| drop(tells.send_replace(Some(name.clone())));
+        let news = EngineNews::default();
+        let watchers = Watchers::new(probe, news, desired.subscribe(), changed, tell);
         let name = TargetName::usual();
-        Scene { process, mood, engine, watchers, desired, changes, name, control, _folder: folder }
+        Scene {
+            process,
+            mood,
+            engine,
+            watchers,
+            desired,
+            changes,
+            forgotten,
+            name,
+            control,
+            _folder: folder,
+        }
     }
 
     async fn health(&self) -> TargetHealth {
@@ -286,4 +301,19 @@ async fn no_more_targets_are_watched_than_there_is_room_for_and_those_wanted_sta
     let watched = scene.watchers.watched.lock().unwrap();
     assert_eq!(watched.len(), MOST_WATCHED);
     assert!(watched.contains_key(&(scene.name.clone(), scene.control.clone())));
+}
+
+#[tokio::test]
+async fn who_is_watched_no_more_is_forgotten_unless_it_is_wanted() {
+    let mut scene = Scene::new(LONG);
+    scene.want();
+    scene.health().await;
+    let other: TargetName = "other".parse().unwrap();
+    scene.watchers.health(&other, &scene.control).await;
+    scene.watchers.watched.lock().unwrap().retain(|(name, _), _| *name == other);
+    assert!(scene.forgotten.borrow_and_update().is_none());
+    scene.watchers.watched.lock().unwrap().clear();
+    let forgotten = scene.forgotten.wait_for(Option::is_some);
+    let forgotten = tokio::time::timeout(Duration::from_secs(10), forgotten).await.unwrap();
+    assert_eq!(*forgotten.unwrap(), Some(other));
 }

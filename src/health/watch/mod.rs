@@ -43,6 +43,7 @@ struct Shared<C> {
     news: EngineNews,
     desired: watch::Receiver<Desired>,
     changed: Box<dyn Fn(&TargetHealth) + Send + Sync>,
+    forgotten: Box<dyn Fn(&TargetName) + Send + Sync>,
 }
 
 /// One that is watched.
@@ -59,14 +60,18 @@ pub struct Watchers<C> {
 }
 
 impl<C: Containers> Watchers<C> {
-    /// Watches nothing yet; `changed` hears of each change of a state, and must not block.
+    /// Watches nothing yet. `changed` hears of each change of a state, `forgotten` of each target that is
+    /// not wanted and watched no more, so that what was told of it last is not taken for true for ever;
+    /// neither may block.
     pub fn new(
         probe: Probe<C>,
         news: EngineNews,
         desired: watch::Receiver<Desired>,
         changed: impl Fn(&TargetHealth) + Send + Sync + 'static,
+        forgotten: impl Fn(&TargetName) + Send + Sync + 'static,
     ) -> Watchers<C> {
-        let shared = Shared { probe, news, desired, changed: Box::new(changed) };
+        let (changed, forgotten) = (Box::new(changed), Box::new(forgotten));
+        let shared = Shared { probe, news, desired, changed, forgotten };
         Watchers { shared: Arc::new(shared), watched: Mutex::default() }
     }
 

@@ -138,6 +138,15 @@ impl<C: Containers> Watch<C> {
     }
 
     async fn run(mut self, mut asks: mpsc::Receiver<oneshot::Sender<Told>>) {
+        self.watch(&mut asks).await;
+        // Before `asks` is gone, and so before anybody begins another watch of it.
+        let wanted = self.shared.desired.borrow().targets.contains_key(&self.key.0);
+        if !wanted {
+            (self.shared.forgotten)(&self.key.0);
+        }
+    }
+
+    async fn watch(&mut self, asks: &mut mpsc::Receiver<oneshot::Sender<Told>>) {
         let mut news = self.shared.news.listen();
         let mut desired = self.shared.desired.clone();
         self.look_now();
@@ -148,7 +157,7 @@ impl<C: Containers> Watch<C> {
                 Some(found) = next_found(&mut self.look) => self.found(found),
                 Some(probed) = self.probes.next() => self.probed(probed),
                 ask = asks.recv() => match ask {
-                    Some(reply) => self.asked(reply, &mut asks),
+                    Some(reply) => self.asked(reply, asks),
                     None => return,
                 },
                 told = news.recv() => self.heard(told),
