@@ -8,7 +8,7 @@
 //!
 //! Nothing is asserted: a machine that is busy makes every figure worse, and the reader has to judge.
 //! The pages that are taken are given back. Needs root. Without an engine that is as the agent wants
-//! it, `prepareenv`, `health` and `deploy` are skipped and the others run without it, for a bench must not change the engine
+//! it, `prepareenv`, `health`, `report` and `deploy` are skipped and the others run without it, for a bench must not change the engine
 //! of the machine it happens to run on.
 
 // A bench is a client of the agent and of the kernel, not part of the agent.
@@ -23,6 +23,7 @@ mod health;
 mod http;
 mod pages;
 mod prepareenv;
+mod report;
 mod target;
 
 use anyhow::{Result, bail};
@@ -31,11 +32,12 @@ use crate::agent::EngineUse;
 
 type Bench = fn(EngineUse) -> Result<()>;
 
-const BENCHES: [(&str, Bench); 5] = [
+const BENCHES: [(&str, Bench); 6] = [
     ("prepareenv", prepareenv::run),
     ("growth", growth::run),
     ("footprint", footprint::run),
     ("health", health::run),
+    ("report", report::run),
     ("deploy", deploy::run),
 ];
 
