@@ -78,7 +78,10 @@ impl Course {
 
     /// The controller has connected: it may take what it did not take, and have forgotten what it took.
     pub(super) fn begins_anew(&mut self, now: Instant) {
-        self.next = now;
+        self.next = match self.went {
+            Went::Failing(_) => now.max(self.ended + BREATH),
+            Went::Untried | Went::Heard | Went::Unknown => now,
+        };
     }
 
     /// When that generation is to be sent.

@@ -77,8 +77,8 @@ enum Ended {
     By(Verdict),
     /// It hung, and there is a newer report.
     Overtaken,
-    /// A controller has connected: it is told anew.
-    Connected,
+    /// The controller is to be told at another address.
+    Moved,
 }
 
 impl<A, F> Reporter<A>
@@ -114,7 +114,8 @@ where
                 continue;
             }
             let generation = report.generation;
-            match self.send(url.clone(), report, may_be_overtaken).await {
+            let (ended, connected) = self.send(url, report, may_be_overtaken).await;
+            match ended {
                 Ended::By(verdict) => {
                     let before = course.settle(&verdict, generation, Instant::now());
                     note(url, before, &verdict);
@@ -125,7 +126,11 @@ where
                     course.overtaken(Instant::now());
                     may_be_overtaken = false;
                 }
-                Ended::Connected => course.begins_anew(Instant::now()),
+                // The next round sees the address.
+                Ended::Moved => may_be_overtaken = true,
+            }
+            if connected {
+                course.begins_anew(Instant::now());
             }
         }
     }
@@ -148,26 +153,34 @@ where
         }
     }
 
-    /// Makes one attempt. It is dropped, and its connection with it, when something newer is due.
+    /// Makes one attempt. It is dropped, and its connection with it, when something newer is due. Tells
+    /// too whether a controller has connected meanwhile.
     async fn send(
         &mut self,
-        url: String,
+        url: &str,
         report: Arc<NodeReport>,
         may_be_overtaken: bool,
-    ) -> Ended {
+    ) -> (Ended, bool) {
         let patient_until = may_be_overtaken.then(|| Instant::now() + PATIENCE);
-        let attempt = (self.attempt)(url, report);
+        let attempt = (self.attempt)(url.to_string(), report);
         let overtaken = async {
             news(&mut self.reports).await;
             at(patient_until).await;
         };
         tokio::pin!(attempt, overtaken);
+        let mut connected = false;
         loop {
             tokio::select! {
                 // The first two are pinned and go on when another comes first; the others are cancel-safe.
-                verdict = &mut attempt => return Ended::By(verdict),
-                () = &mut overtaken => return Ended::Overtaken,
-                () = news(&mut self.identity) => return Ended::Connected,
+                verdict = &mut attempt => return (Ended::By(verdict), connected),
+                () = &mut overtaken => return (Ended::Overtaken, connected),
+                () = news(&mut self.identity) => {
+                    let moved = self.url.is_none() && self.identity.borrow().send_command_url != url;
+                    if moved {
+                        return (Ended::Moved, true);
+                    }
+                    connected = true;
+                }
                 () = self.beat.due() => {}
             }
         }

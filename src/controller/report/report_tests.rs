@@ -199,3 +199,33 @@ async fn a_slow_controller_takes_every_other_state_to_its_end_and_always_the_new
     assert_eq!(attempts.last().unwrap().1, 200);
     assert!(attempts.windows(2).all(|pair| pair[0].1 < pair[1].1), "{attempts:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_connects_while_it_is_told_is_told_once_more_and_one_elsewhere_at_once() {
+    let played = Played::start(None);
+    played.answers(SECOND / 2, Verdict::Taken);
+    played.connects("http://a/");
+    played.within(SECOND / 10).await;
+    for _ in 0..10 {
+        played.connects("http://a/");
+        played.within(SECOND / 100).await;
+    }
+    assert_eq!(played.within(2 * SECOND).await.len(), 1, "however often it connected");
+    played.becomes(2);
+    assert_eq!(played.within(SECOND / 10).await.len(), 1);
+    played.connects("http://b/");
+    tokio::time::sleep(SECOND / 10).await;
+    assert_eq!(played.attempts.lock().unwrap().last().unwrap().1, "http://b/");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connecting_again_and_again_is_no_reason_to_hammer_a_controller_that_fails() {
+    let played = Played::start(Some("http://a/"));
+    played.answers(Duration::ZERO, Verdict::Failed("refused".to_string()));
+    for _ in 0..1000 {
+        played.connects("http://a/");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let attempts = played.within(Duration::ZERO).await;
+    assert!((9..=12).contains(&attempts.len()), "{attempts:?}");
+}
