@@ -21,17 +21,17 @@ pub(super) const VERSION: u32 = 1;
 
 /// A target as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
-    version: u32,
-    spec: TargetSpec,
+pub(super) struct Entry {
+    pub(super) version: u32,
+    pub(super) spec: TargetSpec,
 }
 
 /// A volume as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
-struct VolumeEntry {
-    version: u32,
-    target: TargetName,
-    spec: VolumeSpec,
+pub(super) struct VolumeEntry {
+    pub(super) version: u32,
+    pub(super) target: TargetName,
+    pub(super) spec: VolumeSpec,
 }
 
 /// What is wanted; clones are one.

@@ -16,11 +16,11 @@ pub mod document;
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::desired::{FOLDER as TARGETS, VERSION, VOLUMES};
+use super::desired::{Entry, FOLDER as TARGETS, VERSION, VOLUMES, VolumeEntry};
 use super::memory::RESERVATIONS;
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
@@ -49,19 +49,6 @@ pub enum Thing {
 /// Things by the names of their files in the state folder.
 pub type Things = BTreeMap<String, Thing>;
 
-#[derive(Serialize, Deserialize)]
-struct TargetFile {
-    version: u64,
-    spec: TargetSpec,
-}
-
-#[derive(Serialize, Deserialize)]
-struct VolumeFile {
-    version: u64,
-    target: TargetName,
-    spec: VolumeSpec,
-}
-
 impl Thing {
     /// What a file of that name holds, as the owner of it reads it.
     ///
@@ -70,12 +57,12 @@ impl Thing {
     pub fn read(name: &str, value: &Value) -> Result<Thing, Fault> {
         let thing = match name.split('/').collect::<Vec<_>>()[..] {
             [TARGETS, _] => {
-                judge_version(name, value, u64::from(VERSION))?;
-                Thing::Target(Box::new(parse::<TargetFile>(name, value)?.spec))
+                judge_version(name, value)?;
+                Thing::Target(Box::new(parse::<Entry>(name, value)?.spec))
             }
             [VOLUMES, _, _] => {
-                judge_version(name, value, u64::from(VERSION))?;
-                let VolumeFile { target, spec, .. } = parse(name, value)?;
+                judge_version(name, value)?;
+                let VolumeEntry { target, spec, .. } = parse(name, value)?;
                 Thing::Volume(target, Box::new(spec))
             }
             [RESERVATIONS] => Thing::Reservations(parse(name, value)?),
@@ -139,9 +126,12 @@ impl Thing {
     /// What its file holds.
     pub fn value(&self) -> Value {
         match self {
-            Thing::Target(spec) => json!({"version": VERSION, "spec": spec}),
+            Thing::Target(spec) => {
+                json!(Entry { version: VERSION, spec: (**spec).clone() })
+            }
             Thing::Volume(target, spec) => {
-                json!({"version": VERSION, "target": target, "spec": spec})
+                let (target, spec) = (target.clone(), (**spec).clone());
+                json!(VolumeEntry { version: VERSION, target, spec })
             }
             Thing::Reservations(list) => json!(list),
             Thing::Controller(identity) => json!(identity),
@@ -192,12 +182,11 @@ fn parse<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T, Fault> {
     T::deserialize(value).map_err(|e| refused(name, &format!("cannot be read: {e}")))
 }
 
-fn judge_version(name: &str, value: &Value, known: u64) -> Result<(), Fault> {
+fn judge_version(name: &str, value: &Value) -> Result<(), Fault> {
     match value.get("version").and_then(Value::as_u64) {
-        Some(version) if version == known => Ok(()),
+        Some(version) if version == u64::from(VERSION) => Ok(()),
         Some(version) => {
-            let why = format!("is of version {version}, and this agent knows {known}");
-            Err(refused(name, &why))
+            Err(refused(name, &format!("is of version {version}, and this agent knows {VERSION}")))
         }
         None => Err(refused(name, "cannot be read: it tells no version")),
     }
