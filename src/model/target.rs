@@ -316,8 +316,10 @@ pub struct TargetSeen {
     pub silence: String,
     /// Disks that virtual machines are connected to; `None` when that cannot be told.
     pub sessions: Option<usize>,
-    /// Whether the engine has its image.
+    /// Whether the engine has its image …
     pub has_image: bool,
+    /// … and that one's id.
+    pub image_id: String,
     /// The name of the built-in target's image.
     pub built_in_image: String,
     /// Whether its client's configuration is there.
@@ -367,6 +369,8 @@ pub struct ContainerSeen {
 
 /// The label that holds the wish a container was made for.
 pub const SPEC_LABEL: &str = "vhost-agent.spec";
+/// The label that holds the digest of all that a container was made with.
+pub const DIGEST_LABEL: &str = "vhost-agent.digest";
 
 impl ContainerSeen {
     /// The wish that it was made for, when the agent made it.

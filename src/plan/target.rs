@@ -5,6 +5,9 @@
 //! the agent did not make is watched, and never removed unasked.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
 
 use super::cores::{self, Chosen};
 use crate::model::fault::{Fault, Finding};
@@ -13,7 +16,8 @@ use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::prepare::{ImageSource, Step};
 use crate::model::registry::registry_of;
 use crate::model::target::{
-    ContainerSeen, ContainerSpec, Drift, EnsureWish, SPEC_LABEL, TargetKind, TargetSeen, TargetSpec,
+    ContainerSeen, ContainerSpec, DIGEST_LABEL, Drift, EnsureWish, SPEC_LABEL, TargetKind,
+    TargetSeen, TargetSpec,
 };
 
 /// What to do, and what to tell.
@@ -58,6 +62,12 @@ pub fn ensure(
     let mut new = TargetPlan::default();
     new.bring_up(spec, seen, policy)?;
     plan.findings.append(&mut new.findings);
+    if !replace && new.makes_the_same_as(container, seen) {
+        // What it printed stays with it, and it is there sooner.
+        new.steps.retain(|step| !matches!(step, Step::CreateContainer(_)));
+        plan.steps.append(&mut new.steps);
+        return Ok(plan);
+    }
     let loads = |step: &Step| matches!(step, Step::LoadImage { .. });
     let (load, start): (Vec<Step>, Vec<Step>) = new.steps.into_iter().partition(loads);
     plan.steps.extend(load);
@@ -102,6 +112,20 @@ impl TargetPlan {
     pub fn is_left(&self) -> bool {
         let makes = |step: &Step| matches!(step, Step::CreateContainer(_));
         !self.drift.is_empty() && !self.steps.iter().any(makes)
+    }
+
+    /// Whether the container that is to be made is the one that has ended, so that this can be started.
+    fn makes_the_same_as(&self, ended: &ContainerSeen, seen: &TargetSeen) -> bool {
+        let digest = self.steps.iter().find_map(|step| match step {
+            Step::CreateContainer(new) => new.labels.get(DIGEST_LABEL),
+            _ => None,
+        });
+        // One that could not be started is not tried twice.
+        ended.error.is_empty()
+            && digest.is_some()
+            && ended.labels.get(DIGEST_LABEL) == digest
+            && ended.image_id == seen.image_id
+            && seen.has_image
     }
 
     /// A container that runs stays; one that does not serve yet is waited for.
@@ -172,7 +196,8 @@ impl TargetPlan {
             self.steps.push(Step::StopContainer {
                 name: spec.name.to_string(),
                 id: container.id.clone(),
-                grace: policy.stop_grace,
+                // One that does not answer would only go on taking connections that it never serves.
+                grace: if seen.serves() { policy.stop_grace } else { Duration::ZERO },
             });
         }
         let (name, id) = (spec.name.to_string(), container.id.clone());
@@ -273,7 +298,7 @@ fn container(
     let label = serde_json::to_string(&TargetSpec { image_url: None, ..spec.clone() })
         .map_err(|e| Fault::new("internal", format!("a wish cannot be written down: {e}")))?;
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
-    Ok(ContainerSpec {
+    let mut made = ContainerSpec {
         name: spec.name.to_string(),
         image,
         command: command(template, spec, chosen, conf.map(|path| path.as_str()), seen),
@@ -286,7 +311,12 @@ fn container(
         cpus: Some(chosen.cores.to_string()),
         memory_nodes: Some(nodes.join(",")),
         labels: BTreeMap::from([(SPEC_LABEL.to_string(), label)]),
-    })
+    };
+    // Of everything that it is made with: the settings too, and the CPUs that were chosen.
+    let digest = Sha256::digest(format!("{made:?}"));
+    let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    made.labels.insert(DIGEST_LABEL.to_string(), digest);
+    Ok(made)
 }
 
 /// Fills the template's words. A word whose value is not there goes, and the flag before it too.

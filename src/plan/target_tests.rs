@@ -200,6 +200,46 @@ fn a_dead_one_of_ours_is_replaced() {
 }
 
 #[test]
+fn a_dead_one_that_would_be_made_the_same_again_is_started_again() {
+    let made = made(&ensured(&spec(), LEAVE, &seen()).unwrap()).labels.clone();
+    let dead = |change: &dyn Fn(&mut ContainerSeen)| {
+        let mut dead = with_container(None, false, false);
+        dead.image_id = "sha256:1".into();
+        let container = dead.container.as_mut().unwrap();
+        container.labels = made.clone();
+        change(container);
+        dead
+    };
+    let plan = |seen: &TargetSeen, wish| names(&ensured(&spec(), wish, seen).unwrap());
+    let again = ["prepareSockets", "startContainer", "awaitTarget"];
+    let same = dead(&|_| {});
+    assert_eq!(plan(&same, LEAVE), again);
+    let other_cpus = TargetSeen { cpus: seen().cpus[..1].to_vec(), ..same.clone() };
+    for (why, seen, wish) in [
+        ("it is asked for", same, RECREATE),
+        ("the image is another one", dead(&|it| it.image_id = "sha256:2".into()), LEAVE),
+        ("it could not be started", dead(&|it| it.error = "no such device".into()), LEAVE),
+        ("its CPU is gone", other_cpus, LEAVE),
+    ] {
+        assert_eq!(plan(&seen, wish)[0], "removeContainer", "{why}");
+    }
+}
+
+#[test]
+fn one_that_does_not_answer_is_killed_at_once_for_a_slow_end_strands_its_guests() {
+    let grace = |serves| {
+        let seen = with_container(Some(&spec()), true, serves);
+        let plan = destroy(&spec(), true, &seen, &policy()).unwrap();
+        match &plan.steps[0] {
+            Step::StopContainer { grace, .. } => *grace,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(grace(true), policy().stop_grace);
+    assert!(grace(false).is_zero());
+}
+
+#[test]
 fn somebody_elses_container_is_watched_and_never_removed_unasked() {
     let plan = ensured(&spec(), LEAVE, &with_container(None, true, true)).unwrap();
     assert_eq!((names(&plan).len(), plan.findings[0].code.as_ref()), (0, "container-not-ours"));

@@ -208,7 +208,8 @@ impl<C: Containers> TargetApplier<C> {
         let Some(seen) = look().await? else { return Ok("gone".to_string()) };
         let process = seen.pid.filter(|_| seen.running);
         if let Some(process) = process.and_then(|pid| WatchedProcess::of(&self.root, pid)) {
-            for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)] {
+            let signals = [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)];
+            for (signal, patience) in signals.into_iter().skip(usize::from(grace.is_zero())) {
                 process.signal(signal)?;
                 if has_ended(&process, patience).await {
                     break;

@@ -95,6 +95,7 @@ impl<C: Containers> TargetObserver<C> {
         let container = self.container(spec.name.as_str());
         let (container, image) = tokio::join!(container, has_image);
         let container = container.map_err(|e| engine_fault(&e))?;
+        let image = image.map_err(|e| engine_fault(&e))?;
         let running = container.as_ref().filter(|container| container.running);
         // Its guests are where it runs now, which may be elsewhere than it is wanted.
         let made_for = running.and_then(ContainerSeen::made_for);
@@ -116,7 +117,8 @@ impl<C: Containers> TargetObserver<C> {
             version,
             silence,
             sessions,
-            has_image: image.map_err(|e| engine_fault(&e))?.is_some(),
+            has_image: image.is_some(),
+            image_id: image.unwrap_or_default(),
             built_in_image: files.built_in_image,
             has_client_conf: files.has_client_conf,
             huge_dir: files.huge_dir,

@@ -216,7 +216,9 @@ impl<C: Containers> Owner<C> {
     /// One try to bring it up, with its volumes.
     async fn attempt(&mut self, spec: &TargetSpec, replace: bool) {
         let began = Instant::now();
-        let wish = EnsureWish { recreate: replace, force: replace };
+        // What it left in its container may be what it falls over.
+        let anew = replace || self.backoff.is_crash_loop();
+        let wish = EnsureWish { recreate: anew, force: replace };
         let mut report = PartReport::default();
         let done = self.change(&TargetWish::Ensure(spec.clone(), wish), &mut report).await;
         match done {

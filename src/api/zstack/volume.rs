@@ -292,7 +292,10 @@ mod tests {
     fn a_volume_is_meant_by_its_controller_and_by_its_bdev_where_only_that_is_said() {
         let name = |text: &str| text.parse::<VolumeName>().unwrap();
         let both = which(r#"{"bdevName": "b", "controllerName": "c", "controlSock": ""}"#);
-        assert_eq!(both.key().unwrap(), VolumeKey::Name(name("c")));
+        let key = VolumeKey::Both { name: name("c"), bdev: name("b") };
+        assert_eq!(both.key().unwrap(), key);
+        let controller = which(r#"{"controllerName": "c"}"#);
+        assert_eq!(controller.key().unwrap(), VolumeKey::Name(name("c")));
         assert_eq!(both.bdev().unwrap(), VolumeKey::Bdev(name("b")));
         assert_eq!(which(r#"{"bdevName": "b"}"#).key().unwrap(), VolumeKey::Bdev(name("b")));
         assert_eq!(which("{}").key().unwrap_err().code, "invalid-body");
