@@ -31,7 +31,8 @@ pub struct Volume {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Heal {
-    /// Whether a target that is wanted and falls is brought back.
+    /// Whether a target that is wanted and falls is brought back; the agent's start brings it back either
+    /// way.
     pub enabled: bool,
     /// Between the first two attempts; doubled with each failure …
     pub first_delay: Span,

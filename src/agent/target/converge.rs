@@ -79,8 +79,18 @@ impl<C: Containers> Owner<C> {
             // Guests may come while an image does: who is connected is counted anew afterwards.
             let loads = matches!(plan.steps.as_slice(), [Step::LoadImage { .. }, _, ..]);
             let steps = if loads { plan.steps.get(..1).unwrap_or_default() } else { &plan.steps };
+            let again = starts_again(steps);
             if let Err(fault) = self.apply_all(steps, &seen, report).await {
                 if self.fell_meanwhile(wish.spec(), &plan.steps).await {
+                    continue;
+                }
+                // The engine keeps something of one that ended while it was away itself: a new one has
+                // another id.
+                if again
+                    && fault.code == "engine-refused"
+                    && let TargetWish::Ensure(_, wish) = &mut wish
+                {
+                    wish.recreate = true;
                     continue;
                 }
                 return Err(fault);
@@ -155,4 +165,10 @@ impl<C: Containers> Owner<C> {
             sleep_until(made + self.parts.policy.heal.settle).await;
         }
     }
+}
+
+/// Whether a container that has ended is started again.
+fn starts_again(steps: &[Step]) -> bool {
+    let starts = steps.iter().any(|step| matches!(step, Step::StartContainer { .. }));
+    starts && !steps.iter().any(|step| matches!(step, Step::CreateContainer(_)))
 }

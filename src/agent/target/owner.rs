@@ -40,6 +40,8 @@ pub(super) struct Owner<C> {
     pub(super) controllers_made: Option<Instant>,
     /// An engine that does not answer is asked again then.
     pub(super) engine_again: Option<Instant>,
+    /// Whether the agent has only started, and the target was not brought up since.
+    pub(super) at_start: bool,
 }
 
 impl<C: Containers> Owner<C> {
@@ -71,6 +73,7 @@ impl<C: Containers> Owner<C> {
             next_pass: Instant::now(),
             controllers_made: None,
             engine_again: None,
+            at_start: false,
         }
     }
 
@@ -113,7 +116,7 @@ impl<C: Containers> Owner<C> {
                 self.look_at_volumes().await;
                 let _ = reply.send(());
             }
-            Order::Tend => {}
+            Order::Tend => self.at_start = true,
         }
     }
 

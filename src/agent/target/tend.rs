@@ -42,10 +42,12 @@ impl<C: Containers> Owner<C> {
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.parts.desired.get(&self.name)?;
         if self.fallen {
-            let due = self.backoff.due().filter(|_| self.parts.policy.heal.enabled)?;
+            // What the agent's start finds down is brought up by it, whatever becomes of later falls.
+            let heals = self.parts.policy.heal.enabled || self.at_start;
+            let due = self.backoff.due().filter(|_| heals)?;
             return Some(Instant::from_std(due).max(self.engine_again.unwrap_or(due.into())));
         }
-        if let Some(frozen) = self.frozen {
+        if let Some(frozen) = self.frozen.filter(|_| self.parts.policy.heal.enabled) {
             return Some(frozen + self.parts.policy.heal.frozen_after);
         }
         self.stands?;
@@ -81,6 +83,7 @@ impl<C: Containers> Owner<C> {
             (self.in_place, self.next_pass) = (false, now);
         }
         (self.fallen, self.frozen, self.engine_again) = (false, None, None);
+        self.at_start = false;
         self.backoff.serves(now.into_std());
         let retry = self.retry.due().is_some_and(|due| due <= now.into_std());
         if retry || self.next_pass <= now {
@@ -202,9 +205,10 @@ impl<C: Containers> Owner<C> {
         }
         self.publish();
         let falls = self.backoff.failures();
+        let heals = self.parts.policy.heal.enabled || self.at_start;
         tracing::warn!(
-            target_name = %self.name, volumes, failures = falls,
-            "{} fell, and is brought back with its {volumes} volumes: {why}", self.name
+            target_name = %self.name, volumes, failures = falls, heals,
+            "{} with {volumes} volumes is down: {why}", self.name
         );
         if self.backoff.is_crash_loop() {
             let within = self.parts.policy.call_timeout;
