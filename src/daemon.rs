@@ -134,7 +134,7 @@ impl Core {
             progress.clone(),
             pulse.register(),
         );
-        let after = AfterTargets::new(settings, &root, engine.clone(), &pools, &desired);
+        let after = AfterTargets::new(settings, &root, engine.clone(), &watchers, &pools, &desired);
         let know = (desired.clone(), health.clone(), stands.clone());
         let targets =
             start_targets(settings, &root, &docker, know, Arc::new(after), &progress, pulse);
@@ -244,6 +244,7 @@ fn start_targets(
 struct AfterTargets {
     /// Where nobody else starts an engine that ended.
     engine: Option<Engine>,
+    watchers: Arc<Watchers<DockerClient>>,
     pools: Pools,
     desired: DesiredTargets,
     keep: u64,
@@ -260,6 +261,7 @@ impl AfterTargets {
         settings: &Settings,
         root: &Root,
         engine: Engine,
+        watchers: &Arc<Watchers<DockerClient>>,
         pools: &Pools,
         desired: &DesiredTargets,
     ) -> AfterTargets {
@@ -267,6 +269,7 @@ impl AfterTargets {
         let alone = policy.manage && facts::init(root) != Init::Systemd;
         AfterTargets {
             engine: alone.then_some(engine),
+            watchers: watchers.clone(),
             pools: pools.clone(),
             desired: desired.clone(),
             keep: settings.volume.keep_pages,
@@ -276,6 +279,10 @@ impl AfterTargets {
 }
 
 impl LooksAfterNode for AfterTargets {
+    fn engine_runs(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(self.watchers.engine_runs())
+    }
+
     fn raise_engine(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
             let Some(engine) = &self.engine else { return };

@@ -171,6 +171,10 @@ pub struct Parts<C> {
 
 /// What targets need of their node.
 pub trait LooksAfterNode: Send + Sync {
+    /// Whether the engine runs. Where systemd listens in its stead, a call would start one that an operator
+    /// has stopped.
+    fn engine_runs(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+
     /// The engine does not answer, and a target is wanted: starts it where nobody else does.
     fn raise_engine(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
@@ -411,6 +415,10 @@ mod tests {
     struct NoNode;
 
     impl LooksAfterNode for NoNode {
+        fn engine_runs(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+            Box::pin(std::future::ready(true))
+        }
+
         fn raise_engine(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
             Box::pin(std::future::ready(()))
         }

@@ -220,6 +220,10 @@ impl<C: Containers> Owner<C> {
     /// One try to bring it up, with its volumes.
     async fn attempt(&mut self, spec: &TargetSpec, replace: bool) {
         let began = Instant::now();
+        if !self.parts.node.engine_runs().await {
+            let text = "it does not run";
+            return self.without_engine(&Fault::new("engine-absent", text)).await;
+        }
         // What it left in its container may be what it falls over.
         let anew = replace || self.backoff.is_crash_loop();
         let wish = EnsureWish { recreate: anew, force: replace };

@@ -81,6 +81,11 @@ impl<C: Containers> Watchers<C> {
         async move { shared.news.clone().follow(&shared.probe, within).await }
     }
 
+    /// Whether the engine runs, found out without a call that might start it.
+    pub async fn engine_runs(&self) -> bool {
+        self.shared.probe.engine_may_be_asked().await
+    }
+
     /// How the target stands, from what is known when that is young enough.
     pub async fn health(&self, name: &TargetName, control: &CleanPath) -> TargetHealth {
         let (asks, told) = self.watched(name, control);
