@@ -34,6 +34,8 @@ pub(super) struct Owner<C> {
     pub(super) frozen: Option<Instant>,
     /// Whether all its volumes were looked after since it stands.
     pub(super) in_place: bool,
+    /// When all of them were looked at last.
+    pub(super) passed: Option<Instant>,
     /// When its volumes are looked at next.
     pub(super) next_pass: Instant,
     /// When controllers were made in it last.
@@ -70,6 +72,7 @@ impl<C: Containers> Owner<C> {
             fallen: false,
             frozen: None,
             in_place: false,
+            passed: None,
             next_pass: Instant::now(),
             controllers_made: None,
             engine_again: None,

@@ -77,7 +77,7 @@ impl<C: Containers> Owner<C> {
         if self.stands.is_none_or(|(stood, _)| stood != pid) {
             if self.stands.is_some() && !self.fallen {
                 // It fell and was brought up by somebody else before that was seen.
-                self.note_fall("it was started again by somebody else").await;
+                self.note_fall("another process answers in its place").await;
             }
             self.stands = Some((pid, now));
             (self.in_place, self.next_pass) = (false, now);
@@ -94,8 +94,12 @@ impl<C: Containers> Owner<C> {
     /// All volumes, once the target has proven itself where it has to.
     async fn settle(&mut self, pid: u32) {
         let volumes = self.parts.desired.volumes(&self.name);
-        let first = !self.in_place;
-        if first && self.backoff.must_prove() && !volumes.is_empty() && !self.prove(pid).await {
+        // Before guests reconnect to it; and before it is said of one that always falls that it does not.
+        let doubtful = match volumes.is_empty() {
+            true => self.backoff.is_crash_loop(),
+            false => self.backoff.must_prove(),
+        };
+        if !self.in_place && doubtful && !self.prove(pid).await {
             return;
         }
         let began = Instant::now();
@@ -106,7 +110,7 @@ impl<C: Containers> Owner<C> {
         let pause = if returning { RETURN_PAUSE } else { self.parts.policy.volumes.look_interval };
         match done {
             Ok(made) => {
-                self.in_place = true;
+                (self.in_place, self.passed) = (true, Some(now));
                 self.next_pass = now + pause;
                 self.parts.desired.rebuilds(&self.name, false);
                 self.parts.desired.trouble(&self.name, None);

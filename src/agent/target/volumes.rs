@@ -112,6 +112,7 @@ impl<C: Containers> Owner<C> {
             self.not_looked_at(&volumes, fault);
         }
         self.publish();
+        self.passed = None;
         let views: Vec<VolumeView> =
             volumes.iter().map(|spec| view(&self.name, spec, self.book.stands())).collect();
         let failed = views.iter().find(|view| view.status.state != VolumeState::Serving);
@@ -188,6 +189,7 @@ impl<C: Containers> Owner<C> {
             removed => removed,
         };
         self.forgotten();
+        self.passed = None;
         removed?;
         match stay.as_slice() {
             [] => Ok(()),
@@ -250,7 +252,8 @@ impl<C: Containers> Owner<C> {
 
     /// How the volumes stand now, for who asks; what is not as wanted is mended by that too.
     pub(super) async fn look_at_volumes(&mut self) {
-        if self.in_place {
+        let max_age = self.parts.policy.max_age;
+        if self.in_place && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
             self.next_pass = Instant::now();
             self.tend_standing().await;
         }

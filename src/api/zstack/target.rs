@@ -14,9 +14,7 @@ use crate::agent::target::TargetWish;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{
-    CleanPath, CoreWish, Desired, EnsureWish, TargetName, TargetSpec, TargetState,
-};
+use crate::model::target::{CleanPath, CoreWish, Desired, EnsureWish, TargetName, TargetSpec};
 
 /// MiB of one page.
 const PAGE_MIB: u64 = 2;
@@ -245,7 +243,8 @@ pub async fn health(State(api): State<Shared>, headers: HeaderMap, body: Body) -
         Ok(json!({
             "success": true,
             "error": "",
-            "targetRunning": health.state == TargetState::Serving,
+            // It answers; whether its volumes are back yet is another question.
+            "targetRunning": health.version.is_some(),
             "state": health.state,
             "reason": health.reason,
             "since": health.since,
