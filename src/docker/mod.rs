@@ -88,6 +88,11 @@ impl EngineError {
         matches!(self, EngineError::Refused { status: 404, .. })
     }
 
+    /// Whether the engine says that somebody else is taking the container away at this moment.
+    pub fn is_being_removed(&self) -> bool {
+        matches!(self, EngineError::Refused { status: 409, message, .. } if message.contains("already in progress"))
+    }
+
     /// Whether the engine says that something else stands against it, such as a container of that name.
     pub fn is_conflict(&self) -> bool {
         matches!(self, EngineError::Refused { status: 409, .. })

@@ -74,11 +74,7 @@ impl<C: Containers> TargetApplier<C> {
                 self.await_target(container, socket, *within).await
             }
             Step::StopContainer { id, grace, .. } => self.stop(id, *grace).await,
-            Step::RemoveContainer { id, .. } => {
-                let removed = self.containers.remove(id, self.policy.call_timeout).await;
-                removed.map_err(|e| engine_fault(&e))?;
-                Ok("absent".to_string())
-            }
+            Step::RemoveContainer { id, .. } => self.remove(id).await,
             other => {
                 Err(Fault::new("internal", format!("the step {} is no target's", other.name())))
             }
@@ -196,6 +192,21 @@ impl<C: Containers> TargetApplier<C> {
             "target-not-ready",
             format!("the target in container {container}: {how}; {printed}"),
         )
+    }
+
+    /// Somebody else may be taking it away at this moment (`docker rm --force`), and its target fell by that:
+    /// this is waited for.
+    async fn remove(&self, id: &str) -> Result<String, Fault> {
+        let deadline = Instant::now() + self.policy.call_timeout;
+        loop {
+            match self.containers.remove(id, self.policy.call_timeout).await {
+                Err(e) if e.is_being_removed() && Instant::now() < deadline => {
+                    sleep(END_PAUSE).await;
+                }
+                Err(e) if !e.is_not_found() => return Err(engine_fault(&e)),
+                _ => return Ok("absent".to_string()),
+            }
+        }
     }
 
     /// SIGTERM, a short grace, SIGKILL: a slow end strands the guests that reconnect meanwhile. By the
