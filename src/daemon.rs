@@ -248,15 +248,13 @@ struct AfterTargets {
     pools: Pools,
     desired: DesiredTargets,
     keep: u64,
+    /// How long the node stays without volumes until their pages are given back.
+    after: Duration,
     /// One at a time.
     gives_back: Arc<Semaphore>,
 }
 
 impl AfterTargets {
-    /// How long the node stays without volumes until their pages are given back: the next may be on its
-    /// way, and its VM has asked for pages already.
-    const GIVE_BACK_AFTER: Duration = Duration::from_secs(30);
-
     fn new(
         settings: &Settings,
         root: &Root,
@@ -273,6 +271,7 @@ impl AfterTargets {
             pools: pools.clone(),
             desired: desired.clone(),
             keep: settings.volume.keep_pages,
+            after: settings.volume.give_back_after.0,
             gives_back: Arc::new(Semaphore::new(1)),
         }
     }
@@ -295,10 +294,11 @@ impl LooksAfterNode for AfterTargets {
 
     fn no_volumes_left(&self) {
         let Ok(place) = self.gives_back.clone().try_acquire_owned() else { return };
-        let (pools, desired, keep) = (self.pools.clone(), self.desired.clone(), self.keep);
+        let (pools, desired) = (self.pools.clone(), self.desired.clone());
+        let (keep, after) = (self.keep, self.after);
         tokio::spawn(async move {
             let _place = place;
-            sleep(AfterTargets::GIVE_BACK_AFTER).await;
+            sleep(after).await;
             if desired.volume_count() > 0 {
                 return;
             }

@@ -25,6 +25,9 @@ pub struct Volume {
     pub stuck_after: Span,
     /// Free 2 MiB pages that stay when the last volume of the node goes.
     pub keep_pages: u64,
+    /// How long the node stays without volumes until the others are given back: the next may be on its way,
+    /// and its VM has asked for pages already.
+    pub give_back_after: Span,
 }
 
 /// Bringing targets back.
@@ -60,6 +63,7 @@ impl Default for Volume {
             look_interval: Span::from_secs(10),
             stuck_after: Span::from_secs(3),
             keep_pages: 512,
+            give_back_after: Span::from_secs(30),
         }
     }
 }
