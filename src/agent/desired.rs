@@ -114,6 +114,11 @@ impl DesiredTargets {
         });
     }
 
+    /// Whether it is told that it falls again and again.
+    pub fn has_trouble(&self, name: &TargetName) -> bool {
+        self.told.borrow().troubles.contains_key(name)
+    }
+
     /// The volumes that are wanted in a target.
     pub fn volumes(&self, target: &TargetName) -> Arc<VolumeSpecs> {
         self.told.borrow().volumes_of(target)

@@ -128,14 +128,18 @@ impl<C: Containers> TargetObserver<C> {
         })
     }
 
-    /// What a target that ended printed last, and whether pages are short: the evidence of why it falls.
-    pub async fn last_words(&self, name: &TargetName, within: Duration) -> String {
+    /// How a target ended, what it printed last, and whether pages are short: the evidence of why it falls.
+    /// Where the engine does not say how, `why` is told.
+    pub async fn last_words(&self, name: &TargetName, why: &str, within: Duration) -> String {
+        let seen = self.container(name.as_str()).await.ok().flatten();
+        let ended = seen.filter(|container| !container.running).map(|it| it.how_it_ended());
         let lines = self.containers.last_lines(name.as_str(), LAST_LINES, within).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
+        let words = format!("{}; {printed}", ended.as_deref().unwrap_or(why));
         match self.free_pages().await {
-            Some(0) => format!("{printed}; no 2 MiB page is free"),
-            Some(free) => format!("{printed}; {free} pages of 2 MiB are free"),
-            None => printed,
+            Some(0) => format!("{words}; no 2 MiB page is free"),
+            Some(free) => format!("{words}; {free} pages of 2 MiB are free"),
+            None => words,
         }
     }
 

@@ -184,17 +184,22 @@ impl<C: Containers> Owner<C> {
             }
         }
         if !self.fallen {
-            let why = if lives {
-                format!("it is frozen: {}", health.reason)
-            } else {
-                health.reason.clone()
-            };
-            self.note_fall(&why).await;
+            self.note_fall(&self.why(health, lives)).await;
             (self.fallen, self.frozen) = (true, None);
         }
         let due = self.next_due().is_some_and(|due| due <= now);
         if due {
             self.attempt(spec, lives).await;
+        }
+    }
+
+    /// Why it fell. What is told of one that falls again and again is no news of its next fall.
+    fn why(&self, health: &TargetHealth, lives: bool) -> String {
+        match (lives, self.parts.desired.has_trouble(&self.name)) {
+            (true, false) => format!("it is frozen: {}", health.reason),
+            (true, true) => "it is frozen once more".to_string(),
+            (false, false) => health.reason.clone(),
+            (false, true) => "its process has ended once more".to_string(),
         }
     }
 
@@ -216,8 +221,8 @@ impl<C: Containers> Owner<C> {
         );
         if self.backoff.is_crash_loop() {
             let within = self.parts.policy.call_timeout;
-            let lines = self.parts.observer.last_words(&self.name, within).await;
-            self.blame(&format!("{why}; {lines}"));
+            let evidence = self.parts.observer.last_words(&self.name, why, within).await;
+            self.blame(&evidence);
         }
     }
 
