@@ -282,13 +282,14 @@ impl LooksAfterNode for AfterTargets {
         Box::pin(self.watchers.engine_runs())
     }
 
-    fn raise_engine(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn raise_engine(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         Box::pin(async {
-            let Some(engine) = &self.engine else { return };
+            let Some(engine) = &self.engine else { return false };
             let report = engine.prepare(false).await;
             if let Some(fault) = report.errors.first() {
                 tracing::warn!(code = %fault.code, "the engine could not be started again: {fault}");
             }
+            report.errors.is_empty()
         })
     }
 

@@ -175,8 +175,9 @@ pub trait LooksAfterNode: Send + Sync {
     /// has stopped.
     fn engine_runs(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 
-    /// The engine does not answer, and a target is wanted: starts it where nobody else does.
-    fn raise_engine(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// The engine does not answer, and a target is wanted: starts it where nobody else does. Returns whether
+    /// it answers now.
+    fn raise_engine(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 
     /// The last volume of the node went: what the agent grew for them may be given back. Must not block.
     fn no_volumes_left(&self);
@@ -419,8 +420,8 @@ mod tests {
             Box::pin(std::future::ready(true))
         }
 
-        fn raise_engine(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-            Box::pin(std::future::ready(()))
+        fn raise_engine(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+            Box::pin(std::future::ready(false))
         }
 
         fn no_volumes_left(&self) {}

@@ -264,14 +264,17 @@ impl<C: Containers> Owner<C> {
     }
 
     async fn without_engine(&mut self, fault: &Fault) {
-        if self.engine_again.is_none() {
+        let first = self.engine_again.is_none();
+        if first {
             tracing::warn!(
                 target_name = %self.name, code = %fault.code,
                 "{} cannot be brought up again before the engine answers: {fault}", self.name
             );
         }
-        self.parts.node.raise_engine().await;
-        self.engine_again = Some(Instant::now() + ENGINE_PAUSE);
+        let raised = self.parts.node.raise_engine().await;
+        // Guests wait: one that was just started is asked at once, but only once.
+        let pause = if raised && first { Duration::ZERO } else { ENGINE_PAUSE };
+        self.engine_again = Some(Instant::now() + pause);
     }
 
     /// It falls again and again: that is told with the evidence until it serves.
