@@ -28,6 +28,8 @@ pub(crate) enum EngineUse {
     AskedEachTime,
     /// `health.max_age = "0s"`.
     LiveHealth,
+    /// Each fall of a target is its first: `heal.clear_after = "0s"`.
+    FallsForgotten,
     /// `engine.manage = false`.
     LeftAlone,
 }
@@ -38,6 +40,7 @@ impl EngineUse {
             EngineUse::Managed => "",
             EngineUse::AskedEachTime => "engine.ping_max_age = \"0s\"\n",
             EngineUse::LiveHealth => "health.max_age = \"0s\"\n",
+            EngineUse::FallsForgotten => "heal.clear_after = \"0s\"\n",
             EngineUse::LeftAlone => "engine.manage = false\n",
         }
     }

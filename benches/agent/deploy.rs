@@ -66,8 +66,13 @@ fn docker_run() -> Result<Vec<String>> {
 }
 
 fn run_and_await(args: &[String]) -> Result<()> {
-    let began = Instant::now();
     docker(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    await_answer()
+}
+
+/// Waits for a target that starts, as the agent does.
+pub(crate) fn await_answer() -> Result<()> {
+    let began = Instant::now();
     loop {
         let answers = || {
             let mut raw = Raw::connect()?;
@@ -84,7 +89,7 @@ fn run_and_await(args: &[String]) -> Result<()> {
     }
 }
 
-fn docker(args: &[&str]) -> Result<String> {
+pub(crate) fn docker(args: &[&str]) -> Result<String> {
     let done = Command::new("docker").args(args).output().context("docker")?;
     if !done.status.success() {
         bail!("docker {args:?}: {}", String::from_utf8_lossy(&done.stderr));

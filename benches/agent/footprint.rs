@@ -58,8 +58,8 @@ fn call_often(agent: &Agent) -> Result<()> {
 }
 
 /// What a process holds.
-struct Held {
-    rss_kib: u64,
+pub(crate) struct Held {
+    pub(crate) rss_kib: u64,
     anonymous_kib: u64,
     peak_kib: u64,
     threads: u64,
@@ -67,7 +67,7 @@ struct Held {
 }
 
 impl Held {
-    fn by(pid: u32) -> Result<Held> {
+    pub(crate) fn by(pid: u32) -> Result<Held> {
         // The end of the last connection has to be seen on the other side too.
         std::thread::sleep(Duration::from_millis(50));
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -85,7 +85,7 @@ impl Held {
         })
     }
 
-    fn print(&self, when: &str) {
+    pub(crate) fn print(&self, when: &str) {
         println!(
             "  {when:<34} RSS {} KiB (anonymous {} KiB, peak {} KiB), {} threads, {} open files",
             self.rss_kib, self.anonymous_kib, self.peak_kib, self.threads, self.fds

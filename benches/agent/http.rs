@@ -90,6 +90,10 @@ fn whole(read: &[u8]) -> Result<Option<Answer>> {
     let (head, rest) = read.split_at(end + 4);
     let head = std::str::from_utf8(head)?.to_ascii_lowercase();
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
+    // "No content" has no length either.
+    if status == 204 {
+        return Ok(Some(Answer { status, body: Vec::new() }));
+    }
     let length: usize = head
         .lines()
         .find_map(|line| line.strip_prefix("content-length:"))

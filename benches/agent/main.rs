@@ -8,8 +8,8 @@
 //!
 //! Nothing is asserted: a machine that is busy makes every figure worse, and the reader has to judge.
 //! The pages that are taken are given back. Needs root. Without an engine that is as the agent wants
-//! it, `prepareenv`, `health`, `report` and `deploy` are skipped and the others run without it, for a bench must not change the engine
-//! of the machine it happens to run on.
+//! it, only `growth` and `footprint` run, and without it, for a bench must not change the engine of the
+//! machine it happens to run on.
 
 // A bench is a client of the agent and of the kernel, not part of the agent.
 #![allow(clippy::disallowed_methods)]
@@ -19,12 +19,14 @@ mod deploy;
 mod figures;
 mod footprint;
 mod growth;
+mod heal;
 mod health;
 mod http;
 mod pages;
 mod prepareenv;
 mod report;
 mod target;
+mod volumes;
 
 use anyhow::{Result, bail};
 
@@ -32,13 +34,15 @@ use crate::agent::EngineUse;
 
 type Bench = fn(EngineUse) -> Result<()>;
 
-const BENCHES: [(&str, Bench); 6] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("prepareenv", prepareenv::run),
     ("growth", growth::run),
     ("footprint", footprint::run),
     ("health", health::run),
     ("report", report::run),
     ("deploy", deploy::run),
+    ("volumes", volumes::run),
+    ("heal", heal::run),
 ];
 
 fn main() -> Result<()> {

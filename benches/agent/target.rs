@@ -15,18 +15,26 @@ use crate::http::Connection;
 
 /// Its name, which is its container's.
 pub(crate) const NAME: &str = "agent-bench";
+/// The folder of its sockets.
+pub(crate) const FOLDER: &str = "/var/tmp/agent-bench";
 /// Its control socket.
 pub(crate) const CONTROL: &str = "/var/tmp/agent-bench/vhost.sock";
 
 /// A target of the agent under test.
 pub(crate) struct Target {
     http: Connection<TcpStream>,
+    memory_mib: usize,
 }
 
 impl Target {
     /// Deploys it.
     pub(crate) fn deploy(agent: &Agent) -> Result<Target> {
-        let mut target = Target { http: agent.connect()? };
+        Target::deploy_with(agent, 64)
+    }
+
+    /// Deploys it with so much memory for volumes, or takes it over from an agent that is gone.
+    pub(crate) fn deploy_with(agent: &Agent, memory_mib: usize) -> Result<Target> {
+        let mut target = Target { http: agent.connect()?, memory_mib };
         target.put()?;
         Ok(target)
     }
@@ -34,7 +42,7 @@ impl Target {
     /// Brings it up again, or for the first time.
     pub(crate) fn put(&mut self) -> Result<()> {
         let wish = json!({
-            "kind": "built-in", "cores": "1", "memoryMib": 64, "socketDir": "/var/tmp/agent-bench",
+            "kind": "built-in", "cores": "1", "memoryMib": self.memory_mib, "socketDir": FOLDER,
             "controlSock": CONTROL,
         });
         self.call("PUT", &format!("/v1/targets/{NAME}"), &wish.to_string()).map(drop)
@@ -51,6 +59,11 @@ impl Target {
         let health = self.call("GET", &format!("/v1/targets/{NAME}/health"), "")?;
         let pid = health.get("pid").and_then(Value::as_i64);
         Ok(i32::try_from(pid.with_context(|| format!("no process: {health}"))?)?)
+    }
+
+    /// Leaves it as it is, for another agent to take over.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
     }
 
     fn call(&mut self, method: &str, path: &str, body: &str) -> Result<Value> {
@@ -93,5 +106,20 @@ impl Raw {
             true => Ok(()),
             false => bail!("{method}: {line}"),
         }
+    }
+    /// Calls, so many of them at a time, each of which has to succeed.
+    pub(crate) fn pipelined(&mut self, requests: &[String], window: usize) -> Result<()> {
+        let mut line = String::new();
+        for window in requests.chunks(window) {
+            self.write.write_all(window.concat().as_bytes())?;
+            for request in window {
+                line.clear();
+                self.read.read_line(&mut line)?;
+                if !line.contains("\"result\"") {
+                    bail!("{request}: {line}");
+                }
+            }
+        }
+        Ok(())
     }
 }
