@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use tower_http::normalize_path::NormalizePath;
 
 use crate::agent::apply::engine::EngineApplier;
@@ -255,6 +255,9 @@ struct AfterTargets {
 }
 
 impl AfterTargets {
+    /// How long its start is waited for; it goes on by itself.
+    const RAISE_TIME: Duration = Duration::from_secs(30);
+
     fn new(
         settings: &Settings,
         root: &Root,
@@ -285,7 +288,14 @@ impl LooksAfterNode for AfterTargets {
     fn raise_engine(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         Box::pin(async {
             let Some(engine) = &self.engine else { return false };
-            let report = engine.prepare(false).await;
+            // Started, but never installed: one that was taken away was not wanted any more.
+            let plan = engine.prepare(true).await;
+            if plan.steps.iter().any(|step| step.step == "install") {
+                tracing::warn!("the engine is not installed any more: prepare the node again");
+                return false;
+            }
+            let raised = timeout(AfterTargets::RAISE_TIME, engine.prepare(false)).await;
+            let Ok(report) = raised else { return false };
             if let Some(fault) = report.errors.first() {
                 tracing::warn!(code = %fault.code, "the engine could not be started again: {fault}");
             }

@@ -16,8 +16,10 @@ use serde::de::DeserializeOwned;
 
 use crate::model::fault::{Fault, chain};
 
-/// Files that are synced at the same time.
+/// Files that are synced at the same time …
 const SYNCS: usize = 16;
+/// … and written before that.
+const BATCH: usize = 256;
 /// How the names of files begin that are not whole yet.
 const TEMPORARY: &str = ".vhost-agent-";
 
@@ -148,6 +150,28 @@ pub fn read_some(path: &Path, most: u64) -> Result<Vec<u8>, StoreError> {
     Ok(bytes)
 }
 
+/// Syncs files: one after the other each waits for a commit of the journal; together they share few.
+fn sync_together(made: &[(tempfile::NamedTempFile, PathBuf)]) -> Result<(), StoreError> {
+    let sync = |files: &[(tempfile::NamedTempFile, PathBuf)]| {
+        files.iter().try_for_each(|(file, path)| {
+            let synced = file.as_file().sync_all();
+            synced.map_err(|source| StoreError::Write { path: path.clone(), source })
+        })
+    };
+    let share = made.len().div_ceil(SYNCS).max(1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            made.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+        let mut ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        // A thread that broke off has no more to say than that.
+        let broke = || {
+            let path = made.first().map(|(_, path)| path.clone()).unwrap_or_default();
+            StoreError::Write { path, source: io::Error::other("broke off") }
+        };
+        ends.try_for_each(|end| end.unwrap_or_else(|_| Err(broke())))
+    })
+}
+
 /// The agent's folders: one on the disk, one that a reboot empties.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -204,44 +228,51 @@ impl Store {
             .map_err(|source| StoreError::Write { path, source })
     }
 
-    /// Writes many values, durably: each in a file of its own, all of them for the price of few. Those
-    /// that were written when one fails stay.
+    /// Writes many values, durably: each in a file of its own, all of them for the price of few. When one
+    /// fails, those that are new are taken away again; those that were there may have either value.
     ///
     /// # Errors
     /// [`StoreError::Write`].
     pub fn write_all<T: Serialize + Sync>(&self, values: &[(String, T)]) -> Result<(), StoreError> {
-        let [(first, _), ..] = values else { return Ok(()) };
-        let failed = |name: &str, source| {
-            let path = self.path(name, Durability::Disk);
-            StoreError::Write { path, source }
-        };
-        let make = |(name, value): &(String, T)| {
-            let path = self.path(name, Durability::Disk);
-            let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::from)?;
-            self.make_folder_of(&path, Durability::Disk)?;
-            Ok((beside(&path, &bytes, 0o600, None)?, path))
-        };
-        let mut made = Vec::new();
-        for value in values {
-            made.push(make(value).map_err(|source| failed(&value.0, source))?);
+        let mut new = Vec::new();
+        // Not all of them open at the same time.
+        let written = values.chunks(BATCH).try_for_each(|batch| self.write_batch(batch, &mut new));
+        if written.is_err() {
+            // What is denied now must not come up after a restart.
+            new.iter().for_each(|path| drop(fs::remove_file(path)));
         }
-        // One after the other each waits for a commit of the journal; together they share few.
-        let share = made.len().div_ceil(SYNCS);
-        let synced: io::Result<()> = std::thread::scope(|scope| {
-            let sync = |files: &[(tempfile::NamedTempFile, PathBuf)]| {
-                files.iter().try_for_each(|(file, _)| file.as_file().sync_all())
-            };
-            let shares = made.chunks(share.max(1)).map(|files| scope.spawn(move || sync(files)));
-            let threads: Vec<_> = shares.collect();
-            let mut ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-            ends.try_for_each(|end| end.unwrap_or_else(|_| Err(io::Error::other("broke off"))))
-        });
-        synced.map_err(|source| failed(first, source))?;
+        written
+    }
+
+    fn write_batch<T: Serialize + Sync>(
+        &self,
+        values: &[(String, T)],
+        new: &mut Vec<PathBuf>,
+    ) -> Result<(), StoreError> {
+        let make = |name: &str, value: &T| {
+            let path = self.path(name, Durability::Disk);
+            let made =
+                serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|bytes| {
+                    self.make_folder_of(&path, Durability::Disk)?;
+                    beside(&path, &bytes, 0o600, None)
+                });
+            match made {
+                Ok(file) => Ok((file, path)),
+                Err(source) => Err(StoreError::Write { path, source }),
+            }
+        };
+        let made = values.iter().map(|(name, value)| make(name, value));
+        let made: Vec<(tempfile::NamedTempFile, PathBuf)> = made.collect::<Result<_, _>>()?;
+        sync_together(&made)?;
         let mut folders = BTreeSet::new();
         for (file, path) in made {
+            let is_new = !path.exists();
             let kept = file.persist(&path).map_err(|e| e.error);
             kept.map_err(|source| StoreError::Write { path: path.clone(), source })?;
             folders.extend(path.parent().map(Path::to_owned));
+            if is_new {
+                new.push(path);
+            }
         }
         self.sync_folders(&folders)
     }

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::observe::blocking;
-use crate::model::fault::Fault;
+use crate::model::fault::{Fault, chain};
 use crate::model::target::{Desired, TargetName, TargetSpec, Work};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
 use crate::store::{Durability, Store};
@@ -71,12 +72,16 @@ impl DesiredTargets {
         let mut desired = Desired::default();
         for name in store.list(FOLDER, Durability::Disk)? {
             let path = format!("{FOLDER}/{name}");
-            let Some(entry) = store.read::<Entry>(&path, Durability::Disk)? else { continue };
-            if entry.version != VERSION {
-                store.set_aside(&path, Durability::Disk, "it is of another version of the agent");
+            let Some(entry) = read::<Entry>(&store, &path) else { continue };
+            let why = if entry.version != VERSION {
+                "it is of another version of the agent"
+            } else if path != file(&entry.spec.name) {
+                "it is the file of another target"
+            } else {
+                desired.targets.insert(entry.spec.name.clone(), entry.spec);
                 continue;
-            }
-            desired.targets.insert(entry.spec.name.clone(), entry.spec);
+            };
+            store.set_aside(&path, Durability::Disk, why);
         }
         for target in store.folders(VOLUMES, Durability::Disk)? {
             open_volumes(&store, &target, &mut desired)?;
@@ -223,11 +228,25 @@ impl DesiredTargets {
     }
 }
 
+/// Reads one file. One that the disk does not give takes no other with it, and stays where it is: it may be
+/// given the next time.
+fn read<T: DeserializeOwned>(store: &Store, path: &str) -> Option<T> {
+    store.read(path, Durability::Disk).unwrap_or_else(|error| {
+        let why = chain(&error);
+        tracing::error!(
+            path,
+            why,
+            "a state file cannot be read; what it says is not known to the agent"
+        );
+        None
+    })
+}
+
 /// Reads the volumes of one target.
 fn open_volumes(store: &Store, target: &str, desired: &mut Desired) -> Result<(), Fault> {
     for name in store.list(&format!("{VOLUMES}/{target}"), Durability::Disk)? {
         let path = format!("{VOLUMES}/{target}/{name}");
-        let Some(entry) = store.read::<VolumeEntry>(&path, Durability::Disk)? else { continue };
+        let Some(entry) = read::<VolumeEntry>(store, &path) else { continue };
         let why = if entry.version != VERSION {
             "it is of another version of the agent"
         } else if path != volume_file(&entry.target, &entry.spec.name) {

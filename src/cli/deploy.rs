@@ -155,7 +155,9 @@ impl Wishes {
             Owner::Here(core, _lock) => {
                 let (recreate, force) = (*recreate, *force);
                 let wish = match verb {
-                    Verb::Deploy => TargetWish::Ensure(spec, EnsureWish { recreate, force }),
+                    Verb::Deploy => {
+                        TargetWish::Ensure(spec, EnsureWish { recreate, force, anew: false })
+                    }
                     Verb::Destroy => TargetWish::Destroy { spec, force },
                 };
                 watched(core, core.targets.bring_about(wish, *dry_run), bars).await

@@ -3,9 +3,12 @@
 
 use std::fs::{self, FileType};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode as NixMode;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::{HostError, Root};
@@ -56,6 +59,16 @@ fn in_folder(root: &Root, folder: &str) -> Option<String> {
     None
 }
 
+/// Whether sockets lie in a folder that are no control sockets: those of volumes.
+pub fn has_volumes(root: &Root, folder: &str) -> bool {
+    let Ok(listing) = fs::read_dir(root.path(folder)) else { return false };
+    let is_volumes = |entry: fs::DirEntry| {
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        is_socket && !entry.file_name().to_string_lossy().ends_with(".sock")
+    };
+    listing.flatten().any(is_volumes)
+}
+
 /// Whether a socket lies at `path` with that owner and group, and that mode.
 pub fn is_given(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> bool {
     fs::symlink_metadata(root.path(path)).is_ok_and(|meta| is_as(&meta, owner, mode))
@@ -74,7 +87,11 @@ fn is_as(meta: &fs::Metadata, owner: (u32, u32), mode: u32) -> bool {
 pub fn give(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> Result<(), HostError> {
     let at = root.path(path);
     let given = || {
-        let meta = fs::symlink_metadata(&at)?;
+        // By a descriptor: who can write into the folder may put a link there meanwhile.
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let socket = open(&at, flags, NixMode::empty())?;
+        let opened = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        let meta = fs::metadata(&opened)?;
         if !meta.file_type().is_socket() {
             return Err(io::Error::other("it is no socket"));
         }
@@ -82,9 +99,9 @@ pub fn give(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> Result<(),
             return Ok(());
         }
         // First closed, then given: nobody may connect who may not afterwards.
-        fs::set_permissions(&at, fs::Permissions::from_mode(0o600))?;
-        lchown(&at, Some(owner.0), Some(owner.1))?;
-        fs::set_permissions(&at, fs::Permissions::from_mode(mode))
+        fs::set_permissions(&opened, fs::Permissions::from_mode(0o600))?;
+        chown(&opened, Some(owner.0), Some(owner.1))?;
+        fs::set_permissions(&opened, fs::Permissions::from_mode(mode))
     };
     given().map_err(|source| HostError::Write {
         path: at.clone(),

@@ -303,6 +303,8 @@ pub struct EnsureWish {
     pub recreate: bool,
     /// Whether that is done with virtual machines connected.
     pub force: bool,
+    /// Whether one that has ended is made anew, and not started again as it is.
+    pub anew: bool,
 }
 
 /// Everything the target planner looks at.

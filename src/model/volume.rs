@@ -273,6 +273,8 @@ pub struct VolumeSeen {
     pub controller: Option<ControllerSeen>,
     /// Whether its socket is there, with the owner and mode that it is to have.
     pub socket_is_given: bool,
+    /// A controller of another name that serves its bdev, as far as all of them were asked for.
+    pub served_by_another: Option<String>,
 }
 
 /// A bdev of a target.

@@ -62,7 +62,7 @@ pub fn ensure(
     let mut new = TargetPlan::default();
     new.bring_up(spec, seen, policy)?;
     plan.findings.append(&mut new.findings);
-    if !replace && new.makes_the_same_as(container, seen) {
+    if !replace && !wish.anew && new.makes_the_same_as(container, seen) {
         // What it printed stays with it, and it is there sooner.
         new.steps.retain(|step| !matches!(step, Step::CreateContainer(_)));
         plan.steps.append(&mut new.steps);
@@ -94,6 +94,16 @@ pub fn destroy(
         plan.take_down(spec, force, container, seen, policy)?;
     }
     Ok(plan)
+}
+
+/// Plans the end of a target that lives and does not answer; none of one that the agent did not make.
+pub fn end_frozen(spec: &TargetSpec, seen: &TargetSeen) -> Option<Step> {
+    let container = seen.container.as_ref().filter(|it| it.running && it.made_for().is_some())?;
+    (!seen.serves()).then(|| Step::StopContainer {
+        name: spec.name.to_string(),
+        id: container.id.clone(),
+        grace: Duration::ZERO,
+    })
 }
 
 fn not_ours(spec: &TargetSpec) -> Fault {

@@ -68,8 +68,8 @@ fn names(plan: &TargetPlan) -> Vec<&'static str> {
     plan.steps.iter().map(Step::name).collect()
 }
 
-const RECREATE: EnsureWish = EnsureWish { recreate: true, force: false };
-const LEAVE: EnsureWish = EnsureWish { recreate: false, force: false };
+const RECREATE: EnsureWish = EnsureWish { recreate: true, force: false, anew: false };
+const LEAVE: EnsureWish = EnsureWish { recreate: false, force: false, anew: false };
 const UP: [&str; 4] = ["prepareSockets", "createContainer", "startContainer", "awaitTarget"];
 
 fn made(plan: &TargetPlan) -> &ContainerSpec {
@@ -170,7 +170,7 @@ fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let used = TargetSeen { sessions: Some(2), ..with_container(Some(&other), true, true) };
     assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, "target-in-use");
-    let force = EnsureWish { recreate: true, force: true };
+    let force = EnsureWish { recreate: true, force: true, anew: false };
     assert_eq!(names(&ensured(&spec(), force, &used).unwrap())[0], "stopContainer");
     assert_eq!(destroy(&spec(), false, &used, &policy()).unwrap_err().code, "target-in-use");
     let plan = destroy(&spec(), true, &used, &policy()).unwrap();
@@ -216,13 +216,28 @@ fn a_dead_one_that_would_be_made_the_same_again_is_started_again() {
     assert_eq!(plan(&same, LEAVE), again);
     let other_cpus = TargetSeen { cpus: seen().cpus[..1].to_vec(), ..same.clone() };
     for (why, seen, wish) in [
-        ("it is asked for", same, RECREATE),
+        ("it is asked for", same.clone(), RECREATE),
+        ("it always falls", same, EnsureWish { anew: true, ..LEAVE }),
         ("the image is another one", dead(&|it| it.image_id = "sha256:2".into()), LEAVE),
         ("it could not be started", dead(&|it| it.error = "no such device".into()), LEAVE),
         ("its CPU is gone", other_cpus, LEAVE),
     ] {
         assert_eq!(plan(&seen, wish)[0], "removeContainer", "{why}");
     }
+}
+
+#[test]
+fn only_a_frozen_one_of_ours_is_ended_for_that() {
+    let ends = |made_for: Option<&TargetSpec>, running, serves| {
+        end_frozen(&spec(), &with_container(made_for, running, serves)).is_some()
+    };
+    assert!(ends(Some(&spec()), true, false));
+    assert!(!ends(Some(&spec()), true, true), "it answers again");
+    assert!(!ends(None, true, false), "somebody else's");
+    assert!(!ends(Some(&spec()), false, false), "it has ended");
+    let anew = EnsureWish { anew: true, ..LEAVE };
+    let theirs = with_container(None, false, false);
+    assert_eq!(ensured(&spec(), anew, &theirs).unwrap_err().code, "container-not-ours");
 }
 
 #[test]

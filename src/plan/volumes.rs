@@ -40,21 +40,28 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
     }
 }
 
-/// Plans what takes a volume away.
+/// Plans what takes a volume away: what of it is there, but what was there `before` it was asked for.
 ///
 /// # Errors
-/// While a virtual machine is connected.
-pub fn take_away(seen: &VolumeSeen, bdev_is_shared: bool) -> Result<Vec<VolumeStep>, Fault> {
+/// While a virtual machine is connected, or another controller serves its bdev.
+pub fn take_away(seen: &VolumeSeen, before: &VolumeSeen) -> Result<Vec<VolumeStep>, Fault> {
     let sessions = seen.controller.as_ref().map_or(0, |controller| controller.sessions.len());
     if sessions > 0 {
-        return Err(Fault::new(
-            "volume-in-use",
-            "a virtual machine is connected to it: shut the VM down or detach its disk, then call again",
-        ));
+        return Err(in_use("a virtual machine is connected to it"));
     }
-    let controller = seen.controller.as_ref().map(|_| VolumeStep::DeleteController);
-    let bdev = seen.bdev.as_ref().filter(|_| !bdev_is_shared).map(|_| VolumeStep::DeleteBdev);
-    Ok(controller.into_iter().chain(bdev).collect())
+    let controller = seen.controller.as_ref().filter(|_| before.controller.is_none());
+    let bdev = seen.bdev.as_ref().filter(|_| before.bdev.is_none());
+    if let (Some(other), Some(_)) = (&seen.served_by_another, bdev) {
+        // The guest of that one would get I/O errors from then on.
+        return Err(in_use(&format!("the controller {other} serves its bdev")));
+    }
+    let controller = controller.map(|_| VolumeStep::DeleteController);
+    Ok(controller.into_iter().chain(bdev.map(|_| VolumeStep::DeleteBdev)).collect())
+}
+
+fn in_use(why: &str) -> Fault {
+    let text = format!("{why}: shut the VM down or detach its disk, then call again");
+    Fault::new("volume-in-use", text)
 }
 
 /// How a volume stands that nothing has to be done to any more, and why. `unstarted` tells that a session
@@ -65,8 +72,8 @@ pub fn judge(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
         None => told(VolumeState::Pending, "its controller is not there yet"),
         Some(_) if unstarted => told(
             VolumeState::Stuck,
-            "a virtual machine is connected and its session does not start, which it never will: the VM \
-             needs a restart",
+            "a virtual machine is connected, and its session does not start: one that lost its reconnect to \
+             a dead target never will, and that VM needs a restart",
         ),
         Some(_) if !seen.socket_is_given => told(
             VolumeState::Degraded,

@@ -24,7 +24,7 @@ fn controller(bdev: &str, sessions: usize) -> ControllerSeen {
 }
 
 fn seen(bdev: Option<BdevSeen>, controller: Option<ControllerSeen>) -> VolumeSeen {
-    VolumeSeen { bdev, controller, socket_is_given: true }
+    VolumeSeen { bdev, controller, socket_is_given: true, served_by_another: None }
 }
 
 #[test]
@@ -89,21 +89,30 @@ fn any_seen() -> impl Strategy<Value = VolumeSeen> {
     let sessions = proptest::collection::vec(session, 0..3);
     let controller = (name, any::<bool>(), sessions)
         .prop_map(|(bdev, read_only, sessions)| ControllerSeen { bdev, read_only, sessions });
-    (bdev, proptest::option::of(controller), any::<bool>()).prop_map(
-        |(bdev, controller, socket_is_given)| VolumeSeen { bdev, controller, socket_is_given },
+    let other = prop_oneof![Just(None), Just(Some("o".to_string()))];
+    (bdev, proptest::option::of(controller), any::<bool>(), other).prop_map(
+        |(bdev, controller, socket_is_given, served_by_another)| VolumeSeen {
+            bdev,
+            controller,
+            socket_is_given,
+            served_by_another,
+        },
     )
 }
 
 proptest! {
     #[test]
-    fn nothing_is_deleted_under_a_guest_and_everything_in_its_order(seen in any_seen(), shared: bool) {
+    fn nothing_is_deleted_under_a_guest_and_everything_in_its_order(
+        seen in any_seen(),
+        before in any_seen(),
+    ) {
         use VolumeStep::{CreateBdev, CreateController, DeleteBdev, DeleteController};
         let guests = seen.controller.as_ref().is_some_and(|it| !it.sessions.is_empty());
-        for steps in [bring_up(&spec(), &seen), take_away(&seen, shared)].into_iter().flatten() {
+        for steps in [bring_up(&spec(), &seen), take_away(&seen, &before)].into_iter().flatten() {
             let at = |step| steps.iter().position(|it| *it == step);
             let deletes = at(DeleteBdev).or(at(DeleteController));
             prop_assert!(!(guests && deletes.is_some()));
-            prop_assert!(at(DeleteBdev).is_none() || !shared);
+            prop_assert!(at(DeleteBdev).is_none() || seen.served_by_another.is_none());
             if let (Some(bdev), Some(controller)) = (at(CreateBdev), at(CreateController)) {
                 prop_assert!(bdev < controller);
             }
@@ -115,5 +124,9 @@ proptest! {
             prop_assert!(!makes || seen.controller.is_none() || at(DeleteController).is_some());
             prop_assert!(!makes || seen.bdev.is_some() || at(CreateBdev).is_some());
         }
+        // What was there before is not taken away again by who could not bring about the rest.
+        let undone = take_away(&seen, &before).unwrap_or_default();
+        prop_assert!(before.bdev.is_none() || !undone.contains(&DeleteBdev));
+        prop_assert!(before.controller.is_none() || !undone.contains(&DeleteController));
     }
 }

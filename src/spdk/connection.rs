@@ -71,7 +71,10 @@ fn not_connected(socket: &Path, error: io::Error) -> SpdkError {
     match error.kind() {
         // connect(2) on a Unix socket: its queue is full.
         io::ErrorKind::WouldBlock => SpdkError::Crowded { socket },
-        _ => SpdkError::Absent { socket, source: Arc::new(error) },
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+            SpdkError::Absent { socket, source: Arc::new(error) }
+        }
+        _ => SpdkError::Unreachable { socket, source: Arc::new(error) },
     }
 }
 

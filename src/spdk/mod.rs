@@ -48,6 +48,14 @@ pub enum SpdkError {
         /// Why.
         source: Arc<std::io::Error>,
     },
+    /// It cannot be told whether somebody listens.
+    #[error("cannot connect to {socket}")]
+    Unreachable {
+        /// The control socket.
+        socket: PathBuf,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
     /// Something listens and takes no connection.
     #[error(
         "{socket} takes no more connections: the target there is frozen, or others fill its queue"

@@ -62,6 +62,7 @@ struct Files {
     huge_dir: Option<String>,
     cpus: Vec<Cpu>,
     socket_obstacle: Option<String>,
+    has_volume_sockets: bool,
 }
 
 impl<C: Containers> TargetObserver<C> {
@@ -106,8 +107,9 @@ impl<C: Containers> TargetObserver<C> {
             tokio::join!(self.ask(&control), self.cpu_use(own));
         let sessions = match guests {
             _ if running.is_none() => Some(0),
-            // Where it has its control socket is known; without one it has no disks either.
-            Err(SpdkError::Absent { .. }) if ours => Some(0),
+            // Where it has its control socket is known. One that never made it has made no disk's either;
+            // one whose control socket was taken away may have.
+            Err(SpdkError::Absent { .. }) if ours && !files.has_volume_sockets => Some(0),
             // One that has not started, or knows of no disks.
             Err(SpdkError::Refused { .. }) => Some(0),
             guests => guests.ok(),
@@ -169,8 +171,16 @@ impl<C: Containers> TargetObserver<C> {
     async fn ask(&self, control: &CleanPath) -> (Option<String>, String, Result<usize, SpdkError>) {
         let within = self.policy.answer_timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
-        let (version, controllers) =
-            tokio::join!(socket.serving(within), socket.controllers(within));
+        let (version, controllers, reactors) = tokio::join!(
+            socket.serving(within),
+            socket.controllers(within),
+            socket.reactors(within)
+        );
+        // One of whose reactors is frozen does not serve.
+        let version = match reactors {
+            Err(error) if !error.is_unknown_method() => version.and(Err(error)),
+            _ => version,
+        };
         let guests = controllers.map(|controllers| {
             let guests = controllers.iter().filter(|one| !one.ctrlr.starts_with(PROBE_PREFIX));
             guests.map(|one| one.sessions.len()).sum()
@@ -197,6 +207,7 @@ impl<C: Containers> TargetObserver<C> {
         let (folder, control) = (spec.socket_dir.clone(), spec.control_sock.clone());
         let owner = self.policy.socket_uid;
         blocking(move || {
+            let has_volume_sockets = socket_place::has_volumes(&root, folder.as_str());
             let mounts = mounts::hugetlb_mounts(&root)?;
             let usable = |mount: &&_| is_usable(mount);
             Ok(Files {
@@ -210,6 +221,7 @@ impl<C: Containers> TargetObserver<C> {
                     control.as_str(),
                     owner,
                 ),
+                has_volume_sockets,
             })
         })
         .await?
@@ -272,6 +284,7 @@ mod tests {
                 while let Some(Ok(request)) = requests.next() {
                     let result = match request["method"].as_str().unwrap() {
                         "spdk_get_version" => json!({"version": "SPDK v24.01"}),
+                        "framework_get_reactors" => json!({"reactors": [{}]}),
                         _ => json!([
                             {"ctrlr": "disk", "sessions": [{"started": true}]},
                             {"ctrlr": format!("{PROBE_PREFIX}1-1-0"), "sessions": [{"started": true}]}

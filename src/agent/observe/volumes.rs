@@ -50,13 +50,44 @@ impl VolumeObserver {
         place: &Place,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
+        self.look_at(place, specs, specs.len() > FEW).await
+    }
+
+    /// The same for volumes that are to be taken away: who else serves what is theirs is looked for among
+    /// all that the target has.
+    ///
+    /// # Errors
+    /// When the target does not answer.
+    pub async fn look_around(
+        &self,
+        place: &Place,
+        specs: &[VolumeSpec],
+    ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
+        self.look_at(place, specs, true).await
+    }
+
+    async fn look_at(
+        &self,
+        place: &Place,
+        specs: &[VolumeSpec],
+        all: bool,
+    ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
         let (bdevs, controllers) =
-            tokio::try_join!(self.bdevs(&spdk, specs), self.controllers(&spdk, specs))
+            tokio::try_join!(self.bdevs(&spdk, specs), self.controllers(&spdk, specs, all))
                 .map_err(|e| target_fault(&e))?;
         let given = self.sockets_given(place, specs).await?;
+        let mut servers: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+        for (name, controller) in &controllers {
+            if let Some(bdev) = &controller.bdev {
+                servers.entry(bdev).or_default().push(name);
+            }
+        }
         let seen = specs.iter().zip(given).map(|(spec, given)| {
+            let others = servers.get(spec.bdev.as_str()).into_iter().flatten();
+            let other = others.into_iter().find(|name| name.as_str() != spec.name.as_str());
             let seen = VolumeSeen {
+                served_by_another: other.map(|name| (*name).clone()),
                 bdev: bdevs.get(spec.bdev.as_str()).cloned(),
                 controller: controllers.get(spec.name.as_str()).cloned(),
                 socket_is_given: given,
@@ -90,14 +121,15 @@ impl VolumeObserver {
         &self,
         spdk: &Spdk,
         specs: &[VolumeSpec],
+        all: bool,
     ) -> Result<BTreeMap<String, ControllerSeen>, SpdkError> {
         let within = self.policy.call_timeout;
-        let all = match specs.len() {
-            0..=FEW => {
+        let all = match all {
+            false => {
                 let asks = specs.iter().map(|spec| spdk.controller(spec.name.as_str(), within));
                 try_join_all(asks).await?.into_iter().flatten().collect()
             }
-            _ => spdk.controllers(within).await?,
+            true => spdk.controllers(within).await?,
         };
         Ok(all.into_iter().map(seen).collect())
     }

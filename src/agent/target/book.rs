@@ -109,6 +109,12 @@ impl VolumeBook {
             || self.stands.values().any(|status| status.disconnected)
     }
 
+    /// Why it could not be brought about the last time.
+    pub(super) fn failed_before(&self, name: &VolumeName) -> Option<Fault> {
+        let status = self.stands.get(name).filter(|it| it.state == VolumeState::Degraded)?;
+        Some(Fault::new("volume-degraded", status.reason.clone()))
+    }
+
     /// Whether one is to be tried again.
     pub(super) fn has_degraded(&self) -> bool {
         self.stands.values().any(|status| status.state == VolumeState::Degraded)
@@ -147,7 +153,7 @@ mod tests {
         let sessions = sessions.iter().map(session).collect();
         let bdev = Some("v".to_string());
         let controller = ControllerSeen { bdev, read_only: false, sessions };
-        VolumeSeen { bdev: None, controller: Some(controller), socket_is_given: true }
+        VolumeSeen { controller: Some(controller), socket_is_given: true, ..VolumeSeen::default() }
     }
 
     /// A book of one volume, and what notes a look at it after so many seconds.

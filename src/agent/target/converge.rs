@@ -70,7 +70,13 @@ impl<C: Containers> Owner<C> {
             if let TargetWish::Ensure(spec, _) = &wish {
                 // It can be: from here on it is wanted, whatever becomes of this agent. What is left as it
                 // is stays wanted as it is.
-                let left = plan.is_left().then(|| seen.made_for()).flatten();
+                let origins = |left: TargetSpec| TargetSpec {
+                    image_tar: spec.image_tar.clone(),
+                    image_url: spec.image_url.clone(),
+                    image_sha256: spec.image_sha256.clone(),
+                    ..left
+                };
+                let left = plan.is_left().then(|| seen.made_for().map(origins)).flatten();
                 self.parts.desired.want(left.as_ref().unwrap_or(spec)).await?;
             }
             if plan.steps.is_empty() {
@@ -133,7 +139,7 @@ impl<C: Containers> Owner<C> {
         waited && self.parts.observer.look(spec).await.is_ok_and(|seen| !runs(seen))
     }
 
-    async fn apply(
+    pub(super) async fn apply(
         &self,
         step: &Step,
         seen: &TargetSeen,

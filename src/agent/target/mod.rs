@@ -22,7 +22,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::owner::{Owner, run};
@@ -130,7 +130,7 @@ enum Order {
         reply: oneshot::Sender<Result<VolumeView, Fault>>,
     },
     /// A look at the volumes.
-    Look { reply: oneshot::Sender<()> },
+    Look { reply: oneshot::Sender<()>, _place: OwnedSemaphorePermit },
     /// To look after the target from now on.
     Tend,
 }
@@ -142,8 +142,17 @@ struct Ordered {
     _work: Arc<()>,
 }
 
-/// Each owner's orders, and what each of its orders holds a share of.
-type Owners = BTreeMap<TargetName, (mpsc::Sender<Ordered>, Arc<()>)>;
+/// The way to one owner.
+#[derive(Clone)]
+struct Way {
+    orders: mpsc::Sender<Ordered>,
+    /// What each of its orders holds a share of.
+    work: Arc<()>,
+    /// One look at a time: who only wants to know must not fill its queue.
+    looks: Arc<Semaphore>,
+}
+
+type Owners = BTreeMap<TargetName, Way>;
 
 /// What every owner needs.
 pub struct Parts<C> {
@@ -312,7 +321,10 @@ impl Targets {
         if specs.is_empty() {
             return Vec::new();
         }
-        let looked = self.ask(target, |reply| Order::Look { reply });
+        let looked = async {
+            let _place = self.owner(target).ok()?.looks.acquire_owned().await.ok()?;
+            self.ask(target, |reply| Order::Look { reply, _place }).await.ok()
+        };
         // An owner that is busy knows what it did last, and that is told then.
         let _ = timeout(LOOK_PATIENCE, looked).await;
         let known = self.board.of(target);
@@ -331,8 +343,8 @@ impl Targets {
     }
 
     fn send(&self, name: &TargetName, order: Order) -> Result<(), Fault> {
-        let (owner, work) = self.owner(name)?;
-        owner.try_send(Ordered { order, _work: work }).map_err(|e| match e {
+        let Way { orders, work, .. } = self.owner(name)?;
+        orders.try_send(Ordered { order, _work: work }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(
                 "target-busy",
                 format!("{QUEUE} requests for this target wait already: call again later"),
@@ -341,7 +353,7 @@ impl Targets {
         })
     }
 
-    fn owner(&self, name: &TargetName) -> Result<(mpsc::Sender<Ordered>, Arc<()>), Fault> {
+    fn owner(&self, name: &TargetName) -> Result<Way, Fault> {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(owner) = owners.get(name) {
             return Ok(owner.clone());
@@ -349,8 +361,8 @@ impl Targets {
         if owners.len() >= MOST_TARGETS {
             // An owner without work remembers nothing of a target that is not wanted: it ends, and is
             // started again when needed.
-            owners.retain(|name, (_, work)| {
-                Arc::strong_count(work) > 1 || self.desired.get(name).is_some()
+            owners.retain(|name, way| {
+                Arc::strong_count(&way.work) > 1 || self.desired.get(name).is_some()
             });
         }
         if owners.len() >= MOST_TARGETS {
@@ -359,7 +371,7 @@ impl Targets {
         }
         let (orders, queue) = mpsc::channel(QUEUE);
         (self.start)(name.clone(), queue);
-        let owner = (orders, Arc::new(()));
+        let owner = Way { orders, work: Arc::new(()), looks: Arc::new(Semaphore::new(1)) };
         owners.insert(name.clone(), owner.clone());
         Ok(owner)
     }

@@ -1,6 +1,7 @@
 //! The owner of one target: what it remembers, and its loop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -11,8 +12,11 @@ use super::book::VolumeBook;
 use super::{Board, Order, Ordered, Parts, TargetWish};
 use crate::health::backoff::{Backoff, BackoffPolicy};
 use crate::model::prepare::{PartReport, PrepareReport};
-use crate::model::status::Standings;
+use crate::model::status::{Standings, VolumeTally};
 use crate::model::target::{TargetHealth, TargetName};
+
+/// Between two looks at what is due, unless something changes.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The owner of one target.
 pub(super) struct Owner<C> {
@@ -30,8 +34,8 @@ pub(super) struct Owner<C> {
     pub(super) stands: Option<(u32, Instant)>,
     /// Whether its fall was noted.
     pub(super) fallen: bool,
-    /// Since when its process lives and does not answer.
-    pub(super) frozen: Option<Instant>,
+    /// The process that lives and does not answer, and since when.
+    pub(super) frozen: Option<(u32, Instant)>,
     /// Whether all its volumes were looked after since it stands.
     pub(super) in_place: bool,
     /// When all of them were looked at last.
@@ -42,6 +46,10 @@ pub(super) struct Owner<C> {
     pub(super) controllers_made: Option<Instant>,
     /// An engine that does not answer is asked again then.
     pub(super) engine_again: Option<Instant>,
+    /// How the log was told that its volumes stand.
+    pub(super) told: Option<VolumeTally>,
+    /// When everything that was due was done last.
+    pub(super) tended: Instant,
     /// Whether the agent has only started, and the target was not brought up since.
     pub(super) at_start: bool,
 }
@@ -76,6 +84,8 @@ impl<C: Containers> Owner<C> {
             next_pass: Instant::now(),
             controllers_made: None,
             engine_again: None,
+            told: None,
+            tended: Instant::now(),
             at_start: false,
         }
     }
@@ -87,7 +97,8 @@ impl<C: Containers> Owner<C> {
 
     /// Returns when it stands otherwise, or something is due. Cancel-safe.
     async fn wakes(&mut self) {
-        let due = self.next_due();
+        // What is due and cannot be done now must not become a busy loop.
+        let due = self.next_due().map(|due| due.max(self.tended + LEAST_PAUSE));
         let timer = async {
             match due {
                 Some(at) => sleep_until(at).await,
@@ -115,7 +126,9 @@ impl<C: Containers> Owner<C> {
             Order::Resize { target, volume, size_mib, reply } => {
                 let _ = reply.send(self.resize(&target, &volume, size_mib).await);
             }
-            Order::Look { reply } => {
+            // Who gave up waiting needs none.
+            Order::Look { reply, .. } if reply.is_closed() => {}
+            Order::Look { reply, _place } => {
                 self.look_at_volumes().await;
                 let _ = reply.send(());
             }
@@ -160,6 +173,7 @@ pub(super) async fn run<C: Containers>(
                 owner.carry_out(order).await;
             }
             owner.tend().await;
+            owner.tended = Instant::now();
         };
         tokio::pin!(work);
         loop {

@@ -15,7 +15,9 @@ use super::TargetWish;
 use super::owner::Owner;
 use crate::model::fault::Fault;
 use crate::model::prepare::PartReport;
+use crate::model::status::VolumeTally;
 use crate::model::target::{EnsureWish, TargetHealth, TargetSpec, TargetState};
+use crate::plan::target::end_frozen;
 
 /// An engine that does not answer is asked again after so long: it may come back any moment, and its
 /// absence says nothing of the target.
@@ -47,8 +49,8 @@ impl<C: Containers> Owner<C> {
             let due = self.backoff.due().filter(|_| heals)?;
             return Some(Instant::from_std(due).max(self.engine_again.unwrap_or(due.into())));
         }
-        if let Some(frozen) = self.frozen.filter(|_| self.parts.policy.heal.enabled) {
-            return Some(frozen + self.parts.policy.heal.frozen_after);
+        if let Some((pid, since)) = self.frozen {
+            return Some(since + self.patience(pid));
         }
         self.stands?;
         let has_volumes = !self.parts.desired.volumes(&self.name).is_empty();
@@ -103,23 +105,23 @@ impl<C: Containers> Owner<C> {
             return;
         }
         let began = Instant::now();
-        let done = self.pass(volumes.values().cloned().collect()).await;
+        let retries = !self.in_place || self.retry.due().is_some_and(|due| due <= began.into_std());
+        let done = self.pass(volumes.values().cloned().collect(), retries).await;
         let now = Instant::now();
         let returning = self.book.is_unsettled()
             && self.controllers_made.is_some_and(|made| made.elapsed() < RETURN_TIME);
         let pause = if returning { RETURN_PAUSE } else { self.parts.policy.volumes.look_interval };
         match done {
-            Ok(made) => {
+            Ok(passed) => {
                 (self.in_place, self.passed) = (true, Some(now));
                 self.next_pass = now + pause;
                 self.parts.desired.rebuilds(&self.name, false);
                 self.parts.desired.trouble(&self.name, None);
-                if made > 0 {
-                    self.tell_of_volumes(made, began.elapsed());
-                }
+                self.tell_of_volumes(passed.made, began.elapsed());
             }
             Err(fault) => {
                 self.next_pass = now + RETURN_PAUSE;
+                self.retry.failed(now.into_std());
                 tracing::warn!(
                     target_name = %self.name, code = %fault.code,
                     "the volumes of {} could not be looked at: {fault}", self.name
@@ -129,8 +131,15 @@ impl<C: Containers> Owner<C> {
         self.publish();
     }
 
-    fn tell_of_volumes(&self, made: usize, took: Duration) {
+    /// Says in the log how they stand, when that is another way than was said last.
+    fn tell_of_volumes(&mut self, made: usize, took: Duration) {
         let tally = self.book.tally();
+        let same =
+            |told: VolumeTally| (told.serving, told.degraded) == (tally.serving, tally.degraded);
+        if made == 0 && self.told.map_or(tally.degraded == 0, same) {
+            return;
+        }
+        self.told = Some(tally);
         let text = format!(
             "{} of {} volumes of {} serve, {made} were made in {took:.1?}",
             tally.serving, tally.wanted, self.name
@@ -175,13 +184,15 @@ impl<C: Containers> Owner<C> {
             TargetState::Degraded if !lives => return,
             _ => {}
         }
-        if !lives {
-            self.frozen = None;
-        } else if !self.fallen {
-            let since = *self.frozen.get_or_insert(now);
-            if now < since + self.parts.policy.heal.frozen_after {
-                return;
+        match health.pid {
+            None => self.frozen = None,
+            Some(pid) if !self.fallen => {
+                if !self.is_frozen_for_long(pid, now) || !self.end_frozen(spec).await {
+                    return;
+                }
             }
+            // It was started since it fell, and has never answered: nobody uses it yet.
+            Some(_) => {}
         }
         if !self.fallen {
             self.note_fall(&self.why(health, lives)).await;
@@ -191,6 +202,50 @@ impl<C: Containers> Owner<C> {
         if due {
             self.attempt(spec, lives).await;
         }
+    }
+
+    /// Whether its process, which lives, has not answered for longer than it may.
+    fn is_frozen_for_long(&mut self, pid: u32, now: Instant) -> bool {
+        if !self.parts.policy.heal.enabled {
+            return false;
+        }
+        let since =
+            self.frozen.filter(|(frozen, _)| *frozen == pid).map_or(now, |(_, since)| since);
+        self.frozen = Some((pid, since));
+        now >= since + self.patience(pid)
+    }
+
+    /// How long that process may be frozen. One that was not heard by this agent may serve its guests, and
+    /// only have no place left at its control socket.
+    fn patience(&self, pid: u32) -> Duration {
+        let heal = &self.parts.policy.heal;
+        match self.stands.is_some_and(|(stood, _)| stood == pid) {
+            true => heal.frozen_after,
+            false => heal.frozen_after.max(heal.clear_after),
+        }
+    }
+
+    /// Ends its process, if it still does not answer: as long as it takes connections and serves none, each
+    /// guest that reconnects to it is lost. Returns whether it is to be taken for fallen.
+    async fn end_frozen(&mut self, spec: &TargetSpec) -> bool {
+        let seen = match self.parts.observer.look(spec).await {
+            Ok(seen) => seen,
+            Err(fault) => {
+                tracing::warn!(target_name = %self.name, code = %fault.code, "{} is frozen: {fault}", self.name);
+                self.frozen = None;
+                return false;
+            }
+        };
+        if seen.serves() {
+            self.frozen = None;
+            return false;
+        }
+        if let Some(step) = end_frozen(spec, &seen)
+            && let Err(fault) = self.apply(&step, &seen, &mut PartReport::default()).await
+        {
+            tracing::warn!(target_name = %self.name, code = %fault.code, "{} is frozen: {fault}", self.name);
+        }
+        true
     }
 
     /// Why it fell. What is told of one that falls again and again is no news of its next fall.
@@ -207,7 +262,7 @@ impl<C: Containers> Owner<C> {
         self.backoff.fell(Instant::now().into_std());
         let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
         self.book.fell(&at);
-        self.in_place = false;
+        (self.in_place, self.next_pass) = (false, Instant::now());
         let volumes = self.parts.desired.volumes(&self.name).len();
         if volumes > 0 {
             self.parts.desired.rebuilds(&self.name, true);
@@ -226,24 +281,32 @@ impl<C: Containers> Owner<C> {
         }
     }
 
-    /// One try to bring it up, with its volumes.
-    async fn attempt(&mut self, spec: &TargetSpec, replace: bool) {
+    /// One try to bring it up, with its volumes; one that hangs since it was started goes first.
+    async fn attempt(&mut self, spec: &TargetSpec, lives: bool) {
         let began = Instant::now();
         if !self.parts.node.engine_runs().await {
             let text = "it does not run";
             return self.without_engine(&Fault::new("engine-absent", text)).await;
         }
+        if lives {
+            self.end_frozen(spec).await;
+        }
         // What it left in its container may be what it falls over.
-        let anew = replace || self.backoff.is_crash_loop();
-        let wish = EnsureWish { recreate: anew, force: replace };
+        let wish = EnsureWish { anew: self.backoff.is_crash_loop(), ..EnsureWish::default() };
         let mut report = PartReport::default();
         let done = self.change(&TargetWish::Ensure(spec.clone(), wish), &mut report).await;
         match done {
             Ok(()) => {
-                self.parts.stands.restarted(&self.name);
-                let took = began.elapsed();
-                tracing::info!(target_name = %self.name, "{} was brought up again in {took:.1?}", self.name);
+                if !report.steps.is_empty() {
+                    self.parts.stands.restarted(&self.name);
+                    let took = began.elapsed();
+                    tracing::info!(target_name = %self.name, "{} was brought up again in {took:.1?}", self.name);
+                }
                 self.tend_standing().await;
+                if self.fallen {
+                    // It has not been seen to stand.
+                    self.backoff.failed(Instant::now().into_std());
+                }
             }
             Err(fault) if ENGINE.contains(&fault.code.as_ref()) => {
                 self.without_engine(&fault).await

@@ -22,27 +22,45 @@ use crate::plan::volumes::{bring_up, take_away};
 const ABSENT: &str = "target-absent";
 
 impl<C: Containers> Owner<C> {
-    /// Brings these volumes about, as far as each can be; returns how many it had to make or mend.
+    /// Brings these volumes about, as far as each can be. Those that failed before are left to their own
+    /// time, unless it `retries` them.
     ///
     /// # Errors
     /// When the target does not answer.
-    pub(super) async fn pass(&mut self, specs: Vec<VolumeSpec>) -> Result<usize, Fault> {
+    pub(super) async fn pass(
+        &mut self,
+        specs: Vec<VolumeSpec>,
+        retries: bool,
+    ) -> Result<Passed, Fault> {
         let parts = self.parts.clone();
-        let Some(place) = self.place() else { return Ok(0) };
-        let mut seen = parts.volume_observer.look(&place, &specs).await?;
-        let (plans, mut faults) = plan_all(&specs, &seen);
-        let made = plans.len();
-        if made > 0 {
-            let makes = |steps: &[VolumeStep]| steps.contains(&VolumeStep::CreateController);
-            if plans.iter().any(|(_, steps)| makes(steps)) {
-                self.controllers_made = Some(Instant::now());
-            }
-            faults.extend(parts.volume_applier.apply(&place, plans).await);
-            seen = parts.volume_observer.look(&place, &specs).await?;
-            self.controllers_made = self.controllers_made.map(|_| Instant::now());
+        let Some(place) = self.place() else { return Ok(Passed::default()) };
+        let before = parts.volume_observer.look(&place, &specs).await?;
+        let (mut plans, mut faults) = plan_all(&specs, &before);
+        if !retries {
+            let waits = |spec: &VolumeSpec| self.book.failed_before(&spec.name);
+            faults.extend(
+                plans.iter().filter_map(|(spec, _)| Some((spec.name.clone(), waits(spec)?))),
+            );
+            plans.retain(|(spec, _)| waits(spec).is_none());
+        }
+        let planned = plans.len();
+        if planned == 0 {
+            self.note(&place, &specs, &before, &faults);
+            return Ok(Passed { made: 0, before });
+        }
+        let failed = parts.volume_applier.apply(&place, plans).await;
+        let made = planned.saturating_sub(failed.len());
+        faults.extend(failed);
+        let seen = parts.volume_observer.look(&place, &specs).await?;
+        let has = |all: &Seen, spec: &VolumeSpec| {
+            all.get(&spec.name).is_some_and(|it| it.controller.is_some())
+        };
+        let new = |spec: &VolumeSpec| has(&seen, spec) && !has(&before, spec);
+        if specs.iter().any(new) {
+            self.controllers_made = Some(Instant::now());
         }
         self.note(&place, &specs, &seen, &faults);
-        Ok(made)
+        Ok(Passed { made, before })
     }
 
     fn note(
@@ -65,9 +83,10 @@ impl<C: Containers> Owner<C> {
             let seen = seen.get(&spec.name).unwrap_or(&none);
             self.book.note(spec, seen, faults.get(&spec.name), &look);
         }
-        match self.book.has_degraded() {
-            true => self.retry.failed(now),
-            false => self.retry.serves(now),
+        if !self.book.has_degraded() {
+            self.retry.serves(now);
+        } else if self.retry.due().is_none_or(|due| due <= now) {
+            self.retry.failed(now);
         }
     }
 
@@ -87,9 +106,12 @@ impl<C: Containers> Owner<C> {
     }
 
     /// Volumes that are wanted from now on, as they stand once that was tried.
+    ///
+    /// With `undo` it is the controller's call, which cannot say whether one is read-only or has CPUs of its
+    /// own: that stays as it is.
     pub(super) async fn activate(
         &mut self,
-        volumes: Vec<VolumeSpec>,
+        mut volumes: Vec<VolumeSpec>,
         undo: bool,
     ) -> Result<Vec<VolumeView>, Fault> {
         let Some(target) = self.parts.desired.get(&self.name) else {
@@ -97,6 +119,11 @@ impl<C: Containers> Owner<C> {
             return Err(Fault::new("target-unknown", text));
         };
         let before = self.parts.desired.volumes(&self.name);
+        for spec in volumes.iter_mut().filter(|_| undo) {
+            if let Some(known) = before.get(&spec.name) {
+                (spec.read_only, spec.cpumask) = (known.read_only, known.cpumask.clone());
+            }
+        }
         let judged = volumes.into_iter().map(|spec| spec.judge(&target.socket_dir));
         let volumes: Vec<VolumeSpec> = judged.collect::<Result<_, _>>()?;
         no_conflict(&volumes, &before)?;
@@ -105,7 +132,7 @@ impl<C: Containers> Owner<C> {
         self.tend_standing().await;
         let stands = self.in_place.then_some(self.stands).flatten();
         let done = match stands {
-            Some(_) => self.pass(volumes.clone()).await.map(drop),
+            Some(_) => self.pass(volumes.clone(), true).await,
             None => Err(self.not_standing()),
         };
         if let Err(fault) = &done {
@@ -115,11 +142,17 @@ impl<C: Containers> Owner<C> {
         self.passed = None;
         let views: Vec<VolumeView> =
             volumes.iter().map(|spec| view(&self.name, spec, self.book.stands())).collect();
-        let failed = views.iter().find(|view| view.status.state != VolumeState::Serving);
-        if undo && let Some(failed) = failed {
+        let is_made = |view: &VolumeView| {
+            matches!(view.status.state, VolumeState::Serving | VolumeState::Stuck)
+        };
+        if undo && let Some(failed) = views.iter().find(|view| !is_made(view)) {
             let fault = Fault::new("volume-not-serving", failed.status.reason.clone());
             let new = volumes.iter().filter(|spec| !before.contains_key(&spec.name));
-            return Err(self.undo(new.cloned().collect(), done.err().unwrap_or(fault)).await);
+            let new: Vec<VolumeSpec> = new.cloned().collect();
+            return Err(match done {
+                Ok(passed) => self.undo(new, &passed.before, fault).await,
+                Err(fault) => self.undo(new, &Seen::new(), fault).await,
+            });
         }
         Ok(views)
     }
@@ -146,24 +179,26 @@ impl<C: Containers> Owner<C> {
         self.next_pass = Instant::now();
     }
 
-    /// Takes away what an activation that failed has made, and forgets it; tells why it failed.
-    async fn undo(&mut self, volumes: Vec<VolumeSpec>, mut fault: Fault) -> Fault {
+    /// Takes away what an activation that failed has made, and forgets it; tells why it failed. What was
+    /// there `before` is not its to take away, and where nobody looked, nothing was made.
+    async fn undo(&mut self, volumes: Vec<VolumeSpec>, before: &Seen, mut fault: Fault) -> Fault {
         let names: Vec<VolumeName> = volumes.iter().map(|spec| spec.name.clone()).collect();
-        let mut undone = self.parts.desired.forget_volumes(&self.name, &names).await;
-        if let (Ok(()), Some(place)) = (&undone, self.place()) {
-            undone = match self.remove(&place, &volumes).await {
-                Err(fault) if fault.code == ABSENT => Ok(()),
-                removed => removed,
-            };
+        let made: Vec<VolumeSpec> =
+            volumes.into_iter().filter(|spec| before.contains_key(&spec.name)).collect();
+        let mut left = None;
+        if let Some(place) = self.place().filter(|_| !made.is_empty()) {
+            let removed = self.remove(&place, &made, before).await;
+            left = removed.map_or_else(Some, |kept| kept.into_values().next());
         }
-        if let Err(left) = undone {
+        left = left.or(self.parts.desired.forget_volumes(&self.name, &names).await.err());
+        if let Some(left) = left {
             fault.text += &format!("; what was made of it could not be taken away again: {left}");
         }
         self.forgotten();
         fault
     }
 
-    /// Volumes that are not wanted any more.
+    /// Volumes that are not wanted any more. What could not be taken away stays wanted.
     pub(super) async fn deactivate(
         &mut self,
         target: &TargetSpec,
@@ -171,58 +206,67 @@ impl<C: Containers> Owner<C> {
     ) -> Result<(), Fault> {
         let (place, wanted) = (place_of(target), self.wanted_in(target));
         let volumes: Vec<VolumeSpec> = keys.iter().filter_map(|key| find(&wanted, key)).collect();
-        let seen = match self.parts.volume_observer.look(&place, &volumes).await {
+        let kept = match self.remove(&place, &volumes, &Seen::new()).await {
             // What ran there has ended, and its volumes with it.
-            Err(fault) if fault.code == ABSENT => BTreeMap::new(),
-            seen => seen?,
+            Err(fault) if fault.code == ABSENT && !self.lives(target) => BTreeMap::new(),
+            kept => kept?,
         };
-        let none = VolumeSeen::default();
-        let in_use =
-            |spec: &&VolumeSpec| take_away(seen.get(&spec.name).unwrap_or(&none), false).is_err();
-        let (stay, go): (Vec<&VolumeSpec>, Vec<&VolumeSpec>) = volumes.iter().partition(in_use);
-        let go: Vec<VolumeSpec> = go.into_iter().cloned().collect();
-        let known = go.iter().filter(|spec| wanted.contains_key(&spec.name));
-        let names: Vec<VolumeName> = known.map(|spec| spec.name.clone()).collect();
-        self.parts.desired.forget_volumes(&self.name, &names).await?;
-        let removed = match self.remove(&place, &go).await {
-            Err(fault) if fault.code == ABSENT => Ok(()),
-            removed => removed,
-        };
+        let gone = volumes.iter().map(|spec| &spec.name).filter(|name| !kept.contains_key(*name));
+        let gone: Vec<VolumeName> =
+            gone.filter(|name| wanted.contains_key(*name)).cloned().collect();
+        self.parts.desired.forget_volumes(&self.name, &gone).await?;
         self.forgotten();
         self.passed = None;
-        removed?;
-        match stay.as_slice() {
-            [] => Ok(()),
-            stay => {
-                let names: Vec<&str> = stay.iter().map(|spec| spec.name.as_str()).collect();
-                let text = format!(
-                    "a virtual machine is connected to {}: shut it down or detach the disk, then call \
-                     again; it is never taken from under a VM",
-                    names.join(", ")
-                );
-                Err(Fault::new("volume-in-use", text))
-            }
-        }
+        let Some((first, mut fault)) = kept.iter().next().map(|(name, it)| (name, it.clone()))
+        else {
+            return Ok(());
+        };
+        let more = match kept.len() {
+            1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        fault.text = format!("{first}{more} is not taken away: {}", fault.text);
+        Err(fault)
     }
 
-    /// Takes volumes out of the target that are not wanted any more. Looked at anew: a VM may have come.
-    async fn remove(&self, place: &Place, volumes: &[VolumeSpec]) -> Result<(), Fault> {
+    /// Whether the target that a call names is known to have a process.
+    fn lives(&mut self, target: &TargetSpec) -> bool {
+        let wanted = self.parts.desired.get(&self.name);
+        let same = wanted.is_none_or(|wanted| wanted.control_sock == target.control_sock);
+        same && self.health().is_some_and(|health| health.pid.is_some())
+    }
+
+    /// Takes volumes out of the target, but for what was there `before`; tells which it could not, and why.
+    ///
+    /// # Errors
+    /// When the target does not answer; then it may have taken away some.
+    async fn remove(
+        &mut self,
+        place: &Place,
+        volumes: &[VolumeSpec],
+        before: &Seen,
+    ) -> Result<BTreeMap<VolumeName, Fault>, Fault> {
         if volumes.is_empty() {
-            return Ok(());
+            return Ok(BTreeMap::new());
         }
-        let seen = self.parts.volume_observer.look(place, volumes).await?;
-        let wanted = self.parts.desired.volumes(&self.name);
-        let mut plans = Vec::new();
+        let parts = self.parts.clone();
+        let seen = parts.volume_observer.look_around(place, volumes).await?;
+        let wanted = parts.desired.volumes(&self.name);
+        let (mut plans, mut kept) = (Vec::new(), BTreeMap::new());
         for spec in volumes {
-            let shared = wanted.values().any(|other| other.bdev == spec.bdev);
-            let steps =
-                seen.get(&spec.name).map_or(Ok(Vec::new()), |seen| take_away(seen, shared))?;
-            if !steps.is_empty() {
-                plans.push((spec.clone(), steps));
+            let mut known = before.get(&spec.name).cloned().unwrap_or_default();
+            let shares = |other: &VolumeSpec| other.bdev == spec.bdev && other.name != spec.name;
+            if wanted.values().any(shares) {
+                known.bdev = known.bdev.or_else(|| seen.get(&spec.name)?.bdev.clone());
+            }
+            match seen.get(&spec.name).map_or(Ok(Vec::new()), |seen| take_away(seen, &known)) {
+                Ok(steps) if steps.is_empty() => {}
+                Ok(steps) => plans.push((spec.clone(), steps)),
+                Err(fault) => drop(kept.insert(spec.name.clone(), fault)),
             }
         }
-        let failed = self.parts.volume_applier.apply(place, plans).await;
-        failed.into_values().next().map_or(Ok(()), Err)
+        kept.extend(parts.volume_applier.apply(place, plans).await);
+        Ok(kept)
     }
 
     /// Volumes went: that is told, and when none is left on the node, what was taken for them may go.
@@ -247,6 +291,10 @@ impl<C: Containers> Owner<C> {
             return Err(Fault::new("volume-unknown", "no such volume is wanted"));
         };
         self.parts.volume_applier.resize(&place, &spec, size_mib).await?;
+        if let Some(resized) = resized(&spec, size_mib) {
+            // Where its size stands in what it is made of, it is made with the new one from now on.
+            self.parts.desired.want_volumes(&self.name, &[resized]).await?;
+        }
         Ok(view(&self.name, &spec, self.book.stands()))
     }
 
@@ -284,6 +332,30 @@ fn find(wanted: &VolumeSpecs, key: &VolumeKey) -> Option<VolumeSpec> {
             Some(wanted.get(name).cloned().unwrap_or_else(|| unknown(name, bdev)))
         }
     }
+}
+
+/// The wish for a volume that was resized, where that holds its size.
+fn resized(spec: &VolumeSpec, size_mib: u64) -> Option<VolumeSpec> {
+    let Backing::Raw { params, .. } = &spec.backing else { return None };
+    let block = params.get("block_size").and_then(serde_json::Value::as_u64).unwrap_or(512);
+    let mut resized = spec.clone();
+    if let Backing::Raw { params, .. } = &mut resized.backing {
+        let blocks = params.get_mut("num_blocks")?;
+        *blocks = (size_mib.saturating_mul(1 << 20) / block.max(1)).into();
+    }
+    Some(resized)
+}
+
+/// What was seen of volumes.
+type Seen = BTreeMap<VolumeName, VolumeSeen>;
+
+/// What came of a pass.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// Volumes that were made or mended.
+    pub(super) made: usize,
+    /// What was seen of them before.
+    before: Seen,
 }
 
 type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;

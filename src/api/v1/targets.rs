@@ -118,7 +118,7 @@ pub async fn put(
     let bytes = body::read(body, api.body).await?;
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.map_err(bad_request)?;
-    let wish = EnsureWish { recreate: query.recreate, force: query.force };
+    let wish = EnsureWish { recreate: query.recreate, force: query.force, anew: false };
     bring_about(&api, "deploy", TargetWish::Ensure(spec, wish), query.dry_run).await
 }
 

@@ -45,6 +45,7 @@ fn left(by: Instant) -> Duration {
 pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
     let code = match error {
         SpdkError::Absent { .. }
+        | SpdkError::Unreachable { .. }
         | SpdkError::Crowded { .. }
         | SpdkError::Broken { .. }
         | SpdkError::Timeout { .. } => "deep-not-answering",
