@@ -158,17 +158,20 @@ fn sync_together(made: &[(tempfile::NamedTempFile, PathBuf)]) -> Result<(), Stor
             synced.map_err(|source| StoreError::Write { path: path.clone(), source })
         })
     };
-    let share = made.len().div_ceil(SYNCS).max(1);
+    let share = made.len().div_ceil(SYNCS);
+    let (own, others) = made.split_at(share);
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            made.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+        let shares = others.chunks(share.max(1)).map(|files| scope.spawn(move || sync(files)));
+        let threads: Vec<_> = shares.collect();
+        // This thread has a share too: a single file, the most frequent case, needs no other.
+        let synced = sync(own);
         let mut ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
         // A thread that broke off has no more to say than that.
         let broke = || {
             let path = made.first().map(|(_, path)| path.clone()).unwrap_or_default();
             StoreError::Write { path, source: io::Error::other("broke off") }
         };
-        ends.try_for_each(|end| end.unwrap_or_else(|_| Err(broke())))
+        synced.and(ends.try_for_each(|end| end.unwrap_or_else(|_| Err(broke()))))
     })
 }
 
