@@ -8,6 +8,8 @@ use super::Answer;
 
 /// More than any target answers at once: a thousand bdevs take two MiB.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Room for the next bytes: many short answers come together.
+const ROOM: usize = 8 * 1024;
 /// What an empty buffer may keep.
 const KEPT_BYTES: usize = 1024 * 1024;
 
@@ -47,6 +49,7 @@ pub(super) struct Incoming {
 impl Incoming {
     /// Where the next bytes go.
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        self.bytes.reserve(ROOM);
         &mut self.bytes
     }
 
