@@ -56,6 +56,7 @@ use crate::host::{Root, facts};
 use crate::model::deep::DeepHealth;
 use crate::model::engine::Init;
 use crate::model::event::What;
+use crate::model::fault::chain;
 use crate::model::target::{CleanPath, TargetHealth, TargetName, TargetState};
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
@@ -425,6 +426,9 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let store = Store::open(&settings.state_dir, run_dir(&settings, &root))?;
     let mut lock = take_lock(&store).await?;
     lock.sign(None);
+    if let Err(e) = store.sweep() {
+        tracing::warn!(error = %chain(&e), "what a crash left of writes stays in the state folder");
+    }
     let listener = api::serve::listen(settings.listen).with_context(|| {
         format!("cannot listen on {}: is another agent there? (listen, --listen)", settings.listen)
     })?;

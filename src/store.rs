@@ -139,6 +139,25 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     write().map_err(|source| StoreError::Write { path: path.to_owned(), source })
 }
 
+/// Takes away what a crash left of writes into a folder and those below it.
+fn sweep(path: &Path) -> Result<(), StoreError> {
+    let read = |source| StoreError::Read { path: path.to_owned(), source };
+    let listing = match fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listing => listing.map_err(read)?,
+    };
+    for entry in listing {
+        let entry = entry.map_err(read)?;
+        let path = entry.path();
+        if entry.file_type().map_err(read)?.is_dir() {
+            sweep(&path)?;
+        } else if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads a file that somebody named, up to so many bytes of it.
 ///
 /// # Errors
@@ -377,24 +396,14 @@ impl Store {
         remove().map_err(|source| StoreError::Write { path: path.clone(), source })
     }
 
-    /// Takes away what a crash left of writes into a folder. Only for who holds the lock.
+    /// Takes away what a crash left of writes, in both folders and those below them. Only for who holds
+    /// the lock.
     ///
     /// # Errors
     /// [`StoreError::Read`] and [`StoreError::Write`]; a folder that is missing has nothing.
-    pub fn sweep(&self, folder: &str, durability: Durability) -> Result<(), StoreError> {
-        let path = self.path(folder, durability);
-        let listing = match fs::read_dir(&path) {
-            Ok(listing) => listing,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(StoreError::Read { path, source }),
-        };
-        for entry in listing.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                let path = entry.path();
-                fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
-            }
-        }
-        Ok(())
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        sweep(&self.state)?;
+        sweep(&self.run)
     }
 
     /// Keeps a file that cannot be used under another name, and says so.
@@ -613,19 +622,34 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_of_a_write_is_swept_and_nothing_else() {
+    fn what_a_crash_left_of_a_write_is_swept_wherever_it_lies_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), dir.path()).unwrap();
-        store.sweep("things", Durability::Disk).unwrap();
-        store.write("things/a.json", &1, Durability::Disk).unwrap();
-        for name in [".vhost-agent-Xy7z", ".hidden", "b.json.unusable"] {
-            fs::write(dir.path().join("things").join(name), "{").unwrap();
+        let store = Store::open(dir.path().join("state"), dir.path().join("run")).unwrap();
+        let beside = dir.path().join(".vhost-agent-not-ours");
+        fs::write(&beside, "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("state/link")).unwrap();
+        for (folder, durability) in [
+            ("", Durability::Disk),
+            ("things/", Durability::Disk),
+            ("things/of/", Durability::Disk),
+            ("", Durability::Boot),
+        ] {
+            store.write(&format!("{folder}a.json"), &1, durability).unwrap();
+            for name in [".vhost-agent-Xy7z", ".hidden", "b.json.unusable"] {
+                fs::write(store.path(folder, durability).join(name), "{").unwrap();
+            }
+            store.sweep().unwrap();
+            let left = fs::read_dir(store.path(folder, durability)).unwrap();
+            let left = left.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+            let mut left: Vec<_> = left.map(|path| path.file_name().unwrap().to_owned()).collect();
+            left.sort();
+            assert_eq!(
+                left,
+                [".hidden", "a.json", "b.json.unusable"],
+                "in {folder} {durability:?}"
+            );
         }
-        store.sweep("things", Durability::Disk).unwrap();
-        let left = fs::read_dir(dir.path().join("things")).unwrap();
-        let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, [".hidden", "a.json", "b.json.unusable"]);
+        assert!(beside.exists(), "what a link leads to is somebody else's");
     }
 
     #[test]

@@ -111,9 +111,6 @@ impl Entry {
 /// # Errors
 /// When the folder cannot be read.
 pub(super) fn load(store: &Store) -> Result<Vec<Entry>, Fault> {
-    if let Err(e) = store.sweep(FOLDER, Durability::Disk) {
-        tracing::warn!(error = %chain(&e), "what a crash left in the outbox stays there");
-    }
     let mut entries = Vec::new();
     for name in store.list(FOLDER, Durability::Disk)? {
         let path = format!("{FOLDER}/{name}");
