@@ -1,0 +1,258 @@
+"""The node from outside: its processes, its agent's door, its target's control socket, its files."""
+
+import errno
+import http.client
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+TARGET = 'zbs-vhost'
+NATIVE = f'/v1/targets/{TARGET}'
+COMPATIBLE = '/zbs/primarystorage/vhost'
+STATE, RUN = Path('/var/lib/vhost-agent'), Path('/run/vhost-agent')
+SOCKETS, ZBS = Path('/var/tmp/vhost-sockets'), Path('/srv/zbs')
+LOG = Path('/tmp/agent.err')
+# What takes all the room of the state folder while its disk is full.
+FILLING = STATE / 'filling'
+# QEMU's user, as it were.
+OWNER, MODE = (4711, 4712), 0o660
+# Beside the volumes' in their folder.
+OWN_SOCKETS = {'vhost.sock', 'vhost.sock.lock'}
+POOL = Path('/sys/kernel/mm/hugepages/hugepages-2048kB')
+
+# Everything that the agent waits for is short here, so that a round takes about a second.
+CONFIG = f"""
+[pools]
+default_pages = 0
+[report]
+enabled = false
+[callbacks]
+first_delay = "100ms"
+max_delay = "500ms"
+[target]
+kind = "built-in"
+core_count = 1
+mounts = ["{ZBS}"]
+built_in_command = ["/vhost-agent", "target", "-m", "{{cores}}", "-S", "{{socketDir}}", "-r", "{{controlSock}}", "--zbs-dir", "{ZBS}"]
+[volume]
+socket_uid = {OWNER[0]}
+socket_gid = {OWNER[1]}
+look_interval = "1s"
+[health]
+interval = "200ms"
+[heal]
+first_delay = "100ms"
+max_delay = "400ms"
+prove = "200ms"
+frozen_after = "1s"
+settle = "100ms"
+"""
+
+
+class Astray(Exception):
+    """What should be so and is not."""
+
+
+def same(what, seen, wanted):
+    if seen != wanted:
+        raise Astray(f'{what}: seen {seen}, wanted {wanted}')
+
+
+# --- asking --------------------------------------------------------------------------------------------------------------
+
+
+def answer_of(connection, method, path, body=None, headers=None):
+    connection.request(method, path, None if body is None else json.dumps(body), headers or {})
+    with connection.getresponse() as response:
+        text = response.read()
+        return response.status, json.loads(text) if text else {}
+
+
+def call(method, path, body=None, headers=None, within=60):
+    """A call of the agent: its status and what it answers."""
+    connection = http.client.HTTPConnection('127.0.0.1', 7070, timeout=within)
+    try:
+        return answer_of(connection, method, path, body,
+                         {'content-type': 'application/json', 'connection': 'close', **(headers or {})})
+    finally:
+        connection.close()
+
+
+def containers():
+    """All of the engine's, as `name state`."""
+    connection = http.client.HTTPConnection('engine', timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(5)
+    try:
+        connection.sock.connect('/run/docker.sock')
+        _, told = answer_of(connection, 'GET', '/containers/json?all=1')
+        return [f'{" ".join(it["Names"])} {it["State"]}' for it in told]
+    finally:
+        connection.close()
+
+
+def rpc(*methods):
+    """Results of methods of the target's control socket that take no parameters."""
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(2)
+        control.connect(str(SOCKETS / 'vhost.sock'))
+        for number, method in enumerate(methods):
+            control.sendall(json.dumps({'jsonrpc': '2.0', 'id': number, 'method': method}).encode())
+        replies = control.makefile('rb')
+        answers = [json.loads(replies.readline()) for _ in methods]
+    return [answer['result'] for answer in sorted(answers, key=lambda it: it['id'])]
+
+
+def wanted_volumes():
+    """What the state folder says: each volume's name and wish."""
+    files = (STATE / 'volumes' / TARGET).glob('*.json')
+    specs = [json.loads(file.read_text())['spec'] for file in files]
+    return {spec['name']: spec for spec in specs}
+
+
+def volume_sockets():
+    """The names of the volumes' sockets; each has to have its owner and mode, and nothing else may lie there."""
+    names = set()
+    for path in SOCKETS.iterdir():
+        if path.name in OWN_SOCKETS:
+            continue
+        names.add(path.name)
+        seen = path.lstat()
+        if not stat.S_ISSOCK(seen.st_mode):
+            raise Astray(f'{path} is no socket')
+        same(f'owner and mode of {path}', (seen.st_uid, seen.st_gid, oct(stat.S_IMODE(seen.st_mode))), (*OWNER, oct(MODE)))
+    return names
+
+
+def pages():
+    return int((POOL / 'nr_hugepages').read_text())
+
+
+def page_files():
+    mounts = [line.split()[1] for line in Path('/proc/mounts').read_text().splitlines() if line.split()[2] == 'hugetlbfs']
+    return sorted({str(file) for mount in mounts for file in Path(mount).iterdir()})
+
+
+def fill_state():
+    """Not a byte is free in the state folder from here on."""
+    with FILLING.open('ab', buffering=0) as file:
+        for size in (65536, 512, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as e:
+                if e.errno != errno.ENOSPC:
+                    raise
+
+
+# --- processes -----------------------------------------------------------------------------------------------------------
+
+
+def target_pids():
+    pids = []
+    for process in Path('/proc').glob('[0-9]*'):
+        try:
+            if (process / 'cmdline').read_bytes().startswith(b'/vhost-agent\0target\0'):
+                pids.append(int(process.name))
+        except OSError:
+            pass
+    return pids
+
+
+def send(pid, which):
+    try:
+        os.kill(pid, which)
+    except ProcessLookupError:
+        pass
+
+
+class Node:
+    """What the faults happen to."""
+
+    def __init__(self):
+        self.agent = None
+        # How often the agent ended and nobody had killed it.
+        self.ended = 0
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m,mode=0700', 'tmpfs', STATE], check=True)
+        ZBS.mkdir()
+        Path('/tmp/rounds.toml').write_text(CONFIG)
+
+    def start_agent(self):
+        with LOG.open('ab') as log:
+            self.agent = subprocess.Popen(
+                ['vhost-agent', '--config', '/tmp/rounds.toml', 'serve', '--listen', '127.0.0.1:7070'],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill_agent(self):
+        self.agent.kill()
+        self.agent.wait()
+
+    def agent_goes_on(self):
+        """One that ended by itself is started again, as systemd does it."""
+        if self.agent.poll() is not None:
+            self.ended += 1
+            self.start_agent()
+            time.sleep(0.2)
+
+    def kill_target(self):
+        killed = target_pids()
+        for pid in killed:
+            send(pid, signal.SIGKILL)
+        while set(killed) & set(target_pids()):
+            time.sleep(0.001)
+
+    def next_target(self, within=20):
+        """The process that comes after one that was killed, once it has its control socket."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            for pid in target_pids():
+                if (SOCKETS / 'vhost.sock').exists():
+                    return pid
+            time.sleep(0.002)
+        raise Astray(f'no new target within {within} s')
+
+    def kill_engine(self):
+        pid = int(Path('/run/docker.pid').read_text())
+        send(pid, signal.SIGKILL)
+        while Path(f'/proc/{pid}').exists():
+            time.sleep(0.005)
+
+    def deploy(self):
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                status, told = call('POST', f'{COMPATIBLE}/target/ensure', {})
+                if told.get('success'):
+                    return
+            except ConnectionRefusedError:
+                told = 'the agent does not listen'
+            if time.monotonic() > deadline:
+                raise Astray(f'the target cannot be deployed: {told}')
+            time.sleep(0.1)
+
+    def leaves_nothing(self, pages_before):
+        """Once the last volume and the target are gone, no file speaks of what the faults broke off."""
+        status, told = call('DELETE', NATIVE, {})
+        same('the end of the target', (status, told.get('outcome')), (200, 'changed'))
+        same('containers', containers(), [])
+        same('targets', target_pids(), [])
+        same('sockets', sorted(path.name for path in SOCKETS.glob('*')), [])
+        same('files on hugetlbfs', page_files(), [])
+        same('pages', pages(), pages_before)
+        # The evidence of one fall, and not of all before it.
+        long = [line for line in LOG.read_text().splitlines() if line.count('falls again and again') > 1]
+        same('evidence within evidence', long[:1], [])
+        deadline = time.monotonic() + 10
+        while (left := self.left_in_state()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        same('files in the state folder', left, [])
+
+    def left_in_state(self):
+        files = [path for folder in (STATE, RUN) for path in folder.rglob('*') if path.is_file()]
+        # The books of the pools and the locks stay.
+        return sorted(str(path) for path in files if path.name not in ('lock', 'ledger.json'))
