@@ -50,15 +50,16 @@ impl<C: Containers> Owner<C> {
     }
 
     pub(super) async fn converge(
-        &self,
+        &mut self,
         wish: &TargetWish,
         dry_run: bool,
         report: &mut PartReport,
     ) -> Result<(), Fault> {
         let mut wish = wish.clone();
+        let mut awaited = false;
         for _ in 0..MOST_ROUNDS {
             let seen = self.parts.observer.look(wish.spec()).await?;
-            let plan = wish.plan(&seen, &self.parts.policy)?;
+            let mut plan = wish.plan(&seen, &self.parts.policy)?;
             // Whose cores were taken is told by the round that took them, and by no later one.
             let untold = |told: &Finding| plan.findings.iter().all(|new| new.code != told.code);
             report.findings.retain(untold);
@@ -82,6 +83,7 @@ impl<C: Containers> Owner<C> {
             if plan.steps.is_empty() {
                 return Ok(());
             }
+            self.hasten(&mut plan.steps, &seen, awaited);
             // Guests may come while an image does: who is connected is counted anew afterwards.
             let loads = matches!(plan.steps.as_slice(), [Step::LoadImage { .. }, _, ..]);
             let steps = if loads { plan.steps.get(..1).unwrap_or_default() } else { &plan.steps };
@@ -104,6 +106,7 @@ impl<C: Containers> Owner<C> {
             if loads {
                 continue;
             }
+            awaited = true;
             // What was to be replaced is; the next look only makes sure.
             if let TargetWish::Ensure(_, wish) = &mut wish {
                 wish.recreate = false;

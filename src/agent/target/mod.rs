@@ -13,6 +13,7 @@
 
 mod book;
 mod converge;
+mod frozen;
 mod owner;
 mod tend;
 mod volumes;

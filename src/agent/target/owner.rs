@@ -36,6 +36,8 @@ pub(super) struct Owner<C> {
     pub(super) fallen: bool,
     /// The process that lives and does not answer, and since when.
     pub(super) frozen: Option<(u32, Instant)>,
+    /// The process that answered last.
+    pub(super) answered: Option<u32>,
     /// Whether all its volumes were looked after since it stands.
     pub(super) in_place: bool,
     /// When all of them were looked at last.
@@ -79,6 +81,7 @@ impl<C: Containers> Owner<C> {
             stands: None,
             fallen: false,
             frozen: None,
+            answered: None,
             in_place: false,
             passed: None,
             next_pass: Instant::now(),

@@ -81,7 +81,7 @@ impl<C: Containers> Owner<C> {
                 // It fell and was brought up by somebody else before that was seen.
                 self.note_fall("another process answers in its place").await;
             }
-            self.stands = Some((pid, now));
+            (self.stands, self.answered) = (Some((pid, now)), Some(pid));
             (self.in_place, self.next_pass) = (false, now);
         }
         (self.fallen, self.frozen, self.engine_again) = (false, None, None);

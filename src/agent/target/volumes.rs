@@ -34,7 +34,8 @@ impl<C: Containers> Owner<C> {
     ) -> Result<Passed, Fault> {
         let parts = self.parts.clone();
         let Some(place) = self.place() else { return Ok(Passed::default()) };
-        let before = parts.volume_observer.look(&place, &specs).await?;
+        let look = || parts.volume_observer.look(&place, &specs);
+        let before = self.unless_frozen(look()).await??;
         let (mut plans, mut faults) = plan_all(&specs, &before);
         if !retries {
             let waits = |spec: &VolumeSpec| self.book.failed_before(&spec.name);
@@ -48,10 +49,11 @@ impl<C: Containers> Owner<C> {
             self.note(&place, &specs, &before, &faults);
             return Ok(Passed { made: 0, before });
         }
-        let failed = parts.volume_applier.apply(&place, plans).await;
+        let applied = parts.volume_applier.apply(&place, plans);
+        let failed = self.unless_frozen(applied).await?;
         let made = planned.saturating_sub(failed.len());
         faults.extend(failed);
-        let seen = parts.volume_observer.look(&place, &specs).await?;
+        let seen = self.unless_frozen(look()).await??;
         let has = |all: &Seen, spec: &VolumeSpec| {
             all.get(&spec.name).is_some_and(|it| it.controller.is_some())
         };
@@ -250,7 +252,8 @@ impl<C: Containers> Owner<C> {
             return Ok(BTreeMap::new());
         }
         let parts = self.parts.clone();
-        let seen = parts.volume_observer.look_around(place, volumes).await?;
+        let look = parts.volume_observer.look_around(place, volumes);
+        let seen = self.unless_frozen(look).await??;
         let wanted = parts.desired.volumes(&self.name);
         let (mut plans, mut kept) = (Vec::new(), BTreeMap::new());
         for spec in volumes {
@@ -265,7 +268,8 @@ impl<C: Containers> Owner<C> {
                 Err(fault) => drop(kept.insert(spec.name.clone(), fault)),
             }
         }
-        kept.extend(parts.volume_applier.apply(place, plans).await);
+        let applied = parts.volume_applier.apply(place, plans);
+        kept.extend(self.unless_frozen(applied).await?);
         Ok(kept)
     }
 
@@ -290,7 +294,9 @@ impl<C: Containers> Owner<C> {
         let Some(spec) = find(&self.wanted_in(target), key) else {
             return Err(Fault::new("volume-unknown", "no such volume is wanted"));
         };
-        self.parts.volume_applier.resize(&place, &spec, size_mib).await?;
+        let parts = self.parts.clone();
+        let sized = parts.volume_applier.resize(&place, &spec, size_mib);
+        self.unless_frozen(sized).await??;
         if let Some(resized) = resized(&spec, size_mib) {
             // Where its size stands in what it is made of, it is made with the new one from now on.
             self.parts.desired.want_volumes(&self.name, &[resized]).await?;
