@@ -194,7 +194,8 @@ fn watchers(
     (events, stands): (&Events, &Stands),
 ) -> Arc<Watchers<DockerClient>> {
     let engine = settings.engine_policy();
-    let daemon = EngineDaemon { pid_file: engine.pid_file, binary: engine.binary };
+    let daemon =
+        EngineDaemon { pid_file: engine.pid_file, binary: engine.binary, socket: engine.socket };
     let probe =
         Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy(), daemon);
     let (events, told) = (events.clone(), stands.clone());

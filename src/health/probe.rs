@@ -34,6 +34,8 @@ pub struct EngineDaemon {
     pub pid_file: String,
     /// Its executable.
     pub binary: String,
+    /// Its API's socket.
+    pub socket: String,
 }
 
 /// What the engine says of a container, and the kernel of its process.
@@ -65,7 +67,8 @@ impl<C: Containers> Probe<C> {
     pub(super) async fn engine_may_be_asked(&self) -> bool {
         let (root, daemon) = (self.root.clone(), self.daemon.clone());
         // Where the engine does not run, every process is looked at: nothing for the runtime's thread.
-        let look = move || engine_may_be_asked(&root, &daemon.pid_file, &daemon.binary);
+        let look =
+            move || engine_may_be_asked(&root, &daemon.pid_file, &daemon.binary, &daemon.socket);
         spawn_blocking(look).await.unwrap_or(false)
     }
 

@@ -76,7 +76,7 @@ impl Scene {
             Sockets::default(),
             policy,
             // Somebody who always runs: these tests are about an engine that does.
-            EngineDaemon { pid_file: String::new(), binary: own_name() },
+            EngineDaemon { binary: own_name(), ..EngineDaemon::default() },
         );
         let desired = watch::Sender::new(Desired::default());
         let changes = Arc::<Mutex<Vec<TargetState>>>::default();

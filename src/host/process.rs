@@ -58,18 +58,56 @@ pub fn reload(
     pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
 }
 
-/// Whether asking the engine cannot start it: it runs, or PID 1 is not systemd, which may listen on the
-/// engine's socket in its stead and start it for whoever connects (systemd.socket(5)).
-pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str) -> bool {
+/// Whether asking the engine cannot start it: it runs and still listens itself, or PID 1 is not systemd, which
+/// may listen on the engine's socket in its stead and start it for whoever connects (systemd.socket(5)). One
+/// that is being stopped closes the socket first and then ends its containers: who asks it for those would
+/// start it again.
+pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str, socket: &str) -> bool {
     let name = binary.rsplit('/').next().unwrap_or(binary);
     let kept = name.get(..name.len().min(15)).unwrap_or(name);
-    init(root) != Init::Systemd
-        || engine_process(root, pid_file, binary).is_some()
-        // One that was started otherwise, with a pid file elsewhere.
-        || entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
-            pid.bytes().all(|digit| digit.is_ascii_digit())
-                && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
-        })
+    if init(root) != Init::Systemd {
+        return true;
+    }
+    let listening = listening_at(root, socket);
+    let listens = |pid: &str| listening.is_empty() || has_socket(root, pid, &listening);
+    if let Some(seen) = engine_process(root, pid_file, binary) {
+        return listens(&seen.pid.to_string());
+    }
+    // One that was started otherwise, with a pid file elsewhere.
+    entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
+        pid.bytes().all(|digit| digit.is_ascii_digit())
+            && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
+            && listens(pid)
+    })
+}
+
+/// The inodes of the sockets that listen at a path (proc_pid_net(5), `unix`), as links to them read.
+fn listening_at(root: &Root, socket: &str) -> Vec<String> {
+    /// `__SO_ACCEPTCON` of the kernel.
+    const LISTENS: u32 = 0x10000;
+    // The usual link, which the kernel's table does not follow.
+    let plain = |path: &str| {
+        path.strip_prefix("/var").filter(|it| it.starts_with("/run/")).unwrap_or(path).to_string()
+    };
+    let wanted = plain(socket);
+    let table = read_text(&root.path("/proc/net/unix")).unwrap_or_default();
+    let listening = |line: &str| {
+        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, _, _, flags, _, _, inode, path] = columns.as_slice() else { return None };
+        let flags = u32::from_str_radix(flags, 16).ok()?;
+        (flags & LISTENS != 0 && plain(path) == wanted).then(|| format!("socket:[{inode}]"))
+    };
+    table.lines().filter_map(listening).collect()
+}
+
+fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
+    let opened = fs::read_dir(root.path(format!("/proc/{pid}/fd")));
+    // Who may not look takes it for listening: it lives.
+    let Ok(opened) = opened else { return true };
+    opened.flatten().any(|entry| {
+        fs::read_link(entry.path())
+            .is_ok_and(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()))
+    })
 }
 
 /// When a process was started, in clock ticks since the boot: with its pid it names one process for ever.
@@ -144,13 +182,31 @@ mod tests {
     fn an_engine_that_systemd_would_start_for_the_question_is_not_asked() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
-        let may = || engine_may_be_asked(&root, "/run/docker.pid", "/usr/bin/dockerd");
+        let may = || {
+            let (pid_file, socket) = ("/run/docker.pid", "/var/run/docker.sock");
+            engine_may_be_asked(&root, pid_file, "/usr/bin/dockerd", socket)
+        };
         assert!(may(), "nobody listens in its stead");
         fs::create_dir_all(root.path("/run/systemd/system")).unwrap();
         assert!(!may());
         fs::create_dir_all(root.path("/proc/7")).unwrap();
         fs::write(root.path("/proc/7/comm"), "dockerd\n").unwrap();
         assert!(may(), "it runs, whoever started it");
+        fs::create_dir_all(root.path("/proc/net")).unwrap();
+        fs::create_dir_all(root.path("/proc/7/fd")).unwrap();
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000: 00000002 00000000 00010000 0001 01 4711 /run/docker.sock\n\
+            0001: 00000002 00000000 00000000 0001 03 4712 /run/docker.sock\n";
+        fs::write(root.path("/proc/net/unix"), table).unwrap();
+        let opens = |inode: &str| {
+            let link = root.path("/proc/7/fd/3");
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(format!("socket:[{inode}]"), link).unwrap();
+        };
+        opens("4712");
+        assert!(!may(), "it is being stopped, and systemd listens");
+        opens("4711");
+        assert!(may(), "it listens itself");
     }
 
     #[test]
