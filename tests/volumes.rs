@@ -221,6 +221,63 @@ async fn under_a_guest_nothing_is_taken_away_and_a_forced_call_waits_for_it_to_g
 }
 
 #[tokio::test]
+async fn what_could_not_be_taken_away_stays_wanted() {
+    let node = Node::new();
+    let mut agent = node.agent().await;
+    for name in ["used", "idle"] {
+        assert_eq!(put(&agent, &of(name), &malloc(16)).await.status, 200);
+    }
+    let mut guest = Guest::new(1);
+    guest.connect(&node.target.path("used"));
+    assert_eq!(guest.write(0, 0, &[7; 4096]), OK);
+    let body = json!({"controlSock": "/t/rpc.sock", "bdevName": "used", "controllerName": "used"});
+    for _ in 0..2 {
+        assert_eq!(compatible(&agent, "deactivate", &body).await["success"], false);
+    }
+    assert_eq!(delete(&agent, &of("idle")).await.status, 200);
+    agent.stop().await;
+    let agent = node.place.ready().await;
+    until("it serves", async || {
+        (agent.get(&of("used")).await.json()["state"] == "serving").then_some(())
+    })
+    .await;
+    assert_eq!(agent.get(VOLUMES).await.json()["volumes"].as_array().unwrap().len(), 1);
+    assert_eq!(guest.write(0, 8, &[8; 4096]), OK, "the guest goes on");
+}
+
+#[tokio::test]
+async fn what_others_made_is_not_taken_away_by_a_call_that_fails() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    // As kvmagent left them: the agent has nothing of it written down.
+    let bdev = json!({"name": "zbs-bdev-1", "num_blocks": 2048, "block_size": 512});
+    node.target.call("bdev_malloc_create", bdev);
+    let controller = json!({"ctrlr": "zbs-vhost-1", "dev_name": "zbs-bdev-1"});
+    node.target.call("vhost_create_blk_controller", controller);
+    let as_before = || {
+        assert_eq!(
+            (node.controllers(), node.bdevs()),
+            (vec!["zbs-vhost-1".into()], vec!["zbs-bdev-1".into()])
+        );
+    };
+    let other = json!({"backing": {"kind": "malloc", "sizeMib": 7}, "bdev": "zbs-bdev-1"});
+    put(&agent, &of("w"), &other).await.must_be_problem(500, "volume-not-serving");
+    assert_eq!(delete(&agent, &of("w")).await.status, 200);
+    as_before();
+    let named = json!({"controlSock": "/t/rpc.sock", "bdevName": "zbs-bdev-1"});
+    let refused = compatible(&agent, "bdev/delete", &named).await;
+    assert_eq!((&refused["success"], &refused["code"]), (&json!(false), &json!("volume-in-use")));
+    as_before();
+    // Controller and bdev exist already, and the bdev is kept in something else than is asked for.
+    let body = json!({"installPath": "p/other", "bdevName": "zbs-bdev-1", "controllerName": "c"});
+    compatible(&agent, "activate", &body).await;
+    as_before();
+    let both = json!({"controlSock": "/t/rpc.sock", "bdevName": "zbs-bdev-1", "controllerName": "zbs-vhost-1"});
+    succeeds(&compatible(&agent, "deactivate", &both).await);
+    assert!(node.controllers().is_empty(), "nobody is connected to it");
+}
+
+#[tokio::test]
 async fn volumes_are_there_for_an_agent_that_starts_again() {
     let node = Node::new();
     let mut agent = node.agent().await;

@@ -19,7 +19,18 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
     }
     match (&seen.controller, &seen.bdev) {
         (None, None) => Ok(vec![CreateBdev, CreateController, GiveSocket]),
-        (None, Some(_)) => Ok(vec![CreateController, GiveSocket]),
+        (None, Some(_)) => match &seen.served_by_another {
+            None => Ok(vec![CreateController, GiveSocket]),
+            // Nothing would keep two virtual machines from writing to one disk.
+            Some(other) => Err(Fault::new(
+                "bdev-belongs-to-another",
+                format!(
+                    "the controller {other} serves the bdev {} already: use another name, or take that \
+                     one away first",
+                    spec.bdev
+                ),
+            )),
+        },
         (Some(controller), bdev) => {
             let Some(wrong) = what_is_wrong(spec, controller, bdev.as_ref()) else {
                 return Ok(if seen.socket_is_given { Vec::new() } else { vec![GiveSocket] });
@@ -86,6 +97,13 @@ pub fn judge(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
 /// Whether a session of it has not begun to start: the sign of a guest that lost its reconnect.
 pub fn has_unstarted(controller: &ControllerSeen) -> bool {
     controller.sessions.iter().any(|session| !session.started && session.queues == 0)
+}
+
+/// Whether the bdev of a volume's bdev's name is surely not the volume's.
+pub fn holds_another(spec: &VolumeSpec, seen: &VolumeSeen) -> bool {
+    // Of one that was made before this agent came, nobody knows what it is to hold.
+    let known = !matches!(&spec.backing, Backing::Zbs { path } if path.is_empty());
+    known && seen.bdev.as_ref().is_some_and(|bdev| same_backing(spec, bdev).is_err())
 }
 
 fn same_backing(spec: &VolumeSpec, bdev: &BdevSeen) -> Result<(), Fault> {

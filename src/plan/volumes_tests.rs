@@ -49,6 +49,13 @@ fn a_bdev_of_that_name_that_holds_something_else_is_not_taken() {
 }
 
 #[test]
+fn a_bdev_gets_no_second_controller() {
+    let served = Some("other".to_string());
+    let seen = VolumeSeen { served_by_another: served, ..seen(Some(bdev("/f")), None) };
+    assert_eq!(bring_up(&spec(), &seen).unwrap_err().code, "bdev-belongs-to-another");
+}
+
+#[test]
 fn a_controller_that_is_wrong_is_made_anew_only_without_a_guest() {
     use VolumeStep::{CreateBdev, CreateController, DeleteController, GiveSocket};
     let wrong = |sessions| seen(Some(bdev("/f")), Some(controller("w", sessions)));

@@ -49,7 +49,7 @@ impl<C: Containers> Owner<C> {
             let due = self.backoff.due().filter(|_| heals)?;
             return Some(Instant::from_std(due).max(self.engine_again.unwrap_or(due.into())));
         }
-        if let Some((pid, since)) = self.frozen {
+        if let Some((pid, since)) = self.frozen.filter(|_| self.parts.policy.heal.enabled) {
             return Some(since + self.patience(pid));
         }
         self.stands?;

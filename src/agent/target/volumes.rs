@@ -16,7 +16,7 @@ use crate::model::volume::{
     Backing, VolumeKey, VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStep,
     VolumeView,
 };
-use crate::plan::volumes::{bring_up, take_away};
+use crate::plan::volumes::{bring_up, holds_another, take_away};
 
 /// The code of a target at whose control socket nobody listens: what was in it is gone.
 const ABSENT: &str = "target-absent";
@@ -35,7 +35,13 @@ impl<C: Containers> Owner<C> {
         let parts = self.parts.clone();
         let Some(place) = self.place() else { return Ok(Passed::default()) };
         let look = || parts.volume_observer.look(&place, &specs);
-        let before = self.unless_frozen(look()).await??;
+        let mut before = self.unless_frozen(look()).await??;
+        let lone = specs.iter().filter(|spec| before.get(&spec.name).is_some_and(is_lone));
+        let lone: Vec<VolumeSpec> = lone.cloned().collect();
+        if !lone.is_empty() {
+            let around = parts.volume_observer.look_around(&place, &lone);
+            before.extend(self.unless_frozen(around).await??);
+        }
         let (mut plans, mut faults) = plan_all(&specs, &before);
         if !retries {
             let waits = |spec: &VolumeSpec| self.book.failed_before(&spec.name);
@@ -44,6 +50,9 @@ impl<C: Containers> Owner<C> {
             );
             plans.retain(|(spec, _)| waits(spec).is_none());
         }
+        let creates = |steps: &Vec<VolumeStep>| steps.contains(&VolumeStep::CreateController);
+        let creates = plans.iter().filter(|(_, steps)| creates(steps));
+        let created: Vec<VolumeName> = creates.map(|(spec, _)| spec.name.clone()).collect();
         let planned = plans.len();
         if planned == 0 {
             self.note(&place, &specs, &before, &faults);
@@ -51,16 +60,12 @@ impl<C: Containers> Owner<C> {
         }
         let applied = parts.volume_applier.apply(&place, plans);
         let failed = self.unless_frozen(applied).await?;
+        if created.iter().any(|name| !failed.contains_key(name)) {
+            self.controllers_made = Some(Instant::now());
+        }
         let made = planned.saturating_sub(failed.len());
         faults.extend(failed);
         let seen = self.unless_frozen(look()).await??;
-        let has = |all: &Seen, spec: &VolumeSpec| {
-            all.get(&spec.name).is_some_and(|it| it.controller.is_some())
-        };
-        let new = |spec: &VolumeSpec| has(&seen, spec) && !has(&before, spec);
-        if specs.iter().any(new) {
-            self.controllers_made = Some(Instant::now());
-        }
         self.note(&place, &specs, &seen, &faults);
         Ok(Passed { made, before })
     }
@@ -254,12 +259,11 @@ impl<C: Containers> Owner<C> {
         let parts = self.parts.clone();
         let look = parts.volume_observer.look_around(place, volumes);
         let seen = self.unless_frozen(look).await??;
-        let wanted = parts.desired.volumes(&self.name);
         let (mut plans, mut kept) = (Vec::new(), BTreeMap::new());
         for spec in volumes {
             let mut known = before.get(&spec.name).cloned().unwrap_or_default();
-            let shares = |other: &VolumeSpec| other.bdev == spec.bdev && other.name != spec.name;
-            if wanted.values().any(shares) {
+            // What only has its bdev's name is not its to take away.
+            if seen.get(&spec.name).is_some_and(|seen| holds_another(spec, seen)) {
                 known.bdev = known.bdev.or_else(|| seen.get(&spec.name)?.bdev.clone());
             }
             match seen.get(&spec.name).map_or(Ok(Vec::new()), |seen| take_away(seen, &known)) {
@@ -340,6 +344,11 @@ fn find(wanted: &VolumeSpecs, key: &VolumeKey) -> Option<VolumeSpec> {
     }
 }
 
+/// Whether a volume has its bdev and no controller: another's may serve that.
+fn is_lone(seen: &VolumeSeen) -> bool {
+    seen.bdev.is_some() && seen.controller.is_none()
+}
+
 /// The wish for a volume that was resized, where that holds its size.
 fn resized(spec: &VolumeSpec, size_mib: u64) -> Option<VolumeSpec> {
     let Backing::Raw { params, .. } = &spec.backing else { return None };
@@ -405,15 +414,12 @@ fn no_conflict(new: &[VolumeSpec], wanted: &VolumeSpecs) -> Result<(), Fault> {
             ));
         }
         let other = of_bdev.insert(&spec.bdev, spec).filter(|other| other.name != spec.name);
-        if let Some(other) = other.filter(|other| other.backing != spec.backing) {
-            return Err(Fault::new(
-                "bdev-belongs-to-another",
-                format!(
-                    "the bdev {} of {} is the volume {}'s, which is kept in something else: use another \
-                     name",
-                    spec.bdev, spec.name, other.name
-                ),
-            ));
+        if let Some(other) = other {
+            let text = format!(
+                "the bdev {} of {} is the volume {}'s already: use another name",
+                spec.bdev, spec.name, other.name
+            );
+            return Err(Fault::new("bdev-belongs-to-another", text));
         }
     }
     Ok(())

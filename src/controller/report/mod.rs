@@ -5,7 +5,7 @@
 //! /host/connect ──identity──────▶        └──◀── taken, failed, unknown ──┘
 //! ```
 //! Nothing is queued: when an attempt has ended, the newest report is the next one. A newer one waits for
-//! an attempt that hangs no longer than [`PATIENCE`]; but the attempt after that gets all its time, or a
+//! an attempt that hangs no longer than `PATIENCE`; but the attempt after that gets all its time, or a
 //! slow controller would never be seen to take anything.
 
 mod course;
