@@ -221,6 +221,55 @@ async fn under_a_guest_nothing_is_taken_away_and_a_forced_call_waits_for_it_to_g
 }
 
 #[tokio::test]
+async fn any_method_of_the_target_makes_a_volume_which_keeps_the_size_that_it_got() {
+    let node = Node::new();
+    let mut agent = node.agent().await;
+    let params = json!({"num_blocks": 2048, "block_size": 512});
+    let raw = json!({"kind": "raw", "method": "bdev_null_create", "params": params});
+    let body = json!({"bdev": "n", "backing": raw});
+    assert_eq!(put(&agent, &of("v"), &body).await.status, 200);
+    let mut guest = Guest::new(1);
+    guest.connect(&node.target.path("v"));
+    assert_eq!(guest.capacity(), 2048);
+    let size = json!({"sizeMib": 2}).to_string();
+    let reply = agent.post(&of("v/resize"), &size).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(guest.capacity(), 4096);
+    drop(guest);
+    agent.stop().await;
+    let agent = node.place.ready().await;
+    let wanted = agent.get(&of("v")).await.json()["backing"]["params"]["num_blocks"].clone();
+    assert_eq!(wanted, 4096, "it is not made smaller again");
+    let memory = put(&agent, &of("m"), &malloc(1)).await;
+    assert_eq!(memory.status, 200, "{}", memory.text());
+    agent.post(&of("m/resize"), &size).await.must_be_problem(422, "volume-not-resizable");
+}
+
+#[tokio::test]
+async fn a_volume_is_read_only_on_its_cpus_and_of_its_files_size_as_that_is_wanted() {
+    let node = Node::new();
+    let agent = node.agent().await;
+    let file = node.target.image("disk.img", 1 << 20);
+    let backing = json!({"kind": "aio", "path": file, "blockSize": 4096});
+    let body = json!({"backing": backing, "readOnly": true, "cpumask": "0x1"});
+    let reply = put(&agent, &of("v"), &body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let told = node.target.call("vhost_get_controllers", Value::Null)[0].clone();
+    assert_eq!(
+        (&told["cpumask"], &told["backend_specific"]["block"]["readonly"]),
+        (&json!("0x1"), &json!(true))
+    );
+    assert_eq!(node.target.call("bdev_get_bdevs", Value::Null)[0]["block_size"], 4096);
+    let mut guest = Guest::new(1);
+    guest.connect(&node.target.path("v"));
+    assert_ne!(guest.write(0, 0, &[7; 4096]), OK);
+    fs::File::options().write(true).open(&file).unwrap().set_len(2 << 20).unwrap();
+    let size = json!({"sizeMib": 2}).to_string();
+    assert_eq!(agent.post(&of("v/resize"), &size).await.status, 200);
+    assert_eq!(guest.capacity(), 4096);
+}
+
+#[tokio::test]
 async fn what_could_not_be_taken_away_stays_wanted() {
     let node = Node::new();
     let mut agent = node.agent().await;

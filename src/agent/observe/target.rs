@@ -23,7 +23,7 @@ use crate::spdk::{Sockets, SpdkError};
 /// How long the engine may take to notice that a container's process has ended.
 const NOTICED: Duration = Duration::from_secs(5);
 /// Between two looks whether it has.
-const NOTICE_PAUSE: Duration = Duration::from_millis(20);
+const NOTICE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Lines of a container's output that an error carries …
 const LAST_LINES: usize = 20;
