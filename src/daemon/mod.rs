@@ -1,20 +1,22 @@
-//! The composition root: the only file that names every concrete type.
+//! The composition root: the only room that names every concrete type, and `seams` what ties them together.
 //!
 //! [`Core`] is the agent without its doors: the owners and their handles, as the daemon and the CLI
 //! both need them. [`serve`] adds the doors: HTTP, the outbox, systemd's readiness and watchdog.
 
+mod seams;
+
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, sleep, timeout_at};
 use tower_http::normalize_path::NormalizePath;
 
+use self::seams::{AfterTargets, Healths, Proofs, Versions};
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
@@ -22,7 +24,7 @@ use crate::agent::apply::volumes::VolumeApplier;
 use crate::agent::desired::DesiredTargets;
 use crate::agent::engine::Engine;
 use crate::agent::events::Events;
-use crate::agent::memory::{MemoryWork, ReclaimOrder};
+use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
 use crate::agent::observe::engine::EngineObserver;
 use crate::agent::observe::hypervisor::Hypervisor;
@@ -38,7 +40,6 @@ use crate::agent::pulse::Pulse;
 use crate::agent::standing::Stands;
 use crate::agent::status::{self, Reports};
 use crate::agent::target::{LooksAfterNode, Parts, Targets, TellsHealth};
-use crate::api::zstack::host::AsksVersions;
 use crate::api::{self, Api, Defaults, Phase};
 use crate::config::Settings;
 use crate::controller::client::Client;
@@ -50,15 +51,12 @@ use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
 use crate::health::probe::{EngineDaemon, Probe};
 use crate::health::watch::{EngineNews, Watchers};
+use crate::host::Root;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
-use crate::host::{Root, facts};
-use crate::model::deep::DeepHealth;
-use crate::model::engine::Init;
 use crate::model::event::What;
 use crate::model::fault::chain;
-use crate::model::target::{CleanPath, TargetHealth, TargetName, TargetState};
-use crate::model::units::PageSize;
+use crate::model::target::{TargetHealth, TargetName, TargetState};
 use crate::spdk::Sockets;
 use crate::store::{Lock, Store, StoreError};
 
@@ -240,127 +238,6 @@ fn start_targets(
         node,
     };
     Targets::new(parts, pulse.clone())
-}
-
-/// What the owners of targets need of the others.
-struct AfterTargets {
-    /// Where nobody else starts an engine that ended.
-    engine: Option<Engine>,
-    watchers: Arc<Watchers<DockerClient>>,
-    pools: Pools,
-    desired: DesiredTargets,
-    keep: u64,
-    /// How long the node stays without volumes until their pages are given back.
-    after: Duration,
-    /// One at a time.
-    gives_back: Arc<Semaphore>,
-}
-
-impl AfterTargets {
-    /// How long its start is waited for; it goes on by itself.
-    const RAISE_TIME: Duration = Duration::from_secs(30);
-
-    fn new(
-        settings: &Settings,
-        root: &Root,
-        engine: Engine,
-        watchers: &Arc<Watchers<DockerClient>>,
-        pools: &Pools,
-        desired: &DesiredTargets,
-    ) -> AfterTargets {
-        let policy = settings.engine_policy();
-        let alone = policy.manage && facts::init(root) != Init::Systemd;
-        AfterTargets {
-            engine: alone.then_some(engine),
-            watchers: watchers.clone(),
-            pools: pools.clone(),
-            desired: desired.clone(),
-            keep: settings.volume.keep_pages,
-            after: settings.volume.give_back_after.0,
-            gives_back: Arc::new(Semaphore::new(1)),
-        }
-    }
-}
-
-impl LooksAfterNode for AfterTargets {
-    fn engine_runs(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(self.watchers.engine_runs())
-    }
-
-    fn raise_engine(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(async {
-            let Some(engine) = &self.engine else { return false };
-            // Started, but never installed: one that was taken away was not wanted any more.
-            let plan = engine.prepare(true).await;
-            if plan.steps.iter().any(|step| step.step == "install") {
-                tracing::warn!("the engine is not installed any more: prepare the node again");
-                return false;
-            }
-            let raised = timeout(AfterTargets::RAISE_TIME, engine.prepare(false)).await;
-            let Ok(report) = raised else { return false };
-            if let Some(fault) = report.errors.first() {
-                tracing::warn!(code = %fault.code, "the engine could not be started again: {fault}");
-            }
-            report.errors.is_empty()
-        })
-    }
-
-    fn no_volumes_left(&self) {
-        let Ok(place) = self.gives_back.clone().try_acquire_owned() else { return };
-        let (pools, desired) = (self.pools.clone(), self.desired.clone());
-        let (keep, after) = (self.keep, self.after);
-        tokio::spawn(async move {
-            let _place = place;
-            sleep(after).await;
-            if desired.volume_count() > 0 {
-                return;
-            }
-            let order =
-                ReclaimOrder { size: Some(PageSize::MIB_2), keep, ..ReclaimOrder::default() };
-            let given = pools.reclaim(order).await;
-            let errors = given.map_or_else(|fault| vec![fault], |report| report.errors);
-            for fault in errors {
-                tracing::warn!(code = %fault.code, "pages were not given back after the last volume: {fault}");
-            }
-        });
-    }
-}
-
-/// The watchers as owners and handlers ask them.
-struct Healths(Arc<Watchers<DockerClient>>);
-
-impl TellsHealth for Healths {
-    fn health<'a>(
-        &'a self,
-        name: &'a TargetName,
-        control: &'a CleanPath,
-    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
-        Box::pin(self.0.health(name, control))
-    }
-
-    fn watch(&self, name: &TargetName, control: &CleanPath) {
-        self.0.watch(name, control);
-    }
-
-    fn look_again<'a>(
-        &'a self,
-        name: &'a TargetName,
-        control: &'a CleanPath,
-    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
-        Box::pin(self.0.look_again(name, control))
-    }
-}
-
-/// The deep probe as the handlers ask it.
-struct Proofs(DeepProbe);
-
-impl ProvesIo for Proofs {
-    fn prove<'a>(
-        &'a self,
-        control: &'a CleanPath,
-    ) -> Pin<Box<dyn Future<Output = DeepHealth> + Send + 'a>> {
-        Box::pin(self.0.prove(control))
-    }
 }
 
 /// Where the agent keeps what it knows until the next boot: by default a folder of the machine that it
@@ -656,17 +533,5 @@ impl Stop {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
-    }
-}
-
-/// The hypervisor's versions as the compatible routes ask for them.
-struct Versions(Hypervisor<Processes>);
-
-impl AsksVersions for Versions {
-    fn versions(&self) -> Pin<Box<dyn Future<Output = (String, String)> + Send + '_>> {
-        Box::pin(async {
-            let versions = self.0.versions().await;
-            (versions.libvirt, versions.qemu)
-        })
     }
 }
