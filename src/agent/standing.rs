@@ -24,9 +24,16 @@ impl Stands {
         self.0.subscribe()
     }
 
-    /// The target's health is another one.
-    pub fn health(&self, health: &TargetHealth) {
-        self.change(&health.name, |standing| standing.health = Some(health.clone()));
+    /// The target's health is another one. Returns whether it stands in another way than before, or for
+    /// another reason, and not only in another process.
+    pub fn health(&self, health: &TargetHealth) -> bool {
+        let mut news = true;
+        self.change(&health.name, |standing| {
+            let told = standing.health.replace(health.clone());
+            news = told
+                .is_none_or(|told| (told.state, &told.reason) != (health.state, &health.reason));
+        });
+        news
     }
 
     /// The target was started again.

@@ -198,7 +198,9 @@ fn watchers(
         Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy(), daemon);
     let (events, told) = (events.clone(), stands.clone());
     let changed = move |health: &TargetHealth| {
-        told.health(health);
+        if !told.health(health) {
+            return;
+        }
         let TargetHealth { name, state, reason, .. } = health;
         match state {
             TargetState::Degraded | TargetState::Failed => {

@@ -46,6 +46,9 @@ impl<C: Containers> Owner<C> {
         let desired = &self.parts.desired;
         let volumes: Vec<_> = desired.volumes(&self.name).keys().cloned().collect();
         desired.forget_volumes(&self.name, &volumes).await?;
+        if !volumes.is_empty() && desired.volume_count() == 0 {
+            self.parts.node.no_volumes_left();
+        }
         desired.forget(&self.name).await
     }
 

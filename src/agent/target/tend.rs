@@ -157,17 +157,22 @@ impl<C: Containers> Owner<C> {
         }
     }
 
-    /// Whether the process goes on answering until it has stood for long enough.
+    /// Whether the process goes on answering until it has stood for long enough. What ends that is still
+    /// news to who tends it.
     async fn prove(&mut self, pid: u32) -> bool {
         let Some((_, stood)) = self.stands else { return false };
         let until = stood + self.parts.policy.heal.prove;
+        let mut standings = self.standings.clone();
         loop {
-            let stands =
-                self.health().is_some_and(|it| it.pid == Some(pid) && it.version.is_some());
+            let stands = {
+                let all = standings.borrow_and_update();
+                let health = all.get(&self.name).and_then(|standing| standing.health.as_ref());
+                health.is_some_and(|it| it.pid == Some(pid) && it.version.is_some())
+            };
             if !stands {
                 return false;
             }
-            if timeout_at(until, self.standings.changed()).await.is_err() {
+            if timeout_at(until, standings.changed()).await.is_err() {
                 return true;
             }
         }
