@@ -29,7 +29,7 @@ pub(crate) fn run(engine: EngineUse) -> Result<()> {
         return Ok(());
     }
     let controller = Controller::start()?;
-    let (agent, _) = Agent::start(engine)?;
+    let (agent, _) = Agent::start(EngineUse::FallsForgotten)?;
     let url = format!("http://{}/zstack/asyncrest/sendcommand", controller.address);
     let body = json!({"hostUuid": "bench", "sendCommandUrl": url}).to_string();
     agent.connect()?.get_done("POST", "/host/connect", &body)?;
