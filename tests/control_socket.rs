@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use support::{Agent, Place, until};
@@ -53,7 +53,7 @@ impl Played {
         let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
         tokio::spawn(async move {
             while let Ok((stream, _)) = engine.accept().await {
-                tokio::spawn(tell_of_the_container(stream));
+                tokio::spawn(support::engine::tell_of_the_container(stream, PID));
             }
         });
         let manner = Arc::new(Mutex::new(Manner::Answers));
@@ -69,24 +69,6 @@ impl Played {
 
     fn becomes(&self, manner: Manner) {
         *self.manner.lock().unwrap() = manner;
-    }
-}
-
-/// An engine that knows one container, whatever it is asked.
-async fn tell_of_the_container(stream: UnixStream) {
-    let body = json!({"Id": "c0ffee", "State": {"Running": true, "Pid": PID}}).to_string();
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        if line.is_empty() {
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            );
-            if write.write_all((head + &body).as_bytes()).await.is_err() {
-                return;
-            }
-        }
     }
 }
 

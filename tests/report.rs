@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 
 use support::controller::{Absent, Answer, Controller, Seen};
@@ -43,7 +43,7 @@ impl Node {
         let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
         tokio::spawn(async move {
             while let Ok((stream, _)) = engine.accept().await {
-                tokio::spawn(tell_of_the_container(stream));
+                tokio::spawn(support::engine::tell_of_the_container(stream, PID));
             }
         });
         let serves = Arc::new(AtomicBool::new(true));
@@ -75,24 +75,6 @@ impl Node {
         let agent = self.place.ready().await;
         assert_eq!(agent.get(HEALTH).await.json()["state"], "serving");
         agent
-    }
-}
-
-/// An engine that knows one container, whatever it is asked.
-async fn tell_of_the_container(stream: UnixStream) {
-    let body = json!({"Id": "c0ffee", "State": {"Running": true, "Pid": PID}}).to_string();
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        if line.is_empty() {
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            );
-            if write.write_all((head + &body).as_bytes()).await.is_err() {
-                return;
-            }
-        }
     }
 }
 

@@ -15,8 +15,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
 use guest::{Guest, OK};
 use process::Target;
@@ -51,7 +50,7 @@ impl Node {
         let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
         tokio::spawn(async move {
             while let Ok((stream, _)) = engine.accept().await {
-                tokio::spawn(tell_of_the_container(stream, pid));
+                tokio::spawn(support::engine::tell_of_the_container(stream, pid));
             }
         });
         Node { place, target, zbs }
@@ -80,22 +79,6 @@ impl Node {
 
     fn bdevs(&self) -> Vec<String> {
         self.names("bdev_get_bdevs", "name")
-    }
-}
-
-/// An engine that knows one container, whatever it is asked.
-async fn tell_of_the_container(stream: UnixStream, pid: u32) {
-    let body = json!({"Id": "c0ffee", "State": {"Running": true, "Pid": pid}}).to_string();
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        if line.is_empty() && write.write_all((head + &body).as_bytes()).await.is_err() {
-            return;
-        }
     }
 }
 

@@ -74,14 +74,19 @@ impl LooksAfterNode for AfterTargets {
     fn raise_engine(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         Box::pin(async {
             let Some(engine) = &self.engine else { return false };
-            // Started, but never installed: one that was taken away was not wanted any more.
-            let plan = engine.prepare(true).await;
-            if plan.steps.iter().any(|step| step.step == "install") {
-                tracing::warn!("the engine is not installed any more: prepare the node again");
+            let raise = async {
+                // Started, but never installed: one that was taken away was not wanted any more.
+                let plan = engine.prepare(true).await;
+                if plan.steps.iter().any(|step| step.step == "install") {
+                    tracing::warn!("the engine is not installed any more: prepare the node again");
+                    return None;
+                }
+                Some(engine.prepare(false).await)
+            };
+            // An installation may be at work there: it goes on by itself.
+            let Ok(Some(report)) = timeout(AfterTargets::RAISE_TIME, raise).await else {
                 return false;
-            }
-            let raised = timeout(AfterTargets::RAISE_TIME, engine.prepare(false)).await;
-            let Ok(report) = raised else { return false };
+            };
             if let Some(fault) = report.errors.first() {
                 tracing::warn!(code = %fault.code, "the engine could not be started again: {fault}");
             }

@@ -8,6 +8,7 @@
 #![allow(dead_code, clippy::disallowed_methods)]
 
 pub(crate) mod controller;
+pub(crate) mod engine;
 pub(crate) mod gate;
 pub(crate) mod http;
 pub(crate) mod kernel;

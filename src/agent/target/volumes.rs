@@ -187,19 +187,31 @@ impl<C: Containers> Owner<C> {
     }
 
     /// Takes away what an activation that failed has made, and forgets it; tells why it failed. What was
-    /// there `before` is not its to take away, and where nobody looked, nothing was made.
+    /// there `before` is not its to take away. What could not be taken away stays wanted: a virtual machine
+    /// may be connected by now.
     async fn undo(&mut self, volumes: Vec<VolumeSpec>, before: &Seen, mut fault: Fault) -> Fault {
-        let names: Vec<VolumeName> = volumes.iter().map(|spec| spec.name.clone()).collect();
-        let made: Vec<VolumeSpec> =
-            volumes.into_iter().filter(|spec| before.contains_key(&spec.name)).collect();
-        let mut left = None;
+        let looked_at = |spec: &&VolumeSpec| before.contains_key(&spec.name);
+        let made: Vec<VolumeSpec> = volumes.iter().filter(looked_at).cloned().collect();
+        let mut kept = BTreeMap::new();
         if let Some(place) = self.place().filter(|_| !made.is_empty()) {
             let removed = self.remove(&place, &made, before).await;
-            left = removed.map_or_else(Some, |kept| kept.into_values().next());
+            let lives = self.health().is_some_and(|health| health.pid.is_some());
+            kept = match removed {
+                Ok(kept) => kept,
+                // It has ended, and what was made with it.
+                Err(left) if left.code == ABSENT && !lives => BTreeMap::new(),
+                Err(left) => made.iter().map(|spec| (spec.name.clone(), left.clone())).collect(),
+            };
         }
-        left = left.or(self.parts.desired.forget_volumes(&self.name, &names).await.err());
-        if let Some(left) = left {
-            fault.text += &format!("; what was made of it could not be taken away again: {left}");
+        let gone = volumes.iter().map(|spec| &spec.name).filter(|name| !kept.contains_key(*name));
+        let gone: Vec<VolumeName> = gone.cloned().collect();
+        let forgotten = self.parts.desired.forget_volumes(&self.name, &gone).await;
+        if let Some(left) = kept.into_values().next().or(forgotten.err()) {
+            fault.text += &format!(
+                "; what was made of it could not be taken away again and stays wanted, so deactivate it: {left}"
+            );
+        } else if made.len() < volumes.len() {
+            fault.text += "; nobody could look whether something was made of it: activate it again";
         }
         self.forgotten();
         fault
