@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -93,7 +94,7 @@ pub fn replace_file(
     owner: Option<(u32, u32)>,
     durability: Durability,
 ) -> io::Result<()> {
-    let file = beside(path, bytes, mode, owner)?;
+    let file = filled(beside(path, mode)?, bytes, owner)?;
     if durability == Durability::Disk {
         file.as_file().sync_all()?;
     }
@@ -104,20 +105,24 @@ pub fn replace_file(
     Ok(())
 }
 
-/// Writes a temporary file beside `path`.
-fn beside(
-    path: &Path,
-    bytes: &[u8],
-    mode: u32,
-    owner: Option<(u32, u32)>,
-) -> io::Result<tempfile::NamedTempFile> {
-    let mut file = tempfile::Builder::new()
+/// Makes a temporary file beside `path`.
+fn beside(path: &Path, mode: u32) -> io::Result<tempfile::NamedTempFile> {
+    let file = tempfile::Builder::new()
         .prefix(TEMPORARY)
         .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(bytes)?;
     // The umask has had its say on the mode above.
     file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
+    Ok(file)
+}
+
+/// The file with its content.
+fn filled(
+    mut file: tempfile::NamedTempFile,
+    bytes: &[u8],
+    owner: Option<(u32, u32)>,
+) -> io::Result<tempfile::NamedTempFile> {
+    file.write_all(bytes)?;
     if let Some((uid, gid)) = owner {
         chown(file.path(), Some(uid), Some(gid))?;
     }
@@ -131,7 +136,7 @@ fn beside(
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let write = || {
         let path = std::path::absolute(path)?;
-        let file = beside(&path, bytes, 0o600, None)?;
+        let file = filled(beside(&path, 0o600)?, bytes, None)?;
         file.as_file().sync_all()?;
         file.persist_noclobber(&path).map_err(|e| e.error)?;
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
@@ -201,6 +206,60 @@ pub struct Store {
     run: PathBuf,
 }
 
+/// Bytes that most values of this boot need at most: a page of memory.
+const USUAL: i64 = 4096;
+
+/// The place of one value of this boot. The file that the next value goes into can be made before it is
+/// wanted, which is half of the work.
+#[derive(Debug)]
+pub struct BootSlot {
+    path: PathBuf,
+    spare: Option<tempfile::NamedTempFile>,
+    /// The file that was written last. While it is open, the kernel need not take it away when it is
+    /// replaced.
+    last: Option<File>,
+    /// The one before it.
+    replaced: Option<File>,
+}
+
+impl BootSlot {
+    /// Writes the value as readable JSON.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn write<T: Serialize>(&mut self, value: &T) -> Result<(), StoreError> {
+        let spare = self.spare.take();
+        let write = |bytes: Vec<u8>| {
+            // Somebody may have cleaned up the folder meanwhile.
+            let ready = spare.map(|file| Ok(filled(file, &bytes, None)?.persist(&self.path)?));
+            match ready {
+                Some(Ok(file)) => {
+                    self.replaced = self.last.replace(file);
+                    Ok(())
+                }
+                None | Some(Err::<_, io::Error>(_)) => {
+                    replace_file(&self.path, &bytes, 0o600, None, Durability::Boot)
+                }
+            }
+        };
+        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(write);
+        written.map_err(|source| StoreError::Write { path: self.path.clone(), source })
+    }
+
+    /// Makes the file for the next value; where that fails, the next write says so.
+    pub fn make_ready(&mut self) {
+        if self.spare.is_none() {
+            self.spare = beside(&self.path, 0o600).ok();
+            if let Some(spare) = &self.spare {
+                // Its memory is there too then. The next write has the error, if there is one.
+                let keep_size = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                let _ = fallocate(spare.as_file(), keep_size, 0, USUAL);
+            }
+        }
+        self.replaced = None;
+    }
+}
+
 impl Store {
     /// The state in `state` and, of this boot only, in `run`; both are made when they are missing.
     ///
@@ -250,6 +309,16 @@ impl Store {
             .map_err(|source| StoreError::Write { path, source })
     }
 
+    /// The place of a value of this boot that is written often.
+    pub fn boot_slot(&self, name: &str) -> BootSlot {
+        BootSlot {
+            path: self.path(name, Durability::Boot),
+            spare: None,
+            last: None,
+            replaced: None,
+        }
+    }
+
     /// Writes many values, durably: each in a file of its own, all of them for the price of few. When one
     /// fails, those that are new are taken away again; those that were there may have either value.
     ///
@@ -276,7 +345,7 @@ impl Store {
             let made =
                 serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|bytes| {
                     self.make_folder_of(&path, Durability::Disk)?;
-                    beside(&path, &bytes, 0o600, None)
+                    filled(beside(&path, 0o600)?, &bytes, None)
                 });
             match made {
                 Ok(file) => Ok((file, path)),
@@ -558,6 +627,8 @@ impl Drop for LockFile {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -659,6 +730,37 @@ mod tests {
         fs::write(dir.path().join("a.json"), "{\"half").unwrap();
         assert_eq!(store.read::<Vec<u8>>("a.json", Durability::Disk).unwrap(), None);
         assert_eq!(fs::read_to_string(dir.path().join("a.json.unusable")).unwrap(), "{\"half");
+    }
+
+    #[test]
+    fn what_was_made_ready_is_used_and_nobody_needs_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("state"), dir.path().join("run")).unwrap();
+        let run = || {
+            let names = fs::read_dir(dir.path().join("run")).unwrap();
+            names.map(|entry| entry.unwrap().path()).collect::<BTreeSet<_>>()
+        };
+        let value = dir.path().join("run/a.json");
+        let spare = || run().into_iter().find(|path| *path != value);
+        let mut slot = store.boot_slot("a.json");
+        slot.write(&1).unwrap();
+        assert_eq!(run(), BTreeSet::from([value.clone()]));
+        for number in 2..5 {
+            slot.make_ready();
+            let made = spare().unwrap();
+            assert_eq!(fs::metadata(&made).unwrap().len(), 0);
+            let inode = fs::metadata(&made).unwrap().ino();
+            slot.write(&number).unwrap();
+            assert_eq!((spare(), fs::metadata(&value).unwrap().ino()), (None, inode));
+            assert_eq!(store.read::<u8>("a.json", Durability::Boot).unwrap(), Some(number));
+        }
+        slot.make_ready();
+        fs::remove_file(spare().unwrap()).unwrap();
+        slot.write(&9).unwrap();
+        assert_eq!(store.read::<u8>("a.json", Durability::Boot).unwrap(), Some(9));
+        slot.make_ready();
+        drop(slot);
+        assert_eq!(run(), BTreeSet::from([value]), "it goes with its owner");
     }
 
     #[test]

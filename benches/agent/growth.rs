@@ -33,19 +33,23 @@ use crate::http::Connection;
 use crate::pages::{Found, wanted};
 
 const PAGES: u64 = 1024;
-const ROUNDS: usize = 160;
+const ROUNDS: usize = 320;
 const WARM_UP: usize = 4;
 
 pub(crate) fn run(engine: EngineUse) -> Result<()> {
     println!("growing {PAGES} pages of 2 MiB, engine {engine:?}");
     let (agent, _) = Agent::start(engine)?;
     let mut ways = Ways::new(&agent)?;
+    let cpus = std::thread::available_parallelism()?.get();
     for round in 0..WARM_UP + ROUNDS {
         if round == WARM_UP {
             ways.measured = Measured::default();
         }
+        // As often near to where the pages were given back as far from there.
+        let cpu = round / 4 % cpus;
         // In turn first, second, third, last: who comes first finds other memory than who comes last.
         for turn in 0..4 {
+            ways.found.level(PAGES, cpu)?;
             match (round + turn) % 4 {
                 0 => ways.bare()?,
                 1 => ways.on_another_thread()?,

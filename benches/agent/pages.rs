@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
@@ -35,6 +37,21 @@ impl Found {
             bail!("the pool has {there} pages, not {}: others use it", self.total + pages);
         }
         Ok(())
+    }
+
+    /// Grows by so many pages and gives them back, on one CPU: who takes pages on the CPU that has given
+    /// them back finds them in its caches, and before this it depended on who was measured last.
+    pub(crate) fn level(&self, pages: u64, cpu: usize) -> Result<()> {
+        let growth = self.growth(pages);
+        let on_cpu = || {
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu)?;
+            sched_setaffinity(Pid::from_raw(0), &cpus)?;
+            growth()?;
+            self.restore()
+        };
+        let broke = |_| anyhow!("the thread that levels broke off");
+        std::thread::scope(|scope| scope.spawn(on_cpu).join().map_err(broke))?
     }
 
     /// Gives back what was grown.

@@ -188,13 +188,18 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat)
             }
             Some(order) => order,
         };
-        // Who only has to ask somebody else, such as the engine's owner, asks before this thread looks.
-        yield_now().await;
-        let Some(order) = answer_at_once(&mut work, order) else {
+        let Some(order) = answer_at_once(&mut work, order).await else {
             idle = Some(work);
             continue;
         };
+        let ahead = match &order {
+            Order::Prepare(order, _) => work.looks_ahead(order),
+            _ => None,
+        };
         let done = blocking(move || execute(work, order));
+        if let Some(ahead) = ahead {
+            ahead.look();
+        }
         tokio::pin!(done);
         idle = loop {
             tokio::select! {
@@ -209,8 +214,12 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat)
 
 /// Answers a plan that takes only a look at some counters, and gives back any other order. Handing it
 /// to another thread and back would take longer than that look.
-fn answer_at_once(work: &mut MemoryWork, order: Order) -> Option<Order> {
+async fn answer_at_once(work: &mut MemoryWork, order: Order) -> Option<Order> {
     let Order::Prepare(order, reply) = order else { return Some(order) };
+    if order.dry_run {
+        // Who only has to ask somebody else, such as the engine's owner, asks before this thread looks.
+        yield_now().await;
+    }
     match work.plan_at_once(&order) {
         Some(report) => {
             let _ = reply.send(report);

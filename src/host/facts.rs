@@ -1,17 +1,32 @@
 //! Facts that procfs tells: memory, boot id, kernel, PID 1.
 
-use super::files::read_text;
+use std::path::Path;
+
+use super::files::{HeldFile, read_text};
 use super::{HostError, Root};
 use crate::model::engine::Init;
 use crate::model::pools::Memory;
 
-/// `MemTotal` and `MemAvailable`.
-///
-/// # Errors
-/// When `/proc/meminfo` cannot be read or lacks them.
-pub fn memory(root: &Root) -> Result<Memory, HostError> {
-    let path = root.path("/proc/meminfo");
-    let text = read_text(&path)?;
+/// The machine's memory as the kernel tells it.
+#[derive(Debug)]
+pub struct Meminfo(HeldFile);
+
+impl Meminfo {
+    /// That of this machine.
+    pub fn new(root: &Root) -> Meminfo {
+        Meminfo(HeldFile::new(root.path("/proc/meminfo")))
+    }
+
+    /// `MemTotal` and `MemAvailable`.
+    ///
+    /// # Errors
+    /// When `/proc/meminfo` cannot be read or lacks them.
+    pub fn read(&self) -> Result<Memory, HostError> {
+        self.0.read(parse_memory)
+    }
+}
+
+fn parse_memory(path: &Path, text: &str) -> Result<Memory, HostError> {
     let kib = |key: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix(key))?;
         value.trim().strip_suffix("kB")?.trim().parse().ok()
@@ -19,7 +34,7 @@ pub fn memory(root: &Root) -> Result<Memory, HostError> {
     match (kib("MemTotal:"), kib("MemAvailable:")) {
         (Some(total_kib), Some(available_kib)) => Ok(Memory { total_kib, available_kib }),
         _ => Err(HostError::Parse {
-            path,
+            path: path.to_owned(),
             value: text.chars().take(80).collect(),
             expected: "the kernel's memory information with MemTotal and MemAvailable",
         }),

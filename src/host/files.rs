@@ -43,18 +43,20 @@ pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
     }
 }
 
-/// A number of the kernel's that is looked at often. Its file is opened once: that takes five times as
-/// long as reading it, and sysfs makes the text anew whenever it is read from its beginning.
+/// A small file of the kernel's that is looked at often. It is opened once: that takes five times as long
+/// as reading it, and the kernel makes the text anew whenever it is read from its beginning.
 #[derive(Debug)]
-pub struct Counter {
+pub struct HeldFile {
     path: PathBuf,
     file: OnceLock<fs::File>,
+    /// The same, open for writing.
+    knob: OnceLock<fs::File>,
 }
 
-impl Counter {
-    /// The counter at `path`, which is opened when it is first read.
-    pub fn new(path: PathBuf) -> Counter {
-        Counter { path, file: OnceLock::new() }
+impl HeldFile {
+    /// The file at `path`, which is opened when it is first read.
+    pub fn new(path: PathBuf) -> HeldFile {
+        HeldFile { path, file: OnceLock::new(), knob: OnceLock::new() }
     }
 
     /// Its path.
@@ -62,31 +64,72 @@ impl Counter {
         &self.path
     }
 
-    /// The number as it is now.
+    /// What `parse` makes of its path and its trimmed text, as it is now.
     ///
     /// # Errors
-    /// As [`read_number`].
-    pub fn read(&self) -> Result<u64, HostError> {
-        /// More than any number needs.
-        const MOST: usize = 64;
-        let mut text = [0; MOST];
-        match self.open().and_then(|file| file.read_at(&mut text, 0)) {
-            Ok(there) => {
-                let text = String::from_utf8_lossy(text.get(..there).unwrap_or_default());
-                parse_number(&self.path, &text)
+    /// [`HostError::Read`] with the path, or what `parse` says.
+    pub fn read<T>(
+        &self,
+        parse: impl FnOnce(&Path, &str) -> Result<T, HostError>,
+    ) -> Result<T, HostError> {
+        let mut page = [0; 4096];
+        let read = self.open().and_then(|file| file.read_at(&mut page, 0));
+        let text = match read {
+            Ok(there) if there < page.len() => page.get(..there),
+            _ => None,
+        };
+        match text.map(std::str::from_utf8) {
+            Some(Ok(text)) => parse(&self.path, text.trim_end()),
+            // Longer, or another file under its name: the memory of a node may be unplugged and plugged
+            // again.
+            _ => parse(&self.path, &read_text(&self.path)?),
+        }
+    }
+
+    /// The number that it holds now.
+    ///
+    /// # Errors
+    /// [`HostError::Read`], or [`HostError::Parse`] when it is no number.
+    pub fn number(&self) -> Result<u64, HostError> {
+        self.read(parse_number)
+    }
+
+    /// Writes one value as [`write_value`] does.
+    ///
+    /// # Errors
+    /// As [`write_value`].
+    pub fn write(&self, value: &str) -> Result<(), HostError> {
+        let write = || {
+            let open = || OpenOptions::new().write(true).create(false).open(&self.path);
+            let knob = held(&self.knob, open)?;
+            knob.write_at(value.as_bytes(), 0)
+        };
+        match write() {
+            Ok(there) if there == value.len() => Ok(()),
+            // Another file is under its name, and this one was not written to.
+            Err(e) if e.raw_os_error() == Some(libc_codes::ENODEV) => {
+                write_value(&self.path, value)
             }
-            // The memory of a node may be unplugged and plugged again: another file under its name.
-            Err(_) => read_number(&self.path),
+            Ok(_) => Err(write_failed(&self.path, value, io::ErrorKind::WriteZero.into())),
+            Err(source) => Err(write_failed(&self.path, value, source)),
         }
     }
 
     fn open(&self) -> io::Result<&fs::File> {
-        match self.file.get() {
-            Some(file) => Ok(file),
-            None => {
-                let file = fs::File::open(&self.path)?;
-                Ok(self.file.get_or_init(|| file))
-            }
+        held(&self.file, || fs::File::open(&self.path))
+    }
+}
+
+/// The file that is held, opened when it is not yet.
+fn held(
+    file: &OnceLock<fs::File>,
+    open: impl FnOnce() -> io::Result<fs::File>,
+) -> io::Result<&fs::File> {
+    match file.get() {
+        Some(file) => Ok(file),
+        None => {
+            let opened = open()?;
+            Ok(file.get_or_init(|| opened))
         }
     }
 }
@@ -100,8 +143,7 @@ pub fn read_number(path: &Path) -> Result<u64, HostError> {
 }
 
 fn parse_number(path: &Path, text: &str) -> Result<u64, HostError> {
-    let text = text.trim();
-    text.parse().map_err(|_| HostError::Parse {
+    text.trim().parse().map_err(|_| HostError::Parse {
         path: path.to_owned(),
         value: text.chars().take(80).collect(),
         expected: "a number",
@@ -117,16 +159,18 @@ pub fn write_value(path: &Path, value: &str) -> Result<(), HostError> {
         let mut file = OpenOptions::new().write(true).create(false).open(path)?;
         file.write_all(value.as_bytes())
     };
-    write().map_err(|source: io::Error| {
-        let hint = match source.raw_os_error() {
-            Some(libc_codes::EROFS) => {
-                " (it is mounted read-only: remount it, or run the agent outside the container)"
-            }
-            Some(libc_codes::EACCES | libc_codes::EPERM) => " (run the agent as root)",
-            _ => "",
-        };
-        HostError::Write { path: path.to_owned(), value: value.to_string(), hint, source }
-    })
+    write().map_err(|source| write_failed(path, value, source))
+}
+
+fn write_failed(path: &Path, value: &str, source: io::Error) -> HostError {
+    let hint = match source.raw_os_error() {
+        Some(libc_codes::EROFS) => {
+            " (it is mounted read-only: remount it, or run the agent outside the container)"
+        }
+        Some(libc_codes::EACCES | libc_codes::EPERM) => " (run the agent as root)",
+        _ => "",
+    };
+    HostError::Write { path: path.to_owned(), value: value.to_string(), hint, source }
 }
 
 /// errno values by their names.
@@ -134,6 +178,7 @@ mod libc_codes {
     use nix::errno::Errno;
 
     pub(super) const EROFS: i32 = Errno::EROFS as i32;
+    pub(super) const ENODEV: i32 = Errno::ENODEV as i32;
     pub(super) const EACCES: i32 = Errno::EACCES as i32;
     pub(super) const EPERM: i32 = Errno::EPERM as i32;
 }

@@ -1,7 +1,7 @@
 //! Hugepage pools in sysfs, one per page size and NUMA node
 //! (Documentation/admin-guide/mm/hugetlbpage.rst; field notes 2 to 4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::files::{Counter, entries, read_list, read_number, write_value};
+use super::files::{HeldFile, entries, read_list, read_number, write_value};
 use super::{HostError, Root};
 use crate::model::pools::{Pool, PoolKey};
 use crate::model::units::{NumaNode, PageSize};
@@ -23,7 +23,7 @@ const MACHINE: &str = "/sys/kernel/mm/hugepages";
 pub struct PoolFiles {
     pools: Arc<[PoolFolder]>,
     /// `resv_hugepages` of each size.
-    reserved: Arc<[(PageSize, Counter)]>,
+    reserved: Arc<[(PageSize, HeldFile)]>,
     /// The list of nodes with CPUs; none where the kernel has no NUMA.
     cpu_nodes: Option<PathBuf>,
     cut: Cut,
@@ -83,39 +83,36 @@ impl Drop for Writing<'_> {
 #[derive(Debug)]
 struct PoolFolder {
     key: PoolKey,
-    total: Counter,
-    free: Counter,
-    surplus: Counter,
+    total: HeldFile,
+    free: HeldFile,
+    surplus: HeldFile,
 }
 
 impl PoolFolder {
     fn new(key: PoolKey, folder: &Path) -> PoolFolder {
         PoolFolder {
             key,
-            total: Counter::new(folder.join("nr_hugepages")),
-            free: Counter::new(folder.join("free_hugepages")),
-            surplus: Counter::new(folder.join("surplus_hugepages")),
+            total: HeldFile::new(folder.join("nr_hugepages")),
+            free: HeldFile::new(folder.join("free_hugepages")),
+            surplus: HeldFile::new(folder.join("surplus_hugepages")),
         }
     }
 
     fn read(&self) -> Result<Pool, HostError> {
-        self.read_with(Counter::read)
+        self.read_of(self.total.number()?)
     }
 
-    /// The same by the files' names, where anybody else looks too: what a write has come to.
+    /// The same, the total by its file's name, where anybody else looks too: what a write has come to.
     fn read_back(&self) -> Result<Pool, HostError> {
-        self.read_with(|counter| read_number(counter.path()))
+        self.read_of(read_number(self.total.path())?)
     }
 
-    fn read_with(
-        &self,
-        number: impl Fn(&Counter) -> Result<u64, HostError>,
-    ) -> Result<Pool, HostError> {
+    fn read_of(&self, total: u64) -> Result<Pool, HostError> {
         Ok(Pool {
             key: self.key,
-            total: number(&self.total)?,
-            free: number(&self.free)?,
-            surplus: number(&self.surplus)?,
+            total,
+            free: self.free.number()?,
+            surplus: self.surplus.number()?,
         })
     }
 }
@@ -144,13 +141,18 @@ impl PoolFiles {
         }
         pools.sort_unstable_by_key(|pool| pool.key);
         let reserved =
-            |(size, path): (_, PathBuf)| (size, Counter::new(path.join("resv_hugepages")));
+            |(size, path): (_, PathBuf)| (size, HeldFile::new(path.join("resv_hugepages")));
         Ok(PoolFiles {
             pools: pools.into(),
             reserved: machine.into_iter().map(reserved).collect(),
             cpu_nodes: per_node.then(|| root.path(NODES).join("has_cpu")),
             cut: Cut::default(),
         })
+    }
+
+    /// Page sizes that this kernel has pools for.
+    pub fn sizes(&self) -> BTreeSet<PageSize> {
+        self.pools.iter().map(|pool| pool.key.size).collect()
     }
 
     /// Reads all pools.
@@ -161,6 +163,15 @@ impl PoolFiles {
         self.pools.iter().map(PoolFolder::read).collect()
     }
 
+    /// Reads the pools of these sizes.
+    ///
+    /// # Errors
+    /// When a counter cannot be read.
+    pub fn read_sizes(&self, sizes: &BTreeSet<PageSize>) -> Result<Vec<Pool>, HostError> {
+        let pools = self.pools.iter().filter(|pool| sizes.contains(&pool.key.size));
+        pools.map(PoolFolder::read).collect()
+    }
+
     /// Reads one pool, after or before it is written to.
     ///
     /// # Errors
@@ -169,12 +180,16 @@ impl PoolFiles {
         self.folder(key)?.read_back()
     }
 
-    /// Free pages of each size which are promised to somebody, on the whole machine.
+    /// Free pages of each of these sizes which are promised to somebody, on the whole machine.
     ///
     /// # Errors
     /// When a counter cannot be read.
-    pub fn reserved(&self) -> Result<BTreeMap<PageSize, u64>, HostError> {
-        self.reserved.iter().map(|(size, counter)| Ok((*size, counter.read()?))).collect()
+    pub fn reserved(
+        &self,
+        sizes: &BTreeSet<PageSize>,
+    ) -> Result<BTreeMap<PageSize, u64>, HostError> {
+        let reserved = self.reserved.iter().filter(|(size, _)| sizes.contains(size));
+        reserved.map(|(size, counter)| Ok((*size, counter.number()?))).collect()
     }
 
     /// Asks the kernel for `pages` persistent pages; it takes what it can get and does not say so.
@@ -184,7 +199,7 @@ impl PoolFiles {
     /// When the knob cannot be written.
     pub fn write(&self, key: PoolKey, pages: u64) -> Result<(), HostError> {
         let _writing = self.cut.writing();
-        write_value(self.folder(key)?.total.path(), &pages.to_string())
+        self.folder(key)?.total.write(&pages.to_string())
     }
 
     /// What cuts a write short.

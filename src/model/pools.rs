@@ -1,6 +1,6 @@
 //! Hugepage pools: what is wanted of them, what the kernel says, and which pages are the agent's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +202,12 @@ impl Ledger {
 
     /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
     ///
+    /// Sizes of the pages that it speaks of.
+    pub fn sizes(&self) -> BTreeSet<PageSize> {
+        let grown = self.grown.iter().map(|pages| pages.size);
+        grown.chain(self.intent.map(|intent| intent.pool.size)).collect()
+    }
+
     /// What is not surely the agent's is never given back. So a growth that was begun counts only
     /// when it is there to the page, and when somebody lowered a pool, the agent's pages are taken to
     /// be the ones that went. Returns whether anything changed.

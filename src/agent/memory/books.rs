@@ -11,7 +11,7 @@ use crate::model::fault::Fault;
 use crate::model::pools::{
     Intent, Ledger, PagesByPool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
 };
-use crate::store::{Durability, Store};
+use crate::store::{BootSlot, Durability, Store};
 
 /// The ledger of this boot.
 const LEDGER: &str = "ledger.json";
@@ -31,6 +31,8 @@ pub struct Published {
 #[derive(Debug)]
 pub(super) struct Books {
     store: Store,
+    /// The ledger's file.
+    slot: BootSlot,
     ledger: Ledger,
     /// As they are on disk.
     reservations: PagesByPool,
@@ -51,7 +53,8 @@ impl Books {
         let reservations = pages_map(&reservations);
         let published = Published { ledger: ledger.clone(), remembered: true };
         let published = watch::Sender::new(published);
-        let books = Books { store, ledger, reservations, published, behind: false };
+        let slot = store.boot_slot(LEDGER);
+        let books = Books { store, slot, ledger, reservations, published, behind: false };
         books.publish();
         Ok(books)
     }
@@ -84,7 +87,10 @@ impl Books {
     /// Writes down that a pool is about to be grown. Nothing may be grown when this fails.
     pub(super) fn begin(&mut self, intent: Intent) -> Result<(), Fault> {
         self.ledger.intent = Some(intent);
-        self.save().inspect_err(|_| self.ledger.intent = None)
+        // Nobody else is told of what is only begun.
+        let written = self.slot.write(&self.ledger);
+        written.inspect_err(|_| self.ledger.intent = None)?;
+        Ok(())
     }
 
     /// Notes what became of the growth that was begun. One that got all its pages is in the file as it
@@ -105,13 +111,14 @@ impl Books {
         self.save()
     }
 
-    /// Writes down a growth that is noted only as it was begun.
+    /// Writes down a growth that is noted only as it was begun, and makes ready for the next.
     pub(super) fn catch_up(&mut self) {
         if self.behind
             && let Err(fault) = self.save()
         {
             tracing::warn!(error = %fault, "the ledger of pages is behind; the next change writes it");
         }
+        self.slot.make_ready();
     }
 
     /// Writes down that the growth that was begun did not take place.
@@ -163,14 +170,14 @@ impl Books {
         if wanted != self.reservations {
             self.store.write(RESERVATIONS, &pages_list(&wanted), Durability::Disk)?;
             self.reservations = wanted;
+            self.publish();
         }
-        self.publish();
         Ok(())
     }
 
     fn save(&mut self) -> Result<(), Fault> {
         self.publish();
-        self.store.write(LEDGER, &self.ledger, Durability::Boot)?;
+        self.slot.write(&self.ledger)?;
         self.behind = false;
         Ok(())
     }

@@ -69,8 +69,7 @@ impl MemoryWork {
         let deadline = Instant::now() + within;
         let stopping = self.stopping.clone();
         let limits = Limits { deadline, within, cancelled: &order.cancelled, stopping: &stopping };
-        let last = self.seen.take().filter(|(at, _)| at.elapsed() < LOOK_IS_GOOD);
-        let (mut at, mut seen) = match last {
+        let (mut at, mut seen) = match self.last_look() {
             Some(last) => last,
             None => (Instant::now(), self.observer.pools()?),
         };
@@ -90,10 +89,10 @@ impl MemoryWork {
             }
             // What was written was read back. The rest is looked at again unless it just was: a guest
             // may have started during a long growth.
-            let holds = self.decide(order, &seen, growth) == Decision::Holds;
-            if !holds || at.elapsed() >= LOOK_IS_GOOD {
-                (at, seen) = (Instant::now(), self.observer.pools()?);
+            if at.elapsed() < LOOK_IS_GOOD && self.decide(order, &seen, growth) == Decision::Holds {
+                return limits.check_cancelled();
             }
+            (at, seen) = (Instant::now(), self.observer.pools()?);
         }
         Err(Fault::new(
             "pools-contended",

@@ -9,9 +9,10 @@ mod brake;
 mod giving_back;
 mod growth;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -27,7 +28,7 @@ use super::observe::memory::MemoryObserver;
 use super::progress::ProgressSink;
 use crate::model::fault::Fault;
 use crate::model::policy::{MountPolicy, PoolPolicy};
-use crate::model::pools::{PoolGoal, PoolsSeen};
+use crate::model::pools::{Memory, PoolGoal, PoolsSeen};
 use crate::model::prepare::{PartReport, Step, StepOutcome, StepReport};
 use crate::model::units::PageSize;
 use crate::plan::hugepages::Decision;
@@ -61,9 +62,33 @@ pub struct MemoryWork {
     mounted: BTreeMap<PageSize, String>,
     /// What the last plan was made on, and when: the order that follows it need not look again.
     seen: Option<(Instant, PoolsSeen)>,
+    ahead: Option<Ahead>,
     /// Set when the agent stops: what was begun is ended or given back.
     stopping: Arc<AtomicBool>,
     progress: ProgressSink,
+}
+
+/// Looks at the machine's memory while the thread that is to work on its pools wakes up and looks at those.
+#[derive(Debug)]
+pub struct LookAhead {
+    observer: MemoryObserver,
+    tells: Sender<Memory>,
+}
+
+/// The other half of it.
+#[derive(Debug)]
+struct Ahead {
+    sizes: BTreeSet<PageSize>,
+    told: Receiver<Memory>,
+}
+
+impl LookAhead {
+    /// Looks. Who works on the pools looks himself where that fails.
+    pub fn look(self) {
+        if let Ok(memory) = self.observer.memory() {
+            let _ = self.tells.send(memory);
+        }
+    }
 }
 
 /// A plan's look at the pools is good for the order that follows it so soon. A pool is read once more
@@ -85,8 +110,19 @@ impl MemoryWork {
     ) -> Result<MemoryWork, Fault> {
         let books = Books::open(store, observer.boot_id()?)?;
         let mounted = BTreeMap::new();
-        let (seen, stopping) = (None, Arc::default());
-        Ok(MemoryWork { observer, applier, pools, mount, books, mounted, seen, stopping, progress })
+        let (seen, ahead, stopping) = (None, None, Arc::default());
+        Ok(MemoryWork {
+            observer,
+            applier,
+            pools,
+            mount,
+            books,
+            mounted,
+            seen,
+            ahead,
+            stopping,
+            progress,
+        })
     }
 
     /// The books for others, who see each change before the caller that caused it is answered.
@@ -124,6 +160,44 @@ impl MemoryWork {
         };
         self.seen = Some((Instant::now(), seen));
         Some(PartReport { steps, mounts, ..PartReport::default() })
+    }
+
+    /// What looks at the machine for an order that is handed to another thread; `None` when the last look
+    /// is good for it.
+    ///
+    /// As [`MemoryWork::plan_at_once`] it may be called where nothing may block.
+    pub fn looks_ahead(&mut self, order: &MemoryOrder) -> Option<LookAhead> {
+        let is_good = self.seen.as_ref().is_some_and(|(at, _)| at.elapsed() < LOOK_IS_GOOD);
+        let sizes = self.sizes(order);
+        // Who is told that there is no such size is told which there are.
+        if is_good || !sizes.is_subset(&self.observer.sizes()) {
+            return None;
+        }
+        let (tells, told) = channel();
+        self.ahead = Some(Ahead { sizes, told });
+        Some(LookAhead { observer: self.observer.clone(), tells })
+    }
+
+    /// The last look at the pools, when it is good for the order at hand.
+    fn last_look(&mut self) -> Option<(Instant, PoolsSeen)> {
+        if let Some(Ahead { sizes, told }) = self.ahead.take() {
+            let at = Instant::now();
+            let seen = self.observer.pools_of(&sizes, Memory::default()).ok()?;
+            // The other end is looking, or gone.
+            let memory = told.recv().ok()?;
+            return Some((at, PoolsSeen { memory, ..seen }));
+        }
+        self.seen.take().filter(|(at, _)| at.elapsed() < LOOK_IS_GOOD)
+    }
+
+    /// The sizes of pages that an order and the books are about: pools of others are nothing to them.
+    fn sizes(&self, order: &MemoryOrder) -> BTreeSet<PageSize> {
+        let mut sizes = self.books.ledger().sizes();
+        match &order.goal {
+            PoolGoal::Free(wants) => sizes.extend(wants.iter().map(|want| want.size)),
+            PoolGoal::Grown(pages) => sizes.extend(pages.keys().map(|key| key.size)),
+        }
+        sizes
     }
 
     /// Grows pools and makes mounts until the order holds.

@@ -1,10 +1,14 @@
 //! Pools, memory and hugetlbfs mounts. Blocking: called from blocking threads.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::host::facts::Meminfo;
 use crate::host::pools::PoolFiles;
 use crate::host::{Root, facts, mounts};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
-use crate::model::pools::PoolsSeen;
+use crate::model::pools::{Memory, PoolsSeen};
 use crate::model::units::PageSize;
 
 /// Looks at the memory of one machine.
@@ -12,6 +16,7 @@ use crate::model::units::PageSize;
 pub struct MemoryObserver {
     root: Root,
     files: PoolFiles,
+    meminfo: Arc<Meminfo>,
 }
 
 impl MemoryObserver {
@@ -20,7 +25,16 @@ impl MemoryObserver {
     /// # Errors
     /// When sysfs cannot be listed.
     pub fn new(root: &Root) -> Result<MemoryObserver, Fault> {
-        Ok(MemoryObserver { root: root.clone(), files: PoolFiles::find(root)? })
+        Ok(MemoryObserver {
+            root: root.clone(),
+            files: PoolFiles::find(root)?,
+            meminfo: Arc::new(Meminfo::new(root)),
+        })
+    }
+
+    /// Page sizes that this kernel has pools for.
+    pub fn sizes(&self) -> BTreeSet<PageSize> {
+        self.files.sizes()
     }
 
     /// Everything the pool planner looks at.
@@ -28,20 +42,38 @@ impl MemoryObserver {
     /// # Errors
     /// When a counter cannot be read.
     pub fn pools(&self) -> Result<PoolsSeen, Fault> {
-        Ok(PoolsSeen {
-            pools: self.files.read_all()?,
-            reserved: self.files.reserved()?,
-            cpu_nodes: self.files.cpu_nodes()?,
-            memory: facts::memory(&self.root)?,
-        })
+        self.pools_of(&self.sizes(), self.memory()?)
     }
 
-    /// The pools' counters alone, for who only tells of them.
+    /// The counters of all pools, for who only tells of them.
     ///
     /// # Errors
     /// When one cannot be read.
     pub fn counters(&self) -> Result<PoolsSeen, Fault> {
-        Ok(PoolsSeen { pools: self.files.read_all()?, ..PoolsSeen::default() })
+        let pools = self.files.read_sizes(&self.sizes())?;
+        Ok(PoolsSeen { pools, ..PoolsSeen::default() })
+    }
+
+    /// What [`MemoryObserver::pools`] tells, of the pools of these sizes alone and with what was seen of the
+    /// memory already.
+    ///
+    /// # Errors
+    /// When a counter cannot be read.
+    pub fn pools_of(&self, sizes: &BTreeSet<PageSize>, memory: Memory) -> Result<PoolsSeen, Fault> {
+        Ok(PoolsSeen {
+            pools: self.files.read_sizes(sizes)?,
+            reserved: self.files.reserved(sizes)?,
+            cpu_nodes: self.files.cpu_nodes()?,
+            memory,
+        })
+    }
+
+    /// The machine's memory.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn memory(&self) -> Result<Memory, Fault> {
+        Ok(self.meminfo.read()?)
     }
 
     /// All hugetlbfs mounts.

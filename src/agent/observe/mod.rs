@@ -9,11 +9,15 @@ pub mod volumes;
 
 use crate::model::fault::Fault;
 
-/// Runs blocking work off the runtime.
-pub(super) async fn blocking<T: Send + 'static>(
+/// Runs blocking work off the runtime, from now on.
+pub(super) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| {
-        Fault::new("internal", format!("work on the host broke off: {e}; this is a bug, report it"))
-    })
+) -> impl Future<Output = Result<T, Fault>> {
+    let done = tokio::task::spawn_blocking(work);
+    async {
+        done.await.map_err(|e| {
+            let text = format!("work on the host broke off: {e}; this is a bug, report it");
+            Fault::new("internal", text)
+        })
+    }
 }
