@@ -105,7 +105,10 @@ fn fall(agent: &Agent, target: &mut Target, count: usize) -> Result<[Duration; 4
     let served = Instant::now();
     let failed = r#""state":"failed""#;
     let (mut notice, mut engine, mut answer) = (None, None, None);
-    while let Ok((at, line)) = events.try_recv() {
+    // The last of them may still be on its way.
+    while (notice.is_none() || engine.is_none() || answer.is_none())
+        && let Ok((at, line)) = events.recv_timeout(PATIENCE)
+    {
         let ended = |step: &str| {
             line.contains(r#""kind":"ended""#) && line.contains(&format!(r#""step":"{step}""#))
         };

@@ -2,6 +2,7 @@
 //! those of different ones share the control socket, which answers what came together together.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::StreamExt;
@@ -17,6 +18,9 @@ use crate::spdk::{Sockets, Spdk, SpdkError};
 
 /// Volumes that are worked on at the same time; each has one request on its way.
 const WINDOW: usize = 256;
+
+/// Sockets that are given to their users together.
+const GIVEN_TOGETHER: usize = 64;
 
 /// Changes the volumes of one machine's targets.
 #[derive(Debug)]
@@ -48,17 +52,23 @@ impl VolumeApplier {
                 (spec.name, steps.contains(&VolumeStep::GiveSocket), done)
             }
         };
-        let done: Vec<_> = stream::iter(plans).map(work).buffer_unordered(WINDOW).collect().await;
+        let mut work = pin!(stream::iter(plans).map(work).buffer_unordered(WINDOW));
         let mut failed = BTreeMap::new();
-        let mut give = Vec::new();
-        for (name, gives, done) in done {
+        let (mut made, mut given) = (Vec::new(), Vec::new());
+        while let Some((name, gives, done)) = work.next().await {
             match done {
                 Err(fault) => drop(failed.insert(name, fault)),
-                Ok(()) if gives => give.push(name),
+                Ok(()) if gives => made.push(name),
                 Ok(()) => {}
             }
+            if made.len() >= GIVEN_TOGETHER {
+                given.push(self.give_sockets(place, std::mem::take(&mut made)));
+            }
         }
-        failed.extend(self.give_sockets(place, give).await);
+        given.push(self.give_sockets(place, made));
+        for given in given {
+            failed.extend(given.await);
+        }
         failed
     }
 
@@ -100,7 +110,7 @@ impl VolumeApplier {
                 let mask = spec.cpumask.as_deref();
                 spdk.create_controller(name, bdev, spec.read_only, mask, within).await
             }
-            // All of them together, at the end.
+            // Many together, while the target makes the next ones.
             VolumeStep::GiveSocket => Ok(()),
         };
         let deletes = matches!(step, VolumeStep::DeleteController | VolumeStep::DeleteBdev);
@@ -136,11 +146,12 @@ impl VolumeApplier {
         })
     }
 
-    async fn give_sockets(
+    /// Gives them from now on; tells of each that failed why.
+    fn give_sockets(
         &self,
         place: &Place,
         names: Vec<VolumeName>,
-    ) -> BTreeMap<VolumeName, Fault> {
+    ) -> impl Future<Output = BTreeMap<VolumeName, Fault>> + use<> {
         let (root, policy, folder) =
             (self.root.clone(), self.policy.clone(), place.sockets.clone());
         let owner = (policy.socket_uid, policy.socket_gid);
@@ -152,7 +163,8 @@ impl VolumeApplier {
             };
             names.into_iter().filter_map(gives).collect()
         };
-        blocking(give).await.unwrap_or_default()
+        let given = blocking(give);
+        async { given.await.unwrap_or_default() }
     }
 }
 

@@ -50,7 +50,21 @@ impl VolumeObserver {
         place: &Place,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
-        self.look_at(place, specs, specs.len() > FEW).await
+        let all = specs.len() > FEW;
+        self.look_at(place, specs, all, self.bdevs_at(place, specs)).await
+    }
+
+    /// The same for volumes that were worked on: the controllers tell what came of that, and nothing is
+    /// asked of the bdevs.
+    ///
+    /// # Errors
+    /// When the target does not answer.
+    pub async fn look_again(
+        &self,
+        place: &Place,
+        specs: &[VolumeSpec],
+    ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
+        self.look_at(place, specs, specs.len() > FEW, async { Ok(BTreeMap::new()) }).await
     }
 
     /// The same for volumes that are to be taken away: who else serves what is theirs is looked for among
@@ -63,7 +77,7 @@ impl VolumeObserver {
         place: &Place,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
-        self.look_at(place, specs, true).await
+        self.look_at(place, specs, true, self.bdevs_at(place, specs)).await
     }
 
     async fn look_at(
@@ -71,12 +85,14 @@ impl VolumeObserver {
         place: &Place,
         specs: &[VolumeSpec],
         all: bool,
+        bdevs: impl Future<Output = Result<BTreeMap<String, BdevSeen>, SpdkError>>,
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
-        let (bdevs, controllers) =
-            tokio::try_join!(self.bdevs(&spdk, specs), self.controllers(&spdk, specs, all))
-                .map_err(|e| target_fault(&e))?;
-        let given = self.sockets_given(place, specs).await?;
+        // While the target answers.
+        let given = self.sockets_given(place, specs);
+        let (bdevs, controllers) = tokio::try_join!(bdevs, self.controllers(&spdk, specs, all))
+            .map_err(|e| target_fault(&e))?;
+        let given = given.await?;
         let mut servers: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
         for (name, controller) in &controllers {
             if let Some(bdev) = &controller.bdev {
@@ -97,11 +113,12 @@ impl VolumeObserver {
         Ok(seen.collect())
     }
 
-    async fn bdevs(
+    async fn bdevs_at(
         &self,
-        spdk: &Spdk,
+        place: &Place,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<String, BdevSeen>, SpdkError> {
+        let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
         let within = self.policy.call_timeout;
         let all = match specs.len() {
             0..=FEW => {
@@ -134,14 +151,19 @@ impl VolumeObserver {
         Ok(all.into_iter().map(seen).collect())
     }
 
-    async fn sockets_given(&self, place: &Place, specs: &[VolumeSpec]) -> Result<Vec<bool>, Fault> {
+    /// Whether each has its socket; looked at from now on.
+    fn sockets_given(
+        &self,
+        place: &Place,
+        specs: &[VolumeSpec],
+    ) -> impl Future<Output = Result<Vec<bool>, Fault>> + use<> {
         let (root, policy) = (self.root.clone(), self.policy.clone());
         let paths: Vec<String> =
             specs.iter().map(|spec| place.sockets.join(spec.name.as_str())).collect();
         let owner = (policy.socket_uid, policy.socket_gid);
         let is_given =
             move |path: &String| socket_place::is_given(&root, path, owner, policy.socket_mode);
-        blocking(move || paths.iter().map(is_given).collect()).await
+        blocking(move || paths.iter().map(is_given).collect())
     }
 }
 

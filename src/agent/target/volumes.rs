@@ -34,8 +34,8 @@ impl<C: Containers> Owner<C> {
     ) -> Result<Passed, Fault> {
         let parts = self.parts.clone();
         let Some(place) = self.place() else { return Ok(Passed::default()) };
-        let look = || parts.volume_observer.look(&place, &specs);
-        let mut before = self.unless_frozen(look()).await??;
+        let look = parts.volume_observer.look(&place, &specs);
+        let mut before = self.unless_frozen(look).await??;
         let lone = specs.iter().filter(|spec| before.get(&spec.name).is_some_and(is_lone));
         let lone: Vec<VolumeSpec> = lone.cloned().collect();
         if !lone.is_empty() {
@@ -65,7 +65,8 @@ impl<C: Containers> Owner<C> {
         }
         let made = planned.saturating_sub(failed.len());
         faults.extend(failed);
-        let seen = self.unless_frozen(look()).await??;
+        let again = parts.volume_observer.look_again(&place, &specs);
+        let seen = self.unless_frozen(again).await??;
         self.note(&place, &specs, &seen, &faults);
         Ok(Passed { made, before })
     }
