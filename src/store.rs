@@ -385,6 +385,20 @@ impl Store {
         self.sync_folders(&folders)
     }
 
+    /// Takes a value of this boot away.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn remove_of_boot(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name, Durability::Boot);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Write { path, source: e })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn sync_folders(&self, folders: &BTreeSet<PathBuf>) -> Result<(), StoreError> {
         folders.iter().try_for_each(|folder| {
             let synced = File::open(folder).and_then(|folder| folder.sync_all());

@@ -39,7 +39,7 @@ use crate::agent::proof::ProvesIo;
 use crate::agent::pulse::Pulse;
 use crate::agent::standing::Stands;
 use crate::agent::status::{self, Reports};
-use crate::agent::target::{LooksAfterNode, Parts, Targets, TellsHealth};
+use crate::agent::target::{Falls, LooksAfterNode, Parts, Targets, TellsHealth};
 use crate::api::{self, Api, Defaults, Phase};
 use crate::config::Settings;
 use crate::controller::client::Client;
@@ -134,7 +134,8 @@ impl Core {
             pulse.register(),
         );
         let after = AfterTargets::new(settings, &root, engine.clone(), &watchers, &pools, &desired);
-        let know = (desired.clone(), health.clone(), stands.clone());
+        let falls = Falls::new(store.clone());
+        let know = (desired.clone(), falls, health.clone(), stands.clone());
         let targets =
             start_targets(settings, &root, &docker, know, Arc::new(after), &progress, pulse);
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
@@ -220,7 +221,7 @@ fn start_targets(
     settings: &Settings,
     root: &Root,
     docker: &Arc<DockerClient>,
-    (desired, health, stands): (DesiredTargets, Arc<dyn TellsHealth>, Stands),
+    (desired, falls, health, stands): (DesiredTargets, Falls, Arc<dyn TellsHealth>, Stands),
     node: Arc<dyn LooksAfterNode>,
     progress: &ProgressSink,
     pulse: &Pulse,
@@ -234,6 +235,7 @@ fn start_targets(
         volume_applier: VolumeApplier::new(root, sockets, volumes),
         policy,
         desired,
+        falls,
         health,
         stands,
         progress: progress.clone(),

@@ -23,6 +23,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Failures in a row from which on a target falls again and again.
 const CRASH_LOOP: u32 = 3;
 
@@ -65,6 +67,15 @@ enum Standing {
     Down(Instant),
 }
 
+/// How often a target has failed since everything was forgotten last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Failures {
+    /// Falls and failed attempts.
+    pub failures: u32,
+    /// Those of them that were followed by a wait: all but a fall out of good standing.
+    pub waits: u32,
+}
+
 /// What is remembered of a target's falls, and when it is brought up next.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backoff {
@@ -81,6 +92,27 @@ impl Backoff {
     /// Of a target of which nothing is known yet. The seed decides the jitter: the same one, the same waits.
     pub fn new(policy: BackoffPolicy, seed: u64) -> Backoff {
         Backoff { policy, seed, standing: Standing::Unknown, failures: 0, waits: 0 }
+    }
+
+    /// The same, of a target that is known to have failed before. Whether it served since then is not: that
+    /// it has to, for as long as is needed to be forgotten, from when it is seen to.
+    pub fn recall(self, Failures { failures, waits }: Failures) -> Backoff {
+        Backoff { failures, waits, ..self }
+    }
+
+    /// What is worth to be recalled.
+    pub fn remembers(&self) -> Failures {
+        Failures { failures: self.failures, waits: self.waits }
+    }
+
+    /// When everything is forgotten if it goes on serving; none where there is nothing to forget.
+    pub fn clears(&self) -> Option<Instant> {
+        match self.standing {
+            Standing::Serving(since) if self.failures > 0 => {
+                since.checked_add(self.policy.clear_after)
+            }
+            _ => None,
+        }
     }
 
     /// The target fell at that time: its process ended, its container is gone, it was found frozen.

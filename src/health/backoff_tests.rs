@@ -84,6 +84,25 @@ fn a_fall_after_a_full_minute_of_service_is_a_first_one_whether_or_not_anybody_l
 }
 
 #[test]
+fn what_is_recalled_counts_on_until_a_minute_of_service_was_seen() {
+    let at = Instant::now();
+    let mut before = Backoff::new(plain(), 7);
+    before.fell(at);
+    let recalled = || Backoff::new(plain(), 7).recall(before.remembers());
+    assert_eq!((recalled().due(), recalled().clears()), (None, None), "nothing is known of it yet");
+    let mut found_down = recalled();
+    found_down.fell(at);
+    assert_eq!((wait(&found_down, at), found_down.must_prove()), (SECOND, true));
+    let mut found_serving = recalled();
+    found_serving.serves(at);
+    assert_eq!(found_serving.clears(), Some(at + 60 * SECOND));
+    found_serving.serves(at + 60 * SECOND);
+    assert_eq!((found_serving.clears(), found_serving.remembers()), (None, Failures::default()));
+    found_serving.fell(at + 61 * SECOND);
+    assert_eq!(wait(&found_serving, at + 61 * SECOND), Duration::ZERO);
+}
+
+#[test]
 fn the_count_stops_at_the_most_that_it_can_hold_and_the_wait_stays() {
     let at = Instant::now();
     let mut backoff = Backoff::new(plain(), 7);

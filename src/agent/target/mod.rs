@@ -13,6 +13,7 @@
 
 mod book;
 mod converge;
+mod falls;
 mod frozen;
 mod owner;
 mod tend;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
+pub use self::falls::Falls;
 use self::owner::{Owner, run};
 use super::apply::target::TargetApplier;
 use super::apply::volumes::VolumeApplier;
@@ -169,6 +171,8 @@ pub struct Parts<C> {
     pub policy: TargetPolicy,
     /// What is wanted.
     pub desired: DesiredTargets,
+    /// What is remembered of their falls.
+    pub falls: Falls,
     /// How targets stand.
     pub health: Arc<dyn TellsHealth>,
     /// Where it is published.
@@ -227,7 +231,8 @@ impl Targets {
         let (parts, board) = (Arc::new(parts), Board::default());
         let (desired, shown) = (parts.desired.clone(), board.clone());
         let start = move |name, queue| {
-            let owner = Owner::new(name, parts.clone(), board.clone());
+            let mut owner = Owner::new(name, parts.clone(), board.clone());
+            owner.recall();
             tokio::spawn(run(owner, queue, pulse.register()));
         };
         Targets { owners: Arc::default(), start: Arc::new(start), desired, board: shown }
@@ -459,7 +464,8 @@ mod tests {
             volume_observer: VolumeObserver::new(&root, sockets.clone(), policy.volumes.clone()),
             volume_applier: VolumeApplier::new(&root, sockets, policy.volumes.clone()),
             policy,
-            desired: DesiredTargets::open(store).unwrap(),
+            desired: DesiredTargets::open(store.clone()).unwrap(),
+            falls: Falls::new(store),
             health: Arc::new(NoHealth),
             stands: Stands::default(),
             progress: ProgressSink::default(),

@@ -10,7 +10,7 @@ use super::super::observe::target::Containers;
 use super::super::pulse::Beat;
 use super::book::VolumeBook;
 use super::{Board, Order, Ordered, Parts, TargetWish};
-use crate::health::backoff::{Backoff, BackoffPolicy};
+use crate::health::backoff::{Backoff, BackoffPolicy, Failures};
 use crate::model::prepare::{PartReport, PrepareReport};
 use crate::model::status::{Standings, VolumeTally};
 use crate::model::target::{TargetHealth, TargetName};
@@ -27,6 +27,8 @@ pub(super) struct Owner<C> {
     pub(super) standings: watch::Receiver<Standings>,
     /// When it is brought up again.
     pub(super) backoff: Backoff,
+    /// What is written down of that.
+    pub(super) written: Failures,
     /// When volumes that failed are tried again.
     pub(super) retry: Backoff,
     pub(super) book: VolumeBook,
@@ -76,6 +78,7 @@ impl<C: Containers> Owner<C> {
             board,
             standings,
             backoff: Backoff::new(policy, seed),
+            written: Failures::default(),
             retry: Backoff::new(policy, seed),
             book: VolumeBook::default(),
             stands: None,
@@ -90,6 +93,21 @@ impl<C: Containers> Owner<C> {
             told: None,
             tended: Instant::now(),
             at_start: false,
+        }
+    }
+
+    /// Remembers what an agent before this one wrote down.
+    pub(super) fn recall(&mut self) {
+        self.written = self.parts.falls.of(&self.name);
+        self.backoff = self.backoff.clone().recall(self.written);
+    }
+
+    /// Writes down how often it has failed, when that is another number than is written.
+    pub(super) async fn write_falls(&mut self) {
+        let failures = self.backoff.remembers();
+        if failures != self.written {
+            self.parts.falls.keep(&self.name, failures).await;
+            self.written = failures;
         }
     }
 
@@ -176,6 +194,7 @@ pub(super) async fn run<C: Containers>(
                 owner.carry_out(order).await;
             }
             owner.tend().await;
+            owner.write_falls().await;
             owner.tended = Instant::now();
         };
         tokio::pin!(work);

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::super::observe::target::Containers;
 use super::TargetWish;
 use super::owner::Owner;
+use crate::health::backoff::Failures;
 use crate::model::fault::Fault;
 use crate::model::prepare::PartReport;
 use crate::model::status::VolumeTally;
@@ -56,15 +57,18 @@ impl<C: Containers> Owner<C> {
         let has_volumes = !self.parts.desired.volumes(&self.name).is_empty();
         let pass = has_volumes.then_some(self.next_pass);
         let retry = self.retry.due().map(Instant::from_std).filter(|_| has_volumes);
-        pass.into_iter().chain(retry).min()
+        let clears = self.backoff.clears().map(Instant::from_std);
+        pass.into_iter().chain(retry).chain(clears).min()
     }
 
     /// Nobody wants it: there is nothing to remember.
     fn rest(&mut self) {
-        if self.stands.is_none() && !self.fallen {
+        if self.stands.is_none() && !self.fallen && self.written == Failures::default() {
             return;
         }
+        let written = self.written;
         *self = Owner::new(self.name.clone(), self.parts.clone(), self.board.clone());
+        self.written = written;
         self.board.put(&self.name, super::Volumes::default());
         self.parts.desired.rebuilds(&self.name, false);
         self.parts.desired.trouble(&self.name, None);
@@ -273,6 +277,8 @@ impl<C: Containers> Owner<C> {
             self.parts.desired.rebuilds(&self.name, true);
         }
         self.publish();
+        // Before it is brought up: the agent may die in that, too.
+        self.write_falls().await;
         let falls = self.backoff.failures();
         let heals = self.parts.policy.heal.enabled || self.at_start;
         tracing::warn!(
