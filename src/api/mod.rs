@@ -30,6 +30,7 @@ use crate::agent::status::Reports;
 use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
+use crate::controller::progress::ProgressPosts;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
 use crate::model::target::{CleanPath, Desired, TargetName, TargetSpec};
@@ -67,6 +68,8 @@ pub struct Api {
     pub target_defaults: TargetDefaults,
     /// Tells what happens while a long call runs.
     pub progress: ProgressSink,
+    /// Tells the controller of it, where a call asks for that.
+    pub progress_posts: ProgressPosts,
     /// Takes the results of calls that are answered later.
     pub outbox: Outbox,
     /// Who this host is to the controller.

@@ -46,6 +46,7 @@ use crate::controller::client::Client;
 use crate::controller::deliver;
 use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
+use crate::controller::progress::ProgressPosts;
 use crate::controller::report::{self, Pace, Reporting};
 use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
@@ -368,6 +369,7 @@ fn doors(
         proof: core.proof.clone(),
         target_defaults: settings.target_defaults(),
         progress: core.progress.clone(),
+        progress_posts: ProgressPosts::new(identities.clone(), settings.report.timeout.0),
         outbox,
         identities,
         reports,

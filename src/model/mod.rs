@@ -17,6 +17,7 @@ pub mod node;
 pub mod policy;
 pub mod pools;
 pub mod prepare;
+pub mod progress;
 pub mod registry;
 pub mod status;
 pub mod target;

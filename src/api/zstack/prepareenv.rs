@@ -13,6 +13,7 @@ use super::task;
 use super::wire;
 use crate::model::fault::Fault;
 use crate::model::prepare::PrepareRequest;
+use crate::model::progress::{Asked, Scope};
 
 /// The request; the controller adds fields between versions.
 #[derive(Debug, Deserialize)]
@@ -24,7 +25,10 @@ struct Request {
 
 /// The route.
 pub async fn call(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    task::call(api, Some("prepareenv"), &headers, body, prepare).await
+    let work = async |api: Shared, request: Request, asked: Option<Asked>| {
+        task::told(api.clone(), asked, Scope::Prepare, prepare(api, request)).await
+    };
+    task::call_told(api, "prepareenv", &headers, body, work).await
 }
 
 async fn prepare(api: Shared, request: Request) -> Result<Value, Fault> {

@@ -14,6 +14,7 @@ use crate::agent::target::TargetWish;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetDefaults;
 use crate::model::prepare::PrepareReport;
+use crate::model::progress::{Asked, Scope};
 use crate::model::target::{CleanPath, CoreWish, Desired, EnsureWish, TargetName, TargetSpec};
 
 /// MiB of one page.
@@ -121,13 +122,12 @@ fn small(count: u64) -> Result<u32, Fault> {
 
 /// `/vhost/target/ensure`: the target runs as it is wanted.
 pub async fn ensure(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    let work = async |api: Shared, request: EnsureRequest| {
+    let work = async |api: Shared, request: EnsureRequest, asked: Option<Asked>| {
         let defaults = &api.target_defaults;
         let spec = request.into_spec(usual(defaults)?, defaults)?;
-        let wish = TargetWish::Ensure(spec, EnsureWish::default());
-        answer(&api.targets.bring_about(wish, false).await?)
+        bring_up(api, spec, asked).await
     };
-    task::call(api, Some("ensure"), &headers, body, work).await
+    task::call_told(api, "ensure", &headers, body, work).await
 }
 
 /// What `deploy` and `destroy` say; the node deploys itself, so how to reach it is not looked at.
@@ -136,11 +136,19 @@ struct DeployRequest {}
 
 /// `/vhost/deploy`: the target of the settings runs.
 pub async fn deploy(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    let work = async |api: Shared, _: DeployRequest| {
-        let wish = TargetWish::Ensure(usual(&api.target_defaults)?, EnsureWish::default());
-        answer(&api.targets.bring_about(wish, false).await?)
+    let work = async |api: Shared, _: DeployRequest, asked: Option<Asked>| {
+        let spec = usual(&api.target_defaults)?;
+        bring_up(api, spec, asked).await
     };
-    task::call(api, Some("deploy"), &headers, body, work).await
+    task::call_told(api, "deploy", &headers, body, work).await
+}
+
+/// Makes a target run, and tells how that goes on where it was asked for.
+async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result<Value, Fault> {
+    let scope = Scope::Deploy(Box::new(spec.clone()));
+    let wish = TargetWish::Ensure(spec, EnsureWish::default());
+    let work = async { answer(&api.targets.bring_about(wish, false).await?) };
+    task::told(api.clone(), asked, scope, work).await
 }
 
 /// `/vhost/destroy`: it is gone.

@@ -14,10 +14,11 @@ use tracing::Instrument;
 use super::super::errors::{Problem, result_body};
 use super::super::journal::Call;
 use super::super::{Phase, Shared, body};
-use super::wire::patience;
+use super::wire::{asked, patience};
 use crate::controller::outbox::{Admission, Outbox, Slot};
 use crate::model::ascii::ascii_json;
 use crate::model::fault::Fault;
+use crate::model::progress::{Asked, Scope};
 use crate::model::task::TaskId;
 
 /// How a result goes back.
@@ -45,6 +46,58 @@ where
     H: FnOnce(Shared, T) -> F + Send + 'static,
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
+    let work = |api, request, ()| handler(api, request);
+    call_reading(api, route, headers, body, |_| (), work).await
+}
+
+/// The same for long work: the handler gets to know too whether the controller wants to be told how it
+/// goes on.
+pub async fn call_told<T, H, F>(
+    api: Shared,
+    route: &'static str,
+    headers: &HeaderMap,
+    body: Body,
+    handler: H,
+) -> Response
+where
+    T: DeserializeOwned + Send + 'static,
+    H: FnOnce(Shared, T, Option<Asked>) -> F + Send + 'static,
+    F: Future<Output = Result<Value, Fault>> + Send + 'static,
+{
+    call_reading(api, Some(route), headers, body, asked, handler).await
+}
+
+/// Does work of which the controller is told how it goes on, where it asked for that.
+pub async fn told(
+    api: Shared,
+    asked: Option<Asked>,
+    scope: Scope,
+    work: impl Future<Output = Result<Value, Fault>>,
+) -> Result<Value, Fault> {
+    let follow = |asked| api.progress_posts.follow(asked, scope, api.progress.watch());
+    let followed = asked.and_then(follow);
+    let result = work.await;
+    if let Some(followed) = followed {
+        followed.ends(result.is_ok());
+    }
+    result
+}
+
+/// `read` sees the body before it is dropped, for what is no field of the request itself.
+async fn call_reading<T, A, H, F>(
+    api: Shared,
+    route: Option<&'static str>,
+    headers: &HeaderMap,
+    body: Body,
+    read: fn(&[u8]) -> A,
+    handler: H,
+) -> Response
+where
+    T: DeserializeOwned + Send + 'static,
+    A: Send + 'static,
+    H: FnOnce(Shared, T, A) -> F + Send + 'static,
+    F: Future<Output = Result<Value, Fault>> + Send + 'static,
+{
     let way = match way(headers) {
         Ok(way) => way,
         Err(problem) => return problem.into_result(),
@@ -59,9 +112,10 @@ where
     }
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
     let patience = patience(&bytes, SystemTime::now());
+    let aside = read(&bytes);
     drop(bytes);
     let (outbox, shared) = (api.outbox.clone(), api);
-    let work = async move { handler(shared, request?).await };
+    let work = async move { handler(shared, request?, aside).await };
     match way {
         Way::Now => {
             let noted = route.map(|route| Call::begins(route, None));

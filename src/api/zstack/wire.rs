@@ -6,6 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::task::web_address;
+use crate::model::progress::{Asked, Stage};
+
+/// The most bytes of a context that is sent back with each post: it is a few lines in practice.
+const MOST_CONTEXT: usize = 64 * 1024;
+
 /// A text that may be missing.
 ///
 /// # Errors
@@ -82,6 +88,55 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     given.into_iter().flatten().filter(|patience| !patience.is_zero()).min()
 }
 
+/// Whether the controller wants to be told how the work goes on: when `threadContext` names the API call
+/// that this one belongs to. What is malformed is no such wish, and never an error of the call.
+pub fn asked(body: &[u8]) -> Option<Asked> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        #[serde(rename = "threadContext", default)]
+        context: Value,
+        #[serde(rename = "threadContextStack", default)]
+        stack: Value,
+        #[serde(rename = "sendCommandUrl", default)]
+        url: Value,
+    }
+    let Envelope { context, stack, url } = serde_json::from_slice(body).ok()?;
+    let api = context.as_object()?.get("api")?.as_str()?;
+    if api.trim().is_empty() {
+        return None;
+    }
+    if context.to_string().len() + stack.to_string().len() > MOST_CONTEXT {
+        tracing::debug!("progress is not told: the call's threadContext is too long");
+        return None;
+    }
+    let stage = stage(context.get("task-stage"));
+    Some(Asked { url: address(&url), stage, context, stack })
+}
+
+/// The stage, the whole where none is given or it makes no sense.
+fn stage(value: Option<&Value>) -> Stage {
+    let stage = match value {
+        None | Some(Value::Null) => return Stage::default(),
+        Some(value) => value.as_str().and_then(Stage::parse),
+    };
+    if stage.is_none() {
+        tracing::debug!("a call's task-stage is ignored: it is not like 20-80");
+    }
+    stage.unwrap_or_default()
+}
+
+/// The call's own address, when it can be posted to. It may give access to what is there, so the log does
+/// not show it.
+fn address(value: &Value) -> Option<String> {
+    let judged = match value {
+        Value::Null => return None,
+        Value::String(url) if url.trim().is_empty() => return None,
+        Value::String(url) => web_address(url.trim()).map(|()| url.trim().to_string()),
+        _ => Err("it is no text".to_string()),
+    };
+    judged.inspect_err(|why| tracing::debug!(why, "a call's sendCommandUrl is ignored")).ok()
+}
+
 /// Milliseconds as a number or as a text, whole or not.
 fn milliseconds(value: Option<Value>) -> Option<Duration> {
     let ms: f64 = match value? {
@@ -131,6 +186,45 @@ mod tests {
             r#"{"t":5}"#,
         ] {
             assert!(serde_json::from_str::<Body>(body).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn progress_is_asked_for_by_a_context_that_names_an_api_call() {
+        let context = r#""threadContext":{"api":"a1","task-stage":"20-80","x":[1]}"#;
+        let body =
+            format!(r#"{{{context},"threadContextStack":["s"],"sendCommandUrl":" http://c/x "}}"#);
+        let read = asked(body.as_bytes()).unwrap();
+        assert_eq!(read.context["x"], serde_json::json!([1]));
+        assert_eq!((read.stack, read.url), (serde_json::json!(["s"]), Some("http://c/x".into())));
+        assert_eq!(Some(read.stage), Stage::parse("20-80"));
+        let long = format!(r#"{{"threadContext":{{"api":"{}"}}}}"#, "x".repeat(MOST_CONTEXT));
+        let nothing = [
+            "",
+            "[]",
+            "{}",
+            "{\"threadContext\":",
+            r#"{"threadContext":null}"#,
+            r#"{"threadContext":{}}"#,
+            r#"{"threadContext":["api"]}"#,
+            r#"{"threadContext":{"api":""}}"#,
+            r#"{"threadContext":{"api":7}}"#,
+            &long,
+        ];
+        for body in nothing {
+            assert_eq!(asked(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_stage_or_an_address_that_makes_no_sense_is_as_if_it_were_not_there() {
+        for stage in ["null", "\"\"", "\"80-20\"", "7", "[]"] {
+            let body = format!(r#"{{"threadContext":{{"api":"a","task-stage":{stage}}}}}"#);
+            assert_eq!(asked(body.as_bytes()).unwrap().stage, Stage::default(), "{stage}");
+        }
+        for url in ["null", "\"\"", "\"ftp://h/\"", "\"/path\"", "\"http://\"", "7", "{}"] {
+            let body = format!(r#"{{"threadContext":{{"api":"a"}},"sendCommandUrl":{url}}}"#);
+            assert_eq!(asked(body.as_bytes()).unwrap().url, None, "{url}");
         }
     }
 

@@ -1,0 +1,259 @@
+//! Tells the controller how long work goes on, where its call asked for that.
+//!
+//! ```text
+//! the owners' progress ──▶ Course ──newest state──▶ one post at a time ──▶ the call's sendCommandUrl
+//! the call's end ────────────┘
+//! ```
+//! Nothing waits for these posts, and none is made twice: what follows one is the newest state. A task of
+//! its own for each call tells it, and ends within the limit of one post after the call has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::header::{HeaderName, HeaderValue};
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{Semaphore, broadcast, oneshot};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::client::{Client, PostError};
+use super::identity::Identities;
+use crate::model::ascii::ascii_json;
+use crate::model::fault::chain;
+use crate::model::prepare::Progress;
+use crate::model::progress::{Asked, Course, Scope, Weight};
+
+/// The command path of these posts.
+const COMMAND_PATH: &str = "/progress/report";
+/// Between two posts that only a printed line is the reason of.
+const BREATH: Duration = Duration::from_secs(1);
+/// Calls that are told of at one time; each can hold a connection for as long as a post may take.
+const MOST: usize = 64;
+
+/// Begins to tell; clones share their bounds.
+#[derive(Debug, Clone)]
+pub struct ProgressPosts {
+    client: Arc<Client>,
+    identities: Arc<Identities>,
+    within: Duration,
+    places: Arc<Semaphore>,
+}
+
+impl ProgressPosts {
+    /// Posts that may take so long each.
+    pub fn new(identities: Arc<Identities>, within: Duration) -> ProgressPosts {
+        let places = Arc::new(Semaphore::new(MOST));
+        ProgressPosts { client: Arc::new(Client::default()), identities, within, places }
+    }
+
+    /// Tells how work goes on that begins now, as far as `events` are its own; `None` where nobody can be
+    /// told.
+    pub fn follow(
+        &self,
+        asked: Asked,
+        scope: Scope,
+        events: broadcast::Receiver<Progress>,
+    ) -> Option<Followed> {
+        let known = self.identities.known();
+        let url = asked.url.unwrap_or(known.send_command_url);
+        if url.is_empty() {
+            tracing::debug!("progress is not told: no controller has said where to");
+            return None;
+        }
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            tracing::debug!("progress is not told: that of {MOST} calls is told already");
+            return None;
+        };
+        let host = Some(known.host_uuid).filter(|uuid| !uuid.is_empty());
+        let letter =
+            Letter { kind: scope.kind(), host, context: asked.context, stack: asked.stack };
+        let (client, within) = (self.client.clone(), self.within);
+        let post = move |course: &Course| {
+            let body = letter.body(course);
+            let (client, url) = (client.clone(), url.clone());
+            async move { post(&client, &url, &body, within).await }
+        };
+        let (end, ended) = oneshot::channel();
+        let course = Course::new(scope, asked.stage);
+        let teller = Teller { course, events, ended, post, within };
+        tokio::spawn(async move {
+            let _place = place;
+            teller.run().await;
+        });
+        Some(Followed(end))
+    }
+}
+
+/// Work that is told of. Dropped, it has ended without success.
+#[derive(Debug)]
+pub struct Followed(oneshot::Sender<bool>);
+
+impl Followed {
+    /// The work has ended.
+    pub fn ends(self, succeeded: bool) {
+        let _ = self.0.send(succeeded);
+    }
+}
+
+/// What is the same in each post of one call.
+struct Letter {
+    kind: &'static str,
+    host: Option<String>,
+    context: Value,
+    stack: Value,
+}
+
+impl Letter {
+    fn body(&self, course: &Course) -> String {
+        ascii_json(&json!({
+            "progress": course.percent().to_string(),
+            "processType": self.kind,
+            "resourceUuid": null,
+            "serverUuid": self.host,
+            "threadContextMap": self.context,
+            "threadContextStack": self.stack,
+            "detail": course.last(),
+        }))
+    }
+}
+
+/// What became of a post.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It was taken, or not; the next one is made all the same.
+    Goes,
+    /// The controller knows no such command path.
+    Unknown,
+}
+
+struct Teller<P> {
+    course: Course,
+    events: broadcast::Receiver<Progress>,
+    ended: oneshot::Receiver<bool>,
+    /// Posts how far it is.
+    post: P,
+    within: Duration,
+}
+
+impl<P, F> Teller<P>
+where
+    P: Fn(&Course) -> F,
+    F: Future<Output = Verdict>,
+{
+    async fn run(mut self) {
+        let mut posting = Some(Box::pin((self.post)(&self.course)));
+        let mut begun = Instant::now();
+        // When what was heard since is to be told.
+        let mut due: Option<Instant> = None;
+        let succeeded = loop {
+            let now = Instant::now();
+            if posting.is_none() && due.is_some_and(|due| due <= now) {
+                (due, begun) = (None, now);
+                posting = Some(Box::pin((self.post)(&self.course)));
+            }
+            let next = due.filter(|_| posting.is_none());
+            let at_work = async {
+                match &mut posting {
+                    Some(post) => post.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Pinned: goes on when another arm comes first.
+                verdict = at_work => match verdict {
+                    Verdict::Goes => posting = None,
+                    Verdict::Unknown => return,
+                },
+                // Cancel-safe: an event that was not received stays in the channel.
+                event = self.events.recv() => match event {
+                    Ok(event) => {
+                        let heard = self.course.hear(event);
+                        due = [due, heard.map(|weight| worth(weight, begun))].into_iter().flatten().min();
+                    }
+                    // What was missed is missing in the percent, which comes closer to its end all the same.
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                },
+                // Cancel-safe: the word is kept. Work that broke has not succeeded.
+                succeeded = &mut self.ended => break succeeded.unwrap_or(false),
+                // Cancel-safe: the time stays.
+                () = at(next) => {}
+            }
+        };
+        self.last(posting, due.is_some(), succeeded).await;
+    }
+
+    /// The last post, within the time of one: the one at work gets half of that at most.
+    async fn last(
+        mut self,
+        posting: Option<std::pin::Pin<Box<F>>>,
+        mut news: bool,
+        succeeded: bool,
+    ) {
+        let now = Instant::now();
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => news |= self.course.hear(event).is_some(),
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        if succeeded {
+            self.course.succeeds();
+        }
+        if let Some(post) = posting
+            && timeout_at(now + self.within / 2, post).await == Ok(Verdict::Unknown)
+        {
+            return;
+        }
+        if news || succeeded {
+            let _ = timeout_at(now + self.within, (self.post)(&self.course)).await;
+        }
+    }
+}
+
+/// When news of that weight are to be told, where the last post was begun then.
+fn worth(weight: Weight, begun: Instant) -> Instant {
+    match weight {
+        Weight::Step => begun,
+        Weight::Line => begun + BREATH,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn post(client: &Client, url: &str, body: &str, within: Duration) -> Verdict {
+    let path = (HeaderName::from_static("commandpath"), HeaderValue::from_static(COMMAND_PATH));
+    let why = match client.post(url, &[path], body, within).await {
+        Ok(status) if status.is_success() => return Verdict::Goes,
+        Ok(StatusCode::NOT_FOUND) => {
+            tracing::debug!(
+                "the controller takes no progress (404); it is not told more of this call"
+            );
+            return Verdict::Unknown;
+        }
+        Ok(status) => format!("answered {status}"),
+        Err(e) => without_address(&e),
+    };
+    tracing::debug!(why, "the progress of a call could not be told to the controller");
+    Verdict::Goes
+}
+
+/// Why there was no answer; the address came with a call and may give access to what is there.
+fn without_address(error: &PostError) -> String {
+    match error {
+        PostError::Certificates(_) => chain(error),
+        PostError::Timeout { within, .. } => format!("no answer within {within:?}"),
+        PostError::Connection { source, .. } => chain(source.as_ref()),
+    }
+}
+
+#[cfg(test)]
+#[path = "progress_tests.rs"]
+mod tests;
