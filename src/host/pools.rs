@@ -24,7 +24,7 @@ pub struct PoolFiles {
     pools: Arc<[PoolFolder]>,
     /// `resv_hugepages` of each size.
     reserved: Arc<[(PageSize, HeldFile)]>,
-    /// The list of nodes with CPUs; none where the kernel has no NUMA.
+    /// The list of nodes with CPUs; none where there is only one node, which has them all.
     cpu_nodes: Option<PathBuf>,
     cut: Cut,
 }
@@ -140,12 +140,15 @@ impl PoolFiles {
             pools.extend(machine.iter().map(|(size, path)| PoolFolder::new(key(*size), path)));
         }
         pools.sort_unstable_by_key(|pool| pool.key);
+        let mut nodes = pools.iter().map(|pool| pool.key.node);
+        let first = nodes.next();
+        let has_many_nodes = nodes.any(|node| Some(node) != first);
         let reserved =
             |(size, path): (_, PathBuf)| (size, HeldFile::new(path.join("resv_hugepages")));
         Ok(PoolFiles {
             pools: pools.into(),
             reserved: machine.into_iter().map(reserved).collect(),
-            cpu_nodes: per_node.then(|| root.path(NODES).join("has_cpu")),
+            cpu_nodes: has_many_nodes.then(|| root.path(NODES).join("has_cpu")),
             cut: Cut::default(),
         })
     }
@@ -214,7 +217,7 @@ impl PoolFiles {
     pub fn cpu_nodes(&self) -> Result<Vec<NumaNode>, HostError> {
         match &self.cpu_nodes {
             Some(path) => Ok(read_list(path)?.into_iter().map(NumaNode).collect()),
-            None => Ok(vec![NumaNode(0)]),
+            None => Ok(vec![self.pools.first().map_or(NumaNode(0), |pool| pool.key.node)]),
         }
     }
 
