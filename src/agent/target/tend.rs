@@ -57,7 +57,8 @@ impl<C: Containers> Owner<C> {
         let has_volumes = !self.parts.desired.volumes(&self.name).is_empty();
         let pass = has_volumes.then_some(self.next_pass);
         let retry = self.retry.due().map(Instant::from_std).filter(|_| has_volumes);
-        let clears = self.backoff.clears().map(Instant::from_std);
+        // What the last look did not clear is cleared when it is seen to serve, which is news.
+        let clears = self.backoff.clears().map(Instant::from_std).filter(|at| *at > self.tended);
         pass.into_iter().chain(retry).chain(clears).min()
     }
 
