@@ -8,10 +8,11 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown,
+};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -204,22 +205,30 @@ fn sync_together(made: &[(tempfile::NamedTempFile, PathBuf)]) -> Result<(), Stor
 pub struct Store {
     state: PathBuf,
     run: PathBuf,
+    /// Whether nothing is changed.
+    only_looks: bool,
 }
 
-/// Bytes that most values of this boot need at most: a page of memory.
-const USUAL: i64 = 4096;
+/// What one write(2) puts into a file whole or not at all, whenever this process is killed: a page of the
+/// kernel's cache.
+const PAGE: usize = 4096;
 
-/// The place of one value of this boot. The file that the next value goes into can be made before it is
-/// wanted, which is half of the work.
+/// The place of one value of this boot that is written often. It is written over in place, which takes much
+/// less time than replacing its file. Whoever reads it holds the lock or has found it free, and a crash of
+/// the machine makes it void.
 #[derive(Debug)]
 pub struct BootSlot {
     path: PathBuf,
-    spare: Option<tempfile::NamedTempFile>,
-    /// The file that was written last. While it is open, the kernel need not take it away when it is
-    /// replaced.
-    last: Option<File>,
-    /// The one before it.
-    replaced: Option<File>,
+    held: Option<HeldSlot>,
+}
+
+/// The file of such a value.
+#[derive(Debug)]
+struct HeldSlot {
+    file: File,
+    /// Device and inode.
+    id: (u64, u64),
+    length: usize,
 }
 
 impl BootSlot {
@@ -228,35 +237,46 @@ impl BootSlot {
     /// # Errors
     /// [`StoreError::Write`].
     pub fn write<T: Serialize>(&mut self, value: &T) -> Result<(), StoreError> {
-        let spare = self.spare.take();
-        let write = |bytes: Vec<u8>| {
-            // Somebody may have cleaned up the folder meanwhile.
-            let ready = spare.map(|file| Ok(filled(file, &bytes, None)?.persist(&self.path)?));
-            match ready {
-                Some(Ok(file)) => {
-                    self.replaced = self.last.replace(file);
-                    Ok(())
-                }
-                None | Some(Err::<_, io::Error>(_)) => {
-                    replace_file(&self.path, &bytes, 0o600, None, Durability::Boot)
-                }
-            }
-        };
-        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(write);
+        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from);
+        let written = written.and_then(|bytes| match self.writes_over(&bytes) {
+            true => Ok(()),
+            false => self.replace(&bytes),
+        });
         written.map_err(|source| StoreError::Write { path: self.path.clone(), source })
     }
 
-    /// Makes the file for the next value; where that fails, the next write says so.
-    pub fn make_ready(&mut self) {
-        if self.spare.is_none() {
-            self.spare = beside(&self.path, 0o600).ok();
-            if let Some(spare) = &self.spare {
-                // Its memory is there too then. The next write has the error, if there is one.
-                let keep_size = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                let _ = fallocate(spare.as_file(), keep_size, 0, USUAL);
-            }
+    /// Whether it could be written over what is there, if it is still there.
+    fn writes_over(&mut self, bytes: &[u8]) -> bool {
+        let Some(held) = &mut self.held else { return false };
+        let id = fs::symlink_metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+        let length = bytes.len().max(held.length);
+        if length > PAGE || id.ok() != Some(held.id) {
+            return false;
         }
-        self.replaced = None;
+        // Blanks behind a value are nothing, so that it is whole before they are cut off.
+        let mut padded = bytes.to_vec();
+        padded.resize(length, b' ');
+        held.length = length;
+        if !held.file.write_at(&padded, 0).is_ok_and(|written| written == length) {
+            return false;
+        }
+        if bytes.len() < length && held.file.set_len(bytes.len() as u64).is_ok() {
+            held.length = bytes.len();
+        }
+        true
+    }
+
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.held = None;
+        replace_file(&self.path, bytes, 0o600, None, Durability::Boot)?;
+        let held = || -> io::Result<HeldSlot> {
+            let file = File::options().write(true).open(&self.path)?;
+            let meta = file.metadata()?;
+            Ok(HeldSlot { file, id: (meta.dev(), meta.ino()), length: bytes.len() })
+        };
+        // Where it cannot be held it is replaced again the next time.
+        self.held = held().ok();
+        Ok(())
     }
 }
 
@@ -266,7 +286,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::MakeFolder`].
     pub fn open(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Result<Store, StoreError> {
-        let store = Store::look(state, run);
+        let store = Store { only_looks: false, ..Store::look(state, run) };
         for folder in [&store.state, &store.run] {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -279,7 +299,7 @@ impl Store {
 
     /// The state for who only reads it: nothing is made, and a folder that is missing holds nothing.
     pub fn look(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Store {
-        Store { state: state.into(), run: run.into() }
+        Store { state: state.into(), run: run.into(), only_looks: true }
     }
 
     fn path(&self, name: &str, durability: Durability) -> PathBuf {
@@ -311,12 +331,7 @@ impl Store {
 
     /// The place of a value of this boot that is written often.
     pub fn boot_slot(&self, name: &str) -> BootSlot {
-        BootSlot {
-            path: self.path(name, Durability::Boot),
-            spare: None,
-            last: None,
-            replaced: None,
-        }
+        BootSlot { path: self.path(name, Durability::Boot), held: None }
     }
 
     /// Writes many values, durably: each in a file of its own, all of them for the price of few. When one
@@ -383,20 +398,6 @@ impl Store {
             }
         }
         self.sync_folders(&folders)
-    }
-
-    /// Takes a value of this boot away.
-    ///
-    /// # Errors
-    /// [`StoreError::Write`].
-    pub fn remove_of_boot(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.path(name, Durability::Boot);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Write { path, source: e })
-            }
-            _ => Ok(()),
-        }
     }
 
     fn sync_folders(&self, folders: &BTreeSet<PathBuf>) -> Result<(), StoreError> {
@@ -492,6 +493,11 @@ impl Store {
     /// Keeps a file that cannot be used under another name, and says so.
     pub fn set_aside(&self, name: &str, durability: Durability, why: &str) {
         let path = self.path(name, durability);
+        if self.only_looks {
+            // It may be one that its owner is writing.
+            tracing::warn!(path = %path.display(), why, "a state file cannot be used");
+            return;
+        }
         let aside = path.with_extension("json.unusable");
         let moved = fs::rename(&path, &aside);
         tracing::error!(
@@ -641,8 +647,6 @@ impl Drop for LockFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]
@@ -747,34 +751,36 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_ready_is_used_and_nobody_needs_it() {
+    fn a_value_that_is_written_over_is_whole_whatever_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("state"), dir.path().join("run")).unwrap();
-        let run = || {
-            let names = fs::read_dir(dir.path().join("run")).unwrap();
-            names.map(|entry| entry.unwrap().path()).collect::<BTreeSet<_>>()
-        };
-        let value = dir.path().join("run/a.json");
-        let spare = || run().into_iter().find(|path| *path != value);
+        let path = dir.path().join("run/a.json");
+        let inode = || fs::metadata(&path).unwrap().ino();
+        let read = || store.read::<String>("a.json", Durability::Boot).unwrap();
         let mut slot = store.boot_slot("a.json");
-        slot.write(&1).unwrap();
-        assert_eq!(run(), BTreeSet::from([value.clone()]));
-        for number in 2..5 {
-            slot.make_ready();
-            let made = spare().unwrap();
-            assert_eq!(fs::metadata(&made).unwrap().len(), 0);
-            let inode = fs::metadata(&made).unwrap().ino();
-            slot.write(&number).unwrap();
-            assert_eq!((spare(), fs::metadata(&value).unwrap().ino()), (None, inode));
-            assert_eq!(store.read::<u8>("a.json", Durability::Boot).unwrap(), Some(number));
+        slot.write(&"first").unwrap();
+        let first = inode();
+        for value in ["a longer one", "short", "", "longer than all of the others"] {
+            slot.write(&value).unwrap();
+            assert_eq!((read().as_deref(), inode()), (Some(value), first));
+            assert_eq!(fs::read(&path).unwrap(), serde_json::to_vec_pretty(value).unwrap());
         }
-        slot.make_ready();
-        fs::remove_file(spare().unwrap()).unwrap();
-        slot.write(&9).unwrap();
-        assert_eq!(store.read::<u8>("a.json", Durability::Boot).unwrap(), Some(9));
-        slot.make_ready();
-        drop(slot);
-        assert_eq!(run(), BTreeSet::from([value]), "it goes with its owner");
+        let large = "x".repeat(PAGE);
+        slot.write(&large).unwrap();
+        assert_eq!(read(), Some(large));
+        assert_ne!(inode(), first, "what does not fit into a page is replaced");
+        slot.write(&"small again").unwrap();
+        assert_eq!(read().as_deref(), Some("small again"));
+        fs::remove_file(&path).unwrap();
+        slot.write(&"there again").unwrap();
+        assert_eq!(read().as_deref(), Some("there again"));
+        fs::write(dir.path().join("run/b.json"), "\"another\"").unwrap();
+        fs::rename(dir.path().join("run/b.json"), &path).unwrap();
+        slot.write(&"in its place").unwrap();
+        assert_eq!(read().as_deref(), Some("in its place"));
+        assert_eq!(fs::read_dir(dir.path().join("run")).unwrap().count(), 1);
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+        assert!(slot.write(&"nowhere").is_err());
     }
 
     #[test]

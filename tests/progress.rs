@@ -20,7 +20,7 @@ const GROWS: u64 = 1024;
 fn node() -> (Place, Kernel) {
     let place = Place::on("two-node")
         .mounted()
-        .settings("[log]\nlevel = \"debug\"\n[report]\nenabled = false\ntimeout = \"1s\"\n");
+        .settings("[log]\nlevel = \"debug\"\n[report]\nenabled = false\ntimeout = \"3s\"\n");
     let kernel = Kernel::serve(&place, &[(5000, 0), (5000, 0)]);
     (place, kernel)
 }
@@ -139,10 +139,14 @@ async fn who_refuses_or_hangs_or_answers_nonsense_changes_nothing_of_the_call() 
     let mut agent = place.ready().await;
     let absent = Absent::new();
     let secret = absent.url().replace("http://", "http://user:secret@") + "?token=secret";
-    for url in [absent.url(), secret] {
+    for (before, url) in [absent.url(), secret].into_iter().enumerate() {
         let result = prepare(&agent, &body(HOLDS, &context(), &url)).await;
         assert_eq!(result["success"], true, "{result}");
-        agent.logged("the progress of a call could not be told").await;
+        support::until("the log tells of it", async || {
+            let told = agent.log().matches("the progress of a call could not be told").count();
+            (told > before).then_some(())
+        })
+        .await;
     }
     let odd = [Answer::Status(500), Answer::Reset, Answer::Unfinished(200), Answer::Silence];
     for answer in odd {

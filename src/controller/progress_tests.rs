@@ -160,7 +160,7 @@ async fn only_so_many_calls_are_told_of_at_a_time() {
     let (_events, _) = broadcast::channel(1);
     let follow = |url: Option<&str>| {
         let (url, stage) = (url.map(str::to_string), Stage::default());
-        let asked = Asked { context: json!({}), stack: json!([]), url, stage };
+        let asked = Asked { context: json!({}), stack: json!([]), url, stage, patience: None };
         posts.follow(asked, Scope::Prepare, _events.subscribe())
     };
     assert!(follow(None).is_none(), "nobody has said where to");

@@ -200,14 +200,14 @@ impl Ledger {
         self.persistent = pages_list(&seen);
     }
 
-    /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
-    ///
     /// Sizes of the pages that it speaks of.
     pub fn sizes(&self) -> BTreeSet<PageSize> {
         let grown = self.grown.iter().map(|pages| pages.size);
         grown.chain(self.intent.map(|intent| intent.pool.size)).collect()
     }
 
+    /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
+    ///
     /// What is not surely the agent's is never given back. So a growth that was begun counts only
     /// when it is there to the page, and when somebody lowered a pool, the agent's pages are taken to
     /// be the ones that went. Returns whether anything changed.

@@ -4,6 +4,8 @@
 //! to come nobody knows, for each round is planned from what the last one left. So a [`Course`] comes closer
 //! to its end with each step that has ended and reaches it only with the call's success.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::prepare::{Area, Progress};
@@ -23,6 +25,8 @@ pub struct Asked {
     pub url: Option<String>,
     /// The share of the whole that this call is.
     pub stage: Stage,
+    /// How long the controller waits for the call; it is told no more afterwards.
+    pub patience: Option<Duration>,
 }
 
 /// The share of the whole that a call is, in percent.

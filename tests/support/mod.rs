@@ -156,8 +156,6 @@ impl Place {
             list(&self.dir.path().join(folder), Path::new(folder), &mut files);
         }
         files.remove(Path::new("state/lock"));
-        // Empty, and made before it is wanted: what the next ledger goes into.
-        files.retain(|name, _| !name.to_string_lossy().starts_with("run/.vhost-agent-"));
         Snapshot(files)
     }
 

@@ -65,7 +65,9 @@ impl VolumeApplier {
                 given.push(self.give_sockets(place, std::mem::take(&mut made)));
             }
         }
-        given.push(self.give_sockets(place, made));
+        if !made.is_empty() {
+            given.push(self.give_sockets(place, made));
+        }
         for given in given {
             failed.extend(given.await);
         }

@@ -111,14 +111,13 @@ impl Books {
         self.save()
     }
 
-    /// Writes down a growth that is noted only as it was begun, and makes ready for the next.
+    /// Writes down a growth that is noted only as it was begun.
     pub(super) fn catch_up(&mut self) {
         if self.behind
             && let Err(fault) = self.save()
         {
             tracing::warn!(error = %fault, "the ledger of pages is behind; the next change writes it");
         }
-        self.slot.make_ready();
     }
 
     /// Writes down that the growth that was begun did not take place.

@@ -222,8 +222,12 @@ impl MemoryWork {
                 self.books.grew(&resized).map(|()| resized.after)
             }
             Err(fault) => {
-                // The write's own fault is the one to tell.
-                let _ = self.books.did_not_grow();
+                // Where pages may have come all the same, the next look settles what was begun.
+                let same = |pool: Pool| pool.persistent() == before.persistent();
+                if self.applier.pool(key).is_ok_and(same) {
+                    // The write's own fault is the one to tell.
+                    let _ = self.books.did_not_grow();
+                }
                 Err(fault)
             }
         }

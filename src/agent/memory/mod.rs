@@ -72,21 +72,22 @@ pub struct MemoryWork {
 #[derive(Debug)]
 pub struct LookAhead {
     observer: MemoryObserver,
-    tells: Sender<Memory>,
+    tells: Sender<(Instant, Memory)>,
 }
 
 /// The other half of it.
 #[derive(Debug)]
 struct Ahead {
     sizes: BTreeSet<PageSize>,
-    told: Receiver<Memory>,
+    told: Receiver<(Instant, Memory)>,
 }
 
 impl LookAhead {
     /// Looks. Who works on the pools looks himself where that fails.
     pub fn look(self) {
+        let at = Instant::now();
         if let Ok(memory) = self.observer.memory() {
-            let _ = self.tells.send(memory);
+            let _ = self.tells.send((at, memory));
         }
     }
 }
@@ -181,11 +182,12 @@ impl MemoryWork {
     /// The last look at the pools, when it is good for the order at hand.
     fn last_look(&mut self) -> Option<(Instant, PoolsSeen)> {
         if let Some(Ahead { sizes, told }) = self.ahead.take() {
-            let at = Instant::now();
+            let now = Instant::now();
             let seen = self.observer.pools_of(&sizes, Memory::default()).ok()?;
-            // The other end is looking, or gone.
-            let memory = told.recv().ok()?;
-            return Some((at, PoolsSeen { memory, ..seen }));
+            let (at, memory) = told.recv_timeout(LOOK_IS_GOOD).ok()?;
+            // Where this thread came late, much may have happened to the memory since.
+            let is_good = at.elapsed() < LOOK_IS_GOOD;
+            return is_good.then(|| (at.min(now), PoolsSeen { memory, ..seen }));
         }
         self.seen.take().filter(|(at, _)| at.elapsed() < LOOK_IS_GOOD)
     }

@@ -31,22 +31,34 @@ impl Falls {
         }
     }
 
-    /// Writes them down; none of them is no file.
-    pub(super) async fn keep(&self, name: &TargetName, failures: Failures) {
+    /// Writes them down; none of them is no file. Returns whether that could be done.
+    pub(super) async fn keep(&self, name: &TargetName, failures: Failures) -> bool {
         let (store, file) = (self.0.clone(), file(name));
         let kept = blocking(move || match failures == Failures::default() {
-            true => store.remove_of_boot(&file),
+            true => store.remove(&file, Durability::Boot),
             false => store.write(&file, &failures, Durability::Boot),
         });
         let fault = match kept.await {
-            Ok(Ok::<(), StoreError>(())) => return,
+            Ok(Ok::<(), StoreError>(())) => return true,
             Ok(Err(e)) => e.into(),
             Err(fault) => fault,
         };
         tracing::warn!(
             target_name = %name, error = %fault,
-            "the falls of {name} would be forgotten if the agent died now"
+            "how often {name} has fallen cannot be written down: an agent that started now would not know it"
         );
+        false
+    }
+
+    /// Forgets those of all other targets, which were taken away while that could not be noted.
+    pub(super) fn keep_only(&self, names: &[TargetName]) {
+        let kept: Vec<String> = names.iter().map(|name| format!("{name}.json")).collect();
+        let others = self.0.list(FOLDER, Durability::Boot).unwrap_or_default();
+        for other in others.iter().filter(|other| !kept.contains(other)) {
+            if let Err(e) = self.0.remove(&format!("{FOLDER}/{other}"), Durability::Boot) {
+                tracing::warn!(file = other, error = %e, "the falls of a target that is not wanted stay");
+            }
+        }
     }
 }
 
@@ -68,8 +80,13 @@ mod tests {
         let twice = Failures { failures: 2, waits: 1 };
         open().keep(&name, twice).await;
         assert_eq!((open().of(&name), open().of(&other)), (twice, Failures::default()));
-        open().keep(&name, Failures::default()).await;
-        open().keep(&name, Failures::default()).await;
+        open().keep_only(std::slice::from_ref(&name));
+        assert_eq!(open().of(&name), twice);
+        open().keep_only(std::slice::from_ref(&other));
+        assert_eq!(open().of(&name), Failures::default());
+        assert!(open().keep(&name, twice).await);
+        assert!(open().keep(&name, Failures::default()).await);
+        assert!(open().keep(&name, Failures::default()).await);
         assert_eq!(open().of(&name), Failures::default());
         let store = Store::look(dir.path().join("state"), dir.path().join("run"));
         assert_eq!(store.list(FOLDER, Durability::Boot).unwrap(), Vec::<String>::new());

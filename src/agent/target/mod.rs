@@ -222,6 +222,7 @@ pub struct Targets {
     owners: Arc<Mutex<Owners>>,
     start: Arc<dyn Fn(TargetName, mpsc::Receiver<Ordered>) + Send + Sync>,
     desired: DesiredTargets,
+    falls: Falls,
     board: Board,
 }
 
@@ -229,19 +230,20 @@ impl Targets {
     /// A handle; an owner is started with the first order for its target.
     pub fn new<C: Containers>(parts: Parts<C>, pulse: Pulse) -> Targets {
         let (parts, board) = (Arc::new(parts), Board::default());
-        let (desired, shown) = (parts.desired.clone(), board.clone());
+        let (desired, falls, shown) = (parts.desired.clone(), parts.falls.clone(), board.clone());
         let start = move |name, queue| {
             let mut owner = Owner::new(name, parts.clone(), board.clone());
             owner.recall();
             tokio::spawn(run(owner, queue, pulse.register()));
         };
-        Targets { owners: Arc::default(), start: Arc::new(start), desired, board: shown }
+        Targets { owners: Arc::default(), start: Arc::new(start), desired, falls, board: shown }
     }
 
     /// Looks after every target that is wanted, from now on: what has fallen meanwhile is brought back.
     pub fn tend_all(&self) {
         let names: Vec<TargetName> =
             self.desired.watch().borrow().targets.keys().cloned().collect();
+        self.falls.keep_only(&names);
         for name in names {
             if let Err(fault) = self.send(&name, Order::Tend) {
                 tracing::error!(target_name = %name, code = %fault.code, "{name} is not looked after: {fault}");

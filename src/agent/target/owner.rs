@@ -52,7 +52,9 @@ pub(super) struct Owner<C> {
     pub(super) engine_again: Option<Instant>,
     /// How the log was told that its volumes stand.
     pub(super) told: Option<VolumeTally>,
-    /// When everything that was due was done last.
+    /// When what was due was begun last …
+    pub(super) tending: Instant,
+    /// … and done.
     pub(super) tended: Instant,
     /// Whether the agent has only started, and the target was not brought up since.
     pub(super) at_start: bool,
@@ -91,6 +93,7 @@ impl<C: Containers> Owner<C> {
             controllers_made: None,
             engine_again: None,
             told: None,
+            tending: Instant::now(),
             tended: Instant::now(),
             at_start: false,
         }
@@ -106,8 +109,9 @@ impl<C: Containers> Owner<C> {
     pub(super) async fn write_falls(&mut self) {
         let failures = self.backoff.remembers();
         if failures != self.written {
-            self.parts.falls.keep(&self.name, failures).await;
-            self.written = failures;
+            let kept = self.parts.falls.keep(&self.name, failures).await;
+            // Else it is tried again when it is looked after next.
+            self.written = if kept { failures } else { self.written };
         }
     }
 

@@ -33,6 +33,7 @@ const RETURN_PAUSE: Duration = Duration::from_secs(1);
 impl<C: Containers> Owner<C> {
     /// Does what is due.
     pub(super) async fn tend(&mut self) {
+        self.tending = Instant::now();
         let Some(spec) = self.parts.desired.get(&self.name) else { return self.rest() };
         let Some(health) = self.health() else { return };
         match (health.pid, &health.version) {
@@ -58,7 +59,7 @@ impl<C: Containers> Owner<C> {
         let pass = has_volumes.then_some(self.next_pass);
         let retry = self.retry.due().map(Instant::from_std).filter(|_| has_volumes);
         // What the last look did not clear is cleared when it is seen to serve, which is news.
-        let clears = self.backoff.clears().map(Instant::from_std).filter(|at| *at > self.tended);
+        let clears = self.backoff.clears().map(Instant::from_std).filter(|at| *at > self.tending);
         pass.into_iter().chain(retry).chain(clears).min()
     }
 

@@ -74,13 +74,25 @@ pub async fn told(
     scope: Scope,
     work: impl Future<Output = Result<Value, Fault>>,
 ) -> Result<Value, Fault> {
+    let patience = asked.as_ref().and_then(|asked| asked.patience);
     let follow = |asked| api.progress_posts.follow(asked, scope, api.progress.watch());
-    let followed = asked.and_then(follow);
-    let result = work.await;
-    if let Some(followed) = followed {
-        followed.ends(result.is_ok());
+    let Some(followed) = asked.and_then(follow) else { return work.await };
+    tokio::pin!(work);
+    let in_time = match patience {
+        None => Ok(work.as_mut().await),
+        Some(patience) => timeout(patience, work.as_mut()).await,
+    };
+    match in_time {
+        Ok(result) => {
+            followed.ends(result.is_ok());
+            result
+        }
+        Err(_) => {
+            // The controller holds it for failed.
+            drop(followed);
+            work.await
+        }
     }
-    result
 }
 
 /// `read` sees the body before it is dropped, for what is no field of the request itself.

@@ -110,7 +110,8 @@ pub fn asked(body: &[u8]) -> Option<Asked> {
         return None;
     }
     let stage = stage(context.get("task-stage"));
-    Some(Asked { url: address(&url), stage, context, stack })
+    let patience = patience(body, SystemTime::now());
+    Some(Asked { url: address(&url), stage, context, stack, patience })
 }
 
 /// The stage, the whole where none is given or it makes no sense.

@@ -254,7 +254,5 @@ class Node:
 
     def left_in_state(self):
         files = [path for folder in (STATE, RUN) for path in folder.rglob('*') if path.is_file()]
-        # The books of the pools and the locks stay, and the file that the next ledger goes into.
-        spare = (path for path in RUN.glob('.vhost-agent-*'))
-        kept = {'lock', 'ledger.json', *(path.name for path in spare)}
-        return sorted(str(path) for path in files if path.name not in kept)
+        # The books of the pools and the locks stay.
+        return sorted(str(path) for path in files if path.name not in ('lock', 'ledger.json'))
