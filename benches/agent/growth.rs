@@ -28,7 +28,7 @@ use vhost_agent::model::units::PageSize;
 use vhost_agent::store::{Durability, Store};
 
 use crate::agent::{Agent, EngineUse};
-use crate::figures::{Samples, print_ratio};
+use crate::figures::{Samples, print_comparison, print_ratio};
 use crate::http::Connection;
 use crate::pages::{Found, wanted};
 
@@ -149,7 +149,7 @@ impl Measured {
             &self.on_another_thread,
             1.1,
         );
-        print_ratio("the whole prepareenv", &self.through_call, &self.bare_and_file, 1.1);
+        print_comparison("the whole prepareenv", &self.through_call, &self.bare_and_file);
     }
 }
 
