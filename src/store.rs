@@ -95,7 +95,7 @@ pub fn replace_file(
     owner: Option<(u32, u32)>,
     durability: Durability,
 ) -> io::Result<()> {
-    let file = filled(beside(path, mode)?, bytes, owner)?;
+    let file = beside(path, bytes, mode, owner)?;
     if durability == Durability::Disk {
         file.as_file().sync_all()?;
     }
@@ -106,24 +106,20 @@ pub fn replace_file(
     Ok(())
 }
 
-/// Makes a temporary file beside `path`.
-fn beside(path: &Path, mode: u32) -> io::Result<tempfile::NamedTempFile> {
-    let file = tempfile::Builder::new()
+/// Writes a temporary file beside `path`.
+fn beside(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    owner: Option<(u32, u32)>,
+) -> io::Result<tempfile::NamedTempFile> {
+    let mut file = tempfile::Builder::new()
         .prefix(TEMPORARY)
         .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(bytes)?;
     // The umask has had its say on the mode above.
     file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-    Ok(file)
-}
-
-/// The file with its content.
-fn filled(
-    mut file: tempfile::NamedTempFile,
-    bytes: &[u8],
-    owner: Option<(u32, u32)>,
-) -> io::Result<tempfile::NamedTempFile> {
-    file.write_all(bytes)?;
     if let Some((uid, gid)) = owner {
         chown(file.path(), Some(uid), Some(gid))?;
     }
@@ -137,7 +133,7 @@ fn filled(
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let write = || {
         let path = std::path::absolute(path)?;
-        let file = filled(beside(&path, 0o600)?, bytes, None)?;
+        let file = beside(&path, bytes, 0o600, None)?;
         file.as_file().sync_all()?;
         file.persist_noclobber(&path).map_err(|e| e.error)?;
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
@@ -360,7 +356,7 @@ impl Store {
             let made =
                 serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|bytes| {
                     self.make_folder_of(&path, Durability::Disk)?;
-                    filled(beside(&path, 0o600)?, &bytes, None)
+                    beside(&path, &bytes, 0o600, None)
                 });
             match made {
                 Ok(file) => Ok((file, path)),
