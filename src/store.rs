@@ -5,17 +5,18 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
+mod slot;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{
-    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown,
-};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use self::slot::BootSlot;
 use crate::model::fault::{Fault, chain};
 
 /// Files that are synced at the same time …
@@ -205,77 +206,6 @@ pub struct Store {
     only_looks: bool,
 }
 
-/// What one write(2) puts into a file whole or not at all, whenever this process is killed: a page of the
-/// kernel's cache.
-const PAGE: usize = 4096;
-
-/// The place of one value of this boot that is written often. It is written over in place, which takes much
-/// less time than replacing its file. Whoever reads it holds the lock or has found it free, and a crash of
-/// the machine makes it void.
-#[derive(Debug)]
-pub struct BootSlot {
-    path: PathBuf,
-    held: Option<HeldSlot>,
-}
-
-/// The file of such a value.
-#[derive(Debug)]
-struct HeldSlot {
-    file: File,
-    /// Device and inode.
-    id: (u64, u64),
-    length: usize,
-}
-
-impl BootSlot {
-    /// Writes the value as readable JSON.
-    ///
-    /// # Errors
-    /// [`StoreError::Write`].
-    pub fn write<T: Serialize>(&mut self, value: &T) -> Result<(), StoreError> {
-        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from);
-        let written = written.and_then(|bytes| match self.writes_over(&bytes) {
-            true => Ok(()),
-            false => self.replace(&bytes),
-        });
-        written.map_err(|source| StoreError::Write { path: self.path.clone(), source })
-    }
-
-    /// Whether it could be written over what is there, if it is still there.
-    fn writes_over(&mut self, bytes: &[u8]) -> bool {
-        let Some(held) = &mut self.held else { return false };
-        let id = fs::symlink_metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
-        let length = bytes.len().max(held.length);
-        if length > PAGE || id.ok() != Some(held.id) {
-            return false;
-        }
-        // Blanks behind a value are nothing, so that it is whole before they are cut off.
-        let mut padded = bytes.to_vec();
-        padded.resize(length, b' ');
-        held.length = length;
-        if !held.file.write_at(&padded, 0).is_ok_and(|written| written == length) {
-            return false;
-        }
-        if bytes.len() < length && held.file.set_len(bytes.len() as u64).is_ok() {
-            held.length = bytes.len();
-        }
-        true
-    }
-
-    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.held = None;
-        replace_file(&self.path, bytes, 0o600, None, Durability::Boot)?;
-        let held = || -> io::Result<HeldSlot> {
-            let file = File::options().write(true).open(&self.path)?;
-            let meta = file.metadata()?;
-            Ok(HeldSlot { file, id: (meta.dev(), meta.ino()), length: bytes.len() })
-        };
-        // Where it cannot be held it is replaced again the next time.
-        self.held = held().ok();
-        Ok(())
-    }
-}
-
 impl Store {
     /// The state in `state` and, of this boot only, in `run`; both are made when they are missing.
     ///
@@ -327,7 +257,7 @@ impl Store {
 
     /// The place of a value of this boot that is written often.
     pub fn boot_slot(&self, name: &str) -> BootSlot {
-        BootSlot { path: self.path(name, Durability::Boot), held: None }
+        BootSlot::new(self.path(name, Durability::Boot))
     }
 
     /// Writes many values, durably: each in a file of its own, all of them for the price of few. When one
@@ -744,39 +674,6 @@ mod tests {
         fs::write(dir.path().join("a.json"), "{\"half").unwrap();
         assert_eq!(store.read::<Vec<u8>>("a.json", Durability::Disk).unwrap(), None);
         assert_eq!(fs::read_to_string(dir.path().join("a.json.unusable")).unwrap(), "{\"half");
-    }
-
-    #[test]
-    fn a_value_that_is_written_over_is_whole_whatever_was_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("state"), dir.path().join("run")).unwrap();
-        let path = dir.path().join("run/a.json");
-        let inode = || fs::metadata(&path).unwrap().ino();
-        let read = || store.read::<String>("a.json", Durability::Boot).unwrap();
-        let mut slot = store.boot_slot("a.json");
-        slot.write(&"first").unwrap();
-        let first = inode();
-        for value in ["a longer one", "short", "", "longer than all of the others"] {
-            slot.write(&value).unwrap();
-            assert_eq!((read().as_deref(), inode()), (Some(value), first));
-            assert_eq!(fs::read(&path).unwrap(), serde_json::to_vec_pretty(value).unwrap());
-        }
-        let large = "x".repeat(PAGE);
-        slot.write(&large).unwrap();
-        assert_eq!(read(), Some(large));
-        assert_ne!(inode(), first, "what does not fit into a page is replaced");
-        slot.write(&"small again").unwrap();
-        assert_eq!(read().as_deref(), Some("small again"));
-        fs::remove_file(&path).unwrap();
-        slot.write(&"there again").unwrap();
-        assert_eq!(read().as_deref(), Some("there again"));
-        fs::write(dir.path().join("run/b.json"), "\"another\"").unwrap();
-        fs::rename(dir.path().join("run/b.json"), &path).unwrap();
-        slot.write(&"in its place").unwrap();
-        assert_eq!(read().as_deref(), Some("in its place"));
-        assert_eq!(fs::read_dir(dir.path().join("run")).unwrap().count(), 1);
-        fs::remove_dir_all(dir.path().join("run")).unwrap();
-        assert!(slot.write(&"nowhere").is_err());
     }
 
     #[test]

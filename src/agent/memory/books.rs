@@ -76,7 +76,7 @@ impl Books {
         if let Some(intent) = self.ledger.intent {
             tracing::warn!(
                 pool = %intent.pool, from = intent.from, to = intent.to,
-                "the agent ended while it was growing a pool; its pages are claimed only if all are there"
+                "what came of a growth that was begun is not known; its pages are claimed only if all are there"
             );
         }
         if self.ledger.settle(seen) {
