@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -16,8 +18,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tower::util::MapRequest;
 use tower_http::normalize_path::NormalizePath;
 use tracing::Instrument;
+
+use crate::model::caller::Caller;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -101,7 +106,12 @@ pub async fn serve(
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let caller = Caller::from(peer.ip());
+        let told = move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(caller);
+            request
+        };
+        let service = TowerToHyperService::new(MapRequest::new(router.clone(), told));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let connection = async move {
             // How a connection ends is its peer's business.

@@ -5,6 +5,7 @@
 //! edge (`api`, `cli`, `config`), which is where it is judged.
 
 pub mod ascii;
+pub mod caller;
 pub mod cpu;
 pub mod deep;
 pub mod engine;
@@ -13,6 +14,7 @@ pub mod fault;
 pub mod identity;
 pub mod image;
 pub mod mounts;
+pub mod network;
 pub mod node;
 pub mod policy;
 pub mod pools;

@@ -2,9 +2,8 @@
 
 use std::pin::Pin;
 
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -36,8 +35,8 @@ struct ConnectRequest {
 const MOST_TEXT: usize = 2048;
 
 /// `/host/connect`: learns who this host is and where the controller listens.
-pub async fn connect(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    task::call(api, Some("connect"), &headers, body, learn).await
+pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
+    task::call(api, Some("connect"), request, learn).await
 }
 
 async fn learn(api: Shared, request: ConnectRequest) -> Result<Value, Fault> {
@@ -64,7 +63,7 @@ async fn learn(api: Shared, request: ConnectRequest) -> Result<Value, Fault> {
 }
 
 /// `/host/ping`: says what was learnt.
-pub async fn ping(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
     // The body's own hostUuid is not looked at: the controller compares it with ours.
     let tell = async |api: Shared, _: serde_json::Map<String, Value>| {
         let known = api.identities.known();
@@ -76,7 +75,7 @@ pub async fn ping(State(api): State<Shared>, headers: HeaderMap, body: Body) -> 
             "version": known.version,
         }))
     };
-    task::call(api, None, &headers, body, tell).await
+    task::call(api, None, request, tell).await
 }
 
 /// `/host/echo`: an empty 200, asked for every second after a start.

@@ -1,8 +1,6 @@
 //! `/zbs/primarystorage/vhost/target/prepareenv`: the node is made fit for a target.
 
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,21 +15,21 @@ use crate::model::progress::{Asked, Scope};
 
 /// The request; the controller adds fields between versions.
 #[derive(Debug, Deserialize)]
-struct Request {
+struct PrepareEnvRequest {
     /// Free 2 MiB pages.
     #[serde(rename = "hugepageNr", default, deserialize_with = "wire::count")]
     hugepage_nr: Option<u64>,
 }
 
 /// The route.
-pub async fn call(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
-    let work = async |api: Shared, request: Request, asked: Option<Asked>| {
+pub async fn call(State(api): State<Shared>, request: Request) -> Response {
+    let work = async |api: Shared, request: PrepareEnvRequest, asked: Option<Asked>| {
         task::told(api.clone(), asked, Scope::Prepare, prepare(api, request)).await
     };
-    task::call_told(api, "prepareenv", &headers, body, work).await
+    task::call_told(api, "prepareenv", request, work).await
 }
 
-async fn prepare(api: Shared, request: Request) -> Result<Value, Fault> {
+async fn prepare(api: Shared, request: PrepareEnvRequest) -> Result<Value, Fault> {
     let pages = request.hugepage_nr.unwrap_or(api.defaults.pages);
     let report = api
         .prepare

@@ -1,9 +1,7 @@
 //! `/vhost/target/{ensure,health}`, `/vhost/deploy`, `/vhost/destroy`: targets as the controller calls for
 //! them.
 
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -121,13 +119,13 @@ fn small(count: u64) -> Result<u32, Fault> {
 }
 
 /// `/vhost/target/ensure`: the target runs as it is wanted.
-pub async fn ensure(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: EnsureRequest, asked: Option<Asked>| {
         let defaults = &api.target_defaults;
         let spec = request.into_spec(usual(defaults)?, defaults)?;
         bring_up(api, spec, asked).await
     };
-    task::call_told(api, "ensure", &headers, body, work).await
+    task::call_told(api, "ensure", request, work).await
 }
 
 /// What `deploy` and `destroy` say; the node deploys itself, so how to reach it is not looked at.
@@ -135,12 +133,12 @@ pub async fn ensure(State(api): State<Shared>, headers: HeaderMap, body: Body) -
 struct DeployRequest {}
 
 /// `/vhost/deploy`: the target of the settings runs.
-pub async fn deploy(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest, asked: Option<Asked>| {
         let spec = usual(&api.target_defaults)?;
         bring_up(api, spec, asked).await
     };
-    task::call_told(api, "deploy", &headers, body, work).await
+    task::call_told(api, "deploy", request, work).await
 }
 
 /// Makes a target run, and tells how that goes on where it was asked for.
@@ -152,12 +150,12 @@ async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result
 }
 
 /// `/vhost/destroy`: it is gone.
-pub async fn destroy(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
         let wish = TargetWish::Destroy { spec: usual(&api.target_defaults)?, force: false };
         answer(&api.targets.bring_about(wish, false).await?)
     };
-    task::call(api, Some("destroy"), &headers, body, work).await
+    task::call(api, Some("destroy"), request, work).await
 }
 
 /// The target of the settings.
@@ -235,7 +233,7 @@ struct HealthRequest {
 }
 
 /// `/vhost/target/health`: whether it serves.
-pub async fn health(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn health(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: HealthRequest| {
         let defaults = &api.target_defaults;
         let name: TargetName = match request.container_name {
@@ -258,7 +256,7 @@ pub async fn health(State(api): State<Shared>, headers: HeaderMap, body: Body) -
             "since": health.since,
         }))
     };
-    task::call(api, None, &headers, body, work).await
+    task::call(api, None, request, work).await
 }
 
 #[cfg(test)]

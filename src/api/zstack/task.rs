@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use axum::Json;
-use axum::body::Body;
+use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
@@ -37,8 +37,7 @@ enum Way {
 pub async fn call<T, H, F>(
     api: Shared,
     route: Option<&'static str>,
-    headers: &HeaderMap,
-    body: Body,
+    request: Request,
     handler: H,
 ) -> Response
 where
@@ -47,7 +46,7 @@ where
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
     let work = |api, request, ()| handler(api, request);
-    call_reading(api, route, headers, body, |_| (), work).await
+    call_reading(api, route, request, |_| (), work).await
 }
 
 /// The same for long work: the handler gets to know too whether the controller wants to be told how it
@@ -55,8 +54,7 @@ where
 pub async fn call_told<T, H, F>(
     api: Shared,
     route: &'static str,
-    headers: &HeaderMap,
-    body: Body,
+    request: Request,
     handler: H,
 ) -> Response
 where
@@ -64,7 +62,7 @@ where
     H: FnOnce(Shared, T, Option<Asked>) -> F + Send + 'static,
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
-    call_reading(api, Some(route), headers, body, asked, handler).await
+    call_reading(api, Some(route), request, asked, handler).await
 }
 
 /// Does work of which the controller is told how it goes on, where it asked for that.
@@ -99,8 +97,7 @@ pub async fn told(
 async fn call_reading<T, A, H, F>(
     api: Shared,
     route: Option<&'static str>,
-    headers: &HeaderMap,
-    body: Body,
+    request: Request,
     read: fn(&[u8]) -> A,
     handler: H,
 ) -> Response
@@ -110,7 +107,8 @@ where
     H: FnOnce(Shared, T, A) -> F + Send + 'static,
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
-    let way = match way(headers) {
+    let (head, body) = request.into_parts();
+    let way = match way(&head.headers) {
         Ok(way) => way,
         Err(problem) => return problem.into_result(),
     };

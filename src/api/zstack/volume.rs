@@ -2,9 +2,7 @@
 //! them. What a body says is judged here, before anything is done; what fails is not kept as wanted, for
 //! the controller calls again.
 
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -52,13 +50,13 @@ impl ActivateRequest {
 }
 
 /// `/vhost/activate`: the target runs, and the volume's socket serves.
-pub async fn activate(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: ActivateRequest| {
         let judged = request.judged(&api.desired.borrow(), &api.target_defaults);
         let (target, volume) = judged?;
         serve(&api, target, volume).await
     };
-    task::call(api, Some("activate"), &headers, body, work).await
+    task::call(api, Some("activate"), request, work).await
 }
 
 /// `bdev/create`'s request; the node makes it itself, so how to reach it is not looked at.
@@ -84,13 +82,13 @@ impl CreateRequest {
 }
 
 /// `/vhost/bdev/create`: the same in the target of the settings, with the bdev's name for its controller.
-pub async fn create(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn create(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: CreateRequest| {
         let target = api.target_at(None)?;
         let volume = request.into_volume(&target.socket_dir)?;
         serve(&api, target, volume).await
     };
-    task::call(api, Some("activate"), &headers, body, work).await
+    task::call(api, Some("activate"), request, work).await
 }
 
 /// Which volume, in the target with which control socket; what `bdev/delete` says too.
@@ -130,31 +128,31 @@ impl WhichRequest {
 }
 
 /// `/vhost/deactivate`: the volume is gone. Whether its target ever was there is no matter.
-pub async fn deactivate(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn deactivate(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (request.target(&api)?, request.key()?);
         api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
     };
-    task::call(api, Some("deactivate"), &headers, body, work).await
+    task::call(api, Some("deactivate"), request, work).await
 }
 
 /// `/vhost/bdev/delete`: the same for the target of the settings.
-pub async fn delete(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn delete(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (api.target_at(None)?, request.bdev()?);
         api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
     };
-    task::call(api, Some("deactivate"), &headers, body, work).await
+    task::call(api, Some("deactivate"), request, work).await
 }
 
 /// `/vhost/resize`: the volume has that size, and its guest sees it.
-pub async fn resize(State(api): State<Shared>, headers: HeaderMap, body: Body) -> Response {
+pub async fn resize(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (request.target(&api)?, request.bdev()?);
         let size = request.size_mib.ok_or_else(|| missing("sizeMib"))?;
         api.targets.resize(&target, volume, size).await.map(|_| done())
     };
-    task::call(api, Some("resize"), &headers, body, work).await
+    task::call(api, Some("resize"), request, work).await
 }
 
 /// Has the target run, and the volume serve in it.
