@@ -541,10 +541,10 @@ impl Lock {
     /// Writes who holds it, for the next one that wants it: `pid 12` or `pid 12, http://…`.
     ///
     /// The lock holds without that line, so a full disk is only worth a word.
-    pub fn sign(&mut self, address: Option<&str>) {
+    pub fn sign(&mut self, url: Option<&str>) {
         let pid = std::process::id();
-        let line = match address {
-            Some(address) => format!("pid {pid}, http://{address}"),
+        let line = match url {
+            Some(url) => format!("pid {pid}, {url}"),
             None => format!("pid {pid}"),
         };
         self.0.iter_mut().for_each(|lock| lock.sign(&line));
@@ -681,7 +681,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), dir.path()).unwrap();
         let mut lock = store.lock().unwrap();
-        lock.sign(Some("[::1]:7070"));
+        lock.sign(Some("http://[::1]:7070"));
         let signed = format!("pid {}, http://[::1]:7070", std::process::id());
         match store.lock() {
             Err(StoreError::Locked { holder, .. }) => assert_eq!(holder, signed),

@@ -4,17 +4,13 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
+use support::certificates::Authority;
 use support::controller::{Absent, Answer, Controller, Seen};
 use support::{Agent, Place, task};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 
 /// A call that is done at once and is called back.
 async fn ask(agent: &Agent, number: u32, url: &str) {
@@ -124,22 +120,8 @@ async fn redirects_are_not_followed() {
 
 /// A certificate for 127.0.0.1 of a CA of its own: the TLS listener's side, and the CA in PEM.
 fn certificate() -> (TlsAcceptor, String) {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let ca = params.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["127.0.0.1".to_string()]).unwrap();
-    let leaf = params.signed_by(&key, &issuer).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], key)
-        .unwrap();
-    (TlsAcceptor::from(Arc::new(config)), ca)
+    let authority = Authority::new();
+    (authority.sign("127.0.0.1").server(), authority.pem)
 }
 
 #[tokio::test]

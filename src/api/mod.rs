@@ -4,6 +4,7 @@
 //! its handler; the handler judges the body, hands a model value to an owner's handle and turns the
 //! outcome back into wire form. Nothing here touches the machine.
 
+pub mod access;
 pub mod body;
 pub mod errors;
 pub mod journal;
@@ -32,6 +33,7 @@ use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
 use crate::controller::progress::ProgressPosts;
 use crate::model::fault::Fault;
+use crate::model::node::Exposure;
 use crate::model::policy::TargetDefaults;
 use crate::model::target::{CleanPath, Desired, TargetName, TargetSpec};
 
@@ -82,6 +84,8 @@ pub struct Api {
     pub defaults: Defaults,
     /// Limits of a request's body.
     pub body: body::Limits,
+    /// Who may call.
+    pub exposure: Exposure,
     /// Whether calls are taken.
     pub phase: watch::Receiver<Phase>,
 }
@@ -122,10 +126,20 @@ pub struct Defaults {
 
 type Shared = Arc<Api>;
 
-/// The whole route table.
-pub fn router(api: Api) -> NormalizePath<Router> {
+/// What each door serves.
+pub struct Routers {
+    /// The main address.
+    pub main: NormalizePath<Router>,
+    /// An address for signs of life and metrics alone.
+    pub admin: NormalizePath<Router>,
+    /// The node's own socket.
+    pub here: NormalizePath<Router>,
+}
+
+/// The whole route table; with `admin_apart` the main address has no signs of life and no metrics.
+pub fn routers(api: Api, admin_apart: bool) -> Routers {
     const ZBS: &str = "/zbs/primarystorage/vhost";
-    let router = Router::new()
+    let native_and_compatible = Router::new()
         // The compatible routes.
         .route(&format!("{ZBS}/target/prepareenv"), post(zstack::prepareenv::call))
         .route(&format!("{ZBS}/target/health"), post(zstack::target::health))
@@ -158,13 +172,27 @@ pub fn router(api: Api) -> NormalizePath<Router> {
             "/v1/targets/{name}/volumes/{volume}",
             get(v1::volumes::get).put(v1::volumes::put).delete(v1::volumes::delete),
         )
-        .route("/v1/targets/{name}/volumes/{volume}/resize", post(v1::volumes::resize))
-        // Probes.
-        .route("/healthz", get(probes::healthz))
-        .route("/readyz", get(probes::readyz))
+        .route("/v1/targets/{name}/volumes/{volume}/resize", post(v1::volumes::resize));
+    let api = Arc::new(api);
+    let all = || native_and_compatible.clone().merge(probes());
+    Routers {
+        here: finished(all(), &api),
+        admin: finished(probes(), &api),
+        main: finished(if admin_apart { native_and_compatible.clone() } else { all() }, &api),
+    }
+}
+
+/// What tells whether the agent lives and how it does.
+fn probes() -> Router<Shared> {
+    Router::new().route("/healthz", get(probes::healthz)).route("/readyz", get(probes::readyz))
+}
+
+/// With what every route has in common.
+fn finished(router: Router<Shared>, api: &Shared) -> NormalizePath<Router> {
+    let router = router
         .fallback(any(errors::no_such_route))
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(CatchPanicLayer::custom(errors::panicked))
-        .with_state(Arc::new(api));
+        .with_state(api.clone());
     NormalizePath::trim_trailing_slash(router)
 }

@@ -1,6 +1,7 @@
 //! Reaching the owner of this node: the agent that runs, or owners of our own.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,17 +9,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Usage;
 use crate::agent::pulse::Pulse;
 use crate::config::Settings;
-use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, address_in, run_dir, take_lock};
+use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, run_dir, socket_path, take_lock, url_in};
 use crate::model::event::What;
 use crate::model::fault::Fault;
 use crate::model::prepare::Progress;
@@ -41,13 +44,16 @@ pub(super) struct Place {
 pub(super) enum Owner {
     /// We do, for as long as the lock lives; without one we only look.
     Here(Box<Core>, Option<Lock>),
-    /// An agent runs, at this address.
+    /// An agent runs.
     There(Remote),
 }
 
 impl Place {
     /// Finds the owner, or becomes it. Another command at work is waited for.
     pub(super) async fn owner(&self) -> Result<Owner> {
+        if let Some(remote) = self.at_socket().await {
+            return Ok(Owner::There(remote));
+        }
         let store = Store::open(&self.settings.state_dir, run_dir(&self.settings, &self.root))?;
         match take_lock(&store).await {
             Ok(mut lock) => {
@@ -55,8 +61,8 @@ impl Place {
                 let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
                 Ok(Owner::Here(Box::new(core), Some(lock)))
             }
-            Err(StoreError::Locked { holder, path }) => match address_in(&holder) {
-                Some(address) => Ok(Owner::There(Remote { address: address.to_string() })),
+            Err(StoreError::Locked { holder, path }) => match url_in(&holder) {
+                Some(url) => Ok(Owner::There(Remote::at(url)?)),
                 None => Err(held(&path, &holder)),
             },
             Err(other) => Err(other.into()),
@@ -68,7 +74,7 @@ impl Place {
     /// state of the node.
     pub(super) async fn looker(&self) -> Result<Owner> {
         let store = self.look();
-        if let Some(remote) = self.running(&store).await? {
+        if let Some(remote) = self.found(&store).await? {
             return Ok(Owner::There(remote));
         }
         let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
@@ -77,7 +83,7 @@ impl Place {
 
     /// Finds the agent that runs, for what only one that stays can do.
     pub(super) async fn agent(&self) -> Result<Remote> {
-        let running = self.running(&self.look()).await?;
+        let running = self.found(&self.look()).await?;
         running.ok_or_else(|| {
             anyhow!(
                 "no agent runs on this node ({} is not held), and volumes are kept by one that stays: start \
@@ -91,13 +97,29 @@ impl Place {
         Store::look(&self.settings.state_dir, run_dir(&self.settings, &self.root))
     }
 
+    /// The agent that runs, by its socket or by the lock.
+    async fn found(&self, store: &Store) -> Result<Option<Remote>> {
+        match self.at_socket().await {
+            None => self.running(store).await,
+            found => Ok(found),
+        }
+    }
+
+    /// The agent that answers at the node's own socket: whoever may use that needs not read the state.
+    async fn at_socket(&self) -> Option<Remote> {
+        let path = socket_path(&self.settings, &self.root)?;
+        let answers = timeout(CONNECT, UnixStream::connect(&path)).await;
+        answers.ok()?.ok()?;
+        Some(Remote { way: Way::Socket(path) })
+    }
+
     /// The agent that holds the lock, where one does. Another command that does is waited for.
     async fn running(&self, store: &Store) -> Result<Option<Remote>> {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let Some(holder) = store.holder()? else { return Ok(None) };
-            if let Some(address) = address_in(&holder) {
-                return Ok(Some(Remote { address: address.to_string() }));
+            if let Some(url) = url_in(&holder) {
+                return Ok(Some(Remote::at(url)?));
             }
             if Instant::now() >= deadline {
                 return Err(held(&self.settings.state_dir.join("lock"), &holder));
@@ -114,7 +136,24 @@ fn held(path: &Path, holder: &str) -> anyhow::Error {
 
 /// An agent that runs.
 pub(super) struct Remote {
-    address: String,
+    way: Way,
+}
+
+/// How it is reached.
+enum Way {
+    /// The node's own socket.
+    Socket(PathBuf),
+    /// An address without TLS.
+    Address(String),
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::Socket(path) => path.display().fmt(f),
+            Way::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 /// What a problem document says.
@@ -126,6 +165,17 @@ struct ProblemBody {
 }
 
 impl Remote {
+    /// The one that signed the lock so, and whose socket cannot be used.
+    fn at(url: &str) -> Result<Remote> {
+        match url.strip_prefix("http://") {
+            Some(address) => Ok(Remote { way: Way::Address(address.to_string()) }),
+            None => Err(anyhow!(
+                "the agent that runs ({url}) speaks TLS, and its socket for this command cannot be used: see \
+                 access.socket, and whether you may use it"
+            )),
+        }
+    }
+
     /// Calls a route and reads its answer, which must be there within `within`; a problem that carries
     /// a report is that report.
     pub(super) async fn call<T: DeserializeOwned>(
@@ -218,10 +268,10 @@ impl Remote {
     fn understand<T: DeserializeOwned>(&self, status: StatusCode, bytes: &[u8]) -> Result<T> {
         if status.is_success() {
             return serde_json::from_slice(bytes)
-                .with_context(|| format!("the agent at {} answered something else", self.address));
+                .with_context(|| format!("the agent at {} answered something else", self.way));
         }
         let problem: ProblemBody = serde_json::from_slice(bytes)
-            .with_context(|| format!("the agent at {} answered {status}", self.address))?;
+            .with_context(|| format!("the agent at {} answered {status}", self.way))?;
         match problem.report {
             Some(report) => Ok(serde_json::from_value(report)?),
             // What the caller got wrong, not the node.
@@ -234,7 +284,7 @@ impl Remote {
         anyhow!(
             "the agent at {} has not answered for {within:?}: what it was asked for may still go on; \
              its log tells (journalctl -u vhost-agent), and the same command can be given again",
-            self.address
+            self.way
         )
     }
 
@@ -245,17 +295,14 @@ impl Remote {
         body: Option<&impl Serialize>,
         accept: Option<&str>,
     ) -> Result<Response<Incoming>> {
-        let lost = || format!("the agent that runs cannot be reached at {}", self.address);
-        let connect = timeout(CONNECT, TcpStream::connect(&self.address));
-        let stream = connect.await.map_err(io::Error::from).flatten().with_context(lost)?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(lost)?;
-        tokio::spawn(connection);
+        let lost = || format!("the agent that runs cannot be reached at {}", self.way);
+        let connect = timeout(CONNECT, self.connect());
+        let mut sender = connect.await.map_err(io::Error::from).flatten().with_context(lost)?;
         let bytes = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", &self.address)
+            .header("host", self.host())
             .header("content-type", "application/json");
         if let Some(accept) = accept {
             request = request.header("accept", accept);
@@ -263,6 +310,31 @@ impl Remote {
         let request = request.body(Full::new(Bytes::from(bytes)))?;
         sender.send_request(request).await.with_context(lost)
     }
+
+    /// Who is asked; over a socket that is always the same.
+    fn host(&self) -> &str {
+        match &self.way {
+            Way::Socket(_) => "localhost",
+            Way::Address(address) => address,
+        }
+    }
+
+    async fn connect(&self) -> io::Result<SendRequest<Full<Bytes>>> {
+        match &self.way {
+            Way::Socket(path) => shake_hands(UnixStream::connect(path).await?).await,
+            Way::Address(address) => shake_hands(TcpStream::connect(address).await?).await,
+        }
+    }
+}
+
+/// HTTP on a connection.
+async fn shake_hands<S>(stream: S) -> io::Result<SendRequest<Full<Bytes>>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 #[cfg(test)]
@@ -282,7 +354,7 @@ mod tests {
             stream.write_all(after.as_bytes()).await.unwrap();
             std::future::pending::<()>().await;
         });
-        Remote { address }
+        Remote { way: Way::Address(address) }
     }
 
     #[tokio::test(start_paused = true)]

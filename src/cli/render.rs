@@ -290,6 +290,9 @@ pub(super) fn print_node(
         mib(status.memory.total_kib),
         status.cpus.len(),
     );
+    if let Some(access) = &status.access {
+        text += &format!("access   {}\n", access.text());
+    }
     let engine = &status.engine;
     text += &format!("engine   {}", engine.state);
     if let (Some(version), Some(api)) = (&engine.version, &engine.api_version) {

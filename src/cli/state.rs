@@ -12,7 +12,7 @@ use super::render::{print, print_json, table};
 use super::{Output, exit};
 use crate::agent::state::document::{Document, Imported, MOST_BYTES, import};
 use crate::agent::state::{Kept, Thing, Things, look};
-use crate::daemon::{address_in, hostname, run_dir, take_lock};
+use crate::daemon::{hostname, run_dir, take_lock, url_in};
 use crate::model::pools::PoolPages;
 use crate::model::target::{CoreWish, TargetKind, TargetSpec};
 use crate::model::volume::{Backing, VolumeSpec};
@@ -112,7 +112,7 @@ async fn lock(store: &Store) -> Result<Lock> {
             lock.sign(None);
             Ok(lock)
         }
-        Err(StoreError::Locked { holder, .. }) if address_in(&holder).is_some() => Err(anyhow!(
+        Err(StoreError::Locked { holder, .. }) if url_in(&holder).is_some() => Err(anyhow!(
             "an agent runs on this node ({holder}) and would not see what is imported: stop it \
              (systemctl stop vhost-agent), import, and start it again; nothing was written"
         )),

@@ -6,6 +6,7 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that read files
 
+mod access;
 mod load;
 mod registry;
 mod report;
@@ -13,6 +14,7 @@ mod settings;
 mod target;
 mod volume;
 
+pub use access::{Access, MaybeAddress, Tls};
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
 pub use registry::{Masked, Registries, Registry};
 pub use report::Report;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::access::{Access, MaybeAddress, Tls};
 use super::registry::{self, Registries};
 use super::report::Report;
 use super::target::{Health, Target};
@@ -22,6 +23,8 @@ use crate::model::registry::RegistryPolicy;
 pub struct Settings {
     /// Where the agent listens; `[::]` is dual stack and falls back to IPv4 where IPv6 is off.
     pub listen: SocketAddr,
+    /// Where `/healthz`, `/readyz` and `/metrics` are, without guards; empty: with everything else.
+    pub admin_listen: MaybeAddress,
     /// What the agent remembers.
     pub state_dir: PathBuf,
     /// What it remembers until the next boot: a folder that a boot empties.
@@ -30,6 +33,10 @@ pub struct Settings {
     pub log_dir: PathBuf,
     /// The agent's own log.
     pub log: Log,
+    /// Who may call.
+    pub access: Access,
+    /// TLS of the listener.
+    pub tls: Tls,
     /// Limits of the HTTP server.
     pub http: Http,
     /// Results that are called back.
@@ -82,7 +89,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
-    /// Connections at one time; one more is answered 503 and closed.
+    /// Connections at one time, of each listener; one peer has three quarters of them at most.
     pub max_connections: usize,
     /// Calls at work at one time that are called back; one more is answered 503.
     pub max_tasks: usize,
@@ -92,6 +99,8 @@ pub struct Http {
     pub header_timeout: Span,
     /// How long a request's body may take.
     pub body_timeout: Span,
+    /// How long a peer may take nothing of an answer.
+    pub write_timeout: Span,
     /// How long work may go on after SIGTERM.
     pub drain_timeout: Span,
 }
@@ -192,10 +201,13 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             listen: SocketAddr::from(([0u16; 8], 7070)),
+            admin_listen: MaybeAddress::default(),
             state_dir: PathBuf::from("/var/lib/vhost-agent"),
             run_dir: PathBuf::from("/run/vhost-agent"),
             log_dir: PathBuf::from("/var/log/vhost-agent"),
             log: Log::default(),
+            access: Access::default(),
+            tls: Tls::default(),
             http: Http::default(),
             callbacks: Callbacks::default(),
             report: Report::default(),
@@ -242,11 +254,12 @@ impl Default for Log {
 impl Default for Http {
     fn default() -> Http {
         Http {
-            max_connections: 1024,
+            max_connections: 4096,
             max_tasks: 256,
             body_limit_kib: 1024,
             header_timeout: Span::from_secs(30),
             body_timeout: Span::from_secs(30),
+            write_timeout: Span::from_secs(30),
             drain_timeout: Span::from_secs(30),
         }
     }
@@ -457,6 +470,7 @@ impl Settings {
         let spans = [
             ("http.header_timeout", http.header_timeout),
             ("http.body_timeout", http.body_timeout),
+            ("http.write_timeout", http.write_timeout),
             ("callbacks.first_delay", callbacks.first_delay),
             ("callbacks.max_delay", callbacks.max_delay),
             ("callbacks.attempt_timeout", callbacks.attempt_timeout),
@@ -508,6 +522,8 @@ impl Settings {
             .or_else(|| self.log.problem().or_else(|| self.report.problem()))
             .or_else(|| self.target.problem().or_else(|| self.health.problem()))
             .or_else(|| self.volume.problem().or_else(|| self.heal.problem()));
-        whole.or_else(|| registry::problem(&self.registry))
+        whole
+            .or_else(|| self.access.problem().or_else(|| self.tls.problem()))
+            .or_else(|| registry::problem(&self.registry))
     }
 }

@@ -3,6 +3,7 @@
 //! [`Core`] is the agent without its doors: the owners and their handles, as the daemon and the CLI
 //! both need them. [`serve`] adds the doors: HTTP, the outbox, systemd's readiness and watchdog.
 
+mod doors;
 mod seams;
 
 use std::path::{Path, PathBuf};
@@ -10,12 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::Router;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout_at};
-use tower_http::normalize_path::NormalizePath;
 
+use self::doors::Listeners;
+pub use self::doors::socket_path;
 use self::seams::{AfterTargets, Healths, Proofs, Versions};
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
@@ -40,6 +40,7 @@ use crate::agent::pulse::Pulse;
 use crate::agent::standing::Stands;
 use crate::agent::status::{self, Reports};
 use crate::agent::target::{Falls, LooksAfterNode, Parts, Targets, TellsHealth};
+use crate::api::serve::Door;
 use crate::api::{self, Api, Defaults, Phase};
 use crate::config::Settings;
 use crate::controller::client::Client;
@@ -53,10 +54,12 @@ use crate::health::deep::DeepProbe;
 use crate::health::probe::{EngineDaemon, Probe};
 use crate::health::watch::{EngineNews, Watchers};
 use crate::host::Root;
+use crate::host::own_process::forbid_dumps;
 use crate::host::spawn::Processes;
 use crate::host::systemd::Systemd;
 use crate::model::event::What;
 use crate::model::fault::chain;
+use crate::model::node::Exposure;
 use crate::model::target::{TargetHealth, TargetName, TargetState};
 use crate::spdk::Sockets;
 use crate::store::{Lock, Store, StoreError};
@@ -286,7 +289,7 @@ pub async fn take_lock(store: &Store) -> Result<Lock, StoreError> {
     loop {
         match store.lock() {
             Err(StoreError::Locked { holder, .. })
-                if address_in(&holder).is_none() && Instant::now() < deadline =>
+                if url_in(&holder).is_none() && Instant::now() < deadline =>
             {
                 sleep(LOCK_PAUSE).await;
             }
@@ -295,9 +298,9 @@ pub async fn take_lock(store: &Store) -> Result<Lock, StoreError> {
     }
 }
 
-/// Where the holder of the lock listens, when it is an agent that runs.
-pub fn address_in(holder: &str) -> Option<&str> {
-    holder.split_once("http://").map(|(_, address)| address)
+/// Where the holder of the lock listens, when it is an agent that runs: `http://…` or `https://…`.
+pub fn url_in(holder: &str) -> Option<&str> {
+    holder.split_once(", ").map(|(_, url)| url).filter(|url| url.contains("://"))
 }
 
 /// Runs the agent until it is asked to stop.
@@ -305,6 +308,7 @@ pub fn address_in(holder: &str) -> Option<&str> {
 /// # Errors
 /// When it cannot start: the state, the address, another agent.
 pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
+    forbid_dumps();
     let stop = Stop::listen().context("cannot listen for signals")?;
     let store = Store::open(&settings.state_dir, run_dir(&settings, &root))?;
     let mut lock = take_lock(&store).await?;
@@ -312,11 +316,10 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     if let Err(e) = store.sweep() {
         tracing::warn!(error = %chain(&e), "what a crash left of writes stays in the state folder");
     }
-    let listener = api::serve::listen(settings.listen).with_context(|| {
-        format!("cannot listen on {}: is another agent there? (listen, --listen)", settings.listen)
-    })?;
-    let address = listener.local_addr()?;
-    lock.sign(Some(&reachable(address).to_string()));
+    let mut listeners = Listeners::open(&settings, &root).await?;
+    let (address, socket) = (listeners.address, listeners.socket.take());
+    let scheme = if listeners.tls { "https" } else { "http" };
+    lock.sign(Some(&format!("{scheme}://{}", reachable(address))));
 
     let pulse = watchdog_pulse();
     let core = Core::start(&settings, &root, store, &pulse)?;
@@ -327,10 +330,15 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let reports = core.report(&identities, &pulse)?;
     start_reporting(&settings, reports.clone(), &identities, &pulse);
     let told = (Arc::new(identities), reports);
-    let router = api::router(doors(&settings, &core, outbox.clone(), told, watch_phase));
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "vhost-agent listens");
+    let exposure = doors::exposure(&settings, &listeners, &root);
+    let access = exposure.text();
+    let api = known_to_handlers(&settings, &core, outbox.clone(), (told, exposure), watch_phase);
+    let routers = api::routers(api, settings.admin_listen.0.is_some());
+    let doors = listeners.doors(&settings, routers);
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
     let limits = listener_limits(&settings);
-    let deadline = run_until_stopped(listener, router, limits, &core, phase, stop).await;
+    let deadline = run_until_stopped(doors, limits, &core, phase, stop).await;
+    drop(socket);
     drain(&outbox, deadline).await;
     if !core.pools.stop(POOLS_STOP).await {
         tracing::warn!("stopped while the kernel was still at work on a pool");
@@ -350,11 +358,11 @@ fn watchdog_pulse() -> Pulse {
 }
 
 /// What the handlers get to know.
-fn doors(
+fn known_to_handlers(
     settings: &Settings,
     core: &Core,
     outbox: Outbox,
-    (identities, reports): (Arc<Identities>, Reports),
+    ((identities, reports), exposure): ((Arc<Identities>, Reports), Exposure),
     phase: watch::Receiver<Phase>,
 ) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
@@ -379,14 +387,16 @@ fn doors(
             bytes: settings.http.body_limit_kib * 1024,
             within: settings.http.body_timeout.0,
         },
+        exposure,
         phase,
     }
 }
 
 fn listener_limits(settings: &Settings) -> api::serve::Limits {
     api::serve::Limits {
-        connections: settings.http.max_connections,
+        connections: doors::connections(settings),
         head: settings.http.header_timeout.0,
+        write: settings.http.write_timeout.0,
         drain: settings.http.drain_timeout.0,
     }
 }
@@ -394,8 +404,7 @@ fn listener_limits(settings: &Settings) -> api::serve::Limits {
 /// Serves, becomes ready meanwhile, and returns when the stop was asked for and the connections have
 /// ended: with the time at which the tasks have to have ended too.
 async fn run_until_stopped(
-    listener: TcpListener,
-    router: NormalizePath<Router>,
+    doors: Vec<Door>,
     limits: api::serve::Limits,
     core: &Core,
     phase: watch::Sender<Phase>,
@@ -419,7 +428,7 @@ async fn run_until_stopped(
         phase.send_replace(Phase::Draining);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
-    tokio::join!(api::serve::serve(listener, router, limits, stopped), ready);
+    tokio::join!(api::serve::serve(doors, limits, stopped), ready);
     deadline
 }
 

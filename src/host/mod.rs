@@ -10,6 +10,7 @@
 pub mod cpus;
 pub mod cpuset;
 pub mod daemon_json;
+pub mod door;
 pub mod dpkg;
 pub mod facts;
 pub mod files;
@@ -17,6 +18,7 @@ pub mod holders;
 pub mod leftovers;
 pub mod mounts;
 pub mod own_image;
+pub mod own_process;
 pub mod packages;
 pub mod partial;
 pub mod pidfd;
@@ -173,6 +175,16 @@ pub enum HostError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file with a secret is no secret.
+    #[error(
+        "{path} holds a secret, and everybody may read it (mode {mode:04o}): take that away with `chmod o= {path}`"
+    )]
+    NoSecret {
+        /// Which.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// Waiting for a file event failed.
     #[error("cannot watch {path} (raise fs.inotify.max_user_instances)")]
     Watch {
@@ -194,6 +206,7 @@ impl From<HostError> for Fault {
             }
             HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
             HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",
+            HostError::NoSecret { .. } => "secret-exposed",
             HostError::NoPages { .. } => "no-free-hugepage",
             HostError::Kill { .. } => "process-not-ended",
             HostError::Signal { .. } => "program-not-told",

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::cpu::Cpu;
 use super::fault::Fault;
 use super::mounts::HugetlbMount;
+use super::network::Network;
 use super::pools::{Memory, Pool};
 use super::units::PageSize;
 
@@ -55,6 +56,56 @@ pub struct EngineStatus {
     pub reason: Option<String>,
 }
 
+/// Who may call the agent that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exposure {
+    /// Where it listens.
+    pub listen: String,
+    /// Whether it speaks TLS there.
+    pub tls: bool,
+    /// Whether clients have to show a certificate.
+    pub client_certificates: bool,
+    /// Whether requests have to show a token.
+    pub tokens: bool,
+    /// From where it is called; without any, from everywhere.
+    pub allow: Vec<Network>,
+    /// Where signs of life and metrics are, when that is elsewhere.
+    pub admin_listen: Option<String>,
+    /// The socket for the node itself.
+    pub socket: Option<String>,
+    /// Whether it listens for the node alone.
+    pub loopback: bool,
+}
+
+impl Exposure {
+    /// Whether whoever reaches it may do everything.
+    pub fn is_open(&self) -> bool {
+        !self.client_certificates && !self.tokens && self.allow.is_empty()
+    }
+
+    /// What an operator should know.
+    pub fn text(&self) -> String {
+        let from = self.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let wants = [
+            self.client_certificates.then(|| "a client certificate".to_string()),
+            self.tokens.then(|| "a token".to_string()),
+            (!from.is_empty()).then(|| format!("an address in {from}")),
+        ];
+        let wants = wants.into_iter().flatten().collect::<Vec<_>>().join(" and ");
+        let way = if self.tls { "TLS" } else { "no TLS" };
+        let listen = &self.listen;
+        match (self.is_open(), self.loopback) {
+            (true, true) => format!("{listen}: open to every process of this node, {way}"),
+            (true, false) => format!(
+                "{listen}: OPEN, whoever reaches it may do everything here, {way} (set access.allow, \
+                 access.tokens_file or tls.client_ca)"
+            ),
+            (false, _) => format!("{listen}: wants {wants}, {way}"),
+        }
+    }
+}
+
 /// The whole node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -81,6 +132,9 @@ pub struct NodeStatus {
     pub mounts: Vec<HugetlbMount>,
     /// The engine.
     pub engine: EngineStatus,
+    /// Who may call the agent; where none runs, nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Exposure>,
     /// What could not be read.
     pub errors: Vec<Fault>,
 }

@@ -7,6 +7,7 @@
 // Each test file uses a part of it.
 #![allow(dead_code, clippy::disallowed_methods)]
 
+pub(crate) mod certificates;
 pub(crate) mod controller;
 pub(crate) mod engine;
 pub(crate) mod gate;
@@ -24,9 +25,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use http::{Reply, call};
+use http::{Reply, call, request, try_receive};
 
 /// How long anything may take that has no limit of its own.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -138,6 +141,11 @@ impl Place {
         self.dir.path().join("run")
     }
 
+    /// The agent's own socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
     /// The state folder.
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
@@ -180,6 +188,7 @@ impl Place {
         command.arg("--log-dir").arg(self.dir.path().join("log"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("VHOST_AGENT_RUN_DIR", self.run_folder());
+        command.env("VHOST_AGENT_ACCESS__SOCKET", self.socket());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
         command
@@ -196,8 +205,8 @@ impl Place {
         let address = until("the agent says where it listens", async || {
             agent.must_live();
             let lock = fs::read_to_string(self.state().join("lock")).ok()?;
-            let address = lock.strip_prefix(&format!("pid {}, http://", agent.pid()))?;
-            address.parse::<SocketAddr>().ok()
+            let url = lock.strip_prefix(&format!("pid {}, ", agent.pid()))?;
+            url.split_once("://")?.1.parse::<SocketAddr>().ok()
         });
         let address = address.await;
         agent.address = address;
@@ -208,10 +217,18 @@ impl Place {
     pub(crate) async fn ready(&self) -> Agent {
         let agent = self.start().await;
         until("the agent is ready", async || {
-            (agent.get("/readyz").await.status == 200).then_some(())
+            (self.at_socket("/readyz").await?.status == 200).then_some(())
         })
         .await;
         agent
+    }
+
+    /// `GET` at the agent's own socket; `None` when nobody answers there.
+    pub(crate) async fn at_socket(&self, path: &str) -> Option<Reply> {
+        let mut stream = UnixStream::connect(self.socket()).await.ok()?;
+        let bytes = request("GET", path, &[("Connection", "close")], "");
+        stream.write_all(bytes.as_bytes()).await.ok()?;
+        try_receive(&mut stream).await
     }
 
     /// Starts the agent while a gate stands before its pools: its first look, for the pages of the last

@@ -52,6 +52,8 @@ impl NodeObserver {
             cpus: or_empty(cpus::cpus(root), &mut errors),
             mounts: or_empty(self.memory.mounts(), &mut errors),
             engine,
+            // Only who serves knows.
+            access: None,
             errors,
         }
     }

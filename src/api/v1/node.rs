@@ -5,11 +5,15 @@ use axum::response::{IntoResponse, Response};
 
 use super::super::Shared;
 use super::super::errors::Problem;
+use crate::model::node::NodeStatus;
 
 /// The node as it is now.
 pub async fn get(State(api): State<Shared>) -> Response {
     match api.node.status().await {
-        Ok(status) => axum::Json(&*status).into_response(),
+        Ok(status) => {
+            let access = Some(api.exposure.clone());
+            axum::Json(NodeStatus { access, ..(*status).clone() }).into_response()
+        }
         Err(fault) => Problem::of(fault).into_response(),
     }
 }

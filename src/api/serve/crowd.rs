@@ -1,0 +1,259 @@
+//! Who is connected at one door, and who gives way when it is full.
+//!
+//! A connection is *quiet* while it waits for a request's head, and *at work* from the end of the head
+//! until the answer was handed over. One peer has at most three quarters of the places, so that there is
+//! always room for others. A peer that comes once more takes the place of its own connection that has been
+//! quiet for longest; at a full door, the peer gives way that has the most connections among those with a
+//! quiet one. So connections that say nothing never keep a call out, from one address or from many. Only
+//! where everybody is at work somebody is refused.
+//!
+//! Plain values: `serve` keeps it in a mutex and closes what has to give way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::model::caller::Caller;
+
+/// Who shares places: an address, or the 64 bits that one customer of a network has of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Peer {
+    /// The node itself.
+    Here,
+    V4(std::net::Ipv4Addr),
+    V6Prefix(u64),
+}
+
+impl From<Caller> for Peer {
+    fn from(caller: Caller) -> Peer {
+        let prefix = |address: Ipv6Addr| {
+            let [a, b, c, d, ..] = address.segments();
+            [a, b, c, d].iter().fold(0, |bits, segment| bits << 16 | u64::from(*segment))
+        };
+        match caller {
+            Caller::Here => Peer::Here,
+            Caller::At(IpAddr::V4(address)) => Peer::V4(address),
+            Caller::At(IpAddr::V6(address)) => Peer::V6Prefix(prefix(address)),
+        }
+    }
+}
+
+/// A connection, by the order in which they came.
+pub(super) type Id = u64;
+
+/// What becomes of who comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// There is a place.
+    Free(Id),
+    /// There is one as soon as that connection is closed, which is not counted any more.
+    InPlaceOf(Id, Id),
+    /// Everybody who could give way is at work.
+    Full,
+}
+
+/// One peer's connections.
+#[derive(Debug, Default)]
+struct Connections {
+    count: usize,
+    /// Those that are quiet, by when they fell quiet.
+    quiet: BTreeMap<u64, Id>,
+}
+
+/// All connections of a door.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    most: usize,
+    share: usize,
+    /// Orders connections and when they fall quiet.
+    clock: u64,
+    peers: HashMap<Peer, Connections>,
+    /// Whose it is, and since when it is quiet.
+    members: HashMap<Id, (Peer, Option<u64>)>,
+}
+
+impl Crowd {
+    /// With room for so many.
+    pub(super) fn new(most: usize) -> Crowd {
+        let share = most - most / 4;
+        Crowd { most, share, clock: 0, peers: HashMap::new(), members: HashMap::new() }
+    }
+
+    /// Somebody comes; a place that was found is taken, and its connection quiet.
+    pub(super) fn enter(&mut self, peer: Peer) -> Entry {
+        let own = self.peers.get(&peer);
+        let own_share_is_full = own.is_some_and(|own| own.count >= self.share);
+        // The node itself shares with nobody.
+        let leaves = if own_share_is_full && peer != Peer::Here {
+            own.and_then(oldest)
+        } else if self.members.len() >= self.most {
+            let with_quiet = self.peers.values().filter(|peer| !peer.quiet.is_empty());
+            with_quiet.max_by_key(|peer| peer.count).and_then(oldest)
+        } else {
+            return Entry::Free(self.admit(peer));
+        };
+        let Some(leaves) = leaves else { return Entry::Full };
+        self.leave(leaves);
+        Entry::InPlaceOf(self.admit(peer), leaves)
+    }
+
+    fn admit(&mut self, peer: Peer) -> Id {
+        let id = self.tick();
+        let connections = self.peers.entry(peer).or_default();
+        connections.count += 1;
+        connections.quiet.insert(id, id);
+        self.members.insert(id, (peer, Some(id)));
+        id
+    }
+
+    /// A request has come on a connection.
+    pub(super) fn works(&mut self, id: Id) {
+        self.set(id, None);
+    }
+
+    /// Its answer was handed over.
+    pub(super) fn rests(&mut self, id: Id) {
+        let now = self.tick();
+        self.set(id, Some(now));
+    }
+
+    /// It is gone; one that had to give way is not known any more.
+    pub(super) fn leave(&mut self, id: Id) {
+        let Some((peer, quiet)) = self.members.remove(&id) else { return };
+        let Some(connections) = self.peers.get_mut(&peer) else { return };
+        connections.count -= 1;
+        if let Some(since) = quiet {
+            connections.quiet.remove(&since);
+        }
+        if connections.count == 0 {
+            self.peers.remove(&peer);
+        }
+    }
+
+    fn set(&mut self, id: Id, quiet: Option<u64>) {
+        let Some((peer, before)) = self.members.get_mut(&id) else { return };
+        let Some(connections) = self.peers.get_mut(peer) else { return };
+        if let Some(since) = std::mem::replace(before, quiet) {
+            connections.quiet.remove(&since);
+        }
+        if let Some(since) = quiet {
+            connections.quiet.insert(since, id);
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+}
+
+fn oldest(connections: &Connections) -> Option<Id> {
+    connections.quiet.first_key_value().map(|(_, id)| *id)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn peer(number: u8) -> Peer {
+        Peer::from(Caller::At([192, 0, 2, number].into()))
+    }
+
+    fn free(entry: Entry) -> Id {
+        let Entry::Free(id) = entry else { panic!("{entry:?}") };
+        id
+    }
+
+    #[test]
+    fn a_peer_has_three_quarters_and_then_its_longest_quiet_connection_gives_way() {
+        let mut crowd = Crowd::new(8);
+        let own: Vec<Id> = (0..6).map(|_| free(crowd.enter(peer(1)))).collect();
+        crowd.works(own[0]);
+        crowd.works(own[1]);
+        crowd.rests(own[1]);
+        let Entry::InPlaceOf(new, gone) = crowd.enter(peer(1)) else { panic!() };
+        assert_eq!(
+            (gone, crowd.members.len()),
+            (own[2], 6),
+            "the first is at work, the second was heard of"
+        );
+        let others: Vec<Id> = (0..2).map(|_| free(crowd.enter(peer(2)))).collect();
+        for id in own.iter().chain(&others).chain([&new]) {
+            crowd.works(*id);
+        }
+        assert_eq!((crowd.enter(peer(1)), crowd.enter(peer(3))), (Entry::Full, Entry::Full));
+        crowd.leave(own[0]);
+        free(crowd.enter(peer(3)));
+        assert_eq!(crowd.members.len(), 8);
+    }
+
+    #[test]
+    fn at_a_full_door_the_peer_with_the_most_gives_way() {
+        let mut crowd = Crowd::new(8);
+        let first = free(crowd.enter(peer(2)));
+        let greedy: Vec<Id> = (0..5).map(|_| free(crowd.enter(peer(1)))).collect();
+        let _others = [free(crowd.enter(peer(3))), free(crowd.enter(peer(3)))];
+        let Entry::InPlaceOf(_, gone) = crowd.enter(peer(4)) else { panic!() };
+        assert_eq!(gone, greedy[0]);
+        // Who has the most but is at work with all of them is not asked.
+        greedy.iter().for_each(|id| crowd.works(*id));
+        let Entry::InPlaceOf(_, gone) = crowd.enter(peer(5)) else { panic!() };
+        assert_ne!(gone, first, "of those with a quiet one, it is not the one with the fewest");
+    }
+
+    #[test]
+    fn a_customer_of_ipv6_is_one_peer_and_the_node_itself_has_no_share() {
+        let at = |text: &str| Peer::from(text.parse::<Caller>().unwrap());
+        assert_eq!(at("2001:db8:1:2::1"), at("2001:db8:1:2:ffff::9"));
+        assert_ne!(at("2001:db8:1:2::1"), at("2001:db8:1:3::1"));
+        assert_eq!(at("::ffff:192.0.2.1"), peer(1));
+        let mut crowd = Crowd::new(4);
+        for _ in 0..4 {
+            free(crowd.enter(at("local")));
+        }
+        let mut one = Crowd::new(1);
+        free(one.enter(peer(1)));
+        assert!(matches!(one.enter(peer(2)), Entry::InPlaceOf(..)));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_at_work_gives_way_and_the_bounds_hold(
+            most in 1..12_usize,
+            steps in prop::collection::vec((0..4_u8, 0..5_u8, 0..30_usize), 1..200),
+        ) {
+            let mut crowd = Crowd::new(most);
+            let mut there: Vec<(Id, u8, bool)> = Vec::new();
+            for (what, who, which) in steps {
+                let at = which.checked_rem(there.len()).unwrap_or_default();
+                match (what, there.is_empty()) {
+                    (1, false) => { crowd.works(there[at].0); there[at].2 = true; }
+                    (2, false) => { crowd.rests(there[at].0); there[at].2 = false; }
+                    (3, false) => crowd.leave(there.swap_remove(at).0),
+                    _ => match crowd.enter(peer(who)) {
+                        Entry::Free(id) => there.push((id, who, false)),
+                        Entry::InPlaceOf(id, gone) => {
+                            let at = there.iter().position(|(id, ..)| *id == gone).unwrap();
+                            prop_assert!(!there[at].2, "it was at work");
+                            there.swap_remove(at);
+                            there.push((id, who, false));
+                        }
+                        Entry::Full => {
+                            let own = there.iter().filter(|(_, peer, _)| *peer == who).count();
+                            prop_assert!(own >= crowd.share || there.len() >= most);
+                        }
+                    },
+                }
+                prop_assert_eq!(crowd.members.len(), there.len());
+                prop_assert!(there.len() <= most);
+                for who in 0..5 {
+                    let own = there.iter().filter(|(_, peer, _)| *peer == who).count();
+                    prop_assert!(own <= crowd.share);
+                }
+            }
+            there.iter().for_each(|(id, ..)| crowd.leave(*id));
+            prop_assert!(crowd.peers.is_empty() && crowd.members.is_empty());
+        }
+    }
+}

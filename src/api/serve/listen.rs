@@ -1,0 +1,86 @@
+//! Listening: dual stack where the machine has it, IPv4 alone where not.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+use crate::model::caller::Caller;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 4096;
+
+/// Where connections come in.
+#[derive(Debug)]
+pub enum Listener {
+    /// At an address.
+    Tcp(TcpListener),
+    /// At a path of this node.
+    Unix(UnixListener),
+}
+
+/// A connection that came in.
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// The next connection, and who it is from. Cancel-safe: one that was not accepted stays in the backlog.
+    pub(super) async fn accept(&self) -> io::Result<(Stream, Caller)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok((Stream::Tcp(stream), Caller::from(peer.ip())))
+            }
+            Listener::Unix(listener) => {
+                Ok((Stream::Unix(listener.accept().await?.0), Caller::Here))
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// Tells a connection that is not served why, without waiting for it.
+    pub(super) fn refuse(&self, answer: &[u8]) {
+        let _ = match self {
+            Stream::Tcp(stream) => stream.try_write(answer),
+            Stream::Unix(stream) => stream.try_write(answer),
+        };
+    }
+}
+
+/// Listens on `address`; `[::]` takes IPv4 too, and where the machine has no IPv6, IPv4 alone.
+///
+/// # Errors
+/// When the address is in use or not this machine's.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind(address) {
+        Err(e) if address.ip().is_unspecified() && address.is_ipv6() && no_ipv6(&e) => {
+            tracing::warn!("this machine has no IPv6: listening on IPv4 alone");
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        bound => bound,
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    if address.is_ipv6() {
+        // net.ipv6.bindv6only may say otherwise for the machine.
+        let v6_only = !address.ip().is_unspecified();
+        setsockopt(&socket.as_fd(), sockopt::Ipv6V6Only, &v6_only)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    let known = [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| known.contains(&Errno::from_raw(code)))
+}

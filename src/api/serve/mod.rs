@@ -1,0 +1,373 @@
+//! The doors: where connections come in, who is let in, and what no connection may take from others.
+//!
+//! ```text
+//! accept ─▶ address allowed? ─▶ a place (crowd) ─▶ TLS ─▶ head ─▶ token? ─▶ router ─▶ answer
+//!              └─ no: 403          └─ none: 503     └─ each with a limit of time ─┘
+//! ```
+//! A door has a listener, a router, and guards: the TLS configuration and the tokens as their files were
+//! read last. When the guards change, who comes is judged by the new ones, and connections that were made
+//! under another TLS configuration end with the request at work.
+
+mod crowd;
+mod listen;
+mod patient;
+mod tls;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, Response};
+use axum::response::IntoResponse;
+use futures_util::future::join_all;
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tower_http::normalize_path::NormalizePath;
+use tracing::Instrument;
+
+use self::crowd::{Crowd, Entry, Id, Peer};
+use self::listen::Stream;
+pub use self::listen::{Listener, listen};
+use self::patient::Patient;
+pub use self::tls::{Material, TlsError, config as tls_config};
+use super::access::{Tokens, is_open_to_all, refusal};
+use crate::model::caller::Caller;
+use crate::model::network::Network;
+
+/// A request's head, in bytes; what is longer is answered 431.
+const HEAD_BYTES: usize = 64 * 1024;
+/// Header fields of a request; one with more is answered 431.
+const HEADERS: usize = 100;
+/// What a connection too many is told.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
+    Content-Type: application/problem+json\r\nContent-Length: 130\r\n\r\n\
+    {\"status\":503,\"code\":\"too-many-connections\",\"detail\":\"http.max_connections, or your share of them, are at work: call again later\"}";
+/// What a connection from an address is told that is not allowed.
+const NOT_ALLOWED: &[u8] = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\
+    Content-Type: application/problem+json\r\nContent-Length: 102\r\n\r\n\
+    {\"status\":403,\"code\":\"address-not-allowed\",\"detail\":\"access.allow does not have the address you have\"}";
+
+/// Limits of each door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at one time.
+    pub connections: usize,
+    /// How long a TLS handshake and a head may take each, and how long a connection may lie idle.
+    pub head: Duration,
+    /// How long a peer may take nothing of an answer.
+    pub write: Duration,
+    /// How long connections may go on after the stop was asked for.
+    pub drain: Duration,
+}
+
+/// What has to be shown at a door.
+#[derive(Clone, Default)]
+pub struct Guards {
+    /// TLS, with a client's certificate where it asks for one.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// A token in each request.
+    pub tokens: Option<Tokens>,
+}
+
+/// Where calls come in.
+pub struct Door {
+    /// Where.
+    pub listener: Listener,
+    /// What is served there.
+    pub router: NormalizePath<Router>,
+    /// From where; without any, from everywhere.
+    pub allow: Vec<Network>,
+    /// What has to be shown now.
+    pub guards: watch::Receiver<Guards>,
+}
+
+/// Serves until `stop` is done, then lets the connections at work end within the drain limit.
+pub async fn serve(doors: Vec<Door>, limits: Limits, stop: impl Future<Output = ()>) {
+    let (ending, ended) = watch::channel(false);
+    let open = join_all(doors.into_iter().map(|door| door.open(limits, ended.clone())));
+    let stopped = async {
+        stop.await;
+        ending.send_replace(true);
+    };
+    tokio::join!(open, stopped);
+}
+
+/// Who is inside.
+struct Hall {
+    crowd: Crowd,
+    /// How each connection is closed that has to give way.
+    closes: HashMap<Id, AbortHandle>,
+}
+
+/// A connection's place; free again when it is dropped.
+struct Place {
+    hall: Arc<Mutex<Hall>>,
+    id: Id,
+}
+
+fn lock(hall: &Mutex<Hall>) -> MutexGuard<'_, Hall> {
+    hall.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut hall = lock(&self.hall);
+        hall.crowd.leave(self.id);
+        hall.closes.remove(&self.id);
+    }
+}
+
+impl Door {
+    async fn open(self, limits: Limits, ended: watch::Receiver<bool>) {
+        let (alive, mut all_gone) = mpsc::channel::<()>(1);
+        let crowd = Crowd::new(limits.connections);
+        let hall = Arc::new(Mutex::new(Hall { crowd, closes: HashMap::new() }));
+        let mut ending = ended.clone();
+        loop {
+            let (stream, caller) = tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(e) => {
+                        // Out of descriptors, mostly: trying again at once would only burn the CPU.
+                        tracing::warn!(error = %e, "a connection could not be accepted");
+                        sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                // Cancel-safe: what was said stays said.
+                _ = ending.wait_for(|ending| *ending) => break,
+            };
+            self.let_in(stream, caller, &hall, limits, &ended, &alive);
+        }
+        drop((self, alive));
+        if timeout(limits.drain, all_gone.recv()).await.is_err() {
+            tracing::warn!(within = ?limits.drain, "connections were still open when their time was up");
+        }
+    }
+
+    /// Serves a connection in a task of its own, or refuses it.
+    fn let_in(
+        &self,
+        stream: Stream,
+        caller: Caller,
+        hall: &Arc<Mutex<Hall>>,
+        limits: Limits,
+        ended: &watch::Receiver<bool>,
+        alive: &mpsc::Sender<()>,
+    ) {
+        let plain = self.guards.borrow().tls.is_none();
+        let refuse = |answer| {
+            // Who speaks TLS would not understand it.
+            if plain {
+                stream.refuse(answer);
+            }
+        };
+        let allowed = match caller {
+            Caller::Here => true,
+            Caller::At(address) => {
+                self.allow.is_empty() || self.allow.iter().any(|network| network.has(address))
+            }
+        };
+        if !allowed {
+            tracing::debug!(%caller, "a connection from an address that access.allow does not have");
+            return refuse(NOT_ALLOWED);
+        }
+        let mut inside = lock(hall);
+        let id = match inside.crowd.enter(Peer::from(caller)) {
+            Entry::Free(id) => id,
+            Entry::InPlaceOf(id, leaves) => {
+                if let Some(close) = inside.closes.remove(&leaves) {
+                    close.abort();
+                }
+                id
+            }
+            Entry::Full => return refuse(FULL),
+        };
+        let visit = Visit {
+            place: Arc::new(Place { hall: hall.clone(), id }),
+            router: self.router.clone(),
+            guards: self.guards.clone(),
+            caller,
+            limits,
+            ended: ended.clone(),
+            _alive: alive.clone(),
+        };
+        let span = tracing::info_span!("connection", %caller);
+        // Still under the lock: the task may end, and forget its handle, before the next line.
+        let task = tokio::spawn(visit.serve(stream).instrument(span));
+        inside.closes.insert(id, task.abort_handle());
+    }
+}
+
+/// One connection.
+struct Visit {
+    place: Arc<Place>,
+    router: NormalizePath<Router>,
+    guards: watch::Receiver<Guards>,
+    caller: Caller,
+    limits: Limits,
+    ended: watch::Receiver<bool>,
+    /// The door waits for all of these.
+    _alive: mpsc::Sender<()>,
+}
+
+impl Visit {
+    async fn serve(self, stream: Stream) {
+        let tls = self.guards.borrow().tls.clone();
+        match (stream, tls) {
+            (Stream::Unix(stream), _) => self.talk(stream, None).await,
+            (Stream::Tcp(stream), None) => self.talk(stream, None).await,
+            (Stream::Tcp(stream), Some(tls)) => {
+                let shaken = TlsAcceptor::from(tls.clone()).accept(stream);
+                match timeout(self.limits.head, shaken).await {
+                    Ok(Ok(stream)) => self.talk(stream, Some(tls)).await,
+                    Ok(Err(e)) => tracing::debug!(error = %e, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            }
+        }
+    }
+
+    async fn talk<S>(self, stream: S, tls: Option<Arc<ServerConfig>>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Visit { place, router, mut guards, caller, limits, mut ended, _alive } = self;
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_buf_size(HEAD_BYTES)
+            .max_headers(HEADERS);
+        let desk = Desk { router, guards: guards.clone(), caller, place };
+        let stream = TokioIo::new(Patient::new(stream, limits.write));
+        let connection = http.serve_connection(stream, desk);
+        tokio::pin!(connection);
+        let last_request = async {
+            tokio::select! {
+                // Both are cancel-safe; the second is silent where nobody can change the guards any more.
+                _ = ended.wait_for(|ended| *ended) => {}
+                Ok(_) = guards.wait_for(|guards| !same(&guards.tls, &tls)) => {}
+            }
+        };
+        tokio::select! {
+            // How a connection ends is its peer's business.
+            _ = &mut connection => return,
+            () = last_request => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        let _ = connection.await;
+    }
+}
+
+fn same(one: &Option<Arc<ServerConfig>>, other: &Option<Arc<ServerConfig>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
+/// Takes the requests of one connection.
+struct Desk {
+    router: NormalizePath<Router>,
+    guards: watch::Receiver<Guards>,
+    caller: Caller,
+    place: Arc<Place>,
+}
+
+impl Desk {
+    /// Why this request is not served.
+    fn refusal(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+        let guards = self.guards.borrow();
+        let tokens = guards.tokens.as_ref().filter(|_| !is_open_to_all(path))?;
+        refusal(tokens, headers).map(IntoResponse::into_response)
+    }
+}
+
+impl Service<Request<Incoming>> for Desk {
+    type Response = Response<Answer>;
+    type Error = std::convert::Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let at_work = AtWork::new(&self.place);
+        if let Some(refusal) = self.refusal(request.uri().path(), request.headers()) {
+            let answer = refusal.map(|body| Answer { body, _at_work: at_work });
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
+        request.extensions_mut().insert(self.caller);
+        let mut router = self.router.clone();
+        Box::pin(async move {
+            let answer = tower::Service::call(&mut router, request.map(Body::new)).await?;
+            Ok(answer.map(|body| Answer { body, _at_work: at_work }))
+        })
+    }
+}
+
+/// A request at work; ended when it is dropped.
+struct AtWork(Arc<Place>);
+
+impl AtWork {
+    fn new(place: &Arc<Place>) -> AtWork {
+        lock(&place.hall).crowd.works(place.id);
+        AtWork(place.clone())
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        lock(&self.0.hall).crowd.rests(self.0.id);
+    }
+}
+
+/// A body whose connection is at work until all of it was handed over.
+struct Answer {
+    body: Body,
+    _at_work: AtWork,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FULL, NOT_ALLOWED};
+
+    #[test]
+    fn the_refusals_are_as_long_as_they_say() {
+        for refusal in [FULL, NOT_ALLOWED] {
+            let text = std::str::from_utf8(refusal).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
+            serde_json::from_str::<serde_json::Value>(body).unwrap();
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! TLS of the listener: from the files' bytes to what a handshake needs. Who reads the files, and when
+//! anew, is the composition root's business.
+
+use std::sync::Arc;
+
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+
+/// What the files hold, as PEM (RFC 7468).
+pub struct Material {
+    /// The agent's certificate, and those between it and the authority.
+    pub chain: Vec<u8>,
+    /// Its private key.
+    pub key: Vec<u8>,
+    /// The authorities whose certificates clients have to show; without any, clients show none.
+    pub client_ca: Option<Vec<u8>>,
+}
+
+/// Files that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// No certificate, or none that can be read.
+    #[error("tls.certificate holds no certificate that can be used: it has to be PEM")]
+    Certificate(#[source] PemError),
+    /// No private key. What stands there is not told.
+    #[error("tls.key holds no private key that can be used: it has to be PEM, without a password")]
+    Key,
+    /// The key is another certificate's, or of a kind that is not known.
+    #[error("tls.certificate and tls.key cannot be used together")]
+    Pair(#[source] rustls::Error),
+    /// No authority, or none that can be read.
+    #[error("tls.client_ca holds no certificate that can be used: it has to be PEM")]
+    ClientCa(#[source] PemError),
+    /// A certificate there cannot be an authority's.
+    #[error("tls.client_ca holds a certificate that is no authority's")]
+    Authority(#[source] rustls::Error),
+    /// The authorities together.
+    #[error("tls.client_ca cannot be used")]
+    Verifier(#[from] VerifierBuilderError),
+}
+
+/// What handshakes need.
+///
+/// # Errors
+/// [`TlsError`]: which file, and what is wrong with it.
+pub fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Pair)?;
+    let builder = match &material.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(pem).map_err(TlsError::ClientCa)? {
+                roots.add(authority).map_err(TlsError::Authority)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build()?)
+        }
+    };
+    let chain = certificates(&material.chain).map_err(TlsError::Certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(&material.key).map_err(|_| TlsError::Key)?;
+    let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Pair)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// All of them, at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
+    if all.is_empty() { Err(PemError::NoItemsFound) } else { Ok(all) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+
+    use super::*;
+    use crate::model::fault::chain;
+
+    fn pair() -> (Vec<u8>, Vec<u8>) {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(vec!["node".to_string()]).unwrap();
+        (cert.pem().into_bytes(), signing_key.serialize_pem().into_bytes())
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_and_a_key_never_shown() {
+        let ((one, key), (other, _)) = (pair(), pair());
+        let with = |chain: &[u8], key: &[u8], client_ca: Option<&[u8]>| Material {
+            chain: chain.to_vec(),
+            key: key.to_vec(),
+            client_ca: client_ca.map(<[u8]>::to_vec),
+        };
+        config(&with(&one, &key, None)).unwrap();
+        config(&with(&one, &key, Some(&other))).unwrap();
+        let half = &key[..key.len() / 2];
+        for (material, expected) in [
+            (with(b"", &key, None), "tls.certificate holds no certificate"),
+            (with(&key, &key, None), "tls.certificate holds no certificate"),
+            (with(&one, b"", None), "tls.key holds no private key"),
+            (with(&one, half, None), "tls.key holds no private key"),
+            (with(&other, &key, None), "tls.certificate and tls.key cannot be used together"),
+            (with(&one, &key, Some(b"nothing")), "tls.client_ca holds no certificate"),
+        ] {
+            let error = chain(&config(&material).unwrap_err());
+            assert!(error.starts_with(expected), "{error}");
+            assert!(!error.contains("PRIVATE") && error.len() < 200, "{error}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Real certificates, made for a test: an authority and what it signs.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// An authority.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// Its certificate.
+    pub(crate) pem: String,
+}
+
+/// A certificate with its key, as PEM.
+pub(crate) struct Signed {
+    pub(crate) pem: String,
+    pub(crate) key: String,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A certificate for a name or an address.
+    pub(crate) fn sign(&self, name: &str) -> Signed {
+        self.signed(CertificateParams::new(vec![name.to_string()]).unwrap())
+    }
+
+    /// One whose time is over.
+    pub(crate) fn sign_expired(&self, name: &str) -> Signed {
+        let mut params = CertificateParams::new(vec![name.to_string()]).unwrap();
+        let ago = |days: u64| SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+        params.not_before = ago(30).into();
+        params.not_after = ago(1).into();
+        self.signed(params)
+    }
+
+    fn signed(&self, params: CertificateParams) -> Signed {
+        let key = KeyPair::generate().unwrap();
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Signed { pem, key: key.serialize_pem() }
+    }
+
+    /// A client that trusts this authority, and shows a certificate where it has one.
+    pub(crate) fn client(&self, own: Option<&Signed>) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match own {
+            None => config.with_no_client_auth(),
+            Some(own) => config.with_client_auth_cert(own.chain(), own.key()).unwrap(),
+        };
+        TlsConnector::from(Arc::new(config))
+    }
+}
+
+impl Signed {
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()]
+    }
+
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
+    }
+
+    /// A server that shows it.
+    pub(crate) fn server(&self) -> TlsAcceptor {
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(self.chain(), self.key())
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+/// Shakes hands with whoever listens there, and calls it by this name.
+pub(crate) async fn connect(
+    client: &TlsConnector,
+    address: std::net::SocketAddr,
+    name: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    client.connect(ServerName::try_from(name.to_string()).unwrap(), stream).await
+}
