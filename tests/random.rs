@@ -10,11 +10,20 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
-use support::Place;
 use support::http::{call, request};
+use support::{Agent, Place, process};
 
+const ZBS: &str = "/zbs/primarystorage/vhost";
 const PREPARE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
-const CASES: u32 = 3000;
+const CASES: u32 = 100_000;
+/// So many until whatever is opened once and then kept was opened.
+const WARM_UP: u32 = 5000;
+/// Threads for blocking calls that can be there or not, as work comes.
+const POOL_BREATHES: usize = 4;
+/// How long a thread for blocking calls waits for the next one (tokio's default is 10 s).
+const IDLE_THREADS: Duration = Duration::from_secs(12);
+/// How much larger the agent may be after them than after the first ones, in KiB.
+const MOST_GROWTH_KIB: u64 = 8 * 1024;
 
 /// Requests as they are sent. None has a callback's address: a mangled one would be called.
 fn well_formed() -> Vec<Vec<u8>> {
@@ -22,6 +31,14 @@ fn well_formed() -> Vec<Vec<u8>> {
         r#"{"hostUuid":"9d3f6a","sendCommandUrl":"http://127.0.0.1:1/x","version":"4.8"}"#;
     let context = r#"{"hugepageNr":360,"taskContext":{"__messagetimeout__":"1800000"}}"#;
     let wishes = r#"{"hugepages":[{"pages":300,"sizeMib":2,"nodes":[0,1],"moveShortfall":false}],"keepPartial":false,"engine":true}"#;
+    let health =
+        r#"{"containerName":"zbs-vhost","controlSock":"/var/tmp/vhost-sockets/vhost.sock"}"#;
+    let ensure = r#"{"image":"a/b:1","cores":"[1-2]","coreCount":2,"socketDir":"/var/tmp/s","hugepageNr":"1"}"#;
+    let activate =
+        r#"{"installPath":"zbs://p/v","bdevName":"b","controllerName":"c","image":"a/b:1"}"#;
+    let create =
+        r#"{"hostIp":"127.0.0.1","sshPassword":"x","logicalPool":"p","volume":"v","bdevName":"b"}"#;
+    let volume = r#"{"backing":{"kind":"malloc","sizeMib":16},"readOnly":false,"cpumask":"0x3"}"#;
     let json = ("Content-Type", "application/json");
     let mut all: Vec<Vec<u8>> = [
         request("POST", "/host/ping", &[json], "{}"),
@@ -34,6 +51,24 @@ fn well_formed() -> Vec<Vec<u8>> {
         request("POST", "/v1/reclaim", &[json], r#"{"sizeMib":2,"node":0,"dryRun":true}"#),
         request("POST", "/v1/restore", &[], "{}"),
         request("GET", "/v1/node", &[("Accept", "*/*")], ""),
+        request("POST", &format!("{ZBS}/target/health"), &[json], health),
+        request("POST", &format!("{ZBS}/target/ensure"), &[json], ensure),
+        request("POST", &format!("{ZBS}/activate"), &[json], activate),
+        request("POST", &format!("{ZBS}/deactivate"), &[json], activate),
+        request("POST", &format!("{ZBS}/resize"), &[json], r#"{"bdevName":"b","sizeMib":64}"#),
+        request("POST", &format!("{ZBS}/bdev/create"), &[json], create),
+        request("POST", &format!("{ZBS}/bdev/delete"), &[json], create),
+        request("POST", &format!("{ZBS}/destroy"), &[json], create),
+        request(
+            "PUT",
+            "/v1/targets/t-1?dryRun=true",
+            &[json],
+            r#"{"kind":"built-in","coreCount":1}"#,
+        ),
+        request("GET", "/v1/targets/t-1/health?deep=true", &[], ""),
+        request("PUT", "/v1/targets/t-1/volumes/v", &[json], volume),
+        request("DELETE", "/v1/targets/t-1/volumes/v?force=true&timeoutMs=1", &[], ""),
+        request("GET", "/v1/status?after=1&timeoutMs=1", &[], ""),
         request("GET", "/readyz", &[("Expect", "100-continue")], ""),
     ]
     .into_iter()
@@ -150,35 +185,54 @@ fn exchange(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>, String> {
     }
 }
 
-#[test]
-fn whatever_comes_is_answered_or_closed_and_the_agent_lives() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let place = Place::on("two-node").mounted();
-    let mut agent = runtime.block_on(place.ready());
-    let address = agent.address;
+/// Sends so many requests that nobody would send, and judges each answer.
+fn send_random(cases: u32, agent: &Agent) {
     let case = (prop::sample::select(well_formed()), prop::collection::vec(change(), 1..6));
-    let config = Config {
-        cases: CASES,
-        max_shrink_iters: 100,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config =
+        Config { cases, max_shrink_iters: 100, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&case, |(mut bytes, changes)| {
         for change in &changes {
             apply(&mut bytes, change);
         }
-        let answer = exchange(address, &bytes).map_err(TestCaseError::fail)?;
+        let answer = exchange(agent.address, &bytes).map_err(TestCaseError::fail)?;
         let text = String::from_utf8_lossy(&answer);
         prop_assert!(text.is_empty() || text.starts_with("HTTP/1."), "{}", text);
         prop_assert!(!text.contains("\"code\":\"internal\""), "{}", text);
         Ok(())
     });
     if let Err(e) = outcome {
-        panic!("{e}\n{}", agent.log());
+        panic!("{e}");
     }
+}
+
+#[test]
+fn whatever_comes_is_answered_or_closed_and_the_agent_lives() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let place = Place::on("two-node").mounted();
+    let mut agent = runtime.block_on(place.ready());
+    let pid = agent.pid();
+    let before = place.snapshot();
+    // Some of them are well-formed and leave a target that is looked after, which takes what it takes.
+    send_random(WARM_UP, &agent);
+    std::thread::sleep(IDLE_THREADS);
+    let (files, threads) = (process::files(pid), process::threads(pid));
+    let early = process::resident_kib(pid);
+    send_random(CASES - WARM_UP, &agent);
     agent.must_live();
-    let ping = runtime.block_on(call(address, "POST", "/host/ping", &[], "{}"));
+    let ping = runtime.block_on(call(agent.address, "POST", "/host/ping", &[], "{}"));
     assert_eq!(ping.status, 200);
+    let late = process::resident_kib(pid);
+    assert!(late < early + MOST_GROWTH_KIB, "{early} KiB, then {late} KiB");
+    std::thread::sleep(IDLE_THREADS);
+    let (files_after, threads_after) = (process::files(pid), process::threads(pid));
+    let left: Vec<_> = files_after.difference(&files).collect();
+    assert!(left.is_empty(), "left open: {left:?}");
+    assert!(threads_after <= threads + POOL_BREATHES, "{threads} threads, then {threads_after}");
+    // What well-formed calls change by design, and nothing else.
+    before.must_only_differ_in(&place, |path| {
+        let kept = ["state/", "run/"].iter().any(|folder| path.starts_with(folder));
+        kept || path.starts_with("root/sys/") && path.ends_with("/nr_hugepages")
+    });
     assert_eq!(runtime.block_on(agent.stop()).code(), Some(0));
     for line in agent.log().lines() {
         // A panic's own words are no JSON.

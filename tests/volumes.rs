@@ -302,7 +302,8 @@ async fn what_others_made_is_not_taken_away_by_a_call_that_fails() {
     as_before();
     // Controller and bdev exist already, and the bdev is kept in something else than is asked for.
     let body = json!({"installPath": "p/other", "bdevName": "zbs-bdev-1", "controllerName": "c"});
-    compatible(&agent, "activate", &body).await;
+    let refused = compatible(&agent, "activate", &body).await;
+    assert_eq!(refused["success"], false, "{refused}");
     as_before();
     let both = json!({"controlSock": "/t/rpc.sock", "bdevName": "zbs-bdev-1", "controllerName": "zbs-vhost-1"});
     succeeds(&compatible(&agent, "deactivate", &both).await);

@@ -13,6 +13,7 @@ pub(crate) mod engine;
 pub(crate) mod gate;
 pub(crate) mod http;
 pub(crate) mod kernel;
+pub(crate) mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -276,14 +277,20 @@ impl Snapshot {
         }
     }
 
+    /// Fails the test when anything is different there now whose path the test does not expect to be.
+    #[track_caller]
+    pub(crate) fn must_only_differ_in(&self, place: &Place, expected: impl Fn(&str) -> bool) {
+        let now = place.snapshot().0;
+        let names: BTreeSet<&PathBuf> = self.0.keys().chain(now.keys()).collect();
+        for name in names.into_iter().filter(|name| !expected(&name.to_string_lossy())) {
+            assert_eq!(self.0.get(name), now.get(name), "{} was changed", name.display());
+        }
+    }
+
     /// Fails the test when anything is different there now.
     #[track_caller]
     pub(crate) fn must_be_what_is(&self, place: &Place) {
-        let now = place.snapshot().0;
-        let names: BTreeSet<&PathBuf> = self.0.keys().chain(now.keys()).collect();
-        for name in names {
-            assert_eq!(self.0.get(name), now.get(name), "{} was changed", name.display());
-        }
+        self.must_only_differ_in(place, |_| false);
     }
 }
 

@@ -46,10 +46,9 @@ use super::access::{Tokens, is_open_to_all, refusal};
 use crate::model::caller::Caller;
 use crate::model::network::Network;
 
-/// A request's head, in bytes; what is longer is answered 431.
+/// A request's head, in bytes; what is longer is answered 431, as is one with more than the 100 fields that
+/// hyper reads without asking for memory.
 const HEAD_BYTES: usize = 64 * 1024;
-/// Header fields of a request; one with more is answered 431.
-const HEADERS: usize = 100;
 /// What a connection too many is told.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 130\r\n\r\n\
@@ -248,8 +247,8 @@ impl Visit {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.head)
-            .max_buf_size(HEAD_BYTES)
-            .max_headers(HEADERS);
+            .max_header_size(HEAD_BYTES)
+            .max_buf_size(HEAD_BYTES);
         let desk = Desk { router, guards: guards.clone(), caller, place };
         let stream = TokioIo::new(Patient::new(stream, limits.write));
         let connection = http.serve_connection(stream, desk);

@@ -1,0 +1,217 @@
+//! What the Python agent does wrong, as it was found by running it, and this one must not. What is tested
+//! more closely elsewhere is named here, so that the list is whole:
+//!
+//! - shell commands are built from request fields: here;
+//! - ten silent connections stall every call: `bounds.rs`, with ten and with a thousand;
+//! - 200 calls at once overflow the backlog: here, and with 2,000;
+//! - a string with `{{…}}` in a body makes it spin for ever: here;
+//! - a frozen target is healthy: `control_socket.rs`, and a frozen process in `engine/cases`;
+//! - activate succeeds on another volume's bdev: `volumes.rs`, and takes `../../etc/x` for a name: `volume_doors.rs`;
+//! - deactivate gives away every free page of the host: `engine/cases`, `pools.rs`;
+//! - ensure empties the socket folder first: `engine/cases`;
+//! - growing pages is slow and drops the page cache: `benches/agent/growth.rs`, `pools.rs`;
+//! - no command has a time limit: `engine/cases`; error pages show stack traces: here;
+//! - a health call costs 19 processes: `benches/agent/health.rs`.
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::fs;
+use std::net::SocketAddr;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use support::http::{call, receive, request, send};
+use support::{Agent, Place, task};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+const ZBS: &str = "/zbs/primarystorage/vhost";
+
+/// Every compatible route with a body that has every field it is known to get.
+fn calls() -> Vec<(String, Value)> {
+    let target = json!({
+        "image": "zbs/vhost:1", "cores": "[1]", "coreCount": 2, "socketDir": "/var/tmp/vhost-sockets",
+        "controlSock": "/var/tmp/vhost-sockets/vhost.sock", "clientConf": "/etc/zbs/client.conf",
+        "hugepageNr": 1, "imageTar": "/var/tmp/none.tar", "imageUrl": "http://127.0.0.1:1/none.tar",
+    });
+    let ssh = json!({
+        "hostIp": "127.0.0.1", "sshPort": 22, "sshUsername": "root", "sshPassword": "x",
+        "hugepageSize": 2, "hugepageDir": "/dev/hugepages2m",
+    });
+    let with = |base: &Value, more: Value| {
+        let mut all = base.clone();
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    let volume =
+        json!({"installPath": "zbs://pool/volume", "bdevName": "b", "controllerName": "c"});
+    let zbs = |route: &str, body: Value| (format!("{ZBS}/{route}"), body);
+    vec![
+        zbs("target/prepareenv", json!({"hugepageNr": 1})),
+        zbs(
+            "target/health",
+            json!({"containerName": "zbs-vhost", "controlSock": "/var/tmp/v.sock"}),
+        ),
+        zbs("target/ensure", target.clone()),
+        zbs("activate", with(&target, volume)),
+        zbs(
+            "deactivate",
+            json!({"controlSock": "/var/tmp/v.sock", "bdevName": "b", "controllerName": "c"}),
+        ),
+        zbs("resize", json!({"controlSock": "/var/tmp/v.sock", "bdevName": "b", "sizeMib": 1})),
+        zbs("deploy", ssh.clone()),
+        zbs("destroy", ssh.clone()),
+        zbs("bdev/create", with(&ssh, json!({"logicalPool": "p", "volume": "v", "bdevName": "b"}))),
+        zbs("bdev/delete", with(&ssh, json!({"bdevName": "b"}))),
+        (
+            "/host/connect".to_string(),
+            json!({
+                "hostUuid": "5f0c", "sendCommandUrl": "http://127.0.0.1:1/x", "version": "5",
+                "iptablesRules": "", "tcpServerPort": 1,
+            }),
+        ),
+        ("/host/ping".to_string(), json!({"hostUuid": "5f0c"})),
+    ]
+}
+
+/// The body with each of its fields, one after the other, being `text`.
+fn in_each_field<'a>(body: &'a Value, text: &'a str) -> impl Iterator<Item = Value> + 'a {
+    body.as_object().unwrap().keys().map(move |field| {
+        let mut changed = body.clone();
+        changed[field] = json!(text);
+        changed
+    })
+}
+
+fn children(agent: &Agent) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+    let children = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("children"));
+    tasks.flatten().filter_map(|entry| children(entry).ok()).collect()
+}
+
+#[tokio::test]
+async fn shell_text_in_any_field_of_any_call_runs_nothing() {
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    let canary = place.folder().join("canary");
+    let touch = format!("touch {}", canary.display());
+    for text in [
+        format!("$({touch})"),
+        format!("`{touch}`"),
+        format!("; {touch};"),
+        format!("x\n{touch}\n"),
+        format!("| {touch}"),
+        format!("&& {touch} #"),
+        format!("'; {touch}; '"),
+        format!("\"; {touch}; \""),
+        format!("--help\0; {touch}"),
+    ] {
+        for (route, body) in calls() {
+            for body in in_each_field(&body, &text) {
+                let reply = agent.post(&route, &body.to_string()).await;
+                assert!([200, 400].contains(&reply.status), "{route} {body}: {}", reply.text());
+                assert_ne!(reply.code(), "internal", "{route} {body}: {}", reply.text());
+            }
+        }
+        let escaped: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        for (method, path) in [
+            ("PUT", format!("/v1/targets/{escaped}")),
+            ("DELETE", format!("/v1/targets/{escaped}")),
+            ("GET", format!("/v1/targets/zbs-vhost/health?controlSock={escaped}")),
+            ("PUT", format!("/v1/targets/zbs-vhost/volumes/{escaped}")),
+        ] {
+            let reply = call(agent.address, method, &path, &[], "{}").await;
+            assert!((400..500).contains(&reply.status), "{method} {path}: {}", reply.text());
+        }
+        // Line ends cannot be in a header.
+        let header = text.replace(['\n', '\0'], " ");
+        let headers = [("taskuuid", header.as_str()), ("callbackurl", header.as_str())];
+        let path = format!("{ZBS}/target/prepareenv");
+        assert_eq!(call(agent.address, "POST", &path, &headers, "{}").await.status, 400);
+    }
+    assert!(!canary.exists());
+    assert_eq!(children(&agent), "");
+    agent.must_live();
+}
+
+#[tokio::test]
+async fn text_in_braces_is_text() {
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    for text in
+        ["{{x}}", "{{", "}}{{", "{{{{{{{{x}}}}}}}}", &"{{a}}".repeat(2000), "{% for %}", "${x}"]
+    {
+        for (route, body) in calls() {
+            for body in in_each_field(&body, text) {
+                let reply = agent.post(&route, &body.to_string()).await;
+                assert!([200, 400].contains(&reply.status), "{route} {body}: {}", reply.text());
+            }
+            let mut more = body.clone();
+            more["threadContext"] = json!({"api": text, text: text});
+            assert!([200, 400].contains(&agent.post(&route, &more.to_string()).await.status));
+        }
+    }
+    agent.must_live();
+    assert_eq!(agent.post("/host/ping", "{}").await.status, 200);
+}
+
+/// Calls that all are there before any is answered.
+async fn at_once(count: usize, address: SocketAddr) {
+    let mut calls = JoinSet::new();
+    let bytes = request("POST", "/host/ping", &[("Connection", "close")], "{}");
+    for _ in 0..count {
+        let bytes = bytes.clone();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        calls.spawn(async move {
+            stream.write_all(bytes.as_bytes()).await.unwrap();
+            receive(&mut stream).await.status
+        });
+    }
+    let statuses = calls.join_all().await;
+    assert_eq!((statuses.len(), statuses.iter().all(|status| *status == 200)), (count, true));
+}
+
+#[tokio::test]
+async fn two_hundred_and_two_thousand_calls_at_once_are_all_answered() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    for count in [200, 2000] {
+        at_once(count, agent.address).await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_tells_what_is_wrong_and_nothing_of_the_agents_inside() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    let deep = "[".repeat(5000);
+    let mut answers = Vec::new();
+    for (route, _) in calls() {
+        for body in
+            ["{", "[]", "\"x\"", "{\"hugepageNr\": {}}", "{\"image\": 5}", "\u{0}", deep.as_str()]
+        {
+            answers.push(agent.post(&route, body).await);
+        }
+        for method in ["GET", "PUT", "DELETE", "BREW"] {
+            answers.push(call(agent.address, method, &route, &[], "").await);
+        }
+    }
+    for path in
+        ["/", "/x", "/v1/x", "/v1/targets/..%2f..", "/v1/status?after=x", "/%00", "/host/echo/x"]
+    {
+        answers.push(agent.get(path).await);
+    }
+    answers.push(send(agent.address, b"GET /v1/node?\xff HTTP/1.1\r\nHost: n\r\n\r\n").await);
+    for reply in answers {
+        let text = reply.text();
+        for inside in ["Traceback", "panicked", ".rs:", "stack backtrace", "src/", "<html"] {
+            assert!(!text.contains(inside), "{}: {text}", reply.status);
+        }
+    }
+    let call = agent.post_task("/host/ping", &task(1), "http://", "{}").await;
+    assert_eq!((call.status, call.code().as_str()), (400, "callback-url-malformed"));
+}
