@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Offering;
-use crate::model::fault::Fault;
+use super::census::{Census, Counts};
 use crate::model::task::{TaskId, TaskResult};
 
 /// What became of one attempt.
@@ -44,14 +44,16 @@ pub(super) enum Place {
     BeingWritten,
     /// The same task is at work, or its result waits.
     Known,
-    /// There is none.
-    Full(Fault),
+    /// There is none: a code, and the text.
+    Full(&'static str, String),
 }
 
 /// One result that waits.
 #[derive(Debug)]
 struct Waiting {
     result: TaskResult,
+    /// How old it was when it came into the book, and when that was.
+    came: (Duration, Instant),
     /// When it is too old.
     ends: Instant,
     attempts: u32,
@@ -59,18 +61,26 @@ struct Waiting {
     due: Option<Instant>,
 }
 
+/// A task that has no result yet.
+#[derive(Debug)]
+struct AtWork {
+    /// Whether it is written down.
+    written: bool,
+    call: &'static str,
+}
+
 /// Tasks and results.
 #[derive(Debug)]
 pub(super) struct Book {
     offering: Offering,
-    /// Each with whether it is written down.
-    at_work: BTreeMap<TaskId, bool>,
+    at_work: BTreeMap<TaskId, AtWork>,
     /// Work that goes on after its result was given early.
     going_on: usize,
     waiting: BTreeMap<TaskId, Waiting>,
     /// Addresses that did not take what they were offered last.
     failing: BTreeSet<String>,
     jitter: RandomState,
+    counts: Counts,
 }
 
 impl Book {
@@ -82,12 +92,27 @@ impl Book {
             waiting: BTreeMap::new(),
             failing: BTreeSet::new(),
             jitter: RandomState::new(),
+            counts: Counts::default(),
         }
     }
 
-    /// Takes a task in.
-    pub(super) fn admit(&mut self, task: &TaskId) -> Place {
-        if self.at_work.get(task) == Some(&false) {
+    /// Takes a task in, of a call of that name.
+    pub(super) fn admit(&mut self, task: &TaskId, call: &'static str) -> Place {
+        let place = self.place(task);
+        match &place {
+            Place::New => {
+                self.at_work.insert(task.clone(), AtWork { written: false, call });
+            }
+            Place::Known => self.counts.repeated += 1,
+            // It asks again.
+            Place::BeingWritten => {}
+            Place::Full(code, _) => Counts::one_more(&mut self.counts.refused, code),
+        }
+        place
+    }
+
+    fn place(&self, task: &TaskId) -> Place {
+        if self.at_work.get(task).is_some_and(|work| !work.written) {
             return Place::BeingWritten;
         }
         if self.at_work.contains_key(task) || self.waiting.contains_key(task) {
@@ -95,40 +120,43 @@ impl Book {
         }
         if self.at_work.len() + self.going_on >= self.offering.max_tasks {
             let most = self.offering.max_tasks;
-            return Place::Full(Fault::new(
+            return Place::Full(
                 "too-many-tasks",
                 format!("{most} calls are at work already (http.max_tasks): call again later"),
-            ));
+            );
         }
         if self.at_work.len() + self.waiting.len() >= self.offering.max_pending {
             let most = self.offering.max_pending;
-            return Place::Full(Fault::new(
+            return Place::Full(
                 "outbox-full",
                 format!(
                     "{most} results wait for the controller already (callbacks.max_pending): its callback \
                      address must answer before more work is taken in"
                 ),
-            ));
+            );
         }
-        self.at_work.insert(task.clone(), false);
         Place::New
     }
 
     /// The task is written down: its work begins.
     pub(super) fn begins(&mut self, task: &TaskId) {
-        self.at_work.insert(task.clone(), true);
+        if let Some(work) = self.at_work.get_mut(task) {
+            work.written = true;
+            Counts::one_more(&mut self.counts.taken_in, work.call);
+        }
     }
 
-    /// The task could not be written down: it was never there.
-    pub(super) fn refuse(&mut self, task: &TaskId) {
+    /// The task could not be written down: it was never there, and its caller is told this code.
+    pub(super) fn refuse(&mut self, task: &TaskId, code: &'static str) {
         self.at_work.remove(task);
+        Counts::one_more(&mut self.counts.refused, code);
     }
 
     /// The work has a result, of this age; it is due at `due`, or as soon as it is written.
     pub(super) fn finish(&mut self, result: TaskResult, age: Duration, now: Instant, due: Instant) {
         self.at_work.remove(&result.task);
         let ends = now + self.offering.max_age.saturating_sub(age);
-        let waiting = Waiting { ends, attempts: 0, due: Some(due), result };
+        let waiting = Waiting { came: (age, now), ends, attempts: 0, due: Some(due), result };
         self.waiting.insert(waiting.result.task.clone(), waiting);
     }
 
@@ -153,6 +181,20 @@ impl Book {
     /// Tasks at work, those that go on after their result with them, and results that wait.
     pub(super) fn load(&self) -> (usize, usize) {
         (self.at_work.len() + self.going_on, self.waiting.len())
+    }
+
+    /// How everything stands, and what has happened.
+    pub(super) fn census(&self, now: Instant) -> Census {
+        let mut at_work = BTreeMap::new();
+        self.at_work.values().for_each(|work| Counts::one_more(&mut at_work, work.call));
+        let age = |(age, since): (Duration, Instant)| age + now.saturating_duration_since(since);
+        Census {
+            at_work,
+            going_on: self.going_on,
+            waiting: self.waiting.len(),
+            oldest: self.waiting.values().map(|waiting| age(waiting.came)).max(),
+            counts: self.counts.clone(),
+        }
     }
 
     /// When the next result that may be offered is due.
@@ -193,6 +235,14 @@ impl Book {
         let Some(waiting) = self.waiting.get(task) else { return Settled::Gone };
         let to = address(&waiting.result).to_string();
         let settled = self.judge(task, verdict, now);
+        match verdict {
+            Verdict::Taken => self.counts.taken += 1,
+            Verdict::NotWaiting => self.counts.not_waited_for += 1,
+            Verdict::Again => self.counts.failed += 1,
+        }
+        if settled == Settled::TooOld {
+            self.counts.given_up += 1;
+        }
         let others = self.waiting.values().any(|waiting| address(&waiting.result) == to);
         match verdict {
             Verdict::Again if others => self.failing.insert(to),
@@ -244,7 +294,7 @@ mod tests {
     }
 
     fn begin(book: &mut Book, n: u32) {
-        assert_eq!(book.admit(&id(n)), Place::New);
+        assert_eq!(book.admit(&id(n), "ensure"), Place::New);
         book.begins(&id(n));
     }
 
@@ -264,18 +314,18 @@ mod tests {
     #[test]
     fn a_task_is_known_until_its_result_was_taken() {
         let (mut book, now) = (book(8, 8), Instant::now());
-        assert_eq!(book.admit(&id(1)), Place::New);
-        assert_eq!(book.admit(&id(1)), Place::BeingWritten);
+        assert_eq!(book.admit(&id(1), "ensure"), Place::New);
+        assert_eq!(book.admit(&id(1), "ensure"), Place::BeingWritten);
         book.begins(&id(1));
-        assert_eq!(book.admit(&id(1)), Place::Known);
+        assert_eq!(book.admit(&id(1), "ensure"), Place::Known);
         finish(&mut book, 1, URL, NEW, now);
-        assert_eq!(book.admit(&id(1)), Place::Known);
+        assert_eq!(book.admit(&id(1), "ensure"), Place::Known);
         assert_eq!(book.take_due(now, 9).len(), 1);
         assert!(book.take_due(now, 9).is_empty(), "it is under way");
         assert_eq!(book.settle(&id(1), Verdict::Taken, now), Settled::Gone);
-        assert_eq!(book.admit(&id(1)), Place::New);
-        book.refuse(&id(1));
-        assert_eq!((book.load(), book.admit(&id(1))), ((0, 0), Place::New));
+        assert_eq!(book.admit(&id(1), "ensure"), Place::New);
+        book.refuse(&id(1), "state-unwritable");
+        assert_eq!((book.load(), book.admit(&id(1), "ensure")), ((0, 0), Place::New));
     }
 
     #[test]
@@ -283,11 +333,11 @@ mod tests {
         let (mut book, now) = (book(2, 3), Instant::now());
         begin(&mut book, 1);
         begin(&mut book, 2);
-        assert!(matches!(book.admit(&id(3)), Place::Full(f) if f.code == "too-many-tasks"));
+        assert!(matches!(book.admit(&id(3), "ensure"), Place::Full("too-many-tasks", _)));
         finish(&mut book, 1, URL, NEW, now);
         begin(&mut book, 3);
         finish(&mut book, 3, URL, NEW, now);
-        assert!(matches!(book.admit(&id(4)), Place::Full(f) if f.code == "outbox-full"));
+        assert!(matches!(book.admit(&id(4), "ensure"), Place::Full("outbox-full", _)));
     }
 
     #[test]
@@ -380,5 +430,44 @@ mod tests {
         book.settle(&id(0), Verdict::Taken, now);
         book.settle(&id(3), Verdict::Taken, now);
         assert_eq!(due(&mut book, now, 9).len(), 4, "it takes results again");
+    }
+
+    #[test]
+    fn what_became_of_calls_and_results_is_counted() {
+        let (mut book, now) = (book(2, 9), Instant::now());
+        begin(&mut book, 1);
+        assert_eq!(book.admit(&id(2), "activate"), Place::New);
+        let at_work = BTreeMap::from([("ensure", 1), ("activate", 1)]);
+        assert_eq!(book.census(now).at_work, at_work);
+        assert_eq!(book.admit(&id(1), "ensure"), Place::Known);
+        assert!(matches!(book.admit(&id(3), "ensure"), Place::Full(..)));
+        book.refuse(&id(2), "state-unwritable");
+        finish(&mut book, 1, URL, Duration::from_secs(90), now);
+        finish(&mut book, 4, URL, NEW, now);
+        finish(&mut book, 5, URL, NEW, now);
+        finish(&mut book, 6, URL, Duration::from_secs(90_000), now);
+        let later = now + Duration::from_secs(7);
+        let census = book.census(later);
+        assert_eq!((census.at_work.len(), census.waiting), (0, 4));
+        assert_eq!(census.oldest, Some(Duration::from_secs(90_007)));
+        book.take_due(later, 9);
+        book.settle(&id(1), Verdict::Taken, later);
+        book.settle(&id(4), Verdict::NotWaiting, later);
+        book.settle(&id(5), Verdict::Again, later);
+        book.settle(&id(6), Verdict::Again, later);
+        book.goes_on();
+        let expected = Counts {
+            taken_in: BTreeMap::from([("ensure", 1)]),
+            repeated: 1,
+            refused: BTreeMap::from([("state-unwritable", 1), ("too-many-tasks", 1)]),
+            taken: 1,
+            not_waited_for: 1,
+            failed: 2,
+            given_up: 1,
+        };
+        let census = book.census(later);
+        assert_eq!(census.counts, expected);
+        assert_eq!((census.waiting, census.going_on), (1, 1));
+        assert_eq!(census.oldest, Some(Duration::from_secs(7)));
     }
 }

@@ -32,16 +32,21 @@ use crate::model::task::{TaskId, TaskResult};
 use crate::store::Store;
 
 mod book;
+mod census;
 mod disk;
 mod entry;
 
 use book::{Book, Place};
 pub use book::{Settled, Verdict};
+pub use census::{Census, Counts};
 use disk::{Disk, Told};
 use entry::Entry;
 
 /// How long the disk may take before a call is refused, or a result offered that is not yet written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The code of a call that could not be written down.
+pub const UNWRITABLE: &str = "state-unwritable";
 
 /// How results are offered.
 #[derive(Debug, Clone)]
@@ -143,26 +148,31 @@ impl Outbox {
         }
     }
 
-    /// Takes a task in, once it is on the disk; `route` is for who reads its file. Not cancel-safe: a
-    /// task that is left half-way keeps its place.
-    pub async fn admit(&self, task: &TaskId, callback_url: &str, route: Option<&str>) -> Admission {
+    /// Takes a task in, once it is on the disk; `route` is for who reads its file, or counts. Not
+    /// cancel-safe: a task that is left half-way keeps its place.
+    pub async fn admit(
+        &self,
+        task: &TaskId,
+        callback_url: &str,
+        route: Option<&'static str>,
+    ) -> Admission {
         loop {
             // Listening before looking: what ends in between is heard.
             let settled = self.settled.notified();
-            let place = self.book().admit(task);
+            let place = self.book().admit(task, route.unwrap_or(census::UNNAMED));
             match place {
                 Place::New => break,
                 // Should that one fail, this one is a call of its own.
                 Place::BeingWritten => settled.await,
                 Place::Known => return Admission::Known,
-                Place::Full(fault) => return Admission::Full(fault),
+                Place::Full(code, text) => return Admission::Full(Fault::new(code, text)),
             }
         }
         let entry = Entry::new(task.clone(), callback_url.to_string(), route);
         let written = self.written_in_time(task, self.disk.write(entry.clone())).await;
         match &written {
             Ok(()) => self.book().begins(task),
-            Err(_) => self.book().refuse(task),
+            Err(_) => self.book().refuse(task, UNWRITABLE),
         }
         self.settled.notify_waiters();
         match written {
@@ -180,12 +190,17 @@ impl Outbox {
             "{} was not written within {WRITE_TIMEOUT:?}: see whether the state folder's disk hangs, then call again",
             entry::file(task)
         );
-        Err(Fault::new("state-unwritable", text))
+        Err(Fault::new(UNWRITABLE, text))
     }
 
     /// Tasks at work, those that go on after their result with them, and results that wait.
     pub fn load(&self) -> (usize, usize) {
         self.book().load()
+    }
+
+    /// How it stands, and what has happened since the agent runs.
+    pub fn census(&self) -> Census {
+        self.book().census(Instant::now())
     }
 
     /// Results that are due now, each with the number of its attempt, from 1; each is under way until
