@@ -41,6 +41,11 @@ impl Stands {
         self.change(name, |standing| standing.restarts += 1);
     }
 
+    /// The target has fallen.
+    pub fn fell(&self, name: &TargetName) {
+        self.change(name, |standing| standing.falls += 1);
+    }
+
     /// Its volumes are these.
     pub fn volumes(&self, name: &TargetName, volumes: VolumeTally) {
         self.change(name, |standing| standing.volumes = volumes);
@@ -57,6 +62,7 @@ impl Stands {
             let standing = all.entry(name.clone()).or_insert_with(|| Standing {
                 health: None,
                 restarts: 0,
+                falls: 0,
                 volumes: VolumeTally::default(),
             });
             change(standing);

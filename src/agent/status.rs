@@ -225,7 +225,11 @@ mod tests {
             }
             let (desired, identity) = (watch::Sender::default(), watch::Sender::default());
             let ledger = Ledger::new("the-boot");
-            let books = watch::Sender::new(Published { ledger, remembered: true });
+            let books = watch::Sender::new(Published {
+                ledger,
+                remembered: true,
+                wanted: Default::default(),
+            });
             let stands = Stands::default();
             let sources = Sources {
                 standings: stands.watch(),

@@ -127,6 +127,10 @@ impl TellsHealth for Healths {
         Box::pin(self.0.health(name, control))
     }
 
+    fn last_answers(&self) -> Vec<(TargetName, Duration)> {
+        self.0.last_answers()
+    }
+
     fn watch(&self, name: &TargetName, control: &CleanPath) {
         self.0.watch(name, control);
     }

@@ -14,6 +14,7 @@ pub mod door;
 pub mod dpkg;
 pub mod facts;
 pub mod files;
+pub mod footprint;
 pub mod holders;
 pub mod leftovers;
 pub mod mounts;

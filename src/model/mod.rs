@@ -11,6 +11,7 @@ pub mod deep;
 pub mod engine;
 pub mod event;
 pub mod fault;
+pub mod footprint;
 pub mod identity;
 pub mod image;
 pub mod mounts;

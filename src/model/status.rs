@@ -30,6 +30,8 @@ pub struct Standing {
     pub health: Option<TargetHealth>,
     /// How often the agent has started it again since the agent runs.
     pub restarts: u64,
+    /// How often it has fallen since the agent runs.
+    pub falls: u64,
     /// Its volumes.
     pub volumes: VolumeTally,
 }
@@ -154,7 +156,7 @@ mod tests {
             age_ms: Some(7),
             pid: Some(7),
         });
-        (name, Standing { health, restarts: 3, volumes: VolumeTally::default() })
+        (name, Standing { health, restarts: 3, falls: 4, volumes: VolumeTally::default() })
     }
 
     fn told(reports: &[TargetReport]) -> Vec<(&str, TargetState, &str)> {

@@ -25,6 +25,8 @@ pub struct Published {
     pub ledger: Ledger,
     /// Whether the reservations on disk cover the ledger.
     pub remembered: bool,
+    /// What is wanted, and taken again after a reboot: the reservations, and what the ledger has beyond.
+    pub wanted: PagesByPool,
 }
 
 /// The books of one node.
@@ -51,7 +53,8 @@ impl Books {
         let reservations =
             store.read::<Vec<PoolPages>>(RESERVATIONS, Durability::Disk)?.unwrap_or_default();
         let reservations = pages_map(&reservations);
-        let published = Published { ledger: ledger.clone(), remembered: true };
+        let published =
+            Published { ledger: ledger.clone(), remembered: true, wanted: PagesByPool::new() };
         let published = watch::Sender::new(published);
         let slot = store.boot_slot(LEDGER);
         let books = Books { store, slot, ledger, reservations, published, behind: false };
@@ -182,8 +185,9 @@ impl Books {
     }
 
     fn publish(&self) {
-        let remembered = self.raised() == self.reservations;
-        self.published.send_replace(Published { ledger: self.ledger.clone(), remembered });
+        let wanted = self.raised();
+        let remembered = wanted == self.reservations;
+        self.published.send_replace(Published { ledger: self.ledger.clone(), remembered, wanted });
     }
 }
 

@@ -45,13 +45,15 @@ impl MemoryObserver {
         self.pools_of(&self.sizes(), self.memory()?)
     }
 
-    /// The counters of all pools, for who only tells of them.
+    /// The counters of all pools, for who only tells of them. Their files are held open: nothing else of
+    /// the machine is waited for.
     ///
     /// # Errors
     /// When one cannot be read.
     pub fn counters(&self) -> Result<PoolsSeen, Fault> {
-        let pools = self.files.read_sizes(&self.sizes())?;
-        Ok(PoolsSeen { pools, ..PoolsSeen::default() })
+        let pools = self.files.read_all()?;
+        let reserved = self.files.reserved(&self.sizes())?;
+        Ok(PoolsSeen { pools, reserved, ..PoolsSeen::default() })
     }
 
     /// What [`MemoryObserver::pools`] tells, of the pools of these sizes alone and with what was seen of the

@@ -1,6 +1,7 @@
 //! Looking at the machine: facts in the model's types, no opinions.
 
 pub mod engine;
+pub mod figures;
 pub mod hypervisor;
 pub mod memory;
 pub mod node;

@@ -98,6 +98,11 @@ pub trait TellsHealth: Send + Sync {
         control: &'a CleanPath,
     ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>>;
 
+    /// How old the last answer is of each target that is watched and has answered; nobody is asked for that.
+    fn last_answers(&self) -> Vec<(TargetName, Duration)> {
+        Vec::new()
+    }
+
     /// From now on it is known how it stands.
     fn watch(&self, name: &TargetName, control: &CleanPath);
 
@@ -338,6 +343,11 @@ impl Targets {
         let known = self.board.of(target);
         let specs = self.desired.volumes(target);
         specs.values().map(|spec| view(target, spec, &known)).collect()
+    }
+
+    /// Virtual machines that were connected to its volumes when those were looked at last.
+    pub fn sessions(&self, target: &TargetName) -> usize {
+        self.board.of(target).values().map(|status| status.sessions).sum()
     }
 
     async fn ask<T>(

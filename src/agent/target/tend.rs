@@ -271,6 +271,7 @@ impl<C: Containers> Owner<C> {
 
     async fn note_fall(&mut self, why: &str) {
         self.backoff.fell(Instant::now().into_std());
+        self.parts.stands.fell(&self.name);
         let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
         self.book.fell(&at);
         (self.in_place, self.next_pass) = (false, Instant::now());

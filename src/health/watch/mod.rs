@@ -103,6 +103,20 @@ impl<C: Containers> Watchers<C> {
         ask(asks, known).await
     }
 
+    /// How old the last answer is of each that has answered since its process runs. Under the name of one
+    /// that is wanted only its own control socket counts, whatever others were asked for.
+    pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let desired = self.shared.desired.borrow();
+        let counts = |key: &Key| is_wanted(&desired, key) || !desired.targets.contains_key(&key.0);
+        let counted = watched.iter().filter(|(key, _)| counts(key));
+        let ages = counted.filter_map(|((name, _), one)| {
+            let answered = one.told.borrow().answered?;
+            Some((name.clone(), answered.elapsed()))
+        });
+        ages.collect()
+    }
+
     /// Watches the target from now on, if it was not watched before. On the runtime.
     pub fn watch(&self, name: &TargetName, control: &CleanPath) {
         drop(self.watched(name, control));

@@ -1,0 +1,97 @@
+//! What a scrape reads of the machine: the pools' counters and the agent's own process, in one look off
+//! the runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::blocking;
+use super::memory::MemoryObserver;
+use crate::host::Root;
+use crate::host::footprint::OwnProcess;
+use crate::model::fault::Fault;
+use crate::model::footprint::Footprint;
+use crate::model::pools::PoolsSeen;
+
+/// How long the kernel may take; what it has not told by then is left out.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// Looks at them.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    memory: MemoryObserver,
+    process: OwnProcess,
+    /// One look at a time: one that hangs must not take a thread for each scrape.
+    place: Arc<Semaphore>,
+}
+
+/// What was seen; each part is missing where it could not be read.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The pools, with what is reserved of them.
+    pub pools: Option<PoolsSeen>,
+    /// The agent's process.
+    pub process: Option<Footprint>,
+}
+
+impl Figures {
+    /// With the files that the observer of the pools holds.
+    pub fn new(root: &Root, memory: MemoryObserver) -> Figures {
+        let place = Arc::new(Semaphore::new(1));
+        Figures { memory, process: OwnProcess::new(root), place }
+    }
+
+    /// How they are now.
+    pub async fn look(&self) -> Seen {
+        let look = async {
+            let place = self.place.clone().acquire_owned().await.ok()?;
+            let (memory, process) = (self.memory.clone(), self.process.clone());
+            let work = move || {
+                let _place = place;
+                (memory.counters(), process.read().map_err(Fault::from))
+            };
+            blocking(work).await.ok()
+        };
+        let Ok(Some((pools, process))) = timeout(WITHIN, look).await else {
+            tracing::debug!("the kernel has not told the pools' counters within {WITHIN:?}");
+            return Seen::default();
+        };
+        Seen { pools: told(pools), process: told(process) }
+    }
+}
+
+fn told<T>(read: Result<T, Fault>) -> Option<T> {
+    read.inspect_err(|fault| tracing::debug!(code = %fault.code, "not among the metrics: {fault}"))
+        .ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use crate::model::pools::{Pool, PoolKey};
+    use crate::model::units::{NumaNode, PageSize};
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_missing_and_takes_nothing_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("sys/devices/system/node/node1/hugepages/hugepages-2048kB");
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, number) in [("nr_hugepages", 9), ("free_hugepages", 5), ("surplus_hugepages", 1)]
+        {
+            std::fs::write(folder.join(name), format!("{number}\n")).unwrap();
+        }
+        let root = Root::new(dir.path());
+        let figures = Figures::new(&root, MemoryObserver::new(&root).unwrap());
+        let seen = figures.look().await;
+        let key = PoolKey { size: PageSize::MIB_2, node: NumaNode(1) };
+        let pool = Pool { key, total: 9, free: 5, surplus: 1 };
+        assert_eq!(seen.pools.unwrap().pools, [pool]);
+        assert_eq!(seen.process, None);
+        std::fs::remove_dir_all(dir.path().join("sys")).unwrap();
+        let figures = Figures::new(&Root::new("/"), MemoryObserver::new(&root).unwrap());
+        assert!(figures.look().await.process.is_some());
+    }
+}
