@@ -8,6 +8,7 @@ pub mod access;
 pub mod body;
 pub mod errors;
 pub mod journal;
+pub mod metrics;
 pub mod probes;
 pub mod serve;
 pub mod v1;
@@ -88,6 +89,8 @@ pub struct Api {
     pub exposure: Exposure,
     /// Whether calls are taken.
     pub phase: watch::Receiver<Phase>,
+    /// What is counted and measured.
+    pub metrics: metrics::Metrics,
 }
 
 impl Api {
@@ -182,17 +185,22 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
     }
 }
 
-/// What tells whether the agent lives and how it does.
-fn probes() -> Router<Shared> {
-    Router::new().route("/healthz", get(probes::healthz)).route("/readyz", get(probes::readyz))
-}
-
 /// With what every route has in common.
 fn finished(router: Router<Shared>, api: &Shared) -> NormalizePath<Router> {
     let router = router
         .fallback(any(errors::no_such_route))
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(CatchPanicLayer::custom(errors::panicked))
+        // Outermost, so that a handler that broke is counted as it was answered.
+        .layer(api.metrics.counting())
         .with_state(api.clone());
     NormalizePath::trim_trailing_slash(router)
+}
+
+/// The routes that change nothing and tell a machine how the agent does.
+fn probes() -> Router<Shared> {
+    Router::new()
+        .route("/healthz", get(probes::healthz))
+        .route("/readyz", get(probes::readyz))
+        .route("/metrics", get(metrics::get))
 }

@@ -27,6 +27,7 @@ use crate::agent::events::Events;
 use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
 use crate::agent::observe::engine::EngineObserver;
+use crate::agent::observe::figures::Figures;
 use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::observe::memory::MemoryObserver;
 use crate::agent::observe::node::NodeObserver;
@@ -40,6 +41,7 @@ use crate::agent::pulse::Pulse;
 use crate::agent::standing::Stands;
 use crate::agent::status::{self, Reports};
 use crate::agent::target::{Falls, LooksAfterNode, Parts, Targets, TellsHealth};
+use crate::api::metrics::Metrics;
 use crate::api::serve::Door;
 use crate::api::{self, Api, Defaults, Phase};
 use crate::config::Settings;
@@ -48,7 +50,7 @@ use crate::controller::deliver;
 use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
 use crate::controller::progress::ProgressPosts;
-use crate::controller::report::{self, Pace, Reporting};
+use crate::controller::report::{self, Pace, Reporting, Tally};
 use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
 use crate::health::probe::{EngineDaemon, Probe};
@@ -175,6 +177,12 @@ impl Core {
             memory: self.memory.clone(),
         };
         Ok(status::start(sources, pulse.register())?)
+    }
+
+    /// What is counted and measured of the agent.
+    fn metrics(&self, tally: Arc<Tally>) -> Metrics {
+        let figures = Figures::new(&self.root, self.memory.clone());
+        Metrics::new(figures, self.pools.watch(), self.stands.watch(), tally)
     }
 
     /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.
@@ -328,11 +336,17 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let outbox = start_outbox(&settings, core.store.clone(), &pulse)?;
     let identities = Identities::open(core.store.clone())?;
     let reports = core.report(&identities, &pulse)?;
-    start_reporting(&settings, reports.clone(), &identities, &pulse);
-    let told = (Arc::new(identities), reports);
-    let exposure = doors::exposure(&settings, &listeners, &root);
-    let access = exposure.text();
-    let api = known_to_handlers(&settings, &core, outbox.clone(), (told, exposure), watch_phase);
+    let tally = Arc::default();
+    start_reporting(&settings, reports.clone(), &identities, &tally, &pulse);
+    let told = Told {
+        outbox: outbox.clone(),
+        identities: Arc::new(identities),
+        reports,
+        metrics: core.metrics(tally),
+        exposure: doors::exposure(&settings, &listeners, &root),
+    };
+    let access = told.exposure.text();
+    let api = known_to_handlers(&settings, &core, told, watch_phase);
     let routers = api::routers(api, settings.admin_listen.0.is_some());
     let doors = listeners.doors(&settings, routers);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
@@ -357,15 +371,24 @@ fn watchdog_pulse() -> Pulse {
     }
 }
 
+/// What the handlers get to know beside the owners.
+struct Told {
+    outbox: Outbox,
+    identities: Arc<Identities>,
+    reports: Reports,
+    metrics: Metrics,
+    exposure: Exposure,
+}
+
 /// What the handlers get to know.
 fn known_to_handlers(
     settings: &Settings,
     core: &Core,
-    outbox: Outbox,
-    ((identities, reports), exposure): ((Arc<Identities>, Reports), Exposure),
+    told: Told,
     phase: watch::Receiver<Phase>,
 ) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
+    let Told { outbox, identities, reports, metrics, exposure } = told;
     Api {
         prepare: core.prepare.clone(),
         pools: core.pools.clone(),
@@ -389,6 +412,7 @@ fn known_to_handlers(
         },
         exposure,
         phase,
+        metrics,
     }
 }
 
@@ -485,7 +509,13 @@ fn start_outbox(settings: &Settings, store: Store, pulse: &Pulse) -> Result<Outb
 }
 
 /// Tells the controller how the node stands, unless that is switched off.
-fn start_reporting(settings: &Settings, reports: Reports, identities: &Identities, pulse: &Pulse) {
+fn start_reporting(
+    settings: &Settings,
+    reports: Reports,
+    identities: &Identities,
+    tally: &Arc<Tally>,
+    pulse: &Pulse,
+) {
     let settings = &settings.report;
     if !settings.enabled {
         return;
@@ -502,7 +532,8 @@ fn start_reporting(settings: &Settings, reports: Reports, identities: &Identitie
         },
     };
     let client = Client::default();
-    tokio::spawn(report::run(reporting, client, reports, identities.watch(), pulse.register()));
+    let (identity, tally) = (identities.watch(), tally.clone());
+    tokio::spawn(report::run(reporting, client, reports, identity, tally, pulse.register()));
 }
 
 /// Lets tasks at work end and their results go out until the deadline.

@@ -9,6 +9,7 @@
 //! slow controller would never be seen to take anything.
 
 mod course;
+mod tally;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::course::Pace;
 use self::course::{Course, Verdict, Went};
+pub use self::tally::{Tally, Told};
 use super::client::Client;
 use crate::agent::pulse::Beat;
 use crate::model::ascii::ascii_json;
@@ -43,12 +45,13 @@ pub struct Reporting {
     pub pace: Pace,
 }
 
-/// Reports for ever, and beats for the watchdog.
+/// Reports for ever, counts that, and beats for the watchdog.
 pub async fn run(
     reporting: Reporting,
     client: Client,
     reports: watch::Receiver<Arc<NodeReport>>,
     identity: watch::Receiver<Identity>,
+    tally: Arc<Tally>,
     beat: Beat,
 ) {
     let client = Arc::new(client);
@@ -57,7 +60,7 @@ pub async fn run(
         let (client, path) = (client.clone(), path.clone());
         async move { post(&client, &path, url, report, within).await }
     };
-    Reporter { url: reporting.url, pace: reporting.pace, reports, identity, beat, attempt }
+    Reporter { url: reporting.url, pace: reporting.pace, reports, identity, tally, beat, attempt }
         .run()
         .await;
 }
@@ -67,6 +70,7 @@ struct Reporter<A> {
     pace: Pace,
     reports: watch::Receiver<Arc<NodeReport>>,
     identity: watch::Receiver<Identity>,
+    tally: Arc<Tally>,
     beat: Beat,
     /// Posts a report to an address.
     attempt: A,
@@ -117,12 +121,14 @@ where
             let (ended, connected) = self.send(url, report, may_be_overtaken).await;
             match ended {
                 Ended::By(verdict) => {
+                    self.tally.ended(&verdict);
                     let before = course.settle(&verdict, generation, Instant::now());
                     note(url, before, &verdict);
                     may_be_overtaken = true;
                 }
                 Ended::Overtaken => {
                     tracing::debug!(url = %url, "the controller is slow; it is told the newer state");
+                    self.tally.overtaken();
                     course.overtaken(Instant::now());
                     may_be_overtaken = false;
                 }

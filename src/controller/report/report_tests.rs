@@ -47,6 +47,7 @@ impl Played {
             pace,
             reports: reports.subscribe(),
             identity: identity.subscribe(),
+            tally: Arc::default(),
             beat: Pulse::default().register(),
             attempt,
         };

@@ -1,0 +1,254 @@
+//! The families, from what was gathered of the agent at one time.
+//!
+//! Labels that callers name are bounded: there are at most 64 targets, and volumes are counted for each
+//! target, not told one by one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::page::{ALONE, Page};
+use crate::controller::outbox::Census;
+use crate::controller::report::Told;
+use crate::model::footprint::Footprint;
+use crate::model::pools::{Pool, PoolKey};
+use crate::model::status::TargetReport;
+use crate::model::target::{TargetName, TargetState};
+use crate::model::units::PageSize;
+
+/// The agent at one time.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    pub(super) ready: bool,
+    pub(super) process: Option<Footprint>,
+    pub(super) census: Census,
+    pub(super) reports: Told,
+    pub(super) targets: Vec<TargetFigures>,
+    pub(super) pools: Vec<PoolFigures>,
+    /// Promised pages of each size.
+    pub(super) reserved: BTreeMap<PageSize, u64>,
+}
+
+/// One target.
+#[derive(Debug)]
+pub(super) struct TargetFigures {
+    pub(super) report: TargetReport,
+    pub(super) wanted: bool,
+    pub(super) falls: u64,
+    pub(super) sessions: u64,
+    pub(super) last_answer: Option<Duration>,
+}
+
+/// One pool.
+#[derive(Debug)]
+pub(super) struct PoolFigures {
+    pub(super) pool: Pool,
+    /// Grown by the agent in this boot and not given back.
+    pub(super) grown: u64,
+    /// That the agent takes again at each boot.
+    pub(super) wanted: u64,
+}
+
+const STATES: [TargetState; 5] = [
+    TargetState::Absent,
+    TargetState::Starting,
+    TargetState::Serving,
+    TargetState::Degraded,
+    TargetState::Failed,
+];
+
+impl Collector for Gathered {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut page = Page::new(encoder);
+        self.agent(&mut page)?;
+        self.process(&mut page)?;
+        self.tasks(&mut page)?;
+        self.callbacks(&mut page)?;
+        self.reports(&mut page)?;
+        self.targets(&mut page)?;
+        self.volumes(&mut page)?;
+        self.pools(&mut page)
+    }
+}
+
+impl Gathered {
+    fn agent(&self, page: &mut Page<'_>) -> fmt::Result {
+        let about = ("vhost_build_info", "The agent that runs; always 1.");
+        page.gauges(about, [([("version", env!("CARGO_PKG_VERSION"))], 1)])?;
+        let about = ("vhost_ready", "Whether calls are taken.");
+        page.gauge(about, Some(self.ready.into()))
+    }
+
+    /// Under the names that every exporter has for them.
+    fn process(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Some(own) = &self.process else { return Ok(()) };
+        let about = ("process_cpu_seconds", "CPU time of the agent, in user and kernel.");
+        page.counter(about, own.cpu.as_secs_f64())?;
+        let about = ("process_resident_memory_bytes", "Memory of the agent that is in RAM.");
+        page.gauge(about, Some(own.resident_bytes))?;
+        let about = ("process_virtual_memory_bytes", "Address space of the agent.");
+        page.gauge(about, Some(own.virtual_bytes))?;
+        let about = ("process_threads", "Threads of the agent.");
+        page.gauge(about, Some(own.threads))?;
+        let about = ("process_open_fds", "Open file descriptors of the agent.");
+        page.gauge(about, Some(own.open_files))?;
+        page.gauge(("process_max_fds", "How many it may have open."), own.most_files)?;
+        let about = ("process_start_time_seconds", "When the agent was started, since 1970.");
+        page.seconds(about, [(ALONE, own.started.as_secs_f64())])
+    }
+
+    fn tasks(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Census { at_work, going_on, counts, .. } = &self.census;
+        let by_call = |counts: &BTreeMap<&'static str, u64>| -> Vec<_> {
+            counts.iter().map(|(call, count)| ([("call", *call)], *count)).collect()
+        };
+        let about = ("vhost_tasks_at_work", "Calls to be called back that are at work.");
+        page.gauges(about, by_call(at_work))?;
+        let help = "Work that goes on after the controller's time for it was over.";
+        page.gauge(("vhost_tasks_overdue", help), Some(*going_on as u64))?;
+        let about = ("vhost_tasks_taken_in", "Calls to be called back that were taken in.");
+        page.counters(about, by_call(&counts.taken_in))?;
+        let help = "Calls that were ignored, for their task was known.";
+        page.counters(("vhost_tasks_repeated", help), [(ALONE, counts.repeated)])?;
+        let refused = counts.refused.iter().map(|(code, count)| ([("code", *code)], *count));
+        page.counters(("vhost_tasks_refused", "Calls that were refused."), refused)
+    }
+
+    fn callbacks(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Census { waiting, oldest, counts, .. } = &self.census;
+        let about = ("vhost_callbacks_waiting", "Results that wait for the controller.");
+        page.gauge(about, Some(*waiting as u64))?;
+        let help = "Age of the oldest result that waits; 0 where none does.";
+        let age = oldest.unwrap_or_default().as_secs_f64();
+        page.seconds(("vhost_callbacks_oldest_age_seconds", help), [(ALONE, age)])?;
+        let attempts = [
+            ([("outcome", "taken")], counts.taken),
+            ([("outcome", "not-waited-for")], counts.not_waited_for),
+            ([("outcome", "failed")], counts.failed),
+        ];
+        let about = ("vhost_callback_attempts", "Attempts to give a result to the controller.");
+        page.counters(about, attempts)?;
+        let help = "Results that became too old (callbacks.max_age).";
+        page.counters(("vhost_callbacks_given_up", help), [(ALONE, counts.given_up)])
+    }
+
+    fn reports(&self, page: &mut Page<'_>) -> fmt::Result {
+        let told = &self.reports;
+        let attempts = [
+            ([("outcome", "taken")], told.taken),
+            ([("outcome", "unknown")], told.unknown),
+            ([("outcome", "failed")], told.failed),
+            ([("outcome", "overtaken")], told.overtaken),
+        ];
+        let help = "Attempts to tell the controller how the node stands.";
+        page.counters(("vhost_report_attempts", help), attempts)?;
+        let about = ("vhost_report_last_taken", "Whether the last attempt was taken.");
+        page.gauge(about, told.last_taken.map(u64::from))?;
+        let help = "When the controller took a report last, since 1970.";
+        page.gauge(("vhost_report_last_taken_timestamp_seconds", help), told.taken_at)
+    }
+
+    fn targets(&self, page: &mut Page<'_>) -> fmt::Result {
+        let each = |figure: fn(&TargetFigures) -> u64| {
+            let line = move |it| (target(it), figure(it));
+            self.targets.iter().map(line)
+        };
+        let words = STATES.map(|state| (state, state.to_string()));
+        let states = self.targets.iter().flat_map(|it| {
+            let [name] = target(it);
+            words.iter().map(move |(state, word)| {
+                ([name, ("state", word.as_str())], u64::from(it.report.state == *state))
+            })
+        });
+        let about =
+            ("vhost_target_state", "1 for the state that a target is in, 0 for the others.");
+        page.gauges(about, states)?;
+        let about = ("vhost_target_wanted", "Whether a target was deployed and not destroyed.");
+        page.gauges(about, each(|it| it.wanted.into()))?;
+        let answers =
+            self.targets.iter().filter_map(|it| Some((target(it), it.last_answer?.as_secs_f64())));
+        let help = "How old the last answer of a target's control socket is.";
+        page.seconds(("vhost_target_last_answer_age_seconds", help), answers)?;
+        let about = ("vhost_target_falls", "How often a target has fallen.");
+        page.counters(about, each(|it| it.falls))?;
+        let about = ("vhost_target_restarts", "How often the agent has started a target again.");
+        page.counters(about, each(|it| it.report.restarts))
+    }
+
+    fn volumes(&self, page: &mut Page<'_>) -> fmt::Result {
+        let volumes = self.targets.iter().flat_map(|it| {
+            let tally = it.report.volumes;
+            let known = tally.serving + tally.degraded + tally.stuck;
+            let counts = [
+                ("pending", tally.wanted.saturating_sub(known)),
+                ("serving", tally.serving),
+                ("degraded", tally.degraded),
+                ("stuck", tally.stuck),
+            ];
+            let [name] = target(it);
+            counts.map(|(state, count)| ([name, ("state", state)], count as u64))
+        });
+        let about = ("vhost_target_volumes", "Volumes that are wanted in a target.");
+        page.gauges(about, volumes)?;
+        let help = "Virtual machines that were connected when the volumes were looked at last.";
+        let sessions = self.targets.iter().map(|it| (target(it), it.sessions));
+        page.gauges(("vhost_target_sessions", help), sessions)?;
+        let help = "Volumes whose virtual machine has not come back since their target fell.";
+        let gone = |it: &TargetFigures| it.report.volumes.disconnected_sessions as u64;
+        let gone = self.targets.iter().map(|it| (target(it), gone(it)));
+        page.gauges(("vhost_target_disconnected_sessions", help), gone)
+    }
+
+    fn pools(&self, page: &mut Page<'_>) -> fmt::Result {
+        type Figure = fn(&PoolFigures) -> u64;
+        let families: [(&str, &str, Figure); 5] = [
+            ("vhost_pool_pages", "All pages of a pool, surplus ones with them.", |it| {
+                it.pool.total
+            }),
+            (
+                "vhost_pool_free_pages",
+                "Pages that are not handed out; some may be reserved.",
+                |it| it.pool.free,
+            ),
+            ("vhost_pool_surplus_pages", "Pages handed out beyond the pool.", |it| it.pool.surplus),
+            ("vhost_pool_grown_pages", "Pages that the agent grew and holds.", |it| it.grown),
+            ("vhost_pool_wanted_pages", "Pages that the agent takes again at each boot.", |it| {
+                it.wanted
+            }),
+        ];
+        let names: Vec<(String, String)> =
+            self.pools.iter().map(|it| pool_names(it.pool.key)).collect();
+        for (name, help, figure) in families {
+            let lines = self.pools.iter().zip(&names).map(|(it, (node, size))| {
+                ([("node", node.as_str()), ("page_size", size.as_str())], figure(it))
+            });
+            page.gauges((name, help), lines)?;
+        }
+        let reserved: Vec<(String, u64)> =
+            self.reserved.iter().map(|(size, pages)| (size.to_string(), *pages)).collect();
+        let lines = reserved.iter().map(|(size, pages)| ([("page_size", size.as_str())], *pages));
+        let help = "Free pages that are promised to somebody, on the whole machine.";
+        page.gauges(("vhost_reserved_pages", help), lines)
+    }
+}
+
+fn target(figures: &TargetFigures) -> [(&'static str, &str); 1] {
+    [("target", figures.report.name.as_str())]
+}
+
+/// As sysfs and hugetlbfs write them: `0`, `2M`.
+fn pool_names(key: PoolKey) -> (String, String) {
+    (key.node.0.to_string(), key.size.to_string())
+}
+
+/// The age of the last answer of that target.
+pub(super) fn age_of(ages: &[(TargetName, Duration)], name: &TargetName) -> Option<Duration> {
+    ages.iter().filter(|(other, _)| other == name).map(|(_, age)| *age).min()
+}
+
+#[cfg(test)]
+#[path = "families_tests.rs"]
+mod tests;

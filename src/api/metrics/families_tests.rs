@@ -1,0 +1,244 @@
+//! The text of each family, to the byte.
+
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+
+use super::*;
+use crate::controller::outbox::Counts;
+use crate::model::status::VolumeTally;
+use crate::model::units::NumaNode;
+
+/// The lines of the page, without those of the agent itself.
+fn page(gathered: Gathered) -> Vec<String> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(gathered));
+    let mut page = String::new();
+    text::encode(&mut page, &registry).unwrap();
+    page.lines().map(str::to_string).collect()
+}
+
+/// The lines of these families.
+fn lines(gathered: Gathered, families: &[&str]) -> Vec<String> {
+    let of = |line: &String| {
+        let name = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
+        families.iter().any(|family| name.starts_with(family))
+    };
+    page(gathered).into_iter().filter(of).collect()
+}
+
+#[test]
+fn an_agent_of_which_nothing_is_known_yet_tells_what_is_always_known() {
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = format!(
+        r#"# HELP vhost_build_info The agent that runs; always 1.
+# TYPE vhost_build_info gauge
+vhost_build_info{{version="{version}"}} 1
+# HELP vhost_ready Whether calls are taken.
+# TYPE vhost_ready gauge
+vhost_ready 0
+# HELP vhost_tasks_overdue Work that goes on after the controller's time for it was over.
+# TYPE vhost_tasks_overdue gauge
+vhost_tasks_overdue 0
+# HELP vhost_tasks_repeated Calls that were ignored, for their task was known.
+# TYPE vhost_tasks_repeated counter
+vhost_tasks_repeated_total 0
+# HELP vhost_callbacks_waiting Results that wait for the controller.
+# TYPE vhost_callbacks_waiting gauge
+vhost_callbacks_waiting 0
+# HELP vhost_callbacks_oldest_age_seconds Age of the oldest result that waits; 0 where none does.
+# TYPE vhost_callbacks_oldest_age_seconds gauge
+vhost_callbacks_oldest_age_seconds 0.0
+# HELP vhost_callback_attempts Attempts to give a result to the controller.
+# TYPE vhost_callback_attempts counter
+vhost_callback_attempts_total{{outcome="taken"}} 0
+vhost_callback_attempts_total{{outcome="not-waited-for"}} 0
+vhost_callback_attempts_total{{outcome="failed"}} 0
+# HELP vhost_callbacks_given_up Results that became too old (callbacks.max_age).
+# TYPE vhost_callbacks_given_up counter
+vhost_callbacks_given_up_total 0
+# HELP vhost_report_attempts Attempts to tell the controller how the node stands.
+# TYPE vhost_report_attempts counter
+vhost_report_attempts_total{{outcome="taken"}} 0
+vhost_report_attempts_total{{outcome="unknown"}} 0
+vhost_report_attempts_total{{outcome="failed"}} 0
+vhost_report_attempts_total{{outcome="overtaken"}} 0
+# EOF"#
+    );
+    assert_eq!(page(Gathered::default()).join("\n"), expected);
+}
+
+#[test]
+fn the_own_process_is_told_under_the_usual_names() {
+    let process = Footprint {
+        cpu: Duration::from_millis(1500),
+        resident_bytes: 4096,
+        virtual_bytes: 8192,
+        threads: 5,
+        open_files: 11,
+        most_files: Some(1024),
+        started: Duration::from_millis(1_700_000_000_250),
+    };
+    let told = lines(Gathered { process: Some(process), ..Gathered::default() }, &["process_"]);
+    let values: Vec<&str> =
+        told.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
+    let expected = [
+        "process_cpu_seconds_total 1.5",
+        "process_resident_memory_bytes 4096",
+        "process_virtual_memory_bytes 8192",
+        "process_threads 5",
+        "process_open_fds 11",
+        "process_max_fds 1024",
+        "process_start_time_seconds 1700000000.25",
+    ];
+    assert_eq!(values, expected);
+}
+
+#[test]
+fn tasks_are_told_by_the_name_of_their_call_and_refusals_by_their_code() {
+    let counts = Counts {
+        taken_in: BTreeMap::from([("activate", 7), ("ensure", 2)]),
+        repeated: 3,
+        refused: BTreeMap::from([("outbox-full", 4)]),
+        ..Counts::default()
+    };
+    let at_work = BTreeMap::from([("ensure", 1)]);
+    let census = Census { at_work, going_on: 5, counts, ..Census::default() };
+    let expected = [
+        "# HELP vhost_tasks_at_work Calls to be called back that are at work.",
+        "# TYPE vhost_tasks_at_work gauge",
+        r#"vhost_tasks_at_work{call="ensure"} 1"#,
+        "# HELP vhost_tasks_overdue Work that goes on after the controller's time for it was over.",
+        "# TYPE vhost_tasks_overdue gauge",
+        "vhost_tasks_overdue 5",
+        "# HELP vhost_tasks_taken_in Calls to be called back that were taken in.",
+        "# TYPE vhost_tasks_taken_in counter",
+        r#"vhost_tasks_taken_in_total{call="activate"} 7"#,
+        r#"vhost_tasks_taken_in_total{call="ensure"} 2"#,
+        "# HELP vhost_tasks_repeated Calls that were ignored, for their task was known.",
+        "# TYPE vhost_tasks_repeated counter",
+        "vhost_tasks_repeated_total 3",
+        "# HELP vhost_tasks_refused Calls that were refused.",
+        "# TYPE vhost_tasks_refused counter",
+        r#"vhost_tasks_refused_total{code="outbox-full"} 4"#,
+    ];
+    assert_eq!(lines(Gathered { census, ..Gathered::default() }, &["vhost_tasks_"]), expected);
+}
+
+#[test]
+fn callbacks_and_reports_are_told_with_what_became_of_them() {
+    let counts =
+        Counts { taken: 4, not_waited_for: 3, failed: 2, given_up: 1, ..Counts::default() };
+    let oldest = Some(Duration::from_millis(2500));
+    let census = Census { waiting: 6, oldest, counts, ..Census::default() };
+    let reports = Told {
+        taken: 9,
+        unknown: 8,
+        failed: 7,
+        overtaken: 6,
+        last_taken: Some(true),
+        taken_at: Some(1_700_000_000),
+    };
+    let gathered = Gathered { census, reports, ..Gathered::default() };
+    let told = lines(gathered, &["vhost_callback", "vhost_report"]);
+    let values: Vec<&str> =
+        told.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
+    let expected = [
+        "vhost_callbacks_waiting 6",
+        "vhost_callbacks_oldest_age_seconds 2.5",
+        r#"vhost_callback_attempts_total{outcome="taken"} 4"#,
+        r#"vhost_callback_attempts_total{outcome="not-waited-for"} 3"#,
+        r#"vhost_callback_attempts_total{outcome="failed"} 2"#,
+        "vhost_callbacks_given_up_total 1",
+        r#"vhost_report_attempts_total{outcome="taken"} 9"#,
+        r#"vhost_report_attempts_total{outcome="unknown"} 8"#,
+        r#"vhost_report_attempts_total{outcome="failed"} 7"#,
+        r#"vhost_report_attempts_total{outcome="overtaken"} 6"#,
+        "vhost_report_last_taken 1",
+        "vhost_report_last_taken_timestamp_seconds 1700000000",
+    ];
+    assert_eq!(values, expected);
+}
+
+fn figures(name: &str, state: TargetState) -> TargetFigures {
+    let volumes =
+        VolumeTally { wanted: 10, serving: 5, degraded: 2, stuck: 1, disconnected_sessions: 4 };
+    let report = TargetReport {
+        name: name.parse().unwrap(),
+        state,
+        reason: "a reason, which is no label".to_string(),
+        since: "then".to_string(),
+        restarts: 3,
+        volumes,
+    };
+    let last_answer = (state == TargetState::Serving).then_some(Duration::from_millis(750));
+    TargetFigures { report, wanted: true, falls: 6, sessions: 7, last_answer }
+}
+
+#[test]
+fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
+    let targets = vec![figures("a", TargetState::Serving), figures("b", TargetState::Failed)];
+    let told = lines(Gathered { targets, ..Gathered::default() }, &["vhost_target"]);
+    let of = |name: &str| -> Vec<&str> {
+        let label = format!("target=\"{name}\"");
+        told.iter().map(String::as_str).filter(|line| line.contains(&label)).collect()
+    };
+    let expected = [
+        r#"vhost_target_state{target="a",state="absent"} 0"#,
+        r#"vhost_target_state{target="a",state="starting"} 0"#,
+        r#"vhost_target_state{target="a",state="serving"} 1"#,
+        r#"vhost_target_state{target="a",state="degraded"} 0"#,
+        r#"vhost_target_state{target="a",state="failed"} 0"#,
+        r#"vhost_target_wanted{target="a"} 1"#,
+        r#"vhost_target_last_answer_age_seconds{target="a"} 0.75"#,
+        r#"vhost_target_falls_total{target="a"} 6"#,
+        r#"vhost_target_restarts_total{target="a"} 3"#,
+        r#"vhost_target_volumes{target="a",state="pending"} 2"#,
+        r#"vhost_target_volumes{target="a",state="serving"} 5"#,
+        r#"vhost_target_volumes{target="a",state="degraded"} 2"#,
+        r#"vhost_target_volumes{target="a",state="stuck"} 1"#,
+        r#"vhost_target_sessions{target="a"} 7"#,
+        r#"vhost_target_disconnected_sessions{target="a"} 4"#,
+    ];
+    assert_eq!(of("a"), expected);
+    assert_eq!(of("b").len(), expected.len() - 1, "who has not answered has no age");
+    assert_eq!(of("b")[4], r#"vhost_target_state{target="b",state="failed"} 1"#);
+}
+
+#[test]
+fn pools_are_told_by_node_and_page_size_and_promises_by_size() {
+    let pool = |node, size| {
+        let key = PoolKey { size, node: NumaNode(node) };
+        let pool = Pool { key, total: 9, free: 5, surplus: 1 };
+        PoolFigures { pool, grown: 3, wanted: 4 }
+    };
+    let gathered = Gathered {
+        pools: vec![pool(0, PageSize::MIB_2), pool(1, PageSize::GIB_1)],
+        reserved: BTreeMap::from([(PageSize::MIB_2, 2)]),
+        ..Gathered::default()
+    };
+    let told = lines(gathered, &["vhost_pool", "vhost_reserved"]);
+    let values: Vec<&str> =
+        told.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
+    let expected = [
+        r#"vhost_pool_pages{node="0",page_size="2M"} 9"#,
+        r#"vhost_pool_pages{node="1",page_size="1G"} 9"#,
+        r#"vhost_pool_free_pages{node="0",page_size="2M"} 5"#,
+        r#"vhost_pool_free_pages{node="1",page_size="1G"} 5"#,
+        r#"vhost_pool_surplus_pages{node="0",page_size="2M"} 1"#,
+        r#"vhost_pool_surplus_pages{node="1",page_size="1G"} 1"#,
+        r#"vhost_pool_grown_pages{node="0",page_size="2M"} 3"#,
+        r#"vhost_pool_grown_pages{node="1",page_size="1G"} 3"#,
+        r#"vhost_pool_wanted_pages{node="0",page_size="2M"} 4"#,
+        r#"vhost_pool_wanted_pages{node="1",page_size="1G"} 4"#,
+        r#"vhost_reserved_pages{page_size="2M"} 2"#,
+    ];
+    assert_eq!(values, expected);
+}
+
+#[test]
+fn of_two_ages_of_a_target_the_younger_counts() {
+    let name = |text: &str| text.parse::<TargetName>().unwrap();
+    let ages = [(name("a"), Duration::from_secs(3)), (name("a"), Duration::from_secs(2))];
+    assert_eq!(age_of(&ages, &name("a")), Some(Duration::from_secs(2)));
+    assert_eq!(age_of(&ages, &name("b")), None);
+}

@@ -1,0 +1,129 @@
+//! `GET /metrics`: what is counted and measured of the agent, for Prometheus.
+//!
+//! ```text
+//! counters where things happen, watch channels, books ─┐
+//! pools' counters and the own process, off the runtime ─┴▶ Gathered (families) ──▶ page ──▶ text
+//! requests that pass (requests) ─────────────────────────────────────────────────┘
+//! ```
+//! A scrape asks no target and no engine, forks nothing, and waits for nobody but the kernel's counters,
+//! and not long for those. What is not known is left out.
+
+mod families;
+mod page;
+mod plain;
+mod requests;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use self::families::{Gathered, PoolFigures, TargetFigures, age_of};
+use self::requests::Requests;
+use super::errors::Problem;
+use super::{Api, Phase, Shared};
+use crate::agent::memory::Published;
+use crate::agent::observe::figures::Figures;
+use crate::controller::report::Tally;
+use crate::model::pools::{Pool, PoolsSeen};
+use crate::model::status::{Standings, TargetReport};
+
+/// The form that Prometheus asks for …
+const OPEN_METRICS: &str = "application/openmetrics-text";
+const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// … and the one that everybody reads.
+const PLAIN_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Who counts and measures what the handlers do not know otherwise.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: Requests,
+    figures: Figures,
+    books: watch::Receiver<Published>,
+    standings: watch::Receiver<Standings>,
+    tally: Arc<Tally>,
+}
+
+impl Metrics {
+    /// With no request counted yet.
+    pub fn new(
+        figures: Figures,
+        books: watch::Receiver<Published>,
+        standings: watch::Receiver<Standings>,
+        tally: Arc<Tally>,
+    ) -> Metrics {
+        Metrics { requests: Requests::default(), figures, books, standings, tally }
+    }
+
+    /// The layer of a router whose requests are to be counted.
+    pub(super) fn counting(&self) -> Requests {
+        self.requests.clone()
+    }
+}
+
+/// The page, as OpenMetrics where that is asked for.
+pub async fn get(State(api): State<Shared>, headers: HeaderMap) -> Response {
+    let gathered = gather(&api).await;
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(gathered));
+    registry.register_collector(Box::new(api.metrics.requests.clone()));
+    let mut page = String::with_capacity(16 * 1024);
+    if let Err(e) = text::encode(&mut page, &registry) {
+        let text = format!("the metrics cannot be written: {e}; this is a bug, report it");
+        return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).into_response();
+    }
+    match wants_open_metrics(&headers) {
+        true => ([(header::CONTENT_TYPE, OPEN_METRICS_TYPE)], page).into_response(),
+        false => ([(header::CONTENT_TYPE, PLAIN_TYPE)], plain::plain(&page)).into_response(),
+    }
+}
+
+/// Whoever knows that form names it; nobody names it who does not prefer it.
+fn wants_open_metrics(headers: &HeaderMap) -> bool {
+    let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok());
+    accepted.any(|accepted| accepted.contains(OPEN_METRICS))
+}
+
+async fn gather(api: &Api) -> Gathered {
+    let seen = api.metrics.figures.look().await;
+    let reserved = seen.pools.as_ref().map(|pools| pools.reserved.clone());
+    Gathered {
+        ready: *api.phase.borrow() == Phase::Serving,
+        process: seen.process,
+        census: api.outbox.census(),
+        reports: api.metrics.tally.read(),
+        targets: targets(api),
+        pools: seen.pools.map(|pools| pool_figures(&pools, &api.metrics)).unwrap_or_default(),
+        reserved: reserved.unwrap_or_default(),
+    }
+}
+
+fn targets(api: &Api) -> Vec<TargetFigures> {
+    let (report, ages) = (api.reports.borrow().clone(), api.health.last_answers());
+    let standings = api.metrics.standings.borrow();
+    let desired = api.desired.borrow();
+    let figures = |report: &TargetReport| TargetFigures {
+        wanted: desired.targets.contains_key(&report.name),
+        falls: standings.get(&report.name).map_or(0, |standing| standing.falls),
+        sessions: api.targets.sessions(&report.name) as u64,
+        last_answer: age_of(&ages, &report.name),
+        report: report.clone(),
+    };
+    report.targets.iter().map(figures).collect()
+}
+
+fn pool_figures(seen: &PoolsSeen, metrics: &Metrics) -> Vec<PoolFigures> {
+    let Published { mut ledger, wanted, .. } = metrics.books.borrow().clone();
+    // Others may have changed the pools since the agent last did.
+    ledger.settle(seen);
+    let figures = |pool: &Pool| PoolFigures {
+        pool: *pool,
+        grown: ledger.grown(pool.key),
+        wanted: wanted.get(&pool.key).copied().unwrap_or(0),
+    };
+    seen.pools.iter().map(figures).collect()
+}

@@ -1,0 +1,47 @@
+//! The page for who does not ask for OpenMetrics: the older text format, which every scraper reads.
+//!
+//! Both differ little: there a counter's family is named as its lines are, and there is no last line.
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
+
+/// Bytes of `# HELP ` and of `# TYPE `.
+const HEAD: usize = 7;
+
+/// The family whose type this line tells, if it is a counter's.
+fn counter(line: &str) -> Option<&str> {
+    line.strip_prefix("# TYPE ")?.strip_suffix(" counter")
+}
+
+/// The page in the older form.
+pub(super) fn plain(page: &str) -> String {
+    let mut text = String::with_capacity(page.len() + 1024);
+    let mut lines = page.lines().peekable();
+    while let Some(line) = lines.next() {
+        // A family's help comes right before its type.
+        let name = counter(line).or_else(|| lines.peek().copied().and_then(counter));
+        let rest = |name| line.get(HEAD..)?.strip_prefix(name);
+        match name.filter(|_| line.starts_with("# ")).and_then(|name| Some((name, rest(name)?))) {
+            _ if line == "# EOF" => continue,
+            Some((name, rest)) => {
+                text.extend([&line[..HEAD], name, "_total", rest]);
+            }
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn counters_are_named_as_their_lines_are_and_the_rest_stays() {
+        let page = "# HELP a Help.\n# TYPE a counter\na_total{x=\"# TYPE b counter\"} 1\n\
+                    # HELP a_b Help of a.\n# TYPE a_b gauge\na_b 2\n# HELP c C.\n# TYPE c counter\nc_total 3\n# EOF\n";
+        let expected = "# HELP a_total Help.\n# TYPE a_total counter\na_total{x=\"# TYPE b counter\"} 1\n\
+                        # HELP a_b Help of a.\n# TYPE a_b gauge\na_b 2\n# HELP c_total C.\n# TYPE c_total counter\nc_total 3\n";
+        assert_eq!(plain(page), expected);
+        assert_eq!(plain("# EOF\n"), "");
+    }
+}

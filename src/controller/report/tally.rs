@@ -1,0 +1,110 @@
+//! What became of the reports since the agent runs, counted where they are sent and read by whoever asks.
+
+use std::sync::atomic::{AtomicI8, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::course::Verdict;
+
+/// Attempts, by how they ended.
+#[derive(Debug)]
+pub struct Tally {
+    taken: AtomicU64,
+    unknown: AtomicU64,
+    failed: AtomicU64,
+    overtaken: AtomicU64,
+    /// Whether the last one was taken; below zero before the first.
+    last: AtomicI8,
+    /// When one was taken last, in seconds since 1970; zero before the first.
+    taken_at: AtomicU64,
+}
+
+/// The same at one time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The controller has them.
+    pub taken: u64,
+    /// The controller did not know the command path.
+    pub unknown: u64,
+    /// It has them not.
+    pub failed: u64,
+    /// They hung, and were given up for a newer state.
+    pub overtaken: u64,
+    /// Whether the last one was taken; `None` before the first.
+    pub last_taken: Option<bool>,
+    /// When one was taken last, in seconds since 1970.
+    pub taken_at: Option<u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        let none = || AtomicU64::new(0);
+        Tally {
+            taken: none(),
+            unknown: none(),
+            failed: none(),
+            overtaken: none(),
+            last: AtomicI8::new(-1),
+            taken_at: none(),
+        }
+    }
+}
+
+impl Tally {
+    /// How it stands.
+    pub fn read(&self) -> Told {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let last = self.last.load(Ordering::Relaxed);
+        Told {
+            taken: read(&self.taken),
+            unknown: read(&self.unknown),
+            failed: read(&self.failed),
+            overtaken: read(&self.overtaken),
+            last_taken: (last >= 0).then_some(last > 0),
+            taken_at: Some(read(&self.taken_at)).filter(|at| *at > 0),
+        }
+    }
+
+    /// An attempt has ended like this.
+    pub(super) fn ended(&self, verdict: &Verdict) {
+        let counter = match verdict {
+            Verdict::Taken => &self.taken,
+            Verdict::Unknown => &self.unknown,
+            Verdict::Failed(_) => &self.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let taken = *verdict == Verdict::Taken;
+        self.last.store(i8::from(taken), Ordering::Relaxed);
+        if taken {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.taken_at.store(now.as_secs(), Ordering::Relaxed);
+        }
+    }
+
+    /// An attempt was given up for a newer state.
+    pub(super) fn overtaken(&self) {
+        self.overtaken.fetch_add(1, Ordering::Relaxed);
+        self.last.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_attempt_is_told_apart_from_those_before() {
+        let tally = Tally::default();
+        assert_eq!(tally.read(), Told::default());
+        tally.ended(&Verdict::Failed("why".to_string()));
+        let failed = Told { failed: 1, last_taken: Some(false), ..Told::default() };
+        assert_eq!(tally.read(), failed);
+        tally.ended(&Verdict::Taken);
+        let told = tally.read();
+        assert!(told.taken_at.is_some_and(|at| at > 1_000_000_000));
+        assert_eq!((told.taken, told.failed, told.last_taken), (1, 1, Some(true)));
+        tally.overtaken();
+        tally.ended(&Verdict::Unknown);
+        let after = Told { overtaken: 1, unknown: 1, last_taken: Some(false), ..told };
+        assert_eq!(tally.read(), after);
+    }
+}
