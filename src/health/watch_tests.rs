@@ -159,6 +159,22 @@ async fn answer_all(mut stream: UnixStream, mood: Arc<Mood>) {
 const LONG: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
+async fn ages_of_answers_are_told_of_the_control_socket_that_is_wanted_without_asking_anybody() {
+    let scene = Scene::new(LONG);
+    assert!(scene.watchers.last_answers().is_empty());
+    scene.health().await;
+    let ages = scene.watchers.last_answers();
+    assert!(ages.len() == 1 && ages[0].0 == scene.name && ages[0].1 < LONG, "{ages:?}");
+    // Under its name another control socket is wanted now, which has never answered.
+    let control_sock = "/nobody/listens.sock".parse().unwrap();
+    let spec = TargetSpec { control_sock, ..TargetSpec::example(scene.name.as_str()) };
+    scene.desired.send_modify(|desired| drop(desired.targets.insert(scene.name.clone(), spec)));
+    let asked = scene.engine.asked();
+    assert!(scene.watchers.last_answers().is_empty());
+    assert_eq!(scene.engine.asked(), asked);
+}
+
+#[tokio::test]
 async fn what_is_known_is_told_without_asking_and_with_its_age() {
     let scene = Scene::new(LONG);
     let first = scene.health().await;

@@ -131,6 +131,8 @@ async fn what_fell_is_tried_at_once_and_then_ever_more_rarely() {
         assert!((0.8 * most..=most).contains(wait), "{waits:?}");
     }
     assert!(owner.parts.desired.has_trouble(&owner.name));
+    let standing = owner.parts.stands.watch().borrow()[&owner.name].clone();
+    assert_eq!((standing.falls, standing.restarts), (1, 0), "attempts that fail are no falls");
 }
 
 #[tokio::test(start_paused = true)]
