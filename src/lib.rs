@@ -14,7 +14,7 @@
 //! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`,
 //! `health::{probe, watch, deep}` and `daemon` import `host`, `docker` and `spdk`, which do not import
 //! each other; `api` and `controller` never touch the machine, and call out through `outgoing`, as
-//! downloads do; files, processes and the environment appear only in `host`, `config`, `store`,
+//! downloads do, and as what is only handed on does; files, processes and the environment appear only in `host`, `config`, `store`,
 //! `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
 
 pub mod agent;

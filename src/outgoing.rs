@@ -1,5 +1,11 @@
 //! One HTTP client for everything that goes out: `http` and `https`, certificates of the system, no
 //! redirects by itself. Deadlines, and what an answer means, are the caller's.
+//!
+//! What is only handed on does not go through it: `stream` is one request on a connection of its own, and
+//! `relay` its body.
+
+pub mod relay;
+pub mod stream;
 
 use std::time::Duration;
 

@@ -25,7 +25,8 @@ const LAW: &[(&str, &[&str])] = &[
     // The outbox beats for the watchdog as the owners do.
     ("controller", &["controller", "model", "store", "agent::pulse", "outgoing"]),
     ("outgoing", &["outgoing"]),
-    ("api", &["api", "model", "agent", "controller"]),
+    // What it does not serve it hands on.
+    ("api", &["api", "model", "agent", "controller", "outgoing::relay", "outgoing::stream"]),
     ("builtin", &["builtin", "model"]),
     ("cli", &["cli", "builtin", "model", "agent", "api", "config", "daemon", "store"]),
     (

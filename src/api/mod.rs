@@ -7,6 +7,7 @@
 pub mod access;
 pub mod body;
 pub mod errors;
+pub mod fallback;
 pub mod journal;
 pub mod metrics;
 pub mod probes;
@@ -87,6 +88,8 @@ pub struct Api {
     pub body: body::Limits,
     /// Who may call.
     pub exposure: Exposure,
+    /// Takes what has no route here; nobody, where no legacy agent is set.
+    pub fallback: Option<fallback::Fallback>,
     /// Whether calls are taken.
     pub phase: watch::Receiver<Phase>,
     /// What is counted and measured.
@@ -142,6 +145,7 @@ pub struct Routers {
 /// The whole route table; with `admin_apart` the main address has no signs of life and no metrics.
 pub fn routers(api: Api, admin_apart: bool) -> Routers {
     const ZBS: &str = "/zbs/primarystorage/vhost";
+    let [connect, ping, echo] = zstack::through::routes(api.fallback.is_some());
     let native_and_compatible = Router::new()
         // The compatible routes.
         .route(&format!("{ZBS}/target/prepareenv"), post(zstack::prepareenv::call))
@@ -154,9 +158,9 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
         .route(&format!("{ZBS}/resize"), post(zstack::volume::resize))
         .route(&format!("{ZBS}/bdev/create"), post(zstack::volume::create))
         .route(&format!("{ZBS}/bdev/delete"), post(zstack::volume::delete))
-        .route("/host/connect", post(zstack::host::connect))
-        .route("/host/ping", post(zstack::host::ping))
-        .route("/host/echo", post(zstack::host::echo))
+        .route("/host/connect", connect)
+        .route("/host/ping", ping)
+        .route("/host/echo", echo)
         // The native routes.
         .route("/v1/node", get(v1::node::get))
         .route("/v1/status", get(v1::status::get))
@@ -178,17 +182,18 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
         .route("/v1/targets/{name}/volumes/{volume}/resize", post(v1::volumes::resize));
     let api = Arc::new(api);
     let all = || native_and_compatible.clone().merge(probes());
+    let main = if admin_apart { native_and_compatible.clone() } else { all() };
     Routers {
-        here: finished(all(), &api),
-        admin: finished(probes(), &api),
-        main: finished(if admin_apart { native_and_compatible.clone() } else { all() }, &api),
+        here: finished(all().fallback(any(fallback::forward)), &api),
+        // Only the agent itself is told of there.
+        admin: finished(probes().fallback(any(errors::no_such_route)), &api),
+        main: finished(main.fallback(any(fallback::forward)), &api),
     }
 }
 
 /// With what every route has in common.
 fn finished(router: Router<Shared>, api: &Shared) -> NormalizePath<Router> {
     let router = router
-        .fallback(any(errors::no_such_route))
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(CatchPanicLayer::custom(errors::panicked))
         // Outermost, so that a handler that broke is counted as it was answered.

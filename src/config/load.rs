@@ -276,6 +276,8 @@ mod tests {
             ("[engine]\nready_timeout = \"soon\"\n", ":2: 'soon' is not a duration"),
             ("[mount]\nmode = \"0999\"\n", ":2: '0999' is not a mode"),
             ("[pools\n", ":1: "),
+            ("fallback_url = \"kvmagent\"\n", "fallback_url: 'kvmagent' is no address"),
+            ("fallback_url = \"http://[::1]:7070\"\n", "is where this agent listens itself"),
             ("[pools]\nfloor_percent = 101\n", "pools.floor_percent: 101 is more than 100"),
             ("[http]\nmax_tasks = 0\n", "http.max_tasks: 0 is not between"),
             ("[log]\nlevel = \"loud\"\n", "log.level: 'loud' is no level or filter"),

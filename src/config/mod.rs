@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that read files
 
 mod access;
+mod fallback;
 mod load;
 mod registry;
 mod report;

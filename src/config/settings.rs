@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{Access, MaybeAddress, Tls};
+use super::fallback;
 use super::registry::{self, Registries};
 use super::report::Report;
 use super::target::{Health, Target};
@@ -31,6 +32,8 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// Logs of what the agent runs: the package manager, a `dockerd` without systemd.
     pub log_dir: PathBuf,
+    /// Where everything goes that the agent does not serve: `http://host:port` of kvmagent; empty: nowhere.
+    pub fallback_url: String,
     /// The agent's own log.
     pub log: Log,
     /// Who may call.
@@ -205,6 +208,7 @@ impl Default for Settings {
             state_dir: PathBuf::from("/var/lib/vhost-agent"),
             run_dir: PathBuf::from("/run/vhost-agent"),
             log_dir: PathBuf::from("/var/log/vhost-agent"),
+            fallback_url: String::new(),
             log: Log::default(),
             access: Access::default(),
             tls: Tls::default(),
@@ -525,5 +529,6 @@ impl Settings {
         whole
             .or_else(|| self.access.problem().or_else(|| self.tls.problem()))
             .or_else(|| registry::problem(&self.registry))
+            .or_else(|| fallback::problem(self))
     }
 }

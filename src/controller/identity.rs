@@ -1,5 +1,7 @@
 //! Who this host is to the controller and where the controller listens, learnt from `/host/connect`.
 
+use std::sync::{Mutex, PoisonError};
+
 use tokio::sync::watch;
 
 use crate::model::fault::Fault;
@@ -11,6 +13,8 @@ use crate::store::{Durability, Store};
 pub struct Identities {
     store: Store,
     known: watch::Sender<Identity>,
+    /// Who compares and then writes is alone.
+    learning: Mutex<()>,
 }
 
 impl Identities {
@@ -20,7 +24,7 @@ impl Identities {
     /// When the state cannot be read.
     pub fn open(store: Store) -> Result<Identities, Fault> {
         let known = store.read(Identity::FILE, Durability::Disk)?.unwrap_or_default();
-        Ok(Identities { store, known: watch::Sender::new(known) })
+        Ok(Identities { store, known: watch::Sender::new(known), learning: Mutex::new(()) })
     }
 
     /// What is known.
@@ -39,6 +43,30 @@ impl Identities {
     /// # Errors
     /// When the state cannot be written; nothing is changed then.
     pub fn learn(&self, identity: Identity) -> Result<(), Fault> {
+        let _alone = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keep(identity)
+    }
+
+    /// Keeps only what was not known at all, and only of the host that this one is known to be. Blocks for the disk where there is such a thing.
+    ///
+    /// # Errors
+    /// As [`Identities::learn`].
+    pub fn learn_missing(&self, said: Identity) -> Result<(), Fault> {
+        let _alone = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known();
+        if ![&said.host_uuid, ""].contains(&known.host_uuid.as_str()) {
+            return Ok(());
+        }
+        let or = |known: String, said: String| if known.is_empty() { said } else { known };
+        let whole = Identity {
+            host_uuid: or(known.host_uuid.clone(), said.host_uuid),
+            send_command_url: or(known.send_command_url.clone(), said.send_command_url),
+            version: or(known.version.clone(), said.version),
+        };
+        if whole == known { Ok(()) } else { self.keep(whole) }
+    }
+
+    fn keep(&self, identity: Identity) -> Result<(), Fault> {
         if self.known() != identity {
             self.store.write(Identity::FILE, &identity, Durability::Disk)?;
         }
@@ -64,5 +92,24 @@ mod tests {
             assert_eq!(*heard.borrow_and_update(), identity);
         }
         assert_eq!(open().known(), identity);
+    }
+
+    #[test]
+    fn what_is_missing_is_filled_in_and_what_is_known_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let identities = Identities::open(Store::open(dir.path(), dir.path()).unwrap()).unwrap();
+        let said = |host_uuid: &str, send_command_url: &str| Identity {
+            host_uuid: host_uuid.to_string(),
+            send_command_url: send_command_url.to_string(),
+            version: String::new(),
+        };
+        let mut heard = identities.watch();
+        identities.learn_missing(said("a", "")).unwrap();
+        identities.learn_missing(said("a", "http://c/")).unwrap();
+        assert_eq!(*heard.borrow_and_update(), said("a", "http://c/"));
+        identities.learn_missing(said("a", "http://d/")).unwrap();
+        identities.learn_missing(said("b", "http://d/")).unwrap();
+        assert!(!heard.has_changed().unwrap(), "nothing was missing: nobody is told anything");
+        assert_eq!(identities.known(), said("a", "http://c/"));
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use self::doors::Listeners;
 pub use self::doors::socket_path;
-use self::seams::{AfterTargets, Healths, Proofs, Versions};
+use self::seams::{AfterTargets, Healths, Proofs, Versions, fallback};
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
@@ -411,6 +411,7 @@ fn known_to_handlers(
             within: settings.http.body_timeout.0,
         },
         exposure,
+        fallback: fallback(settings),
         phase,
         metrics,
     }
@@ -422,6 +423,7 @@ fn listener_limits(settings: &Settings) -> api::serve::Limits {
         head: settings.http.header_timeout.0,
         write: settings.http.write_timeout.0,
         drain: settings.http.drain_timeout.0,
+        header_case: settings.fallback().is_some(),
     }
 }
 

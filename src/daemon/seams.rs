@@ -14,6 +14,7 @@ use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::pools::Pools;
 use crate::agent::proof::ProvesIo;
 use crate::agent::target::{LooksAfterNode, TellsHealth};
+use crate::api::fallback::{self, Fallback};
 use crate::api::zstack::host::AsksVersions;
 use crate::config::Settings;
 use crate::docker::client::DockerClient;
@@ -166,4 +167,16 @@ impl AsksVersions for Versions {
             (versions.libvirt, versions.qemu)
         })
     }
+}
+
+/// The way to the legacy agent, where the settings name one.
+pub(super) fn fallback(settings: &Settings) -> Option<Fallback> {
+    let address = settings.fallback()?;
+    let limits = fallback::Limits {
+        // The other connections are left to the agent's own routes.
+        requests: (settings.http.max_connections / 2).max(1),
+        idle: settings.http.body_timeout.0,
+    };
+    tracing::info!(%address, "what this agent does not serve goes to {address} (fallback_url)");
+    Some(Fallback::new(address, limits))
 }

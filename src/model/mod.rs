@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod deep;
 pub mod engine;
 pub mod event;
+pub mod fallback;
 pub mod fault;
 pub mod footprint;
 pub mod identity;

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, Request, Response};
 use axum::response::IntoResponse;
 use futures_util::future::join_all;
@@ -43,6 +44,7 @@ pub use self::listen::{Listener, listen};
 use self::patient::Patient;
 pub use self::tls::{Material, TlsError, config as tls_config};
 use super::access::{Tokens, is_open_to_all, refusal};
+use super::fallback::AsSent;
 use crate::model::caller::Caller;
 use crate::model::network::Network;
 
@@ -69,6 +71,8 @@ pub struct Limits {
     pub write: Duration,
     /// How long connections may go on after the stop was asked for.
     pub drain: Duration,
+    /// Whether the spelling of header names is kept, for whom a request is handed on to.
+    pub header_case: bool,
 }
 
 /// What has to be shown at a door.
@@ -247,6 +251,7 @@ impl Visit {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.head)
+            .preserve_header_case(limits.header_case)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
         let desk = Desk { router, guards: guards.clone(), caller, place };
@@ -286,11 +291,13 @@ struct Desk {
 }
 
 impl Desk {
-    /// Why this request is not served.
-    fn refusal(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+    /// Why this request is not served; the token of one that is goes no further.
+    fn refusal(&self, path: &str, headers: &mut HeaderMap) -> Option<Response<Body>> {
         let guards = self.guards.borrow();
-        let tokens = guards.tokens.as_ref().filter(|_| !is_open_to_all(path))?;
-        refusal(tokens, headers).map(IntoResponse::into_response)
+        let tokens = guards.tokens.as_ref()?;
+        let refusal = refusal(tokens, headers).filter(|_| !is_open_to_all(path));
+        headers.remove(AUTHORIZATION);
+        refusal.map(IntoResponse::into_response)
     }
 }
 
@@ -301,11 +308,14 @@ impl Service<Request<Incoming>> for Desk {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let at_work = AtWork::new(&self.place);
-        if let Some(refusal) = self.refusal(request.uri().path(), request.headers()) {
+        // The router gets to see a tidied one.
+        let sent = AsSent(request.uri().clone());
+        if let Some(refusal) = self.refusal(sent.0.path(), request.headers_mut()) {
             let answer = refusal.map(|body| Answer { body, _at_work: at_work });
             return Box::pin(std::future::ready(Ok(answer)));
         }
         request.extensions_mut().insert(self.caller);
+        request.extensions_mut().insert(sent);
         let mut router = self.router.clone();
         Box::pin(async move {
             let answer = tower::Service::call(&mut router, request.map(Body::new)).await?;

@@ -22,7 +22,7 @@ pub trait AsksVersions: Send + Sync {
 
 /// What the controller says when it connects. Everything else in that body is the legacy agent's.
 #[derive(Debug, Deserialize)]
-struct ConnectRequest {
+pub(super) struct ConnectRequest {
     #[serde(rename = "hostUuid", default, deserialize_with = "wire::text")]
     host_uuid: Option<String>,
     #[serde(rename = "sendCommandUrl", default, deserialize_with = "wire::text")]
@@ -39,21 +39,43 @@ pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, Some("connect"), request, learn).await
 }
 
-async fn learn(api: Shared, request: ConnectRequest) -> Result<Value, Fault> {
-    let required = |field: Option<String>, name: &str| {
-        let text = field.filter(|text| text.len() <= MOST_TEXT && !text.contains(char::is_control));
-        text.ok_or_else(|| {
-            Fault::new("invalid-body", format!("{name} is missing or no plain text"))
-        })
+/// What a controller says of itself and of this host when it connects, judged.
+pub(super) fn judged(request: ConnectRequest) -> Result<Identity, Fault> {
+    let identity = judged_in_part(request)?;
+    let required =
+        [("hostUuid", &identity.host_uuid), ("sendCommandUrl", &identity.send_command_url)];
+    match required.iter().find(|(_, text)| text.is_empty()) {
+        Some((name, _)) => Err(not_plain(name)),
+        None => Ok(identity),
+    }
+}
+
+/// The same where it need not say everything: what is missing is empty.
+pub(super) fn judged_in_part(request: ConnectRequest) -> Result<Identity, Fault> {
+    let plain = |field: Option<String>, name: &str| {
+        let text = field.unwrap_or_default();
+        let fits = text.len() <= MOST_TEXT && !text.contains(char::is_control);
+        if fits { Ok(text) } else { Err(not_plain(name)) }
     };
     let identity = Identity {
-        host_uuid: required(request.host_uuid, "hostUuid")?,
-        send_command_url: required(request.send_command_url, "sendCommandUrl")?,
+        host_uuid: plain(request.host_uuid, "hostUuid")?,
+        send_command_url: plain(request.send_command_url, "sendCommandUrl")?,
         version: request.version.filter(|text| text.len() <= MOST_TEXT).unwrap_or_default(),
     };
-    task::web_address(&identity.send_command_url).map_err(|why| {
-        Fault::new("invalid-body", format!("sendCommandUrl cannot be used: {why}"))
-    })?;
+    if !identity.send_command_url.is_empty() {
+        task::web_address(&identity.send_command_url).map_err(|why| {
+            Fault::new("invalid-body", format!("sendCommandUrl cannot be used: {why}"))
+        })?;
+    }
+    Ok(identity)
+}
+
+fn not_plain(name: &str) -> Fault {
+    Fault::new("invalid-body", format!("{name} is missing or no plain text"))
+}
+
+async fn learn(api: Shared, request: ConnectRequest) -> Result<Value, Fault> {
+    let identity = judged(request)?;
     let identities = api.identities.clone();
     tokio::task::spawn_blocking(move || identities.learn(identity))
         .await

@@ -8,5 +8,6 @@ pub mod host;
 pub mod prepareenv;
 pub mod target;
 pub mod task;
+pub mod through;
 pub mod volume;
 pub mod wire;

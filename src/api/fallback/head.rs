@@ -1,0 +1,138 @@
+//! Heads on their way through: all of them is handed on but what belongs to one connection alone
+//! (RFC 9110, 7.6.1).
+
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, response};
+
+/// The target of a request as it was sent; the router finds its way by a tidied one.
+#[derive(Debug, Clone)]
+pub struct AsSent(pub Uri);
+
+/// Who sent it and how it got here is the agent's own business, and the connection's; what is between the
+/// two ends stays as it is: method, target, headers with their spelling, body.
+///
+/// Nothing is added that says who handed it on: kvmagent is to see what it has always seen.
+pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
+    let Parts { method, uri, version, headers, mut extensions, .. } = head;
+    let uri = extensions.remove::<AsSent>().map_or(uri, |AsSent(sent)| sent);
+    let mut request = Request::new(body);
+    *request.headers_mut() = end_to_end(&headers);
+    let mut own = HeaderValue::from_static("close");
+    if takes_trailers(&headers) {
+        request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+        own = HeaderValue::from_static("close, te");
+    }
+    request.headers_mut().insert(header::CONNECTION, own);
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    // One without `Host` is only right in the older version, which knows no chunks either.
+    *request.version_mut() = version;
+    // The spelling of the headers is in there.
+    *request.extensions_mut() = extensions;
+    request
+}
+
+/// An answer on its way back.
+pub(super) fn answered<B>(head: response::Parts, body: B) -> axum::http::Response<B> {
+    let mut response = axum::http::Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = end_to_end(&head.headers);
+    *response.version_mut() = Version::HTTP_11;
+    // The spelling of the headers is in there, and the words behind the status.
+    *response.extensions_mut() = head.extensions;
+    response
+}
+
+/// The headers that are not one connection's own, in their order. `Transfer-Encoding` stays, for codings
+/// other than `chunked` are not undone here; hyper makes of it what the other connection can do.
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let named = named_by_connection(headers);
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        if !belongs_to_the_connection(name) && !named.contains(name) {
+            kept.append(name, value.clone());
+        }
+    }
+    kept
+}
+
+fn belongs_to_the_connection(name: &HeaderName) -> bool {
+    let known = [header::CONNECTION, header::TE, header::UPGRADE];
+    known.contains(name) || ["keep-alive", "proxy-connection"].contains(&name.as_str())
+}
+
+/// What `Connection` names besides; never what says where a message ends and for whom it is.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let firm =
+        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::CONTENT_TYPE];
+    let names = headers.get_all(header::CONNECTION).iter().flat_map(words);
+    names.filter(|name| !firm.contains(name)).collect()
+}
+
+fn words(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
+    let words = value.as_bytes().split(|byte| *byte == b',');
+    words.filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok())
+}
+
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let trailers = HeaderName::from_static("trailers");
+    headers.get_all(header::TE).iter().flat_map(words).any(|word| word == trailers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(headers: &HeaderMap) -> Vec<(&str, &str)> {
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect()
+    }
+
+    fn sent(lines: &[(&'static str, &'static str)]) -> Parts {
+        let mut request = Request::new(());
+        for (name, value) in lines {
+            request.headers_mut().append(*name, HeaderValue::from_static(value));
+        }
+        request.into_parts().0
+    }
+
+    #[test]
+    fn what_is_one_connections_own_stays_there() {
+        let head = sent(&[
+            ("host", "node"),
+            ("connection", "keep-alive, X-Hop"),
+            ("connection", "close, content-length"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "gzip"),
+            ("upgrade", "h2c"),
+            ("x-hop", "1"),
+            ("content-length", "4"),
+            ("x-more", "b"),
+            ("x-more", "a"),
+        ]);
+        let request = forwarded(head, ());
+        let expected = [
+            ("host", "node"),
+            ("content-length", "4"),
+            ("x-more", "b"),
+            ("x-more", "a"),
+            ("connection", "close"),
+        ];
+        assert_eq!(pairs(request.headers()), expected);
+    }
+
+    #[test]
+    fn who_takes_trailers_is_given_some() {
+        let request = forwarded(sent(&[("te", "gzip, trailers"), ("trailer", "x-sum")]), ());
+        let expected = [("trailer", "x-sum"), ("te", "trailers"), ("connection", "close, te")];
+        assert_eq!(pairs(request.headers()), expected);
+    }
+
+    #[test]
+    fn the_target_is_the_one_that_was_sent() {
+        let mut head = sent(&[]);
+        head.uri = Uri::from_static("/a");
+        head.extensions.insert(AsSent(Uri::from_static("//a//?")));
+        assert_eq!(forwarded(head, ()).uri().to_string(), "//a//?");
+    }
+}

@@ -1,0 +1,178 @@
+//! What the agent does not serve goes to the legacy agent (`fallback_url`), and its answer back, as they
+//! came.
+//!
+//! A request gets a place, of which there are fewer than connections, so that a legacy agent that is slow
+//! never takes the agent's own routes down; a connection of its own; and passes with its body streamed.
+//! There is no limit on how long the legacy agent thinks: only on how long a body may stand still. Nothing
+//! is sent twice.
+
+mod head;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Shared;
+use super::errors::{self, Problem};
+use crate::model::fallback::FallbackAddress;
+use crate::model::fault::chain;
+use crate::outgoing::relay::{Broken, Watch, relay};
+use crate::outgoing::stream::{Line, OpenError};
+
+pub use self::head::AsSent;
+
+/// How long a connection to it may take to come up.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Limits of what is handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests at one time.
+    pub requests: usize,
+    /// How long a body may stand still, in either direction.
+    pub idle: Duration,
+}
+
+/// The way to the legacy agent.
+#[derive(Debug)]
+pub struct Fallback {
+    address: FallbackAddress,
+    idle: Duration,
+    requests: usize,
+    places: Arc<Semaphore>,
+    /// Whether the last attempt to connect went well: the log tells only when that changes.
+    reachable: AtomicBool,
+}
+
+impl Fallback {
+    /// A way to that address. Nobody has to be there yet.
+    pub fn new(address: FallbackAddress, limits: Limits) -> Fallback {
+        let Limits { requests, idle } = limits;
+        let places = Arc::new(Semaphore::new(requests));
+        Fallback { address, idle, requests, places, reachable: AtomicBool::new(true) }
+    }
+
+    /// Hands a request on, and its answer back; an answer is what the legacy agent says, whatever that is.
+    ///
+    /// # Errors
+    /// Why there is no answer of the legacy agent.
+    pub async fn pass(&self, request: Request) -> Result<Response, Problem> {
+        let place = self.place()?;
+        if request.method() == Method::CONNECT {
+            let text = "a tunnel is neither made by this agent nor handed on (CONNECT)";
+            return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no-tunnels", text));
+        }
+        let began = Instant::now();
+        let (method, path) = (request.method().clone(), request.uri().path().to_string());
+        let answered = self.ask(request, place).await;
+        let status = answered.as_ref().map_or_else(|p| p.status, Response::status).as_u16();
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(%method, path, status, ms, "handed on to {}", self.address);
+        answered
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.places.clone().try_acquire_owned().map_err(|_| {
+            let text = format!(
+                "{} requests are at work at {} already (half of http.max_connections): call later",
+                self.requests, self.address
+            );
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "fallback-busy", text)
+        })
+    }
+
+    async fn ask(
+        &self,
+        request: Request,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Response, Problem> {
+        let opened = Line::open(&self.address.host(), self.address.port(), CONNECT).await;
+        let line: Line<Body> = opened.map_err(|error| self.unreachable(&error))?;
+        if !self.reachable.swap(true, Ordering::Relaxed) {
+            tracing::info!("{} (fallback_url) takes connections again", self.address);
+        }
+        let (head, body) = request.into_parts();
+        let (body, watch) = self.sent(body);
+        let answer = tokio::select! {
+            // What broke the body is the reason for what follows from it. The other one is dropped, and
+            // with it the connection: the request is given up.
+            biased;
+            broken = broken(watch) => return Err(self.gave_up(broken)),
+            answer = line.ask(head::forwarded(head, body)) => answer,
+        };
+        let (response, held) = answer.map_err(|error| self.lost(&error))?;
+        let (head, body) = response.into_parts();
+        let (body, _) = relay(body, self.idle, (held, place));
+        Ok(head::answered(head, Body::new(body)))
+    }
+
+    /// The body as it goes on; one that is empty must not look as if something came.
+    fn sent(&self, body: Body) -> (Body, Option<Watch>) {
+        if body.is_end_stream() {
+            return (Body::empty(), None);
+        }
+        let (body, watch) = relay(body, self.idle, ());
+        (Body::new(body), Some(watch))
+    }
+
+    fn unreachable(&self, error: &OpenError) -> Problem {
+        let why = chain(error);
+        if self.reachable.swap(false, Ordering::Relaxed) {
+            tracing::warn!(
+                "{} (fallback_url) cannot be reached, and what the agent does not serve is answered 502: {why}",
+                self.address
+            );
+        }
+        let text = format!(
+            "the agent does not serve this itself, and {} (fallback_url) cannot be reached: {why}; nothing was sent",
+            self.address
+        );
+        Problem::new(StatusCode::BAD_GATEWAY, "fallback-unreachable", text)
+    }
+
+    /// The connection broke after the request had begun to go out.
+    fn lost(&self, error: &hyper::Error) -> Problem {
+        let text = format!(
+            "{} (fallback_url) gave no answer: {}; it may have done what was asked, and is not asked again",
+            self.address,
+            chain(error)
+        );
+        Problem::new(StatusCode::BAD_GATEWAY, "fallback-broken", text)
+    }
+
+    /// The body never got there as a whole.
+    fn gave_up(&self, broken: Broken) -> Problem {
+        let (status, code) = match broken {
+            Broken::Silent(_) => (StatusCode::REQUEST_TIMEOUT, "body-timeout"),
+            Broken::Stuck(_) => (StatusCode::GATEWAY_TIMEOUT, "fallback-stalled"),
+            Broken::Source(_) => (StatusCode::BAD_REQUEST, "body-broken"),
+        };
+        let text = format!(
+            "the request to {} (fallback_url) was given up half-way: {broken} (http.body_timeout)",
+            self.address
+        );
+        Problem::new(status, code, text)
+    }
+}
+
+async fn broken(watch: Option<Watch>) -> Broken {
+    match watch {
+        Some(watch) => watch.broken().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the agent has no route for: the legacy agent's, where there is one.
+pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
+    let Some(fallback) = &api.fallback else {
+        let (head, _) = request.into_parts();
+        return errors::no_such_route(head.method, head.uri).await.into_response();
+    };
+    fallback.pass(request).await.unwrap_or_else(IntoResponse::into_response)
+}

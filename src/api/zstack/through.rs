@@ -1,0 +1,87 @@
+//! `/host/connect`, `/host/ping`, `/host/echo` where a legacy agent is behind this one: it answers them,
+//! for the host is its own, and this agent listens to what the controller says.
+//!
+//! They go through with any method, as kvmagent takes them: a script that asks `/host/echo` with `GET` is
+//! answered as before. What cannot be learnt is told in the log and changes nothing of the answer.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::Method;
+use axum::response::Response;
+use axum::routing::{MethodRouter, any, post};
+use hyper::body::Bytes;
+
+use super::super::{Shared, body, fallback};
+use super::host::{self, ConnectRequest, judged, judged_in_part};
+use crate::model::fault::Fault;
+
+/// The handlers of `/host/connect`, `/host/ping` and `/host/echo`.
+pub fn routes(legacy_agent: bool) -> [MethodRouter<Shared>; 3] {
+    match legacy_agent {
+        true => [any(connect), any(ping), any(fallback::forward)],
+        false => [post(host::connect), post(host::ping), post(host::echo)],
+    }
+}
+
+/// What a controller has said, by the route on which it said it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Connect,
+    Ping,
+}
+
+/// `/host/connect`: answered by the legacy agent; who this host is and where the controller listens is learnt.
+pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
+    listen(api, Said::Connect, request).await
+}
+
+/// `/host/ping`: answered by the legacy agent; what was not known yet is learnt, for a controller that
+/// connected before this agent was there says nothing else for a long time.
+pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
+    listen(api, Said::Ping, request).await
+}
+
+async fn listen(api: Shared, said: Said, request: Request) -> Response {
+    if request.method() != Method::POST {
+        return fallback::forward(State(api), request).await;
+    }
+    let (head, body) = request.into_parts();
+    let bytes = match body::read(body, api.body).await {
+        Ok(bytes) => bytes,
+        Err(problem) => return problem.into_result(),
+    };
+    // Aside: the disk may be slow, and the answer does not wait for it.
+    tokio::spawn(learn(api.clone(), said, bytes.clone()));
+    let request = Request::from_parts(head, Body::from(bytes));
+    fallback::forward(State(api), request).await
+}
+
+async fn learn(api: Shared, said: Said, bytes: Bytes) {
+    let learning = async {
+        let request = body::parse::<ConnectRequest>(&bytes).map_err(|problem| problem.fault)?;
+        let identities = api.identities.clone();
+        let learnt = match said {
+            Said::Connect => {
+                let identity = judged(request)?;
+                tokio::task::spawn_blocking(move || identities.learn(identity))
+            }
+            Said::Ping => {
+                let identity = judged_in_part(request)?;
+                tokio::task::spawn_blocking(move || identities.learn_missing(identity))
+            }
+        };
+        learnt.await.map_err(|e| Fault::new("internal", e.to_string()))?
+    };
+    if let Err(fault) = learning.await {
+        tracing::warn!(code = %fault.code, "{} went through, but nothing was learnt from it: {}", said.route(), fault.text);
+    }
+}
+
+impl Said {
+    fn route(self) -> &'static str {
+        match self {
+            Said::Connect => "/host/connect",
+            Said::Ping => "/host/ping",
+        }
+    }
+}

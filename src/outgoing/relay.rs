@@ -1,0 +1,186 @@
+//! A body on its way from one connection to another, one piece at a time: the next piece is only read
+//! when the last one was taken, so neither side can fill the memory, and where nothing moves for too long
+//! the body breaks off.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Frame};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+/// Why a body broke off.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Broken {
+    /// Who sends it has stopped.
+    #[error("nothing more of the body came for {0:?}")]
+    Silent(Duration),
+    /// Who receives it has stopped.
+    #[error("nothing more of the body was taken for {0:?}")]
+    Stuck(Duration),
+    /// Who sends it is gone, or sends nonsense.
+    #[error("the body broke off: {0}")]
+    Source(String),
+}
+
+#[derive(Debug)]
+enum Piece {
+    Frame(Frame<Bytes>),
+    End,
+    Broken(Broken),
+}
+
+/// What comes out at the other end. Its length is not told: it has the headers that say so.
+#[derive(Debug)]
+pub struct Relayed(mpsc::Receiver<Piece>);
+
+/// Hears of it when the body breaks off.
+#[derive(Debug)]
+pub struct Watch(oneshot::Receiver<Broken>);
+
+impl Watch {
+    /// Returns when the body has broken off; never where it came to its end.
+    pub async fn broken(self) -> Broken {
+        match self.0.await {
+            Ok(broken) => broken,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Begins to pass a body on. Nothing may stand still for longer than `idle`; what is `held` is let go when
+/// the body has ended, broken off, or is not wanted any more.
+pub fn relay<B, H>(source: B, idle: Duration, held: H) -> (Relayed, Watch)
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: std::fmt::Display + Send,
+    H: Send + 'static,
+{
+    let (to, relayed) = mpsc::channel(1);
+    let (tell, watch) = oneshot::channel();
+    tokio::spawn(async move {
+        if let Err(broken) = pass(source, &to, idle).await {
+            // Told first: who watches is to hear the reason, not what follows from it.
+            let _ = tell.send(broken.clone());
+            let _ = to.try_send(Piece::Broken(broken));
+        }
+        drop(held);
+    });
+    (Relayed(relayed), Watch(watch))
+}
+
+async fn pass<B>(mut source: B, to: &mpsc::Sender<Piece>, idle: Duration) -> Result<(), Broken>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    loop {
+        let next = tokio::select! {
+            // Cancel-safe: a frame that was not awaited stays in the body.
+            next = timeout(idle, source.frame()) => next.map_err(|_| Broken::Silent(idle))?,
+            () = to.closed() => return Ok(()),
+        };
+        let piece = match next {
+            Some(Ok(frame)) => Piece::Frame(frame),
+            Some(Err(e)) => return Err(Broken::Source(e.to_string())),
+            None => Piece::End,
+        };
+        let ends = matches!(piece, Piece::End);
+        // Who does not want it any more is no failure of the body.
+        let taken = timeout(idle, to.send(piece)).await.map_err(|_| Broken::Stuck(idle))?;
+        if ends || taken.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+impl Body for Relayed {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        self.0.poll_recv(context).map(|piece| match piece {
+            Some(Piece::Frame(frame)) => Some(Ok(frame)),
+            Some(Piece::End) => None,
+            Some(Piece::Broken(broken)) => Some(Err(broken)),
+            // Never a silent end: it would pass for a whole body.
+            None => Some(Err(Broken::Source("nobody passes it on any more".to_string()))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(30);
+
+    /// A body that never ends, of frames that are there at once; and how many of them were read.
+    fn endless()
+    -> (impl Body<Data = Bytes, Error = Infallible> + Send + Unpin, mpsc::UnboundedReceiver<()>)
+    {
+        let (read, reads) = mpsc::unbounded_channel();
+        let frames = stream::repeat_with(move || {
+            let _ = read.send(());
+            Ok(Frame::data(Bytes::from_static(b"x")))
+        });
+        (StreamBody::new(frames), reads)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_arrives_and_lets_go_what_it_held() {
+        let held = std::sync::Arc::new(());
+        let (relayed, watch) = relay(Full::new(Bytes::from_static(b"body")), IDLE, held.clone());
+        assert_eq!(relayed.collect().await.unwrap().to_bytes(), "body");
+        while std::sync::Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(timeout(IDLE, watch.broken()).await.is_err(), "it came to its end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_is_read_than_is_taken_and_who_takes_nothing_breaks_it() {
+        let (source, mut reads) = endless();
+        let (mut relayed, watch) = relay(source, IDLE, ());
+        assert!(matches!(watch.broken().await, Broken::Stuck(IDLE)));
+        let mut read = 0;
+        while reads.try_recv().is_ok() {
+            read += 1;
+        }
+        assert_eq!(read, 2, "one that waits to be taken, one that waits to be put there");
+        assert!(relayed.frame().await.unwrap().is_ok());
+        assert!(relayed.frame().await.unwrap().is_err(), "it does not end as if it were whole");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_falls_silent_breaks_it_and_one_that_breaks_too() {
+        let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let (mut relayed, watch) = relay(silent, IDLE, ());
+        assert!(matches!(relayed.frame().await, Some(Err(Broken::Silent(IDLE)))));
+        assert!(matches!(watch.broken().await, Broken::Silent(IDLE)));
+        let broken = StreamBody::new(stream::iter([Err::<Frame<Bytes>, _>("reset")]));
+        let (mut relayed, _) = relay(broken, IDLE, ());
+        assert!(matches!(relayed.frame().await, Some(Err(Broken::Source(why))) if why == "reset"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_nobody_wants_any_more_is_given_up() {
+        let held = std::sync::Arc::new(());
+        let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let (relayed, _) = relay(silent, IDLE, held.clone());
+        drop(relayed);
+        while std::sync::Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+}

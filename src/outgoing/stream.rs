@@ -1,0 +1,90 @@
+//! A request that is handed on as it came: on a connection of its own, its body streamed, the spelling of
+//! its headers kept.
+//!
+//! No connection is kept for a next request. One that the other side closes at the wrong moment would
+//! leave open whether a request was seen, and so could not be sent again; and a server with a few
+//! threads, such as CherryPy's, loses one of them to each connection that lies idle. So nothing is ever
+//! sent twice.
+
+use std::io;
+use std::time::Duration;
+
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// The head of an answer, in bytes, and what is read of its body at one time.
+const BUFFER: usize = 64 * 1024;
+
+/// Why there is no connection. Nothing was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Refused, no such host, no way there.
+    #[error(transparent)]
+    Refused(#[from] io::Error),
+    /// Nobody took it.
+    #[error("no connection within {0:?}")]
+    Late(Duration),
+    /// It was closed at once.
+    #[error("the connection was closed at once")]
+    Closed(#[source] hyper::Error),
+}
+
+/// A connection for one request.
+#[derive(Debug)]
+pub struct Line<B> {
+    sender: SendRequest<B>,
+    held: Held,
+}
+
+/// Keeps a connection; it is closed when this is dropped, whatever is still on its way.
+#[derive(Debug)]
+pub struct Held(JoinHandle<()>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<B> Line<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Connects; a name is resolved each time.
+    ///
+    /// # Errors
+    /// [`OpenError`], when there is none within that time.
+    pub async fn open(host: &str, port: u16, within: Duration) -> Result<Line<B>, OpenError> {
+        let connected = timeout(within, TcpStream::connect((host, port))).await;
+        let stream = connected.map_err(|_| OpenError::Late(within))??;
+        let _ = stream.set_nodelay(true);
+        let mut builder = Builder::new();
+        builder.preserve_header_case(true).max_buf_size(BUFFER);
+        let made = builder.handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = made.map_err(OpenError::Closed)?;
+        let running = tokio::spawn(async move {
+            // How it ends is told to who sends and who reads.
+            let _ = connection.await;
+        });
+        Ok(Line { sender, held: Held(running) })
+    }
+
+    /// Sends the request and waits for the head of the answer, however long that takes; its body comes as
+    /// long as the connection is kept.
+    ///
+    /// # Errors
+    /// When the connection broke before there was a head. The request may have been seen.
+    pub async fn ask(
+        mut self,
+        request: Request<B>,
+    ) -> Result<(Response<Incoming>, Held), hyper::Error> {
+        let response = self.sender.send_request(request).await?;
+        Ok((response, self.held))
+    }
+}
