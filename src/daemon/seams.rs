@@ -178,5 +178,5 @@ pub(super) fn fallback(settings: &Settings) -> Option<Fallback> {
         idle: settings.http.body_timeout.0,
     };
     tracing::info!(%address, "what this agent does not serve goes to {address} (fallback_url)");
-    Some(Fallback::new(address, limits))
+    Some(Fallback::new(address, settings.listen, limits))
 }

@@ -7,6 +7,7 @@
 //! sent twice.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Incoming};
@@ -29,6 +30,9 @@ pub enum OpenError {
     /// Nobody took it.
     #[error("no connection within {0:?}")]
     Late(Duration),
+    /// Who listens there is who connects.
+    #[error("it leads back to this agent itself")]
+    Loop,
     /// It was closed at once.
     #[error("the connection was closed at once")]
     Closed(#[source] hyper::Error),
@@ -56,13 +60,20 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Connects; a name is resolved each time.
+    /// Connects; a name is resolved each time. `own` is where this process listens itself.
     ///
     /// # Errors
     /// [`OpenError`], when there is none within that time.
-    pub async fn open(host: &str, port: u16, within: Duration) -> Result<Line<B>, OpenError> {
+    pub async fn open(
+        (host, port): (&str, u16),
+        own: SocketAddr,
+        within: Duration,
+    ) -> Result<Line<B>, OpenError> {
         let connected = timeout(within, TcpStream::connect((host, port))).await;
         let stream = connected.map_err(|_| OpenError::Late(within))??;
+        if leads_back(stream.local_addr()?, stream.peer_addr()?, own) {
+            return Err(OpenError::Loop);
+        }
         let _ = stream.set_nodelay(true);
         let mut builder = Builder::new();
         builder.preserve_header_case(true).max_buf_size(BUFFER);
@@ -86,5 +97,30 @@ where
     ) -> Result<(Response<Incoming>, Held), hyper::Error> {
         let response = self.sender.send_request(request).await?;
         Ok((response, self.held))
+    }
+}
+
+/// Whether a connection ends where this process listens: it comes from the machine's own address that it
+/// goes to. Such a request would come round until there is no place left.
+fn leads_back(local: SocketAddr, peer: SocketAddr, own: SocketAddr) -> bool {
+    let here = local.ip() == peer.ip();
+    let listens = own.ip().is_unspecified() || own.ip().to_canonical() == peer.ip().to_canonical();
+    here && listens && peer.port() == own.port()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leads_back;
+
+    #[test]
+    fn a_connection_to_oneself_is_seen_by_its_two_ends() {
+        let back = |local: &str, peer: &str, own: &str| {
+            leads_back(local.parse().unwrap(), peer.parse().unwrap(), own.parse().unwrap())
+        };
+        assert!(back("10.0.0.5:40000", "10.0.0.5:7070", "[::]:7070"));
+        assert!(back("10.0.0.5:40000", "10.0.0.5:7070", "10.0.0.5:7070"));
+        assert!(!back("10.0.0.5:40000", "10.0.0.5:7071", "[::]:7070"), "another port");
+        assert!(!back("10.0.0.5:40000", "10.0.0.6:7070", "[::]:7070"), "another machine");
+        assert!(!back("127.0.0.1:40000", "127.0.0.1:7070", "10.0.0.5:7070"), "somebody else there");
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod engine;
 pub(crate) mod gate;
 pub(crate) mod http;
 pub(crate) mod kernel;
+pub(crate) mod legacy;
 pub(crate) mod process;
 
 use std::collections::{BTreeMap, BTreeSet};

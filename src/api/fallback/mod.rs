@@ -8,6 +8,7 @@
 
 mod head;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Fallback {
     address: FallbackAddress,
+    /// Where this agent listens.
+    own: SocketAddr,
     idle: Duration,
     requests: usize,
     places: Arc<Semaphore>,
@@ -52,10 +55,10 @@ pub struct Fallback {
 
 impl Fallback {
     /// A way to that address. Nobody has to be there yet.
-    pub fn new(address: FallbackAddress, limits: Limits) -> Fallback {
+    pub fn new(address: FallbackAddress, own: SocketAddr, limits: Limits) -> Fallback {
         let Limits { requests, idle } = limits;
         let places = Arc::new(Semaphore::new(requests));
-        Fallback { address, idle, requests, places, reachable: AtomicBool::new(true) }
+        Fallback { address, own, idle, requests, places, reachable: AtomicBool::new(true) }
     }
 
     /// Hands a request on, and its answer back; an answer is what the legacy agent says, whatever that is.
@@ -92,7 +95,8 @@ impl Fallback {
         request: Request,
         place: OwnedSemaphorePermit,
     ) -> Result<Response, Problem> {
-        let opened = Line::open(&self.address.host(), self.address.port(), CONNECT).await;
+        let to = (&*self.address.host(), self.address.port());
+        let opened = Line::open(to, self.own, CONNECT).await;
         let line: Line<Body> = opened.map_err(|error| self.unreachable(&error))?;
         if !self.reachable.swap(true, Ordering::Relaxed) {
             tracing::info!("{} (fallback_url) takes connections again", self.address);
