@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +18,7 @@ use tokio::net::TcpStream;
 use support::controller::{Absent as AbsentController, Controller};
 use support::http::{call, receive, request, send};
 use support::legacy::{Absent, Legacy, Line, value};
-use support::{Agent, Place, soon, task, until};
+use support::{Agent, Place, process, soon, task, until};
 
 const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nDate: now\r\n\r\nfine";
 const MIB: usize = 1 << 20;
@@ -39,9 +40,7 @@ async fn exchange(agent: &Agent, bytes: impl AsRef<[u8]>) -> String {
 
 /// What the agent's process has in memory, in bytes.
 fn resident(agent: &Agent) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    usize::try_from(process::resident_kib(agent.pid())).unwrap() * 1024
 }
 
 // As it came.
@@ -670,4 +669,33 @@ async fn without_it_all_is_as_before_and_what_was_learnt_stays() {
     assert_eq!(agent.post("/host/ping", "{}").await.json()["hostUuid"], "5f0c");
     assert_eq!(agent.post("/host/echo", "").await.text(), "");
     assert_eq!(legacy.seen().len(), 1);
+}
+
+// With a guard in front.
+
+#[tokio::test]
+async fn a_token_is_wanted_first_and_is_not_handed_on() {
+    let legacy = Legacy::answering(FINE).await;
+    let token = "0123456789abcdef0123456789abcdef";
+    let place = Place::on("two-node").settings(&legacy.settings(""));
+    let file = place.folder().join("tokens");
+    fs::write(&file, token).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let place = place
+        .env("VHOST_AGENT_ACCESS__TOKENS_FILE", file.to_str().unwrap())
+        .env("VHOST_AGENT_ADMIN_LISTEN", "127.0.0.1:0");
+    let agent = place.ready().await;
+    for path in ["/kvm/x", "/host/connect", "/host/echo"] {
+        call(agent.address, "POST", path, &[], "{}").await.must_be_problem(401, "token-missing");
+    }
+    let shown = format!("Bearer {token}");
+    let headers = [("Authorization", shown.as_str()), ("X-Own", "1")];
+    let reply = call(agent.address, "POST", "/kvm/x", &headers, "{}").await;
+    assert_eq!((reply.status, reply.text()), (200, "fine"));
+    let node = place.at_socket("/v1/node").await.unwrap().json();
+    let admin = node["access"]["adminListen"].as_str().unwrap().parse().unwrap();
+    call(admin, "POST", "/kvm/x", &[], "{}").await.must_be_problem(404, "no-such-route");
+    let seen = legacy.seen();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!((value(&seen[0], "x-own"), value(&seen[0], "authorization")), (Some("1"), None));
 }
