@@ -215,7 +215,11 @@ pub fn parse_list(text: &str) -> Result<Vec<u32>, String> {
         let number = |s: &str| s.trim().parse::<u32>().ok().filter(|n| *n < MOST);
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         match (number(first), number(last)) {
-            (Some(first), Some(last)) if first <= last => all.extend(first..=last),
+            (Some(first), Some(last))
+                if first <= last && all.len() + (last - first) as usize <= MOST as usize =>
+            {
+                all.extend(first..=last);
+            }
             _ => return Err(format!("'{part}' is not a number or a range")),
         }
     }
@@ -250,7 +254,8 @@ mod tests {
 
     #[test]
     fn what_is_no_list_is_refused_without_harm() {
-        for text in ["a", "3-1", "-", "0-4294967295", "1-2-3", "-1"] {
+        let again = vec!["0-65535"; 10_000].join(",");
+        for text in ["a", "3-1", "-", "0-4294967295", "1-2-3", "-1", &again] {
             assert!(parse_list(text).is_err(), "{text}");
         }
     }

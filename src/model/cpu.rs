@@ -117,7 +117,9 @@ fn of_ranges(text: &str) -> Option<Vec<u32>> {
         let number = |text: &str| text.trim().parse().ok().filter(|core| *core < MOST_CPUS);
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u32, u32) = (number(first)?, number(last)?);
-        if first > last {
+        // A list that names more CPUs than there can be says some again and again: a short text could fill
+        // the memory.
+        if first > last || cores.len() + (last - first) as usize >= MOST_CPUS as usize {
             return None;
         }
         cores.extend(first..=last);
@@ -169,6 +171,14 @@ mod tests {
             assert_eq!(text.parse::<CoreList>().unwrap().as_slice(), cores, "{text}");
         }
         assert_eq!("0xc0".parse::<CoreList>().unwrap().for_spdk(), "[6,7]");
+    }
+
+    #[test]
+    fn a_list_that_says_all_cores_again_and_again_is_refused_before_it_fills_the_memory() {
+        assert_eq!("0-8191".parse::<CoreList>().unwrap().as_slice().len(), 8192);
+        for text in ["0-8191,0", "0-8191,0-8191", &vec!["0-8191"; 100_000].join(",")] {
+            assert_eq!(text.parse::<CoreList>().unwrap_err().code, "invalid-cores");
+        }
     }
 
     #[test]
