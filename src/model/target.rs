@@ -14,6 +14,8 @@ use super::volume::VolumeSpecs;
 
 /// `sockaddr_un.sun_path` less its closing zero (unix(7)).
 pub const SUN_PATH: usize = 107;
+/// MiB of hugepages that a target may take: more than any machine has.
+const MOST_MEMORY_MIB: u64 = 1 << 26;
 
 /// A target's name, which is its container's: what Docker takes, and short.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -182,10 +184,16 @@ impl TargetSpec {
     /// What of it is wrong as a whole.
     ///
     /// # Errors
-    /// A control socket whose path no socket can have, and an image by a name that no image has.
+    /// A control socket whose path no socket can have, an image by a name that no image has, and more
+    /// memory than any machine has.
     pub fn judge(self) -> Result<TargetSpec, Fault> {
         judge_socket(&self.control_sock)?;
         self.image.as_deref().map_or(Ok(()), judge_image)?;
+        if self.memory_mib > MOST_MEMORY_MIB {
+            let text =
+                format!("{} MiB of hugepages are more than any machine has", self.memory_mib);
+            return Err(Fault::new("invalid-memory", text));
+        }
         Ok(self)
     }
 
@@ -532,6 +540,13 @@ mod tests {
         let path = |length: usize| format!("/{}.sock", "x".repeat(length - 6)).parse().unwrap();
         assert!(judge_socket(&path(107)).is_ok());
         assert_eq!(judge_socket(&path(108)).unwrap_err().code, "socket-path-too-long");
+    }
+
+    #[test]
+    fn a_target_takes_no_more_memory_than_a_machine_can_have() {
+        let with = |memory_mib| TargetSpec { memory_mib, ..TargetSpec::example("a") }.judge();
+        assert!(with(MOST_MEMORY_MIB).is_ok());
+        assert_eq!(with(u64::MAX).unwrap_err().code, "invalid-memory");
     }
 
     #[test]

@@ -16,9 +16,10 @@ impl PageSize {
     /// 1 GiB.
     pub const GIB_1: PageSize = PageSize(1024 * 1024);
 
-    /// A page size of `kib` KiB; `None` for zero and for what is no power of two.
+    /// A page size of `kib` KiB; `None` for zero, for what is no power of two, and for more than can be
+    /// counted in bytes.
     pub fn from_kib(kib: u64) -> Option<PageSize> {
-        kib.is_power_of_two().then_some(PageSize(kib))
+        (kib.is_power_of_two() && kib.checked_mul(1024).is_some()).then_some(PageSize(kib))
     }
 
     /// A page size of `mib` MiB; `None` for zero, no power of two, or more than fits.
@@ -114,9 +115,17 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_page_can_be_counted() {
+        assert_eq!(PageSize::from_kib(1 << 53).unwrap().bytes(), 1 << 63);
+        for kib in [0, 3, 1 << 54, 1 << 63] {
+            assert_eq!(PageSize::from_kib(kib), None);
+        }
+        assert_eq!(PageSize::from_mib(1 << 44), None);
+    }
+
+    #[test]
     fn what_is_no_page_size_is_refused() {
-        for text in
-            ["", "M", "2", "3M", "0M", "-2M", "99999999999999999999G", "18446744073709551615G"]
+        for text in ["", "M", "2", "3M", "0M", "-2M", "99999999999999999999G", "18014398509481984K"]
         {
             assert!(text.parse::<PageSize>().is_err(), "{text}");
         }
