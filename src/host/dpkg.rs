@@ -42,11 +42,19 @@ fn states(root: &Root) -> BTreeMap<String, State> {
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("Package: ") {
             package = name;
-        } else if let Some(status) = line.strip_prefix("Status: ") {
+        } else if let Some(status) = line.strip_prefix("Status: ")
+            && is_name(package)
+        {
             states.insert(package.to_string(), state(status));
         }
     }
     states
+}
+
+/// Whether a package can have that name (Debian policy, 5.6.7); it becomes an argument of apt.
+fn is_name(name: &str) -> bool {
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    first && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
 }
 
 /// Reads the three words of `Status`: what is wanted, whether there is an error, how it stands.
@@ -119,6 +127,17 @@ mod tests {
             + &package("tini", "ok", "installed");
         let (_folder, root) = machine(&status, &[]);
         assert_eq!(wanted_anew(&root), ["docker.io"]);
+    }
+
+    #[test]
+    fn what_is_no_packages_name_is_not_handed_to_the_package_manager() {
+        let broken = |name: &str| package(name, "reinstreq", "half-installed");
+        let status = "Status: install reinstreq half-installed\n\n".to_string()
+            + &broken("--help")
+            + &broken("a b")
+            + &broken("g++-12");
+        let (_folder, root) = machine(&status, &[]);
+        assert_eq!(wanted_anew(&root), ["g++-12"]);
     }
 
     #[test]

@@ -50,7 +50,9 @@ fn holder(pid: u32, folder: &Path) -> Option<Holder> {
         HolderKind::Machine => machine_name(&arguments(folder)),
         HolderKind::Target => None,
     };
-    let name = given.unwrap_or_else(|| format!("{comm} (pid {pid})"));
+    // A process can give itself any name, and this one is shown.
+    let plain = || comm.chars().filter(|c| !c.is_control()).collect::<String>();
+    let name = given.unwrap_or_else(|| format!("{} (pid {pid})", plain()));
     Some(Holder { kind, name, allowed: allowed(folder) })
 }
 
@@ -147,6 +149,16 @@ mod tests {
         let both = [target("reactor_6 (pid 80)"), target("vhost-agent (pid 81)")];
         assert_eq!(kinds(None).collect::<Vec<_>>(), both);
         assert_eq!(kinds(Some(81)).collect::<Vec<_>>(), both[..1]);
+    }
+
+    #[test]
+    fn a_process_cannot_name_itself_so_that_a_terminal_obeys() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        put(&root, 83, "reactor_\x1b[2J\n", "vhost", &["6"]);
+        put(&root, 84, "kvm", "kvm -name \x1b]0;x\x07", &["7"]);
+        let names = found(&root, None).into_iter().map(|(_, name, _)| name);
+        assert_eq!(names.collect::<Vec<_>>(), ["reactor_[2J (pid 83)", "]0;x"]);
     }
 
     #[test]
