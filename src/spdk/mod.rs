@@ -12,7 +12,7 @@
 mod connection;
 pub mod disks;
 pub mod methods;
-mod reply;
+pub mod reply;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

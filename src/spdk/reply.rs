@@ -15,28 +15,32 @@ const KEPT_BYTES: usize = 1024 * 1024;
 
 /// What a target answered.
 #[derive(Debug, Deserialize)]
-pub(super) struct Reply {
+pub struct Reply {
     /// Of the request; null when the target could not read it.
     #[serde(default)]
-    pub(super) id: Value,
+    pub id: Value,
+    /// What it was asked for; `null` is a result too, and is missing here.
     #[serde(default)]
-    pub(super) result: Option<Answer>,
+    pub result: Option<Answer>,
+    /// Why there is none.
     #[serde(default)]
-    pub(super) error: Option<ReplyError>,
+    pub error: Option<ReplyError>,
 }
 
 /// Why it refused.
 #[derive(Debug, Deserialize)]
-pub(super) struct ReplyError {
+pub struct ReplyError {
+    /// JSON-RPC's code, or a negative errno.
     #[serde(default)]
-    pub(super) code: i64,
+    pub code: i64,
+    /// Its words.
     #[serde(default)]
-    pub(super) message: String,
+    pub message: String,
 }
 
 /// Bytes that arrived and were not understood yet. Each byte is looked at once, however many come.
 #[derive(Debug, Default)]
-pub(super) struct Incoming {
+pub struct Incoming {
     bytes: Vec<u8>,
     /// Bytes at the front that were looked at.
     scanned: usize,
@@ -48,13 +52,13 @@ pub(super) struct Incoming {
 
 impl Incoming {
     /// Where the next bytes go.
-    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
         self.bytes.reserve(ROOM);
         &mut self.bytes
     }
 
     /// Whether a reply has begun and not ended.
-    pub(super) fn is_half(&self) -> bool {
+    pub fn is_half(&self) -> bool {
         self.depth > 0
     }
 
@@ -62,7 +66,7 @@ impl Incoming {
     ///
     /// # Errors
     /// What is wrong with the stream, which is worth nothing from there on.
-    pub(super) fn replies(&mut self, mut deliver: impl FnMut(Reply)) -> Result<(), String> {
+    pub fn replies(&mut self, mut deliver: impl FnMut(Reply)) -> Result<(), String> {
         let mut begin = 0;
         while let Some(byte) = self.bytes.get(self.scanned).copied() {
             self.scanned += 1;

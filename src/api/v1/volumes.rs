@@ -51,7 +51,10 @@ pub struct VolumeBody {
 
 impl VolumeBody {
     /// The wish for the volume, `named` by the address or by itself.
-    fn into_spec(
+    ///
+    /// # Errors
+    /// What of it cannot be.
+    pub fn into_spec(
         self,
         named: Option<&VolumeName>,
         socket_dir: &CleanPath,
@@ -85,7 +88,11 @@ pub struct VolumesBody {
 }
 
 impl VolumesBody {
-    fn into_specs(self, socket_dir: &CleanPath) -> Result<Vec<VolumeSpec>, Fault> {
+    /// The wishes for all of them.
+    ///
+    /// # Errors
+    /// What of one cannot be, and one that is there twice.
+    pub fn into_specs(self, socket_dir: &CleanPath) -> Result<Vec<VolumeSpec>, Fault> {
         let count = self.volumes.len();
         if count > MOST_VOLUMES {
             let text = format!("{count} volumes are more than {MOST_VOLUMES}: call more than once");

@@ -4,6 +4,8 @@
 //! same call without them is answered with the result itself. Unknown fields are ignored: the
 //! controller adds some with every version. What a field may be is judged here.
 
+#[cfg(fuzzing)]
+pub mod door;
 pub mod host;
 pub mod prepareenv;
 pub mod target;

@@ -15,10 +15,10 @@ use crate::model::progress::{Asked, Scope};
 
 /// The request; the controller adds fields between versions.
 #[derive(Debug, Deserialize)]
-struct PrepareEnvRequest {
+pub(super) struct PrepareEnvRequest {
     /// Free 2 MiB pages.
     #[serde(rename = "hugepageNr", default, deserialize_with = "wire::count")]
-    hugepage_nr: Option<u64>,
+    pub(super) hugepage_nr: Option<u64>,
 }
 
 /// The route.

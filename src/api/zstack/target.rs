@@ -72,7 +72,11 @@ impl EnsureRequest {
     }
 
     /// The wish; what is not said is as `base` has it.
-    fn into_spec(self, base: TargetSpec, defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
+    pub(super) fn into_spec(
+        self,
+        base: TargetSpec,
+        defaults: &TargetDefaults,
+    ) -> Result<TargetSpec, Fault> {
         let path = |text: Option<String>| text.map(|text| text.parse::<CleanPath>()).transpose();
         let socket_dir = path(self.socket_dir)?.unwrap_or_else(|| base.socket_dir.clone());
         let control_sock = match path(self.control_sock)? {

@@ -18,7 +18,7 @@ use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeVie
 
 /// `activate`'s request.
 #[derive(Debug, Deserialize)]
-struct ActivateRequest {
+pub(super) struct ActivateRequest {
     #[serde(flatten)]
     target: EnsureRequest,
     #[serde(rename = "installPath", default, deserialize_with = "wire::text")]
@@ -31,7 +31,7 @@ struct ActivateRequest {
 
 impl ActivateRequest {
     /// The target that it asks for, and the volume.
-    fn judged(
+    pub(super) fn judged(
         self,
         desired: &Desired,
         defaults: &TargetDefaults,
@@ -61,7 +61,7 @@ pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
 
 /// `bdev/create`'s request; the node makes it itself, so how to reach it is not looked at.
 #[derive(Debug, Deserialize)]
-struct CreateRequest {
+pub(super) struct CreateRequest {
     #[serde(rename = "logicalPool", default, deserialize_with = "wire::text")]
     logical_pool: Option<String>,
     #[serde(default, deserialize_with = "wire::text")]
@@ -71,7 +71,7 @@ struct CreateRequest {
 }
 
 impl CreateRequest {
-    fn into_volume(self, socket_dir: &CleanPath) -> Result<VolumeSpec, Fault> {
+    pub(super) fn into_volume(self, socket_dir: &CleanPath) -> Result<VolumeSpec, Fault> {
         let name: VolumeName = needed(self.bdev_name, "bdevName")?.parse()?;
         let pool = needed(self.logical_pool, "logicalPool")?;
         let volume = needed(self.volume, "volume")?;
@@ -93,15 +93,15 @@ pub async fn create(State(api): State<Shared>, request: Request) -> Response {
 
 /// Which volume, in the target with which control socket; what `bdev/delete` says too.
 #[derive(Debug, Deserialize)]
-struct WhichRequest {
+pub(super) struct WhichRequest {
     #[serde(rename = "controlSock", default, deserialize_with = "wire::text")]
-    control_sock: Option<String>,
+    pub(super) control_sock: Option<String>,
     #[serde(rename = "bdevName", default, deserialize_with = "wire::text")]
     bdev_name: Option<String>,
     #[serde(rename = "controllerName", default, deserialize_with = "wire::text")]
     controller_name: Option<String>,
     #[serde(rename = "sizeMib", default, deserialize_with = "wire::count")]
-    size_mib: Option<u64>,
+    pub(super) size_mib: Option<u64>,
 }
 
 impl WhichRequest {
@@ -111,7 +111,7 @@ impl WhichRequest {
 
     /// By its controller's name, where that is said: a bdev can be another volume's by now. With both, one
     /// is found too that was made before this agent came.
-    fn key(&self) -> Result<VolumeKey, Fault> {
+    pub(super) fn key(&self) -> Result<VolumeKey, Fault> {
         let name =
             |text: &Option<String>| text.as_deref().map(str::parse::<VolumeName>).transpose();
         match (name(&self.controller_name)?, name(&self.bdev_name)?) {

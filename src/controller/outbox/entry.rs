@@ -105,6 +105,19 @@ impl Entry {
     }
 }
 
+/// A task's file as it is written again, and as it is when the work was broken off.
+///
+/// # Errors
+/// When it is none.
+#[cfg(fuzzing)]
+pub fn reread(bytes: &[u8]) -> serde_json::Result<[Vec<u8>; 2]> {
+    let mut entry: Entry = serde_json::from_slice(bytes)?;
+    let _ = entry.result(SystemTime::now());
+    let as_it_is = serde_json::to_vec(&entry)?;
+    entry.break_off();
+    Ok([as_it_is, serde_json::to_vec(&entry)?])
+}
+
 /// The tasks that were not settled when the agent ended, the oldest first. A file that cannot be used is
 /// set aside with a loud word and takes no other with it.
 ///

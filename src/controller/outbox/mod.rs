@@ -41,6 +41,8 @@ pub use book::{Settled, Verdict};
 pub use census::{Census, Counts};
 use disk::{Disk, Told};
 use entry::Entry;
+#[cfg(fuzzing)]
+pub use entry::reread;
 
 /// How long the disk may take before a call is refused, or a result offered that is not yet written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
