@@ -1,0 +1,34 @@
+//! Mounts, processes and sockets as a node's procfs tells them.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vhost_agent::host::facts::{boot_id, hostname, init, kernel};
+use vhost_agent::host::{Root, holders, leftovers, mounts, process};
+use vhost_agent_fuzz::Tree;
+
+const PID_FILE: &str = "/run/docker.pid";
+const BINARY: &str = "/usr/bin/dockerd";
+
+fuzz_target!(|input: &[u8]| {
+    let tree = Tree::of(input);
+    let root = Root::new(tree.path());
+    for mount in mounts::hugetlb_mounts(&root).unwrap_or_default() {
+        assert!(!mount.reachable, "a file is no hugetlbfs");
+    }
+    let holders = holders::holders(&root, Some(1));
+    assert!(holders.len() <= 1024);
+    for holder in holders {
+        assert!(!holder.name.is_empty() && !holder.name.contains(char::is_control), "{holder:?}");
+        assert!(holder.name.chars().count() <= 128);
+    }
+    if let Some(engine) = process::engine_process(&root, PID_FILE, BINARY) {
+        assert!(engine.args.iter().all(|arg| !arg.is_empty()));
+        assert!(process::started(&root, engine.pid).is_some());
+    }
+    let _ = process::engine_may_be_asked(&root, PID_FILE, BINARY, "/run/docker.sock");
+    let _ = (boot_id(&root), hostname(&root), kernel(&root), init(&root));
+    let removed = leftovers::clear_sockets(&root, "/sockets").unwrap_or_default();
+    assert!(removed.iter().all(|path| path.starts_with(root.path("/sockets"))));
+    let removed = leftovers::clear_memory(&root, "/huge").unwrap_or_default();
+    assert!(removed.iter().all(|path| path.starts_with(root.path("/huge"))));
+});
