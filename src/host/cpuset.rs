@@ -22,7 +22,9 @@ pub fn of_containers(root: &Root) -> Option<BTreeSet<u32>> {
         let whole = effective(root, top, files)?;
         let parent =
             PARENTS.iter().find_map(|name| effective(root, &format!("{top}/{name}"), files));
-        Some(parent.map_or(whole.clone(), |parent| &parent & &whole))
+        // Without a CPU in both they were not read at one time, or are not what they seem.
+        let both = parent.map(|parent| &parent & &whole).filter(|both| !both.is_empty());
+        Some(both.unwrap_or(whole))
     })
 }
 
@@ -71,6 +73,15 @@ mod tests {
         assert_eq!(bound(&[top, docker, slice]).unwrap(), [2, 3], "it makes them itself");
         let empty = ("cpuset/docker/cpuset.effective_cpus", "");
         assert_eq!(bound(&[("cpuset/cpuset.effective_cpus", "0-1"), empty]).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn groups_that_contradict_each_other_do_not_leave_containers_without_any_cpu() {
+        let groups = [
+            ("cpuset/cpuset.effective_cpus", "0-1"),
+            ("cpuset/docker/cpuset.effective_cpus", "2-3"),
+        ];
+        assert_eq!(bound(&groups).unwrap(), [0, 1]);
     }
 
     #[test]

@@ -50,9 +50,7 @@ fn holder(pid: u32, folder: &Path) -> Option<Holder> {
         HolderKind::Machine => machine_name(&arguments(folder)),
         HolderKind::Target => None,
     };
-    // A process can give itself any name, and this one is shown.
-    let plain = || comm.chars().filter(|c| !c.is_control()).collect::<String>();
-    let name = given.unwrap_or_else(|| format!("{} (pid {pid})", plain()));
+    let name = given.unwrap_or_else(|| format!("{} (pid {pid})", shown(&comm)));
     Some(Holder { kind, name, allowed: allowed(folder) })
 }
 
@@ -75,15 +73,20 @@ fn arguments(folder: &Path) -> Vec<Vec<u8>> {
     bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// What follows `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
-fn machine_name(arguments: &[Vec<u8>]) -> Option<String> {
+/// A name as it can be shown: a process can give itself any.
+fn shown(name: &str) -> String {
     /// libvirt takes longer ones; more is not needed to know a machine by.
     const MOST: usize = 64;
+    name.chars().filter(|c| !c.is_control()).take(MOST).collect()
+}
+
+/// What follows `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
+fn machine_name(arguments: &[Vec<u8>]) -> Option<String> {
     let at = arguments.iter().position(|word| word == b"-name")?;
     let value = String::from_utf8_lossy(arguments.get(at + 1)?).into_owned();
     let first = value.split(',').next()?;
     let name = first.strip_prefix("guest=").unwrap_or(first);
-    let shown: String = name.chars().filter(|c| !c.is_control()).take(MOST).collect();
+    let shown = shown(name);
     (!shown.is_empty()).then_some(shown)
 }
 
