@@ -264,6 +264,10 @@ fn way(headers: &HeaderMap) -> Result<Way, Problem> {
 /// # Errors
 /// Why not.
 pub fn web_address(url: &str) -> Result<(), String> {
+    // What follows a # is not looked at below.
+    if url.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err("it holds blanks or control characters".to_string());
+    }
     let uri: Uri = url.parse().map_err(|e| format!("not an address: {e}"))?;
     match uri.scheme_str() {
         Some("http" | "https") => {}
@@ -315,5 +319,15 @@ mod tests {
         }
         let missing = way(&headers(&[("callbackurl", url)])).unwrap_err();
         assert_eq!(missing.fault.text, "taskUuid missing in request header");
+    }
+
+    #[test]
+    fn an_address_holds_nothing_that_is_not_seen() {
+        assert_eq!(web_address("http://mn:8080/zstack/asyncrest/sendcommand"), Ok(()));
+        for url in
+            ["http://mn/#\0", "http://mn/#a\nb", "http://mn/ a", "http://mn/\u{85}", "http://"]
+        {
+            assert!(web_address(url).is_err(), "{url:?}");
+        }
     }
 }
