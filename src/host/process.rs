@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 
 use procfs::FromRead;
 use procfs::process::Stat;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::facts::init;
-use super::files::{entries, read_number, read_text};
+use super::files::{entries, read_number, read_table, read_text};
 use super::{HostError, Root};
 use crate::model::engine::{EngineProcess, Init};
 
@@ -20,7 +21,7 @@ pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<Engin
     let pid_file = root.path(pid_file);
     let pid = u32::try_from(read_number(&pid_file).ok()?).ok()?;
     let folder = root.path(format!("/proc/{pid}"));
-    let stat = Stat::from_file(folder.join("stat")).ok()?;
+    let stat = stat(&folder)?;
     let name = binary.rsplit('/').next().unwrap_or(binary);
     // The kernel keeps 15 bytes of a name; a zombie serves nobody.
     let kept = &name.as_bytes()[..name.len().min(15)];
@@ -110,10 +111,22 @@ fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
     })
 }
 
+/// A process as its `stat` tells it (proc_pid_stat(5)). The parser breaks where the name is not between
+/// parentheses, which the kernel's always is.
+fn stat(folder: &Path) -> Option<Stat> {
+    let line = read_table(&folder.join("stat")).ok()?;
+    let opens = line.iter().position(|byte| *byte == b'(')?;
+    let closes = line.iter().rposition(|byte| *byte == b')')?;
+    if opens > closes {
+        return None;
+    }
+    Stat::from_read(line.as_slice()).ok()
+}
+
 /// When a process was started, in clock ticks since the boot: with its pid it names one process for ever.
 /// `None` when there is none, or only what is left of it.
 pub fn started(root: &Root, pid: u32) -> Option<u64> {
-    let stat = Stat::from_file(root.path(format!("/proc/{pid}/stat"))).ok()?;
+    let stat = stat(&root.path(format!("/proc/{pid}")))?;
     (stat.state != 'Z').then_some(stat.starttime)
 }
 
@@ -167,6 +180,17 @@ mod tests {
         let numbers = "0 ".repeat(49);
         fs::write(root.path("/proc/7/stat"), format!("7 ({comm}) S {numbers}\n")).unwrap();
         engine_process(&root, "/run/docker.pid", binary).is_some()
+    }
+
+    #[test]
+    fn a_process_whose_name_is_not_between_parentheses_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/7")).unwrap();
+        for line in ["", "7", "7 (a", "7 a)", "7 a) S 0 (0", "7 ) S ("] {
+            fs::write(root.path("/proc/7/stat"), line).unwrap();
+            assert_eq!(started(&root, 7), None, "{line}");
+        }
     }
 
     #[test]
