@@ -1,42 +1,85 @@
 //! One HTTP client for everything that goes out: `http` and `https`, certificates of the system, no
 //! redirects by itself. Deadlines, and what an answer means, are the caller's.
 //!
+//! ```text
+//! request + Reach ──▶ its host is resolved ──▶ each address is judged ──▶ those that may be called, in its authority
+//!                        ──▶ a connection that was kept to just these, or a new one to the first that answers
+//! ```
+//! A name is resolved here and nowhere else, so that what was judged is what is called: the connector reads
+//! the addresses from the authority (`written`), and connections are kept by it. A kept one is thus never
+//! used for a request that might not have opened it.
+//!
 //! What is only handed on does not go through it: `stream` is one request on a connection of its own, and
 //! `relay` its body.
 
 pub mod relay;
 pub mod stream;
 
+use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper::header::{HOST, HeaderValue};
+use hyper::{Request, Response, Uri};
+use hyper_rustls::{
+    DefaultServerNameResolver, HttpsConnector, HttpsConnectorBuilder, ResolveServerName,
+};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client as HyperClient, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::net::lookup_host;
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use self::written::Written;
+use crate::model::outgoing::{Reach, Refused};
+
+mod written;
 
 /// How long a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a name may take to be resolved.
+const RESOLVE: Duration = Duration::from_secs(10);
 
 /// A request that failed before there was an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// The certificates of the system could not be loaded.
     #[error("cannot load the system's certificates for https")]
-    Certificates(#[source] std::io::Error),
+    Certificates(#[source] io::Error),
+    /// Nothing that could be called.
+    #[error("it is no address that can be called")]
+    NoAddress,
+    /// A name that leads nowhere.
+    #[error("the name '{host}' cannot be resolved")]
+    Unresolved {
+        /// The name.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// None of its addresses is one that may be called.
+    #[error("'{host}' leads nowhere that may be called")]
+    Refused {
+        /// The name, or the address.
+        host: String,
+        /// The first of its addresses, and why.
+        source: Refused,
+    },
     /// No connection, or it broke.
     #[error(transparent)]
     Connection(#[from] Error),
 }
 
+type Plain = HttpConnector<Written>;
+
 /// The client. Certificates are loaded when the first `https` address is called.
 #[derive(Debug)]
 pub struct Client {
-    http: HyperClient<HttpConnector, Full<Bytes>>,
-    https: OnceCell<HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>>,
+    http: HyperClient<Plain, Full<Bytes>>,
+    https: OnceCell<HyperClient<HttpsConnector<Plain>, Full<Bytes>>>,
 }
 
 impl Default for Client {
@@ -45,8 +88,8 @@ impl Default for Client {
     }
 }
 
-fn connector(enforce_http: bool) -> HttpConnector {
-    let mut connector = HttpConnector::new();
+fn connector(enforce_http: bool) -> Plain {
+    let mut connector = HttpConnector::new_with_resolver(Written);
     connector.set_connect_timeout(Some(CONNECT));
     connector.set_nodelay(true);
     connector.enforce_http(enforce_http);
@@ -63,32 +106,91 @@ fn builder() -> hyper_util::client::legacy::Builder {
 }
 
 impl Client {
-    /// Sends a request; any answer is a success here, and its body is still to come.
+    /// Sends a request to where `reach` lets it go; any answer is a success here, and its body is still to
+    /// come. A user's name in the address is not used.
     ///
     /// # Errors
-    /// When there was no answer.
+    /// When there was no answer, or nothing was asked, for none of the addresses may be called.
     pub async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
+        reach: &Reach,
     ) -> Result<Response<Incoming>, SendError> {
+        let addresses = judged(request.uri(), reach).await?;
+        let host = host_header(request.uri()).ok_or(SendError::NoAddress)?;
+        request.headers_mut().insert(HOST, host);
+        *request.uri_mut() = written::uri(request.uri(), &addresses).ok_or(SendError::NoAddress)?;
         match request.uri().scheme_str() {
             Some("https") => Ok(self.https().await?.request(request).await?),
             _ => Ok(self.http.request(request).await?),
         }
     }
 
-    async fn https(
-        &self,
-    ) -> Result<&HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>, SendError> {
+    async fn https(&self) -> Result<&HyperClient<HttpsConnector<Plain>, Full<Bytes>>, SendError> {
         let load = async || {
             // Hundreds of files are read and parsed: not on the runtime.
             let connector = tokio::task::spawn_blocking(|| {
                 let with_roots = HttpsConnectorBuilder::new().with_native_roots()?;
-                Ok(with_roots.https_only().enable_http1().wrap_connector(connector(false)))
+                let name =
+                    |uri: &Uri| DefaultServerNameResolver::default().resolve(&written::named(uri)?);
+                let https = with_roots.https_only().with_server_name_resolver(name);
+                Ok(https.enable_http1().wrap_connector(connector(false)))
             });
-            let connector = connector.await.map_err(std::io::Error::other).flatten();
+            let connector = connector.await.map_err(io::Error::other).flatten();
             Ok(builder().build(connector.map_err(SendError::Certificates)?))
         };
         self.https.get_or_try_init(load).await
     }
 }
+
+/// The addresses of a host that may be called, in the order in which they are to be tried.
+async fn judged(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> {
+    let host = uri.host().filter(|host| !host.is_empty()).ok_or(SendError::NoAddress)?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let all = match host.parse::<IpAddr>() {
+        Ok(address) => vec![address],
+        Err(_) => resolve(host)
+            .await
+            .map_err(|source| SendError::Unresolved { host: host.to_string(), source })?,
+    };
+    let mut refused = None;
+    let mut allowed = Vec::new();
+    // One of IPv4 has one form from here on: what is judged is what is called.
+    for address in all.iter().map(IpAddr::to_canonical) {
+        match reach.judge(address) {
+            Ok(()) if allowed.contains(&address) => {}
+            Ok(()) => allowed.push(address),
+            Err(why) => refused = refused.or(Some(why)),
+        }
+    }
+    match refused {
+        Some(source) if allowed.is_empty() => {
+            Err(SendError::Refused { host: host.to_string(), source })
+        }
+        _ => Ok(allowed),
+    }
+}
+
+async fn resolve(name: &str) -> Result<Vec<IpAddr>, io::Error> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {RESOLVE:?}"));
+    let found = timeout(RESOLVE, lookup_host((name, 0))).await.map_err(late)??;
+    let found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    match found.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
+        false => Ok(found),
+    }
+}
+
+/// Host and port as they were named (RFC 9110, 7.2), the scheme's own port left out.
+fn host_header(uri: &Uri) -> Option<HeaderValue> {
+    let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let host = uri.host()?;
+    match uri.port_u16().filter(|port| *port != usual) {
+        Some(port) => HeaderValue::from_str(&format!("{host}:{port}")).ok(),
+        None => HeaderValue::from_str(host).ok(),
+    }
+}
+
+#[cfg(test)]
+#[path = "outgoing/outgoing_tests.rs"]
+mod tests;

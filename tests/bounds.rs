@@ -267,12 +267,75 @@ async fn a_task_whose_time_is_up_keeps_its_place_until_its_work_has_ended() {
     agent.post_task(PREPARE, &task(1), &controller.url, body).await;
     gate.wait().await;
     assert_eq!(controller.wait(1).await[0].json()["code"], "task-timeout");
-    let ping = async || agent.post_task("/host/ping", &task(2), &controller.url, "{}").await;
-    let reply = ping().await;
+    let again = async || agent.post_task(PREPARE, &task(2), &controller.url, "{}").await;
+    let reply = again().await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "too-many-tasks"));
     gate.open().await;
-    until("there is room again", async || (ping().await.status == 200).then_some(())).await;
+    until("there is room again", async || (again().await.status == 200).then_some(())).await;
     assert_eq!(controller.wait(2).await[1].header("taskuuid"), Some(task(2).as_str()));
+}
+
+#[tokio::test]
+async fn calls_that_only_look_are_taken_while_those_that_change_the_node_are_too_many() {
+    let place = Place::on("two-node").mounted().settings("[http]\nmax_tasks = 1\n");
+    let agent = place.ready().await;
+    let controller = Controller::start().await;
+    let mut gate = Gate::before_pools(&place);
+    let body = r#"{"hugepageNr": 10}"#;
+    agent.post_task(PREPARE, &task(1), &controller.url, body).await;
+    gate.wait().await;
+    let refused = agent.post_task(PREPARE, &task(2), &controller.url, body).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "too-many-tasks"));
+    assert!(refused.text().contains("1 calls that change the node"), "{}", refused.text());
+    let look = agent.post_task("/host/ping", &task(3), &controller.url, "{}").await;
+    assert_eq!(look.status, 200);
+    assert_eq!(controller.wait(1).await[0].header("taskuuid"), Some(task(3).as_str()));
+    gate.open().await;
+    controller.wait(2).await;
+}
+
+#[tokio::test]
+async fn two_thousand_calls_of_one_controller_at_once_are_all_taken_and_each_called_back_once() {
+    const CALLS: u32 = 2000;
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    let controller = Controller::start().await;
+    let mut gate = Gate::before_pools(&place);
+    let body = r#"{"hugepageNr": 10}"#;
+    agent.post_task(PREPARE, &task(0), &controller.url, body).await;
+    gate.wait().await;
+    // All are at work together, for the first one stands before the gate.
+    let (address, url) = (agent.address, controller.url.clone());
+    let callers = (0..50u32).map(|first| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            for number in (1..CALLS).filter(|number| number % 50 == first) {
+                let id = task(number);
+                let headers = [("taskuuid", id.as_str()), ("callbackurl", url.as_str())];
+                let bytes = request("POST", PREPARE, &headers, body);
+                stream.write_all(bytes.as_bytes()).await.unwrap();
+                let reply = receive(&mut stream).await;
+                assert_eq!((reply.status, reply.text()), (200, ""));
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    assert_eq!(controller.count(), 0);
+    gate.open().await;
+    // A machine that is at work on much else takes its time for so many.
+    for part in (100..=CALLS as usize).step_by(100) {
+        until("so many are called back", async || (controller.count() >= part).then_some(())).await;
+    }
+    assert_eq!(agent.stop().await.code(), Some(0));
+    let seen = controller.seen();
+    assert!(seen.iter().all(|call| call.json()["success"] == true));
+    let tasks = seen.iter().map(|call| call.header("taskuuid").unwrap().to_string());
+    let mut tasks: Vec<String> = tasks.collect();
+    tasks.sort();
+    assert_eq!(tasks, (0..CALLS).map(task).collect::<Vec<_>>());
 }
 
 #[tokio::test]

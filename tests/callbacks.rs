@@ -7,10 +7,9 @@ mod support;
 use std::time::Duration;
 
 use serde_json::json;
-use support::certificates::Authority;
+use support::certificates::certificate;
 use support::controller::{Absent, Answer, Controller, Seen};
 use support::{Agent, Place, task};
-use tokio_rustls::TlsAcceptor;
 
 /// A call that is done at once and is called back.
 async fn ask(agent: &Agent, number: u32, url: &str) {
@@ -118,15 +117,9 @@ async fn redirects_are_not_followed() {
     assert_eq!(elsewhere.seen().len(), 0);
 }
 
-/// A certificate for 127.0.0.1 of a CA of its own: the TLS listener's side, and the CA in PEM.
-fn certificate() -> (TlsAcceptor, String) {
-    let authority = Authority::new();
-    (authority.sign("127.0.0.1").server(), authority.pem)
-}
-
 #[tokio::test]
 async fn an_https_controller_is_called_back_when_its_certificate_is_known() {
-    let (acceptor, ca) = certificate();
+    let (acceptor, ca) = certificate("127.0.0.1");
     let place = Place::on("two-node");
     let file = place.folder().join("ca.pem");
     std::fs::write(&file, ca).unwrap();
@@ -140,8 +133,8 @@ async fn an_https_controller_is_called_back_when_its_certificate_is_known() {
 
 #[tokio::test]
 async fn an_https_controller_that_nobody_vouches_for_gets_nothing() {
-    let (_, ca) = certificate();
-    let (acceptor, _) = certificate();
+    let (_, ca) = certificate("127.0.0.1");
+    let (acceptor, _) = certificate("127.0.0.1");
     let place = Place::on("two-node");
     let file = place.folder().join("ca.pem");
     std::fs::write(&file, ca).unwrap();

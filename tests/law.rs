@@ -24,7 +24,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("agent", &["agent", "model", "plan", "store", "health::backoff"]),
     // The outbox beats for the watchdog as the owners do.
     ("controller", &["controller", "model", "store", "agent::pulse", "outgoing"]),
-    ("outgoing", &["outgoing"]),
+    ("outgoing", &["outgoing", "model"]),
     // What it does not serve it hands on.
     ("api", &["api", "model", "agent", "controller", "outgoing::relay", "outgoing::stream"]),
     ("builtin", &["builtin", "model"]),

@@ -34,6 +34,7 @@ fn node() -> Things {
         host_uuid: "0123".to_string(),
         send_command_url: "http://user:verysecret@10.0.0.1:8080/x?token=verysecret".to_string(),
         version: "5.3".to_string(),
+        learnt_from: Some("10.0.0.1".parse().unwrap()),
     };
     let malloc = Backing::Malloc { size_mib: 16, block_size: 4096 };
     let things = [

@@ -34,6 +34,7 @@ use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
 use crate::controller::progress::ProgressPosts;
+use crate::controller::reach::Reaches;
 use crate::model::fault::Fault;
 use crate::model::node::Exposure;
 use crate::model::policy::TargetDefaults;
@@ -78,6 +79,8 @@ pub struct Api {
     pub outbox: Outbox,
     /// Who this host is to the controller.
     pub identities: Arc<Identities>,
+    /// Whom the agent may call for a caller.
+    pub reaches: Reaches,
     /// How the node stands, as the controller is told.
     pub reports: Reports,
     /// Which libvirt and QEMU are installed.

@@ -235,6 +235,7 @@ fn has(table: &Table, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::outgoing::Outgoing;
 
     fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
         let path = dir.join(name);
@@ -260,6 +261,13 @@ mod tests {
         let variables =
             [("VHOST_AGENT_POOLS__DEFAULT_PAGES", "9"), ("VHOST_AGENT_ENGINE__MIN_API", "1.43")];
         let pools = load_with(&main, &variables).unwrap().settings;
+        for (value, expected) in [
+            ("callers", Outgoing::Callers),
+            ("[\"10.0.0.0/8\"]", Outgoing::To(["10.0.0.0/8".parse().unwrap()].into())),
+        ] {
+            let settings = load_with(&main, &[("VHOST_AGENT_OUTGOING__TO", value)]).unwrap();
+            assert_eq!(settings.settings.outgoing.to, expected);
+        }
         assert_eq!((pools.pools.floor_mib, pools.pools.floor_percent), (3, 1));
         assert_eq!(pools.pools.default_pages, 9);
         assert_eq!(pools.engine.min_api, crate::model::engine::ApiVersion(1, 43));
@@ -291,6 +299,8 @@ mod tests {
                 "report.url: 'controller:8080' is no address",
             ),
             ("[report]\ncommand_path = \"a b\"\n", "report.command_path: 'a b' is no plain path"),
+            ("[outgoing]\nto = \"all\"\n", ":2: 'all' is neither \"any\" nor \"callers\""),
+            ("[outgoing]\nto = [\"10.0.0.1/8\"]\n", ":2: '10.0.0.1/8' is no network"),
             ("[report]\ninterval = \"0s\"\n", "report.interval: 0ns is not between"),
             ("[target]\nimage_sha256 = \"ab\"\n", "target.image_sha256: "),
             ("[target]\nimage_max_mib = 0\n", "target.image_max_mib: 0 is not between"),

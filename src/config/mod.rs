@@ -9,6 +9,7 @@
 mod access;
 mod fallback;
 mod load;
+mod outgoing;
 mod registry;
 mod report;
 mod settings;
@@ -17,6 +18,7 @@ mod volume;
 
 pub use access::{Access, MaybeAddress, Tls};
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
+pub use outgoing::Outgoing;
 pub use registry::{Masked, Registries, Registry};
 pub use report::Report;
 pub use settings::{Callbacks, Engine, Http, Log, LogFormat, Mode, Mount, Pools, Settings, Span};

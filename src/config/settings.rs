@@ -10,6 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{Access, MaybeAddress, Tls};
 use super::fallback;
+use super::outgoing::Outgoing;
 use super::registry::{self, Registries};
 use super::report::Report;
 use super::target::{Health, Target};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub callbacks: Callbacks,
     /// What the controller is told unasked.
     pub report: Report,
+    /// Whom the agent calls.
+    pub outgoing: Outgoing,
     /// Hugepage pools.
     pub pools: Pools,
     /// The hugetlbfs mount.
@@ -94,7 +97,8 @@ pub enum LogFormat {
 pub struct Http {
     /// Connections at one time, of each listener; one peer has three quarters of them at most.
     pub max_connections: usize,
-    /// Calls at work at one time that are called back; one more is answered 503.
+    /// Calls at work at one time that are called back, those that change the node and those that only look each
+    /// by themselves; one more, and one that is beyond three quarters for its caller, is answered 503.
     pub max_tasks: usize,
     /// A request's body, in KiB.
     pub body_limit_kib: usize,
@@ -120,7 +124,8 @@ pub struct Callbacks {
     pub max_delay: Span,
     /// How long one attempt may take.
     pub attempt_timeout: Span,
-    /// Results that may wait.
+    /// Results that may wait, of calls that change the node and of those that only look each by themselves; a
+    /// caller may have three quarters.
     pub max_pending: usize,
     /// Attempts at one time.
     pub parallel: usize,
@@ -215,6 +220,7 @@ impl Default for Settings {
             http: Http::default(),
             callbacks: Callbacks::default(),
             report: Report::default(),
+            outgoing: Outgoing::default(),
             pools: Pools::default(),
             mount: Mount::default(),
             engine: Engine::default(),
@@ -259,7 +265,7 @@ impl Default for Http {
     fn default() -> Http {
         Http {
             max_connections: 4096,
-            max_tasks: 256,
+            max_tasks: 3072,
             body_limit_kib: 1024,
             header_timeout: Span::from_secs(30),
             body_timeout: Span::from_secs(30),

@@ -8,6 +8,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use tokio::time::timeout;
 
+use crate::model::outgoing::{Reach, shown};
 use crate::outgoing::{self, SendError};
 
 /// How long the rest of an answer may take once its status is known.
@@ -15,7 +16,7 @@ const REST: Duration = Duration::from_secs(1);
 /// What is read of an answer; nobody looks at more.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// A post that failed before there was an answer.
+/// A post that failed before there was an answer. Addresses are told without what may be secret in them.
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
     /// The certificates of the system could not be loaded.
@@ -28,6 +29,14 @@ pub enum PostError {
         url: String,
         /// How long it was waited for.
         within: Duration,
+    },
+    /// None of its addresses may be called.
+    #[error("{url} is refused")]
+    Refused {
+        /// Where to.
+        url: String,
+        /// Which address, and why.
+        source: SendError,
     },
     /// No connection, or it broke.
     #[error("cannot post to {url}")]
@@ -44,19 +53,20 @@ pub enum PostError {
 pub struct Client(outgoing::Client);
 
 impl Client {
-    /// Posts a JSON body; any answer is a success here.
+    /// Posts a JSON body to where `reach` lets it go; any answer is a success here, and redirects are not
+    /// followed.
     ///
     /// # Errors
     /// When there was no answer within `within`.
     pub async fn post(
         &self,
-        url: &str,
+        (url, reach): (&str, &Reach),
         headers: &[(HeaderName, HeaderValue)],
         body: &str,
         within: Duration,
     ) -> Result<StatusCode, PostError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| PostError::Connection {
-            url: url.to_string(),
+            url: shown(url),
             source,
         };
         let uri: Uri = url.parse().map_err(|e: hyper::http::uri::InvalidUri| failed(e.into()))?;
@@ -66,11 +76,12 @@ impl Client {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = all;
-        let late = |_| PostError::Timeout { url: url.to_string(), within };
-        let sent = timeout(within, self.0.send(request)).await.map_err(late)?;
+        let late = |_| PostError::Timeout { url: shown(url), within };
+        let sent = timeout(within, self.0.send(request, reach)).await.map_err(late)?;
         let response = sent.map_err(|error| match error {
             SendError::Certificates(why) => PostError::Certificates(why),
-            SendError::Connection(why) => failed(why.into()),
+            SendError::Refused { .. } => PostError::Refused { url: shown(url), source: error },
+            other => failed(other.into()),
         })?;
         let status = response.status();
         // The rest is read so that the connection can be used again; what it says does not matter.

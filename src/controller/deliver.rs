@@ -8,23 +8,26 @@ use hyper::header::{HeaderName, HeaderValue};
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::client::Client;
+use super::client::{Client, PostError};
 use super::outbox::{Outbox, Settled, Verdict};
+use super::reach::Reaches;
 use crate::agent::pulse::Beat;
 use crate::model::fault::chain;
+use crate::model::outgoing::shown;
 use crate::model::task::{TaskId, TaskResult};
 
 /// Delivers for ever, and beats for the watchdog.
 pub async fn run(
     outbox: Outbox,
     client: Arc<Client>,
+    reaches: Reaches,
     attempt_timeout: Duration,
     parallel: usize,
     beat: Beat,
 ) {
     let attempt = |result, number| {
-        let client = client.clone();
-        async move { offer(&client, result, number, attempt_timeout).await }
+        let (client, reaches) = (client.clone(), reaches.clone());
+        async move { offer((&client, &reaches), result, number, attempt_timeout).await }
     };
     deliver(outbox, attempt, parallel, beat).await;
 }
@@ -42,11 +45,14 @@ async fn deliver<F>(
     let mut under_way: HashMap<Id, TaskId> = HashMap::new();
     loop {
         let free = parallel.saturating_sub(attempts.len());
-        for (result, number) in outbox.take_due(Instant::now(), free) {
-            let task = result.task.clone();
-            under_way.insert(attempts.spawn(attempt(result, number)).id(), task);
+        // Only where there is room, for each look at what is due is a look at all that waits.
+        if free > 0 {
+            for (result, number) in outbox.take_due(Instant::now(), free) {
+                let task = result.task.clone();
+                under_way.insert(attempts.spawn(attempt(result, number)).id(), task);
+            }
         }
-        let next = outbox.next_due().filter(|_| attempts.len() < parallel);
+        let next = (attempts.len() < parallel).then(|| outbox.next_due()).flatten();
         let next = async {
             match next {
                 Some(at) => sleep_until(at).await,
@@ -56,10 +62,14 @@ async fn deliver<F>(
         tokio::select! {
             // Cancel-safe: an attempt that ended stays in the set.
             Some(ended) = attempts.join_next_with_id() => {
-                // An attempt that broke has taken nothing away: the result is offered again.
-                let (id, verdict) = ended.unwrap_or_else(|broke| (broke.id(), Verdict::Again));
-                if let Some(task) = under_way.remove(&id) {
-                    note(&task, outbox.settle(&task, verdict, Instant::now()));
+                let mut next = Some(ended);
+                while let Some(ended) = next {
+                    // An attempt that broke has taken nothing away: the result is offered again.
+                    let (id, verdict) = ended.unwrap_or_else(|broke| (broke.id(), Verdict::Again));
+                    if let Some(task) = under_way.remove(&id) {
+                        note(&task, outbox.settle(&task, verdict, Instant::now()));
+                    }
+                    next = attempts.try_join_next_with_id();
                 }
             }
             // Cancel-safe: news that were not heard stay news; the clock and the beat too.
@@ -76,10 +86,16 @@ fn note(task: &TaskId, settled: Settled) {
     }
 }
 
-async fn offer(client: &Client, result: TaskResult, attempt: u32, within: Duration) -> Verdict {
+async fn offer(
+    (client, reaches): (&Client, &Reaches),
+    result: TaskResult,
+    attempt: u32,
+    within: Duration,
+) -> Verdict {
     let task = &result.task;
-    let url = result.callback_url.as_str();
-    let why = match client.post(url, &headers(&result), &result.body, within).await {
+    let (reach, url) = (reaches.of(result.caller), shown(&result.callback_url));
+    let to = (result.callback_url.as_str(), &reach);
+    let why = match client.post(to, &headers(&result), &result.body, within).await {
         Ok(status) if status.is_success() => {
             tracing::info!(%task, attempt, "result delivered");
             return Verdict::Taken;
@@ -89,6 +105,11 @@ async fn offer(client: &Client, result: TaskResult, attempt: u32, within: Durati
             return Verdict::NotWaiting;
         }
         Ok(status) => format!("answered {status}"),
+        Err(refused @ PostError::Refused { .. }) if attempt == 1 => {
+            let why = chain(&refused);
+            tracing::warn!(%task, why, "the callback's address is refused; the result is offered again, for a name can lead elsewhere then");
+            return Verdict::Again;
+        }
         Err(e) => chain(&e),
     };
     // Said once; the attempts that follow are only news when one succeeds.
@@ -120,6 +141,7 @@ mod tests {
     use super::*;
     use crate::agent::pulse::Pulse;
     use crate::controller::outbox::{Admission, Offering};
+    use crate::model::caller::Caller;
     use crate::store::Store;
 
     /// An outbox in which one result waits.
@@ -129,7 +151,8 @@ mod tests {
         let beat = Pulse::default().register();
         let outbox = Outbox::open(Offering::example(), store, beat).unwrap();
         let task = TaskId::try_from("0".repeat(32)).unwrap();
-        let Admission::Work(slot) = outbox.admit(&task, "http://c/", None).await else {
+        let Admission::Work(slot) = outbox.admit(&task, "http://c/", None, Caller::Here).await
+        else {
             panic!("refused")
         };
         slot.finish("{}".into(), None).await;

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 pub use crate::model::identity::Identity;
 use crate::store::{Durability, Store};
@@ -32,6 +33,11 @@ impl Identities {
         self.known.borrow().clone()
     }
 
+    /// From where the controller connected last.
+    pub fn learnt_from(&self) -> Option<Caller> {
+        self.known.borrow().learnt_from
+    }
+
     /// What is known now, and each time a controller connects, also when it says the same again: it may
     /// have forgotten what it was told.
     pub fn watch(&self) -> watch::Receiver<Identity> {
@@ -47,7 +53,8 @@ impl Identities {
         self.keep(identity)
     }
 
-    /// Keeps only what was not known at all, and only of the host that this one is known to be. Blocks for the disk where there is such a thing.
+    /// Keeps only what was not known at all, and only of the host that this one is known to be. Blocks for
+    /// the disk where there is such a thing.
     ///
     /// # Errors
     /// As [`Identities::learn`].
@@ -57,11 +64,17 @@ impl Identities {
         if ![&said.host_uuid, ""].contains(&known.host_uuid.as_str()) {
             return Ok(());
         }
+        // Whom the address is from, not whom a word about the host is from.
+        let learnt_from = match known.send_command_url.is_empty() {
+            true => said.learnt_from,
+            false => known.learnt_from,
+        };
         let or = |known: String, said: String| if known.is_empty() { said } else { known };
         let whole = Identity {
             host_uuid: or(known.host_uuid.clone(), said.host_uuid),
             send_command_url: or(known.send_command_url.clone(), said.send_command_url),
             version: or(known.version.clone(), said.version),
+            learnt_from,
         };
         if whole == known { Ok(()) } else { self.keep(whole) }
     }
@@ -102,6 +115,7 @@ mod tests {
             host_uuid: host_uuid.to_string(),
             send_command_url: send_command_url.to_string(),
             version: String::new(),
+            learnt_from: None,
         };
         let mut heard = identities.watch();
         identities.learn_missing(said("a", "")).unwrap();

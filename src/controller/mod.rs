@@ -9,4 +9,5 @@ pub mod deliver;
 pub mod identity;
 pub mod outbox;
 pub mod progress;
+pub mod reach;
 pub mod report;

@@ -19,8 +19,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::client::{Client, PostError};
 use super::identity::Identities;
+use super::reach::Reaches;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
+use crate::model::outgoing::Reach;
 use crate::model::prepare::Progress;
 use crate::model::progress::{Asked, Course, Scope, Weight};
 
@@ -36,15 +38,16 @@ const MOST: usize = 64;
 pub struct ProgressPosts {
     client: Arc<Client>,
     identities: Arc<Identities>,
+    reaches: Reaches,
     within: Duration,
     places: Arc<Semaphore>,
 }
 
 impl ProgressPosts {
     /// Posts that may take so long each.
-    pub fn new(identities: Arc<Identities>, within: Duration) -> ProgressPosts {
+    pub fn new(identities: Arc<Identities>, reaches: Reaches, within: Duration) -> ProgressPosts {
         let places = Arc::new(Semaphore::new(MOST));
-        ProgressPosts { client: Arc::new(Client::default()), identities, within, places }
+        ProgressPosts { client: Arc::new(Client::default()), identities, reaches, within, places }
     }
 
     /// Tells how work goes on that begins now, as far as `events` are its own; `None` where nobody can be
@@ -56,7 +59,10 @@ impl ProgressPosts {
         events: broadcast::Receiver<Progress>,
     ) -> Option<Followed> {
         let known = self.identities.known();
-        let url = asked.url.unwrap_or(known.send_command_url);
+        let (url, reach) = match asked.url {
+            Some(url) => (url, self.reaches.of(Some(asked.caller))),
+            None => (known.send_command_url, self.reaches.of_controller()),
+        };
         if url.is_empty() {
             tracing::debug!("progress is not told: no controller has said where to");
             return None;
@@ -71,8 +77,8 @@ impl ProgressPosts {
         let (client, within) = (self.client.clone(), self.within);
         let post = move |course: &Course| {
             let body = letter.body(course);
-            let (client, url) = (client.clone(), url.clone());
-            async move { post(&client, &url, &body, within).await }
+            let (client, url, reach) = (client.clone(), url.clone(), reach.clone());
+            async move { post(&client, (&url, &reach), &body, within).await }
         };
         let (end, ended) = oneshot::channel();
         let course = Course::new(scope, asked.stage);
@@ -228,9 +234,9 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-async fn post(client: &Client, url: &str, body: &str, within: Duration) -> Verdict {
+async fn post(client: &Client, to: (&str, &Reach), body: &str, within: Duration) -> Verdict {
     let path = (HeaderName::from_static("commandpath"), HeaderValue::from_static(COMMAND_PATH));
-    let why = match client.post(url, &[path], body, within).await {
+    let why = match client.post(to, &[path], body, within).await {
         Ok(status) if status.is_success() => return Verdict::Goes,
         Ok(StatusCode::NOT_FOUND) => {
             tracing::debug!(
@@ -250,6 +256,7 @@ fn without_address(error: &PostError) -> String {
     match error {
         PostError::Certificates(_) => chain(error),
         PostError::Timeout { within, .. } => format!("no answer within {within:?}"),
+        PostError::Refused { source, .. } => chain(source),
         PostError::Connection { source, .. } => chain(source.as_ref()),
     }
 }

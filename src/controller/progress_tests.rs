@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::model::caller::Caller;
+use crate::model::outgoing::Outgoing;
 use crate::model::prepare::{Area, Step, StepOutcome, StepReport};
 use crate::model::progress::Stage;
 
@@ -156,11 +158,14 @@ async fn work_that_breaks_ends_the_telling() {
 async fn only_so_many_calls_are_told_of_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = crate::store::Store::open(dir.path(), dir.path()).unwrap();
-    let posts = ProgressPosts::new(Arc::new(Identities::open(store).unwrap()), WITHIN);
+    let identities = Arc::new(Identities::open(store).unwrap());
+    let reaches = Reaches::new(Outgoing::Any, identities.clone());
+    let posts = ProgressPosts::new(identities, reaches, WITHIN);
     let (_events, _) = broadcast::channel(1);
     let follow = |url: Option<&str>| {
         let (url, stage) = (url.map(str::to_string), Stage::default());
-        let asked = Asked { context: json!({}), stack: json!([]), url, stage, patience: None };
+        let (context, stack, caller) = (json!({}), json!([]), Caller::Here);
+        let asked = Asked { context, stack, url, caller, stage, patience: None };
         posts.follow(asked, Scope::Prepare, _events.subscribe())
     };
     assert!(follow(None).is_none(), "nobody has said where to");

@@ -50,6 +50,7 @@ use crate::controller::deliver;
 use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
 use crate::controller::progress::ProgressPosts;
+use crate::controller::reach::Reaches;
 use crate::controller::report::{self, Pace, Reporting, Tally};
 use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
@@ -333,14 +334,17 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let core = Core::start(&settings, &root, store, &pulse)?;
     core.watch_targets(&settings);
     let (phase, watch_phase) = watch::channel(Phase::Starting);
-    let outbox = start_outbox(&settings, core.store.clone(), &pulse)?;
-    let identities = Identities::open(core.store.clone())?;
+    let identities = Arc::new(Identities::open(core.store.clone())?);
+    let reaches = Reaches::new(settings.outgoing.to.clone(), identities.clone());
+    let outbox = start_outbox(&settings, core.store.clone(), reaches.clone(), &pulse)?;
     let reports = core.report(&identities, &pulse)?;
     let tally = Arc::default();
-    start_reporting(&settings, reports.clone(), &identities, &tally, &pulse);
+    let posting = (&*identities, reaches.clone());
+    start_reporting(&settings, reports.clone(), posting, &tally, &pulse);
     let told = Told {
         outbox: outbox.clone(),
-        identities: Arc::new(identities),
+        identities,
+        reaches,
         reports,
         metrics: core.metrics(tally),
         exposure: doors::exposure(&settings, &listeners, &root),
@@ -375,6 +379,7 @@ fn watchdog_pulse() -> Pulse {
 struct Told {
     outbox: Outbox,
     identities: Arc<Identities>,
+    reaches: Reaches,
     reports: Reports,
     metrics: Metrics,
     exposure: Exposure,
@@ -388,7 +393,7 @@ fn known_to_handlers(
     phase: watch::Receiver<Phase>,
 ) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
-    let Told { outbox, identities, reports, metrics, exposure } = told;
+    let Told { outbox, identities, reaches, reports, metrics, exposure } = told;
     Api {
         prepare: core.prepare.clone(),
         pools: core.pools.clone(),
@@ -400,9 +405,14 @@ fn known_to_handlers(
         proof: core.proof.clone(),
         target_defaults: settings.target_defaults(),
         progress: core.progress.clone(),
-        progress_posts: ProgressPosts::new(identities.clone(), settings.report.timeout.0),
+        progress_posts: ProgressPosts::new(
+            identities.clone(),
+            reaches.clone(),
+            settings.report.timeout.0,
+        ),
         outbox,
         identities,
+        reaches,
         reports,
         hypervisor: Box::new(Versions(hypervisor)),
         defaults: defaults(settings),
@@ -494,7 +504,12 @@ async fn told_to_wait<T>(part: impl Future<Output = T>) -> T {
     }
 }
 
-fn start_outbox(settings: &Settings, store: Store, pulse: &Pulse) -> Result<Outbox> {
+fn start_outbox(
+    settings: &Settings,
+    store: Store,
+    reaches: Reaches,
+    pulse: &Pulse,
+) -> Result<Outbox> {
     let callbacks = &settings.callbacks;
     let offering = Offering {
         max_age: callbacks.max_age.0,
@@ -502,11 +517,13 @@ fn start_outbox(settings: &Settings, store: Store, pulse: &Pulse) -> Result<Outb
         max_delay: callbacks.max_delay.0,
         max_tasks: settings.http.max_tasks,
         max_pending: callbacks.max_pending,
+        parallel: callbacks.parallel,
     };
     let outbox = Outbox::open(offering, store, pulse.register())?;
     let client = Arc::new(Client::default());
     let (timeout, parallel) = (callbacks.attempt_timeout.0, callbacks.parallel);
-    tokio::spawn(deliver::run(outbox.clone(), client, timeout, parallel, pulse.register()));
+    let beat = pulse.register();
+    tokio::spawn(deliver::run(outbox.clone(), client, reaches, timeout, parallel, beat));
     Ok(outbox)
 }
 
@@ -514,7 +531,7 @@ fn start_outbox(settings: &Settings, store: Store, pulse: &Pulse) -> Result<Outb
 fn start_reporting(
     settings: &Settings,
     reports: Reports,
-    identities: &Identities,
+    (identities, reaches): (&Identities, Reaches),
     tally: &Arc<Tally>,
     pulse: &Pulse,
 ) {
@@ -535,7 +552,8 @@ fn start_reporting(
     };
     let client = Client::default();
     let (identity, tally) = (identities.watch(), tally.clone());
-    tokio::spawn(report::run(reporting, client, reports, identity, tally, pulse.register()));
+    let beat = pulse.register();
+    tokio::spawn(report::run(reporting, (client, reaches), reports, identity, tally, beat));
 }
 
 /// Lets tasks at work end and their results go out until the deadline.

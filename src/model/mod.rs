@@ -18,6 +18,7 @@ pub mod image;
 pub mod mounts;
 pub mod network;
 pub mod node;
+pub mod outgoing;
 pub mod policy;
 pub mod pools;
 pub mod prepare;

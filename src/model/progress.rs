@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::caller::Caller;
 use super::prepare::{Area, Progress};
 use super::target::{TargetKind, TargetSpec};
 
@@ -23,6 +24,8 @@ pub struct Asked {
     pub stack: Value,
     /// Where to; where the controller said when it connected, when it is not set.
     pub url: Option<String>,
+    /// Who asked.
+    pub caller: Caller,
     /// The share of the whole that this call is.
     pub stage: Stage,
     /// How long the controller waits for the call; it is told no more afterwards.

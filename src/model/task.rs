@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::caller::Caller;
+
 /// A controller's task id: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -41,13 +43,14 @@ impl fmt::Display for TaskId {
 }
 
 /// What is sent to the controller when a task is done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskResult {
     /// Whose result.
     pub task: TaskId,
     /// `http://…` or `https://…`, judged when the call came in.
     pub callback_url: String,
+    /// Who named that address, where that was noted.
+    pub caller: Option<Caller>,
     /// The JSON body, ASCII.
     pub body: String,
     /// The `error` header: the handler broke outside its own error handling.

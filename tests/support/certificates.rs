@@ -91,6 +91,12 @@ impl Signed {
     }
 }
 
+/// A listener's side that shows a certificate for that name, and the authority that vouches for it, as PEM.
+pub(crate) fn certificate(name: &str) -> (TlsAcceptor, String) {
+    let authority = Authority::new();
+    (authority.sign(name).server(), authority.pem)
+}
+
 /// Shakes hands with whoever listens there, and calls it by this name.
 pub(crate) async fn connect(
     client: &TlsConnector,

@@ -100,6 +100,25 @@ impl Controller {
         Controller::serve(listener, url, answers, None)
     }
 
+    /// Listens at this address, and takes everything; a port of 0 is any.
+    pub(crate) async fn at(address: &str) -> Controller {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let url = format!("http://{}{PATH}", listener.local_addr().unwrap());
+        Controller::serve(listener, url, Vec::new(), None)
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        let address = self.url.split('/').nth(2).unwrap();
+        address.rsplit_once(':').unwrap().1.parse().unwrap()
+    }
+
+    /// Where results go when it is called by another name, or address.
+    pub(crate) fn url_by(&self, name: &str) -> String {
+        let scheme = self.url.split(':').next().unwrap();
+        format!("{scheme}://{name}:{}{PATH}", self.port())
+    }
+
     /// The same with TLS.
     pub(crate) async fn with_tls(acceptor: TlsAcceptor) -> Controller {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -137,6 +156,11 @@ impl Controller {
     /// Calls that have come so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.calls.lock().unwrap().clone()
+    }
+
+    /// How many calls have come so far.
+    pub(crate) fn count(&self) -> usize {
+        self.calls.lock().unwrap().len()
     }
 
     /// Waits until at least so many calls have come.

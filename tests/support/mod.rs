@@ -14,6 +14,7 @@ pub(crate) mod gate;
 pub(crate) mod http;
 pub(crate) mod kernel;
 pub(crate) mod legacy;
+pub(crate) mod network;
 pub(crate) mod process;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -19,6 +19,7 @@ use crate::host::HostError;
 use crate::host::partial::{Notes, Partial};
 use crate::model::fault::Fault;
 use crate::model::image::{Download, ImagePolicy, ImageUrl, without_secrets};
+use crate::model::outgoing::Reach;
 use crate::outgoing::{Client, SendError};
 
 /// More hops than an address in use needs.
@@ -176,7 +177,7 @@ impl Downloader {
             let shown = without_secrets(&url);
             let sent = timeout(
                 self.policy.stall_timeout,
-                self.client.send(answer::request(&url, partial)),
+                self.client.send(answer::request(&url, partial), &Reach::Images),
             );
             let response = match sent.await {
                 Ok(Ok(response)) => response,

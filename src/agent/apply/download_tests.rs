@@ -296,3 +296,23 @@ async fn redirects_are_followed_and_not_for_ever() {
     assert!(matches!(error, DownloadError::Redirect { .. }), "{error:?}");
     assert_eq!(round.seen.lock().unwrap().len(), MOST_REDIRECTS + 1);
 }
+
+#[tokio::test]
+async fn neither_an_address_nor_a_redirect_leads_to_where_a_cloud_tells_of_its_machines() {
+    let place = Place::new();
+    let refused = |outcome: Result<Partial, DownloadError>| match outcome {
+        Err(DownloadError::Unreachable { source, .. }) => {
+            assert!(matches!(source, SendError::Refused { .. }), "{source:?}");
+        }
+        other => panic!("{other:?}"),
+    };
+    for url in ["http://169.254.169.254/x.tar", "http://[fd00:ec2::254]/x.tar"] {
+        let download = Download { url: url.parse().unwrap(), sha256: None };
+        refused(place.downloader.fetch(&download, &|_| {}).await);
+    }
+    let leads = "307 There\r\nContent-Length: 0\r\nLocation: http://100.100.100.200/x.tar";
+    let server = server(vec![Act::Says(leads.to_string(), Vec::new())]).await;
+    let download = Download { url: server.url.parse().unwrap(), sha256: None };
+    refused(place.downloader.fetch(&download, &|_| {}).await);
+    assert_eq!(server.seen.lock().unwrap().len(), 1);
+}

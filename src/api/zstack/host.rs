@@ -12,6 +12,7 @@ use super::super::Shared;
 use super::task;
 use super::wire;
 use crate::controller::identity::Identity;
+use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 
 /// Tells which libvirt and QEMU are installed; the api does not look itself.
@@ -36,7 +37,8 @@ const MOST_TEXT: usize = 2048;
 
 /// `/host/connect`: learns who this host is and where the controller listens.
 pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
-    task::call(api, Some("connect"), request, learn).await
+    let caller = task::caller(request.extensions());
+    task::call(api, Some("connect"), request, move |api, said| learn(api, said, caller)).await
 }
 
 /// What a controller says of itself and of this host when it connects, judged.
@@ -61,6 +63,7 @@ pub(super) fn judged_in_part(request: ConnectRequest) -> Result<Identity, Fault>
         host_uuid: plain(request.host_uuid, "hostUuid")?,
         send_command_url: plain(request.send_command_url, "sendCommandUrl")?,
         version: request.version.filter(|text| text.len() <= MOST_TEXT).unwrap_or_default(),
+        learnt_from: None,
     };
     if !identity.send_command_url.is_empty() {
         task::web_address(&identity.send_command_url).map_err(|why| {
@@ -74,8 +77,20 @@ fn not_plain(name: &str) -> Fault {
     Fault::new("invalid-body", format!("{name} is missing or no plain text"))
 }
 
-async fn learn(api: Shared, request: ConnectRequest) -> Result<Value, Fault> {
-    let identity = judged(request)?;
+/// What this caller may teach: the address of a controller only, to which it may make the agent call.
+pub(super) fn taught(api: &Shared, said: Identity, caller: Caller) -> Result<Identity, Fault> {
+    if !said.send_command_url.is_empty() {
+        let reach = api.reaches.of_connecting(caller);
+        reach.judge_literal(&said.send_command_url).map_err(|refused| {
+            let text = format!("sendCommandUrl cannot be used: {refused}");
+            Fault::new("send-command-address-refused", text)
+        })?;
+    }
+    Ok(Identity { learnt_from: Some(caller), ..said })
+}
+
+async fn learn(api: Shared, request: ConnectRequest, caller: Caller) -> Result<Value, Fault> {
+    let identity = taught(&api, judged(request)?, caller)?;
     let identities = api.identities.clone();
     tokio::task::spawn_blocking(move || identities.learn(identity))
         .await

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::Request;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -17,7 +17,9 @@ use super::super::{Phase, Shared, body};
 use super::wire::{asked, patience};
 use crate::controller::outbox::{Admission, Outbox, Slot};
 use crate::model::ascii::ascii_json;
+use crate::model::caller::Caller;
 use crate::model::fault::Fault;
+use crate::model::outgoing::Reach;
 use crate::model::progress::{Asked, Scope};
 use crate::model::task::TaskId;
 
@@ -62,7 +64,10 @@ where
     H: FnOnce(Shared, T, Option<Asked>) -> F + Send + 'static,
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
-    call_reading(api, Some(route), request, asked, handler).await
+    let caller = caller(request.extensions());
+    let reach = api.reaches.of(Some(caller));
+    let read = move |body: &[u8]| asked(body, caller, &reach);
+    call_reading(api, Some(route), request, read, handler).await
 }
 
 /// Does work of which the controller is told how it goes on, where it asked for that.
@@ -98,7 +103,7 @@ async fn call_reading<T, A, H, F>(
     api: Shared,
     route: Option<&'static str>,
     request: Request,
-    read: fn(&[u8]) -> A,
+    read: impl FnOnce(&[u8]) -> A,
     handler: H,
 ) -> Response
 where
@@ -108,7 +113,8 @@ where
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
     let (head, body) = request.into_parts();
-    let way = match way(&head.headers) {
+    let caller = caller(&head.extensions);
+    let way = match way(&head.headers, &api.reaches.of(Some(caller))) {
         Ok(way) => way,
         Err(problem) => return problem.into_result(),
     };
@@ -137,7 +143,8 @@ where
         }
         Way::Callback(task, url) => {
             // In a task of its own: a caller that goes away leaves nothing half taken in.
-            let begun = take_in(outbox, task, url, route, patience, work).in_current_span();
+            let taken = (task, url, caller);
+            let begun = take_in(outbox, taken, route, patience, work).in_current_span();
             tokio::spawn(begun).await.unwrap_or_else(|_| Problem::of(broke()).into_result())
         }
     }
@@ -146,13 +153,12 @@ where
 /// Takes a task in and begins its work.
 async fn take_in(
     outbox: Outbox,
-    task: TaskId,
-    url: String,
+    (task, url, caller): (TaskId, String, Caller),
     route: Option<&'static str>,
     patience: Option<Duration>,
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) -> Response {
-    match outbox.admit(&task, &url, route).await {
+    match outbox.admit(&task, &url, route, caller).await {
         Admission::Work(slot) => {
             let noted = route.map(|route| Call::begins(route, Some(&task)));
             tokio::spawn(do_task(task, slot, patience, noted, work));
@@ -175,7 +181,9 @@ fn answer_now(result: Result<Value, Fault>) -> Response {
         Ok(value) => Json(value).into_response(),
         Err(fault) => {
             let status = match fault.code.as_ref() {
-                "invalid-body" | "invalid-json" => StatusCode::BAD_REQUEST,
+                "invalid-body" | "invalid-json" | "send-command-address-refused" => {
+                    StatusCode::BAD_REQUEST
+                }
                 _ => StatusCode::OK,
             };
             (status, Json(result_body(&fault))).into_response()
@@ -233,8 +241,13 @@ async fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
     }
 }
 
-/// Reads how the result is to go back.
-fn way(headers: &HeaderMap) -> Result<Way, Problem> {
+/// Who made a request; one that did not come over the network was made here.
+pub fn caller(extensions: &Extensions) -> Caller {
+    extensions.get().copied().unwrap_or(Caller::Here)
+}
+
+/// Reads how the result is to go back, which has to be to where the caller's word may lead.
+fn way(headers: &HeaderMap, reach: &Reach) -> Result<Way, Problem> {
     let bad = |code, text: &str| Problem::new(StatusCode::BAD_REQUEST, code, text);
     let given =
         |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}").trim());
@@ -253,6 +266,10 @@ fn way(headers: &HeaderMap) -> Result<Way, Problem> {
                     "callback-url-malformed",
                     &format!("callbackUrl malformed in request header: {why}"),
                 )
+            })?;
+            reach.judge_literal(url).map_err(|refused| {
+                let text = format!("callbackUrl refused in request header: {refused}");
+                bad("callback-address-refused", &text)
             })?;
             Ok(Way::Callback(task, url.to_string()))
         }
@@ -273,6 +290,9 @@ pub fn web_address(url: &str) -> Result<(), String> {
         Some("http" | "https") => {}
         _ => return Err("it must begin with http:// or https://".to_string()),
     }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("it holds a user's name: name an address that needs none".to_string());
+    }
     match uri.host() {
         Some(host) if !host.is_empty() => Ok(()),
         _ => Err("it names no host".to_string()),
@@ -283,6 +303,9 @@ pub fn web_address(url: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    /// Of a caller elsewhere.
+    const REACH: Reach = Reach::Common { loopback: false };
+
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
         list.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
@@ -291,8 +314,8 @@ mod tests {
     fn headers_say_which_way_and_nonsense_is_refused() {
         let task = "0123456789abcdef0123456789ABCDEF";
         let url = "http://10.0.0.1:8080/zstack/asyncrest/callback";
-        assert_eq!(way(&headers(&[])).unwrap(), Way::Now);
-        let both = way(&headers(&[("taskuuid", task), ("callbackurl", url)])).unwrap();
+        assert_eq!(way(&headers(&[]), &REACH).unwrap(), Way::Now);
+        let both = way(&headers(&[("taskuuid", task), ("callbackurl", url)]), &REACH).unwrap();
         assert_eq!(
             both,
             Way::Callback(TaskId::try_from(task.to_string()).unwrap(), url.to_string())
@@ -309,15 +332,25 @@ mod tests {
                 &[("taskuuid", task), ("callbackurl", "file:///etc/passwd")],
                 "callback-url-malformed",
             ),
+            (
+                &[("taskuuid", task), ("callbackurl", "http://u:secret@h/x")],
+                "callback-url-malformed",
+            ),
+            (
+                &[("taskuuid", task), ("callbackurl", "http://127.1:80/")],
+                "callback-address-refused",
+            ),
+            (&[("taskuuid", task), ("callbackurl", "http://[::1]/")], "callback-address-refused"),
         ];
         for (list, code) in cases {
-            let problem = way(&headers(list)).unwrap_err();
+            let problem = way(&headers(list), &REACH).unwrap_err();
             assert_eq!(
                 (problem.status, problem.fault.code.as_ref()),
                 (StatusCode::BAD_REQUEST, code)
             );
+            assert!(!problem.fault.text.contains("secret"), "{}", problem.fault);
         }
-        let missing = way(&headers(&[("callbackurl", url)])).unwrap_err();
+        let missing = way(&headers(&[("callbackurl", url)]), &REACH).unwrap_err();
         assert_eq!(missing.fault.text, "taskUuid missing in request header");
     }
 

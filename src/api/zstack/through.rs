@@ -12,7 +12,9 @@ use axum::routing::{MethodRouter, any, post};
 use hyper::body::Bytes;
 
 use super::super::{Shared, body, fallback};
-use super::host::{self, ConnectRequest, judged, judged_in_part};
+use super::host::{self, ConnectRequest, judged, judged_in_part, taught};
+use super::task;
+use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 
 /// The handlers of `/host/connect`, `/host/ping` and `/host/echo`.
@@ -45,28 +47,29 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
     if request.method() != Method::POST {
         return fallback::forward(State(api), request).await;
     }
+    let caller = task::caller(request.extensions());
     let (head, body) = request.into_parts();
     let bytes = match body::read(body, api.body).await {
         Ok(bytes) => bytes,
         Err(problem) => return problem.into_result(),
     };
     // Aside: the disk may be slow, and the answer does not wait for it.
-    tokio::spawn(learn(api.clone(), said, bytes.clone()));
+    tokio::spawn(learn(api.clone(), (said, caller), bytes.clone()));
     let request = Request::from_parts(head, Body::from(bytes));
     fallback::forward(State(api), request).await
 }
 
-async fn learn(api: Shared, said: Said, bytes: Bytes) {
+async fn learn(api: Shared, (said, caller): (Said, Caller), bytes: Bytes) {
     let learning = async {
         let request = body::parse::<ConnectRequest>(&bytes).map_err(|problem| problem.fault)?;
         let identities = api.identities.clone();
         let learnt = match said {
             Said::Connect => {
-                let identity = judged(request)?;
+                let identity = taught(&api, judged(request)?, caller)?;
                 tokio::task::spawn_blocking(move || identities.learn(identity))
             }
             Said::Ping => {
-                let identity = judged_in_part(request)?;
+                let identity = taught(&api, judged_in_part(request)?, caller)?;
                 tokio::task::spawn_blocking(move || identities.learn_missing(identity))
             }
         };

@@ -7,6 +7,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::task::web_address;
+use crate::model::caller::Caller;
+use crate::model::outgoing::Reach;
 use crate::model::progress::{Asked, Stage};
 
 /// The most bytes of a context that is sent back with each post: it is a few lines in practice.
@@ -90,7 +92,7 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
 
 /// Whether the controller wants to be told how the work goes on: when `threadContext` names the API call
 /// that this one belongs to. What is malformed is no such wish, and never an error of the call.
-pub fn asked(body: &[u8]) -> Option<Asked> {
+pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<Asked> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(rename = "threadContext", default)]
@@ -111,7 +113,8 @@ pub fn asked(body: &[u8]) -> Option<Asked> {
     }
     let stage = stage(context.get("task-stage"));
     let patience = patience(body, SystemTime::now());
-    Some(Asked { url: address(&url), stage, context, stack, patience })
+    let url = address(&url, reach);
+    Some(Asked { url, caller, stage, context, stack, patience })
 }
 
 /// The stage, the whole where none is given or it makes no sense.
@@ -126,13 +129,15 @@ fn stage(value: Option<&Value>) -> Stage {
     stage.unwrap_or_default()
 }
 
-/// The call's own address, when it can be posted to. It may give access to what is there, so the log does
+/// The call's own address, when it can be posted to and the caller's word may lead there. It may give access to what is there, so the log does
 /// not show it.
-fn address(value: &Value) -> Option<String> {
+fn address(value: &Value, reach: &Reach) -> Option<String> {
     let judged = match value {
         Value::Null => return None,
         Value::String(url) if url.trim().is_empty() => return None,
-        Value::String(url) => web_address(url.trim()).map(|()| url.trim().to_string()),
+        Value::String(url) => web_address(url.trim())
+            .and_then(|()| reach.judge_literal(url.trim()).map_err(|refused| refused.to_string()))
+            .map(|()| url.trim().to_string()),
         _ => Err("it is no text".to_string()),
     };
     judged.inspect_err(|why| tracing::debug!(why, "a call's sendCommandUrl is ignored")).ok()
@@ -190,15 +195,21 @@ mod tests {
         }
     }
 
+    /// As of a caller elsewhere.
+    fn read(body: impl AsRef<[u8]>) -> Option<Asked> {
+        let caller = Caller::At([10, 0, 0, 9].into());
+        asked(body.as_ref(), caller, &Reach::Common { loopback: false })
+    }
+
     #[test]
     fn progress_is_asked_for_by_a_context_that_names_an_api_call() {
         let context = r#""threadContext":{"api":"a1","task-stage":"20-80","x":[1]}"#;
         let body =
             format!(r#"{{{context},"threadContextStack":["s"],"sendCommandUrl":" http://c/x "}}"#);
-        let read = asked(body.as_bytes()).unwrap();
-        assert_eq!(read.context["x"], serde_json::json!([1]));
-        assert_eq!((read.stack, read.url), (serde_json::json!(["s"]), Some("http://c/x".into())));
-        assert_eq!(Some(read.stage), Stage::parse("20-80"));
+        let asked = read(body).unwrap();
+        assert_eq!(asked.context["x"], serde_json::json!([1]));
+        assert_eq!((asked.stack, asked.url), (serde_json::json!(["s"]), Some("http://c/x".into())));
+        assert_eq!(Some(asked.stage), Stage::parse("20-80"));
         let long = format!(r#"{{"threadContext":{{"api":"{}"}}}}"#, "x".repeat(MOST_CONTEXT));
         let nothing = [
             "",
@@ -213,7 +224,7 @@ mod tests {
             &long,
         ];
         for body in nothing {
-            assert_eq!(asked(body.as_bytes()), None, "{body}");
+            assert_eq!(read(body), None, "{body}");
         }
     }
 
@@ -221,11 +232,20 @@ mod tests {
     fn a_stage_or_an_address_that_makes_no_sense_is_as_if_it_were_not_there() {
         for stage in ["null", "\"\"", "\"80-20\"", "7", "[]"] {
             let body = format!(r#"{{"threadContext":{{"api":"a","task-stage":{stage}}}}}"#);
-            assert_eq!(asked(body.as_bytes()).unwrap().stage, Stage::default(), "{stage}");
+            assert_eq!(read(&body).unwrap().stage, Stage::default(), "{stage}");
         }
-        for url in ["null", "\"\"", "\"ftp://h/\"", "\"/path\"", "\"http://\"", "7", "{}"] {
+        for url in [
+            "null",
+            "\"\"",
+            "\"ftp://h/\"",
+            "\"/path\"",
+            "\"http://\"",
+            "\"http://127.0.0.1/\"",
+            "7",
+            "{}",
+        ] {
             let body = format!(r#"{{"threadContext":{{"api":"a"}},"sendCommandUrl":{url}}}"#);
-            assert_eq!(asked(body.as_bytes()).unwrap().url, None, "{url}");
+            assert_eq!(read(&body).unwrap().url, None, "{url}");
         }
     }
 

@@ -312,10 +312,11 @@ mod tests {
     use super::*;
     use crate::agent::pulse::Pulse;
     use crate::controller::outbox::entry::load;
+    use crate::model::caller::Caller;
 
     fn entry(n: u32) -> Entry {
         let task = TaskId::try_from(format!("{n:032x}")).unwrap();
-        Entry::new(task, "http://c/x".to_string(), None)
+        Entry::new(task, "http://c/x".to_string(), None, Caller::Here)
     }
 
     fn with_result(n: u32) -> Entry {

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::origin::Origin;
+use crate::model::caller::Caller;
 use crate::model::fault::{Fault, chain};
 use crate::model::task::{TaskId, TaskResult};
 use crate::store::{Durability, Store};
@@ -24,6 +26,9 @@ pub(super) struct Entry {
     version: u32,
     pub(super) task: TaskId,
     callback_url: String,
+    /// Who called. Missing in files of an agent that did not note it: then it is nobody on this node, for
+    /// a wrong guess costs such results when they go to loopback, the other one would open loopback.
+    caller: Option<Caller>,
     /// Which call, where it has a name in the log.
     route: Option<String>,
     taken_in: Stamp,
@@ -65,10 +70,21 @@ pub(super) fn file(task: &TaskId) -> String {
 
 impl Entry {
     /// A task that is taken in now.
-    pub(super) fn new(task: TaskId, callback_url: String, route: Option<&str>) -> Entry {
+    pub(super) fn new(
+        task: TaskId,
+        callback_url: String,
+        route: Option<&str>,
+        caller: Caller,
+    ) -> Entry {
         let taken_in = Stamp(SystemTime::now());
         let route = route.map(str::to_string);
-        Entry { version: VERSION, task, callback_url, route, taken_in, result: None }
+        let caller = Some(caller);
+        Entry { version: VERSION, task, callback_url, caller, route, taken_in, result: None }
+    }
+
+    /// Whose place it takes: a call that has a name in the log can change the node.
+    pub(super) fn origin(&self) -> Origin {
+        Origin::new(self.route.is_some(), self.caller)
     }
 
     /// It has a result now.
@@ -94,7 +110,8 @@ impl Entry {
     pub(super) fn result(&self, now: SystemTime) -> Option<(TaskResult, Duration)> {
         let Done { since, body, error } = self.result.as_ref()?;
         let (task, callback_url) = (self.task.clone(), self.callback_url.clone());
-        let result = TaskResult { task, callback_url, body: body.clone(), error: error.clone() };
+        let (caller, body, error) = (self.caller, body.clone(), error.clone());
+        let result = TaskResult { task, callback_url, caller, body, error };
         // A clock that was set back makes nothing older.
         Some((result, now.duration_since(since.0).unwrap_or_default()))
     }
@@ -147,11 +164,16 @@ pub(super) fn load(store: &Store) -> Result<Vec<Entry>, Fault> {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
+    use super::super::origin::Party;
     use super::*;
+
+    fn at(address: &str) -> Caller {
+        address.parse().unwrap()
+    }
 
     fn entry(n: u32) -> Entry {
         let task = TaskId::try_from(format!("{n:032x}")).unwrap();
-        Entry::new(task, "http://c/x".to_string(), Some("connect"))
+        Entry::new(task, "http://c/x".to_string(), Some("connect"), at("10.0.0.9"))
     }
 
     #[test]
@@ -168,7 +190,8 @@ mod tests {
         assert_eq!(
             value,
             json!({
-                "version": 1, "task": task, "callbackUrl": "http://c/x", "route": "connect",
+                "version": 1, "task": task, "callbackUrl": "http://c/x", "caller": "10.0.0.9",
+                "route": "connect",
                 "takenIn": "1970-01-01T00:00:01.500Z", "result": null,
             })
         );
@@ -186,6 +209,22 @@ mod tests {
         assert_eq!(result.body, r#"{"success":true,"error":"Gr\u00f6\u00dfe"}"#);
         assert_eq!(age, Duration::from_secs(7));
         assert_eq!(read[0].result(SystemTime::UNIX_EPOCH).unwrap().1, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_file_without_its_caller_is_taken_for_nobody_on_this_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        store.write(&file(&entry(1).task), &entry(1), Durability::Disk).unwrap();
+        let path = dir.path().join(file(&entry(1).task));
+        let mut value: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        value.as_object_mut().unwrap().remove("caller").unwrap();
+        std::fs::write(&path, value.to_string()).unwrap();
+        let mut read = load(&store).unwrap().remove(0);
+        assert_eq!(read.origin().party, Party::Unknown);
+        read.break_off();
+        assert_eq!(read.result(SystemTime::now()).unwrap().0.caller, None);
     }
 
     #[test]

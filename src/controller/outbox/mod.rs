@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use crate::agent::pulse::Beat;
+use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 use crate::model::task::{TaskId, TaskResult};
 use crate::store::Store;
@@ -35,6 +36,7 @@ mod book;
 mod census;
 mod disk;
 mod entry;
+mod origin;
 
 use book::{Book, Place};
 pub use book::{Settled, Verdict};
@@ -43,6 +45,7 @@ use disk::{Disk, Told};
 use entry::Entry;
 #[cfg(fuzzing)]
 pub use entry::reread;
+use origin::Origin;
 
 /// How long the disk may take before a call is refused, or a result offered that is not yet written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,10 +62,12 @@ pub struct Offering {
     pub first_delay: Duration,
     /// The longest time between two attempts.
     pub max_delay: Duration,
-    /// Tasks at work at one time.
+    /// Tasks at work at one time, of each kind.
     pub max_tasks: usize,
-    /// Results that may wait.
+    /// Results that may wait, of each kind.
     pub max_pending: usize,
+    /// Attempts at one time.
+    pub parallel: usize,
 }
 
 #[cfg(test)]
@@ -75,6 +80,7 @@ impl Offering {
             max_delay: Duration::from_secs(60),
             max_tasks: 8,
             max_pending: 8,
+            parallel: 64,
         }
     }
 }
@@ -141,7 +147,7 @@ impl Outbox {
         match entry.result(SystemTime::now()) {
             Some((result, age)) => {
                 let now = Instant::now();
-                self.book().finish(result, age, now, now);
+                self.book().finish((result, age), entry.origin(), now, now);
             }
             None => {
                 entry.break_off();
@@ -150,18 +156,21 @@ impl Outbox {
         }
     }
 
-    /// Takes a task in, once it is on the disk; `route` is for who reads its file, or counts. Not
-    /// cancel-safe: a task that is left half-way keeps its place.
+    /// Takes a task in, once it is on the disk; `route` is for who reads its file, or counts, and calls that have
+    /// none only look. Not cancel-safe: a task that is left half-way keeps its place.
     pub async fn admit(
         &self,
         task: &TaskId,
         callback_url: &str,
         route: Option<&'static str>,
+        caller: Caller,
     ) -> Admission {
+        let entry = Entry::new(task.clone(), callback_url.to_string(), route, caller);
+        let call = route.unwrap_or(census::UNNAMED);
         loop {
             // Listening before looking: what ends in between is heard.
             let settled = self.settled.notified();
-            let place = self.book().admit(task, route.unwrap_or(census::UNNAMED));
+            let place = self.book().admit(task, call, entry.origin());
             match place {
                 Place::New => break,
                 // Should that one fail, this one is a call of its own.
@@ -170,7 +179,6 @@ impl Outbox {
                 Place::Full(code, text) => return Admission::Full(Fault::new(code, text)),
             }
         }
-        let entry = Entry::new(task.clone(), callback_url.to_string(), route);
         let written = self.written_in_time(task, self.disk.write(entry.clone())).await;
         match &written {
             Ok(()) => self.book().begins(task),
@@ -250,7 +258,7 @@ impl Outbox {
     fn finish(&self, entry: Entry) -> Option<Told> {
         let (result, age) = entry.result(SystemTime::now())?;
         let now = Instant::now();
-        self.book().finish(result, age, now, now + WRITE_TIMEOUT);
+        self.book().finish((result, age), entry.origin(), now, now + WRITE_TIMEOUT);
         let told = self.disk.write(entry);
         self.news.notify_one();
         Some(told)
@@ -291,8 +299,11 @@ impl Slot {
     /// The result is due before the work is done: it is offered now, and the work keeps its place
     /// among the tasks until the returned value is dropped.
     pub async fn finish_early(self, body: String) -> GoesOn {
-        self.outbox.book().goes_on();
-        let goes_on = GoesOn { outbox: self.outbox.clone() };
+        let origin = self.entry.as_ref().map(Entry::origin);
+        let goes_on = GoesOn { outbox: self.outbox.clone(), origin };
+        if let Some(origin) = origin {
+            self.outbox.book().goes_on(origin);
+        }
         self.finish(body, None).await;
         goes_on
     }
@@ -308,11 +319,14 @@ impl Slot {
 #[derive(Debug)]
 pub struct GoesOn {
     outbox: Outbox,
+    origin: Option<Origin>,
 }
 
 impl Drop for GoesOn {
     fn drop(&mut self) {
-        self.outbox.book().went_on();
+        if let Some(origin) = self.origin {
+            self.outbox.book().went_on(origin);
+        }
         self.outbox.settled.notify_waiters();
     }
 }

@@ -35,7 +35,7 @@ fn id(n: u32) -> TaskId {
 }
 
 async fn slot(outbox: &Outbox, n: u32) -> Slot {
-    match outbox.admit(&id(n), "http://c/x", Some("connect")).await {
+    match outbox.admit(&id(n), "http://c/x", Some("connect"), Caller::Here).await {
         Admission::Work(slot) => slot,
         other => panic!("{other:?}"),
     }
@@ -63,11 +63,11 @@ async fn a_task_is_on_disk_before_its_work_and_its_result_before_it_is_offered()
     let work = slot(&outbox, 1).await;
     let file = node.file(1).unwrap();
     assert_eq!((&file["route"], &file["result"]), (&"connect".into(), &Value::Null));
-    assert!(matches!(outbox.admit(&id(1), url, None).await, Admission::Known));
+    assert!(matches!(outbox.admit(&id(1), url, None, Caller::Here).await, Admission::Known));
     work.finish(r#"{"success":true}"#.into(), None).await;
     assert_eq!(node.file(1).unwrap()["result"]["body"], r#"{"success":true}"#);
     assert_eq!(next(&outbox).await.len(), 1);
-    assert!(matches!(outbox.admit(&id(1), url, None).await, Admission::Known));
+    assert!(matches!(outbox.admit(&id(1), url, None, Caller::Here).await, Admission::Known));
     outbox.settle(&id(1), Verdict::Taken, Instant::now());
     outbox.empty().await;
     assert_eq!(node.file(1), None);
@@ -86,7 +86,10 @@ async fn what_waited_waits_again_after_a_restart_and_what_was_at_work_is_told_of
     let outbox = node.start();
     assert_eq!(outbox.load(), (0, 2));
     for n in [1, 2] {
-        assert!(matches!(outbox.admit(&id(n), "http://c/x", None).await, Admission::Known));
+        assert!(matches!(
+            outbox.admit(&id(n), "http://c/x", None, Caller::Here).await,
+            Admission::Known
+        ));
     }
     let mut again = next(&outbox).await;
     while again.len() < 2 {
@@ -137,8 +140,8 @@ async fn a_call_that_cannot_be_written_is_refused_and_one_like_it_that_came_mean
     std::fs::write(&in_the_way, "no folder").unwrap();
     let task = id(1);
     let (first, second) = tokio::join!(
-        outbox.admit(&task, "http://c/x", None),
-        outbox.admit(&task, "http://c/x", None)
+        outbox.admit(&task, "http://c/x", None, Caller::Here),
+        outbox.admit(&task, "http://c/x", None, Caller::Here)
     );
     for admission in [first, second] {
         match admission {
@@ -174,13 +177,13 @@ async fn a_result_that_cannot_be_written_is_offered_and_written_when_it_can() {
 async fn a_disk_that_hangs_holds_up_nobody_for_longer_than_its_time() {
     let outbox = Outbox::new(Offering::example());
     let began = Instant::now();
-    match outbox.admit(&id(1), "http://c/x", None).await {
+    match outbox.admit(&id(1), "http://c/x", None, Caller::Here).await {
         Admission::Unwritable(fault) => assert!(fault.text.contains("within 10s"), "{fault}"),
         other => panic!("{other:?}"),
     }
     assert_eq!(began.elapsed(), WRITE_TIMEOUT);
     assert!(outbox.load() == (0, 0) && outbox.disk.is_idle(), "the call was never there");
-    let entry = Some(Entry::new(id(2), "http://c/x".into(), None));
+    let entry = Some(Entry::new(id(2), "http://c/x".into(), None, Caller::Here));
     let work = Slot { outbox: outbox.clone(), entry };
     let finished = tokio::spawn(work.finish("{}".into(), None));
     assert!(timeout(WRITE_TIMEOUT / 2, outbox.news()).await.is_ok());
@@ -197,13 +200,16 @@ async fn work_that_goes_on_after_its_result_keeps_its_place() {
     assert_eq!(next(&outbox).await.len(), 1, "the result is offered");
     outbox.settle(&id(1), Verdict::Taken, Instant::now());
     assert_eq!(outbox.load(), (1, 0));
-    let refused = outbox.admit(&id(2), "http://c/", None).await;
+    let refused = outbox.admit(&id(2), "http://c/", Some("connect"), Caller::Here).await;
     assert!(matches!(refused, Admission::Full(f) if f.code == "too-many-tasks"));
     let empty = timeout(Duration::from_millis(50), outbox.empty());
     assert!(empty.await.is_err(), "a drain waits for it");
     let (empty, ()) = tokio::join!(outbox.empty(), async { drop(goes_on) });
     assert_eq!(empty, ());
-    assert!(matches!(outbox.admit(&id(2), "http://c/", None).await, Admission::Work(_)));
+    assert!(matches!(
+        outbox.admit(&id(2), "http://c/", Some("connect"), Caller::Here).await,
+        Admission::Work(_)
+    ));
 }
 
 #[tokio::test]

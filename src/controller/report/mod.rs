@@ -23,10 +23,12 @@ pub use self::course::Pace;
 use self::course::{Course, Verdict, Went};
 pub use self::tally::{Tally, Told};
 use super::client::Client;
+use super::reach::Reaches;
 use crate::agent::pulse::Beat;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::identity::Identity;
+use crate::model::outgoing::{Reach, shown};
 use crate::model::status::NodeReport;
 
 /// How long a newer report waits for an attempt that hangs.
@@ -48,7 +50,7 @@ pub struct Reporting {
 /// Reports for ever, counts that, and beats for the watchdog.
 pub async fn run(
     reporting: Reporting,
-    client: Client,
+    (client, reaches): (Client, Reaches),
     reports: watch::Receiver<Arc<NodeReport>>,
     identity: watch::Receiver<Identity>,
     tally: Arc<Tally>,
@@ -56,9 +58,12 @@ pub async fn run(
 ) {
     let client = Arc::new(client);
     let (within, path) = (reporting.timeout, reporting.command_path);
-    let attempt = move |url, report| {
+    let named = reporting.url.is_some();
+    let attempt = move |url: String, report| {
         let (client, path) = (client.clone(), path.clone());
-        async move { post(&client, &path, url, report, within).await }
+        // What the operator named is called, wherever it is.
+        let reach = if named { Reach::Anywhere } else { reaches.of_controller() };
+        async move { post(&client, &path, (&url, &reach), report, within).await }
     };
     Reporter { url: reporting.url, pace: reporting.pace, reports, identity, tally, beat, attempt }
         .run()
@@ -127,7 +132,7 @@ where
                     may_be_overtaken = true;
                 }
                 Ended::Overtaken => {
-                    tracing::debug!(url = %url, "the controller is slow; it is told the newer state");
+                    tracing::debug!(url = %shown(url), "the controller is slow; it is told the newer state");
                     self.tally.overtaken();
                     course.overtaken(Instant::now());
                     may_be_overtaken = false;
@@ -209,6 +214,7 @@ async fn at(time: Option<Instant>) {
 
 /// Says what became of an attempt, when that is another thing than before.
 fn note(url: &str, before: Went, verdict: &Verdict) {
+    let url = shown(url);
     match verdict {
         Verdict::Taken if before != Went::Heard => {
             tracing::info!(url, "the controller takes the node's status");
@@ -231,7 +237,7 @@ fn note(url: &str, before: Went, verdict: &Verdict) {
 async fn post(
     client: &Client,
     path: &str,
-    url: String,
+    to: (&str, &Reach),
     report: Arc<NodeReport>,
     within: Duration,
 ) -> Verdict {
@@ -240,7 +246,7 @@ async fn post(
     let path = HeaderValue::from_str(path).ok();
     let headers = path.map(|path| (HeaderName::from_static("commandpath"), path));
     let headers: Vec<_> = headers.into_iter().collect();
-    match client.post(&url, &headers, &ascii_json(&report), within).await {
+    match client.post(to, &headers, &ascii_json(&report), within).await {
         Ok(status) if status.is_success() => Verdict::Taken,
         Ok(StatusCode::NOT_FOUND) => Verdict::Unknown,
         Ok(status) => Verdict::Failed(format!("answered {status}")),

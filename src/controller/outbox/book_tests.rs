@@ -1,0 +1,285 @@
+//! The book: who is taken in, what is due, and when it is tried again.
+
+use super::super::origin::Party;
+use super::*;
+use crate::model::caller::Caller;
+
+fn book(max_tasks: usize, max_pending: usize) -> Book {
+    Book::new(Offering { max_tasks, max_pending, ..Offering::example() })
+}
+
+fn id(n: u32) -> TaskId {
+    TaskId::try_from(format!("{n:032x}")).unwrap()
+}
+
+fn begin(book: &mut Book, n: u32) {
+    assert_eq!(book.admit(&id(n), "ensure", LOCAL), Place::New);
+    book.begins(&id(n));
+}
+
+fn result(n: u32, url: &str) -> TaskResult {
+    TaskResult {
+        task: id(n),
+        callback_url: url.to_string(),
+        caller: None,
+        body: "{}".to_string(),
+        error: None,
+    }
+}
+
+fn finish(book: &mut Book, n: u32, url: &str, age: Duration, now: Instant) {
+    book.finish((result(n, url), age), LOCAL, now, now);
+}
+
+const LOCAL: Origin = Origin { changes: true, party: Party::Node };
+const URL: &str = "http://c:80/x";
+const NEW: Duration = Duration::ZERO;
+
+#[test]
+fn a_task_is_known_until_its_result_was_taken() {
+    let (mut book, now) = (book(8, 8), Instant::now());
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::New);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::BeingWritten);
+    book.begins(&id(1));
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::Known);
+    finish(&mut book, 1, URL, NEW, now);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::Known);
+    assert_eq!(book.take_due(now, 9).len(), 1);
+    assert!(book.take_due(now, 9).is_empty(), "it is under way");
+    assert_eq!(book.settle(&id(1), Verdict::Taken, now), Settled::Gone);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::New);
+    book.refuse(&id(1), "state-unwritable");
+    assert_eq!((book.load(), book.admit(&id(1), "ensure", LOCAL)), ((0, 0), Place::New));
+}
+
+#[test]
+fn tasks_and_results_have_bounds() {
+    let (mut book, now) = (book(2, 3), Instant::now());
+    begin(&mut book, 1);
+    begin(&mut book, 2);
+    assert!(matches!(book.admit(&id(3), "ensure", LOCAL), Place::Full("too-many-tasks", _)));
+    finish(&mut book, 1, URL, NEW, now);
+    begin(&mut book, 3);
+    finish(&mut book, 3, URL, NEW, now);
+    assert!(matches!(book.admit(&id(4), "ensure", LOCAL), Place::Full("outbox-full", _)));
+}
+
+#[test]
+fn a_result_is_due_when_it_is_written_and_at_the_latest_when_the_disk_had_its_time() {
+    let (mut book, now) = (book(8, 8), Instant::now());
+    let after = |seconds| now + Duration::from_secs(seconds);
+    for n in [1, 2] {
+        book.finish((result(n, URL), NEW), LOCAL, now, after(10));
+    }
+    assert!(book.take_due(after(9), 9).is_empty());
+    book.written(&id(2), after(9));
+    assert_eq!(book.take_due(after(9), 9)[0].0.task, id(2));
+    assert_eq!(book.take_due(after(10), 9)[0].0.task, id(1));
+    // What is written late does not hurry an attempt, nor makes a second one.
+    book.settle(&id(1), Verdict::Again, after(10));
+    let due = book.next_due();
+    book.written(&id(1), after(10));
+    book.written(&id(2), after(10));
+    assert!(book.next_due() == due && book.take_due(after(10), 9).is_empty());
+}
+
+#[test]
+fn attempts_come_later_and_later_and_end_at_the_age() {
+    for already in [0, 3000] {
+        let (mut book, began) = (book(8, 8), Instant::now());
+        finish(&mut book, 1, URL, Duration::from_secs(already), began);
+        let mut delays = Vec::new();
+        let ended = loop {
+            let now = book.next_due().unwrap();
+            assert_eq!(book.take_due(now, 9).len(), 1);
+            match book.settle(&id(1), Verdict::Again, now) {
+                Settled::After(delay) => delays.push(delay.as_secs_f64()),
+                Settled::TooOld => break now,
+                Settled::Gone => panic!("nobody took it"),
+            }
+        };
+        let age = (ended - began).as_secs() + already;
+        assert!((3500..3600).contains(&age), "offered for the hour: {age}");
+        assert!((0.8..=1.0).contains(&delays[0]), "{delays:?}");
+        assert!((1.6..=2.0).contains(&delays[1]), "{delays:?}");
+        assert!(delays.iter().all(|delay| *delay <= 60.0));
+        assert_eq!(book.load(), (0, 0));
+    }
+}
+
+#[test]
+fn one_that_is_too_old_after_a_restart_is_offered_once() {
+    let (mut book, now) = (book(8, 8), Instant::now());
+    finish(&mut book, 1, URL, Duration::from_secs(90_000), now);
+    assert_eq!(book.take_due(now, 9).len(), 1);
+    assert_eq!(book.settle(&id(1), Verdict::Again, now), Settled::TooOld);
+}
+
+#[test]
+fn of_those_that_are_due_together_the_oldest_goes_first() {
+    let (mut book, now) = (book(8, 8), Instant::now());
+    for (n, age) in [(1, 5), (2, 60), (3, 0)] {
+        finish(&mut book, n, URL, Duration::from_secs(age), now);
+    }
+    let order: Vec<TaskId> = book.take_due(now, 9).into_iter().map(|(r, _)| r.task).collect();
+    assert_eq!(order, [id(2), id(1), id(3)]);
+}
+
+#[test]
+fn who_is_due_first_goes_first_and_a_failing_address_has_one_attempt_at_a_time() {
+    let (mut book, mut now) = (book(64, 64), Instant::now());
+    let due = |book: &mut Book, now, most| {
+        let due = book.take_due(now, most);
+        due.into_iter().map(|(result, _)| result.task).collect::<Vec<_>>()
+    };
+    for n in 1..=5 {
+        finish(&mut book, n, "http://dead:80/x", NEW, now);
+    }
+    assert_eq!(due(&mut book, now, 2), [id(1), id(2)]);
+    book.settle(&id(1), Verdict::Again, now);
+    assert!(due(&mut book, now, 9).is_empty());
+    assert!(book.next_due().is_none(), "2 is still under way");
+    book.settle(&id(2), Verdict::Again, now);
+    now += Duration::from_secs(10);
+    finish(&mut book, 0, "http://alive:80/x", NEW, now);
+    let first = due(&mut book, now, 9);
+    assert_eq!(first, [id(3), id(0)], "the oldest of the failing ones, and the other's");
+    assert_eq!(book.next_due(), None);
+    book.settle(&id(0), Verdict::Taken, now);
+    book.settle(&id(3), Verdict::Taken, now);
+    assert_eq!(due(&mut book, now, 9).len(), 4, "it takes results again");
+}
+
+/// One more of a caller; the code of its refusal, and its text.
+fn admit(book: &mut Book, n: u32, changes: bool, caller: &str) -> Result<(), (String, String)> {
+    let origin = Origin::new(changes, Some(caller.parse().unwrap()));
+    match book.admit(&id(n), "ensure", origin) {
+        Place::New => Ok(()),
+        Place::Full(code, text) => Err((code.to_string(), text)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn calls_that_only_look_take_no_place_of_those_that_change_the_node() {
+    let mut book = book(4, 4);
+    for n in 0..4 {
+        admit(&mut book, n, false, ["10.0.0.1", "10.0.0.2"][n as usize % 2]).unwrap();
+    }
+    let (code, text) = admit(&mut book, 9, false, "10.0.0.3").unwrap_err();
+    assert_eq!(code, "too-many-tasks");
+    assert_eq!(
+        text,
+        "there are all of the 4 calls that only look at work (http.max_tasks): call again later"
+    );
+    for n in 10..13 {
+        admit(&mut book, n, true, "10.0.0.1").unwrap();
+    }
+    let now = Instant::now();
+    let looks = Origin::new(false, Some(Caller::Here));
+    for n in 0..4 {
+        book.finish((result(n, URL), NEW), looks, now, now);
+    }
+    let (code, _) = admit(&mut book, 9, false, "10.0.0.3").unwrap_err();
+    assert_eq!(code, "outbox-full");
+    admit(&mut book, 13, true, "10.0.0.3").unwrap();
+}
+
+#[test]
+fn one_caller_alone_fills_no_bound() {
+    let mut book = book(8, 64);
+    for n in 0..6 {
+        admit(&mut book, n, true, "10.0.0.1").unwrap();
+    }
+    let (code, text) = admit(&mut book, 6, true, "10.0.0.1").unwrap_err();
+    assert_eq!(code, "too-many-tasks");
+    assert!(text.starts_with("10.0.0.1 has its share of 6 of the 8 calls that change"), "{text}");
+    admit(&mut book, 6, true, "10.0.0.2").unwrap();
+    admit(&mut book, 7, true, "local").unwrap();
+    let (_, text) = admit(&mut book, 8, true, "10.0.0.3").unwrap_err();
+    assert!(text.starts_with("there are all of the 8 calls"), "{text}");
+}
+
+#[test]
+fn one_caller_is_an_address_a_network_of_ipv6_or_the_node_and_its_results_count_too() {
+    let (mut book, now) = (book(64, 4), Instant::now());
+    for (n, caller) in ["fd00::1", "fd00::2", "fd00:0:0:0:ffff::"].iter().enumerate() {
+        let n = u32::try_from(n).unwrap();
+        admit(&mut book, n, true, caller).unwrap();
+        let origin = Origin::new(true, Some(caller.parse().unwrap()));
+        book.finish((result(n, URL), NEW), origin, now, now);
+    }
+    let (code, text) = admit(&mut book, 3, true, "fd00::9").unwrap_err();
+    assert_eq!(code, "outbox-full");
+    assert!(text.starts_with("fd00::/64 has its share of 3 of the 4 results"), "{text}");
+    admit(&mut book, 3, true, "fd00:0:0:1::1").unwrap();
+    let party = |caller: &str| Origin::new(true, Some(caller.parse().unwrap())).party;
+    assert_eq!((party("127.0.0.9"), party("::1")), (party("local"), party("local")));
+    assert_ne!(Origin::new(true, None).party, party("local"));
+}
+
+#[test]
+fn a_bound_of_one_or_two_is_not_made_smaller_by_its_shares() {
+    assert_eq!([1, 2, 3, 4, 8, 3072].map(share), [1, 2, 3, 3, 6, 2304]);
+}
+
+#[test]
+fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_time() {
+    let offering = Offering { parallel: 4, max_pending: 64, ..Offering::example() };
+    let (mut book, now) = (Book::new(offering), Instant::now());
+    let of = |caller: &str| Origin::new(true, Some(caller.parse().unwrap()));
+    for n in 1..=6 {
+        let url = format!("http://silent:{n}/");
+        book.finish((result(n, &url), NEW), of("10.0.0.1"), now, now);
+    }
+    let due = |book: &mut Book, most| {
+        let due = book.take_due(now, most);
+        due.into_iter().map(|(result, _)| result.task).collect::<Vec<_>>()
+    };
+    assert_eq!(due(&mut book, 4), [id(1), id(2), id(3)]);
+    assert_eq!(book.next_due(), None, "nothing is due that may be offered");
+    book.finish((result(9, URL), NEW), of("10.0.0.2"), now, now);
+    assert_eq!(book.next_due(), Some(now));
+    assert_eq!(due(&mut book, 1), [id(9)]);
+    book.settle(&id(2), Verdict::Taken, now);
+    assert_eq!(due(&mut book, 4), [id(4)]);
+}
+
+#[test]
+fn what_became_of_calls_and_results_is_counted() {
+    let (mut book, now) = (book(2, 9), Instant::now());
+    begin(&mut book, 1);
+    assert_eq!(book.admit(&id(2), "activate", LOCAL), Place::New);
+    let at_work = BTreeMap::from([("ensure", 1), ("activate", 1)]);
+    assert_eq!(book.census(now).at_work, at_work);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::Known);
+    assert!(matches!(book.admit(&id(3), "ensure", LOCAL), Place::Full(..)));
+    book.refuse(&id(2), "state-unwritable");
+    finish(&mut book, 1, URL, Duration::from_secs(90), now);
+    finish(&mut book, 4, URL, NEW, now);
+    finish(&mut book, 5, URL, NEW, now);
+    finish(&mut book, 6, URL, Duration::from_secs(90_000), now);
+    let later = now + Duration::from_secs(7);
+    let census = book.census(later);
+    assert_eq!((census.at_work.len(), census.waiting), (0, 4));
+    assert_eq!(census.oldest, Some(Duration::from_secs(90_007)));
+    book.take_due(later, 9);
+    book.settle(&id(1), Verdict::Taken, later);
+    book.settle(&id(4), Verdict::NotWaiting, later);
+    book.settle(&id(5), Verdict::Again, later);
+    book.settle(&id(6), Verdict::Again, later);
+    book.goes_on(LOCAL);
+    let expected = Counts {
+        taken_in: BTreeMap::from([("ensure", 1)]),
+        repeated: 1,
+        refused: BTreeMap::from([("state-unwritable", 1), ("too-many-tasks", 1)]),
+        taken: 1,
+        not_waited_for: 1,
+        failed: 2,
+        given_up: 1,
+    };
+    let census = book.census(later);
+    assert_eq!(census.counts, expected);
+    assert_eq!((census.waiting, census.going_on), (1, 1));
+    assert_eq!(census.oldest, Some(Duration::from_secs(7)));
+}

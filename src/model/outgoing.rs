@@ -1,0 +1,295 @@
+//! Whom the agent calls: which addresses what a caller named may lead to. Pure; names are resolved in
+//! `outgoing`, and each address is judged here.
+//!
+//! ```text
+//! Outgoing (the setting) + who asked for it ──▶ Reach ──each address──▶ called, or Refused with the reason
+//! ```
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use url::{Host, Url};
+
+use super::caller::Caller;
+use super::network::Network;
+
+/// Where callbacks, reports and the progress of calls may go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Outgoing {
+    /// Everywhere but to addresses that are the node's or its cloud's own.
+    #[default]
+    Any,
+    /// To who asks for it, and to the controller that is connected.
+    Callers,
+    /// Into these networks, whatever they are.
+    To(Arc<[Network]>),
+}
+
+impl Serialize for Outgoing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Outgoing::Any => serializer.serialize_str("any"),
+            Outgoing::Callers => serializer.serialize_str("callers"),
+            Outgoing::To(networks) => serializer.collect_seq(networks.iter()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Outgoing {
+    // By hand, for an untagged enum would only say that nothing fits.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Outgoing, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Outgoing;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"any\", \"callers\" or a list of networks such as [\"10.0.0.0/8\"]")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Outgoing, E> {
+                match text {
+                    "any" => Ok(Outgoing::Any),
+                    "callers" => Ok(Outgoing::Callers),
+                    _ => Err(E::custom(format!(
+                        "'{text}' is neither \"any\" nor \"callers\"; networks stand in a list: [\"10.0.0.0/8\"]"
+                    ))),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Outgoing, A::Error> {
+                let mut networks = Vec::new();
+                while let Some(network) = seq.next_element::<Network>()? {
+                    networks.push(network);
+                }
+                if networks.is_empty() {
+                    return Err(A::Error::custom(
+                        "the list names no network: nobody could be called back",
+                    ));
+                }
+                Ok(Outgoing::To(networks.into()))
+            }
+        }
+        deserializer.deserialize_any(Read)
+    }
+}
+
+impl Outgoing {
+    /// What somebody's word may lead to; `None` is somebody of whom nobody knows where the word came from,
+    /// and `controller` who connected last.
+    pub fn reach(&self, caller: Option<Caller>, controller: Option<Caller>) -> Reach {
+        let local = |who: Option<Caller>| who.is_some_and(Caller::is_local);
+        match self {
+            Outgoing::Any => Reach::Common { loopback: local(caller) },
+            Outgoing::Callers => {
+                let address = |who: Option<Caller>| match who {
+                    Some(Caller::At(address)) => Some(address),
+                    Some(Caller::Here) | None => None,
+                };
+                let only = [caller, controller].into_iter().filter_map(address).collect();
+                Reach::Callers { loopback: local(caller), only }
+            }
+            Outgoing::To(networks) => Reach::Within(networks.clone()),
+        }
+    }
+}
+
+/// The addresses that one request may go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// All: the operator named it.
+    Anywhere,
+    /// What an address of an image may lead to, which any caller may name: as [`Outgoing::Any`] has it, whoever
+    /// calls, for a node may have a server of images of its own.
+    Images,
+    /// All but what is the node's or its cloud's own.
+    Common {
+        /// Whether the node itself may be called, for it asked for it.
+        loopback: bool,
+    },
+    /// These.
+    Callers {
+        /// Whether the node itself may be called, for it asked for it.
+        loopback: bool,
+        /// Who asked for it, and the controller.
+        only: Vec<IpAddr>,
+    },
+    /// Those in these networks.
+    Within(Arc<[Network]>),
+}
+
+impl Reach {
+    /// Judges an address that is about to be called.
+    ///
+    /// # Errors
+    /// That it is not to be called, and why.
+    pub fn judge(&self, address: IpAddr) -> Result<(), Refused> {
+        let address = address.to_canonical();
+        let refused = |why| Err(Refused { address, why });
+        match self {
+            Reach::Anywhere => Ok(()),
+            Reach::Images => match own(address) {
+                Some(Own::Special(what)) => refused(Why::Never(what)),
+                Some(Own::Loopback) | None => Ok(()),
+            },
+            Reach::Common { loopback } => match own(address) {
+                None => Ok(()),
+                Some(Own::Loopback) if *loopback => Ok(()),
+                Some(Own::Loopback) => refused(Why::Loopback),
+                Some(Own::Special(what)) => refused(Why::Special(what)),
+            },
+            Reach::Callers { loopback: true, .. } if own(address) == Some(Own::Loopback) => Ok(()),
+            // Another caller that is local opens its loopback to itself only.
+            Reach::Callers { only, .. } if only.contains(&address) && !address.is_loopback() => {
+                Ok(())
+            }
+            Reach::Callers { .. } => refused(Why::NoCaller),
+            Reach::Within(networks) if networks.iter().any(|network| network.has(address)) => {
+                Ok(())
+            }
+            Reach::Within(_) => refused(Why::NotListed),
+        }
+    }
+
+    /// Judges the host of an address where that is no name; names are judged when they are resolved.
+    ///
+    /// # Errors
+    /// As [`Reach::judge`].
+    pub fn judge_literal(&self, url: &str) -> Result<(), Refused> {
+        match Url::parse(url).ok().as_ref().and_then(Url::host) {
+            Some(Host::Ipv4(address)) => self.judge(address.into()),
+            Some(Host::Ipv6(address)) => self.judge(address.into()),
+            Some(Host::Domain(_)) | None => Ok(()),
+        }
+    }
+}
+
+/// An address that is not called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{address} is not called: {why}")]
+pub struct Refused {
+    address: IpAddr,
+    why: Why,
+}
+
+/// Why an address is not called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Loopback,
+    Special(&'static str),
+    Never(&'static str),
+    NoCaller,
+    NotListed,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Loopback => f.write_str(
+                "it is the node's own loopback, and the word came from elsewhere (outgoing.to can list it)",
+            ),
+            Why::Special(what) => write!(f, "it is {what} (outgoing.to can list it)"),
+            Why::Never(what) => write!(f, "it is {what}"),
+            Why::NoCaller => f.write_str(
+                "it is neither who called nor the controller that is connected (outgoing.to is \"callers\")",
+            ),
+            Why::NotListed => f.write_str("it is in none of the networks that outgoing.to lists"),
+        }
+    }
+}
+
+/// What is the node's or its cloud's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Own {
+    Loopback,
+    Special(&'static str),
+}
+
+/// Where a cloud tells its machines about themselves, mostly without asking who they are. Most do so at
+/// 169.254.169.254, which is link-local; these are not:
+/// 100.100.100.200 Alibaba (cloud-init's documentation of its data source), 168.63.129.16 Azure's wire server
+/// (coreos/afterburn), 192.0.0.192 Oracle (its guide "Retrieve Predefined Instance Metadata").
+const METADATA_V4: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+/// fd00:ec2::254 Amazon (EC2 guide, "Retrieve instance metadata") and fd00:ec2::23 the credentials of its
+/// containers, fd20:ce::254 Google, fd00:42::42 Scaleway.
+const METADATA_V6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+];
+const METADATA: &str = "where a cloud tells its machines about themselves";
+const LINK_LOCAL: &str = "link-local";
+const MULTICAST: &str = "a multicast address";
+const UNSPECIFIED: &str = "no address of a machine";
+
+fn own(address: IpAddr) -> Option<Own> {
+    match address {
+        IpAddr::V4(address) => own_v4(address),
+        IpAddr::V6(address) => own_v6(address),
+    }
+}
+
+fn own_v4(address: Ipv4Addr) -> Option<Own> {
+    match address.octets() {
+        [127, ..] => Some(Own::Loopback),
+        // All of 0.0.0.0/8 is "this network" (RFC 791, 3.2); Linux takes 0.0.0.0 for the machine itself.
+        [0, ..] | [255, 255, 255, 255] => Some(Own::Special(UNSPECIFIED)),
+        [169, 254, ..] => Some(Own::Special(LINK_LOCAL)),
+        [224..=239, ..] => Some(Own::Special(MULTICAST)),
+        _ => METADATA_V4.contains(&address).then_some(Own::Special(METADATA)),
+    }
+}
+
+fn own_v6(address: Ipv6Addr) -> Option<Own> {
+    if address.is_loopback() {
+        return Some(Own::Loopback);
+    }
+    if address.is_unspecified() {
+        return Some(Own::Special(UNSPECIFIED));
+    }
+    if let Some(inner) = embedded(address) {
+        return own_v4(inner);
+    }
+    match address.segments()[0] {
+        0xfe80..=0xfebf => Some(Own::Special(LINK_LOCAL)),
+        0xff00..=0xffff => Some(Own::Special(MULTICAST)),
+        _ => METADATA_V6.contains(&address).then_some(Own::Special(METADATA)),
+    }
+}
+
+/// The address of IPv4 that one of IPv6 stands for: mapped and compatible (RFC 4291, 2.5.5), translated
+/// (RFC 2765, 2.1), behind a NAT64 (RFC 6052, 2.1; RFC 8215), over 6to4 (RFC 3056, 2).
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let of = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x64, 0xff9b, 1, _, _, _, high, low]
+        | [0x2002, high, low, ..] => Some(of(high, low)),
+        _ => None,
+    }
+}
+
+/// An address as logs and errors may show it: without a user's name, and without a query, which can be what
+/// gives access.
+pub fn shown(url: &str) -> String {
+    let Ok(mut url) = Url::parse(url) else { return "an address that cannot be read".to_string() };
+    // Neither fails where there is a host, which http and https always have.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
+}
+
+#[cfg(test)]
+#[path = "outgoing_tests.rs"]
+mod tests;

@@ -1,0 +1,120 @@
+//! Addresses written into an authority: `name@0a000001.0a000002:8080`.
+//!
+//! The host is the addresses that may be called, in hex; the name before it, with `https` only, is the one
+//! that the certificate has to be for. Connections are kept by this authority, and nothing of it is sent.
+
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::task::{Context, Poll};
+
+use hyper::Uri;
+use hyper_util::client::legacy::connect::dns::Name;
+use tower::Service;
+
+/// More addresses than are tried.
+const MOST: usize = 16;
+
+/// The same address with these in the place of its host.
+pub(super) fn uri(uri: &Uri, addresses: &[IpAddr]) -> Option<Uri> {
+    let hex = |address: &IpAddr| match address {
+        IpAddr::V4(address) => format!("{:08x}", address.to_bits()),
+        IpAddr::V6(address) => format!("{:032x}", address.to_bits()),
+    };
+    let mut authority = addresses.iter().take(MOST).map(hex).collect::<Vec<_>>().join(".");
+    if let Some(port) = uri.port_u16() {
+        authority = format!("{authority}:{port}");
+    }
+    let name = uri.host().filter(|host| !host.starts_with('[') && host.parse::<IpAddr>().is_err());
+    if let Some(name) = name.filter(|_| uri.scheme_str() == Some("https")) {
+        authority = format!("{name}@{authority}");
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.authority = Some(authority.parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// Reads the addresses of such a host.
+fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
+    let read = |hex: &str| match hex.len() {
+        8 => u32::from_str_radix(hex, 16).ok().map(|bits| IpAddr::V4(bits.into())),
+        32 => u128::from_str_radix(hex, 16).ok().map(|bits| IpAddr::V6(bits.into())),
+        _ => None,
+    };
+    let read: Option<Vec<IpAddr>> = host.split('.').map(read).collect();
+    read.ok_or_else(|| io::Error::other(format!("'{host}' was not judged")))
+}
+
+/// Gives the connector the addresses that are written in the host; it resolves nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written;
+
+impl Service<Name> for Written {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = std::future::Ready<io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        // The connector sets the port.
+        let found = addresses(name.as_str()).map(|addresses| {
+            let with_port = |address| SocketAddr::new(address, 0);
+            addresses.into_iter().map(with_port).collect::<Vec<_>>().into_iter()
+        });
+        std::future::ready(found)
+    }
+}
+
+/// The address whose host is what the certificate has to be for.
+pub(super) fn named(uri: &Uri) -> Result<Uri, Box<dyn Error + Send + Sync>> {
+    let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let name = match authority.rsplit_once('@') {
+        Some((name, _)) => name.to_string(),
+        None => match addresses(uri.host().unwrap_or_default())?.first() {
+            Some(IpAddr::V6(address)) => format!("[{address}]"),
+            Some(IpAddr::V4(address)) => address.to_string(),
+            None => return Err("there is no address".into()),
+        },
+    };
+    Ok(Uri::builder().scheme("https").authority(name).path_and_query("/").build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_is_called_and_the_name_is_kept_for_the_certificate() {
+        let all: Vec<IpAddr> = ["10.0.0.1", "fd00::1"].map(|a| a.parse().unwrap()).into();
+        for (from, expected, name) in [
+            (
+                "https://controller.example:8443/a?b",
+                "https://controller.example@0a000001.fd000000000000000000000000000001:8443/a?b",
+                "controller.example",
+            ),
+            ("https://user:word@c/a", "https://c@0a000001.fd000000000000000000000000000001/a", "c"),
+            (
+                "http://user:word@c:80/",
+                "http://0a000001.fd000000000000000000000000000001:80/",
+                "10.0.0.1",
+            ),
+        ] {
+            let written = uri(&from.parse().unwrap(), &all).unwrap();
+            assert_eq!(written.to_string(), expected);
+            assert_eq!(addresses(written.host().unwrap()).unwrap(), all);
+            assert_eq!(named(&written).unwrap().host(), Some(name));
+        }
+        let v6 = uri(&"https://[fd00::1]/".parse().unwrap(), &all[1..]).unwrap();
+        assert_eq!(named(&v6).unwrap().host(), Some("[fd00::1]"));
+    }
+
+    #[test]
+    fn a_host_that_was_not_judged_is_not_called() {
+        for host in ["localhost", "", "0a00000", "0a000001.", "7f.1", "zz000001"] {
+            assert!(addresses(host).is_err(), "{host}");
+        }
+    }
+}
