@@ -56,10 +56,11 @@ use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
 use crate::health::probe::{EngineDaemon, Probe};
 use crate::health::watch::{EngineNews, Watchers};
-use crate::host::Root;
 use crate::host::own_process::forbid_dumps;
-use crate::host::spawn::Processes;
+use crate::host::spawn::{HostWide, Processes};
 use crate::host::systemd::Systemd;
+use crate::host::{Root, facts};
+use crate::model::engine::Init;
 use crate::model::event::What;
 use crate::model::fault::chain;
 use crate::model::node::Exposure;
@@ -106,7 +107,11 @@ impl Core {
         let root = Root::new(root);
         let progress = ProgressSink::default();
         let memory = MemoryObserver::new(&root)?;
-        let applier = MemoryApplier::new(&root, settings.mount_policy())?;
+        let systemd = Arc::new(Systemd::new());
+        // What changes the whole machine is done by its PID 1 where that can.
+        let first = (facts::init(&root) == Init::Systemd).then(|| systemd.clone());
+        let applier =
+            MemoryApplier::new(&root, settings.mount_policy())?.with_systemd(first.clone());
         let pool_policy = settings.pool_policy();
         let write_timeout = pool_policy.write_timeout;
         let work = MemoryWork::new(
@@ -127,12 +132,11 @@ impl Core {
         let stands = Stands::default();
         let watchers = watchers(settings, &root, &docker, &desired, (&events, &stands));
         let health: Arc<dyn TellsHealth> = Arc::new(Healths(watchers.clone()));
-        let systemd = Arc::new(Systemd::new());
         let processes = Processes::new(&settings.log_dir);
+        let spawner = HostWide::new(processes.clone(), first);
         let observer =
             Arc::new(EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone()));
-        let applier =
-            EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, processes.clone());
+        let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
         let engine = Engine::start(
             observer.clone(),
             applier,

@@ -28,9 +28,12 @@ pub fn make_folder(
     if path.is_dir() {
         return Ok(());
     }
+    let above: Vec<&Path> = path.ancestors().skip(1).take_while(|it| !it.exists()).collect();
     let make = || {
         DirBuilder::new().recursive(true).mode(mode).create(&path)?;
-        // The umask has had its say.
+        // The umask has had its say, and who may enter the folder has to come through those above it.
+        let may_pass = fs::Permissions::from_mode(mode & !0o022);
+        above.iter().try_for_each(|folder| fs::set_permissions(folder, may_pass.clone()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         chown(&path, Some(owner.0), Some(owner.1))
     };
@@ -218,6 +221,8 @@ mod tests {
             (std::os::unix::fs::MetadataExt::uid(&me), std::os::unix::fs::MetadataExt::gid(&me));
         make_folder(&root, "/a/b", owner, 0o777).unwrap();
         assert_eq!(mode(), 0o777);
+        let above = fs::metadata(root.path("/a")).unwrap().permissions().mode();
+        assert_eq!(above & 0o7777, 0o755, "whatever the umask is");
         make_folder(&root, "/a/b", owner, 0o700).unwrap();
         assert_eq!(mode(), 0o777);
         fs::write(root.path("/a/file"), "").unwrap();

@@ -36,6 +36,7 @@ pub mod watch;
 
 use std::path::{Path, PathBuf};
 
+use self::systemd::SystemdError;
 use crate::model::fault::{Fault, chain};
 use crate::model::pools::PoolKey;
 
@@ -53,6 +54,20 @@ impl Root {
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+/// What to do where nothing may be written, for the agent's unit closes all but a few folders
+/// (systemd.exec(5), `ProtectSystem=`).
+const CLOSED: &str = " (it is read-only: if only vhost-agent.service closes it, make the folder, add it as \
+    ReadWritePaths= with `systemctl edit vhost-agent`, and restart the agent)";
+
+/// That, where it is the reason; `otherwise` where it is not, or more is known.
+fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
+    let is_told = otherwise.contains("read-only");
+    match source.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem if !is_told => CLOSED,
+        _ => otherwise,
     }
 }
 
@@ -84,7 +99,7 @@ pub enum HostError {
         key: PoolKey,
     },
     /// A value could not be written.
-    #[error("cannot write '{value}' to {path}{hint}")]
+    #[error("cannot write '{value}' to {path}{}", closed_or(source, hint))]
     Write {
         /// Where.
         path: PathBuf,
@@ -106,7 +121,10 @@ pub enum HostError {
         source: std::io::Error,
     },
     /// A folder could not be made.
-    #[error("cannot make the folder {path} (is there room, and nothing else in its place?)")]
+    #[error(
+        "cannot make the folder {path}{}",
+        closed_or(source, " (is there room, and nothing else in its place?)")
+    )]
     MakeFolder {
         /// Which.
         path: PathBuf,
@@ -136,6 +154,26 @@ pub enum HostError {
         path: PathBuf,
         /// The wanted page size.
         expected: String,
+    },
+    /// systemd did not mount what it was asked for.
+    #[error(
+        "cannot have systemd mount a hugetlbfs with {options} at {path} (does the kernel have such pages?)"
+    )]
+    MountUnit {
+        /// Where.
+        path: PathBuf,
+        /// With which options.
+        options: String,
+        /// Why.
+        source: Box<SystemdError>,
+    },
+    /// systemd did not run a program to its end.
+    #[error("cannot have systemd run {program} as a service of its own")]
+    Service {
+        /// Which.
+        program: String,
+        /// Why.
+        source: Box<SystemdError>,
     },
     /// A program could not be started.
     #[error("cannot start {program} (is it installed, and may it be executed?)")]
@@ -205,13 +243,37 @@ impl From<HostError> for Fault {
             HostError::Write { .. } | HostError::Grow { .. } | HostError::MakeFolder { .. } => {
                 "host-unwritable"
             }
-            HostError::Mount { .. } | HostError::MountReadBack { .. } => "mount-failed",
-            HostError::Spawn { .. } | HostError::Watch { .. } => "program-not-started",
+            HostError::Mount { .. }
+            | HostError::MountUnit { .. }
+            | HostError::MountReadBack { .. } => "mount-failed",
+            HostError::Spawn { .. } | HostError::Service { .. } | HostError::Watch { .. } => {
+                "program-not-started"
+            }
             HostError::NoSecret { .. } => "secret-exposed",
             HostError::NoPages { .. } => "no-free-hugepage",
             HostError::Kill { .. } => "process-not-ended",
             HostError::Signal { .. } => "program-not-told",
         };
         Fault::new(code, chain(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_write_is_told_how_the_unit_is_opened_unless_more_is_known() {
+        let read_only = || std::io::Error::from(nix::errno::Errno::EROFS);
+        let path = || PathBuf::from("/srv/sockets");
+        let told = |error: HostError| error.to_string();
+        let no_folder = told(HostError::MakeFolder { path: path(), source: read_only() });
+        assert!(no_folder.contains("ReadWritePaths="), "{no_folder}");
+        let write =
+            |hint, source| told(HostError::Write { path: path(), value: "1".into(), hint, source });
+        assert!(write("", read_only()).contains("systemctl edit vhost-agent"));
+        assert!(write(" (it is mounted read-only: remount it)", read_only()).ends_with("it)"));
+        let full = nix::errno::Errno::ENOSPC.into();
+        assert_eq!(write("", full), "cannot write '1' to /srv/sockets");
     }
 }

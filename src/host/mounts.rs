@@ -1,26 +1,40 @@
 //! hugetlbfs mounts: finding them and making one (field note 9).
+//!
+//! Where systemd is PID 1, it mounts: the agent's own unit has a mount namespace, into which the host's
+//! mounts come and out of which none goes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount, umount2};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, statfs};
 use nix::sys::statvfs::FsFlags;
+use nix::unistd::{AccessFlags, access};
 use procfs::FromRead;
 use procfs::process::MountInfos;
+use tokio::time::{Instant, sleep};
 
+use super::facts::init;
 use super::files::read_table;
+use super::systemd::Systemd;
 use super::{HostError, Root};
+use crate::model::engine::Init;
 use crate::model::mounts::HugetlbMount;
 use crate::model::units::PageSize;
 
-/// All hugetlbfs mounts in the agent's mount namespace.
+/// How long a mount that systemd has made may take to come into the agent's namespace.
+const SEEN: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// All hugetlbfs mounts, as those have them who use them: where systemd is PID 1, what its table says, for in
+/// the agent's unit more is read-only than on the host.
 ///
 /// # Errors
 /// When the mount table cannot be read.
 pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
-    let path = root.path("/proc/self/mountinfo");
-    let table = read_table(&path)?;
+    let (path, table) = mount_table(root)?;
     // A node with many containers has thousands of mounts; only the few that matter are parsed.
     let table: Vec<u8> = table
         .split_inclusive(|byte| *byte == b'\n')
@@ -45,6 +59,17 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
         Some(HugetlbMount { path: at, page_size: size, writable, reachable })
     });
     Ok(mounts.collect())
+}
+
+fn mount_table(root: &Root) -> Result<(PathBuf, Vec<u8>), HostError> {
+    if init(root) == Init::Systemd {
+        let path = root.path("/proc/1/mountinfo");
+        if let Ok(table) = read_table(&path) {
+            return Ok((path, table));
+        }
+    }
+    let path = root.path("/proc/self/mountinfo");
+    Ok((path.clone(), read_table(&path)?))
 }
 
 /// Whether `path` leads to a hugetlbfs with such pages that can be used: one that is not read-only
@@ -82,19 +107,28 @@ pub fn mount_hugetlbfs(
     mode: u32,
 ) -> Result<(), HostError> {
     let path = root.path(at);
-    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
-    let mounted = mount_at(&path, size, owner, mode);
-    if mounted.is_err() {
-        // The deepest first; what is in use meanwhile stays.
-        missing.iter().for_each(|folder| drop(fs::remove_dir(folder)));
-    }
-    mounted
+    let missing = missing_folders(&path);
+    mount_at(&path, size, owner, mode).inspect_err(|_| remove_folders(missing))
+}
+
+/// The folders of a path that are not there, the deepest first.
+fn missing_folders(path: &Path) -> Vec<&Path> {
+    path.ancestors().take_while(|folder| !folder.exists()).collect()
+}
+
+/// What is in use meanwhile stays.
+fn remove_folders(folders: Vec<&Path>) {
+    folders.into_iter().for_each(|folder| drop(fs::remove_dir(folder)));
+}
+
+fn options(size: PageSize, owner: (u32, u32), mode: u32) -> String {
+    format!("pagesize={size},uid={},gid={},mode={mode:o}", owner.0, owner.1)
 }
 
 fn mount_at(path: &Path, size: PageSize, owner: (u32, u32), mode: u32) -> Result<(), HostError> {
     fs::create_dir_all(path)
         .map_err(|source| HostError::MakeFolder { path: path.to_owned(), source })?;
-    let options = format!("pagesize={size},uid={},gid={},mode={mode:o}", owner.0, owner.1);
+    let options = options(size, owner, mode);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("hugetlbfs"), path, Some("hugetlbfs"), flags, Some(options.as_str()))
         .map_err(|source| HostError::Mount { path: path.to_owned(), options, source })?;
@@ -103,7 +137,58 @@ fn mount_at(path: &Path, size: PageSize, owner: (u32, u32), mode: u32) -> Result
     }
     // What cannot be used is not left behind.
     let _ = umount2(path, nix::mount::MntFlags::MNT_DETACH);
-    Err(HostError::MountReadBack { path: path.to_owned(), expected: size.to_string() })
+    Err(not_there(path, size))
+}
+
+/// The same as [`mount_hugetlbfs`], done by systemd for the whole machine.
+///
+/// # Errors
+/// When the agent may not write there, systemd cannot be reached or refuses, or what is there then is
+/// something else.
+pub async fn mount_by_systemd(
+    systemd: &Systemd,
+    root: &Root,
+    at: &str,
+    size: PageSize,
+    owner: (u32, u32),
+    mode: u32,
+) -> Result<(), HostError> {
+    let path = root.path(at);
+    let missing = missing_folders(&path);
+    let mounted = have_mounted(systemd, &path, size, &options(size, owner, mode)).await;
+    mounted.inspect_err(|_| remove_folders(missing))
+}
+
+async fn have_mounted(
+    systemd: &Systemd,
+    path: &Path,
+    size: PageSize,
+    options: &str,
+) -> Result<(), HostError> {
+    // Where the agent may not write it could not remove what dead targets leave there.
+    let folder = path.ancestors().find(|folder| folder.exists()).unwrap_or(path);
+    access(folder, AccessFlags::W_OK)
+        .map_err(|e| HostError::MakeFolder { path: path.to_owned(), source: e.into() })?;
+    let all = format!("{options},nosuid,nodev,noexec");
+    systemd.mount_hugetlbfs(path, &all).await.map_err(|source| HostError::MountUnit {
+        path: path.to_owned(),
+        options: options.to_string(),
+        source: Box::new(source),
+    })?;
+    let deadline = Instant::now() + SEEN;
+    while !is_hugetlbfs(path, size) {
+        if Instant::now() >= deadline {
+            // What cannot be used is not left behind.
+            let _ = systemd.unmount(path).await;
+            return Err(not_there(path, size));
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}
+
+fn not_there(path: &Path, size: PageSize) -> HostError {
+    HostError::MountReadBack { path: path.to_owned(), expected: size.to_string() }
 }
 
 #[cfg(test)]

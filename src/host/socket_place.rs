@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode as NixMode;
 use nix::unistd::{AccessFlags, access, geteuid};
 
-use super::{HostError, Root};
+use super::{HostError, Root, closed_or};
 
 /// What stands in the way of sockets in `folder`, with the control socket at `control`; `None` when nothing
 /// does. What is there is only looked at. `owner` is who the folder belongs to when the agent makes it.
@@ -52,7 +52,9 @@ fn in_folder(root: &Root, folder: &str) -> Option<String> {
                 Some(format!("{shown} is {kind} and no folder: move it away, or choose another"))
             }
             Ok(_) => access(&at, AccessFlags::W_OK).err().map(|e| {
-                format!("the folder {shown} cannot be written to: {}", io::Error::from(e))
+                let e = io::Error::from(e);
+                let advice = closed_or(&e, "");
+                format!("the folder {shown} cannot be written to: {e}{advice}")
             }),
         };
     }

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::fs::{self, File, OpenOptions};
@@ -17,10 +18,12 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
 
-use super::HostError;
-use super::process::FOLDERS;
+use super::process::{FOLDERS, find_executable};
+use super::systemd::Systemd;
 use super::watch::Watch;
+use super::{HostError, Root};
 use crate::model::fault::chain;
 
 /// How often a log is looked at where the kernel has no watch left for it.
@@ -143,6 +146,22 @@ impl Processes {
         Ok((path, file, end))
     }
 
+    /// Opens the log that a run of the program is told from, and begins to follow it.
+    async fn open_run(
+        &self,
+        invocation: &Invocation,
+        watch: impl FnOnce(&Path) -> Result<Watch, HostError>,
+    ) -> Result<(Following, std::fs::File), HostError> {
+        let name = invocation.program.rsplit('/').next().unwrap_or("command");
+        let (log, file, start) = self.open_log(&format!("{name}.log")).await?;
+        // What can fail comes before the start: a program that runs is not left without its reader.
+        let follower = Follower::new(&log, start).await?;
+        let watch = watch(&log).inspect_err(|e| {
+            tracing::debug!("the output of {name} is told a second late: {}", chain(e));
+        });
+        Ok((Following { log, start, follower, watch: watch.ok() }, file))
+    }
+
     /// The same as [`Spawner::run`], with the watch on the log that `watch` makes.
     async fn run_watched(
         &self,
@@ -152,30 +171,90 @@ impl Processes {
         watch: impl FnOnce(&Path) -> Result<Watch, HostError>,
     ) -> Result<RunEnd, HostError> {
         let deadline = Instant::now() + within;
-        let name = invocation.program.rsplit('/').next().unwrap_or("command");
-        let (log, file, start) = self.open_log(&format!("{name}.log")).await?;
-        // What can fail comes before the start: a program that runs is not left without its reader.
-        let mut follower = Follower::new(&log, start).await?;
-        let watch = watch(&log).inspect_err(|e| {
-            tracing::debug!("the output of {name} is told a second late: {}", chain(e));
-        });
-        let watch = watch.ok();
+        let (following, file) = self.open_run(&invocation, watch).await?;
         let mut child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
-        let status = loop {
+        // Cancel-safe: wait() keeps its state in the child.
+        let ended = async { Ok(child.wait().await.ok().and_then(|status| status.code())) };
+        following.until_end(ended, deadline, &lines).await
+    }
+}
+
+/// A run whose log is followed.
+struct Following {
+    log: PathBuf,
+    start: u64,
+    follower: Follower,
+    watch: Option<Watch>,
+}
+
+impl Following {
+    /// Passes lines on until the program has `ended` with an exit code, or until the deadline.
+    async fn until_end(
+        mut self,
+        ended: impl Future<Output = Result<Option<i32>, HostError>>,
+        deadline: Instant,
+        lines: &mpsc::Sender<String>,
+    ) -> Result<RunEnd, HostError> {
+        tokio::pin!(ended);
+        let ended = loop {
             tokio::select! {
-                // Cancel-safe: wait() keeps its state in the child.
-                ended = timeout_at(deadline, child.wait()) => break ended.ok(),
+                // Not cancelled here: it is pinned, and goes on when a line comes first.
+                ended = timeout_at(deadline, &mut ended) => break ended.ok(),
                 // Cancel-safe: an unread event stays in the kernel's queue.
-                () = grown(watch.as_ref()) => follower.pass_on(&lines).await,
+                () = grown(self.watch.as_ref()) => self.follower.pass_on(lines).await,
             }
         };
-        follower.pass_on(&lines).await;
-        let code = match &status {
-            Some(Ok(status)) => status.code(),
-            _ => None,
+        self.follower.pass_on(lines).await;
+        let (timed_out, code) = (ended.is_none(), ended.transpose()?.flatten());
+        let output = tail_from(&self.log, self.start).await;
+        Ok(RunEnd { code, output, log: self.log, timed_out })
+    }
+}
+
+/// Runs what changes the whole machine: where systemd is PID 1, as services of their own, which the limits of
+/// the agent's unit do not bind.
+#[derive(Debug, Clone)]
+pub struct HostWide {
+    processes: Processes,
+    systemd: Option<Arc<Systemd>>,
+}
+
+impl HostWide {
+    /// Without a systemd, it runs them as `processes` does.
+    pub fn new(processes: Processes, systemd: Option<Arc<Systemd>>) -> HostWide {
+        HostWide { processes, systemd }
+    }
+}
+
+impl Spawner for HostWide {
+    async fn run(
+        &self,
+        invocation: Invocation,
+        within: Duration,
+        lines: mpsc::Sender<String>,
+    ) -> Result<RunEnd, HostError> {
+        let Some(systemd) = &self.systemd else {
+            return self.processes.run(invocation, within, lines).await;
         };
-        let output = tail_from(&log, start).await;
-        Ok(RunEnd { code, output, log, timed_out: status.is_none() })
+        let deadline = Instant::now() + within;
+        let named = &invocation.program;
+        let program = find_executable(&Root::new("/"), named)
+            .ok_or_else(|| spawn_error(&invocation)(std::io::ErrorKind::NotFound.into()))?;
+        let failed =
+            |source| HostError::Service { program: named.clone(), source: Box::new(source) };
+        let (following, file) = self.processes.open_run(&invocation, Watch::new).await?;
+        let name = program.rsplit('/').next().unwrap_or("command");
+        let unit = format!("vhost-agent-{name}-{}.service", Uuid::new_v4().simple());
+        let service = systemd.run(unit, &program, &invocation, &file).await.map_err(failed)?;
+        let ended = async { service.ended().await.map_err(failed) };
+        let end = following.until_end(ended, deadline, &lines).await;
+        service.let_go().await;
+        end
+    }
+
+    /// Never where systemd is PID 1: there a daemon is a unit that it has.
+    async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
+        self.processes.daemon(invocation, log).await
     }
 }
 

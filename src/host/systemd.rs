@@ -1,11 +1,16 @@
 //! systemd over D-Bus (org.freedesktop.systemd1(5)); never systemctl, which under SysV names says
 //! what is not so (field note 20).
+//!
+//! `transient` has systemd do what is done for the whole machine: a mount, a run of the package manager.
+
+mod transient;
 
 use std::time::Duration;
 
 use tokio::time::timeout;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
+pub use self::transient::Service;
 use crate::model::engine::UnitState;
 
 /// A request to systemd that failed.
@@ -37,13 +42,22 @@ pub enum SystemdError {
         /// How long it was waited for.
         within: Duration,
     },
-    /// The unit was to be started, and its job ended otherwise.
-    #[error("the start of {unit} ended as '{result}': see `journalctl -u {unit}`")]
+    /// The unit was to be started or stopped, and its job ended otherwise.
+    #[error("the job of {unit} ended as '{result}': see `journalctl -b -u {unit}`")]
     Job {
         /// The unit.
         unit: String,
         /// systemd's word for it: `failed`, `dependency`, `canceled`, `timeout`, …
         result: String,
+    },
+    /// A service that was started is not known any more, and how it ended neither.
+    #[error(
+        "systemd does not know any more how {unit} ended (was the message bus restarted meanwhile?): \
+         see its log, then call again"
+    )]
+    Forgotten {
+        /// The unit.
+        unit: String,
     },
 }
 
@@ -55,6 +69,15 @@ pub enum SystemdError {
 trait Manager {
     fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn start_transient_unit(
+        &self,
+        name: &str,
+        mode: &str,
+        properties: &[(&str, Variant<'_>)],
+        aux: &[(&str, Vec<(&str, Variant<'_>)>)],
+    ) -> zbus::Result<OwnedObjectPath>;
+    fn unref_unit(&self, name: &str) -> zbus::Result<()>;
     #[allow(clippy::type_complexity)]
     fn enable_unit_files(
         &self,
@@ -154,28 +177,11 @@ impl Systemd {
     pub async fn start(&self, unit: &str, within: Duration) -> Result<(), SystemdError> {
         let result = self
             .bounded("StartUnit", unit, within, |connection| async move {
-                let manager = ManagerProxy::new(&connection).await?;
-                manager.subscribe().await.or_else(already_subscribed)?;
-                // The signal is listened for before the job exists, or a fast one would be missed.
-                let mut removed = manager.receive_job_removed().await?;
-                let job = manager.start_unit(unit, "replace").await?;
-                loop {
-                    let Some(signal) = next(&mut removed).await else {
-                        return Err(zbus::Error::Failure(
-                            "systemd closed the connection".to_string(),
-                        ));
-                    };
-                    let args = signal.args()?;
-                    if *args.job() == job {
-                        return Ok(args.result().clone());
-                    }
-                }
+                job_done(&connection, async |manager| manager.start_unit(unit, "replace").await)
+                    .await
             })
             .await?;
-        match result.as_str() {
-            "done" | "skipped" => Ok(()),
-            _ => Err(SystemdError::Job { unit: unit.to_string(), result }),
-        }
+        started(unit, result)
     }
 
     /// Does one thing with the connection, each try within a deadline. A connection that was kept
@@ -223,6 +229,35 @@ impl Systemd {
             .map_err(SystemdError::Connect)?;
         *kept = Some(connection.clone());
         Ok(connection)
+    }
+}
+
+/// Asks for a job and waits for its end; returns systemd's word for how that was.
+async fn job_done(
+    connection: &Connection,
+    ask: impl AsyncFnOnce(&ManagerProxy<'_>) -> zbus::Result<OwnedObjectPath>,
+) -> zbus::Result<String> {
+    let manager = ManagerProxy::new(connection).await?;
+    manager.subscribe().await.or_else(already_subscribed)?;
+    // The signal is listened for before the job exists, or a fast one would be missed.
+    let mut removed = manager.receive_job_removed().await?;
+    let job = ask(&manager).await?;
+    loop {
+        let Some(signal) = next(&mut removed).await else {
+            return Err(zbus::Error::Failure("systemd closed the connection".to_string()));
+        };
+        let args = signal.args()?;
+        if *args.job() == job {
+            return Ok(args.result().clone());
+        }
+    }
+}
+
+/// What the end of a unit's start means.
+fn started(unit: &str, result: String) -> Result<(), SystemdError> {
+    match result.as_str() {
+        "done" | "skipped" => Ok(()),
+        _ => Err(SystemdError::Job { unit: unit.to_string(), result }),
     }
 }
 

@@ -1,7 +1,12 @@
 //! Steps on pools and mounts. Blocking: called from a blocking thread.
 
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
 pub use crate::host::pools::Cut;
 use crate::host::pools::{PoolFiles, compact, drop_page_cache};
+use crate::host::systemd::Systemd;
 use crate::host::{Root, mounts};
 use crate::model::fault::Fault;
 use crate::model::policy::MountPolicy;
@@ -14,6 +19,8 @@ pub struct MemoryApplier {
     root: Root,
     files: PoolFiles,
     mount: MountPolicy,
+    /// Where it is PID 1, it mounts.
+    systemd: Option<Arc<Systemd>>,
 }
 
 /// A pool before and after a write, both read from the kernel.
@@ -43,7 +50,13 @@ impl MemoryApplier {
     /// # Errors
     /// When sysfs cannot be listed.
     pub fn new(root: &Root, mount: MountPolicy) -> Result<MemoryApplier, Fault> {
-        Ok(MemoryApplier { root: root.clone(), files: PoolFiles::find(root)?, mount })
+        let files = PoolFiles::find(root)?;
+        Ok(MemoryApplier { root: root.clone(), files, mount, systemd: None })
+    }
+
+    /// The same, with a systemd that mounts.
+    pub fn with_systemd(self, systemd: Option<Arc<Systemd>>) -> MemoryApplier {
+        MemoryApplier { systemd, ..self }
     }
 
     /// What cuts a write to a pool short.
@@ -85,12 +98,18 @@ impl MemoryApplier {
         Ok(drop_page_cache(&self.root)?)
     }
 
-    /// Mounts a hugetlbfs.
+    /// Mounts a hugetlbfs. With a systemd that mounts, on a blocking thread of the runtime.
     ///
     /// # Errors
     /// When it cannot be made, or is not what was asked for.
     pub fn mount(&self, path: &str, size: PageSize) -> Result<(), Fault> {
+        let (root, mode) = (&self.root, self.mount.mode);
         let owner = (self.mount.uid, self.mount.gid);
-        Ok(mounts::mount_hugetlbfs(&self.root, path, size, owner, self.mount.mode)?)
+        let mounted = match &self.systemd {
+            Some(systemd) => Handle::current()
+                .block_on(mounts::mount_by_systemd(systemd, root, path, size, owner, mode)),
+            None => mounts::mount_hugetlbfs(root, path, size, owner, mode),
+        };
+        Ok(mounted?)
     }
 }
