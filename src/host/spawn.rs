@@ -3,14 +3,15 @@
 //! What is started here outlives the agent: a package manager that is killed half-way leaves a
 //! machine that no package manager mends without a person, and a daemon is a daemon. So children
 //! get a session of their own and write into a file, not into a pipe that would break with us; the
-//! agent follows that file.
+//! agent follows that file. What changes the whole machine is systemd's to run, where it is PID 1 (`host_wide`).
+
+mod host_wide;
 
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::fs::{self, File, OpenOptions};
@@ -18,12 +19,11 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
-use uuid::Uuid;
 
-use super::process::{FOLDERS, find_executable};
-use super::systemd::Systemd;
+pub use self::host_wide::HostWide;
+use super::HostError;
+use super::process::FOLDERS;
 use super::watch::Watch;
-use super::{HostError, Root};
 use crate::model::fault::chain;
 
 /// How often a log is looked at where the kernel has no watch left for it.
@@ -208,53 +208,6 @@ impl Following {
         let (timed_out, code) = (ended.is_none(), ended.transpose()?.flatten());
         let output = tail_from(&self.log, self.start).await;
         Ok(RunEnd { code, output, log: self.log, timed_out })
-    }
-}
-
-/// Runs what changes the whole machine: where systemd is PID 1, as services of their own, which the limits of
-/// the agent's unit do not bind.
-#[derive(Debug, Clone)]
-pub struct HostWide {
-    processes: Processes,
-    systemd: Option<Arc<Systemd>>,
-}
-
-impl HostWide {
-    /// Without a systemd, it runs them as `processes` does.
-    pub fn new(processes: Processes, systemd: Option<Arc<Systemd>>) -> HostWide {
-        HostWide { processes, systemd }
-    }
-}
-
-impl Spawner for HostWide {
-    async fn run(
-        &self,
-        invocation: Invocation,
-        within: Duration,
-        lines: mpsc::Sender<String>,
-    ) -> Result<RunEnd, HostError> {
-        let Some(systemd) = &self.systemd else {
-            return self.processes.run(invocation, within, lines).await;
-        };
-        let deadline = Instant::now() + within;
-        let named = &invocation.program;
-        let program = find_executable(&Root::new("/"), named)
-            .ok_or_else(|| spawn_error(&invocation)(std::io::ErrorKind::NotFound.into()))?;
-        let failed =
-            |source| HostError::Service { program: named.clone(), source: Box::new(source) };
-        let (following, file) = self.processes.open_run(&invocation, Watch::new).await?;
-        let name = program.rsplit('/').next().unwrap_or("command");
-        let unit = format!("vhost-agent-{name}-{}.service", Uuid::new_v4().simple());
-        let service = systemd.run(unit, &program, &invocation, &file).await.map_err(failed)?;
-        let ended = async { service.ended().await.map_err(failed) };
-        let end = following.until_end(ended, deadline, &lines).await;
-        service.let_go().await;
-        end
-    }
-
-    /// Never where systemd is PID 1: there a daemon is a unit that it has.
-    async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
-        self.processes.daemon(invocation, log).await
     }
 }
 

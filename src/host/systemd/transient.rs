@@ -10,14 +10,15 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use zbus::{Connection, Fd, Variant};
 
-use super::{ANSWER, ManagerProxy, PropertiesProxy, Systemd, SystemdError, job_done, started};
+use super::{ManagerProxy, PropertiesProxy, RELOAD, Systemd, SystemdError, job_done, started};
 use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
 use crate::host::process::FOLDERS;
 use crate::host::spawn::Invocation;
 
-/// How long a mount may take; no disk and no network is in it.
-const MOUNT: Duration = Duration::from_secs(30);
+/// How long a mount, or the start of a program, may take; no disk and no network is in it. While units are read
+/// anew, which the installation of a package brings about, systemd does not answer at all.
+const JOB: Duration = RELOAD;
 /// How often a process is looked at where the kernel does not tell its end.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks whether systemd knows of that end too.
@@ -31,12 +32,13 @@ const NO_SIGNAL: i32 = nix::libc::SIGCONT;
 
 /// A program that runs as a service of its own.
 ///
-/// It outlives the agent. While the agent has its connection, systemd keeps what it knows of the service;
-/// without it, the unit vanishes with the program's end.
+/// It outlives the agent. While the connection lives that it was asked for on, systemd keeps what it knows of
+/// the service; without it, the unit vanishes with the program's end.
 #[derive(Debug)]
 pub struct Service<'a> {
     systemd: &'a Systemd,
     unit: String,
+    asked_on: Connection,
 }
 
 /// How the main process of a service stands.
@@ -61,16 +63,16 @@ impl Systemd {
         invocation: &Invocation,
         output: &File,
     ) -> Result<Service<'_>, SystemdError> {
-        let asked = self.bounded("StartTransientUnit", &unit, ANSWER, async |connection| {
+        let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
             let properties = service(program, invocation, output)?;
-            job_done(&connection, async |manager| {
+            let job = job_done(&connection, async |manager| {
                 manager.start_transient_unit(&unit, "fail", &properties, &[]).await
-            })
-            .await
+            });
+            Ok((job.await?, connection))
         });
-        let result = asked.await?;
+        let (result, asked_on) = asked.await?;
         started(&unit, result)?;
-        Ok(Service { systemd: self, unit })
+        Ok(Service { systemd: self, unit, asked_on })
     }
 
     /// Has a hugetlbfs with these options mounted at `at`, as the mount unit of that path; systemd makes
@@ -80,7 +82,7 @@ impl Systemd {
     /// When systemd cannot be reached or refuses, or the mount fails.
     pub async fn mount_hugetlbfs(&self, at: &Path, options: &str) -> Result<(), SystemdError> {
         let unit = mount_unit(at);
-        let asked = self.bounded("StartTransientUnit", &unit, MOUNT, async |connection| {
+        let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
             let properties = mount(options);
             job_done(&connection, async |manager| {
                 match manager.start_transient_unit(&unit, "fail", &properties, &[]).await {
@@ -102,7 +104,7 @@ impl Systemd {
     /// When systemd cannot be reached or refuses, or it is in use.
     pub async fn unmount(&self, at: &Path) -> Result<(), SystemdError> {
         let unit = mount_unit(at);
-        let asked = self.bounded("StopUnit", &unit, MOUNT, async |connection| {
+        let asked = self.bounded("StopUnit", &unit, JOB, async |connection| {
             job_done(&connection, async |manager| manager.stop_unit(&unit, "replace").await).await
         });
         let result = asked.await?;
@@ -112,7 +114,7 @@ impl Systemd {
 
 impl Service<'_> {
     /// Waits for the end of the program and tells its exit code; `None` when a signal ended it.
-    /// Cancel-safe.
+    /// Cancel-safe: asked again, it looks again.
     ///
     /// # Errors
     /// When systemd cannot be reached, or knows nothing of it any more.
@@ -136,21 +138,16 @@ impl Service<'_> {
     /// Tells systemd that nobody looks at the service any more: the unit vanishes, at the latest with the
     /// program's end.
     pub async fn let_go(self) {
-        let unit = &self.unit;
-        let asked = self.systemd.bounded("UnrefUnit", unit, ANSWER, async |connection| {
-            ManagerProxy::new(&connection).await?.unref_unit(unit).await
-        });
-        // Of a connection that broke nothing is kept anyway.
-        if let Err(e) = asked.await {
-            tracing::debug!(error = &e as &dyn std::error::Error, "{unit} was let go before");
-        }
+        let asked = async { ManagerProxy::new(&self.asked_on).await?.unref_unit(&self.unit).await };
+        // Of a connection that broke, or breaks now, systemd keeps nothing anyway.
+        let _ = timeout(JOB, asked).await;
     }
 
     async fn main(&self) -> Result<Main, SystemdError> {
         let unit = &self.unit;
         let asked = self
             .systemd
-            .bounded("GetUnit", unit, ANSWER, async |connection| main_of(&connection, unit).await);
+            .bounded("GetUnit", unit, JOB, async |connection| main_of(&connection, unit).await);
         asked.await
     }
 }

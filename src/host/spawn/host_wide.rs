@@ -1,0 +1,80 @@
+//! Runs what changes the whole machine, such as a package manager: where systemd is PID 1, as services of
+//! their own, which the limits of the agent's unit do not bind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{Daemon, Invocation, Processes, RunEnd, Spawner, spawn_error};
+use crate::host::process::find_executable;
+use crate::host::systemd::Systemd;
+use crate::host::watch::Watch;
+use crate::host::{HostError, Root};
+
+/// Starts what changes the whole machine.
+#[derive(Debug, Clone)]
+pub struct HostWide {
+    processes: Processes,
+    systemd: Option<Arc<Systemd>>,
+}
+
+impl HostWide {
+    /// With a `systemd`, which is PID 1, that runs it; without one, `processes` does.
+    pub fn new(processes: Processes, systemd: Option<Arc<Systemd>>) -> HostWide {
+        HostWide { processes, systemd }
+    }
+
+    async fn run_as_service(
+        &self,
+        systemd: &Systemd,
+        invocation: &Invocation,
+        within: Duration,
+        lines: &mpsc::Sender<String>,
+    ) -> Result<RunEnd, HostError> {
+        let deadline = Instant::now() + within;
+        let named = invocation.program.clone();
+        let found = spawn_blocking(move || find_executable(&Root::new("/"), &named)).await;
+        let missing = || spawn_error(invocation)(std::io::ErrorKind::NotFound.into());
+        let program = found.ok().flatten().ok_or_else(missing)?;
+        let (following, file) = self.processes.open_run(invocation, Watch::new).await?;
+        let failed = |source| {
+            let (program, source) = (invocation.program.clone(), Box::new(source));
+            HostError::Service { program, source }
+        };
+        let service = systemd.run(unit_of(&program), &program, invocation, &file).await;
+        let service = service.map_err(failed)?;
+        let ended = async { service.ended().await.map_err(failed) };
+        let end = following.until_end(ended, deadline, lines).await;
+        service.let_go().await;
+        end
+    }
+}
+
+/// Names a service for a run of that program, otherwise than all others.
+fn unit_of(program: &str) -> String {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    format!("vhost-agent-{name}-{}.service", Uuid::new_v4().simple())
+}
+
+impl Spawner for HostWide {
+    async fn run(
+        &self,
+        invocation: Invocation,
+        within: Duration,
+        lines: mpsc::Sender<String>,
+    ) -> Result<RunEnd, HostError> {
+        match &self.systemd {
+            Some(systemd) => self.run_as_service(systemd, &invocation, within, &lines).await,
+            None => self.processes.run(invocation, within, lines).await,
+        }
+    }
+
+    /// Never where systemd is PID 1: there a daemon is a unit that it has.
+    async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
+        self.processes.daemon(invocation, log).await
+    }
+}
