@@ -212,7 +212,7 @@ impl Files {
                 if let Err(e) = &watch {
                     tracing::warn!(
                         error = %chain(e),
-                        "new certificates and tokens are only read when asked for (systemctl reload vhost-agent)"
+                        "new certificates and tokens are only read when asked for (systemctl kill -s HUP vhost-agent)"
                     );
                 }
                 watch.ok()
