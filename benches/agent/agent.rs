@@ -59,9 +59,14 @@ pub(crate) struct Agent {
 impl Agent {
     /// Starts an agent and waits for its first answer; tells how long that took.
     pub(crate) fn start(engine: EngineUse) -> Result<(Agent, Duration)> {
+        Agent::start_with(engine.settings())
+    }
+
+    /// The same with any settings; behind TLS it is waited for until it listens.
+    pub(crate) fn start_with(settings: &str) -> Result<(Agent, Duration)> {
         let (state, run) = (tempfile::tempdir()?, tempfile::tempdir_in("/run")?);
         let config = state.path().join("config.toml");
-        fs::write(&config, engine.settings())?;
+        fs::write(&config, settings)?;
         let log = File::create(state.path().join("log"))?;
         let mut command = Command::new(binary());
         // The settings of whoever runs this must not change what is measured.
@@ -98,8 +103,11 @@ impl Agent {
 
     fn await_answer(&mut self, began: Instant) -> Result<()> {
         loop {
-            if let Some(address) = signed_address(self.state.path()) {
+            if let Some((scheme, address)) = signed_address(self.state.path()) {
                 self.address = address;
+                if scheme == "https" {
+                    return Ok(());
+                }
                 return self.connect()?.get_done("GET", "/healthz", "").map(drop);
             }
             if let Some(status) = self.child.try_wait()? {
@@ -129,9 +137,11 @@ fn binary() -> PathBuf {
 }
 
 /// Where the agent listens: it writes that into its lock file as soon as it does.
-fn signed_address(state: &Path) -> Option<SocketAddr> {
+fn signed_address(state: &Path) -> Option<(String, SocketAddr)> {
     let text = fs::read_to_string(state.join("lock")).ok()?;
-    text.split_once("http://")?.1.trim().parse().ok()
+    let (before, address) = text.split_once("://")?;
+    let scheme = before.rsplit(' ').next()?;
+    Some((scheme.to_string(), address.trim().parse().ok()?))
 }
 
 /// Whether an engine runs here and is as the agent wants it, so that a prepare leaves it alone.

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use crate::agent::{Agent, EngineUse};
 use crate::figures::{Samples, millis, print_aim, print_comparison};
 use crate::http::Connection;
+use crate::machine::cpu_time;
 use crate::target::{NAME, Raw, Target};
 
 const ROUNDS: usize = 3000;
@@ -185,16 +186,6 @@ fn echo() -> Result<SocketAddr> {
         });
     });
     Ok(address)
-}
-
-/// The time that a process' threads have been on a CPU (`/proc/PID/task/*/schedstat`).
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let mut nanos = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        nanos += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).context("schedstat")?;
-    }
-    Ok(Duration::from_nanos(nanos))
 }
 
 /// Processes and threads that were ever made on this machine.

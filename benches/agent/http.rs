@@ -41,6 +41,11 @@ impl Connection<UnixStream> {
 }
 
 impl<S: Read + Write> Connection<S> {
+    /// Over whatever has been connected.
+    pub(crate) fn over(stream: S) -> Connection<S> {
+        Connection { stream, read: Vec::new() }
+    }
+
     /// Asks and waits for the whole answer.
     pub(crate) fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<Answer> {
         self.send(method, path, body)?;
