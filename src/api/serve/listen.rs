@@ -8,8 +8,6 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
-use crate::model::caller::Caller;
-
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 4096;
 
@@ -29,17 +27,16 @@ pub(super) enum Stream {
 }
 
 impl Listener {
-    /// The next connection, and who it is from. Cancel-safe: one that was not accepted stays in the backlog.
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Caller)> {
+    /// The next connection, and the address that it is from; none at a path. Cancel-safe: one that was not
+    /// accepted stays in the backlog.
+    pub(super) async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
-                Ok((Stream::Tcp(stream), Caller::from(peer.ip())))
+                Ok((Stream::Tcp(stream), Some(peer)))
             }
-            Listener::Unix(listener) => {
-                Ok((Stream::Unix(listener.accept().await?.0), Caller::Here))
-            }
+            Listener::Unix(listener) => Ok((Stream::Unix(listener.accept().await?.0), None)),
         }
     }
 }

@@ -14,6 +14,7 @@ mod patient;
 mod tls;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -139,7 +140,7 @@ impl Door {
         let hall = Arc::new(Mutex::new(Hall { crowd, closes: HashMap::new() }));
         let mut ending = ended.clone();
         loop {
-            let (stream, caller) = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(e) => {
@@ -152,7 +153,7 @@ impl Door {
                 // Cancel-safe: what was said stays said.
                 _ = ending.wait_for(|ending| *ending) => break,
             };
-            self.let_in(stream, caller, &hall, limits, &ended, &alive);
+            self.let_in(stream, peer, &hall, limits, &ended, &alive);
         }
         drop((self, alive));
         if timeout(limits.drain, all_gone.recv()).await.is_err() {
@@ -164,12 +165,13 @@ impl Door {
     fn let_in(
         &self,
         stream: Stream,
-        caller: Caller,
+        peer: Option<SocketAddr>,
         hall: &Arc<Mutex<Hall>>,
         limits: Limits,
         ended: &watch::Receiver<bool>,
         alive: &mpsc::Sender<()>,
     ) {
+        let caller = peer.map_or(Caller::Here, |peer| Caller::from(peer.ip()));
         let plain = self.guards.borrow().tls.is_none();
         let refuse = |answer| {
             // Who speaks TLS would not understand it.
@@ -207,7 +209,10 @@ impl Door {
             ended: ended.clone(),
             _alive: alive.clone(),
         };
-        let span = tracing::info_span!("connection", %caller);
+        let span = match peer {
+            Some(peer) => tracing::info_span!("connection", %peer),
+            None => tracing::info_span!("connection", peer = %caller),
+        };
         // Still under the lock: the task may end, and forget its handle, before the next line.
         let task = tokio::spawn(visit.serve(stream).instrument(span));
         inside.closes.insert(id, task.abort_handle());
