@@ -18,8 +18,8 @@ from collections import Counter, defaultdict
 
 from calls import Volume, any_call
 from controller import Controller
-from node import (COMPATIBLE, FILLING, NATIVE, TARGET, Astray, Node, call, containers, fill_state, pages, rpc, same, send,
-                  target_pids, volume_sockets, wanted_volumes)
+from node import COMPATIBLE, FILLING, Astray, Node, call, fill_state, pages, send
+from promises import all_is_as_promised
 
 # Seconds within which the node has to converge once the fault is over.
 BOUND = 30
@@ -155,21 +155,8 @@ class Rounds:
             time.sleep(0.03)
 
     def is_as_promised(self):
-        """Looked at from outside first: the agent mends what it is asked for."""
         self.tasks_were_called_back()
-        wanted = wanted_volumes()
-        for volume in self.volumes:
-            if volume.promised not in (None, volume.name in wanted):
-                raise Astray(f'{volume.name} was promised to be {"there" if volume.promised else "gone"}, and is not')
-        same('targets', len(target_pids()), 1)
-        bdevs, controllers = rpc('bdev_get_bdevs', 'vhost_get_controllers')
-        same('bdevs', sorted(it['name'] for it in bdevs), sorted(spec['bdev'] for spec in wanted.values()))
-        same('controllers', sorted(it['ctrlr'] for it in controllers), sorted(wanted))
-        same('sockets', sorted(volume_sockets()), sorted(wanted))
-        same('containers', containers(), [f'/{TARGET} running'])
-        same('the target', call('GET', NATIVE)[1]['health']['state'], 'serving')
-        told = call('GET', f'{NATIVE}/volumes')[1]['volumes']
-        same('the volumes', {it['name']: it['state'] for it in told}, {name: 'serving' for name in wanted})
+        all_is_as_promised(self.volumes)
 
     def tasks_were_called_back(self):
         if self.controller.wrong:

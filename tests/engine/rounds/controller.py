@@ -21,14 +21,11 @@ class Controller:
         self.comes()
 
     def comes(self):
-        hears = self.hears
+        answers = self.answers
 
         class Callbacks(BaseHTTPRequestHandler):
             def do_POST(self):
-                body = self.rfile.read(int(self.headers.get('content-length', 0)))
-                self.send_response(hears(self.headers.get('taskuuid'), body))
-                self.send_header('content-length', '0')
-                self.end_headers()
+                answers(self, self.rfile.read(int(self.headers.get('content-length', 0))))
 
             def log_message(self, *_):
                 pass
@@ -40,9 +37,21 @@ class Controller:
         self.server.shutdown()
         self.server.server_close()
 
+    def answers(self, request, body):
+        self.says(request, self.hears(request.headers.get('taskuuid'), body))
+
+    def says(self, request, status):
+        request.send_response(status)
+        request.send_header('content-length', '0')
+        request.end_headers()
+
     def hears(self, task, body):
-        if self.answer != 200:
-            return self.answer
+        answer = self.answer
+        if answer == 200:
+            self.takes(task, body)
+        return answer
+
+    def takes(self, task, body):
         try:
             result = json.loads(body.decode('ascii'))
             if task is None or not isinstance(result.get('success'), bool):
@@ -50,4 +59,3 @@ class Controller:
             self.took[task].append(result)
         except ValueError as e:
             self.wrong.append(f'the callback for the task {task} is none: {e}: {body!r}')
-        return 200
