@@ -38,7 +38,8 @@ class Call(threading.Thread):
         time.sleep(self.delay)
         headers = {'taskuuid': self.task, 'callbackurl': CALLBACK} if self.task else {}
         try:
-            status, answer = call(*self.request, headers)
+            # Longer than anyone waits for its end.
+            status, answer = call(*self.request, headers, within=300)
         except ConnectionRefusedError:
             # The agent was not there, so nothing was asked.
             self.knows(self.before)

@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / 'rounds'))
 
 from calls import Volume
 from controller import PORT
-from node import CONFIG, COMPATIBLE, LOG, NATIVE, STATE, Astray, Node, call, rpc, same
+from node import COMPATIBLE, CONFIG, LOG, STATE, TARGET, Astray, Node, call, containers, rpc, same
 from promises import all_is_as_promised
 
 import figures
@@ -139,13 +139,14 @@ class Soak:
             controllers = {it['ctrlr'] for it in rpc('vhost_get_controllers')[0]}
         same('volumes that were promised and do not serve', sorted(wanted - controllers), [])
         same('volumes that were promised to be gone', sorted(gone & controllers), [])
+        same('containers', containers(), [f'/{TARGET} running'])
         same('health', call('POST', f'{COMPATIBLE}/target/health', {})[1]['targetRunning'], True)
 
     # --- the end -----------------------------------------------------------------------------------------------------------
 
     def ends(self, warm):
         self.doing = 'the end'
-        thirds = self.sampler.since(warm)
+        samples = self.sampler.since(warm)
         self.sampler.ended.set()
         self.load.ends_now()
         self.within(BOUND, lambda: self.load.all_landed(time.monotonic()))
@@ -158,7 +159,7 @@ class Soak:
         print('ok - no process is left that has ended or was to end')
         log_is_clean()
         print('ok - its log has JSON lines and no panic')
-        figures.judge(*thirds)
+        figures.judge(samples)
         print('ok - what it takes of the machine does not grow')
         self.node.leaves_nothing()
         print('ok - and then nothing was left of them')
@@ -173,7 +174,8 @@ class Soak:
 
     def tells(self):
         load, took = self.load, self.controller.took
-        print(f'ok - {self.came.total()} faults of {len(self.came)} kinds; the node was whole after {self.longest:.1f} s at most')
+        kinds = f'{self.came.total()} faults of {len(self.came)} kinds'
+        print(f'ok - {kinds}; the node was whole after {self.longest:.1f} s at most')
         print('#  ', ', '.join(f'{count} × {fault}' for fault, count in self.came.most_common()))
         ends = ', '.join(f'{count} {end}' for end, count in load.ends.most_common())
         print(f'ok - no call was lost of {load.ends.total()}: {ends}')
@@ -186,8 +188,8 @@ class Soak:
 
     def no_process_is_left(self):
         """What the agent starts has ended and was waited for, but for the engine, which goes on without it too."""
-        agent = self.node.agent.pid
-        children = [child for task in Path(f'/proc/{agent}/task').iterdir() for child in (task / 'children').read_text().split()]
+        threads = Path(f'/proc/{self.node.agent.pid}/task').iterdir()
+        children = [child for thread in threads for child in (thread / 'children').read_text().split()]
         names = {Path(f'/proc/{child}/comm').read_text().strip() for child in children}
         same("the agent's children", sorted(names - {'dockerd'}), [])
         same('processes that nobody waited for', list(zombies()), [])

@@ -37,27 +37,29 @@ class Sampler(threading.Thread):
                 pass
 
     def since(self, began):
-        """Those of the life that goes on, from then on, in thirds."""
-        samples = [it for it in self.lives.get(self.node.agent.pid, []) if it.at >= began]
-        third = len(samples) // 3
-        if third < 3:
-            raise Astray(f'{len(samples)} samples of the last life are too few to judge by')
-        return samples[:third], samples[-third:]
+        """Those of the life that goes on, from then on."""
+        return [it for it in self.lives.get(self.node.agent.pid, []) if it.at >= began]
 
 
 def middle(samples, what):
     return median(getattr(it, what) for it in samples)
 
 
-def judge(first, last):
-    """Prints what was seen of the first and the last third, then says what grew."""
+def judge(samples):
+    """Prints what was seen in the first and the last third, then says what grew."""
+    third = len(samples) // 3
+    if third < 3:
+        raise Astray(f'{len(samples)} samples of the last life are too few to judge by')
+    first, last = samples[:third], samples[-third:]
+    course = ', '.join(str(it.anon) for it in samples[::max(1, len(samples) // 16)])
+    print(f'# anon in the course of {samples[-1].at - samples[0].at:.0f} s: {course} KiB')
     limits = {
         'rss': lambda it: it * RSS_FACTOR + RSS_KIB, 'anon': lambda it: it * RSS_FACTOR + RSS_KIB,
         'descriptors': lambda it: it + MORE_DESCRIPTORS, 'threads': lambda it: it + MORE_THREADS}
     grown = []
     for what, limit in limits.items():
         before, after = middle(first, what), middle(last, what)
-        most = max(getattr(it, what) for it in first + last)
+        most = max(getattr(it, what) for it in samples)
         unit = ' KiB' if what in ('rss', 'anon') else ''
         print(f'# {what}: {before:.0f}{unit} in the first third, {after:.0f}{unit} in the last, {most}{unit} at most')
         if after > limit(before):

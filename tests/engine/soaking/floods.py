@@ -77,8 +77,9 @@ def slow_readers(chance):
 
 def garbage(chance):
     peers = connections(200)
-    sends(peers, lambda: chance.choice([chance.randbytes(chance.randint(1, 3000)), b'\x16\x03\x01\x02\x00\x01' + chance.randbytes(90),
-                                        HEAD + b'content-length: -7\r\n\r\n', b'\r\n' * 3000, HEAD * 40, b'A' * 70000]))
+    noise, hello = chance.randbytes(3000), b'\x16\x03\x01\x02\x00\x01' + chance.randbytes(90)
+    kinds = [noise, noise[:7], hello, HEAD + b'content-length: -7\r\n\r\n', b'\r\n' * 3000, HEAD * 40, b'A' * 70000]
+    sends(peers, lambda: chance.choice(kinds))
     time.sleep(0.5)
     go(peers, chance)
 

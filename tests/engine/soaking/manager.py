@@ -13,7 +13,7 @@ AT_ONCE = struct.pack('ii', 1, 0)
 
 
 class Manager(Controller):
-    """Takes callbacks and status reports. `moods` is what it can be; `is_well` and it takes everything."""
+    """Takes callbacks and status reports, but for its bad days (`moods`)."""
 
     moods = ('is away', 'refuses', 'resets', 'is silent', 'forgets', 'does not wait')
 

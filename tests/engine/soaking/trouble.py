@@ -76,7 +76,7 @@ class Trouble:
         self.the_target_is_frozen()
 
     def the_engine_is_killed(self):
-        """Nothing falls with it, so nobody misses it before the next one prepares the node."""
+        """Nothing falls with it, so nobody misses it before the next one prepares the node, this one or one of the load."""
         self.node.kill_engine()
         time.sleep(self.chance.uniform(0, 2))
         call('POST', f'{COMPATIBLE}/target/prepareenv', {})
