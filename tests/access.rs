@@ -16,6 +16,7 @@ use support::{Agent, Place, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::HandshakeKind;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -249,6 +250,49 @@ async fn new_tokens_are_taken_without_a_restart_and_unusable_ones_change_nothing
         .await;
     let log = agent.log();
     assert!(!log.contains(TOKEN) && !log.contains(next) && !log.contains("short"), "{log}");
+}
+
+#[tokio::test]
+async fn a_token_is_out_also_while_the_certificate_cannot_be_used_and_with_the_last_one_all_are() {
+    let authority = Authority::new();
+    let place = with_tls(&authority.sign("127.0.0.1"), None);
+    write_tokens(&place, TOKEN);
+    let path = tokens(&place).display().to_string();
+    let place = place.env("VHOST_AGENT_ACCESS__TOKENS_FILE", &path);
+    let agent = place.ready().await;
+    let client = authority.client(None);
+    let ping = async |token: &str| {
+        let mut stream = connect(&client, agent.address, "127.0.0.1").await.unwrap();
+        let value = format!("Bearer {token}");
+        let headers = [("Connection", "close"), ("Authorization", value.as_str())];
+        let bytes = request("POST", "/host/ping", &headers, "{}");
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        receive(&mut stream).await.status
+    };
+    assert_eq!(ping(TOKEN).await, 200);
+    fs::write(file(&place, "node.pem"), "half of a certif").unwrap();
+    agent.logged("cannot be used").await;
+    let next = "fedcba9876543210fedcba9876543210";
+    write_tokens(&place, next);
+    until("the old one is out", async || (ping(TOKEN).await == 401).then_some(())).await;
+    assert_eq!(ping(next).await, 200);
+    write_tokens(&place, "# none\n");
+    until("nobody may call", async || (ping(next).await == 401).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_session_is_not_taken_up_again_where_certificates_are_wanted() {
+    let (own, clients) = (Authority::new(), Authority::new());
+    let place = with_tls(&own.sign("127.0.0.1"), Some(&clients));
+    let agent = place.ready().await;
+    // One client, which would keep a session; the certificate that it showed could have expired since.
+    let client = own.client(Some(&clients.sign("controller")));
+    for _ in 0..3 {
+        let mut stream = connect(&client, agent.address, "127.0.0.1").await.unwrap();
+        stream.write_all(request("POST", "/host/ping", &[], "{}").as_bytes()).await.unwrap();
+        assert_eq!(receive(&mut stream).await.status, 200);
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
 }
 
 /// A call from another loopback address than the usual one.

@@ -158,6 +158,24 @@ async fn a_door_full_of_silent_connections_is_open_to_who_has_something_to_say()
 }
 
 #[tokio::test]
+async fn bodies_that_never_come_shut_no_door() {
+    let place = Place::on("two-node").settings("[http]\nmax_connections = 8\n");
+    let agent = place.ready().await;
+    let mut slow = Vec::new();
+    for source in [1, 1, 1, 1, 1, 1, 2, 2, 2, 2] {
+        let mut stream = connect_from(source, agent.address).await;
+        let half = "POST /v1/prepare HTTP/1.1\r\nHost: n\r\nContent-Length: 10\r\n\r\n{";
+        stream.write_all(half.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    for source in [1, 2, 3] {
+        let mut stream = connect_from(source, agent.address).await;
+        stream.write_all(request("POST", "/host/ping", &[], "{}").as_bytes()).await.unwrap();
+        assert_eq!(receive(&mut stream).await.status, 200, "127.0.0.{source}");
+    }
+}
+
+#[tokio::test]
 async fn a_quiet_connection_gives_way_and_where_all_are_at_work_one_more_is_told_so() {
     let place = Place::on("two-node").mounted().settings("[http]\nmax_connections = 4\n");
     let agent = place.ready().await;

@@ -135,6 +135,9 @@ pub struct Defaults {
 
 type Shared = Arc<Api>;
 
+/// What the compatible routes begin with that are the agent's alone.
+const ZBS: &str = "/zbs/primarystorage/vhost";
+
 /// What each door serves.
 pub struct Routers {
     /// The main address.
@@ -147,7 +150,6 @@ pub struct Routers {
 
 /// The whole route table; with `admin_apart` the main address has no signs of life and no metrics.
 pub fn routers(api: Api, admin_apart: bool) -> Routers {
-    const ZBS: &str = "/zbs/primarystorage/vhost";
     let [connect, ping, echo] = zstack::through::routes(api.fallback.is_some());
     let native_and_compatible = Router::new()
         // The compatible routes.
@@ -185,7 +187,10 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
         .route("/v1/targets/{name}/volumes/{volume}/resize", post(v1::volumes::resize));
     let api = Arc::new(api);
     let all = || native_and_compatible.clone().merge(probes());
-    let main = if admin_apart { native_and_compatible.clone() } else { all() };
+    let main = match admin_apart {
+        true => native_and_compatible.clone().merge(nothing_of_probes()),
+        false => all(),
+    };
     Routers {
         here: finished(all().fallback(any(fallback::forward)), &api),
         // Only the agent itself is told of there.
@@ -203,6 +208,13 @@ fn finished(router: Router<Shared>, api: &Shared) -> NormalizePath<Router> {
         .layer(api.metrics.counting())
         .with_state(api.clone());
     NormalizePath::trim_trailing_slash(router)
+}
+
+/// Nobody is asked in the agent's place for what is elsewhere.
+fn nothing_of_probes() -> Router<Shared> {
+    let nothing = || any(errors::no_such_route);
+    let names = ["/healthz", "/readyz", "/metrics"];
+    names.into_iter().fold(Router::new(), |router, name| router.route(name, nothing()))
 }
 
 /// The routes that change nothing and tell a machine how the agent does.

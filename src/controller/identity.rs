@@ -1,13 +1,16 @@
 //! Who this host is to the controller and where the controller listens, learnt from `/host/connect`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 pub use crate::model::identity::Identity;
 use crate::store::{Durability, Store};
+
+/// Those who wait for the disk to say who they are: a controller connects once in a while.
+const MOST_WAITING: usize = 16;
 
 /// The identity, kept over restarts.
 #[derive(Debug)]
@@ -16,6 +19,9 @@ pub struct Identities {
     known: watch::Sender<Identity>,
     /// Who compares and then writes is alone.
     learning: Mutex<()>,
+    /// Who waits for the disk, and whose turn it is.
+    waiting: Semaphore,
+    turn: Semaphore,
 }
 
 impl Identities {
@@ -25,7 +31,13 @@ impl Identities {
     /// When the state cannot be read.
     pub fn open(store: Store) -> Result<Identities, Fault> {
         let known = store.read(Identity::FILE, Durability::Disk)?.unwrap_or_default();
-        Ok(Identities { store, known: watch::Sender::new(known), learning: Mutex::new(()) })
+        Ok(Identities {
+            store,
+            known: watch::Sender::new(known),
+            learning: Mutex::new(()),
+            waiting: Semaphore::new(MOST_WAITING),
+            turn: Semaphore::new(1),
+        })
     }
 
     /// What is known.
@@ -42,6 +54,27 @@ impl Identities {
     /// have forgotten what it was told.
     pub fn watch(&self) -> watch::Receiver<Identity> {
         self.known.subscribe()
+    }
+
+    /// Keeps what `teach` brings, one after the other and off the runtime: a disk that hangs holds up one
+    /// thread, however many say who they are meanwhile.
+    ///
+    /// # Errors
+    /// `node-busy` when many wait already, and what `teach` says.
+    pub async fn in_turn(
+        self: &Arc<Identities>,
+        teach: impl FnOnce(&Identities) -> Result<(), Fault> + Send + 'static,
+    ) -> Result<(), Fault> {
+        let busy = || {
+            let text =
+                format!("{MOST_WAITING} connects wait for the disk already: call again later");
+            Fault::new("node-busy", text)
+        };
+        let _waits = self.waiting.try_acquire().map_err(|_| busy())?;
+        let _turn = self.turn.acquire().await.map_err(|_| busy())?;
+        let identities = self.clone();
+        let taught = tokio::task::spawn_blocking(move || teach(&identities)).await;
+        taught.unwrap_or_else(|e| Err(Fault::new("internal", e.to_string())))
     }
 
     /// Keeps a new identity. Blocks for the disk.

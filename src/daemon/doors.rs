@@ -1,6 +1,7 @@
 //! The doors with what stands before them: the listeners, and TLS and tokens as their files say now.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::sleep;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::api::Routers;
 use crate::api::access::Tokens;
@@ -22,6 +24,8 @@ use crate::model::node::Exposure;
 
 /// Whoever renews certificates writes more than one file: they are read when it is quiet again.
 const BREATH: Duration = Duration::from_millis(300);
+/// How often the files are looked at when nothing tells that they have changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Descriptors that are kept for the agent's own work, by doors.
 const DESCRIPTORS_PER_DOOR: usize = 4;
 
@@ -43,7 +47,9 @@ impl Listeners {
     /// Listens wherever the settings say, and reads the guards' files, now and when they change.
     pub(super) async fn open(settings: &Settings, root: &Path) -> Result<Listeners> {
         let files = Files::of(settings);
-        let (guards, tls_digest) = files.clone().read().await.context("cannot serve")?;
+        let read = files.read().await;
+        let (config, tls_digest) = read.tls.context("cannot serve")?.unzip();
+        let guards = Guards { tls: config, tokens: read.tokens.context("cannot serve")? };
         let tls = guards.tls.is_some();
         let (now, watched) = watch::channel(guards);
         if !files.is_empty() {
@@ -153,7 +159,7 @@ struct Files {
 }
 
 /// By what it is seen whether the files of TLS have changed.
-type TlsDigest = Option<[u8; 32]>;
+type TlsDigest = [u8; 32];
 
 impl Files {
     fn of(settings: &Settings) -> Files {
@@ -166,30 +172,19 @@ impl Files {
         self.tls.is_none() && self.tokens.is_none()
     }
 
-    async fn read(self) -> Result<(Guards, TlsDigest), Fault> {
+    async fn read(&self) -> Read {
+        let files = self.clone();
         // The files may lie on a disk that hangs.
-        let read = tokio::task::spawn_blocking(move || self.read_now()).await;
-        read.unwrap_or_else(|e| Err(Fault::new("internal", e.to_string())))
+        let read = tokio::task::spawn_blocking(move || files.read_now()).await;
+        read.unwrap_or_else(|e| {
+            let broke = || Fault::new("internal", e.to_string());
+            Read { tls: Err(broke()), tokens: Err(broke()) }
+        })
     }
 
-    fn read_now(&self) -> Result<(Guards, TlsDigest), Fault> {
-        let (mut guards, mut seen) = (Guards::default(), None);
-        if let Some(tls) = &self.tls {
-            let client_ca = Some(&tls.client_ca).filter(|path| !path.is_empty());
-            let client_ca = client_ca.map(|path| read_public(path)).transpose()?;
-            let (chain_pem, key) = (read_public(&tls.certificate)?, read_secret(&tls.key)?);
-            let material = Material { chain: chain_pem, key, client_ca };
-            let config = serve::tls_config(&material);
-            guards.tls = Some(config.map_err(|e| Fault::new("tls-unusable", chain(&e)))?);
-            seen = Some(digest(&material));
-        }
-        if let Some(path) = &self.tokens {
-            let unusable = |why| Fault::new("tokens-unusable", format!("{path}: {why}"));
-            let text = String::from_utf8(read_secret(path)?)
-                .map_err(|_| unusable("it is no text".to_string()))?;
-            guards.tokens = Some(Tokens::read(&text).map_err(unusable)?);
-        }
-        Ok((guards, seen))
+    fn read_now(&self) -> Read {
+        let tls = self.tls.as_ref().map(read_tls).transpose();
+        Read { tls, tokens: self.tokens.as_deref().map(read_tokens).transpose() }
     }
 
     fn folders(&self) -> Vec<PathBuf> {
@@ -202,55 +197,95 @@ impl Files {
         folders
     }
 
-    /// Reads the files anew when they change, or SIGHUP asks for it. What cannot be used then changes nothing.
-    async fn keep(self, now: watch::Sender<Guards>, mut tls: TlsDigest, mut hangup: Signal) {
+    /// Reads the files anew when they change, SIGHUP asks for it, and now and then. What cannot be used then
+    /// changes nothing.
+    async fn keep(
+        self,
+        now: watch::Sender<Guards>,
+        mut tls: Option<TlsDigest>,
+        mut hangup: Signal,
+    ) {
         let watches: Vec<Watch> = self
             .folders()
             .iter()
             .filter_map(|folder| {
                 let watch = Watch::new(folder);
                 if let Err(e) = &watch {
-                    tracing::warn!(
-                        error = %chain(e),
-                        "new certificates and tokens are only read when asked for (systemctl kill -s HUP vhost-agent)"
-                    );
+                    tracing::warn!(error = %chain(e), "new certificates and tokens are seen within a minute only");
                 }
                 watch.ok()
             })
             .collect();
+        let mut unusable: Option<String> = None;
         loop {
+            // Also at first: what changed before it was watched is seen now.
+            let read = self.read().await;
+            let mut guards = now.borrow().clone();
+            let before = guards.tokens.clone();
+            let mut why = Vec::new();
+            match read.tls {
+                Ok(Some((_, digest))) if Some(digest) == tls => {}
+                Ok(Some((config, digest))) => {
+                    tracing::info!(
+                        "the certificates were read anew: who comes from now on sees them"
+                    );
+                    (guards.tls, tls) = (Some(config), Some(digest));
+                }
+                Ok(None) => {}
+                Err(fault) => why.push(fault.text),
+            }
+            match read.tokens {
+                Ok(tokens) => guards.tokens = tokens,
+                Err(fault) => why.push(fault.text),
+            }
+            if guards.tokens != before {
+                tracing::info!(tokens = ?guards.tokens, "the tokens were read anew");
+            }
+            now.send_if_modified(|old| {
+                let changed = !old.is_as(&guards);
+                *old = guards;
+                changed
+            });
+            let why = Some(why.join("; ")).filter(|why| !why.is_empty());
+            if let Some(why) = why.as_ref().filter(|why| unusable.as_ref() != Some(why)) {
+                tracing::error!(
+                    "certificates or tokens have changed and cannot be used, so those from before stay in force: {why}"
+                );
+            }
+            unusable = why;
             tokio::select! {
                 // All are cancel-safe: events and signals that were not heard stay.
                 () = any(&watches) => {}
                 _ = hangup.recv() => {}
+                // A folder that was moved away, or a link above it, tells nobody.
+                () = sleep(LOOK_AGAIN) => {}
             }
             sleep(BREATH).await;
-            match self.clone().read().await {
-                Ok((mut guards, seen)) => {
-                    let tokens_changed = guards.tokens != now.borrow().tokens;
-                    if seen == tls {
-                        guards.tls = now.borrow().tls.clone();
-                    } else {
-                        tracing::info!(
-                            "the certificates were read anew: who comes from now on sees them"
-                        );
-                    }
-                    if tokens_changed {
-                        tracing::info!(tokens = ?guards.tokens, "the tokens were read anew");
-                    }
-                    if tokens_changed || seen != tls {
-                        now.send_replace(guards);
-                    }
-                    tls = seen;
-                }
-                Err(fault) => tracing::error!(
-                    code = %fault.code,
-                    "certificates or tokens have changed and cannot be used, so those from before stay in force: {}",
-                    fault.text
-                ),
-            }
         }
     }
+}
+
+/// What the files came to, each by itself: one that cannot be used holds up no other.
+struct Read {
+    tls: Result<Option<(Arc<ServerConfig>, TlsDigest)>, Fault>,
+    tokens: Result<Option<Tokens>, Fault>,
+}
+
+fn read_tls(tls: &Tls) -> Result<(Arc<ServerConfig>, TlsDigest), Fault> {
+    let client_ca = Some(&tls.client_ca).filter(|path| !path.is_empty());
+    let client_ca = client_ca.map(|path| read_public(path)).transpose()?;
+    let (chain_pem, key) = (read_public(&tls.certificate)?, read_secret(&tls.key)?);
+    let material = Material { chain: chain_pem, key, client_ca };
+    let config = serve::tls_config(&material);
+    let config = config.map_err(|e| Fault::new("tls-unusable", chain(&e)))?;
+    Ok((config, digest(&material)))
+}
+
+fn read_tokens(path: &str) -> Result<Tokens, Fault> {
+    let unusable = |why| Fault::new("tokens-unusable", format!("{path}: {why}"));
+    let text =
+        String::from_utf8(read_secret(path)?).map_err(|_| unusable("it is no text".to_string()))?;
+    Tokens::read(&text).map_err(unusable)
 }
 
 fn digest(material: &Material) -> [u8; 32] {

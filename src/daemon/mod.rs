@@ -345,7 +345,9 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let tally = Arc::default();
     let posting = (&*identities, reaches.clone());
     start_reporting(&settings, reports.clone(), posting, &tally, &pulse);
+    let connections = doors::connections(&settings);
     let told = Told {
+        connections,
         outbox: outbox.clone(),
         identities,
         reaches,
@@ -358,7 +360,7 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let routers = api::routers(api, settings.admin_listen.0.is_some());
     let doors = listeners.doors(&settings, routers);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
-    let limits = listener_limits(&settings);
+    let limits = listener_limits(&settings, connections);
     let deadline = run_until_stopped(doors, limits, &core, phase, stop).await;
     drop(socket);
     drain(&outbox, deadline).await;
@@ -381,6 +383,8 @@ fn watchdog_pulse() -> Pulse {
 
 /// What the handlers get to know beside the owners.
 struct Told {
+    /// Connections that each door takes.
+    connections: usize,
     outbox: Outbox,
     identities: Arc<Identities>,
     reaches: Reaches,
@@ -397,7 +401,7 @@ fn known_to_handlers(
     phase: watch::Receiver<Phase>,
 ) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
-    let Told { outbox, identities, reaches, reports, metrics, exposure } = told;
+    let Told { connections, outbox, identities, reaches, reports, metrics, exposure } = told;
     Api {
         prepare: core.prepare.clone(),
         pools: core.pools.clone(),
@@ -425,15 +429,15 @@ fn known_to_handlers(
             within: settings.http.body_timeout.0,
         },
         exposure,
-        fallback: fallback(settings),
+        fallback: fallback(settings, connections),
         phase,
         metrics,
     }
 }
 
-fn listener_limits(settings: &Settings) -> api::serve::Limits {
+fn listener_limits(settings: &Settings, connections: usize) -> api::serve::Limits {
     api::serve::Limits {
-        connections: doors::connections(settings),
+        connections,
         head: settings.http.header_timeout.0,
         write: settings.http.write_timeout.0,
         drain: settings.http.drain_timeout.0,

@@ -170,11 +170,11 @@ impl AsksVersions for Versions {
 }
 
 /// The way to the legacy agent, where the settings name one.
-pub(super) fn fallback(settings: &Settings) -> Option<Fallback> {
+pub(super) fn fallback(settings: &Settings, connections: usize) -> Option<Fallback> {
     let address = settings.fallback()?;
     let limits = fallback::Limits {
         // The other connections are left to the agent's own routes.
-        requests: (settings.http.max_connections / 2).max(1),
+        requests: (connections / 2).max(1),
         idle: settings.http.body_timeout.0,
     };
     tracing::info!(%address, "what this agent does not serve goes to {address} (fallback_url)");

@@ -112,12 +112,13 @@ fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
 }
 
 /// A process as its `stat` tells it (proc_pid_stat(5)). The parser breaks where the name is not between
-/// parentheses, which the kernel's always is.
+/// parentheses with a pid before and a space behind them, which the kernel's always is.
 fn stat(folder: &Path) -> Option<Stat> {
     let line = read_table(&folder.join("stat")).ok()?;
     let opens = line.iter().position(|byte| *byte == b'(')?;
     let closes = line.iter().rposition(|byte| *byte == b')')?;
-    if opens > closes {
+    let begins = line.first().is_some_and(u8::is_ascii_digit);
+    if !begins || opens > closes || line.get(closes + 1) != Some(&b' ') {
         return None;
     }
     Stat::from_read(line.as_slice()).ok()
@@ -187,9 +188,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         fs::create_dir_all(root.path("/proc/7")).unwrap();
-        for line in ["", "7", "7 (a", "7 a)", "7 a) S 0 (0", "7 ) S ("] {
+        let lines = [
+            "",
+            "7",
+            "7 (a",
+            "7 a)",
+            "7 a) S 0 (0",
+            "7 ) S (",
+            "7 (a)\u{e9}S 0",
+            "(a) S 0",
+            " (a) S 0",
+        ];
+        for line in lines.map(str::as_bytes).into_iter().chain([b"7 (a)\x9aS 0".as_slice()]) {
             fs::write(root.path("/proc/7/stat"), line).unwrap();
-            assert_eq!(started(&root, 7), None, "{line}");
+            assert_eq!(started(&root, 7), None, "{line:?}");
         }
     }
 

@@ -4,6 +4,8 @@
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, response};
 
+use super::super::ZBS;
+
 /// The target of a request as it was sent; the router finds its way by a tidied one.
 #[derive(Debug, Clone)]
 pub struct AsSent(pub Uri);
@@ -30,6 +32,39 @@ pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
     // The spelling of the headers is in there.
     *request.extensions_mut() = extensions;
     request
+}
+
+/// Whether a path is another spelling of one of the agent's own: with escapes, `//`, `.` or `..` in it.
+pub(super) fn is_own_in_disguise(path: &str) -> bool {
+    let plain = plain(path);
+    plain != path.trim_end_matches('/') && (plain == ZBS || plain.starts_with(&format!("{ZBS}/")))
+}
+
+/// A path as somebody reads it who undoes all escapes and walks it part by part.
+fn plain(path: &str) -> String {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [first, more @ ..] = rest {
+        let escaped = match (first, more) {
+            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(high, low)| high * 16 + low),
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &more[2..] } else { more };
+    }
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in bytes.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.iter().fold(String::new(), |path, part| path + "/" + &String::from_utf8_lossy(part))
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// An answer on its way back.
@@ -93,6 +128,31 @@ mod tests {
             request.headers_mut().append(*name, HeaderValue::from_static(value));
         }
         request.into_parts().0
+    }
+
+    #[test]
+    fn another_spelling_of_an_own_path_is_seen() {
+        for path in [
+            "/%7abs/primarystorage/vhost/target/health",
+            "/zbs/./primarystorage/vhost/activate/",
+            "//zbs/primarystorage//vhost/x",
+            "/x/../zbs/primarystorage/vhost/deploy",
+            "/%2e%2e/zbs/primarystorage/%76host",
+        ] {
+            assert!(is_own_in_disguise(path), "{path}");
+        }
+        for path in [
+            "/zbs/primarystorage/vhost/not/ours",
+            "/zbs/primarystorage/vhost/",
+            "/zbs/primarystorage/other",
+            "//kvm/%7Evm/../x",
+            "/%",
+            "/%zz%4",
+            "*",
+            "",
+        ] {
+            assert!(!is_own_in_disguise(path), "{path}");
+        }
     }
 
     #[test]

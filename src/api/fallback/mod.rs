@@ -3,10 +3,11 @@
 //!
 //! A request gets a place, of which there are fewer than connections, so that a legacy agent that is slow
 //! never takes the agent's own routes down; a connection of its own; and passes with its body streamed.
-//! There is no limit on how long the legacy agent thinks: only on how long a body may stand still. Nothing
+//! The legacy agent may think for a quarter of an hour, and a body stand still for `http.body_timeout`. Nothing
 //! is sent twice.
 
 mod head;
+mod places;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +18,13 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
+use self::places::{Place, Places};
 use super::Shared;
 use super::errors::{self, Problem};
+use super::serve::Peer;
+use crate::model::caller::Caller;
 use crate::model::fallback::FallbackAddress;
 use crate::model::fault::chain;
 use crate::outgoing::relay::{Broken, Watch, relay};
@@ -30,6 +34,10 @@ pub use self::head::AsSent;
 
 /// How long a connection to it may take to come up.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long it may think about an answer: the controller itself waits for five minutes. Without a bound,
+/// calls at one that hangs would keep their places for ever.
+const THINKS: Duration = Duration::from_secs(15 * 60);
 
 /// Limits of what is handed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +56,7 @@ pub struct Fallback {
     own: SocketAddr,
     idle: Duration,
     requests: usize,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Whether the last attempt to connect went well: the log tells only when that changes.
     reachable: AtomicBool,
 }
@@ -57,7 +65,7 @@ impl Fallback {
     /// A way to that address. Nobody has to be there yet.
     pub fn new(address: FallbackAddress, own: SocketAddr, limits: Limits) -> Fallback {
         let Limits { requests, idle } = limits;
-        let places = Arc::new(Semaphore::new(requests));
+        let places = Arc::new(Places::new(requests));
         Fallback { address, own, idle, requests, places, reachable: AtomicBool::new(true) }
     }
 
@@ -66,7 +74,7 @@ impl Fallback {
     /// # Errors
     /// Why there is no answer of the legacy agent.
     pub async fn pass(&self, request: Request) -> Result<Response, Problem> {
-        let place = self.place()?;
+        let place = self.place(&request)?;
         if request.method() == Method::CONNECT {
             let text = "a tunnel is neither made by this agent nor handed on (CONNECT)";
             return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no-tunnels", text));
@@ -80,21 +88,18 @@ impl Fallback {
         answered
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        self.places.clone().try_acquire_owned().map_err(|_| {
+    fn place(&self, request: &Request) -> Result<Place, Problem> {
+        let caller = request.extensions().get().copied().unwrap_or(Caller::Here);
+        self.places.take(Peer::from(caller)).ok_or_else(|| {
             let text = format!(
-                "{} requests are at work at {} already (half of http.max_connections): call later",
+                "{} requests, or your share of them, are at work at {} already (half of http.max_connections): call later",
                 self.requests, self.address
             );
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "fallback-busy", text)
         })
     }
 
-    async fn ask(
-        &self,
-        request: Request,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Response, Problem> {
+    async fn ask(&self, request: Request, place: Place) -> Result<Response, Problem> {
         let to = (&*self.address.host(), self.address.port());
         let opened = Line::open(to, self.own, CONNECT).await;
         let line: Line<Body> = opened.map_err(|error| self.unreachable(&error))?;
@@ -108,8 +113,9 @@ impl Fallback {
             // with it the connection: the request is given up.
             biased;
             broken = broken(watch) => return Err(self.gave_up(broken)),
-            answer = line.ask(head::forwarded(head, body)) => answer,
+            answer = timeout(THINKS, line.ask(head::forwarded(head, body))) => answer,
         };
+        let answer = answer.map_err(|_| self.thinks_too_long())?;
         let (response, held) = answer.map_err(|error| self.lost(&error))?;
         let (head, body) = response.into_parts();
         let (body, _) = relay(body, self.idle, (held, place));
@@ -150,6 +156,14 @@ impl Fallback {
         Problem::new(StatusCode::BAD_GATEWAY, "fallback-broken", text)
     }
 
+    fn thinks_too_long(&self) -> Problem {
+        let text = format!(
+            "{} (fallback_url) gave no answer within {THINKS:?}; it may still do what was asked",
+            self.address
+        );
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, "fallback-silent", text)
+    }
+
     /// The body never got there as a whole.
     fn gave_up(&self, broken: Broken) -> Problem {
         let (status, code) = match broken {
@@ -178,5 +192,10 @@ pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
         let (head, _) = request.into_parts();
         return errors::no_such_route(head.method, head.uri).await.into_response();
     };
+    if head::is_own_in_disguise(request.uri().path()) {
+        // A legacy agent that reads paths more freely would run its own vhost part.
+        let (head, _) = request.into_parts();
+        return errors::no_such_route(head.method, head.uri).await.into_response();
+    }
     fallback.pass(request).await.unwrap_or_else(IntoResponse::into_response)
 }

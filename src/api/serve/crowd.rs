@@ -1,11 +1,11 @@
 //! Who is connected at one door, and who gives way when it is full.
 //!
-//! A connection is *quiet* while it waits for a request's head, and *at work* from the end of the head
-//! until the answer was handed over. One peer has at most three quarters of the places, so that there is
+//! A connection is *quiet* until a request has come as a whole, and *at work* from then until the answer was
+//! handed over. One peer has at most three quarters of the places, so that there is
 //! always room for others. A peer that comes once more takes the place of its own connection that has been
 //! quiet for longest; at a full door, the peer gives way that has the most connections among those with a
-//! quiet one. So connections that say nothing never keep a call out, from one address or from many. Only
-//! where everybody is at work somebody is refused.
+//! quiet one. So connections that say nothing, or never end, keep no call out, from one address or
+//! from many. Only where everybody is at work somebody is refused, and a peer that has no connection yet last.
 //!
 //! Plain values: `serve` keeps it in a mutex and closes what has to give way.
 
@@ -16,10 +16,12 @@ use crate::model::caller::Caller;
 
 /// Who shares places: an address, or the 64 bits that one customer of a network has of IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Peer {
+pub enum Peer {
     /// The node itself.
     Here,
+    /// An address of IPv4.
     V4(std::net::Ipv4Addr),
+    /// The first half of one of IPv6.
     V6Prefix(u64),
 }
 
@@ -51,6 +53,11 @@ pub(super) enum Entry {
     Full,
 }
 
+/// What one peer may have of so many.
+pub(in super::super) fn share(most: usize) -> usize {
+    most - most / 4
+}
+
 /// One peer's connections.
 #[derive(Debug, Default)]
 struct Connections {
@@ -74,13 +81,13 @@ pub(super) struct Crowd {
 impl Crowd {
     /// With room for so many.
     pub(super) fn new(most: usize) -> Crowd {
-        let share = most - most / 4;
-        Crowd { most, share, clock: 0, peers: HashMap::new(), members: HashMap::new() }
+        Crowd { most, share: share(most), clock: 0, peers: HashMap::new(), members: HashMap::new() }
     }
 
     /// Somebody comes; a place that was found is taken, and its connection quiet.
     pub(super) fn enter(&mut self, peer: Peer) -> Entry {
         let own = self.peers.get(&peer);
+        let has_none = own.is_none();
         let own_share_is_full = own.is_some_and(|own| own.count >= self.share);
         // The node itself shares with nobody.
         let leaves = if own_share_is_full && peer != Peer::Here {
@@ -91,7 +98,14 @@ impl Crowd {
         } else {
             return Entry::Free(self.admit(peer));
         };
-        let Some(leaves) = leaves else { return Entry::Full };
+        let Some(leaves) = leaves else {
+            // A few places beyond the bound are for who has none: some busy peers keep no other out.
+            let reserved = self.most + (self.most / 16).max(1);
+            return match has_none && self.members.len() < reserved {
+                true => Entry::Free(self.admit(peer)),
+                false => Entry::Full,
+            };
+        };
         self.leave(leaves);
         Entry::InPlaceOf(self.admit(peer), leaves)
     }
@@ -182,8 +196,13 @@ mod tests {
         for id in own.iter().chain(&others).chain([&new]) {
             crowd.works(*id);
         }
-        assert_eq!((crowd.enter(peer(1)), crowd.enter(peer(3))), (Entry::Full, Entry::Full));
+        assert_eq!((crowd.enter(peer(1)), crowd.enter(peer(2))), (Entry::Full, Entry::Full));
+        // One place more is for who has none.
+        let reserved = free(crowd.enter(peer(3)));
+        crowd.works(reserved);
+        assert_eq!((crowd.enter(peer(3)), crowd.enter(peer(4))), (Entry::Full, Entry::Full));
         crowd.leave(own[0]);
+        crowd.leave(reserved);
         free(crowd.enter(peer(3)));
         assert_eq!(crowd.members.len(), 8);
     }
@@ -246,7 +265,7 @@ mod tests {
                     },
                 }
                 prop_assert_eq!(crowd.members.len(), there.len());
-                prop_assert!(there.len() <= most);
+                prop_assert!(there.len() <= most + 1, "most is below 32, so one is reserved");
                 for who in 0..5 {
                     let own = there.iter().filter(|(_, peer, _)| *peer == who).count();
                     prop_assert!(own <= crowd.share);

@@ -10,6 +10,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 4096;
+/// After so many seconds of silence a peer is asked whether it is there …
+const KEEP_IDLE: u32 = 60;
+/// … and again after so many, nine times (tcp(7)).
+const KEEP_INTERVAL: u32 = 10;
 
 /// Where connections come in.
 #[derive(Debug)]
@@ -73,6 +77,10 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         setsockopt(&socket.as_fd(), sockopt::Ipv6V6Only, &v6_only)?;
     }
     socket.set_reuseaddr(true)?;
+    // Connections have these from their listener: a peer that lost its power is seen to be gone.
+    setsockopt(&socket.as_fd(), sockopt::KeepAlive, &true)?;
+    setsockopt(&socket.as_fd(), sockopt::TcpKeepIdle, &KEEP_IDLE)?;
+    setsockopt(&socket.as_fd(), sockopt::TcpKeepInterval, &KEEP_INTERVAL)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -16,7 +16,7 @@ mod tls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -39,7 +39,9 @@ use tokio_rustls::rustls::ServerConfig;
 use tower_http::normalize_path::NormalizePath;
 use tracing::Instrument;
 
-use self::crowd::{Crowd, Entry, Id, Peer};
+pub use self::crowd::Peer;
+pub(super) use self::crowd::share;
+use self::crowd::{Crowd, Entry, Id};
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
 use self::patient::Patient;
@@ -83,6 +85,13 @@ pub struct Guards {
     pub tls: Option<Arc<ServerConfig>>,
     /// A token in each request.
     pub tokens: Option<Tokens>,
+}
+
+impl Guards {
+    /// Whether nothing else has to be shown.
+    pub fn is_as(&self, other: &Guards) -> bool {
+        same(&self.tls, &other.tls) && self.tokens == other.tokens
+    }
 }
 
 /// Where calls come in.
@@ -312,7 +321,8 @@ impl Service<Request<Incoming>> for Desk {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let at_work = AtWork::new(&self.place);
+        // At work as soon as all of it is there; until then it is one of those that give way.
+        let at_work = Arc::new(AtWork(self.place.clone()));
         // The router gets to see a tidied one.
         let sent = AsSent(request.uri().clone());
         if let Some(refusal) = self.refusal(sent.0.path(), request.headers_mut()) {
@@ -322,20 +332,28 @@ impl Service<Request<Incoming>> for Desk {
         request.extensions_mut().insert(self.caller);
         request.extensions_mut().insert(sent);
         let mut router = self.router.clone();
+        let of = Arc::downgrade(&at_work);
+        let request = request.map(|body| match body.is_end_stream() {
+            true => {
+                at_work.begins();
+                Body::empty()
+            }
+            false => Body::new(Arriving { body, of }),
+        });
         Box::pin(async move {
-            let answer = tower::Service::call(&mut router, request.map(Body::new)).await?;
+            let answer = tower::Service::call(&mut router, request).await?;
             Ok(answer.map(|body| Answer { body, _at_work: at_work }))
         })
     }
 }
 
-/// A request at work; ended when it is dropped.
+/// A request; its connection is quiet again when it is dropped.
 struct AtWork(Arc<Place>);
 
 impl AtWork {
-    fn new(place: &Arc<Place>) -> AtWork {
-        lock(&place.hall).crowd.works(place.id);
-        AtWork(place.clone())
+    /// All of it is there.
+    fn begins(&self) {
+        lock(&self.0.hall).crowd.works(self.0.id);
     }
 }
 
@@ -348,7 +366,52 @@ impl Drop for AtWork {
 /// A body whose connection is at work until all of it was handed over.
 struct Answer {
     body: Body,
-    _at_work: AtWork,
+    _at_work: Arc<AtWork>,
+}
+
+/// The body of a request, which is at work when it has all come, or nobody wants more of it.
+struct Arriving {
+    body: Incoming,
+    /// Its end may be long over while the rest of a body still comes.
+    of: Weak<AtWork>,
+}
+
+impl Arriving {
+    fn has_come(&self) {
+        if let Some(at_work) = self.of.upgrade() {
+            at_work.begins();
+        }
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.has_come();
+    }
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None)) || frame.is_ready() && self.body.is_end_stream() {
+            self.has_come();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 impl HttpBody for Answer {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::server::{
+    NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier,
+};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
 /// What the files hold, as PEM (RFC 7468).
@@ -65,6 +67,11 @@ pub fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(&material.chain).map_err(TlsError::Certificate)?;
     let key = PrivateKeyDer::from_pem_slice(&material.key).map_err(|_| TlsError::Key)?;
     let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Pair)?;
+    if material.client_ca.is_some() {
+        // A session that is taken up again is not verified again: a client's certificate could have expired.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

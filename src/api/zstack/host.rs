@@ -91,10 +91,7 @@ pub(super) fn taught(api: &Shared, said: Identity, caller: Caller) -> Result<Ide
 
 async fn learn(api: Shared, request: ConnectRequest, caller: Caller) -> Result<Value, Fault> {
     let identity = taught(&api, judged(request)?, caller)?;
-    let identities = api.identities.clone();
-    tokio::task::spawn_blocking(move || identities.learn(identity))
-        .await
-        .map_err(|e| Fault::new("internal", e.to_string()))??;
+    api.identities.in_turn(move |identities| identities.learn(identity)).await?;
     let (libvirt, qemu) = api.hypervisor.versions().await;
     Ok(json!({"success": true, "error": "", "libvirtVersion": libvirt, "qemuVersion": qemu}))
 }

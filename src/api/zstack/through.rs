@@ -9,11 +9,11 @@ use axum::extract::{Request, State};
 use axum::http::Method;
 use axum::response::Response;
 use axum::routing::{MethodRouter, any, post};
-use hyper::body::Bytes;
 
 use super::super::{Shared, body, fallback};
 use super::host::{self, ConnectRequest, judged, judged_in_part, taught};
 use super::task;
+use crate::controller::identity::{Identities, Identity};
 use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 
@@ -53,34 +53,40 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
         Ok(bytes) => bytes,
         Err(problem) => return problem.into_result(),
     };
-    // Aside: the disk may be slow, and the answer does not wait for it.
-    tokio::spawn(learn(api.clone(), (said, caller), bytes.clone()));
+    match heard(&api, said, caller, &bytes) {
+        // Aside: the disk may be slow, and the answer does not wait for it.
+        Ok(identity) => drop(tokio::spawn(learn(api.clone(), said, identity))),
+        Err(fault) => said.taught_nothing(&fault),
+    }
     let request = Request::from_parts(head, Body::from(bytes));
     fallback::forward(State(api), request).await
 }
 
-async fn learn(api: Shared, (said, caller): (Said, Caller), bytes: Bytes) {
-    let learning = async {
-        let request = body::parse::<ConnectRequest>(&bytes).map_err(|problem| problem.fault)?;
-        let identities = api.identities.clone();
-        let learnt = match said {
-            Said::Connect => {
-                let identity = taught(&api, judged(request)?, caller)?;
-                tokio::task::spawn_blocking(move || identities.learn(identity))
-            }
-            Said::Ping => {
-                let identity = taught(&api, judged_in_part(request)?, caller)?;
-                tokio::task::spawn_blocking(move || identities.learn_missing(identity))
-            }
-        };
-        learnt.await.map_err(|e| Fault::new("internal", e.to_string()))?
+fn heard(api: &Shared, said: Said, caller: Caller, bytes: &[u8]) -> Result<Identity, Fault> {
+    let request = body::parse::<ConnectRequest>(bytes).map_err(|problem| problem.fault)?;
+    let identity = match said {
+        Said::Connect => judged(request)?,
+        Said::Ping => judged_in_part(request)?,
     };
-    if let Err(fault) = learning.await {
-        tracing::warn!(code = %fault.code, "{} went through, but nothing was learnt from it: {}", said.route(), fault.text);
+    taught(api, identity, caller)
+}
+
+async fn learn(api: Shared, said: Said, identity: Identity) {
+    let teach = move |identities: &Identities| match said {
+        Said::Connect => identities.learn(identity),
+        Said::Ping => identities.learn_missing(identity),
+    };
+    if let Err(fault) = api.identities.in_turn(teach).await {
+        said.taught_nothing(&fault);
     }
 }
 
 impl Said {
+    fn taught_nothing(self, fault: &Fault) {
+        let route = self.route();
+        tracing::warn!(code = %fault.code, "{route} went through, but nothing was learnt from it: {}", fault.text);
+    }
+
     fn route(self) -> &'static str {
         match self {
             Said::Connect => "/host/connect",

@@ -1,6 +1,7 @@
 //! Units that are made for one purpose and vanish with it (systemd.unit(5), "Unit Garbage Collection"):
 //! what they do is done by systemd for the whole machine, outside of the agent's own unit and its limits.
 
+use std::env;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +16,10 @@ use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
 use crate::host::process::FOLDERS;
 use crate::host::spawn::Invocation;
+
+/// Variables by which programs find their way out, and which systemd gives its services only when told.
+const PROXIES: [&str; 6] =
+    ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
 
 /// How long a mount, or the start of a program, may take; no disk and no network is in it. While units are read
 /// anew, which the installation of a package brings about, systemd does not answer at all.
@@ -185,7 +190,10 @@ fn service(
     let command = [vec![program.to_string()], invocation.args.clone()].concat();
     let path = format!("PATH={}", FOLDERS.join(":"));
     let added = invocation.env.iter().map(|(name, value)| format!("{name}={value}"));
-    let environment: Vec<String> = std::iter::once(path).chain(added).collect();
+    // What an operator gave the agent's unit for its children.
+    let proxies =
+        PROXIES.iter().filter_map(|name| Some(format!("{name}={}", env::var(name).ok()?)));
+    let environment: Vec<String> = std::iter::once(path).chain(proxies).chain(added).collect();
     let output = || -> zbus::Result<Variant<'static>> {
         Ok(Variant::Fd(Fd::from(OwnedFd::from(output.try_clone()?))))
     };

@@ -2,10 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use vhost_agent::api::access::Tokens;
 use vhost_agent::api::zstack::task::web_address;
+use vhost_agent::model::caller::Caller;
 use vhost_agent::model::engine::ApiVersion;
 use vhost_agent::model::event::EventId;
 use vhost_agent::model::image::{ImageSha256, ImageUrl};
+use vhost_agent::model::network::Network;
+use vhost_agent::model::outgoing::{Outgoing, shown};
 use vhost_agent::model::progress::Stage;
 use vhost_agent::model::registry::registry_of;
 use vhost_agent::model::target::{
@@ -43,6 +47,19 @@ fuzz_target!(|text: &str| {
     if web_address(text).is_ok() {
         assert!(text.to_ascii_lowercase().starts_with("http"));
         assert!(!text.contains(|c: char| c.is_control() || c.is_whitespace()), "{text:?}");
+        let shown = shown(text);
+        assert!(!shown.contains(['?', '#']), "{shown}");
+        // Nobody knows who said it: no loopback.
+        let _ = Outgoing::default().reach(None, None).judge_literal(text);
+    }
+    if let Ok(network) = text.parse::<Network>() {
+        assert_eq!(network.to_string().parse(), Ok(network));
+    }
+    if let Ok(caller) = text.parse::<Caller>() {
+        assert_eq!(caller.to_string().parse(), Ok(caller));
+    }
+    if let Err(why) = Tokens::read(text) {
+        assert!(!why.is_empty() && why.len() < 200, "{why}");
     }
 });
 

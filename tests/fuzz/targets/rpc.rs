@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 use vhost_agent::spdk::disks::{Bdev, Controller};
 use vhost_agent::spdk::methods::Version;
 use vhost_agent::spdk::reply::{Incoming, Reply};
@@ -32,13 +32,13 @@ fn shown(replies: &[Reply]) -> Vec<String> {
     replies.iter().map(|reply| format!("{reply:?}")).collect()
 }
 
+/// What is read of a reply; members that nobody reads may hold what no string can.
 fn typed(reply: &Reply) {
     let Some(result) = &reply.result else { return };
     let bdevs: Vec<Bdev> = serde_json::from_str(result.get()).unwrap_or_default();
     let controllers: Vec<Controller> = serde_json::from_str(result.get()).unwrap_or_default();
     let version = serde_json::from_str::<Version>(result.get());
     if bdevs.len() + controllers.len() > 0 || version.is_ok() {
-        // What is understood is JSON.
-        assert!(serde_json::from_str::<Value>(result.get()).is_ok());
+        assert!(serde_json::from_str::<IgnoredAny>(result.get()).is_ok());
     }
 }

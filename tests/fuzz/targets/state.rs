@@ -16,14 +16,15 @@ fuzz_target!(|input: &[u8]| {
     let tree = Tree::of(input);
     files(input).for_each(|(_, bytes)| alone(bytes));
     let store = Store::open(tree.path(), tree.path().join("run")).expect("a folder");
-    let kept = look(&store, Thing::admit).expect("the disk does not fail");
+    // A file may lie where a folder has to be: that is told, and the agent does not start.
+    let Ok(kept) = look(&store, Thing::admit) else { return };
     for (name, thing) in &kept.things {
         assert!(name.split('/').all(is_one_part) && thing.name() == *name);
         assert_eq!(Thing::read(name, &thing.value()).as_ref(), Ok(thing));
         assert_eq!(Thing::admit(name, &thing.value()).as_ref(), Ok(thing));
         let _ = thing.shown();
     }
-    let wanted = DesiredTargets::open(store.clone()).expect("the disk does not fail");
+    let Ok(wanted) = DesiredTargets::open(store.clone()) else { return };
     let wanted = wanted.watch().borrow().clone();
     for name in wanted.targets.keys() {
         assert!(tree.path().join(format!("targets/{name}.json")).is_file());

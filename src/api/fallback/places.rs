@@ -1,0 +1,75 @@
+//! Places for requests that are handed on: one peer has three quarters of them at most, so that who keeps
+//! his own for long leaves room for others.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::super::serve::{Peer, share};
+
+/// The places.
+#[derive(Debug)]
+pub(super) struct Places {
+    most: usize,
+    taken: Mutex<HashMap<Peer, usize>>,
+}
+
+/// One of them; free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    peer: Peer,
+}
+
+impl Places {
+    /// So many.
+    pub(super) fn new(most: usize) -> Places {
+        Places { most, taken: Mutex::default() }
+    }
+
+    /// One for this peer; `None` when all are taken, or all that it may have.
+    pub(super) fn take(self: &Arc<Places>, peer: Peer) -> Option<Place> {
+        let mut taken = self.lock();
+        let own = taken.get(&peer).copied().unwrap_or_default();
+        let full = taken.values().sum::<usize>() >= self.most;
+        if full || own >= share(self.most) && peer != Peer::Here {
+            return None;
+        }
+        taken.insert(peer, own + 1);
+        drop(taken);
+        Some(Place { places: self.clone(), peer })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        match taken.get_mut(&self.peer) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(taken.remove(&self.peer)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::caller::Caller;
+
+    #[test]
+    fn one_peer_leaves_room_for_others_and_a_place_is_free_again() {
+        let places = Arc::new(Places::new(4));
+        let peer = |text: &str| Peer::from(text.parse::<Caller>().unwrap());
+        let own: Vec<Place> = (0..3).map(|_| places.take(peer("192.0.2.1")).unwrap()).collect();
+        assert!(places.take(peer("192.0.2.1")).is_none());
+        let other = places.take(peer("192.0.2.2")).unwrap();
+        assert!(places.take(peer("192.0.2.3")).is_none() && places.take(peer("local")).is_none());
+        drop((own, other));
+        assert!(places.lock().is_empty());
+        let all: Vec<Option<Place>> = (0..5).map(|_| places.take(peer("local"))).collect();
+        assert_eq!(all.iter().flatten().count(), 4);
+    }
+}
