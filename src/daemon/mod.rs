@@ -4,6 +4,7 @@
 //! both need them. [`serve`] adds the doors: HTTP, the outbox, systemd's readiness and watchdog.
 
 mod doors;
+mod guards;
 mod seams;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,184 @@
+//! TLS and tokens as their files say now: read at the start, and anew when they change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_rustls::rustls::ServerConfig;
+
+use crate::api::access::Tokens;
+use crate::api::serve::{self, Guards, Material};
+use crate::config::{Settings, Tls};
+use crate::host::door::{read_public, read_secret};
+use crate::host::watch::Watch;
+use crate::model::fault::{Fault, chain};
+
+/// Whoever renews certificates writes more than one file: they are read when it is quiet again.
+const BREATH: Duration = Duration::from_millis(300);
+/// How often the files are looked at when nothing tells that they have changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// The files of the guards.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    tls: Option<Tls>,
+    tokens: Option<String>,
+}
+
+/// By what it is seen whether the files of TLS have changed.
+pub(super) type TlsDigest = [u8; 32];
+
+impl Files {
+    pub(super) fn of(settings: &Settings) -> Files {
+        let tls = Some(&settings.tls).filter(|tls| !tls.certificate.is_empty()).cloned();
+        let tokens = Some(&settings.access.tokens_file).filter(|path| !path.is_empty()).cloned();
+        Files { tls, tokens }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tls.is_none() && self.tokens.is_none()
+    }
+
+    pub(super) async fn read(&self) -> Read {
+        let files = self.clone();
+        // The files may lie on a disk that hangs.
+        let read = tokio::task::spawn_blocking(move || files.read_now()).await;
+        read.unwrap_or_else(|e| {
+            let broke = || Fault::new("internal", e.to_string());
+            Read { tls: Err(broke()), tokens: Err(broke()) }
+        })
+    }
+
+    fn read_now(&self) -> Read {
+        let tls = self.tls.as_ref().map(read_tls).transpose();
+        Read { tls, tokens: self.tokens.as_deref().map(read_tokens).transpose() }
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        let tls = self.tls.iter().flat_map(|tls| [&tls.certificate, &tls.key, &tls.client_ca]);
+        let all = tls.chain(&self.tokens).filter_map(|path| Path::new(path).parent());
+        let mut folders: Vec<PathBuf> = all.map(Path::to_owned).collect();
+        folders.sort();
+        folders.dedup();
+        folders.retain(|folder| !folder.as_os_str().is_empty());
+        folders
+    }
+
+    /// Reads the files anew when they change, SIGHUP asks for it, and now and then. What cannot be used then
+    /// changes nothing.
+    pub(super) async fn keep(
+        self,
+        now: watch::Sender<Guards>,
+        mut tls: Option<TlsDigest>,
+        mut hangup: Signal,
+    ) {
+        let watches: Vec<Watch> = self
+            .folders()
+            .iter()
+            .filter_map(|folder| {
+                let watch = Watch::new(folder);
+                if let Err(e) = &watch {
+                    tracing::warn!(error = %chain(e), "new certificates and tokens are seen within a minute only");
+                }
+                watch.ok()
+            })
+            .collect();
+        let mut unusable: Option<String> = None;
+        loop {
+            // Also at first: what changed before it was watched is seen now.
+            let read = self.read().await;
+            let mut guards = now.borrow().clone();
+            let before = guards.tokens.clone();
+            let mut why = Vec::new();
+            match read.tls {
+                Ok(Some((_, digest))) if Some(digest) == tls => {}
+                Ok(Some((config, digest))) => {
+                    tracing::info!(
+                        "the certificates were read anew: who comes from now on sees them"
+                    );
+                    (guards.tls, tls) = (Some(config), Some(digest));
+                }
+                Ok(None) => {}
+                Err(fault) => why.push(fault.text),
+            }
+            match read.tokens {
+                Ok(tokens) => guards.tokens = tokens,
+                Err(fault) => why.push(fault.text),
+            }
+            if guards.tokens != before {
+                tracing::info!(tokens = ?guards.tokens, "the tokens were read anew");
+            }
+            now.send_if_modified(|old| {
+                let changed = !old.is_as(&guards);
+                *old = guards;
+                changed
+            });
+            let why = Some(why.join("; ")).filter(|why| !why.is_empty());
+            if let Some(why) = why.as_ref().filter(|why| unusable.as_ref() != Some(why)) {
+                tracing::error!(
+                    "certificates or tokens have changed and cannot be used, so those from before stay in force: {why}"
+                );
+            }
+            unusable = why;
+            tokio::select! {
+                // All are cancel-safe: events and signals that were not heard stay.
+                () = any(&watches) => {}
+                _ = hangup.recv() => {}
+                // A folder that was moved away, or a link above it, tells nobody.
+                () = sleep(LOOK_AGAIN) => {}
+            }
+            sleep(BREATH).await;
+        }
+    }
+}
+
+/// What the files came to, each by itself: one that cannot be used holds up no other.
+pub(super) struct Read {
+    pub(super) tls: Result<Option<(Arc<ServerConfig>, TlsDigest)>, Fault>,
+    pub(super) tokens: Result<Option<Tokens>, Fault>,
+}
+
+fn read_tls(tls: &Tls) -> Result<(Arc<ServerConfig>, TlsDigest), Fault> {
+    let client_ca = Some(&tls.client_ca).filter(|path| !path.is_empty());
+    let client_ca = client_ca.map(|path| read_public(path)).transpose()?;
+    let (chain_pem, key) = (read_public(&tls.certificate)?, read_secret(&tls.key)?);
+    let material = Material { chain: chain_pem, key, client_ca };
+    let config = serve::tls_config(&material);
+    let config = config.map_err(|e| Fault::new("tls-unusable", chain(&e)))?;
+    Ok((config, digest(&material)))
+}
+
+fn read_tokens(path: &str) -> Result<Tokens, Fault> {
+    let unusable = |why| Fault::new("tokens-unusable", format!("{path}: {why}"));
+    let text =
+        String::from_utf8(read_secret(path)?).map_err(|_| unusable("it is no text".to_string()))?;
+    Tokens::read(&text).map_err(unusable)
+}
+
+fn digest(material: &Material) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let files = [Some(&material.chain), Some(&material.key), material.client_ca.as_ref()];
+    for file in files.into_iter().flatten() {
+        hash.update(file.len().to_le_bytes());
+        hash.update(file);
+    }
+    hash.finalize().into()
+}
+
+/// Returns when something has happened in one of the folders.
+async fn any(watches: &[Watch]) {
+    let each = watches.iter().map(|watch| Box::pin(watch.changed()));
+    let each: Vec<_> = each.collect();
+    if each.is_empty() {
+        return std::future::pending().await;
+    }
+    let (first, ..) = futures_util::future::select_all(each).await;
+    if first.is_err() {
+        // A queue that cannot be read would be asked for ever.
+        sleep(Duration::from_secs(60)).await;
+    }
+}
