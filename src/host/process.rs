@@ -111,17 +111,16 @@ fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
     })
 }
 
-/// A process as its `stat` tells it (proc_pid_stat(5)). The parser breaks where the name is not between
-/// parentheses with a pid before and a space behind them, which the kernel's always is.
+/// A process as its `stat` tells it (proc_pid_stat(5)). The parser breaks where a line does not begin as the
+/// kernel's always do: `7 (name) S …`.
 fn stat(folder: &Path) -> Option<Stat> {
     let line = read_table(&folder.join("stat")).ok()?;
     let opens = line.iter().position(|byte| *byte == b'(')?;
     let closes = line.iter().rposition(|byte| *byte == b')')?;
-    let begins = line.first().is_some_and(u8::is_ascii_digit);
-    if !begins || opens > closes || line.get(closes + 1) != Some(&b' ') {
-        return None;
-    }
-    Stat::from_read(line.as_slice()).ok()
+    let (pid, behind) = (line[..opens].strip_suffix(b" ")?, line.get(closes + 1..)?);
+    let begins = !pid.is_empty() && pid.iter().all(u8::is_ascii_digit) && opens < closes;
+    let goes_on = matches!(behind, [b' ', state, b' ', ..] if state.is_ascii_alphabetic());
+    if begins && goes_on { Stat::from_read(line.as_slice()).ok() } else { None }
 }
 
 /// When a process was started, in clock ticks since the boot: with its pid it names one process for ever.
