@@ -5,26 +5,27 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
+mod files;
+mod lock;
 mod slot;
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::files::{beside, sweep, sync_together};
+pub use self::files::{read_some, replace_file, write_new};
+pub use self::lock::Lock;
 pub use self::slot::BootSlot;
 use crate::model::fault::{Fault, chain};
 
-/// Files that are synced at the same time …
-const SYNCS: usize = 16;
-/// … and written before that.
+/// Files of one batch that are written before they are synced together.
 const BATCH: usize = 256;
-/// How the names of files begin that are not whole yet.
-const TEMPORARY: &str = ".vhost-agent-";
 
 /// How long a file must last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,118 +84,6 @@ impl From<StoreError> for Fault {
         };
         Fault::new(code, chain(&error))
     }
-}
-
-/// Replaces a file: a temporary one beside it, rename, and what `durability` asks for.
-///
-/// # Errors
-/// Whatever the file system says; the old file is then still there, whole.
-pub fn replace_file(
-    path: &Path,
-    bytes: &[u8],
-    mode: u32,
-    owner: Option<(u32, u32)>,
-    durability: Durability,
-) -> io::Result<()> {
-    let file = beside(path, bytes, mode, owner)?;
-    if durability == Durability::Disk {
-        file.as_file().sync_all()?;
-    }
-    file.persist(path)?;
-    if durability == Durability::Disk {
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-    }
-    Ok(())
-}
-
-/// Writes a temporary file beside `path`.
-fn beside(
-    path: &Path,
-    bytes: &[u8],
-    mode: u32,
-    owner: Option<(u32, u32)>,
-) -> io::Result<tempfile::NamedTempFile> {
-    let mut file = tempfile::Builder::new()
-        .prefix(TEMPORARY)
-        .permissions(fs::Permissions::from_mode(mode))
-        .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(bytes)?;
-    // The umask has had its say on the mode above.
-    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-    if let Some((uid, gid)) = owner {
-        chown(file.path(), Some(uid), Some(gid))?;
-    }
-    Ok(file)
-}
-
-/// Writes a file that was not there, for its owner's eyes only: whole or not at all.
-///
-/// # Errors
-/// [`StoreError::Write`], also when there is something already.
-pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let write = || {
-        let path = std::path::absolute(path)?;
-        let file = beside(&path, bytes, 0o600, None)?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(&path).map_err(|e| e.error)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().map_err(|source| StoreError::Write { path: path.to_owned(), source })
-}
-
-/// Takes away what a crash left of writes into a folder and those below it.
-fn sweep(path: &Path) -> Result<(), StoreError> {
-    let read = |source| StoreError::Read { path: path.to_owned(), source };
-    let listing = match fs::read_dir(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        listing => listing.map_err(read)?,
-    };
-    for entry in listing {
-        let entry = entry.map_err(read)?;
-        let path = entry.path();
-        if entry.file_type().map_err(read)?.is_dir() {
-            sweep(&path)?;
-        } else if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
-        }
-    }
-    Ok(())
-}
-
-/// Reads a file that somebody named, up to so many bytes of it.
-///
-/// # Errors
-/// [`StoreError::Read`].
-pub fn read_some(path: &Path, most: u64) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
-    read.map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
-    Ok(bytes)
-}
-
-/// Syncs files: one after the other each waits for a commit of the journal; together they share few.
-fn sync_together(made: &[(tempfile::NamedTempFile, PathBuf)]) -> Result<(), StoreError> {
-    let sync = |files: &[(tempfile::NamedTempFile, PathBuf)]| {
-        files.iter().try_for_each(|(file, path)| {
-            let synced = file.as_file().sync_all();
-            synced.map_err(|source| StoreError::Write { path: path.clone(), source })
-        })
-    };
-    let share = made.len().div_ceil(SYNCS);
-    let (own, others) = made.split_at(share);
-    std::thread::scope(|scope| {
-        let shares = others.chunks(share.max(1)).map(|files| scope.spawn(move || sync(files)));
-        let threads: Vec<_> = shares.collect();
-        // This thread has a share too: a single file, the most frequent case, needs no other.
-        let synced = sync(own);
-        let mut ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-        // A thread that broke off has no more to say than that.
-        let broke = || {
-            let path = made.first().map(|(_, path)| path.clone()).unwrap_or_default();
-            StoreError::Write { path, source: io::Error::other("broke off") }
-        };
-        synced.and(ends.try_for_each(|end| end.unwrap_or_else(|_| Err(broke()))))
-    })
 }
 
 /// The agent's folders: one on the disk, one that a reboot empties.
@@ -463,112 +352,6 @@ impl Store {
             Err(source) => Err(StoreError::Read { path, source }),
         }
     }
-
-    /// Takes the lock of the node; it is held as long as the returned value lives. There is one in each
-    /// folder, for neither may have two owners.
-    ///
-    /// # Errors
-    /// [`StoreError::Locked`] when another agent has it.
-    pub fn lock(&self) -> Result<Lock, StoreError> {
-        let state = take(self.state.join("lock"))?;
-        match self.run == self.state {
-            true => Ok(Lock(vec![state])),
-            false => Ok(Lock(vec![state, take(self.run.join("lock"))?])),
-        }
-    }
-
-    /// Who has the lock of the node, as they signed it; `None` when nobody has. Makes no file, and
-    /// holds the lock no longer than the look takes.
-    ///
-    /// # Errors
-    /// [`StoreError::Read`].
-    pub fn holder(&self) -> Result<Option<String>, StoreError> {
-        match holder(&self.state.join("lock"))? {
-            None => holder(&self.run.join("lock")),
-            holder => Ok(holder),
-        }
-    }
-}
-
-fn take(path: PathBuf) -> Result<LockFile, StoreError> {
-    let write = |source| StoreError::Write { path: path.clone(), source };
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(write)?;
-    match file.try_lock() {
-        Ok(()) => Ok(LockFile { path, file }),
-        Err(TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(&path).unwrap_or_default();
-            Err(StoreError::Locked { path, holder: holder.trim().to_string() })
-        }
-        Err(TryLockError::Error(source)) => Err(StoreError::Write { path, source }),
-    }
-}
-
-fn holder(path: &Path) -> Result<Option<String>, StoreError> {
-    let read = |source| StoreError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(read(source)),
-    };
-    match file.try_lock_shared() {
-        Ok(()) => Ok(None),
-        Err(TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(path).map_err(read)?;
-            Ok(Some(holder.trim().to_string()))
-        }
-        Err(TryLockError::Error(source)) => Err(read(source)),
-    }
-}
-
-/// The held lock of the node.
-#[derive(Debug)]
-pub struct Lock(Vec<LockFile>);
-
-#[derive(Debug)]
-struct LockFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl Lock {
-    /// Writes who holds it, for the next one that wants it: `pid 12` or `pid 12, http://…`.
-    ///
-    /// The lock holds without that line, so a full disk is only worth a word.
-    pub fn sign(&mut self, url: Option<&str>) {
-        let pid = std::process::id();
-        let line = match url {
-            Some(url) => format!("pid {pid}, {url}"),
-            None => format!("pid {pid}"),
-        };
-        self.0.iter_mut().for_each(|lock| lock.sign(&line));
-    }
-}
-
-impl LockFile {
-    fn sign(&mut self, line: &str) {
-        let sign = |file: &mut File| {
-            file.set_len(0)?;
-            io::Seek::rewind(file)?;
-            file.write_all(line.as_bytes())
-        };
-        if let Err(e) = sign(&mut self.file) {
-            tracing::warn!(path = %self.path.display(), error = %e, "the lock could not be signed");
-        }
-    }
-}
-
-impl Drop for LockFile {
-    /// Who finds the lock held for the moment of a look must not read of one that has ended.
-    fn drop(&mut self) {
-        let _ = self.file.set_len(0);
-    }
 }
 
 #[cfg(test)]
@@ -586,21 +369,6 @@ mod tests {
             assert_eq!(store.read::<Vec<u8>>("b.json", durability).unwrap(), None);
             assert_eq!(fs::read_dir(dir.path().join(folder)).unwrap().count(), 1);
         }
-    }
-
-    #[test]
-    fn a_new_file_is_for_its_owner_and_takes_no_others_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.json");
-        write_new(&path, b"first").unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let StoreError::Write { source, .. } = write_new(&path, b"second").unwrap_err() else {
-            panic!()
-        };
-        assert_eq!(source.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(read_some(&path, 3).unwrap(), b"fir");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
-        assert!(write_new(&dir.path().join("missing/state.json"), b"").is_err());
     }
 
     #[test]
@@ -674,42 +442,6 @@ mod tests {
         fs::write(dir.path().join("a.json"), "{\"half").unwrap();
         assert_eq!(store.read::<Vec<u8>>("a.json", Durability::Disk).unwrap(), None);
         assert_eq!(fs::read_to_string(dir.path().join("a.json.unusable")).unwrap(), "{\"half");
-    }
-
-    #[test]
-    fn one_node_has_one_owner() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), dir.path()).unwrap();
-        let mut lock = store.lock().unwrap();
-        lock.sign(Some("http://[::1]:7070"));
-        let signed = format!("pid {}, http://[::1]:7070", std::process::id());
-        match store.lock() {
-            Err(StoreError::Locked { holder, .. }) => assert_eq!(holder, signed),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(store.holder().unwrap(), Some(signed));
-        drop(lock);
-        assert_eq!(store.holder().unwrap(), None);
-        store.lock().unwrap();
-    }
-
-    #[test]
-    fn neither_folder_has_two_owners() {
-        let dir = tempfile::tempdir().unwrap();
-        let store =
-            |state: &str| Store::open(dir.path().join(state), dir.path().join("run")).unwrap();
-        let mut lock = store("one").lock().unwrap();
-        lock.sign(None);
-        let signed = format!("pid {}", std::process::id());
-        match store("other").lock() {
-            Err(StoreError::Locked { path, holder }) => {
-                assert_eq!((path, &holder), (dir.path().join("run/lock"), &signed));
-            }
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(store("other").holder().unwrap(), Some(signed));
-        drop(lock);
-        store("other").lock().unwrap();
     }
 
     #[test]

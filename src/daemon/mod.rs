@@ -5,6 +5,7 @@
 
 mod doors;
 mod guards;
+mod owners;
 mod seams;
 
 use std::path::{Path, PathBuf};
@@ -17,31 +18,11 @@ use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use self::doors::Listeners;
 pub use self::doors::socket_path;
-use self::seams::{AfterTargets, Healths, Proofs, Versions, fallback};
-use crate::agent::apply::engine::EngineApplier;
-use crate::agent::apply::memory::MemoryApplier;
-use crate::agent::apply::target::TargetApplier;
-use crate::agent::apply::volumes::VolumeApplier;
-use crate::agent::desired::DesiredTargets;
-use crate::agent::engine::Engine;
-use crate::agent::events::Events;
-use crate::agent::memory::MemoryWork;
-use crate::agent::node::Node;
-use crate::agent::observe::engine::EngineObserver;
-use crate::agent::observe::figures::Figures;
+pub use self::owners::Core;
+use self::seams::{Versions, fallback};
 use crate::agent::observe::hypervisor::Hypervisor;
-use crate::agent::observe::memory::MemoryObserver;
-use crate::agent::observe::node::NodeObserver;
-use crate::agent::observe::target::TargetObserver;
-use crate::agent::observe::volumes::VolumeObserver;
-use crate::agent::pools::Pools;
-use crate::agent::prepare::Prepare;
-use crate::agent::progress::ProgressSink;
-use crate::agent::proof::ProvesIo;
 use crate::agent::pulse::Pulse;
-use crate::agent::standing::Stands;
-use crate::agent::status::{self, Reports};
-use crate::agent::target::{Falls, LooksAfterNode, Parts, Targets, TellsHealth};
+use crate::agent::status::Reports;
 use crate::api::metrics::Metrics;
 use crate::api::serve::Door;
 use crate::api::{self, Api, Defaults, Phase};
@@ -53,214 +34,11 @@ use crate::controller::outbox::{Offering, Outbox};
 use crate::controller::progress::ProgressPosts;
 use crate::controller::reach::Reaches;
 use crate::controller::report::{self, Pace, Reporting, Tally};
-use crate::docker::client::DockerClient;
-use crate::health::deep::DeepProbe;
-use crate::health::probe::{EngineDaemon, Probe};
-use crate::health::watch::{EngineNews, Watchers};
 use crate::host::own_process::forbid_dumps;
-use crate::host::spawn::{HostWide, Processes};
-use crate::host::systemd::Systemd;
 use crate::host::{Root, facts};
-use crate::model::engine::Init;
-use crate::model::event::What;
 use crate::model::fault::chain;
 use crate::model::node::Exposure;
-use crate::model::target::{TargetHealth, TargetName, TargetState};
-use crate::spdk::Sockets;
 use crate::store::{Lock, Store, StoreError};
-
-/// The owners of this node, started.
-pub struct Core {
-    /// Prepares the node.
-    pub prepare: Prepare,
-    /// Owns the pools.
-    pub pools: Pools,
-    /// Looks at the node.
-    pub node: Node,
-    /// Owns the targets.
-    pub targets: Targets,
-    /// Tells how targets stand.
-    pub health: Arc<dyn TellsHealth>,
-    /// Which targets are wanted.
-    pub desired: DesiredTargets,
-    /// Tells what happens, to those who follow it.
-    pub events: Events,
-    /// How targets stand, with their volumes.
-    pub stands: Stands,
-    /// Proves that targets do I/O.
-    pub proof: Arc<dyn ProvesIo>,
-    /// Tells how work goes on.
-    pub progress: ProgressSink,
-    /// The state folder.
-    pub store: Store,
-    root: Root,
-    processes: Processes,
-    memory: MemoryObserver,
-    watchers: Arc<Watchers<DockerClient>>,
-}
-
-impl Core {
-    /// Starts the owners. The caller holds the node's lock, or only looks.
-    ///
-    /// # Errors
-    /// When the kernel's counters or the state cannot be read.
-    pub fn start(settings: &Settings, root: &Path, store: Store, pulse: &Pulse) -> Result<Core> {
-        let root = Root::new(root);
-        let progress = ProgressSink::default();
-        let memory = MemoryObserver::new(&root)?;
-        let systemd = Arc::new(Systemd::new());
-        // What changes the whole machine is done by its PID 1 where that can.
-        let first = (facts::init(&root) == Init::Systemd).then(|| systemd.clone());
-        let applier =
-            MemoryApplier::new(&root, settings.mount_policy())?.with_systemd(first.clone());
-        let pool_policy = settings.pool_policy();
-        let write_timeout = pool_policy.write_timeout;
-        let work = MemoryWork::new(
-            memory.clone(),
-            applier,
-            pool_policy,
-            settings.mount_policy(),
-            store.clone(),
-            progress.clone(),
-        )?;
-        let pools = Pools::start(work, write_timeout, pulse.register());
-
-        let policy = settings.engine_policy();
-        let socket = root.path(&policy.socket).display().to_string();
-        let docker = Arc::new(DockerClient::new(socket.clone()));
-        let desired = DesiredTargets::open(store.clone())?;
-        let events = Events::default();
-        let stands = Stands::default();
-        let watchers = watchers(settings, &root, &docker, &desired, (&events, &stands));
-        let health: Arc<dyn TellsHealth> = Arc::new(Healths(watchers.clone()));
-        let processes = Processes::new(&settings.log_dir);
-        let spawner = HostWide::new(processes.clone(), first);
-        let observer =
-            Arc::new(EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone()));
-        let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
-        let engine = Engine::start(
-            observer.clone(),
-            applier,
-            policy.clone(),
-            progress.clone(),
-            pulse.register(),
-        );
-        let after = AfterTargets::new(settings, &root, engine.clone(), &watchers, &pools, &desired);
-        let falls = Falls::new(store.clone());
-        let know = (desired.clone(), falls, health.clone(), stands.clone());
-        let targets =
-            start_targets(settings, &root, &docker, know, Arc::new(after), &progress, pulse);
-        let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
-        let node =
-            Node::start(NodeObserver::new(&root, memory.clone()), pools.clone(), observer, socket);
-        let proof = Arc::new(Proofs(DeepProbe::new(&root, settings.health.deep_timeout.0)));
-        Ok(Core {
-            prepare,
-            pools,
-            node,
-            targets,
-            health,
-            proof,
-            desired,
-            events,
-            stands,
-            progress,
-            store,
-            root,
-            processes,
-            memory,
-            watchers,
-        })
-    }
-
-    /// Tells how the node stands, from now on.
-    fn report(&self, identities: &Identities, pulse: &Pulse) -> Result<Reports> {
-        let sources = status::Sources {
-            standings: self.stands.watch(),
-            desired: self.desired.watch(),
-            books: self.pools.watch(),
-            identity: identities.watch(),
-            memory: self.memory.clone(),
-        };
-        Ok(status::start(sources, pulse.register())?)
-    }
-
-    /// What is counted and measured of the agent.
-    fn metrics(&self, tally: Arc<Tally>) -> Metrics {
-        let figures = Figures::new(&self.root, self.memory.clone());
-        Metrics::new(figures, self.pools.watch(), self.stands.watch(), tally)
-    }
-
-    /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.
-    fn watch_targets(&self, settings: &Settings) {
-        tokio::spawn(self.events.clone().follow_work(self.progress.clone()));
-        let within = settings.target_policy().call_timeout;
-        tokio::spawn(self.watchers.follow_engine(within));
-        for (name, spec) in &self.desired.watch().borrow().targets {
-            self.watchers.watch(name, &spec.control_sock);
-        }
-    }
-}
-
-/// Who watches targets.
-fn watchers(
-    settings: &Settings,
-    root: &Root,
-    docker: &Arc<DockerClient>,
-    desired: &DesiredTargets,
-    (events, stands): (&Events, &Stands),
-) -> Arc<Watchers<DockerClient>> {
-    let engine = settings.engine_policy();
-    let daemon =
-        EngineDaemon { pid_file: engine.pid_file, binary: engine.binary, socket: engine.socket };
-    let probe =
-        Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy(), daemon);
-    let (events, told) = (events.clone(), stands.clone());
-    let changed = move |health: &TargetHealth| {
-        if !told.health(health) {
-            return;
-        }
-        let TargetHealth { name, state, reason, .. } = health;
-        match state {
-            TargetState::Degraded | TargetState::Failed => {
-                tracing::warn!(target_name = %name, "{name} is {state}: {reason}");
-            }
-            _ => tracing::info!(target_name = %name, "{name} is {state}: {reason}"),
-        }
-        events.tell(What::Target(health.clone()));
-    };
-    let stands = stands.clone();
-    let forgotten = move |name: &TargetName| stands.forget(name);
-    Arc::new(Watchers::new(probe, EngineNews::default(), desired.watch(), changed, forgotten))
-}
-
-/// The owners of targets.
-fn start_targets(
-    settings: &Settings,
-    root: &Root,
-    docker: &Arc<DockerClient>,
-    (desired, falls, health, stands): (DesiredTargets, Falls, Arc<dyn TellsHealth>, Stands),
-    node: Arc<dyn LooksAfterNode>,
-    progress: &ProgressSink,
-    pulse: &Pulse,
-) -> Targets {
-    let (policy, sockets) = (settings.target_policy(), Sockets::default());
-    let volumes = policy.volumes.clone();
-    let parts = Parts {
-        observer: TargetObserver::new(root, docker.clone(), sockets.clone(), policy.clone()),
-        applier: TargetApplier::new(root, docker.clone(), sockets.clone(), policy.clone()),
-        volume_observer: VolumeObserver::new(root, sockets.clone(), volumes.clone()),
-        volume_applier: VolumeApplier::new(root, sockets, volumes),
-        policy,
-        desired,
-        falls,
-        health,
-        stands,
-        progress: progress.clone(),
-        node,
-    };
-    Targets::new(parts, pulse.clone())
-}
 
 /// Where the agent keeps what it knows until the next boot: by default a folder of the machine that it
 /// looks at, which is not this one under another `--root`.
@@ -274,7 +52,7 @@ pub fn run_dir(settings: &Settings, root: &Path) -> PathBuf {
 
 /// The machine's name; empty where it has none that can be read.
 pub fn hostname(root: &Path) -> String {
-    crate::host::facts::hostname(&Root::new(root)).unwrap_or_default()
+    facts::hostname(&Root::new(root)).unwrap_or_default()
 }
 
 /// What a call means that does not say.
