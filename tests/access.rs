@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::certificates::{Authority, Signed, connect};
+use support::certificates::{Authority, Signed, connect, shake_hands};
 use support::http::{Reply, call, receive, request, try_receive};
 use support::{Agent, Place, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -357,19 +357,94 @@ async fn without_the_socket_the_command_line_says_why_it_cannot_reach_an_agent_w
 }
 
 #[tokio::test]
+async fn without_the_socket_the_command_line_says_why_it_cannot_reach_an_agent_with_tokens() {
+    let place = with_tokens("").env("VHOST_AGENT_ACCESS__SOCKET", "");
+    let _agent = place.start().await;
+    let shown = place.run(&["volume", "list"]).await;
+    assert_eq!(shown.code, Some(1));
+    assert!(
+        shown.err.contains("wants a token") && shown.err.contains("access.socket"),
+        "{}",
+        shown.err
+    );
+}
+
+/// One call over TLS with these headers, from that address; its status, `None` when nobody is let in so far.
+async fn status(
+    client: &TlsConnector,
+    agent: &Agent,
+    from: [u8; 4],
+    token: Option<&str>,
+) -> Option<u16> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((Ipv4Addr::from(from), 0))).unwrap();
+    let stream = socket.connect(agent.address).await.unwrap();
+    let mut stream = shake_hands(client, stream, "127.0.0.1").await.ok()?;
+    let value = token.map(|token| format!("Bearer {token}"));
+    let mut headers = vec![("Connection", "close")];
+    headers.extend(value.as_deref().map(|value| ("Authorization", value)));
+    let bytes = request("POST", "/host/ping", &headers, "{}");
+    stream.write_all(bytes.as_bytes()).await.ok()?;
+    Some(try_receive(&mut stream).await?.status)
+}
+
+#[tokio::test]
+async fn all_that_are_set_have_to_be_passed() {
+    let (own, clients) = (Authority::new(), Authority::new());
+    let place = with_tls(&own.sign("127.0.0.1"), Some(&clients));
+    write_tokens(&place, TOKEN);
+    let path = tokens(&place).display().to_string();
+    let place = place
+        .env("VHOST_AGENT_ACCESS__TOKENS_FILE", &path)
+        .env("VHOST_AGENT_ACCESS__ALLOW", "[\"127.0.0.9\"]");
+    let agent = place.ready().await;
+    let known = own.client(Some(&clients.sign("controller")));
+    let (allowed, elsewhere) = ([127, 0, 0, 9], [127, 0, 0, 1]);
+    assert_eq!(status(&known, &agent, allowed, Some(TOKEN)).await, Some(200));
+    assert_eq!(status(&known, &agent, allowed, None).await, Some(401));
+    assert_eq!(status(&own.client(None), &agent, allowed, Some(TOKEN)).await, None);
+    assert_eq!(status(&known, &agent, elsewhere, Some(TOKEN)).await, None);
+}
+
+#[tokio::test]
+async fn who_follows_the_events_is_judged_again_when_a_token_is_taken_away() {
+    let place = with_tokens("");
+    let agent = place.ready().await;
+    let mut stream = TcpStream::connect(agent.address).await.unwrap();
+    let value = format!("Bearer {TOKEN}");
+    let bytes = request("GET", "/v1/events", &[("Authorization", &value)], "");
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    let mut told = Vec::new();
+    while !String::from_utf8_lossy(&told).contains("following") {
+        assert_ne!(soon("it is told", stream.read_buf(&mut told)).await.unwrap(), 0);
+    }
+    write_tokens(&place, "fedcba9876543210fedcba9876543210");
+    soon("the stream ends", async {
+        while !told.ends_with(b"0\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut told).await.unwrap(), 0, "as a whole");
+        }
+    })
+    .await;
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    receive(&mut stream).await.must_be_problem(401, "token-wrong");
+}
+
+#[tokio::test]
 async fn signs_of_life_can_be_elsewhere_and_nothing_else_is_there() {
     let place = with_tokens("").env("VHOST_AGENT_ADMIN_LISTEN", "127.0.0.1:0");
     let agent = place.ready().await;
     let node = place.at_socket("/v1/node").await.unwrap().json();
     let admin: SocketAddr = node["access"]["adminListen"].as_str().unwrap().parse().unwrap();
-    for path in ["/healthz", "/readyz"] {
+    for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(call(admin, "GET", path, &[], "").await.status, 200, "{path}");
     }
     call(admin, "POST", "/host/ping", &[], "{}").await.must_be_problem(404, "no-such-route");
     let header = [("Authorization", format!("Bearer {TOKEN}"))];
     let header = header.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let reply = call(agent.address, "GET", "/healthz", &header, "").await;
-    reply.must_be_problem(404, "no-such-route");
+    for path in ["/healthz", "/metrics"] {
+        let reply = call(agent.address, "GET", path, &header, "").await;
+        reply.must_be_problem(404, "no-such-route");
+    }
 }
 
 #[tokio::test]

@@ -7,8 +7,9 @@ mod support;
 use std::time::Duration;
 
 use serde_json::json;
+use support::absent::Absent;
 use support::certificates::certificate;
-use support::controller::{Absent, Answer, Controller, Seen};
+use support::controller::{Answer, Controller, Seen};
 use support::{Agent, Place, task};
 
 /// A call that is done at once and is called back.

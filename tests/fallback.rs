@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use support::controller::{Absent as AbsentController, Controller};
+use support::absent::Absent;
+use support::controller::Controller;
 use support::http::{call, receive, request, send};
-use support::legacy::{Absent, Legacy, Line, value};
+use support::legacy::{Legacy, Line, value};
 use support::{Agent, Place, process, soon, task, until};
 
 const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nDate: now\r\n\r\nfine";
@@ -220,21 +222,21 @@ impl Drop for Python {
 
 #[tokio::test]
 async fn a_real_server_of_python_is_read_through_the_agent() {
-    let absent = Absent::new();
-    let address = absent.address();
-    drop(absent);
-    let url = format!("fallback_url = \"http://{address}\"\n");
-    let place = Place::on("two-node").settings(&url);
-    fs::write(place.folder().join("file with blanks"), "what it says").unwrap();
+    let files = tempfile::tempdir().unwrap();
+    fs::write(files.path().join("file with blanks"), "what it says").unwrap();
     let mut python = Command::new("/usr/bin/python3");
-    python.args(["-m", "http.server", "--bind", "127.0.0.1", &address.port().to_string()]);
-    python.arg("--directory").arg(place.folder()).stdout(Stdio::null()).stderr(Stdio::null());
-    let _python = Python(python.spawn().expect("python3 is installed"));
+    python.args(["-u", "-m", "http.server", "--bind", "127.0.0.1", "0"]);
+    python.arg("--directory").arg(files.path()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut python = Python(python.spawn().expect("python3 is installed"));
+    // It says first where it listens: "Serving HTTP on 127.0.0.1 port 40123 (…) ...".
+    let mut said = String::new();
+    BufReader::new(python.0.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    let (_, port) = said.split_once(" port ").unwrap();
+    let port: u16 = port.split(' ').next().unwrap().parse().unwrap();
+    let url = format!("fallback_url = \"http://127.0.0.1:{port}\"\n");
+    let place = Place::on("two-node").settings(&url);
     let agent = place.ready().await;
-    let reply = until("it listens", async || {
-        Some(agent.get("/file%20with%20blanks").await).filter(|reply| reply.status != 502)
-    })
-    .await;
+    let reply = agent.get("/file%20with%20blanks").await;
     assert_eq!((reply.status, reply.text()), (200, "what it says"));
     assert!(reply.header("server").unwrap().starts_with("SimpleHTTP/"));
     assert_eq!(agent.get("/none").await.status, 404);
@@ -489,7 +491,7 @@ async fn a_legacy_agent_that_is_not_there_is_named_and_used_when_it_appears() {
         assert!(detail.contains("Connection refused"), "{detail}");
     }
     assert_eq!(agent.get("/readyz").await.status, 200, "the agent is ready without it");
-    let legacy = absent.appears(FINE);
+    let legacy = Legacy::at(absent, FINE);
     for _ in 0..3 {
         assert_eq!(agent.post("/kvm/vm/start", "{}").await.text(), "fine");
     }
@@ -601,7 +603,7 @@ async fn what_a_controller_says_goes_through_as_it_came_and_is_learnt() {
     assert_eq!(report.json()["hostUuid"], "5f0c");
     assert!(!place.state().join("outbox").join(format!("{}.json", task(1))).exists());
     // A ping says nothing that is not known, and changes nothing that is.
-    let other = AbsentController::new();
+    let other = Absent::new();
     let ping = json!({"hostUuid": "other", "sendCommandUrl": other.url()}).to_string();
     assert_eq!(agent.post("/host/ping", &ping).await.text(), "fine");
     for (method, path) in [("POST", "/host/echo"), ("GET", "/host/echo"), ("GET", "/host/ping")] {
@@ -654,7 +656,7 @@ async fn what_cannot_be_learnt_is_told_in_the_log_and_goes_through() {
 async fn without_it_all_is_as_before_and_what_was_learnt_stays() {
     let legacy = Legacy::answering(FINE).await;
     let (place, mut agent) = before(&legacy, "").await;
-    let url = AbsentController::new().url();
+    let url = Absent::new().url();
     let body = json!({"hostUuid": "5f0c", "sendCommandUrl": url}).to_string();
     assert_eq!(agent.post("/host/connect", &body).await.text(), "fine");
     until("it is learnt", async || {

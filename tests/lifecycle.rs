@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::controller::{Absent, Controller};
+use support::absent::Absent;
+use support::controller::Controller;
 use support::gate::Gate;
 use support::http::{receive, request, send};
 use support::{Place, soon, task, until};
@@ -346,7 +347,8 @@ async fn systemd_hears_ready_watchdog_and_stopping() {
     let socket = place.folder().join("notify");
     let heard = UnixDatagram::bind(&socket).unwrap();
     heard.set_nonblocking(true).unwrap();
-    let place = place.env("NOTIFY_SOCKET", socket.to_str().unwrap()).env("WATCHDOG_USEC", "600000");
+    let place =
+        place.env("NOTIFY_SOCKET", socket.to_str().unwrap()).env("WATCHDOG_USEC", "2000000");
     let next = async |word: &str| {
         until(&format!("systemd hears {word}"), async || {
             let mut bytes = [0; 4096];
@@ -359,11 +361,11 @@ async fn systemd_hears_ready_watchdog_and_stopping() {
     let mut agent = place.start().await;
     next("READY=1").await;
     let began = Instant::now();
-    for _ in 0..5 {
+    for _ in 0..3 {
         next("WATCHDOG=1").await;
     }
     assert!(
-        began.elapsed() < Duration::from_millis(5 * 600),
+        began.elapsed() < Duration::from_millis(3 * 2000),
         "each in time: {:?}",
         began.elapsed()
     );
@@ -372,11 +374,11 @@ async fn systemd_hears_ready_watchdog_and_stopping() {
     agent.post_task(PREPARE, &task(1), &controller.url, "{}").await;
     gate.wait().await;
     let began = Instant::now();
-    for _ in 0..5 {
+    for _ in 0..3 {
         next("WATCHDOG=1").await;
     }
     assert!(
-        began.elapsed() < Duration::from_millis(5 * 600),
+        began.elapsed() < Duration::from_millis(3 * 2000),
         "also at work: {:?}",
         began.elapsed()
     );

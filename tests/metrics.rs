@@ -6,17 +6,14 @@ mod support;
 
 use std::fs;
 
-use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use serde_json::json;
 
-use support::controller::{Absent, Answer, Controller};
+use support::absent::Absent;
+use support::controller::{Answer, Controller};
 use support::gate::Gate;
 use support::http::{Reply, call};
+use support::played::Played;
 use support::{Agent, Place, task, until};
-
-/// The pid of the container's process; it lives on the fixture's `/proc`.
-const PID: u32 = 77;
 
 /// A page, and how to find a number on it.
 struct Page(String);
@@ -126,56 +123,10 @@ async fn a_result_that_nobody_takes_waits_with_its_age_and_further_calls_are_cou
     assert!(page.find("vhost_callbacks_oldest_age_seconds").unwrap() > 0.0);
 }
 
-/// A target that answers everything.
-async fn serve(mut stream: UnixStream) {
-    let mut bytes = Vec::new();
-    loop {
-        let mut requests = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
-        let request = requests.next();
-        let taken = requests.byte_offset();
-        let Some(Ok(request)) = request else {
-            match stream.read_buf(&mut bytes).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => continue,
-            }
-        };
-        bytes.drain(..taken);
-        let result = json!({"version": "SPDK v24.01", "reactors": [{}]});
-        let reply = format!("{}\n", json!({"id": request["id"], "result": result}));
-        if stream.write_all(reply.as_bytes()).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// A node with an engine and one container, in which a target is played.
-fn with_a_target() -> Place {
-    let settings = "engine.socket = \"/run/docker.sock\"\nreport.interval = \"1d\"\n";
-    let place = Place::on("two-node").mounted().settings(settings);
-    for folder in ["run", "var/tmp/vhost-sockets", &format!("proc/{PID}")] {
-        fs::create_dir_all(place.path(folder)).unwrap();
-    }
-    let rest = "0 ".repeat(44);
-    place.write(&format!("proc/{PID}/stat"), &format!("{PID} (vhost) S 0 1 1 0 -1 {rest}\n"));
-    let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = engine.accept().await {
-            tokio::spawn(support::engine::tell_of_the_container(stream, PID));
-        }
-    });
-    let target = UnixListener::bind(place.path("var/tmp/vhost-sockets/vhost.sock")).unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = target.accept().await {
-            tokio::spawn(serve(stream));
-        }
-    });
-    place
-}
-
 #[tokio::test]
 async fn targets_and_reports_are_told_as_the_controller_hears_of_them() {
-    let place = with_a_target();
-    let agent = place.ready().await;
+    let played = Played::with("report.interval = \"1d\"\n");
+    let agent = played.place.ready().await;
     assert_eq!(Page::of(&agent).await.find("vhost_report_last_taken"), None);
     assert_eq!(agent.get("/v1/targets/zbs-vhost/health").await.json()["state"], "serving");
     let serving = r#"vhost_target_state{target="zbs-vhost",state="serving"}"#;

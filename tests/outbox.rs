@@ -13,7 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::controller::{Absent, Answer, Controller};
+use support::absent::Absent;
+use support::controller::{Answer, Controller};
 use support::gate::Gate;
 use support::http::{request, try_receive};
 use support::{Agent, Place, task, until};

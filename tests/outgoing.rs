@@ -8,8 +8,9 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
+use support::absent::Absent;
 use support::certificates::certificate;
-use support::controller::{Absent, Controller};
+use support::controller::Controller;
 use support::http::Reply;
 use support::network::{ELSEWHERE, THIRD, alone, call_from};
 use support::{Agent, Place, soon, task};

@@ -5,7 +5,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::controller::{Absent, Answer, Controller, Seen};
+use support::absent::Absent;
+use support::controller::{Answer, Controller, Seen};
 use support::kernel::Kernel;
 use support::{Agent, Place, soon, task};
 

@@ -234,6 +234,11 @@ fn whatever_comes_is_answered_or_closed_and_the_agent_lives() {
         kept || path.starts_with("root/sys/") && path.ends_with("/nr_hugepages")
     });
     assert_eq!(runtime.block_on(agent.stop()).code(), Some(0));
+    // What is kept is what the agent can read, and nobody is owed anything.
+    let exported = runtime.block_on(place.run(&["state", "export"]));
+    assert_eq!(exported.code, Some(0), "{}", exported.err);
+    let owed = std::fs::read_dir(place.state().join("outbox")).into_iter().flatten().count();
+    assert_eq!(owed, 0, "tasks that nobody asked for");
     for line in agent.log().lines() {
         // A panic's own words are no JSON.
         serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));

@@ -4,61 +4,35 @@
 
 mod support;
 
-use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
-use support::controller::{Absent, Answer, Controller, Seen};
+use support::absent::Absent;
+use support::controller::{Answer, Controller, Seen};
 use support::http::{receive, request};
+use support::played::{Manner, Played};
 use support::{Agent, Place, until};
 
-/// The pid of the container's process; it lives on the fixture's `/proc`.
-const PID: u32 = 77;
 const HEALTH: &str = "/v1/targets/zbs-vhost/health";
 /// States are seen soon, and only a change is reported.
 const SETTINGS: &str = "health.interval = \"20ms\"\nhealth.timeout = \"2s\"\n\
-    engine.socket = \"/run/docker.sock\"\nreport.interval = \"1d\"\n";
+    report.interval = \"1d\"\n";
 
-/// A node with an engine, one container, and a target that serves or closes its door.
-struct Node {
-    place: Place,
-    serves: Arc<AtomicBool>,
-}
+/// A node whose target serves or closes its door.
+struct Node(Played);
 
 impl Node {
     /// With more settings.
     fn with(settings: &str) -> Node {
-        let place = Place::on("two-node").mounted().settings(&format!("{SETTINGS}{settings}"));
-        for folder in ["run", "var/tmp/vhost-sockets", &format!("proc/{PID}")] {
-            fs::create_dir_all(place.path(folder)).unwrap();
-        }
-        let rest = "0 ".repeat(44);
-        place.write(&format!("proc/{PID}/stat"), &format!("{PID} (vhost) S 0 1 1 0 -1 {rest}\n"));
-        let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = engine.accept().await {
-                tokio::spawn(support::engine::tell_of_the_container(stream, PID));
-            }
-        });
-        let serves = Arc::new(AtomicBool::new(true));
-        let target = UnixListener::bind(place.path("var/tmp/vhost-sockets/vhost.sock")).unwrap();
-        let played = serves.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = target.accept().await {
-                tokio::spawn(serve(stream, played.clone()));
-            }
-        });
-        Node { place, serves }
+        Node(Played::with(&format!("{SETTINGS}{settings}")))
     }
 
     fn serves(&self, serves: bool) {
-        self.serves.store(serves, Ordering::Relaxed);
+        self.0.becomes(if serves { Manner::Answers } else { Manner::ClosesAtOnce });
     }
 
     /// Turns the target, and waits until the agent knows.
@@ -72,32 +46,9 @@ impl Node {
 
     /// The agent, with its eye on the target.
     async fn watching(&self) -> Agent {
-        let agent = self.place.ready().await;
+        let agent = self.0.place.ready().await;
         assert_eq!(agent.get(HEALTH).await.json()["state"], "serving");
         agent
-    }
-}
-
-/// A target that answers everything, or closes the connection.
-async fn serve(mut stream: UnixStream, serves: Arc<AtomicBool>) {
-    let mut bytes = Vec::new();
-    loop {
-        let mut requests = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
-        let request = requests.next();
-        let taken = requests.byte_offset();
-        let Some(Ok(request)) = request else {
-            match stream.read_buf(&mut bytes).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => continue,
-            }
-        };
-        bytes.drain(..taken);
-        let result = json!({"version": "SPDK v24.01", "reactors": [{}]});
-        let reply = json!({"id": request["id"], "result": result});
-        let served = serves.load(Ordering::Relaxed);
-        if !served || stream.write_all(format!("{reply}\n").as_bytes()).await.is_err() {
-            return;
-        }
     }
 }
 
@@ -351,7 +302,7 @@ async fn who_waits_is_answered_when_the_agent_stops() {
 async fn the_command_line_shows_the_targets_of_an_agent_that_runs() {
     let node = Node::with("");
     let _agent = node.watching().await;
-    let table = node.place.run(&["status"]).await;
+    let table = node.0.place.run(&["status"]).await;
     assert_eq!(table.code, Some(0), "{table:?}");
     let line = table.out.lines().find(|line| line.contains("zbs-vhost")).unwrap();
     assert!(line.contains("serving") && line.contains("0/0"), "{}", table.out);

@@ -14,21 +14,31 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::controller::{Absent, Answer, Controller};
+use support::absent::Absent;
+use support::controller::{Answer, Controller};
 use support::http::{call, request};
-use support::{Agent, Place, task, until};
+use support::legacy::{Legacy, Line};
+use support::played::Played;
+use support::{Agent, DEADLINE, Place, task};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
 
 /// No other word has it in it.
 const CANARY: &str = "kanarienvogel";
 const ZBS: &str = "/zbs/primarystorage/vhost";
 
-/// A node into which secrets were written wherever the settings take one.
-fn node() -> Place {
-    let place = Place::on("two-node").mounted();
+struct Node {
+    played: Played,
+    _secrets: TempDir,
+}
+
+/// A node into which secrets were written wherever the settings take one; `first` is a setting more.
+fn node(first: &str) -> Node {
+    let folder = tempfile::tempdir().unwrap();
     let secret = |name: &str, text: String| {
-        let path = place.folder().join(name);
+        let path = folder.path().join(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path.display().to_string()
@@ -36,11 +46,12 @@ fn node() -> Place {
     let tokens = secret("tokens", format!("{CANARY}-0123456789\n"));
     let password = secret("password", format!("{CANARY}\n"));
     let settings = format!(
-        "[log]\nlevel = \"trace\"\n[http]\ndrain_timeout = \"200ms\"\n[access]\ntokens_file = \"{tokens}\"\n\
+        "{first}[log]\nlevel = \"trace\"\n[http]\ndrain_timeout = \"200ms\"\n[access]\ntokens_file = \"{tokens}\"\n\
+         [target]\nkind = \"built-in\"\ncore_count = 1\n\
          [registry.\"127.0.0.1:1\"]\nusername = \"node\"\npassword = \"{CANARY}\"\n\
          [registry.\"127.0.0.1:2\"]\nusername = \"node\"\npassword_file = \"{password}\"\n"
     );
-    place.settings(&settings)
+    Node { played: Played::with(&settings), _secrets: folder }
 }
 
 /// Every call with secrets in whatever field can have one, well-formed and not.
@@ -62,6 +73,9 @@ fn calls() -> Vec<(&'static str, String, String)> {
         "sendCommandUrl": format!("http://127.0.0.1:1/x?key={CANARY}"),
     });
     let context = json!({"hugepageNr": 1, "sshPassword": CANARY, "threadContext": {"api": CANARY}});
+    let raw = json!({"backing": {
+        "kind": "raw", "method": "bdev_rbd_create", "params": {"key": CANARY, "config": {"key": CANARY}},
+    }});
     let zbs = |route: &str, body: &Value| ("POST", format!("{ZBS}/{route}"), body.to_string());
     let broken = |route: &str| {
         let body = format!("{{\"sshPassword\": \"{CANARY}\", \"bdevName\": {CANARY}");
@@ -86,6 +100,8 @@ fn calls() -> Vec<(&'static str, String, String)> {
             "/v1/targets/u".to_string(),
             json!({"imageUrl": plain_image["imageUrl"]}).to_string(),
         ),
+        ("PUT", "/v1/targets/zbs-vhost".to_string(), "{}".to_string()),
+        ("PUT", "/v1/targets/zbs-vhost/volumes/r".to_string(), raw.to_string()),
         ("POST", format!("/v1/prepare?key={CANARY}"), "{}".to_string()),
         ("GET", format!("/no/such/route?key={CANARY}"), String::new()),
         // The last one: a ping gives back the address that a connect brought.
@@ -120,9 +136,23 @@ async fn ask(
 
 #[tokio::test]
 async fn no_secret_is_in_the_log_an_answer_an_event_or_what_a_command_prints() {
-    let place = node();
+    no_secret_comes_out("").await;
+}
+
+#[tokio::test]
+async fn nor_where_calls_are_handed_on_to_one_that_breaks_off_or_is_not_there() {
+    let breaks_off = Legacy::with(async |mut line: Line| drop(line.head().await)).await;
+    let absent = Absent::new();
+    for address in [breaks_off.address, absent.address()] {
+        no_secret_comes_out(&format!("fallback_url = \"http://{address}\"\n")).await;
+    }
+}
+
+async fn no_secret_comes_out(first: &str) {
+    let node = node(first);
+    let place = &node.played.place;
     let mut agent = place.ready().await;
-    let mut events = events(&place).await;
+    let mut events = events(place).await;
     let answers = vec![Answer::Status(500), Answer::Reset, Answer::Status(404)];
     let (controller, absent) = (Controller::answering(answers).await, Absent::new());
     for (number, call) in (1..).zip(calls()) {
@@ -140,7 +170,8 @@ async fn no_secret_is_in_the_log_an_answer_an_event_or_what_a_command_prints() {
     let wrong = wrong.each_ref().map(|(name, value)| (*name, value.as_str()));
     silent("a refused token", call(agent.address, "GET", "/v1/node", &wrong, "").await.text());
     agent.logged("result not taken").await;
-    for path in ["/v1/node", "/v1/status", "/v1/targets", "/metrics"] {
+    let volumes = "/v1/targets/zbs-vhost/volumes";
+    for path in ["/v1/node", "/v1/status", "/v1/targets", volumes, "/metrics"] {
         silent(path, place.at_socket(path).await.unwrap().text());
     }
     for command in [
@@ -149,12 +180,13 @@ async fn no_secret_is_in_the_log_an_answer_an_event_or_what_a_command_prints() {
         &["state", "show"],
         &["state", "show", "--output", "json"],
         &["status"],
+        &["volume", "list"],
     ] {
         let ended = place.run(command).await;
         silent(&format!("{command:?}"), &format!("{}{}", ended.out, ended.err));
     }
     let mut told = vec![0; 1 << 20];
-    let read = tokio::time::timeout(Duration::from_secs(1), events.read(&mut told)).await;
+    let read = timeout(Duration::from_secs(1), events.read(&mut told)).await;
     let told = String::from_utf8_lossy(&told[..read.unwrap().unwrap()]).into_owned();
     assert!(told.contains("data: "), "{told}");
     silent("the events", &told);
@@ -191,17 +223,28 @@ async fn no_core_dump_is_written_of_the_agents_memory() {
             "SKIPPED in part: this machine writes no core dumps at all (kernel.core_pattern, ulimit -c)"
         );
     }
-    let place = node();
+    let node = node("");
+    let place = &node.played.place;
     let mut agent = dumps_allowed(&mut place.command(&["serve"]), folder.path());
-    until("the agent serves", async || place.at_socket("/readyz").await).await;
+    let serves = timeout(DEADLINE, async {
+        while place.at_socket("/readyz").await.is_none() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    });
+    if serves.await.is_err() {
+        // Nobody else would end it.
+        let _ = agent.kill();
+        panic!("the agent does not serve");
+    }
+    let cores = || {
+        let names = fs::read_dir(folder.path()).unwrap().flatten();
+        names.filter(|entry| entry.file_name().to_string_lossy().starts_with("core")).count()
+    };
+    let before = cores();
     // The kernel gives the files of a process that may not be dumped to root alone, and nobody may attach.
     let pid = nix::unistd::Pid::from_raw(agent.id().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGABRT).unwrap();
     let ended = agent.wait().unwrap();
     assert_eq!((ended.signal(), ended.core_dumped()), (Some(6), false));
-    assert!(
-        fs::read_dir(folder.path()).unwrap().flatten().all(|entry| {
-            !entry.file_name().to_string_lossy().starts_with("core") || other_dumped
-        })
-    );
+    assert_eq!(cores(), before);
 }

@@ -15,12 +15,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
 
 use guest::{Guest, OK};
 use process::Target;
 use support::http::{Reply, call};
-use support::{Agent, Place, soon, until};
+use support::{Agent, Place, played, soon, until};
 
 const ZBS: &str = "/zbs/primarystorage/vhost";
 const VOLUMES: &str = "/v1/targets/zbs-vhost/volumes";
@@ -42,17 +41,10 @@ impl Node {
         let place = Place::on("two-node").mounted().settings(SETTINGS);
         symlink(target.dir.path(), place.path("/t")).unwrap();
         let pid = target.child.as_ref().unwrap().id();
-        for folder in ["run", &format!("proc/{pid}")] {
-            fs::create_dir_all(place.path(folder)).unwrap();
-        }
+        fs::create_dir_all(place.path(&format!("proc/{pid}"))).unwrap();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         place.write(&format!("proc/{pid}/stat"), &stat);
-        let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = engine.accept().await {
-                tokio::spawn(support::engine::tell_of_the_container(stream, pid));
-            }
-        });
+        played::run_engine(&place, pid);
         Node { place, target, zbs }
     }
 

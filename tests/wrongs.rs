@@ -5,27 +5,27 @@
 //! - ten silent connections stall every call: `bounds.rs`, with ten and with a thousand;
 //! - 200 calls at once overflow the backlog: here, and with 2,000;
 //! - a string with `{{…}}` in a body makes it spin for ever: here;
-//! - a frozen target is healthy: `control_socket.rs`, and a frozen process in `engine/cases`;
+//! - a frozen target is healthy: `control_socket.rs`, and a frozen process in `engine/cases` and `engine/falls`;
 //! - activate succeeds on another volume's bdev: `volumes.rs`, and takes `../../etc/x` for a name: `volume_doors.rs`;
-//! - deactivate gives away every free page of the host: `engine/cases`, `pools.rs`;
-//! - ensure empties the socket folder first: `engine/cases`;
-//! - growing pages is slow and drops the page cache: `benches/agent/growth.rs`, `pools.rs`;
+//! - deactivate gives away every free page of the host: `engine/falls`, `pools.rs`;
+//! - ensure empties the socket folder first: `src/host/leftovers.rs`, `engine/faults`;
+//! - growing pages is slow and drops the page cache: `benches/agent/growth.rs`, `nodes.rs`;
 //! - no command has a time limit: `engine/cases`; error pages show stack traces: here;
-//! - a health call costs 19 processes: `benches/agent/health.rs`.
+//! - a health call costs 19 processes: `control_socket.rs`, and what it costs here: `benches/agent/health.rs`.
 #![allow(clippy::disallowed_methods)]
 
 mod support;
 
 use std::fs;
-use std::net::SocketAddr;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::http::{call, receive, request, send};
-use support::{Agent, Place, task};
+use support::played::Played;
+use support::{Agent, Place, process, soon, task};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
 const ZBS: &str = "/zbs/primarystorage/vhost";
 
@@ -93,7 +93,12 @@ fn children(agent: &Agent) -> String {
 
 #[tokio::test]
 async fn shell_text_in_any_field_of_any_call_runs_nothing() {
-    let place = Place::on("two-node").mounted();
+    runs_nothing(&Place::on("two-node").mounted()).await;
+    // Where there is an engine and a target, calls come further.
+    runs_nothing(&Played::with("").place).await;
+}
+
+async fn runs_nothing(place: &Place) {
     let mut agent = place.ready().await;
     let canary = place.folder().join("canary");
     let touch = format!("touch {}", canary.display());
@@ -157,30 +162,30 @@ async fn text_in_braces_is_text() {
     assert_eq!(agent.post("/host/ping", "{}").await.status, 200);
 }
 
-/// Calls that all are there before any is answered.
-async fn at_once(count: usize, address: SocketAddr) {
-    let mut calls = JoinSet::new();
+/// Calls that all are there before any is looked at: the agent is stopped meanwhile.
+async fn at_once(count: usize, agent: &Agent) {
     let bytes = request("POST", "/host/ping", &[("Connection", "close")], "{}");
+    agent.signal(Signal::SIGSTOP);
+    let mut streams = Vec::new();
     for _ in 0..count {
-        let bytes = bytes.clone();
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        calls.spawn(async move {
-            stream.write_all(bytes.as_bytes()).await.unwrap();
-            receive(&mut stream).await.status
-        });
+        let connect = TcpStream::connect(agent.address);
+        let mut stream = soon("the kernel takes it for the agent", connect).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        streams.push(stream);
     }
-    let statuses = calls.join_all().await;
+    agent.signal(Signal::SIGCONT);
+    let answers = streams.iter_mut().map(async |stream| receive(stream).await.status);
+    let statuses = join_all(answers).await;
     assert_eq!((statuses.len(), statuses.iter().all(|status| *status == 200)), (count, true));
 }
 
 #[tokio::test]
 async fn two_hundred_and_two_thousand_calls_at_once_are_all_answered() {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    process::may_open_many_files();
     let place = Place::on("two-node");
     let agent = place.ready().await;
     for count in [200, 2000] {
-        at_once(count, agent.address).await;
+        at_once(count, &agent).await;
     }
 }
 

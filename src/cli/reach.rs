@@ -276,6 +276,11 @@ impl Remote {
             Some(report) => Ok(serde_json::from_value(report)?),
             // What the caller got wrong, not the node.
             None if matches!(status.as_u16(), 400 | 413 | 422) => Err(Usage(problem.detail).into()),
+            None if status == StatusCode::UNAUTHORIZED => Err(anyhow!(
+                "the agent that runs ({}) wants a token, which this command has none of, and its socket for \
+                 this command cannot be used: see access.socket, and whether you may use it",
+                self.way
+            )),
             None => Err(Fault { code: problem.code.into(), text: problem.detail }.into()),
         }
     }

@@ -1,8 +1,10 @@
 //! Who this host is to the controller and where the controller listens, learnt from `/host/connect`.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 
 use crate::model::caller::Caller;
 use crate::model::fault::Fault;
@@ -12,6 +14,9 @@ use crate::store::{Durability, Store};
 /// Those who wait for the disk to say who they are: a controller connects once in a while.
 const MOST_WAITING: usize = 16;
 
+/// How long the disk may take, with those who are before.
+const WITHIN: Duration = Duration::from_secs(10);
+
 /// The identity, kept over restarts.
 #[derive(Debug)]
 pub struct Identities {
@@ -20,8 +25,8 @@ pub struct Identities {
     /// Who compares and then writes is alone.
     learning: Mutex<()>,
     /// Who waits for the disk, and whose turn it is.
-    waiting: Semaphore,
-    turn: Semaphore,
+    waiting: Arc<Semaphore>,
+    turn: Arc<Semaphore>,
 }
 
 impl Identities {
@@ -35,8 +40,8 @@ impl Identities {
             store,
             known: watch::Sender::new(known),
             learning: Mutex::new(()),
-            waiting: Semaphore::new(MOST_WAITING),
-            turn: Semaphore::new(1),
+            waiting: Arc::new(Semaphore::new(MOST_WAITING)),
+            turn: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -57,10 +62,11 @@ impl Identities {
     }
 
     /// Keeps what `teach` brings, one after the other and off the runtime: a disk that hangs holds up one
-    /// thread, however many say who they are meanwhile.
+    /// thread, however many say who they are meanwhile and hang up again.
     ///
     /// # Errors
-    /// `node-busy` when many wait already, and what `teach` says.
+    /// `node-busy` when many wait already, `state-unwritable` when the disk takes too long, and what `teach`
+    /// says.
     pub async fn in_turn(
         self: &Arc<Identities>,
         teach: impl FnOnce(&Identities) -> Result<(), Fault> + Send + 'static,
@@ -70,11 +76,26 @@ impl Identities {
                 format!("{MOST_WAITING} connects wait for the disk already: call again later");
             Fault::new("node-busy", text)
         };
-        let _waits = self.waiting.try_acquire().map_err(|_| busy())?;
-        let _turn = self.turn.acquire().await.map_err(|_| busy())?;
-        let identities = self.clone();
-        let taught = tokio::task::spawn_blocking(move || teach(&identities)).await;
-        taught.unwrap_or_else(|e| Err(Fault::new("internal", e.to_string())))
+        let late = |_| {
+            let text = format!(
+                "who this host is to the controller was not written within {WITHIN:?}: see whether the state \
+                 folder's disk hangs, then call again"
+            );
+            Fault::new("state-unwritable", text)
+        };
+        let waits = self.waiting.clone().try_acquire_owned().map_err(|_| busy())?;
+        let taught = async {
+            let turn = self.turn.clone().acquire_owned().await.map_err(|_| busy())?;
+            let identities = self.clone();
+            // Both are kept until the disk is done, though the caller may be gone by then.
+            let work = move || {
+                let _held = (waits, turn);
+                teach(&identities)
+            };
+            let taught = tokio::task::spawn_blocking(work).await;
+            taught.unwrap_or_else(|e| Err(Fault::new("internal", e.to_string())))
+        };
+        timeout(WITHIN, taught).await.map_err(late)?
     }
 
     /// Keeps a new identity. Blocks for the disk.
@@ -123,6 +144,8 @@ impl Identities {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -138,6 +161,26 @@ mod tests {
             assert_eq!(*heard.borrow_and_update(), identity);
         }
         assert_eq!(open().known(), identity);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_holds_up_one_thread_though_callers_hang_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        let identities = Arc::new(Identities::open(store).unwrap());
+        let (answer, hangs) = std::sync::mpsc::channel::<()>();
+        let hanging = identities.in_turn(move |_| {
+            let _ = hangs.recv();
+            Ok(())
+        });
+        let (late, ()) = tokio::join!(hanging, tokio::time::advance(WITHIN));
+        assert_eq!(late.unwrap_err().code, "state-unwritable");
+        for _ in 0..2 * MOST_WAITING {
+            let other = identities.in_turn(|_| panic!("the first one is still at the disk"));
+            assert!(other.now_or_never().is_none(), "neither done nor refused");
+        }
+        drop(answer);
+        identities.in_turn(|_| Ok(())).await.unwrap();
     }
 
     #[test]

@@ -36,17 +36,15 @@ enum Piece {
 #[derive(Debug)]
 pub struct Relayed(mpsc::Receiver<Piece>);
 
-/// Hears of it when the body breaks off.
+/// Hears how the body's way ends.
 #[derive(Debug)]
 pub struct Watch(oneshot::Receiver<Broken>);
 
 impl Watch {
-    /// Returns when the body has broken off; never where it came to its end.
-    pub async fn broken(self) -> Broken {
-        match self.0.await {
-            Ok(broken) => broken,
-            Err(_) => std::future::pending().await,
-        }
+    /// Returns when nothing more of the body is passed on: why it broke off; `None` where all of it was, or
+    /// nobody wanted the rest.
+    pub async fn over(self) -> Option<Broken> {
+        self.0.await.ok()
     }
 }
 
@@ -145,14 +143,14 @@ mod tests {
         while std::sync::Arc::strong_count(&held) > 1 {
             tokio::task::yield_now().await;
         }
-        assert!(timeout(IDLE, watch.broken()).await.is_err(), "it came to its end");
+        assert!(watch.over().await.is_none(), "it came to its end");
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_more_is_read_than_is_taken_and_who_takes_nothing_breaks_it() {
         let (source, mut reads) = endless();
         let (mut relayed, watch) = relay(source, IDLE, ());
-        assert!(matches!(watch.broken().await, Broken::Stuck(IDLE)));
+        assert!(matches!(watch.over().await, Some(Broken::Stuck(IDLE))));
         let mut read = 0;
         while reads.try_recv().is_ok() {
             read += 1;
@@ -167,7 +165,7 @@ mod tests {
         let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
         let (mut relayed, watch) = relay(silent, IDLE, ());
         assert!(matches!(relayed.frame().await, Some(Err(Broken::Silent(IDLE)))));
-        assert!(matches!(watch.broken().await, Broken::Silent(IDLE)));
+        assert!(matches!(watch.over().await, Some(Broken::Silent(IDLE))));
         let broken = StreamBody::new(stream::iter([Err::<Frame<Bytes>, _>("reset")]));
         let (mut relayed, _) = relay(broken, IDLE, ());
         assert!(matches!(relayed.frame().await, Some(Err(Broken::Source(why))) if why == "reset"));

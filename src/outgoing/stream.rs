@@ -18,6 +18,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::name::Name;
+
 /// The head of an answer, in bytes, and what is read of its body at one time.
 const BUFFER: usize = 64 * 1024;
 
@@ -60,17 +62,13 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Connects; a name is resolved each time. `own` is where this process listens itself.
+    /// Connects. `own` is where this process listens itself.
     ///
     /// # Errors
     /// [`OpenError`], when there is none within that time.
-    pub async fn open(
-        (host, port): (&str, u16),
-        own: SocketAddr,
-        within: Duration,
-    ) -> Result<Line<B>, OpenError> {
-        let connected = timeout(within, TcpStream::connect((host, port))).await;
-        let stream = connected.map_err(|_| OpenError::Late(within))??;
+    pub async fn open(to: &Name, own: SocketAddr, within: Duration) -> Result<Line<B>, OpenError> {
+        let connect = async { TcpStream::connect(&*to.addresses().await?).await };
+        let stream = timeout(within, connect).await.map_err(|_| OpenError::Late(within))??;
         if leads_back(stream.local_addr()?, stream.peer_addr()?, own) {
             return Err(OpenError::Loop);
         }
@@ -101,9 +99,11 @@ where
 }
 
 /// Whether a connection ends where this process listens: it comes from the machine's own address that it
-/// goes to. Such a request would come round until there is no place left.
+/// goes to, or from one loopback address to another, for to 127.0.1.1 the kernel goes from 127.0.0.1. Such a
+/// request would come round until there is no place left.
 fn leads_back(local: SocketAddr, peer: SocketAddr, own: SocketAddr) -> bool {
-    let here = local.ip() == peer.ip();
+    let loops = |end: SocketAddr| end.ip().to_canonical().is_loopback();
+    let here = local.ip() == peer.ip() || loops(local) && loops(peer);
     let listens = own.ip().is_unspecified() || own.ip().to_canonical() == peer.ip().to_canonical();
     here && listens && peer.port() == own.port()
 }
@@ -119,6 +119,8 @@ mod tests {
         };
         assert!(back("10.0.0.5:40000", "10.0.0.5:7070", "[::]:7070"));
         assert!(back("10.0.0.5:40000", "10.0.0.5:7070", "10.0.0.5:7070"));
+        // As a name does that leads to what Debian's /etc/hosts has for the machine's own.
+        assert!(back("127.0.0.1:40000", "127.0.1.1:7070", "[::]:7070"));
         assert!(!back("10.0.0.5:40000", "10.0.0.5:7071", "[::]:7070"), "another port");
         assert!(!back("10.0.0.5:40000", "10.0.0.6:7070", "[::]:7070"), "another machine");
         assert!(!back("127.0.0.1:40000", "127.0.0.1:7070", "10.0.0.5:7070"), "somebody else there");

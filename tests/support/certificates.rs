@@ -103,6 +103,14 @@ pub(crate) async fn connect(
     address: std::net::SocketAddr,
     name: &str,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
+    shake_hands(client, TcpStream::connect(address).await?, name).await
+}
+
+/// The same over a connection that is there.
+pub(crate) async fn shake_hands(
+    client: &TlsConnector,
+    stream: TcpStream,
+    name: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     client.connect(ServerName::try_from(name.to_string()).unwrap(), stream).await
 }

@@ -1,16 +1,16 @@
 //! A controller that really listens: it notes what is called back and answers as a test says.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use super::absent::Absent;
 use super::until;
 
 /// The path at which a management node is called back.
@@ -56,26 +56,16 @@ impl Seen {
 type Script = Arc<Mutex<VecDeque<Answer>>>;
 type Calls = Arc<Mutex<Vec<Seen>>>;
 
-/// An address at which nobody listens until somebody does.
-pub(crate) struct Absent(TcpSocket);
-
 impl Absent {
-    /// Takes an address; who connects is refused.
-    pub(crate) fn new() -> Absent {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        Absent(socket)
-    }
-
     /// Where results would go.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}{PATH}", self.0.local_addr().unwrap())
+        format!("http://{}{PATH}", self.address())
     }
 
-    /// Listens from now on.
+    /// A controller listens from now on.
     pub(crate) fn appears(self) -> Controller {
         let url = self.url();
-        Controller::serve(self.0.listen(64).unwrap(), url, Vec::new(), None)
+        Controller::serve(self.listens(), url, Vec::new(), None)
     }
 }
 

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use super::absent::Absent;
 use super::until;
 
 /// A connection at the legacy agent.
@@ -78,6 +79,11 @@ impl Legacy {
         Legacy::answers_on(listener, answer)
     }
 
+    /// Listens where nobody did, and answers each request so.
+    pub(crate) fn at(absent: Absent, answer: &str) -> Legacy {
+        Legacy::answers_on(absent.listens(), answer)
+    }
+
     fn answers_on(listener: TcpListener, answer: &str) -> Legacy {
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();
         let (noted, answer) = (seen.clone(), Arc::new(answer.to_string()));
@@ -146,26 +152,4 @@ pub(crate) fn value<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         .filter_map(|line| line.split_once(": "))
         .find(|(n, _)| n.eq_ignore_ascii_case(name))
         .map(|(_, value)| value)
-}
-
-/// An address at which no legacy agent listens until one does.
-pub(crate) struct Absent(TcpSocket);
-
-impl Absent {
-    /// Takes an address; who connects is refused.
-    pub(crate) fn new() -> Absent {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        Absent(socket)
-    }
-
-    /// That address.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.0.local_addr().unwrap()
-    }
-
-    /// Listens from now on.
-    pub(crate) fn appears(self, answer: &str) -> Legacy {
-        Legacy::answers_on(self.0.listen(64).unwrap(), answer)
-    }
 }

@@ -7,14 +7,15 @@
 // Each test file uses a part of it.
 #![allow(dead_code, clippy::disallowed_methods)]
 
+pub(crate) mod absent;
 pub(crate) mod certificates;
 pub(crate) mod controller;
-pub(crate) mod engine;
 pub(crate) mod gate;
 pub(crate) mod http;
 pub(crate) mod kernel;
 pub(crate) mod legacy;
 pub(crate) mod network;
+pub(crate) mod played;
 pub(crate) mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -390,8 +391,12 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
         if std::thread::panicking() {
-            eprintln!("the agent's log:\n{}", fs::read_to_string(&self.log).unwrap_or_default());
+            eprintln!("the agent's log:\n{log}");
+        } else {
+            // Whatever a test is about: a panic is a line of the log (`cli/tracing_setup.rs`), and no other.
+            assert!(!log.contains("the agent broke"), "a panic: {log}");
         }
     }
 }

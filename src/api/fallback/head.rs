@@ -34,10 +34,16 @@ pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
     request
 }
 
-/// Whether a path is another spelling of one of the agent's own: with escapes, `//`, `.` or `..` in it.
+/// Whether a path is another spelling of one of the agent's own: with escapes, `//`, `.` or `..` in it, or
+/// with something before it. `//host/…`, and `/x://host/…` too, is for some readers an address in absolute
+/// form (CherryPy's own among them), and what they look up begins behind the host.
 pub(super) fn is_own_in_disguise(path: &str) -> bool {
     let plain = plain(path);
-    plain != path.trim_end_matches('/') && (plain == ZBS || plain.starts_with(&format!("{ZBS}/")))
+    let own = plain.match_indices(ZBS).find(|(at, _)| {
+        let behind = &plain[at + ZBS.len()..];
+        behind.is_empty() || behind.starts_with('/')
+    });
+    own.is_some_and(|(at, _)| at > 0 || plain != path.trim_end_matches('/'))
 }
 
 /// A path as somebody reads it who undoes all escapes and walks it part by part.
@@ -138,6 +144,9 @@ mod tests {
             "//zbs/primarystorage//vhost/x",
             "/x/../zbs/primarystorage/vhost/deploy",
             "/%2e%2e/zbs/primarystorage/%76host",
+            "//host/zbs/primarystorage/vhost/target/ensure",
+            "/x://host/zbs/primarystorage/vhost/target/ensure",
+            "/x:///zbs/primarystorage/vhost/target/ensure",
         ] {
             assert!(is_own_in_disguise(path), "{path}");
         }
@@ -145,6 +154,8 @@ mod tests {
             "/zbs/primarystorage/vhost/not/ours",
             "/zbs/primarystorage/vhost/",
             "/zbs/primarystorage/other",
+            "/zbs/primarystorage/vhosts",
+            "/x/zbs/primarystorage/vhost-2/y",
             "//kvm/%7Evm/../x",
             "/%",
             "/%zz%4",

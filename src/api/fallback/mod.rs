@@ -3,7 +3,7 @@
 //!
 //! A request gets a place, of which there are fewer than connections, so that a legacy agent that is slow
 //! never takes the agent's own routes down; a connection of its own; and passes with its body streamed.
-//! The legacy agent may think for a quarter of an hour, and a body stand still for `http.body_timeout`. Nothing
+//! The legacy agent may think for a quarter of an hour once it has all of a request, and a body stand still for `http.body_timeout`. Nothing
 //! is sent twice.
 
 mod head;
@@ -18,7 +18,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use self::places::{Place, Places};
 use super::Shared;
@@ -27,6 +27,7 @@ use super::serve::Peer;
 use crate::model::caller::Caller;
 use crate::model::fallback::FallbackAddress;
 use crate::model::fault::chain;
+use crate::outgoing::name::Name;
 use crate::outgoing::relay::{Broken, Watch, relay};
 use crate::outgoing::stream::{Line, OpenError};
 
@@ -35,8 +36,8 @@ pub use self::head::AsSent;
 /// How long a connection to it may take to come up.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How long it may think about an answer: the controller itself waits for five minutes. Without a bound,
-/// calls at one that hangs would keep their places for ever.
+/// How long it may think about an answer once it has all of the request: the controller itself waits for
+/// five minutes. Without a bound, calls at one that hangs would keep their places for ever.
 const THINKS: Duration = Duration::from_secs(15 * 60);
 
 /// Limits of what is handed on.
@@ -52,6 +53,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Fallback {
     address: FallbackAddress,
+    name: Name,
     /// Where this agent listens.
     own: SocketAddr,
     idle: Duration,
@@ -66,7 +68,8 @@ impl Fallback {
     pub fn new(address: FallbackAddress, own: SocketAddr, limits: Limits) -> Fallback {
         let Limits { requests, idle } = limits;
         let places = Arc::new(Places::new(requests));
-        Fallback { address, own, idle, requests, places, reachable: AtomicBool::new(true) }
+        let name = Name::new(address.host(), address.port());
+        Fallback { address, name, own, idle, requests, places, reachable: AtomicBool::new(true) }
     }
 
     /// Hands a request on, and its answer back; an answer is what the legacy agent says, whatever that is.
@@ -100,8 +103,7 @@ impl Fallback {
     }
 
     async fn ask(&self, request: Request, place: Place) -> Result<Response, Problem> {
-        let to = (&*self.address.host(), self.address.port());
-        let opened = Line::open(to, self.own, CONNECT).await;
+        let opened = Line::open(&self.name, self.own, CONNECT).await;
         let line: Line<Body> = opened.map_err(|error| self.unreachable(&error))?;
         if !self.reachable.swap(true, Ordering::Relaxed) {
             tracing::info!("{} (fallback_url) takes connections again", self.address);
@@ -112,14 +114,24 @@ impl Fallback {
             // What broke the body is the reason for what follows from it. The other one is dropped, and
             // with it the connection: the request is given up.
             biased;
-            broken = broken(watch) => return Err(self.gave_up(broken)),
-            answer = timeout(THINKS, line.ask(head::forwarded(head, body))) => answer,
+            problem = self.given_up(watch) => return Err(problem),
+            answer = line.ask(head::forwarded(head, body)) => answer,
         };
-        let answer = answer.map_err(|_| self.thinks_too_long())?;
         let (response, held) = answer.map_err(|error| self.lost(&error))?;
         let (head, body) = response.into_parts();
         let (body, _) = relay(body, self.idle, (held, place));
         Ok(head::answered(head, Body::new(body)))
+    }
+
+    /// Returns when there is no sense in waiting for an answer any more.
+    async fn given_up(&self, watch: Option<Watch>) -> Problem {
+        if let Some(watch) = watch
+            && let Some(broken) = watch.over().await
+        {
+            return self.gave_up(broken);
+        }
+        sleep(THINKS).await;
+        self.thinks_too_long()
     }
 
     /// The body as it goes on; one that is empty must not look as if something came.
@@ -176,13 +188,6 @@ impl Fallback {
             self.address
         );
         Problem::new(status, code, text)
-    }
-}
-
-async fn broken(watch: Option<Watch>) -> Broken {
-    match watch {
-        Some(watch) => watch.broken().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -27,6 +27,26 @@ pub(super) struct Desk {
     pub(super) place: Arc<Place>,
 }
 
+/// The guards by which a request was judged: an answer without end has to be judged again when they change.
+#[derive(Clone)]
+pub struct Judged(watch::Receiver<Guards>);
+
+impl Judged {
+    fn now(guards: &watch::Receiver<Guards>) -> Judged {
+        let mut guards = guards.clone();
+        guards.mark_unchanged();
+        Judged(guards)
+    }
+
+    /// Returns when they have changed.
+    pub async fn again(mut self) {
+        if self.0.changed().await.is_err() {
+            // Nobody can change them any more.
+            std::future::pending().await
+        }
+    }
+}
+
 impl Desk {
     /// Why this request is not served; the token of one that is goes no further.
     fn refusal(&self, path: &str, headers: &mut HeaderMap) -> Option<Response<Body>> {
@@ -46,12 +66,14 @@ impl Service<Request<Incoming>> for Desk {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         // At work as soon as all of it is there; until then it is one of those that give way.
         let at_work = Arc::new(AtWork(self.place.clone()));
+        let judged = Judged::now(&self.guards);
         // The router gets to see a tidied one.
         let sent = AsSent(request.uri().clone());
         if let Some(refusal) = self.refusal(sent.0.path(), request.headers_mut()) {
             let answer = refusal.map(|body| Answer { body, _at_work: at_work });
             return Box::pin(std::future::ready(Ok(answer)));
         }
+        request.extensions_mut().insert(judged);
         request.extensions_mut().insert(self.caller);
         request.extensions_mut().insert(sent);
         let mut router = self.router.clone();

@@ -6,7 +6,7 @@
 //! ```
 //! A door has a listener, a router, and guards: the TLS configuration and the tokens as their files were
 //! read last. When the guards change, who comes is judged by the new ones, and connections that were made
-//! under another TLS configuration end with the request at work.
+//! under another TLS configuration end with the request at work; an answer without end hears of it (`Judged`).
 
 mod crowd;
 mod desk;
@@ -36,6 +36,7 @@ pub use self::crowd::Peer;
 pub(super) use self::crowd::share;
 use self::crowd::{Crowd, Entry, Id};
 use self::desk::Desk;
+pub use self::desk::Judged;
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
 use self::patient::Patient;

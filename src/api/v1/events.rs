@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event as Frame, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 
 use super::super::errors::Problem;
+use super::super::serve::Judged;
 use super::super::{Phase, Shared};
 use crate::model::event::{Event, EventId, What};
 
@@ -44,6 +45,7 @@ struct Data<'a> {
 /// Everything that happens from now on, or after the given event.
 pub async fn get(
     State(api): State<Shared>,
+    judged: Option<Extension<Judged>>,
     query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -57,13 +59,22 @@ pub async fn get(
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", text));
     }
     let (missed, told) = api.events.follow(after);
-    let frames = frames(missed, told, stopping(api.phase.clone()));
+    let frames = frames(missed, told, ending(api.phase.clone(), judged));
     Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-/// Resolves when the agent stops: a stream has no end of its own.
-async fn stopping(mut phase: watch::Receiver<Phase>) {
-    let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
+/// Resolves when the agent stops, or who may call has changed, for a stream has no end of its own: a token
+/// that was taken away, or a certificate's authority, is to follow no longer. Who still may comes back.
+async fn ending(mut phase: watch::Receiver<Phase>, judged: Option<Extension<Judged>>) {
+    let stopping = phase.wait_for(|phase| *phase == Phase::Draining);
+    match judged {
+        Some(Extension(judged)) => tokio::select! {
+            // Both are done once and not asked again.
+            _ = stopping => {}
+            () = judged.again() => {}
+        },
+        None => drop(stopping.await),
+    }
 }
 
 fn frames(

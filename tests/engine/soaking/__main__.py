@@ -129,6 +129,8 @@ class Soak:
             raise Astray(f'the agent ended by itself: {self.node.agent.returncode}')
         for wrong in self.load.wrong + self.controller.wrong:
             raise Astray(wrong)
+        if not self.load.stopping.is_set() and not all(thread.is_alive() for thread in self.load.threads):
+            raise Astray('a part of the load has ended by itself')
 
     def is_whole(self, since):
         """The target serves with what was promised and is not about to change, and nobody is owed anything from before."""
@@ -211,7 +213,8 @@ def log_is_clean():
             told = json.loads(line)
         except ValueError as e:
             raise Astray(f'a line of the log is no JSON: {line[:300]}') from e
-        if 'panic' in json.dumps(told):
+        # Its words for a panic.
+        if 'the agent broke' in json.dumps(told):
             raise Astray(f'the log tells of a panic: {line[:600]}')
 
 

@@ -17,6 +17,8 @@ HARMLESS = {'/host/ping': 3, f'{COMPATIBLE}/target/health': 4, f'{COMPATIBLE}/ta
 HEALTH = f'{COMPATIBLE}/target/health'
 READ = ('/v1/status', '/metrics', '/v1/node', f'{NATIVE}/volumes', '/healthz')
 CONFIG_FILE = '/tmp/rounds.toml'
+# So long an answer is waited for, and so long health may take at most beside a flood, in seconds.
+PATIENCE, FLOODED = 20, 5
 
 
 class Twice(Call):
@@ -144,16 +146,20 @@ class Load:
 
     def kept(self):
         """Many requests on one connection; one that ends is made again."""
-        connection = http.client.HTTPConnection('127.0.0.1', 7070, timeout=20)
+        connection = http.client.HTTPConnection('127.0.0.1', 7070, timeout=PATIENCE)
         count = 0
         while not self.stopping.wait(0.05 + 0.3 * (count % 7 == 0)):
-            count += 1
+            count, life = count + 1, self.life
             try:
                 if count % 2:
                     self.health(connection)
                 else:
                     self.read(connection, READ[count // 2 % len(READ)])
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as e:
+                # A connection that rests may be closed at any time; an answer that never comes is another matter.
+                if isinstance(e, TimeoutError) and life == self.life and not self.matter.startswith('the agent'):
+                    self.wrong.append(f'no answer within {PATIENCE} s beside {self.matter}')
+                self.others[f'a kept connection ended: {type(e).__name__}'] += 1
                 connection.close()
                 self.stopping.wait(0.2)
         connection.close()
@@ -165,7 +171,10 @@ class Load:
             told = json.loads(response.read())
         if response.status != 200 or not isinstance(told.get('targetRunning'), bool):
             self.wrong.append(f'health is answered {response.status} {told}')
-        self.answers.append((time.monotonic() - began, self.matter))
+        took = time.monotonic() - began
+        self.answers.append((took, self.matter))
+        if took > FLOODED and self.matter.startswith('a flood'):
+            self.wrong.append(f'health took {took:.1f} s beside {self.matter}')
 
     def read(self, connection, path):
         connection.request('GET', path)

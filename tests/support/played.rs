@@ -1,0 +1,130 @@
+//! A node whose engine runs one container, and in it a target that does what a test wants: both are played
+//! over their sockets.
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::Place;
+
+/// The pid of the container's process; it lives on the fixture's `/proc`.
+const PID: u32 = 77;
+/// Where the engine listens, as a setting.
+const ENGINE: &str = "engine.socket = \"/run/docker.sock\"\n";
+
+/// What the target does with a call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Manner {
+    Answers,
+    /// Its version, but not that its start has ended.
+    OnlyStarts,
+    NeverAnswers,
+    Says(&'static str),
+    /// This, and then no newline and no end.
+    Endless(&'static str),
+    /// As `Endless`, with line ends in between.
+    EndlessLines(&'static str),
+    ClosesAtOnce,
+}
+
+/// A node with an engine, one container, and a target whose manner changes.
+pub(crate) struct Played {
+    pub(crate) place: Place,
+    manner: Arc<Mutex<Manner>>,
+}
+
+impl Played {
+    /// With these settings more; they may begin with keys of the top level. The target answers.
+    pub(crate) fn with(settings: &str) -> Played {
+        let place = Place::on("two-node").mounted().settings(&format!("{ENGINE}{settings}"));
+        fs::create_dir_all(place.path("var/tmp/vhost-sockets")).unwrap();
+        fs::create_dir_all(place.path(&format!("proc/{PID}"))).unwrap();
+        let rest = "0 ".repeat(44);
+        place.write(&format!("proc/{PID}/stat"), &format!("{PID} (vhost) S 0 1 1 0 -1 {rest}\n"));
+        run_engine(&place, PID);
+        let manner = Arc::new(Mutex::new(Manner::Answers));
+        let target = UnixListener::bind(place.path("var/tmp/vhost-sockets/vhost.sock")).unwrap();
+        let played = manner.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = target.accept().await {
+                tokio::spawn(behave(stream, played.clone()));
+            }
+        });
+        Played { place, manner }
+    }
+
+    /// From now on the target does that.
+    pub(crate) fn becomes(&self, manner: Manner) {
+        *self.manner.lock().unwrap() = manner;
+    }
+}
+
+/// Plays an engine that knows one running container with that process, whatever it is asked.
+pub(crate) fn run_engine(place: &Place, pid: u32) {
+    fs::create_dir_all(place.path("run")).unwrap();
+    let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = engine.accept().await {
+            tokio::spawn(tell_of_the_container(stream, pid));
+        }
+    });
+}
+
+async fn tell_of_the_container(stream: UnixStream, pid: u32) {
+    let body = json!({"Id": "c0ffee", "State": {"Running": true, "Pid": pid}}).to_string();
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        if line.is_empty() && write.write_all((head + &body).as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn behave(mut stream: UnixStream, manner: Arc<Mutex<Manner>>) {
+    let mut bytes = Vec::new();
+    loop {
+        let mut requests = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
+        let request = requests.next();
+        let taken = requests.byte_offset();
+        let Some(Ok(request)) = request else {
+            match stream.read_buf(&mut bytes).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => continue,
+            }
+        };
+        bytes.drain(..taken);
+        let manner = *manner.lock().unwrap();
+        let said = match manner {
+            Manner::OnlyStarts if request["method"] == "framework_wait_init" => Ok(()),
+            Manner::Answers | Manner::OnlyStarts => {
+                let result = json!({"version": "SPDK v24.01", "reactors": [{}]});
+                let reply = json!({"id": request["id"], "result": result});
+                stream.write_all(format!("{reply}\n").as_bytes()).await
+            }
+            Manner::NeverAnswers => Ok(()),
+            Manner::Says(text) => stream.write_all(text.as_bytes()).await,
+            Manner::Endless(text) => pour(&mut stream, text, "0,").await,
+            Manner::EndlessLines(text) => pour(&mut stream, text, "0,\n").await,
+            Manner::ClosesAtOnce => return,
+        };
+        if said.is_err() {
+            return;
+        }
+    }
+}
+
+async fn pour(stream: &mut UnixStream, text: &str, drop: &str) -> std::io::Result<()> {
+    stream.write_all(text.as_bytes()).await?;
+    let drops = drop.repeat(20_000);
+    loop {
+        stream.write_all(drops.as_bytes()).await?;
+    }
+}
