@@ -3,11 +3,13 @@
 
 use std::env;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::{sleep, timeout};
 use zbus::{Connection, Fd, Variant};
 
@@ -69,7 +71,9 @@ impl Systemd {
         output: &File,
     ) -> Result<Service<'_>, SystemdError> {
         let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
-            let properties = service(program, invocation, output)?;
+            // Kept until systemd has started it.
+            let proxies = Proxies::of(|name| env::var(name).ok())?;
+            let properties = service(program, invocation, output, &proxies)?;
             let job = job_done(&connection, async |manager| {
                 manager.start_transient_unit(&unit, "fail", &properties, &[]).await
             });
@@ -186,18 +190,19 @@ fn service(
     program: &str,
     invocation: &Invocation,
     output: &File,
+    proxies: &Proxies,
 ) -> zbus::Result<Vec<(&'static str, Variant<'static>)>> {
     let command = [vec![program.to_string()], invocation.args.clone()].concat();
     let path = format!("PATH={}", FOLDERS.join(":"));
     let added = invocation.env.iter().map(|(name, value)| format!("{name}={value}"));
-    // What an operator gave the agent's unit for its children.
-    let proxies =
-        PROXIES.iter().filter_map(|name| Some(format!("{name}={}", env::var(name).ok()?)));
-    let environment: Vec<String> = std::iter::once(path).chain(proxies).chain(added).collect();
+    let open = proxies.open.iter().cloned();
+    let environment: Vec<String> = std::iter::once(path).chain(open).chain(added).collect();
     let output = || -> zbus::Result<Variant<'static>> {
         Ok(Variant::Fd(Fd::from(OwnedFd::from(output.try_clone()?))))
     };
-    Ok(vec![
+    // One that cannot be read fails the start: without a proxy that is needed, all would fail later.
+    let files = proxies.file().map(|path| ("EnvironmentFiles", vec![(path, false)].into()));
+    let mut properties = vec![
         ("Description", format!("{} for vhost-agent", invocation.program).into()),
         ("ExecStart", vec![(program.to_string(), command, false)].into()),
         ("Environment", environment.into()),
@@ -210,7 +215,56 @@ fn service(
         ("TimeoutStopUSec", OWN_END.into()),
         ("CollectMode", "inactive-or-failed".into()),
         ("AddRef", true.into()),
-    ])
+    ];
+    properties.extend(files);
+    Ok(properties)
+}
+
+/// What an operator gave the agent's unit for its children.
+#[derive(Debug)]
+struct Proxies {
+    /// `NAME=value`, for all to see: every user can read the environment of a unit (systemd.exec(5),
+    /// "Environment=").
+    open: Vec<String>,
+    /// Those with a user's name in them, and maybe a password, as a file of lines that only root can find:
+    /// it has no name but this process's descriptor, and goes with it.
+    closed: Option<File>,
+}
+
+impl Proxies {
+    fn of(variable: impl Fn(&str) -> Option<String>) -> io::Result<Proxies> {
+        let (mut open, mut lines) = (Vec::new(), String::new());
+        for name in PROXIES {
+            let Some(value) = variable(name) else { continue };
+            match value.contains('@') {
+                true => lines += &format!("{name}=\"{}\"\n", quoted(&value)),
+                false => open.push(format!("{name}={value}")),
+            }
+        }
+        if lines.is_empty() {
+            return Ok(Proxies { open, closed: None });
+        }
+        let mut file = File::from(memfd_create("proxies", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(lines.as_bytes())?;
+        Ok(Proxies { open, closed: Some(file) })
+    }
+
+    /// Where systemd reads those of the file: it opens them anew, from their beginning.
+    fn file(&self) -> Option<String> {
+        let file = self.closed.as_ref()?;
+        Some(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
+    }
+}
+
+/// A value as it stands between double quotes (systemd.exec(5), "EnvironmentFile=").
+fn quoted(value: &str) -> String {
+    value.chars().fold(String::new(), |mut quoted, one| {
+        if matches!(one, '"' | '\\' | '$' | '`') {
+            quoted.push('\\');
+        }
+        quoted.push(one);
+        quoted
+    })
 }
 
 /// One that fails leaves no unit behind; the journal keeps what mount(8) said.
@@ -277,6 +331,29 @@ mod tests {
     }
 
     #[test]
+    fn a_proxys_password_is_in_a_file_that_has_no_name() {
+        let secret = r#"http://node:a$b`c"d\e@proxy:3128"#;
+        let proxies = Proxies::of(|name| match name {
+            "https_proxy" => Some(secret.to_string()),
+            "HTTP_PROXY" => Some("http://proxy:3128".to_string()),
+            _ => None,
+        })
+        .unwrap();
+        assert_eq!(proxies.open, ["HTTP_PROXY=http://proxy:3128"]);
+        let path = proxies.file().unwrap();
+        let lines = std::fs::read_to_string(&path).unwrap();
+        let expected = r#"https_proxy="http://node:a\$b\`c\"d\\e@proxy:3128""#;
+        assert_eq!(lines, format!("{expected}\n"));
+        let output = tempfile::tempfile().unwrap();
+        let invocation = Invocation { program: "x".into(), args: Vec::new(), env: Vec::new() };
+        let asked = service("/x", &invocation, &output, &proxies).unwrap();
+        let (_, files) = asked.iter().find(|(name, _)| *name == "EnvironmentFiles").unwrap();
+        assert_eq!(files.value_signature().to_string(), "a(sb)");
+        assert!(files.to_string().contains(&path), "{files}");
+        assert!(asked.iter().all(|(_, value)| !value.to_string().contains("node:")));
+    }
+
+    #[test]
     fn a_service_is_asked_for_with_its_whole_command_and_environment() {
         let invocation = Invocation {
             program: "apt-get".into(),
@@ -284,7 +361,8 @@ mod tests {
             env: vec![("LC_ALL".into(), "C".into())],
         };
         let output = tempfile::tempfile().unwrap();
-        let asked = service("/usr/bin/apt-get", &invocation, &output).unwrap();
+        let proxies = Proxies::of(|name| (name == "no_proxy").then(|| "localhost".into())).unwrap();
+        let asked = service("/usr/bin/apt-get", &invocation, &output, &proxies).unwrap();
         let value = |name| &asked.iter().find(|(known, _)| *known == name).unwrap().1;
         let signature = |name| value(name).value_signature().to_string();
         assert_eq!(signature("ExecStart"), "a(sasb)");
