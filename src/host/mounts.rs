@@ -94,21 +94,36 @@ fn has_pages(fs: &Statfs, size: PageSize) -> bool {
         && u64::try_from(fs.block_size()).is_ok_and(|bytes| bytes == size.bytes())
 }
 
+/// A hugetlbfs to mount.
+#[derive(Debug, Clone, Copy)]
+pub struct NewMount<'a> {
+    /// Where.
+    pub at: &'a str,
+    /// For pages of this size.
+    pub size: PageSize,
+    /// The user and the group whose its folder is.
+    pub owner: (u32, u32),
+    /// Permissions of its folder.
+    pub mode: u32,
+}
+
+impl NewMount<'_> {
+    /// As mount(8) takes them.
+    fn options(&self) -> String {
+        let (uid, gid) = self.owner;
+        format!("pagesize={},uid={uid},gid={gid},mode={:o}", self.size, self.mode)
+    }
+}
+
 /// Mounts a hugetlbfs, makes its folder when it is missing, and looks whether it is there. What fails
 /// leaves no folder behind that was not there before.
 ///
 /// # Errors
 /// When the folder cannot be made, mount(2) fails, or what is there then is something else.
-pub fn mount_hugetlbfs(
-    root: &Root,
-    at: &str,
-    size: PageSize,
-    owner: (u32, u32),
-    mode: u32,
-) -> Result<(), HostError> {
-    let path = root.path(at);
+pub fn mount_hugetlbfs(root: &Root, new: NewMount<'_>) -> Result<(), HostError> {
+    let path = root.path(new.at);
     let missing = missing_folders(&path);
-    mount_at(&path, size, owner, mode).inspect_err(|_| remove_folders(missing))
+    mount_at(&path, new).inspect_err(|_| remove_folders(missing))
 }
 
 /// The folders of a path that are not there, the deepest first.
@@ -121,23 +136,19 @@ fn remove_folders(folders: Vec<&Path>) {
     folders.into_iter().for_each(|folder| drop(fs::remove_dir(folder)));
 }
 
-fn options(size: PageSize, owner: (u32, u32), mode: u32) -> String {
-    format!("pagesize={size},uid={},gid={},mode={mode:o}", owner.0, owner.1)
-}
-
-fn mount_at(path: &Path, size: PageSize, owner: (u32, u32), mode: u32) -> Result<(), HostError> {
+fn mount_at(path: &Path, new: NewMount<'_>) -> Result<(), HostError> {
     fs::create_dir_all(path)
         .map_err(|source| HostError::MakeFolder { path: path.to_owned(), source })?;
-    let options = options(size, owner, mode);
+    let options = new.options();
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("hugetlbfs"), path, Some("hugetlbfs"), flags, Some(options.as_str()))
         .map_err(|source| HostError::Mount { path: path.to_owned(), options, source })?;
-    if is_hugetlbfs(path, size) {
+    if is_hugetlbfs(path, new.size) {
         return Ok(());
     }
     // What cannot be used is not left behind.
     let _ = umount2(path, nix::mount::MntFlags::MNT_DETACH);
-    Err(not_there(path, size))
+    Err(not_there(path, new.size))
 }
 
 /// The same as [`mount_hugetlbfs`], done by systemd for the whole machine.
@@ -148,39 +159,31 @@ fn mount_at(path: &Path, size: PageSize, owner: (u32, u32), mode: u32) -> Result
 pub async fn mount_by_systemd(
     systemd: &Systemd,
     root: &Root,
-    at: &str,
-    size: PageSize,
-    owner: (u32, u32),
-    mode: u32,
+    new: NewMount<'_>,
 ) -> Result<(), HostError> {
-    let path = root.path(at);
+    let path = root.path(new.at);
     let missing = missing_folders(&path);
-    let mounted = have_mounted(systemd, &path, size, &options(size, owner, mode)).await;
-    mounted.inspect_err(|_| remove_folders(missing))
+    have_mounted(systemd, &path, new).await.inspect_err(|_| remove_folders(missing))
 }
 
-async fn have_mounted(
-    systemd: &Systemd,
-    path: &Path,
-    size: PageSize,
-    options: &str,
-) -> Result<(), HostError> {
+async fn have_mounted(systemd: &Systemd, path: &Path, new: NewMount<'_>) -> Result<(), HostError> {
     // Where the agent may not write it could not remove what dead targets leave there.
     let folder = path.ancestors().find(|folder| folder.exists()).unwrap_or(path);
     access(folder, AccessFlags::W_OK)
         .map_err(|e| HostError::MakeFolder { path: path.to_owned(), source: e.into() })?;
+    let options = new.options();
     let all = format!("{options},nosuid,nodev,noexec");
     systemd.mount_hugetlbfs(path, &all).await.map_err(|source| HostError::MountUnit {
         path: path.to_owned(),
-        options: options.to_string(),
+        options,
         source: Box::new(source),
     })?;
     let deadline = Instant::now() + SEEN;
-    while !is_hugetlbfs(path, size) {
+    while !is_hugetlbfs(path, new.size) {
         if Instant::now() >= deadline {
             // What cannot be used is not left behind.
             let _ = systemd.unmount(path).await;
-            return Err(not_there(path, size));
+            return Err(not_there(path, new.size));
         }
         sleep(LOOK_AGAIN).await;
     }
@@ -222,11 +225,12 @@ mod tests {
         fs::create_dir(root.path("/dev")).unwrap();
         // No kernel has huge pages of this size.
         let size = PageSize::from_kib(4).unwrap();
-        let mounted = mount_hugetlbfs(&root, "/dev/new/huge", size, (0, 0), 0o755);
+        let new = |at| NewMount { at, size, owner: (0, 0), mode: 0o755 };
+        let mounted = mount_hugetlbfs(&root, new("/dev/new/huge"));
         assert!(matches!(mounted, Err(HostError::Mount { .. })), "{mounted:?}");
         assert!(root.path("/dev").exists() && !root.path("/dev/new").exists());
         fs::create_dir(root.path("/dev/old")).unwrap();
-        mount_hugetlbfs(&root, "/dev/old", size, (0, 0), 0o755).unwrap_err();
+        mount_hugetlbfs(&root, new("/dev/old")).unwrap_err();
         assert!(root.path("/dev/old").exists(), "a folder that was there stays");
     }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use crate::host::Root;
+use crate::host::mounts::{self, NewMount};
 pub use crate::host::pools::Cut;
 use crate::host::pools::{PoolFiles, compact, drop_page_cache};
 use crate::host::systemd::Systemd;
-use crate::host::{Root, mounts};
 use crate::model::fault::Fault;
 use crate::model::policy::MountPolicy;
 use crate::model::pools::{Pool, PoolKey};
@@ -103,12 +104,13 @@ impl MemoryApplier {
     /// # Errors
     /// When it cannot be made, or is not what was asked for.
     pub fn mount(&self, path: &str, size: PageSize) -> Result<(), Fault> {
-        let (root, mode) = (&self.root, self.mount.mode);
         let owner = (self.mount.uid, self.mount.gid);
+        let new = NewMount { at: path, size, owner, mode: self.mount.mode };
         let mounted = match &self.systemd {
-            Some(systemd) => Handle::current()
-                .block_on(mounts::mount_by_systemd(systemd, root, path, size, owner, mode)),
-            None => mounts::mount_hugetlbfs(root, path, size, owner, mode),
+            Some(systemd) => {
+                Handle::current().block_on(mounts::mount_by_systemd(systemd, &self.root, new))
+            }
+            None => mounts::mount_hugetlbfs(&self.root, new),
         };
         Ok(mounted?)
     }

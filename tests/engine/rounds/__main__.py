@@ -8,7 +8,6 @@ VHOST_ROUNDS_SEED repeats the calls and faults of a run, though not its timing t
 many rounds there are.
 """
 
-import http.client
 import os
 import random
 import signal
@@ -18,7 +17,7 @@ from collections import Counter, defaultdict
 
 from calls import Volume, any_call
 from controller import Controller
-from node import COMPATIBLE, FILLING, Astray, Node, call, fill_state, pages, send
+from node import COMPATIBLE, FILLING, Astray, Node, call, fill_state, pages, send, tried_until
 from promises import all_is_as_promised
 
 # Seconds within which the node has to converge once the fault is over.
@@ -58,7 +57,7 @@ class Rounds:
         time.sleep(at)
         getattr(self, fault.replace(' ', '_'))()
         began = time.monotonic()
-        self.converges(began + BOUND)
+        tried_until(began + BOUND, self.is_as_promised, pause=0.03)
         self.took[fault].append(time.monotonic() - began)
         self.ends.update(each.end for each in self.calls)
 
@@ -141,20 +140,8 @@ class Rounds:
 
     # --- what has to be true then ----------------------------------------------------------------------------------------
 
-    def converges(self, deadline):
-        while True:
-            try:
-                self.node.agent_goes_on()
-                return self.is_as_promised()
-            except Astray:
-                if time.monotonic() > deadline:
-                    raise
-            except (OSError, http.client.HTTPException, LookupError, ValueError) as e:
-                if time.monotonic() > deadline:
-                    raise Astray(f'who is asked does not answer: {e!r}') from e
-            time.sleep(0.03)
-
     def is_as_promised(self):
+        self.node.agent_goes_on()
         self.tasks_were_called_back()
         all_is_as_promised(self.volumes)
 

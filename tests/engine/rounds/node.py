@@ -58,6 +58,21 @@ class Astray(Exception):
     """What should be so and is not."""
 
 
+def tried_until(deadline, check, pause, first=lambda: None):
+    """What a check tells that has come true by then; what is done first each time has to be true at once."""
+    while True:
+        first()
+        try:
+            return check()
+        except Astray:
+            if time.monotonic() > deadline:
+                raise
+        except (OSError, http.client.HTTPException, LookupError, ValueError) as e:
+            if time.monotonic() > deadline:
+                raise Astray(f'who is asked does not answer: {e!r}') from e
+        time.sleep(pause)
+
+
 def same(what, seen, wanted):
     if seen != wanted:
         raise Astray(f'{what}: seen {seen}, wanted {wanted}')

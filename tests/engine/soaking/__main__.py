@@ -8,7 +8,6 @@ not grow. The agent is killed only in the first third of the time; its last life
 VHOST_SOAK_SEED repeats the faults and calls of a run, though not its timing.
 """
 
-import http.client
 import json
 import os
 import random
@@ -23,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / 'rounds'))
 
 from calls import Volume
 from controller import PORT
-from node import COMPATIBLE, CONFIG, LOG, STATE, TARGET, Astray, Node, call, containers, rpc, same
+from node import COMPATIBLE, CONFIG, LOG, STATE, TARGET, Astray, Node, call, containers, rpc, same, tried_until
 from promises import all_is_as_promised
 
 import figures
@@ -111,18 +110,7 @@ class Soak:
         print(f'# {begins - self.began:.0f} s: {fault}, {over - begins:.1f} s; whole after {took:.1f} s', flush=True)
 
     def within(self, seconds, check):
-        deadline = time.monotonic() + seconds
-        while True:
-            self.nothing_is_wrong()
-            try:
-                return check()
-            except Astray:
-                if time.monotonic() > deadline:
-                    raise
-            except (OSError, http.client.HTTPException, LookupError, ValueError) as e:
-                if time.monotonic() > deadline:
-                    raise Astray(f'who is asked does not answer: {e!r}') from e
-            time.sleep(0.1)
+        return tried_until(time.monotonic() + seconds, check, pause=0.1, first=self.nothing_is_wrong)
 
     def nothing_is_wrong(self):
         if self.node.agent.poll() is not None:
