@@ -26,7 +26,18 @@ const LAW: &[(&str, &[&str])] = &[
     ("controller", &["controller", "model", "store", "agent::pulse", "outgoing"]),
     ("outgoing", &["outgoing", "model"]),
     // What it does not serve it hands on.
-    ("api", &["api", "model", "agent", "controller", "outgoing::relay", "outgoing::stream"]),
+    (
+        "api",
+        &[
+            "api",
+            "model",
+            "agent",
+            "controller",
+            "outgoing::name",
+            "outgoing::relay",
+            "outgoing::stream",
+        ],
+    ),
     ("builtin", &["builtin", "model"]),
     ("cli", &["cli", "builtin", "model", "agent", "api", "config", "daemon", "store"]),
     (

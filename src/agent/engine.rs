@@ -13,7 +13,8 @@ use super::pulse::Beat;
 use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;
 use crate::model::policy::EnginePolicy;
-use crate::model::prepare::{PartReport, Step, StepOutcome, StepReport};
+use crate::model::prepare::{PartReport, StepOutcome, StepReport};
+use crate::model::step::Step;
 use crate::plan::engine::plan;
 
 /// Orders that may wait; more are refused.

@@ -96,7 +96,8 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::prepare::{Area, Progress};
+    use crate::model::prepare::Progress;
+    use crate::model::step::Area;
 
     fn line(text: &str) -> What {
         What::Work(Progress::Line { area: Area::Engine, text: text.to_string() })

@@ -2,7 +2,8 @@
 
 use tokio::sync::broadcast;
 
-use crate::model::prepare::{Progress, Step, StepReport};
+use crate::model::prepare::{Progress, StepReport};
+use crate::model::step::Step;
 
 /// Events that a slow watcher may lag behind before it loses the oldest.
 const BACKLOG: usize = 256;

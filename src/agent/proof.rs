@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use crate::model::deep::DeepHealth;
-use crate::model::target::CleanPath;
+use crate::model::path::CleanPath;
 
 /// Proves that I/O goes through a target.
 pub trait ProvesIo: Send + Sync {

@@ -37,8 +37,9 @@ use crate::controller::progress::ProgressPosts;
 use crate::controller::reach::Reaches;
 use crate::model::fault::Fault;
 use crate::model::node::Exposure;
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
-use crate::model::target::{CleanPath, Desired, TargetName, TargetSpec};
+use crate::model::target::{Desired, TargetName, TargetSpec};
 
 /// What the agent is about to do, as readiness tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

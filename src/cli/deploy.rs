@@ -13,8 +13,9 @@ use super::{Output, Usage, exit};
 use crate::agent::target::TargetWish;
 use crate::api::v1::targets::TargetBody;
 use crate::config::Settings;
+use crate::model::path::CleanPath;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{CleanPath, EnsureWish, TargetKind, TargetName, TargetSpec};
+use crate::model::target::{EnsureWish, TargetKind, TargetName, TargetSpec};
 
 /// More than an image may take to load from three places one after the other, and a target to come up.
 const LONG: Duration = Duration::from_secs(3600);

@@ -10,7 +10,8 @@ use super::{Output, exit};
 use crate::config::Settings;
 use crate::daemon::Core;
 use crate::model::deep::ProvenHealth;
-use crate::model::target::{CleanPath, TargetHealth, TargetName, TargetState};
+use crate::model::path::CleanPath;
+use crate::model::target::{TargetHealth, TargetName, TargetState};
 
 /// Which target.
 #[derive(Debug, Args)]

@@ -11,7 +11,8 @@ use super::reach::{Place, Remote};
 use super::render::{print, print_json, print_volume, print_volumes};
 use super::{Output, Usage, exit};
 use crate::api::v1::volumes::{ResizeBody, VolumeBody, VolumesView};
-use crate::model::target::{CleanPath, TargetName};
+use crate::model::path::CleanPath;
+use crate::model::target::TargetName;
 use crate::model::volume::{Backing, VolumeName, VolumeState, VolumeView};
 
 /// More than a target may take for a volume, with others before it.

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::settings::Mode;
+use super::units::Mode;
 use crate::model::network::Network;
-use crate::model::target::CleanPath;
+use crate::model::path::CleanPath;
 
 /// Who may call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::model::path::CleanPath;
 use crate::model::registry::{Password, RegistryLogin, Secret};
-use crate::model::target::CleanPath;
 
 /// A registry's credentials.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::settings::Span;
+use super::units::Span;
 
 /// What the controller is told unasked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

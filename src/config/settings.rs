@@ -9,13 +9,14 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{Access, MaybeAddress, Tls};
+use super::engine::Engine;
 use super::fallback;
 use super::outgoing::Outgoing;
 use super::registry::{self, Registries};
 use super::report::Report;
 use super::target::{Health, Target};
+use super::units::{Mode, Span};
 use super::volume::{Heal, Volume};
-use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
 use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy, TargetDefaults, TargetPolicy};
 use crate::model::registry::RegistryPolicy;
 
@@ -165,46 +166,6 @@ pub struct Mount {
     pub mode: Mode,
 }
 
-/// Docker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Engine {
-    /// Whether the agent looks after the engine at all.
-    pub manage: bool,
-    /// Whether it may install it.
-    pub install: bool,
-    /// The API's socket.
-    pub socket: String,
-    /// systemd's unit.
-    pub unit: String,
-    /// The daemon's executable.
-    pub binary: String,
-    /// Its configuration.
-    pub daemon_json: String,
-    /// Its pid file.
-    pub pid_file: String,
-    /// Whether a running engine that may change iptables fails a prepare.
-    pub require_iptables_false: bool,
-    /// The oldest API that will do.
-    pub min_api: ApiVersion,
-    /// How long a running engine may take to answer.
-    pub ping_timeout: Span,
-    /// How old an answer of the engine's process may be while that lives; zero asks every time.
-    pub ping_max_age: Span,
-    /// How long a started engine may take to answer.
-    pub ready_timeout: Span,
-    /// How long the package manager may take.
-    pub install_timeout: Span,
-    /// How long a locked package manager is waited for.
-    pub lock_timeout: Span,
-    /// Sets of packages to try, in this order, by package manager.
-    pub packages: PackageSets,
-    /// More arguments for the package manager's install command.
-    pub install_args: Vec<String>,
-    /// Whether it may be told to trust a registry that cannot prove who it is.
-    pub insecure_registries: bool,
-}
-
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
@@ -310,97 +271,6 @@ impl Default for Mount {
             gid: 0,
             mode: Mode(0o755),
         }
-    }
-}
-
-impl Default for Engine {
-    fn default() -> Engine {
-        Engine {
-            manage: true,
-            install: true,
-            socket: "/var/run/docker.sock".to_string(),
-            unit: "docker.service".to_string(),
-            binary: "dockerd".to_string(),
-            daemon_json: "/etc/docker/daemon.json".to_string(),
-            pid_file: "/var/run/docker.pid".to_string(),
-            require_iptables_false: false,
-            min_api: ApiVersion(1, 41),
-            ping_timeout: Span::from_secs(5),
-            ping_max_age: Span::from_secs(1),
-            ready_timeout: Span::from_secs(60),
-            install_timeout: Span::from_secs(900),
-            lock_timeout: Span::from_secs(120),
-            packages: default_packages(),
-            install_args: Vec::new(),
-            insecure_registries: false,
-        }
-    }
-}
-
-/// Docker's own packages first. Debian's `docker.io` only recommends what it needs where AppArmor is
-/// on and where images are pulled over TLS, and recommended packages are not installed, for they
-/// would bring systemd to a machine without it.
-fn default_packages() -> PackageSets {
-    let set = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<_>>();
-    let docker_ce = set(&["docker-ce", "docker-ce-cli", "containerd.io"]);
-    let rpm = vec![docker_ce.clone(), set(&["docker-engine"])];
-    PackageSets::from([
-        (PackageManager::Apt, vec![docker_ce, set(&["docker.io", "apparmor", "ca-certificates"])]),
-        (PackageManager::Dnf, rpm.clone()),
-        (PackageManager::Yum, rpm.clone()),
-        (PackageManager::Zypper, rpm),
-    ])
-}
-
-/// A duration as people write it: `30s`, `15m`, `1h 30m`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-impl Span {
-    /// Milliseconds.
-    pub const fn from_millis(milliseconds: u64) -> Span {
-        Span(Duration::from_millis(milliseconds))
-    }
-
-    /// Whole seconds.
-    pub const fn from_secs(seconds: u64) -> Span {
-        Span(Duration::from_secs(seconds))
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let parsed = humantime::parse_duration(&text);
-        parsed.map(Span).map_err(|e| {
-            serde::de::Error::custom(format!("'{text}' is not a duration such as 30s or 15m: {e}"))
-        })
-    }
-}
-
-/// A file mode, written as a string of octal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mode(pub u32);
-
-impl Serialize for Mode {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:04o}", self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Mode {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
-        mode.map(Mode).ok_or_else(|| {
-            serde::de::Error::custom(format!("'{text}' is not a mode in octal such as \"0755\""))
-        })
     }
 }
 

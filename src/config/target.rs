@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Mode, Span};
+use super::units::{Mode, Span};
 use super::volume::{Heal, Volume};
 use crate::model::image::{ImagePolicy, ImageSha256, ImageUrl};
+use crate::model::path::CleanPath;
 use crate::model::policy::{TargetDefaults, TargetPolicy, TargetTemplate};
 use crate::model::registry::RegistryPolicy;
-use crate::model::target::{CleanPath, TargetKind, TargetName};
+use crate::model::target::{TargetKind, TargetName};
 
 /// Targets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

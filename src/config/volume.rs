@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Mode, Span};
+use super::units::{Mode, Span};
 use crate::model::policy::{HealPolicy, VolumePolicy};
 
 /// Volumes.

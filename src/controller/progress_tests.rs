@@ -5,8 +5,9 @@ use std::sync::Mutex;
 use super::*;
 use crate::model::caller::Caller;
 use crate::model::outgoing::Outgoing;
-use crate::model::prepare::{Area, Step, StepOutcome, StepReport};
+use crate::model::prepare::{StepOutcome, StepReport};
 use crate::model::progress::Stage;
+use crate::model::step::{Area, Step};
 
 const SECOND: Duration = Duration::from_secs(1);
 const WITHIN: Duration = Duration::from_secs(5);

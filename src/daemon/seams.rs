@@ -24,7 +24,8 @@ use crate::host::spawn::Processes;
 use crate::host::{Root, facts};
 use crate::model::deep::DeepHealth;
 use crate::model::engine::Init;
-use crate::model::target::{CleanPath, TargetHealth, TargetName};
+use crate::model::path::CleanPath;
+use crate::model::target::{TargetHealth, TargetName};
 use crate::model::units::PageSize;
 
 /// What the owners of targets need of the others.

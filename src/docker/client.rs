@@ -28,9 +28,9 @@ use tokio_util::io::ReaderStream;
 
 use super::progress::PullProgress;
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
+use crate::model::container::{ContainerSeen, ContainerSpec};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
-use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// bollard's own deadline in seconds; ours are shorter, this one only catches what we forget.
 const BOLLARD_TIMEOUT_S: u64 = 3600;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, broadcast};
 
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
+use crate::model::container::{ContainerSeen, ContainerSpec};
 use crate::model::engine::{ApiVersion, EngineVersion};
 use crate::model::registry::Credentials;
-use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// How the played engine is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use tokio::io::AsyncRead;
 
+use crate::model::container::{ContainerSeen, ContainerSpec};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
-use crate::model::target::{ContainerSeen, ContainerSpec};
 
 /// A call to the engine that failed.
 #[derive(Debug, thiserror::Error)]

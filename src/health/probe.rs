@@ -10,8 +10,9 @@ use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
 use crate::host::process::engine_may_be_asked;
 use crate::model::fault::chain;
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
-use crate::model::target::{CleanPath, TargetName};
+use crate::model::target::TargetName;
 use crate::spdk::{Sockets, SpdkError};
 
 /// Asks how targets stand.

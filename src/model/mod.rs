@@ -6,6 +6,7 @@
 
 pub mod ascii;
 pub mod caller;
+pub mod container;
 pub mod cpu;
 pub mod deep;
 pub mod engine;
@@ -19,12 +20,14 @@ pub mod mounts;
 pub mod network;
 pub mod node;
 pub mod outgoing;
+pub mod path;
 pub mod policy;
 pub mod pools;
 pub mod prepare;
 pub mod progress;
 pub mod registry;
 pub mod status;
+pub mod step;
 pub mod target;
 pub mod task;
 pub mod units;

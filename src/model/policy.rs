@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::engine::{ApiVersion, PackageSets};
 use super::fault::Fault;
 use super::image::{ImagePolicy, ImageSha256, ImageUrl};
-use super::target::{CleanPath, TargetKind, TargetName};
+use super::path::CleanPath;
+use super::target::{TargetKind, TargetName};
 
 /// How pools may be grown.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::caller::Caller;
-use super::prepare::{Area, Progress};
+use super::prepare::Progress;
+use super::step::Area;
 use super::target::{TargetKind, TargetSpec};
 
 /// The most characters of a printed line that are told.
@@ -185,7 +186,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::prepare::{Step, StepOutcome, StepReport};
+    use crate::model::prepare::{StepOutcome, StepReport};
+    use crate::model::step::Step;
 
     fn begun(area: Area, step: &str, subject: &str) -> Progress {
         Progress::Begun { area, step: step.to_string(), subject: subject.to_string() }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::container::ContainerSeen;
 use super::cpu::{CoreList, Cpu, CpuUse};
 use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
+use super::path::{CleanPath, judge_socket};
 use super::volume::VolumeSpecs;
 
-/// `sockaddr_un.sun_path` less its closing zero (unix(7)).
-pub const SUN_PATH: usize = 107;
 /// MiB of hugepages that a target may take: more than any machine has.
 const MOST_MEMORY_MIB: u64 = 1 << 26;
 
@@ -71,62 +71,6 @@ impl From<TargetName> for String {
 impl fmt::Display for TargetName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// An absolute path without `.`, `..`, control characters or what a mount option could not hold.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct CleanPath(String);
-
-impl CleanPath {
-    /// The path.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The path of an entry in this folder.
-    pub fn join(&self, name: &str) -> String {
-        format!("{}/{name}", self.0.trim_end_matches('/'))
-    }
-}
-
-impl FromStr for CleanPath {
-    type Err = Fault;
-
-    fn from_str(text: &str) -> Result<CleanPath, Fault> {
-        let refused = |why: &str| {
-            let shown: String = text.chars().take(120).collect();
-            Err(Fault::new("invalid-path", format!("'{shown}' is no path to be used: {why}")))
-        };
-        if !text.starts_with('/') {
-            return refused("it is not absolute");
-        }
-        if text.len() > 4000 {
-            return refused("it is longer than paths are");
-        }
-        if text.chars().any(|c| c.is_control() || c == ':') {
-            return refused("it holds a control character or a colon");
-        }
-        if text.split('/').any(|part| part == "." || part == "..") {
-            return refused("it holds '.' or '..'");
-        }
-        let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
-        Ok(CleanPath(format!("/{}", parts.join("/"))))
-    }
-}
-
-impl TryFrom<String> for CleanPath {
-    type Error = Fault;
-
-    fn try_from(text: String) -> Result<CleanPath, Fault> {
-        text.parse()
-    }
-}
-
-impl From<CleanPath> for String {
-    fn from(path: CleanPath) -> String {
-        path.0
     }
 }
 
@@ -254,44 +198,6 @@ pub fn judge_image(name: &str) -> Result<(), Fault> {
     ))
 }
 
-/// Whether it can be a control socket. Its name ends with `.sock`, which no volume's does: to a volume's
-/// socket nothing is ever connected.
-///
-/// # Errors
-/// When the path is longer than a socket's may be, or is not a control socket's.
-pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
-    judge_length(path)?;
-    if path.as_str().ends_with(".sock") {
-        return Ok(());
-    }
-    Err(Fault::new(
-        "invalid-control-socket",
-        format!(
-            "{} is taken for no control socket, whose name ends with .sock: what else lies beside it \
-             are the sockets of volumes, and to those the agent never connects",
-            path.as_str()
-        ),
-    ))
-}
-
-/// Whether any socket can lie there.
-///
-/// # Errors
-/// When the path is longer than a socket's may be.
-pub fn judge_length(path: &CleanPath) -> Result<(), Fault> {
-    if path.as_str().len() <= SUN_PATH {
-        return Ok(());
-    }
-    Err(Fault::new(
-        "socket-path-too-long",
-        format!(
-            "a socket cannot lie at {}: its path has {} bytes, and a socket's has at most {SUN_PATH}",
-            path.as_str(),
-            path.as_str().len()
-        ),
-    ))
-}
-
 /// One field in which what runs differs from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -354,80 +260,6 @@ impl TargetSeen {
     pub fn serves(&self) -> bool {
         self.version.is_some() && self.container.as_ref().is_some_and(|seen| seen.running)
     }
-}
-
-/// A container as the engine shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerSeen {
-    /// The engine's id.
-    pub id: String,
-    /// Whether its process lives.
-    pub running: bool,
-    /// The pid of its first process, on the host.
-    pub pid: Option<u32>,
-    /// The exit code of a process that has ended.
-    pub exit_code: Option<i64>,
-    /// Whether the kernel killed it for want of memory.
-    pub oom_killed: bool,
-    /// The id of its image.
-    pub image_id: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// The engine's word on why it could not be started.
-    pub error: String,
-}
-
-/// The label that holds the wish a container was made for.
-pub const SPEC_LABEL: &str = "vhost-agent.spec";
-/// The label that holds the digest of all that a container was made with.
-pub const DIGEST_LABEL: &str = "vhost-agent.digest";
-
-impl ContainerSeen {
-    /// The wish that it was made for, when the agent made it.
-    pub fn made_for(&self) -> Option<TargetSpec> {
-        serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
-    }
-
-    /// How its process ended, in a sentence.
-    pub fn how_it_ended(&self) -> String {
-        let code = self.exit_code.unwrap_or_default();
-        if self.oom_killed {
-            return format!("it was killed for want of memory (exit code {code})");
-        }
-        if !self.error.is_empty() {
-            return format!("it could not be started: {} (exit code {code})", self.error);
-        }
-        format!("its process has ended with exit code {code}")
-    }
-}
-
-/// A container as it is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerSpec {
-    /// Its name.
-    pub name: String,
-    /// Its image.
-    pub image: String,
-    /// The command and its arguments.
-    pub command: Vec<String>,
-    /// Environment, `NAME=value`.
-    pub env: Vec<String>,
-    /// Paths of the host that it sees under the same path: (path, read-only).
-    pub binds: Vec<(String, bool)>,
-    /// Folders in memory.
-    pub tmpfs: Vec<String>,
-    /// Devices of the host.
-    pub devices: Vec<String>,
-    /// Capabilities, all others are dropped.
-    pub capabilities: Vec<String>,
-    /// All of them, and all devices.
-    pub privileged: bool,
-    /// CPUs that it may run on, as a list.
-    pub cpus: Option<String>,
-    /// NUMA nodes that its memory comes from, as a list.
-    pub memory_nodes: Option<String>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
 }
 
 /// The targets that this node is to have.
@@ -525,34 +357,10 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_absolute_and_lead_where_they_say() {
-        let clean = |text: &str| text.parse::<CleanPath>().map(String::from);
-        assert_eq!(clean("/var//tmp/").unwrap(), "/var/tmp");
-        assert_eq!(clean("/").unwrap(), "/");
-        let long = format!("/{}", "x".repeat(4000));
-        for path in ["", "a", "../a", "/a/../b", "/a/./b", "/a\nb", "/a:/etc", long.as_str()] {
-            assert_eq!(clean(path).unwrap_err().code, "invalid-path", "{path}");
-        }
-    }
-
-    #[test]
-    fn a_socket_path_fits_into_its_structure() {
-        let path = |length: usize| format!("/{}.sock", "x".repeat(length - 6)).parse().unwrap();
-        assert!(judge_socket(&path(107)).is_ok());
-        assert_eq!(judge_socket(&path(108)).unwrap_err().code, "socket-path-too-long");
-    }
-
-    #[test]
     fn a_target_takes_no_more_memory_than_a_machine_can_have() {
         let with = |memory_mib| TargetSpec { memory_mib, ..TargetSpec::example("a") }.judge();
         assert!(with(MOST_MEMORY_MIB).is_ok());
         assert_eq!(with(u64::MAX).unwrap_err().code, "invalid-memory");
-    }
-
-    #[test]
-    fn what_is_not_named_as_a_control_socket_may_be_a_volumes() {
-        let volume = "/var/tmp/vhost-sockets/zbs-vhost-0123".parse().unwrap();
-        assert_eq!(judge_socket(&volume).unwrap_err().code, "invalid-control-socket");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::deep::PROBE_PREFIX;
 use super::fault::Fault;
-use super::target::{CleanPath, TargetName, judge_length};
+use super::path::{CleanPath, judge_length};
+use super::target::TargetName;
 
 /// The name of a volume, which is its controller's and so its socket's, or of its bdev.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

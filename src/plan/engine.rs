@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::model::engine::{DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init};
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::EnginePolicy;
-use crate::model::prepare::Step;
+use crate::model::step::Step;
 
 /// The key of daemon.json that keeps the engine's hands off the host's packet filter.
 const KEY: &str = "iptables";

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use crate::model::fault::Fault;
 use crate::model::policy::PoolPolicy;
 use crate::model::pools::{PagesByPool, Placement, PoolGoal, PoolKey, PoolWant, PoolsSeen};
-use crate::model::prepare::{ResizePool, Step};
+use crate::model::step::{ResizePool, Step};
 use crate::model::units::{NumaNode, PageSize};
 
 /// How hard the kernel was asked for pages of a pool and still gave too few.

@@ -2,7 +2,7 @@
 
 use crate::model::mounts::HugetlbMount;
 use crate::model::policy::MountPolicy;
-use crate::model::prepare::Step;
+use crate::model::step::Step;
 use crate::model::units::PageSize;
 
 /// The mount for pages of that size, or the step that makes it.

@@ -10,15 +10,13 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::cores::{self, Chosen};
+use crate::model::container::{ContainerSeen, ContainerSpec, DIGEST_LABEL, SPEC_LABEL};
 use crate::model::fault::{Fault, Finding};
 use crate::model::image::Download;
 use crate::model::policy::{TargetPolicy, TargetTemplate};
-use crate::model::prepare::{ImageSource, Step};
 use crate::model::registry::registry_of;
-use crate::model::target::{
-    ContainerSeen, ContainerSpec, DIGEST_LABEL, Drift, EnsureWish, SPEC_LABEL, TargetKind,
-    TargetSeen, TargetSpec,
-};
+use crate::model::step::{ImageSource, Step};
+use crate::model::target::{Drift, EnsureWish, TargetKind, TargetSeen, TargetSpec};
 
 /// What to do, and what to tell.
 #[derive(Debug, Default, PartialEq)]

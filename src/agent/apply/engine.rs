@@ -17,7 +17,7 @@ use crate::host::{HostError, Root, daemon_json};
 use crate::model::engine::{ApiVersion, DaemonJson, EngineSeen, EngineVersion};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
-use crate::model::prepare::Step;
+use crate::model::step::Step;
 
 /// Changes the engine of one machine.
 #[derive(Debug)]

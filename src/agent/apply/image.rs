@@ -15,7 +15,7 @@ use crate::host::{Root, own_image};
 use crate::model::fault::{Fault, chain};
 use crate::model::image::Download;
 use crate::model::policy::TargetPolicy;
-use crate::model::prepare::ImageSource;
+use crate::model::step::ImageSource;
 
 /// Brings images into the engine of one machine.
 #[derive(Debug)]

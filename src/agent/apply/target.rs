@@ -10,10 +10,11 @@ use super::super::observe::target::{Containers, engine_fault, printed};
 use super::image::Images;
 use crate::host::pidfd::{Signal, WatchedProcess};
 use crate::host::{Root, leftovers};
+use crate::model::container::{ContainerSeen, ContainerSpec, SPEC_LABEL};
 use crate::model::fault::{Fault, chain};
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
-use crate::model::prepare::Step;
-use crate::model::target::{CleanPath, ContainerSeen, ContainerSpec, SPEC_LABEL};
+use crate::model::step::Step;
 use crate::spdk::Sockets;
 
 /// Between two questions to a target that starts; it polls its socket every 4 ms.

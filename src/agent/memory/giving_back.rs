@@ -6,7 +6,8 @@ use super::growth::Growth;
 use super::{MemoryOrder, MemoryWork, pages_text};
 use crate::model::fault::Fault;
 use crate::model::pools::{PagesByPool, PoolKey};
-use crate::model::prepare::{ReclaimReport, ResizePool, Step, StepOutcome, StepReport};
+use crate::model::prepare::{ReclaimReport, StepOutcome, StepReport};
+use crate::model::step::{ResizePool, Step};
 use crate::model::units::{NumaNode, PageSize};
 use crate::plan::hugepages;
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use super::{LOOK_IS_GOOD, MemoryOrder, MemoryWork, pages_text};
 use crate::model::fault::Fault;
 use crate::model::pools::{Intent, PagesByPool, Pool, PoolKey, PoolsSeen};
-use crate::model::prepare::{PartReport, Step, StepOutcome, StepReport};
+use crate::model::prepare::{PartReport, StepOutcome, StepReport};
+use crate::model::step::Step;
 use crate::plan::hugepages::{self, Decision, OnShortfall, Trial, Trials, next_effort};
 
 /// KiB that one write to a pool may ask for: 2 GiB.

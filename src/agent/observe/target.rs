@@ -10,13 +10,13 @@ pub use crate::docker::Containers;
 use crate::docker::EngineError;
 use crate::host::pools::PoolFiles;
 use crate::host::{Root, cpus, cpuset, holders, mounts, own_image, process, socket_place};
+use crate::model::container::ContainerSeen;
 use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::deep::PROBE_PREFIX;
 use crate::model::fault::{Fault, chain};
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
-use crate::model::target::{
-    CleanPath, ContainerSeen, TargetKind, TargetName, TargetSeen, TargetSpec,
-};
+use crate::model::target::{TargetKind, TargetName, TargetSeen, TargetSpec};
 use crate::model::units::PageSize;
 use crate::spdk::{Sockets, SpdkError};
 
@@ -261,7 +261,7 @@ mod tests {
 
     use super::*;
     use crate::docker::fake::FakeContainers;
-    use crate::model::target::SPEC_LABEL;
+    use crate::model::container::SPEC_LABEL;
 
     fn spec(folder: &str) -> TargetSpec {
         TargetSpec {

@@ -7,8 +7,8 @@ use futures_util::future::try_join_all;
 use super::blocking;
 use crate::host::{Root, socket_place};
 use crate::model::fault::{Fault, chain};
+use crate::model::path::CleanPath;
 use crate::model::policy::VolumePolicy;
-use crate::model::target::CleanPath;
 use crate::model::volume::{
     BdevSeen, ControllerSeen, SessionSeen, VolumeName, VolumeSeen, VolumeSpec,
 };

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::{Kept, Thing, Things, look};
 use crate::model::fault::Fault;
-use crate::model::target::{CleanPath, TargetName};
+use crate::model::path::CleanPath;
+use crate::model::target::TargetName;
 use crate::store::{Durability, Store};
 
 /// The form of the document.

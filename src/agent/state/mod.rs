@@ -25,8 +25,9 @@ use super::memory::RESERVATIONS;
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
 use crate::model::image::without_secrets;
+use crate::model::path::CleanPath;
 use crate::model::pools::{PoolPages, pages_map};
-use crate::model::target::{CleanPath, TargetName, TargetSpec};
+use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{Durability, Store};
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::model::fault::Fault;
+use crate::model::path::CleanPath;
 use crate::model::status::VolumeTally;
-use crate::model::target::CleanPath;
 use crate::model::volume::{
     VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStatus, Volumes,
 };

@@ -6,8 +6,10 @@ use super::super::observe::target::Containers;
 use super::TargetWish;
 use super::owner::Owner;
 use crate::model::fault::{Fault, Finding};
-use crate::model::prepare::{PartReport, Step, StepOutcome, StepReport};
-use crate::model::target::{CleanPath, TargetSeen, TargetSpec, Work};
+use crate::model::path::CleanPath;
+use crate::model::prepare::{PartReport, StepOutcome, StepReport};
+use crate::model::step::Step;
+use crate::model::target::{TargetSeen, TargetSpec, Work};
 
 /// Rounds of plan and apply before it is said that they do not lead anywhere.
 const MOST_ROUNDS: usize = 5;

@@ -8,8 +8,8 @@ use tokio::time::{Instant, timeout_at};
 use super::super::observe::target::Containers;
 use super::owner::Owner;
 use crate::model::fault::Fault;
-use crate::model::prepare::Step;
 use crate::model::status::Standings;
+use crate::model::step::Step;
 use crate::model::target::{TargetName, TargetSeen};
 
 impl<C: Containers> Owner<C> {

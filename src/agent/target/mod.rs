@@ -39,11 +39,10 @@ use super::progress::ProgressSink;
 use super::pulse::Pulse;
 use super::standing::Stands;
 use crate::model::fault::Fault;
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{
-    CleanPath, EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec,
-};
+use crate::model::target::{EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec, VolumeStatus, VolumeView, Volumes};
 use crate::plan::target::{self, TargetPlan};
 

@@ -15,9 +15,10 @@ use super::prepare::answer;
 use crate::agent::target::TargetWish;
 use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
 use crate::model::target::{
-    CleanPath, CoreWish, EnsureWish, TargetHealth, TargetKind, TargetName, TargetSpec,
+    CoreWish, EnsureWish, TargetHealth, TargetKind, TargetName, TargetSpec,
 };
 
 /// What a target is to be; what is not said is as the settings have it.
@@ -213,7 +214,7 @@ pub async fn health(
         None => api.control_of(&name),
     };
     let control = control.map_err(bad_request)?;
-    crate::model::target::judge_socket(&control).map_err(bad_request)?;
+    crate::model::path::judge_socket(&control).map_err(bad_request)?;
     let health = api.health.health(&name, &control);
     if !query.deep {
         return Ok(Json(health.await).into_response());

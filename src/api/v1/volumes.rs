@@ -17,7 +17,8 @@ use super::super::journal::Call;
 use super::super::{Shared, body};
 use super::targets::bad_request;
 use crate::model::fault::Fault;
-use crate::model::target::{CleanPath, TargetName, TargetSpec};
+use crate::model::path::CleanPath;
+use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView};
 
 /// Volumes of one call.

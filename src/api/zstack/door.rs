@@ -8,8 +8,9 @@ use super::target::{EnsureRequest, at, usual};
 use super::volume::{ActivateRequest, CreateRequest, WhichRequest};
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
-use crate::model::target::{CleanPath, Desired, TargetSpec};
+use crate::model::target::{Desired, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec};
 
 /// What one body comes to as each of the requests that say something.

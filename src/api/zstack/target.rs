@@ -10,10 +10,11 @@ use super::super::Shared;
 use super::{task, wire};
 use crate::agent::target::TargetWish;
 use crate::model::fault::Fault;
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
 use crate::model::prepare::PrepareReport;
 use crate::model::progress::{Asked, Scope};
-use crate::model::target::{CleanPath, CoreWish, Desired, EnsureWish, TargetName, TargetSpec};
+use crate::model::target::{CoreWish, Desired, EnsureWish, TargetName, TargetSpec};
 
 /// MiB of one page.
 const PAGE_MIB: u64 = 2;
@@ -248,7 +249,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
             Some(path) => path.parse()?,
             None => api.control_of(&name)?,
         };
-        crate::model::target::judge_socket(&control)?;
+        crate::model::path::judge_socket(&control)?;
         let health = api.health.health(&name, &control).await;
         Ok(json!({
             "success": true,

@@ -12,8 +12,9 @@ use super::target::{EnsureRequest, answer};
 use super::{task, wire};
 use crate::agent::target::TargetWish;
 use crate::model::fault::Fault;
+use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
-use crate::model::target::{CleanPath, Desired, EnsureWish, TargetSpec, TargetState};
+use crate::model::target::{Desired, EnsureWish, TargetSpec, TargetState};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView, ZBS_SUFFIX};
 
 /// `activate`'s request.

@@ -16,7 +16,7 @@ use crate::host::Root;
 use crate::host::process::started;
 use crate::model::deep::PROBE_PREFIX as PREFIX;
 use crate::model::fault::{Fault, chain};
-use crate::model::target::{CleanPath, judge_length};
+use crate::model::path::{CleanPath, judge_length};
 use crate::model::volume::Backing;
 use crate::spdk::disks::Controller;
 use crate::spdk::{Spdk, SpdkError};

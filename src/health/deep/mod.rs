@@ -33,7 +33,7 @@ use crate::host::shared_memory::{Pages, SharedMemory};
 use crate::host::{HostError, Root};
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenIo};
 use crate::model::fault::{Fault, chain};
-use crate::model::target::CleanPath;
+use crate::model::path::CleanPath;
 use crate::spdk::Spdk;
 
 /// Methods that a canary needs.

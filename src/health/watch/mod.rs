@@ -22,7 +22,8 @@ pub use self::engine::EngineNews;
 use self::target::{Told, Watch};
 use super::probe::Probe;
 use crate::docker::Containers;
-use crate::model::target::{CleanPath, Desired, TargetHealth, TargetName, TargetState};
+use crate::model::path::CleanPath;
+use crate::model::target::{Desired, TargetHealth, TargetName, TargetState};
 
 /// Targets that are watched at the same time; a node has a few.
 const MOST_WATCHED: usize = 64;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use vhost_agent::config::Settings;
 use vhost_agent::host::{Root, daemon_json};
 use vhost_agent::model::engine::{DaemonJson, EngineApi, EngineSeen, Init};
-use vhost_agent::model::prepare::Step;
+use vhost_agent::model::step::Step;
 use vhost_agent::plan::engine::plan;
 use vhost_agent_fuzz::Tree;
 

@@ -10,11 +10,10 @@ use vhost_agent::model::event::EventId;
 use vhost_agent::model::image::{ImageSha256, ImageUrl};
 use vhost_agent::model::network::Network;
 use vhost_agent::model::outgoing::{Outgoing, shown};
+use vhost_agent::model::path::{CleanPath, SUN_PATH, judge_length, judge_socket};
 use vhost_agent::model::progress::Stage;
 use vhost_agent::model::registry::registry_of;
-use vhost_agent::model::target::{
-    CleanPath, SUN_PATH, TargetName, judge_image, judge_length, judge_socket,
-};
+use vhost_agent::model::target::{TargetName, judge_image};
 use vhost_agent::model::task::TaskId;
 use vhost_agent::model::units::PageSize;
 use vhost_agent::model::volume::VolumeName;

@@ -11,8 +11,9 @@ use vhost_agent::api::v1::pools::ReclaimBody;
 use vhost_agent::api::v1::prepare::PrepareBody;
 use vhost_agent::api::v1::targets::TargetBody;
 use vhost_agent::api::v1::volumes::{ResizeBody, VolumeBody, VolumesBody};
+use vhost_agent::model::path::SUN_PATH;
 use vhost_agent::model::pools::Placement;
-use vhost_agent::model::target::{CoreWish, SUN_PATH, TargetKind, TargetName, TargetSpec};
+use vhost_agent::model::target::{CoreWish, TargetKind, TargetName, TargetSpec};
 use vhost_agent::model::volume::{Backing, VolumeSpec};
 use vhost_agent_fuzz::defaults;
 

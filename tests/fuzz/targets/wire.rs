@@ -8,7 +8,8 @@ use vhost_agent::api::zstack::target::usual;
 use vhost_agent::api::zstack::{door, wire};
 use vhost_agent::model::caller::Caller;
 use vhost_agent::model::outgoing::Outgoing;
-use vhost_agent::model::target::{CoreWish, SUN_PATH, TargetSpec};
+use vhost_agent::model::path::SUN_PATH;
+use vhost_agent::model::target::{CoreWish, TargetSpec};
 use vhost_agent::model::volume::{Backing, VolumeSpec};
 use vhost_agent_fuzz::{defaults, desired};
 

@@ -1,0 +1,79 @@
+//! Containers: as one is made, and as the engine shows it.
+
+use std::collections::BTreeMap;
+
+use super::target::TargetSpec;
+
+/// A container as the engine shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSeen {
+    /// The engine's id.
+    pub id: String,
+    /// Whether its process lives.
+    pub running: bool,
+    /// The pid of its first process, on the host.
+    pub pid: Option<u32>,
+    /// The exit code of a process that has ended.
+    pub exit_code: Option<i64>,
+    /// Whether the kernel killed it for want of memory.
+    pub oom_killed: bool,
+    /// The id of its image.
+    pub image_id: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The engine's word on why it could not be started.
+    pub error: String,
+}
+
+/// The label that holds the wish a container was made for.
+pub const SPEC_LABEL: &str = "vhost-agent.spec";
+/// The label that holds the digest of all that a container was made with.
+pub const DIGEST_LABEL: &str = "vhost-agent.digest";
+
+impl ContainerSeen {
+    /// The wish that it was made for, when the agent made it.
+    pub fn made_for(&self) -> Option<TargetSpec> {
+        serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
+    }
+
+    /// How its process ended, in a sentence.
+    pub fn how_it_ended(&self) -> String {
+        let code = self.exit_code.unwrap_or_default();
+        if self.oom_killed {
+            return format!("it was killed for want of memory (exit code {code})");
+        }
+        if !self.error.is_empty() {
+            return format!("it could not be started: {} (exit code {code})", self.error);
+        }
+        format!("its process has ended with exit code {code}")
+    }
+}
+
+/// A container as it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    pub image: String,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// Environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Paths of the host that it sees under the same path: (path, read-only).
+    pub binds: Vec<(String, bool)>,
+    /// Folders in memory.
+    pub tmpfs: Vec<String>,
+    /// Devices of the host.
+    pub devices: Vec<String>,
+    /// Capabilities, all others are dropped.
+    pub capabilities: Vec<String>,
+    /// All of them, and all devices.
+    pub privileged: bool,
+    /// CPUs that it may run on, as a list.
+    pub cpus: Option<String>,
+    /// NUMA nodes that its memory comes from, as a list.
+    pub memory_nodes: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}

@@ -1,0 +1,132 @@
+//! Paths that a caller names, and sockets among them.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::fault::Fault;
+
+/// `sockaddr_un.sun_path` less its closing zero (unix(7)).
+pub const SUN_PATH: usize = 107;
+/// An absolute path without `.`, `..`, control characters or what a mount option could not hold.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CleanPath(pub(super) String);
+
+impl CleanPath {
+    /// The path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The path of an entry in this folder.
+    pub fn join(&self, name: &str) -> String {
+        format!("{}/{name}", self.0.trim_end_matches('/'))
+    }
+}
+
+impl FromStr for CleanPath {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<CleanPath, Fault> {
+        let refused = |why: &str| {
+            let shown: String = text.chars().take(120).collect();
+            Err(Fault::new("invalid-path", format!("'{shown}' is no path to be used: {why}")))
+        };
+        if !text.starts_with('/') {
+            return refused("it is not absolute");
+        }
+        if text.len() > 4000 {
+            return refused("it is longer than paths are");
+        }
+        if text.chars().any(|c| c.is_control() || c == ':') {
+            return refused("it holds a control character or a colon");
+        }
+        if text.split('/').any(|part| part == "." || part == "..") {
+            return refused("it holds '.' or '..'");
+        }
+        let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
+        Ok(CleanPath(format!("/{}", parts.join("/"))))
+    }
+}
+
+impl TryFrom<String> for CleanPath {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<CleanPath, Fault> {
+        text.parse()
+    }
+}
+
+impl From<CleanPath> for String {
+    fn from(path: CleanPath) -> String {
+        path.0
+    }
+}
+
+/// Whether it can be a control socket. Its name ends with `.sock`, which no volume's does: to a volume's
+/// socket nothing is ever connected.
+///
+/// # Errors
+/// When the path is longer than a socket's may be, or is not a control socket's.
+pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
+    judge_length(path)?;
+    if path.as_str().ends_with(".sock") {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "invalid-control-socket",
+        format!(
+            "{} is taken for no control socket, whose name ends with .sock: what else lies beside it \
+             are the sockets of volumes, and to those the agent never connects",
+            path.as_str()
+        ),
+    ))
+}
+
+/// Whether any socket can lie there.
+///
+/// # Errors
+/// When the path is longer than a socket's may be.
+pub fn judge_length(path: &CleanPath) -> Result<(), Fault> {
+    if path.as_str().len() <= SUN_PATH {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "socket-path-too-long",
+        format!(
+            "a socket cannot lie at {}: its path has {} bytes, and a socket's has at most {SUN_PATH}",
+            path.as_str(),
+            path.as_str().len()
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_absolute_and_lead_where_they_say() {
+        let clean = |text: &str| text.parse::<CleanPath>().map(String::from);
+        assert_eq!(clean("/var//tmp/").unwrap(), "/var/tmp");
+        assert_eq!(clean("/").unwrap(), "/");
+        let long = format!("/{}", "x".repeat(4000));
+        for path in ["", "a", "../a", "/a/../b", "/a/./b", "/a\nb", "/a:/etc", long.as_str()] {
+            assert_eq!(clean(path).unwrap_err().code, "invalid-path", "{path}");
+        }
+    }
+
+    #[test]
+    fn a_socket_path_fits_into_its_structure() {
+        let path = |length: usize| format!("/{}.sock", "x".repeat(length - 6)).parse().unwrap();
+        assert!(judge_socket(&path(107)).is_ok());
+        assert_eq!(judge_socket(&path(108)).unwrap_err().code, "socket-path-too-long");
+    }
+
+    #[test]
+    fn what_is_not_named_as_a_control_socket_may_be_a_volumes() {
+        let volume = "/var/tmp/vhost-sockets/zbs-vhost-0123".parse().unwrap();
+        assert_eq!(judge_socket(&volume).unwrap_err().code, "invalid-control-socket");
+    }
+}
