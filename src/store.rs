@@ -22,7 +22,7 @@ use self::files::{beside, sweep, sync_together};
 pub use self::files::{read_some, replace_file, write_new};
 pub use self::lock::Lock;
 pub use self::slot::BootSlot;
-use crate::model::fault::{Fault, chain};
+use crate::model::fault::{Fault, chain, closed_or};
 
 /// Files of one batch that are written before they are synced together.
 const BATCH: usize = 256;
@@ -41,7 +41,8 @@ pub enum Durability {
 pub enum StoreError {
     /// The folder could not be made.
     #[error(
-        "cannot make the state folder {path}: check its parent and the disk, or set state_dir or run_dir"
+        "cannot make the state folder {path}{}",
+        closed_or(source, ": check its parent and the disk, or set state_dir or run_dir")
     )]
     MakeFolder {
         /// Which.
@@ -50,7 +51,10 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A file could not be written.
-    #[error("cannot write {path}: free space or make the disk writable, then call again")]
+    #[error(
+        "cannot write {path}{}",
+        closed_or(source, ": free space or make the disk writable, then call again")
+    )]
     Write {
         /// Which.
         path: PathBuf,
@@ -442,6 +446,15 @@ mod tests {
         fs::write(dir.path().join("a.json"), "{\"half").unwrap();
         assert_eq!(store.read::<Vec<u8>>("a.json", Durability::Disk).unwrap(), None);
         assert_eq!(fs::read_to_string(dir.path().join("a.json.unusable")).unwrap(), "{\"half");
+    }
+
+    #[test]
+    fn an_error_says_what_to_do_where_the_unit_closes_the_folder() {
+        let write = |kind: io::ErrorKind| {
+            StoreError::Write { path: "/data/lock".into(), source: kind.into() }.to_string()
+        };
+        assert!(write(io::ErrorKind::ReadOnlyFilesystem).contains("ReadWritePaths="));
+        assert!(write(io::ErrorKind::StorageFull).contains("free space"));
     }
 
     #[test]

@@ -213,3 +213,18 @@ async fn what_is_kept_is_shown_without_secrets_and_looking_makes_no_file() {
     let empty = Place::on("two-node").run(&["state", "show"]).await;
     assert!(empty.code == HOLDS && empty.out.contains("nothing is kept"), "{empty:?}");
 }
+
+#[tokio::test]
+async fn an_agent_that_may_not_write_where_its_targets_sockets_are_says_so_at_its_start() {
+    let place = Place::on("two-node");
+    put(&place, "targets/zbs-vhost.json", &target());
+    let sockets = place.path("/var/tmp/vhost-sockets");
+    fs::create_dir_all(&sockets).unwrap();
+    let place =
+        place.prelude(&format!("mount -t tmpfs -o ro tmpfs {} || exit 99; ", sockets.display()));
+    let agent = place.ready().await;
+    agent
+        .logged("a target that dies could not be brought back: the folder /var/tmp/vhost-sockets")
+        .await;
+    agent.logged("ReadWritePaths=").await;
+}

@@ -116,6 +116,7 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let pulse = watchdog_pulse();
     let core = Core::start(&settings, &root, store, &pulse)?;
     core.watch_targets(&settings);
+    core.tell_of_closed_folders();
     let (phase, watch_phase) = watch::channel(Phase::Starting);
     let identities = Arc::new(Identities::open(core.store.clone())?);
     let reaches = Reaches::new(settings.outgoing.to.clone(), identities.clone());

@@ -1,5 +1,6 @@
 //! The agent without its doors: the owners of the node, tied to what they watch and work with.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,12 +38,16 @@ use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
 use crate::health::probe::{EngineDaemon, Probe};
 use crate::health::watch::{EngineNews, Watchers};
+use crate::host::mounts::hugetlb_mounts;
+use crate::host::socket_place::in_folder;
 use crate::host::spawn::{HostWide, Processes};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, facts};
 use crate::model::engine::Init;
 use crate::model::event::What;
+use crate::model::mounts::HugetlbMount;
 use crate::model::target::{TargetHealth, TargetName, TargetState};
+use crate::model::units::PageSize;
 use crate::spdk::Sockets;
 use crate::store::Store;
 
@@ -175,6 +180,26 @@ impl Core {
         tokio::spawn(self.watchers.follow_engine(within));
         for (name, spec) in &self.desired.watch().borrow().targets {
             self.watchers.watch(name, &spec.control_sock);
+        }
+    }
+
+    /// Says now what would only come out when a target has died: that the agent may not write where it has
+    /// to take away what a dead one leaves, and to give the sockets of the next one.
+    pub(super) fn tell_of_closed_folders(&self) {
+        let wanted = self.desired.watch();
+        let wanted = wanted.borrow();
+        let sockets = wanted.targets.values().map(|spec| spec.socket_dir.as_str());
+        let sockets: BTreeSet<&str> = sockets.collect();
+        let tell = |why| tracing::error!("a target that dies could not be brought back: {why}");
+        sockets.iter().filter_map(|folder| in_folder(&self.root, folder)).for_each(tell);
+        let Ok(mounts) = hugetlb_mounts(&self.root) else { return };
+        let usable = |it: &&HugetlbMount| {
+            it.page_size == PageSize::MIB_2 && it.writable && it.reachable && !sockets.is_empty()
+        };
+        let closed = mounts.iter().filter(usable).map(|it| in_folder(&self.root, &it.path));
+        // Which of them a target uses is the planner's business; one that is open will do.
+        if let Some(closed) = closed.collect::<Option<Vec<_>>>() {
+            closed.into_iter().for_each(tell);
         }
     }
 }

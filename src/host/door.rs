@@ -57,7 +57,11 @@ pub fn listen_at(
 ) -> Result<(UnixListener, DoorSocket), DoorError> {
     let failed = |source| DoorError::Make { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
+        // Whom the socket is for has to come through, whatever the umask (the agent's unit has 0077).
+        let made: Vec<&Path> = folder.ancestors().take_while(|above| !above.exists()).collect();
         fs::create_dir_all(folder).map_err(failed)?;
+        let open = fs::Permissions::from_mode(0o755);
+        made.iter().try_for_each(|it| fs::set_permissions(it, open.clone())).map_err(failed)?;
     }
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -118,6 +122,8 @@ mod tests {
         let (listener, socket) = listen_at(&path, 0, 0o660).unwrap();
         let meta = fs::symlink_metadata(&path).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o660);
+        let folder = fs::metadata(path.parent().unwrap()).unwrap();
+        assert_eq!(folder.permissions().mode() & 0o7777, 0o755, "whatever the umask");
         UnixStream::connect(&path).unwrap();
         assert!(matches!(listen_at(&path, 0, 0o660), Err(DoorError::InUse(_))));
         drop(listener);

@@ -37,7 +37,7 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 
 use self::systemd::SystemdError;
-use crate::model::fault::{Fault, chain};
+use crate::model::fault::{Fault, chain, closed_or};
 use crate::model::pools::PoolKey;
 
 /// The folder that stands for `/`.
@@ -54,20 +54,6 @@ impl Root {
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.0.join(path.strip_prefix("/").unwrap_or(path))
-    }
-}
-
-/// What to do where nothing may be written, for the agent's unit closes all but a few folders
-/// (systemd.exec(5), `ProtectSystem=`).
-const CLOSED: &str = " (it is read-only: if only vhost-agent.service closes it, make the folder, add it as \
-    ReadWritePaths= with `systemctl edit vhost-agent`, and restart the agent)";
-
-/// That, where it is the reason; `otherwise` where it is not, or more is known.
-fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
-    let is_told = otherwise.contains("read-only");
-    match source.kind() {
-        std::io::ErrorKind::ReadOnlyFilesystem if !is_told => CLOSED,
-        _ => otherwise,
     }
 }
 
@@ -143,6 +129,15 @@ pub enum HostError {
         options: String,
         /// Why.
         source: nix::Error,
+    },
+    /// Something is mounted there, and it is not usable, or nothing would have to be mounted.
+    #[error(
+        "something else is mounted at {path}: pages of another size, read-only, or with a limit of its own (size=, \
+         nr_inodes=); see it with `findmnt {path}`, and unmount it, or set mount.path (mount.path_1g) to another folder"
+    )]
+    Occupied {
+        /// Where.
+        path: PathBuf,
     },
     /// A mount is not what was asked for.
     #[error(
@@ -245,6 +240,7 @@ impl From<HostError> for Fault {
             }
             HostError::Mount { .. }
             | HostError::MountUnit { .. }
+            | HostError::Occupied { .. }
             | HostError::MountReadBack { .. } => "mount-failed",
             HostError::Spawn { .. } | HostError::Service { .. } | HostError::Watch { .. } => {
                 "program-not-started"

@@ -4,6 +4,7 @@
 //! mounts come and out of which none goes.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -122,8 +123,19 @@ impl NewMount<'_> {
 /// When the folder cannot be made, mount(2) fails, or what is there then is something else.
 pub fn mount_hugetlbfs(root: &Root, new: NewMount<'_>) -> Result<(), HostError> {
     let path = root.path(new.at);
+    must_be_free(&path)?;
     let missing = missing_folders(&path);
     mount_at(&path, new).inspect_err(|_| remove_folders(missing))
+}
+
+/// What somebody has mounted there is neither hidden nor taken away.
+fn must_be_free(path: &Path) -> Result<(), HostError> {
+    let device = |path: &Path| fs::metadata(path).ok().map(|meta| meta.dev());
+    let above = path.parent().and_then(device);
+    match device(path) {
+        Some(there) if above != Some(there) => Err(HostError::Occupied { path: path.to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 /// The folders of a path that are not there, the deepest first.
@@ -162,6 +174,7 @@ pub async fn mount_by_systemd(
     new: NewMount<'_>,
 ) -> Result<(), HostError> {
     let path = root.path(new.at);
+    must_be_free(&path)?;
     let missing = missing_folders(&path);
     have_mounted(systemd, &path, new).await.inspect_err(|_| remove_folders(missing))
 }
@@ -173,16 +186,17 @@ async fn have_mounted(systemd: &Systemd, path: &Path, new: NewMount<'_>) -> Resu
         .map_err(|e| HostError::MakeFolder { path: path.to_owned(), source: e.into() })?;
     let options = new.options();
     let all = format!("{options},nosuid,nodev,noexec");
-    systemd.mount_hugetlbfs(path, &all).await.map_err(|source| HostError::MountUnit {
-        path: path.to_owned(),
-        options,
-        source: Box::new(source),
+    let made = systemd.mount_hugetlbfs(path, &all).await.map_err(|source| {
+        let (path, source) = (path.to_owned(), Box::new(source));
+        HostError::MountUnit { path, options, source }
     })?;
     let deadline = Instant::now() + SEEN;
     while !is_hugetlbfs(path, new.size) {
         if Instant::now() >= deadline {
-            // What cannot be used is not left behind.
-            let _ = systemd.unmount(path).await;
+            // What cannot be used is not left behind, and what was there before stays.
+            if made {
+                let _ = systemd.unmount(path).await;
+            }
             return Err(not_there(path, new.size));
         }
         sleep(LOOK_AGAIN).await;
@@ -216,6 +230,14 @@ mod tests {
         assert!(!writable("rw", "ro,pagesize=2M"));
         assert!(!writable("rw", "rw,pagesize=2M,size=1048576K"));
         assert!(!writable("rw", "rw,pagesize=2M,nr_inodes=16"));
+    }
+
+    #[test]
+    fn what_is_mounted_there_stays_as_it_is() {
+        let new = NewMount { at: "/proc", size: PageSize::MIB_2, owner: (0, 0), mode: 0o755 };
+        let refused = mount_hugetlbfs(&Root::new("/"), new).unwrap_err();
+        assert!(matches!(refused, HostError::Occupied { .. }), "{refused:?}");
+        assert!(fs::exists("/proc/self").unwrap());
     }
 
     #[test]

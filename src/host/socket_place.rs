@@ -11,7 +11,8 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode as NixMode;
 use nix::unistd::{AccessFlags, access, geteuid};
 
-use super::{HostError, Root, closed_or};
+use super::{HostError, Root};
+use crate::model::fault::closed_or;
 
 /// What stands in the way of sockets in `folder`, with the control socket at `control`; `None` when nothing
 /// does. What is there is only looked at. `owner` is who the folder belongs to when the agent makes it.
@@ -34,8 +35,8 @@ fn of_somebody_else(root: &Root, folder: &str, owner: u32) -> Option<String> {
     })
 }
 
-/// The folder itself, or the nearest one above it that is there, must be one that can be written to.
-fn in_folder(root: &Root, folder: &str) -> Option<String> {
+/// Why nothing can be written in `folder`, or in the nearest one above it that is there; `None` where it can.
+pub fn in_folder(root: &Root, folder: &str) -> Option<String> {
     for path in Path::new(folder).ancestors() {
         let (at, shown) = (root.path(path), path.display());
         match fs::symlink_metadata(&at) {

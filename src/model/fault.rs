@@ -40,6 +40,21 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         .join(": ")
 }
 
+/// What to do where nothing may be written, for the agent's unit closes all but a few folders
+/// (systemd.exec(5), `ProtectSystem=`).
+const CLOSED: &str = " (it is read-only: if only vhost-agent.service closes it, make the folder, add it as \
+    ReadWritePaths= with `systemctl edit vhost-agent`, and restart the agent)";
+
+/// What to do about an error of a write: that, where it is the reason; `otherwise` where it is not, or more is
+/// known.
+pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
+    let is_told = otherwise.contains("read-only");
+    match source.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem if !is_told => CLOSED,
+        _ => otherwise,
+    }
+}
+
 /// Something true about the node that is no failure of the call but that the operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {

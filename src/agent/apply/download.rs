@@ -193,10 +193,12 @@ impl Downloader {
                 Some(to) => {
                     let to = String::from_utf8_lossy(to.as_bytes());
                     url = answer::next(&url, &to).map_err(|why| {
-                        let url = without_secrets(&url);
-                        // What gives access may stand in its query.
-                        let to = to.split('?').next().unwrap_or_default().to_string();
-                        DownloadError::Redirect { url, to, why }
+                        // Credentials may stand in it as in any other address.
+                        let to = match url.join(&to) {
+                            Ok(to) if to.has_host() => without_secrets(&to),
+                            _ => "…".to_string(),
+                        };
+                        DownloadError::Redirect { url: without_secrets(&url), to, why }
                     })?;
                 }
             }

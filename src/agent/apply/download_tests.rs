@@ -295,6 +295,12 @@ async fn redirects_are_followed_and_not_for_ever() {
     let error = place.fetch(&round.url, None).await.unwrap_err();
     assert!(matches!(error, DownloadError::Redirect { .. }), "{error:?}");
     assert_eq!(round.seen.lock().unwrap().len(), MOST_REDIRECTS + 1);
+    for (location, shown) in [("ftp://a:secret@b/c?secret", "'ftp://b/c?…'"), ("x:secret", "'…'")]
+    {
+        let elsewhere = server(vec![to(location)]).await;
+        let error = place.fetch(&elsewhere.url, None).await.unwrap_err().to_string();
+        assert!(error.contains(shown) && !error.contains("secret"), "{error}");
+    }
 }
 
 #[tokio::test]

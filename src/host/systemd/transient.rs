@@ -85,26 +85,32 @@ impl Systemd {
     }
 
     /// Has a hugetlbfs with these options mounted at `at`, as the mount unit of that path; systemd makes
-    /// the folder. A unit that the operator has for that path is started instead.
+    /// the folder. A unit that the operator has for that path is started instead. Whether it was this call
+    /// that brought it about; false where the unit was active before.
     ///
     /// # Errors
     /// When systemd cannot be reached or refuses, or the mount fails.
-    pub async fn mount_hugetlbfs(&self, at: &Path, options: &str) -> Result<(), SystemdError> {
+    pub async fn mount_hugetlbfs(&self, at: &Path, options: &str) -> Result<bool, SystemdError> {
         let unit = mount_unit(at);
         let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
+            if is_active(&connection, &unit).await? {
+                return Ok(None);
+            }
             let properties = mount(options);
-            job_done(&connection, async |manager| {
+            let result = job_done(&connection, async |manager| {
                 match manager.start_transient_unit(&unit, "fail", &properties, &[]).await {
                     Err(e) if is_named(&e, "UnitExists") => {
                         manager.start_unit(&unit, "replace").await
                     }
                     job => job,
                 }
-            })
-            .await
+            });
+            result.await.map(Some)
         });
-        let result = asked.await?;
-        started(&unit, result)
+        match asked.await? {
+            Some(result) => started(&unit, result).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// Has what is mounted at `at` unmounted.
@@ -175,6 +181,13 @@ async fn main_of(connection: &Connection, unit: &str) -> zbus::Result<Main> {
     let status = i32::try_from(of_service("ExecMainStatus").await?).unwrap_or_default();
     let end = (how != 0).then(|| (how == EXITED).then_some(status));
     Ok(Main { pid, end, known: !matches!(state.as_str(), "inactive" | "failed") })
+}
+
+async fn is_active(connection: &Connection, unit: &str) -> zbus::Result<bool> {
+    let path = ManagerProxy::new(connection).await?.load_unit(unit).await?;
+    let properties = PropertiesProxy::builder(connection).path(path).build().await?;
+    let state = properties.get("org.freedesktop.systemd1.Unit", "ActiveState").await?;
+    Ok(String::try_from(state).is_ok_and(|state| state == "active"))
 }
 
 async fn while_it_lives(process: &WatchedProcess) {
