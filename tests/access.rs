@@ -343,6 +343,19 @@ async fn the_nodes_own_socket_wants_nothing_but_the_right_to_use_it() {
 }
 
 #[tokio::test]
+async fn whom_the_socket_is_for_gets_to_it_whatever_the_umask() {
+    let place = Place::on("two-node").prelude("umask 077; ");
+    let path = place.folder().join("made/for/it/agent.sock");
+    let place = place.env("VHOST_AGENT_ACCESS__SOCKET", path.to_str().unwrap());
+    let _agent = place.start().await;
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&path), 0o660);
+    for folder in path.ancestors().skip(1).take(3) {
+        assert_eq!(mode(folder), 0o755, "{}", folder.display());
+    }
+}
+
+#[tokio::test]
 async fn without_the_socket_the_command_line_says_why_it_cannot_reach_an_agent_with_tls() {
     let authority = Authority::new();
     let place = with_tls(&authority.sign("127.0.0.1"), None).env("VHOST_AGENT_ACCESS__SOCKET", "");

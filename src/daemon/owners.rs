@@ -45,8 +45,7 @@ use crate::host::systemd::Systemd;
 use crate::host::{Root, facts};
 use crate::model::engine::Init;
 use crate::model::event::What;
-use crate::model::mounts::HugetlbMount;
-use crate::model::target::{TargetHealth, TargetName, TargetState};
+use crate::model::target::{TargetHealth, TargetKind, TargetName, TargetState};
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
 use crate::store::Store;
@@ -186,21 +185,22 @@ impl Core {
     /// Says now what would only come out when a target has died: that the agent may not write where it has
     /// to take away what a dead one leaves, and to give the sockets of the next one.
     pub(super) fn tell_of_closed_folders(&self) {
-        let wanted = self.desired.watch();
-        let wanted = wanted.borrow();
-        let sockets = wanted.targets.values().map(|spec| spec.socket_dir.as_str());
-        let sockets: BTreeSet<&str> = sockets.collect();
-        let tell = |why| tracing::error!("a target that dies could not be brought back: {why}");
-        sockets.iter().filter_map(|folder| in_folder(&self.root, folder)).for_each(tell);
-        let Ok(mounts) = hugetlb_mounts(&self.root) else { return };
-        let usable = |it: &&HugetlbMount| {
-            it.page_size == PageSize::MIB_2 && it.writable && it.reachable && !sockets.is_empty()
-        };
-        let closed = mounts.iter().filter(usable).map(|it| in_folder(&self.root, &it.path));
-        // Which of them a target uses is the planner's business; one that is open will do.
-        if let Some(closed) = closed.collect::<Option<Vec<_>>>() {
-            closed.into_iter().for_each(tell);
-        }
+        let wanted: Vec<_> = self.desired.watch().borrow().targets.values().cloned().collect();
+        let root = self.root.clone();
+        // Nobody waits for it: one of them may lie on a disk that hangs.
+        drop(tokio::task::spawn_blocking(move || {
+            let sockets = wanted.iter().map(|spec| spec.socket_dir.as_str().to_string());
+            let mut folders: BTreeSet<String> = sockets.collect();
+            if wanted.iter().any(|spec| spec.kind != TargetKind::BuiltIn) {
+                let mounts = hugetlb_mounts(&root).unwrap_or_default();
+                // As it is found for each of them.
+                let used = mounts.into_iter().find(|it| it.is_good_for(PageSize::MIB_2));
+                folders.extend(used.map(|mount| mount.path));
+            }
+            for why in folders.iter().filter_map(|folder| in_folder(&root, folder)) {
+                tracing::error!("a target that dies could not be brought back: {why}");
+            }
+        }));
     }
 }
 

@@ -4,7 +4,6 @@
 //! mounts come and out of which none goes.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,19 +34,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// # Errors
 /// When the mount table cannot be read.
 pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
-    let (path, table) = mount_table(root)?;
-    // A node with many containers has thousands of mounts; only the few that matter are parsed.
-    let table: Vec<u8> = table
-        .split_inclusive(|byte| *byte == b'\n')
-        .filter(|line| line.windows(13).any(|word| word == b" - hugetlbfs "))
-        .flatten()
-        .copied()
-        .collect();
-    let infos = MountInfos::from_read(table.as_slice()).map_err(|e| HostError::Parse {
-        path,
-        value: e.to_string(),
-        expected: "a mount table",
-    })?;
+    let is_hugetlbfs_line = |line: &[u8]| line.windows(13).any(|word| word == b" - hugetlbfs ");
+    let infos = mount_infos(root, is_hugetlbfs_line)?;
     let mounts = infos.into_iter().filter_map(|info| {
         let size = info.super_options.get("pagesize").cloned().flatten()?.parse().ok()?;
         // With a limit of its own it refuses files for which the pool has pages.
@@ -60,6 +48,18 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
         Some(HugetlbMount { path: at, page_size: size, writable, reachable })
     });
     Ok(mounts.collect())
+}
+
+/// The mounts whose lines matter: a node with many containers has thousands, and the others are not parsed.
+fn mount_infos(root: &Root, matters: impl Fn(&[u8]) -> bool) -> Result<MountInfos, HostError> {
+    let (path, table) = mount_table(root)?;
+    let lines = table.split_inclusive(|byte| *byte == b'\n').filter(|line| matters(line));
+    let table: Vec<u8> = lines.flatten().copied().collect();
+    MountInfos::from_read(table.as_slice()).map_err(|e| HostError::Parse {
+        path,
+        value: e.to_string(),
+        expected: "a mount table",
+    })
 }
 
 fn mount_table(root: &Root) -> Result<(PathBuf, Vec<u8>), HostError> {
@@ -122,19 +122,24 @@ impl NewMount<'_> {
 /// # Errors
 /// When the folder cannot be made, mount(2) fails, or what is there then is something else.
 pub fn mount_hugetlbfs(root: &Root, new: NewMount<'_>) -> Result<(), HostError> {
+    if is_there(root, new)? {
+        return Ok(());
+    }
     let path = root.path(new.at);
-    must_be_free(&path)?;
     let missing = missing_folders(&path);
     mount_at(&path, new).inspect_err(|_| remove_folders(missing))
 }
 
-/// What somebody has mounted there is neither hidden nor taken away.
-fn must_be_free(path: &Path) -> Result<(), HostError> {
-    let device = |path: &Path| fs::metadata(path).ok().map(|meta| meta.dev());
-    let above = path.parent().and_then(device);
-    match device(path) {
-        Some(there) if above != Some(there) => Err(HostError::Occupied { path: path.to_owned() }),
-        _ => Ok(()),
+/// Whether what is wanted is there meanwhile, as where systemd mounts it once somebody looks. What somebody has
+/// mounted there otherwise is neither hidden nor taken away.
+fn is_there(root: &Root, new: NewMount<'_>) -> Result<bool, HostError> {
+    if is_usable(root, new.at, new.size) {
+        return Ok(true);
+    }
+    let Ok(real) = fs::canonicalize(root.path(new.at)) else { return Ok(false) };
+    match mount_infos(root, |_| true)?.into_iter().any(|it| root.path(&it.mount_point) == real) {
+        true => Err(HostError::Occupied { path: real }),
+        false => Ok(false),
     }
 }
 
@@ -173,8 +178,10 @@ pub async fn mount_by_systemd(
     root: &Root,
     new: NewMount<'_>,
 ) -> Result<(), HostError> {
+    if is_there(root, new)? {
+        return Ok(());
+    }
     let path = root.path(new.at);
-    must_be_free(&path)?;
     let missing = missing_folders(&path);
     have_mounted(systemd, &path, new).await.inspect_err(|_| remove_folders(missing))
 }

@@ -18,3 +18,10 @@ pub struct HugetlbMount {
     /// Whether its path really leads to it; false when something is mounted over it.
     pub reachable: bool,
 }
+
+impl HugetlbMount {
+    /// Whether pages of that size can be taken there.
+    pub fn is_good_for(&self, size: PageSize) -> bool {
+        self.page_size == size && self.writable && self.reachable
+    }
+}

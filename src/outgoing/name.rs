@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// How long an answer is used: a look-up may cost more than the request it is for.
@@ -16,23 +17,30 @@ const KEPT: Duration = Duration::from_secs(5);
 pub struct Name {
     host: String,
     port: u16,
-    found: Arc<Mutex<Option<Found>>>,
+    last: Arc<Mutex<Option<Look>>>,
+    /// Held by the look-up that is under way.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-#[derive(Debug)]
-struct Found {
-    at: Instant,
+/// What the last look-up came to.
+#[derive(Debug, Clone)]
+struct Look {
+    ended: Instant,
+    /// Those that were found last; none where none ever were.
     addresses: Vec<SocketAddr>,
+    /// Why there are none.
+    failed: Option<(io::ErrorKind, String)>,
 }
 
 impl Name {
     /// A name, or an address without brackets, and a port.
     pub fn new(host: String, port: u16) -> Name {
-        Name { host, port, found: Arc::default() }
+        Name { host, port, last: Arc::default(), turn: Arc::default() }
     }
 
     /// Its addresses. One look-up is under way at a time, also when whoever asked has given up: getaddrinfo(3)
     /// cannot be cut short, and one for each request would take all threads while a name server is silent.
+    /// Addresses that were found once are used until others are.
     ///
     /// # Errors
     /// When the name leads nowhere.
@@ -48,17 +56,53 @@ impl Name {
         if let Ok(address) = self.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(address, self.port)]);
         }
-        let mut found = self.found.clone().lock_owned().await;
-        if let Some(known) = found.as_ref().filter(|known| known.at.elapsed() < KEPT) {
-            return Ok(known.addresses.clone());
+        let asked = Instant::now();
+        if let Some(known) = self.last().filter(|last| last.failed.is_none()) {
+            if known.ended.elapsed() >= KEPT
+                && let Ok(turn) = self.turn.clone().try_lock_owned()
+            {
+                drop(self.begin(turn, look));
+            }
+            return Ok(known.addresses);
         }
-        let looked = tokio::task::spawn_blocking(move || {
-            let addresses = look()?;
-            *found = Some(Found { at: Instant::now(), addresses: addresses.clone() });
-            Ok(addresses)
-        });
-        looked.await.map_err(io::Error::other)?
+        let turn = self.turn.clone().lock_owned().await;
+        // Who waited has the answer of the one that was waited for.
+        let answered = self.last().filter(|last| last.ended >= asked);
+        let last = match answered {
+            Some(last) => last,
+            None => self.begin(turn, look).await.map_err(io::Error::other)?,
+        };
+        match last.failed {
+            None => Ok(last.addresses),
+            Some((kind, text)) => Err(io::Error::new(kind, text)),
+        }
     }
+
+    fn last(&self) -> Option<Look> {
+        lock(&self.last).clone()
+    }
+
+    fn begin(
+        &self,
+        turn: OwnedMutexGuard<()>,
+        look: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    ) -> JoinHandle<Look> {
+        let last = self.last.clone();
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let found = look();
+            let mut last = lock(&last);
+            let before = last.take().map(|look| look.addresses).unwrap_or_default();
+            let failed = found.as_ref().err().filter(|_| before.is_empty());
+            let failed = failed.map(|e| (e.kind(), e.to_string()));
+            let addresses = found.unwrap_or(before);
+            last.insert(Look { ended: Instant::now(), addresses, failed }).clone()
+        })
+    }
+}
+
+fn lock(last: &Mutex<Option<Look>>) -> MutexGuard<'_, Option<Look>> {
+    last.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -73,24 +117,38 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(50);
 
+    fn found(address: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(vec![SocketAddr::new(address.parse().unwrap(), 7)])
+    }
+
     #[tokio::test]
-    async fn an_address_needs_no_look_and_a_name_one_for_all_who_ask() {
+    async fn an_address_needs_no_look_and_a_name_one_for_all_who_ask_whatever_it_comes_to() {
         let name = Name::new("::1".to_string(), 7);
         let never = || panic!("an address is not looked up");
-        assert_eq!(name.looked_up(never).await.unwrap(), ["[::1]:7".parse().unwrap()]);
-        let name = Name::new("n".to_string(), 7);
-        let looks = Arc::new(AtomicUsize::new(0));
-        let look = || {
-            let looks = looks.clone();
-            name.looked_up(move || {
-                looks.fetch_add(1, Ordering::Relaxed);
-                Ok(vec!["10.0.0.5:7".parse().unwrap()])
-            })
-        };
-        for found in join_all((0..20).map(|_| look())).await {
-            assert_eq!(found.unwrap(), ["10.0.0.5:7".parse().unwrap()]);
+        assert_eq!(name.looked_up(never).await.unwrap(), found("::1").unwrap());
+        for fails in [false, true] {
+            let name = Name::new("n".to_string(), 7);
+            let looks = Arc::new(AtomicUsize::new(0));
+            let look = || {
+                let looks = looks.clone();
+                name.looked_up(move || {
+                    looks.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(SOON);
+                    if fails { Err(io::Error::other("no such name")) } else { found("10.0.0.5") }
+                })
+            };
+            for outcome in join_all((0..20).map(|_| look())).await {
+                match outcome {
+                    Ok(addresses) => {
+                        assert_eq!((fails, addresses), (false, found("10.0.0.5").unwrap()))
+                    }
+                    Err(e) => {
+                        assert_eq!((fails, e.to_string()), (true, "no such name".to_string()))
+                    }
+                }
+            }
+            assert_eq!(looks.load(Ordering::Relaxed), 1);
         }
-        assert_eq!(looks.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]
@@ -107,8 +165,25 @@ mod tests {
             assert!(timeout(SOON, other).await.is_err());
         }
         drop(answer);
-        // What failed is not kept.
-        let again = name.looked_up(|| Ok(vec!["10.0.0.6:7".parse().unwrap()]));
-        assert_eq!(again.await.unwrap(), ["10.0.0.6:7".parse().unwrap()]);
+        // Its failure is no answer for who asks later; it may still be under way for a moment.
+        drop(name.turn.lock().await);
+        let again = name.looked_up(|| found("10.0.0.6"));
+        assert_eq!(again.await.unwrap(), found("10.0.0.6").unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_found_is_used_until_something_else_is() {
+        let name = Name::new("n".to_string(), 7);
+        assert!(name.looked_up(|| found("10.0.0.5")).await.is_ok());
+        for (answer, known) in
+            [(Err(io::ErrorKind::TimedOut.into()), "10.0.0.5"), (found("10.0.0.6"), "10.0.0.6")]
+        {
+            tokio::time::advance(KEPT).await;
+            // Who comes first waits for nobody.
+            assert_eq!(name.looked_up(move || answer).await.unwrap(), found("10.0.0.5").unwrap());
+            drop(name.turn.lock().await);
+            let never = || panic!("it was looked up just now");
+            assert_eq!(name.looked_up(never).await.unwrap(), found(known).unwrap());
+        }
     }
 }

@@ -20,6 +20,9 @@ pub enum Broken {
     /// Who receives it has stopped.
     #[error("nothing more of the body was taken for {0:?}")]
     Stuck(Duration),
+    /// It goes on and on.
+    #[error("the body had not come as a whole within {0:?}")]
+    Endless(Duration),
     /// Who sends it is gone, or sends nonsense.
     #[error("the body broke off: {0}")]
     Source(String),

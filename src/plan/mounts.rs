@@ -17,7 +17,7 @@ pub enum MountPlan {
 /// Finds a usable mount of `size` among `seen`; the agent's own place is preferred, then the first.
 pub fn plan(size: PageSize, seen: &[HugetlbMount], policy: &MountPolicy) -> MountPlan {
     let own = own_path(size, policy);
-    let good = |mount: &&HugetlbMount| mount.page_size == size && mount.writable && mount.reachable;
+    let good = |mount: &&HugetlbMount| mount.is_good_for(size);
     let found = seen.iter().filter(good).find(|m| m.path == own).or_else(|| seen.iter().find(good));
     match found {
         Some(mount) => MountPlan::Use(mount.path.clone()),

@@ -14,6 +14,7 @@ use crate::model::container::ContainerSeen;
 use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::deep::PROBE_PREFIX;
 use crate::model::fault::{Fault, chain};
+use crate::model::mounts::HugetlbMount;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::target::{TargetKind, TargetName, TargetSeen, TargetSpec};
@@ -209,7 +210,7 @@ impl<C: Containers> TargetObserver<C> {
         blocking(move || {
             let has_volume_sockets = socket_place::has_volumes(&root, folder.as_str());
             let mounts = mounts::hugetlb_mounts(&root)?;
-            let usable = |mount: &&_| is_usable(mount);
+            let usable = |mount: &&HugetlbMount| mount.is_good_for(PageSize::MIB_2);
             Ok(Files {
                 built_in_image: own_image::reference().unwrap_or_default(),
                 has_client_conf: conf.is_some_and(|path| root.path(path.as_str()).is_file()),
@@ -226,11 +227,6 @@ impl<C: Containers> TargetObserver<C> {
         })
         .await?
     }
-}
-
-/// Whether a target can keep its memory there.
-fn is_usable(mount: &crate::model::mounts::HugetlbMount) -> bool {
-    mount.page_size == PageSize::MIB_2 && mount.writable && mount.reachable
 }
 
 /// A call to the engine that failed, on behalf of a target.

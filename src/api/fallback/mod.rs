@@ -3,8 +3,8 @@
 //!
 //! A request gets a place, of which there are fewer than connections, so that a legacy agent that is slow
 //! never takes the agent's own routes down; a connection of its own; and passes with its body streamed.
-//! The legacy agent may think for a quarter of an hour once it has all of a request, and a body stand still for `http.body_timeout`. Nothing
-//! is sent twice.
+//! The legacy agent may think for a quarter of an hour once it has all of a request, for which there is an
+//! hour, and a body stand still for `http.body_timeout`. Nothing is sent twice.
 
 mod head;
 mod places;
@@ -18,7 +18,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use self::places::{Place, Places};
 use super::Shared;
@@ -39,6 +39,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long it may think about an answer once it has all of the request: the controller itself waits for
 /// five minutes. Without a bound, calls at one that hangs would keep their places for ever.
 const THINKS: Duration = Duration::from_secs(15 * 60);
+
+/// How long a request may take to come as a whole: one that comes by the byte would keep its place for ever.
+const COMES: Duration = Duration::from_secs(60 * 60);
 
 /// Limits of what is handed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,10 +128,12 @@ impl Fallback {
 
     /// Returns when there is no sense in waiting for an answer any more.
     async fn given_up(&self, watch: Option<Watch>) -> Problem {
-        if let Some(watch) = watch
-            && let Some(broken) = watch.over().await
-        {
-            return self.gave_up(broken);
+        if let Some(watch) = watch {
+            match timeout(COMES, watch.over()).await {
+                Ok(None) => {}
+                Ok(Some(broken)) => return self.gave_up(broken),
+                Err(_) => return self.gave_up(Broken::Endless(COMES)),
+            }
         }
         sleep(THINKS).await;
         self.thinks_too_long()
@@ -179,12 +184,16 @@ impl Fallback {
     /// The body never got there as a whole.
     fn gave_up(&self, broken: Broken) -> Problem {
         let (status, code) = match broken {
-            Broken::Silent(_) => (StatusCode::REQUEST_TIMEOUT, "body-timeout"),
+            Broken::Silent(_) | Broken::Endless(_) => (StatusCode::REQUEST_TIMEOUT, "body-timeout"),
             Broken::Stuck(_) => (StatusCode::GATEWAY_TIMEOUT, "fallback-stalled"),
             Broken::Source(_) => (StatusCode::BAD_REQUEST, "body-broken"),
         };
+        let setting = match broken {
+            Broken::Silent(_) | Broken::Stuck(_) => " (http.body_timeout)",
+            Broken::Endless(_) | Broken::Source(_) => "",
+        };
         let text = format!(
-            "the request to {} (fallback_url) was given up half-way: {broken} (http.body_timeout)",
+            "the request to {} (fallback_url) was given up half-way: {broken}{setting}",
             self.address
         );
         Problem::new(status, code, text)
