@@ -137,7 +137,9 @@ fn is_there(root: &Root, new: NewMount<'_>) -> Result<bool, HostError> {
         return Ok(true);
     }
     let Ok(real) = fs::canonicalize(root.path(new.at)) else { return Ok(false) };
-    match mount_infos(root, |_| true)?.into_iter().any(|it| root.path(&it.mount_point) == real) {
+    // Somebody's mount whose name is no UTF-8 is not this one, and must not fail a prepare.
+    let infos = mount_infos(root, |line| std::str::from_utf8(line).is_ok())?;
+    match infos.into_iter().any(|it| root.path(&it.mount_point) == real) {
         true => Err(HostError::Occupied { path: real }),
         false => Ok(false),
     }
