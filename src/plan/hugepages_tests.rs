@@ -284,6 +284,22 @@ fn pages_are_given_back_only_when_they_are_free_not_promised_and_within_the_limi
     assert_eq!(shrinks(&seen, &[(0, 200), (1, 200)]), []);
 }
 
+#[test]
+fn free_pages_of_others_count_as_kept_and_are_never_given_back() {
+    let given = |others: u64, kept: u64| {
+        let seen = machine(&[(others + 12, others + 12, 0)]);
+        let mut limit = pages(&[(0, 12)]);
+        keep(&mut limit, kept, &seen);
+        let steps = give_back(&limit, &seen);
+        let given = steps.iter().map(|step| match step {
+            Step::Shrink(resize) => resize.from - resize.to,
+            other => panic!("{other:?}"),
+        });
+        given.sum::<u64>()
+    };
+    assert_eq!([given(0, 10), given(6, 10), given(1030, 10), given(1030, 1034)], [2, 8, 12, 8]);
+}
+
 /// A machine as the property tests make it up.
 #[derive(Debug, Clone)]
 struct Played {
