@@ -1,12 +1,13 @@
 //! Hugepages on the real kernel of this machine.
 //!
-//! Each test has the pools to itself (a lock in the temporary folder keeps other runs away), works in
-//! a mount namespace of its own, and leaves the pools as it found them.
+//! Each test has the pools to itself (a lock in the temporary folder keeps other runs away), takes the
+//! pages that it finds as its baseline, works in a mount namespace of its own, and leaves the pools as it
+//! found them, whatever ends it.
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,8 +22,8 @@ const POOL_1G: &str = "/sys/devices/system/node/node0/hugepages/hugepages-104857
 
 /// The machine's pools, held for one test.
 struct Pools {
-    _lock: File,
-    before: Vec<(PathBuf, u64)>,
+    /// Restores the pools when its input ends, as it does with this process; holds the lock until then.
+    guard: Child,
     dir: tempfile::TempDir,
 }
 
@@ -37,9 +38,16 @@ impl Pools {
             let lock = File::create(std::env::temp_dir().join("vhost-agent-pools.lock")).unwrap();
             lock.lock().unwrap();
             let knobs = [POOL, POOL_1G].map(|pool| Path::new(pool).join("nr_hugepages"));
-            let there = knobs.into_iter().filter(|knob| knob.exists());
-            let before = there.map(|knob| (knob.clone(), number(&knob))).collect();
-            return Some(Pools { _lock: lock, before, dir: tempfile::tempdir().unwrap() });
+            let there = knobs.iter().filter(|knob| knob.exists());
+            let restore = |knob: &PathBuf| format!("; echo {} >{}", number(knob), knob.display());
+            // In a session of its own, where no signal to the tests reaches it.
+            let guard = Command::new("setsid")
+                .args(["sh", "-c", &format!("read _{}", there.map(restore).collect::<String>())])
+                .stdin(Stdio::piped())
+                .stdout(lock)
+                .spawn()
+                .unwrap();
+            return Some(Pools { guard, dir: tempfile::tempdir().unwrap() });
         };
         eprintln!("SKIPPED: real hugepages are not tested here: {why}");
         None
@@ -49,11 +57,15 @@ impl Pools {
         self.dir.path().join(name)
     }
 
-    /// Runs a shell script with `agent` as the agent, in a mount namespace of its own.
+    /// Runs a shell script with `agent` as the agent, in a mount namespace of its own in which no hugetlbfs
+    /// is mounted.
     fn script(&self, settings: &str, script: &str) -> Output {
         fs::write(self.path("config.toml"), settings).unwrap();
         let agent = format!(
-            "export VHOST_AGENT_RUN_DIR={dir}/run\n\
+            "for name in ${{!VHOST_AGENT_@}}; do unset \"$name\"; done\n\
+             export VHOST_AGENT_RUN_DIR={dir}/run VHOST_AGENT_ACCESS__SOCKET={dir}/agent.sock\n\
+             for mounted in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - hugetlbfs .*/\\1/p' /proc/self/mountinfo); do \
+             umount \"$mounted\" || exit 98; done\n\
              exec_agent() {{ exec {} --config {dir}/config.toml --state-dir {dir}/state --log-dir {dir}/log \"$@\"; }}\n\
              agent() {{ (exec_agent \"$@\"); }}\n\
              prepare() {{ agent prepare --no-engine --output json \"$@\"; }}\n",
@@ -61,11 +73,17 @@ impl Pools {
             dir = self.dir.path().display()
         );
         // Nothing here takes long; what hangs is ended, with everything that it started.
-        Command::new("timeout")
+        Command::new("setpriv")
             .args([
+                "--pdeathsig",
+                "KILL",
+                "timeout",
                 "--kill-after",
                 "5",
                 "60",
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
                 "unshare",
                 "--kill-child",
                 "--pid",
@@ -82,9 +100,14 @@ impl Pools {
             .unwrap()
     }
 
+    /// Settings with which nothing is made outside of the test's folder.
+    fn mounts_here(&self) -> String {
+        format!("mount.path = \"{}\"\n", self.path("huge").display())
+    }
+
     /// Runs a script that must succeed, and reads the JSON that it prints.
     fn json(&self, script: &str) -> Value {
-        let output = self.script("", script);
+        let output = self.script(&self.mounts_here(), script);
         let text = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{:?}: {text}{errors}", output.status);
@@ -94,9 +117,8 @@ impl Pools {
 
 impl Drop for Pools {
     fn drop(&mut self) {
-        for (knob, pages) in &self.before {
-            let _ = fs::write(knob, pages.to_string());
-        }
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
     }
 }
 
@@ -112,6 +134,12 @@ fn counter(name: &str) -> u64 {
     number(&Path::new(POOL).join(name))
 }
 
+/// Free pages of the machine that are not promised: those that a prepare counts.
+fn unpromised() -> u64 {
+    let promised = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages");
+    counter("free_hugepages").saturating_sub(number(promised))
+}
+
 fn steps(report: &Value) -> Vec<&str> {
     report["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect()
 }
@@ -119,14 +147,13 @@ fn steps(report: &Value) -> Vec<&str> {
 #[test]
 fn missing_free_pages_are_grown_once_and_given_back_on_request() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, free) = (counter("nr_hugepages"), counter("free_hugepages"));
-    let wanted = free + 300;
+    let (total, wanted) = (counter("nr_hugepages"), unpromised() + 300);
     let report = pools.json(&format!("prepare --pages {wanted}"));
     assert_eq!(report["outcome"], "changed");
     assert_eq!(steps(&report)[0], "grow");
     assert_eq!(report["steps"][0]["before"], format!("{total} pages"));
     assert_eq!(report["steps"][0]["after"], format!("{} pages", total + 300));
-    assert_eq!((counter("nr_hugepages"), counter("free_hugepages")), (total + 300, wanted));
+    assert_eq!((counter("nr_hugepages"), unpromised()), (total + 300, wanted));
 
     let again =
         pools.json(&format!("prepare --pages {wanted} >/dev/null; prepare --pages {wanted}"));
@@ -142,7 +169,7 @@ fn pages_of_somebody_else_are_used_but_never_given_back() {
     let Some(pools) = Pools::hold() else { return };
     let total = counter("nr_hugepages") + 50;
     fs::write(Path::new(POOL).join("nr_hugepages"), total.to_string()).unwrap();
-    let wanted = counter("free_hugepages") + 70;
+    let wanted = unpromised() + 70;
     let report = pools.json(&format!("prepare --pages {wanted}"));
     assert_eq!(report["steps"][0]["after"], format!("{} pages", total + 70));
     pools.json("agent reclaim --output json");
@@ -152,7 +179,7 @@ fn pages_of_somebody_else_are_used_but_never_given_back() {
 #[test]
 fn pages_that_somebody_took_away_are_not_claimed_twice() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, free) = (counter("nr_hugepages"), counter("free_hugepages"));
+    let (total, free) = (counter("nr_hugepages"), unpromised());
     pools.json(&format!("prepare --pages {}", free + 90));
     fs::write(Path::new(POOL).join("nr_hugepages"), total.to_string()).unwrap();
     pools.json(&format!("prepare --pages {}", free + 90));
@@ -185,12 +212,13 @@ fn a_wish_that_cannot_be_met_changes_nothing_at_all() {
 #[test]
 fn pages_in_use_stay_and_are_given_back_later() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, free) = (counter("nr_hugepages"), counter("free_hugepages"));
+    let (total, free) = (counter("nr_hugepages"), unpromised());
     let wanted = free + 100;
     // A file on hugetlbfs holds its pages as a guest's memory does.
     let report = pools.json(&format!(
-        "at=$(prepare --pages {wanted} | sed -n 's/.*\"\\(\\/.*huge.*\\)\".*/\\1/p' | tail -1); \
-         fallocate --length $((({free} + 40) * 2))MiB \"$at/guest\" && agent reclaim --output json; rm \"$at/guest\""
+        "prepare --pages {wanted} >/dev/null && fallocate --length $((({free} + 40) * 2))MiB {guest} && \
+         agent reclaim --output json; rm {guest}",
+        guest = pools.path("huge/guest").display()
     ));
     assert_eq!(report["steps"][0]["after"], format!("{} pages", total + 40));
     assert_eq!(report["remaining"][0]["pages"], 40);
@@ -201,9 +229,11 @@ fn pages_in_use_stay_and_are_given_back_later() {
 #[test]
 fn a_growth_below_the_floor_is_refused_and_changes_nothing() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 10);
-    let output =
-        pools.script("[pools]\nfloor_percent = 100\n", &format!("prepare --pages {wanted}"));
+    let (total, wanted) = (counter("nr_hugepages"), unpromised() + 10);
+    let output = pools.script(
+        &(pools.mounts_here() + "pools.floor_percent = 100\n"),
+        &format!("prepare --pages {wanted}"),
+    );
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["errors"][0]["code"], "memory-floor");
@@ -252,11 +282,12 @@ fn a_mount_is_made_where_none_fits_and_used_where_one_does() {
     let Some(pools) = Pools::hold() else { return };
     let settings =
         format!("[mount]\npath = \"{}\"\nmode = \"0770\"\ngid = 7\n", pools.path("made").display());
-    let unmount_all = "for m in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - hugetlbfs .*/\\1/p' \
-                       /proc/self/mountinfo); do umount \"$m\"; done\n";
     let made = pools.script(
         &settings,
-        &format!("{unmount_all} prepare --pages 0 && stat -c '%a %g %T' -f -c %S {0} >&2 && stat -c '%a %g' {0} >&2", pools.path("made").display()),
+        &format!(
+            "prepare --pages 0 && stat -c '%a %g %T' -f -c %S {0} >&2 && stat -c '%a %g' {0} >&2",
+            pools.path("made").display()
+        ),
     );
     let report: Value = serde_json::from_slice(&made.stdout).unwrap();
     assert_eq!(steps(&report), ["mount"], "{}", String::from_utf8_lossy(&made.stderr));
@@ -265,7 +296,10 @@ fn a_mount_is_made_where_none_fits_and_used_where_one_does() {
     let other = pools.path("other");
     let used = pools.script(
         &settings,
-        &format!("{unmount_all} mkdir {0} && mount -t hugetlbfs -o pagesize=2M none {0} && prepare --pages 0", other.display()),
+        &format!(
+            "mkdir {0} && mount -t hugetlbfs -o pagesize=2M none {0} && prepare --pages 0",
+            other.display()
+        ),
     );
     let report: Value = serde_json::from_slice(&used.stdout).unwrap();
     assert_eq!(report["outcome"], "holds");
@@ -275,7 +309,7 @@ fn a_mount_is_made_where_none_fits_and_used_where_one_does() {
 #[test]
 fn what_was_held_before_a_boot_is_taken_again_once() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, free) = (counter("nr_hugepages"), counter("free_hugepages"));
+    let (total, free) = (counter("nr_hugepages"), unpromised());
     pools.json(&format!("prepare --pages {}", free + 60));
     // What a reboot does: the pages are gone, and the ledger speaks of another boot.
     fs::write(Path::new(POOL).join("nr_hugepages"), total.to_string()).unwrap();
@@ -295,9 +329,9 @@ fn what_was_held_before_a_boot_is_taken_again_once() {
 #[test]
 fn two_prepares_at_once_grow_once() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 200);
+    let (total, wanted) = (counter("nr_hugepages"), unpromised() + 200);
     let output = pools.script(
-        "listen = \"127.0.0.1:0\"\n[engine]\nmanage = false\n",
+        &(pools.mounts_here() + "listen = \"127.0.0.1:0\"\nengine.manage = false\n"),
         &format!(
             "(exec_agent serve) >/dev/null 2>&1 & agent=$!\n\
              until curl -sf -o /dev/null \"$(sed -n 's/.*, //p' {lock} 2>/dev/null)/readyz\"; do kill -0 $agent || exit 9; done\n\
@@ -319,7 +353,7 @@ fn two_prepares_at_once_grow_once() {
 
 /// Runs a prepare that must fail, and returns its first error's code and text.
 fn failure(pools: &Pools, script: &str) -> (String, String) {
-    let output = pools.script("", script);
+    let output = pools.script(&pools.mounts_here(), script);
     let errors = String::from_utf8_lossy(&output.stderr);
     let report: Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {errors}"));
@@ -331,7 +365,7 @@ fn failure(pools: &Pools, script: &str) -> (String, String) {
 #[test]
 fn what_a_full_disk_keeps_from_being_written_down_is_given_back() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 10);
+    let (total, wanted) = (counter("nr_hugepages"), unpromised() + 10);
     let state = pools.path("state").display().to_string();
     let (code, text) = failure(
         &pools,
@@ -352,7 +386,7 @@ fn what_a_full_disk_keeps_from_being_written_down_is_given_back() {
 #[test]
 fn a_read_only_sysfs_is_named_with_path_and_remedy() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 10);
+    let (total, wanted) = (counter("nr_hugepages"), unpromised() + 10);
     let script = format!(
         "mount --bind -o ro /sys /sys && mount -o remount,bind,ro /sys; prepare --pages {wanted}"
     );
@@ -367,7 +401,7 @@ fn a_read_only_sysfs_is_named_with_path_and_remedy() {
 #[test]
 fn a_stop_in_the_middle_of_a_growth_leaves_no_page_behind() {
     let Some(pools) = Pools::hold() else { return };
-    let (total, wanted) = (counter("nr_hugepages"), counter("free_hugepages") + 4096);
+    let (total, wanted) = (counter("nr_hugepages"), unpromised() + 4096);
     let lock = pools.path("state/lock").display().to_string();
     let mut began = 0;
     for millis in [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20] {
@@ -382,8 +416,9 @@ fn a_stop_in_the_middle_of_a_growth_leaves_no_page_behind() {
              cat {POOL}/nr_hugepages\n\
              agent reclaim --output json >/dev/null"
         );
-        let output =
-            pools.script("http.drain_timeout = \"1ms\"\n[log]\nlevel = \"debug\"\n", &script);
+        let settings =
+            "http.drain_timeout = \"1ms\"\nengine.manage = false\nlog.level = \"debug\"\n";
+        let output = pools.script(&(pools.mounts_here() + settings), &script);
         assert!(output.status.success(), "{millis}: {output:?}");
         let stopped: u64 = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap();
         assert!(stopped == total || stopped == total + 4096, "{stopped}: all or nothing");
