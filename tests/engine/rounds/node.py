@@ -1,6 +1,7 @@
 """The node from outside: its processes, its agent's door, its target's control socket, its files."""
 
 import errno
+import fcntl
 import http.client
 import json
 import os
@@ -24,6 +25,8 @@ OWNER, MODE = (4711, 4712), 0o660
 # Beside the volumes' in their folder.
 OWN_SOCKETS = {'vhost.sock', 'vhost.sock.lock'}
 POOL = Path('/sys/kernel/mm/hugepages/hugepages-2048kB')
+# Held by tests that change the kernel's pages, which put them back before they let go of it.
+POOL_LOCK = Path('/run/pools.lock')
 
 # Everything that the agent waits for is short here, so that a round takes about a second.
 CONFIG = f"""
@@ -145,7 +148,10 @@ def volume_sockets():
 
 
 def pages():
-    return int((POOL / 'nr_hugepages').read_text())
+    """How many there are while no other test has changed them."""
+    with POOL_LOCK.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return int((POOL / 'nr_hugepages').read_text())
 
 
 def page_files():
@@ -254,7 +260,7 @@ class Node:
     def leaves_nothing(self, pages_before=None):
         """Once the last volume and the target are gone, no file speaks of what the faults broke off.
 
-        The pages are the kernel's: without their number before, others may take some at the same time.
+        The pages are the kernel's, and are counted where their number before is given.
         """
         status, told = call('DELETE', NATIVE, {})
         same('the end of the target', (status, told.get('outcome')), (200, 'changed'))
