@@ -1,8 +1,8 @@
 //! Hugepages on the real kernel of this machine.
 //!
-//! Each test has the pools to itself (a lock in the temporary folder keeps other runs away), takes the
-//! pages that it finds as its baseline, works in a mount namespace of its own, and leaves the pools as it
-//! found them, whatever ends it.
+//! Each test has the pools to itself (a lock keeps other runs away: VHOST_POOLS_LOCK, else one in the
+//! temporary folder), takes the pages that it finds as its baseline, works in a mount namespace of its
+//! own, and leaves the pools as it found them, whatever ends it.
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{self, File};
@@ -35,7 +35,9 @@ impl Pools {
         } else if !Path::new(POOL).exists() {
             "the kernel has no 2 MiB pool on node 0"
         } else {
-            let lock = File::create(std::env::temp_dir().join("vhost-agent-pools.lock")).unwrap();
+            let named = std::env::var_os("VHOST_POOLS_LOCK").map(PathBuf::from);
+            let lock = named.unwrap_or(std::env::temp_dir().join("vhost-agent-pools.lock"));
+            let lock = File::create(lock).unwrap();
             lock.lock().unwrap();
             let knobs = [POOL, POOL_1G].map(|pool| Path::new(pool).join("nr_hugepages"));
             let there = knobs.iter().filter(|knob| knob.exists());
