@@ -22,6 +22,7 @@ use self::files::{beside, sweep, sync_together};
 pub use self::files::{read_some, replace_file, write_new};
 pub use self::lock::Lock;
 pub use self::slot::BootSlot;
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain, closed_or};
 
 /// Files of one batch that are written before they are synced together.
@@ -82,9 +83,9 @@ pub enum StoreError {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Fault {
         let code = match &error {
-            StoreError::MakeFolder { .. } | StoreError::Write { .. } => "state-unwritable",
-            StoreError::Read { .. } => "state-unreadable",
-            StoreError::Locked { .. } => "another-agent",
+            StoreError::MakeFolder { .. } | StoreError::Write { .. } => Code::StateUnwritable,
+            StoreError::Read { .. } => Code::StateUnreadable,
+            StoreError::Locked { .. } => Code::AnotherAgent,
         };
         Fault::new(code, chain(&error))
     }

@@ -669,6 +669,6 @@ async fn a_target_without_an_engine_is_not_running_and_cannot_be_deployed() {
     let reason = health["reason"].as_str().unwrap();
     assert!(reason.contains("nobody listens"), "{reason}");
     let reply = call(agent.address, "PUT", "/v1/targets/zbs-vhost", &[], "{}").await;
-    reply.must_be_problem(500, "engine-absent");
+    reply.must_be_problem(503, "engine-absent");
     assert!(!place.path("var/tmp/vhost-sockets").exists());
 }

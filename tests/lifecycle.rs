@@ -88,7 +88,7 @@ async fn with_no_room_for_its_state_the_agent_serves_and_takes_nothing_it_cannot
     ));
     let agent = place.start_unseen().await;
     let reply = agent.post("/v1/prepare", r#"{"hugepages":[{"pages":1024}]}"#).await;
-    reply.must_be_problem(500, "state-unwritable");
+    reply.must_be_problem(503, "state-unwritable");
     let detail = reply.json()["detail"].as_str().unwrap().to_string();
     for part in ["No space left on device", &state, "free space"] {
         assert!(detail.contains(part), "{part}: {detail}");

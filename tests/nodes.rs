@@ -544,7 +544,7 @@ async fn without_a_place_for_the_ledger_no_page_is_taken() {
     fs::rename(place.state(), &away).unwrap();
     fs::rename(place.run_folder(), &run_away).unwrap();
     let (status, problem) = prepare(&agent, json!({"hugepages": [{"pages": 1024}]})).await;
-    assert_eq!((status, &problem["code"]), (500, &json!("state-unwritable")), "{problem}");
+    assert_eq!((status, &problem["code"]), (503, &json!("state-unwritable")), "{problem}");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("ledger.json") && detail.contains("then call again"), "{detail}");
     assert_eq!(kernel.writes(), [""; 0]);
@@ -554,7 +554,7 @@ async fn without_a_place_for_the_ledger_no_page_is_taken() {
     assert_eq!(agent.post("/host/ping", "").await.json()["hostUuid"], "", "it was not learnt");
     fs::rename(&run_away, place.run_folder()).unwrap();
     let (status, problem) = prepare(&agent, json!({"hugepages": [{"pages": 1024}]})).await;
-    assert_eq!((status, &problem["code"]), (500, &json!("state-unwritable")), "{problem}");
+    assert_eq!((status, &problem["code"]), (503, &json!("state-unwritable")), "{problem}");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("reservations.json"), "{detail}");
     assert!(detail.contains("the 672 pages that this call took were given back"), "{detail}");

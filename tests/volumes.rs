@@ -153,7 +153,7 @@ async fn many_are_put_at_once_and_one_that_cannot_be_made_does_not_harm_the_othe
     assert_eq!((serving.len(), not.len()), (100, 1), "{not:?}");
     assert_eq!((&not[0]["name"], &not[0]["state"]), (&json!("later"), &json!("degraded")));
     assert!(!not[0]["reason"].as_str().unwrap().is_empty());
-    put(&agent, &of("later"), &later).await.must_be_problem(500, "volume-not-serving");
+    put(&agent, &of("later"), &later).await.must_be_problem(503, "volume-not-serving");
     node.target.image("comes-later.img", 1 << 20);
     until("it is tried again", async || {
         (agent.get(&of("later")).await.json()["state"] == "serving").then_some(())
@@ -285,7 +285,7 @@ async fn what_others_made_is_not_taken_away_by_a_call_that_fails() {
         );
     };
     let other = json!({"backing": {"kind": "malloc", "sizeMib": 7}, "bdev": "zbs-bdev-1"});
-    put(&agent, &of("w"), &other).await.must_be_problem(500, "volume-not-serving");
+    put(&agent, &of("w"), &other).await.must_be_problem(503, "volume-not-serving");
     assert_eq!(delete(&agent, &of("w")).await.status, 200);
     as_before();
     let named = json!({"controlSock": "/t/rpc.sock", "bdevName": "zbs-bdev-1"});

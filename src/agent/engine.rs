@@ -10,6 +10,7 @@ use super::observe::engine::{Answers, EngineObserver};
 use super::owner_gone;
 use super::progress::ProgressSink;
 use super::pulse::Beat;
+use crate::model::code::Code;
 use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;
 use crate::model::policy::EnginePolicy;
@@ -53,7 +54,7 @@ impl Engine {
         match self.orders.try_send(Order::Prepare { dry_run, reply }) {
             Ok(()) => answer.await.unwrap_or_else(|_| failed(owner_gone())),
             Err(mpsc::error::TrySendError::Full(_)) => failed(Fault::new(
-                "engine-busy",
+                Code::EngineBusy,
                 format!("{QUEUE} requests for the engine wait already: call again later"),
             )),
             Err(mpsc::error::TrySendError::Closed(_)) => failed(owner_gone()),
@@ -126,7 +127,7 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
             }
         }
         Err(Fault::new(
-            "engine-not-converging",
+            Code::EngineNotConverging,
             format!(
                 "the engine is still not as wanted after {MOST_ROUNDS} rounds: see the steps of this report"
             ),

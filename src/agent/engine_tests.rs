@@ -109,7 +109,7 @@ fn steps(report: &PartReport) -> Vec<&str> {
 }
 
 #[track_caller]
-fn says(fault: &Fault, code: &str, words: &[&str]) {
+fn says(fault: &Fault, code: Code, words: &[&str]) {
     assert_eq!(fault.code, code, "{}", fault.text);
     for word in words {
         assert!(fault.text.contains(word), "'{}' does not say '{word}'", fault.text);
@@ -165,8 +165,8 @@ async fn packages_that_nobody_has_are_all_named_after_one_look_for_newer_lists()
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.archive.clear());
     let fault = node.fault().await;
-    says(&fault, "packages-not-available", &["docker-ce containerd.io, nor docker.io"]);
-    says(&fault, "packages-not-available", &["engine.packages", "/log/apt-get.log"]);
+    says(&fault, Code::PackagesNotAvailable, &["docker-ce containerd.io, nor docker.io"]);
+    says(&fault, Code::PackagesNotAvailable, &["engine.packages", "/log/apt-get.log"]);
     assert_eq!(node.calls(), [CE, IO, "update", CE, IO]);
 }
 
@@ -174,7 +174,7 @@ async fn packages_that_nobody_has_are_all_named_after_one_look_for_newer_lists()
 async fn a_mirror_that_cannot_be_reached_is_not_told_as_a_missing_package() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| (machine.lists, machine.reachable) = (false, false));
-    says(&node.fault().await, "packages-not-fetched", &["http://mirror.invalid"]);
+    says(&node.fault().await, Code::PackagesNotFetched, &["http://mirror.invalid"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -190,7 +190,7 @@ async fn a_lock_that_is_not_let_go_ends_the_wait_with_its_holder_named() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.locked = usize::MAX);
     let began = tokio::time::Instant::now();
-    says(&node.fault().await, "package-manager-locked", &["held by process 7 (apt)"]);
+    says(&node.fault().await, Code::PackageManagerLocked, &["held by process 7 (apt)"]);
     let took = began.elapsed().as_secs();
     assert!((56..=62).contains(&took), "as long as the settings say, not {took} s");
 }
@@ -208,7 +208,7 @@ async fn what_cannot_be_finished_is_tried_once_and_the_operator_told_how() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.interrupted = usize::MAX);
     let commands = ["dpkg --configure -a", "apt-get --fix-broken install"];
-    says(&node.fault().await, "package-manager-interrupted", &commands);
+    says(&node.fault().await, Code::PackageManagerInterrupted, &commands);
     assert_eq!(node.calls(), [CE, "dpkg --configure -a", "fix-broken", CE]);
 }
 
@@ -239,7 +239,7 @@ async fn an_installation_that_fails_is_told_in_the_package_managers_own_words() 
     let words = "E: Sub-process /usr/bin/dpkg returned an error code (1)";
     node.spawner.machine(|machine| machine.broken = Some(words.to_string()));
     let report = node.prepare().await;
-    says(&report.errors[0], "package-manager-failed", &[words, "exit code 100"]);
+    says(&report.errors[0], Code::PackageManagerFailed, &[words, "exit code 100"]);
     assert_eq!(report.steps.last().unwrap().outcome, StepOutcome::Failed);
     assert_eq!(node.calls(), [CE, IO], "no engine is started");
 }
@@ -249,7 +249,7 @@ async fn an_installation_that_never_ends_is_left_running_when_its_time_is_up() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.ends = false);
     let began = tokio::time::Instant::now();
-    says(&node.fault().await, "package-manager-timeout", &["engine.install_timeout", "900s"]);
+    says(&node.fault().await, Code::PackageManagerTimeout, &["engine.install_timeout", "900s"]);
     assert_eq!(began.elapsed().as_secs(), 900);
 }
 
@@ -261,7 +261,7 @@ async fn a_daemon_that_dies_is_told_at_once_with_its_last_words() {
     node.spawner.machine(|machine| machine.daemon = Box::new(move || end.clone()));
     let began = tokio::time::Instant::now();
     let wanted = ["ended with 1", "Devices cgroup isn't mounted", "/log/dockerd.log"];
-    says(&node.fault().await, "engine-start-failed", &wanted);
+    says(&node.fault().await, Code::EngineStartFailed, &wanted);
     assert!(began.elapsed() < Duration::from_secs(1), "the deadline is not waited for");
 }
 
@@ -283,7 +283,7 @@ async fn an_engine_that_comes_up_and_never_answers_is_given_its_time_and_no_more
     for mood in [Mood::Hangs, Mood::Absent] {
         let node = node(mood);
         let began = tokio::time::Instant::now();
-        says(&node.fault().await, "engine-not-ready", &["/run/docker.sock", "/log/dockerd.log"]);
+        says(&node.fault().await, Code::EngineNotReady, &["/run/docker.sock", "/log/dockerd.log"]);
         assert_eq!(began.elapsed().as_secs(), 60);
     }
 }
@@ -295,7 +295,7 @@ async fn an_engine_that_comes_up_too_old_is_told_with_what_to_do() {
     let (socket, within) = ("/run/docker.sock".to_string(), Duration::from_secs(60));
     let step = Step::AwaitEngine { socket, min_api: ApiVersion(9, 0), within };
     let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
-    says(&fault, "engine-too-old", &["9.0", "/run/docker.sock", "engine.min_api"]);
+    says(&fault, Code::EngineTooOld, &["9.0", "/run/docker.sock", "engine.min_api"]);
 }
 
 #[tokio::test]
@@ -312,7 +312,7 @@ async fn a_daemon_json_that_changed_after_the_plan_is_not_overwritten() {
         replaces: false,
     };
     let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
-    says(&fault, "daemon-json-changed", &["/etc/docker/daemon.json", "prepare again"]);
+    says(&fault, Code::DaemonJsonChanged, &["/etc/docker/daemon.json", "prepare again"]);
     assert_eq!(daemon_json::read(&root, "/etc/docker/daemon.json"), there);
 }
 
@@ -361,7 +361,7 @@ async fn an_engine_that_hangs_is_reported_and_left_alone() {
     let node = node(Mood::Answers);
     node.engine.set(Mood::Hangs);
     let began = tokio::time::Instant::now();
-    says(&node.fault().await, "engine-not-answering", &["/run/docker.sock"]);
+    says(&node.fault().await, Code::EngineNotAnswering, &["/run/docker.sock"]);
     assert_eq!(began.elapsed().as_secs(), 5);
     assert_eq!(node.calls(), [] as [&str; 0]);
     assert!(!node.folder.path().join("etc").exists());

@@ -26,9 +26,10 @@ pub mod state;
 pub mod status;
 pub mod target;
 
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 
 /// The fault of a handle whose owner has ended.
 fn owner_gone() -> Fault {
-    Fault::new("stopping", "the agent is stopping: call again when it is back")
+    Fault::new(Code::Stopping, "the agent is stopping: call again when it is back")
 }

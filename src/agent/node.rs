@@ -10,6 +10,7 @@ use super::observe::engine::{Answers, EngineObserver};
 use super::observe::node::NodeObserver;
 use super::owner_gone;
 use super::pools::Pools;
+use crate::model::code::Code;
 use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;
 use crate::model::node::{EngineStatus, NodeStatus};
@@ -44,7 +45,10 @@ impl Node {
                 }
                 let seen = timeout(ENGINE, engine.look()).await;
                 let seen = seen.unwrap_or_else(|_| {
-                    Err(Fault::new("engine-not-answering", format!("no answer within {ENGINE:?}")))
+                    Err(Fault::new(
+                        Code::EngineNotAnswering,
+                        format!("no answer within {ENGINE:?}"),
+                    ))
                 });
                 let engine = engine_status(seen, socket.clone());
                 let answer = observer.look(pools.ledger(), engine).await.map(Arc::new);
@@ -64,7 +68,7 @@ impl Node {
         let (caller, answer) = oneshot::channel();
         self.asks.try_send(caller).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(
-                "node-busy",
+                Code::NodeBusy,
                 format!("{QUEUE} callers wait for the node's status already"),
             ),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),

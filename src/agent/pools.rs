@@ -18,6 +18,7 @@ use super::memory::{Brake, MemoryOrder, MemoryWork, Published, ReclaimOrder};
 use super::observe::blocking;
 use super::owner_gone;
 use super::pulse::Beat;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::pools::{Ledger, PoolGoal};
 use crate::model::prepare::{PartReport, ReclaimReport};
@@ -152,7 +153,7 @@ impl Pools {
         let (reply, answer) = oneshot::channel();
         self.orders.try_send(order(reply)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(
-                "pools-busy",
+                Code::PoolsBusy,
                 format!("{QUEUE} requests for hugepages wait already: call again later"),
             ),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
@@ -160,7 +161,7 @@ impl Pools {
         match timeout(self.patience, answer).await {
             Ok(answer) => answer.map_err(|_| owner_gone()),
             Err(_) => Err(Fault::new(
-                "pools-timeout",
+                Code::PoolsTimeout,
                 format!(
                     "the owner of the hugepage pools has waited for the kernel for more than {:?}; {late}",
                     self.patience

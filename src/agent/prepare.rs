@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::owner_gone;
 use super::pools::Pools;
 use super::pulse::Beat;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::pools::PoolGoal;
 use crate::model::prepare::{PartReport, PrepareReport, PrepareRequest, StepOutcome};
@@ -56,7 +57,7 @@ impl Prepare {
 }
 
 fn busy() -> Fault {
-    Fault::new("prepare-busy", "too many different prepares wait already: call again later")
+    Fault::new(Code::PrepareBusy, "too many different prepares wait already: call again later")
 }
 
 async fn run(

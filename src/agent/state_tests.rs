@@ -188,7 +188,7 @@ fn a_volume_whose_socket_would_not_fit_its_target_is_refused() {
     let volume = raw("a");
     let things = json!({"targets/zbs-vhost.json": deep, volume.name(): volume.value()});
     let fault = document(things).unwrap_err();
-    assert!(fault.code == "socket-path-too-long" && fault.text.contains("a.json"), "{fault}");
+    assert!(fault.code == Code::SocketPathTooLong && fault.text.contains("a.json"), "{fault}");
 }
 
 #[test]

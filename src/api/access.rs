@@ -2,10 +2,11 @@
 //!
 //! Only digests are kept, so that no dump of the agent's memory and no word of its log can have a token.
 
+use crate::model::code::Code;
 use std::fmt;
 
+use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
@@ -104,14 +105,14 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (code, text) = match self {
             Refusal::Missing => {
-                ("token-missing", "this agent wants a token: Authorization: Bearer <token>")
+                (Code::TokenMissing, "this agent wants a token: Authorization: Bearer <token>")
             }
             Refusal::Wrong => (
-                "token-wrong",
+                Code::TokenWrong,
                 "what the header Authorization shows is no token of this agent (access.tokens_file)",
             ),
         };
-        let mut response = Problem::new(StatusCode::UNAUTHORIZED, code, text).into_response();
+        let mut response = Problem::new(code, text).into_response();
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         response
     }

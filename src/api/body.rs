@@ -1,11 +1,11 @@
 //! Reading a request's body within its limits.
 
+use crate::model::code::Code;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use serde::de::value::MapAccessDeserializer;
@@ -33,7 +33,7 @@ pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
     let too_long = || {
         let text =
             format!("the body is longer than {} KiB (http.body_limit_kib)", limits.bytes / 1024);
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", text)
+        Problem::new(Code::BodyTooLarge, text)
     };
     // A length that is announced is believed; the bytes need not be awaited.
     let announced = hyper::body::Body::size_hint(&body).lower();
@@ -45,11 +45,11 @@ pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
         Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_long()),
         Ok(Err(e)) => {
             let text = format!("the body broke off: {e}");
-            Err(Problem::new(StatusCode::BAD_REQUEST, "body-broken", text))
+            Err(Problem::new(Code::BodyBroken, text))
         }
         Err(_) => {
             let text = format!("the body took longer than {:?} (http.body_timeout)", limits.within);
-            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", text))
+            Err(Problem::new(Code::BodyTimeout, text))
         }
     }
 }
@@ -65,10 +65,10 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         // A body that is no object is judged at its first byte; whether it is JSON at all is asked here.
         let broken = || serde_json::from_slice::<IgnoredAny>(bytes).err();
         let (code, what, why) = match (e.classify(), broken()) {
-            (Category::Data, None) => ("invalid-body", "the body does not fit", e),
-            (_, why) => ("invalid-json", "the body is not JSON", why.unwrap_or(e)),
+            (Category::Data, None) => (Code::InvalidBody, "the body does not fit", e),
+            (_, why) => (Code::InvalidJson, "the body is not JSON", why.unwrap_or(e)),
         };
-        Problem::new(StatusCode::BAD_REQUEST, code, format!("{what}: {why}"))
+        Problem::new(code, format!("{what}: {why}"))
     })
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::prepare::{Outcome, PrepareReport};
 use crate::model::task::TaskId;
@@ -30,7 +31,7 @@ impl Call {
     pub fn ends(mut self, fault: Option<&Fault>) {
         match fault {
             None => self.note("done", None),
-            Some(fault) => self.note(Outcome::Failed.word(), Some(&fault.code)),
+            Some(fault) => self.note(Outcome::Failed.word(), Some(fault.code)),
         }
     }
 
@@ -45,10 +46,10 @@ impl Call {
 
     /// Notes how a prepare or a restore ended.
     pub fn reports(mut self, report: &PrepareReport) {
-        self.note(report.outcome.word(), report.errors.first().map(|fault| fault.code.as_ref()));
+        self.note(report.outcome.word(), report.errors.first().map(|fault| fault.code));
     }
 
-    fn note(&mut self, outcome: &str, code: Option<&str>) {
+    fn note(&mut self, outcome: &str, code: Option<Code>) {
         self.ended = true;
         let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
@@ -57,7 +58,14 @@ impl Call {
         if outcome == Outcome::Holds.word() {
             return tracing::debug!(route, task, outcome, ms, "{route}: {outcome}");
         }
-        tracing::info!(route, task, outcome, code, ms, "{route}: {outcome}");
+        tracing::info!(
+            route,
+            task,
+            outcome,
+            code = code.map(Code::as_str),
+            ms,
+            "{route}: {outcome}"
+        );
     }
 }
 

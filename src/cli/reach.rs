@@ -22,6 +22,7 @@ use super::Usage;
 use crate::agent::pulse::Pulse;
 use crate::config::Settings;
 use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, run_dir, socket_path, take_lock, url_in};
+use crate::model::code::Code;
 use crate::model::event::What;
 use crate::model::fault::Fault;
 use crate::model::prepare::Progress;
@@ -159,7 +160,7 @@ impl fmt::Display for Way {
 /// What a problem document says.
 #[derive(serde::Deserialize)]
 struct ProblemBody {
-    code: String,
+    code: Code,
     detail: String,
     report: Option<serde_json::Value>,
 }
@@ -281,7 +282,7 @@ impl Remote {
                  this command cannot be used: see access.socket, and whether you may use it",
                 self.way
             )),
-            None => Err(Fault { code: problem.code.into(), text: problem.detail }.into()),
+            None => Err(Fault { code: problem.code, text: problem.detail }.into()),
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::model::caller::Caller;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 pub use crate::model::identity::Identity;
 use crate::store::{Durability, Store};
@@ -74,14 +75,14 @@ impl Identities {
         let busy = || {
             let text =
                 format!("{MOST_WAITING} connects wait for the disk already: call again later");
-            Fault::new("node-busy", text)
+            Fault::new(Code::NodeBusy, text)
         };
         let late = |_| {
             let text = format!(
                 "who this host is to the controller was not written within {WITHIN:?}: see whether the state \
                  folder's disk hangs, then call again"
             );
-            Fault::new("state-unwritable", text)
+            Fault::new(Code::StateUnwritable, text)
         };
         let waits = self.waiting.clone().try_acquire_owned().map_err(|_| busy())?;
         let taught = async {
@@ -93,7 +94,7 @@ impl Identities {
                 teach(&identities)
             };
             let taught = tokio::task::spawn_blocking(work).await;
-            taught.unwrap_or_else(|e| Err(Fault::new("internal", e.to_string())))
+            taught.unwrap_or_else(|e| Err(Fault::new(Code::Internal, e.to_string())))
         };
         timeout(WITHIN, taught).await.map_err(late)?
     }
@@ -174,7 +175,7 @@ mod tests {
             Ok(())
         });
         let (late, ()) = tokio::join!(hanging, tokio::time::advance(WITHIN));
-        assert_eq!(late.unwrap_err().code, "state-unwritable");
+        assert_eq!(late.unwrap_err().code, Code::StateUnwritable);
         for _ in 0..2 * MOST_WAITING {
             let other = identities.in_turn(|_| panic!("the first one is still at the disk"));
             assert!(other.now_or_never().is_none(), "neither done nor refused");

@@ -15,6 +15,7 @@ use crate::api::serve::{self, Guards, Material};
 use crate::config::{Settings, Tls};
 use crate::host::door::{read_public, read_secret};
 use crate::host::watch::Watch;
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 
 /// Whoever renews certificates writes more than one file: they are read when it is quiet again.
@@ -48,7 +49,7 @@ impl Files {
         // The files may lie on a disk that hangs.
         let read = tokio::task::spawn_blocking(move || files.read_now()).await;
         read.unwrap_or_else(|e| {
-            let broke = || Fault::new("internal", e.to_string());
+            let broke = || Fault::new(Code::Internal, e.to_string());
             Read { tls: Err(broke()), tokens: Err(broke()) }
         })
     }
@@ -148,12 +149,12 @@ fn read_tls(tls: &Tls) -> Result<(Arc<ServerConfig>, TlsDigest), Fault> {
     let (chain_pem, key) = (read_public(&tls.certificate)?, read_secret(&tls.key)?);
     let material = Material { chain: chain_pem, key, client_ca };
     let config = serve::tls_config(&material);
-    let config = config.map_err(|e| Fault::new("tls-unusable", chain(&e)))?;
+    let config = config.map_err(|e| Fault::new(Code::TlsUnusable, chain(&e)))?;
     Ok((config, digest(&material)))
 }
 
 fn read_tokens(path: &str) -> Result<Tokens, Fault> {
-    let unusable = |why| Fault::new("tokens-unusable", format!("{path}: {why}"));
+    let unusable = |why| Fault::new(Code::TokensUnusable, format!("{path}: {why}"));
     let text =
         String::from_utf8(read_secret(path)?).map_err(|_| unusable("it is no text".to_string()))?;
     Tokens::read(&text).map_err(unusable)

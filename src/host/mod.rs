@@ -37,6 +37,7 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 
 use self::systemd::SystemdError;
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain, closed_or};
 use crate::model::pools::PoolKey;
 
@@ -233,22 +234,22 @@ impl From<HostError> for Fault {
     fn from(error: HostError) -> Fault {
         let code = match &error {
             HostError::Read { .. } | HostError::Parse { .. } | HostError::NoPool { .. } => {
-                "host-unreadable"
+                Code::HostUnreadable
             }
             HostError::Write { .. } | HostError::Grow { .. } | HostError::MakeFolder { .. } => {
-                "host-unwritable"
+                Code::HostUnwritable
             }
             HostError::Mount { .. }
             | HostError::MountUnit { .. }
             | HostError::Occupied { .. }
-            | HostError::MountReadBack { .. } => "mount-failed",
+            | HostError::MountReadBack { .. } => Code::MountFailed,
             HostError::Spawn { .. } | HostError::Service { .. } | HostError::Watch { .. } => {
-                "program-not-started"
+                Code::ProgramNotStarted
             }
-            HostError::NoSecret { .. } => "secret-exposed",
-            HostError::NoPages { .. } => "no-free-hugepage",
-            HostError::Kill { .. } => "process-not-ended",
-            HostError::Signal { .. } => "program-not-told",
+            HostError::NoSecret { .. } => Code::SecretExposed,
+            HostError::NoPages { .. } => Code::NoFreeHugepage,
+            HostError::Kill { .. } => Code::ProcessNotEnded,
+            HostError::Signal { .. } => Code::ProgramNotTold,
         };
         Fault::new(code, chain(&error))
     }

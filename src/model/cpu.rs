@@ -1,5 +1,6 @@
 //! The processors of the node, and lists of them.
 
+use crate::model::code::Code;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -104,7 +105,7 @@ impl FromStr for CoreList {
         cores.and_then(CoreList::of).ok_or_else(|| {
             let shown: String = text.chars().take(80).collect();
             Fault::new(
-                "invalid-cores",
+                Code::InvalidCores,
                 format!("'{shown}' is no list of cores: write [6,7], 6-7 or a mask such as 0xc0"),
             )
         })
@@ -177,7 +178,7 @@ mod tests {
     fn a_list_that_says_all_cores_again_and_again_is_refused_before_it_fills_the_memory() {
         assert_eq!("0-8191".parse::<CoreList>().unwrap().as_slice().len(), 8192);
         for text in ["0-8191,0", "0-8191,0-8191", &vec!["0-8191"; 100_000].join(",")] {
-            assert_eq!(text.parse::<CoreList>().unwrap_err().code, "invalid-cores");
+            assert_eq!(text.parse::<CoreList>().unwrap_err().code, Code::InvalidCores);
         }
     }
 
@@ -186,7 +187,7 @@ mod tests {
         let long = format!("0x{}", "f".repeat(3000));
         for text in ["", "[]", "[6", "7-6", "a", "-1", "0x", "0x0", "0xg", "9999999", "1,,2", &long]
         {
-            assert_eq!(text.parse::<CoreList>().unwrap_err().code, "invalid-cores", "{text}");
+            assert_eq!(text.parse::<CoreList>().unwrap_err().code, Code::InvalidCores, "{text}");
         }
     }
 }

@@ -9,9 +9,6 @@ use super::target::{TargetHealth, TargetState};
 /// and a number. Who is connected to one is no virtual machine.
 pub const PROBE_PREFIX: &str = "vhost-agent-probe-";
 
-/// Codes of faults that say of the target that it does no I/O, and not only that it could not be proven.
-const BLAMES: [&str; 3] = ["deep-io-failed", "deep-data-differs", "deep-not-answering"];
-
 /// What came of writing to a disk of the agent's own and reading it back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -69,7 +66,7 @@ impl ProvenHealth {
     /// Both together. A target that answers and does no I/O is degraded; what could not be tried
     /// changes nothing.
     pub fn of(health: TargetHealth, deep: DeepHealth) -> ProvenHealth {
-        let blamed = |fault: &&Fault| BLAMES.contains(&fault.code.as_ref());
+        let blamed = |fault: &&Fault| fault.code.blames_target();
         let fault = deep.error.as_ref().filter(|_| deep.io.is_none()).filter(blamed);
         let health = match fault {
             Some(fault) if health.state == TargetState::Serving => TargetHealth {
@@ -91,6 +88,7 @@ impl ProvenHealth {
 
 #[cfg(test)]
 mod tests {
+    use super::super::code::Code;
     use super::*;
 
     fn health(state: TargetState) -> TargetHealth {
@@ -105,7 +103,7 @@ mod tests {
         }
     }
 
-    fn deep(error: Option<&'static str>) -> DeepHealth {
+    fn deep(error: Option<Code>) -> DeepHealth {
         let io = ProvenIo { bytes: 1, write_ms: 0.5, read_ms: 0.5, memory: MemoryKind::Hugepages };
         DeepHealth {
             ok: error.is_none(),
@@ -121,22 +119,22 @@ mod tests {
         use TargetState::{Absent, Degraded, Serving};
         for (before, error, after) in [
             (Serving, None, Serving),
-            (Serving, Some("deep-io-failed"), Degraded),
-            (Serving, Some("deep-impossible"), Serving),
-            (Serving, Some("no-free-hugepage"), Serving),
-            (Absent, Some("deep-not-answering"), Absent),
+            (Serving, Some(Code::DeepIoFailed), Degraded),
+            (Serving, Some(Code::DeepImpossible), Serving),
+            (Serving, Some(Code::NoFreeHugepage), Serving),
+            (Absent, Some(Code::DeepNotAnswering), Absent),
         ] {
             let proven = ProvenHealth::of(health(before), deep(error));
             assert_eq!(proven.health.state, after, "{before:?} {error:?}");
             assert_eq!(proven.is_good(), error.is_none() && before == Serving);
         }
-        let proven = ProvenHealth::of(health(Serving), deep(Some("deep-io-failed")));
+        let proven = ProvenHealth::of(health(Serving), deep(Some(Code::DeepIoFailed)));
         assert!(proven.health.reason.ends_with("why") && proven.health.since == "now");
     }
 
     #[test]
     fn it_is_told_in_one_object_and_understood_again() {
-        for error in [None, Some("deep-io-failed")] {
+        for error in [None, Some(Code::DeepIoFailed)] {
             let proven = ProvenHealth::of(health(TargetState::Absent), deep(error));
             let told = serde_json::to_value(&proven).unwrap();
             assert_eq!(told["state"], "absent");

@@ -1,9 +1,10 @@
 //! What went wrong, as it is published: a stable code for machines, a text for the operator.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use super::code::Code;
 
 /// A failure in the form in which it leaves the agent, in a report, a callback or a log line.
 ///
@@ -11,16 +12,16 @@ use serde::{Deserialize, Serialize};
 /// and what the operator can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// A stable word in kebab-case.
-    pub code: Cow<'static, str>,
+    /// Stable code.
+    pub code: Code,
     /// The whole story in one sentence or two.
     pub text: String,
 }
 
 impl Fault {
-    /// A fault with a code known at compile time.
-    pub fn new(code: &'static str, text: impl Into<String>) -> Fault {
-        Fault { code: Cow::Borrowed(code), text: text.into() }
+    /// A fault with its code and text.
+    pub fn new(code: Code, text: impl Into<String>) -> Fault {
+        Fault { code, text: text.into() }
     }
 }
 
@@ -58,15 +59,15 @@ pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
 /// Something true about the node that is no failure of the call but that the operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// A stable word in kebab-case.
-    pub code: Cow<'static, str>,
+    /// Stable code.
+    pub code: Code,
     /// What was found, why it matters, what can be done.
     pub text: String,
 }
 
 impl Finding {
-    /// A finding with a code known at compile time.
-    pub fn new(code: &'static str, text: impl Into<String>) -> Finding {
-        Finding { code: Cow::Borrowed(code), text: text.into() }
+    /// A finding with its code and text.
+    pub fn new(code: Code, text: impl Into<String>) -> Finding {
+        Finding { code, text: text.into() }
     }
 }

@@ -1,5 +1,6 @@
 //! Where a target's image comes from: what a call may say, and what the settings allow.
 
+use crate::model::code::Code;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -36,7 +37,7 @@ impl FromStr for ImageUrl {
             // Its first part names it well enough, and has no password in it.
             let shown: String = text.chars().take_while(|c| !"?@".contains(*c)).take(80).collect();
             Err(Fault::new(
-                "invalid-image-url",
+                Code::InvalidImageUrl,
                 format!("'{shown}' is no address of an image: {why}"),
             ))
         };
@@ -61,7 +62,7 @@ impl FromStr for ImageUrl {
         if !url.username().is_empty() || url.password().is_some() {
             let url = without_secrets(&url);
             let text = format!("{url} holds a user's name: name an address that needs none");
-            return Err(Fault::new("invalid-image-url", text));
+            return Err(Fault::new(Code::InvalidImageUrl, text));
         }
         Ok(ImageUrl(url))
     }
@@ -130,7 +131,7 @@ impl FromStr for ImageSha256 {
         let shown: String = text.chars().take(80).collect();
         let text =
             format!("'{shown}' is no SHA-256: it has 64 hex digits, as sha256sum prints them");
-        Err(Fault::new("invalid-image-sha256", text))
+        Err(Fault::new(Code::InvalidImageSha256, text))
     }
 }
 
@@ -190,7 +191,7 @@ impl TargetDefaults {
         let url = url.or_else(|| self.image_url.clone().filter(|_| usual_image));
         if sha256.is_some() && url.is_none() {
             let text = "imageSha256 is the digest of what imageUrl names: give that too";
-            return Err(Fault::new("invalid-image-sha256", text));
+            return Err(Fault::new(Code::InvalidImageSha256, text));
         }
         let usual_url = url.is_some() && url == self.image_url;
         let sha256 = sha256.or_else(|| self.image_sha256.clone().filter(|_| usual_url));
@@ -235,7 +236,7 @@ mod tests {
             long.as_str(),
         ] {
             let fault = url.parse::<ImageUrl>().unwrap_err();
-            assert_eq!(fault.code, "invalid-image-url", "{url}");
+            assert_eq!(fault.code, Code::InvalidImageUrl, "{url}");
             assert!(!fault.text.contains("word"), "{fault}");
         }
         let signed: ImageUrl = "https://store/x.tar?token=abc".parse().unwrap();
@@ -247,7 +248,7 @@ mod tests {
         let of = |letters: usize| format!("http://a/{}", "ä".repeat(letters));
         let kept = String::from(of(339).parse::<ImageUrl>().unwrap());
         assert!(kept.parse::<ImageUrl>().is_ok(), "{} bytes", kept.len());
-        assert_eq!(of(340).parse::<ImageUrl>().unwrap_err().code, "invalid-image-url");
+        assert_eq!(of(340).parse::<ImageUrl>().unwrap_err().code, Code::InvalidImageUrl);
     }
 
     #[test]
@@ -257,7 +258,7 @@ mod tests {
             assert_eq!(text.parse::<ImageSha256>().unwrap().as_str(), "ab".repeat(32));
         }
         for text in ["", "ab", &"g".repeat(64), &format!("sha1:{digits}")] {
-            assert_eq!(text.parse::<ImageSha256>().unwrap_err().code, "invalid-image-sha256");
+            assert_eq!(text.parse::<ImageSha256>().unwrap_err().code, Code::InvalidImageSha256);
         }
     }
 
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(wish(None, None, Some(digest("2"))).unwrap().2, Some(digest("2")));
         assert_eq!(
             wish(Some("zbs:2"), None, Some(digest("2"))).unwrap_err().code,
-            "invalid-image-sha256"
+            Code::InvalidImageSha256
         );
         let own = usual.image_wish(TargetKind::BuiltIn, None, None, None).unwrap();
         assert_eq!(own, ImageWish::default());

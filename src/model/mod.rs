@@ -6,6 +6,7 @@
 
 pub mod ascii;
 pub mod caller;
+pub mod code;
 pub mod container;
 pub mod cpu;
 pub mod deep;

@@ -1,5 +1,6 @@
 //! Paths that a caller names, and sockets among them.
 
+use crate::model::code::Code;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,7 @@ impl FromStr for CleanPath {
     fn from_str(text: &str) -> Result<CleanPath, Fault> {
         let refused = |why: &str| {
             let shown: String = text.chars().take(120).collect();
-            Err(Fault::new("invalid-path", format!("'{shown}' is no path to be used: {why}")))
+            Err(Fault::new(Code::InvalidPath, format!("'{shown}' is no path to be used: {why}")))
         };
         if !text.starts_with('/') {
             return refused("it is not absolute");
@@ -75,7 +76,7 @@ pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
         return Ok(());
     }
     Err(Fault::new(
-        "invalid-control-socket",
+        Code::InvalidControlSocket,
         format!(
             "{} is taken for no control socket, whose name ends with .sock: what else lies beside it \
              are the sockets of volumes, and to those the agent never connects",
@@ -93,7 +94,7 @@ pub fn judge_length(path: &CleanPath) -> Result<(), Fault> {
         return Ok(());
     }
     Err(Fault::new(
-        "socket-path-too-long",
+        Code::SocketPathTooLong,
         format!(
             "a socket cannot lie at {}: its path has {} bytes, and a socket's has at most {SUN_PATH}",
             path.as_str(),
@@ -113,7 +114,7 @@ mod tests {
         assert_eq!(clean("/").unwrap(), "/");
         let long = format!("/{}", "x".repeat(4000));
         for path in ["", "a", "../a", "/a/../b", "/a/./b", "/a\nb", "/a:/etc", long.as_str()] {
-            assert_eq!(clean(path).unwrap_err().code, "invalid-path", "{path}");
+            assert_eq!(clean(path).unwrap_err().code, Code::InvalidPath, "{path}");
         }
     }
 
@@ -121,12 +122,12 @@ mod tests {
     fn a_socket_path_fits_into_its_structure() {
         let path = |length: usize| format!("/{}.sock", "x".repeat(length - 6)).parse().unwrap();
         assert!(judge_socket(&path(107)).is_ok());
-        assert_eq!(judge_socket(&path(108)).unwrap_err().code, "socket-path-too-long");
+        assert_eq!(judge_socket(&path(108)).unwrap_err().code, Code::SocketPathTooLong);
     }
 
     #[test]
     fn what_is_not_named_as_a_control_socket_may_be_a_volumes() {
         let volume = "/var/tmp/vhost-sockets/zbs-vhost-0123".parse().unwrap();
-        assert_eq!(judge_socket(&volume).unwrap_err().code, "invalid-control-socket");
+        assert_eq!(judge_socket(&volume).unwrap_err().code, Code::InvalidControlSocket);
     }
 }

@@ -1,5 +1,6 @@
 //! Targets: what is wanted of one, what is seen of it, and what is told of it.
 
+use crate::model::code::Code;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -45,7 +46,7 @@ impl FromStr for TargetName {
         }
         let shown: String = text.chars().take(80).collect();
         Err(Fault::new(
-            "invalid-target-name",
+            Code::InvalidTargetName,
             format!(
                 "'{shown}' is no name for a target: it begins with a letter or digit, goes on with \
                  those and '_', '.', '-', and has at most 63 characters"
@@ -136,7 +137,7 @@ impl TargetSpec {
         if self.memory_mib > MOST_MEMORY_MIB {
             let text =
                 format!("{} MiB of hugepages are more than any machine has", self.memory_mib);
-            return Err(Fault::new("invalid-memory", text));
+            return Err(Fault::new(Code::InvalidMemory, text));
         }
         Ok(self)
     }
@@ -193,7 +194,7 @@ pub fn judge_image(name: &str) -> Result<(), Fault> {
     }
     let shown: String = name.chars().take(120).collect();
     Err(Fault::new(
-        "invalid-image",
+        Code::InvalidImage,
         format!("'{shown}' is no image's name, such as registry.example:5000/storage/vhost:1"),
     ))
 }
@@ -352,7 +353,7 @@ mod tests {
         }
         let long = "x".repeat(64);
         for name in ["", "-a", ".a", "a/b", "../a", "a b", "a;id", "ä", "a\n", long.as_str()] {
-            assert_eq!(name.parse::<TargetName>().unwrap_err().code, "invalid-target-name");
+            assert_eq!(name.parse::<TargetName>().unwrap_err().code, Code::InvalidTargetName);
         }
     }
 
@@ -360,7 +361,7 @@ mod tests {
     fn a_target_takes_no_more_memory_than_a_machine_can_have() {
         let with = |memory_mib| TargetSpec { memory_mib, ..TargetSpec::example("a") }.judge();
         assert!(with(MOST_MEMORY_MIB).is_ok());
-        assert_eq!(with(u64::MAX).unwrap_err().code, "invalid-memory");
+        assert_eq!(with(u64::MAX).unwrap_err().code, Code::InvalidMemory);
     }
 
     #[test]
@@ -372,7 +373,7 @@ mod tests {
         for name in
             ["", "/a", "a//b", "../a", "a/../b", "a?b", "a#b", "a b", "-a", "ä", long.as_str()]
         {
-            assert_eq!(judge_image(name).unwrap_err().code, "invalid-image", "{name}");
+            assert_eq!(judge_image(name).unwrap_err().code, Code::InvalidImage, "{name}");
         }
     }
 }

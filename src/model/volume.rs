@@ -1,5 +1,6 @@
 //! Volumes: what is wanted of one, what is seen of it in its target, and what is told of it.
 
+use crate::model::code::Code;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -42,7 +43,7 @@ impl FromStr for VolumeName {
         }
         let shown: String = text.chars().take(120).collect();
         Err(Fault::new(
-            "invalid-volume-name",
+            Code::InvalidVolumeName,
             format!(
                 "'{shown}' is no name for a volume or a bdev: it begins with a letter or digit, goes on \
                  with those and '_', '.', '-', has at most {} characters, ends neither with .sock nor \
@@ -134,7 +135,7 @@ impl Backing {
     /// # Errors
     /// A size, a path or a method that no target takes.
     pub fn judge(&self) -> Result<(), Fault> {
-        let refused = |text: String| Err(Fault::new("invalid-backing", text));
+        let refused = |text: String| Err(Fault::new(Code::InvalidBacking, text));
         match self {
             Backing::Zbs { path } => {
                 let parts = path.split('/').all(|p| !p.is_empty() && p != "." && p != "..");
@@ -178,7 +179,7 @@ fn judge_block_size(bytes: u32) -> Result<(), Fault> {
         return Ok(());
     }
     let text = format!("{bytes} is no block size: a power of two from 512 to 65536");
-    Err(Fault::new("invalid-backing", text))
+    Err(Fault::new(Code::InvalidBacking, text))
 }
 
 /// A raw method makes or takes away bdevs, and nothing else.
@@ -190,7 +191,7 @@ fn judge_method(method: &str, ends: &[&str]) -> Result<(), Fault> {
     }
     let shown: String = method.chars().take(80).collect();
     let text = format!("'{shown}' is not a method bdev_… that ends with {}", ends.join(" or "));
-    Err(Fault::new("invalid-backing", text))
+    Err(Fault::new(Code::InvalidBacking, text))
 }
 
 /// What is wanted of a volume.
@@ -231,7 +232,7 @@ impl VolumeSpec {
             true => Ok(self),
             false => {
                 let text = "cpumask is neither a mask such as 0x3 nor a list such as [0,1]";
-                Err(Fault::new("invalid-cpumask", text))
+                Err(Fault::new(Code::InvalidCpumask, text))
             }
         }
     }
@@ -425,7 +426,7 @@ mod tests {
         ] {
             assert_eq!(
                 name.parse::<VolumeName>().unwrap_err().code,
-                "invalid-volume-name",
+                Code::InvalidVolumeName,
                 "{name}"
             );
         }
@@ -450,7 +451,11 @@ mod tests {
             r#"{"kind":"raw","method":"bdev_malloc_delete"}"#,
             r#"{"kind":"raw","method":"bdev_null_create","deleteMethod":"bdev_null_create"}"#,
         ] {
-            assert_eq!(read(text).unwrap().judge().unwrap_err().code, "invalid-backing", "{text}");
+            assert_eq!(
+                read(text).unwrap().judge().unwrap_err().code,
+                Code::InvalidBacking,
+                "{text}"
+            );
         }
         assert!(
             read(r#"{"kind":"raw","method":"bdev_rbd_create","params":{"a":1}}"#)
@@ -471,9 +476,9 @@ mod tests {
             assert!(spec(mask).judge(&dir).is_ok());
         }
         for mask in ["", "0x", "[0,1", "all", "[0;1]"] {
-            assert_eq!(spec(Some(mask)).judge(&dir).unwrap_err().code, "invalid-cpumask");
+            assert_eq!(spec(Some(mask)).judge(&dir).unwrap_err().code, Code::InvalidCpumask);
         }
         let deep: CleanPath = format!("/{}", "x".repeat(106)).parse().unwrap();
-        assert_eq!(spec(None).judge(&deep).unwrap_err().code, "socket-path-too-long");
+        assert_eq!(spec(None).judge(&deep).unwrap_err().code, Code::SocketPathTooLong);
     }
 }

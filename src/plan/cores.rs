@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::pins::Pins;
+use crate::model::code::Code;
 use crate::model::cpu::{CoreList, Cpu, CpuUse};
 use crate::model::fault::{Fault, Finding};
 use crate::model::target::CoreWish;
@@ -39,8 +40,9 @@ pub fn choose(wish: &CoreWish, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fa
     let mut nodes: Vec<NumaNode> = chosen.iter().map(|cpu| cpu.node).collect();
     nodes.sort_unstable();
     nodes.dedup();
-    let cores = CoreList::of(chosen.iter().map(|cpu| cpu.id).collect())
-        .ok_or_else(|| Fault::new("invalid-cores", "no core is no list of cores: ask for one"))?;
+    let cores = CoreList::of(chosen.iter().map(|cpu| cpu.id).collect()).ok_or_else(|| {
+        Fault::new(Code::InvalidCores, "no core is no list of cores: ask for one")
+    })?;
     Ok(Chosen { cores, nodes, findings: pins.findings(&chosen) })
 }
 
@@ -52,7 +54,7 @@ fn these<'a>(cores: &CoreList, cpus: &'a [Cpu], used: &CpuUse) -> Result<Vec<&'a
             None => "is not there or not online",
         };
         let text = format!("core {id} {why}; {}", topology(cpus, used));
-        Err(Fault::new("cores-impossible", text))
+        Err(Fault::new(Code::CoresImpossible, text))
     };
     cores.as_slice().iter().map(find).collect()
 }
@@ -87,7 +89,7 @@ fn so_many<'a>(
              for fewer, or name them",
             topology(cpus, used)
         );
-        Fault::new("cores-impossible", text)
+        Fault::new(Code::CoresImpossible, text)
     })
 }
 

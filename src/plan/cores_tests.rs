@@ -35,7 +35,7 @@ fn distinct_cores_of_one_node_come_first_and_second_threads_last() {
     assert_eq!(chosen(4, &cpus), [12, 13, 14, 15]);
     assert_eq!(chosen(5, &cpus), [7, 12, 13, 14, 15], "a second thread when cores are out");
     let fault = choose(&CoreWish::Count(9), &cpus, &FREE).unwrap_err();
-    assert_eq!(fault.code, "cores-impossible");
+    assert_eq!(fault.code, Code::CoresImpossible);
     assert!(fault.text.contains("node1 has CPUs 4,5,6,7,12,13,14,15"), "{fault}");
 }
 
@@ -74,9 +74,9 @@ fn vm(name: &str, lists: &[&[u32]]) -> Holder {
 }
 
 /// What is chosen, and the codes of what is told.
-fn beside(count: u32, cpus: &[Cpu], holders: Vec<Holder>) -> (Vec<u32>, Vec<String>) {
+fn beside(count: u32, cpus: &[Cpu], holders: Vec<Holder>) -> (Vec<u32>, Vec<Code>) {
     let chose = choose(&CoreWish::Count(count), cpus, &held_by(holders)).unwrap();
-    let codes = chose.findings.iter().map(|finding| finding.code.to_string()).collect();
+    let codes = chose.findings.iter().map(|finding| finding.code).collect();
     (chose.cores.as_slice().to_vec(), codes)
 }
 
@@ -93,11 +93,11 @@ fn what_containers_may_not_use_is_never_chosen_and_refused_in_a_list() {
     assert_eq!(chosen(2, &[0, 1, 2, 3]).unwrap().as_slice(), [2, 3]);
     assert_eq!(chosen(1, &[0]).unwrap().as_slice(), [0], "there is no other");
     let fault = chosen(4, &[0, 1, 2, 3]).unwrap_err();
-    assert_eq!(fault.code, "cores-impossible");
+    assert_eq!(fault.code, Code::CoresImpossible);
     assert!(fault.text.contains("containers may use CPUs 0,1,2,3"), "{fault}");
     let wish = CoreWish::These("[3,5]".parse().unwrap());
     let fault = choose(&wish, &cpus, &within(&[2, 3])).unwrap_err();
-    assert_eq!(fault.code, "cores-impossible");
+    assert_eq!(fault.code, Code::CoresImpossible);
     for part in ["core 5", "cpuset", "node0 has CPUs 0,1", "containers may use CPUs 2,3"] {
         assert!(fault.text.contains(part), "{part}: {fault}");
     }
@@ -125,7 +125,7 @@ fn where_there_is_nothing_else_they_are_shared_and_that_is_told_by_name() {
     assert_eq!(chose.cores.as_slice(), [3]);
     assert_eq!(chose.findings.len(), 1);
     let finding = &chose.findings[0];
-    assert_eq!(finding.code, "cores-shared-with-vms");
+    assert_eq!(finding.code, Code::CoresSharedWithVms);
     assert!(finding.text.contains("CPUs 3 ") && finding.text.contains("web"), "{finding:?}");
     assert!(!finding.text.contains("db"), "{finding:?}");
     let wish = CoreWish::These("[2]".parse().unwrap());
@@ -141,7 +141,7 @@ fn where_there_is_nothing_else_they_are_shared_and_that_is_told_by_name() {
 fn one_with_room_to_move_is_shared_before_one_with_none() {
     let cpus = machine(1, 4);
     let holders = || vec![vm("wide", &[&[1, 2, 3, 5, 6, 7]]), vm("narrow", &[&[3]])];
-    let told = vec!["cores-shared-with-vms".to_string()];
+    let told = vec![Code::CoresSharedWithVms];
     assert_eq!(beside(1, &cpus, holders()), (vec![4], vec![]));
     assert_eq!(beside(2, &cpus, holders()), (vec![4, 6], told));
 }
@@ -162,9 +162,9 @@ fn another_targets_cores_are_the_last_to_be_taken() {
     let target = |lists| holder(HolderKind::Target, "reactor_3 (pid 7)", lists);
     assert_eq!(beside(1, &cpus, vec![target(&[&[3]])]), (vec![2], vec![]));
     let (cores, codes) = beside(1, &cpus, vec![target(&[&[1]]), vm("db", &[&[2]])]);
-    assert_eq!((cores, codes), (vec![2], vec!["cores-shared-with-vms".to_string()]));
+    assert_eq!((cores, codes), (vec![2], vec![Code::CoresSharedWithVms]));
     let (_, codes) = beside(3, &cpus, vec![target(&[&[3]]), vm("db", &[&[2]])]);
-    assert_eq!(codes, ["cores-shared-with-vms", "cores-shared-with-targets"]);
+    assert_eq!(codes, [Code::CoresSharedWithVms, Code::CoresSharedWithTargets]);
 }
 
 /// Some machine: its CPUs, and who uses them.

@@ -8,6 +8,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::model::code::Code;
 use crate::model::engine::{DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init};
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::EnginePolicy;
@@ -44,7 +45,7 @@ fn plan_running(
 ) -> Result<EnginePlan, Fault> {
     if version.api < policy.min_api {
         return Err(Fault::new(
-            "engine-too-old",
+            Code::EngineTooOld,
             format!(
                 "the engine {} at {} speaks API {}, older than {}: upgrade it, or lower engine.min_api",
                 version.version, policy.socket, version.api, policy.min_api
@@ -103,7 +104,7 @@ impl EnginePlan {
         }
         if !policy.install {
             return Err(Fault::new(
-                "engine-not-installed",
+                Code::EngineNotInstalled,
                 format!(
                     "{} is not installed and engine.install is false: install it, or allow it",
                     policy.binary
@@ -112,7 +113,7 @@ impl EnginePlan {
         }
         let Some(manager) = seen.package_manager else {
             return Err(Fault::new(
-                "no-package-manager",
+                Code::NoPackageManager,
                 format!(
                     "{} is not installed, and none of apt-get, dnf, yum, zypper is there to install it: \
                      install the engine by hand",
@@ -123,7 +124,7 @@ impl EnginePlan {
         let sets = policy.packages.get(&manager).cloned().unwrap_or_default();
         if sets.is_empty() {
             return Err(Fault::new(
-                "no-packages-configured",
+                Code::NoPackagesConfigured,
                 format!(
                     "engine.packages.{manager} is empty: name the packages of the engine there"
                 ),
@@ -147,14 +148,14 @@ impl EnginePlan {
     fn add_start(&mut self, seen: &EngineSeen, policy: &EnginePolicy) -> Result<(), Fault> {
         match (&seen.init, &seen.unit) {
             (Init::Systemd, Some(unit)) if unit.load == "masked" => Err(Fault::new(
-                "engine-unit-masked",
+                Code::EngineUnitMasked,
                 format!(
                     "{} is masked: `systemctl unmask {}` if the engine may run",
                     policy.unit, policy.unit
                 ),
             )),
             (Init::Systemd, None) if seen.unit_error.is_some() => Err(Fault::new(
-                "systemd-unreachable",
+                Code::SystemdUnreachable,
                 format!(
                     "systemd could not be asked about {} over D-Bus: {}",
                     policy.unit,
@@ -182,7 +183,7 @@ fn not_answering(reason: &str, seen: &EngineSeen, policy: &EnginePolicy) -> Faul
         None => format!("something listens at {}", policy.socket),
     };
     Fault::new(
-        "engine-not-answering",
+        Code::EngineNotAnswering,
         format!(
             "{who} but does not answer as an engine: {reason}; it is left alone: look at its log, and \
              restart it when its containers allow"
@@ -220,7 +221,7 @@ fn merged(
         DaemonJson::Absent => Map::new(),
         DaemonJson::Unusable(reason) => {
             return Err(Fault::new(
-                "daemon-json-unusable",
+                Code::DaemonJsonUnusable,
                 format!(
                     "{} cannot be used: {reason}; it was not touched, and the engine was not started: \
                      mend or remove the file",
@@ -238,7 +239,7 @@ fn merged(
     };
     if let Some(chosen) = chosen {
         return Ok(Merge::Operator(Finding::new(
-            "iptables-set-by-operator",
+            Code::IptablesSetByOperator,
             format!(
                 "{chosen}; it was left so, and the engine will change the host's packet filter when it \
                  starts (FORWARD becomes DROP, which cuts bridged virtual machines off): set it to false"
@@ -295,7 +296,7 @@ fn iptables_finding(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Finding>
         },
     };
     Some(Finding::new(
-        "engine-may-change-iptables",
+        Code::EngineMayChangeIptables,
         format!(
             "the engine runs and may change the host's packet filter: {why}; bridged virtual machines \
              can lose their network (FORWARD policy DROP). It was not restarted and its file not \

@@ -84,8 +84,8 @@ fn names(plan: &EnginePlan) -> Vec<&'static str> {
     plan.steps.iter().map(Step::name).collect()
 }
 
-fn codes(plan: &EnginePlan) -> Vec<&str> {
-    plan.findings.iter().map(|finding| finding.code.as_ref()).collect()
+fn codes(plan: &EnginePlan) -> Vec<Code> {
+    plan.findings.iter().map(|finding| finding.code).collect()
 }
 
 fn written(plan: &EnginePlan) -> Value {
@@ -97,7 +97,7 @@ fn written(plan: &EnginePlan) -> Value {
 }
 
 #[track_caller]
-fn refused(seen: &EngineSeen, policy: &EnginePolicy, code: &str, word: &str) {
+fn refused(seen: &EngineSeen, policy: &EnginePolicy, code: Code, word: &str) {
     let fault = plan(seen, policy).expect_err("a plan that is refused");
     assert_eq!(fault.code, code, "{}", fault.text);
     assert!(fault.text.contains(word), "'{}' does not say '{word}'", fault.text);
@@ -173,9 +173,9 @@ fn an_engine_that_runs_without_the_setting_is_reported_and_not_touched() {
         ),
     ] {
         let plan = plan(&seen, &policy()).unwrap();
-        assert_eq!((names(&plan), codes(&plan)), (vec![], vec!["engine-may-change-iptables"]));
+        assert_eq!((names(&plan), codes(&plan)), (vec![], vec![Code::EngineMayChangeIptables]));
         assert!(plan.findings[0].text.contains(why), "{} / {why}", plan.findings[0].text);
-        refused(&seen, &strict(), "engine-may-change-iptables", why);
+        refused(&seen, &strict(), Code::EngineMayChangeIptables, why);
     }
 }
 
@@ -229,8 +229,8 @@ fn what_the_operator_chose_is_kept_and_told_or_refused_when_the_settings_say_so(
         let seen = stopped(says(text));
         let plan = plan(&seen, &policy()).unwrap();
         assert_eq!(names(&plan), ["startDaemon", "awaitEngine"]);
-        assert_eq!(codes(&plan), ["iptables-set-by-operator"]);
-        refused(&seen, &strict(), "iptables-set-by-operator", "/etc/docker/daemon.json");
+        assert_eq!(codes(&plan), [Code::IptablesSetByOperator]);
+        refused(&seen, &strict(), Code::IptablesSetByOperator, "/etc/docker/daemon.json");
     }
 }
 
@@ -245,8 +245,13 @@ fn a_file_is_not_touched_where_the_unit_has_the_flag_for_dockerd_refuses_both() 
     assert_eq!((names(&off), codes(&off)), (vec!["startUnit", "awaitEngine"], vec![]));
     let on = plan(&with_flag("--iptables=true"), &policy()).unwrap();
     assert_eq!(names(&on), ["startUnit", "awaitEngine"]);
-    assert_eq!(codes(&on), ["iptables-set-by-operator"]);
-    refused(&with_flag("--iptables=true"), &strict(), "iptables-set-by-operator", "docker.service");
+    assert_eq!(codes(&on), [Code::IptablesSetByOperator]);
+    refused(
+        &with_flag("--iptables=true"),
+        &strict(),
+        Code::IptablesSetByOperator,
+        "docker.service",
+    );
 }
 
 #[test]
@@ -254,19 +259,19 @@ fn a_file_that_is_no_json_object_stops_everything_before_the_engine_can_start() 
     let unusable = DaemonJson::Unusable("it is not JSON: EOF".into());
     for seen in [stopped(unusable.clone()), EngineSeen { daemon_json: unusable.clone(), ..bare() }]
     {
-        refused(&seen, &policy(), "daemon-json-unusable", "/etc/docker/daemon.json");
-        refused(&seen, &policy(), "daemon-json-unusable", "not JSON: EOF");
+        refused(&seen, &policy(), Code::DaemonJsonUnusable, "/etc/docker/daemon.json");
+        refused(&seen, &policy(), Code::DaemonJsonUnusable, "not JSON: EOF");
     }
 }
 
 #[test]
 fn what_is_not_installed_and_cannot_be_is_said_before_anything_changes() {
     let forbidden = EnginePolicy { install: false, ..policy() };
-    refused(&bare(), &forbidden, "engine-not-installed", "engine.install");
+    refused(&bare(), &forbidden, Code::EngineNotInstalled, "engine.install");
     let nameless = EnginePolicy { packages: PackageSets::new(), ..policy() };
-    refused(&bare(), &nameless, "no-packages-configured", "engine.packages.apt");
+    refused(&bare(), &nameless, Code::NoPackagesConfigured, "engine.packages.apt");
     let alone = EngineSeen { package_manager: None, ..bare() };
-    refused(&alone, &policy(), "no-package-manager", "dockerd");
+    refused(&alone, &policy(), Code::NoPackageManager, "dockerd");
 }
 
 #[test]
@@ -279,7 +284,7 @@ fn an_engine_that_is_installed_needs_neither_a_package_manager_nor_leave_to_inst
 #[test]
 fn what_the_operator_masked_is_not_started() {
     let seen = stopped_unit(unit("masked", "inactive", "masked"));
-    refused(&seen, &policy(), "engine-unit-masked", "systemctl unmask docker.service");
+    refused(&seen, &policy(), Code::EngineUnitMasked, "systemctl unmask docker.service");
 }
 
 #[test]
@@ -289,7 +294,7 @@ fn where_systemd_cannot_be_asked_nothing_is_started_behind_its_back() {
         unit_error: Some("cannot reach systemd over D-Bus: no such file".into()),
         ..stopped(says(r#"{"iptables":false}"#))
     };
-    refused(&seen, &policy(), "systemd-unreachable", "no such file");
+    refused(&seen, &policy(), Code::SystemdUnreachable, "no such file");
 }
 
 #[test]
@@ -306,24 +311,24 @@ fn an_engine_that_runs_is_good_enough_where_systemd_cannot_be_asked() {
 fn what_listens_and_does_not_answer_is_left_alone() {
     let broken = EngineApi::Broken("no answer to _ping within 5s".into());
     let someone = EngineSeen { api: broken.clone(), ..bare() };
-    refused(&someone, &policy(), "engine-not-answering", "something listens at /run/docker.sock");
+    refused(&someone, &policy(), Code::EngineNotAnswering, "something listens at /run/docker.sock");
     let engine = EngineSeen { api: broken, ..running(DaemonJson::Absent, &[]) };
-    refused(&engine, &policy(), "engine-not-answering", "pid 7");
-    refused(&engine, &policy(), "engine-not-answering", "no answer to _ping within 5s");
+    refused(&engine, &policy(), Code::EngineNotAnswering, "pid 7");
+    refused(&engine, &policy(), Code::EngineNotAnswering, "no answer to _ping within 5s");
 }
 
 #[test]
 fn an_engine_that_is_too_old_is_named_with_both_versions() {
     let policy = EnginePolicy { min_api: ApiVersion(1, 44), ..policy() };
     let seen = running(says(r#"{"iptables":false}"#), &[]);
-    refused(&seen, &policy, "engine-too-old", "20.10.24");
-    refused(&seen, &policy, "engine-too-old", "1.44");
+    refused(&seen, &policy, Code::EngineTooOld, "20.10.24");
+    refused(&seen, &policy, Code::EngineTooOld, "1.44");
     // 1.9 is older than 1.41, and 2.0 is newer.
     let api = |api| EngineApi::Answers(EngineVersion { version: "x".into(), api });
     refused(
         &EngineSeen { api: api(ApiVersion(1, 9)), ..seen.clone() },
         &policy,
-        "engine-too-old",
+        Code::EngineTooOld,
         "1.9",
     );
     assert!(plan(&EngineSeen { api: api(ApiVersion(2, 0)), ..seen }, &policy).is_ok());

@@ -11,6 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::policy::PoolPolicy;
 use crate::model::pools::{PagesByPool, Placement, PoolGoal, PoolKey, PoolWant, PoolsSeen};
@@ -260,7 +261,7 @@ impl Round<'_> {
         if of_size.is_empty() {
             let sizes: Vec<String> = self.seen.sizes().iter().map(PageSize::to_string).collect();
             return Err(Fault::new(
-                "page-size-unsupported",
+                Code::PageSizeUnsupported,
                 format!(
                     "this kernel has no pool of {} pages (it has: {}); for 1G pages the CPU must have \
                      the flag pdpe1gb",
@@ -296,7 +297,7 @@ impl Round<'_> {
                 "no pool of {size} pages on {node}; this machine has: {}",
                 nodes.join(", ")
             );
-            Fault::new("no-such-node", text)
+            Fault::new(Code::NoSuchNode, text)
         })
     }
 
@@ -315,7 +316,7 @@ impl Round<'_> {
             return Ok(());
         }
         Err(Fault::new(
-            "too-many-pages",
+            Code::TooManyPages,
             format!(
                 "{} free pages of {} were asked for and {missing} are missing: more than the {} MiB of \
                  memory that this machine has",
@@ -336,7 +337,7 @@ impl Round<'_> {
         }
         let mib = |kib: u64| kib / 1024;
         Err(Fault::new(
-            "memory-floor",
+            Code::MemoryFloor,
             format!(
                 "growing by {} ({} MiB) would leave {} MiB of {} MiB available, below the floor of {} \
                  MiB; free memory, ask for fewer pages, or lower pools.floor_mib / pools.floor_percent",
@@ -356,7 +357,7 @@ impl Round<'_> {
             true => "reboot and let vhost-agent-pools.service take the pages early",
             false => "let another node give them (moveShortfall), or allow pools.drop_page_cache",
         };
-        Fault::new("pages-short", format!("{}; free memory there, {advice}", texts.join("; ")))
+        Fault::new(Code::PagesShort, format!("{}; free memory there, {advice}", texts.join("; ")))
     }
 
     fn shortfall(&self, short: &Shortfall) -> String {

@@ -115,7 +115,7 @@ fn a_bound_wish_touches_its_nodes_only() {
     assert_eq!(adds(&decision), pages(&[(1, 50), (2, 50)]));
     match decide(&[bound(100, &[7])], &seen, &Trials::new()) {
         Decision::Refused(fault) => {
-            assert_eq!(fault.code, "no-such-node");
+            assert_eq!(fault.code, Code::NoSuchNode);
             assert!(fault.text.contains("node7") && fault.text.contains("node0, node1, node2"));
         }
         other => panic!("{other:?}"),
@@ -137,7 +137,7 @@ fn a_growth_below_the_floor_is_refused_with_the_numbers() {
     assert_eq!(adds(&decide(&[want(861)], &seen, &Trials::new())), pages(&[(0, 861)]));
     match decide(&[want(862)], &seen, &Trials::new()) {
         Decision::Refused(fault) => {
-            assert_eq!(fault.code, "memory-floor");
+            assert_eq!(fault.code, Code::MemoryFloor);
             for number in ["862 pages", "1724 MiB", "3276 MiB of 5000 MiB", "floor of 3277 MiB"] {
                 assert!(fault.text.contains(number), "{} lacks {number}", fault.text);
             }
@@ -154,10 +154,10 @@ fn a_size_without_a_pool_and_an_absurd_count_are_refused() {
         other => panic!("{other:?}"),
     };
     let fault = refused(PoolWant { size: PageSize::GIB_1, ..want(1) });
-    assert_eq!(fault.code, "page-size-unsupported");
+    assert_eq!(fault.code, Code::PageSizeUnsupported);
     assert!(fault.text.contains("1G") && fault.text.contains("it has: 2M"), "{}", fault.text);
     for count in [u64::MAX, 1 << 40, 32769] {
-        assert_eq!(refused(want(count)).code, "too-many-pages", "{count}");
+        assert_eq!(refused(want(count)).code, Code::TooManyPages, "{count}");
     }
 }
 
@@ -180,7 +180,7 @@ fn more_effort_is_made_step_by_step_and_the_cache_is_dropped_only_when_allowed()
     );
     match again(Effort::Compacted, &policy()) {
         Decision::Short(fault) => {
-            assert_eq!(fault.code, "pages-short");
+            assert_eq!(fault.code, Code::PagesShort);
             assert!(
                 fault.text.contains("node0 gave 100 of 512 wanted pages of 2M"),
                 "{}",
@@ -242,7 +242,7 @@ fn what_may_come_out_short_is_taken_up_to_the_floor() {
     assert_eq!(adds(&next(&seen, &PagesByPool::new())), pages(&[(0, 400), (1, 100)]));
     seen.memory.available_kib = 3277 * MIB;
     let rest = next(&seen, &pages(&[(0, 400), (1, 100)]));
-    assert!(matches!(rest, Decision::Refused(fault) if fault.code == "memory-floor"));
+    assert!(matches!(rest, Decision::Refused(fault) if fault.code == Code::MemoryFloor));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::code::Code;
 use crate::model::cpu::{CoreList, Cpu, Holder, HolderKind};
 use crate::model::fault::Finding;
 use crate::model::units::NumaNode;
@@ -90,7 +91,7 @@ fn told(kind: HolderKind, shared: &CoreList, names: &BTreeSet<&str>) -> Finding 
     let listed = listed.join(", ");
     match kind {
         HolderKind::Machine => Finding::new(
-            "cores-shared-with-vms",
+            Code::CoresSharedWithVms,
             format!(
                 "virtual machines are pinned to CPUs {shared} or to other threads of their cores: \
                  {listed}. The target spins there and slows them: give it other CPUs (cores), or \
@@ -98,7 +99,7 @@ fn told(kind: HolderKind, shared: &CoreList, names: &BTreeSet<&str>) -> Finding 
             ),
         ),
         HolderKind::Target => Finding::new(
-            "cores-shared-with-targets",
+            Code::CoresSharedWithTargets,
             format!(
                 "other targets have CPUs {shared} or other threads of their cores: {listed}. Both \
                  spin there and slow each other: give this one other CPUs (cores), or fewer"

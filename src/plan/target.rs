@@ -10,6 +10,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::cores::{self, Chosen};
+use crate::model::code::Code;
 use crate::model::container::{ContainerSeen, ContainerSpec, DIGEST_LABEL, SPEC_LABEL};
 use crate::model::fault::{Fault, Finding};
 use crate::model::image::Download;
@@ -107,7 +108,7 @@ pub fn end_frozen(spec: &TargetSpec, seen: &TargetSeen) -> Option<Step> {
 fn not_ours(spec: &TargetSpec) -> Fault {
     let name = &spec.name;
     Fault::new(
-        "container-not-ours",
+        Code::ContainerNotOurs,
         format!(
             "a container named {name} is there that this agent did not make: remove it, or insist \
              (recreate when deploying, force when destroying)"
@@ -151,7 +152,7 @@ impl TargetPlan {
                  removed unasked",
                 spec.name
             );
-            self.findings.push(Finding::new("container-not-ours", text));
+            self.findings.push(Finding::new(Code::ContainerNotOurs, text));
         }
         if !self.drift.is_empty() {
             let fields: Vec<String> = self
@@ -165,7 +166,7 @@ impl TargetPlan {
                 spec.name,
                 fields.join("; ")
             );
-            self.findings.push(Finding::new("target-drift", text));
+            self.findings.push(Finding::new(Code::TargetDrift, text));
         }
         if !seen.serves() {
             self.steps.push(wait(spec, &container.id, policy));
@@ -189,7 +190,7 @@ impl TargetPlan {
                      or insist with force (their disks stop until the target is back)",
                     spec.name
                 );
-                return Err(Fault::new("target-in-use", text));
+                return Err(Fault::new(Code::TargetInUse, text));
             }
             None => {
                 let text = format!(
@@ -197,7 +198,7 @@ impl TargetPlan {
                      answers, or insist with force (their disks stop until the target is back)",
                     spec.name
                 );
-                return Err(Fault::new("target-use-unknown", text));
+                return Err(Fault::new(Code::TargetUseUnknown, text));
             }
         }
         if container.running {
@@ -223,7 +224,7 @@ impl TargetPlan {
         let image = image(spec, seen)?;
         if let Some(obstacle) = &seen.socket_obstacle {
             let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
-            return Err(Fault::new("socket-place-unusable", text));
+            return Err(Fault::new(Code::SocketPlaceUnusable, text));
         }
         if !seen.has_image {
             let from = sources(spec, &image);
@@ -259,7 +260,7 @@ fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
         (TargetKind::BuiltIn, _) => Ok(seen.built_in_image.clone()),
         (_, Some(image)) => Ok(image.clone()),
         (_, None) => Err(Fault::new(
-            "image-missing",
+            Code::ImageMissing,
             format!("no image was named for {}: name one, or use the built-in target", spec.name),
         )),
     }
@@ -281,7 +282,7 @@ fn sources(spec: &TargetSpec, image: &str) -> Vec<ImageSource> {
 
 fn no_image(image: &str) -> Fault {
     Fault::new(
-        "image-missing",
+        Code::ImageMissing,
         format!(
             "the engine has no image {image}, and nothing says where it is: name one in a registry (host:port/…), a tar that holds it, or the address of one"
         ),
@@ -304,7 +305,7 @@ fn container(
     binds.extend(policy.binds.iter().cloned());
     // Who may ask the engine may not all know what gives access to the image.
     let label = serde_json::to_string(&TargetSpec { image_url: None, ..spec.clone() })
-        .map_err(|e| Fault::new("internal", format!("a wish cannot be written down: {e}")))?;
+        .map_err(|e| Fault::new(Code::Internal, format!("a wish cannot be written down: {e}")))?;
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
     let mut made = ContainerSpec {
         name: spec.name.to_string(),

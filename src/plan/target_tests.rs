@@ -111,7 +111,7 @@ fn a_word_that_cannot_be_filled_goes_with_its_flag_and_no_other() {
 #[test]
 fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
     let without = TargetSeen { has_image: false, ..seen() };
-    assert_eq!(ensured(&spec(), LEAVE, &without).unwrap_err().code, "image-missing");
+    assert_eq!(ensured(&spec(), LEAVE, &without).unwrap_err().code, Code::ImageMissing);
     let tar = TargetSpec { image_tar: Some("/srv/vhost.tar".parse().unwrap()), ..spec() };
     assert_eq!(names(&ensured(&tar, LEAVE, &without).unwrap())[0], "loadImage");
     assert_eq!(names(&ensured(&tar, LEAVE, &seen()).unwrap()), UP, "it is there");
@@ -139,7 +139,7 @@ fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
         ("loadImage", "vhost-agent-target:1")
     );
     let unnamed = TargetSpec { image: None, ..spec() };
-    assert_eq!(ensured(&unnamed, LEAVE, &seen()).unwrap_err().code, "image-missing");
+    assert_eq!(ensured(&unnamed, LEAVE, &seen()).unwrap_err().code, Code::ImageMissing);
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let drifted = with_container(Some(&other), true, true);
     let plan = ensured(&spec(), LEAVE, &drifted).unwrap();
-    assert_eq!((plan.steps.len(), plan.findings[0].code.as_ref()), (0, "target-drift"));
+    assert_eq!((plan.steps.len(), plan.findings[0].code), (0, Code::TargetDrift));
     assert!(plan.findings[0].text.contains("memoryMib is 1024, wanted 512"), "{:?}", plan.findings);
     let plan = ensured(&spec(), RECREATE, &drifted).unwrap();
     assert_eq!(names(&plan)[..2], ["stopContainer", "removeContainer"]);
@@ -169,10 +169,10 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
 fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let used = TargetSeen { sessions: Some(2), ..with_container(Some(&other), true, true) };
-    assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, "target-in-use");
+    assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, Code::TargetInUse);
     let force = EnsureWish { recreate: true, force: true, anew: false };
     assert_eq!(names(&ensured(&spec(), force, &used).unwrap())[0], "stopContainer");
-    assert_eq!(destroy(&spec(), false, &used, &policy()).unwrap_err().code, "target-in-use");
+    assert_eq!(destroy(&spec(), false, &used, &policy()).unwrap_err().code, Code::TargetInUse);
     let plan = destroy(&spec(), true, &used, &policy()).unwrap();
     assert_eq!(names(&plan), ["stopContainer", "removeContainer"]);
 }
@@ -181,8 +181,11 @@ fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
 fn one_that_does_not_tell_who_uses_it_is_treated_as_used() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let silent = TargetSeen { sessions: None, ..with_container(Some(&other), true, false) };
-    assert_eq!(ensured(&spec(), RECREATE, &silent).unwrap_err().code, "target-use-unknown");
-    assert_eq!(destroy(&spec(), false, &silent, &policy()).unwrap_err().code, "target-use-unknown");
+    assert_eq!(ensured(&spec(), RECREATE, &silent).unwrap_err().code, Code::TargetUseUnknown);
+    assert_eq!(
+        destroy(&spec(), false, &silent, &policy()).unwrap_err().code,
+        Code::TargetUseUnknown
+    );
     assert!(destroy(&spec(), true, &silent, &policy()).is_ok());
 }
 
@@ -237,7 +240,7 @@ fn only_a_frozen_one_of_ours_is_ended_for_that() {
     assert!(!ends(Some(&spec()), false, false), "it has ended");
     let anew = EnsureWish { anew: true, ..LEAVE };
     let theirs = with_container(None, false, false);
-    assert_eq!(ensured(&spec(), anew, &theirs).unwrap_err().code, "container-not-ours");
+    assert_eq!(ensured(&spec(), anew, &theirs).unwrap_err().code, Code::ContainerNotOurs);
 }
 
 #[test]
@@ -257,11 +260,11 @@ fn one_that_does_not_answer_is_killed_at_once_for_a_slow_end_strands_its_guests(
 #[test]
 fn somebody_elses_container_is_watched_and_never_removed_unasked() {
     let plan = ensured(&spec(), LEAVE, &with_container(None, true, true)).unwrap();
-    assert_eq!((names(&plan).len(), plan.findings[0].code.as_ref()), (0, "container-not-ours"));
+    assert_eq!((names(&plan).len(), plan.findings[0].code), (0, Code::ContainerNotOurs));
     let dead = with_container(None, false, false);
-    assert_eq!(ensured(&spec(), LEAVE, &dead).unwrap_err().code, "container-not-ours");
+    assert_eq!(ensured(&spec(), LEAVE, &dead).unwrap_err().code, Code::ContainerNotOurs);
     assert_eq!(names(&ensured(&spec(), RECREATE, &dead).unwrap())[0], "removeContainer");
-    assert_eq!(destroy(&spec(), false, &dead, &policy()).unwrap_err().code, "container-not-ours");
+    assert_eq!(destroy(&spec(), false, &dead, &policy()).unwrap_err().code, Code::ContainerNotOurs);
     assert_eq!(
         destroy(&spec(), false, &seen(), &policy()).unwrap().steps.len(),
         0,
@@ -280,11 +283,11 @@ fn cores_that_a_virtual_machine_is_pinned_to_are_told_when_they_are_taken_and_no
     let shared = |seen: TargetSeen| TargetSeen { cpu_use: cpu_use.clone(), ..seen };
     let codes = |wish, seen| {
         let plan = ensured(&spec(), wish, &shared(seen)).unwrap();
-        plan.findings.iter().map(|finding| finding.code.to_string()).collect::<Vec<_>>()
+        plan.findings.iter().map(|finding| finding.code).collect::<Vec<_>>()
     };
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let drifted = with_container(Some(&other), true, true);
-    assert_eq!(codes(LEAVE, seen()), ["cores-shared-with-vms"]);
-    assert_eq!(codes(RECREATE, drifted.clone()), ["cores-shared-with-vms"]);
-    assert_eq!(codes(LEAVE, drifted), ["target-drift"], "nothing is taken");
+    assert_eq!(codes(LEAVE, seen()), [Code::CoresSharedWithVms]);
+    assert_eq!(codes(RECREATE, drifted.clone()), [Code::CoresSharedWithVms]);
+    assert_eq!(codes(LEAVE, drifted), [Code::TargetDrift], "nothing is taken");
 }

@@ -3,6 +3,7 @@
 //! The bdev comes before its controller, and goes after it. While a session is connected neither is ever
 //! deleted: a target may hang in that for ever, or leave the guest with I/O errors (reference/spdk-rpc.md).
 
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::volume::{
     Backing, BdevSeen, ControllerSeen, VolumeSeen, VolumeSpec, VolumeState, VolumeStep, ZBS_SUFFIX,
@@ -23,7 +24,7 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
             None => Ok(vec![CreateController, GiveSocket]),
             // Nothing would keep two virtual machines from writing to one disk.
             Some(other) => Err(Fault::new(
-                "bdev-belongs-to-another",
+                Code::BdevBelongsToAnother,
                 format!(
                     "the controller {other} serves the bdev {} already: use another name, or take that \
                      one away first",
@@ -37,7 +38,7 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
             };
             if !controller.sessions.is_empty() {
                 return Err(Fault::new(
-                    "volume-not-as-wanted",
+                    Code::VolumeNotAsWanted,
                     format!(
                         "{wrong}, and a virtual machine is connected: shut it down, and the volume is \
                          brought about anew"
@@ -72,7 +73,7 @@ pub fn take_away(seen: &VolumeSeen, before: &VolumeSeen) -> Result<Vec<VolumeSte
 
 fn in_use(why: &str) -> Fault {
     let text = format!("{why}: shut the VM down or detach its disk, then call again");
-    Fault::new("volume-in-use", text)
+    Fault::new(Code::VolumeInUse, text)
 }
 
 /// How a volume stands that nothing has to be done to any more, and why. `unstarted` tells that a session
@@ -131,7 +132,7 @@ fn same_backing(spec: &VolumeSpec, bdev: &BdevSeen) -> Result<(), Fault> {
         None => return Ok(()),
     };
     Err(Fault::new(
-        "bdev-belongs-to-another",
+        Code::BdevBelongsToAnother,
         format!(
             "a bdev {} is there that holds {holds}, not what is wanted: delete it, or use another name",
             spec.bdev

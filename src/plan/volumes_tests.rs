@@ -41,18 +41,18 @@ fn the_bdev_comes_before_the_controller_and_what_holds_is_not_touched() {
 #[test]
 fn a_bdev_of_that_name_that_holds_something_else_is_not_taken() {
     let fault = bring_up(&spec(), &seen(Some(bdev("/other")), None)).unwrap_err();
-    assert_eq!(fault.code, "bdev-belongs-to-another");
+    assert_eq!(fault.code, Code::BdevBelongsToAnother);
     assert!(fault.text.contains("/other"), "{fault}");
     let small = seen(Some(BdevSeen { file: None, bytes: 7 }), None);
     let memory = VolumeSpec::example("v");
-    assert_eq!(bring_up(&memory, &small).unwrap_err().code, "bdev-belongs-to-another");
+    assert_eq!(bring_up(&memory, &small).unwrap_err().code, Code::BdevBelongsToAnother);
 }
 
 #[test]
 fn a_bdev_gets_no_second_controller() {
     let served = Some("other".to_string());
     let seen = VolumeSeen { served_by_another: served, ..seen(Some(bdev("/f")), None) };
-    assert_eq!(bring_up(&spec(), &seen).unwrap_err().code, "bdev-belongs-to-another");
+    assert_eq!(bring_up(&spec(), &seen).unwrap_err().code, Code::BdevBelongsToAnother);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_controller_that_is_wrong_is_made_anew_only_without_a_guest() {
     let wrong = |sessions| seen(Some(bdev("/f")), Some(controller("w", sessions)));
     let plan = bring_up(&spec(), &wrong(0)).unwrap();
     assert_eq!(plan, [DeleteController, CreateController, GiveSocket]);
-    assert_eq!(bring_up(&spec(), &wrong(1)).unwrap_err().code, "volume-not-as-wanted");
+    assert_eq!(bring_up(&spec(), &wrong(1)).unwrap_err().code, Code::VolumeNotAsWanted);
     // Deleted under it: making the bdev again does not help.
     let gone = |sessions| {
         let controller = ControllerSeen { bdev: None, ..controller("v", sessions) };
@@ -69,7 +69,7 @@ fn a_controller_that_is_wrong_is_made_anew_only_without_a_guest() {
     };
     let plan = bring_up(&spec(), &gone(0)).unwrap();
     assert_eq!(plan, [DeleteController, CreateBdev, CreateController, GiveSocket]);
-    assert_eq!(bring_up(&spec(), &gone(1)).unwrap_err().code, "volume-not-as-wanted");
+    assert_eq!(bring_up(&spec(), &gone(1)).unwrap_err().code, Code::VolumeNotAsWanted);
 }
 
 #[test]

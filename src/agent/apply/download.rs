@@ -17,6 +17,7 @@ use super::super::observe::blocking;
 use super::answer;
 use crate::host::HostError;
 use crate::host::partial::{Notes, Partial};
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::image::{Download, ImagePolicy, ImageUrl, without_secrets};
 use crate::model::outgoing::Reach;
@@ -250,7 +251,7 @@ impl Downloader {
             Ok(partial)
         });
         let came = self.pass_on(response.into_body(), pieces, &mut got, total, url, line).await;
-        let partial = writer.await.map_err(|e| Fault::new("internal", e.to_string()))??;
+        let partial = writer.await.map_err(|e| Fault::new(Code::Internal, e.to_string()))??;
         match came {
             Ok(()) if total.is_none_or(|total| total == partial.length()) => Ok(partial),
             Ok(()) => Err(DownloadError::Broken {

@@ -14,6 +14,7 @@ use crate::host::spawn::{Daemon, Invocation};
 use crate::host::systemd::{Systemd, SystemdError};
 use crate::host::watch::Watch;
 use crate::host::{HostError, Root, daemon_json};
+use crate::model::code::Code;
 use crate::model::engine::{ApiVersion, DaemonJson, EngineSeen, EngineVersion};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
@@ -78,7 +79,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
             Step::StartDaemon { binary } => self.start_daemon(binary).await,
             Step::AwaitEngine { min_api, within, .. } => self.await_engine(*min_api, *within).await,
             other => Err(Fault::new(
-                "internal",
+                Code::Internal,
                 format!("the step {} is not the engine's; this is a bug, report it", other.name()),
             )),
         }
@@ -93,11 +94,12 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         let (root, at, new) = (self.root.clone(), path.to_string(), text.to_string());
         let planned_on = planned_on.clone();
         let write = move || daemon_json::replace(&root, &at, &new, &planned_on);
-        let after = blocking(write).await?.map_err(|e| host_fault("daemon-json-unwritable", &e))?;
+        let after =
+            blocking(write).await?.map_err(|e| host_fault(Code::DaemonJsonUnwritable, &e))?;
         match after {
             DaemonJson::Object { text: there, .. } if there == text => Ok(()),
             _ => Err(Fault::new(
-                "daemon-json-changed",
+                Code::DaemonJsonChanged,
                 format!(
                     "something else writes {path} too, at the same time: see what it holds now, then \
                      prepare again"
@@ -109,7 +111,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
     async fn start_daemon(&mut self, binary: &str) -> Result<String, Fault> {
         let call = Invocation { program: binary.to_string(), args: Vec::new(), env: Vec::new() };
         let daemon = self.spawner.daemon(call, "dockerd.log").await;
-        self.daemon = Some(daemon.map_err(|e| host_fault("engine-start-failed", &e))?);
+        self.daemon = Some(daemon.map_err(|e| host_fault(Code::EngineStartFailed, &e))?);
         Ok("started".to_string())
     }
 
@@ -145,7 +147,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                 Ok(format!("{} (API {})", version.version, version.api))
             }
             Some(version) => Err(Fault::new(
-                "engine-too-old",
+                Code::EngineTooOld,
                 format!(
                     "the engine {} at {} speaks API {}, older than {min_api}: upgrade it, or lower \
                      engine.min_api",
@@ -153,7 +155,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                 ),
             )),
             None => Err(Fault::new(
-                "engine-not-ready",
+                Code::EngineNotReady,
                 format!(
                     "the engine did not answer at {} within {within:?} (engine.ready_timeout){}: see its log, {}",
                     self.policy.socket,
@@ -210,15 +212,15 @@ fn died(code: Option<i32>, output: &str, log: &str) -> Fault {
     let plain = |line: &&str| !line.trim().is_empty() && !line.contains("level=info");
     let reason = output.lines().rev().find(plain).unwrap_or("it printed nothing");
     Fault::new(
-        "engine-start-failed",
+        Code::EngineStartFailed,
         format!("the engine {how} before it answered: {reason} (all of it: {log})"),
     )
 }
 
-pub(super) fn host_fault(code: &'static str, error: &HostError) -> Fault {
+pub(super) fn host_fault(code: Code, error: &HostError) -> Fault {
     Fault::new(code, chain(error))
 }
 
 fn systemd_fault(error: &SystemdError) -> Fault {
-    Fault::new("engine-start-failed", chain(error))
+    Fault::new(Code::EngineStartFailed, chain(error))
 }

@@ -12,6 +12,7 @@ use super::flight::Flights;
 use super::registry::Registries;
 use crate::docker::{EngineError, Tar};
 use crate::host::{Root, own_image};
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::image::Download;
 use crate::model::policy::TargetPolicy;
@@ -60,7 +61,7 @@ impl<C: Containers> Images<C> {
                 Err(why) => failures.push(format!("it could not be {source}: {why}")),
             }
         }
-        Err(Fault::new("image-load-failed", format!("no image {image}: {}", failures.join("; "))))
+        Err(Fault::new(Code::ImageLoadFailed, format!("no image {image}: {}", failures.join("; "))))
     }
 
     async fn load_from(

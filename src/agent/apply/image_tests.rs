@@ -56,7 +56,7 @@ async fn a_pull_that_fails_fails_for_all_who_wait_for_it() {
     let (first, second) = tokio::join!(pull(&images), pull(&images));
     for outcome in [first, second] {
         let fault = outcome.unwrap_err();
-        assert_eq!(fault.code, "image-load-failed");
+        assert_eq!(fault.code, Code::ImageLoadFailed);
         assert!(fault.text.contains("no such image"), "{fault}");
     }
 }

@@ -10,6 +10,7 @@ use super::engine::{Spawns, host_fault};
 use crate::host::packages::{self, Failure};
 use crate::host::spawn::{Invocation, RunEnd};
 use crate::host::{Root, dpkg};
+use crate::model::code::Code;
 use crate::model::engine::PackageManager;
 use crate::model::fault::Fault;
 use crate::model::policy::EnginePolicy;
@@ -76,7 +77,7 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
             }
         }
         Err(Fault::new(
-            "no-packages-configured",
+            Code::NoPackagesConfigured,
             format!("no packages are configured for {}", self.manager),
         ))
     }
@@ -157,10 +158,10 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         while let Ok(text) = lines.try_recv() {
             (self.line)(text);
         }
-        let end = end.map_err(|e| host_fault("package-manager-failed", &e))?;
+        let end = end.map_err(|e| host_fault(Code::PackageManagerFailed, &e))?;
         if end.timed_out {
             return Err(Fault::new(
-                "package-manager-timeout",
+                Code::PackageManagerTimeout,
                 format!(
                     "{program} was not done within {:?} (engine.install_timeout) and was left running, for a \
                      package manager must not be cut off: see {}, then prepare again",
@@ -203,23 +204,23 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
 }
 
 /// The stable code of a failure, and what the operator can do.
-fn advice(failure: Failure) -> (&'static str, &'static str) {
+fn advice(failure: Failure) -> (Code, &'static str) {
     match failure {
         Failure::Locked => (
-            "package-manager-locked",
+            Code::PackageManagerLocked,
             "wait until the other package manager is done, then prepare again",
         ),
         Failure::Interrupted => (
-            "package-manager-interrupted",
+            Code::PackageManagerInterrupted,
             "an earlier run was cut off and could not be finished: run `dpkg --configure -a` and \
              `apt-get --fix-broken install`, then prepare again",
         ),
-        Failure::DiskFull => ("disk-full", "free space, then prepare again"),
+        Failure::DiskFull => (Code::DiskFull, "free space, then prepare again"),
         Failure::NotAvailable => (
-            "packages-not-available",
+            Code::PackagesNotAvailable,
             "add the repository that has them, or set engine.packages and engine.install_args",
         ),
-        Failure::Fetch => ("packages-not-fetched", "see whether the mirror can be reached"),
-        Failure::Other => ("package-manager-failed", "see its log"),
+        Failure::Fetch => (Code::PackagesNotFetched, "see whether the mirror can be reached"),
+        Failure::Other => (Code::PackageManagerFailed, "see its log"),
     }
 }

@@ -10,6 +10,7 @@ use super::super::observe::target::{Containers, engine_fault, printed};
 use super::image::Images;
 use crate::host::pidfd::{Signal, WatchedProcess};
 use crate::host::{Root, leftovers};
+use crate::model::code::Code;
 use crate::model::container::{ContainerSeen, ContainerSpec, SPEC_LABEL};
 use crate::model::fault::{Fault, chain};
 use crate::model::path::CleanPath;
@@ -77,7 +78,7 @@ impl<C: Containers> TargetApplier<C> {
             Step::StopContainer { id, grace, .. } => self.stop(id, *grace).await,
             Step::RemoveContainer { id, .. } => self.remove(id).await,
             other => {
-                Err(Fault::new("internal", format!("the step {} is no target's", other.name())))
+                Err(Fault::new(Code::Internal, format!("the step {} is no target's", other.name())))
             }
         }
     }
@@ -99,7 +100,7 @@ impl<C: Containers> TargetApplier<C> {
             if locked || leftovers::is_served(&root, &control) {
                 let how = if locked { ".lock is held by" } else { " is listened on by" };
                 return Err(Fault::new(
-                    "control-socket-in-use",
+                    Code::ControlSocketInUse,
                     format!(
                         "{control}{how} another process: a target serves there that is not this \
                          container; stop it, or choose another control socket"
@@ -190,7 +191,7 @@ impl<C: Containers> TargetApplier<C> {
             self.containers.last_lines(container, LAST_LINES, self.policy.call_timeout).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
         Fault::new(
-            "target-not-ready",
+            Code::TargetNotReady,
             format!("the target in container {container}: {how}; {printed}"),
         )
     }
@@ -238,7 +239,7 @@ impl<C: Containers> TargetApplier<C> {
             }
         }
         let text = format!("the container {id} still runs {KILL_TIME:?} after SIGKILL");
-        Err(Fault::new("target-not-stopped", text))
+        Err(Fault::new(Code::TargetNotStopped, text))
     }
 }
 

@@ -11,6 +11,7 @@ use futures_util::stream;
 use super::super::observe::blocking;
 use super::super::observe::volumes::{Place, target_fault};
 use crate::host::{HostError, Root, socket_place};
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::VolumePolicy;
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeStep};
@@ -84,7 +85,7 @@ impl VolumeApplier {
         for step in steps {
             if silent.load(Ordering::Relaxed) {
                 let text = "the target stopped answering before it was this volume's turn";
-                return Err(Fault::new("target-not-answering", text));
+                return Err(Fault::new(Code::TargetNotAnswering, text));
             }
             self.do_step(spdk, spec, *step).await.map_err(|error| {
                 if !error.is_refusal() {
@@ -137,7 +138,7 @@ impl VolumeApplier {
         let resized = spdk.resize_bdev(spec.bdev.as_str(), &spec.backing, size_mib, within).await;
         resized.map_err(|error| match error.is_unknown_method() {
             true => Fault::new(
-                "volume-not-resizable",
+                Code::VolumeNotResizable,
                 format!(
                     "the target cannot resize what {} is kept in: {}",
                     spec.name,
@@ -173,12 +174,12 @@ impl VolumeApplier {
 fn refused(spec: &VolumeSpec, step: VolumeStep, error: &SpdkError) -> Fault {
     let told = chain(error);
     match (step, error) {
-        (_, SpdkError::NotSent { .. }) => Fault::new("target-busy", told),
+        (_, SpdkError::NotSent { .. }) => Fault::new(Code::TargetBusy, told),
         (VolumeStep::CreateBdev, SpdkError::Refused { .. }) => {
-            Fault::new("volume-backing-failed", told)
+            Fault::new(Code::VolumeBackingFailed, told)
         }
         (VolumeStep::DeleteController, SpdkError::Timeout { .. }) => Fault::new(
-            "volume-in-use",
+            Code::VolumeInUse,
             format!(
                 "{told}: a virtual machine connected to {} in that moment; it is taken away once the VM \
                  has gone",

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{LOOK_IS_GOOD, MemoryOrder, MemoryWork, pages_text};
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::pools::{Intent, PagesByPool, Pool, PoolKey, PoolsSeen};
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
@@ -49,15 +50,15 @@ impl Limits<'_> {
              free memory; free some, or raise the limit",
             self.within
         );
-        Err(Fault::new("pools-timeout", text))
+        Err(Fault::new(Code::PoolsTimeout, text))
     }
 
     fn check_cancelled(&self) -> Result<(), Fault> {
         if self.stopping.load(Ordering::Relaxed) {
-            return Err(Fault::new("stopping", "the agent stops: call again when it runs"));
+            return Err(Fault::new(Code::Stopping, "the agent stops: call again when it runs"));
         }
         match self.cancelled.load(Ordering::Relaxed) {
-            true => Err(Fault::new("cancelled", "nobody waits for these pages any more")),
+            true => Err(Fault::new(Code::Cancelled, "nobody waits for these pages any more")),
             false => Ok(()),
         }
     }
@@ -96,7 +97,7 @@ impl MemoryWork {
             (at, seen) = (Instant::now(), self.observer.pools()?);
         }
         Err(Fault::new(
-            "pools-contended",
+            Code::PoolsContended,
             format!(
                 "the wanted pages were taken away again {MOST_ROUNDS} times while they were being \
                  grown: something else uses or resizes the pools at the same time; prepare again \
@@ -149,9 +150,10 @@ impl MemoryWork {
                 let applier = &self.applier;
                 self.simply(step, &mut growth.report, || applier.drop_page_cache())
             }
-            other => {
-                Err(Fault::new("internal", format!("the step {} is not the pools'", other.name())))
-            }
+            other => Err(Fault::new(
+                Code::Internal,
+                format!("the step {} is not the pools'", other.name()),
+            )),
         }
     }
 

@@ -8,6 +8,7 @@ pub mod node;
 pub mod target;
 pub mod volumes;
 
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 
 /// Runs blocking work off the runtime, from now on.
@@ -18,7 +19,7 @@ pub(super) fn blocking<T: Send + 'static>(
     async {
         done.await.map_err(|e| {
             let text = format!("work on the host broke off: {e}; this is a bug, report it");
-            Fault::new("internal", text)
+            Fault::new(Code::Internal, text)
         })
     }
 }

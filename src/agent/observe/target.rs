@@ -10,6 +10,7 @@ pub use crate::docker::Containers;
 use crate::docker::EngineError;
 use crate::host::pools::PoolFiles;
 use crate::host::{Root, cpus, cpuset, holders, mounts, own_image, process, socket_place};
+use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
 use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::deep::PROBE_PREFIX;
@@ -232,9 +233,9 @@ impl<C: Containers> TargetObserver<C> {
 /// A call to the engine that failed, on behalf of a target.
 pub fn engine_fault(error: &EngineError) -> Fault {
     let code = match error {
-        EngineError::Absent { .. } | EngineError::Gone { .. } => "engine-absent",
-        EngineError::Timeout { .. } => "engine-not-answering",
-        EngineError::Refused { .. } | EngineError::Call { .. } => "engine-refused",
+        EngineError::Absent { .. } | EngineError::Gone { .. } => Code::EngineAbsent,
+        EngineError::Timeout { .. } => Code::EngineNotAnswering,
+        EngineError::Refused { .. } | EngineError::Call { .. } => Code::EngineRefused,
     };
     let remedy = match error {
         EngineError::Absent { .. } => ": prepare the node first (`vhost-agent prepare`)",

@@ -6,6 +6,7 @@ use futures_util::future::try_join_all;
 
 use super::blocking;
 use crate::host::{Root, socket_place};
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::path::CleanPath;
 use crate::model::policy::VolumePolicy;
@@ -181,9 +182,9 @@ fn seen(controller: Controller) -> (String, ControllerSeen) {
 /// A target that did not answer, or refused, on behalf of a volume.
 pub fn target_fault(error: &SpdkError) -> Fault {
     let code = match error {
-        SpdkError::Refused { .. } => "target-refused",
-        SpdkError::Absent { .. } => "target-absent",
-        _ => "target-not-answering",
+        SpdkError::Refused { .. } => Code::TargetRefused,
+        SpdkError::Absent { .. } => Code::TargetAbsent,
+        _ => Code::TargetNotAnswering,
     };
     Fault::new(code, chain(error))
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Kept, Thing, Things, look};
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::target::TargetName;
@@ -60,7 +61,7 @@ impl Document {
     /// # Errors
     /// When it is cut off, is something else, or a newer agent made it.
     pub fn read(bytes: &[u8]) -> Result<Document, Fault> {
-        let refused = |why: String| Fault::new("invalid-document", format!("it is {why}"));
+        let refused = |why: String| Fault::new(Code::InvalidDocument, format!("it is {why}"));
         if bytes.len() as u64 > MOST_BYTES {
             return Err(refused(format!("larger than {MOST_BYTES} bytes, which no state is")));
         }
@@ -147,7 +148,7 @@ pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported,
     if !replace && !imported.replaced.is_empty() {
         let names = imported.replaced.join(", ");
         return Err(Fault::new(
-            "state-differs",
+            Code::StateDiffers,
             format!(
                 "this node keeps something else in {names}: --replace writes over it; nothing was written"
             ),

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use super::desired::{Entry, FOLDER as TARGETS, VERSION, VOLUMES, VolumeEntry};
 use super::memory::RESERVATIONS;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
 use crate::model::image::without_secrets;
@@ -176,7 +177,7 @@ fn plain_address(text: &str) -> String {
 fn refused(name: &str, why: &str) -> Fault {
     // It may come from anywhere.
     let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
-    Fault::new("invalid-state", format!("{name} {why}"))
+    Fault::new(Code::InvalidState, format!("{name} {why}"))
 }
 
 fn parse<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T, Fault> {

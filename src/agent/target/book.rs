@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::status::VolumeTally;
@@ -112,7 +113,7 @@ impl VolumeBook {
     /// Why it could not be brought about the last time.
     pub(super) fn failed_before(&self, name: &VolumeName) -> Option<Fault> {
         let status = self.stands.get(name).filter(|it| it.state == VolumeState::Degraded)?;
-        Some(Fault::new("volume-degraded", status.reason.clone()))
+        Some(Fault::new(Code::VolumeDegraded, status.reason.clone()))
     }
 
     /// Whether one is to be tried again.
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn what_failed_is_told_and_since_when() {
         let (mut book, note) = book();
-        let fault = Fault::new("x", "no such file");
+        let fault = Fault::new(Code::Internal, "no such file");
         note(&mut book, 1, &VolumeSeen::default(), Some(&fault));
         let status = note(&mut book, 5, &VolumeSeen::default(), Some(&fault));
         assert_eq!((status.state, status.reason.as_str()), (VolumeState::Degraded, "no such file"));

@@ -5,6 +5,7 @@ use tokio::time::{Instant, sleep_until};
 use super::super::observe::target::Containers;
 use super::TargetWish;
 use super::owner::Owner;
+use crate::model::code::Code;
 use crate::model::fault::{Fault, Finding};
 use crate::model::path::CleanPath;
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
@@ -100,7 +101,7 @@ impl<C: Containers> Owner<C> {
                 // The engine keeps something of one that ended while it was away itself: a new one has
                 // another id.
                 if again
-                    && fault.code == "engine-refused"
+                    && fault.code == Code::EngineRefused
                     && let TargetWish::Ensure(_, wish) = &mut wish
                 {
                     wish.recreate = true;
@@ -118,7 +119,7 @@ impl<C: Containers> Owner<C> {
             }
         }
         Err(Fault::new(
-            "target-not-converging",
+            Code::TargetNotConverging,
             format!(
                 "{} is still not as wanted after {MOST_ROUNDS} rounds: something else changes it too; \
                  see the steps of this report",

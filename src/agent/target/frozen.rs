@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::super::observe::target::Containers;
 use super::owner::Owner;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::status::Standings;
 use crate::model::step::Step;
@@ -47,7 +48,7 @@ impl<C: Containers> Owner<C> {
                     self.frozen.get_or_insert((pid, since));
                 }
                 let text = format!("{name} has not answered for {patience:?}: it is frozen, and is brought back");
-                Err(Fault::new("target-not-answering", text))
+                Err(Fault::new(Code::TargetNotAnswering, text))
             }
         }
     }

@@ -38,6 +38,7 @@ use super::owner_gone;
 use super::progress::ProgressSink;
 use super::pulse::Pulse;
 use super::standing::Stands;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
@@ -304,7 +305,7 @@ impl Targets {
                 self.ask(&name, |reply| Order::Deactivate { target, volumes, reply }).await?;
             match done {
                 // Not in the owner, who has other things to do meanwhile.
-                Err(fault) if fault.code == "volume-in-use" && Instant::now() < deadline => {
+                Err(fault) if fault.code == Code::VolumeInUse && Instant::now() < deadline => {
                     sleep(LEAVE_PAUSE).await;
                 }
                 done => return done,
@@ -363,7 +364,7 @@ impl Targets {
         let Way { orders, work, .. } = self.owner(name)?;
         orders.try_send(Ordered { order, _work: work }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(
-                "target-busy",
+                Code::TargetBusy,
                 format!("{QUEUE} requests for this target wait already: call again later"),
             ),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
@@ -384,7 +385,7 @@ impl Targets {
         }
         if owners.len() >= MOST_TARGETS {
             let text = format!("{MOST_TARGETS} targets are worked on already: call again later");
-            return Err(Fault::new("too-many-targets", text));
+            return Err(Fault::new(Code::TooManyTargets, text));
         }
         let (orders, queue) = mpsc::channel(QUEUE);
         (self.start)(name.clone(), queue);

@@ -227,6 +227,6 @@ async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
         let report = targets.bring_about(TargetWish::Destroy { spec, force: false }, true).await;
-        assert_eq!(report.unwrap().errors[0].code, "container-not-ours");
+        assert_eq!(report.unwrap().errors[0].code, Code::ContainerNotOurs);
     }
 }

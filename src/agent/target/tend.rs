@@ -14,6 +14,7 @@ use super::super::observe::target::Containers;
 use super::TargetWish;
 use super::owner::Owner;
 use crate::health::backoff::Failures;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::prepare::PartReport;
 use crate::model::status::VolumeTally;
@@ -23,8 +24,6 @@ use crate::plan::target::end_frozen;
 /// An engine that does not answer is asked again after so long: it may come back any moment, and its
 /// absence says nothing of the target.
 const ENGINE_PAUSE: Duration = Duration::from_secs(2);
-/// Codes of faults that are the engine's.
-const ENGINE: [&str; 2] = ["engine-absent", "engine-not-answering"];
 /// After its volumes were brought back, guests are looked for often for so long …
 const RETURN_TIME: Duration = Duration::from_secs(30);
 /// … with that between two looks.
@@ -300,7 +299,7 @@ impl<C: Containers> Owner<C> {
         let began = Instant::now();
         if !self.parts.node.engine_runs().await {
             let text = "it does not run";
-            return self.without_engine(&Fault::new("engine-absent", text)).await;
+            return self.without_engine(&Fault::new(Code::EngineAbsent, text)).await;
         }
         if lives {
             self.end_frozen(spec).await;
@@ -322,9 +321,7 @@ impl<C: Containers> Owner<C> {
                     self.backoff.failed(Instant::now().into_std());
                 }
             }
-            Err(fault) if ENGINE.contains(&fault.code.as_ref()) => {
-                self.without_engine(&fault).await
-            }
+            Err(fault) if fault.code.is_engine_away() => self.without_engine(&fault).await,
             Err(fault) => {
                 let now = Instant::now().into_std();
                 self.backoff.failed(now);

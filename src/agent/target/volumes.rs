@@ -10,6 +10,7 @@ use super::super::observe::volumes::Place;
 use super::book::Look;
 use super::owner::Owner;
 use super::view;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::target::TargetSpec;
 use crate::model::volume::{
@@ -17,9 +18,6 @@ use crate::model::volume::{
     VolumeView,
 };
 use crate::plan::volumes::{bring_up, holds_another, take_away};
-
-/// The code of a target at whose control socket nobody listens: what was in it is gone.
-const ABSENT: &str = "target-absent";
 
 impl<C: Containers> Owner<C> {
     /// Brings these volumes about, as far as each can be. Those that failed before are left to their own
@@ -124,7 +122,7 @@ impl<C: Containers> Owner<C> {
     ) -> Result<Vec<VolumeView>, Fault> {
         let Some(target) = self.parts.desired.get(&self.name) else {
             let text = format!("no target {} is wanted: deploy it first", self.name);
-            return Err(Fault::new("target-unknown", text));
+            return Err(Fault::new(Code::TargetUnknown, text));
         };
         let before = self.parts.desired.volumes(&self.name);
         for spec in volumes.iter_mut().filter(|_| undo) {
@@ -154,7 +152,7 @@ impl<C: Containers> Owner<C> {
             matches!(view.status.state, VolumeState::Serving | VolumeState::Stuck)
         };
         if undo && let Some(failed) = views.iter().find(|view| !is_made(view)) {
-            let fault = Fault::new("volume-not-serving", failed.status.reason.clone());
+            let fault = Fault::new(Code::VolumeNotServing, failed.status.reason.clone());
             let new = volumes.iter().filter(|spec| !before.contains_key(&spec.name));
             let new: Vec<VolumeSpec> = new.cloned().collect();
             return Err(match done {
@@ -168,7 +166,7 @@ impl<C: Containers> Owner<C> {
     fn not_standing(&mut self) -> Fault {
         let why = self.health().map_or("it was not looked at yet".to_string(), |it| it.reason);
         let text = format!("the target {} does not serve yet: {why}", self.name);
-        Fault::new("target-not-serving", text)
+        Fault::new(Code::TargetNotServing, text)
     }
 
     /// The target did not answer: these stand as before, and those that are new are still to come.
@@ -200,7 +198,7 @@ impl<C: Containers> Owner<C> {
             kept = match removed {
                 Ok(kept) => kept,
                 // It has ended, and what was made with it.
-                Err(left) if left.code == ABSENT && !lives => BTreeMap::new(),
+                Err(left) if left.code == Code::TargetAbsent && !lives => BTreeMap::new(),
                 Err(left) => made.iter().map(|spec| (spec.name.clone(), left.clone())).collect(),
             };
         }
@@ -228,7 +226,9 @@ impl<C: Containers> Owner<C> {
         let volumes: Vec<VolumeSpec> = keys.iter().filter_map(|key| find(&wanted, key)).collect();
         let kept = match self.remove(&place, &volumes, &Seen::new()).await {
             // What ran there has ended, and its volumes with it.
-            Err(fault) if fault.code == ABSENT && !self.lives(target) => BTreeMap::new(),
+            Err(fault) if fault.code == Code::TargetAbsent && !self.lives(target) => {
+                BTreeMap::new()
+            }
             kept => kept?,
         };
         let gone = volumes.iter().map(|spec| &spec.name).filter(|name| !kept.contains_key(*name));
@@ -309,7 +309,7 @@ impl<C: Containers> Owner<C> {
     ) -> Result<VolumeView, Fault> {
         let place = place_of(target);
         let Some(spec) = find(&self.wanted_in(target), key) else {
-            return Err(Fault::new("volume-unknown", "no such volume is wanted"));
+            return Err(Fault::new(Code::VolumeUnknown, "no such volume is wanted"));
         };
         let parts = self.parts.clone();
         let sized = parts.volume_applier.resize(&place, &spec, size_mib);
@@ -413,12 +413,12 @@ fn no_conflict(new: &[VolumeSpec], wanted: &VolumeSpecs) -> Result<(), Fault> {
     for spec in new {
         if !names.insert(&spec.name) {
             let text = format!("{} is named twice", spec.name);
-            return Err(Fault::new("invalid-body", text));
+            return Err(Fault::new(Code::InvalidBody, text));
         }
         let same = wanted.get(&spec.name);
         if same.is_some_and(|it| it.bdev != spec.bdev || it.backing != spec.backing) {
             return Err(Fault::new(
-                "volume-conflict",
+                Code::VolumeConflict,
                 format!(
                     "a volume {} is wanted already and is kept in something else: deactivate that one \
                      first, or use another name",
@@ -432,7 +432,7 @@ fn no_conflict(new: &[VolumeSpec], wanted: &VolumeSpecs) -> Result<(), Fault> {
                 "the bdev {} of {} is the volume {}'s already: use another name",
                 spec.bdev, spec.name, other.name
             );
-            return Err(Fault::new("bdev-belongs-to-another", text));
+            return Err(Fault::new(Code::BdevBelongsToAnother, text));
         }
     }
     Ok(())

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use tokio::time::{sleep, timeout};
 
@@ -25,6 +25,7 @@ use super::Shared;
 use super::errors::{self, Problem};
 use super::serve::Peer;
 use crate::model::caller::Caller;
+use crate::model::code::Code;
 use crate::model::fallback::FallbackAddress;
 use crate::model::fault::chain;
 use crate::outgoing::name::Name;
@@ -83,12 +84,12 @@ impl Fallback {
         let place = self.place(&request)?;
         if request.method() == Method::CONNECT {
             let text = "a tunnel is neither made by this agent nor handed on (CONNECT)";
-            return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no-tunnels", text));
+            return Err(Problem::new(Code::NoTunnels, text));
         }
         let began = Instant::now();
         let (method, path) = (request.method().clone(), request.uri().path().to_string());
         let answered = self.ask(request, place).await;
-        let status = answered.as_ref().map_or_else(|p| p.status, Response::status).as_u16();
+        let status = answered.as_ref().map_or_else(Problem::status, Response::status).as_u16();
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(%method, path, status, ms, "handed on to {}", self.address);
         answered
@@ -101,7 +102,7 @@ impl Fallback {
                 "{} requests, or your share of them, are at work at {} already (half of http.max_connections): call later",
                 self.requests, self.address
             );
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "fallback-busy", text)
+            Problem::new(Code::FallbackBusy, text)
         })
     }
 
@@ -160,7 +161,7 @@ impl Fallback {
             "the agent does not serve this itself, and {} (fallback_url) cannot be reached: {why}; nothing was sent",
             self.address
         );
-        Problem::new(StatusCode::BAD_GATEWAY, "fallback-unreachable", text)
+        Problem::new(Code::FallbackUnreachable, text)
     }
 
     /// The connection broke after the request had begun to go out.
@@ -170,7 +171,7 @@ impl Fallback {
             self.address,
             chain(error)
         );
-        Problem::new(StatusCode::BAD_GATEWAY, "fallback-broken", text)
+        Problem::new(Code::FallbackBroken, text)
     }
 
     fn thinks_too_long(&self) -> Problem {
@@ -178,15 +179,15 @@ impl Fallback {
             "{} (fallback_url) gave no answer within {THINKS:?}; it may still do what was asked",
             self.address
         );
-        Problem::new(StatusCode::GATEWAY_TIMEOUT, "fallback-silent", text)
+        Problem::new(Code::FallbackSilent, text)
     }
 
     /// The body never got there as a whole.
     fn gave_up(&self, broken: Broken) -> Problem {
-        let (status, code) = match broken {
-            Broken::Silent(_) | Broken::Endless(_) => (StatusCode::REQUEST_TIMEOUT, "body-timeout"),
-            Broken::Stuck(_) => (StatusCode::GATEWAY_TIMEOUT, "fallback-stalled"),
-            Broken::Source(_) => (StatusCode::BAD_REQUEST, "body-broken"),
+        let code = match broken {
+            Broken::Silent(_) | Broken::Endless(_) => Code::BodyTimeout,
+            Broken::Stuck(_) => Code::FallbackStalled,
+            Broken::Source(_) => Code::BodyBroken,
         };
         let setting = match broken {
             Broken::Silent(_) | Broken::Stuck(_) => " (http.body_timeout)",
@@ -196,7 +197,7 @@ impl Fallback {
             "the request to {} (fallback_url) was given up half-way: {broken}{setting}",
             self.address
         );
-        Problem::new(status, code, text)
+        Problem::new(code, text)
     }
 }
 

@@ -113,7 +113,8 @@ impl Gathered {
         page.counters(about, by_call(&counts.taken_in))?;
         let help = "Calls that were ignored, for their task was known.";
         page.counters(("vhost_tasks_repeated", help), [(ALONE, counts.repeated)])?;
-        let refused = counts.refused.iter().map(|(code, count)| ([("code", *code)], *count));
+        let refused =
+            counts.refused.iter().map(|(code, count)| ([("code", code.as_str())], *count));
         page.counters(("vhost_tasks_refused", "Calls that were refused."), refused)
     }
 

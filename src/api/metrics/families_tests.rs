@@ -5,6 +5,7 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 use crate::controller::outbox::Counts;
+use crate::model::code::Code;
 use crate::model::status::VolumeTally;
 use crate::model::units::NumaNode;
 
@@ -98,7 +99,7 @@ fn tasks_are_told_by_the_name_of_their_call_and_refusals_by_their_code() {
     let counts = Counts {
         taken_in: BTreeMap::from([("activate", 7), ("ensure", 2)]),
         repeated: 3,
-        refused: BTreeMap::from([("outbox-full", 4)]),
+        refused: BTreeMap::from([(Code::OutboxFull, 4)]),
         ..Counts::default()
     };
     let at_work = BTreeMap::from([("ensure", 1)]);

@@ -16,7 +16,7 @@ mod requests;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
@@ -29,6 +29,7 @@ use super::{Api, Phase, Shared};
 use crate::agent::memory::Published;
 use crate::agent::observe::figures::Figures;
 use crate::controller::report::Tally;
+use crate::model::code::Code;
 use crate::model::pools::{Pool, PoolsSeen};
 use crate::model::status::{Standings, TargetReport};
 
@@ -74,7 +75,7 @@ pub async fn get(State(api): State<Shared>, headers: HeaderMap) -> Response {
     let mut page = String::with_capacity(16 * 1024);
     if let Err(e) = text::encode(&mut page, &registry) {
         let text = format!("the metrics cannot be written: {e}; this is a bug, report it");
-        return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).into_response();
+        return Problem::new(Code::Internal, text).into_response();
     }
     match wants_open_metrics(&headers) {
         true => ([(header::CONTENT_TYPE, OPEN_METRICS_TYPE)], page).into_response(),

@@ -293,14 +293,22 @@ fn same(one: &Option<Arc<ServerConfig>>, other: &Option<Arc<ServerConfig>>) -> b
 #[cfg(test)]
 mod tests {
     use super::{FULL, NOT_ALLOWED};
+    use crate::model::code::Code;
 
     #[test]
-    fn the_refusals_are_as_long_as_they_say() {
-        for refusal in [FULL, NOT_ALLOWED] {
+    fn refusals_have_the_length_and_status_that_they_state() {
+        for (refusal, code) in
+            [(FULL, Code::TooManyConnections), (NOT_ALLOWED, Code::AddressNotAllowed)]
+        {
             let text = std::str::from_utf8(refusal).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
-            serde_json::from_str::<serde_json::Value>(body).unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {} ", code.status())), "{head}");
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(
+                (&body["code"], &body["status"]),
+                (&code.as_str().into(), &code.status().into())
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::{Extension, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::sse::{Event as Frame, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, watch};
 use super::super::errors::Problem;
 use super::super::serve::Judged;
 use super::super::{Phase, Shared};
+use crate::model::code::Code;
 use crate::model::event::{Event, EventId, What};
 
 /// Followers at the same time; each holds a connection.
@@ -49,14 +50,14 @@ pub async fn get(
     query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", text);
+    let bad = |text: String| Problem::new(Code::InvalidQuery, text);
     let Query(query) = query.map_err(|e| bad(e.body_text()))?;
     let header = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let after = header.map(str::to_string).or(query.after).filter(|id| !id.is_empty());
     let after = after.map(|id| id.parse::<EventId>()).transpose().map_err(bad)?;
     if api.events.followers() >= MOST_FOLLOWERS {
         let text = format!("{MOST_FOLLOWERS} callers follow the events already: call again later");
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", text));
+        return Err(Problem::new(Code::TooManyFollowers, text));
     }
     let (missed, told) = api.events.follow(after);
     let frames = frames(missed, told, ending(api.phase.clone(), judged));

@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +12,7 @@ use super::super::errors::Problem;
 use super::super::journal::Call;
 use super::prepare::answer;
 use crate::agent::memory::ReclaimOrder;
+use crate::model::code::Code;
 use crate::model::prepare::PrepareReport;
 use crate::model::units::{NumaNode, PageSize};
 
@@ -44,7 +44,7 @@ impl TryFrom<ReclaimBody> for ReclaimOrder {
 pub fn page_size(mib: u64) -> Result<PageSize, Problem> {
     PageSize::from_mib(mib).ok_or_else(|| {
         let text = format!("sizeMib {mib} is no page size: 2 and 1024 are the usual ones");
-        Problem::new(StatusCode::BAD_REQUEST, "invalid-body", text)
+        Problem::new(Code::InvalidBody, text)
     })
 }
 

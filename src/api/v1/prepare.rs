@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -19,6 +19,7 @@ use super::super::errors::Problem;
 use super::super::journal::Call;
 use super::super::{Defaults, Shared, body};
 use super::pools::page_size;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::pools::{Placement, PoolWant};
 use crate::model::prepare::{Outcome, PrepareReport, PrepareRequest, Progress};
@@ -140,7 +141,7 @@ pub fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
 }
 
 fn invalid(text: String) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "invalid-body", text)
+    Problem::new(Code::InvalidBody, text)
 }
 
 /// Prepares the node.
@@ -150,8 +151,7 @@ pub async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Query(query) =
-        query.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", e.body_text()))?;
+    let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
     let bytes = body::read(body, api.body).await?;
     let request = body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, api.defaults)?;
     drop(bytes);
@@ -181,7 +181,7 @@ fn note(call: Option<Call>, result: &Prepared) {
 pub fn answer(report: &PrepareReport) -> Response {
     match report.errors.first() {
         Some(first) if report.outcome == Outcome::Failed => {
-            let fault = Fault { code: first.code.clone(), text: report.error_text() };
+            let fault = Fault { code: first.code, text: report.error_text() };
             let extension = serde_json::to_value(report).ok().map(|value| ("report", value));
             Problem { extension, ..Problem::of(fault) }.into_response()
         }
@@ -271,7 +271,7 @@ mod tests {
         let (lines, mut receiver) = mpsc::channel(64);
         let work = async {
             sleep(Duration::from_secs(50)).await;
-            Err(Fault::new("prepare-busy", ""))
+            Err(Fault::new(Code::PrepareBusy, ""))
         };
         tell(watch, work, &lines).await.unwrap_err();
         drop(lines);

@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::super::errors::Problem;
 use super::super::{Phase, Shared};
+use crate::model::code::Code;
 use crate::model::status::NodeReport;
 
 /// How long a change is waited for when a call does not say, in milliseconds …
@@ -35,7 +35,7 @@ pub async fn get(
     State(api): State<Shared>,
     query: Result<Query<StatusQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", text);
+    let bad = |text: String| Problem::new(Code::InvalidQuery, text);
     let Query(query) = query.map_err(|e| bad(e.body_text()))?;
     let wait = query.timeout_ms.unwrap_or(USUAL_WAIT);
     if wait > MOST_WAIT {

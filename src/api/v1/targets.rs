@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +12,7 @@ use super::super::errors::Problem;
 use super::super::journal::Call;
 use super::prepare::answer;
 use crate::agent::target::TargetWish;
+use crate::model::code::Code;
 use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -68,11 +68,11 @@ impl TargetBody {
         let cores = match (self.cores, self.core_count) {
             (Some(_), Some(_)) => {
                 let text = "cores and coreCount are two ways to say one thing: give one";
-                return Err(Fault::new("invalid-cores", text));
+                return Err(Fault::new(Code::InvalidCores, text));
             }
             (Some(list), None) => CoreWish::These(list.parse()?),
             (None, Some(0)) => {
-                return Err(Fault::new("invalid-cores", "coreCount 0 is not at least 1"));
+                return Err(Fault::new(Code::InvalidCores, "coreCount 0 is not at least 1"));
             }
             (None, count) => CoreWish::Count(count.unwrap_or(defaults.core_count)),
         };
@@ -118,7 +118,7 @@ pub async fn put(
     let (name, query) = judged(&name, query)?;
     let bytes = body::read(body, api.body).await?;
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
-    let spec = spec.map_err(bad_request)?;
+    let spec = spec.map_err(Problem::of)?;
     let wish = EnsureWish { recreate: query.recreate, force: query.force, anew: false };
     bring_about(&api, "deploy", TargetWish::Ensure(spec, wish), query.dry_run).await
 }
@@ -134,7 +134,7 @@ pub async fn delete(
     let (name, query) = judged(&name, query)?;
     let bytes = body::read(body, api.body).await?;
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
-    let spec = spec.map_err(bad_request)?;
+    let spec = spec.map_err(Problem::of)?;
     let wish = TargetWish::Destroy { spec, force: query.force };
     bring_about(&api, "destroy", wish, query.dry_run).await
 }
@@ -167,7 +167,7 @@ struct TargetView {
 
 /// The target: as it is wanted, and how it stands.
 pub async fn get(State(api): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let name: TargetName = name.parse().map_err(bad_request)?;
+    let name: TargetName = name.parse().map_err(Problem::of)?;
     let wanted = api.desired.borrow().targets.get(&name).cloned();
     Ok(Json(view(&api, name, wanted).await?).into_response())
 }
@@ -185,7 +185,7 @@ async fn view(
     name: TargetName,
     wanted: Option<TargetSpec>,
 ) -> Result<TargetView, Problem> {
-    let control = api.control_of(&name).map_err(bad_request)?;
+    let control = api.control_of(&name).map_err(Problem::of)?;
     let health = api.health.health(&name, &control).await;
     // Who may ask this may not know what gives access to the image.
     let wanted = wanted.map(|spec| TargetSpec { image_url: None, ..spec });
@@ -213,8 +213,8 @@ pub async fn health(
         Some(path) => path.parse::<CleanPath>(),
         None => api.control_of(&name),
     };
-    let control = control.map_err(bad_request)?;
-    crate::model::path::judge_socket(&control).map_err(bad_request)?;
+    let control = control.map_err(Problem::of)?;
+    crate::model::path::judge_socket(&control).map_err(Problem::of)?;
     let health = api.health.health(&name, &control);
     if !query.deep {
         return Ok(Json(health.await).into_response());
@@ -227,11 +227,6 @@ fn judged<T>(
     name: &str,
     query: Result<Query<T>, axum::extract::rejection::QueryRejection>,
 ) -> Result<(TargetName, T), Problem> {
-    let Query(query) =
-        query.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", e.body_text()))?;
-    Ok((name.parse().map_err(bad_request)?, query))
-}
-
-pub(super) fn bad_request(fault: Fault) -> Problem {
-    Problem { status: StatusCode::BAD_REQUEST, ..Problem::of(fault) }
+    let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
+    Ok((name.parse().map_err(Problem::of)?, query))
 }

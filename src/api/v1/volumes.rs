@@ -7,7 +7,6 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 use super::super::errors::{self, Problem};
 use super::super::journal::Call;
 use super::super::{Shared, body};
-use super::targets::bad_request;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::target::{TargetName, TargetSpec};
@@ -60,7 +59,7 @@ impl VolumeBody {
         named: Option<&VolumeName>,
         socket_dir: &CleanPath,
     ) -> Result<VolumeSpec, Fault> {
-        let refused = |text: String| Err(Fault::new("invalid-body", text));
+        let refused = |text: String| Err(Fault::new(Code::InvalidBody, text));
         let name = match (named, self.name) {
             (Some(named), Some(name)) if *named != name => {
                 return refused(format!("the address names {named}, and the body {name}"));
@@ -97,7 +96,7 @@ impl VolumesBody {
         let count = self.volumes.len();
         if count > MOST_VOLUMES {
             let text = format!("{count} volumes are more than {MOST_VOLUMES}: call more than once");
-            return Err(Fault::new("too-many-volumes", text));
+            return Err(Fault::new(Code::TooManyVolumes, text));
         }
         let specs = self.volumes.into_iter().map(|volume| volume.into_spec(None, socket_dir));
         let specs: Vec<VolumeSpec> = specs.collect::<Result<_, _>>()?;
@@ -105,7 +104,7 @@ impl VolumesBody {
         for VolumeSpec { name, bdev, .. } in &specs {
             if !names.insert(name) || !bdevs.insert(bdev) {
                 let text = format!("the volume {name} or its bdev {bdev} is in the list twice");
-                return Err(Fault::new("invalid-body", text));
+                return Err(Fault::new(Code::InvalidBody, text));
             }
         }
         Ok(specs)
@@ -146,7 +145,7 @@ impl DeleteQuery {
         };
         if wait > LONGEST_WAIT {
             let text = format!("timeoutMs {} is more than an hour", wait.as_millis());
-            return Err(Fault::new("invalid-query", text));
+            return Err(Fault::new(Code::InvalidQuery, text));
         }
         Ok(Some(wait))
     }
@@ -157,7 +156,7 @@ pub async fn list(
     State(api): State<Shared>,
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
-    let name: TargetName = name.parse().map_err(bad_request)?;
+    let name: TargetName = name.parse().map_err(Problem::of)?;
     let volumes = api.targets.volumes(&name).await;
     if volumes.is_empty() {
         wanted(&api, &name)?;
@@ -184,13 +183,13 @@ pub async fn put_all(
     Path(name): Path<String>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let name: TargetName = name.parse().map_err(bad_request)?;
+    let name: TargetName = name.parse().map_err(Problem::of)?;
     let limits = body::Limits { bytes: api.body.bytes.max(LIST_BYTES), ..api.body };
     let bytes = body::read(body, limits).await?;
     let list = body::parse::<VolumesBody>(&bytes)?;
     drop(bytes);
     let target = wanted(&api, &name)?;
-    let specs = list.into_specs(&target.socket_dir).map_err(bad_request)?;
+    let specs = list.into_specs(&target.socket_dir).map_err(Problem::of)?;
     let work = api.targets.activate(&target, specs, false);
     Ok(Json(shown(noted("activate", work).await?)).into_response())
 }
@@ -205,10 +204,10 @@ pub async fn put(
     let bytes = body::read(body, api.body).await?;
     let request = body::parse::<VolumeBody>(&bytes)?;
     let target = wanted(&api, &name)?;
-    let spec = request.into_spec(Some(&volume), &target.socket_dir).map_err(bad_request)?;
+    let spec = request.into_spec(Some(&volume), &target.socket_dir).map_err(Problem::of)?;
     let work = async {
         let views = api.targets.activate(&target, vec![spec], false).await?;
-        let lost = || Fault::new("internal", "the target's owner told nothing of the volume");
+        let lost = || Fault::new(Code::Internal, "the target's owner told nothing of the volume");
         let view = views.into_iter().next().ok_or_else(lost)?;
         errors::made(&view, "it stays wanted, and is tried again").map(|()| view)
     };
@@ -222,9 +221,8 @@ pub async fn delete(
     query: Result<Query<DeleteQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let (name, volume) = judged(&names)?;
-    let Query(query) =
-        query.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", e.body_text()))?;
-    let wait = query.wait().map_err(bad_request)?;
+    let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
+    let wait = query.wait().map_err(Problem::of)?;
     let target = wanted(&api, &name)?;
     let work = api.targets.deactivate(&target, vec![VolumeKey::Name(volume.clone())], wait);
     noted("deactivate", work).await?;
@@ -241,7 +239,7 @@ pub async fn resize(
     let bytes = body::read(body, api.body).await?;
     let ResizeBody { size_mib } = body::parse(&bytes)?;
     if size_mib == 0 {
-        return Err(bad_request(Fault::new("invalid-body", "sizeMib 0 is not at least 1")));
+        return Err(Problem::new(Code::InvalidBody, "sizeMib 0 is not at least 1"));
     }
     let target = wanted(&api, &name)?;
     let work = api.targets.resize(&target, VolumeKey::Name(volume), size_mib);
@@ -249,13 +247,13 @@ pub async fn resize(
 }
 
 fn judged((target, volume): &(String, String)) -> Result<(TargetName, VolumeName), Problem> {
-    Ok((target.parse().map_err(bad_request)?, volume.parse().map_err(bad_request)?))
+    Ok((target.parse().map_err(Problem::of)?, volume.parse().map_err(Problem::of)?))
 }
 
 fn wanted(api: &Shared, name: &TargetName) -> Result<TargetSpec, Problem> {
     api.wanted(name).ok_or_else(|| {
         let text = format!("no target {name} is wanted: deploy it first (PUT /v1/targets/{name})");
-        Problem::of(Fault::new("target-unknown", text))
+        Problem::new(Code::TargetUnknown, text)
     })
 }
 
@@ -263,7 +261,7 @@ fn unknown(target: &TargetName, volume: &VolumeName) -> Problem {
     let text = format!(
         "no volume {volume} is wanted in {target}: GET /v1/targets/{target}/volumes lists those that are"
     );
-    Problem::of(Fault::new("volume-unknown", text))
+    Problem::new(Code::VolumeUnknown, text)
 }
 
 /// Does what changes volumes, with its line in the log.
@@ -336,19 +334,19 @@ mod tests {
     #[test]
     fn what_no_volume_can_be_is_refused_with_its_code() {
         for (text, code) in [
-            (r#"{}"#, "invalid-body"),
-            (r#"{"backing": {"kind": "tape"}}"#, "invalid-body"),
+            (r#"{}"#, Code::InvalidBody),
+            (r#"{"backing": {"kind": "tape"}}"#, Code::InvalidBody),
             (
                 r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "state": "serving"}"#,
-                "invalid-body",
+                Code::InvalidBody,
             ),
-            (r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "name": "w"}"#, "invalid-body"),
-            (r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "bdev": "../b"}"#, "invalid-body"),
-            (r#"{"backing": {"kind": "malloc", "sizeMib": 0}}"#, "invalid-backing"),
-            (r#"{"backing": {"kind": "zbs", "path": "../../x"}}"#, "invalid-backing"),
+            (r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "name": "w"}"#, Code::InvalidBody),
+            (r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "bdev": "../b"}"#, Code::InvalidBody),
+            (r#"{"backing": {"kind": "malloc", "sizeMib": 0}}"#, Code::InvalidBacking),
+            (r#"{"backing": {"kind": "zbs", "path": "../../x"}}"#, Code::InvalidBacking),
             (
                 r#"{"backing": {"kind": "malloc", "sizeMib": 1}, "cpumask": "all"}"#,
-                "invalid-cpumask",
+                Code::InvalidCpumask,
             ),
         ] {
             assert_eq!(one(text).unwrap_err().code, code, "{text}");
@@ -361,16 +359,16 @@ mod tests {
         assert_eq!(many(&json!([volume("a", "a"), volume("b", "b")])).unwrap().len(), 2);
         assert_eq!(many(&json!([])).unwrap(), []);
         for twice in [[volume("a", "a"), volume("a", "b")], [volume("a", "c"), volume("b", "c")]] {
-            assert_eq!(many(&json!(twice)).unwrap_err().code, "invalid-body");
+            assert_eq!(many(&json!(twice)).unwrap_err().code, Code::InvalidBody);
         }
         let unnamed = json!([{"backing": {"kind": "malloc", "sizeMib": 1}}]);
-        assert_eq!(many(&unnamed).unwrap_err().code, "invalid-body");
+        assert_eq!(many(&unnamed).unwrap_err().code, Code::InvalidBody);
         let most = |count: usize| {
             let names = (0..count).map(|number| format!("v{number}"));
             many(&names.map(|name| volume(&name, &name)).collect())
         };
         assert_eq!(most(MOST_VOLUMES).unwrap().len(), MOST_VOLUMES);
-        assert_eq!(most(MOST_VOLUMES + 1).unwrap_err().code, "too-many-volumes");
+        assert_eq!(most(MOST_VOLUMES + 1).unwrap_err().code, Code::TooManyVolumes);
     }
 
     #[test]
@@ -379,7 +377,7 @@ mod tests {
         assert_eq!(wait(false, None).unwrap(), None);
         assert_eq!(wait(true, None).unwrap(), Some(USUAL_WAIT));
         assert_eq!(wait(true, Some(1500)).unwrap(), Some(Duration::from_millis(1500)));
-        assert_eq!(wait(true, Some(u64::MAX)).unwrap_err().code, "invalid-query");
+        assert_eq!(wait(true, Some(u64::MAX)).unwrap_err().code, Code::InvalidQuery);
     }
 
     #[test]

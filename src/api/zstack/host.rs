@@ -13,6 +13,7 @@ use super::task;
 use super::wire;
 use crate::controller::identity::Identity;
 use crate::model::caller::Caller;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 
 /// Tells which libvirt and QEMU are installed; the api does not look itself.
@@ -67,14 +68,14 @@ pub(super) fn judged_in_part(request: ConnectRequest) -> Result<Identity, Fault>
     };
     if !identity.send_command_url.is_empty() {
         task::web_address(&identity.send_command_url).map_err(|why| {
-            Fault::new("invalid-body", format!("sendCommandUrl cannot be used: {why}"))
+            Fault::new(Code::InvalidBody, format!("sendCommandUrl cannot be used: {why}"))
         })?;
     }
     Ok(identity)
 }
 
 fn not_plain(name: &str) -> Fault {
-    Fault::new("invalid-body", format!("{name} is missing or no plain text"))
+    Fault::new(Code::InvalidBody, format!("{name} is missing or no plain text"))
 }
 
 /// What this caller may teach: the address of a controller only, to which it may make the agent call.
@@ -83,7 +84,7 @@ pub(super) fn taught(api: &Shared, said: Identity, caller: Caller) -> Result<Ide
         let reach = api.reaches.of_connecting(caller);
         reach.judge_literal(&said.send_command_url).map_err(|refused| {
             let text = format!("sendCommandUrl cannot be used: {refused}");
-            Fault::new("send-command-address-refused", text)
+            Fault::new(Code::SendCommandAddressRefused, text)
         })?;
     }
     Ok(Identity { learnt_from: Some(caller), ..said })

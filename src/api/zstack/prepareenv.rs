@@ -41,7 +41,7 @@ async fn prepare(api: Shared, request: PrepareEnvRequest) -> Result<Value, Fault
         })
         .await?;
     if let Some(first) = report.errors.first() {
-        return Err(Fault { code: first.code.clone(), text: report.error_text() });
+        return Err(Fault { code: first.code, text: report.error_text() });
     }
     Ok(json!({
         "success": true,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::super::Shared;
 use super::{task, wire};
 use crate::agent::target::TargetWish;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
@@ -119,7 +120,7 @@ impl EnsureRequest {
 fn small(count: u64) -> Result<u32, Fault> {
     let most = u64::from(u16::MAX);
     u32::try_from(count.min(most + 1)).ok().filter(|count| u64::from(*count) <= most).ok_or_else(
-        || Fault::new("invalid-cores", format!("{count} cores are more than any machine has")),
+        || Fault::new(Code::InvalidCores, format!("{count} cores are more than any machine has")),
     )
 }
 
@@ -217,7 +218,7 @@ fn with_control<'a>(control: &CleanPath, desired: &'a Desired) -> Option<&'a Tar
 /// When something failed.
 pub(super) fn answer(report: &PrepareReport) -> Result<Value, Fault> {
     if let Some(first) = report.errors.first() {
-        return Err(Fault { code: first.code.clone(), text: report.error_text() });
+        return Err(Fault { code: first.code, text: report.error_text() });
     }
     Ok(json!({
         "success": true,
@@ -293,7 +294,7 @@ mod tests {
         assert_eq!(said.cores, CoreWish::These("[6,7]".parse().unwrap()));
         assert_eq!(said.control_sock.as_str(), "/s/vhost.sock");
         assert_eq!((said.memory_mib, said.image.as_deref()), (512, Some("b:1")));
-        assert_eq!(spec(r#"{"controlSock":"/a"}"#).unwrap_err().code, "invalid-control-socket");
+        assert_eq!(spec(r#"{"controlSock":"/a"}"#).unwrap_err().code, Code::InvalidControlSocket);
     }
 
     #[test]
@@ -321,6 +322,6 @@ mod tests {
         assert_eq!(name(None).unwrap().0, "zbs-vhost");
         let (unknown, control) = name(Some("/nobody/s.sock")).unwrap();
         assert_eq!((unknown.as_str(), control.as_str()), ("zbs-vhost", "/nobody/s.sock"));
-        assert_eq!(name(Some("/other/a-volume")).unwrap_err().code, "invalid-control-socket");
+        assert_eq!(name(Some("/other/a-volume")).unwrap_err().code, Code::InvalidControlSocket);
     }
 }

@@ -18,6 +18,7 @@ use super::wire::{asked, patience};
 use crate::controller::outbox::{Admission, Outbox, Slot};
 use crate::model::ascii::ascii_json;
 use crate::model::caller::Caller;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::outgoing::Reach;
 use crate::model::progress::{Asked, Scope};
@@ -123,8 +124,7 @@ where
         Err(problem) => return problem.into_result(),
     };
     if *api.phase.borrow() == Phase::Draining {
-        return Problem::of(Fault::new("stopping", "the agent is stopping: call again"))
-            .into_result();
+        return Problem::new(Code::Stopping, "the agent is stopping: call again").into_result();
     }
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
     let patience = patience(&bytes, SystemTime::now());
@@ -168,11 +168,7 @@ async fn take_in(
             tracing::info!(%task, "the same task again; it is ignored");
             StatusCode::OK.into_response()
         }
-        Admission::Full(fault) => Problem::of(fault).into_result(),
-        // It passes when there is room again, and nothing was begun.
-        Admission::Unwritable(Fault { text, .. }) => {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "state-unwritable", text).into_result()
-        }
+        Admission::Full(fault) | Admission::Unwritable(fault) => Problem::of(fault).into_result(),
     }
 }
 
@@ -180,11 +176,9 @@ fn answer_now(result: Result<Value, Fault>) -> Response {
     match result {
         Ok(value) => Json(value).into_response(),
         Err(fault) => {
-            let status = match fault.code.as_ref() {
-                "invalid-body" | "invalid-json" | "send-command-address-refused" => {
-                    StatusCode::BAD_REQUEST
-                }
-                _ => StatusCode::OK,
+            let status = match fault.code.refuses_compatible_call() {
+                true => StatusCode::BAD_REQUEST,
+                false => StatusCode::OK,
             };
             (status, Json(result_body(&fault))).into_response()
         }
@@ -215,7 +209,7 @@ async fn do_task(
         Err(patience) => {
             let text =
                 format!("not done within the {patience:?} that the controller gave; it goes on");
-            let late = Fault::new("task-timeout", text);
+            let late = Fault::new(Code::TaskTimeout, text);
             tracing::warn!(%task, code = %late.code, "{}", late.text);
             let place = slot.finish_early(ascii_json(&result_body(&late))).await;
             (running.await.unwrap_or_else(|_| Err(broke())), Some(place))
@@ -227,7 +221,7 @@ async fn do_task(
 }
 
 fn broke() -> Fault {
-    Fault::new("internal", "the agent broke on this call; its log has the place: report it")
+    Fault::new(Code::Internal, "the agent broke on this call; its log has the place: report it")
 }
 
 async fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
@@ -235,7 +229,7 @@ async fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
         Ok(value) => slot.finish(ascii_json(value), None).await,
         Err(fault) => {
             tracing::warn!(%task, code = %fault.code, "{}", fault.text);
-            let error = (fault.code == "internal").then(|| fault.text.clone());
+            let error = (fault.code == Code::Internal).then(|| fault.text.clone());
             slot.finish(ascii_json(&result_body(fault)), error).await;
         }
     }
@@ -248,28 +242,32 @@ pub fn caller(extensions: &Extensions) -> Caller {
 
 /// Reads how the result is to go back, which has to be to where the caller's word may lead.
 fn way(headers: &HeaderMap, reach: &Reach) -> Result<Way, Problem> {
-    let bad = |code, text: &str| Problem::new(StatusCode::BAD_REQUEST, code, text);
     let given =
         |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}").trim());
     match (given("taskuuid"), given("callbackurl")) {
         (None, None) => Ok(Way::Now),
-        (None, Some(_)) => Err(bad("task-uuid-missing", "taskUuid missing in request header")),
+        (None, Some(_)) => {
+            Err(Problem::new(Code::TaskUuidMissing, "taskUuid missing in request header"))
+        }
         (Some(_), None) => {
-            Err(bad("callback-url-missing", "callbackUrl missing in request header"))
+            Err(Problem::new(Code::CallbackUrlMissing, "callbackUrl missing in request header"))
         }
         (Some(task), Some(url)) => {
             let task = TaskId::try_from(task.to_string()).map_err(|why| {
-                bad("task-uuid-malformed", &format!("taskUuid malformed in request header: {why}"))
+                Problem::new(
+                    Code::TaskUuidMalformed,
+                    format!("taskUuid malformed in request header: {why}"),
+                )
             })?;
             web_address(url).map_err(|why| {
-                bad(
-                    "callback-url-malformed",
-                    &format!("callbackUrl malformed in request header: {why}"),
+                Problem::new(
+                    Code::CallbackUrlMalformed,
+                    format!("callbackUrl malformed in request header: {why}"),
                 )
             })?;
             reach.judge_literal(url).map_err(|refused| {
                 let text = format!("callbackUrl refused in request header: {refused}");
-                bad("callback-address-refused", &text)
+                Problem::new(Code::CallbackAddressRefused, text)
             })?;
             Ok(Way::Callback(task, url.to_string()))
         }
@@ -321,33 +319,30 @@ mod tests {
             Way::Callback(TaskId::try_from(task.to_string()).unwrap(), url.to_string())
         );
         let cases = [
-            (&[("callbackurl", url)][..], "task-uuid-missing"),
-            (&[("taskuuid", task)], "callback-url-missing"),
-            (&[("taskuuid", "0123-4567"), ("callbackurl", url)], "task-uuid-malformed"),
-            (&[("taskuuid", ""), ("callbackurl", url)], "task-uuid-malformed"),
-            (&[("taskuuid", task), ("callbackurl", "ftp://h/x")], "callback-url-malformed"),
-            (&[("taskuuid", task), ("callbackurl", "/only/a/path")], "callback-url-malformed"),
-            (&[("taskuuid", task), ("callbackurl", "http://")], "callback-url-malformed"),
+            (&[("callbackurl", url)][..], Code::TaskUuidMissing),
+            (&[("taskuuid", task)], Code::CallbackUrlMissing),
+            (&[("taskuuid", "0123-4567"), ("callbackurl", url)], Code::TaskUuidMalformed),
+            (&[("taskuuid", ""), ("callbackurl", url)], Code::TaskUuidMalformed),
+            (&[("taskuuid", task), ("callbackurl", "ftp://h/x")], Code::CallbackUrlMalformed),
+            (&[("taskuuid", task), ("callbackurl", "/only/a/path")], Code::CallbackUrlMalformed),
+            (&[("taskuuid", task), ("callbackurl", "http://")], Code::CallbackUrlMalformed),
             (
                 &[("taskuuid", task), ("callbackurl", "file:///etc/passwd")],
-                "callback-url-malformed",
+                Code::CallbackUrlMalformed,
             ),
             (
                 &[("taskuuid", task), ("callbackurl", "http://u:secret@h/x")],
-                "callback-url-malformed",
+                Code::CallbackUrlMalformed,
             ),
             (
                 &[("taskuuid", task), ("callbackurl", "http://127.1:80/")],
-                "callback-address-refused",
+                Code::CallbackAddressRefused,
             ),
-            (&[("taskuuid", task), ("callbackurl", "http://[::1]/")], "callback-address-refused"),
+            (&[("taskuuid", task), ("callbackurl", "http://[::1]/")], Code::CallbackAddressRefused),
         ];
         for (list, code) in cases {
             let problem = way(&headers(list), &REACH).unwrap_err();
-            assert_eq!(
-                (problem.status, problem.fault.code.as_ref()),
-                (StatusCode::BAD_REQUEST, code)
-            );
+            assert_eq!((problem.status(), problem.fault.code), (StatusCode::BAD_REQUEST, code));
             assert!(!problem.fault.text.contains("secret"), "{}", problem.fault);
         }
         let missing = way(&headers(&[("callbackurl", url)]), &REACH).unwrap_err();

@@ -11,6 +11,7 @@ use super::super::{Shared, errors};
 use super::target::{EnsureRequest, answer};
 use super::{task, wire};
 use crate::agent::target::TargetWish;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
@@ -183,7 +184,7 @@ async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
 }
 
 fn activated(views: &[VolumeView], findings: &Value) -> Result<Value, Fault> {
-    let lost = || Fault::new("internal", "the target's owner told nothing of the volume");
+    let lost = || Fault::new(Code::Internal, "the target's owner told nothing of the volume");
     let view = views.first().ok_or_else(lost)?;
     errors::made(view, "it is not kept: call again when that is mended")?;
     Ok(json!({
@@ -213,7 +214,7 @@ fn needed(field: Option<String>, name: &str) -> Result<String, Fault> {
 }
 
 fn missing(name: &str) -> Fault {
-    Fault::new("invalid-body", format!("{name} is missing"))
+    Fault::new(Code::InvalidBody, format!("{name} is missing"))
 }
 
 #[cfg(test)]
@@ -259,15 +260,15 @@ mod tests {
         let long = "x".repeat(97);
         for name in ["../../etc/x", "$(reboot)", "a;id", "{{a}}", "a b", "vhost.sock", &long] {
             for text in [body("p/v", name, "a"), body("p/v", "a", name)] {
-                assert_eq!(activate(&text).unwrap_err().code, "invalid-volume-name", "{text}");
+                assert_eq!(activate(&text).unwrap_err().code, Code::InvalidVolumeName, "{text}");
             }
         }
         for path in ["../../etc/x", "zbs://", "zbs:///etc/x", "p", "p/v w", "p/../v"] {
             let refused = activate(&body(path, "a", "a")).unwrap_err();
-            assert_eq!(refused.code, "invalid-backing", "{path}");
+            assert_eq!(refused.code, Code::InvalidBacking, "{path}");
         }
         for text in [body("", "a", "a"), body("p/v", "", "a"), body("p/v", "a", "")] {
-            assert_eq!(activate(&text).unwrap_err().code, "invalid-body", "{text}");
+            assert_eq!(activate(&text).unwrap_err().code, Code::InvalidBody, "{text}");
         }
     }
 
@@ -283,8 +284,8 @@ mod tests {
         assert_eq!((volume.name.as_str(), volume.bdev.as_str()), ("b", "b"));
         assert_eq!(volume.backing, Backing::Zbs { path: "p/v".into() });
         let outside = r#"{"logicalPool": "..", "volume": "v", "bdevName": "b"}"#;
-        assert_eq!(create(outside).unwrap_err().code, "invalid-backing");
-        assert_eq!(create(r#"{"volume": "v"}"#).unwrap_err().code, "invalid-body");
+        assert_eq!(create(outside).unwrap_err().code, Code::InvalidBacking);
+        assert_eq!(create(r#"{"volume": "v"}"#).unwrap_err().code, Code::InvalidBody);
     }
 
     #[test]
@@ -297,9 +298,9 @@ mod tests {
         assert_eq!(controller.key().unwrap(), VolumeKey::Name(name("c")));
         assert_eq!(both.bdev().unwrap(), VolumeKey::Bdev(name("b")));
         assert_eq!(which(r#"{"bdevName": "b"}"#).key().unwrap(), VolumeKey::Bdev(name("b")));
-        assert_eq!(which("{}").key().unwrap_err().code, "invalid-body");
+        assert_eq!(which("{}").key().unwrap_err().code, Code::InvalidBody);
         let outside = which(r#"{"bdevName": "../b", "controllerName": "c"}"#);
-        assert_eq!(outside.key().unwrap_err().code, "invalid-volume-name");
+        assert_eq!(outside.key().unwrap_err().code, Code::InvalidVolumeName);
         assert_eq!(which(r#"{"sizeMib": "2048"}"#).size_mib, Some(2048));
     }
 
@@ -324,9 +325,9 @@ mod tests {
         }
         for state in [VolumeState::Pending, VolumeState::Degraded] {
             let fault = activated(&[view(state)], &json!([])).unwrap_err();
-            assert_eq!(fault.code, "volume-not-serving");
+            assert_eq!(fault.code, Code::VolumeNotServing);
             assert!(fault.text.contains("v in a is") && fault.text.contains("no such volume"));
         }
-        assert_eq!(activated(&[], &json!([])).unwrap_err().code, "internal");
+        assert_eq!(activated(&[], &json!([])).unwrap_err().code, Code::Internal);
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Offering;
 use super::census::{Census, Counts};
 use super::origin::{Origin, Party, share};
+use crate::model::code::Code;
 use crate::model::task::{TaskId, TaskResult};
 
 /// What became of one attempt.
@@ -50,7 +51,7 @@ pub(super) enum Place {
     /// The same task is at work, or its result waits.
     Known,
     /// There is none: a code, and the text.
-    Full(&'static str, String),
+    Full(Code, String),
 }
 
 /// One result that waits.
@@ -113,7 +114,7 @@ impl Book {
             Place::Known => self.counts.repeated += 1,
             // It asks again.
             Place::BeingWritten => {}
-            Place::Full(code, _) => Counts::one_more(&mut self.counts.refused, code),
+            Place::Full(code, _) => Counts::one_more(&mut self.counts.refused, *code),
         }
         place
     }
@@ -132,7 +133,7 @@ impl Book {
     }
 
     /// Why there is no place for one more.
-    fn too_many(&self, origin: Origin) -> Option<(&'static str, String)> {
+    fn too_many(&self, origin: Origin) -> Option<(Code, String)> {
         let at_work = || self.at_work.values().map(|work| work.origin);
         let waiting = self.waiting.values().map(|waiting| waiting.origin);
         let kind = origin.kind();
@@ -141,7 +142,7 @@ impl Book {
         if let Some(who) = tasks.full(origin, most) {
             let text =
                 format!("{who} of the {most} {kind} at work (http.max_tasks): call again later");
-            return Some(("too-many-tasks", text));
+            return Some((Code::TooManyTasks, text));
         }
         let most = self.offering.max_pending;
         let who = Taken::of(origin, at_work().chain(waiting)).full(origin, most)?;
@@ -149,7 +150,7 @@ impl Book {
             "{who} of the {most} results of {kind} that may wait for the controller (callbacks.max_pending): its \
              callback address must answer before more work is taken in"
         );
-        Some(("outbox-full", text))
+        Some((Code::OutboxFull, text))
     }
 
     /// The task is written down: its work begins.
@@ -161,7 +162,7 @@ impl Book {
     }
 
     /// The task could not be written down: it was never there, and its caller is told this code.
-    pub(super) fn refuse(&mut self, task: &TaskId, code: &'static str) {
+    pub(super) fn refuse(&mut self, task: &TaskId, code: Code) {
         self.at_work.remove(task);
         Counts::one_more(&mut self.counts.refused, code);
     }

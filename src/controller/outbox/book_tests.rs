@@ -48,7 +48,7 @@ fn a_task_is_known_until_its_result_was_taken() {
     assert!(book.take_due(now, 9).is_empty(), "it is under way");
     assert_eq!(book.settle(&id(1), Verdict::Taken, now), Settled::Gone);
     assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::New);
-    book.refuse(&id(1), "state-unwritable");
+    book.refuse(&id(1), Code::StateUnwritable);
     assert_eq!((book.load(), book.admit(&id(1), "ensure", LOCAL)), ((0, 0), Place::New));
 }
 
@@ -57,11 +57,11 @@ fn tasks_and_results_have_bounds() {
     let (mut book, now) = (book(2, 3), Instant::now());
     begin(&mut book, 1);
     begin(&mut book, 2);
-    assert!(matches!(book.admit(&id(3), "ensure", LOCAL), Place::Full("too-many-tasks", _)));
+    assert!(matches!(book.admit(&id(3), "ensure", LOCAL), Place::Full(Code::TooManyTasks, _)));
     finish(&mut book, 1, URL, NEW, now);
     begin(&mut book, 3);
     finish(&mut book, 3, URL, NEW, now);
-    assert!(matches!(book.admit(&id(4), "ensure", LOCAL), Place::Full("outbox-full", _)));
+    assert!(matches!(book.admit(&id(4), "ensure", LOCAL), Place::Full(Code::OutboxFull, _)));
 }
 
 #[test]
@@ -151,11 +151,11 @@ fn who_is_due_first_goes_first_and_a_failing_address_has_one_attempt_at_a_time()
 }
 
 /// One more of a caller; the code of its refusal, and its text.
-fn admit(book: &mut Book, n: u32, changes: bool, caller: &str) -> Result<(), (String, String)> {
+fn admit(book: &mut Book, n: u32, changes: bool, caller: &str) -> Result<(), (Code, String)> {
     let origin = Origin::new(changes, Some(caller.parse().unwrap()));
     match book.admit(&id(n), "ensure", origin) {
         Place::New => Ok(()),
-        Place::Full(code, text) => Err((code.to_string(), text)),
+        Place::Full(code, text) => Err((code, text)),
         other => panic!("{other:?}"),
     }
 }
@@ -167,7 +167,7 @@ fn calls_that_only_look_take_no_place_of_those_that_change_the_node() {
         admit(&mut book, n, false, ["10.0.0.1", "10.0.0.2"][n as usize % 2]).unwrap();
     }
     let (code, text) = admit(&mut book, 9, false, "10.0.0.3").unwrap_err();
-    assert_eq!(code, "too-many-tasks");
+    assert_eq!(code, Code::TooManyTasks);
     assert_eq!(
         text,
         "there are all of the 4 calls that only look at work (http.max_tasks): call again later"
@@ -181,7 +181,7 @@ fn calls_that_only_look_take_no_place_of_those_that_change_the_node() {
         book.finish((result(n, URL), NEW), looks, now, now);
     }
     let (code, _) = admit(&mut book, 9, false, "10.0.0.3").unwrap_err();
-    assert_eq!(code, "outbox-full");
+    assert_eq!(code, Code::OutboxFull);
     admit(&mut book, 13, true, "10.0.0.3").unwrap();
 }
 
@@ -192,7 +192,7 @@ fn one_caller_alone_fills_no_bound() {
         admit(&mut book, n, true, "10.0.0.1").unwrap();
     }
     let (code, text) = admit(&mut book, 6, true, "10.0.0.1").unwrap_err();
-    assert_eq!(code, "too-many-tasks");
+    assert_eq!(code, Code::TooManyTasks);
     assert!(text.starts_with("10.0.0.1 has its share of 6 of the 8 calls that change"), "{text}");
     admit(&mut book, 6, true, "10.0.0.2").unwrap();
     admit(&mut book, 7, true, "local").unwrap();
@@ -210,7 +210,7 @@ fn one_caller_is_an_address_a_network_of_ipv6_or_the_node_and_its_results_count_
         book.finish((result(n, URL), NEW), origin, now, now);
     }
     let (code, text) = admit(&mut book, 3, true, "fd00::9").unwrap_err();
-    assert_eq!(code, "outbox-full");
+    assert_eq!(code, Code::OutboxFull);
     assert!(text.starts_with("fd00::/64 has its share of 3 of the 4 results"), "{text}");
     admit(&mut book, 3, true, "fd00:0:0:1::1").unwrap();
     let party = |caller: &str| Origin::new(true, Some(caller.parse().unwrap())).party;
@@ -254,7 +254,7 @@ fn what_became_of_calls_and_results_is_counted() {
     assert_eq!(book.census(now).at_work, at_work);
     assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::Known);
     assert!(matches!(book.admit(&id(3), "ensure", LOCAL), Place::Full(..)));
-    book.refuse(&id(2), "state-unwritable");
+    book.refuse(&id(2), Code::StateUnwritable);
     finish(&mut book, 1, URL, Duration::from_secs(90), now);
     finish(&mut book, 4, URL, NEW, now);
     finish(&mut book, 5, URL, NEW, now);
@@ -272,7 +272,7 @@ fn what_became_of_calls_and_results_is_counted() {
     let expected = Counts {
         taken_in: BTreeMap::from([("ensure", 1)]),
         repeated: 1,
-        refused: BTreeMap::from([("state-unwritable", 1), ("too-many-tasks", 1)]),
+        refused: BTreeMap::from([(Code::StateUnwritable, 1), (Code::TooManyTasks, 1)]),
         taken: 1,
         not_waited_for: 1,
         failed: 2,

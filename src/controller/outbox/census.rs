@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::model::code::Code;
+
 /// A call that has no name in the log.
 pub(super) const UNNAMED: &str = "other";
 
@@ -15,7 +17,7 @@ pub struct Counts {
     /// Calls that were ignored, for their task was known.
     pub repeated: u64,
     /// Calls that were refused, by the code that they were told.
-    pub refused: BTreeMap<&'static str, u64>,
+    pub refused: BTreeMap<Code, u64>,
     /// Attempts at results that were taken.
     pub taken: u64,
     /// Attempts at results that nobody waited for any more.
@@ -27,9 +29,9 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Counts one more under that name.
-    pub(super) fn one_more(counts: &mut BTreeMap<&'static str, u64>, name: &'static str) {
-        *counts.entry(name).or_default() += 1;
+    /// Counts one more under that key.
+    pub(super) fn one_more<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K) {
+        *counts.entry(key).or_default() += 1;
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{Entry, file};
 use crate::agent::pulse::Beat;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
 use crate::store::{Durability, Store, StoreError};
@@ -266,7 +267,7 @@ async fn carry_out(store: &Store, batch: &Batch, beat: &mut Beat) -> Came {
             came = &mut work => {
                 return came.unwrap_or_else(|broke| {
                     let text = format!("writing the outbox broke off: {broke}; report it");
-                    let failed = Err(Fault::new("state-unwritable", text));
+                    let failed = Err(Fault::new(Code::StateUnwritable, text));
                     Came { writes: vec![failed.clone(); writes], removals: vec![failed; removals] }
                 });
             }
@@ -375,7 +376,7 @@ mod tests {
     #[test]
     fn what_failed_is_wanted_again_with_growing_pauses_unless_something_else_is() {
         let disk = Disk::default();
-        let full = || Err(Fault::new("state-unwritable", "full"));
+        let full = || Err(Fault::new(Code::StateUnwritable, "full"));
         let mut now = Instant::now();
         let _told = [with_result(1), with_result(2), entry(3)].map(|entry| disk.write(entry));
         let mut pauses = Vec::new();

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::origin::Origin;
 use crate::model::caller::Caller;
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::task::{TaskId, TaskResult};
 use crate::store::{Durability, Store};
@@ -102,7 +103,7 @@ impl Entry {
         let text = format!(
             "the agent was ended while it worked on this call ({call}taken in {taken_in}): call again"
         );
-        let body = json!({"success": false, "error": text, "code": "agent-ended"});
+        let body = json!({"success": false, "error": text, "code": Code::AgentEnded});
         self.end(body.to_string(), Some(text));
     }
 

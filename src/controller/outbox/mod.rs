@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::agent::pulse::Beat;
 use crate::model::caller::Caller;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::task::{TaskId, TaskResult};
 use crate::store::Store;
@@ -49,9 +50,6 @@ use origin::Origin;
 
 /// How long the disk may take before a call is refused, or a result offered that is not yet written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The code of a call that could not be written down.
-pub const UNWRITABLE: &str = "state-unwritable";
 
 /// How results are offered.
 #[derive(Debug, Clone)]
@@ -182,7 +180,7 @@ impl Outbox {
         let written = self.written_in_time(task, self.disk.write(entry.clone())).await;
         match &written {
             Ok(()) => self.book().begins(task),
-            Err(_) => self.book().refuse(task, UNWRITABLE),
+            Err(_) => self.book().refuse(task, Code::StateUnwritable),
         }
         self.settled.notify_waiters();
         match written {
@@ -200,7 +198,7 @@ impl Outbox {
             "{} was not written within {WRITE_TIMEOUT:?}: see whether the state folder's disk hangs, then call again",
             entry::file(task)
         );
-        Err(Fault::new(UNWRITABLE, text))
+        Err(Fault::new(Code::StateUnwritable, text))
     }
 
     /// Tasks at work, those that go on after their result with them, and results that wait.

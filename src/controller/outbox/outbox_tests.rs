@@ -145,7 +145,7 @@ async fn a_call_that_cannot_be_written_is_refused_and_one_like_it_that_came_mean
     );
     for admission in [first, second] {
         match admission {
-            Admission::Unwritable(fault) => assert_eq!(fault.code, "state-unwritable"),
+            Admission::Unwritable(fault) => assert_eq!(fault.code, Code::StateUnwritable),
             other => panic!("{other:?}"),
         }
     }
@@ -201,7 +201,7 @@ async fn work_that_goes_on_after_its_result_keeps_its_place() {
     outbox.settle(&id(1), Verdict::Taken, Instant::now());
     assert_eq!(outbox.load(), (1, 0));
     let refused = outbox.admit(&id(2), "http://c/", Some("connect"), Caller::Here).await;
-    assert!(matches!(refused, Admission::Full(f) if f.code == "too-many-tasks"));
+    assert!(matches!(refused, Admission::Full(f) if f.code == Code::TooManyTasks));
     let empty = timeout(Duration::from_millis(50), outbox.empty());
     assert!(empty.await.is_err(), "a drain waits for it");
     let (empty, ()) = tokio::join!(outbox.empty(), async { drop(goes_on) });

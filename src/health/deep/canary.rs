@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::disk::{DISK, SECTOR};
 use crate::host::Root;
 use crate::host::process::started;
+use crate::model::code::Code;
 use crate::model::deep::PROBE_PREFIX as PREFIX;
 use crate::model::fault::{Fault, chain};
 use crate::model::path::{CleanPath, judge_length};
@@ -48,9 +49,9 @@ pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
         | SpdkError::Unreachable { .. }
         | SpdkError::Crowded { .. }
         | SpdkError::Broken { .. }
-        | SpdkError::Timeout { .. } => "deep-not-answering",
+        | SpdkError::Timeout { .. } => Code::DeepNotAnswering,
         SpdkError::Refused { .. } | SpdkError::Garbage { .. } | SpdkError::NotSent { .. } => {
-            "deep-refused"
+            Code::DeepRefused
         }
     };
     Fault::new(code, chain(error))
@@ -85,7 +86,7 @@ impl<'a> Canary<'a> {
         if !made.is_empty() {
             if Path::new(&made).file_name() != Some(self.name.as_ref()) {
                 let text = format!("the target made the socket of {} at {made}", self.name);
-                return Err(Fault::new("deep-refused", text));
+                return Err(Fault::new(Code::DeepRefused, text));
             }
             paths.insert(0, root.path(&made));
         }
@@ -110,7 +111,7 @@ impl<'a> Canary<'a> {
                 "{} stays on the target, and the next deep probe will try to take it away: {}",
                 self.name, fault.text
             );
-            Fault::new("deep-canary-left", text)
+            Fault::new(Code::DeepCanaryLeft, text)
         })
     }
 
@@ -127,7 +128,7 @@ impl<'a> Canary<'a> {
             }
             if left(by) <= PAUSE {
                 let text = "its session has not ended, though its connection has".to_string();
-                return Err(Fault::new("deep-session-left", text));
+                return Err(Fault::new(Code::DeepSessionLeft, text));
             }
             sleep(PAUSE).await;
         }

@@ -117,7 +117,7 @@ async fn a_target_without_what_the_probe_needs_is_told_and_nothing_is_made() {
     for lacks in ["bdev_malloc_create", "vhost_create_blk_controller"] {
         let (played, control) = Played::new("SPDK v24.01", Some(lacks)).serve();
         let fault = probe(SECOND, ordinary).prove(&control).await.error.unwrap();
-        assert_eq!(fault.code, "deep-impossible");
+        assert_eq!(fault.code, Code::DeepImpossible);
         assert!(fault.text.contains("SPDK v24.01") && fault.text.contains(lacks), "{fault}");
         assert_eq!(played.calls().len(), 2, "{:?}", played.calls());
     }
@@ -128,7 +128,7 @@ async fn without_a_free_hugepage_it_is_said_and_nothing_is_made() {
     let (played, control) = Played::new("SPDK v24.01", None).serve();
     let deep = probe(SECOND, no_hugepage).prove(&control).await;
     let fault = deep.error.unwrap();
-    assert_eq!((deep.ok, fault.code.as_ref()), (false, "no-free-hugepage"));
+    assert_eq!((deep.ok, fault.code), (false, Code::NoFreeHugepage));
     assert!(fault.text.contains("vhost-agent prepare"), "{fault}");
     assert!(!played.was_asked("bdev_malloc_create", ""));
 }
@@ -137,7 +137,7 @@ async fn without_a_free_hugepage_it_is_said_and_nothing_is_made() {
 async fn the_built_in_target_is_probed_without_a_free_hugepage_too() {
     let (played, control) = Played::new("vhost-agent target v0", None).serve();
     let deep = probe(SECOND / 2, no_hugepage).prove(&control).await;
-    assert_ne!(deep.error.unwrap().code, "no-free-hugepage");
+    assert_ne!(deep.error.unwrap().code, Code::NoFreeHugepage);
     assert!(played.was_asked("bdev_malloc_create", "vhost-agent-probe-"));
 }
 
@@ -146,7 +146,7 @@ async fn a_controller_with_a_session_that_does_not_end_is_never_deleted_and_that
     let (played, control) = Played::new("SPDK v26.05", None).serve();
     let deep = probe(SECOND, ordinary).prove(&control).await;
     let fault = deep.error.unwrap();
-    assert_eq!(fault.code, "deep-io-failed");
+    assert_eq!(fault.code, Code::DeepIoFailed);
     assert!(fault.text.contains("not done in time"), "{fault}");
     assert!(fault.text.contains("stays on the target"), "{fault}");
     assert!(played.was_asked("vhost_create_blk_controller", "vhost-agent-probe-"));
@@ -187,7 +187,7 @@ async fn a_caller_who_goes_away_leaves_the_probe_to_its_end() {
     let probe = probe(SECOND, ordinary);
     drop(probe.running(&control));
     let deep = probe.prove(&control).await;
-    assert_eq!(deep.error.unwrap().code, "deep-impossible");
+    assert_eq!(deep.error.unwrap().code, Code::DeepImpossible);
     assert_eq!(played.calls().len(), 2, "{:?}", played.calls());
 }
 
@@ -198,8 +198,8 @@ async fn a_target_that_is_not_there_or_does_not_answer_is_told() {
     let control: CleanPath = path.display().to_string().parse().unwrap();
     let probe = probe(SECOND, ordinary);
     let absent = probe.prove(&control).await.error.unwrap();
-    assert_eq!(absent.code, "deep-not-answering");
+    assert_eq!(absent.code, Code::DeepNotAnswering);
     let _listens = Listener::bind(&path).unwrap();
     let silent = probe.prove(&control).await.error.unwrap();
-    assert!(silent.code == "deep-not-answering" && silent.text.contains("did not answer"));
+    assert!(silent.code == Code::DeepNotAnswering && silent.text.contains("did not answer"));
 }

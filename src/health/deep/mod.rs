@@ -31,6 +31,7 @@ use disk::{DISK, DiskError, MEMORY, Times};
 
 use crate::host::shared_memory::{Pages, SharedMemory};
 use crate::host::{HostError, Root};
+use crate::model::code::Code;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenIo};
 use crate::model::fault::{Fault, chain};
 use crate::model::path::CleanPath;
@@ -88,7 +89,7 @@ impl DeepProbe {
         match running.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(deep)) => deep.clone(),
             _ => {
-                let fault = Fault::new("stopping", "the probe was given up: call again");
+                let fault = Fault::new(Code::Stopping, "the probe was given up: call again");
                 told(Instant::now(), (None, Some(fault)))
             }
         }
@@ -181,7 +182,7 @@ impl Inner {
                 version.version,
                 lacks.join(", no ")
             );
-            return Err(Fault::new("deep-impossible", text));
+            return Err(Fault::new(Code::DeepImpossible, text));
         }
         let (take, built_in) = (self.take, version.version.starts_with(BUILT_IN));
         let taken = spawn_blocking(move || match take(Pages::Huge2M) {
@@ -199,7 +200,7 @@ fn proven(times: Times, memory: MemoryKind) -> ProvenIo {
 }
 
 fn gave_up(error: &tokio::task::JoinError) -> Fault {
-    Fault::new("stopping", format!("the probe's thread was given up: {error}"))
+    Fault::new(Code::Stopping, format!("the probe's thread was given up: {error}"))
 }
 
 /// Connects to the canary. The socket may be seen from here at one path or another.
@@ -216,7 +217,7 @@ async fn connect(paths: &[PathBuf], by: Instant) -> Result<UnixStream, Fault> {
         }
         if Instant::now() >= by {
             let text = format!("the socket that the target just made cannot be reached{refused}");
-            return Err(Fault::new("deep-io-failed", text));
+            return Err(Fault::new(Code::DeepIoFailed, text));
         }
         sleep(PAUSE).await;
     }
@@ -234,7 +235,7 @@ async fn use_disk(stream: UnixStream, memory: SharedMemory, by: Instant) -> Resu
         Ok((stream.try_clone()?, stream))
     };
     let (line, stream) = open().map_err(|e: std::io::Error| {
-        Fault::new("deep-io-failed", format!("the vhost-user connection cannot be used: {e}"))
+        Fault::new(Code::DeepIoFailed, format!("the vhost-user connection cannot be used: {e}"))
     })?;
     let mut work =
         spawn_blocking(move || disk::prove(stream, &memory, by.into_std()).map_err(io_fault));
@@ -249,13 +250,13 @@ async fn use_disk(stream: UnixStream, memory: SharedMemory, by: Instant) -> Resu
         _ => String::new(),
     };
     let text = format!("I/O through the target was not done in time{why}");
-    Err(Fault::new("deep-io-failed", text))
+    Err(Fault::new(Code::DeepIoFailed, text))
 }
 
 fn io_fault(error: DiskError) -> Fault {
     let code = match error {
-        DiskError::Differs { .. } => "deep-data-differs",
-        _ => "deep-io-failed",
+        DiskError::Differs { .. } => Code::DeepDataDiffers,
+        _ => Code::DeepIoFailed,
     };
     Fault::new(code, chain(&error))
 }
