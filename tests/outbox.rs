@@ -1,5 +1,6 @@
 //! What was promised to the controller is kept: over kills and restarts of the agent, and while its disk
-//! is full or read-only.
+//! is full or read-only. Calls that only look need no disk. (A disk that hangs is the unit tests': nothing
+//! here makes one.)
 #![allow(clippy::disallowed_methods)]
 
 mod support;
@@ -23,6 +24,10 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 const PREPARE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
+const RESIZE: &str = "/zbs/primarystorage/vhost/resize";
+const HEALTH: &str = "/zbs/primarystorage/vhost/target/health";
+const ONE_PAGE: &str = r#"{"hugepageNr":1}"#;
+const CONNECT: &str = r#"{"hostUuid":"a","sendCommandUrl":"http://10.0.0.1/x"}"#;
 const COUNTER: &str = "sys/devices/system/node/has_cpu";
 
 async fn accepted(agent: &Agent, path: &str, number: u32, url: &str, body: &str) {
@@ -48,6 +53,11 @@ fn put_back(place: &Place, counter: &str) {
 /// What the state says of a task.
 fn kept(state: &Path, number: u32) -> Option<Value> {
     Some(serde_json::from_slice(&fs::read(file(state, number)).ok()?).unwrap())
+}
+
+async fn has_result(state: &Path, number: u32) {
+    until("the result is written", async || kept(state, number)?["result"].as_object().map(drop))
+        .await;
 }
 
 async fn gone(state: &Path, number: u32) {
@@ -84,13 +94,13 @@ async fn a_call_is_on_disk_when_it_is_answered_and_what_it_said_never_is() {
 
 #[tokio::test]
 async fn a_result_that_waited_is_offered_after_a_kill_just_as_before() {
-    let place = Place::on("two-node").settings(
+    let place = Place::on("two-node").mounted().settings(
         "[callbacks]\nfirst_delay = \"1m\"\nmax_delay = \"1m\"\nattempt_timeout = \"5s\"\n",
     );
     let answers = [Answer::Status(500), Answer::Reset, Answer::Status(429), Answer::Silence];
     let controller = Controller::answering(answers.to_vec()).await;
     let agent = place.ready().await;
-    accepted(&agent, "/host/ping", 1, &controller.url, "{}").await;
+    accepted(&agent, PREPARE, 1, &controller.url, ONE_PAGE).await;
     let mut runs = vec![agent];
     for attempts in 1..=5 {
         controller.wait(attempts).await;
@@ -114,13 +124,13 @@ async fn a_result_that_waited_is_offered_after_a_kill_just_as_before() {
 
 #[tokio::test]
 async fn a_task_that_comes_again_after_a_restart_is_known_and_gets_one_result() {
-    let place = Place::on("two-node");
+    let place = Place::on("two-node").mounted();
     let agent = place.ready().await;
     let absent = Absent::new();
-    accepted(&agent, "/host/ping", 1, &absent.url(), "{}").await;
+    accepted(&agent, PREPARE, 1, &absent.url(), ONE_PAGE).await;
     kill(agent).await;
     let mut agent = place.ready().await;
-    accepted(&agent, "/host/ping", 1, &absent.url(), "{}").await;
+    accepted(&agent, PREPARE, 1, &absent.url(), ONE_PAGE).await;
     agent.logged("the same task again").await;
     let controller = absent.appears();
     controller.wait(1).await;
@@ -136,7 +146,7 @@ async fn a_task_that_was_at_work_when_the_agent_died_is_called_back_and_can_be_c
     let controller = Controller::start().await;
     let counter = place.read(COUNTER);
     let mut gate = Gate::before_pools(&place);
-    accepted(&agent, PREPARE, 1, &controller.url, r#"{"hugepageNr":1}"#).await;
+    accepted(&agent, PREPARE, 1, &controller.url, ONE_PAGE).await;
     gate.wait().await;
     kill(agent).await;
     put_back(&place, &counter);
@@ -148,7 +158,7 @@ async fn a_task_that_was_at_work_when_the_agent_died_is_called_back_and_can_be_c
     assert!(text.ends_with("call again"), "{text}");
     assert_eq!(seen[0].header("error"), Some(text.as_str()));
     gone(&place.state(), 1).await;
-    accepted(&agent, PREPARE, 1, &controller.url, r#"{"hugepageNr":1}"#).await;
+    accepted(&agent, PREPARE, 1, &controller.url, ONE_PAGE).await;
     assert_eq!(controller.wait(2).await[1].json()["success"], true);
 }
 
@@ -157,10 +167,11 @@ async fn work_that_a_stop_cut_off_and_what_nobody_took_is_told_at_the_next_start
     let place = Place::on("two-node").mounted().settings("[http]\ndrain_timeout = \"200ms\"\n");
     let mut agent = place.ready().await;
     let absent = Absent::new();
-    accepted(&agent, "/host/ping", 1, &absent.url(), "{}").await;
+    accepted(&agent, RESIZE, 1, &absent.url(), "{}").await;
+    has_result(&place.state(), 1).await;
     let counter = place.read(COUNTER);
     let mut gate = Gate::before_pools(&place);
-    accepted(&agent, PREPARE, 2, &absent.url(), r#"{"hugepageNr":1}"#).await;
+    accepted(&agent, PREPARE, 2, &absent.url(), ONE_PAGE).await;
     gate.wait().await;
     assert_eq!(agent.stop().await.code(), Some(0));
     put_back(&place, &counter);
@@ -168,22 +179,19 @@ async fn work_that_a_stop_cut_off_and_what_nobody_took_is_told_at_the_next_start
     let controller = absent.appears();
     let seen = controller.wait(2).await;
     let of = |number| seen.iter().find(|s| s.header("taskuuid") == Some(&task(number))).unwrap();
-    assert_eq!(of(1).json()["success"], true);
-    assert_eq!(of(2).json()["success"], false);
+    assert_eq!(of(1).json()["code"], "invalid-body");
+    assert_eq!(of(2).json()["code"], "agent-ended");
 }
 
 #[tokio::test]
 async fn files_that_cannot_be_used_take_no_result_with_them_and_one_too_old_is_offered_once() {
-    let place = Place::on("two-node");
+    let place = Place::on("two-node").mounted();
     let absent = Absent::new();
     let agent = place.ready().await;
     for number in 1..=3 {
-        accepted(&agent, "/host/ping", number, &absent.url(), "{}").await;
+        accepted(&agent, PREPARE, number, &absent.url(), ONE_PAGE).await;
+        has_result(&place.state(), number).await;
     }
-    until("results are written", async || {
-        (1..=3).all(|n| kept(&place.state(), n).unwrap()["result"].is_object()).then_some(())
-    })
-    .await;
     kill(agent).await;
     fs::write(file(&place.state(), 1), "{\"version\": 1, \"ta").unwrap();
     let long_ago = SystemTime::now() - Duration::from_secs(7200);
@@ -198,7 +206,7 @@ async fn files_that_cannot_be_used_take_no_result_with_them_and_one_too_old_is_o
     let controller = absent.appears();
     assert_eq!(controller.wait(1).await[0].header("taskuuid"), Some(task(3).as_str()));
     // What was set aside is not known any more.
-    accepted(&agent, "/host/ping", 1, &controller.url, "{}").await;
+    accepted(&agent, PREPARE, 1, &controller.url, ONE_PAGE).await;
     controller.wait(2).await;
 }
 
@@ -219,7 +227,7 @@ async fn a_full_disk_refuses_calls_and_loses_no_result_and_is_used_again_when_th
     let state = Path::new(&inside);
     let absent = Absent::new();
     let mut gate = Gate::before_pools(&place);
-    accepted(&agent, PREPARE, 1, &absent.url(), r#"{"hugepageNr":1}"#).await;
+    accepted(&agent, PREPARE, 1, &absent.url(), ONE_PAGE).await;
     gate.wait().await;
     assert!(fs::write(state.join("full"), vec![0; 1 << 20]).is_err());
     let reply = agent.post_task(PREPARE, &task(2), &absent.url(), "{}").await;
@@ -228,19 +236,25 @@ async fn a_full_disk_refuses_calls_and_loses_no_result_and_is_used_again_when_th
         assert!(reply.text().contains(part), "{part}: {}", reply.text());
     }
     assert_eq!(reply.json()["success"], false);
+    let looking = Controller::start().await;
+    accepted(&agent, HEALTH, 3, &looking.url, "{}").await;
+    accepted(&agent, "/host/ping", 4, &looking.url, "{}").await;
+    let seen = looking.wait(2).await;
+    assert!(seen.iter().all(|call| call.json()["success"] == true), "{seen:?}");
+    accepted(&agent, "/host/connect", 5, &looking.url, CONNECT).await;
+    let connect = looking.wait(3).await[2].json();
+    assert_eq!(connect["success"], false, "who the host is has to be kept: {connect}");
+    assert_eq!(connect["code"], "state-unwritable", "{connect}");
     gate.open().await;
     agent.logged("result not taken").await;
     assert!(kept(state, 1).unwrap()["result"].is_null(), "it is offered without being written");
     fs::remove_file(state.join("full")).unwrap();
-    until("the result is written", async || {
-        kept(state, 1).unwrap()["result"].is_object().then_some(())
-    })
-    .await;
+    has_result(state, 1).await;
     agent.logged("the outbox can be written again").await;
     let controller = absent.appears();
     assert_eq!(controller.wait(1).await[0].header("taskuuid"), Some(task(1).as_str()));
     gone(state, 1).await;
-    accepted(&agent, PREPARE, 2, &controller.url, r#"{"hugepageNr":1}"#).await;
+    accepted(&agent, PREPARE, 2, &controller.url, ONE_PAGE).await;
     assert_eq!(controller.wait(2).await[1].json()["success"], true);
 }
 
@@ -249,8 +263,7 @@ async fn a_disk_that_turned_read_only_refuses_calls_before_any_work_until_it_is_
     let place = small();
     let agent = place.start_unseen().await;
     let controller = Controller::start().await;
-    let connect = r#"{"hostUuid":"a","sendCommandUrl":"http://10.0.0.1/x"}"#;
-    accepted(&agent, "/host/connect", 1, &controller.url, connect).await;
+    accepted(&agent, PREPARE, 1, &controller.url, ONE_PAGE).await;
     controller.wait(1).await;
     // Over the folder only: the whole cannot be made read-only while the agent's lock is open for writing.
     let folder = place.state().join("outbox").display().to_string();
@@ -260,21 +273,26 @@ async fn a_disk_that_turned_read_only_refuses_calls_before_any_work_until_it_is_
         assert!(nsenter.status().unwrap().success());
     };
     inside(&["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"]);
-    let reply = agent.post_task("/host/connect", &task(2), &controller.url, connect).await;
+    let reply = agent.post_task(PREPARE, &task(2), &controller.url, ONE_PAGE).await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "state-unwritable"));
     assert!(reply.text().contains("Read-only file system"), "{}", reply.text());
+    for (number, path, body) in [(3, HEALTH, "{}"), (4, "/host/connect", CONNECT)] {
+        accepted(&agent, path, number, &controller.url, body).await;
+        let seen = controller.wait(number as usize - 1).await;
+        assert_eq!(seen.last().unwrap().json()["success"], true, "{path}: {seen:?}");
+    }
     inside(&["umount"]);
-    accepted(&agent, "/host/connect", 2, &controller.url, connect).await;
-    let seen = controller.wait(2).await;
-    assert_eq!(seen[1].header("taskuuid"), Some(task(2).as_str()));
+    accepted(&agent, PREPARE, 2, &controller.url, ONE_PAGE).await;
+    let seen = controller.wait(4).await;
+    assert_eq!(seen[3].header("taskuuid"), Some(task(2).as_str()));
 }
 
 /// One call; whether it was answered 200, as far as that was heard.
 async fn try_call(agent: std::net::SocketAddr, number: u32, url: &str) -> Option<u32> {
     let (path, body) = match number % 3 {
-        0 => (PREPARE, r#"{"hugepageNr":1}"#),
-        1 => ("/host/connect", r#"{"hostUuid":"a","sendCommandUrl":"http://10.0.0.1/x"}"#),
-        _ => ("/host/ping", "not json"),
+        0 => (PREPARE, ONE_PAGE),
+        1 => (RESIZE, "{}"),
+        _ => (RESIZE, "not json"),
     };
     let task = task(number);
     let bytes = request("POST", path, &[("taskuuid", &task), ("callbackurl", url)], body);
@@ -343,4 +361,23 @@ async fn whenever_the_agent_is_killed_each_call_that_was_answered_is_called_back
     );
     let missing: Vec<&String> = answered.difference(&came).collect();
     assert!(missing.is_empty(), "of {} answered, never called back: {missing:?}", answered.len());
+}
+
+#[tokio::test]
+async fn results_of_calls_that_look_leave_no_file_and_go_out_before_a_stop() {
+    let place = Place::on("two-node");
+    let mut agent = place.ready().await;
+    let absent = Absent::new();
+    accepted(&agent, HEALTH, 1, &absent.url(), "{}").await;
+    accepted(&agent, "/host/connect", 2, &absent.url(), CONNECT).await;
+    accepted(&agent, HEALTH, 1, &absent.url(), "{}").await;
+    agent.logged("the same task again").await;
+    agent.logged("result not taken").await;
+    assert!(!place.state().join("outbox").exists());
+    agent.signal(Signal::SIGTERM);
+    let controller = absent.appears();
+    assert_eq!(agent.ended().await.code(), Some(0));
+    let seen = controller.seen();
+    let tasks: BTreeSet<_> = seen.iter().map(|call| call.header("taskuuid").unwrap()).collect();
+    assert_eq!((seen.len(), tasks), (2, [task(1).as_str(), &task(2)].into()));
 }

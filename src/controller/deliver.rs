@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
     use crate::agent::pulse::Pulse;
-    use crate::controller::outbox::{Admission, Offering};
+    use crate::controller::outbox::{Admission, Keep, Offering};
     use crate::model::caller::Caller;
     use crate::store::Store;
 
@@ -151,7 +151,8 @@ mod tests {
         let beat = Pulse::default().register();
         let outbox = Outbox::open(Offering::example(), store, beat).unwrap();
         let task = TaskId::try_from("0".repeat(32)).unwrap();
-        let Admission::Work(slot) = outbox.admit(&task, "http://c/", None, Caller::Here).await
+        let call = (None, Keep::OnDisk);
+        let Admission::Work(slot) = outbox.admit(&task, "http://c/", call, Caller::Here).await
         else {
             panic!("refused")
         };

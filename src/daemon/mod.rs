@@ -353,7 +353,7 @@ async fn drain(outbox: &Outbox, deadline: Instant) {
     tracing::warn!(
         at_work,
         waiting,
-        "stopped with work unfinished or results undelivered: the controller is told at the next start"
+        "stopped with work unfinished or results undelivered: the next start tells the controller what became of calls that change the node"
     );
 }
 

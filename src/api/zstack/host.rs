@@ -12,6 +12,7 @@ use super::super::Shared;
 use super::task;
 use super::wire;
 use crate::controller::identity::Identity;
+use crate::controller::outbox::Keep;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -39,7 +40,9 @@ const MOST_TEXT: usize = 2048;
 /// `/host/connect`: learns who this host is and where the controller listens.
 pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
     let caller = task::caller(request.extensions());
-    task::call(api, Some("connect"), request, move |api, said| learn(api, said, caller)).await
+    // Who the host is goes to the disk by itself.
+    let route = (Some("connect"), Keep::InMemory);
+    task::call(api, route, request, move |api, said| learn(api, said, caller)).await
 }
 
 /// What a controller says of itself and of this host when it connects, judged.
@@ -110,7 +113,7 @@ pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
             "version": known.version,
         }))
     };
-    task::call(api, None, request, tell).await
+    task::call(api, (None, Keep::InMemory), request, tell).await
 }
 
 /// `/host/echo`: an empty 200, asked for every second after a start.

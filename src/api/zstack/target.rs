@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::super::Shared;
 use super::{task, wire};
 use crate::agent::target::TargetWish;
+use crate::controller::outbox::Keep;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -161,7 +162,7 @@ pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
         let wish = TargetWish::Destroy { spec: usual(&api.target_defaults)?, force: false };
         answer(&api.targets.bring_about(wish, false).await?)
     };
-    task::call(api, Some("destroy"), request, work).await
+    task::call(api, (Some("destroy"), Keep::OnDisk), request, work).await
 }
 
 /// The target of the settings.
@@ -262,7 +263,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
             "since": health.since,
         }))
     };
-    task::call(api, None, request, work).await
+    task::call(api, (None, Keep::InMemory), request, work).await
 }
 
 #[cfg(test)]

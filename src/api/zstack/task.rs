@@ -15,7 +15,7 @@ use super::super::errors::{Problem, result_body};
 use super::super::journal::Call;
 use super::super::{Phase, Shared, body};
 use super::wire::{asked, patience};
-use crate::controller::outbox::{Admission, Outbox, Slot};
+use crate::controller::outbox::{Admission, Keep, Outbox, Slot};
 use crate::model::ascii::ascii_json;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
@@ -36,10 +36,11 @@ enum Way {
 /// Parses the body, runs `handler` on it, and brings its result back the way that the headers ask for.
 ///
 /// The body itself is dropped before the handler runs: it may be large, and the handler may wait long.
-/// A call that changes the node is noted in the log under its `route`.
+/// A call that changes the node is noted in the log under its `route`; one whose task may be forgotten by a
+/// crash needs no disk.
 pub async fn call<T, H, F>(
     api: Shared,
-    route: Option<&'static str>,
+    route: (Option<&'static str>, Keep),
     request: Request,
     handler: H,
 ) -> Response
@@ -68,7 +69,7 @@ where
     let caller = caller(request.extensions());
     let reach = api.reaches.of(Some(caller));
     let read = move |body: &[u8]| asked(body, caller, &reach);
-    call_reading(api, Some(route), request, read, handler).await
+    call_reading(api, (Some(route), Keep::OnDisk), request, read, handler).await
 }
 
 /// Does work of which the controller is told how it goes on, where it asked for that.
@@ -102,7 +103,7 @@ pub async fn told(
 /// `read` sees the body before it is dropped, for what is no field of the request itself.
 async fn call_reading<T, A, H, F>(
     api: Shared,
-    route: Option<&'static str>,
+    (route, keep): (Option<&'static str>, Keep),
     request: Request,
     read: impl FnOnce(&[u8]) -> A,
     handler: H,
@@ -144,7 +145,7 @@ where
         Way::Callback(task, url) => {
             // In a task of its own: a caller that goes away leaves nothing half taken in.
             let taken = (task, url, caller);
-            let begun = take_in(outbox, taken, route, patience, work).in_current_span();
+            let begun = take_in(outbox, taken, (route, keep), patience, work).in_current_span();
             tokio::spawn(begun).await.unwrap_or_else(|_| Problem::of(broke()).into_result())
         }
     }
@@ -154,11 +155,11 @@ where
 async fn take_in(
     outbox: Outbox,
     (task, url, caller): (TaskId, String, Caller),
-    route: Option<&'static str>,
+    (route, keep): (Option<&'static str>, Keep),
     patience: Option<Duration>,
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) -> Response {
-    match outbox.admit(&task, &url, route, caller).await {
+    match outbox.admit(&task, &url, (route, keep), caller).await {
         Admission::Work(slot) => {
             let noted = route.map(|route| Call::begins(route, Some(&task)));
             tokio::spawn(do_task(task, slot, patience, noted, work));

@@ -11,6 +11,7 @@ use super::super::{Shared, errors};
 use super::target::{EnsureRequest, answer};
 use super::{task, wire};
 use crate::agent::target::TargetWish;
+use crate::controller::outbox::Keep;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -58,7 +59,7 @@ pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
         let (target, volume) = judged?;
         serve(&api, target, volume).await
     };
-    task::call(api, Some("activate"), request, work).await
+    task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
 
 /// `bdev/create`'s request; the node makes it itself, so how to reach it is not looked at.
@@ -90,7 +91,7 @@ pub async fn create(State(api): State<Shared>, request: Request) -> Response {
         let volume = request.into_volume(&target.socket_dir)?;
         serve(&api, target, volume).await
     };
-    task::call(api, Some("activate"), request, work).await
+    task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
 
 /// Which volume, in the target with which control socket; what `bdev/delete` says too.
@@ -135,7 +136,7 @@ pub async fn deactivate(State(api): State<Shared>, request: Request) -> Response
         let (target, volume) = (request.target(&api)?, request.key()?);
         api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
     };
-    task::call(api, Some("deactivate"), request, work).await
+    task::call(api, (Some("deactivate"), Keep::OnDisk), request, work).await
 }
 
 /// `/vhost/bdev/delete`: the same for the target of the settings.
@@ -144,7 +145,7 @@ pub async fn delete(State(api): State<Shared>, request: Request) -> Response {
         let (target, volume) = (api.target_at(None)?, request.bdev()?);
         api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
     };
-    task::call(api, Some("deactivate"), request, work).await
+    task::call(api, (Some("deactivate"), Keep::OnDisk), request, work).await
 }
 
 /// `/vhost/resize`: the volume has that size, and its guest sees it.
@@ -154,7 +155,7 @@ pub async fn resize(State(api): State<Shared>, request: Request) -> Response {
         let size = request.size_mib.ok_or_else(|| missing("sizeMib"))?;
         api.targets.resize(&target, volume, size).await.map(|_| done())
     };
-    task::call(api, Some("resize"), request, work).await
+    task::call(api, (Some("resize"), Keep::OnDisk), request, work).await
 }
 
 /// Has the target run, and the volume serve in it.

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Offering;
 use super::census::{Census, Counts};
 use super::origin::{Origin, Party, share};
+use super::{Keep, Offering};
 use crate::model::code::Code;
 use crate::model::task::{TaskId, TaskResult};
 
@@ -61,6 +61,7 @@ struct Waiting {
     /// How old it was when it came into the book, and when that was.
     came: (Duration, Instant),
     origin: Origin,
+    keep: Keep,
     /// When it is too old.
     ends: Instant,
     attempts: u32,
@@ -171,14 +172,14 @@ impl Book {
     pub(super) fn finish(
         &mut self,
         (result, age): (TaskResult, Duration),
-        origin: Origin,
+        (origin, keep): (Origin, Keep),
         now: Instant,
         due: Instant,
     ) {
         self.at_work.remove(&result.task);
         let ends = now + self.offering.max_age.saturating_sub(age);
         let came = (age, now);
-        let waiting = Waiting { came, ends, attempts: 0, due: Some(due), origin, result };
+        let waiting = Waiting { came, ends, attempts: 0, due: Some(due), origin, keep, result };
         self.waiting.insert(waiting.result.task.clone(), waiting);
     }
 
@@ -188,6 +189,11 @@ impl Book {
         if let Some(due) = waiting.and_then(|waiting| waiting.due.as_mut()) {
             *due = now.min(*due);
         }
+    }
+
+    /// Where a result that waits is kept.
+    pub(super) fn kept(&self, task: &TaskId) -> Option<Keep> {
+        self.waiting.get(task).map(|waiting| waiting.keep)
     }
 
     /// Work whose result was given early goes on.

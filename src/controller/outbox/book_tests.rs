@@ -28,7 +28,7 @@ fn result(n: u32, url: &str) -> TaskResult {
 }
 
 fn finish(book: &mut Book, n: u32, url: &str, age: Duration, now: Instant) {
-    book.finish((result(n, url), age), LOCAL, now, now);
+    book.finish((result(n, url), age), (LOCAL, Keep::OnDisk), now, now);
 }
 
 const LOCAL: Origin = Origin { changes: true, party: Party::Node };
@@ -69,7 +69,7 @@ fn a_result_is_due_when_it_is_written_and_at_the_latest_when_the_disk_had_its_ti
     let (mut book, now) = (book(8, 8), Instant::now());
     let after = |seconds| now + Duration::from_secs(seconds);
     for n in [1, 2] {
-        book.finish((result(n, URL), NEW), LOCAL, now, after(10));
+        book.finish((result(n, URL), NEW), (LOCAL, Keep::OnDisk), now, after(10));
     }
     assert!(book.take_due(after(9), 9).is_empty());
     book.written(&id(2), after(9));
@@ -178,7 +178,7 @@ fn calls_that_only_look_take_no_place_of_those_that_change_the_node() {
     let now = Instant::now();
     let looks = Origin::new(false, Some(Caller::Here));
     for n in 0..4 {
-        book.finish((result(n, URL), NEW), looks, now, now);
+        book.finish((result(n, URL), NEW), (looks, Keep::InMemory), now, now);
     }
     let (code, _) = admit(&mut book, 9, false, "10.0.0.3").unwrap_err();
     assert_eq!(code, Code::OutboxFull);
@@ -207,7 +207,7 @@ fn one_caller_is_an_address_a_network_of_ipv6_or_the_node_and_its_results_count_
         let n = u32::try_from(n).unwrap();
         admit(&mut book, n, true, caller).unwrap();
         let origin = Origin::new(true, Some(caller.parse().unwrap()));
-        book.finish((result(n, URL), NEW), origin, now, now);
+        book.finish((result(n, URL), NEW), (origin, Keep::OnDisk), now, now);
     }
     let (code, text) = admit(&mut book, 3, true, "fd00::9").unwrap_err();
     assert_eq!(code, Code::OutboxFull);
@@ -230,7 +230,7 @@ fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_t
     let of = |caller: &str| Origin::new(true, Some(caller.parse().unwrap()));
     for n in 1..=6 {
         let url = format!("http://silent:{n}/");
-        book.finish((result(n, &url), NEW), of("10.0.0.1"), now, now);
+        book.finish((result(n, &url), NEW), (of("10.0.0.1"), Keep::OnDisk), now, now);
     }
     let due = |book: &mut Book, most| {
         let due = book.take_due(now, most);
@@ -238,7 +238,7 @@ fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_t
     };
     assert_eq!(due(&mut book, 4), [id(1), id(2), id(3)]);
     assert_eq!(book.next_due(), None, "nothing is due that may be offered");
-    book.finish((result(9, URL), NEW), of("10.0.0.2"), now, now);
+    book.finish((result(9, URL), NEW), (of("10.0.0.2"), Keep::OnDisk), now, now);
     assert_eq!(book.next_due(), Some(now));
     assert_eq!(due(&mut book, 1), [id(9)]);
     book.settle(&id(2), Verdict::Taken, now);

@@ -312,12 +312,13 @@ fn remove_all(store: &Store, files: &[String]) -> Vec<Result<(), Fault>> {
 mod tests {
     use super::*;
     use crate::agent::pulse::Pulse;
+    use crate::controller::outbox::Keep;
     use crate::controller::outbox::entry::load;
     use crate::model::caller::Caller;
 
     fn entry(n: u32) -> Entry {
         let task = TaskId::try_from(format!("{n:032x}")).unwrap();
-        Entry::new(task, "http://c/x".to_string(), None, Caller::Here)
+        Entry::new(task, "http://c/x".to_string(), (None, Keep::OnDisk), Caller::Here)
     }
 
     fn with_result(n: u32) -> Entry {

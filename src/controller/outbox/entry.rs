@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::Keep;
 use super::origin::Origin;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
@@ -35,6 +36,9 @@ pub(super) struct Entry {
     taken_in: Stamp,
     /// Missing as long as the work goes on.
     result: Option<Done>,
+    /// A file tells that there is one.
+    #[serde(skip)]
+    pub(super) keep: Keep,
 }
 
 /// What came of it.
@@ -74,13 +78,13 @@ impl Entry {
     pub(super) fn new(
         task: TaskId,
         callback_url: String,
-        route: Option<&str>,
+        (route, keep): (Option<&str>, Keep),
         caller: Caller,
     ) -> Entry {
         let taken_in = Stamp(SystemTime::now());
         let route = route.map(str::to_string);
         let caller = Some(caller);
-        Entry { version: VERSION, task, callback_url, caller, route, taken_in, result: None }
+        Entry { version: VERSION, task, callback_url, caller, route, taken_in, result: None, keep }
     }
 
     /// Whose place it takes: a call that has a name in the log can change the node.
@@ -174,7 +178,7 @@ mod tests {
 
     fn entry(n: u32) -> Entry {
         let task = TaskId::try_from(format!("{n:032x}")).unwrap();
-        Entry::new(task, "http://c/x".to_string(), Some("connect"), at("10.0.0.9"))
+        Entry::new(task, "http://c/x".to_string(), (Some("connect"), Keep::OnDisk), at("10.0.0.9"))
     }
 
     #[test]

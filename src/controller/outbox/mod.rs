@@ -4,12 +4,13 @@
 //! admit ──▶ on disk ──▶ Slot (at work) ──finish──▶ on disk ──▶ waits ──offer──▶ taken | 404 | too old: gone
 //!             │                 └─ the agent dies ──▶ at its next start: "was ended", waits ─┘
 //!             └─ cannot be written: refused
+//! admit ──▶ Slot (at work) ──finish──▶ waits ──offer──▶ taken | 404 | too old: gone     (Keep::InMemory)
 //! ```
 //! Three parts: `book` knows who is at work and what is due, a plain value; `entry` is a task's file;
 //! `disk` writes and removes the files. This is the handle that keeps the three together.
 //!
 //! # What is promised
-//! A call is answered 200 when its file is on the disk, and a result is offered, and its work reported
+//! A call that changes the node is answered 200 when its file is on the disk, and a result is offered, and its work reported
 //! done, when the result is. So after a crash every call that was answered is called back: with its
 //! result, or with the word that the agent was ended while it worked. It is called back *at least* once:
 //! who crashes between a delivery and the removal of the file delivers again, and the controller answers
@@ -19,6 +20,9 @@
 //! A disk that is full, read-only or hangs takes nothing away that was promised before: new calls are
 //! refused, and a result that cannot be written is kept in memory, written when there is room, and
 //! offered meanwhile. The controller waits for it, and holding it back would make nothing safer.
+//!
+//! A call that leaves nothing to be told of ([`Keep::InMemory`]) has the same bounds, attempts and drain, and
+//! never waits for the disk. A crash forgets it; the controller's own deadline passes, and it asks again.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -83,10 +87,20 @@ impl Offering {
     }
 }
 
+/// Where a task is kept until its result was taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// In a file: a crash loses neither the task nor its result.
+    #[default]
+    OnDisk,
+    /// In memory only, for a call that can be made again as well.
+    InMemory,
+}
+
 /// What became of a call that wants to be admitted.
 #[derive(Debug)]
 pub enum Admission {
-    /// It is on the disk. Do the work and finish the slot.
+    /// It is kept. Do the work and finish the slot.
     Work(Slot),
     /// The same task is at work, or its result is on its way: do nothing.
     Known,
@@ -145,7 +159,7 @@ impl Outbox {
         match entry.result(SystemTime::now()) {
             Some((result, age)) => {
                 let now = Instant::now();
-                self.book().finish((result, age), entry.origin(), now, now);
+                self.book().finish((result, age), (entry.origin(), entry.keep), now, now);
             }
             None => {
                 entry.break_off();
@@ -154,16 +168,16 @@ impl Outbox {
         }
     }
 
-    /// Takes a task in, once it is on the disk; `route` is for who reads its file, or counts, and calls that have
+    /// Takes a task in, once it is kept; `route` is for who reads its file, or counts, and calls that have
     /// none only look. Not cancel-safe: a task that is left half-way keeps its place.
     pub async fn admit(
         &self,
         task: &TaskId,
         callback_url: &str,
-        route: Option<&'static str>,
+        (route, keep): (Option<&'static str>, Keep),
         caller: Caller,
     ) -> Admission {
-        let entry = Entry::new(task.clone(), callback_url.to_string(), route, caller);
+        let entry = Entry::new(task.clone(), callback_url.to_string(), (route, keep), caller);
         let call = route.unwrap_or(census::UNNAMED);
         loop {
             // Listening before looking: what ends in between is heard.
@@ -177,7 +191,10 @@ impl Outbox {
                 Place::Full(code, text) => return Admission::Full(Fault::new(code, text)),
             }
         }
-        let written = self.written_in_time(task, self.disk.write(entry.clone())).await;
+        let written = match keep {
+            Keep::OnDisk => self.written_in_time(task, self.disk.write(entry.clone())).await,
+            Keep::InMemory => Ok(()),
+        };
         match &written {
             Ok(()) => self.book().begins(task),
             Err(_) => self.book().refuse(task, Code::StateUnwritable),
@@ -225,8 +242,9 @@ impl Outbox {
     /// Notes what became of an attempt.
     pub fn settle(&self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
         let mut book = self.book();
+        let kept = book.kept(task);
         let settled = book.settle(task, verdict, now);
-        if !matches!(settled, Settled::After(_)) {
+        if kept == Some(Keep::OnDisk) && !matches!(settled, Settled::After(_)) {
             // With the book in hand, so that the same task, taken in anew, is written after this.
             self.disk.remove(task);
         }
@@ -252,14 +270,18 @@ impl Outbox {
         self.news.notified().await;
     }
 
-    /// Puts a result into the book and on the disk.
+    /// Puts a result into the book, and on the disk where it is kept there.
     fn finish(&self, entry: Entry) -> Option<Told> {
         let (result, age) = entry.result(SystemTime::now())?;
-        let now = Instant::now();
-        self.book().finish((result, age), entry.origin(), now, now + WRITE_TIMEOUT);
-        let told = self.disk.write(entry);
+        let (now, keep) = (Instant::now(), entry.keep);
+        let due = match keep {
+            Keep::OnDisk => now + WRITE_TIMEOUT,
+            Keep::InMemory => now,
+        };
+        self.book().finish((result, age), (entry.origin(), keep), now, due);
+        let told = (keep == Keep::OnDisk).then(|| self.disk.write(entry));
         self.news.notify_one();
-        Some(told)
+        told
     }
 
     /// These are written, or cannot be for now: either way their results are due.
@@ -286,7 +308,7 @@ pub struct Slot {
 
 impl Slot {
     /// The work is done; `error` is for work that broke outside its own error handling. Returns when the
-    /// result is on the disk, or the disk has had its time.
+    /// result is kept, or the disk has had its time.
     pub async fn finish(mut self, body: String, error: Option<String>) {
         if let Some(told) = self.end(body, error) {
             // What could not be written is offered nevertheless.

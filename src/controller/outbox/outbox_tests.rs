@@ -34,8 +34,16 @@ fn id(n: u32) -> TaskId {
     TaskId::try_from(format!("{n:032x}")).unwrap()
 }
 
+const ENSURE: (Option<&str>, Keep) = (Some("ensure"), Keep::OnDisk);
+const UNNAMED: (Option<&str>, Keep) = (None, Keep::OnDisk);
+const HEALTH: (Option<&str>, Keep) = (None, Keep::InMemory);
+
 async fn slot(outbox: &Outbox, n: u32) -> Slot {
-    match outbox.admit(&id(n), "http://c/x", Some("connect"), Caller::Here).await {
+    slot_of(outbox, n, ENSURE).await
+}
+
+async fn slot_of(outbox: &Outbox, n: u32, call: (Option<&'static str>, Keep)) -> Slot {
+    match outbox.admit(&id(n), "http://c/x", call, Caller::Here).await {
         Admission::Work(slot) => slot,
         other => panic!("{other:?}"),
     }
@@ -62,12 +70,12 @@ async fn a_task_is_on_disk_before_its_work_and_its_result_before_it_is_offered()
     let outbox = node.start();
     let work = slot(&outbox, 1).await;
     let file = node.file(1).unwrap();
-    assert_eq!((&file["route"], &file["result"]), (&"connect".into(), &Value::Null));
-    assert!(matches!(outbox.admit(&id(1), url, None, Caller::Here).await, Admission::Known));
+    assert_eq!((&file["route"], &file["result"]), (&"ensure".into(), &Value::Null));
+    assert!(matches!(outbox.admit(&id(1), url, UNNAMED, Caller::Here).await, Admission::Known));
     work.finish(r#"{"success":true}"#.into(), None).await;
     assert_eq!(node.file(1).unwrap()["result"]["body"], r#"{"success":true}"#);
     assert_eq!(next(&outbox).await.len(), 1);
-    assert!(matches!(outbox.admit(&id(1), url, None, Caller::Here).await, Admission::Known));
+    assert!(matches!(outbox.admit(&id(1), url, UNNAMED, Caller::Here).await, Admission::Known));
     outbox.settle(&id(1), Verdict::Taken, Instant::now());
     outbox.empty().await;
     assert_eq!(node.file(1), None);
@@ -87,7 +95,7 @@ async fn what_waited_waits_again_after_a_restart_and_what_was_at_work_is_told_of
     assert_eq!(outbox.load(), (0, 2));
     for n in [1, 2] {
         assert!(matches!(
-            outbox.admit(&id(n), "http://c/x", None, Caller::Here).await,
+            outbox.admit(&id(n), "http://c/x", UNNAMED, Caller::Here).await,
             Admission::Known
         ));
     }
@@ -140,8 +148,8 @@ async fn a_call_that_cannot_be_written_is_refused_and_one_like_it_that_came_mean
     std::fs::write(&in_the_way, "no folder").unwrap();
     let task = id(1);
     let (first, second) = tokio::join!(
-        outbox.admit(&task, "http://c/x", None, Caller::Here),
-        outbox.admit(&task, "http://c/x", None, Caller::Here)
+        outbox.admit(&task, "http://c/x", UNNAMED, Caller::Here),
+        outbox.admit(&task, "http://c/x", UNNAMED, Caller::Here)
     );
     for admission in [first, second] {
         match admission {
@@ -177,13 +185,13 @@ async fn a_result_that_cannot_be_written_is_offered_and_written_when_it_can() {
 async fn a_disk_that_hangs_holds_up_nobody_for_longer_than_its_time() {
     let outbox = Outbox::new(Offering::example());
     let began = Instant::now();
-    match outbox.admit(&id(1), "http://c/x", None, Caller::Here).await {
+    match outbox.admit(&id(1), "http://c/x", UNNAMED, Caller::Here).await {
         Admission::Unwritable(fault) => assert!(fault.text.contains("within 10s"), "{fault}"),
         other => panic!("{other:?}"),
     }
     assert_eq!(began.elapsed(), WRITE_TIMEOUT);
     assert!(outbox.load() == (0, 0) && outbox.disk.is_idle(), "the call was never there");
-    let entry = Some(Entry::new(id(2), "http://c/x".into(), None, Caller::Here));
+    let entry = Some(Entry::new(id(2), "http://c/x".into(), UNNAMED, Caller::Here));
     let work = Slot { outbox: outbox.clone(), entry };
     let finished = tokio::spawn(work.finish("{}".into(), None));
     assert!(timeout(WRITE_TIMEOUT / 2, outbox.news()).await.is_ok());
@@ -200,14 +208,14 @@ async fn work_that_goes_on_after_its_result_keeps_its_place() {
     assert_eq!(next(&outbox).await.len(), 1, "the result is offered");
     outbox.settle(&id(1), Verdict::Taken, Instant::now());
     assert_eq!(outbox.load(), (1, 0));
-    let refused = outbox.admit(&id(2), "http://c/", Some("connect"), Caller::Here).await;
+    let refused = outbox.admit(&id(2), "http://c/", ENSURE, Caller::Here).await;
     assert!(matches!(refused, Admission::Full(f) if f.code == Code::TooManyTasks));
     let empty = timeout(Duration::from_millis(50), outbox.empty());
     assert!(empty.await.is_err(), "a drain waits for it");
     let (empty, ()) = tokio::join!(outbox.empty(), async { drop(goes_on) });
     assert_eq!(empty, ());
     assert!(matches!(
-        outbox.admit(&id(2), "http://c/", Some("connect"), Caller::Here).await,
+        outbox.admit(&id(2), "http://c/", ENSURE, Caller::Here).await,
         Admission::Work(_)
     ));
 }
@@ -219,4 +227,57 @@ async fn work_that_is_dropped_still_ends_in_a_result() {
     drop(slot(&outbox, 1).await);
     let due = next(&outbox).await;
     assert!(due[0].error.is_some() && due[0].body.contains("\"success\":false"));
+}
+
+#[tokio::test]
+async fn a_task_in_memory_is_known_and_offered_and_never_has_a_file() {
+    let (node, url) = (Node::new(), "http://c/x");
+    let outbox = node.start();
+    let work = slot_of(&outbox, 1, HEALTH).await;
+    assert!(matches!(outbox.admit(&id(1), url, HEALTH, Caller::Here).await, Admission::Known));
+    work.finish("{}".into(), None).await;
+    assert!(matches!(outbox.admit(&id(1), url, HEALTH, Caller::Here).await, Admission::Known));
+    assert_eq!(due(&outbox).len(), 1, "it is due at once");
+    assert!(matches!(outbox.settle(&id(1), Verdict::Again, Instant::now()), Settled::After(_)));
+    assert_eq!(outbox.settle(&id(1), Verdict::Taken, Instant::now()), Settled::Gone);
+    outbox.empty().await;
+    assert!(!node.0.path().join("outbox").exists(), "the disk was never asked");
+    slot_of(&outbox, 1, HEALTH).await.finish("{}".into(), None).await;
+}
+
+#[tokio::test]
+async fn tasks_in_memory_take_places_of_the_same_bounds() {
+    let node = Node::new();
+    let outbox = node.start_with(Offering { max_pending: 2, ..Offering::example() });
+    slot_of(&outbox, 1, UNNAMED).await.finish("{}".into(), None).await;
+    slot_of(&outbox, 2, HEALTH).await.finish("{}".into(), None).await;
+    for call in [UNNAMED, HEALTH] {
+        let refused = outbox.admit(&id(3), "http://c/x", call, Caller::Here).await;
+        assert!(matches!(refused, Admission::Full(f) if f.code == Code::OutboxFull));
+    }
+}
+
+#[tokio::test]
+async fn a_restart_forgets_tasks_in_memory_and_no_other() {
+    let node = Node::new();
+    let outbox = node.start();
+    slot(&outbox, 1).await.finish("{}".into(), None).await;
+    slot_of(&outbox, 2, HEALTH).await.finish("{}".into(), None).await;
+    std::mem::forget(slot_of(&outbox, 3, HEALTH).await);
+    assert_eq!(outbox.load(), (1, 2));
+    let outbox = node.start();
+    assert_eq!(outbox.load(), (0, 1));
+    assert_eq!(next(&outbox).await[0].task, id(1));
+    slot_of(&outbox, 2, HEALTH).await.finish("{}".into(), None).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_holds_up_no_task_in_memory() {
+    let outbox = Outbox::new(Offering::example());
+    let began = Instant::now();
+    slot_of(&outbox, 1, HEALTH).await.finish("{}".into(), None).await;
+    assert_eq!(due(&outbox).len(), 1);
+    assert_eq!(outbox.settle(&id(1), Verdict::Taken, Instant::now()), Settled::Gone);
+    outbox.empty().await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
