@@ -104,7 +104,7 @@ impl Callers {
 }
 
 /// One call, which has to be answered 200.
-async fn ask(stream: &mut dyn AsyncDuplex, request: &[u8]) -> io::Result<()> {
+pub(crate) async fn ask(stream: &mut dyn AsyncDuplex, request: &[u8]) -> io::Result<()> {
     stream.write_all(request).await?;
     // TLS keeps what was written until it is told to send it.
     stream.flush().await?;

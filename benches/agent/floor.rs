@@ -1,4 +1,5 @@
-//! The floor of the listener under load: a bare hyper server with one constant answer, set up as the agent's
+//! The floor of the listener under load: a bare hyper server with one constant answer, which it posts back where
+//! a request has a callback's address, set up as the agent's
 //! listener is (its socket, its TLS, its limits of a head, one thread), as a process of its own.
 
 use std::convert::Infallible;
@@ -15,8 +16,10 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{HeaderMap, Request, Response, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -80,17 +83,17 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
     runtime.block_on(async {
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         println!("{}", listener.local_addr()?);
-        let body = Bytes::from(body);
+        let floor = (Bytes::from(body), Client::builder(TokioExecutor::new()).build_http());
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
             let _ = stream.set_nodelay(true);
-            let (tls, body) = (tls.clone(), body.clone());
+            let (tls, floor) = (tls.clone(), floor.clone());
             tokio::spawn(async move {
                 match tls {
-                    None => talk(stream, body).await,
+                    None => talk(stream, floor).await,
                     Some(tls) => {
                         if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
-                            talk(stream, body).await;
+                            talk(stream, floor).await;
                         }
                     }
                 }
@@ -104,12 +107,23 @@ fn tls(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
     Ok(tls_config(&Material { chain, key, client_ca: None })?)
 }
 
-async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: S, body: Bytes) {
+type Poster = Client<HttpConnector, Full<Bytes>>;
+
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: S, (body, client): (Bytes, Poster)) {
     let answer = service_fn(move |request: Request<Incoming>| {
-        let body = body.clone();
+        let (body, client) = (body.clone(), client.clone());
         async move {
+            let (head, asked) = request.into_parts();
             // A body has to be read before it is answered; what stands there is not looked at.
-            let _ = request.into_body().collect().await;
+            let _ = asked.collect().await;
+            if let Some(post) = post_back(&head.headers, &body) {
+                tokio::spawn(async move {
+                    if let Ok(taken) = client.request(post).await {
+                        let _ = taken.into_body().collect().await;
+                    }
+                });
+                return Ok(Response::default());
+            }
             let mut answer = Response::new(Full::new(body));
             let json = HeaderValue::from_static("application/json");
             answer.headers_mut().insert(CONTENT_TYPE, json);
@@ -122,4 +136,11 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: S, body: Bytes) {
         .max_header_size(HEAD_BYTES)
         .max_buf_size(HEAD_BYTES);
     let _ = http.serve_connection(TokioIo::new(stream), answer).await;
+}
+
+/// The result for a request that has a callback's address.
+fn post_back(headers: &HeaderMap, body: &Bytes) -> Option<Request<Full<Bytes>>> {
+    let url: Uri = headers.get("callbackurl")?.to_str().ok()?.parse().ok()?;
+    let post = Request::post(url).header("taskuuid", headers.get("taskuuid")?);
+    post.header(CONTENT_TYPE, "application/json").body(Full::new(body.clone())).ok()
 }

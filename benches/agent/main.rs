@@ -9,12 +9,13 @@
 //! Nothing is asserted: a machine that is busy makes every figure worse, and the reader has to judge.
 //! The pages that are taken are given back. Needs root. Without an engine that is as the agent wants
 //! it, only `growth` and `footprint` run, and without it, for a bench must not change the engine of the
-//! machine it happens to run on; `load` and `flood` play one.
+//! machine it happens to run on; `load`, `flood` and `callbacks` play one.
 
 // A bench is a client of the agent and of the kernel, not part of the agent.
 #![allow(clippy::disallowed_methods)]
 
 mod agent;
+mod callbacks;
 mod callers;
 mod deploy;
 mod dial;
@@ -41,7 +42,7 @@ use crate::agent::EngineUse;
 
 type Bench = fn(EngineUse) -> Result<()>;
 
-const BENCHES: [(&str, Bench); 10] = [
+const BENCHES: [(&str, Bench); 11] = [
     ("prepareenv", prepareenv::run),
     ("growth", growth::run),
     ("footprint", footprint::run),
@@ -52,6 +53,7 @@ const BENCHES: [(&str, Bench); 10] = [
     ("heal", heal::run),
     ("load", load::run),
     ("flood", flood::run),
+    ("callbacks", callbacks::run),
 ];
 
 fn main() -> Result<()> {
