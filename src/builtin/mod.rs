@@ -12,6 +12,7 @@
 mod bdev;
 mod cores;
 mod device;
+mod faults;
 mod process;
 mod rpc;
 mod socket;
@@ -37,4 +38,6 @@ pub struct Options {
     pub wait_for_rpc: bool,
     /// The folder whose files stand for ZBS volumes; without it there is no `bdev_zbs_*`.
     pub zbs_dir: Option<PathBuf>,
+    /// The file with the faults that it commits on purpose, for tests.
+    pub debug_faults: Option<PathBuf>,
 }

@@ -11,6 +11,7 @@ use super::Options;
 use super::bdev::{Bdev, Bdevs, Folder, errno};
 use super::cores::Cores;
 use super::device::{Controller, Disk};
+use super::faults::Faults;
 use super::socket::{Occupant, PATH_BYTES, occupant};
 
 /// A target.
@@ -23,6 +24,7 @@ pub(super) struct Target {
     pub(super) cores: Option<Cores>,
     pub(super) zbs: Option<Folder>,
     pub(super) started: Instant,
+    pub(super) faults: Option<Faults>,
     memory_mib: Option<u64>,
     socket_dir: PathBuf,
 }
@@ -46,6 +48,7 @@ impl Target {
             cores: options.cores.clone(),
             zbs: options.zbs_dir.clone().map(Folder),
             started: Instant::now(),
+            faults: options.debug_faults.clone().map(Faults),
             memory_mib: options.memory_mib,
             socket_dir: options.socket_dir.clone(),
         }
@@ -97,7 +100,9 @@ impl Target {
         }
         let read_only = wish.read_only || bdev.file().is_some_and(|file| file.is_read_only());
         let Wish { name, packed_ring, .. } = wish;
-        let disk = Disk { name: name.clone(), bdev, read_only, packed_ring, cores };
+        let served_after = self.faults.as_ref().map(Faults::sessions_after).unwrap_or_default();
+        let served_from = self.started + served_after;
+        let disk = Disk { name: name.clone(), bdev, read_only, packed_ring, cores, served_from };
         let controller = Controller::new(disk, path.clone()).map_err(|error| {
             tracing::error!(path = %path.display(), %error, "no controller");
             Errno::EIO

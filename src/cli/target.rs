@@ -44,6 +44,9 @@ pub(super) struct Flags {
     /// Accepted and ignored
     #[arg(short = 'z', value_name = "FILE")]
     zbs_config: Option<PathBuf>,
+    /// Commit the faults that this file tells, for tests
+    #[arg(long, value_name = "FILE", hide = true)]
+    debug_faults: Option<PathBuf>,
 }
 
 pub(super) fn run(flags: Flags) -> Result<u8> {
@@ -62,6 +65,7 @@ pub(super) fn run(flags: Flags) -> Result<u8> {
         memory_mib: flags.memory_mib,
         wait_for_rpc: flags.wait_for_rpc,
         zbs_dir: flags.zbs_dir,
+        debug_faults: flags.debug_faults,
     })?;
     Ok(exit::HOLDS)
 }

@@ -95,6 +95,7 @@ proptest::proptest! {
             read_only: false,
             packed_ring: false,
             cores: None,
+            served_from: std::time::Instant::now(),
         };
         let judged = walk(&guest, &queue, head).and_then(|chain| Request::judge(&guest, &disk, chain));
         if let Ok(Request { operation: Operation::Transfer { offset, length, data, .. }, .. }) = judged {

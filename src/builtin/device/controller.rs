@@ -1,12 +1,13 @@
 //! A vhost controller: a socket that a VM connects to, and the disk behind it.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +31,8 @@ pub(in crate::builtin) struct Disk {
     pub(in crate::builtin) packed_ring: bool,
     /// The cores of its threads; `None` leaves them where the kernel puts them.
     pub(in crate::builtin) cores: Option<Cores>,
+    /// A VM that connects earlier is taken, and served from then on.
+    pub(in crate::builtin) served_from: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -153,6 +156,10 @@ fn attend(
         state.session = Some(Arc::clone(&progress));
     }
     tracing::info!(controller = disk.name, session = progress.vid, "a VM has connected");
+    let early = disk.served_from.saturating_duration_since(Instant::now());
+    if !early.is_zero() && stops_within(stop, early) {
+        return End::Stopped;
+    }
     let end = serve(stream, listener, stop, disk, &progress);
     lock(state).session = None;
     tracing::info!(controller = disk.name, session = progress.vid, "the VM is gone");
@@ -162,14 +169,25 @@ fn attend(
     })
 }
 
+/// Whether it is time to stop before so much time has passed.
+fn stops_within(stop: &EventFd, time: Duration) -> bool {
+    let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+    let mut fds = [PollFd::new(as_fd(stop), PollFlags::POLLIN)];
+    poll(&mut fds, time).is_ok_and(|ready| ready > 0)
+}
+
+#[allow(unsafe_code)]
+fn as_fd(stop: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is borrowed for no longer than what owns it.
+    unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) }
+}
+
 /// Waits for a connection; false when it is time to stop.
 fn wait(listener: &UnixListener, stop: &EventFd) -> bool {
-    use std::os::fd::{AsRawFd, BorrowedFd};
-    // SAFETY: the eventfd is borrowed for longer than this call lasts.
-    #[allow(unsafe_code)]
-    let stop_fd = unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) };
-    let mut fds =
-        [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop_fd, PollFlags::POLLIN)];
+    let mut fds = [
+        PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+        PollFd::new(as_fd(stop), PollFlags::POLLIN),
+    ];
     let _ = poll(&mut fds, PollTimeout::NONE);
     !fds[1].any().unwrap_or(true)
 }

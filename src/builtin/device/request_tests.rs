@@ -11,7 +11,14 @@ const STATUS: u64 = 0x5000;
 
 fn disk(block_size: u32, read_only: bool) -> Disk {
     let bdev = Arc::new(Bdev::new("d".into(), None, block_size, 64, Backing::Null));
-    Disk { name: "c".into(), bdev, read_only, packed_ring: false, cores: None }
+    Disk {
+        name: "c".into(),
+        bdev,
+        read_only,
+        packed_ring: false,
+        cores: None,
+        served_from: std::time::Instant::now(),
+    }
 }
 
 fn segment(address: u64, length: u32) -> Segment {

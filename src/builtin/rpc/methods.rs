@@ -75,6 +75,9 @@ pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> Ou
     if !is_current(target, *when) {
         return Outcome::Now(Err(Fault::new(INVALID_STATE, wrong_state(*when))));
     }
+    if let Some(faults) = &target.faults {
+        faults.commit(name, params.as_ref());
+    }
     let patience = match name {
         "framework_wait_init" if !target.serving => return Outcome::Later(None),
         "bdev_get_bdevs" => bdev::patience(target, params.as_ref()),

@@ -1,0 +1,103 @@
+//! Faults on purpose, so that whoever lives with a target can be tested: `--debug-faults FILE`.
+//!
+//! The file is read at each call, so that a running target gets them too. One fault a line:
+//!
+//! ```text
+//! METHOD[:NAME] spin SECONDS        the control socket's thread computes for so long, then answers
+//! METHOD[:NAME] sleep SECONDS       it sleeps, as in a blocking open; `forever` never answers
+//! METHOD[:NAME] exit CODE           the process exits instead of answering
+//! sessions sleep SECONDS            virtual machines are taken and not served before the target is so old
+//! ```
+//! `NAME` is the `name` or `ctrlr` of the request. As with SPDK's one RPC thread, no other request is
+//! answered meanwhile, and I/O goes on.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// What is done instead of answering at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Spin(Duration),
+    Sleep(Duration),
+    Exit(i32),
+}
+
+/// The faults of a target.
+#[derive(Debug, Clone)]
+pub(super) struct Faults(pub(super) PathBuf);
+
+impl Faults {
+    /// Commits the fault that is set for this request, if there is one.
+    pub(super) fn commit(&self, method: &str, params: Option<&Value>) {
+        let member = |key| params.and_then(|params| params.get(key)).and_then(Value::as_str);
+        let name = member("name").or_else(|| member("ctrlr")).unwrap_or_default();
+        let Some(fault) = self.find(method, name) else { return };
+        tracing::warn!(method, name, ?fault, "a fault is committed");
+        match fault {
+            Fault::Sleep(time) => std::thread::sleep(time),
+            Fault::Spin(time) => {
+                let end = Instant::now() + time;
+                while Instant::now() < end {
+                    std::hint::spin_loop();
+                }
+            }
+            Fault::Exit(code) => std::process::exit(code),
+        }
+    }
+
+    /// How old the target has to be until it serves virtual machines.
+    pub(super) fn sessions_after(&self) -> Duration {
+        match self.find("sessions", "") {
+            Some(Fault::Sleep(time) | Fault::Spin(time)) => time,
+            Some(Fault::Exit(_)) | None => Duration::ZERO,
+        }
+    }
+
+    fn find(&self, method: &str, name: &str) -> Option<Fault> {
+        // No file is no fault.
+        let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+        text.lines().find_map(|line| {
+            let (of, fault) = parse(line)?;
+            let (of_method, of_name) = of.split_once(':').unwrap_or((of, name));
+            ((of_method, of_name) == (method, name)).then_some(fault)
+        })
+    }
+}
+
+fn parse(line: &str) -> Option<(&str, Fault)> {
+    /// Longer than anybody waits.
+    const FOREVER: Duration = Duration::from_secs(1 << 30);
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [of, kind, argument] = words.as_slice() else { return None };
+    let time = || match *argument {
+        "forever" => Some(FOREVER),
+        seconds => Duration::try_from_secs_f64(seconds.parse().ok()?).ok(),
+    };
+    let fault = match *kind {
+        "spin" => Fault::Spin(time()?),
+        "sleep" => Fault::Sleep(time()?),
+        "exit" => Fault::Exit(argument.parse().ok()?),
+        _ => return None,
+    };
+    Some((of, fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_found_by_method_and_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let faults = Faults(folder.path().join("faults"));
+        assert_eq!(faults.find("a", ""), None, "there is no file");
+        std::fs::write(&faults.0, "a:b exit 3\nc sleep 0.5\nsessions sleep 2\nd jump 3\n").unwrap();
+        assert_eq!(faults.find("a", "b"), Some(Fault::Exit(3)));
+        assert_eq!(faults.find("a", "x"), None);
+        assert_eq!(faults.find("c", "x"), Some(Fault::Sleep(Duration::from_millis(500))));
+        assert_eq!(faults.find("d", "x"), None);
+        assert_eq!(faults.sessions_after(), Duration::from_secs(2));
+    }
+}
