@@ -14,14 +14,13 @@ const LAW: &[(&str, &[&str])] = &[
     ("docker", &["docker", "model"]),
     ("spdk", &["spdk", "model"]),
     ("health/probe", &["health", "model", "host", "docker", "spdk"]),
-    ("health/watch", &["health", "model", "host", "docker"]),
+    ("health/watch", &["health", "model", "plan::health", "host", "docker"]),
     // It proves by I/O what the probe takes an answer's word for.
     ("health/deep", &["health", "model", "host", "spdk"]),
     ("health", &["health", "model"]),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
     ("agent/apply", &["agent", "model", "host", "docker", "spdk", "outgoing"]),
-    // The backoff is pure: when, and no more.
-    ("agent", &["agent", "model", "plan", "store", "health::backoff"]),
+    ("agent", &["agent", "model", "plan", "store"]),
     // The outbox beats for the watchdog as the owners do.
     ("controller", &["controller", "model", "store", "agent::pulse", "outgoing"]),
     ("outgoing", &["outgoing", "model"]),

@@ -101,11 +101,11 @@ impl DesiredTargets {
         AtWork { of: self, name: name.clone(), before }
     }
 
-    /// Says that its volumes are being brought back, from now until the opposite is said.
-    pub fn rebuilds(&self, name: &TargetName, rebuilds: bool) {
-        self.told.send_if_modified(|desired| match rebuilds {
-            true => desired.at_work.insert(name.clone(), Work::Rebuild) != Some(Work::Rebuild),
-            false => desired.at_work.remove(name).is_some(),
+    /// Says in which process of its all volumes were brought about; none, where they were in no living one.
+    pub fn in_place(&self, name: &TargetName, pid: Option<u32>) {
+        self.told.send_if_modified(|desired| match pid {
+            Some(pid) => desired.in_place.insert(name.clone(), pid) != Some(pid),
+            None => desired.in_place.remove(name).is_some(),
         });
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::model::status::{Standing, Standings, VolumeTally};
+use crate::model::status::{LastExit, Standing, Standings, VolumeTally};
 use crate::model::target::{TargetHealth, TargetName};
 
 /// Where standings are published; clones are one.
@@ -22,6 +22,11 @@ impl Stands {
     /// All of them, now and from now on.
     pub fn watch(&self) -> watch::Receiver<Standings> {
         self.0.subscribe()
+    }
+
+    /// The health of one of them.
+    pub fn health_of(&self, name: &TargetName) -> Option<TargetHealth> {
+        self.0.borrow().get(name)?.health.clone()
     }
 
     /// The target's health is another one. Returns whether it stands in another way than before, or for
@@ -46,6 +51,11 @@ impl Stands {
         self.change(name, |standing| standing.falls += 1);
     }
 
+    /// Its process exited so.
+    pub fn exited(&self, name: &TargetName, exit: LastExit) {
+        self.change(name, |standing| standing.last_exit = Some(exit));
+    }
+
     /// Its volumes are these.
     pub fn volumes(&self, name: &TargetName, volumes: VolumeTally) {
         self.change(name, |standing| standing.volumes = volumes);
@@ -63,6 +73,7 @@ impl Stands {
                 health: None,
                 restarts: 0,
                 falls: 0,
+                last_exit: None,
                 volumes: VolumeTally::default(),
             });
             change(standing);

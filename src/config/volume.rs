@@ -47,8 +47,11 @@ pub struct Heal {
     pub clear_after: Span,
     /// How long a target that fell again has to stand and answer before it gets a controller.
     pub prove: Span,
-    /// How long a target may be frozen until it is killed and brought back.
+    /// How long a target that is stopped, or makes no progress, may be silent until it is killed and brought
+    /// back.
     pub frozen_after: Span,
+    /// How long one with volumes that computes and answers nothing may be silent until it is; zero is for ever.
+    pub kill_unresponsive_after: Span,
     /// After controllers were made, how long their target is not killed.
     pub settle: Span,
 }
@@ -78,6 +81,7 @@ impl Default for Heal {
             clear_after: Span::from_secs(60),
             prove: Span::from_secs(3),
             frozen_after: Span::from_secs(3),
+            kill_unresponsive_after: Span::from_secs(60),
             settle: Span::from_secs(1),
         }
     }
@@ -116,6 +120,7 @@ impl Heal {
             clear_after: self.clear_after.0,
             prove: self.prove.0,
             frozen_after: self.frozen_after.0,
+            kill_unresponsive_after: self.kill_unresponsive_after.0,
             settle: self.settle.0,
         }
     }

@@ -112,7 +112,8 @@ impl Core {
         let desired = DesiredTargets::open(store.clone())?;
         let events = Events::default();
         let stands = Stands::default();
-        let watchers = watchers(settings, &root, &docker, &desired, (&events, &stands));
+        let sockets = Sockets::default();
+        let watchers = watchers(settings, &root, (&docker, &sockets), &desired, (&events, &stands));
         let health: Arc<dyn TellsHealth> = Arc::new(Healths(watchers.clone()));
         let processes = Processes::new(&settings.log_dir);
         let spawner = HostWide::new(processes.clone(), first);
@@ -129,12 +130,20 @@ impl Core {
         let after = AfterTargets::new(settings, &root, engine.clone(), &watchers, &pools, &desired);
         let falls = Falls::new(store.clone());
         let know = (desired.clone(), falls, health.clone(), stands.clone());
-        let targets =
-            start_targets(settings, &root, &docker, know, Arc::new(after), &progress, pulse);
+        let targets = start_targets(
+            settings,
+            &root,
+            (&docker, &sockets),
+            know,
+            Arc::new(after),
+            &progress,
+            pulse,
+        );
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
         let node =
             Node::start(NodeObserver::new(&root, memory.clone()), pools.clone(), observer, socket);
-        let proof = Arc::new(Proofs(DeepProbe::new(&root, settings.health.deep_timeout.0)));
+        let proof =
+            Arc::new(Proofs(DeepProbe::new(&root, sockets, settings.health.deep_timeout.0)));
         Ok(Core {
             prepare,
             pools,
@@ -208,15 +217,14 @@ impl Core {
 fn watchers(
     settings: &Settings,
     root: &Root,
-    docker: &Arc<DockerClient>,
+    (docker, sockets): (&Arc<DockerClient>, &Sockets),
     desired: &DesiredTargets,
     (events, stands): (&Events, &Stands),
 ) -> Arc<Watchers<DockerClient>> {
     let engine = settings.engine_policy();
     let daemon =
         EngineDaemon { pid_file: engine.pid_file, binary: engine.binary, socket: engine.socket };
-    let probe =
-        Probe::new(root, docker.clone(), Sockets::default(), settings.target_policy(), daemon);
+    let probe = Probe::new(root, docker.clone(), sockets.apart(), settings.target_policy(), daemon);
     let (events, told) = (events.clone(), stands.clone());
     let changed = move |health: &TargetHealth| {
         if !told.health(health) {
@@ -240,19 +248,19 @@ fn watchers(
 fn start_targets(
     settings: &Settings,
     root: &Root,
-    docker: &Arc<DockerClient>,
+    (docker, sockets): (&Arc<DockerClient>, &Sockets),
     (desired, falls, health, stands): (DesiredTargets, Falls, Arc<dyn TellsHealth>, Stands),
     node: Arc<dyn LooksAfterNode>,
     progress: &ProgressSink,
     pulse: &Pulse,
 ) -> Targets {
-    let (policy, sockets) = (settings.target_policy(), Sockets::default());
+    let policy = settings.target_policy();
     let volumes = policy.volumes.clone();
     let parts = Parts {
         observer: TargetObserver::new(root, docker.clone(), sockets.clone(), policy.clone()),
         applier: TargetApplier::new(root, docker.clone(), sockets.clone(), policy.clone()),
         volume_observer: VolumeObserver::new(root, sockets.clone(), volumes.clone()),
-        volume_applier: VolumeApplier::new(root, sockets, volumes),
+        volume_applier: VolumeApplier::new(root, sockets.clone(), volumes),
         policy,
         desired,
         falls,

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::agent::desired::DesiredTargets;
@@ -24,6 +24,7 @@ use crate::host::spawn::Processes;
 use crate::host::{Root, facts};
 use crate::model::deep::DeepHealth;
 use crate::model::engine::Init;
+use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
 use crate::model::target::{TargetHealth, TargetName};
 use crate::model::units::PageSize;
@@ -133,8 +134,8 @@ impl TellsHealth for Healths {
         self.0.last_answers()
     }
 
-    fn watch(&self, name: &TargetName, control: &CleanPath) {
-        self.0.watch(name, control);
+    fn watch(&self, name: &TargetName, control: &CleanPath) -> watch::Receiver<Arc<Observation>> {
+        self.0.watch(name, control)
     }
 
     fn look_again<'a>(

@@ -159,6 +159,11 @@ impl Containers for DockerClient {
         self.within("kill", within, kill).await
     }
 
+    async fn unpause(&self, id: &str, within: Duration) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        self.within("unpause", within, docker.unpause_container(id)).await
+    }
+
     async fn remove(&self, id: &str, within: Duration) -> Result<(), EngineError> {
         let docker = self.docker()?;
         self.within("remove", within, docker.remove_container(id, None)).await

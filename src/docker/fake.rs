@@ -182,6 +182,10 @@ impl Containers for FakeContainers {
         FakeContainers::changes_nothing("kill")
     }
 
+    async fn unpause(&self, _: &str, _: Duration) -> Result<(), EngineError> {
+        FakeContainers::changes_nothing("unpause")
+    }
+
     async fn remove(&self, _: &str, _: Duration) -> Result<(), EngineError> {
         FakeContainers::changes_nothing("remove")
     }

@@ -142,6 +142,13 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
+    /// Thaws a container that was paused.
+    fn unpause(
+        &self,
+        id: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
     /// Takes a container away that does not run.
     fn remove(
         &self,

@@ -2,6 +2,7 @@
 //! no volume's socket is touched.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::task::spawn_blocking;
 
@@ -9,11 +10,12 @@ use crate::docker::Containers;
 use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
 use crate::host::process::engine_may_be_asked;
+use crate::host::vitals;
 use crate::model::fault::chain;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::target::TargetName;
-use crate::spdk::{Sockets, SpdkError};
+use crate::spdk::{OpenChange, Sockets, SpdkError};
 
 /// Asks how targets stand.
 #[derive(Debug)]
@@ -89,6 +91,26 @@ impl<C: Containers> Probe<C> {
             )),
             Err(error) => Err(chain(&error)),
         }
+    }
+
+    /// The agent's own request there that changes something and is open.
+    pub(super) fn open_change(&self, control: &CleanPath) -> Option<OpenChange> {
+        self.sockets.open_change(&self.root.path(control.as_str()))
+    }
+
+    /// When a reply came from there last, however late.
+    pub(super) fn replied(&self, control: &CleanPath) -> Option<Instant> {
+        self.sockets.at(&self.root.path(control.as_str())).replied()
+    }
+
+    /// What a process does.
+    pub(super) fn look_at(&self, pid: u32) -> Option<vitals::Look> {
+        vitals::look(&self.root, pid)
+    }
+
+    /// Whether the machine is short of CPUs.
+    pub(super) fn is_starved(&self) -> bool {
+        vitals::is_starved(&self.root)
     }
 
     /// The process that answered last: who can be seen without the engine.

@@ -312,7 +312,7 @@ async fn no_more_targets_are_watched_than_there_is_room_for_and_those_wanted_sta
     scene.health().await;
     for number in 0..3 * MOST_WATCHED {
         let name = format!("other-{number}").parse().unwrap();
-        scene.watchers.watch(&name, &scene.control);
+        drop(scene.watchers.watch(&name, &scene.control));
     }
     let watched = scene.watchers.watched.lock().unwrap();
     assert_eq!(watched.len(), MOST_WATCHED);

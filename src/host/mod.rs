@@ -32,6 +32,7 @@ pub mod spawn;
 pub mod spawn_fake;
 pub mod systemd;
 pub mod unchanged;
+pub mod vitals;
 pub mod watch;
 
 use std::path::{Path, PathBuf};

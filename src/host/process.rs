@@ -130,6 +130,16 @@ pub fn started(root: &Root, pid: u32) -> Option<u64> {
     (stat.state != 'Z').then_some(stat.starttime)
 }
 
+/// What the kernel says that a process does (proc_pid_stat(5), `state`); `None` when there is none.
+pub(super) fn state(root: &Root, pid: u32) -> Option<char> {
+    state_of(&root.path(format!("/proc/{pid}")))
+}
+
+/// The same of the process or thread with that folder.
+pub(super) fn state_of(folder: &Path) -> Option<char> {
+    stat(folder).map(|stat| stat.state)
+}
+
 /// Where executables are looked for, whatever the agent's own `PATH` is.
 pub const FOLDERS: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];

@@ -188,6 +188,7 @@ codes! {
     VolumeNotAsWanted "volume-not-as-wanted" 409 "The volume differs and a virtual machine uses it"
     VolumeNotResizable "volume-not-resizable" 422 "The target cannot resize the volume's backing"
     VolumeNotServing "volume-not-serving" 503 "The volume does not serve yet"
+    VolumeQuarantined "volume-quarantined" 409 "Its target went down while the volume was made"
     VolumeUnknown "volume-unknown" 404 "No such volume is desired"
 }
 

@@ -20,6 +20,7 @@ pub mod image;
 pub mod mounts;
 pub mod network;
 pub mod node;
+pub mod observation;
 pub mod outgoing;
 pub mod path;
 pub mod policy;

@@ -163,8 +163,10 @@ pub struct HealPolicy {
     /// How long a target that fell again has to stand and answer before it gets a controller: a guest that
     /// reconnects to one that dies in the first moments never comes back (field note 21).
     pub prove: Duration,
-    /// How long a target may be frozen until it is killed.
+    /// How long a target that is stopped, or makes no progress, may be silent until it is killed.
     pub frozen_after: Duration,
+    /// How long one with volumes or guests that computes may be silent until it is killed; zero is for ever.
+    pub kill_unresponsive_after: Duration,
     /// After controllers were made, how long their target is not killed: guests are just reconnecting.
     pub settle: Duration,
 }
@@ -265,6 +267,7 @@ impl TargetPolicy {
                 clear_after: Duration::from_secs(60),
                 prove: Duration::from_secs(3),
                 frozen_after: Duration::from_secs(3),
+                kill_unresponsive_after: Duration::from_secs(60),
                 settle: Duration::from_secs(1),
             },
         }

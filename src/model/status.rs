@@ -23,6 +23,16 @@ pub struct VolumeTally {
     pub disconnected_sessions: usize,
 }
 
+/// How a target's process exited last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastExit {
+    /// When that was found, in RFC 3339.
+    pub at: String,
+    /// Its exit code, or why there was none.
+    pub cause: String,
+}
+
 /// One target with everything that is told of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
@@ -32,6 +42,8 @@ pub struct Standing {
     pub restarts: u64,
     /// How often it has fallen since the agent runs.
     pub falls: u64,
+    /// How it exited last since the agent runs, also when it was brought back since.
+    pub last_exit: Option<LastExit>,
     /// Its volumes.
     pub volumes: VolumeTally,
 }
@@ -53,6 +65,9 @@ pub struct TargetReport {
     pub since: String,
     /// How often the agent has started it again since the agent runs.
     pub restarts: u64,
+    /// How it exited last since the agent runs, also when it was brought back since.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_exit: Option<LastExit>,
     /// Its volumes.
     #[serde(flatten)]
     pub volumes: VolumeTally,
@@ -127,7 +142,9 @@ pub fn target_reports(
         };
         let restarts = standing.map_or(0, |standing| standing.restarts);
         let volumes = standing.map(|standing| standing.volumes).unwrap_or_default();
-        Some(TargetReport { name: name.clone(), state, reason, since, restarts, volumes })
+        let last_exit = standing.and_then(|standing| standing.last_exit.clone());
+        let name = name.clone();
+        Some(TargetReport { name, state, reason, since, restarts, last_exit, volumes })
     };
     names.into_iter().filter_map(report).collect()
 }
@@ -156,7 +173,16 @@ mod tests {
             age_ms: Some(7),
             pid: Some(7),
         });
-        (name, Standing { health, restarts: 3, falls: 4, volumes: VolumeTally::default() })
+        (
+            name,
+            Standing {
+                health,
+                restarts: 3,
+                falls: 4,
+                last_exit: None,
+                volumes: VolumeTally::default(),
+            },
+        )
     }
 
     fn told(reports: &[TargetReport]) -> Vec<(&str, TargetState, &str)> {

@@ -272,6 +272,8 @@ pub struct Desired {
     pub at_work: BTreeMap<TargetName, Work>,
     /// Those that fall again and again, and the evidence.
     pub troubles: BTreeMap<TargetName, String>,
+    /// The process of each in which all its volumes were brought about.
+    pub in_place: BTreeMap<TargetName, u32>,
     /// The volumes of each; also of one that is not wanted itself, for its container may be somebody else's.
     pub volumes: BTreeMap<TargetName, Arc<VolumeSpecs>>,
 }
@@ -281,6 +283,12 @@ impl Desired {
     pub fn volumes_of(&self, target: &TargetName) -> Arc<VolumeSpecs> {
         self.volumes.get(target).cloned().unwrap_or_default()
     }
+
+    /// Whether volumes are wanted in a target and were not brought about in that process of its.
+    pub fn rebuilds(&self, target: &TargetName, pid: Option<u32>) -> bool {
+        let has_volumes = self.volumes.get(target).is_some_and(|volumes| !volumes.is_empty());
+        has_volumes && self.in_place.get(target).copied() != pid
+    }
 }
 
 /// What an owner does with its target.
@@ -288,8 +296,6 @@ impl Desired {
 pub enum Work {
     /// It makes it run.
     BringUp,
-    /// It brings its volumes back.
-    Rebuild,
     /// It takes it away.
     TakeAway,
 }
@@ -306,6 +312,8 @@ pub enum TargetState {
     Serving,
     /// It lives and does not answer as it should.
     Degraded,
+    /// Its cgroup is frozen: somebody paused its container.
+    Paused,
     /// It is wanted and not there.
     Failed,
 }
@@ -317,6 +325,7 @@ impl fmt::Display for TargetState {
             TargetState::Starting => "starting",
             TargetState::Serving => "serving",
             TargetState::Degraded => "degraded",
+            TargetState::Paused => "paused",
             TargetState::Failed => "failed",
         })
     }

@@ -6,8 +6,12 @@
 
 pub mod cores;
 pub mod engine;
+pub mod health;
 pub mod hugepages;
+pub mod lifecycle;
 pub mod mounts;
 mod pins;
+pub mod quarantine;
+pub mod retry;
 pub mod target;
 pub mod volumes;

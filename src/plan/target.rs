@@ -95,10 +95,10 @@ pub fn destroy(
     Ok(plan)
 }
 
-/// Plans the end of a target that lives and does not answer; none of one that the agent did not make.
-pub fn end_frozen(spec: &TargetSpec, seen: &TargetSeen) -> Option<Step> {
-    let container = seen.container.as_ref().filter(|it| it.running && it.made_for().is_some())?;
-    (!seen.serves()).then(|| Step::StopContainer {
+/// Plans the end of a target that is stuck; none of one that the agent did not make.
+pub fn end_frozen(spec: &TargetSpec, container: Option<&ContainerSeen>) -> Option<Step> {
+    let container = container.filter(|it| it.running && it.made_for().is_some())?;
+    Some(Step::StopContainer {
         name: spec.name.to_string(),
         id: container.id.clone(),
         grace: Duration::ZERO,

@@ -231,13 +231,13 @@ fn a_dead_one_that_would_be_made_the_same_again_is_started_again() {
 
 #[test]
 fn only_a_frozen_one_of_ours_is_ended_for_that() {
-    let ends = |made_for: Option<&TargetSpec>, running, serves| {
-        end_frozen(&spec(), &with_container(made_for, running, serves)).is_some()
+    let ends = |made_for: Option<&TargetSpec>, running| {
+        let seen = with_container(made_for, running, false);
+        end_frozen(&spec(), seen.container.as_ref()).is_some()
     };
-    assert!(ends(Some(&spec()), true, false));
-    assert!(!ends(Some(&spec()), true, true), "it answers again");
-    assert!(!ends(None, true, false), "somebody else's");
-    assert!(!ends(Some(&spec()), false, false), "it has ended");
+    assert!(ends(Some(&spec()), true));
+    assert!(!ends(None, true), "somebody else's");
+    assert!(!ends(Some(&spec()), false), "it has ended");
     let anew = EnsureWish { anew: true, ..LEAVE };
     let theirs = with_container(None, false, false);
     assert_eq!(ensured(&spec(), anew, &theirs).unwrap_err().code, Code::ContainerNotOurs);

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -14,7 +15,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::reply::{Incoming, Reply};
-use super::{Answer, MOST_BYTES, MOST_UNANSWERED, Method, Request, SpdkError, shortened};
+use super::{Answer, Heard, MOST_BYTES, MOST_UNANSWERED, Method, Request, SpdkError, shortened};
+
+/// Bytes that are sent together.
+const BATCH: usize = 256 * 1024;
 
 /// A reply that is waited for.
 struct Waiting {
@@ -24,12 +28,8 @@ struct Waiting {
 
 /// Connects when the first request comes, and anew after a connection ended; ends with its handles.
 ///
-/// `peer` holds the pid of the process that listens, while there is a connection to it; else 0.
-pub(super) async fn run(
-    socket: Arc<Path>,
-    mut queue: mpsc::Receiver<Request>,
-    peer: Arc<AtomicU32>,
-) {
+/// `heard` tells what the connection says of the target.
+pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>, heard: Arc<Heard>) {
     // What an exchanged connection left to the next one.
     let mut left = None;
     loop {
@@ -42,12 +42,13 @@ pub(super) async fn run(
         };
         match UnixStream::connect(&socket).await {
             Ok(stream) => {
-                peer.store(listener(&stream), Ordering::Relaxed);
+                heard.peer.store(listener(&stream), Ordering::Relaxed);
                 let (read, write) = stream.into_split();
                 let unanswered = HashMap::new();
-                let mut open = Open { socket: &socket, write, next_id: 1, unanswered };
+                let mut open =
+                    Open { socket: &socket, write, heard: &heard, next_id: 1, unanswered };
                 let ended = open.serve(first, read, &mut queue).await;
-                peer.store(0, Ordering::Relaxed);
+                heard.peer.store(0, Ordering::Relaxed);
                 open.give_up(&ended);
                 if let Ended::Stale(request) = ended {
                     left = Some(request);
@@ -82,6 +83,7 @@ fn not_connected(socket: &Path, error: io::Error) -> SpdkError {
 struct Open<'a> {
     socket: &'a Path,
     write: OwnedWriteHalf,
+    heard: &'a Heard,
     next_id: u64,
     unanswered: HashMap<u64, Waiting>,
 }
@@ -116,7 +118,7 @@ impl Open<'_> {
             // What waits already goes out in one piece.
             let stale = incoming.is_half() && self.nobody_waits();
             while self.unanswered.len() < MOST_UNANSWERED
-                && outgoing.len() < MOST_BYTES
+                && outgoing.len() < BATCH
                 && !stale
                 && let Ok(request) = queue.try_recv()
             {
@@ -179,6 +181,7 @@ impl Open<'_> {
     }
 
     fn deliver(&mut self, reply: Reply) {
+        *self.heard.replied.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         // A reply to nobody: late, or not to us. Who asked has his deadline.
         let Some(waiting) = reply.id.as_u64().and_then(|id| self.unanswered.remove(&id)) else {
             tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -31,8 +31,9 @@ pub type Method = Cow<'static, str>;
 
 /// Requests that may be on their way to one target.
 const MOST_UNANSWERED: usize = 1024;
-/// Bytes of one request; SPDK closes the connection at 256 KiB.
-const MOST_BYTES: usize = 255 * 1024;
+/// Bytes of one request. A target whose receive buffer that fills closes the connection, with all that others
+/// wait for on it: 32 KiB in older releases of SPDK, 256 KiB in newer ones.
+const MOST_BYTES: usize = 32 * 1024 - 1;
 
 /// Characters of what a target says.
 const MOST_WORDS: usize = 300;
@@ -178,23 +179,59 @@ struct Request {
 pub struct Spdk {
     socket: Arc<Path>,
     requests: mpsc::Sender<Request>,
+    /// What its connection tells of the target.
+    heard: Arc<Heard>,
+    /// Where requests that change something are noted while they are open.
+    changes: OpenChanges,
+}
+
+/// What a connection tells of the target at its other end.
+#[derive(Debug, Default)]
+struct Heard {
     /// The pid of the process that listens, while there is a connection; else 0.
-    peer: Arc<AtomicU32>,
+    peer: AtomicU32,
+    /// When a reply came last, also one that nobody waited for any more.
+    replied: Mutex<Option<Instant>>,
 }
 
 impl Spdk {
     /// A client for the control socket at `socket`, connected when it is first needed.
     pub fn new(socket: impl Into<PathBuf>) -> Spdk {
-        let socket: Arc<Path> = socket.into().into();
+        Spdk::noting(socket.into(), OpenChanges::default())
+    }
+
+    fn noting(socket: PathBuf, changes: OpenChanges) -> Spdk {
+        let socket: Arc<Path> = socket.into();
         let (requests, queue) = mpsc::channel(MOST_UNANSWERED);
-        let peer = Arc::<AtomicU32>::default();
-        tokio::spawn(connection::run(socket.clone(), queue, peer.clone()));
-        Spdk { socket, requests, peer }
+        let heard = Arc::<Heard>::default();
+        tokio::spawn(connection::run(socket.clone(), queue, heard.clone()));
+        Spdk { socket, requests, heard, changes }
+    }
+
+    /// When a reply came last, however late.
+    pub fn replied(&self) -> Option<Instant> {
+        *self.heard.replied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls a method that changes something, which is known while it is open ([`Sockets::open_change`]): the
+    /// target may answer nothing else meanwhile.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn change(
+        &self,
+        method: impl Into<Method>,
+        params: Option<Value>,
+        within: Duration,
+    ) -> Result<Answer, SpdkError> {
+        let method = method.into();
+        let _open = self.changes.open(&self.socket, method.clone(), within);
+        self.call(method, params, within).await
     }
 
     /// The process that listens there, as long as there is a connection to it.
     pub fn peer(&self) -> Option<u32> {
-        Some(self.peer.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
+        Some(self.heard.peer.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
     }
 
     /// Where the target listens.
@@ -235,21 +272,82 @@ impl Spdk {
     }
 }
 
+/// A request that changes something and is not answered yet.
+#[derive(Debug, Clone)]
+pub struct OpenChange {
+    /// Its method.
+    pub method: Method,
+    /// Its deadline.
+    pub until: Instant,
+}
+
+/// The requests that change something and are open, by control socket; clones are one.
+#[derive(Debug, Clone, Default)]
+struct OpenChanges(Arc<Mutex<BySocket>>);
+
+/// Each with its number, in the order in which they were opened.
+type BySocket = BTreeMap<PathBuf, Vec<(u64, OpenChange)>>;
+
+/// One of them, until it is dropped.
+struct Noted<'a> {
+    changes: &'a OpenChanges,
+    socket: &'a Path,
+    number: u64,
+}
+
+impl OpenChanges {
+    fn open<'a>(&'a self, socket: &'a Path, method: Method, within: Duration) -> Noted<'a> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_socket = open.entry(socket.to_owned()).or_default();
+        let number = of_socket.last().map_or(0, |(last, _)| last + 1);
+        of_socket.push((number, OpenChange { method, until: Instant::now() + within }));
+        Noted { changes: self, socket, number }
+    }
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        let mut open = self.changes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_socket) = open.get_mut(self.socket) {
+            of_socket.retain(|(number, _)| *number != self.number);
+            if of_socket.is_empty() {
+                open.remove(self.socket);
+            }
+        }
+    }
+}
+
 /// The control sockets that were asked, with their connections.
 #[derive(Debug, Clone, Default)]
-pub struct Sockets(Arc<Mutex<BTreeMap<PathBuf, Spdk>>>);
+pub struct Sockets {
+    known: Arc<Mutex<BTreeMap<PathBuf, Spdk>>>,
+    changes: OpenChanges,
+}
 
 impl Sockets {
     /// Sockets that are kept; a node has a few targets.
     const MOST: usize = 64;
 
+    /// The same with connections of their own, so that probes do not wait behind what changes something.
+    pub fn apart(&self) -> Sockets {
+        Sockets { known: Arc::default(), changes: self.changes.clone() }
+    }
+
     /// The client of the control socket at `path`.
     pub fn at(&self, path: &Path) -> Spdk {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= Sockets::MOST && !known.contains_key(path) {
             known.clear();
         }
-        known.entry(path.to_owned()).or_insert_with(|| Spdk::new(path)).clone()
+        let make = || Spdk::noting(path.to_owned(), self.changes.clone());
+        known.entry(path.to_owned()).or_insert_with(make).clone()
+    }
+
+    /// The agent's own request at that socket that changes something and may be open for the longest.
+    pub fn open_change(&self, path: &Path) -> Option<OpenChange> {
+        let open = self.changes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_socket = open.get(path)?.iter().map(|(_, change)| change);
+        of_socket.max_by_key(|change| change.until).cloned()
     }
 }
 

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::Answer;
 
-/// More than any target answers at once: a thousand bdevs take two MiB.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// More than any target answers at once: some thousand bdevs take 32 MiB.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Room for the next bytes: many short answers come together.
 const ROOM: usize = 8 * 1024;
 /// What an empty buffer may keep.
@@ -159,9 +159,9 @@ mod tests {
         for piece in ["{\"id\":[\n", "{\"a\":[0,\n", "{\"result\":\"x"] {
             let mut incoming = Incoming::default();
             let mut text = piece.as_bytes().to_vec();
-            let failed = (0..100_000).find_map(|_| {
+            let failed = (0..20_000).find_map(|_| {
                 let failed = ids(&mut incoming, &text).1;
-                text = b"0000000000000000000000000000000000000000,\t\t\t\t\t\t\t\t\t\t".repeat(10);
+                text = b"0000000000000000000000000000000000000000,\t\t\t\t\t\t\t\t\t\t".repeat(100);
                 failed
             });
             assert!(failed.is_some_and(|why| why.contains("more than")), "{piece}");

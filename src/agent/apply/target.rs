@@ -9,10 +9,11 @@ use super::super::observe::blocking;
 use super::super::observe::target::{Containers, engine_fault, printed};
 use super::image::Images;
 use crate::host::pidfd::{Signal, WatchedProcess};
-use crate::host::{Root, leftovers};
+use crate::host::{Root, leftovers, vitals};
 use crate::model::code::Code;
 use crate::model::container::{ContainerSeen, ContainerSpec, SPEC_LABEL};
 use crate::model::fault::{Fault, chain};
+use crate::model::observation::Activity;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::step::Step;
@@ -154,8 +155,11 @@ impl<C: Containers> TargetApplier<C> {
         let path: CleanPath = socket.parse()?;
         let target = self.sockets.at(&self.root.path(path.as_str()));
         let mut look_at = Instant::now() + LOOK_PAUSE;
+        let mut stopped_since = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            // One that was stopped takes the connection, and never answers: it is looked at now and then.
+            let left = left.min(self.policy.answer_timeout);
             let answered = async {
                 target.wait_init(left).await?;
                 target.reactors(left).await?;
@@ -175,10 +179,22 @@ impl<C: Containers> TargetApplier<C> {
             if Instant::now() >= look_at {
                 look_at = Instant::now() + LOOK_PAUSE;
                 let seen = self.containers.container(container, self.policy.call_timeout).await;
-                if let Ok(Some(seen)) = seen
-                    && !seen.running
-                {
+                let Ok(Some(seen)) = seen else { continue };
+                if !seen.running {
                     return Err(self.failed(container, &seen.how_it_ended()).await);
+                }
+                let root = self.root.clone();
+                let is_stopped = move || {
+                    let look = seen.pid.and_then(|pid| vitals::look(&root, pid));
+                    look.is_some_and(|look| look.activity == Activity::Stopped)
+                };
+                if !blocking(is_stopped).await.unwrap_or(false) {
+                    stopped_since = None;
+                } else if stopped_since.get_or_insert_with(Instant::now).elapsed()
+                    >= self.policy.heal.frozen_after
+                {
+                    let how = format!("it is stopped (SIGSTOP or a debugger): {silence}");
+                    return Err(self.failed(container, &how).await);
                 }
             }
             sleep(PAUSE).await;
@@ -211,6 +227,22 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
+    /// Thaws the container of a process that was sent SIGKILL, so that it takes effect, and it does nothing else.
+    async fn thaw(&self, id: &str, pid: u32) {
+        let root = self.root.clone();
+        let is_paused =
+            move || vitals::look(&root, pid).is_some_and(|look| look.activity == Activity::Paused);
+        if !blocking(is_paused).await.unwrap_or(false) {
+            return;
+        }
+        let thawed = self.containers.unpause(id, self.policy.call_timeout).await;
+        if let Err(error) = thawed {
+            tracing::debug!(id, error = %chain(&error), "the engine does not thaw it");
+            let root = self.root.clone();
+            let _ = blocking(move || vitals::thaw(&root, pid)).await;
+        }
+    }
+
     /// SIGTERM, a short grace, SIGKILL: a slow end strands the guests that reconnect meanwhile. By the
     /// kernel alone, for an engine that stalls in between must not make it slow.
     async fn stop(&self, id: &str, grace: Duration) -> Result<String, Fault> {
@@ -224,6 +256,10 @@ impl<C: Containers> TargetApplier<C> {
             let signals = [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)];
             for (signal, patience) in signals.into_iter().skip(usize::from(grace.is_zero())) {
                 process.signal(signal)?;
+                // A frozen process takes no signal but the last, and that one only once it is thawed.
+                if signal == Signal::KILL {
+                    self.thaw(id, process.pid).await;
+                }
                 if has_ended(&process, patience).await {
                     break;
                 }

@@ -1,9 +1,10 @@
 //! Steps on the volumes of a target, many at the same time: those of one volume come one after the other,
 //! those of different ones share the control socket, which answers what came together together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -22,6 +23,21 @@ const WINDOW: usize = 256;
 
 /// Sockets that are given to their users together.
 const GIVEN_TOGETHER: usize = 64;
+
+/// Volumes whose making was sent and not answered; clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Unanswered(Arc<Mutex<BTreeSet<VolumeName>>>);
+
+impl Unanswered {
+    /// They, from now on none.
+    pub fn take(&self) -> BTreeSet<VolumeName> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<VolumeName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Changes the volumes of one machine's targets.
 #[derive(Debug)]
@@ -43,13 +59,14 @@ impl VolumeApplier {
         &self,
         place: &Place,
         plans: Vec<(VolumeSpec, Vec<VolumeStep>)>,
+        unanswered: &Unanswered,
     ) -> BTreeMap<VolumeName, Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
         let silent = AtomicBool::new(false);
         let work = |(spec, steps): (VolumeSpec, Vec<VolumeStep>)| {
             let (spdk, silent) = (&spdk, &silent);
             async move {
-                let done = self.apply_to(spdk, silent, &spec, &steps).await;
+                let done = self.apply_to(spdk, silent, &spec, &steps, unanswered).await;
                 (spec.name, steps.contains(&VolumeStep::GiveSocket), done)
             }
         };
@@ -81,13 +98,22 @@ impl VolumeApplier {
         silent: &AtomicBool,
         spec: &VolumeSpec,
         steps: &[VolumeStep],
+        unanswered: &Unanswered,
     ) -> Result<(), Fault> {
         for step in steps {
             if silent.load(Ordering::Relaxed) {
                 let text = "the target stopped answering before it was this volume's turn";
                 return Err(Fault::new(Code::TargetNotAnswering, text));
             }
-            self.do_step(spdk, spec, *step).await.map_err(|error| {
+            let makes = matches!(step, VolumeStep::CreateBdev | VolumeStep::CreateController);
+            if makes {
+                unanswered.lock().insert(spec.name.clone());
+            }
+            let done = self.do_step(spdk, spec, *step).await;
+            if makes && done.as_ref().err().is_none_or(SpdkError::is_refusal) {
+                unanswered.lock().remove(&spec.name);
+            }
+            done.map_err(|error| {
                 if !error.is_refusal() {
                     silent.store(true, Ordering::Relaxed);
                 }

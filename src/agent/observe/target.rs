@@ -154,6 +154,14 @@ impl<C: Containers> TargetObserver<C> {
         Some(small.map(|pool| pool.free).sum())
     }
 
+    /// The container of a target; its control socket is not asked.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub async fn container_of(&self, spec: &TargetSpec) -> Result<Option<ContainerSeen>, Fault> {
+        self.container(spec.name.as_str()).await.map_err(|e| engine_fault(&e))
+    }
+
     /// The container; one whose process is dead is looked at until the engine knows that too, for what
     /// it takes for running can neither be started nor removed.
     async fn container(&self, name: &str) -> Result<Option<ContainerSeen>, EngineError> {

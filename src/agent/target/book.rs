@@ -116,6 +116,12 @@ impl VolumeBook {
         Some(Fault::new(Code::VolumeDegraded, status.reason.clone()))
     }
 
+    /// Whether a guest uses another volume, or waits for it.
+    pub(super) fn has_guests_but_of(&self, name: &VolumeName) -> bool {
+        let mut others = self.stands.iter().filter(|(other, _)| *other != name);
+        others.any(|(_, status)| status.sessions > 0 || status.disconnected)
+    }
+
     /// Whether one is to be tried again.
     pub(super) fn has_degraded(&self) -> bool {
         self.stands.values().any(|status| status.state == VolumeState::Degraded)

@@ -1,17 +1,24 @@
 //! The container of a target: rounds of look, plan and apply until it runs as it is wanted.
 
+use std::time::Duration;
+
 use tokio::time::{Instant, sleep_until};
 
 use super::super::observe::target::Containers;
 use super::TargetWish;
 use super::owner::Owner;
 use crate::model::code::Code;
+use crate::model::container::ContainerSeen;
 use crate::model::fault::{Fault, Finding};
 use crate::model::path::CleanPath;
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
+use crate::model::status::LastExit;
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec, Work};
+use crate::plan::quarantine::Exit;
 
+/// The exit code of a process that was sent SIGKILL.
+const SIGKILLED: i64 = 137;
 /// Rounds of plan and apply before it is said that they do not lead anywhere.
 const MOST_ROUNDS: usize = 5;
 
@@ -36,6 +43,11 @@ impl<C: Containers> Owner<C> {
         parts.health.watch(name, &before);
         let work = parts.desired.at_work(name, work);
         let mut done = self.converge(wish, false, report).await;
+        if report.steps.iter().any(|step| step.step == "stopContainer") {
+            // It is no exit of its own; and what its successor does is not known.
+            self.stopped = true;
+            self.quarantine.clear();
+        }
         if let (TargetWish::Destroy { .. }, Ok(())) = (wish, &done) {
             done = self.forget().await;
         }
@@ -65,6 +77,12 @@ impl<C: Containers> Owner<C> {
         let mut awaited = false;
         for _ in 0..MOST_ROUNDS {
             let seen = self.parts.observer.look(wish.spec()).await?;
+            if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
+                self.tell_exit(ended);
+                let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
+                let exit = if from_outside { Exit::FromOutside } else { Exit::ByItself };
+                self.exit = Some(self.exit.filter(|exit| *exit == Exit::Killed).unwrap_or(exit));
+            }
             let mut plan = wish.plan(&seen, &self.parts.policy)?;
             // Whose cores were taken is told by the round that took them, and by no later one.
             let untold = |told: &Finding| plan.findings.iter().all(|new| new.code != told.code);
@@ -182,8 +200,76 @@ impl<C: Containers> Owner<C> {
     }
 }
 
+impl<C: Containers> Owner<C> {
+    /// Tells how it exited, once: a start of the same container makes the engine forget that.
+    fn tell_exit(&mut self, ended: &ContainerSeen) {
+        if self.exit.is_some() {
+            return;
+        }
+        let cause = match self.answered {
+            Some(_) => ended.how_it_ended(),
+            None => return,
+        };
+        tracing::warn!(target_name = %self.name, "{} exited: {cause}", self.name);
+        self.note_last_exit(cause);
+    }
+
+    /// What is told of its last exit.
+    pub(super) fn note_last_exit(&self, cause: String) {
+        let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+        self.parts.stands.exited(&self.name, LastExit { at, cause });
+    }
+
+    /// One that answered before is not waited for like one that starts.
+    fn hasten(&mut self, steps: &mut [Step], seen: &TargetSeen, awaited: bool) {
+        let running = seen.container.as_ref().filter(|container| container.running);
+        let pid = running.and_then(|container| container.pid);
+        if awaited || seen.version.is_some() {
+            self.answered = pid;
+        }
+        if pid.is_some() && self.answered == pid {
+            shorten(steps, self.parts.policy.heal.frozen_after);
+        }
+    }
+}
+
+/// Steps that only wait for a target wait no longer than that.
+fn shorten(steps: &mut [Step], most: Duration) {
+    if let [Step::AwaitTarget { within, .. }] = steps {
+        *within = (*within).min(most);
+    }
+}
+
 /// Whether a container that has ended is started again.
 fn starts_again(steps: &[Step]) -> bool {
     let starts = steps.iter().any(|step| matches!(step, Step::StartContainer { .. }));
     starts && !steps.iter().any(|step| matches!(step, Step::CreateContainer(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn awaits(seconds: u64) -> Step {
+        Step::AwaitTarget {
+            name: "t".to_string(),
+            container: "t".to_string(),
+            socket: "/t.sock".to_string(),
+            within: Duration::from_secs(seconds),
+        }
+    }
+
+    #[test]
+    fn only_a_wait_for_a_target_that_was_there_already_is_shortened() {
+        let most = Duration::from_secs(3);
+        let mut alone = [awaits(20)];
+        shorten(&mut alone, most);
+        assert_eq!(alone, [awaits(3)]);
+        let mut short = [awaits(1)];
+        shorten(&mut short, most);
+        assert_eq!(short, [awaits(1)]);
+        let mut started = [Step::StartContainer { name: "t".to_string() }, awaits(20)];
+        shorten(&mut started, most);
+        assert_eq!(started[1], awaits(20));
+    }
 }

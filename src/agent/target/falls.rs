@@ -2,13 +2,18 @@
 //! shortly before, falls again. In the folder that a reboot empties, for with the guests of before it goes
 //! what it was remembered for.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::super::observe::blocking;
-use crate::health::backoff::Failures;
 use crate::model::target::TargetName;
+use crate::plan::lifecycle::Remembered;
 use crate::store::{Durability, Store, StoreError};
 
-/// The folder of their files.
+/// The folder of how often each failed …
 const FOLDER: &str = "falls";
+/// … and that of the process of each that answered.
+const PROCESSES: &str = "processes";
 
 /// The falls of all targets.
 #[derive(Debug, Clone)]
@@ -20,23 +25,38 @@ impl Falls {
         Falls(store)
     }
 
-    /// Those of one target. One that cannot be read is a target that never fell: it is healed at once.
-    pub(super) fn of(&self, name: &TargetName) -> Failures {
-        match self.0.read(&file(name), Durability::Boot) {
-            Ok(failures) => failures.unwrap_or_default(),
+    /// What is remembered of one target. One that cannot be read is a target that never fell: it is healed at
+    /// once.
+    pub(super) fn of(&self, name: &TargetName) -> Remembered {
+        Remembered { failures: self.read(FOLDER, name), process: self.read(PROCESSES, name) }
+    }
+
+    fn read<T: DeserializeOwned + Default>(&self, folder: &str, name: &TargetName) -> T {
+        match self.0.read(&file(folder, name), Durability::Boot) {
+            Ok(known) => known.unwrap_or_default(),
             Err(e) => {
-                tracing::warn!(target_name = %name, error = %e, "the falls of {name} are not known any more");
-                Failures::default()
+                tracing::warn!(target_name = %name, error = %e, "the {folder} of {name} are not known any more");
+                T::default()
             }
         }
     }
 
-    /// Writes them down; none of them is no file. Returns whether that could be done.
-    pub(super) async fn keep(&self, name: &TargetName, failures: Failures) -> bool {
-        let (store, file) = (self.0.clone(), file(name));
-        let kept = blocking(move || match failures == Failures::default() {
-            true => store.remove(&file, Durability::Boot),
-            false => store.write(&file, &failures, Durability::Boot),
+    /// Writes down what is not written already; nothing is no file. Returns whether that could be done.
+    pub(super) async fn keep(
+        &self,
+        name: &TargetName,
+        written: Remembered,
+        known: Remembered,
+    ) -> bool {
+        let (store, of) = (self.0.clone(), name.clone());
+        let kept = blocking(move || {
+            if known.failures != written.failures {
+                write(&store, &file(FOLDER, &of), known.failures)?;
+            }
+            if known.process != written.process {
+                write(&store, &file(PROCESSES, &of), known.process)?;
+            }
+            Ok(())
         });
         let fault = match kept.await {
             Ok(Ok::<(), StoreError>(())) => return true,
@@ -50,25 +70,40 @@ impl Falls {
         false
     }
 
-    /// Forgets those of all other targets, which were taken away while that could not be noted.
+    /// Forgets all other targets, which were taken away while that could not be noted.
     pub(super) fn keep_only(&self, names: &[TargetName]) {
         let kept: Vec<String> = names.iter().map(|name| format!("{name}.json")).collect();
-        let others = self.0.list(FOLDER, Durability::Boot).unwrap_or_default();
-        for other in others.iter().filter(|other| !kept.contains(other)) {
-            if let Err(e) = self.0.remove(&format!("{FOLDER}/{other}"), Durability::Boot) {
-                tracing::warn!(file = other, error = %e, "the falls of a target that is not wanted stay");
+        for folder in [FOLDER, PROCESSES] {
+            let others = self.0.list(folder, Durability::Boot).unwrap_or_default();
+            for other in others.iter().filter(|other| !kept.contains(other)) {
+                if let Err(e) = self.0.remove(&format!("{folder}/{other}"), Durability::Boot) {
+                    tracing::warn!(file = other, error = %e, "what is known of a target that is not wanted stays");
+                }
             }
         }
     }
 }
 
-fn file(name: &TargetName) -> String {
-    format!("{FOLDER}/{name}.json")
+fn write<T: Serialize + Default + PartialEq>(
+    store: &Store,
+    file: &str,
+    known: T,
+) -> Result<(), StoreError> {
+    match known == T::default() {
+        true => store.remove(file, Durability::Boot),
+        false => store.write(file, &known, Durability::Boot),
+    }
+}
+
+fn file(folder: &str, name: &TargetName) -> String {
+    format!("{folder}/{name}.json")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::lifecycle::Answered;
+    use crate::plan::retry::Failures;
 
     #[tokio::test]
     async fn falls_are_known_to_the_next_agent_until_they_are_forgotten() {
@@ -76,19 +111,25 @@ mod tests {
         let open =
             || Falls::new(Store::open(dir.path().join("state"), dir.path().join("run")).unwrap());
         let (name, other): (TargetName, TargetName) = ("a".parse().unwrap(), "b".parse().unwrap());
-        assert_eq!(open().of(&name), Failures::default());
-        let twice = Failures { failures: 2, waits: 1 };
-        open().keep(&name, twice).await;
-        assert_eq!((open().of(&name), open().of(&other)), (twice, Failures::default()));
+        let none = Remembered::default();
+        assert_eq!(open().of(&name), none);
+        let twice = Remembered {
+            failures: Failures { failures: 2, waits: 1 },
+            process: Answered { pid: Some(7), served: true },
+        };
+        open().keep(&name, none, twice).await;
+        assert_eq!((open().of(&name), open().of(&other)), (twice, none));
         open().keep_only(std::slice::from_ref(&name));
         assert_eq!(open().of(&name), twice);
         open().keep_only(std::slice::from_ref(&other));
-        assert_eq!(open().of(&name), Failures::default());
-        assert!(open().keep(&name, twice).await);
-        assert!(open().keep(&name, Failures::default()).await);
-        assert!(open().keep(&name, Failures::default()).await);
-        assert_eq!(open().of(&name), Failures::default());
+        assert_eq!(open().of(&name), none);
+        assert!(open().keep(&name, none, twice).await);
+        assert!(open().keep(&name, twice, none).await);
+        assert!(open().keep(&name, twice, none).await);
+        assert_eq!(open().of(&name), none);
         let store = Store::look(dir.path().join("state"), dir.path().join("run"));
-        assert_eq!(store.list(FOLDER, Durability::Boot).unwrap(), Vec::<String>::new());
+        for folder in [FOLDER, PROCESSES] {
+            assert_eq!(store.list(folder, Durability::Boot).unwrap(), Vec::<String>::new());
+        }
     }
 }

@@ -14,7 +14,6 @@
 mod book;
 mod converge;
 mod falls;
-mod frozen;
 mod owner;
 mod tend;
 mod volumes;
@@ -24,7 +23,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use self::falls::Falls;
@@ -40,6 +39,7 @@ use super::pulse::Pulse;
 use super::standing::Stands;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::PrepareReport;
@@ -103,8 +103,8 @@ pub trait TellsHealth: Send + Sync {
         Vec::new()
     }
 
-    /// From now on it is known how it stands.
-    fn watch(&self, name: &TargetName, control: &CleanPath);
+    /// From now on it is known how it stands; what is seen of it.
+    fn watch(&self, name: &TargetName, control: &CleanPath) -> watch::Receiver<Arc<Observation>>;
 
     /// The same by a look that begins now: something was changed.
     fn look_again<'a>(

@@ -5,16 +5,18 @@ use tokio::time::{Duration, Instant, advance, sleep};
 
 use super::*;
 use crate::docker::fake::FakeContainers;
-use crate::health::backoff::Failures;
 use crate::host::Root;
+use crate::model::observation::{Activity, Process};
 use crate::model::target::TargetState;
+use crate::plan::lifecycle::{Phase, Remembered};
+use crate::plan::retry::Failures;
 use crate::spdk::Sockets;
 use crate::store::Store;
 
-/// Nobody watches.
-struct NoHealth;
+/// What is seen is what the test says.
+struct Played(watch::Sender<Arc<Observation>>);
 
-impl TellsHealth for NoHealth {
+impl TellsHealth for Played {
     fn health<'a>(
         &'a self,
         name: &'a TargetName,
@@ -32,7 +34,9 @@ impl TellsHealth for NoHealth {
         Box::pin(std::future::ready(health))
     }
 
-    fn watch(&self, _: &TargetName, _: &CleanPath) {}
+    fn watch(&self, _: &TargetName, _: &CleanPath) -> watch::Receiver<Arc<Observation>> {
+        self.0.subscribe()
+    }
 
     fn look_again<'a>(
         &'a self,
@@ -59,7 +63,7 @@ impl LooksAfterNode for NoNode {
 }
 
 /// What owners on such a node share.
-fn parts(folder: &TempDir) -> Parts<FakeContainers> {
+fn parts(folder: &TempDir, seen: watch::Sender<Arc<Observation>>) -> Parts<FakeContainers> {
     let root = Root::new(folder.path());
     crate::host::spawn_fake::put_cpu(&root);
     let (policy, sockets) = (TargetPolicy::example(), Sockets::default());
@@ -73,157 +77,198 @@ fn parts(folder: &TempDir) -> Parts<FakeContainers> {
         policy,
         desired: DesiredTargets::open(store.clone()).unwrap(),
         falls: Falls::new(store),
-        health: Arc::new(NoHealth),
+        health: Arc::new(Played(seen)),
         stands: Stands::default(),
         progress: ProgressSink::default(),
         node: Arc::new(NoNode),
     }
 }
 
-/// The owner of a target that is wanted, with what it remembers.
-async fn owner(folder: &TempDir) -> Owner<FakeContainers> {
-    let parts = parts(folder);
-    let spec = TargetSpec::example("a");
-    parts.desired.want(&spec).await.unwrap();
-    let mut owner = Owner::new(spec.name, Arc::new(parts), Board::default());
-    owner.recall();
-    owner
+fn unseen() -> watch::Sender<Arc<Observation>> {
+    watch::Sender::new(Arc::new(Observation::unseen(Instant::now().into_std())))
 }
 
-/// From now on it stands so: as the process `pid`, which answers or not.
-fn stands(owner: &Owner<FakeContainers>, state: TargetState, pid: Option<u32>, answers: bool) {
-    owner.parts.stands.health(&TargetHealth {
-        name: owner.name.clone(),
-        state,
-        reason: "told by the test".to_string(),
-        since: String::new(),
-        version: answers.then(|| "25.01".to_string()),
-        age_ms: None,
-        pid,
+/// The owner of a target that is wanted, with what it remembers, and what it sees.
+struct Scene {
+    owner: Owner<FakeContainers>,
+    seen: watch::Sender<Arc<Observation>>,
+}
+
+impl Scene {
+    async fn new(folder: &TempDir) -> Scene {
+        let seen = unseen();
+        let parts = parts(folder, seen.clone());
+        let spec = TargetSpec::example("a");
+        parts.desired.want(&spec).await.unwrap();
+        let mut owner = Owner::new(spec.name, Arc::new(parts), Board::default());
+        owner.recall();
+        Scene { owner, seen }
+    }
+
+    /// It is seen so.
+    fn sees(&self, process: Process, answers: bool) {
+        sees(&self.seen, process, answers);
+    }
+
+    fn phase(&self) -> &'static str {
+        self.owner.state.phase.name()
+    }
+
+    /// In how many seconds something is due.
+    fn due(&self) -> Option<f64> {
+        let due = self.owner.next_due()?;
+        Some(due.saturating_duration_since(Instant::now()).as_secs_f64())
+    }
+}
+
+fn sees(seen: &watch::Sender<Arc<Observation>>, process: Process, answers: bool) {
+    let now = Instant::now().into_std();
+    seen.send_modify(|last| {
+        let mut next = Observation { at: now, number: last.number + 1, ..Observation::unseen(now) };
+        next.answers = if last.process == process { last.answers.clone() } else { next.answers };
+        next.answers.note(now, answers.then(|| "25.01".to_string()).ok_or("silent".to_string()));
+        next.process = process;
+        *last = Arc::new(next);
     });
 }
 
-/// In how many seconds something is due.
-fn due(owner: &Owner<FakeContainers>) -> Option<f64> {
-    let due = owner.next_due()?;
-    Some(due.saturating_duration_since(Instant::now()).as_secs_f64())
+const LIVES: Process = Process::Lives { pid: 7, young: false };
+
+fn ended() -> Process {
+    Process::Ended("exit code 1".to_string())
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fell_is_tried_at_once_and_then_ever_more_rarely() {
+async fn target_that_exits_is_tried_at_once_and_then_ever_more_rarely() {
     let folder = tempfile::tempdir().unwrap();
-    let mut owner = owner(&folder).await;
-    stands(&owner, TargetState::Serving, Some(7), true);
-    owner.tend().await;
-    assert_eq!((owner.fallen, due(&owner)), (false, None));
-    stands(&owner, TargetState::Failed, None, false);
+    let mut scene = Scene::new(&folder).await;
+    scene.sees(LIVES, true);
+    scene.owner.tend().await;
+    assert_eq!((scene.phase(), scene.due()), ("Serving", None));
+    scene.sees(ended(), false);
     let mut waits = Vec::new();
     for failures in 2..8 {
-        owner.tend().await;
-        assert_eq!((owner.fallen, owner.backoff.failures()), (true, failures));
-        waits.push(due(&owner).unwrap());
+        scene.owner.tend().await;
+        assert_eq!((scene.phase(), scene.owner.state.retry.failures()), ("Down", failures));
+        waits.push(scene.due().unwrap());
         advance(Duration::from_millis(100)).await;
-        owner.tend().await;
-        assert_eq!(owner.backoff.failures(), failures, "nothing was due yet");
+        scene.owner.tend().await;
+        assert_eq!(scene.owner.state.retry.failures(), failures, "nothing was due yet");
         advance(Duration::from_secs_f64(waits.last().unwrap().to_owned())).await;
     }
     for (wait, most) in waits.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]) {
         assert!((0.8 * most..=most).contains(wait), "{waits:?}");
     }
+    let owner = &scene.owner;
     assert!(owner.parts.desired.has_trouble(&owner.name));
     let standing = owner.parts.stands.watch().borrow()[&owner.name].clone();
-    assert_eq!((standing.falls, standing.restarts), (1, 0), "attempts that fail are no falls");
+    assert_eq!((standing.falls, standing.restarts), (1, 0), "attempts that fail are no exits");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_still_come_and_what_is_not_there_at_all_has_not_fallen() {
+async fn target_that_was_not_looked_at_yet_is_not_started() {
     let folder = tempfile::tempdir().unwrap();
-    let mut owner = owner(&folder).await;
-    owner.tend().await;
-    for state in [TargetState::Starting, TargetState::Absent, TargetState::Degraded] {
-        stands(&owner, state, None, false);
-        owner.tend().await;
-        assert_eq!((owner.fallen, due(&owner)), (false, None), "{state:?}");
-    }
+    let mut scene = Scene::new(&folder).await;
+    scene.owner.tend().await;
+    assert_eq!((scene.phase(), scene.owner.state.retry.failures()), ("Down", 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_heard_may_be_frozen_for_a_short_time_and_who_never_was_for_a_long_one() {
+async fn exits_of_before_count_on_until_enough_service_was_seen() {
     let folder = tempfile::tempdir().unwrap();
-    let mut owner = owner(&folder).await;
-    let heal = owner.parts.policy.heal.clone();
-    stands(&owner, TargetState::Failed, Some(7), false);
-    owner.tend().await;
-    assert_eq!(due(&owner), Some(heal.frozen_after.max(heal.clear_after).as_secs_f64()));
-    stands(&owner, TargetState::Serving, Some(7), true);
-    owner.tend().await;
-    assert_eq!((owner.frozen, due(&owner)), (None, None));
-    stands(&owner, TargetState::Failed, Some(7), false);
-    owner.tend().await;
-    assert_eq!(due(&owner), Some(heal.frozen_after.as_secs_f64()));
-    assert!(!owner.fallen);
-}
-
-#[tokio::test(start_paused = true)]
-async fn falls_of_before_count_on_until_enough_service_was_seen() {
-    let folder = tempfile::tempdir().unwrap();
-    let before = Failures { failures: 2, waits: 1 };
-    parts(&folder).falls.keep(&"a".parse().unwrap(), before).await;
-    let mut owner = owner(&folder).await;
-    assert!(owner.backoff.must_prove());
-    stands(&owner, TargetState::Serving, Some(7), true);
-    owner.tend().await;
-    let clear_after = owner.parts.policy.heal.clear_after;
-    assert_eq!(due(&owner), Some(clear_after.as_secs_f64()));
-    owner.write_falls().await;
-    assert_eq!(owner.parts.falls.of(&owner.name), before);
+    let failures = Failures { failures: 2, waits: 1 };
+    let before = Remembered { failures, ..Remembered::default() };
+    let falls = parts(&folder, unseen()).falls;
+    falls.keep(&"a".parse().unwrap(), Remembered::default(), before).await;
+    let mut scene = Scene::new(&folder).await;
+    assert!(scene.owner.state.retry.must_prove());
+    scene.sees(LIVES, true);
+    scene.owner.tend().await;
+    let clear_after = scene.owner.parts.policy.heal.clear_after;
+    assert_eq!(scene.due(), Some(clear_after.as_secs_f64()));
+    scene.owner.write_falls().await;
+    let known = falls.of(&scene.owner.name);
+    assert_eq!((known.failures, known.process.pid), (failures, Some(7)));
     advance(clear_after).await;
-    owner.tend().await;
-    owner.write_falls().await;
-    assert_eq!((due(&owner), owner.parts.falls.of(&owner.name)), (None, Failures::default()));
+    scene.owner.tend().await;
+    scene.owner.write_falls().await;
+    let known = falls.of(&scene.owner.name);
+    assert_eq!((scene.due(), known.failures), (None, Failures::default()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_wants_any_more_is_forgotten_with_its_falls() {
+async fn target_that_nobody_wants_any_more_is_forgotten_with_its_exits() {
     let folder = tempfile::tempdir().unwrap();
-    let mut owner = owner(&folder).await;
-    stands(&owner, TargetState::Failed, None, false);
-    owner.tend().await;
-    assert_eq!(owner.parts.falls.of(&owner.name).failures, 1, "before it was tried");
-    owner.write_falls().await;
-    assert_eq!(owner.parts.falls.of(&owner.name).failures, 2);
+    let mut scene = Scene::new(&folder).await;
+    scene.sees(LIVES, true);
+    scene.owner.tend().await;
+    scene.sees(ended(), false);
+    scene.owner.tend().await;
+    let Scene { owner, .. } = &mut scene;
+    assert_eq!(owner.parts.falls.of(&owner.name).failures.failures, 2);
     owner.parts.desired.forget(&owner.name).await.unwrap();
     owner.tend().await;
     owner.write_falls().await;
-    assert_eq!((owner.fallen, due(&owner)), (false, None));
-    assert_eq!(owner.parts.falls.of(&owner.name), Failures::default());
+    assert_eq!(owner.parts.falls.of(&owner.name), Remembered::default());
+    assert_eq!((scene.phase(), scene.due()), ("Unwanted", None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_falls_again_and_again_is_in_place_only_once_it_has_stood() {
+async fn target_in_a_crash_loop_gets_its_volumes_only_after_its_probation() {
     let folder = tempfile::tempdir().unwrap();
-    let often = Failures { failures: 5, waits: 4 };
-    parts(&folder).falls.keep(&"a".parse().unwrap(), often).await;
-    let mut owner = owner(&folder).await;
-    let prove = owner.parts.policy.heal.prove;
-    let told = owner.parts.stands.clone();
-    stands(&owner, TargetState::Serving, Some(7), true);
-    let falls = async {
+    let failures = Failures { failures: 5, waits: 4 };
+    let often = Remembered { failures, ..Remembered::default() };
+    let falls = parts(&folder, unseen()).falls;
+    falls.keep(&"a".parse().unwrap(), Remembered::default(), often).await;
+    let mut scene = Scene::new(&folder).await;
+    let prove = scene.owner.parts.policy.heal.prove;
+    scene.sees(LIVES, true);
+    let seen = scene.seen.clone();
+    let exits = async {
         sleep(prove / 2).await;
-        told.forget(&"a".parse().unwrap());
+        sees(&seen, ended(), false);
     };
-    tokio::join!(owner.tend(), falls);
-    assert!(!owner.in_place);
-    stands(&owner, TargetState::Serving, Some(8), true);
+    tokio::join!(scene.owner.tend_standing(), exits);
+    assert!(!scene.owner.is_in_place());
+    advance(Duration::from_secs(64)).await;
+    scene.sees(Process::Lives { pid: 8, young: false }, true);
     let began = Instant::now();
-    owner.tend().await;
-    assert!(owner.in_place && began.elapsed() >= prove);
+    scene.owner.tend_standing().await;
+    assert!(scene.owner.is_in_place() && began.elapsed() >= prove);
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_is_given_up_when_the_target_is_to_be_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(&folder).await;
+    scene.sees(LIVES, true);
+    scene.owner.tend().await;
+    let seen = scene.seen.clone();
+    let stops = async {
+        loop {
+            sleep(Duration::from_millis(500)).await;
+            sees(&seen, LIVES, false);
+            seen.send_modify(|last| {
+                let mut next = (**last).clone();
+                next.vitals.activity = Activity::Stopped;
+                *last = Arc::new(next);
+            });
+        }
+    };
+    let began = Instant::now();
+    tokio::select! {
+        done = scene.owner.unless_stuck(std::future::pending::<()>()) => assert!(done.is_err()),
+        () = stops => {}
+    }
+    assert!((3.0..6.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    let silent_since = scene.owner.state.phase;
+    assert!(matches!(silent_since, Phase::Unresponsive { .. }), "{silent_since:?}");
 }
 
 #[tokio::test]
 async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     let folder = tempfile::tempdir().unwrap();
-    let targets = Targets::new(parts(&folder), Pulse::default());
+    let targets = Targets::new(parts(&folder, unseen()), Pulse::default());
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
         let report = targets.bring_about(TargetWish::Destroy { spec, force: false }, true).await;

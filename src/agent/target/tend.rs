@@ -1,24 +1,25 @@
-//! Looking after a target that is wanted: what fell is brought back, what stands gets its volumes.
+//! Looking after a target that is wanted: steps of its lifecycle, and what each asks for.
 //!
 //! ```text
-//! answers ──▶ stands: volumes, at once; after a second fall within the minute only once it has proven itself
-//! its process has ended ──▶ fell: brought up when the backoff says so
-//! its process lives and does not answer ──▶ frozen: after a while killed, and brought up
+//! observation ──▶ lifecycle::step ──▶ start, kill, or wait ──▶ its volumes, once it serves
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::super::observe::target::Containers;
 use super::TargetWish;
 use super::owner::Owner;
-use crate::health::backoff::Failures;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::observation::{Observation, Process};
 use crate::model::prepare::PartReport;
 use crate::model::status::VolumeTally;
-use crate::model::target::{EnsureWish, TargetHealth, TargetSpec, TargetState};
+use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
+use crate::plan::lifecycle::{Action, Attempt, Phase, Remembered, Situation, State, Step, step};
+use crate::plan::quarantine::Exit;
 use crate::plan::target::end_frozen;
 
 /// An engine that does not answer is asked again after so long: it may come back any moment, and its
@@ -28,89 +29,146 @@ const ENGINE_PAUSE: Duration = Duration::from_secs(2);
 const RETURN_TIME: Duration = Duration::from_secs(30);
 /// … with that between two looks.
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
+/// Steps in a row, each of which leads to another phase.
+const MOST_STEPS: usize = 16;
 
 impl<C: Containers> Owner<C> {
     /// Does what is due.
     pub(super) async fn tend(&mut self) {
-        self.tending = Instant::now();
-        let Some(spec) = self.parts.desired.get(&self.name) else { return self.rest() };
-        let Some(health) = self.health() else { return };
-        match (health.pid, &health.version) {
-            (Some(_), Some(_)) => self.tend_standing().await,
-            _ => self.tend_fallen(&spec, &health).await,
+        let Some(spec) = self.parts.desired.get(&self.name) else { return self.rest().await };
+        for _ in 0..MOST_STEPS {
+            let (action, changed) = self.advance(true).await;
+            match action {
+                Action::Start => self.attempt(&spec).await,
+                Action::Kill => self.kill(&spec).await,
+                Action::Wait if changed => {}
+                Action::Wait => break,
+            }
+        }
+        self.look_after_volumes().await;
+    }
+
+    /// The same without starting or killing anything, while it is on probation until that is over.
+    pub(super) async fn tend_standing(&mut self) {
+        loop {
+            for _ in 0..MOST_STEPS {
+                if !self.advance(false).await.1 {
+                    break;
+                }
+            }
+            if !matches!(self.state.phase, Phase::Probation { .. }) {
+                break;
+            }
+            self.tended = Instant::now();
+            self.wakes().await;
+        }
+        self.look_after_volumes().await;
+    }
+
+    /// One step of the lifecycle: what is to be done, and whether it led to another phase. Who is not `free`
+    /// is told, and does it later.
+    async fn advance(&mut self, free: bool) -> (Action, bool) {
+        let Some(seen) = self.see() else { return (Action::Wait, false) };
+        let done = self.step(&self.state, &seen, free);
+        let before = std::mem::replace(&mut self.state, done.state);
+        self.requeue_at = done.requeue_at.map(Instant::from_std);
+        (self.attempt, self.stopped) = (None, false);
+        let changed = before.phase != self.state.phase;
+        if changed {
+            self.enter(before.phase, &seen).await;
+        }
+        (done.action, changed)
+    }
+
+    /// What is seen now.
+    fn see(&mut self) -> Option<Arc<Observation>> {
+        self.observations().map(|seen| seen.borrow_and_update().clone())
+    }
+
+    fn step(&self, state: &State, seen: &Observation, is_free: bool) -> Step {
+        let volumes = self.parts.desired.volumes(&self.name);
+        let heal = &self.parts.policy.heal;
+        let situation = Situation {
+            wanted: self.parts.desired.get(&self.name).is_some(),
+            has_users: !volumes.is_empty(),
+            bringing_up: false,
+            stopping: self.stopped,
+            is_free,
+            at_start: self.at_start,
+            attempt: self.attempt,
+            settles_until: self.controllers_made.map(|made| (made + heal.settle).into_std()),
+        };
+        step(state, seen, &situation, Instant::now().into_std(), heal)
+    }
+
+    /// It is in another phase.
+    async fn enter(&mut self, before: Phase, seen: &Observation) {
+        let name = self.name.clone();
+        tracing::debug!(target_name = %name, from = before.name(), to = self.state.phase.name(), "{name} goes on");
+        match self.state.phase {
+            Phase::Down { .. } if before.pid().is_some() => self.note_exit(seen).await,
+            Phase::Probation { pid, .. } => {
+                self.answered = Some(pid);
+                self.at_start = false;
+                self.without_engine = false;
+            }
+            Phase::Serving { pid, .. } if self.in_place != Some(pid) => {
+                self.next_pass = Instant::now()
+            }
+            Phase::Unresponsive { .. } => {
+                let silence = seen.answers.silence();
+                tracing::warn!(target_name = %name, "{name} is unresponsive: {silence}");
+            }
+            Phase::Paused { .. } => {
+                tracing::warn!(target_name = %name, "{name} is paused: its cgroup is frozen, and nothing is done to it");
+            }
+            _ => {}
+        }
+        if self.state.remembers() != self.written {
+            // Before anything is done: the agent may die in that, too.
+            self.write_falls().await;
         }
     }
 
     /// When something is due next.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.parts.desired.get(&self.name)?;
-        if self.fallen {
-            // What the agent's start finds down is brought up by it, whatever becomes of later falls.
-            let heals = self.parts.policy.heal.enabled || self.at_start;
-            let due = self.backoff.due().filter(|_| heals)?;
-            return Some(Instant::from_std(due).max(self.engine_again.unwrap_or(due.into())));
-        }
-        if let Some((pid, since)) = self.frozen.filter(|_| self.parts.policy.heal.enabled) {
-            return Some(since + self.patience(pid));
-        }
-        self.stands?;
         let has_volumes = !self.parts.desired.volumes(&self.name).is_empty();
-        let pass = has_volumes.then_some(self.next_pass);
-        let retry = self.retry.due().map(Instant::from_std).filter(|_| has_volumes);
-        // What the last look did not clear is cleared when it is seen to serve, which is news.
-        let clears = self.backoff.clears().map(Instant::from_std).filter(|at| *at > self.tending);
-        pass.into_iter().chain(retry).chain(clears).min()
+        let serves = matches!(self.state.phase, Phase::Serving { .. }) && has_volumes;
+        let pass = serves.then_some(self.next_pass);
+        let retry = self.retry.due().map(Instant::from_std).filter(|_| serves);
+        self.requeue_at.into_iter().chain(pass).chain(retry).min()
     }
 
     /// Nobody wants it: there is nothing to remember.
-    fn rest(&mut self) {
-        if self.stands.is_none() && !self.fallen && self.written == Failures::default() {
+    async fn rest(&mut self) {
+        if self.state.phase == Phase::Unwanted && self.written == Remembered::default() {
             return;
         }
-        let written = self.written;
+        let (written, at_start) = (self.written, self.at_start);
         *self = Owner::new(self.name.clone(), self.parts.clone(), self.board.clone());
-        self.written = written;
+        (self.written, self.at_start) = (written, at_start);
         self.board.put(&self.name, super::Volumes::default());
-        self.parts.desired.rebuilds(&self.name, false);
+        self.parts.desired.in_place(&self.name, None);
         self.parts.desired.trouble(&self.name, None);
     }
 
-    /// It answers, if it does: its volumes are looked after when that is due.
-    pub(super) async fn tend_standing(&mut self) {
-        let Some(TargetHealth { pid: Some(pid), version: Some(_), .. }) = self.health() else {
-            return;
-        };
+    /// Its volumes, when it serves and that is due.
+    async fn look_after_volumes(&mut self) {
+        let Phase::Serving { pid, .. } = self.state.phase else { return };
         let now = Instant::now();
-        if self.stands.is_none_or(|(stood, _)| stood != pid) {
-            if self.stands.is_some() && !self.fallen {
-                // It fell and was brought up by somebody else before that was seen.
-                self.note_fall("another process answers in its place").await;
-            }
-            (self.stands, self.answered) = (Some((pid, now)), Some(pid));
-            (self.in_place, self.next_pass) = (false, now);
-        }
-        (self.fallen, self.frozen, self.engine_again) = (false, None, None);
-        self.at_start = false;
-        self.backoff.serves(now.into_std());
         let retry = self.retry.due().is_some_and(|due| due <= now.into_std());
-        if retry || self.next_pass <= now {
+        if retry || self.next_pass <= now || self.in_place != Some(pid) {
             self.settle(pid).await;
         }
     }
 
-    /// All volumes, once the target has proven itself where it has to.
+    /// All volumes.
     async fn settle(&mut self, pid: u32) {
         let volumes = self.parts.desired.volumes(&self.name);
-        // Before guests reconnect to it; and before it is said of one that always falls that it does not.
-        let doubtful = match volumes.is_empty() {
-            true => self.backoff.is_crash_loop(),
-            false => self.backoff.must_prove(),
-        };
-        if !self.in_place && doubtful && !self.prove(pid).await {
-            return;
-        }
         let began = Instant::now();
-        let retries = !self.in_place || self.retry.due().is_some_and(|due| due <= began.into_std());
+        let is_new = self.in_place != Some(pid);
+        let retries = is_new || self.retry.due().is_some_and(|due| due <= began.into_std());
         let done = self.pass(volumes.values().cloned().collect(), retries).await;
         let now = Instant::now();
         let returning = self.book.is_unsettled()
@@ -118,10 +176,11 @@ impl<C: Containers> Owner<C> {
         let pause = if returning { RETURN_PAUSE } else { self.parts.policy.volumes.look_interval };
         match done {
             Ok(passed) => {
-                (self.in_place, self.passed) = (true, Some(now));
+                (self.in_place, self.passed) = (Some(pid), Some(now));
                 self.next_pass = now + pause;
-                self.parts.desired.rebuilds(&self.name, false);
+                self.publish();
                 self.parts.desired.trouble(&self.name, None);
+                self.parts.desired.in_place(&self.name, Some(pid));
                 self.tell_of_volumes(passed.made, began.elapsed());
             }
             Err(fault) => {
@@ -131,9 +190,168 @@ impl<C: Containers> Owner<C> {
                     target_name = %self.name, code = %fault.code,
                     "the volumes of {} could not be looked at: {fault}", self.name
                 );
+                self.publish();
             }
         }
+    }
+
+    /// Whether all its volumes were brought about in the process that serves now.
+    pub(super) fn is_in_place(&self) -> bool {
+        matches!(self.state.phase, Phase::Serving { pid, .. } if self.in_place == Some(pid))
+    }
+
+    /// Does work that asks the target, and gives it up once the target is to be killed, or is paused: whoever
+    /// waits for it, waits for nothing.
+    ///
+    /// # Errors
+    /// When that is so.
+    pub(super) async fn unless_stuck<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Fault> {
+        let name = self.name.clone();
+        let stuck = async {
+            // Steps on the way are taken for good, and acted on, once the work has ended.
+            let mut state = self.state.clone();
+            loop {
+                let Some(seen) = self.see() else { std::future::pending().await };
+                let done = self.step(&state, &seen, false);
+                let changed = done.state.phase != state.phase;
+                state = done.state;
+                if done.action == Action::Kill || matches!(state.phase, Phase::Paused { .. }) {
+                    // Silent since then, and not since it is looked at next.
+                    if matches!(state.phase, Phase::Unresponsive { .. }) {
+                        self.state.phase = state.phase;
+                    }
+                    return seen.answers.silence().to_string();
+                }
+                if !changed {
+                    self.waits(done.requeue_at.map(Instant::from_std)).await;
+                }
+            }
+        };
+        tokio::select! {
+            // What was sent may still be done: whoever looks next sees that.
+            done = work => Ok(done),
+            // Cancel-safe: only looks.
+            why = stuck => {
+                let text = format!("{name} does not answer: {why}");
+                Err(Fault::new(Code::TargetNotAnswering, text))
+            }
+        }
+    }
+
+    /// Kills its process, which is stuck: as long as it takes connections and serves none, each guest that
+    /// reconnects to it is lost.
+    async fn kill(&mut self, spec: &TargetSpec) {
+        let silence = self.see().map(|seen| seen.answers.silence().to_string()).unwrap_or_default();
+        let container = self.parts.observer.container_of(spec).await;
+        let step = container.map(|container| end_frozen(spec, container.as_ref()));
+        let done = match step {
+            Ok(Some(step)) => {
+                tracing::error!(
+                    target_name = %self.name,
+                    "{} is stuck, and is killed so that it can be brought back: {silence}", self.name
+                );
+                let cause = format!("killed by the agent, for it was stuck: {silence}");
+                self.note_last_exit(cause);
+                self.exit = Some(Exit::Killed);
+                self.apply(&step, &TargetSeen::default(), &mut PartReport::default()).await
+            }
+            Ok(None) => Ok(()),
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = done {
+            tracing::warn!(target_name = %self.name, code = %fault.code, "{} is stuck: {fault}", self.name);
+        }
+        self.parts.health.look_again(&self.name, &spec.control_sock).await;
+    }
+
+    async fn note_exit(&mut self, seen: &Observation) {
+        let again = self.parts.desired.has_trouble(&self.name);
+        let why = match &seen.process {
+            // What is told of one that exits again and again is no news of its next exit.
+            _ if again => "its process has exited once more".to_string(),
+            Process::Ended(how) => how.clone(),
+            Process::NoContainer => "there is no container of that name".to_string(),
+            _ => "another process answers in its place".to_string(),
+        };
+        self.parts.stands.fell(&self.name);
+        let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+        self.book.fell(&at);
+        (self.in_place, self.next_pass) = (None, Instant::now());
+        let volumes = self.parts.desired.volumes(&self.name).len();
+        self.parts.desired.in_place(&self.name, None);
         self.publish();
+        let failures = self.state.retry.failures();
+        let heals = self.parts.policy.heal.enabled || self.at_start;
+        tracing::warn!(
+            target_name = %self.name, volumes, failures, heals,
+            "{} with {volumes} volumes is down: {why}", self.name
+        );
+        if self.state.retry.is_crash_loop() {
+            let within = self.parts.policy.call_timeout;
+            let evidence = self.parts.observer.last_words(&self.name, &why, within).await;
+            self.blame(&evidence);
+        }
+    }
+
+    /// One try to bring it up, with its volumes; one that hangs since it was started goes first.
+    async fn attempt(&mut self, spec: &TargetSpec) {
+        let began = Instant::now();
+        if !self.parts.node.engine_runs().await {
+            let text = "it does not run";
+            return self.wait_for_engine(&Fault::new(Code::EngineAbsent, text)).await;
+        }
+        if self.see().is_some_and(|seen| seen.pid().is_some() && seen.version().is_none()) {
+            self.kill(spec).await;
+        }
+        // What it left in its container may be what it falls over.
+        let anew = self.state.retry.is_crash_loop();
+        let wish = EnsureWish { anew, ..EnsureWish::default() };
+        let mut report = PartReport::default();
+        let done = self.change(&TargetWish::Ensure(spec.clone(), wish), &mut report).await;
+        // What it replaced was dead.
+        self.stopped = false;
+        match done {
+            Ok(()) => {
+                let answers = self.see().is_some_and(|seen| seen.version().is_some());
+                if !answers {
+                    // It has not been seen to stand.
+                    self.attempt = Some(Attempt::Failed);
+                } else if !report.steps.is_empty() {
+                    self.parts.stands.restarted(&self.name);
+                    let took = began.elapsed();
+                    tracing::info!(target_name = %self.name, "{} was brought up again in {took:.1?}", self.name);
+                }
+            }
+            Err(fault) if fault.code.is_engine_away() => self.wait_for_engine(&fault).await,
+            Err(fault) => {
+                self.attempt = Some(Attempt::Failed);
+                let failures = self.state.retry.failures() + 1;
+                tracing::warn!(
+                    target_name = %self.name, failures, code = %fault.code,
+                    "{} could not be brought up again: {fault}", self.name
+                );
+                if failures >= crate::plan::retry::CRASH_LOOP {
+                    self.blame(&fault.text);
+                }
+            }
+        }
+    }
+
+    async fn wait_for_engine(&mut self, fault: &Fault) {
+        let first = !std::mem::replace(&mut self.without_engine, true);
+        if first {
+            tracing::warn!(
+                target_name = %self.name, code = %fault.code,
+                "{} cannot be brought up again before the engine answers: {fault}", self.name
+            );
+        }
+        let raised = self.parts.node.raise_engine().await;
+        // Guests wait: one that was just started is asked at once, but only once.
+        let pause = if raised && first { Duration::ZERO } else { ENGINE_PAUSE };
+        self.attempt = Some(Attempt::EngineAway(pause));
     }
 
     /// Says in the log how they stand, when that is another way than was said last.
@@ -162,198 +380,9 @@ impl<C: Containers> Owner<C> {
         }
     }
 
-    /// Whether the process goes on answering until it has stood for long enough. What ends that is still
-    /// news to who tends it.
-    async fn prove(&mut self, pid: u32) -> bool {
-        let Some((_, stood)) = self.stands else { return false };
-        let until = stood + self.parts.policy.heal.prove;
-        let mut standings = self.standings.clone();
-        loop {
-            let stands = {
-                let all = standings.borrow_and_update();
-                let health = all.get(&self.name).and_then(|standing| standing.health.as_ref());
-                health.is_some_and(|it| it.pid == Some(pid) && it.version.is_some())
-            };
-            if !stands {
-                return false;
-            }
-            if timeout_at(until, standings.changed()).await.is_err() {
-                return true;
-            }
-        }
-    }
-
-    async fn tend_fallen(&mut self, spec: &TargetSpec, health: &TargetHealth) {
-        let now = Instant::now();
-        let lives = health.pid.is_some();
-        match health.state {
-            TargetState::Absent => return,
-            // It may still come.
-            TargetState::Starting => return,
-            // Whose process it is cannot be told.
-            TargetState::Degraded if !lives => return,
-            _ => {}
-        }
-        match health.pid {
-            None => self.frozen = None,
-            Some(pid) if !self.fallen => {
-                if !self.is_frozen_for_long(pid, now) || !self.end_frozen(spec).await {
-                    return;
-                }
-            }
-            // It was started since it fell, and has never answered: nobody uses it yet.
-            Some(_) => {}
-        }
-        if !self.fallen {
-            self.note_fall(&self.why(health, lives)).await;
-            (self.fallen, self.frozen) = (true, None);
-        }
-        let due = self.next_due().is_some_and(|due| due <= now);
-        if due {
-            self.attempt(spec, lives).await;
-        }
-    }
-
-    /// Whether its process, which lives, has not answered for longer than it may.
-    fn is_frozen_for_long(&mut self, pid: u32, now: Instant) -> bool {
-        if !self.parts.policy.heal.enabled {
-            return false;
-        }
-        let since =
-            self.frozen.filter(|(frozen, _)| *frozen == pid).map_or(now, |(_, since)| since);
-        self.frozen = Some((pid, since));
-        now >= since + self.patience(pid)
-    }
-
-    /// How long that process may be frozen. One that was not heard by this agent may serve its guests, and
-    /// only have no place left at its control socket.
-    fn patience(&self, pid: u32) -> Duration {
-        let heal = &self.parts.policy.heal;
-        match self.stands.is_some_and(|(stood, _)| stood == pid) {
-            true => heal.frozen_after,
-            false => heal.frozen_after.max(heal.clear_after),
-        }
-    }
-
-    /// Ends its process, if it still does not answer: as long as it takes connections and serves none, each
-    /// guest that reconnects to it is lost. Returns whether it is to be taken for fallen.
-    async fn end_frozen(&mut self, spec: &TargetSpec) -> bool {
-        let seen = match self.parts.observer.look(spec).await {
-            Ok(seen) => seen,
-            Err(fault) => {
-                tracing::warn!(target_name = %self.name, code = %fault.code, "{} is frozen: {fault}", self.name);
-                self.frozen = None;
-                return false;
-            }
-        };
-        if seen.serves() {
-            self.frozen = None;
-            return false;
-        }
-        if let Some(step) = end_frozen(spec, &seen)
-            && let Err(fault) = self.apply(&step, &seen, &mut PartReport::default()).await
-        {
-            tracing::warn!(target_name = %self.name, code = %fault.code, "{} is frozen: {fault}", self.name);
-        }
-        true
-    }
-
-    /// Why it fell. What is told of one that falls again and again is no news of its next fall.
-    fn why(&self, health: &TargetHealth, lives: bool) -> String {
-        match (lives, self.parts.desired.has_trouble(&self.name)) {
-            (true, false) => format!("it is frozen: {}", health.reason),
-            (true, true) => "it is frozen once more".to_string(),
-            (false, false) => health.reason.clone(),
-            (false, true) => "its process has ended once more".to_string(),
-        }
-    }
-
-    async fn note_fall(&mut self, why: &str) {
-        self.backoff.fell(Instant::now().into_std());
-        self.parts.stands.fell(&self.name);
-        let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
-        self.book.fell(&at);
-        (self.in_place, self.next_pass) = (false, Instant::now());
-        let volumes = self.parts.desired.volumes(&self.name).len();
-        if volumes > 0 {
-            self.parts.desired.rebuilds(&self.name, true);
-        }
-        self.publish();
-        // Before it is brought up: the agent may die in that, too.
-        self.write_falls().await;
-        let falls = self.backoff.failures();
-        let heals = self.parts.policy.heal.enabled || self.at_start;
-        tracing::warn!(
-            target_name = %self.name, volumes, failures = falls, heals,
-            "{} with {volumes} volumes is down: {why}", self.name
-        );
-        if self.backoff.is_crash_loop() {
-            let within = self.parts.policy.call_timeout;
-            let evidence = self.parts.observer.last_words(&self.name, why, within).await;
-            self.blame(&evidence);
-        }
-    }
-
-    /// One try to bring it up, with its volumes; one that hangs since it was started goes first.
-    async fn attempt(&mut self, spec: &TargetSpec, lives: bool) {
-        let began = Instant::now();
-        if !self.parts.node.engine_runs().await {
-            let text = "it does not run";
-            return self.without_engine(&Fault::new(Code::EngineAbsent, text)).await;
-        }
-        if lives {
-            self.end_frozen(spec).await;
-        }
-        // What it left in its container may be what it falls over.
-        let wish = EnsureWish { anew: self.backoff.is_crash_loop(), ..EnsureWish::default() };
-        let mut report = PartReport::default();
-        let done = self.change(&TargetWish::Ensure(spec.clone(), wish), &mut report).await;
-        match done {
-            Ok(()) => {
-                if !report.steps.is_empty() {
-                    self.parts.stands.restarted(&self.name);
-                    let took = began.elapsed();
-                    tracing::info!(target_name = %self.name, "{} was brought up again in {took:.1?}", self.name);
-                }
-                self.tend_standing().await;
-                if self.fallen {
-                    // It has not been seen to stand.
-                    self.backoff.failed(Instant::now().into_std());
-                }
-            }
-            Err(fault) if fault.code.is_engine_away() => self.without_engine(&fault).await,
-            Err(fault) => {
-                let now = Instant::now().into_std();
-                self.backoff.failed(now);
-                let pause = self.backoff.due().map(|due| due.saturating_duration_since(now));
-                tracing::warn!(
-                    target_name = %self.name, again_in = ?pause.unwrap_or_default(), code = %fault.code,
-                    "{} could not be brought up again: {fault}", self.name
-                );
-                if self.backoff.is_crash_loop() {
-                    self.blame(&fault.text);
-                }
-            }
-        }
-    }
-
-    async fn without_engine(&mut self, fault: &Fault) {
-        let first = self.engine_again.is_none();
-        if first {
-            tracing::warn!(
-                target_name = %self.name, code = %fault.code,
-                "{} cannot be brought up again before the engine answers: {fault}", self.name
-            );
-        }
-        let raised = self.parts.node.raise_engine().await;
-        // Guests wait: one that was just started is asked at once, but only once.
-        let pause = if raised && first { Duration::ZERO } else { ENGINE_PAUSE };
-        self.engine_again = Some(Instant::now() + pause);
-    }
-
     /// It falls again and again: that is told with the evidence until it serves.
     fn blame(&self, evidence: &str) {
-        let falls = self.backoff.failures();
+        let falls = self.state.retry.failures();
         let most = self.parts.policy.heal.most;
         let text = format!(
             "it falls again and again ({falls} times in short order), and is tried again with pauses of up \

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::super::apply::volumes::Unanswered;
 use super::super::observe::target::Containers;
 use super::super::observe::volumes::Place;
 use super::book::Look;
@@ -17,6 +18,7 @@ use crate::model::volume::{
     Backing, VolumeKey, VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStep,
     VolumeView,
 };
+use crate::plan::quarantine::{Exit, Leave};
 use crate::plan::volumes::{bring_up, holds_another, take_away};
 
 impl<C: Containers> Owner<C> {
@@ -33,14 +35,16 @@ impl<C: Containers> Owner<C> {
         let parts = self.parts.clone();
         let Some(place) = self.place() else { return Ok(Passed::default()) };
         let look = parts.volume_observer.look(&place, &specs);
-        let mut before = self.unless_frozen(look).await??;
+        let mut before = self.unless_stuck(look).await??;
         let lone = specs.iter().filter(|spec| before.get(&spec.name).is_some_and(is_lone));
         let lone: Vec<VolumeSpec> = lone.cloned().collect();
         if !lone.is_empty() {
             let around = parts.volume_observer.look_around(&place, &lone);
-            before.extend(self.unless_frozen(around).await??);
+            before.extend(self.unless_stuck(around).await??);
         }
+        self.suspect();
         let (mut plans, mut faults) = plan_all(&specs, &before);
+        self.hold_back(&mut plans, &mut faults);
         if !retries {
             let waits = |spec: &VolumeSpec| self.book.failed_before(&spec.name);
             faults.extend(
@@ -56,17 +60,70 @@ impl<C: Containers> Owner<C> {
             self.note(&place, &specs, &before, &faults);
             return Ok(Passed { made: 0, before });
         }
-        let applied = parts.volume_applier.apply(&place, plans);
-        let failed = self.unless_frozen(applied).await?;
+        let unanswered = self.unanswered.clone();
+        let planned_names: Vec<VolumeName> =
+            plans.iter().map(|(spec, _)| spec.name.clone()).collect();
+        let applied = parts.volume_applier.apply(&place, plans, &unanswered);
+        let failed = self.unless_stuck(applied).await?;
+        for name in planned_names.iter().filter(|name| !failed.contains_key(*name)) {
+            self.quarantine.made(name);
+        }
         if created.iter().any(|name| !failed.contains_key(name)) {
             self.controllers_made = Some(Instant::now());
         }
         let made = planned.saturating_sub(failed.len());
         faults.extend(failed);
         let again = parts.volume_observer.look_again(&place, &specs);
-        let seen = self.unless_frozen(again).await??;
+        let seen = self.unless_stuck(again).await??;
         self.note(&place, &specs, &seen, &faults);
         Ok(Passed { made, before })
+    }
+
+    /// Whose making was open when the target went down is suspected. Where it answers again, nobody is.
+    fn suspect(&mut self) {
+        let (open, exit) = (self.unanswered.take(), self.exit.take());
+        if open.is_empty() || self.is_in_place() {
+            return;
+        }
+        let now = Instant::now().into_std();
+        let fresh = self.retry.forgotten();
+        self.quarantine.went_down(&open, exit.unwrap_or(Exit::ByItself), &fresh, now);
+        let names: Vec<&str> = open.iter().map(VolumeName::as_str).take(10).collect();
+        tracing::error!(
+            target_name = %self.name, volumes = open.len(), ?exit,
+            "{} went down while these volumes were made, which is held against them: {}",
+            self.name, names.join(", ")
+        );
+    }
+
+    /// Takes out of the plans what is not to be made now, or not together with others.
+    fn hold_back(&mut self, plans: &mut Plans, faults: &mut BTreeMap<VolumeName, Fault>) {
+        if self.quarantine.is_empty() {
+            return;
+        }
+        let now = Instant::now().into_std();
+        let leave = |spec: &VolumeSpec| {
+            let guests = self.book.has_guests_but_of(&spec.name);
+            self.quarantine.leave(&spec.name, guests, now)
+        };
+        let mut alone =
+            self.is_in_place() && plans.iter().all(|(spec, _)| leave(spec) != Leave::Together);
+        let mut held = Vec::new();
+        plans.retain(|(spec, _)| {
+            let text = match leave(spec) {
+                Leave::Together => return true,
+                Leave::Alone if std::mem::take(&mut alone) => return true,
+                Leave::Alone => "its target went down while it was made: it is made alone, after all others",
+                Leave::No => {
+                    "its target went down while it was made alone: it is tried again when no virtual machine is \
+                     connected to another volume of that target, or when the target was replaced (deploy with \
+                     recreate)"
+                }
+            };
+            held.push((spec.name.clone(), Fault::new(Code::VolumeQuarantined, text)));
+            false
+        });
+        faults.extend(held);
     }
 
     fn note(
@@ -136,10 +193,9 @@ impl<C: Containers> Owner<C> {
         self.parts.desired.want_volumes(&self.name, &volumes).await?;
         // Not in a target that has yet to prove itself.
         self.tend_standing().await;
-        let stands = self.in_place.then_some(self.stands).flatten();
-        let done = match stands {
-            Some(_) => self.pass(volumes.clone(), true).await,
-            None => Err(self.not_standing()),
+        let done = match self.is_in_place() {
+            true => self.pass(volumes.clone(), true).await,
+            false => Err(self.not_standing()),
         };
         if let Err(fault) = &done {
             self.not_looked_at(&volumes, fault);
@@ -271,7 +327,7 @@ impl<C: Containers> Owner<C> {
         }
         let parts = self.parts.clone();
         let look = parts.volume_observer.look_around(place, volumes);
-        let seen = self.unless_frozen(look).await??;
+        let seen = self.unless_stuck(look).await??;
         let (mut plans, mut kept) = (Vec::new(), BTreeMap::new());
         for spec in volumes {
             let mut known = before.get(&spec.name).cloned().unwrap_or_default();
@@ -285,8 +341,9 @@ impl<C: Containers> Owner<C> {
                 Err(fault) => drop(kept.insert(spec.name.clone(), fault)),
             }
         }
-        let applied = parts.volume_applier.apply(place, plans);
-        kept.extend(self.unless_frozen(applied).await?);
+        let none = Unanswered::default();
+        let applied = parts.volume_applier.apply(place, plans, &none);
+        kept.extend(self.unless_stuck(applied).await?);
         Ok(kept)
     }
 
@@ -313,7 +370,7 @@ impl<C: Containers> Owner<C> {
         };
         let parts = self.parts.clone();
         let sized = parts.volume_applier.resize(&place, &spec, size_mib);
-        self.unless_frozen(sized).await??;
+        self.unless_stuck(sized).await??;
         if let Some(resized) = resized(&spec, size_mib) {
             // Where its size stands in what it is made of, it is made with the new one from now on.
             self.parts.desired.want_volumes(&self.name, &[resized]).await?;
@@ -324,7 +381,7 @@ impl<C: Containers> Owner<C> {
     /// How the volumes stand now, for who asks; what is not as wanted is mended by that too.
     pub(super) async fn look_at_volumes(&mut self) {
         let max_age = self.parts.policy.max_age;
-        if self.in_place && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
+        if self.is_in_place() && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
             self.next_pass = Instant::now();
             self.tend_standing().await;
         }

@@ -52,11 +52,12 @@ pub(super) struct PoolFigures {
     pub(super) wanted: u64,
 }
 
-const STATES: [TargetState; 5] = [
+const STATES: [TargetState; 6] = [
     TargetState::Absent,
     TargetState::Starting,
     TargetState::Serving,
     TargetState::Degraded,
+    TargetState::Paused,
     TargetState::Failed,
 ];
 

@@ -168,6 +168,7 @@ fn figures(name: &str, state: TargetState) -> TargetFigures {
         state,
         reason: "a reason, which is no label".to_string(),
         since: "then".to_string(),
+        last_exit: None,
         restarts: 3,
         volumes,
     };
@@ -188,6 +189,7 @@ fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
         r#"vhost_target_state{target="a",state="starting"} 0"#,
         r#"vhost_target_state{target="a",state="serving"} 1"#,
         r#"vhost_target_state{target="a",state="degraded"} 0"#,
+        r#"vhost_target_state{target="a",state="paused"} 0"#,
         r#"vhost_target_state{target="a",state="failed"} 0"#,
         r#"vhost_target_wanted{target="a"} 1"#,
         r#"vhost_target_last_answer_age_seconds{target="a"} 0.75"#,
@@ -202,7 +204,7 @@ fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
     ];
     assert_eq!(of("a"), expected);
     assert_eq!(of("b").len(), expected.len() - 1, "who has not answered has no age");
-    assert_eq!(of("b")[4], r#"vhost_target_state{target="b",state="failed"} 1"#);
+    assert_eq!(of("b")[5], r#"vhost_target_state{target="b",state="failed"} 1"#);
 }
 
 #[test]

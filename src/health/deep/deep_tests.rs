@@ -95,7 +95,7 @@ impl Played {
 }
 
 fn probe(within: Duration, take: TakesMemory) -> DeepProbe {
-    DeepProbe::with_memory(&Root::new("/"), within, take)
+    DeepProbe::with_memory(&Root::new("/"), Sockets::default(), within, take)
 }
 
 /// A pool without a free page.

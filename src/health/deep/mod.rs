@@ -35,7 +35,7 @@ use crate::model::code::Code;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenIo};
 use crate::model::fault::{Fault, chain};
 use crate::model::path::CleanPath;
-use crate::spdk::Spdk;
+use crate::spdk::{Sockets, Spdk};
 
 /// Methods that a canary needs.
 const NEEDED: [&str; 5] = [
@@ -63,6 +63,7 @@ pub struct DeepProbe(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     root: Root,
+    sockets: Sockets,
     within: Duration,
     take: TakesMemory,
     made: AtomicU64,
@@ -73,13 +74,19 @@ struct Inner {
 
 impl DeepProbe {
     /// A probe for the targets of this node, each of which is given so long.
-    pub fn new(root: &Root, within: Duration) -> DeepProbe {
-        DeepProbe::with_memory(root, within, |pages| SharedMemory::take(pages, MEMORY))
+    pub fn new(root: &Root, sockets: Sockets, within: Duration) -> DeepProbe {
+        DeepProbe::with_memory(root, sockets, within, |pages| SharedMemory::take(pages, MEMORY))
     }
 
-    fn with_memory(root: &Root, within: Duration, take: TakesMemory) -> DeepProbe {
+    fn with_memory(
+        root: &Root,
+        sockets: Sockets,
+        within: Duration,
+        take: TakesMemory,
+    ) -> DeepProbe {
         let (made, at_work, running) = (AtomicU64::default(), Mutex::default(), Mutex::default());
-        DeepProbe(Arc::new(Inner { root: root.clone(), within, take, made, at_work, running }))
+        let root = root.clone();
+        DeepProbe(Arc::new(Inner { root, sockets, within, take, made, at_work, running }))
     }
 
     /// What I/O through the target with that control socket came to, by a probe that runs already or a
@@ -136,7 +143,7 @@ impl Inner {
         began: Instant,
     ) -> (Option<ProvenIo>, Option<Fault>) {
         // A connection of its own: it ends with the probe.
-        let spdk = Spdk::new(self.root.path(control.as_str()));
+        let spdk = self.sockets.apart().at(&self.root.path(control.as_str()));
         let (first_by, io_by) = (began + self.within / 5, began + self.within * 3 / 5);
         let (memory, kind) = match self.prepare(&spdk, first_by).await {
             Ok(taken) => taken,

@@ -22,6 +22,7 @@ pub use self::engine::EngineNews;
 use self::target::{Told, Watch};
 use super::probe::Probe;
 use crate::docker::Containers;
+use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
 use crate::model::target::{Desired, TargetHealth, TargetName, TargetState};
 
@@ -51,6 +52,7 @@ struct Shared<C> {
 struct Watched {
     asks: Asks,
     told: watch::Receiver<Told>,
+    seen: watch::Receiver<Arc<Observation>>,
     asked: Instant,
 }
 
@@ -118,25 +120,41 @@ impl<C: Containers> Watchers<C> {
         ages.collect()
     }
 
-    /// Watches the target from now on, if it was not watched before. On the runtime.
-    pub fn watch(&self, name: &TargetName, control: &CleanPath) {
-        drop(self.watched(name, control));
+    /// Watches the target from now on, if it was not watched before, and tells what is seen of it. On the
+    /// runtime.
+    pub fn watch(
+        &self,
+        name: &TargetName,
+        control: &CleanPath,
+    ) -> watch::Receiver<Arc<Observation>> {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        self.find(&mut watched, name, control).seen.clone()
     }
 
     fn watched(&self, name: &TargetName, control: &CleanPath) -> (Asks, watch::Receiver<Told>) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = self.find(&mut watched, name, control);
+        (entry.asks.clone(), entry.told.clone())
+    }
+
+    fn find<'a>(
+        &self,
+        watched: &'a mut BTreeMap<Key, Watched>,
+        name: &TargetName,
+        control: &CleanPath,
+    ) -> &'a mut Watched {
         let key = (name.clone(), control.clone());
         if watched.get(&key).is_none_or(|one| one.asks.is_closed()) {
             watched.remove(&key);
-            self.make_room(&mut watched);
+            self.make_room(watched);
         }
         let entry = watched.entry(key.clone()).or_insert_with(|| {
             let (asks, queue) = mpsc::channel(QUEUE);
-            let told = Watch::start(key, self.shared.clone(), queue);
-            Watched { asks, told, asked: Instant::now() }
+            let (told, seen) = Watch::start(key, self.shared.clone(), queue);
+            Watched { asks, told, seen, asked: Instant::now() }
         });
         entry.asked = Instant::now();
-        (entry.asks.clone(), entry.told.clone())
+        entry
     }
 
     /// Forgets whose watch has ended, and when that does not suffice, who was not asked for the longest. A
@@ -158,7 +176,9 @@ impl<C: Containers> Watchers<C> {
         let young = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < max_age);
         match told.health.state {
             TargetState::Serving => young(told.answered),
-            TargetState::Degraded | TargetState::Starting => young(told.heard),
+            TargetState::Degraded | TargetState::Paused | TargetState::Starting => {
+                young(told.heard)
+            }
             // Only the engine can tell that there is another container now.
             TargetState::Absent | TargetState::Failed => {
                 told.sure && self.shared.news.is_live() && !max_age.is_zero()

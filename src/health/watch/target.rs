@@ -9,13 +9,15 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::super::judge::{Aim, Process, Record, judge};
 use super::super::probe::Found;
 use super::engine::News;
 use super::{IDLE, Key, Shared, is_wanted};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
-use crate::model::target::{TargetHealth, TargetState};
+use crate::host::vitals;
+use crate::model::observation::{Answers, Observation, Process, Vitals};
+use crate::model::target::{Desired, TargetHealth, TargetState};
+use crate::plan::health::{Context, judge};
 
 /// Probes on their way at the same time; a frozen target answers none.
 const MOST_PROBES: usize = 8;
@@ -76,7 +78,13 @@ pub(super) struct Watch<C> {
     key: Key,
     shared: Arc<Shared<C>>,
     seen: Seen,
-    record: Record,
+    answers: Answers,
+    heard: Option<Instant>,
+    /// What its silent process was seen to do, and when it was looked at last.
+    vitals: Vitals,
+    looked_at: Option<(Instant, vitals::Look)>,
+    /// Since when it does not answer any more, in RFC 3339.
+    silent_since: Option<String>,
     probes: FuturesUnordered<Pending<Probed>>,
     probed: Count,
     /// Probes up to this one were sent to another process.
@@ -93,6 +101,7 @@ pub(super) struct Watch<C> {
     /// Whether anything was published yet.
     published: bool,
     told: watch::Sender<Told>,
+    seen_by_owner: watch::Sender<Arc<Observation>>,
 }
 
 impl<C: Containers> Watch<C> {
@@ -101,7 +110,7 @@ impl<C: Containers> Watch<C> {
         key: Key,
         shared: Arc<Shared<C>>,
         asks: mpsc::Receiver<oneshot::Sender<Told>>,
-    ) -> watch::Receiver<Told> {
+    ) -> (watch::Receiver<Told>, watch::Receiver<Arc<Observation>>) {
         let health = TargetHealth {
             name: key.0.clone(),
             state: TargetState::Starting,
@@ -113,11 +122,17 @@ impl<C: Containers> Watch<C> {
         };
         let told = Told { health, answered: None, heard: None, sure: false };
         let (told, published) = watch::channel(told);
+        let unseen = Observation::unseen(Instant::now().into_std());
+        let (seen_by_owner, observations) = watch::channel(Arc::new(unseen));
         let watch = Watch {
             key,
             shared,
             seen: Seen::Otherwise(Process::Unknown("it was not asked yet".to_string())),
-            record: Record::default(),
+            answers: Answers::default(),
+            heard: None,
+            vitals: Vitals::default(),
+            looked_at: None,
+            silent_since: None,
             probes: FuturesUnordered::new(),
             probed: Count::default(),
             outdated: 0,
@@ -132,9 +147,10 @@ impl<C: Containers> Watch<C> {
             asked: Instant::now(),
             published: false,
             told,
+            seen_by_owner,
         };
         tokio::spawn(watch.run(asks));
-        published
+        (published, observations)
     }
 
     async fn run(mut self, mut asks: mpsc::Receiver<oneshot::Sender<Told>>) {
@@ -173,7 +189,11 @@ impl<C: Containers> Watch<C> {
     }
 
     fn is_wanted(&self) -> bool {
-        is_wanted(&self.shared.desired.borrow(), &self.key)
+        self.is_wanted_in(&self.shared.desired.borrow())
+    }
+
+    fn is_wanted_in(&self, desired: &Desired) -> bool {
+        is_wanted(desired, &self.key)
     }
 
     /// The kernel tells that the process has ended, which is published before anybody is asked how.
@@ -194,7 +214,8 @@ impl<C: Containers> Watch<C> {
         let found = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)))
             && matches!(seen, Seen::Lives(_));
         if !found {
-            self.record = Record::default();
+            (self.answers, self.heard) = (Answers::default(), None);
+            (self.vitals, self.looked_at, self.silent_since) = (Vitals::default(), None, None);
             self.outdated = self.probed.begun;
             self.told.send_modify(|told| (told.answered, told.heard) = (None, None));
         }
@@ -245,16 +266,17 @@ impl<C: Containers> Watch<C> {
         if number <= self.outdated {
             return;
         }
-        self.record.note(sent.into_std(), answer);
-        let answered = self.record.answered().map(Instant::from_std);
-        self.told
-            .send_modify(|told| (told.heard, told.answered) = (Some(Instant::now()), answered));
-        if self.record.is_in_doubt() && self.probes.is_empty() {
+        self.answers.note(sent.into_std(), answer);
+        let answered = self.answers.answered().map(Instant::from_std);
+        self.heard = Some(Instant::now());
+        self.told.send_modify(|told| (told.heard, told.answered) = (self.heard, answered));
+        self.look_at_process();
+        if self.answers.is_in_doubt() && self.probes.is_empty() {
             // However seldom it is asked, the one that decides does not wait for its turn.
             self.next_probe = Instant::now();
         }
         self.see_who_answers();
-        if self.record.version().is_none() && self.is_young() {
+        if self.answers.version().is_none() && self.is_young() {
             self.next_probe = self.next_probe.min(Instant::now() + STARTING_PAUSE);
         }
     }
@@ -265,7 +287,7 @@ impl<C: Containers> Watch<C> {
         let unknown = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)));
         if unknown
             && self.looked.ended > 0
-            && self.record.version().is_some()
+            && self.answers.version().is_some()
             && let Some(process) = self.shared.probe.who_answers(&self.key.1)
         {
             self.seen = Seen::Lives(process);
@@ -366,38 +388,94 @@ impl<C: Containers> Watch<C> {
         matches!(&self.seen, Seen::Lives(process) if process.age().is_some_and(|age| age < within))
     }
 
+    /// What its process does, as long as it is silent: the evidence of who has to decide whether it is stuck.
+    fn look_at_process(&mut self) {
+        let Seen::Lives(process) = &self.seen else { return };
+        if !self.answers.is_silent() {
+            (self.vitals, self.looked_at, self.silent_since) = (Vitals::default(), None, None);
+            return;
+        }
+        let (probe, control, now) = (&self.shared.probe, &self.key.1, Instant::now());
+        let change = probe.open_change(control);
+        self.vitals.busy_until = change.as_ref().map(|change| change.until);
+        self.vitals.busy_with = change.map(|change| change.method);
+        self.vitals.replied = probe.replied(control);
+        let Some(look) = probe.look_at(process.pid) else { return };
+        self.vitals.activity = look.activity;
+        // Who looks late, or on a machine whose CPUs are all taken, has not seen that it stands still.
+        let late = 4 * probe.policy.probe_interval + probe.policy.answer_timeout;
+        let went_on = self.looked_at.as_ref().is_none_or(|(at, before)| {
+            now.duration_since(*at) > late || look.went_on_since(before) || probe.is_starved()
+        });
+        if went_on {
+            self.vitals.progress = Some(now.into_std());
+        }
+        self.looked_at = Some((now, look));
+        if self.answers.has_answered() && self.answers.version().is_none() {
+            self.silent_since.get_or_insert_with(self::now);
+        }
+    }
+
+    fn observation(&self, number: u64) -> Observation {
+        let process = match &self.seen {
+            Seen::Lives(process) => {
+                // Asked only where it matters: it reads a file.
+                let young = self.answers.version().is_none() && self.is_young();
+                Process::Lives { pid: process.pid, young }
+            }
+            Seen::Otherwise(process) => process.clone(),
+        };
+        let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
+        Observation {
+            number,
+            at: Instant::now().into_std(),
+            process,
+            answers: self.answers.clone(),
+            heard: self.heard.map(Instant::into_std),
+            vitals: self.vitals.clone(),
+            sure,
+        }
+    }
+
+    /// Hands what is seen to its owner. An answer like the last one is no news to it, and a silence is each time.
+    fn tell_owner(&self) -> Arc<Observation> {
+        self.seen_by_owner.send_if_modified(|last| {
+            let next = self.observation(last.number + 1);
+            let same = next.process == last.process
+                && next.version() == last.version()
+                && next.vitals.activity == last.vitals.activity
+                && !(next.answers.is_silent() && next.heard != last.heard);
+            *last = Arc::new(next);
+            !same
+        });
+        self.seen_by_owner.borrow().clone()
+    }
+
     fn publish(&mut self) {
         if self.looked.ended == 0 {
             return;
         }
-        let aim = {
+        let seen = self.tell_owner();
+        let context = {
             let desired = self.shared.desired.borrow();
             let name = &self.key.0;
-            Aim {
-                wanted: desired.targets.contains_key(name),
+            let wanted = desired.targets.contains_key(name);
+            Context {
+                wanted,
                 at_work: desired.at_work.get(name).copied(),
+                rebuilds: wanted
+                    && self.is_wanted_in(&desired)
+                    && desired.rebuilds(name, seen.pid()),
                 trouble: desired.troubles.get(name).cloned(),
+                unresponsive_since: self.silent_since.clone(),
             }
         };
-        let living;
-        let (process, pid) = match &self.seen {
-            Seen::Lives(process) => {
-                // Asked only where it matters: it reads a file.
-                let young = self.record.version().is_none() && self.is_young();
-                living = Process::Lives { young };
-                (&living, Some(process.pid))
-            }
-            Seen::Otherwise(process) => (process, None),
-        };
-        let wanted = aim.wanted;
-        let (state, reason) = judge(process, &self.record, aim);
-        let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
+        let wanted = context.wanted;
+        let (state, reason) = judge(&seen, &context);
+        let (pid, sure) = (seen.pid(), seen.sure);
         let before = self.told.borrow().clone();
         let same = (before.health.state, &before.health.reason) == (state, &reason);
-        let version = {
-            let lives = matches!(self.seen, Seen::Lives(_));
-            self.record.version().filter(|_| lives)
-        };
+        let version = seen.version();
         let known = before.health.version.as_deref() == version;
         if same && known && before.health.pid == pid && before.sure == sure {
             return;
@@ -412,9 +490,7 @@ impl<C: Containers> Watch<C> {
         let health = TargetHealth { name, state, reason, since, version, age_ms: None, pid };
         // Somebody may ask with another control socket than the target has: that is no news of it.
         let about_another = wanted && !self.is_wanted();
-        // Another process, or the first answer of one that goes on starting, is news to its owner.
-        let other = before.health.pid != pid || !known;
-        if (!same || other) && !about_another {
+        if !same && !about_another {
             (self.shared.changed)(&health);
         }
         self.told.send_modify(|told| (told.health, told.sure) = (health, sure));
@@ -423,7 +499,7 @@ impl<C: Containers> Watch<C> {
     /// Answers who waits for nothing that is still on its way.
     fn answer(&mut self) {
         // One more probe decides, which is on its way or soon will be.
-        if self.record.is_in_doubt() && self.is_probed() {
+        if self.answers.is_in_doubt() && self.is_probed() {
             return;
         }
         let (probed, looked) = (self.probed.ended, self.looked.ended);

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 /// Failures in a row from which on a target falls again and again.
-const CRASH_LOOP: u32 = 3;
+pub const CRASH_LOOP: u32 = 3;
 
 /// Doublings after which the delay grows no more, whatever `most` says: 2³¹ of a millisecond are 24 days.
 const DOUBLINGS: u32 = 31;
@@ -98,6 +98,11 @@ impl Backoff {
     /// it has to, for as long as is needed to be forgotten, from when it is seen to.
     pub fn recall(self, Failures { failures, waits }: Failures) -> Backoff {
         Backoff { failures, waits, ..self }
+    }
+
+    /// The same, of which nothing is known any more.
+    pub fn forgotten(&self) -> Backoff {
+        Backoff::new(self.policy, self.seed)
     }
 
     /// What is worth to be recalled.
@@ -200,5 +205,5 @@ fn scatter(seed: u64, n: u32) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "backoff_tests.rs"]
+#[path = "retry_tests.rs"]
 mod tests;

@@ -1,0 +1,218 @@
+//! What a process does that does not answer: whether the kernel stopped it, whether its threads compute, and
+//! whether its cgroup is frozen (proc_pid_stat(5), `/proc/PID/task/TID/schedstat`, proc_pid_io(5), cgroups(7)).
+//!
+//! One look is facts; two tell whether anything moved between them. What follows from that is not decided here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use super::Root;
+use super::files::{entries, read_text};
+use super::process;
+use crate::model::observation::Activity;
+
+/// A look at a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// What the kernel says that it does.
+    pub activity: Activity,
+    threads: BTreeMap<String, Thread>,
+    /// All bytes and calls of its I/O.
+    io: Option<String>,
+}
+
+/// A thread as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Thread {
+    /// One of SPDK's, which has to come around for each request.
+    is_reactor: bool,
+    can_run: bool,
+    /// The time that it computed, and the time that it waited for a CPU.
+    times: String,
+}
+
+impl Look {
+    /// Whether it went on since an earlier look: where it has reactors, whether each of them did.
+    pub fn went_on_since(&self, before: &Look) -> bool {
+        let moved = |(tid, thread): (&String, &Thread)| {
+            // One that waits for a CPU would go on; the kernel counts its time when it gets one.
+            thread.can_run || before.threads.get(tid).is_none_or(|then| then.times != thread.times)
+        };
+        let mut reactors = self.threads.iter().filter(|(_, thread)| thread.is_reactor).peekable();
+        match reactors.peek() {
+            Some(_) => reactors.all(moved),
+            None => self.threads.iter().any(moved) || self.io != before.io,
+        }
+    }
+}
+
+/// Looks at a process; none where there is none. A page of each thread is read, and nothing blocks on what the
+/// process does.
+pub fn look(root: &Root, pid: u32) -> Option<Look> {
+    let folder = root.path(format!("/proc/{pid}"));
+    let activity = match process::state(root, pid)? {
+        'T' | 't' | 'Z' | 'X' => Activity::Stopped,
+        _ if freezer(root, pid).is_some_and(|freezer| freezer.is_frozen()) => Activity::Paused,
+        _ => Activity::Runs,
+    };
+    let threads = entries(&folder.join("task")).unwrap_or_default();
+    let threads = threads.into_iter().filter_map(|(tid, path)| {
+        let times = read_text(&path.join("schedstat")).ok()?;
+        // The third column counts the turns, and says nothing more.
+        let times = times.rsplit_once(' ').map_or(times.clone(), |(times, _)| times.to_string());
+        let is_reactor = read_text(&path.join("comm")).is_ok_and(|it| it.starts_with("reactor_"));
+        let can_run = process::state_of(&path) == Some('R');
+        Some((tid, Thread { is_reactor, can_run, times }))
+    });
+    let io = read_text(&folder.join("io")).ok();
+    Some(Look { activity, threads: threads.collect(), io })
+}
+
+/// Whether the machine itself is short of CPUs: most of the last ten seconds somebody waited for one (PSI). A
+/// kernel without it tells nothing.
+pub fn is_starved(root: &Root) -> bool {
+    const MOST_PERCENT: f64 = 90.0;
+    let text = read_text(&root.path("/proc/pressure/cpu")).unwrap_or_default();
+    let some = text.lines().find_map(|line| line.strip_prefix("some avg10="));
+    let percent = some.and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+    percent.is_some_and(|percent| percent > MOST_PERCENT)
+}
+
+/// The freezer of a process.
+enum Freezer {
+    /// Of a hierarchy of its own.
+    V1(PathBuf),
+    /// The unified one.
+    V2(PathBuf),
+}
+
+impl Freezer {
+    fn is_frozen(&self) -> bool {
+        match self {
+            Freezer::V1(folder) => {
+                let state = read_text(&folder.join("freezer.state")).unwrap_or_default();
+                matches!(state.trim(), "FROZEN" | "FREEZING")
+            }
+            Freezer::V2(folder) => {
+                let events = read_text(&folder.join("cgroup.events")).unwrap_or_default();
+                events.lines().any(|line| line == "frozen 1")
+            }
+        }
+    }
+}
+
+fn freezer(root: &Root, pid: u32) -> Option<Freezer> {
+    let text = read_text(&root.path(format!("/proc/{pid}/cgroup"))).ok()?;
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let path = path.trim_start_matches('/');
+        match controllers {
+            "" => {
+                let folder = root.path("/sys/fs/cgroup").join(path);
+                folder.join("cgroup.freeze").exists().then_some(Freezer::V2(folder))
+            }
+            "freezer" => Some(Freezer::V1(root.path("/sys/fs/cgroup/freezer").join(path))),
+            _ => None,
+        }
+    })
+}
+
+/// Thaws the cgroup of a process, as far as the agent may; who asks looks whether that helped.
+pub fn thaw(root: &Root, pid: u32) {
+    let _ = match freezer(root, pid) {
+        Some(Freezer::V1(folder)) => fs::write(folder.join("freezer.state"), "THAWED"),
+        Some(Freezer::V2(folder)) => fs::write(folder.join("cgroup.freeze"), "0"),
+        None => Ok(()),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Ends(Child);
+
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn start(program: &str, args: &[&str]) -> (Ends, u32) {
+        let child = Command::new(program).args(args).spawn().unwrap();
+        let pid = child.id();
+        // Its own start is progress too.
+        sleep(Duration::from_millis(300));
+        (Ends(child), pid)
+    }
+
+    fn goes_on(pid: u32) -> bool {
+        let root = Root::new("/");
+        let before = look(&root, pid).unwrap();
+        sleep(Duration::from_millis(200));
+        look(&root, pid).unwrap().went_on_since(&before)
+    }
+
+    #[test]
+    fn process_that_computes_goes_on_and_one_that_sleeps_does_not() {
+        let (_sleeps, pid) = start("sleep", &["60"]);
+        assert!(!goes_on(pid));
+        assert_eq!(look(&Root::new("/"), pid).unwrap().activity, Activity::Runs);
+        let (_computes, pid) = start("sh", &["-c", "while :; do :; done"]);
+        assert!(goes_on(pid));
+    }
+
+    #[test]
+    fn process_that_was_stopped_is_told_as_such() {
+        use nix::sys::signal::{Signal, kill};
+        let (_stopped, pid) = start("sh", &["-c", "while :; do :; done"]);
+        kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
+        sleep(Duration::from_millis(100));
+        assert_eq!(look(&Root::new("/"), pid).unwrap().activity, Activity::Stopped);
+        assert!(!goes_on(pid));
+    }
+
+    #[test]
+    fn each_reactor_has_to_go_on_and_a_frozen_cgroup_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let put = |path: &str, text: &str| {
+            let path = root.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let stat = |name: &str| format!("7 ({name}) S {}\n", "0 ".repeat(49));
+        put("/proc/7/stat", &stat("vhost"));
+        put("/proc/7/cgroup", "9:freezer:/docker/a\n0::/system.slice\n");
+        put("/sys/fs/cgroup/freezer/docker/a/freezer.state", "THAWED\n");
+        let thread = |tid: u32, name: &str, time: u32| {
+            put(&format!("/proc/7/task/{tid}/comm"), name);
+            put(&format!("/proc/7/task/{tid}/stat"), &stat(name));
+            put(&format!("/proc/7/task/{tid}/schedstat"), &format!("{time} 0 5\n"));
+        };
+        let look = || look(&root, 7).unwrap();
+        thread(7, "reactor_0", 1);
+        thread(8, "reactor_1", 1);
+        thread(9, "dpdk-intr", 1);
+        let before = look();
+        thread(8, "reactor_1", 2);
+        thread(9, "dpdk-intr", 2);
+        assert!(!look().went_on_since(&before), "reactor_0 did not");
+        thread(7, "reactor_0", 2);
+        assert!(look().went_on_since(&before));
+        assert_eq!(look().activity, Activity::Runs);
+        put("/sys/fs/cgroup/freezer/docker/a/freezer.state", "FROZEN\n");
+        assert_eq!(look().activity, Activity::Paused);
+        thaw(&root, 7);
+        assert_eq!(look().activity, Activity::Runs);
+        put("/proc/pressure/cpu", "some avg10=95.10 avg60=1.00 avg300=0.50 total=1\n");
+        assert!(is_starved(&root));
+    }
+}

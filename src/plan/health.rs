@@ -1,0 +1,202 @@
+//! From what is known of a target to what is told of it: its state and the reason. Pure.
+//!
+//! Running is not serving (field note 12): only an answer counts. That a process has exited is certain, and
+//! told at once. That a probe was not answered is not: a busy target may answer the next one, so it takes
+//! [`FAILURE_THRESHOLD`](crate::model::observation::FAILURE_THRESHOLD) in a row to turn one that serves.
+
+use crate::model::observation::{Activity, Observation, Process};
+use crate::model::target::{TargetState, Work};
+
+/// What is known besides of a target that is told of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Context {
+    /// Whether it is to be there.
+    pub wanted: bool,
+    /// What its task does with it, when it is at work.
+    pub at_work: Option<Work>,
+    /// Whether its volumes are yet to be brought back.
+    pub rebuilds: bool,
+    /// That it exits again and again, with the evidence.
+    pub trouble: Option<String>,
+    /// Since when it is unresponsive, in RFC 3339.
+    pub unresponsive_since: Option<String>,
+}
+
+/// The state and its reason.
+pub fn judge(seen: &Observation, context: &Context) -> (TargetState, String) {
+    use TargetState::{Absent, Degraded, Failed, Paused, Serving, Starting};
+    let told = |state, text: &str| (state, text.to_string());
+    let answers = &seen.answers;
+    let trouble = context.trouble.as_ref().filter(|_| context.wanted);
+    let bringing_up = context.at_work == Some(Work::BringUp);
+    match (&seen.process, answers.version()) {
+        (Process::Lives { .. }, _) if seen.vitals.activity == Activity::Paused => told(
+            Paused,
+            "it is paused: its cgroup is frozen, so that it neither answers nor serves; `docker unpause` it",
+        ),
+        (Process::Lives { .. }, Some(version)) if !context.rebuilds && trouble.is_none() => {
+            (Serving, format!("{version} answers"))
+        }
+        // Until it has served for a while, one that always exits again is no better for being up again.
+        (_, _) if trouble.is_some() => (Failed, trouble.cloned().unwrap_or_default()),
+        (Process::Lives { .. }, Some(version)) => {
+            (Starting, format!("{version} answers, and its volumes are being brought back"))
+        }
+        (Process::Lives { .. }, None) if answers.is_empty() => {
+            told(Starting, "its process lives, and has not been asked yet")
+        }
+        (Process::Lives { young: true, .. }, None) if !answers.has_answered() => {
+            (Starting, format!("its process lives, and does not answer yet: {}", answers.silence()))
+        }
+        (Process::Lives { .. }, None) => lives_in_silence(seen, context),
+        (Process::Unknown(why), Some(_)) => {
+            (Degraded, format!("the control socket answers, but whose it is cannot be told: {why}"))
+        }
+        (_, _) if bringing_up => told(Starting, "it is being brought up"),
+        (_, _) if context.at_work.is_some() => told(Absent, "it is being taken away"),
+        (Process::NoContainer, _) if context.wanted => {
+            told(Failed, "it is wanted, and there is no container of that name")
+        }
+        (Process::NoContainer, _) => told(Absent, "there is no container of that name"),
+        (Process::Ended(how), _) => (Failed, how.clone()),
+        (Process::Unknown(why), None) => {
+            let state = if context.wanted { Failed } else { Absent };
+            let silence = match answers.silence() {
+                "" => String::new(),
+                silence => format!("{silence}; and "),
+            };
+            (state, format!("{silence}the engine cannot be asked: {why}"))
+        }
+    }
+}
+
+/// A living process that answered once and does no more. While a request of the agent's own explains that, it
+/// serves on.
+fn lives_in_silence(seen: &Observation, context: &Context) -> (TargetState, String) {
+    let silence = seen.answers.silence();
+    let busy = seen.vitals.busy_until.is_some_and(|until| seen.at < until);
+    match (busy, seen.answers.last_version(), &seen.vitals.busy_with) {
+        (true, Some(version), Some(method)) if !context.rebuilds => (
+            TargetState::Serving,
+            format!(
+                "{version} is busy with the agent's own {method}, and answers nothing else meanwhile"
+            ),
+        ),
+        (true, Some(version), Some(method)) => (
+            TargetState::Starting,
+            format!(
+                "{version} is busy with the agent's own {method}: its volumes are being brought back"
+            ),
+        ),
+        _ => {
+            let since = context.unresponsive_since.as_ref();
+            let since =
+                since.map_or(String::new(), |since| format!("unresponsive since {since}: "));
+            let stopped = match seen.vitals.activity {
+                Activity::Stopped => "; its process is stopped (SIGSTOP or a debugger)",
+                _ => "",
+            };
+            (TargetState::Degraded, format!("{since}{silence}{stopped}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::model::observation::Vitals;
+    use TargetState::{Absent, Degraded, Failed, Serving, Starting};
+
+    const OLD: Process = Process::Lives { pid: 7, young: false };
+    const YOUNG: Process = Process::Lives { pid: 7, young: true };
+
+    fn wanted() -> Context {
+        Context { wanted: true, ..Context::default() }
+    }
+
+    /// A process with these probes: `+` answered, `-` not.
+    fn seen(process: &Process, probes: &str) -> Observation {
+        let mut seen = Observation { number: 1, ..Observation::unseen(Instant::now()) };
+        let mut sent = seen.at;
+        for probe in probes.chars() {
+            sent += Duration::from_millis(500);
+            let answer = (probe == '+').then(|| "SPDK v24.01".to_string());
+            seen.answers.note(sent, answer.ok_or("no answer within 1s".to_string()));
+        }
+        Observation { process: process.clone(), ..seen }
+    }
+
+    #[test]
+    fn only_a_living_process_with_an_answer_serves() {
+        let unknown = || Process::Unknown("it hangs".to_string());
+        let ended = || Process::Ended("exit code 1".to_string());
+        for (process, probes, state) in [
+            (OLD, "+", Serving),
+            (OLD, "+-", Serving),
+            (OLD, "+--", Degraded),
+            (YOUNG, "+--", Degraded),
+            (OLD, "-", Degraded),
+            (YOUNG, "-", Starting),
+            (YOUNG, "", Starting),
+            (ended(), "+", Failed),
+            (ended(), "-", Failed),
+            (Process::NoContainer, "+", Failed),
+            (unknown(), "+", Degraded),
+            (unknown(), "-", Failed),
+        ] {
+            assert_eq!(judge(&seen(&process, probes), &wanted()).0, state, "{process:?} {probes}");
+        }
+    }
+
+    #[test]
+    fn one_that_answers_serves_once_its_volumes_are_back_and_it_does_not_always_exit_again() {
+        let rebuilds = Context { rebuilds: true, ..wanted() };
+        assert_eq!(judge(&seen(&OLD, "+"), &rebuilds).0, Starting);
+        assert_eq!(judge(&seen(&OLD, "+--"), &rebuilds).0, Degraded);
+        assert_eq!(judge(&seen(&Process::Ended(String::new()), "+"), &rebuilds).0, Failed);
+        let trouble = Context { trouble: Some("it exited 4 times".to_string()), ..wanted() };
+        let brought_up = Context { at_work: Some(Work::BringUp), ..trouble.clone() };
+        for (process, context) in [(OLD, trouble.clone()), (Process::NoContainer, brought_up)] {
+            let told = (Failed, "it exited 4 times".to_string());
+            assert_eq!(judge(&seen(&process, "+"), &context), told, "{process:?}");
+        }
+        let unwanted = Context { wanted: false, ..trouble };
+        assert_eq!(judge(&seen(&Process::NoContainer, ""), &unwanted).0, Absent);
+    }
+
+    #[test]
+    fn not_wanted_is_not_unhealthy() {
+        let is = |process: &Process, wanted, at_work| {
+            let context = Context { wanted, at_work, ..Context::default() };
+            judge(&seen(process, ""), &context).0
+        };
+        let away = Process::Unknown("nobody listens".to_string());
+        for process in [&Process::NoContainer, &away] {
+            assert_eq!(is(process, false, None), Absent);
+            assert_eq!(is(process, true, None), Failed);
+            assert_eq!(is(process, true, Some(Work::BringUp)), Starting);
+            assert_eq!(is(process, false, Some(Work::BringUp)), Starting);
+            assert_eq!(is(process, true, Some(Work::TakeAway)), Absent);
+        }
+    }
+
+    #[test]
+    fn silence_is_told_with_its_reason() {
+        let mut silent = seen(&OLD, "+--");
+        let until = Some(silent.at + Duration::from_secs(1));
+        let busy_with = Some("bdev_malloc_create".into());
+        silent.vitals = Vitals { busy_until: until, busy_with, ..Vitals::default() };
+        let (state, reason) = judge(&silent, &wanted());
+        assert!(state == Serving && reason.contains("own bdev_malloc_create"), "{state} {reason}");
+        silent.at += Duration::from_secs(2);
+        silent.vitals.activity = Activity::Stopped;
+        let since = Context { unresponsive_since: Some("noon".to_string()), ..wanted() };
+        let (state, reason) = judge(&silent, &since);
+        assert!(state == Degraded && reason.starts_with("unresponsive since noon: no answer"));
+        assert!(reason.contains("is stopped"), "{reason}");
+        silent.vitals.activity = Activity::Paused;
+        assert_eq!(judge(&silent, &since).0, TargetState::Paused);
+    }
+}

@@ -1,0 +1,413 @@
+//! The lifecycle against random histories of a target, and against those that matter most.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::observation::{Answers, Vitals};
+use crate::model::policy::TargetPolicy;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn policy() -> HealPolicy {
+    HealPolicy { jitter_percent: 0, ..TargetPolicy::example().heal }
+}
+
+/// A target with its clock, and what came of it.
+struct Scene {
+    now: Instant,
+    state: State,
+    seen: Observation,
+    situation: Situation,
+    policy: HealPolicy,
+    story: Vec<&'static str>,
+}
+
+impl Scene {
+    /// One that is wanted and not there.
+    fn new() -> Scene {
+        let (now, policy) = (Instant::now(), policy());
+        let situation =
+            Situation { wanted: true, has_users: true, is_free: true, ..Situation::default() };
+        let (state, seen) = (State::new(&policy, 7), Observation::unseen(now));
+        Scene { now, state, seen, situation, policy, story: Vec::new() }
+    }
+
+    /// One that serves as process 1.
+    fn serving() -> Scene {
+        let mut scene = Scene::new();
+        scene.answers(1);
+        scene.settle();
+        assert_eq!(scene.state.phase.name(), "Serving");
+        scene.story.clear();
+        scene
+    }
+
+    fn sees(&mut self, process: Process, answer: Option<Result<&str, &str>>) {
+        if self.seen.process != process {
+            self.seen.answers = Answers::default();
+        }
+        if let Some(answer) = answer {
+            let answer = answer.map(str::to_string).map_err(str::to_string);
+            self.seen.answers.note(self.now, answer);
+        }
+        (self.seen.process, self.seen.at) = (process, self.now);
+        self.seen.number += 1;
+    }
+
+    fn answers(&mut self, pid: u32) {
+        self.sees(Process::Lives { pid, young: false }, Some(Ok("v")));
+    }
+
+    fn exits(&mut self) {
+        self.sees(Process::Ended("exit code 1".to_string()), None);
+    }
+
+    /// Steps until nothing changes any more; the last action.
+    fn settle(&mut self) -> Action {
+        for _ in 0..10 {
+            let step = step(&self.state, &self.seen, &self.situation, self.now, &self.policy);
+            let same = step.state == self.state;
+            if step.state.phase.name() != self.state.phase.name() {
+                self.story.push(step.state.phase.name());
+            }
+            self.state = step.state;
+            self.situation.attempt = None;
+            if same || step.action != Action::Wait {
+                return step.action;
+            }
+        }
+        panic!("it never settles: {:?}", self.story);
+    }
+
+    /// It is silent for so long, seen every half second; the time until it was killed.
+    fn killed_within(
+        &mut self,
+        time: Duration,
+        mut vitals: impl FnMut(Instant) -> Vitals,
+    ) -> Option<Duration> {
+        let begin = self.now;
+        while self.now < begin + time {
+            self.now += 500 * MS;
+            let process = self.seen.process.clone();
+            self.sees(process, Some(Err("no answer")));
+            self.seen.vitals = vitals(self.now);
+            if self.settle() == Action::Kill {
+                return Some(self.now - begin);
+            }
+        }
+        None
+    }
+}
+
+fn idle(since: Instant) -> impl FnMut(Instant) -> Vitals {
+    move |_| Vitals { activity: Activity::Runs, progress: Some(since), ..Vitals::default() }
+}
+
+fn computes(now: Instant) -> Vitals {
+    Vitals { activity: Activity::Runs, progress: Some(now), ..Vitals::default() }
+}
+
+#[test]
+fn target_that_exits_is_started_at_once_and_again_ever_more_rarely() {
+    let mut scene = Scene::serving();
+    scene.exits();
+    assert_eq!(scene.settle(), Action::Start);
+    assert_eq!(scene.story, ["Down", "Starting"]);
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        scene.situation.attempt = Some(Attempt::Failed);
+        assert_eq!(scene.settle(), Action::Wait);
+        let Phase::Down { due: Some(due), failed: true } = scene.state.phase else { panic!() };
+        waits.push((due - scene.now).as_secs());
+        scene.now = due - MS;
+        assert_eq!(scene.settle(), Action::Wait, "not before it is due");
+        scene.now = due;
+        assert_eq!(scene.settle(), Action::Start);
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 64]);
+}
+
+#[test]
+fn target_that_exited_twice_in_short_order_is_on_probation() {
+    let mut scene = Scene::serving();
+    scene.exits();
+    scene.settle();
+    scene.answers(2);
+    scene.settle();
+    assert_eq!(scene.story, ["Down", "Starting", "Probation", "Serving"], "the first at once");
+    scene.exits();
+    scene.settle();
+    scene.now += SECOND;
+    scene.settle();
+    scene.answers(3);
+    scene.settle();
+    assert_eq!(scene.state.phase.name(), "Probation");
+    scene.now += scene.policy.prove - MS;
+    scene.settle();
+    assert_eq!(scene.state.phase.name(), "Probation");
+    scene.now += MS;
+    scene.settle();
+    assert_eq!(scene.state.phase.name(), "Serving");
+}
+
+#[test]
+fn target_that_the_kernel_stopped_is_killed_soon_and_without_volumes_too() {
+    for has_users in [true, false] {
+        let mut scene = Scene::serving();
+        scene.situation.has_users = has_users;
+        let stopped = |_| Vitals { activity: Activity::Stopped, ..Vitals::default() };
+        let killed = scene.killed_within(60 * SECOND, stopped).unwrap();
+        assert!((3 * SECOND..5 * SECOND).contains(&killed), "{killed:?}");
+    }
+}
+
+#[test]
+fn target_that_makes_no_progress_is_killed_soon_where_somebody_needs_it() {
+    let mut scene = Scene::serving();
+    let now = scene.now;
+    let killed = scene.killed_within(60 * SECOND, idle(now)).unwrap();
+    assert!((3 * SECOND..5 * SECOND).contains(&killed), "{killed:?}");
+    let mut scene = Scene::serving();
+    scene.situation.has_users = false;
+    assert_eq!(scene.killed_within(600 * SECOND, idle(now)), None);
+}
+
+#[test]
+fn target_that_computes_is_killed_late_or_never_and_may_answer_again() {
+    let mut scene = Scene::serving();
+    let killed = scene.killed_within(600 * SECOND, computes).unwrap();
+    assert!((60 * SECOND..63 * SECOND).contains(&killed), "{killed:?}");
+    let mut scene = Scene::serving();
+    scene.policy.kill_unresponsive_after = Duration::ZERO;
+    assert_eq!(scene.killed_within(600 * SECOND, computes), None);
+    scene.answers(1);
+    scene.settle();
+    assert_eq!(scene.story, ["Unresponsive", "Serving"]);
+    assert_eq!(scene.state.retry.failures(), 0, "nothing has failed");
+}
+
+#[test]
+fn own_request_explains_silence_until_its_deadline() {
+    let mut scene = Scene::serving();
+    let begin = scene.now;
+    let busy = move |_| Vitals {
+        activity: Activity::Runs,
+        progress: Some(begin),
+        busy_until: Some(begin + 30 * SECOND),
+        busy_with: Some("bdev_malloc_create".into()),
+        ..Vitals::default()
+    };
+    let killed = scene.killed_within(600 * SECOND, busy).unwrap();
+    assert!((33 * SECOND..35 * SECOND).contains(&killed), "{killed:?}");
+    assert_eq!(scene.story, ["Unresponsive"]);
+}
+
+#[test]
+fn paused_target_is_never_killed_and_not_forgotten() {
+    let mut scene = Scene::serving();
+    let paused = |_| Vitals { activity: Activity::Paused, ..Vitals::default() };
+    assert_eq!(scene.killed_within(600 * SECOND, paused), None);
+    assert_eq!(scene.story, ["Paused"]);
+    scene.seen.vitals = Vitals::default();
+    scene.answers(1);
+    scene.settle();
+    assert_eq!(scene.story, ["Paused", "Unresponsive", "Serving"]);
+}
+
+#[test]
+fn target_that_was_never_heard_is_given_much_longer() {
+    let mut scene = Scene::new();
+    scene.sees(Process::Lives { pid: 1, young: false }, None);
+    scene.settle();
+    let now = scene.now;
+    let killed = scene.killed_within(600 * SECOND, idle(now)).unwrap();
+    assert!((60 * SECOND..63 * SECOND).contains(&killed), "{killed:?}");
+}
+
+#[test]
+fn next_agent_knows_the_process_that_answered_and_how_often_it_failed() {
+    let mut scene = Scene::serving();
+    scene.exits();
+    scene.settle();
+    scene.answers(2);
+    scene.settle();
+    let remembered = scene.state.remembers();
+    let mut next = Scene::new();
+    next.state = next.state.recall(remembered, next.now);
+    next.sees(Process::Lives { pid: 2, young: false }, None);
+    let now = next.now;
+    assert!(next.killed_within(60 * SECOND, idle(now)).unwrap() < 5 * SECOND, "it was heard");
+    let mut next = Scene::new();
+    next.state = next.state.recall(remembered, next.now);
+    next.exits();
+    assert_eq!(next.settle(), Action::Wait, "it is the second exit in short order");
+    assert_eq!(next.state.retry.failures(), 2);
+}
+
+#[test]
+fn target_of_an_agent_before_is_down_where_neither_engine_nor_control_socket_answers() {
+    let mut scene = Scene::serving();
+    let remembered = scene.state.remembers();
+    scene.state = State::new(&scene.policy, 7).recall(remembered, scene.now);
+    scene.sees(Process::Unknown("nobody listens".to_string()), None);
+    assert_eq!((scene.settle(), scene.state.phase.name()), (Action::Wait, "Unresponsive"));
+    scene.sees(Process::Unknown("nobody listens".to_string()), Some(Err("refused")));
+    assert_eq!(scene.settle(), Action::Start);
+}
+
+#[test]
+fn own_stop_is_no_exit() {
+    let mut scene = Scene::serving();
+    scene.situation.stopping = true;
+    scene.exits();
+    scene.settle();
+    scene.situation = Situation { stopping: false, bringing_up: true, ..scene.situation };
+    scene.settle();
+    scene.situation.bringing_up = false;
+    scene.answers(2);
+    scene.settle();
+    assert_eq!(scene.story, ["Stopping", "Down", "Starting", "Probation", "Serving"]);
+    assert_eq!(scene.state.retry.failures(), 0);
+}
+
+/// The transitions that the module's documentation lists.
+fn documented() -> BTreeMap<String, BTreeSet<String>> {
+    let text = include_str!("lifecycle.rs");
+    let block = text.split("```transitions").nth(1).unwrap().split("```").next().unwrap();
+    let transitions = block.lines().filter_map(|line| line.strip_prefix("//! ")?.split_once("->"));
+    let parse = |(from, to): (&str, &str)| {
+        (from.trim().to_string(), to.split(',').map(|to| to.trim().to_string()).collect())
+    };
+    transitions.map(parse).collect()
+}
+
+#[derive(Debug, Clone)]
+struct Turn {
+    passes: u64,
+    process: Option<(u8, u32)>,
+    answers: Option<bool>,
+    activity: Activity,
+    progress: bool,
+    busy: bool,
+    wanted: bool,
+    free: bool,
+    stopping: bool,
+    attempt: u8,
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    let activity = prop_oneof![
+        4 => Just(Activity::Runs),
+        1 => Just(Activity::Stopped),
+        1 => Just(Activity::Paused),
+        1 => Just(Activity::Unknown),
+    ];
+    let seen = (
+        0u64..4000,
+        proptest::option::weighted(0.4, (0u8..8, 1u32..4)),
+        proptest::option::weighted(0.8, proptest::bool::weighted(0.4)),
+        activity,
+    );
+    let rest = (
+        any::<bool>(),
+        proptest::bool::weighted(0.1),
+        proptest::bool::weighted(0.97),
+        proptest::bool::weighted(0.8),
+        proptest::bool::weighted(0.05),
+        0u8..10,
+    );
+    (seen, rest).prop_map(|((passes, process, answers, activity), rest)| {
+        let (progress, busy, wanted, free, stopping, attempt) = rest;
+        Turn { passes, process, answers, activity, progress, busy, wanted, free, stopping, attempt }
+    })
+}
+
+proptest! {
+    #[test]
+    fn random_histories_keep_the_law(turns in proptest::collection::vec(turn(), 1..120)) {
+        let documented = documented();
+        let mut scene = Scene::new();
+        let mut killed_upon = None;
+        let mut progress = scene.now;
+        for turn in turns {
+            scene.now += Duration::from_millis(turn.passes);
+            let process = match turn.process {
+                Some((0, _)) => Process::NoContainer,
+                Some((1, _)) => Process::Ended("x".to_string()),
+                Some((2, _)) => Process::Unknown("x".to_string()),
+                Some((_, pid)) => Process::Lives { pid, young: false },
+                None => scene.seen.process.clone(),
+            };
+            scene.sees(process, turn.answers.map(|answers| answers.then_some("v").ok_or("silent")));
+            if turn.progress {
+                progress = scene.now;
+            }
+            scene.seen.vitals = Vitals {
+                activity: turn.activity,
+                progress: Some(progress),
+                busy_until: turn.busy.then(|| scene.now + SECOND),
+                ..Vitals::default()
+            };
+            let bringing_up = scene.situation.bringing_up;
+            let attempt = match turn.attempt {
+                0 if bringing_up => Some(Attempt::Failed),
+                1 if bringing_up => Some(Attempt::EngineAway(SECOND)),
+                _ => None,
+            };
+            scene.situation = Situation {
+                wanted: turn.wanted,
+                is_free: turn.free && !bringing_up,
+                stopping: turn.stopping,
+                bringing_up: bringing_up && attempt.is_none() && turn.attempt > 2,
+                attempt,
+                ..scene.situation
+            };
+            for _ in 0..10 {
+                let before = scene.state.clone();
+                let done = step(&before, &scene.seen, &scene.situation, scene.now, &scene.policy);
+                scene.situation.attempt = None;
+                let (from, to) = (before.phase.name(), done.state.phase.name());
+                prop_assert!(from == to || documented[from].contains(to), "{from} -> {to}");
+                if let Some(at) = done.requeue_at {
+                    prop_assert!(at > scene.now, "it would be a busy loop");
+                }
+                match done.action {
+                    Action::Kill => {
+                        prop_assert!(scene.seen.answers.is_silent() && !turn.busy);
+                        prop_assert!(turn.activity == Activity::Stopped || scene.situation.has_users);
+                        prop_assert!(turn.activity != Activity::Paused);
+                        if scene.situation.is_free {
+                            prop_assert!(killed_upon.is_none_or(|number| number < scene.seen.number));
+                            killed_upon = Some(scene.seen.number);
+                        }
+                    }
+                    Action::Start => {
+                        let Phase::Down { due: Some(due), .. } = before.phase else { panic!("{before:?}") };
+                        prop_assert!(due <= scene.now && scene.situation.is_free);
+                        scene.situation.bringing_up = true;
+                        scene.situation.is_free = false;
+                    }
+                    Action::Wait => {}
+                }
+                if let (Phase::Probation { since, .. }, Phase::Serving { .. }) =
+                    (before.phase, done.state.phase)
+                    && before.retry.must_prove()
+                {
+                    prop_assert!(scene.now >= since + scene.policy.prove);
+                }
+                // What the next agent would know of it.
+                let fresh = State::new(&scene.policy, 7);
+                let recalled = fresh.recall(done.state.remembers(), scene.now);
+                prop_assert_eq!(recalled.remembers(), done.state.remembers());
+                let same = done.state == before;
+                scene.state = done.state;
+                if same || done.action != Action::Wait {
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Volumes that take their target down while they are made. Pure.
+//!
+//! Whose making was open when the process exited, or was killed for its silence, is suspected. What was open alone
+//! is the culprit: it is made only while no guest is connected to another volume of the target, with pauses
+//! that double, for one volume never takes the others down twice. What was open together with others is made
+//! after all others, one at a time, so that the culprit is found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::retry::Backoff;
+use crate::model::volume::VolumeName;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The agent killed it for its silence.
+    Killed,
+    /// It was killed from outside (SIGKILL, for want of memory): nobody's making did that for sure.
+    FromOutside,
+    /// It exited by itself.
+    ByItself,
+}
+
+/// What is held against a volume.
+#[derive(Debug, Clone, PartialEq)]
+enum Blame {
+    /// It was made together with others, or the exit may have another cause.
+    Suspect,
+    /// It was made alone.
+    Culprit(Backoff),
+}
+
+/// The volumes of a target that something is held against.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Quarantine(BTreeMap<VolumeName, Blame>);
+
+/// Whether a volume may be made now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// With all others.
+    Together,
+    /// After them, one at a time.
+    Alone,
+    /// Not now.
+    No,
+}
+
+impl Quarantine {
+    /// The target went down while the making of these was open. `fresh` is a backoff that nothing is known of.
+    pub fn went_down(
+        &mut self,
+        open: &BTreeSet<VolumeName>,
+        exit: Exit,
+        fresh: &Backoff,
+        now: Instant,
+    ) {
+        let alone = open.len() == 1 && exit != Exit::FromOutside;
+        for name in open {
+            let blame = self.0.entry(name.clone()).or_insert(Blame::Suspect);
+            match blame {
+                Blame::Culprit(retry) => retry.failed(now),
+                Blame::Suspect if alone => {
+                    let mut retry = fresh.clone();
+                    retry.failed(now);
+                    *blame = Blame::Culprit(retry);
+                }
+                Blame::Suspect => {}
+            }
+        }
+    }
+
+    /// Whether it may be made; `guests` tells whether others would lose their disks.
+    pub fn leave(&self, name: &VolumeName, guests: bool, now: Instant) -> Leave {
+        match self.0.get(name) {
+            None => Leave::Together,
+            Some(Blame::Suspect) => Leave::Alone,
+            Some(Blame::Culprit(_)) if guests => Leave::No,
+            Some(Blame::Culprit(retry)) => match retry.due() {
+                Some(due) if due > now => Leave::No,
+                _ => Leave::Alone,
+            },
+        }
+    }
+
+    /// It was made.
+    pub fn made(&mut self, name: &VolumeName) {
+        self.0.remove(name);
+    }
+
+    /// The target itself is another one: what its predecessor did says nothing of it.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Whether nothing is held against anybody.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::plan::retry::BackoffPolicy;
+
+    fn names(names: &[&str]) -> BTreeSet<VolumeName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn volume_that_was_made_alone_waits_until_no_other_guest_can_be_harmed() {
+        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let later = now + Duration::from_secs(1);
+        let mut quarantine = Quarantine::default();
+        let (bad, good) = ("bad".parse().unwrap(), "good".parse().unwrap());
+        quarantine.went_down(&names(&["bad"]), Exit::ByItself, &fresh, now);
+        assert_eq!(quarantine.leave(&good, true, now), Leave::Together);
+        assert_eq!(quarantine.leave(&bad, true, later), Leave::No);
+        assert_eq!(quarantine.leave(&bad, false, now), Leave::No, "with a pause");
+        assert_eq!(quarantine.leave(&bad, false, later), Leave::Alone);
+        quarantine.went_down(&names(&["bad"]), Exit::Killed, &fresh, later);
+        assert_eq!(quarantine.leave(&bad, false, later + Duration::from_secs(1)), Leave::No);
+        quarantine.made(&bad);
+        assert!(quarantine.is_empty());
+    }
+
+    #[test]
+    fn volumes_that_were_made_together_are_made_one_by_one_until_the_culprit_is_known() {
+        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let mut quarantine = Quarantine::default();
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        quarantine.went_down(&names(&["a", "b"]), Exit::ByItself, &fresh, now);
+        assert_eq!(quarantine.leave(&a, true, now), Leave::Alone);
+        quarantine.made(&a);
+        quarantine.went_down(&names(&["b"]), Exit::ByItself, &fresh, now);
+        assert_eq!(quarantine.leave(&a, true, now), Leave::Together);
+        assert_eq!(quarantine.leave(&b, true, now), Leave::No);
+    }
+
+    #[test]
+    fn kill_from_outside_makes_no_culprit() {
+        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let mut quarantine = Quarantine::default();
+        quarantine.went_down(&names(&["a"]), Exit::FromOutside, &fresh, now);
+        assert_eq!(quarantine.leave(&"a".parse().unwrap(), true, now), Leave::Alone);
+    }
+}
