@@ -2,9 +2,11 @@
 //! no volume's socket is touched.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::watch::Evidence;
 
 use crate::docker::Containers;
 use crate::host::Root;
@@ -15,7 +17,7 @@ use crate::model::fault::chain;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::target::TargetName;
-use crate::spdk::{OpenChange, Sockets, SpdkError};
+use crate::spdk::{Sockets, SpdkError};
 
 /// Asks how targets stand.
 #[derive(Debug)]
@@ -93,24 +95,17 @@ impl<C: Containers> Probe<C> {
         }
     }
 
-    /// The agent's own request there that changes something and is open.
-    pub(super) fn open_change(&self, control: &CleanPath) -> Option<OpenChange> {
-        self.sockets.open_change(&self.root.path(control.as_str()))
-    }
-
-    /// When a reply came from there last, however late.
-    pub(super) fn replied(&self, control: &CleanPath) -> Option<Instant> {
-        self.sockets.at(&self.root.path(control.as_str())).replied()
-    }
-
-    /// What a process does.
-    pub(super) fn look_at(&self, pid: u32) -> Option<vitals::Look> {
-        vitals::look(&self.root, pid)
-    }
-
-    /// Whether the machine is short of CPUs.
-    pub(super) fn is_starved(&self) -> bool {
-        vitals::is_starved(&self.root)
+    /// What there is to be known of a process that did not answer, without asking it. The kernel tells at once;
+    /// where it does not, nothing was seen.
+    pub(super) async fn evidence(&self, control: &CleanPath, pid: u32) -> Evidence {
+        let path = self.root.path(control.as_str());
+        let root = self.root.clone();
+        // Some files of each thread, of which a target may have thousands.
+        let look = spawn_blocking(move || (vitals::look(&root, pid), vitals::is_starved(&root)));
+        let seen = timeout(self.policy.answer_timeout, look).await;
+        let (look, starved) = seen.ok().and_then(Result::ok).unwrap_or_default();
+        let busy = self.sockets.open_change(&path).map(|change| (change.until, change.method));
+        Evidence { look, starved, busy, late_reply: self.sockets.at(&path).late_reply() }
     }
 
     /// The process that answered last: who can be seen without the engine.

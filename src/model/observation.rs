@@ -48,6 +48,12 @@ impl Observation {
         self.pid().and_then(|_| self.answers.version())
     }
 
+    /// Whether a request of the agent's own explains its silence. None does that of a stopped process.
+    pub fn is_busy(&self) -> bool {
+        let open = self.vitals.busy_until.is_some_and(|until| self.at < until);
+        open && self.vitals.activity != Activity::Stopped
+    }
+
     /// Its living process.
     pub fn pid(&self) -> Option<u32> {
         match self.process {
@@ -88,7 +94,7 @@ pub struct Vitals {
     /// When one of its threads was seen to compute, to wait for a CPU, or to do I/O last; for a process with
     /// reactors, when each of them was. None as long as it was not looked at.
     pub progress: Option<Instant>,
-    /// When a reply of its came last, however late.
+    /// When a reply of its came last that nobody waited for any more.
     pub replied: Option<Instant>,
     /// Until when a request of the agent's own that changes something explains its silence: its deadline.
     pub busy_until: Option<Instant>,

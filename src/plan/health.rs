@@ -74,8 +74,7 @@ pub fn judge(seen: &Observation, context: &Context) -> (TargetState, String) {
 /// serves on.
 fn lives_in_silence(seen: &Observation, context: &Context) -> (TargetState, String) {
     let silence = seen.answers.silence();
-    let busy = seen.vitals.busy_until.is_some_and(|until| seen.at < until);
-    match (busy, seen.answers.last_version(), &seen.vitals.busy_with) {
+    match (seen.is_busy(), seen.answers.last_version(), &seen.vitals.busy_with) {
         (true, Some(version), Some(method)) if !context.rebuilds => (
             TargetState::Serving,
             format!(

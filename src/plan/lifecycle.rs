@@ -335,6 +335,12 @@ pub fn step(
         if kill_at <= now && kill_at <= seen.at && is_new {
             if situation.is_free {
                 state.killed_at = Some(seen.number);
+                // One that outlives that (state D, or not the agent's to kill) is given the same time again.
+                if let Phase::Unresponsive { since, .. } | Phase::Starting { since, .. } =
+                    &mut state.phase
+                {
+                    *since = now;
+                }
             }
             action = Action::Kill;
         }
@@ -361,7 +367,7 @@ fn change(pid: u32, seen: &Observation) -> Change {
         Some(_) if seen.vitals.activity == Activity::Paused => Change::Paused,
         Some(_) if seen.version().is_some() => Change::None,
         // Silent by a request of the agent's own, which has its own deadline.
-        Some(_) if seen.vitals.busy_until.is_some_and(|until| seen.at < until) => Change::None,
+        Some(_) if seen.is_busy() => Change::None,
         Some(_) => Change::Silent,
     }
 }
@@ -381,8 +387,10 @@ fn comes_up(
 ) -> Option<Phase> {
     let answers = seen.version().is_some();
     let young = matches!(seen.process, Process::Lives { young: true, .. });
+    let paused = seen.vitals.activity == Activity::Paused;
     // One that a start of the agent's own left, and that never answered, is for the next start to end.
-    let comes = situation.bringing_up || seen.pid().is_some() && (answers || young || !failed);
+    let spared = answers || young || paused || !failed;
+    let comes = situation.bringing_up || seen.pid().is_some() && spared;
     comes.then(|| Phase::Starting { pid: seen.pid(), since: now })
 }
 
@@ -440,7 +448,7 @@ fn kill_at(
         Phase::Starting { pid: Some(_), since } if !situation.bringing_up => (since, false),
         _ => return None,
     };
-    if !seen.answers.is_silent() || seen.vitals.busy_until.is_some_and(|until| seen.at < until) {
+    if !seen.answers.is_silent() || seen.is_busy() {
         return None;
     }
     let frozen_after = match heard {
@@ -454,11 +462,11 @@ fn kill_at(
     }
     // Nobody loses anything by the silence of one without users.
     let progress = seen.vitals.progress.filter(|_| situation.has_users)?;
-    // Each further sign of progress puts it off, and so does each late reply.
-    let since = since.max(seen.vitals.replied.unwrap_or(since));
+    // Each further sign of progress puts it off; and one that answers late is only slow.
     let stuck = progress.max(since) + frozen_after;
     let patience = policy.kill_unresponsive_after;
-    let in_doubt = (heard && !patience.is_zero()).then(|| since + patience);
+    let heard_at = since.max(seen.vitals.replied.unwrap_or(since));
+    let in_doubt = (heard && !patience.is_zero()).then(|| heard_at + patience);
     Some(in_doubt.map_or(stuck, |at| stuck.min(at)))
 }
 

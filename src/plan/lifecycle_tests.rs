@@ -206,6 +206,39 @@ fn own_request_explains_silence_until_its_deadline() {
 }
 
 #[test]
+fn own_request_explains_no_silence_of_a_stopped_process() {
+    let mut scene = Scene::serving();
+    let until = scene.now + 30 * SECOND;
+    let stopped = move |_| Vitals {
+        activity: Activity::Stopped,
+        busy_until: Some(until),
+        ..Vitals::default()
+    };
+    let killed = scene.killed_within(60 * SECOND, stopped).unwrap();
+    assert!((3 * SECOND..5 * SECOND).contains(&killed), "{killed:?}");
+}
+
+#[test]
+fn target_that_answers_late_is_not_killed_and_a_reactor_that_stands_still_is() {
+    let mut scene = Scene::serving();
+    let slow = |now| Vitals { replied: Some(now), ..computes(now) };
+    assert_eq!(scene.killed_within(600 * SECOND, slow), None);
+    let mut scene = Scene::serving();
+    let since = scene.now;
+    let stands = move |now| Vitals { replied: Some(now), progress: Some(since), ..computes(now) };
+    assert!(scene.killed_within(60 * SECOND, stands).unwrap() < 5 * SECOND);
+}
+
+#[test]
+fn target_that_outlives_a_kill_is_given_the_same_time_again() {
+    let mut scene = Scene::serving();
+    let stopped = |_| Vitals { activity: Activity::Stopped, ..Vitals::default() };
+    assert!(scene.killed_within(60 * SECOND, stopped).is_some());
+    let again = scene.killed_within(60 * SECOND, stopped).unwrap();
+    assert!(again >= 3 * SECOND, "{again:?}");
+}
+
+#[test]
 fn paused_target_is_never_killed_and_not_forgotten() {
     let mut scene = Scene::serving();
     let paused = |_| Vitals { activity: Activity::Paused, ..Vitals::default() };
@@ -376,8 +409,9 @@ proptest! {
                 }
                 match done.action {
                     Action::Kill => {
-                        prop_assert!(scene.seen.answers.is_silent() && !turn.busy);
-                        prop_assert!(turn.activity == Activity::Stopped || scene.situation.has_users);
+                        let stopped = turn.activity == Activity::Stopped;
+                        prop_assert!(scene.seen.answers.is_silent());
+                        prop_assert!(stopped || scene.situation.has_users && !turn.busy);
                         prop_assert!(turn.activity != Activity::Paused);
                         if scene.situation.is_free {
                             prop_assert!(killed_upon.is_none_or(|number| number < scene.seen.number));

@@ -181,12 +181,15 @@ impl Open<'_> {
     }
 
     fn deliver(&mut self, reply: Reply) {
-        *self.heard.replied.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         // A reply to nobody: late, or not to us. Who asked has his deadline.
         let Some(waiting) = reply.id.as_u64().and_then(|id| self.unanswered.remove(&id)) else {
             tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");
             return;
         };
+        if waiting.reply.is_closed() {
+            let mut late = self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner);
+            *late = Some(Instant::now());
+        }
         let (socket, method) = (self.socket.to_path_buf(), waiting.method);
         let result = match (reply.result, reply.error) {
             (_, Some(error)) => {

@@ -190,8 +190,8 @@ pub struct Spdk {
 struct Heard {
     /// The pid of the process that listens, while there is a connection; else 0.
     peer: AtomicU32,
-    /// When a reply came last, also one that nobody waited for any more.
-    replied: Mutex<Option<Instant>>,
+    /// When a reply came last that nobody waited for any more.
+    late_reply: Mutex<Option<Instant>>,
 }
 
 impl Spdk {
@@ -208,9 +208,9 @@ impl Spdk {
         Spdk { socket, requests, heard, changes }
     }
 
-    /// When a reply came last, however late.
-    pub fn replied(&self) -> Option<Instant> {
-        *self.heard.replied.lock().unwrap_or_else(PoisonError::into_inner)
+    /// When a reply came last that nobody waited for any more: the sign of a target that is only slow.
+    pub fn late_reply(&self) -> Option<Instant> {
+        *self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls a method that changes something, which is known while it is open ([`Sockets::open_change`]): the

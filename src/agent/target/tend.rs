@@ -115,7 +115,7 @@ impl<C: Containers> Owner<C> {
             Phase::Serving { pid, .. } if self.in_place != Some(pid) => {
                 self.next_pass = Instant::now()
             }
-            Phase::Unresponsive { .. } => {
+            Phase::Unresponsive { .. } if before.name() != self.state.phase.name() => {
                 let silence = seen.answers.silence();
                 tracing::warn!(target_name = %name, "{name} is unresponsive: {silence}");
             }
@@ -223,7 +223,10 @@ impl<C: Containers> Owner<C> {
                     if matches!(state.phase, Phase::Unresponsive { .. }) {
                         self.state.phase = state.phase;
                     }
-                    return seen.answers.silence().to_string();
+                    return match state.phase {
+                        Phase::Paused { .. } => "its container is paused: unpause it".to_string(),
+                        _ => format!("{}: it is brought back", seen.answers.silence()),
+                    };
                 }
                 if !changed {
                     self.waits(done.requeue_at.map(Instant::from_std)).await;
@@ -303,7 +306,12 @@ impl<C: Containers> Owner<C> {
             let text = "it does not run";
             return self.wait_for_engine(&Fault::new(Code::EngineAbsent, text)).await;
         }
-        if self.see().is_some_and(|seen| seen.pid().is_some() && seen.version().is_none()) {
+        // Not one that somebody has started since, or that was not even asked yet.
+        let hangs = |seen: Arc<Observation>| {
+            let old = matches!(seen.process, Process::Lives { young: false, .. });
+            old && seen.answers.is_silent() && seen.version().is_none() && !seen.is_busy()
+        };
+        if self.see().is_some_and(hangs) {
             self.kill(spec).await;
         }
         // What it left in its container may be what it falls over.

@@ -9,6 +9,7 @@
 //! answered from what is known as long as that is young enough; else all callers wait for the same look.
 
 mod engine;
+mod silence;
 mod target;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 pub use self::engine::EngineNews;
+pub(super) use self::silence::Evidence;
 use self::target::{Told, Watch};
 use super::probe::Probe;
 use crate::docker::Containers;
@@ -185,6 +187,10 @@ impl<C: Containers> Watchers<C> {
             }
         }
     }
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
 }
 
 /// Whether it is that target which is wanted: under its name, and with that control socket.

@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::super::probe::Found;
 use super::engine::News;
-use super::{IDLE, Key, Shared, is_wanted};
+use super::silence::{Evidence, Silence};
+use super::{IDLE, Key, Shared, is_wanted, now};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
-use crate::host::vitals;
-use crate::model::observation::{Answers, Observation, Process, Vitals};
+use crate::model::observation::{Answers, Observation, Process};
 use crate::model::target::{Desired, TargetHealth, TargetState};
 use crate::plan::health::{Context, judge};
 
@@ -62,8 +62,8 @@ struct Waiter {
     reply: oneshot::Sender<Told>,
 }
 
-/// The end of a probe: its number, when it was sent, and the answer.
-type Probed = (u64, Instant, Result<String, String>);
+/// The end of a probe: its number, when it was sent, the answer, and without one what was seen of the process.
+type Probed = (u64, Instant, Result<String, String>, Option<Evidence>);
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Things that are asked for again and again, counted: one that is begun while another is at work comes
@@ -80,11 +80,7 @@ pub(super) struct Watch<C> {
     seen: Seen,
     answers: Answers,
     heard: Option<Instant>,
-    /// What its silent process was seen to do, and when it was looked at last.
-    vitals: Vitals,
-    looked_at: Option<(Instant, vitals::Look)>,
-    /// Since when it does not answer any more, in RFC 3339.
-    silent_since: Option<String>,
+    silence: Silence,
     probes: FuturesUnordered<Pending<Probed>>,
     probed: Count,
     /// Probes up to this one were sent to another process.
@@ -130,9 +126,7 @@ impl<C: Containers> Watch<C> {
             seen: Seen::Otherwise(Process::Unknown("it was not asked yet".to_string())),
             answers: Answers::default(),
             heard: None,
-            vitals: Vitals::default(),
-            looked_at: None,
-            silent_since: None,
+            silence: Silence::default(),
             probes: FuturesUnordered::new(),
             probed: Count::default(),
             outdated: 0,
@@ -215,7 +209,7 @@ impl<C: Containers> Watch<C> {
             && matches!(seen, Seen::Lives(_));
         if !found {
             (self.answers, self.heard) = (Answers::default(), None);
-            (self.vitals, self.looked_at, self.silent_since) = (Vitals::default(), None, None);
+            self.silence = Silence::default();
             self.outdated = self.probed.begun;
             self.told.send_modify(|told| (told.answered, told.heard) = (None, None));
         }
@@ -261,7 +255,7 @@ impl<C: Containers> Watch<C> {
         }
     }
 
-    fn probed(&mut self, (number, sent, answer): Probed) {
+    fn probed(&mut self, (number, sent, answer, evidence): Probed) {
         self.probed.ended = self.probed.ended.max(number);
         if number <= self.outdated {
             return;
@@ -270,7 +264,15 @@ impl<C: Containers> Watch<C> {
         let answered = self.answers.answered().map(Instant::from_std);
         self.heard = Some(Instant::now());
         self.told.send_modify(|told| (told.heard, told.answered) = (self.heard, answered));
-        self.look_at_process();
+        match evidence.filter(|_| self.answers.is_silent()) {
+            Some(evidence) => {
+                let policy = &self.shared.probe.policy;
+                let late = 4 * policy.probe_interval + policy.answer_timeout;
+                self.silence.note(&self.answers, evidence, late);
+            }
+            None if self.answers.is_silent() => {}
+            None => self.silence = Silence::default(),
+        }
         if self.answers.is_in_doubt() && self.probes.is_empty() {
             // However seldom it is asked, the one that decides does not wait for its turn.
             self.next_probe = Instant::now();
@@ -360,8 +362,18 @@ impl<C: Containers> Watch<C> {
             self.probed.begun += 1;
             let (number, sent) = (self.probed.begun, Instant::now());
             let (shared, control) = (self.shared.clone(), self.key.1.clone());
-            self.probes
-                .push(Box::pin(async move { (number, sent, shared.probe.answer(&control).await) }));
+            let pid = match &self.seen {
+                Seen::Lives(process) => Some(process.pid),
+                Seen::Otherwise(_) => None,
+            };
+            self.probes.push(Box::pin(async move {
+                let answer = shared.probe.answer(&control).await;
+                let evidence = match (&answer, pid) {
+                    (Err(_), Some(pid)) => Some(shared.probe.evidence(&control, pid).await),
+                    _ => None,
+                };
+                (number, sent, answer, evidence)
+            }));
         }
         self.probed.begun
     }
@@ -388,34 +400,6 @@ impl<C: Containers> Watch<C> {
         matches!(&self.seen, Seen::Lives(process) if process.age().is_some_and(|age| age < within))
     }
 
-    /// What its process does, as long as it is silent: the evidence of who has to decide whether it is stuck.
-    fn look_at_process(&mut self) {
-        let Seen::Lives(process) = &self.seen else { return };
-        if !self.answers.is_silent() {
-            (self.vitals, self.looked_at, self.silent_since) = (Vitals::default(), None, None);
-            return;
-        }
-        let (probe, control, now) = (&self.shared.probe, &self.key.1, Instant::now());
-        let change = probe.open_change(control);
-        self.vitals.busy_until = change.as_ref().map(|change| change.until);
-        self.vitals.busy_with = change.map(|change| change.method);
-        self.vitals.replied = probe.replied(control);
-        let Some(look) = probe.look_at(process.pid) else { return };
-        self.vitals.activity = look.activity;
-        // Who looks late, or on a machine whose CPUs are all taken, has not seen that it stands still.
-        let late = 4 * probe.policy.probe_interval + probe.policy.answer_timeout;
-        let went_on = self.looked_at.as_ref().is_none_or(|(at, before)| {
-            now.duration_since(*at) > late || look.went_on_since(before) || probe.is_starved()
-        });
-        if went_on {
-            self.vitals.progress = Some(now.into_std());
-        }
-        self.looked_at = Some((now, look));
-        if self.answers.has_answered() && self.answers.version().is_none() {
-            self.silent_since.get_or_insert_with(self::now);
-        }
-    }
-
     fn observation(&self, number: u64) -> Observation {
         let process = match &self.seen {
             Seen::Lives(process) => {
@@ -432,7 +416,7 @@ impl<C: Containers> Watch<C> {
             process,
             answers: self.answers.clone(),
             heard: self.heard.map(Instant::into_std),
-            vitals: self.vitals.clone(),
+            vitals: self.silence.vitals.clone(),
             sure,
         }
     }
@@ -467,7 +451,7 @@ impl<C: Containers> Watch<C> {
                     && self.is_wanted_in(&desired)
                     && desired.rebuilds(name, seen.pid()),
                 trouble: desired.troubles.get(name).cloned(),
-                unresponsive_since: self.silent_since.clone(),
+                unresponsive_since: self.silence.since.clone(),
             }
         };
         let wanted = context.wanted;
@@ -524,8 +508,4 @@ async fn next_found(look: &mut Option<Pending<Found>>) -> Option<Found> {
         Some(look) => Some(look.await),
         None => std::future::pending().await,
     }
-}
-
-fn now() -> String {
-    humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
 }
