@@ -5,14 +5,14 @@
 //! on the node and the agent's own start are only different reasons to run the same loop.
 //!
 //! # A request's way
-//! `api` judges what comes in and makes a `model` value of it → a handle of an owner in `agent` takes
+//! `api` judges what comes in and makes a `model` value of it → a handle of an owner (`targets`, `agent`) takes
 //! it → `agent::observe` looks at the machine through `host` and `docker` → `plan` says what to do →
 //! `agent::apply` does it step by step and reads back → the report goes back the same way, or into
 //! `controller`'s outbox when the caller wants to be called back.
 //!
 //! # The law
-//! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`,
-//! `health::{probe, watch, deep}` and `daemon` import `host`, `docker` and `spdk`, which do not import
+//! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`, `targets::observer`,
+//! `health::deep` and `daemon` import `host`, `docker` and `spdk`, which do not import
 //! each other; `api` and `controller` never touch the machine, and call out through `outgoing`, as
 //! downloads do, and as what is only handed on does; files, processes and the environment appear only in `host`, `config`, `store`,
 //! `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
@@ -32,3 +32,4 @@ pub mod outgoing;
 pub mod plan;
 pub mod spdk;
 pub mod store;
+pub mod targets;

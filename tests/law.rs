@@ -13,11 +13,14 @@ const LAW: &[(&str, &[&str])] = &[
     ("host", &["host", "model", "store"]),
     ("docker", &["docker", "model"]),
     ("spdk", &["spdk", "model"]),
-    ("health/probe", &["health", "model", "host", "docker", "spdk"]),
-    ("health/watch", &["health", "model", "plan::health", "host", "docker"]),
     // It proves by I/O what the probe takes an answer's word for.
     ("health/deep", &["health", "model", "host", "spdk"]),
     ("health", &["health", "model"]),
+    ("targets/observer", &["targets", "model", "host", "docker", "spdk"]),
+    (
+        "targets",
+        &["targets", "agent", "model", "plan", "store", "health::deep", "docker::Containers"],
+    ),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
     ("agent/apply", &["agent", "model", "host", "docker", "spdk", "outgoing"]),
     ("agent", &["agent", "model", "plan", "store"]),
@@ -31,6 +34,7 @@ const LAW: &[(&str, &[&str])] = &[
             "api",
             "model",
             "agent",
+            "targets",
             "controller",
             "outgoing::name",
             "outgoing::relay",
@@ -38,11 +42,12 @@ const LAW: &[(&str, &[&str])] = &[
         ],
     ),
     ("builtin", &["builtin", "model"]),
-    ("cli", &["cli", "builtin", "model", "agent", "api", "config", "daemon", "store"]),
+    ("cli", &["cli", "builtin", "model", "agent", "targets", "api", "config", "daemon", "store"]),
     (
         "daemon",
         &[
             "agent",
+            "targets",
             "api",
             "config",
             "controller",

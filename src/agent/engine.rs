@@ -60,6 +60,21 @@ impl Engine {
             Err(mpsc::error::TrySendError::Closed(_)) => failed(owner_gone()),
         }
     }
+
+    /// Starts an engine that has ended, but never installs one: one that was taken away is not wanted any
+    /// more. Returns whether it answers now.
+    pub async fn raise(&self) -> bool {
+        let plan = self.prepare(true).await;
+        if plan.steps.iter().any(|step| step.step == "install") {
+            tracing::warn!("the engine is not installed any more: prepare the node again");
+            return false;
+        }
+        let report = self.prepare(false).await;
+        if let Some(fault) = report.errors.first() {
+            tracing::warn!(code = %fault.code, "the engine could not be started again: {fault}");
+        }
+        report.errors.is_empty()
+    }
 }
 
 struct Owner<E, S> {

@@ -2,7 +2,7 @@
 //! controller, and for whoever asks the agent.
 //!
 //! ```text
-//! standings, wanted targets, identity, pools ──▶ one task ──▶ NodeReport, each change a new generation
+//! statuses, desired targets, identity, pools ──▶ one task ──▶ NodeReport, each change a new generation
 //! ```
 //! What a target's state turns into is told with the pools as they were last looked at, for nobody who
 //! hears of its death is to wait for counters.
@@ -21,7 +21,7 @@ use super::pulse::Beat;
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
 use crate::model::pools::{Ledger, Pool};
-use crate::model::status::{NodeReport, PoolReport, Standings, target_reports};
+use crate::model::status::{NodeReport, PoolReport, TargetStatuses, target_reports};
 use crate::model::target::Desired;
 
 /// Between two looks at the pools: others take pages and give them back without a word.
@@ -30,8 +30,8 @@ const POOLS_PAUSE: Duration = Duration::from_secs(10);
 /// Who knows a part of it.
 #[derive(Debug)]
 pub struct Sources {
-    /// How targets stand.
-    pub standings: watch::Receiver<Standings>,
+    /// Statuses of targets.
+    pub statuses: watch::Receiver<TargetStatuses>,
     /// Which are wanted.
     pub desired: watch::Receiver<Desired>,
     /// Which pages are the agent's.
@@ -92,7 +92,7 @@ impl Status {
             tokio::select! {
                 // Each is cancel-safe: news that were not heard stay news, a tick and a beat stay due, and
                 // the look is kept.
-                () = change(&mut self.sources.standings) => {}
+                () = change(&mut self.sources.statuses) => {}
                 () = change(&mut self.sources.desired) => {}
                 () = change(&mut self.sources.identity) => {}
                 () = change(&mut self.sources.books) => self.look_now(),
@@ -138,11 +138,11 @@ impl Status {
     fn publish(&self) {
         let now = now();
         self.told.send_if_modified(|newest| {
-            let standings = self.sources.standings.borrow();
+            let statuses = self.sources.statuses.borrow();
             let desired = self.sources.desired.borrow();
             let next = NodeReport {
                 host_uuid: self.sources.identity.borrow().host_uuid.clone(),
-                targets: target_reports(&standings, &desired, &newest.targets, &now),
+                targets: target_reports(&statuses, &desired, &newest.targets, &now),
                 pools: self.pools.clone(),
                 ..(**newest).clone()
             };
@@ -193,14 +193,13 @@ fn now() -> String {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::super::pulse::Pulse;
-    use super::super::standing::Stands;
     use super::*;
     use crate::host::Root;
     use crate::model::target::{TargetHealth, TargetSpec, TargetState};
 
     struct Played {
         root: tempfile::TempDir,
-        stands: Stands,
+        statuses: watch::Sender<TargetStatuses>,
         desired: watch::Sender<Desired>,
         books: watch::Sender<Published>,
         identity: watch::Sender<Identity>,
@@ -230,16 +229,22 @@ mod tests {
                 remembered: true,
                 wanted: Default::default(),
             });
-            let stands = Stands::default();
+            let statuses = watch::Sender::default();
             let sources = Sources {
-                standings: stands.watch(),
+                statuses: statuses.subscribe(),
                 desired: desired.subscribe(),
                 books: books.subscribe(),
                 identity: identity.subscribe(),
                 memory: MemoryObserver::new(&Root::new(root.path())).unwrap(),
             };
             let reports = start(sources, Pulse::default().register()).unwrap();
-            Played { root, stands, desired, books, identity, reports }
+            Played { root, statuses, desired, books, identity, reports }
+        }
+
+        fn told(&self, health: TargetHealth) {
+            self.statuses.send_modify(|all| {
+                all.entry(health.name.clone()).or_default().health = Some(health.clone());
+            });
         }
 
         async fn next(&mut self) -> Arc<NodeReport> {
@@ -277,12 +282,12 @@ mod tests {
         let report = played.next().await;
         assert_eq!(report.targets[0].state, TargetState::Starting);
         newer(&report);
-        played.stands.health(&health(TargetState::Serving, 1));
+        played.told(health(TargetState::Serving, 1));
         let report = played.next().await;
         assert_eq!(report.targets[0].state, TargetState::Serving);
         newer(&report);
         // An age, and what is known already, change nothing; so the next generation is the identity's.
-        played.stands.health(&health(TargetState::Serving, 2));
+        played.told(health(TargetState::Serving, 2));
         played.desired.send_modify(|_| {});
         tokio::task::yield_now().await;
         played.identity.send_modify(|identity| identity.host_uuid = "5f0c".to_string());
@@ -304,9 +309,9 @@ mod tests {
     #[tokio::test]
     async fn a_target_that_is_neither_wanted_nor_there_drops_out() {
         let mut played = Played::start();
-        played.stands.health(&health(TargetState::Failed, 1));
+        played.told(health(TargetState::Failed, 1));
         assert_eq!(played.next().await.targets.len(), 1);
-        played.stands.health(&health(TargetState::Absent, 1));
+        played.told(health(TargetState::Absent, 1));
         assert!(played.next().await.targets.is_empty());
     }
 }

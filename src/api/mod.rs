@@ -28,9 +28,7 @@ use crate::agent::node::Node;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
-use crate::agent::proof::ProvesIo;
 use crate::agent::status::Reports;
-use crate::agent::target::{Targets, TellsHealth};
 use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
 use crate::controller::progress::ProgressPosts;
@@ -40,6 +38,7 @@ use crate::model::node::Exposure;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
 use crate::model::target::{Desired, TargetName, TargetSpec};
+use crate::targets::Targets;
 
 /// What the agent is about to do, as readiness tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,14 +61,10 @@ pub struct Api {
     pub node: Node,
     /// Owns the targets.
     pub targets: Targets,
-    /// Tells how targets stand.
-    pub health: Arc<dyn TellsHealth>,
     /// Which targets are wanted.
     pub desired: watch::Receiver<Desired>,
     /// What happens.
     pub events: Events,
-    /// Proves that targets do I/O.
-    pub proof: Arc<dyn ProvesIo>,
     /// What a call for a target means that does not say.
     pub target_defaults: TargetDefaults,
     /// Tells what happens while a long call runs.

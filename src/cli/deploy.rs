@@ -10,12 +10,12 @@ use super::prepare::watched;
 use super::reach::{Owner, Place};
 use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
-use crate::agent::target::TargetWish;
 use crate::api::v1::targets::TargetBody;
 use crate::config::Settings;
 use crate::model::path::CleanPath;
 use crate::model::prepare::PrepareReport;
 use crate::model::target::{EnsureWish, TargetKind, TargetName, TargetSpec};
+use crate::targets::TargetWish;
 
 /// More than an image may take to load from three places one after the other, and a target to come up.
 const LONG: Duration = Duration::from_secs(3600);

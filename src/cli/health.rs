@@ -38,7 +38,7 @@ pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8
     let health: TargetHealth = match owner {
         Owner::Here(core, _lock) => {
             let control = usual(&core, &place.settings, &which.name, control)?;
-            core.health.health(&which.name, &control).await
+            core.targets.health(&which.name, &control).await
         }
         Owner::There(remote) => {
             let path = route(&which.name, control, false);
@@ -79,8 +79,8 @@ pub(super) async fn proven(
     match owner {
         Owner::Here(core, _lock) => {
             let control = usual(core, settings, name, control)?;
-            let health = core.health.health(name, &control);
-            let (health, deep) = tokio::join!(health, core.proof.prove(&control));
+            let health = core.targets.health(name, &control);
+            let (health, deep) = tokio::join!(health, core.targets.deep_health(&control));
             Ok(ProvenHealth::of(health, deep))
         }
         Owner::There(remote) => {

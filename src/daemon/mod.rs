@@ -187,10 +187,8 @@ fn known_to_handlers(
         pools: core.pools.clone(),
         node: core.node.clone(),
         targets: core.targets.clone(),
-        health: core.health.clone(),
         desired: core.desired.watch(),
         events: core.events.clone(),
-        proof: core.proof.clone(),
         target_defaults: settings.target_defaults(),
         progress: core.progress.clone(),
         progress_posts: ProgressPosts::new(
@@ -261,7 +259,7 @@ async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
     for fault in told_to_wait(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
     }
-    core.targets.tend_all();
+    core.targets.start_all();
     phase.send_if_modified(|phase| {
         let starting = *phase == Phase::Starting;
         if starting {

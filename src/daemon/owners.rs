@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::seams::{AfterTargets, Healths, Proofs};
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
 use crate::agent::apply::volumes::VolumeApplier;
-use crate::agent::desired::DesiredTargets;
 use crate::agent::engine::Engine;
 use crate::agent::events::Events;
+use crate::agent::give_back;
 use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
 use crate::agent::observe::engine::EngineObserver;
@@ -25,30 +24,27 @@ use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
-use crate::agent::proof::ProvesIo;
 use crate::agent::pulse::Pulse;
-use crate::agent::standing::Stands;
 use crate::agent::status::{self, Reports};
-use crate::agent::target::{Falls, LooksAfterNode, Parts, Targets, TellsHealth};
 use crate::api::metrics::Metrics;
 use crate::config::Settings;
 use crate::controller::identity::Identities;
 use crate::controller::report::Tally;
 use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
-use crate::health::probe::{EngineDaemon, Probe};
-use crate::health::watch::{EngineNews, Watchers};
 use crate::host::mounts::hugetlb_mounts;
 use crate::host::socket_place::in_folder;
 use crate::host::spawn::{HostWide, Processes};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, facts};
 use crate::model::engine::Init;
-use crate::model::event::What;
-use crate::model::target::{TargetHealth, TargetKind, TargetName, TargetState};
+use crate::model::target::TargetKind;
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
 use crate::store::Store;
+use crate::targets::desired::DesiredTargets;
+use crate::targets::observer::{EngineDaemon, EngineNews, Observers, Probe};
+use crate::targets::{Exits, Parts, Statuses, Targets};
 
 /// The owners of this node, started.
 pub struct Core {
@@ -60,16 +56,12 @@ pub struct Core {
     pub node: Node,
     /// Owns the targets.
     pub targets: Targets,
-    /// Tells how targets stand.
-    pub health: Arc<dyn TellsHealth>,
     /// Which targets are wanted.
     pub desired: DesiredTargets,
     /// Tells what happens, to those who follow it.
     pub events: Events,
-    /// How targets stand, with their volumes.
-    pub stands: Stands,
-    /// Proves that targets do I/O.
-    pub proof: Arc<dyn ProvesIo>,
+    /// Statuses of targets, with their volumes.
+    pub statuses: Statuses,
     /// Tells how work goes on.
     pub progress: ProgressSink,
     /// The state folder.
@@ -77,7 +69,8 @@ pub struct Core {
     pub(super) root: Root,
     pub(super) processes: Processes,
     memory: MemoryObserver,
-    watchers: Arc<Watchers<DockerClient>>,
+    probe: Arc<Probe<DockerClient>>,
+    news: EngineNews,
 }
 
 impl Core {
@@ -111,10 +104,10 @@ impl Core {
         let docker = Arc::new(DockerClient::new(socket.clone()));
         let desired = DesiredTargets::open(store.clone())?;
         let events = Events::default();
-        let stands = Stands::default();
+        let statuses = Statuses::new(events.clone());
         let sockets = Sockets::default();
-        let watchers = watchers(settings, &root, (&docker, &sockets), &desired, (&events, &stands));
-        let health: Arc<dyn TellsHealth> = Arc::new(Healths(watchers.clone()));
+        let (probe, news) = (probe(settings, &root, &docker, &sockets), EngineNews::default());
+        let observers = Observers::new(probe.clone(), news.clone(), desired.watch());
         let processes = Processes::new(&settings.log_dir);
         let spawner = HostWide::new(processes.clone(), first);
         let observer =
@@ -127,46 +120,60 @@ impl Core {
             progress.clone(),
             pulse.register(),
         );
-        let after = AfterTargets::new(settings, &root, engine.clone(), &watchers, &pools, &desired);
-        let falls = Falls::new(store.clone());
-        let know = (desired.clone(), falls, health.clone(), stands.clone());
-        let targets = start_targets(
-            settings,
-            &root,
-            (&docker, &sockets),
-            know,
-            Arc::new(after),
-            &progress,
-            pulse,
-        );
+        let policy_of_targets = settings.target_policy();
+        let volumes = policy_of_targets.volumes.clone();
+        let alone = policy.manage && facts::init(&root) != Init::Systemd;
+        let parts = Parts {
+            observer: TargetObserver::new(
+                &root,
+                docker.clone(),
+                sockets.clone(),
+                policy_of_targets.clone(),
+            ),
+            applier: TargetApplier::new(
+                &root,
+                docker.clone(),
+                sockets.clone(),
+                policy_of_targets.clone(),
+            ),
+            volume_observer: VolumeObserver::new(&root, sockets.clone(), volumes.clone()),
+            volume_applier: VolumeApplier::new(&root, sockets.clone(), volumes),
+            policy: policy_of_targets,
+            desired: desired.clone(),
+            exits: Exits::new(store.clone()),
+            probe: probe.clone(),
+            observers,
+            statuses: statuses.clone(),
+            progress: progress.clone(),
+            engine: alone.then(|| engine.clone()),
+        };
+        let deep = DeepProbe::new(&root, sockets, settings.health.deep_timeout.0);
+        let targets = Targets::new(parts, deep, pulse.clone());
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
         let node =
             Node::start(NodeObserver::new(&root, memory.clone()), pools.clone(), observer, socket);
-        let proof =
-            Arc::new(Proofs(DeepProbe::new(&root, sockets, settings.health.deep_timeout.0)));
         Ok(Core {
             prepare,
             pools,
             node,
             targets,
-            health,
-            proof,
             desired,
             events,
-            stands,
+            statuses,
             progress,
             store,
             root,
             processes,
             memory,
-            watchers,
+            probe,
+            news,
         })
     }
 
     /// Tells how the node stands, from now on.
     pub(super) fn report(&self, identities: &Identities, pulse: &Pulse) -> Result<Reports> {
         let sources = status::Sources {
-            standings: self.stands.watch(),
+            statuses: self.statuses.watch(),
             desired: self.desired.watch(),
             books: self.pools.watch(),
             identity: identities.watch(),
@@ -178,17 +185,17 @@ impl Core {
     /// What is counted and measured of the agent.
     pub(super) fn metrics(&self, tally: Arc<Tally>) -> Metrics {
         let figures = Figures::new(&self.root, self.memory.clone());
-        Metrics::new(figures, self.pools.watch(), self.stands.watch(), tally)
+        Metrics::new(figures, self.pools.watch(), self.statuses.watch(), tally)
     }
 
     /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.
     pub(super) fn watch_targets(&self, settings: &Settings) {
         tokio::spawn(self.events.clone().follow_work(self.progress.clone()));
         let within = settings.target_policy().call_timeout;
-        tokio::spawn(self.watchers.follow_engine(within));
-        for (name, spec) in &self.desired.watch().borrow().targets {
-            self.watchers.watch(name, &spec.control_sock);
-        }
+        tokio::spawn(self.news.clone().follow(self.probe.clone(), within));
+        let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after.0);
+        tokio::spawn(give_back::follow(self.desired.watch(), self.pools.clone(), keep, after));
+        self.targets.observe_all();
     }
 
     /// Says now what would only come out when a target has died: that the agent may not write where it has
@@ -213,61 +220,16 @@ impl Core {
     }
 }
 
-/// Who watches targets.
-fn watchers(
+/// Asks the engine and the targets.
+fn probe(
     settings: &Settings,
     root: &Root,
-    (docker, sockets): (&Arc<DockerClient>, &Sockets),
-    desired: &DesiredTargets,
-    (events, stands): (&Events, &Stands),
-) -> Arc<Watchers<DockerClient>> {
+    docker: &Arc<DockerClient>,
+    sockets: &Sockets,
+) -> Arc<Probe<DockerClient>> {
     let engine = settings.engine_policy();
     let daemon =
         EngineDaemon { pid_file: engine.pid_file, binary: engine.binary, socket: engine.socket };
-    let probe = Probe::new(root, docker.clone(), sockets.apart(), settings.target_policy(), daemon);
-    let (events, told) = (events.clone(), stands.clone());
-    let changed = move |health: &TargetHealth| {
-        if !told.health(health) {
-            return;
-        }
-        let TargetHealth { name, state, reason, .. } = health;
-        match state {
-            TargetState::Degraded | TargetState::Failed => {
-                tracing::warn!(target_name = %name, "{name} is {state}: {reason}");
-            }
-            _ => tracing::info!(target_name = %name, "{name} is {state}: {reason}"),
-        }
-        events.tell(What::Target(health.clone()));
-    };
-    let stands = stands.clone();
-    let forgotten = move |name: &TargetName| stands.forget(name);
-    Arc::new(Watchers::new(probe, EngineNews::default(), desired.watch(), changed, forgotten))
-}
-
-/// The owners of targets.
-fn start_targets(
-    settings: &Settings,
-    root: &Root,
-    (docker, sockets): (&Arc<DockerClient>, &Sockets),
-    (desired, falls, health, stands): (DesiredTargets, Falls, Arc<dyn TellsHealth>, Stands),
-    node: Arc<dyn LooksAfterNode>,
-    progress: &ProgressSink,
-    pulse: &Pulse,
-) -> Targets {
-    let policy = settings.target_policy();
-    let volumes = policy.volumes.clone();
-    let parts = Parts {
-        observer: TargetObserver::new(root, docker.clone(), sockets.clone(), policy.clone()),
-        applier: TargetApplier::new(root, docker.clone(), sockets.clone(), policy.clone()),
-        volume_observer: VolumeObserver::new(root, sockets.clone(), volumes.clone()),
-        volume_applier: VolumeApplier::new(root, sockets.clone(), volumes),
-        policy,
-        desired,
-        falls,
-        health,
-        stands,
-        progress: progress.clone(),
-        node,
-    };
-    Targets::new(parts, pulse.clone())
+    let (sockets, policy) = (sockets.apart(), settings.target_policy());
+    Arc::new(Probe::new(root, docker.clone(), sockets, policy, daemon))
 }

@@ -25,6 +25,8 @@ pub struct Observation {
     pub heard: Option<Instant>,
     /// What its process was seen to do while it did not answer.
     pub vitals: Vitals,
+    /// Since when a process that had answered does not any more, in RFC 3339.
+    pub silent_since: Option<String>,
     /// Whether nothing is being looked at that could make it outdated.
     pub sure: bool,
 }
@@ -39,6 +41,7 @@ impl Observation {
             answers: Answers::default(),
             heard: None,
             vitals: Vitals::default(),
+            silent_since: None,
             sure: false,
         }
     }

@@ -1,11 +1,14 @@
 //! How the node stands, as the controller is told and as `GET /v1/status` tells.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::path::CleanPath;
 use super::target::{Desired, TargetHealth, TargetName, TargetState};
 use super::units::NumaNode;
+use super::volume::Volumes;
 
 /// Volumes of one target, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,23 +36,29 @@ pub struct LastExit {
     pub cause: String,
 }
 
-/// One target with everything that is told of it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Standing {
-    /// How it stands; `None` as long as nobody looked.
+/// Status of one target: everything that is published of it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TargetStatus {
+    /// Its health; `None` as long as nobody looked.
     pub health: Option<TargetHealth>,
+    /// The control socket at which it is observed.
+    pub control: Option<CleanPath>,
+    /// The number of the last observation that this is judged from.
+    pub judged: u64,
     /// How often the agent has started it again since the agent runs.
     pub restarts: u64,
-    /// How often it has fallen since the agent runs.
-    pub falls: u64,
+    /// How often its process has exited since the agent runs.
+    pub exits: u64,
     /// How it exited last since the agent runs, also when it was brought back since.
     pub last_exit: Option<LastExit>,
-    /// Its volumes.
+    /// Its volumes, counted.
     pub volumes: VolumeTally,
+    /// Its volumes.
+    pub volume_statuses: Arc<Volumes>,
 }
 
-/// Every target that is wanted or was looked at.
-pub type Standings = BTreeMap<TargetName, Standing>;
+/// Every target that is desired or was looked at.
+pub type TargetStatuses = BTreeMap<TargetName, TargetStatus>;
 
 /// A target as the controller is told of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,18 +124,18 @@ const NOT_LOOKED_AT: &str = "it is wanted, and was not looked at yet";
 /// The targets that are wanted or there. One that is wanted and was not looked at yet is starting: since
 /// `now`, or since it was told to be `before`.
 pub fn target_reports(
-    standings: &Standings,
+    statuses: &TargetStatuses,
     desired: &Desired,
     before: &[TargetReport],
     now: &str,
 ) -> Vec<TargetReport> {
     let wanted = |name: &TargetName| desired.targets.contains_key(name);
-    let mut names: Vec<&TargetName> = standings.keys().chain(desired.targets.keys()).collect();
+    let mut names: Vec<&TargetName> = statuses.keys().chain(desired.targets.keys()).collect();
     names.sort_unstable();
     names.dedup();
     let report = |name: &TargetName| {
-        let standing = standings.get(name);
-        let known = standing.and_then(|standing| standing.health.as_ref());
+        let status = statuses.get(name);
+        let known = status.and_then(|status| status.health.as_ref());
         let (state, reason, since) = match known {
             Some(known) if known.state != TargetState::Absent => {
                 (known.state, known.reason.clone(), known.since.clone())
@@ -140,9 +149,9 @@ pub fn target_reports(
             }
             _ => return None,
         };
-        let restarts = standing.map_or(0, |standing| standing.restarts);
-        let volumes = standing.map(|standing| standing.volumes).unwrap_or_default();
-        let last_exit = standing.and_then(|standing| standing.last_exit.clone());
+        let restarts = status.map_or(0, |status| status.restarts);
+        let volumes = status.map(|status| status.volumes).unwrap_or_default();
+        let last_exit = status.and_then(|status| status.last_exit.clone());
         let name = name.clone();
         Some(TargetReport { name, state, reason, since, restarts, last_exit, volumes })
     };
@@ -162,7 +171,7 @@ mod tests {
         }
     }
 
-    fn standing(name: &str, state: Option<TargetState>) -> (TargetName, Standing) {
+    fn status(name: &str, state: Option<TargetState>) -> (TargetName, TargetStatus) {
         let name: TargetName = name.parse().unwrap();
         let health = state.map(|state| TargetHealth {
             name: name.clone(),
@@ -173,16 +182,7 @@ mod tests {
             age_ms: Some(7),
             pid: Some(7),
         });
-        (
-            name,
-            Standing {
-                health,
-                restarts: 3,
-                falls: 4,
-                last_exit: None,
-                volumes: VolumeTally::default(),
-            },
-        )
+        (name, TargetStatus { health, restarts: 3, exits: 4, ..TargetStatus::default() })
     }
 
     fn told(reports: &[TargetReport]) -> Vec<(&str, TargetState, &str)> {
@@ -192,16 +192,16 @@ mod tests {
     #[test]
     fn what_is_wanted_or_there_is_told_and_what_is_neither_is_not() {
         use TargetState::{Absent, Failed, Serving, Starting};
-        let standings = Standings::from([
-            standing("gone", Some(Absent)),
-            standing("anothers", Some(Serving)),
-            standing("dead", Some(Failed)),
-            standing("unlooked", None),
-            standing("forgotten", None),
-            standing("again", Some(Absent)),
+        let statuses = TargetStatuses::from([
+            status("gone", Some(Absent)),
+            status("anothers", Some(Serving)),
+            status("dead", Some(Failed)),
+            status("unlooked", None),
+            status("forgotten", None),
+            status("again", Some(Absent)),
         ]);
         let desired = desired(&["dead", "unlooked", "new", "again"]);
-        let reports = target_reports(&standings, &desired, &[], "now");
+        let reports = target_reports(&statuses, &desired, &[], "now");
         let expected = [
             ("again", Starting, "now"),
             ("anothers", Serving, "then"),
@@ -211,7 +211,7 @@ mod tests {
         ];
         assert_eq!(told(&reports), expected);
         assert_eq!(reports[2].restarts, 3);
-        let later = target_reports(&standings, &desired, &reports, "later");
+        let later = target_reports(&statuses, &desired, &reports, "later");
         assert_eq!(later, reports, "time alone changes nothing");
     }
 
@@ -219,7 +219,7 @@ mod tests {
     fn a_report_is_written_as_it_is_documented() {
         let report = NodeReport {
             targets: target_reports(
-                &Standings::from([standing("a", Some(TargetState::Degraded))]),
+                &TargetStatuses::from([status("a", Some(TargetState::Degraded))]),
                 &Desired::default(),
                 &[],
                 "now",

@@ -268,12 +268,6 @@ impl TargetSeen {
 pub struct Desired {
     /// Each as it was wanted last.
     pub targets: BTreeMap<TargetName, TargetSpec>,
-    /// Those whose owner is at work on them, and at what.
-    pub at_work: BTreeMap<TargetName, Work>,
-    /// Those that fall again and again, and the evidence.
-    pub troubles: BTreeMap<TargetName, String>,
-    /// The process of each in which all its volumes were brought about.
-    pub in_place: BTreeMap<TargetName, u32>,
     /// The volumes of each; also of one that is not wanted itself, for its container may be somebody else's.
     pub volumes: BTreeMap<TargetName, Arc<VolumeSpecs>>,
 }
@@ -282,12 +276,6 @@ impl Desired {
     /// The volumes that are wanted in a target.
     pub fn volumes_of(&self, target: &TargetName) -> Arc<VolumeSpecs> {
         self.volumes.get(target).cloned().unwrap_or_default()
-    }
-
-    /// Whether volumes are wanted in a target and were not brought about in that process of its.
-    pub fn rebuilds(&self, target: &TargetName, pid: Option<u32>) -> bool {
-        let has_volumes = self.volumes.get(target).is_some_and(|volumes| !volumes.is_empty());
-        has_volumes && self.in_place.get(target).copied() != pid
     }
 }
 

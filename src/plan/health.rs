@@ -18,8 +18,6 @@ pub struct Context {
     pub rebuilds: bool,
     /// That it exits again and again, with the evidence.
     pub trouble: Option<String>,
-    /// Since when it is unresponsive, in RFC 3339.
-    pub unresponsive_since: Option<String>,
 }
 
 /// The state and its reason.
@@ -88,7 +86,7 @@ fn lives_in_silence(seen: &Observation, context: &Context) -> (TargetState, Stri
             ),
         ),
         _ => {
-            let since = context.unresponsive_since.as_ref();
+            let since = seen.silent_since.as_ref();
             let since =
                 since.map_or(String::new(), |since| format!("unresponsive since {since}: "));
             let stopped = match seen.vitals.activity {
@@ -191,11 +189,11 @@ mod tests {
         assert!(state == Serving && reason.contains("own bdev_malloc_create"), "{state} {reason}");
         silent.at += Duration::from_secs(2);
         silent.vitals.activity = Activity::Stopped;
-        let since = Context { unresponsive_since: Some("noon".to_string()), ..wanted() };
-        let (state, reason) = judge(&silent, &since);
+        silent.silent_since = Some("noon".to_string());
+        let (state, reason) = judge(&silent, &wanted());
         assert!(state == Degraded && reason.starts_with("unresponsive since noon: no answer"));
         assert!(reason.contains("is stopped"), "{reason}");
         silent.vitals.activity = Activity::Paused;
-        assert_eq!(judge(&silent, &since).0, TargetState::Paused);
+        assert_eq!(judge(&silent, &wanted()).0, TargetState::Paused);
     }
 }

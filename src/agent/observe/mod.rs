@@ -12,7 +12,7 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 
 /// Runs blocking work off the runtime, from now on.
-pub(super) fn blocking<T: Send + 'static>(
+pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = Result<T, Fault>> {
     let done = tokio::task::spawn_blocking(work);

@@ -20,7 +20,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::desired::{Entry, FOLDER as TARGETS, VERSION, VOLUMES, VolumeEntry};
 use super::memory::RESERVATIONS;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -31,6 +30,7 @@ use crate::model::pools::{PoolPages, pages_map};
 use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{Durability, Store};
+use crate::targets::desired::{Entry, FOLDER as TARGETS, VERSION, VOLUMES, VolumeEntry};
 
 /// The folder of the results that wait for the controller.
 const OUTBOX: &str = "outbox";

@@ -31,7 +31,7 @@ use crate::agent::observe::figures::Figures;
 use crate::controller::report::Tally;
 use crate::model::code::Code;
 use crate::model::pools::{Pool, PoolsSeen};
-use crate::model::status::{Standings, TargetReport};
+use crate::model::status::{TargetReport, TargetStatuses};
 
 /// The form that Prometheus asks for …
 const OPEN_METRICS: &str = "application/openmetrics-text";
@@ -45,7 +45,7 @@ pub struct Metrics {
     requests: Requests,
     figures: Figures,
     books: watch::Receiver<Published>,
-    standings: watch::Receiver<Standings>,
+    statuses: watch::Receiver<TargetStatuses>,
     tally: Arc<Tally>,
 }
 
@@ -54,10 +54,10 @@ impl Metrics {
     pub fn new(
         figures: Figures,
         books: watch::Receiver<Published>,
-        standings: watch::Receiver<Standings>,
+        statuses: watch::Receiver<TargetStatuses>,
         tally: Arc<Tally>,
     ) -> Metrics {
-        Metrics { requests: Requests::default(), figures, books, standings, tally }
+        Metrics { requests: Requests::default(), figures, books, statuses, tally }
     }
 
     /// The layer of a router whose requests are to be counted.
@@ -104,12 +104,12 @@ async fn gather(api: &Api) -> Gathered {
 }
 
 fn targets(api: &Api) -> Vec<TargetFigures> {
-    let (report, ages) = (api.reports.borrow().clone(), api.health.last_answers());
-    let standings = api.metrics.standings.borrow();
+    let (report, ages) = (api.reports.borrow().clone(), api.targets.last_answers());
+    let statuses = api.metrics.statuses.borrow();
     let desired = api.desired.borrow();
     let figures = |report: &TargetReport| TargetFigures {
         wanted: desired.targets.contains_key(&report.name),
-        falls: standings.get(&report.name).map_or(0, |standing| standing.falls),
+        falls: statuses.get(&report.name).map_or(0, |status| status.exits),
         sessions: api.targets.sessions(&report.name) as u64,
         last_answer: age_of(&ages, &report.name),
         report: report.clone(),

@@ -11,7 +11,6 @@ use super::super::body;
 use super::super::errors::Problem;
 use super::super::journal::Call;
 use super::prepare::answer;
-use crate::agent::target::TargetWish;
 use crate::model::code::Code;
 use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
@@ -20,6 +19,7 @@ use crate::model::policy::TargetDefaults;
 use crate::model::target::{
     CoreWish, EnsureWish, TargetHealth, TargetKind, TargetName, TargetSpec,
 };
+use crate::targets::TargetWish;
 
 /// What a target is to be; what is not said is as the settings have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,7 +186,7 @@ async fn view(
     wanted: Option<TargetSpec>,
 ) -> Result<TargetView, Problem> {
     let control = api.control_of(&name).map_err(Problem::of)?;
-    let health = api.health.health(&name, &control).await;
+    let health = api.targets.health(&name, &control).await;
     // Who may ask this may not know what gives access to the image.
     let wanted = wanted.map(|spec| TargetSpec { image_url: None, ..spec });
     Ok(TargetView { name, wanted, health })
@@ -215,11 +215,11 @@ pub async fn health(
     };
     let control = control.map_err(Problem::of)?;
     crate::model::path::judge_socket(&control).map_err(Problem::of)?;
-    let health = api.health.health(&name, &control);
+    let health = api.targets.health(&name, &control);
     if !query.deep {
         return Ok(Json(health.await).into_response());
     }
-    let (health, deep) = tokio::join!(health, api.proof.prove(&control));
+    let (health, deep) = tokio::join!(health, api.targets.deep_health(&control));
     Ok(Json(ProvenHealth::of(health, deep)).into_response())
 }
 

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::super::Shared;
 use super::{task, wire};
-use crate::agent::target::TargetWish;
 use crate::controller::outbox::Keep;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -17,6 +16,7 @@ use crate::model::policy::TargetDefaults;
 use crate::model::prepare::PrepareReport;
 use crate::model::progress::{Asked, Scope};
 use crate::model::target::{CoreWish, Desired, EnsureWish, TargetName, TargetSpec};
+use crate::targets::TargetWish;
 
 /// MiB of one page.
 const PAGE_MIB: u64 = 2;
@@ -252,7 +252,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
             None => api.control_of(&name)?,
         };
         crate::model::path::judge_socket(&control)?;
-        let health = api.health.health(&name, &control).await;
+        let health = api.targets.health(&name, &control).await;
         Ok(json!({
             "success": true,
             "error": "",

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use super::super::{Shared, errors};
 use super::target::{EnsureRequest, answer};
 use super::{task, wire};
-use crate::agent::target::TargetWish;
 use crate::controller::outbox::Keep;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -18,6 +17,7 @@ use crate::model::path::CleanPath;
 use crate::model::policy::TargetDefaults;
 use crate::model::target::{Desired, EnsureWish, TargetSpec, TargetState};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView, ZBS_SUFFIX};
+use crate::targets::TargetWish;
 
 /// `activate`'s request.
 #[derive(Debug, Deserialize)]
@@ -180,7 +180,7 @@ async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
     if !api.wanted(&target.name).is_some_and(there) {
         return false;
     }
-    let health = api.health.health(&target.name, &target.control_sock).await;
+    let health = api.targets.health(&target.name, &target.control_sock).await;
     health.state == TargetState::Serving
 }
 

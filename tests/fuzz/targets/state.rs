@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vhost_agent::agent::desired::DesiredTargets;
+use vhost_agent::targets::desired::DesiredTargets;
 use vhost_agent::agent::state::{Thing, look};
 use vhost_agent::controller::identity::Identities;
 use vhost_agent::controller::outbox::reread;

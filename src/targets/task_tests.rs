@@ -1,86 +1,44 @@
-//! Owners on a node that is only played: its engine refuses every change, and the test says how targets stand.
+//! Tasks on a node that is only played: its engine refuses every change, and the test says what is seen.
 
 use tempfile::TempDir;
 use tokio::time::{Duration, Instant, advance, sleep};
 
+use super::observer::EngineDaemon;
+use super::status::Known;
 use super::*;
+use crate::agent::events::Events;
 use crate::docker::fake::FakeContainers;
 use crate::host::Root;
-use crate::model::observation::{Activity, Process};
+use crate::model::observation::{Activity, Observation, Process};
 use crate::model::target::TargetState;
 use crate::plan::lifecycle::{Phase, Remembered};
 use crate::plan::retry::Failures;
 use crate::spdk::Sockets;
 use crate::store::Store;
 
-/// What is seen is what the test says.
-struct Played(watch::Sender<Arc<Observation>>);
-
-impl TellsHealth for Played {
-    fn health<'a>(
-        &'a self,
-        name: &'a TargetName,
-        _: &'a CleanPath,
-    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
-        let health = TargetHealth {
-            name: name.clone(),
-            state: TargetState::Absent,
-            reason: String::new(),
-            since: String::new(),
-            version: None,
-            age_ms: None,
-            pid: None,
-        };
-        Box::pin(std::future::ready(health))
-    }
-
-    fn watch(&self, _: &TargetName, _: &CleanPath) -> watch::Receiver<Arc<Observation>> {
-        self.0.subscribe()
-    }
-
-    fn look_again<'a>(
-        &'a self,
-        name: &'a TargetName,
-        control: &'a CleanPath,
-    ) -> Pin<Box<dyn Future<Output = TargetHealth> + Send + 'a>> {
-        self.health(name, control)
-    }
-}
-
-/// Nothing else is there.
-struct NoNode;
-
-impl LooksAfterNode for NoNode {
-    fn engine_runs(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(std::future::ready(true))
-    }
-
-    fn raise_engine(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(std::future::ready(false))
-    }
-
-    fn no_volumes_left(&self) {}
-}
-
-/// What owners on such a node share.
+/// What tasks on such a node share.
 fn parts(folder: &TempDir, seen: watch::Sender<Arc<Observation>>) -> Parts<FakeContainers> {
     let root = Root::new(folder.path());
     crate::host::spawn_fake::put_cpu(&root);
     let (policy, sockets) = (TargetPolicy::example(), Sockets::default());
     let containers = Arc::new(FakeContainers::with_one(&[]));
     let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
+    let desired = DesiredTargets::open(store.clone()).unwrap();
+    let daemon = EngineDaemon::default();
+    let probe = Probe::new(&root, containers.clone(), sockets.clone(), policy.clone(), daemon);
     Parts {
         observer: TargetObserver::new(&root, containers.clone(), sockets.clone(), policy.clone()),
         applier: TargetApplier::new(&root, containers, sockets.clone(), policy.clone()),
         volume_observer: VolumeObserver::new(&root, sockets.clone(), policy.volumes.clone()),
         volume_applier: VolumeApplier::new(&root, sockets, policy.volumes.clone()),
         policy,
-        desired: DesiredTargets::open(store.clone()).unwrap(),
-        falls: Falls::new(store),
-        health: Arc::new(Played(seen)),
-        stands: Stands::default(),
+        observers: Observers::played(seen.subscribe(), desired.watch()),
+        desired,
+        exits: Exits::new(store),
+        probe: Arc::new(probe),
+        statuses: Statuses::new(Events::default()),
         progress: ProgressSink::default(),
-        node: Arc::new(NoNode),
+        engine: None,
     }
 }
 
@@ -88,9 +46,9 @@ fn unseen() -> watch::Sender<Arc<Observation>> {
     watch::Sender::new(Arc::new(Observation::unseen(Instant::now().into_std())))
 }
 
-/// The owner of a target that is wanted, with what it remembers, and what it sees.
+/// The task of a target that is desired, with what it remembers, and what it sees.
 struct Scene {
-    owner: Owner<FakeContainers>,
+    task: Task<FakeContainers>,
     seen: watch::Sender<Arc<Observation>>,
 }
 
@@ -100,9 +58,9 @@ impl Scene {
         let parts = parts(folder, seen.clone());
         let spec = TargetSpec::example("a");
         parts.desired.want(&spec).await.unwrap();
-        let mut owner = Owner::new(spec.name, Arc::new(parts), Board::default());
-        owner.recall();
-        Scene { owner, seen }
+        let mut task = Task::new(spec.name, Arc::new(parts), Arc::default());
+        task.acts();
+        Scene { task, seen }
     }
 
     /// It is seen so.
@@ -111,12 +69,17 @@ impl Scene {
     }
 
     fn phase(&self) -> &'static str {
-        self.owner.state.phase.name()
+        self.task.state.phase.name()
+    }
+
+    fn is_in_place(&self) -> bool {
+        let pid = |known: &Known| known.seen.as_ref().unwrap().1.pid();
+        self.task.status.read(|known| known.in_place.is_some() && known.in_place == pid(known))
     }
 
     /// In how many seconds something is due.
     fn due(&self) -> Option<f64> {
-        let due = self.owner.next_due()?;
+        let due = self.task.next_due()?;
         Some(due.saturating_duration_since(Instant::now()).as_secs_f64())
     }
 }
@@ -143,34 +106,35 @@ async fn target_that_exits_is_tried_at_once_and_then_ever_more_rarely() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
     scene.sees(LIVES, true);
-    scene.owner.tend().await;
+    scene.task.settle().await;
     assert_eq!((scene.phase(), scene.due()), ("Serving", None));
     scene.sees(ended(), false);
     let mut waits = Vec::new();
     for failures in 2..8 {
-        scene.owner.tend().await;
-        assert_eq!((scene.phase(), scene.owner.state.retry.failures()), ("Down", failures));
+        scene.task.settle().await;
+        assert_eq!((scene.phase(), scene.task.state.retry.failures()), ("Down", failures));
         waits.push(scene.due().unwrap());
         advance(Duration::from_millis(100)).await;
-        scene.owner.tend().await;
-        assert_eq!(scene.owner.state.retry.failures(), failures, "nothing was due yet");
+        scene.task.settle().await;
+        assert_eq!(scene.task.state.retry.failures(), failures, "nothing was due yet");
         advance(Duration::from_secs_f64(waits.last().unwrap().to_owned())).await;
     }
     for (wait, most) in waits.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]) {
         assert!((0.8 * most..=most).contains(wait), "{waits:?}");
     }
-    let owner = &scene.owner;
-    assert!(owner.parts.desired.has_trouble(&owner.name));
-    let standing = owner.parts.stands.watch().borrow()[&owner.name].clone();
-    assert_eq!((standing.falls, standing.restarts), (1, 0), "attempts that fail are no exits");
+    let status = scene.task.parts.statuses.watch().borrow()[&scene.task.name].clone();
+    let health = status.health.unwrap();
+    assert_eq!(health.state, TargetState::Failed);
+    assert!(health.reason.contains("again and again"), "{}", health.reason);
+    assert_eq!((status.exits, status.restarts), (1, 0), "attempts that fail are no exits");
 }
 
 #[tokio::test(start_paused = true)]
 async fn target_that_was_not_looked_at_yet_is_not_started() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
-    scene.owner.tend().await;
-    assert_eq!((scene.phase(), scene.owner.state.retry.failures()), ("Down", 0));
+    scene.task.settle().await;
+    assert_eq!((scene.phase(), scene.task.state.retry.failures()), ("Down", 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,21 +142,19 @@ async fn exits_of_before_count_on_until_enough_service_was_seen() {
     let folder = tempfile::tempdir().unwrap();
     let failures = Failures { failures: 2, waits: 1 };
     let before = Remembered { failures, ..Remembered::default() };
-    let falls = parts(&folder, unseen()).falls;
-    falls.keep(&"a".parse().unwrap(), Remembered::default(), before).await;
+    let exits = parts(&folder, unseen()).exits;
+    exits.keep(&"a".parse().unwrap(), Remembered::default(), before).await;
     let mut scene = Scene::new(&folder).await;
-    assert!(scene.owner.state.retry.must_prove());
+    assert!(scene.task.state.retry.must_prove());
     scene.sees(LIVES, true);
-    scene.owner.tend().await;
-    let clear_after = scene.owner.parts.policy.heal.clear_after;
+    scene.task.settle().await;
+    let clear_after = scene.task.parts.policy.heal.clear_after;
     assert_eq!(scene.due(), Some(clear_after.as_secs_f64()));
-    scene.owner.write_falls().await;
-    let known = falls.of(&scene.owner.name);
+    let known = exits.of(&scene.task.name);
     assert_eq!((known.failures, known.process.pid), (failures, Some(7)));
     advance(clear_after).await;
-    scene.owner.tend().await;
-    scene.owner.write_falls().await;
-    let known = falls.of(&scene.owner.name);
+    scene.task.settle().await;
+    let known = exits.of(&scene.task.name);
     assert_eq!((scene.due(), known.failures), (None, Failures::default()));
 }
 
@@ -201,15 +163,14 @@ async fn target_that_nobody_wants_any_more_is_forgotten_with_its_exits() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
     scene.sees(LIVES, true);
-    scene.owner.tend().await;
+    scene.task.settle().await;
     scene.sees(ended(), false);
-    scene.owner.tend().await;
-    let Scene { owner, .. } = &mut scene;
-    assert_eq!(owner.parts.falls.of(&owner.name).failures.failures, 2);
-    owner.parts.desired.forget(&owner.name).await.unwrap();
-    owner.tend().await;
-    owner.write_falls().await;
-    assert_eq!(owner.parts.falls.of(&owner.name), Remembered::default());
+    scene.task.settle().await;
+    let task = &mut scene.task;
+    assert_eq!(task.parts.exits.of(&task.name).failures.failures, 2);
+    task.parts.desired.forget(&task.name).await.unwrap();
+    task.settle().await;
+    assert_eq!(task.parts.exits.of(&task.name), Remembered::default());
     assert_eq!((scene.phase(), scene.due()), ("Unwanted", None));
 }
 
@@ -218,23 +179,23 @@ async fn target_in_a_crash_loop_gets_its_volumes_only_after_its_probation() {
     let folder = tempfile::tempdir().unwrap();
     let failures = Failures { failures: 5, waits: 4 };
     let often = Remembered { failures, ..Remembered::default() };
-    let falls = parts(&folder, unseen()).falls;
-    falls.keep(&"a".parse().unwrap(), Remembered::default(), often).await;
+    let exits = parts(&folder, unseen()).exits;
+    exits.keep(&"a".parse().unwrap(), Remembered::default(), often).await;
     let mut scene = Scene::new(&folder).await;
-    let prove = scene.owner.parts.policy.heal.prove;
+    let prove = scene.task.parts.policy.heal.prove;
     scene.sees(LIVES, true);
     let seen = scene.seen.clone();
     let exits = async {
         sleep(prove / 2).await;
         sees(&seen, ended(), false);
     };
-    tokio::join!(scene.owner.tend_standing(), exits);
-    assert!(!scene.owner.is_in_place());
-    advance(Duration::from_secs(64)).await;
+    tokio::join!(scene.task.run_for(prove), exits);
+    assert!(!scene.is_in_place());
     scene.sees(Process::Lives { pid: 8, young: false }, true);
-    let began = Instant::now();
-    scene.owner.tend_standing().await;
-    assert!(scene.owner.is_in_place() && began.elapsed() >= prove);
+    scene.task.run_for(prove - Duration::from_millis(100)).await;
+    assert!(!scene.is_in_place());
+    scene.task.run_for(Duration::from_millis(300)).await;
+    assert!(scene.is_in_place());
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,7 +203,7 @@ async fn work_is_given_up_when_the_target_is_to_be_killed() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
     scene.sees(LIVES, true);
-    scene.owner.tend().await;
+    scene.task.settle().await;
     let seen = scene.seen.clone();
     let stops = async {
         loop {
@@ -257,18 +218,19 @@ async fn work_is_given_up_when_the_target_is_to_be_killed() {
     };
     let began = Instant::now();
     tokio::select! {
-        done = scene.owner.unless_stuck(std::future::pending::<()>()) => assert!(done.is_err()),
+        fault = scene.task.gives_up() => assert_eq!(fault.code, Code::TargetNotAnswering),
         () = stops => {}
     }
     assert!((3.0..6.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
-    let silent_since = scene.owner.state.phase;
+    let silent_since = scene.task.state.phase;
     assert!(matches!(silent_since, Phase::Unresponsive { .. }), "{silent_since:?}");
 }
 
 #[tokio::test]
 async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     let folder = tempfile::tempdir().unwrap();
-    let targets = Targets::new(parts(&folder, unseen()), Pulse::default());
+    let deep = DeepProbe::new(&Root::new(folder.path()), Sockets::default(), Duration::ZERO);
+    let targets = Targets::new(parts(&folder, unseen()), deep, Pulse::default());
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
         let report = targets.bring_about(TargetWish::Destroy { spec, force: false }, true).await;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::time::sleep;
 
+use super::Probe;
 use crate::docker::{Containers, EngineEvent};
-use crate::health::probe::Probe;
 
 /// News that a slow watcher may lag behind before it has to look by itself.
 const BACKLOG: usize = 256;
@@ -52,7 +52,7 @@ impl EngineNews {
     }
 
     /// Follows the engine for ever, and never starts it by that.
-    pub(super) async fn follow<C: Containers>(self, probe: &Probe<C>, within: Duration) {
+    pub async fn follow<C: Containers>(self, probe: Arc<Probe<C>>, within: Duration) {
         let mut pause = FIRST_PAUSE;
         loop {
             if !probe.engine_may_be_asked().await {

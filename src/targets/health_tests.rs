@@ -1,4 +1,4 @@
-//! The watch of a target whose engine and control socket are played, and whose process is a real one.
+//! Health of a target whose engine and control socket are played, and whose process is a real one.
 #![allow(clippy::disallowed_methods)]
 
 use std::process::{Child, Command, Stdio};
@@ -9,13 +9,15 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use super::observer::{EngineDaemon, EngineNews};
 use super::*;
+use crate::agent::events::Events;
 use crate::docker::fake::FakeContainers;
-use crate::health::probe::EngineDaemon;
 use crate::host::Root;
-use crate::model::policy::TargetPolicy;
-use crate::model::target::{TargetSpec, Work};
+use crate::model::event::{EventId, What};
+use crate::model::status::TargetStatuses;
 use crate::spdk::Sockets;
+use crate::store::Store;
 
 /// What the kernel calls this process.
 fn own_name() -> String {
@@ -36,10 +38,10 @@ struct Scene {
     process: Child,
     mood: Arc<Mood>,
     engine: Arc<FakeContainers>,
-    watchers: Watchers<FakeContainers>,
-    desired: watch::Sender<Desired>,
-    changes: Arc<Mutex<Vec<TargetState>>>,
-    forgotten: watch::Receiver<Option<TargetName>>,
+    targets: Targets,
+    probe: Arc<Probe<FakeContainers>>,
+    news: EngineNews,
+    events: Events,
     name: TargetName,
     control: CleanPath,
     _folder: tempfile::TempDir,
@@ -70,31 +72,39 @@ impl Scene {
             ready_timeout: Duration::ZERO,
             ..TargetPolicy::example()
         };
-        let probe = Probe::new(
-            &Root::new("/"),
-            engine.clone(),
-            Sockets::default(),
+        let (root, sockets) = (Root::new("/"), Sockets::default());
+        // Somebody who always runs: these tests are about an engine that does.
+        let daemon = EngineDaemon { binary: own_name(), ..EngineDaemon::default() };
+        let probe = Probe::new(&root, engine.clone(), sockets.clone(), policy.clone(), daemon);
+        let (probe, news, events) = (Arc::new(probe), EngineNews::default(), Events::default());
+        let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
+        let desired = DesiredTargets::open(store.clone()).unwrap();
+        let volumes = policy.volumes.clone();
+        let parts = Parts {
+            observer: TargetObserver::new(&root, engine.clone(), sockets.clone(), policy.clone()),
+            applier: TargetApplier::new(&root, engine.clone(), sockets.clone(), policy.clone()),
+            volume_observer: VolumeObserver::new(&root, sockets.clone(), volumes.clone()),
+            volume_applier: VolumeApplier::new(&root, sockets.clone(), volumes),
             policy,
-            // Somebody who always runs: these tests are about an engine that does.
-            EngineDaemon { binary: own_name(), ..EngineDaemon::default() },
-        );
-        let desired = watch::Sender::new(Desired::default());
-        let changes = Arc::<Mutex<Vec<TargetState>>>::default();
-        let told = changes.clone();
-        let changed = move |health: &TargetHealth| told.lock().unwrap().push(health.state);
-        let (tells, forgotten) = watch::channel(None);
-        let tell = move |name: &TargetName| drop(tells.send_replace(Some(name.clone())));
-        let news = EngineNews::default();
-        let watchers = Watchers::new(probe, news, desired.subscribe(), changed, tell);
+            desired: desired.clone(),
+            exits: Exits::new(store),
+            probe: probe.clone(),
+            observers: Observers::new(probe.clone(), news.clone(), desired.watch()),
+            statuses: Statuses::new(events.clone()),
+            progress: ProgressSink::default(),
+            engine: None,
+        };
+        let deep = DeepProbe::new(&root, sockets, Duration::from_secs(1));
+        let targets = Targets::new(parts, deep, Pulse::default());
         let name = TargetName::usual();
         Scene {
             process,
             mood,
             engine,
-            watchers,
-            desired,
-            changes,
-            forgotten,
+            targets,
+            probe,
+            news,
+            events,
             name,
             control,
             _folder: folder,
@@ -102,27 +112,35 @@ impl Scene {
     }
 
     async fn health(&self) -> TargetHealth {
-        self.watchers.health(&self.name, &self.control).await
+        self.targets.health(&self.name, &self.control).await
     }
 
     async fn becomes(&self, state: TargetState) -> TargetHealth {
-        let told = self.watchers.watched(&self.name, &self.control).1;
-        let waits =
-            async { told.clone().wait_for(|told| told.health.state == state).await.is_ok() };
-        assert!(tokio::time::timeout(Duration::from_secs(10), waits).await.unwrap());
-        told.borrow().health.clone()
+        let mut statuses = self.targets.statuses.watch();
+        let health = |all: &TargetStatuses| all.get(&self.name)?.health.clone();
+        let told = |all: &TargetStatuses| health(all).is_some_and(|it| it.state == state);
+        let waits = tokio::time::timeout(Duration::from_secs(10), statuses.wait_for(told));
+        health(&waits.await.unwrap().unwrap()).unwrap()
     }
 
-    fn want(&self) {
-        self.desired.send_modify(|desired| {
-            let control_sock = self.control.clone();
-            let spec = TargetSpec { control_sock, ..TargetSpec::example(self.name.as_str()) };
-            desired.targets.insert(self.name.clone(), spec);
-        });
+    /// The states that events have told.
+    fn changes(&self) -> Vec<TargetState> {
+        let told = self.events.follow(Some(EventId { run: 0, number: 0 })).0;
+        let state = |what| match what {
+            What::Target(health) => Some(health.state),
+            What::Work(_) => None,
+        };
+        told.into_iter().filter_map(|event| state(event.what)).collect()
+    }
+
+    async fn want(&self, control_sock: &CleanPath) {
+        let control_sock = control_sock.clone();
+        let spec = TargetSpec { control_sock, ..TargetSpec::example(self.name.as_str()) };
+        self.targets.desired.want(&spec).await.unwrap();
     }
 
     fn follow_engine(&self) {
-        tokio::spawn(self.watchers.follow_engine(Duration::from_secs(1)));
+        tokio::spawn(self.news.clone().follow(self.probe.clone(), Duration::from_secs(1)));
     }
 }
 
@@ -161,16 +179,14 @@ const LONG: Duration = Duration::from_secs(3600);
 #[tokio::test]
 async fn ages_of_answers_are_told_of_the_control_socket_that_is_wanted_without_asking_anybody() {
     let scene = Scene::new(LONG);
-    assert!(scene.watchers.last_answers().is_empty());
+    assert!(scene.targets.last_answers().is_empty());
     scene.health().await;
-    let ages = scene.watchers.last_answers();
+    let ages = scene.targets.last_answers();
     assert!(ages.len() == 1 && ages[0].0 == scene.name && ages[0].1 < LONG, "{ages:?}");
     // Under its name another control socket is wanted now, which has never answered.
-    let control_sock = "/nobody/listens.sock".parse().unwrap();
-    let spec = TargetSpec { control_sock, ..TargetSpec::example(scene.name.as_str()) };
-    scene.desired.send_modify(|desired| drop(desired.targets.insert(scene.name.clone(), spec)));
+    scene.want(&"/nobody/listens.sock".parse().unwrap()).await;
     let asked = scene.engine.asked();
-    assert!(scene.watchers.last_answers().is_empty());
+    assert!(scene.targets.last_answers().is_empty());
     assert_eq!(scene.engine.asked(), asked);
 }
 
@@ -209,7 +225,7 @@ async fn the_end_of_its_process_is_published_by_itself_and_the_engine_need_not_a
     scene.process.kill().unwrap();
     let health = scene.becomes(TargetState::Failed).await;
     assert!(health.reason.contains("ended") && health.pid.is_none(), "{health:?}");
-    assert_eq!(*scene.changes.lock().unwrap().last().unwrap(), TargetState::Failed);
+    assert_eq!(*scene.changes().last().unwrap(), TargetState::Failed);
 }
 
 #[tokio::test]
@@ -223,9 +239,8 @@ async fn a_frozen_target_is_found_by_itself_and_so_is_its_recovery() {
     scene.mood.frozen.send_replace(false);
     scene.becomes(TargetState::Serving).await;
     // What it said while it was frozen does not flap.
-    let changes = scene.changes.lock().unwrap().clone();
     let tail: Vec<_> =
-        changes.into_iter().skip_while(|state| *state != TargetState::Serving).collect();
+        scene.changes().into_iter().skip_while(|state| *state != TargetState::Serving).collect();
     use TargetState::{Degraded, Serving};
     assert_eq!(tail, [Serving, Degraded, Serving]);
 }
@@ -266,10 +281,10 @@ async fn a_container_that_is_taken_away_and_comes_back_is_told_by_the_engine() {
     let scene = Scene::new(LONG);
     scene.follow_engine();
     scene.health().await;
-    scene.want();
+    scene.want(&scene.control).await;
     scene.engine.take_away();
     assert!(scene.becomes(TargetState::Failed).await.reason.contains("wanted"));
-    scene.desired.send_replace(Desired::default());
+    scene.targets.desired.forget(&scene.name).await.unwrap();
     scene.becomes(TargetState::Absent).await;
     let asked = scene.engine.asked();
     for _ in 0..100 {
@@ -281,55 +296,41 @@ async fn a_container_that_is_taken_away_and_comes_back_is_told_by_the_engine() {
 }
 
 #[tokio::test]
-async fn a_target_at_work_is_starting_and_not_failed() {
-    let scene = Scene::new(LONG);
-    scene.follow_engine();
-    scene.want();
-    let work = (scene.name.clone(), Work::BringUp);
-    scene.desired.send_modify(|desired| desired.at_work.extend([work]));
-    scene.health().await;
-    scene.engine.take_away();
-    assert!(scene.becomes(TargetState::Starting).await.reason.contains("brought up"));
-    scene.desired.send_modify(|desired| desired.at_work.clear());
-    scene.becomes(TargetState::Failed).await;
-}
-
-#[tokio::test]
 async fn another_control_socket_than_the_targets_is_no_news_of_it() {
     let scene = Scene::new(LONG);
-    scene.want();
+    scene.want(&scene.control).await;
     assert_eq!(scene.health().await.state, TargetState::Serving);
     let elsewhere: CleanPath = "/nowhere/vhost.sock".parse().unwrap();
-    let other = scene.watchers.health(&scene.name, &elsewhere).await;
+    let other = scene.targets.health(&scene.name, &elsewhere).await;
     assert_eq!(other.state, TargetState::Degraded);
-    assert_eq!(*scene.changes.lock().unwrap().last().unwrap(), TargetState::Serving);
+    assert_eq!(*scene.changes().last().unwrap(), TargetState::Serving);
 }
 
 #[tokio::test]
-async fn no_more_targets_are_watched_than_there_is_room_for_and_those_wanted_stay() {
+async fn no_more_targets_are_observed_than_there_is_room_for_and_those_desired_stay() {
     let scene = Scene::new(LONG);
-    scene.want();
+    scene.want(&scene.control).await;
     scene.health().await;
-    for number in 0..3 * MOST_WATCHED {
+    for number in 0..200 {
         let name = format!("other-{number}").parse().unwrap();
-        drop(scene.watchers.watch(&name, &scene.control));
+        drop(scene.targets.observers.observe(&name, &scene.control));
     }
-    let watched = scene.watchers.watched.lock().unwrap();
-    assert_eq!(watched.len(), MOST_WATCHED);
-    assert!(watched.contains_key(&(scene.name.clone(), scene.control.clone())));
+    let observed = scene.targets.observers.observed();
+    assert_eq!(observed.len(), 64);
+    assert!(observed.contains(&(scene.name.clone(), scene.control.clone())));
 }
 
 #[tokio::test]
-async fn who_is_watched_no_more_is_forgotten_unless_it_is_wanted() {
-    let mut scene = Scene::new(LONG);
-    scene.want();
+async fn target_that_is_observed_no_more_is_forgotten_unless_it_is_desired() {
+    let scene = Scene::new(LONG);
+    scene.want(&scene.control).await;
     scene.health().await;
     let other: TargetName = "other".parse().unwrap();
-    scene.watchers.health(&other, &scene.control).await;
-    scene.watchers.watched.lock().unwrap().retain(|(name, _), _| *name == other);
-    assert!(scene.forgotten.borrow_and_update().is_none());
-    scene.watchers.watched.lock().unwrap().clear();
-    let forgotten = scene.forgotten.wait_for(Option::is_some);
-    let forgotten = tokio::time::timeout(Duration::from_secs(10), forgotten).await.unwrap();
-    assert_eq!(*forgotten.unwrap(), Some(other));
+    scene.targets.health(&other, &scene.control).await;
+    let mut statuses = scene.targets.statuses.watch();
+    assert!(statuses.borrow().contains_key(&other));
+    scene.targets.observers.forget_all();
+    let gone = statuses.wait_for(|all| !all.contains_key(&other));
+    let gone = tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    assert!(gone.unwrap().contains_key(&scene.name));
 }

@@ -36,8 +36,8 @@ impl VolumeBook {
         &self.stands
     }
 
-    /// Their target fell: none of them serves, and whose VM was connected waits for it.
-    pub(super) fn fell(&mut self, at: &str) {
+    /// Their target exited: none of them serves, and whose VM was connected waits for it.
+    pub(super) fn exited(&mut self, at: &str) {
         self.unstarted.clear();
         for status in self.stands.values_mut() {
             status.disconnected |= status.sessions > 0;
@@ -206,12 +206,12 @@ mod tests {
     fn who_was_connected_before_a_fall_is_waited_for_until_it_is_back() {
         let (mut book, note) = book();
         assert_eq!(note(&mut book, 0, &seen(&[(true, 1)]), None).sessions, 1);
-        book.fell("then");
+        book.exited("then");
         let fallen = book.stands().values().next().unwrap().clone();
         assert_eq!((fallen.state, fallen.sessions), (VolumeState::Pending, 0));
         assert!(fallen.disconnected && book.is_unsettled());
         assert!(note(&mut book, 1, &seen(&[]), None).disconnected);
-        book.fell("again");
+        book.exited("again");
         assert_eq!(book.tally().disconnected_sessions, 1, "it is still not back");
         assert!(!note(&mut book, 2, &seen(&[(true, 1)]), None).disconnected);
         assert!(!book.is_unsettled());

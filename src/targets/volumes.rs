@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::super::apply::volumes::Unanswered;
-use super::super::observe::target::Containers;
-use super::super::observe::volumes::Place;
-use super::book::Look;
-use super::owner::Owner;
+use super::book::{Look, VolumeBook};
 use super::view;
+use super::work::Worker;
+use crate::agent::apply::volumes::Unanswered;
+use crate::agent::observe::volumes::Place;
+use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::target::TargetSpec;
@@ -21,7 +21,7 @@ use crate::model::volume::{
 use crate::plan::quarantine::{Exit, Leave};
 use crate::plan::volumes::{bring_up, holds_another, take_away};
 
-impl<C: Containers> Owner<C> {
+impl<C: Containers> Worker<C> {
     /// Brings these volumes about, as far as each can be. Those that failed before are left to their own
     /// time, unless it `retries` them.
     ///
@@ -46,7 +46,7 @@ impl<C: Containers> Owner<C> {
         let (mut plans, mut faults) = plan_all(&specs, &before);
         self.hold_back(&mut plans, &mut faults);
         if !retries {
-            let waits = |spec: &VolumeSpec| self.book.failed_before(&spec.name);
+            let waits = |spec: &VolumeSpec| self.book(|book| book.failed_before(&spec.name));
             faults.extend(
                 plans.iter().filter_map(|(spec, _)| Some((spec.name.clone(), waits(spec)?))),
             );
@@ -69,7 +69,7 @@ impl<C: Containers> Owner<C> {
             self.quarantine.made(name);
         }
         if created.iter().any(|name| !failed.contains_key(name)) {
-            self.controllers_made = Some(Instant::now());
+            self.status.change(|known| known.controllers_made = Some(Instant::now()));
         }
         let made = planned.saturating_sub(failed.len());
         faults.extend(failed);
@@ -103,7 +103,7 @@ impl<C: Containers> Owner<C> {
         }
         let now = Instant::now().into_std();
         let leave = |spec: &VolumeSpec| {
-            let guests = self.book.has_guests_but_of(&spec.name);
+            let guests = self.book(|book| book.has_guests_but_of(&spec.name));
             self.quarantine.leave(&spec.name, guests, now)
         };
         let mut alone =
@@ -136,17 +136,20 @@ impl<C: Containers> Owner<C> {
         let now = Instant::now().into_std();
         let look = Look {
             now,
-            at: humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
+            at: super::now(),
             sockets: &place.sockets,
             stuck_after: self.parts.policy.volumes.stuck_after,
         };
-        self.book.keep(&self.parts.desired.volumes(&self.name), &look);
-        let none = VolumeSeen::default();
-        for spec in specs {
-            let seen = seen.get(&spec.name).unwrap_or(&none);
-            self.book.note(spec, seen, faults.get(&spec.name), &look);
-        }
-        if !self.book.has_degraded() {
+        let (wanted, none) = (self.parts.desired.volumes(&self.name), VolumeSeen::default());
+        let has_degraded = self.status.change(|known| {
+            known.book.keep(&wanted, &look);
+            for spec in specs {
+                let seen = seen.get(&spec.name).unwrap_or(&none);
+                known.book.note(spec, seen, faults.get(&spec.name), &look);
+            }
+            known.book.has_degraded()
+        });
+        if !has_degraded {
             self.retry.serves(now);
         } else if self.retry.due().is_none_or(|due| due <= now) {
             self.retry.failed(now);
@@ -191,8 +194,7 @@ impl<C: Containers> Owner<C> {
         let volumes: Vec<VolumeSpec> = judged.collect::<Result<_, _>>()?;
         no_conflict(&volumes, &before)?;
         self.parts.desired.want_volumes(&self.name, &volumes).await?;
-        // Not in a target that has yet to prove itself.
-        self.tend_standing().await;
+        self.settle_if_due().await;
         let done = match self.is_in_place() {
             true => self.pass(volumes.clone(), true).await,
             false => Err(self.not_standing()),
@@ -200,10 +202,9 @@ impl<C: Containers> Owner<C> {
         if let Err(fault) = &done {
             self.not_looked_at(&volumes, fault);
         }
-        self.publish();
         self.passed = None;
-        let views: Vec<VolumeView> =
-            volumes.iter().map(|spec| view(&self.name, spec, self.book.stands())).collect();
+        let stands = |spec| self.book(|book| view(&self.name, spec, book.stands()));
+        let views: Vec<VolumeView> = volumes.iter().map(stands).collect();
         let is_made = |view: &VolumeView| {
             matches!(view.status.state, VolumeState::Serving | VolumeState::Stuck)
         };
@@ -219,8 +220,9 @@ impl<C: Containers> Owner<C> {
         Ok(views)
     }
 
-    fn not_standing(&mut self) -> Fault {
-        let why = self.health().map_or("it was not looked at yet".to_string(), |it| it.reason);
+    fn not_standing(&self) -> Fault {
+        let why =
+            self.status.health().map_or("it was not looked at yet".to_string(), |it| it.reason);
         let text = format!("the target {} does not serve yet: {why}", self.name);
         Fault::new(Code::TargetNotServing, text)
     }
@@ -230,15 +232,18 @@ impl<C: Containers> Owner<C> {
         let Some(place) = self.place() else { return };
         let look = Look {
             now: Instant::now().into_std(),
-            at: humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
+            at: super::now(),
             sockets: &place.sockets,
             stuck_after: self.parts.policy.volumes.stuck_after,
         };
-        self.book.keep(&self.parts.desired.volumes(&self.name), &look);
-        for spec in volumes {
-            self.book.waits(&spec.name, &fault.text, &look);
-        }
-        self.next_pass = Instant::now();
+        let wanted = self.parts.desired.volumes(&self.name);
+        self.status.change(|known| {
+            known.book.keep(&wanted, &look);
+            for spec in volumes {
+                known.book.waits(&spec.name, &fault.text, &look);
+            }
+            known.next_pass = Some(Instant::now());
+        });
     }
 
     /// Takes away what an activation that failed has made, and forgets it; tells why it failed. What was
@@ -250,7 +255,7 @@ impl<C: Containers> Owner<C> {
         let mut kept = BTreeMap::new();
         if let Some(place) = self.place().filter(|_| !made.is_empty()) {
             let removed = self.remove(&place, &made, before).await;
-            let lives = self.health().is_some_and(|health| health.pid.is_some());
+            let lives = self.status.health().is_some_and(|health| health.pid.is_some());
             kept = match removed {
                 Ok(kept) => kept,
                 // It has ended, and what was made with it.
@@ -309,7 +314,7 @@ impl<C: Containers> Owner<C> {
     fn lives(&mut self, target: &TargetSpec) -> bool {
         let wanted = self.parts.desired.get(&self.name);
         let same = wanted.is_none_or(|wanted| wanted.control_sock == target.control_sock);
-        same && self.health().is_some_and(|health| health.pid.is_some())
+        same && self.status.health().is_some_and(|health| health.pid.is_some())
     }
 
     /// Takes volumes out of the target, but for what was there `before`; tells which it could not, and why.
@@ -347,14 +352,14 @@ impl<C: Containers> Owner<C> {
         Ok(kept)
     }
 
-    /// Volumes went: that is told, and when none is left on the node, what was taken for them may go.
-    fn forgotten(&mut self) {
+    /// Volumes went, and are told of no more.
+    fn forgotten(&self) {
         let wanted = self.parts.desired.volumes(&self.name);
-        self.book.drop_unwanted(&wanted);
-        self.publish();
-        if self.parts.desired.volume_count() == 0 {
-            self.parts.node.no_volumes_left();
-        }
+        self.status.change(|known| known.book.drop_unwanted(&wanted));
+    }
+
+    fn book<T>(&self, read: impl FnOnce(&VolumeBook) -> T) -> T {
+        self.status.read(|known| read(&known.book))
     }
 
     /// Another size for a volume.
@@ -375,15 +380,15 @@ impl<C: Containers> Owner<C> {
             // Where its size stands in what it is made of, it is made with the new one from now on.
             self.parts.desired.want_volumes(&self.name, &[resized]).await?;
         }
-        Ok(view(&self.name, &spec, self.book.stands()))
+        Ok(self.book(|book| view(&self.name, &spec, book.stands())))
     }
 
     /// How the volumes stand now, for who asks; what is not as wanted is mended by that too.
     pub(super) async fn look_at_volumes(&mut self) {
         let max_age = self.parts.policy.max_age;
         if self.is_in_place() && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
-            self.next_pass = Instant::now();
-            self.tend_standing().await;
+            self.status.change(|known| known.next_pass = Some(Instant::now()));
+            self.settle_if_due().await;
         }
     }
 }

@@ -7,32 +7,32 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::observe::blocking;
+use crate::agent::observe::blocking;
 use crate::model::fault::{Fault, chain};
-use crate::model::target::{Desired, TargetName, TargetSpec, Work};
+use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
 use crate::store::{Durability, Store};
 
 /// The folder of the targets' files.
-pub(super) const FOLDER: &str = "targets";
+pub(crate) const FOLDER: &str = "targets";
 /// The folder that has one for the volumes of each target.
-pub(super) const VOLUMES: &str = "volumes";
+pub(crate) const VOLUMES: &str = "volumes";
 /// The form of the files.
-pub(super) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// A target as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Entry {
-    pub(super) version: u32,
-    pub(super) spec: TargetSpec,
+pub(crate) struct Entry {
+    pub(crate) version: u32,
+    pub(crate) spec: TargetSpec,
 }
 
 /// A volume as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct VolumeEntry {
-    pub(super) version: u32,
-    pub(super) target: TargetName,
-    pub(super) spec: VolumeSpec,
+pub(crate) struct VolumeEntry {
+    pub(crate) version: u32,
+    pub(crate) target: TargetName,
+    pub(crate) spec: VolumeSpec,
 }
 
 /// What is wanted; clones are one.
@@ -40,26 +40,6 @@ pub(super) struct VolumeEntry {
 pub struct DesiredTargets {
     store: Store,
     told: Arc<watch::Sender<Desired>>,
-}
-
-/// Shows that a target is worked on, as long as it lives.
-#[derive(Debug)]
-pub struct AtWork<'a> {
-    of: &'a DesiredTargets,
-    name: TargetName,
-    /// What it was at before.
-    before: Option<Work>,
-}
-
-impl Drop for AtWork<'_> {
-    fn drop(&mut self) {
-        self.of.told.send_modify(|desired| {
-            match self.before {
-                Some(work) => desired.at_work.insert(self.name.clone(), work),
-                None => desired.at_work.remove(&self.name),
-            };
-        });
-    }
 }
 
 impl DesiredTargets {
@@ -92,36 +72,6 @@ impl DesiredTargets {
     /// What is wanted, now and from now on.
     pub fn watch(&self) -> watch::Receiver<Desired> {
         self.told.subscribe()
-    }
-
-    /// One that is worked on until the returned value is dropped.
-    pub fn at_work(&self, name: &TargetName, work: Work) -> AtWork<'_> {
-        let mut before = None;
-        self.told.send_modify(|desired| before = desired.at_work.insert(name.clone(), work));
-        AtWork { of: self, name: name.clone(), before }
-    }
-
-    /// Says in which process of its all volumes were brought about; none, where they were in no living one.
-    pub fn in_place(&self, name: &TargetName, pid: Option<u32>) {
-        self.told.send_if_modified(|desired| match pid {
-            Some(pid) => desired.in_place.insert(name.clone(), pid) != Some(pid),
-            None => desired.in_place.remove(name).is_some(),
-        });
-    }
-
-    /// Says that it falls again and again, with the evidence, or that it does not any more.
-    pub fn trouble(&self, name: &TargetName, evidence: Option<String>) {
-        self.told.send_if_modified(|desired| match evidence {
-            Some(evidence) => {
-                desired.troubles.insert(name.clone(), evidence.clone()) != Some(evidence)
-            }
-            None => desired.troubles.remove(name).is_some(),
-        });
-    }
-
-    /// Whether it is told that it falls again and again.
-    pub fn has_trouble(&self, name: &TargetName) -> bool {
-        self.told.borrow().troubles.contains_key(name)
     }
 
     /// The volumes that are wanted in a target.
@@ -334,16 +284,5 @@ mod tests {
         assert_eq!(names, ["b", "d"], "a is not wanted, c is cut, e says that it is d");
         assert_eq!(again[&read_only.name], read_only);
         assert!(path("c.json.unusable").exists() && path("e.json.unusable").exists());
-    }
-
-    #[tokio::test]
-    async fn who_is_at_work_is_seen_until_it_ends() {
-        let dir = tempfile::tempdir().unwrap();
-        let desired = open(&dir);
-        let told = desired.watch();
-        let work = desired.at_work(&"a".parse().unwrap(), Work::BringUp);
-        assert_eq!(told.borrow().at_work.len(), 1);
-        drop(work);
-        assert!(told.borrow().at_work.is_empty());
     }
 }

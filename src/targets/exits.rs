@@ -1,11 +1,11 @@
-//! What is remembered of targets' falls while no agent runs: who died together with its agent, and fell
-//! shortly before, falls again. In the folder that a reboot empties, for with the guests of before it goes
+//! Exits of targets, remembered while no agent runs: who died together with its agent, and exited shortly
+//! before, exits again. In the folder that a reboot empties, for with the guests of before it goes
 //! what it was remembered for.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::super::observe::blocking;
+use crate::agent::observe::blocking;
 use crate::model::target::TargetName;
 use crate::plan::lifecycle::Remembered;
 use crate::store::{Durability, Store, StoreError};
@@ -17,12 +17,12 @@ const PROCESSES: &str = "processes";
 
 /// The falls of all targets.
 #[derive(Debug, Clone)]
-pub struct Falls(Store);
+pub struct Exits(Store);
 
-impl Falls {
+impl Exits {
     /// Those that this folder holds.
-    pub fn new(store: Store) -> Falls {
-        Falls(store)
+    pub fn new(store: Store) -> Exits {
+        Exits(store)
     }
 
     /// What is remembered of one target. One that cannot be read is a target that never fell: it is healed at
@@ -109,7 +109,7 @@ mod tests {
     async fn falls_are_known_to_the_next_agent_until_they_are_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let open =
-            || Falls::new(Store::open(dir.path().join("state"), dir.path().join("run")).unwrap());
+            || Exits::new(Store::open(dir.path().join("state"), dir.path().join("run")).unwrap());
         let (name, other): (TargetName, TargetName) = ("a".parse().unwrap(), "b".parse().unwrap());
         let none = Remembered::default();
         assert_eq!(open().of(&name), none);

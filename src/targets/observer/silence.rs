@@ -5,21 +5,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::now;
 use crate::host::vitals::Look;
 use crate::model::observation::{Answers, Vitals};
 
 /// What was looked at when a probe had no answer.
 #[derive(Debug)]
-pub(in crate::health) struct Evidence {
+pub(super) struct Evidence {
     /// What the process does; none where it could not be looked at.
-    pub(in crate::health) look: Option<Look>,
+    pub(super) look: Option<Look>,
     /// Whether the machine is short of CPUs.
-    pub(in crate::health) starved: bool,
+    pub(super) starved: bool,
     /// The agent's own request there that changes something and is open: its deadline and its method.
-    pub(in crate::health) busy: Option<(std::time::Instant, Cow<'static, str>)>,
+    pub(super) busy: Option<(std::time::Instant, Cow<'static, str>)>,
     /// When a reply came last that nobody waited for any more.
-    pub(in crate::health) late_reply: Option<std::time::Instant>,
+    pub(super) late_reply: Option<std::time::Instant>,
 }
 
 /// A process that is silent, or was never.
@@ -49,7 +48,7 @@ impl Silence {
             self.looked_at = Some((now, look));
         }
         if answers.has_answered() && answers.version().is_none() {
-            self.since.get_or_insert_with(self::now);
+            self.since.get_or_insert_with(super::super::now);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The watch of one target: a task that alone knows how it stands, and publishes it.
+//! The observer of one target: a task that puts together what is seen, and publishes each change of it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,18 +6,16 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::super::probe::Found;
 use super::engine::News;
+use super::probe::Found;
 use super::silence::{Evidence, Silence};
-use super::{IDLE, Key, Shared, is_wanted, now};
+use super::{AskQueue, IDLE, Key, Observations, Shared, is_desired};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
 use crate::model::observation::{Answers, Observation, Process};
-use crate::model::target::{Desired, TargetHealth, TargetState};
-use crate::plan::health::{Context, judge};
 
 /// Probes on their way at the same time; a frozen target answers none.
 const MOST_PROBES: usize = 8;
@@ -25,29 +23,6 @@ const MOST_PROBES: usize = 8;
 const STARTING_PAUSE: Duration = Duration::from_millis(20);
 /// Between two questions to an engine that does not tell by itself.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
-
-/// What is known, as it is published.
-#[derive(Debug, Clone)]
-pub(super) struct Told {
-    /// The state.
-    pub(super) health: TargetHealth,
-    /// When the answer was asked for that came last.
-    pub(super) answered: Option<Instant>,
-    /// When the last probe ended, answered or not.
-    pub(super) heard: Option<Instant>,
-    /// Whether the engine was asked since something was heard of.
-    pub(super) sure: bool,
-}
-
-impl Told {
-    /// What is told, with its age.
-    pub(super) fn aged(&self) -> TargetHealth {
-        let serves = self.health.state == TargetState::Serving;
-        let age = self.answered.filter(|_| serves).map(|at| at.elapsed().as_millis());
-        let age_ms = age.map(|age| u64::try_from(age).unwrap_or(u64::MAX));
-        TargetHealth { age_ms, ..self.health.clone() }
-    }
-}
 
 /// The process, as far as it is known.
 enum Seen {
@@ -59,7 +34,7 @@ enum Seen {
 struct Waiter {
     probe: u64,
     look: u64,
-    reply: oneshot::Sender<Told>,
+    reply: oneshot::Sender<Arc<Observation>>,
 }
 
 /// The end of a probe: its number, when it was sent, the answer, and without one what was seen of the process.
@@ -94,32 +69,14 @@ pub(super) struct Watch<C> {
     next_look: Instant,
     waiting: Vec<Waiter>,
     asked: Instant,
-    /// Whether anything was published yet.
-    published: bool,
-    told: watch::Sender<Told>,
-    seen_by_owner: watch::Sender<Arc<Observation>>,
+    published: watch::Sender<Arc<Observation>>,
 }
 
 impl<C: Containers> Watch<C> {
     /// Starts the task, which ends when nobody can ask it any more, or wants to.
-    pub(super) fn start(
-        key: Key,
-        shared: Arc<Shared<C>>,
-        asks: mpsc::Receiver<oneshot::Sender<Told>>,
-    ) -> (watch::Receiver<Told>, watch::Receiver<Arc<Observation>>) {
-        let health = TargetHealth {
-            name: key.0.clone(),
-            state: TargetState::Starting,
-            reason: "it was not looked at yet".to_string(),
-            since: now(),
-            version: None,
-            age_ms: None,
-            pid: None,
-        };
-        let told = Told { health, answered: None, heard: None, sure: false };
-        let (told, published) = watch::channel(told);
+    pub(super) fn start(key: Key, shared: Arc<Shared<C>>, asks: AskQueue) -> Observations {
         let unseen = Observation::unseen(Instant::now().into_std());
-        let (seen_by_owner, observations) = watch::channel(Arc::new(unseen));
+        let (published, observations) = watch::channel(Arc::new(unseen));
         let watch = Watch {
             key,
             shared,
@@ -139,24 +96,13 @@ impl<C: Containers> Watch<C> {
             next_look: Instant::now() + LOOK_PAUSE,
             waiting: Vec::new(),
             asked: Instant::now(),
-            published: false,
-            told,
-            seen_by_owner,
+            published,
         };
         tokio::spawn(watch.run(asks));
-        (published, observations)
+        observations
     }
 
-    async fn run(mut self, mut asks: mpsc::Receiver<oneshot::Sender<Told>>) {
-        self.watch(&mut asks).await;
-        // Before `asks` is gone, and so before anybody begins another watch of it.
-        let wanted = self.shared.desired.borrow().targets.contains_key(&self.key.0);
-        if !wanted {
-            (self.shared.forgotten)(&self.key.0);
-        }
-    }
-
-    async fn watch(&mut self, asks: &mut mpsc::Receiver<oneshot::Sender<Told>>) {
+    async fn run(mut self, mut asks: AskQueue) {
         let mut news = self.shared.news.listen();
         let mut desired = self.shared.desired.clone();
         self.look_now();
@@ -167,7 +113,7 @@ impl<C: Containers> Watch<C> {
                 Some(found) = next_found(&mut self.look) => self.found(found),
                 Some(probed) = self.probes.next() => self.probed(probed),
                 ask = asks.recv() => match ask {
-                    Some(reply) => self.asked(reply, asks),
+                    Some(reply) => self.asked(reply, &mut asks),
                     None => return,
                 },
                 told = news.recv() => self.heard(told),
@@ -176,18 +122,14 @@ impl<C: Containers> Watch<C> {
             }
             self.publish();
             self.answer();
-            if self.asked.elapsed() >= IDLE && asks.is_empty() && !self.is_wanted() {
+            if self.asked.elapsed() >= IDLE && asks.is_empty() && !self.is_desired() {
                 return;
             }
         }
     }
 
-    fn is_wanted(&self) -> bool {
-        self.is_wanted_in(&self.shared.desired.borrow())
-    }
-
-    fn is_wanted_in(&self, desired: &Desired) -> bool {
-        is_wanted(desired, &self.key)
+    fn is_desired(&self) -> bool {
+        is_desired(&self.shared.desired.borrow(), &self.key)
     }
 
     /// The kernel tells that the process has ended, which is published before anybody is asked how.
@@ -211,7 +153,6 @@ impl<C: Containers> Watch<C> {
             (self.answers, self.heard) = (Answers::default(), None);
             self.silence = Silence::default();
             self.outdated = self.probed.begun;
-            self.told.send_modify(|told| (told.answered, told.heard) = (None, None));
         }
         self.seen = seen;
     }
@@ -261,9 +202,7 @@ impl<C: Containers> Watch<C> {
             return;
         }
         self.answers.note(sent.into_std(), answer);
-        let answered = self.answers.answered().map(Instant::from_std);
         self.heard = Some(Instant::now());
-        self.told.send_modify(|told| (told.heard, told.answered) = (self.heard, answered));
         match evidence.filter(|_| self.answers.is_silent()) {
             Some(evidence) => {
                 let policy = &self.shared.probe.policy;
@@ -297,11 +236,7 @@ impl<C: Containers> Watch<C> {
     }
 
     /// All callers that wait by now get the same.
-    fn asked(
-        &mut self,
-        reply: oneshot::Sender<Told>,
-        asks: &mut mpsc::Receiver<oneshot::Sender<Told>>,
-    ) {
+    fn asked(&mut self, reply: oneshot::Sender<Arc<Observation>>, asks: &mut AskQueue) {
         let dead = matches!(&self.seen, Seen::Lives(process) if !process.lives());
         if dead {
             self.process_ended();
@@ -417,67 +352,30 @@ impl<C: Containers> Watch<C> {
             answers: self.answers.clone(),
             heard: self.heard.map(Instant::into_std),
             vitals: self.silence.vitals.clone(),
+            silent_since: self.silence.since.clone(),
             sure,
         }
     }
 
-    /// Hands what is seen to its owner. An answer like the last one is no news to it, and a silence is each time.
-    fn tell_owner(&self) -> Arc<Observation> {
-        self.seen_by_owner.send_if_modified(|last| {
-            let next = self.observation(last.number + 1);
-            let same = next.process == last.process
-                && next.version() == last.version()
-                && next.vitals.activity == last.vitals.activity
-                && !(next.answers.is_silent() && next.heard != last.heard);
-            *last = Arc::new(next);
-            !same
-        });
-        self.seen_by_owner.borrow().clone()
-    }
-
-    fn publish(&mut self) {
+    /// Publishes what is seen. An answer like the last one is no news, and has no number of its own; a silence
+    /// is each time.
+    fn publish(&self) {
         if self.looked.ended == 0 {
             return;
         }
-        let seen = self.tell_owner();
-        let context = {
-            let desired = self.shared.desired.borrow();
-            let name = &self.key.0;
-            let wanted = desired.targets.contains_key(name);
-            Context {
-                wanted,
-                at_work: desired.at_work.get(name).copied(),
-                rebuilds: wanted
-                    && self.is_wanted_in(&desired)
-                    && desired.rebuilds(name, seen.pid()),
-                trouble: desired.troubles.get(name).cloned(),
-                unresponsive_since: self.silence.since.clone(),
-            }
-        };
-        let wanted = context.wanted;
-        let (state, reason) = judge(&seen, &context);
-        let (pid, sure) = (seen.pid(), seen.sure);
-        let before = self.told.borrow().clone();
-        let same = (before.health.state, &before.health.reason) == (state, &reason);
-        let version = seen.version();
-        let known = before.health.version.as_deref() == version;
-        if same && known && before.health.pid == pid && before.sure == sure {
-            return;
-        }
-        let since = match before.health.state == state && self.published {
-            true => before.health.since,
-            false => now(),
-        };
-        self.published = true;
-        let version = version.map(str::to_string);
-        let name = self.key.0.clone();
-        let health = TargetHealth { name, state, reason, since, version, age_ms: None, pid };
-        // Somebody may ask with another control socket than the target has: that is no news of it.
-        let about_another = wanted && !self.is_wanted();
-        if !same && !about_another {
-            (self.shared.changed)(&health);
-        }
-        self.told.send_modify(|told| (told.health, told.sure) = (health, sure));
+        self.published.send_if_modified(|last| {
+            let next = self.observation(last.number);
+            let same = last.number > 0
+                && next.process == last.process
+                && next.version() == last.version()
+                && next.vitals.activity == last.vitals.activity
+                && next.is_busy() == last.is_busy()
+                && next.sure == last.sure
+                && !(next.answers.is_silent() && next.heard != last.heard);
+            let number = last.number + u64::from(!same);
+            *last = Arc::new(Observation { number, ..next });
+            !same
+        });
     }
 
     /// Answers who waits for nothing that is still on its way.
@@ -489,7 +387,7 @@ impl<C: Containers> Watch<C> {
         let (probed, looked) = (self.probed.ended, self.looked.ended);
         let done = |waiter: &mut Waiter| probed >= waiter.probe && looked >= waiter.look;
         for waiter in self.waiting.extract_if(.., done) {
-            let _ = waiter.reply.send(self.told.borrow().clone());
+            let _ = waiter.reply.send(self.published.borrow().clone());
         }
     }
 }

@@ -4,66 +4,59 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::super::observe::target::Containers;
-use super::TargetWish;
-use super::owner::Owner;
+use super::work::Worker;
+use super::{Parts, TargetWish};
+use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
 use crate::model::fault::{Fault, Finding};
-use crate::model::path::CleanPath;
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
-use crate::model::status::LastExit;
 use crate::model::step::Step;
-use crate::model::target::{TargetSeen, TargetSpec, Work};
-use crate::plan::quarantine::Exit;
+use crate::model::target::{TargetSeen, TargetSpec};
+use crate::plan::quarantine::{Exit, Quarantine};
 
 /// The exit code of a process that was sent SIGKILL.
 const SIGKILLED: i64 = 137;
 /// Rounds of plan and apply before it is said that they do not lead anywhere.
 const MOST_ROUNDS: usize = 5;
 
-impl<C: Containers> Owner<C> {
-    /// Brings it about, watched from the beginning; who asks for the target's health afterwards hears of
+/// What the rounds have come to.
+pub(super) enum Converged {
+    /// It is as wanted; in a dry run, it is known what would be done.
+    Holds,
+    /// An image has to be brought in first, by this step.
+    NeedsImage(Step),
+}
+
+impl<C: Containers> Worker<C> {
+    /// Brings it about, observed from the beginning; who asks for the target's health afterwards hears of
     /// what was done.
     pub(super) async fn change(
         &mut self,
         wish: &TargetWish,
         report: &mut PartReport,
-    ) -> Result<(), Fault> {
+    ) -> Result<Converged, Fault> {
         let TargetSpec { name, control_sock, .. } = wish.spec();
-        let parts = self.parts.clone();
-        let work = match wish {
-            TargetWish::Ensure(..) => Work::BringUp,
-            TargetWish::Destroy { .. } => Work::TakeAway,
-        };
-        let control = |otherwise: &CleanPath| {
-            parts.desired.get(name).map_or(otherwise.clone(), |spec| spec.control_sock)
-        };
-        let before = control(control_sock);
-        parts.health.watch(name, &before);
-        let work = parts.desired.at_work(name, work);
+        let desired = || self.parts.desired.get(name).map(|spec| spec.control_sock);
+        let before = desired().unwrap_or_else(|| control_sock.clone());
+        self.parts.observers.observe(name, &before);
         let mut done = self.converge(wish, false, report).await;
-        if report.steps.iter().any(|step| step.step == "stopContainer") {
-            // It is no exit of its own; and what its successor does is not known.
-            self.stopped = true;
-            self.quarantine.clear();
+        if let Ok(Converged::NeedsImage(_)) = done {
+            return done;
         }
-        if let (TargetWish::Destroy { .. }, Ok(())) = (wish, &done) {
-            done = self.forget().await;
+        if let (TargetWish::Destroy { .. }, Ok(_)) = (wish, &done) {
+            done = self.forget_target().await.map(|()| Converged::Holds);
         }
-        parts.health.look_again(name, &control(&before)).await;
-        drop(work);
+        let control = self.parts.desired.get(name).map_or(before, |spec| spec.control_sock);
+        self.parts.observers.look_again(name, &control).await;
         done
     }
 
-    /// It and its volumes, which are gone with it, are not wanted any more.
-    async fn forget(&self) -> Result<(), Fault> {
+    /// It and its volumes, which are gone with it, are not desired any more.
+    async fn forget_target(&self) -> Result<(), Fault> {
         let desired = &self.parts.desired;
         let volumes: Vec<_> = desired.volumes(&self.name).keys().cloned().collect();
         desired.forget_volumes(&self.name, &volumes).await?;
-        if !volumes.is_empty() && desired.volume_count() == 0 {
-            self.parts.node.no_volumes_left();
-        }
         desired.forget(&self.name).await
     }
 
@@ -72,7 +65,7 @@ impl<C: Containers> Owner<C> {
         wish: &TargetWish,
         dry_run: bool,
         report: &mut PartReport,
-    ) -> Result<(), Fault> {
+    ) -> Result<Converged, Fault> {
         let mut wish = wish.clone();
         let mut awaited = false;
         for _ in 0..MOST_ROUNDS {
@@ -90,7 +83,13 @@ impl<C: Containers> Owner<C> {
             report.findings.extend(plan.findings.iter().cloned());
             if dry_run {
                 report.steps.extend(plan.steps.iter().map(StepReport::planned));
-                return Ok(());
+                return Ok(Converged::Holds);
+            }
+            if let Some(step) =
+                plan.steps.iter().find(|step| matches!(step, Step::LoadImage { .. }))
+            {
+                // It takes its time. What is there goes on, and is desired as it is, until the image is there.
+                return Ok(Converged::NeedsImage(step.clone()));
             }
             if let TargetWish::Ensure(spec, _) = &wish {
                 // It can be: from here on it is wanted, whatever becomes of this agent. What is left as it
@@ -105,14 +104,11 @@ impl<C: Containers> Owner<C> {
                 self.parts.desired.want(left.as_ref().unwrap_or(spec)).await?;
             }
             if plan.steps.is_empty() {
-                return Ok(());
+                return Ok(Converged::Holds);
             }
             self.hasten(&mut plan.steps, &seen, awaited);
-            // Guests may come while an image does: who is connected is counted anew afterwards.
-            let loads = matches!(plan.steps.as_slice(), [Step::LoadImage { .. }, _, ..]);
-            let steps = if loads { plan.steps.get(..1).unwrap_or_default() } else { &plan.steps };
-            let again = starts_again(steps);
-            if let Err(fault) = self.apply_all(steps, &seen, report).await {
+            let again = starts_again(&plan.steps);
+            if let Err(fault) = self.apply_all(&plan.steps, &seen, report).await {
                 if self.fell_meanwhile(wish.spec(), &plan.steps).await {
                     continue;
                 }
@@ -126,9 +122,6 @@ impl<C: Containers> Owner<C> {
                     continue;
                 }
                 return Err(fault);
-            }
-            if loads {
-                continue;
             }
             awaited = true;
             // What was to be replaced is; the next look only makes sure.
@@ -147,12 +140,17 @@ impl<C: Containers> Owner<C> {
     }
 
     async fn apply_all(
-        &self,
+        &mut self,
         steps: &[Step],
         seen: &TargetSeen,
         report: &mut PartReport,
     ) -> Result<(), Fault> {
         for step in steps {
+            if let Step::StopContainer { .. } = step {
+                // It is no exit of its own; and what its successor does is not known.
+                self.status.change(|known| known.stopping = true);
+                self.quarantine = Quarantine::default();
+            }
             self.apply(step, seen, report).await?;
         }
         Ok(())
@@ -175,32 +173,44 @@ impl<C: Containers> Owner<C> {
         if let Step::StopContainer { .. } = step {
             self.let_settle().await;
         }
-        self.parts.progress.begun(step);
+        self.parts.apply(step, seen, report).await
+    }
+
+    /// Guests may be reconnecting to the controllers that were just made: one that its target dies on in
+    /// these moments never comes back.
+    async fn let_settle(&self) {
+        if let Some(made) = self.status.read(|known| known.controllers_made) {
+            sleep_until(made + self.parts.policy.heal.settle).await;
+        }
+    }
+}
+
+impl<C: Containers> Parts<C> {
+    /// Applies one step, and tells of it.
+    pub(super) async fn apply(
+        &self,
+        step: &Step,
+        seen: &TargetSeen,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        self.progress.begun(step);
         let began = Instant::now();
-        let progress = self.parts.progress.clone();
+        let progress = self.progress.clone();
         let line = |text| progress.line(step, text);
-        let applied = self.parts.applier.apply(step, seen.huge_dir.as_deref(), line).await;
+        let applied = self.applier.apply(step, seen.huge_dir.as_deref(), line).await;
         let (before, _) = step.before_after();
         let (after, outcome) = match &applied {
             Ok(after) => (after.clone(), StepOutcome::Done),
             Err(fault) => (fault.text.clone(), StepOutcome::Failed),
         };
         let step = StepReport::of(step, before, after, outcome, began.elapsed());
-        self.parts.progress.ended(&step);
+        self.progress.ended(&step);
         report.steps.push(step);
         applied.map(drop)
     }
-
-    /// Guests may be reconnecting to the controllers that were just made: one that its target dies on in
-    /// these moments never comes back.
-    async fn let_settle(&self) {
-        if let Some(made) = self.controllers_made {
-            sleep_until(made + self.parts.policy.heal.settle).await;
-        }
-    }
 }
 
-impl<C: Containers> Owner<C> {
+impl<C: Containers> Worker<C> {
     /// Tells how it exited, once: a start of the same container makes the engine forget that.
     fn tell_exit(&mut self, ended: &ContainerSeen) {
         if self.exit.is_some() {
@@ -211,13 +221,7 @@ impl<C: Containers> Owner<C> {
             None => return,
         };
         tracing::warn!(target_name = %self.name, "{} exited: {cause}", self.name);
-        self.note_last_exit(cause);
-    }
-
-    /// What is told of its last exit.
-    pub(super) fn note_last_exit(&self, cause: String) {
-        let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
-        self.parts.stands.exited(&self.name, LastExit { at, cause });
+        self.status.exited(cause);
     }
 
     /// One that answered before is not waited for like one that starts.

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::watch::Evidence;
-
+use super::silence::Evidence;
 use crate::docker::Containers;
 use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
@@ -69,7 +68,7 @@ impl<C: Containers> Probe<C> {
     }
 
     /// Whether the engine can be asked without being started by that: who only watches starts nothing.
-    pub(super) async fn engine_may_be_asked(&self) -> bool {
+    pub(in crate::targets) async fn engine_may_be_asked(&self) -> bool {
         let (root, daemon) = (self.root.clone(), self.daemon.clone());
         // Where the engine does not run, every process is looked at: nothing for the runtime's thread.
         let look =

@@ -1,0 +1,204 @@
+//! Status of each target: put together, judged and published here, and nowhere else.
+//!
+//! The target's task and the work that it has begun note facts in [`Known`]; each change of them is judged and
+//! published at once, to reports, metrics, events, the API and the log alike.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::book::VolumeBook;
+use super::desired::DesiredTargets;
+use super::now;
+use crate::agent::events::Events;
+use crate::model::event::What;
+use crate::model::observation::Observation;
+use crate::model::path::CleanPath;
+use crate::model::status::{LastExit, TargetStatus, TargetStatuses};
+use crate::model::target::{TargetHealth, TargetName, TargetState, Work};
+use crate::plan::health::{Context, judge};
+
+/// Statuses of all targets; clones are one.
+#[derive(Debug, Clone)]
+pub struct Statuses {
+    all: Arc<watch::Sender<TargetStatuses>>,
+    events: Events,
+}
+
+impl Statuses {
+    /// Nothing is known yet; `events` hears of each change of a target's health.
+    pub fn new(events: Events) -> Statuses {
+        Statuses { all: Arc::new(watch::Sender::new(TargetStatuses::default())), events }
+    }
+
+    /// All of them, now and from now on.
+    pub fn watch(&self) -> watch::Receiver<TargetStatuses> {
+        self.all.subscribe()
+    }
+
+    /// The health of one of them.
+    pub(super) fn health_of(&self, name: &TargetName) -> Option<TargetHealth> {
+        self.all.borrow().get(name)?.health.clone()
+    }
+}
+
+/// Facts about one target.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// What was seen last, and at which control socket.
+    pub(super) seen: Option<(CleanPath, Arc<Observation>)>,
+    /// What is being done with it.
+    pub(super) at_work: Option<Work>,
+    /// Whether the agent itself stops its process, or has in the work that goes on.
+    pub(super) stopping: bool,
+    /// The evidence of a crash loop, until its volumes are back.
+    pub(super) trouble: Option<String>,
+    /// The process in which all its volumes were brought about.
+    pub(super) in_place: Option<u32>,
+    /// When controllers were made in it last.
+    pub(super) controllers_made: Option<Instant>,
+    /// When its volumes are looked at next.
+    pub(super) next_pass: Option<Instant>,
+    /// Its volumes.
+    pub(super) book: VolumeBook,
+    /// How often the agent has started it again.
+    pub(super) restarts: u64,
+    /// How often its process has exited.
+    pub(super) exits: u64,
+    /// How its process exited last.
+    pub(super) last_exit: Option<LastExit>,
+}
+
+/// Status of one target; clones are one.
+#[derive(Debug, Clone)]
+pub(super) struct Status {
+    name: TargetName,
+    statuses: Statuses,
+    desired: DesiredTargets,
+    known: Arc<Mutex<Known>>,
+}
+
+impl Status {
+    pub(super) fn new(name: TargetName, statuses: Statuses, desired: DesiredTargets) -> Status {
+        Status { name, statuses, desired, known: Arc::default() }
+    }
+
+    pub(super) fn name(&self) -> &TargetName {
+        &self.name
+    }
+
+    /// Reads facts.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+        read(&self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes facts, and publishes what comes of that.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = change(&mut known);
+        self.publish(&known);
+        done
+    }
+
+    /// The health as it was published last.
+    pub(super) fn health(&self) -> Option<TargetHealth> {
+        self.statuses.health_of(&self.name)
+    }
+
+    /// Notes how its process exited.
+    pub(super) fn exited(&self, cause: String) {
+        self.change(|known| known.last_exit = Some(LastExit { at: now(), cause }));
+    }
+
+    /// Forgets a target that is neither desired nor observed any more.
+    pub(super) fn forget(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Known::default();
+        self.statuses.all.send_if_modified(|all| all.remove(&self.name).is_some());
+    }
+
+    fn publish(&self, known: &Known) {
+        let mut news = None;
+        self.statuses.all.send_if_modified(|all| {
+            let before = all.get(&self.name);
+            let health = self.judge(known, before.and_then(|it| it.health.as_ref()));
+            let told = before.and_then(|it| it.health.as_ref()).map(|it| (it.state, &it.reason));
+            news = health.clone().filter(|health| told != Some((health.state, &health.reason)));
+            let stands = known.book.stands();
+            let kept = before.map(|it| &it.volume_statuses).filter(|kept| ***kept == *stands);
+            let next = TargetStatus {
+                health,
+                control: known.seen.as_ref().map(|(control, _)| control.clone()),
+                judged: known.seen.as_ref().map_or(0, |(_, seen)| seen.number),
+                restarts: known.restarts,
+                exits: known.exits,
+                last_exit: known.last_exit.clone(),
+                volumes: known.book.tally(),
+                volume_statuses: kept.cloned().unwrap_or_else(|| Arc::new(stands.clone())),
+            };
+            let changed =
+                before != Some(&next) && (before.is_some() || next != TargetStatus::default());
+            if changed {
+                all.insert(self.name.clone(), next);
+            }
+            changed
+        });
+        if let Some(health) = news {
+            tell(&self.name, &health);
+            self.statuses.events.tell(What::Target(health));
+        }
+    }
+
+    fn judge(&self, known: &Known, before: Option<&TargetHealth>) -> Option<TargetHealth> {
+        let seen = match &known.seen {
+            Some((_, seen)) if seen.number > 0 => seen,
+            _ => return before.cloned(),
+        };
+        let desired = self.desired.get(&self.name).is_some();
+        let has_volumes = !self.desired.volumes(&self.name).is_empty();
+        let context = Context {
+            wanted: desired,
+            at_work: known.at_work,
+            rebuilds: desired && has_volumes && known.in_place != seen.pid(),
+            trouble: known.trouble.clone(),
+        };
+        let (state, reason) = judge(seen, &context);
+        let before = before.filter(|before| before.state == state);
+        Some(health(&self.name, state, reason, seen, before.map(|before| before.since.clone())))
+    }
+}
+
+/// Health of a target that is not this node's to have, or not at that control socket: of nobody's concern but
+/// the caller's.
+pub(super) fn health_of_another(name: &TargetName, seen: &Observation) -> TargetHealth {
+    let (state, reason) = judge(seen, &Context::default());
+    health(name, state, reason, seen, None)
+}
+
+fn health(
+    name: &TargetName,
+    state: TargetState,
+    reason: String,
+    seen: &Observation,
+    since: Option<String>,
+) -> TargetHealth {
+    TargetHealth {
+        name: name.clone(),
+        state,
+        reason,
+        since: since.unwrap_or_else(now),
+        version: seen.version().map(str::to_string),
+        age_ms: None,
+        pid: seen.pid(),
+    }
+}
+
+fn tell(name: &TargetName, TargetHealth { state, reason, .. }: &TargetHealth) {
+    match state {
+        TargetState::Degraded | TargetState::Failed => {
+            tracing::warn!(target_name = %name, "{name} is {state}: {reason}");
+        }
+        _ => tracing::info!(target_name = %name, "{name} is {state}: {reason}"),
+    }
+}
