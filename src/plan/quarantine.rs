@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::retry::Backoff;
 use crate::model::volume::VolumeName;
 
@@ -35,6 +37,19 @@ enum Blame {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Quarantine(BTreeMap<VolumeName, Blame>);
 
+/// What of it is on the disk, for the agent that comes after this one: that one may die while a volume hangs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The process in which volumes are being made.
+    pub pid: Option<u32>,
+    /// Those volumes.
+    pub making: BTreeSet<VolumeName>,
+    /// Those that are suspected.
+    pub suspects: BTreeSet<VolumeName>,
+    /// Those that are known to take their target down.
+    pub culprits: BTreeSet<VolumeName>,
+}
+
 /// Whether a volume may be made now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leave {
@@ -47,6 +62,33 @@ pub enum Leave {
 }
 
 impl Quarantine {
+    /// As an agent before this one knew it; each pause begins anew.
+    pub fn recall(remembered: &Remembered, fresh: &Backoff, now: Instant) -> Quarantine {
+        let suspects = remembered.suspects.iter().map(|name| (name.clone(), Blame::Suspect));
+        let culprits = remembered.culprits.iter().map(|name| {
+            let mut retry = fresh.clone();
+            retry.failed(now);
+            (name.clone(), Blame::Culprit(retry))
+        });
+        Quarantine(suspects.chain(culprits).collect())
+    }
+
+    /// What the next agent has to know, with the volumes that are being made in the process of that pid.
+    pub fn remembers(&self, making: Option<(u32, BTreeSet<VolumeName>)>) -> Remembered {
+        let (culprits, suspects): (Vec<_>, Vec<_>) =
+            self.0.iter().partition(|(_, blame)| matches!(blame, Blame::Culprit(_)));
+        let names = |held: Vec<(&VolumeName, &Blame)>| {
+            held.into_iter().map(|(name, _)| name.clone()).collect()
+        };
+        let (pid, making) = making.filter(|(_, names)| !names.is_empty()).unzip();
+        Remembered {
+            pid,
+            making: making.unwrap_or_default(),
+            suspects: names(suspects),
+            culprits: names(culprits),
+        }
+    }
+
     /// The target went down while the making of these was open. `fresh` is a backoff that nothing is known of.
     pub fn went_down(
         &mut self,
@@ -83,7 +125,7 @@ impl Quarantine {
         }
     }
 
-    /// It was made.
+    /// It was made, or its making refused: the target answered.
     pub fn made(&mut self, name: &VolumeName) {
         self.0.remove(name);
     }
@@ -91,6 +133,11 @@ impl Quarantine {
     /// The target itself is another one: what its predecessor did says nothing of it.
     pub fn clear(&mut self) {
         self.0.clear();
+    }
+
+    /// How many are to be made one at a time.
+    pub fn suspects(&self) -> usize {
+        self.0.values().filter(|blame| **blame == Blame::Suspect).count()
     }
 
     /// Whether nothing is held against anybody.
@@ -138,6 +185,22 @@ mod tests {
         quarantine.went_down(&names(&["b"]), Exit::ByItself, &fresh, now);
         assert_eq!(quarantine.leave(&a, true, now), Leave::Together);
         assert_eq!(quarantine.leave(&b, true, now), Leave::No);
+    }
+
+    #[test]
+    fn next_agent_knows_who_is_held_back_and_what_was_being_made() {
+        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let mut quarantine = Quarantine::default();
+        quarantine.went_down(&names(&["a", "b"]), Exit::ByItself, &fresh, now);
+        quarantine.went_down(&names(&["c"]), Exit::Killed, &fresh, now);
+        let known = quarantine.remembers(Some((7, names(&["d"]))));
+        assert_eq!((known.pid, &known.making), (Some(7), &names(&["d"])));
+        assert_eq!((&known.suspects, &known.culprits), (&names(&["a", "b"]), &names(&["c"])));
+        let next = Quarantine::recall(&known, &fresh, now);
+        assert_eq!(next.leave(&"a".parse().unwrap(), true, now), Leave::Alone);
+        assert_eq!(next.leave(&"c".parse().unwrap(), false, now), Leave::No);
+        assert_eq!(next.remembers(None), Remembered { pid: None, making: names(&[]), ..known });
+        assert_eq!(Quarantine::default().remembers(None), Remembered::default());
     }
 
     #[test]

@@ -71,9 +71,9 @@ impl<C: Containers> Worker<C> {
         for _ in 0..MOST_ROUNDS {
             let seen = self.parts.observer.look(wish.spec()).await?;
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
-                self.tell_exit(ended);
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
                 let exit = if from_outside { Exit::FromOutside } else { Exit::ByItself };
+                self.tell_exit(ended, exit).await;
                 self.exit = Some(self.exit.filter(|exit| *exit == Exit::Killed).unwrap_or(exit));
             }
             let mut plan = wish.plan(&seen, &self.parts.policy)?;
@@ -212,13 +212,20 @@ impl<C: Containers> Parts<C> {
 
 impl<C: Containers> Worker<C> {
     /// Tells how it exited, once: a start of the same container makes the engine forget that.
-    fn tell_exit(&mut self, ended: &ContainerSeen) {
-        if self.exit.is_some() {
+    async fn tell_exit(&self, ended: &ContainerSeen, exit: Exit) {
+        if self.exit.is_some() || self.answered.is_none() {
             return;
         }
-        let cause = match self.answered {
-            Some(_) => ended.how_it_ended(),
-            None => return,
+        let cause = match exit {
+            // Whoever killed it did not let it say anything.
+            Exit::FromOutside | Exit::Killed => ended.how_it_ended(),
+            Exit::ByItself => {
+                format!(
+                    "{}; {}",
+                    ended.how_it_ended(),
+                    self.parts.observer.last_printed(&self.name).await
+                )
+            }
         };
         tracing::warn!(target_name = %self.name, "{} exited: {cause}", self.name);
         self.status.exited(cause);

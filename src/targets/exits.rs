@@ -6,14 +6,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::agent::observe::blocking;
+use crate::model::fault::Fault;
 use crate::model::target::TargetName;
 use crate::plan::lifecycle::Remembered;
+use crate::plan::quarantine;
 use crate::store::{Durability, Store, StoreError};
 
 /// The folder of how often each failed …
 const FOLDER: &str = "falls";
-/// … and that of the process of each that answered.
+/// … that of the process of each that answered …
 const PROCESSES: &str = "processes";
+/// … and that of the volumes that took it down, or may have.
+const QUARANTINE: &str = "quarantine";
 
 /// The falls of all targets.
 #[derive(Debug, Clone)]
@@ -70,10 +74,28 @@ impl Exits {
         false
     }
 
+    /// What is held against volumes of a target. Where it cannot be read, nothing is.
+    pub(super) fn quarantine(&self, name: &TargetName) -> quarantine::Remembered {
+        self.read(QUARANTINE, name)
+    }
+
+    /// Writes that down.
+    pub(super) async fn keep_quarantine(&self, name: &TargetName, known: quarantine::Remembered) {
+        let (store, of) = (self.0.clone(), name.clone());
+        let kept = blocking(move || write(&store, &file(QUARANTINE, &of), known)).await;
+        if let Err(fault) = kept.and_then(|kept| kept.map_err(Fault::from)) {
+            tracing::warn!(
+                target_name = %name, error = %fault,
+                "the volumes that may take {name} down cannot be written down: an agent that started now would \
+                 make them together with all others"
+            );
+        }
+    }
+
     /// Forgets all other targets, which were taken away while that could not be noted.
     pub(super) fn keep_only(&self, names: &[TargetName]) {
         let kept: Vec<String> = names.iter().map(|name| format!("{name}.json")).collect();
-        for folder in [FOLDER, PROCESSES] {
+        for folder in [FOLDER, PROCESSES, QUARANTINE] {
             let others = self.0.list(folder, Durability::Boot).unwrap_or_default();
             for other in others.iter().filter(|other| !kept.contains(other)) {
                 if let Err(e) = self.0.remove(&format!("{folder}/{other}"), Durability::Boot) {

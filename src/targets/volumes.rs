@@ -43,6 +43,7 @@ impl<C: Containers> Worker<C> {
             before.extend(self.unless_stuck(around).await??);
         }
         self.suspect();
+        self.remember_making(BTreeSet::new()).await;
         let (mut plans, mut faults) = plan_all(&specs, &before);
         self.hold_back(&mut plans, &mut faults);
         if !retries {
@@ -63,11 +64,19 @@ impl<C: Containers> Worker<C> {
         let unanswered = self.unanswered.clone();
         let planned_names: Vec<VolumeName> =
             plans.iter().map(|(spec, _)| spec.name.clone()).collect();
+        self.remember_making(planned_names.iter().cloned().collect()).await;
         let applied = parts.volume_applier.apply(&place, plans, &unanswered);
         let failed = self.unless_stuck(applied).await?;
-        for name in planned_names.iter().filter(|name| !failed.contains_key(*name)) {
+        // A refusal is an answer too.
+        let is_answered = |name: &&VolumeName| {
+            let away =
+                |fault: &Fault| matches!(fault.code, Code::TargetNotAnswering | Code::TargetAbsent);
+            failed.get(*name).is_none_or(|fault| !away(fault))
+        };
+        for name in planned_names.iter().filter(is_answered) {
             self.quarantine.made(name);
         }
+        self.remember_making(BTreeSet::new()).await;
         if created.iter().any(|name| !failed.contains_key(name)) {
             self.status.change(|known| known.controllers_made = Some(Instant::now()));
         }
@@ -81,7 +90,13 @@ impl<C: Containers> Worker<C> {
 
     /// Whose making was open when the target went down is suspected. Where it answers again, nobody is.
     fn suspect(&mut self) {
-        let (open, exit) = (self.unanswered.take(), self.exit.take());
+        let (mut open, exit) = (self.unanswered.take(), self.exit.take());
+        // What was being made when this agent's predecessor ended, unless that process goes on.
+        if let Some((_, mut making)) =
+            self.inherited.take().filter(|(pid, _)| Some(*pid) != self.serving)
+        {
+            open.append(&mut making);
+        }
         if open.is_empty() || self.is_in_place() {
             return;
         }
@@ -94,6 +109,22 @@ impl<C: Containers> Worker<C> {
             "{} went down while these volumes were made, which is held against them: {}",
             self.name, names.join(", ")
         );
+    }
+
+    /// Writes down, for the next agent, who is held back, and what is being made or was not answered.
+    pub(super) async fn remember_making(&mut self, mut making: BTreeSet<VolumeName>) {
+        // What was not answered was made in the process of then.
+        let mut pid = if making.is_empty() { self.held.pid } else { self.serving };
+        making.append(&mut self.unanswered.names());
+        if let Some((of, names)) = &self.inherited {
+            making.extend(names.iter().cloned());
+            pid = Some(*of);
+        }
+        let known = self.quarantine.remembers(pid.map(|pid| (pid, making)));
+        if known != self.held {
+            self.held = known.clone();
+            self.parts.exits.keep_quarantine(&self.name, known).await;
+        }
     }
 
     /// Takes out of the plans what is not to be made now, or not together with others.

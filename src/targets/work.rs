@@ -1,5 +1,6 @@
 //! The work on one target, one piece at a time: starts, kills, its volumes, and what callers ask for.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,9 @@ use crate::model::prepare::{PartReport, PrepareReport};
 use crate::model::status::VolumeTally;
 use crate::model::step::Step;
 use crate::model::target::{self, EnsureWish, TargetName, TargetSeen, TargetSpec};
+use crate::model::volume::VolumeName;
 use crate::plan::lifecycle::{Attempt, Remembered, State};
-use crate::plan::quarantine::{Exit, Quarantine};
+use crate::plan::quarantine::{self, Exit, Quarantine};
 use crate::plan::retry::{Backoff, CRASH_LOOP};
 use crate::plan::target::end_frozen;
 
@@ -168,10 +170,14 @@ pub(super) struct Worker<C> {
     pub(super) parts: Arc<Parts<C>>,
     pub(super) status: Status,
     /// The process that served when the work began.
-    serving: Option<u32>,
+    pub(super) serving: Option<u32>,
     /// When volumes that failed are tried again.
     pub(super) retry: Backoff,
     pub(super) quarantine: Quarantine,
+    /// What is written down of that.
+    pub(super) held: quarantine::Remembered,
+    /// What was being made, and in which process, when the agent before this one ended.
+    pub(super) inherited: Option<(u32, BTreeSet<VolumeName>)>,
     /// Volumes whose making was not answered.
     pub(super) unanswered: Unanswered,
     /// How its process exited last, where the engine told.
@@ -195,13 +201,16 @@ impl<C: Containers> Worker<C> {
         written: &Remembered,
         stuck: watch::Receiver<Option<String>>,
     ) -> Worker<C> {
+        let (held, fresh) = (parts.exits.quarantine(status.name()), state.retry.forgotten());
         Worker {
             name: status.name().clone(),
             parts,
             status,
             serving: None,
-            retry: state.retry.forgotten(),
-            quarantine: Quarantine::default(),
+            quarantine: Quarantine::recall(&held, &fresh, Instant::now().into_std()),
+            inherited: held.pid.map(|pid| (pid, held.making.clone())),
+            held,
+            retry: fresh,
             unanswered: Unanswered::default(),
             exit: None,
             answered: written.process.pid,
@@ -225,6 +234,7 @@ impl<C: Containers> Worker<C> {
         (self.retry, self.quarantine) = (self.retry.forgotten(), Quarantine::default());
         (self.exit, self.answered, self.passed, self.told) = (None, None, None, None);
         let _ = self.unanswered.take();
+        self.inherited = None;
         self.status.change(|known| {
             (known.trouble, known.in_place, known.next_pass) = (None, None, None);
             (known.controllers_made, known.book) = (None, super::book::VolumeBook::default());
@@ -233,7 +243,12 @@ impl<C: Containers> Worker<C> {
 
     /// Writes down what the next agent has to know, when that is something else than is written; what is
     /// written then.
-    pub(super) async fn remember(&self, written: Remembered, remembers: Remembered) -> Remembered {
+    pub(super) async fn remember(
+        &mut self,
+        written: Remembered,
+        remembers: Remembered,
+    ) -> Remembered {
+        self.remember_making(BTreeSet::new()).await;
         let kept =
             remembers == written || self.parts.exits.keep(&self.name, written, remembers).await;
         // Else it is tried again with the next work.
@@ -409,37 +424,47 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// All volumes.
+    /// All volumes. Those that are made one at a time follow at once, for guests wait for them too.
     async fn settle(&mut self) {
         let Some(pid) = self.serving else { return };
-        let volumes = self.parts.desired.volumes(&self.name);
         let began = Instant::now();
-        let retries =
-            !self.is_in_place() || self.retry.due().is_some_and(|due| due <= began.into_std());
-        let done = self.pass(volumes.values().cloned().collect(), retries).await;
-        let now = Instant::now();
-        let interval = self.parts.policy.volumes.look_interval;
-        match done {
-            Ok(passed) => {
-                self.passed = Some(now);
-                self.status.change(|known| {
-                    let lately =
-                        known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
-                    let returning = known.book.is_unsettled() && lately;
-                    known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
-                    (known.in_place, known.trouble) = (Some(pid), None);
-                });
-                self.tell_of_volumes(passed.made, began.elapsed());
+        let mut retries = self.retry.due().is_some_and(|due| due <= began.into_std());
+        let mut made = 0;
+        loop {
+            let volumes = self.parts.desired.volumes(&self.name);
+            let (is_new, suspects) = (!self.is_in_place(), self.quarantine.suspects());
+            let done = self.pass(volumes.values().cloned().collect(), retries || is_new).await;
+            let passed = match done {
+                Ok(passed) => passed,
+                Err(fault) => return self.not_settled(&fault),
+            };
+            made += passed.made;
+            let now = Instant::now();
+            let interval = self.parts.policy.volumes.look_interval;
+            self.passed = Some(now);
+            self.status.change(|known| {
+                let lately = known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
+                let returning = known.book.is_unsettled() && lately;
+                known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
+                (known.in_place, known.trouble) = (Some(pid), None);
+            });
+            let left = self.quarantine.suspects();
+            if left == 0 || !is_new && left >= suspects {
+                break;
             }
-            Err(fault) => {
-                self.status.change(|known| known.next_pass = Some(now + RETURN_PAUSE));
-                self.retry.failed(now.into_std());
-                tracing::warn!(
-                    target_name = %self.name, code = %fault.code,
-                    "the volumes of {} could not be looked at: {fault}", self.name
-                );
-            }
+            retries = true;
         }
+        self.tell_of_volumes(made, began.elapsed());
+    }
+
+    fn not_settled(&mut self, fault: &Fault) {
+        let now = Instant::now();
+        self.status.change(|known| known.next_pass = Some(now + RETURN_PAUSE));
+        self.retry.failed(now.into_std());
+        tracing::warn!(
+            target_name = %self.name, code = %fault.code,
+            "the volumes of {} could not be looked at: {fault}", self.name
+        );
     }
 
     /// Whether all its volumes were brought about in the process that serves now.

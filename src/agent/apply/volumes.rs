@@ -34,6 +34,11 @@ impl Unanswered {
         std::mem::take(&mut *self.lock())
     }
 
+    /// They.
+    pub fn names(&self) -> BTreeSet<VolumeName> {
+        self.lock().clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeSet<VolumeName>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

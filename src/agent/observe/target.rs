@@ -27,6 +27,10 @@ const NOTICED: Duration = Duration::from_secs(5);
 /// Between two looks whether it has.
 const NOTICE_PAUSE: Duration = Duration::from_millis(5);
 
+/// Lines of a container's output that are told of each exit …
+const EXIT_LINES: usize = 5;
+/// … and how long the engine may take to give them.
+const EXIT_TIME: Duration = Duration::from_millis(300);
 /// Lines of a container's output that an error carries …
 const LAST_LINES: usize = 20;
 /// … and characters of each.
@@ -145,6 +149,12 @@ impl<C: Containers> TargetObserver<C> {
             Some(free) => format!("{words}; {free} pages of 2 MiB are free"),
             None => words,
         }
+    }
+
+    /// What a container printed last, in a sentence of a few lines: guests wait for what comes after this.
+    pub async fn last_printed(&self, name: &TargetName) -> String {
+        let lines = self.containers.last_lines(name.as_str(), EXIT_LINES, EXIT_TIME).await;
+        printed(lines.map_err(|e| chain(&e)))
     }
 
     async fn free_pages(&self) -> Option<u64> {

@@ -17,7 +17,8 @@ from collections import Counter, defaultdict
 
 from calls import Volume, any_call
 from controller import Controller
-from node import COMPATIBLE, FILLING, Astray, Node, call, fill_state, pages, send, tried_until
+from node import COMPATIBLE, FAULTS as FAULTS_OF_TARGET, FILLING, NATIVE, Astray, Node, call, fill_state, pages, same
+from node import send, tried_until
 from promises import all_is_as_promised
 
 # Seconds within which the node has to converge once the fault is over.
@@ -28,6 +29,8 @@ FAULTS = {
     'the agent is killed': 24,
     'agent and target are killed': 12,
     'a new target is frozen': 8,
+    'a method hangs': 8,
+    'a method crashes the target': 3,
     'the disk is full': 9,
     'the controller is away': 9,
     'the engine is killed': 2,
@@ -36,11 +39,18 @@ FAULTS = {
 }
 
 
+# What makes volumes, looks at them and takes them away.
+METHODS = ['bdev_malloc_create', 'bdev_zbs_create', 'vhost_create_blk_controller', 'vhost_get_controllers',
+           'bdev_get_bdevs', 'vhost_delete_controller', 'bdev_malloc_delete']
+
+
 class Rounds:
     def __init__(self, seed):
         self.chance = random.Random(seed)
         self.node, self.controller = Node(), Controller()
         self.volumes = [Volume(number) for number in range(40)]
+        # One is always there: a target that hangs is killed for the sake of whom it harms.
+        self.stays = Volume(40)
         self.calls, self.took, self.ends = [], defaultdict(list), Counter()
         # Tasks that were at work while the disk was full: a result that could not be written is told all the same, and
         # one who crashes then tells that he crashed.
@@ -111,6 +121,22 @@ class Rounds:
             time.sleep(after)
             send(pid, signal.SIGCONT)
 
+    def a_method_hangs(self):
+        """For a while, or until its target is killed for that; with the making of all volumes, or of a few."""
+        method, how = self.chance.choice(METHODS), self.chance.choice(['spin', 'sleep'])
+        falls, lasts, ever = self.chance.random() < 0.5, self.chance.uniform(0.2, 1.5), self.chance.random() < 0.3
+        FAULTS_OF_TARGET.write_text(f'{method} sleep forever\n' if ever else f'{method} {how} {lasts:.2f}\n')
+        if falls:
+            self.node.kill_target()
+        time.sleep(lasts)
+        FAULTS_OF_TARGET.unlink()
+
+    def a_method_crashes_the_target(self):
+        method, lasts = self.chance.choice(METHODS), self.chance.uniform(0.1, 0.8)
+        FAULTS_OF_TARGET.write_text(f'{method} exit 139\n')
+        time.sleep(lasts)
+        FAULTS_OF_TARGET.unlink()
+
     def the_disk_is_full(self):
         falls, lasts = self.chance.choice(['nobody', 'target', 'agent']), self.chance.uniform(0.1, 0.8)
         self.may_differ.update(each.task for each in self.calls)
@@ -140,10 +166,17 @@ class Rounds:
 
     # --- what has to be true then ----------------------------------------------------------------------------------------
 
+    def begin(self):
+        self.node.start_agent()
+        self.node.deploy()
+        wish = {'backing': self.stays.wish()['backing']}
+        same('the first volume', call('PUT', f'{NATIVE}/volumes/{self.stays.name}', wish)[1].get('state'), 'serving')
+        self.stays.promised = True
+
     def is_as_promised(self):
         self.node.agent_goes_on()
         self.tasks_were_called_back()
-        all_is_as_promised(self.volumes)
+        all_is_as_promised([self.stays, *self.volumes])
 
     def tasks_were_called_back(self):
         if self.controller.wrong:
@@ -174,8 +207,7 @@ def main():
     print(f'# seed {seed}', flush=True)
     before, rounds, doing = pages(), Rounds(seed), 'the first deploy'
     try:
-        rounds.node.start_agent()
-        rounds.node.deploy()
+        rounds.begin()
         began = time.monotonic()
         for number, fault in enumerate(course_of(rounds.chance, count), 1):
             doing = f'round {number}, {fault}'

@@ -20,6 +20,8 @@ SOCKETS, ZBS = Path('/var/tmp/vhost-sockets'), Path('/srv/zbs')
 LOG = Path('/tmp/agent.err')
 # What takes all the room of the state folder while its disk is full.
 FILLING = STATE / 'filling'
+# What the built-in target reads its faults from; see src/builtin/faults.rs.
+FAULTS = ZBS / '.faults'
 # QEMU's user, as it were.
 OWNER, MODE = (4711, 4712), 0o660
 # Beside the volumes' in their folder.
@@ -41,11 +43,13 @@ max_delay = "500ms"
 kind = "built-in"
 core_count = 1
 mounts = ["{ZBS}"]
-built_in_command = ["/vhost-agent", "target", "-m", "{{cores}}", "-S", "{{socketDir}}", "-r", "{{controlSock}}", "--zbs-dir", "{ZBS}"]
+built_in_command = ["/vhost-agent", "target", "-m", "{{cores}}", "-S", "{{socketDir}}", "-r", "{{controlSock}}", "--zbs-dir", "{ZBS}",
+  "--debug-faults", "{FAULTS}"]
 [volume]
 socket_uid = {OWNER[0]}
 socket_gid = {OWNER[1]}
 look_interval = "1s"
+call_timeout = "3s"
 [health]
 interval = "200ms"
 [heal]
@@ -53,6 +57,7 @@ first_delay = "100ms"
 max_delay = "400ms"
 prove = "200ms"
 frozen_after = "1s"
+kill_unresponsive_after = "2s"
 settle = "100ms"
 """
 
