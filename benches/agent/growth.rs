@@ -176,15 +176,15 @@ impl Owner {
         let (root, settings) = (Root::new("/"), Settings::default());
         let work = MemoryWork::new(
             MemoryObserver::new(&root)?,
-            MemoryApplier::new(&root, settings.mount_policy())?,
-            settings.pool_policy(),
-            settings.mount_policy(),
+            MemoryApplier::new(&root, settings.mount.clone())?,
+            settings.pools.clone(),
+            settings.mount.clone(),
             Store::open(state.path(), run.path())?,
             ProgressSink::default(),
         )?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let pools = runtime.block_on(async {
-            Pools::start(work, settings.pool_policy().write_timeout, Pulse::default().register())
+            Pools::start(work, settings.pools.write_timeout, Pulse::default().register())
         });
         Ok(Owner { runtime, pools, state, _run: run })
     }

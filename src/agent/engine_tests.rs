@@ -46,22 +46,11 @@ fn policy() -> EnginePolicy {
     let ce = vec!["docker-ce".to_string(), "containerd.io".to_string()];
     let sets = vec![ce, vec!["docker.io".to_string()]];
     EnginePolicy {
-        manage: true,
-        install: true,
         socket: "/run/docker.sock".into(),
-        unit: "docker.service".into(),
-        binary: "dockerd".into(),
-        daemon_json: "/etc/docker/daemon.json".into(),
         pid_file: "/run/docker.pid".into(),
-        require_iptables_false: false,
-        min_api: ApiVersion(1, 41),
-        ping_timeout: Duration::from_secs(5),
-        ping_max_age: Duration::from_secs(1),
-        ready_timeout: Duration::from_secs(60),
-        install_timeout: Duration::from_secs(900),
         lock_timeout: Duration::from_secs(60),
         packages: PackageSets::from([(PackageManager::Apt, sets)]),
-        install_args: Vec::new(),
+        ..EnginePolicy::default()
     }
 }
 

@@ -36,7 +36,7 @@ use crate::controller::reach::Reaches;
 use crate::model::fault::Fault;
 use crate::model::node::Exposure;
 use crate::model::path::CleanPath;
-use crate::model::policy::TargetDefaults;
+use crate::model::policy::{PoolPolicy, TargetSettings};
 use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::targets::Targets;
 
@@ -66,7 +66,7 @@ pub struct Api {
     /// What happens.
     pub events: Events,
     /// What a call for a target means that does not say.
-    pub target_defaults: TargetDefaults,
+    pub target_defaults: TargetSettings,
     /// Tells what happens while a long call runs.
     pub progress: ProgressSink,
     /// Tells the controller of it, where a call asks for that.
@@ -81,8 +81,8 @@ pub struct Api {
     pub reports: Reports,
     /// Which libvirt and QEMU are installed.
     pub hypervisor: Box<dyn zstack::host::AsksVersions>,
-    /// What a call means that does not say.
-    pub defaults: Defaults,
+    /// What a call for pages means that does not say.
+    pub pool_defaults: PoolPolicy,
     /// Limits of a request's body.
     pub body: body::Limits,
     /// Who may call.
@@ -103,7 +103,7 @@ impl Api {
     pub fn control_of(&self, name: &TargetName) -> Result<CleanPath, Fault> {
         let wanted = self.desired.borrow().targets.get(name).map(|spec| spec.control_sock.clone());
         let defaults = &self.target_defaults;
-        wanted.map_or_else(|| defaults.control_sock(&defaults.socket_dir), Ok)
+        wanted.map_or_else(|| defaults.control_in(&defaults.socket_dir), Ok)
     }
 
     /// The target of that name, as it is wanted.
@@ -118,15 +118,6 @@ impl Api {
     pub fn target_at(&self, control: Option<CleanPath>) -> Result<TargetSpec, Fault> {
         zstack::target::at(control, &self.desired.borrow(), &self.target_defaults)
     }
-}
-
-/// What a call means that does not say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Defaults {
-    /// Free 2 MiB pages.
-    pub pages: u64,
-    /// Whether another node may give what one cannot.
-    pub move_shortfall: bool,
 }
 
 type Shared = Arc<Api>;

@@ -116,19 +116,19 @@ impl Wishes {
 
     /// What they come to under these settings.
     pub(super) fn judged(&self, settings: &Settings) -> Result<TargetSpec, Usage> {
-        let spec = self.body().into_spec(self.name.clone(), &settings.target_defaults());
+        let spec = self.body().into_spec(self.name.clone(), &settings.target);
         spec.map_err(|fault| Usage(fault.text))
     }
 
     /// Takes the built-in target where nothing says which image another would have; returns what was
     /// chosen, when it was. Then one core will do, which a small machine has too.
     pub(super) fn or_built_in(&mut self, settings: &Settings) -> Option<String> {
-        let defaults = settings.target_defaults();
+        let defaults = &settings.target;
         let said = self.kind.is_some()
             || self.image.is_some()
             || self.image_tar.is_some()
             || self.image_url.is_some();
-        if said || defaults.image.is_some() || defaults.kind == TargetKind::BuiltIn {
+        if said || defaults.image().is_some() || defaults.kind == TargetKind::BuiltIn {
             return None;
         }
         self.kind = Some(Kind::BuiltIn);

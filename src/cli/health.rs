@@ -57,10 +57,10 @@ fn usual(
     given: Option<&CleanPath>,
 ) -> Result<CleanPath> {
     let wanted = || core.desired.get(name).map(|spec| spec.control_sock);
-    let defaults = settings.target_defaults();
+    let defaults = settings.target.clone();
     match given.cloned().or_else(wanted) {
         Some(control) => Ok(control),
-        None => Ok(defaults.control_sock(&defaults.socket_dir)?),
+        None => Ok(defaults.control_in(&defaults.socket_dir)?),
     }
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn proven(
         }
         Owner::There(remote) => {
             let path = route(name, control, true);
-            let within = ANSWER + settings.health.deep_timeout.0;
+            let within = ANSWER + settings.health.deep_timeout;
             remote.call(Method::GET, &path, None::<&()>, within).await
         }
     }

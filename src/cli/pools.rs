@@ -21,7 +21,7 @@ pub(super) enum Command {
 pub(super) async fn run(place: Place, command: &Command, output: Output) -> Result<u8> {
     let Command::Restore = command;
     // The agent gives up after twice the limit of a write.
-    let within = place.settings.pools.write_timeout.0 * 2 + ANSWER;
+    let within = place.settings.pools.write_timeout * 2 + ANSWER;
     let report: PrepareReport = match place.owner().await? {
         Owner::Here(core, _lock) => {
             let began = Instant::now();

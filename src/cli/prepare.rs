@@ -7,11 +7,11 @@ use tokio::sync::broadcast::error::RecvError;
 use super::reach::{Owner, Place, Remote};
 use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit, whole_mib};
-use crate::api::Defaults;
 use crate::api::v1::prepare::{HugepagesBody, Line, PrepareBody, placement};
 use crate::config::Settings;
-use crate::daemon::{Core, defaults};
+use crate::daemon::Core;
 use crate::model::fault::Fault;
+use crate::model::policy::PoolPolicy;
 use crate::model::pools::PoolWant;
 use crate::model::prepare::{PrepareReport, PrepareRequest};
 use crate::model::units::PageSize;
@@ -57,7 +57,7 @@ impl Wishes {
     }
 
     /// For owners of our own.
-    fn request(&self, pages: u64, dry_run: bool, defaults: Defaults) -> Result<PrepareRequest> {
+    fn request(&self, pages: u64, dry_run: bool, defaults: &PoolPolicy) -> Result<PrepareRequest> {
         let want = PoolWant {
             size: self.page_size,
             pages,
@@ -112,7 +112,7 @@ impl Wishes {
     /// What they come to under these settings.
     pub(super) fn judged(&self, settings: &Settings, dry_run: bool) -> Result<Asked> {
         let pages = self.count(settings)?;
-        Ok(Asked { request: self.request(pages, dry_run, defaults(settings))?, pages })
+        Ok(Asked { request: self.request(pages, dry_run, &settings.pools)?, pages })
     }
 
     /// Has the owner do it.

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::units::Mode;
 use crate::model::network::Network;
 use crate::model::path::CleanPath;
+use crate::model::units::octal;
 
 /// Who may call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,7 +21,8 @@ pub struct Access {
     /// Its group, by number.
     pub socket_gid: u32,
     /// Its mode, in octal.
-    pub socket_mode: Mode,
+    #[serde(with = "octal")]
+    pub socket_mode: u32,
 }
 
 impl Default for Access {
@@ -31,7 +32,7 @@ impl Default for Access {
             tokens_file: String::new(),
             socket: "/run/vhost-agent.sock".to_string(),
             socket_gid: 0,
-            socket_mode: Mode(0o660),
+            socket_mode: 0o660,
         }
     }
 }

@@ -347,9 +347,8 @@ mod tests {
         let text = format!("{registry}username = \"n\"\npassword = \"hunter2\"\n");
         let path = write(dir.path(), "config.toml", &text);
         let settings = load_with(&path, &[]).unwrap().settings;
-        let login = &settings.target_policy().images.registries.logins["10.0.0.1:5000"];
-        let password = crate::model::registry::Secret::new("hunter2");
-        assert_eq!(login.password, crate::model::registry::Password::Here(password));
+        let login = &settings.registry["10.0.0.1:5000"];
+        assert_eq!(login.password.expose(), "hunter2");
         for shown in [
             toml::to_string(&settings).unwrap(),
             serde_json::to_string(&settings).unwrap(),

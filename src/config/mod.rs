@@ -7,24 +7,19 @@
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that read files
 
 mod access;
-mod engine;
 mod fallback;
+mod heal;
+mod health;
 mod load;
 mod outgoing;
 mod registry;
 mod report;
 mod settings;
 mod target;
-mod units;
 mod volume;
 
 pub use access::{Access, MaybeAddress, Tls};
-pub use engine::Engine;
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
 pub use outgoing::Outgoing;
-pub use registry::{Masked, Registries, Registry};
 pub use report::Report;
-pub use settings::{Callbacks, Http, Log, LogFormat, Mount, Pools, Settings};
-pub use target::{Health, Target};
-pub use units::{Mode, Span};
-pub use volume::{Heal, Volume};
+pub use settings::{Callbacks, Http, Log, LogFormat, Settings};

@@ -1,9 +1,11 @@
 //! The settings of reporting to the controller.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::units::Span;
+use crate::model::units::duration;
 
 /// What the controller is told unasked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,15 +18,20 @@ pub struct Report {
     /// The command path under which the controller takes it.
     pub command_path: String,
     /// The heartbeat, when nothing changes; a tenth more or less.
-    pub interval: Span,
+    #[serde(with = "duration")]
+    pub interval: Duration,
     /// How long one attempt may take.
-    pub timeout: Span,
+    #[serde(with = "duration")]
+    pub timeout: Duration,
     /// Before the second attempt; doubled with each one after.
-    pub first_delay: Span,
+    #[serde(with = "duration")]
+    pub first_delay: Duration,
     /// The longest time between two attempts.
-    pub max_delay: Span,
+    #[serde(with = "duration")]
+    pub max_delay: Duration,
     /// Between two attempts at a controller that does not know the command path.
-    pub unknown_delay: Span,
+    #[serde(with = "duration")]
+    pub unknown_delay: Duration,
 }
 
 impl Default for Report {
@@ -33,11 +40,11 @@ impl Default for Report {
             enabled: true,
             url: String::new(),
             command_path: "/zbs/primarystorage/vhost/target/status".to_string(),
-            interval: Span::from_secs(60),
-            timeout: Span::from_secs(5),
-            first_delay: Span::from_secs(1),
-            max_delay: Span::from_secs(60),
-            unknown_delay: Span::from_secs(600),
+            interval: Duration::from_secs(60),
+            timeout: Duration::from_secs(5),
+            first_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(60),
+            unknown_delay: Duration::from_secs(600),
         }
     }
 }

@@ -9,16 +9,16 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{Access, MaybeAddress, Tls};
-use super::engine::Engine;
 use super::fallback;
 use super::outgoing::Outgoing;
-use super::registry::{self, Registries};
+use super::registry;
 use super::report::Report;
-use super::target::{Health, Target};
-use super::units::{Mode, Span};
-use super::volume::{Heal, Volume};
-use crate::model::policy::{EnginePolicy, MountPolicy, PoolPolicy, TargetDefaults, TargetPolicy};
-use crate::model::registry::RegistryPolicy;
+use crate::model::policy::{
+    EnginePolicy, HealPolicy, HealthPolicy, MountPolicy, PoolPolicy, TargetPolicy, TargetSettings,
+    VolumePolicy,
+};
+use crate::model::registry::{Registries, RegistryPolicy};
+use crate::model::units::duration;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,19 +51,19 @@ pub struct Settings {
     /// Whom the agent calls.
     pub outgoing: Outgoing,
     /// Hugepage pools.
-    pub pools: Pools,
+    pub pools: PoolPolicy,
     /// The hugetlbfs mount.
-    pub mount: Mount,
+    pub mount: MountPolicy,
     /// Docker.
-    pub engine: Engine,
+    pub engine: EnginePolicy,
     /// Targets.
-    pub target: Target,
+    pub target: TargetSettings,
     /// How their health is known.
-    pub health: Health,
+    pub health: HealthPolicy,
     /// Their volumes.
-    pub volume: Volume,
+    pub volume: VolumePolicy,
     /// How they are brought back.
-    pub heal: Heal,
+    pub heal: HealPolicy,
     /// Who pulls their images.
     pub registry: Registries,
 }
@@ -104,13 +104,17 @@ pub struct Http {
     /// A request's body, in KiB.
     pub body_limit_kib: usize,
     /// How long a request's head may take, and how long a connection may lie idle.
-    pub header_timeout: Span,
+    #[serde(with = "duration")]
+    pub header_timeout: Duration,
     /// How long a request's body may take.
-    pub body_timeout: Span,
+    #[serde(with = "duration")]
+    pub body_timeout: Duration,
     /// How long a peer may take nothing of an answer.
-    pub write_timeout: Span,
+    #[serde(with = "duration")]
+    pub write_timeout: Duration,
     /// How long work may go on after SIGTERM.
-    pub drain_timeout: Span,
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
 }
 
 /// Results that are called back.
@@ -118,52 +122,22 @@ pub struct Http {
 #[serde(default, deny_unknown_fields)]
 pub struct Callbacks {
     /// How long a result is offered, restarts of the agent counted in.
-    pub max_age: Span,
+    #[serde(with = "duration")]
+    pub max_age: Duration,
     /// Before the second attempt; doubled with each one after.
-    pub first_delay: Span,
+    #[serde(with = "duration")]
+    pub first_delay: Duration,
     /// The longest time between two attempts.
-    pub max_delay: Span,
+    #[serde(with = "duration")]
+    pub max_delay: Duration,
     /// How long one attempt may take.
-    pub attempt_timeout: Span,
+    #[serde(with = "duration")]
+    pub attempt_timeout: Duration,
     /// Results that may wait, of calls that change the node and of those that only look each by themselves; a
     /// caller may have three quarters.
     pub max_pending: usize,
     /// Attempts at one time.
     pub parallel: usize,
-}
-
-/// Hugepage pools.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Pools {
-    /// Free 2 MiB pages wanted when a call names no number.
-    pub default_pages: u64,
-    /// `MemAvailable` that a growth must leave, in MiB …
-    pub floor_mib: u64,
-    /// … and in percent of `MemTotal`; the larger one counts.
-    pub floor_percent: u64,
-    /// Whether another node may give what one cannot, where a call does not say.
-    pub move_shortfall: bool,
-    /// Whether the page cache may be dropped when compaction was not enough.
-    pub drop_page_cache: bool,
-    /// How long one growth may take.
-    pub write_timeout: Span,
-}
-
-/// The hugetlbfs mount that is made when there is none.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Mount {
-    /// For 2 MiB pages.
-    pub path: String,
-    /// For 1 GiB pages.
-    pub path_1g: String,
-    /// Owner, by number.
-    pub uid: u32,
-    /// Group, by number.
-    pub gid: u32,
-    /// Mode, in octal.
-    pub mode: Mode,
 }
 
 impl Default for Settings {
@@ -182,13 +156,13 @@ impl Default for Settings {
             callbacks: Callbacks::default(),
             report: Report::default(),
             outgoing: Outgoing::default(),
-            pools: Pools::default(),
-            mount: Mount::default(),
-            engine: Engine::default(),
-            target: Target::default(),
-            health: Health::default(),
-            volume: Volume::default(),
-            heal: Heal::default(),
+            pools: PoolPolicy::default(),
+            mount: MountPolicy::default(),
+            engine: EnginePolicy::default(),
+            target: TargetSettings::default(),
+            health: HealthPolicy::default(),
+            volume: VolumePolicy::default(),
+            heal: HealPolicy::default(),
             registry: Registries::new(),
         }
     }
@@ -228,10 +202,10 @@ impl Default for Http {
             max_connections: 4096,
             max_tasks: 3072,
             body_limit_kib: 1024,
-            header_timeout: Span::from_secs(30),
-            body_timeout: Span::from_secs(30),
-            write_timeout: Span::from_secs(30),
-            drain_timeout: Span::from_secs(30),
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -239,101 +213,30 @@ impl Default for Http {
 impl Default for Callbacks {
     fn default() -> Callbacks {
         Callbacks {
-            max_age: Span::from_secs(3600),
-            first_delay: Span::from_secs(1),
-            max_delay: Span::from_secs(60),
-            attempt_timeout: Span::from_secs(15),
+            max_age: Duration::from_secs(3600),
+            first_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(60),
+            attempt_timeout: Duration::from_secs(15),
             max_pending: 4096,
             parallel: 16,
         }
     }
 }
 
-impl Default for Pools {
-    fn default() -> Pools {
-        Pools {
-            default_pages: 1024,
-            floor_mib: 1024,
-            floor_percent: 5,
-            move_shortfall: false,
-            drop_page_cache: false,
-            write_timeout: Span::from_secs(60),
-        }
-    }
-}
-
-impl Default for Mount {
-    fn default() -> Mount {
-        Mount {
-            path: "/dev/hugepages2m".to_string(),
-            path_1g: "/dev/hugepages1g".to_string(),
-            uid: 0,
-            gid: 0,
-            mode: Mode(0o755),
-        }
-    }
-}
-
 impl Settings {
-    /// The pool planner's share.
-    pub fn pool_policy(&self) -> PoolPolicy {
-        PoolPolicy {
-            floor_kib: self.pools.floor_mib * 1024,
-            floor_percent: self.pools.floor_percent,
-            drop_page_cache: self.pools.drop_page_cache,
-            write_timeout: self.pools.write_timeout.0,
-        }
-    }
-
-    /// The mount planner's share.
-    pub fn mount_policy(&self) -> MountPolicy {
-        MountPolicy {
-            path_2m: self.mount.path.clone(),
-            path_1g: self.mount.path_1g.clone(),
-            uid: self.mount.uid,
-            gid: self.mount.gid,
-            mode: self.mount.mode.0,
-        }
-    }
-
-    /// The engine planner's share.
-    pub fn engine_policy(&self) -> EnginePolicy {
-        let engine = self.engine.clone();
-        EnginePolicy {
-            manage: engine.manage,
-            install: engine.install,
-            socket: engine.socket,
-            unit: engine.unit,
-            binary: engine.binary,
-            daemon_json: engine.daemon_json,
-            pid_file: engine.pid_file,
-            require_iptables_false: engine.require_iptables_false,
-            min_api: engine.min_api,
-            ping_timeout: engine.ping_timeout.0,
-            ping_max_age: engine.ping_max_age.0,
-            ready_timeout: engine.ready_timeout.0,
-            install_timeout: engine.install_timeout.0,
-            lock_timeout: engine.lock_timeout.0,
-            packages: engine.packages,
-            install_args: engine.install_args,
-        }
-    }
-
-    /// The target planner's share.
+    /// The sections that the owners of targets follow.
     pub fn target_policy(&self) -> TargetPolicy {
-        let registries = RegistryPolicy {
-            logins: registry::logins(&self.registry),
-            allow_insecure: self.engine.insecure_registries,
-            daemon_json: self.engine.daemon_json.clone(),
-            pid_file: self.engine.pid_file.clone(),
-            binary: self.engine.binary.clone(),
-        };
-        self.target.policy(&self.health, (&self.volume, &self.heal), &self.state_dir, registries)
-    }
-
-    /// What a call for a target means that does not say.
-    pub fn target_defaults(&self) -> TargetDefaults {
-        self.target.defaults()
+        TargetPolicy {
+            target: self.target.clone(),
+            health: self.health.clone(),
+            volumes: self.volume.clone(),
+            heal: self.heal.clone(),
+            registries: RegistryPolicy {
+                logins: self.registry.clone(),
+                engine: self.engine.clone(),
+            },
+            image_folder: self.state_dir.join("images"),
+        }
     }
 
     /// What is wrong with the whole, as the key and the reason.
@@ -371,7 +274,7 @@ impl Settings {
             ("health.deep_timeout", self.health.deep_timeout),
         ];
         let absolute = [
-            ("mount.path", &self.mount.path),
+            ("mount.path", &self.mount.path_2m),
             ("mount.path_1g", &self.mount.path_1g),
             ("engine.socket", &self.engine.socket),
             ("engine.daemon_json", &self.engine.daemon_json),
@@ -385,8 +288,8 @@ impl Settings {
             .map(|(key, value)| (*key, format!("{value} is not between 1 and {MOST}")));
         let span = spans
             .iter()
-            .find(|(_, span)| span.0.is_zero() || span.0 > DAYS_30)
-            .map(|(key, span)| (*key, format!("{:?} is not between 1ms and 30days", span.0)));
+            .find(|(_, span)| span.is_zero() || *span > DAYS_30)
+            .map(|(key, span)| (*key, format!("{span:?} is not between 1ms and 30days")));
         let path = absolute
             .iter()
             .find(|(_, path)| !path.starts_with('/') || path.contains("/../") || path.contains(','))
@@ -407,4 +310,12 @@ impl Settings {
             .or_else(|| registry::problem(&self.registry))
             .or_else(|| fallback::problem(self))
     }
+}
+
+/// What of these is less than it may be: (key, is, at least).
+pub(super) fn too_short<const N: usize>(
+    spans: [(&'static str, Duration, Duration); N],
+) -> Option<(&'static str, String)> {
+    let mut short = spans.into_iter().filter(|(_, span, least)| span < least);
+    short.next().map(|(key, span, least)| (key, format!("{span:?} is less than {least:?}")))
 }

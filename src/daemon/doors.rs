@@ -63,7 +63,7 @@ impl Listeners {
         let (here, socket) = match socket_path(settings, root) {
             None => (None, None),
             Some(path) => {
-                let (gid, mode) = (settings.access.socket_gid, settings.access.socket_mode.0);
+                let (gid, mode) = (settings.access.socket_gid, settings.access.socket_mode);
                 let (listener, socket) = listen_at(&path, gid, mode)?;
                 let listener = tokio::net::UnixListener::from_std(listener)?;
                 (Some(Listener::Unix(listener)), Some(socket))

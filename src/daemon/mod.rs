@@ -25,7 +25,7 @@ use crate::agent::pulse::Pulse;
 use crate::agent::status::Reports;
 use crate::api::metrics::Metrics;
 use crate::api::serve::Door;
-use crate::api::{self, Api, Defaults, Phase};
+use crate::api::{self, Api, Phase};
 use crate::config::Settings;
 use crate::controller::client::Client;
 use crate::controller::deliver;
@@ -53,11 +53,6 @@ pub fn run_dir(settings: &Settings, root: &Path) -> PathBuf {
 /// The machine's name; empty where it has none that can be read.
 pub fn hostname(root: &Path) -> String {
     facts::hostname(&Root::new(root)).unwrap_or_default()
-}
-
-/// What a call means that does not say.
-pub fn defaults(settings: &Settings) -> Defaults {
-    Defaults { pages: settings.pools.default_pages, move_shortfall: settings.pools.move_shortfall }
 }
 
 /// How long another command that has the node's lock is waited for.
@@ -189,22 +184,22 @@ fn known_to_handlers(
         targets: core.targets.clone(),
         desired: core.desired.watch(),
         events: core.events.clone(),
-        target_defaults: settings.target_defaults(),
+        target_defaults: settings.target.clone(),
         progress: core.progress.clone(),
         progress_posts: ProgressPosts::new(
             identities.clone(),
             reaches.clone(),
-            settings.report.timeout.0,
+            settings.report.timeout,
         ),
         outbox,
         identities,
         reaches,
         reports,
         hypervisor: Box::new(Versions(hypervisor)),
-        defaults: defaults(settings),
+        pool_defaults: settings.pools.clone(),
         body: api::body::Limits {
             bytes: settings.http.body_limit_kib * 1024,
-            within: settings.http.body_timeout.0,
+            within: settings.http.body_timeout,
         },
         exposure,
         fallback: fallback(settings, connections),
@@ -216,9 +211,9 @@ fn known_to_handlers(
 fn listener_limits(settings: &Settings, connections: usize) -> api::serve::Limits {
     api::serve::Limits {
         connections,
-        head: settings.http.header_timeout.0,
-        write: settings.http.write_timeout.0,
-        drain: settings.http.drain_timeout.0,
+        head: settings.http.header_timeout,
+        write: settings.http.write_timeout,
+        drain: settings.http.drain_timeout,
         header_case: settings.fallback().is_some(),
     }
 }
@@ -298,16 +293,16 @@ fn start_outbox(
 ) -> Result<Outbox> {
     let callbacks = &settings.callbacks;
     let offering = Offering {
-        max_age: callbacks.max_age.0,
-        first_delay: callbacks.first_delay.0,
-        max_delay: callbacks.max_delay.0,
+        max_age: callbacks.max_age,
+        first_delay: callbacks.first_delay,
+        max_delay: callbacks.max_delay,
         max_tasks: settings.http.max_tasks,
         max_pending: callbacks.max_pending,
         parallel: callbacks.parallel,
     };
     let outbox = Outbox::open(offering, store, pulse.register())?;
     let client = Arc::new(Client::default());
-    let (timeout, parallel) = (callbacks.attempt_timeout.0, callbacks.parallel);
+    let (timeout, parallel) = (callbacks.attempt_timeout, callbacks.parallel);
     let beat = pulse.register();
     tokio::spawn(deliver::run(outbox.clone(), client, reaches, timeout, parallel, beat));
     Ok(outbox)
@@ -328,12 +323,12 @@ fn start_reporting(
     let reporting = Reporting {
         url: Some(settings.url.clone()).filter(|url| !url.is_empty()),
         command_path: settings.command_path.clone(),
-        timeout: settings.timeout.0,
+        timeout: settings.timeout,
         pace: Pace {
-            interval: settings.interval.0,
-            first_delay: settings.first_delay.0,
-            max_delay: settings.max_delay.0,
-            unknown_delay: settings.unknown_delay.0,
+            interval: settings.interval,
+            first_delay: settings.first_delay,
+            max_delay: settings.max_delay,
+            unknown_delay: settings.unknown_delay,
         },
     };
     let client = Client::default();

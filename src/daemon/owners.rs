@@ -86,20 +86,20 @@ impl Core {
         // What changes the whole machine is done by its PID 1 where that can.
         let first = (facts::init(&root) == Init::Systemd).then(|| systemd.clone());
         let applier =
-            MemoryApplier::new(&root, settings.mount_policy())?.with_systemd(first.clone());
-        let pool_policy = settings.pool_policy();
+            MemoryApplier::new(&root, settings.mount.clone())?.with_systemd(first.clone());
+        let pool_policy = settings.pools.clone();
         let write_timeout = pool_policy.write_timeout;
         let work = MemoryWork::new(
             memory.clone(),
             applier,
             pool_policy,
-            settings.mount_policy(),
+            settings.mount.clone(),
             store.clone(),
             progress.clone(),
         )?;
         let pools = Pools::start(work, write_timeout, pulse.register());
 
-        let policy = settings.engine_policy();
+        let policy = settings.engine.clone();
         let socket = root.path(&policy.socket).display().to_string();
         let docker = Arc::new(DockerClient::new(socket.clone()));
         let desired = DesiredTargets::open(store.clone())?;
@@ -147,7 +147,7 @@ impl Core {
             progress: progress.clone(),
             engine: alone.then(|| engine.clone()),
         };
-        let deep = DeepProbe::new(&root, sockets, settings.health.deep_timeout.0);
+        let deep = DeepProbe::new(&root, sockets, settings.health.deep_timeout);
         let targets = Targets::new(parts, deep, pulse.clone());
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
         let node =
@@ -191,9 +191,9 @@ impl Core {
     /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.
     pub(super) fn watch_targets(&self, settings: &Settings) {
         tokio::spawn(self.events.clone().follow_work(self.progress.clone()));
-        let within = settings.target_policy().call_timeout;
+        let within = settings.target.call_timeout;
         tokio::spawn(self.news.clone().follow(self.probe.clone(), within));
-        let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after.0);
+        let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after);
         tokio::spawn(give_back::follow(self.desired.watch(), self.pools.clone(), keep, after));
         self.targets.observe_all();
     }
@@ -227,7 +227,7 @@ fn probe(
     docker: &Arc<DockerClient>,
     sockets: &Sockets,
 ) -> Arc<Probe<DockerClient>> {
-    let engine = settings.engine_policy();
+    let engine = settings.engine.clone();
     let daemon =
         EngineDaemon { pid_file: engine.pid_file, binary: engine.binary, socket: engine.socket };
     let (sockets, policy) = (sockets.apart(), settings.target_policy());

@@ -26,7 +26,7 @@ pub(super) fn fallback(settings: &Settings, connections: usize) -> Option<Fallba
     let limits = fallback::Limits {
         // The other connections are left to the agent's own routes.
         requests: (connections / 2).max(1),
-        idle: settings.http.body_timeout.0,
+        idle: settings.http.body_timeout,
     };
     tracing::info!(%address, "what this agent does not serve goes to {address} (fallback_url)");
     Some(Fallback::new(address, settings.listen, limits))

@@ -2,17 +2,12 @@
 
 use crate::model::code::Code;
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::fault::Fault;
-use super::policy::TargetDefaults;
-use super::registry::RegistryPolicy;
-use super::target::TargetKind;
 
 /// More than any address has that works everywhere.
 const MOST_URL_BYTES: usize = 2048;
@@ -169,47 +164,23 @@ pub struct ImageWish {
     pub sha256: Option<ImageSha256>,
 }
 
-impl TargetDefaults {
-    /// The image that a call means. The settings' address goes with the settings' image, and their digest
-    /// with their address: neither is said of what a call names itself.
+impl ImageWish {
+    /// The image that a call means. The usual address goes with the usual image, and the usual digest with
+    /// that address: neither is said of what a call names itself.
     ///
     /// # Errors
-    /// An address or a digest that is none, and a digest of nothing.
-    pub fn image_wish(
-        &self,
-        kind: TargetKind,
-        image: Option<String>,
-        url: Option<String>,
-        sha256: Option<String>,
-    ) -> Result<ImageWish, Fault> {
-        let url: Option<ImageUrl> = url.map(|url| url.parse()).transpose()?;
-        let sha256: Option<ImageSha256> = sha256.map(|digest| digest.parse()).transpose()?;
-        if kind == TargetKind::BuiltIn {
-            return Ok(ImageWish::default());
-        }
-        let usual_image = image.is_none() || image == self.image;
-        let url = url.or_else(|| self.image_url.clone().filter(|_| usual_image));
-        if sha256.is_some() && url.is_none() {
+    /// A digest of nothing.
+    pub fn or(self, usual: ImageWish) -> Result<ImageWish, Fault> {
+        let usual_image = self.image.is_none() || self.image == usual.image;
+        let url = self.url.or_else(|| usual.url.clone().filter(|_| usual_image));
+        if self.sha256.is_some() && url.is_none() {
             let text = "imageSha256 is the digest of what imageUrl names: give that too";
             return Err(Fault::new(Code::InvalidImageSha256, text));
         }
-        let usual_url = url.is_some() && url == self.image_url;
-        let sha256 = sha256.or_else(|| self.image_sha256.clone().filter(|_| usual_url));
-        Ok(ImageWish { image: image.or_else(|| self.image.clone()), url, sha256 })
+        let usual_url = url.is_some() && url == usual.url;
+        let sha256 = self.sha256.or_else(|| usual.sha256.filter(|_| usual_url));
+        Ok(ImageWish { image: self.image.or(usual.image), url, sha256 })
     }
-}
-
-/// How images are brought in.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ImagePolicy {
-    /// The folder of downloads.
-    pub folder: PathBuf,
-    /// Bytes of the largest one that is taken.
-    pub most_bytes: u64,
-    /// How long one may stand still.
-    pub stall_timeout: Duration,
-    /// Where they are pulled from.
-    pub registries: RegistryPolicy,
 }
 
 #[cfg(test)]
@@ -265,15 +236,14 @@ mod tests {
     #[test]
     fn the_settings_address_goes_with_the_settings_image() {
         let digest = |digit: &str| digit.repeat(64);
-        let usual = TargetDefaults {
-            image: Some("zbs:1".into()),
-            image_url: Some("http://a/usual.tar".parse().unwrap()),
-            image_sha256: Some(digest("1").parse().unwrap()),
-            ..TargetDefaults::example()
+        let wish = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| ImageWish {
+            image: image.map(str::to_string),
+            url: url.map(|url| url.parse().unwrap()),
+            sha256: sha256.map(|digest| digest.parse().unwrap()),
         };
+        let usual = wish(Some("zbs:1"), Some("http://a/usual.tar"), Some(digest("1")));
         let wish = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| {
-            let text = |text: Option<&str>| text.map(str::to_string);
-            let wish = usual.image_wish(TargetKind::Zbs, text(image), text(url), sha256)?;
+            let wish = wish(image, url, sha256).or(usual.clone())?;
             let digest = wish.sha256.map(String::from);
             Ok::<_, Fault>((wish.image, wish.url.map(String::from), digest))
         };
@@ -291,7 +261,5 @@ mod tests {
             wish(Some("zbs:2"), None, Some(digest("2"))).unwrap_err().code,
             Code::InvalidImageSha256
         );
-        let own = usual.image_wish(TargetKind::BuiltIn, None, None, None).unwrap();
-        assert_eq!(own, ImageWish::default());
     }
 }

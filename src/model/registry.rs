@@ -3,6 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::policy::EnginePolicy;
+
 /// A word that is shown to nobody.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
@@ -25,22 +30,33 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a password stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Password {
-    /// In the settings.
-    Here(Secret),
-    /// In a file, which is read anew for each pull: what it holds may change.
-    File(String),
+/// A secret is printed as stars, in settings too.
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0.is_empty() { "" } else { "********" })
+    }
 }
 
-/// Who pulls from one registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        // An error of serde's own would repeat what stands there.
+        match toml::Value::deserialize(deserializer) {
+            Ok(toml::Value::String(word)) => Ok(Secret(word)),
+            _ => Err(D::Error::custom("a password is a text in quotes")),
+        }
+    }
+}
+
+/// Who pulls from one registry: `[registry."host:port"]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RegistryLogin {
     /// The name.
     pub username: String,
-    /// Its password.
-    pub password: Password,
+    /// The password; or …
+    pub password: Secret,
+    /// … a file that holds nothing else, read anew for each pull: what it holds may change.
+    pub password_file: String,
 }
 
 /// A name and its password, ready to be used.
@@ -52,19 +68,16 @@ pub struct Credentials {
     pub password: Secret,
 }
 
+/// Logins by `host` or `host:port`, as references begin.
+pub type Registries = BTreeMap<String, RegistryLogin>;
+
 /// How registries are dealt with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RegistryPolicy {
-    /// By `host` or `host:port`, as references begin.
-    pub logins: BTreeMap<String, RegistryLogin>,
-    /// Whether the engine may be told to trust one that cannot prove who it is.
-    pub allow_insecure: bool,
-    /// The engine's configuration …
-    pub daemon_json: String,
-    /// … its pid file …
-    pub pid_file: String,
-    /// … and its executable.
-    pub binary: String,
+    /// Who pulls from them.
+    pub logins: Registries,
+    /// The engine that pulls, and whether it may be told to trust one blindly.
+    pub engine: EnginePolicy,
 }
 
 /// The registry that a reference names: its first part has a dot or a colon, or is `localhost`.
@@ -79,8 +92,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_shown() {
-        let password = Password::Here(Secret::new("hunter2"));
-        let login = RegistryLogin { username: "node".into(), password };
+        let password = Secret::new("hunter2");
+        let login = RegistryLogin { username: "node".into(), password, ..RegistryLogin::default() };
         let shown = format!("{login:?}");
         assert!(shown.contains("node") && !shown.contains("hunter2"), "{shown}");
     }

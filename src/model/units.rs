@@ -1,4 +1,4 @@
-//! Quantities whose unit must not be mistaken: page sizes, NUMA nodes.
+//! Quantities whose unit must not be mistaken: page sizes, NUMA nodes, and how durations and modes are written.
 
 use std::fmt;
 use std::str::FromStr;
@@ -93,6 +93,41 @@ pub struct NumaNode(pub u32);
 impl fmt::Display for NumaNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "node{}", self.0)
+    }
+}
+
+/// Durations as people write them: `30s`, `15m`, `1h 30m`.
+pub mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(span: &Duration, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&humantime::format_duration(*span))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(d)?;
+        humantime::parse_duration(&text).map_err(|e| {
+            D::Error::custom(format!("'{text}' is not a duration such as 30s or 15m: {e}"))
+        })
+    }
+}
+
+/// File modes, written as a string of octal digits.
+pub mod octal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(mode: &u32, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&format_args!("{mode:04o}"))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
+        let text = String::deserialize(d)?;
+        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
+        mode.ok_or_else(|| {
+            D::Error::custom(format!("'{text}' is not a mode in octal such as \"0755\""))
+        })
     }
 }
 

@@ -375,7 +375,7 @@ impl Round<'_> {
 
 /// KiB of `MemAvailable` that must remain: the larger of the two bounds.
 pub fn floor_kib(policy: &PoolPolicy, total_kib: u64) -> u64 {
-    policy.floor_kib.max(total_kib / 100 * policy.floor_percent)
+    (policy.floor_mib * 1024).max(total_kib / 100 * policy.floor_percent)
 }
 
 fn sum(pages: &PagesByPool) -> u64 {

@@ -1,7 +1,5 @@
 //! The pool planner against a small kernel that is played: it gives pages as long as a node has some.
 
-use std::time::Duration;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -10,12 +8,7 @@ use crate::model::pools::{Memory, Pool};
 const MIB: u64 = 1024;
 
 fn policy() -> PoolPolicy {
-    PoolPolicy {
-        floor_kib: 1024 * MIB,
-        floor_percent: 5,
-        drop_page_cache: false,
-        write_timeout: Duration::from_secs(60),
-    }
+    PoolPolicy { floor_mib: 1024, floor_percent: 5, ..PoolPolicy::default() }
 }
 
 fn key(node: u32) -> PoolKey {

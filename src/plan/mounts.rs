@@ -38,13 +38,7 @@ mod tests {
     use super::*;
 
     fn policy() -> MountPolicy {
-        MountPolicy {
-            path_2m: "/dev/hugepages2m".into(),
-            path_1g: "/dev/hugepages1g".into(),
-            uid: 0,
-            gid: 0,
-            mode: 0o755,
-        }
+        MountPolicy::default()
     }
 
     fn mount(path: &str, page_size: PageSize) -> HugetlbMount {

@@ -206,7 +206,7 @@ impl TargetPlan {
                 name: spec.name.to_string(),
                 id: container.id.clone(),
                 // One that does not answer would only go on taking connections that it never serves.
-                grace: if seen.serves() { policy.stop_grace } else { Duration::ZERO },
+                grace: if seen.serves() { policy.target.stop_grace } else { Duration::ZERO },
             });
         }
         let (name, id) = (spec.name.to_string(), container.id.clone());
@@ -251,7 +251,7 @@ fn wait(spec: &TargetSpec, container: &str, policy: &TargetPolicy) -> Step {
         name: spec.name.to_string(),
         container: container.to_string(),
         socket: spec.control_sock.as_str().to_string(),
-        within: policy.ready_timeout,
+        within: policy.target.ready_timeout,
     }
 }
 
@@ -297,12 +297,12 @@ fn container(
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<ContainerSpec, Fault> {
-    let template = policy.template(spec.kind);
+    let template = policy.target.template(spec.kind);
     let conf = spec.client_conf.as_ref().filter(|_| seen.has_client_conf);
     let mut binds = vec![(spec.socket_dir.as_str().to_string(), false)];
     binds.extend(seen.huge_dir.iter().map(|path| (path.clone(), false)));
     binds.extend(conf.map(|path| (path.as_str().to_string(), true)));
-    binds.extend(policy.binds.iter().cloned());
+    binds.extend(policy.target.binds());
     // Who may ask the engine may not all know what gives access to the image.
     let label = serde_json::to_string(&TargetSpec { image_url: None, ..spec.clone() })
         .map_err(|e| Fault::new(Code::Internal, format!("a wish cannot be written down: {e}")))?;
@@ -311,11 +311,11 @@ fn container(
         name: spec.name.to_string(),
         image,
         command: command(template, spec, chosen, conf.map(|path| path.as_str()), seen),
-        env: policy.env.clone(),
+        env: policy.target.env.clone(),
         binds,
         tmpfs: Vec::new(),
-        devices: policy.devices.clone(),
-        capabilities: template.capabilities.clone(),
+        devices: policy.target.devices.clone(),
+        capabilities: template.capabilities.to_vec(),
         privileged: template.privileged,
         cpus: Some(chosen.cores.to_string()),
         memory_nodes: Some(nodes.join(",")),
@@ -330,7 +330,7 @@ fn container(
 
 /// Fills the template's words. A word whose value is not there goes, and the flag before it too.
 fn command(
-    template: &TargetTemplate,
+    template: TargetTemplate<'_>,
     spec: &TargetSpec,
     chosen: &Chosen,
     client_conf: Option<&str>,
@@ -346,7 +346,7 @@ fn command(
         ("{memoryMib}", memory),
     ];
     let mut words: Vec<String> = Vec::new();
-    for word in &template.command {
+    for word in template.command {
         match values.iter().find(|(name, _)| word.contains(name)) {
             None => words.push(word.clone()),
             Some((name, Some(value))) => words.push(word.replace(name, value)),

@@ -253,7 +253,7 @@ fn one_that_does_not_answer_is_killed_at_once_for_a_slow_end_strands_its_guests(
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(grace(true), policy().stop_grace);
+    assert_eq!(grace(true), policy().target.stop_grace);
     assert!(grace(false).is_zero());
 }
 

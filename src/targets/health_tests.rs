@@ -15,6 +15,7 @@ use crate::agent::events::Events;
 use crate::docker::fake::FakeContainers;
 use crate::host::Root;
 use crate::model::event::{EventId, What};
+use crate::model::policy::{HealthPolicy, TargetPolicy, TargetSettings};
 use crate::model::status::TargetStatuses;
 use crate::spdk::Sockets;
 use crate::store::Store;
@@ -65,12 +66,15 @@ impl Scene {
         let process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let engine = Arc::new(FakeContainers::running(process.id()));
         let policy = TargetPolicy {
-            max_age,
-            answer_timeout: Duration::from_millis(500),
-            probe_interval: Duration::from_millis(100),
+            health: HealthPolicy {
+                max_age,
+                timeout: Duration::from_millis(500),
+                interval: Duration::from_millis(100),
+                ..HealthPolicy::default()
+            },
             // Nobody here is still starting.
-            ready_timeout: Duration::ZERO,
-            ..TargetPolicy::example()
+            target: TargetSettings { ready_timeout: Duration::ZERO, ..TargetSettings::example() },
+            ..TargetPolicy::default()
         };
         let (root, sockets) = (Root::new("/"), Sockets::default());
         // Somebody who always runs: these tests are about an engine that does.

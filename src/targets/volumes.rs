@@ -416,7 +416,7 @@ impl<C: Containers> Worker<C> {
 
     /// How the volumes stand now, for who asks; what is not as wanted is mended by that too.
     pub(super) async fn look_at_volumes(&mut self) {
-        let max_age = self.parts.policy.max_age;
+        let max_age = self.parts.policy.health.max_age;
         if self.is_in_place() && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
             self.status.change(|known| known.next_pass = Some(Instant::now()));
             self.settle_if_due().await;

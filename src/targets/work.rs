@@ -270,7 +270,7 @@ impl<C: Containers> Worker<C> {
             Work::Kill(spec) => self.kill(&spec).await,
             Work::Volumes => self.settle().await,
             Work::Evidence { why, failures } => {
-                let within = self.parts.policy.call_timeout;
+                let within = self.parts.policy.target.call_timeout;
                 let evidence = self.parts.observer.last_words(&self.name, &why, within).await;
                 blame(&self.status, &self.parts.policy.heal, failures, &evidence);
             }

@@ -2,6 +2,7 @@
 //!
 //! The bytes pass from the connection through a short queue to a thread that writes and hashes them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -19,8 +20,9 @@ use crate::host::HostError;
 use crate::host::partial::{Notes, Partial};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::image::{Download, ImagePolicy, ImageUrl, without_secrets};
+use crate::model::image::{Download, ImageUrl, without_secrets};
 use crate::model::outgoing::Reach;
+use crate::model::policy::TargetPolicy;
 use crate::outgoing::{Client, SendError};
 
 /// More hops than an address in use needs.
@@ -78,12 +80,19 @@ enum Asked {
 #[derive(Debug)]
 pub(super) struct Downloader {
     client: Client,
-    policy: ImagePolicy,
+    folder: PathBuf,
+    most_bytes: u64,
+    stall_timeout: Duration,
 }
 
 impl Downloader {
-    pub(super) fn new(policy: &ImagePolicy) -> Downloader {
-        Downloader { client: Client::default(), policy: policy.clone() }
+    pub(super) fn new(policy: &TargetPolicy) -> Downloader {
+        Downloader {
+            client: Client::default(),
+            folder: policy.image_folder.clone(),
+            most_bytes: policy.target.image_max_mib * 1024 * 1024,
+            stall_timeout: policy.target.stall_timeout,
+        }
     }
 
     /// The whole file, locked. What broke off is kept, what cannot be right is removed.
@@ -112,7 +121,7 @@ impl Downloader {
     async fn open(&self, url: &ImageUrl) -> Result<Partial, DownloadError> {
         let digest = Sha256::digest(url.url().as_str().as_bytes());
         let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let folder = self.policy.folder.clone();
+        let folder = self.folder.clone();
         Ok(blocking(move || Partial::open(&folder, &format!("{name}.part"))).await??)
     }
 
@@ -177,14 +186,14 @@ impl Downloader {
         for _ in 0..=MOST_REDIRECTS {
             let shown = without_secrets(&url);
             let sent = timeout(
-                self.policy.stall_timeout,
+                self.stall_timeout,
                 self.client.send(answer::request(&url, partial), &Reach::Images),
             );
             let response = match sent.await {
                 Ok(Ok(response)) => response,
                 Ok(Err(source)) => return Err(DownloadError::Unreachable { url: shown, source }),
                 Err(_) => {
-                    let (stall, got) = (self.policy.stall_timeout, partial.length());
+                    let (stall, got) = (self.stall_timeout, partial.length());
                     return Err(DownloadError::Stalled { url: shown, stall, got });
                 }
             };
@@ -214,7 +223,7 @@ impl Downloader {
         total: Option<u64>,
         url: &str,
     ) -> Result<(), DownloadError> {
-        let (Some(bytes), most) = (total, self.policy.most_bytes) else { return Ok(()) };
+        let (Some(bytes), most) = (total, self.most_bytes) else { return Ok(()) };
         if bytes > most {
             return Err(DownloadError::TooLarge { url: url.to_string(), bytes, most });
         }
@@ -277,7 +286,7 @@ impl Downloader {
         url: &str,
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<(), DownloadError> {
-        let (stall, most) = (self.policy.stall_timeout, self.policy.most_bytes);
+        let (stall, most) = (self.stall_timeout, self.most_bytes);
         let mut word_at = Instant::now() + WORD;
         loop {
             let url = url.to_string();

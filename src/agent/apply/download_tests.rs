@@ -118,11 +118,13 @@ impl Place {
 
     fn with(most_bytes: u64) -> Place {
         let folder = tempfile::tempdir().unwrap();
-        let stall_timeout = Duration::from_millis(300);
-        let images = folder.path().join("images");
-        let policy =
-            ImagePolicy { folder: images, most_bytes, stall_timeout, ..ImagePolicy::default() };
-        Place { downloader: Downloader::new(&policy), folder }
+        let downloader = Downloader {
+            client: Client::default(),
+            folder: folder.path().join("images"),
+            most_bytes,
+            stall_timeout: Duration::from_millis(300),
+        };
+        Place { downloader, folder }
     }
 
     async fn fetch(&self, url: &str, digest: Option<&str>) -> Result<Partial, DownloadError> {

@@ -32,15 +32,15 @@ pub(super) struct Images<C> {
 
 impl<C: Containers> Images<C> {
     pub(super) fn new(root: &Root, containers: Arc<C>, policy: &TargetPolicy) -> Images<C> {
-        let (registries, call_timeout) = (&policy.images.registries, policy.call_timeout);
+        let (registries, call_timeout) = (&policy.registries, policy.target.call_timeout);
         Images {
             root: root.clone(),
             registries: Registries::new(root, containers.clone(), registries, call_timeout),
             containers,
-            downloader: Downloader::new(&policy.images),
+            downloader: Downloader::new(policy),
             flights: Flights::default(),
             call_timeout,
-            load_timeout: policy.load_timeout,
+            load_timeout: policy.target.load_timeout,
         }
     }
 

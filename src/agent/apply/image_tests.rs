@@ -6,16 +6,23 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::docker::fake::{FakeContainers, FakeRegistry};
-use crate::model::image::ImagePolicy;
-use crate::model::registry::{Password, RegistryLogin, RegistryPolicy, Secret};
+use crate::model::policy::EnginePolicy;
+use crate::model::registry::{RegistryLogin, RegistryPolicy, Secret};
 
 const IMAGE: &str = "10.0.0.1:5000/vhost:1";
 
-fn images(registry: FakeRegistry, policy: RegistryPolicy) -> Images<FakeContainers> {
-    let example = TargetPolicy::example();
-    let images = ImagePolicy { registries: policy, ..example.images.clone() };
+fn images(registry: FakeRegistry, registries: RegistryPolicy) -> Images<FakeContainers> {
     let containers = Arc::new(FakeContainers::with_registry(registry));
-    Images::new(&Root::new("/nowhere"), containers, &TargetPolicy { images, ..example })
+    Images::new(
+        &Root::new("/nowhere"),
+        containers,
+        &TargetPolicy { registries, ..TargetPolicy::example() },
+    )
+}
+
+fn trusting() -> RegistryPolicy {
+    let engine = EnginePolicy { insecure_registries: true, ..EnginePolicy::default() };
+    RegistryPolicy { engine, ..RegistryPolicy::default() }
 }
 
 async fn pull(images: &Images<FakeContainers>) -> Result<String, Fault> {
@@ -64,8 +71,11 @@ async fn a_pull_that_fails_fails_for_all_who_wait_for_it() {
 #[tokio::test]
 async fn the_registrys_credentials_are_used_and_never_told() {
     let folder = tempfile::tempdir().unwrap();
-    let here =
-        RegistryLogin { username: "node".into(), password: Password::Here(Secret::new("hunter2")) };
+    let here = RegistryLogin {
+        username: "node".into(),
+        password: Secret::new("hunter2"),
+        ..RegistryLogin::default()
+    };
     let refused = "unauthorized: authentication required";
     for (host, login) in [("10.0.0.1:5000", true), ("10.0.0.2:5000", false)] {
         let logins = [(host.to_string(), here.clone())].into();
@@ -78,7 +88,7 @@ async fn the_registrys_credentials_are_used_and_never_told() {
         assert!(!fault.text.contains("hunter2") && !format!("{images:?}").contains(": \"hunter2"));
     }
     let file = folder.path().join("absent").display().to_string();
-    let absent = RegistryLogin { password: Password::File(file), ..here };
+    let absent = RegistryLogin { password_file: file, ..here };
     let logins = [("10.0.0.1:5000".to_string(), absent)].into();
     let policy = RegistryPolicy { logins, ..RegistryPolicy::default() };
     let images = images(FakeRegistry::Refuses(refused), policy);
@@ -96,12 +106,12 @@ async fn a_registry_that_cannot_prove_who_it_is_is_trusted_only_when_that_is_all
             .await
             .unwrap_err();
         assert!(text.text.contains("engine.insecure_registries = true"), "{text}");
-        let allowed = RegistryPolicy { allow_insecure: true, ..RegistryPolicy::default() };
+        let allowed = trusting();
         let text = pull(&images(FakeRegistry::Refuses(words), allowed)).await.unwrap_err();
         assert!(text.text.contains("cannot be told to trust 10.0.0.1:5000"), "{text}");
     }
     let other = "x509: certificate is valid for a, not b";
-    let allowed = RegistryPolicy { allow_insecure: true, ..RegistryPolicy::default() };
+    let allowed = trusting();
     let images = images(FakeRegistry::Refuses(other), allowed);
     let text = pull(&images).await.unwrap_err();
     assert!(text.text.contains(other) && !text.text.contains("trust"), "{text}");

@@ -12,7 +12,8 @@ use super::super::observe::target::Containers;
 use crate::host::{Root, daemon_json, files, process};
 use crate::model::engine::DaemonJson;
 use crate::model::fault::chain;
-use crate::model::registry::{Credentials, Password, RegistryPolicy, Secret, registry_of};
+use crate::model::policy::EnginePolicy;
+use crate::model::registry::{Credentials, RegistryPolicy, Secret, registry_of};
 
 /// How long the engine may take to read its configuration again.
 const RELOAD: Duration = Duration::from_secs(10);
@@ -73,7 +74,7 @@ impl<C: Containers> Registries<C> {
         if !UNPROVEN.iter().any(|words| why.contains(words)) {
             return Err(format!("{why}{}", remedy(&why, registry, login.is_some())));
         }
-        if !self.policy.allow_insecure {
+        if !self.policy.engine.insecure_registries {
             return Err(format!(
                 "{why}: give the engine the registry's certificate in /etc/docker/certs.d/{registry}/, or \
                  allow registries that cannot prove who they are (engine.insecure_registries = true)"
@@ -86,15 +87,15 @@ impl<C: Containers> Registries<C> {
         second.map_err(|error| {
             let why = chain(&error);
             let remedy = remedy(&why, registry, login.is_some());
-            format!("{why}{remedy} ({registry} stands in {} now)", self.policy.daemon_json)
+            format!("{why}{remedy} ({registry} stands in {} now)", self.policy.engine.daemon_json)
         })
     }
 
     async fn login(&self, registry: &str) -> Result<Option<Credentials>, String> {
         let Some(login) = self.policy.logins.get(registry) else { return Ok(None) };
-        let password = match &login.password {
-            Password::Here(password) => password.clone(),
-            Password::File(path) => {
+        let password = match login.password_file.as_str() {
+            "" => login.password.clone(),
+            path => {
                 let at = self.root.path(path);
                 let read = blocking(move || files::read_text(&at)).await.map_err(|e| e.text)?;
                 Secret::new(read.map_err(|e| format!("no password for {registry}: {}", chain(&e)))?)
@@ -109,15 +110,16 @@ impl<C: Containers> Registries<C> {
         if self.is_trusted(registry).await? {
             return Ok(());
         }
-        let (root, policy, name) = (self.root.clone(), self.policy.clone(), registry.to_string());
-        blocking(move || add(&root, &policy, &name)).await.map_err(|fault| fault.text)??;
+        let (root, engine, name) =
+            (self.root.clone(), self.policy.engine.clone(), registry.to_string());
+        blocking(move || add(&root, &engine, &name)).await.map_err(|fault| fault.text)??;
         let deadline = Instant::now() + RELOAD;
         while !self.is_trusted(registry).await? {
             if Instant::now() >= deadline {
                 return Err(format!(
                     "{} names {registry} in insecure-registries now, and the engine was told to read it \
                      again, and has not within {RELOAD:?}: see its log",
-                    self.policy.daemon_json
+                    self.policy.engine.daemon_json
                 ));
             }
             sleep(PAUSE).await;
@@ -132,7 +134,7 @@ impl<C: Containers> Registries<C> {
 }
 
 /// Writes it into the engine's configuration and has the engine read that.
-fn add(root: &Root, policy: &RegistryPolicy, registry: &str) -> Result<(), String> {
+fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String> {
     let path = &policy.daemon_json;
     let Some(engine) = process::engine_process(root, &policy.pid_file, &policy.binary) else {
         return Err(format!(

@@ -69,7 +69,7 @@ impl<C: Containers> TargetApplier<C> {
             }
             Step::CreateContainer(spec) => self.create(spec).await,
             Step::StartContainer { name } => {
-                let started = self.containers.start(name, self.policy.call_timeout).await;
+                let started = self.containers.start(name, self.policy.target.call_timeout).await;
                 started.map_err(|e| engine_fault(&e))?;
                 Ok("started".to_string())
             }
@@ -93,8 +93,8 @@ impl<C: Containers> TargetApplier<C> {
     ) -> Result<String, Fault> {
         let (root, folder, control) = (self.root.clone(), folder.to_string(), control.to_string());
         let huge_dir = huge_dir.map(str::to_string);
-        let owner = (self.policy.socket_uid, self.policy.socket_gid);
-        let mode = self.policy.socket_mode;
+        let owner = (self.policy.target.socket_uid, self.policy.target.socket_gid);
+        let mode = self.policy.target.socket_mode;
         let removed = blocking(move || {
             leftovers::make_folder(&root, &folder, owner, mode)?;
             let locked = leftovers::is_locked(&root, &control);
@@ -122,7 +122,7 @@ impl<C: Containers> TargetApplier<C> {
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, Fault> {
-        let within = self.policy.call_timeout;
+        let within = self.policy.target.call_timeout;
         let deadline = Instant::now() + within;
         let id = loop {
             match self.containers.create(spec, within).await {
@@ -159,7 +159,7 @@ impl<C: Containers> TargetApplier<C> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // One that was stopped takes the connection, and never answers: it is looked at now and then.
-            let left = left.min(self.policy.answer_timeout);
+            let left = left.min(self.policy.health.timeout);
             let answered = async {
                 target.wait_init(left).await?;
                 target.reactors(left).await?;
@@ -178,7 +178,8 @@ impl<C: Containers> TargetApplier<C> {
             }
             if Instant::now() >= look_at {
                 look_at = Instant::now() + LOOK_PAUSE;
-                let seen = self.containers.container(container, self.policy.call_timeout).await;
+                let seen =
+                    self.containers.container(container, self.policy.target.call_timeout).await;
                 let Ok(Some(seen)) = seen else { continue };
                 if !seen.running {
                     return Err(self.failed(container, &seen.how_it_ended()).await);
@@ -203,8 +204,10 @@ impl<C: Containers> TargetApplier<C> {
 
     /// A target that did not come up; the container stays, to be looked at.
     async fn failed(&self, container: &str, how: &str) -> Fault {
-        let lines =
-            self.containers.last_lines(container, LAST_LINES, self.policy.call_timeout).await;
+        let lines = self
+            .containers
+            .last_lines(container, LAST_LINES, self.policy.target.call_timeout)
+            .await;
         let printed = printed(lines.map_err(|e| chain(&e)));
         Fault::new(
             Code::TargetNotReady,
@@ -215,9 +218,9 @@ impl<C: Containers> TargetApplier<C> {
     /// Somebody else may be taking it away at this moment (`docker rm --force`), and its target fell by that:
     /// this is waited for.
     async fn remove(&self, id: &str) -> Result<String, Fault> {
-        let deadline = Instant::now() + self.policy.call_timeout;
+        let deadline = Instant::now() + self.policy.target.call_timeout;
         loop {
-            match self.containers.remove(id, self.policy.call_timeout).await {
+            match self.containers.remove(id, self.policy.target.call_timeout).await {
                 Err(e) if e.is_being_removed() && Instant::now() < deadline => {
                     sleep(END_PAUSE).await;
                 }
@@ -235,7 +238,7 @@ impl<C: Containers> TargetApplier<C> {
         if !blocking(is_paused).await.unwrap_or(false) {
             return;
         }
-        let thawed = self.containers.unpause(id, self.policy.call_timeout).await;
+        let thawed = self.containers.unpause(id, self.policy.target.call_timeout).await;
         if let Err(error) = thawed {
             tracing::debug!(id, error = %chain(&error), "the engine does not thaw it");
             let root = self.root.clone();
@@ -247,7 +250,7 @@ impl<C: Containers> TargetApplier<C> {
     /// kernel alone, for an engine that stalls in between must not make it slow.
     async fn stop(&self, id: &str, grace: Duration) -> Result<String, Fault> {
         let look = || async {
-            let seen = self.containers.container(id, self.policy.call_timeout).await;
+            let seen = self.containers.container(id, self.policy.target.call_timeout).await;
             seen.map_err(|e| engine_fault(&e))
         };
         let Some(seen) = look().await? else { return Ok("gone".to_string()) };

@@ -87,7 +87,7 @@ impl<C: Containers> TargetObserver<C> {
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
     pub async fn look(&self, spec: &TargetSpec) -> Result<TargetSeen, Fault> {
-        let within = self.policy.call_timeout;
+        let within = self.policy.target.call_timeout;
         let files = self.files(spec).await?;
         let image = match spec.kind {
             TargetKind::BuiltIn => files.built_in_image.clone(),
@@ -177,7 +177,7 @@ impl<C: Containers> TargetObserver<C> {
     async fn container(&self, name: &str) -> Result<Option<ContainerSeen>, EngineError> {
         let deadline = Instant::now() + NOTICED;
         loop {
-            let seen = self.containers.container(name, self.policy.call_timeout).await?;
+            let seen = self.containers.container(name, self.policy.target.call_timeout).await?;
             let pid = seen.as_ref().filter(|seen| seen.running).and_then(|seen| seen.pid);
             let dead = pid.is_some_and(|pid| process::started(&self.root, pid).is_none());
             if !dead || Instant::now() >= deadline {
@@ -189,7 +189,7 @@ impl<C: Containers> TargetObserver<C> {
 
     /// The version that the control socket tells, why it does not, and how many disks are used.
     async fn ask(&self, control: &CleanPath) -> (Option<String>, String, Result<usize, SpdkError>) {
-        let within = self.policy.answer_timeout;
+        let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         let (version, controllers, reactors) = tokio::join!(
             socket.serving(within),
@@ -225,7 +225,7 @@ impl<C: Containers> TargetObserver<C> {
     async fn files(&self, spec: &TargetSpec) -> Result<Files, Fault> {
         let (root, conf) = (self.root.clone(), spec.client_conf.clone());
         let (folder, control) = (spec.socket_dir.clone(), spec.control_sock.clone());
-        let owner = self.policy.socket_uid;
+        let owner = self.policy.target.socket_uid;
         blocking(move || {
             let has_volume_sockets = socket_place::has_volumes(&root, folder.as_str());
             let mounts = mounts::hugetlb_mounts(&root)?;
@@ -268,6 +268,7 @@ pub fn engine_fault(error: &EngineError) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use crate::model::policy::HealthPolicy;
     use std::time::Duration;
 
     use serde_json::{Value, json};
@@ -324,7 +325,8 @@ mod tests {
         let label = serde_json::to_string(&spec("/old")).unwrap();
         let containers = FakeContainers::with_one(&[(SPEC_LABEL, &label)]);
         let second = Duration::from_secs(1);
-        let policy = TargetPolicy { answer_timeout: second, ..TargetPolicy::example() };
+        let health = HealthPolicy { timeout: second, ..HealthPolicy::default() };
+        let policy = TargetPolicy { health, ..TargetPolicy::example() };
         let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
         let seen = observer.look(&spec("/new")).await.unwrap();
         assert_eq!((seen.sessions, seen.serves()), (Some(1), true), "{seen:?}");

@@ -17,10 +17,11 @@ use tokio::time::{sleep, timeout};
 
 use super::super::errors::Problem;
 use super::super::journal::Call;
-use super::super::{Defaults, Shared, body};
+use super::super::{Shared, body};
 use super::pools::page_size;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::policy::PoolPolicy;
 use crate::model::pools::{Placement, PoolWant};
 use crate::model::prepare::{Outcome, PrepareReport, PrepareRequest, Progress};
 use crate::model::units::{NumaNode, PageSize};
@@ -83,10 +84,10 @@ impl PrepareBody {
     pub fn into_request(
         self,
         dry_run: bool,
-        defaults: Defaults,
+        defaults: &PoolPolicy,
     ) -> Result<PrepareRequest, Problem> {
         let hugepages = match self.hugepages {
-            None => vec![default_want(defaults.pages, defaults)],
+            None => vec![default_want(defaults.default_pages, defaults)],
             Some(wishes) if wishes.len() > MOST_WISHES => {
                 return Err(invalid(format!("more than {MOST_WISHES} entries in hugepages")));
             }
@@ -104,7 +105,7 @@ impl PrepareBody {
 }
 
 /// The wish of a call that only names a number: 2 MiB pages, spread.
-pub fn default_want(pages: u64, defaults: Defaults) -> PoolWant {
+pub fn default_want(pages: u64, defaults: &PoolPolicy) -> PoolWant {
     PoolWant {
         size: PageSize::MIB_2,
         pages,
@@ -113,7 +114,7 @@ pub fn default_want(pages: u64, defaults: Defaults) -> PoolWant {
     }
 }
 
-fn want(wish: HugepagesBody, defaults: Defaults) -> Result<PoolWant, Problem> {
+fn want(wish: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem> {
     Ok(PoolWant {
         size: wish.size_mib.map_or(Ok(PageSize::MIB_2), page_size)?,
         pages: wish.pages,
@@ -153,7 +154,8 @@ pub async fn post(
 ) -> Result<Response, Problem> {
     let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
     let bytes = body::read(body, api.body).await?;
-    let request = body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, api.defaults)?;
+    let request =
+        body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, &api.pool_defaults)?;
     drop(bytes);
     let wants_lines = headers
         .get(header::ACCEPT)

@@ -14,8 +14,9 @@ use super::prepare::answer;
 use crate::model::code::Code;
 use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
+use crate::model::image::ImageWish;
 use crate::model::path::CleanPath;
-use crate::model::policy::TargetDefaults;
+use crate::model::policy::TargetSettings;
 use crate::model::target::{
     CoreWish, EnsureWish, TargetHealth, TargetKind, TargetName, TargetSpec,
 };
@@ -50,20 +51,30 @@ pub struct TargetBody {
 }
 
 impl TargetBody {
-    /// The wish for the target of that name.
+    /// The target of that name that is wanted; what is not said is as the settings have it.
     ///
     /// # Errors
     /// What of it cannot be.
     pub fn into_spec(
         self,
         name: TargetName,
-        defaults: &TargetDefaults,
+        settings: &TargetSettings,
     ) -> Result<TargetSpec, Fault> {
-        let socket_dir = self.socket_dir.unwrap_or_else(|| defaults.socket_dir.clone());
-        let kind = self.kind.unwrap_or(defaults.kind);
+        let base = settings.spec(name, self.kind.unwrap_or(settings.kind))?;
+        self.over(base, settings)
+    }
+
+    /// The target that is wanted; what is not said is as `base` has it.
+    ///
+    /// # Errors
+    /// What of it cannot be.
+    pub fn over(self, base: TargetSpec, settings: &TargetSettings) -> Result<TargetSpec, Fault> {
+        let kind = self.kind.unwrap_or(base.kind);
+        let socket_dir = self.socket_dir.unwrap_or_else(|| base.socket_dir.clone());
         let control_sock = match self.control_sock {
             Some(path) => path,
-            None => defaults.control_sock(&socket_dir)?,
+            None if socket_dir == base.socket_dir => base.control_sock,
+            None => settings.control_in(&socket_dir)?,
         };
         let cores = match (self.cores, self.core_count) {
             (Some(_), Some(_)) => {
@@ -74,21 +85,31 @@ impl TargetBody {
             (None, Some(0)) => {
                 return Err(Fault::new(Code::InvalidCores, "coreCount 0 is not at least 1"));
             }
-            (None, count) => CoreWish::Count(count.unwrap_or(defaults.core_count)),
+            (None, Some(count)) => CoreWish::Count(count),
+            (None, None) => base.cores,
         };
-        let wish = defaults.image_wish(kind, self.image, self.image_url, self.image_sha256)?;
+        let said = ImageWish {
+            image: self.image,
+            url: self.image_url.map(|url| url.parse()).transpose()?,
+            sha256: self.image_sha256.map(|digest| digest.parse()).transpose()?,
+        };
+        let usual = ImageWish { image: base.image, url: base.image_url, sha256: base.image_sha256 };
+        let image = match kind {
+            TargetKind::BuiltIn => ImageWish::default(),
+            TargetKind::Zbs | TargetKind::Spdk => said.or(usual)?,
+        };
         TargetSpec {
-            name,
+            name: base.name,
             kind,
-            image: wish.image,
-            image_tar: self.image_tar,
-            image_url: wish.url,
-            image_sha256: wish.sha256,
+            image: image.image,
+            image_tar: self.image_tar.or(base.image_tar),
+            image_url: image.url,
+            image_sha256: image.sha256,
             cores,
             socket_dir,
             control_sock,
-            client_conf: self.client_conf.or_else(|| defaults.client_conf.clone()),
-            memory_mib: self.memory_mib.unwrap_or(defaults.memory_mib),
+            client_conf: self.client_conf.or(base.client_conf),
+            memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
         }
         .judge()
     }

@@ -9,7 +9,7 @@ use super::volume::{ActivateRequest, CreateRequest, WhichRequest};
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
 use crate::model::path::CleanPath;
-use crate::model::policy::TargetDefaults;
+use crate::model::policy::TargetSettings;
 use crate::model::target::{Desired, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec};
 
@@ -33,7 +33,7 @@ pub struct Judged {
 }
 
 /// Judges a body.
-pub fn judge(bytes: &[u8], desired: &Desired, defaults: &TargetDefaults) -> Judged {
+pub fn judge(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> Judged {
     let which = parse::<WhichRequest>(bytes);
     let control = |request: &WhichRequest| {
         let path = request.control_sock.as_deref().map(str::parse::<CleanPath>).transpose()?;

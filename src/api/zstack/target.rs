@@ -7,15 +7,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::Shared;
+use super::super::v1::targets::TargetBody;
 use super::{task, wire};
 use crate::controller::outbox::Keep;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
-use crate::model::policy::TargetDefaults;
+use crate::model::policy::TargetSettings;
 use crate::model::prepare::PrepareReport;
 use crate::model::progress::{Asked, Scope};
-use crate::model::target::{CoreWish, Desired, EnsureWish, TargetName, TargetSpec};
+use crate::model::target::{Desired, EnsureWish, TargetName, TargetSpec};
 use crate::targets::TargetWish;
 
 /// MiB of one page.
@@ -52,11 +53,11 @@ impl EnsureRequest {
     ///
     /// # Errors
     /// When what it says is no name or no path.
-    fn base(&self, desired: &Desired, defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
+    fn base(&self, desired: &Desired, defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
         let wanted = match (&self.container_name, &self.control_sock) {
             (Some(name), _) => desired.targets.get(&name.parse::<TargetName>()?),
             (None, Some(control)) => with_control(&control.parse()?, desired),
-            (None, None) => desired.targets.get(&defaults.name),
+            (None, None) => desired.targets.get(&TargetName::usual()),
         };
         wanted.cloned().map_or_else(|| usual(defaults), Ok)
     }
@@ -68,7 +69,7 @@ impl EnsureRequest {
     pub(super) fn or_as_wanted(
         self,
         desired: &Desired,
-        defaults: &TargetDefaults,
+        defaults: &TargetSettings,
     ) -> Result<TargetSpec, Fault> {
         let base = self.base(desired, defaults)?;
         self.into_spec(base, defaults)
@@ -78,43 +79,34 @@ impl EnsureRequest {
     pub(super) fn into_spec(
         self,
         base: TargetSpec,
-        defaults: &TargetDefaults,
+        settings: &TargetSettings,
     ) -> Result<TargetSpec, Fault> {
+        let name = self.container_name.as_ref().map(|name| name.parse()).transpose()?;
+        let base = TargetSpec { name: name.unwrap_or(base.name), ..base };
+        TargetBody::try_from(self)?.over(base, settings)
+    }
+}
+
+impl TryFrom<EnsureRequest> for TargetBody {
+    type Error = Fault;
+
+    fn try_from(request: EnsureRequest) -> Result<TargetBody, Fault> {
         let path = |text: Option<String>| text.map(|text| text.parse::<CleanPath>()).transpose();
-        let socket_dir = path(self.socket_dir)?.unwrap_or_else(|| base.socket_dir.clone());
-        let control_sock = match path(self.control_sock)? {
-            Some(path) => path,
-            None if socket_dir == base.socket_dir => base.control_sock,
-            None => defaults.control_sock(&socket_dir)?,
-        };
-        let cores = match (self.cores, self.core_count) {
-            (Some(list), _) => CoreWish::These(list.parse()?),
-            (None, Some(count)) => CoreWish::Count(small(count)?),
-            (None, None) => base.cores,
-        };
-        let usual = TargetDefaults {
-            image: base.image,
-            image_url: base.image_url,
-            image_sha256: base.image_sha256,
-            ..defaults.clone()
-        };
-        let wish = usual.image_wish(base.kind, self.image, self.image_url, None)?;
-        let name: Option<TargetName> = self.container_name.map(|name| name.parse()).transpose()?;
-        let pages = self.hugepage_nr.map(|pages| pages.saturating_mul(PAGE_MIB));
-        TargetSpec {
-            name: name.unwrap_or(base.name),
-            kind: base.kind,
-            image: wish.image,
-            image_tar: path(self.image_tar)?.or(base.image_tar),
-            image_url: wish.url,
-            image_sha256: wish.sha256,
-            cores,
-            socket_dir,
-            control_sock,
-            client_conf: path(self.client_conf)?.or(base.client_conf),
-            memory_mib: pages.unwrap_or(base.memory_mib),
-        }
-        .judge()
+        // The controller may say both; a list is the more exact.
+        let count = request.core_count.filter(|_| request.cores.is_none());
+        Ok(TargetBody {
+            kind: None,
+            image: request.image,
+            image_tar: path(request.image_tar)?,
+            image_url: request.image_url,
+            image_sha256: None,
+            cores: request.cores,
+            core_count: count.map(small).transpose()?,
+            socket_dir: path(request.socket_dir)?,
+            control_sock: path(request.control_sock)?,
+            client_conf: path(request.client_conf)?,
+            memory_mib: request.hugepage_nr.map(|pages| pages.saturating_mul(PAGE_MIB)),
+        })
     }
 }
 
@@ -169,22 +161,8 @@ pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
 ///
 /// # Errors
 /// When the settings name a control socket that cannot be.
-pub fn usual(defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
-    let wish = defaults.image_wish(defaults.kind, None, None, None)?;
-    TargetSpec {
-        name: defaults.name.clone(),
-        kind: defaults.kind,
-        image: wish.image,
-        image_tar: None,
-        image_url: wish.url,
-        image_sha256: wish.sha256,
-        cores: CoreWish::Count(defaults.core_count),
-        socket_dir: defaults.socket_dir.clone(),
-        control_sock: defaults.control_sock(&defaults.socket_dir)?,
-        client_conf: defaults.client_conf.clone(),
-        memory_mib: defaults.memory_mib,
-    }
-    .judge()
+pub fn usual(defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
+    defaults.spec(TargetName::usual(), defaults.kind)?.judge()
 }
 
 /// The target that a call means which names no more than a control socket: the wanted one that has it, else
@@ -195,11 +173,11 @@ pub fn usual(defaults: &TargetDefaults) -> Result<TargetSpec, Fault> {
 pub fn at(
     control: Option<CleanPath>,
     desired: &Desired,
-    defaults: &TargetDefaults,
+    defaults: &TargetSettings,
 ) -> Result<TargetSpec, Fault> {
     let wanted = match &control {
         Some(control) => with_control(control, desired),
-        None => desired.targets.get(&defaults.name),
+        None => desired.targets.get(&TargetName::usual()),
     };
     if let Some(wanted) = wanted {
         return Ok(wanted.clone());
@@ -242,10 +220,9 @@ struct HealthRequest {
 /// `/vhost/target/health`: whether it serves.
 pub async fn health(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: HealthRequest| {
-        let defaults = &api.target_defaults;
         let name: TargetName = match request.container_name {
             Some(name) => name.parse()?,
-            None => defaults.name.clone(),
+            None => TargetName::usual(),
         };
         let control: CleanPath = match request.control_sock {
             Some(path) => path.parse()?,
@@ -269,6 +246,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::target::CoreWish;
 
     fn request(text: &str) -> EnsureRequest {
         serde_json::from_str(text).unwrap()
@@ -286,7 +264,7 @@ mod tests {
 
     #[test]
     fn what_an_ensure_does_not_say_is_as_the_settings_have_it() {
-        let defaults = TargetDefaults { image: Some("a:1".into()), ..TargetDefaults::example() };
+        let defaults = TargetSettings { image: "a:1".into(), ..TargetSettings::example() };
         let spec = |text: &str| request(text).into_spec(usual(&defaults).unwrap(), &defaults);
         assert_eq!(spec("{}").unwrap(), usual(&defaults).unwrap());
         let said = r#"{"cores":"[6,7]","socketDir":"/s","hugepageNr":"256","image":"b:1",
@@ -300,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_target_that_is_wanted_already_stays_as_it_is_in_what_is_not_said() {
-        let (desired, defaults) = (desired(), TargetDefaults::example());
+        let (desired, defaults) = (desired(), TargetSettings::example());
         let wanted = desired.targets.values().next().unwrap();
         let spec = |text: &str| request(text).or_as_wanted(&desired, &defaults).unwrap();
         assert_eq!(&spec(r#"{"containerName":"other"}"#), wanted);
@@ -314,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_call_that_names_a_control_socket_means_the_target_that_has_it() {
-        let (desired, defaults) = (desired(), TargetDefaults::example());
+        let (desired, defaults) = (desired(), TargetSettings::example());
         let name = |control: Option<&str>| {
             let control = control.map(|path| path.parse().unwrap());
             at(control, &desired, &defaults).map(|spec| (spec.name.to_string(), spec.control_sock))

@@ -14,7 +14,7 @@ use crate::controller::outbox::Keep;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
-use crate::model::policy::TargetDefaults;
+use crate::model::policy::TargetSettings;
 use crate::model::target::{Desired, EnsureWish, TargetSpec, TargetState};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView, ZBS_SUFFIX};
 use crate::targets::TargetWish;
@@ -37,7 +37,7 @@ impl ActivateRequest {
     pub(super) fn judged(
         self,
         desired: &Desired,
-        defaults: &TargetDefaults,
+        defaults: &TargetSettings,
     ) -> Result<(TargetSpec, VolumeSpec), Fault> {
         let volume = VolumeSpec {
             name: needed(self.controller_name, "controllerName")?.parse()?,
@@ -225,7 +225,7 @@ mod tests {
 
     fn activate(text: &str) -> Result<(TargetSpec, VolumeSpec), Fault> {
         let request: ActivateRequest = serde_json::from_str(text).unwrap();
-        request.judged(&Desired::default(), &TargetDefaults::example())
+        request.judged(&Desired::default(), &TargetSettings::example())
     }
 
     fn body(path: &str, bdev: &str, controller: &str) -> String {

@@ -75,7 +75,7 @@ impl Observers {
         news: EngineNews,
         desired: channel::Receiver<Desired>,
     ) -> Observers {
-        let max_age = probe.policy.max_age;
+        let max_age = probe.policy.health.max_age;
         let shared = Arc::new(Shared { probe, news: news.clone(), desired: desired.clone() });
         let start = move |key, asks| Watch::start(key, shared.clone(), asks);
         Observers { start: Arc::new(start), observed: Arc::default(), desired, news, max_age }

@@ -79,7 +79,7 @@ impl<C: Containers> Probe<C> {
     /// The version that the target tells, when its control socket and every reactor answered; else why
     /// not.
     pub(super) async fn answer(&self, control: &CleanPath) -> Result<String, String> {
-        let within = self.policy.answer_timeout;
+        let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         // On one connection, and on their way together.
         let (version, reactors) = tokio::join!(socket.serving(within), socket.reactors(within));
@@ -101,7 +101,7 @@ impl<C: Containers> Probe<C> {
         let root = self.root.clone();
         // Some files of each thread, of which a target may have thousands.
         let look = spawn_blocking(move || (vitals::look(&root, pid), vitals::is_starved(&root)));
-        let seen = timeout(self.policy.answer_timeout, look).await;
+        let seen = timeout(self.policy.health.timeout, look).await;
         let (look, starved) = seen.ok().and_then(Result::ok).unwrap_or_default();
         let busy = self.sockets.open_change(&path).map(|change| (change.until, change.method));
         Evidence { look, starved, busy, late_reply: self.sockets.at(&path).late_reply() }
@@ -118,7 +118,7 @@ impl<C: Containers> Probe<C> {
         if !self.engine_may_be_asked().await {
             return Found::Unknown("the engine does not run".to_string());
         }
-        match self.containers.container(name.as_str(), self.policy.answer_timeout).await {
+        match self.containers.container(name.as_str(), self.policy.health.timeout).await {
             Ok(None) => Found::Nothing,
             Ok(Some(container)) if !container.running => {
                 Found::Ended(Some(container.how_it_ended()))

@@ -205,8 +205,8 @@ impl<C: Containers> Watch<C> {
         self.heard = Some(Instant::now());
         match evidence.filter(|_| self.answers.is_silent()) {
             Some(evidence) => {
-                let policy = &self.shared.probe.policy;
-                let late = 4 * policy.probe_interval + policy.answer_timeout;
+                let policy = &self.shared.probe.policy.health;
+                let late = 4 * policy.interval + policy.timeout;
                 self.silence.note(&self.answers, evidence, late);
             }
             None if self.answers.is_silent() => {}
@@ -270,8 +270,8 @@ impl<C: Containers> Watch<C> {
 
     /// The time for the next probe has come; and for a look, where the engine does not tell by itself.
     fn due(&mut self) {
-        let policy = &self.shared.probe.policy;
-        self.next_probe = Instant::now() + policy.probe_interval;
+        let policy = &self.shared.probe.policy.health;
+        self.next_probe = Instant::now() + policy.interval;
         match &self.seen {
             // Where the kernel has no pidfd.
             Seen::Lives(process) if !process.lives() => self.process_ended(),
@@ -331,7 +331,7 @@ impl<C: Containers> Watch<C> {
     }
 
     fn is_young(&self) -> bool {
-        let within = self.shared.probe.policy.ready_timeout;
+        let within = self.shared.probe.policy.target.ready_timeout;
         matches!(&self.seen, Seen::Lives(process) if process.age().is_some_and(|age| age < within))
     }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use vhost_agent::config::Settings;
-use vhost_agent::model::policy::TargetDefaults;
+use vhost_agent::model::policy::TargetSettings;
 use vhost_agent::model::target::{Desired, TargetSpec};
 
 /// Files of one input.
@@ -21,8 +21,8 @@ const MOST_FILES: usize = 96;
 const MOST_DEPTH: usize = 12;
 
 /// What a call for a target means that does not say: the settings' own, with an image.
-pub fn defaults() -> TargetDefaults {
-    TargetDefaults { image: Some("zbs/vhost:1".into()), ..Settings::default().target_defaults() }
+pub fn defaults() -> TargetSettings {
+    TargetSettings { image: "zbs/vhost:1".into(), ..Settings::default().target }
 }
 
 /// A node on which one target is wanted.

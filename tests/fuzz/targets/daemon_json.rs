@@ -58,7 +58,7 @@ fn leaves_the_packet_filter(file: &DaemonJson) {
         unit_error: None,
         package_manager: None,
     };
-    let plan = plan(&seen, &Settings::default().engine_policy());
+    let plan = plan(&seen, &Settings::default().engine);
     let DaemonJson::Object { text, .. } = file else { return assert!(plan.is_err()) };
     let before = object(text).expect("it is an object");
     let written =

@@ -5,24 +5,24 @@ use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vhost_agent::agent::memory::ReclaimOrder;
-use vhost_agent::api::Defaults;
 use vhost_agent::api::body::parse;
 use vhost_agent::api::v1::pools::ReclaimBody;
 use vhost_agent::api::v1::prepare::PrepareBody;
 use vhost_agent::api::v1::targets::TargetBody;
 use vhost_agent::api::v1::volumes::{ResizeBody, VolumeBody, VolumesBody};
 use vhost_agent::model::path::SUN_PATH;
+use vhost_agent::model::policy::PoolPolicy;
 use vhost_agent::model::pools::Placement;
 use vhost_agent::model::target::{CoreWish, TargetKind, TargetName, TargetSpec};
 use vhost_agent::model::volume::{Backing, VolumeSpec};
 use vhost_agent_fuzz::defaults;
 
-const DEFAULTS: Defaults = Defaults { pages: 1024, move_shortfall: true };
-
 fuzz_target!(|body: &[u8]| {
     if let Ok(body) = parse::<PrepareBody>(body) {
         reads_again(&body);
-        if let Ok(request) = body.into_request(true, DEFAULTS) {
+        if let Ok(request) =
+            body.into_request(true, &PoolPolicy { move_shortfall: true, ..PoolPolicy::default() })
+        {
             assert!(request.hugepages.len() <= 64);
             for want in request.hugepages {
                 assert!(want.size.kib() >= 1024 && want.size.bytes() > want.size.kib());

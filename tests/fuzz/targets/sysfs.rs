@@ -51,7 +51,7 @@ fn pools(root: &Root) -> Option<PoolsSeen> {
 }
 
 fn grow(seen: &PoolsSeen) {
-    let policy = Settings::default().pool_policy();
+    let policy = Settings::default().pools;
     let mut ledger = Ledger::new("boot");
     for pool in &seen.pools {
         ledger.set_grown(pool.key, pool.total, pool.persistent());

@@ -1,14 +1,16 @@
-//! The engine's settings.
+//! The engine.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::Span;
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
+use crate::model::units::duration;
 
-/// Docker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Docker: `[engine]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Engine {
+pub struct EnginePolicy {
     /// Whether the agent looks after the engine at all.
     pub manage: bool,
     /// Whether it may install it.
@@ -28,15 +30,20 @@ pub struct Engine {
     /// The oldest API that will do.
     pub min_api: ApiVersion,
     /// How long a running engine may take to answer.
-    pub ping_timeout: Span,
+    #[serde(with = "duration")]
+    pub ping_timeout: Duration,
     /// How old an answer of the engine's process may be while that lives; zero asks every time.
-    pub ping_max_age: Span,
+    #[serde(with = "duration")]
+    pub ping_max_age: Duration,
     /// How long a started engine may take to answer.
-    pub ready_timeout: Span,
+    #[serde(with = "duration")]
+    pub ready_timeout: Duration,
     /// How long the package manager may take.
-    pub install_timeout: Span,
+    #[serde(with = "duration")]
+    pub install_timeout: Duration,
     /// How long a locked package manager is waited for.
-    pub lock_timeout: Span,
+    #[serde(with = "duration")]
+    pub lock_timeout: Duration,
     /// Sets of packages to try, in this order, by package manager.
     pub packages: PackageSets,
     /// More arguments for the package manager's install command.
@@ -45,9 +52,9 @@ pub struct Engine {
     pub insecure_registries: bool,
 }
 
-impl Default for Engine {
-    fn default() -> Engine {
-        Engine {
+impl Default for EnginePolicy {
+    fn default() -> EnginePolicy {
+        EnginePolicy {
             manage: true,
             install: true,
             socket: "/var/run/docker.sock".to_string(),
@@ -57,11 +64,11 @@ impl Default for Engine {
             pid_file: "/var/run/docker.pid".to_string(),
             require_iptables_false: false,
             min_api: ApiVersion(1, 41),
-            ping_timeout: Span::from_secs(5),
-            ping_max_age: Span::from_secs(1),
-            ready_timeout: Span::from_secs(60),
-            install_timeout: Span::from_secs(900),
-            lock_timeout: Span::from_secs(120),
+            ping_timeout: Duration::from_secs(5),
+            ping_max_age: Duration::from_secs(1),
+            ready_timeout: Duration::from_secs(60),
+            install_timeout: Duration::from_secs(900),
+            lock_timeout: Duration::from_secs(120),
             packages: default_packages(),
             install_args: Vec::new(),
             insecure_registries: false,

@@ -1,0 +1,17 @@
+//! The operator's choices that planners and owners follow: the sections of the settings, as they are read.
+//!
+//! What of a section cannot be is judged in `config`, where the keys and their sources are known.
+
+mod engine;
+mod heal;
+mod health;
+mod pools;
+mod target;
+mod volume;
+
+pub use engine::EnginePolicy;
+pub use heal::HealPolicy;
+pub use health::HealthPolicy;
+pub use pools::{MountPolicy, PoolPolicy};
+pub use target::{TargetPolicy, TargetSettings, TargetTemplate};
+pub use volume::VolumePolicy;

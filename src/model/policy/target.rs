@@ -1,0 +1,258 @@
+//! Targets.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{HealPolicy, HealthPolicy, VolumePolicy};
+use crate::model::fault::Fault;
+use crate::model::image::ImageWish;
+use crate::model::path::CleanPath;
+use crate::model::registry::RegistryPolicy;
+use crate::model::target::{CoreWish, TargetKind, TargetName, TargetSpec};
+use crate::model::units::{duration, octal};
+
+/// Everything that the owners of targets follow.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TargetPolicy {
+    /// How targets are made.
+    pub target: TargetSettings,
+    /// How their health is known.
+    pub health: HealthPolicy,
+    /// How their volumes are made.
+    pub volumes: VolumePolicy,
+    /// How they are brought back.
+    pub heal: HealPolicy,
+    /// Where their images are pulled from.
+    pub registries: RegistryPolicy,
+    /// The folder of downloaded images.
+    pub image_folder: PathBuf,
+}
+
+/// Targets: `[target]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TargetSettings {
+    /// What a target runs where a call does not say: `zbs`, `spdk` or `built-in`.
+    pub kind: TargetKind,
+    /// Its image where a call names none; empty for none.
+    pub image: String,
+    /// The address of a tar that holds that image; empty for none.
+    pub image_url: String,
+    /// The SHA-256 of what is there; empty when it is not known.
+    pub image_sha256: String,
+    /// The largest tar that is downloaded, in MiB.
+    pub image_max_mib: u64,
+    /// The folder of its sockets.
+    pub socket_dir: CleanPath,
+    /// Its control socket's name in that folder.
+    pub control_sock: String,
+    /// Its client's configuration.
+    pub client_conf: CleanPath,
+    /// CPUs that it gets where a call names none.
+    pub core_count: u32,
+    /// MiB of hugepages that it takes.
+    pub memory_mib: u64,
+    /// Capabilities of ZBS's and SPDK's; all others are dropped.
+    pub capabilities: Vec<String>,
+    /// Whether they get all of them, and all devices.
+    pub privileged: bool,
+    /// ZBS's command.
+    pub zbs_command: Vec<String>,
+    /// SPDK's command.
+    pub spdk_command: Vec<String>,
+    /// The built-in one's command.
+    pub built_in_command: Vec<String>,
+    /// More paths of the host that every target sees; `:ro` at the end makes one read-only.
+    pub mounts: Vec<String>,
+    /// Devices of the host.
+    pub devices: Vec<String>,
+    /// Environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Owner of a socket folder that is made, by number.
+    pub socket_uid: u32,
+    /// Its group, by number.
+    pub socket_gid: u32,
+    /// Its mode, in octal.
+    #[serde(with = "octal")]
+    pub socket_mode: u32,
+    /// How long the engine may take for one call.
+    #[serde(with = "duration")]
+    pub call_timeout: Duration,
+    /// How long loading an image may take.
+    #[serde(with = "duration")]
+    pub load_timeout: Duration,
+    /// How long a download may stand still.
+    #[serde(with = "duration")]
+    pub stall_timeout: Duration,
+    /// How long a started target may take until it serves.
+    #[serde(with = "duration")]
+    pub ready_timeout: Duration,
+    /// How long one may take to end by itself; under a second, for a slow end strands guests.
+    #[serde(with = "duration")]
+    pub stop_grace: Duration,
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_string).collect()
+}
+
+/// A path that is written here.
+fn path(text: &'static str) -> CleanPath {
+    text.parse().unwrap_or_else(|fault| unreachable!("{fault}"))
+}
+
+impl Default for TargetSettings {
+    fn default() -> TargetSettings {
+        let spdk = "/usr/local/bin/vhost -m {cores} -S {socketDir} -r {controlSock}";
+        TargetSettings {
+            kind: TargetKind::Zbs,
+            image: String::new(),
+            image_url: String::new(),
+            image_sha256: String::new(),
+            image_max_mib: 4096,
+            socket_dir: path("/var/tmp/vhost-sockets"),
+            control_sock: "vhost.sock".to_string(),
+            client_conf: path("/etc/zbs/client.conf"),
+            core_count: 2,
+            memory_mib: 512,
+            capabilities: vec!["SYS_NICE".to_string()],
+            privileged: false,
+            zbs_command: words(&format!("{spdk} --iova-mode va -z {{clientConf}}")),
+            spdk_command: words(&format!(
+                "{spdk} --iova-mode va -s {{memoryMib}} --huge-dir {{hugeDir}}"
+            )),
+            built_in_command: words(
+                "/vhost-agent target -m {cores} -S {socketDir} -r {controlSock}",
+            ),
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            env: Vec::new(),
+            socket_uid: 0,
+            socket_gid: 0,
+            socket_mode: 0o755,
+            call_timeout: Duration::from_secs(30),
+            load_timeout: Duration::from_secs(900),
+            stall_timeout: Duration::from_secs(30),
+            ready_timeout: Duration::from_secs(20),
+            stop_grace: Duration::from_millis(900),
+        }
+    }
+}
+
+/// How the container of one kind of target is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetTemplate<'a> {
+    /// Its command; `{cores}`, `{socketDir}`, `{controlSock}`, `{clientConf}`, `{hugeDir}` and
+    /// `{memoryMib}` are filled in, and a word that cannot be goes with the flag before it.
+    pub command: &'a [String],
+    /// Its capabilities; all others are dropped.
+    pub capabilities: &'a [String],
+    /// All of them, and all devices.
+    pub privileged: bool,
+}
+
+impl TargetSettings {
+    /// The template of a kind.
+    pub fn template(&self, kind: TargetKind) -> TargetTemplate<'_> {
+        let (capabilities, privileged) = (self.capabilities.as_slice(), self.privileged);
+        match kind {
+            TargetKind::Zbs => {
+                TargetTemplate { command: &self.zbs_command, capabilities, privileged }
+            }
+            TargetKind::Spdk => {
+                TargetTemplate { command: &self.spdk_command, capabilities, privileged }
+            }
+            // It does without any.
+            TargetKind::BuiltIn => TargetTemplate {
+                command: &self.built_in_command,
+                capabilities: &[],
+                privileged: false,
+            },
+        }
+    }
+
+    /// More paths of the host that every target sees: (path, read-only).
+    pub fn binds(&self) -> impl Iterator<Item = (String, bool)> + '_ {
+        self.mounts.iter().map(|text| match text.strip_suffix(":ro") {
+            Some(path) => (path.to_string(), true),
+            None => (text.clone(), false),
+        })
+    }
+
+    /// The image, where one is set.
+    pub fn image(&self) -> Option<&str> {
+        Some(self.image.as_str()).filter(|image| !image.is_empty())
+    }
+
+    /// The target of that name as the settings have it; judged by itself or with what a call says.
+    ///
+    /// # Errors
+    /// When the name of the control socket makes no path.
+    pub fn spec(&self, name: TargetName, kind: TargetKind) -> Result<TargetSpec, Fault> {
+        let wish = match kind {
+            TargetKind::BuiltIn => ImageWish::default(),
+            TargetKind::Zbs | TargetKind::Spdk => ImageWish {
+                image: self.image().map(str::to_string),
+                // Judged when they were loaded.
+                url: self.image_url.parse().ok(),
+                sha256: self.image_sha256.parse().ok(),
+            },
+        };
+        Ok(TargetSpec {
+            name,
+            kind,
+            image: wish.image,
+            image_tar: None,
+            image_url: wish.url,
+            image_sha256: wish.sha256,
+            cores: CoreWish::Count(self.core_count),
+            socket_dir: self.socket_dir.clone(),
+            control_sock: self.control_in(&self.socket_dir)?,
+            client_conf: Some(self.client_conf.clone()),
+            memory_mib: self.memory_mib,
+        })
+    }
+
+    /// The control socket in `socket_dir`.
+    ///
+    /// # Errors
+    /// When that is no path.
+    pub fn control_in(&self, socket_dir: &CleanPath) -> Result<CleanPath, Fault> {
+        socket_dir.join(&self.control_sock).parse()
+    }
+}
+
+#[cfg(test)]
+impl TargetSettings {
+    /// Settings for tests.
+    pub fn example() -> TargetSettings {
+        let command = |text: &str| text.split(' ').map(str::to_string).collect();
+        TargetSettings {
+            image_max_mib: 1,
+            socket_dir: path("/sockets"),
+            core_count: 1,
+            memory_mib: 0,
+            zbs_command: command(
+                "/vhost -m {cores} -S {socketDir} -r {controlSock} -z {clientConf}",
+            ),
+            spdk_command: command("vhost -m {cores} -s {memoryMib} --huge-dir {hugeDir} --last"),
+            built_in_command: command("/vhost-agent target -m {cores} -r {controlSock}"),
+            mounts: vec!["/opt:ro".into()],
+            env: vec!["A=b".into()],
+            call_timeout: Duration::from_secs(10),
+            load_timeout: Duration::from_secs(600),
+            stall_timeout: Duration::from_secs(5),
+            ..TargetSettings::default()
+        }
+    }
+}
+
+#[cfg(test)]
+impl TargetPolicy {
+    /// A policy for tests.
+    pub fn example() -> TargetPolicy {
+        TargetPolicy { target: TargetSettings::example(), ..TargetPolicy::default() }
+    }
+}
