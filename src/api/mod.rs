@@ -1,4 +1,4 @@
-//! Inbound HTTP: the whole route table, and what every route has in common.
+//! Inbound HTTP: the route table, that of the native routes in `v1`, and what every route has in common.
 //!
 //! A request passes the listener's bounds (`serve`), the trailing slash is dropped, the router finds
 //! its handler; the handler judges the body, hands a model value to an owner's handle and turns the
@@ -51,8 +51,8 @@ pub enum Phase {
     Draining,
 }
 
-/// Everything the handlers need: handles of the owners, and limits.
-pub struct Api {
+/// What the native routes need: handles of the owners, and limits.
+pub struct Native {
     /// Prepares the node.
     pub prepare: Prepare,
     /// Owns the pools.
@@ -67,9 +67,23 @@ pub struct Api {
     pub events: Events,
     /// What a call for a target means that does not say.
     pub target_defaults: TargetSettings,
+    /// What a call for pages means that does not say.
+    pub pool_defaults: PoolPolicy,
     /// Tells what happens while a long call runs.
     pub progress: ProgressSink,
-    /// Tells the controller of it, where a call asks for that.
+    /// Limits of a request's body.
+    pub body: body::Limits,
+    /// Who may call; nobody from outside, where a command works by itself.
+    pub exposure: Option<Exposure>,
+    /// Whether calls are taken.
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// Everything the handlers of an agent that serves need.
+pub struct Api {
+    /// What the native routes need.
+    pub native: Arc<Native>,
+    /// Tells the controller what happens while a long call runs, where the call asks for that.
     pub progress_posts: ProgressPosts,
     /// Takes the results of calls that are answered later.
     pub outbox: Outbox,
@@ -81,29 +95,23 @@ pub struct Api {
     pub reports: Reports,
     /// Which libvirt and QEMU are installed.
     pub hypervisor: Box<dyn zstack::host::AsksVersions>,
-    /// What a call for pages means that does not say.
-    pub pool_defaults: PoolPolicy,
-    /// Limits of a request's body.
-    pub body: body::Limits,
-    /// Who may call.
-    pub exposure: Exposure,
     /// Takes what has no route here; nobody, where no legacy agent is set.
     pub fallback: Option<fallback::Fallback>,
-    /// Whether calls are taken.
-    pub phase: watch::Receiver<Phase>,
     /// What is counted and measured.
     pub metrics: metrics::Metrics,
 }
 
-impl Api {
+impl Native {
     /// The control socket of a target: as it is wanted, else the usual one.
     ///
     /// # Errors
     /// When the settings name one that cannot be.
     pub fn control_of(&self, name: &TargetName) -> Result<CleanPath, Fault> {
-        let wanted = self.desired.borrow().targets.get(name).map(|spec| spec.control_sock.clone());
         let defaults = &self.target_defaults;
-        wanted.map_or_else(|| defaults.control_in(&defaults.socket_dir), Ok)
+        match self.wanted(name) {
+            Some(wanted) => Ok(wanted.control_sock),
+            None => defaults.control_in(&defaults.socket_dir),
+        }
     }
 
     /// The target of that name, as it is wanted.
@@ -153,25 +161,8 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
         .route("/host/connect", connect)
         .route("/host/ping", ping)
         .route("/host/echo", echo)
-        // The native routes.
-        .route("/v1/node", get(v1::node::get))
         .route("/v1/status", get(v1::status::get))
-        .route("/v1/prepare", post(v1::prepare::post))
-        .route("/v1/reclaim", post(v1::pools::reclaim))
-        .route("/v1/restore", post(v1::pools::restore))
-        .route("/v1/targets", get(v1::targets::list))
-        .route(
-            "/v1/targets/{name}",
-            get(v1::targets::get).put(v1::targets::put).delete(v1::targets::delete),
-        )
-        .route("/v1/events", get(v1::events::get))
-        .route("/v1/targets/{name}/health", get(v1::targets::health))
-        .route("/v1/targets/{name}/volumes", get(v1::volumes::list).put(v1::volumes::put_all))
-        .route(
-            "/v1/targets/{name}/volumes/{volume}",
-            get(v1::volumes::get).put(v1::volumes::put).delete(v1::volumes::delete),
-        )
-        .route("/v1/targets/{name}/volumes/{volume}/resize", post(v1::volumes::resize));
+        .merge(v1::routes(api.native.clone()));
     let api = Arc::new(api);
     let all = || native_and_compatible.clone().merge(probes());
     let main = match admin_apart {

@@ -15,7 +15,7 @@ pub async fn healthz() -> Response {
 
 /// Calls are taken: what was kept over the last boot was restored, and no stop was asked for.
 pub async fn readyz(State(api): State<Shared>) -> Response {
-    let (status, word) = match *api.phase.borrow() {
+    let (status, word) = match *api.native.phase.borrow() {
         Phase::Serving => (StatusCode::OK, "ready"),
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),

@@ -6,16 +6,14 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use hyper::Method;
 
-use super::prepare::watched;
-use super::reach::{Owner, Place};
+use super::reach::{Agent, Place};
 use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::api::v1::targets::TargetBody;
 use crate::config::Settings;
 use crate::model::path::CleanPath;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{EnsureWish, TargetKind, TargetName, TargetSpec};
-use crate::targets::TargetWish;
+use crate::model::target::{TargetKind, TargetName};
 
 /// More than an image may take to load from three places one after the other, and a target to come up.
 const LONG: Duration = Duration::from_secs(3600);
@@ -114,10 +112,15 @@ impl Wishes {
         self.dry_run
     }
 
-    /// What they come to under these settings.
-    pub(super) fn judged(&self, settings: &Settings) -> Result<TargetSpec, Usage> {
+    /// Refuses what no target can be, before anything is done for it.
+    pub(super) fn judge(&self, settings: &Settings) -> Result<(), Usage> {
         let spec = self.body().into_spec(self.name.clone(), &settings.target);
-        spec.map_err(|fault| Usage(fault.text))
+        spec.map(drop).map_err(|fault| Usage(fault.text))
+    }
+
+    /// The target's name.
+    pub(super) fn name(&self) -> &TargetName {
+        &self.name
     }
 
     /// Takes the built-in target where nothing says which image another would have; returns what was
@@ -143,50 +146,33 @@ impl Wishes {
         Some(text)
     }
 
-    /// Has the owner do it.
+    /// Has it done.
     pub(super) async fn carried_out(
         &self,
-        spec: TargetSpec,
         verb: Verb,
-        owner: &Owner,
+        agent: &Agent,
         bars: &ProgressBars,
     ) -> Result<PrepareReport> {
         let Wishes { name, dry_run, recreate, force, .. } = self;
-        match owner {
-            Owner::Here(core, _lock) => {
-                let (recreate, force) = (*recreate, *force);
-                let wish = match verb {
-                    Verb::Deploy => {
-                        TargetWish::Ensure(spec, EnsureWish { recreate, force, anew: false })
-                    }
-                    Verb::Destroy => TargetWish::Destroy { spec, force },
-                };
-                watched(core, core.targets.bring_about(wish, *dry_run), bars).await
-            }
-            Owner::There(remote) => {
-                let path = format!(
-                    "/v1/targets/{name}?dryRun={dry_run}&recreate={recreate}&force={force}"
-                );
-                let method = match verb {
-                    Verb::Deploy => Method::PUT,
-                    Verb::Destroy => Method::DELETE,
-                };
-                let body = self.body();
-                let call = remote.call(method, &path, Some(&body), LONG);
-                match dry_run {
-                    true => call.await,
-                    false => remote.telling(call, |progress| bars.show(progress)).await,
-                }
-            }
+        let path = format!("/v1/targets/{name}?dryRun={dry_run}&recreate={recreate}&force={force}");
+        let method = match verb {
+            Verb::Deploy => Method::PUT,
+            Verb::Destroy => Method::DELETE,
+        };
+        let body = self.body();
+        let call = agent.call(method, &path, Some(&body), LONG);
+        match dry_run {
+            true => call.await,
+            false => agent.telling(call, |progress| bars.show(progress)).await,
         }
     }
 }
 
 pub(super) async fn run(place: Place, wishes: Wishes, verb: Verb, output: Output) -> Result<u8> {
-    let spec = wishes.judged(&place.settings)?;
+    wishes.judge(&place.settings)?;
     let bars = ProgressBars::new(output, wishes.dry_run);
-    let owner = if wishes.dry_run { place.looker().await? } else { place.owner().await? };
-    let report = wishes.carried_out(spec, verb, &owner, &bars).await?;
+    let agent = if wishes.dry_run { place.looker().await? } else { place.owner().await? };
+    let report = wishes.carried_out(verb, &agent, &bars).await?;
     bars.clear();
     print_prepare(&report, output)?;
     Ok(exit::of(report.outcome))

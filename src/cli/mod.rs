@@ -1,7 +1,7 @@
 //! The command line: one file for each subcommand, rendering in one place.
 //!
-//! A command that changes the node, or looks at it, goes to the agent that runs on it, for there is
-//! one owner; where none runs, it starts the same owners in its own process.
+//! A command that changes the node, or looks at it, calls the native routes of the agent that runs on it,
+//! for there is one owner; where none runs, it calls the same routes over owners in its own process.
 
 mod config;
 mod deploy;
@@ -27,7 +27,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Loaded, Overrides, environment, load};
 use crate::model::fault::chain;
-use crate::model::units::PageSize;
 
 /// Exit codes, as `--help` tells them.
 pub mod exit {
@@ -140,16 +139,6 @@ enum Command {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
-
-/// A page size as the agent's HTTP interface tells it.
-fn whole_mib(size: PageSize) -> Result<u64, Usage> {
-    if size.kib().is_multiple_of(1024) {
-        return Ok(size.kib() / 1024);
-    }
-    Err(Usage(format!(
-        "--page-size {size}: the agent that runs takes whole MiB only; stop it, then call again"
-    )))
-}
 
 /// Runs the command and returns the process's exit code.
 pub fn run(arguments: Arguments) -> ExitCode {

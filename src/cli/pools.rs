@@ -1,12 +1,10 @@
 //! `vhost-agent pools restore`: what `vhost-agent-pools.service` runs early in boot.
 
-use std::time::Instant;
-
 use anyhow::Result;
 use clap::Subcommand;
 use hyper::Method;
 
-use super::reach::{ANSWER, Owner, Place};
+use super::reach::{ANSWER, Place};
 use super::render::print_prepare;
 use super::{Output, exit};
 use crate::model::prepare::{Outcome, PrepareReport};
@@ -22,15 +20,9 @@ pub(super) async fn run(place: Place, command: &Command, output: Output) -> Resu
     let Command::Restore = command;
     // The agent gives up after twice the limit of a write.
     let within = place.settings.pools.write_timeout * 2 + ANSWER;
-    let report: PrepareReport = match place.owner().await? {
-        Owner::Here(core, _lock) => {
-            let began = Instant::now();
-            PrepareReport::of(false, core.pools.restore(false).await, began.elapsed())
-        }
-        Owner::There(remote) => {
-            remote.call(Method::POST, "/v1/restore", None::<&()>, within).await?
-        }
-    };
+    let agent = place.owner().await?;
+    let report: PrepareReport =
+        agent.call(Method::POST, "/v1/restore", None::<&()>, within).await?;
     print_prepare(&report, output)?;
     Ok(if report.outcome == Outcome::Failed { exit::FAILED } else { exit::HOLDS })
 }

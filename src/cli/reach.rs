@@ -1,4 +1,4 @@
-//! Reaching the owner of this node: the agent that runs, or owners of our own.
+//! Reaching the owner of this node by the native routes: of the agent that runs, or in this process.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use axum::body::Body;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -17,11 +18,11 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
+use tower::ServiceExt;
 
 use super::Usage;
-use crate::agent::pulse::Pulse;
 use crate::config::Settings;
-use crate::daemon::{Core, LOCK_PAUSE, LOCK_WAIT, run_dir, socket_path, take_lock, url_in};
+use crate::daemon::{InProcess, LOCK_PAUSE, LOCK_WAIT, run_dir, socket_path, take_lock, url_in};
 use crate::model::code::Code;
 use crate::model::event::What;
 use crate::model::fault::Fault;
@@ -41,29 +42,20 @@ pub(super) struct Place {
     pub(super) root: PathBuf,
 }
 
-/// Who owns the node.
-pub(super) enum Owner {
-    /// We do, for as long as the lock lives; without one we only look.
-    Here(Box<Core>, Option<Lock>),
-    /// An agent runs.
-    There(Remote),
-}
-
 impl Place {
     /// Finds the owner, or becomes it. Another command at work is waited for.
-    pub(super) async fn owner(&self) -> Result<Owner> {
-        if let Some(remote) = self.at_socket().await {
-            return Ok(Owner::There(remote));
+    pub(super) async fn owner(&self) -> Result<Agent> {
+        if let Some(agent) = self.at_socket().await {
+            return Ok(agent);
         }
         let store = Store::open(&self.settings.state_dir, run_dir(&self.settings, &self.root))?;
         match take_lock(&store).await {
             Ok(mut lock) => {
                 lock.sign(None);
-                let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
-                Ok(Owner::Here(Box::new(core), Some(lock)))
+                self.in_process(store, Some(lock))
             }
             Err(StoreError::Locked { holder, path }) => match url_in(&holder) {
-                Some(url) => Ok(Owner::There(Remote::at(url)?)),
+                Some(url) => Agent::at(url),
                 None => Err(held(&path, &holder)),
             },
             Err(other) => Err(other.into()),
@@ -73,17 +65,21 @@ impl Place {
     /// Finds who can tell of the node, for a command that changes nothing: it leaves the lock to those
     /// who do. Another command at work is waited for all the same, for what it has half done is no
     /// state of the node.
-    pub(super) async fn looker(&self) -> Result<Owner> {
+    pub(super) async fn looker(&self) -> Result<Agent> {
         let store = self.look();
-        if let Some(remote) = self.found(&store).await? {
-            return Ok(Owner::There(remote));
+        match self.found(&store).await? {
+            Some(agent) => Ok(agent),
+            None => self.in_process(store, None),
         }
-        let core = Core::start(&self.settings, &self.root, store, &Pulse::default())?;
-        Ok(Owner::Here(Box::new(core), None))
+    }
+
+    fn in_process(&self, store: Store, lock: Option<Lock>) -> Result<Agent> {
+        let here = InProcess::start(&self.settings, &self.root, store)?;
+        Ok(Agent { way: Way::Here { here, _lock: lock } })
     }
 
     /// Finds the agent that runs, for what only one that stays can do.
-    pub(super) async fn agent(&self) -> Result<Remote> {
+    pub(super) async fn agent(&self) -> Result<Agent> {
         let running = self.found(&self.look()).await?;
         running.ok_or_else(|| {
             anyhow!(
@@ -99,7 +95,7 @@ impl Place {
     }
 
     /// The agent that runs, by its socket or by the lock.
-    async fn found(&self, store: &Store) -> Result<Option<Remote>> {
+    async fn found(&self, store: &Store) -> Result<Option<Agent>> {
         match self.at_socket().await {
             None => self.running(store).await,
             found => Ok(found),
@@ -107,20 +103,20 @@ impl Place {
     }
 
     /// The agent that answers at the node's own socket: whoever may use that needs not read the state.
-    async fn at_socket(&self) -> Option<Remote> {
+    async fn at_socket(&self) -> Option<Agent> {
         let path = socket_path(&self.settings, &self.root)?;
         let answers = timeout(CONNECT, UnixStream::connect(&path)).await;
         answers.ok()?.ok()?;
-        Some(Remote { way: Way::Socket(path) })
+        Some(Agent { way: Way::Socket(path) })
     }
 
     /// The agent that holds the lock, where one does. Another command that does is waited for.
-    async fn running(&self, store: &Store) -> Result<Option<Remote>> {
+    async fn running(&self, store: &Store) -> Result<Option<Agent>> {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let Some(holder) = store.holder()? else { return Ok(None) };
             if let Some(url) = url_in(&holder) {
-                return Ok(Some(Remote::at(url)?));
+                return Ok(Some(Agent::at(url)?));
             }
             if Instant::now() >= deadline {
                 return Err(held(&self.settings.state_dir.join("lock"), &holder));
@@ -135,8 +131,8 @@ fn held(path: &Path, holder: &str) -> anyhow::Error {
     anyhow!("{path} is held by another vhost-agent ({holder}): wait until it is done")
 }
 
-/// An agent that runs.
-pub(super) struct Remote {
+/// Whoever answers the native routes.
+pub(super) struct Agent {
     way: Way,
 }
 
@@ -146,6 +142,8 @@ enum Way {
     Socket(PathBuf),
     /// An address without TLS.
     Address(String),
+    /// This process, the node's owner for as long as the lock lives; without one it only looks.
+    Here { here: InProcess, _lock: Option<Lock> },
 }
 
 impl fmt::Display for Way {
@@ -153,6 +151,7 @@ impl fmt::Display for Way {
         match self {
             Way::Socket(path) => path.display().fmt(f),
             Way::Address(address) => address.fmt(f),
+            Way::Here { .. } => f.write_str("this process"),
         }
     }
 }
@@ -165,16 +164,21 @@ struct ProblemBody {
     report: Option<serde_json::Value>,
 }
 
-impl Remote {
+impl Agent {
     /// The one that signed the lock so, and whose socket cannot be used.
-    fn at(url: &str) -> Result<Remote> {
+    fn at(url: &str) -> Result<Agent> {
         match url.strip_prefix("http://") {
-            Some(address) => Ok(Remote { way: Way::Address(address.to_string()) }),
+            Some(address) => Ok(Agent { way: Way::Address(address.to_string()) }),
             None => Err(anyhow!(
                 "the agent that runs ({url}) speaks TLS, and its socket for this command cannot be used: see \
                  access.socket, and whether you may use it"
             )),
         }
+    }
+
+    /// Whether no agent runs, and this process does it all.
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self.way, Way::Here { .. })
     }
 
     /// Calls a route and reads its answer, which must be there within `within`; a problem that carries
@@ -191,6 +195,8 @@ impl Remote {
             let status = response.status();
             anyhow::Ok((status, response.into_body().collect().await?.to_bytes()))
         };
+        // Work of this process would end with it, and its owners have deadlines of their own.
+        let within = if self.is_here() { Duration::MAX } else { within };
         let (status, bytes) =
             timeout(within, answer).await.map_err(|_| self.silent(within)).flatten()?;
         self.understand(status, &bytes)
@@ -243,7 +249,7 @@ impl Remote {
 
     async fn lines_of(
         &self,
-        response: Response<Incoming>,
+        response: Response<Body>,
         mut line: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let status = response.status();
@@ -300,10 +306,7 @@ impl Remote {
         path: &str,
         body: Option<&impl Serialize>,
         accept: Option<&str>,
-    ) -> Result<Response<Incoming>> {
-        let lost = || format!("the agent that runs cannot be reached at {}", self.way);
-        let connect = timeout(CONNECT, self.connect());
-        let mut sender = connect.await.map_err(io::Error::from).flatten().with_context(lost)?;
+    ) -> Result<Response<Body>> {
         let bytes = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
@@ -314,13 +317,20 @@ impl Remote {
             request = request.header("accept", accept);
         }
         let request = request.body(Full::new(Bytes::from(bytes)))?;
-        sender.send_request(request).await.with_context(lost)
+        if let Way::Here { here, .. } = &self.way {
+            let Ok(response) = here.router.clone().oneshot(request.map(Body::new)).await;
+            return Ok(response);
+        }
+        let lost = || format!("the agent that runs cannot be reached at {}", self.way);
+        let connect = timeout(CONNECT, self.connect());
+        let mut sender = connect.await.map_err(io::Error::from).flatten().with_context(lost)?;
+        Ok(sender.send_request(request).await.with_context(lost)?.map(Body::new))
     }
 
     /// Who is asked; over a socket that is always the same.
     fn host(&self) -> &str {
         match &self.way {
-            Way::Socket(_) => "localhost",
+            Way::Socket(_) | Way::Here { .. } => "localhost",
             Way::Address(address) => address,
         }
     }
@@ -329,6 +339,7 @@ impl Remote {
         match &self.way {
             Way::Socket(path) => shake_hands(UnixStream::connect(path).await?).await,
             Way::Address(address) => shake_hands(TcpStream::connect(address).await?).await,
+            Way::Here { .. } => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -351,7 +362,7 @@ mod tests {
     use super::*;
 
     /// An agent that says this and then nothing any more.
-    async fn falls_silent(after: &'static str) -> Remote {
+    async fn falls_silent(after: &'static str) -> Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
@@ -360,13 +371,13 @@ mod tests {
             stream.write_all(after.as_bytes()).await.unwrap();
             std::future::pending::<()>().await;
         });
-        Remote { way: Way::Address(address) }
+        Agent { way: Way::Address(address) }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_agent_that_does_not_answer_is_given_up() {
-        let remote = falls_silent("").await;
-        let call = remote.call::<()>(Method::GET, "/v1/node", None::<&()>, ANSWER);
+        let agent = falls_silent("").await;
+        let call = agent.call::<()>(Method::GET, "/v1/node", None::<&()>, ANSWER);
         let error = call.await.unwrap_err().to_string();
         assert!(
             error.contains("has not answered for 30s") && error.contains("journalctl"),
@@ -376,12 +387,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_falls_silent_is_given_up() {
-        let remote = falls_silent(
+        let agent = falls_silent(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\n{\"event\":\"alive\"}\n\r\n",
         )
         .await;
         let mut lines = Vec::new();
-        let stream = remote.lines("/v1/prepare", &(), "application/x-ndjson", |line| {
+        let stream = agent.lines("/v1/prepare", &(), "application/x-ndjson", |line| {
             lines.push(line.to_vec());
             Ok(())
         });

@@ -4,13 +4,12 @@ use anyhow::Result;
 use clap::Args;
 use hyper::Method;
 
-use super::reach::{ANSWER, Owner, Place};
+use super::reach::{ANSWER, Place};
 use super::render::print_reclaim;
-use super::{Output, exit, whole_mib};
-use crate::agent::memory::ReclaimOrder;
-use crate::api::v1::pools::ReclaimBody;
+use super::{Output, exit};
+use crate::api::v1::pools::{ReclaimBody, size_fields};
 use crate::model::prepare::ReclaimReport;
-use crate::model::units::{NumaNode, PageSize};
+use crate::model::units::PageSize;
 
 /// Which pages.
 #[derive(Debug, Args)]
@@ -27,18 +26,12 @@ pub(super) struct Which {
 }
 
 pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8> {
-    let Which { page_size: size, node, dry_run } = which;
-    let owner = if dry_run { place.looker().await? } else { place.owner().await? };
-    let report: ReclaimReport = match owner {
-        Owner::Here(core, _lock) => {
-            let order = ReclaimOrder { size, node: node.map(NumaNode), keep: 0, dry_run };
-            core.pools.reclaim(order).await?
-        }
-        Owner::There(remote) => {
-            let body = ReclaimBody { size_mib: size.map(whole_mib).transpose()?, node, dry_run };
-            remote.call(Method::POST, "/v1/reclaim", Some(&body), ANSWER).await?
-        }
-    };
+    let Which { page_size, node, dry_run } = which;
+    let (size_mib, size_kib) = page_size.map_or((None, None), size_fields);
+    let body = ReclaimBody { size_mib, size_kib, node, dry_run };
+    let agent = if dry_run { place.looker().await? } else { place.owner().await? };
+    let report: ReclaimReport =
+        agent.call(Method::POST, "/v1/reclaim", Some(&body), ANSWER).await?;
     print_reclaim(&report, output)?;
     Ok(if report.errors.is_empty() { exit::HOLDS } else { exit::FAILED })
 }

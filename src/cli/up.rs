@@ -1,21 +1,20 @@
 //! `vhost-agent up`: the node, a target on it, and the proof that it does I/O.
 //!
 //! Each part is what the command of its own does (`prepare`, `deploy`, `health --deep`), by the same
-//! owner; the first that fails is the last.
+//! agent; the first that fails is the last.
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::deploy::{self, Verb};
 use super::health::proven;
-use super::prepare;
-use super::reach::{Owner, Place};
+use super::prepare::{self, prepared};
+use super::reach::{Agent, Place};
 use super::render::{ProgressBars, print, print_json, print_prepare, print_proven};
 use super::{Output, exit};
 use crate::config::Settings;
 use crate::model::deep::ProvenHealth;
 use crate::model::prepare::{Outcome, PrepareReport};
-use crate::model::target::TargetSpec;
 
 /// What was done, as one document; a part that was not come to is null.
 #[derive(Debug, Default, Serialize)]
@@ -39,7 +38,7 @@ enum Part<'a> {
 
 /// One run of it.
 struct Up {
-    owner: Owner,
+    agent: Agent,
     settings: Settings,
     wishes: deploy::Wishes,
     output: Output,
@@ -48,14 +47,14 @@ struct Up {
 
 pub(super) async fn run(place: Place, mut wishes: deploy::Wishes, output: Output) -> Result<u8> {
     let chosen = wishes.or_built_in(&place.settings);
-    let spec = wishes.judged(&place.settings)?;
-    let owner = if wishes.is_dry_run() { place.looker().await? } else { place.owner().await? };
+    wishes.judge(&place.settings)?;
+    let agent = if wishes.is_dry_run() { place.looker().await? } else { place.owner().await? };
     let done = Done::default();
-    let mut up = Up { owner, settings: place.settings, wishes, output, done };
+    let mut up = Up { agent, settings: place.settings, wishes, output, done };
     if let Some(text) = chosen {
         up.note(text)?;
     }
-    let ended = up.parts(spec).await;
+    let ended = up.parts().await;
     if output == Output::Json {
         print_json(&up.done)?;
     }
@@ -63,7 +62,7 @@ pub(super) async fn run(place: Place, mut wishes: deploy::Wishes, output: Output
 }
 
 impl Up {
-    async fn parts(&mut self, spec: TargetSpec) -> Result<u8> {
+    async fn parts(&mut self) -> Result<u8> {
         let dry_run = self.wishes.is_dry_run();
         let prepare = self.prepare(dry_run).await?;
         match prepare {
@@ -74,15 +73,14 @@ impl Up {
             }
             Outcome::Holds | Outcome::Changed => {}
         }
-        let deploy = self.deploy(spec.clone()).await?;
+        let deploy = self.deploy().await?;
         if deploy == Outcome::Failed {
             return self.stopped("the target could not be deployed");
         }
         if dry_run {
             return Ok(exit::of(deploy));
         }
-        let health =
-            proven(&self.owner, &self.settings, &spec.name, Some(&spec.control_sock)).await?;
+        let health = proven(&self.agent, &self.settings, self.wishes.name(), None).await?;
         self.show(&Part::Health(&health))?;
         let is_good = health.is_good();
         self.done.health = Some(health);
@@ -90,10 +88,9 @@ impl Up {
     }
 
     async fn prepare(&mut self, dry_run: bool) -> Result<Outcome> {
-        let wishes = prepare::Wishes::usual();
-        let asked = wishes.judged(&self.settings, dry_run)?;
+        let body = prepare::Wishes::usual().body(&self.settings)?;
         let bars = ProgressBars::new(self.output, dry_run);
-        let report = wishes.carried_out(asked, &self.owner, &bars).await;
+        let report = prepared(&self.agent, &body, dry_run, &bars).await;
         bars.clear();
         let report = report?;
         self.show(&Part::Steps("the node", &report))?;
@@ -102,10 +99,10 @@ impl Up {
         Ok(outcome)
     }
 
-    async fn deploy(&mut self, spec: TargetSpec) -> Result<Outcome> {
-        let title = format!("the target {}", spec.name);
+    async fn deploy(&mut self) -> Result<Outcome> {
+        let title = format!("the target {}", self.wishes.name());
         let bars = ProgressBars::new(self.output, self.wishes.is_dry_run());
-        let report = self.wishes.carried_out(spec, Verb::Deploy, &self.owner, &bars).await;
+        let report = self.wishes.carried_out(Verb::Deploy, &self.agent, &bars).await;
         bars.clear();
         let report = report?;
         self.show(&Part::Steps(&title, &report))?;

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Map, Value};
 
-use super::reach::{Place, Remote};
+use super::reach::{Agent, Place};
 use super::render::{print, print_json, print_volume, print_volumes};
 use super::{Output, Usage, exit};
 use crate::api::v1::volumes::{ResizeBody, VolumeBody, VolumesView};
@@ -192,7 +192,7 @@ pub(super) async fn run(place: Place, command: Command, output: Output) -> Resul
     }
 }
 
-async fn list(agent: &Remote, of: &Of, output: Output) -> Result<u8> {
+async fn list(agent: &Agent, of: &Of, output: Output) -> Result<u8> {
     let path = format!("/v1/targets/{}/volumes", of.target);
     let told: VolumesView = agent.call(Method::GET, &path, None::<&()>, LONG).await?;
     print_volumes(&told.volumes, output)?;
@@ -201,7 +201,7 @@ async fn list(agent: &Remote, of: &Of, output: Output) -> Result<u8> {
 
 /// Calls for a volume, and shows what is told of it.
 async fn tell(
-    agent: &Remote,
+    agent: &Agent,
     (method, path, body): (Method, String, Option<&impl serde::Serialize>),
     output: Output,
 ) -> Result<u8> {
@@ -211,7 +211,7 @@ async fn tell(
     Ok(if serves { exit::HOLDS } else { exit::FAILED })
 }
 
-async fn deactivate(agent: &Remote, away: &Away, output: Output) -> Result<u8> {
+async fn deactivate(agent: &Agent, away: &Away, output: Output) -> Result<u8> {
     let within = LONG + away.timeout.unwrap_or_default();
     let told: Value = agent.call(Method::DELETE, &away.path(), None::<&()>, within).await?;
     match output {

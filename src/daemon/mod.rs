@@ -1,7 +1,7 @@
 //! The composition root: the only room that names every concrete type, and `seams` what ties them together.
 //!
-//! [`Core`] is the agent without its doors: the owners and their handles, as the daemon and the CLI
-//! both need them. [`serve`] adds the doors: HTTP, the outbox, systemd's readiness and watchdog.
+//! [`Core`] is the agent without its doors: the owners and their handles. [`serve`] adds the doors: HTTP,
+//! the outbox, systemd's readiness and watchdog. [`InProcess`] adds the native routes alone, for a command.
 
 mod doors;
 mod guards;
@@ -13,19 +13,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use axum::Router;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use self::doors::Listeners;
 pub use self::doors::socket_path;
-pub use self::owners::Core;
+use self::owners::Core;
 use self::seams::{Versions, fallback};
 use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::pulse::Pulse;
 use crate::agent::status::Reports;
 use crate::api::metrics::Metrics;
 use crate::api::serve::Door;
-use crate::api::{self, Api, Phase};
+use crate::api::{self, Api, Native, Phase};
 use crate::config::Settings;
 use crate::controller::client::Client;
 use crate::controller::deliver;
@@ -168,6 +169,55 @@ struct Told {
     exposure: Exposure,
 }
 
+/// What the native routes get to know.
+fn known_to_native_routes(
+    settings: &Settings,
+    core: &Core,
+    exposure: Option<Exposure>,
+    phase: watch::Receiver<Phase>,
+) -> Arc<Native> {
+    Arc::new(Native {
+        prepare: core.prepare.clone(),
+        pools: core.pools.clone(),
+        node: core.node.clone(),
+        targets: core.targets.clone(),
+        desired: core.desired.watch(),
+        events: core.events.clone(),
+        target_defaults: settings.target.clone(),
+        pool_defaults: settings.pools.clone(),
+        progress: core.progress.clone(),
+        body: api::body::Limits {
+            bytes: settings.http.body_limit_kib * 1024,
+            within: settings.http.body_timeout,
+        },
+        exposure,
+        phase,
+    })
+}
+
+/// The native routes over owners in this process.
+pub struct InProcess {
+    /// The routes.
+    pub router: Router,
+    /// Streams end with it.
+    _phase: watch::Sender<Phase>,
+}
+
+impl InProcess {
+    /// Starts the owners, for a command where no agent runs. The caller holds the node's lock, or only
+    /// looks.
+    ///
+    /// # Errors
+    /// When the kernel's counters or the state cannot be read.
+    pub fn start(settings: &Settings, root: &Path, store: Store) -> Result<InProcess> {
+        let core = Core::start(settings, root, store, &Pulse::default())?;
+        tokio::spawn(core.events.clone().follow_work(core.progress.clone()));
+        let (_phase, phase) = watch::channel(Phase::Serving);
+        let router = api::v1::router(known_to_native_routes(settings, &core, None, phase));
+        Ok(InProcess { router, _phase })
+    }
+}
+
 /// What the handlers get to know.
 fn known_to_handlers(
     settings: &Settings,
@@ -178,14 +228,7 @@ fn known_to_handlers(
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
     let Told { connections, outbox, identities, reaches, reports, metrics, exposure } = told;
     Api {
-        prepare: core.prepare.clone(),
-        pools: core.pools.clone(),
-        node: core.node.clone(),
-        targets: core.targets.clone(),
-        desired: core.desired.watch(),
-        events: core.events.clone(),
-        target_defaults: settings.target.clone(),
-        progress: core.progress.clone(),
+        native: known_to_native_routes(settings, core, Some(exposure), phase),
         progress_posts: ProgressPosts::new(
             identities.clone(),
             reaches.clone(),
@@ -196,14 +239,7 @@ fn known_to_handlers(
         reaches,
         reports,
         hypervisor: Box::new(Versions(hypervisor)),
-        pool_defaults: settings.pools.clone(),
-        body: api::body::Limits {
-            bytes: settings.http.body_limit_kib * 1024,
-            within: settings.http.body_timeout,
-        },
-        exposure,
         fallback: fallback(settings, connections),
-        phase,
         metrics,
     }
 }

@@ -47,7 +47,7 @@ use crate::targets::observer::{EngineDaemon, EngineNews, Observers, Probe};
 use crate::targets::{Exits, Parts, Statuses, Targets};
 
 /// The owners of this node, started.
-pub struct Core {
+pub(super) struct Core {
     /// Prepares the node.
     pub prepare: Prepare,
     /// Owns the pools.
@@ -78,7 +78,12 @@ impl Core {
     ///
     /// # Errors
     /// When the kernel's counters or the state cannot be read.
-    pub fn start(settings: &Settings, root: &Path, store: Store, pulse: &Pulse) -> Result<Core> {
+    pub(super) fn start(
+        settings: &Settings,
+        root: &Path,
+        store: Store,
+        pulse: &Pulse,
+    ) -> Result<Core> {
         let root = Root::new(root);
         let progress = ProgressSink::default();
         let memory = MemoryObserver::new(&root)?;

@@ -93,7 +93,7 @@ async fn gather(api: &Api) -> Gathered {
     let seen = api.metrics.figures.look().await;
     let reserved = seen.pools.as_ref().map(|pools| pools.reserved.clone());
     Gathered {
-        ready: *api.phase.borrow() == Phase::Serving,
+        ready: *api.native.phase.borrow() == Phase::Serving,
         process: seen.process,
         census: api.outbox.census(),
         reports: api.metrics.tally.read(),
@@ -104,13 +104,13 @@ async fn gather(api: &Api) -> Gathered {
 }
 
 fn targets(api: &Api) -> Vec<TargetFigures> {
-    let (report, ages) = (api.reports.borrow().clone(), api.targets.last_answers());
+    let (report, ages) = (api.reports.borrow().clone(), api.native.targets.last_answers());
     let statuses = api.metrics.statuses.borrow();
-    let desired = api.desired.borrow();
+    let desired = api.native.desired.borrow();
     let figures = |report: &TargetReport| TargetFigures {
         wanted: desired.targets.contains_key(&report.name),
         falls: statuses.get(&report.name).map_or(0, |status| status.exits),
-        sessions: api.targets.sessions(&report.name) as u64,
+        sessions: api.native.targets.sessions(&report.name) as u64,
         last_answer: age_of(&ages, &report.name),
         report: report.clone(),
     };

@@ -16,9 +16,10 @@ use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 
+use super::super::Phase;
 use super::super::errors::Problem;
 use super::super::serve::Judged;
-use super::super::{Phase, Shared};
+use super::Shared;
 use crate::model::code::Code;
 use crate::model::event::{Event, EventId, What};
 

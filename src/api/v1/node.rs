@@ -3,15 +3,15 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
-use super::super::Shared;
 use super::super::errors::Problem;
+use super::Shared;
 use crate::model::node::NodeStatus;
 
 /// The node as it is now.
 pub async fn get(State(api): State<Shared>) -> Response {
     match api.node.status().await {
         Ok(status) => {
-            let access = Some(api.exposure.clone());
+            let access = api.exposure.clone();
             axum::Json(NodeStatus { access, ..(*status).clone() }).into_response()
         }
         Err(fault) => Problem::of(fault).into_response(),

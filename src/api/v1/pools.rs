@@ -6,10 +6,10 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::super::Shared;
 use super::super::body;
 use super::super::errors::Problem;
 use super::super::journal::Call;
+use super::Shared;
 use super::prepare::answer;
 use crate::agent::memory::ReclaimOrder;
 use crate::model::code::Code;
@@ -22,6 +22,9 @@ use crate::model::units::{NumaNode, PageSize};
 pub struct ReclaimBody {
     /// Pages of this size only, in MiB.
     pub size_mib: Option<u64>,
+    /// The same in KiB, for pages of less than a MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_kib: Option<u64>,
     /// On this NUMA node only.
     pub node: Option<u32>,
     /// Whether only the plan is wanted.
@@ -32,20 +35,37 @@ impl TryFrom<ReclaimBody> for ReclaimOrder {
     type Error = Problem;
 
     fn try_from(body: ReclaimBody) -> Result<ReclaimOrder, Problem> {
-        let size = body.size_mib.map(page_size).transpose()?;
+        let size = page_size(body.size_mib, body.size_kib)?;
         Ok(ReclaimOrder { size, node: body.node.map(NumaNode), keep: 0, dry_run: body.dry_run })
     }
 }
 
-/// A page size in MiB.
+/// A page size in MiB or in KiB, where one is given.
 ///
 /// # Errors
-/// 400 for what no hugepage is.
-pub fn page_size(mib: u64) -> Result<PageSize, Problem> {
-    PageSize::from_mib(mib).ok_or_else(|| {
-        let text = format!("sizeMib {mib} is no page size: 2 and 1024 are the usual ones");
-        Problem::new(Code::InvalidBody, text)
-    })
+/// 400 for what no hugepage is, and for both at once.
+pub fn page_size(mib: Option<u64>, kib: Option<u64>) -> Result<Option<PageSize>, Problem> {
+    let invalid = |text: String| Problem::new(Code::InvalidBody, text);
+    match (mib, kib) {
+        (None, None) => Ok(None),
+        (Some(mib), None) => PageSize::from_mib(mib).map(Some).ok_or_else(|| {
+            invalid(format!("sizeMib {mib} is no page size: 2 and 1024 are the usual ones"))
+        }),
+        (None, Some(kib)) => PageSize::from_kib(kib).map(Some).ok_or_else(|| {
+            invalid(format!("sizeKib {kib} is no page size: 64 and 2048 are the usual ones"))
+        }),
+        (Some(_), Some(_)) => {
+            Err(invalid("sizeMib and sizeKib are two ways to say one thing: give one".to_string()))
+        }
+    }
+}
+
+/// The same as it is written: MiB where they are whole, which every agent knows.
+pub fn size_fields(size: PageSize) -> (Option<u64>, Option<u64>) {
+    match size.kib().is_multiple_of(1024) {
+        true => (Some(size.kib() / 1024), None),
+        false => (None, Some(size.kib())),
+    }
 }
 
 /// Gives back what the agent grew and nobody uses.

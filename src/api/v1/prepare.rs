@@ -15,9 +15,10 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use super::super::body;
 use super::super::errors::Problem;
 use super::super::journal::Call;
-use super::super::{Shared, body};
+use super::Shared;
 use super::pools::page_size;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -56,6 +57,9 @@ pub struct PrepareBody {
 pub struct HugepagesBody {
     /// Size of a page in MiB; 2 when it is not given.
     pub size_mib: Option<u64>,
+    /// The same in KiB, for pages of less than a MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_kib: Option<u64>,
     /// Wanted free pages.
     pub pages: u64,
     /// On these NUMA nodes; on all, evenly, when it is not given.
@@ -116,7 +120,7 @@ pub fn default_want(pages: u64, defaults: &PoolPolicy) -> PoolWant {
 
 fn want(wish: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem> {
     Ok(PoolWant {
-        size: wish.size_mib.map_or(Ok(PageSize::MIB_2), page_size)?,
+        size: page_size(wish.size_mib, wish.size_kib)?.unwrap_or(PageSize::MIB_2),
         pages: wish.pages,
         placement: placement(wish.nodes)?,
         move_shortfall: wish.move_shortfall.unwrap_or(defaults.move_shortfall),
@@ -127,7 +131,7 @@ fn want(wish: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem>
 ///
 /// # Errors
 /// 400 when the list is empty or longer than any machine's.
-pub fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
+fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
     match nodes {
         None => Ok(Placement::Spread),
         Some(nodes) if nodes.is_empty() || nodes.len() > MOST_NODES => {

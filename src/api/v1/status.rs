@@ -41,7 +41,7 @@ pub async fn get(
     if wait > MOST_WAIT {
         return Err(bad(format!("timeoutMs {wait} is more than {MOST_WAIT}")));
     }
-    let (mut reports, mut phase) = (api.reports.clone(), api.phase.clone());
+    let (mut reports, mut phase) = (api.reports.clone(), api.native.phase.clone());
     if let Some(after) = query.after {
         // Who knows a generation that was not told yet knows another agent's.
         let newer = reports.wait_for(|report| report.generation != after);

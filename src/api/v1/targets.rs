@@ -6,10 +6,10 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::super::Shared;
 use super::super::body;
 use super::super::errors::Problem;
 use super::super::journal::Call;
+use super::Shared;
 use super::prepare::answer;
 use crate::model::code::Code;
 use crate::model::deep::ProvenHealth;

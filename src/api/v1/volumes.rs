@@ -11,9 +11,10 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::super::body;
 use super::super::errors::{self, Problem};
 use super::super::journal::Call;
-use super::super::{Shared, body};
+use super::Shared;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;

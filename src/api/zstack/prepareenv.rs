@@ -30,11 +30,12 @@ pub async fn call(State(api): State<Shared>, request: Request) -> Response {
 }
 
 async fn prepare(api: Shared, request: PrepareEnvRequest) -> Result<Value, Fault> {
-    let pages = request.hugepage_nr.unwrap_or(api.pool_defaults.default_pages);
+    let pages = request.hugepage_nr.unwrap_or(api.native.pool_defaults.default_pages);
     let report = api
+        .native
         .prepare
         .prepare(PrepareRequest {
-            hugepages: vec![default_want(pages, &api.pool_defaults)],
+            hugepages: vec![default_want(pages, &api.native.pool_defaults)],
             keep_partial: false,
             engine: true,
             dry_run: false,

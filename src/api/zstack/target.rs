@@ -120,7 +120,7 @@ fn small(count: u64) -> Result<u32, Fault> {
 /// `/vhost/target/ensure`: the target runs as it is wanted.
 pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: EnsureRequest, asked: Option<Asked>| {
-        let defaults = &api.target_defaults;
+        let defaults = &api.native.target_defaults;
         let spec = request.into_spec(usual(defaults)?, defaults)?;
         bring_up(api, spec, asked).await
     };
@@ -134,7 +134,7 @@ struct DeployRequest {}
 /// `/vhost/deploy`: the target of the settings runs.
 pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest, asked: Option<Asked>| {
-        let spec = usual(&api.target_defaults)?;
+        let spec = usual(&api.native.target_defaults)?;
         bring_up(api, spec, asked).await
     };
     task::call_told(api, "deploy", request, work).await
@@ -144,15 +144,15 @@ pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
 async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result<Value, Fault> {
     let scope = Scope::Deploy(Box::new(spec.clone()));
     let wish = TargetWish::Ensure(spec, EnsureWish::default());
-    let work = async { answer(&api.targets.bring_about(wish, false).await?) };
+    let work = async { answer(&api.native.targets.bring_about(wish, false).await?) };
     task::told(api.clone(), asked, scope, work).await
 }
 
 /// `/vhost/destroy`: it is gone.
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
-        let wish = TargetWish::Destroy { spec: usual(&api.target_defaults)?, force: false };
-        answer(&api.targets.bring_about(wish, false).await?)
+        let wish = TargetWish::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
+        answer(&api.native.targets.bring_about(wish, false).await?)
     };
     task::call(api, (Some("destroy"), Keep::OnDisk), request, work).await
 }
@@ -226,10 +226,10 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
         };
         let control: CleanPath = match request.control_sock {
             Some(path) => path.parse()?,
-            None => api.control_of(&name)?,
+            None => api.native.control_of(&name)?,
         };
         crate::model::path::judge_socket(&control)?;
-        let health = api.targets.health(&name, &control).await;
+        let health = api.native.targets.health(&name, &control).await;
         Ok(json!({
             "success": true,
             "error": "",

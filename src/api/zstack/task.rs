@@ -80,7 +80,7 @@ pub async fn told(
     work: impl Future<Output = Result<Value, Fault>>,
 ) -> Result<Value, Fault> {
     let patience = asked.as_ref().and_then(|asked| asked.patience);
-    let follow = |asked| api.progress_posts.follow(asked, scope, api.progress.watch());
+    let follow = |asked| api.progress_posts.follow(asked, scope, api.native.progress.watch());
     let Some(followed) = asked.and_then(follow) else { return work.await };
     tokio::pin!(work);
     let in_time = match patience {
@@ -120,11 +120,11 @@ where
         Ok(way) => way,
         Err(problem) => return problem.into_result(),
     };
-    let bytes = match body::read(body, api.body).await {
+    let bytes = match body::read(body, api.native.body).await {
         Ok(bytes) => bytes,
         Err(problem) => return problem.into_result(),
     };
-    if *api.phase.borrow() == Phase::Draining {
+    if *api.native.phase.borrow() == Phase::Draining {
         return Problem::new(Code::Stopping, "the agent is stopping: call again").into_result();
     }
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);

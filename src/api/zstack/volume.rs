@@ -55,7 +55,7 @@ impl ActivateRequest {
 /// `/vhost/activate`: the target runs, and the volume's socket serves.
 pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: ActivateRequest| {
-        let judged = request.judged(&api.desired.borrow(), &api.target_defaults);
+        let judged = request.judged(&api.native.desired.borrow(), &api.native.target_defaults);
         let (target, volume) = judged?;
         serve(&api, target, volume).await
     };
@@ -87,7 +87,7 @@ impl CreateRequest {
 /// `/vhost/bdev/create`: the same in the target of the settings, with the bdev's name for its controller.
 pub async fn create(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: CreateRequest| {
-        let target = api.target_at(None)?;
+        let target = api.native.target_at(None)?;
         let volume = request.into_volume(&target.socket_dir)?;
         serve(&api, target, volume).await
     };
@@ -109,7 +109,7 @@ pub(super) struct WhichRequest {
 
 impl WhichRequest {
     fn target(&self, api: &Shared) -> Result<TargetSpec, Fault> {
-        api.target_at(self.control_sock.as_deref().map(str::parse).transpose()?)
+        api.native.target_at(self.control_sock.as_deref().map(str::parse).transpose()?)
     }
 
     /// By its controller's name, where that is said: a bdev can be another volume's by now. With both, one
@@ -134,7 +134,7 @@ impl WhichRequest {
 pub async fn deactivate(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (request.target(&api)?, request.key()?);
-        api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
+        api.native.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
     };
     task::call(api, (Some("deactivate"), Keep::OnDisk), request, work).await
 }
@@ -142,8 +142,8 @@ pub async fn deactivate(State(api): State<Shared>, request: Request) -> Response
 /// `/vhost/bdev/delete`: the same for the target of the settings.
 pub async fn delete(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
-        let (target, volume) = (api.target_at(None)?, request.bdev()?);
-        api.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
+        let (target, volume) = (api.native.target_at(None)?, request.bdev()?);
+        api.native.targets.deactivate(&target, vec![volume], None).await.map(|()| done())
     };
     task::call(api, (Some("deactivate"), Keep::OnDisk), request, work).await
 }
@@ -153,7 +153,7 @@ pub async fn resize(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (request.target(&api)?, request.bdev()?);
         let size = request.size_mib.ok_or_else(|| missing("sizeMib"))?;
-        api.targets.resize(&target, volume, size).await.map(|_| done())
+        api.native.targets.resize(&target, volume, size).await.map(|_| done())
     };
     task::call(api, (Some("resize"), Keep::OnDisk), request, work).await
 }
@@ -163,13 +163,13 @@ async fn serve(api: &Shared, target: TargetSpec, volume: VolumeSpec) -> Result<V
     let mut findings = json!([]);
     if !serves_already(api, &target).await {
         let wish = TargetWish::Ensure(target.clone(), EnsureWish::default());
-        let mut told = answer(&api.targets.bring_about(wish, false).await?)?;
+        let mut told = answer(&api.native.targets.bring_about(wish, false).await?)?;
         findings = told["findings"].take();
     }
     // One that runs otherwise than it was asked for is left so, and its folder is where the sockets are.
-    let target = api.wanted(&target.name).unwrap_or(target);
+    let target = api.native.wanted(&target.name).unwrap_or(target);
     let volume = volume.judge(&target.socket_dir)?;
-    let views = api.targets.activate(&target, vec![volume], true).await?;
+    let views = api.native.targets.activate(&target, vec![volume], true).await?;
     activated(&views, &findings)
 }
 
@@ -177,10 +177,10 @@ async fn serve(api: &Shared, target: TargetSpec, volume: VolumeSpec) -> Result<V
 /// activated at once when a node comes back, and each look at a target takes its owner's time.
 async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
     let there = |wanted: TargetSpec| wanted.control_sock == target.control_sock;
-    if !api.wanted(&target.name).is_some_and(there) {
+    if !api.native.wanted(&target.name).is_some_and(there) {
         return false;
     }
-    let health = api.targets.health(&target.name, &target.control_sock).await;
+    let health = api.native.targets.health(&target.name, &target.control_sock).await;
     health.state == TargetState::Serving
 }
 
