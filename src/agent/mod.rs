@@ -5,7 +5,7 @@
 //! clone, and a loop that takes one order after the other: observe, plan, apply, publish. Policy is in
 //! `plan`; reading and changing the machine is in `observe` and `apply`; the loops only bring them
 //! together, keep the deadlines and feed the watchdog. `events` tells what happens, `status` how the
-//! whole node stands. `state` knows all that is kept on the disk, and makes one document of it.
+//! whole node stands.
 
 pub mod admission;
 pub mod apply;
@@ -19,7 +19,6 @@ pub mod pools;
 pub mod prepare;
 pub mod progress;
 pub mod pulse;
-pub mod state;
 pub mod status;
 
 use crate::model::code::Code;

@@ -12,7 +12,7 @@ mod reach;
 mod reclaim;
 mod render;
 mod serve;
-mod state;
+pub mod state;
 mod status;
 mod target;
 mod tracing_setup;

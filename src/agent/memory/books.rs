@@ -16,7 +16,7 @@ use crate::store::{BootSlot, Durability, Store};
 /// The ledger of this boot.
 const LEDGER: &str = "ledger.json";
 /// What is taken again after a reboot.
-pub(in crate::agent) const RESERVATIONS: &str = "reservations.json";
+pub(crate) const RESERVATIONS: &str = "reservations.json";
 
 /// The books as others see them.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use self::books::Books;
 pub use self::books::Published;
-pub(super) use self::books::RESERVATIONS;
+pub(crate) use self::books::RESERVATIONS;
 pub use self::brake::Brake;
 pub use self::giving_back::ReclaimOrder;
 use self::growth::Growth;

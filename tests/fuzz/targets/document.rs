@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vhost_agent::agent::state::document::{Document, import};
-use vhost_agent::agent::state::{Thing, look};
+use vhost_agent::cli::state::document::{Document, import};
+use vhost_agent::cli::state::kept::{Thing, look};
 use vhost_agent::store::Store;
 use vhost_agent_fuzz::{Tree, is_one_part};
 

@@ -2,14 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vhost_agent::targets::desired::DesiredTargets;
-use vhost_agent::agent::state::{Thing, look};
+use vhost_agent::cli::state::kept::{Thing, look};
 use vhost_agent::controller::identity::Identities;
 use vhost_agent::controller::outbox::reread;
 use vhost_agent::host::partial::Notes;
 use vhost_agent::model::pools::{Ledger, PoolsSeen};
 use vhost_agent::plan::retry::Failures;
 use vhost_agent::store::{Durability, Store};
+use vhost_agent::targets::desired::DesiredTargets;
 use vhost_agent_fuzz::{Tree, files, is_one_part};
 
 fuzz_target!(|input: &[u8]| {

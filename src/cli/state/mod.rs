@@ -1,5 +1,8 @@
 //! `vhost-agent state show|export|import`.
 
+pub mod document;
+pub mod kept;
+
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -7,11 +10,11 @@ use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use self::document::{Document, Imported, MOST_BYTES, import};
+use self::kept::{Kept, Thing, Things, look};
 use super::reach::Place;
 use super::render::{print, print_json, table};
 use super::{Output, exit};
-use crate::agent::state::document::{Document, Imported, MOST_BYTES, import};
-use crate::agent::state::{Kept, Thing, Things, look};
 use crate::daemon::{hostname, run_dir, take_lock, url_in};
 use crate::model::pools::PoolPages;
 use crate::model::target::{CoreWish, TargetKind, TargetSpec};

@@ -1,7 +1,7 @@
 //! What is kept, carried from one state folder to another.
 #![allow(clippy::disallowed_methods)]
 
-use super::document::{Document, Imported, import};
+use super::super::document::{Document, Imported, import};
 use super::*;
 use crate::model::units::{NumaNode, PageSize};
 

@@ -12,15 +12,13 @@
 //! outbox, whose results are told by the agent that was asked for them and by no other. The owners read
 //! and write their own files; here somebody looks at them all at once. `document` carries them elsewhere.
 
-pub mod document;
-
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::memory::RESERVATIONS;
+use crate::agent::memory::RESERVATIONS;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
@@ -290,5 +288,5 @@ fn names(store: &Store) -> Result<Vec<String>, Fault> {
 }
 
 #[cfg(test)]
-#[path = "../state_tests.rs"]
+#[path = "state_tests.rs"]
 mod tests;
