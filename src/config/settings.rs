@@ -12,10 +12,9 @@ use super::access::{Access, MaybeAddress, Tls};
 use super::fallback;
 use super::outgoing::Outgoing;
 use super::registry;
-use super::report::Report;
 use crate::model::policy::{
-    EnginePolicy, HealPolicy, HealthPolicy, MountPolicy, PoolPolicy, TargetPolicy, TargetSettings,
-    VolumePolicy,
+    CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, MountPolicy, PoolPolicy, ReportPolicy,
+    TargetPolicy, TargetSettings, VolumePolicy,
 };
 use crate::model::registry::{Registries, RegistryPolicy};
 use crate::model::units::duration;
@@ -45,9 +44,9 @@ pub struct Settings {
     /// Limits of the HTTP server.
     pub http: Http,
     /// Results that are called back.
-    pub callbacks: Callbacks,
+    pub callbacks: CallbackPolicy,
     /// What the controller is told unasked.
-    pub report: Report,
+    pub report: ReportPolicy,
     /// Whom the agent calls.
     pub outgoing: Outgoing,
     /// Hugepage pools.
@@ -117,29 +116,6 @@ pub struct Http {
     pub drain_timeout: Duration,
 }
 
-/// Results that are called back.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Callbacks {
-    /// How long a result is offered, restarts of the agent counted in.
-    #[serde(with = "duration")]
-    pub max_age: Duration,
-    /// Before the second attempt; doubled with each one after.
-    #[serde(with = "duration")]
-    pub first_delay: Duration,
-    /// The longest time between two attempts.
-    #[serde(with = "duration")]
-    pub max_delay: Duration,
-    /// How long one attempt may take.
-    #[serde(with = "duration")]
-    pub attempt_timeout: Duration,
-    /// Results that may wait, of calls that change the node and of those that only look each by themselves; a
-    /// caller may have three quarters.
-    pub max_pending: usize,
-    /// Attempts at one time.
-    pub parallel: usize,
-}
-
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
@@ -153,8 +129,8 @@ impl Default for Settings {
             access: Access::default(),
             tls: Tls::default(),
             http: Http::default(),
-            callbacks: Callbacks::default(),
-            report: Report::default(),
+            callbacks: CallbackPolicy::default(),
+            report: ReportPolicy::default(),
             outgoing: Outgoing::default(),
             pools: PoolPolicy::default(),
             mount: MountPolicy::default(),
@@ -206,19 +182,6 @@ impl Default for Http {
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
-        }
-    }
-}
-
-impl Default for Callbacks {
-    fn default() -> Callbacks {
-        Callbacks {
-            max_age: Duration::from_secs(3600),
-            first_delay: Duration::from_secs(1),
-            max_delay: Duration::from_secs(60),
-            attempt_timeout: Duration::from_secs(15),
-            max_pending: 4096,
-            parallel: 16,
         }
     }
 }

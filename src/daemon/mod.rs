@@ -34,7 +34,7 @@ use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
 use crate::controller::progress::ProgressPosts;
 use crate::controller::reach::Reaches;
-use crate::controller::report::{self, Pace, Reporting, Tally};
+use crate::controller::report::{self, Tally};
 use crate::host::own_process::forbid_dumps;
 use crate::host::{Root, facts};
 use crate::model::fault::chain;
@@ -328,14 +328,7 @@ fn start_outbox(
     pulse: &Pulse,
 ) -> Result<Outbox> {
     let callbacks = &settings.callbacks;
-    let offering = Offering {
-        max_age: callbacks.max_age,
-        first_delay: callbacks.first_delay,
-        max_delay: callbacks.max_delay,
-        max_tasks: settings.http.max_tasks,
-        max_pending: callbacks.max_pending,
-        parallel: callbacks.parallel,
-    };
+    let offering = Offering { callbacks: callbacks.clone(), max_tasks: settings.http.max_tasks };
     let outbox = Outbox::open(offering, store, pulse.register())?;
     let client = Arc::new(Client::default());
     let (timeout, parallel) = (callbacks.attempt_timeout, callbacks.parallel);
@@ -352,25 +345,14 @@ fn start_reporting(
     tally: &Arc<Tally>,
     pulse: &Pulse,
 ) {
-    let settings = &settings.report;
-    if !settings.enabled {
+    if !settings.report.enabled {
         return;
     }
-    let reporting = Reporting {
-        url: Some(settings.url.clone()).filter(|url| !url.is_empty()),
-        command_path: settings.command_path.clone(),
-        timeout: settings.timeout,
-        pace: Pace {
-            interval: settings.interval,
-            first_delay: settings.first_delay,
-            max_delay: settings.max_delay,
-            unknown_delay: settings.unknown_delay,
-        },
-    };
+    let policy = settings.report.clone();
     let client = Client::default();
     let (identity, tally) = (identities.watch(), tally.clone());
     let beat = pulse.register();
-    tokio::spawn(report::run(reporting, (client, reaches), reports, identity, tally, beat));
+    tokio::spawn(report::run(policy, (client, reaches), reports, identity, tally, beat));
 }
 
 /// Lets tasks at work end and their results go out until the deadline.

@@ -5,7 +5,7 @@
 //! names many addresses at which nobody answers: it has its share of the attempts at one time.
 //!
 //! Calls that change the node and calls that only look have bounds of their own, each `Offering::max_tasks`
-//! and `Offering::max_pending`, and nobody has more than its share of one (`origin::share`).
+//! and `CallbackPolicy::max_pending`, and nobody has more than its share of one (`origin::share`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -17,6 +17,7 @@ use super::census::{Census, Counts};
 use super::origin::{Origin, Party, share};
 use super::{Keep, Offering};
 use crate::model::code::Code;
+use crate::model::policy::CallbackPolicy;
 use crate::model::task::{TaskId, TaskResult};
 
 /// What became of one attempt.
@@ -145,7 +146,7 @@ impl Book {
                 format!("{who} of the {most} {kind} at work (http.max_tasks): call again later");
             return Some((Code::TooManyTasks, text));
         }
-        let most = self.offering.max_pending;
+        let most = self.offering.callbacks.max_pending;
         let who = Taken::of(origin, at_work().chain(waiting)).full(origin, most)?;
         let text = format!(
             "{who} of the {most} results of {kind} that may wait for the controller (callbacks.max_pending): its \
@@ -177,7 +178,7 @@ impl Book {
         due: Instant,
     ) {
         self.at_work.remove(&result.task);
-        let ends = now + self.offering.max_age.saturating_sub(age);
+        let ends = now + self.offering.callbacks.max_age.saturating_sub(age);
         let came = (age, now);
         let waiting = Waiting { came, ends, attempts: 0, due: Some(due), origin, keep, result };
         self.waiting.insert(waiting.result.task.clone(), waiting);
@@ -230,7 +231,7 @@ impl Book {
     /// When the next result that may be offered is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let (held_back, under_way) = (self.held_back(), self.under_way());
-        let most = share(self.offering.parallel);
+        let most = share(self.offering.callbacks.parallel);
         let may = self.waiting.values().filter(|waiting| {
             times(&under_way, waiting.origin.party) < most
                 && !held_back.contains(address(&waiting.result))
@@ -253,7 +254,7 @@ impl Book {
 
     pub(super) fn take_due(&mut self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
         let (mut held_back, mut under_way) = (self.held_back(), self.under_way());
-        let share = share(self.offering.parallel);
+        let share = share(self.offering.callbacks.parallel);
         let waiting = self.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
         let mut due: Vec<&mut Waiting> = waiting.collect();
         // After a restart all are due at once: then the oldest goes first.
@@ -303,7 +304,7 @@ impl Book {
             self.waiting.remove(task);
             return Settled::Gone;
         }
-        let delay = delay_after(waiting.attempts, &self.offering);
+        let delay = delay_after(waiting.attempts, &self.offering.callbacks);
         // Up to a fifth less, so that results that failed together do not come back together.
         let dice = self.jitter.hash_one((task, waiting.attempts)) % 200;
         let delay = delay.mul_f64(1.0 - f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0);
@@ -355,9 +356,9 @@ fn address(result: &TaskResult) -> &str {
 }
 
 /// The time before the next attempt, without jitter.
-fn delay_after(attempts: u32, offering: &Offering) -> Duration {
+fn delay_after(attempts: u32, callbacks: &CallbackPolicy) -> Duration {
     let doublings = attempts.saturating_sub(1).min(20);
-    offering.first_delay.saturating_mul(1 << doublings).min(offering.max_delay)
+    callbacks.first_delay.saturating_mul(1 << doublings).min(callbacks.max_delay)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::*;
 use crate::model::caller::Caller;
 
 fn book(max_tasks: usize, max_pending: usize) -> Book {
-    Book::new(Offering { max_tasks, max_pending, ..Offering::example() })
+    Book::new(Offering::bounded(max_tasks, max_pending))
 }
 
 fn id(n: u32) -> TaskId {
@@ -225,7 +225,8 @@ fn a_bound_of_one_or_two_is_not_made_smaller_by_its_shares() {
 
 #[test]
 fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_time() {
-    let offering = Offering { parallel: 4, max_pending: 64, ..Offering::example() };
+    let mut offering = Offering::bounded(8, 64);
+    offering.callbacks.parallel = 4;
     let (mut book, now) = (Book::new(offering), Instant::now());
     let of = |caller: &str| Origin::new(true, Some(caller.parse().unwrap()));
     for n in 1..=6 {

@@ -34,6 +34,7 @@ use crate::agent::pulse::Beat;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::policy::CallbackPolicy;
 use crate::model::task::{TaskId, TaskResult};
 use crate::store::Store;
 
@@ -58,32 +59,23 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How results are offered.
 #[derive(Debug, Clone)]
 pub struct Offering {
-    /// How long a result is offered, restarts and all.
-    pub max_age: Duration,
-    /// Before the second attempt; doubled with each one after.
-    pub first_delay: Duration,
-    /// The longest time between two attempts.
-    pub max_delay: Duration,
+    /// How often and how long, and how many may wait.
+    pub callbacks: CallbackPolicy,
     /// Tasks at work at one time, of each kind.
     pub max_tasks: usize,
-    /// Results that may wait, of each kind.
-    pub max_pending: usize,
-    /// Attempts at one time.
-    pub parallel: usize,
 }
 
 #[cfg(test)]
 impl Offering {
     /// As the settings have it, with room for a few.
     pub(crate) fn example() -> Offering {
-        Offering {
-            max_age: Duration::from_secs(3600),
-            first_delay: Duration::from_secs(1),
-            max_delay: Duration::from_secs(60),
-            max_tasks: 8,
-            max_pending: 8,
-            parallel: 64,
-        }
+        Offering::bounded(8, 8)
+    }
+
+    /// The same with these bounds.
+    pub(crate) fn bounded(max_tasks: usize, max_pending: usize) -> Offering {
+        let callbacks = CallbackPolicy { max_pending, parallel: 64, ..CallbackPolicy::default() };
+        Offering { callbacks, max_tasks }
     }
 }
 

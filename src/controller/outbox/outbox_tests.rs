@@ -203,7 +203,7 @@ async fn a_disk_that_hangs_holds_up_nobody_for_longer_than_its_time() {
 #[tokio::test]
 async fn work_that_goes_on_after_its_result_keeps_its_place() {
     let node = Node::new();
-    let outbox = node.start_with(Offering { max_tasks: 1, ..Offering::example() });
+    let outbox = node.start_with(Offering::bounded(1, 8));
     let goes_on = slot(&outbox, 1).await.finish_early("{}".into()).await;
     assert_eq!(next(&outbox).await.len(), 1, "the result is offered");
     outbox.settle(&id(1), Verdict::Taken, Instant::now());
@@ -248,7 +248,7 @@ async fn a_task_in_memory_is_known_and_offered_and_never_has_a_file() {
 #[tokio::test]
 async fn tasks_in_memory_take_places_of_the_same_bounds() {
     let node = Node::new();
-    let outbox = node.start_with(Offering { max_pending: 2, ..Offering::example() });
+    let outbox = node.start_with(Offering::bounded(8, 2));
     slot_of(&outbox, 1, UNNAMED).await.finish("{}".into(), None).await;
     slot_of(&outbox, 2, HEALTH).await.finish("{}".into(), None).await;
     for call in [UNNAMED, HEALTH] {

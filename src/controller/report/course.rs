@@ -14,21 +14,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::policy::ReportPolicy;
+
 /// Between an attempt that failed and one with a newer state.
 const BREATH: Duration = Duration::from_millis(100);
-
-/// How often is tried.
-#[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// The heartbeat, when nothing changes.
-    pub interval: Duration,
-    /// Before the second attempt; doubled with each one after.
-    pub first_delay: Duration,
-    /// The longest time between two attempts.
-    pub max_delay: Duration,
-    /// Between two attempts at a controller that does not know the command path.
-    pub unknown_delay: Duration,
-}
 
 /// What became of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +46,7 @@ pub(super) enum Went {
 /// The course of reporting to one address.
 #[derive(Debug)]
 pub(super) struct Course {
-    pace: Pace,
+    policy: ReportPolicy,
     went: Went,
     /// The generation that was sent last.
     sent: u64,
@@ -71,9 +60,9 @@ pub(super) struct Course {
 
 impl Course {
     /// One at whose beginning an attempt is due.
-    pub(super) fn new(pace: Pace, now: Instant) -> Course {
+    pub(super) fn new(policy: ReportPolicy, now: Instant) -> Course {
         let jitter = RandomState::new();
-        Course { pace, went: Went::Untried, sent: 0, ended: now, next: now, jitter, throws: 0 }
+        Course { policy, went: Went::Untried, sent: 0, ended: now, next: now, jitter, throws: 0 }
     }
 
     /// The controller has connected: it may take what it did not take, and have forgotten what it took.
@@ -108,16 +97,16 @@ impl Course {
         let (went, pause) = match verdict {
             Verdict::Taken => {
                 // A tenth more or less: nodes that began together do not stay together.
-                (Went::Heard, self.pace.interval.mul_f64(0.9 + 0.2 * self.throw()))
+                (Went::Heard, self.policy.interval.mul_f64(0.9 + 0.2 * self.throw()))
             }
-            Verdict::Unknown => (Went::Unknown, self.pace.unknown_delay),
+            Verdict::Unknown => (Went::Unknown, self.policy.unknown_delay),
             Verdict::Failed(_) => {
                 let times = match before {
                     Went::Failing(times) => times.saturating_add(1),
                     _ => 1,
                 };
-                let doubled = self.pace.first_delay.saturating_mul(1 << (times - 1).min(20));
-                let pause = doubled.min(self.pace.max_delay);
+                let doubled = self.policy.first_delay.saturating_mul(1 << (times - 1).min(20));
+                let pause = doubled.min(self.policy.max_delay);
                 (Went::Failing(times), pause.mul_f64(1.0 - 0.2 * self.throw()))
             }
         };
@@ -137,13 +126,6 @@ impl Course {
 mod tests {
     use super::*;
 
-    const PACE: Pace = Pace {
-        interval: Duration::from_secs(60),
-        first_delay: Duration::from_secs(1),
-        max_delay: Duration::from_secs(60),
-        unknown_delay: Duration::from_secs(600),
-    };
-
     fn failed() -> Verdict {
         Verdict::Failed("why".to_string())
     }
@@ -155,7 +137,7 @@ mod tests {
     #[test]
     fn a_new_state_is_due_at_once_and_the_same_one_with_the_heartbeat() {
         let now = Instant::now();
-        let mut course = Course::new(PACE, now);
+        let mut course = Course::new(ReportPolicy::default(), now);
         assert_eq!(course.due(7), now);
         assert_eq!(course.settle(&Verdict::Taken, 7, now), Went::Untried);
         assert_eq!(course.due(8), now);
@@ -171,7 +153,7 @@ mod tests {
     #[test]
     fn pauses_grow_while_it_fails_and_a_new_state_takes_a_breath_only() {
         let now = Instant::now();
-        let mut course = Course::new(PACE, now);
+        let mut course = Course::new(ReportPolicy::default(), now);
         for most in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0] {
             course.settle(&failed(), 7, now);
             let pause = seconds(course.due(7), now);
@@ -186,11 +168,14 @@ mod tests {
     #[test]
     fn who_does_not_know_the_path_is_asked_rarely_until_it_connects_again() {
         let now = Instant::now();
-        let mut course = Course::new(PACE, now);
+        let mut course = Course::new(ReportPolicy::default(), now);
         course.settle(&Verdict::Unknown, 7, now);
         assert_eq!(
             (course.due(7), course.due(8)),
-            (now + PACE.unknown_delay, now + PACE.unknown_delay)
+            (
+                now + ReportPolicy::default().unknown_delay,
+                now + ReportPolicy::default().unknown_delay
+            )
         );
         course.begins_anew(now);
         assert_eq!((course.due(7), course.due(8)), (now, now));

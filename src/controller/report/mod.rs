@@ -19,7 +19,6 @@ use hyper::header::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-pub use self::course::Pace;
 use self::course::{Course, Verdict, Went};
 pub use self::tally::{Tally, Told};
 use super::client::Client;
@@ -29,27 +28,15 @@ use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::identity::Identity;
 use crate::model::outgoing::{Reach, shown};
+use crate::model::policy::ReportPolicy;
 use crate::model::status::NodeReport;
 
 /// How long a newer report waits for an attempt that hangs.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How it is reported.
-#[derive(Debug, Clone)]
-pub struct Reporting {
-    /// Where to; where the controller said, when it is not set.
-    pub url: Option<String>,
-    /// The command path of the reports.
-    pub command_path: String,
-    /// How long one attempt may take.
-    pub timeout: Duration,
-    /// How often is tried.
-    pub pace: Pace,
-}
-
 /// Reports for ever, counts that, and beats for the watchdog.
 pub async fn run(
-    reporting: Reporting,
+    policy: ReportPolicy,
     (client, reaches): (Client, Reaches),
     reports: watch::Receiver<Arc<NodeReport>>,
     identity: watch::Receiver<Identity>,
@@ -57,22 +44,19 @@ pub async fn run(
     beat: Beat,
 ) {
     let client = Arc::new(client);
-    let (within, path) = (reporting.timeout, reporting.command_path);
-    let named = reporting.url.is_some();
+    let (within, path) = (policy.timeout, policy.command_path.clone());
+    let named = !policy.url.is_empty();
     let attempt = move |url: String, report| {
         let (client, path) = (client.clone(), path.clone());
         // What the operator named is called, wherever it is.
         let reach = if named { Reach::Anywhere } else { reaches.of_controller() };
         async move { post(&client, &path, (&url, &reach), report, within).await }
     };
-    Reporter { url: reporting.url, pace: reporting.pace, reports, identity, tally, beat, attempt }
-        .run()
-        .await;
+    Reporter { policy, reports, identity, tally, beat, attempt }.run().await;
 }
 
 struct Reporter<A> {
-    url: Option<String>,
-    pace: Pace,
+    policy: ReportPolicy,
     reports: watch::Receiver<Arc<NodeReport>>,
     identity: watch::Receiver<Identity>,
     tally: Arc<Tally>,
@@ -107,8 +91,9 @@ where
             };
             let now = Instant::now();
             let same = known.take().filter(|(before, _)| *before == url);
-            let (url, course) =
-                known.insert(same.unwrap_or_else(|| (url.clone(), Course::new(self.pace, now))));
+            let (url, course) = known.insert(
+                same.unwrap_or_else(|| (url.clone(), Course::new(self.policy.clone(), now))),
+            );
             if connected {
                 course.begins_anew(now);
             }
@@ -149,7 +134,8 @@ where
     /// Where to, when that is known, and whether a controller has connected that was not heard of yet.
     fn address(&mut self) -> (Option<String>, bool) {
         let identity = self.identity.borrow_and_update();
-        let url = self.url.as_ref().unwrap_or(&identity.send_command_url);
+        let set = &self.policy.url;
+        let url = if set.is_empty() { &identity.send_command_url } else { set };
         (Some(url.clone()).filter(|url| !url.is_empty()), identity.has_changed())
     }
 
@@ -186,7 +172,8 @@ where
                 verdict = &mut attempt => return (Ended::By(verdict), connected),
                 () = &mut overtaken => return (Ended::Overtaken, connected),
                 () = news(&mut self.identity) => {
-                    let moved = self.url.is_none() && self.identity.borrow().send_command_url != url;
+                    let moved = self.policy.url.is_empty()
+                        && self.identity.borrow().send_command_url != url;
                     if moved {
                         return (Ended::Moved, true);
                     }

@@ -36,15 +36,11 @@ impl Played {
                 verdict
             }
         };
-        let pace = Pace {
-            interval: 60 * SECOND,
-            first_delay: SECOND,
-            max_delay: 60 * SECOND,
-            unknown_delay: 600 * SECOND,
-        };
         let reporter = Reporter {
-            url: set.map(str::to_string),
-            pace,
+            policy: ReportPolicy {
+                url: set.unwrap_or_default().to_string(),
+                ..ReportPolicy::default()
+            },
             reports: reports.subscribe(),
             identity: identity.subscribe(),
             tally: Arc::default(),

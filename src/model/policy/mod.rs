@@ -2,6 +2,7 @@
 //!
 //! What of a section cannot be is judged in `config`, where the keys and their sources are known.
 
+mod controller;
 mod engine;
 mod heal;
 mod health;
@@ -9,6 +10,7 @@ mod pools;
 mod target;
 mod volume;
 
+pub use controller::{CallbackPolicy, ReportPolicy};
 pub use engine::EnginePolicy;
 pub use heal::HealPolicy;
 pub use health::HealthPolicy;
