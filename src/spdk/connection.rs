@@ -14,8 +14,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
+use super::methods::GET_VERSION;
 use super::reply::{Incoming, Reply};
-use super::{Answer, Heard, MOST_BYTES, MOST_UNANSWERED, Method, Request, SpdkError, shortened};
+use super::{
+    Answer, Heard, MOST_BYTES, MOST_UNANSWERED, Method, Questions, Request, SpdkError, shortened,
+};
 
 /// Bytes that are sent together.
 const BATCH: usize = 256 * 1024;
@@ -173,6 +176,11 @@ impl Open<'_> {
             return;
         }
         outgoing.extend_from_slice(bytes.as_bytes());
+        if method == GET_VERSION {
+            self.heard.questions.send_modify(|it| {
+                (it.open, it.sent) = (it.open + 1, Some(Instant::now()));
+            });
+        }
         self.unanswered.insert(id, Waiting { method, reply });
     }
 
@@ -186,6 +194,9 @@ impl Open<'_> {
             tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");
             return;
         };
+        if waiting.method == GET_VERSION {
+            self.heard.questions.send_modify(|it| it.open = it.open.saturating_sub(1));
+        }
         if waiting.reply.is_closed() {
             let mut late = self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner);
             *late = Some(Instant::now());
@@ -203,6 +214,7 @@ impl Open<'_> {
     }
 
     fn give_up(&mut self, ended: &Ended) {
+        self.heard.questions.send_replace(Questions::default());
         for (_, waiting) in self.unanswered.drain() {
             let (socket, method) = (self.socket.to_path_buf(), waiting.method);
             let error = match ended {

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 use super::{Spdk, SpdkError, shortened};
 
+/// The method that each probe begins with.
+pub(super) const GET_VERSION: &str = "spdk_get_version";
+
 /// What `spdk_get_version` tells.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Version {
@@ -23,7 +26,7 @@ impl Spdk {
     /// # Errors
     /// See [`Spdk::call`].
     pub async fn version(&self, within: Duration) -> Result<Version, SpdkError> {
-        let Version { version } = self.typed("spdk_get_version", None, within).await?;
+        let Version { version } = self.typed(GET_VERSION, None, within).await?;
         Ok(Version { version: shortened(version) })
     }
 

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// A method's name: the agent's own, or what an operator named.
@@ -35,6 +35,8 @@ const MOST_UNANSWERED: usize = 1024;
 /// wait for on it: 32 KiB in older releases of SPDK, 256 KiB in newer ones.
 const MOST_BYTES: usize = 32 * 1024 - 1;
 
+/// After so long without an answer a target is asked for its version once more.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Characters of what a target says.
 const MOST_WORDS: usize = 300;
 
@@ -192,6 +194,16 @@ struct Heard {
     peer: AtomicU32,
     /// When a reply came last that nobody waited for any more.
     late_reply: Mutex<Option<Instant>>,
+    /// How many questions for its version are open at the other end, whether somebody still waits or not.
+    questions: watch::Sender<Questions>,
+}
+
+/// Questions for a target's version.
+#[derive(Debug, Clone, Copy, Default)]
+struct Questions {
+    open: usize,
+    /// When one was sent last.
+    sent: Option<Instant>,
 }
 
 impl Spdk {
@@ -211,6 +223,16 @@ impl Spdk {
     /// When a reply came last that nobody waited for any more: the sign of a target that is only slow.
     pub fn late_reply(&self) -> Option<Instant> {
         *self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until less than so many questions for its version are open: one that is slow must not be asked
+    /// faster than it answers. Returns whether that is so within the time; also where one may have been lost.
+    pub async fn takes_questions(&self, most: usize, within: Duration) -> bool {
+        let mut questions = self.heard.questions.subscribe();
+        let takes = |it: &Questions| {
+            it.open < most || it.sent.is_none_or(|sent| sent.elapsed() >= ASK_AGAIN)
+        };
+        timeout(within, questions.wait_for(takes)).await.is_ok()
     }
 
     /// Calls a method that changes something, which is known while it is open ([`Sockets::open_change`]): the

@@ -127,6 +127,21 @@ async fn who_is_not_there_or_never_answers_is_told_apart() {
 }
 
 #[tokio::test]
+async fn slow_target_is_not_asked_faster_than_it_answers() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    assert!(spdk.takes_questions(2, SOON).await);
+    let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
+    let (asked, mut peer) = tokio::join!(asks, played.accept());
+    assert!(asked.0.is_err() && asked.1.is_err());
+    assert!(!spdk.takes_questions(2, SOON).await, "two are open");
+    let late = peer.request().await;
+    peer.says(answer(&late, json!({"version": "late"}))).await;
+    assert!(spdk.takes_questions(2, LONG).await);
+    assert!(spdk.late_reply().is_some());
+}
+
+#[tokio::test]
 async fn an_answer_that_is_none_is_an_error_and_the_next_call_has_a_new_connection() {
     let played = Played::new();
     let spdk = Spdk::new(&played.path);

@@ -18,6 +18,10 @@ use crate::model::policy::TargetPolicy;
 use crate::model::target::TargetName;
 use crate::spdk::{Sockets, SpdkError};
 
+/// Questions that may be open at a target, answered too late or never: two show that it does not answer, and more
+/// would keep one that is only slow from ever answering in time.
+const MOST_OPEN: usize = 2;
+
 /// Asks how targets stand.
 #[derive(Debug)]
 pub struct Probe<C> {
@@ -81,6 +85,13 @@ impl<C: Containers> Probe<C> {
     pub(super) async fn answer(&self, control: &CleanPath) -> Result<String, String> {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
+        if !socket.takes_questions(MOST_OPEN, within).await {
+            let socket = socket.socket().display();
+            return Err(format!(
+                "the target at {socket} has yet to answer {MOST_OPEN} questions of before: it answered none \
+                 within another {within:?}"
+            ));
+        }
         // On one connection, and on their way together.
         let (version, reactors) = tokio::join!(socket.serving(within), socket.reactors(within));
         let version = version.map_err(|e| chain(&e))?.version;
