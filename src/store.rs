@@ -1,11 +1,17 @@
-//! The agent's own files: JSON, one file per thing, replaced in one step.
+//! The agent's own files: JSON with a version, one file per thing, replaced in one step.
 //!
 //! A file that cannot be read is set aside under another name with a loud word, never silently
-//! dropped, and never takes others with it.
+//! dropped, and never takes others with it:
+//!
+//! ```text
+//! a.json.unusable    is broken, or not what its name says
+//! a.json.version-2   was written by a newer agent; the next one that knows its version takes it back
+//! ```
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
 mod files;
+mod form;
 mod lock;
 mod slot;
 
@@ -20,6 +26,8 @@ use serde::de::DeserializeOwned;
 
 use self::files::{beside, sweep, sync_together};
 pub use self::files::{read_some, replace_file, write_new};
+use self::form::name_aside;
+pub use self::form::{Unusable, VERSION, content, decode, encode};
 pub use self::lock::Lock;
 pub use self::slot::BootSlot;
 use crate::model::code::Code;
@@ -140,7 +148,7 @@ impl Store {
         durability: Durability,
     ) -> Result<(), StoreError> {
         let path = self.path(name, durability);
-        serde_json::to_vec_pretty(value)
+        encode(value)
             .map_err(io::Error::from)
             .and_then(|bytes| {
                 self.make_folder_of(&path, durability)?;
@@ -177,11 +185,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         let make = |name: &str, value: &T| {
             let path = self.path(name, Durability::Disk);
-            let made =
-                serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|bytes| {
-                    self.make_folder_of(&path, Durability::Disk)?;
-                    beside(&path, &bytes, 0o600, None)
-                });
+            let made = encode(value).map_err(io::Error::from).and_then(|bytes| {
+                self.make_folder_of(&path, Durability::Disk)?;
+                beside(&path, &bytes, 0o600, None)
+            });
             match made {
                 Ok(file) => Ok((file, path)),
                 Err(source) => Err(StoreError::Write { path, source }),
@@ -300,8 +307,8 @@ impl Store {
         remove().map_err(|source| StoreError::Write { path: path.clone(), source })
     }
 
-    /// Takes away what a crash left of writes, in both folders and those below them. Only for who holds
-    /// the lock.
+    /// Takes away what a crash left of writes, and takes back what an agent too old for it set aside, in
+    /// both folders and those below them. Only for who holds the lock.
     ///
     /// # Errors
     /// [`StoreError::Read`] and [`StoreError::Write`]; a folder that is missing has nothing.
@@ -310,16 +317,19 @@ impl Store {
         sweep(&self.run)
     }
 
-    /// Keeps a file that cannot be used under another name, and says so.
+    /// Keeps a file that is not what its name says under another name, and says so.
     pub fn set_aside(&self, name: &str, durability: Durability, why: &str) {
         let path = self.path(name, durability);
+        self.move_aside(&path, &path.with_extension("json.unusable"), why);
+    }
+
+    fn move_aside(&self, path: &Path, aside: &Path, why: &str) {
         if self.only_looks {
             // It may be one that its owner is writing.
             tracing::warn!(path = %path.display(), why, "a state file cannot be used");
             return;
         }
-        let aside = path.with_extension("json.unusable");
-        let moved = fs::rename(&path, &aside);
+        let moved = fs::rename(path, aside);
         tracing::error!(
             path = %path.display(), aside = %aside.display(), moved = moved.is_ok(), why,
             "a state file cannot be used and was set aside; what it said is not known to the agent"
@@ -336,13 +346,11 @@ impl Store {
         durability: Durability,
     ) -> Result<Option<T>, StoreError> {
         let Some(bytes) = self.bytes(name, durability)? else { return Ok(None) };
-        match serde_json::from_slice(&bytes) {
-            Ok(value) => Ok(Some(value)),
-            Err(e) => {
-                self.set_aside(name, durability, &e.to_string());
-                Ok(None)
-            }
-        }
+        let value = decode(&bytes).inspect_err(|why| {
+            let path = self.path(name, durability);
+            self.move_aside(&path, &name_aside(&path, why), &format!("it {why}"));
+        });
+        Ok(value.ok())
     }
 
     /// A file as it is, for who only looks: nothing is set aside. `None` when there is none.
@@ -447,6 +455,30 @@ mod tests {
         fs::write(dir.path().join("a.json"), "{\"half").unwrap();
         assert_eq!(store.read::<Vec<u8>>("a.json", Durability::Disk).unwrap(), None);
         assert_eq!(fs::read_to_string(dir.path().join("a.json.unusable")).unwrap(), "{\"half");
+    }
+
+    #[test]
+    fn a_file_of_a_newer_agent_is_taken_back_by_the_next_one_that_knows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("state"), dir.path().join("run")).unwrap();
+        let path = |name: &str| dir.path().join("state/things").join(name);
+        let newer = "{\"version\": 2, \"value\": 7}";
+        store.write("things/of/here.json", &1, Durability::Disk).unwrap();
+        fs::write(path("a.json"), newer).unwrap();
+        assert_eq!(store.read::<u8>("things/a.json", Durability::Disk).unwrap(), None);
+        assert!(store.list("things", Durability::Disk).unwrap().is_empty());
+        store.sweep().unwrap();
+        assert_eq!(fs::read_to_string(path("a.json.version-2")).unwrap(), newer);
+        // As an agent of the version that this one knows finds it after one that did not.
+        let old = "{\"version\": 1, \"value\": 7}";
+        for name in ["b.json.version-1", "b.json.version-0", "of/here.json.version-1"] {
+            fs::write(path(name), old).unwrap();
+        }
+        store.sweep().unwrap();
+        assert_eq!(store.read::<u8>("things/b.json", Durability::Disk).unwrap(), Some(7));
+        assert!(path("b.json.version-0").exists(), "the newest is taken, the other one is kept");
+        assert_eq!(store.read::<u8>("things/of/here.json", Durability::Disk).unwrap(), Some(1));
+        assert!(path("of/here.json.version-1").exists(), "what was written meanwhile counts");
     }
 
     #[test]

@@ -228,3 +228,43 @@ async fn an_agent_that_may_not_write_where_its_targets_sockets_are_says_so_at_it
         .await;
     agent.logged("ReadWritePaths=").await;
 }
+
+#[tokio::test]
+async fn every_file_tells_its_version_and_those_from_before_are_read() {
+    let place = full().mounted();
+    let mut agent = place.ready().await;
+    let connect =
+        json!({"hostUuid": "4567", "sendCommandUrl": "http://10.0.0.1:8080/", "version": "6"});
+    assert_eq!(agent.post("/host/connect", &connect.to_string()).await.json()["success"], true);
+    let file = fs::read_to_string(place.state().join("controller.json")).unwrap();
+    let file: Value = serde_json::from_str(&file).unwrap();
+    assert_eq!((&file["version"], &file["value"]["version"]), (&json!(1), &json!("6")), "{file}");
+    agent.must_live();
+    let shown = place.run(&["state", "show", "--output", "json"]).await.json();
+    assert_eq!(shown["things"]["controller.json"]["hostUuid"], "4567");
+    assert_eq!(shown["things"]["reservations.json"][0]["pages"], 360, "it had no version");
+}
+
+#[tokio::test]
+async fn what_a_newer_agent_wrote_is_set_aside_and_taken_back_after_the_next_upgrade() {
+    let place = Place::on("two-node").mounted();
+    let mut newer = volume();
+    newer["version"] = 2.into();
+    put(&place, "volumes/zbs-vhost/disk-1.json", &newer);
+    let aside = place.state().join("volumes/zbs-vhost/disk-1.json.version-2");
+    let mut agent = place.ready().await;
+    agent.logged("it is of version 2, and this agent knows 1").await;
+    assert_eq!(agent.stop().await.code(), Some(0));
+    let kept: Value = serde_json::from_str(&fs::read_to_string(&aside).unwrap()).unwrap();
+    assert_eq!(kept, newer);
+    // To this agent, version 1 is what the next one's version was to the one before.
+    put(&place, "volumes/zbs-vhost/disk-1.json.version-1", &volume());
+    put(&place, "controller.json.version-1", &json!({"version": 1, "value": {"hostUuid": "old"}}));
+    put(&place, "controller.json", &json!({"hostUuid": "new"}));
+    let agent = place.ready().await;
+    agent.logged("a state file that an older agent set aside is taken back").await;
+    agent.logged("is not taken back, for there is another one").await;
+    assert!(place.state().join("controller.json.version-1").exists() && aside.exists());
+    let shown = place.run(&["state", "show"]).await;
+    assert!(shown.out.contains("disk-1") && shown.out.contains("new"), "{shown:?}");
+}

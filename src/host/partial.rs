@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::HostError;
 use super::own_image::hex;
-use crate::store::{Durability, replace_file};
+use crate::store::{Durability, decode, encode, replace_file};
 
 /// What nobody has gone on with for so long, nobody will.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -51,7 +51,7 @@ impl Partial {
         let path = folder.join(name);
         let file = open_locked(&path).map_err(|source| cannot_write(&path, source))?;
         let notes = fs::read(notes_path(&path)).unwrap_or_default();
-        let notes = serde_json::from_slice(&notes).unwrap_or_default();
+        let notes = decode(&notes).unwrap_or_default();
         let mut partial = Partial { path, file, length: 0, hash: Sha256::new(), notes };
         let read = partial.read_what_is_there();
         read.map_err(|source| HostError::Read { path: partial.path.clone(), source })?;
@@ -105,7 +105,7 @@ impl Partial {
         let mut start = || {
             self.file.set_len(0)?;
             self.file.rewind()?;
-            let text = serde_json::to_vec(&notes)?;
+            let text = encode(&notes)?;
             // After a crash of the machine the digest, else the engine, tells what is not whole.
             replace_file(&notes_path(&self.path), &text, 0o600, None, Durability::Boot)
         };

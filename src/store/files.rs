@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use super::form::take_back;
 use super::{Durability, StoreError};
 
 /// Files that are synced at the same time.
@@ -69,13 +70,15 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     write().map_err(|source| StoreError::Write { path: path.to_owned(), source })
 }
 
-/// Takes away what a crash left of writes into a folder and those below it.
+/// Takes away what a crash left of writes into a folder and those below it, and takes back what an older
+/// agent set aside there.
 pub(super) fn sweep(path: &Path) -> Result<(), StoreError> {
     let read = |source| StoreError::Read { path: path.to_owned(), source };
     let listing = match fs::read_dir(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         listing => listing.map_err(read)?,
     };
+    let mut files = Vec::new();
     for entry in listing {
         let entry = entry.map_err(read)?;
         let path = entry.path();
@@ -83,9 +86,11 @@ pub(super) fn sweep(path: &Path) -> Result<(), StoreError> {
             sweep(&path)?;
         } else if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
             fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
+        } else {
+            files.push(path);
         }
     }
-    Ok(())
+    take_back(&files)
 }
 
 /// Reads a file that somebody named, up to so many bytes of it.

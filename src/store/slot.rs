@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Durability, StoreError, replace_file};
+use super::{Durability, StoreError, encode, replace_file};
 
 /// What one write(2) puts into a file whole or not at all, whenever this process is killed: a page of the
 /// kernel's cache.
@@ -42,7 +42,7 @@ impl BootSlot {
     /// # Errors
     /// [`StoreError::Write`].
     pub fn write<T: Serialize>(&mut self, value: &T) -> Result<(), StoreError> {
-        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from);
+        let written = encode(value).map_err(io::Error::from);
         let written = written.and_then(|bytes| match self.writes_over(&bytes) {
             true => Ok(()),
             false => self.replace(&bytes),
@@ -103,7 +103,7 @@ mod tests {
         for value in ["a longer one", "short", "", "longer than all of the others"] {
             slot.write(&value).unwrap();
             assert_eq!((read().as_deref(), inode()), (Some(value), first));
-            assert_eq!(fs::read(&path).unwrap(), serde_json::to_vec_pretty(value).unwrap());
+            assert_eq!(fs::read(&path).unwrap(), encode(value).unwrap());
         }
         let large = "x".repeat(PAGE);
         slot.write(&large).unwrap();

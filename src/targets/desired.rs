@@ -17,20 +17,16 @@ use crate::store::{Durability, Store};
 pub(crate) const FOLDER: &str = "targets";
 /// The folder that has one for the volumes of each target.
 pub(crate) const VOLUMES: &str = "volumes";
-/// The form of the files.
-pub(crate) const VERSION: u32 = 1;
 
 /// A target as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    pub(crate) version: u32,
     pub(crate) spec: TargetSpec,
 }
 
 /// A volume as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct VolumeEntry {
-    pub(crate) version: u32,
     pub(crate) target: TargetName,
     pub(crate) spec: VolumeSpec,
 }
@@ -53,15 +49,11 @@ impl DesiredTargets {
         for name in store.list(FOLDER, Durability::Disk)? {
             let path = format!("{FOLDER}/{name}");
             let Some(entry) = read::<Entry>(&store, &path) else { continue };
-            let why = if entry.version != VERSION {
-                "it is of another version of the agent"
-            } else if path != file(&entry.spec.name) {
-                "it is the file of another target"
-            } else {
+            if path == file(&entry.spec.name) {
                 desired.targets.insert(entry.spec.name.clone(), entry.spec);
-                continue;
-            };
-            store.set_aside(&path, Durability::Disk, why);
+            } else {
+                store.set_aside(&path, Durability::Disk, "it is the file of another target");
+            }
         }
         for target in store.folders(VOLUMES, Durability::Disk)? {
             open_volumes(&store, &target, &mut desired)?;
@@ -100,8 +92,7 @@ impl DesiredTargets {
             return Ok(());
         }
         let entry = |spec: &VolumeSpec| {
-            let entry =
-                VolumeEntry { version: VERSION, target: target.clone(), spec: spec.clone() };
+            let entry = VolumeEntry { target: target.clone(), spec: spec.clone() };
             (volume_file(target, &spec.name), entry)
         };
         let (store, entries) = (self.store.clone(), new.iter().map(entry).collect::<Vec<_>>());
@@ -155,7 +146,7 @@ impl DesiredTargets {
         if self.told.borrow().targets.get(&spec.name) == Some(spec) {
             return Ok(());
         }
-        let (store, entry) = (self.store.clone(), Entry { version: VERSION, spec: spec.clone() });
+        let (store, entry) = (self.store.clone(), Entry { spec: spec.clone() });
         let path = file(&spec.name);
         blocking(move || store.write(&path, &entry, Durability::Disk)).await??;
         self.told
@@ -197,16 +188,12 @@ fn open_volumes(store: &Store, target: &str, desired: &mut Desired) -> Result<()
     for name in store.list(&format!("{VOLUMES}/{target}"), Durability::Disk)? {
         let path = format!("{VOLUMES}/{target}/{name}");
         let Some(entry) = read::<VolumeEntry>(store, &path) else { continue };
-        let why = if entry.version != VERSION {
-            "it is of another version of the agent"
-        } else if path != volume_file(&entry.target, &entry.spec.name) {
-            "it is the file of another volume"
-        } else {
+        if path == volume_file(&entry.target, &entry.spec.name) {
             let volumes = desired.volumes.entry(entry.target).or_default();
             Arc::make_mut(volumes).insert(entry.spec.name.clone(), entry.spec);
-            continue;
-        };
-        store.set_aside(&path, Durability::Disk, why);
+        } else {
+            store.set_aside(&path, Durability::Disk, "it is the file of another volume");
+        }
     }
     Ok(())
 }
@@ -262,7 +249,7 @@ mod tests {
         let newer = std::fs::read_to_string(path("b.json")).unwrap().replacen('1', "99", 1);
         std::fs::write(path("b.json"), newer).unwrap();
         assert_eq!(names(&open(&dir)), ["c"]);
-        assert!(path("a.json.unusable").exists() && path("b.json.unusable").exists());
+        assert!(path("a.json.unusable").exists() && path("b.json.version-99").exists());
         assert_eq!(names(&open(&dir)), ["c"], "what was set aside stays there");
     }
 

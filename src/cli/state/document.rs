@@ -154,7 +154,7 @@ pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported,
             ),
         ));
     }
-    let write = |name: &String| Some((name.clone(), things.get(name)?.value()));
+    let write = |name: &String| Some((name.clone(), things.get(name)?.content()));
     let values: Vec<(String, Value)> =
         imported.written.iter().chain(&imported.replaced).filter_map(write).collect();
     store.write_all(&values)?;

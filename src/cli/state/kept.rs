@@ -27,8 +27,8 @@ use crate::model::path::CleanPath;
 use crate::model::pools::{PoolPages, pages_map};
 use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{Backing, VolumeSpec};
-use crate::store::{Durability, Store};
-use crate::targets::desired::{Entry, FOLDER as TARGETS, VERSION, VOLUMES, VolumeEntry};
+use crate::store::{self, Durability, Store};
+use crate::targets::desired::{Entry, FOLDER as TARGETS, VOLUMES, VolumeEntry};
 
 /// The folder of the results that wait for the controller.
 const OUTBOX: &str = "outbox";
@@ -55,14 +55,14 @@ impl Thing {
     /// # Errors
     /// A name that no thing has, a form that this agent does not know, a value that is none.
     pub fn read(name: &str, value: &Value) -> Result<Thing, Fault> {
+        Thing::of(name, &content(name, value)?)
+    }
+
+    fn of(name: &str, value: &Value) -> Result<Thing, Fault> {
         let thing = match name.split('/').collect::<Vec<_>>()[..] {
-            [TARGETS, _] => {
-                judge_version(name, value)?;
-                Thing::Target(Box::new(parse::<Entry>(name, value)?.spec))
-            }
+            [TARGETS, _] => Thing::Target(Box::new(parse::<Entry>(name, value)?.spec)),
             [VOLUMES, _, _] => {
-                judge_version(name, value)?;
-                let VolumeEntry { target, spec, .. } = parse(name, value)?;
+                let VolumeEntry { target, spec } = parse(name, value)?;
                 Thing::Volume(target, Box::new(spec))
             }
             [RESERVATIONS] => Thing::Reservations(parse(name, value)?),
@@ -81,8 +81,9 @@ impl Thing {
     /// # Errors
     /// As [`Thing::read`], and a field that this agent does not know, and a value that it would not take.
     pub fn admit(name: &str, value: &Value) -> Result<Thing, Fault> {
-        let thing = Thing::read(name, value)?;
-        if let Some(field) = passed_over(value, &thing.value(), "") {
+        let content = content(name, value)?;
+        let thing = Thing::of(name, &content)?;
+        if let Some(field) = passed_over(&content, &thing.content(), "") {
             return Err(refused(name, &format!("has {field}, which this agent does not know")));
         }
         thing.judge().map_err(|why| refused(name, &format!("cannot be: {why}")))?;
@@ -123,19 +124,25 @@ impl Thing {
         }
     }
 
-    /// What its file holds.
-    pub fn value(&self) -> Value {
+    /// What its file holds beside the version.
+    fn content(&self) -> Value {
         match self {
-            Thing::Target(spec) => {
-                json!(Entry { version: VERSION, spec: (**spec).clone() })
-            }
+            Thing::Target(spec) => json!(Entry { spec: (**spec).clone() }),
             Thing::Volume(target, spec) => {
-                let (target, spec) = (target.clone(), (**spec).clone());
-                json!(VolumeEntry { version: VERSION, target, spec })
+                json!(VolumeEntry { target: target.clone(), spec: (**spec).clone() })
             }
             Thing::Reservations(list) => json!(list),
             Thing::Controller(identity) => json!(identity),
         }
+    }
+
+    /// What a document has of it.
+    pub fn value(&self) -> Value {
+        let mut value = self.content();
+        if let Thing::Target(_) | Thing::Volume(..) = self {
+            value["version"] = store::VERSION.into();
+        }
+        value
     }
 
     /// The same without what can be secret: an address's query can be what gives access to it, and what a
@@ -182,14 +189,8 @@ fn parse<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T, Fault> {
     T::deserialize(value).map_err(|e| refused(name, &format!("cannot be read: {e}")))
 }
 
-fn judge_version(name: &str, value: &Value) -> Result<(), Fault> {
-    match value.get("version").and_then(Value::as_u64) {
-        Some(version) if version == u64::from(VERSION) => Ok(()),
-        Some(version) => {
-            Err(refused(name, &format!("is of version {version}, and this agent knows {VERSION}")))
-        }
-        None => Err(refused(name, "cannot be read: it tells no version")),
-    }
+fn content(name: &str, value: &Value) -> Result<Value, Fault> {
+    store::content(value.clone()).map_err(|why| refused(name, &why.to_string()))
 }
 
 /// The first field that was read and is not in what was understood; one without a value says nothing.

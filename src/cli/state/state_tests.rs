@@ -159,7 +159,7 @@ fn a_thing_that_is_not_what_its_name_says_is_refused_by_name() {
         ("targets/zbs-vhost", target.clone(), "belongs into"),
         ("targets/a.json", target.clone(), "belongs into targets/zbs-vhost.json"),
         ("volumes/b/a.json", volume.clone(), "belongs into volumes/zbs-vhost/a.json"),
-        ("targets/a.json", json!({}), "tells no version"),
+        ("targets/a.json", json!({}), "missing field `spec`"),
         ("targets/a.json", json!({"version": 1}), "targets/a.json cannot be read: missing field"),
         ("targets/zbs-vhost.json", with(&target, "/version", 2.into()), "is of version 2"),
         ("volumes/zbs-vhost/a.json", with(&volume, "/version", 7.into()), "is of version 7"),
@@ -233,8 +233,7 @@ fn a_file_that_cannot_be_used_is_told_stays_where_it_is_and_is_not_exported_arou
 #[test]
 fn what_waits_for_the_controller_is_shown() {
     let (_dir, store) = store();
-    let entry =
-        |result: Value| json!({"version": 1, "callbackUrl": "http://c/x?t=1", "result": result});
+    let entry = |result: Value| json!({"callbackUrl": "http://c/x?t=1", "result": result});
     store.write("outbox/b.json", &entry(json!({"body": "{}"})), Durability::Disk).unwrap();
     store.write("outbox/a.json", &entry(Value::Null), Durability::Disk).unwrap();
     let waiting = |task: &str, has_result| Waiting {
