@@ -27,6 +27,7 @@ pub mod policy;
 pub mod pools;
 pub mod prepare;
 pub mod progress;
+pub mod quota;
 pub mod registry;
 pub mod status;
 pub mod step;

@@ -23,7 +23,6 @@ use tokio::time::{sleep, timeout};
 use self::places::{Place, Places};
 use super::Shared;
 use super::errors::{self, Problem};
-use super::serve::Peer;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fallback::FallbackAddress;
@@ -97,7 +96,7 @@ impl Fallback {
 
     fn place(&self, request: &Request) -> Result<Place, Problem> {
         let caller = request.extensions().get().copied().unwrap_or(Caller::Here);
-        self.places.take(Peer::from(caller)).ok_or_else(|| {
+        self.places.take(caller.into()).ok_or_else(|| {
             let text = format!(
                 "{} requests, or your share of them, are at work at {} already (half of http.max_connections): call later",
                 self.requests, self.address

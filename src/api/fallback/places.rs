@@ -1,23 +1,23 @@
-//! Places for requests that are handed on: one peer has three quarters of them at most, so that who keeps
+//! Places for requests that are handed on: one client has its quota of them, so that who keeps
 //! his own for long leaves room for others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::super::serve::{Peer, share};
+use crate::model::quota::Client;
 
 /// The places.
 #[derive(Debug)]
 pub(super) struct Places {
     most: usize,
-    taken: Mutex<HashMap<Peer, usize>>,
+    taken: Mutex<HashMap<Client, usize>>,
 }
 
 /// One of them; free again when it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
-    peer: Peer,
+    peer: Client,
 }
 
 impl Places {
@@ -27,11 +27,11 @@ impl Places {
     }
 
     /// One for this peer; `None` when all are taken, or all that it may have.
-    pub(super) fn take(self: &Arc<Places>, peer: Peer) -> Option<Place> {
+    pub(super) fn take(self: &Arc<Places>, peer: Client) -> Option<Place> {
         let mut taken = self.lock();
         let own = taken.get(&peer).copied().unwrap_or_default();
         let full = taken.values().sum::<usize>() >= self.most;
-        if full || own >= share(self.most) && peer != Peer::Here {
+        if full || own >= peer.quota(self.most) {
             return None;
         }
         taken.insert(peer, own + 1);
@@ -39,7 +39,7 @@ impl Places {
         Some(Place { places: self.clone(), peer })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, usize>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Client, usize>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn one_peer_leaves_room_for_others_and_a_place_is_free_again() {
         let places = Arc::new(Places::new(4));
-        let peer = |text: &str| Peer::from(text.parse::<Caller>().unwrap());
+        let peer = |text: &str| Client::from(text.parse::<Caller>().unwrap());
         let own: Vec<Place> = (0..3).map(|_| places.take(peer("192.0.2.1")).unwrap()).collect();
         assert!(places.take(peer("192.0.2.1")).is_none());
         let other = places.take(peer("192.0.2.2")).unwrap();

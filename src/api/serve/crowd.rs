@@ -1,8 +1,7 @@
 //! Who is connected at one door, and who gives way when it is full.
 //!
 //! A connection is *quiet* until a request has come as a whole, and *at work* from then until the answer was
-//! handed over. One peer has at most three quarters of the places, so that there is
-//! always room for others. A peer that comes once more takes the place of its own connection that has been
+//! handed over. One peer has at most its quota of the places. A peer that comes once more takes the place of its own connection that has been
 //! quiet for longest; at a full door, the peer gives way that has the most connections among those with a
 //! quiet one. So connections that say nothing, or never end, keep no call out, from one address or
 //! from many. Only where everybody is at work somebody is refused, and a peer that has no connection yet last.
@@ -10,34 +9,8 @@
 //! Plain values: `serve` keeps it in a mutex and closes what has to give way.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
 
-use crate::model::caller::Caller;
-
-/// Who shares places: an address, or the 64 bits that one customer of a network has of IPv6.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Peer {
-    /// The node itself.
-    Here,
-    /// An address of IPv4.
-    V4(std::net::Ipv4Addr),
-    /// The first half of one of IPv6.
-    V6Prefix(u64),
-}
-
-impl From<Caller> for Peer {
-    fn from(caller: Caller) -> Peer {
-        let prefix = |address: Ipv6Addr| {
-            let [a, b, c, d, ..] = address.segments();
-            [a, b, c, d].iter().fold(0, |bits, segment| bits << 16 | u64::from(*segment))
-        };
-        match caller {
-            Caller::Here => Peer::Here,
-            Caller::At(IpAddr::V4(address)) => Peer::V4(address),
-            Caller::At(IpAddr::V6(address)) => Peer::V6Prefix(prefix(address)),
-        }
-    }
-}
+use crate::model::quota::Client;
 
 /// A connection, by the order in which they came.
 pub(super) type Id = u64;
@@ -53,11 +26,6 @@ pub(super) enum Entry {
     Full,
 }
 
-/// What one peer may have of so many.
-pub(in super::super) fn share(most: usize) -> usize {
-    most - most / 4
-}
-
 /// One peer's connections.
 #[derive(Debug, Default)]
 struct Connections {
@@ -70,27 +38,24 @@ struct Connections {
 #[derive(Debug)]
 pub(super) struct Crowd {
     most: usize,
-    share: usize,
     /// Orders connections and when they fall quiet.
     clock: u64,
-    peers: HashMap<Peer, Connections>,
+    peers: HashMap<Client, Connections>,
     /// Whose it is, and since when it is quiet.
-    members: HashMap<Id, (Peer, Option<u64>)>,
+    members: HashMap<Id, (Client, Option<u64>)>,
 }
 
 impl Crowd {
     /// With room for so many.
     pub(super) fn new(most: usize) -> Crowd {
-        Crowd { most, share: share(most), clock: 0, peers: HashMap::new(), members: HashMap::new() }
+        Crowd { most, clock: 0, peers: HashMap::new(), members: HashMap::new() }
     }
 
     /// Somebody comes; a place that was found is taken, and its connection quiet.
-    pub(super) fn enter(&mut self, peer: Peer) -> Entry {
+    pub(super) fn enter(&mut self, peer: Client) -> Entry {
         let own = self.peers.get(&peer);
         let has_none = own.is_none();
-        let own_share_is_full = own.is_some_and(|own| own.count >= self.share);
-        // The node itself shares with nobody.
-        let leaves = if own_share_is_full && peer != Peer::Here {
+        let leaves = if own.is_some_and(|own| own.count >= peer.quota(self.most)) {
             own.and_then(oldest)
         } else if self.members.len() >= self.most {
             let with_quiet = self.peers.values().filter(|peer| !peer.quiet.is_empty());
@@ -110,7 +75,7 @@ impl Crowd {
         Entry::InPlaceOf(self.admit(peer), leaves)
     }
 
-    fn admit(&mut self, peer: Peer) -> Id {
+    fn admit(&mut self, peer: Client) -> Id {
         let id = self.tick();
         let connections = self.peers.entry(peer).or_default();
         connections.count += 1;
@@ -169,9 +134,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::caller::Caller;
 
-    fn peer(number: u8) -> Peer {
-        Peer::from(Caller::At([192, 0, 2, number].into()))
+    fn peer(number: u8) -> Client {
+        Client::from(Caller::At([192, 0, 2, number].into()))
     }
 
     fn free(entry: Entry) -> Id {
@@ -222,14 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn a_customer_of_ipv6_is_one_peer_and_the_node_itself_has_no_share() {
-        let at = |text: &str| Peer::from(text.parse::<Caller>().unwrap());
-        assert_eq!(at("2001:db8:1:2::1"), at("2001:db8:1:2:ffff::9"));
-        assert_ne!(at("2001:db8:1:2::1"), at("2001:db8:1:3::1"));
-        assert_eq!(at("::ffff:192.0.2.1"), peer(1));
+    fn the_node_itself_has_no_quota_and_a_door_for_one_lets_one_in() {
         let mut crowd = Crowd::new(4);
         for _ in 0..4 {
-            free(crowd.enter(at("local")));
+            free(crowd.enter(Client::Node));
         }
         let mut one = Crowd::new(1);
         free(one.enter(peer(1)));
@@ -259,16 +221,16 @@ mod tests {
                             there.push((id, who, false));
                         }
                         Entry::Full => {
-                            let own = there.iter().filter(|(_, peer, _)| *peer == who).count();
-                            prop_assert!(own >= crowd.share || there.len() >= most);
+                            let own = there.iter().filter(|(_, of, _)| *of == who).count();
+                            prop_assert!(own >= peer(who).quota(most) || there.len() >= most);
                         }
                     },
                 }
                 prop_assert_eq!(crowd.members.len(), there.len());
                 prop_assert!(there.len() <= most + 1, "most is below 32, so one is reserved");
                 for who in 0..5 {
-                    let own = there.iter().filter(|(_, peer, _)| *peer == who).count();
-                    prop_assert!(own <= crowd.share);
+                    let own = there.iter().filter(|(_, of, _)| *of == who).count();
+                    prop_assert!(own <= peer(who).quota(most));
                 }
             }
             there.iter().for_each(|(id, ..)| crowd.leave(*id));

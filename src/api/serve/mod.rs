@@ -32,8 +32,6 @@ use tokio_rustls::rustls::ServerConfig;
 use tower_http::normalize_path::NormalizePath;
 use tracing::Instrument;
 
-pub use self::crowd::Peer;
-pub(super) use self::crowd::share;
 use self::crowd::{Crowd, Entry, Id};
 use self::desk::Desk;
 pub use self::desk::Judged;
@@ -193,7 +191,7 @@ impl Door {
             return refuse(NOT_ALLOWED);
         }
         let mut inside = lock(hall);
-        let id = match inside.crowd.enter(Peer::from(caller)) {
+        let id = match inside.crowd.enter(caller.into()) {
             Entry::Free(id) => id,
             Entry::InPlaceOf(id, leaves) => {
                 if let Some(close) = inside.closes.remove(&leaves) {

@@ -5,7 +5,7 @@
 //! names many addresses at which nobody answers: it has its share of the attempts at one time.
 //!
 //! Calls that change the node and calls that only look have bounds of their own, each `Offering::max_tasks`
-//! and `CallbackPolicy::max_pending`, and nobody has more than its share of one (`origin::share`).
+//! and `CallbackPolicy::max_pending`, and nobody has more than its quota of one (`model::quota`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -14,10 +14,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::census::{Census, Counts};
-use super::origin::{Origin, Party, share};
+use super::origin::Origin;
 use super::{Keep, Offering};
 use crate::model::code::Code;
 use crate::model::policy::CallbackPolicy;
+use crate::model::quota::Client;
 use crate::model::task::{TaskId, TaskResult};
 
 /// What became of one attempt.
@@ -231,18 +232,18 @@ impl Book {
     /// When the next result that may be offered is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let (held_back, under_way) = (self.held_back(), self.under_way());
-        let most = share(self.offering.callbacks.parallel);
         let may = self.waiting.values().filter(|waiting| {
-            times(&under_way, waiting.origin.party) < most
+            let client = waiting.origin.client;
+            times(&under_way, client) < client.quota(self.offering.callbacks.parallel)
                 && !held_back.contains(address(&waiting.result))
         });
         may.filter_map(|waiting| waiting.due).min()
     }
 
     /// Whose results are under way.
-    fn under_way(&self) -> Vec<Party> {
+    fn under_way(&self) -> Vec<Client> {
         let under_way = self.waiting.values().filter(|waiting| waiting.due.is_none());
-        under_way.map(|waiting| waiting.origin.party).collect()
+        under_way.map(|waiting| waiting.origin.client).collect()
     }
 
     /// Failing addresses that have an attempt under way.
@@ -254,18 +255,18 @@ impl Book {
 
     pub(super) fn take_due(&mut self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
         let (mut held_back, mut under_way) = (self.held_back(), self.under_way());
-        let share = share(self.offering.callbacks.parallel);
+        let parallel = self.offering.callbacks.parallel;
         let waiting = self.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
         let mut due: Vec<&mut Waiting> = waiting.collect();
         // After a restart all are due at once: then the oldest goes first.
         due.sort_by_key(|waiting| (waiting.due, waiting.ends));
         due.into_iter()
             .filter(|waiting| {
-                let (to, party) = (address(&waiting.result), waiting.origin.party);
-                let goes = times(&under_way, party) < share
+                let (to, client) = (address(&waiting.result), waiting.origin.client);
+                let goes = times(&under_way, client) < client.quota(parallel)
                     && (!self.failing.contains(to) || held_back.insert(to.to_string()));
                 if goes {
-                    under_way.push(party);
+                    under_way.push(client);
                 }
                 goes
             })
@@ -320,7 +321,7 @@ impl Book {
 /// Places of one kind that are taken.
 struct Taken {
     all: usize,
-    /// By the same party.
+    /// By the same client.
     own: usize,
 }
 
@@ -330,7 +331,7 @@ impl Taken {
             Taken { all: 0, own: 0 },
             |Taken { all, own }, one| Taken {
                 all: all + 1,
-                own: own + usize::from(one.party == origin.party),
+                own: own + usize::from(one.client == origin.client),
             },
         )
     }
@@ -340,14 +341,14 @@ impl Taken {
         if self.all >= most {
             return Some("there are all".to_string());
         }
-        let share = share(most);
-        (self.own >= share).then(|| format!("{} has its share of {share}", origin.party))
+        let quota = origin.client.quota(most);
+        (self.own >= quota).then(|| format!("{} has its share of {quota}", origin.client))
     }
 }
 
 /// How many of them are that one's.
-fn times(all: &[Party], party: Party) -> usize {
-    all.iter().filter(|one| **one == party).count()
+fn times(all: &[Client], client: Client) -> usize {
+    all.iter().filter(|one| **one == client).count()
 }
 
 /// Who is called: the callback's address without its path.

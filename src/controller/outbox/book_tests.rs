@@ -1,6 +1,5 @@
 //! The book: who is taken in, what is due, and when it is tried again.
 
-use super::super::origin::Party;
 use super::*;
 use crate::model::caller::Caller;
 
@@ -31,7 +30,7 @@ fn finish(book: &mut Book, n: u32, url: &str, age: Duration, now: Instant) {
     book.finish((result(n, url), age), (LOCAL, Keep::OnDisk), now, now);
 }
 
-const LOCAL: Origin = Origin { changes: true, party: Party::Node };
+const LOCAL: Origin = Origin { changes: true, client: Client::V4(std::net::Ipv4Addr::LOCALHOST) };
 const URL: &str = "http://c:80/x";
 const NEW: Duration = Duration::ZERO;
 
@@ -201,7 +200,7 @@ fn one_caller_alone_fills_no_bound() {
 }
 
 #[test]
-fn one_caller_is_an_address_a_network_of_ipv6_or_the_node_and_its_results_count_too() {
+fn the_results_of_a_network_of_ipv6_count_together() {
     let (mut book, now) = (book(64, 4), Instant::now());
     for (n, caller) in ["fd00::1", "fd00::2", "fd00:0:0:0:ffff::"].iter().enumerate() {
         let n = u32::try_from(n).unwrap();
@@ -213,14 +212,6 @@ fn one_caller_is_an_address_a_network_of_ipv6_or_the_node_and_its_results_count_
     assert_eq!(code, Code::OutboxFull);
     assert!(text.starts_with("fd00::/64 has its share of 3 of the 4 results"), "{text}");
     admit(&mut book, 3, true, "fd00:0:0:1::1").unwrap();
-    let party = |caller: &str| Origin::new(true, Some(caller.parse().unwrap())).party;
-    assert_eq!((party("127.0.0.9"), party("::1")), (party("local"), party("local")));
-    assert_ne!(Origin::new(true, None).party, party("local"));
-}
-
-#[test]
-fn a_bound_of_one_or_two_is_not_made_smaller_by_its_shares() {
-    assert_eq!([1, 2, 3, 4, 8, 3072].map(share), [1, 2, 3, 3, 6, 2304]);
 }
 
 #[test]

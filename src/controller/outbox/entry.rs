@@ -163,8 +163,8 @@ pub(super) fn load(store: &Store) -> Result<Vec<Entry>, Fault> {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
-    use super::super::origin::Party;
     use super::*;
+    use crate::model::quota::Client;
 
     fn at(address: &str) -> Caller {
         address.parse().unwrap()
@@ -221,7 +221,7 @@ mod tests {
         value.as_object_mut().unwrap().remove("caller").unwrap();
         std::fs::write(&path, value.to_string()).unwrap();
         let mut read = load(&store).unwrap().remove(0);
-        assert_eq!(read.origin().party, Party::Unknown);
+        assert_eq!(read.origin().client, Client::Unknown);
         read.break_off();
         assert_eq!(read.result(SystemTime::now()).unwrap().0.caller, None);
     }

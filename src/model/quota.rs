@@ -1,0 +1,88 @@
+//! Quota of one client: of everything that many share (connections, places, tasks, results, attempts) one
+//! client has at most three quarters, so that there is always room for others.
+//!
+//! The Unix socket is the node itself, for its owner alone can open it, and has no quota. A loopback address
+//! is an address like any other: everybody on the node can call from it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::caller::Caller;
+
+/// Caller as far as quotas look at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Client {
+    /// The node itself, over the Unix socket.
+    Node,
+    /// An address.
+    V4(Ipv4Addr),
+    /// A network of 64 bits: a machine can take any address in its own (RFC 4291, 2.5.4).
+    V6(Ipv6Addr),
+    /// Callers of whom it was not noted who they are.
+    Unknown,
+}
+
+impl Client {
+    /// How many of so many it may have at one time; of one, that one.
+    pub fn quota(self, all: usize) -> usize {
+        match self {
+            Client::Node => all,
+            Client::V4(_) | Client::V6(_) | Client::Unknown => all - all / 4,
+        }
+    }
+}
+
+impl From<Caller> for Client {
+    fn from(caller: Caller) -> Client {
+        match caller {
+            Caller::Here => Client::Node,
+            Caller::At(IpAddr::V4(address)) => Client::V4(address),
+            Caller::At(IpAddr::V6(address)) => {
+                Client::V6((address.to_bits() & (u128::MAX << 64)).into())
+            }
+        }
+    }
+}
+
+impl From<Option<Caller>> for Client {
+    fn from(caller: Option<Caller>) -> Client {
+        caller.map_or(Client::Unknown, Client::from)
+    }
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Client::Node => f.write_str("this node itself"),
+            Client::V4(address) => address.fmt(f),
+            Client::V6(network) => write!(f, "{network}/64"),
+            Client::Unknown => f.write_str("a caller that is not known"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(caller: &str) -> Client {
+        caller.parse::<Caller>().unwrap().into()
+    }
+
+    #[test]
+    fn clients_are_addresses_networks_of_ipv6_and_the_unix_socket() {
+        assert_eq!(client("2001:db8:1:2::1"), client("2001:db8:1:2:ffff::9"));
+        assert_ne!(client("2001:db8:1:2::1"), client("2001:db8:1:3::1"));
+        assert_eq!(client("::ffff:192.0.2.1"), client("192.0.2.1"));
+        assert_ne!(client("127.0.0.1"), client("local"));
+        assert_ne!(Client::from(None), client("local"));
+        assert_eq!(client("fd00::9").to_string(), "fd00::/64");
+    }
+
+    #[test]
+    fn one_client_leaves_a_quarter_and_a_bound_of_one_is_one() {
+        let quota = |all| client("127.0.0.1").quota(all);
+        assert_eq!([1, 2, 3, 4, 8, 3072].map(quota), [1, 2, 3, 3, 6, 2304]);
+        assert_eq!(client("local").quota(4), 4);
+    }
+}
