@@ -33,3 +33,5 @@ pub mod plan;
 pub mod spdk;
 pub mod store;
 pub mod targets;
+pub mod wait;
+pub mod watchdog;

@@ -16,16 +16,27 @@ const LAW: &[(&str, &[&str])] = &[
     // It proves by I/O what the probe takes an answer's word for.
     ("health/deep", &["health", "model", "host", "spdk"]),
     ("health", &["health", "model"]),
-    ("targets/observer", &["targets", "model", "host", "docker", "spdk"]),
+    ("targets/observer", &["targets", "model", "host", "docker", "spdk", "wait"]),
     (
         "targets",
-        &["targets", "agent", "model", "plan", "store", "health::deep", "docker::Containers"],
+        &[
+            "targets",
+            "agent",
+            "model",
+            "plan",
+            "store",
+            "health::deep",
+            "docker::Containers",
+            "wait",
+            "watchdog",
+        ],
     ),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
     ("agent/apply", &["agent", "model", "host", "docker", "spdk", "outgoing"]),
-    ("agent", &["agent", "model", "plan", "store"]),
-    // The outbox beats for the watchdog as the owners do.
-    ("controller", &["controller", "model", "store", "agent::pulse", "outgoing"]),
+    ("agent", &["agent", "model", "plan", "store", "wait", "watchdog"]),
+    ("controller", &["controller", "model", "store", "outgoing", "wait", "watchdog"]),
+    ("wait", &[]),
+    ("watchdog", &[]),
     ("outgoing", &["outgoing", "model"]),
     // What it does not serve it hands on.
     (
@@ -39,10 +50,17 @@ const LAW: &[(&str, &[&str])] = &[
             "outgoing::name",
             "outgoing::relay",
             "outgoing::stream",
+            "wait",
         ],
     ),
     ("builtin", &["builtin", "model"]),
-    ("cli", &["cli", "builtin", "model", "agent", "targets", "api", "config", "daemon", "store"]),
+    (
+        "cli",
+        &[
+            "cli", "builtin", "model", "agent", "targets", "api", "config", "daemon", "store",
+            "watchdog",
+        ],
+    ),
     (
         "daemon",
         &[
@@ -57,6 +75,7 @@ const LAW: &[(&str, &[&str])] = &[
             "spdk",
             "store",
             "model",
+            "watchdog",
         ],
     ),
     ("main", &[]),

@@ -20,12 +20,12 @@ use vhost_agent::agent::memory::MemoryWork;
 use vhost_agent::agent::observe::memory::MemoryObserver;
 use vhost_agent::agent::pools::Pools;
 use vhost_agent::agent::progress::ProgressSink;
-use vhost_agent::agent::pulse::Pulse;
 use vhost_agent::config::Settings;
 use vhost_agent::host::Root;
 use vhost_agent::model::pools::{Placement, PoolGoal, PoolWant};
 use vhost_agent::model::units::PageSize;
 use vhost_agent::store::{Durability, Store};
+use vhost_agent::watchdog::Watchdog;
 
 use crate::agent::{Agent, EngineUse};
 use crate::figures::{Samples, print_comparison, print_ratio};
@@ -184,7 +184,7 @@ impl Owner {
         )?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let pools = runtime.block_on(async {
-            Pools::start(work, settings.pools.write_timeout, Pulse::default().register())
+            Pools::start(work, settings.pools.write_timeout, Watchdog::default().register())
         });
         Ok(Owner { runtime, pools, state, _run: run })
     }

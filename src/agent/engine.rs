@@ -9,7 +9,6 @@ use super::apply::engine::{EngineApplier, Spawns};
 use super::observe::engine::{Answers, EngineObserver};
 use super::owner_gone;
 use super::progress::ProgressSink;
-use super::pulse::Beat;
 use crate::model::code::Code;
 use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;
@@ -17,6 +16,7 @@ use crate::model::policy::EnginePolicy;
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::plan::engine::plan;
+use crate::watchdog::Heartbeat;
 
 /// Orders that may wait; more are refused.
 const QUEUE: usize = 32;
@@ -40,10 +40,10 @@ impl Engine {
         applier: EngineApplier<E, S>,
         policy: EnginePolicy,
         progress: ProgressSink,
-        beat: Beat,
+        heartbeat: Heartbeat,
     ) -> Engine {
         let (orders, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(Owner { observer, applier, policy, progress }, queue, beat));
+        tokio::spawn(run(Owner { observer, applier, policy, progress }, queue, heartbeat));
         Engine { orders }
     }
 
@@ -87,22 +87,22 @@ struct Owner<E, S> {
 async fn run<E: Answers, S: Spawns>(
     mut owner: Owner<E, S>,
     mut queue: mpsc::Receiver<Order>,
-    mut beat: Beat,
+    mut heartbeat: Heartbeat,
 ) {
     loop {
         let order = tokio::select! {
-            // Both are cancel-safe: an order stays queued, a beat stays due.
+            // Both are cancel-safe: an order stays queued, a heartbeat stays due.
             order = queue.recv() => order,
-            () = beat.due() => continue,
+            () = heartbeat.due() => continue,
         };
         let Some(Order::Prepare { dry_run, reply }) = order else { return };
         let work = owner.prepare(dry_run);
         tokio::pin!(work);
         let report = loop {
             tokio::select! {
-                // The work is pinned and goes on when a beat comes first.
+                // The work is pinned and goes on when a heartbeat comes first.
                 report = &mut work => break report,
-                () = beat.due() => {}
+                () = heartbeat.due() => {}
             }
         };
         let _ = reply.send(report);

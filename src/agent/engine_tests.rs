@@ -37,8 +37,9 @@ fn node(mood: Mood) -> Node {
     let (shared, systemd) = (Arc::new(engine.clone()), Arc::new(Systemd::new()));
     let observer = EngineObserver::new(&root, policy(), shared.clone(), systemd.clone());
     let applier = EngineApplier::new(&root, policy(), shared, systemd, spawner.clone());
-    let (progress, beat) = (ProgressSink::default(), crate::agent::pulse::Pulse::default());
-    let owner = Engine::start(Arc::new(observer), applier, policy(), progress, beat.register());
+    let (progress, heartbeat) = (ProgressSink::default(), crate::watchdog::Watchdog::default());
+    let owner =
+        Engine::start(Arc::new(observer), applier, policy(), progress, heartbeat.register());
     Node { engine, spawner, owner, folder }
 }
 

@@ -18,7 +18,6 @@ pub mod observe;
 pub mod pools;
 pub mod prepare;
 pub mod progress;
-pub mod pulse;
 pub mod status;
 
 use crate::model::code::Code;

@@ -17,12 +17,12 @@ use tokio::time::timeout;
 use super::memory::{Brake, MemoryOrder, MemoryWork, Published, ReclaimOrder};
 use super::observe::blocking;
 use super::owner_gone;
-use super::pulse::Beat;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::pools::{Ledger, PoolGoal};
 use crate::model::prepare::{PartReport, ReclaimReport};
 use crate::model::units::PageSize;
+use crate::watchdog::Heartbeat;
 
 /// Orders that may wait; more are refused.
 const QUEUE: usize = 32;
@@ -57,13 +57,13 @@ impl std::fmt::Debug for Order {
 
 impl Pools {
     /// Starts the owner.
-    pub fn start(work: MemoryWork, write_timeout: Duration, beat: Beat) -> Pools {
+    pub fn start(work: MemoryWork, write_timeout: Duration, heartbeat: Heartbeat) -> Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
         let (books, brake) = (work.publishes(), work.brake());
         if let Err(e) = brake.arm() {
             tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
         }
-        tokio::spawn(run(work, queue, beat));
+        tokio::spawn(run(work, queue, heartbeat));
         // A write is not cut short for one caller, for others may want its pages; it gets as much time
         // again.
         Pools { orders, books, patience: write_timeout * 2, brake }
@@ -171,14 +171,14 @@ impl Pools {
     }
 }
 
-async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat) {
+async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: Heartbeat) {
     let mut idle = Some(work);
     while let Some(mut work) = idle.take() {
         let order = loop {
             tokio::select! {
-                // Both are cancel-safe: an order stays queued, a beat stays due.
+                // Both are cancel-safe: an order stays queued, a heartbeat stays due.
                 order = queue.recv() => break order,
-                () = beat.due() => {}
+                () = heartbeat.due() => {}
             }
         };
         let order = match order {
@@ -204,9 +204,9 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut beat: Beat)
         tokio::pin!(done);
         idle = loop {
             tokio::select! {
-                // The work is pinned and goes on when a beat comes first.
+                // The work is pinned and goes on when a heartbeat comes first.
                 work = &mut done => break work.ok(),
-                () = beat.due() => {}
+                () = heartbeat.due() => {}
             }
         };
     }

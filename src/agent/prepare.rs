@@ -9,11 +9,12 @@ use super::admission::{Admission, Admitted};
 use super::engine::Engine;
 use super::owner_gone;
 use super::pools::Pools;
-use super::pulse::Beat;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::pools::PoolGoal;
 use crate::model::prepare::{PartReport, PrepareReport, PrepareRequest, StepOutcome};
+use crate::wait;
+use crate::watchdog::Heartbeat;
 
 /// Calls that may stand before the owner's door.
 const QUEUE: usize = 256;
@@ -31,9 +32,14 @@ pub struct Prepare {
 
 impl Prepare {
     /// Starts the owner.
-    pub fn start(pools: Pools, engine: Engine, manage_engine: bool, beat: Beat) -> Prepare {
+    pub fn start(
+        pools: Pools,
+        engine: Engine,
+        manage_engine: bool,
+        heartbeat: Heartbeat,
+    ) -> Prepare {
         let (calls, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(pools.clone(), engine, manage_engine, queue, beat));
+        tokio::spawn(run(pools.clone(), engine, manage_engine, queue, heartbeat));
         Prepare { calls, pools }
     }
 
@@ -65,21 +71,15 @@ async fn run(
     engine: Engine,
     manage_engine: bool,
     mut calls: mpsc::Receiver<(PrepareRequest, Waiter)>,
-    mut beat: Beat,
+    mut heartbeat: Heartbeat,
 ) {
     let mut admission: Admission<Waiter> = Admission::new(MOST_WAITING);
     // One run at a time; its future is polled here, so that a run and a waiting call are one task.
     let mut running: Option<Run> = None;
     loop {
-        let ended = async {
-            match &mut running {
-                Some(run) => run.await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             // Pinned: goes on when another arm comes first.
-            report = ended => {
+            report = wait::end(&mut running) => {
                 let (waiters, next) = admission.finish();
                 let report = Arc::new(report);
                 for waiter in waiters {
@@ -100,8 +100,8 @@ async fn run(
                     }
                 }
             }
-            // Cancel-safe: a beat stays due.
-            () = beat.due() => {}
+            // Cancel-safe: a heartbeat stays due.
+            () = heartbeat.due() => {}
         }
     }
 }

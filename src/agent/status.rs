@@ -17,12 +17,13 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::memory::Published;
 use super::observe::blocking;
 use super::observe::memory::MemoryObserver;
-use super::pulse::Beat;
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
 use crate::model::pools::{Ledger, Pool};
 use crate::model::status::{NodeReport, PoolReport, TargetStatuses, target_reports};
 use crate::model::target::Desired;
+use crate::wait;
+use crate::watchdog::Heartbeat;
 
 /// Between two looks at the pools: others take pages and give them back without a word.
 const POOLS_PAUSE: Duration = Duration::from_secs(10);
@@ -62,7 +63,7 @@ struct Status {
 ///
 /// # Errors
 /// When the boot's id cannot be read.
-pub fn start(sources: Sources, beat: Beat) -> Result<Reports, Fault> {
+pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let first = NodeReport {
         boot_id: sources.memory.boot_id()?,
@@ -82,23 +83,23 @@ pub fn start(sources: Sources, beat: Beat) -> Result<Reports, Fault> {
     let reports = status.told.subscribe();
     let mut ticks = interval(POOLS_PAUSE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tokio::spawn(status.run(ticks, beat));
+    tokio::spawn(status.run(ticks, heartbeat));
     Ok(reports)
 }
 
 impl Status {
-    async fn run(mut self, mut ticks: Interval, mut beat: Beat) {
+    async fn run(mut self, mut ticks: Interval, mut heartbeat: Heartbeat) {
         loop {
             tokio::select! {
-                // Each is cancel-safe: news that were not heard stay news, a tick and a beat stay due, and
+                // Each is cancel-safe: news that were not heard stay news, a tick and a heartbeat stay due, and
                 // the look is kept.
-                () = change(&mut self.sources.statuses) => {}
-                () = change(&mut self.sources.desired) => {}
-                () = change(&mut self.sources.identity) => {}
-                () = change(&mut self.sources.books) => self.look_now(),
+                () = wait::change(&mut self.sources.statuses) => {}
+                () = wait::change(&mut self.sources.desired) => {}
+                () = wait::change(&mut self.sources.identity) => {}
+                () = wait::change(&mut self.sources.books) => self.look_now(),
                 _ = ticks.tick() => self.look_now(),
-                Some(pools) = next_look(&mut self.look) => self.looked(pools),
-                () = beat.due() => continue,
+                pools = wait::end(&mut self.look) => self.looked(pools),
+                () = heartbeat.due() => continue,
             }
             self.publish();
         }
@@ -156,20 +157,6 @@ impl Status {
     }
 }
 
-/// Returns with the next change; never where there will be none, for who would tell has ended.
-async fn change<T>(source: &mut watch::Receiver<T>) {
-    if source.changed().await.is_err() {
-        std::future::pending().await
-    }
-}
-
-async fn next_look(look: &mut Option<Look>) -> Option<Result<Vec<PoolReport>, Fault>> {
-    match look {
-        Some(look) => Some(look.await),
-        None => std::future::pending().await,
-    }
-}
-
 /// The pools as they are now. Blocks.
 fn pool_reports(memory: &MemoryObserver, mut ledger: Ledger) -> Result<Vec<PoolReport>, Fault> {
     let seen = memory.counters()?;
@@ -192,10 +179,10 @@ fn now() -> String {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
-    use super::super::pulse::Pulse;
     use super::*;
     use crate::host::Root;
     use crate::model::target::{TargetHealth, TargetSpec, TargetState};
+    use crate::watchdog::Watchdog;
 
     struct Played {
         root: tempfile::TempDir,
@@ -237,7 +224,7 @@ mod tests {
                 identity: identity.subscribe(),
                 memory: MemoryObserver::new(&Root::new(root.path())).unwrap(),
             };
-            let reports = start(sources, Pulse::default().register()).unwrap();
+            let reports = start(sources, Watchdog::default().register()).unwrap();
             Played { root, statuses, desired, books, identity, reports }
         }
 

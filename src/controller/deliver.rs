@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
 use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::client::{Client, PostError};
 use super::outbox::{Outbox, Settled, Verdict};
 use super::reach::Reaches;
-use crate::agent::pulse::Beat;
 use crate::model::fault::chain;
 use crate::model::outgoing::shown;
 use crate::model::task::{TaskId, TaskResult};
+use crate::wait;
+use crate::watchdog::Heartbeat;
 
 /// Delivers for ever, and beats for the watchdog.
 pub async fn run(
@@ -23,13 +24,13 @@ pub async fn run(
     reaches: Reaches,
     attempt_timeout: Duration,
     parallel: usize,
-    beat: Beat,
+    heartbeat: Heartbeat,
 ) {
     let attempt = |result, number| {
         let (client, reaches) = (client.clone(), reaches.clone());
         async move { offer((&client, &reaches), result, number, attempt_timeout).await }
     };
-    deliver(outbox, attempt, parallel, beat).await;
+    deliver(outbox, attempt, parallel, heartbeat).await;
 }
 
 /// Makes an `attempt`, with its number, for each result that is due.
@@ -37,7 +38,7 @@ async fn deliver<F>(
     outbox: Outbox,
     attempt: impl Fn(TaskResult, u32) -> F,
     parallel: usize,
-    mut beat: Beat,
+    mut heartbeat: Heartbeat,
 ) where
     F: Future<Output = Verdict> + Send + 'static,
 {
@@ -53,12 +54,6 @@ async fn deliver<F>(
             }
         }
         let next = (attempts.len() < parallel).then(|| outbox.next_due()).flatten();
-        let next = async {
-            match next {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             // Cancel-safe: an attempt that ended stays in the set.
             Some(ended) = attempts.join_next_with_id() => {
@@ -72,10 +67,10 @@ async fn deliver<F>(
                     next = attempts.try_join_next_with_id();
                 }
             }
-            // Cancel-safe: news that were not heard stay news; the clock and the beat too.
+            // Cancel-safe: news that were not heard stay news; the clock and the heartbeat too.
             () = outbox.news() => {}
-            () = next => {}
-            () = beat.due() => {}
+            () = wait::until(next) => {}
+            () = heartbeat.due() => {}
         }
     }
 }
@@ -139,17 +134,17 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::agent::pulse::Pulse;
     use crate::controller::outbox::{Admission, Keep, Offering};
     use crate::model::caller::Caller;
     use crate::store::Store;
+    use crate::watchdog::Watchdog;
 
     /// An outbox in which one result waits.
     async fn with_a_result() -> (tempfile::TempDir, Outbox) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), dir.path()).unwrap();
-        let beat = Pulse::default().register();
-        let outbox = Outbox::open(Offering::example(), store, beat).unwrap();
+        let heartbeat = Watchdog::default().register();
+        let outbox = Outbox::open(Offering::example(), store, heartbeat).unwrap();
         let task = TaskId::try_from("0".repeat(32)).unwrap();
         let call = (None, Keep::OnDisk);
         let Admission::Work(slot) = outbox.admit(&task, "http://c/", call, Caller::Here).await
@@ -172,9 +167,9 @@ mod tests {
                 Verdict::Taken
             }
         };
-        let beat = Pulse::default().register();
+        let heartbeat = Watchdog::default().register();
         tokio::select! {
-            () = deliver(outbox.clone(), attempt, 1, beat) => {}
+            () = deliver(outbox.clone(), attempt, 1, heartbeat) => {}
             () = outbox.empty() => {}
         }
         assert_eq!(made.load(Ordering::Relaxed), 2);
@@ -192,9 +187,9 @@ mod tests {
             let verdict = if began.elapsed() < away { Verdict::Again } else { Verdict::Taken };
             async move { verdict }
         };
-        let beat = Pulse::default().register();
+        let heartbeat = Watchdog::default().register();
         tokio::select! {
-            () = deliver(outbox.clone(), attempt, 1, beat) => {}
+            () = deliver(outbox.clone(), attempt, 1, heartbeat) => {}
             () = outbox.empty() => {}
         }
         // It is asked at least every minute, and after 1, 2, 4 … 32 seconds first.

@@ -15,7 +15,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, broadcast, oneshot};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::client::{Client, PostError};
 use super::identity::Identities;
@@ -25,6 +25,7 @@ use crate::model::fault::chain;
 use crate::model::outgoing::Reach;
 use crate::model::prepare::Progress;
 use crate::model::progress::{Asked, Course, Scope, Weight};
+use crate::wait;
 
 /// The command path of these posts.
 const COMMAND_PATH: &str = "/progress/report";
@@ -159,15 +160,9 @@ where
                 posting = Some(Box::pin((self.post)(&self.course)));
             }
             let next = due.filter(|_| posting.is_none());
-            let at_work = async {
-                match &mut posting {
-                    Some(post) => post.await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 // Pinned: goes on when another arm comes first.
-                verdict = at_work => match verdict {
+                verdict = wait::end(&mut posting) => match verdict {
                     Verdict::Goes => posting = None,
                     Verdict::Unknown => return,
                 },
@@ -184,7 +179,7 @@ where
                 // Cancel-safe: the word is kept. Work that broke has not succeeded.
                 succeeded = &mut self.ended => break succeeded.unwrap_or(false),
                 // Cancel-safe: the time stays.
-                () = at(next) => {}
+                () = wait::until(next) => {}
             }
         };
         self.last(posting, due.is_some(), succeeded).await;
@@ -224,13 +219,6 @@ fn worth(weight: Weight, begun: Instant) -> Instant {
     match weight {
         Weight::Step => begun,
         Weight::Line => begun + BREATH,
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -22,7 +22,6 @@ pub use self::doors::socket_path;
 use self::owners::Core;
 use self::seams::{Versions, fallback};
 use crate::agent::observe::hypervisor::Hypervisor;
-use crate::agent::pulse::Pulse;
 use crate::agent::status::Reports;
 use crate::api::metrics::Metrics;
 use crate::api::serve::Door;
@@ -40,6 +39,7 @@ use crate::host::{Root, facts};
 use crate::model::fault::chain;
 use crate::model::node::Exposure;
 use crate::store::{Lock, Store, StoreError};
+use crate::watchdog::Watchdog;
 
 /// Where the agent keeps what it knows until the next boot: by default a folder of the machine that it
 /// looks at, which is not this one under another `--root`.
@@ -109,18 +109,18 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let scheme = if listeners.tls { "https" } else { "http" };
     lock.sign(Some(&format!("{scheme}://{}", reachable(address))));
 
-    let pulse = watchdog_pulse();
-    let core = Core::start(&settings, &root, store, &pulse)?;
+    let watchdog = watchdog();
+    let core = Core::start(&settings, &root, store, &watchdog)?;
     core.watch_targets(&settings);
     core.tell_of_closed_folders();
     let (phase, watch_phase) = watch::channel(Phase::Starting);
     let identities = Arc::new(Identities::open(core.store.clone())?);
     let reaches = Reaches::new(settings.outgoing.to.clone(), identities.clone());
-    let outbox = start_outbox(&settings, core.store.clone(), reaches.clone(), &pulse)?;
-    let reports = core.report(&identities, &pulse)?;
+    let outbox = start_outbox(&settings, core.store.clone(), reaches.clone(), &watchdog)?;
+    let reports = core.report(&identities, &watchdog)?;
     let tally = Arc::default();
     let posting = (&*identities, reaches.clone());
-    start_reporting(&settings, reports.clone(), posting, &tally, &pulse);
+    start_reporting(&settings, reports.clone(), posting, &tally, &watchdog);
     let connections = doors::connections(&settings);
     let told = Told {
         connections,
@@ -148,12 +148,12 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     Ok(())
 }
 
-fn watchdog_pulse() -> Pulse {
+fn watchdog() -> Watchdog {
     match sd_notify::watchdog_enabled() {
-        Some(within) => Pulse::new(within / 2, || {
+        Some(within) => Watchdog::new(within / 2, || {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }),
-        None => Pulse::default(),
+        None => Watchdog::default(),
     }
 }
 
@@ -325,15 +325,15 @@ fn start_outbox(
     settings: &Settings,
     store: Store,
     reaches: Reaches,
-    pulse: &Pulse,
+    watchdog: &Watchdog,
 ) -> Result<Outbox> {
     let callbacks = &settings.callbacks;
     let offering = Offering { callbacks: callbacks.clone(), max_tasks: settings.http.max_tasks };
-    let outbox = Outbox::open(offering, store, pulse.register())?;
+    let outbox = Outbox::open(offering, store, watchdog.register())?;
     let client = Arc::new(Client::default());
     let (timeout, parallel) = (callbacks.attempt_timeout, callbacks.parallel);
-    let beat = pulse.register();
-    tokio::spawn(deliver::run(outbox.clone(), client, reaches, timeout, parallel, beat));
+    let heartbeat = watchdog.register();
+    tokio::spawn(deliver::run(outbox.clone(), client, reaches, timeout, parallel, heartbeat));
     Ok(outbox)
 }
 
@@ -343,7 +343,7 @@ fn start_reporting(
     reports: Reports,
     (identities, reaches): (&Identities, Reaches),
     tally: &Arc<Tally>,
-    pulse: &Pulse,
+    watchdog: &Watchdog,
 ) {
     if !settings.report.enabled {
         return;
@@ -351,8 +351,8 @@ fn start_reporting(
     let policy = settings.report.clone();
     let client = Client::default();
     let (identity, tally) = (identities.watch(), tally.clone());
-    let beat = pulse.register();
-    tokio::spawn(report::run(policy, (client, reaches), reports, identity, tally, beat));
+    let heartbeat = watchdog.register();
+    tokio::spawn(report::run(policy, (client, reaches), reports, identity, tally, heartbeat));
 }
 
 /// Lets tasks at work end and their results go out until the deadline.

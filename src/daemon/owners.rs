@@ -24,7 +24,6 @@ use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
-use crate::agent::pulse::Pulse;
 use crate::agent::status::{self, Reports};
 use crate::api::metrics::Metrics;
 use crate::config::Settings;
@@ -45,6 +44,7 @@ use crate::store::Store;
 use crate::targets::desired::DesiredTargets;
 use crate::targets::observer::{EngineDaemon, EngineNews, Observers, Probe};
 use crate::targets::{Exits, Parts, Statuses, Targets};
+use crate::watchdog::Watchdog;
 
 /// The owners of this node, started.
 pub(super) struct Core {
@@ -82,7 +82,7 @@ impl Core {
         settings: &Settings,
         root: &Path,
         store: Store,
-        pulse: &Pulse,
+        watchdog: &Watchdog,
     ) -> Result<Core> {
         let root = Root::new(root);
         let progress = ProgressSink::default();
@@ -102,7 +102,7 @@ impl Core {
             store.clone(),
             progress.clone(),
         )?;
-        let pools = Pools::start(work, write_timeout, pulse.register());
+        let pools = Pools::start(work, write_timeout, watchdog.register());
 
         let policy = settings.engine.clone();
         let socket = root.path(&policy.socket).display().to_string();
@@ -123,7 +123,7 @@ impl Core {
             applier,
             policy.clone(),
             progress.clone(),
-            pulse.register(),
+            watchdog.register(),
         );
         let policy_of_targets = settings.target_policy();
         let volumes = policy_of_targets.volumes.clone();
@@ -153,8 +153,8 @@ impl Core {
             engine: alone.then(|| engine.clone()),
         };
         let deep = DeepProbe::new(&root, sockets, settings.health.deep_timeout);
-        let targets = Targets::new(parts, deep, pulse.clone());
-        let prepare = Prepare::start(pools.clone(), engine, policy.manage, pulse.register());
+        let targets = Targets::new(parts, deep, watchdog.clone());
+        let prepare = Prepare::start(pools.clone(), engine, policy.manage, watchdog.register());
         let node =
             Node::start(NodeObserver::new(&root, memory.clone()), pools.clone(), observer, socket);
         Ok(Core {
@@ -176,7 +176,7 @@ impl Core {
     }
 
     /// Tells how the node stands, from now on.
-    pub(super) fn report(&self, identities: &Identities, pulse: &Pulse) -> Result<Reports> {
+    pub(super) fn report(&self, identities: &Identities, watchdog: &Watchdog) -> Result<Reports> {
         let sources = status::Sources {
             statuses: self.statuses.watch(),
             desired: self.desired.watch(),
@@ -184,7 +184,7 @@ impl Core {
             identity: identities.watch(),
             memory: self.memory.clone(),
         };
-        Ok(status::start(sources, pulse.register())?)
+        Ok(status::start(sources, watchdog.register())?)
     }
 
     /// What is counted and measured of the agent.

@@ -99,7 +99,7 @@ impl Scene {
             engine: None,
         };
         let deep = DeepProbe::new(&root, sockets, Duration::from_secs(1));
-        let targets = Targets::new(parts, deep, Pulse::default());
+        let targets = Targets::new(parts, deep, Watchdog::default());
         let name = TargetName::usual();
         Scene {
             process,

@@ -40,7 +40,6 @@ use crate::agent::observe::target::TargetObserver;
 use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::owner_gone;
 use crate::agent::progress::ProgressSink;
-use crate::agent::pulse::Pulse;
 use crate::docker::Containers;
 use crate::health::deep::DeepProbe;
 use crate::model::code::Code;
@@ -54,6 +53,7 @@ use crate::model::target::{
 };
 use crate::model::volume::{VolumeKey, VolumeSpec, VolumeStatus, VolumeView, Volumes};
 use crate::plan::target::{self, TargetPlan};
+use crate::watchdog::Watchdog;
 
 /// Requests that may wait for one target; more are refused.
 const QUEUE: usize = 256;
@@ -187,13 +187,13 @@ pub struct Targets {
 
 impl Targets {
     /// A handle; a task is started with the first request for its target.
-    pub fn new<C: Containers>(parts: Parts<C>, deep: DeepProbe, pulse: Pulse) -> Targets {
+    pub fn new<C: Containers>(parts: Parts<C>, deep: DeepProbe, watchdog: Watchdog) -> Targets {
         let parts = Arc::new(parts);
         let (desired, exits) = (parts.desired.clone(), parts.exits.clone());
         let (observers, statuses) = (parts.observers.clone(), parts.statuses.clone());
         let start = move |name, way: Way, queue| {
             let task = Task::new(name, parts.clone(), way.asked_at);
-            tokio::spawn(task.run(queue, pulse.register()));
+            tokio::spawn(task.run(queue, watchdog.register()));
         };
         let start = Arc::new(start);
         let deep = Arc::new(deep);

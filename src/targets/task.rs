@@ -14,18 +14,19 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::observer::Observations;
 use super::status::Status;
 use super::work::{After, Deploy, ENGINE_PAUSE, Finished, Image, Then, Work, Worker, start_failed};
 use super::{Parts, QUEUE, Request, Requested};
-use crate::agent::pulse::Beat;
 use crate::docker::Containers;
 use crate::model::observation::{Observation, Process};
 use crate::model::path::CleanPath;
 use crate::model::target::{self, TargetName, TargetSpec};
 use crate::plan::lifecycle::{Action, Attempt, Phase, Remembered, Situation, State, step};
+use crate::wait;
+use crate::watchdog::Heartbeat;
 
 /// Between two looks at what is due, unless something changes.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
@@ -128,7 +129,11 @@ impl<C: Containers> Task<C> {
     }
 
     /// Reconciles the target until nobody can ask any more.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Requested>, mut beat: Beat) {
+    pub(super) async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Requested>,
+        mut heartbeat: Heartbeat,
+    ) {
         let mut desired = self.parts.desired.watch();
         let mut asked_at = self.asked_at.subscribe();
         let mut closed = false;
@@ -140,9 +145,9 @@ impl<C: Containers> Task<C> {
             // What is due and cannot be done now must not become a busy loop.
             let due = self.next_due().map(|due| due.max(self.reconciled + LEAST_PAUSE));
             tokio::select! {
-                // Cancel-safe, all of them: a request stays queued, a change stays new, a beat stays due, and
+                // Cancel-safe, all of them: a request stays queued, a change stays new, a heartbeat stays due, and
                 // what goes on is kept.
-                done = running(&mut self.work) => self.finished(done),
+                done = wait::end(&mut self.work) => self.finished(done),
                 Some(image) = self.images.next() => self.image_ended(image),
                 () = changed(&mut self.observed) => {}
                 changed = desired.changed() => closed |= changed.is_err(),
@@ -151,14 +156,14 @@ impl<C: Containers> Task<C> {
                     Some(requested) => self.requested(requested),
                     None => closed = true,
                 },
-                () = until(due) => {}
-                () = beat.due() => {}
+                () = wait::until(due) => {}
+                () = heartbeat.due() => {}
             }
         }
         if !self.is_desired() {
             self.status.forget();
         }
-        beat.retire();
+        heartbeat.retire();
     }
 
     fn is_desired(&self) -> bool {
@@ -473,25 +478,10 @@ fn hangs(seen: &Observation) -> bool {
     old && seen.answers.is_silent() && seen.version().is_none() && !seen.is_busy()
 }
 
-/// The end of what goes on; never where nothing does.
-async fn running<T>(work: &mut Option<Running<T>>) -> T {
-    match work {
-        Some(work) => work.await,
-        None => std::future::pending().await,
-    }
-}
-
 /// The next observation, or the end of its observer; never where there is none.
 async fn changed(observed: &mut Option<(CleanPath, Observations)>) {
     match observed {
         Some((_, seen)) => drop(seen.changed().await),
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
@@ -505,7 +495,7 @@ impl<C: Containers> Task<C> {
             if self.work.is_none() {
                 return;
             }
-            let done = running(&mut self.work).await;
+            let done = wait::end(&mut self.work).await;
             self.finished(done);
         }
     }
@@ -523,8 +513,8 @@ impl<C: Containers> Task<C> {
             let due = self.next_due().map(|due| due.max(self.reconciled + LEAST_PAUSE));
             tokio::select! {
                 () = changed(&mut self.observed) => {}
-                () = until(due) => {}
-                () = sleep_until(end) => {}
+                () = wait::until(due) => {}
+                () = tokio::time::sleep_until(end) => {}
             }
         }
     }
@@ -541,7 +531,7 @@ impl<C: Containers> Task<C> {
             tokio::select! {
                 given_up = &mut done => return given_up.unwrap_err(),
                 () = changed(&mut self.observed) => {}
-                () = until(due) => {}
+                () = wait::until(due) => {}
             }
         }
     }

@@ -230,7 +230,7 @@ async fn work_is_given_up_when_the_target_is_to_be_killed() {
 async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     let folder = tempfile::tempdir().unwrap();
     let deep = DeepProbe::new(&Root::new(folder.path()), Sockets::default(), Duration::ZERO);
-    let targets = Targets::new(parts(&folder, unseen()), deep, Pulse::default());
+    let targets = Targets::new(parts(&folder, unseen()), deep, Watchdog::default());
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
         let report = targets.bring_about(TargetWish::Destroy { spec, force: false }, true).await;

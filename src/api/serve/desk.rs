@@ -18,6 +18,7 @@ use super::super::access::{is_open_to_all, refusal};
 use super::super::fallback::AsSent;
 use super::{Guards, Place, lock};
 use crate::model::caller::Caller;
+use crate::wait;
 
 /// Takes the requests of one connection.
 pub(super) struct Desk {
@@ -40,10 +41,7 @@ impl Judged {
 
     /// Returns when they have changed.
     pub async fn again(mut self) {
-        if self.0.changed().await.is_err() {
-            // Nobody can change them any more.
-            std::future::pending().await
-        }
+        wait::change(&mut self.0).await;
     }
 }
 

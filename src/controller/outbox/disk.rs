@@ -16,14 +16,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::entry::{Entry, file};
-use crate::agent::pulse::Beat;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
 use crate::store::{Durability, Store, StoreError};
+use crate::wait;
+use crate::watchdog::Heartbeat;
 
 /// Before what the disk did not take is tried again; doubled with each failure …
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -195,7 +196,12 @@ impl Wanted {
 
 /// Carries out what is wanted, for ever, and beats for the watchdog. `tried` hears of each file that was
 /// written, or could not be.
-pub(super) async fn run(disk: Disk, store: Store, tried: impl Fn(&[TaskId]), mut beat: Beat) {
+pub(super) async fn run(
+    disk: Disk,
+    store: Store,
+    tried: impl Fn(&[TaskId]),
+    mut heartbeat: Heartbeat,
+) {
     let mut in_trouble = false;
     loop {
         let (batch, retry) = {
@@ -203,21 +209,15 @@ pub(super) async fn run(disk: Disk, store: Store, tried: impl Fn(&[TaskId]), mut
             (wanted.take(Instant::now()), wanted.retry)
         };
         if batch.writes.is_empty() && batch.removals.is_empty() {
-            let retry = async {
-                match retry {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                // Cancel-safe: a word that was not heard stays; the clock and the beat too.
+                // Cancel-safe: a word that was not heard stays; the clock and the heartbeat too.
                 () = disk.wake.notified() => {}
-                () = retry => {}
-                () = beat.due() => {}
+                () = wait::until(retry) => {}
+                () = heartbeat.due() => {}
             }
             continue;
         }
-        let came = carry_out(&store, &batch, &mut beat).await;
+        let came = carry_out(&store, &batch, &mut heartbeat).await;
         let failed = came.writes.iter().chain(&came.removals).find_map(|came| came.as_ref().err());
         let left = {
             let mut wanted = disk.wanted();
@@ -252,8 +252,8 @@ fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>, left: bool) {
     *in_trouble = failed.is_some() || left;
 }
 
-/// Carries out a batch beside the runtime; a disk that hangs is waited for, and does not end the beat.
-async fn carry_out(store: &Store, batch: &Batch, beat: &mut Beat) -> Came {
+/// Carries out a batch beside the runtime; a disk that hangs is waited for, and does not end the heartbeat.
+async fn carry_out(store: &Store, batch: &Batch, heartbeat: &mut Heartbeat) -> Came {
     let store = store.clone();
     let entries: Vec<Arc<Entry>> = batch.writes.iter().map(|write| write.entry.clone()).collect();
     let files: Vec<String> = batch.removals.iter().map(file).collect();
@@ -272,7 +272,7 @@ async fn carry_out(store: &Store, batch: &Batch, beat: &mut Beat) -> Came {
                 });
             }
             // Cancel-safe.
-            () = beat.due() => {}
+            () = heartbeat.due() => {}
         }
     }
 }
@@ -311,10 +311,10 @@ fn remove_all(store: &Store, files: &[String]) -> Vec<Result<(), Fault>> {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
-    use crate::agent::pulse::Pulse;
     use crate::controller::outbox::Keep;
     use crate::controller::outbox::entry::load;
     use crate::model::caller::Caller;
+    use crate::watchdog::Watchdog;
 
     fn entry(n: u32) -> Entry {
         let task = TaskId::try_from(format!("{n:032x}")).unwrap();
@@ -330,7 +330,7 @@ mod tests {
     /// A disk, its writer at work.
     fn started(store: &Store) -> Disk {
         let disk = Disk::default();
-        tokio::spawn(run(disk.clone(), store.clone(), |_| {}, Pulse::default().register()));
+        tokio::spawn(run(disk.clone(), store.clone(), |_| {}, Watchdog::default().register()));
         disk
     }
 

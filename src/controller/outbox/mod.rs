@@ -30,13 +30,13 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use crate::agent::pulse::Beat;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::policy::CallbackPolicy;
 use crate::model::task::{TaskId, TaskResult};
 use crate::store::Store;
+use crate::watchdog::Heartbeat;
 
 mod book;
 mod census;
@@ -117,7 +117,7 @@ impl Outbox {
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn open(offering: Offering, store: Store, beat: Beat) -> Result<Outbox, Fault> {
+    pub fn open(offering: Offering, store: Store, heartbeat: Heartbeat) -> Result<Outbox, Fault> {
         let entries = entry::load(&store)?;
         let outbox = Outbox::new(offering);
         if !entries.is_empty() {
@@ -132,7 +132,7 @@ impl Outbox {
             outbox.take_up(entry);
         }
         let (tried, disk) = (outbox.clone(), outbox.disk.clone());
-        tokio::spawn(disk::run(disk, store, move |tasks| tried.written(tasks), beat));
+        tokio::spawn(disk::run(disk, store, move |tasks| tried.written(tasks), heartbeat));
         Ok(outbox)
     }
 

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::*;
-use crate::agent::pulse::Pulse;
+use crate::watchdog::Watchdog;
 
 struct Node(tempfile::TempDir);
 
@@ -20,7 +20,7 @@ impl Node {
 
     fn start_with(&self, offering: Offering) -> Outbox {
         let store = Store::open(self.0.path(), self.0.path()).unwrap();
-        Outbox::open(offering, store, Pulse::default().register()).unwrap()
+        Outbox::open(offering, store, Watchdog::default().register()).unwrap()
     }
 
     /// The file of a task.

@@ -17,19 +17,20 @@ use std::time::{Duration, SystemTime};
 use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use self::course::{Course, Verdict, Went};
 pub use self::tally::{Tally, Told};
 use super::client::Client;
 use super::reach::Reaches;
-use crate::agent::pulse::Beat;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::identity::Identity;
 use crate::model::outgoing::{Reach, shown};
 use crate::model::policy::ReportPolicy;
 use crate::model::status::NodeReport;
+use crate::wait;
+use crate::watchdog::Heartbeat;
 
 /// How long a newer report waits for an attempt that hangs.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -41,7 +42,7 @@ pub async fn run(
     reports: watch::Receiver<Arc<NodeReport>>,
     identity: watch::Receiver<Identity>,
     tally: Arc<Tally>,
-    beat: Beat,
+    heartbeat: Heartbeat,
 ) {
     let client = Arc::new(client);
     let (within, path) = (policy.timeout, policy.command_path.clone());
@@ -52,7 +53,7 @@ pub async fn run(
         let reach = if named { Reach::Anywhere } else { reaches.of_controller() };
         async move { post(&client, &path, (&url, &reach), report, within).await }
     };
-    Reporter { policy, reports, identity, tally, beat, attempt }.run().await;
+    Reporter { policy, reports, identity, tally, heartbeat, attempt }.run().await;
 }
 
 struct Reporter<A> {
@@ -60,7 +61,7 @@ struct Reporter<A> {
     reports: watch::Receiver<Arc<NodeReport>>,
     identity: watch::Receiver<Identity>,
     tally: Arc<Tally>,
-    beat: Beat,
+    heartbeat: Heartbeat,
     /// Posts a report to an address.
     attempt: A,
 }
@@ -142,11 +143,11 @@ where
     /// Waits until something may have become due; returns whether a controller has connected.
     async fn wait(&mut self, due: Option<Instant>) -> bool {
         tokio::select! {
-            // All are cancel-safe: news that were not heard stay news, the clock and the beat too.
-            () = news(&mut self.identity) => true,
-            () = news(&mut self.reports) => false,
-            () = at(due) => false,
-            () = self.beat.due() => false,
+            // All are cancel-safe: news that were not heard stay news, the clock and the heartbeat too.
+            () = wait::change(&mut self.identity) => true,
+            () = wait::change(&mut self.reports) => false,
+            () = wait::until(due) => false,
+            () = self.heartbeat.due() => false,
         }
     }
 
@@ -161,8 +162,8 @@ where
         let patient_until = may_be_overtaken.then(|| Instant::now() + PATIENCE);
         let attempt = (self.attempt)(url.to_string(), report);
         let overtaken = async {
-            news(&mut self.reports).await;
-            at(patient_until).await;
+            wait::change(&mut self.reports).await;
+            wait::until(patient_until).await;
         };
         tokio::pin!(attempt, overtaken);
         let mut connected = false;
@@ -171,7 +172,7 @@ where
                 // The first two are pinned and go on when another comes first; the others are cancel-safe.
                 verdict = &mut attempt => return (Ended::By(verdict), connected),
                 () = &mut overtaken => return (Ended::Overtaken, connected),
-                () = news(&mut self.identity) => {
+                () = wait::change(&mut self.identity) => {
                     let moved = self.policy.url.is_empty()
                         && self.identity.borrow().send_command_url != url;
                     if moved {
@@ -179,23 +180,9 @@ where
                     }
                     connected = true;
                 }
-                () = self.beat.due() => {}
+                () = self.heartbeat.due() => {}
             }
         }
-    }
-}
-
-/// Returns with the next change; never where there will be none, for who would tell has ended.
-async fn news<T>(source: &mut watch::Receiver<T>) {
-    if source.changed().await.is_err() {
-        std::future::pending().await
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 

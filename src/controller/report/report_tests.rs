@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::agent::pulse::Pulse;
+use crate::watchdog::Watchdog;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -44,7 +44,7 @@ impl Played {
             reports: reports.subscribe(),
             identity: identity.subscribe(),
             tally: Arc::default(),
-            beat: Pulse::default().register(),
+            heartbeat: Watchdog::default().register(),
             attempt,
         };
         tokio::spawn(reporter.run());

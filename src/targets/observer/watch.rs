@@ -16,6 +16,7 @@ use super::{AskQueue, IDLE, Key, Observations, Shared, is_desired};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
 use crate::model::observation::{Answers, Observation, Process};
+use crate::wait;
 
 /// Probes on their way at the same time; a frozen target answers none.
 const MOST_PROBES: usize = 8;
@@ -110,7 +111,7 @@ impl<C: Containers> Watch<C> {
             // Each arm is cancel-safe: what did not come first is still there in the next round.
             tokio::select! {
                 () = ended(&self.seen) => self.process_ended(),
-                Some(found) = next_found(&mut self.look) => self.found(found),
+                found = wait::end(&mut self.look) => self.found(found),
                 Some(probed) = self.probes.next() => self.probed(probed),
                 ask = asks.recv() => match ask {
                     Some(reply) => self.asked(reply, &mut asks),
@@ -397,13 +398,5 @@ async fn ended(seen: &Seen) {
     match seen {
         Seen::Lives(process) => process.ended().await,
         Seen::Otherwise(_) => std::future::pending().await,
-    }
-}
-
-/// What the engine said; never where it was not asked.
-async fn next_found(look: &mut Option<Pending<Found>>) -> Option<Found> {
-    match look {
-        Some(look) => Some(look.await),
-        None => std::future::pending().await,
     }
 }

@@ -1,7 +1,7 @@
-//! The watchdog, fed by the owners themselves.
+//! The watchdog, fed by heartbeats of those that own something.
 //!
-//! Each owner beats from its own loop, also while it works on something long. The owner whose beat
-//! finds all others fresh passes one beat on to systemd; when one loop hangs, nobody finds all
+//! Each owner's heartbeat comes from its own loop, also while it works on something long. The one that
+//! finds all others fresh is passed on to systemd; when one loop hangs, nobody finds all
 //! fresh, and systemd ends the agent (sd_notify(3), `WATCHDOG=1`).
 
 use std::sync::{Arc, Mutex};
@@ -24,33 +24,33 @@ struct Owners {
 
 /// Where owners register.
 #[derive(Clone, Default)]
-pub struct Pulse(Option<Arc<Shared>>);
+pub struct Watchdog(Option<Arc<Shared>>);
 
-impl Pulse {
-    /// A pulse that calls `feed` at least every `within` as long as every owner beats that often.
-    pub fn new(within: Duration, feed: impl Fn() + Send + Sync + 'static) -> Pulse {
+impl Watchdog {
+    /// A watchdog that calls `feed` at least every `within` as long as every owner's heartbeat comes that often.
+    pub fn new(within: Duration, feed: impl Fn() + Send + Sync + 'static) -> Watchdog {
         let owners = Mutex::new(Owners { last: Vec::new(), fed: None });
-        Pulse(Some(Arc::new(Shared { within, owners, feed: Box::new(feed) })))
+        Watchdog(Some(Arc::new(Shared { within, owners, feed: Box::new(feed) })))
     }
 
-    /// One more owner that has to beat.
-    pub fn register(&self) -> Beat {
+    /// The heartbeat of one more owner.
+    pub fn register(&self) -> Heartbeat {
         let place = self.0.as_ref().map(|shared| {
             let place = lock(&shared.owners).take_place();
             let mut ticks = interval(shared.within / 3);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             (shared.clone(), place, ticks)
         });
-        Beat(place)
+        Heartbeat(place)
     }
 }
 
-/// One owner's part of the pulse.
-pub struct Beat(Option<(Arc<Shared>, usize, tokio::time::Interval)>);
+/// One owner's heartbeat.
+pub struct Heartbeat(Option<(Arc<Shared>, usize, tokio::time::Interval)>);
 
-impl Beat {
-    /// Waits until a beat is due and beats; for ever where there is no watchdog. Cancel-safe: a
-    /// beat that was not waited for is due at once.
+impl Heartbeat {
+    /// Waits until one is due, and gives it; for ever where there is no watchdog. Cancel-safe: one that
+    /// was not waited for is due at once.
     pub async fn due(&mut self) {
         let Some((shared, place, ticks)) = &mut self.0 else { return std::future::pending().await };
         ticks.tick().await;
@@ -58,10 +58,8 @@ impl Beat {
             (shared.feed)();
         }
     }
-}
 
-impl Beat {
-    /// Ends the owner's part, for one that has nothing left to own. One that only breaks off stays
+    /// Ends it, for an owner that has nothing left to own. One that only breaks off stays
     /// missed, and systemd starts the agent anew.
     pub fn retire(self) {
         if let Some((shared, place, _)) = &self.0
@@ -92,7 +90,7 @@ impl Owners {
 }
 
 impl Shared {
-    /// Notes one owner's beat; true when systemd is to be fed now.
+    /// Notes one owner's heartbeat; true when systemd is to be fed now.
     fn beat(&self, place: usize, now: Instant) -> bool {
         let mut owners = lock(&self.owners);
         if let Some(last) = owners.last.get_mut(place) {
@@ -122,10 +120,10 @@ mod tests {
     async fn systemd_is_fed_while_all_owners_beat_and_not_when_one_hangs() {
         let fed = Arc::new(AtomicUsize::new(0));
         let count = fed.clone();
-        let pulse = Pulse::new(Duration::from_secs(3), move || {
+        let watchdog = Watchdog::new(Duration::from_secs(3), move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let (mut first, mut second) = (pulse.register(), pulse.register());
+        let (mut first, mut second) = (watchdog.register(), watchdog.register());
         let beating = tokio::spawn(async move {
             loop {
                 first.due().await;
@@ -151,17 +149,17 @@ mod tests {
     async fn an_owner_that_retires_is_not_missed_and_one_that_breaks_off_is() {
         let fed = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = fed.clone();
-        let pulse = Pulse::new(Duration::from_secs(3), move || {
+        let watchdog = Watchdog::new(Duration::from_secs(3), move || {
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         });
         let fed = || fed.swap(0, std::sync::atomic::Ordering::Relaxed);
-        let (mut stays, retires) = (pulse.register(), pulse.register());
+        let (mut stays, retires) = (watchdog.register(), watchdog.register());
         retires.retire();
         for _ in 0..9 {
             stays.due().await;
         }
         assert!(fed() > 0);
-        drop(pulse.register());
+        drop(watchdog.register());
         for _ in 0..9 {
             stays.due().await;
         }

@@ -1,0 +1,53 @@
+//! Waiting for what may not be there, as an arm of a `select!`: pending for ever then. All are cancel-safe.
+
+use std::future::{Future, pending};
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// Returns at that time; never without one.
+pub async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+/// Returns with the next change; never where there will be none, for who would tell has ended.
+pub async fn change<T>(source: &mut watch::Receiver<T>) {
+    if source.changed().await.is_err() {
+        pending().await
+    }
+}
+
+/// Returns what comes of the work; never where there is none.
+pub async fn end<F: Future + Unpin>(work: &mut Option<F>) -> F::Output {
+    match work {
+        Some(work) => work.await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_there_is_waited_for_without_end() {
+        let (told, mut source) = watch::channel(1);
+        assert_eq!(end(&mut Some(std::future::ready(7))).now_or_never(), Some(7));
+        assert!(end(&mut None::<std::future::Ready<()>>).now_or_never().is_none());
+        told.send_replace(2);
+        assert!(change(&mut source).now_or_never().is_some());
+        drop(told);
+        assert!(change(&mut source).now_or_never().is_none());
+        let at = Instant::now() + Duration::from_secs(9);
+        until(Some(at)).await;
+        assert_eq!(Instant::now(), at);
+        assert!(until(None).now_or_never().is_none());
+    }
+}
