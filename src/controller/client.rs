@@ -5,10 +5,12 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::InvalidUri;
 use hyper::{Method, Request, StatusCode, Uri};
 use tokio::time::timeout;
 
-use crate::model::outgoing::{Reach, shown};
+use crate::model::outgoing::Reach;
+use crate::model::url::{HttpUrl, HttpUrlError, text_without_secrets};
 use crate::outgoing::{self, SendError};
 
 /// How long the rest of an answer may take once its status is known.
@@ -66,21 +68,24 @@ impl Client {
         within: Duration,
     ) -> Result<StatusCode, PostError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| PostError::Connection {
-            url: shown(url),
+            url: text_without_secrets(url),
             source,
         };
-        let uri: Uri = url.parse().map_err(|e: hyper::http::uri::InvalidUri| failed(e.into()))?;
+        let judged: HttpUrl = url.parse().map_err(|e: HttpUrlError| failed(e.into()))?;
+        let uri: Uri = judged.as_str().parse().map_err(|e: InvalidUri| failed(e.into()))?;
         let mut all: HeaderMap = headers.iter().cloned().collect();
         all.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let mut request = Request::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = all;
-        let late = |_| PostError::Timeout { url: shown(url), within };
+        let late = |_| PostError::Timeout { url: text_without_secrets(url), within };
         let sent = timeout(within, self.0.send(request, reach)).await.map_err(late)?;
         let response = sent.map_err(|error| match error {
             SendError::Certificates(why) => PostError::Certificates(why),
-            SendError::Refused { .. } => PostError::Refused { url: shown(url), source: error },
+            SendError::Refused { .. } => {
+                PostError::Refused { url: text_without_secrets(url), source: error }
+            }
             other => failed(other.into()),
         })?;
         let status = response.status();

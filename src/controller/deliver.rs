@@ -12,8 +12,8 @@ use super::client::{Client, PostError};
 use super::outbox::{Outbox, Settled, Verdict};
 use super::reach::Reaches;
 use crate::model::fault::chain;
-use crate::model::outgoing::shown;
 use crate::model::task::{TaskId, TaskResult};
+use crate::model::url::text_without_secrets;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
@@ -88,7 +88,7 @@ async fn offer(
     within: Duration,
 ) -> Verdict {
     let task = &result.task;
-    let (reach, url) = (reaches.of(result.caller), shown(&result.callback_url));
+    let (reach, url) = (reaches.of(result.caller), text_without_secrets(&result.callback_url));
     let to = (result.callback_url.as_str(), &reach);
     let why = match client.post(to, &headers(&result), &result.body, within).await {
         Ok(status) if status.is_success() => {

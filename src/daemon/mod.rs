@@ -210,7 +210,7 @@ impl InProcess {
     /// # Errors
     /// When the kernel's counters or the state cannot be read.
     pub fn start(settings: &Settings, root: &Path, store: Store) -> Result<InProcess> {
-        let core = Core::start(settings, root, store, &Pulse::default())?;
+        let core = Core::start(settings, root, store, &Watchdog::default())?;
         tokio::spawn(core.events.clone().follow_work(core.progress.clone()));
         let (_phase, phase) = watch::channel(Phase::Serving);
         let router = api::v1::router(known_to_native_routes(settings, &core, None, phase));

@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use url::{Host, Url};
+use url::Host;
+
+use super::url::{HttpUrl, HttpUrlError};
 
 /// An agent to which everything goes that this one does not serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,14 +63,18 @@ impl FromStr for FallbackAddress {
     fn from_str(text: &str) -> Result<FallbackAddress, String> {
         let wrong =
             |why: &str| format!("'{text}' is no address such as http://127.0.0.1:7071: {why}");
-        let url = Url::parse(text).map_err(|e| wrong(&e.to_string()))?;
+        let url: HttpUrl = text.parse().map_err(|e| match e {
+            HttpUrlError::Scheme => wrong("it must begin with http://"),
+            other => wrong(&other.to_string()),
+        })?;
+        let url = url.url();
         if url.scheme() != "http" {
             return Err(wrong("it must begin with http://"));
         }
         if text.contains('@') {
             return Err(wrong("it may name no user"));
         }
-        if url.path() != "/" || text.contains(['?', '#', '\\']) || text.trim() != text {
+        if url.path() != "/" || text.contains(['?', '#', '\\']) {
             return Err(wrong("nothing may stand behind the port"));
         }
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
@@ -108,8 +114,8 @@ mod tests {
             );
         }
         for (text, why) in [
-            ("", "relative URL"),
-            ("127.0.0.1:7071", "relative URL"),
+            ("", "must begin with http://"),
+            ("127.0.0.1:7071", "must begin with http://"),
             ("localhost:7071", "must begin with http://"),
             ("https://127.0.0.1:7071", "must begin with http://"),
             ("http://", "empty host"),
@@ -120,7 +126,7 @@ mod tests {
             ("http://a:7071#x", "behind the port"),
             ("http://u:p@a:7071", "no user"),
             ("http://@a:7071", "no user"),
-            (" http://a:7071", "behind the port"),
+            (" http://a:7071", "blanks"),
         ] {
             let error = text.parse::<FallbackAddress>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

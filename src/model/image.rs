@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::fault::Fault;
+use super::url::HttpUrl;
 
 /// More than any address has that works everywhere.
 const MOST_URL_BYTES: usize = 2048;
@@ -15,12 +16,12 @@ const MOST_URL_BYTES: usize = 2048;
 /// The address of an image's tar: `http` or `https`, and nothing secret in it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ImageUrl(Url);
+pub struct ImageUrl(HttpUrl);
 
 impl ImageUrl {
     /// The whole address, query included.
     pub fn url(&self) -> &Url {
-        &self.0
+        self.0.url()
     }
 }
 
@@ -30,56 +31,26 @@ impl FromStr for ImageUrl {
     fn from_str(text: &str) -> Result<ImageUrl, Fault> {
         let refused = |why: &str| {
             // Its first part names it well enough, and has no password in it.
-            let shown: String = text.chars().take_while(|c| !"?@".contains(*c)).take(80).collect();
-            Err(Fault::new(
-                Code::InvalidImageUrl,
-                format!("'{shown}' is no address of an image: {why}"),
-            ))
+            let shown = text.split('?').next().and_then(|text| text.rsplit('@').next());
+            let shown: String = shown.unwrap_or_default().chars().take(80).collect();
+            Fault::new(Code::InvalidImageUrl, format!("'{shown}' is no address of an image: {why}"))
         };
         let too_long = "it is longer than 2048 bytes, which what is not ASCII takes three times";
         if text.len() > MOST_URL_BYTES {
-            return refused(too_long);
+            return Err(refused(too_long));
         }
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return refused("it holds blanks or control characters");
-        }
-        let url = match Url::parse(text) {
-            Ok(url) => url,
-            Err(e) => return refused(&e.to_string()),
-        };
+        let url = HttpUrl::without_user(text).map_err(|why| refused(&why.to_string()))?;
         // As it is kept, and read again at the next start.
-        if url.as_str().len() > MOST_URL_BYTES {
-            return refused(too_long);
+        match url.as_str().len() > MOST_URL_BYTES {
+            true => Err(refused(too_long)),
+            false => Ok(ImageUrl(url)),
         }
-        if !["http", "https"].contains(&url.scheme()) {
-            return refused("it has to begin with http:// or https://");
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            let url = without_secrets(&url);
-            let text = format!("{url} holds a user's name: name an address that needs none");
-            return Err(Fault::new(Code::InvalidImageUrl, text));
-        }
-        Ok(ImageUrl(url))
     }
-}
-
-/// An address as it may be shown: its query can be what gives access.
-pub fn without_secrets(url: &Url) -> String {
-    let mut shown = url.clone();
-    // Neither fails where there is a host, which http and https always have.
-    let _ = shown.set_username("");
-    let _ = shown.set_password(None);
-    shown.set_fragment(None);
-    if shown.query().is_some() {
-        shown.set_query(Some("…"));
-        return shown.as_str().replace("%E2%80%A6", "…");
-    }
-    shown.to_string()
 }
 
 impl fmt::Display for ImageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&without_secrets(&self.0))
+        self.0.fmt(f)
     }
 }
 

@@ -34,4 +34,5 @@ pub mod step;
 pub mod target;
 pub mod task;
 pub mod units;
+pub mod url;
 pub mod volume;

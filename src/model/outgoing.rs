@@ -278,18 +278,6 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// An address as logs and errors may show it: without a user's name, and without a query, which can be what
-/// gives access.
-pub fn shown(url: &str) -> String {
-    let Ok(mut url) = Url::parse(url) else { return "an address that cannot be read".to_string() };
-    // Neither fails where there is a host, which http and https always have.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.set_fragment(None);
-    url.into()
-}
-
 #[cfg(test)]
 #[path = "outgoing_tests.rs"]
 mod tests;

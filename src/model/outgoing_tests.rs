@@ -169,14 +169,3 @@ fn the_setting_is_read_and_written_and_what_is_wrong_is_named() {
         assert!(error.contains(why), "{text}: {error}");
     }
 }
-
-#[test]
-fn what_may_be_secret_in_an_address_is_not_shown() {
-    for (url, expected) in [
-        ("http://user:secret@c:8080/a/b?token=secret#secret", "http://c:8080/a/b"),
-        ("https://c/x", "https://c/x"),
-        ("secret", "an address that cannot be read"),
-    ] {
-        assert_eq!(shown(url), expected);
-    }
-}

@@ -20,9 +20,10 @@ use crate::host::HostError;
 use crate::host::partial::{Notes, Partial};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::image::{Download, ImageUrl, without_secrets};
+use crate::model::image::{Download, ImageUrl};
 use crate::model::outgoing::Reach;
 use crate::model::policy::TargetPolicy;
+use crate::model::url::without_secrets;
 use crate::outgoing::{Client, SendError};
 
 /// More hops than an address in use needs.

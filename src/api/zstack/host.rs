@@ -16,6 +16,7 @@ use crate::controller::outbox::Keep;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::url::HttpUrl;
 
 /// Tells which libvirt and QEMU are installed; the api does not look itself.
 pub trait AsksVersions: Send + Sync {
@@ -70,7 +71,7 @@ pub(super) fn judged_in_part(request: ConnectRequest) -> Result<Identity, Fault>
         learnt_from: None,
     };
     if !identity.send_command_url.is_empty() {
-        task::web_address(&identity.send_command_url).map_err(|why| {
+        HttpUrl::without_user(&identity.send_command_url).map_err(|why| {
             Fault::new(Code::InvalidBody, format!("sendCommandUrl cannot be used: {why}"))
         })?;
     }

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::task::web_address;
 use crate::model::caller::Caller;
 use crate::model::outgoing::Reach;
 use crate::model::progress::{Asked, Stage};
+use crate::model::url::HttpUrl;
 
 /// The most bytes of a context that is sent back with each post: it is a few lines in practice.
 const MOST_CONTEXT: usize = 64 * 1024;
@@ -135,8 +135,9 @@ fn address(value: &Value, reach: &Reach) -> Option<String> {
     let judged = match value {
         Value::Null => return None,
         Value::String(url) if url.trim().is_empty() => return None,
-        Value::String(url) => web_address(url.trim())
-            .and_then(|()| reach.judge_literal(url.trim()).map_err(|refused| refused.to_string()))
+        Value::String(url) => HttpUrl::without_user(url.trim())
+            .map_err(|why| why.to_string())
+            .and_then(|_| reach.judge_literal(url.trim()).map_err(|refused| refused.to_string()))
             .map(|()| url.trim().to_string()),
         _ => Err("it is no text".to_string()),
     };

@@ -22,10 +22,10 @@ use crate::agent::memory::RESERVATIONS;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::identity::Identity;
-use crate::model::image::without_secrets;
 use crate::model::path::CleanPath;
 use crate::model::pools::{PoolPages, pages_map};
 use crate::model::target::{TargetName, TargetSpec};
+use crate::model::url::{HttpUrl, text_without_secrets};
 use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{self, Durability, Store};
 use crate::targets::desired::{Entry, FOLDER as TARGETS, VOLUMES, VolumeEntry};
@@ -103,12 +103,8 @@ impl Thing {
                 Err("one pool is in it twice".to_string())
             }
             Thing::Controller(Identity { send_command_url: url, .. }) if !url.is_empty() => {
-                let web =
-                    url::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
-                match web {
-                    true => Ok(()),
-                    false => Err("its sendCommandUrl is no address of http or https".to_string()),
-                }
+                let judged = url.parse::<HttpUrl>();
+                judged.map(drop).map_err(|why| format!("its sendCommandUrl is no address: {why}"))
             }
             Thing::Reservations(_) | Thing::Controller(_) => Ok(()),
         }
@@ -162,20 +158,11 @@ impl Thing {
                 }
             }
             Thing::Controller(identity) => {
-                value["sendCommandUrl"] = plain_address(&identity.send_command_url).into();
+                value["sendCommandUrl"] = text_without_secrets(&identity.send_command_url).into();
             }
             Thing::Reservations(_) => {}
         }
         value
-    }
-}
-
-/// An address without what may give access to what is there.
-fn plain_address(text: &str) -> String {
-    match url::Url::parse(text) {
-        Ok(url) => without_secrets(&url),
-        Err(_) if text.is_empty() => String::new(),
-        Err(_) => "…".to_string(),
     }
 }
 
@@ -267,7 +254,7 @@ fn outbox(store: &Store) -> Result<Vec<Waiting>, Fault> {
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         waiting.push(Waiting {
             task: name.trim_end_matches(".json").to_string(),
-            callback_url: plain_address(value["callbackUrl"].as_str().unwrap_or_default()),
+            callback_url: text_without_secrets(value["callbackUrl"].as_str().unwrap_or_default()),
             has_result: !value["result"].is_null(),
         });
     }

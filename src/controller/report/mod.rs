@@ -26,9 +26,10 @@ use super::reach::Reaches;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::identity::Identity;
-use crate::model::outgoing::{Reach, shown};
+use crate::model::outgoing::Reach;
 use crate::model::policy::ReportPolicy;
 use crate::model::status::NodeReport;
+use crate::model::url::text_without_secrets;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
@@ -118,7 +119,7 @@ where
                     may_be_overtaken = true;
                 }
                 Ended::Overtaken => {
-                    tracing::debug!(url = %shown(url), "the controller is slow; it is told the newer state");
+                    tracing::debug!(url = %text_without_secrets(url), "the controller is slow; it is told the newer state");
                     self.tally.overtaken();
                     course.overtaken(Instant::now());
                     may_be_overtaken = false;
@@ -188,7 +189,7 @@ where
 
 /// Says what became of an attempt, when that is another thing than before.
 fn note(url: &str, before: Went, verdict: &Verdict) {
-    let url = shown(url);
+    let url = text_without_secrets(url);
     match verdict {
         Verdict::Taken if before != Went::Heard => {
             tracing::info!(url, "the controller takes the node's status");

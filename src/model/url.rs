@@ -1,0 +1,154 @@
+//! Addresses of the web: how one is judged, and how it is shown.
+
+use std::fmt;
+use std::str::FromStr;
+
+use url::Url;
+
+/// Address that begins with `http://` or `https://` and names a host. It is shown without what can be secret.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HttpUrl(Url);
+
+/// Reason why a text is no such address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HttpUrlError {
+    /// There is white space or a control character in it.
+    #[error("it holds blanks or control characters")]
+    Blanks,
+    /// It is no address at all.
+    #[error(transparent)]
+    Malformed(url::ParseError),
+    /// It is of another scheme.
+    #[error("it must begin with http:// or https://")]
+    Scheme,
+    /// There is a user's name or a password in it.
+    #[error("it holds a user's name: name an address that needs none")]
+    User,
+}
+
+impl HttpUrl {
+    /// The whole address.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// The same, in its parts.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// Reads one that holds no user's name, which would be sent to nobody.
+    ///
+    /// # Errors
+    /// [`HttpUrlError`].
+    pub fn without_user(text: &str) -> Result<HttpUrl, HttpUrlError> {
+        let url: HttpUrl = text.parse()?;
+        match url.0.username().is_empty() && url.0.password().is_none() {
+            true => Ok(url),
+            false => Err(HttpUrlError::User),
+        }
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = HttpUrlError;
+
+    fn from_str(text: &str) -> Result<HttpUrl, HttpUrlError> {
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(HttpUrlError::Blanks);
+        }
+        let url = Url::parse(text).map_err(|e| match e {
+            url::ParseError::RelativeUrlWithoutBase => HttpUrlError::Scheme,
+            other => HttpUrlError::Malformed(other),
+        })?;
+        // With either of them, the parser lets no address pass that names no host.
+        if !["http", "https"].contains(&url.scheme()) {
+            return Err(HttpUrlError::Scheme);
+        }
+        Ok(HttpUrl(url))
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_secrets(&self.0))
+    }
+}
+
+impl fmt::Debug for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<HttpUrl> for String {
+    fn from(url: HttpUrl) -> String {
+        url.0.into()
+    }
+}
+
+/// An address as logs, errors and answers may show it: a user's name, a password and a query can be what gives
+/// access.
+pub fn without_secrets(url: &Url) -> String {
+    let mut shown = url.clone();
+    // Neither fails where there is a host, which http and https always have.
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.set_fragment(None);
+    if shown.query().is_some() {
+        shown.set_query(Some("…"));
+        return shown.as_str().replace("%E2%80%A6", "…");
+    }
+    shown.into()
+}
+
+/// The same of a text that may be no address, which then is not shown at all.
+pub fn text_without_secrets(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(url) => without_secrets(&url),
+        Err(_) if text.is_empty() => String::new(),
+        Err(_) => "an address that cannot be read".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_the_web_have_a_scheme_and_a_host() {
+        for url in ["http://10.0.0.1:8080/zstack/callback", "HTTPS://[fd00::1]/x?a=b", "http://h"] {
+            assert!(HttpUrl::without_user(url).is_ok(), "{url}");
+        }
+        let named: HttpUrl = "http://user:secret@c/x".parse().unwrap();
+        assert_eq!(format!("{named} {named:?}"), "http://c/x http://c/x");
+        for (text, part) in [
+            ("", "must begin with http://"),
+            ("10.0.0.1/x", "must begin with http://"),
+            ("ftp://c/x", "http://"),
+            ("http://", "empty host"),
+            ("http:///", "empty host"),
+            ("http:// c/x", "blanks"),
+            ("http://c/#a\nb", "blanks"),
+            ("http://c/\u{85}", "control characters"),
+            ("http://c/x\u{7f}", "control characters"),
+            ("http://u@c/x", "a user's name"),
+            ("http://:p@c/x", "a user's name"),
+        ] {
+            let error = HttpUrl::without_user(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_gives_access_is_shown() {
+        for (text, shown) in [
+            ("http://c:8080/x", "http://c:8080/x"),
+            ("http://user:secret@c/x?token=secret#secret", "http://c/x?…"),
+            ("", ""),
+            ("http://[secret", "an address that cannot be read"),
+        ] {
+            assert_eq!(text_without_secrets(text), shown);
+        }
+    }
+}
