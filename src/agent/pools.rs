@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::memory::{Brake, MemoryOrder, MemoryWork, Published, ReclaimOrder};
+use super::apply::cancel::CancelHandle;
+use super::memory::{MemoryOrder, MemoryWork, Published, ReclaimOrder};
 use super::observe::blocking;
 use super::owner_gone;
 use crate::model::code::Code;
@@ -41,7 +42,7 @@ pub struct Pools {
     books: watch::Receiver<Published>,
     /// How long an order may take before its caller is told that it hangs.
     patience: Duration,
-    brake: Brake,
+    cancel: CancelHandle,
 }
 
 impl std::fmt::Debug for Order {
@@ -59,14 +60,14 @@ impl Pools {
     /// Starts the owner.
     pub fn start(work: MemoryWork, write_timeout: Duration, heartbeat: Heartbeat) -> Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
-        let (books, brake) = (work.publishes(), work.brake());
-        if let Err(e) = brake.arm() {
+        let (books, cancel) = (work.publishes(), work.cancel_handle());
+        if let Err(e) = cancel.arm() {
             tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
         }
         tokio::spawn(run(work, queue, heartbeat));
         // A write is not cut short for one caller, for others may want its pages; it gets as much time
         // again.
-        Pools { orders, books, patience: write_timeout * 2, brake }
+        Pools { orders, books, patience: write_timeout * 2, cancel }
     }
 
     /// The agent's share of the pools.
@@ -134,11 +135,11 @@ impl Pools {
         };
         tokio::pin!(ends);
         let until_ended = async {
-            self.brake.pull();
+            self.cancel.cancel();
             tracing::debug!("the owner of the hugepage pools was told to end");
             // Pinned: goes on when the pause ends first.
             while timeout(PAUSE, &mut ends).await.is_err() {
-                self.brake.pull();
+                self.cancel.cancel();
             }
         };
         timeout(within, until_ended).await.is_ok()

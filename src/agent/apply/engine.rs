@@ -9,8 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::super::observe::blocking;
 use super::install::Installation;
 use crate::docker::{Engine, EngineError};
-pub use crate::host::spawn::Spawner as Spawns;
-use crate::host::spawn::{Daemon, Invocation};
+use crate::host::spawn::{Daemon, Invocation, Spawner};
 use crate::host::systemd::{Systemd, SystemdError};
 use crate::host::watch::Watch;
 use crate::host::{HostError, Root, daemon_json};
@@ -19,6 +18,11 @@ use crate::model::engine::{ApiVersion, DaemonJson, EngineSeen, EngineVersion};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 use crate::model::step::Step;
+
+/// A starter of processes, as the owner of the engine names it.
+pub trait Spawns: Spawner {}
+
+impl<S: Spawner> Spawns for S {}
 
 /// Changes the engine of one machine.
 #[derive(Debug)]

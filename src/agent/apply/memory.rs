@@ -1,12 +1,13 @@
 //! Steps on pools and mounts. Blocking: called from a blocking thread.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::runtime::Handle;
 
+use super::cancel::CancelHandle;
 use crate::host::Root;
 use crate::host::mounts::{self, NewMount};
-pub use crate::host::pools::Cut;
 use crate::host::pools::{PoolFiles, compact, drop_page_cache};
 use crate::host::systemd::Systemd;
 use crate::model::fault::Fault;
@@ -60,9 +61,9 @@ impl MemoryApplier {
         MemoryApplier { systemd, ..self }
     }
 
-    /// What cuts a write to a pool short.
-    pub fn cut(&self) -> Cut {
-        self.files.cut()
+    /// Cancels all further growth, which has to look at `stopping`, and the one at hand.
+    pub fn cancel_handle(&self, stopping: Arc<AtomicBool>) -> CancelHandle {
+        CancelHandle::new(stopping, self.files.cut())
     }
 
     /// Reads one pool.

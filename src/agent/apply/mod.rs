@@ -1,6 +1,7 @@
 //! Changing the machine: one step, read back, its outcome. No policy.
 
 mod answer;
+pub mod cancel;
 mod download;
 pub mod engine;
 mod flight;

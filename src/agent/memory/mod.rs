@@ -5,7 +5,6 @@
 //! does the rest: planning, restoring, mounting.
 
 mod books;
-mod brake;
 mod giving_back;
 mod growth;
 
@@ -20,9 +19,9 @@ use tokio::sync::watch;
 use self::books::Books;
 pub use self::books::Published;
 pub(crate) use self::books::RESERVATIONS;
-pub use self::brake::Brake;
 pub use self::giving_back::ReclaimOrder;
 use self::growth::Growth;
+use super::apply::cancel::CancelHandle;
 use super::apply::memory::MemoryApplier;
 use super::observe::memory::MemoryObserver;
 use super::progress::ProgressSink;
@@ -133,8 +132,8 @@ impl MemoryWork {
     }
 
     /// What makes the work end early, from another thread.
-    pub fn brake(&self) -> Brake {
-        Brake { stopping: self.stopping.clone(), cut: self.applier.cut() }
+    pub fn cancel_handle(&self) -> CancelHandle {
+        self.applier.cancel_handle(self.stopping.clone())
     }
 
     /// Whether what the last boot held was taken again in this one.

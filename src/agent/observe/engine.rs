@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
 use super::blocking;
-pub use crate::docker::Engine as Answers;
-use crate::docker::EngineError;
+use crate::docker::{Engine, EngineError};
 use crate::host::systemd::Systemd;
 use crate::host::unchanged::Unchanged;
 use crate::host::{Root, daemon_json, dpkg, facts, packages, process};
@@ -18,6 +17,11 @@ use crate::model::engine::{
 };
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
+
+/// An engine that can be asked, as its owner names it.
+pub trait Answers: Engine {}
+
+impl<E: Engine> Answers for E {}
 
 /// Looks at the engine of one machine.
 #[derive(Debug)]

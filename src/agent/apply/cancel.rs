@@ -1,18 +1,23 @@
-//! Making the work on the memory end early, when the agent stops.
+//! Cancel handle of the work on the memory, for when the agent stops.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::apply::memory::Cut;
+use crate::host::pools::Cut;
 
-/// Makes the work on the memory end early.
+/// Cancel handle of the work on the memory.
 #[derive(Debug, Clone)]
-pub struct Brake {
-    pub(super) stopping: Arc<AtomicBool>,
-    pub(super) cut: Cut,
+pub struct CancelHandle {
+    stopping: Arc<AtomicBool>,
+    cut: Cut,
 }
 
-impl Brake {
+impl CancelHandle {
+    /// A handle that sets `stopping`, and cuts the write at hand short.
+    pub(super) fn new(stopping: Arc<AtomicBool>, cut: Cut) -> CancelHandle {
+        CancelHandle { stopping, cut }
+    }
+
     /// Makes it possible to cut a write to a pool short. On the runtime.
     ///
     /// # Errors
@@ -23,7 +28,7 @@ impl Brake {
 
     /// Has the growth at hand end, and all further growth refused; again and again until it has ended,
     /// for each write is cut by itself.
-    pub fn pull(&self) {
+    pub fn cancel(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.cut.now();
     }
