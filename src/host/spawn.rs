@@ -40,6 +40,17 @@ pub struct Invocation {
     pub env: Vec<(String, String)>,
 }
 
+/// A run of a program.
+#[derive(Debug)]
+pub struct Run {
+    /// What is run.
+    pub invocation: Invocation,
+    /// How long it may take.
+    pub within: Duration,
+    /// Hears each line of its output as it comes.
+    pub lines: mpsc::Sender<String>,
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunEnd {
@@ -55,14 +66,8 @@ pub struct RunEnd {
 
 /// Starts processes. A trait, so that package managers can be played in tests.
 pub trait Spawner: Send + Sync + 'static {
-    /// Runs a program to its end, or until `within` is over, and passes each line on to `lines` as
-    /// it comes.
-    fn run(
-        &self,
-        invocation: Invocation,
-        within: Duration,
-        lines: mpsc::Sender<String>,
-    ) -> impl Future<Output = Result<RunEnd, HostError>> + Send;
+    /// Runs a program to its end, or until its time is over.
+    fn run(&self, run: Run) -> impl Future<Output = Result<RunEnd, HostError>> + Send;
 
     /// Starts a daemon that is not waited for; its output goes to `<log folder>/<log>`.
     ///
@@ -165,9 +170,7 @@ impl Processes {
     /// The same as [`Spawner::run`], with the watch on the log that `watch` makes.
     async fn run_watched(
         &self,
-        invocation: Invocation,
-        within: Duration,
-        lines: mpsc::Sender<String>,
+        Run { invocation, within, lines }: Run,
         watch: impl FnOnce(&Path) -> Result<Watch, HostError>,
     ) -> Result<RunEnd, HostError> {
         let deadline = Instant::now() + within;
@@ -223,13 +226,8 @@ async fn grown(watch: Option<&Watch>) {
 }
 
 impl Spawner for Processes {
-    async fn run(
-        &self,
-        invocation: Invocation,
-        within: Duration,
-        lines: mpsc::Sender<String>,
-    ) -> Result<RunEnd, HostError> {
-        self.run_watched(invocation, within, lines, Watch::new).await
+    async fn run(&self, run: Run) -> Result<RunEnd, HostError> {
+        self.run_watched(run, Watch::new).await
     }
 
     async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
@@ -336,7 +334,10 @@ mod tests {
             env: vec![("WORD".into(), "said".into())],
         };
         let (sender, mut lines) = mpsc::channel(64);
-        let end = Processes::new(folder.path()).run(shell, within, sender).await.unwrap();
+        let end = Processes::new(folder.path())
+            .run(Run { invocation: shell, within, lines: sender })
+            .await
+            .unwrap();
         let mut told = Vec::new();
         while let Ok(line) = lines.try_recv() {
             told.push(line);
@@ -374,7 +375,8 @@ mod tests {
         let echo = Invocation { program: "echo".into(), args: vec!["word".into()], env: vec![] };
         let (sender, mut lines) = mpsc::channel(8);
         let processes = Processes::new(folder.path());
-        let end = processes.run_watched(echo, Duration::from_secs(10), sender, full).await.unwrap();
+        let run = Run { invocation: echo, within: Duration::from_secs(10), lines: sender };
+        let end = processes.run_watched(run, full).await.unwrap();
         assert_eq!((end.code, end.output.as_str()), (Some(0), "word\n"));
         assert_eq!(lines.recv().await.as_deref(), Some("word"));
     }
@@ -418,7 +420,8 @@ mod tests {
             let echo =
                 Invocation { program: "echo".into(), args: vec![word.into()], env: Vec::new() };
             let (sender, _lines) = mpsc::channel(1);
-            let end = processes.run(echo, Duration::from_secs(10), sender).await.unwrap();
+            let run = Run { invocation: echo, within: Duration::from_secs(10), lines: sender };
+            let end = processes.run(run).await.unwrap();
             assert_eq!(end.output, format!("{word}\n"));
         }
     }

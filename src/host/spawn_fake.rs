@@ -5,11 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use tokio::sync::mpsc;
-
-use super::spawn::{Daemon, Invocation, RunEnd, Spawner};
+use super::spawn::{Daemon, Invocation, Run, RunEnd, Spawner};
 use super::{HostError, Root};
 
 /// What happens when the daemon is started: its exit code and last words when it dies of it.
@@ -70,12 +67,7 @@ impl FakeSpawner {
 }
 
 impl Spawner for FakeSpawner {
-    async fn run(
-        &self,
-        invocation: Invocation,
-        within: Duration,
-        lines: mpsc::Sender<String>,
-    ) -> Result<RunEnd, HostError> {
+    async fn run(&self, Run { invocation, within, lines }: Run) -> Result<RunEnd, HostError> {
         let (ends, end) = self.machine(|machine| (machine.ends, machine.run(&invocation)));
         if !ends {
             tokio::time::sleep(within).await;

@@ -112,7 +112,7 @@ impl Spdk {
         within: Duration,
     ) -> Result<(), SpdkError> {
         let (method, params) = creation(bdev, backing);
-        self.change(method, Some(params), within).await.map(drop)
+        self.change(method, params, within).await.map(drop)
     }
 
     /// Takes the block device of a volume away. Never one that a controller uses: its guest gets I/O
@@ -133,7 +133,7 @@ impl Spdk {
             Backing::Raw { delete_method: Some(method), .. } => method.clone().into(),
             Backing::Raw { method, .. } => with_end(method, "_delete").into(),
         };
-        self.change(method, Some(json!({"name": bdev})), within).await.map(drop)
+        self.change(method, json!({"name": bdev}), within).await.map(drop)
     }
 
     /// Gives the block device of a volume another size; a connected guest sees it.
@@ -155,7 +155,7 @@ impl Spdk {
             Backing::Malloc { .. } => ("bdev_malloc_resize".into(), sized),
             Backing::Raw { method, .. } => (with_end(method, "_resize").into(), sized),
         };
-        self.change(method, Some(params), within).await.map(drop)
+        self.change(method, params, within).await.map(drop)
     }
 
     /// Its vhost controllers with their sessions.
@@ -199,7 +199,7 @@ impl Spdk {
         if let (Some(mask), Some(members)) = (cpumask, params.as_object_mut()) {
             members.insert("cpumask".to_string(), mask.into());
         }
-        self.change("vhost_create_blk_controller", Some(params), within).await.map(drop)
+        self.change("vhost_create_blk_controller", params, within).await.map(drop)
     }
 
     /// Takes a controller away. Never one with a session: a target may then hang for ever.
@@ -207,7 +207,7 @@ impl Spdk {
     /// # Errors
     /// See [`Spdk::call`].
     pub async fn delete_controller(&self, name: &str, within: Duration) -> Result<(), SpdkError> {
-        self.change("vhost_delete_controller", Some(json!({"ctrlr": name})), within).await.map(drop)
+        self.change("vhost_delete_controller", json!({"ctrlr": name}), within).await.map(drop)
     }
 }
 

@@ -243,12 +243,12 @@ impl Spdk {
     pub async fn change(
         &self,
         method: impl Into<Method>,
-        params: Option<Value>,
+        params: Value,
         within: Duration,
     ) -> Result<Answer, SpdkError> {
         let method = method.into();
         let _open = self.changes.open(&self.socket, method.clone(), within);
-        self.call(method, params, within).await
+        self.call(method, Some(params), within).await
     }
 
     /// The process that listens there, as long as there is a connection to it.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::super::observe::blocking;
 use super::engine::{Spawns, host_fault};
 use crate::host::packages::{self, Failure};
-use crate::host::spawn::{Invocation, RunEnd};
+use crate::host::spawn::{Invocation, Run, RunEnd};
 use crate::host::{Root, dpkg};
 use crate::model::code::Code;
 use crate::model::engine::PackageManager;
@@ -145,7 +145,7 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         let program = call.program.clone();
         let (sender, mut lines) = mpsc::channel(256);
         let within = self.deadline.saturating_duration_since(Instant::now());
-        let run = self.spawner.run(call, within, sender);
+        let run = self.spawner.run(Run { invocation: call, within, lines: sender });
         tokio::pin!(run);
         let end = loop {
             tokio::select! {

@@ -8,7 +8,7 @@ use tokio::sync::{OnceCell, mpsc};
 use super::blocking;
 use crate::host::Root;
 use crate::host::process::{FileStamp, file_stamp, find_executable};
-use crate::host::spawn::{Invocation, Spawner};
+use crate::host::spawn::{Invocation, Run, Spawner};
 
 /// How long a program may take to tell its version.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -73,7 +73,7 @@ impl<S: Spawner> Hypervisor<S> {
     async fn ask(&self, program: String) -> Option<String> {
         let invocation = Invocation { program, args: vec!["--version".into()], env: Vec::new() };
         let (lines, _) = mpsc::channel(1);
-        let end = self.spawner.run(invocation, ANSWER, lines).await.ok()?;
+        let end = self.spawner.run(Run { invocation, within: ANSWER, lines }).await.ok()?;
         let version = version_in(&end.output);
         (end.code == Some(0) && !version.is_empty()).then_some(version)
     }
@@ -106,12 +106,7 @@ mod tests {
     }
 
     impl Spawner for Reads {
-        async fn run(
-            &self,
-            invocation: Invocation,
-            _: Duration,
-            _: mpsc::Sender<String>,
-        ) -> Result<RunEnd, HostError> {
+        async fn run(&self, Run { invocation, .. }: Run) -> Result<RunEnd, HostError> {
             let output = fs::read_to_string(self.root.path(&invocation.program)).unwrap();
             self.runs.lock().unwrap().push(invocation.program);
             let code = Some(i32::from(output.contains("fails")));

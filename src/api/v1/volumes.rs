@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -201,9 +202,7 @@ pub async fn put(
     Path(names): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (name, volume) = judged(&names)?;
-    let bytes = body::read(body, api.body).await?;
-    let request = body::parse::<VolumeBody>(&bytes)?;
+    let (name, volume, request) = read::<VolumeBody>(&api, &names, body).await?;
     let target = wanted(&api, &name)?;
     let spec = request.into_spec(Some(&volume), &target.socket_dir).map_err(Problem::of)?;
     let work = async {
@@ -236,15 +235,24 @@ pub async fn resize(
     Path(names): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (name, volume) = judged(&names)?;
-    let bytes = body::read(body, api.body).await?;
-    let ResizeBody { size_mib } = body::parse(&bytes)?;
+    let (name, volume, ResizeBody { size_mib }) = read(&api, &names, body).await?;
     if size_mib == 0 {
         return Err(Problem::new(Code::InvalidBody, "sizeMib 0 is not at least 1"));
     }
     let target = wanted(&api, &name)?;
     let work = api.targets.resize(&target, VolumeKey::Name(volume), size_mib);
     Ok(Json(redacted(noted("resize", work).await?)).into_response())
+}
+
+/// The names in a request's path, and what its body says.
+async fn read<T: DeserializeOwned>(
+    api: &Shared,
+    names: &(String, String),
+    body: Body,
+) -> Result<(TargetName, VolumeName, T), Problem> {
+    let (name, volume) = judged(names)?;
+    let bytes = body::read(body, api.body).await?;
+    Ok((name, volume, body::parse(&bytes)?))
 }
 
 fn judged((target, volume): &(String, String)) -> Result<(TargetName, VolumeName), Problem> {

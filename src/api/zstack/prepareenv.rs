@@ -3,12 +3,11 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::Shared;
 use super::super::v1::prepare::default_want;
-use super::task;
-use super::wire;
+use super::{target, task, wire};
 use crate::model::fault::Fault;
 use crate::model::prepare::PrepareRequest;
 use crate::model::progress::{Asked, Scope};
@@ -41,14 +40,5 @@ async fn prepare(api: Shared, request: PrepareEnvRequest) -> Result<Value, Fault
             dry_run: false,
         })
         .await?;
-    if let Some(first) = report.errors.first() {
-        return Err(Fault { code: first.code, text: report.error_text() });
-    }
-    Ok(json!({
-        "success": true,
-        "error": "",
-        "outcome": report.outcome,
-        "steps": report.steps,
-        "findings": report.findings,
-    }))
+    target::answer(&report)
 }

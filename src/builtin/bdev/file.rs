@@ -15,7 +15,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use vm_memory::VolatileSlice;
 
-use super::AlignedBuffer;
+use super::{Access, AlignedBuffer};
 
 /// The size of a ZBS file that is made because it was not there.
 pub(in crate::builtin) const IMAGE_BYTES: u64 = 1 << 30;
@@ -144,13 +144,8 @@ impl DiskFile {
         self.alignment
     }
 
-    pub(super) fn transfer(
-        &self,
-        write: bool,
-        offset: u64,
-        slices: &[VolatileSlice<'_>],
-    ) -> Result<(), Errno> {
-        let mut at = offset;
+    pub(super) fn transfer(&self, at: Access, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
+        let Access { write, offset: mut at } = at;
         // IOV_MAX: the kernel takes no more at a time.
         for part in slices.chunks(1024) {
             let mut left = iovecs(part);
@@ -196,7 +191,7 @@ impl DiskFile {
         while done < length {
             let now = part.min(length - done) as usize;
             let slice = buffer.slice().subslice(0, now).map_err(|_| Errno::EINVAL)?;
-            self.transfer(true, offset + done, &[slice])?;
+            self.transfer(Access { write: true, offset: offset + done }, &[slice])?;
             done += now as u64;
         }
         Ok(())

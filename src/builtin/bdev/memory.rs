@@ -3,6 +3,8 @@
 use nix::errno::Errno;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
+use super::Access;
+
 /// Zeroes to copy from.
 static ZEROES: [u8; 65536] = [0; 65536];
 
@@ -18,12 +20,8 @@ impl Memory {
         MmapRegion::new(bytes).map(Self).map_err(|_| Errno::ENOMEM)
     }
 
-    pub(super) fn transfer(
-        &self,
-        write: bool,
-        offset: u64,
-        slices: &[VolatileSlice<'_>],
-    ) -> Result<(), Errno> {
+    pub(super) fn transfer(&self, at: Access, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
+        let Access { write, offset } = at;
         let mut at = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
         for slice in slices {
             let here = self.0.get_slice(at, slice.len()).map_err(|_| Errno::EINVAL)?;
@@ -59,12 +57,18 @@ mod tests {
     fn what_was_written_is_read_and_zeroes_replace_it() {
         let memory = Memory::new(1 << 20).unwrap();
         let mut data = vec![7u8; 4096];
-        memory.transfer(true, 8192, &[VolatileSlice::from(&mut data[..])]).unwrap();
+        memory
+            .transfer(Access { write: true, offset: 8192 }, &[VolatileSlice::from(&mut data[..])])
+            .unwrap();
         let mut back = vec![0u8; 4096];
-        memory.transfer(false, 8192, &[VolatileSlice::from(&mut back[..])]).unwrap();
+        memory
+            .transfer(Access { write: false, offset: 8192 }, &[VolatileSlice::from(&mut back[..])])
+            .unwrap();
         assert_eq!(back, data);
         memory.zero(8192, 512).unwrap();
-        memory.transfer(false, 8192, &[VolatileSlice::from(&mut back[..])]).unwrap();
+        memory
+            .transfer(Access { write: false, offset: 8192 }, &[VolatileSlice::from(&mut back[..])])
+            .unwrap();
         assert_eq!(&back[..512], &[0; 512]);
         assert_eq!(&back[512..], &[7; 3584]);
     }
@@ -73,7 +77,14 @@ mod tests {
     fn a_range_beyond_the_end_is_refused() {
         let memory = Memory::new(4096).unwrap();
         let mut data = vec![7u8; 4096];
-        assert!(memory.transfer(true, 512, &[VolatileSlice::from(&mut data[..])]).is_err());
+        assert!(
+            memory
+                .transfer(
+                    Access { write: true, offset: 512 },
+                    &[VolatileSlice::from(&mut data[..])]
+                )
+                .is_err()
+        );
         assert!(memory.zero(4096, 1).is_err());
     }
 }

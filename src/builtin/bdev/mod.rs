@@ -22,6 +22,15 @@ pub(super) use memory::Memory;
 pub(super) use registry::Bdevs;
 pub(super) use stats::{Kind, Stats};
 
+/// Place of a transfer on a disk, and its direction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access {
+    /// Whether the disk is written.
+    pub(super) write: bool,
+    /// Where it begins, in bytes.
+    pub(super) offset: u64,
+}
+
 /// What a bdev keeps its data in.
 #[derive(Debug)]
 pub(super) enum Backing {
@@ -109,15 +118,10 @@ impl Bdev {
     ///
     /// # Errors
     /// What the kernel said of the file.
-    pub(super) fn transfer(
-        &self,
-        write: bool,
-        offset: u64,
-        slices: &[VolatileSlice<'_>],
-    ) -> Result<(), Errno> {
+    pub(super) fn transfer(&self, at: Access, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
         match &self.backing {
-            Backing::Malloc(memory) => memory.transfer(write, offset, slices),
-            Backing::Aio(file) | Backing::Zbs(file) => file.transfer(write, offset, slices),
+            Backing::Malloc(memory) => memory.transfer(at, slices),
+            Backing::Aio(file) | Backing::Zbs(file) => file.transfer(at, slices),
             Backing::Null => Ok(()),
         }
     }

@@ -36,28 +36,22 @@ pub(super) struct Ring {
     pub(super) call: Call,
     pub(super) error: Option<Arc<File>>,
     pub(super) record: Option<QueueRecord>,
-    /// Heads to serve again before new ones are taken.
-    pub(super) resumed: std::vec::IntoIter<u16>,
-    /// Requests taken and not answered, and the same for whoever wants to know.
-    pub(super) outstanding: usize,
     pub(super) in_flight: Arc<AtomicUsize>,
+    pub(super) state: State,
+}
+
+/// How far the service of a ring has come.
+#[derive(Default)]
+pub(super) struct State {
+    /// Heads to serve again before new ones are taken.
+    resumed: std::vec::IntoIter<u16>,
+    /// Requests taken and not answered; `in_flight` has the same for whoever wants to know.
+    pub(super) outstanding: usize,
     /// The guest broke the ring's rules: nothing is taken from it any more.
-    pub(super) broken: bool,
+    broken: bool,
     /// It is to stop once nothing is outstanding.
     pub(super) stopping: bool,
     used: bool,
-}
-
-/// What a ring is made of when it starts.
-pub(super) struct Parts {
-    pub(super) index: u16,
-    pub(super) queue: Queue,
-    pub(super) guest: Arc<Guest>,
-    pub(super) kick: Option<Arc<File>>,
-    pub(super) call: Call,
-    pub(super) error: Option<Arc<File>>,
-    pub(super) record: Option<QueueRecord>,
-    pub(super) in_flight: Arc<AtomicUsize>,
 }
 
 impl Ring {
@@ -65,34 +59,19 @@ impl Ring {
     ///
     /// # Errors
     /// When the rings are not in the guest's memory.
-    pub(super) fn new(mut parts: Parts) -> Result<Self, Broken> {
-        if !parts.queue.is_valid(&parts.guest.memory) {
+    pub(super) fn begin(mut self) -> Result<Self, Broken> {
+        if !self.queue.is_valid(&self.guest.memory) {
             return Err(Broken::Table);
         }
-        let used = parts.queue.used_idx(&parts.guest.memory, Ordering::Acquire);
+        let used = self.queue.used_idx(&self.guest.memory, Ordering::Acquire);
         let used = used.map_err(|_| Broken::Table)?.0;
-        parts.queue.set_next_used(used);
-        let mut resumed = Vec::new();
-        if let Some(record) = &mut parts.record {
+        self.queue.set_next_used(used);
+        if let Some(record) = &mut self.record {
             let found = record.resume(used);
-            parts.queue.set_next_avail(found.next_avail);
-            resumed = found.heads;
+            self.queue.set_next_avail(found.next_avail);
+            self.state.resumed = found.heads.into_iter();
         }
-        Ok(Self {
-            index: parts.index,
-            queue: parts.queue,
-            guest: parts.guest,
-            kick: parts.kick,
-            call: parts.call,
-            error: parts.error,
-            record: parts.record,
-            resumed: resumed.into_iter(),
-            outstanding: 0,
-            in_flight: parts.in_flight,
-            broken: false,
-            stopping: false,
-            used: false,
-        })
+        Ok(self)
     }
 
     pub(super) fn kick_fd(&self) -> Option<RawFd> {
@@ -108,10 +87,10 @@ impl Ring {
 
     /// Takes the next request that the guest offers.
     pub(super) fn take(&mut self) -> Option<(u16, Chain)> {
-        if self.broken || self.stopping {
+        if self.state.broken || self.state.stopping {
             return None;
         }
-        let head = match self.resumed.next() {
+        let head = match self.state.resumed.next() {
             Some(head) => head,
             None => self.next_head()?,
         };
@@ -120,7 +99,7 @@ impl Ring {
                 if let Some(record) = &mut self.record {
                     record.begin(head);
                 }
-                self.outstanding += 1;
+                self.state.outstanding += 1;
                 self.in_flight.fetch_add(1, Ordering::Relaxed);
                 Some((head, chain))
             }
@@ -143,20 +122,20 @@ impl Ring {
     /// Stops the ring for good and tells the frontend.
     pub(super) fn break_off(&mut self, broken: Broken) {
         tracing::error!(ring = self.index, reason = %broken, "the guest broke a ring, it is stopped");
-        self.broken = true;
+        self.state.broken = true;
         signal(self.error.as_deref());
     }
 
     /// A request that was taken has nowhere to be answered.
     pub(super) fn abandon(&mut self, broken: Broken) {
-        self.outstanding -= 1;
+        self.state.outstanding -= 1;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.break_off(broken);
     }
 
     /// Gives a request back to the guest.
     pub(super) fn give_back(&mut self, head: u16, written: u32) {
-        self.outstanding -= 1;
+        self.state.outstanding -= 1;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         if let Some(record) = &self.record {
             record.before_used(head);
@@ -167,12 +146,12 @@ impl Ring {
         if let Some(record) = &self.record {
             record.after_used(head, self.queue.next_used());
         }
-        self.used = true;
+        self.state.used = true;
     }
 
     /// Interrupts the guest once for all that was given back, if it wants that.
     pub(super) fn announce(&mut self) {
-        if std::mem::take(&mut self.used)
+        if std::mem::take(&mut self.state.used)
             && self.queue.needs_notification(&self.guest.memory).unwrap_or(true)
         {
             interrupt(&self.call);
@@ -181,7 +160,7 @@ impl Ring {
 
     /// Asks the guest to kick for new requests; true when there are some already.
     pub(super) fn sleep(&mut self) -> bool {
-        let idle = self.broken || self.stopping;
+        let idle = self.state.broken || self.state.stopping;
         !idle && self.queue.enable_notification(&self.guest.memory).unwrap_or(false)
     }
 

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use vm_memory::{GuestAddress, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::bdev::{AlignedBuffer, Kind, iovecs};
+use super::super::bdev::{Access, AlignedBuffer, Kind, iovecs};
 use super::aio::{Aio, Work};
 use super::chain::Segment;
 use super::controller::Disk;
@@ -151,7 +151,8 @@ impl Service {
             return self.done.push((job, Err(Errno::EFAULT)));
         }
         let Some(alignment) = self.disk.bdev.direct_alignment() else {
-            let moved = self.disk.bdev.transfer(write, offset, &slices).map(|()| job.length);
+            let moved =
+                self.disk.bdev.transfer(Access { write, offset }, &slices).map(|()| job.length);
             return self.done.push((job, moved));
         };
         let fits = |slice: &VolatileSlice<'_>| {
@@ -169,7 +170,8 @@ impl Service {
         if self.aio.is_none() {
             let own = job.copy.as_ref().map(|(buffer, _)| vec![buffer.slice()]);
             let parts = own.as_deref().unwrap_or(&slices);
-            let moved = self.disk.bdev.transfer(write, offset, parts).map(|()| job.length);
+            let moved =
+                self.disk.bdev.transfer(Access { write, offset }, parts).map(|()| job.length);
             return self.done.push((job, moved));
         }
         let work = if write {

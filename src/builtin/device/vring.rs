@@ -11,7 +11,7 @@ use vm_memory::GuestAddress;
 use super::config::RING;
 use super::guest::Guest;
 use super::inflight::Record;
-use super::ring::{Call, Parts, Ring};
+use super::ring::{Call, Ring, State};
 
 /// What the frontend said of one ring.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl Vring {
         event_idx: bool,
         in_flight: Arc<AtomicUsize>,
     ) -> Result<Ring> {
-        let ring = Ring::new(Parts {
+        let ring = Ring {
             index,
             queue: self.queue(&guest, event_idx)?,
             guest,
@@ -51,8 +51,9 @@ impl Vring {
             error: self.error.clone(),
             record: record.and_then(|record| record.queue(index, self.size)),
             in_flight,
-        });
-        ring.map_err(|_| Error::InvalidParam)
+            state: State::default(),
+        };
+        ring.begin().map_err(|_| Error::InvalidParam)
     }
 
     fn queue(&self, guest: &Guest, event_idx: bool) -> Result<Queue> {

@@ -169,7 +169,7 @@ impl Loop {
                 Ok(Command::Stop(index, reply)) => {
                     let ring = self.rings.iter_mut().find(|ring| ring.index == index);
                     if let Some(ring) = ring {
-                        ring.stopping = true;
+                        ring.state.stopping = true;
                         self.stops.push((index, reply));
                     }
                 }
@@ -198,7 +198,7 @@ impl Loop {
     fn stop_what_is_done(&mut self) {
         let (rings, epoll) = (&mut self.rings, &self.epoll);
         self.stops.retain(|(index, reply)| {
-            let done = |ring: &Ring| ring.index == *index && ring.outstanding == 0;
+            let done = |ring: &Ring| ring.index == *index && ring.state.outstanding == 0;
             let Some(place) = rings.iter().position(done) else { return true };
             let ring = rings.swap_remove(place);
             if let Some(kick) = ring.kick_fd() {

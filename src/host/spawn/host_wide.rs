@@ -2,14 +2,12 @@
 //! their own, which the limits of the agent's unit do not bind.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Daemon, Invocation, Processes, RunEnd, Spawner, spawn_error};
+use super::{Daemon, Invocation, Processes, Run, RunEnd, Spawner, spawn_error};
 use crate::host::process::find_executable;
 use crate::host::systemd::Systemd;
 use crate::host::watch::Watch;
@@ -31,11 +29,9 @@ impl HostWide {
     async fn run_as_service(
         &self,
         systemd: &Systemd,
-        invocation: &Invocation,
-        within: Duration,
-        lines: &mpsc::Sender<String>,
+        Run { invocation, within, lines }: &Run,
     ) -> Result<RunEnd, HostError> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + *within;
         let named = invocation.program.clone();
         let found = spawn_blocking(move || find_executable(&Root::new("/"), &named)).await;
         let missing = || spawn_error(invocation)(std::io::ErrorKind::NotFound.into());
@@ -61,15 +57,10 @@ fn unit_of(program: &str) -> String {
 }
 
 impl Spawner for HostWide {
-    async fn run(
-        &self,
-        invocation: Invocation,
-        within: Duration,
-        lines: mpsc::Sender<String>,
-    ) -> Result<RunEnd, HostError> {
+    async fn run(&self, run: Run) -> Result<RunEnd, HostError> {
         match &self.systemd {
-            Some(systemd) => self.run_as_service(systemd, &invocation, within, &lines).await,
-            None => self.processes.run(invocation, within, lines).await,
+            Some(systemd) => self.run_as_service(systemd, &run).await,
+            None => self.processes.run(run).await,
         }
     }
 
