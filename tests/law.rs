@@ -127,7 +127,8 @@ fn text_at(code: &str, before: Option<char>) -> Option<usize> {
         code[from..].find(end).map_or(code.len(), |at| from + at + end.len())
     };
     let mut chars = code.chars();
-    match (chars.next()?, chars.next()) {
+    let first = chars.next().filter(|c| ['/', 'r', '"', '\''].contains(c))?;
+    match (first, chars.next()) {
         ('/', Some('/')) => Some(code.find('\n').unwrap_or(code.len())),
         ('/', Some('*')) => Some(until(2, "*/")),
         ('r', Some('"' | '#')) if before.is_none_or(|c| c == 'b' || !is_of_a_name(c)) => {

@@ -11,7 +11,7 @@ use crate::host::spawn_fake::{
 };
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json};
-use crate::model::engine::{ApiVersion, DaemonJson, Init, PackageManager, PackageSets};
+use crate::model::engine::{ApiVersion, DaemonJson, PackageManager, PackageSets};
 
 struct Node {
     engine: FakeEngine,
@@ -60,18 +60,8 @@ fn applier(engine: &FakeEngine) -> (EngineApplier<FakeEngine, FakeSpawner>, Engi
     let folder = tempfile::tempdir().unwrap();
     let root = Root::new(folder.path());
     let (spawner, systemd) = (FakeSpawner::new(&root), Arc::new(Systemd::new()));
-    let seen = EngineSeen {
-        api: EngineApi::Absent,
-        process: None,
-        installed: None,
-        daemon_json: DaemonJson::Absent,
-        init: Init::Other("bash".into()),
-        unit: None,
-        unit_error: None,
-        package_manager: None,
-    };
     let applier = EngineApplier::new(&root, policy(), Arc::new(engine.clone()), systemd, spawner);
-    (applier, seen, folder)
+    (applier, EngineSeen::bare(), folder)
 }
 
 const CE: &str = "install docker-ce containerd.io";

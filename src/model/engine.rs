@@ -168,3 +168,20 @@ pub struct EngineSeen {
     /// The package manager of this machine.
     pub package_manager: Option<PackageManager>,
 }
+
+#[cfg(test)]
+impl EngineSeen {
+    /// A machine with nothing on it, whose PID 1 is not systemd.
+    pub(crate) fn bare() -> EngineSeen {
+        EngineSeen {
+            api: EngineApi::Absent,
+            process: None,
+            installed: None,
+            daemon_json: DaemonJson::Absent,
+            init: Init::Other("bash".into()),
+            unit: None,
+            unit_error: None,
+            package_manager: None,
+        }
+    }
+}

@@ -23,16 +23,7 @@ fn strict() -> EnginePolicy {
 
 /// A machine with nothing on it, whose PID 1 is not systemd.
 fn bare() -> EngineSeen {
-    EngineSeen {
-        api: EngineApi::Absent,
-        process: None,
-        installed: None,
-        daemon_json: DaemonJson::Absent,
-        init: Init::Other("bash".into()),
-        unit: None,
-        unit_error: None,
-        package_manager: Some(PackageManager::Apt),
-    }
+    EngineSeen { package_manager: Some(PackageManager::Apt), ..EngineSeen::bare() }
 }
 
 /// The same with systemd, and the unit as Debian's package leaves it.
