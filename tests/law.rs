@@ -34,8 +34,6 @@ const LAW: &[(&str, &[&str])] = &[
     ),
     ("agent/observe", &["agent", "model", "host", "docker", "spdk"]),
     ("agent/apply", &["agent", "model", "host", "docker", "spdk", "outgoing"]),
-    // It looks at what is kept by the forms of its owners' files.
-    ("agent/state", &["agent", "model", "store", "targets::desired"]),
     ("agent", &["agent", "model", "plan", "store", "wait", "watchdog"]),
     ("controller", &["controller", "model", "store", "outgoing", "wait", "watchdog"]),
     ("wait", &[]),

@@ -28,7 +28,6 @@ use crate::model::event::What;
 use crate::model::fault::Fault;
 use crate::model::prepare::Progress;
 use crate::store::{Lock, Store, StoreError};
-use crate::watchdog::Watchdog;
 
 /// How long a connection to the agent may take.
 const CONNECT: Duration = Duration::from_secs(5);

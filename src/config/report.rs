@@ -1,14 +1,12 @@
 //! Reports to the controller.
 
-use url::Url;
-
 use crate::model::policy::ReportPolicy;
+use crate::model::url::HttpUrl;
 
 impl ReportPolicy {
     /// What is wrong with it, as the key and the reason; its durations are judged with all others.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
-        let is_web = |url: &Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
-        if !self.url.is_empty() && !Url::parse(&self.url).is_ok_and(|url| is_web(&url)) {
+        if !self.url.is_empty() && self.url.parse::<HttpUrl>().is_err() {
             let text = format!("'{}' is no address that begins with http:// or https://", self.url);
             return Some(("report.url", text));
         }

@@ -121,7 +121,7 @@ impl Thing {
     }
 
     /// What its file holds beside the version.
-    fn content(&self) -> Value {
+    pub(super) fn content(&self) -> Value {
         match self {
             Thing::Target(spec) => json!(Entry { spec: (**spec).clone() }),
             Thing::Volume(target, spec) => {
