@@ -1,6 +1,6 @@
 //! The composition root: the only room that names every concrete type, and `seams` what ties them together.
 //!
-//! [`Core`] is the agent without its doors: the owners and their handles. [`serve`] adds the doors: HTTP,
+//! `Core` is the agent without its doors: the owners and their handles. [`serve`] adds the doors: HTTP,
 //! the outbox, systemd's readiness and watchdog. [`InProcess`] adds the native routes alone, for a command.
 
 mod doors;
