@@ -24,6 +24,7 @@ use vhost_agent::config::Settings;
 use vhost_agent::host::Root;
 use vhost_agent::model::pools::{Placement, PoolGoal, PoolWant};
 use vhost_agent::model::units::PageSize;
+use vhost_agent::model::work::WorkId;
 use vhost_agent::store::{Durability, Store};
 use vhost_agent::watchdog::Watchdog;
 
@@ -198,7 +199,13 @@ impl Owner {
             move_shortfall: false,
         };
         let goal = PoolGoal::Free(vec![want]);
-        let report = self.runtime.block_on(self.pools.prepare(goal, Vec::new(), false, false));
+        let report = self.runtime.block_on(self.pools.prepare(
+            WorkId::next(),
+            goal,
+            Vec::new(),
+            false,
+            false,
+        ));
         match report.errors.first() {
             None => Ok(()),
             Some(fault) => bail!("the growth failed: {fault}"),

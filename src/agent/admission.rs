@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use tokio::sync::oneshot;
 
 use crate::model::prepare::PrepareRequest;
+use crate::model::work::WorkId;
 
 /// Who may wait for one run; a caller too many is refused.
 const MOST_WAITERS: usize = 2048;
@@ -24,6 +25,7 @@ impl<T> Waits for oneshot::Sender<T> {
 /// One run with everybody who waits for it.
 #[derive(Debug)]
 struct Run<W> {
+    work: WorkId,
     request: PrepareRequest,
     waiters: Vec<W>,
 }
@@ -39,10 +41,10 @@ pub struct Admission<W> {
 /// What became of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admitted<W> {
-    /// Start this run now.
-    Start(PrepareRequest),
-    /// It will be answered with a run that wants the same or more, or when its turn comes.
-    Waits,
+    /// Start this run now, as that work.
+    Start(WorkId, PrepareRequest),
+    /// It will be answered with that work, a run that wants the same or more, or its own when its turn comes.
+    Waits(WorkId),
     /// Too many wait already; the waiter is given back.
     Full(W),
 }
@@ -63,26 +65,27 @@ impl<W: Waits> Admission<W> {
                 return Admitted::Full(waiter);
             }
             run.waiters.push(waiter);
-            return Admitted::Waits;
+            return Admitted::Waits(run.work);
         }
         if self.running.is_some() && self.queue.len() >= self.most {
             return Admitted::Full(waiter);
         }
-        let run = Run { request: request.clone(), waiters: vec![waiter] };
+        let work = WorkId::next();
+        let run = Run { work, request: request.clone(), waiters: vec![waiter] };
         if self.running.is_none() {
             self.running = Some(run);
-            return Admitted::Start(request);
+            return Admitted::Start(work, request);
         }
         self.queue.push_back(run);
-        Admitted::Waits
+        Admitted::Waits(work)
     }
 
     /// The run at work has ended: who waits for it, and what to start next.
-    pub fn finish(&mut self) -> (Vec<W>, Option<PrepareRequest>) {
+    pub fn finish(&mut self) -> (Vec<W>, Option<(WorkId, PrepareRequest)>) {
         let waiters = self.running.take().map(|run| run.waiters).unwrap_or_default();
         self.forget_who_is_gone();
         self.running = self.queue.pop_front();
-        (waiters, self.running.as_ref().map(|run| run.request.clone()))
+        (waiters, self.running.as_ref().map(|run| (run.work, run.request.clone())))
     }
 
     fn forget_who_is_gone(&mut self) {
@@ -116,12 +119,16 @@ mod tests {
     #[test]
     fn who_has_gone_takes_no_place_and_no_run_starts_for_nobody() {
         let mut admission = Admission::new(1);
-        assert!(matches!(admission.submit(request(10, false), "a has gone"), Admitted::Start(_)));
-        assert_eq!(admission.submit(request(11, false), "b has gone"), Admitted::Waits);
-        assert_eq!(admission.submit(request(12, false), "c"), Admitted::Waits, "b's place is free");
+        assert!(matches!(admission.submit(request(10, false), "a has gone"), Admitted::Start(..)));
+        assert!(matches!(admission.submit(request(11, false), "b has gone"), Admitted::Waits(_)));
+        assert!(
+            matches!(admission.submit(request(12, false), "c"), Admitted::Waits(_)),
+            "b's place is free"
+        );
         assert_eq!(admission.submit(request(13, false), "d"), Admitted::Full("d"));
-        assert_eq!(admission.finish(), (vec![], Some(request(12, false))));
-        assert_eq!(admission.submit(request(13, false), "e has gone"), Admitted::Waits);
+        let (waiters, next) = admission.finish();
+        assert_eq!((waiters, next.unwrap().1), (vec![], request(12, false)));
+        assert!(matches!(admission.submit(request(13, false), "e has gone"), Admitted::Waits(_)));
         assert_eq!(admission.finish(), (vec!["c"], None));
     }
 
@@ -130,7 +137,7 @@ mod tests {
         let mut admission = Admission::new(1);
         admission.submit(request(10, false), 0);
         for waiter in 1..MOST_WAITERS {
-            assert_eq!(admission.submit(request(10, false), waiter), Admitted::Waits);
+            assert!(matches!(admission.submit(request(10, false), waiter), Admitted::Waits(_)));
         }
         assert_eq!(admission.submit(request(9, false), 7777), Admitted::Full(7777));
         assert_eq!(admission.finish().0.len(), MOST_WAITERS);
@@ -149,11 +156,13 @@ mod tests {
     #[test]
     fn the_second_shares_the_outcome_when_it_wants_the_same_or_less_and_else_runs_after() {
         let mut admission = Admission::new(2);
-        assert_eq!(admission.submit(request(10, false), "a"), Admitted::Start(request(10, false)));
-        assert_eq!(admission.submit(request(9, false), "b"), Admitted::Waits);
-        assert_eq!(admission.submit(request(11, false), "c"), Admitted::Waits);
-        assert_eq!(admission.submit(request(11, false), "d"), Admitted::Waits);
-        assert_eq!(admission.finish(), (vec!["a", "b"], Some(request(11, false))));
+        let Admitted::Start(first, _) = admission.submit(request(10, false), "a") else { panic!() };
+        assert_eq!(admission.submit(request(9, false), "e"), Admitted::Waits(first), "as one work");
+        assert!(matches!(admission.submit(request(9, false), "b"), Admitted::Waits(_)));
+        assert!(matches!(admission.submit(request(11, false), "c"), Admitted::Waits(_)));
+        assert!(matches!(admission.submit(request(11, false), "d"), Admitted::Waits(_)));
+        let (waiters, next) = admission.finish();
+        assert_eq!((waiters, next.unwrap().1), (vec!["a", "e", "b"], request(11, false)));
         assert_eq!(admission.finish(), (vec!["c", "d"], None));
     }
 
@@ -170,7 +179,7 @@ mod tests {
             answered[waiter] += 1;
             assert!(done.covers(&requests[waiter]));
         }
-        *running = next;
+        *running = next.map(|(_, request)| request);
     }
 
     proptest! {
@@ -187,11 +196,11 @@ mod tests {
             let mut answered = vec![0; calls.len()];
             for (i, (.., finish)) in calls.iter().enumerate() {
                 match admission.submit(requests[i].clone(), i) {
-                    Admitted::Start(started) => {
+                    Admitted::Start(_, started) => {
                         prop_assert!(running.is_none());
                         running = Some(started);
                     }
-                    Admitted::Waits => prop_assert!(running.is_some()),
+                    Admitted::Waits(_) => prop_assert!(running.is_some()),
                     // Refused at once, which is an answer too.
                     Admitted::Full(waiter) => answered[waiter] += 1,
                 }

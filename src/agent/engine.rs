@@ -15,6 +15,7 @@ use crate::model::fault::Fault;
 use crate::model::policy::EnginePolicy;
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
 use crate::model::step::Step;
+use crate::model::work::WorkId;
 use crate::plan::engine::plan;
 use crate::watchdog::Heartbeat;
 
@@ -24,7 +25,7 @@ const QUEUE: usize = 32;
 const MOST_ROUNDS: usize = 6;
 #[derive(Debug)]
 enum Order {
-    Prepare { dry_run: bool, reply: oneshot::Sender<PartReport> },
+    Prepare { work: WorkId, dry_run: bool, reply: oneshot::Sender<PartReport> },
 }
 
 /// The engine's handle.
@@ -48,10 +49,10 @@ impl Engine {
     }
 
     /// Makes the engine installed, configured and running. Every step has its own deadline.
-    pub async fn prepare(&self, dry_run: bool) -> PartReport {
+    pub async fn prepare(&self, work: WorkId, dry_run: bool) -> PartReport {
         let failed = |fault| PartReport { errors: vec![fault], ..PartReport::default() };
         let (reply, answer) = oneshot::channel();
-        match self.orders.try_send(Order::Prepare { dry_run, reply }) {
+        match self.orders.try_send(Order::Prepare { work, dry_run, reply }) {
             Ok(()) => answer.await.unwrap_or_else(|_| failed(owner_gone())),
             Err(mpsc::error::TrySendError::Full(_)) => failed(Fault::new(
                 Code::EngineBusy,
@@ -64,12 +65,13 @@ impl Engine {
     /// Starts an engine that has ended, but never installs one: one that was taken away is not wanted any
     /// more. Returns whether it answers now.
     pub async fn raise(&self) -> bool {
-        let plan = self.prepare(true).await;
+        let work = WorkId::next();
+        let plan = self.prepare(work, true).await;
         if plan.steps.iter().any(|step| step.step == "install") {
             tracing::warn!("the engine is not installed any more: prepare the node again");
             return false;
         }
-        let report = self.prepare(false).await;
+        let report = self.prepare(work, false).await;
         if let Some(fault) = report.errors.first() {
             tracing::warn!(code = %fault.code, "the engine could not be started again: {fault}");
         }
@@ -95,7 +97,8 @@ async fn run<E: Answers, S: Spawns>(
             order = queue.recv() => order,
             () = heartbeat.due() => continue,
         };
-        let Some(Order::Prepare { dry_run, reply }) = order else { return };
+        let Some(Order::Prepare { work, dry_run, reply }) = order else { return };
+        owner.progress = owner.progress.of(work);
         let work = owner.prepare(dry_run);
         tokio::pin!(work);
         let report = loop {

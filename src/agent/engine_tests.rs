@@ -69,7 +69,7 @@ const IO: &str = "install docker.io";
 
 impl Node {
     async fn prepare(&self) -> PartReport {
-        self.owner.prepare(false).await
+        self.owner.prepare(WorkId::next(), false).await
     }
 
     fn calls(&self) -> Vec<String> {
@@ -126,7 +126,7 @@ async fn dockers_own_engine_is_preferred() {
 #[tokio::test(start_paused = true)]
 async fn a_plan_starts_nothing_and_writes_nothing() {
     let node = node(Mood::Answers);
-    let report = node.owner.prepare(true).await;
+    let report = node.owner.prepare(WorkId::next(), true).await;
     assert_eq!(steps(&report), ["writeDaemonJson", "install", "startDaemon", "awaitEngine"]);
     assert_eq!(node.calls(), [] as [&str; 0]);
     assert!(!node.folder.path().join("etc").exists());
@@ -301,7 +301,7 @@ async fn an_answer_is_good_for_its_age_while_its_process_lives() {
     let node = node(Mood::Answers);
     let root = Root::new(node.folder.path());
     put_daemon(&root, 7);
-    let answers = async || node.owner.prepare(true).await.engine_version.is_some();
+    let answers = async || node.owner.prepare(WorkId::next(), true).await.engine_version.is_some();
     node.engine.set(Mood::Answers);
     assert!(answers().await);
     node.engine.set(Mood::Hangs);

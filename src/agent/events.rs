@@ -96,16 +96,18 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::prepare::Progress;
+    use crate::model::prepare::{Progress, WorkEvent};
     use crate::model::step::Area;
+    use crate::model::work::WorkId;
 
     fn line(text: &str) -> What {
-        What::Work(Progress::Line { area: Area::Engine, text: text.to_string() })
+        let event = WorkEvent::Line { area: Area::Engine, text: text.to_string() };
+        What::Work(Progress { work: WorkId::default(), event })
     }
 
     fn texts(events: &[Event]) -> Vec<String> {
         let text = |event: &Event| match &event.what {
-            What::Work(Progress::Line { text, .. }) => text.clone(),
+            What::Work(Progress { event: WorkEvent::Line { text, .. }, .. }) => text.clone(),
             other => panic!("{other:?}"),
         };
         events.iter().map(text).collect()

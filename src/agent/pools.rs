@@ -23,6 +23,7 @@ use crate::model::fault::Fault;
 use crate::model::pools::{Ledger, PoolGoal};
 use crate::model::prepare::{PartReport, ReclaimReport};
 use crate::model::units::PageSize;
+use crate::model::work::WorkId;
 use crate::watchdog::Heartbeat;
 
 /// Orders that may wait; more are refused.
@@ -88,6 +89,7 @@ impl Pools {
     /// Grows pools, writes that down for the next boot, and makes mounts.
     pub async fn prepare(
         &self,
+        work: WorkId,
         goal: PoolGoal,
         mounts: Vec<PageSize>,
         keep_partial: bool,
@@ -95,7 +97,7 @@ impl Pools {
     ) -> PartReport {
         let cancelled = Arc::new(AtomicBool::new(false));
         let order =
-            MemoryOrder { goal, mounts, keep_partial, dry_run, cancelled: cancelled.clone() };
+            MemoryOrder { work, goal, mounts, keep_partial, dry_run, cancelled: cancelled.clone() };
         let late = "what it still finds is given back when it returns";
         let report = self.ask(late, |reply| Order::Prepare(order, reply)).await;
         report.unwrap_or_else(|fault| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::future::Either;
 use tokio::sync::{mpsc, oneshot};
 
 use super::admission::{Admission, Admitted};
@@ -13,6 +14,7 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::pools::PoolGoal;
 use crate::model::prepare::{PartReport, PrepareReport, PrepareRequest, StepOutcome};
+use crate::model::work::WorkId;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
@@ -21,12 +23,16 @@ const QUEUE: usize = 256;
 /// Different prepares that may wait for the one at work.
 const MOST_WAITING: usize = 16;
 
-type Waiter = oneshot::Sender<Result<Arc<PrepareReport>, Fault>>;
+/// The outcome of a prepare.
+pub type Prepared = Result<Arc<PrepareReport>, Fault>;
+type Waiter = oneshot::Sender<Prepared>;
+/// A call: what is wanted, who waits for the outcome, and who wants to know as which work it is done.
+type Call = (PrepareRequest, Waiter, oneshot::Sender<WorkId>);
 
 /// The handle that prepares the node.
 #[derive(Debug, Clone)]
 pub struct Prepare {
-    calls: mpsc::Sender<(PrepareRequest, Waiter)>,
+    calls: mpsc::Sender<Call>,
     pools: Pools,
 }
 
@@ -43,22 +49,42 @@ impl Prepare {
         Prepare { calls, pools }
     }
 
-    /// Prepares the node, or shares the outcome of a prepare at work that wants the same or more.
+    /// Prepares the node, or shares the outcome of a prepare at work that wants the same or more: the work as
+    /// which that is done, and its outcome.
     ///
     /// # Errors
     /// Only when it could not be taken in; what failed in the work is in the report.
-    pub async fn prepare(&self, request: PrepareRequest) -> Result<Arc<PrepareReport>, Fault> {
+    pub async fn begin(
+        &self,
+        request: PrepareRequest,
+    ) -> Result<(WorkId, impl Future<Output = Prepared> + Send + use<>), Fault> {
         if !request.engine {
             // Pages alone have an owner of their own that takes one order after the other: they
             // never wait for an engine that is being installed.
-            return Ok(Arc::new(work(&self.pools, None, request).await));
+            let (pools, id) = (self.pools.clone(), WorkId::next());
+            let done = async move { Ok(Arc::new(work(&pools, None, id, request).await)) };
+            return Ok((id, Either::Left(done)));
         }
-        let (waiter, answer) = oneshot::channel();
-        self.calls.try_send((request, waiter)).map_err(|e| match e {
+        let ((waiter, answer), (tells, told)) = (oneshot::channel(), oneshot::channel());
+        self.calls.try_send((request, waiter, tells)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => busy(),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
         })?;
-        answer.await.unwrap_or_else(|_| Err(owner_gone()))
+        let done = async move { answer.await.unwrap_or_else(|_| Err(owner_gone())) };
+        match told.await {
+            Ok(id) => Ok((id, Either::Right(done))),
+            // It was not taken in: the outcome says why.
+            Err(_) => Err(done.await.err().unwrap_or_else(owner_gone)),
+        }
+    }
+
+    /// The same for who wants nothing but the outcome.
+    ///
+    /// # Errors
+    /// As [`Prepare::begin`].
+    pub async fn prepare(&self, request: PrepareRequest) -> Prepared {
+        let (_, done) = self.begin(request).await?;
+        done.await
     }
 }
 
@@ -70,7 +96,7 @@ async fn run(
     pools: Pools,
     engine: Engine,
     manage_engine: bool,
-    mut calls: mpsc::Receiver<(PrepareRequest, Waiter)>,
+    mut calls: mpsc::Receiver<Call>,
     mut heartbeat: Heartbeat,
 ) {
     let mut admission: Admission<Waiter> = Admission::new(MOST_WAITING);
@@ -85,16 +111,17 @@ async fn run(
                 for waiter in waiters {
                     let _ = waiter.send(Ok(report.clone()));
                 }
-                running = next.map(|request| start(&pools, &engine, manage_engine, request));
+                running = next.map(|(id, request)| start(&pools, &engine, manage_engine, id, request));
             }
             // Cancel-safe: a call stays in the channel.
             call = calls.recv() => {
-                let Some((request, waiter)) = call else { return };
+                let Some((request, waiter, tells)) = call else { return };
                 match admission.submit(request, waiter) {
-                    Admitted::Start(request) => {
-                        running = Some(start(&pools, &engine, manage_engine, request));
+                    Admitted::Start(id, request) => {
+                        let _ = tells.send(id);
+                        running = Some(start(&pools, &engine, manage_engine, id, request));
                     }
-                    Admitted::Waits => {}
+                    Admitted::Waits(id) => drop(tells.send(id)),
                     Admitted::Full(waiter) => {
                         let _ = waiter.send(Err(busy()));
                     }
@@ -108,11 +135,17 @@ async fn run(
 
 type Run = std::pin::Pin<Box<dyn Future<Output = PrepareReport> + Send>>;
 
-fn start(pools: &Pools, engine: &Engine, manage_engine: bool, request: PrepareRequest) -> Run {
+fn start(
+    pools: &Pools,
+    engine: &Engine,
+    manage_engine: bool,
+    id: WorkId,
+    request: PrepareRequest,
+) -> Run {
     let (pools, engine) = (pools.clone(), engine.clone());
     Box::pin(async move {
         let engine = (request.engine && manage_engine).then_some(&engine);
-        work(&pools, engine, request).await
+        work(&pools, engine, id, request).await
     })
 }
 
@@ -120,25 +153,30 @@ fn start(pools: &Pools, engine: &Engine, manage_engine: bool, request: PrepareRe
 ///
 /// A wish for pages that cannot be met is known from the plan; then nothing is changed, the engine
 /// neither. What the plan finds in place is not looked at again.
-async fn work(pools: &Pools, engine: Option<&Engine>, request: PrepareRequest) -> PrepareReport {
+async fn work(
+    pools: &Pools,
+    engine: Option<&Engine>,
+    id: WorkId,
+    request: PrepareRequest,
+) -> PrepareReport {
     let began = Instant::now();
     let dry_run = request.dry_run;
     let (may_act, memory_may_be_met) = oneshot::channel();
     let engine_part = async {
-        let planned = prepare_engine(engine, true).await;
+        let planned = prepare_engine(engine, id, true).await;
         match dry_run || planned.steps.is_empty() || !memory_may_be_met.await.unwrap_or(false) {
             true => planned,
-            false => prepare_engine(engine, false).await,
+            false => prepare_engine(engine, id, false).await,
         }
     };
     let memory_part = async {
-        let planned = memory(pools, &request, true).await;
+        let planned = memory(pools, id, &request, true).await;
         let possible = planned.errors.is_empty();
         let _ = may_act.send(possible);
         let holds = planned.steps.is_empty() && pools.remembered();
         match dry_run || !possible || holds {
             true => planned,
-            false => memory(pools, &request, false).await,
+            false => memory(pools, id, &request, false).await,
         }
     };
     // The engine is asked first: the pools are looked at while it answers.
@@ -151,17 +189,17 @@ async fn work(pools: &Pools, engine: Option<&Engine>, request: PrepareRequest) -
     PrepareReport::of(dry_run, memory_part, began.elapsed())
 }
 
-async fn prepare_engine(engine: Option<&Engine>, dry_run: bool) -> PartReport {
+async fn prepare_engine(engine: Option<&Engine>, id: WorkId, dry_run: bool) -> PartReport {
     match engine {
-        Some(engine) => engine.prepare(dry_run).await,
+        Some(engine) => engine.prepare(id, dry_run).await,
         None => PartReport::default(),
     }
 }
 
-async fn memory(pools: &Pools, request: &PrepareRequest, dry_run: bool) -> PartReport {
+async fn memory(pools: &Pools, id: WorkId, request: &PrepareRequest, dry_run: bool) -> PartReport {
     let mut mounts: Vec<_> = request.hugepages.iter().map(|want| want.size).collect();
     mounts.sort_unstable();
     mounts.dedup();
     let goal = PoolGoal::Free(request.hugepages.clone());
-    pools.prepare(goal, mounts, request.keep_partial, dry_run).await
+    pools.prepare(id, goal, mounts, request.keep_partial, dry_run).await
 }

@@ -1,7 +1,5 @@
 //! `vhost-agent deploy` and `destroy`.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use hyper::Method;
@@ -14,9 +12,6 @@ use crate::config::Settings;
 use crate::model::path::CleanPath;
 use crate::model::prepare::PrepareReport;
 use crate::model::target::{TargetKind, TargetName};
-
-/// More than an image may take to load from three places one after the other, and a target to come up.
-const LONG: Duration = Duration::from_secs(3600);
 
 /// What a target runs.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -160,11 +155,7 @@ impl Wishes {
             Verb::Destroy => Method::DELETE,
         };
         let body = self.body();
-        let call = agent.call(method, &path, Some(&body), LONG);
-        match dry_run {
-            true => call.await,
-            false => agent.telling(call, |progress| bars.show(progress)).await,
-        }
+        agent.report(method, &path, &body, |progress| bars.show(progress)).await
     }
 }
 

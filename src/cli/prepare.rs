@@ -1,13 +1,14 @@
 //! `vhost-agent plan` and `vhost-agent prepare`.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
+use hyper::Method;
 
 use super::reach::{Agent, Place};
 use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::api::v1::pools::size_fields;
-use crate::api::v1::prepare::{HugepagesBody, Line, PrepareBody};
+use crate::api::v1::prepare::{HugepagesBody, PrepareBody};
 use crate::config::Settings;
 use crate::model::prepare::PrepareReport;
 use crate::model::units::PageSize;
@@ -96,17 +97,5 @@ pub(super) async fn prepared(
     bars: &ProgressBars,
 ) -> Result<PrepareReport> {
     let path = format!("/v1/prepare?dryRun={dry_run}");
-    let mut report = None;
-    agent
-        .lines(&path, body, "application/x-ndjson", |line| {
-            match serde_json::from_slice(line).context("the agent streamed something else")? {
-                Line::Progress(event) => bars.show(&event),
-                Line::Alive => {}
-                Line::Report(end) => report = Some(end),
-                Line::Error(fault) => return Err(fault.into()),
-            }
-            Ok(())
-        })
-        .await?;
-    report.context("the agent went away before it was done; what it did is in its log")
+    agent.report(Method::POST, &path, body, |progress| bars.show(progress)).await
 }

@@ -1,6 +1,5 @@
 //! Reaching the owner of this node by the native routes: of the agent that runs, or in this process.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,12 +20,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::ServiceExt;
 
 use super::Usage;
+use crate::api::v1::report::{LINES, Line};
 use crate::config::Settings;
 use crate::daemon::{InProcess, LOCK_PAUSE, LOCK_WAIT, run_dir, socket_path, take_lock, url_in};
 use crate::model::code::Code;
-use crate::model::event::What;
 use crate::model::fault::Fault;
-use crate::model::prepare::Progress;
+use crate::model::prepare::{PrepareReport, Progress};
 use crate::store::{Lock, Store, StoreError};
 
 /// How long a connection to the agent may take.
@@ -202,49 +201,29 @@ impl Agent {
         self.understand(status, &bytes)
     }
 
-    /// Calls a route and passes each line of its answer to `line`. The agent says now and then that it
-    /// is alive; one that is silent for long is given up.
-    pub(super) async fn lines(
+    /// Has work done that takes long, and shows meanwhile how it goes on. The agent says now and then that it is
+    /// alive; one that is silent for long is given up.
+    pub(super) async fn report(
         &self,
+        method: Method,
         path: &str,
         body: &impl Serialize,
-        accept: &str,
-        line: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let answer = timeout(ANSWER, self.send(Method::POST, path, Some(body), Some(accept)));
+        show: impl Fn(&Progress),
+    ) -> Result<PrepareReport> {
+        let answer = timeout(ANSWER, self.send(method, path, Some(body), Some(LINES)));
         let response = answer.await.map_err(|_| self.silent(ANSWER)).flatten()?;
-        self.lines_of(response, line).await
-    }
-
-    /// Does a call, and shows meanwhile what the agent tells of its work. That it tells is a help, no
-    /// more: where it does not, the call goes on.
-    pub(super) async fn telling<T>(
-        &self,
-        call: impl Future<Output = Result<T>>,
-        mut show: impl FnMut(&Progress),
-    ) -> Result<T> {
-        let follow = self.send(Method::GET, "/v1/events", None::<&()>, Some("text/event-stream"));
-        // Before the call is made, so that nothing is missed.
-        let events = timeout(ANSWER, follow).await;
-        let shown = async {
-            if let Ok(Ok(response)) = events {
-                let line = |line: &[u8]| {
-                    let data = line.strip_prefix(b"data: ");
-                    let event = data.and_then(|data| serde_json::from_slice::<What>(data).ok());
-                    if let Some(What::Work(progress)) = event {
-                        show(&progress);
-                    }
-                    Ok(())
-                };
-                let _ = self.lines_of(response, line).await;
+        let mut report = None;
+        let line = |line: &[u8]| {
+            match serde_json::from_slice(line).context("the agent streamed something else")? {
+                Line::Progress(event) => show(&event),
+                Line::Alive => {}
+                Line::Report(end) => report = Some(end),
+                Line::Error(fault) => return Err(fault.into()),
             }
-            std::future::pending::<Infallible>().await
+            Ok(())
         };
-        tokio::select! {
-            // Whichever is dropped has nothing left to do.
-            done = call => done,
-            never = shown => match never {},
-        }
+        self.lines_of(response, line).await?;
+        report.context("the agent went away before it was done; what it did is in its log")
     }
 
     async fn lines_of(
@@ -391,13 +370,11 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\n{\"event\":\"alive\"}\n\r\n",
         )
         .await;
-        let mut lines = Vec::new();
-        let stream = agent.lines("/v1/prepare", &(), "application/x-ndjson", |line| {
-            lines.push(line.to_vec());
-            Ok(())
-        });
+        let told = std::cell::Cell::new(0);
+        let show = |_: &Progress| told.set(told.get() + 1);
+        let stream = agent.report(Method::POST, "/v1/prepare", &(), show);
         let error = stream.await.unwrap_err().to_string();
         assert!(error.contains("has not answered for 60s"), "{error}");
-        assert_eq!(lines, [b"{\"event\":\"alive\"}\n"]);
+        assert_eq!(told.get(), 0, "that it is alive is no progress");
     }
 }

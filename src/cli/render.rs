@@ -12,7 +12,7 @@ use super::Output;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenHealth, ProvenIo};
 use crate::model::node::NodeStatus;
 use crate::model::prepare::{
-    Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport,
+    Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport, WorkEvent,
 };
 use crate::model::status::TargetReport;
 use crate::model::target::TargetHealth;
@@ -36,15 +36,15 @@ impl ProgressBars {
         ProgressBars(Some(bar))
     }
 
-    pub(super) fn show(&self, event: &Progress) {
+    pub(super) fn show(&self, progress: &Progress) {
         let Some(bar) = &self.0 else { return };
-        match event {
-            Progress::Begun { step, subject, .. } => {
+        match &progress.event {
+            WorkEvent::Begun { step, subject, .. } => {
                 bar.set_prefix(format!("{step} {subject}"));
                 bar.set_message("");
             }
-            Progress::Line { text, .. } => bar.set_message(text.clone()),
-            Progress::Ended(step) => {
+            WorkEvent::Line { text, .. } => bar.set_message(text.clone()),
+            WorkEvent::Ended(step) => {
                 let mark = if step.outcome == StepOutcome::Done { '✓' } else { '✗' };
                 let StepReport { step, subject, after, duration_ms, .. } = step;
                 bar.println(format!("{mark} {step} {subject}: {after} ({duration_ms:.0} ms)"));

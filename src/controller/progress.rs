@@ -24,7 +24,8 @@ use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::outgoing::Reach;
 use crate::model::prepare::Progress;
-use crate::model::progress::{Asked, Course, Scope, Weight};
+use crate::model::progress::{Asked, Course, Kind, Weight};
+use crate::model::work::WorkId;
 use crate::wait;
 
 /// The command path of these posts.
@@ -51,12 +52,11 @@ impl ProgressPosts {
         ProgressPosts { client: Arc::new(Client::default()), identities, reaches, within, places }
     }
 
-    /// Tells how work goes on that begins now, as far as `events` are its own; `None` where nobody can be
-    /// told.
+    /// Tells how that work goes on, which is one of those in `events`; `None` where nobody can be told.
     pub fn follow(
         &self,
         asked: Asked,
-        scope: Scope,
+        (kind, work): (Kind, WorkId),
         events: broadcast::Receiver<Progress>,
     ) -> Option<Followed> {
         let known = self.identities.known();
@@ -73,8 +73,7 @@ impl ProgressPosts {
             return None;
         };
         let host = Some(known.host_uuid).filter(|uuid| !uuid.is_empty());
-        let letter =
-            Letter { kind: scope.kind(), host, context: asked.context, stack: asked.stack };
+        let letter = Letter { kind: kind.name(), host, context: asked.context, stack: asked.stack };
         let (client, within) = (self.client.clone(), self.within);
         let post = move |course: &Course| {
             let body = letter.body(course);
@@ -82,7 +81,7 @@ impl ProgressPosts {
             async move { post(&client, (&url, &reach), &body, within).await }
         };
         let (end, ended) = oneshot::channel();
-        let course = Course::new(scope, asked.stage);
+        let course = Course::new(work, asked.stage);
         let teller = Teller { course, events, ended, post, within };
         tokio::spawn(async move {
             let _place = place;

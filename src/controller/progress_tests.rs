@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::model::caller::Caller;
 use crate::model::outgoing::Outgoing;
-use crate::model::prepare::{StepOutcome, StepReport};
+use crate::model::prepare::{StepOutcome, StepReport, WorkEvent};
 use crate::model::progress::Stage;
 use crate::model::step::{Area, Step};
 
@@ -38,25 +38,29 @@ impl Played {
         };
         let (events, heard) = broadcast::channel(256);
         let (end, ended) = oneshot::channel();
-        let course = Course::new(Scope::Prepare, Stage::default());
+        let course = Course::new(WorkId::default(), Stage::default());
         let teller = Teller { course, events: heard, ended, post, within: WITHIN };
         Played { began, events, end: Some(end), posts, run: tokio::spawn(teller.run()) }
+    }
+
+    fn tells(&self, event: WorkEvent) {
+        self.events.send(Progress { work: WorkId::default(), event }).unwrap();
     }
 
     fn begins(&self) {
         let step = Step::DropPageCache;
         let (area, subject) = (Area::Pools, step.subject());
-        self.events.send(Progress::Begun { area, step: step.name().into(), subject }).unwrap();
+        self.tells(WorkEvent::Begun { area, step: step.name().into(), subject });
     }
 
     fn prints(&self) {
-        self.events.send(Progress::Line { area: Area::Pools, text: "a line".into() }).unwrap();
+        self.tells(WorkEvent::Line { area: Area::Pools, text: "a line".into() });
     }
 
     fn finishes(&self) {
         let report = StepReport::planned(&Step::DropPageCache);
         let report = StepReport { outcome: StepOutcome::Done, ..report };
-        self.events.send(Progress::Ended(report)).unwrap();
+        self.tells(WorkEvent::Ended(report));
     }
 
     /// The call ends; all posts, and how long after its end the telling ended.
@@ -167,7 +171,7 @@ async fn only_so_many_calls_are_told_of_at_a_time() {
         let (url, stage) = (url.map(str::to_string), Stage::default());
         let (context, stack, caller) = (json!({}), json!([]), Caller::Here);
         let asked = Asked { context, stack, url, caller, stage, patience: None };
-        posts.follow(asked, Scope::Prepare, _events.subscribe())
+        posts.follow(asked, (Kind::Prepare, WorkId::default()), _events.subscribe())
     };
     assert!(follow(None).is_none(), "nobody has said where to");
     let followed: Vec<_> =

@@ -36,3 +36,4 @@ pub mod task;
 pub mod units;
 pub mod url;
 pub mod volume;
+pub mod work;

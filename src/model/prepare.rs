@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::fault::{Fault, Finding};
 use super::pools::{PoolPages, PoolWant};
 use super::step::{Area, Step};
+use super::work::WorkId;
 
 /// What the node is to be made fit for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,10 +226,20 @@ pub struct ReclaimReport {
     pub errors: Vec<Fault>,
 }
 
-/// Something that happens while a long call runs, for whoever watches.
+/// Something that happens in long work, for whoever watches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Which work.
+    pub work: WorkId,
+    /// What happens.
+    #[serde(flatten)]
+    pub event: WorkEvent,
+}
+
+/// What happens in long work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
-pub enum Progress {
+pub enum WorkEvent {
     /// A step began.
     Begun {
         /// The part of the node.

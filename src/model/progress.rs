@@ -1,6 +1,6 @@
 //! How far long work is, for a controller that asked for it: what counts, and which number it comes to.
 //!
-//! Steps are told for the whole node; a [`Scope`] says which of them belong to one call. How many are still
+//! Steps are told for the whole node; their [`WorkId`] says which of them belong to one call. How many are still
 //! to come nobody knows, for each round is planned from what the last one left. So a [`Course`] comes closer
 //! to its end with each step that has ended and reaches it only with the call's success.
 
@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::caller::Caller;
-use super::prepare::Progress;
+use super::prepare::{Progress, WorkEvent};
 use super::step::Area;
-use super::target::{TargetKind, TargetSpec};
+use super::work::WorkId;
 
 /// The most characters of a printed line that are told.
 const LINE_CHARACTERS: usize = 1000;
@@ -63,41 +63,21 @@ impl Stage {
     }
 }
 
-/// Which work a call is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
+/// What kind of work a call is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
     /// The node is made fit for targets.
     Prepare,
-    /// This target is made to run.
-    Deploy(Box<TargetSpec>),
+    /// A target is made to run.
+    Deploy,
 }
 
-impl Scope {
+impl Kind {
     /// What the controller is told that it is.
-    pub fn kind(&self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
-            Scope::Prepare => "vhost-target-prepare",
-            Scope::Deploy(_) => "vhost-target-deploy",
-        }
-    }
-
-    /// Whether a step can be this work's.
-    fn has(&self, area: Area, step: &str, subject: &str) -> bool {
-        match self {
-            Scope::Prepare => area != Area::Target,
-            // Several targets can be worked on at a time, and steps name what they change.
-            Scope::Deploy(spec) => match step {
-                "createContainer" | "startContainer" | "stopContainer" | "removeContainer" => {
-                    subject == spec.name.as_str()
-                }
-                "prepareSockets" => subject == spec.socket_dir.as_str(),
-                "awaitTarget" => subject == spec.control_sock.as_str(),
-                // The built-in image has a name that the wish does not know.
-                "loadImage" if spec.kind != TargetKind::BuiltIn => {
-                    spec.image.as_ref().is_none_or(|image| subject == image)
-                }
-                _ => true,
-            },
+            Kind::Prepare => "vhost-target-prepare",
+            Kind::Deploy => "vhost-target-deploy",
         }
     }
 }
@@ -114,7 +94,7 @@ pub enum Weight {
 /// How far one call's work is.
 #[derive(Debug)]
 pub struct Course {
-    scope: Scope,
+    work: WorkId,
     stage: Stage,
     ended: u32,
     succeeded: bool,
@@ -125,33 +105,29 @@ pub struct Course {
 
 impl Course {
     /// One at its beginning.
-    pub fn new(scope: Scope, stage: Stage) -> Course {
+    pub fn new(work: WorkId, stage: Stage) -> Course {
         let at_work = Vec::new();
-        Course { scope, stage, ended: 0, succeeded: false, at_work, last: Value::Null }
+        Course { work, stage, ended: 0, succeeded: false, at_work, last: Value::Null }
     }
 
     /// Notes what happened on the node; `None` when it is no news of this work.
-    pub fn hear(&mut self, event: Progress) -> Option<Weight> {
-        match event {
-            Progress::Begun { area, step, subject } => {
-                if !self.scope.has(area, &step, &subject) {
-                    return None;
-                }
+    pub fn hear(&mut self, progress: Progress) -> Option<Weight> {
+        if progress.work != self.work {
+            return None;
+        }
+        match progress.event {
+            WorkEvent::Begun { area, step, subject } => {
                 self.last = json!({"step": step, "subject": subject, "outcome": "begun"});
                 self.at_work.retain(|(at, ..)| *at != area);
                 self.at_work.push((area, step, subject));
             }
-            Progress::Line { area, text } => {
-                // A line does not say whose it is: only while a step of this work is there it is taken for its.
+            WorkEvent::Line { area, text } => {
                 let (_, step, subject) = self.at_work.iter().find(|(at, ..)| *at == area)?;
                 let text: String = text.chars().take(LINE_CHARACTERS).collect();
                 self.last = json!({"step": step, "subject": subject, "text": text});
                 return Some(Weight::Line);
             }
-            Progress::Ended(report) => {
-                if !self.scope.has(report.area, &report.step, &report.subject) {
-                    return None;
-                }
+            WorkEvent::Ended(report) => {
                 self.at_work.retain(|(at, ..)| *at != report.area);
                 self.ended = self.ended.saturating_add(1);
                 let (step, subject) = (report.step, report.subject);
@@ -189,20 +165,24 @@ mod tests {
     use crate::model::prepare::{StepOutcome, StepReport};
     use crate::model::step::Step;
 
-    fn begun(area: Area, step: &str, subject: &str) -> Progress {
-        Progress::Begun { area, step: step.to_string(), subject: subject.to_string() }
+    fn of(work: WorkId, event: WorkEvent) -> Progress {
+        Progress { work, event }
     }
 
-    fn ended(area: Area, step: &str, subject: &str) -> Progress {
+    fn begun(area: Area, step: &str, subject: &str) -> WorkEvent {
+        WorkEvent::Begun { area, step: step.to_string(), subject: subject.to_string() }
+    }
+
+    fn ended(area: Area, step: &str, subject: &str) -> WorkEvent {
         let any = Step::DropPageCache;
         let done =
             StepReport::of(&any, String::new(), String::new(), StepOutcome::Done, Duration::ZERO);
         let (step, subject) = (step.to_string(), subject.to_string());
-        Progress::Ended(StepReport { area, step, subject, ..done })
+        WorkEvent::Ended(StepReport { area, step, subject, ..done })
     }
 
-    fn line(area: Area, text: &str) -> Progress {
-        Progress::Line { area, text: text.to_string() }
+    fn line(area: Area, text: &str) -> WorkEvent {
+        WorkEvent::Line { area, text: text.to_string() }
     }
 
     #[test]
@@ -228,73 +208,34 @@ mod tests {
     }
 
     #[test]
-    fn a_prepare_counts_what_is_not_a_targets_and_ends_whole_only_when_it_succeeds() {
-        let mut course = Course::new(Scope::Prepare, Stage { start: 20, end: 80 });
-        assert_eq!((course.percent(), course.last()), (20, &Value::Null));
-        assert_eq!(course.hear(begun(Area::Engine, "install", "apt")), Some(Weight::Step));
-        assert_eq!(course.hear(begun(Area::Target, "startContainer", "t")), None);
-        assert_eq!(course.hear(line(Area::Engine, "unpacking")), Some(Weight::Line));
+    fn course_counts_the_steps_of_its_work_and_ends_whole_only_when_that_succeeds() {
+        let (work, other) = (WorkId::next(), WorkId::next());
+        let mut course = Course::new(work, Stage { start: 20, end: 80 });
+        let mut hear = |of_work, event| {
+            let weight = course.hear(of(of_work, event));
+            (weight, course.percent(), course.last().clone())
+        };
+        assert_eq!(hear(work, begun(Area::Engine, "install", "apt")).0, Some(Weight::Step));
+        assert_eq!(hear(other, begun(Area::Engine, "start", "docker")).0, None);
         let last = json!({"step": "install", "subject": "apt", "text": "unpacking"});
-        assert_eq!((course.percent(), course.last()), (20, &last));
-        assert_eq!(course.hear(ended(Area::Target, "startContainer", "t")), None);
-        assert_eq!(course.hear(ended(Area::Engine, "install", "apt")), Some(Weight::Step));
+        let unpacking = || line(Area::Engine, "unpacking");
+        assert_eq!(hear(work, unpacking()), (Some(Weight::Line), 20, last.clone()));
+        assert_eq!(hear(other, line(Area::Engine, "another's")), (None, 20, last.clone()));
+        assert_eq!(hear(other, ended(Area::Engine, "install", "apt")), (None, 20, last));
         let last = json!({"step": "install", "subject": "apt", "outcome": "done"});
-        assert_eq!((course.percent(), course.last()), (50, &last));
-        assert_eq!(course.hear(line(Area::Engine, "of nobody")), None);
+        let done = ended(Area::Engine, "install", "apt");
+        assert_eq!(hear(work, done), (Some(Weight::Step), 50, last.clone()));
+        assert_eq!(hear(work, line(Area::Engine, "of no step")), (None, 50, last.clone()));
         course.succeeds();
         assert_eq!((course.percent(), course.last()), (80, &last));
     }
 
     #[test]
-    fn a_deploy_counts_every_area_and_no_step_that_names_another_target() {
-        let spec = TargetSpec::example("mine");
-        let (socket, folder) = (spec.control_sock.clone(), spec.socket_dir.clone());
-        let mut course = Course::new(Scope::Deploy(Box::new(spec)), Stage::default());
-        let others = [
-            ended(Area::Target, "createContainer", "other"),
-            ended(Area::Target, "awaitTarget", "/other/vhost.sock"),
-            ended(Area::Target, "prepareSockets", "/other"),
-            begun(Area::Target, "startContainer", "other"),
-            line(Area::Target, "of the other one"),
-        ];
-        for event in others {
-            assert_eq!(course.hear(event.clone()), None, "{event:?}");
-        }
-        let own = [
-            ended(Area::Pools, "grow", "node0/2M"),
-            ended(Area::Target, "loadImage", "any:1"),
-            ended(Area::Target, "prepareSockets", folder.as_str()),
-            ended(Area::Target, "createContainer", "mine"),
-            ended(Area::Target, "awaitTarget", socket.as_str()),
-        ];
-        let percents = own.map(|event| {
-            course.hear(event);
-            course.percent()
-        });
-        assert_eq!(percents, [50, 66, 75, 80, 83]);
-    }
-
-    #[test]
-    fn an_image_counts_when_it_can_be_the_targets() {
-        let built_in = TargetSpec::example("mine");
-        let with_image = TargetSpec {
-            kind: TargetKind::Spdk,
-            image: Some("a:1".to_string()),
-            ..built_in.clone()
-        };
-        let counts = |spec: &TargetSpec, image: &str| {
-            let mut course = Course::new(Scope::Deploy(Box::new(spec.clone())), Stage::default());
-            course.hear(ended(Area::Target, "loadImage", image)).is_some()
-        };
-        assert!(counts(&built_in, "any:1") && counts(&with_image, "a:1"));
-        assert!(!counts(&with_image, "b:1"));
-    }
-
-    #[test]
     fn a_line_without_end_is_told_in_part() {
-        let mut course = Course::new(Scope::Prepare, Stage::default());
-        course.hear(begun(Area::Engine, "install", "apt"));
-        course.hear(line(Area::Engine, &"ü".repeat(5000)));
+        let work = WorkId::next();
+        let mut course = Course::new(work, Stage::default());
+        course.hear(of(work, begun(Area::Engine, "install", "apt")));
+        course.hear(of(work, line(Area::Engine, &"ü".repeat(5000))));
         assert_eq!(course.last()["text"].as_str().map(|text| text.chars().count()), Some(1000));
     }
 }

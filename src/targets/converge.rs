@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::work::Worker;
 use super::{Parts, TargetWish};
+use crate::agent::progress::ProgressSink;
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
@@ -173,7 +174,7 @@ impl<C: Containers> Worker<C> {
         if let Step::StopContainer { .. } = step {
             self.let_settle().await;
         }
-        self.parts.apply(step, seen, report).await
+        self.parts.apply(step, seen, &self.progress, report).await
     }
 
     /// Guests may be reconnecting to the controllers that were just made: one that its target dies on in
@@ -191,11 +192,11 @@ impl<C: Containers> Parts<C> {
         &self,
         step: &Step,
         seen: &TargetSeen,
+        progress: &ProgressSink,
         report: &mut PartReport,
     ) -> Result<(), Fault> {
-        self.progress.begun(step);
+        progress.begun(step);
         let began = Instant::now();
-        let progress = self.progress.clone();
         let line = |text| progress.line(step, text);
         let applied = self.applier.apply(step, seen.huge_dir.as_deref(), line).await;
         let (before, _) = step.before_after();
@@ -204,7 +205,7 @@ impl<C: Containers> Parts<C> {
             Err(fault) => (fault.text.clone(), StepOutcome::Failed),
         };
         let step = StepReport::of(step, before, after, outcome, began.elapsed());
-        self.progress.ended(&step);
+        progress.ended(&step);
         report.steps.push(step);
         applied.map(drop)
     }

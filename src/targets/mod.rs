@@ -52,6 +52,7 @@ use crate::model::target::{
     EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec, TargetState,
 };
 use crate::model::volume::{VolumeKey, VolumeSpec, VolumeStatus, VolumeView, Volumes};
+use crate::model::work::WorkId;
 use crate::plan::target::{self, TargetPlan};
 use crate::watchdog::Watchdog;
 
@@ -98,7 +99,12 @@ impl TargetWish {
 /// What a target's task is asked for, and where its answer goes.
 enum Request {
     /// The target itself.
-    Target { wish: Box<TargetWish>, dry_run: bool, reply: oneshot::Sender<PrepareReport> },
+    Target {
+        work: WorkId,
+        wish: Box<TargetWish>,
+        dry_run: bool,
+        reply: oneshot::Sender<PrepareReport>,
+    },
     /// Volumes that are to serve.
     Activate {
         volumes: Vec<VolumeSpec>,
@@ -265,17 +271,18 @@ impl Targets {
         self.deep.prove(control).await
     }
 
-    /// Brings about what is wanted of a target; every step has its own deadline.
+    /// Brings about what is wanted of a target, as that work; every step has its own deadline.
     ///
     /// # Errors
     /// Only when it could not be taken in; what failed in the work is in the report.
     pub async fn bring_about(
         &self,
+        work: WorkId,
         wish: TargetWish,
         dry_run: bool,
     ) -> Result<PrepareReport, Fault> {
         let (name, wish) = (wish.spec().name.clone(), Box::new(wish));
-        self.ask(&name, |reply| Request::Target { wish, dry_run, reply }).await
+        self.ask(&name, |reply| Request::Target { work, wish, dry_run, reply }).await
     }
 
     /// Makes volumes serve in a target, all in one pass, and writes down that they are desired before that.

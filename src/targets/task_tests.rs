@@ -233,7 +233,8 @@ async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     let targets = Targets::new(parts(&folder, unseen()), deep, Watchdog::default());
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
-        let report = targets.bring_about(TargetWish::Destroy { spec, force: false }, true).await;
+        let wish = TargetWish::Destroy { spec, force: false };
+        let report = targets.bring_about(WorkId::next(), wish, true).await;
         assert_eq!(report.unwrap().errors[0].code, Code::ContainerNotOurs);
     }
 }

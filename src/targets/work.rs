@@ -12,6 +12,7 @@ use super::status::Status;
 use super::task::Job;
 use super::{Parts, Request, Requested, TargetWish};
 use crate::agent::apply::volumes::Unanswered;
+use crate::agent::progress::ProgressSink;
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -23,6 +24,7 @@ use crate::model::status::VolumeTally;
 use crate::model::step::Step;
 use crate::model::target::{self, EnsureWish, TargetName, TargetSeen, TargetSpec};
 use crate::model::volume::VolumeName;
+use crate::model::work::WorkId;
 use crate::plan::lifecycle::{Attempt, Remembered, State};
 use crate::plan::quarantine::{self, Exit, Quarantine};
 use crate::plan::retry::{Backoff, CRASH_LOOP};
@@ -89,6 +91,7 @@ impl Work {
 
 /// What a caller wants of the target itself, and how far that is.
 pub(super) struct Deploy {
+    work: WorkId,
     pub(super) wish: Box<TargetWish>,
     dry_run: bool,
     reply: oneshot::Sender<PrepareReport>,
@@ -121,7 +124,10 @@ pub(super) enum After {
 }
 
 /// An image that is to be brought in.
-pub(super) struct NeedsImage(pub(super) Step);
+pub(super) struct NeedsImage {
+    step: Step,
+    progress: ProgressSink,
+}
 
 /// What goes on once it is there.
 pub(super) enum Then {
@@ -142,9 +148,9 @@ pub(super) enum Image {
 impl NeedsImage {
     /// Brings it in, which has its own deadline. A deploy that cannot have it is over.
     pub(super) async fn bring_in<C: Containers>(self, parts: &Parts<C>, then: Then) -> Image {
-        let NeedsImage(step) = self;
         let mut report = PartReport::default();
-        let done = parts.apply(&step, &TargetSeen::default(), &mut report).await;
+        let seen = TargetSeen::default();
+        let done = parts.apply(&self.step, &seen, &self.progress, &mut report).await;
         match then {
             Then::Deploy(mut deploy) => {
                 deploy.report.steps.append(&mut report.steps);
@@ -191,6 +197,8 @@ pub(super) struct Worker<C> {
     /// Whether it waits for the engine.
     without_engine: bool,
     stuck: watch::Receiver<Option<String>>,
+    /// Tells of the work that it is at.
+    pub(super) progress: ProgressSink,
 }
 
 impl<C: Containers> Worker<C> {
@@ -204,7 +212,6 @@ impl<C: Containers> Worker<C> {
         let (held, fresh) = (parts.exits.quarantine(status.name()), state.retry.forgotten());
         Worker {
             name: status.name().clone(),
-            parts,
             status,
             serving: None,
             quarantine: Quarantine::recall(&held, &fresh, Instant::now().into_std()),
@@ -218,6 +225,8 @@ impl<C: Containers> Worker<C> {
             told: None,
             without_engine: false,
             stuck,
+            progress: parts.progress.clone(),
+            parts,
         }
     }
 
@@ -255,7 +264,12 @@ impl<C: Containers> Worker<C> {
         if kept { remembers } else { written }
     }
 
+    fn needs(&self, step: Step) -> NeedsImage {
+        NeedsImage { step, progress: self.progress.clone() }
+    }
+
     pub(super) async fn work(&mut self, work: Work) -> After {
+        self.progress = self.progress.of(WorkId::next());
         match work {
             Work::Start { spec, kill_first, failures, anew } => {
                 if !self.parts.probe.engine_may_be_asked().await {
@@ -290,9 +304,10 @@ impl<C: Containers> Worker<C> {
 
     async fn carry_out(&mut self, request: Request, _work: Arc<()>) -> After {
         match request {
-            Request::Target { wish, dry_run, reply } => {
+            Request::Target { work, wish, dry_run, reply } => {
                 let (report, began) = (PartReport::default(), Instant::now());
-                let deploy = Deploy { wish, dry_run, reply, report, began, failed: None, _work };
+                let deploy =
+                    Deploy { work, wish, dry_run, reply, report, began, failed: None, _work };
                 return self.deploy(Box::new(deploy)).await;
             }
             Request::Activate { volumes, undo, reply } => {
@@ -316,6 +331,7 @@ impl<C: Containers> Worker<C> {
     }
 
     async fn deploy(&mut self, mut deploy: Box<Deploy>) -> After {
+        self.progress = self.progress.of(deploy.work);
         if let Some(fault) = deploy.failed.take() {
             deploy.end(Err(fault));
             return After::Nothing;
@@ -326,7 +342,7 @@ impl<C: Containers> Worker<C> {
         };
         match done {
             Ok(Converged::NeedsImage(step)) => {
-                After::NeedsImage(NeedsImage(step), Then::Deploy(deploy))
+                After::NeedsImage(self.needs(step), Then::Deploy(deploy))
             }
             Ok(Converged::Holds) if !deploy.dry_run => After::Converged(deploy),
             done => {
@@ -347,7 +363,7 @@ impl<C: Containers> Worker<C> {
         self.status.change(|known| known.stopping = false);
         let attempt = match done {
             Ok(Converged::NeedsImage(step)) => {
-                return After::NeedsImage(NeedsImage(step), Then::Start);
+                return After::NeedsImage(self.needs(step), Then::Start);
             }
             Ok(Converged::Holds) => {
                 let answers = self.seen_at(&control).is_some_and(|seen| seen.version().is_some());

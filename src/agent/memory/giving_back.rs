@@ -9,6 +9,7 @@ use crate::model::pools::{PagesByPool, PoolKey};
 use crate::model::prepare::{ReclaimReport, StepOutcome, StepReport};
 use crate::model::step::{ResizePool, Step};
 use crate::model::units::{NumaNode, PageSize};
+use crate::model::work::WorkId;
 use crate::plan::hugepages;
 
 /// Which pages to give back.
@@ -34,6 +35,7 @@ impl ReclaimOrder {
 impl MemoryWork {
     /// Gives back what the agent grew and nobody uses.
     pub fn reclaim(&mut self, order: ReclaimOrder) -> ReclaimReport {
+        self.progress = self.progress.of(WorkId::next());
         // It is another pool from here on.
         self.seen = None;
         let mut report =

@@ -31,6 +31,7 @@ use crate::model::pools::{Memory, PoolGoal, PoolsSeen};
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::model::units::PageSize;
+use crate::model::work::WorkId;
 use crate::plan::hugepages::Decision;
 use crate::plan::mounts::{self, MountPlan};
 use crate::store::Store;
@@ -38,6 +39,8 @@ use crate::store::Store;
 /// What is wanted of the memory.
 #[derive(Debug, Clone)]
 pub struct MemoryOrder {
+    /// Which work it is a part of.
+    pub work: WorkId,
     /// Of the pools.
     pub goal: PoolGoal,
     /// Page sizes that need a mount.
@@ -204,6 +207,7 @@ impl MemoryWork {
 
     /// Grows pools and makes mounts until the order holds.
     pub fn prepare(&mut self, order: &MemoryOrder) -> PartReport {
+        self.progress = self.progress.of(order.work);
         let mut growth = Growth::default();
         let grown = self.grow(order, &mut growth);
         self.undo_after(grown, order, &mut growth);
@@ -230,6 +234,7 @@ impl MemoryWork {
     /// Takes again what the agent held before the machine was booted, as far as it can.
     pub fn restore(&mut self) -> PartReport {
         let mut report = self.prepare(&MemoryOrder {
+            work: WorkId::next(),
             goal: PoolGoal::Grown(self.books.reservations().clone()),
             mounts: Vec::new(),
             keep_partial: true,

@@ -4,6 +4,7 @@ pub mod events;
 pub mod node;
 pub mod pools;
 pub mod prepare;
+pub mod report;
 pub mod status;
 pub mod targets;
 pub mod volumes;

@@ -10,7 +10,7 @@ use super::super::body;
 use super::super::errors::Problem;
 use super::super::journal::Call;
 use super::Shared;
-use super::prepare::answer;
+use super::report::answer;
 use crate::agent::memory::ReclaimOrder;
 use crate::model::code::Code;
 use crate::model::prepare::PrepareReport;

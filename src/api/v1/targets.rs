@@ -1,16 +1,18 @@
 //! `/v1/targets/{name}`: a target as a resource.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::super::body;
 use super::super::errors::Problem;
 use super::super::journal::Call;
-use super::Shared;
-use super::prepare::answer;
+use super::{Shared, report};
 use crate::model::code::Code;
 use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
@@ -20,6 +22,7 @@ use crate::model::policy::TargetSettings;
 use crate::model::target::{
     CoreWish, EnsureWish, TargetHealth, TargetKind, TargetName, TargetSpec,
 };
+use crate::model::work::WorkId;
 use crate::targets::TargetWish;
 
 /// What a target is to be; what is not said is as the settings have it.
@@ -134,6 +137,7 @@ pub async fn put(
     State(api): State<Shared>,
     Path(name): Path<String>,
     query: Queried,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
@@ -141,7 +145,7 @@ pub async fn put(
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.map_err(Problem::of)?;
     let wish = EnsureWish { recreate: query.recreate, force: query.force, anew: false };
-    bring_about(&api, "deploy", TargetWish::Ensure(spec, wish), query.dry_run).await
+    bring_about(&api, "deploy", &headers, TargetWish::Ensure(spec, wish), query.dry_run).await
 }
 
 /// Takes it away. Its control socket, where its guests are counted, is the usual one unless the body
@@ -150,6 +154,7 @@ pub async fn delete(
     State(api): State<Shared>,
     Path(name): Path<String>,
     query: Queried,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
@@ -157,23 +162,20 @@ pub async fn delete(
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.map_err(Problem::of)?;
     let wish = TargetWish::Destroy { spec, force: query.force };
-    bring_about(&api, "destroy", wish, query.dry_run).await
+    bring_about(&api, "destroy", &headers, wish, query.dry_run).await
 }
 
 async fn bring_about(
     api: &Shared,
     route: &'static str,
+    headers: &HeaderMap,
     wish: TargetWish,
     dry_run: bool,
 ) -> Result<Response, Problem> {
     let call = (!dry_run).then(|| Call::begins(route, None));
-    let result = api.targets.bring_about(wish, dry_run).await;
-    match (call, &result) {
-        (None, _) => {}
-        (Some(call), Ok(report)) => call.reports(report),
-        (Some(call), Err(fault)) => call.ends(Some(fault)),
-    }
-    Ok(answer(&result.map_err(Problem::of)?))
+    let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
+    let done = async move { targets.bring_about(work, wish, dry_run).await.map(Arc::new) };
+    report::answer_with(headers, (work, events), done, call).await
 }
 
 /// A target as it is told.

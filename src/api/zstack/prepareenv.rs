@@ -3,14 +3,12 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::super::Shared;
 use super::super::v1::prepare::default_want;
 use super::{target, task, wire};
-use crate::model::fault::Fault;
 use crate::model::prepare::PrepareRequest;
-use crate::model::progress::{Asked, Scope};
+use crate::model::progress::{Asked, Kind};
 
 /// The request; the controller adds fields between versions.
 #[derive(Debug, Deserialize)]
@@ -23,22 +21,17 @@ pub(super) struct PrepareEnvRequest {
 /// The route.
 pub async fn call(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: PrepareEnvRequest, asked: Option<Asked>| {
-        task::told(api.clone(), asked, Scope::Prepare, prepare(api, request)).await
-    };
-    task::call_told(api, "prepareenv", request, work).await
-}
-
-async fn prepare(api: Shared, request: PrepareEnvRequest) -> Result<Value, Fault> {
-    let pages = request.hugepage_nr.unwrap_or(api.native.pool_defaults.default_pages);
-    let report = api
-        .native
-        .prepare
-        .prepare(PrepareRequest {
+        let events = api.native.progress.watch();
+        let pages = request.hugepage_nr.unwrap_or(api.native.pool_defaults.default_pages);
+        let wanted = PrepareRequest {
             hugepages: vec![default_want(pages, &api.native.pool_defaults)],
             keep_partial: false,
             engine: true,
             dry_run: false,
-        })
-        .await?;
-    target::answer(&report)
+        };
+        let (id, done) = api.native.prepare.begin(wanted).await?;
+        let work = async { target::answer(&*done.await?) };
+        task::told(api.clone(), asked, Kind::Prepare, (id, events), work).await
+    };
+    task::call_told(api, "prepareenv", request, work).await
 }

@@ -15,8 +15,9 @@ use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
 use crate::model::prepare::PrepareReport;
-use crate::model::progress::{Asked, Scope};
+use crate::model::progress::{Asked, Kind};
 use crate::model::target::{Desired, EnsureWish, TargetName, TargetSpec};
+use crate::model::work::WorkId;
 use crate::targets::TargetWish;
 
 /// MiB of one page.
@@ -142,17 +143,17 @@ pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
 
 /// Makes a target run, and tells how that goes on where it was asked for.
 async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result<Value, Fault> {
-    let scope = Scope::Deploy(Box::new(spec.clone()));
+    let (id, events) = (WorkId::next(), api.native.progress.watch());
     let wish = TargetWish::Ensure(spec, EnsureWish::default());
-    let work = async { answer(&api.native.targets.bring_about(wish, false).await?) };
-    task::told(api.clone(), asked, scope, work).await
+    let work = async { answer(&api.native.targets.bring_about(id, wish, false).await?) };
+    task::told(api.clone(), asked, Kind::Deploy, (id, events), work).await
 }
 
 /// `/vhost/destroy`: it is gone.
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
         let wish = TargetWish::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
-        answer(&api.native.targets.bring_about(wish, false).await?)
+        answer(&api.native.targets.bring_about(WorkId::next(), wish, false).await?)
     };
     task::call(api, (Some("destroy"), Keep::OnDisk), request, work).await
 }

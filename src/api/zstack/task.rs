@@ -8,6 +8,7 @@ use axum::http::{Extensions, HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tracing::Instrument;
 
@@ -21,9 +22,11 @@ use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::outgoing::Reach;
-use crate::model::progress::{Asked, Scope};
+use crate::model::prepare::Progress;
+use crate::model::progress::{Asked, Kind};
 use crate::model::task::TaskId;
 use crate::model::url::HttpUrl;
+use crate::model::work::WorkId;
 
 /// How a result goes back.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,11 +80,12 @@ where
 pub async fn told(
     api: Shared,
     asked: Option<Asked>,
-    scope: Scope,
+    kind: Kind,
+    (id, events): (WorkId, broadcast::Receiver<Progress>),
     work: impl Future<Output = Result<Value, Fault>>,
 ) -> Result<Value, Fault> {
     let patience = asked.as_ref().and_then(|asked| asked.patience);
-    let follow = |asked| api.progress_posts.follow(asked, scope, api.native.progress.watch());
+    let follow = |asked| api.progress_posts.follow(asked, (kind, id), events);
     let Some(followed) = asked.and_then(follow) else { return work.await };
     tokio::pin!(work);
     let in_time = match patience {

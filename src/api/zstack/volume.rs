@@ -17,6 +17,7 @@ use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
 use crate::model::target::{Desired, EnsureWish, TargetSpec, TargetState};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView, ZBS_SUFFIX};
+use crate::model::work::WorkId;
 use crate::targets::TargetWish;
 
 /// `activate`'s request.
@@ -163,7 +164,7 @@ async fn serve(api: &Shared, target: TargetSpec, volume: VolumeSpec) -> Result<V
     let mut findings = json!([]);
     if !serves_already(api, &target).await {
         let wish = TargetWish::Ensure(target.clone(), EnsureWish::default());
-        let mut told = answer(&api.native.targets.bring_about(wish, false).await?)?;
+        let mut told = answer(&api.native.targets.bring_about(WorkId::next(), wish, false).await?)?;
         findings = told["findings"].take();
     }
     // One that runs otherwise than it was asked for is left so, and its folder is where the sockets are.
