@@ -13,7 +13,7 @@ const APART: Duration = Duration::from_millis(100);
 /// One look at a target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
-    /// Larger with each one of an observer.
+    /// Larger with each one that is seen later, of whatever target.
     pub number: u64,
     /// When it was made.
     pub at: Instant,

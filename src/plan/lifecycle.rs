@@ -178,8 +178,8 @@ pub struct Situation {
 pub enum Attempt {
     /// It failed.
     Failed,
-    /// The engine does not answer, which says nothing of the target: again after this.
-    EngineAway(Duration),
+    /// It says nothing of the target, or what it says is known: again after this.
+    After(Duration),
 }
 
 /// What is to be done.
@@ -409,9 +409,7 @@ fn starting(
 ) -> Phase {
     if let Some(attempt) = situation.attempt {
         return match attempt {
-            Attempt::EngineAway(pause) => {
-                Phase::Down { due: now.checked_add(pause), failed: false }
-            }
+            Attempt::After(pause) => Phase::Down { due: now.checked_add(pause), failed: false },
             Attempt::Failed => {
                 retry.failed(now);
                 Phase::Down { due: retry.due(), failed: true }
@@ -430,7 +428,7 @@ fn starting(
         }
         (None, _) if seen.is_gone() && pid.is_some() => exited(retry, now),
         (None, _) if pid.is_some() => Phase::Starting { pid, since },
-        (None, _) => Phase::Down { due: Some(now), failed: false },
+        (None, _) => Phase::Down { due: retry.due().or(Some(now)), failed: false },
     }
 }
 

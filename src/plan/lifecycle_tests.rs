@@ -387,7 +387,7 @@ proptest! {
             let bringing_up = scene.situation.bringing_up;
             let attempt = match turn.attempt {
                 0 if bringing_up => Some(Attempt::Failed),
-                1 if bringing_up => Some(Attempt::EngineAway(SECOND)),
+                1 if bringing_up => Some(Attempt::After(SECOND)),
                 _ => None,
             };
             scene.situation = Situation {

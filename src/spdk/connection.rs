@@ -117,6 +117,8 @@ impl Open<'_> {
             if self.unanswered.len() >= MOST_UNANSWERED {
                 // A frozen target must not keep us from asking it again: who gave up is forgotten.
                 self.unanswered.retain(|_, waiting| !waiting.reply.is_closed());
+                let open = self.unanswered.values().filter(|it| it.method == GET_VERSION).count();
+                self.heard.questions.send_modify(|it| it.open = open);
             }
             // What waits already goes out in one piece.
             let stale = incoming.is_half() && self.nobody_waits();

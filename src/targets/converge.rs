@@ -14,7 +14,7 @@ use crate::model::fault::{Fault, Finding};
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec};
-use crate::plan::quarantine::{Exit, Quarantine};
+use crate::plan::quarantine::Exit;
 
 /// The exit code of a process that was sent SIGKILL.
 const SIGKILLED: i64 = 137;
@@ -150,7 +150,9 @@ impl<C: Containers> Worker<C> {
             if let Step::StopContainer { .. } = step {
                 // It is no exit of its own; and what its successor does is not known.
                 self.status.change(|known| known.stopping = true);
-                self.quarantine = Quarantine::default();
+                self.quarantine.clear();
+                (self.inherited, self.exit) = (None, None);
+                let _ = self.unanswered.take();
             }
             self.apply(step, seen, report).await?;
         }

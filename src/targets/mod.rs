@@ -257,8 +257,11 @@ impl Targets {
             let known = all.get(name);
             known.is_some_and(|it| it.judged >= number && it.control.as_ref() == Some(control))
         });
-        let all = timeout(JUDGE_TIME, judged).await.ok()?.ok()?;
-        all.get(name)?.health.clone()
+        // One that is late is told as it was known last.
+        let _ = timeout(JUDGE_TIME, judged).await;
+        let all = statuses.borrow();
+        let known = all.get(name).filter(|it| it.control.as_ref() == Some(control));
+        known?.health.clone()
     }
 
     /// How old the last answer is of each target that is observed and has answered; nobody is asked for that.
@@ -359,11 +362,6 @@ impl Targets {
         let known = self.volume_statuses(target);
         let specs = self.desired.volumes(target);
         specs.values().map(|spec| view(target, spec, &known)).collect()
-    }
-
-    /// Virtual machines that were connected to its volumes when those were looked at last.
-    pub fn sessions(&self, target: &TargetName) -> usize {
-        self.volume_statuses(target).values().map(|status| status.sessions).sum()
     }
 
     fn volume_statuses(&self, target: &TargetName) -> Arc<Volumes> {

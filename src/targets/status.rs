@@ -52,6 +52,8 @@ pub(super) struct Known {
     pub(super) at_work: Option<Work>,
     /// Whether the agent itself stops its process, or has in the work that goes on.
     pub(super) stopping: bool,
+    /// Whether the agent has killed its process, and that it is gone was not seen yet.
+    pub(super) killed: bool,
     /// The evidence of a crash loop, until its volumes are back.
     pub(super) trouble: Option<String>,
     /// The process in which all its volumes were brought about.

@@ -23,6 +23,7 @@ use super::{Parts, QUEUE, Request, Requested};
 use crate::docker::Containers;
 use crate::model::observation::{Observation, Process};
 use crate::model::path::CleanPath;
+use crate::model::status::LastExit;
 use crate::model::target::{self, TargetName, TargetSpec};
 use crate::plan::lifecycle::{Action, Attempt, Phase, Remembered, Situation, State, step};
 use crate::wait;
@@ -58,6 +59,10 @@ pub(super) struct Task<C> {
     pub(super) state: State,
     /// What is written down of that.
     written: Remembered,
+    /// What the work that goes on writes down.
+    writing: Remembered,
+    /// When that is tried again, where it could not be done.
+    remember_at: Option<Instant>,
     /// When the state asks to be looked at again.
     requeue_at: Option<Instant>,
     /// What came of the last start, until the next step.
@@ -76,6 +81,8 @@ pub(super) struct Task<C> {
     work: Option<Running<Finished<C>>>,
     /// Whether the work brings the target up.
     brings_up: bool,
+    /// How often its process had exited when the work began.
+    exits_before: u64,
     /// Why work that waits for the target waits for nothing.
     stuck: watch::Sender<Option<String>>,
     images: FuturesUnordered<Running<Image>>,
@@ -110,6 +117,8 @@ impl<C: Containers> Task<C> {
             observed: None,
             state,
             written,
+            writing: written,
+            remember_at: None,
             requeue_at: None,
             attempt: None,
             stopped: false,
@@ -120,6 +129,7 @@ impl<C: Containers> Task<C> {
             worker: Some(worker),
             work: None,
             brings_up: false,
+            exits_before: 0,
             stuck,
             images: FuturesUnordered::new(),
             deploy_waits: false,
@@ -171,7 +181,11 @@ impl<C: Containers> Task<C> {
     }
 
     fn requested(&mut self, requested: Requested) {
-        self.acts |= !matches!(requested.request, Request::Target { dry_run: true, .. });
+        let looks = matches!(
+            requested.request,
+            Request::Target { dry_run: true, .. } | Request::Look { .. }
+        );
+        self.acts |= !looks;
         match requested.request {
             Request::Start => self.at_start = true,
             _ => self.jobs.push_back(Job::Asked(requested)),
@@ -205,7 +219,9 @@ impl<C: Containers> Task<C> {
                 self.status.forget();
             }
         }
-        let Some(control) = desired.or_else(|| self.asked_at.borrow().clone()) else { return };
+        let observed = self.observed.as_ref().map(|(control, _)| control.clone());
+        let control = desired.or_else(|| self.asked_at.borrow().clone()).or(observed);
+        let Some(control) = control else { return };
         if self.observed.as_ref().is_none_or(|(of, _)| *of != control) {
             let seen = self.parts.observers.observe(&self.name, &control);
             self.observed = Some((control, seen));
@@ -237,11 +253,10 @@ impl<C: Containers> Task<C> {
             }
             match done.action {
                 Action::Start if is_free => {
-                    let kill_first = hangs(&seen);
                     let failures = self.state.retry.failures();
                     // What it left in its container may be what it exits upon.
                     let anew = self.state.retry.is_crash_loop();
-                    self.begin(Work::Start { spec: spec.clone(), kill_first, failures, anew });
+                    self.begin(Work::Start { spec: spec.clone(), failures, anew });
                 }
                 Action::Kill if is_free => self.begin(Work::Kill(spec.clone())),
                 Action::Kill => {
@@ -281,11 +296,14 @@ impl<C: Containers> Task<C> {
         match self.state.phase {
             Phase::Down { .. } if before.pid().is_some() => self.exited(seen),
             Phase::Probation { .. } => self.at_start = false,
-            Phase::Serving { pid, .. } => self.status.change(|known| {
-                if known.in_place != Some(pid) {
-                    known.next_pass = Some(Instant::now());
-                }
-            }),
+            Phase::Serving { pid, .. } => {
+                self.at_start = false;
+                self.status.change(|known| {
+                    if known.in_place != Some(pid) {
+                        known.next_pass = Some(Instant::now());
+                    }
+                });
+            }
             Phase::Unresponsive { .. } if before.name() != self.state.phase.name() => {
                 let silence = seen.answers.silence();
                 tracing::warn!(target_name = %name, "{name} is unresponsive: {silence}");
@@ -298,16 +316,19 @@ impl<C: Containers> Task<C> {
     }
 
     fn exited(&mut self, seen: &Observation) {
-        let why = match &seen.process {
-            // What is told of one that exits again and again is no news of its next exit.
-            _ if self.status.read(|known| known.trouble.is_some()) => {
-                "its process has exited once more".to_string()
-            }
+        let how = match &seen.process {
             Process::Ended(how) => how.clone(),
             Process::NoContainer => "there is no container of that name".to_string(),
             _ => "another process answers in its place".to_string(),
         };
+        // What is told of one that exits again and again is no news of its next exit.
+        let again = self.status.read(|known| known.trouble.is_some());
+        let why = if again { "its process has exited once more".to_string() } else { how.clone() };
         self.status.change(|known| {
+            if !std::mem::take(&mut known.killed) {
+                // Until more is known of it.
+                known.last_exit = Some(LastExit { at: super::now(), cause: how });
+            }
             known.exits += 1;
             known.book.exited(&super::now());
             (known.in_place, known.next_pass) = (None, None);
@@ -354,7 +375,9 @@ impl<C: Containers> Task<C> {
         {
             return Some(Work::Job(job));
         }
-        (self.acts && self.state.remembers() != self.written).then_some(Work::Remember)
+        let may_write = self.remember_at.is_none_or(|at| at <= now);
+        let is_news = self.acts && self.state.remembers() != self.written;
+        (is_news && may_write).then_some(Work::Remember)
     }
 
     /// Whether a job cannot be done yet: its image is on the way, or the target has yet to prove itself.
@@ -364,7 +387,7 @@ impl<C: Containers> Task<C> {
             Job::Deploy(_) => false,
             Job::Settle(_) => on_probation,
             Job::Asked(Requested { request, .. }) => match request {
-                Request::Target { .. } => self.deploy_waits,
+                Request::Target { dry_run, .. } => self.deploy_waits && !dry_run,
                 Request::Activate { .. } | Request::Look { .. } => {
                     on_probation || self.deploy_waits && !self.may_overtake()
                 }
@@ -393,9 +416,12 @@ impl<C: Containers> Task<C> {
 
     /// When something is due next.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.parts.desired.get(&self.name)?;
+        let remember = self.remember_at.filter(|_| self.worker.is_some());
+        if self.parts.desired.get(&self.name).is_none() {
+            return remember;
+        }
         let pass = self.pass_due().filter(|_| self.worker.is_some());
-        self.requeue_at.into_iter().chain(pass).min()
+        self.requeue_at.into_iter().chain(pass).chain(remember).min()
     }
 
     fn begin(&mut self, work: Work) {
@@ -407,11 +433,16 @@ impl<C: Containers> Task<C> {
             Phase::Serving { pid, .. } => Some(pid),
             _ => None,
         });
-        let (written, remembers) = (self.written, self.state.remembers());
-        self.status.change(|known| known.at_work = at_work.or(known.at_work));
+        let (written, acts) = (self.written, self.acts);
+        let remembers = if acts { self.state.remembers() } else { written };
+        self.writing = remembers;
+        self.exits_before = self.status.change(|known| {
+            known.at_work = at_work.or(known.at_work);
+            known.exits
+        });
         self.work = Some(Box::pin(async move {
             // Before anything is done: the agent may die in that, too.
-            let written = worker.remember(written, remembers).await;
+            let written = if acts { worker.remember(written, remembers).await } else { written };
             let after = worker.work(work).await;
             Finished { worker, after, written }
         }));
@@ -420,11 +451,22 @@ impl<C: Containers> Task<C> {
     /// The work has ended.
     fn finished(&mut self, Finished { worker, after, written }: Finished<C>) {
         (self.work, self.worker, self.written) = (None, Some(worker), written);
+        self.remember_at = (written != self.writing).then(|| Instant::now() + ENGINE_PAUSE);
         self.brings_up = false;
         match after {
             After::Nothing => {}
+            // It started, and exited before that was known: one failure, and counted already.
+            After::Started(Some(Attempt::Failed)) if self.exited_meanwhile() => {
+                let (due, now) = (self.state.retry.due(), Instant::now().into_std());
+                let wait = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now));
+                self.attempt = Some(Attempt::After(wait));
+            }
             After::Started(attempt) => self.attempt = attempt,
-            After::Converged(deploy) => self.jobs.push_front(Job::Settle(deploy)),
+            After::Converged(deploy) => {
+                // What it was to be started from is of no interest any more.
+                self.start_waits = false;
+                self.jobs.push_front(Job::Settle(deploy));
+            }
             After::NeedsImage(image, then) => {
                 match then {
                     Then::Deploy(_) => self.deploy_waits = true,
@@ -438,10 +480,16 @@ impl<C: Containers> Task<C> {
         // What was made or ended by it is seen together with its end.
         let seen = self.observed.as_ref().map(|(of, seen)| (of.clone(), seen.borrow().clone()));
         self.status.change(|known| {
-            self.stopped = std::mem::take(&mut known.stopping);
+            // Unless that was seen while it was done.
+            self.stopped =
+                std::mem::take(&mut known.stopping) && self.state.phase != Phase::Stopping;
             known.at_work = waits;
             known.seen = seen.or(known.seen.take());
         });
+    }
+
+    fn exited_meanwhile(&self) -> bool {
+        self.status.read(|known| known.exits) != self.exits_before
     }
 
     /// An image was brought in, or could not be.
@@ -451,11 +499,12 @@ impl<C: Containers> Task<C> {
                 self.deploy_waits = false;
                 self.jobs.push_front(Job::Deploy(deploy));
             }
+            Image::Start(_) if !self.start_waits => {}
             Image::Start(done) => {
                 self.start_waits = false;
                 self.attempt = Some(match done {
-                    Ok(()) => Attempt::EngineAway(Duration::ZERO),
-                    Err(fault) if fault.code.is_engine_away() => Attempt::EngineAway(ENGINE_PAUSE),
+                    Ok(()) => Attempt::After(Duration::ZERO),
+                    Err(fault) if fault.code.is_engine_away() => Attempt::After(ENGINE_PAUSE),
                     Err(fault) => {
                         let (heal, failures) =
                             (&self.parts.policy.heal, self.state.retry.failures());
@@ -469,13 +518,6 @@ impl<C: Containers> Task<C> {
             known.at_work = waits.or(known.at_work.filter(|_| self.work.is_some()))
         });
     }
-}
-
-/// Whether it is there, old enough, and does not answer. Not one that somebody has just started, or that was
-/// not even asked yet.
-fn hangs(seen: &Observation) -> bool {
-    let old = matches!(seen.process, Process::Lives { young: false, .. });
-    old && seen.answers.is_silent() && seen.version().is_none() && !seen.is_busy()
 }
 
 /// The next observation, or the end of its observer; never where there is none.

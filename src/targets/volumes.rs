@@ -58,6 +58,7 @@ impl<C: Containers> Worker<C> {
         let created: Vec<VolumeName> = creates.map(|(spec, _)| spec.name.clone()).collect();
         let planned = plans.len();
         if planned == 0 {
+            self.still_serves()?;
             self.note(&place, &specs, &before, &faults);
             return Ok(Passed { made: 0, before });
         }
@@ -84,6 +85,7 @@ impl<C: Containers> Worker<C> {
         faults.extend(failed);
         let again = parts.volume_observer.look_again(&place, &specs);
         let seen = self.unless_stuck(again).await??;
+        self.still_serves()?;
         self.note(&place, &specs, &seen, &faults);
         Ok(Passed { made, before })
     }

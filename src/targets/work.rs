@@ -16,7 +16,7 @@ use crate::agent::progress::ProgressSink;
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::observation::Observation;
+use crate::model::observation::{Observation, Process};
 use crate::model::path::CleanPath;
 use crate::model::policy::HealPolicy;
 use crate::model::prepare::{PartReport, PrepareReport};
@@ -46,8 +46,6 @@ pub(super) enum Work {
     Start {
         /// As it is desired.
         spec: TargetSpec,
-        /// Whether its process hangs since it was started, and goes first.
-        kill_first: bool,
         /// How often it has failed.
         failures: u32,
         /// Whether it gets a new container.
@@ -75,7 +73,7 @@ impl Work {
     pub(super) fn at_work(&self) -> Option<target::Work> {
         let wish = match self {
             Work::Start { .. } => return Some(target::Work::BringUp),
-            Work::Job(Job::Deploy(deploy) | Job::Settle(deploy)) => &deploy.wish,
+            Work::Job(Job::Deploy(deploy)) => &deploy.wish,
             Work::Job(Job::Asked(Requested {
                 request: Request::Target { wish, dry_run: false, .. },
                 ..
@@ -177,6 +175,8 @@ pub(super) struct Worker<C> {
     pub(super) status: Status,
     /// The process that served when the work began.
     pub(super) serving: Option<u32>,
+    /// How often it had exited then.
+    exits: u64,
     /// When volumes that failed are tried again.
     pub(super) retry: Backoff,
     pub(super) quarantine: Quarantine,
@@ -214,6 +214,7 @@ impl<C: Containers> Worker<C> {
             name: status.name().clone(),
             status,
             serving: None,
+            exits: 0,
             quarantine: Quarantine::recall(&held, &fresh, Instant::now().into_std()),
             inherited: held.pid.map(|pid| (pid, held.making.clone())),
             held,
@@ -233,6 +234,7 @@ impl<C: Containers> Worker<C> {
     /// The process that serves when the work begins.
     pub(super) fn serves(&mut self, pid: Option<u32>) {
         self.serving = pid;
+        self.exits = self.status.read(|known| known.exits);
         if pid.is_some() {
             (self.answered, self.without_engine) = (pid, false);
         }
@@ -271,12 +273,13 @@ impl<C: Containers> Worker<C> {
     pub(super) async fn work(&mut self, work: Work) -> After {
         self.progress = self.progress.of(WorkId::next());
         match work {
-            Work::Start { spec, kill_first, failures, anew } => {
+            Work::Start { spec, failures, anew } => {
                 if !self.parts.probe.engine_may_be_asked().await {
                     let fault = Fault::new(Code::EngineAbsent, "it does not run");
                     return After::Started(Some(self.wait_for_engine(&fault).await));
                 }
-                if kill_first {
+                // One that hangs since it was started goes first.
+                if self.seen_at(&spec.control_sock).is_some_and(|seen| hangs(&seen)) {
                     self.kill(&spec).await;
                 }
                 return self.start(spec, failures, anew).await;
@@ -401,15 +404,21 @@ impl<C: Containers> Worker<C> {
             None => false,
         };
         // Guests wait: one that was just started is asked at once, but only once.
-        Attempt::EngineAway(if raised && first { Duration::ZERO } else { ENGINE_PAUSE })
+        Attempt::After(if raised && first { Duration::ZERO } else { ENGINE_PAUSE })
     }
 
     /// Kills its process, which is stuck: as long as it takes connections and serves none, each guest that
     /// reconnects to it is lost.
     async fn kill(&mut self, spec: &TargetSpec) {
-        let seen = self.seen_at(&spec.control_sock);
-        let silence = seen.map(|seen| seen.answers.silence().to_string()).unwrap_or_default();
         let container = self.parts.observer.container_of(spec).await;
+        // The engine may have taken its time: what was true of a process then need not be true of this one now.
+        let pid = container.as_ref().ok().and_then(|it| it.as_ref()?.pid);
+        let seen = self.seen_at(&spec.control_sock);
+        let Some(seen) = seen.filter(|seen| seen.pid() == pid && is_silent(seen)) else {
+            tracing::info!(target_name = %self.name, "{} is not stuck any more, and is not killed", self.name);
+            return;
+        };
+        let silence = seen.answers.silence();
         let step = container.map(|container| end_frozen(spec, container.as_ref()));
         let done = match step {
             Ok(Some(step)) => {
@@ -418,6 +427,7 @@ impl<C: Containers> Worker<C> {
                     "{} is stuck, and is killed so that it can be brought back: {silence}", self.name
                 );
                 self.status.exited(format!("killed by the agent, for it was stuck: {silence}"));
+                self.status.change(|known| known.killed = true);
                 self.exit = Some(Exit::Killed);
                 self.apply(&step, &TargetSeen::default(), &mut PartReport::default()).await
             }
@@ -456,9 +466,12 @@ impl<C: Containers> Worker<C> {
             };
             made += passed.made;
             let now = Instant::now();
-            let interval = self.parts.policy.volumes.look_interval;
+            let (interval, exits) = (self.parts.policy.volumes.look_interval, self.exits);
             self.passed = Some(now);
             self.status.change(|known| {
+                if known.exits != exits {
+                    return;
+                }
                 let lately = known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
                 let returning = known.book.is_unsettled() && lately;
                 known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
@@ -481,6 +494,14 @@ impl<C: Containers> Worker<C> {
             target_name = %self.name, code = %fault.code,
             "the volumes of {} could not be looked at: {fault}", self.name
         );
+    }
+
+    /// Fails once the process has exited that served when the work began: what was seen of it is of no use.
+    pub(super) fn still_serves(&self) -> Result<(), Fault> {
+        match self.status.read(|known| known.exits) == self.exits {
+            true => Ok(()),
+            false => Err(Fault::new(Code::TargetAbsent, "its process has exited meanwhile")),
+        }
     }
 
     /// Whether all its volumes were brought about in the process that serves now.
@@ -543,6 +564,17 @@ impl<C: Containers> Worker<C> {
             }
         }
     }
+}
+
+/// Whether it does not answer, and nothing explains that.
+fn is_silent(seen: &Observation) -> bool {
+    seen.answers.is_silent() && seen.version().is_none() && !seen.is_busy()
+}
+
+/// Whether it is there, old enough, and silent. Not one that somebody has just started, or that was not even
+/// asked yet.
+fn hangs(seen: &Observation) -> bool {
+    matches!(seen.process, Process::Lives { young: false, .. }) && is_silent(seen)
 }
 
 /// Tells of a start that failed, after so many failures.

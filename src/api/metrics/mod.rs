@@ -31,7 +31,7 @@ use crate::agent::observe::figures::Figures;
 use crate::controller::report::Tally;
 use crate::model::code::Code;
 use crate::model::pools::{Pool, PoolsSeen};
-use crate::model::status::{TargetReport, TargetStatuses};
+use crate::model::status::{TargetReport, TargetStatus, TargetStatuses};
 
 /// The form that Prometheus asks for …
 const OPEN_METRICS: &str = "application/openmetrics-text";
@@ -107,12 +107,18 @@ fn targets(api: &Api) -> Vec<TargetFigures> {
     let (report, ages) = (api.reports.borrow().clone(), api.native.targets.last_answers());
     let statuses = api.metrics.statuses.borrow();
     let desired = api.native.desired.borrow();
-    let figures = |report: &TargetReport| TargetFigures {
-        wanted: desired.targets.contains_key(&report.name),
-        falls: statuses.get(&report.name).map_or(0, |status| status.exits),
-        sessions: api.native.targets.sessions(&report.name) as u64,
-        last_answer: age_of(&ages, &report.name),
-        report: report.clone(),
+    let figures = |report: &TargetReport| {
+        let status = statuses.get(&report.name);
+        let sessions = |status: &TargetStatus| {
+            status.volume_statuses.values().map(|volume| volume.sessions).sum::<usize>()
+        };
+        TargetFigures {
+            wanted: desired.targets.contains_key(&report.name),
+            falls: status.map_or(0, |status| status.exits),
+            sessions: status.map_or(0, sessions) as u64,
+            last_answer: age_of(&ages, &report.name),
+            report: report.clone(),
+        }
     };
     report.targets.iter().map(figures).collect()
 }

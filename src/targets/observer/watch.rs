@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -24,6 +25,9 @@ const MOST_PROBES: usize = 8;
 const STARTING_PAUSE: Duration = Duration::from_millis(20);
 /// Between two questions to an engine that does not tell by itself.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
+
+/// The number of the next observation.
+static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// The process, as far as it is known.
 enum Seen {
@@ -373,7 +377,8 @@ impl<C: Containers> Watch<C> {
                 && next.is_busy() == last.is_busy()
                 && next.sure == last.sure
                 && !(next.answers.is_silent() && next.heard != last.heard);
-            let number = last.number + u64::from(!same);
+            // Of all observers: one that takes the place of another must not seem older.
+            let number = if same { last.number } else { NUMBER.fetch_add(1, Ordering::Relaxed) };
             *last = Arc::new(Observation { number, ..next });
             !same
         });
