@@ -117,8 +117,7 @@ impl Open<'_> {
             if self.unanswered.len() >= MOST_UNANSWERED {
                 // A frozen target must not keep us from asking it again: who gave up is forgotten.
                 self.unanswered.retain(|_, waiting| !waiting.reply.is_closed());
-                let open = self.unanswered.values().filter(|it| it.method == GET_VERSION).count();
-                self.heard.questions.send_modify(|it| it.open = open);
+                self.count_questions(0);
             }
             // What waits already goes out in one piece.
             let stale = incoming.is_half() && self.nobody_waits();
@@ -186,18 +185,28 @@ impl Open<'_> {
         self.unanswered.insert(id, Waiting { method, reply });
     }
 
+    /// Counts the questions that are open, of those that were sent after the one that was answered: they are
+    /// answered in the order in which they come, and what was left out is lost.
+    fn count_questions(&self, answered: u64) {
+        let is_open =
+            |(id, waiting): &(&u64, &Waiting)| **id > answered && waiting.method == GET_VERSION;
+        let open = self.unanswered.iter().filter(is_open).count();
+        self.heard.questions.send_modify(|it| it.open = u32::try_from(open).unwrap_or(u32::MAX));
+    }
+
     fn nobody_waits(&self) -> bool {
         self.unanswered.values().all(|waiting| waiting.reply.is_closed())
     }
 
     fn deliver(&mut self, reply: Reply) {
         // A reply to nobody: late, or not to us. Who asked has his deadline.
-        let Some(waiting) = reply.id.as_u64().and_then(|id| self.unanswered.remove(&id)) else {
+        let id = reply.id.as_u64().unwrap_or_default();
+        let Some(waiting) = self.unanswered.remove(&id) else {
             tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");
             return;
         };
         if waiting.method == GET_VERSION {
-            self.heard.questions.send_modify(|it| it.open = it.open.saturating_sub(1));
+            self.count_questions(id);
         }
         if waiting.reply.is_closed() {
             let mut late = self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner);

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 /// A method's name: the agent's own, or what an operator named.
 pub type Method = Cow<'static, str>;
@@ -35,8 +35,6 @@ const MOST_UNANSWERED: usize = 1024;
 /// wait for on it: 32 KiB in older releases of SPDK, 256 KiB in newer ones.
 const MOST_BYTES: usize = 32 * 1024 - 1;
 
-/// After so long without an answer a target is asked for its version once more.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Characters of what a target says.
 const MOST_WORDS: usize = 300;
 
@@ -201,7 +199,8 @@ struct Heard {
 /// Questions for a target's version.
 #[derive(Debug, Clone, Copy, Default)]
 struct Questions {
-    open: usize,
+    /// Not answered, nor any that was sent after them.
+    open: u32,
     /// When one was sent last.
     sent: Option<Instant>,
 }
@@ -225,14 +224,26 @@ impl Spdk {
         *self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until less than so many questions for its version are open: one that is slow must not be asked
-    /// faster than it answers. Returns whether that is so within the time; also where one may have been lost.
-    pub async fn takes_questions(&self, most: usize, within: Duration) -> bool {
+    /// Waits, within that time, until it may be asked for its version once more; returns whether it may.
+    ///
+    /// Where that many questions are open, a target that is slow must not be asked faster than it answers, and
+    /// one that has lost them must be asked again: that is done the later, the more are open.
+    pub async fn takes_questions(&self, most: u32, within: Duration) -> bool {
         let mut questions = self.heard.questions.subscribe();
-        let takes = |it: &Questions| {
-            it.open < most || it.sent.is_none_or(|sent| sent.elapsed() >= ASK_AGAIN)
-        };
-        timeout(within, questions.wait_for(takes)).await.is_ok()
+        let deadline = Instant::now() + within;
+        loop {
+            let Questions { open, sent } = *questions.borrow_and_update();
+            let again = sent.map_or(deadline, |sent| sent + within * open);
+            let now = Instant::now();
+            if open < most || again <= now {
+                return true;
+            }
+            if deadline <= now {
+                return false;
+            }
+            // Cancel-safe: what was not seen stays new.
+            let _ = timeout_at(again.min(deadline).into(), questions.changed()).await;
+        }
     }
 
     /// Calls a method that changes something, which is known while it is open ([`Sockets::open_change`]): the

@@ -134,11 +134,32 @@ async fn slow_target_is_not_asked_faster_than_it_answers() {
     let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
     let (asked, mut peer) = tokio::join!(asks, played.accept());
     assert!(asked.0.is_err() && asked.1.is_err());
-    assert!(!spdk.takes_questions(2, SOON).await, "two are open");
+    let takes = spdk.takes_questions(2, LONG);
+    tokio::pin!(takes);
+    let waits = tokio::time::timeout(SOON, &mut takes).await;
+    assert!(waits.is_err(), "two are open");
     let late = peer.request().await;
     peer.says(answer(&late, json!({"version": "late"}))).await;
-    assert!(spdk.takes_questions(2, LONG).await);
+    assert!(takes.await);
     assert!(spdk.late_reply().is_some());
+}
+
+#[tokio::test]
+async fn target_that_lost_its_questions_is_asked_again() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
+    let (asked, mut peer) = tokio::join!(asks, played.accept());
+    assert!(asked.0.is_err() && asked.1.is_err());
+    assert!(spdk.takes_questions(2, SOON).await, "after as much time as two of them had");
+    let (first, second) = (peer.request().await, peer.request().await);
+    let ask = tokio::spawn(async move { (spdk.version(LONG).await, spdk) });
+    let third = peer.request().await;
+    drop((first, second));
+    peer.says(answer(&third, json!({"version": "own"}))).await;
+    let (answered, spdk) = ask.await.unwrap();
+    assert_eq!(answered.unwrap().version, "own");
+    assert!(spdk.takes_questions(1, SOON).await, "what was sent before is lost");
 }
 
 #[tokio::test]

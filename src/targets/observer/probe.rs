@@ -20,7 +20,7 @@ use crate::spdk::{Sockets, SpdkError};
 
 /// Questions that may be open at a target, answered too late or never: two show that it does not answer, and more
 /// would keep one that is only slow from ever answering in time.
-const MOST_OPEN: usize = 2;
+const MOST_OPEN: u32 = 2;
 
 /// Asks how targets stand.
 #[derive(Debug)]
