@@ -58,6 +58,7 @@ pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>, h
                 }
             }
             Err(e) => {
+                heard.questions.send_replace(Questions::default());
                 let _ = first.reply.send(Err(not_connected(&socket, e)));
             }
         }
@@ -177,11 +178,6 @@ impl Open<'_> {
             return;
         }
         outgoing.extend_from_slice(bytes.as_bytes());
-        if method == GET_VERSION {
-            self.heard.questions.send_modify(|it| {
-                (it.open, it.sent) = (it.open + 1, Some(Instant::now()));
-            });
-        }
         self.unanswered.insert(id, Waiting { method, reply });
     }
 

@@ -224,7 +224,8 @@ impl Spdk {
         *self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits, within that time, until it may be asked for its version once more; returns whether it may.
+    /// Waits, within that time, until it may be asked for its version once more, which is counted then; returns
+    /// whether it may.
     ///
     /// Where that many questions are open, a target that is slow must not be asked faster than it answers, and
     /// one that has lost them must be asked again: that is done the later, the more are open.
@@ -232,17 +233,22 @@ impl Spdk {
         let mut questions = self.heard.questions.subscribe();
         let deadline = Instant::now() + within;
         loop {
-            let Questions { open, sent } = *questions.borrow_and_update();
-            let again = sent.map_or(deadline, |sent| sent + within * open);
             let now = Instant::now();
-            if open < most || again <= now {
-                return true;
+            let again = |it: &Questions| it.sent.map_or(now, |sent| sent + within * it.open);
+            // Taken at once: of all who wait only as many may ask as there is room for.
+            let takes = self.heard.questions.send_if_modified(|it| {
+                let takes = it.open < most || again(it) <= now;
+                if takes {
+                    (it.open, it.sent) = (it.open.saturating_add(1), Some(now));
+                }
+                takes
+            });
+            if takes || deadline <= now {
+                return takes;
             }
-            if deadline <= now {
-                return false;
-            }
+            let next = again(&questions.borrow_and_update()).min(deadline);
             // Cancel-safe: what was not seen stays new.
-            let _ = timeout_at(again.min(deadline).into(), questions.changed()).await;
+            let _ = timeout_at(next.into(), questions.changed()).await;
         }
     }
 

@@ -130,7 +130,7 @@ async fn who_is_not_there_or_never_answers_is_told_apart() {
 async fn slow_target_is_not_asked_faster_than_it_answers() {
     let played = Played::new();
     let spdk = Spdk::new(&played.path);
-    assert!(spdk.takes_questions(2, SOON).await);
+    assert!(spdk.takes_questions(2, SOON).await && spdk.takes_questions(2, SOON).await);
     let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
     let (asked, mut peer) = tokio::join!(asks, played.accept());
     assert!(asked.0.is_err() && asked.1.is_err());
@@ -148,6 +148,7 @@ async fn slow_target_is_not_asked_faster_than_it_answers() {
 async fn target_that_lost_its_questions_is_asked_again() {
     let played = Played::new();
     let spdk = Spdk::new(&played.path);
+    assert!(spdk.takes_questions(2, SOON).await && spdk.takes_questions(2, SOON).await);
     let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
     let (asked, mut peer) = tokio::join!(asks, played.accept());
     assert!(asked.0.is_err() && asked.1.is_err());

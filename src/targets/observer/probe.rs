@@ -115,7 +115,12 @@ impl<C: Containers> Probe<C> {
         let seen = timeout(self.policy.health.timeout, look).await;
         let (look, starved) = seen.ok().and_then(Result::ok).unwrap_or_default();
         let busy = self.sockets.open_change(&path).map(|change| (change.until, change.method));
-        Evidence { look, starved, busy, late_reply: self.sockets.at(&path).late_reply() }
+        Evidence { look, starved, busy }
+    }
+
+    /// When a reply of the target came last that nobody waited for any more.
+    pub(super) fn late_reply(&self, control: &CleanPath) -> Option<std::time::Instant> {
+        self.sockets.at(&self.root.path(control.as_str())).late_reply()
     }
 
     /// The process that answered last: who can be seen without the engine.

@@ -17,8 +17,6 @@ pub(super) struct Evidence {
     pub(super) starved: bool,
     /// The agent's own request there that changes something and is open: its deadline and its method.
     pub(super) busy: Option<(std::time::Instant, Cow<'static, str>)>,
-    /// When a reply came last that nobody waited for any more.
-    pub(super) late_reply: Option<std::time::Instant>,
 }
 
 /// A process that is silent, or was never.
@@ -36,7 +34,6 @@ impl Silence {
     pub(super) fn note(&mut self, answers: &Answers, evidence: Evidence, late: Duration) {
         let (now, vitals) = (Instant::now(), &mut self.vitals);
         (vitals.busy_until, vitals.busy_with) = evidence.busy.unzip();
-        vitals.replied = evidence.late_reply;
         if let Some(look) = evidence.look {
             vitals.activity = look.activity;
             let went_on = self.looked_at.as_ref().is_none_or(|(at, before)| {

@@ -16,7 +16,7 @@ use super::silence::{Evidence, Silence};
 use super::{AskQueue, IDLE, Key, Observations, Shared, is_desired};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
-use crate::model::observation::{Answers, Observation, Process};
+use crate::model::observation::{Answers, Observation, Process, Vitals};
 use crate::wait;
 
 /// Probes on their way at the same time; a frozen target answers none.
@@ -356,7 +356,11 @@ impl<C: Containers> Watch<C> {
             process,
             answers: self.answers.clone(),
             heard: self.heard.map(Instant::into_std),
-            vitals: self.silence.vitals.clone(),
+            vitals: Vitals {
+                // Whatever the next probe comes to.
+                replied: self.shared.probe.late_reply(&self.key.1),
+                ..self.silence.vitals.clone()
+            },
             silent_since: self.silence.since.clone(),
             sure,
         }
