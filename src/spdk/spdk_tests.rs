@@ -126,14 +126,20 @@ async fn who_is_not_there_or_never_answers_is_told_apart() {
     assert_eq!(call.await.unwrap().unwrap().version, "own", "a late answer is nobody else's");
 }
 
+/// The other end of a connection on which two questions were asked, and not answered in time.
+async fn asked_twice(spdk: &Spdk, played: &Played) -> Peer {
+    assert!(spdk.takes_questions(2, SOON).await && spdk.takes_questions(2, SOON).await);
+    let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
+    let (asked, peer) = tokio::join!(asks, played.accept());
+    assert!(asked.0.is_err() && asked.1.is_err());
+    peer
+}
+
 #[tokio::test]
 async fn slow_target_is_not_asked_faster_than_it_answers() {
     let played = Played::new();
     let spdk = Spdk::new(&played.path);
-    assert!(spdk.takes_questions(2, SOON).await && spdk.takes_questions(2, SOON).await);
-    let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
-    let (asked, mut peer) = tokio::join!(asks, played.accept());
-    assert!(asked.0.is_err() && asked.1.is_err());
+    let mut peer = asked_twice(&spdk, &played).await;
     let takes = spdk.takes_questions(2, LONG);
     tokio::pin!(takes);
     let waits = tokio::time::timeout(SOON, &mut takes).await;
@@ -148,10 +154,7 @@ async fn slow_target_is_not_asked_faster_than_it_answers() {
 async fn target_that_lost_its_questions_is_asked_again() {
     let played = Played::new();
     let spdk = Spdk::new(&played.path);
-    assert!(spdk.takes_questions(2, SOON).await && spdk.takes_questions(2, SOON).await);
-    let asks = async { tokio::join!(spdk.version(SOON), spdk.version(SOON)) };
-    let (asked, mut peer) = tokio::join!(asks, played.accept());
-    assert!(asked.0.is_err() && asked.1.is_err());
+    let mut peer = asked_twice(&spdk, &played).await;
     assert!(spdk.takes_questions(2, SOON).await, "after as much time as two of them had");
     let (first, second) = (peer.request().await, peer.request().await);
     let ask = tokio::spawn(async move { (spdk.version(LONG).await, spdk) });

@@ -416,7 +416,8 @@ impl<C: Containers> Task<C> {
 
     /// When something is due next.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let remember = self.remember_at.filter(|_| self.worker.is_some());
+        let is_news = self.worker.is_some() && self.state.remembers() != self.written;
+        let remember = self.remember_at.filter(|_| is_news);
         if self.parts.desired.get(&self.name).is_none() {
             return remember;
         }

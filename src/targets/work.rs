@@ -410,18 +410,26 @@ impl<C: Containers> Worker<C> {
     /// Kills its process, which is stuck: as long as it takes connections and serves none, each guest that
     /// reconnects to it is lost.
     async fn kill(&mut self, spec: &TargetSpec) {
-        let container = self.parts.observer.container_of(spec).await;
+        let container = match self.parts.observer.container_of(spec).await {
+            Ok(container) => container,
+            Err(fault) => {
+                tracing::warn!(
+                    target_name = %self.name, code = %fault.code,
+                    "{} is stuck, and is killed once the engine tells its container: {fault}", self.name
+                );
+                return;
+            }
+        };
         // The engine may have taken its time: what was true of a process then need not be true of this one now.
-        let pid = container.as_ref().ok().and_then(|it| it.as_ref()?.pid);
+        let pid = container.as_ref().and_then(|it| it.pid);
         let seen = self.seen_at(&spec.control_sock);
         let Some(seen) = seen.filter(|seen| seen.pid() == pid && is_silent(seen)) else {
             tracing::info!(target_name = %self.name, "{} is not stuck any more, and is not killed", self.name);
             return;
         };
         let silence = seen.answers.silence();
-        let step = container.map(|container| end_frozen(spec, container.as_ref()));
-        let done = match step {
-            Ok(Some(step)) => {
+        let done = match end_frozen(spec, container.as_ref()) {
+            Some(step) => {
                 tracing::error!(
                     target_name = %self.name,
                     "{} is stuck, and is killed so that it can be brought back: {silence}", self.name
@@ -431,8 +439,7 @@ impl<C: Containers> Worker<C> {
                 self.exit = Some(Exit::Killed);
                 self.apply(&step, &TargetSeen::default(), &mut PartReport::default()).await
             }
-            Ok(None) => Ok(()),
-            Err(fault) => Err(fault),
+            None => Ok(()),
         };
         if let Err(fault) = done {
             tracing::warn!(target_name = %self.name, code = %fault.code, "{} is stuck: {fault}", self.name);
