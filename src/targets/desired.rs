@@ -2,16 +2,19 @@
 //! one file each, and published to whoever has to know.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
 use crate::agent::observe::blocking;
+use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
-use crate::store::{Durability, Store};
+use crate::store::{Durability, Store, StoreError};
 
 /// The folder of the targets' files.
 pub(crate) const FOLDER: &str = "targets";
@@ -36,7 +39,12 @@ pub(crate) struct VolumeEntry {
 pub struct DesiredTargets {
     store: Store,
     told: Arc<watch::Sender<Desired>>,
+    /// Held by the change that is being written.
+    turn: Arc<Mutex<()>>,
 }
+
+/// Longest wait of a caller for the disk. Nothing else is done to a target meanwhile.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl DesiredTargets {
     /// Reads what was wanted when the agent ran last. A file that cannot be read, or that a newer agent
@@ -58,7 +66,8 @@ impl DesiredTargets {
         for target in store.folders(VOLUMES, Durability::Disk)? {
             open_volumes(&store, &target, &mut desired)?;
         }
-        Ok(DesiredTargets { store, told: Arc::new(watch::Sender::new(desired)) })
+        let told = Arc::new(watch::Sender::new(desired));
+        Ok(DesiredTargets { store, told, turn: Arc::default() })
     }
 
     /// What is wanted, now and from now on.
@@ -76,10 +85,10 @@ impl DesiredTargets {
         self.told.borrow().volumes.values().map(|volumes| volumes.len()).sum()
     }
 
-    /// Writes down that volumes are wanted like this, those that are not already.
+    /// Makes volumes desired like this, those that are not already.
     ///
     /// # Errors
-    /// When they cannot be written; then none of them is wanted otherwise than before.
+    /// When they cannot be written in time; then none of them is desired otherwise than before.
     pub async fn want_volumes(
         &self,
         target: &TargetName,
@@ -88,85 +97,159 @@ impl DesiredTargets {
         let known = self.volumes(target);
         let new = specs.iter().filter(|spec| known.get(&spec.name) != Some(spec));
         let new: Vec<VolumeSpec> = new.cloned().collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        let entry = |spec: &VolumeSpec| {
-            let entry = VolumeEntry { target: target.clone(), spec: spec.clone() };
-            (volume_file(target, &spec.name), entry)
-        };
-        let (store, entries) = (self.store.clone(), new.iter().map(entry).collect::<Vec<_>>());
-        blocking(move || store.write_all(&entries)).await??;
-        self.told.send_modify(|desired| {
-            let volumes = desired.volumes.entry(target.clone()).or_default();
-            let named = new.into_iter().map(|spec| (spec.name.clone(), spec));
-            Arc::make_mut(volumes).extend(named);
-        });
-        Ok(())
+        let names = new.iter().map(|spec| spec.name.clone()).collect();
+        self.change_volumes(target, names, |volumes| {
+            volumes.extend(new.into_iter().map(|spec| (spec.name.clone(), spec)));
+        })
+        .await
     }
 
-    /// Writes down that volumes are not wanted any more.
+    /// Makes volumes desired no more.
     ///
     /// # Errors
-    /// When that cannot be written; then all of them still are.
+    /// When that cannot be written in time; then all of them still are.
     pub async fn forget_volumes(
         &self,
         target: &TargetName,
         names: &[VolumeName],
     ) -> Result<(), Fault> {
         let known = self.volumes(target);
-        let names: Vec<&VolumeName> =
-            names.iter().filter(|name| known.contains_key(name)).collect();
+        let names = names.iter().filter(|name| known.contains_key(*name)).cloned();
+        let names: Vec<VolumeName> = names.collect();
+        let gone = names.clone();
+        self.change_volumes(target, names, |volumes| volumes.retain(|name, _| !gone.contains(name)))
+            .await
+    }
+
+    async fn change_volumes(
+        &self,
+        target: &TargetName,
+        names: Vec<VolumeName>,
+        alter: impl FnOnce(&mut VolumeSpecs),
+    ) -> Result<(), Fault> {
         if names.is_empty() {
             return Ok(());
         }
-        let files: Vec<String> = names.iter().map(|name| volume_file(target, name)).collect();
-        let store = self.store.clone();
-        blocking(move || store.remove_all(&files)).await??;
-        self.told.send_modify(|desired| {
+        let of = target.clone();
+        let write = move |store: &Store, desired: &Desired| {
+            write_volumes(store, &of, &names, &desired.volumes_of(&of))
+        };
+        self.change(write, |desired| {
             let volumes = desired.volumes.entry(target.clone()).or_default();
-            Arc::make_mut(volumes).retain(|name, _| !names.contains(&name));
+            alter(Arc::make_mut(volumes));
             if volumes.is_empty() {
                 desired.volumes.remove(target);
             }
-        });
-        Ok(())
+        })
+        .await
     }
 
-    /// The target as it is wanted now.
+    /// The target as it is desired now.
     pub fn get(&self, name: &TargetName) -> Option<TargetSpec> {
         self.told.borrow().targets.get(name).cloned()
     }
 
-    /// Writes down that a target is wanted like this.
+    /// Makes a target desired like this.
     ///
     /// # Errors
-    /// When it cannot be written; then it is not wanted.
+    /// When it cannot be written in time; then it is not desired.
     pub async fn want(&self, spec: &TargetSpec) -> Result<(), Fault> {
-        if self.told.borrow().targets.get(&spec.name) == Some(spec) {
-            return Ok(());
-        }
-        let (store, entry) = (self.store.clone(), Entry { spec: spec.clone() });
-        let path = file(&spec.name);
-        blocking(move || store.write(&path, &entry, Durability::Disk)).await??;
-        self.told
-            .send_modify(|desired| drop(desired.targets.insert(spec.name.clone(), spec.clone())));
-        Ok(())
+        self.change_target(&spec.name, Some(spec)).await
     }
 
-    /// Writes down that a target is not wanted any more.
+    /// Makes a target desired no more.
     ///
     /// # Errors
-    /// When it cannot be written; then it still is.
+    /// When that cannot be written in time; then it still is.
     pub async fn forget(&self, name: &TargetName) -> Result<(), Fault> {
-        if !self.told.borrow().targets.contains_key(name) {
+        self.change_target(name, None).await
+    }
+
+    async fn change_target(
+        &self,
+        name: &TargetName,
+        spec: Option<&TargetSpec>,
+    ) -> Result<(), Fault> {
+        if self.told.borrow().targets.get(name) == spec {
             return Ok(());
         }
-        let (store, path) = (self.store.clone(), file(name));
-        blocking(move || store.remove(&path, Durability::Disk)).await??;
-        self.told.send_modify(|desired| drop(desired.targets.remove(name)));
+        let of = name.clone();
+        let write = move |store: &Store, desired: &Desired| match desired.targets.get(&of) {
+            Some(spec) => store.write(&file(&of), &Entry { spec: spec.clone() }, Durability::Disk),
+            None => store.remove(&file(&of), Durability::Disk),
+        };
+        self.change(write, |desired| match spec {
+            Some(spec) => drop(desired.targets.insert(name.clone(), spec.clone())),
+            None => drop(desired.targets.remove(name)),
+        })
+        .await
+    }
+
+    /// Writes a change, one after the other, and publishes it once it is on the disk. Where the disk takes longer
+    /// than the caller waits, the change is undone as soon as the disk goes on.
+    async fn change(
+        &self,
+        write: impl Fn(&Store, &Desired) -> Result<(), StoreError> + Send + 'static,
+        alter: impl FnOnce(&mut Desired),
+    ) -> Result<(), Fault> {
+        let by = Instant::now() + WRITE_TIMEOUT;
+        let turn = timeout_at(by, self.turn.clone().lock_owned()).await.map_err(|_| late())?;
+        let before = self.told.borrow().clone();
+        let mut after = before.clone();
+        alter(&mut after);
+        let (store, next) = (self.store.clone(), after.clone());
+        let (sender, mut written) = oneshot::channel();
+        let work = blocking(move || {
+            let done = write(&store, &next);
+            if let Err((_turn, done)) = sender.send((turn, done)) {
+                let undone = done.and_then(|()| write(&store, &before));
+                let error = undone.err().map(|e| chain(&e));
+                tracing::warn!(
+                    error,
+                    "a change of what is desired was written too late, and undone"
+                );
+            }
+        });
+        let (_turn, done) = match timeout_at(by, &mut written).await {
+            Ok(Ok(ended)) => ended,
+            // It broke off, and says so.
+            Ok(Err(_)) => return work.await,
+            Err(_) => {
+                // From here on it is undone, unless it was written at this very moment.
+                written.close();
+                written.try_recv().map_err(|_| late())?
+            }
+        };
+        done?;
+        self.told.send_replace(after);
         Ok(())
     }
+}
+
+fn late() -> Fault {
+    let text = format!(
+        "the disk of the state folder did not take it within {WRITE_TIMEOUT:?}, and nothing is changed: \
+         see what holds the disk up, then call again"
+    );
+    Fault::new(Code::StateUnwritable, text)
+}
+
+/// Brings the files of these volumes of a target to what is desired.
+fn write_volumes(
+    store: &Store,
+    target: &TargetName,
+    names: &[VolumeName],
+    desired: &VolumeSpecs,
+) -> Result<(), StoreError> {
+    let file = |name: &VolumeName| volume_file(target, name);
+    let entry = |spec: &VolumeSpec| {
+        let entry = VolumeEntry { target: target.clone(), spec: spec.clone() };
+        (file(&spec.name), entry)
+    };
+    let entries = names.iter().filter_map(|name| desired.get(name)).map(entry).collect::<Vec<_>>();
+    let gone = names.iter().filter(|name| !desired.contains_key(*name)).map(file);
+    store.write_all(&entries)?;
+    store.remove_all(&gone.collect::<Vec<_>>())
 }
 
 /// Reads one file. One that the disk does not give takes no other with it, and stays where it is: it may be
@@ -251,6 +334,40 @@ mod tests {
         assert_eq!(names(&open(&dir)), ["c"]);
         assert!(path("a.json.unusable").exists() && path("b.json.version-99").exists());
         assert_eq!(names(&open(&dir)), ["c"], "what was set aside stays there");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn change_that_the_disk_takes_too_late_is_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let desired = open(&dir);
+        desired.want(&spec("a")).await.unwrap();
+        let (resume, hangs) = std::sync::mpsc::channel::<()>();
+        let hangs = std::sync::Mutex::new(hangs);
+        let path = dir.path().join("targets/b.json");
+        let file = path.clone();
+        let hung = desired.change(
+            move |_, desired| {
+                let _ = hangs.lock().unwrap().recv();
+                match desired.targets.contains_key(&"b".parse().unwrap()) {
+                    true => std::fs::write(&file, "{}").unwrap(),
+                    false => std::fs::remove_file(&file).unwrap(),
+                }
+                Ok(())
+            },
+            |desired| drop(desired.targets.insert("b".parse().unwrap(), spec("b"))),
+        );
+        let c = spec("c");
+        let passes = tokio::time::advance(WRITE_TIMEOUT + Duration::from_millis(1));
+        let (fault, behind, ()) = tokio::join!(hung, desired.want(&c), passes);
+        assert_eq!(fault.unwrap_err().code, Code::StateUnwritable);
+        assert_eq!(behind.unwrap_err().code, Code::StateUnwritable, "it waits for its turn");
+        assert_eq!(names(&desired), ["a"]);
+        resume.send(()).unwrap();
+        resume.send(()).unwrap();
+        desired.want(&spec("d")).await.unwrap();
+        assert!(!path.exists());
+        assert_eq!(names(&desired), ["a", "d"]);
+        assert_eq!(names(&open(&dir)), ["a", "d"]);
     }
 
     #[tokio::test]
