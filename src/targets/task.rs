@@ -304,7 +304,10 @@ impl<C: Containers> Task<C> {
                     }
                 });
             }
-            Phase::Unresponsive { .. } if before.name() != self.state.phase.name() => {
+            // One that was paused is given the time to answer.
+            Phase::Unresponsive { .. }
+                if seen.answers.is_silent() && before.name() != self.state.phase.name() =>
+            {
                 let silence = seen.answers.silence();
                 tracing::warn!(target_name = %name, "{name} is unresponsive: {silence}");
             }

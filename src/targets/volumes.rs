@@ -236,8 +236,18 @@ impl<C: Containers> Worker<C> {
             self.not_looked_at(&volumes, fault);
         }
         self.passed = None;
-        let stands = |spec| self.book(|book| view(&self.name, spec, book.stands()));
-        let views: Vec<VolumeView> = volumes.iter().map(stands).collect();
+        let views = volumes.iter().map(|spec| {
+            let mut view = self.book(|book| view(&self.name, spec, book.stands()));
+            // What was found earlier says nothing of a target that cannot be asked now.
+            if let Err(fault) = &done
+                && view.status.state != VolumeState::Pending
+            {
+                (view.status.state, view.status.reason) =
+                    (VolumeState::Degraded, fault.text.clone());
+            }
+            view
+        });
+        let views: Vec<VolumeView> = views.collect();
         let is_made = |view: &VolumeView| {
             matches!(view.status.state, VolumeState::Serving | VolumeState::Stuck)
         };
