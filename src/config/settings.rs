@@ -193,7 +193,7 @@ impl Settings {
             target: self.target.clone(),
             health: self.health.clone(),
             volumes: self.volume.clone(),
-            heal: self.heal.clone(),
+            heal: self.heal,
             registries: RegistryPolicy {
                 logins: self.registry.clone(),
                 engine: self.engine.clone(),

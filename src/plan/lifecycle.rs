@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::retry::{Backoff, BackoffPolicy, Failures};
+use super::retry::{Backoff, Failures};
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::policy::HealPolicy;
 
@@ -207,13 +207,7 @@ pub struct Step {
 impl State {
     /// Nothing is known. The seed decides the jitter.
     pub fn new(policy: &HealPolicy, seed: u64) -> State {
-        let policy = BackoffPolicy {
-            first: policy.first,
-            most: policy.most,
-            clear_after: policy.clear_after,
-            jitter_percent: policy.jitter_percent,
-        };
-        State { phase: Phase::Unwanted, retry: Backoff::new(policy, seed), killed_at: None }
+        State { phase: Phase::Unwanted, retry: Backoff::new(*policy, seed), killed_at: None }
     }
 
     /// The same, with what an agent before this one wrote down.

@@ -151,7 +151,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::plan::retry::BackoffPolicy;
+    use crate::model::policy::HealPolicy;
 
     fn names(names: &[&str]) -> BTreeSet<VolumeName> {
         names.iter().map(|name| name.parse().unwrap()).collect()
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn volume_that_was_made_alone_waits_until_no_other_guest_can_be_harmed() {
-        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
         let later = now + Duration::from_secs(1);
         let mut quarantine = Quarantine::default();
         let (bad, good) = ("bad".parse().unwrap(), "good".parse().unwrap());
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn volumes_that_were_made_together_are_made_one_by_one_until_the_culprit_is_known() {
-        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
         let mut quarantine = Quarantine::default();
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         quarantine.went_down(&names(&["a", "b"]), Exit::ByItself, &fresh, now);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn next_agent_knows_who_is_held_back_and_what_was_being_made() {
-        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
         let mut quarantine = Quarantine::default();
         quarantine.went_down(&names(&["a", "b"]), Exit::ByItself, &fresh, now);
         quarantine.went_down(&names(&["c"]), Exit::Killed, &fresh, now);
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn kill_from_outside_makes_no_culprit() {
-        let (fresh, now) = (Backoff::new(BackoffPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
         let mut quarantine = Quarantine::default();
         quarantine.went_down(&names(&["a"]), Exit::FromOutside, &fresh, now);
         assert_eq!(quarantine.leave(&"a".parse().unwrap(), true, now), Leave::Alone);

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A first fall is healed at once, for the guests' I/O hangs meanwhile. A target that falls again before it
-//! has served for [`BackoffPolicy::clear_after`] is another matter: a guest that reconnects to one which dies
+//! has served for [`HealPolicy::clear_after`] is another matter: a guest that reconnects to one which dies
 //! in its first moments never comes back (field note 21), and each fall can leak pages (field note 10). So the
 //! attempts come ever more rarely, and the target has to stand for a while before anything is made in it
 //! ([`Backoff::must_prove`]).
@@ -25,36 +25,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::policy::HealPolicy;
+
 /// Failures in a row from which on a target falls again and again.
 pub const CRASH_LOOP: u32 = 3;
 
 /// Doublings after which the delay grows no more, whatever `most` says: 2³¹ of a millisecond are 24 days.
 const DOUBLINGS: u32 = 31;
-
-/// How long to wait between attempts to bring a target back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BackoffPolicy {
-    /// The wait after the first failure that follows another; each further one doubles it …
-    pub first: Duration,
-    /// … up to this.
-    pub most: Duration,
-    /// The uninterrupted service after which everything before is forgotten.
-    pub clear_after: Duration,
-    /// What a wait may be shorter than that, in percent of it, so that the targets of nodes that lost the
-    /// same thing at the same time do not come back at the same time. More than 100 is 100.
-    pub jitter_percent: u32,
-}
-
-impl Default for BackoffPolicy {
-    fn default() -> BackoffPolicy {
-        BackoffPolicy {
-            first: Duration::from_secs(1),
-            most: Duration::from_secs(64),
-            clear_after: Duration::from_secs(60),
-            jitter_percent: 20,
-        }
-    }
-}
 
 /// Where a target stands between its falls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +56,7 @@ pub struct Failures {
 /// What is remembered of a target's falls, and when it is brought up next.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backoff {
-    policy: BackoffPolicy,
+    policy: HealPolicy,
     seed: u64,
     standing: Standing,
     /// Falls and failed attempts since everything was forgotten last.
@@ -90,7 +67,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// Of a target of which nothing is known yet. The seed decides the jitter: the same one, the same waits.
-    pub fn new(policy: BackoffPolicy, seed: u64) -> Backoff {
+    pub fn new(policy: HealPolicy, seed: u64) -> Backoff {
         Backoff { policy, seed, standing: Standing::Unknown, failures: 0, waits: 0 }
     }
 

@@ -6,8 +6,8 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn plain() -> BackoffPolicy {
-    BackoffPolicy { jitter_percent: 0, ..BackoffPolicy::default() }
+fn plain() -> HealPolicy {
+    HealPolicy { jitter_percent: 0, ..HealPolicy::default() }
 }
 
 /// How long after `at` the next attempt is due.
@@ -18,7 +18,7 @@ fn wait(backoff: &Backoff, at: Instant) -> Duration {
 #[test]
 fn a_first_fall_is_healed_at_once_and_its_successor_is_taken_on_trust() {
     let at = Instant::now();
-    let mut backoff = Backoff::new(BackoffPolicy::default(), 7);
+    let mut backoff = Backoff::new(HealPolicy::default(), 7);
     assert_eq!(backoff.due(), None, "nothing is known yet");
     backoff.serves(at);
     backoff.fell(at + SECOND);
@@ -116,13 +116,13 @@ fn the_count_stops_at_the_most_that_it_can_hold_and_the_wait_stays() {
 #[test]
 fn odd_policies_are_borne() {
     let at = Instant::now();
-    let ages = BackoffPolicy {
+    let ages = HealPolicy {
         first: Duration::MAX,
         most: Duration::MAX,
         jitter_percent: u32::MAX,
         ..plain()
     };
-    let nothing = BackoffPolicy { first: Duration::ZERO, most: Duration::ZERO, ..plain() };
+    let nothing = HealPolicy { first: Duration::ZERO, most: Duration::ZERO, ..plain() };
     for policy in [ages, nothing] {
         for seed in 0..100 {
             let mut backoff = Backoff::new(policy, seed);
@@ -137,7 +137,7 @@ fn different_seeds_spread_the_attempts() {
     let at = Instant::now();
     let waits: std::collections::BTreeSet<Duration> = (0..100)
         .map(|seed| {
-            let mut backoff = Backoff::new(BackoffPolicy::default(), seed);
+            let mut backoff = Backoff::new(HealPolicy::default(), seed);
             (0..8).for_each(|_| backoff.failed(at));
             wait(&backoff, at)
         })
@@ -173,12 +173,13 @@ fn histories() -> impl Strategy<Value = Vec<(Event, i64)>> {
     prop::collection::vec((event, step), 1..80)
 }
 
-fn policies() -> impl Strategy<Value = BackoffPolicy> {
-    (1u64..5_000, 0u32..8, 0u32..=50).prop_map(|(first, doublings, jitter_percent)| BackoffPolicy {
+fn policies() -> impl Strategy<Value = HealPolicy> {
+    (1u64..5_000, 0u32..8, 0u32..=50).prop_map(|(first, doublings, jitter_percent)| HealPolicy {
         first: Duration::from_millis(first),
         most: Duration::from_millis(first << doublings),
         clear_after: 60 * SECOND,
         jitter_percent,
+        ..HealPolicy::default()
     })
 }
 

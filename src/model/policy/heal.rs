@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::units::duration;
 
 /// Bringing targets back: `[heal]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealPolicy {
     /// Whether a target that is wanted and falls is brought back; the agent's start brings it back either
@@ -19,9 +19,10 @@ pub struct HealPolicy {
     /// … up to this.
     #[serde(rename = "max_delay", with = "duration")]
     pub most: Duration,
-    /// Taken off at random, at most, in percent of it.
+    /// What a wait may be shorter than that, in percent of it, so that the targets of nodes that lost the
+    /// same thing at the same time do not come back at the same time. More than 100 is 100.
     pub jitter_percent: u32,
-    /// Service after which earlier failures are forgotten.
+    /// The uninterrupted service after which everything before is forgotten.
     #[serde(with = "duration")]
     pub clear_after: Duration,
     /// How long a target that fell again has to stand and answer before it gets a controller.
