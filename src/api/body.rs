@@ -1,9 +1,7 @@
 //! Reading a request's body within its limits.
 
-use crate::model::code::Code;
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::Duration;
 
 use axum::body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -15,32 +13,26 @@ use serde_json::error::Category;
 use tokio::time::timeout;
 
 use super::errors::Problem;
+use crate::model::code::Code;
+use crate::model::policy::HttpPolicy;
 
-/// Limits of a request's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes.
-    pub bytes: usize,
-    /// Time from the end of the head to the end of the body.
-    pub within: Duration,
-}
-
-/// The whole body.
+/// The whole body, within the limits of one: its length, and the time from the end of the head to its end.
 ///
 /// # Errors
 /// 413 when it is too long, 408 when it takes too long, 400 when it breaks off.
-pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
+pub async fn read(body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> {
+    let (most, within) = (limits.body_limit_kib * 1024, limits.body_timeout);
     let too_long = || {
         let text =
-            format!("the body is longer than {} KiB (http.body_limit_kib)", limits.bytes / 1024);
+            format!("the body is longer than {} KiB (http.body_limit_kib)", limits.body_limit_kib);
         Problem::new(Code::BodyTooLarge, text)
     };
     // A length that is announced is believed; the bytes need not be awaited.
     let announced = hyper::body::Body::size_hint(&body).lower();
-    if announced > limits.bytes as u64 {
+    if announced > most as u64 {
         return Err(too_long());
     }
-    match timeout(limits.within, Limited::new(body, limits.bytes).collect()).await {
+    match timeout(within, Limited::new(body, most).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_long()),
         Ok(Err(e)) => {
@@ -48,7 +40,7 @@ pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
             Err(Problem::new(Code::BodyBroken, text))
         }
         Err(_) => {
-            let text = format!("the body took longer than {:?} (http.body_timeout)", limits.within);
+            let text = format!("the body took longer than {within:?} (http.body_timeout)");
             Err(Problem::new(Code::BodyTimeout, text))
         }
     }

@@ -36,7 +36,7 @@ use crate::controller::reach::Reaches;
 use crate::model::fault::Fault;
 use crate::model::node::Exposure;
 use crate::model::path::CleanPath;
-use crate::model::policy::{PoolPolicy, TargetSettings};
+use crate::model::policy::{HttpPolicy, PoolPolicy, TargetSettings};
 use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::targets::Targets;
 
@@ -71,8 +71,8 @@ pub struct Native {
     pub pool_defaults: PoolPolicy,
     /// Tells what happens while a long call runs.
     pub progress: ProgressSink,
-    /// Limits of a request's body.
-    pub body: body::Limits,
+    /// Limits of a request.
+    pub http: HttpPolicy,
     /// Who may call; nobody from outside, where a command works by itself.
     pub exposure: Option<Exposure>,
     /// Whether calls are taken.

@@ -21,4 +21,4 @@ mod volume;
 pub use access::{Access, MaybeAddress, Tls};
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
 pub use outgoing::Outgoing;
-pub use settings::{Http, Log, LogFormat, Settings};
+pub use settings::{Log, LogFormat, Settings};

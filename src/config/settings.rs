@@ -13,11 +13,10 @@ use super::fallback;
 use super::outgoing::Outgoing;
 use super::registry;
 use crate::model::policy::{
-    CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, MountPolicy, PoolPolicy, ReportPolicy,
-    TargetPolicy, TargetSettings, VolumePolicy,
+    CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, MountPolicy, PoolPolicy,
+    ReportPolicy, TargetPolicy, TargetSettings, VolumePolicy,
 };
 use crate::model::registry::{Registries, RegistryPolicy};
-use crate::model::units::duration;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,7 +41,7 @@ pub struct Settings {
     /// TLS of the listener.
     pub tls: Tls,
     /// Limits of the HTTP server.
-    pub http: Http,
+    pub http: HttpPolicy,
     /// Results that are called back.
     pub callbacks: CallbackPolicy,
     /// What the controller is told unasked.
@@ -91,31 +90,6 @@ pub enum LogFormat {
     Journald,
 }
 
-/// Limits of the HTTP server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Http {
-    /// Connections at one time, of each listener; one peer has three quarters of them at most.
-    pub max_connections: usize,
-    /// Calls at work at one time that are called back, those that change the node and those that only look each
-    /// by themselves; one more, and one that is beyond three quarters for its caller, is answered 503.
-    pub max_tasks: usize,
-    /// A request's body, in KiB.
-    pub body_limit_kib: usize,
-    /// How long a request's head may take, and how long a connection may lie idle.
-    #[serde(with = "duration")]
-    pub header_timeout: Duration,
-    /// How long a request's body may take.
-    #[serde(with = "duration")]
-    pub body_timeout: Duration,
-    /// How long a peer may take nothing of an answer.
-    #[serde(with = "duration")]
-    pub write_timeout: Duration,
-    /// How long work may go on after SIGTERM.
-    #[serde(with = "duration")]
-    pub drain_timeout: Duration,
-}
-
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
@@ -128,7 +102,7 @@ impl Default for Settings {
             log: Log::default(),
             access: Access::default(),
             tls: Tls::default(),
-            http: Http::default(),
+            http: HttpPolicy::default(),
             callbacks: CallbackPolicy::default(),
             report: ReportPolicy::default(),
             outgoing: Outgoing::default(),
@@ -169,20 +143,6 @@ impl Log {
 impl Default for Log {
     fn default() -> Log {
         Log { format: LogFormat::Auto, level: "info".to_string() }
-    }
-}
-
-impl Default for Http {
-    fn default() -> Http {
-        Http {
-            max_connections: 4096,
-            max_tasks: 3072,
-            body_limit_kib: 1024,
-            header_timeout: Duration::from_secs(30),
-            body_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(30),
-            drain_timeout: Duration::from_secs(30),
-        }
     }
 }
 

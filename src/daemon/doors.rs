@@ -14,6 +14,7 @@ use crate::host::Root;
 use crate::host::door::{DoorSocket, listen_at};
 use crate::host::own_process::raise_open_files;
 use crate::model::node::Exposure;
+use crate::model::policy::HttpPolicy;
 
 /// Descriptors that are kept for the agent's own work, by doors.
 const DESCRIPTORS_PER_DOOR: usize = 4;
@@ -84,13 +85,17 @@ impl Listeners {
     /// The doors, each with its router.
     pub(super) fn doors(self, settings: &Settings, routers: Routers) -> Vec<Door> {
         let unguarded = || watch::channel(Guards::default()).1;
-        let inner =
-            |listener, router| Door { listener, router, allow: Vec::new(), guards: unguarded() };
+        let header_case = settings.fallback().is_some();
+        let inner = |listener, router| {
+            let (allow, guards) = (Vec::new(), unguarded());
+            Door { listener, router, allow, guards, header_case }
+        };
         let main = Door {
             listener: self.main,
             router: routers.main,
             allow: settings.access.allow.clone(),
             guards: self.guards,
+            header_case,
         };
         let admin = self.admin.map(|listener| inner(listener, routers.admin));
         let here = self.here.map(|listener| inner(listener, routers.here));
@@ -109,9 +114,9 @@ pub fn socket_path(settings: &Settings, root: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Connections at one time, of each door: no more than there are descriptors for.
-pub(super) fn connections(settings: &Settings) -> usize {
-    let wanted = settings.http.max_connections;
+/// The limits with no more connections at one time, of each door, than there are descriptors for.
+pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
+    let wanted = limits.max_connections;
     let files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
     let most = (files / DESCRIPTORS_PER_DOOR).max(1);
     if wanted > most {
@@ -122,7 +127,7 @@ pub(super) fn connections(settings: &Settings) -> usize {
              LimitNOFILE, ulimit -n)"
         );
     }
-    wanted.min(most)
+    HttpPolicy { max_connections: wanted.min(most), ..limits }
 }
 
 /// What somebody who looks at the node is told of who may call.

@@ -38,6 +38,7 @@ use crate::host::own_process::forbid_dumps;
 use crate::host::{Root, facts};
 use crate::model::fault::chain;
 use crate::model::node::Exposure;
+use crate::model::policy::HttpPolicy;
 use crate::store::{Lock, Store, StoreError};
 use crate::watchdog::Watchdog;
 
@@ -95,7 +96,7 @@ pub fn url_in(holder: &str) -> Option<&str> {
 ///
 /// # Errors
 /// When it cannot start: the state, the address, another agent.
-pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
+pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     forbid_dumps();
     let stop = Stop::listen().context("cannot listen for signals")?;
     let store = Store::open(&settings.state_dir, run_dir(&settings, &root))?;
@@ -121,9 +122,8 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let tally = Arc::default();
     let posting = (&*identities, reaches.clone());
     start_reporting(&settings, reports.clone(), posting, &tally, &watchdog);
-    let connections = doors::connections(&settings);
+    settings.http = doors::affordable(settings.http);
     let told = Told {
-        connections,
         outbox: outbox.clone(),
         identities,
         reaches,
@@ -136,8 +136,7 @@ pub async fn serve(settings: Settings, root: PathBuf) -> Result<()> {
     let routers = api::routers(api, settings.admin_listen.0.is_some());
     let doors = listeners.doors(&settings, routers);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
-    let limits = listener_limits(&settings, connections);
-    let deadline = run_until_stopped(doors, limits, &core, phase, stop).await;
+    let deadline = run_until_stopped(doors, settings.http, &core, phase, stop).await;
     drop(socket);
     drain(&outbox, deadline).await;
     if !core.pools.stop(POOLS_STOP).await {
@@ -159,8 +158,6 @@ fn watchdog() -> Watchdog {
 
 /// What the handlers get to know beside the owners.
 struct Told {
-    /// Connections that each door takes.
-    connections: usize,
     outbox: Outbox,
     identities: Arc<Identities>,
     reaches: Reaches,
@@ -186,10 +183,7 @@ fn known_to_native_routes(
         target_defaults: settings.target.clone(),
         pool_defaults: settings.pools.clone(),
         progress: core.progress.clone(),
-        body: api::body::Limits {
-            bytes: settings.http.body_limit_kib * 1024,
-            within: settings.http.body_timeout,
-        },
+        http: settings.http,
         exposure,
         phase,
     })
@@ -226,7 +220,7 @@ fn known_to_handlers(
     phase: watch::Receiver<Phase>,
 ) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
-    let Told { connections, outbox, identities, reaches, reports, metrics, exposure } = told;
+    let Told { outbox, identities, reaches, reports, metrics, exposure } = told;
     Api {
         native: known_to_native_routes(settings, core, Some(exposure), phase),
         progress_posts: ProgressPosts::new(
@@ -239,18 +233,8 @@ fn known_to_handlers(
         reaches,
         reports,
         hypervisor: Box::new(Versions(hypervisor)),
-        fallback: fallback(settings, connections),
+        fallback: fallback(settings),
         metrics,
-    }
-}
-
-fn listener_limits(settings: &Settings, connections: usize) -> api::serve::Limits {
-    api::serve::Limits {
-        connections,
-        head: settings.http.header_timeout,
-        write: settings.http.write_timeout,
-        drain: settings.http.drain_timeout,
-        header_case: settings.fallback().is_some(),
     }
 }
 
@@ -258,7 +242,7 @@ fn listener_limits(settings: &Settings, connections: usize) -> api::serve::Limit
 /// ended: with the time at which the tasks have to have ended too.
 async fn run_until_stopped(
     doors: Vec<Door>,
-    limits: api::serve::Limits,
+    limits: HttpPolicy,
     core: &Core,
     phase: watch::Sender<Phase>,
     mut stop: Stop,
@@ -276,7 +260,7 @@ async fn run_until_stopped(
     let mut deadline = Instant::now();
     let stopped = async {
         let signal = stop.asked().await;
-        deadline = Instant::now() + limits.drain;
+        deadline = Instant::now() + limits.drain_timeout;
         tracing::info!(signal, "stopping");
         phase.send_replace(Phase::Draining);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

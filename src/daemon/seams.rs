@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use crate::agent::observe::hypervisor::Hypervisor;
-use crate::api::fallback::{self, Fallback};
+use crate::api::fallback::Fallback;
 use crate::api::zstack::host::AsksVersions;
 use crate::config::Settings;
 use crate::host::spawn::Processes;
@@ -21,13 +21,8 @@ impl AsksVersions for Versions {
 }
 
 /// The way to the legacy agent, where the settings name one.
-pub(super) fn fallback(settings: &Settings, connections: usize) -> Option<Fallback> {
+pub(super) fn fallback(settings: &Settings) -> Option<Fallback> {
     let address = settings.fallback()?;
-    let limits = fallback::Limits {
-        // The other connections are left to the agent's own routes.
-        requests: (connections / 2).max(1),
-        idle: settings.http.body_timeout,
-    };
     tracing::info!(%address, "what this agent does not serve goes to {address} (fallback_url)");
-    Some(Fallback::new(address, settings.listen, limits))
+    Some(Fallback::new(address, settings.listen, &settings.http))
 }

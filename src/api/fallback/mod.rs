@@ -27,6 +27,7 @@ use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fallback::FallbackAddress;
 use crate::model::fault::chain;
+use crate::model::policy::HttpPolicy;
 use crate::outgoing::name::Name;
 use crate::outgoing::relay::{Broken, Watch, relay};
 use crate::outgoing::stream::{Line, OpenError};
@@ -43,15 +44,6 @@ const THINKS: Duration = Duration::from_secs(15 * 60);
 /// How long a request may take to come as a whole: one that comes by the byte would keep its place for ever.
 const COMES: Duration = Duration::from_secs(60 * 60);
 
-/// Limits of what is handed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests at one time.
-    pub requests: usize,
-    /// How long a body may stand still, in either direction.
-    pub idle: Duration,
-}
-
 /// The way to the legacy agent.
 #[derive(Debug)]
 pub struct Fallback {
@@ -59,7 +51,9 @@ pub struct Fallback {
     name: Name,
     /// Where this agent listens.
     own: SocketAddr,
+    /// How long a body may stand still, in either direction.
     idle: Duration,
+    /// Requests at one time.
     requests: usize,
     places: Arc<Places>,
     /// Whether the last attempt to connect went well: the log tells only when that changes.
@@ -68,8 +62,10 @@ pub struct Fallback {
 
 impl Fallback {
     /// A way to that address. Nobody has to be there yet.
-    pub fn new(address: FallbackAddress, own: SocketAddr, limits: Limits) -> Fallback {
-        let Limits { requests, idle } = limits;
+    pub fn new(address: FallbackAddress, own: SocketAddr, limits: &HttpPolicy) -> Fallback {
+        // The other connections are left to the agent's own routes.
+        let requests = (limits.max_connections / 2).max(1);
+        let idle = limits.body_timeout;
         let places = Arc::new(Places::new(requests));
         let name = Name::new(address.host(), address.port());
         Fallback { address, name, own, idle, requests, places, reachable: AtomicBool::new(true) }

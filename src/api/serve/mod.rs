@@ -42,6 +42,7 @@ pub use self::tls::{Material, TlsError, config as tls_config};
 use super::access::Tokens;
 use crate::model::caller::Caller;
 use crate::model::network::Network;
+use crate::model::policy::HttpPolicy;
 
 /// A request's head, in bytes; what is longer is answered 431, as is one with more than the 100 fields that
 /// hyper reads without asking for memory.
@@ -54,21 +55,6 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nR
 const NOT_ALLOWED: &[u8] = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 102\r\n\r\n\
     {\"status\":403,\"code\":\"address-not-allowed\",\"detail\":\"access.allow does not have the address you have\"}";
-
-/// Limits of each door.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections at one time.
-    pub connections: usize,
-    /// How long a TLS handshake and a head may take each, and how long a connection may lie idle.
-    pub head: Duration,
-    /// How long a peer may take nothing of an answer.
-    pub write: Duration,
-    /// How long connections may go on after the stop was asked for.
-    pub drain: Duration,
-    /// Whether the spelling of header names is kept, for whom a request is handed on to.
-    pub header_case: bool,
-}
 
 /// What has to be shown at a door.
 #[derive(Clone, Default)]
@@ -96,10 +82,12 @@ pub struct Door {
     pub allow: Vec<Network>,
     /// What has to be shown now.
     pub guards: watch::Receiver<Guards>,
+    /// Whether the spelling of header names is kept, for whom a request is handed on to.
+    pub header_case: bool,
 }
 
 /// Serves until `stop` is done, then lets the connections at work end within the drain limit.
-pub async fn serve(doors: Vec<Door>, limits: Limits, stop: impl Future<Output = ()>) {
+pub async fn serve(doors: Vec<Door>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
     let (ending, ended) = watch::channel(false);
     let open = join_all(doors.into_iter().map(|door| door.open(limits, ended.clone())));
     let stopped = async {
@@ -135,9 +123,9 @@ impl Drop for Place {
 }
 
 impl Door {
-    async fn open(self, limits: Limits, ended: watch::Receiver<bool>) {
+    async fn open(self, limits: HttpPolicy, ended: watch::Receiver<bool>) {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
-        let crowd = Crowd::new(limits.connections);
+        let crowd = Crowd::new(limits.max_connections);
         let hall = Arc::new(Mutex::new(Hall { crowd, closes: HashMap::new() }));
         let mut ending = ended.clone();
         loop {
@@ -157,8 +145,8 @@ impl Door {
             self.let_in(stream, peer, &hall, limits, &ended, &alive);
         }
         drop((self, alive));
-        if timeout(limits.drain, all_gone.recv()).await.is_err() {
-            tracing::warn!(within = ?limits.drain, "connections were still open when their time was up");
+        if timeout(limits.drain_timeout, all_gone.recv()).await.is_err() {
+            tracing::warn!(within = ?limits.drain_timeout, "connections were still open when their time was up");
         }
     }
 
@@ -168,7 +156,7 @@ impl Door {
         stream: Stream,
         peer: Option<SocketAddr>,
         hall: &Arc<Mutex<Hall>>,
-        limits: Limits,
+        limits: HttpPolicy,
         ended: &watch::Receiver<bool>,
         alive: &mpsc::Sender<()>,
     ) {
@@ -207,6 +195,7 @@ impl Door {
             guards: self.guards.clone(),
             caller,
             limits,
+            header_case: self.header_case,
             ended: ended.clone(),
             _alive: alive.clone(),
         };
@@ -226,7 +215,8 @@ struct Visit {
     router: NormalizePath<Router>,
     guards: watch::Receiver<Guards>,
     caller: Caller,
-    limits: Limits,
+    limits: HttpPolicy,
+    header_case: bool,
     ended: watch::Receiver<bool>,
     /// The door waits for all of these.
     _alive: mpsc::Sender<()>,
@@ -240,7 +230,7 @@ impl Visit {
             (Stream::Tcp(stream), None) => self.talk(stream, None).await,
             (Stream::Tcp(stream), Some(tls)) => {
                 let shaken = TlsAcceptor::from(tls.clone()).accept(stream);
-                match timeout(self.limits.head, shaken).await {
+                match timeout(self.limits.header_timeout, shaken).await {
                     Ok(Ok(stream)) => self.talk(stream, Some(tls)).await,
                     Ok(Err(e)) => tracing::debug!(error = %e, "a TLS handshake failed"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -253,15 +243,16 @@ impl Visit {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Visit { place, router, mut guards, caller, limits, mut ended, _alive } = self;
+        let Visit { place, router, mut guards, caller, limits, header_case, mut ended, _alive } =
+            self;
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
-            .header_read_timeout(limits.head)
-            .preserve_header_case(limits.header_case)
+            .header_read_timeout(limits.header_timeout)
+            .preserve_header_case(header_case)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
         let desk = Desk { router, guards: guards.clone(), caller, place };
-        let stream = TokioIo::new(Patient::new(stream, limits.write));
+        let stream = TokioIo::new(Patient::new(stream, limits.write_timeout));
         let connection = http.serve_connection(stream, desk);
         tokio::pin!(connection);
         let last_request = async {

@@ -70,7 +70,7 @@ pub fn size_fields(size: PageSize) -> (Option<u64>, Option<u64>) {
 
 /// Gives back what the agent grew and nobody uses.
 pub async fn reclaim(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
-    let bytes = body::read(body, api.body).await?;
+    let bytes = body::read(body, api.http).await?;
     let order: ReclaimOrder = body::parse::<ReclaimBody>(&bytes)?.try_into()?;
     drop(bytes);
     let call = (!order.dry_run).then(|| Call::begins("reclaim", None));
@@ -88,7 +88,7 @@ pub async fn reclaim(State(api): State<Shared>, body: Body) -> Result<Response, 
 
 /// Takes again what the agent held before the last boot.
 pub async fn restore(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
-    let bytes = body::read(body, api.body).await?;
+    let bytes = body::read(body, api.http).await?;
     let _: Nothing = body::parse(&bytes)?;
     let call = Call::begins("restore", None);
     let began = std::time::Instant::now();

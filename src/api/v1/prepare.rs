@@ -141,7 +141,7 @@ pub async fn post(
     body: Body,
 ) -> Result<Response, Problem> {
     let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
-    let bytes = body::read(body, api.body).await?;
+    let bytes = body::read(body, api.http).await?;
     let request =
         body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, &api.pool_defaults)?;
     drop(bytes);

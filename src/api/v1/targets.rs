@@ -141,7 +141,7 @@ pub async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
-    let bytes = body::read(body, api.body).await?;
+    let bytes = body::read(body, api.http).await?;
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.map_err(Problem::of)?;
     let wish = EnsureWish { recreate: query.recreate, force: query.force, anew: false };
@@ -158,7 +158,7 @@ pub async fn delete(
     body: Body,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
-    let bytes = body::read(body, api.body).await?;
+    let bytes = body::read(body, api.http).await?;
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.map_err(Problem::of)?;
     let wish = TargetWish::Destroy { spec, force: query.force };

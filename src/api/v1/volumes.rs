@@ -19,13 +19,14 @@ use super::Shared;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
+use crate::model::policy::HttpPolicy;
 use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView};
 
 /// Volumes of one call.
 const MOST_VOLUMES: usize = 4096;
-/// Bytes of a body that has so many, each with long names.
-const LIST_BYTES: usize = 4 << 20;
+/// KiB of a body that has so many, each with long names.
+const LIST_KIB: usize = 4 << 10;
 /// How long a virtual machine is waited for that is to go, where nobody says.
 const USUAL_WAIT: Duration = Duration::from_secs(30);
 /// How long it may be waited for.
@@ -186,7 +187,8 @@ pub async fn put_all(
     body: Body,
 ) -> Result<Response, Problem> {
     let name: TargetName = name.parse().map_err(Problem::of)?;
-    let limits = body::Limits { bytes: api.body.bytes.max(LIST_BYTES), ..api.body };
+    let body_limit_kib = api.http.body_limit_kib.max(LIST_KIB);
+    let limits = HttpPolicy { body_limit_kib, ..api.http };
     let bytes = body::read(body, limits).await?;
     let list = body::parse::<VolumesBody>(&bytes)?;
     drop(bytes);
@@ -251,7 +253,7 @@ async fn read<T: DeserializeOwned>(
     body: Body,
 ) -> Result<(TargetName, VolumeName, T), Problem> {
     let (name, volume) = judged(names)?;
-    let bytes = body::read(body, api.body).await?;
+    let bytes = body::read(body, api.http).await?;
     Ok((name, volume, body::parse(&bytes)?))
 }
 

@@ -125,7 +125,7 @@ where
         Ok(way) => way,
         Err(problem) => return problem.into_result(),
     };
-    let bytes = match body::read(body, api.native.body).await {
+    let bytes = match body::read(body, api.native.http).await {
         Ok(bytes) => bytes,
         Err(problem) => return problem.into_result(),
     };

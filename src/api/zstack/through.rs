@@ -49,7 +49,7 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
     }
     let caller = task::caller(request.extensions());
     let (head, body) = request.into_parts();
-    let bytes = match body::read(body, api.native.body).await {
+    let bytes = match body::read(body, api.native.http).await {
         Ok(bytes) => bytes,
         Err(problem) => return problem.into_result(),
     };
