@@ -42,7 +42,7 @@ use crate::model::units::PageSize;
 use crate::spdk::Sockets;
 use crate::store::Store;
 use crate::targets::desired::DesiredTargets;
-use crate::targets::observer::{EngineDaemon, EngineNews, Observers, Probe};
+use crate::targets::observer::{EngineNews, Observers, Probe};
 use crate::targets::{Exits, Parts, Statuses, Targets};
 use crate::watchdog::Watchdog;
 
@@ -111,7 +111,9 @@ impl Core {
         let events = Events::default();
         let statuses = Statuses::new(events.clone());
         let sockets = Sockets::default();
-        let (probe, news) = (probe(settings, &root, &docker, &sockets), EngineNews::default());
+        let policy_of_targets = settings.target_policy();
+        let probe = Probe::new(&root, docker.clone(), sockets.apart(), policy_of_targets.clone());
+        let (probe, news) = (Arc::new(probe), EngineNews::default());
         let observers = Observers::new(probe.clone(), news.clone(), desired.watch());
         let processes = Processes::new(&settings.log_dir);
         let spawner = HostWide::new(processes.clone(), first);
@@ -125,7 +127,6 @@ impl Core {
             progress.clone(),
             watchdog.register(),
         );
-        let policy_of_targets = settings.target_policy();
         let volumes = policy_of_targets.volumes.clone();
         let alone = policy.manage && facts::init(&root) != Init::Systemd;
         let parts = Parts {
@@ -223,18 +224,4 @@ impl Core {
             }
         }));
     }
-}
-
-/// Asks the engine and the targets.
-fn probe(
-    settings: &Settings,
-    root: &Root,
-    docker: &Arc<DockerClient>,
-    sockets: &Sockets,
-) -> Arc<Probe<DockerClient>> {
-    let engine = settings.engine.clone();
-    let daemon =
-        EngineDaemon { pid_file: engine.pid_file, binary: engine.binary, socket: engine.socket };
-    let (sockets, policy) = (sockets.apart(), settings.target_policy());
-    Arc::new(Probe::new(root, docker.clone(), sockets, policy, daemon))
 }

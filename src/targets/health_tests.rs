@@ -9,20 +9,23 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::observer::{EngineDaemon, EngineNews};
+use super::observer::EngineNews;
 use super::*;
 use crate::agent::events::Events;
 use crate::docker::fake::FakeContainers;
 use crate::host::Root;
 use crate::model::event::{EventId, What};
-use crate::model::policy::{HealthPolicy, TargetPolicy, TargetSettings};
+use crate::model::policy::{EnginePolicy, HealthPolicy, TargetPolicy, TargetSettings};
+use crate::model::registry::RegistryPolicy;
 use crate::model::status::TargetStatuses;
 use crate::spdk::Sockets;
 use crate::store::Store;
 
-/// What the kernel calls this process.
-fn own_name() -> String {
-    std::fs::read_to_string("/proc/self/comm").unwrap().trim().to_string()
+/// An engine that always runs, this process: these tests are about one that does.
+fn running_engine() -> EnginePolicy {
+    let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let (pid_file, socket) = (String::new(), String::new());
+    EnginePolicy { binary: name.trim().to_string(), pid_file, socket, ..EnginePolicy::default() }
 }
 
 /// How the played target is.
@@ -74,12 +77,11 @@ impl Scene {
             },
             // Nobody here is still starting.
             target: TargetSettings { ready_timeout: Duration::ZERO, ..TargetSettings::example() },
+            registries: RegistryPolicy { engine: running_engine(), ..RegistryPolicy::default() },
             ..TargetPolicy::default()
         };
         let (root, sockets) = (Root::new("/"), Sockets::default());
-        // Somebody who always runs: these tests are about an engine that does.
-        let daemon = EngineDaemon { binary: own_name(), ..EngineDaemon::default() };
-        let probe = Probe::new(&root, engine.clone(), sockets.clone(), policy.clone(), daemon);
+        let probe = Probe::new(&root, engine.clone(), sockets.clone(), policy.clone());
         let (probe, news, events) = (Arc::new(probe), EngineNews::default(), Events::default());
         let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
         let desired = DesiredTargets::open(store.clone()).unwrap();

@@ -3,7 +3,6 @@
 use tempfile::TempDir;
 use tokio::time::{Duration, Instant, advance, sleep};
 
-use super::observer::EngineDaemon;
 use super::status::Known;
 use super::*;
 use crate::agent::events::Events;
@@ -24,8 +23,7 @@ fn parts(folder: &TempDir, seen: watch::Sender<Arc<Observation>>) -> Parts<FakeC
     let containers = Arc::new(FakeContainers::with_one(&[]));
     let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
     let desired = DesiredTargets::open(store.clone()).unwrap();
-    let daemon = EngineDaemon::default();
-    let probe = Probe::new(&root, containers.clone(), sockets.clone(), policy.clone(), daemon);
+    let probe = Probe::new(&root, containers.clone(), sockets.clone(), policy.clone());
     Parts {
         observer: TargetObserver::new(&root, containers.clone(), sockets.clone(), policy.clone()),
         applier: TargetApplier::new(&root, containers, sockets.clone(), policy.clone()),

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::time::{Instant, timeout};
 
 pub use self::engine::EngineNews;
-pub use self::probe::{EngineDaemon, Probe};
+pub use self::probe::Probe;
 use self::watch::Watch;
 use crate::docker::Containers;
 use crate::model::observation::{Observation, Process};

@@ -29,21 +29,8 @@ pub struct Probe<C> {
     /// The engine's containers.
     pub(super) containers: Arc<C>,
     sockets: Sockets,
-    /// Deadlines.
+    /// Deadlines, and where the engine's daemon is to be found.
     pub(super) policy: TargetPolicy,
-    /// Where the engine's daemon is to be found.
-    daemon: EngineDaemon,
-}
-
-/// How the engine's daemon is known without asking it.
-#[derive(Debug, Clone, Default)]
-pub struct EngineDaemon {
-    /// Its pid file.
-    pub pid_file: String,
-    /// Its executable.
-    pub binary: String,
-    /// Its API's socket.
-    pub socket: String,
 }
 
 /// What the engine says of a container, and the kernel of its process.
@@ -66,17 +53,16 @@ impl<C: Containers> Probe<C> {
         containers: Arc<C>,
         sockets: Sockets,
         policy: TargetPolicy,
-        daemon: EngineDaemon,
     ) -> Probe<C> {
-        Probe { root: root.clone(), containers, sockets, policy, daemon }
+        Probe { root: root.clone(), containers, sockets, policy }
     }
 
     /// Whether the engine can be asked without being started by that: who only watches starts nothing.
     pub(in crate::targets) async fn engine_may_be_asked(&self) -> bool {
-        let (root, daemon) = (self.root.clone(), self.daemon.clone());
+        let (root, engine) = (self.root.clone(), self.policy.registries.engine.clone());
         // Where the engine does not run, every process is looked at: nothing for the runtime's thread.
         let look =
-            move || engine_may_be_asked(&root, &daemon.pid_file, &daemon.binary, &daemon.socket);
+            move || engine_may_be_asked(&root, &engine.pid_file, &engine.binary, &engine.socket);
         spawn_blocking(look).await.unwrap_or(false)
     }
 
