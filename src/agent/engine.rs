@@ -1,7 +1,6 @@
 //! The owner of the engine: observe, plan, apply, until it is installed, configured and answers.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -13,7 +12,7 @@ use crate::model::code::Code;
 use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;
 use crate::model::policy::EnginePolicy;
-use crate::model::prepare::{PartReport, StepOutcome, StepReport};
+use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
 use crate::plan::engine::plan;
@@ -158,19 +157,9 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
         seen: &EngineSeen,
         report: &mut PartReport,
     ) -> Result<(), Fault> {
-        self.progress.begun(step);
-        let began = Instant::now();
-        let progress = self.progress.clone();
-        let applied = self.applier.apply(step, seen, |line| progress.line(step, line)).await;
-        let (before, _) = step.before_after();
-        let (after, outcome) = match &applied {
-            Ok(after) => (after.clone(), StepOutcome::Done),
-            Err(fault) => (fault.text.clone(), StepOutcome::Failed),
-        };
-        let step = StepReport::of(step, before, after, outcome, began.elapsed());
-        self.progress.ended(&step);
-        report.steps.push(step);
-        applied.map(drop)
+        let begun = self.progress.begun(step);
+        let applied = self.applier.apply(step, seen, |line| begun.line(line)).await;
+        begun.applied(applied, &mut report.steps)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::host::spawn_fake::{
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json};
 use crate::model::engine::{ApiVersion, DaemonJson, PackageManager, PackageSets};
+use crate::model::prepare::StepOutcome;
 
 struct Node {
     engine: FakeEngine,

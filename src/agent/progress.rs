@@ -1,8 +1,10 @@
 //! Progress of long work, for whoever watches: the log, the CLI, a streamed answer.
 
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
-use crate::model::prepare::{Progress, StepReport, WorkEvent};
+use crate::model::fault::Fault;
+use crate::model::prepare::{Progress, StepOutcome, StepReport, WorkEvent};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
 
@@ -39,26 +41,60 @@ impl ProgressSink {
     }
 
     /// A step begins.
-    pub fn begun(&self, step: &Step) {
+    pub fn begun<'s>(&self, step: &'s Step) -> Begun<'s> {
         let (name, subject) = (step.name(), step.subject());
         tracing::debug!(work = %self.work, step = name, subject, "{name} {subject} begins");
-        let (area, step) = (step.area(), name.to_string());
-        self.tell(WorkEvent::Begun { area, step, subject });
+        self.tell(WorkEvent::Begun { area: step.area(), step: name.to_string(), subject });
+        Begun { progress: self.clone(), step, at: Instant::now() }
+    }
+}
+
+/// A step at work.
+#[derive(Debug)]
+pub struct Begun<'s> {
+    progress: ProgressSink,
+    step: &'s Step,
+    at: Instant,
+}
+
+impl Begun<'_> {
+    /// It printed a line.
+    pub fn line(&self, text: String) {
+        tracing::info!(work = %self.progress.work, step = self.step.name(), "{text}");
+        self.progress.tell(WorkEvent::Line { area: self.step.area(), text });
     }
 
-    /// The step at work printed a line.
-    pub fn line(&self, step: &Step, text: String) {
-        tracing::info!(work = %self.work, step = step.name(), "{text}");
-        self.tell(WorkEvent::Line { area: step.area(), text });
+    /// It ended: with what is there now, or with why it failed.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub fn applied(
+        self,
+        applied: Result<String, Fault>,
+        reports: &mut Vec<StepReport>,
+    ) -> Result<(), Fault> {
+        let (before, _) = self.step.before_after();
+        let (after, outcome) = match &applied {
+            Ok(after) => (after.clone(), StepOutcome::Done),
+            Err(fault) => (fault.text.clone(), StepOutcome::Failed),
+        };
+        self.ended((before, after), outcome, reports);
+        applied.map(drop)
     }
 
-    /// A step ended.
-    pub fn ended(&self, report: &StepReport) {
-        let StepReport { step, subject, before, after, outcome, .. } = report;
+    /// It ended like this, with what was there before and is there now.
+    pub fn ended(
+        self,
+        (before, after): (String, String),
+        outcome: StepOutcome,
+        reports: &mut Vec<StepReport>,
+    ) {
+        let report = StepReport::of(self.step, before, after, outcome, self.at.elapsed());
+        let StepReport { step, subject, before, after, outcome, .. } = &report;
         let outcome = outcome.word();
         // journalctl shows nothing but the text.
         tracing::info!(
-            work = %self.work,
+            work = %self.progress.work,
             step,
             subject,
             before,
@@ -67,6 +103,7 @@ impl ProgressSink {
             ms = report.duration_ms,
             "{step} {subject}: {before} -> {after} ({outcome})"
         );
-        self.tell(WorkEvent::Ended(report.clone()));
+        self.progress.tell(WorkEvent::Ended(report.clone()));
+        reports.push(report);
     }
 }

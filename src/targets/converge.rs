@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use super::work::Worker;
 use super::{Parts, TargetWish};
@@ -11,7 +11,7 @@ use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
 use crate::model::fault::{Fault, Finding};
-use crate::model::prepare::{PartReport, StepOutcome, StepReport};
+use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec};
 use crate::plan::quarantine::Exit;
@@ -197,19 +197,10 @@ impl<C: Containers> Parts<C> {
         progress: &ProgressSink,
         report: &mut PartReport,
     ) -> Result<(), Fault> {
-        progress.begun(step);
-        let began = Instant::now();
-        let line = |text| progress.line(step, text);
+        let begun = progress.begun(step);
+        let line = |text| begun.line(text);
         let applied = self.applier.apply(step, seen.huge_dir.as_deref(), line).await;
-        let (before, _) = step.before_after();
-        let (after, outcome) = match &applied {
-            Ok(after) => (after.clone(), StepOutcome::Done),
-            Err(fault) => (fault.text.clone(), StepOutcome::Failed),
-        };
-        let step = StepReport::of(step, before, after, outcome, began.elapsed());
-        progress.ended(&step);
-        report.steps.push(step);
-        applied.map(drop)
+        begun.applied(applied, &mut report.steps)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Giving pages back: what a growth that failed has taken, and what is not wanted any more.
 
-use std::time::Instant;
-
 use super::growth::Growth;
 use super::{MemoryOrder, MemoryWork, pages_text};
 use crate::model::fault::Fault;
@@ -128,17 +126,14 @@ impl MemoryWork {
         given: &mut u64,
         reports: &mut Vec<StepReport>,
     ) -> Result<(), Fault> {
-        self.progress.begun(step);
-        let began = Instant::now();
+        let begun = self.progress.begun(step);
         let before = self.applier.pool(resize.pool)?;
         let give = (resize.from - resize.to).min(before.free).min(before.persistent());
         let resized = self.applier.resize(before, before.persistent() - give)?;
         *given += resized.lost();
         let outcome = if resized.lost() < give { StepOutcome::Short } else { StepOutcome::Done };
-        let (from, to) = (pages_text(before.total), pages_text(resized.after.total));
-        let report = StepReport::of(step, from, to, outcome, began.elapsed());
-        self.progress.ended(&report);
-        reports.push(report);
+        let pages = (pages_text(before.total), pages_text(resized.after.total));
+        begun.ended(pages, outcome, reports);
         self.books.gave_back(&resized)
     }
 }

@@ -166,8 +166,7 @@ impl MemoryWork {
         growth: &mut Growth,
         limits: &Limits,
     ) -> Result<Pool, Fault> {
-        self.progress.begun(step);
-        let began = Instant::now();
+        let begun = self.progress.begun(step);
         let (last, broke) = self.raise_by_portions(first, goal, &mut growth.taken, limits);
         let short = last.total < goal;
         if short {
@@ -179,8 +178,8 @@ impl MemoryWork {
             (None, true) => StepOutcome::Short,
             (None, false) => StepOutcome::Done,
         };
-        let (from, to) = (pages_text(first.total), pages_text(last.total));
-        self.note(StepReport::of(step, from, to, outcome, began.elapsed()), &mut growth.report);
+        let pages = (pages_text(first.total), pages_text(last.total));
+        begun.ended(pages, outcome, &mut growth.report.steps);
         broke.map_or(Ok(last), Err)
     }
 

@@ -28,7 +28,7 @@ use super::progress::ProgressSink;
 use crate::model::fault::Fault;
 use crate::model::policy::{MountPolicy, PoolPolicy};
 use crate::model::pools::{Memory, PoolGoal, PoolsSeen};
-use crate::model::prepare::{PartReport, StepOutcome, StepReport};
+use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::units::PageSize;
 use crate::model::work::WorkId;
@@ -287,21 +287,9 @@ impl MemoryWork {
         report: &mut PartReport,
         work: impl FnOnce() -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        self.progress.begun(step);
-        let began = Instant::now();
-        let done = work();
-        let (before, after) = step.before_after();
-        let (after, outcome) = match &done {
-            Ok(()) => (after, StepOutcome::Done),
-            Err(fault) => (fault.text.clone(), StepOutcome::Failed),
-        };
-        self.note(StepReport::of(step, before, after, outcome, began.elapsed()), report);
-        done
-    }
-
-    fn note(&self, step: StepReport, report: &mut PartReport) {
-        self.progress.ended(&step);
-        report.steps.push(step);
+        let begun = self.progress.begun(step);
+        let (_, after) = step.before_after();
+        begun.applied(work().map(|()| after), &mut report.steps)
     }
 }
 
