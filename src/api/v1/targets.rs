@@ -132,50 +132,37 @@ pub struct TargetQuery {
 
 type Queried = Result<Query<TargetQuery>, axum::extract::rejection::QueryRejection>;
 
+/// A call that changes a target, as it comes.
+type Change = (State<Shared>, Path<String>, Queried, HeaderMap, Body);
+
 /// Brings the target about.
-pub async fn put(
-    State(api): State<Shared>,
-    Path(name): Path<String>,
-    query: Queried,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let (name, query) = judged(&name, query)?;
-    let bytes = body::read(body, api.http).await?;
-    let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
-    let spec = spec.map_err(Problem::of)?;
-    let wish = EnsureWish { recreate: query.recreate, force: query.force, anew: false };
-    bring_about(&api, "deploy", &headers, TargetWish::Ensure(spec, wish), query.dry_run).await
+pub async fn put(change: Change) -> Result<Response, Problem> {
+    let wish = |spec, TargetQuery { recreate, force, .. }| {
+        TargetWish::Ensure(spec, EnsureWish { recreate, force, anew: false })
+    };
+    bring_about("deploy", change, wish).await
 }
 
 /// Takes it away. Its control socket, where its guests are counted, is the usual one unless the body
 /// names another.
-pub async fn delete(
-    State(api): State<Shared>,
-    Path(name): Path<String>,
-    query: Queried,
-    headers: HeaderMap,
-    body: Body,
+pub async fn delete(change: Change) -> Result<Response, Problem> {
+    let wish = |spec, TargetQuery { force, .. }| TargetWish::Destroy { spec, force };
+    bring_about("destroy", change, wish).await
+}
+
+async fn bring_about(
+    route: &'static str,
+    (State(api), Path(name), query, headers, body): Change,
+    wish: impl FnOnce(TargetSpec, TargetQuery) -> TargetWish,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
     let bytes = body::read(body, api.http).await?;
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
-    let spec = spec.map_err(Problem::of)?;
-    let wish = TargetWish::Destroy { spec, force: query.force };
-    bring_about(&api, "destroy", &headers, wish, query.dry_run).await
-}
-
-async fn bring_about(
-    api: &Shared,
-    route: &'static str,
-    headers: &HeaderMap,
-    wish: TargetWish,
-    dry_run: bool,
-) -> Result<Response, Problem> {
+    let (wish, dry_run) = (wish(spec.map_err(Problem::of)?, query), query.dry_run);
     let call = (!dry_run).then(|| Call::begins(route, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
     let done = async move { targets.bring_about(work, wish, dry_run).await.map(Arc::new) };
-    report::answer_with(headers, (work, events), done, call).await
+    report::answer_with(&headers, (work, events), done, call).await
 }
 
 /// A target as it is told.
