@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::target::TargetSpec;
-
 /// A container as the engine shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSeen {
@@ -31,11 +29,6 @@ pub const SPEC_LABEL: &str = "vhost-agent.spec";
 pub const DIGEST_LABEL: &str = "vhost-agent.digest";
 
 impl ContainerSeen {
-    /// The wish that it was made for, when the agent made it.
-    pub fn made_for(&self) -> Option<TargetSpec> {
-        serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
-    }
-
     /// How its process ended, in a sentence.
     pub fn how_it_ended(&self) -> String {
         let code = self.exit_code.unwrap_or_default();

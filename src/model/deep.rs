@@ -5,10 +5,6 @@ use serde::{Deserialize, Serialize};
 use super::fault::Fault;
 use super::target::{TargetHealth, TargetState};
 
-/// What the name of each disk that a probe makes begins with; then come its agent's pid and start time,
-/// and a number. Who is connected to one is no virtual machine.
-pub const PROBE_PREFIX: &str = "vhost-agent-probe-";
-
 /// What came of writing to a disk of the agent's own and reading it back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -18,6 +18,7 @@ pub mod footprint;
 pub mod identity;
 pub mod image;
 pub mod mounts;
+pub mod names;
 pub mod network;
 pub mod node;
 pub mod observation;

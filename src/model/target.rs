@@ -1,79 +1,22 @@
 //! Targets: what is wanted of one, what is seen of it, and what is told of it.
 
-use crate::model::code::Code;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::container::ContainerSeen;
+use super::code::Code;
+use super::container::{ContainerSeen, SPEC_LABEL};
 use super::cpu::{CoreList, Cpu, CpuUse};
 use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
+pub use super::names::TargetName;
 use super::path::{CleanPath, judge_socket};
 use super::volume::VolumeSpecs;
 
 /// MiB of hugepages that a target may take: more than any machine has.
 const MOST_MEMORY_MIB: u64 = 1 << 26;
-
-/// A target's name, which is its container's: what Docker takes, and short.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TargetName(String);
-
-impl TargetName {
-    /// The default target's.
-    pub fn usual() -> TargetName {
-        TargetName("zbs-vhost".to_string())
-    }
-
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for TargetName {
-    type Err = Fault;
-
-    fn from_str(text: &str) -> Result<TargetName, Fault> {
-        let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-        let rest = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
-        if first && rest && text.len() <= 63 {
-            return Ok(TargetName(text.to_string()));
-        }
-        let shown: String = text.chars().take(80).collect();
-        Err(Fault::new(
-            Code::InvalidTargetName,
-            format!(
-                "'{shown}' is no name for a target: it begins with a letter or digit, goes on with \
-                 those and '_', '.', '-', and has at most 63 characters"
-            ),
-        ))
-    }
-}
-
-impl TryFrom<String> for TargetName {
-    type Error = Fault;
-
-    fn try_from(text: String) -> Result<TargetName, Fault> {
-        text.parse()
-    }
-}
-
-impl From<TargetName> for String {
-    fn from(name: TargetName) -> String {
-        name.0
-    }
-}
-
-impl fmt::Display for TargetName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// Which program a target runs, and so how it is called and what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,6 +194,13 @@ pub struct TargetSeen {
     pub socket_obstacle: Option<String>,
 }
 
+impl ContainerSeen {
+    /// The wish that it was made for, when the agent made it.
+    pub fn made_for(&self) -> Option<TargetSpec> {
+        serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
+    }
+}
+
 impl TargetSeen {
     /// The wish that its container was made for, when the agent made it.
     pub fn made_for(&self) -> Option<TargetSpec> {
@@ -342,17 +292,6 @@ pub struct TargetHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_dockers_and_nothing_that_a_path_or_a_shell_could_take_for_its_own() {
-        for name in ["zbs-vhost", "zbsvhost-10.0.0.1", "a"] {
-            assert_eq!(name.parse::<TargetName>().unwrap().as_str(), name);
-        }
-        let long = "x".repeat(64);
-        for name in ["", "-a", ".a", "a/b", "../a", "a b", "a;id", "ä", "a\n", long.as_str()] {
-            assert_eq!(name.parse::<TargetName>().unwrap_err().code, Code::InvalidTargetName);
-        }
-    }
 
     #[test]
     fn a_target_takes_no_more_memory_than_a_machine_can_have() {

@@ -13,9 +13,9 @@ use crate::host::{Root, cpus, cpuset, holders, mounts, own_image, process, socke
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
 use crate::model::cpu::{Cpu, CpuUse};
-use crate::model::deep::PROBE_PREFIX;
 use crate::model::fault::{Fault, chain};
 use crate::model::mounts::HugetlbMount;
+use crate::model::names::PROBE_PREFIX;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::target::{TargetKind, TargetName, TargetSeen, TargetSpec};
