@@ -1,18 +1,11 @@
 //! Where everything goes that the agent does not serve.
 
-use super::settings::Settings;
+use std::net::SocketAddr;
+
 use crate::model::fallback::FallbackAddress;
 
-impl Settings {
-    /// The legacy agent, where there is one; judged with all other settings.
-    pub fn fallback(&self) -> Option<FallbackAddress> {
-        self.fallback_url.parse().ok()
-    }
-}
-
-/// What is wrong with it, as the key and the reason.
-pub(super) fn problem(settings: &Settings) -> Option<(&'static str, String)> {
-    let (url, listen) = (&settings.fallback_url, settings.listen);
+/// What is wrong with it where the agent itself listens at `listen`, as the key and the reason.
+pub(super) fn problem(url: &str, listen: SocketAddr) -> Option<(&'static str, String)> {
     if url.is_empty() {
         return None;
     }

@@ -12,6 +12,7 @@ use super::access::{Access, MaybeAddress, Tls};
 use super::fallback;
 use super::outgoing::Outgoing;
 use super::registry;
+use crate::model::fallback::FallbackAddress;
 use crate::model::policy::{
     CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, MountPolicy, PoolPolicy,
     ReportPolicy, TargetPolicy, TargetSettings, VolumePolicy,
@@ -162,6 +163,11 @@ impl Settings {
         }
     }
 
+    /// The legacy agent, where there is one; judged with all other settings.
+    pub fn fallback(&self) -> Option<FallbackAddress> {
+        self.fallback_url.parse().ok()
+    }
+
     /// What is wrong with the whole, as the key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         let http = &self.http;
@@ -231,7 +237,7 @@ impl Settings {
         whole
             .or_else(|| self.access.problem().or_else(|| self.tls.problem()))
             .or_else(|| registry::problem(&self.registry))
-            .or_else(|| fallback::problem(self))
+            .or_else(|| fallback::problem(&self.fallback_url, self.listen))
     }
 }
 

@@ -221,7 +221,7 @@ fn died(code: Option<i32>, output: &str, log: &str) -> Fault {
     )
 }
 
-pub(super) fn host_fault(code: Code, error: &HostError) -> Fault {
+fn host_fault(code: Code, error: &HostError) -> Fault {
     Fault::new(code, chain(error))
 }
 

@@ -6,13 +6,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::super::observe::blocking;
-use super::engine::{Spawns, host_fault};
 use crate::host::packages::{self, Failure};
-use crate::host::spawn::{Invocation, Run, RunEnd};
+use crate::host::spawn::{Invocation, Run, RunEnd, Spawner};
 use crate::host::{Root, dpkg};
 use crate::model::code::Code;
 use crate::model::engine::PackageManager;
-use crate::model::fault::Fault;
+use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 
 /// How long to wait before a package manager that was locked is called again.
@@ -33,7 +32,7 @@ pub(super) struct Installation<'a, S, L> {
     mended: bool,
 }
 
-impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
+impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
     /// Its time begins now; lines of output go to `line`.
     pub(super) fn new(
         root: &'a Root,
@@ -158,7 +157,7 @@ impl<'a, S: Spawns, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         while let Ok(text) = lines.try_recv() {
             (self.line)(text);
         }
-        let end = end.map_err(|e| host_fault(Code::PackageManagerFailed, &e))?;
+        let end = end.map_err(|e| Fault::new(Code::PackageManagerFailed, chain(&e)))?;
         if end.timed_out {
             return Err(Fault::new(
                 Code::PackageManagerTimeout,

@@ -7,7 +7,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::super::bdev::{Backing, Bdev};
-use super::super::controller::Disk;
+use super::super::disk::Disk;
 use super::super::request::{Operation, Request};
 use super::*;
 

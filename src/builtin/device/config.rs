@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::controller::Disk;
+use super::disk::Disk;
 
 /// Queues a guest may have.
 pub(super) const QUEUES: u16 = 16;

@@ -13,27 +13,12 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::bdev::Bdev;
-use super::super::cores::Cores;
-use super::session::{End, Progress, serve};
+use super::disk::Disk;
+use super::progress::Progress;
+use super::session::{End, serve};
 
 /// Numbers the sessions of this process.
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);
-
-/// What a controller serves, and how.
-#[derive(Debug)]
-pub(in crate::builtin) struct Disk {
-    /// The controller's name.
-    pub(in crate::builtin) name: String,
-    pub(in crate::builtin) bdev: Arc<Bdev>,
-    pub(in crate::builtin) read_only: bool,
-    /// Accepted and reported; only split rings are offered, which each guest can use.
-    pub(in crate::builtin) packed_ring: bool,
-    /// The cores of its threads; `None` leaves them where the kernel puts them.
-    pub(in crate::builtin) cores: Option<Cores>,
-    /// A VM that connects earlier is taken, and served from then on.
-    pub(in crate::builtin) served_from: Instant,
-}
 
 #[derive(Debug, Default)]
 struct State {

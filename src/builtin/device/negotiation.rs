@@ -17,11 +17,11 @@ use vhost::vhost_user::{
 };
 
 use super::config::{self, QUEUES};
-use super::controller::Disk;
+use super::disk::Disk;
 use super::guest::Guest;
 use super::inflight::{self, Record};
+use super::progress::Progress;
 use super::ring::interrupt;
-use super::session::Progress;
 use super::vring::{Vring, ring_size};
 use super::worker::Worker;
 

@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{Broken, Chain, Segment};
 use super::config::{RANGE_SECTORS, RANGES};
-use super::controller::Disk;
+use super::disk::Disk;
 use super::guest::Guest;
 
 const HEADER: usize = 16;

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::super::bdev::{Access, AlignedBuffer, Kind, iovecs};
 use super::aio::{Aio, Work};
 use super::chain::Segment;
-use super::controller::Disk;
+use super::disk::Disk;
 use super::guest::Guest;
 use super::request::{Operation, Range, Request, Status};
 use super::ring::Ring;

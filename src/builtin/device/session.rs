@@ -2,44 +2,17 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::{BackendReqHandler, Error};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::controller::Disk;
+use super::disk::Disk;
 use super::negotiation::Negotiation;
 use super::notice;
+use super::progress::Progress;
 use super::worker::Worker;
-
-/// How far a session is, for whoever asks.
-#[derive(Debug, Default)]
-pub(in crate::builtin) struct Progress {
-    /// The number of the session within its process.
-    pub(in crate::builtin) vid: usize,
-    /// Rings that are being served.
-    pub(in crate::builtin) running: AtomicUsize,
-    /// Requests that are being served.
-    pub(in crate::builtin) in_flight: Arc<AtomicUsize>,
-    /// Where the guest is told that its disk has changed.
-    notices: Mutex<Option<UnixStream>>,
-}
-
-impl Progress {
-    pub(super) fn new(vid: usize) -> Self {
-        Self { vid, ..Self::default() }
-    }
-
-    /// Tells the guest that its disk has another size.
-    pub(super) fn config_changed(&self) {
-        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Err(error)) = notices.as_ref().map(notice::config_changed) {
-            tracing::warn!(%error, "a guest was not told of its disk's new size");
-        }
-    }
-}
 
 /// Why a session ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -84,8 +57,7 @@ pub(super) fn serve(
         }
         if ready.stream {
             if let Some(socket) = notice::peek(stream.as_fd()) {
-                let mut notices = progress.notices.lock().unwrap_or_else(PoisonError::into_inner);
-                *notices = Some(socket);
+                progress.notify_at(socket);
             }
             match frontend.handle_request() {
                 Ok(()) | Err(Error::SocketRetry(_)) => {}

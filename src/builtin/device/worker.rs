@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::cores::Cores;
-use super::controller::Disk;
+use super::disk::Disk;
 use super::guest::Guest;
 use super::ring::{Ring, interrupt};
 use super::service::Service;

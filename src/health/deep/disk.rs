@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use vhost::VringConfigData;
 use vhost::vhost_user::Frontend;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -20,7 +21,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::handshake::{negotiate, share, start_ring};
+use super::handshake::{HandshakeError, negotiate, share, start_ring};
 use crate::host::shared_memory::SharedMemory;
 
 /// Memory that a disk needs: one hugepage.
@@ -30,9 +31,9 @@ pub(super) const DISK: usize = 1 << 20;
 /// Bytes of a sector, as virtio counts.
 pub(super) const SECTOR: usize = 512;
 
-pub(super) const RING: u16 = 128;
-pub(super) const AVAILABLE: usize = 0x1000;
-pub(super) const USED: usize = 0x2000;
+const RING: u16 = 128;
+const AVAILABLE: usize = 0x1000;
+const USED: usize = 0x2000;
 const HEADER: usize = 0x3000;
 const STATUS: usize = 0x3010;
 const DATA: usize = MEMORY - DISK;
@@ -48,21 +49,8 @@ const PAUSE: Duration = Duration::from_micros(50);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
     /// The connection could not be made ready.
-    #[error("the target did not take {what} on the vhost-user connection")]
-    Negotiation {
-        /// The part of it.
-        what: &'static str,
-        /// Why.
-        source: vhost::Error,
-    },
-    /// The target does not offer what every vhost-user-blk has.
-    #[error("the target offers the features {offered:#x}, without {missing}")]
-    Features {
-        /// What is missing.
-        missing: &'static str,
-        /// What there is.
-        offered: u64,
-    },
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
     /// The memory was not as large as it should be, or no event could be made.
     #[error("the ring could not be made")]
     Ring(#[source] std::io::Error),
@@ -162,6 +150,19 @@ fn ring_error(error: impl std::error::Error + Send + Sync + 'static) -> DiskErro
     DiskError::Ring(std::io::Error::other(error))
 }
 
+/// The ring's layout, in memory that begins there.
+fn ring_at(memory: u64) -> VringConfigData {
+    VringConfigData {
+        queue_max_size: RING,
+        queue_size: RING,
+        flags: 0,
+        desc_table_addr: memory,
+        used_ring_addr: memory + USED as u64,
+        avail_ring_addr: memory + AVAILABLE as u64,
+        log_addr: None,
+    }
+}
+
 impl<'a> Disk<'a> {
     fn connect(
         stream: UnixStream,
@@ -172,7 +173,7 @@ impl<'a> Disk<'a> {
         let features = negotiate(&mut frontend)?;
         let (kick, call) = (event()?, event()?);
         share(&frontend, memory)?;
-        start_ring(&mut frontend, memory.address(), &kick, &call)?;
+        start_ring(&mut frontend, &ring_at(memory.address()), &kick, &call)?;
         let flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
         Ok(Disk { memory, _frontend: frontend, kick, _call: call, offered: 0, flushes, deadline })
     }

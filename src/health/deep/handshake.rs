@@ -7,21 +7,41 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::{AVAILABLE, DiskError, RING, USED};
 use crate::host::shared_memory::SharedMemory;
 
-fn failed(what: &'static str) -> impl Fn(vhost::Error) -> DiskError {
-    move |source| DiskError::Negotiation { what, source }
+/// A connection that could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandshakeError {
+    /// The target refused a part of it.
+    #[error("the target did not take {what} on the vhost-user connection")]
+    Negotiation {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: vhost::Error,
+    },
+    /// The target does not offer what every vhost-user-blk has.
+    #[error("the target offers the features {offered:#x}, without {missing}")]
+    Features {
+        /// What is missing.
+        missing: &'static str,
+        /// What there is.
+        offered: u64,
+    },
+}
+
+fn failed(what: &'static str) -> impl Fn(vhost::Error) -> HandshakeError {
+    move |source| HandshakeError::Negotiation { what, source }
 }
 
 /// Agrees on what both need and nothing more; the virtio features that were agreed on.
-pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, DiskError> {
+pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, HandshakeError> {
     frontend.set_owner().map_err(failed("an owner"))?;
     let offered = frontend.get_features().map_err(failed("the question for its features"))?;
     let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
     let needed = [(protocol, "protocol features"), (1 << VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1")];
     if let Some((_, missing)) = needed.into_iter().find(|(bit, _)| offered & bit == 0) {
-        return Err(DiskError::Features { missing, offered });
+        return Err(HandshakeError::Features { missing, offered });
     }
     let features = offered & (protocol | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH);
     // The crate speaks of protocol features only once they are agreed on.
@@ -36,7 +56,7 @@ pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, DiskError> {
 }
 
 /// Shares the memory: all of it, at the guest's address 0.
-pub(super) fn share(frontend: &Frontend, memory: &SharedMemory) -> Result<(), DiskError> {
+pub(super) fn share(frontend: &Frontend, memory: &SharedMemory) -> Result<(), HandshakeError> {
     let region = VhostUserMemoryRegionInfo {
         guest_phys_addr: 0,
         memory_size: memory.bytes(),
@@ -50,23 +70,14 @@ pub(super) fn share(frontend: &Frontend, memory: &SharedMemory) -> Result<(), Di
 /// Tells where the ring is, last of all that it may be served.
 pub(super) fn start_ring(
     frontend: &mut Frontend,
-    memory: u64,
+    ring: &VringConfigData,
     kick: &EventFd,
     call: &EventFd,
-) -> Result<(), DiskError> {
-    let addresses = VringConfigData {
-        queue_max_size: RING,
-        queue_size: RING,
-        flags: 0,
-        desc_table_addr: memory,
-        used_ring_addr: memory + USED as u64,
-        avail_ring_addr: memory + AVAILABLE as u64,
-        log_addr: None,
-    };
+) -> Result<(), HandshakeError> {
     let mut start = || {
-        frontend.set_vring_num(0, RING)?;
+        frontend.set_vring_num(0, ring.queue_size)?;
         frontend.set_vring_base(0, 0)?;
-        frontend.set_vring_addr(0, &addresses)?;
+        frontend.set_vring_addr(0, ring)?;
         frontend.set_vring_call(0, call)?;
         frontend.set_vring_kick(0, kick)?;
         frontend.set_vring_enable(0, true)
