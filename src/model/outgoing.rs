@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use url::{Host, Url};
+use url::Host;
 
 use super::caller::Caller;
 use super::network::Network;
+use super::url::HttpUrl;
 
 /// Where callbacks, reports and the progress of calls may go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -158,7 +159,7 @@ impl Reach {
     /// # Errors
     /// As [`Reach::judge`].
     pub fn judge_literal(&self, url: &str) -> Result<(), Refused> {
-        match Url::parse(url).ok().as_ref().and_then(Url::host) {
+        match url.parse::<HttpUrl>().ok().as_ref().and_then(|url| url.url().host()) {
             Some(Host::Ipv4(address)) => self.judge(address.into()),
             Some(Host::Ipv6(address)) => self.judge(address.into()),
             Some(Host::Domain(_)) | None => Ok(()),
