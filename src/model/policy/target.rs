@@ -46,6 +46,13 @@ pub struct TargetSettings {
     pub image_max_mib: u64,
     /// The folder of its sockets.
     pub socket_dir: CleanPath,
+    /// Owner of a socket folder that is made, by number.
+    pub socket_uid: u32,
+    /// Its group, by number.
+    pub socket_gid: u32,
+    /// Its mode, in octal.
+    #[serde(with = "octal")]
+    pub socket_mode: u32,
     /// Its control socket's name in that folder.
     pub control_sock: String,
     /// Its client's configuration.
@@ -70,13 +77,6 @@ pub struct TargetSettings {
     pub devices: Vec<String>,
     /// Environment, `NAME=value`.
     pub env: Vec<String>,
-    /// Owner of a socket folder that is made, by number.
-    pub socket_uid: u32,
-    /// Its group, by number.
-    pub socket_gid: u32,
-    /// Its mode, in octal.
-    #[serde(with = "octal")]
-    pub socket_mode: u32,
     /// How long the engine may take for one call.
     #[serde(with = "duration")]
     pub call_timeout: Duration,
@@ -113,6 +113,9 @@ impl Default for TargetSettings {
             image_sha256: String::new(),
             image_max_mib: 4096,
             socket_dir: path("/var/tmp/vhost-sockets"),
+            socket_uid: 0,
+            socket_gid: 0,
+            socket_mode: 0o755,
             control_sock: "vhost.sock".to_string(),
             client_conf: path("/etc/zbs/client.conf"),
             core_count: 2,
@@ -129,9 +132,6 @@ impl Default for TargetSettings {
             mounts: Vec::new(),
             devices: Vec::new(),
             env: Vec::new(),
-            socket_uid: 0,
-            socket_gid: 0,
-            socket_mode: 0o755,
             call_timeout: Duration::from_secs(30),
             load_timeout: Duration::from_secs(900),
             stall_timeout: Duration::from_secs(30),
