@@ -13,9 +13,9 @@
 //! # The law
 //! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`, `targets::observer`,
 //! `health::deep` and `daemon` import `host`, `docker` and `spdk`, which do not import
-//! each other; `api` and `controller` never touch the machine, and call out through `outgoing`, as
-//! downloads do, and as what is only handed on does; files, processes and the environment appear only in `host`, `config`, `store`,
-//! `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
+//! each other; `api` and `controller` never touch the machine; `controller` and downloads call out through
+//! `outgoing`, and what is only handed on goes through `api::fallback`; files, processes and the environment
+//! appear only in `host`, `config`, `store`, `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
 
 pub mod agent;
 pub mod api;

@@ -8,13 +8,6 @@
 //! A name is resolved here and nowhere else, so that what was judged is what is called: the connector reads
 //! the addresses from the authority (`written`), and connections are kept by it. A kept one is thus never
 //! used for a request that might not have opened it.
-//!
-//! What is only handed on does not go through it: `stream` is one request on a connection of its own,
-//! `relay` its body, and `name` where it goes.
-
-pub mod name;
-pub mod relay;
-pub mod stream;
 
 use std::io;
 use std::net::IpAddr;

@@ -39,21 +39,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("wait", &[]),
     ("watchdog", &[]),
     ("outgoing", &["outgoing", "model"]),
-    // What it does not serve it hands on.
-    (
-        "api",
-        &[
-            "api",
-            "model",
-            "agent",
-            "targets",
-            "controller",
-            "outgoing::name",
-            "outgoing::relay",
-            "outgoing::stream",
-            "wait",
-        ],
-    ),
+    ("api", &["api", "model", "agent", "targets", "controller", "wait"]),
     ("builtin", &["builtin", "model"]),
     (
         "cli",

@@ -2,12 +2,16 @@
 //! came.
 //!
 //! A request gets a place, of which there are fewer than connections, so that a legacy agent that is slow
-//! never takes the agent's own routes down; a connection of its own; and passes with its body streamed.
+//! never takes the agent's own routes down; a connection of its own (`stream`), to where its `name` leads;
+//! and passes with its body streamed (`relay`).
 //! The legacy agent may think for a quarter of an hour once it has all of a request, for which there is an
 //! hour, and a body stand still for `http.body_timeout`. Nothing is sent twice.
 
 mod head;
+mod name;
 mod places;
+mod relay;
+mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +24,10 @@ use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use tokio::time::{sleep, timeout};
 
+use self::name::Name;
 use self::places::{Place, Places};
+use self::relay::{Broken, Watch, relay};
+use self::stream::{Line, OpenError};
 use super::Shared;
 use super::errors::{self, Problem};
 use crate::model::caller::Caller;
@@ -28,9 +35,6 @@ use crate::model::code::Code;
 use crate::model::fallback::FallbackAddress;
 use crate::model::fault::chain;
 use crate::model::policy::HttpPolicy;
-use crate::outgoing::name::Name;
-use crate::outgoing::relay::{Broken, Watch, relay};
-use crate::outgoing::stream::{Line, OpenError};
 
 pub use self::head::AsSent;
 

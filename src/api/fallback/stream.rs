@@ -25,7 +25,7 @@ const BUFFER: usize = 64 * 1024;
 
 /// Why there is no connection. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub(super) enum OpenError {
     /// Refused, no such host, no way there.
     #[error(transparent)]
     Refused(#[from] io::Error),
@@ -42,14 +42,14 @@ pub enum OpenError {
 
 /// A connection for one request.
 #[derive(Debug)]
-pub struct Line<B> {
+pub(super) struct Line<B> {
     sender: SendRequest<B>,
     held: Held,
 }
 
 /// Keeps a connection; it is closed when this is dropped, whatever is still on its way.
 #[derive(Debug)]
-pub struct Held(JoinHandle<()>);
+pub(super) struct Held(JoinHandle<()>);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -66,7 +66,11 @@ where
     ///
     /// # Errors
     /// [`OpenError`], when there is none within that time.
-    pub async fn open(to: &Name, own: SocketAddr, within: Duration) -> Result<Line<B>, OpenError> {
+    pub(super) async fn open(
+        to: &Name,
+        own: SocketAddr,
+        within: Duration,
+    ) -> Result<Line<B>, OpenError> {
         let connect = async { TcpStream::connect(&*to.addresses().await?).await };
         let stream = timeout(within, connect).await.map_err(|_| OpenError::Late(within))??;
         if leads_back(stream.local_addr()?, stream.peer_addr()?, own) {
@@ -89,7 +93,7 @@ where
     ///
     /// # Errors
     /// When the connection broke before there was a head. The request may have been seen.
-    pub async fn ask(
+    pub(super) async fn ask(
         mut self,
         request: Request<B>,
     ) -> Result<(Response<Incoming>, Held), hyper::Error> {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 /// Why a body broke off.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Broken {
+pub(super) enum Broken {
     /// Who sends it has stopped.
     #[error("nothing more of the body came for {0:?}")]
     Silent(Duration),
@@ -37,23 +37,23 @@ enum Piece {
 
 /// What comes out at the other end. Its length is not told: it has the headers that say so.
 #[derive(Debug)]
-pub struct Relayed(mpsc::Receiver<Piece>);
+pub(super) struct Relayed(mpsc::Receiver<Piece>);
 
 /// Hears how the body's way ends.
 #[derive(Debug)]
-pub struct Watch(oneshot::Receiver<Broken>);
+pub(super) struct Watch(oneshot::Receiver<Broken>);
 
 impl Watch {
     /// Returns when nothing more of the body is passed on: why it broke off; `None` where all of it was, or
     /// nobody wanted the rest.
-    pub async fn over(self) -> Option<Broken> {
+    pub(super) async fn over(self) -> Option<Broken> {
         self.0.await.ok()
     }
 }
 
 /// Begins to pass a body on. Nothing may stand still for longer than `idle`; what is `held` is let go when
 /// the body has ended, broken off, or is not wanted any more.
-pub fn relay<B, H>(source: B, idle: Duration, held: H) -> (Relayed, Watch)
+pub(super) fn relay<B, H>(source: B, idle: Duration, held: H) -> (Relayed, Watch)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,

@@ -14,7 +14,7 @@ const KEPT: Duration = Duration::from_secs(5);
 
 /// A host and a port.
 #[derive(Debug)]
-pub struct Name {
+pub(super) struct Name {
     host: String,
     port: u16,
     last: Arc<Mutex<Option<Look>>>,
@@ -34,7 +34,7 @@ struct Look {
 
 impl Name {
     /// A name, or an address without brackets, and a port.
-    pub fn new(host: String, port: u16) -> Name {
+    pub(super) fn new(host: String, port: u16) -> Name {
         Name { host, port, last: Arc::default(), turn: Arc::default() }
     }
 
@@ -44,7 +44,7 @@ impl Name {
     ///
     /// # Errors
     /// When the name leads nowhere.
-    pub async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+    pub(super) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let to = (self.host.clone(), self.port);
         self.looked_up(move || to.to_socket_addrs().map(Iterator::collect)).await
     }
