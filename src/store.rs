@@ -10,12 +10,13 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
+mod batch;
+mod error;
 mod files;
 mod form;
 mod lock;
 mod slot;
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -24,17 +25,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use self::files::{beside, sweep, sync_together};
+pub use self::error::StoreError;
+use self::files::sweep;
 pub use self::files::{read_some, replace_file, write_new};
 use self::form::name_aside;
 pub use self::form::{Unusable, VERSION, content, decode, encode};
 pub use self::lock::Lock;
 pub use self::slot::BootSlot;
-use crate::model::code::Code;
-use crate::model::fault::{Fault, chain, closed_or};
-
-/// Files of one batch that are written before they are synced together.
-const BATCH: usize = 256;
 
 /// How long a file must last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,60 +40,6 @@ pub enum Durability {
     Disk,
     /// Over a crash of the agent, for what a reboot makes void: in the folder that a reboot empties.
     Boot,
-}
-
-/// A file of the agent that could not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The folder could not be made.
-    #[error(
-        "cannot make the state folder {path}{}",
-        closed_or(source, ": check its parent and the disk, or set state_dir or run_dir")
-    )]
-    MakeFolder {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file could not be written.
-    #[error(
-        "cannot write {path}{}",
-        closed_or(source, ": free space or make the disk writable, then call again")
-    )]
-    Write {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file could not be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another agent works on the same state.
-    #[error("{path} is held by another vhost-agent ({holder}): only one may own a node")]
-    Locked {
-        /// The lock file.
-        path: PathBuf,
-        /// What the holder wrote into it.
-        holder: String,
-    },
-}
-
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Fault {
-        let code = match &error {
-            StoreError::MakeFolder { .. } | StoreError::Write { .. } => Code::StateUnwritable,
-            StoreError::Read { .. } => Code::StateUnreadable,
-            StoreError::Locked { .. } => Code::AnotherAgent,
-        };
-        Fault::new(code, chain(&error))
-    }
 }
 
 /// The agent's folders: one on the disk, one that a reboot empties.
@@ -160,78 +103,6 @@ impl Store {
     /// The place of a value of this boot that is written often.
     pub fn boot_slot(&self, name: &str) -> BootSlot {
         BootSlot::new(self.path(name, Durability::Boot))
-    }
-
-    /// Writes many values, durably: each in a file of its own, all of them for the price of few. When one
-    /// fails, those that are new are taken away again; those that were there may have either value.
-    ///
-    /// # Errors
-    /// [`StoreError::Write`].
-    pub fn write_all<T: Serialize + Sync>(&self, values: &[(String, T)]) -> Result<(), StoreError> {
-        let mut new = Vec::new();
-        // Not all of them open at the same time.
-        let written = values.chunks(BATCH).try_for_each(|batch| self.write_batch(batch, &mut new));
-        if written.is_err() {
-            // What is denied now must not come up after a restart.
-            new.iter().for_each(|path| drop(fs::remove_file(path)));
-        }
-        written
-    }
-
-    fn write_batch<T: Serialize + Sync>(
-        &self,
-        values: &[(String, T)],
-        new: &mut Vec<PathBuf>,
-    ) -> Result<(), StoreError> {
-        let make = |name: &str, value: &T| {
-            let path = self.path(name, Durability::Disk);
-            let made = encode(value).map_err(io::Error::from).and_then(|bytes| {
-                self.make_folder_of(&path, Durability::Disk)?;
-                beside(&path, &bytes, 0o600, None)
-            });
-            match made {
-                Ok(file) => Ok((file, path)),
-                Err(source) => Err(StoreError::Write { path, source }),
-            }
-        };
-        let made = values.iter().map(|(name, value)| make(name, value));
-        let made: Vec<(tempfile::NamedTempFile, PathBuf)> = made.collect::<Result<_, _>>()?;
-        sync_together(&made)?;
-        let mut folders = BTreeSet::new();
-        for (file, path) in made {
-            let is_new = !path.exists();
-            let kept = file.persist(&path).map_err(|e| e.error);
-            kept.map_err(|source| StoreError::Write { path: path.clone(), source })?;
-            folders.extend(path.parent().map(Path::to_owned));
-            if is_new {
-                new.push(path);
-            }
-        }
-        self.sync_folders(&folders)
-    }
-
-    /// Takes many values away, durably.
-    ///
-    /// # Errors
-    /// [`StoreError::Write`].
-    pub fn remove_all(&self, names: &[String]) -> Result<(), StoreError> {
-        let mut folders = BTreeSet::new();
-        for name in names {
-            let path = self.path(name, Durability::Disk);
-            match fs::remove_file(&path) {
-                Ok(()) => folders.extend(path.parent().map(Path::to_owned)),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(StoreError::Write { path, source }),
-            }
-        }
-        self.sync_folders(&folders)
-    }
-
-    fn sync_folders(&self, folders: &BTreeSet<PathBuf>) -> Result<(), StoreError> {
-        folders.iter().try_for_each(|folder| {
-            let synced = File::open(folder).and_then(|folder| folder.sync_all());
-            synced.map_err(|source| StoreError::Write { path: folder.clone(), source })
-        })
     }
 
     /// Makes the folder of things of one kind, when it is missing.
@@ -401,23 +272,6 @@ mod tests {
     }
 
     #[test]
-    fn many_are_written_and_taken_away_like_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), dir.path()).unwrap();
-        let name = |n: usize| format!("things/{}/{n}.json", n % 2);
-        let values: Vec<_> = (0..100).map(|n| (name(n), n)).collect();
-        store.write_all(&values).unwrap();
-        for folder in ["things/0", "things/1"] {
-            assert_eq!(store.list(folder, Durability::Disk).unwrap().len(), 50);
-        }
-        assert_eq!(store.read::<usize>(&name(42), Durability::Disk).unwrap(), Some(42));
-        store.remove_all(&values.into_iter().map(|(name, _)| name).collect::<Vec<_>>()).unwrap();
-        store.remove_all(&[name(7)]).unwrap();
-        assert!(store.list("things/1", Durability::Disk).unwrap().is_empty());
-        store.write_all::<u8>(&[]).unwrap();
-    }
-
-    #[test]
     fn what_a_crash_left_of_a_write_is_swept_wherever_it_lies_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("state"), dir.path().join("run")).unwrap();
@@ -479,15 +333,6 @@ mod tests {
         assert!(path("b.json.version-0").exists(), "the newest is taken, the other one is kept");
         assert_eq!(store.read::<u8>("things/of/here.json", Durability::Disk).unwrap(), Some(1));
         assert!(path("of/here.json.version-1").exists(), "what was written meanwhile counts");
-    }
-
-    #[test]
-    fn an_error_says_what_to_do_where_the_unit_closes_the_folder() {
-        let write = |kind: io::ErrorKind| {
-            StoreError::Write { path: "/data/lock".into(), source: kind.into() }.to_string()
-        };
-        assert!(write(io::ErrorKind::ReadOnlyFilesystem).contains("ReadWritePaths="));
-        assert!(write(io::ErrorKind::StorageFull).contains("free space"));
     }
 
     #[test]
