@@ -18,6 +18,13 @@ async fn ask(agent: &Agent, number: u32, url: &str) {
     assert_eq!((reply.status, reply.text()), (200, ""));
 }
 
+/// The result is delivered with so many calls, and the agent then ends at once without another.
+async fn delivered(mut agent: Agent, controller: &Controller, calls: usize) {
+    agent.logged("result delivered").await;
+    assert_eq!(agent.stop().await.code(), Some(0));
+    assert_eq!(controller.seen().len(), calls);
+}
+
 fn tasks(seen: &[Seen]) -> Vec<&str> {
     seen.iter().map(|call| call.header("taskuuid").unwrap()).collect()
 }
@@ -25,7 +32,7 @@ fn tasks(seen: &[Seen]) -> Vec<&str> {
 #[tokio::test]
 async fn a_controller_that_is_down_for_a_while_gets_the_result_once_when_it_is_back() {
     let place = Place::on("two-node").settings("[log]\nlevel = \"debug\"\n");
-    let mut agent = place.ready().await;
+    let agent = place.ready().await;
     let absent = Absent::new();
     ask(&agent, 1, &absent.url()).await;
     agent.logged("\"attempt\":3").await;
@@ -36,16 +43,14 @@ async fn a_controller_that_is_down_for_a_while_gets_the_result_once_when_it_is_b
     let seen = controller.wait(1).await;
     assert_eq!(tasks(&seen), [task(1)]);
     assert_eq!(seen[0].json()["success"], true);
-    agent.logged("result delivered").await;
-    assert_eq!(agent.stop().await.code(), Some(0));
-    assert_eq!(controller.seen().len(), 1);
+    delivered(agent, &controller, 1).await;
 }
 
 #[tokio::test]
 async fn errors_429_and_resets_are_tried_again_with_growing_delays_until_it_is_taken() {
     let place = Place::on("two-node")
         .settings("[callbacks]\nfirst_delay = \"40ms\"\nmax_delay = \"160ms\"\n");
-    let mut agent = place.ready().await;
+    let agent = place.ready().await;
     let controller = Controller::answering(vec![
         Answer::Status(500),
         Answer::Status(429),
@@ -63,9 +68,7 @@ async fn errors_429_and_resets_are_tried_again_with_growing_delays_until_it_is_t
     for (pair, least) in seen.windows(2).zip(least) {
         assert!(pair[1].at - pair[0].at >= least, "{:?} < {least:?}", pair[1].at - pair[0].at);
     }
-    agent.logged("result delivered").await;
-    assert_eq!(agent.stop().await.code(), Some(0));
-    assert_eq!(controller.seen().len(), 6);
+    delivered(agent, &controller, 6).await;
 }
 
 #[tokio::test]
@@ -98,12 +101,10 @@ async fn a_listener_that_does_not_answer_costs_one_attempt_and_is_tried_again() 
 #[tokio::test]
 async fn a_result_is_taken_by_the_status_whatever_becomes_of_the_answers_body() {
     let place = Place::on("two-node").settings("[callbacks]\nattempt_timeout = \"150ms\"\n");
-    let mut agent = place.ready().await;
+    let agent = place.ready().await;
     let controller = Controller::answering(vec![Answer::Unfinished(200)]).await;
     ask(&agent, 1, &controller.url).await;
-    agent.logged("result delivered").await;
-    assert_eq!(agent.stop().await.code(), Some(0));
-    assert_eq!(controller.seen().len(), 1);
+    delivered(agent, &controller, 1).await;
 }
 
 #[tokio::test]
