@@ -173,7 +173,7 @@ async fn a_result_that_nobody_takes_in_all_the_time_is_given_up_loudly() {
 async fn dead_addresses_do_not_hold_back_results_for_others() {
     // Two attempts at a time, and more silent listeners than that.
     let place =
-        Place::on("two-node").settings("[callbacks]\nparallel = 2\nattempt_timeout = \"100ms\"\n");
+        Place::on("two-node").settings("[callbacks]\nparallel = 2\nattempt_timeout = \"500ms\"\n");
     let agent = place.ready().await;
     let silent = Controller::answering(vec![Answer::Silence; 1000]).await;
     let absent = Absent::new();
