@@ -186,7 +186,8 @@ impl DesiredTargets {
     }
 
     /// Writes a change, one after the other, and publishes it once it is on the disk. Where the disk takes longer
-    /// than the caller waits, the change is undone as soon as the disk goes on.
+    /// than the caller waits, the change is undone as soon as the disk goes on. An agent that dies before that
+    /// leaves what the disk took: the next one may desire it.
     async fn change(
         &self,
         write: impl Fn(&Store, &Desired) -> Result<(), StoreError> + Send + 'static,
@@ -201,13 +202,18 @@ impl DesiredTargets {
         let (sender, mut written) = oneshot::channel();
         let work = blocking(move || {
             let done = write(&store, &next);
-            if let Err((_turn, done)) = sender.send((turn, done)) {
-                let undone = done.and_then(|()| write(&store, &before));
-                let error = undone.err().map(|e| chain(&e));
-                tracing::warn!(
-                    error,
-                    "a change of what is desired was written too late, and undone"
-                );
+            // Also a write that failed may have changed some of the files.
+            if let Err((_turn, _)) = sender.send((turn, done)) {
+                match write(&store, &before) {
+                    Ok(()) => {
+                        tracing::warn!("a change of what is desired came too late, and is undone")
+                    }
+                    Err(e) => tracing::error!(
+                        error = chain(&e),
+                        "a change of what is desired came too late, and cannot be undone: after a restart the \
+                         agent may desire it; see what holds the disk up, then make the change again or its opposite"
+                    ),
+                }
             }
         });
         let (_turn, done) = match timeout_at(by, &mut written).await {
@@ -228,8 +234,8 @@ impl DesiredTargets {
 
 fn late() -> Fault {
     let text = format!(
-        "the disk of the state folder did not take it within {WRITE_TIMEOUT:?}, and nothing is changed: \
-         see what holds the disk up, then call again"
+        "the disk of the state folder did not take it within {WRITE_TIMEOUT:?}: it is not done, and undone there \
+         as soon as the disk goes on; see what holds the disk up, then call again"
     );
     Fault::new(Code::StateUnwritable, text)
 }

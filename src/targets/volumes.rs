@@ -242,8 +242,9 @@ impl<C: Containers> Worker<C> {
             if let Err(fault) = &done
                 && view.status.state != VolumeState::Pending
             {
-                (view.status.state, view.status.reason) =
-                    (VolumeState::Degraded, fault.text.clone());
+                view.status.state = VolumeState::Degraded;
+                view.status.reason = fault.text.clone();
+                view.status.since = super::now();
             }
             view
         });
