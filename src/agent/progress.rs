@@ -41,23 +41,23 @@ impl ProgressSink {
     }
 
     /// A step begins.
-    pub fn begun<'s>(&self, step: &'s Step) -> Begun<'s> {
+    pub fn begun(&self, step: &Step) -> Begun {
         let (name, subject) = (step.name(), step.subject());
         tracing::debug!(work = %self.work, step = name, subject, "{name} {subject} begins");
         self.tell(WorkEvent::Begun { area: step.area(), step: name.to_string(), subject });
-        Begun { progress: self.clone(), step, at: Instant::now() }
+        Begun { progress: self.clone(), step: step.clone(), at: Instant::now() }
     }
 }
 
 /// A step at work.
-#[derive(Debug)]
-pub struct Begun<'s> {
+#[derive(Debug, Clone)]
+pub struct Begun {
     progress: ProgressSink,
-    step: &'s Step,
+    step: Step,
     at: Instant,
 }
 
-impl Begun<'_> {
+impl Begun {
     /// It printed a line.
     pub fn line(&self, text: String) {
         tracing::info!(work = %self.progress.work, step = self.step.name(), "{text}");
@@ -89,7 +89,7 @@ impl Begun<'_> {
         outcome: StepOutcome,
         reports: &mut Vec<StepReport>,
     ) {
-        let report = StepReport::of(self.step, before, after, outcome, self.at.elapsed());
+        let report = StepReport::of(&self.step, before, after, outcome, self.at.elapsed());
         let StepReport { step, subject, before, after, outcome, .. } = &report;
         let outcome = outcome.word();
         // journalctl shows nothing but the text.

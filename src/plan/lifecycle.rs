@@ -41,14 +41,14 @@ use super::retry::{Backoff, Failures};
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::policy::HealPolicy;
 
-/// Where a target is in its life.
+/// Phase of a target's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Nobody wants it.
     Unwanted,
     /// It is wanted, and its process is not there.
     Down {
-        /// When it is started; none where it is not to be.
+        /// Time of its start; none where it is not to be started.
         due: Option<Instant>,
         /// Whether a start of the agent's own did not lead to an answer: what it left is ended by the next.
         failed: bool,
@@ -95,7 +95,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Its name, as in the diagram.
+    /// Name of the phase, as in the diagram.
     pub fn name(&self) -> &'static str {
         match self {
             Phase::Unwanted => "Unwanted",
@@ -122,21 +122,21 @@ impl Phase {
     }
 }
 
-/// What is remembered of a target between two steps.
+/// State of a target between two steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    /// Where it is.
+    /// Phase of its life.
     pub phase: Phase,
-    /// How often it failed, and when it is tried again.
+    /// Failures, and the time of the next try.
     pub retry: Backoff,
     /// The observation upon which it was killed last: another one has to come before it is again.
     killed_at: Option<u64>,
 }
 
-/// What of it is on the disk, for the agent that comes after this one.
+/// Part of the state that is on the disk, for the agent that comes after this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Remembered {
-    /// How often it failed.
+    /// Failures so far.
     pub failures: Failures,
     /// The process that answered.
     pub process: Answered,
@@ -151,7 +151,7 @@ pub struct Answered {
     pub served: bool,
 }
 
-/// What is wanted of the target now, and what its task is at.
+/// Situation of a target: the desired state, and the work of its task.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Situation {
     /// Whether it is to be there.
@@ -167,13 +167,13 @@ pub struct Situation {
     /// Whether the agent has only begun, and starts what it finds down whatever the policy says of later
     /// exits.
     pub at_start: bool,
-    /// What came of the last start, once.
+    /// Outcome of the last start, once.
     pub attempt: Option<Attempt>,
-    /// Until when guests that were just given their volumes must not lose them again.
-    pub settles_until: Option<Instant>,
+    /// End of the grace period in which guests that were just given their volumes must not lose them again.
+    pub grace_until: Option<Instant>,
 }
 
-/// What came of a start.
+/// Outcome of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     /// It failed.
@@ -182,7 +182,7 @@ pub enum Attempt {
     After(Duration),
 }
 
-/// What is to be done.
+/// Action that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Nothing.
@@ -193,19 +193,19 @@ pub enum Action {
     Kill,
 }
 
-/// What a step comes to.
+/// Result of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// What is remembered.
+    /// State from now on.
     pub state: State,
-    /// What is done.
+    /// Action that is due.
     pub action: Action,
-    /// When to come again, if nothing happens before.
+    /// Time of the next step, if nothing happens before.
     pub requeue_at: Option<Instant>,
 }
 
 impl State {
-    /// Nothing is known. The seed decides the jitter.
+    /// State of a target of which nothing is known. The seed decides the jitter.
     pub fn new(policy: &HealPolicy, seed: u64) -> State {
         State { phase: Phase::Unwanted, retry: Backoff::new(*policy, seed), killed_at: None }
     }
@@ -221,7 +221,7 @@ impl State {
         State { phase, retry: self.retry.recall(failures), ..self }
     }
 
-    /// What the next agent has to know.
+    /// Record for the next agent.
     pub fn remembers(&self) -> Remembered {
         let served = match self.phase {
             Phase::Serving { .. } => true,
@@ -280,7 +280,8 @@ pub fn step(
             Change::Silent => Phase::Unresponsive { pid, since: now, served: false },
             Change::None => {
                 let crashes = state.retry.is_crash_loop();
-                let doubtful = if situation.has_users { state.retry.must_prove() } else { crashes };
+                let doubtful =
+                    if situation.has_users { state.retry.needs_probation() } else { crashes };
                 let min_ready = if doubtful { policy.prove } else { Duration::ZERO };
                 let ready = since + min_ready;
                 requeue_at = Some(ready).filter(|ready| *ready > now);
@@ -323,7 +324,7 @@ pub fn step(
         && state.phase == before.phase
         && let Some(kill_at) = kill_at(&state.phase, seen, situation, policy)
     {
-        let kill_at = kill_at.max(situation.settles_until.unwrap_or(kill_at));
+        let kill_at = kill_at.max(situation.grace_until.unwrap_or(kill_at));
         // What was not seen since then may have gone on meanwhile.
         let is_new = state.killed_at.is_none_or(|number| number < seen.number);
         if kill_at <= now && kill_at <= seen.at && is_new {
@@ -343,7 +344,7 @@ pub fn step(
     Step { state, action, requeue_at }
 }
 
-/// What an observation says of a process that had answered.
+/// Change of a process that had answered, by an observation.
 enum Change {
     None,
     Gone,
@@ -366,9 +367,9 @@ fn change(pid: u32, seen: &Observation) -> Change {
     }
 }
 
-/// It exited: the first time it is started again at once, then ever more rarely.
+/// Phase after an exit: the first time it is started again at once, then ever more rarely.
 fn exited(retry: &mut Backoff, now: Instant) -> Phase {
-    retry.fell(now);
+    retry.exited(now);
     Phase::Down { due: retry.due(), failed: false }
 }
 
@@ -388,7 +389,7 @@ fn comes_up(
     comes.then(|| Phase::Starting { pid: seen.pid(), since: now })
 }
 
-/// What was not looked at yet may be there; so may what only the engine could tell of, until its control socket
+/// Whether nothing may be there. A target that was not looked at yet may be; so may one that only the engine could tell of, until its control socket
 /// is silent too.
 fn may_start(seen: &Observation) -> bool {
     seen.number > 0 && (seen.pid().is_some() || seen.is_gone() || seen.answers.is_silent())
@@ -426,7 +427,7 @@ fn starting(
     }
 }
 
-/// When a silent process may be killed, as far as is known by now.
+/// Time at which a silent process may be killed, as far as is known by now.
 fn kill_at(
     phase: &Phase,
     seen: &Observation,

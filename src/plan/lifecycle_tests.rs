@@ -428,7 +428,7 @@ proptest! {
                 }
                 if let (Phase::Probation { since, .. }, Phase::Serving { .. }) =
                     (before.phase, done.state.phase)
-                    && before.retry.must_prove()
+                    && before.retry.needs_probation()
                 {
                     prop_assert!(scene.now >= since + scene.policy.prove);
                 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::retry::Backoff;
 use crate::model::volume::VolumeName;
 
-/// How a process ended.
+/// Exit of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// The agent killed it for its silence.
@@ -24,7 +24,7 @@ pub enum Exit {
     ByItself,
 }
 
-/// What is held against a volume.
+/// Blame of a volume.
 #[derive(Debug, Clone, PartialEq)]
 enum Blame {
     /// It was made together with others, or the exit may have another cause.
@@ -37,7 +37,7 @@ enum Blame {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Quarantine(BTreeMap<VolumeName, Blame>);
 
-/// What of it is on the disk, for the agent that comes after this one: that one may die while a volume hangs.
+/// Record on the disk, for the agent that comes after this one: that one may die while a volume hangs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     /// The process in which volumes are being made.
@@ -62,7 +62,7 @@ pub enum Leave {
 }
 
 impl Quarantine {
-    /// As an agent before this one knew it; each pause begins anew.
+    /// Quarantine as an agent before this one knew it; each pause begins anew.
     pub fn recall(remembered: &Remembered, fresh: &Backoff, now: Instant) -> Quarantine {
         let suspects = remembered.suspects.iter().map(|name| (name.clone(), Blame::Suspect));
         let culprits = remembered.culprits.iter().map(|name| {
@@ -73,7 +73,7 @@ impl Quarantine {
         Quarantine(suspects.chain(culprits).collect())
     }
 
-    /// What the next agent has to know, with the volumes that are being made in the process of that pid.
+    /// Record for the next agent, with the volumes that are being made in the process of that pid.
     pub fn remembers(&self, making: Option<(u32, BTreeSet<VolumeName>)>) -> Remembered {
         let (culprits, suspects): (Vec<_>, Vec<_>) =
             self.0.iter().partition(|(_, blame)| matches!(blame, Blame::Culprit(_)));
@@ -89,7 +89,7 @@ impl Quarantine {
         }
     }
 
-    /// The target went down while the making of these was open. `fresh` is a backoff that nothing is known of.
+    /// Notes that the target went down while the making of these was open. `fresh` is a backoff that nothing is known of.
     pub fn went_down(
         &mut self,
         open: &BTreeSet<VolumeName>,
@@ -125,17 +125,17 @@ impl Quarantine {
         }
     }
 
-    /// It was made, or its making refused: the target answered.
+    /// Acquits a volume that was made, or whose making was refused: the target answered.
     pub fn made(&mut self, name: &VolumeName) {
         self.0.remove(name);
     }
 
-    /// The target itself is another one: what its predecessor did says nothing of it.
+    /// Forgets all: the target is another one, of which its predecessor's exits say nothing.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// How many are to be made one at a time.
+    /// Number of volumes that are to be made one at a time.
     pub fn suspects(&self) -> usize {
         self.0.values().filter(|blame| **blame == Blame::Suspect).count()
     }

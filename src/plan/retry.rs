@@ -1,25 +1,25 @@
 //! When a target that is down is brought up again: at once, then later and later. Pure.
 //!
 //! ```text
-//!               fell: due at once
-//!  serving ─────────────────────────▶ down ◀─┐ failed, or fell again: due after
+//!               exit: due at once
+//!  serving ─────────────────────────▶ down ◀─┐ failed, or exit again: due after
 //!     ▲                               │  ▲ └─┘ first, 2·first, 4·first … most, less some jitter
 //!     │                       serves: │  │
-//!     │                nothing is due │  │ fell before clear_after: the count goes on
+//!     │                nothing is due │  │ exit before clear_after: the count goes on
 //!     │                               ▼  │
 //!     └───────────────────────── serving, on trial
 //!       clear_after of service:
 //!       all is forgotten
 //! ```
 //!
-//! A first fall is healed at once, for the guests' I/O hangs meanwhile. A target that falls again before it
+//! A first exit is healed at once, for the guests' I/O hangs meanwhile. A target that exits again before it
 //! has served for [`HealPolicy::clear_after`] is another matter: a guest that reconnects to one which dies
-//! in its first moments never comes back (field note 21), and each fall can leak pages (field note 10). So the
-//! attempts come ever more rarely, and the target has to stand for a while before anything is made in it
-//! ([`Backoff::must_prove`]).
+//! in its first moments never comes back (field note 21), and each exit can leak pages (field note 10). So the
+//! attempts come ever more rarely, and the target is on probation before anything is made in it
+//! ([`Backoff::needs_probation`]).
 //!
 //! There is no clock in here: who calls says what time it is. A time that stands still or goes back counts as
-//! no time passed. Whoever calls tells each fall and each failed attempt once; there is no other counting.
+//! no time passed. Whoever calls notes each exit and each failed attempt once; there is no other counting.
 
 use std::time::{Duration, Instant};
 
@@ -27,13 +27,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::policy::HealPolicy;
 
-/// Failures in a row from which on a target falls again and again.
+/// Failures in a row from which on a target is in a crash loop.
 pub const CRASH_LOOP: u32 = 3;
 
 /// Doublings after which the delay grows no more, whatever `most` says: 2³¹ of a millisecond are 24 days.
 const DOUBLINGS: u32 = 31;
 
-/// Where a target stands between its falls.
+/// Standing of a target between its exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     /// Nothing was told of it yet.
@@ -44,24 +44,24 @@ enum Standing {
     Down(Instant),
 }
 
-/// How often a target has failed since everything was forgotten last.
+/// Failures of a target since everything was forgotten last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Failures {
-    /// Falls and failed attempts.
+    /// Exits and failed attempts.
     pub failures: u32,
-    /// Those of them that were followed by a wait: all but a fall out of good standing.
+    /// Those of them that were followed by a wait: all but an exit out of good standing.
     pub waits: u32,
 }
 
-/// What is remembered of a target's falls, and when it is brought up next.
+/// Memory of a target's exits, and the time of its next start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backoff {
     policy: HealPolicy,
     seed: u64,
     standing: Standing,
-    /// Falls and failed attempts since everything was forgotten last.
+    /// Exits and failed attempts since everything was forgotten last.
     failures: u32,
-    /// Those of them that were followed by a wait: all but a fall out of good standing.
+    /// Those of them that were followed by a wait: all but an exit out of good standing.
     waits: u32,
 }
 
@@ -82,12 +82,12 @@ impl Backoff {
         Backoff::new(self.policy, self.seed)
     }
 
-    /// What is worth to be recalled.
+    /// Failures to be recalled.
     pub fn remembers(&self) -> Failures {
         Failures { failures: self.failures, waits: self.waits }
     }
 
-    /// When everything is forgotten if it goes on serving; none where there is nothing to forget.
+    /// Time at which everything is forgotten if it goes on serving; none where there is nothing to forget.
     pub fn clears(&self) -> Option<Instant> {
         match self.standing {
             Standing::Serving(since) if self.failures > 0 => {
@@ -97,23 +97,23 @@ impl Backoff {
         }
     }
 
-    /// The target fell at that time: its process ended, its container is gone, it was found frozen.
+    /// Notes an exit of the target: its process ended, its container is gone, it was found frozen.
     ///
-    /// The first fall makes an attempt due at once; one before `clear_after` of service since the last
+    /// The first exit makes an attempt due at once; one before `clear_after` of service since the last
     /// failure makes it due after the next longer wait.
-    pub fn fell(&mut self, at: Instant) {
+    pub fn exited(&mut self, at: Instant) {
         self.passes(at);
         self.down(at, self.failures > 0);
     }
 
-    /// An attempt to bring it back failed at that time. It is never tried again at once, not even
-    /// where no fall came before it.
+    /// Notes a failed attempt to bring it back. It is never tried again at once, not even
+    /// where no exit came before it.
     pub fn failed(&mut self, at: Instant) {
         self.passes(at);
         self.down(at, true);
     }
 
-    /// It serves since then. To be called as often as it is seen serving; the first time counts.
+    /// Notes that it serves since then. To be called as often as it is seen serving; the first time counts.
     pub fn serves(&mut self, at: Instant) {
         match self.standing {
             Standing::Serving(_) => self.passes(at),
@@ -121,7 +121,7 @@ impl Backoff {
         }
     }
 
-    /// Time passes: after `clear_after` of uninterrupted service all falls are forgotten.
+    /// Time passes: after `clear_after` of uninterrupted service all exits are forgotten.
     pub fn passes(&mut self, now: Instant) {
         let Standing::Serving(since) = self.standing else { return };
         if now.saturating_duration_since(since) >= self.policy.clear_after {
@@ -129,7 +129,7 @@ impl Backoff {
         }
     }
 
-    /// When the next attempt is due; none while it serves, and none before anything was told.
+    /// Time of the next attempt; none while it serves, and none before anything was noted.
     pub fn due(&self) -> Option<Instant> {
         match self.standing {
             Standing::Down(due) => Some(due),
@@ -137,18 +137,18 @@ impl Backoff {
         }
     }
 
-    /// Falls and failed attempts since they were forgotten last.
+    /// Exits and failed attempts since they were forgotten last.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Whether the next start must stand for a while before any controller is created in it: it failed
+    /// Whether the next start is on probation before any controller is created in it: it failed
     /// more than once without `clear_after` of service between.
-    pub fn must_prove(&self) -> bool {
+    pub fn needs_probation(&self) -> bool {
         self.failures > 1
     }
 
-    /// Whether it falls again and again.
+    /// Whether it exits again and again.
     pub fn is_crash_loop(&self) -> bool {
         self.failures >= CRASH_LOOP
     }

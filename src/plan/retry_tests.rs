@@ -21,16 +21,16 @@ fn a_first_fall_is_healed_at_once_and_its_successor_is_taken_on_trust() {
     let mut backoff = Backoff::new(HealPolicy::default(), 7);
     assert_eq!(backoff.due(), None, "nothing is known yet");
     backoff.serves(at);
-    backoff.fell(at + SECOND);
+    backoff.exited(at + SECOND);
     assert_eq!(backoff.due(), Some(at + SECOND));
-    assert!(!backoff.must_prove() && !backoff.is_crash_loop());
+    assert!(!backoff.needs_probation() && !backoff.is_crash_loop());
 }
 
 #[test]
 fn the_waits_double_up_to_the_most_that_the_policy_allows() {
     let at = Instant::now();
     let mut backoff = Backoff::new(plain(), 7);
-    backoff.fell(at);
+    backoff.exited(at);
     let mut seconds = Vec::new();
     for _ in 0..9 {
         backoff.failed(at);
@@ -46,22 +46,22 @@ fn a_failed_attempt_that_no_fall_came_before_is_not_repeated_at_once() {
     let mut backoff = Backoff::new(plain(), 7);
     backoff.failed(at);
     assert_eq!((wait(&backoff, at), backoff.failures()), (SECOND, 1));
-    assert!(!backoff.must_prove());
+    assert!(!backoff.needs_probation());
 }
 
 #[test]
 fn a_fall_within_a_minute_of_service_counts_on_and_has_to_be_proven() {
     let at = Instant::now();
     let mut backoff = Backoff::new(plain(), 7);
-    backoff.fell(at);
+    backoff.exited(at);
     backoff.serves(at + SECOND);
     let again = at + 60 * SECOND;
-    backoff.fell(again);
+    backoff.exited(again);
     assert_eq!((wait(&backoff, again), backoff.failures()), (SECOND, 2));
-    assert!(backoff.must_prove() && !backoff.is_crash_loop());
+    assert!(backoff.needs_probation() && !backoff.is_crash_loop());
     backoff.serves(again + SECOND);
-    assert!(backoff.must_prove(), "serving for a moment proves nothing");
-    backoff.fell(again + 2 * SECOND);
+    assert!(backoff.needs_probation(), "serving for a moment proves nothing");
+    backoff.exited(again + 2 * SECOND);
     assert_eq!(wait(&backoff, again + 2 * SECOND), 2 * SECOND);
     assert!(backoff.is_crash_loop());
 }
@@ -71,13 +71,13 @@ fn a_fall_after_a_full_minute_of_service_is_a_first_one_whether_or_not_anybody_l
     let at = Instant::now();
     for looked in [false, true] {
         let mut backoff = Backoff::new(plain(), 7);
-        (0..5).for_each(|_| backoff.fell(at));
+        (0..5).for_each(|_| backoff.exited(at));
         backoff.serves(at);
         if looked {
             (0..=60).for_each(|n| backoff.passes(at + n * SECOND));
             assert_eq!(backoff.failures(), 0);
         }
-        backoff.fell(at + 60 * SECOND);
+        backoff.exited(at + 60 * SECOND);
         assert_eq!(backoff.due(), Some(at + 60 * SECOND));
         assert_eq!(backoff.failures(), 1);
     }
@@ -87,18 +87,18 @@ fn a_fall_after_a_full_minute_of_service_is_a_first_one_whether_or_not_anybody_l
 fn what_is_recalled_counts_on_until_a_minute_of_service_was_seen() {
     let at = Instant::now();
     let mut before = Backoff::new(plain(), 7);
-    before.fell(at);
+    before.exited(at);
     let recalled = || Backoff::new(plain(), 7).recall(before.remembers());
     assert_eq!((recalled().due(), recalled().clears()), (None, None), "nothing is known of it yet");
     let mut found_down = recalled();
-    found_down.fell(at);
-    assert_eq!((wait(&found_down, at), found_down.must_prove()), (SECOND, true));
+    found_down.exited(at);
+    assert_eq!((wait(&found_down, at), found_down.needs_probation()), (SECOND, true));
     let mut found_serving = recalled();
     found_serving.serves(at);
     assert_eq!(found_serving.clears(), Some(at + 60 * SECOND));
     found_serving.serves(at + 60 * SECOND);
     assert_eq!((found_serving.clears(), found_serving.remembers()), (None, Failures::default()));
-    found_serving.fell(at + 61 * SECOND);
+    found_serving.exited(at + 61 * SECOND);
     assert_eq!(wait(&found_serving, at + 61 * SECOND), Duration::ZERO);
 }
 
@@ -197,7 +197,7 @@ fn times(history: &[(Event, i64)]) -> Vec<(Event, Instant)> {
 
 fn tell(backoff: &mut Backoff, event: Event, at: Instant) {
     match event {
-        Event::Fell => backoff.fell(at),
+        Event::Fell => backoff.exited(at),
         Event::Failed => backoff.failed(at),
         Event::Serves => backoff.serves(at),
         Event::Passes => backoff.passes(at),
@@ -283,7 +283,7 @@ proptest! {
                 Event::Passes => {}
             }
             prop_assert_eq!(backoff.failures(), counted);
-            prop_assert_eq!(backoff.must_prove(), counted >= 2);
+            prop_assert_eq!(backoff.needs_probation(), counted >= 2);
             prop_assert_eq!(backoff.is_crash_loop(), counted >= 3);
         }
     }

@@ -12,11 +12,11 @@ use crate::model::volume::{
 };
 use crate::plan::volumes::{has_unstarted, judge};
 
-/// The volumes of one target as they stand.
+/// Volumes of one target, with their status.
 #[derive(Debug, Default)]
 pub(super) struct VolumeBook {
-    stands: Volumes,
-    /// Since when a volume has a session that does not start.
+    statuses: Volumes,
+    /// Volumes with a session that does not start, and since when.
     unstarted: BTreeMap<VolumeName, Instant>,
 }
 
@@ -31,15 +31,15 @@ pub(super) struct Look<'a> {
 }
 
 impl VolumeBook {
-    /// As they stand.
-    pub(super) fn stands(&self) -> &Volumes {
-        &self.stands
+    /// Status of each.
+    pub(super) fn statuses(&self) -> &Volumes {
+        &self.statuses
     }
 
-    /// Their target exited: none of them serves, and whose VM was connected waits for it.
+    /// Notes the exit of the target: no volume serves, and a VM that was connected waits for it.
     pub(super) fn exited(&mut self, at: &str) {
         self.unstarted.clear();
-        for status in self.stands.values_mut() {
+        for status in self.statuses.values_mut() {
             status.disconnected |= status.sessions > 0;
             status.sessions = 0;
             change(status, VolumeState::Pending, "its target is down", at);
@@ -48,13 +48,13 @@ impl VolumeBook {
 
     /// Drops what is not wanted any more.
     pub(super) fn drop_unwanted(&mut self, wanted: &VolumeSpecs) {
-        self.stands.retain(|name, _| wanted.contains_key(name));
+        self.statuses.retain(|name, _| wanted.contains_key(name));
         self.unstarted.retain(|name, _| wanted.contains_key(name));
     }
 
-    /// One that is not there yet waits for its target.
+    /// Notes that a volume that is not there yet waits for its target.
     pub(super) fn waits(&mut self, name: &VolumeName, why: &str, look: &Look<'_>) {
-        let status = self.stands.get_mut(name).filter(|it| it.state == VolumeState::Pending);
+        let status = self.statuses.get_mut(name).filter(|it| it.state == VolumeState::Pending);
         if let Some(status) = status {
             change(status, VolumeState::Pending, why, &look.at);
         }
@@ -64,7 +64,7 @@ impl VolumeBook {
     pub(super) fn keep(&mut self, wanted: &VolumeSpecs, look: &Look<'_>) {
         self.drop_unwanted(wanted);
         for name in wanted.keys() {
-            self.stands.entry(name.clone()).or_insert_with(|| VolumeStatus {
+            self.statuses.entry(name.clone()).or_insert_with(|| VolumeStatus {
                 state: VolumeState::Pending,
                 reason: "it was not looked at yet".to_string(),
                 since: look.at.clone(),
@@ -83,7 +83,7 @@ impl VolumeBook {
         fault: Option<&Fault>,
         look: &Look<'_>,
     ) {
-        let Some(status) = self.stands.get_mut(&spec.name) else { return };
+        let Some(status) = self.statuses.get_mut(&spec.name) else { return };
         let since = match seen.controller.as_ref().is_some_and(has_unstarted) {
             true => Some(*self.unstarted.entry(spec.name.clone()).or_insert(look.now)),
             false => {
@@ -104,38 +104,38 @@ impl VolumeBook {
     /// Whether a session is starting that may turn out to be stuck, or one is waited for.
     pub(super) fn is_unsettled(&self) -> bool {
         let stuck = |name: &VolumeName| {
-            self.stands.get(name).is_some_and(|it| it.state == VolumeState::Stuck)
+            self.statuses.get(name).is_some_and(|it| it.state == VolumeState::Stuck)
         };
         self.unstarted.keys().any(|name| !stuck(name))
-            || self.stands.values().any(|status| status.disconnected)
+            || self.statuses.values().any(|status| status.disconnected)
     }
 
-    /// Why it could not be brought about the last time.
+    /// Fault of the last try to make it.
     pub(super) fn failed_before(&self, name: &VolumeName) -> Option<Fault> {
-        let status = self.stands.get(name).filter(|it| it.state == VolumeState::Degraded)?;
+        let status = self.statuses.get(name).filter(|it| it.state == VolumeState::Degraded)?;
         Some(Fault::new(Code::VolumeDegraded, status.reason.clone()))
     }
 
     /// Whether a guest uses another volume, or waits for it.
     pub(super) fn has_guests_but_of(&self, name: &VolumeName) -> bool {
-        let mut others = self.stands.iter().filter(|(other, _)| *other != name);
+        let mut others = self.statuses.iter().filter(|(other, _)| *other != name);
         others.any(|(_, status)| status.sessions > 0 || status.disconnected)
     }
 
     /// Whether one is to be tried again.
     pub(super) fn has_degraded(&self) -> bool {
-        self.stands.values().any(|status| status.state == VolumeState::Degraded)
+        self.statuses.values().any(|status| status.state == VolumeState::Degraded)
     }
 
     /// Counted.
     pub(super) fn tally(&self) -> VolumeTally {
-        let count = |state| self.stands.values().filter(|status| status.state == state).count();
+        let count = |state| self.statuses.values().filter(|status| status.state == state).count();
         VolumeTally {
-            wanted: self.stands.len(),
+            wanted: self.statuses.len(),
             serving: count(VolumeState::Serving),
             degraded: count(VolumeState::Degraded),
             stuck: count(VolumeState::Stuck),
-            disconnected_sessions: self.stands.values().filter(|it| it.disconnected).count(),
+            disconnected_sessions: self.statuses.values().filter(|it| it.disconnected).count(),
         }
     }
 }
@@ -183,7 +183,7 @@ mod tests {
                 };
                 book.keep(&[(spec.name.clone(), spec.clone())].into(), &look);
                 book.note(&spec, seen, fault, &look);
-                book.stands()[&spec.name].clone()
+                book.statuses()[&spec.name].clone()
             };
         (VolumeBook::default(), note)
     }
@@ -207,7 +207,7 @@ mod tests {
         let (mut book, note) = book();
         assert_eq!(note(&mut book, 0, &seen(&[(true, 1)]), None).sessions, 1);
         book.exited("then");
-        let fallen = book.stands().values().next().unwrap().clone();
+        let fallen = book.statuses().values().next().unwrap().clone();
         assert_eq!((fallen.state, fallen.sessions), (VolumeState::Pending, 0));
         assert!(fallen.disconnected && book.is_unsettled());
         assert!(note(&mut book, 1, &seen(&[]), None).disconnected);

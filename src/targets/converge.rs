@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use tokio::time::sleep_until;
 
-use super::work::Worker;
-use super::{Parts, TargetWish};
-use crate::agent::progress::ProgressSink;
+use super::TargetWish;
+use super::worker::Worker;
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
@@ -21,16 +20,16 @@ const SIGKILLED: i64 = 137;
 /// Rounds of plan and apply before it is said that they do not lead anywhere.
 const MOST_ROUNDS: usize = 5;
 
-/// What the rounds have come to.
+/// Outcome of the rounds.
 pub(super) enum Converged {
-    /// It is as wanted; in a dry run, it is known what would be done.
+    /// The target is as desired; in a dry run, the plan is known.
     Holds,
     /// An image has to be brought in first, by this step.
     NeedsImage(Step),
 }
 
 impl<C: Containers> Worker<C> {
-    /// Brings it about, observed from the beginning; who asks for the target's health afterwards hears of
+    /// Reconciles the target, observed from the beginning; who asks for its health afterwards hears of
     /// what was done.
     pub(super) async fn change(
         &mut self,
@@ -53,12 +52,12 @@ impl<C: Containers> Worker<C> {
         done
     }
 
-    /// It and its volumes, which are gone with it, are not desired any more.
+    /// Forgets the target and its volumes, which are gone with it.
     async fn forget_target(&self) -> Result<(), Fault> {
         let desired = &self.parts.desired;
-        let volumes: Vec<_> = desired.volumes(&self.name).keys().cloned().collect();
-        desired.forget_volumes(&self.name, &volumes).await?;
-        desired.forget(&self.name).await
+        let volumes: Vec<_> = desired.volumes(self.name()).keys().cloned().collect();
+        desired.forget_volumes(self.name(), &volumes).await?;
+        desired.forget(self.name()).await
     }
 
     pub(super) async fn converge(
@@ -75,12 +74,12 @@ impl<C: Containers> Worker<C> {
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
                 let exit = if from_outside { Exit::FromOutside } else { Exit::ByItself };
                 self.tell_exit(ended, exit).await;
-                self.exit = Some(self.exit.filter(|exit| *exit == Exit::Killed).unwrap_or(exit));
+                self.quarantine.note_exit(exit);
             }
             let mut plan = wish.plan(&seen, &self.parts.policy)?;
             // Whose cores were taken is told by the round that took them, and by no later one.
-            let untold = |told: &Finding| plan.findings.iter().all(|new| new.code != told.code);
-            report.findings.retain(untold);
+            let is_new = |known: &Finding| plan.findings.iter().all(|new| new.code != known.code);
+            report.findings.retain(is_new);
             report.findings.extend(plan.findings.iter().cloned());
             if dry_run {
                 report.steps.extend(plan.steps.iter().map(StepReport::planned));
@@ -110,7 +109,7 @@ impl<C: Containers> Worker<C> {
             self.hasten(&mut plan.steps, &seen, awaited);
             let again = starts_again(&plan.steps);
             if let Err(fault) = self.apply_all(&plan.steps, &seen, report).await {
-                if self.fell_meanwhile(wish.spec(), &plan.steps).await {
+                if self.exited_meanwhile(wish.spec(), &plan.steps).await {
                     continue;
                 }
                 // The engine keeps something of one that ended while it was away itself: a new one has
@@ -151,8 +150,6 @@ impl<C: Containers> Worker<C> {
                 // It is no exit of its own; and what its successor does is not known.
                 self.status.change(|known| known.stopping = true);
                 self.quarantine.clear();
-                (self.inherited, self.exit) = (None, None);
-                let _ = self.unanswered.take();
             }
             self.apply(step, seen, report).await?;
         }
@@ -161,7 +158,7 @@ impl<C: Containers> Worker<C> {
 
     /// Whether all that was wrong is that a target which was there already ended while it was waited for:
     /// one that was killed a moment ago may be seen alive once more. The next round brings it up.
-    async fn fell_meanwhile(&self, spec: &TargetSpec, steps: &[Step]) -> bool {
+    async fn exited_meanwhile(&self, spec: &TargetSpec, steps: &[Step]) -> bool {
         let waited = matches!(steps, [Step::AwaitTarget { .. }]);
         let runs = |seen: TargetSeen| seen.container.is_some_and(|container| container.running);
         waited && self.parts.observer.look(spec).await.is_ok_and(|seen| !runs(seen))
@@ -174,40 +171,25 @@ impl<C: Containers> Worker<C> {
         report: &mut PartReport,
     ) -> Result<(), Fault> {
         if let Step::StopContainer { .. } = step {
-            self.let_settle().await;
+            self.await_grace_period().await;
         }
-        self.parts.apply(step, seen, &self.progress, report).await
+        let begun = self.progress.begun(step);
+        let line = |text| begun.line(text);
+        let applied = self.parts.applier.apply(step, seen.huge_dir.as_deref(), line).await;
+        begun.applied(applied, &mut report.steps)
     }
 
-    /// Guests may be reconnecting to the controllers that were just made: one that its target dies on in
+    /// Waits out the grace period of guests that may be reconnecting to controllers just made: one that its target dies on in
     /// these moments never comes back.
-    async fn let_settle(&self) {
+    async fn await_grace_period(&self) {
         if let Some(made) = self.status.read(|known| known.controllers_made) {
             sleep_until(made + self.parts.policy.heal.settle).await;
         }
     }
-}
 
-impl<C: Containers> Parts<C> {
-    /// Applies one step, and tells of it.
-    pub(super) async fn apply(
-        &self,
-        step: &Step,
-        seen: &TargetSeen,
-        progress: &ProgressSink,
-        report: &mut PartReport,
-    ) -> Result<(), Fault> {
-        let begun = progress.begun(step);
-        let line = |text| begun.line(text);
-        let applied = self.applier.apply(step, seen.huge_dir.as_deref(), line).await;
-        begun.applied(applied, &mut report.steps)
-    }
-}
-
-impl<C: Containers> Worker<C> {
     /// Tells how it exited, once: a start of the same container makes the engine forget that.
     async fn tell_exit(&self, ended: &ContainerSeen, exit: Exit) {
-        if self.exit.is_some() || self.answered.is_none() {
+        if self.quarantine.has_exit() || self.answered.is_none() {
             return;
         }
         let cause = match exit {
@@ -217,15 +199,15 @@ impl<C: Containers> Worker<C> {
                 format!(
                     "{}; {}",
                     ended.how_it_ended(),
-                    self.parts.observer.last_printed(&self.name).await
+                    self.parts.observer.last_printed(self.name()).await
                 )
             }
         };
-        tracing::warn!(target_name = %self.name, "{} exited: {cause}", self.name);
+        tracing::warn!(target_name = %self.name(), "{} exited: {cause}", self.name());
         self.status.exited(cause);
     }
 
-    /// One that answered before is not waited for like one that starts.
+    /// Shortens the wait for a target that has answered before.
     fn hasten(&mut self, steps: &mut [Step], seen: &TargetSeen, awaited: bool) {
         let running = seen.container.as_ref().filter(|container| container.running);
         let pid = running.and_then(|container| container.pid);

@@ -34,11 +34,11 @@ pub(crate) struct VolumeEntry {
     pub(crate) spec: VolumeSpec,
 }
 
-/// What is wanted; clones are one.
+/// Desired targets and volumes; clones are one.
 #[derive(Debug, Clone)]
 pub struct DesiredTargets {
     store: Store,
-    told: Arc<watch::Sender<Desired>>,
+    published: Arc<watch::Sender<Desired>>,
     /// Held by the change that is being written.
     turn: Arc<Mutex<()>>,
 }
@@ -66,23 +66,23 @@ impl DesiredTargets {
         for target in store.folders(VOLUMES, Durability::Disk)? {
             open_volumes(&store, &target, &mut desired)?;
         }
-        let told = Arc::new(watch::Sender::new(desired));
-        Ok(DesiredTargets { store, told, turn: Arc::default() })
+        let published = Arc::new(watch::Sender::new(desired));
+        Ok(DesiredTargets { store, published, turn: Arc::default() })
     }
 
-    /// What is wanted, now and from now on.
+    /// Desired state, now and from now on.
     pub fn watch(&self) -> watch::Receiver<Desired> {
-        self.told.subscribe()
+        self.published.subscribe()
     }
 
     /// The volumes that are wanted in a target.
     pub fn volumes(&self, target: &TargetName) -> Arc<VolumeSpecs> {
-        self.told.borrow().volumes_of(target)
+        self.published.borrow().volumes_of(target)
     }
 
-    /// How many volumes are wanted in all targets.
+    /// Number of desired volumes in all targets.
     pub fn volume_count(&self) -> usize {
-        self.told.borrow().volumes.values().map(|volumes| volumes.len()).sum()
+        self.published.borrow().volumes.values().map(|volumes| volumes.len()).sum()
     }
 
     /// Makes volumes desired like this, those that are not already.
@@ -146,7 +146,7 @@ impl DesiredTargets {
 
     /// The target as it is desired now.
     pub fn get(&self, name: &TargetName) -> Option<TargetSpec> {
-        self.told.borrow().targets.get(name).cloned()
+        self.published.borrow().targets.get(name).cloned()
     }
 
     /// Makes a target desired like this.
@@ -170,7 +170,7 @@ impl DesiredTargets {
         name: &TargetName,
         spec: Option<&TargetSpec>,
     ) -> Result<(), Fault> {
-        if self.told.borrow().targets.get(name) == spec {
+        if self.published.borrow().targets.get(name) == spec {
             return Ok(());
         }
         let of = name.clone();
@@ -195,7 +195,7 @@ impl DesiredTargets {
     ) -> Result<(), Fault> {
         let by = Instant::now() + WRITE_TIMEOUT;
         let turn = timeout_at(by, self.turn.clone().lock_owned()).await.map_err(|_| late())?;
-        let before = self.told.borrow().clone();
+        let before = self.published.borrow().clone();
         let mut after = before.clone();
         alter(&mut after);
         let (store, next) = (self.store.clone(), after.clone());
@@ -227,7 +227,7 @@ impl DesiredTargets {
             }
         };
         done?;
-        self.told.send_replace(after);
+        self.published.send_replace(after);
         Ok(())
     }
 }

@@ -19,17 +19,17 @@ const PROCESSES: &str = "processes";
 /// … and that of the volumes that took it down, or may have.
 const QUARANTINE: &str = "quarantine";
 
-/// The falls of all targets.
+/// Exits of all targets.
 #[derive(Debug, Clone)]
 pub struct Exits(Store);
 
 impl Exits {
-    /// Those that this folder holds.
+    /// Exits that the store holds.
     pub fn new(store: Store) -> Exits {
         Exits(store)
     }
 
-    /// What is remembered of one target. One that cannot be read is a target that never fell: it is healed at
+    /// Record of one target. One that cannot be read is a target that never exited: it is healed at
     /// once.
     pub(super) fn of(&self, name: &TargetName) -> Remembered {
         Remembered { failures: self.read(FOLDER, name), process: self.read(PROCESSES, name) }
@@ -74,7 +74,7 @@ impl Exits {
         false
     }
 
-    /// What is held against volumes of a target. Where it cannot be read, nothing is.
+    /// Quarantine of the volumes of a target; empty where it cannot be read.
     pub(super) fn quarantine(&self, name: &TargetName) -> quarantine::Remembered {
         self.read(QUARANTINE, name)
     }

@@ -18,6 +18,7 @@ use crate::model::event::{EventId, What};
 use crate::model::policy::{EnginePolicy, HealthPolicy, TargetPolicy, TargetSettings};
 use crate::model::registry::RegistryPolicy;
 use crate::model::status::TargetStatuses;
+use crate::model::target::TargetSpec;
 use crate::spdk::Sockets;
 use crate::store::Store;
 

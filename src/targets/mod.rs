@@ -12,24 +12,29 @@
 
 mod book;
 mod converge;
+mod deploy;
 pub mod desired;
 mod exits;
 pub mod observer;
+mod request;
+mod start;
 mod status;
 mod task;
 mod volumes;
-mod work;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use self::desired::DesiredTargets;
 pub use self::exits::Exits;
 use self::observer::{Observers, Probe};
+pub use self::request::TargetWish;
+use self::request::{Request, Requested};
 pub use self::status::Statuses;
 use self::status::health_of_another;
 use self::task::Task;
@@ -48,102 +53,24 @@ use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{
-    EnsureWish, TargetHealth, TargetName, TargetSeen, TargetSpec, TargetState,
-};
-use crate::model::volume::{VolumeKey, VolumeSpec, VolumeStatus, VolumeView, Volumes};
+use crate::model::target::{TargetHealth, TargetName, TargetState};
 use crate::model::work::WorkId;
-use crate::plan::target::{self, TargetPlan};
 use crate::watchdog::Watchdog;
 
 /// Requests that may wait for one target; more are refused.
 const QUEUE: usize = 256;
 /// Targets of one node.
 const MOST_TARGETS: usize = 64;
-/// How long a busy target is waited for by who only wants to know how volumes stand.
-const LOOK_PATIENCE: Duration = Duration::from_secs(1);
-/// Between two tries to take away a volume that a virtual machine is about to leave.
-const LEAVE_PAUSE: Duration = Duration::from_millis(200);
-/// How long its task may take to judge what was seen: it never works on its own time.
+/// Time for a task to judge an observation: it never works on its own time.
 const JUDGE_TIME: Duration = Duration::from_secs(1);
-
-/// What is wanted of a target.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TargetWish {
-    /// That it runs like this.
-    Ensure(TargetSpec, EnsureWish),
-    /// That it does not run; `force` also with virtual machines connected.
-    Destroy {
-        /// Which, and where its control socket is.
-        spec: TargetSpec,
-        /// Whether it is insisted on.
-        force: bool,
-    },
-}
-
-impl TargetWish {
-    fn spec(&self) -> &TargetSpec {
-        match self {
-            TargetWish::Ensure(spec, _) | TargetWish::Destroy { spec, .. } => spec,
-        }
-    }
-
-    fn plan(&self, seen: &TargetSeen, policy: &TargetPolicy) -> Result<TargetPlan, Fault> {
-        match self {
-            TargetWish::Ensure(spec, wish) => target::ensure(spec, *wish, seen, policy),
-            TargetWish::Destroy { spec, force } => target::destroy(spec, *force, seen, policy),
-        }
-    }
-}
-
-/// What a target's task is asked for, and where its answer goes.
-enum Request {
-    /// The target itself.
-    Target {
-        work: WorkId,
-        wish: Box<TargetWish>,
-        dry_run: bool,
-        reply: oneshot::Sender<PrepareReport>,
-    },
-    /// Volumes that are to serve.
-    Activate {
-        volumes: Vec<VolumeSpec>,
-        undo: bool,
-        reply: oneshot::Sender<Result<Vec<VolumeView>, Fault>>,
-    },
-    /// Volumes that are to go, of a target that need not be desired.
-    Deactivate {
-        target: Box<TargetSpec>,
-        volumes: Vec<VolumeKey>,
-        reply: oneshot::Sender<Result<(), Fault>>,
-    },
-    /// A volume that is to have another size.
-    Resize {
-        target: Box<TargetSpec>,
-        volume: VolumeKey,
-        size_mib: u64,
-        reply: oneshot::Sender<Result<VolumeView, Fault>>,
-    },
-    /// A look at the volumes.
-    Look { reply: oneshot::Sender<()>, _place: OwnedSemaphorePermit },
-    /// The agent has started: the target is brought up if it is down.
-    Start,
-}
-
-/// A request on its way.
-struct Requested {
-    request: Request,
-    /// Shows that its task is needed until it is done.
-    _work: Arc<()>,
-}
 
 /// The way to one task.
 #[derive(Clone)]
 struct Way {
     requests: mpsc::Sender<Requested>,
-    /// What each of its requests holds a share of.
+    /// Token of which each of its requests holds a clone.
     work: Arc<()>,
-    /// One look at a time: who only wants to know must not fill its queue.
+    /// Permit for one look at a time: looks must not fill the queue.
     looks: Arc<Semaphore>,
     /// The control socket at which the target was asked for, for one that is not desired.
     asked_at: Arc<watch::Sender<Option<CleanPath>>>,
@@ -151,7 +78,7 @@ struct Way {
 
 type Tasks = BTreeMap<TargetName, Way>;
 
-/// What every task needs.
+/// Parts that every task needs.
 pub struct Parts<C> {
     /// Looks at targets.
     pub observer: TargetObserver<C>,
@@ -165,13 +92,13 @@ pub struct Parts<C> {
     pub policy: TargetPolicy,
     /// Desired targets and volumes.
     pub desired: DesiredTargets,
-    /// What is remembered of their exits.
+    /// Record of their exits.
     pub exits: Exits,
     /// Asks engine and control sockets.
     pub probe: Arc<Probe<C>>,
     /// Observe them all the time.
     pub observers: Observers,
-    /// Where their statuses are published.
+    /// Publisher of their statuses.
     pub statuses: Statuses,
     /// Tells how work goes on.
     pub progress: ProgressSink,
@@ -206,7 +133,7 @@ impl Targets {
         Targets { tasks: Arc::default(), start, desired, exits, observers, statuses, deep }
     }
 
-    /// Looks after every target that is desired, from now on: what has exited meanwhile is brought back.
+    /// Reconciles every desired target from now on: those that have exited meanwhile are brought back.
     pub fn start_all(&self) {
         let names: Vec<TargetName> =
             self.desired.watch().borrow().targets.keys().cloned().collect();
@@ -238,7 +165,7 @@ impl Targets {
         TargetHealth { age_ms, ..health }
     }
 
-    /// What its task made of that observation or a later one; none, where the target is desired with another
+    /// Health that its task made of that observation or a later one; none, where the target is desired with another
     /// control socket, or there are too many targets.
     async fn judged(
         &self,
@@ -264,21 +191,21 @@ impl Targets {
         known?.health.clone()
     }
 
-    /// How old the last answer is of each target that is observed and has answered; nobody is asked for that.
+    /// Age of the last answer of each target that is observed and has answered; nobody is asked for that.
     pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
         self.observers.last_answers()
     }
 
-    /// What I/O through the target with that control socket came to.
+    /// Probes the target with that control socket by I/O.
     pub async fn deep_health(&self, control: &CleanPath) -> DeepHealth {
         self.deep.prove(control).await
     }
 
-    /// Brings about what is wanted of a target, as that work; every step has its own deadline.
+    /// Reconciles a target with a request, as that work; every step has its own deadline.
     ///
     /// # Errors
     /// Only when it could not be taken in; what failed in the work is in the report.
-    pub async fn bring_about(
+    pub async fn reconcile(
         &self,
         work: WorkId,
         wish: TargetWish,
@@ -286,88 +213,6 @@ impl Targets {
     ) -> Result<PrepareReport, Fault> {
         let (name, wish) = (wish.spec().name.clone(), Box::new(wish));
         self.ask(&name, |reply| Request::Target { work, wish, dry_run, reply }).await
-    }
-
-    /// Makes volumes serve in a target, all in one pass, and writes down that they are desired before that.
-    /// `undo` forgets again, and takes away, what was not desired before and could not be brought about.
-    ///
-    /// Returns each volume as it stands afterwards: one that does not serve says why.
-    ///
-    /// # Errors
-    /// When nothing of it could be taken in: a conflict with what is desired already, the state, the target;
-    /// with `undo`, also when one could not be brought about.
-    pub async fn activate(
-        &self,
-        target: &TargetSpec,
-        volumes: Vec<VolumeSpec>,
-        undo: bool,
-    ) -> Result<Vec<VolumeView>, Fault> {
-        self.ask(&target.name, |reply| Request::Activate { volumes, undo, reply }).await?
-    }
-
-    /// Takes volumes away; those that are not there are gone already. With a virtual machine connected one
-    /// is refused; `wait` waits so long for it to go.
-    ///
-    /// # Errors
-    /// `volume-in-use`, and what the target or the state say.
-    pub async fn deactivate(
-        &self,
-        target: &TargetSpec,
-        volumes: Vec<VolumeKey>,
-        wait: Option<Duration>,
-    ) -> Result<(), Fault> {
-        let deadline = Instant::now() + wait.unwrap_or_default();
-        loop {
-            let (target, volumes) = (Box::new(target.clone()), volumes.clone());
-            let name = target.name.clone();
-            let done =
-                self.ask(&name, |reply| Request::Deactivate { target, volumes, reply }).await?;
-            match done {
-                // Not in the task, which has other things to do meanwhile.
-                Err(fault) if fault.code == Code::VolumeInUse && Instant::now() < deadline => {
-                    sleep(LEAVE_PAUSE).await;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    /// Gives a volume a new size, which a connected guest sees.
-    ///
-    /// # Errors
-    /// `volume-unknown`, `volume-not-resizable`, and what the target says.
-    pub async fn resize(
-        &self,
-        target: &TargetSpec,
-        volume: VolumeKey,
-        size_mib: u64,
-    ) -> Result<VolumeView, Fault> {
-        let (target, name) = (Box::new(target.clone()), target.name.clone());
-        self.ask(&name, |reply| Request::Resize { target, volume, size_mib, reply }).await?
-    }
-
-    /// The volumes that are desired in a target, as they stand: looked at now, unless its task is busy for
-    /// longer; then as they were known last.
-    pub async fn volumes(&self, target: &TargetName) -> Vec<VolumeView> {
-        let specs = self.desired.volumes(target);
-        if specs.is_empty() {
-            return Vec::new();
-        }
-        let looked = async {
-            let _place = self.way(target).ok()?.looks.acquire_owned().await.ok()?;
-            self.ask(target, |reply| Request::Look { reply, _place }).await.ok()
-        };
-        // One that is busy knows what it did last, and that is told then.
-        let _ = timeout(LOOK_PATIENCE, looked).await;
-        let known = self.volume_statuses(target);
-        let specs = self.desired.volumes(target);
-        specs.values().map(|spec| view(target, spec, &known)).collect()
-    }
-
-    fn volume_statuses(&self, target: &TargetName) -> Arc<Volumes> {
-        let all = self.statuses.watch();
-        let known = all.borrow().get(target).map(|status| status.volume_statuses.clone());
-        known.unwrap_or_default()
     }
 
     async fn ask<T>(
@@ -416,12 +261,6 @@ impl Targets {
     }
 }
 
-/// A volume with how it stood last.
-fn view(target: &TargetName, spec: &VolumeSpec, known: &Volumes) -> VolumeView {
-    let status = known.get(&spec.name).cloned().unwrap_or_else(VolumeStatus::unknown);
-    VolumeView { target: target.clone(), spec: spec.clone(), status }
-}
-
 /// The time, in RFC 3339.
 fn now() -> String {
     humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
@@ -429,5 +268,3 @@ fn now() -> String {
 
 #[cfg(test)]
 mod health_tests;
-#[cfg(test)]
-mod task_tests;

@@ -27,12 +27,12 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    /// Nothing is known yet; `events` hears of each change of a target's health.
+    /// Statuses of no target yet; `events` hears of each change of a target's health.
     pub fn new(events: Events) -> Statuses {
         Statuses { all: Arc::new(watch::Sender::new(TargetStatuses::default())), events }
     }
 
-    /// All of them, now and from now on.
+    /// Statuses of all targets, now and from now on.
     pub fn watch(&self) -> watch::Receiver<TargetStatuses> {
         self.all.subscribe()
     }
@@ -46,9 +46,9 @@ impl Statuses {
 /// Facts about one target.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// What was seen last, and at which control socket.
+    /// Last observation, and its control socket.
     pub(super) seen: Option<(CleanPath, Arc<Observation>)>,
-    /// What is being done with it.
+    /// Work on it.
     pub(super) at_work: Option<Work>,
     /// Whether the agent itself stops its process, or has in the work that goes on.
     pub(super) stopping: bool,
@@ -58,17 +58,17 @@ pub(super) struct Known {
     pub(super) trouble: Option<String>,
     /// The process in which all its volumes were brought about.
     pub(super) in_place: Option<u32>,
-    /// When controllers were made in it last.
+    /// Time at which controllers were made in it last.
     pub(super) controllers_made: Option<Instant>,
-    /// When its volumes are looked at next.
+    /// Time of the next look at its volumes.
     pub(super) next_pass: Option<Instant>,
     /// Its volumes.
     pub(super) book: VolumeBook,
-    /// How often the agent has started it again.
+    /// Restarts by the agent.
     pub(super) restarts: u64,
-    /// How often its process has exited.
+    /// Exits of its process.
     pub(super) exits: u64,
-    /// How its process exited last.
+    /// Last exit of its process.
     pub(super) last_exit: Option<LastExit>,
 }
 
@@ -125,10 +125,12 @@ impl Status {
         self.statuses.all.send_if_modified(|all| {
             let before = all.get(&self.name);
             let health = self.judge(known, before.and_then(|it| it.health.as_ref()));
-            let told = before.and_then(|it| it.health.as_ref()).map(|it| (it.state, &it.reason));
-            news = health.clone().filter(|health| told != Some((health.state, &health.reason)));
-            let stands = known.book.stands();
-            let kept = before.map(|it| &it.volume_statuses).filter(|kept| ***kept == *stands);
+            let published =
+                before.and_then(|it| it.health.as_ref()).map(|it| (it.state, &it.reason));
+            news =
+                health.clone().filter(|health| published != Some((health.state, &health.reason)));
+            let statuses = known.book.statuses();
+            let kept = before.map(|it| &it.volume_statuses).filter(|kept| ***kept == *statuses);
             let next = TargetStatus {
                 health,
                 control: known.seen.as_ref().map(|(control, _)| control.clone()),
@@ -137,7 +139,7 @@ impl Status {
                 exits: known.exits,
                 last_exit: known.last_exit.clone(),
                 volumes: known.book.tally(),
-                volume_statuses: kept.cloned().unwrap_or_else(|| Arc::new(stands.clone())),
+                volume_statuses: kept.cloned().unwrap_or_else(|| Arc::new(statuses.clone())),
             };
             let changed =
                 before != Some(&next) && (before.is_some() || next != TargetStatus::default());

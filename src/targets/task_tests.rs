@@ -3,24 +3,34 @@
 use tempfile::TempDir;
 use tokio::time::{Duration, Instant, advance, sleep};
 
-use super::status::Known;
 use super::*;
 use crate::agent::events::Events;
-use crate::docker::fake::FakeContainers;
+use crate::docker::fake::{FakeContainers, FakeRegistry};
 use crate::host::Root;
 use crate::model::observation::{Activity, Observation, Process};
-use crate::model::target::TargetState;
-use crate::plan::lifecycle::{Phase, Remembered};
+use crate::model::target::{EnsureWish, TargetKind, TargetSpec, TargetState};
+use crate::model::volume::{VolumeKey, VolumeSpec};
+use crate::plan::lifecycle::Phase;
 use crate::plan::retry::Failures;
 use crate::spdk::Sockets;
 use crate::store::Store;
+use crate::targets::status::Known;
+use crate::targets::*;
 
 /// What tasks on such a node share.
 fn parts(folder: &TempDir, seen: watch::Sender<Arc<Observation>>) -> Parts<FakeContainers> {
+    parts_with(folder, seen, Arc::new(FakeContainers::with_one(&[])))
+}
+
+/// What they share with that engine.
+fn parts_with(
+    folder: &TempDir,
+    seen: watch::Sender<Arc<Observation>>,
+    containers: Arc<FakeContainers>,
+) -> Parts<FakeContainers> {
     let root = Root::new(folder.path());
     crate::host::spawn_fake::put_cpu(&root);
     let (policy, sockets) = (TargetPolicy::example(), Sockets::default());
-    let containers = Arc::new(FakeContainers::with_one(&[]));
     let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
     let desired = DesiredTargets::open(store.clone()).unwrap();
     let probe = Probe::new(&root, containers.clone(), sockets.clone(), policy.clone());
@@ -57,7 +67,7 @@ impl Scene {
         let spec = TargetSpec::example("a");
         parts.desired.want(&spec).await.unwrap();
         let mut task = Task::new(spec.name, Arc::new(parts), Arc::default());
-        task.acts();
+        task.may_act();
         Scene { task, seen }
     }
 
@@ -104,23 +114,23 @@ async fn target_that_exits_is_tried_at_once_and_then_ever_more_rarely() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
     scene.sees(LIVES, true);
-    scene.task.settle().await;
+    scene.task.reconcile_all().await;
     assert_eq!((scene.phase(), scene.due()), ("Serving", None));
     scene.sees(ended(), false);
     let mut waits = Vec::new();
     for failures in 2..8 {
-        scene.task.settle().await;
+        scene.task.reconcile_all().await;
         assert_eq!((scene.phase(), scene.task.state.retry.failures()), ("Down", failures));
         waits.push(scene.due().unwrap());
         advance(Duration::from_millis(100)).await;
-        scene.task.settle().await;
+        scene.task.reconcile_all().await;
         assert_eq!(scene.task.state.retry.failures(), failures, "nothing was due yet");
         advance(Duration::from_secs_f64(waits.last().unwrap().to_owned())).await;
     }
     for (wait, most) in waits.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]) {
         assert!((0.8 * most..=most).contains(wait), "{waits:?}");
     }
-    let status = scene.task.parts.statuses.watch().borrow()[&scene.task.name].clone();
+    let status = scene.task.parts.statuses.watch().borrow()[scene.task.name()].clone();
     let health = status.health.unwrap();
     assert_eq!(health.state, TargetState::Failed);
     assert!(health.reason.contains("again and again"), "{}", health.reason);
@@ -131,7 +141,7 @@ async fn target_that_exits_is_tried_at_once_and_then_ever_more_rarely() {
 async fn target_that_was_not_looked_at_yet_is_not_started() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
-    scene.task.settle().await;
+    scene.task.reconcile_all().await;
     assert_eq!((scene.phase(), scene.task.state.retry.failures()), ("Down", 0));
 }
 
@@ -143,16 +153,16 @@ async fn exits_of_before_count_on_until_enough_service_was_seen() {
     let exits = parts(&folder, unseen()).exits;
     exits.keep(&"a".parse().unwrap(), Remembered::default(), before).await;
     let mut scene = Scene::new(&folder).await;
-    assert!(scene.task.state.retry.must_prove());
+    assert!(scene.task.state.retry.needs_probation());
     scene.sees(LIVES, true);
-    scene.task.settle().await;
+    scene.task.reconcile_all().await;
     let clear_after = scene.task.parts.policy.heal.clear_after;
     assert_eq!(scene.due(), Some(clear_after.as_secs_f64()));
-    let known = exits.of(&scene.task.name);
+    let known = exits.of(scene.task.name());
     assert_eq!((known.failures, known.process.pid), (failures, Some(7)));
     advance(clear_after).await;
-    scene.task.settle().await;
-    let known = exits.of(&scene.task.name);
+    scene.task.reconcile_all().await;
+    let known = exits.of(scene.task.name());
     assert_eq!((scene.due(), known.failures), (None, Failures::default()));
 }
 
@@ -161,14 +171,14 @@ async fn target_that_nobody_wants_any_more_is_forgotten_with_its_exits() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
     scene.sees(LIVES, true);
-    scene.task.settle().await;
+    scene.task.reconcile_all().await;
     scene.sees(ended(), false);
-    scene.task.settle().await;
+    scene.task.reconcile_all().await;
     let task = &mut scene.task;
-    assert_eq!(task.parts.exits.of(&task.name).failures.failures, 2);
-    task.parts.desired.forget(&task.name).await.unwrap();
-    task.settle().await;
-    assert_eq!(task.parts.exits.of(&task.name), Remembered::default());
+    assert_eq!(task.parts.exits.of(task.name()).failures.failures, 2);
+    task.parts.desired.forget(task.name()).await.unwrap();
+    task.reconcile_all().await;
+    assert_eq!(task.parts.exits.of(task.name()), Remembered::default());
     assert_eq!((scene.phase(), scene.due()), ("Unwanted", None));
 }
 
@@ -180,17 +190,17 @@ async fn target_in_a_crash_loop_gets_its_volumes_only_after_its_probation() {
     let exits = parts(&folder, unseen()).exits;
     exits.keep(&"a".parse().unwrap(), Remembered::default(), often).await;
     let mut scene = Scene::new(&folder).await;
-    let prove = scene.task.parts.policy.heal.prove;
+    let min_ready = scene.task.parts.policy.heal.prove;
     scene.sees(LIVES, true);
     let seen = scene.seen.clone();
     let exits = async {
-        sleep(prove / 2).await;
+        sleep(min_ready / 2).await;
         sees(&seen, ended(), false);
     };
-    tokio::join!(scene.task.run_for(prove), exits);
+    tokio::join!(scene.task.run_for(min_ready), exits);
     assert!(!scene.is_in_place());
     scene.sees(Process::Lives { pid: 8, young: false }, true);
-    scene.task.run_for(prove - Duration::from_millis(100)).await;
+    scene.task.run_for(min_ready - Duration::from_millis(100)).await;
     assert!(!scene.is_in_place());
     scene.task.run_for(Duration::from_millis(300)).await;
     assert!(scene.is_in_place());
@@ -201,7 +211,7 @@ async fn work_is_given_up_when_the_target_is_to_be_killed() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&folder).await;
     scene.sees(LIVES, true);
-    scene.task.settle().await;
+    scene.task.reconcile_all().await;
     let seen = scene.seen.clone();
     let stops = async {
         loop {
@@ -232,7 +242,169 @@ async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
         let wish = TargetWish::Destroy { spec, force: false };
-        let report = targets.bring_about(WorkId::next(), wish, true).await;
+        let report = targets.reconcile(WorkId::next(), wish, true).await;
         assert_eq!(report.unwrap().errors[0].code, Code::ContainerNotOurs);
+    }
+}
+
+/// A node to whose engine images come in when the test says so, and a deploy whose image is on its way.
+struct SlowImage {
+    targets: Targets,
+    engine: Arc<FakeContainers>,
+    image: Arc<Semaphore>,
+    spec: TargetSpec,
+    deploy: tokio::task::JoinHandle<PrepareReport>,
+    _seen: watch::Sender<Arc<Observation>>,
+}
+
+impl SlowImage {
+    /// Where the target is desired as it was before, or not at all.
+    async fn new(folder: &TempDir, is_desired: bool) -> SlowImage {
+        let image = Arc::new(Semaphore::new(0));
+        let engine = Arc::new(FakeContainers::with_registry(FakeRegistry::Gives(image.clone())));
+        // One that somebody else made, and that has ended.
+        engine.change(|one| (one.running, one.pid) = (false, None));
+        let seen = unseen();
+        let parts = parts_with(folder, seen.clone(), engine.clone());
+        let spec = TargetSpec::example("a");
+        if is_desired {
+            parts.desired.want(&spec).await.unwrap();
+        }
+        let deep = DeepProbe::new(&Root::new(folder.path()), Sockets::default(), Duration::ZERO);
+        let targets = Targets::new(parts, deep, Watchdog::default());
+        let deploy = tokio::spawn(std::future::pending());
+        let mut scene = SlowImage { targets, engine, image, spec, deploy, _seen: seen };
+        scene.deploy = scene.deploys();
+        while scene.engine.pulled().is_empty() {
+            assert!(!scene.deploy.is_finished(), "{:?}", scene.deploy.await);
+            sleep(Duration::from_millis(10)).await;
+        }
+        scene
+    }
+
+    /// Asks for another image than is there.
+    fn deploys(&self) -> tokio::task::JoinHandle<PrepareReport> {
+        let image = Some("10.0.0.1:5000/vhost:1".to_string());
+        let spec = TargetSpec { kind: TargetKind::Zbs, image, ..self.spec.clone() };
+        let wish = EnsureWish { recreate: true, force: true, ..EnsureWish::default() };
+        let (targets, wish) = (self.targets.clone(), TargetWish::Ensure(spec, wish));
+        let deploy = async move { targets.reconcile(WorkId::next(), wish, false).await.unwrap() };
+        tokio::spawn(deploy)
+    }
+
+    async fn destroy(&self, force: bool) -> PrepareReport {
+        let wish = TargetWish::Destroy { spec: self.spec.clone(), force };
+        at_once(self.targets.reconcile(WorkId::next(), wish, false)).await.unwrap()
+    }
+}
+
+async fn at_once<T>(done: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), done)
+        .await
+        .expect("it does not wait for an image")
+}
+
+#[tokio::test(start_paused = true)]
+async fn destroy_gives_up_deploys_of_before_whose_image_is_on_its_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = SlowImage::new(&folder, true).await;
+    let second = scene.deploys();
+    sleep(Duration::from_millis(10)).await;
+    scene.engine.take_away();
+    assert_eq!(scene.destroy(false).await.errors, []);
+    let (first, second) = (at_once(scene.deploy).await.unwrap(), at_once(second).await.unwrap());
+    for report in [&first, &second] {
+        assert_eq!(report.errors[0].code, Code::TargetNotConverging, "{report:?}");
+        assert!(report.errors[0].text.contains("a destroy"), "{report:?}");
+    }
+    assert_eq!(first.steps.len(), 1, "the image that did not come: {first:?}");
+    scene.image.add_permits(9);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(scene.targets.desired.get(&scene.spec.name), None);
+    assert_eq!(scene.engine.pulled().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn destroy_that_is_refused_leaves_the_deploy_whose_image_is_on_its_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = SlowImage::new(&folder, true).await;
+    assert_eq!(scene.destroy(false).await.errors[0].code, Code::ContainerNotOurs);
+    let ends = tokio::time::timeout(Duration::from_secs(30), &mut scene.deploy);
+    assert!(ends.await.is_err(), "it goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_of_a_target_that_does_not_serve_wait_for_no_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = SlowImage::new(&folder, true).await;
+    let (targets, spec) = (&scene.targets, &scene.spec);
+    let volume = VolumeSpec::example("v");
+    let key = VolumeKey::Name(volume.name.clone());
+    let resized = at_once(targets.resize(spec, key.clone(), 1)).await;
+    assert_eq!(resized.unwrap_err().code, Code::VolumeUnknown);
+    let activated = at_once(targets.activate(spec, vec![volume], true)).await;
+    assert_eq!(activated.unwrap_err().code, Code::TargetNotServing);
+    at_once(targets.deactivate(spec, vec![key], None)).await.unwrap();
+    assert!(!scene.deploy.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn volume_of_a_target_that_is_deployed_for_the_first_time_waits_for_its_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = SlowImage::new(&folder, false).await;
+    let activated = scene.targets.activate(&scene.spec, vec![VolumeSpec::example("v")], true);
+    assert!(tokio::time::timeout(Duration::from_secs(30), activated).await.is_err());
+    scene.engine.take_away();
+    assert_eq!(scene.destroy(false).await.errors, []);
+}
+
+/// A task without its loop.
+impl<C: Containers> Task<C> {
+    /// Reconciles until nothing more is to be done now.
+    async fn reconcile_all(&mut self) {
+        loop {
+            self.reconcile();
+            if self.worker.is_idle() {
+                return;
+            }
+            let done = self.worker.finished().await;
+            self.finished(done);
+        }
+    }
+
+    /// It is asked for something.
+    fn may_act(&mut self) {
+        self.mandate = Mandate::Act;
+    }
+
+    /// Reconciles for so long.
+    async fn run_for(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.reconcile_all().await;
+            let due = self.next_due().map(|due| due.max(self.reconciled + LEAST_PAUSE));
+            tokio::select! {
+                () = changed(&mut self.observed) => {}
+                () = wait::until(due) => {}
+                () = tokio::time::sleep_until(end) => {}
+            }
+        }
+    }
+
+    /// Begins work on volumes that never ends by itself, and reconciles until it is given up; why it was.
+    async fn gives_up(&mut self) -> Fault {
+        self.reconcile_all().await;
+        let Some(mut worker) = self.worker.take() else { unreachable!() };
+        let mut done =
+            Box::pin(async move { worker.unless_stuck(std::future::pending::<()>()).await });
+        loop {
+            self.reconcile();
+            let due = self.next_due();
+            tokio::select! {
+                given_up = &mut done => return given_up.unwrap_err(),
+                () = changed(&mut self.observed) => {}
+                () = wait::until(due) => {}
+            }
+        }
     }
 }

@@ -161,7 +161,7 @@ async fn bring_about(
     let (wish, dry_run) = (wish(spec.map_err(Problem::of)?, query), query.dry_run);
     let call = (!dry_run).then(|| Call::begins(route, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
-    let done = async move { targets.bring_about(work, wish, dry_run).await.map(Arc::new) };
+    let done = async move { targets.reconcile(work, wish, dry_run).await.map(Arc::new) };
     report::answer_with(&headers, (work, events), done, call).await
 }
 

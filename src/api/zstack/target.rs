@@ -145,7 +145,7 @@ pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
 async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result<Value, Fault> {
     let (id, events) = (WorkId::next(), api.native.progress.watch());
     let wish = TargetWish::Ensure(spec, EnsureWish::default());
-    let work = async { answer(&api.native.targets.bring_about(id, wish, false).await?) };
+    let work = async { answer(&api.native.targets.reconcile(id, wish, false).await?) };
     task::told(api.clone(), asked, Kind::Deploy, (id, events), work).await
 }
 
@@ -153,7 +153,7 @@ async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
         let wish = TargetWish::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
-        answer(&api.native.targets.bring_about(WorkId::next(), wish, false).await?)
+        answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)
     };
     task::call(api, (Some("destroy"), Keep::OnDisk), request, work).await
 }

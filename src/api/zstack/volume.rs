@@ -164,7 +164,7 @@ async fn serve(api: &Shared, target: TargetSpec, volume: VolumeSpec) -> Result<V
     let mut findings = json!([]);
     if !serves_already(api, &target).await {
         let wish = TargetWish::Ensure(target.clone(), EnsureWish::default());
-        let mut told = answer(&api.native.targets.bring_about(WorkId::next(), wish, false).await?)?;
+        let mut told = answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)?;
         findings = told["findings"].take();
     }
     // One that runs otherwise than it was asked for is left so, and its folder is where the sockets are.

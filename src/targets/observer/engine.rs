@@ -30,13 +30,13 @@ pub(super) enum News {
 /// The engine's news; clones are one.
 #[derive(Debug, Clone)]
 pub struct EngineNews {
-    told: broadcast::Sender<News>,
+    sender: broadcast::Sender<News>,
     live: Arc<AtomicBool>,
 }
 
 impl Default for EngineNews {
     fn default() -> EngineNews {
-        EngineNews { told: broadcast::Sender::new(BACKLOG), live: Arc::default() }
+        EngineNews { sender: broadcast::Sender::new(BACKLOG), live: Arc::default() }
     }
 }
 
@@ -48,7 +48,7 @@ impl EngineNews {
 
     /// All that is told from now on.
     pub(super) fn listen(&self) -> broadcast::Receiver<News> {
-        self.told.subscribe()
+        self.sender.subscribe()
     }
 
     /// Follows the engine for ever, and never starts it by that.
@@ -60,18 +60,18 @@ impl EngineNews {
                 continue;
             }
             let tell = |event| match event {
-                EngineEvent::Container(name) => drop(self.told.send(News::Container(name))),
+                EngineEvent::Container(name) => drop(self.sender.send(News::Container(name))),
                 EngineEvent::Listening => {
                     self.live.store(true, Ordering::Relaxed);
                     tracing::debug!("the engine tells what happens to its containers");
-                    let _ = self.told.send(News::LookAnew);
+                    let _ = self.sender.send(News::LookAnew);
                 }
             };
             let ended = probe.containers.events(tell, within).await;
             if self.live.swap(false, Ordering::Relaxed) {
                 pause = FIRST_PAUSE;
                 tracing::warn!(why = ?ended.err(), "the engine tells no more what happens; it is asked instead");
-                let _ = self.told.send(News::LookAnew);
+                let _ = self.sender.send(News::LookAnew);
             }
             sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);

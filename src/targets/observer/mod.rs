@@ -39,19 +39,19 @@ const QUEUE: usize = 4096;
 
 /// A target by its container and its control socket.
 pub(super) type Key = (TargetName, CleanPath);
-/// What is seen of a target, now and from now on.
+/// Observations of a target, now and from now on.
 pub(super) type Observations = channel::Receiver<Arc<Observation>>;
 type Asks = mpsc::Sender<oneshot::Sender<Arc<Observation>>>;
 type AskQueue = mpsc::Receiver<oneshot::Sender<Arc<Observation>>>;
 
-/// What every observer needs.
+/// Parts that every observer needs.
 struct Shared<C> {
     probe: Arc<Probe<C>>,
     news: EngineNews,
     desired: channel::Receiver<Desired>,
 }
 
-/// One that is observed.
+/// Observed target.
 struct Observed {
     asks: Asks,
     seen: Observations,
@@ -107,19 +107,19 @@ impl Observers {
         self.find(name, control).1
     }
 
-    /// Which are observed.
+    /// Targets that are observed.
     #[cfg(test)]
     pub(super) fn observed(&self) -> Vec<Key> {
         self.observed.lock().unwrap().keys().cloned().collect()
     }
 
-    /// Nobody can ask any observer any more.
+    /// Ends all observers.
     #[cfg(test)]
     pub(super) fn forget_all(&self) {
         self.observed.lock().unwrap().clear();
     }
 
-    /// What is known of the target when that is young enough, else what a look finds that begins now.
+    /// Last observation of the target when that is young enough, else a new one.
     pub(super) async fn fresh(&self, name: &TargetName, control: &CleanPath) -> Arc<Observation> {
         let (asks, seen) = self.find(name, control);
         let known = seen.borrow().clone();
@@ -129,7 +129,7 @@ impl Observers {
         }
     }
 
-    /// What a look finds that begins now.
+    /// Observation by a look that begins now.
     pub(super) async fn look_again(
         &self,
         name: &TargetName,
@@ -139,7 +139,7 @@ impl Observers {
         ask(asks, seen).await
     }
 
-    /// How old the last answer is of each that has answered since its process runs. Under the name of one
+    /// Age of the last answer of each that has answered since its process runs. Under the name of one
     /// that is desired only its own control socket counts, whatever others were asked for.
     pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
         let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);

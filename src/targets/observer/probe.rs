@@ -22,7 +22,7 @@ use crate::spdk::{Sockets, SpdkError};
 /// would keep one that is only slow from ever answering in time.
 const MOST_OPEN: u32 = 2;
 
-/// Asks how targets stand.
+/// Probe of targets.
 #[derive(Debug)]
 pub struct Probe<C> {
     root: Root,
@@ -33,7 +33,7 @@ pub struct Probe<C> {
     pub(super) policy: TargetPolicy,
 }
 
-/// What the engine says of a container, and the kernel of its process.
+/// Container by the engine, and its process by the kernel.
 #[derive(Debug)]
 pub(super) enum Found {
     /// There is none of that name.
@@ -91,7 +91,7 @@ impl<C: Containers> Probe<C> {
         }
     }
 
-    /// What there is to be known of a process that did not answer, without asking it. The kernel tells at once;
+    /// Evidence about a process that did not answer, without asking it. The kernel tells at once;
     /// where it does not, nothing was seen.
     pub(super) async fn evidence(&self, control: &CleanPath, pid: u32) -> Evidence {
         let path = self.root.path(control.as_str());
@@ -104,7 +104,7 @@ impl<C: Containers> Probe<C> {
         Evidence { look, starved, busy }
     }
 
-    /// When a reply of the target came last that nobody waited for any more.
+    /// Time of the target's last reply that nobody waited for any more.
     pub(super) fn late_reply(&self, control: &CleanPath) -> Option<std::time::Instant> {
         self.sockets.at(&self.root.path(control.as_str())).late_reply()
     }

@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use crate::host::vitals::Look;
 use crate::model::observation::{Answers, Vitals};
 
-/// What was looked at when a probe had no answer.
+/// Evidence that was gathered when a probe had no answer.
 #[derive(Debug)]
 pub(super) struct Evidence {
-    /// What the process does; none where it could not be looked at.
+    /// Activity of the process; none where it could not be looked at.
     pub(super) look: Option<Look>,
     /// Whether the machine is short of CPUs.
     pub(super) starved: bool,
@@ -24,7 +24,7 @@ pub(super) struct Evidence {
 pub(super) struct Silence {
     pub(super) vitals: Vitals,
     looked_at: Option<(Instant, Look)>,
-    /// Since when it does not answer any more, in RFC 3339.
+    /// Time of the first missing answer, in RFC 3339.
     pub(super) since: Option<String>,
 }
 

@@ -1,13 +1,15 @@
-//! The volumes of a target: one pass of look, plan, apply and look again, for all of them at the same time.
+//! Requests for the volumes of a target: activate, deactivate, resize, look.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::book::{Look, VolumeBook};
-use super::view;
-use super::work::Worker;
+use super::super::book::Look;
+use super::super::now;
+use super::super::worker::Worker;
+use super::calls::view;
+use super::{Seen, place_of};
 use crate::agent::apply::volumes::Unanswered;
 use crate::agent::observe::volumes::Place;
 use crate::docker::Containers;
@@ -15,192 +17,18 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::target::TargetSpec;
 use crate::model::volume::{
-    Backing, VolumeKey, VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStep,
-    VolumeView,
+    Backing, VolumeKey, VolumeName, VolumeSpec, VolumeSpecs, VolumeState, VolumeView,
 };
-use crate::plan::quarantine::{Exit, Leave};
-use crate::plan::volumes::{bring_up, holds_another, take_away};
+use crate::plan::volumes::{holds_another, take_away};
 
 impl<C: Containers> Worker<C> {
-    /// Brings these volumes about, as far as each can be. Those that failed before are left to their own
-    /// time, unless it `retries` them.
-    ///
-    /// # Errors
-    /// When the target does not answer.
-    pub(super) async fn pass(
-        &mut self,
-        specs: Vec<VolumeSpec>,
-        retries: bool,
-    ) -> Result<Passed, Fault> {
-        let parts = self.parts.clone();
-        let Some(place) = self.place() else { return Ok(Passed::default()) };
-        let look = parts.volume_observer.look(&place, &specs);
-        let mut before = self.unless_stuck(look).await??;
-        let lone = specs.iter().filter(|spec| before.get(&spec.name).is_some_and(is_lone));
-        let lone: Vec<VolumeSpec> = lone.cloned().collect();
-        if !lone.is_empty() {
-            let around = parts.volume_observer.look_around(&place, &lone);
-            before.extend(self.unless_stuck(around).await??);
-        }
-        self.suspect();
-        self.remember_making(BTreeSet::new()).await;
-        let (mut plans, mut faults) = plan_all(&specs, &before);
-        self.hold_back(&mut plans, &mut faults);
-        if !retries {
-            let waits = |spec: &VolumeSpec| self.book(|book| book.failed_before(&spec.name));
-            faults.extend(
-                plans.iter().filter_map(|(spec, _)| Some((spec.name.clone(), waits(spec)?))),
-            );
-            plans.retain(|(spec, _)| waits(spec).is_none());
-        }
-        let creates = |steps: &Vec<VolumeStep>| steps.contains(&VolumeStep::CreateController);
-        let creates = plans.iter().filter(|(_, steps)| creates(steps));
-        let created: Vec<VolumeName> = creates.map(|(spec, _)| spec.name.clone()).collect();
-        let planned = plans.len();
-        if planned == 0 {
-            self.still_serves()?;
-            self.note(&place, &specs, &before, &faults);
-            return Ok(Passed { made: 0, before });
-        }
-        let unanswered = self.unanswered.clone();
-        let planned_names: Vec<VolumeName> =
-            plans.iter().map(|(spec, _)| spec.name.clone()).collect();
-        self.remember_making(planned_names.iter().cloned().collect()).await;
-        let applied = parts.volume_applier.apply(&place, plans, &unanswered);
-        let failed = self.unless_stuck(applied).await?;
-        // A refusal is an answer too.
-        let is_answered = |name: &&VolumeName| {
-            let away =
-                |fault: &Fault| matches!(fault.code, Code::TargetNotAnswering | Code::TargetAbsent);
-            failed.get(*name).is_none_or(|fault| !away(fault))
-        };
-        for name in planned_names.iter().filter(is_answered) {
-            self.quarantine.made(name);
-        }
-        self.remember_making(BTreeSet::new()).await;
-        if created.iter().any(|name| !failed.contains_key(name)) {
-            self.status.change(|known| known.controllers_made = Some(Instant::now()));
-        }
-        let made = planned.saturating_sub(failed.len());
-        faults.extend(failed);
-        let again = parts.volume_observer.look_again(&place, &specs);
-        let seen = self.unless_stuck(again).await??;
-        self.still_serves()?;
-        self.note(&place, &specs, &seen, &faults);
-        Ok(Passed { made, before })
-    }
-
-    /// Whose making was open when the target went down is suspected. Where it answers again, nobody is.
-    fn suspect(&mut self) {
-        let (mut open, exit) = (self.unanswered.take(), self.exit.take());
-        // What was being made when this agent's predecessor ended, unless that process goes on.
-        if let Some((_, mut making)) =
-            self.inherited.take().filter(|(pid, _)| Some(*pid) != self.serving)
-        {
-            open.append(&mut making);
-        }
-        if open.is_empty() || self.is_in_place() {
-            return;
-        }
-        let now = Instant::now().into_std();
-        let fresh = self.retry.forgotten();
-        self.quarantine.went_down(&open, exit.unwrap_or(Exit::ByItself), &fresh, now);
-        let names: Vec<&str> = open.iter().map(VolumeName::as_str).take(10).collect();
-        tracing::error!(
-            target_name = %self.name, volumes = open.len(), ?exit,
-            "{} went down while these volumes were made, which is held against them: {}",
-            self.name, names.join(", ")
-        );
-    }
-
-    /// Writes down, for the next agent, who is held back, and what is being made or was not answered.
-    pub(super) async fn remember_making(&mut self, mut making: BTreeSet<VolumeName>) {
-        // What was not answered was made in the process of then.
-        let mut pid = if making.is_empty() { self.held.pid } else { self.serving };
-        making.append(&mut self.unanswered.names());
-        if let Some((of, names)) = &self.inherited {
-            making.extend(names.iter().cloned());
-            pid = Some(*of);
-        }
-        let known = self.quarantine.remembers(pid.map(|pid| (pid, making)));
-        if known != self.held {
-            self.held = known.clone();
-            self.parts.exits.keep_quarantine(&self.name, known).await;
-        }
-    }
-
-    /// Takes out of the plans what is not to be made now, or not together with others.
-    fn hold_back(&mut self, plans: &mut Plans, faults: &mut BTreeMap<VolumeName, Fault>) {
-        if self.quarantine.is_empty() {
-            return;
-        }
-        let now = Instant::now().into_std();
-        let leave = |spec: &VolumeSpec| {
-            let guests = self.book(|book| book.has_guests_but_of(&spec.name));
-            self.quarantine.leave(&spec.name, guests, now)
-        };
-        let mut alone =
-            self.is_in_place() && plans.iter().all(|(spec, _)| leave(spec) != Leave::Together);
-        let mut held = Vec::new();
-        plans.retain(|(spec, _)| {
-            let text = match leave(spec) {
-                Leave::Together => return true,
-                Leave::Alone if std::mem::take(&mut alone) => return true,
-                Leave::Alone => "its target went down while it was made: it is made alone, after all others",
-                Leave::No => {
-                    "its target went down while it was made alone: it is tried again when no virtual machine is \
-                     connected to another volume of that target, or when the target was replaced (deploy with \
-                     recreate)"
-                }
-            };
-            held.push((spec.name.clone(), Fault::new(Code::VolumeQuarantined, text)));
-            false
-        });
-        faults.extend(held);
-    }
-
-    fn note(
-        &mut self,
-        place: &Place,
-        specs: &[VolumeSpec],
-        seen: &BTreeMap<VolumeName, VolumeSeen>,
-        faults: &BTreeMap<VolumeName, Fault>,
-    ) {
-        let now = Instant::now().into_std();
-        let look = Look {
-            now,
-            at: super::now(),
-            sockets: &place.sockets,
-            stuck_after: self.parts.policy.volumes.stuck_after,
-        };
-        let (wanted, none) = (self.parts.desired.volumes(&self.name), VolumeSeen::default());
-        let has_degraded = self.status.change(|known| {
-            known.book.keep(&wanted, &look);
-            for spec in specs {
-                let seen = seen.get(&spec.name).unwrap_or(&none);
-                known.book.note(spec, seen, faults.get(&spec.name), &look);
-            }
-            known.book.has_degraded()
-        });
-        if !has_degraded {
-            self.retry.serves(now);
-        } else if self.retry.due().is_none_or(|due| due <= now) {
-            self.retry.failed(now);
-        }
-    }
-
-    /// Where the volumes of the target are, when it is wanted.
-    fn place(&self) -> Option<Place> {
-        self.parts.desired.get(&self.name).map(|spec| place_of(&spec))
-    }
-
     /// The volumes that are wanted in the target that a call names: none, when that has another control
     /// socket than the one that is wanted under its name.
     fn wanted_in(&self, target: &TargetSpec) -> Arc<VolumeSpecs> {
-        let wanted = self.parts.desired.get(&self.name);
+        let wanted = self.parts.desired.get(self.name());
         match wanted.is_some_and(|wanted| wanted.control_sock != target.control_sock) {
             true => Arc::default(),
-            false => self.parts.desired.volumes(&self.name),
+            false => self.parts.desired.volumes(self.name()),
         }
     }
 
@@ -208,16 +36,16 @@ impl<C: Containers> Worker<C> {
     ///
     /// With `undo` it is the controller's call, which cannot say whether one is read-only or has CPUs of its
     /// own: that stays as it is.
-    pub(super) async fn activate(
+    pub(in crate::targets) async fn activate(
         &mut self,
         mut volumes: Vec<VolumeSpec>,
         undo: bool,
     ) -> Result<Vec<VolumeView>, Fault> {
-        let Some(target) = self.parts.desired.get(&self.name) else {
-            let text = format!("no target {} is wanted: deploy it first", self.name);
+        let Some(target) = self.parts.desired.get(self.name()) else {
+            let text = format!("no target {} is wanted: deploy it first", self.name());
             return Err(Fault::new(Code::TargetUnknown, text));
         };
-        let before = self.parts.desired.volumes(&self.name);
+        let before = self.parts.desired.volumes(self.name());
         for spec in volumes.iter_mut().filter(|_| undo) {
             if let Some(known) = before.get(&spec.name) {
                 (spec.read_only, spec.cpumask) = (known.read_only, known.cpumask.clone());
@@ -226,25 +54,25 @@ impl<C: Containers> Worker<C> {
         let judged = volumes.into_iter().map(|spec| spec.judge(&target.socket_dir));
         let volumes: Vec<VolumeSpec> = judged.collect::<Result<_, _>>()?;
         no_conflict(&volumes, &before)?;
-        self.parts.desired.want_volumes(&self.name, &volumes).await?;
-        self.settle_if_due().await;
+        self.parts.desired.want_volumes(self.name(), &volumes).await?;
+        self.reconcile_volumes_if_due().await;
         let done = match self.is_in_place() {
             true => self.pass(volumes.clone(), true).await,
-            false => Err(self.not_standing()),
+            false => Err(self.not_serving()),
         };
         if let Err(fault) = &done {
             self.not_looked_at(&volumes, fault);
         }
         self.passed = None;
         let views = volumes.iter().map(|spec| {
-            let mut view = self.book(|book| view(&self.name, spec, book.stands()));
+            let mut view = self.book(|book| view(self.name(), spec, book.statuses()));
             // What was found earlier says nothing of a target that cannot be asked now.
             if let Err(fault) = &done
                 && view.status.state != VolumeState::Pending
             {
                 view.status.state = VolumeState::Degraded;
                 view.status.reason = fault.text.clone();
-                view.status.since = super::now();
+                view.status.since = crate::targets::now();
             }
             view
         });
@@ -264,10 +92,10 @@ impl<C: Containers> Worker<C> {
         Ok(views)
     }
 
-    fn not_standing(&self) -> Fault {
+    fn not_serving(&self) -> Fault {
         let why =
             self.status.health().map_or("it was not looked at yet".to_string(), |it| it.reason);
-        let text = format!("the target {} does not serve yet: {why}", self.name);
+        let text = format!("the target {} does not serve yet: {why}", self.name());
         Fault::new(Code::TargetNotServing, text)
     }
 
@@ -276,11 +104,11 @@ impl<C: Containers> Worker<C> {
         let Some(place) = self.place() else { return };
         let look = Look {
             now: Instant::now().into_std(),
-            at: super::now(),
+            at: now(),
             sockets: &place.sockets,
             stuck_after: self.parts.policy.volumes.stuck_after,
         };
-        let wanted = self.parts.desired.volumes(&self.name);
+        let wanted = self.parts.desired.volumes(self.name());
         self.status.change(|known| {
             known.book.keep(&wanted, &look);
             for spec in volumes {
@@ -309,7 +137,7 @@ impl<C: Containers> Worker<C> {
         }
         let gone = volumes.iter().map(|spec| &spec.name).filter(|name| !kept.contains_key(*name));
         let gone: Vec<VolumeName> = gone.cloned().collect();
-        let forgotten = self.parts.desired.forget_volumes(&self.name, &gone).await;
+        let forgotten = self.parts.desired.forget_volumes(self.name(), &gone).await;
         if let Some(left) = kept.into_values().next().or(forgotten.err()) {
             fault.text += &format!(
                 "; what was made of it could not be taken away again and stays wanted, so deactivate it: {left}"
@@ -322,7 +150,7 @@ impl<C: Containers> Worker<C> {
     }
 
     /// Volumes that are not wanted any more. What could not be taken away stays wanted.
-    pub(super) async fn deactivate(
+    pub(in crate::targets) async fn deactivate(
         &mut self,
         target: &TargetSpec,
         keys: &[VolumeKey],
@@ -339,7 +167,7 @@ impl<C: Containers> Worker<C> {
         let gone = volumes.iter().map(|spec| &spec.name).filter(|name| !kept.contains_key(*name));
         let gone: Vec<VolumeName> =
             gone.filter(|name| wanted.contains_key(*name)).cloned().collect();
-        self.parts.desired.forget_volumes(&self.name, &gone).await?;
+        self.parts.desired.forget_volumes(self.name(), &gone).await?;
         self.forgotten();
         self.passed = None;
         let Some((first, mut fault)) = kept.iter().next().map(|(name, it)| (name, it.clone()))
@@ -356,7 +184,7 @@ impl<C: Containers> Worker<C> {
 
     /// Whether the target that a call names is known to have a process.
     fn lives(&mut self, target: &TargetSpec) -> bool {
-        let wanted = self.parts.desired.get(&self.name);
+        let wanted = self.parts.desired.get(self.name());
         let same = wanted.is_none_or(|wanted| wanted.control_sock == target.control_sock);
         same && self.status.health().is_some_and(|health| health.pid.is_some())
     }
@@ -398,16 +226,12 @@ impl<C: Containers> Worker<C> {
 
     /// Volumes went, and are told of no more.
     fn forgotten(&self) {
-        let wanted = self.parts.desired.volumes(&self.name);
+        let wanted = self.parts.desired.volumes(self.name());
         self.status.change(|known| known.book.drop_unwanted(&wanted));
     }
 
-    fn book<T>(&self, read: impl FnOnce(&VolumeBook) -> T) -> T {
-        self.status.read(|known| read(&known.book))
-    }
-
     /// Another size for a volume.
-    pub(super) async fn resize(
+    pub(in crate::targets) async fn resize(
         &mut self,
         target: &TargetSpec,
         key: &VolumeKey,
@@ -422,23 +246,19 @@ impl<C: Containers> Worker<C> {
         self.unless_stuck(sized).await??;
         if let Some(resized) = resized(&spec, size_mib) {
             // Where its size stands in what it is made of, it is made with the new one from now on.
-            self.parts.desired.want_volumes(&self.name, &[resized]).await?;
+            self.parts.desired.want_volumes(self.name(), &[resized]).await?;
         }
-        Ok(self.book(|book| view(&self.name, &spec, book.stands())))
+        Ok(self.book(|book| view(self.name(), &spec, book.statuses())))
     }
 
-    /// How the volumes stand now, for who asks; what is not as wanted is mended by that too.
-    pub(super) async fn look_at_volumes(&mut self) {
+    /// Looks at the volumes now, for a caller; those that are not as desired are reconciled by that too.
+    pub(in crate::targets) async fn look_at_volumes(&mut self) {
         let max_age = self.parts.policy.health.max_age;
         if self.is_in_place() && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
             self.status.change(|known| known.next_pass = Some(Instant::now()));
-            self.settle_if_due().await;
+            self.reconcile_volumes_if_due().await;
         }
     }
-}
-
-fn place_of(spec: &TargetSpec) -> Place {
-    Place { control: spec.control_sock.clone(), sockets: spec.socket_dir.clone() }
 }
 
 /// The volume that is meant: as it is wanted, or as it can only be when nothing was written down of it.
@@ -463,11 +283,6 @@ fn find(wanted: &VolumeSpecs, key: &VolumeKey) -> Option<VolumeSpec> {
     }
 }
 
-/// Whether a volume has its bdev and no controller: another's may serve that.
-fn is_lone(seen: &VolumeSeen) -> bool {
-    seen.bdev.is_some() && seen.controller.is_none()
-}
-
 /// The wish for a volume that was resized, where that holds its size.
 fn resized(spec: &VolumeSpec, size_mib: u64) -> Option<VolumeSpec> {
     let Backing::Raw { params, .. } = &spec.backing else { return None };
@@ -478,37 +293,6 @@ fn resized(spec: &VolumeSpec, size_mib: u64) -> Option<VolumeSpec> {
         *blocks = (size_mib.saturating_mul(1 << 20) / block.max(1)).into();
     }
     Some(resized)
-}
-
-/// What was seen of volumes.
-type Seen = BTreeMap<VolumeName, VolumeSeen>;
-
-/// What came of a pass.
-#[derive(Debug, Default)]
-pub(super) struct Passed {
-    /// Volumes that were made or mended.
-    pub(super) made: usize,
-    /// What was seen of them before.
-    before: Seen,
-}
-
-type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;
-
-/// What is to be done to each, and why nothing can be done to some.
-fn plan_all(
-    specs: &[VolumeSpec],
-    seen: &BTreeMap<VolumeName, VolumeSeen>,
-) -> (Plans, BTreeMap<VolumeName, Fault>) {
-    let none = VolumeSeen::default();
-    let (mut plans, mut faults) = (Vec::new(), BTreeMap::new());
-    for spec in specs {
-        match bring_up(spec, seen.get(&spec.name).unwrap_or(&none)) {
-            Ok(steps) if steps.is_empty() => {}
-            Ok(steps) => plans.push((spec.clone(), steps)),
-            Err(fault) => drop(faults.insert(spec.name.clone(), fault)),
-        }
-    }
-    (plans, faults)
 }
 
 /// No volume may become another one, and no bdev may be made twice.

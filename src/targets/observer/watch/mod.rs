@@ -1,22 +1,24 @@
 //! The observer of one target: a task that puts together what is seen, and publishes each change of it.
 
+mod publish;
+
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep_until};
 
+use self::publish::Waiter;
 use super::engine::News;
 use super::probe::Found;
 use super::silence::{Evidence, Silence};
 use super::{AskQueue, IDLE, Key, Observations, Shared, is_desired};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
-use crate::model::observation::{Answers, Observation, Process, Vitals};
+use crate::model::observation::{Answers, Observation, Process};
 use crate::wait;
 
 /// Probes on their way at the same time; a frozen target answers none.
@@ -26,20 +28,10 @@ const STARTING_PAUSE: Duration = Duration::from_millis(20);
 /// Between two questions to an engine that does not tell by itself.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
-/// The number of the next observation.
-static NUMBER: AtomicU64 = AtomicU64::new(1);
-
 /// The process, as far as it is known.
 enum Seen {
     Lives(WatchedProcess),
     Otherwise(Process),
-}
-
-/// A caller, with the probe and the look that have to end before it is answered.
-struct Waiter {
-    probe: u64,
-    look: u64,
-    reply: oneshot::Sender<Arc<Observation>>,
 }
 
 /// The end of a probe: its number, when it was sent, the answer, and without one what was seen of the process.
@@ -121,7 +113,7 @@ impl<C: Containers> Watch<C> {
                     Some(reply) => self.asked(reply, &mut asks),
                     None => return,
                 },
-                told = news.recv() => self.heard(told),
+                event = news.recv() => self.heard(event),
                 changed = desired.changed() => if changed.is_err() { return },
                 () = sleep_until(self.next_probe) => self.due(),
             }
@@ -227,7 +219,7 @@ impl<C: Containers> Watch<C> {
         }
     }
 
-    /// Where the engine cannot tell whose process it is, the one that answers at the control socket is
+    /// Watches the process that answers at the control socket, where the engine cannot tell whose it is:
     /// watched until the engine can.
     fn see_who_answers(&mut self) {
         let unknown = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)));
@@ -240,32 +232,8 @@ impl<C: Containers> Watch<C> {
         }
     }
 
-    /// All callers that wait by now get the same.
-    fn asked(&mut self, reply: oneshot::Sender<Arc<Observation>>, asks: &mut AskQueue) {
-        let dead = matches!(&self.seen, Seen::Lives(process) if !process.lives());
-        if dead {
-            self.process_ended();
-        }
-        let look = match &self.seen {
-            Seen::Lives(_) => 0,
-            // The first look was begun for this caller.
-            Seen::Otherwise(_) if self.looked.ended == 0 => self.looked.begun,
-            Seen::Otherwise(_) => self.look_now(),
-        };
-        let probe = match &self.seen {
-            Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)) => self.probe_now(),
-            Seen::Otherwise(_) => 0,
-        };
-        self.asked = Instant::now();
-        let mut next = Some(reply);
-        while let Some(reply) = next {
-            self.waiting.push(Waiter { probe, look, reply });
-            next = asks.try_recv().ok();
-        }
-    }
-
-    fn heard(&mut self, told: Result<News, broadcast::error::RecvError>) {
-        match told {
+    fn heard(&mut self, event: Result<News, broadcast::error::RecvError>) {
+        match event {
             Ok(News::Container(name)) if name != self.key.0.as_str() => {}
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => drop(self.look_now()),
             // The one who tells lives as long as this task.
@@ -338,67 +306,6 @@ impl<C: Containers> Watch<C> {
     fn is_young(&self) -> bool {
         let within = self.shared.probe.policy.target.ready_timeout;
         matches!(&self.seen, Seen::Lives(process) if process.age().is_some_and(|age| age < within))
-    }
-
-    fn observation(&self, number: u64) -> Observation {
-        let process = match &self.seen {
-            Seen::Lives(process) => {
-                // Asked only where it matters: it reads a file.
-                let young = self.answers.version().is_none() && self.is_young();
-                Process::Lives { pid: process.pid, young }
-            }
-            Seen::Otherwise(process) => process.clone(),
-        };
-        let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
-        Observation {
-            number,
-            at: Instant::now().into_std(),
-            process,
-            answers: self.answers.clone(),
-            heard: self.heard.map(Instant::into_std),
-            vitals: Vitals {
-                // Whatever the next probe comes to.
-                replied: self.shared.probe.late_reply(&self.key.1),
-                ..self.silence.vitals.clone()
-            },
-            silent_since: self.silence.since.clone(),
-            sure,
-        }
-    }
-
-    /// Publishes what is seen. An answer like the last one is no news, and has no number of its own; a silence
-    /// is each time.
-    fn publish(&self) {
-        if self.looked.ended == 0 {
-            return;
-        }
-        self.published.send_if_modified(|last| {
-            let next = self.observation(last.number);
-            let same = last.number > 0
-                && next.process == last.process
-                && next.version() == last.version()
-                && next.vitals.activity == last.vitals.activity
-                && next.is_busy() == last.is_busy()
-                && next.sure == last.sure
-                && !(next.answers.is_silent() && next.heard != last.heard);
-            // Of all observers: one that takes the place of another must not seem older.
-            let number = if same { last.number } else { NUMBER.fetch_add(1, Ordering::Relaxed) };
-            *last = Arc::new(Observation { number, ..next });
-            !same
-        });
-    }
-
-    /// Answers who waits for nothing that is still on its way.
-    fn answer(&mut self) {
-        // One more probe decides, which is on its way or soon will be.
-        if self.answers.is_in_doubt() && self.is_probed() {
-            return;
-        }
-        let (probed, looked) = (self.probed.ended, self.looked.ended);
-        let done = |waiter: &mut Waiter| probed >= waiter.probe && looked >= waiter.look;
-        for waiter in self.waiting.extract_if(.., done) {
-            let _ = waiter.reply.send(self.published.borrow().clone());
-        }
     }
 }
 

@@ -1,0 +1,191 @@
+//! Deploys: requests for the target itself, from the first round to the report, and the images that they wait for.
+//!
+//! ```text
+//! request ──▶ worker ──▶ AwaitsImage ──▶ HasImage ──▶ worker ──▶ Converged ──▶ worker ──▶ report
+//!                             └───────────────┴── overtaken by a destroy ─────────┴──────▶ report
+//! ```
+//! A target has one deploy under way at a time. Images come in beside the worker, for that may take minutes.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::converge::Converged;
+use super::task::Running;
+use super::worker::{After, Worker};
+use super::{Parts, Request, Requested, TargetWish};
+use crate::agent::progress::{Begun, ProgressSink};
+use crate::docker::Containers;
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::prepare::{PartReport, PrepareReport};
+use crate::model::step::Step;
+use crate::model::work::WorkId;
+
+/// A request for the target itself, and its report so far.
+pub(super) struct Deploy {
+    work: WorkId,
+    pub(super) wish: Box<TargetWish>,
+    dry_run: bool,
+    reply: oneshot::Sender<PrepareReport>,
+    pub(super) report: PartReport,
+    began: Instant,
+    /// Shows that the task is needed until it is done.
+    _work: Arc<()>,
+}
+
+impl Deploy {
+    /// The deploy that is asked for; the request itself where it asks for something else.
+    pub(super) fn asked(requested: Requested) -> Result<Box<Deploy>, Requested> {
+        let Requested { request, _work } = requested;
+        match request {
+            Request::Target { work, wish, dry_run, reply } => {
+                let (report, began) = (PartReport::default(), Instant::now());
+                Ok(Box::new(Deploy { work, wish, dry_run, reply, report, began, _work }))
+            }
+            request => Err(Requested { request, _work }),
+        }
+    }
+
+    /// Reports its end to the caller.
+    pub(super) fn end(mut self, done: Result<(), Fault>) {
+        self.report.errors.extend(done.err());
+        let report = PrepareReport::of(self.dry_run, self.report, self.began.elapsed());
+        let _ = self.reply.send(report);
+    }
+
+    /// Ends it, for the target was taken away meanwhile.
+    pub(super) fn overtaken(self) {
+        let fault = overtaken(&self.wish);
+        self.end(Err(fault));
+    }
+}
+
+fn overtaken(wish: &TargetWish) -> Fault {
+    let text = format!(
+        "a destroy of {} overtook this deploy, which is given up: deploy it again if it is to run",
+        wish.spec().name
+    );
+    Fault::new(Code::TargetNotConverging, text)
+}
+
+/// The deploy that is under way while the worker is not at it.
+#[derive(Default)]
+pub(super) enum Underway {
+    /// None.
+    #[default]
+    Nothing,
+    /// Deploy whose image is on its way.
+    AwaitsImage(Box<Deploy>, Incoming),
+    /// Deploy whose image is there: it goes on.
+    HasImage(Box<Deploy>),
+    /// Deploy whose container is as desired: it ends once the volumes are back.
+    Converged(Box<Deploy>),
+}
+
+impl Underway {
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(self, Underway::Nothing)
+    }
+
+    /// Whether it has yet to bring the target up.
+    pub(super) fn brings_up(&self) -> bool {
+        matches!(self, Underway::AwaitsImage(..) | Underway::HasImage(_))
+    }
+
+    /// The image on its way.
+    pub(super) fn image(&mut self) -> Option<&mut Incoming> {
+        match self {
+            Underway::AwaitsImage(_, image) => Some(image),
+            _ => None,
+        }
+    }
+
+    /// Ends it, for the target was taken away; an image on its way is not brought in any further.
+    pub(super) fn overtaken(self) {
+        match self {
+            Underway::Nothing => {}
+            Underway::AwaitsImage(mut deploy, incoming) => {
+                let _ = incoming.end(Err(overtaken(&deploy.wish)), &mut deploy.report);
+                deploy.overtaken();
+            }
+            Underway::HasImage(deploy) | Underway::Converged(deploy) => deploy.overtaken(),
+        }
+    }
+}
+
+/// An image that is being brought in.
+pub(super) struct Incoming {
+    begun: Begun,
+    applied: Running<Result<String, Fault>>,
+}
+
+impl Incoming {
+    /// Begins to bring it in, which has its own deadline. Nothing goes on once it is dropped.
+    pub(super) fn begin<C: Containers>(
+        step: Step,
+        parts: Arc<Parts<C>>,
+        progress: &ProgressSink,
+    ) -> Incoming {
+        let begun = progress.begun(&step);
+        let at_work = begun.clone();
+        let applied =
+            Box::pin(
+                async move { parts.applier.apply(&step, None, |text| at_work.line(text)).await },
+            );
+        Incoming { begun, applied }
+    }
+
+    /// Reports its end.
+    pub(super) fn end(
+        self,
+        applied: Result<String, Fault>,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
+        self.begun.applied(applied, &mut report.steps)
+    }
+}
+
+/// The image once it is there, or the reason why it cannot be; never where none is on its way. Cancel-safe.
+pub(super) async fn arrival(image: Option<&mut Incoming>) -> Result<String, Fault> {
+    match image {
+        Some(image) => (&mut image.applied).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<C: Containers> Worker<C> {
+    /// Carries out a deploy as far as it goes now; `overtakes` requests came before it.
+    pub(super) async fn deploy(&mut self, mut deploy: Box<Deploy>, overtakes: usize) -> After {
+        self.progress = self.progress.of(deploy.work);
+        if deploy.dry_run {
+            let done = self.converge(&deploy.wish, true, &mut deploy.report).await;
+            deploy.end(done.map(drop));
+            return After::Nothing;
+        }
+        let done = self.change(&deploy.wish, &mut deploy.report).await;
+        let takes_away = matches!(*deploy.wish, TargetWish::Destroy { .. });
+        match done {
+            Ok(Converged::NeedsImage(step)) => After::NeedsImage(self.bring_in(step), Some(deploy)),
+            Ok(Converged::Holds) if takes_away => {
+                After::TakenAway { deploy: Some(deploy), overtakes }
+            }
+            Ok(Converged::Holds) => After::Converged(deploy),
+            Err(fault) => {
+                // One that was refused has changed nothing, and overtakes nobody.
+                let has_begun = takes_away && !deploy.report.steps.is_empty();
+                deploy.end(Err(fault));
+                if has_begun {
+                    After::TakenAway { deploy: None, overtakes }
+                } else {
+                    After::Nothing
+                }
+            }
+        }
+    }
+
+    pub(super) fn bring_in(&self, step: Step) -> Incoming {
+        Incoming::begin(step, self.parts.clone(), &self.progress)
+    }
+}

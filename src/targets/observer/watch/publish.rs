@@ -1,0 +1,109 @@
+//! Publication of what is seen of a target, and the answers to the callers that wait for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::super::AskQueue;
+use super::{Seen, Watch};
+use crate::docker::Containers;
+use crate::model::observation::{Observation, Process, Vitals};
+
+/// The number of the next observation.
+static NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// A caller, with the probe and the look that have to end before it is answered.
+pub(super) struct Waiter {
+    pub(super) probe: u64,
+    look: u64,
+    reply: oneshot::Sender<Arc<Observation>>,
+}
+
+impl<C: Containers> Watch<C> {
+    /// All callers that wait by now get the same.
+    pub(super) fn asked(&mut self, reply: oneshot::Sender<Arc<Observation>>, asks: &mut AskQueue) {
+        let dead = matches!(&self.seen, Seen::Lives(process) if !process.lives());
+        if dead {
+            self.process_ended();
+        }
+        let look = match &self.seen {
+            Seen::Lives(_) => 0,
+            // The first look was begun for this caller.
+            Seen::Otherwise(_) if self.looked.ended == 0 => self.looked.begun,
+            Seen::Otherwise(_) => self.look_now(),
+        };
+        let probe = match &self.seen {
+            Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)) => self.probe_now(),
+            Seen::Otherwise(_) => 0,
+        };
+        self.asked = Instant::now();
+        let mut next = Some(reply);
+        while let Some(reply) = next {
+            self.waiting.push(Waiter { probe, look, reply });
+            next = asks.try_recv().ok();
+        }
+    }
+
+    fn observation(&self, number: u64) -> Observation {
+        let process = match &self.seen {
+            Seen::Lives(process) => {
+                // Asked only where it matters: it reads a file.
+                let young = self.answers.version().is_none() && self.is_young();
+                Process::Lives { pid: process.pid, young }
+            }
+            Seen::Otherwise(process) => process.clone(),
+        };
+        let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
+        Observation {
+            number,
+            at: Instant::now().into_std(),
+            process,
+            answers: self.answers.clone(),
+            heard: self.heard.map(Instant::into_std),
+            vitals: Vitals {
+                // Whatever the next probe comes to.
+                replied: self.shared.probe.late_reply(&self.key.1),
+                ..self.silence.vitals.clone()
+            },
+            silent_since: self.silence.since.clone(),
+            sure,
+        }
+    }
+
+    /// Publishes what is seen. An answer like the last one is no news, and has no number of its own; a silence
+    /// is each time.
+    pub(super) fn publish(&self) {
+        if self.looked.ended == 0 {
+            return;
+        }
+        self.published.send_if_modified(|last| {
+            let next = self.observation(last.number);
+            let same = last.number > 0
+                && next.process == last.process
+                && next.version() == last.version()
+                && next.vitals.activity == last.vitals.activity
+                && next.is_busy() == last.is_busy()
+                && next.sure == last.sure
+                && !(next.answers.is_silent() && next.heard != last.heard);
+            // Of all observers: one that takes the place of another must not seem older.
+            let number = if same { last.number } else { NUMBER.fetch_add(1, Ordering::Relaxed) };
+            *last = Arc::new(Observation { number, ..next });
+            !same
+        });
+    }
+
+    /// Answers who waits for nothing that is still on its way.
+    pub(super) fn answer(&mut self) {
+        // One more probe decides, which is on its way or soon will be.
+        if self.answers.is_in_doubt() && self.is_probed() {
+            return;
+        }
+        let (probed, looked) = (self.probed.ended, self.looked.ended);
+        let done = |waiter: &mut Waiter| probed >= waiter.probe && looked >= waiter.look;
+        for waiter in self.waiting.extract_if(.., done) {
+            let _ = waiter.reply.send(self.published.borrow().clone());
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Requests of callers to the task of a target.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::model::fault::Fault;
+use crate::model::policy::TargetPolicy;
+use crate::model::prepare::PrepareReport;
+use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
+use crate::model::volume::{VolumeKey, VolumeSpec, VolumeView};
+use crate::model::work::WorkId;
+use crate::plan::target::{self, TargetPlan};
+
+/// Desired change of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetWish {
+    /// It runs like this.
+    Ensure(TargetSpec, EnsureWish),
+    /// It does not run; with `force` also when virtual machines are connected.
+    Destroy {
+        /// Target, with its control socket.
+        spec: TargetSpec,
+        /// Whether connected virtual machines count for nothing.
+        force: bool,
+    },
+}
+
+impl TargetWish {
+    pub(super) fn spec(&self) -> &TargetSpec {
+        match self {
+            TargetWish::Ensure(spec, _) | TargetWish::Destroy { spec, .. } => spec,
+        }
+    }
+
+    pub(super) fn plan(
+        &self,
+        seen: &TargetSeen,
+        policy: &TargetPolicy,
+    ) -> Result<TargetPlan, Fault> {
+        match self {
+            TargetWish::Ensure(spec, wish) => target::ensure(spec, *wish, seen, policy),
+            TargetWish::Destroy { spec, force } => target::destroy(spec, *force, seen, policy),
+        }
+    }
+}
+
+/// Request to a target's task, and the way of the reply.
+pub(super) enum Request {
+    /// The target itself.
+    Target {
+        work: WorkId,
+        wish: Box<TargetWish>,
+        dry_run: bool,
+        reply: oneshot::Sender<PrepareReport>,
+    },
+    /// Volumes that are to serve.
+    Activate {
+        volumes: Vec<VolumeSpec>,
+        undo: bool,
+        reply: oneshot::Sender<Result<Vec<VolumeView>, Fault>>,
+    },
+    /// Volumes that are to go, of a target that need not be desired.
+    Deactivate {
+        target: Box<TargetSpec>,
+        volumes: Vec<VolumeKey>,
+        reply: oneshot::Sender<Result<(), Fault>>,
+    },
+    /// A volume that is to have another size.
+    Resize {
+        target: Box<TargetSpec>,
+        volume: VolumeKey,
+        size_mib: u64,
+        reply: oneshot::Sender<Result<VolumeView, Fault>>,
+    },
+    /// A look at the volumes.
+    Look { reply: oneshot::Sender<()>, _place: OwnedSemaphorePermit },
+    /// The agent has started: the target is brought up if it is down.
+    Start,
+}
+
+impl Request {
+    /// Whether it takes the target away.
+    pub(super) fn is_destroy(&self) -> bool {
+        matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Destroy { .. }))
+    }
+
+    /// Whether it makes the target run.
+    pub(super) fn is_deploy(&self) -> bool {
+        matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Ensure(..)))
+    }
+}
+
+/// A request on its way.
+pub(super) struct Requested {
+    pub(super) request: Request,
+    /// Shows that its task is needed until it is done.
+    pub(super) _work: Arc<()>,
+}

@@ -1,0 +1,102 @@
+//! The next piece of work of a target's task, and the time at which something is due.
+
+use tokio::time::Instant;
+
+use super::Task;
+use crate::docker::Containers;
+use crate::plan::lifecycle::Phase;
+use crate::targets::deploy::Underway;
+use crate::targets::worker::Work;
+use crate::targets::{Request, Requested};
+
+impl<C: Containers> Task<C> {
+    /// Chooses the next work, now that the worker is idle.
+    pub(super) fn next_work(&mut self) -> Option<Work> {
+        let now = Instant::now();
+        if self.acts()
+            && let Some(why) = self.crashed.take()
+        {
+            return Some(Work::Evidence { why, failures: self.state.retry.failures() });
+        }
+        if self.pass_due().is_some_and(|due| due <= now) {
+            return Some(Work::Volumes);
+        }
+        if let Some(work) = self.next_of_deploy().or_else(|| self.next_request()) {
+            return Some(work);
+        }
+        let may_write = self.remember_at.is_none_or(|at| at <= now);
+        let is_news = self.acts() && self.state.remembers() != self.written;
+        (is_news && may_write).then_some(Work::Remember)
+    }
+
+    /// The deploy that is under way, when it can go on.
+    fn next_of_deploy(&mut self) -> Option<Work> {
+        match std::mem::take(&mut self.deploy) {
+            Underway::HasImage(deploy) if !self.is_destroyed() => Some(Work::Deploy(deploy)),
+            Underway::Converged(deploy) if !self.is_on_probation() => Some(Work::Finish(deploy)),
+            other => {
+                self.deploy = other;
+                None
+            }
+        }
+    }
+
+    /// The first request that can be carried out now. Others pass a deploy that waits for an image, and a
+    /// destroy passes all that wait.
+    fn next_request(&mut self) -> Option<Work> {
+        let mut is_blocked = matches!(self.deploy, Underway::Converged(_));
+        let overtakes = self.requests.iter().position(|Requested { request, .. }| {
+            let waits = self.waits(request);
+            is_blocked |= waits && !matches!(request, Request::Target { .. });
+            request.is_destroy() || !waits && !is_blocked
+        })?;
+        let requested = self.requests.remove(overtakes)?;
+        Some(Work::Request { requested, overtakes })
+    }
+
+    /// Whether a request cannot be carried out yet.
+    fn waits(&self, request: &Request) -> bool {
+        match request {
+            Request::Target { dry_run, .. } => self.deploy.brings_up() && !dry_run,
+            // A target that has yet to be made can have no volumes.
+            Request::Activate { .. } => {
+                self.is_on_probation() || self.deploy.brings_up() && !self.is_desired()
+            }
+            Request::Look { .. } => self.is_on_probation(),
+            Request::Deactivate { .. } | Request::Resize { .. } | Request::Start => false,
+        }
+    }
+
+    /// Whether a destroy waits.
+    fn is_destroyed(&self) -> bool {
+        self.requests.iter().any(|it| it.request.is_destroy())
+    }
+
+    fn is_on_probation(&self) -> bool {
+        matches!(self.state.phase, Phase::Probation { .. })
+    }
+
+    /// Time at which the volumes are looked at next, if the target serves.
+    fn pass_due(&self) -> Option<Instant> {
+        let Phase::Serving { pid, .. } = self.state.phase else { return None };
+        // Also one without volumes is looked at once: then it is known to serve.
+        let is_due = !self.parts.desired.volumes(self.name()).is_empty()
+            || self.status.read(|known| known.in_place) != Some(pid);
+        let retry = self.worker.idle().and_then(|worker| worker.retry.due());
+        let due = self
+            .status
+            .read(|known| known.next_pass.into_iter().chain(retry.map(Instant::from_std)).min());
+        due.filter(|_| self.acts() && is_due)
+    }
+
+    /// Time at which something is due next.
+    pub(in crate::targets) fn next_due(&self) -> Option<Instant> {
+        let is_news = self.worker.is_idle() && self.state.remembers() != self.written;
+        let remember = self.remember_at.filter(|_| is_news);
+        if self.parts.desired.get(self.name()).is_none() {
+            return remember;
+        }
+        let pass = self.pass_due().filter(|_| self.worker.is_idle());
+        self.requeue_at.into_iter().chain(pass).chain(remember).min()
+    }
+}

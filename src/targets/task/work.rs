@@ -1,0 +1,189 @@
+//! Work of a target's task: its begin, its end, and the images on their way beside it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Running, Task};
+use crate::docker::Containers;
+use crate::model::fault::Fault;
+use crate::model::prepare::PartReport;
+use crate::model::target;
+use crate::plan::lifecycle::{Attempt, Phase};
+use crate::targets::deploy::{Deploy, Underway};
+use crate::targets::start::{ENGINE_PAUSE, start_failed};
+use crate::targets::worker::{After, Finished, Work, Worker};
+
+/// News of the work that has ended, for the next step of the lifecycle.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// The outcome of a start.
+    pub(super) attempt: Option<Attempt>,
+    /// Whether the work stopped the process.
+    pub(super) stopped: bool,
+}
+
+/// The worker of a target, or the work that it is at.
+pub(super) enum WorkerState<C> {
+    Idle(Box<Worker<C>>),
+    Busy {
+        /// Whether the work brings the target up.
+        brings_up: bool,
+        work: Running<Finished<C>>,
+    },
+}
+
+impl<C: Containers> WorkerState<C> {
+    pub(super) fn idle(&self) -> Option<&Worker<C>> {
+        match self {
+            WorkerState::Idle(worker) => Some(worker),
+            WorkerState::Busy { .. } => None,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle().is_some()
+    }
+
+    pub(super) fn brings_up(&self) -> bool {
+        matches!(self, WorkerState::Busy { brings_up: true, .. })
+    }
+
+    /// Takes the worker, unless it is busy, for work that is put in its place.
+    pub(super) fn take(&mut self) -> Option<Box<Worker<C>>> {
+        self.is_idle().then_some(())?;
+        let busy = WorkerState::Busy { brings_up: false, work: Box::pin(std::future::pending()) };
+        match std::mem::replace(self, busy) {
+            WorkerState::Idle(worker) => Some(worker),
+            WorkerState::Busy { .. } => None,
+        }
+    }
+
+    /// Waits for the end of the work, for ever where there is none. Cancel-safe.
+    pub(super) async fn finished(&mut self) -> Finished<C> {
+        match self {
+            WorkerState::Busy { work, .. } => work.await,
+            WorkerState::Idle(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl<C: Containers> Task<C> {
+    pub(super) fn begin(&mut self, work: Work) {
+        let Some(mut worker) = self.worker.take() else { return };
+        let at_work = work.at_work();
+        self.stuck.send_replace(None);
+        worker.serves(match self.state.phase {
+            Phase::Serving { pid, .. } => Some(pid),
+            _ => None,
+        });
+        let written = self.written;
+        let remembers = if self.acts() { self.state.remembers() } else { written };
+        self.status.change(|known| known.at_work = at_work.or(known.at_work));
+        let work = Box::pin(async move {
+            // Before anything is done: the agent may die in that, too.
+            let is_written = worker.remember(written, remembers).await;
+            let written = if is_written { remembers } else { written };
+            let after = worker.work(work).await;
+            Finished { worker, after, written, is_written }
+        });
+        let brings_up = at_work == Some(target::Work::BringUp);
+        self.worker = WorkerState::Busy { brings_up, work };
+    }
+
+    /// The work has ended.
+    pub(super) fn finished(
+        &mut self,
+        Finished { worker, after, written, is_written }: Finished<C>,
+    ) {
+        let exited_meanwhile = worker.has_exited();
+        (self.worker, self.written) = (WorkerState::Idle(worker), written);
+        self.remember_at = (!is_written).then(|| Instant::now() + ENGINE_PAUSE);
+        match after {
+            After::Nothing => {}
+            // It started, and exited before that was known: one failure, and counted already.
+            After::Started(Some(Attempt::Failed)) if exited_meanwhile => {
+                let (due, now) = (self.state.retry.due(), Instant::now().into_std());
+                let wait = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now));
+                self.news.attempt = Some(Attempt::After(wait));
+            }
+            After::Started(attempt) => self.news.attempt = attempt,
+            After::Converged(deploy) => {
+                // What it was to be started from is of no interest any more.
+                self.start_image = None;
+                self.deploy = Underway::Converged(deploy);
+            }
+            After::TakenAway { deploy, overtakes } => {
+                self.give_up_deploys(overtakes);
+                self.deploy = deploy.map_or(Underway::Nothing, Underway::Converged);
+            }
+            After::NeedsImage(image, Some(deploy)) => {
+                self.deploy = Underway::AwaitsImage(deploy, image);
+            }
+            After::NeedsImage(image, None) => self.start_image = Some(image),
+        }
+        let awaits = self.awaits();
+        // What was made or ended by it is seen together with its end.
+        let seen = self.observed.as_ref().map(|(of, seen)| (of.clone(), seen.borrow().clone()));
+        self.status.change(|known| {
+            // Unless that was seen while it was done.
+            self.news.stopped =
+                std::mem::take(&mut known.stopping) && self.state.phase != Phase::Stopping;
+            known.at_work = awaits;
+            known.seen = seen.or(known.seen.take());
+        });
+    }
+
+    /// The target was taken away: no deploy that was asked for before starts anything.
+    fn give_up_deploys(&mut self, overtaken: usize) {
+        self.start_image = None;
+        std::mem::take(&mut self.deploy).overtaken();
+        let later = self.requests.split_off(overtaken);
+        for requested in std::mem::replace(&mut self.requests, later).into_iter().rev() {
+            match requested.request.is_deploy() {
+                true => drop(Deploy::asked(requested).map(|deploy| deploy.overtaken())),
+                false => self.requests.push_front(requested),
+            }
+        }
+    }
+
+    /// Work that the status shows while the target waits for an image.
+    fn awaits(&self) -> Option<target::Work> {
+        let brings_up = self.deploy.brings_up() || self.start_image.is_some();
+        brings_up.then_some(target::Work::BringUp)
+    }
+
+    pub(super) fn deploy_image_ended(&mut self, image: Result<String, Fault>) {
+        let Underway::AwaitsImage(mut deploy, incoming) = std::mem::take(&mut self.deploy) else {
+            return;
+        };
+        match incoming.end(image, &mut deploy.report) {
+            Ok(()) => {
+                self.deploy = Underway::HasImage(deploy);
+                self.image_ended();
+            }
+            Err(fault) => {
+                self.image_ended();
+                deploy.end(Err(fault));
+            }
+        }
+    }
+
+    pub(super) fn start_image_ended(&mut self, image: Result<String, Fault>) {
+        let Some(incoming) = self.start_image.take() else { return };
+        self.news.attempt = Some(match incoming.end(image, &mut PartReport::default()) {
+            Ok(()) => Attempt::After(Duration::ZERO),
+            Err(fault) if fault.code.is_engine_away() => Attempt::After(ENGINE_PAUSE),
+            Err(fault) => {
+                let (heal, failures) = (&self.parts.policy.heal, self.state.retry.failures());
+                start_failed(&self.status, heal, failures, &fault)
+            }
+        });
+        self.image_ended();
+    }
+
+    fn image_ended(&mut self) {
+        let (awaits, works) = (self.awaits(), !self.worker.is_idle());
+        self.status.change(|known| known.at_work = awaits.or(known.at_work.filter(|_| works)));
+    }
+}

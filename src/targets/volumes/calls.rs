@@ -1,0 +1,107 @@
+//! Calls for the volumes of a target, as its handle takes them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::super::{Request, Targets};
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::target::{TargetName, TargetSpec};
+use crate::model::volume::{VolumeKey, VolumeSpec, VolumeStatus, VolumeView, Volumes};
+
+/// Wait for a busy target by a caller that only wants to know the state of volumes.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries to take away a volume that a virtual machine is about to leave.
+const LEAVE_PAUSE: Duration = Duration::from_millis(200);
+
+impl Targets {
+    /// Makes volumes serve in a target, all in one pass, and writes down that they are desired before that.
+    /// `undo` forgets again, and takes away, what was not desired before and could not be brought about.
+    ///
+    /// Returns each volume as it stands afterwards: one that does not serve says why.
+    ///
+    /// # Errors
+    /// When nothing of it could be taken in: a conflict with what is desired already, the state, the target;
+    /// with `undo`, also when one could not be brought about.
+    pub async fn activate(
+        &self,
+        target: &TargetSpec,
+        volumes: Vec<VolumeSpec>,
+        undo: bool,
+    ) -> Result<Vec<VolumeView>, Fault> {
+        self.ask(&target.name, |reply| Request::Activate { volumes, undo, reply }).await?
+    }
+
+    /// Takes volumes away; those that are not there are gone already. With a virtual machine connected one
+    /// is refused; `wait` waits so long for it to go.
+    ///
+    /// # Errors
+    /// `volume-in-use`, and what the target or the state say.
+    pub async fn deactivate(
+        &self,
+        target: &TargetSpec,
+        volumes: Vec<VolumeKey>,
+        wait: Option<Duration>,
+    ) -> Result<(), Fault> {
+        let deadline = Instant::now() + wait.unwrap_or_default();
+        loop {
+            let (target, volumes) = (Box::new(target.clone()), volumes.clone());
+            let name = target.name.clone();
+            let done =
+                self.ask(&name, |reply| Request::Deactivate { target, volumes, reply }).await?;
+            match done {
+                // Not in the task, which has other things to do meanwhile.
+                Err(fault) if fault.code == Code::VolumeInUse && Instant::now() < deadline => {
+                    sleep(LEAVE_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Gives a volume a new size, which a connected guest sees.
+    ///
+    /// # Errors
+    /// `volume-unknown`, `volume-not-resizable`, and what the target says.
+    pub async fn resize(
+        &self,
+        target: &TargetSpec,
+        volume: VolumeKey,
+        size_mib: u64,
+    ) -> Result<VolumeView, Fault> {
+        let (target, name) = (Box::new(target.clone()), target.name.clone());
+        self.ask(&name, |reply| Request::Resize { target, volume, size_mib, reply }).await?
+    }
+
+    /// The volumes that are desired in a target, as they stand: looked at now, unless its task is busy for
+    /// longer; then as they were known last.
+    pub async fn volumes(&self, target: &TargetName) -> Vec<VolumeView> {
+        let specs = self.desired.volumes(target);
+        if specs.is_empty() {
+            return Vec::new();
+        }
+        let looked = async {
+            let _place = self.way(target).ok()?.looks.acquire_owned().await.ok()?;
+            self.ask(target, |reply| Request::Look { reply, _place }).await.ok()
+        };
+        // One that is busy knows what it did last, and that is told then.
+        let _ = timeout(LOOK_PATIENCE, looked).await;
+        let known = self.volume_statuses(target);
+        let specs = self.desired.volumes(target);
+        specs.values().map(|spec| view(target, spec, &known)).collect()
+    }
+
+    fn volume_statuses(&self, target: &TargetName) -> Arc<Volumes> {
+        let all = self.statuses.watch();
+        let known = all.borrow().get(target).map(|status| status.volume_statuses.clone());
+        known.unwrap_or_default()
+    }
+}
+
+/// A volume with how it stood last.
+pub(super) fn view(target: &TargetName, spec: &VolumeSpec, known: &Volumes) -> VolumeView {
+    let status = known.get(&spec.name).cloned().unwrap_or_else(VolumeStatus::unknown);
+    VolumeView { target: target.clone(), spec: spec.clone(), status }
+}

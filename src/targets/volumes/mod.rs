@@ -1,0 +1,278 @@
+//! The volumes of a target: one pass of look, plan, apply and look again, for all of them at the same time.
+
+mod calls;
+mod quarantine;
+mod requests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub(super) use self::quarantine::VolumeQuarantine;
+use super::book::{Look, VolumeBook};
+use super::worker::Worker;
+use crate::agent::observe::volumes::Place;
+use crate::docker::Containers;
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::status::VolumeTally;
+use crate::model::target::TargetSpec;
+use crate::model::volume::{VolumeName, VolumeSeen, VolumeSpec, VolumeStep};
+use crate::plan::volumes::bring_up;
+
+/// After its volumes were brought back, guests are looked for often for so long …
+const RETURN_TIME: Duration = Duration::from_secs(30);
+/// … with that between two looks.
+const RETURN_PAUSE: Duration = Duration::from_secs(1);
+
+impl<C: Containers> Worker<C> {
+    /// Reconciles the volumes, when the target serves and that is due.
+    pub(super) async fn reconcile_volumes_if_due(&mut self) {
+        let now = Instant::now();
+        let retry = self.retry.due().is_some_and(|due| due <= now.into_std());
+        let due = self.status.read(|known| known.next_pass.is_some_and(|due| due <= now));
+        if self.serving.is_some() && (retry || due || !self.is_in_place()) {
+            self.reconcile_volumes().await;
+        }
+    }
+
+    /// Reconciles all volumes. Those that are made one at a time follow at once, for guests wait for them too.
+    pub(super) async fn reconcile_volumes(&mut self) {
+        let Some(pid) = self.serving else { return };
+        let began = Instant::now();
+        let mut retries = self.retry.due().is_some_and(|due| due <= began.into_std());
+        let mut made = 0;
+        loop {
+            let volumes = self.parts.desired.volumes(self.name());
+            let (is_new, suspects) = (!self.is_in_place(), self.quarantine.suspects());
+            let done = self.pass(volumes.values().cloned().collect(), retries || is_new).await;
+            let passed = match done {
+                Ok(passed) => passed,
+                Err(fault) => return self.not_reconciled(&fault),
+            };
+            made += passed.made;
+            let now = Instant::now();
+            let (interval, exits) = (self.parts.policy.volumes.look_interval, self.exits);
+            self.passed = Some(now);
+            self.status.change(|known| {
+                if known.exits != exits {
+                    return;
+                }
+                let lately = known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
+                let returning = known.book.is_unsettled() && lately;
+                known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
+                (known.in_place, known.trouble) = (Some(pid), None);
+            });
+            let left = self.quarantine.suspects();
+            if left == 0 || !is_new && left >= suspects {
+                break;
+            }
+            retries = true;
+        }
+        self.log_volumes(made, began.elapsed());
+    }
+
+    fn not_reconciled(&mut self, fault: &Fault) {
+        let now = Instant::now();
+        self.status.change(|known| known.next_pass = Some(now + RETURN_PAUSE));
+        self.retry.failed(now.into_std());
+        tracing::warn!(
+            target_name = %self.name(), code = %fault.code,
+            "the volumes of {} could not be looked at: {fault}", self.name()
+        );
+    }
+
+    /// Whether all its volumes were brought about in the process that serves now.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.serving.is_some() && self.status.read(|known| known.in_place) == self.serving
+    }
+
+    /// Logs the state of the volumes, when it is another one than was logged last.
+    fn log_volumes(&mut self, made: usize, took: Duration) {
+        let tally = self.status.read(|known| known.book.tally());
+        let same = |logged: VolumeTally| {
+            (logged.serving, logged.degraded) == (tally.serving, tally.degraded)
+        };
+        if made == 0 && self.logged.map_or(tally.degraded == 0, same) {
+            return;
+        }
+        self.logged = Some(tally);
+        let text = format!(
+            "{} of {} volumes of {} serve, {made} were made in {took:.1?}",
+            tally.serving,
+            tally.wanted,
+            self.name()
+        );
+        match tally.degraded {
+            0 => tracing::info!(target_name = %self.name(), "{text}"),
+            degraded => {
+                let first = self.status.read(|known| {
+                    let first = known.book.statuses().iter().find(|(_, it)| !it.reason.is_empty());
+                    first.map(|(name, it)| format!("{name}: {}", it.reason))
+                });
+                tracing::warn!(
+                    target_name = %self.name(), degraded, first = first.unwrap_or_default(),
+                    "{text}, {degraded} could not be brought about and are tried again"
+                );
+            }
+        }
+    }
+
+    /// Reconciles these volumes, as far as each can be. Those that failed before are left to their own
+    /// time, unless it `retries` them.
+    ///
+    /// # Errors
+    /// When the target does not answer.
+    pub(super) async fn pass(
+        &mut self,
+        specs: Vec<VolumeSpec>,
+        retries: bool,
+    ) -> Result<Passed, Fault> {
+        let parts = self.parts.clone();
+        let Some(place) = self.place() else { return Ok(Passed::default()) };
+        let look = parts.volume_observer.look(&place, &specs);
+        let mut before = self.unless_stuck(look).await??;
+        let lone = specs.iter().filter(|spec| before.get(&spec.name).is_some_and(is_lone));
+        let lone: Vec<VolumeSpec> = lone.cloned().collect();
+        if !lone.is_empty() {
+            let around = parts.volume_observer.look_around(&place, &lone);
+            before.extend(self.unless_stuck(around).await??);
+        }
+        let (name, fresh) = (self.name().clone(), self.retry.forgotten());
+        self.quarantine.suspect(&name, self.serving, self.is_in_place(), &fresh);
+        self.remember_making(BTreeSet::new()).await;
+        let (mut plans, mut faults) = plan_all(&specs, &before);
+        let has_guests = |name: &VolumeName| self.book(|book| book.has_guests_but_of(name));
+        faults.extend(self.quarantine.hold_back(&mut plans, self.is_in_place(), has_guests));
+        if !retries {
+            let waits = |spec: &VolumeSpec| self.book(|book| book.failed_before(&spec.name));
+            faults.extend(
+                plans.iter().filter_map(|(spec, _)| Some((spec.name.clone(), waits(spec)?))),
+            );
+            plans.retain(|(spec, _)| waits(spec).is_none());
+        }
+        let creates = |steps: &Vec<VolumeStep>| steps.contains(&VolumeStep::CreateController);
+        let creates = plans.iter().filter(|(_, steps)| creates(steps));
+        let created: Vec<VolumeName> = creates.map(|(spec, _)| spec.name.clone()).collect();
+        let planned = plans.len();
+        if planned == 0 {
+            self.still_serves()?;
+            self.note(&place, &specs, &before, &faults);
+            return Ok(Passed { made: 0, before });
+        }
+        let unanswered = self.quarantine.unanswered.clone();
+        let planned_names: Vec<VolumeName> =
+            plans.iter().map(|(spec, _)| spec.name.clone()).collect();
+        self.remember_making(planned_names.iter().cloned().collect()).await;
+        let applied = parts.volume_applier.apply(&place, plans, &unanswered);
+        let failed = self.unless_stuck(applied).await?;
+        // A refusal is an answer too.
+        let is_answered = |name: &&VolumeName| {
+            let away =
+                |fault: &Fault| matches!(fault.code, Code::TargetNotAnswering | Code::TargetAbsent);
+            failed.get(*name).is_none_or(|fault| !away(fault))
+        };
+        for name in planned_names.iter().filter(is_answered) {
+            self.quarantine.made(name);
+        }
+        self.remember_making(BTreeSet::new()).await;
+        if created.iter().any(|name| !failed.contains_key(name)) {
+            self.status.change(|known| known.controllers_made = Some(Instant::now()));
+        }
+        let made = planned.saturating_sub(failed.len());
+        faults.extend(failed);
+        let again = parts.volume_observer.look_again(&place, &specs);
+        let seen = self.unless_stuck(again).await??;
+        self.still_serves()?;
+        self.note(&place, &specs, &seen, &faults);
+        Ok(Passed { made, before })
+    }
+
+    /// Writes down, for the next agent, the volumes that are held back, and those that are being made or were not
+    /// answered.
+    pub(super) async fn remember_making(&mut self, making: BTreeSet<VolumeName>) {
+        if let Some(known) = self.quarantine.unwritten(making, self.serving) {
+            self.parts.exits.keep_quarantine(self.name(), known).await;
+        }
+    }
+
+    fn note(
+        &mut self,
+        place: &Place,
+        specs: &[VolumeSpec],
+        seen: &BTreeMap<VolumeName, VolumeSeen>,
+        faults: &BTreeMap<VolumeName, Fault>,
+    ) {
+        let now = Instant::now().into_std();
+        let look = Look {
+            now,
+            at: super::now(),
+            sockets: &place.sockets,
+            stuck_after: self.parts.policy.volumes.stuck_after,
+        };
+        let (wanted, none) = (self.parts.desired.volumes(self.name()), VolumeSeen::default());
+        let has_degraded = self.status.change(|known| {
+            known.book.keep(&wanted, &look);
+            for spec in specs {
+                let seen = seen.get(&spec.name).unwrap_or(&none);
+                known.book.note(spec, seen, faults.get(&spec.name), &look);
+            }
+            known.book.has_degraded()
+        });
+        if !has_degraded {
+            self.retry.serves(now);
+        } else if self.retry.due().is_none_or(|due| due <= now) {
+            self.retry.failed(now);
+        }
+    }
+
+    /// Place of the target's volumes, when it is desired.
+    fn place(&self) -> Option<Place> {
+        self.parts.desired.get(self.name()).map(|spec| place_of(&spec))
+    }
+
+    fn book<T>(&self, read: impl FnOnce(&VolumeBook) -> T) -> T {
+        self.status.read(|known| read(&known.book))
+    }
+}
+
+fn place_of(spec: &TargetSpec) -> Place {
+    Place { control: spec.control_sock.clone(), sockets: spec.socket_dir.clone() }
+}
+
+/// Whether a volume has its bdev and no controller: another's may serve that.
+fn is_lone(seen: &VolumeSeen) -> bool {
+    seen.bdev.is_some() && seen.controller.is_none()
+}
+
+/// Observed volumes.
+type Seen = BTreeMap<VolumeName, VolumeSeen>;
+
+/// Outcome of a pass.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// Volumes that were made or mended.
+    pub(super) made: usize,
+    /// Observation of them before it.
+    before: Seen,
+}
+
+type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;
+
+/// Plans the steps for each volume, and tells why nothing can be done to some.
+fn plan_all(
+    specs: &[VolumeSpec],
+    seen: &BTreeMap<VolumeName, VolumeSeen>,
+) -> (Plans, BTreeMap<VolumeName, Fault>) {
+    let none = VolumeSeen::default();
+    let (mut plans, mut faults) = (Vec::new(), BTreeMap::new());
+    for spec in specs {
+        match bring_up(spec, seen.get(&spec.name).unwrap_or(&none)) {
+            Ok(steps) if steps.is_empty() => {}
+            Ok(steps) => plans.push((spec.clone(), steps)),
+            Err(fault) => drop(faults.insert(spec.name.clone(), fault)),
+        }
+    }
+    (plans, faults)
+}

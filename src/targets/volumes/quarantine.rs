@@ -1,0 +1,156 @@
+//! Quarantine of the volumes of a target: evidence of those whose making took it down, and the hold on them.
+//!
+//! The policy is in [`crate::plan::quarantine`]; this is its state on the node, with what of it is written down.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::Plans;
+use crate::agent::apply::volumes::Unanswered;
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::target::TargetName;
+use crate::model::volume::{VolumeName, VolumeSpec};
+use crate::plan::quarantine::{Exit, Leave, Quarantine, Remembered};
+use crate::plan::retry::Backoff;
+
+/// The quarantine of one target.
+pub(in crate::targets) struct VolumeQuarantine {
+    held: Quarantine,
+    written: Remembered,
+    /// Volumes that were being made, and in which process, when the agent before this one ended.
+    inherited: Option<(u32, BTreeSet<VolumeName>)>,
+    /// Volumes whose making was not answered.
+    pub(super) unanswered: Unanswered,
+    /// The last exit of the process, where it is known.
+    exit: Option<Exit>,
+}
+
+impl VolumeQuarantine {
+    /// The quarantine as the agent before this one wrote it down.
+    pub(in crate::targets) fn recall(
+        written: Remembered,
+        fresh: &Backoff,
+        now: Instant,
+    ) -> VolumeQuarantine {
+        VolumeQuarantine {
+            held: Quarantine::recall(&written, fresh, now),
+            inherited: written.pid.map(|pid| (pid, written.making.clone())),
+            written,
+            unanswered: Unanswered::default(),
+            exit: None,
+        }
+    }
+
+    /// Forgets all: the target is another one, or gone.
+    pub(in crate::targets) fn clear(&mut self) {
+        self.held.clear();
+        (self.inherited, self.exit) = (None, None);
+        let _ = self.unanswered.take();
+    }
+
+    /// Whether it is known how the process exited.
+    pub(in crate::targets) fn has_exit(&self) -> bool {
+        self.exit.is_some()
+    }
+
+    /// Notes an exit of the process. The agent's own kill explains the one that follows.
+    pub(in crate::targets) fn note_exit(&mut self, exit: Exit) {
+        self.exit = Some(self.exit.filter(|exit| *exit == Exit::Killed).unwrap_or(exit));
+    }
+
+    /// Suspects the volumes whose making was open when the target went down; none where the same process still
+    /// has all volumes (`in_place`). `serving` is the process that serves.
+    pub(super) fn suspect(
+        &mut self,
+        name: &TargetName,
+        serving: Option<u32>,
+        in_place: bool,
+        fresh: &Backoff,
+    ) {
+        let (mut open, exit) = (self.unanswered.take(), self.exit.take());
+        // What was being made when this agent's predecessor ended, unless that process goes on.
+        if let Some((_, mut making)) =
+            self.inherited.take().filter(|(pid, _)| Some(*pid) != serving)
+        {
+            open.append(&mut making);
+        }
+        if open.is_empty() || in_place {
+            return;
+        }
+        self.held.went_down(&open, exit.unwrap_or(Exit::ByItself), fresh, now());
+        let names: Vec<&str> = open.iter().map(VolumeName::as_str).take(10).collect();
+        tracing::error!(
+            target_name = %name, volumes = open.len(), ?exit,
+            "{name} went down while these volumes were made, which is held against them: {}",
+            names.join(", ")
+        );
+    }
+
+    /// Notes that a volume was made, or its making refused: the target answered.
+    pub(super) fn made(&mut self, name: &VolumeName) {
+        self.held.made(name);
+    }
+
+    /// Number of volumes that are to be made one at a time.
+    pub(super) fn suspects(&self) -> usize {
+        self.held.suspects()
+    }
+
+    /// The record for the next agent, where it differs from the written one: volumes that are held back, and
+    /// those that are being made (by the process that serves) or were not answered.
+    pub(super) fn unwritten(
+        &mut self,
+        mut making: BTreeSet<VolumeName>,
+        serving: Option<u32>,
+    ) -> Option<Remembered> {
+        // What was not answered was made in the process of then.
+        let mut pid = if making.is_empty() { self.written.pid } else { serving };
+        making.append(&mut self.unanswered.names());
+        if let Some((of, names)) = &self.inherited {
+            making.extend(names.iter().cloned());
+            pid = Some(*of);
+        }
+        let known = self.held.remembers(pid.map(|pid| (pid, making)));
+        let is_new = known != self.written;
+        self.written = known;
+        is_new.then(|| self.written.clone())
+    }
+
+    /// Takes out of the plans the volumes that are not to be made now, or not together with others, and says
+    /// why. `has_guests` tells whether guests use any other volume.
+    pub(super) fn hold_back(
+        &self,
+        plans: &mut Plans,
+        in_place: bool,
+        has_guests: impl Fn(&VolumeName) -> bool,
+    ) -> BTreeMap<VolumeName, Fault> {
+        let mut faults = BTreeMap::new();
+        if self.held.is_empty() {
+            return faults;
+        }
+        let now = now();
+        let leave = |spec: &VolumeSpec| self.held.leave(&spec.name, has_guests(&spec.name), now);
+        let mut alone = in_place && plans.iter().all(|(spec, _)| leave(spec) != Leave::Together);
+        plans.retain(|(spec, _)| {
+            let text = match leave(spec) {
+                Leave::Together => return true,
+                Leave::Alone if std::mem::take(&mut alone) => return true,
+                Leave::Alone => "its target went down while it was made: it is made alone, after all others",
+                Leave::No => {
+                    "its target went down while it was made alone: it is tried again when no virtual machine is \
+                     connected to another volume of that target, or when the target was replaced (deploy with \
+                     recreate)"
+                }
+            };
+            faults.insert(spec.name.clone(), Fault::new(Code::VolumeQuarantined, text));
+            false
+        });
+        faults
+    }
+}
+
+/// The time, of the clock that tests can pause.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

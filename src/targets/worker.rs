@@ -1,0 +1,287 @@
+//! The work on one target, one piece at a time: starts, kills, its volumes, and what callers ask for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::deploy::{Deploy, Incoming};
+use super::start::{blame, hangs};
+use super::status::Status;
+use super::volumes::VolumeQuarantine;
+use super::{Parts, Request, Requested, TargetWish};
+use crate::agent::progress::ProgressSink;
+use crate::docker::Containers;
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::status::VolumeTally;
+use crate::model::target::{self, TargetName, TargetSpec};
+use crate::model::work::WorkId;
+use crate::plan::lifecycle::{Attempt, Remembered, State};
+use crate::plan::retry::Backoff;
+
+/// A piece of work.
+pub(super) enum Work {
+    /// Start of the target, once.
+    Start {
+        /// Desired target.
+        spec: TargetSpec,
+        /// Failures so far.
+        failures: u32,
+        /// Whether it gets a new container.
+        anew: bool,
+    },
+    /// Kill of its process, which is stuck.
+    Kill(TargetSpec),
+    /// Reconciliation of its volumes.
+    Volumes,
+    /// Search for the evidence of a crash loop.
+    Evidence {
+        /// Reason of the exit.
+        why: String,
+        /// Failures so far.
+        failures: u32,
+    },
+    /// Write of the state to the disk, which each work begins with.
+    Remember,
+    /// Request of a caller.
+    Request {
+        /// Request as it came.
+        requested: Requested,
+        /// Number of requests that wait and came before it.
+        overtakes: usize,
+    },
+    /// Rest of a deploy whose image is there.
+    Deploy(Box<Deploy>),
+    /// End of a deploy whose container is as desired, with its volumes.
+    Finish(Box<Deploy>),
+}
+
+impl Work {
+    /// Work that the status shows meanwhile.
+    pub(super) fn at_work(&self) -> Option<target::Work> {
+        let wish = match self {
+            Work::Start { .. } => return Some(target::Work::BringUp),
+            Work::Deploy(deploy) => &deploy.wish,
+            Work::Request {
+                requested: Requested { request: Request::Target { wish, dry_run: false, .. }, .. },
+                ..
+            } => wish,
+            _ => return None,
+        };
+        Some(match **wish {
+            TargetWish::Ensure(..) => target::Work::BringUp,
+            TargetWish::Destroy { .. } => target::Work::TakeAway,
+        })
+    }
+}
+
+/// Outcome of a piece of work.
+pub(super) enum After {
+    /// Nothing.
+    Nothing,
+    /// A start was tried.
+    Started(Option<Attempt>),
+    /// The container of a deploy runs.
+    Converged(Box<Deploy>),
+    /// The target is taken away, or partly so; with it go the deploys among the first requests that wait, which
+    /// came before.
+    TakenAway {
+        /// The request for that, unless it has failed.
+        deploy: Option<Box<Deploy>>,
+        /// Number of requests that came before it and wait.
+        overtakes: usize,
+    },
+    /// An image has to be there first, for a deploy or for a start of the task's own.
+    NeedsImage(Incoming, Option<Box<Deploy>>),
+}
+
+/// The end of a piece of work.
+pub(super) struct Finished<C> {
+    pub(super) worker: Box<Worker<C>>,
+    pub(super) after: After,
+    /// State that is on the disk now.
+    pub(super) written: Remembered,
+    /// Whether that is the whole state.
+    pub(super) is_written: bool,
+}
+
+/// Worker of one target.
+pub(super) struct Worker<C> {
+    pub(super) parts: Arc<Parts<C>>,
+    pub(super) status: Status,
+    /// The process that served when the work began.
+    pub(super) serving: Option<u32>,
+    /// Exits of the process by then.
+    pub(super) exits: u64,
+    /// Backoff of volumes that failed.
+    pub(super) retry: Backoff,
+    pub(super) quarantine: VolumeQuarantine,
+    /// The process that answered last.
+    pub(super) answered: Option<u32>,
+    /// Time of the last look at all volumes.
+    pub(super) passed: Option<Instant>,
+    /// The state of its volumes that the log has last.
+    pub(super) logged: Option<VolumeTally>,
+    /// Whether it waits for the engine.
+    pub(super) without_engine: bool,
+    stuck: watch::Receiver<Option<String>>,
+    /// Progress of the work that it is at.
+    pub(super) progress: ProgressSink,
+}
+
+impl<C: Containers> Worker<C> {
+    pub(super) fn new(
+        parts: Arc<Parts<C>>,
+        status: Status,
+        state: &State,
+        written: &Remembered,
+        stuck: watch::Receiver<Option<String>>,
+    ) -> Worker<C> {
+        let (held, fresh) = (parts.exits.quarantine(status.name()), state.retry.forgotten());
+        Worker {
+            status,
+            serving: None,
+            exits: 0,
+            quarantine: VolumeQuarantine::recall(held, &fresh, Instant::now().into_std()),
+            retry: fresh,
+            answered: written.process.pid,
+            passed: None,
+            logged: None,
+            without_engine: false,
+            stuck,
+            progress: parts.progress.clone(),
+            parts,
+        }
+    }
+
+    pub(super) fn name(&self) -> &TargetName {
+        self.status.name()
+    }
+
+    /// Notes the process that serves when the work begins.
+    pub(super) fn serves(&mut self, pid: Option<u32>) {
+        self.serving = pid;
+        self.exits = self.status.read(|known| known.exits);
+        if pid.is_some() {
+            (self.answered, self.without_engine) = (pid, false);
+        }
+    }
+
+    /// Forgets all of a target that nobody desires any more.
+    pub(super) fn forget(&mut self) {
+        self.retry = self.retry.forgotten();
+        self.quarantine.clear();
+        (self.answered, self.passed, self.logged) = (None, None, None);
+        self.status.change(|known| {
+            (known.trouble, known.in_place, known.next_pass) = (None, None, None);
+            (known.controllers_made, known.book) = (None, super::book::VolumeBook::default());
+        });
+    }
+
+    /// Writes down what the next agent has to know, when that is something else than is written; whether it
+    /// could. Else it is tried again with the next work.
+    pub(super) async fn remember(&mut self, written: Remembered, remembers: Remembered) -> bool {
+        self.remember_making(BTreeSet::new()).await;
+        remembers == written || self.parts.exits.keep(self.name(), written, remembers).await
+    }
+
+    pub(super) async fn work(&mut self, work: Work) -> After {
+        self.progress = self.progress.of(WorkId::next());
+        match work {
+            Work::Start { spec, failures, anew } => {
+                if !self.parts.probe.engine_may_be_asked().await {
+                    let fault = Fault::new(Code::EngineAbsent, "it does not run");
+                    return After::Started(Some(self.wait_for_engine(&fault).await));
+                }
+                // One that hangs since it was started goes first.
+                if self.seen_at(&spec.control_sock).is_some_and(|seen| hangs(&seen)) {
+                    self.kill(&spec).await;
+                }
+                return self.start(spec, failures, anew).await;
+            }
+            Work::Kill(spec) => self.kill(&spec).await,
+            Work::Volumes => self.reconcile_volumes().await,
+            Work::Evidence { why, failures } => {
+                let within = self.parts.policy.target.call_timeout;
+                let evidence = self.parts.observer.last_words(self.name(), &why, within).await;
+                blame(&self.status, &self.parts.policy.heal, failures, &evidence);
+            }
+            Work::Remember => {}
+            Work::Deploy(deploy) => return self.deploy(deploy, 0).await,
+            Work::Finish(deploy) => {
+                // With its volumes, when it had to be brought up for that.
+                self.reconcile_volumes_if_due().await;
+                deploy.end(Ok(()));
+            }
+            Work::Request { requested, overtakes } => match Deploy::asked(requested) {
+                Ok(deploy) => return self.deploy(deploy, overtakes).await,
+                Err(Requested { request, _work }) => self.carry_out(request).await,
+            },
+        }
+        After::Nothing
+    }
+
+    async fn carry_out(&mut self, request: Request) {
+        match request {
+            Request::Target { .. } | Request::Start => {}
+            Request::Activate { volumes, undo, reply } => {
+                let _ = reply.send(self.activate(volumes, undo).await);
+            }
+            Request::Deactivate { target, volumes, reply } => {
+                let _ = reply.send(self.deactivate(&target, &volumes).await);
+            }
+            Request::Resize { target, volume, size_mib, reply } => {
+                let _ = reply.send(self.resize(&target, &volume, size_mib).await);
+            }
+            // Who gave up waiting needs none.
+            Request::Look { reply, .. } if reply.is_closed() => {}
+            Request::Look { reply, _place } => {
+                self.look_at_volumes().await;
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// Whether the process has exited since the work began.
+    pub(super) fn has_exited(&self) -> bool {
+        self.status.read(|known| known.exits) != self.exits
+    }
+
+    /// Fails once the process has exited that served when the work began: what was seen of it is of no use.
+    pub(super) fn still_serves(&self) -> Result<(), Fault> {
+        match self.has_exited() {
+            false => Ok(()),
+            true => Err(Fault::new(Code::TargetAbsent, "its process has exited meanwhile")),
+        }
+    }
+
+    /// Does work that asks the target, and gives it up once the target is to be killed, or is paused: whoever
+    /// waits for it, waits for nothing.
+    ///
+    /// # Errors
+    /// When that is so.
+    pub(super) async fn unless_stuck<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Fault> {
+        let stuck = async {
+            let why = self.stuck.wait_for(Option::is_some).await.map(|why| why.clone());
+            match why {
+                Ok(why) => why.unwrap_or_default(),
+                // The task has ended, and with it who waits.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // What was sent may still be done: whoever looks next sees that.
+            done = work => Ok(done),
+            // Cancel-safe: only looks.
+            why = stuck => {
+                let text = format!("{} does not answer: {why}", self.name());
+                Err(Fault::new(Code::TargetNotAnswering, text))
+            }
+        }
+    }
+}
