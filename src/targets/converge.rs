@@ -91,9 +91,14 @@ impl<C: Containers> Worker<C> {
                 // It takes its time. What is there goes on, and is desired as it is, until the image is there.
                 return Ok(Converged::NeedsImage(step.clone()));
             }
-            if let TargetWish::Ensure(spec, _) = &wish {
-                // It can be: from here on it is wanted, whatever becomes of this agent. What is left as it
-                // is stays wanted as it is.
+            self.hasten(&mut plan.steps, &seen, awaited);
+            // What cannot be stopped goes on, and stays desired as it is.
+            let stops = plan.steps.iter().take_while(|step| stops(step)).count();
+            let (stop, start) = plan.steps.split_at(stops);
+            let mut done = self.apply_all(stop, &seen, report).await;
+            if let (TargetWish::Ensure(spec, _), Ok(())) = (&wish, &done) {
+                // From here on it is desired, whatever becomes of this agent. What is left as it is stays desired as
+                // it is.
                 let origins = |left: TargetSpec| TargetSpec {
                     image_tar: spec.image_tar.clone(),
                     image_url: spec.image_url.clone(),
@@ -106,9 +111,11 @@ impl<C: Containers> Worker<C> {
             if plan.steps.is_empty() {
                 return Ok(Converged::Holds);
             }
-            self.hasten(&mut plan.steps, &seen, awaited);
+            if done.is_ok() {
+                done = self.apply_all(start, &seen, report).await;
+            }
             let again = starts_again(&plan.steps);
-            if let Err(fault) = self.apply_all(&plan.steps, &seen, report).await {
+            if let Err(fault) = done {
                 if self.exited_meanwhile(wish.spec(), &plan.steps).await {
                     continue;
                 }
@@ -146,7 +153,7 @@ impl<C: Containers> Worker<C> {
         report: &mut PartReport,
     ) -> Result<(), Fault> {
         for step in steps {
-            if let Step::StopContainer { .. } = step {
+            if stops(step) {
                 // It is no exit of its own; and what its successor does is not known.
                 self.status.change(|known| known.stopping = true);
                 self.quarantine.clear();
@@ -170,7 +177,7 @@ impl<C: Containers> Worker<C> {
         seen: &TargetSeen,
         report: &mut PartReport,
     ) -> Result<(), Fault> {
-        if let Step::StopContainer { .. } = step {
+        if stops(step) {
             self.await_grace_period().await;
         }
         let begun = self.progress.begun(step);
@@ -225,6 +232,10 @@ fn shorten(steps: &mut [Step], most: Duration) {
     if let [Step::AwaitTarget { within, .. }] = steps {
         *within = (*within).min(most);
     }
+}
+
+fn stops(step: &Step) -> bool {
+    matches!(step, Step::StopContainer { .. })
 }
 
 /// Whether a container that has ended is started again.

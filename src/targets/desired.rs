@@ -2,15 +2,12 @@
 //! one file each, and published to whoever has to know.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
 
-use crate::agent::observe::blocking;
-use crate::model::code::Code;
+use super::writes::Writes;
 use crate::model::fault::{Fault, chain};
 use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
@@ -39,12 +36,8 @@ pub(crate) struct VolumeEntry {
 pub struct DesiredTargets {
     store: Store,
     published: Arc<watch::Sender<Desired>>,
-    /// Held by the change that is being written.
-    turn: Arc<Mutex<()>>,
+    writes: Writes,
 }
-
-/// Longest wait of a caller for the disk. Nothing else is done to a target meanwhile.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl DesiredTargets {
     /// Reads what was wanted when the agent ran last. A file that cannot be read, or that a newer agent
@@ -67,7 +60,7 @@ impl DesiredTargets {
             open_volumes(&store, &target, &mut desired)?;
         }
         let published = Arc::new(watch::Sender::new(desired));
-        Ok(DesiredTargets { store, published, turn: Arc::default() })
+        Ok(DesiredTargets { store, published, writes: Writes::default() })
     }
 
     /// Desired state, now and from now on.
@@ -190,54 +183,30 @@ impl DesiredTargets {
     /// leaves what the disk took: the next one may desire it.
     async fn change(
         &self,
-        write: impl Fn(&Store, &Desired) -> Result<(), StoreError> + Send + 'static,
+        write: impl Fn(&Store, &Desired) -> Result<(), StoreError> + Send + Sync + 'static,
         alter: impl FnOnce(&mut Desired),
     ) -> Result<(), Fault> {
-        let by = Instant::now() + WRITE_TIMEOUT;
-        let turn = timeout_at(by, self.turn.clone().lock_owned()).await.map_err(|_| late())?;
+        let turn = self.writes.turn().await?;
         let before = self.published.borrow().clone();
         let mut after = before.clone();
         alter(&mut after);
         let (store, next) = (self.store.clone(), after.clone());
-        let (sender, mut written) = oneshot::channel();
-        let work = blocking(move || {
-            let done = write(&store, &next);
-            // Also a write that failed may have changed some of the files.
-            if let Err((_turn, _)) = sender.send((turn, done)) {
-                match write(&store, &before) {
-                    Ok(()) => {
-                        tracing::warn!("a change of what is desired came too late, and is undone")
-                    }
-                    Err(e) => tracing::error!(
-                        error = chain(&e),
-                        "a change of what is desired came too late, and cannot be undone: after a restart the \
-                         agent may desire it; see what holds the disk up, then make the change again or its opposite"
-                    ),
-                }
-            }
-        });
-        let (_turn, done) = match timeout_at(by, &mut written).await {
-            Ok(Ok(ended)) => ended,
-            // It broke off, and says so.
-            Ok(Err(_)) => return work.await,
-            Err(_) => {
-                // From here on it is undone, unless it was written at this very moment.
-                written.close();
-                written.try_recv().map_err(|_| late())?
-            }
+        let write = Arc::new(move |desired: &Desired| write(&store, desired));
+        let undo = write.clone();
+        // Also a write that failed may have changed some of the files.
+        let late = move |_| match undo(&before) {
+            Ok(()) => tracing::warn!("a change of what is desired came too late, and is undone"),
+            Err(e) => tracing::error!(
+                error = chain(&e),
+                "a change of what is desired came too late, and cannot be undone: after a restart the \
+                 agent may desire it; see what holds the disk up, then make the change again or its opposite"
+            ),
         };
+        let (_turn, done) = turn.write(move || write(&next), late).await?;
         done?;
         self.published.send_replace(after);
         Ok(())
     }
-}
-
-fn late() -> Fault {
-    let text = format!(
-        "the disk of the state folder did not take it within {WRITE_TIMEOUT:?}: it is not done, and undone there \
-         as soon as the disk goes on; see what holds the disk up, then call again"
-    );
-    Fault::new(Code::StateUnwritable, text)
 }
 
 /// Brings the files of these volumes of a target to what is desired.
@@ -298,7 +267,11 @@ fn file(name: &TargetName) -> String {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::model::code::Code;
+    use crate::targets::writes::WRITE_TIMEOUT;
 
     fn spec(name: &str) -> TargetSpec {
         TargetSpec::example(name)

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::agent::observe::blocking;
+use super::writes::Writes;
 use crate::model::fault::Fault;
 use crate::model::target::TargetName;
 use crate::plan::lifecycle::Remembered;
@@ -21,12 +21,15 @@ const QUARANTINE: &str = "quarantine";
 
 /// Exits of all targets.
 #[derive(Debug, Clone)]
-pub struct Exits(Store);
+pub struct Exits {
+    store: Store,
+    writes: Writes,
+}
 
 impl Exits {
     /// Exits that the store holds.
     pub fn new(store: Store) -> Exits {
-        Exits(store)
+        Exits { store, writes: Writes::default() }
     }
 
     /// Record of one target. One that cannot be read is a target that never exited: it is healed at
@@ -36,7 +39,7 @@ impl Exits {
     }
 
     fn read<T: DeserializeOwned + Default>(&self, folder: &str, name: &TargetName) -> T {
-        match self.0.read(&file(folder, name), Durability::Boot) {
+        match self.store.read(&file(folder, name), Durability::Boot) {
             Ok(known) => known.unwrap_or_default(),
             Err(e) => {
                 tracing::warn!(target_name = %name, error = %e, "the {folder} of {name} are not known any more");
@@ -52,26 +55,32 @@ impl Exits {
         written: Remembered,
         known: Remembered,
     ) -> bool {
-        let (store, of) = (self.0.clone(), name.clone());
-        let kept = blocking(move || {
+        let of = name.clone();
+        let write = move |store: &Store| {
             if known.failures != written.failures {
-                write(&store, &file(FOLDER, &of), known.failures)?;
+                write(store, &file(FOLDER, &of), known.failures)?;
             }
             if known.process != written.process {
-                write(&store, &file(PROCESSES, &of), known.process)?;
+                write(store, &file(PROCESSES, &of), known.process)?;
             }
             Ok(())
-        });
-        let fault = match kept.await {
-            Ok(Ok::<(), StoreError>(())) => return true,
-            Ok(Err(e)) => e.into(),
-            Err(fault) => fault,
         };
+        let Err(fault) = self.write(write).await else { return true };
         tracing::warn!(
             target_name = %name, error = %fault,
-            "how often {name} has fallen cannot be written down: an agent that started now would not know it"
+            "how often {name} has exited cannot be written down: an agent that started now would not know it"
         );
         false
+    }
+
+    async fn write(
+        &self,
+        write: impl FnOnce(&Store) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), Fault> {
+        let store = self.store.clone();
+        let turn = self.writes.turn().await?;
+        let (_turn, written) = turn.write(move || write(&store), drop).await?;
+        Ok(written?)
     }
 
     /// Quarantine of the volumes of a target; empty where it cannot be read.
@@ -81,9 +90,8 @@ impl Exits {
 
     /// Writes that down.
     pub(super) async fn keep_quarantine(&self, name: &TargetName, known: quarantine::Remembered) {
-        let (store, of) = (self.0.clone(), name.clone());
-        let kept = blocking(move || write(&store, &file(QUARANTINE, &of), known)).await;
-        if let Err(fault) = kept.and_then(|kept| kept.map_err(Fault::from)) {
+        let file = file(QUARANTINE, name);
+        if let Err(fault) = self.write(move |store| write(store, &file, known)).await {
             tracing::warn!(
                 target_name = %name, error = %fault,
                 "the volumes that may take {name} down cannot be written down: an agent that started now would \
@@ -96,9 +104,9 @@ impl Exits {
     pub(super) fn keep_only(&self, names: &[TargetName]) {
         let kept: Vec<String> = names.iter().map(|name| format!("{name}.json")).collect();
         for folder in [FOLDER, PROCESSES, QUARANTINE] {
-            let others = self.0.list(folder, Durability::Boot).unwrap_or_default();
+            let others = self.store.list(folder, Durability::Boot).unwrap_or_default();
             for other in others.iter().filter(|other| !kept.contains(other)) {
-                if let Err(e) = self.0.remove(&format!("{folder}/{other}"), Durability::Boot) {
+                if let Err(e) = self.store.remove(&format!("{folder}/{other}"), Durability::Boot) {
                     tracing::warn!(file = other, error = %e, "what is known of a target that is not wanted stays");
                 }
             }

@@ -45,6 +45,7 @@ struct Scene {
     engine: Arc<FakeContainers>,
     targets: Targets,
     probe: Arc<Probe<FakeContainers>>,
+    sockets: Sockets,
     news: EngineNews,
     events: Events,
     name: TargetName,
@@ -101,7 +102,7 @@ impl Scene {
             progress: ProgressSink::default(),
             engine: None,
         };
-        let deep = DeepProbe::new(&root, sockets, Duration::from_secs(1));
+        let deep = DeepProbe::new(&root, sockets.clone(), Duration::from_secs(1));
         let targets = Targets::new(parts, deep, Watchdog::default());
         let name = TargetName::usual();
         Scene {
@@ -110,6 +111,7 @@ impl Scene {
             engine,
             targets,
             probe,
+            sockets,
             news,
             events,
             name,
@@ -250,6 +252,22 @@ async fn a_frozen_target_is_found_by_itself_and_so_is_its_recovery() {
         scene.changes().into_iter().skip_while(|state| *state != TargetState::Serving).collect();
     use TargetState::{Degraded, Serving};
     assert_eq!(tail, [Serving, Degraded, Serving]);
+}
+
+#[tokio::test]
+async fn change_that_ended_while_a_probe_waited_explains_its_silence() {
+    let scene = Scene::new(LONG);
+    scene.mood.frozen.send_replace(true);
+    let spdk = scene.sockets.at(std::path::Path::new(scene.control.as_str()));
+    let change = spdk.change("bdev_malloc_create", json!({}), LONG);
+    let ends = tokio::time::timeout(Duration::from_millis(100), change);
+    let probe = scene.probe.probe(&scene.control, Some(scene.process.id()));
+    let (ended, (answer, evidence)) = tokio::join!(ends, probe);
+    assert!(ended.is_err() && answer.is_err());
+    let (_, method) = evidence.unwrap().busy.unwrap();
+    assert_eq!(method, "bdev_malloc_create");
+    let (_, evidence) = scene.probe.probe(&scene.control, Some(scene.process.id())).await;
+    assert_eq!(evidence.unwrap().busy, None, "it was over when this one was sent");
 }
 
 #[tokio::test]

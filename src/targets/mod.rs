@@ -22,6 +22,7 @@ mod status;
 mod task;
 mod volumes;
 mod worker;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -334,6 +334,17 @@ async fn destroy_that_is_refused_leaves_the_deploy_whose_image_is_on_its_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn target_that_cannot_be_stopped_stays_desired_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = SlowImage::new(&folder, true).await;
+    scene.engine.change(|one| (one.running, one.pid) = (true, Some(1)));
+    scene.image.add_permits(9);
+    let report = at_once(scene.deploy).await.unwrap();
+    assert_eq!(report.errors[0].code, Code::TargetNotStopped, "{report:?}");
+    assert_eq!(scene.targets.desired.get(&scene.spec.name), Some(scene.spec));
+}
+
+#[tokio::test(start_paused = true)]
 async fn volumes_of_a_target_that_does_not_serve_wait_for_no_image() {
     let folder = tempfile::tempdir().unwrap();
     let scene = SlowImage::new(&folder, true).await;

@@ -16,7 +16,7 @@ use crate::model::fault::chain;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::target::TargetName;
-use crate::spdk::{Sockets, SpdkError};
+use crate::spdk::{OpenChange, Sockets, SpdkError};
 
 /// Questions that may be open at a target, answered too late or never: two show that it does not answer, and more
 /// would keep one that is only slow from ever answering in time.
@@ -66,9 +66,29 @@ impl<C: Containers> Probe<C> {
         spawn_blocking(look).await.unwrap_or(false)
     }
 
+    /// Asks the target; returns its version, or the reason for none and then the evidence about its process.
+    pub(in crate::targets) async fn probe(
+        &self,
+        control: &CleanPath,
+        pid: Option<u32>,
+    ) -> (Result<String, String>, Option<Evidence>) {
+        let path = self.root.path(control.as_str());
+        let before = self.sockets.open_change(&path);
+        let answer = self.answer(control).await;
+        let evidence = match (&answer, pid) {
+            (Err(_), Some(pid)) => {
+                // One that ended while it was asked explains a silence as well.
+                let busy = self.sockets.open_change(&path).or(before);
+                Some(self.evidence(pid, busy).await)
+            }
+            _ => None,
+        };
+        (answer, evidence)
+    }
+
     /// The version that the target tells, when its control socket and every reactor answered; else why
     /// not.
-    pub(super) async fn answer(&self, control: &CleanPath) -> Result<String, String> {
+    async fn answer(&self, control: &CleanPath) -> Result<String, String> {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         if !socket.takes_questions(MOST_OPEN, within).await {
@@ -93,14 +113,13 @@ impl<C: Containers> Probe<C> {
 
     /// Evidence about a process that did not answer, without asking it. The kernel tells at once;
     /// where it does not, nothing was seen.
-    pub(super) async fn evidence(&self, control: &CleanPath, pid: u32) -> Evidence {
-        let path = self.root.path(control.as_str());
+    async fn evidence(&self, pid: u32, busy: Option<OpenChange>) -> Evidence {
         let root = self.root.clone();
         // Some files of each thread, of which a target may have thousands.
         let look = spawn_blocking(move || (vitals::look(&root, pid), vitals::is_starved(&root)));
         let seen = timeout(self.policy.health.timeout, look).await;
         let (look, starved) = seen.ok().and_then(Result::ok).unwrap_or_default();
-        let busy = self.sockets.open_change(&path).map(|change| (change.until, change.method));
+        let busy = busy.map(|change| (change.until, change.method));
         Evidence { look, starved, busy }
     }
 

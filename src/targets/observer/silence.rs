@@ -10,13 +10,13 @@ use crate::model::observation::{Answers, Vitals};
 
 /// Evidence that was gathered when a probe had no answer.
 #[derive(Debug)]
-pub(super) struct Evidence {
+pub(in crate::targets) struct Evidence {
     /// Activity of the process; none where it could not be looked at.
     pub(super) look: Option<Look>,
     /// Whether the machine is short of CPUs.
     pub(super) starved: bool,
     /// The agent's own request there that changes something and is open: its deadline and its method.
-    pub(super) busy: Option<(std::time::Instant, Cow<'static, str>)>,
+    pub(in crate::targets) busy: Option<(std::time::Instant, Cow<'static, str>)>,
 }
 
 /// A process that is silent, or was never.

@@ -275,11 +275,7 @@ impl<C: Containers> Watch<C> {
                 Seen::Otherwise(_) => None,
             };
             self.probes.push(Box::pin(async move {
-                let answer = shared.probe.answer(&control).await;
-                let evidence = match (&answer, pid) {
-                    (Err(_), Some(pid)) => Some(shared.probe.evidence(&control, pid).await),
-                    _ => None,
-                };
+                let (answer, evidence) = shared.probe.probe(&control, pid).await;
                 (number, sent, answer, evidence)
             }));
         }
