@@ -26,6 +26,8 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{timeout, timeout_at};
 
+use self::methods::GET_VERSION;
+
 /// A method's name: the agent's own, or what an operator named.
 pub type Method = Cow<'static, str>;
 
@@ -224,12 +226,14 @@ impl Spdk {
         *self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits, within that time, until it may be asked for its version once more, which is counted then; returns
-    /// whether it may.
+    /// Waits, within that time, until it may be asked for its version once more, which is counted then.
     ///
     /// Where that many questions are open, a target that is slow must not be asked faster than it answers, and
     /// one that has lost them must be asked again: that is done the later, the more are open.
-    pub async fn takes_questions(&self, most: u32, within: Duration) -> bool {
+    ///
+    /// # Errors
+    /// [`SpdkError::Timeout`] where it answers none of them.
+    pub async fn takes_questions(&self, most: u32, within: Duration) -> Result<(), SpdkError> {
         let mut questions = self.heard.questions.subscribe();
         let deadline = Instant::now() + within;
         loop {
@@ -243,8 +247,12 @@ impl Spdk {
                 }
                 takes
             });
-            if takes || deadline <= now {
-                return takes;
+            if takes {
+                return Ok(());
+            }
+            if deadline <= now {
+                let (socket, method) = (self.socket.to_path_buf(), GET_VERSION.into());
+                return Err(SpdkError::Timeout { socket, method, within });
             }
             let next = again(&questions.borrow_and_update()).min(deadline);
             // Cancel-safe: what was not seen stays new.

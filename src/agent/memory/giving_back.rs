@@ -126,10 +126,13 @@ impl MemoryWork {
         given: &mut u64,
         reports: &mut Vec<StepReport>,
     ) -> Result<(), Fault> {
-        let begun = self.progress.begun(step);
         let before = self.applier.pool(resize.pool)?;
         let give = (resize.from - resize.to).min(before.free).min(before.persistent());
-        let resized = self.applier.resize(before, before.persistent() - give)?;
+        let begun = self.progress.begun(step);
+        let resized = match self.applier.resize(before, before.persistent() - give) {
+            Ok(resized) => resized,
+            Err(fault) => return begun.applied(Err(fault), reports),
+        };
         *given += resized.lost();
         let outcome = if resized.lost() < give { StepOutcome::Short } else { StepOutcome::Done };
         let pages = (pages_text(before.total), pages_text(resized.after.total));

@@ -91,13 +91,7 @@ impl<C: Containers> Probe<C> {
     async fn answer(&self, control: &CleanPath) -> Result<String, String> {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
-        if !socket.takes_questions(MOST_OPEN, within).await {
-            let socket = socket.socket().display();
-            return Err(format!(
-                "the target at {socket} has yet to answer {MOST_OPEN} questions of before: it answered none \
-                 within another {within:?}"
-            ));
-        }
+        socket.takes_questions(MOST_OPEN, within).await.map_err(|e| chain(&e))?;
         // On one connection, and on their way together.
         let (version, reactors) = tokio::join!(socket.serving(within), socket.reactors(within));
         let version = version.map_err(|e| chain(&e))?.version;
