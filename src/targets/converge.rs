@@ -45,19 +45,11 @@ impl<C: Containers> Worker<C> {
             return done;
         }
         if let (TargetWish::Destroy { .. }, Ok(_)) = (wish, &done) {
-            done = self.forget_target().await.map(|()| Converged::Holds);
+            done = self.parts.desired.forget(name).await.map(|()| Converged::Holds);
         }
         let control = self.parts.desired.get(name).map_or(before, |spec| spec.control_sock);
         self.parts.observers.look_again(name, &control).await;
         done
-    }
-
-    /// Forgets the target and its volumes, which are gone with it.
-    async fn forget_target(&self) -> Result<(), Fault> {
-        let desired = &self.parts.desired;
-        let volumes: Vec<_> = desired.volumes(self.name()).keys().cloned().collect();
-        desired.forget_volumes(self.name(), &volumes).await?;
-        desired.forget(self.name()).await
     }
 
     pub(super) async fn converge(
@@ -91,12 +83,8 @@ impl<C: Containers> Worker<C> {
                 // It takes its time. What is there goes on, and is desired as it is, until the image is there.
                 return Ok(Converged::NeedsImage(step.clone()));
             }
-            self.hasten(&mut plan.steps, &seen, awaited);
-            // What cannot be stopped goes on, and stays desired as it is.
-            let stops = plan.steps.iter().take_while(|step| stops(step)).count();
-            let (stop, start) = plan.steps.split_at(stops);
-            let mut done = self.apply_all(stop, &seen, report).await;
-            if let (TargetWish::Ensure(spec, _), Ok(())) = (&wish, &done) {
+            let before = self.parts.desired.get(&wish.spec().name);
+            if let TargetWish::Ensure(spec, _) = &wish {
                 // From here on it is desired, whatever becomes of this agent. What is left as it is stays desired as
                 // it is.
                 let origins = |left: TargetSpec| TargetSpec {
@@ -111,8 +99,13 @@ impl<C: Containers> Worker<C> {
             if plan.steps.is_empty() {
                 return Ok(Converged::Holds);
             }
-            if done.is_ok() {
-                done = self.apply_all(start, &seen, report).await;
+            self.hasten(&mut plan.steps, &seen, awaited);
+            let stops = plan.steps.iter().take_while(|step| stops(step)).count();
+            let (stop, start) = plan.steps.split_at(stops);
+            let mut done = self.apply_all(stop, &seen, report).await;
+            match done {
+                Ok(()) => done = self.apply_all(start, &seen, report).await,
+                Err(_) => self.desire_again(before).await,
             }
             let again = starts_again(&plan.steps);
             if let Err(fault) = done {
@@ -144,6 +137,21 @@ impl<C: Containers> Worker<C> {
                 wish.spec().name
             ),
         ))
+    }
+
+    /// What could not be stopped goes on, and is desired as it was before.
+    async fn desire_again(&self, before: Option<TargetSpec>) {
+        let (name, desired) = (self.name(), &self.parts.desired);
+        let undone = match before {
+            Some(spec) => desired.want(&spec).await,
+            None => desired.forget(name).await,
+        };
+        if let Err(fault) = undone {
+            tracing::error!(
+                target_name = %name, error = %fault,
+                "{name} could not be stopped, and is desired as its successor was to be: deploy it again as it is"
+            );
+        }
     }
 
     async fn apply_all(

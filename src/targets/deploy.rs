@@ -19,7 +19,7 @@ use crate::agent::progress::{Begun, ProgressSink};
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::prepare::{PartReport, PrepareReport};
+use crate::model::prepare::{PartReport, PrepareReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
 
@@ -60,6 +60,10 @@ impl Deploy {
         let fault = overtaken(&self.wish);
         self.end(Err(fault));
     }
+}
+
+fn is_done(step: &StepReport) -> bool {
+    step.outcome == StepOutcome::Done
 }
 
 fn overtaken(wish: &TargetWish) -> Fault {
@@ -174,7 +178,7 @@ impl<C: Containers> Worker<C> {
             Ok(Converged::Holds) => After::Converged(deploy),
             Err(fault) => {
                 // One that was refused has changed nothing, and overtakes nobody.
-                let has_begun = takes_away && !deploy.report.steps.is_empty();
+                let has_begun = takes_away && deploy.report.steps.iter().any(is_done);
                 deploy.end(Err(fault));
                 if has_begun {
                     After::TakenAway { deploy: None, overtakes }

@@ -150,7 +150,7 @@ impl DesiredTargets {
         self.change_target(&spec.name, Some(spec)).await
     }
 
-    /// Makes a target desired no more.
+    /// Makes a target desired no more, nor its volumes, which are gone with it.
     ///
     /// # Errors
     /// When that cannot be written in time; then it still is.
@@ -163,17 +163,25 @@ impl DesiredTargets {
         name: &TargetName,
         spec: Option<&TargetSpec>,
     ) -> Result<(), Fault> {
-        if self.published.borrow().targets.get(name) == spec {
+        let volumes: Vec<VolumeName> = self.volumes(name).keys().cloned().collect();
+        let is_left = spec.is_none() && !volumes.is_empty();
+        if self.published.borrow().targets.get(name) == spec && !is_left {
             return Ok(());
         }
         let of = name.clone();
         let write = move |store: &Store, desired: &Desired| match desired.targets.get(&of) {
             Some(spec) => store.write(&file(&of), &Entry { spec: spec.clone() }, Durability::Disk),
-            None => store.remove(&file(&of), Durability::Disk),
+            None => {
+                store.remove(&file(&of), Durability::Disk)?;
+                write_volumes(store, &of, &volumes, &desired.volumes_of(&of))
+            }
         };
         self.change(write, |desired| match spec {
             Some(spec) => drop(desired.targets.insert(name.clone(), spec.clone())),
-            None => drop(desired.targets.remove(name)),
+            None => {
+                desired.targets.remove(name);
+                desired.volumes.remove(name);
+            }
         })
         .await
     }
@@ -367,5 +375,7 @@ mod tests {
         assert_eq!(names, ["b", "d"], "a is not wanted, c is cut, e says that it is d");
         assert_eq!(again[&read_only.name], read_only);
         assert!(path("c.json.unusable").exists() && path("e.json.unusable").exists());
+        desired.forget(&target).await.unwrap();
+        assert!(desired.volumes(&target).is_empty() && open(&dir).volumes(&target).is_empty());
     }
 }

@@ -88,16 +88,22 @@ impl Exits {
         self.read(QUARANTINE, name)
     }
 
-    /// Writes that down.
-    pub(super) async fn keep_quarantine(&self, name: &TargetName, known: quarantine::Remembered) {
+    /// Writes that down; returns whether it could.
+    pub(super) async fn keep_quarantine(
+        &self,
+        name: &TargetName,
+        known: quarantine::Remembered,
+    ) -> bool {
         let file = file(QUARANTINE, name);
-        if let Err(fault) = self.write(move |store| write(store, &file, known)).await {
-            tracing::warn!(
-                target_name = %name, error = %fault,
-                "the volumes that may take {name} down cannot be written down: an agent that started now would \
-                 make them together with all others"
-            );
-        }
+        let Err(fault) = self.write(move |store| write(store, &file, known)).await else {
+            return true;
+        };
+        tracing::warn!(
+            target_name = %name, error = %fault,
+            "the volumes that may take {name} down cannot be written down: an agent that started now would \
+             make them together with all others"
+        );
+        false
     }
 
     /// Forgets all other targets, which were taken away while that could not be noted.

@@ -345,6 +345,21 @@ async fn target_that_cannot_be_stopped_stays_desired_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn target_is_not_stopped_where_its_successor_cannot_be_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = SlowImage::new(&folder, true).await;
+    scene.engine.change(|one| (one.running, one.pid) = (true, Some(1)));
+    let state = folder.path().join("state/targets");
+    std::fs::remove_dir_all(&state).unwrap();
+    std::os::unix::fs::symlink("/nowhere/else", &state).unwrap();
+    scene.image.add_permits(9);
+    let report = at_once(scene.deploy).await.unwrap();
+    assert_eq!(report.errors[0].code, Code::StateUnwritable, "{report:?}");
+    assert_eq!(report.steps.len(), 1, "the image: {report:?}");
+    assert_eq!(scene.targets.desired.get(&scene.spec.name), Some(scene.spec));
+}
+
+#[tokio::test(start_paused = true)]
 async fn volumes_of_a_target_that_does_not_serve_wait_for_no_image() {
     let folder = tempfile::tempdir().unwrap();
     let scene = SlowImage::new(&folder, true).await;

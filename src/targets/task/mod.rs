@@ -216,7 +216,7 @@ impl<C: Containers> Task<C> {
         if self.observed.as_ref().is_some_and(|(_, seen)| seen.has_changed().is_err()) {
             // One that nobody desires or asks for is observed no more.
             self.observed = None;
-            if desired.is_none() {
+            if desired.is_none() && self.is_idle() {
                 self.asked_at.send_replace(None);
                 self.status.forget();
             }

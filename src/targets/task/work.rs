@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{Running, Task};
 use crate::docker::Containers;
+use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::prepare::PartReport;
 use crate::model::target;
@@ -72,6 +73,13 @@ impl<C: Containers> Task<C> {
     pub(super) fn begin(&mut self, work: Work) {
         let Some(mut worker) = self.worker.take() else { return };
         let at_work = work.at_work();
+        if work.is_for_target()
+            && let Some(image) = self.start_image.take()
+        {
+            let text = format!("a request for {} came in between", self.name());
+            let fault = Fault::new(Code::TargetNotConverging, text);
+            let _ = image.end(Err(fault), &mut PartReport::default());
+        }
         self.stuck.send_replace(None);
         worker.serves(match self.state.phase {
             Phase::Serving { pid, .. } => Some(pid),
@@ -108,11 +116,7 @@ impl<C: Containers> Task<C> {
                 self.news.attempt = Some(Attempt::After(wait));
             }
             After::Started(attempt) => self.news.attempt = attempt,
-            After::Converged(deploy) => {
-                // What it was to be started from is of no interest any more.
-                self.start_image = None;
-                self.deploy = Underway::Converged(deploy);
-            }
+            After::Converged(deploy) => self.deploy = Underway::Converged(deploy),
             After::TakenAway { deploy, overtakes } => {
                 self.give_up_deploys(overtakes);
                 self.deploy = deploy.map_or(Underway::Nothing, Underway::Converged);
@@ -136,7 +140,6 @@ impl<C: Containers> Task<C> {
 
     /// The target was taken away: no deploy that was asked for before starts anything.
     fn give_up_deploys(&mut self, overtaken: usize) {
-        self.start_image = None;
         std::mem::take(&mut self.deploy).overtaken();
         let later = self.requests.split_off(overtaken);
         for requested in std::mem::replace(&mut self.requests, later).into_iter().rev() {
@@ -184,6 +187,6 @@ impl<C: Containers> Task<C> {
 
     fn image_ended(&mut self) {
         let (awaits, works) = (self.awaits(), !self.worker.is_idle());
-        self.status.change(|known| known.at_work = awaits.or(known.at_work.filter(|_| works)));
+        self.status.change(|known| known.at_work = known.at_work.filter(|_| works).or(awaits));
     }
 }

@@ -192,8 +192,10 @@ impl<C: Containers> Worker<C> {
     /// Writes down, for the next agent, the volumes that are held back, and those that are being made or were not
     /// answered.
     pub(super) async fn remember_making(&mut self, making: BTreeSet<VolumeName>) {
-        if let Some(known) = self.quarantine.unwritten(making, self.serving) {
-            self.parts.exits.keep_quarantine(self.name(), known).await;
+        if let Some(known) = self.quarantine.unwritten(making, self.serving)
+            && self.parts.exits.keep_quarantine(self.name(), known.clone()).await
+        {
+            self.quarantine.note_written(known);
         }
     }
 

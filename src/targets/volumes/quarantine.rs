@@ -100,7 +100,7 @@ impl VolumeQuarantine {
     /// The record for the next agent, where it differs from the written one: volumes that are held back, and
     /// those that are being made (by the process that serves) or were not answered.
     pub(super) fn unwritten(
-        &mut self,
+        &self,
         mut making: BTreeSet<VolumeName>,
         serving: Option<u32>,
     ) -> Option<Remembered> {
@@ -112,9 +112,12 @@ impl VolumeQuarantine {
             pid = Some(*of);
         }
         let known = self.held.remembers(pid.map(|pid| (pid, making)));
-        let is_new = known != self.written;
+        (known != self.written).then_some(known)
+    }
+
+    /// Notes that the record was written.
+    pub(super) fn note_written(&mut self, known: Remembered) {
         self.written = known;
-        is_new.then(|| self.written.clone())
     }
 
     /// Takes out of the plans the volumes that are not to be made now, or not together with others, and says
