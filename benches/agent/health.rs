@@ -47,6 +47,7 @@ pub(crate) fn run(engine: EngineUse) -> Result<()> {
     }
     deaths(&agent, &mut target)?;
     drop(target);
+    drop(agent);
     let (agent, _) = Agent::start(EngineUse::LiveHealth)?;
     let _target = Target::deploy(&agent)?;
     println!("  a live answer each time (health.max_age = \"0s\")");
