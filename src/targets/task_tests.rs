@@ -8,7 +8,8 @@ use crate::agent::events::Events;
 use crate::docker::fake::{FakeContainers, FakeRegistry};
 use crate::host::Root;
 use crate::model::observation::{Activity, Observation, Process};
-use crate::model::target::{EnsureWish, TargetKind, TargetSpec, TargetState};
+use crate::model::step::Step;
+use crate::model::target::{EnsureWish, TargetKind, TargetSpec, TargetState, Work};
 use crate::model::volume::{VolumeKey, VolumeSpec};
 use crate::plan::lifecycle::Phase;
 use crate::plan::retry::Failures;
@@ -357,6 +358,29 @@ async fn target_is_not_stopped_where_its_successor_cannot_be_written_down() {
     assert_eq!(report.errors[0].code, Code::StateUnwritable, "{report:?}");
     assert_eq!(report.steps.len(), 1, "the image: {report:?}");
     assert_eq!(scene.targets.desired.get(&scene.spec.name), Some(scene.spec));
+}
+
+#[tokio::test(start_paused = true)]
+async fn image_of_a_start_is_given_up_once_another_target_is_desired() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(&folder).await;
+    let parts = scene.task.parts.clone();
+    let name = scene.task.name().clone();
+    let (image, from) = ("vhost:1".to_string(), Vec::new());
+    let begins = || {
+        let step = Step::LoadImage { image: image.clone(), from: from.clone() };
+        Incoming::begin(step, parts.clone(), &parts.progress)
+    };
+    let spec = parts.desired.get(&name).unwrap();
+    scene.task.start_image = Some((spec.clone(), begins()));
+    scene.task.status.change(|known| known.at_work = Some(Work::BringUp));
+    scene.task.reconcile();
+    assert!(scene.task.start_image.is_some());
+    let other = TargetSpec { image: Some("vhost:2".to_string()), ..spec };
+    parts.desired.want(&other).await.unwrap();
+    scene.task.reconcile();
+    assert!(scene.task.start_image.is_none());
+    assert_eq!(scene.task.status.read(|known| known.at_work), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -59,17 +59,6 @@ pub(super) enum Work {
 }
 
 impl Work {
-    /// Whether a caller asked for it, to change the target itself: a start of the task's own begins anew after it.
-    pub(super) fn is_for_target(&self) -> bool {
-        match self {
-            Work::Deploy(_) => true,
-            Work::Request { requested: Requested { request, .. }, .. } => {
-                request.is_deploy() || request.is_destroy()
-            }
-            _ => false,
-        }
-    }
-
     /// Work that the status shows meanwhile.
     pub(super) fn at_work(&self) -> Option<target::Work> {
         let wish = match self {

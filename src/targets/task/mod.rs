@@ -28,7 +28,7 @@ use super::{Parts, QUEUE, Request, Requested};
 use crate::docker::Containers;
 use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
-use crate::model::target::TargetName;
+use crate::model::target::{TargetName, TargetSpec};
 use crate::plan::lifecycle::{Remembered, State};
 use crate::wait;
 use crate::watchdog::Heartbeat;
@@ -73,8 +73,8 @@ pub(super) struct Task<C> {
     requests: VecDeque<Requested>,
     /// The deploy that is under way.
     deploy: Underway,
-    /// The image that a start of the task's own waits for.
-    start_image: Option<Incoming>,
+    /// The image that a start of the task's own waits for, and the target that is to be started.
+    start_image: Option<(TargetSpec, Incoming)>,
     worker: WorkerState<C>,
     /// Reason to give up work that waits for the target.
     stuck: watch::Sender<Option<String>>,
@@ -139,7 +139,7 @@ impl<C: Containers> Task<C> {
                 // what goes on is kept.
                 done = self.worker.finished() => self.finished(done),
                 image = arrival(self.deploy.image()) => self.deploy_image_ended(image),
-                image = arrival(self.start_image.as_mut()) => self.start_image_ended(image),
+                image = arrival(self.start_image.as_mut().map(|(_, image)| image)) => self.start_image_ended(image),
                 () = changed(&mut self.observed) => {}
                 changed = desired.changed() => closed |= changed.is_err(),
                 changed = asked_at.changed() => closed |= changed.is_err(),
@@ -198,7 +198,11 @@ impl<C: Containers> Task<C> {
     pub(super) fn reconcile(&mut self) {
         self.reconciled = Instant::now();
         self.see();
-        match self.parts.desired.get(self.name()) {
+        let desired = self.parts.desired.get(self.name());
+        if self.start_image.as_ref().is_some_and(|(of, _)| Some(of) != desired.as_ref()) {
+            self.give_up_start_image();
+        }
+        match desired {
             Some(spec) => self.advance(&spec),
             None if self.worker.is_idle() => self.release(),
             None => {}

@@ -73,13 +73,6 @@ impl<C: Containers> Task<C> {
     pub(super) fn begin(&mut self, work: Work) {
         let Some(mut worker) = self.worker.take() else { return };
         let at_work = work.at_work();
-        if work.is_for_target()
-            && let Some(image) = self.start_image.take()
-        {
-            let text = format!("a request for {} came in between", self.name());
-            let fault = Fault::new(Code::TargetNotConverging, text);
-            let _ = image.end(Err(fault), &mut PartReport::default());
-        }
         self.stuck.send_replace(None);
         worker.serves(match self.state.phase {
             Phase::Serving { pid, .. } => Some(pid),
@@ -116,7 +109,10 @@ impl<C: Containers> Task<C> {
                 self.news.attempt = Some(Attempt::After(wait));
             }
             After::Started(attempt) => self.news.attempt = attempt,
-            After::Converged(deploy) => self.deploy = Underway::Converged(deploy),
+            After::Converged(deploy) => {
+                self.give_up_start_image();
+                self.deploy = Underway::Converged(deploy);
+            }
             After::TakenAway { deploy, overtakes } => {
                 self.give_up_deploys(overtakes);
                 self.deploy = deploy.map_or(Underway::Nothing, Underway::Converged);
@@ -124,7 +120,9 @@ impl<C: Containers> Task<C> {
             After::NeedsImage(image, Some(deploy)) => {
                 self.deploy = Underway::AwaitsImage(deploy, image);
             }
-            After::NeedsImage(image, None) => self.start_image = Some(image),
+            After::NeedsImage(image, None) => {
+                self.start_image = self.parts.desired.get(self.name()).map(|of| (of, image));
+            }
         }
         let awaits = self.awaits();
         // What was made or ended by it is seen together with its end.
@@ -173,7 +171,7 @@ impl<C: Containers> Task<C> {
     }
 
     pub(super) fn start_image_ended(&mut self, image: Result<String, Fault>) {
-        let Some(incoming) = self.start_image.take() else { return };
+        let Some((_, incoming)) = self.start_image.take() else { return };
         self.news.attempt = Some(match incoming.end(image, &mut PartReport::default()) {
             Ok(()) => Attempt::After(Duration::ZERO),
             Err(fault) if fault.code.is_engine_away() => Attempt::After(ENGINE_PAUSE),
@@ -182,6 +180,15 @@ impl<C: Containers> Task<C> {
                 start_failed(&self.status, heal, failures, &fault)
             }
         });
+        self.image_ended();
+    }
+
+    /// Ends an image that no start needs any more.
+    pub(super) fn give_up_start_image(&mut self) {
+        let Some((_, incoming)) = self.start_image.take() else { return };
+        let text = format!("no start of {} needs it any more", self.name());
+        let fault = Fault::new(Code::TargetNotConverging, text);
+        let _ = incoming.end(Err(fault), &mut PartReport::default());
         self.image_ended();
     }
 
