@@ -83,6 +83,7 @@ impl<C: Containers> Worker<C> {
                 // It takes its time. What is there goes on, and is desired as it is, until the image is there.
                 return Ok(Converged::NeedsImage(step.clone()));
             }
+            let takes_away = matches!(wish, TargetWish::Destroy { .. });
             let before = self.parts.desired.get(&wish.spec().name);
             if let TargetWish::Ensure(spec, _) = &wish {
                 // From here on it is desired, whatever becomes of this agent. What is left as it is stays desired as
@@ -105,6 +106,8 @@ impl<C: Containers> Worker<C> {
             let mut done = self.apply_all(stop, &seen, report).await;
             match done {
                 Ok(()) => done = self.apply_all(start, &seen, report).await,
+                // A destroy has changed nothing of what is desired.
+                Err(_) if takes_away => {}
                 Err(_) => self.desire_again(before).await,
             }
             let again = starts_again(&plan.steps);
