@@ -62,6 +62,14 @@ impl Deploy {
     }
 }
 
+/// Answers a request that is not carried out.
+pub(super) fn refuse(requested: Requested, fault: Fault) {
+    match Deploy::asked(requested) {
+        Ok(deploy) => deploy.end(Err(fault)),
+        Err(Requested { request, .. }) => request.refuse(fault),
+    }
+}
+
 fn is_done(step: &StepReport) -> bool {
     step.outcome == StepOutcome::Done
 }

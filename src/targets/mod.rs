@@ -60,6 +60,8 @@ use crate::watchdog::Watchdog;
 
 /// Requests that may wait for one target; more are refused.
 const QUEUE: usize = 256;
+/// Places beside those that only a destroy takes: it waits for none of them.
+const PLACES_OF_DESTROYS: usize = 16;
 /// Targets of one node.
 const MOST_TARGETS: usize = 64;
 /// Time for a task to judge an observation: it never works on its own time.
@@ -229,10 +231,7 @@ impl Targets {
     fn send(&self, name: &TargetName, request: Request) -> Result<(), Fault> {
         let Way { requests, work, .. } = self.way(name)?;
         requests.try_send(Requested { request, _work: work }).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Fault::new(
-                Code::TargetBusy,
-                format!("{QUEUE} requests for this target wait already: call again later"),
-            ),
+            mpsc::error::TrySendError::Full(_) => too_many_requests(),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
         })
     }
@@ -260,6 +259,11 @@ impl Targets {
         tasks.insert(name.clone(), way.clone());
         Ok(way)
     }
+}
+
+fn too_many_requests() -> Fault {
+    let text = format!("{QUEUE} requests for this target wait already: call again later");
+    Fault::new(Code::TargetBusy, text)
 }
 
 /// The time, in RFC 3339.

@@ -80,12 +80,28 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// Whether it takes the target away.
+    /// Answers that it is not carried out. A deploy has a report, and ends with that
+    /// ([`refuse`](super::deploy::refuse)).
+    pub(super) fn refuse(self, fault: Fault) {
+        match self {
+            Request::Activate { reply, .. } => drop(reply.send(Err(fault))),
+            Request::Deactivate { reply, .. } => drop(reply.send(Err(fault))),
+            Request::Resize { reply, .. } => drop(reply.send(Err(fault))),
+            Request::Target { .. } | Request::Look { .. } | Request::Start => {}
+        }
+    }
+
+    /// True for one that changes nothing.
+    pub(super) fn only_looks(&self) -> bool {
+        matches!(self, Request::Target { dry_run: true, .. } | Request::Look { .. })
+    }
+
+    /// True for one that takes the target away.
     pub(super) fn is_destroy(&self) -> bool {
         matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Destroy { .. }))
     }
 
-    /// Whether it makes the target run.
+    /// True for one that makes the target run.
     pub(super) fn is_deploy(&self) -> bool {
         matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Ensure(..)))
     }

@@ -402,10 +402,56 @@ async fn volumes_of_a_target_that_does_not_serve_wait_for_no_image() {
 async fn volume_of_a_target_that_is_deployed_for_the_first_time_waits_for_its_image() {
     let folder = tempfile::tempdir().unwrap();
     let scene = SlowImage::new(&folder, false).await;
-    let activated = scene.targets.activate(&scene.spec, vec![VolumeSpec::example("v")], true);
-    assert!(tokio::time::timeout(Duration::from_secs(30), activated).await.is_err());
+    let (targets, spec) = (scene.targets.clone(), scene.spec.clone());
+    let activated =
+        tokio::spawn(
+            async move { targets.activate(&spec, vec![VolumeSpec::example("v")], true).await },
+        );
+    sleep(Duration::from_secs(30)).await;
+    assert!(!activated.is_finished());
+    let wish = TargetWish::Destroy { spec: scene.spec.clone(), force: true };
+    let looks = at_once(scene.targets.reconcile(WorkId::next(), wish, true)).await.unwrap();
+    assert_eq!((looks.errors, looks.steps.len()), (vec![], 1), "a dry run waits for none of them");
     scene.engine.take_away();
     assert_eq!(scene.destroy(false).await.errors, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn destroy_waits_for_none_of_the_requests_that_fill_the_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = SlowImage::new(&folder, false).await;
+    let activate = || {
+        let (targets, spec) = (scene.targets.clone(), scene.spec.clone());
+        tokio::spawn(
+            async move { targets.activate(&spec, vec![VolumeSpec::example("v")], true).await },
+        )
+    };
+    let waiting: Vec<_> = (0..QUEUE).map(|_| activate()).collect();
+    sleep(Duration::from_millis(10)).await;
+    let refused = at_once(activate()).await.unwrap().unwrap_err();
+    assert_eq!(refused.code, Code::TargetBusy);
+    let second = at_once(scene.deploys()).await.unwrap();
+    assert_eq!(second.errors[0].code, Code::TargetBusy, "{second:?}");
+    assert!(waiting.iter().all(|it| !it.is_finished()));
+    scene.engine.take_away();
+    assert_eq!(scene.destroy(false).await.errors, []);
+    let first = at_once(scene.deploy).await.unwrap();
+    assert!(first.errors[0].text.contains("a destroy"), "{first:?}");
+    for one in waiting {
+        at_once(one).await.unwrap().unwrap_err();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn destroy_that_cannot_stop_a_target_leaves_its_volumes_desired() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = SlowImage::new(&folder, false).await;
+    let (desired, name) = (scene.targets.desired.clone(), scene.spec.name.clone());
+    desired.want_volumes(&name, &[VolumeSpec::example("v")]).await.unwrap();
+    scene.engine.change(|one| (one.running, one.pid) = (true, Some(1)));
+    let report = scene.destroy(true).await;
+    assert_eq!(report.errors[0].code, Code::TargetNotStopped, "{report:?}");
+    assert_eq!(desired.volumes(&name).len(), 1);
 }
 
 /// A task without its loop.

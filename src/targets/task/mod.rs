@@ -20,11 +20,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::work::{News, WorkerState};
-use super::deploy::{Incoming, Underway, arrival};
+use super::deploy::{Incoming, Underway, arrival, refuse};
 use super::observer::Observations;
 use super::status::Status;
 use super::worker::Worker;
-use super::{Parts, QUEUE, Request, Requested};
+use super::{PLACES_OF_DESTROYS, Parts, QUEUE, Request, Requested, too_many_requests};
 use crate::docker::Containers;
 use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
@@ -143,7 +143,7 @@ impl<C: Containers> Task<C> {
                 () = changed(&mut self.observed) => {}
                 changed = desired.changed() => closed |= changed.is_err(),
                 changed = asked_at.changed() => closed |= changed.is_err(),
-                requested = queue.recv(), if !closed && self.requests.len() < QUEUE => match requested {
+                requested = queue.recv(), if !closed => match requested {
                     Some(requested) => self.requested(requested),
                     None => closed = true,
                 },
@@ -179,17 +179,18 @@ impl<C: Containers> Task<C> {
     }
 
     fn requested(&mut self, requested: Requested) {
-        let looks = matches!(
-            requested.request,
-            Request::Target { dry_run: true, .. } | Request::Look { .. }
-        );
         match requested.request {
             Request::Start => self.mandate = Mandate::Start,
             _ => {
-                if self.mandate == Mandate::Look && !looks {
+                if self.mandate == Mandate::Look && !requested.request.only_looks() {
                     self.mandate = Mandate::Act;
                 }
-                self.requests.push_back(requested);
+                let is_destroy = requested.request.is_destroy();
+                let places = if is_destroy { QUEUE + PLACES_OF_DESTROYS } else { QUEUE };
+                match self.requests.len() < places {
+                    true => self.requests.push_back(requested),
+                    false => refuse(requested, too_many_requests()),
+                }
             }
         }
     }

@@ -41,14 +41,14 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// The first request that can be carried out now. Others pass a deploy that waits for an image, and a
-    /// destroy passes all that wait.
+    /// The first request that can be carried out now. Others pass a deploy that waits for an image, one that
+    /// only looks passes a volume that waits for its target, and a destroy passes all that wait.
     fn next_request(&mut self) -> Option<Work> {
         let mut is_blocked = matches!(self.deploy, Underway::Converged(_));
         let overtakes = self.requests.iter().position(|Requested { request, .. }| {
             let waits = self.waits(request);
             is_blocked |= waits && !matches!(request, Request::Target { .. });
-            request.is_destroy() || !waits && !is_blocked
+            request.is_destroy() || !waits && (!is_blocked || request.only_looks())
         })?;
         let requested = self.requests.remove(overtakes)?;
         Some(Work::Request { requested, overtakes })

@@ -12,7 +12,7 @@ use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec, VolumeStatus, VolumeView, Volumes};
 
 /// Wait for a busy target by a caller that only wants to know the state of volumes.
-const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two tries to take away a volume that a virtual machine is about to leave.
 const LEAVE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -87,7 +87,7 @@ impl Targets {
             self.ask(target, |reply| Request::Look { reply, _place }).await.ok()
         };
         // One that is busy knows what it did last, and that is told then.
-        let _ = timeout(LOOK_PATIENCE, looked).await;
+        let _ = timeout(LOOK_TIMEOUT, looked).await;
         let known = self.volume_statuses(target);
         let specs = self.desired.volumes(target);
         specs.values().map(|spec| view(target, spec, &known)).collect()
