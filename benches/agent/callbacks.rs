@@ -16,7 +16,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::agent::EngineUse;
 use crate::callers::ask;
@@ -30,6 +30,8 @@ use crate::played::{HEALTH, Played};
 /// Callers at once, and the calls of them all.
 const ROWS: [(usize, usize); 2] = [(1, 3_000), (50, 10_000)];
 const WARM_UP: usize = 200;
+/// By then the agent has given back what the calls took at one time.
+const TIDIED: Duration = Duration::from_secs(11);
 /// More than any result takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -60,8 +62,10 @@ pub(crate) fn run(_: EngineUse) -> Result<()> {
                 &floors.call(at_once, calls).await?,
             );
         }
+        Held::by(agent.pid())?.print("after them");
+        sleep(TIDIED).await;
         let held = Held::by(agent.pid())?;
-        held.print("after them");
+        held.print("once it is quiet");
         let more = held.rss_kib.saturating_sub(idle.rss_kib);
         print_aim("more resident", &format!("{more} KiB"), "<= 2048 KiB", more <= 2048);
         Ok(())

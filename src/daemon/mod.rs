@@ -34,7 +34,7 @@ use crate::controller::outbox::{Offering, Outbox};
 use crate::controller::progress::ProgressPosts;
 use crate::controller::reach::Reaches;
 use crate::controller::report::{self, Tally};
-use crate::host::own_process::forbid_dumps;
+use crate::host::own_process::{forbid_dumps, give_memory_back};
 use crate::host::{Root, facts};
 use crate::model::fault::chain;
 use crate::model::node::Exposure;
@@ -61,6 +61,8 @@ pub fn hostname(root: &Path) -> String {
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at the lock.
 pub const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// After so long the memory that calls took is given back.
+const TIDY_AFTER: Duration = Duration::from_secs(10);
 /// How long a growth that is cut short may take to be noted or given back; with the drain it fits into
 /// the unit's TimeoutStopSec.
 const POOLS_STOP: Duration = Duration::from_secs(2);
@@ -318,6 +320,7 @@ fn start_outbox(
     let (timeout, parallel) = (callbacks.attempt_timeout, callbacks.parallel);
     let heartbeat = watchdog.register();
     tokio::spawn(deliver::run(outbox.clone(), client, reaches, timeout, parallel, heartbeat));
+    tokio::spawn(tidy(outbox.clone()));
     Ok(outbox)
 }
 
@@ -337,6 +340,15 @@ fn start_reporting(
     let (identity, tally) = (identities.watch(), tally.clone());
     let heartbeat = watchdog.register();
     tokio::spawn(report::run(policy, (client, reaches), reports, identity, tally, heartbeat));
+}
+
+/// Gives back the memory that a burst of calls took at one time.
+async fn tidy(outbox: Outbox) {
+    loop {
+        outbox.settled().await;
+        sleep(TIDY_AFTER).await;
+        give_memory_back();
+    }
 }
 
 /// Lets tasks at work end and their results go out until the deadline.

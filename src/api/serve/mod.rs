@@ -225,13 +225,14 @@ struct Visit {
 impl Visit {
     async fn serve(self, stream: Stream) {
         let tls = self.guards.borrow().tls.clone();
+        // In boxes: else a connection without TLS is as large as one with it.
         match (stream, tls) {
-            (Stream::Unix(stream), _) => self.talk(stream, None).await,
-            (Stream::Tcp(stream), None) => self.talk(stream, None).await,
+            (Stream::Unix(stream), _) => Box::pin(self.talk(stream, None)).await,
+            (Stream::Tcp(stream), None) => Box::pin(self.talk(stream, None)).await,
             (Stream::Tcp(stream), Some(tls)) => {
                 let shaken = TlsAcceptor::from(tls.clone()).accept(stream);
                 match timeout(self.limits.header_timeout, shaken).await {
-                    Ok(Ok(stream)) => self.talk(stream, Some(tls)).await,
+                    Ok(Ok(stream)) => Box::pin(self.talk(stream, Some(tls))).await,
                     Ok(Err(e)) => tracing::debug!(error = %e, "a TLS handshake failed"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 }

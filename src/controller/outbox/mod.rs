@@ -262,6 +262,11 @@ impl Outbox {
         self.news.notified().await;
     }
 
+    /// Waits until something ends: an attempt, a write, work whose result was given early.
+    pub async fn settled(&self) {
+        self.settled.notified().await;
+    }
+
     /// Puts a result into the book, and on the disk where it is kept there.
     fn finish(&self, entry: Entry) -> Option<Told> {
         let (result, age) = entry.result(SystemTime::now())?;
