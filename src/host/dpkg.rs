@@ -5,10 +5,21 @@
 //! states are in `status`, and newer ones, not yet merged, in `updates`.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_UNLCK, F_WRLCK, SEEK_SET, c_short, flock};
 
 use super::Root;
 use super::files::entries;
+
+/// Locks of dpkg and apt, in the order in which they are taken.
+const LOCKS: [&str; 4] = [
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+];
 
 /// One package's state.
 #[derive(Debug, Default)]
@@ -30,6 +41,25 @@ pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
 pub fn wanted_anew(root: &Root) -> Vec<String> {
     let states = states(root).into_iter();
     states.filter(|(_, state)| state.reinstall).map(|(name, _)| name).collect()
+}
+
+/// The process that holds a lock of dpkg or apt, such as `process 7 (apt)`; none where nobody does.
+pub fn lock_holder(root: &Root) -> Option<String> {
+    let holder = |lock: &&str| {
+        let file = File::open(root.path(lock)).ok()?;
+        let mut seen = flock {
+            l_type: F_WRLCK as c_short,
+            l_whence: SEEK_SET as c_short,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        fcntl(&file, FcntlArg::F_GETLK(&mut seen)).ok()?;
+        (seen.l_type != F_UNLCK as c_short).then_some(seen.l_pid)
+    };
+    let pid = LOCKS.iter().find_map(holder)?;
+    let name = fs::read_to_string(root.path(format!("/proc/{pid}/comm"))).unwrap_or_default();
+    Some(format!("process {pid} ({})", name.trim()))
 }
 
 /// The states of all packages, each by the newest of its paragraphs.
@@ -69,6 +99,9 @@ fn state(status: &str) -> State {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     fn package(name: &str, error: &str, state: &str) -> String {
@@ -127,6 +160,35 @@ mod tests {
             + &package("tini", "ok", "installed");
         let (_folder, root) = machine(&status, &[]);
         assert_eq!(wanted_anew(&root), ["docker.io"]);
+    }
+
+    #[test]
+    fn who_holds_a_lock_is_named() {
+        let (_folder, root) = machine("", &[]);
+        assert_eq!(lock_holder(&root), None, "there is no lock");
+        fs::write(root.path(LOCKS[1]), "").unwrap();
+        assert_eq!(lock_holder(&root), None, "nobody holds it");
+        // Locks of one process do not stand in its own way.
+        let hold = "use Fcntl; open(my $f, '>', $ARGV[0]) or die; \
+                    fcntl($f, F_SETLK, pack('s s l! l! i', F_WRLCK, SEEK_SET, 0, 0, 0)) or die; \
+                    $| = 1; print 'held'; <STDIN>";
+        let mut holder = Command::new("perl")
+            .args(["-e", hold])
+            .arg(root.path(LOCKS[1]))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut held = [0; 4];
+        holder.stdout.as_mut().unwrap().read_exact(&mut held).unwrap();
+        let pid = holder.id();
+        let comm = root.path(format!("/proc/{pid}/comm"));
+        fs::create_dir_all(comm.parent().unwrap()).unwrap();
+        fs::write(comm, "unattended-upgr\n").unwrap();
+        assert_eq!(lock_holder(&root), Some(format!("process {pid} (unattended-upgr)")));
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        assert_eq!(lock_holder(&root), None);
     }
 
     #[test]

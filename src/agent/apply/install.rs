@@ -131,9 +131,17 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
     /// waited for by the package managers themselves.
     async fn call(&self, call: Invocation) -> Result<RunEnd, Fault> {
         loop {
-            let end = self.call_once(call.clone()).await?;
+            let mut end = self.call_once(call.clone()).await?;
             let locked = packages::failure(self.manager, &end) == Some(Failure::Locked);
-            if !locked || Instant::now() + LOCK_PAUSE >= self.lock_deadline {
+            if !locked {
+                return Ok(end);
+            }
+            if Instant::now() + LOCK_PAUSE >= self.lock_deadline {
+                // apt does not always tell.
+                let root = self.root.clone();
+                if let Some(holder) = blocking(move || dpkg::lock_holder(&root)).await? {
+                    end.output.push_str(&format!("\nthe lock is held by {holder}\n"));
+                }
                 return Ok(end);
             }
             sleep(LOCK_PAUSE).await;
