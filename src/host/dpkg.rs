@@ -43,7 +43,8 @@ pub fn wanted_anew(root: &Root) -> Vec<String> {
     states.filter(|(_, state)| state.reinstall).map(|(name, _)| name).collect()
 }
 
-/// The process that holds a lock of dpkg or apt, such as `process 7 (apt)`; none where nobody does.
+/// The process that holds a lock of dpkg or apt, such as `process 7 (apt)`; none where nobody does (fcntl(2),
+/// F_GETLK).
 pub fn lock_holder(root: &Root) -> Option<String> {
     let holder = |lock: &&str| {
         let file = File::open(root.path(lock)).ok()?;
@@ -55,7 +56,8 @@ pub fn lock_holder(root: &Root) -> Option<String> {
             l_pid: 0,
         };
         fcntl(&file, FcntlArg::F_GETLK(&mut seen)).ok()?;
-        (seen.l_type != F_UNLCK as c_short).then_some(seen.l_pid)
+        // One of another PID namespace, or a lock that is a file's and no process', has no pid here.
+        (seen.l_type != F_UNLCK as c_short && seen.l_pid > 0).then_some(seen.l_pid)
     };
     let pid = LOCKS.iter().find_map(holder)?;
     let name = fs::read_to_string(root.path(format!("/proc/{pid}/comm"))).unwrap_or_default();
