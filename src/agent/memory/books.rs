@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::super::apply::memory::Resized;
 use crate::model::fault::Fault;
 use crate::model::pools::{
-    Intent, Ledger, PagesByPool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
+    Intent, Ledger, PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
 };
 use crate::store::{BootSlot, Durability, Store};
 
@@ -76,14 +76,22 @@ impl Books {
 
     /// Brings the ledger in line with the kernel; it is written with the next change.
     pub(super) fn settle(&mut self, seen: &PoolsSeen) {
-        if let Some(intent) = self.ledger.intent {
-            tracing::warn!(
-                pool = %intent.pool, from = intent.from, to = intent.to,
-                "what came of a growth that was begun is not known; its pages are claimed only if all are there"
-            );
-        }
+        let intent = self.ledger.intent;
         if self.ledger.settle(seen) {
             self.publish();
+        }
+        let Some(Intent { pool, from, to }) = intent else { return };
+        let there = seen.pool(pool).map_or(0, Pool::persistent);
+        match unclaimed(from, to, there) {
+            0 => tracing::info!(
+                %pool, from, to, there,
+                "a growth of {pool} was cut off, and it is known what came of it"
+            ),
+            left => tracing::warn!(
+                %pool, from, to, there, left,
+                "a growth of {pool} from {from} to {to} pages was cut off at {there}: {left} pages are nobody's now, for others \
+                 may have grown them; free ones go by writing a smaller number to its nr_hugepages, and with the next boot"
+            ),
         }
     }
 
@@ -191,10 +199,17 @@ impl Books {
     }
 }
 
+/// Pages that a growth which was cut off may have left, and that the ledger does not claim: it is not known who grew them.
+fn unclaimed(from: u64, to: u64, there: u64) -> u64 {
+    match there == to {
+        true => 0,
+        false => there.min(to).saturating_sub(from),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::pools::Pool;
     use crate::model::units::{NumaNode, PageSize};
 
     fn key(node: u32) -> PoolKey {
@@ -254,6 +269,19 @@ mod tests {
         books.catch_up();
         let written = open(&dir, "boot");
         assert_eq!((written.ledger().grown(key(0)), written.ledger().intent), (100, None));
+    }
+
+    #[test]
+    fn pages_of_a_growth_that_was_cut_off_half_way_are_nobodys() {
+        for (there, left) in [(640, 0), (1335, 695), (1530, 0), (1600, 890), (512, 0)] {
+            assert_eq!(unclaimed(640, 1530, there), left, "{there}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut books = open(&dir, "boot");
+        books.begin(Intent { pool: key(0), from: 640, to: 1530 }).unwrap();
+        let mut next = open(&dir, "boot");
+        next.settle(&PoolsSeen { pools: vec![pool(0, 1335)], ..PoolsSeen::default() });
+        assert_eq!((next.ledger().grown(key(0)), next.ledger().intent), (0, None));
     }
 
     #[test]
