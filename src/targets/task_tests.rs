@@ -266,6 +266,8 @@ impl SlowImage {
         // One that somebody else made, and that has ended.
         engine.change(|one| (one.running, one.pid) = (false, None));
         let seen = unseen();
+        // It was looked at, and nobody could tell of it.
+        seen.send_modify(|seen| Arc::make_mut(seen).number = 1);
         let parts = parts_with(folder, seen.clone(), engine.clone());
         let spec = TargetSpec::example("a");
         if is_desired {
@@ -396,6 +398,26 @@ async fn volumes_of_a_target_that_does_not_serve_wait_for_no_image() {
     assert_eq!(activated.unwrap_err().code, Code::TargetNotServing);
     at_once(targets.deactivate(spec, vec![key], None)).await.unwrap();
     assert!(!scene.deploy.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn volume_waits_until_it_is_known_whether_its_target_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(&folder).await;
+    let (reply, mut activated) = oneshot::channel();
+    let volumes = vec![VolumeSpec::example("v")];
+    let request = Request::Activate { volumes, undo: true, reply };
+    scene.task.requested(Requested { request, _work: Arc::default() });
+    scene.task.reconcile_all().await;
+    assert!(activated.try_recv().is_err(), "it was not looked at");
+    let lives = Observation { number: 1, process: LIVES, ..(**scene.seen.borrow()).clone() };
+    scene.seen.send_replace(Arc::new(lives));
+    scene.task.reconcile_all().await;
+    assert!(activated.try_recv().is_err(), "it was not asked");
+    scene.sees(LIVES, true);
+    scene.task.reconcile_all().await;
+    let failed = activated.try_recv().unwrap().unwrap_err();
+    assert_ne!(failed.code, Code::TargetNotServing, "it answers: {failed}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::Task;
 use crate::docker::Containers;
+use crate::model::observation::{Activity, Observation, Process};
 use crate::plan::lifecycle::Phase;
 use crate::targets::deploy::Underway;
 use crate::targets::worker::Work;
@@ -60,9 +61,9 @@ impl<C: Containers> Task<C> {
             Request::Target { dry_run, .. } => self.deploy.brings_up() && !dry_run,
             // A target that has yet to be made can have no volumes.
             Request::Activate { .. } => {
-                self.is_on_probation() || self.deploy.brings_up() && !self.is_desired()
+                self.is_to_answer() || self.deploy.brings_up() && !self.is_desired()
             }
-            Request::Look { .. } => self.is_on_probation(),
+            Request::Look { .. } => self.is_to_answer(),
             Request::Deactivate { .. } | Request::Resize { .. } | Request::Start => false,
         }
     }
@@ -70,6 +71,18 @@ impl<C: Containers> Task<C> {
     /// Whether a destroy waits.
     fn is_destroyed(&self) -> bool {
         self.requests.iter().any(|it| it.request.is_destroy())
+    }
+
+    /// Whether it is about to be known if the target serves: it was not looked at yet, has not been asked yet, or is
+    /// on probation.
+    fn is_to_answer(&self) -> bool {
+        let is_unasked = |seen: &Observation| match seen.process {
+            Process::Lives { .. } => {
+                seen.answers.is_empty() && seen.vitals.activity != Activity::Paused
+            }
+            _ => seen.number == 0,
+        };
+        self.is_on_probation() || self.is_desired() && self.seen().is_some_and(|it| is_unasked(&it))
     }
 
     fn is_on_probation(&self) -> bool {
