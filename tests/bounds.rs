@@ -59,6 +59,28 @@ async fn a_chunked_body_over_the_limit_is_refused_when_it_gets_there() {
 }
 
 #[tokio::test]
+async fn who_sends_all_of_a_refused_body_before_reading_gets_the_answer_and_no_reset() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    for framing in
+        [format!("Content-Length: {}", 8 * MIB), "Transfer-Encoding: chunked".to_string()]
+    {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        let head = format!("POST /v1/prepare HTTP/1.1\r\nHost: n\r\n{framing}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let (size, end) = match framing.starts_with('C') {
+            true => (String::new(), ""),
+            false => (format!("{MIB:x}\r\n"), "\r\n"),
+        };
+        let piece = format!("{size}{}{end}", " ".repeat(MIB));
+        for _ in 0..8 {
+            stream.write_all(piece.as_bytes()).await.unwrap();
+        }
+        receive(&mut stream).await.must_be_problem(413, "body-too-large");
+    }
+}
+
+#[tokio::test]
 async fn a_body_of_just_the_limit_is_read() {
     let place = Place::on("two-node");
     let agent = place.ready().await;

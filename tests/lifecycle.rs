@@ -3,11 +3,16 @@
 
 mod support;
 
+use std::io::Read as _;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use support::absent::Absent;
 use support::controller::Controller;
@@ -197,6 +202,21 @@ async fn work_that_hangs_does_not_keep_the_agent_from_ending_in_its_time() {
 }
 
 #[tokio::test]
+async fn results_that_are_on_the_disk_do_not_keep_the_agent_from_ending_at_once() {
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    let absent = Absent::new();
+    agent.post_task(PREPARE, &task(1), &absent.url(), r#"{"hugepageNr":1}"#).await;
+    agent.logged("result not taken").await;
+    let began = Instant::now();
+    assert_eq!(agent.stop().await.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let controller = absent.appears();
+    let _agent = place.ready().await;
+    assert_eq!(controller.wait(1).await[0].json()["success"], true);
+}
+
+#[tokio::test]
 async fn idle_connections_and_silent_ones_do_not_delay_the_end() {
     let place = Place::on("two-node");
     let mut agent = place.ready().await;
@@ -246,6 +266,38 @@ async fn a_call_on_an_open_connection_is_told_that_the_agent_stops() {
 }
 
 // Telling.
+
+/// A file that is gone when it is dropped.
+struct RemovedAtEnd(std::path::PathBuf);
+
+impl Drop for RemovedAtEnd {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_takes_holds_up_nothing() {
+    let place = Place::on("two-node").mounted().settings("[log]\nlevel = \"trace\"\n");
+    let pipe = place.folder().join("agent.log");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let mut options = std::fs::File::options();
+    let mut unread = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&pipe).unwrap();
+    let mut agent = place.ready().await;
+    // Before the agent, whose log is read then.
+    let _away = RemovedAtEnd(pipe);
+    for _ in 0..800 {
+        let reply = agent.post("/v1/prepare", r#"{"hugepages":[{"pages":1}]}"#).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    let began = Instant::now();
+    assert_eq!(agent.stop().await.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let mut log = Vec::new();
+    let _ = unread.read_to_end(&mut log);
+    // Its 64 KiB, but for the room that the next line does not fit into.
+    assert!(log.len() >= 60 * 1024, "the pipe was not full: {}", log.len());
+}
 
 #[tokio::test]
 async fn every_line_of_the_log_is_a_json_object_where_there_is_no_terminal() {

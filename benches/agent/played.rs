@@ -108,7 +108,7 @@ fn listen_at(path: PathBuf, serve: fn(UnixStream) -> Result<()>) -> Result<()> {
 /// Tells of the container, whatever it is asked; asked for events, it has none.
 fn engine(stream: UnixStream) -> Result<()> {
     let body = json!({
-        "Id": "c0ffee", "State": {"Running": true, "Pid": std::process::id()},
+        "Id": "c0ffee", "Name": "/zbs-vhost", "State": {"Running": true, "Pid": std::process::id()},
         "Version": "27.0.0", "ApiVersion": "1.46", "MinAPIVersion": "1.24",
     })
     .to_string();

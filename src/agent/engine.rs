@@ -1,6 +1,7 @@
 //! The owner of the engine: observe, plan, apply, until it is installed, configured and answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -15,6 +16,7 @@ use crate::model::policy::EnginePolicy;
 use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
+use crate::overdue::told_after;
 use crate::plan::engine::plan;
 use crate::watchdog::Heartbeat;
 
@@ -22,6 +24,9 @@ use crate::watchdog::Heartbeat;
 const QUEUE: usize = 32;
 /// Rounds of plan and apply before it is said that they do not lead anywhere.
 const MOST_ROUNDS: usize = 6;
+/// What a prepare may take beside the installation and the engine's first answer.
+const SLACK: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 enum Order {
     Prepare { work: WorkId, dry_run: bool, reply: oneshot::Sender<PartReport> },
@@ -98,7 +103,8 @@ async fn run<E: Answers, S: Spawns>(
         };
         let Some(Order::Prepare { work, dry_run, reply }) = order else { return };
         owner.progress = owner.progress.of(work);
-        let work = owner.prepare(dry_run);
+        let limit = owner.policy.install_timeout + owner.policy.ready_timeout + SLACK;
+        let work = told_after(limit, ("engine", "the engine".to_string()), owner.prepare(dry_run));
         tokio::pin!(work);
         let report = loop {
             tokio::select! {
@@ -135,11 +141,24 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
                 report.steps.extend(plan.steps.iter().map(StepReport::planned));
                 return Ok(());
             }
+            let mut written = None;
             for step in plan.steps {
-                self.apply(&step, &seen, report).await?;
+                if let Err(fault) = self.apply(&step, &seen, report).await {
+                    // Not where the engine was installed meanwhile: it has never run with another file, and a later
+                    // start would take the host's packet filter.
+                    return Err(match written {
+                        Some(write) => {
+                            self.applier.take_back(&write, &seen.daemon_json, fault).await
+                        }
+                        None => fault,
+                    });
+                }
                 // Packages start and enable services as they please: look again.
                 if matches!(step, Step::Install { .. }) {
                     break;
+                }
+                if matches!(step, Step::WriteDaemonJson { .. }) {
+                    written = Some(step);
                 }
             }
         }

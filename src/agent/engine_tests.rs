@@ -226,6 +226,16 @@ async fn an_installation_that_fails_is_told_in_the_package_managers_own_words() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn packages_that_would_go_for_the_engine_stay_and_are_named() {
+    let node = node(Mood::Answers);
+    let words = "The following packages will be REMOVED:\n  containerd runc\n\
+                 E: Packages need to be removed but remove is disabled.";
+    node.spawner.machine(|machine| machine.broken = Some(words.to_string()));
+    let fault = node.fault().await;
+    says(&fault, Code::PackagesConflict, &["containerd, runc", "engine.packages"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_installation_that_never_ends_is_left_running_when_its_time_is_up() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.ends = false);
@@ -244,6 +254,39 @@ async fn a_daemon_that_dies_is_told_at_once_with_its_last_words() {
     let wanted = ["ended with 1", "Devices cgroup isn't mounted", "/log/dockerd.log"];
     says(&node.fault().await, Code::EngineStartFailed, &wanted);
     assert!(began.elapsed() < Duration::from_secs(1), "the deadline is not waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_written_for_an_engine_that_does_not_start_with_it_is_taken_back() {
+    const FILE: &str = "/etc/docker/daemon.json";
+    for before in [None, Some("{\"debug\": true}")] {
+        let node = node(Mood::Answers);
+        let root = Root::new(node.folder.path());
+        put_executable(&root, "/usr/sbin/dockerd");
+        if let Some(text) = before {
+            daemon_json::replace(&root, FILE, text, &DaemonJson::Absent).unwrap();
+        }
+        let end = Some((
+            Some(1),
+            "unable to configure the Docker daemon with file /etc/docker/daemon.json: x"
+                .to_string(),
+        ));
+        node.spawner.machine(|machine| machine.daemon = Box::new(move || end.clone()));
+        says(&node.fault().await, Code::EngineStartFailed, &["daemon.json is as it was before"]);
+        let after = match daemon_json::read(&root, FILE) {
+            DaemonJson::Object { text, .. } => Some(text),
+            _ => None,
+        };
+        assert_eq!(after.as_deref(), before);
+    }
+    let node = node(Mood::Answers);
+    let end = Some((Some(1), "no cgroups".to_string()));
+    node.spawner.machine(|machine| machine.daemon = Box::new(move || end.clone()));
+    says(&node.fault().await, Code::EngineStartFailed, &["no cgroups"]);
+    assert!(
+        Root::new(node.folder.path()).path(FILE).exists(),
+        "it was written for the first start"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,10 +24,13 @@ use crate::model::pools::{Ledger, PoolGoal};
 use crate::model::prepare::{PartReport, ReclaimReport};
 use crate::model::units::PageSize;
 use crate::model::work::WorkId;
+use crate::overdue::told_after;
 use crate::watchdog::Heartbeat;
 
 /// Orders that may wait; more are refused.
 const QUEUE: usize = 32;
+/// More than the kernel takes for an order: each write has its own deadline.
+const WORK_LIMIT: Duration = Duration::from_secs(600);
 
 enum Order {
     Prepare(MemoryOrder, oneshot::Sender<PartReport>),
@@ -200,7 +203,8 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: 
             Order::Prepare(order, _) => work.looks_ahead(order),
             _ => None,
         };
-        let done = blocking(move || execute(work, order));
+        let about = ("pools", "the hugepage pools".to_string());
+        let done = told_after(WORK_LIMIT, about, blocking(move || execute(work, order)));
         if let Some(ahead) = ahead {
             ahead.look();
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use axum::body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -16,11 +17,17 @@ use super::errors::Problem;
 use crate::model::code::Code;
 use crate::model::policy::HttpPolicy;
 
+/// Bytes that are taken at the most of a body that is refused.
+const MOST_DRAINED: usize = 16 << 20;
+/// How long that may take, and how long its caller may send nothing meanwhile.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+const DRAIN_PAUSE: Duration = Duration::from_secs(1);
+
 /// The whole body, within the limits of one: its length, and the time from the end of the head to its end.
 ///
 /// # Errors
 /// 413 when it is too long, 408 when it takes too long, 400 when it breaks off.
-pub async fn read(body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> {
+pub async fn read(mut body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> {
     let (most, within) = (limits.body_limit_kib * 1024, limits.body_timeout);
     let too_long = || {
         let text =
@@ -30,11 +37,15 @@ pub async fn read(body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> {
     // A length that is announced is believed; the bytes need not be awaited.
     let announced = hyper::body::Body::size_hint(&body).lower();
     if announced > most as u64 {
+        tokio::spawn(drain(body));
         return Err(too_long());
     }
-    match timeout(within, Limited::new(body, most).collect()).await {
+    match timeout(within, Limited::new(&mut body, most).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_long()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => {
+            tokio::spawn(drain(body));
+            Err(too_long())
+        }
         Ok(Err(e)) => {
             let text = format!("the body broke off: {e}");
             Err(Problem::new(Code::BodyBroken, text))
@@ -46,22 +57,47 @@ pub async fn read(body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> {
     }
 }
 
+/// Takes the rest of a body that is refused, within bounds: a caller that is still sending would see its connection
+/// reset, and not the answer (RFC 9112, section 9.6).
+async fn drain(mut body: Body) {
+    let mut left = MOST_DRAINED;
+    let rest = async {
+        while let Ok(Some(Ok(frame))) = timeout(DRAIN_PAUSE, body.frame()).await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = timeout(DRAIN_TIME, rest).await;
+}
+
 /// Parses a JSON object; an empty body means `{}`.
 ///
 /// # Errors
 /// 400 with the place and the reason.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
-    let parsed = serde_json::from_slice::<Object<T>>(bytes);
-    parsed.map(|Object(value)| value).map_err(|e| {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut json)
+        .map_err(|e| (field(e.path()), e.into_inner()))
+        .and_then(|Object(value): Object<T>| {
+            json.end().map(|()| value).map_err(|e| (String::new(), e))
+        });
+    parsed.map_err(|(field, e)| {
         // A body that is no object is judged at its first byte; whether it is JSON at all is asked here.
         let broken = || serde_json::from_slice::<IgnoredAny>(bytes).err();
         let (code, what, why) = match (e.classify(), broken()) {
             (Category::Data, None) => (Code::InvalidBody, "the body does not fit", e),
             (_, why) => (Code::InvalidJson, "the body is not JSON", why.unwrap_or(e)),
         };
-        Problem::new(code, format!("{what}: {why}"))
+        Problem::new(code, format!("{what}: {field}{why}"))
     })
+}
+
+/// The field whose value was refused; none where that is the whole.
+fn field(path: &serde_path_to_error::Path) -> String {
+    path.iter().next().map_or(String::new(), |_| format!("{path}: "))
 }
 
 /// A value that must be a JSON object: serde would also fill a struct from an array, field by field.

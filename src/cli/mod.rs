@@ -6,6 +6,7 @@
 mod config;
 mod deploy;
 mod health;
+mod log;
 mod pools;
 mod prepare;
 mod reach;
@@ -15,7 +16,6 @@ mod serve;
 pub mod state;
 mod status;
 mod target;
-mod tracing_setup;
 mod up;
 mod volume;
 
@@ -170,7 +170,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
     if let Command::Config(command) = command {
         return config::run(&command, &loaded, global.output);
     }
-    tracing_setup::start(&loaded.settings.log, daemon)?;
+    let _log = log::start(&loaded.settings.log, daemon)?;
     if let Command::Target(flags) = command {
         return target::run(flags);
     }

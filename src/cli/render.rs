@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Output;
+use crate::model::code::Code;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenHealth, ProvenIo};
 use crate::model::node::NodeStatus;
 use crate::model::prepare::{
@@ -106,7 +107,9 @@ pub(super) fn print_prepare(report: &PrepareReport, output: Output) -> Result<()
     for error in &report.errors {
         text += &format!("error ({}): {}\n", error.code, error.text);
     }
+    let drifts = report.findings.iter().any(|finding| finding.code == Code::TargetDrift);
     text += &match report.outcome {
+        Outcome::Holds if drifts => "it runs, with other settings than wanted".to_string(),
         Outcome::Holds => "everything holds already".to_string(),
         Outcome::Changed => format!("everything holds now ({:.0} ms)", report.duration_ms),
         Outcome::WouldChange => "this would be done; nothing was changed".to_string(),

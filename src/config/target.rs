@@ -41,6 +41,10 @@ impl TargetSettings {
             let text = format!("{} is not between 1 and {MOST_MIB}", self.image_max_mib);
             ("target.image_max_mib", text)
         });
-        url.or(digest).or(size)
+        let free = (self.image_keep_free_mib > MOST_MIB).then(|| {
+            let text = format!("{} is more than {MOST_MIB}", self.image_keep_free_mib);
+            ("target.image_keep_free_mib", text)
+        });
+        url.or(digest).or(size).or(free)
     }
 }

@@ -63,6 +63,10 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 pub const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// After so long the memory that calls took is given back.
 const TIDY_AFTER: Duration = Duration::from_secs(10);
+/// How long results are offered yet while the agent stops, when all are on the disk …
+const LAST_OFFER: Duration = Duration::from_millis(500);
+/// … and when some are in memory only: whoever asked is still there, or asks again.
+const LAST_OFFERS: Duration = Duration::from_secs(3);
 /// How long a growth that is cut short may take to be noted or given back; with the drain it fits into
 /// the unit's TimeoutStopSec.
 const POOLS_STOP: Duration = Duration::from_secs(2);
@@ -351,9 +355,13 @@ async fn tidy(outbox: Outbox) {
     }
 }
 
-/// Lets tasks at work end and their results go out until the deadline.
+/// Lets tasks at work end until the deadline, and their results go out: for a moment where the next start can offer them
+/// too, and for a while where it cannot.
 async fn drain(outbox: &Outbox, deadline: Instant) {
-    if timeout_at(deadline, outbox.empty()).await.is_ok() {
+    let durable = timeout_at(deadline, outbox.durable()).await.is_ok();
+    let last = if outbox.is_in_memory() { LAST_OFFERS } else { LAST_OFFER };
+    let soon = deadline.min(Instant::now() + last);
+    if durable && timeout_at(soon, outbox.empty()).await.is_ok() {
         return;
     }
     let (at_work, waiting) = outbox.load();

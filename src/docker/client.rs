@@ -34,6 +34,8 @@ use crate::model::registry::Credentials;
 
 /// bollard's own deadline in seconds; ours are shorter, this one only catches what we forget.
 const BOLLARD_TIMEOUT_S: u64 = 3600;
+/// Bytes of what a container printed that are kept at the most, of its end.
+const MOST_PRINTED: usize = 16 * 1024;
 /// How long a connection is kept without a call.
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -78,6 +80,22 @@ impl DockerClient {
             return EngineError::Gone { socket, call, source: Box::new(error) };
         }
         EngineError::Call { socket, call, source: Box::new(error) }
+    }
+
+    /// The id of the container of exactly that name or id: nothing is done by a name.
+    async fn id(
+        &self,
+        call: &'static str,
+        name: &str,
+        within: Duration,
+    ) -> Result<String, EngineError> {
+        let seen = self.container(name, within).await?;
+        seen.map(|seen| seen.id).ok_or_else(|| EngineError::Refused {
+            socket: self.socket.clone(),
+            call,
+            status: 404,
+            message: format!("no container is named {name}"),
+        })
     }
 
     async fn within<T>(
@@ -136,8 +154,8 @@ impl Containers for DockerClient {
     ) -> Result<Option<ContainerSeen>, EngineError> {
         let docker = self.docker()?;
         let inspect = ask!(docker.inspect_container(name, None));
-        let seen = self.within("inspect", within, inspect).await;
-        not_found_is_none(seen.map(container_seen))
+        let seen = not_found_is_none(self.within("inspect", within, inspect).await)?;
+        Ok(seen.filter(|seen| is_named(name, seen)).map(container_seen))
     }
 
     async fn create(&self, spec: &ContainerSpec, within: Duration) -> Result<String, EngineError> {
@@ -147,9 +165,10 @@ impl Containers for DockerClient {
         Ok(self.within("create", within, create).await?.id)
     }
 
-    async fn start(&self, id: &str, within: Duration) -> Result<(), EngineError> {
+    async fn start(&self, name: &str, within: Duration) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        self.within("start", within, ask!(docker.start_container(id, None))).await
+        let id = self.id("start", name, within).await?;
+        self.within("start", within, ask!(docker.start_container(&id, None))).await
     }
 
     async fn kill(&self, id: &str, signal: &str, within: Duration) -> Result<(), EngineError> {
@@ -200,17 +219,29 @@ impl Containers for DockerClient {
 
     async fn last_lines(
         &self,
-        id: &str,
+        name: &str,
         lines: usize,
         within: Duration,
     ) -> Result<Vec<String>, EngineError> {
         let docker = self.docker()?;
+        let id = self.id("logs", name, within).await?;
         let wanted = LogsOptionsBuilder::new().stdout(true).stderr(true);
         let wanted = wanted.tail(&lines.to_string()).build();
-        let logs = ask!(docker.logs(id, Some(wanted.clone())).try_collect::<Vec<_>>());
-        let pieces = self.within("logs", within, logs).await?;
-        let text: String = pieces.iter().map(ToString::to_string).collect();
-        Ok(text.lines().map(str::to_string).collect())
+        let last = || async {
+            let logs = docker.logs(&id, Some(wanted.clone()));
+            // A line may be of any length: the last part of all is kept.
+            let end = logs.try_fold(Vec::new(), |mut end: Vec<u8>, piece| async move {
+                end.extend_from_slice(piece.as_ref());
+                if end.len() > 2 * MOST_PRINTED {
+                    end.drain(..end.len() - MOST_PRINTED);
+                }
+                Ok(end)
+            });
+            end.await
+        };
+        let end = self.within("logs", within, ask!(last())).await?;
+        let end = &end[end.len().saturating_sub(MOST_PRINTED)..];
+        Ok(String::from_utf8_lossy(end).lines().map(str::to_string).collect())
     }
 
     async fn image(
@@ -288,6 +319,13 @@ fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, Engin
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Whether that name or full id is the container's. The engine also takes what it is given for the beginning of an
+/// id, and then shows somebody else's.
+fn is_named(name: &str, seen: &ContainerInspectResponse) -> bool {
+    let own = seen.name.as_deref().map(|own| own.trim_start_matches('/'));
+    own == Some(name) || seen.id.as_deref() == Some(name)
 }
 
 fn container_seen(seen: ContainerInspectResponse) -> ContainerSeen {

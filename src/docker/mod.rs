@@ -113,7 +113,7 @@ pub type Tar = Box<dyn AsyncRead + Send + Unpin>;
 
 /// The engine's containers and images. Each call has its deadline.
 pub trait Containers: Send + Sync + 'static {
-    /// The container of that name or id; `None` when there is none.
+    /// The container of exactly that name or full id; `None` when there is none.
     fn container(
         &self,
         name: &str,
@@ -127,10 +127,10 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<String, EngineError>> + Send;
 
-    /// Starts a container.
+    /// Starts the container of that name.
     fn start(
         &self,
-        id: &str,
+        name: &str,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
@@ -164,10 +164,10 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// The last lines that a container printed.
+    /// The last lines that the container of that name printed, 16 KiB of them at the most.
     fn last_lines(
         &self,
-        id: &str,
+        name: &str,
         lines: usize,
         within: Duration,
     ) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;

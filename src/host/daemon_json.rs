@@ -61,6 +61,31 @@ pub fn replace(
     Ok(read(root, path))
 }
 
+/// Takes back what was `written` over the file as it was `before`, unless somebody else has changed it since;
+/// whether it did.
+///
+/// # Errors
+/// When the file cannot be written, or not be removed.
+pub fn take_back(
+    root: &Root,
+    path: &str,
+    written: &str,
+    before: &DaemonJson,
+) -> Result<bool, HostError> {
+    let ours = DaemonJson::Object { text: written.to_string(), modified_at: 0 };
+    match before {
+        DaemonJson::Object { text, .. } => Ok(same(&replace(root, path, text, &ours)?, before)),
+        DaemonJson::Absent if same(&read(root, path), &ours) => {
+            let path = root.path(path);
+            fs::remove_file(&path).map(|()| true).map_err(|source| {
+                let value = "nothing in its place".to_string();
+                HostError::Write { path, value, hint: "", source }
+            })
+        }
+        _ => Ok(false),
+    }
+}
+
 /// Whether two looks saw the same text; a file that was only touched has not changed.
 fn same(one: &DaemonJson, other: &DaemonJson) -> bool {
     match (one, other) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -26,6 +26,20 @@ pub fn read_text(path: &Path) -> Result<String, HostError> {
         Ok(text)
     };
     read().map_err(|source| HostError::Read { path: path.to_owned(), source })
+}
+
+/// What a path leads to: a file by its file system and inode, a device by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identity(u64, u64);
+
+/// What `path` leads to; `None` where nothing is there.
+pub fn identity(path: &Path) -> Option<Identity> {
+    let meta = fs::metadata(path).ok()?;
+    let kind = meta.file_type();
+    Some(match kind.is_block_device() || kind.is_char_device() {
+        true => Identity(u64::MAX, meta.rdev()),
+        false => Identity(meta.dev(), meta.ino()),
+    })
 }
 
 /// The bytes of a file whose size the kernel does not tell before it is read, such as a mount table.

@@ -51,17 +51,21 @@ fn holder(pid: u32, folder: &Path) -> Option<Holder> {
         HolderKind::Target => None,
     };
     let name = given.unwrap_or_else(|| format!("{} (pid {pid})", shown(&comm)));
-    Some(Holder { kind, name, allowed: allowed(folder) })
+    // Of an SPDK application only the reactors spin.
+    let threads = if comm.starts_with(REACTORS_BEGIN) { REACTORS_BEGIN } else { "" };
+    Some(Holder { kind, name, allowed: allowed(folder, threads) })
 }
 
-/// Each list of CPUs that a thread is allowed on.
-fn allowed(folder: &Path) -> BTreeSet<Vec<u32>> {
+/// Each list of CPUs that a thread is allowed on whose name begins so.
+fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
     let threads = entries(&folder.join("task")).unwrap_or_default();
     threads
         .into_iter()
         .take(MOST_THREADS)
         .filter_map(|(_, thread)| {
             let status = read_text(&thread.join("status")).ok()?;
+            let name = status.lines().find_map(|line| line.strip_prefix("Name:"));
+            name.filter(|name| name.trim_start().starts_with(begin))?;
             let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
             parse_list(list).ok()
         })
@@ -152,6 +156,17 @@ mod tests {
         let both = [target("reactor_6 (pid 80)"), target("vhost-agent (pid 81)")];
         assert_eq!(kinds(None).collect::<Vec<_>>(), both);
         assert_eq!(kinds(Some(81)).collect::<Vec<_>>(), both[..1]);
+    }
+
+    #[test]
+    fn of_a_target_only_the_reactors_have_their_cpus_for_themselves() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        put(&root, 90, "reactor_6", "/usr/local/bin/vhost -m [6,7]", &["6", "7", "0-5"]);
+        let other = root.path("/proc/90/task/92/status");
+        fs::write(&other, fs::read_to_string(&other).unwrap().replace("reactor_6", "dpdk-event"))
+            .unwrap();
+        assert_eq!(found(&root, None)[0].2, [vec![6], vec![7]]);
     }
 
     #[test]

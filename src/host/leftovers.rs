@@ -1,5 +1,5 @@
 //! What a dead target leaves behind (field note 10): sockets, locks, hugetlbfs files. Whether somebody
-//! still uses one is read from procfs; no socket is connected to, for a virtual machine may wait for it
+//! still uses one is asked of the kernel; no socket is connected to, for a virtual machine may wait for it
 //! (the lost reconnect in `reference/spdk-rpc.md`).
 
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -45,16 +45,19 @@ pub fn is_locked(root: &Root, control: &str) -> bool {
     held(&root.path(format!("{control}.lock")))
 }
 
-/// Whether a process listens on a control socket, with a lock or without. A connection of another type is
-/// refused with one error where a process has the socket and with another where none has: nothing is
-/// connected.
+/// Whether a process listens on a control socket, with a lock or without.
 pub fn is_served(root: &Root, control: &str) -> bool {
-    let Ok(address) = UnixAddr::new(&root.path(control)) else { return false };
+    dial(&root.path(control)) == Err(Errno::EPROTOTYPE)
+}
+
+/// Asks the kernel who has the socket that lies at `path`. A connection of another type is refused with one
+/// error where a process has it, in whatever network namespace and by whatever path, and with another
+/// (`ECONNREFUSED`) where none has: nothing is connected (unix(7)).
+fn dial(path: &Path) -> Result<(), Errno> {
+    let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let Ok(probe) = socket(AddressFamily::Unix, SockType::Datagram, flags, None) else {
-        return false;
-    };
-    connect(probe.as_raw_fd(), &address) == Err(Errno::EPROTOTYPE)
+    let probe = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    connect(probe.as_raw_fd(), &address)
 }
 
 fn held(lock: &Path) -> bool {
@@ -62,18 +65,16 @@ fn held(lock: &Path) -> bool {
     matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// Removes the sockets in `folder` on which nobody listens, and the locks that nobody holds; returns
-/// their paths. Everything else stays.
+/// Removes the sockets in `folder` that no process has, and the locks that nobody holds; returns their
+/// paths. Everything else stays, and so does what the kernel cannot tell of.
 ///
 /// # Errors
-/// When the folder or the kernel's list of sockets cannot be read, or one cannot be removed.
+/// When the folder cannot be read, or one cannot be removed.
 pub fn clear_sockets(root: &Root, folder: &str) -> Result<Vec<PathBuf>, HostError> {
-    let bound = bound_sockets(root)?;
     let mut removed = Vec::new();
     for (name, path) in entries(&root.path(folder))? {
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-        let is_bound = || bound.iter().any(|at| may_be(root, at, &name, &path));
-        let dead_socket = meta.file_type().is_socket() && !is_bound();
+        let dead_socket = meta.file_type().is_socket() && dial(&path) == Err(Errno::ECONNREFUSED);
         let dead_lock = name.ends_with(".sock.lock") && meta.is_file() && !held(&path);
         if dead_socket || dead_lock {
             remove(&path, &mut removed)?;
@@ -82,32 +83,29 @@ pub fn clear_sockets(root: &Root, folder: &str) -> Result<Vec<PathBuf>, HostErro
     Ok(removed)
 }
 
-/// Whether the socket that was bound `at` a path may be the one that lies at `path`. The same file can
-/// have another path, through a link; and in a container's view one that is nothing here.
-fn may_be(root: &Root, at: &str, name: &str, path: &Path) -> bool {
-    if Path::new(at).file_name() != Some(name.as_ref()) {
-        return false;
-    }
-    match fs::canonicalize(root.path(at)) {
-        Ok(at) => fs::canonicalize(path).is_ok_and(|path| path == at),
-        Err(_) => true,
-    }
-}
-
-/// The paths of all bound sockets of the host's network namespace (proc_net(5)).
-fn bound_sockets(root: &Root) -> Result<Vec<String>, HostError> {
-    let table = read_table(&root.path("/proc/net/unix"))?;
-    let table = String::from_utf8_lossy(&table);
-    let path = |line: &str| Some(line.split_whitespace().nth(7)?.to_string());
-    Ok(table.lines().skip(1).filter_map(path).collect())
-}
-
 /// Removes the files that DPDK keeps a target's memory in, where no process maps them any more; returns
 /// their paths.
 ///
 /// # Errors
 /// When the folder cannot be read or a file not be removed.
 pub fn clear_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
+    let mut removed = Vec::new();
+    for path in left_memory(root, huge_dir)? {
+        remove(&path, &mut removed)?;
+    }
+    Ok(removed)
+}
+
+/// Pages of 2 MiB in such files.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn left_pages(root: &Root, huge_dir: &str) -> Result<u64, HostError> {
+    let bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
+    Ok(left_memory(root, huge_dir)?.iter().map(|path| bytes(path) >> 21).sum())
+}
+
+fn left_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
     let kept = entries(&root.path(huge_dir))?.into_iter();
     let mut orphans: Vec<(String, PathBuf)> = kept
         .filter(|(name, path)| name.contains("map_") && path.is_file())
@@ -126,11 +124,7 @@ pub fn clear_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostErr
         let maps = String::from_utf8_lossy(&maps);
         orphans.retain(|(name, _)| !maps.lines().any(|line| line.ends_with(name.as_str())));
     }
-    let mut removed = Vec::new();
-    for (_, path) in orphans {
-        remove(&path, &mut removed)?;
-    }
-    Ok(removed)
+    Ok(orphans.into_iter().map(|(_, path)| path).collect())
 }
 
 fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), HostError> {
@@ -147,7 +141,7 @@ fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), HostError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixDatagram, UnixListener};
 
     use super::*;
 
@@ -183,17 +177,33 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_a_container_may_have_bound_under_another_path_stays() {
+    fn a_socket_of_a_process_stays_whatever_its_path_and_namespace() {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(folder.path());
-        fs::create_dir_all(root.path("/proc/net")).unwrap();
-        fs::create_dir_all(root.path("/sockets")).unwrap();
-        let line = "0000: 00000002 00000000 00010000 0001 01 4711 /in/the/container/disk.sock\n";
-        fs::write(root.path("/proc/net/unix"), format!("Num RefCount Protocol …\n{line}")).unwrap();
-        drop(UnixListener::bind(root.path("/sockets/disk.sock")).unwrap());
-        drop(UnixListener::bind(root.path("/sockets/other.sock")).unwrap());
-        let removed = clear_sockets(&root, "/sockets").unwrap();
-        assert_eq!(removed, [root.path("/sockets/other.sock")]);
+        let at = folder.path().join("with a blank");
+        fs::create_dir(&at).unwrap();
+        let blank = UnixListener::bind(at.join("disk one.sock")).unwrap();
+        // As one that a container has bound in its own view: the kernel's list has another path.
+        let moved = UnixListener::bind(at.join("before.sock")).unwrap();
+        fs::rename(at.join("before.sock"), at.join("moved.sock")).unwrap();
+        let datagrams = UnixDatagram::bind(at.join("datagrams")).unwrap();
+        drop(UnixListener::bind(at.join("dead one.sock")).unwrap());
+        let elsewhere = at.join("elsewhere.sock");
+        // Of a thread's own namespace, which the kernel's list of this one does not show.
+        let of_others = std::thread::spawn({
+            let elsewhere = elsewhere.clone();
+            move || {
+                let own = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET);
+                own.is_ok().then(|| UnixListener::bind(elsewhere).unwrap())
+            }
+        });
+        let of_others = of_others.join().unwrap();
+        if of_others.is_none() {
+            println!("SKIPPED: only root can make a network namespace");
+        }
+        let removed = clear_sockets(&Root::new("/"), at.to_str().unwrap()).unwrap();
+        assert_eq!(removed, [at.join("dead one.sock")]);
+        assert_eq!(elsewhere.exists(), of_others.is_some());
+        drop((blank, moved, datagrams));
     }
 
     #[test]
@@ -207,6 +217,8 @@ mod tests {
         }
         let line = "7f00-7f20 rw-s 00000000 00:2e 45  /in/the/container/rtemap_1\n";
         fs::write(root.path("/proc/7/maps"), line).unwrap();
+        fs::File::create(root.path("/dev/huge/rtemap_0")).unwrap().set_len(3 << 21).unwrap();
+        assert_eq!(left_pages(&root, "/dev/huge").unwrap(), 3);
         assert_eq!(clear_memory(&root, "/dev/huge").unwrap(), [root.path("/dev/huge/rtemap_0")]);
         assert!(root.path("/dev/huge/other").exists());
     }

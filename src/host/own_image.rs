@@ -3,9 +3,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
+use nix::fcntl::OFlag;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
@@ -120,7 +121,9 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// When it cannot be opened, or is no file.
 pub fn open_tar(path: &std::path::Path) -> io::Result<tokio::fs::File> {
-    let file = File::open(path)?;
+    // A pipe without a writer would be waited for.
+    let flags = OFlag::O_NONBLOCK.bits();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }
@@ -132,6 +135,15 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+
+    #[test]
+    fn a_pipe_is_no_tar_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(open_tar(&pipe).unwrap_err().to_string().contains("not a file"));
+        assert!(open_tar(std::path::Path::new("/dev/zero")).is_err());
+    }
 
     #[test]
     fn the_image_holds_what_its_process_needs_and_says_so_rightly() {

@@ -50,6 +50,8 @@ fn apt_install(lock_timeout_s: u64) -> Vec<String> {
         // On a machine without systemd the recommended packages would bring it in and change what
         // boots next.
         "--no-install-recommends".to_string(),
+        // The node's containerd may be its kubelet's: what an operator has installed is not taken away.
+        "--no-remove".to_string(),
     ]
 }
 
@@ -65,8 +67,8 @@ pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
     }
     let configure = ["--configure", "-a", KEEP_CONFIGURATION].map(str::to_string).to_vec();
     let mut complete = apt_install(lock_timeout_s);
-    // With names of packages it would refuse; and what an operator has installed is not taken away.
-    complete.extend(["--fix-broken", "--no-remove"].map(str::to_string));
+    // With names of packages it would refuse.
+    complete.push("--fix-broken".to_string());
     vec![
         invocation("dpkg", configure, lock_timeout_s),
         invocation(manager.command(), complete, lock_timeout_s),
@@ -76,7 +78,7 @@ pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
 /// The call that unpacks packages anew, whatever apt takes them for; none where nothing is named.
 pub fn unpack_anew(packages: &[String], lock_timeout_s: u64) -> Option<Invocation> {
     let mut args = apt_install(lock_timeout_s);
-    args.extend(["--reinstall", "--no-remove", "--"].map(str::to_string));
+    args.extend(["--reinstall", "--"].map(str::to_string));
     args.extend_from_slice(packages);
     let call = invocation(PackageManager::Apt.command(), args, lock_timeout_s);
     (!packages.is_empty()).then_some(call)
@@ -112,6 +114,8 @@ fn invocation(program: &str, args: Vec<String>, lock_timeout_s: u64) -> Invocati
 pub enum Failure {
     /// The packages are not in any configured repository: another set may be.
     NotAvailable,
+    /// The packages cannot be there beside some that are installed.
+    Conflict,
     /// What the lists name could not be fetched: they may be stale, or the network is away.
     Fetch,
     /// Another package manager holds the lock.
@@ -143,6 +147,8 @@ pub fn failure(manager: PackageManager, end: &RunEnd) -> Option<Failure> {
         Failure::Interrupted
     } else if says(&end.output, &DISK_FULL) {
         Failure::DiskFull
+    } else if says(&end.output, &CONFLICT) {
+        Failure::Conflict
     } else if missing {
         Failure::NotAvailable
     } else if says(&end.output, &FETCH) {
@@ -164,6 +170,46 @@ const NOT_AVAILABLE: [&str; 9] = [
     "Nothing provides",
     "nothing provides",
 ];
+const CONFLICT: [&str; 2] = ["but remove is disabled", " conflicts with "];
+
+/// The call that only tells what an installation would do, for managers that cannot be forbidden to take packages
+/// away: dnf and yum replace what a new package obsoletes.
+pub fn rehearse(
+    manager: PackageManager,
+    packages: &[String],
+    extra: &[String],
+    lock_timeout_s: u64,
+) -> Option<Invocation> {
+    let mut call = install(manager, packages, extra, lock_timeout_s);
+    match manager {
+        PackageManager::Apt => return None,
+        PackageManager::Dnf | PackageManager::Yum => call.args[0] = "--assumeno".to_string(),
+        PackageManager::Zypper => call.args.insert(2, "--dry-run".to_string()),
+    }
+    Some(call)
+}
+
+/// Packages that an installation would take away, as the package managers list them.
+pub fn would_remove(output: &str) -> Vec<&str> {
+    let (mut removed, mut in_list, mut each_word) = (Vec::new(), false, false);
+    for line in output.lines() {
+        if !line.starts_with(' ') {
+            // apt's and zypper's lists hold names alone, dnf's and yum's one package with its facts in each line.
+            each_word = line.ends_with("REMOVED:");
+            in_list = each_word || line.starts_with("Removing") && line.ends_with(':');
+            continue;
+        }
+        let mut words = line.split_whitespace();
+        match (in_list, each_word) {
+            (true, true) => removed.extend(words),
+            (true, false) => removed.extend(words.next()),
+            (false, _) if words.next() == Some("replacing") => removed.extend(words.next()),
+            (false, _) => {}
+        }
+    }
+    removed
+}
+
 /// Not what they say while they wait for the lock: they may get it, and fail for another reason.
 const LOCKED: [&str; 6] = [
     "E: Could not get lock",
@@ -227,6 +273,37 @@ mod tests {
 
     fn end(code: i32, output: &str) -> RunEnd {
         RunEnd { code: Some(code), output: output.into(), log: "x".into(), timed_out: false }
+    }
+
+    const TAKES_AWAY: &str = "Reading package lists...\n\
+        The following packages will be REMOVED:\n  containerd\n  cri-tools runc\n\
+        The following NEW packages will be installed:\n  containerd.io docker-ce\n\
+        E: Packages need to be removed but remove is disabled.\n";
+
+    #[test]
+    fn nothing_is_taken_away_for_the_engine_and_what_would_be_is_named() {
+        assert_eq!(would_remove(TAKES_AWAY), ["containerd", "cri-tools", "runc"]);
+        assert_eq!(would_remove("E: Unable to locate package containerd.io"), [""; 0]);
+        let table = "Dependencies resolved.\n Package     Arch    Version   Repository   Size\n\
+            Installing:\n containerd.io   x86_64   1.6.33-3.1   docker   34 M\n     replacing  containerd.x86_64 1.6-1\n\
+            Removing dependent packages:\n cri-tools   x86_64   1.29   @k8s   40 M\n\nTransaction Summary\n Install 1 Package\n";
+        assert_eq!(would_remove(table), ["containerd.x86_64", "cri-tools"]);
+        let zypper =
+            "The following package is going to be REMOVED:\n  runc\n\n1 package to remove.\n";
+        assert_eq!(would_remove(zypper), ["runc"]);
+        let packages = ["docker.io".to_string()];
+        assert_eq!(rehearse(PackageManager::Apt, &packages, &[], 60), None);
+        let words = |manager| rehearse(manager, &packages, &[], 60).unwrap().args.join(" ");
+        assert!(words(PackageManager::Dnf).starts_with("--assumeno --setopt"));
+        assert_eq!(
+            words(PackageManager::Zypper),
+            "--non-interactive install --dry-run -- docker.io"
+        );
+        let calls = [install(PackageManager::Apt, &packages, &[], 60)].into_iter();
+        let calls = calls.chain(mend(PackageManager::Apt, 60)).chain(unpack_anew(&packages, 60));
+        for call in calls.filter(|call| call.program == "apt-get") {
+            assert!(call.args.iter().any(|arg| arg == "--no-remove"), "{call:?}");
+        }
     }
 
     #[test]
@@ -303,6 +380,13 @@ mod tests {
                 "System management is locked by the application with pid 9",
                 Failure::Locked,
             ),
+            (Apt, 100, TAKES_AWAY, Failure::Conflict),
+            (
+                Dnf,
+                1,
+                "Error: \n Problem: package engine-1-1.noarch conflicts with runc provided by runc-1-1.noarch",
+                Failure::Conflict,
+            ),
             (Apt, 1, "something new", Failure::Other),
         ];
         for (manager, code, output, reason) in cases {
@@ -377,7 +461,7 @@ mod tests {
         let words: Vec<String> =
             calls.iter().map(|call| format!("{} {}", call.program, call.args.join(" "))).collect();
         assert_eq!(words[0], "dpkg --configure -a --force-confold");
-        assert!(words[1].ends_with("--fix-broken --no-remove"), "{}", words[1]);
+        assert!(words[1].ends_with("--no-remove --fix-broken"), "{}", words[1]);
         assert!(!words[1].contains("--force-yes") && !words[1].contains(" -- "), "{}", words[1]);
         for manager in [PackageManager::Dnf, PackageManager::Yum, PackageManager::Zypper] {
             assert_eq!(mend(manager, 60), []);

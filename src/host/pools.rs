@@ -10,7 +10,7 @@ use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::files::{HeldFile, entries, read_list, read_number, write_value};
+use super::files::{HeldFile, entries, read_list, read_number, read_table, write_value};
 use super::{HostError, Root};
 use crate::model::pools::{Pool, PoolKey};
 use crate::model::units::{NumaNode, PageSize};
@@ -235,6 +235,25 @@ fn folders_by_size(folder: &Path) -> Result<Vec<(PageSize, PathBuf)>, HostError>
 fn size_of(folder: &str) -> Option<PageSize> {
     let kib = folder.strip_prefix("hugepages-")?.strip_suffix("kB")?;
     PageSize::from_kib(kib.parse().ok()?)
+}
+
+/// Pages of 2 MiB that a process has on each node (`numa_maps` of proc(5)); none where the kernel does not tell.
+pub fn hugepages_of(root: &Root, pid: u32) -> BTreeMap<NumaNode, u64> {
+    let maps = read_table(&root.path(format!("/proc/{pid}/numa_maps"))).unwrap_or_default();
+    let maps = String::from_utf8_lossy(&maps);
+    let huge = maps.lines().filter(|line| line.contains(" kernelpagesize_kB=2048"));
+    let mut pages = BTreeMap::new();
+    for word in huge.flat_map(str::split_whitespace) {
+        // N0=256: so many of them are on node 0.
+        let on_node = word.strip_prefix('N').and_then(|word| word.split_once('='));
+        let read =
+            on_node.and_then(|(node, count)| Some((node.parse().ok()?, count.parse().ok()?)));
+        if let Some((node, count)) = read {
+            let _: &mut u64 =
+                pages.entry(NumaNode(node)).and_modify(|it| *it += count).or_insert(count);
+        }
+    }
+    pages
 }
 
 /// Has the kernel gather free memory on one node; on the whole machine where it has no knob for

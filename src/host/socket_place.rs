@@ -15,24 +15,44 @@ use super::{HostError, Root};
 use crate::model::fault::closed_or;
 
 /// What stands in the way of sockets in `folder`, with the control socket at `control`; `None` when nothing
-/// does. What is there is only looked at. `owner` is who the folder belongs to when the agent makes it.
-pub fn obstacle(root: &Root, folder: &str, control: &str, owner: u32) -> Option<String> {
-    in_folder(root, folder)
-        .or_else(|| of_somebody_else(root, folder, owner))
-        .or_else(|| at_control(root, control))
+/// does. What is there is only looked at.
+pub fn obstacle(root: &Root, folder: &str, control: &str) -> Option<String> {
+    in_folder(root, folder).or_else(|| at_control(root, control))
 }
 
-/// Where everybody may make folders, such as in `/var/tmp`, somebody else may have been faster: the owner of
-/// a folder can swap the sockets in it.
-fn of_somebody_else(root: &Root, folder: &str, owner: u32) -> Option<String> {
-    let meta = fs::symlink_metadata(root.path(folder)).ok()?;
-    let (uid, trusted) = (meta.uid(), [0, owner, geteuid().as_raw()]);
-    (!trusted.contains(&uid)).then(|| {
-        format!(
-            "{folder} belongs to the user {uid}, who could swap its sockets: give it to root \
-             (`chown root {folder}`), set target.socket_uid, or choose another"
-        )
-    })
+/// Why somebody else could swap the sockets in `folder`; `None` where nobody can. `owner` is who it belongs to when
+/// the agent makes it.
+///
+/// Where everybody may make folders, such as in `/var/tmp`, somebody else may have been faster, and the owner of a
+/// folder can do so. So can whoever may write to a folder above it, unless that is sticky (inode(7)): they put
+/// another in its place.
+pub fn doubt(root: &Root, folder: &str, owner: u32) -> Option<String> {
+    let trusted = [0, owner, geteuid().as_raw()];
+    let (own, top) = (root.path(folder), root.path("/"));
+    let doubted = |at: &Path| {
+        let meta = fs::symlink_metadata(at).ok()?;
+        let (uid, mode) = (meta.uid(), meta.mode());
+        let shown = Path::new("/").join(at.strip_prefix(&top).ok()?);
+        let shown = shown.display();
+        if !trusted.contains(&uid) {
+            return Some(format!(
+                "{shown} belongs to the user {uid}, who could swap its sockets: give it to root \
+                 (`chown root {shown}`), set target.socket_uid, or choose another"
+            ));
+        }
+        let others = mode & 0o002 != 0 || mode & 0o020 != 0 && meta.gid() != 0;
+        let swapped = at != own && meta.is_dir() && others && mode & 0o1000 == 0;
+        swapped.then(|| {
+            format!(
+                "others than root may write to {shown} (mode {:04o}), and could put another folder in the place of {folder}: \
+                 take that right away (`chmod go-w {shown}`), or choose another",
+                mode & 0o7777
+            )
+        })
+    };
+    // By the path that was given, whose links could be swapped, and by the one that they lead to.
+    let real = fs::canonicalize(&own).unwrap_or_default();
+    own.ancestors().chain(real.ancestors()).find_map(doubted)
 }
 
 /// Why nothing can be written in `folder`, or in the nearest one above it that is there; `None` where it can.
@@ -144,7 +164,7 @@ mod tests {
     use super::*;
 
     fn says(root: &Root, folder: &str, control: &str, words: &str) {
-        let obstacle = obstacle(root, folder, &format!("{folder}/{control}"), 0).unwrap();
+        let obstacle = obstacle(root, folder, &format!("{folder}/{control}")).unwrap();
         assert!(obstacle.contains(words), "{obstacle}");
     }
 
@@ -168,10 +188,10 @@ mod tests {
     fn a_socket_that_is_there_and_a_folder_that_is_not_are_no_obstacles() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
-        assert_eq!(obstacle(&root, "/not/yet/there", "/not/yet/there/vhost.sock", 0), None);
+        assert_eq!(obstacle(&root, "/not/yet/there", "/not/yet/there/vhost.sock"), None);
         fs::create_dir(root.path("/sockets")).unwrap();
         drop(UnixListener::bind(root.path("/sockets/vhost.sock")).unwrap());
-        assert_eq!(obstacle(&root, "/sockets", "/sockets/vhost.sock", 0), None);
+        assert_eq!(obstacle(&root, "/sockets", "/sockets/vhost.sock"), None);
     }
 
     #[test]
@@ -183,8 +203,34 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         fs::create_dir(root.path("/sockets")).unwrap();
-        std::os::unix::fs::chown(root.path("/sockets"), Some(4711), None).unwrap();
-        says(&root, "/sockets", "vhost.sock", "belongs to the user 4711");
-        assert_eq!(obstacle(&root, "/sockets", "/sockets/vhost.sock", 4711), None);
+        let give = |folder: &str, uid: u32, gid: u32| {
+            chown(root.path(folder), Some(uid), Some(gid)).unwrap()
+        };
+        let says = |folder: &str, words: &str| {
+            let doubt = doubt(&root, folder, 0).unwrap();
+            assert!(doubt.contains(words), "{doubt}");
+        };
+        give("/sockets", 4711, 0);
+        says("/sockets", "belongs to the user 4711");
+        says("/sockets/below", "/sockets belongs to the user 4711");
+        assert_eq!(doubt(&root, "/sockets", 4711), None);
+        give("/sockets", 0, 0);
+        fs::create_dir(root.path("/sockets/below")).unwrap();
+        give("/sockets/below", 0, 0);
+        let may_be = |mode: u32| {
+            let mode = fs::Permissions::from_mode(mode);
+            fs::set_permissions(root.path("/sockets"), mode).unwrap();
+            doubt(&root, "/sockets/below", 0)
+        };
+        for mode in [0o755, 0o775, 0o1777] {
+            assert_eq!(may_be(mode), None, "{mode:o}");
+        }
+        let open = may_be(0o777).unwrap();
+        assert!(open.contains("others than root may write to /sockets (mode 0777)"), "{open}");
+        give("/sockets", 0, 4711);
+        assert!(may_be(0o775).is_some());
+        fs::create_dir(root.path("/safe")).unwrap();
+        symlink(root.path("/sockets/below"), root.path("/safe/link")).unwrap();
+        says("/safe/link", "may write to /sockets");
     }
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::fault::Fault;
 use super::units::NumaNode;
@@ -35,6 +37,8 @@ pub struct CpuUse {
     pub containers: Option<BTreeSet<u32>>,
     /// Virtual machines, and targets but the one that is looked at.
     pub holders: Vec<Holder>,
+    /// Nodes that have not the free hugepages that are wanted with the CPUs: taken only when no other will do.
+    pub short_nodes: BTreeSet<NumaNode>,
 }
 
 /// A process whose threads may count on CPUs of their own.
@@ -112,6 +116,19 @@ impl FromStr for CoreList {
     }
 }
 
+/// Reads a list of cores as a call has it: as text, or as a list of numbers, which is text of the same form.
+///
+/// # Errors
+/// When it is neither; what it says is judged where it becomes a [`CoreList`].
+pub fn written<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        list @ Value::Array(_) => Ok(Some(list.to_string())),
+        _ => Err(D::Error::custom("it is no list of cores: write [6,7], \"6-7\" or \"0xc0\"")),
+    }
+}
+
 fn of_ranges(text: &str) -> Option<Vec<u32>> {
     let mut cores = Vec::new();
     for part in text.split(',') {
@@ -172,6 +189,26 @@ mod tests {
             assert_eq!(text.parse::<CoreList>().unwrap().as_slice(), cores, "{text}");
         }
         assert_eq!("0xc0".parse::<CoreList>().unwrap().for_spdk(), "[6,7]");
+    }
+
+    #[test]
+    fn a_call_has_cores_as_text_or_as_numbers() {
+        for (json, text) in [
+            ("null", None),
+            ("\"6-7\"", Some("6-7")),
+            ("[6, 7]", Some("[6,7]")),
+            ("[\"a\"]", Some("[\"a\"]")),
+        ] {
+            let read = written(&mut serde_json::Deserializer::from_str(json)).unwrap();
+            assert_eq!(read.as_deref(), text, "{json}");
+        }
+        for json in ["7", "{}", "true"] {
+            written(&mut serde_json::Deserializer::from_str(json)).unwrap_err();
+        }
+        assert_eq!("[6,7]".parse::<CoreList>().unwrap().as_slice(), [6, 7]);
+        for text in ["[\"a\"]", "[6.0]", "[-1]", "[[6]]"] {
+            assert_eq!(text.parse::<CoreList>().unwrap_err().code, Code::InvalidCores, "{text}");
+        }
     }
 
     #[test]

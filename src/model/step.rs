@@ -253,8 +253,8 @@ impl Step {
             }
             Step::PrepareSockets { .. } => words("unknown", "clear"),
             Step::CreateContainer(spec) => {
-                let cores = spec.cpus.as_deref().unwrap_or("any");
-                ("absent".to_string(), format!("cores {cores}"))
+                let cpus = spec.cpus.as_deref().unwrap_or("any");
+                ("absent".to_string(), format!("CPUs {cpus}"))
             }
             Step::AwaitTarget { .. } => words("no answer", "serving"),
             Step::StopContainer { .. } => words("running", "stopped"),

@@ -13,6 +13,7 @@ use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
 pub use super::names::TargetName;
 use super::path::{CleanPath, judge_socket};
+use super::units::NumaNode;
 use super::volume::VolumeSpecs;
 
 /// MiB of hugepages that a target may take: more than any machine has.
@@ -163,6 +164,8 @@ pub struct EnsureWish {
     pub force: bool,
     /// Whether one that has ended is made anew, and not started again as it is.
     pub anew: bool,
+    /// Whether it is one that ran already and is brought back: what would be refused of a new one is told then.
+    pub recovers: bool,
 }
 
 /// Everything the target planner looks at.
@@ -192,6 +195,12 @@ pub struct TargetSeen {
     pub cpu_use: CpuUse,
     /// What stands in the way of its sockets.
     pub socket_obstacle: Option<String>,
+    /// Why somebody else could swap them.
+    pub socket_doubt: Option<String>,
+    /// Free pages of 2 MiB by node, with those of the process that it replaces, where it takes some and the machine tells.
+    pub free_pages: BTreeMap<NumaNode, u64>,
+    /// Pages of dead processes, on whatever node, which come back before it takes its own.
+    pub returning_pages: u64,
 }
 
 impl ContainerSeen {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use self::backing::{Backing, ZBS_SUFFIX};
 use super::code::Code;
@@ -57,6 +58,20 @@ impl VolumeSpec {
         }
     }
 
+    /// The file or device that its guests write to. A volume of ZBS is none: who else writes to it, anywhere, is the
+    /// controller's to know.
+    pub fn writes_to(&self) -> Option<&str> {
+        let at = match &self.backing {
+            Backing::Aio { path, .. } => Some(path.as_str()),
+            Backing::Raw { params, .. } => {
+                let writes = params.get("readonly").and_then(Value::as_bool) != Some(true);
+                params.get("filename").and_then(Value::as_str).filter(|_| writes)
+            }
+            Backing::Zbs { .. } | Backing::Malloc { .. } => None,
+        };
+        at.filter(|_| !self.read_only)
+    }
+
     /// One of memory, for tests.
     #[cfg(test)]
     pub(crate) fn example(name: &str) -> VolumeSpec {
@@ -95,7 +110,8 @@ pub struct VolumeSeen {
     pub controller: Option<ControllerSeen>,
     /// Whether its socket is there, with the owner and mode that it is to have.
     pub socket_is_given: bool,
-    /// A controller of another name that serves its bdev, as far as all of them were asked for.
+    /// Who else serves or uses its bdev, as far as all of them were asked for: a controller of another name, a node of
+    /// iSCSI, a device of the kernel.
     pub served_by_another: Option<String>,
 }
 
@@ -106,6 +122,8 @@ pub struct BdevSeen {
     pub file: Option<String>,
     /// Its size.
     pub bytes: u64,
+    /// Whether a part of the target has it for itself: a bdev on top of it, NVMe-oF.
+    pub claimed: bool,
 }
 
 /// A controller of a target.

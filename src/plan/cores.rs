@@ -18,13 +18,16 @@ pub struct Chosen {
     pub cores: CoreList,
     /// Their nodes.
     pub nodes: Vec<NumaNode>,
+    /// CPUs beside them for the threads that are no reactors: DPDK's that takes the guests' connections would else run
+    /// on a reactor's, which SPDK in interrupt mode does not survive. None where there are no others.
+    pub housekeeping: Option<CoreList>,
     /// Who shares them.
     pub findings: Vec<Finding>,
 }
 
 /// Chooses CPUs among those that are online and on which containers may run.
 ///
-/// A list is honoured as it is. A count is filled from one node: the one where the fewest others are
+/// A list is honoured as it is. A count is filled from one node: one that has the memory too, where the fewest others are
 /// harmed and with the most cores to give, the highest numbers first, a core's second thread only when
 /// there are not enough cores, and what a virtual machine is pinned to or another target has only when
 /// there is nothing else; never CPU 0 while there is another, never one that is isolated for somebody else.
@@ -43,7 +46,27 @@ pub fn choose(wish: &CoreWish, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fa
     let cores = CoreList::of(chosen.iter().map(|cpu| cpu.id).collect()).ok_or_else(|| {
         Fault::new(Code::InvalidCores, "no core is no list of cores: ask for one")
     })?;
-    Ok(Chosen { cores, nodes, findings: pins.findings(&chosen) })
+    let housekeeping = CoreList::of(housekeeping(&chosen, cpus, used, &pins));
+    Ok(Chosen { cores, nodes, housekeeping, findings: pins.findings(&chosen) })
+}
+
+/// All CPUs beside the chosen ones that are nobody's; on their nodes where there are any, and such that virtual machines
+/// count on only where there are no others.
+fn housekeeping(chosen: &[&Cpu], cpus: &[Cpu], used: &CpuUse, pins: &Pins<'_>) -> Vec<u32> {
+    let is_spare =
+        |cpu: &&Cpu| !cpu.isolated && may_run(cpu, used) && chosen.iter().all(|it| it.id != cpu.id);
+    let is_near = |cpu: &Cpu| chosen.iter().any(|it| it.node == cpu.node);
+    let spare = || cpus.iter().filter(|cpu| is_spare(cpu));
+    let ids = |wanted: &dyn Fn(&Cpu) -> bool| -> Vec<u32> {
+        spare().filter(|cpu| wanted(cpu)).map(|cpu| cpu.id).collect()
+    };
+    let tries: [&dyn Fn(&Cpu) -> bool; 4] = [
+        &|cpu| is_near(cpu) && pins.is_nobodys(cpu),
+        &|cpu| pins.is_nobodys(cpu),
+        &|cpu| is_near(cpu),
+        &|_| true,
+    ];
+    tries.into_iter().map(ids).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
 fn these<'a>(cores: &CoreList, cpus: &'a [Cpu], used: &CpuUse) -> Result<Vec<&'a Cpu>, Fault> {
@@ -78,7 +101,10 @@ fn so_many<'a>(
         .into_values()
         .filter(|cpus| cpus.len() >= count)
         .map(|cpus| in_order(cpus, pins))
-        .max_by_key(|order| merit(order, count, pins));
+        .max_by_key(|order| {
+            let is_short = order.first().is_some_and(|cpu| used.short_nodes.contains(&cpu.node));
+            (!is_short, merit(order, count, pins))
+        });
     best.map(|mut order| {
         order.truncate(count);
         order

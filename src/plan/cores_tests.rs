@@ -8,7 +8,7 @@ use super::*;
 use crate::model::cpu::{Holder, HolderKind};
 
 /// Nobody else is there.
-const FREE: CpuUse = CpuUse { containers: None, holders: Vec::new() };
+const FREE: CpuUse = CpuUse { containers: None, holders: Vec::new(), short_nodes: BTreeSet::new() };
 
 /// `nodes` nodes with `cores` cores of two threads each; threads are numbered as Linux does on x86:
 /// first one of each core, then the others.
@@ -50,6 +50,24 @@ fn cpu_0_and_isolated_ones_are_left_alone() {
 }
 
 #[test]
+fn threads_that_are_no_reactors_get_cpus_beside_them() {
+    let beside = |cpus: &[Cpu], used: &CpuUse, wish: &str| {
+        let chose = choose(&CoreWish::These(wish.parse().unwrap()), cpus, used).unwrap();
+        chose.housekeeping.map(|cpus| cpus.as_slice().to_vec())
+    };
+    let mut cpus = machine(2, 2);
+    assert_eq!(beside(&cpus, &FREE, "[3]"), Some(vec![2, 6, 7]), "of the same node");
+    cpus[6].isolated = true;
+    let pinned = held_by(vec![vm("a", &[&[2]])]);
+    assert_eq!(beside(&cpus, &pinned, "[3]"), Some(vec![7]), "nobody's");
+    let pinned = held_by(vec![vm("a", &[&[2], &[7]])]);
+    assert_eq!(beside(&cpus, &pinned, "[3]"), Some(vec![0, 1, 4, 5]), "or of the other node");
+    let confined = CpuUse { containers: Some([2, 3].into()), ..pinned };
+    assert_eq!(beside(&cpus, &confined, "[3]"), Some(vec![2]), "or one of a virtual machine");
+    assert_eq!(beside(&machine(1, 1)[..1], &FREE, "[0]"), None);
+}
+
+#[test]
 fn a_list_is_honoured_and_one_that_cannot_be_is_refused_with_the_topology() {
     let cpus = machine(2, 2);
     let wish = |text: &str| CoreWish::These(text.parse().unwrap());
@@ -66,7 +84,7 @@ fn holder(kind: HolderKind, name: &str, lists: &[&[u32]]) -> Holder {
 }
 
 fn held_by(holders: Vec<Holder>) -> CpuUse {
-    CpuUse { containers: None, holders }
+    CpuUse { holders, ..FREE }
 }
 
 fn vm(name: &str, lists: &[&[u32]]) -> Holder {
@@ -85,7 +103,7 @@ fn what_containers_may_not_use_is_never_chosen_and_refused_in_a_list() {
     let cpus = machine(1, 4);
     let within = |containers: &[u32]| CpuUse {
         containers: Some(containers.iter().copied().collect()),
-        holders: Vec::new(),
+        ..FREE
     };
     let chosen = |count, containers: &[u32]| {
         choose(&CoreWish::Count(count), &cpus, &within(containers)).map(|chose| chose.cores)
@@ -186,7 +204,7 @@ fn played() -> impl Strategy<Value = (Vec<Cpu>, CpuUse)> {
             let containers =
                 containers.map(|mask| (0..24).filter(|id| !has(rare(mask), *id)).collect());
             let holders = lists.iter().map(|list| vm("vm", &[list])).collect();
-            (cpus, CpuUse { containers, holders })
+            (cpus, CpuUse { containers, holders, ..FREE })
         },
     )
 }

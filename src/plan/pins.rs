@@ -60,6 +60,11 @@ impl<'a> Pins<'a> {
         self.beside(cpu).map(|pin| pin.room).min().unwrap_or(usize::MAX)
     }
 
+    /// Whether nobody is held to that CPU.
+    pub(super) fn is_nobodys(&self, cpu: &Cpu) -> bool {
+        !self.0.contains_key(&cpu.id)
+    }
+
     fn beside(&self, cpu: &Cpu) -> impl Iterator<Item = &Pin<'a>> {
         let others = cpu.siblings.iter().filter(|sibling| **sibling != cpu.id);
         std::iter::once(&cpu.id).chain(others).filter_map(|id| self.0.get(id)).flatten()

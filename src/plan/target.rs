@@ -4,7 +4,7 @@
 //! only when that is asked for; while guests are connected, only when it is insisted on. A container that
 //! the agent did not make is watched, and never removed unasked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -12,12 +12,19 @@ use sha2::{Digest, Sha256};
 use super::cores::{self, Chosen};
 use crate::model::code::Code;
 use crate::model::container::{ContainerSeen, ContainerSpec, DIGEST_LABEL, SPEC_LABEL};
+use crate::model::cpu::{CoreList, CpuUse};
 use crate::model::fault::{Fault, Finding};
 use crate::model::image::Download;
 use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::registry::registry_of;
 use crate::model::step::{ImageSource, Step};
-use crate::model::target::{Drift, EnsureWish, TargetKind, TargetSeen, TargetSpec};
+use crate::model::target::{Desired, Drift, EnsureWish, TargetKind, TargetSeen, TargetSpec};
+use crate::model::units::NumaNode;
+use crate::model::volume::VolumeSpec;
+
+/// How long a target without guests may take to end by itself at the least. SPDK v26.05 with volumes takes 1.02 s; with
+/// guests that would strand those that reconnect to it meanwhile (reference/spdk-rpc.md), so they get `target.stop_grace`.
+const IDLE_GRACE: Duration = Duration::from_secs(3);
 
 /// What to do, and what to tell.
 #[derive(Debug, Default, PartialEq)]
@@ -28,6 +35,41 @@ pub struct TargetPlan {
     pub findings: Vec<Finding>,
     /// In what the container differs from the wish.
     pub drift: Vec<Drift>,
+}
+
+/// Refuses a target, or volumes of it, whose sockets would lie where those of another target do.
+///
+/// # Errors
+/// `control-socket-in-use`, with the path and the other one.
+pub fn has_own_sockets(
+    spec: &TargetSpec,
+    new_volumes: &[VolumeSpec],
+    desired: &Desired,
+) -> Result<(), Fault> {
+    let place = |spec: &TargetSpec| (spec.control_sock.clone(), spec.socket_dir.clone());
+    let stays = desired.targets.get(&spec.name).is_some_and(|it| place(it) == place(spec));
+    let known = desired.volumes_of(&spec.name);
+    let mut own: BTreeSet<String> =
+        new_volumes.iter().map(|volume| spec.socket_dir.join(volume.name.as_str())).collect();
+    if !stays {
+        own.insert(spec.control_sock.as_str().to_string());
+        own.extend(known.keys().map(|name| spec.socket_dir.join(name.as_str())));
+    }
+    let others = desired.targets.values().filter(|other| other.name != spec.name);
+    for other in others {
+        let volumes = desired.volumes_of(&other.name);
+        let sockets = volumes.keys().map(|name| other.socket_dir.join(name.as_str()));
+        let control = other.control_sock.as_str().to_string();
+        if let Some(path) = sockets.chain([control]).find(|path| own.contains(path)) {
+            let text = format!(
+                "{path} is a socket of the target {} already: give {} another socket folder or control socket, or the \
+                 volume another name",
+                other.name, spec.name
+            );
+            return Err(Fault::new(Code::ControlSocketInUse, text));
+        }
+    }
+    Ok(())
 }
 
 /// Plans what makes the target run as it is wanted.
@@ -42,7 +84,7 @@ pub fn ensure(
 ) -> Result<TargetPlan, Fault> {
     let mut plan = TargetPlan::default();
     let Some(container) = &seen.container else {
-        plan.bring_up(spec, seen, policy)?;
+        plan.bring_up(spec, wish, seen, policy)?;
         return Ok(plan);
     };
     let made_for = container.made_for();
@@ -59,7 +101,7 @@ pub fn ensure(
     }
     // The old one goes when the new one can come: an image that cannot be had changes nothing.
     let mut new = TargetPlan::default();
-    new.bring_up(spec, seen, policy)?;
+    new.bring_up(spec, wish, seen, policy)?;
     plan.findings.append(&mut new.findings);
     if !replace && !wish.anew && new.makes_the_same_as(container, seen) {
         // What it printed stays with it, and it is there sooner.
@@ -181,32 +223,12 @@ impl TargetPlan {
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {
-        match seen.sessions {
-            Some(0) => {}
-            _ if force => {}
-            Some(disks) => {
-                let text = format!(
-                    "virtual machines use {disks} disks of {}: shut them down or move them away first, \
-                     or insist with force (their disks stop until the target is back)",
-                    spec.name
-                );
-                return Err(Fault::new(Code::TargetInUse, text));
-            }
-            None => {
-                let text = format!(
-                    "{} runs, and does not tell whether virtual machines use its disks: wait until it \
-                     answers, or insist with force (their disks stop until the target is back)",
-                    spec.name
-                );
-                return Err(Fault::new(Code::TargetUseUnknown, text));
-            }
-        }
+        may_go(spec, force, seen)?;
         if container.running {
             self.steps.push(Step::StopContainer {
                 name: spec.name.to_string(),
                 id: container.id.clone(),
-                // One that does not answer would only go on taking connections that it never serves.
-                grace: if seen.serves() { policy.target.stop_grace } else { Duration::ZERO },
+                grace: grace(seen, policy),
             });
         }
         let (name, id) = (spec.name.to_string(), container.id.clone());
@@ -217,10 +239,25 @@ impl TargetPlan {
     fn bring_up(
         &mut self,
         spec: &TargetSpec,
+        wish: EnsureWish,
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {
-        let chosen = cores::choose(&spec.cores, &seen.cpus, &seen.cpu_use)?;
+        // Without a mount of such pages it takes others, or none.
+        let pages = seen.huge_dir.as_ref().map_or(0, |_| policy.target.pages(spec));
+        let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
+        let is_short = |node: &NumaNode| free(node) + seen.returning_pages < pages;
+        let short_nodes = seen.cpus.iter().map(|cpu| cpu.node).filter(is_short).collect();
+        let cpu_use = CpuUse { short_nodes, ..seen.cpu_use.clone() };
+        let chosen = cores::choose(&spec.cores, &seen.cpus, &cpu_use)?;
+        let doubts = [judge_memory(spec, pages, &chosen.nodes, seen), judge_place(spec, seen)];
+        for doubt in doubts.into_iter().filter_map(Result::err) {
+            if !wish.recovers {
+                return Err(doubt);
+            }
+            // It was not refused when it was new, and its guests wait.
+            self.findings.push(Finding::new(doubt.code, doubt.text));
+        }
         let image = image(spec, seen)?;
         if let Some(obstacle) = &seen.socket_obstacle {
             let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
@@ -233,16 +270,58 @@ impl TargetPlan {
             }
             self.steps.push(Step::LoadImage { image: image.clone(), from });
         }
-        self.steps.push(Step::PrepareSockets {
-            folder: spec.socket_dir.as_str().to_string(),
-            control: spec.control_sock.as_str().to_string(),
-        });
+        self.steps.push(prepare_sockets(spec));
         let container = container(spec, image, &chosen, seen, policy)?;
         self.findings.extend(chosen.findings);
         self.steps.push(Step::CreateContainer(Box::new(container)));
         self.steps.push(Step::StartContainer { name: spec.name.to_string() });
         self.steps.push(wait(spec, spec.name.as_str(), policy));
         Ok(())
+    }
+}
+
+/// Whether a target may be stopped.
+///
+/// # Errors
+/// While virtual machines are connected, or nobody can tell, unless it is insisted on.
+fn may_go(spec: &TargetSpec, force: bool, seen: &TargetSeen) -> Result<(), Fault> {
+    match seen.sessions {
+        Some(0) => {}
+        _ if force => {}
+        Some(disks) => {
+            let text = format!(
+                "virtual machines use {disks} disks of {}: shut them down or move them away first, \
+                 or insist with force (their disks stop until the target is back)",
+                spec.name
+            );
+            return Err(Fault::new(Code::TargetInUse, text));
+        }
+        None => {
+            let text = format!(
+                "{} runs, and does not tell whether virtual machines use its disks: wait until it \
+                 answers, or insist with force (their disks stop until the target is back)",
+                spec.name
+            );
+            return Err(Fault::new(Code::TargetUseUnknown, text));
+        }
+    }
+    Ok(())
+}
+
+/// How long a target may take to end by itself.
+fn grace(seen: &TargetSeen, policy: &TargetPolicy) -> Duration {
+    match (seen.serves(), seen.sessions) {
+        // It would only go on taking connections that it never serves.
+        (false, _) => Duration::ZERO,
+        (true, Some(0)) => policy.target.stop_grace.max(IDLE_GRACE),
+        (true, _) => policy.target.stop_grace,
+    }
+}
+
+fn prepare_sockets(spec: &TargetSpec) -> Step {
+    Step::PrepareSockets {
+        folder: spec.socket_dir.as_str().to_string(),
+        control: spec.control_sock.as_str().to_string(),
     }
 }
 
@@ -253,6 +332,40 @@ fn wait(spec: &TargetSpec, container: &str, policy: &TargetPolicy) -> Step {
         socket: spec.control_sock.as_str().to_string(),
         within: policy.target.ready_timeout,
     }
+}
+
+/// Whether nobody can swap its sockets.
+fn judge_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
+    seen.socket_doubt.as_ref().map_or(Ok(()), |doubt| {
+        let text = format!("{} is not safe with its sockets there: {doubt}", spec.name);
+        Err(Fault::new(Code::SocketPlaceUnusable, text))
+    })
+}
+
+/// Whether these nodes have the free pages that the target takes: else it would exit as soon as it starts.
+fn judge_memory(
+    spec: &TargetSpec,
+    pages: u64,
+    nodes: &[NumaNode],
+    seen: &TargetSeen,
+) -> Result<(), Fault> {
+    let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
+    let there = nodes.iter().map(free).sum::<u64>() + seen.returning_pages;
+    if seen.free_pages.is_empty() || there >= pages {
+        return Ok(());
+    }
+    let all: Vec<String> =
+        seen.free_pages.iter().map(|(node, free)| format!("{node} has {free}")).collect();
+    let on: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+    let text = format!(
+        "{} takes {pages} pages of 2 MiB (memory_mib {}) on the node of its cores, {}, and of free ones {}: \
+         prepare more there (`vhost-agent prepare --node N --pages M`), let it take less, or name cores of another node",
+        spec.name,
+        spec.memory_mib,
+        on.join(" and "),
+        all.join(", ")
+    );
+    Err(Fault::new(Code::MemoryImpossible, text))
 }
 
 fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
@@ -321,11 +434,20 @@ fn container(
         memory_nodes: Some(nodes.join(",")),
         labels: BTreeMap::from([(SPEC_LABEL.to_string(), label)]),
     };
-    // Of everything that it is made with: the settings too, and the CPUs that were chosen.
+    // Of everything that it is made with: the settings too, and the cores that were chosen.
     let digest = Sha256::digest(format!("{made:?}"));
     let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     made.labels.insert(DIGEST_LABEL.to_string(), digest);
+    // Who counts on the CPUs beside them changes from day to day, and makes it no other target.
+    made.cpus = Some(cpus_of(spec.kind, chosen).to_string());
     Ok(made)
+}
+
+/// The CPUs that the container may run on: its reactors bind themselves to theirs.
+fn cpus_of(kind: TargetKind, chosen: &Chosen) -> CoreList {
+    let beside = chosen.housekeeping.as_ref().filter(|_| kind != TargetKind::BuiltIn);
+    let all = chosen.cores.as_slice().iter().chain(beside.iter().flat_map(|it| it.as_slice()));
+    CoreList::of(all.copied().collect()).unwrap_or_else(|| chosen.cores.clone())
 }
 
 /// Fills the template's words. A word whose value is not there goes, and the flag before it too.

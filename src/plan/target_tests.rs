@@ -68,8 +68,10 @@ fn names(plan: &TargetPlan) -> Vec<&'static str> {
     plan.steps.iter().map(Step::name).collect()
 }
 
-const RECREATE: EnsureWish = EnsureWish { recreate: true, force: false, anew: false };
-const LEAVE: EnsureWish = EnsureWish { recreate: false, force: false, anew: false };
+const RECREATE: EnsureWish =
+    EnsureWish { recreate: true, force: false, anew: false, recovers: false };
+const LEAVE: EnsureWish =
+    EnsureWish { recreate: false, force: false, anew: false, recovers: false };
 const UP: [&str; 4] = ["prepareSockets", "createContainer", "startContainer", "awaitTarget"];
 
 fn made(plan: &TargetPlan) -> &ContainerSpec {
@@ -91,7 +93,7 @@ fn on_an_empty_node_it_is_brought_up_with_no_more_than_it_needs() {
         (made.capabilities.as_slice(), made.privileged),
         (&["SYS_NICE".to_string()][..], false)
     );
-    assert_eq!((made.cpus.as_deref(), made.memory_nodes.as_deref()), (Some("1"), Some("0")));
+    assert_eq!((made.cpus.as_deref(), made.memory_nodes.as_deref()), (Some("0,1"), Some("0")));
     let binds: Vec<&str> = made.binds.iter().map(|(path, _)| path.as_str()).collect();
     assert_eq!(binds, ["/var/tmp/vhost-sockets", "/dev/hugepages2m", "/opt"]);
     let conf = TargetSeen { has_client_conf: true, ..seen() };
@@ -99,6 +101,75 @@ fn on_an_empty_node_it_is_brought_up_with_no_more_than_it_needs() {
     let made = super::tests::made(&plan);
     assert!(made.command.ends_with(&["-z".into(), "/etc/zbs/client.conf".into()]));
     assert!(made.binds.contains(&("/etc/zbs/client.conf".into(), true)));
+}
+
+#[test]
+fn no_socket_is_another_targets_too() {
+    use std::sync::Arc;
+    let at = |name: &str, dir: &str, control: &str| TargetSpec {
+        name: name.parse().unwrap(),
+        socket_dir: dir.parse().unwrap(),
+        control_sock: control.parse().unwrap(),
+        ..TargetSpec::example(name)
+    };
+    let there = at("a", "/s", "/s/a.sock");
+    let volume = VolumeSpec::example("v");
+    let volumes = Arc::new([(volume.name.clone(), volume.clone())].into());
+    let desired = Desired {
+        targets: [(there.name.clone(), there.clone())].into(),
+        volumes: [(there.name.clone(), volumes)].into(),
+    };
+    let judge = |spec: &TargetSpec, volumes: &[VolumeSpec]| {
+        has_own_sockets(spec, volumes, &desired).map_err(|fault| (fault.code, fault.text))
+    };
+    assert_eq!(judge(&there, &[VolumeSpec::example("w")]), Ok(()), "it is that one");
+    assert_eq!(judge(&at("b", "/s", "/s/b.sock"), &[VolumeSpec::example("w")]), Ok(()));
+    for (spec, volumes) in [
+        (at("b", "/t", "/s/a.sock"), vec![]),
+        (at("b", "/t", "/s/v"), vec![]),
+        (at("b", "/s", "/s/b.sock"), vec![volume]),
+        (at("b", "/s", "/s/b.sock"), vec![VolumeSpec::example("a.sock")]),
+    ] {
+        let (code, text) = judge(&spec, &volumes).unwrap_err();
+        assert!(code == Code::ControlSocketInUse && text.contains("of the target a"), "{text}");
+    }
+    // Such as an agent of before let through: each of them is brought back.
+    let twin = at("b", "/t", "/s/a.sock");
+    let mut both = desired.clone();
+    both.targets.insert(twin.name.clone(), twin.clone());
+    assert!(has_own_sockets(&twin, &[], &both).is_ok());
+}
+
+#[test]
+fn its_memory_comes_from_a_node_that_can_give_it() {
+    let spec = TargetSpec { kind: TargetKind::Spdk, memory_mib: 512, ..spec() };
+    let on = |node| {
+        let cpu = |id| Cpu { id, node: NumaNode(node), ..seen().cpus[0].clone() };
+        [cpu(node * 4 + 1), cpu(node * 4 + 2)]
+    };
+    let with = |pages: [u64; 2], returning_pages| TargetSeen {
+        cpus: [on(0), on(1)].concat(),
+        free_pages: [(NumaNode(0), pages[0]), (NumaNode(1), pages[1])].into(),
+        returning_pages,
+        ..seen()
+    };
+    let nodes = |seen: &TargetSeen| {
+        let plan = ensured(&spec, LEAVE, seen)?;
+        Ok::<_, Fault>(made(&plan).memory_nodes.clone().unwrap())
+    };
+    assert_eq!(nodes(&with([0, 256], 0)).unwrap(), "1");
+    assert_eq!(nodes(&with([256, 255], 0)).unwrap(), "0", "whichever has it");
+    assert_eq!(nodes(&with([128, 128], 128)).unwrap(), "1", "with what comes back before it");
+    let fault = nodes(&with([128, 128], 0)).unwrap_err();
+    assert_eq!(fault.code, Code::MemoryImpossible);
+    for words in ["256 pages", "node0 has 128", "node1 has 128", "memory_mib"] {
+        assert!(fault.text.contains(words), "{fault}");
+    }
+    // What runs already has to come back as well as it can.
+    let again = EnsureWish { recovers: true, ..LEAVE };
+    let plan = ensured(&spec, again, &with([128, 128], 0)).unwrap();
+    assert!(plan.findings.iter().any(|finding| finding.code == Code::MemoryImpossible));
+    assert_eq!(nodes(&seen()).unwrap(), "0", "nobody could tell what is free");
 }
 
 #[test]
@@ -170,7 +241,7 @@ fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let used = TargetSeen { sessions: Some(2), ..with_container(Some(&other), true, true) };
     assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, Code::TargetInUse);
-    let force = EnsureWish { recreate: true, force: true, anew: false };
+    let force = EnsureWish { force: true, ..RECREATE };
     assert_eq!(names(&ensured(&spec(), force, &used).unwrap())[0], "stopContainer");
     assert_eq!(destroy(&spec(), false, &used, &policy()).unwrap_err().code, Code::TargetInUse);
     let plan = destroy(&spec(), true, &used, &policy()).unwrap();
@@ -245,16 +316,18 @@ fn only_a_frozen_one_of_ours_is_ended_for_that() {
 
 #[test]
 fn one_that_does_not_answer_is_killed_at_once_for_a_slow_end_strands_its_guests() {
-    let grace = |serves| {
-        let seen = with_container(Some(&spec()), true, serves);
+    let grace = |serves, sessions| {
+        let seen = TargetSeen { sessions, ..with_container(Some(&spec()), true, serves) };
         let plan = destroy(&spec(), true, &seen, &policy()).unwrap();
         match &plan.steps[0] {
             Step::StopContainer { grace, .. } => *grace,
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(grace(true), policy().target.stop_grace);
-    assert!(grace(false).is_zero());
+    let short = policy().target.stop_grace;
+    assert_eq!((grace(true, Some(1)), grace(true, None)), (short, short));
+    assert_eq!(grace(true, Some(0)), IDLE_GRACE, "nobody is stranded");
+    assert!(grace(false, Some(0)).is_zero());
 }
 
 #[test]
@@ -279,7 +352,7 @@ fn cores_that_a_virtual_machine_is_pinned_to_are_told_when_they_are_taken_and_no
         name: "web-1".into(),
         allowed: [vec![1]].into_iter().collect(),
     };
-    let cpu_use = CpuUse { containers: None, holders: vec![holder] };
+    let cpu_use = CpuUse { holders: vec![holder], ..CpuUse::default() };
     let shared = |seen: TargetSeen| TargetSeen { cpu_use: cpu_use.clone(), ..seen };
     let codes = |wish, seen| {
         let plan = ensured(&spec(), wish, &shared(seen)).unwrap();

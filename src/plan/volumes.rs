@@ -5,6 +5,8 @@
 
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::names::TargetName;
+use crate::model::target::Desired;
 use crate::model::volume::{
     Backing, BdevSeen, ControllerSeen, VolumeSeen, VolumeSpec, VolumeState, VolumeStep, ZBS_SUFFIX,
 };
@@ -52,23 +54,83 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
     }
 }
 
-/// Plans what takes a volume away: what of it is there, but what was there `before` it was asked for.
+/// Refuses volumes whose guests would write to what those of another one write to already, or of another one among
+/// them; `is_one` tells whether two ways to name a file mean the same.
 ///
 /// # Errors
-/// While a virtual machine is connected, or another controller serves its bdev.
+/// `volume-conflict`, with the other one.
+pub fn one_writer_each(
+    target: &TargetName,
+    new: &[VolumeSpec],
+    desired: &Desired,
+    is_one: impl Fn(&str, &str) -> bool,
+) -> Result<(), Fault> {
+    let of_others = desired
+        .volumes
+        .iter()
+        .flat_map(|(of, volumes)| volumes.values().map(move |spec| (of, spec)));
+    let all = of_others.chain(new.iter().map(|spec| (target, spec)));
+    let writers: Vec<(&TargetName, &VolumeSpec, &str)> =
+        all.filter_map(|(of, spec)| Some((of, spec, spec.writes_to()?))).collect();
+    for spec in new {
+        let Some(own) = spec.writes_to() else { continue };
+        let other = writers
+            .iter()
+            .find(|(of, other, at)| (*of, &other.name) != (target, &spec.name) && is_one(own, at));
+        if let Some((of, other, _)) = other {
+            let text = format!(
+                "the volume {} of {of} is written to {own} already, and two virtual machines that write to one disk \
+                 destroy it: use another, make one of them read-only, or deactivate the other first",
+                other.name
+            );
+            return Err(Fault::new(Code::VolumeConflict, text));
+        }
+    }
+    Ok(())
+}
+
+/// Plans what takes a volume away: what of it is there, but what was there `before` it was asked for, and a bdev that
+/// somebody else uses: whose guests would get I/O errors from then on.
+///
+/// # Errors
+/// While a virtual machine is connected.
 pub fn take_away(seen: &VolumeSeen, before: &VolumeSeen) -> Result<Vec<VolumeStep>, Fault> {
-    let sessions = seen.controller.as_ref().map_or(0, |controller| controller.sessions.len());
-    if sessions > 0 {
+    if seen.controller.as_ref().is_some_and(|controller| !controller.sessions.is_empty()) {
         return Err(in_use("a virtual machine is connected to it"));
     }
     let controller = seen.controller.as_ref().filter(|_| before.controller.is_none());
-    let bdev = seen.bdev.as_ref().filter(|_| before.bdev.is_none());
-    if let (Some(other), Some(_)) = (&seen.served_by_another, bdev) {
-        // The guest of that one would get I/O errors from then on.
-        return Err(in_use(&format!("the controller {other} serves its bdev")));
-    }
+    let is_free = before.bdev.is_none() && used_by_another(seen).is_none();
+    let bdev = seen.bdev.as_ref().filter(|_| is_free);
     let controller = controller.map(|_| VolumeStep::DeleteController);
     Ok(controller.into_iter().chain(bdev.map(|_| VolumeStep::DeleteBdev)).collect())
+}
+
+/// Why the bdev of what is there is not to be taken away, where somebody else uses it.
+pub fn used_by_another(seen: &VolumeSeen) -> Option<Fault> {
+    let bdev = seen.bdev.as_ref()?;
+    match &seen.served_by_another {
+        // The guest of that one would get I/O errors from then on.
+        Some(other) => Some(in_use(&format!("the controller {other} serves its bdev"))),
+        None => bdev.claimed.then(|| in_use("another part of the target uses its bdev")),
+    }
+}
+
+/// Whether a volume may have that size now.
+///
+/// # Errors
+/// When it would be smaller than a virtual machine that is connected knows it.
+pub fn may_resize(spec: &VolumeSpec, seen: &VolumeSeen, size_mib: u64) -> Result<(), Fault> {
+    let guests = seen.controller.as_ref().is_some_and(|controller| !controller.sessions.is_empty());
+    let bytes = seen.bdev.as_ref().map_or(0, |bdev| bdev.bytes);
+    // A file has the size that it has.
+    let is_set = !matches!(spec.backing, Backing::Aio { .. });
+    if guests && is_set && size_mib.saturating_mul(1 << 20) < bytes {
+        let why = format!(
+            "it has {bytes} bytes, more than {size_mib} MiB, and a virtual machine is connected that would lose the rest"
+        );
+        return Err(in_use(&why));
+    }
+    Ok(())
 }
 
 fn in_use(why: &str) -> Fault {

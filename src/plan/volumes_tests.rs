@@ -11,7 +11,7 @@ fn spec() -> VolumeSpec {
 }
 
 fn bdev(file: &str) -> BdevSeen {
-    BdevSeen { file: Some(file.to_string()), bytes: 1 << 20 }
+    BdevSeen { file: Some(file.to_string()), bytes: 1 << 20, claimed: false }
 }
 
 fn controller(bdev: &str, sessions: usize) -> ControllerSeen {
@@ -43,7 +43,7 @@ fn a_bdev_of_that_name_that_holds_something_else_is_not_taken() {
     let fault = bring_up(&spec(), &seen(Some(bdev("/other")), None)).unwrap_err();
     assert_eq!(fault.code, Code::BdevBelongsToAnother);
     assert!(fault.text.contains("/other"), "{fault}");
-    let small = seen(Some(BdevSeen { file: None, bytes: 7 }), None);
+    let small = seen(Some(BdevSeen { file: None, bytes: 7, claimed: false }), None);
     let memory = VolumeSpec::example("v");
     assert_eq!(bring_up(&memory, &small).unwrap_err().code, Code::BdevBelongsToAnother);
 }
@@ -53,6 +53,60 @@ fn a_bdev_gets_no_second_controller() {
     let served = Some("other".to_string());
     let seen = VolumeSeen { served_by_another: served, ..seen(Some(bdev("/f")), None) };
     assert_eq!(bring_up(&spec(), &seen).unwrap_err().code, Code::BdevBelongsToAnother);
+}
+
+#[test]
+fn a_bdev_that_somebody_else_uses_stays_when_its_volume_goes() {
+    let nothing = VolumeSeen::default();
+    let whole = seen(Some(bdev("/f")), Some(controller("v", 0)));
+    let takes = |seen: &VolumeSeen| take_away(seen, &nothing).unwrap();
+    assert_eq!(takes(&whole), [VolumeStep::DeleteController, VolumeStep::DeleteBdev]);
+    let claimed = BdevSeen { claimed: true, ..bdev("/f") };
+    assert_eq!(
+        takes(&VolumeSeen { bdev: Some(claimed), ..whole.clone() }),
+        [VolumeStep::DeleteController]
+    );
+    let served = VolumeSeen { served_by_another: Some("s".to_string()), controller: None, ..whole };
+    assert_eq!(takes(&served), []);
+}
+
+#[test]
+fn a_disk_is_not_made_smaller_under_a_guest() {
+    let memory = VolumeSpec::example("v");
+    let with = |sessions| seen(Some(bdev("/f")), Some(controller("v", sessions)));
+    assert!(may_resize(&memory, &with(1), 1).is_ok() && may_resize(&memory, &with(0), 0).is_ok());
+    assert_eq!(may_resize(&memory, &with(1), 0).unwrap_err().code, Code::VolumeInUse);
+    assert!(may_resize(&spec(), &with(1), 0).is_ok(), "its file has the size that it has");
+}
+
+#[test]
+fn what_one_volume_writes_to_no_other_one_does() {
+    use std::sync::Arc;
+    let (a, b): (TargetName, TargetName) = ("a".parse().unwrap(), "b".parse().unwrap());
+    let of = |name: &str, path: &str, read_only| VolumeSpec {
+        name: name.parse().unwrap(),
+        backing: serde_json::from_value(serde_json::json!({"kind": "aio", "path": path})).unwrap(),
+        read_only,
+        ..VolumeSpec::example("v")
+    };
+    let there = of("v", "/f", false);
+    let volumes = Arc::new([(there.name.clone(), there.clone())].into());
+    let desired = Desired { volumes: [(a.clone(), volumes)].into(), ..Desired::default() };
+    let judge = |target: &TargetName, new: &[VolumeSpec]| {
+        let is_one =
+            |one: &str, other: &str| one.trim_end_matches('~') == other.trim_end_matches('~');
+        one_writer_each(target, new, &desired, is_one).map_err(|fault| (fault.code, fault.text))
+    };
+    assert_eq!(judge(&a, std::slice::from_ref(&there)), Ok(()), "it is that one");
+    assert_eq!(judge(&b, &[of("v", "/g", false), of("r", "/f", true)]), Ok(()));
+    for (target, new) in
+        [(&a, of("w", "/f", false)), (&b, of("v", "/f", false)), (&b, of("w", "/f~", false))]
+    {
+        let (code, text) = judge(target, &[new]).unwrap_err();
+        assert!(code == Code::VolumeConflict && text.contains("the volume v of a"), "{text}");
+    }
+    judge(&b, &[of("x", "/h", false), of("y", "/h", false)]).unwrap_err();
+    assert_eq!(judge(&b, &[VolumeSpec::example("m"), VolumeSpec::example("n")]), Ok(()));
 }
 
 #[test]
@@ -89,7 +143,12 @@ fn a_session_that_does_not_start_is_stuck_and_one_that_is_starting_is_not() {
 
 fn any_seen() -> impl Strategy<Value = VolumeSeen> {
     let file = prop_oneof![Just(None), Just(Some("/f".to_string())), Just(Some("/x".to_string()))];
-    let bdev = proptest::option::of(file.prop_map(|file| BdevSeen { file, bytes: 1 << 20 }));
+    let bdev = (file, any::<bool>()).prop_map(|(file, claimed)| BdevSeen {
+        file,
+        bytes: 1 << 20,
+        claimed,
+    });
+    let bdev = proptest::option::of(bdev);
     let name = prop_oneof![Just(None), Just(Some("v".to_string())), Just(Some("w".to_string()))];
     let session =
         (any::<bool>(), 0..3u64).prop_map(|(started, queues)| SessionSeen { started, queues });
@@ -119,7 +178,8 @@ proptest! {
             let at = |step| steps.iter().position(|it| *it == step);
             let deletes = at(DeleteBdev).or(at(DeleteController));
             prop_assert!(!(guests && deletes.is_some()));
-            prop_assert!(at(DeleteBdev).is_none() || seen.served_by_another.is_none());
+            let used = seen.bdev.as_ref().is_some_and(|bdev| bdev.claimed);
+            prop_assert!(at(DeleteBdev).is_none() || seen.served_by_another.is_none() && !used);
             if let (Some(bdev), Some(controller)) = (at(CreateBdev), at(CreateController)) {
                 prop_assert!(bdev < controller);
             }

@@ -20,6 +20,9 @@ pub struct Bdev {
     /// The file or volume that it is kept in, where the target tells one.
     #[serde(rename = "driver_specific", default, deserialize_with = "file_of")]
     pub file: Option<String>,
+    /// Whether a part of the target has it for itself; vhost and iSCSI do without.
+    #[serde(default)]
+    pub claimed: bool,
 }
 
 /// The file in `{"<module>": {"filename": …}}`; modules that keep their blocks elsewhere have none.
@@ -55,6 +58,31 @@ pub struct Backend {
     /// The disk of a vhost-blk controller.
     #[serde(default)]
     pub block: Option<Block>,
+    /// The disks of a vhost-scsi controller.
+    #[serde(default)]
+    pub scsi: Vec<Luns>,
+}
+
+/// One SCSI device of a controller, or one iSCSI node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Luns {
+    /// Its name, where it is a node.
+    #[serde(default)]
+    pub name: String,
+    /// Its logical units.
+    #[serde(default)]
+    pub luns: Vec<Served>,
+}
+
+/// A bdev that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Served {
+    /// The bdev.
+    #[serde(default)]
+    pub bdev_name: String,
+    /// The path of the kernel's device, where it is one.
+    #[serde(default, alias = "nbd_device", alias = "ublk_device")]
+    pub device: String,
 }
 
 /// The disk of a vhost-blk controller.
@@ -166,6 +194,31 @@ impl Spdk {
         self.typed("vhost_get_controllers", None, within).await
     }
 
+    /// The bdevs that are served by something else than vhost, and by what: iSCSI, and devices of the kernel.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`]; none for what the target was built without.
+    pub async fn served_elsewhere(
+        &self,
+        within: Duration,
+    ) -> Result<Vec<(String, String)>, SpdkError> {
+        let (nodes, nbd, ublk) = tokio::join!(
+            self.typed::<Vec<Luns>>("iscsi_get_target_nodes", None, within),
+            self.typed::<Vec<Served>>("nbd_get_disks", None, within),
+            self.typed::<Vec<Served>>("ublk_get_disks", None, within),
+        );
+        let mut served = Vec::new();
+        for Luns { name, luns } in if_known(nodes)? {
+            let of_node = luns.into_iter().map(|lun| (lun.bdev_name, format!("{name} (iSCSI)")));
+            served.extend(of_node);
+        }
+        for (kind, devices) in [("NBD", if_known(nbd)?), ("ublk", if_known(ublk)?)] {
+            let of_kernel = |it: Served| (it.bdev_name, format!("{} ({kind})", it.device));
+            served.extend(devices.into_iter().map(of_kernel));
+        }
+        Ok(served)
+    }
+
     /// One of its vhost controllers, if it is there.
     ///
     /// # Errors
@@ -252,9 +305,38 @@ fn if_found<T>(one: Result<Vec<T>, SpdkError>) -> Result<Option<T>, SpdkError> {
     }
 }
 
+/// All of them, or none where the target was built without that, or has not begun it.
+fn if_known<T>(all: Result<Vec<T>, SpdkError>) -> Result<Vec<T>, SpdkError> {
+    match all {
+        Err(SpdkError::Refused { .. }) => Ok(Vec::new()),
+        all => all,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_serves_a_bdev_is_read_as_spdk_tells_it() {
+        let controller = r#"{"ctrlr":"s","backend_specific":{"scsi":[{"scsi_dev_num":0,"id":1,"target_name":"Target 0",
+            "luns":[{"id":0,"bdev_name":"b"}]}]}}"#;
+        let controller: Controller = serde_json::from_str(controller).unwrap();
+        assert_eq!(controller.backend_specific.scsi[0].luns[0].bdev_name, "b");
+        let node = r#"[{"name":"iqn.2016-06.io.spdk:disk1","alias_name":"d","luns":[{"lun_id":0,"bdev_name":"b"}]}]"#;
+        let nodes: Vec<Luns> = serde_json::from_str(node).unwrap();
+        assert_eq!(
+            (nodes[0].name.as_str(), nodes[0].luns[0].bdev_name.as_str()),
+            ("iqn.2016-06.io.spdk:disk1", "b")
+        );
+        for text in [
+            r#"{"nbd_device":"/dev/nbd0","bdev_name":"b"}"#,
+            r#"{"ublk_device":"/dev/ublkb1","id":1,"queue_depth":128,"num_queues":1,"bdev_name":"b"}"#,
+        ] {
+            let served: Result<Served, _> = serde_json::from_str(text);
+            assert_eq!(served.unwrap().bdev_name, "b", "{text}");
+        }
+    }
 
     #[test]
     fn a_bdev_is_made_as_its_backing_says() {

@@ -14,6 +14,7 @@ use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec};
 use crate::plan::quarantine::Exit;
+use crate::plan::target::end_frozen;
 
 /// The exit code of a process that was sent SIGKILL.
 const SIGKILLED: i64 = 137;
@@ -58,10 +59,15 @@ impl<C: Containers> Worker<C> {
         dry_run: bool,
         report: &mut PartReport,
     ) -> Result<Converged, Fault> {
+        if let TargetWish::Ensure(spec, _) = wish {
+            self.parts.desired.judge(spec)?;
+        }
         let mut wish = wish.clone();
-        let mut awaited = false;
+        let (mut awaited, mut was_running) = (false, false);
+        let wanted_before = self.parts.desired.get(&wish.spec().name);
         for _ in 0..MOST_ROUNDS {
             let seen = self.parts.observer.look(wish.spec()).await?;
+            was_running |= !awaited && seen.container.as_ref().is_some_and(|it| it.running);
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
                 let exit = if from_outside { Exit::FromOutside } else { Exit::ByItself };
@@ -108,7 +114,7 @@ impl<C: Containers> Worker<C> {
                 Ok(()) => done = self.apply_all(start, &seen, report).await,
                 // A destroy has changed nothing of what is desired.
                 Err(_) if takes_away => {}
-                Err(_) => self.desire_again(before).await,
+                Err(_) => self.desire_again(before.clone()).await,
             }
             let again = starts_again(&plan.steps);
             if let Err(fault) = done {
@@ -123,6 +129,9 @@ impl<C: Containers> Worker<C> {
                 {
                     wish.recreate = true;
                     continue;
+                }
+                if !takes_away && !was_running {
+                    self.give_up(wish.spec(), wanted_before, &fault).await;
                 }
                 return Err(fault);
             }
@@ -142,6 +151,33 @@ impl<C: Containers> Worker<C> {
         ))
     }
 
+    /// A target that this deploy has started, and that never served, does not go on, and is desired no more: what was
+    /// desired `before` it is again. Its container stays, to be looked at. Where the engine went away, nothing is known
+    /// of it; and one that is to have volumes has users: these are tried again.
+    async fn give_up(&self, spec: &TargetSpec, before: Option<TargetSpec>, fault: &Fault) {
+        let has_users = before.is_none() && !self.parts.desired.volumes(&spec.name).is_empty();
+        if before.as_ref() == Some(spec) || has_users || fault.code.is_engine_away() {
+            return;
+        }
+        let ended = async {
+            let container = self.parts.observer.container_of(spec).await?;
+            match end_frozen(spec, container.as_ref()) {
+                Some(stop) => {
+                    let mut report = PartReport::default();
+                    self.apply(&stop, &TargetSeen::default(), &mut report).await
+                }
+                None => Ok(()),
+            }
+        };
+        match ended.await {
+            Ok(()) => self.desire_again(before).await,
+            Err(fault) => tracing::warn!(
+                target_name = %self.name(), error = %fault,
+                "{} did not serve, and could not be ended: it stays desired", self.name()
+            ),
+        }
+    }
+
     /// What could not be stopped goes on, and is desired as it was before.
     async fn desire_again(&self, before: Option<TargetSpec>) {
         let (name, desired) = (self.name(), &self.parts.desired);
@@ -152,7 +188,7 @@ impl<C: Containers> Worker<C> {
         if let Err(fault) = undone {
             tracing::error!(
                 target_name = %name, error = %fault,
-                "{name} could not be stopped, and is desired as its successor was to be: deploy it again as it is"
+                "{name} is desired as its successor was to be: deploy it again as it is"
             );
         }
     }

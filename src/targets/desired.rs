@@ -11,6 +11,8 @@ use super::writes::Writes;
 use crate::model::fault::{Fault, chain};
 use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
+use crate::plan::target::has_own_sockets;
+use crate::plan::volumes::one_writer_each;
 use crate::store::{Durability, Store, StoreError};
 
 /// The folder of the targets' files.
@@ -91,8 +93,14 @@ impl DesiredTargets {
         let new = specs.iter().filter(|spec| known.get(&spec.name) != Some(spec));
         let new: Vec<VolumeSpec> = new.cloned().collect();
         let names = new.iter().map(|spec| spec.name.clone()).collect();
-        self.change_volumes(target, names, |volumes| {
-            volumes.extend(new.into_iter().map(|spec| (spec.name.clone(), spec)));
+        // While nobody else changes what is desired.
+        let judge = |desired: &Desired| {
+            one_writer_each(target, &new, desired, |one, other| one == other)?;
+            let spec = desired.targets.get(target);
+            spec.map_or(Ok(()), |spec| has_own_sockets(spec, &new, desired))
+        };
+        self.change_volumes(target, names, judge, |volumes| {
+            volumes.extend(new.iter().map(|spec| (spec.name.clone(), spec.clone())));
         })
         .await
     }
@@ -110,14 +118,15 @@ impl DesiredTargets {
         let names = names.iter().filter(|name| known.contains_key(*name)).cloned();
         let names: Vec<VolumeName> = names.collect();
         let gone = names.clone();
-        self.change_volumes(target, names, |volumes| volumes.retain(|name, _| !gone.contains(name)))
-            .await
+        let gone = |volumes: &mut VolumeSpecs| volumes.retain(|name, _| !gone.contains(name));
+        self.change_volumes(target, names, |_| Ok(()), gone).await
     }
 
     async fn change_volumes(
         &self,
         target: &TargetName,
         names: Vec<VolumeName>,
+        judge: impl FnOnce(&Desired) -> Result<(), Fault>,
         alter: impl FnOnce(&mut VolumeSpecs),
     ) -> Result<(), Fault> {
         if names.is_empty() {
@@ -128,11 +137,13 @@ impl DesiredTargets {
             write_volumes(store, &of, &names, &desired.volumes_of(&of))
         };
         self.change(write, |desired| {
+            judge(desired)?;
             let volumes = desired.volumes.entry(target.clone()).or_default();
             alter(Arc::make_mut(volumes));
             if volumes.is_empty() {
                 desired.volumes.remove(target);
             }
+            Ok(())
         })
         .await
     }
@@ -140,6 +151,14 @@ impl DesiredTargets {
     /// The target as it is desired now.
     pub fn get(&self, name: &TargetName) -> Option<TargetSpec> {
         self.published.borrow().targets.get(name).cloned()
+    }
+
+    /// Refuses a target that could not be made desired, before anything is done for it.
+    ///
+    /// # Errors
+    /// When its sockets would be another target's too.
+    pub fn judge(&self, spec: &TargetSpec) -> Result<(), Fault> {
+        has_own_sockets(spec, &[], &self.published.borrow())
     }
 
     /// Makes a target desired like this.
@@ -176,12 +195,18 @@ impl DesiredTargets {
                 write_volumes(store, &of, &volumes, &desired.volumes_of(&of))
             }
         };
-        self.change(write, |desired| match spec {
-            Some(spec) => drop(desired.targets.insert(name.clone(), spec.clone())),
-            None => {
-                desired.targets.remove(name);
-                desired.volumes.remove(name);
+        self.change(write, |desired| {
+            match spec {
+                Some(spec) => {
+                    has_own_sockets(spec, &[], desired)?;
+                    desired.targets.insert(name.clone(), spec.clone());
+                }
+                None => {
+                    desired.targets.remove(name);
+                    desired.volumes.remove(name);
+                }
             }
+            Ok(())
         })
         .await
     }
@@ -192,12 +217,12 @@ impl DesiredTargets {
     async fn change(
         &self,
         write: impl Fn(&Store, &Desired) -> Result<(), StoreError> + Send + Sync + 'static,
-        alter: impl FnOnce(&mut Desired),
+        alter: impl FnOnce(&mut Desired) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let turn = self.writes.turn().await?;
         let before = self.published.borrow().clone();
         let mut after = before.clone();
-        alter(&mut after);
+        alter(&mut after)?;
         let (store, next) = (self.store.clone(), after.clone());
         let write = Arc::new(move |desired: &Desired| write(&store, desired));
         let undo = write.clone();
@@ -282,7 +307,8 @@ mod tests {
     use crate::targets::writes::WRITE_TIMEOUT;
 
     fn spec(name: &str) -> TargetSpec {
-        TargetSpec::example(name)
+        let control_sock = format!("/sockets/{name}.sock").parse().unwrap();
+        TargetSpec { control_sock, ..TargetSpec::example(name) }
     }
 
     fn open(dir: &tempfile::TempDir) -> DesiredTargets {
@@ -341,7 +367,10 @@ mod tests {
                 }
                 Ok(())
             },
-            |desired| drop(desired.targets.insert("b".parse().unwrap(), spec("b"))),
+            |desired| {
+                desired.targets.insert("b".parse().unwrap(), spec("b"));
+                Ok(())
+            },
         );
         let c = spec("c");
         let passes = tokio::time::advance(WRITE_TIMEOUT + Duration::from_millis(1));

@@ -31,7 +31,7 @@ impl<C: Containers> Worker<C> {
     /// Tries once to bring the target up.
     pub(super) async fn start(&mut self, spec: TargetSpec, failures: u32, anew: bool) -> After {
         let began = Instant::now();
-        let wish = EnsureWish { anew, ..EnsureWish::default() };
+        let wish = EnsureWish { anew, recovers: true, ..EnsureWish::default() };
         let mut report = PartReport::default();
         let control = spec.control_sock.clone();
         let done = self.change(&TargetWish::Ensure(spec, wish), &mut report).await;

@@ -74,7 +74,9 @@ pub(crate) fn run_engine(place: &Place, pid: u32) {
 }
 
 async fn tell_of_the_container(stream: UnixStream, pid: u32) {
-    let body = json!({"Id": "c0ffee", "State": {"Running": true, "Pid": pid}}).to_string();
+    let body =
+        json!({"Id": "c0ffee", "Name": "/zbs-vhost", "State": {"Running": true, "Pid": pid}})
+            .to_string();
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {

@@ -30,6 +30,8 @@ use crate::outgoing::{Client, SendError};
 const MOST_REDIRECTS: usize = 5;
 /// Pieces on their way to the disk.
 const QUEUE: usize = 16;
+/// Bytes after which the room on the disk is looked at again: others fill it too, and not every size is told before.
+const LOOK_EACH: usize = 16 << 20;
 /// Between two words on how far it is.
 const WORD: Duration = Duration::from_secs(1);
 
@@ -54,8 +56,8 @@ pub(super) enum DownloadError {
     )]
     TooLarge { url: String, bytes: u64, most: u64 },
     #[error(
-        "there is no room at {path} for {needs} bytes more, only for {room}: free some there, or set \
-         state_dir to a disk that has it"
+        "there is no room at {path} for {needs} bytes more, only for {room} beside those that stay free \
+         (target.image_keep_free_mib): free some there, or set state_dir to a disk that has it"
     )]
     NoRoom { path: String, needs: u64, room: u64 },
     #[error(
@@ -83,6 +85,7 @@ pub(super) struct Downloader {
     client: Client,
     folder: PathBuf,
     most_bytes: u64,
+    keep_free: u64,
     stall_timeout: Duration,
 }
 
@@ -92,6 +95,7 @@ impl Downloader {
             client: Client::default(),
             folder: policy.image_folder.clone(),
             most_bytes: policy.target.image_max_mib * 1024 * 1024,
+            keep_free: policy.target.image_keep_free_mib * 1024 * 1024,
             stall_timeout: policy.target.stall_timeout,
         }
     }
@@ -228,14 +232,7 @@ impl Downloader {
         if bytes > most {
             return Err(DownloadError::TooLarge { url: url.to_string(), bytes, most });
         }
-        let needs = bytes.saturating_sub(partial.length());
-        match partial.room() {
-            Some(room) if room < needs => {
-                let path = partial.path().display().to_string();
-                Err(DownloadError::NoRoom { path, needs, room })
-            }
-            _ => Ok(()),
-        }
+        judge_room(partial, bytes.saturating_sub(partial.length()), self.keep_free)
     }
 
     /// Takes what comes, until it is whole.
@@ -248,11 +245,18 @@ impl Downloader {
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<Partial, DownloadError> {
         let (pieces, mut queue) = mpsc::channel::<Bytes>(QUEUE);
-        let mut got = partial.length();
+        let (mut got, keep_free) = (partial.length(), self.keep_free);
         let writer = tokio::task::spawn_blocking(move || {
             let mut partial = partial;
+            let mut unseen = 0;
             while let Some(piece) = queue.blocking_recv() {
-                if let Err(full) = partial.append(&piece) {
+                let mut written = partial.append(&piece).map_err(DownloadError::from);
+                unseen += piece.len();
+                if unseen >= LOOK_EACH && written.is_ok() {
+                    unseen = 0;
+                    written = judge_room(&partial, 0, keep_free);
+                }
+                if let Err(full) = written {
                     // A full disk hurts all that lives on it.
                     partial.remove();
                     return Err(full);
@@ -314,6 +318,17 @@ impl Downloader {
                 line(how_far(*got, total));
             }
         }
+    }
+}
+
+/// Whether the disk has room for so many bytes more beside those that stay free.
+fn judge_room(partial: &Partial, needs: u64, keep_free: u64) -> Result<(), DownloadError> {
+    match partial.room().map(|room| room.checked_sub(keep_free)) {
+        Some(room) if room.is_none_or(|room| room < needs) => {
+            let path = partial.path().display().to_string();
+            Err(DownloadError::NoRoom { path, needs, room: room.unwrap_or_default() })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -122,6 +122,7 @@ impl Place {
             client: Client::default(),
             folder: folder.path().join("images"),
             most_bytes,
+            keep_free: 0,
             stall_timeout: Duration::from_millis(300),
         };
         Place { downloader, folder }
@@ -271,6 +272,15 @@ async fn what_the_disk_has_no_room_for_is_not_begun() {
     let (server, place) = (server(acts).await, Place::with(u64::MAX));
     let error = place.fetch(&server.url, None).await.unwrap_err().to_string();
     assert!(error.contains("no room at") && error.contains("set state_dir"), "{error}");
+    assert_eq!(place.kept(), [0]);
+}
+
+#[tokio::test]
+async fn a_download_leaves_of_its_disk_what_is_to_stay_free() {
+    let (server, mut place) = (server(vec![Act::Serves("\"a\"")]).await, Place::new());
+    place.downloader.keep_free = u64::MAX;
+    let error = place.fetch(&server.url, None).await.unwrap_err().to_string();
+    assert!(error.contains("target.image_keep_free_mib"), "{error}");
     assert_eq!(place.kept(), [0]);
 }
 

@@ -112,6 +112,28 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         }
     }
 
+    /// Where an engine names its settings file as the reason that it did not start, after that `step` was done to it, the
+    /// file is made as it was `before`; the fault tells so.
+    pub async fn take_back(&self, step: &Step, before: &DaemonJson, mut fault: Fault) -> Fault {
+        let Step::WriteDaemonJson { path, text, .. } = step else { return fault };
+        // What else keeps it from starting may pass, and then it must not begin with the host's packet filter.
+        if fault.code != Code::EngineStartFailed || !fault.text.contains(path.as_str()) {
+            return fault;
+        }
+        let (root, at) = (self.root.clone(), path.clone());
+        let (text, before) = (text.clone(), before.clone());
+        let taken = blocking(move || daemon_json::take_back(&root, &at, &text, &before)).await;
+        fault.text += &match taken.map(|taken| taken.map_err(|e| chain(&e))) {
+            Ok(Ok(true)) => format!("; {path} is as it was before that"),
+            Ok(Ok(false)) => {
+                format!("; {path} has been changed by somebody else since, and is left so")
+            }
+            Ok(Err(why)) => format!("; {path} could not be put back as it was: {why}"),
+            Err(broken) => format!("; {path} could not be put back as it was: {broken}"),
+        };
+        fault
+    }
+
     async fn start_daemon(&mut self, binary: &str) -> Result<String, Fault> {
         let call = Invocation { program: binary.to_string(), args: Vec::new(), env: Vec::new() };
         let daemon = self.spawner.daemon(call, "dockerd.log").await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::observe::blocking;
 use super::super::observe::target::{Containers, engine_fault};
@@ -104,8 +104,12 @@ impl<C: Containers> Images<C> {
             }
             ImageSource::Tar(path) => {
                 let at = self.root.path(path);
-                let file = blocking(move || own_image::open_tar(&at)).await;
-                let file = file.map_err(|fault| fault.text)?.map_err(|e| e.to_string())?;
+                let opened = timeout(self.call_timeout, blocking(move || own_image::open_tar(&at)));
+                let opened = opened.await.map_err(|_| {
+                    let within = self.call_timeout;
+                    format!("{path} was not opened within {within:?} (target.call_timeout): its disk hangs")
+                });
+                let file = opened?.map_err(|fault| fault.text)?.map_err(|e| e.to_string())?;
                 self.containers.load(Box::new(file), within).await
             }
             ImageSource::Url(download) => return self.download(download, line).await,

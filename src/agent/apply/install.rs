@@ -62,17 +62,42 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
             // apt takes them for installed and would be content with that.
             self.mend().await?;
         }
-        let mut at = 0;
+        let (mut at, mut conflict) = (0, None);
         while let Some(set) = sets.get(at) {
             let args = &self.policy.install_args;
-            let call = packages::install(self.manager, set, args, self.lock_timeout());
-            let end = self.call(call).await?;
-            match packages::failure(self.manager, &end) {
+            let lock_timeout = self.lock_timeout();
+            let rehearsed = match packages::rehearse(self.manager, set, args, lock_timeout) {
+                Some(call) => Some(self.call(call).await?),
+                None => None,
+            };
+            let takes_away = |end: &RunEnd| !packages::would_remove(&end.output).is_empty();
+            let (end, failure) = match rehearsed.filter(takes_away) {
+                Some(end) => (end, Some(Failure::Conflict)),
+                None => {
+                    let call = packages::install(self.manager, set, args, lock_timeout);
+                    let end = self.call(call).await?;
+                    let failure = packages::failure(self.manager, &end);
+                    (end, failure)
+                }
+            };
+            match failure {
                 None => return Ok(set.join(" ")),
-                Some(Failure::NotAvailable) if at + 1 < sets.len() => at += 1,
+                Some(failure @ (Failure::NotAvailable | Failure::Conflict))
+                    if at + 1 < sets.len() =>
+                {
+                    if failure == Failure::Conflict {
+                        conflict = Some(self.fault(&sets[at..=at], failure, &end));
+                    }
+                    at += 1;
+                }
                 Some(Failure::NotAvailable | Failure::Fetch) if self.refresh().await? => at = 0,
                 Some(Failure::Interrupted) if self.mend().await? => {}
-                Some(failure) => return Err(self.fault(&sets[..=at], failure, &end)),
+                Some(failure) => {
+                    let fault = self.fault(&sets[..=at], failure, &end);
+                    // There are packages, and why they are not installed is what the operator can mend.
+                    let conflict = conflict.filter(|_| failure == Failure::NotAvailable);
+                    return Err(conflict.unwrap_or(fault));
+                }
             }
         }
         Err(Fault::new(
@@ -186,7 +211,11 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
             true => "fetch its lists of packages".to_string(),
             false => format!("install {}", tried.join(", nor ")),
         };
-        let reason = packages::reason_lines(&end.output);
+        let mut reason = packages::reason_lines(&end.output);
+        let removed = packages::would_remove(&end.output);
+        if failure == Failure::Conflict && !removed.is_empty() {
+            reason += &format!(" It would take away {}", removed.join(", "));
+        }
         // Nobody has a package of which the lists could not be fetched.
         let (failure, reason) = match (failure, &self.unreachable) {
             (Failure::NotAvailable, None) if packages::fetch_trouble(end).is_some() => {
@@ -226,6 +255,11 @@ fn advice(failure: Failure) -> (Code, &'static str) {
         Failure::NotAvailable => (
             Code::PackagesNotAvailable,
             "add the repository that has them, or set engine.packages and engine.install_args",
+        ),
+        Failure::Conflict => (
+            Code::PackagesConflict,
+            "what is installed stays: name packages in engine.packages that go with it (Debian's docker.io \
+             shares containerd and runc), or take away what is in their way, then prepare again",
         ),
         Failure::Fetch => (Code::PackagesNotFetched, "see whether the mirror can be reached"),
         Failure::Other => (Code::PackageManagerFailed, "see its log"),

@@ -141,7 +141,7 @@ impl<C: Containers> TargetApplier<C> {
             }
         };
         let short = id.get(..12).unwrap_or(&id);
-        Ok(format!("{short}, cores {}", spec.cpus.as_deref().unwrap_or("any")))
+        Ok(format!("{short}, CPUs {}", spec.cpus.as_deref().unwrap_or("any")))
     }
 
     /// Waits until the start has ended and every reactor answers, or the process has ended instead.
@@ -170,10 +170,7 @@ impl<C: Containers> TargetApplier<C> {
                 Err(error) => chain(&error),
             };
             if Instant::now() >= deadline {
-                let how = format!(
-                    "it did not serve within {within:?}, and was left as it is (recreate replaces \
-                     it): {silence}"
-                );
+                let how = format!("it did not serve within {within:?}: {silence}");
                 return Err(self.failed(container, &how).await);
             }
             if Instant::now() >= look_at {

@@ -1,5 +1,6 @@
 //! A target: its container, its control socket, what it will need.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,11 @@ use tokio::time::{Instant, sleep};
 use super::blocking;
 pub use crate::docker::Containers;
 use crate::docker::EngineError;
-use crate::host::pools::PoolFiles;
-use crate::host::{Root, cpus, cpuset, holders, mounts, own_image, process, socket_place};
+use crate::host::leftovers::left_pages;
+use crate::host::pools::{PoolFiles, hugepages_of};
+use crate::host::{
+    HostError, Root, cpus, cpuset, holders, mounts, own_image, process, socket_place,
+};
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
 use crate::model::cpu::{Cpu, CpuUse};
@@ -18,8 +22,9 @@ use crate::model::mounts::HugetlbMount;
 use crate::model::names::PROBE_PREFIX;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
+use crate::model::pools::Pool;
 use crate::model::target::{TargetKind, TargetName, TargetSeen, TargetSpec};
-use crate::model::units::PageSize;
+use crate::model::units::{NumaNode, PageSize};
 use crate::spdk::{Sockets, SpdkError};
 
 /// How long the engine may take to notice that a container's process has ended.
@@ -68,7 +73,15 @@ struct Files {
     huge_dir: Option<String>,
     cpus: Vec<Cpu>,
     socket_obstacle: Option<String>,
+    socket_doubt: Option<String>,
     has_volume_sockets: bool,
+}
+
+/// Pages of 2 MiB that a target may take.
+#[derive(Default)]
+struct PagesForTarget {
+    free_pages: BTreeMap<NumaNode, u64>,
+    returning_pages: u64,
 }
 
 impl<C: Containers> TargetObserver<C> {
@@ -109,8 +122,8 @@ impl<C: Containers> TargetObserver<C> {
         let ours = made_for.is_some();
         let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
         let own = running.and_then(|container| container.pid);
-        let ((version, silence, guests), cpu_use) =
-            tokio::join!(self.ask(&control), self.cpu_use(own));
+        let ((version, silence, guests), cpu_use, memory) =
+            tokio::join!(self.ask(&control), self.cpu_use(own), self.memory(spec, &files, own));
         let sessions = match guests {
             _ if running.is_none() => Some(0),
             // Where it has its control socket is known. One that never made it has made no disk's either;
@@ -133,6 +146,9 @@ impl<C: Containers> TargetObserver<C> {
             cpus: files.cpus,
             cpu_use: cpu_use?,
             socket_obstacle: files.socket_obstacle,
+            socket_doubt: files.socket_doubt,
+            free_pages: memory.free_pages,
+            returning_pages: memory.returning_pages,
         })
     }
 
@@ -218,8 +234,35 @@ impl<C: Containers> TargetObserver<C> {
         let look = move || CpuUse {
             containers: cpuset::of_containers(&root),
             holders: holders::holders(&root, own),
+            ..CpuUse::default()
         };
         blocking(look).await
+    }
+
+    /// The free pages of 2 MiB, where the target takes some. One that cannot be looked at is no reason to refuse it.
+    async fn memory(&self, spec: &TargetSpec, files: &Files, own: Option<u32>) -> PagesForTarget {
+        let wanted = self.policy.target.pages(spec);
+        let (root, huge_dir) = (self.root.clone(), files.huge_dir.clone());
+        let look = move || -> Result<PagesForTarget, HostError> {
+            let small = |pool: &Pool| pool.key.size == PageSize::MIB_2;
+            let pools = PoolFiles::find(&root)?.read_all()?.into_iter().filter(small);
+            let mut free_pages: BTreeMap<NumaNode, u64> =
+                pools.map(|pool| (pool.key.node, pool.free)).collect();
+            // Its predecessor's come back before it takes its own.
+            for (node, pages) in own.map(|pid| hugepages_of(&root, pid)).unwrap_or_default() {
+                *free_pages.entry(node).or_default() += pages;
+            }
+            // All processes are looked at for that, so only where it matters.
+            let returning_pages = match free_pages.values().all(|free| *free < wanted) {
+                true => huge_dir.map_or(Ok(0), |folder| left_pages(&root, &folder))?,
+                false => 0,
+            };
+            Ok(PagesForTarget { free_pages, returning_pages })
+        };
+        match wanted {
+            0 => PagesForTarget::default(),
+            _ => blocking(look).await.ok().and_then(Result::ok).unwrap_or_default(),
+        }
     }
 
     async fn files(&self, spec: &TargetSpec) -> Result<Files, Fault> {
@@ -235,12 +278,8 @@ impl<C: Containers> TargetObserver<C> {
                 has_client_conf: conf.is_some_and(|path| root.path(path.as_str()).is_file()),
                 huge_dir: mounts.iter().find(usable).map(|mount| mount.path.clone()),
                 cpus: cpus::cpus(&root)?,
-                socket_obstacle: socket_place::obstacle(
-                    &root,
-                    folder.as_str(),
-                    control.as_str(),
-                    owner,
-                ),
+                socket_obstacle: socket_place::obstacle(&root, folder.as_str(), control.as_str()),
+                socket_doubt: socket_place::doubt(&root, folder.as_str(), owner),
                 has_volume_sockets,
             })
         })

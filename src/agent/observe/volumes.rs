@@ -1,10 +1,13 @@
 //! The volumes of a target that runs: its bdevs, its controllers with their sessions, their sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use tokio::time::timeout;
 
 use super::blocking;
+use crate::host::files::{Identity, identity};
 use crate::host::{Root, socket_place};
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
@@ -18,6 +21,8 @@ use crate::spdk::{Sockets, Spdk, SpdkError};
 
 /// Up to so many are asked for one by one; for more, the target tells all that it has.
 const FEW: usize = 16;
+/// How long the machine may take to tell what paths lead to.
+const LOOK_TIME: Duration = Duration::from_secs(2);
 
 /// Where the volumes of a target are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +57,7 @@ impl VolumeObserver {
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let all = specs.len() > FEW;
-        self.look_at(place, specs, all, self.bdevs_at(place, specs)).await
+        self.look_at(place, specs, all, self.bdevs_at(place, specs), async { Ok(Vec::new()) }).await
     }
 
     /// The same for volumes that were worked on: the controllers tell what came of that, and nothing is
@@ -65,7 +70,21 @@ impl VolumeObserver {
         place: &Place,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
-        self.look_at(place, specs, specs.len() > FEW, async { Ok(BTreeMap::new()) }).await
+        let (all, none) = (specs.len() > FEW, async { Ok(BTreeMap::new()) });
+        self.look_at(place, specs, all, none, async { Ok(Vec::new()) }).await
+    }
+
+    /// The same, with the controllers of other names that serve what is theirs.
+    ///
+    /// # Errors
+    /// When the target does not answer.
+    pub async fn look_beside(
+        &self,
+        place: &Place,
+        specs: &[VolumeSpec],
+    ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
+        self.look_at(place, specs, true, self.bdevs_at(place, specs), async { Ok(Vec::new()) })
+            .await
     }
 
     /// The same for volumes that are to be taken away: who else serves what is theirs is looked for among
@@ -78,7 +97,22 @@ impl VolumeObserver {
         place: &Place,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
-        self.look_at(place, specs, true, self.bdevs_at(place, specs)).await
+        let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
+        let elsewhere = spdk.served_elsewhere(self.policy.call_timeout);
+        self.look_at(place, specs, true, self.bdevs_at(place, specs), elsewhere).await
+    }
+
+    /// What each of these paths leads to, as far as the machine tells that in time: a file server may hang.
+    pub async fn identities(&self, paths: BTreeSet<String>) -> BTreeMap<String, Identity> {
+        let root = self.root.clone();
+        let look = move || {
+            let found = paths.into_iter().filter_map(|path| {
+                let identity = identity(&root.path(&path))?;
+                Some((path, identity))
+            });
+            found.collect()
+        };
+        timeout(LOOK_TIME, blocking(look)).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     async fn look_at(
@@ -87,18 +121,23 @@ impl VolumeObserver {
         specs: &[VolumeSpec],
         all: bool,
         bdevs: impl Future<Output = Result<BTreeMap<String, BdevSeen>, SpdkError>>,
+        elsewhere: impl Future<Output = Result<Vec<(String, String)>, SpdkError>>,
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
         // While the target answers.
         let given = self.sockets_given(place, specs);
-        let (bdevs, controllers) = tokio::try_join!(bdevs, self.controllers(&spdk, specs, all))
-            .map_err(|e| target_fault(&e))?;
+        let controllers = self.controllers(&spdk, specs, all);
+        let (bdevs, (controllers, scsi), elsewhere) =
+            tokio::try_join!(bdevs, controllers, elsewhere).map_err(|e| target_fault(&e))?;
         let given = given.await?;
         let mut servers: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
         for (name, controller) in &controllers {
             if let Some(bdev) = &controller.bdev {
                 servers.entry(bdev).or_default().push(name);
             }
+        }
+        for (bdev, by) in scsi.iter().chain(&elsewhere) {
+            servers.entry(bdev).or_default().push(by);
         }
         let seen = specs.iter().zip(given).map(|(spec, given)| {
             let others = servers.get(spec.bdev.as_str()).into_iter().flatten();
@@ -130,17 +169,18 @@ impl VolumeObserver {
         };
         let seen = |bdev: Bdev| {
             let bytes = bdev.block_size.saturating_mul(bdev.num_blocks);
-            (bdev.name, BdevSeen { file: bdev.file, bytes })
+            (bdev.name, BdevSeen { file: bdev.file, bytes, claimed: bdev.claimed })
         };
         Ok(all.into_iter().map(seen).collect())
     }
 
+    /// Those for vhost-blk, and the bdevs that others serve, with these.
     async fn controllers(
         &self,
         spdk: &Spdk,
         specs: &[VolumeSpec],
         all: bool,
-    ) -> Result<BTreeMap<String, ControllerSeen>, SpdkError> {
+    ) -> Result<(BTreeMap<String, ControllerSeen>, Vec<(String, String)>), SpdkError> {
         let within = self.policy.call_timeout;
         let all = match all {
             false => {
@@ -149,7 +189,13 @@ impl VolumeObserver {
             }
             true => spdk.controllers(within).await?,
         };
-        Ok(all.into_iter().map(seen).collect())
+        let mut scsi = Vec::new();
+        for controller in &all {
+            let luns = controller.backend_specific.scsi.iter().flat_map(|device| &device.luns);
+            let by = || format!("{} (vhost-scsi)", controller.ctrlr);
+            scsi.extend(luns.map(|lun| (lun.bdev_name.clone(), by())));
+        }
+        Ok((all.into_iter().map(seen).collect(), scsi))
     }
 
     /// Whether each has its socket; looked at from now on.

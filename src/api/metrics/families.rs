@@ -23,6 +23,10 @@ use crate::model::units::PageSize;
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     pub(super) ready: bool,
+    /// Lines of the log that nobody took in time.
+    pub(super) lost_lines: u64,
+    /// Pieces of work that take longer than they may, by their owners.
+    pub(super) overdue: Vec<(&'static str, u64)>,
     pub(super) process: Option<Footprint>,
     pub(super) census: Census,
     pub(super) reports: Told,
@@ -80,7 +84,11 @@ impl Gathered {
         let about = ("vhost_build_info", "The agent that runs; always 1.");
         page.gauges(about, [([("version", env!("CARGO_PKG_VERSION"))], 1)])?;
         let about = ("vhost_ready", "Whether calls are taken.");
-        page.gauge(about, Some(self.ready.into()))
+        page.gauge(about, Some(self.ready.into()))?;
+        let help = "Lines of the log that nobody took in time.";
+        page.counters(("vhost_log_lines_lost", help), [(ALONE, self.lost_lines)])?;
+        let about = ("vhost_work_overdue", "Pieces of work that take longer than they may.");
+        page.gauges(about, self.overdue.iter().map(|(owner, count)| ([("owner", *owner)], *count)))
     }
 
     /// Under the names that every exporter has for them.

@@ -37,6 +37,9 @@ vhost_build_info{{version="{version}"}} 1
 # HELP vhost_ready Whether calls are taken.
 # TYPE vhost_ready gauge
 vhost_ready 0
+# HELP vhost_log_lines_lost Lines of the log that nobody took in time.
+# TYPE vhost_log_lines_lost counter
+vhost_log_lines_lost_total 0
 # HELP vhost_tasks_overdue Work that goes on after the controller's time for it was over.
 # TYPE vhost_tasks_overdue gauge
 vhost_tasks_overdue 0

@@ -37,6 +37,8 @@ use crate::model::status::{TargetReport, TargetStatus, TargetStatuses};
 const OPEN_METRICS: &str = "application/openmetrics-text";
 const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// … and the one that everybody reads.
+/// Those whose work has a limit.
+const OWNERS: [&str; 4] = ["engine", "outbox", "pools", "target"];
 const PLAIN_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Who counts and measures what the handlers do not know otherwise.
@@ -94,6 +96,8 @@ async fn gather(api: &Api) -> Gathered {
     let reserved = seen.pools.as_ref().map(|pools| pools.reserved.clone());
     Gathered {
         ready: *api.native.phase.borrow() == Phase::Serving,
+        lost_lines: crate::log::lost(),
+        overdue: OWNERS.map(|owner| (owner, crate::overdue::count(owner))).to_vec(),
         process: seen.process,
         census: api.outbox.census(),
         reports: api.metrics.tally.read(),

@@ -14,6 +14,7 @@ use super::super::errors::Problem;
 use super::super::journal::Call;
 use super::{Shared, report};
 use crate::model::code::Code;
+use crate::model::cpu::written;
 use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
 use crate::model::image::ImageWish;
@@ -39,7 +40,8 @@ pub struct TargetBody {
     pub image_url: Option<String>,
     /// The SHA-256 of what is there, in hex.
     pub image_sha256: Option<String>,
-    /// CPUs: `[6,7]`, `6-7` or `0xc0`.
+    /// CPUs: `[6,7]` as text or as a list, `6-7` or `0xc0`.
+    #[serde(deserialize_with = "written")]
     pub cores: Option<String>,
     /// So many CPUs, chosen by topology.
     pub core_count: Option<u32>,
@@ -138,7 +140,7 @@ type Change = (State<Shared>, Path<String>, Queried, HeaderMap, Body);
 /// Brings the target about.
 pub async fn put(change: Change) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { recreate, force, .. }| {
-        TargetWish::Ensure(spec, EnsureWish { recreate, force, anew: false })
+        TargetWish::Ensure(spec, EnsureWish { recreate, force, ..EnsureWish::default() })
     };
     bring_about("deploy", change, wish).await
 }

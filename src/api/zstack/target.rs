@@ -28,7 +28,7 @@ const PAGE_MIB: u64 = 2;
 pub(super) struct EnsureRequest {
     #[serde(default, deserialize_with = "wire::text")]
     image: Option<String>,
-    #[serde(default, deserialize_with = "wire::text")]
+    #[serde(default, deserialize_with = "wire::cores")]
     cores: Option<String>,
     #[serde(rename = "coreCount", default, deserialize_with = "wire::count")]
     core_count: Option<u64>,
@@ -247,7 +247,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::target::CoreWish;
+    use crate::model::target::{CoreWish, TargetKind};
 
     fn request(text: &str) -> EnsureRequest {
         serde_json::from_str(text).unwrap()
@@ -271,10 +271,18 @@ mod tests {
         let said = r#"{"cores":"[6,7]","socketDir":"/s","hugepageNr":"256","image":"b:1",
                        "clientConf":"/etc/zbs/client.conf","coreCount":2}"#;
         let said = spec(said).unwrap();
-        assert_eq!(said.cores, CoreWish::These("[6,7]".parse().unwrap()));
+        let these = CoreWish::These("[6,7]".parse().unwrap());
+        assert_eq!(said.cores, these);
+        assert_eq!(spec(r#"{"cores":[6,7],"coreCount":2}"#).unwrap().cores, these);
+        assert_eq!(spec(r#"{"cores":" ","coreCount":2}"#).unwrap().cores, CoreWish::Count(2));
         assert_eq!(said.control_sock.as_str(), "/s/vhost.sock");
         assert_eq!((said.memory_mib, said.image.as_deref()), (512, Some("b:1")));
         assert_eq!(spec(r#"{"controlSock":"/a"}"#).unwrap_err().code, Code::InvalidControlSocket);
+        // What an image is run as is the node's to say.
+        let defaults = TargetSettings { kind: TargetKind::Spdk, ..defaults };
+        let image = request(r#"{"image":"spdk:24.01"}"#);
+        let spec = image.into_spec(usual(&defaults).unwrap(), &defaults).unwrap();
+        assert_eq!((spec.kind, spec.image.as_deref()), (TargetKind::Spdk, Some("spdk:24.01")));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::model::caller::Caller;
+use crate::model::cpu::written;
 use crate::model::outgoing::Reach;
 use crate::model::progress::{Asked, Stage};
 use crate::model::url::HttpUrl;
@@ -25,6 +26,14 @@ pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
         Value::String(text) => Ok(Some(text)),
         other => Err(serde::de::Error::custom(format!("{} is not a text", shorten(&other)))),
     }
+}
+
+/// A list of cores that may be missing; an empty one is missing too.
+///
+/// # Errors
+/// When it is there and neither a text nor a list.
+pub fn cores<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(written(deserializer)?.filter(|text| !text.trim().is_empty()))
 }
 
 /// A count that may be missing; 0 means missing too, and a text of digits is a number.

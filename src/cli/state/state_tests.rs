@@ -76,10 +76,14 @@ async fn the_owners_read_what_was_imported_and_what_they_write_is_exported() {
     assert_eq!(pages[0].pages, 360);
     let identity: Identity = to.read(Identity::FILE, Durability::Disk).unwrap().unwrap();
     assert_eq!(identity.host_uuid, "0123");
-    desired.want(&TargetSpec::example("second")).await.unwrap();
+    let second = TargetSpec {
+        control_sock: "/sockets/second.sock".parse().unwrap(),
+        ..TargetSpec::example("second")
+    };
+    desired.want(&second).await.unwrap();
     desired.want_volumes(&name, &[VolumeSpec::example("third")]).await.unwrap();
     let things = Document::of(&to, String::new()).unwrap().things().unwrap();
-    let second = Thing::Target(Box::new(TargetSpec::example("second")));
+    let second = Thing::Target(Box::new(second));
     assert_eq!(things.get("targets/second.json"), Some(&second));
     let third = Thing::Volume(name, Box::new(VolumeSpec::example("third")));
     assert_eq!(things.get("volumes/zbs-vhost/third.json"), Some(&third));

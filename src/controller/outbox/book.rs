@@ -1,8 +1,9 @@
 //! Who is at work, what waits, what is due, and when to try again: a plain value.
 //!
-//! Who is due first is offered first, and an address that did not take the last result gets one attempt
-//! at a time, so that a dead controller does not hold back the results for another. Nor does a caller that
-//! names many addresses at which nobody answers: it has its share of the attempts at one time.
+//! Who is due first is offered first. Addresses that did not take the last result get half of the attempts
+//! at one time, and a quarter for results that were offered before: so neither does a dead controller hold back the
+//! results for another, nor one result that hangs the next one for the same. Once it takes one again, all that wait
+//! for it are due. A caller that names many addresses at which nobody answers has its share of the attempts.
 //!
 //! Calls that change the node and calls that only look have bounds of their own, each `Offering::max_tasks`
 //! and `CallbackPolicy::max_pending`, and nobody has more than its quota of one (`model::quota`).
@@ -20,6 +21,15 @@ use crate::model::code::Code;
 use crate::model::policy::CallbackPolicy;
 use crate::model::quota::Client;
 use crate::model::task::{TaskId, TaskResult};
+
+/// For so long a result that was not taken is offered again and again in short order …
+const EAGER: Duration = Duration::from_secs(600);
+/// … with pauses of up to this: a controller that was restarted is back within it.
+const EAGER_PAUSE: Duration = Duration::from_secs(5);
+/// Part of the time beyond that which passes until the next attempt.
+const LATER: u32 = 10;
+/// Part of its pause that a result waits at the least where its address takes others again.
+const HURRIED: u32 = 8;
 
 /// What became of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +79,33 @@ struct Waiting {
     attempts: u32,
     /// `None` while an attempt is under way.
     due: Option<Instant>,
+    /// After the last attempt, the earliest time of the next one.
+    rests: Option<Instant>,
+}
+
+/// Attempts under way.
+struct UnderWay {
+    /// Whose results they are.
+    clients: Vec<Client>,
+    /// Those at addresses that are failing, and whether they are the first of their results.
+    failing: Vec<(String, bool)>,
+}
+
+impl UnderWay {
+    /// Whether one more may be made, for a result that waits.
+    fn has_room(&self, waiting: &Waiting, failing: &BTreeSet<String>, parallel: usize) -> bool {
+        let (to, client) = (address(&waiting.result), waiting.origin.client);
+        if times(&self.clients, client) >= client.quota(parallel) {
+            return false;
+        }
+        if !failing.contains(to) {
+            return true;
+        }
+        // Of all that fail together, so that many of them hold up no more than one.
+        let repeated = self.failing.iter().filter(|(_, first)| !first).count();
+        self.failing.len() < (parallel / 2).max(1)
+            && (waiting.attempts == 0 || repeated < (parallel / 4).max(1))
+    }
 }
 
 /// A task that has no result yet.
@@ -181,7 +218,8 @@ impl Book {
         self.at_work.remove(&result.task);
         let ends = now + self.offering.callbacks.max_age.saturating_sub(age);
         let came = (age, now);
-        let waiting = Waiting { came, ends, attempts: 0, due: Some(due), origin, keep, result };
+        let due = Some(due);
+        let waiting = Waiting { came, ends, attempts: 0, due, rests: None, origin, keep, result };
         self.waiting.insert(waiting.result.task.clone(), waiting);
     }
 
@@ -229,32 +267,32 @@ impl Book {
         }
     }
 
+    /// Whether a result waits that only the memory has.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.waiting.values().any(|waiting| waiting.keep == Keep::InMemory)
+    }
+
     /// When the next result that may be offered is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let (held_back, under_way) = (self.held_back(), self.under_way());
-        let may = self.waiting.values().filter(|waiting| {
-            let client = waiting.origin.client;
-            times(&under_way, client) < client.quota(self.offering.callbacks.parallel)
-                && !held_back.contains(address(&waiting.result))
-        });
-        may.filter_map(|waiting| waiting.due).min()
+        let (under_way, parallel) = (self.under_way(), self.offering.callbacks.parallel);
+        let may = |waiting: &&Waiting| under_way.has_room(waiting, &self.failing, parallel);
+        self.waiting.values().filter(may).filter_map(|waiting| waiting.due).min()
     }
 
-    /// Whose results are under way.
-    fn under_way(&self) -> Vec<Client> {
-        let under_way = self.waiting.values().filter(|waiting| waiting.due.is_none());
-        under_way.map(|waiting| waiting.origin.client).collect()
-    }
-
-    /// Failing addresses that have an attempt under way.
-    fn held_back(&self) -> BTreeSet<String> {
-        let under_way = self.waiting.values().filter(|waiting| waiting.due.is_none());
-        let addresses = under_way.map(|waiting| address(&waiting.result));
-        addresses.filter(|a| self.failing.contains(*a)).map(str::to_string).collect()
+    fn under_way(&self) -> UnderWay {
+        let under_way = || self.waiting.values().filter(|waiting| waiting.due.is_none());
+        let failing = |waiting: &Waiting| {
+            let to = self.failing.get(address(&waiting.result))?;
+            Some((to.clone(), waiting.attempts == 1))
+        };
+        UnderWay {
+            clients: under_way().map(|waiting| waiting.origin.client).collect(),
+            failing: under_way().filter_map(failing).collect(),
+        }
     }
 
     pub(super) fn take_due(&mut self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
-        let (mut held_back, mut under_way) = (self.held_back(), self.under_way());
+        let mut under_way = self.under_way();
         let parallel = self.offering.callbacks.parallel;
         let waiting = self.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
         let mut due: Vec<&mut Waiting> = waiting.collect();
@@ -262,11 +300,12 @@ impl Book {
         due.sort_by_key(|waiting| (waiting.due, waiting.ends));
         due.into_iter()
             .filter(|waiting| {
-                let (to, client) = (address(&waiting.result), waiting.origin.client);
-                let goes = times(&under_way, client) < client.quota(parallel)
-                    && (!self.failing.contains(to) || held_back.insert(to.to_string()));
+                let goes = under_way.has_room(waiting, &self.failing, parallel);
                 if goes {
-                    under_way.push(client);
+                    under_way.clients.push(waiting.origin.client);
+                    if let Some(to) = self.failing.get(address(&waiting.result)) {
+                        under_way.failing.push((to.clone(), waiting.attempts == 0));
+                    }
                 }
                 goes
             })
@@ -291,11 +330,17 @@ impl Book {
         if settled == Settled::TooOld {
             self.counts.given_up += 1;
         }
-        let others = self.waiting.values().any(|waiting| address(&waiting.result) == to);
-        match verdict {
-            Verdict::Again if others => self.failing.insert(to),
-            _ => self.failing.remove(&to),
-        };
+        let mut others =
+            self.waiting.values_mut().filter(|waiting| address(&waiting.result) == to).peekable();
+        if verdict == Verdict::Again && others.peek().is_some() {
+            self.failing.insert(to.clone());
+        } else if self.failing.remove(&to) {
+            // It is back, and what waits for it need not any longer.
+            for waiting in others.filter(|waiting| waiting.attempts > 0) {
+                let soon = waiting.rests.map_or(now, |rests| rests.max(now));
+                waiting.due = waiting.due.map(|due| due.min(soon));
+            }
+        }
         settled
     }
 
@@ -305,7 +350,9 @@ impl Book {
             self.waiting.remove(task);
             return Settled::Gone;
         }
-        let delay = delay_after(waiting.attempts, &self.offering.callbacks);
+        // Of before a restart nothing counts: whoever was away may be back.
+        let offered = now.saturating_duration_since(waiting.came.1);
+        let delay = delay_after(waiting.attempts, offered, &self.offering.callbacks);
         // Up to a fifth less, so that results that failed together do not come back together.
         let dice = self.jitter.hash_one((task, waiting.attempts)) % 200;
         let delay = delay.mul_f64(1.0 - f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0);
@@ -314,6 +361,9 @@ impl Book {
             return Settled::TooOld;
         }
         waiting.due = Some(now + delay);
+        // Else one that only it refuses would be offered with each that is taken.
+        let least = self.offering.callbacks.first_delay.max(delay / HURRIED);
+        waiting.rests = Some(now + least.min(delay));
         Settled::After(delay)
     }
 }
@@ -351,15 +401,17 @@ fn times(all: &[Client], client: Client) -> usize {
     all.iter().filter(|one| **one == client).count()
 }
 
-/// Who is called: the callback's address without its path.
+/// Who is called: the callback's address with its scheme, and without its path.
 fn address(result: &TaskResult) -> &str {
-    result.callback_url.split('/').nth(2).unwrap_or_default()
+    let url = result.callback_url.as_str();
+    url.match_indices('/').nth(2).map_or(url, |(end, _)| url.split_at(end).0)
 }
 
-/// The time before the next attempt, without jitter.
-fn delay_after(attempts: u32, callbacks: &CallbackPolicy) -> Duration {
+/// The time before the next attempt at a result that is offered for so long, without jitter.
+fn delay_after(attempts: u32, offered: Duration, callbacks: &CallbackPolicy) -> Duration {
     let doublings = attempts.saturating_sub(1).min(20);
-    callbacks.first_delay.saturating_mul(1 << doublings).min(callbacks.max_delay)
+    let eager = callbacks.first_delay.saturating_mul(1 << doublings).min(EAGER_PAUSE);
+    eager.max(offered.saturating_sub(EAGER) / LATER).min(callbacks.max_delay)
 }
 
 #[cfg(test)]

@@ -124,29 +124,102 @@ fn of_those_that_are_due_together_the_oldest_goes_first() {
     assert_eq!(order, [id(2), id(1), id(3)]);
 }
 
+/// The tasks whose results are offered now.
+fn due(book: &mut Book, now: Instant, most: usize) -> Vec<TaskId> {
+    let due = book.take_due(now, most);
+    due.into_iter().map(|(result, _)| result.task).collect()
+}
+
 #[test]
-fn who_is_due_first_goes_first_and_a_failing_address_has_one_attempt_at_a_time() {
-    let (mut book, mut now) = (book(64, 64), Instant::now());
-    let due = |book: &mut Book, now, most| {
-        let due = book.take_due(now, most);
-        due.into_iter().map(|(result, _)| result.task).collect::<Vec<_>>()
-    };
+fn who_is_due_first_goes_first_and_a_failing_address_leaves_attempts_to_others() {
+    let mut offering = Offering::bounded(64, 64);
+    offering.callbacks.parallel = 4;
+    let (mut book, mut now) = (Book::new(offering), Instant::now());
     for n in 1..=5 {
         finish(&mut book, n, "http://dead:80/x", NEW, now);
     }
     assert_eq!(due(&mut book, now, 2), [id(1), id(2)]);
     book.settle(&id(1), Verdict::Again, now);
-    assert!(due(&mut book, now, 9).is_empty());
-    assert!(book.next_due().is_none(), "2 is still under way");
+    assert_eq!(due(&mut book, now, 9), [id(3)], "one that was not offered yet");
+    assert!(book.next_due().is_none(), "2 and 3 are under way");
     book.settle(&id(2), Verdict::Again, now);
+    book.settle(&id(3), Verdict::Again, now);
     now += Duration::from_secs(10);
     finish(&mut book, 0, "http://alive:80/x", NEW, now);
     let first = due(&mut book, now, 9);
-    assert_eq!(first, [id(3), id(0)], "the oldest of the failing ones, and the other's");
-    assert_eq!(book.next_due(), None);
+    assert_eq!(first, [id(4), id(5), id(0)], "half for the failing one, and the other's");
     book.settle(&id(0), Verdict::Taken, now);
-    book.settle(&id(3), Verdict::Taken, now);
-    assert_eq!(due(&mut book, now, 9).len(), 4, "it takes results again");
+    book.settle(&id(4), Verdict::Again, now);
+    assert_eq!(due(&mut book, now, 9).len(), 1, "of those that were offered before a quarter");
+    assert_eq!(book.next_due(), None);
+}
+
+#[test]
+fn a_result_that_hangs_holds_back_none_of_the_same_controller() {
+    let (mut book, mut now) = (book(64, 64), Instant::now());
+    for n in 1..=3 {
+        finish(&mut book, n, URL, NEW, now);
+    }
+    assert_eq!(due(&mut book, now, 9).len(), 3);
+    book.settle(&id(1), Verdict::Again, now);
+    book.settle(&id(2), Verdict::Again, now);
+    now += Duration::from_secs(2);
+    let mut again = due(&mut book, now, 9);
+    again.sort();
+    assert_eq!(again, [id(1), id(2)], "3 hangs all the time");
+    finish(&mut book, 4, URL, NEW, now);
+    assert_eq!(due(&mut book, now, 9), [id(4)]);
+}
+
+#[test]
+fn when_an_address_takes_results_again_all_that_wait_for_it_are_due() {
+    let (mut book, began) = (book(64, 64), Instant::now());
+    let mut now = began;
+    for n in 1..=4 {
+        finish(&mut book, n, URL, NEW, now);
+    }
+    while now < began + Duration::from_secs(30) {
+        for task in due(&mut book, now, 9) {
+            book.settle(&task, Verdict::Again, now);
+        }
+        now += Duration::from_millis(100);
+    }
+    now = book.next_due().unwrap();
+    let first = due(&mut book, now, 1);
+    book.settle(&first[0], Verdict::Taken, now);
+    assert_eq!(due(&mut book, now + Duration::from_secs(1), 9).len(), 3);
+    // One that is refused alone is not offered with each that is taken.
+    let (mut book, mut now) = (self::book(64, 64), began);
+    finish(&mut book, 1, URL, NEW, now);
+    let mut offered = 0;
+    for n in 2..102 {
+        finish(&mut book, n, URL, NEW, now);
+        for task in due(&mut book, now, 9) {
+            let verdict = if task == id(1) { Verdict::Again } else { Verdict::Taken };
+            offered += u32::from(task == id(1));
+            book.settle(&task, verdict, now);
+        }
+        now += Duration::from_millis(100);
+    }
+    assert!((3..=11).contains(&offered), "{offered} times in 10 s");
+}
+
+#[test]
+fn an_address_is_one_with_its_scheme_and_port() {
+    let of = |url: &str| address(&result(1, url)).to_string();
+    assert_eq!(of("http://c:80/x/y?z"), "http://c:80");
+    assert_ne!(of("https://c:80/x"), of("http://c:80/x"));
+    assert_eq!(of("http://c"), "http://c");
+}
+
+#[test]
+fn pauses_are_short_for_ten_minutes_and_grow_after_them() {
+    let callbacks = CallbackPolicy::default();
+    let pause =
+        |attempts, age| delay_after(attempts, Duration::from_secs(age), &callbacks).as_secs();
+    let pauses = [pause(1, 0), pause(3, 9), pause(9, 99), pause(99, 599), pause(99, 700)];
+    assert_eq!(pauses, [1, 4, 5, 5, 10]);
+    assert_eq!((pause(99, 1100), pause(99, 3000)), (50, 60));
 }
 
 /// One more of a caller; the code of its refusal, and its text.
@@ -224,17 +297,13 @@ fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_t
         let url = format!("http://silent:{n}/");
         book.finish((result(n, &url), NEW), (of("10.0.0.1"), Keep::OnDisk), now, now);
     }
-    let due = |book: &mut Book, most| {
-        let due = book.take_due(now, most);
-        due.into_iter().map(|(result, _)| result.task).collect::<Vec<_>>()
-    };
-    assert_eq!(due(&mut book, 4), [id(1), id(2), id(3)]);
+    assert_eq!(due(&mut book, now, 4), [id(1), id(2), id(3)]);
     assert_eq!(book.next_due(), None, "nothing is due that may be offered");
     book.finish((result(9, URL), NEW), (of("10.0.0.2"), Keep::OnDisk), now, now);
     assert_eq!(book.next_due(), Some(now));
-    assert_eq!(due(&mut book, 1), [id(9)]);
+    assert_eq!(due(&mut book, now, 1), [id(9)]);
     book.settle(&id(2), Verdict::Taken, now);
-    assert_eq!(due(&mut book, 4), [id(4)]);
+    assert_eq!(due(&mut book, now, 4), [id(4)]);
 }
 
 #[test]

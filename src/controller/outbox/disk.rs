@@ -22,6 +22,7 @@ use super::entry::{Entry, file};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
+use crate::overdue::told_after;
 use crate::store::{Durability, Store, StoreError};
 use crate::wait;
 use crate::watchdog::Heartbeat;
@@ -32,6 +33,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Files that are written together at most: each is held open until all are on the disk.
 const MOST: usize = 256;
+/// More than a disk that goes on takes for them.
+const WORK_LIMIT: Duration = Duration::from_secs(30);
 /// Removals that do not wait for a time without writes.
 const MANY: usize = 64;
 
@@ -109,6 +112,13 @@ impl Disk {
     pub(super) fn is_idle(&self) -> bool {
         let wanted = self.wanted();
         !wanted.at_disk && wanted.writes.is_empty() && wanted.removals.is_empty()
+    }
+
+    /// Whether all that has to outlive the agent is on the disk.
+    pub(super) fn is_durable(&self) -> bool {
+        let wanted = self.wanted();
+        let writes = !wanted.writes.is_empty() || wanted.failed.values().any(Option::is_some);
+        !wanted.at_disk && !writes
     }
 
     fn wanted(&self) -> MutexGuard<'_, Wanted> {
@@ -217,7 +227,9 @@ pub(super) async fn run(
             }
             continue;
         }
-        let came = carry_out(&store, &batch, &mut heartbeat).await;
+        let about = ("outbox", "the outbox".to_string());
+        let work = carry_out(&store, &batch, &mut heartbeat);
+        let came = told_after(WORK_LIMIT, about, work).await;
         let failed = came.writes.iter().chain(&came.removals).find_map(|came| came.as_ref().err());
         let left = {
             let mut wanted = disk.wanted();

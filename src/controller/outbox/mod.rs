@@ -257,6 +257,23 @@ impl Outbox {
         }
     }
 
+    /// Returns when no task is at work, and what is kept on the disk is there. Cancel-safe.
+    pub async fn durable(&self) {
+        loop {
+            // Listening before looking: what is settled in between is heard.
+            let settled = self.settled.notified();
+            if self.load().0 == 0 && self.disk.is_durable() {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    /// Whether a result waits that would go with the agent.
+    pub fn is_in_memory(&self) -> bool {
+        self.book().is_in_memory()
+    }
+
     /// Returns when a result was added or became due since the last call. Cancel-safe.
     pub async fn news(&self) {
         self.news.notified().await;

@@ -44,6 +44,8 @@ pub struct TargetSettings {
     pub image_sha256: String,
     /// The largest tar that is downloaded, in MiB.
     pub image_max_mib: u64,
+    /// MiB that a download leaves free on its disk.
+    pub image_keep_free_mib: u64,
     /// The folder of its sockets.
     pub socket_dir: CleanPath,
     /// Owner of a socket folder that is made, by number.
@@ -89,7 +91,7 @@ pub struct TargetSettings {
     /// How long a started target may take until it serves.
     #[serde(with = "duration")]
     pub ready_timeout: Duration,
-    /// How long one may take to end by itself; under a second, for a slow end strands guests.
+    /// How long one with guests may take to end by itself; under a second, for a slow end strands them.
     #[serde(with = "duration")]
     pub stop_grace: Duration,
 }
@@ -112,6 +114,7 @@ impl Default for TargetSettings {
             image_url: String::new(),
             image_sha256: String::new(),
             image_max_mib: 4096,
+            image_keep_free_mib: 512,
             socket_dir: path("/var/tmp/vhost-sockets"),
             socket_uid: 0,
             socket_gid: 0,
@@ -173,6 +176,14 @@ impl TargetSettings {
         }
     }
 
+    /// Pages of 2 MiB that a target takes when it starts, where its command says how many.
+    pub fn pages(&self, spec: &TargetSpec) -> u64 {
+        let command = self.template(spec.kind).command;
+        let is_said = command.iter().any(|word| word.contains("{memoryMib}"));
+        let is_huge = command.iter().all(|word| word != "--no-huge");
+        if is_said && is_huge { spec.memory_mib.div_ceil(2) } else { 0 }
+    }
+
     /// More paths of the host that every target sees: (path, read-only).
     pub fn binds(&self) -> impl Iterator<Item = (String, bool)> + '_ {
         self.mounts.iter().map(|text| match text.strip_suffix(":ro") {
@@ -231,6 +242,7 @@ impl TargetSettings {
         let command = |text: &str| text.split(' ').map(str::to_string).collect();
         TargetSettings {
             image_max_mib: 1,
+            image_keep_free_mib: 0,
             socket_dir: path("/sockets"),
             core_count: 1,
             memory_mib: 0,

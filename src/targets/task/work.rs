@@ -10,10 +10,15 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::prepare::PartReport;
 use crate::model::target;
+use crate::overdue::told_after;
 use crate::plan::lifecycle::{Attempt, Phase};
 use crate::targets::deploy::{Deploy, Underway};
 use crate::targets::start::{ENGINE_PAUSE, start_failed};
 use crate::targets::worker::{After, Finished, Work, Worker};
+
+/// More than any piece of work takes beside the start of a target: each of its calls has its own deadline, and images come in
+/// beside it.
+const WORK_LIMIT: Duration = Duration::from_secs(300);
 
 /// News of the work that has ended, for the next step of the lifecycle.
 #[derive(Debug, Default)]
@@ -81,13 +86,15 @@ impl<C: Containers> Task<C> {
         let written = self.written;
         let remembers = if self.acts() { self.state.remembers() } else { written };
         self.status.change(|known| known.at_work = at_work.or(known.at_work));
-        let work = Box::pin(async move {
+        let about = ("target", self.name().to_string());
+        let limit = WORK_LIMIT + self.parts.policy.target.ready_timeout;
+        let work = Box::pin(told_after(limit, about, async move {
             // Before anything is done: the agent may die in that, too.
             let is_written = worker.remember(written, remembers).await;
             let written = if is_written { remembers } else { written };
             let after = worker.work(work).await;
             Finished { worker, after, written, is_written }
-        });
+        }));
         let brings_up = at_work == Some(target::Work::BringUp);
         self.worker = WorkerState::Busy { brings_up, work };
     }

@@ -136,7 +136,7 @@ impl<C: Containers> Worker<C> {
         let lone = specs.iter().filter(|spec| before.get(&spec.name).is_some_and(is_lone));
         let lone: Vec<VolumeSpec> = lone.cloned().collect();
         if !lone.is_empty() {
-            let around = parts.volume_observer.look_around(&place, &lone);
+            let around = parts.volume_observer.look_beside(&place, &lone);
             before.extend(self.unless_stuck(around).await??);
         }
         let (name, fresh) = (self.name().clone(), self.retry.forgotten());

@@ -19,7 +19,9 @@ use crate::model::target::TargetSpec;
 use crate::model::volume::{
     Backing, VolumeKey, VolumeName, VolumeSpec, VolumeSpecs, VolumeState, VolumeView,
 };
-use crate::plan::volumes::{holds_another, take_away};
+use crate::plan::volumes::{
+    holds_another, may_resize, one_writer_each, take_away, used_by_another,
+};
 
 impl<C: Containers> Worker<C> {
     /// The volumes that are wanted in the target that a call names: none, when that has another control
@@ -54,6 +56,8 @@ impl<C: Containers> Worker<C> {
         let judged = volumes.into_iter().map(|spec| spec.judge(&target.socket_dir));
         let volumes: Vec<VolumeSpec> = judged.collect::<Result<_, _>>()?;
         no_conflict(&volumes, &before)?;
+        let new = volumes.iter().filter(|spec| before.get(&spec.name) != Some(*spec));
+        self.one_writer_each(&new.cloned().collect::<Vec<_>>()).await?;
         self.parts.desired.want_volumes(self.name(), &volumes).await?;
         self.reconcile_volumes_if_due().await;
         let done = match self.is_in_place() {
@@ -90,6 +94,25 @@ impl<C: Containers> Worker<C> {
             });
         }
         Ok(views)
+    }
+
+    /// Refuses volumes that write to what another one writes to, also by another path to it.
+    async fn one_writer_each(&self, new: &[VolumeSpec]) -> Result<(), Fault> {
+        let desired = self.parts.desired.watch().borrow().clone();
+        let paths = |spec: &VolumeSpec| spec.writes_to().map(str::to_string);
+        let identities = match new.iter().any(|spec| paths(spec).is_some()) {
+            true => {
+                let others = desired.volumes.values().flat_map(|volumes| volumes.values());
+                let all = others.chain(new).filter_map(paths).collect();
+                self.parts.volume_observer.identities(all).await
+            }
+            false => BTreeMap::new(),
+        };
+        let is_one = |one: &str, other: &str| {
+            one == other
+                || identities.get(one).is_some_and(|known| Some(known) == identities.get(other))
+        };
+        one_writer_each(self.name(), new, &desired, is_one)
     }
 
     fn not_serving(&self) -> Fault {
@@ -206,11 +229,23 @@ impl<C: Containers> Worker<C> {
         let look = parts.volume_observer.look_around(place, volumes);
         let seen = self.unless_stuck(look).await??;
         let (mut plans, mut kept) = (Vec::new(), BTreeMap::new());
+        let wanted = parts.desired.volumes(self.name());
         for spec in volumes {
             let mut known = before.get(&spec.name).cloned().unwrap_or_default();
             // What only has its bdev's name is not its to take away.
             if seen.get(&spec.name).is_some_and(|seen| holds_another(spec, seen)) {
                 known.bdev = known.bdev.or_else(|| seen.get(&spec.name)?.bdev.clone());
+            }
+            if let Some(used) = seen.get(&spec.name).and_then(used_by_another) {
+                // One that was never the agent's is not to be told gone while it is there.
+                if !wanted.contains_key(&spec.name) {
+                    kept.insert(spec.name.clone(), used);
+                    continue;
+                }
+                tracing::warn!(
+                    target_name = %self.name(), volume = %spec.name, bdev = %spec.bdev,
+                    "{} goes, and its bdev stays: {used}", spec.name
+                );
             }
             match seen.get(&spec.name).map_or(Ok(Vec::new()), |seen| take_away(seen, &known)) {
                 Ok(steps) if steps.is_empty() => {}
@@ -242,6 +277,9 @@ impl<C: Containers> Worker<C> {
             return Err(Fault::new(Code::VolumeUnknown, "no such volume is wanted"));
         };
         let parts = self.parts.clone();
+        let look = parts.volume_observer.look(&place, std::slice::from_ref(&spec));
+        let seen = self.unless_stuck(look).await??.remove(&spec.name).unwrap_or_default();
+        may_resize(&spec, &seen, size_mib)?;
         let sized = parts.volume_applier.resize(&place, &spec, size_mib);
         self.unless_stuck(sized).await??;
         if let Some(resized) = resized(&spec, size_mib) {

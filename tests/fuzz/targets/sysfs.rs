@@ -29,7 +29,7 @@ fn processors(root: &Root) {
     assert!(containers.as_ref().is_none_or(|cpus| !cpus.is_empty()));
     let Ok(cpus) = cpus::cpus(root) else { return };
     assert!(cpus.windows(2).all(|pair| pair[0].id < pair[1].id));
-    let used = CpuUse { containers: containers.clone(), holders: Vec::new() };
+    let used = CpuUse { containers: containers.clone(), ..CpuUse::default() };
     for count in [1, 2, u32::MAX] {
         let Ok(chosen) = cores::choose(&CoreWish::Count(count), &cpus, &used) else { continue };
         assert_eq!(chosen.cores.as_slice().len(), count as usize);
