@@ -466,7 +466,7 @@ async fn status_says_plainly_who_may_call() {
     let agent = open.ready().await;
     let shown = open.run(&["status"]).await;
     assert!(shown.out.contains("OPEN, whoever reaches it may do everything here"), "{}", shown.out);
-    assert!(agent.log().contains("OPEN, whoever reaches it"));
+    agent.logged("OPEN, whoever reaches it").await;
     let place = with_tokens("allow = [\"127.0.0.0/8\"]\n");
     let _agent = place.ready().await;
     let shown = place.run(&["status"]).await;

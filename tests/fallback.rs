@@ -496,6 +496,7 @@ async fn a_legacy_agent_that_is_not_there_is_named_and_used_when_it_appears() {
         assert_eq!(agent.post("/kvm/vm/start", "{}").await.text(), "fine");
     }
     drop(legacy);
+    agent.logged("takes connections again").await;
     let log = agent.log();
     assert!(log.contains(&format!("goes to http://{address} (fallback_url)")), "{log}");
     assert_eq!(log.matches("cannot be reached").count(), 1, "said once: {log}");

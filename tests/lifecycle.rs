@@ -210,7 +210,7 @@ async fn results_that_are_on_the_disk_do_not_keep_the_agent_from_ending_at_once(
     agent.logged("result not taken").await;
     let began = Instant::now();
     assert_eq!(agent.stop().await.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     let controller = absent.appears();
     let _agent = place.ready().await;
     assert_eq!(controller.wait(1).await[0].json()["success"], true);
@@ -292,7 +292,7 @@ async fn a_log_that_nobody_takes_holds_up_nothing() {
     }
     let began = Instant::now();
     assert_eq!(agent.stop().await.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     let mut log = Vec::new();
     let _ = unread.read_to_end(&mut log);
     // Its 64 KiB, but for the room that the next line does not fit into.

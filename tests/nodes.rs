@@ -7,7 +7,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use support::kernel::Kernel;
-use support::{Agent, Place};
+use support::{Agent, Place, until};
 
 const NODE0: &str = "sys/devices/system/node/node0/hugepages/hugepages-2048kB";
 const NODE1: &str = "sys/devices/system/node/node1/hugepages/hugepages-2048kB";
@@ -437,6 +437,7 @@ async fn a_node_that_cannot_give_its_pages_after_a_reboot_does_not_keep_the_agen
     let agent = place.ready().await;
     // The surplus pages of node1 count as soon as they are persistent.
     assert_eq!(grown(&agent).await, [10, 108]);
+    agent.logged("pages of the last boot are missing").await;
     let log = agent.log();
     let line =
         log.lines().find(|line| line.contains("pages of the last boot are missing")).unwrap();
@@ -578,5 +579,8 @@ async fn a_state_file_that_is_not_readable_is_set_aside_and_the_agent_starts() {
         let aside = folder.join(format!("{name}.json.unusable"));
         assert_eq!(fs::read_to_string(&aside).unwrap(), "{\"half", "{name}");
     }
-    assert_eq!(agent.log().matches("was set aside").count(), 3);
+    until("each is in the log", async || {
+        (agent.log().matches("was set aside").count() == 3).then_some(())
+    })
+    .await;
 }

@@ -111,7 +111,7 @@ async fn the_address_that_the_controller_connected_with_is_taken_where_the_call_
         let seen = controller.wait(2 * (number + 1)).await;
         assert_eq!(percents(&seen[2 * number..]), [0, 100], "the stage makes no sense: the whole");
     }
-    assert!(agent.log().contains("sendCommandUrl is ignored"), "{}", agent.log());
+    agent.logged("sendCommandUrl is ignored").await;
     assert!(!agent.log().contains("secret"), "{}", agent.log());
 }
 

@@ -114,6 +114,7 @@ async fn a_targets_change_is_reported_at_once_with_its_host() {
     let seen = controller.seen();
     rises(&seen);
     assert!(seen.iter().all(|call| call.json()["hostUuid"] == "5f0c"), "never without its name");
+    agent.logged("the controller takes the node's status").await;
     let told = agent.log().matches("the controller takes the node's status").count();
     assert_eq!(told, 1, "{}", agent.log());
 }
