@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
-use super::super::observe::blocking;
 use super::super::observe::target::{Containers, engine_fault};
+use super::super::observe::{blocking, blocking_within};
 use super::download::Downloader;
 use super::flight::Flights;
 use super::registry::Registries;
@@ -28,7 +29,11 @@ pub(super) struct Images<C> {
     flights: Flights,
     call_timeout: Duration,
     load_timeout: Duration,
+    opening: Arc<Semaphore>,
 }
+
+/// Tars whose opening may hang at one time.
+const MOST_OPENING: usize = 4;
 
 impl<C: Containers> Images<C> {
     pub(super) fn new(root: &Root, containers: Arc<C>, policy: &TargetPolicy) -> Images<C> {
@@ -41,6 +46,7 @@ impl<C: Containers> Images<C> {
             flights: Flights::default(),
             call_timeout,
             load_timeout: policy.target.load_timeout,
+            opening: Arc::new(Semaphore::new(MOST_OPENING)),
         }
     }
 
@@ -104,9 +110,9 @@ impl<C: Containers> Images<C> {
             }
             ImageSource::Tar(path) => {
                 let at = self.root.path(path);
-                let opened = timeout(self.call_timeout, blocking(move || own_image::open_tar(&at)));
-                let opened = opened.await.map_err(|_| {
-                    let within = self.call_timeout;
+                let within = self.call_timeout;
+                let open = move || own_image::open_tar(&at);
+                let opened = blocking_within(&self.opening, within, open).await.ok_or_else(|| {
                     format!("{path} was not opened within {within:?} (target.call_timeout): its disk hangs")
                 });
                 let file = opened?.map_err(|fault| fault.text)?.map_err(|e| e.to_string())?;

@@ -8,6 +8,12 @@ pub mod node;
 pub mod target;
 pub mod volumes;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 
@@ -21,5 +27,41 @@ pub(crate) fn blocking<T: Send + 'static>(
             let text = format!("work on the host broke off: {e}; this is a bug, report it");
             Fault::new(Code::Internal, text)
         })
+    }
+}
+
+/// The same for work on files that may hang with their server: it keeps its place until it has ended, whoever still waits
+/// for it, so that what hangs takes no more threads than there are places. None where it is late, or no place is free.
+pub(crate) async fn blocking_within<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    within: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<Result<T, Fault>> {
+    let place = places.clone().try_acquire_owned().ok()?;
+    let work = move || {
+        let done = work();
+        drop(place);
+        done
+    };
+    timeout(within, blocking(work)).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_hangs_keeps_its_place_until_it_ends() {
+        let places = Arc::new(Semaphore::new(1));
+        let (go_on, hangs) = channel::<()>();
+        let soon = Duration::from_millis(20);
+        let late = blocking_within(&places, soon, move || drop(hangs.recv())).await;
+        assert!(late.is_none());
+        assert!(blocking_within(&places, soon, || ()).await.is_none(), "no thread more for it");
+        drop(go_on);
+        drop(places.acquire().await.unwrap());
+        assert!(blocking_within(&places, Duration::from_secs(30), || ()).await.is_some());
     }
 }

@@ -1,12 +1,13 @@
 //! The volumes of a target that runs: its bdevs, its controllers with their sessions, their sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
 
-use super::blocking;
+use super::{blocking, blocking_within};
 use crate::host::files::{Identity, identity};
 use crate::host::{Root, socket_place};
 use crate::model::code::Code;
@@ -23,6 +24,8 @@ use crate::spdk::{Sockets, Spdk, SpdkError};
 const FEW: usize = 16;
 /// How long the machine may take to tell what paths lead to.
 const LOOK_TIME: Duration = Duration::from_secs(2);
+/// Of these looks, those that may hang at one time.
+const MOST_LOOKUPS: usize = 4;
 
 /// Where the volumes of a target are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,12 +42,14 @@ pub struct VolumeObserver {
     root: Root,
     sockets: Sockets,
     policy: VolumePolicy,
+    lookups: Arc<Semaphore>,
 }
 
 impl VolumeObserver {
     /// An observer of this node's volumes.
     pub fn new(root: &Root, sockets: Sockets, policy: VolumePolicy) -> VolumeObserver {
-        VolumeObserver { root: root.clone(), sockets, policy }
+        let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
+        VolumeObserver { root: root.clone(), sockets, policy, lookups }
     }
 
     /// How each of these volumes is.
@@ -112,7 +117,8 @@ impl VolumeObserver {
             });
             found.collect()
         };
-        timeout(LOOK_TIME, blocking(look)).await.ok().and_then(Result::ok).unwrap_or_default()
+        let found = blocking_within(&self.lookups, LOOK_TIME, look).await;
+        found.and_then(Result::ok).unwrap_or_default()
     }
 
     async fn look_at(

@@ -1,7 +1,7 @@
 //! Who is at work, what waits, what is due, and when to try again: a plain value.
 //!
-//! Who is due first is offered first. Addresses that did not take the last result get half of the attempts
-//! at one time, and a quarter for results that were offered before: so neither does a dead controller hold back the
+//! Who is due first is offered first. An address that did not take the last result gets one attempt
+//! at a time; beyond that all of these share half of the attempts, and a quarter for results that were offered before: so neither does a dead controller hold back the
 //! results for another, nor one result that hangs the next one for the same. Once it takes one again, all that wait
 //! for it are due. A caller that names many addresses at which nobody answers has its share of the attempts.
 //!
@@ -101,10 +101,12 @@ impl UnderWay {
         if !failing.contains(to) {
             return true;
         }
-        // Of all that fail together, so that many of them hold up no more than one.
+        // Each has one of its own, so that none of them waits for what hangs at another.
+        if self.failing.iter().all(|(at, _)| at != to) {
+            return true;
+        }
         let repeated = self.failing.iter().filter(|(_, first)| !first).count();
-        self.failing.len() < (parallel / 2).max(1)
-            && (waiting.attempts == 0 || repeated < (parallel / 4).max(1))
+        self.failing.len() < parallel / 2 && (waiting.attempts == 0 || repeated < parallel / 4)
     }
 }
 

@@ -155,6 +155,24 @@ fn who_is_due_first_goes_first_and_a_failing_address_leaves_attempts_to_others()
 }
 
 #[test]
+fn an_address_that_failed_waits_for_none_at_which_others_hang() {
+    let (mut book, mut now) = (book(64, 64), Instant::now());
+    for n in 1..=50 {
+        finish(&mut book, n, "http://silent:80/x", NEW, now);
+    }
+    finish(&mut book, 60, URL, NEW, now);
+    finish(&mut book, 61, URL, NEW, now);
+    while let Some(task) = due(&mut book, now, 1).first() {
+        book.settle(task, Verdict::Again, now);
+    }
+    now += Duration::from_secs(2);
+    // What was due first, and hangs, takes all that such results share; one for the other address is left.
+    let offered = due(&mut book, now, 64);
+    assert!(offered.contains(&id(60)) || offered.contains(&id(61)), "{offered:?}");
+    assert!(offered.len() < 50, "{}", offered.len());
+}
+
+#[test]
 fn a_result_that_hangs_holds_back_none_of_the_same_controller() {
     let (mut book, mut now) = (book(64, 64), Instant::now());
     for n in 1..=3 {
