@@ -82,13 +82,16 @@ impl DockerClient {
         EngineError::Call { socket, call, source: Box::new(error) }
     }
 
-    /// The id of the container of exactly that name or id: nothing is done by a name.
+    /// The id of the container of exactly that name or full id: nothing is done by a name.
     async fn id(
         &self,
         call: &'static str,
         name: &str,
         within: Duration,
     ) -> Result<String, EngineError> {
+        if is_full_id(name) {
+            return Ok(name.to_string());
+        }
         let seen = self.container(name, within).await?;
         seen.map(|seen| seen.id).ok_or_else(|| EngineError::Refused {
             socket: self.socket.clone(),
@@ -319,6 +322,11 @@ fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, Engin
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Whether it is an id in full, which the engine takes for nothing else.
+fn is_full_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// Whether that name or full id is the container's. The engine also takes what it is given for the beginning of an

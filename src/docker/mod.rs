@@ -164,7 +164,7 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// The last lines that the container of that name printed, 16 KiB of them at the most.
+    /// The last lines that the container of that name or full id printed, 16 KiB of them at the most.
     fn last_lines(
         &self,
         name: &str,

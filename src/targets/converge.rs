@@ -163,6 +163,8 @@ impl<C: Containers> Worker<C> {
             let container = self.parts.observer.container_of(spec).await?;
             match end_frozen(spec, container.as_ref()) {
                 Some(stop) => {
+                    // It is no exit of its own.
+                    self.status.change(|known| known.stopping = true);
                     let mut report = PartReport::default();
                     self.apply(&stop, &TargetSeen::default(), &mut report).await
                 }
@@ -253,7 +255,7 @@ impl<C: Containers> Worker<C> {
                 format!(
                     "{}; {}",
                     ended.how_it_ended(),
-                    self.parts.observer.last_printed(self.name()).await
+                    self.parts.observer.last_printed(ended).await
                 )
             }
         };

@@ -168,8 +168,8 @@ impl<C: Containers> TargetObserver<C> {
     }
 
     /// What a container printed last, in a sentence of a few lines: guests wait for what comes after this.
-    pub async fn last_printed(&self, name: &TargetName) -> String {
-        let lines = self.containers.last_lines(name.as_str(), EXIT_LINES, EXIT_TIME).await;
+    pub async fn last_printed(&self, container: &ContainerSeen) -> String {
+        let lines = self.containers.last_lines(&container.id, EXIT_LINES, EXIT_TIME).await;
         printed(lines.map_err(|e| chain(&e)))
     }
 
