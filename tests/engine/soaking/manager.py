@@ -42,7 +42,8 @@ class Manager(Controller):
             return
         if mood in ('is well', 'forgets', 'does not wait'):
             self.hears_of(request.headers, body)
-        if mood in ('resets', 'forgets'):
+        # One that came while it goes is not taken either.
+        if mood in ('resets', 'forgets', 'is away'):
             request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             request.connection.close()
             return
