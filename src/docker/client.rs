@@ -16,6 +16,7 @@ use bollard::models::{
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
     ImportImageOptionsBuilder, KillContainerOptionsBuilder, LogsOptionsBuilder,
+    RenameContainerOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, body_try_stream};
 use futures_util::TryStreamExt;
@@ -184,6 +185,13 @@ impl Containers for DockerClient {
     async fn unpause(&self, id: &str, within: Duration) -> Result<(), EngineError> {
         let docker = self.docker()?;
         self.within("unpause", within, docker.unpause_container(id)).await
+    }
+
+    async fn rename(&self, name: &str, to: &str, within: Duration) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        let id = self.id("rename", name, within).await?;
+        let to = RenameContainerOptionsBuilder::new().name(to).build();
+        self.within("rename", within, docker.rename_container(&id, to)).await
     }
 
     async fn remove(&self, id: &str, within: Duration) -> Result<(), EngineError> {

@@ -186,6 +186,10 @@ impl Containers for FakeContainers {
         FakeContainers::changes_nothing("unpause")
     }
 
+    async fn rename(&self, _: &str, _: &str, _: Duration) -> Result<(), EngineError> {
+        FakeContainers::changes_nothing("rename")
+    }
+
     async fn remove(&self, _: &str, _: Duration) -> Result<(), EngineError> {
         FakeContainers::changes_nothing("remove")
     }

@@ -149,6 +149,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
+    /// Gives the container of that name or id another name.
+    fn rename(
+        &self,
+        name: &str,
+        to: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
     /// Takes a container away that does not run.
     fn remove(
         &self,

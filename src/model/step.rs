@@ -106,6 +106,15 @@ pub enum Step {
         /// How long it may take by itself.
         grace: Duration,
     },
+    /// Give a container another name.
+    RenameContainer {
+        /// Its name.
+        name: String,
+        /// The engine's id, where it is known; else it is the one of that name.
+        id: Option<String>,
+        /// The new name.
+        to: String,
+    },
     /// Take a container away that does not run.
     RemoveContainer {
         /// Its name.
@@ -200,6 +209,7 @@ impl Step {
             Step::StartContainer { .. } => "startContainer",
             Step::AwaitTarget { .. } => "awaitTarget",
             Step::StopContainer { .. } => "stopContainer",
+            Step::RenameContainer { .. } => "renameContainer",
             Step::RemoveContainer { .. } => "removeContainer",
         }
     }
@@ -221,6 +231,7 @@ impl Step {
             Step::CreateContainer(spec) => spec.name.clone(),
             Step::StartContainer { name }
             | Step::StopContainer { name, .. }
+            | Step::RenameContainer { name, .. }
             | Step::RemoveContainer { name, .. } => name.clone(),
         }
     }
@@ -258,6 +269,7 @@ impl Step {
             }
             Step::AwaitTarget { .. } => words("no answer", "serving"),
             Step::StopContainer { .. } => words("running", "stopped"),
+            Step::RenameContainer { name, to, .. } => words(name, to),
             Step::RemoveContainer { .. } => words("stopped", "absent"),
             Step::AwaitEngine { min_api, .. } => {
                 ("no answer".to_string(), format!("answers with API {min_api} or newer"))

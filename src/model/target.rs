@@ -173,6 +173,8 @@ pub struct EnsureWish {
 pub struct TargetSeen {
     /// The container of its name.
     pub container: Option<ContainerSeen>,
+    /// Containers that an exchange has left beside it, by their names.
+    pub beside: Vec<(String, ContainerSeen)>,
     /// The version that its control socket told, when it answered.
     pub version: Option<String>,
     /// Why it did not, otherwise.
@@ -201,6 +203,13 @@ pub struct TargetSeen {
     pub free_pages: BTreeMap<NumaNode, u64>,
     /// Pages of dead processes, on whatever node, which come back before it takes its own.
     pub returning_pages: u64,
+}
+
+impl TargetName {
+    /// Names of the new container and of the old one while one replaces the other.
+    pub fn beside(&self) -> [String; 2] {
+        [".next", ".previous"].map(|end| format!("{self}{end}"))
+    }
 }
 
 impl ContainerSeen {

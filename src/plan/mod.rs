@@ -4,8 +4,11 @@
 //! enough, what an engine needs. A planner never reads, writes or waits, so a dry run and a real
 //! run are the same call, and planning again after everything was applied yields nothing.
 
+pub mod admission;
+mod container;
 pub mod cores;
 pub mod engine;
+pub mod exchange;
 pub mod health;
 pub mod hugepages;
 pub mod lifecycle;

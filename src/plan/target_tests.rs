@@ -1,9 +1,13 @@
 //! Every situation that a target can be found in.
 
 use super::*;
+use crate::model::container::{ContainerSpec, SPEC_LABEL};
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
-use crate::model::target::CoreWish;
+use crate::model::image::Download;
+use crate::model::step::ImageSource;
+use crate::model::target::{CoreWish, TargetKind};
 use crate::model::units::NumaNode;
+use crate::plan::exchange::bring_back;
 
 fn policy() -> TargetPolicy {
     TargetPolicy::example()
@@ -72,6 +76,7 @@ const RECREATE: EnsureWish =
     EnsureWish { recreate: true, force: false, anew: false, recovers: false };
 const LEAVE: EnsureWish =
     EnsureWish { recreate: false, force: false, anew: false, recovers: false };
+const RECOVER: EnsureWish = EnsureWish { recovers: true, ..LEAVE };
 const UP: [&str; 4] = ["prepareSockets", "createContainer", "startContainer", "awaitTarget"];
 
 fn made(plan: &TargetPlan) -> &ContainerSpec {
@@ -104,43 +109,6 @@ fn on_an_empty_node_it_is_brought_up_with_no_more_than_it_needs() {
 }
 
 #[test]
-fn no_socket_is_another_targets_too() {
-    use std::sync::Arc;
-    let at = |name: &str, dir: &str, control: &str| TargetSpec {
-        name: name.parse().unwrap(),
-        socket_dir: dir.parse().unwrap(),
-        control_sock: control.parse().unwrap(),
-        ..TargetSpec::example(name)
-    };
-    let there = at("a", "/s", "/s/a.sock");
-    let volume = VolumeSpec::example("v");
-    let volumes = Arc::new([(volume.name.clone(), volume.clone())].into());
-    let desired = Desired {
-        targets: [(there.name.clone(), there.clone())].into(),
-        volumes: [(there.name.clone(), volumes)].into(),
-    };
-    let judge = |spec: &TargetSpec, volumes: &[VolumeSpec]| {
-        has_own_sockets(spec, volumes, &desired).map_err(|fault| (fault.code, fault.text))
-    };
-    assert_eq!(judge(&there, &[VolumeSpec::example("w")]), Ok(()), "it is that one");
-    assert_eq!(judge(&at("b", "/s", "/s/b.sock"), &[VolumeSpec::example("w")]), Ok(()));
-    for (spec, volumes) in [
-        (at("b", "/t", "/s/a.sock"), vec![]),
-        (at("b", "/t", "/s/v"), vec![]),
-        (at("b", "/s", "/s/b.sock"), vec![volume]),
-        (at("b", "/s", "/s/b.sock"), vec![VolumeSpec::example("a.sock")]),
-    ] {
-        let (code, text) = judge(&spec, &volumes).unwrap_err();
-        assert!(code == Code::ControlSocketInUse && text.contains("of the target a"), "{text}");
-    }
-    // Such as an agent of before let through: each of them is brought back.
-    let twin = at("b", "/t", "/s/a.sock");
-    let mut both = desired.clone();
-    both.targets.insert(twin.name.clone(), twin.clone());
-    assert!(has_own_sockets(&twin, &[], &both).is_ok());
-}
-
-#[test]
 fn its_memory_comes_from_a_node_that_can_give_it() {
     let spec = TargetSpec { kind: TargetKind::Spdk, memory_mib: 512, ..spec() };
     let on = |node| {
@@ -166,8 +134,8 @@ fn its_memory_comes_from_a_node_that_can_give_it() {
         assert!(fault.text.contains(words), "{fault}");
     }
     // What runs already has to come back as well as it can.
-    let again = EnsureWish { recovers: true, ..LEAVE };
-    let plan = ensured(&spec, again, &with([128, 128], 0)).unwrap();
+
+    let plan = ensured(&spec, RECOVER, &with([128, 128], 0)).unwrap();
     assert!(plan.findings.iter().any(|finding| finding.code == Code::MemoryImpossible));
     assert_eq!(nodes(&seen()).unwrap(), "0", "nobody could tell what is free");
 }
@@ -223,12 +191,26 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
     assert_eq!((plan.steps.len(), plan.findings[0].code), (0, Code::TargetDrift));
     assert!(plan.findings[0].text.contains("memoryMib is 1024, wanted 512"), "{:?}", plan.findings);
     let plan = ensured(&spec(), RECREATE, &drifted).unwrap();
-    assert_eq!(names(&plan)[..2], ["stopContainer", "removeContainer"]);
-    assert_eq!(names(&plan)[2..], UP);
+    let exchange = [
+        "createContainer",
+        "stopContainer",
+        "renameContainer",
+        "prepareSockets",
+        "renameContainer",
+        "startContainer",
+        "awaitTarget",
+    ];
+    assert_eq!(names(&plan), exchange, "the new one is made before the old one stops");
+    assert_eq!(plan.exchanged(), Some("c0ffee"));
+    assert_eq!(made(&plan).name, "zbs-vhost.next");
     let tar = TargetSpec { image_tar: Some("/srv/vhost.tar".parse().unwrap()), ..spec() };
     let without = TargetSeen { has_image: false, ..drifted.clone() };
     let plan = ensured(&tar, RECREATE, &without).unwrap();
-    assert_eq!(names(&plan)[..2], ["loadImage", "stopContainer"], "what serves goes last");
+    assert_eq!(
+        names(&plan)[..3],
+        ["loadImage", "createContainer", "stopContainer"],
+        "what serves goes last"
+    );
     let elsewhere = with_container(Some(&tar), true, true);
     let plan = ensured(&spec(), RECREATE, &elsewhere).unwrap();
     assert_eq!(names(&plan), [""; 0], "where its image came from is no difference");
@@ -237,12 +219,85 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
 }
 
 #[test]
+fn the_old_one_comes_back_from_wherever_the_exchange_ended() {
+    let seen = |id: &str, running| {
+        let container = with_container(Some(&spec()), running, running).container.unwrap();
+        ContainerSeen { id: id.into(), ..container }
+    };
+    let back = |named: Option<&ContainerSeen>, beside: &[(&str, ContainerSeen)]| {
+        let beside: Vec<_> =
+            beside.iter().map(|(name, it)| (name.to_string(), it.clone())).collect();
+        let steps = bring_back(&spec(), "old", named, &beside, &policy());
+        let told = |step: &Step| match step {
+            Step::StopContainer { id, .. } | Step::RemoveContainer { id, .. } => {
+                format!("{} {id}", step.name())
+            }
+            Step::RenameContainer { id, .. } => format!("rename {}", id.clone().unwrap()),
+            other => other.name().to_string(),
+        };
+        steps.iter().map(told).collect::<Vec<_>>()
+    };
+    let start = ["prepareSockets", "startContainer", "awaitTarget"];
+    let (next, previous) = ("zbs-vhost.next", "zbs-vhost.previous");
+    let (old, new) = (seen("old", false), seen("new", false));
+    assert_eq!(
+        back(Some(&old), &[(next, new.clone())]),
+        [&["removeContainer new"][..], &start].concat()
+    );
+    let renamed = back(None, &[(next, new.clone()), (previous, old.clone())]);
+    assert_eq!(renamed, [&["removeContainer new", "rename old"][..], &start].concat());
+    let hung = back(Some(&seen("new", true)), &[(previous, old)]);
+    let stopped = ["stopContainer new", "removeContainer new", "rename old"];
+    assert_eq!(hung, [&stopped[..], &start].concat());
+}
+
+#[test]
+fn what_an_exchange_that_was_cut_off_has_left_goes() {
+    let left = with_container(Some(&spec()), false, false).container.unwrap();
+    let beside = vec![("zbs-vhost.previous".to_string(), left)];
+    let serving = with_container(Some(&spec()), true, true);
+    let seen = TargetSeen { beside: beside.clone(), ..serving };
+    assert_eq!(names(&ensured(&spec(), LEAVE, &seen).unwrap()), ["removeContainer"]);
+    let gone = TargetSeen { beside, ..TargetSeen::default() };
+    assert_eq!(names(&destroy(&spec(), false, &gone, &policy()).unwrap()), ["removeContainer"]);
+}
+
+#[test]
+fn an_exchange_that_was_cut_off_goes_on_and_keeps_the_old_one() {
+    let other = TargetSpec { memory_mib: 1024, ..spec() };
+    let with = |end: &str| {
+        let left = with_container(Some(&spec()), false, false).container.unwrap();
+        let beside = vec![(format!("zbs-vhost.{end}"), ContainerSeen { id: end.into(), ..left })];
+        let ended = with_container(Some(&other), false, false);
+        ensured(&spec(), RECOVER, &TargetSeen { beside, ..ended }).unwrap()
+    };
+    let old_has_stopped = with("next");
+    assert_eq!(
+        names(&old_has_stopped)[..3],
+        ["removeContainer", "createContainer", "renameContainer"]
+    );
+    assert_eq!(old_has_stopped.exchanged(), Some("c0ffee"), "it can still come back");
+    let new_has_failed = with("previous");
+    let removed =
+        |step: &Step| matches!(step, Step::RemoveContainer { id, .. } if id == "previous");
+    assert!(
+        !new_has_failed.steps.iter().any(removed),
+        "the old one is kept until the new one serves"
+    );
+    assert_eq!(new_has_failed.exchanged(), None);
+}
+
+#[test]
 fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let used = TargetSeen { sessions: Some(2), ..with_container(Some(&other), true, true) };
     assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, Code::TargetInUse);
     let force = EnsureWish { force: true, ..RECREATE };
-    assert_eq!(names(&ensured(&spec(), force, &used).unwrap())[0], "stopContainer");
+    let plan = ensured(&spec(), force, &used).unwrap();
+    assert!(names(&plan).contains(&"stopContainer"));
+    assert!(
+        matches!(plan.steps.last(), Some(Step::AwaitTarget { within, .. }) if *within == policy().target.exchange_timeout)
+    );
     assert_eq!(destroy(&spec(), false, &used, &policy()).unwrap_err().code, Code::TargetInUse);
     let plan = destroy(&spec(), true, &used, &policy()).unwrap();
     assert_eq!(names(&plan), ["stopContainer", "removeContainer"]);

@@ -127,6 +127,14 @@ impl VolumeBook {
         self.statuses.values().any(|status| status.state == VolumeState::Degraded)
     }
 
+    /// Volumes that serve, or whose guest waits in them.
+    pub(super) fn served(&self) -> Vec<VolumeName> {
+        let served = |status: &VolumeStatus| {
+            matches!(status.state, VolumeState::Serving | VolumeState::Stuck)
+        };
+        self.statuses.iter().filter(|(_, it)| served(it)).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Counted.
     pub(super) fn tally(&self) -> VolumeTally {
         let count = |state| self.statuses.values().filter(|status| status.state == state).count();

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::sleep_until;
 
-use super::TargetWish;
+use super::exchange::Exchange;
 use super::worker::Worker;
+use super::{TargetWish, now};
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
@@ -62,11 +63,28 @@ impl<C: Containers> Worker<C> {
         if let TargetWish::Ensure(spec, _) = wish {
             self.parts.desired.judge(spec)?;
         }
+        if dry_run {
+            return self.rounds(wish, true, report).await;
+        }
+        self.exchange.is_not_awaited();
+        match self.rounds(wish, false, report).await {
+            Err(fault) => Err(self.bring_back(fault, report).await),
+            done => done,
+        }
+    }
+
+    async fn rounds(
+        &mut self,
+        wish: &TargetWish,
+        dry_run: bool,
+        report: &mut PartReport,
+    ) -> Result<Converged, Fault> {
         let mut wish = wish.clone();
         let (mut awaited, mut was_running) = (false, false);
         let wanted_before = self.parts.desired.get(&wish.spec().name);
         for _ in 0..MOST_ROUNDS {
-            let seen = self.parts.observer.look(wish.spec()).await?;
+            let beside = self.exchange.is_unknown();
+            let seen = self.parts.observer.look(wish.spec(), beside).await?;
             was_running |= !awaited && seen.container.as_ref().is_some_and(|it| it.running);
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
@@ -107,17 +125,29 @@ impl<C: Containers> Worker<C> {
                 return Ok(Converged::Holds);
             }
             self.hasten(&mut plan.steps, &seen, awaited);
-            let stops = plan.steps.iter().take_while(|step| stops(step)).count();
+            let stops = plan.steps.iter().rposition(stops).map_or(0, |last| last + 1);
             let (stop, start) = plan.steps.split_at(stops);
+            let served = self.status.read(|known| known.book.served());
             let mut done = self.apply_all(stop, &seen, report).await;
             match done {
-                Ok(()) => done = self.apply_all(start, &seen, report).await,
+                Ok(()) => {
+                    if let (Some(id), Some(spec)) = (plan.exchanged(), seen.made_for()) {
+                        // Where its image comes from is not told by its container.
+                        let same = |before: &TargetSpec| before.drift(&spec).is_empty();
+                        let spec = before.clone().filter(same).unwrap_or(spec);
+                        self.exchange = Exchange::begun(spec, id, served);
+                    }
+                    done = self.apply_all(start, &seen, report).await;
+                }
                 // A destroy has changed nothing of what is desired.
                 Err(_) if takes_away => {}
                 Err(_) => self.desire_again(before.clone()).await,
             }
             let again = starts_again(&plan.steps);
             if let Err(fault) = done {
+                if self.exchange.is_on_trial() {
+                    return Err(fault);
+                }
                 if self.exited_meanwhile(wish.spec(), &plan.steps).await {
                     continue;
                 }
@@ -181,7 +211,7 @@ impl<C: Containers> Worker<C> {
     }
 
     /// What could not be stopped goes on, and is desired as it was before.
-    async fn desire_again(&self, before: Option<TargetSpec>) {
+    pub(super) async fn desire_again(&self, before: Option<TargetSpec>) {
         let (name, desired) = (self.name(), &self.parts.desired);
         let undone = match before {
             Some(spec) => desired.want(&spec).await,
@@ -208,6 +238,13 @@ impl<C: Containers> Worker<C> {
                 self.quarantine.clear();
             }
             self.apply(step, seen, report).await?;
+            if stops(step) {
+                // What it served, it serves no more.
+                self.status.change(|known| {
+                    known.book.exited(&now());
+                    (known.in_place, known.next_pass) = (None, None);
+                });
+            }
         }
         Ok(())
     }
@@ -217,7 +254,7 @@ impl<C: Containers> Worker<C> {
     async fn exited_meanwhile(&self, spec: &TargetSpec, steps: &[Step]) -> bool {
         let waited = matches!(steps, [Step::AwaitTarget { .. }]);
         let runs = |seen: TargetSeen| seen.container.is_some_and(|container| container.running);
-        waited && self.parts.observer.look(spec).await.is_ok_and(|seen| !runs(seen))
+        waited && self.parts.observer.look(spec, false).await.is_ok_and(|seen| !runs(seen))
     }
 
     pub(super) async fn apply(

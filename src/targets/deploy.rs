@@ -197,6 +197,13 @@ impl<C: Containers> Worker<C> {
         }
     }
 
+    /// Ends a deploy whose container runs, once the volumes are back.
+    pub(super) async fn finish(&mut self, mut deploy: Box<Deploy>) {
+        self.reconcile_volumes_if_due().await;
+        let done = self.end_trial(&mut deploy.report).await;
+        deploy.end(done);
+    }
+
     pub(super) fn bring_in(&self, step: Step) -> Incoming {
         Incoming::begin(step, self.parts.clone(), &self.progress)
     }

@@ -11,7 +11,7 @@ use super::writes::Writes;
 use crate::model::fault::{Fault, chain};
 use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
-use crate::plan::target::has_own_sockets;
+use crate::plan::admission::has_own_sockets;
 use crate::plan::volumes::one_writer_each;
 use crate::store::{Durability, Store, StoreError};
 

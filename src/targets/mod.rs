@@ -14,6 +14,7 @@ mod book;
 mod converge;
 mod deploy;
 pub mod desired;
+mod exchange;
 mod exits;
 pub mod observer;
 mod request;

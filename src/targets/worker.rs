@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::deploy::{Deploy, Incoming};
+use super::exchange::Exchange;
 use super::start::{blame, hangs};
 use super::status::Status;
 use super::volumes::VolumeQuarantine;
@@ -126,6 +127,8 @@ pub(super) struct Worker<C> {
     pub(super) logged: Option<VolumeTally>,
     /// Whether it waits for the engine.
     pub(super) without_engine: bool,
+    /// Exchange for another container of its name.
+    pub(super) exchange: Exchange,
     stuck: watch::Receiver<Option<String>>,
     /// Progress of the work that it is at.
     pub(super) progress: ProgressSink,
@@ -150,6 +153,7 @@ impl<C: Containers> Worker<C> {
             passed: None,
             logged: None,
             without_engine: false,
+            exchange: Exchange::default(),
             stuck,
             progress: parts.progress.clone(),
             parts,
@@ -202,7 +206,10 @@ impl<C: Containers> Worker<C> {
                 return self.start(spec, failures, anew).await;
             }
             Work::Kill(spec) => self.kill(&spec).await,
-            Work::Volumes => self.reconcile_volumes().await,
+            Work::Volumes => {
+                self.reconcile_volumes().await;
+                self.clear_beside().await;
+            }
             Work::Evidence { why, failures } => {
                 let within = self.parts.policy.target.call_timeout;
                 let evidence = self.parts.observer.last_words(self.name(), &why, within).await;
@@ -210,11 +217,7 @@ impl<C: Containers> Worker<C> {
             }
             Work::Remember => {}
             Work::Deploy(deploy) => return self.deploy(deploy, 0).await,
-            Work::Finish(deploy) => {
-                // With its volumes, when it had to be brought up for that.
-                self.reconcile_volumes_if_due().await;
-                deploy.end(Ok(()));
-            }
+            Work::Finish(deploy) => self.finish(deploy).await,
             Work::Request { requested, overtakes } => match Deploy::asked(requested) {
                 Ok(deploy) => return self.deploy(deploy, overtakes).await,
                 Err(Requested { request, _work }) => self.carry_out(request).await,

@@ -77,6 +77,12 @@ impl<C: Containers> TargetApplier<C> {
                 self.await_target(container, socket, *within).await
             }
             Step::StopContainer { id, grace, .. } => self.stop(id, *grace).await,
+            Step::RenameContainer { name, id, to } => {
+                let name = id.as_deref().unwrap_or(name);
+                let within = self.policy.target.call_timeout;
+                let renamed = self.containers.rename(name, to, within).await;
+                renamed.map(|()| to.clone()).map_err(|e| engine_fault(&e))
+            }
             Step::RemoveContainer { id, .. } => self.remove(id).await,
             other => {
                 Err(Fault::new(Code::Internal, format!("the step {} is no target's", other.name())))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::time::{Instant, sleep};
 
 use super::blocking;
@@ -95,11 +96,11 @@ impl<C: Containers> TargetObserver<C> {
         TargetObserver { root: root.clone(), containers, sockets, policy }
     }
 
-    /// Everything the target planner looks at.
+    /// Everything the target planner looks at; with what is `beside` it, when an exchange may have left something there.
     ///
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
-    pub async fn look(&self, spec: &TargetSpec) -> Result<TargetSeen, Fault> {
+    pub async fn look(&self, spec: &TargetSpec, beside: bool) -> Result<TargetSeen, Fault> {
         let within = self.policy.target.call_timeout;
         let files = self.files(spec).await?;
         let image = match spec.kind {
@@ -112,8 +113,14 @@ impl<C: Containers> TargetObserver<C> {
                 false => self.containers.image(&image, within).await,
             }
         };
+        let beside = async {
+            match beside {
+                true => self.beside(&spec.name).await,
+                false => Ok(Vec::new()),
+            }
+        };
         let container = self.container(spec.name.as_str());
-        let (container, image) = tokio::join!(container, has_image);
+        let (container, image, beside) = tokio::join!(container, has_image, beside);
         let container = container.map_err(|e| engine_fault(&e))?;
         let image = image.map_err(|e| engine_fault(&e))?;
         let running = container.as_ref().filter(|container| container.running);
@@ -135,6 +142,7 @@ impl<C: Containers> TargetObserver<C> {
         };
         Ok(TargetSeen {
             container,
+            beside: beside?,
             version,
             silence,
             sessions,
@@ -150,6 +158,21 @@ impl<C: Containers> TargetObserver<C> {
             free_pages: memory.free_pages,
             returning_pages: memory.returning_pages,
         })
+    }
+
+    /// Containers of the agent's that an exchange has left beside a target, by their names.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub async fn beside(&self, name: &TargetName) -> Result<Vec<(String, ContainerSeen)>, Fault> {
+        let looks = name.beside().map(|at| async move {
+            let seen = self.container(&at).await?;
+            // A target may have such a name itself.
+            let of_it = seen.filter(|seen| seen.made_for().is_some_and(|it| it.name == *name));
+            Ok(of_it.map(|seen| (at, seen)))
+        });
+        let looks = try_join_all(looks).await.map_err(|e: EngineError| engine_fault(&e))?;
+        Ok(looks.into_iter().flatten().collect())
     }
 
     /// How a target ended, what it printed last, and whether pages are short: the evidence of why it falls.
@@ -367,7 +390,7 @@ mod tests {
         let health = HealthPolicy { timeout: second, ..HealthPolicy::default() };
         let policy = TargetPolicy { health, ..TargetPolicy::example() };
         let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
-        let seen = observer.look(&spec("/new")).await.unwrap();
+        let seen = observer.look(&spec("/new"), false).await.unwrap();
         assert_eq!((seen.sessions, seen.serves()), (Some(1), true), "{seen:?}");
     }
 
@@ -391,7 +414,7 @@ mod tests {
         let containers = FakeContainers::with_one(&[(SPEC_LABEL, &label)]);
         let policy = TargetPolicy::example();
         let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
-        let seen = observer.look(&spec("/sockets")).await.unwrap().cpu_use;
+        let seen = observer.look(&spec("/sockets"), false).await.unwrap().cpu_use;
         assert_eq!(seen.containers, Some((0..4).collect()));
         let names: Vec<&str> = seen.holders.iter().map(|holder| holder.name.as_str()).collect();
         assert_eq!(names, ["qemu-system-x86 (pid 7)"]);

@@ -91,6 +91,9 @@ pub struct TargetSettings {
     /// How long a started target may take until it serves.
     #[serde(with = "duration")]
     pub ready_timeout: Duration,
+    /// How long a new one whose predecessor has guests may take until it serves; then the old one comes back.
+    #[serde(with = "duration")]
+    pub exchange_timeout: Duration,
     /// How long one with guests may take to end by itself; under a second, for a slow end strands them.
     #[serde(with = "duration")]
     pub stop_grace: Duration,
@@ -139,6 +142,7 @@ impl Default for TargetSettings {
             load_timeout: Duration::from_secs(900),
             stall_timeout: Duration::from_secs(30),
             ready_timeout: Duration::from_secs(20),
+            exchange_timeout: Duration::from_secs(3),
             stop_grace: Duration::from_millis(900),
         }
     }

@@ -20,7 +20,8 @@ impl<C: Containers> Task<C> {
         for _ in 0..MOST_STEPS {
             let Some(seen) = self.seen() else { return };
             let is_free = self.mandate != Mandate::Look
-                && self.worker.is_idle()
+                // One that exits on trial is not started again: the one that it replaced comes back.
+                && self.worker.idle().is_some_and(|it| !it.exchange.is_on_trial())
                 && self.crashed.is_none()
                 && self.start_image.is_none();
             let (now, situation) = (Instant::now().into_std(), self.situation(is_free));

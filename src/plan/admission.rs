@@ -1,0 +1,121 @@
+//! What is judged before a target is accepted: its sockets, their folder, and its memory.
+
+use std::collections::BTreeSet;
+
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::target::{Desired, TargetSeen, TargetSpec};
+use crate::model::units::NumaNode;
+use crate::model::volume::VolumeSpec;
+
+/// Refuses a target, or volumes of it, whose sockets would lie where those of another target do.
+///
+/// # Errors
+/// `control-socket-in-use`, with the path and the other one.
+pub fn has_own_sockets(
+    spec: &TargetSpec,
+    new_volumes: &[VolumeSpec],
+    desired: &Desired,
+) -> Result<(), Fault> {
+    let place = |spec: &TargetSpec| (spec.control_sock.clone(), spec.socket_dir.clone());
+    let stays = desired.targets.get(&spec.name).is_some_and(|it| place(it) == place(spec));
+    let known = desired.volumes_of(&spec.name);
+    let mut own: BTreeSet<String> =
+        new_volumes.iter().map(|volume| spec.socket_dir.join(volume.name.as_str())).collect();
+    if !stays {
+        own.insert(spec.control_sock.as_str().to_string());
+        own.extend(known.keys().map(|name| spec.socket_dir.join(name.as_str())));
+    }
+    let others = desired.targets.values().filter(|other| other.name != spec.name);
+    for other in others {
+        let volumes = desired.volumes_of(&other.name);
+        let sockets = volumes.keys().map(|name| other.socket_dir.join(name.as_str()));
+        let control = other.control_sock.as_str().to_string();
+        if let Some(path) = sockets.chain([control]).find(|path| own.contains(path)) {
+            let text = format!(
+                "{path} is a socket of the target {} already: give {} another socket folder or control socket, or the \
+                 volume another name",
+                other.name, spec.name
+            );
+            return Err(Fault::new(Code::ControlSocketInUse, text));
+        }
+    }
+    Ok(())
+}
+
+/// Whether nobody can swap its sockets.
+pub(super) fn judge_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
+    seen.socket_doubt.as_ref().map_or(Ok(()), |doubt| {
+        let text = format!("{} is not safe with its sockets there: {doubt}", spec.name);
+        Err(Fault::new(Code::SocketPlaceUnusable, text))
+    })
+}
+
+/// Whether these nodes have the free pages that the target takes: else it would exit as soon as it starts.
+pub(super) fn judge_memory(
+    spec: &TargetSpec,
+    pages: u64,
+    nodes: &[NumaNode],
+    seen: &TargetSeen,
+) -> Result<(), Fault> {
+    let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
+    let there = nodes.iter().map(free).sum::<u64>() + seen.returning_pages;
+    if seen.free_pages.is_empty() || there >= pages {
+        return Ok(());
+    }
+    let all: Vec<String> =
+        seen.free_pages.iter().map(|(node, free)| format!("{node} has {free}")).collect();
+    let on: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+    let text = format!(
+        "{} takes {pages} pages of 2 MiB (memory_mib {}) on the node of its cores, {}, and of free ones {}: \
+         prepare more there (`vhost-agent prepare --node N --pages M`), let it take less, or name cores of another node",
+        spec.name,
+        spec.memory_mib,
+        on.join(" and "),
+        all.join(", ")
+    );
+    Err(Fault::new(Code::MemoryImpossible, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn no_socket_is_another_targets_too() {
+        let at = |name: &str, dir: &str, control: &str| TargetSpec {
+            name: name.parse().unwrap(),
+            socket_dir: dir.parse().unwrap(),
+            control_sock: control.parse().unwrap(),
+            ..TargetSpec::example(name)
+        };
+        let there = at("a", "/s", "/s/a.sock");
+        let volume = VolumeSpec::example("v");
+        let volumes = Arc::new([(volume.name.clone(), volume.clone())].into());
+        let desired = Desired {
+            targets: [(there.name.clone(), there.clone())].into(),
+            volumes: [(there.name.clone(), volumes)].into(),
+        };
+        let judge = |spec: &TargetSpec, volumes: &[VolumeSpec]| {
+            has_own_sockets(spec, volumes, &desired).map_err(|fault| (fault.code, fault.text))
+        };
+        assert_eq!(judge(&there, &[VolumeSpec::example("w")]), Ok(()), "it is that one");
+        assert_eq!(judge(&at("b", "/s", "/s/b.sock"), &[VolumeSpec::example("w")]), Ok(()));
+        for (spec, volumes) in [
+            (at("b", "/t", "/s/a.sock"), vec![]),
+            (at("b", "/t", "/s/v"), vec![]),
+            (at("b", "/s", "/s/b.sock"), vec![volume]),
+            (at("b", "/s", "/s/b.sock"), vec![VolumeSpec::example("a.sock")]),
+        ] {
+            let (code, text) = judge(&spec, &volumes).unwrap_err();
+            assert!(code == Code::ControlSocketInUse && text.contains("of the target a"), "{text}");
+        }
+        // Such as an agent of before let through: each of them is brought back.
+        let twin = at("b", "/t", "/s/a.sock");
+        let mut both = desired.clone();
+        both.targets.insert(twin.name.clone(), twin.clone());
+        assert!(has_own_sockets(&twin, &[], &both).is_ok());
+    }
+}

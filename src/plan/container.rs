@@ -1,0 +1,130 @@
+//! The container that a target gets: its image and where that comes from, its command, CPUs, folders and labels.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use super::cores::Chosen;
+use crate::model::code::Code;
+use crate::model::container::{ContainerSpec, DIGEST_LABEL, SPEC_LABEL};
+use crate::model::cpu::CoreList;
+use crate::model::fault::Fault;
+use crate::model::image::Download;
+use crate::model::policy::{TargetPolicy, TargetTemplate};
+use crate::model::registry::registry_of;
+use crate::model::step::ImageSource;
+use crate::model::target::{TargetKind, TargetSeen, TargetSpec};
+
+pub(super) fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
+    match (spec.kind, &spec.image) {
+        (TargetKind::BuiltIn, _) => Ok(seen.built_in_image.clone()),
+        (_, Some(image)) => Ok(image.clone()),
+        (_, None) => Err(Fault::new(
+            Code::ImageMissing,
+            format!("no image was named for {}: name one, or use the built-in target", spec.name),
+        )),
+    }
+}
+
+/// Where the image can come from, in the order that the controller knows: its registry, a tar, an address.
+pub(super) fn sources(spec: &TargetSpec, image: &str) -> Vec<ImageSource> {
+    if spec.kind == TargetKind::BuiltIn {
+        return vec![ImageSource::BuiltIn];
+    }
+    let registry = registry_of(image).map(|_| ImageSource::Registry);
+    let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(tar.as_str().to_string()));
+    let url = spec
+        .image_url
+        .clone()
+        .map(|url| ImageSource::Url(Download { url, sha256: spec.image_sha256.clone() }));
+    registry.into_iter().chain(tar).chain(url).collect()
+}
+
+pub(super) fn no_image(image: &str) -> Fault {
+    Fault::new(
+        Code::ImageMissing,
+        format!(
+            "the engine has no image {image}, and nothing says where it is: name one in a registry (host:port/…), a tar that holds it, or the address of one"
+        ),
+    )
+}
+
+/// The container of a target.
+pub(super) fn container(
+    spec: &TargetSpec,
+    image: String,
+    chosen: &Chosen,
+    seen: &TargetSeen,
+    policy: &TargetPolicy,
+) -> Result<ContainerSpec, Fault> {
+    let template = policy.target.template(spec.kind);
+    let conf = spec.client_conf.as_ref().filter(|_| seen.has_client_conf);
+    let mut binds = vec![(spec.socket_dir.as_str().to_string(), false)];
+    binds.extend(seen.huge_dir.iter().map(|path| (path.clone(), false)));
+    binds.extend(conf.map(|path| (path.as_str().to_string(), true)));
+    binds.extend(policy.target.binds());
+    // Who may ask the engine may not all know what gives access to the image.
+    let label = serde_json::to_string(&TargetSpec { image_url: None, ..spec.clone() })
+        .map_err(|e| Fault::new(Code::Internal, format!("a wish cannot be written down: {e}")))?;
+    let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
+    let mut made = ContainerSpec {
+        name: spec.name.to_string(),
+        image,
+        command: command(template, spec, chosen, conf.map(|path| path.as_str()), seen),
+        env: policy.target.env.clone(),
+        binds,
+        tmpfs: Vec::new(),
+        devices: policy.target.devices.clone(),
+        capabilities: template.capabilities.to_vec(),
+        privileged: template.privileged,
+        cpus: Some(chosen.cores.to_string()),
+        memory_nodes: Some(nodes.join(",")),
+        labels: BTreeMap::from([(SPEC_LABEL.to_string(), label)]),
+    };
+    // Of everything that it is made with: the settings too, and the cores that were chosen.
+    let digest = Sha256::digest(format!("{made:?}"));
+    let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    made.labels.insert(DIGEST_LABEL.to_string(), digest);
+    // Who counts on the CPUs beside them changes from day to day, and makes it no other target.
+    made.cpus = Some(cpus_of(spec.kind, chosen).to_string());
+    Ok(made)
+}
+
+/// The CPUs that the container may run on: its reactors bind themselves to theirs.
+fn cpus_of(kind: TargetKind, chosen: &Chosen) -> CoreList {
+    let beside = chosen.housekeeping.as_ref().filter(|_| kind != TargetKind::BuiltIn);
+    let all = chosen.cores.as_slice().iter().chain(beside.iter().flat_map(|it| it.as_slice()));
+    CoreList::of(all.copied().collect()).unwrap_or_else(|| chosen.cores.clone())
+}
+
+/// Fills the template's words. A word whose value is not there goes, and the flag before it too.
+fn command(
+    template: TargetTemplate<'_>,
+    spec: &TargetSpec,
+    chosen: &Chosen,
+    client_conf: Option<&str>,
+    seen: &TargetSeen,
+) -> Vec<String> {
+    let memory = (spec.memory_mib > 0).then(|| spec.memory_mib.to_string());
+    let values: [(&str, Option<String>); 6] = [
+        ("{cores}", Some(chosen.cores.for_spdk())),
+        ("{socketDir}", Some(spec.socket_dir.as_str().to_string())),
+        ("{controlSock}", Some(spec.control_sock.as_str().to_string())),
+        ("{clientConf}", client_conf.map(str::to_string)),
+        ("{hugeDir}", seen.huge_dir.clone()),
+        ("{memoryMib}", memory),
+    ];
+    let mut words: Vec<String> = Vec::new();
+    for word in template.command {
+        match values.iter().find(|(name, _)| word.contains(name)) {
+            None => words.push(word.clone()),
+            Some((name, Some(value))) => words.push(word.replace(name, value)),
+            Some((_, None)) => {
+                if words.last().is_some_and(|flag| flag.starts_with('-')) {
+                    words.pop();
+                }
+            }
+        }
+    }
+    words
+}
