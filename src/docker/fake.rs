@@ -1,5 +1,6 @@
 //! An engine that is played: it has a state, and tests change it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +11,9 @@ use super::{Containers, Engine, EngineError, EngineEvent, Tar};
 use crate::model::container::{ContainerSeen, ContainerSpec};
 use crate::model::engine::{ApiVersion, EngineVersion};
 use crate::model::registry::Credentials;
+
+/// The end of the name of a container that is to replace another one.
+const NEXT: &str = ".next";
 
 /// How the played engine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +65,11 @@ impl Engine for FakeEngine {
     }
 }
 
-/// An engine that has one container or none, and no image but those that it pulled.
+/// An engine that has one container or none, those that were made beside it, and no image but those that it pulled.
 #[derive(Debug)]
 pub struct FakeContainers {
     one: Mutex<Option<ContainerSeen>>,
+    made: Mutex<BTreeMap<String, ContainerSeen>>,
     registry: FakeRegistry,
     pulled: Mutex<Vec<String>>,
     hangs: AtomicBool,
@@ -99,6 +104,7 @@ impl FakeContainers {
         };
         FakeContainers {
             one: Mutex::new(Some(seen)),
+            made: Mutex::default(),
             registry: FakeRegistry::Absent,
             pulled: Mutex::default(),
             hangs: AtomicBool::default(),
@@ -136,6 +142,11 @@ impl FakeContainers {
         self.tell();
     }
 
+    /// Names of the containers that were made beside the one.
+    pub fn made(&self) -> Vec<String> {
+        self.made.lock().unwrap().keys().cloned().collect()
+    }
+
     /// From now on it answers nothing.
     pub fn hang(&self) {
         self.hangs.store(true, Ordering::Relaxed);
@@ -158,7 +169,7 @@ impl FakeContainers {
 impl Containers for FakeContainers {
     async fn container(
         &self,
-        _: &str,
+        name: &str,
         within: Duration,
     ) -> Result<Option<ContainerSeen>, EngineError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
@@ -167,11 +178,22 @@ impl Containers for FakeContainers {
             let socket = "/fake.sock".to_string();
             return Err(EngineError::Timeout { socket, call: "inspect", within });
         }
-        Ok(self.one.lock().unwrap().clone())
+        match name.ends_with(NEXT) || name.ends_with(".previous") {
+            true => Ok(self.made.lock().unwrap().get(name).cloned()),
+            false => Ok(self.one.lock().unwrap().clone()),
+        }
     }
 
-    async fn create(&self, _: &ContainerSpec, _: Duration) -> Result<String, EngineError> {
-        FakeContainers::changes_nothing("create")
+    async fn create(&self, spec: &ContainerSpec, _: Duration) -> Result<String, EngineError> {
+        let id = "new".to_string();
+        let ContainerSpec { name, labels, .. } = spec.clone();
+        let made =
+            ContainerSeen { id: id.clone(), running: false, labels, ..ContainerSeen::default() };
+        match name.ends_with(NEXT) {
+            true => self.made.lock().unwrap().insert(name, made),
+            false => return FakeContainers::changes_nothing("create"),
+        };
+        Ok(id)
     }
 
     async fn start(&self, _: &str, _: Duration) -> Result<(), EngineError> {
@@ -190,8 +212,14 @@ impl Containers for FakeContainers {
         FakeContainers::changes_nothing("rename")
     }
 
-    async fn remove(&self, _: &str, _: Duration) -> Result<(), EngineError> {
-        FakeContainers::changes_nothing("remove")
+    async fn remove(&self, id: &str, _: Duration) -> Result<(), EngineError> {
+        let mut made = self.made.lock().unwrap();
+        let before = made.len();
+        made.retain(|_, seen| seen.id != id);
+        match made.len() < before {
+            true => Ok(()),
+            false => FakeContainers::changes_nothing("remove"),
+        }
     }
 
     async fn events(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// A container as the engine shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSeen {
     /// The engine's id.
     pub id: String,

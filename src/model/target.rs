@@ -14,7 +14,7 @@ use super::image::{ImageSha256, ImageUrl};
 pub use super::names::TargetName;
 use super::path::{CleanPath, judge_socket};
 use super::units::NumaNode;
-use super::volume::VolumeSpecs;
+use super::volume::{VolumeName, VolumeSpecs};
 
 /// MiB of hugepages that a target may take: more than any machine has.
 const MOST_MEMORY_MIB: u64 = 1 << 26;
@@ -173,7 +173,8 @@ pub struct EnsureWish {
 pub struct TargetSeen {
     /// The container of its name.
     pub container: Option<ContainerSeen>,
-    /// Containers that an exchange has left beside it, by their names.
+    /// Containers with the names that are used while one replaces another ([`TargetName::beside`]); only where they
+    /// were looked for.
     pub beside: Vec<(String, ContainerSeen)>,
     /// The version that its control socket told, when it answered.
     pub version: Option<String>,
@@ -213,6 +214,11 @@ impl TargetName {
 }
 
 impl ContainerSeen {
+    /// Whether the agent made it for the target of that name.
+    pub fn is_of(&self, name: &TargetName) -> bool {
+        self.made_for().is_some_and(|spec| spec.name == *name)
+    }
+
     /// The wish that it was made for, when the agent made it.
     pub fn made_for(&self) -> Option<TargetSpec> {
         serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
@@ -231,11 +237,24 @@ impl TargetSeen {
     }
 }
 
+/// Trial of a target that replaces another one: that one is kept until all that it served is served again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The replaced one as it was desired; none where nobody desired it.
+    pub old: Option<TargetSpec>,
+    /// The engine's id of its container.
+    pub id: String,
+    /// The volumes that it served.
+    pub served: Vec<VolumeName>,
+}
+
 /// The targets that this node is to have.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Desired {
     /// Each as it was wanted last.
     pub targets: BTreeMap<TargetName, TargetSpec>,
+    /// Trials of those that replace others.
+    pub trials: BTreeMap<TargetName, Arc<Trial>>,
     /// The volumes of each; also of one that is not wanted itself, for its container may be somebody else's.
     pub volumes: BTreeMap<TargetName, Arc<VolumeSpecs>>,
 }

@@ -4,9 +4,23 @@ use std::collections::BTreeSet;
 
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::target::{Desired, TargetSeen, TargetSpec};
+use crate::model::target::{Desired, TargetName, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 use crate::model::volume::VolumeSpec;
+
+/// Refuses a target whose container would have a name that is used while another one is replaced.
+///
+/// # Errors
+/// `invalid-target-name`, with the ending.
+pub fn has_own_name(name: &TargetName) -> Result<(), Fault> {
+    let used = [".next", ".previous"].into_iter().find(|end| name.as_str().ends_with(end));
+    used.map_or(Ok(()), |end| {
+        let text = format!(
+            "{name} ends with {end}, as containers do while a target is replaced: give it another name"
+        );
+        Err(Fault::new(Code::InvalidTargetName, text))
+    })
+}
 
 /// Refuses a target, or volumes of it, whose sockets would lie where those of another target do.
 ///
@@ -84,6 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_of_containers_beside_a_target_are_no_targets() {
+        let judge = |name: &str| has_own_name(&name.parse().unwrap()).map_err(|fault| fault.code);
+        assert_eq!(judge("a.next"), Err(Code::InvalidTargetName));
+        assert_eq!(judge("a.previous"), Err(Code::InvalidTargetName));
+        assert_eq!(judge("a.next.b"), Ok(()));
+    }
+
+    #[test]
     fn no_socket_is_another_targets_too() {
         let at = |name: &str, dir: &str, control: &str| TargetSpec {
             name: name.parse().unwrap(),
@@ -97,6 +119,7 @@ mod tests {
         let desired = Desired {
             targets: [(there.name.clone(), there.clone())].into(),
             volumes: [(there.name.clone(), volumes)].into(),
+            ..Desired::default()
         };
         let judge = |spec: &TargetSpec, volumes: &[VolumeSpec]| {
             has_own_sockets(spec, volumes, &desired).map_err(|fault| (fault.code, fault.text))

@@ -6,54 +6,101 @@
 //! NAME.next      –           new         new          new            –  (renamed)   –              –
 //! NAME.previous  –           –           –            old, ended     old, ended     old, ended     –
 //! ```
-//! From each of these the old one can come back.
+//! The trial is desired before the first of these, and until the last ([`Trial`]): so the old one can come back from
+//! each of them, also by the next agent.
 
 use std::time::Duration;
 
 use super::target::{TargetPlan, grace, prepare_sockets, wait};
+use crate::model::code::Code;
 use crate::model::container::{ContainerSeen, ContainerSpec};
+use crate::model::fault::Fault;
 use crate::model::policy::TargetPolicy;
 use crate::model::step::Step;
-use crate::model::target::{TargetSeen, TargetSpec};
+use crate::model::target::{TargetName, TargetSeen, TargetSpec, Trial};
 
-/// Plans the removal of containers that an exchange which was cut off has left, by their names.
-pub fn clear(left: &[(String, ContainerSeen)]) -> Vec<Step> {
-    left.iter().flat_map(|(name, seen)| remove(name, seen)).collect()
+/// Return of a target whose successor does not serve.
+#[derive(Debug, Default, PartialEq)]
+pub struct Return {
+    /// Gives it its place again. As long as this is not done, it has not come back.
+    pub moves: Vec<Step>,
+    /// Starts it: from here on it is a target like any other.
+    pub starts: Vec<Step>,
+    /// Removes the successor.
+    pub clears: Vec<Step>,
 }
 
-/// Plans the return of a target whose successor does not serve: `old` and the id of its container, what has its name
-/// now, and what is there beside it.
+/// Plans the return of the target that one on trial has replaced, or was to replace; none where it is not there any
+/// more.
+///
+/// # Errors
+/// `container-not-ours` when somebody else's container has its name.
 pub fn bring_back(
-    old: &TargetSpec,
-    old_id: &str,
-    named: Option<&ContainerSeen>,
-    beside: &[(String, ContainerSeen)],
+    name: &TargetName,
+    trial: &Trial,
+    seen: &TargetSeen,
     policy: &TargetPolicy,
-) -> Vec<Step> {
-    let name = old.name.to_string();
-    let named = named.map(|seen| (&name, seen)).into_iter();
-    let all = named.chain(beside.iter().map(|(name, seen)| (name, seen)));
-    let (kept, failed): (Vec<_>, Vec<_>) = all.partition(|(_, seen)| seen.id == old_id);
-    let mut steps: Vec<Step> = failed.into_iter().flat_map(|(at, seen)| remove(at, seen)).collect();
-    for (at, _) in kept.into_iter().filter(|(at, _)| **at != name) {
-        let id = Some(old_id.to_string());
-        steps.push(Step::RenameContainer { name: at.clone(), id, to: name.clone() });
+) -> Result<Option<Return>, Fault> {
+    let [next, _] = name.beside();
+    let is_old = |seen: &ContainerSeen| seen.id == trial.id;
+    let named = seen.container.as_ref();
+    let mut back = Return::default();
+    let mut failed = seen.beside.iter().find(|(at, _)| *at == next).map(|(_, it)| it.clone());
+    failed = failed.filter(|it| it.is_of(name) && !is_old(it));
+    if !named.is_some_and(is_old) {
+        let Some((at, _)) = seen.beside.iter().find(|(_, it)| is_old(it)) else { return Ok(None) };
+        if let Some(successor) = named {
+            if !successor.is_of(name) {
+                return Err(not_ours(name.as_str()));
+            }
+            // The name is free at once, whatever keeps the engine from removing it.
+            back.moves.extend(failed.take().iter().flat_map(|it| remove(&next, it)));
+            back.moves.extend(stop(name.as_str(), successor));
+            back.moves.push(rename(name.as_str(), &successor.id, &next));
+            failed = Some(ContainerSeen { running: false, ..successor.clone() });
+        }
+        back.moves.push(rename(at, &trial.id, name.as_str()));
     }
-    steps.push(prepare_sockets(old));
-    steps.push(Step::StartContainer { name });
-    steps.push(wait(old, old.name.as_str(), policy));
-    steps
+    if !named.is_some_and(|it| is_old(it) && it.running) {
+        back.starts.extend(trial.old.as_ref().map(prepare_sockets));
+        back.starts.push(Step::StartContainer { name: name.to_string() });
+        back.starts.extend(trial.old.as_ref().map(|old| wait(old, name.as_str(), policy)));
+    }
+    back.clears.extend(failed.iter().flat_map(|it| remove(&next, it)));
+    Ok(Some(back))
+}
+
+/// Plans the removal of what is left beside a target; what is somebody else's stays.
+pub(super) fn clear(name: &TargetName, seen: &TargetSeen) -> Vec<Step> {
+    let ours = seen.beside.iter().filter(|(_, it)| it.is_of(name));
+    ours.flat_map(|(at, it)| remove(at, it)).collect()
+}
+
+fn not_ours(name: &str) -> Fault {
+    let text = format!("a container named {name} is there that this agent did not make: remove it");
+    Fault::new(Code::ContainerNotOurs, text)
+}
+
+fn rename(name: &str, id: &str, to: &str) -> Step {
+    Step::RenameContainer { name: name.to_string(), id: Some(id.to_string()), to: to.to_string() }
+}
+
+fn stop(name: &str, seen: &ContainerSeen) -> Option<Step> {
+    let (name, id, grace) = (name.to_string(), seen.id.clone(), Duration::ZERO);
+    seen.running.then_some(Step::StopContainer { name, id, grace })
 }
 
 fn remove(name: &str, seen: &ContainerSeen) -> Vec<Step> {
-    let (name, id, grace) = (name.to_string(), seen.id.clone(), Duration::ZERO);
-    let stop =
-        seen.running.then(|| Step::StopContainer { name: name.clone(), id: id.clone(), grace });
-    stop.into_iter().chain([Step::RemoveContainer { name, id }]).collect()
+    let removal = Step::RemoveContainer { name: name.to_string(), id: seen.id.clone() };
+    stop(name, seen).into_iter().chain([removal]).collect()
 }
 
 impl TargetPlan {
-    /// Exchanges a target for a new one, by the steps that `start` that.
+    /// Exchanges a target that runs for a new one, by the steps that `start` that.
+    ///
+    /// # Errors
+    /// When somebody else's container has a name that is needed for it, or its virtual machines would look for their
+    /// sockets elsewhere.
     pub(super) fn exchange(
         &mut self,
         spec: &TargetSpec,
@@ -61,11 +108,27 @@ impl TargetPlan {
         seen: &TargetSeen,
         policy: &TargetPolicy,
         start: Vec<Step>,
-    ) {
+    ) -> Result<(), Fault> {
+        if let Some((at, _)) = seen.beside.iter().find(|(_, it)| !it.is_of(&spec.name)) {
+            return Err(not_ours(at));
+        }
+        let folder = old.made_for().map(|old| old.socket_dir);
+        if let Some(folder) = folder.filter(|it| *it != spec.socket_dir && seen.sessions != Some(0))
+        {
+            let text = format!(
+                "virtual machines of {} look for their sockets in {}, and would not find them in {}: shut them down \
+                 first, or keep the socket folder",
+                spec.name,
+                folder.as_str(),
+                spec.socket_dir.as_str()
+            );
+            return Err(Fault::new(Code::TargetInUse, text));
+        }
         let (name, id) = (spec.name.to_string(), old.id.clone());
         let [next, previous] = spec.name.beside();
         // Guests of one that does not answer wait in any case.
-        let is_used = !old.running || seen.sessions != Some(0) && seen.serves();
+        let is_used = seen.sessions != Some(0) && seen.serves();
+        self.steps.extend(clear(&spec.name, seen));
         let mut after = Vec::new();
         for step in start {
             match step {
@@ -83,12 +146,11 @@ impl TargetPlan {
                 other => after.push(other),
             }
         }
-        if old.running {
-            let (name, id, grace) = (name.clone(), id.clone(), grace(seen, policy));
-            self.steps.push(Step::StopContainer { name, id, grace });
-        }
-        self.steps.push(Step::RenameContainer { name, id: Some(id), to: previous });
+        let grace = grace(seen, policy);
+        self.steps.push(Step::StopContainer { name: name.clone(), id: id.clone(), grace });
+        self.steps.push(rename(&name, &id, &previous));
         self.steps.extend(after);
+        Ok(())
     }
 
     /// The id of the container that another one takes the place of by these steps.

@@ -45,12 +45,6 @@ pub fn ensure(
     policy: &TargetPolicy,
 ) -> Result<TargetPlan, Fault> {
     let mut plan = TargetPlan::default();
-    let [next, previous] = spec.name.beside();
-    // A new one that cannot be brought up again gives way to the one that it was to replace.
-    let is_left = |(name, _): &&_| *name == next || *name == previous && !wish.recovers;
-    let left: Vec<_> = seen.beside.iter().filter(is_left).cloned().collect();
-    plan.steps = exchange::clear(&left);
-    let is_cut_off = left.iter().any(|(name, _)| *name == next);
     let Some(container) = &seen.container else {
         plan.bring_up(spec, wish, seen, policy)?;
         return Ok(plan);
@@ -81,8 +75,8 @@ pub fn ensure(
     let (load, start): (Vec<Step>, Vec<Step>) = new.steps.into_iter().partition(loads);
     plan.steps.extend(load);
     may_go(spec, wish.force, seen)?;
-    if made_for.is_some() && (container.running || is_cut_off) {
-        plan.exchange(spec, container, seen, policy, start);
+    if container.running {
+        plan.exchange(spec, container, seen, policy, start)?;
     } else {
         plan.take_down(spec, container, seen, policy);
         plan.steps.extend(start);
@@ -100,7 +94,7 @@ pub fn destroy(
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<TargetPlan, Fault> {
-    let mut plan = TargetPlan { steps: exchange::clear(&seen.beside), ..TargetPlan::default() };
+    let mut plan = TargetPlan { steps: exchange::clear(&spec.name, seen), ..TargetPlan::default() };
     if let Some(container) = &seen.container {
         if container.made_for().is_none() && !force {
             return Err(not_ours(spec));

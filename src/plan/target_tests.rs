@@ -5,7 +5,7 @@ use crate::model::container::{ContainerSpec, SPEC_LABEL};
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::image::Download;
 use crate::model::step::ImageSource;
-use crate::model::target::{CoreWish, TargetKind};
+use crate::model::target::{CoreWish, TargetKind, Trial};
 use crate::model::units::NumaNode;
 use crate::plan::exchange::bring_back;
 
@@ -218,73 +218,75 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
     assert_eq!(names(&ensured(&spec(), RECREATE, &same).unwrap()), [""; 0], "nothing differs");
 }
 
+/// The containers of a target and beside it, by their ids.
+fn with_beside(named: Option<(&str, bool)>, beside: &[(&str, &str)]) -> TargetSeen {
+    let container = |id: &str, running| {
+        let seen = with_container(Some(&spec()), running, running).container.unwrap();
+        ContainerSeen { id: id.into(), ..seen }
+    };
+    let beside = beside.iter().map(|(end, id)| (format!("zbs-vhost.{end}"), container(id, false)));
+    TargetSeen {
+        container: named.map(|(id, running)| container(id, running)),
+        beside: beside.collect(),
+        ..TargetSeen::default()
+    }
+}
+
 #[test]
 fn the_old_one_comes_back_from_wherever_the_exchange_ended() {
-    let seen = |id: &str, running| {
-        let container = with_container(Some(&spec()), running, running).container.unwrap();
-        ContainerSeen { id: id.into(), ..container }
-    };
-    let back = |named: Option<&ContainerSeen>, beside: &[(&str, ContainerSeen)]| {
-        let beside: Vec<_> =
-            beside.iter().map(|(name, it)| (name.to_string(), it.clone())).collect();
-        let steps = bring_back(&spec(), "old", named, &beside, &policy());
+    let trial = Trial { old: Some(spec()), id: "old".into(), served: Vec::new() };
+    let back = |named, beside: &[(&str, &str)]| {
+        let seen = with_beside(named, beside);
+        let back = bring_back(&spec().name, &trial, &seen, &policy()).unwrap().unwrap();
         let told = |step: &Step| match step {
-            Step::StopContainer { id, .. } | Step::RemoveContainer { id, .. } => {
-                format!("{} {id}", step.name())
-            }
-            Step::RenameContainer { id, .. } => format!("rename {}", id.clone().unwrap()),
+            Step::StopContainer { id, .. } => format!("stop {id}"),
+            Step::RemoveContainer { id, .. } => format!("remove {id}"),
+            Step::RenameContainer { id, to, .. } => format!("{} is {to}", id.clone().unwrap()),
             other => other.name().to_string(),
         };
-        steps.iter().map(told).collect::<Vec<_>>()
+        [back.moves, back.starts, back.clears]
+            .map(|it| it.iter().map(told).collect::<Vec<_>>().join(", "))
     };
-    let start = ["prepareSockets", "startContainer", "awaitTarget"];
-    let (next, previous) = ("zbs-vhost.next", "zbs-vhost.previous");
-    let (old, new) = (seen("old", false), seen("new", false));
-    assert_eq!(
-        back(Some(&old), &[(next, new.clone())]),
-        [&["removeContainer new"][..], &start].concat()
-    );
-    let renamed = back(None, &[(next, new.clone()), (previous, old.clone())]);
-    assert_eq!(renamed, [&["removeContainer new", "rename old"][..], &start].concat());
-    let hung = back(Some(&seen("new", true)), &[(previous, old)]);
-    let stopped = ["stopContainer new", "removeContainer new", "rename old"];
-    assert_eq!(hung, [&stopped[..], &start].concat());
+    let start = "prepareSockets, startContainer, awaitTarget";
+    assert_eq!(back(Some(("old", true)), &[]), ["", "", ""], "it was not even stopped");
+    assert_eq!(back(Some(("old", true)), &[("next", "new")]), ["", "", "remove new"]);
+    assert_eq!(back(Some(("old", false)), &[("next", "new")]), ["", start, "remove new"]);
+    let between = back(None, &[("next", "new"), ("previous", "old")]);
+    assert_eq!(between, ["old is zbs-vhost", start, "remove new"]);
+    let replaced = back(Some(("new", true)), &[("previous", "old")]);
+    let moves = "stop new, new is zbs-vhost.next, old is zbs-vhost";
+    assert_eq!(replaced, [moves, start, "remove new"]);
 }
 
 #[test]
-fn what_an_exchange_that_was_cut_off_has_left_goes() {
-    let left = with_container(Some(&spec()), false, false).container.unwrap();
-    let beside = vec![("zbs-vhost.previous".to_string(), left)];
-    let serving = with_container(Some(&spec()), true, true);
-    let seen = TargetSeen { beside: beside.clone(), ..serving };
-    assert_eq!(names(&ensured(&spec(), LEAVE, &seen).unwrap()), ["removeContainer"]);
-    let gone = TargetSeen { beside, ..TargetSeen::default() };
-    assert_eq!(names(&destroy(&spec(), false, &gone, &policy()).unwrap()), ["removeContainer"]);
-}
+fn nothing_of_somebody_else_is_moved_for_an_exchange() {
+    let trial = Trial { old: None, id: "old".into(), served: Vec::new() };
+    let mut seen = with_beside(Some(("new", true)), &[("previous", "old")]);
+    let back = |seen: &TargetSeen| bring_back(&spec().name, &trial, seen, &policy());
+    seen.container.as_mut().unwrap().labels.clear();
+    assert_eq!(back(&seen).unwrap_err().code, Code::ContainerNotOurs);
+    seen.beside.clear();
+    assert_eq!(back(&seen), Ok(None), "it cannot come back");
 
-#[test]
-fn an_exchange_that_was_cut_off_goes_on_and_keeps_the_old_one() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
-    let with = |end: &str| {
-        let left = with_container(Some(&spec()), false, false).container.unwrap();
-        let beside = vec![(format!("zbs-vhost.{end}"), ContainerSeen { id: end.into(), ..left })];
-        let ended = with_container(Some(&other), false, false);
-        ensured(&spec(), RECOVER, &TargetSeen { beside, ..ended }).unwrap()
-    };
-    let old_has_stopped = with("next");
-    assert_eq!(
-        names(&old_has_stopped)[..3],
-        ["removeContainer", "createContainer", "renameContainer"]
-    );
-    assert_eq!(old_has_stopped.exchanged(), Some("c0ffee"), "it can still come back");
-    let new_has_failed = with("previous");
-    let removed =
-        |step: &Step| matches!(step, Step::RemoveContainer { id, .. } if id == "previous");
-    assert!(
-        !new_has_failed.steps.iter().any(removed),
-        "the old one is kept until the new one serves"
-    );
-    assert_eq!(new_has_failed.exchanged(), None);
+    let serving = with_container(Some(&other), true, true);
+    let mut seen = TargetSeen { beside: with_beside(None, &[("next", "left")]).beside, ..serving };
+    let plan = ensured(&spec(), RECREATE, &seen).unwrap();
+    assert_eq!(names(&plan)[..2], ["removeContainer", "createContainer"], "it is the agent's own");
+    seen.beside[0].1.labels.clear();
+    assert_eq!(ensured(&spec(), RECREATE, &seen).unwrap_err().code, Code::ContainerNotOurs);
+    let destroyed = destroy(&spec(), true, &seen, &policy()).unwrap();
+    assert_eq!(names(&destroyed), ["stopContainer", "removeContainer"], "and it stays");
+}
+
+#[test]
+fn sockets_of_connected_machines_stay_in_their_folder() {
+    let moved = TargetSpec { socket_dir: "/elsewhere".parse().unwrap(), ..spec() };
+    let used = TargetSeen { sessions: Some(1), ..with_container(Some(&moved), true, true) };
+    let force = EnsureWish { force: true, ..RECREATE };
+    let fault = ensured(&spec(), force, &used).unwrap_err();
+    assert!(fault.code == Code::TargetInUse && fault.text.contains("/elsewhere"), "{}", fault.text);
+    assert!(ensured(&spec(), force, &TargetSeen { sessions: Some(0), ..used }).is_ok());
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::time::sleep_until;
 
-use super::exchange::Exchange;
 use super::worker::Worker;
 use super::{TargetWish, now};
 use crate::docker::Containers;
@@ -47,6 +46,9 @@ impl<C: Containers> Worker<C> {
             return done;
         }
         if let (TargetWish::Destroy { .. }, Ok(_)) = (wish, &done) {
+            if let Some(trial) = self.trial() {
+                self.remove_kept(&trial, report).await;
+            }
             done = self.parts.desired.forget(name).await.map(|()| Converged::Holds);
         }
         let control = self.parts.desired.get(name).map_or(before, |spec| spec.control_sock);
@@ -66,10 +68,9 @@ impl<C: Containers> Worker<C> {
         if dry_run {
             return self.rounds(wish, true, report).await;
         }
-        self.exchange.is_not_awaited();
-        match self.rounds(wish, false, report).await {
-            Err(fault) => Err(self.bring_back(fault, report).await),
-            done => done,
+        match (self.rounds(wish, false, report).await, wish) {
+            (Err(fault), TargetWish::Ensure(..)) => Err(self.bring_back(fault, report).await),
+            (done, _) => done,
         }
     }
 
@@ -83,8 +84,11 @@ impl<C: Containers> Worker<C> {
         let (mut awaited, mut was_running) = (false, false);
         let wanted_before = self.parts.desired.get(&wish.spec().name);
         for _ in 0..MOST_ROUNDS {
-            let beside = self.exchange.is_unknown();
-            let seen = self.parts.observer.look(wish.spec(), beside).await?;
+            let seen = match self.parts.observer.look(wish.spec(), wish.moves_names()).await {
+                // It answered: whether it serves is judged by its volumes.
+                Err(_) if awaited && self.trial().is_some() => return Ok(Converged::Holds),
+                seen => seen?,
+            };
             was_running |= !awaited && seen.container.as_ref().is_some_and(|it| it.running);
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
@@ -104,6 +108,10 @@ impl<C: Containers> Worker<C> {
             if let Some(step) =
                 plan.steps.iter().find(|step| matches!(step, Step::LoadImage { .. }))
             {
+                if self.trial().is_some() {
+                    let text = format!("the image of {} has gone meanwhile", wish.spec().name);
+                    return Err(Fault::new(Code::ImageMissing, text));
+                }
                 // It takes its time. What is there goes on, and is desired as it is, until the image is there.
                 return Ok(Converged::NeedsImage(step.clone()));
             }
@@ -119,7 +127,9 @@ impl<C: Containers> Worker<C> {
                     ..left
                 };
                 let left = plan.is_left().then(|| seen.made_for().map(origins)).flatten();
-                self.parts.desired.want(left.as_ref().unwrap_or(spec)).await?;
+                let begun = plan.exchanged().map(|id| self.new_trial(id, before.as_ref(), &seen));
+                let trial = begun.or_else(|| self.trial());
+                self.parts.desired.want(left.as_ref().unwrap_or(spec), trial).await?;
             }
             if plan.steps.is_empty() {
                 return Ok(Converged::Holds);
@@ -127,25 +137,16 @@ impl<C: Containers> Worker<C> {
             self.hasten(&mut plan.steps, &seen, awaited);
             let stops = plan.steps.iter().rposition(stops).map_or(0, |last| last + 1);
             let (stop, start) = plan.steps.split_at(stops);
-            let served = self.status.read(|known| known.book.served());
             let mut done = self.apply_all(stop, &seen, report).await;
             match done {
-                Ok(()) => {
-                    if let (Some(id), Some(spec)) = (plan.exchanged(), seen.made_for()) {
-                        // Where its image comes from is not told by its container.
-                        let same = |before: &TargetSpec| before.drift(&spec).is_empty();
-                        let spec = before.clone().filter(same).unwrap_or(spec);
-                        self.exchange = Exchange::begun(spec, id, served);
-                    }
-                    done = self.apply_all(start, &seen, report).await;
-                }
-                // A destroy has changed nothing of what is desired.
-                Err(_) if takes_away => {}
+                Ok(()) => done = self.apply_all(start, &seen, report).await,
+                // A destroy has changed nothing of what is desired; a target that was to be replaced comes back.
+                Err(_) if takes_away || self.trial().is_some() => {}
                 Err(_) => self.desire_again(before.clone()).await,
             }
             let again = starts_again(&plan.steps);
             if let Err(fault) = done {
-                if self.exchange.is_on_trial() {
+                if self.trial().is_some() {
                     return Err(fault);
                 }
                 if self.exited_meanwhile(wish.spec(), &plan.steps).await {
@@ -211,10 +212,10 @@ impl<C: Containers> Worker<C> {
     }
 
     /// What could not be stopped goes on, and is desired as it was before.
-    pub(super) async fn desire_again(&self, before: Option<TargetSpec>) {
+    async fn desire_again(&self, before: Option<TargetSpec>) {
         let (name, desired) = (self.name(), &self.parts.desired);
         let undone = match before {
-            Some(spec) => desired.want(&spec).await,
+            Some(spec) => desired.want(&spec, None).await,
             None => desired.forget(name).await,
         };
         if let Err(fault) = undone {
@@ -237,7 +238,7 @@ impl<C: Containers> Worker<C> {
                 self.status.change(|known| known.stopping = true);
                 self.quarantine.clear();
             }
-            self.apply(step, seen, report).await?;
+            let done = self.apply(step, seen, report).await;
             if stops(step) {
                 // What it served, it serves no more.
                 self.status.change(|known| {
@@ -245,6 +246,7 @@ impl<C: Containers> Worker<C> {
                     (known.in_place, known.next_pass) = (None, None);
                 });
             }
+            done?;
         }
         Ok(())
     }

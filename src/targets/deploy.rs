@@ -200,7 +200,7 @@ impl<C: Containers> Worker<C> {
     /// Ends a deploy whose container runs, once the volumes are back.
     pub(super) async fn finish(&mut self, mut deploy: Box<Deploy>) {
         self.reconcile_volumes_if_due().await;
-        let done = self.end_trial(&mut deploy.report).await;
+        let done = self.judge(&mut deploy.report).await;
         deploy.end(done);
     }
 

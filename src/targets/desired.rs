@@ -9,9 +9,9 @@ use tokio::sync::watch;
 
 use super::writes::Writes;
 use crate::model::fault::{Fault, chain};
-use crate::model::target::{Desired, TargetName, TargetSpec};
+use crate::model::target::{Desired, TargetName, TargetSpec, Trial};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
-use crate::plan::admission::has_own_sockets;
+use crate::plan::admission::{has_own_name, has_own_sockets};
 use crate::plan::volumes::one_writer_each;
 use crate::store::{Durability, Store, StoreError};
 
@@ -24,6 +24,9 @@ pub(crate) const VOLUMES: &str = "volumes";
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) spec: TargetSpec,
+    /// Its trial, while it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trial: Option<Trial>,
 }
 
 /// A volume as its file has it.
@@ -53,7 +56,9 @@ impl DesiredTargets {
             let path = format!("{FOLDER}/{name}");
             let Some(entry) = read::<Entry>(&store, &path) else { continue };
             if path == file(&entry.spec.name) {
-                desired.targets.insert(entry.spec.name.clone(), entry.spec);
+                let name = entry.spec.name.clone();
+                desired.trials.extend(entry.trial.map(|trial| (name.clone(), trial.into())));
+                desired.targets.insert(name, entry.spec);
             } else {
                 store.set_aside(&path, Durability::Disk, "it is the file of another target");
             }
@@ -153,20 +158,26 @@ impl DesiredTargets {
         self.published.borrow().targets.get(name).cloned()
     }
 
+    /// The trial of a target that replaces another one.
+    pub fn trial(&self, name: &TargetName) -> Option<Arc<Trial>> {
+        self.published.borrow().trials.get(name).cloned()
+    }
+
     /// Refuses a target that could not be made desired, before anything is done for it.
     ///
     /// # Errors
-    /// When its sockets would be another target's too.
+    /// When its name or its sockets would be another target's too.
     pub fn judge(&self, spec: &TargetSpec) -> Result<(), Fault> {
+        has_own_name(&spec.name)?;
         has_own_sockets(spec, &[], &self.published.borrow())
     }
 
-    /// Makes a target desired like this.
+    /// Makes a target desired like this, on `trial` where it replaces another one.
     ///
     /// # Errors
     /// When it cannot be written in time; then it is not desired.
-    pub async fn want(&self, spec: &TargetSpec) -> Result<(), Fault> {
-        self.change_target(&spec.name, Some(spec)).await
+    pub async fn want(&self, spec: &TargetSpec, trial: Option<Arc<Trial>>) -> Result<(), Fault> {
+        self.change_target(&spec.name, Some(spec), trial).await
     }
 
     /// Makes a target desired no more, nor its volumes, which are gone with it.
@@ -174,28 +185,37 @@ impl DesiredTargets {
     /// # Errors
     /// When that cannot be written in time; then it still is.
     pub async fn forget(&self, name: &TargetName) -> Result<(), Fault> {
-        self.change_target(name, None).await
+        self.change_target(name, None, None).await
     }
 
     async fn change_target(
         &self,
         name: &TargetName,
         spec: Option<&TargetSpec>,
+        trial: Option<Arc<Trial>>,
     ) -> Result<(), Fault> {
         let volumes: Vec<VolumeName> = self.volumes(name).keys().cloned().collect();
         let is_left = spec.is_none() && !volumes.is_empty();
-        if self.published.borrow().targets.get(name) == spec && !is_left {
+        let is_so = |desired: &Desired| {
+            desired.targets.get(name) == spec && desired.trials.get(name) == trial.as_ref()
+        };
+        if !is_left && is_so(&self.published.borrow()) {
             return Ok(());
         }
         let of = name.clone();
         let write = move |store: &Store, desired: &Desired| match desired.targets.get(&of) {
-            Some(spec) => store.write(&file(&of), &Entry { spec: spec.clone() }, Durability::Disk),
+            Some(spec) => {
+                let trial = desired.trials.get(&of).map(|trial| Trial::clone(trial));
+                store.write(&file(&of), &Entry { spec: spec.clone(), trial }, Durability::Disk)
+            }
             None => {
                 store.remove(&file(&of), Durability::Disk)?;
                 write_volumes(store, &of, &volumes, &desired.volumes_of(&of))
             }
         };
         self.change(write, |desired| {
+            desired.trials.remove(name);
+            desired.trials.extend(trial.map(|trial| (name.clone(), trial)));
             match spec {
                 Some(spec) => {
                     has_own_sockets(spec, &[], desired)?;
@@ -323,9 +343,9 @@ mod tests {
     async fn what_is_wanted_is_known_after_a_restart_and_what_is_not_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let desired = open(&dir);
-        desired.want(&spec("a")).await.unwrap();
-        desired.want(&spec("b.1")).await.unwrap();
-        desired.want(&TargetSpec { memory_mib: 7, ..spec("b.1") }).await.unwrap();
+        desired.want(&spec("a"), None).await.unwrap();
+        desired.want(&spec("b.1"), None).await.unwrap();
+        desired.want(&TargetSpec { memory_mib: 7, ..spec("b.1") }, None).await.unwrap();
         desired.forget(&"a".parse().unwrap()).await.unwrap();
         desired.forget(&"never".parse().unwrap()).await.unwrap();
         let again = open(&dir);
@@ -338,7 +358,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let desired = open(&dir);
         for name in ["a", "b", "c"] {
-            desired.want(&spec(name)).await.unwrap();
+            desired.want(&spec(name), None).await.unwrap();
         }
         let path = |name: &str| dir.path().join("targets").join(name);
         std::fs::write(path("a.json"), "{\"version\"").unwrap();
@@ -353,7 +373,7 @@ mod tests {
     async fn change_that_the_disk_takes_too_late_is_undone() {
         let dir = tempfile::tempdir().unwrap();
         let desired = open(&dir);
-        desired.want(&spec("a")).await.unwrap();
+        desired.want(&spec("a"), None).await.unwrap();
         let (resume, hangs) = std::sync::mpsc::channel::<()>();
         let hangs = std::sync::Mutex::new(hangs);
         let path = dir.path().join("targets/b.json");
@@ -374,13 +394,13 @@ mod tests {
         );
         let c = spec("c");
         let passes = tokio::time::advance(WRITE_TIMEOUT + Duration::from_millis(1));
-        let (fault, behind, ()) = tokio::join!(hung, desired.want(&c), passes);
+        let (fault, behind, ()) = tokio::join!(hung, desired.want(&c, None), passes);
         assert_eq!(fault.unwrap_err().code, Code::StateUnwritable);
         assert_eq!(behind.unwrap_err().code, Code::StateUnwritable, "it waits for its turn");
         assert_eq!(names(&desired), ["a"]);
         resume.send(()).unwrap();
         resume.send(()).unwrap();
-        desired.want(&spec("d")).await.unwrap();
+        desired.want(&spec("d"), None).await.unwrap();
         assert!(!path.exists());
         assert_eq!(names(&desired), ["a", "d"]);
         assert_eq!(names(&open(&dir)), ["a", "d"]);

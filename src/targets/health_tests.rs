@@ -145,7 +145,7 @@ impl Scene {
     async fn want(&self, control_sock: &CleanPath) {
         let control_sock = control_sock.clone();
         let spec = TargetSpec { control_sock, ..TargetSpec::example(self.name.as_str()) };
-        self.targets.desired.want(&spec).await.unwrap();
+        self.targets.desired.want(&spec, None).await.unwrap();
     }
 
     fn follow_engine(&self) {

@@ -33,6 +33,11 @@ impl TargetWish {
         }
     }
 
+    /// Whether containers beside the target's own matter to it.
+    pub(super) fn moves_names(&self) -> bool {
+        !matches!(self, TargetWish::Ensure(_, EnsureWish { recreate: false, .. }))
+    }
+
     pub(super) fn plan(
         &self,
         seen: &TargetSeen,

@@ -42,7 +42,6 @@ impl<C: Containers> Worker<C> {
                 return After::NeedsImage(self.bring_in(step), None);
             }
             Ok(Converged::Holds) => {
-                self.exchange.is_not_awaited();
                 let answers = self.seen_at(&control).is_some_and(|seen| seen.version().is_some());
                 if answers && !report.steps.is_empty() {
                     self.status.change(|known| known.restarts += 1);
@@ -54,7 +53,6 @@ impl<C: Containers> Worker<C> {
             }
             Err(fault) if fault.code.is_engine_away() => Some(self.wait_for_engine(&fault).await),
             Err(fault) => {
-                let fault = self.bring_back_kept(fault).await;
                 Some(start_failed(&self.status, &self.parts.policy.heal, failures, &fault))
             }
         };

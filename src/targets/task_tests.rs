@@ -66,7 +66,7 @@ impl Scene {
         let seen = unseen();
         let parts = parts(folder, seen.clone());
         let spec = TargetSpec::example("a");
-        parts.desired.want(&spec).await.unwrap();
+        parts.desired.want(&spec, None).await.unwrap();
         let mut task = Task::new(spec.name, Arc::new(parts), Arc::default());
         task.may_act();
         Scene { task, seen }
@@ -271,7 +271,7 @@ impl SlowImage {
         let parts = parts_with(folder, seen.clone(), engine.clone());
         let spec = TargetSpec::example("a");
         if is_desired {
-            parts.desired.want(&spec).await.unwrap();
+            parts.desired.want(&spec, None).await.unwrap();
         }
         let deep = DeepProbe::new(&Root::new(folder.path()), Sockets::default(), Duration::ZERO);
         let targets = Targets::new(parts, deep, Watchdog::default());
@@ -344,7 +344,10 @@ async fn target_that_cannot_be_stopped_stays_desired_as_it_was() {
     scene.image.add_permits(9);
     let report = at_once(scene.deploy).await.unwrap();
     assert_eq!(report.errors[0].code, Code::TargetNotStopped, "{report:?}");
-    assert_eq!(scene.targets.desired.get(&scene.spec.name), Some(scene.spec));
+    let desired = &scene.targets.desired;
+    assert_eq!(desired.trial(&scene.spec.name), None, "nothing is left to be judged");
+    assert_eq!(desired.get(&scene.spec.name), Some(scene.spec));
+    assert_eq!(scene.engine.made(), [""; 0], "nor of its successor");
 }
 
 #[tokio::test(start_paused = true)]
@@ -379,7 +382,7 @@ async fn image_of_a_start_is_given_up_once_another_target_is_desired() {
     scene.task.reconcile();
     assert!(scene.task.start_image.is_some());
     let other = TargetSpec { image: Some("vhost:2".to_string()), ..spec };
-    parts.desired.want(&other).await.unwrap();
+    parts.desired.want(&other, None).await.unwrap();
     scene.task.reconcile();
     assert!(scene.task.start_image.is_none());
     assert_eq!(scene.task.status.read(|known| known.at_work), None);

@@ -7,7 +7,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::deploy::{Deploy, Incoming};
-use super::exchange::Exchange;
 use super::start::{blame, hangs};
 use super::status::Status;
 use super::volumes::VolumeQuarantine;
@@ -16,6 +15,7 @@ use crate::agent::progress::ProgressSink;
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::prepare::PartReport;
 use crate::model::status::VolumeTally;
 use crate::model::target::{self, TargetName, TargetSpec};
 use crate::model::work::WorkId;
@@ -37,6 +37,8 @@ pub(super) enum Work {
     Kill(TargetSpec),
     /// Reconciliation of its volumes.
     Volumes,
+    /// Judgement of a target on trial that no deploy waits for.
+    Judge,
     /// Search for the evidence of a crash loop.
     Evidence {
         /// Reason of the exit.
@@ -86,6 +88,8 @@ pub(super) enum After {
     Started(Option<Attempt>),
     /// The container of a deploy runs.
     Converged(Box<Deploy>),
+    /// The deploy is over, or a target on trial was judged.
+    Judged,
     /// The target is taken away, or partly so; with it go the deploys among the first requests that wait, which
     /// came before.
     TakenAway {
@@ -127,8 +131,6 @@ pub(super) struct Worker<C> {
     pub(super) logged: Option<VolumeTally>,
     /// Whether it waits for the engine.
     pub(super) without_engine: bool,
-    /// Exchange for another container of its name.
-    pub(super) exchange: Exchange,
     stuck: watch::Receiver<Option<String>>,
     /// Progress of the work that it is at.
     pub(super) progress: ProgressSink,
@@ -153,7 +155,6 @@ impl<C: Containers> Worker<C> {
             passed: None,
             logged: None,
             without_engine: false,
-            exchange: Exchange::default(),
             stuck,
             progress: parts.progress.clone(),
             parts,
@@ -206,10 +207,7 @@ impl<C: Containers> Worker<C> {
                 return self.start(spec, failures, anew).await;
             }
             Work::Kill(spec) => self.kill(&spec).await,
-            Work::Volumes => {
-                self.reconcile_volumes().await;
-                self.clear_beside().await;
-            }
+            Work::Volumes => self.reconcile_volumes().await,
             Work::Evidence { why, failures } => {
                 let within = self.parts.policy.target.call_timeout;
                 let evidence = self.parts.observer.last_words(self.name(), &why, within).await;
@@ -217,7 +215,17 @@ impl<C: Containers> Worker<C> {
             }
             Work::Remember => {}
             Work::Deploy(deploy) => return self.deploy(deploy, 0).await,
-            Work::Finish(deploy) => self.finish(deploy).await,
+            Work::Finish(deploy) => {
+                self.finish(deploy).await;
+                return After::Judged;
+            }
+            Work::Judge => {
+                self.reconcile_volumes_if_due().await;
+                if let Err(fault) = self.judge(&mut PartReport::default()).await {
+                    tracing::warn!(target_name = %self.name(), code = %fault.code, "{fault}");
+                }
+                return After::Judged;
+            }
             Work::Request { requested, overtakes } => match Deploy::asked(requested) {
                 Ok(deploy) => return self.deploy(deploy, overtakes).await,
                 Err(Requested { request, _work }) => self.carry_out(request).await,

@@ -27,8 +27,10 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const END_PAUSE: Duration = Duration::from_millis(20);
 /// How long a killed process may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(10);
-/// Lines of a container's output that an error carries.
+/// Lines of a container's output that an error carries …
 const LAST_LINES: usize = 20;
+/// … and how long the engine may take to give them: guests may wait for what comes next.
+const LINES_TIME: Duration = Duration::from_secs(2);
 
 /// Changes the targets of one machine.
 #[derive(Debug)]
@@ -181,8 +183,9 @@ impl<C: Containers> TargetApplier<C> {
             }
             if Instant::now() >= look_at {
                 look_at = Instant::now() + LOOK_PAUSE;
-                let seen =
-                    self.containers.container(container, self.policy.target.call_timeout).await;
+                let most = deadline.saturating_duration_since(look_at).max(LOOK_PAUSE);
+                let within = self.policy.target.call_timeout.min(most);
+                let seen = self.containers.container(container, within).await;
                 let Ok(Some(seen)) = seen else { continue };
                 if !seen.running {
                     return Err(self.failed(container, &seen.how_it_ended()).await);
@@ -207,10 +210,7 @@ impl<C: Containers> TargetApplier<C> {
 
     /// A target that did not come up; the container stays, to be looked at.
     async fn failed(&self, container: &str, how: &str) -> Fault {
-        let lines = self
-            .containers
-            .last_lines(container, LAST_LINES, self.policy.target.call_timeout)
-            .await;
+        let lines = self.containers.last_lines(container, LAST_LINES, LINES_TIME).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
         Fault::new(
             Code::TargetNotReady,

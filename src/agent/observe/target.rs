@@ -96,7 +96,7 @@ impl<C: Containers> TargetObserver<C> {
         TargetObserver { root: root.clone(), containers, sockets, policy }
     }
 
-    /// Everything the target planner looks at; with what is `beside` it, when an exchange may have left something there.
+    /// Everything the target planner looks at; with what is `beside` it, where names are to be moved.
     ///
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
@@ -160,16 +160,22 @@ impl<C: Containers> TargetObserver<C> {
         })
     }
 
-    /// Containers of the agent's that an exchange has left beside a target, by their names.
+    /// Only the containers of a target and beside it, and where its pages are.
     ///
     /// # Errors
-    /// When the engine does not answer.
-    pub async fn beside(&self, name: &TargetName) -> Result<Vec<(String, ContainerSeen)>, Fault> {
+    /// When the engine does not answer, or the machine cannot be read.
+    pub async fn look_around(&self, spec: &TargetSpec) -> Result<TargetSeen, Fault> {
+        let named = self.container_of(spec);
+        let (named, beside) = tokio::join!(named, self.beside(&spec.name));
+        let Files { huge_dir, .. } = self.files(spec).await?;
+        Ok(TargetSeen { container: named?, beside: beside?, huge_dir, ..TargetSeen::default() })
+    }
+
+    /// Containers with the names that are used while one target replaces another.
+    async fn beside(&self, name: &TargetName) -> Result<Vec<(String, ContainerSeen)>, Fault> {
         let looks = name.beside().map(|at| async move {
             let seen = self.container(&at).await?;
-            // A target may have such a name itself.
-            let of_it = seen.filter(|seen| seen.made_for().is_some_and(|it| it.name == *name));
-            Ok(of_it.map(|seen| (at, seen)))
+            Ok(seen.map(|seen| (at, seen)))
         });
         let looks = try_join_all(looks).await.map_err(|e: EngineError| engine_fault(&e))?;
         Ok(looks.into_iter().flatten().collect())

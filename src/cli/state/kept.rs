@@ -123,7 +123,7 @@ impl Thing {
     /// What its file holds beside the version.
     pub(super) fn content(&self) -> Value {
         match self {
-            Thing::Target(spec) => json!(Entry { spec: (**spec).clone() }),
+            Thing::Target(spec) => json!(Entry { spec: (**spec).clone(), trial: None }),
             Thing::Volume(target, spec) => {
                 json!(VolumeEntry { target: target.clone(), spec: (**spec).clone() })
             }

@@ -80,7 +80,7 @@ async fn the_owners_read_what_was_imported_and_what_they_write_is_exported() {
         control_sock: "/sockets/second.sock".parse().unwrap(),
         ..TargetSpec::example("second")
     };
-    desired.want(&second).await.unwrap();
+    desired.want(&second, None).await.unwrap();
     desired.want_volumes(&name, &[VolumeSpec::example("third")]).await.unwrap();
     let things = Document::of(&to, String::new()).unwrap().things().unwrap();
     let second = Thing::Target(Box::new(second));

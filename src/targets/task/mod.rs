@@ -75,6 +75,8 @@ pub(super) struct Task<C> {
     deploy: Underway,
     /// The image that a start of the task's own waits for, and the target that is to be started.
     start_image: Option<(TargetSpec, Incoming)>,
+    /// Since when the target is on trial, or not to be judged before.
+    trial_since: Option<Instant>,
     worker: WorkerState<C>,
     /// Reason to give up work that waits for the target.
     stuck: watch::Sender<Option<String>>,
@@ -112,6 +114,7 @@ impl<C: Containers> Task<C> {
             requests: VecDeque::new(),
             deploy: Underway::Nothing,
             start_image: None,
+            trial_since: None,
             worker: WorkerState::Idle(Box::new(worker)),
             stuck,
             reconciled: Instant::now(),
@@ -199,6 +202,8 @@ impl<C: Containers> Task<C> {
     pub(super) fn reconcile(&mut self) {
         self.reconciled = Instant::now();
         self.see();
+        let trial = self.parts.desired.trial(self.name());
+        self.trial_since = trial.map(|_| self.trial_since.unwrap_or(self.reconciled));
         let desired = self.parts.desired.get(self.name());
         if self.start_image.as_ref().is_some_and(|(of, _)| Some(of) != desired.as_ref()) {
             self.give_up_start_image();

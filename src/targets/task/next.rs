@@ -1,5 +1,7 @@
 //! The next piece of work of a target's task, and the time at which something is due.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Task;
@@ -9,6 +11,9 @@ use crate::plan::lifecycle::Phase;
 use crate::targets::deploy::Underway;
 use crate::targets::worker::Work;
 use crate::targets::{Request, Requested};
+
+/// How long it may take to see that a process which was just started lives.
+const EXIT_TIME: Duration = Duration::from_millis(300);
 
 impl<C: Containers> Task<C> {
     /// Chooses the next work, now that the worker is idle.
@@ -34,12 +39,35 @@ impl<C: Containers> Task<C> {
     fn next_of_deploy(&mut self) -> Option<Work> {
         match std::mem::take(&mut self.deploy) {
             Underway::HasImage(deploy) if !self.is_destroyed() => Some(Work::Deploy(deploy)),
-            Underway::Converged(deploy) if !self.is_on_probation() => Some(Work::Finish(deploy)),
+            Underway::Converged(deploy) if self.is_decided() => Some(Work::Finish(deploy)),
+            Underway::Nothing if self.trial_since.is_some() && self.is_decided() => {
+                Some(Work::Judge)
+            }
             other => {
                 self.deploy = other;
                 None
             }
         }
+    }
+
+    /// Whether a target that was deployed has had its time to serve.
+    fn is_decided(&self) -> bool {
+        match self.trial_since {
+            Some(_) => self.judgement_due().is_some_and(|due| due <= Instant::now()),
+            None => !self.is_on_probation(),
+        }
+    }
+
+    /// Time at which a target on trial is judged.
+    fn judgement_due(&self) -> Option<Instant> {
+        let time = match self.state.phase {
+            Phase::Serving { .. } => Duration::ZERO,
+            Phase::Down { .. } => EXIT_TIME,
+            // Somebody has paused it, and nothing is done to it.
+            Phase::Paused { .. } => return None,
+            _ => self.parts.policy.target.ready_timeout,
+        };
+        self.trial_since.filter(|_| self.acts()).map(|since| since + time)
     }
 
     /// The first request that can be carried out now. Others pass a deploy that waits for an image, one that
@@ -58,7 +86,9 @@ impl<C: Containers> Task<C> {
     /// Whether a request cannot be carried out yet.
     fn waits(&self, request: &Request) -> bool {
         match request {
-            Request::Target { dry_run, .. } => self.deploy.brings_up() && !dry_run,
+            Request::Target { dry_run, .. } => {
+                (self.deploy.brings_up() || self.trial_since.is_some()) && !dry_run
+            }
             // A target that has yet to be made can have no volumes.
             Request::Activate { .. } => {
                 self.is_to_answer() || self.deploy.brings_up() && !self.is_desired()
@@ -109,7 +139,8 @@ impl<C: Containers> Task<C> {
         if self.parts.desired.get(self.name()).is_none() {
             return remember;
         }
-        let pass = self.pass_due().filter(|_| self.worker.is_idle());
-        self.requeue_at.into_iter().chain(pass).chain(remember).min()
+        let idle = [self.pass_due(), self.judgement_due()].into_iter().flatten();
+        let idle = idle.filter(|_| self.worker.is_idle());
+        self.requeue_at.into_iter().chain(idle).chain(remember).min()
     }
 }

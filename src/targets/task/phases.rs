@@ -20,8 +20,9 @@ impl<C: Containers> Task<C> {
         for _ in 0..MOST_STEPS {
             let Some(seen) = self.seen() else { return };
             let is_free = self.mandate != Mandate::Look
-                // One that exits on trial is not started again: the one that it replaced comes back.
-                && self.worker.idle().is_some_and(|it| !it.exchange.is_on_trial())
+                && self.worker.is_idle()
+                // One on trial is judged, and neither started nor killed.
+                && self.trial_since.is_none()
                 && self.crashed.is_none()
                 && self.start_image.is_none();
             let (now, situation) = (Instant::now().into_std(), self.situation(is_free));

@@ -120,6 +120,9 @@ impl<C: Containers> Task<C> {
                 self.give_up_start_image();
                 self.deploy = Underway::Converged(deploy);
             }
+            After::Judged => {
+                self.trial_since = self.trial_since.map(|_| Instant::now() + ENGINE_PAUSE);
+            }
             After::TakenAway { deploy, overtakes } => {
                 self.give_up_deploys(overtakes);
                 self.deploy = deploy.map_or(Underway::Nothing, Underway::Converged);
