@@ -57,7 +57,7 @@ pub(super) struct Wishes {
     /// Its control socket
     #[arg(long, value_name = "FILE")]
     control_sock: Option<CleanPath>,
-    /// MiB of hugepages that it takes
+    /// MiB of hugepages that it takes; as its volumes need where neither this nor the settings say
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
     /// Replace one that differs

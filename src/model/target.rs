@@ -67,6 +67,9 @@ pub struct TargetSpec {
     pub client_conf: Option<CleanPath>,
     /// MiB of hugepages that it takes.
     pub memory_mib: u64,
+    /// Whether nobody has said how many, so that they follow from its volumes each time when it is made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory_by_volumes: bool,
 }
 
 impl TargetSpec {
@@ -101,6 +104,7 @@ impl TargetSpec {
             control_sock: CleanPath("/sockets/vhost.sock".to_string()),
             client_conf: None,
             memory_mib: 0,
+            memory_by_volumes: false,
         }
     }
 
@@ -111,8 +115,8 @@ impl TargetSpec {
             _ => serde_json::Map::new(),
         };
         let (wanted, is) = (fields(self), fields(running));
-        // Where the image came from is nothing that runs.
-        const ORIGINS: [&str; 3] = ["imageTar", "imageUrl", "imageSha256"];
+        // Where the image and the size of the memory came from is nothing that runs.
+        const ORIGINS: [&str; 4] = ["imageTar", "imageUrl", "imageSha256", "memoryByVolumes"];
         wanted
             .into_iter()
             .filter(|(field, _)| !ORIGINS.contains(&field.as_str()))

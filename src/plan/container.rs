@@ -63,8 +63,9 @@ pub(super) fn container(
     binds.extend(seen.huge_dir.iter().map(|path| (path.clone(), false)));
     binds.extend(conf.map(|path| (path.as_str().to_string(), true)));
     binds.extend(policy.target.binds());
-    // Who may ask the engine may not all know what gives access to the image.
-    let label = serde_json::to_string(&TargetSpec { image_url: None, ..spec.clone() })
+    // Who may ask the engine may not all know what gives access to the image; and a size that was chosen is a size.
+    let told = TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() };
+    let label = serde_json::to_string(&told)
         .map_err(|e| Fault::new(Code::Internal, format!("a wish cannot be written down: {e}")))?;
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
     let mut made = ContainerSpec {

@@ -12,6 +12,7 @@ pub mod exchange;
 pub mod health;
 pub mod hugepages;
 pub mod lifecycle;
+pub mod memory;
 pub mod mounts;
 mod pins;
 pub mod quarantine;

@@ -53,7 +53,7 @@ pub fn ensure(
     if let Some(made_for) = &made_for {
         plan.drift = spec.drift(made_for);
     }
-    let replace = wish.recreate && (made_for.is_none() || !plan.drift.is_empty() || !seen.serves());
+    let replace = replaces(spec, wish, seen);
     if container.running && !replace {
         plan.leave(spec, container, made_for.is_some(), seen, policy);
         return Ok(plan);
@@ -82,6 +82,12 @@ pub fn ensure(
         plan.steps.extend(start);
     }
     Ok(plan)
+}
+
+/// Whether a container that is there gives way to a new one although it runs.
+pub(super) fn replaces(spec: &TargetSpec, wish: EnsureWish, seen: &TargetSeen) -> bool {
+    let is_as_wanted = || seen.made_for().is_some_and(|made_for| spec.drift(&made_for).is_empty());
+    wish.recreate && !(seen.serves() && is_as_wanted())
 }
 
 /// Plans what takes the target away.
@@ -201,7 +207,7 @@ impl TargetPlan {
         self.steps.push(Step::RemoveContainer { name, id });
     }
 
-    fn bring_up(
+    pub(super) fn bring_up(
         &mut self,
         spec: &TargetSpec,
         wish: EnsureWish,

@@ -26,6 +26,7 @@ fn spec() -> TargetSpec {
         control_sock: "/var/tmp/vhost-sockets/vhost.sock".parse().unwrap(),
         client_conf: Some("/etc/zbs/client.conf".parse().unwrap()),
         memory_mib: 512,
+        memory_by_volumes: false,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::model::fault::{Fault, Finding};
 use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec};
+use crate::plan::memory::sized;
 use crate::plan::quarantine::Exit;
 use crate::plan::target::end_frozen;
 
@@ -96,6 +97,10 @@ impl<C: Containers> Worker<C> {
                 self.tell_exit(ended, exit).await;
                 self.quarantine.note_exit(exit);
             }
+            if let TargetWish::Ensure(spec, how) = &mut wish {
+                let volumes = self.parts.desired.volumes(&spec.name).len();
+                *spec = sized(spec, *how, volumes, &seen, &self.parts.policy);
+            }
             let mut plan = wish.plan(&seen, &self.parts.policy)?;
             // Whose cores were taken is told by the round that took them, and by no later one.
             let is_new = |known: &Finding| plan.findings.iter().all(|new| new.code != known.code);
@@ -124,6 +129,7 @@ impl<C: Containers> Worker<C> {
                     image_tar: spec.image_tar.clone(),
                     image_url: spec.image_url.clone(),
                     image_sha256: spec.image_sha256.clone(),
+                    memory_by_volumes: spec.memory_by_volumes,
                     ..left
                 };
                 let left = plan.is_left().then(|| seen.made_for().map(origins)).flatten();

@@ -51,7 +51,7 @@ pub struct TargetBody {
     pub control_sock: Option<CleanPath>,
     /// Its client's configuration.
     pub client_conf: Option<CleanPath>,
-    /// MiB of hugepages that it takes.
+    /// MiB of hugepages that it takes; without it, and where the settings have none, as its volumes need.
     pub memory_mib: Option<u64>,
 }
 
@@ -115,6 +115,7 @@ impl TargetBody {
             control_sock,
             client_conf: self.client_conf.or(base.client_conf),
             memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
+            memory_by_volumes: self.memory_mib.is_none() && base.memory_by_volumes,
         }
         .judge()
     }

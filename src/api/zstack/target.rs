@@ -278,6 +278,16 @@ mod tests {
         assert_eq!(said.control_sock.as_str(), "/s/vhost.sock");
         assert_eq!((said.memory_mib, said.image.as_deref()), (512, Some("b:1")));
         assert_eq!(spec(r#"{"controlSock":"/a"}"#).unwrap_err().code, Code::InvalidControlSocket);
+        let unset = TargetSettings { memory_mib: None, ..TargetSettings::example() };
+        let by_volumes = |text: &str| {
+            let spec = request(text).into_spec(usual(&unset).unwrap(), &unset).unwrap();
+            (spec.memory_mib, spec.memory_by_volumes)
+        };
+        assert_eq!(
+            (by_volumes("{}"), by_volumes(r#"{"hugepageNr":256}"#)),
+            ((512, true), (512, false))
+        );
+        assert!(!usual(&defaults).unwrap().memory_by_volumes, "the settings say it");
         // What an image is run as is the node's to say.
         let defaults = TargetSettings { kind: TargetKind::Spdk, ..defaults };
         let image = request(r#"{"image":"spdk:24.01"}"#);

@@ -17,5 +17,5 @@ pub use heal::HealPolicy;
 pub use health::HealthPolicy;
 pub use http::HttpPolicy;
 pub use pools::{MountPolicy, PoolPolicy};
-pub use target::{TargetPolicy, TargetSettings, TargetTemplate};
+pub use target::{MEMORY_STEP_MIB, TargetPolicy, TargetSettings, TargetTemplate, VOLUMES_PER_STEP};
 pub use volume::VolumePolicy;

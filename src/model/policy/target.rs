@@ -61,8 +61,8 @@ pub struct TargetSettings {
     pub client_conf: CleanPath,
     /// CPUs that it gets where a call names none.
     pub core_count: u32,
-    /// MiB of hugepages that it takes.
-    pub memory_mib: u64,
+    /// MiB of hugepages that it takes; without it, as many as its volumes need.
+    pub memory_mib: Option<u64>,
     /// Capabilities of ZBS's and SPDK's; all others are dropped.
     pub capabilities: Vec<String>,
     /// Whether they get all of them, and all devices.
@@ -99,6 +99,12 @@ pub struct TargetSettings {
     pub stop_grace: Duration,
 }
 
+/// MiB of hugepages for each [`VOLUMES_PER_STEP`] volumes that are begun. SPDK serves about 880 vhost-blk controllers from
+/// 512 MiB and refuses the next with `Input/output error`; a tenth is left for I/O (reference/spdk-rpc.md).
+pub const MEMORY_STEP_MIB: u64 = 512;
+/// See [`MEMORY_STEP_MIB`].
+pub const VOLUMES_PER_STEP: u64 = 800;
+
 fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_string).collect()
 }
@@ -125,7 +131,7 @@ impl Default for TargetSettings {
             control_sock: "vhost.sock".to_string(),
             client_conf: path("/etc/zbs/client.conf"),
             core_count: 2,
-            memory_mib: 512,
+            memory_mib: None,
             capabilities: vec!["SYS_NICE".to_string()],
             privileged: false,
             zbs_command: words(&format!("{spdk} --iova-mode va -z {{clientConf}}")),
@@ -182,10 +188,13 @@ impl TargetSettings {
 
     /// Pages of 2 MiB that a target takes when it starts, where its command says how many.
     pub fn pages(&self, spec: &TargetSpec) -> u64 {
-        let command = self.template(spec.kind).command;
-        let is_said = command.iter().any(|word| word.contains("{memoryMib}"));
-        let is_huge = command.iter().all(|word| word != "--no-huge");
-        if is_said && is_huge { spec.memory_mib.div_ceil(2) } else { 0 }
+        let is_huge = self.template(spec.kind).command.iter().all(|word| word != "--no-huge");
+        if self.says_memory(spec.kind) && is_huge { spec.memory_mib.div_ceil(2) } else { 0 }
+    }
+
+    /// Whether the command of a kind says how much memory it takes.
+    pub fn says_memory(&self, kind: TargetKind) -> bool {
+        self.template(kind).command.iter().any(|word| word.contains("{memoryMib}"))
     }
 
     /// More paths of the host that every target sees: (path, read-only).
@@ -226,7 +235,8 @@ impl TargetSettings {
             socket_dir: self.socket_dir.clone(),
             control_sock: self.control_in(&self.socket_dir)?,
             client_conf: Some(self.client_conf.clone()),
-            memory_mib: self.memory_mib,
+            memory_mib: self.memory_mib.unwrap_or(MEMORY_STEP_MIB),
+            memory_by_volumes: self.memory_mib.is_none(),
         })
     }
 
@@ -249,7 +259,7 @@ impl TargetSettings {
             image_keep_free_mib: 0,
             socket_dir: path("/sockets"),
             core_count: 1,
-            memory_mib: 0,
+            memory_mib: Some(0),
             zbs_command: command(
                 "/vhost -m {cores} -S {socketDir} -r {controlSock} -z {clientConf}",
             ),

@@ -1,0 +1,155 @@
+//! Size of a target's memory, where nobody has said it.
+//!
+//! ```text
+//! desired volumes ──▶ sized ──▶ the spec that is planned, made and desired
+//! ```
+//! It is chosen when a container is made, and only ever grows: what runs keeps what it has, and what comes back gets more
+//! only where the pages are free, for it would exit without them.
+
+use crate::model::code::Code;
+use crate::model::policy::{MEMORY_STEP_MIB, TargetPolicy, VOLUMES_PER_STEP};
+use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
+
+use super::target::{TargetPlan, replaces};
+
+/// The target that is wanted, with the memory that it gets for so many volumes.
+pub fn sized(
+    spec: &TargetSpec,
+    wish: EnsureWish,
+    volumes: usize,
+    seen: &TargetSeen,
+    policy: &TargetPolicy,
+) -> TargetSpec {
+    let with = |memory_mib| TargetSpec { memory_mib, ..spec.clone() };
+    if !spec.memory_by_volumes {
+        return spec.clone();
+    }
+    let kept = with(seen.made_for().map_or(spec.memory_mib, |made_for| made_for.memory_mib));
+    let runs = seen.container.as_ref().is_some_and(|container| container.running);
+    let stays = runs && !replaces(&kept, wish, seen);
+    if stays || !policy.target.says_memory(spec.kind) {
+        return kept;
+    }
+    let fits = |sized: &TargetSpec| {
+        let planned = TargetPlan::default().bring_up(sized, EnsureWish::default(), seen, policy);
+        planned.err().is_none_or(|fault| fault.code != Code::MemoryImpossible)
+    };
+    let steps = (volumes as u64).div_ceil(VOLUMES_PER_STEP).max(1);
+    let larger = (1..=steps).rev().map(|step| step.saturating_mul(MEMORY_STEP_MIB));
+    larger.filter(|mib| *mib > kept.memory_mib).map(with).find(fits).unwrap_or(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::container::{ContainerSeen, SPEC_LABEL};
+    use crate::model::cpu::Cpu;
+    use crate::model::target::TargetKind;
+    use crate::model::units::NumaNode;
+    use crate::plan::target::ensure;
+
+    const LEAVE: EnsureWish =
+        EnsureWish { recreate: false, force: false, anew: false, recovers: false };
+    const RECREATE: EnsureWish = EnsureWish { recreate: true, ..LEAVE };
+
+    fn spec(memory_mib: u64) -> TargetSpec {
+        TargetSpec {
+            kind: TargetKind::Spdk,
+            image: Some("spdk:1".into()),
+            memory_mib,
+            memory_by_volumes: true,
+            ..TargetSpec::example("a")
+        }
+    }
+
+    /// A node with so many free pages, and nothing on it.
+    fn node(free_pages: u64) -> TargetSeen {
+        let cpu = Cpu {
+            id: 0,
+            node: NumaNode(0),
+            core: 0,
+            package: 0,
+            siblings: vec![0],
+            isolated: false,
+        };
+        TargetSeen {
+            has_image: true,
+            huge_dir: Some("/dev/hugepages2m".into()),
+            cpus: vec![cpu],
+            free_pages: [(NumaNode(0), free_pages)].into(),
+            ..TargetSeen::default()
+        }
+    }
+
+    /// The same with a container that was made for that size.
+    fn with_container(memory_mib: u64, running: bool, seen: TargetSeen) -> TargetSeen {
+        let made_for = TargetSpec { memory_by_volumes: false, ..spec(memory_mib) };
+        let label = serde_json::to_string(&made_for).unwrap();
+        let container = ContainerSeen {
+            id: "c0ffee".into(),
+            running,
+            pid: running.then_some(7),
+            exit_code: None,
+            oom_killed: false,
+            image_id: "sha256:1".into(),
+            labels: [(SPEC_LABEL.to_string(), label)].into(),
+            error: String::new(),
+        };
+        let version = running.then(|| "SPDK v26.05".to_string());
+        TargetSeen { container: Some(container), version, sessions: Some(0), ..seen }
+    }
+
+    fn mib(volumes: usize, wish: EnsureWish, seen: &TargetSeen) -> u64 {
+        sized(&spec(512), wish, volumes, seen, &TargetPolicy::example()).memory_mib
+    }
+
+    #[test]
+    fn new_target_gets_memory_for_its_volumes_as_far_as_pages_are_free() {
+        let ample = node(100_000);
+        for (volumes, expected) in [(0, 512), (800, 512), (801, 1024), (1_600, 1024), (5_000, 3584)]
+        {
+            assert_eq!(mib(volumes, LEAVE, &ample), expected, "{volumes} volumes");
+        }
+        assert_eq!(mib(5_000, LEAVE, &node(600)), 1024, "as much as there is");
+        assert_eq!(mib(5_000, LEAVE, &node(10)), 512, "and then it is told how much is missing");
+        let unknown = TargetSeen { free_pages: [].into(), ..ample };
+        assert_eq!(mib(801, LEAVE, &unknown), 1024, "nobody could tell what is free");
+    }
+
+    #[test]
+    fn running_target_keeps_its_memory_and_shows_no_drift() {
+        for has in [64, 512, 2048] {
+            let runs = with_container(has, true, node(100_000));
+            for wish in [LEAVE, RECREATE] {
+                let policy = TargetPolicy::example();
+                let spec = sized(&spec(512), wish, 5_000, &runs, &policy);
+                let plan = ensure(&spec, wish, &runs, &policy).unwrap();
+                assert_eq!((spec.memory_mib, plan.steps, plan.drift), (has, vec![], vec![]));
+            }
+        }
+        let runs = with_container(512, true, node(100_000));
+        let other = TargetSpec { image: Some("spdk:2".into()), ..spec(512) };
+        let sized = |wish| sized(&other, wish, 801, &runs, &TargetPolicy::example()).memory_mib;
+        assert_eq!((sized(LEAVE), sized(RECREATE)), (512, 1024), "replaced for something else");
+    }
+
+    #[test]
+    fn ended_target_comes_back_with_more_memory_only_where_it_is_free() {
+        let recovers = EnsureWish { recovers: true, ..LEAVE };
+        let ended = |has, pages| with_container(has, false, node(pages));
+        assert_eq!(mib(801, recovers, &ended(512, 512)), 1024);
+        assert_eq!(mib(801, recovers, &ended(512, 511)), 512);
+        assert_eq!(mib(801, recovers, &ended(2048, 10)), 2048, "never less than it had");
+    }
+
+    #[test]
+    fn memory_that_somebody_set_or_that_no_command_takes_is_left() {
+        let policy = TargetPolicy::example();
+        let set = TargetSpec { memory_by_volumes: false, ..spec(64) };
+        assert_eq!(sized(&set, LEAVE, 5_000, &node(100_000), &policy), set);
+        for kind in [TargetKind::Zbs, TargetKind::BuiltIn] {
+            let spec = TargetSpec { kind, ..spec(512) };
+            assert_eq!(sized(&spec, LEAVE, 5_000, &node(100_000), &policy), spec);
+        }
+    }
+}
