@@ -151,6 +151,14 @@ impl SpdkError {
         self.says("Device or resource busy")
     }
 
+    /// Whether the target could not make a controller for want of memory or descriptors, or of a path for its socket.
+    pub fn is_exhausted(&self) -> bool {
+        /// JSON-RPC's code for what cannot be done with these parameters.
+        const INVALID_PARAMS: i64 = -32602;
+        matches!(self, SpdkError::Refused { code: INVALID_PARAMS, .. })
+            && self.says("Input/output error")
+    }
+
     fn says(&self, words: &str) -> bool {
         matches!(self, SpdkError::Refused { message, .. } if message.contains(words))
     }

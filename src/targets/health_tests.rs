@@ -91,8 +91,8 @@ impl Scene {
         let parts = Parts {
             observer: TargetObserver::new(&root, engine.clone(), sockets.clone(), policy.clone()),
             applier: TargetApplier::new(&root, engine.clone(), sockets.clone(), policy.clone()),
-            volume_observer: VolumeObserver::new(&root, sockets.clone(), volumes.clone()),
-            volume_applier: VolumeApplier::new(&root, sockets.clone(), volumes),
+            volume_observer: VolumeObserver::new(&root, sockets.clone(), volumes),
+            volume_applier: VolumeApplier::new(&root, sockets.clone(), policy.clone()),
             policy,
             desired: desired.clone(),
             exits: Exits::new(store),

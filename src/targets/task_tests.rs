@@ -39,7 +39,7 @@ fn parts_with(
         observer: TargetObserver::new(&root, containers.clone(), sockets.clone(), policy.clone()),
         applier: TargetApplier::new(&root, containers, sockets.clone(), policy.clone()),
         volume_observer: VolumeObserver::new(&root, sockets.clone(), policy.volumes.clone()),
-        volume_applier: VolumeApplier::new(&root, sockets, policy.volumes.clone()),
+        volume_applier: VolumeApplier::new(&root, sockets, policy.clone()),
         policy,
         observers: Observers::played(seen.subscribe(), desired.watch()),
         desired,

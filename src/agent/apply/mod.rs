@@ -8,6 +8,7 @@ mod flight;
 mod image;
 mod install;
 pub mod memory;
+mod refusal;
 mod registry;
 pub mod target;
 pub mod volumes;

@@ -11,10 +11,11 @@ use futures_util::stream;
 
 use super::super::observe::blocking;
 use super::super::observe::volumes::{Place, target_fault};
+use super::refusal::advice;
 use crate::host::{HostError, Root, socket_place};
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
-use crate::model::policy::VolumePolicy;
+use crate::model::policy::TargetPolicy;
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeStep};
 use crate::spdk::{Sockets, Spdk, SpdkError};
 
@@ -49,12 +50,12 @@ impl Unanswered {
 pub struct VolumeApplier {
     root: Root,
     sockets: Sockets,
-    policy: VolumePolicy,
+    policy: TargetPolicy,
 }
 
 impl VolumeApplier {
     /// An applier for this node's volumes.
-    pub fn new(root: &Root, sockets: Sockets, policy: VolumePolicy) -> VolumeApplier {
+    pub fn new(root: &Root, sockets: Sockets, policy: TargetPolicy) -> VolumeApplier {
         VolumeApplier { root: root.clone(), sockets, policy }
     }
 
@@ -71,7 +72,7 @@ impl VolumeApplier {
         let work = |(spec, steps): (VolumeSpec, Vec<VolumeStep>)| {
             let (spdk, silent) = (&spdk, &silent);
             async move {
-                let done = self.apply_to(spdk, silent, &spec, &steps, unanswered).await;
+                let done = self.apply_to((spdk, place), silent, &spec, &steps, unanswered).await;
                 (spec.name, steps.contains(&VolumeStep::GiveSocket), done)
             }
         };
@@ -99,7 +100,7 @@ impl VolumeApplier {
 
     async fn apply_to(
         &self,
-        spdk: &Spdk,
+        (spdk, place): (&Spdk, &Place),
         silent: &AtomicBool,
         spec: &VolumeSpec,
         steps: &[VolumeStep],
@@ -122,7 +123,9 @@ impl VolumeApplier {
                 if !error.is_refusal() {
                     silent.store(true, Ordering::Relaxed);
                 }
-                refused(spec, *step, &error)
+
+                let about = || advice(*step, spec, place, &self.policy.target, &error);
+                refused(spec, *step, &error, about)
             })?;
         }
         Ok(())
@@ -134,7 +137,7 @@ impl VolumeApplier {
         spec: &VolumeSpec,
         step: VolumeStep,
     ) -> Result<(), SpdkError> {
-        let within = self.policy.call_timeout;
+        let within = self.policy.volumes.call_timeout;
         let (name, bdev) = (spec.name.as_str(), spec.bdev.as_str());
         let done = match step {
             VolumeStep::DeleteController => spdk.delete_controller(name, within).await,
@@ -165,7 +168,7 @@ impl VolumeApplier {
         size_mib: u64,
     ) -> Result<(), Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
-        let within = self.policy.call_timeout;
+        let within = self.policy.volumes.call_timeout;
         let resized = spdk.resize_bdev(spec.bdev.as_str(), &spec.backing, size_mib, within).await;
         resized.map_err(|error| match error.is_unknown_method() {
             true => Fault::new(
@@ -187,7 +190,7 @@ impl VolumeApplier {
         names: Vec<VolumeName>,
     ) -> impl Future<Output = BTreeMap<VolumeName, Fault>> + use<> {
         let (root, policy, folder) =
-            (self.root.clone(), self.policy.clone(), place.sockets.clone());
+            (self.root.clone(), self.policy.volumes.clone(), place.sockets.clone());
         let owner = (policy.socket_uid, policy.socket_gid);
         let give = move || {
             let gives = |name: VolumeName| {
@@ -202,12 +205,20 @@ impl VolumeApplier {
     }
 }
 
-fn refused(spec: &VolumeSpec, step: VolumeStep, error: &SpdkError) -> Fault {
+fn refused(
+    spec: &VolumeSpec,
+    step: VolumeStep,
+    error: &SpdkError,
+    advice: impl FnOnce() -> String,
+) -> Fault {
     let told = chain(error);
     match (step, error) {
         (_, SpdkError::NotSent { .. }) => Fault::new(Code::TargetBusy, told),
         (VolumeStep::CreateBdev, SpdkError::Refused { .. }) => {
-            Fault::new(Code::VolumeBackingFailed, told)
+            Fault::new(Code::VolumeBackingFailed, told + &advice())
+        }
+        (VolumeStep::CreateController, SpdkError::Refused { .. }) => {
+            Fault::new(target_fault(error).code, told + &advice())
         }
         (VolumeStep::DeleteController, SpdkError::Timeout { .. }) => Fault::new(
             Code::VolumeInUse,

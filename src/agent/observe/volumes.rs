@@ -14,6 +14,7 @@ use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::path::CleanPath;
 use crate::model::policy::VolumePolicy;
+use crate::model::target::TargetKind;
 use crate::model::volume::{
     BdevSeen, ControllerSeen, SessionSeen, VolumeName, VolumeSeen, VolumeSpec,
 };
@@ -34,6 +35,10 @@ pub struct Place {
     pub control: CleanPath,
     /// The folder of its volumes' sockets.
     pub sockets: CleanPath,
+    /// What it runs.
+    pub kind: TargetKind,
+    /// MiB of hugepages that it takes.
+    pub memory_mib: u64,
 }
 
 /// Looks at the volumes of one machine's targets.

@@ -240,7 +240,12 @@ impl<C: Containers> Worker<C> {
 }
 
 fn place_of(spec: &TargetSpec) -> Place {
-    Place { control: spec.control_sock.clone(), sockets: spec.socket_dir.clone() }
+    Place {
+        control: spec.control_sock.clone(),
+        sockets: spec.socket_dir.clone(),
+        kind: spec.kind,
+        memory_mib: spec.memory_mib,
+    }
 }
 
 /// Whether a volume has its bdev and no controller: another's may serve that.

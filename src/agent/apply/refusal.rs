@@ -1,0 +1,176 @@
+//! What an operator can do about a volume that a target refused: its own words are those of an error number.
+//!
+//! Only read out of the refusal and the settings. Nothing is refused for it, for an image may have files of its own.
+
+use std::path::Path;
+
+use super::super::observe::volumes::Place;
+use crate::model::policy::TargetSettings;
+use crate::model::target::TargetKind;
+use crate::model::volume::{Backing, VolumeSpec, VolumeStep};
+use crate::spdk::SpdkError;
+
+/// Error numbers that SPDK answers `bdev_aio_create` with, negative (reference/spdk-rpc.md).
+const NOT_FOUND: i64 = -2;
+const NO_MEMORY: i64 = -12;
+const IS_FOLDER: i64 = -21;
+const INVALID: i64 = -22;
+
+/// The words that follow those of the target; none where it said all that is known.
+pub(super) fn advice(
+    step: VolumeStep,
+    spec: &VolumeSpec,
+    place: &Place,
+    settings: &TargetSettings,
+    error: &SpdkError,
+) -> String {
+    let SpdkError::Refused { code, .. } = error else { return String::new() };
+    let told = match (step, &spec.backing) {
+        (VolumeStep::CreateController, _) if error.is_exhausted() => of_memory(place, settings),
+        (VolumeStep::CreateBdev, Backing::Aio { path, block_size }) => {
+            of_file(path.as_str(), *block_size, *code, place, settings)
+        }
+        _ => None,
+    };
+    told.map(|told| format!(": {told}")).unwrap_or_default()
+}
+
+/// SPDK says the same of memory, of descriptors and of a path where no socket can be made.
+fn of_memory(place: &Place, settings: &TargetSettings) -> Option<String> {
+    if place.kind == TargetKind::BuiltIn {
+        return None;
+    }
+    let memory = match settings.says_memory(place.kind) {
+        true => format!(
+            "its memory (memory_mib {}; 512 hold about 880 controllers): deploy it again with a larger memoryMib and \
+             recreate",
+            place.memory_mib
+        ),
+        false => {
+            "its memory (its command in the settings says no {memoryMib}): give it more".to_string()
+        }
+    };
+    Some(format!(
+        "the target may have used up {memory}; or its descriptors (1,024 hold 496 controllers): raise the engine's limit \
+         of open files; or something else lies at the path of its socket"
+    ))
+}
+
+fn of_file(
+    path: &str,
+    block_size: Option<u32>,
+    code: i64,
+    place: &Place,
+    settings: &TargetSettings,
+) -> Option<String> {
+    let told = match (code, block_size) {
+        (NOT_FOUND, _) if !is_seen(path, place, settings) => format!(
+            "{path} lies in no folder and is no device that its container gets ({}): add the folder to target.mounts or \
+             the device to target.devices, restart the agent, and destroy and deploy the target",
+            given(place, settings).collect::<Vec<_>>().join(", ")
+        ),
+        (NOT_FOUND, _) => format!(
+            "{path} is not there, or its target may not open it: see that it is there under this path in the container, \
+             and that its owner and mode let root open it without capabilities"
+        ),
+        (IS_FOLDER, _) => format!("{path} is a folder: name a file or a block device"),
+        (INVALID, None) => {
+            format!(
+                "{path} is a file, which has no block size of its own: give blockSize, 512 or 4096"
+            )
+        }
+        (INVALID, Some(bytes)) => format!(
+            "blockSize {bytes} does not fit {path}: not less than the device's own, and its size a multiple of it"
+        ),
+        (NO_MEMORY, _) => format!(
+            "the target has no memory for {path}: give it a blockSize of 512 or 4096, or the target a larger memoryMib"
+        ),
+        _ => return None,
+    };
+    Some(told)
+}
+
+/// Whether its container gets a path from the host, as far as the settings tell.
+fn is_seen(path: &str, place: &Place, settings: &TargetSettings) -> bool {
+    given(place, settings).any(|given| Path::new(path).starts_with(given))
+        || settings.privileged && Path::new(path).starts_with("/dev")
+}
+
+/// Folders and devices of the host that its container gets.
+fn given(place: &Place, settings: &TargetSettings) -> impl Iterator<Item = String> {
+    let mounts = settings.binds().map(|(path, _)| path);
+    let devices = settings.devices.iter().cloned();
+    [place.sockets.as_str().to_string()].into_iter().chain(mounts).chain(devices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(kind: TargetKind) -> Place {
+        Place {
+            control: "/sockets/vhost.sock".parse().unwrap(),
+            sockets: "/sockets".parse().unwrap(),
+            kind,
+            memory_mib: 512,
+        }
+    }
+
+    fn settings() -> TargetSettings {
+        TargetSettings { devices: vec!["/dev/sdb".into()], ..TargetSettings::example() }
+    }
+
+    fn told(
+        step: VolumeStep,
+        spec: &VolumeSpec,
+        kind: TargetKind,
+        code: i64,
+        words: &str,
+    ) -> String {
+        let error = SpdkError::Refused {
+            socket: "/sockets/vhost.sock".into(),
+            method: "m".into(),
+            code,
+            message: words.to_string(),
+        };
+        advice(step, spec, &place(kind), &settings(), &error)
+    }
+
+    #[test]
+    fn refused_file_says_its_cause_and_the_setting() {
+        let of = |path: &str, block_size, code| {
+            let backing = Backing::Aio { path: path.parse().unwrap(), block_size };
+            let spec = VolumeSpec { backing, ..VolumeSpec::example("v") };
+            told(VolumeStep::CreateBdev, &spec, TargetKind::Spdk, code, "x")
+        };
+        let outside = of("/srv/disk", Some(512), -2);
+        for words in ["/srv/disk", "target.mounts", "/sockets, /opt, /dev/sdb"] {
+            assert!(outside.contains(words), "{outside}");
+        }
+        for path in ["/sockets/disk", "/opt/a/disk", "/dev/sdb"] {
+            let missing = of(path, Some(512), -2);
+            assert!(missing.contains("is not there") && !missing.contains("mounts"), "{missing}");
+        }
+        assert!(of("/sockets-of-another/disk", None, -2).contains("target.mounts"));
+        assert!(of("/opt/disk", None, -22).contains("give blockSize, 512 or 4096"));
+        assert!(of("/opt/disk", Some(4096), -22).contains("blockSize 4096 does not fit"));
+        assert!(of("/opt", Some(512), -21).contains("is a folder"));
+        assert!(of("/opt/disk", Some(65536), -12).contains("memory"));
+        assert_eq!(of("/opt/disk", Some(512), -17), "");
+    }
+
+    #[test]
+    fn refused_controller_names_memory_and_descriptors() {
+        let of = |kind, code, words| {
+            told(VolumeStep::CreateController, &VolumeSpec::example("v"), kind, code, words)
+        };
+        let full = of(TargetKind::Spdk, -32602, "Input/output error");
+        for words in ["memory_mib 512;", "larger memoryMib and recreate", "1,024"] {
+            assert!(full.contains(words), "{full}");
+        }
+        let of_zbs = of(TargetKind::Zbs, -32602, "Input/output error");
+        assert!(of_zbs.contains("descriptors") && !of_zbs.contains("memoryMib and"), "{of_zbs}");
+        assert_eq!(of(TargetKind::BuiltIn, -32602, "Input/output error"), "");
+        assert_eq!(of(TargetKind::Spdk, -32602, "File exists"), "");
+    }
+}
