@@ -1,15 +1,18 @@
-//! Work that takes longer than it may: told once, and counted as long as it goes on.
+//! Work that takes longer than it may: told when that begins and when it ends, and counted as long as it goes on.
 //!
 //! Every call of an owner's work has its own deadline; this is the limit of all of it together. Nothing is ended by it: it
 //! tells that an owner hangs, where the heartbeat of its loop does not.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Between two words about the same work.
+/// Between two log lines about the same work.
 const TOLD_AGAIN: Duration = Duration::from_secs(300);
+/// Beginnings and ends that a follower may lag behind.
+const KEPT: usize = 64;
 
 static OVERDUE: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
@@ -22,15 +25,58 @@ pub fn count(kind: &str) -> u64 {
     overdue().iter().filter(|known| **known == kind).count() as u64
 }
 
+/// Word that work has become overdue, or is so no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Whose work.
+    pub kind: &'static str,
+    /// What it is done on.
+    pub subject: String,
+    /// How long it may take.
+    pub limit: Duration,
+    /// How long it has taken.
+    pub took: Duration,
+    /// Whether it has ended, or was given up.
+    pub ended: bool,
+}
+
+static TOLD: LazyLock<broadcast::Sender<Told>> = LazyLock::new(|| broadcast::Sender::new(KEPT));
+
+/// The beginnings and ends from now on.
+pub fn watch() -> broadcast::Receiver<Told> {
+    TOLD.subscribe()
+}
+
 /// A piece of work that is overdue; none any more when it is dropped.
-struct Overdue(&'static str);
+struct Overdue {
+    kind: &'static str,
+    subject: String,
+    limit: Duration,
+    began: Instant,
+}
+
+impl Overdue {
+    fn begins(self) -> Overdue {
+        overdue().push(self.kind);
+        self.tell(false);
+        self
+    }
+
+    fn tell(&self, ended: bool) {
+        let (kind, subject, limit) = (self.kind, self.subject.clone(), self.limit);
+        // Nobody need follow.
+        let _ = TOLD.send(Told { kind, subject, limit, took: self.began.elapsed(), ended });
+    }
+}
 
 impl Drop for Overdue {
     fn drop(&mut self) {
         let mut all = overdue();
-        if let Some(at) = all.iter().position(|kind| *kind == self.0) {
+        if let Some(at) = all.iter().position(|kind| *kind == self.kind) {
             all.swap_remove(at);
         }
+        drop(all);
+        self.tell(true);
     }
 }
 
@@ -46,15 +92,14 @@ pub async fn told_after<T>(
     if let Ok(done) = timeout(limit, &mut work).await {
         return done;
     }
-    overdue().push(kind);
-    let _overdue = Overdue(kind);
+    let _overdue = Overdue { kind, subject: what.clone(), limit, began }.begins();
     loop {
         let took = began.elapsed();
         tracing::error!(
             kind,
             what,
-            ?limit,
-            ?took,
+            limit = %format_args!("{limit:.1?}"),
+            took = %format_args!("{took:.1?}"),
             "work on {what} takes longer than it may: see what it waits for"
         );
         tokio::select! {
@@ -75,6 +120,7 @@ mod tests {
             let work = sleep(Duration::from_secs(seconds));
             told_after(Duration::from_secs(5), ("test", "a".to_string()), work)
         };
+        let mut told = watch();
         let slow = tokio::spawn(work(1000));
         let given_up = tokio::spawn(work(1000));
         tokio::spawn(work(4)).await.unwrap();
@@ -86,5 +132,9 @@ mod tests {
         assert_eq!(count("test"), 1);
         slow.await.unwrap();
         assert_eq!(count("test"), 0);
+        let told = std::iter::from_fn(|| told.try_recv().ok());
+        let own = told.filter(|it| it.kind == "test");
+        let told: Vec<_> = own.map(|it| (it.took.as_secs(), it.ended)).collect();
+        assert_eq!(told, [(5, false), (5, false), (10, true), (1000, true)]);
     }
 }

@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::broadcast;
 
 use super::progress::ProgressSink;
-use crate::model::event::{Event, EventId, What};
+use crate::model::event::{Event, EventId, Overdue, What};
+use crate::overdue;
 
 /// Events that are kept for those who come back, and that a slow follower may lag behind.
 pub const KEPT: usize = 512;
@@ -30,6 +32,7 @@ struct Kept {
     last: u64,
     targets: VecDeque<Event>,
     work: VecDeque<Event>,
+    overdue: VecDeque<Event>,
 }
 
 impl Default for Events {
@@ -51,6 +54,7 @@ impl Events {
         let of_kind = match &event.what {
             What::Target(_) => &mut kept.targets,
             What::Work(_) => &mut kept.work,
+            What::Overdue(_) => &mut kept.overdue,
         };
         if of_kind.len() >= KEPT {
             of_kind.pop_front();
@@ -67,8 +71,8 @@ impl Events {
         let missed = |after: EventId| {
             let known =
                 |event: &&Event| event.id.run != after.run || event.id.number > after.number;
-            let mut missed: Vec<Event> =
-                kept.targets.iter().chain(&kept.work).filter(known).cloned().collect();
+            let all = kept.targets.iter().chain(&kept.work).chain(&kept.overdue);
+            let mut missed: Vec<Event> = all.filter(known).cloned().collect();
             missed.sort_unstable_by_key(|event| event.id.number);
             missed
         };
@@ -82,15 +86,30 @@ impl Events {
 
     /// Tells what the owners tell of their work, for ever.
     pub async fn follow_work(self, progress: ProgressSink) {
-        let mut work = progress.watch();
+        let (work, late) = (progress.watch(), overdue::watch());
+        tokio::join!(self.follow_all(work, What::Work), self.follow_all(late, overdue_work));
+    }
+
+    async fn follow_all<T: Clone>(&self, mut told: broadcast::Receiver<T>, what: fn(T) -> What) {
         loop {
-            match work.recv().await {
-                Ok(told) => self.tell(What::Work(told)),
+            match told.recv().await {
+                Ok(told) => self.tell(what(told)),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
     }
+}
+
+fn overdue_work(told: overdue::Told) -> What {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    What::Overdue(Overdue {
+        owner: told.kind.to_string(),
+        subject: told.subject,
+        limit_ms: ms(told.limit),
+        took_ms: ms(told.took),
+        ended: told.ended,
+    })
 }
 
 #[cfg(test)]
@@ -124,6 +143,28 @@ mod tests {
         events.tell(line("d"));
         assert_eq!(texts(&[then.recv().await.unwrap()]), ["d"]);
         assert!(events.follow(None).0.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn overdue_work_is_an_event_when_it_begins_and_when_it_ends() {
+        let events = Events::default();
+        let mut told = events.follow(None).1;
+        tokio::spawn(events.clone().follow_work(ProgressSink::default()));
+        tokio::task::yield_now().await;
+        let work = tokio::time::sleep(Duration::from_secs(9));
+        let about = ("target", "overdue-event".to_string());
+        overdue::told_after(Duration::from_secs(2), about, work).await;
+        let mut ended = Vec::new();
+        while ended.len() < 2 {
+            // Other tests of this process have overdue work too.
+            match told.recv().await.unwrap().what {
+                What::Overdue(it) if it.subject == "overdue-event" => ended.push(it.ended),
+                _ => {}
+            }
+        }
+        assert_eq!(ended, [false, true]);
+        let missed = events.follow(Some(EventId { run: 0, number: 0 })).0;
+        assert!(missed.iter().any(|event| event.what.name() == "overdue"));
     }
 
     #[test]

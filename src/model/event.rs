@@ -57,6 +57,24 @@ pub enum What {
     Target(TargetHealth),
     /// An owner goes on with long work.
     Work(Progress),
+    /// Work takes longer than it may, or does so no more.
+    Overdue(Overdue),
+}
+
+/// Work that takes longer than it may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overdue {
+    /// Whose work: `engine`, `outbox`, `pools` or `target`.
+    pub owner: String,
+    /// What it is done on, such as a target's name.
+    pub subject: String,
+    /// How long it may take, in milliseconds.
+    pub limit_ms: u64,
+    /// How long it has taken so far, in milliseconds.
+    pub took_ms: u64,
+    /// Whether it has ended, or was given up.
+    pub ended: bool,
 }
 
 impl What {
@@ -65,6 +83,7 @@ impl What {
         match self {
             What::Target(_) => "target",
             What::Work(_) => "work",
+            What::Overdue(_) => "overdue",
         }
     }
 }
