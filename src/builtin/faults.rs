@@ -11,6 +11,7 @@
 //! `NAME` is the `name` or `ctrlr` of the request. As with SPDK's one RPC thread, no other request is
 //! answered meanwhile, and I/O goes on.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,16 @@ enum Fault {
     Exit(i32),
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Spin(time) => write!(f, "spin for {time:?}"),
+            Fault::Sleep(time) => write!(f, "sleep for {time:?}"),
+            Fault::Exit(code) => write!(f, "exit with code {code}"),
+        }
+    }
+}
+
 /// The faults of a target.
 #[derive(Debug, Clone)]
 pub(super) struct Faults(pub(super) PathBuf);
@@ -34,7 +45,7 @@ impl Faults {
         let member = |key| params.and_then(|params| params.get(key)).and_then(Value::as_str);
         let name = member("name").or_else(|| member("ctrlr")).unwrap_or_default();
         let Some(fault) = self.find(method, name) else { return };
-        tracing::warn!(method, name, ?fault, "a fault is committed");
+        tracing::warn!(method, name, "a fault is committed: {fault}");
         match fault {
             Fault::Sleep(time) => std::thread::sleep(time),
             Fault::Spin(time) => {

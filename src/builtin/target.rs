@@ -94,7 +94,12 @@ impl Target {
             Ok(Occupant::Nothing) => {}
             Ok(Occupant::Stale) => std::fs::remove_file(&path).map_err(|_| Errno::EIO)?,
             found => {
-                tracing::error!(path = %path.display(), ?found, "the place of a socket is taken");
+                let why = match found {
+                    Ok(Occupant::Live) => "another process serves there".to_string(),
+                    Ok(_) => "something that is no socket lies there".to_string(),
+                    Err(error) => error.to_string(),
+                };
+                tracing::error!(path = %path.display(), why, "the place of a socket is taken");
                 return Err(Errno::EIO);
             }
         }

@@ -6,6 +6,7 @@
 //! after all others, one at a time, so that the culprit is found.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,16 @@ pub enum Exit {
     FromOutside,
     /// It exited by itself.
     ByItself,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Exit::Killed => "killed by the agent",
+            Exit::FromOutside => "killed from outside",
+            Exit::ByItself => "exited by itself",
+        })
+    }
 }
 
 /// Blame of a volume.

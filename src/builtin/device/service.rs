@@ -206,7 +206,8 @@ impl Service {
         };
         if status == Status::Failed {
             self.disk.bdev.stats.count_error();
-            tracing::debug!(disk = self.disk.bdev.name, ?result, "a request failed");
+            let why = result.err().map_or("the guest's memory cannot be reached", Errno::desc);
+            tracing::debug!(disk = self.disk.bdev.name, why, "a request failed");
         }
         let Some(ring) = rings.iter_mut().find(|ring| ring.index == job.ring) else { return };
         let written = if status == Status::Ok { job.written.saturating_add(1) } else { 1 };

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use super::Probe;
 use crate::docker::{Containers, EngineEvent};
+use crate::model::fault::chain;
 
 /// News that a slow watcher may lag behind before it has to look by itself.
 const BACKLOG: usize = 256;
@@ -70,7 +71,8 @@ impl EngineNews {
             let ended = probe.containers.events(tell, within).await;
             if self.live.swap(false, Ordering::Relaxed) {
                 pause = FIRST_PAUSE;
-                tracing::warn!(why = ?ended.err(), "the engine tells no more what happens; it is asked instead");
+                let why = ended.map_or_else(|e| chain(&e), |()| "its stream ended".to_string());
+                tracing::warn!(why, "the engine tells no more what happens; it is asked instead");
                 let _ = self.sender.send(News::LookAnew);
             }
             sleep(pause).await;

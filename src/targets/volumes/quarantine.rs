@@ -68,7 +68,8 @@ impl VolumeQuarantine {
         in_place: bool,
         fresh: &Backoff,
     ) {
-        let (mut open, exit) = (self.unanswered.take(), self.exit.take());
+        let mut open = self.unanswered.take();
+        let exit = self.exit.take().unwrap_or(Exit::ByItself);
         // What was being made when this agent's predecessor ended, unless that process goes on.
         if let Some((_, mut making)) =
             self.inherited.take().filter(|(pid, _)| Some(*pid) != serving)
@@ -78,10 +79,10 @@ impl VolumeQuarantine {
         if open.is_empty() || in_place {
             return;
         }
-        self.held.went_down(&open, exit.unwrap_or(Exit::ByItself), fresh, now());
+        self.held.went_down(&open, exit, fresh, now());
         let names: Vec<&str> = open.iter().map(VolumeName::as_str).take(10).collect();
         tracing::error!(
-            target_name = %name, volumes = open.len(), ?exit,
+            target_name = %name, volumes = open.len(), %exit,
             "{name} went down while these volumes were made, which is held against them: {}",
             names.join(", ")
         );
