@@ -291,6 +291,12 @@ mod tests {
         let zypper =
             "The following package is going to be REMOVED:\n  runc\n\n1 package to remove.\n";
         assert_eq!(would_remove(zypper), ["runc"]);
+        // A dry run of 1.14.42 for a package that obsoletes another.
+        let obsoleting = "Resolving package dependencies...\n\n\
+            The following 2 NEW packages are going to be installed:\n  engine engine-cli\n\n\
+            The following 3 packages are going to be REMOVED:\n  containerd cri-tools\n  node-runtime\n\n\
+            2 new packages to install, 3 to remove.\nOverall download size: 11.0 KiB.\n    Note: Checking for file conflicts\n";
+        assert_eq!(would_remove(obsoleting), ["containerd", "cri-tools", "node-runtime"]);
         let packages = ["docker.io".to_string()];
         assert_eq!(rehearse(PackageManager::Apt, &packages, &[], 60), None);
         let words = |manager| rehearse(manager, &packages, &[], 60).unwrap().args.join(" ");
