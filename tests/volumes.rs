@@ -196,6 +196,60 @@ async fn under_a_guest_nothing_is_taken_away_and_a_forced_call_waits_for_it_to_g
 }
 
 #[tokio::test]
+async fn how_a_guest_reconnects_is_told_of_its_volume_and_to_the_controller() {
+    let mut node = Node::new();
+    let often = "[volume]\nlook_interval = \"300ms\"\n";
+    node.place = node.place.settings(&format!("{SETTINGS}{often}"));
+    let agent = node.agent().await;
+    for name in ["v", "w"] {
+        assert_eq!(put(&agent, &of(name), &malloc(16)).await.status, 200);
+    }
+    let mut guests = [Guest::new(1), Guest::new(1)];
+    guests[0].connect(&node.target.path("v"));
+    guests[1].connect(&node.target.path("w"));
+    // One disk of it was plugged in later.
+    fs::create_dir(node.place.path("proc/70")).unwrap();
+    let cmdline = "qemu\0-name\0guest=web-1\0-chardev\0socket,id=a,path=/t/v,reconnect=10\0";
+    node.place.write("proc/70/cmdline", cmdline);
+    node.place.write("proc/70/comm", "qemu-system-x86\n");
+    let told = until("the guest is known", async || {
+        let told = agent.get(&of("v")).await.json();
+        told.get("reconnectSeconds").is_some().then_some(told)
+    })
+    .await;
+    assert_eq!(told["reconnectSeconds"], 10);
+    let findings = told["findings"].as_array().unwrap();
+    assert_eq!((findings.len(), &findings[0]["code"]), (1, &json!("guest-reconnects-slowly")));
+    assert!(findings[0]["text"].as_str().unwrap().contains("web-1 (pid 70)"), "{told}");
+    let other = agent.get(&of("w")).await.json();
+    assert_eq!((&other["sessions"], other.get("reconnectSeconds")), (&json!(1), None), "{other}");
+    let report = agent.get("/v1/status").await.json()["targets"][0].clone();
+    let pauses = (&report["expectedPauseSeconds"], &report["notReconnecting"]);
+    assert_eq!(pauses, (&json!(10), &json!(0)), "{report}");
+    node.place.write("proc/70/cmdline", &cmdline.replace(",reconnect=10", ""));
+    until("it has another command line", async || {
+        let report = agent.get("/v1/status").await.json()["targets"][0].clone();
+        let pauses = (&report["notReconnecting"], report.get("expectedPauseSeconds"));
+        (pauses == (&json!(1), None)).then_some(())
+    })
+    .await;
+    let shown = node.place.run(&["volume", "show", "v"]).await;
+    for part in ["(reconnects never)", "(guest-does-not-reconnect) web-1 (pid 70) does not"] {
+        assert!(shown.out.contains(part), "{part}: {}", shown.out);
+    }
+    drop(guests);
+    until("it is gone", async || {
+        let told = agent.get(&of("v")).await.json();
+        (told.get("reconnectSeconds").is_none() && told.get("findings").is_none()).then_some(())
+    })
+    .await;
+    for code in ["guest-reconnects-slowly", "guest-does-not-reconnect"] {
+        let lines = agent.log().lines().filter(|line| line.contains(code)).count();
+        assert_eq!(lines, 1, "{code}: {}", agent.log());
+    }
+}
+
+#[tokio::test]
 async fn any_method_of_the_target_makes_a_volume_which_keeps_the_size_that_it_got() {
     let node = Node::new();
     let mut agent = node.agent().await;

@@ -12,6 +12,7 @@ pub mod apply;
 pub mod engine;
 pub mod events;
 pub mod give_back;
+pub mod guests;
 pub mod memory;
 pub mod node;
 pub mod observe;

@@ -17,7 +17,7 @@ use crate::model::prepare::{
 };
 use crate::model::status::TargetReport;
 use crate::model::target::TargetHealth;
-use crate::model::volume::{Backing, VolumeView};
+use crate::model::volume::{Backing, VolumeStatus, VolumeView};
 
 /// A moving line that says what is being done; nothing where there is no terminal.
 pub(super) struct ProgressBars(Option<ProgressBar>);
@@ -191,7 +191,7 @@ pub(super) fn print_volumes(volumes: &[VolumeView], output: Output) -> Result<()
         let (name, state) = (spec.name.as_str(), status.state.to_string());
         let sessions = match status.disconnected {
             true => format!("{} (one was cut off)", status.sessions),
-            false => status.sessions.to_string(),
+            false => format!("{}{}", status.sessions, reconnects(status)),
         };
         let (backing, socket) = (backing(&spec.backing), &status.socket_path);
         rows.add_row([name, &state, &sessions, &backing, socket, &status.since]);
@@ -200,6 +200,15 @@ pub(super) fn print_volumes(volumes: &[VolumeView], output: Output) -> Result<()
         }
     }
     print(&format!("{rows}\n\n{reasons}"))
+}
+
+/// How often a volume's guest looks for its socket again, where that is known.
+fn reconnects(status: &VolumeStatus) -> String {
+    let known = status.reconnect_seconds;
+    known.map_or(String::new(), |it| match it.pause() {
+        Some(_) => format!(" (reconnects every {it})"),
+        None => " (reconnects never)".to_string(),
+    })
 }
 
 /// What a volume's blocks are kept in, in a few words.
@@ -220,13 +229,14 @@ pub(super) fn print_volume(volume: &VolumeView, output: Output) -> Result<()> {
     let VolumeView { target, spec, status } = volume;
     let access = if spec.read_only { "read-only" } else { "read and write" };
     let mut text = format!(
-        "volume    {} in {target}\nstate     {} since {}\nsocket    {}\nsessions  {}\nbdev      {}, {access}\n\
+        "volume    {} in {target}\nstate     {} since {}\nsocket    {}\nsessions  {}{}\nbdev      {}, {access}\n\
          backing   {}\n",
         spec.name,
         status.state,
         status.since,
         status.socket_path,
         status.sessions,
+        reconnects(status),
         spec.bdev,
         backing(&spec.backing)
     );
@@ -238,6 +248,9 @@ pub(super) fn print_volume(volume: &VolumeView, output: Output) -> Result<()> {
     }
     if status.disconnected {
         text += "note      a virtual machine was connected when its target died, and has not come back\n";
+    }
+    for finding in &status.findings {
+        text += &format!("note      ({}) {}\n", finding.code, finding.text);
     }
     print(&text)
 }
@@ -270,6 +283,22 @@ fn target_table(targets: &[TargetReport]) -> Table {
         rows.add_row(vec![name, state, target.since.clone(), volumes, target.reason.clone()]);
     }
     rows
+}
+
+/// What the next exit of a target costs its guests, where that is known.
+fn guests(target: &TargetReport) -> String {
+    let (name, volumes) = (&target.name, &target.volumes);
+    let mut text = String::new();
+    if let Some(pause) = volumes.expected_pause_seconds {
+        text += &format!("guests of {name} look for it every {pause} at the longest\n");
+    }
+    if volumes.not_reconnecting > 0 {
+        text += &format!(
+            "{} guests of {name} do not reconnect: see `vhost-agent volume list --target {name}`\n",
+            volumes.not_reconnecting
+        );
+    }
+    text
 }
 
 /// The node, and its targets where an agent runs, which alone knows how they stand.
@@ -327,6 +356,7 @@ pub(super) fn print_node(
     }
     if let Some(targets) = targets.filter(|targets| !targets.is_empty()) {
         text += &format!("\n{}\n", target_table(targets));
+        targets.iter().for_each(|target| text += &guests(target));
     }
     for error in &status.errors {
         text += &format!("error ({}): {}\n", error.code, error.text);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
+use tokio::sync::watch;
 
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
@@ -12,11 +13,11 @@ use crate::agent::apply::target::TargetApplier;
 use crate::agent::apply::volumes::VolumeApplier;
 use crate::agent::engine::Engine;
 use crate::agent::events::Events;
-use crate::agent::give_back;
 use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
 use crate::agent::observe::engine::EngineObserver;
 use crate::agent::observe::figures::Figures;
+use crate::agent::observe::guests::GuestObserver;
 use crate::agent::observe::memory::MemoryObserver;
 use crate::agent::observe::node::NodeObserver;
 use crate::agent::observe::target::TargetObserver;
@@ -25,6 +26,7 @@ use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
 use crate::agent::status::{self, Reports};
+use crate::agent::{give_back, guests};
 use crate::api::metrics::Metrics;
 use crate::config::Settings;
 use crate::controller::identity::Identities;
@@ -37,6 +39,7 @@ use crate::host::spawn::{HostWide, Processes};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, facts};
 use crate::model::engine::Init;
+use crate::model::guest::Guests;
 use crate::model::target::TargetKind;
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
@@ -71,6 +74,7 @@ pub(super) struct Core {
     memory: MemoryObserver,
     probe: Arc<Probe<DockerClient>>,
     news: EngineNews,
+    guests: watch::Sender<Arc<Guests>>,
 }
 
 impl Core {
@@ -112,6 +116,7 @@ impl Core {
         let statuses = Statuses::new(events.clone());
         let sockets = Sockets::default();
         let policy_of_targets = settings.target_policy();
+        let guests = watch::Sender::default();
         let probe = Probe::new(&root, docker.clone(), sockets.apart(), policy_of_targets.clone());
         let (probe, news) = (Arc::new(probe), EngineNews::default());
         let observers = Observers::new(probe.clone(), news.clone(), desired.watch());
@@ -151,6 +156,7 @@ impl Core {
             observers,
             statuses: statuses.clone(),
             progress: progress.clone(),
+            guests: guests.subscribe(),
             engine: alone.then(|| engine.clone()),
         };
         let deep = DeepProbe::new(&root, sockets, settings.health.deep_timeout);
@@ -173,6 +179,7 @@ impl Core {
             memory,
             probe,
             news,
+            guests,
         })
     }
 
@@ -201,6 +208,9 @@ impl Core {
         tokio::spawn(self.news.clone().follow(self.probe.clone(), within));
         let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after);
         tokio::spawn(give_back::follow(self.desired.watch(), self.pools.clone(), keep, after));
+        let (observer, pause) = (GuestObserver::new(&self.root), settings.volume.look_interval);
+        let statuses = self.statuses.watch();
+        tokio::spawn(guests::follow(observer, statuses, pause, self.guests.clone()));
         self.targets.observe_all();
     }
 

@@ -9,7 +9,7 @@ use super::files::{entries, parse_list, read_table, read_text};
 use crate::model::cpu::{Holder, HolderKind};
 
 /// More such processes than a node has.
-const MOST_PROCESSES: usize = 1024;
+pub(super) const MOST_PROCESSES: usize = 1024;
 /// More threads than such a process has: its CPUs, and those that do its I/O.
 const MOST_THREADS: usize = 1024;
 /// The kernel keeps 15 bytes of a process' name; `qemu-img` and the kernel's own threads (`kvm-nx-…`)
@@ -39,7 +39,7 @@ pub fn holders(root: &Root, own: Option<u32>) -> Vec<Holder> {
 fn holder(pid: u32, folder: &Path) -> Option<Holder> {
     let comm = read_text(&folder.join("comm")).ok()?;
     let kind = match comm.as_str() {
-        comm if MACHINES.contains(&comm) || comm.starts_with(MACHINES_BEGIN) => HolderKind::Machine,
+        comm if is_machine(comm) => HolderKind::Machine,
         comm if comm.starts_with(REACTORS_BEGIN) => HolderKind::Target,
         OWN if arguments(folder).get(1).is_some_and(|first| first == OWN_TARGET) => {
             HolderKind::Target
@@ -54,6 +54,11 @@ fn holder(pid: u32, folder: &Path) -> Option<Holder> {
     // Of an SPDK application only the reactors spin.
     let threads = if comm.starts_with(REACTORS_BEGIN) { REACTORS_BEGIN } else { "" };
     Some(Holder { kind, name, allowed: allowed(folder, threads) })
+}
+
+/// Whether a process of that name is a virtual machine.
+pub(super) fn is_machine(comm: &str) -> bool {
+    MACHINES.contains(&comm) || comm.starts_with(MACHINES_BEGIN)
 }
 
 /// Each list of CPUs that a thread is allowed on whose name begins so.
@@ -72,20 +77,20 @@ fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
         .collect()
 }
 
-fn arguments(folder: &Path) -> Vec<Vec<u8>> {
+pub(super) fn arguments(folder: &Path) -> Vec<Vec<u8>> {
     let bytes = read_table(&folder.join("cmdline")).unwrap_or_default();
     bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
 /// A name as it can be shown: a process can give itself any.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     /// libvirt takes longer ones; more is not needed to know a machine by.
     const MOST: usize = 64;
     name.chars().filter(|c| !c.is_control()).take(MOST).collect()
 }
 
 /// What follows `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
-fn machine_name(arguments: &[Vec<u8>]) -> Option<String> {
+pub(super) fn machine_name(arguments: &[Vec<u8>]) -> Option<String> {
     let at = arguments.iter().position(|word| word == b"-name")?;
     let value = String::from_utf8_lossy(arguments.get(at + 1)?).into_owned();
     let first = value.split(',').next()?;

@@ -15,6 +15,7 @@ pub mod dpkg;
 pub mod facts;
 pub mod files;
 pub mod footprint;
+pub mod guests;
 pub mod holders;
 pub mod leftovers;
 pub mod mounts;

@@ -15,6 +15,7 @@ pub mod event;
 pub mod fallback;
 pub mod fault;
 pub mod footprint;
+pub mod guest;
 pub mod identity;
 pub mod image;
 pub mod mounts;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::guest::Reconnect;
 use super::path::CleanPath;
 use super::target::{Desired, TargetHealth, TargetName, TargetState};
 use super::units::NumaNode;
@@ -24,6 +25,13 @@ pub struct VolumeTally {
     pub stuck: usize,
     /// Whose VM was connected before their target died, and has not come back.
     pub disconnected_sessions: usize,
+    /// Longest pause between two tries of their guests to reconnect, in seconds: so long guests may wait after the target
+    /// is back. Absent where no guest is known to reconnect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_pause_seconds: Option<Reconnect>,
+    /// Whose guest does not reconnect.
+    #[serde(default)]
+    pub not_reconnecting: usize,
 }
 
 /// How a target's process exited last.
@@ -238,6 +246,7 @@ mod tests {
             "targets": [{
                 "name": "a", "state": "degraded", "reason": "why", "since": "then", "restarts": 3,
                 "wanted": 0, "serving": 0, "degraded": 0, "stuck": 0, "disconnectedSessions": 0,
+                "notReconnecting": 0,
             }],
             "pools": [{"sizeKib": 2048, "node": 1, "pages": 3, "freePages": 2, "grownPages": 1}],
         });

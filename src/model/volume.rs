@@ -10,7 +10,8 @@ use serde_json::Value;
 
 pub use self::backing::{Backing, ZBS_SUFFIX};
 use super::code::Code;
-use super::fault::Fault;
+use super::fault::{Fault, Finding};
+use super::guest::Reconnect;
 use super::names::TargetName;
 pub use super::names::VolumeName;
 use super::path::{CleanPath, judge_length};
@@ -202,6 +203,13 @@ pub struct VolumeStatus {
     pub sessions: usize,
     /// Whether one was connected before its target died, and has not come back.
     pub disconnected: bool,
+    /// How often its guest looks for the socket again once the target has exited, in seconds (0: never), as the command
+    /// line of the guest's QEMU says; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnect_seconds: Option<Reconnect>,
+    /// What the operator should know of its guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 impl VolumeStatus {
@@ -214,6 +222,8 @@ impl VolumeStatus {
             socket_path: String::new(),
             sessions: 0,
             disconnected: false,
+            reconnect_seconds: None,
+            findings: Vec::new(),
         }
     }
 }

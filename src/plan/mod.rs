@@ -9,6 +9,7 @@ mod container;
 pub mod cores;
 pub mod engine;
 pub mod exchange;
+pub mod guests;
 pub mod health;
 pub mod hugepages;
 pub mod lifecycle;

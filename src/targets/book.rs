@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::model::code::Code;
-use crate::model::fault::Fault;
+use crate::model::fault::{Fault, Finding};
+use crate::model::guest::{Guests, Reconnect};
 use crate::model::path::CleanPath;
 use crate::model::status::VolumeTally;
 use crate::model::volume::{
     VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStatus, Volumes,
 };
+use crate::plan::guests::see;
 use crate::plan::volumes::{has_unstarted, judge};
 
 /// Volumes of one target, with their status.
@@ -65,12 +67,9 @@ impl VolumeBook {
         self.drop_unwanted(wanted);
         for name in wanted.keys() {
             self.statuses.entry(name.clone()).or_insert_with(|| VolumeStatus {
-                state: VolumeState::Pending,
-                reason: "it was not looked at yet".to_string(),
                 since: look.at.clone(),
                 socket_path: look.sockets.join(name.as_str()),
-                sessions: 0,
-                disconnected: false,
+                ..VolumeStatus::unknown()
             });
         }
     }
@@ -98,7 +97,16 @@ impl VolumeBook {
         };
         status.sessions = seen.controller.as_ref().map_or(0, |it| it.sessions.len());
         status.disconnected &= status.sessions == 0;
+        if status.sessions == 0 && !status.disconnected {
+            (status.reconnect_seconds, status.findings) = (None, Vec::new());
+        }
         change(status, state, &reason, &look.at);
+    }
+
+    /// Notes the guests that are connected; tells what was not found of each before.
+    pub(super) fn see_guests(&mut self, guests: &Guests) -> Vec<Finding> {
+        let connected = self.statuses.iter_mut().filter(|(_, status)| status.sessions > 0);
+        connected.flat_map(|(name, status)| see(name, status, guests)).collect()
     }
 
     /// Whether a session is starting that may turn out to be stuck, or one is waited for.
@@ -137,6 +145,7 @@ impl VolumeBook {
 
     /// Counted.
     pub(super) fn tally(&self) -> VolumeTally {
+        let guests = || self.statuses.values().filter_map(|status| status.reconnect_seconds);
         let count = |state| self.statuses.values().filter(|status| status.state == state).count();
         VolumeTally {
             wanted: self.statuses.len(),
@@ -144,6 +153,10 @@ impl VolumeBook {
             degraded: count(VolumeState::Degraded),
             stuck: count(VolumeState::Stuck),
             disconnected_sessions: self.statuses.values().filter(|it| it.disconnected).count(),
+            expected_pause_seconds: guests()
+                .filter(|it| it.pause().is_some())
+                .reduce(Reconnect::slower),
+            not_reconnecting: guests().filter(|it| it.pause().is_none()).count(),
         }
     }
 }
@@ -158,6 +171,7 @@ fn change(status: &mut VolumeStatus, state: VolumeState, reason: &str, at: &str)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::guest::Guest;
     use crate::model::volume::{ControllerSeen, SessionSeen};
 
     const STUCK_AFTER: Duration = Duration::from_secs(3);
@@ -223,6 +237,38 @@ mod tests {
         assert_eq!(book.tally().disconnected_sessions, 1, "it is still not back");
         assert!(!note(&mut book, 2, &seen(&[(true, 1)]), None).disconnected);
         assert!(!book.is_unsettled());
+    }
+
+    #[test]
+    fn how_a_guest_reconnects_is_known_until_it_has_gone() {
+        let (mut book, note) = book();
+        let connected = seen(&[(true, 1)]);
+        let guest = |seconds| Guest {
+            machine: "web-1 (pid 70)".to_string(),
+            reconnect: Reconnect::each(Duration::from_secs(seconds)),
+            qemu: None,
+        };
+        let guests = |seconds| Guests::from([("/s/v".to_string(), guest(seconds))]);
+        let told = |book: &VolumeBook| {
+            let tally = book.tally();
+            (tally.expected_pause_seconds, tally.not_reconnecting)
+        };
+        note(&mut book, 0, &seen(&[]), None);
+        assert_eq!(book.see_guests(&guests(10)), [], "nobody is connected");
+        note(&mut book, 1, &connected, None);
+        assert_eq!(book.see_guests(&guests(0)).len(), 1);
+        assert_eq!(told(&book), (None, 1));
+        assert_eq!(book.see_guests(&guests(10)).len(), 1);
+        let known = (Some(Reconnect::each(Duration::from_secs(10))), 0);
+        assert_eq!(told(&book), known);
+        book.exited("then");
+        assert_eq!(book.see_guests(&Guests::new()), []);
+        note(&mut book, 2, &seen(&[]), None);
+        assert_eq!(told(&book), known, "it is waited for");
+        note(&mut book, 3, &connected, None);
+        assert_eq!(book.see_guests(&guests(10)), [], "it was told before");
+        note(&mut book, 4, &seen(&[]), None);
+        assert_eq!(told(&book), (None, 0));
     }
 
     #[test]

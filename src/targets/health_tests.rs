@@ -100,6 +100,7 @@ impl Scene {
             observers: Observers::new(probe.clone(), news.clone(), desired.watch()),
             statuses: Statuses::new(events.clone()),
             progress: ProgressSink::default(),
+            guests: watch::channel(Arc::default()).1,
             engine: None,
         };
         let deep = DeepProbe::new(&root, sockets.clone(), Duration::from_secs(1));

@@ -52,6 +52,7 @@ use crate::health::deep::DeepProbe;
 use crate::model::code::Code;
 use crate::model::deep::DeepHealth;
 use crate::model::fault::Fault;
+use crate::model::guest::Guests;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::PrepareReport;
@@ -106,6 +107,8 @@ pub struct Parts<C> {
     pub statuses: Statuses,
     /// Tells how work goes on.
     pub progress: ProgressSink,
+    /// Guests of their volumes.
+    pub guests: watch::Receiver<Arc<Guests>>,
     /// The engine's owner, where nobody else starts an engine that ended.
     pub engine: Option<Engine>,
 }

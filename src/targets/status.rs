@@ -3,6 +3,7 @@
 //! The target's task and the work that it has begun note facts in [`Known`]; each change of them is judged and
 //! published at once, to reports, metrics, events, the API and the log alike.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -12,7 +13,10 @@ use super::book::VolumeBook;
 use super::desired::DesiredTargets;
 use super::now;
 use crate::agent::events::Events;
+use crate::model::code::Code;
 use crate::model::event::What;
+use crate::model::fault::Finding;
+use crate::model::guest::Guests;
 use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
 use crate::model::status::{LastExit, TargetStatus, TargetStatuses};
@@ -111,6 +115,31 @@ impl Status {
     /// Notes how its process exited.
     pub(super) fn exited(&self, cause: String) {
         self.change(|known| known.last_exit = Some(LastExit { at: now(), cause }));
+    }
+
+    /// Notes the guests of its volumes, and logs what is found of those that are new.
+    pub(super) fn see_guests(&self, guests: &Guests) {
+        let found = self.change(|known| known.book.see_guests(guests));
+        let mut by_code: BTreeMap<Code, Vec<Finding>> = BTreeMap::new();
+        for finding in found {
+            by_code.entry(finding.code).or_default().push(finding);
+        }
+        for (code, found) in by_code {
+            // One line, however many guests are told alike.
+            let first = found.first().map(|finding| finding.text.clone()).unwrap_or_default();
+            let text = match found.len() {
+                1 => first,
+                count => format!("{count} guests of {}, the first: {first}", self.name),
+            };
+            match code {
+                Code::GuestReconnectsSlowly => {
+                    tracing::info!(target_name = %self.name, %code, guests = found.len(), "{text}");
+                }
+                _ => {
+                    tracing::warn!(target_name = %self.name, %code, guests = found.len(), "{text}")
+                }
+            }
+        }
     }
 
     /// Forgets a target that is neither desired nor observed any more.

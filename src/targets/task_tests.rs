@@ -47,6 +47,7 @@ fn parts_with(
         probe: Arc::new(probe),
         statuses: Statuses::new(Events::default()),
         progress: ProgressSink::default(),
+        guests: watch::channel(Arc::default()).1,
         engine: None,
     }
 }

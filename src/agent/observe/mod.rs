@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod figures;
+pub mod guests;
 pub mod hypervisor;
 pub mod memory;
 pub mod node;

@@ -164,8 +164,14 @@ fn callbacks_and_reports_are_told_with_what_became_of_them() {
 }
 
 fn figures(name: &str, state: TargetState) -> TargetFigures {
-    let volumes =
-        VolumeTally { wanted: 10, serving: 5, degraded: 2, stuck: 1, disconnected_sessions: 4 };
+    let volumes = VolumeTally {
+        wanted: 10,
+        serving: 5,
+        degraded: 2,
+        stuck: 1,
+        disconnected_sessions: 4,
+        ..VolumeTally::default()
+    };
     let report = TargetReport {
         name: name.parse().unwrap(),
         state,

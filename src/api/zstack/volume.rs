@@ -314,10 +314,8 @@ mod tests {
             status: VolumeStatus {
                 state,
                 reason: "no such volume".into(),
-                since: String::new(),
                 socket_path: "/s/v".into(),
-                sessions: 0,
-                disconnected: false,
+                ..VolumeStatus::unknown()
             },
         };
         for state in [VolumeState::Serving, VolumeState::Stuck] {

@@ -20,7 +20,7 @@ pub struct VolumePolicy {
     /// How long a target may take for one call about a volume.
     #[serde(with = "duration")]
     pub call_timeout: Duration,
-    /// Between two looks at the volumes of a target: nobody tells when a VM connects.
+    /// Between two looks at the volumes of a target, for nobody tells when a VM connects, and at the VMs that are.
     #[serde(with = "duration")]
     pub look_interval: Duration,
     /// How long the session of a VM may take to start until its volume is stuck.

@@ -129,6 +129,7 @@ impl<C: Containers> Task<C> {
     ) {
         let mut desired = self.parts.desired.watch();
         let mut asked_at = self.asked_at.subscribe();
+        let mut guests = self.parts.guests.clone();
         let mut closed = false;
         loop {
             self.reconcile();
@@ -150,6 +151,10 @@ impl<C: Containers> Task<C> {
                     Some(requested) => self.requested(requested),
                     None => closed = true,
                 },
+                () = wait::change(&mut guests) => {
+                    let guests = guests.borrow().clone();
+                    self.status.see_guests(&guests);
+                }
                 () = wait::until(due) => {}
                 () = heartbeat.due() => {}
             }

@@ -1,12 +1,15 @@
 //! Mounts, processes and sockets as a node's procfs tells them.
 #![no_main]
 
+use std::collections::BTreeSet;
+
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::host::facts::{boot_id, hostname, init, kernel};
-use vhost_agent::host::{Root, holders, leftovers, mounts, process};
+use vhost_agent::host::{Root, guests, holders, leftovers, mounts, process};
 use vhost_agent_fuzz::Tree;
 
 const PID_FILE: &str = "/run/docker.pid";
+const SOCKET: &str = "/s/v";
 const BINARY: &str = "/usr/bin/dockerd";
 
 fuzz_target!(|input: &[u8]| {
@@ -20,6 +23,11 @@ fuzz_target!(|input: &[u8]| {
     for holder in holders {
         assert!(!holder.name.is_empty() && !holder.name.contains(char::is_control), "{holder:?}");
         assert!(holder.name.chars().count() <= 128);
+    }
+    let sockets = BTreeSet::from([SOCKET.to_string()]);
+    let guests = guests::guests(&root, &sockets, &mut guests::QemuVersions::default());
+    for (path, guest) in guests {
+        assert!(path == SOCKET && !guest.machine.contains(char::is_control), "{guest:?}");
     }
     if let Some(engine) = process::engine_process(&root, PID_FILE, BINARY) {
         assert!(engine.args.iter().all(|arg| !arg.is_empty()));

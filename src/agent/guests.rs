@@ -1,0 +1,117 @@
+//! Guests of the node's volumes: one look at all of them now and then, for all targets, while some are connected.
+//!
+//! No call, no start of a target and no pass over its volumes waits for a look: what it found is published, and each
+//! target's task takes it in.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::observe::guests::GuestObserver;
+use crate::model::guest::Guests;
+use crate::model::status::{TargetStatus, TargetStatuses};
+use crate::model::target::TargetState;
+
+/// Least pause between two looks, each of which reads the name of every process.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// How often a look is put off for a target that is being brought up: the processors are that one's. More often would
+/// let one that never comes up keep the guests of others unknown.
+const MOST_PUT_OFF: usize = 3;
+
+/// Looks for as long as the agent runs, with that pause between two looks.
+pub async fn follow(
+    observer: GuestObserver,
+    statuses: watch::Receiver<TargetStatuses>,
+    pause: Duration,
+    seen: watch::Sender<Arc<Guests>>,
+) {
+    let mut put_off = 0;
+    loop {
+        sleep(pause.max(LEAST_PAUSE)).await;
+        let (sockets, busy) = {
+            let statuses = statuses.borrow();
+            (connected(&statuses), statuses.values().any(comes_up))
+        };
+        if busy && put_off < MOST_PUT_OFF {
+            put_off += 1;
+            continue;
+        }
+        put_off = 0;
+        if sockets.is_empty() {
+            continue;
+        }
+        // What was seen last stays where nothing could be seen. The same again is told too: a guest may be another one.
+        if let Some(guests) = observer.look(sockets).await {
+            seen.send_replace(Arc::new(guests));
+        }
+    }
+}
+
+/// Sockets to which a virtual machine is connected.
+fn connected(statuses: &TargetStatuses) -> BTreeSet<String> {
+    let volumes = statuses.values().flat_map(|status| status.volume_statuses.values());
+    volumes.filter(|it| it.sessions > 0).map(|it| it.socket_path.clone()).collect()
+}
+
+fn comes_up(status: &TargetStatus) -> bool {
+    status.health.as_ref().is_some_and(|health| health.state == TargetState::Starting)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)] // the test puts files in place
+mod tests {
+    use std::fs;
+
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::host::Root;
+    use crate::model::target::TargetHealth;
+    use crate::model::volume::{VolumeStatus, Volumes};
+
+    fn status(state: TargetState, sessions: usize) -> TargetStatuses {
+        let socket_path = "/s/v".to_string();
+        let volume = VolumeStatus { sessions, socket_path, ..VolumeStatus::unknown() };
+        let health = TargetHealth {
+            name: "a".parse().unwrap(),
+            state,
+            reason: String::new(),
+            since: String::new(),
+            version: None,
+            age_ms: None,
+            pid: None,
+        };
+        let volume_statuses = Arc::new(Volumes::from([("v".parse().unwrap(), volume)]));
+        let status =
+            TargetStatus { health: Some(health), volume_statuses, ..TargetStatus::default() };
+        [("a".parse().unwrap(), status)].into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guests_are_looked_for_while_some_are_connected_and_not_while_a_target_comes_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/70")).unwrap();
+        fs::write(root.path("/proc/70/comm"), "kvm\n").unwrap();
+        fs::write(root.path("/proc/70/cmdline"), "kvm\0-chardev\0socket,path=/s/v\0").unwrap();
+        let (statuses, seen) = (watch::Sender::default(), watch::Sender::default());
+        let mut guests = seen.subscribe();
+        let pause = Duration::from_secs(10);
+        tokio::spawn(follow(GuestObserver::new(&root), statuses.subscribe(), pause, seen));
+        let began = Instant::now();
+        for unneeded in [TargetStatuses::new(), status(TargetState::Serving, 0)] {
+            statuses.send_replace(unneeded);
+            assert!(timeout(Duration::from_secs(28), guests.changed()).await.is_err());
+        }
+        statuses.send_replace(status(TargetState::Starting, 1));
+        guests.changed().await.unwrap();
+        assert_eq!(guests.borrow_and_update()["/s/v"].machine, "kvm (pid 70)");
+        assert_eq!(began.elapsed().as_secs(), 90, "it was put off three times");
+        statuses.send_replace(status(TargetState::Serving, 1));
+        guests.changed().await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 100);
+    }
+}

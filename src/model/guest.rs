@@ -1,0 +1,257 @@
+//! Guests of volumes, as the command line of their QEMU tells of them: which sockets it connects to, and how often it
+//! looks for one again that has gone.
+//!
+//! Only what stands there is told. A disk that was plugged in later stands on no command line: of its guest nothing is
+//! known, which is not the same as one that does not reconnect.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+/// Pause of a guest between two tries to connect to a socket that has gone. In JSON a number of seconds; 0: it tries
+/// never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reconnect(Duration);
+
+impl Reconnect {
+    /// Without a try, which is QEMU's default.
+    pub const NEVER: Reconnect = Reconnect(Duration::ZERO);
+
+    /// Such a pause.
+    pub fn each(pause: Duration) -> Reconnect {
+        Reconnect(pause)
+    }
+
+    /// The pause; none where it never tries.
+    pub fn pause(self) -> Option<Duration> {
+        Some(self.0).filter(|pause| !pause.is_zero())
+    }
+
+    /// The one of both with which a guest waits longer.
+    pub fn slower(self, other: Reconnect) -> Reconnect {
+        let waits = |it: Reconnect| (it.pause().is_none(), it.0);
+        if waits(other) > waits(self) { other } else { self }
+    }
+}
+
+impl fmt::Display for Reconnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pause() {
+            Some(pause) => write!(f, "{} s", pause.as_secs_f64()),
+            None => f.write_str("never"),
+        }
+    }
+}
+
+impl Serialize for Reconnect {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.subsec_nanos() {
+            0 => serializer.serialize_u64(self.0.as_secs()),
+            _ => serializer.serialize_f64(self.0.as_secs_f64()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Reconnect {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Reconnect, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        Duration::try_from_secs_f64(seconds).map(Reconnect).map_err(D::Error::custom)
+    }
+}
+
+/// A virtual machine that has the socket of a volume on its command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// Its name and its QEMU's pid.
+    pub machine: String,
+    /// How often it looks for the socket again.
+    pub reconnect: Reconnect,
+    /// Version of the QEMU that runs, where that could be told.
+    pub qemu: Option<String>,
+}
+
+/// Guests by the path of the socket.
+pub type Guests = BTreeMap<String, Guest>;
+
+/// Options of a chardev by their names; of one that is given twice the last one counts, as in QEMU.
+type Options = BTreeMap<String, String>;
+
+/// UNIX sockets that the QEMU with these arguments connects to, by their paths. Sockets on which it listens itself are
+/// none, and one whose options cannot be understood is left out.
+pub fn client_sockets(arguments: &[Vec<u8>]) -> BTreeMap<String, Reconnect> {
+    let words = arguments.iter().zip(arguments.iter().skip(1));
+    let chardevs = words.filter(|(word, _)| matches!(word.as_slice(), b"-chardev" | b"--chardev"));
+    chardevs.filter_map(|(_, value)| client_socket(std::str::from_utf8(value).ok()?)).collect()
+}
+
+fn client_socket(text: &str) -> Option<(String, Reconnect)> {
+    let mut options = if text.starts_with('{') { of_json(text)? } else { of_options(text) };
+    let is_off = |value: &String| matches!(value.as_str(), "off" | "no" | "n" | "false");
+    let is_on = |name: &str| options.get(name).is_some_and(|value| !is_off(value));
+    if options.get("backend")? != "socket" || is_on("server") || is_on("abstract") {
+        return None;
+    }
+    // A reconnect that is no such number is one that QEMU would not have started with.
+    let number = |name: &str| options.get(name).map(|value| value.parse::<u32>().ok());
+    let pause = match (number("reconnect-ms"), number("reconnect")) {
+        (Some(millis), _) => Duration::from_millis(millis?.into()),
+        (None, Some(seconds)) => Duration::from_secs(seconds?.into()),
+        (None, None) => Duration::ZERO,
+    };
+    Some((options.remove("path")?, Reconnect(pause)))
+}
+
+/// Options as QEMU's own syntax has them: `socket,id=a,path=/b,reconnect=1`, where two commas stand for one that is part
+/// of a value, and a name alone switches something on or, with `no` before it, off.
+fn of_options(text: &str) -> Options {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match parts.last_mut() {
+            Some(part) if c != ',' || chars.next_if_eq(&',').is_some() => part.push(c),
+            _ => parts.push(String::new()),
+        }
+    }
+    let option = |(at, part): (usize, String)| {
+        let (name, value) = match part.split_once('=') {
+            Some(option) => option,
+            None if at == 0 => ("backend", part.as_str()),
+            None => part.strip_prefix("no").map_or((part.as_str(), "on"), |name| (name, "off")),
+        };
+        (name.to_string(), value.to_string())
+    };
+    parts.into_iter().enumerate().map(option).collect()
+}
+
+/// The same of the form of QMP's `chardev-add`, in which a socket is one to listen on unless it says otherwise.
+fn of_json(text: &str) -> Option<Options> {
+    let document: Value = serde_json::from_str(text).ok()?;
+    let backend = document.get("backend")?;
+    let data = |of: &Value| of.get("data").unwrap_or(of).as_object().cloned();
+    let socket = data(backend)?;
+    let address = socket.get("addr").and_then(data).unwrap_or_default();
+    let mut options = Options::from([("server".to_string(), "on".to_string())]);
+    options.insert("backend".to_string(), backend.get("type")?.as_str()?.to_string());
+    let option = |(name, value): (String, Value)| match value {
+        Value::String(text) => Some((name, text)),
+        Value::Bool(on) => Some((name, if on { "on" } else { "off" }.to_string())),
+        Value::Number(number) => Some((name, number.to_string())),
+        _ => None,
+    };
+    options.extend(socket.into_iter().chain(address).filter_map(option));
+    Some(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn millis(count: u64) -> Reconnect {
+        Reconnect(Duration::from_millis(count))
+    }
+
+    /// Sockets on a command line of one chardev.
+    fn sockets(chardev: &str) -> Vec<(String, Reconnect)> {
+        let words = ["qemu-system-x86_64", "-m", "1", "-chardev", chardev, "-device", "x"];
+        client_sockets(&words.map(|word| word.as_bytes().to_vec())).into_iter().collect()
+    }
+
+    #[test]
+    fn sockets_are_told_with_how_often_they_are_looked_for() {
+        for (chardev, reconnect) in [
+            ("socket,id=a,path=/s/v", Reconnect::NEVER),
+            ("socket,id=a,path=/s/v,reconnect=0", Reconnect::NEVER),
+            ("socket,id=a,path=/s/v,reconnect=10", millis(10_000)),
+            ("socket,id=a,path=/s/v,reconnect-ms=500", millis(500)),
+            ("socket,id=a,reconnect=1,path=/s/v,server=off", millis(1000)),
+            ("socket,id=a,noserver,path=/s/v,abstract=no", Reconnect::NEVER),
+            ("backend=socket,path=/t,path=/s/v", Reconnect::NEVER),
+            (
+                r#"{"id": "a", "backend": {"type": "socket", "data": {"server": false, "reconnect": 2,
+                    "addr": {"type": "unix", "data": {"path": "/s/v"}}}}}"#,
+                millis(2000),
+            ),
+            (
+                r#"{"backend": {"type": "socket", "server": false, "reconnect-ms": 250,
+                    "addr": {"type": "unix", "path": "/s/v"}}}"#,
+                millis(250),
+            ),
+        ] {
+            assert_eq!(sockets(chardev), [("/s/v".to_string(), reconnect)], "{chardev}");
+        }
+    }
+
+    #[test]
+    fn what_listens_is_no_socket_or_cannot_be_understood_is_left_out() {
+        for chardev in [
+            "",
+            ",",
+            "socket",
+            "socket,id=a,host=1.2.3.4,port=7",
+            "socket,path=/s/v,server=on",
+            "socket,path=/s/v,server",
+            "socket,path=/s/v,abstract=on",
+            "socket,path=/s/v,reconnect=often",
+            "socket,path=/s/v,reconnect=99999999999999999999",
+            "socket,path=/s/v,reconnect-ms=-1",
+            "file,path=/s/v",
+            "{",
+            "{}",
+            r#"{"backend": 7}"#,
+            r#"{"backend": {"type": "socket"}}"#,
+            r#"{"backend": {"type": "socket", "data": {"addr": {"data": {"path": "/s/v"}}}}}"#,
+            r#"{"backend": {"type": "file", "data": {"path": "/s/v", "server": false}}}"#,
+        ] {
+            assert_eq!(sockets(chardev), [], "{chardev}");
+        }
+        let words = |words: &[&[u8]]| words.iter().map(|word| word.to_vec()).collect::<Vec<_>>();
+        assert!(client_sockets(&words(&[b"-chardev"])).is_empty());
+        assert!(client_sockets(&words(&[b"-chardev", b"socket,path=/\xff"])).is_empty());
+        assert!(client_sockets(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_never_looks_again_waits_longest() {
+        for (one, other) in [(millis(1), millis(2)), (millis(9), Reconnect::NEVER)] {
+            assert_eq!((one.slower(other), other.slower(one)), (other, other));
+        }
+    }
+
+    #[test]
+    fn json_is_a_number_of_seconds() {
+        for (reconnect, json) in
+            [(Reconnect::NEVER, "0"), (millis(10_000), "10"), (millis(1234), "1.234")]
+        {
+            assert_eq!(serde_json::to_string(&reconnect).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Reconnect>(json).unwrap(), reconnect);
+        }
+        for json in ["-1", "1e300", "\"1\""] {
+            assert!(serde_json::from_str::<Reconnect>(json).is_err(), "{json}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_path_is_read_as_it_was_escaped(path in "[a-z,=/ -]{1,20}", seconds in 0_u32..100) {
+            let escaped = path.replace(',', ",,");
+            let told = sockets(&format!("socket,id=a,path={escaped},reconnect={seconds}"));
+            prop_assert_eq!(told, [(path, Reconnect(Duration::from_secs(seconds.into())))]);
+        }
+
+        #[test]
+        fn any_command_line_is_read_without_a_panic(
+            words in prop::collection::vec("-chardev|\\{.{0,40}|(socket|path|server|reconnect|no|=|,|/s|[0-9]|.){0,20}", 0..6)
+        ) {
+            let words: Vec<Vec<u8>> = words.into_iter().map(String::into_bytes).collect();
+            prop_assert!(client_sockets(&words).len() <= words.len());
+        }
+    }
+}

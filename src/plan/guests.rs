@@ -1,0 +1,127 @@
+//! Guests that the next exit of their target harms more than it has to.
+
+use std::time::Duration;
+
+use crate::model::code::Code;
+use crate::model::fault::Finding;
+use crate::model::guest::{Guest, Guests};
+use crate::model::volume::{VolumeName, VolumeStatus};
+
+/// A target is back with its controllers within about a second. A guest that looks for its socket less often than that
+/// waits for its own timer and no longer for the target; QEMU before 9.2 takes whole seconds, so this is its shortest.
+const SHORT: Duration = Duration::from_secs(1);
+/// First version of QEMU that may lose a reconnect, and the first one after that which does not: a target that exits
+/// before it has answered QEMU's first messages leaves that disk hung until the VM is restarted.
+const LOSES: (u32, u32) = (7, 2);
+const LOSES_NO_MORE: (u32, u32) = (8, 2);
+
+/// Notes the guest of a volume that is connected; tells what was not found of it before.
+pub fn see(name: &VolumeName, status: &mut VolumeStatus, guests: &Guests) -> Vec<Finding> {
+    let guest = guests.get(&status.socket_path);
+    status.reconnect_seconds = guest.map(|guest| guest.reconnect);
+    let findings = guest.map(|guest| findings(name, guest)).unwrap_or_default();
+    let before = std::mem::replace(&mut status.findings, findings);
+    let is_new = |finding: &&Finding| before.iter().all(|known| known.code != finding.code);
+    status.findings.iter().filter(is_new).cloned().collect()
+}
+
+/// Findings about the guest of a volume.
+fn findings(volume: &VolumeName, guest: &Guest) -> Vec<Finding> {
+    let (machine, reconnect) = (&guest.machine, guest.reconnect);
+    let Some(pause) = reconnect.pause() else {
+        let text = format!(
+            "{machine} does not connect to {volume} again after its target has exited (its chardev has no reconnect): \
+             the disk hangs then until the VM is restarted; give it <reconnect enabled='yes' timeout='1'/> (QEMU: \
+             reconnect=1), and restart or migrate the VM"
+        );
+        return vec![Finding::new(Code::GuestDoesNotReconnect, text)];
+    };
+    let mut found = Vec::new();
+    if let Some(version) = guest.qemu.as_ref().filter(|version| loses_reconnects(version)) {
+        let text = format!(
+            "{machine} runs QEMU {version}, which may lose {volume} until the VM is restarted when a target exits while \
+             QEMU connects to it: update QEMU to 8.2 or newer, and restart or migrate the VM"
+        );
+        found.push(Finding::new(Code::GuestLosesReconnects, text));
+    }
+    if pause > SHORT {
+        let text = format!(
+            "{machine} looks for {volume} only every {reconnect} after its target has exited, and waits up to that long \
+             for a target that is back in about a second: give it <reconnect enabled='yes' timeout='1'/> (QEMU: \
+             reconnect=1) at its next start"
+        );
+        found.push(Finding::new(Code::GuestReconnectsSlowly, text));
+    }
+    found
+}
+
+/// Whether a version such as `7.2.22` is one of those.
+fn loses_reconnects(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    let version = numbers.next().zip(numbers.next());
+    version.is_some_and(|version| (LOSES..LOSES_NO_MORE).contains(&version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::guest::Reconnect;
+
+    fn guest(millis: u64, qemu: &str) -> Guest {
+        Guest {
+            machine: "web-1 (pid 70)".to_string(),
+            reconnect: Reconnect::each(Duration::from_millis(millis)),
+            qemu: Some(qemu.to_string()).filter(|qemu| !qemu.is_empty()),
+        }
+    }
+
+    #[test]
+    fn a_guest_is_found_fault_with_when_it_reconnects_slowly_never_or_may_lose_that() {
+        use Code::{GuestDoesNotReconnect, GuestLosesReconnects, GuestReconnectsSlowly};
+        for (millis, qemu, codes) in [
+            (1000, "9.2.0", &[][..]),
+            (500, "", &[]),
+            (1001, "9.2.0", &[GuestReconnectsSlowly]),
+            (10_000, "7.2.22", &[GuestLosesReconnects, GuestReconnectsSlowly]),
+            (0, "9.2.0", &[GuestDoesNotReconnect]),
+            // Which loses no reconnect, for it tries none.
+            (0, "7.2.22", &[GuestDoesNotReconnect]),
+        ] {
+            let found = findings(&"v".parse().unwrap(), &guest(millis, qemu));
+            assert_eq!(
+                found.iter().map(|it| it.code).collect::<Vec<_>>(),
+                codes,
+                "{millis} {qemu}"
+            );
+            for Finding { text, .. } in &found {
+                assert!(text.contains("web-1 (pid 70)") && text.contains('v'), "{text}");
+            }
+        }
+        let text = &findings(&"v".parse().unwrap(), &guest(10_000, ""))[0].text;
+        assert!(text.contains("every 10 s"), "{text}");
+    }
+
+    #[test]
+    fn versions_that_lose_reconnects_are_those_from_7_2_to_8_1() {
+        for version in ["7.2.0", "7.2", "8.0.5", "8.1.5", "8.1.50"] {
+            assert!(loses_reconnects(version), "{version}");
+        }
+        for version in ["7.1.9", "6.2.0", "8.2.0", "9.0.2", "10.0.0", "", "7", "v8.0", "8..1"] {
+            assert!(!loses_reconnects(version), "{version}");
+        }
+    }
+
+    #[test]
+    fn what_is_found_is_told_as_news_once() {
+        let name = "v".parse().unwrap();
+        let mut status =
+            VolumeStatus { socket_path: "/s/v".to_string(), ..VolumeStatus::unknown() };
+        let slow = Guests::from([("/s/v".to_string(), guest(10_000, ""))]);
+        assert_eq!(see(&name, &mut status, &slow).len(), 1);
+        assert_eq!(see(&name, &mut status, &slow), []);
+        assert_eq!(status.findings.len(), 1);
+        // Not on a command line: nothing is known of it.
+        assert_eq!(see(&name, &mut status, &Guests::new()), []);
+        assert_eq!((status.reconnect_seconds, status.findings.len()), (None, 0));
+    }
+}
