@@ -158,9 +158,9 @@ impl Core {
             progress: progress.clone(),
             guests: guests.subscribe(),
             engine: alone.then(|| engine.clone()),
+            deep: DeepProbe::new(&root, sockets, settings.health.deep_timeout),
         };
-        let deep = DeepProbe::new(&root, sockets, settings.health.deep_timeout);
-        let targets = Targets::new(parts, deep, watchdog.clone());
+        let targets = Targets::new(parts, watchdog.clone());
         let prepare = Prepare::start(pools.clone(), engine, policy.manage, watchdog.register());
         let node =
             Node::start(NodeObserver::new(&root, memory.clone()), pools.clone(), observer, socket);

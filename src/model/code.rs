@@ -153,6 +153,7 @@ codes! {
     ProgramNotTold "program-not-told" 500 "A process could not be sent a signal"
     SecretExposed "secret-exposed" 500 "A file with a secret can be read by everybody"
     SendCommandAddressRefused "send-command-address-refused" 400 "The egress policy does not allow that controller"
+    SessionsNotServed "sessions-not-served" 503 "The target takes vhost-user connections and serves none"
     SocketPathTooLong "socket-path-too-long" 400 "The path is too long for a UNIX socket"
     SocketPlaceUnusable "socket-place-unusable" 409 "Something else is where the target's sockets are to be"
     StateDiffers "state-differs" 409 "The node keeps another state than the document"

@@ -102,9 +102,9 @@ impl Scene {
             progress: ProgressSink::default(),
             guests: watch::channel(Arc::default()).1,
             engine: None,
+            deep: DeepProbe::new(&root, sockets.clone(), Duration::from_secs(1)),
         };
-        let deep = DeepProbe::new(&root, sockets.clone(), Duration::from_secs(1));
-        let targets = Targets::new(parts, deep, Watchdog::default());
+        let targets = Targets::new(parts, Watchdog::default());
         let name = TargetName::usual();
         Scene {
             process,

@@ -111,6 +111,8 @@ pub struct Parts<C> {
     pub guests: watch::Receiver<Arc<Guests>>,
     /// The engine's owner, where nobody else starts an engine that ended.
     pub engine: Option<Engine>,
+    /// Tries I/O and connections of the agent's own.
+    pub deep: DeepProbe,
 }
 
 /// The handle of all targets of this node.
@@ -122,21 +124,21 @@ pub struct Targets {
     exits: Exits,
     observers: Observers,
     statuses: Statuses,
-    deep: Arc<DeepProbe>,
+    deep: DeepProbe,
 }
 
 impl Targets {
     /// A handle; a task is started with the first request for its target.
-    pub fn new<C: Containers>(parts: Parts<C>, deep: DeepProbe, watchdog: Watchdog) -> Targets {
+    pub fn new<C: Containers>(parts: Parts<C>, watchdog: Watchdog) -> Targets {
         let parts = Arc::new(parts);
-        let (desired, exits) = (parts.desired.clone(), parts.exits.clone());
+        let (desired, exits, deep) =
+            (parts.desired.clone(), parts.exits.clone(), parts.deep.clone());
         let (observers, statuses) = (parts.observers.clone(), parts.statuses.clone());
         let start = move |name, way: Way, queue| {
             let task = Task::new(name, parts.clone(), way.asked_at);
             tokio::spawn(task.run(queue, watchdog.register()));
         };
         let start = Arc::new(start);
-        let deep = Arc::new(deep);
         Targets { tasks: Arc::default(), start, desired, exits, observers, statuses, deep }
     }
 

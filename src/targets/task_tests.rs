@@ -49,6 +49,7 @@ fn parts_with(
         progress: ProgressSink::default(),
         guests: watch::channel(Arc::default()).1,
         engine: None,
+        deep: DeepProbe::new(&root, Sockets::default(), Duration::ZERO),
     }
 }
 
@@ -239,8 +240,7 @@ async fn work_is_given_up_when_the_target_is_to_be_killed() {
 #[tokio::test]
 async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     let folder = tempfile::tempdir().unwrap();
-    let deep = DeepProbe::new(&Root::new(folder.path()), Sockets::default(), Duration::ZERO);
-    let targets = Targets::new(parts(&folder, unseen()), deep, Watchdog::default());
+    let targets = Targets::new(parts(&folder, unseen()), Watchdog::default());
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
         let wish = TargetWish::Destroy { spec, force: false };
@@ -274,8 +274,7 @@ impl SlowImage {
         if is_desired {
             parts.desired.want(&spec, None).await.unwrap();
         }
-        let deep = DeepProbe::new(&Root::new(folder.path()), Sockets::default(), Duration::ZERO);
-        let targets = Targets::new(parts, deep, Watchdog::default());
+        let targets = Targets::new(parts, Watchdog::default());
         let deploy = tokio::spawn(std::future::pending());
         let mut scene = SlowImage { targets, engine, image, spec, deploy, _seen: seen };
         scene.deploy = scene.deploys();

@@ -30,8 +30,8 @@ const MEMORY: Backing =
 
 /// A disk of this agent's own.
 #[derive(Debug)]
-pub(super) struct Canary<'a> {
-    spdk: &'a Spdk,
+pub(super) struct Canary {
+    spdk: Spdk,
     name: String,
     /// Whether it was begun: then there is something to take away.
     begun: bool,
@@ -57,12 +57,13 @@ pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
     Fault::new(code, chain(error))
 }
 
-impl<'a> Canary<'a> {
+impl Canary {
     /// A name for one; nothing is made yet.
-    pub(super) fn new(spdk: &'a Spdk, root: &Root, number: u64) -> Canary<'a> {
+    pub(super) fn new(spdk: &Spdk, root: &Root, number: u64) -> Canary {
         let pid = std::process::id();
         let since = started(root, pid).unwrap_or_default();
-        Canary { spdk, name: format!("{PREFIX}{pid}-{since}-{number}"), begun: false }
+        let name = format!("{PREFIX}{pid}-{since}-{number}");
+        Canary { spdk: spdk.clone(), name, begun: false }
     }
 
     /// Makes it; the paths at which its socket may be seen from here, all of which end with its name.
@@ -78,10 +79,11 @@ impl<'a> Canary<'a> {
         judge_length(&usual.parse()?)?;
         self.begun = true;
         let bdev = self.spdk.create_bdev(&self.name, &MEMORY, left(by));
-        bdev.await.map_err(|e| rpc_fault(&e))?;
         let controller = self.spdk.create_controller(&self.name, &self.name, false, None, left(by));
-        controller.await.map_err(|e| rpc_fault(&e))?;
-        let made = self.seen(by).await?.map(|made| made.socket).unwrap_or_default();
+        // One after the other on one connection, without waiting for the target's next look at it.
+        let (bdev, controller, made) = tokio::join!(biased; bdev, controller, self.seen(by));
+        bdev.and(controller).map_err(|e| rpc_fault(&e))?;
+        let made = made?.map(|made| made.socket).unwrap_or_default();
         let mut paths = vec![root.path(&usual)];
         if !made.is_empty() {
             if Path::new(&made).file_name() != Some(self.name.as_ref()) {
@@ -161,7 +163,7 @@ pub(super) async fn clear_leftovers(
             tracing::warn!(%name, "a disk that a probe left has a session, and is left alone");
             continue;
         }
-        match (Canary { spdk, name: name.clone(), begun: true }).take_away(by).await {
+        match (Canary { spdk: spdk.clone(), name: name.clone(), begun: true }).take_away(by).await {
             Ok(()) => tracing::info!(%name, "a disk that a probe left was taken away"),
             Err(fault) => tracing::warn!(%name, "a disk that a probe left stays: {}", fault.text),
         }

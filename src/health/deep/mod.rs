@@ -13,6 +13,7 @@
 mod canary;
 mod disk;
 mod handshake;
+mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Shutdown;
@@ -28,6 +29,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use canary::{Canary, clear_leftovers, rpc_fault};
 use disk::{DISK, DiskError, MEMORY, Times};
+pub use served::Served;
 
 use crate::host::shared_memory::{Pages, SharedMemory};
 use crate::host::{HostError, Root};
@@ -149,8 +151,7 @@ impl Inner {
             Ok(taken) => taken,
             Err(fault) => return (None, Some(fault)),
         };
-        let number = self.made.fetch_add(1, Ordering::Relaxed);
-        self.at_work().insert(number);
+        let number = self.begin();
         let at_work = || self.at_work().clone();
         clear_leftovers(&spdk, &self.root, at_work, Instant::now() + self.within / 5).await;
         let mut canary = Canary::new(&spdk, &self.root, number);
@@ -160,7 +161,7 @@ impl Inner {
         };
         let io = io.await.map(|times| proven(times, kind));
         let gone = canary.remove(began + self.within).await;
-        self.at_work().remove(&number);
+        self.end(number);
         match (io, gone) {
             (Ok(io), gone) => (Some(io), gone.err()),
             (Err(fault), Ok(())) => (None, Some(fault)),
@@ -169,6 +170,17 @@ impl Inner {
                 (None, Some(Fault { code: fault.code, text }))
             }
         }
+    }
+
+    /// The number of a canary that is in use from now on.
+    fn begin(&self) -> u64 {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        self.at_work().insert(number);
+        number
+    }
+
+    fn end(&self, number: u64) {
+        self.at_work().remove(&number);
     }
 
     fn at_work(&self) -> MutexGuard<'_, BTreeSet<u64>> {

@@ -14,6 +14,7 @@ use super::book::{Look, VolumeBook};
 use super::worker::Worker;
 use crate::agent::observe::volumes::Place;
 use crate::docker::Containers;
+use crate::health::deep::Served;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::status::VolumeTally;
@@ -25,6 +26,8 @@ use crate::plan::volumes::bring_up;
 const RETURN_TIME: Duration = Duration::from_secs(30);
 /// … with that between two looks.
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
+/// How long a new process may take until it serves a connection: SPDK v24.01 looks for new controllers once a second.
+const SERVE_TIME: Duration = Duration::from_secs(3);
 
 impl<C: Containers> Worker<C> {
     /// Reconciles the volumes, when the target serves and that is due.
@@ -164,9 +167,14 @@ impl<C: Containers> Worker<C> {
         let unanswered = self.quarantine.unanswered.clone();
         let planned_names: Vec<VolumeName> =
             plans.iter().map(|(spec, _)| spec.name.clone()).collect();
+        let served = match created.is_empty() || self.is_in_place() {
+            true => None,
+            false => self.serves_connections(&place).await?,
+        };
         self.remember_making(planned_names.iter().cloned().collect()).await;
         let applied = parts.volume_applier.apply(&place, plans, &unanswered);
         let failed = self.unless_stuck(applied).await?;
+        drop(served);
         // A refusal is an answer too.
         let is_answered = |name: &&VolumeName| {
             let away =
@@ -187,6 +195,24 @@ impl<C: Containers> Worker<C> {
         self.still_serves()?;
         self.note(&place, &specs, &seen, &faults);
         Ok(Passed { made, before })
+    }
+
+    /// Makes sure that a new process serves connections before virtual machines can make any; what is returned wakes it
+    /// when it is dropped. Where that cannot be tried, nothing is known against it.
+    ///
+    /// # Errors
+    /// When it takes connections, and serves none.
+    async fn serves_connections(&mut self, place: &Place) -> Result<Option<Served>, Fault> {
+        let parts = self.parts.clone();
+        let served = parts.deep.serve(&place.control, SERVE_TIME);
+        match self.unless_stuck(served).await? {
+            Ok(served) => Ok(Some(served)),
+            Err(fault) if fault.code == Code::SessionsNotServed => Err(fault),
+            Err(fault) => {
+                tracing::debug!(target_name = %self.name(), error = %fault, "whether it serves connections is not known");
+                Ok(None)
+            }
+        }
     }
 
     /// Writes down, for the next agent, the volumes that are held back, and those that are being made or were not

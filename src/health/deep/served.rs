@@ -1,0 +1,101 @@
+//! Evidence that a target serves connections, before virtual machines may connect: a disk of the agent's own whose
+//! socket is answered.
+//!
+//! ```text
+//! serve ─▸ canary made ─▸ connected, asked for its features, answered ─▸ Served
+//!                                   dropped ─▸ connected and closed: the target wakes ─▸ canary away
+//! ```
+//! A virtual machine that connects to a controller which nobody serves yet is lost for good when the target dies then
+//! (the lost reconnect in `reference/spdk-rpc.md`). SPDK v24.01 takes up to a second until it serves the first
+//! controller of a process, and as long again for those made later, unless a connection to one that it serves wakes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::canary::Canary;
+use super::{CONNECT, DeepProbe, Inner, connect};
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::path::CleanPath;
+
+/// How long the removal of the disk may take; nobody waits for it.
+const REMOVAL: Duration = Duration::from_secs(5);
+/// VHOST_USER_GET_FEATURES, version 1, without a payload (QEMU's documentation of the vhost-user protocol).
+const GET_FEATURES: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+/// Bytes of its reply: a header, and 64 bits.
+const REPLY: usize = 20;
+
+/// A target that has just served a connection. When it is dropped, the target is woken for controllers that were
+/// made meanwhile.
+#[derive(Debug)]
+pub struct Served {
+    _held: oneshot::Sender<()>,
+}
+
+impl DeepProbe {
+    /// Makes a disk of the agent's own on a target, and waits until a connection to it is served.
+    ///
+    /// # Errors
+    /// `sessions-not-served` when connections are taken and not served within that time. Any other fault says only that the
+    /// target cannot be asked in this way.
+    pub async fn serve(&self, control: &CleanPath, within: Duration) -> Result<Served, Fault> {
+        let (ready, is_ready) = oneshot::channel();
+        let (_held, held) = oneshot::channel();
+        let (inner, control) = (self.0.clone(), control.clone());
+        // A task of its own: a caller that goes away leaves no half of it behind.
+        tokio::spawn(keep(inner, control, Instant::now() + within, ready, held));
+        let given_up = |_| Fault::new(Code::Stopping, "the disk of the agent's own was given up");
+        is_ready.await.map_err(given_up)??;
+        Ok(Served { _held })
+    }
+}
+
+async fn keep(
+    inner: Arc<Inner>,
+    control: CleanPath,
+    by: Instant,
+    ready: oneshot::Sender<Result<(), Fault>>,
+    held: oneshot::Receiver<()>,
+) {
+    let spdk = inner.sockets.apart().at(&inner.root.path(control.as_str()));
+    let number = inner.begin();
+    let mut canary = Canary::new(&spdk, &inner.root, number);
+    let made = async {
+        let paths = canary.make(&inner.root, &control, by).await?;
+        let stream = connect(&paths, by).await?;
+        is_served(stream, by).await.map(|()| paths)
+    };
+    match made.await {
+        Ok(paths) => {
+            let _ = ready.send(Ok(()));
+            // Ends with whoever holds it.
+            let _ = held.await;
+            drop(connect(&paths, Instant::now() + CONNECT).await);
+        }
+        Err(fault) => drop(ready.send(Err(fault))),
+    }
+    if let Err(fault) = canary.remove(Instant::now() + REMOVAL).await {
+        tracing::debug!(control = control.as_str(), error = %fault, "a disk of the agent's own stays");
+    }
+    inner.end(number);
+}
+
+async fn is_served(mut stream: UnixStream, by: Instant) -> Result<(), Fault> {
+    let asked = async {
+        stream.write_all(&GET_FEATURES).await?;
+        stream.read_exact(&mut [0; REPLY]).await
+    };
+    let why = match timeout_at(by, asked).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(e)) => format!("it was closed: {e}"),
+        Err(_) => "it was not answered in time".to_string(),
+    };
+    let text =
+        format!("the target takes connections and serves none: the agent tried one, and {why}");
+    Err(Fault::new(Code::SessionsNotServed, text))
+}
