@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::auth::DockerCredentials;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, DeviceMapping, EventMessage, HostConfig,
-    RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping,
+    EventMessage, HostConfig, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
@@ -185,6 +185,13 @@ impl Containers for DockerClient {
     async fn unpause(&self, id: &str, within: Duration) -> Result<(), EngineError> {
         let docker = self.docker()?;
         self.within("unpause", within, docker.unpause_container(id)).await
+    }
+
+    async fn leave_ended(&self, id: &str, within: Duration) -> Result<(), EngineError> {
+        let docker = self.docker()?;
+        let restart_policy = Some(never());
+        let update = ContainerUpdateBody { restart_policy, ..ContainerUpdateBody::default() };
+        self.within("update", within, docker.update_container(id, update)).await
     }
 
     async fn rename(&self, name: &str, to: &str, within: Duration) -> Result<(), EngineError> {
@@ -364,6 +371,11 @@ fn container_seen(seen: ContainerInspectResponse) -> ContainerSeen {
     }
 }
 
+/// The agent alone starts a target again.
+fn never() -> RestartPolicy {
+    RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }
+}
+
 fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
     let bind = |(path, read_only): &(String, bool)| {
         format!("{path}:{path}{}", if *read_only { ":ro" } else { "" })
@@ -373,7 +385,6 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         path_in_container: Some(path.clone()),
         cgroup_permissions: Some("rwm".to_string()),
     };
-    let never = RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None };
     let host = HostConfig {
         network_mode: Some("host".to_string()),
         binds: Some(spec.binds.iter().map(bind).collect()),
@@ -385,7 +396,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         cpuset_cpus: spec.cpus.clone(),
         cpuset_mems: spec.memory_nodes.clone(),
         // The agent alone brings a target back: the engine would do it before its volumes may come.
-        restart_policy: Some(never),
+        restart_policy: Some(never()),
         ..HostConfig::default()
     };
     ContainerCreateBody {

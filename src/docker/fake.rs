@@ -208,6 +208,10 @@ impl Containers for FakeContainers {
         FakeContainers::changes_nothing("unpause")
     }
 
+    async fn leave_ended(&self, _: &str, _: Duration) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     async fn rename(&self, _: &str, _: &str, _: Duration) -> Result<(), EngineError> {
         FakeContainers::changes_nothing("rename")
     }

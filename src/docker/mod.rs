@@ -149,6 +149,13 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
+    /// Makes the engine start a container no more by itself.
+    fn leave_ended(
+        &self,
+        id: &str,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
     /// Gives the container of that name or id another name.
     fn rename(
         &self,

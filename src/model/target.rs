@@ -186,6 +186,8 @@ pub struct TargetSeen {
     pub silence: String,
     /// Disks that virtual machines are connected to; `None` when that cannot be told.
     pub sessions: Option<usize>,
+    /// Volumes whose guest was connected before the process exited last, and is not back; of what the agent remembers.
+    pub disconnected: usize,
     /// Whether the engine has its image …
     pub has_image: bool,
     /// … and that one's id.

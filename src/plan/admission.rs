@@ -40,7 +40,9 @@ pub fn has_own_sockets(
         own.insert(spec.control_sock.as_str().to_string());
         own.extend(known.keys().map(|name| spec.socket_dir.join(name.as_str())));
     }
-    let others = desired.targets.values().filter(|other| other.name != spec.name);
+    // Those that may come back have theirs, too.
+    let kept = desired.trials.values().filter_map(|trial| trial.old.as_ref());
+    let others = desired.targets.values().chain(kept).filter(|other| other.name != spec.name);
     for other in others {
         let volumes = desired.volumes_of(&other.name);
         let sockets = volumes.keys().map(|name| other.socket_dir.join(name.as_str()));

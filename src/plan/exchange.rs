@@ -126,8 +126,8 @@ impl TargetPlan {
         }
         let (name, id) = (spec.name.to_string(), old.id.clone());
         let [next, previous] = spec.name.beside();
-        // Guests of one that does not answer wait in any case.
-        let is_used = seen.sessions != Some(0) && seen.serves();
+        // Where nobody can tell, guests may wait.
+        let is_used = seen.sessions != Some(0) || seen.disconnected > 0;
         self.steps.extend(clear(&spec.name, seen));
         let mut after = Vec::new();
         for step in start {

@@ -3,14 +3,14 @@
 //! ```text
 //! desired volumes ──▶ sized ──▶ the spec that is planned, made and desired
 //! ```
-//! It is chosen when a container is made, and only ever grows: what runs keeps what it has, and what comes back gets more
-//! only where the pages are free, for it would exit without them.
+//! It is chosen when a deploy makes a container. What runs keeps what it has, unless a new one is asked for and the
+//! pages are free; what comes back is as it was desired.
 
 use crate::model::code::Code;
 use crate::model::policy::{MEMORY_STEP_MIB, TargetPolicy, VOLUMES_PER_STEP};
 use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
 
-use super::target::{TargetPlan, replaces};
+use super::target::TargetPlan;
 
 /// The target that is wanted, with the memory that it gets for so many volumes.
 pub fn sized(
@@ -21,13 +21,13 @@ pub fn sized(
     policy: &TargetPolicy,
 ) -> TargetSpec {
     let with = |memory_mib| TargetSpec { memory_mib, ..spec.clone() };
-    if !spec.memory_by_volumes {
+    if !spec.memory_by_volumes || wish.recovers {
         return spec.clone();
     }
-    let kept = with(seen.made_for().map_or(spec.memory_mib, |made_for| made_for.memory_mib));
-    let runs = seen.container.as_ref().is_some_and(|container| container.running);
-    let stays = runs && !replaces(&kept, wish, seen);
-    if stays || !policy.target.says_memory(spec.kind) {
+    let running = seen.container.as_ref().filter(|container| container.running);
+    let has = running.map(|_| seen.made_for().map_or(spec.memory_mib, |it| it.memory_mib));
+    let kept = with(has.unwrap_or(spec.memory_mib));
+    if has.is_some() && !wish.recreate || !policy.target.says_memory(spec.kind) {
         return kept;
     }
     let fits = |sized: &TargetSpec| {
@@ -35,8 +35,8 @@ pub fn sized(
         planned.err().is_none_or(|fault| fault.code != Code::MemoryImpossible)
     };
     let steps = (volumes as u64).div_ceil(VOLUMES_PER_STEP).max(1);
-    let larger = (1..=steps).rev().map(|step| step.saturating_mul(MEMORY_STEP_MIB));
-    larger.filter(|mib| *mib > kept.memory_mib).map(with).find(fits).unwrap_or(kept)
+    let sizes = (1..=steps).rev().map(|step| step.saturating_mul(MEMORY_STEP_MIB));
+    sizes.filter(|mib| has.is_none_or(|has| *mib > has)).map(with).find(fits).unwrap_or(kept)
 }
 
 #[cfg(test)]
@@ -119,27 +119,27 @@ mod tests {
     #[test]
     fn running_target_keeps_its_memory_and_shows_no_drift() {
         for has in [64, 512, 2048] {
-            let runs = with_container(has, true, node(100_000));
-            for wish in [LEAVE, RECREATE] {
-                let policy = TargetPolicy::example();
-                let spec = sized(&spec(512), wish, 5_000, &runs, &policy);
-                let plan = ensure(&spec, wish, &runs, &policy).unwrap();
-                assert_eq!((spec.memory_mib, plan.steps, plan.drift), (has, vec![], vec![]));
-            }
+            let (runs, policy) =
+                (with_container(has, true, node(100_000)), TargetPolicy::example());
+            let spec = sized(&spec(512), LEAVE, 5_000, &runs, &policy);
+            let plan = ensure(&spec, LEAVE, &runs, &policy).unwrap();
+            assert_eq!((spec.memory_mib, plan.steps, plan.drift), (has, vec![], vec![]));
         }
-        let runs = with_container(512, true, node(100_000));
-        let other = TargetSpec { image: Some("spdk:2".into()), ..spec(512) };
-        let sized = |wish| sized(&other, wish, 801, &runs, &TargetPolicy::example()).memory_mib;
-        assert_eq!((sized(LEAVE), sized(RECREATE)), (512, 1024), "replaced for something else");
     }
 
     #[test]
-    fn ended_target_comes_back_with_more_memory_only_where_it_is_free() {
-        let recovers = EnsureWish { recovers: true, ..LEAVE };
-        let ended = |has, pages| with_container(has, false, node(pages));
-        assert_eq!(mib(801, recovers, &ended(512, 512)), 1024);
-        assert_eq!(mib(801, recovers, &ended(512, 511)), 512);
-        assert_eq!(mib(801, recovers, &ended(2048, 10)), 2048, "never less than it had");
+    fn running_target_grows_only_when_a_new_one_is_asked_for_and_pages_are_free() {
+        let mib = |has, pages| mib(801, RECREATE, &with_container(has, true, node(pages)));
+        assert_eq!((mib(512, 512), mib(512, 511)), (1024, 512));
+        assert_eq!((mib(1024, 9_999), mib(2048, 9_999)), (1024, 2048), "and once");
+    }
+
+    #[test]
+    fn target_that_comes_back_is_as_it_was_desired() {
+        for pages in [10, 100_000] {
+            let ended = with_container(2048, false, node(pages));
+            assert_eq!(mib(801, EnsureWish { recovers: true, ..LEAVE }, &ended), 512);
+        }
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub fn ensure(
     if let Some(made_for) = &made_for {
         plan.drift = spec.drift(made_for);
     }
-    let replace = replaces(spec, wish, seen);
+    let replace = wish.recreate && (made_for.is_none() || !plan.drift.is_empty() || !seen.serves());
     if container.running && !replace {
         plan.leave(spec, container, made_for.is_some(), seen, policy);
         return Ok(plan);
@@ -82,12 +82,6 @@ pub fn ensure(
         plan.steps.extend(start);
     }
     Ok(plan)
-}
-
-/// Whether a container that is there gives way to a new one although it runs.
-pub(super) fn replaces(spec: &TargetSpec, wish: EnsureWish, seen: &TargetSeen) -> bool {
-    let is_as_wanted = || seen.made_for().is_some_and(|made_for| spec.drift(&made_for).is_empty());
-    wish.recreate && !(seen.serves() && is_as_wanted())
 }
 
 /// Plans what takes the target away.

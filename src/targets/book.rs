@@ -137,10 +137,13 @@ impl VolumeBook {
 
     /// Volumes that serve, or whose guest waits in them.
     pub(super) fn served(&self) -> Vec<VolumeName> {
-        let served = |status: &VolumeStatus| {
-            matches!(status.state, VolumeState::Serving | VolumeState::Stuck)
-        };
-        self.statuses.iter().filter(|(_, it)| served(it)).map(|(name, _)| name.clone()).collect()
+        self.statuses.keys().filter(|name| self.serves(name)).cloned().collect()
+    }
+
+    /// Whether a volume does.
+    pub(super) fn serves(&self, name: &VolumeName) -> bool {
+        let state = self.statuses.get(name).map(|status| status.state);
+        matches!(state, Some(VolumeState::Serving | VolumeState::Stuck))
     }
 
     /// Counted.

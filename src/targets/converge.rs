@@ -85,11 +85,12 @@ impl<C: Containers> Worker<C> {
         let (mut awaited, mut was_running) = (false, false);
         let wanted_before = self.parts.desired.get(&wish.spec().name);
         for _ in 0..MOST_ROUNDS {
-            let seen = match self.parts.observer.look(wish.spec(), wish.moves_names()).await {
+            let mut seen = match self.parts.observer.look(wish.spec(), wish.moves_names()).await {
                 // It answered: whether it serves is judged by its volumes.
                 Err(_) if awaited && self.trial().is_some() => return Ok(Converged::Holds),
                 seen => seen?,
             };
+            seen.disconnected = self.status.read(|known| known.book.tally().disconnected_sessions);
             was_running |= !awaited && seen.container.as_ref().is_some_and(|it| it.running);
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
@@ -232,7 +233,7 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    async fn apply_all(
+    pub(super) async fn apply_all(
         &mut self,
         steps: &[Step],
         seen: &TargetSeen,

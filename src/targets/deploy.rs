@@ -7,6 +7,7 @@
 //! A target has one deploy under way at a time. Images come in beside the worker, for that may take minutes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -22,6 +23,9 @@ use crate::model::fault::Fault;
 use crate::model::prepare::{PartReport, PrepareReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
+
+/// How long a deploy waits for the end of the trial of its target, which goes on without it.
+const TRIAL_TIME: Duration = Duration::from_secs(300);
 
 /// A request for the target itself, and its report so far.
 pub(super) struct Deploy {
@@ -197,11 +201,21 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Ends a deploy whose container runs, once the volumes are back.
-    pub(super) async fn finish(&mut self, mut deploy: Box<Deploy>) {
-        self.reconcile_volumes_if_due().await;
-        let done = self.judge(&mut deploy.report).await;
-        deploy.end(done);
+    /// Ends a deploy whose container runs, once the volumes are back. While its target is still on trial it waits.
+    pub(super) async fn finish(&mut self, mut deploy: Box<Deploy>) -> After {
+        match self.judge_if_due(&mut deploy.report).await {
+            Err(fault) if self.trial().is_some() && deploy.began.elapsed() < TRIAL_TIME => {
+                // What is found out later tells less of the reason.
+                if deploy.report.errors.is_empty() {
+                    deploy.report.errors.push(fault);
+                }
+                After::Undecided(Some(deploy))
+            }
+            done => {
+                deploy.end(done);
+                After::Nothing
+            }
+        }
     }
 
     pub(super) fn bring_in(&self, step: Step) -> Incoming {

@@ -1,15 +1,17 @@
 //! The trial of a target that replaces another one: it has to serve what that one served, or that one comes back.
 //!
 //! ```text
-//! desired with a trial ─▸ exchanged ─▸ judged: serves with the volumes ─▸ desired without one; the old one is removed
-//!                             │          └─ does not ─▸ the old one has its place again ─▸ desired as it was ─▸ started
-//!                             └─ fails, or the agent dies ─▸ judged
+//! desired, on trial ─▸ exchanged ─▸ judged: serves with the volumes ─▸ the old one is removed ─▸ desired, no trial
+//!                          │          └─ does not ─▸ the old one has its place again, and is desired ─▸ started ─▸ no trial
+//!                          └─ fails, or the agent dies ─▸ judged
 //! ```
 //! The trial stands in the target's file from before the first change until its end. As long as it is on, nothing else
 //! starts or kills the target. A judgement that could not be carried out is made again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::book::VolumeBook;
 use super::worker::Worker;
 use crate::docker::Containers;
 use crate::model::code::Code;
@@ -17,8 +19,11 @@ use crate::model::fault::Fault;
 use crate::model::prepare::PartReport;
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec, Trial};
-use crate::model::volume::VolumeName;
+use crate::model::volume::{VolumeName, VolumeSpecs};
 use crate::plan::exchange::bring_back;
+
+/// How long the engine may take to give the last words of a new one: guests wait.
+const WORDS_TIME: Duration = Duration::from_secs(1);
 
 impl<C: Containers> Worker<C> {
     pub(super) fn trial(&self) -> Option<Arc<Trial>> {
@@ -45,40 +50,66 @@ impl<C: Containers> Worker<C> {
         Arc::new(Trial { old, id: id.to_string(), served })
     }
 
-    /// Judges the target that is on trial, if it is.
+    /// Judges the target that is on trial, if it is, after its volumes were made.
     ///
     /// # Errors
     /// When it does not serve what the one that it replaced served, with what became of that one; or when it cannot be
     /// judged now.
-    pub(super) async fn judge(&mut self, report: &mut PartReport) -> Result<(), Fault> {
+    pub(super) async fn judge_if_due(&mut self, report: &mut PartReport) -> Result<(), Fault> {
+        self.reconcile_volumes_if_due().await;
+        if self.trial().is_none() {
+            return Ok(());
+        }
+        let done = match self.parts.probe.engine_may_be_asked().await {
+            true => self.judge(report).await,
+            false => Err(Fault::new(Code::EngineAbsent, "it does not run")),
+        };
+        if let Err(fault) = &done
+            && fault.code.is_engine_away()
+        {
+            self.wait_for_engine(fault).await;
+        }
+        done
+    }
+
+    async fn judge(&mut self, report: &mut PartReport) -> Result<(), Fault> {
         let Some(trial) = self.trial() else { return Ok(()) };
         let Some(spec) = self.parts.desired.get(self.name()) else { return Ok(()) };
-        let seen = self.parts.observer.container_of(&spec).await?;
-        let served = self.status.read(|known| known.book.served());
+        let container = self.parts.observer.container_of(&spec).await?;
+        // It may have come to answer while the engine took its time.
+        let seen = self.seen_at(&spec.control_sock).filter(|seen| seen.version().is_some());
+        if seen.is_some_and(|seen| seen.pid() != self.serving) {
+            let text = format!("{} has only just answered", self.name());
+            return Err(Fault::new(Code::TargetNotReady, text));
+        }
         let wanted = self.parts.desired.volumes(self.name());
-        let is_lost = |it: &&VolumeName| wanted.contains_key(*it) && !served.contains(it);
-        let why = match trial.served.iter().find(is_lost) {
-            _ if seen.is_some_and(|seen| seen.id == trial.id) => {
+        let lost = self.status.read(|known| {
+            let volume = lost(&trial, &wanted, &known.book)?;
+            let reason = known.book.statuses().get(volume).map(|status| status.reason.clone());
+            Some((volume.clone(), reason.unwrap_or_default()))
+        });
+        let why = match lost {
+            _ if container.as_ref().is_some_and(|it| it.id == trial.id) => {
                 "it was not replaced, for that was broken off".to_string()
             }
-            _ if !self.is_in_place() => "it does not serve".to_string(),
-            None => return self.part_with(&trial, &spec, report).await,
-            Some(volume) => format!("its volume {volume} does not serve in the new target"),
+            _ if container.as_ref().is_some_and(|it| !it.running) => {
+                let words = self.parts.observer.last_words(self.name(), "it has ended", WORDS_TIME);
+                words.await
+            }
+            _ if !self.is_in_place() => {
+                let health = self.status.health().map(|health| health.reason);
+                format!("it does not serve: {}", health.unwrap_or_default())
+            }
+            None => {
+                self.remove_kept(&trial, report).await;
+                return self.parts.desired.want(&spec, None).await;
+            }
+            Some((volume, reason)) => {
+                format!("its volume {volume} does not serve in the new target: {reason}")
+            }
         };
         let fault = Fault::new(Code::VolumeNotServing, format!("{}: {why}", self.name()));
         Err(self.bring_back(fault, report).await)
-    }
-
-    /// Ends the trial of a target that serves.
-    async fn part_with(
-        &mut self,
-        trial: &Trial,
-        spec: &TargetSpec,
-        report: &mut PartReport,
-    ) -> Result<(), Fault> {
-        self.parts.desired.want(spec, None).await?;
-        self.remove_kept(trial, report).await;
-        Ok(())
     }
 
     /// Removes the target that was replaced. One that cannot be removed goes with the next exchange, or with the target.
@@ -106,7 +137,11 @@ impl<C: Containers> Worker<C> {
         fault
     }
 
-    async fn return_of(&mut self, trial: &Trial, report: &mut PartReport) -> Result<(), Fault> {
+    async fn return_of(
+        &mut self,
+        trial: &Arc<Trial>,
+        report: &mut PartReport,
+    ) -> Result<(), Fault> {
         let Some(new) = self.parts.desired.get(self.name()) else { return Ok(()) };
         let spec = trial.old.as_ref().unwrap_or(&new);
         let seen = self.parts.observer.look_around(spec).await?;
@@ -115,30 +150,33 @@ impl<C: Containers> Worker<C> {
             let text = format!("its container {} is not there any more", trial.id);
             return Err(Fault::new(Code::TargetAbsent, text));
         };
-        // What the new one did is no exit of the old one, nor the fault of a volume.
-        self.status.change(|known| known.stopping = true);
-        self.quarantine.clear();
-        self.remember_making([].into()).await;
-        for step in &back.moves {
-            self.apply(step, &seen, report).await?;
+        if !back.moves.is_empty() {
+            // What the new one exited upon is not held against volumes of the old one.
+            self.quarantine.clear();
+            self.remember_making([].into()).await;
         }
-        match &trial.old {
-            Some(old) => self.parts.desired.want(old, None).await?,
-            None => self.parts.desired.forget(self.name()).await?,
-        }
-        let started = async {
-            for step in &back.starts {
-                self.apply(step, &seen, report).await?;
-            }
-            Ok(())
-        };
-        let started = started.await;
+        self.apply_all(&back.moves, &seen, report).await?;
+        let started = self.apply_all(&back.starts, &seen, report).await;
         for step in &back.clears {
             if let Err(fault) = self.apply(step, &seen, report).await {
                 tracing::warn!(target_name = %self.name(), error = %fault, "what was to replace {} is left beside it", self.name());
                 break;
             }
         }
+        // Also where it could not be started: it is a target like any other then, and its start is tried again.
+        match &trial.old {
+            Some(old) => self.parts.desired.want(old, None).await?,
+            None => self.parts.desired.forget(self.name()).await?,
+        }
         started
     }
+}
+
+/// A wanted volume that the replaced target served and that the new one does not serve.
+pub(super) fn lost<'a>(
+    trial: &'a Trial,
+    wanted: &VolumeSpecs,
+    book: &VolumeBook,
+) -> Option<&'a VolumeName> {
+    trial.served.iter().find(|name| wanted.contains_key(*name) && !book.serves(name))
 }

@@ -88,8 +88,8 @@ pub(super) enum After {
     Started(Option<Attempt>),
     /// The container of a deploy runs.
     Converged(Box<Deploy>),
-    /// The deploy is over, or a target on trial was judged.
-    Judged,
+    /// A target on trial was judged; if it still is, that is done again, for a deploy that waits or for none.
+    Undecided(Option<Box<Deploy>>),
     /// The target is taken away, or partly so; with it go the deploys among the first requests that wait, which
     /// came before.
     TakenAway {
@@ -125,6 +125,8 @@ pub(super) struct Worker<C> {
     pub(super) quarantine: VolumeQuarantine,
     /// The process that answered last.
     pub(super) answered: Option<u32>,
+    /// The process that served a connection of the agent's, or of which that cannot be known.
+    pub(super) connected: Option<u32>,
     /// Time of the last look at all volumes.
     pub(super) passed: Option<Instant>,
     /// The state of its volumes that the log has last.
@@ -152,6 +154,7 @@ impl<C: Containers> Worker<C> {
             quarantine: VolumeQuarantine::recall(held, &fresh, Instant::now().into_std()),
             retry: fresh,
             answered: written.process.pid,
+            connected: None,
             passed: None,
             logged: None,
             without_engine: false,
@@ -215,16 +218,12 @@ impl<C: Containers> Worker<C> {
             }
             Work::Remember => {}
             Work::Deploy(deploy) => return self.deploy(deploy, 0).await,
-            Work::Finish(deploy) => {
-                self.finish(deploy).await;
-                return After::Judged;
-            }
+            Work::Finish(deploy) => return self.finish(deploy).await,
             Work::Judge => {
-                self.reconcile_volumes_if_due().await;
-                if let Err(fault) = self.judge(&mut PartReport::default()).await {
+                if let Err(fault) = self.judge_if_due(&mut PartReport::default()).await {
                     tracing::warn!(target_name = %self.name(), code = %fault.code, "{fault}");
                 }
-                return After::Judged;
+                return After::Undecided(None);
             }
             Work::Request { requested, overtakes } => match Deploy::asked(requested) {
                 Ok(deploy) => return self.deploy(deploy, overtakes).await,

@@ -66,7 +66,8 @@ fn of_file(
     let told = match (code, block_size) {
         (NOT_FOUND, _) if !is_seen(path, place, settings) => format!(
             "{path} lies in no folder and is no device that its container gets ({}): add the folder to target.mounts or \
-             the device to target.devices, restart the agent, and destroy and deploy the target",
+             the device to target.devices, restart the agent, and at a quiet time end the container (docker kill): it \
+             comes back with what was added",
             given(place, settings).collect::<Vec<_>>().join(", ")
         ),
         (NOT_FOUND, _) => format!(

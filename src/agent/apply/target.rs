@@ -258,6 +258,11 @@ impl<C: Containers> TargetApplier<C> {
         };
         let Some(seen) = look().await? else { return Ok("gone".to_string()) };
         let process = seen.pid.filter(|_| seen.running);
+        if seen.made_for().is_none() {
+            // The engine may have been told to start somebody else's again whenever it ends.
+            let left = self.containers.leave_ended(id, self.policy.target.call_timeout).await;
+            left.map_err(|e| engine_fault(&e))?;
+        }
         if let Some(process) = process.and_then(|pid| WatchedProcess::of(&self.root, pid)) {
             let signals = [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)];
             for (signal, patience) in signals.into_iter().skip(usize::from(grace.is_zero())) {

@@ -146,6 +146,7 @@ impl<C: Containers> TargetObserver<C> {
             version,
             silence,
             sessions,
+            disconnected: 0,
             has_image: image.is_some(),
             image_id: image.unwrap_or_default(),
             built_in_image: files.built_in_image,

@@ -66,6 +66,10 @@ impl Canary {
         Canary { spdk: spdk.clone(), name, begun: false }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Makes it; the paths at which its socket may be seen from here, all of which end with its name.
     pub(super) async fn make(
         &mut self,

@@ -208,9 +208,9 @@ async fn a_target_that_is_not_there_or_does_not_answer_is_told() {
 async fn target_that_takes_connections_and_serves_none_is_told() {
     let (_played, control) = Played::new("SPDK v24.01", None).serve();
     let probe = probe(SECOND, ordinary);
-    let fault = probe.serve(&control, SECOND / 5).await.unwrap_err();
+    let fault = probe.serve((&control, &control), SECOND / 5).await.unwrap_err();
     assert_eq!(fault.code, Code::SessionsNotServed, "{}", fault.text);
     let nowhere = "/nowhere/rpc.sock".parse().unwrap();
-    let unknown = probe.serve(&nowhere, SECOND / 5).await.unwrap_err();
+    let unknown = probe.serve((&nowhere, &nowhere), SECOND / 5).await.unwrap_err();
     assert_eq!(unknown.code, Code::DeepNotAnswering, "nothing is known of one that is not asked");
 }

@@ -71,6 +71,8 @@ struct Inner {
     made: AtomicU64,
     /// Numbers of canaries that are in use.
     at_work: Mutex<BTreeSet<u64>>,
+    /// Control sockets of targets on which none was left.
+    cleared: Mutex<BTreeSet<CleanPath>>,
     running: Mutex<BTreeMap<CleanPath, watch::Receiver<Option<DeepHealth>>>>,
 }
 
@@ -87,8 +89,9 @@ impl DeepProbe {
         take: TakesMemory,
     ) -> DeepProbe {
         let (made, at_work, running) = (AtomicU64::default(), Mutex::default(), Mutex::default());
+        let cleared = Mutex::default();
         let root = root.clone();
-        DeepProbe(Arc::new(Inner { root, sockets, within, take, made, at_work, running }))
+        DeepProbe(Arc::new(Inner { root, sockets, within, take, made, at_work, cleared, running }))
     }
 
     /// What I/O through the target with that control socket came to, by a probe that runs already or a
@@ -181,6 +184,18 @@ impl Inner {
 
     fn end(&self, number: u64) {
         self.at_work().remove(&number);
+    }
+
+    /// Whether disks may have been left on a target, now that the last one `went`, or did not.
+    fn is_to_be_cleared(&self, control: CleanPath, went: bool) -> bool {
+        let mut cleared = self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
+        match went {
+            true => cleared.insert(control),
+            false => {
+                cleared.remove(&control);
+                false
+            }
+        }
     }
 
     fn at_work(&self) -> MutexGuard<'_, BTreeSet<u64>> {

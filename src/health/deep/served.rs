@@ -17,11 +17,11 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::canary::Canary;
+use super::canary::{Canary, clear_leftovers};
 use super::{CONNECT, DeepProbe, Inner, connect};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::path::CleanPath;
+use crate::model::path::{CleanPath, judge_length};
 
 /// How long the removal of the disk may take; nobody waits for it.
 const REMOVAL: Duration = Duration::from_secs(5);
@@ -43,12 +43,16 @@ impl DeepProbe {
     /// # Errors
     /// `sessions-not-served` when connections are taken and not served within that time. Any other fault says only that the
     /// target cannot be asked in this way.
-    pub async fn serve(&self, control: &CleanPath, within: Duration) -> Result<Served, Fault> {
+    pub async fn serve(
+        &self,
+        (control, sockets): (&CleanPath, &CleanPath),
+        within: Duration,
+    ) -> Result<Served, Fault> {
         let (ready, is_ready) = oneshot::channel();
         let (_held, held) = oneshot::channel();
-        let (inner, control) = (self.0.clone(), control.clone());
+        let (inner, place) = (self.0.clone(), (control.clone(), sockets.clone()));
         // A task of its own: a caller that goes away leaves no half of it behind.
-        tokio::spawn(keep(inner, control, Instant::now() + within, ready, held));
+        tokio::spawn(keep(inner, place, Instant::now() + within, ready, held));
         let given_up = |_| Fault::new(Code::Stopping, "the disk of the agent's own was given up");
         is_ready.await.map_err(given_up)??;
         Ok(Served { _held })
@@ -57,7 +61,7 @@ impl DeepProbe {
 
 async fn keep(
     inner: Arc<Inner>,
-    control: CleanPath,
+    (control, sockets): (CleanPath, CleanPath),
     by: Instant,
     ready: oneshot::Sender<Result<(), Fault>>,
     held: oneshot::Receiver<()>,
@@ -66,23 +70,34 @@ async fn keep(
     let number = inner.begin();
     let mut canary = Canary::new(&spdk, &inner.root, number);
     let made = async {
+        // SPDK would cut the name and take whatever socket is there.
+        judge_length(&sockets.join(canary.name()).parse()?)?;
         let paths = canary.make(&inner.root, &control, by).await?;
-        let stream = connect(&paths, by).await?;
-        is_served(stream, by).await.map(|()| paths)
+        is_served(connect(&paths, by).await?, by).await.map(|()| paths)
     };
     match made.await {
         Ok(paths) => {
             let _ = ready.send(Ok(()));
             // Ends with whoever holds it.
             let _ = held.await;
-            drop(connect(&paths, Instant::now() + CONNECT).await);
+            let by = Instant::now() + CONNECT;
+            // Answered, so that its session is known before the disk is taken away.
+            if let Ok(stream) = connect(&paths, by).await {
+                let _ = is_served(stream, by).await;
+            }
         }
         Err(fault) => drop(ready.send(Err(fault))),
     }
-    if let Err(fault) = canary.remove(Instant::now() + REMOVAL).await {
+    let removed = canary.remove(Instant::now() + REMOVAL).await;
+    inner.end(number);
+    if let Err(fault) = &removed {
         tracing::debug!(control = control.as_str(), error = %fault, "a disk of the agent's own stays");
     }
-    inner.end(number);
+    // Those that an agent before this one has left, and those that could not be taken away in time; else nothing is asked.
+    if inner.is_to_be_cleared(control, removed.is_ok()) {
+        let by = Instant::now() + REMOVAL;
+        clear_leftovers(&spdk, &inner.root, || inner.at_work().clone(), by).await;
+    }
 }
 
 async fn is_served(mut stream: UnixStream, by: Instant) -> Result<(), Fault> {

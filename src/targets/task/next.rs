@@ -9,6 +9,7 @@ use crate::docker::Containers;
 use crate::model::observation::{Activity, Observation, Process};
 use crate::plan::lifecycle::Phase;
 use crate::targets::deploy::Underway;
+use crate::targets::trial::lost;
 use crate::targets::worker::Work;
 use crate::targets::{Request, Requested};
 
@@ -60,14 +61,26 @@ impl<C: Containers> Task<C> {
 
     /// Time at which a target on trial is judged.
     fn judgement_due(&self) -> Option<Instant> {
+        let target = &self.parts.policy.target;
         let time = match self.state.phase {
-            Phase::Serving { .. } => Duration::ZERO,
-            Phase::Down { .. } => EXIT_TIME,
+            Phase::Serving { pid, .. } if self.serves_all(pid) => Duration::ZERO,
+            // A volume that is refused once may be made a second later.
+            Phase::Serving { .. } => target.exchange_timeout,
+            Phase::Down { .. } if self.seen().is_some_and(|seen| seen.is_gone()) => EXIT_TIME,
             // Somebody has paused it, and nothing is done to it.
             Phase::Paused { .. } => return None,
-            _ => self.parts.policy.target.ready_timeout,
+            _ => target.ready_timeout,
         };
         self.trial_since.filter(|_| self.acts()).map(|since| since + time)
+    }
+
+    /// Whether a target on trial serves all that the one which it replaced served.
+    fn serves_all(&self, pid: u32) -> bool {
+        let Some(trial) = self.parts.desired.trial(self.name()) else { return true };
+        let wanted = self.parts.desired.volumes(self.name());
+        self.status.read(|known| {
+            known.in_place == Some(pid) && lost(&trial, &wanted, &known.book).is_none()
+        })
     }
 
     /// The first request that can be carried out now. Others pass a deploy that waits for an image, one that

@@ -119,8 +119,10 @@ impl<C: Containers> Task<C> {
             After::Converged(deploy) => {
                 self.give_up_start_image();
                 self.deploy = Underway::Converged(deploy);
+                self.trial_since = self.trial_since.map(|_| Instant::now());
             }
-            After::Judged => {
+            After::Undecided(deploy) => {
+                self.deploy = deploy.map_or(Underway::Nothing, Underway::Converged);
                 self.trial_since = self.trial_since.map(|_| Instant::now() + ENGINE_PAUSE);
             }
             After::TakenAway { deploy, overtakes } => {

@@ -167,9 +167,12 @@ impl<C: Containers> Worker<C> {
         let unanswered = self.quarantine.unanswered.clone();
         let planned_names: Vec<VolumeName> =
             plans.iter().map(|(spec, _)| spec.name.clone()).collect();
-        let served = match created.is_empty() || self.is_in_place() {
-            true => None,
-            false => self.serves_connections(&place).await?,
+        // One that has controllers serves its guests already.
+        let is_fresh =
+            self.connected != self.serving && before.values().all(|seen| seen.controller.is_none());
+        let served = match is_fresh && !created.is_empty() {
+            true => self.serves_connections(&place).await?,
+            false => None,
         };
         self.remember_making(planned_names.iter().cloned().collect()).await;
         let applied = parts.volume_applier.apply(&place, plans, &unanswered);
@@ -204,15 +207,16 @@ impl<C: Containers> Worker<C> {
     /// When it takes connections, and serves none.
     async fn serves_connections(&mut self, place: &Place) -> Result<Option<Served>, Fault> {
         let parts = self.parts.clone();
-        let served = parts.deep.serve(&place.control, SERVE_TIME);
-        match self.unless_stuck(served).await? {
-            Ok(served) => Ok(Some(served)),
-            Err(fault) if fault.code == Code::SessionsNotServed => Err(fault),
-            Err(fault) => {
-                tracing::debug!(target_name = %self.name(), error = %fault, "whether it serves connections is not known");
-                Ok(None)
+        let served = parts.deep.serve((&place.control, &place.sockets), SERVE_TIME);
+        let served = self.unless_stuck(served).await?;
+        if let Err(fault) = &served {
+            if fault.code == Code::SessionsNotServed {
+                return Err(fault.clone());
             }
+            tracing::debug!(target_name = %self.name(), error = %fault, "whether it serves connections is not known");
         }
+        self.connected = self.serving;
+        Ok(served.ok())
     }
 
     /// Writes down, for the next agent, the volumes that are held back, and those that are being made or were not

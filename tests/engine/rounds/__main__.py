@@ -15,24 +15,30 @@ import sys
 import time
 from collections import Counter, defaultdict
 
-from calls import Volume, any_call
+from calls import Call, Volume, any_call
 from controller import Controller
 from node import COMPATIBLE, FAULTS as FAULTS_OF_TARGET, FILLING, NATIVE, Astray, Node, call, fill_state, pages, same
 from node import send, tried_until
+from node import rpc
 from promises import all_is_as_promised
+from source import ADDRESS, Source
 
 # Seconds within which the node has to converge once the fault is over.
 BOUND = 30
 # Each fault, and how often it comes of a hundred times. An engine takes seconds to come back.
 FAULTS = {
-    'the target is killed': 31,
-    'the agent is killed': 24,
-    'agent and target are killed': 12,
-    'a new target is frozen': 8,
-    'a method hangs': 8,
+    'the target is killed': 24,
+    'the agent is killed': 20,
+    'agent and target are killed': 10,
+    'a new target is frozen': 7,
+    'a method hangs': 7,
     'a method crashes the target': 3,
-    'the disk is full': 9,
-    'the controller is away': 9,
+    'a recreate is broken off': 8,
+    'the disk is full': 7,
+    'the disk hangs': 4,
+    'the log is not read': 4,
+    'an image does not come': 3,
+    'the controller is away': 8,
     'the engine is killed': 2,
     'engine and target are killed': 2,
     'all are killed': 3,
@@ -47,7 +53,11 @@ METHODS = ['bdev_malloc_create', 'bdev_zbs_create', 'vhost_create_blk_controller
 class Rounds:
     def __init__(self, seed):
         self.chance = random.Random(seed)
-        self.node, self.controller = Node(), Controller()
+        self.node, self.controller, self.source = Node(), Controller(), Source()
+        if not self.node.disk.can_hang:
+            FAULTS.pop('the disk hangs')
+        # Each one that is to replace the target differs from it.
+        self.memory = 64
         self.volumes = [Volume(number) for number in range(40)]
         # One is always there: a target that hangs is killed for the sake of whom it harms.
         self.stays = Volume(40)
@@ -137,6 +147,46 @@ class Rounds:
         time.sleep(lasts)
         FAULTS_OF_TARGET.unlink()
 
+    def a_recreate_is_broken_off(self):
+        """Or is not: the target serves as it was or as it is to be, and nothing is left of the other."""
+        dies = self.chance.sample(['agent', 'target'], self.chance.randint(0, 2))
+        pauses = [self.chance.uniform(0, 0.5) for _ in dies]
+        self.memory += 1
+        self.replaces({'kind': 'built-in', 'coreCount': 1, 'memoryMib': self.memory})
+        for who, pause in zip(dies, pauses):
+            time.sleep(pause)
+            if who == 'target':
+                self.node.kill_target()
+            else:
+                self.node.kill_agent()
+                self.node.start_agent()
+
+    def replaces(self, body):
+        self.calls.append(Call(0, [], None, ('PUT', f'{NATIVE}?recreate=true&force=true', body)))
+        self.calls[-1].start()
+
+    def the_disk_hangs(self):
+        """What serves is brought back without it."""
+        falls, lasts = self.chance.random() < 0.6, self.chance.uniform(0.1, 1.5)
+        with self.node.disk.hangs():
+            if falls:
+                self.node.kill_target()
+                tried_until(time.monotonic() + BOUND, self.all_others_serve, pause=0.03)
+            time.sleep(lasts)
+
+    def the_log_is_not_read(self):
+        with self.node.log.is_stuck():
+            self.node.kill_target()
+            tried_until(time.monotonic() + BOUND, self.is_as_promised, pause=0.03)
+
+    def an_image_does_not_come(self):
+        image = {'kind': 'zbs', 'image': 'storage/vhost:1', 'imageUrl': ADDRESS, 'imageSha256': '0' * 64}
+        with self.source.trickles():
+            self.replaces(image)
+            self.source.asked.wait(5)
+            self.node.kill_target()
+            tried_until(time.monotonic() + BOUND, self.all_others_serve, pause=0.03)
+
     def the_disk_is_full(self):
         falls, lasts = self.chance.choice(['nobody', 'target', 'agent']), self.chance.uniform(0.1, 0.8)
         self.may_differ.update(each.task for each in self.calls)
@@ -177,6 +227,12 @@ class Rounds:
         self.node.agent_goes_on()
         self.tasks_were_called_back()
         all_is_as_promised([self.stays, *self.volumes])
+
+    def all_others_serve(self):
+        """Volumes that no call is about."""
+        touched = {volume for each in self.calls for volume in each.volumes}
+        wanted = {it.name for it in [self.stays, *self.volumes] if it.promised and it not in touched}
+        same('volumes that do not serve', sorted(wanted - {it['ctrlr'] for it in rpc('vhost_get_controllers')[0]}), [])
 
     def tasks_were_called_back(self):
         if self.controller.wrong:

@@ -1,5 +1,6 @@
 """The node from outside: its processes, its agent's door, its target's control socket, its files."""
 
+import contextlib
 import errno
 import fcntl
 import http.client
@@ -9,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +31,8 @@ OWN_SOCKETS = {'vhost.sock', 'vhost.sock.lock'}
 POOL = Path('/sys/kernel/mm/hugepages/hugepages-2048kB')
 # Held by tests that change the kernel's pages, which put them back before they let go of it.
 POOL_LOCK = Path('/run/pools.lock')
+# Of Linux; Python has a name for it since 3.10.
+F_SETPIPE_SZ = 1031
 
 # Everything that the agent waits for is short here, so that a round takes about a second.
 CONFIG = f"""
@@ -197,6 +201,72 @@ def send(pid, which):
         pass
 
 
+class Disk:
+    """That of the state folder; it can hang where the machine lets a file be one (a loop device)."""
+
+    IMAGE, FREEZE, THAW = Path('/mnt/state.img'), 0xC0045877, 0xC0045878
+
+    def __init__(self):
+        STATE.mkdir(parents=True, exist_ok=True)
+        subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', self.IMAGE.parent], check=True)
+        self.IMAGE.touch()
+        os.truncate(self.IMAGE, 8 << 20)
+        loops = [(f'loop{number}', stat.S_IFBLK, (7, number)) for number in range(64)]
+        for name, kind, device in [('loop-control', stat.S_IFCHR, (10, 237)), *loops]:
+            if not (path := Path('/dev', name)).exists():
+                os.mknod(path, kind | 0o600, os.makedev(*device))
+        made = ['mke2fs', '-q', '-t', 'ext4', '-O', '^has_journal', '-m', '0', '-N', '4096', self.IMAGE]
+        mounted = ['mount', '-o', 'loop,nodelalloc', self.IMAGE, STATE]
+        self.can_hang = all(subprocess.run(command, check=False).returncode == 0 for command in (made, mounted))
+        if self.can_hang:
+            (STATE / 'lost+found').rmdir()
+        else:
+            print('# SKIPPED: a disk that hangs, for no loop device can be had here', flush=True)
+            subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', STATE], check=True)
+        STATE.chmod(0o700)
+
+    @contextlib.contextmanager
+    def hangs(self):
+        """Whatever writes waits."""
+        folder = os.open(STATE, os.O_RDONLY)
+        try:
+            fcntl.ioctl(folder, self.FREEZE, 0)
+            yield
+        finally:
+            fcntl.ioctl(folder, self.THAW, 0)
+            os.close(folder)
+
+
+class Log:
+    """What the agent prints goes through a pipe to a file, as fast as that is read."""
+
+    def __init__(self):
+        self.flows = threading.Event()
+        self.flows.set()
+        self.reader = None
+
+    def begins(self):
+        read, write = os.pipe()
+        fcntl.fcntl(write, F_SETPIPE_SZ, 4096)
+        self.reader = threading.Thread(target=self.copies, args=(read,), daemon=True)
+        self.reader.start()
+        return write
+
+    def copies(self, pipe):
+        with open(pipe, 'rb', buffering=0) as pipe, LOG.open('ab', buffering=0) as log:
+            while text := pipe.read(65536):
+                self.flows.wait()
+                log.write(text)
+
+    @contextlib.contextmanager
+    def is_stuck(self):
+        self.flows.clear()
+        try:
+            yield
+        finally:
+            self.flows.set()
+
+
 class Node:
     """What the faults happen to."""
 
@@ -204,20 +274,21 @@ class Node:
         self.agent = None
         # How often the agent ended and nobody had killed it.
         self.ended = 0
-        STATE.mkdir(parents=True, exist_ok=True)
-        subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m,mode=0700', 'tmpfs', STATE], check=True)
+        self.disk, self.log = Disk(), Log()
         ZBS.mkdir()
         Path('/tmp/rounds.toml').write_text(config)
 
     def start_agent(self):
-        with LOG.open('ab') as log:
-            self.agent = subprocess.Popen(
-                ['vhost-agent', '--config', '/tmp/rounds.toml', 'serve', '--listen', '127.0.0.1:7070'],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        log = self.log.begins()
+        self.agent = subprocess.Popen(['vhost-agent', '--config', '/tmp/rounds.toml', 'serve', '--listen', '127.0.0.1:7070'],
+                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        os.close(log)
 
     def kill_agent(self):
         self.agent.kill()
         self.agent.wait()
+        # What it starts does not print there, but for an engine that it started itself.
+        self.log.reader.join(1)
 
     def agent_goes_on(self):
         """One that ended by itself is started again, as systemd does it."""
@@ -285,5 +356,6 @@ class Node:
 
     def left_in_state(self):
         files = [path for folder in (STATE, RUN) for path in folder.rglob('*') if path.is_file()]
-        # The books of the pools and the locks stay, and who this host is to its controller.
-        return sorted(str(path) for path in files if path.name not in ('lock', 'ledger.json', 'controller.json'))
+        # The books of the pools and the locks stay, who this host is to its controller, and what has come of an image.
+        stay = ('lock', 'ledger.json', 'controller.json')
+        return sorted(str(path) for path in files if path.name not in stay and path.parent.name != 'images')
