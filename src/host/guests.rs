@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::Root;
 use super::files::{entries, read_text};
-use super::holders::{MOST_PROCESSES, arguments, is_machine, machine_name, shown};
+use super::holders::{MOST_PROCESSES, command_line, is_machine, machine_name, shown, words};
 use crate::model::guest::{Guest, Guests, client_sockets};
 
 /// What a QEMU prints before its version, which stands in its code as one text with that.
@@ -59,13 +59,13 @@ pub fn guests(root: &Root, sockets: &BTreeSet<String>, versions: &mut QemuVersio
     });
     let (mut guests, mut running) = (Guests::new(), BTreeMap::new());
     for (pid, comm, folder) in machines.take(MOST_PROCESSES) {
-        let arguments = arguments(&folder);
-        let connects = client_sockets(&arguments).into_iter();
+        let Some(command_line) = command_line(&folder) else { continue };
+        let connects = client_sockets(words(&command_line)).into_iter();
         let ours: Vec<_> = connects.filter(|(path, _)| sockets.contains(path)).collect();
         if ours.is_empty() {
             continue;
         }
-        let name = machine_name(&arguments).unwrap_or_else(|| shown(&comm));
+        let name = machine_name(&command_line).unwrap_or_else(|| shown(&comm));
         let version = versions.of(&folder);
         let qemu = version.as_ref().and_then(|(_, version)| version.clone());
         running.extend(version);

@@ -2,16 +2,20 @@
 //! libvirt need not be asked, and one that was pinned by hand is seen as well.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use super::Root;
-use super::files::{entries, parse_list, read_table, read_text};
+use super::files::{entries, parse_list, read_text};
 use crate::model::cpu::{Holder, HolderKind};
 
 /// More such processes than a node has.
 pub(super) const MOST_PROCESSES: usize = 1024;
 /// More threads than such a process has: its CPUs, and those that do its I/O.
 const MOST_THREADS: usize = 1024;
+/// More bytes than a command line has. A process may show any part of its memory as its own (prctl(2), `PR_SET_MM_MAP`).
+const MOST_ARGUMENTS: u64 = 2 << 20;
 /// The kernel keeps 15 bytes of a process' name; `qemu-img` and the kernel's own threads (`kvm-nx-…`)
 /// are no machines.
 const MACHINES: [&str; 2] = ["kvm", "qemu-kvm"];
@@ -41,13 +45,11 @@ fn holder(pid: u32, folder: &Path) -> Option<Holder> {
     let kind = match comm.as_str() {
         comm if is_machine(comm) => HolderKind::Machine,
         comm if comm.starts_with(REACTORS_BEGIN) => HolderKind::Target,
-        OWN if arguments(folder).get(1).is_some_and(|first| first == OWN_TARGET) => {
-            HolderKind::Target
-        }
+        OWN if words(&command_line(folder)?).nth(1) == Some(OWN_TARGET) => HolderKind::Target,
         _ => return None,
     };
     let given = match kind {
-        HolderKind::Machine => machine_name(&arguments(folder)),
+        HolderKind::Machine => machine_name(&command_line(folder)?),
         HolderKind::Target => None,
     };
     let name = given.unwrap_or_else(|| format!("{} (pid {pid})", shown(&comm)));
@@ -77,9 +79,19 @@ fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
         .collect()
 }
 
-pub(super) fn arguments(folder: &Path) -> Vec<Vec<u8>> {
-    let bytes = read_table(&folder.join("cmdline")).unwrap_or_default();
-    bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+/// The command line of the process with that folder; none where it is longer than one can be.
+pub(super) fn command_line(folder: &Path) -> Option<Vec<u8>> {
+    /// Enough for most machines at once.
+    const USUAL: usize = 16 * 1024;
+    let mut bytes = Vec::with_capacity(USUAL);
+    let file = File::open(folder.join("cmdline")).ok()?;
+    file.take(MOST_ARGUMENTS + 1).read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 <= MOST_ARGUMENTS).then_some(bytes)
+}
+
+/// The words of a command line.
+pub(super) fn words(command_line: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    command_line.split(|byte| *byte == 0)
 }
 
 /// A name as it can be shown: a process can give itself any.
@@ -90,9 +102,9 @@ pub(super) fn shown(name: &str) -> String {
 }
 
 /// What follows `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
-pub(super) fn machine_name(arguments: &[Vec<u8>]) -> Option<String> {
-    let at = arguments.iter().position(|word| word == b"-name")?;
-    let value = String::from_utf8_lossy(arguments.get(at + 1)?).into_owned();
+pub(super) fn machine_name(command_line: &[u8]) -> Option<String> {
+    let value = words(command_line).skip_while(|word| *word != b"-name").nth(1)?;
+    let value = String::from_utf8_lossy(value);
     let first = value.split(',').next()?;
     let name = first.strip_prefix("guest=").unwrap_or(first);
     let shown = shown(name);
@@ -182,6 +194,20 @@ mod tests {
         put(&root, 84, "kvm", "kvm -name \x1b]0;x\x07", &["7"]);
         let names = found(&root, None).into_iter().map(|(_, name, _)| name);
         assert_eq!(names.collect::<Vec<_>>(), ["reactor_[2J (pid 83)", "]0;x"]);
+    }
+
+    #[test]
+    fn a_command_line_that_has_no_end_is_no_machines() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        put(&root, 70, "kvm", "kvm -name web-1", &["0-7"]);
+        let cmdline = root.path("/proc/70/cmdline");
+        let file = fs::File::options().write(true).open(&cmdline).unwrap();
+        file.set_len(MOST_ARGUMENTS).unwrap();
+        assert_eq!(found(&root, None).len(), 1);
+        // As long as a mapping of its memory can be; more than can be read into the agent's own.
+        file.set_len(1 << 40).unwrap();
+        assert_eq!(found(&root, None), []);
     }
 
     #[test]

@@ -77,15 +77,21 @@ pub struct Guest {
 /// Guests by the path of the socket.
 pub type Guests = BTreeMap<String, Guest>;
 
+/// More bytes than the options of a chardev have: a path, and a handful of switches.
+const MOST_OPTIONS: usize = 4096;
+
 /// Options of a chardev by their names; of one that is given twice the last one counts, as in QEMU.
 type Options = BTreeMap<String, String>;
 
 /// UNIX sockets that the QEMU with these arguments connects to, by their paths. Sockets on which it listens itself are
 /// none, and one whose options cannot be understood is left out.
-pub fn client_sockets(arguments: &[Vec<u8>]) -> BTreeMap<String, Reconnect> {
-    let words = arguments.iter().zip(arguments.iter().skip(1));
-    let chardevs = words.filter(|(word, _)| matches!(word.as_slice(), b"-chardev" | b"--chardev"));
-    chardevs.filter_map(|(_, value)| client_socket(std::str::from_utf8(value).ok()?)).collect()
+pub fn client_sockets<'a>(
+    arguments: impl Iterator<Item = &'a [u8]> + Clone,
+) -> BTreeMap<String, Reconnect> {
+    let words = arguments.clone().zip(arguments.skip(1));
+    let chardevs = words.filter(|(word, _)| matches!(*word, b"-chardev" | b"--chardev"));
+    let values = chardevs.map(|(_, value)| value).filter(|value| value.len() <= MOST_OPTIONS);
+    values.filter_map(|value| client_socket(std::str::from_utf8(value).ok()?)).collect()
 }
 
 fn client_socket(text: &str) -> Option<(String, Reconnect)> {
@@ -159,7 +165,7 @@ mod tests {
     /// Sockets on a command line of one chardev.
     fn sockets(chardev: &str) -> Vec<(String, Reconnect)> {
         let words = ["qemu-system-x86_64", "-m", "1", "-chardev", chardev, "-device", "x"];
-        client_sockets(&words.map(|word| word.as_bytes().to_vec())).into_iter().collect()
+        client_sockets(words.iter().map(|word| word.as_bytes())).into_iter().collect()
     }
 
     #[test]
@@ -210,10 +216,10 @@ mod tests {
         ] {
             assert_eq!(sockets(chardev), [], "{chardev}");
         }
-        let words = |words: &[&[u8]]| words.iter().map(|word| word.to_vec()).collect::<Vec<_>>();
-        assert!(client_sockets(&words(&[b"-chardev"])).is_empty());
-        assert!(client_sockets(&words(&[b"-chardev", b"socket,path=/\xff"])).is_empty());
-        assert!(client_sockets(&[]).is_empty());
+        assert_eq!(sockets(&format!("socket,path=/s/v{}", ",wait".repeat(1000))), [], "too long");
+        for words in [&[][..], &[b"-chardev".as_slice()], &[b"-chardev", b"socket,path=/\xff"]] {
+            assert!(client_sockets(words.iter().copied()).is_empty());
+        }
     }
 
     #[test]
@@ -250,8 +256,8 @@ mod tests {
         fn any_command_line_is_read_without_a_panic(
             words in prop::collection::vec("-chardev|\\{.{0,40}|(socket|path|server|reconnect|no|=|,|/s|[0-9]|.){0,20}", 0..6)
         ) {
-            let words: Vec<Vec<u8>> = words.into_iter().map(String::into_bytes).collect();
-            prop_assert!(client_sockets(&words).len() <= words.len());
+            let all = words.iter().map(String::as_bytes);
+            prop_assert!(client_sockets(all).len() <= words.len());
         }
     }
 }
