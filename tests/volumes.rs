@@ -211,6 +211,7 @@ async fn how_a_guest_reconnects_is_told_of_its_volume_and_to_the_controller() {
     fs::create_dir(node.place.path("proc/70")).unwrap();
     let cmdline = "qemu\0-name\0guest=web-1\0-chardev\0socket,id=a,path=/t/v,reconnect=10\0";
     node.place.write("proc/70/cmdline", cmdline);
+    node.place.write("proc/70/status", "Uid:\t0\t0\t0\t0\n");
     node.place.write("proc/70/comm", "qemu-system-x86\n");
     let told = until("the guest is known", async || {
         let told = agent.get(&of("v")).await.json();

@@ -69,6 +69,7 @@ mod tests {
 
     use super::*;
     use crate::host::Root;
+    use crate::model::policy::VolumePolicy;
     use crate::model::target::TargetHealth;
     use crate::model::volume::{VolumeStatus, Volumes};
 
@@ -97,10 +98,12 @@ mod tests {
         fs::create_dir_all(root.path("/proc/70")).unwrap();
         fs::write(root.path("/proc/70/comm"), "kvm\n").unwrap();
         fs::write(root.path("/proc/70/cmdline"), "kvm\0-chardev\0socket,path=/s/v\0").unwrap();
+        fs::write(root.path("/proc/70/status"), "Uid:\t0\t0\t0\t0\n").unwrap();
         let (statuses, seen) = (watch::Sender::default(), watch::Sender::default());
         let mut guests = seen.subscribe();
         let pause = Duration::from_secs(10);
-        tokio::spawn(follow(GuestObserver::new(&root), statuses.subscribe(), pause, seen));
+        let observer = GuestObserver::new(&root, VolumePolicy::default());
+        tokio::spawn(follow(observer, statuses.subscribe(), pause, seen));
         let began = Instant::now();
         for unneeded in [TargetStatuses::new(), status(TargetState::Serving, 0)] {
             statuses.send_replace(unneeded);

@@ -208,7 +208,8 @@ impl Core {
         tokio::spawn(self.news.clone().follow(self.probe.clone(), within));
         let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after);
         tokio::spawn(give_back::follow(self.desired.watch(), self.pools.clone(), keep, after));
-        let (observer, pause) = (GuestObserver::new(&self.root), settings.volume.look_interval);
+        let observer = GuestObserver::new(&self.root, settings.volume.clone());
+        let pause = settings.volume.look_interval;
         let statuses = self.statuses.watch();
         tokio::spawn(guests::follow(observer, statuses, pause, self.guests.clone()));
         self.targets.observe_all();

@@ -10,6 +10,7 @@ use super::Root;
 use super::files::{entries, read_text};
 use super::holders::{MOST_PROCESSES, command_line, is_machine, machine_name, shown, words};
 use crate::model::guest::{Guest, Guests, client_sockets};
+use crate::model::policy::VolumePolicy;
 
 /// What a QEMU prints before its version, which stands in its code as one text with that.
 const MARK: &[u8] = b"QEMU emulator version ";
@@ -50,11 +51,17 @@ impl QemuVersions {
 /// process of the machine.
 ///
 /// Processes come and go: one that cannot be read is none.
-pub fn guests(root: &Root, sockets: &BTreeSet<String>, versions: &mut QemuVersions) -> Guests {
+pub fn guests(
+    root: &Root,
+    sockets: &BTreeSet<String>,
+    policy: &VolumePolicy,
+    versions: &mut QemuVersions,
+) -> Guests {
     let processes = entries(&root.path("/proc")).unwrap_or_default();
     let machines = processes.into_iter().filter_map(|(name, folder)| {
         let pid: u32 = name.parse().ok()?;
         let comm = read_text(&folder.join("comm")).ok().filter(|comm| is_machine(comm))?;
+        may_connect(&folder, policy).then_some(())?;
         Some((pid, comm, folder))
     });
     let (mut guests, mut running) = (Guests::new(), BTreeMap::new());
@@ -80,6 +87,27 @@ pub fn guests(root: &Root, sockets: &BTreeSet<String>, versions: &mut QemuVersio
     }
     versions.0 = running;
     guests
+}
+
+/// Whether a process may open the socket of a volume. Any other one is no guest, whatever it calls itself: everybody
+/// chooses the name and the command line of their own processes.
+fn may_connect(folder: &Path, policy: &VolumePolicy) -> bool {
+    // The owner of the folder does not tell: of a process that allows no dumps it is root (proc(5)).
+    let Ok(status) = read_text(&folder.join("status")) else { return false };
+    let ids = |key| -> Vec<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect()
+    };
+    // The real ids and the effective ones: who runs a program that takes its owner's rights names it and its arguments too.
+    let all = |key, trusted: &[u32]| {
+        let ids = ids(key);
+        !ids.is_empty() && ids.iter().all(|id| trusted.contains(id))
+    };
+    let lets = |bit| policy.socket_mode & bit != 0;
+    let group = policy.socket_gid;
+    all("Uid:", &[0, policy.socket_uid])
+        || lets(0o020) && (all("Gid:", &[group]) || ids("Groups:").contains(&group))
+        || lets(0o002)
 }
 
 /// The version that a QEMU's code holds; none where it is no QEMU's.
@@ -125,11 +153,23 @@ mod tests {
         let mut cmdline = format!("qemu\0-name\0guest=web-{pid},debug-threads=on\0");
         chardevs.iter().for_each(|chardev| cmdline += &format!("-chardev\0{chardev}\0"));
         fs::write(folder.join("cmdline"), cmdline).unwrap();
+        fs::write(folder.join("status"), status([0; 4], [0; 4], "")).unwrap();
         symlink(root.path(code), folder.join("exe")).unwrap();
     }
 
-    fn sockets(paths: &[&str]) -> BTreeSet<String> {
-        paths.iter().map(|path| path.to_string()).collect()
+    /// A process' `status`, with its real, effective, saved and file system ids (proc_pid_status(5)).
+    fn status(uids: [u32; 4], gids: [u32; 4], groups: &str) -> String {
+        let tabbed = |ids: [u32; 4]| ids.map(|id| id.to_string()).join("\t");
+        let (uids, gids) = (tabbed(uids), tabbed(gids));
+        format!(
+            "Name:\tkvm\nUmask:\t0022\nUid:\t{uids}\nGid:\t{gids}\nFDSize:\t64\nGroups:\t{groups} \n"
+        )
+    }
+
+    /// The guests of these sockets by the settings as they come: root's.
+    fn seen(root: &Root, paths: &[&str], versions: &mut QemuVersions) -> Guests {
+        let sockets = paths.iter().map(|path| path.to_string()).collect();
+        guests(root, &sockets, &VolumePolicy::default(), versions)
     }
 
     fn seconds(count: u64) -> Reconnect {
@@ -146,8 +186,8 @@ mod tests {
         put(&root, 72, "bash", &["socket,path=/s/x"], "/qemu");
         put(&root, 73, "kvm", &["socket,path=/s/y,reconnect=1"], "/gone");
         let mut versions = QemuVersions::default();
-        let all = sockets(&["/s/v", "/s/w", "/s/x", "/s/y", "/s/z"]);
-        let found = guests(&root, &all, &mut versions);
+        let all = ["/s/v", "/s/w", "/s/x", "/s/y", "/s/z"];
+        let found = seen(&root, &all, &mut versions);
         let guest = |machine: &str, reconnect, qemu: Option<&str>| Guest {
             machine: machine.to_string(),
             reconnect,
@@ -161,7 +201,7 @@ mod tests {
         assert_eq!(found, expected.map(|(path, guest)| (path.to_string(), guest)).into());
         assert_eq!(versions.0.len(), 1, "read once");
         fs::remove_dir_all(root.path("/proc/70")).unwrap();
-        guests(&root, &all, &mut versions);
+        seen(&root, &all, &mut versions);
         assert!(versions.0.is_empty(), "what runs no more is forgotten");
     }
 
@@ -172,8 +212,59 @@ mod tests {
         put(&root, 70, "kvm", &[CHARDEV], "/gone");
         put(&root, 71, "kvm", &["socket,path=/s/v"], "/gone");
         put(&root, 72, "kvm", &["socket,path=/s/v,reconnect=1"], "/gone");
-        let found = guests(&root, &sockets(&["/s/v"]), &mut QemuVersions::default());
+        let found = seen(&root, &["/s/v"], &mut QemuVersions::default());
         assert_eq!(found["/s/v"].machine, "web-71 (pid 71)");
+    }
+
+    #[test]
+    fn processes_that_may_not_connect_are_no_guests() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        put(&root, 70, "kvm", &[CHARDEV], "/gone");
+        let is_guest = |status: &str, mode| {
+            fs::write(root.path("/proc/70/status"), status).unwrap();
+            let policy = VolumePolicy {
+                socket_uid: 107,
+                socket_gid: 36,
+                socket_mode: mode,
+                ..VolumePolicy::default()
+            };
+            let sockets = ["/s/v".to_string()].into();
+            !guests(&root, &sockets, &policy, &mut QemuVersions::default()).is_empty()
+        };
+        let (qemu, user) = ([107; 4], [1000; 4]);
+        for (uids, gids, groups, mode, expected) in [
+            ([0; 4], [0; 4], "", 0o600, true),
+            (qemu, [107; 4], "", 0o600, true),
+            ([0, 107, 107, 107], [0; 4], "", 0o600, true),
+            (user, user, "", 0o660, false),
+            (user, [36; 4], "", 0o660, true),
+            (user, user, "27 36", 0o660, true),
+            (user, user, "27 136", 0o660, false),
+            (user, [36; 4], "36", 0o600, false),
+            (user, user, "", 0o666, true),
+            // Programs that take the rights of their file's owner: who runs one chooses its name and its arguments.
+            ([1000, 0, 0, 0], user, "", 0o660, false),
+            (user, [1000, 36, 36, 36], "", 0o660, false),
+        ] {
+            let status = status(uids, gids, groups);
+            assert_eq!(is_guest(&status, mode), expected, "{mode:o} {status}");
+        }
+        assert!(!is_guest("Name:\tkvm\n", 0o660), "nothing is known of it");
+    }
+
+    #[test]
+    fn many_processes_that_may_not_connect_hide_no_guest() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        for pid in (1000..).take(MOST_PROCESSES) {
+            put(&root, pid, "kvm", &["socket,path=/s/w"], "/gone");
+            let status = status([1000; 4], [1000; 4], "");
+            fs::write(root.path(format!("/proc/{pid}/status")), status).unwrap();
+        }
+        put(&root, 9999, "kvm", &[CHARDEV], "/gone");
+        let found = seen(&root, &["/s/v", "/s/w"], &mut QemuVersions::default());
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["/s/v"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::host::facts::{boot_id, hostname, init, kernel};
 use vhost_agent::host::{Root, guests, holders, leftovers, mounts, process};
+use vhost_agent::model::policy::VolumePolicy;
 use vhost_agent_fuzz::Tree;
 
 const PID_FILE: &str = "/run/docker.pid";
@@ -25,7 +26,8 @@ fuzz_target!(|input: &[u8]| {
         assert!(holder.name.chars().count() <= 128);
     }
     let sockets = BTreeSet::from([SOCKET.to_string()]);
-    let guests = guests::guests(&root, &sockets, &mut guests::QemuVersions::default());
+    let (policy, mut versions) = (VolumePolicy::default(), guests::QemuVersions::default());
+    let guests = guests::guests(&root, &sockets, &policy, &mut versions);
     for (path, guest) in guests {
         assert!(path == SOCKET && !guest.machine.contains(char::is_control), "{guest:?}");
     }
