@@ -111,7 +111,7 @@ mod tests {
         }
         statuses.send_replace(status(TargetState::Starting, 1));
         guests.changed().await.unwrap();
-        assert_eq!(guests.borrow_and_update()["/s/v"].machine, "kvm (pid 70)");
+        assert_eq!(guests.borrow_and_update()["/s/v"].as_ref().unwrap().machine, "kvm (pid 70)");
         assert_eq!(began.elapsed().as_secs(), 90, "it was put off three times");
         statuses.send_replace(status(TargetState::Serving, 1));
         guests.changed().await.unwrap();

@@ -64,7 +64,8 @@ pub fn guests(
         may_connect(&folder, policy).then_some(())?;
         Some((pid, comm, folder))
     });
-    let (mut guests, mut running) = (Guests::new(), BTreeMap::new());
+    let mut guests: Guests = sockets.iter().map(|path| (path.clone(), None)).collect();
+    let mut running = BTreeMap::new();
     for (pid, comm, folder) in machines.take(MOST_PROCESSES) {
         let Some(command_line) = command_line(&folder) else { continue };
         let connects = client_sockets(words(&command_line)).into_iter();
@@ -79,9 +80,9 @@ pub fn guests(
         for (path, reconnect) in ours {
             let machine = format!("{name} (pid {pid})");
             let guest = Guest { machine, reconnect, qemu: qemu.clone() };
-            let known = guests.get(&path);
+            let known = guests.get(&path).and_then(Option::as_ref);
             if known.is_none_or(|known| known.reconnect.slower(reconnect) != known.reconnect) {
-                guests.insert(path, guest);
+                guests.insert(path, Some(guest));
             }
         }
     }
@@ -188,15 +189,16 @@ mod tests {
         let mut versions = QemuVersions::default();
         let all = ["/s/v", "/s/w", "/s/x", "/s/y", "/s/z"];
         let found = seen(&root, &all, &mut versions);
-        let guest = |machine: &str, reconnect, qemu: Option<&str>| Guest {
-            machine: machine.to_string(),
-            reconnect,
-            qemu: qemu.map(str::to_string),
+        let guest = |machine: &str, reconnect, qemu: Option<&str>| {
+            let (machine, qemu) = (machine.to_string(), qemu.map(str::to_string));
+            Some(Guest { machine, reconnect, qemu })
         };
         let expected = [
             ("/s/v", guest("web-70 (pid 70)", seconds(10), Some("7.2.22"))),
             ("/s/w", guest("web-70 (pid 70)", Reconnect::NEVER, Some("7.2.22"))),
+            ("/s/x", None),
             ("/s/y", guest("web-73 (pid 73)", seconds(1), None)),
+            ("/s/z", None),
         ];
         assert_eq!(found, expected.map(|(path, guest)| (path.to_string(), guest)).into());
         assert_eq!(versions.0.len(), 1, "read once");
@@ -213,7 +215,7 @@ mod tests {
         put(&root, 71, "kvm", &["socket,path=/s/v"], "/gone");
         put(&root, 72, "kvm", &["socket,path=/s/v,reconnect=1"], "/gone");
         let found = seen(&root, &["/s/v"], &mut QemuVersions::default());
-        assert_eq!(found["/s/v"].machine, "web-71 (pid 71)");
+        assert_eq!(found["/s/v"].as_ref().unwrap().machine, "web-71 (pid 71)");
     }
 
     #[test]
@@ -230,7 +232,7 @@ mod tests {
                 ..VolumePolicy::default()
             };
             let sockets = ["/s/v".to_string()].into();
-            !guests(&root, &sockets, &policy, &mut QemuVersions::default()).is_empty()
+            guests(&root, &sockets, &policy, &mut QemuVersions::default())["/s/v"].is_some()
         };
         let (qemu, user) = ([107; 4], [1000; 4]);
         for (uids, gids, groups, mode, expected) in [
@@ -264,7 +266,7 @@ mod tests {
         }
         put(&root, 9999, "kvm", &[CHARDEV], "/gone");
         let found = seen(&root, &["/s/v", "/s/w"], &mut QemuVersions::default());
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["/s/v"]);
+        assert_eq!((found["/s/v"].is_some(), found["/s/w"].is_some()), (true, false));
     }
 
     #[test]

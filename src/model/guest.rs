@@ -74,8 +74,8 @@ pub struct Guest {
     pub qemu: Option<String>,
 }
 
-/// Guests by the path of the socket.
-pub type Guests = BTreeMap<String, Guest>;
+/// Guests by the path of the socket, of each that was looked for; none where nothing is known of it.
+pub type Guests = BTreeMap<String, Option<Guest>>;
 
 /// More bytes than the options of a chardev have: a path, and a handful of switches.
 const MOST_OPTIONS: usize = 4096;

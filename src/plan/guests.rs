@@ -15,11 +15,11 @@ const SHORT: Duration = Duration::from_secs(1);
 const LOSES: (u32, u32) = (7, 2);
 const LOSES_NO_MORE: (u32, u32) = (8, 2);
 
-/// Notes the guest of a volume that is connected; tells what was not found of it before.
+/// Notes the guest of a volume that is connected, where it was looked for; tells what was not found of it before.
 pub fn see(name: &VolumeName, status: &mut VolumeStatus, guests: &Guests) -> Vec<Finding> {
-    let guest = guests.get(&status.socket_path);
-    status.reconnect_seconds = guest.map(|guest| guest.reconnect);
-    let findings = guest.map(|guest| findings(name, guest)).unwrap_or_default();
+    let Some(guest) = guests.get(&status.socket_path) else { return Vec::new() };
+    status.reconnect_seconds = guest.as_ref().map(|guest| guest.reconnect);
+    let findings = guest.as_ref().map(|guest| findings(name, guest)).unwrap_or_default();
     let before = std::mem::replace(&mut status.findings, findings);
     let is_new = |finding: &&Finding| before.iter().all(|known| known.code != finding.code);
     status.findings.iter().filter(is_new).cloned().collect()
@@ -116,12 +116,16 @@ mod tests {
         let name = "v".parse().unwrap();
         let mut status =
             VolumeStatus { socket_path: "/s/v".to_string(), ..VolumeStatus::unknown() };
-        let slow = Guests::from([("/s/v".to_string(), guest(10_000, ""))]);
+        let seen = |guest| Guests::from([("/s/v".to_string(), guest)]);
+        let slow = seen(Some(guest(10_000, "")));
         assert_eq!(see(&name, &mut status, &slow).len(), 1);
         assert_eq!(see(&name, &mut status, &slow), []);
         assert_eq!(status.findings.len(), 1);
-        // Not on a command line: nothing is known of it.
+        // It was not connected yet when guests were looked for.
         assert_eq!(see(&name, &mut status, &Guests::new()), []);
+        assert_eq!((status.reconnect_seconds.is_some(), status.findings.len()), (true, 1));
+        // Not on a command line: nothing is known of it.
+        assert_eq!(see(&name, &mut status, &seen(None)), []);
         assert_eq!((status.reconnect_seconds, status.findings.len()), (None, 0));
     }
 }

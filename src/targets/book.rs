@@ -251,7 +251,7 @@ mod tests {
             reconnect: Reconnect::each(Duration::from_secs(seconds)),
             qemu: None,
         };
-        let guests = |seconds| Guests::from([("/s/v".to_string(), guest(seconds))]);
+        let guests = |seconds| Guests::from([("/s/v".to_string(), Some(guest(seconds)))]);
         let told = |book: &VolumeBook| {
             let tally = book.tally();
             (tally.expected_pause_seconds, tally.not_reconnecting)
