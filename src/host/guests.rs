@@ -47,8 +47,8 @@ impl QemuVersions {
     }
 }
 
-/// The guests that connect to these sockets; of several at one, the one that waits longest. Blocks, for some 10 µs for each
-/// process of the machine.
+/// The guests that connect to these sockets, each where only one machine was started with it. Blocks, for some 10 µs for
+/// each process of the machine.
 ///
 /// Processes come and go: one that cannot be read is none.
 pub fn guests(
@@ -64,12 +64,13 @@ pub fn guests(
         may_connect(&folder, policy).then_some(())?;
         Some((pid, comm, folder))
     });
-    let mut guests: Guests = sockets.iter().map(|path| (path.clone(), None)).collect();
+    let mut named: BTreeMap<_, _> = sockets.iter().map(|path| (path, Vec::new())).collect();
     let mut running = BTreeMap::new();
     for (pid, comm, folder) in machines.take(MOST_PROCESSES) {
         let Some(command_line) = command_line(&folder) else { continue };
         let connects = client_sockets(words(&command_line)).into_iter();
-        let ours: Vec<_> = connects.filter(|(path, _)| sockets.contains(path)).collect();
+        let ours = connects.filter_map(|(path, pause)| Some((sockets.get(&path)?, pause)));
+        let ours: Vec<_> = ours.collect();
         if ours.is_empty() {
             continue;
         }
@@ -80,14 +81,13 @@ pub fn guests(
         for (path, reconnect) in ours {
             let machine = format!("{name} (pid {pid})");
             let guest = Guest { machine, reconnect, qemu: qemu.clone() };
-            let known = guests.get(&path).and_then(Option::as_ref);
-            if known.is_none_or(|known| known.reconnect.slower(reconnect) != known.reconnect) {
-                guests.insert(path, Some(guest));
-            }
+            named.entry(path).or_default().push(guest);
         }
     }
     versions.0 = running;
-    guests
+    // Of several it does not show which one is connected: one may have given it up since.
+    let only = |mut all: Vec<Guest>| all.pop().filter(|_| all.is_empty());
+    named.into_iter().map(|(path, all)| (path.clone(), only(all))).collect()
 }
 
 /// Whether a process may open the socket of a volume. Any other one is no guest, whatever it calls itself: everybody
@@ -208,14 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn of_two_guests_at_one_socket_the_one_that_waits_longer_is_told() {
+    fn a_socket_that_two_machines_name_is_of_neither() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         put(&root, 70, "kvm", &[CHARDEV], "/gone");
-        put(&root, 71, "kvm", &["socket,path=/s/v"], "/gone");
-        put(&root, 72, "kvm", &["socket,path=/s/v,reconnect=1"], "/gone");
-        let found = seen(&root, &["/s/v"], &mut QemuVersions::default());
-        assert_eq!(found["/s/v"].as_ref().unwrap().machine, "web-71 (pid 71)");
+        put(&root, 71, "kvm", &[CHARDEV, CHARDEV, "socket,path=/s/w"], "/gone");
+        let found = seen(&root, &["/s/v", "/s/w"], &mut QemuVersions::default());
+        assert_eq!((found["/s/v"].is_some(), found["/s/w"].is_some()), (false, true));
     }
 
     #[test]

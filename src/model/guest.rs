@@ -1,8 +1,10 @@
 //! Guests of volumes, as the command line of their QEMU tells of them: which sockets it connects to, and how often it
 //! looks for one again that has gone.
 //!
-//! Only what stands there is told. A disk that was plugged in later stands on no command line: of its guest nothing is
-//! known, which is not the same as one that does not reconnect.
+//! Only what stands there is told, which is how the machine was started. A disk that was plugged in later stands on no
+//! command line: of its guest nothing is known, which is not the same as one that does not reconnect. One that was
+//! unplugged since still stands there: when it is plugged in again, there or into another machine, what is told may not
+//! be so any more.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -30,9 +30,9 @@ fn findings(volume: &VolumeName, guest: &Guest) -> Vec<Finding> {
     let (machine, reconnect) = (&guest.machine, guest.reconnect);
     let Some(pause) = reconnect.pause() else {
         let text = format!(
-            "{machine} does not connect to {volume} again after its target has exited (its chardev has no reconnect): \
-             the disk hangs then until the VM is restarted; give it <reconnect enabled='yes' timeout='1'/> (QEMU: \
-             reconnect=1), and restart or migrate the VM"
+            "{machine} does not connect to {volume} again after its target has exited (as it was started, its \
+             chardev has no reconnect): the disk hangs then until the VM is restarted; give it \
+             <reconnect enabled='yes' timeout='1'/> (QEMU: reconnect=1), and restart or migrate the VM"
         );
         return vec![Finding::new(Code::GuestDoesNotReconnect, text)];
     };
@@ -46,8 +46,8 @@ fn findings(volume: &VolumeName, guest: &Guest) -> Vec<Finding> {
     }
     if pause > SHORT {
         let text = format!(
-            "{machine} looks for {volume} only every {reconnect} after its target has exited, and waits up to that long \
-             for a target that is back in about a second: give it <reconnect enabled='yes' timeout='1'/> (QEMU: \
+            "{machine}, as it was started, looks for {volume} only every {reconnect} after its target has exited, \
+             and waits up to that long for a target that is back in about a second: give it <reconnect enabled='yes' timeout='1'/> (QEMU: \
              reconnect=1) at its next start"
         );
         found.push(Finding::new(Code::GuestReconnectsSlowly, text));
@@ -97,8 +97,10 @@ mod tests {
                 assert!(text.contains("web-1 (pid 70)") && text.contains('v'), "{text}");
             }
         }
-        let text = &findings(&"v".parse().unwrap(), &guest(10_000, ""))[0].text;
-        assert!(text.contains("every 10 s"), "{text}");
+        for (millis, part) in [(10_000, "every 10 s"), (0, "has no reconnect")] {
+            let text = &findings(&"v".parse().unwrap(), &guest(millis, ""))[0].text;
+            assert!(text.contains(part) && text.contains("as it was started"), "{text}");
+        }
     }
 
     #[test]
