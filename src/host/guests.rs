@@ -16,7 +16,7 @@ use crate::model::policy::VolumePolicy;
 const MARK: &[u8] = b"QEMU emulator version ";
 /// More than a version has.
 const MOST_VERSION: usize = 32;
-/// More than a QEMU has before its debug information.
+/// More than a QEMU has before its debug information, and what one look reads at most.
 const MOST_BYTES: u64 = 256 << 20;
 
 /// A version of a file: where it lies, and when it was written.
@@ -28,20 +28,36 @@ type FileId = (u64, u64, i64, i64);
 /// than its QEMU after a migration, the package that is installed newer after an upgrade, and both say nothing of the
 /// process. To run it for its `--version` would be to run as root what a process of another user brought. Reading
 /// takes some milliseconds, once for each file.
-#[derive(Debug, Default)]
-pub struct QemuVersions(BTreeMap<FileId, Option<String>>);
+#[derive(Debug)]
+pub struct QemuVersions {
+    read: BTreeMap<FileId, Option<String>>,
+    /// Bytes that a look reads at most.
+    most: u64,
+}
+
+impl Default for QemuVersions {
+    fn default() -> QemuVersions {
+        QemuVersions { read: BTreeMap::new(), most: MOST_BYTES }
+    }
+}
 
 impl QemuVersions {
-    /// The version of the process with that folder.
-    fn of(&mut self, process: &Path) -> Option<(FileId, Option<String>)> {
+    /// The version of the process with that folder, and its file; `left` are bytes that this look may still read.
+    fn of(&mut self, process: &Path, left: &mut u64) -> Option<(FileId, Option<String>)> {
         // Also of a file that was replaced since: the kernel keeps what runs.
         let file = File::open(process.join("exe")).ok()?;
         let meta = file.metadata().ok().filter(fs::Metadata::is_file)?;
         let id = (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec());
-        let version = match self.0.get(&id) {
+        let version = match self.read.get(&id) {
             Some(version) => version.clone(),
-            // One that could not be read is read again.
-            None => version_in(file.take(MOST_BYTES)).ok()?,
+            // One that could not be read, or is too much for this look, is read at another one.
+            None => {
+                let bytes = meta.len().min(self.most);
+                *left = left.checked_sub(bytes)?;
+                let version = version_in(file.take(bytes)).ok()?;
+                self.read.insert(id, version.clone());
+                version
+            }
         };
         Some((id, version))
     }
@@ -65,7 +81,7 @@ pub fn guests(
         Some((pid, comm, folder))
     });
     let mut named: BTreeMap<_, _> = sockets.iter().map(|path| (path, Vec::new())).collect();
-    let mut running = BTreeMap::new();
+    let (mut running, mut left) = (BTreeSet::new(), versions.most);
     for (pid, comm, folder) in machines.take(MOST_PROCESSES) {
         let Some(command_line) = command_line(&folder) else { continue };
         let connects = client_sockets(words(&command_line)).into_iter();
@@ -75,16 +91,16 @@ pub fn guests(
             continue;
         }
         let name = machine_name(&command_line).unwrap_or_else(|| shown(&comm));
-        let version = versions.of(&folder);
-        let qemu = version.as_ref().and_then(|(_, version)| version.clone());
-        running.extend(version);
+        let (file, qemu) = versions.of(&folder, &mut left).unzip();
+        running.extend(file);
+        let qemu = qemu.flatten();
         for (path, reconnect) in ours {
             let machine = format!("{name} (pid {pid})");
             let guest = Guest { machine, reconnect, qemu: qemu.clone() };
             named.entry(path).or_default().push(guest);
         }
     }
-    versions.0 = running;
+    versions.read.retain(|file, _| running.contains(file));
     // Of several it does not show which one is connected: one may have given it up since.
     let only = |mut all: Vec<Guest>| all.pop().filter(|_| all.is_empty());
     named.into_iter().map(|(path, all)| (path.clone(), only(all))).collect()
@@ -201,10 +217,10 @@ mod tests {
             ("/s/z", None),
         ];
         assert_eq!(found, expected.map(|(path, guest)| (path.to_string(), guest)).into());
-        assert_eq!(versions.0.len(), 1, "read once");
+        assert_eq!(versions.read.len(), 1, "read once");
         fs::remove_dir_all(root.path("/proc/70")).unwrap();
         seen(&root, &all, &mut versions);
-        assert!(versions.0.is_empty(), "what runs no more is forgotten");
+        assert!(versions.read.is_empty(), "what runs no more is forgotten");
     }
 
     #[test]
@@ -215,6 +231,26 @@ mod tests {
         put(&root, 71, "kvm", &[CHARDEV, CHARDEV, "socket,path=/s/w"], "/gone");
         let found = seen(&root, &["/s/v", "/s/w"], &mut QemuVersions::default());
         assert_eq!((found["/s/v"].is_some(), found["/s/w"].is_some()), (false, true));
+    }
+
+    #[test]
+    fn a_look_reads_each_code_once_and_only_so_many_bytes_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        for (code, version) in [("/a", "7.2.22"), ("/b", "9.2.0")] {
+            fs::write(root.path(code), format!("QEMU emulator version {version}\0")).unwrap();
+        }
+        for (pid, path, code) in [(70, "/s/v", "/a"), (71, "/s/w", "/a"), (72, "/s/x", "/b")] {
+            put(&root, pid, "kvm", &[&format!("socket,path={path}")], code);
+        }
+        let mut versions = QemuVersions { most: 29, ..QemuVersions::default() };
+        let mut look = || {
+            let found = seen(&root, &["/s/v", "/s/w", "/s/x"], &mut versions);
+            found.into_values().map(|guest| guest.unwrap().qemu).collect::<Vec<_>>()
+        };
+        let version = |version: &str| Some(version.to_string());
+        assert_eq!(look(), [version("7.2.22"), version("7.2.22"), None]);
+        assert_eq!(look(), [version("7.2.22"), version("7.2.22"), version("9.2.0")]);
     }
 
     #[test]
