@@ -56,10 +56,11 @@ impl Node {
         agent
     }
 
-    /// Names of what the target itself tells of.
+    /// Names of what the target itself tells of, but for the agent's own disk, which comes and goes.
     fn names(&self, method: &str, member: &str) -> Vec<String> {
         let told = self.target.call(method, Value::Null);
         let names = told.as_array().unwrap().iter().map(|one| one[member].as_str().unwrap());
+        let names = names.filter(|name| !name.starts_with("vhost-agent-probe-"));
         let mut names: Vec<String> = names.map(str::to_string).collect();
         names.sort();
         names

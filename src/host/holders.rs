@@ -79,13 +79,17 @@ fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
         .collect()
 }
 
-/// The command line of the process with that folder; none where it is longer than one can be.
+/// The command line of the process with that folder, nothing of one that cannot be read; none where it is longer than one
+/// can be.
 pub(super) fn command_line(folder: &Path) -> Option<Vec<u8>> {
     /// Enough for most machines at once.
     const USUAL: usize = 16 * 1024;
     let mut bytes = Vec::with_capacity(USUAL);
-    let file = File::open(folder.join("cmdline")).ok()?;
-    file.take(MOST_ARGUMENTS + 1).read_to_end(&mut bytes).ok()?;
+    let read = File::open(folder.join("cmdline"))
+        .and_then(|file| file.take(MOST_ARGUMENTS + 1).read_to_end(&mut bytes));
+    if read.is_err() {
+        bytes.clear();
+    }
     (bytes.len() as u64 <= MOST_ARGUMENTS).then_some(bytes)
 }
 

@@ -49,7 +49,8 @@ impl<C: Containers> Worker<C> {
         loop {
             let volumes = self.parts.desired.volumes(self.name());
             let (is_new, suspects) = (!self.is_in_place(), self.quarantine.suspects());
-            let done = self.pass(volumes.values().cloned().collect(), retries || is_new).await;
+            let all = volumes.values().cloned().collect();
+            let done = self.pass(all, Pass { retries: retries || is_new, returns: true }).await;
             let passed = match done {
                 Ok(passed) => passed,
                 Err(fault) => return self.not_reconciled(&fault),
@@ -122,15 +123,14 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Reconciles these volumes, as far as each can be. Those that failed before are left to their own
-    /// time, unless it `retries` them.
+    /// Reconciles these volumes, as far as each can be.
     ///
     /// # Errors
     /// When the target does not answer.
     pub(super) async fn pass(
         &mut self,
         specs: Vec<VolumeSpec>,
-        retries: bool,
+        Pass { retries, returns }: Pass,
     ) -> Result<Passed, Fault> {
         let parts = self.parts.clone();
         let Some(place) = self.place() else { return Ok(Passed::default()) };
@@ -168,8 +168,9 @@ impl<C: Containers> Worker<C> {
         let planned_names: Vec<VolumeName> =
             plans.iter().map(|(spec, _)| spec.name.clone()).collect();
         // One that has controllers serves its guests already.
-        let is_fresh =
-            self.connected != self.serving && before.values().all(|seen| seen.controller.is_none());
+        let is_fresh = returns
+            && self.connected != self.serving
+            && before.values().all(|seen| seen.controller.is_none());
         let served = match is_fresh && !created.is_empty() {
             true => self.serves_connections(&place).await?,
             false => None,
@@ -285,6 +286,20 @@ fn is_lone(seen: &VolumeSeen) -> bool {
 
 /// Observed volumes.
 type Seen = BTreeMap<VolumeName, VolumeSeen>;
+
+/// Kind of a pass.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pass {
+    /// Whether those that failed before are tried, and not left to their own time.
+    retries: bool,
+    /// Whether the target may have been up before: guests may wait for its controllers.
+    returns: bool,
+}
+
+impl Pass {
+    /// For volumes that are asked for.
+    pub(super) const ASKED: Pass = Pass { retries: true, returns: false };
+}
 
 /// Outcome of a pass.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use super::super::book::Look;
 use super::super::now;
 use super::super::worker::Worker;
 use super::calls::view;
-use super::{Seen, place_of};
+use super::{Pass, Seen, place_of};
 use crate::agent::apply::volumes::Unanswered;
 use crate::agent::observe::volumes::Place;
 use crate::docker::Containers;
@@ -61,7 +61,7 @@ impl<C: Containers> Worker<C> {
         self.parts.desired.want_volumes(self.name(), &volumes).await?;
         self.reconcile_volumes_if_due().await;
         let done = match self.is_in_place() {
-            true => self.pass(volumes.clone(), true).await,
+            true => self.pass(volumes.clone(), Pass::ASKED).await,
             false => Err(self.not_serving()),
         };
         if let Err(fault) = &done {
