@@ -29,7 +29,7 @@ use tokio_util::io::ReaderStream;
 
 use super::progress::PullProgress;
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
-use crate::model::container::{ContainerSeen, ContainerSpec};
+use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
@@ -187,10 +187,19 @@ impl Containers for DockerClient {
         self.within("unpause", within, docker.unpause_container(id)).await
     }
 
-    async fn leave_ended(&self, id: &str, within: Duration) -> Result<(), EngineError> {
+    async fn set_restarts(
+        &self,
+        id: &str,
+        restarts: Option<&Restarts>,
+        within: Duration,
+    ) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        let restart_policy = Some(never());
-        let update = ContainerUpdateBody { restart_policy, ..ContainerUpdateBody::default() };
+        let policy = restarts.map_or_else(never, |it| RestartPolicy {
+            name: it.policy.parse().ok(),
+            maximum_retry_count: it.most,
+        });
+        let update =
+            ContainerUpdateBody { restart_policy: Some(policy), ..ContainerUpdateBody::default() };
         self.within("update", within, docker.update_container(id, update)).await
     }
 
@@ -368,7 +377,16 @@ fn container_seen(seen: ContainerInspectResponse) -> ContainerSeen {
             .into_iter()
             .collect(),
         error: state.error.unwrap_or_default(),
+        restarts: seen.host_config.and_then(|host| restarts(host.restart_policy?)),
     }
+}
+
+fn restarts(policy: RestartPolicy) -> Option<Restarts> {
+    let name = policy
+        .name
+        .filter(|name| !matches!(name, RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO))?;
+    let most = policy.maximum_retry_count.filter(|most| *most > 0);
+    Some(Restarts { policy: name.to_string(), most })
 }
 
 /// The agent alone starts a target again.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, broadcast};
 
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
-use crate::model::container::{ContainerSeen, ContainerSpec};
+use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::{ApiVersion, EngineVersion};
 use crate::model::registry::Credentials;
 
@@ -101,6 +101,7 @@ impl FakeContainers {
             image_id: String::new(),
             labels: labels.iter().map(label).collect(),
             error: String::new(),
+            restarts: None,
         };
         FakeContainers {
             one: Mutex::new(Some(seen)),
@@ -208,7 +209,12 @@ impl Containers for FakeContainers {
         FakeContainers::changes_nothing("unpause")
     }
 
-    async fn leave_ended(&self, _: &str, _: Duration) -> Result<(), EngineError> {
+    async fn set_restarts(
+        &self,
+        _: &str,
+        _: Option<&Restarts>,
+        _: Duration,
+    ) -> Result<(), EngineError> {
         Ok(())
     }
 

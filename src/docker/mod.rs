@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncRead;
 
-use crate::model::container::{ContainerSeen, ContainerSpec};
+use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
@@ -149,10 +149,11 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Makes the engine start a container no more by itself.
-    fn leave_ended(
+    /// Tells the engine when to start a container again by itself; none is never.
+    fn set_restarts(
         &self,
         id: &str,
+        restarts: Option<&Restarts>,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// A container as the engine shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSeen {
@@ -21,6 +23,17 @@ pub struct ContainerSeen {
     pub labels: BTreeMap<String, String>,
     /// The engine's word on why it could not be started.
     pub error: String,
+    /// When the engine starts it again by itself; none where it does not, as with the agent's own.
+    pub restarts: Option<Restarts>,
+}
+
+/// When the engine starts a container again by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarts {
+    /// The engine's word, such as `always`.
+    pub policy: String,
+    /// How often at the most, with `on-failure`.
+    pub most: Option<i64>,
 }
 
 /// The label that holds the wish a container was made for.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::container::ContainerSpec;
+use super::container::{ContainerSpec, Restarts};
 use super::engine::{ApiVersion, PackageManager};
 use super::image::Download;
 use super::pools::PoolKey;
@@ -105,6 +105,15 @@ pub enum Step {
         id: String,
         /// How long it may take by itself.
         grace: Duration,
+    },
+    /// Tell the engine when to start a container again by itself.
+    SetRestarts {
+        /// Its name.
+        name: String,
+        /// The engine's id.
+        id: String,
+        /// When; none is never.
+        restarts: Option<Restarts>,
     },
     /// Give a container another name.
     RenameContainer {
@@ -209,6 +218,7 @@ impl Step {
             Step::StartContainer { .. } => "startContainer",
             Step::AwaitTarget { .. } => "awaitTarget",
             Step::StopContainer { .. } => "stopContainer",
+            Step::SetRestarts { .. } => "setRestarts",
             Step::RenameContainer { .. } => "renameContainer",
             Step::RemoveContainer { .. } => "removeContainer",
         }
@@ -231,6 +241,7 @@ impl Step {
             Step::CreateContainer(spec) => spec.name.clone(),
             Step::StartContainer { name }
             | Step::StopContainer { name, .. }
+            | Step::SetRestarts { name, .. }
             | Step::RenameContainer { name, .. }
             | Step::RemoveContainer { name, .. } => name.clone(),
         }
@@ -269,6 +280,10 @@ impl Step {
             }
             Step::AwaitTarget { .. } => words("no answer", "serving"),
             Step::StopContainer { .. } => words("running", "stopped"),
+            Step::SetRestarts { restarts, .. } => {
+                let never = "never started again by the engine";
+                words("unknown", restarts.as_ref().map_or(never, |it| it.policy.as_str()))
+            }
             Step::RenameContainer { name, to, .. } => words(name, to),
             Step::RemoveContainer { .. } => words("stopped", "absent"),
             Step::AwaitEngine { min_api, .. } => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::code::Code;
-use super::container::{ContainerSeen, SPEC_LABEL};
+use super::container::{ContainerSeen, Restarts, SPEC_LABEL};
 use super::cpu::{CoreList, Cpu, CpuUse};
 use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
@@ -252,6 +252,9 @@ pub struct Trial {
     pub id: String,
     /// The volumes that it served.
     pub served: Vec<VolumeName>,
+    /// When the engine was to start it again by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<Restarts>,
 }
 
 /// The targets that this node is to have.

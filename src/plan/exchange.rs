@@ -66,6 +66,11 @@ pub fn bring_back(
         back.starts.push(Step::StartContainer { name: name.to_string() });
         back.starts.extend(trial.old.as_ref().map(|old| wait(old, name.as_str(), policy)));
     }
+    back.starts.extend(trial.restarts.clone().map(|restarts| Step::SetRestarts {
+        name: name.to_string(),
+        id: trial.id.clone(),
+        restarts: Some(restarts),
+    }));
     back.clears.extend(failed.iter().flat_map(|it| remove(&next, it)));
     Ok(Some(back))
 }
@@ -79,6 +84,12 @@ pub(super) fn clear(name: &TargetName, seen: &TargetSeen) -> Vec<Step> {
 fn not_ours(name: &str) -> Fault {
     let text = format!("a container named {name} is there that this agent did not make: remove it");
     Fault::new(Code::ContainerNotOurs, text)
+}
+
+/// Keeps the engine from starting again by itself what is stopped.
+pub(super) fn leave_ended(name: &str, seen: &ContainerSeen) -> Option<Step> {
+    let (name, id, restarts) = (name.to_string(), seen.id.clone(), None);
+    seen.restarts.is_some().then_some(Step::SetRestarts { name, id, restarts })
 }
 
 fn rename(name: &str, id: &str, to: &str) -> Step {
@@ -147,6 +158,7 @@ impl TargetPlan {
             }
         }
         let grace = grace(seen, policy);
+        self.steps.extend(leave_ended(&name, old));
         self.steps.push(Step::StopContainer { name: name.clone(), id: id.clone(), grace });
         self.steps.push(rename(&name, &id, &previous));
         self.steps.extend(after);

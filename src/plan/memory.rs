@@ -94,6 +94,7 @@ mod tests {
             image_id: "sha256:1".into(),
             labels: [(SPEC_LABEL.to_string(), label)].into(),
             error: String::new(),
+            restarts: None,
         };
         let version = running.then(|| "SPDK v26.05".to_string());
         TargetSeen { container: Some(container), version, sessions: Some(0), ..seen }

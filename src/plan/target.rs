@@ -191,6 +191,7 @@ impl TargetPlan {
         policy: &TargetPolicy,
     ) {
         if container.running {
+            self.steps.extend(exchange::leave_ended(spec.name.as_str(), container));
             self.steps.push(Step::StopContainer {
                 name: spec.name.to_string(),
                 id: container.id.clone(),

@@ -60,6 +60,7 @@ fn with_container(made_for: Option<&TargetSpec>, running: bool, serves: bool) ->
         image_id: "sha256:1".into(),
         labels: made_for.map(label).into_iter().collect(),
         error: String::new(),
+        restarts: None,
     };
     let version = serves.then(|| "SPDK v24.01".to_string());
     TargetSeen { container: Some(container), version, sessions: Some(0), ..seen() }
@@ -235,7 +236,7 @@ fn with_beside(named: Option<(&str, bool)>, beside: &[(&str, &str)]) -> TargetSe
 
 #[test]
 fn the_old_one_comes_back_from_wherever_the_exchange_ended() {
-    let trial = Trial { old: Some(spec()), id: "old".into(), served: Vec::new() };
+    let trial = Trial { old: Some(spec()), id: "old".into(), served: Vec::new(), restarts: None };
     let back = |named, beside: &[(&str, &str)]| {
         let seen = with_beside(named, beside);
         let back = bring_back(&spec().name, &trial, &seen, &policy()).unwrap().unwrap();
@@ -261,7 +262,7 @@ fn the_old_one_comes_back_from_wherever_the_exchange_ended() {
 
 #[test]
 fn nothing_of_somebody_else_is_moved_for_an_exchange() {
-    let trial = Trial { old: None, id: "old".into(), served: Vec::new() };
+    let trial = Trial { old: None, id: "old".into(), served: Vec::new(), restarts: None };
     let mut seen = with_beside(Some(("new", true)), &[("previous", "old")]);
     let back = |seen: &TargetSeen| bring_back(&spec().name, &trial, seen, &policy());
     seen.container.as_mut().unwrap().labels.clear();

@@ -34,6 +34,10 @@ pub(super) struct Deploy {
     dry_run: bool,
     reply: oneshot::Sender<PrepareReport>,
     pub(super) report: PartReport,
+    /// When its container ran.
+    converged: Option<Instant>,
+    /// Reason of the first judgement that did not end the trial of its target.
+    undecided: Option<Fault>,
     began: Instant,
     /// Shows that the task is needed until it is done.
     _work: Arc<()>,
@@ -46,10 +50,27 @@ impl Deploy {
         match request {
             Request::Target { work, wish, dry_run, reply } => {
                 let (report, began) = (PartReport::default(), Instant::now());
-                Ok(Box::new(Deploy { work, wish, dry_run, reply, report, began, _work }))
+                let (converged, undecided) = (None, None);
+                let deploy = Deploy {
+                    work,
+                    wish,
+                    dry_run,
+                    reply,
+                    report,
+                    converged,
+                    undecided,
+                    began,
+                    _work,
+                };
+                Ok(Box::new(deploy))
             }
             request => Err(Requested { request, _work }),
         }
+    }
+
+    /// Whether its caller has waited long enough for the end of a trial.
+    pub(super) fn has_waited(&self) -> bool {
+        self.converged.is_some_and(|at| at.elapsed() >= TRIAL_TIME)
     }
 
     /// Reports its end to the caller.
@@ -187,7 +208,10 @@ impl<C: Containers> Worker<C> {
             Ok(Converged::Holds) if takes_away => {
                 After::TakenAway { deploy: Some(deploy), overtakes }
             }
-            Ok(Converged::Holds) => After::Converged(deploy),
+            Ok(Converged::Holds) => {
+                deploy.converged = Some(Instant::now());
+                After::Converged(deploy)
+            }
             Err(fault) => {
                 // One that was refused has changed nothing, and overtakes nobody.
                 let has_begun = takes_away && deploy.report.steps.iter().any(is_done);
@@ -203,15 +227,20 @@ impl<C: Containers> Worker<C> {
 
     /// Ends a deploy whose container runs, once the volumes are back. While its target is still on trial it waits.
     pub(super) async fn finish(&mut self, mut deploy: Box<Deploy>) -> After {
-        match self.judge_if_due(&mut deploy.report).await {
-            Err(fault) if self.trial().is_some() && deploy.began.elapsed() < TRIAL_TIME => {
+        let done = match deploy.has_waited() {
+            true => Err(Fault::new(Code::TargetNotReady, "its trial goes on, and is told no more")),
+            false => self.judge_if_due(&mut deploy.report).await,
+        };
+        match done {
+            Err(fault) if self.trial().is_some() && !deploy.has_waited() => {
                 // What is found out later tells less of the reason.
-                if deploy.report.errors.is_empty() {
-                    deploy.report.errors.push(fault);
-                }
+                deploy.undecided.get_or_insert(fault);
                 After::Undecided(Some(deploy))
             }
             done => {
+                if done.is_err() {
+                    deploy.report.errors.extend(deploy.undecided.take());
+                }
                 deploy.end(done);
                 After::Nothing
             }

@@ -16,6 +16,7 @@ use super::worker::Worker;
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::observation::Observation;
 use crate::model::prepare::PartReport;
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec, Trial};
@@ -47,7 +48,8 @@ impl<C: Containers> Worker<C> {
             true => self.parts.desired.volumes(self.name()).keys().cloned().collect(),
             false => self.status.read(|known| known.book.served()),
         };
-        Arc::new(Trial { old, id: id.to_string(), served })
+        let restarts = seen.container.as_ref().and_then(|seen| seen.restarts.clone());
+        Arc::new(Trial { old, id: id.to_string(), served, restarts })
     }
 
     /// Judges the target that is on trial, if it is, after its volumes were made.
@@ -66,6 +68,7 @@ impl<C: Containers> Worker<C> {
         };
         if let Err(fault) = &done
             && fault.code.is_engine_away()
+            && !self.is_in_place()
         {
             self.wait_for_engine(fault).await;
         }
@@ -76,10 +79,17 @@ impl<C: Containers> Worker<C> {
         let Some(trial) = self.trial() else { return Ok(()) };
         let Some(spec) = self.parts.desired.get(self.name()) else { return Ok(()) };
         let container = self.parts.observer.container_of(&spec).await?;
-        // It may have come to answer while the engine took its time.
-        let seen = self.seen_at(&spec.control_sock).filter(|seen| seen.version().is_some());
-        if seen.is_some_and(|seen| seen.pid() != self.serving) {
-            let text = format!("{} has only just answered", self.name());
+        // It may have come to live, or to answer, while the engine took its time.
+        let pid = container.as_ref().filter(|it| it.running).and_then(|it| it.pid);
+        let is_old = container.as_ref().is_some_and(|it| it.id == trial.id);
+        let seen = self.seen_at(&spec.control_sock);
+        let is_news = |seen: &Observation| {
+            pid.is_some() && seen.pid() != pid
+                || seen.version().is_some() && seen.pid() != self.serving
+        };
+        if !is_old && seen.is_some_and(|seen| is_news(&seen)) {
+            self.parts.observers.look_again(self.name(), &spec.control_sock).await;
+            let text = format!("{} has only just been seen to live", self.name());
             return Err(Fault::new(Code::TargetNotReady, text));
         }
         let wanted = self.parts.desired.volumes(self.name());
@@ -89,9 +99,7 @@ impl<C: Containers> Worker<C> {
             Some((volume.clone(), reason.unwrap_or_default()))
         });
         let why = match lost {
-            _ if container.as_ref().is_some_and(|it| it.id == trial.id) => {
-                "it was not replaced, for that was broken off".to_string()
-            }
+            _ if is_old => "it was not replaced, for that was broken off".to_string(),
             _ if container.as_ref().is_some_and(|it| !it.running) => {
                 let words = self.parts.observer.last_words(self.name(), "it has ended", WORDS_TIME);
                 words.await
@@ -162,6 +170,11 @@ impl<C: Containers> Worker<C> {
                 tracing::warn!(target_name = %self.name(), error = %fault, "what was to replace {} is left beside it", self.name());
                 break;
             }
+        }
+        if let Err(fault) = &started
+            && (fault.code.is_engine_away() || !self.parts.policy.heal.enabled)
+        {
+            return started;
         }
         // Also where it could not be started: it is a target like any other then, and its start is tried again.
         match &trial.old {

@@ -79,6 +79,14 @@ impl<C: Containers> TargetApplier<C> {
                 self.await_target(container, socket, *within).await
             }
             Step::StopContainer { id, grace, .. } => self.stop(id, *grace).await,
+            Step::SetRestarts { id, restarts, .. } => {
+                let within = self.policy.target.call_timeout;
+                match self.containers.set_restarts(id, restarts.as_ref(), within).await {
+                    Ok(()) => Ok("set".to_string()),
+                    // What comes next tells whether that matters.
+                    Err(e) => Ok(format!("as it was: {}", chain(&e))),
+                }
+            }
             Step::RenameContainer { name, id, to } => {
                 let name = id.as_deref().unwrap_or(name);
                 let within = self.policy.target.call_timeout;
@@ -258,11 +266,6 @@ impl<C: Containers> TargetApplier<C> {
         };
         let Some(seen) = look().await? else { return Ok("gone".to_string()) };
         let process = seen.pid.filter(|_| seen.running);
-        if seen.made_for().is_none() {
-            // The engine may have been told to start somebody else's again whenever it ends.
-            let left = self.containers.leave_ended(id, self.policy.target.call_timeout).await;
-            left.map_err(|e| engine_fault(&e))?;
-        }
         if let Some(process) = process.and_then(|pid| WatchedProcess::of(&self.root, pid)) {
             let signals = [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)];
             for (signal, patience) in signals.into_iter().skip(usize::from(grace.is_zero())) {

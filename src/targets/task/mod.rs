@@ -188,7 +188,11 @@ impl<C: Containers> Task<C> {
 
     fn requested(&mut self, requested: Requested) {
         match requested.request {
-            Request::Start => self.mandate = Mandate::Start,
+            Request::Start => {
+                self.mandate = Mandate::Start;
+                // Nothing was done for one on trial before.
+                self.trial_since = self.trial_since.map(|_| Instant::now());
+            }
             _ => {
                 if self.mandate == Mandate::Look && !requested.request.only_looks() {
                     self.mandate = Mandate::Act;

@@ -40,7 +40,9 @@ impl<C: Containers> Task<C> {
     fn next_of_deploy(&mut self) -> Option<Work> {
         match std::mem::take(&mut self.deploy) {
             Underway::HasImage(deploy) if !self.is_destroyed() => Some(Work::Deploy(deploy)),
-            Underway::Converged(deploy) if self.is_decided() => Some(Work::Finish(deploy)),
+            Underway::Converged(deploy) if self.is_decided() || deploy.has_waited() => {
+                Some(Work::Finish(deploy))
+            }
             Underway::Nothing if self.trial_since.is_some() && self.is_decided() => {
                 Some(Work::Judge)
             }
@@ -61,17 +63,21 @@ impl<C: Containers> Task<C> {
 
     /// Time at which a target on trial is judged.
     fn judgement_due(&self) -> Option<Instant> {
-        let target = &self.parts.policy.target;
-        let time = match self.state.phase {
-            Phase::Serving { pid, .. } if self.serves_all(pid) => Duration::ZERO,
+        let (target, begun) = (&self.parts.policy.target, self.trial_since?);
+        let due = match self.state.phase {
+            Phase::Serving { pid, .. } if self.serves_all(pid) => begun,
             // A volume that is refused once may be made a second later.
-            Phase::Serving { .. } => target.exchange_timeout,
-            Phase::Down { .. } if self.seen().is_some_and(|seen| seen.is_gone()) => EXIT_TIME,
+            Phase::Serving { since, .. } => {
+                begun.max(Instant::from_std(since)) + target.exchange_timeout
+            }
+            Phase::Down { .. } if self.seen().is_some_and(|seen| seen.is_gone()) => {
+                begun + EXIT_TIME
+            }
             // Somebody has paused it, and nothing is done to it.
             Phase::Paused { .. } => return None,
-            _ => target.ready_timeout,
+            _ => begun + target.ready_timeout,
         };
-        self.trial_since.filter(|_| self.acts()).map(|since| since + time)
+        Some(due).filter(|_| self.acts())
     }
 
     /// Whether a target on trial serves all that the one which it replaced served.
@@ -86,7 +92,9 @@ impl<C: Containers> Task<C> {
     /// The first request that can be carried out now. Others pass a deploy that waits for an image, one that
     /// only looks passes a volume that waits for its target, and a destroy passes all that wait.
     fn next_request(&mut self) -> Option<Work> {
-        let mut is_blocked = matches!(self.deploy, Underway::Converged(_));
+        // One whose target could not be judged yet is in nobody's way.
+        let may_end = self.trial_since.is_none_or(|since| since <= Instant::now());
+        let mut is_blocked = may_end && matches!(self.deploy, Underway::Converged(_));
         let overtakes = self.requests.iter().position(|Requested { request, .. }| {
             let waits = self.waits(request);
             is_blocked |= waits && !matches!(request, Request::Target { .. });
