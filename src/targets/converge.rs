@@ -115,7 +115,10 @@ impl<C: Containers> Worker<C> {
                 plan.steps.iter().find(|step| matches!(step, Step::LoadImage { .. }))
             {
                 if self.trial().is_some() {
-                    let text = format!("the image of {} has gone meanwhile", wish.spec().name);
+                    let text = format!(
+                        "the image of {} has gone meanwhile: bring it in again, and deploy again",
+                        wish.spec().name
+                    );
                     return Err(Fault::new(Code::ImageMissing, text));
                 }
                 // It takes its time. What is there goes on, and is desired as it is, until the image is there.

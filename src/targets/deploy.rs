@@ -228,7 +228,10 @@ impl<C: Containers> Worker<C> {
     /// Ends a deploy whose container runs, once the volumes are back. While its target is still on trial it waits.
     pub(super) async fn finish(&mut self, mut deploy: Box<Deploy>) -> After {
         let done = match deploy.has_waited() {
-            true => Err(Fault::new(Code::TargetNotReady, "its trial goes on, and is told no more")),
+            true => Err(Fault::new(
+                Code::TargetNotReady,
+                "it is still on trial, and this call waits no longer: ask for its status, and see why the engine or the state disk does not answer",
+            )),
             false => self.judge_if_due(&mut deploy.report).await,
         };
         match done {

@@ -89,7 +89,10 @@ impl<C: Containers> Worker<C> {
         };
         if !is_old && seen.is_some_and(|seen| is_news(&seen)) {
             self.parts.observers.look_again(self.name(), &spec.control_sock).await;
-            let text = format!("{} has only just been seen to live", self.name());
+            let text = format!(
+                "{} has only just been seen to live: it is judged again in a moment",
+                self.name()
+            );
             return Err(Fault::new(Code::TargetNotReady, text));
         }
         let wanted = self.parts.desired.volumes(self.name());
@@ -99,7 +102,9 @@ impl<C: Containers> Worker<C> {
             Some((volume.clone(), reason.unwrap_or_default()))
         });
         let why = match lost {
-            _ if is_old => "it was not replaced, for that was broken off".to_string(),
+            _ if is_old => {
+                "it was not replaced, for that was broken off: deploy it again".to_string()
+            }
             _ if container.as_ref().is_some_and(|it| !it.running) => {
                 let words = self.parts.observer.last_words(self.name(), "it has ended", WORDS_TIME);
                 words.await
@@ -155,7 +160,10 @@ impl<C: Containers> Worker<C> {
         let seen = self.parts.observer.look_around(spec).await?;
         let Some(back) = bring_back(self.name(), trial, &seen, &self.parts.policy)? else {
             self.parts.desired.want(&new, None).await?;
-            let text = format!("its container {} is not there any more", trial.id);
+            let text = format!(
+                "its container {} is not there any more: see what the new one lacks, or deploy the target as it was",
+                trial.id
+            );
             return Err(Fault::new(Code::TargetAbsent, text));
         };
         if !back.moves.is_empty() {

@@ -83,8 +83,18 @@ impl<C: Containers> TargetApplier<C> {
                 let within = self.policy.target.call_timeout;
                 match self.containers.set_restarts(id, restarts.as_ref(), within).await {
                     Ok(()) => Ok("set".to_string()),
-                    // What comes next tells whether that matters.
-                    Err(e) => Ok(format!("as it was: {}", chain(&e))),
+                    // What is stopped next is looked at until it stays so; what runs goes on without.
+                    Err(e) => {
+                        let (why, policy) =
+                            (chain(&e), restarts.as_ref().map_or("no", |it| &it.policy));
+                        tracing::warn!(
+                            id,
+                            policy,
+                            why,
+                            "the engine's restart policy of a container is not set: do so with `docker update --restart`"
+                        );
+                        Ok(format!("as it was: {why}"))
+                    }
                 }
             }
             Step::RenameContainer { name, id, to } => {

@@ -110,7 +110,8 @@ async fn is_served(mut stream: UnixStream, by: Instant) -> Result<(), Fault> {
         Ok(Err(e)) => format!("it was closed: {e}"),
         Err(_) => "it was not answered in time".to_string(),
     };
-    let text =
-        format!("the target takes connections and serves none: the agent tried one, and {why}");
+    let text = format!(
+        "the target takes connections and serves none: the agent tried one, and {why}; it is tried again, and the target has to be restarted where it stays so"
+    );
     Err(Fault::new(Code::SessionsNotServed, text))
 }
