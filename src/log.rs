@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
+/// Target of the events of the audit log, which is written whatever level is set.
+pub const AUDIT: &str = "vhost_agent::audit";
 /// Bytes of lines that may wait; about a minute of the busiest node's.
 const MOST_BYTES: usize = 4 << 20;
 /// What a line takes beside its bytes.

@@ -2,7 +2,6 @@
 //!
 //! Only digests are kept, so that no dump of the agent's memory and no word of its log can have a token.
 
-use crate::model::code::Code;
 use std::fmt;
 
 use axum::http::HeaderMap;
@@ -11,15 +10,16 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::errors::Problem;
+use crate::model::access::{Denied, Named, Role, Shown};
 
 /// What a token has at least, in characters: fewer can be guessed.
 const FEWEST_CHARACTERS: usize = 16;
 /// Tokens of one agent.
 const MOST_TOKENS: usize = 100;
 
-/// The tokens that are taken.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Tokens(Vec<[u8; 32]>);
+/// The tokens that are taken: digest, and what each gives.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Tokens(Vec<([u8; 32], Named)>);
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,8 +28,8 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Reads a file of tokens: one a line; empty lines and those that begin with `#` are none. With no token
-    /// in it, nobody may call.
+    /// Reads a file of tokens: one a line, each with the role `admin`; empty lines and those that begin with `#` are
+    /// none. With no token in it, nobody may call.
     ///
     /// # Errors
     /// What is wrong, with the line and never with what stands there.
@@ -53,7 +53,8 @@ impl Tokens {
                      make one with `openssl rand -hex 32`"
                 ));
             }
-            digests.push(digest(token));
+            let name = format!("token in line {number} of access.tokens_file").into();
+            digests.push((digest(token), Named { name, role: Role::Admin }));
         }
         match digests.len() {
             0..=MOST_TOKENS => Ok(Tokens(digests)),
@@ -61,11 +62,19 @@ impl Tokens {
         }
     }
 
-    /// Whether this is one of them. How long that takes says nothing of what they are, for only digests
-    /// are compared, and all of them.
-    fn has(&self, token: &str) -> bool {
+    /// Adds one by its digest.
+    pub fn add(&mut self, digest: [u8; 32], named: Named) {
+        self.0.push((digest, named));
+    }
+
+    /// The one with that text. How long that takes says nothing of what they are, for only digests are compared, and
+    /// all of them.
+    fn find(&self, token: &str) -> Option<&Named> {
         let shown = digest(token);
-        self.0.iter().fold(false, |found, known| found | (*known == shown))
+        self.0.iter().fold(None, |found, (known, named)| {
+            let same = (*known == shown).then_some(named);
+            found.or(same)
+        })
     }
 }
 
@@ -78,42 +87,26 @@ pub(super) fn is_open_to_all(path: &str) -> bool {
     matches!(path.trim_end_matches('/'), "/healthz" | "/readyz")
 }
 
-/// Why a request with these headers is not served.
-pub(super) fn refusal(tokens: &Tokens, headers: &HeaderMap) -> Option<Refusal> {
+/// Token that these headers show.
+pub(super) fn shown<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Shown<'a> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
-    let Some(first) = shown.next() else { return Some(Refusal::Missing) };
+    let Some(first) = shown.next() else { return Shown::Nothing };
     let token = first.to_str().ok().and_then(|text| {
         let (scheme, token) = text.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
-    match token {
-        Some(token) if shown.next().is_none() && tokens.has(token) => None,
-        _ => Some(Refusal::Wrong),
+    match token.and_then(|token| tokens.find(token)) {
+        Some(named) if shown.next().is_none() => Shown::Token(named),
+        _ => Shown::Unknown,
     }
 }
 
-/// Why a request is not served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// It shows nothing.
-    Missing,
-    /// What it shows is no token that is taken.
-    Wrong,
-}
-
-impl IntoResponse for Refusal {
+impl IntoResponse for Denied {
     fn into_response(self) -> Response {
-        let (code, text) = match self {
-            Refusal::Missing => {
-                (Code::TokenMissing, "this agent wants a token: Authorization: Bearer <token>")
-            }
-            Refusal::Wrong => (
-                Code::TokenWrong,
-                "what the header Authorization shows is no token of this agent (access.tokens_file)",
-            ),
-        };
-        let mut response = Problem::new(code, text).into_response();
-        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        let mut response = Problem::of(self.fault()).into_response();
+        if matches!(self, Denied::TokenMissing | Denied::TokenWrong) {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }
@@ -128,12 +121,13 @@ mod tests {
             Tokens::read("# of the controller\n 0123456789abcdef \r\n\nfedcba9876543210==\n")
                 .unwrap();
         assert_eq!(format!("{tokens:?}"), "2 tokens");
-        assert!(tokens.has("0123456789abcdef") && tokens.has("fedcba9876543210=="));
-        assert!(
-            !tokens.has("0123456789abcdeF")
-                && !tokens.has("")
-                && !tokens.has("# of the controller")
-        );
+        let named = tokens.find("0123456789abcdef").unwrap();
+        assert_eq!(named.role, Role::Admin);
+        assert_eq!(named.name.as_ref(), "token in line 2 of access.tokens_file");
+        assert!(tokens.find("fedcba9876543210==").is_some());
+        for none in ["0123456789abcdeF", "", "# of the controller"] {
+            assert!(tokens.find(none).is_none(), "{none}");
+        }
         for (text, expected) in [
             ("\nsecret-secret\n", "line 2 has fewer than 16"),
             ("secret secret secret\n", "line 1 has a character"),
@@ -148,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_file_without_a_token_lets_nobody_call() {
-        assert!(!Tokens::read("# 0123456789abcdef\n").unwrap().has("0123456789abcdef"));
+        assert!(Tokens::read("# 0123456789abcdef\n").unwrap().find("0123456789abcdef").is_none());
     }
 
     #[test]
@@ -159,19 +153,23 @@ mod tests {
             for value in values {
                 headers.append(AUTHORIZATION, value.parse().unwrap());
             }
-            refusal(&tokens, &headers)
+            match shown(&tokens, &headers) {
+                Shown::Nothing => "nothing",
+                Shown::Unknown => "unknown",
+                Shown::Token(_) => "token",
+            }
         };
         let right = "Bearer 0123456789abcdef";
         for taken in [right, "bearer 0123456789abcdef", "BEARER  0123456789abcdef "] {
-            assert_eq!(judged(&[taken]), None, "{taken}");
+            assert_eq!(judged(&[taken]), "token", "{taken}");
         }
-        assert_eq!(judged(&[]), Some(Refusal::Missing));
+        assert_eq!(judged(&[]), "nothing");
         for wrong in
             ["", "Bearer", "Bearer ", "0123456789abcdef", "Basic 0123456789abcdef", "Bearer x"]
         {
-            assert_eq!(judged(&[wrong]), Some(Refusal::Wrong), "{wrong}");
+            assert_eq!(judged(&[wrong]), "unknown", "{wrong}");
         }
-        assert_eq!(judged(&[right, right]), Some(Refusal::Wrong), "which one would count?");
+        assert_eq!(judged(&[right, right]), "unknown", "which one would count?");
     }
 
     #[test]

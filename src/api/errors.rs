@@ -64,9 +64,13 @@ pub fn result_body(fault: &Fault) -> Value {
     json!({"success": false, "error": fault.text, "code": fault.code})
 }
 
+/// Code of an answer that refuses its caller, in the extensions of the response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RefusedWith(pub(super) Code);
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.status();
+        let (status, code) = (self.status(), self.fault.code);
         let mut body = json!({
             "type": "about:blank",
             "title": status.canonical_reason().unwrap_or("Error"),
@@ -80,6 +84,9 @@ impl IntoResponse for Problem {
         let mut response = (status, Json(body)).into_response();
         let problem = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, problem);
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            response.extensions_mut().insert(RefusedWith(code));
+        }
         response
     }
 }

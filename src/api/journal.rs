@@ -1,20 +1,124 @@
-//! One line in the log for each call that may change the node: when it ends, with what came of it. That
-//! it begins, or found everything in place, is told to who wants more (`debug`); its steps are told one
-//! by one. Never what a body says.
+//! The audit log: one line for each call that may change the node, when it ends, with who made it and what came of it, and
+//! one for each that was refused. That a call begins, or found everything in place, is told to who wants more (`debug`);
+//! its steps are told one by one. Never what a body says, but for the names in it.
 
 use std::time::Instant;
 
+use axum::http::Extensions;
+use serde::Deserialize;
 use serde_json::Value;
 
+use super::refusals::Pace;
+use crate::log::AUDIT;
+use crate::model::access::Principal;
+use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::prepare::{Outcome, PrepareReport};
 use crate::model::task::TaskId;
 
+/// Characters that are told of a name, or of a path, which its caller chose.
+const MOST_CHARACTERS: usize = 120;
+
+/// What a call is about, by the names that its caller gives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// The target.
+    pub target: Option<String>,
+    /// The volume, or the bdev.
+    pub volume: Option<String>,
+    /// Whether it is forced.
+    pub force: bool,
+}
+
+/// Names in a body of the controller.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Names {
+    container_name: Value,
+    controller_name: Value,
+    bdev_name: Value,
+}
+
+impl Subject {
+    /// A target.
+    pub fn target(name: &impl ToString) -> Subject {
+        Subject { target: Some(name.to_string()), ..Subject::default() }
+    }
+
+    /// A volume of it.
+    pub fn volume(self, name: &impl ToString) -> Subject {
+        Subject { volume: Some(name.to_string()), ..self }
+    }
+
+    /// Subject of a compatible call, by its body.
+    pub fn in_body(bytes: &[u8]) -> Subject {
+        let Ok(names) = serde_json::from_slice::<Names>(bytes) else { return Subject::default() };
+        let name = |value: &Value| value.as_str().filter(|name| !name.is_empty()).map(cut);
+        let volume = name(&names.controller_name).or_else(|| name(&names.bdev_name));
+        Subject { target: name(&names.container_name), volume, force: false }
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MOST_CHARACTERS).collect()
+}
+
+/// Caller of a request that came in; where no listener judged it, the command of this process.
+pub fn principal(extensions: &Extensions) -> Principal {
+    extensions.get().cloned().unwrap_or_else(Principal::command)
+}
+
+/// A caller that is refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Refused<'a> {
+    /// Its name, as far as it has one.
+    pub by: &'a str,
+    /// Where it is.
+    pub caller: Caller,
+    /// Method and path that it asked for.
+    pub what: &'a str,
+}
+
+/// Tells of a refusal, where its client is not refused too often.
+pub fn refused(refused: Refused<'_>, reason: &'static str, pace: Pace) {
+    let Some(untold) = pace.untold else { return };
+    let Refused { by, caller, what } = refused;
+    let (what, address) = (cut(what), caller.to_string());
+    tracing::warn!(
+        target: AUDIT,
+        by,
+        address,
+        route = what,
+        outcome = "refused",
+        code = reason,
+        untold = (untold > 0).then_some(untold),
+        "{what} of {by} at {address} was refused: {reason}"
+    );
+}
+
+/// What a call is to change, and who makes it.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Word for the log.
+    pub route: &'static str,
+    /// Its caller.
+    pub by: Principal,
+    /// What it is about.
+    pub of: Subject,
+}
+
+impl Change {
+    /// A change of the node as a whole.
+    pub fn of(route: &'static str, by: Principal) -> Change {
+        Change { route, by, of: Subject::default() }
+    }
+}
+
 /// A call at work. One that is dropped before it ended has lost its caller.
 #[derive(Debug)]
 pub struct Call {
-    route: &'static str,
+    change: Change,
     task: Option<TaskId>,
     began: Instant,
     ended: bool,
@@ -22,9 +126,10 @@ pub struct Call {
 
 impl Call {
     /// Notes that it begins.
-    pub fn begins(route: &'static str, task: Option<&TaskId>) -> Call {
+    pub fn begins(change: Change, task: Option<&TaskId>) -> Call {
+        let route = change.route;
         tracing::debug!(route, task = task.map(TaskId::as_str), "{route} begins");
-        Call { route, task: task.cloned(), began: Instant::now(), ended: false }
+        Call { change, task: task.cloned(), began: Instant::now(), ended: false }
     }
 
     /// Notes how it ended.
@@ -53,18 +158,28 @@ impl Call {
         self.ended = true;
         let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
-        let route = self.route;
+        let Change { route, by: Principal { name, caller, role, .. }, of } = &self.change;
         // A controller asks every minute whether all is in place.
         if outcome == Outcome::Holds.word() {
             return tracing::debug!(route, task, outcome, ms, "{route}: {outcome}");
         }
+        let Subject { target, volume, force } = of;
+        let subject = [target, volume].into_iter().flatten().cloned().collect::<Vec<_>>().join("/");
+        let of = if subject.is_empty() { subject } else { format!(" of {subject}") };
         tracing::info!(
+            target: AUDIT,
+            by = name.as_ref(),
+            address = caller.to_string(),
+            role = role.to_string(),
             route,
+            of_target = target.as_deref(),
+            volume = volume.as_deref(),
+            force = force.then_some(true),
             task,
             outcome,
             code = code.map(Code::as_str),
             ms,
-            "{route}: {outcome}"
+            "{route}{of} by {name}: {outcome}"
         );
     }
 }

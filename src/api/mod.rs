@@ -11,6 +11,8 @@ pub mod fallback;
 pub mod journal;
 pub mod metrics;
 pub mod probes;
+pub mod refusals;
+mod roles;
 pub mod serve;
 pub mod v1;
 pub mod zstack;
@@ -23,6 +25,7 @@ use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::NormalizePath;
 
+use self::roles::wants;
 use crate::agent::events::Events;
 use crate::agent::node::Node;
 use crate::agent::pools::Pools;
@@ -33,6 +36,7 @@ use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
 use crate::controller::progress::ProgressPosts;
 use crate::controller::reach::Reaches;
+use crate::model::access::Role;
 use crate::model::fault::Fault;
 use crate::model::node::Exposure;
 use crate::model::path::CleanPath;
@@ -146,23 +150,29 @@ pub struct Routers {
 /// The whole route table; with `admin_apart` the main address has no signs of life and no metrics.
 pub fn routers(api: Api, admin_apart: bool) -> Routers {
     let [connect, ping, echo] = zstack::through::routes(api.fallback.is_some());
-    let native_and_compatible = Router::new()
-        // The compatible routes.
-        .route(&format!("{ZBS}/target/prepareenv"), post(zstack::prepareenv::call))
+    // The compatible routes, by the role that each wants.
+    let read = Router::new()
         .route(&format!("{ZBS}/target/health"), post(zstack::target::health))
-        .route(&format!("{ZBS}/target/ensure"), post(zstack::target::ensure))
-        .route(&format!("{ZBS}/deploy"), post(zstack::target::deploy))
-        .route(&format!("{ZBS}/destroy"), post(zstack::target::destroy))
+        .route("/host/echo", echo)
+        .route("/v1/status", get(v1::status::get))
+        .route_layer(wants(Role::Read));
+    let volumes = Router::new()
         .route(&format!("{ZBS}/activate"), post(zstack::volume::activate))
         .route(&format!("{ZBS}/deactivate"), post(zstack::volume::deactivate))
         .route(&format!("{ZBS}/resize"), post(zstack::volume::resize))
         .route(&format!("{ZBS}/bdev/create"), post(zstack::volume::create))
         .route(&format!("{ZBS}/bdev/delete"), post(zstack::volume::delete))
+        .route_layer(wants(Role::Volumes));
+    let deploy = Router::new()
+        .route(&format!("{ZBS}/target/prepareenv"), post(zstack::prepareenv::call))
+        .route(&format!("{ZBS}/target/ensure"), post(zstack::target::ensure))
+        .route(&format!("{ZBS}/deploy"), post(zstack::target::deploy))
+        .route(&format!("{ZBS}/destroy"), post(zstack::target::destroy))
         .route("/host/connect", connect)
         .route("/host/ping", ping)
-        .route("/host/echo", echo)
-        .route("/v1/status", get(v1::status::get))
-        .merge(v1::routes(api.native.clone()));
+        .route_layer(wants(Role::Deploy));
+    let compatible = read.merge(volumes).merge(deploy);
+    let native_and_compatible = compatible.merge(v1::routes(api.native.clone()));
     let api = Arc::new(api);
     let all = || native_and_compatible.clone().merge(probes());
     let main = match admin_apart {
@@ -170,10 +180,10 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
         false => all(),
     };
     Routers {
-        here: finished(all().fallback(any(fallback::forward)), &api),
+        here: finished(all().fallback(any(fallback::unknown)), &api),
         // Only the agent itself is told of there.
         admin: finished(probes().fallback(any(errors::no_such_route)), &api),
-        main: finished(main.fallback(any(fallback::forward)), &api),
+        main: finished(main.fallback(any(fallback::unknown)), &api),
     }
 }
 

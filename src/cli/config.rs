@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use super::render::{print, print_json};
+use super::render::{print, print_json, warnings};
 use super::{Output, exit};
 use crate::config::Loaded;
 
@@ -20,10 +20,15 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command, loaded: &Loaded, output: Output) -> Result<u8> {
     match (command, output) {
         (Command::Check, Output::Json) => {
-            print_json(&serde_json::json!({"valid": true, "sources": loaded.sources}))?;
+            let access = loaded.settings.exposure(loaded.settings.listen);
+            let valid = serde_json::json!({"valid": true, "sources": loaded.sources, "access": access});
+            print_json(&valid)?;
         }
         (Command::Check, Output::Table) => {
-            print(&format!("the settings are valid\n{}", sources(loaded, "")))?;
+            let access = loaded.settings.exposure(loaded.settings.listen);
+            let warnings = warnings(&access);
+            let (sources, access) = (sources(loaded, ""), access.text());
+            print(&format!("the settings are valid\n{sources}who may call: {access}\n{warnings}"))?;
         }
         (Command::Show, Output::Json) => print_json(&loaded.settings)?,
         (Command::Show, Output::Table) => {

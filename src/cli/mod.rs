@@ -170,7 +170,8 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
     if let Command::Config(command) = command {
         return config::run(&command, &loaded, global.output);
     }
-    let _log = log::start(&loaded.settings.log, daemon)?;
+    let settings = &loaded.settings;
+    let _log = log::start(&settings.log, &settings.access.audit_file, daemon)?;
     if let Command::Target(flags) = command {
         return target::run(flags);
     }

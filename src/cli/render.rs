@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Output;
 use crate::model::code::Code;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenHealth, ProvenIo};
-use crate::model::node::NodeStatus;
+use crate::model::node::{Exposure, NodeStatus};
 use crate::model::prepare::{
     Outcome, PrepareReport, Progress, ReclaimReport, StepOutcome, StepReport, WorkEvent,
 };
@@ -301,6 +301,11 @@ fn guests(target: &TargetReport) -> String {
     text
 }
 
+/// What an operator should think about, a line each.
+pub(super) fn warnings(access: &Exposure) -> String {
+    access.warnings.iter().map(|warning| format!("warning  {warning}\n")).collect()
+}
+
 /// The node, and its targets where an agent runs, which alone knows how they stand.
 pub(super) fn print_node(
     status: &NodeStatus,
@@ -323,7 +328,7 @@ pub(super) fn print_node(
         status.cpus.len(),
     );
     if let Some(access) = &status.access {
-        text += &format!("access   {}\n", access.text());
+        text += &format!("access   {}\n{}", access.text(), warnings(access));
     }
     let engine = &status.engine;
     text += &format!("engine   {}", engine.state);

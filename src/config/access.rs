@@ -1,9 +1,11 @@
 //! The settings of who may call: addresses, TLS, tokens, and the Unix socket.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::model::access::{Role, Rules};
 use crate::model::network::Network;
 use crate::model::path::CleanPath;
 use crate::model::units::octal;
@@ -12,10 +14,18 @@ use crate::model::units::octal;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
+    /// Whether callers from elsewhere may do everything where nothing else is set.
+    pub open: bool,
     /// From where; without any, from everywhere.
     pub allow: Vec<Network>,
-    /// A file of tokens, one a line; empty: none is wanted.
+    /// A file of tokens, one a line, each with the role `admin`; empty: none.
     pub tokens_file: String,
+    /// Tokens with a name and a role.
+    pub token: Vec<TokenRule>,
+    /// Names of client certificates, and their roles.
+    pub certificate: Vec<CertificateRule>,
+    /// File to which the audit log is written too; empty: none.
+    pub audit_file: String,
     /// A Unix socket for the node itself; empty: none.
     pub socket: String,
     /// Its group, by number.
@@ -25,11 +35,54 @@ pub struct Access {
     pub socket_mode: u32,
 }
 
+/// A token, by its digest: the settings may be read by more people than may call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRule {
+    /// Name in the audit log.
+    pub name: String,
+    /// SHA-256 of the token, in hex, as `printf %s TOKEN | sha256sum` prints it.
+    pub hash: String,
+    /// Role that it gives.
+    pub role: Role,
+}
+
+impl TokenRule {
+    /// The bytes of the hash, where it is one.
+    pub fn digest(&self) -> Option<[u8; 32]> {
+        let digits = self.hash.strip_prefix("sha256:").unwrap_or(&self.hash);
+        if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+            *byte = u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()?;
+        }
+        Some(bytes)
+    }
+}
+
+/// Names that a client certificate has to have, as patterns in which `*` stands for any characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CertificateRule {
+    /// Subject as RFC 4514 writes it, such as `CN=controller`; empty: whatever it is.
+    pub subject: String,
+    /// One of its alternative names, a DNS name, URI or address; empty: whatever they are.
+    pub san: String,
+    /// Role that it gives.
+    pub role: Option<Role>,
+}
+
 impl Default for Access {
     fn default() -> Access {
         Access {
+            open: false,
             allow: Vec::new(),
             tokens_file: String::new(),
+            token: Vec::new(),
+            certificate: Vec::new(),
+            audit_file: String::new(),
             socket: "/run/vhost-agent.sock".to_string(),
             socket_gid: 0,
             socket_mode: 0o660,
@@ -47,6 +100,8 @@ pub struct Tls {
     pub key: String,
     /// The authorities of the clients' certificates, PEM; empty: clients show none.
     pub client_ca: String,
+    /// Certificates that those authorities have revoked (CRLs, RFC 5280), PEM; empty: none are looked for.
+    pub client_crl: String,
 }
 
 /// An address, or none.
@@ -77,9 +132,64 @@ impl<'de> Deserialize<'de> for MaybeAddress {
 
 impl Access {
     /// What is wrong with it, as the key and the reason.
-    pub(super) fn problem(&self) -> Option<(&'static str, String)> {
+    pub(super) fn problem(&self, tls: &Tls) -> Option<(&'static str, String)> {
         not_plain("access.tokens_file", &self.tokens_file)
             .or_else(|| not_plain("access.socket", &self.socket))
+            .or_else(|| not_plain("access.audit_file", &self.audit_file))
+            .or_else(|| self.names_problem())
+            .or_else(|| self.hashes_problem())
+            .or_else(|| self.certificates_problem(tls))
+    }
+
+    fn names_problem(&self) -> Option<(&'static str, String)> {
+        let mut names = BTreeSet::new();
+        self.token.iter().find_map(|rule| {
+            let name = rule.name.as_str();
+            let plain = !name.is_empty()
+                && name.len() <= 64
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b));
+            let why = match (plain, names.insert(name)) {
+                (false, _) => "is no name of at most 64 letters, digits and -_.@",
+                (true, false) => "is the name of two tokens",
+                (true, true) => return None,
+            };
+            Some(("access.token", format!("'{name}' {why}")))
+        })
+    }
+
+    /// A hash that is none may be the token itself: it is not told.
+    fn hashes_problem(&self) -> Option<(&'static str, String)> {
+        let wrong = self.token.iter().find(|rule| rule.digest().is_none())?;
+        let text = format!(
+            "the hash of '{}' is no SHA-256, 64 hex digits as `printf %s TOKEN | sha256sum` prints them",
+            wrong.name
+        );
+        Some(("access.token", text))
+    }
+
+    fn certificates_problem(&self, tls: &Tls) -> Option<(&'static str, String)> {
+        let wrong = |why: &str| Some(("access.certificate", why.to_string()));
+        if !self.certificate.is_empty() && tls.client_ca.is_empty() {
+            return wrong("no client shows a certificate without tls.client_ca");
+        }
+        let rules = || self.certificate.iter();
+        if rules().any(|rule| rule.subject.is_empty() && rule.san.is_empty()) {
+            return wrong("it needs a subject or a san, such as san = \"controller.example\"");
+        }
+        if rules().any(|rule| rule.role.is_none()) {
+            return wrong("it needs a role: read, volumes, deploy or admin");
+        }
+        None
+    }
+
+    /// Rules of the main listener.
+    pub fn rules(&self, tls: &Tls) -> Rules {
+        Rules {
+            open: self.open,
+            allow: self.allow.clone(),
+            tokens: !self.tokens_file.is_empty() || !self.token.is_empty(),
+            certificates: !tls.client_ca.is_empty(),
+        }
     }
 }
 
@@ -91,9 +201,11 @@ impl Tls {
             ("", "", "") => None,
             ("", _, _) => alone("tls.certificate", "the path of the agent's certificate"),
             (_, "", _) => alone("tls.key", "the path of the certificate's private key"),
+            (_, _, "") if !self.client_crl.is_empty() => alone("tls.client_crl", "tls.client_ca"),
             _ => not_plain("tls.certificate", &self.certificate)
                 .or_else(|| not_plain("tls.key", &self.key))
-                .or_else(|| not_plain("tls.client_ca", &self.client_ca)),
+                .or_else(|| not_plain("tls.client_ca", &self.client_ca))
+                .or_else(|| not_plain("tls.client_crl", &self.client_crl)),
         }
     }
 }

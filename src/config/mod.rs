@@ -18,7 +18,7 @@ mod settings;
 mod target;
 mod volume;
 
-pub use access::{Access, MaybeAddress, Tls};
+pub use access::{Access, CertificateRule, MaybeAddress, Tls, TokenRule};
 pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
 pub use outgoing::Outgoing;
 pub use settings::{Log, LogFormat, Settings};

@@ -13,6 +13,7 @@ use super::fallback;
 use super::outgoing::Outgoing;
 use super::registry;
 use crate::model::fallback::FallbackAddress;
+use crate::model::node::Exposure;
 use crate::model::policy::{
     CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, MountPolicy, PoolPolicy,
     ReportPolicy, TargetPolicy, TargetSettings, VolumePolicy,
@@ -163,6 +164,25 @@ impl Settings {
         }
     }
 
+    /// Who may call an agent with these settings that listens there.
+    pub fn exposure(&self, listen: SocketAddr) -> Exposure {
+        let rules = self.access.rules(&self.tls);
+        let socket = Some(&self.access.socket).filter(|path| !path.is_empty()).cloned();
+        Exposure {
+            listen: listen.to_string(),
+            tls: !self.tls.certificate.is_empty(),
+            client_certificates: rules.certificates,
+            tokens: rules.tokens,
+            allow: rules.allow,
+            open: rules.open,
+            admin_listen: self.admin_listen.0.map(|address| address.to_string()),
+            socket,
+            loopback: listen.ip().is_loopback(),
+            warnings: Vec::new(),
+        }
+        .judged()
+    }
+
     /// The legacy agent, where there is one; judged with all other settings.
     pub fn fallback(&self) -> Option<FallbackAddress> {
         self.fallback_url.parse().ok()
@@ -235,7 +255,7 @@ impl Settings {
             .or_else(|| self.target.problem().or_else(|| self.health.problem()))
             .or_else(|| self.volume.problem().or_else(|| self.heal.problem()));
         whole
-            .or_else(|| self.access.problem().or_else(|| self.tls.problem()))
+            .or_else(|| self.tls.problem().or_else(|| self.access.problem(&self.tls)))
             .or_else(|| registry::problem(&self.registry))
             .or_else(|| fallback::problem(&self.fallback_url, self.listen))
     }

@@ -1,6 +1,8 @@
 //! The doors with what stands before them: the listeners, and who may pass.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,11 +10,14 @@ use tokio::sync::watch;
 
 use super::guards::Files;
 use crate::api::Routers;
+use crate::api::refusals::Refusals;
 use crate::api::serve::{Door, Guards, Listener, listen};
 use crate::config::Settings;
 use crate::host::Root;
 use crate::host::door::{DoorSocket, listen_at};
+use crate::host::peer;
 use crate::host::own_process::raise_open_files;
+use crate::model::access::Rules;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
 
@@ -83,24 +88,35 @@ impl Listeners {
     }
 
     /// The doors, each with its router.
-    pub(super) fn doors(self, settings: &Settings, routers: Routers) -> Vec<Door> {
-        let unguarded = || watch::channel(Guards::default()).1;
+    pub(super) fn doors(
+        self,
+        settings: &Settings,
+        routers: Routers,
+        refusals: &Refusals,
+    ) -> Vec<Door> {
         let header_case = settings.fallback().is_some();
+        let door = |listener, router, rules, guards| {
+            let (rules, refusals) = (Arc::new(rules), refusals.clone());
+            Door { listener, router, rules, guards, owner: owner_of, refusals, header_case }
+        };
         let inner = |listener, router| {
-            let (allow, guards) = (Vec::new(), unguarded());
-            Door { listener, router, allow, guards, header_case }
+            door(listener, router, Rules::open(), watch::channel(Guards::default()).1)
         };
-        let main = Door {
-            listener: self.main,
-            router: routers.main,
-            allow: settings.access.allow.clone(),
-            guards: self.guards,
-            header_case,
-        };
+        let rules = settings.access.rules(&settings.tls);
+        let main = door(self.main, routers.main, rules, self.guards);
         let admin = self.admin.map(|listener| inner(listener, routers.admin));
         let here = self.here.map(|listener| inner(listener, routers.here));
         std::iter::once(main).chain(admin).chain(here).collect()
     }
+}
+
+/// User that owns the other end of a connection, where the kernel tells.
+fn owner_of(peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+    let owner = peer::owner(peer, own);
+    if let Err(e) = &owner {
+        tracing::debug!(error = %e, "the kernel does not tell who owns the other end of a connection");
+    }
+    owner.ok()
 }
 
 /// Where the node's own socket is: by default in a folder of the machine that the agent looks at, which is
@@ -132,15 +148,9 @@ pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
 
 /// What somebody who looks at the node is told of who may call.
 pub(super) fn exposure(settings: &Settings, listeners: &Listeners, root: &Path) -> Exposure {
-    let tls = &settings.tls;
     Exposure {
-        listen: listeners.address.to_string(),
-        tls: listeners.tls,
-        client_certificates: !tls.client_ca.is_empty(),
-        tokens: !settings.access.tokens_file.is_empty(),
-        allow: settings.access.allow.clone(),
         admin_listen: listeners.admin_address().map(|address| address.to_string()),
         socket: socket_path(settings, root).map(|path| path.display().to_string()),
-        loopback: listeners.address.ip().is_loopback(),
+        ..settings.exposure(listeners.address)
     }
 }

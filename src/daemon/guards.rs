@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tokio_rustls::rustls::ServerConfig;
 
 use crate::api::access::Tokens;
-use crate::api::serve::{self, Guards, Material};
-use crate::config::{Settings, Tls};
+use crate::api::serve::{self, CertificateRule, Guards, Material, TlsGuard};
+use crate::config::{Access, Settings, Tls};
 use crate::host::door::{read_public, read_secret};
 use crate::host::watch::Watch;
+use crate::model::access::Named;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 
@@ -28,6 +28,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 pub(super) struct Files {
     tls: Option<Tls>,
     tokens: Option<String>,
+    /// With the tokens that stand in the settings themselves.
+    access: Access,
 }
 
 /// By what it is seen whether the files of TLS have changed.
@@ -37,7 +39,7 @@ impl Files {
     pub(super) fn of(settings: &Settings) -> Files {
         let tls = Some(&settings.tls).filter(|tls| !tls.certificate.is_empty()).cloned();
         let tokens = Some(&settings.access.tokens_file).filter(|path| !path.is_empty()).cloned();
-        Files { tls, tokens }
+        Files { tls, tokens, access: settings.access.clone() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -55,13 +57,43 @@ impl Files {
     }
 
     fn read_now(&self) -> Read {
-        let tls = self.tls.as_ref().map(read_tls).transpose();
-        Read { tls, tokens: self.tokens.as_deref().map(read_tokens).transpose() }
+        let tls = self.tls.as_ref().map(|tls| self.read_tls(tls)).transpose();
+        Read { tls, tokens: self.read_tokens() }
+    }
+
+    fn read_tls(&self, tls: &Tls) -> Result<(Arc<TlsGuard>, TlsDigest), Fault> {
+        let optional = |path: &str| Some(path).filter(|path| !path.is_empty()).map(read_public);
+        let (chain_pem, key) = (read_public(&tls.certificate)?, read_secret(&tls.key)?);
+        let client_ca = optional(&tls.client_ca).transpose()?;
+        let client_crl = optional(&tls.client_crl).transpose()?;
+        let material = Material { chain: chain_pem, key, client_ca, client_crl };
+        let rules = self.access.certificate.iter().filter_map(|rule| {
+            let (subject, san) = (rule.subject.clone(), rule.san.clone());
+            rule.role.map(|role| CertificateRule { subject, san, role })
+        });
+        let guard = serve::tls_guard(&material, rules.collect());
+        let guard = guard.map_err(|e| Fault::new(Code::TlsUnusable, chain(&e)))?;
+        Ok((Arc::new(guard), digest(&material)))
+    }
+
+    /// Tokens of the file and of the settings; nothing where there are none of either.
+    fn read_tokens(&self) -> Result<Option<Tokens>, Fault> {
+        let mut tokens = self.tokens.as_deref().map(read_tokens).transpose()?;
+        for rule in &self.access.token {
+            if let Some(digest) = rule.digest() {
+                let name = format!("token {}", rule.name).into();
+                tokens.get_or_insert_default().add(digest, Named { name, role: rule.role });
+            }
+        }
+        Ok(tokens)
     }
 
     fn folders(&self) -> Vec<PathBuf> {
-        let tls = self.tls.iter().flat_map(|tls| [&tls.certificate, &tls.key, &tls.client_ca]);
-        let all = tls.chain(&self.tokens).filter_map(|path| Path::new(path).parent());
+        let files = self
+            .tls
+            .iter()
+            .flat_map(|tls| [&tls.certificate, &tls.key, &tls.client_ca, &tls.client_crl]);
+        let all = files.chain(&self.tokens).filter_map(|path| Path::new(path).parent());
         let mut folders: Vec<PathBuf> = all.map(Path::to_owned).collect();
         folders.sort();
         folders.dedup();
@@ -139,18 +171,8 @@ impl Files {
 
 /// What the files came to, each by itself: one that cannot be used holds up no other.
 pub(super) struct Read {
-    pub(super) tls: Result<Option<(Arc<ServerConfig>, TlsDigest)>, Fault>,
+    pub(super) tls: Result<Option<(Arc<TlsGuard>, TlsDigest)>, Fault>,
     pub(super) tokens: Result<Option<Tokens>, Fault>,
-}
-
-fn read_tls(tls: &Tls) -> Result<(Arc<ServerConfig>, TlsDigest), Fault> {
-    let client_ca = Some(&tls.client_ca).filter(|path| !path.is_empty());
-    let client_ca = client_ca.map(|path| read_public(path)).transpose()?;
-    let (chain_pem, key) = (read_public(&tls.certificate)?, read_secret(&tls.key)?);
-    let material = Material { chain: chain_pem, key, client_ca };
-    let config = serve::tls_config(&material);
-    let config = config.map_err(|e| Fault::new(Code::TlsUnusable, chain(&e)))?;
-    Ok((config, digest(&material)))
 }
 
 fn read_tokens(path: &str) -> Result<Tokens, Fault> {
@@ -162,7 +184,8 @@ fn read_tokens(path: &str) -> Result<Tokens, Fault> {
 
 fn digest(material: &Material) -> [u8; 32] {
     let mut hash = Sha256::new();
-    let files = [Some(&material.chain), Some(&material.key), material.client_ca.as_ref()];
+    let (ca, crl) = (material.client_ca.as_ref(), material.client_crl.as_ref());
+    let files = [Some(&material.chain), Some(&material.key), ca, crl];
     for file in files.into_iter().flatten() {
         hash.update(file.len().to_le_bytes());
         hash.update(file);

@@ -24,6 +24,7 @@ use self::seams::{Versions, fallback};
 use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::status::Reports;
 use crate::api::metrics::Metrics;
+use crate::api::refusals::Refusals;
 use crate::api::serve::Door;
 use crate::api::{self, Api, Native, Phase};
 use crate::config::Settings;
@@ -125,7 +126,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let reaches = Reaches::new(settings.outgoing.to.clone(), identities.clone());
     let outbox = start_outbox(&settings, core.store.clone(), reaches.clone(), &watchdog)?;
     let reports = core.report(&identities, &watchdog)?;
-    let tally = Arc::default();
+    let (tally, refusals) = (Arc::default(), Refusals::default());
     let posting = (&*identities, reaches.clone());
     start_reporting(&settings, reports.clone(), posting, &tally, &watchdog);
     settings.http = doors::affordable(settings.http);
@@ -134,13 +135,16 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
         identities,
         reaches,
         reports,
-        metrics: core.metrics(tally),
+        metrics: core.metrics(tally, refusals.clone()),
         exposure: doors::exposure(&settings, &listeners, &root),
     };
     let access = told.exposure.text();
+    for warning in &told.exposure.warnings {
+        tracing::warn!("{warning}");
+    }
     let api = known_to_handlers(&settings, &core, told, watch_phase);
     let routers = api::routers(api, settings.admin_listen.0.is_some());
-    let doors = listeners.doors(&settings, routers);
+    let doors = listeners.doors(&settings, routers, &refusals);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
     let deadline = run_until_stopped(doors, settings.http, &core, phase, stop).await;
     drop(socket);

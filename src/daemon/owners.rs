@@ -28,6 +28,7 @@ use crate::agent::progress::ProgressSink;
 use crate::agent::status::{self, Reports};
 use crate::agent::{give_back, guests};
 use crate::api::metrics::Metrics;
+use crate::api::refusals::Refusals;
 use crate::config::Settings;
 use crate::controller::identity::Identities;
 use crate::controller::report::Tally;
@@ -196,9 +197,9 @@ impl Core {
     }
 
     /// What is counted and measured of the agent.
-    pub(super) fn metrics(&self, tally: Arc<Tally>) -> Metrics {
+    pub(super) fn metrics(&self, tally: Arc<Tally>, refusals: Refusals) -> Metrics {
         let figures = Figures::new(&self.root, self.memory.clone());
-        Metrics::new(figures, self.pools.watch(), self.statuses.watch(), tally)
+        Metrics::new(figures, self.pools.watch(), self.statuses.watch(), tally, refusals)
     }
 
     /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.

@@ -23,6 +23,7 @@ pub mod own_image;
 pub mod own_process;
 pub mod packages;
 pub mod partial;
+pub mod peer;
 pub mod pidfd;
 pub mod pools;
 pub mod process;

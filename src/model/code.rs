@@ -55,6 +55,7 @@ macro_rules! codes {
 }
 
 codes! {
+    AccessNotConfigured "access-not-configured" 403 "Nobody has told the agent who may call it from elsewhere"
     AddressNotAllowed "address-not-allowed" 403 "The settings do not allow the address of the caller (access.allow)"
     AgentEnded "agent-ended" 503 "The agent was ended while it worked on the call"
     AnotherAgent "another-agent" 409 "Another vhost-agent owns the node"
@@ -66,6 +67,7 @@ codes! {
     CallbackUrlMalformed "callback-url-malformed" 400 "The header callbackurl is no http or https address"
     CallbackUrlMissing "callback-url-missing" 400 "The header taskuuid came without callbackurl"
     Cancelled "cancelled" 503 "Nobody waited for the result any more"
+    CertificateUnknown "certificate-unknown" 403 "No rule names the certificate that the caller showed"
     ContainerNotOurs "container-not-ours" 409 "The container of that name was not made by this agent"
     ControlSocketInUse "control-socket-in-use" 409 "Another process serves at the control socket"
     CoresImpossible "cores-impossible" 422 "The machine cannot give these CPU cores, or so many"
@@ -134,6 +136,7 @@ codes! {
     NoSuchRoute "no-such-route" 404 "The agent has no such path"
     NoTunnels "no-tunnels" 501 "The agent makes no tunnels (CONNECT)"
     NodeBusy "node-busy" 503 "Too many requests wait for the node's owner"
+    NodeRootOnly "node-root-only" 403 "Only root on the node itself may call this route"
     OutboxFull "outbox-full" 503 "Too many results wait for the controller"
     PackageManagerFailed "package-manager-failed" 500 "The package manager failed"
     PackageManagerInterrupted "package-manager-interrupted" 500 "An earlier run of the package manager was cut off"
@@ -151,6 +154,7 @@ codes! {
     ProcessNotEnded "process-not-ended" 500 "A process could not be killed"
     ProgramNotStarted "program-not-started" 500 "A program could not be started or watched"
     ProgramNotTold "program-not-told" 500 "A process could not be sent a signal"
+    RoleInsufficient "role-insufficient" 403 "The role of the caller does not cover the call"
     SecretExposed "secret-exposed" 500 "A file with a secret can be read by everybody"
     SendCommandAddressRefused "send-command-address-refused" 400 "The egress policy does not allow that controller"
     SessionsNotServed "sessions-not-served" 503 "The target takes vhost-user connections and serves none"

@@ -4,6 +4,7 @@
 //! types, and they use none of the others. What arrives from outside is turned into them at the
 //! edge (`api`, `cli`, `config`), which is where it is judged.
 
+pub mod access;
 pub mod ascii;
 pub mod caller;
 pub mod code;
@@ -25,6 +26,7 @@ pub mod node;
 pub mod observation;
 pub mod outgoing;
 pub mod path;
+pub mod pattern;
 pub mod policy;
 pub mod pools;
 pub mod prepare;

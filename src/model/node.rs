@@ -1,5 +1,7 @@
 //! The node as `GET /v1/node` and `vhost-agent status` show it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use serde::{Deserialize, Serialize};
 
 use super::cpu::Cpu;
@@ -70,21 +72,27 @@ pub struct Exposure {
     pub tokens: bool,
     /// From where it is called; without any, from everywhere.
     pub allow: Vec<Network>,
+    /// Whether who needs to show nothing may do everything.
+    #[serde(default)]
+    pub open: bool,
     /// Where signs of life and metrics are, when that is elsewhere.
     pub admin_listen: Option<String>,
     /// The socket for the node itself.
     pub socket: Option<String>,
     /// Whether it listens for the node alone.
     pub loopback: bool,
+    /// What the operator should think about.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl Exposure {
-    /// Whether whoever reaches it may do everything.
-    pub fn is_open(&self) -> bool {
+    /// Whether somebody from elsewhere has to show nothing.
+    fn is_unguarded(&self) -> bool {
         !self.client_certificates && !self.tokens && self.allow.is_empty()
     }
 
-    /// What an operator should know.
+    /// Who may call, in a sentence.
     pub fn text(&self) -> String {
         let from = self.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let wants = [
@@ -95,14 +103,39 @@ impl Exposure {
         let wants = wants.into_iter().flatten().collect::<Vec<_>>().join(" and ");
         let way = if self.tls { "TLS" } else { "no TLS" };
         let listen = &self.listen;
-        match (self.is_open(), self.loopback) {
-            (true, true) => format!("{listen}: open to every process of this node, {way}"),
-            (true, false) => format!(
-                "{listen}: OPEN, whoever reaches it may do everything here, {way} (set access.allow, \
-                 access.tokens_file or tls.client_ca)"
+        match (self.is_unguarded(), self.open, self.loopback) {
+            (true, _, true) => format!("{listen}: this node alone, and only root may change it, {way}"),
+            (true, true, false) => {
+                format!("{listen}: OPEN, whoever reaches it may do everything here (access.open), {way}")
+            }
+            (true, false, false) => format!(
+                "{listen}: this node alone, and only root may change it; callers from elsewhere are refused until \
+                 `vhost-agent setup --controller ADDRESS` names them, {way}"
             ),
-            (false, _) => format!("{listen}: wants {wants}, {way}"),
+            (false, ..) => format!("{listen}: wants {wants}, {way}"),
         }
+    }
+
+    /// The same with what an operator should think about.
+    pub fn judged(self) -> Exposure {
+        let loopback: IpAddr = Ipv4Addr::LOCALHOST.into();
+        let takes_local = self.allow.iter().any(|network| {
+            network.has(loopback) || network.has(Ipv6Addr::LOCALHOST.into())
+        });
+        let remote = !self.loopback;
+        let warnings = [
+            (self.is_unguarded() && self.open && remote).then_some(
+                "access.open lets everybody who reaches the agent become root here: name who may call (vhost-agent setup)",
+            ),
+            (self.tokens && !self.tls && remote).then_some(
+                "tokens without TLS can be read on their way, by whoever sees the network: set tls.certificate and tls.key",
+            ),
+            (takes_local && !self.tokens && !self.client_certificates).then_some(
+                "access.allow has loopback: any user of this node may do everything, and so may a QEMU that somebody has \
+                 broken out of; root needs no address there, and can use access.socket",
+            ),
+        ];
+        Exposure { warnings: warnings.into_iter().flatten().map(str::to_string).collect(), ..self }
     }
 }
 

@@ -46,6 +46,15 @@ pub(super) fn is_own_in_disguise(path: &str) -> bool {
     own.is_some_and(|(at, _)| at > 0 || plain != path.trim_end_matches('/'))
 }
 
+/// Paths below these are for callers on the node: its own operation, and what its plug-ins have.
+const FOR_THE_NODE: [&str; 2] = ["/kvmagent/operations/", "/kvmagent/plugins/"];
+
+/// Whether the legacy agent takes a path from its own node alone, however it is written.
+pub(super) fn is_for_the_node(path: &str) -> bool {
+    let plain = plain(path).to_ascii_lowercase() + "/";
+    FOR_THE_NODE.iter().any(|own| plain.contains(own))
+}
+
 /// A path as somebody reads it who undoes all escapes and walks it part by part.
 fn plain(path: &str) -> String {
     let mut bytes = Vec::with_capacity(path.len());
@@ -163,6 +172,24 @@ mod tests {
             "",
         ] {
             assert!(!is_own_in_disguise(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn paths_for_the_node_are_seen_however_they_are_written() {
+        for path in [
+            "/kvmagent/operations/restart-fence",
+            "/kvmagent/operations",
+            "//kvmagent/./plugins/x",
+            "/kvm/../kvmagent/plugins/a/b",
+            "/%6bvmagent/%70lugins%2Fx",
+            "/KVMAgent/Operations/x",
+            "/x/kvmagent/operations/y",
+        ] {
+            assert!(is_for_the_node(path), "{path}");
+        }
+        for path in ["/kvmagent", "/kvmagent/operation/x", "/kvm/vm/start", "/kvmagents/plugins/x"] {
+            assert!(!is_for_the_node(path), "{path}");
         }
     }
 

@@ -28,8 +28,9 @@ use self::name::Name;
 use self::places::{Place, Places};
 use self::relay::{Broken, Watch, relay};
 use self::stream::{Line, OpenError};
-use super::Shared;
 use super::errors::{self, Problem};
+use super::{Shared, roles};
+use crate::model::access::{Principal, Role};
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fallback::FallbackAddress;
@@ -200,7 +201,23 @@ impl Fallback {
     }
 }
 
-/// What the agent has no route for: the legacy agent's, where there is one.
+/// What the agent has no route for: the legacy agent's, where there is one. It runs commands as root for who may call it,
+/// and takes those of its own operation from the node alone; behind this agent, all callers look to it like the node.
+pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
+    if api.fallback.is_some() {
+        if let Err(fault) = roles::judge(&request, Role::Admin) {
+            return Problem::of(fault).into_response();
+        }
+        let is_root = request.extensions().get().is_some_and(|it: &Principal| it.is_root);
+        if !is_root && head::is_for_the_node(request.uri().path()) {
+            let text = "the legacy agent takes this from its own node alone, and so does this agent: call as root there";
+            return Problem::new(Code::NodeRootOnly, text).into_response();
+        }
+    }
+    forward(State(api), request).await
+}
+
+/// Hands a request on to the legacy agent, where there is one.
 pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
     let Some(fallback) = &api.fallback else {
         let (head, _) = request.into_parts();

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use self::families::{Gathered, PoolFigures, TargetFigures, age_of};
 use self::requests::Requests;
 use super::errors::Problem;
+use super::refusals::Refusals;
 use super::{Api, Phase, Shared};
 use crate::agent::memory::Published;
 use crate::agent::observe::figures::Figures;
@@ -49,6 +50,7 @@ pub struct Metrics {
     books: watch::Receiver<Published>,
     statuses: watch::Receiver<TargetStatuses>,
     tally: Arc<Tally>,
+    refusals: Refusals,
 }
 
 impl Metrics {
@@ -58,8 +60,9 @@ impl Metrics {
         books: watch::Receiver<Published>,
         statuses: watch::Receiver<TargetStatuses>,
         tally: Arc<Tally>,
+        refusals: Refusals,
     ) -> Metrics {
-        Metrics { requests: Requests::default(), figures, books, statuses, tally }
+        Metrics { requests: Requests::default(), figures, books, statuses, tally, refusals }
     }
 
     /// The layer of a router whose requests are to be counted.
@@ -74,6 +77,7 @@ pub async fn get(State(api): State<Shared>, headers: HeaderMap) -> Response {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(gathered));
     registry.register_collector(Box::new(api.metrics.requests.clone()));
+    registry.register_collector(Box::new(api.metrics.refusals.clone()));
     let mut page = String::with_capacity(16 * 1024);
     if let Err(e) = text::encode(&mut page, &registry) {
         let text = format!("the metrics cannot be written: {e}; this is a bug, report it");

@@ -3,28 +3,35 @@
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, Request, Response};
+use axum::http::{HeaderMap, Method, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tower_http::normalize_path::NormalizePath;
 
-use super::super::access::{is_open_to_all, refusal};
+use super::super::access::{is_open_to_all, shown};
+use super::super::errors::RefusedWith;
 use super::super::fallback::AsSent;
+use super::super::journal::{self, Refused};
+use super::super::refusals::Refusals;
 use super::{Guards, Place, lock};
-use crate::model::caller::Caller;
+use crate::model::access::{Denied, Peer, Principal, Role, Rules, Shown};
 use crate::wait;
 
 /// Takes the requests of one connection.
 pub(super) struct Desk {
     pub(super) router: NormalizePath<Router>,
     pub(super) guards: watch::Receiver<Guards>,
-    pub(super) caller: Caller,
+    pub(super) rules: Arc<Rules>,
+    pub(super) refusals: Refusals,
+    pub(super) peer: Peer,
     pub(super) place: Arc<Place>,
 }
 
@@ -46,13 +53,45 @@ impl Judged {
 }
 
 impl Desk {
-    /// Why this request is not served; the token of one that is goes no further.
-    fn refusal(&self, path: &str, headers: &mut HeaderMap) -> Option<Response<Body>> {
+    /// Who makes a request with these headers; the token that it shows goes no further.
+    fn judge(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
         let guards = self.guards.borrow();
-        let tokens = guards.tokens.as_ref()?;
-        let refusal = refusal(tokens, headers).filter(|_| !is_open_to_all(path));
-        headers.remove(AUTHORIZATION);
-        refusal.map(IntoResponse::into_response)
+        let judged = match &guards.tokens {
+            Some(tokens) => self.rules.judge(&self.peer, shown(tokens, headers)),
+            None => self.rules.judge(&self.peer, Shown::Nothing),
+        };
+        if guards.tokens.is_some() {
+            headers.remove(AUTHORIZATION);
+        }
+        drop(guards);
+        match judged {
+            Err(_) if is_open_to_all(path) => Ok(Principal::of(&self.peer, Role::Read)),
+            judged => judged,
+        }
+    }
+}
+
+fn refused(answer: &Response<Body>) -> Option<RefusedWith> {
+    answer.extensions().get().copied()
+}
+
+/// Tells of a request that was refused, and has its answer wait where its client goes on.
+async fn note(
+    refused: Option<RefusedWith>,
+    by: Result<Principal, Peer>,
+    at: (Method, AsSent),
+    refusals: Refusals,
+) {
+    let Some(RefusedWith(code)) = refused else { return };
+    let (by, caller) = match by {
+        Ok(Principal { name, caller, .. }) => (name.to_string(), caller),
+        Err(peer) => (peer.to_string(), peer.caller),
+    };
+    let what = format!("{} {}", at.0, at.1.0.path());
+    let pace = refusals.note(caller.into(), code.as_str(), Instant::now());
+    journal::refused(Refused { by: &by, caller, what: &what }, code.as_str(), pace);
+    if !pace.delay.is_zero() {
+        sleep(pace.delay).await;
     }
 }
 
@@ -67,12 +106,21 @@ impl Service<Request<Incoming>> for Desk {
         let judged = Judged::now(&self.guards);
         // The router gets to see a tidied one.
         let sent = AsSent(request.uri().clone());
-        if let Some(refusal) = self.refusal(sent.0.path(), request.headers_mut()) {
-            let answer = refusal.map(|body| Answer { body, _at_work: at_work });
-            return Box::pin(std::future::ready(Ok(answer)));
-        }
+        let refusals = self.refusals.clone();
+        let at = (request.method().clone(), sent.clone());
+        let principal = match self.judge(sent.0.path(), request.headers_mut()) {
+            Ok(principal) => principal,
+            Err(denied) => {
+                let (answer, peer) = (denied.into_response(), self.peer.clone());
+                return Box::pin(async move {
+                    note(refused(&answer), Err(peer), at, refusals).await;
+                    Ok(answer.map(|body| Answer { body, _at_work: at_work }))
+                });
+            }
+        };
         request.extensions_mut().insert(judged);
-        request.extensions_mut().insert(self.caller);
+        request.extensions_mut().insert(self.peer.caller);
+        request.extensions_mut().insert(principal.clone());
         request.extensions_mut().insert(sent);
         let mut router = self.router.clone();
         let of = Arc::downgrade(&at_work);
@@ -85,6 +133,7 @@ impl Service<Request<Incoming>> for Desk {
         });
         Box::pin(async move {
             let answer = tower::Service::call(&mut router, request).await?;
+            note(refused(&answer), Ok(principal), at, refusals).await;
             Ok(answer.map(|body| Answer { body, _at_work: at_work }))
         })
     }

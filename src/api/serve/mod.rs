@@ -8,6 +8,7 @@
 //! read last. When the guards change, who comes is judged by the new ones, and connections that were made
 //! under another TLS configuration end with the request at work; an answer without end hears of it (`Judged`).
 
+mod certificate;
 mod crowd;
 mod desk;
 mod listen;
@@ -17,7 +18,7 @@ mod tls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use futures_util::future::join_all;
@@ -32,21 +33,27 @@ use tokio_rustls::rustls::ServerConfig;
 use tower_http::normalize_path::NormalizePath;
 use tracing::Instrument;
 
+pub use self::certificate::{CertificateRule, Clients};
 use self::crowd::{Crowd, Entry, Id};
 use self::desk::Desk;
 pub use self::desk::Judged;
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
 use self::patient::Patient;
-pub use self::tls::{Material, TlsError, config as tls_config};
+pub use self::tls::{Material, TlsError, guard as tls_guard};
 use super::access::Tokens;
+use super::journal::{self, Refused};
+use super::refusals::Refusals;
+use crate::model::access::{Peer, Rules};
 use crate::model::caller::Caller;
-use crate::model::network::Network;
+use crate::model::code::Code;
 use crate::model::policy::HttpPolicy;
 
 /// A request's head, in bytes; what is longer is answered 431, as is one with more than the 100 fields that
 /// hyper reads without asking for memory.
 const HEAD_BYTES: usize = 64 * 1024;
+/// Reason of a connection whose handshake failed, as it is counted and told.
+const TLS_REASON: &str = "tls-handshake";
 /// What a connection too many is told.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 130\r\n\r\n\
@@ -56,11 +63,19 @@ const NOT_ALLOWED: &[u8] = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 102\r\n\r\n\
     {\"status\":403,\"code\":\"address-not-allowed\",\"detail\":\"access.allow does not have the address you have\"}";
 
+/// TLS of a listener, and whom it knows by their certificates.
+pub struct TlsGuard {
+    /// What handshakes need.
+    pub config: Arc<ServerConfig>,
+    /// Roles of certificates, where clients show one.
+    pub clients: Clients,
+}
+
 /// What has to be shown at a door.
 #[derive(Clone, Default)]
 pub struct Guards {
     /// TLS, with a client's certificate where it asks for one.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<TlsGuard>>,
     /// A token in each request.
     pub tokens: Option<Tokens>,
 }
@@ -78,10 +93,14 @@ pub struct Door {
     pub listener: Listener,
     /// What is served there.
     pub router: NormalizePath<Router>,
-    /// From where; without any, from everywhere.
-    pub allow: Vec<Network>,
+    /// Who may call, and for what.
+    pub rules: Arc<Rules>,
     /// What has to be shown now.
     pub guards: watch::Receiver<Guards>,
+    /// Tells which user of this machine owns the other end of a connection: that of the first address, to the second.
+    pub owner: fn(SocketAddr, SocketAddr) -> Option<u32>,
+    /// Those that were refused.
+    pub refusals: Refusals,
     /// Whether the spelling of header names is kept, for whom a request is handed on to.
     pub header_case: bool,
 }
@@ -150,6 +169,22 @@ impl Door {
         }
     }
 
+    /// Peer of a connection, as far as the kernel tells who that is.
+    fn known(&self, stream: &Stream, peer: Option<SocketAddr>) -> Peer {
+        match (stream, peer) {
+            (Stream::Tcp(stream), Some(peer)) => {
+                let caller = Caller::from(peer.ip());
+                let own = stream.local_addr().ok().filter(|_| caller.is_local());
+                Peer::new(caller, own.and_then(|own| (self.owner)(peer, own)))
+            }
+            (Stream::Unix(stream), _) => {
+                let user = stream.peer_cred().ok();
+                Peer::new(Caller::Here, user.map(|user| user.uid()))
+            }
+            (Stream::Tcp(_), None) => Peer::new(Caller::Here, None),
+        }
+    }
+
     /// Serves a connection in a task of its own, or refuses it.
     fn let_in(
         &self,
@@ -160,7 +195,8 @@ impl Door {
         ended: &watch::Receiver<bool>,
         alive: &mpsc::Sender<()>,
     ) {
-        let caller = peer.map_or(Caller::Here, |peer| Caller::from(peer.ip()));
+        let known = self.known(&stream, peer);
+        let caller = known.caller;
         let plain = self.guards.borrow().tls.is_none();
         let refuse = |answer| {
             // Who speaks TLS would not understand it.
@@ -168,14 +204,11 @@ impl Door {
                 stream.refuse(answer);
             }
         };
-        let allowed = match caller {
-            Caller::Here => true,
-            Caller::At(address) => {
-                self.allow.is_empty() || self.allow.iter().any(|network| network.has(address))
-            }
-        };
-        if !allowed {
-            tracing::debug!(%caller, "a connection from an address that access.allow does not have");
+        if !self.rules.let_in(&known) {
+            let refused = Refused { by: &known.to_string(), caller, what: "a connection" };
+            let code = Code::AddressNotAllowed.as_str();
+            let pace = self.refusals.note(caller.into(), code, Instant::now());
+            journal::refused(refused, code, pace);
             return refuse(NOT_ALLOWED);
         }
         let mut inside = lock(hall);
@@ -193,7 +226,9 @@ impl Door {
             place: Arc::new(Place { hall: hall.clone(), id }),
             router: self.router.clone(),
             guards: self.guards.clone(),
-            caller,
+            rules: self.rules.clone(),
+            refusals: self.refusals.clone(),
+            peer: known,
             limits,
             header_case: self.header_case,
             ended: ended.clone(),
@@ -214,7 +249,9 @@ struct Visit {
     place: Arc<Place>,
     router: NormalizePath<Router>,
     guards: watch::Receiver<Guards>,
-    caller: Caller,
+    rules: Arc<Rules>,
+    refusals: Refusals,
+    peer: Peer,
     limits: HttpPolicy,
     header_case: bool,
     ended: watch::Receiver<bool>,
@@ -223,36 +260,49 @@ struct Visit {
 }
 
 impl Visit {
-    async fn serve(self, stream: Stream) {
+    async fn serve(mut self, stream: Stream) {
         let tls = self.guards.borrow().tls.clone();
         // In boxes: else a connection without TLS is as large as one with it.
         match (stream, tls) {
             (Stream::Unix(stream), _) => Box::pin(self.talk(stream, None)).await,
             (Stream::Tcp(stream), None) => Box::pin(self.talk(stream, None)).await,
             (Stream::Tcp(stream), Some(tls)) => {
-                let shaken = TlsAcceptor::from(tls.clone()).accept(stream);
+                let shaken = TlsAcceptor::from(tls.config.clone()).accept(stream);
                 match timeout(self.limits.header_timeout, shaken).await {
-                    Ok(Ok(stream)) => Box::pin(self.talk(stream, Some(tls))).await,
-                    Ok(Err(e)) => tracing::debug!(error = %e, "a TLS handshake failed"),
-                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                    Ok(Ok(stream)) => {
+                        let shown = stream.get_ref().1.peer_certificates();
+                        let shown = shown.and_then(|all| all.first());
+                        self.peer.certificate = shown.and_then(|it| tls.clients.judge(it));
+                        Box::pin(self.talk(stream, Some(tls))).await;
+                    }
+                    Ok(Err(e)) => self.no_handshake(&e.to_string()),
+                    Err(_) => self.no_handshake("it took too long"),
                 }
             }
         }
     }
 
-    async fn talk<S>(self, stream: S, tls: Option<Arc<ServerConfig>>)
+    fn no_handshake(&self, why: &str) {
+        let caller = self.peer.caller;
+        let refused = Refused { by: &self.peer.to_string(), caller, what: "a TLS handshake" };
+        let pace = self.refusals.note(caller.into(), TLS_REASON, Instant::now());
+        tracing::debug!(error = why, "a TLS handshake failed");
+        journal::refused(refused, TLS_REASON, pace);
+    }
+
+    async fn talk<S>(self, stream: S, tls: Option<Arc<TlsGuard>>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Visit { place, router, mut guards, caller, limits, header_case, mut ended, _alive } =
-            self;
+        let Visit { place, router, mut guards, rules, refusals, peer, limits, .. } = self;
+        let (header_case, mut ended, _alive) = (self.header_case, self.ended, self._alive);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
             .preserve_header_case(header_case)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let desk = Desk { router, guards: guards.clone(), caller, place };
+        let desk = Desk { router, guards: guards.clone(), rules, refusals, peer, place };
         let stream = TokioIo::new(Patient::new(stream, limits.write_timeout));
         let connection = http.serve_connection(stream, desk);
         tokio::pin!(connection);
@@ -273,7 +323,7 @@ impl Visit {
     }
 }
 
-fn same(one: &Option<Arc<ServerConfig>>, other: &Option<Arc<ServerConfig>>) -> bool {
+fn same(one: &Option<Arc<TlsGuard>>, other: &Option<Arc<TlsGuard>>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),
         (one, other) => one.is_none() && other.is_none(),

@@ -5,11 +5,16 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
+};
 use tokio_rustls::rustls::server::{
     NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier,
 };
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+
+use super::TlsGuard;
+use super::certificate::{CertificateRule, Clients};
 
 /// What the files hold, as PEM (RFC 7468).
 pub struct Material {
@@ -19,6 +24,8 @@ pub struct Material {
     pub key: Vec<u8>,
     /// The authorities whose certificates clients have to show; without any, clients show none.
     pub client_ca: Option<Vec<u8>>,
+    /// Certificates that these have revoked.
+    pub client_crl: Option<Vec<u8>>,
 }
 
 /// Files that cannot be used.
@@ -39,16 +46,30 @@ pub enum TlsError {
     /// A certificate there cannot be an authority's.
     #[error("tls.client_ca holds a certificate that is no authority's")]
     Authority(#[source] rustls::Error),
+    /// No list of revoked certificates, or none that can be read.
+    #[error("tls.client_crl holds no CRL that can be used: it has to be PEM")]
+    ClientCrl(#[source] PemError),
     /// The authorities together.
     #[error("tls.client_ca cannot be used")]
     Verifier(#[from] VerifierBuilderError),
+}
+
+/// TLS with these files, and these rules for certificates of clients.
+///
+/// # Errors
+/// As [`config`].
+pub fn guard(material: &Material, rules: Vec<CertificateRule>) -> Result<TlsGuard, TlsError> {
+    let config = config(material)?;
+    let chain = certificates(&material.chain).map_err(TlsError::Certificate)?;
+    let clients = chain.first().map(|own| Clients::new(rules, own)).unwrap_or_default();
+    Ok(TlsGuard { config, clients })
 }
 
 /// What handshakes need.
 ///
 /// # Errors
 /// [`TlsError`]: which file, and what is wrong with it.
-pub fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
+fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -61,6 +82,12 @@ pub fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
                 roots.add(authority).map_err(TlsError::Authority)?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let revoked = material.client_crl.as_deref().map(revoked).transpose();
+            let verifier = match revoked.map_err(TlsError::ClientCrl)? {
+                // Of the authorities between, only some publish lists.
+                Some(lists) => verifier.with_crls(lists).only_check_end_entity_revocation(),
+                None => verifier,
+            };
             builder.with_client_cert_verifier(verifier.build()?)
         }
     };
@@ -74,6 +101,13 @@ pub fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
     }
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// All lists, at least one.
+fn revoked(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
+    let all: Vec<_> =
+        CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
+    if all.is_empty() { Err(PemError::NoItemsFound) } else { Ok(all) }
 }
 
 /// All of them, at least one.
@@ -102,6 +136,7 @@ mod tests {
             chain: chain.to_vec(),
             key: key.to_vec(),
             client_ca: client_ca.map(<[u8]>::to_vec),
+            client_crl: None,
         };
         config(&with(&one, &key, None)).unwrap();
         config(&with(&one, &key, Some(&other))).unwrap();

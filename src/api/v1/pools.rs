@@ -1,17 +1,18 @@
 //! `POST /v1/reclaim` and `POST /v1/restore`.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::Call;
+use super::super::journal::{Call, Change};
 use super::Shared;
 use super::report::answer;
 use crate::agent::memory::ReclaimOrder;
+use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::prepare::PrepareReport;
 use crate::model::units::{NumaNode, PageSize};
@@ -69,11 +70,15 @@ pub fn size_fields(size: PageSize) -> (Option<u64>, Option<u64>) {
 }
 
 /// Gives back what the agent grew and nobody uses.
-pub async fn reclaim(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
+pub async fn reclaim(
+    State(api): State<Shared>,
+    by: Extension<Principal>,
+    body: Body,
+) -> Result<Response, Problem> {
     let bytes = body::read(body, api.http).await?;
     let order: ReclaimOrder = body::parse::<ReclaimBody>(&bytes)?.try_into()?;
     drop(bytes);
-    let call = (!order.dry_run).then(|| Call::begins("reclaim", None));
+    let call = (!order.dry_run).then(|| Call::begins(Change::of("reclaim", by.0), None));
     let result = api.pools.reclaim(order).await;
     if let Some(call) = call {
         call.ends(result.as_ref().map_or_else(Some, |report| report.errors.first()));
@@ -87,10 +92,14 @@ pub async fn reclaim(State(api): State<Shared>, body: Body) -> Result<Response, 
 }
 
 /// Takes again what the agent held before the last boot.
-pub async fn restore(State(api): State<Shared>, body: Body) -> Result<Response, Problem> {
+pub async fn restore(
+    State(api): State<Shared>,
+    by: Extension<Principal>,
+    body: Body,
+) -> Result<Response, Problem> {
     let bytes = body::read(body, api.http).await?;
     let _: Nothing = body::parse(&bytes)?;
-    let call = Call::begins("restore", None);
+    let call = Call::begins(Change::of("restore", by.0), None);
     let began = std::time::Instant::now();
     let report = PrepareReport::of(false, api.pools.restore(false).await, began.elapsed());
     call.reports(&report);

@@ -1,5 +1,6 @@
 //! `POST /v1/prepare`: the node is made fit for targets.
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::HeaderMap;
@@ -8,9 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::Call;
+use super::super::journal::{Call, Change};
 use super::pools::page_size;
 use super::{Shared, report};
+use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::policy::PoolPolicy;
 use crate::model::pools::{Placement, PoolWant};
@@ -137,6 +139,7 @@ fn invalid(text: String) -> Problem {
 pub async fn post(
     State(api): State<Shared>,
     query: Result<Query<PrepareQuery>, axum::extract::rejection::QueryRejection>,
+    by: Extension<Principal>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -145,7 +148,7 @@ pub async fn post(
     let request =
         body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, &api.pool_defaults)?;
     drop(bytes);
-    let call = (!request.dry_run).then(|| Call::begins("prepare", None));
+    let call = (!request.dry_run).then(|| Call::begins(Change::of("prepare", by.0), None));
     let events = api.progress.watch();
     match api.prepare.begin(request).await {
         Ok((work, done)) => report::answer_with(&headers, (work, events), done, call).await,

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::Call;
+use super::super::journal::{Call, Change, Subject};
 use super::{Shared, report};
+use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::cpu::written;
 use crate::model::deep::ProvenHealth;
@@ -136,33 +137,34 @@ pub struct TargetQuery {
 type Queried = Result<Query<TargetQuery>, axum::extract::rejection::QueryRejection>;
 
 /// A call that changes a target, as it comes.
-type Change = (State<Shared>, Path<String>, Queried, HeaderMap, Body);
+type Request = (State<Shared>, Path<String>, Queried, Extension<Principal>, HeaderMap, Body);
 
 /// Brings the target about.
-pub async fn put(change: Change) -> Result<Response, Problem> {
+pub async fn put(request: Request) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { recreate, force, .. }| {
         TargetWish::Ensure(spec, EnsureWish { recreate, force, ..EnsureWish::default() })
     };
-    bring_about("deploy", change, wish).await
+    bring_about("deploy", request, wish).await
 }
 
 /// Takes it away. Its control socket, where its guests are counted, is the usual one unless the body
 /// names another.
-pub async fn delete(change: Change) -> Result<Response, Problem> {
+pub async fn delete(request: Request) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { force, .. }| TargetWish::Destroy { spec, force };
-    bring_about("destroy", change, wish).await
+    bring_about("destroy", request, wish).await
 }
 
 async fn bring_about(
     route: &'static str,
-    (State(api), Path(name), query, headers, body): Change,
+    (State(api), Path(name), query, by, headers, body): Request,
     wish: impl FnOnce(TargetSpec, TargetQuery) -> TargetWish,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
     let bytes = body::read(body, api.http).await?;
+    let subject = Subject { force: query.force, ..Subject::target(&name) };
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let (wish, dry_run) = (wish(spec.map_err(Problem::of)?, query), query.dry_run);
-    let call = (!dry_run).then(|| Call::begins(route, None));
+    let call = (!dry_run).then(|| Call::begins(Change { of: subject, ..Change::of(route, by.0) }, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
     let done = async move { targets.reconcile(work, wish, dry_run).await.map(Arc::new) };
     report::answer_with(&headers, (work, events), done, call).await

@@ -3,19 +3,20 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::super::body;
 use super::super::errors::{self, Problem};
-use super::super::journal::Call;
+use super::super::journal::{Call, Change, Subject};
 use super::Shared;
+use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -184,6 +185,7 @@ pub async fn get(
 pub async fn put_all(
     State(api): State<Shared>,
     Path(name): Path<String>,
+    by: Extension<Principal>,
     body: Body,
 ) -> Result<Response, Problem> {
     let name: TargetName = name.parse().map_err(Problem::of)?;
@@ -195,13 +197,14 @@ pub async fn put_all(
     let target = wanted(&api, &name)?;
     let specs = list.into_specs(&target.socket_dir).map_err(Problem::of)?;
     let work = api.targets.activate(&target, specs, false);
-    Ok(Json(shown(noted("activate", work).await?)).into_response())
+    Ok(Json(shown(noted(change("activate", by, Subject::target(&name)), work).await?)).into_response())
 }
 
 /// Makes one volume serve. One that does not is a problem, and is kept and tried again all the same.
 pub async fn put(
     State(api): State<Shared>,
     Path(names): Path<(String, String)>,
+    by: Extension<Principal>,
     body: Body,
 ) -> Result<Response, Problem> {
     let (name, volume, request) = read::<VolumeBody>(&api, &names, body).await?;
@@ -213,7 +216,8 @@ pub async fn put(
         let view = views.into_iter().next().ok_or_else(lost)?;
         errors::made(&view, "it stays wanted, and is tried again").map(|()| view)
     };
-    Ok(Json(redacted(noted("activate", work).await?)).into_response())
+    let of = Subject::target(&name).volume(&volume);
+    Ok(Json(redacted(noted(change("activate", by, of), work).await?)).into_response())
 }
 
 /// Takes one away; one that is not there is gone already.
@@ -221,13 +225,15 @@ pub async fn delete(
     State(api): State<Shared>,
     Path(names): Path<(String, String)>,
     query: Result<Query<DeleteQuery>, QueryRejection>,
+    by: Extension<Principal>,
 ) -> Result<Response, Problem> {
     let (name, volume) = judged(&names)?;
     let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
     let wait = query.wait().map_err(Problem::of)?;
     let target = wanted(&api, &name)?;
     let work = api.targets.deactivate(&target, vec![VolumeKey::Name(volume.clone())], wait);
-    noted("deactivate", work).await?;
+    let of = Subject { force: query.force, ..Subject::target(&name).volume(&volume) };
+    noted(change("deactivate", by, of), work).await?;
     Ok(Json(json!({"target": name, "name": volume, "state": "absent"})).into_response())
 }
 
@@ -235,6 +241,7 @@ pub async fn delete(
 pub async fn resize(
     State(api): State<Shared>,
     Path(names): Path<(String, String)>,
+    by: Extension<Principal>,
     body: Body,
 ) -> Result<Response, Problem> {
     let (name, volume, ResizeBody { size_mib }) = read(&api, &names, body).await?;
@@ -242,8 +249,9 @@ pub async fn resize(
         return Err(Problem::new(Code::InvalidBody, "sizeMib 0 is not at least 1"));
     }
     let target = wanted(&api, &name)?;
+    let of = Subject::target(&name).volume(&volume);
     let work = api.targets.resize(&target, VolumeKey::Name(volume), size_mib);
-    Ok(Json(redacted(noted("resize", work).await?)).into_response())
+    Ok(Json(redacted(noted(change("resize", by, of), work).await?)).into_response())
 }
 
 /// The names in a request's path, and what its body says.
@@ -275,12 +283,16 @@ fn unknown(target: &TargetName, volume: &VolumeName) -> Problem {
     Problem::new(Code::VolumeUnknown, text)
 }
 
+fn change(route: &'static str, by: Extension<Principal>, of: Subject) -> Change {
+    Change { of, ..Change::of(route, by.0) }
+}
+
 /// Does what changes volumes, with its line in the log.
 async fn noted<T>(
-    route: &'static str,
+    change: Change,
     work: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Problem> {
-    let call = Call::begins(route, None);
+    let call = Call::begins(change, None);
     let result = work.await;
     call.ends(result.as_ref().err());
     result.map_err(Problem::of)

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::super::errors::{Problem, result_body};
-use super::super::journal::Call;
+use super::super::journal::{Call, Change, Subject, principal};
 use super::super::{Phase, Shared, body};
 use super::wire::{asked, patience};
 use crate::controller::outbox::{Admission, Keep, Outbox, Slot};
@@ -135,12 +135,14 @@ where
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
     let patience = patience(&bytes, SystemTime::now());
     let aside = read(&bytes);
+    let by = principal(&head.extensions);
+    let change = route.map(|route| Change { route, by, of: Subject::in_body(&bytes) });
     drop(bytes);
     let (outbox, shared) = (api.outbox.clone(), api);
     let work = async move { handler(shared, request?, aside).await };
     match way {
         Way::Now => {
-            let noted = route.map(|route| Call::begins(route, None));
+            let noted = change.map(|change| Call::begins(change, None));
             let result = work.await;
             if let Some(noted) = noted {
                 noted.answers(result.as_ref());
@@ -150,7 +152,7 @@ where
         Way::Callback(task, url) => {
             // In a task of its own: a caller that goes away leaves nothing half taken in.
             let taken = (task, url, caller);
-            let begun = take_in(outbox, taken, (route, keep), patience, work).in_current_span();
+            let begun = take_in(outbox, taken, (route, keep), (patience, change), work).in_current_span();
             tokio::spawn(begun).await.unwrap_or_else(|_| Problem::of(broke()).into_result())
         }
     }
@@ -161,12 +163,12 @@ async fn take_in(
     outbox: Outbox,
     (task, url, caller): (TaskId, String, Caller),
     (route, keep): (Option<&'static str>, Keep),
-    patience: Option<Duration>,
+    (patience, change): (Option<Duration>, Option<Change>),
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) -> Response {
     match outbox.admit(&task, &url, (route, keep), caller).await {
         Admission::Work(slot) => {
-            let noted = route.map(|route| Call::begins(route, Some(&task)));
+            let noted = change.map(|change| Call::begins(change, Some(&task)));
             tokio::spawn(do_task(task, slot, patience, noted, work));
             StatusCode::OK.into_response()
         }

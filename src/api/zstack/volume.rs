@@ -7,10 +7,12 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::journal::principal;
 use super::super::{Shared, errors};
 use super::target::{EnsureRequest, answer};
 use super::{task, wire};
 use crate::controller::outbox::Keep;
+use crate::model::access::{Principal, Role};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -55,10 +57,11 @@ impl ActivateRequest {
 
 /// `/vhost/activate`: the target runs, and the volume's socket serves.
 pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
-    let work = async |api: Shared, request: ActivateRequest| {
+    let by = principal(request.extensions());
+    let work = async move |api: Shared, request: ActivateRequest| {
         let judged = request.judged(&api.native.desired.borrow(), &api.native.target_defaults);
         let (target, volume) = judged?;
-        serve(&api, target, volume).await
+        serve(&api, &by, target, volume).await
     };
     task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
@@ -87,10 +90,11 @@ impl CreateRequest {
 
 /// `/vhost/bdev/create`: the same in the target of the settings, with the bdev's name for its controller.
 pub async fn create(State(api): State<Shared>, request: Request) -> Response {
-    let work = async |api: Shared, request: CreateRequest| {
+    let by = principal(request.extensions());
+    let work = async move |api: Shared, request: CreateRequest| {
         let target = api.native.target_at(None)?;
         let volume = request.into_volume(&target.socket_dir)?;
-        serve(&api, target, volume).await
+        serve(&api, &by, target, volume).await
     };
     task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
@@ -160,9 +164,15 @@ pub async fn resize(State(api): State<Shared>, request: Request) -> Response {
 }
 
 /// Has the target run, and the volume serve in it.
-async fn serve(api: &Shared, target: TargetSpec, volume: VolumeSpec) -> Result<Value, Fault> {
+async fn serve(
+    api: &Shared,
+    by: &Principal,
+    target: TargetSpec,
+    volume: VolumeSpec,
+) -> Result<Value, Fault> {
     let mut findings = json!([]);
     if !serves_already(api, &target).await {
+        by.may(Role::Deploy)?;
         let wish = TargetWish::Ensure(target.clone(), EnsureWish::default());
         let mut told = answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)?;
         findings = told["findings"].take();

@@ -13,10 +13,12 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::log::LogQueue;
+use crate::log::{AUDIT, LogQueue};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 const IDENTIFIER: &str = "vhost-agent";
+/// That of the audit log: `journalctl -t vhost-agent-audit`.
+const AUDIT_IDENTIFIER: &str = "vhost-agent-audit";
 /// Bytes of one value: a datagram takes about 200 KiB.
 const MOST_BYTES: usize = 32 << 10;
 /// A journald that is started again is back within so many tries …
@@ -136,7 +138,8 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Journal {
             }
         }
         line.put("PRIORITY", priority(*event.metadata().level()));
-        line.put("SYSLOG_IDENTIFIER", IDENTIFIER);
+        let is_audit = event.metadata().target() == AUDIT;
+        line.put("SYSLOG_IDENTIFIER", if is_audit { AUDIT_IDENTIFIER } else { IDENTIFIER });
         line.put_place(event.metadata());
         event.record(&mut line);
         self.0.put(line.0);
@@ -180,6 +183,7 @@ mod tests {
             let _span = tracing::info_span!("connection", peer = "10.0.0.1:1").entered();
             tracing::warn!(volumes = 3, target_name = %"a\nb", "it is\ndown");
             tracing::info!("{long}");
+            tracing::info!(target: AUDIT, by = "uid 0", "deploy by uid 0: changed");
         });
         queue.flush(Duration::from_secs(30));
         let lines = lines.lock().unwrap();
@@ -198,5 +202,7 @@ mod tests {
         }
         let (_, message) = read(&lines[1]).into_iter().find(|field| field.0 == "MESSAGE").unwrap();
         assert_eq!(message.len(), MOST_BYTES);
+        let audit = read(&lines[2]);
+        assert!(audit.contains(&("SYSLOG_IDENTIFIER".into(), "vhost-agent-audit".into())));
     }
 }

@@ -2,28 +2,53 @@
 
 mod journal;
 
+use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tracing_subscriber::filter::{Directive, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use self::journal::{Journal, Sink};
 use crate::config::{Log, LogFormat, stderr_is_the_journal};
-use crate::log::LogQueue;
+use crate::log::{AUDIT, LogQueue};
 
 /// How long the last lines may take when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The log, until the process ends.
-pub(super) struct LogGuard(LogQueue);
+pub(super) struct LogGuard {
+    queue: LogQueue,
+    audit: Option<LogQueue>,
+}
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
-        self.0.flush(LAST_LINES);
+        self.queue.flush(LAST_LINES);
+        if let Some(audit) = &self.audit {
+            audit.flush(LAST_LINES);
+        }
     }
+}
+
+/// The audit log is written whatever level is set.
+fn audit_directive() -> Result<Directive> {
+    format!("{AUDIT}=info").parse().context("the audit log cannot be switched on")
+}
+
+/// Queue of lines to the file of the audit log. Others than root and its group may not read it.
+fn audit_queue(path: &str) -> Result<LogQueue> {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).append(true).mode(0o640).open(path);
+    let mut file = file.with_context(|| {
+        format!("{path} cannot be written: see whether its folder is there (access.audit_file)")
+    })?;
+    let queue = LogQueue::start(move |line| file.write_all(line).is_ok());
+    queue.context("the audit log cannot be started")
 }
 
 /// Starts logging to standard error. A command for people (`daemon` false) only logs what goes wrong:
@@ -31,10 +56,14 @@ impl Drop for LogGuard {
 ///
 /// # Errors
 /// When the level is no filter, or journald was asked for and is not there.
-pub(super) fn start(log: &Log, daemon: bool) -> Result<LogGuard> {
+pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuard> {
     let level = if daemon { log.level.as_str() } else { "warn" };
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("log.level '{}' is no level or filter", log.level))?;
+    // A command tells its own outcome.
+    let filter = if daemon { filter.add_directive(audit_directive()?) } else { filter };
+    let audit = Some(audit_file).filter(|path| daemon && !path.is_empty());
+    let audit = audit.map(audit_queue).transpose()?;
     let format = match log.format {
         LogFormat::Auto if !daemon || std::io::stderr().is_terminal() => LogFormat::Human,
         LogFormat::Auto if stderr_is_the_journal() => LogFormat::Journald,
@@ -50,7 +79,8 @@ pub(super) fn start(log: &Log, daemon: bool) -> Result<LogGuard> {
         _ => LogQueue::start(|line| std::io::stderr().write_all(line).is_ok()),
     };
     let queue = queue.context("the log cannot be started")?;
-    let (guard, writer) = (LogGuard(queue.clone()), queue.clone());
+    let guard = LogGuard { queue: queue.clone(), audit: audit.clone() };
+    let writer = queue.clone();
     let layer = match format {
         LogFormat::Journald => Journal(queue).boxed(),
         LogFormat::Json => {
@@ -63,7 +93,12 @@ pub(super) fn start(log: &Log, daemon: bool) -> Result<LogGuard> {
             .with_writer(move || writer.clone())
             .boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(layer).init();
+    let audit = audit.map(|queue| {
+        let json = fmt::layer().json().flatten_event(true).with_span_list(false);
+        let json = json.with_current_span(false).with_writer(move || queue.clone());
+        json.with_filter(filter_fn(|of| of.target() == AUDIT))
+    });
+    tracing_subscriber::registry().with(filter).with(layer).with(audit).init();
     // A panic is a line of the log like any other, not loose text between them.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);

@@ -1,0 +1,153 @@
+//! Refused callers: counted by reason, told in the audit log, and slowed down per client.
+//!
+//! A client that is refused now and then is answered at once. One that goes on, as somebody who guesses tokens or looks
+//! for open routes does, waits for each answer, and only so many of its refusals are told one by one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+
+use crate::model::quota::Client;
+
+/// Refusals of one client that are answered at once; one more each second.
+const AT_ONCE: f64 = 10.0;
+/// How long each further answer takes.
+const DELAY: Duration = Duration::from_secs(1);
+/// Clients that are remembered. With more of them, those that are not are slowed down as if they went on.
+const MOST_CLIENTS: usize = 4096;
+
+/// What becomes of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// How long its answer waits.
+    pub delay: Duration,
+    /// How many were not told before this one; nothing where this one is not told either.
+    pub untold: Option<u64>,
+}
+
+/// The refusals since the process runs; clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Refusals(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    counts: BTreeMap<&'static str, u64>,
+    clients: HashMap<Client, Seen>,
+}
+
+/// A client that was refused.
+#[derive(Debug)]
+struct Seen {
+    /// Refusals, less one for each second.
+    level: f64,
+    at: Instant,
+    untold: u64,
+}
+
+impl Seen {
+    fn level(&self, now: Instant) -> f64 {
+        (self.level - now.duration_since(self.at).as_secs_f64()).max(0.0)
+    }
+}
+
+impl Refusals {
+    /// Counts a refusal of that client for that reason, a word.
+    pub fn note(&self, client: Client, reason: &'static str, now: Instant) -> Pace {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state.counts.entry(reason).or_default() += 1;
+        let clients = &mut state.clients;
+        if clients.len() >= MOST_CLIENTS && !clients.contains_key(&client) {
+            clients.retain(|_, seen| seen.level(now) > 0.0);
+            if clients.len() >= MOST_CLIENTS {
+                return Pace { delay: DELAY, untold: None };
+            }
+        }
+        let seen = clients.entry(client).or_insert(Seen { level: 0.0, at: now, untold: 0 });
+        let level = seen.level(now);
+        seen.at = now;
+        if level + 1.0 > AT_ONCE {
+            // It stays where it is: who goes on without a pause must not wait for hours afterwards.
+            (seen.level, seen.untold) = (level, seen.untold + 1);
+            return Pace { delay: DELAY, untold: None };
+        }
+        seen.level = level + 1.0;
+        Pace { delay: Duration::ZERO, untold: Some(std::mem::take(&mut seen.untold)) }
+    }
+}
+
+impl Collector for Refusals {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner).counts.clone();
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let (name, help) = ("vhost_http_refused", "Callers that were refused, by reason.");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (reason, count) in counts {
+            ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use prometheus_client::encoding::text;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    fn client(number: u32) -> Client {
+        Client::V4(Ipv4Addr::from(number))
+    }
+
+    #[test]
+    fn client_that_goes_on_waits_and_another_does_not() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        for _ in 0..10 {
+            let pace = refusals.note(client(1), "token-wrong", now);
+            assert_eq!(pace, Pace { delay: Duration::ZERO, untold: Some(0) });
+        }
+        for _ in 0..3 {
+            let pace = refusals.note(client(1), "token-wrong", now);
+            assert_eq!(pace, Pace { delay: DELAY, untold: None });
+        }
+        assert_eq!(refusals.note(client(2), "token-wrong", now).delay, Duration::ZERO);
+        assert_eq!(refusals.note(client(1), "token-wrong", at(1)).untold, Some(3));
+        assert_eq!(refusals.note(client(1), "token-wrong", at(1)).delay, DELAY);
+        assert_eq!(refusals.note(client(1), "token-wrong", at(60)).delay, Duration::ZERO);
+    }
+
+    #[test]
+    fn memory_for_clients_is_bounded_and_forgets_those_that_stopped() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        for number in 0..5000 {
+            refusals.note(client(number), "token-missing", now);
+        }
+        assert_eq!(refusals.0.lock().unwrap().clients.len(), MOST_CLIENTS);
+        assert_eq!(refusals.note(client(9999), "token-missing", now).delay, DELAY);
+        let later = now + Duration::from_secs(10);
+        assert_eq!(refusals.note(client(9999), "token-missing", later).delay, Duration::ZERO);
+        assert_eq!(refusals.0.lock().unwrap().clients.len(), 1);
+    }
+
+    #[test]
+    fn page_counts_them_by_reason() {
+        let refusals = Refusals::default();
+        refusals.note(client(1), "token-wrong", Instant::now());
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(refusals));
+        let mut page = String::new();
+        text::encode(&mut page, &registry).unwrap();
+        assert!(page.contains("vhost_http_refused_total{reason=\"token-wrong\"} 1"), "{page}");
+    }
+}

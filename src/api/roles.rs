@@ -1,0 +1,68 @@
+//! The role that a route wants of its caller, judged before its handler runs.
+
+use std::future::{Ready, ready};
+use std::task::{Context, Poll};
+
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use futures_util::future::Either;
+use tower::{Layer, Service};
+
+use super::errors::Problem;
+use crate::model::access::{Principal, Role};
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+
+/// Layer of routes that want a role.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wants(Role);
+
+/// Routes under this layer want that role of their caller.
+pub(super) fn wants(role: Role) -> Wants {
+    Wants(role)
+}
+
+/// Judges the caller of a request. One that no listener has judged may do nothing.
+///
+/// # Errors
+/// `role-insufficient`.
+pub(super) fn judge(request: &Request, role: Role) -> Result<(), Fault> {
+    let principal = request.extensions().get::<Principal>();
+    let nobody = || Fault::new(Code::Internal, "nobody has judged who calls: report this");
+    principal.ok_or_else(nobody)?.may(role)
+}
+
+impl<S> Layer<S> for Wants {
+    type Service = Judging<S>;
+
+    fn layer(&self, inner: S) -> Judging<S> {
+        Judging { inner, role: self.0 }
+    }
+}
+
+/// A service whose callers are judged.
+#[derive(Debug, Clone)]
+pub(super) struct Judging<S> {
+    inner: S,
+    role: Role,
+}
+
+impl<S> Service<Request> for Judging<S>
+where
+    S: Service<Request, Response = Response>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Response, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        match judge(&request, self.role) {
+            Ok(()) => Either::Left(self.inner.call(request)),
+            Err(fault) => Either::Right(ready(Ok(Problem::of(fault).into_response()))),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Who may call, and for what: roles, callers as far as they were proven, and the rules by which they are judged. Pure.
+//!
+//! ```text
+//! Peer (address, uid, certificate) ─┐
+//! token of the request (Shown) ─────┴▶ Rules::judge ──▶ Principal (name, role) ──▶ route's role ──▶ handler
+//!                                             └──▶ Denied: 401, 403
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::caller::Caller;
+use super::code::Code;
+use super::fault::Fault;
+use super::network::Network;
+
+/// What a caller may do; each role may do all that those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Look: status, health, metrics, events.
+    Read,
+    /// Activate, deactivate and resize volumes in targets that run.
+    Volumes,
+    /// Prepare the node, deploy and destroy targets.
+    Deploy,
+    /// Everything, and what the legacy agent serves.
+    Admin,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Read => "read",
+            Role::Volumes => "volumes",
+            Role::Deploy => "deploy",
+            Role::Admin => "admin",
+        })
+    }
+}
+
+/// Name and role of a token or a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Name for the audit log, such as `token controller`.
+    pub name: Arc<str>,
+    /// What it gives.
+    pub role: Role,
+}
+
+/// Peer of a connection, as far as the connection itself proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it is.
+    pub caller: Caller,
+    /// User of a peer on this node, where the kernel tells it.
+    pub uid: Option<u32>,
+    /// Name and role of its certificate.
+    pub certificate: Option<Named>,
+    /// Its name where no token and no certificate says more.
+    name: Arc<str>,
+}
+
+impl Peer {
+    /// A peer without a certificate.
+    pub fn new(caller: Caller, uid: Option<u32>) -> Peer {
+        let name = match uid {
+            Some(uid) => format!("uid {uid}"),
+            None => caller.to_string(),
+        };
+        Peer { caller, uid, certificate: None, name: name.into() }
+    }
+
+    /// Whether it is root on this node, by the kernel's word.
+    pub fn is_root(&self) -> bool {
+        self.caller.is_local() && self.uid == Some(0)
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.certificate.as_ref().map_or(&self.name, |certificate| &certificate.name))
+    }
+}
+
+/// Caller of a request as it was judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// Name for the audit log.
+    pub name: Arc<str>,
+    /// What it may do.
+    pub role: Role,
+    /// Where it is.
+    pub caller: Caller,
+    /// Whether it is root on this node.
+    pub is_root: bool,
+}
+
+impl Principal {
+    /// A peer by itself, with that role.
+    pub fn of(peer: &Peer, role: Role) -> Principal {
+        let name = peer.name.clone();
+        Principal { name, role, caller: peer.caller, is_root: peer.is_root() }
+    }
+
+    /// Command of this process, which acts for itself.
+    pub fn command() -> Principal {
+        let name = "command".into();
+        Principal { name, role: Role::Admin, caller: Caller::Here, is_root: true }
+    }
+
+    /// Judges whether it may do what a role is needed for.
+    ///
+    /// # Errors
+    /// `role-insufficient`, with what would help.
+    pub fn may(&self, needed: Role) -> Result<(), Fault> {
+        if self.role >= needed {
+            return Ok(());
+        }
+        let Principal { name, role, .. } = self;
+        let advice = match self.caller.is_local() {
+            true => {
+                "over TCP, a user of this node who is not root may only look: call as root, use the agent's own socket \
+                 (access.socket), or show a token"
+            }
+            false => "show another token or certificate (access.token, access.certificate)",
+        };
+        let text = format!("{name} has the role {role}, and this wants {needed}: {advice}");
+        Err(Fault::new(Code::RoleInsufficient, text))
+    }
+}
+
+/// Token of a request, as it was found among those of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown<'a> {
+    /// It shows none.
+    Nothing,
+    /// One that is not known, or more than one.
+    Unknown,
+    /// One of these.
+    Token(&'a Named),
+}
+
+/// Rules of the operator, without their secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Whether who needs to show nothing may do everything.
+    pub open: bool,
+    /// From where calls are taken; without any, from everywhere.
+    pub allow: Vec<Network>,
+    /// Whether each request has to show a token.
+    pub tokens: bool,
+    /// Whether each connection has to show a certificate.
+    pub certificates: bool,
+}
+
+impl Rules {
+    /// Rules of a listener that serves nothing which is not open to all.
+    pub fn open() -> Rules {
+        Rules { open: true, ..Rules::default() }
+    }
+
+    /// Whether a connection is taken at all. Root needs no address: it could change the rules.
+    pub fn let_in(&self, peer: &Peer) -> bool {
+        match peer.caller {
+            Caller::Here => true,
+            Caller::At(_) if peer.is_root() => true,
+            Caller::At(address) => {
+                self.allow.is_empty() || self.allow.iter().any(|network| network.has(address))
+            }
+        }
+    }
+
+    /// Judges a request on a connection that was let in.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn judge(&self, peer: &Peer, shown: Shown<'_>) -> Result<Principal, Denied> {
+        let is_root = peer.is_root();
+        let as_one = |name: &Arc<str>, role| {
+            Ok(Principal { name: name.clone(), role, caller: peer.caller, is_root })
+        };
+        if peer.caller == Caller::Here {
+            return as_one(&peer.name, Role::Admin);
+        }
+        let certificate = match (&peer.certificate, self.certificates) {
+            (None, true) => return Err(Denied::CertificateUnknown),
+            (certificate, _) => certificate.as_ref(),
+        };
+        match (shown, self.tokens, certificate) {
+            (Shown::Nothing, true, _) => Err(Denied::TokenMissing),
+            (Shown::Unknown, true, _) => Err(Denied::TokenWrong),
+            (Shown::Token(token), true, certificate) => {
+                let most = certificate.map_or(Role::Admin, |certificate| certificate.role);
+                as_one(&token.name, token.role.min(most))
+            }
+            (_, false, Some(certificate)) => as_one(&certificate.name, certificate.role),
+            (_, false, None) if self.open || !self.allow.is_empty() || is_root => {
+                as_one(&peer.name, Role::Admin)
+            }
+            (_, false, None) if peer.caller.is_local() => as_one(&peer.name, Role::Read),
+            (_, false, None) => Err(Denied::NotConfigured),
+        }
+    }
+}
+
+/// Why a request is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// Nobody has said who may call from elsewhere.
+    NotConfigured,
+    /// It shows no token.
+    TokenMissing,
+    /// What it shows is no token of this agent.
+    TokenWrong,
+    /// Its certificate is named by no rule.
+    CertificateUnknown,
+}
+
+impl Denied {
+    /// Code and text of the answer.
+    pub fn fault(self) -> Fault {
+        let (code, text) = match self {
+            Denied::NotConfigured => (
+                Code::AccessNotConfigured,
+                "this agent takes calls from its own node alone until it is told who may call: run `vhost-agent setup \
+                 --controller ADDRESS` there, or set access.allow, access.token or tls.client_ca",
+            ),
+            Denied::TokenMissing => {
+                (Code::TokenMissing, "this agent wants a token: Authorization: Bearer <token>")
+            }
+            Denied::TokenWrong => (
+                Code::TokenWrong,
+                "what the header Authorization shows is no token of this agent (access.token, access.tokens_file)",
+            ),
+            Denied::CertificateUnknown => (
+                Code::CertificateUnknown,
+                "the certificate that was shown is named by no [[access.certificate]], or is a node's own",
+            ),
+        };
+        Fault::new(code, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(address: &str, uid: Option<u32>) -> Peer {
+        Peer::new(address.parse().unwrap(), uid)
+    }
+
+    fn named(name: &str, role: Role) -> Named {
+        Named { name: name.into(), role }
+    }
+
+    fn role(rules: &Rules, peer: &Peer, shown: Shown<'_>) -> Result<Role, Denied> {
+        rules.judge(peer, shown).map(|principal| principal.role)
+    }
+
+    #[test]
+    fn without_rules_only_the_node_is_served_and_only_root_may_change_it() {
+        let rules = Rules::default();
+        let judged = |address, uid| role(&rules, &peer(address, uid), Shown::Nothing);
+        assert_eq!(judged("local", Some(0)), Ok(Role::Admin));
+        assert_eq!(judged("local", Some(107)), Ok(Role::Admin), "the socket's mode lets it in");
+        assert_eq!(judged("127.0.0.1", Some(0)), Ok(Role::Admin));
+        assert_eq!(judged("::1", Some(0)), Ok(Role::Admin));
+        assert_eq!(judged("127.0.0.1", Some(107)), Ok(Role::Read));
+        assert_eq!(judged("127.0.0.1", None), Ok(Role::Read), "the kernel did not say who it is");
+        for remote in ["10.0.0.1", "fe80::1"] {
+            assert_eq!(judged(remote, None), Err(Denied::NotConfigured), "{remote}");
+            assert_eq!(judged(remote, Some(0)), Err(Denied::NotConfigured), "{remote}");
+        }
+        let open = Rules::open();
+        assert_eq!(role(&open, &peer("10.0.0.1", None), Shown::Nothing), Ok(Role::Admin));
+    }
+
+    #[test]
+    fn allowed_addresses_may_do_everything_and_root_needs_none() {
+        let rules = Rules { allow: vec!["10.0.0.0/8".parse().unwrap()], ..Rules::default() };
+        let inside = peer("10.1.2.3", None);
+        assert!(rules.let_in(&inside) && rules.let_in(&peer("127.0.0.1", Some(0))));
+        assert_eq!(role(&rules, &inside, Shown::Nothing), Ok(Role::Admin));
+        for outside in [peer("127.0.0.1", Some(107)), peer("192.0.2.1", Some(0)), peer("::1", None)]
+        {
+            assert!(!rules.let_in(&outside), "{outside:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_and_certificates_give_their_role_and_both_the_lesser_one() {
+        let (deploy, read) = (named("token a", Role::Deploy), named("certificate b", Role::Read));
+        let tokens = Rules { tokens: true, open: true, ..Rules::default() };
+        let root = peer("127.0.0.1", Some(0));
+        assert_eq!(role(&tokens, &root, Shown::Nothing), Err(Denied::TokenMissing));
+        assert_eq!(role(&tokens, &root, Shown::Unknown), Err(Denied::TokenWrong));
+        assert_eq!(role(&tokens, &root, Shown::Token(&deploy)), Ok(Role::Deploy));
+        let both = Rules { certificates: true, ..tokens };
+        let mut remote = peer("10.0.0.1", None);
+        assert_eq!(
+            role(&both, &remote, Shown::Token(&deploy)),
+            Err(Denied::CertificateUnknown),
+            "whatever the token is"
+        );
+        remote.certificate = Some(read);
+        assert_eq!(role(&both, &remote, Shown::Token(&deploy)), Ok(Role::Read));
+        let alone = Rules { certificates: true, ..Rules::default() };
+        let principal = alone.judge(&remote, Shown::Unknown).unwrap();
+        assert_eq!((principal.name.as_ref(), principal.role), ("certificate b", Role::Read));
+    }
+
+    #[test]
+    fn a_role_may_do_what_the_lesser_ones_may() {
+        let who = |address: &str, role| Principal {
+            name: "x".into(),
+            role,
+            caller: address.parse().unwrap(),
+            is_root: false,
+        };
+        assert!(who("10.0.0.1", Role::Deploy).may(Role::Volumes).is_ok());
+        let refused = who("10.0.0.1", Role::Volumes).may(Role::Deploy).unwrap_err();
+        assert!(refused.code == Code::RoleInsufficient && refused.text.contains("has the role volumes"));
+        let local = who("127.0.0.1", Role::Read).may(Role::Admin).unwrap_err();
+        assert!(local.text.contains("access.socket"), "{}", local.text);
+    }
+}

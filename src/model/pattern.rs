@@ -1,0 +1,55 @@
+//! Patterns in which `*` stands for any characters, as operators write them into lists of what is allowed.
+
+/// Whether a text fits a pattern.
+pub fn fits(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
+        return false;
+    };
+    let mut last = None;
+    for part in parts {
+        // The one before is followed by another: the first place where it stands leaves most for those after it.
+        if let Some(part) = last.replace(part) {
+            match rest.find(part) {
+                Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+                None => return false,
+            }
+        }
+    }
+    match last {
+        Some(last) => rest.ends_with(last),
+        None => rest.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asterisk_stands_for_any_characters_and_all_else_for_itself() {
+        for (pattern, text) in [
+            ("a", "a"),
+            ("*", ""),
+            ("a*", "abc"),
+            ("*c", "abc"),
+            ("a*c", "abbc"),
+            ("a*b*c", "a-b-b-c"),
+            ("*.example", "mn.example"),
+            ("a**b", "ab"),
+        ] {
+            assert!(fits(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [
+            ("", "a"),
+            ("a", "ab"),
+            ("a", "ba"),
+            ("a*a", "a"),
+            ("*.example", "mn.example.evil"),
+            ("a*b*c", "ac"),
+            ("a?", "ab"),
+        ] {
+            assert!(!fits(pattern, text), "{pattern} {text}");
+        }
+    }
+}
