@@ -12,12 +12,15 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use support::certificates::{Authority, Signed, connect, shake_hands};
 use support::http::{Reply, call, receive, request, try_receive};
+use support::network::as_user;
 use support::{Agent, Place, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::HandshakeKind;
 
+/// A user of the node who is not root.
+const NOBODY: u32 = 65534;
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// A node whose agent speaks TLS; with `clients`, those have to show a certificate.
@@ -295,9 +298,9 @@ async fn a_session_is_not_taken_up_again_where_certificates_are_wanted() {
     }
 }
 
-/// A call from another loopback address than the usual one.
+/// A call of a user who is not root, from another loopback address than the usual one.
 async fn from(source: [u8; 4], agent: &Agent) -> Option<Reply> {
-    let socket = TcpSocket::new_v4().unwrap();
+    let socket = as_user(NOBODY, || TcpSocket::new_v4().unwrap());
     socket.bind(SocketAddr::from((Ipv4Addr::from(source), 0))).unwrap();
     let mut stream = socket.connect(agent.address).await.unwrap();
     let bytes = request("POST", "/host/ping", &[("Connection", "close")], "{}");
@@ -317,6 +320,8 @@ async fn calls_are_taken_from_the_addresses_that_are_allowed() {
         }
         let refused = from([127, 0, 0, 1], &agent).await.unwrap();
         assert_eq!((refused.status, refused.code().as_str()), (403, "address-not-allowed"));
+        // Root could change the settings.
+        assert_eq!(call(agent.address, "POST", "/host/ping", &[], "{}").await.status, 200);
     }
 }
 
@@ -389,7 +394,7 @@ async fn status(
     from: [u8; 4],
     token: Option<&str>,
 ) -> Option<u16> {
-    let socket = TcpSocket::new_v4().unwrap();
+    let socket = as_user(NOBODY, || TcpSocket::new_v4().unwrap());
     socket.bind(SocketAddr::from((Ipv4Addr::from(from), 0))).unwrap();
     let stream = socket.connect(agent.address).await.unwrap();
     let mut stream = shake_hands(client, stream, "127.0.0.1").await.ok()?;
@@ -462,11 +467,27 @@ async fn signs_of_life_can_be_elsewhere_and_nothing_else_is_there() {
 
 #[tokio::test]
 async fn status_says_plainly_who_may_call() {
-    let open = Place::on("two-node").env("VHOST_AGENT_LISTEN", "[::]:0");
+    let on_all = || Place::on("two-node").env("VHOST_AGENT_LISTEN", "[::]:0");
+    let closed = on_all();
+    let agent = closed.ready().await;
+    let shown = closed.run(&["status"]).await;
+    assert!(shown.out.contains("this node alone, and only root may change it"), "{}", shown.out);
+    assert!(!shown.out.contains("warning"), "{}", shown.out);
+    agent.logged("vhost-agent setup --controller").await;
+    let open = on_all().settings("[access]\nopen = true\n");
     let agent = open.ready().await;
-    let shown = open.run(&["status"]).await;
-    assert!(shown.out.contains("OPEN, whoever reaches it may do everything here"), "{}", shown.out);
-    agent.logged("OPEN, whoever reaches it").await;
+    for command in [&["status"][..], &["config", "check"]] {
+        let shown = open.run(command).await;
+        assert!(shown.out.contains("OPEN, whoever reaches it may do everything"), "{}", shown.out);
+        assert!(shown.out.contains("access.open lets everybody"), "{}", shown.out);
+    }
+    agent.logged("access.open lets everybody").await;
+    let local = on_all().settings("[access]\nallow = [\"127.0.0.1\", \"10.0.0.0/8\"]\n");
+    let shown = local.run(&["config", "check"]).await;
+    assert!(shown.out.contains("any user of this node may do everything"), "{}", shown.out);
+    let plain = on_all().settings("[[access.token]]\nname = \"a\"\nrole = \"read\"\nhash = \"0000000000000000000000000000000000000000000000000000000000000000\"\n");
+    let shown = plain.run(&["config", "check"]).await;
+    assert!(shown.out.contains("tokens without TLS can be read"), "{}", shown.out);
     let place = with_tokens("allow = [\"127.0.0.0/8\"]\n");
     let _agent = place.ready().await;
     let shown = place.run(&["status"]).await;
@@ -492,9 +513,24 @@ async fn settings_that_guard_nothing_are_refused() {
             "access.tokens_file: 'tokens' is not a plain absolute path",
         ),
         ("admin_listen = \"9070\"\n", "'9070' is no address such as"),
+        (
+            "[[access.token]]\nname = \"a\"\nrole = \"read\"\nhash = \"not-to-be-told\"\n",
+            "access.token: the hash of 'a' is no SHA-256",
+        ),
+        ("[[access.token]]\nname = \"a b\"\nrole = \"read\"\nhash = \"\"\n", "'a b' is no name"),
+        (
+            "[[access.token]]\nname = \"a\"\nrole = \"root\"\nhash = \"\"\n",
+            "unknown variant `root`",
+        ),
+        ("[[access.certificate]]\nsan = \"x\"\nrole = \"read\"\n", "without tls.client_ca"),
+        (
+            "[tls]\ncertificate = \"/c\"\nkey = \"/k\"\nclient_crl = \"/l\"\n",
+            "tls.client_crl: it needs",
+        ),
     ] {
         let ended = Place::on("two-node").settings(toml).run(&["config", "check"]).await;
         assert_eq!(ended.code, Some(2), "{toml}");
         assert!(ended.err.contains(expected), "{toml}: {}", ended.err);
+        assert!(!ended.err.contains("not-to-be-told"), "{}", ended.err);
     }
 }

@@ -347,7 +347,7 @@ async fn a_call_that_may_change_the_node_has_a_line_when_it_ends_and_to_who_want
     assert_eq!((routes(&begins), routes(&ends)), (expected.clone(), expected));
     assert_eq!(
         (&begins[0]["message"], &ends[1]["message"]),
-        (&json!("prepareenv begins"), &json!("prepareenv: failed"))
+        (&json!("prepareenv begins"), &json!("prepareenv by uid 0: failed"))
     );
     assert_eq!((&ends[0]["task"], &ends[0]["outcome"]), (&json!(task(1)), &json!("holds")));
     assert_eq!(

@@ -22,7 +22,7 @@ const PREPARE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
 
 /// A node that listens everywhere, with more settings, and these lines in its hosts file.
 fn node(settings: &str, hosts: &str) -> Place {
-    let listens = "listen = \"0.0.0.0:0\"\n[log]\nlevel = \"debug\"\n";
+    let listens = "listen = \"0.0.0.0:0\"\n[access]\nopen = true\n[log]\nlevel = \"debug\"\n";
     let quick = "[callbacks]\nfirst_delay = \"50ms\"\nmax_delay = \"50ms\"\n";
     let place = Place::on("two-node").settings(&format!("{listens}{quick}{settings}"));
     let file = place.folder().join("hosts");

@@ -21,7 +21,8 @@ pub(super) fn run(command: &Command, loaded: &Loaded, output: Output) -> Result<
     match (command, output) {
         (Command::Check, Output::Json) => {
             let access = loaded.settings.exposure(loaded.settings.listen);
-            let valid = serde_json::json!({"valid": true, "sources": loaded.sources, "access": access});
+            let valid =
+                serde_json::json!({"valid": true, "sources": loaded.sources, "access": access});
             print_json(&valid)?;
         }
         (Command::Check, Output::Table) => {

@@ -82,8 +82,11 @@ mod tests {
         for listen in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
             let Ok(listener) = TcpListener::bind(listen) else { continue };
             let port = listener.local_addr().unwrap().port();
-            let to: IpAddr =
-                if listen.starts_with("[::1]") { [0, 0, 0, 0, 0, 0, 0, 1].into() } else { [127, 0, 0, 1].into() };
+            let to: IpAddr = if listen.starts_with("[::1]") {
+                [0, 0, 0, 0, 0, 0, 0, 1].into()
+            } else {
+                [127, 0, 0, 1].into()
+            };
             let client = TcpStream::connect((to, port)).unwrap();
             let (served, peer) = listener.accept().unwrap();
             let own = served.local_addr().unwrap();

@@ -322,7 +322,9 @@ mod tests {
         };
         assert!(who("10.0.0.1", Role::Deploy).may(Role::Volumes).is_ok());
         let refused = who("10.0.0.1", Role::Volumes).may(Role::Deploy).unwrap_err();
-        assert!(refused.code == Code::RoleInsufficient && refused.text.contains("has the role volumes"));
+        assert!(
+            refused.code == Code::RoleInsufficient && refused.text.contains("has the role volumes")
+        );
         let local = who("127.0.0.1", Role::Read).may(Role::Admin).unwrap_err();
         assert!(local.text.contains("access.socket"), "{}", local.text);
     }

@@ -104,9 +104,13 @@ impl Exposure {
         let way = if self.tls { "TLS" } else { "no TLS" };
         let listen = &self.listen;
         match (self.is_unguarded(), self.open, self.loopback) {
-            (true, _, true) => format!("{listen}: this node alone, and only root may change it, {way}"),
+            (true, _, true) => {
+                format!("{listen}: this node alone, and only root may change it, {way}")
+            }
             (true, true, false) => {
-                format!("{listen}: OPEN, whoever reaches it may do everything here (access.open), {way}")
+                format!(
+                    "{listen}: OPEN, whoever reaches it may do everything here (access.open), {way}"
+                )
             }
             (true, false, false) => format!(
                 "{listen}: this node alone, and only root may change it; callers from elsewhere are refused until \
@@ -119,9 +123,10 @@ impl Exposure {
     /// The same with what an operator should think about.
     pub fn judged(self) -> Exposure {
         let loopback: IpAddr = Ipv4Addr::LOCALHOST.into();
-        let takes_local = self.allow.iter().any(|network| {
-            network.has(loopback) || network.has(Ipv6Addr::LOCALHOST.into())
-        });
+        let takes_local = self
+            .allow
+            .iter()
+            .any(|network| network.has(loopback) || network.has(Ipv6Addr::LOCALHOST.into()));
         let remote = !self.loopback;
         let warnings = [
             (self.is_unguarded() && self.open && remote).then_some(

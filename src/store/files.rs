@@ -1,8 +1,8 @@
 //! Files that are there whole or not at all.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::form::take_back;
@@ -33,6 +33,15 @@ pub fn replace_file(
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     }
     Ok(())
+}
+
+/// A file at whose end is written, also after somebody has cut it short; others than its owner and group may not read one
+/// that is made.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn open_to_append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
 
 /// Writes a temporary file beside `path`.

@@ -188,7 +188,8 @@ mod tests {
         ] {
             assert!(is_for_the_node(path), "{path}");
         }
-        for path in ["/kvmagent", "/kvmagent/operation/x", "/kvm/vm/start", "/kvmagents/plugins/x"] {
+        for path in ["/kvmagent", "/kvmagent/operation/x", "/kvm/vm/start", "/kvmagents/plugins/x"]
+        {
             assert!(!is_for_the_node(path), "{path}");
         }
     }

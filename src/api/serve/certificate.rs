@@ -70,7 +70,9 @@ fn alternative_names(certificate: &Certificate) -> Vec<String> {
         GeneralName::UniformResourceIdentifier(uri) => Some(uri.to_string()),
         GeneralName::IpAddress(bytes) => match bytes.as_bytes() {
             [a, b, c, d] => Some(std::net::Ipv4Addr::new(*a, *b, *c, *d).to_string()),
-            bytes => <[u8; 16]>::try_from(bytes).ok().map(|v6| std::net::Ipv6Addr::from(v6).to_string()),
+            bytes => {
+                <[u8; 16]>::try_from(bytes).ok().map(|v6| std::net::Ipv6Addr::from(v6).to_string())
+            }
         },
         _ => None,
     };

@@ -35,10 +35,7 @@ pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S
         .route_layer(wants(Role::Read));
     let volumes = Router::new()
         .route("/v1/targets/{name}/volumes", put(volumes::put_all))
-        .route(
-            "/v1/targets/{name}/volumes/{volume}",
-            put(volumes::put).delete(volumes::delete),
-        )
+        .route("/v1/targets/{name}/volumes/{volume}", put(volumes::put).delete(volumes::delete))
         .route("/v1/targets/{name}/volumes/{volume}/resize", post(volumes::resize))
         .route_layer(wants(Role::Volumes));
     let deploy = Router::new()

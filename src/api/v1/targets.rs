@@ -164,7 +164,8 @@ async fn bring_about(
     let subject = Subject { force: query.force, ..Subject::target(&name) };
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let (wish, dry_run) = (wish(spec.map_err(Problem::of)?, query), query.dry_run);
-    let call = (!dry_run).then(|| Call::begins(Change { of: subject, ..Change::of(route, by.0) }, None));
+    let call =
+        (!dry_run).then(|| Call::begins(Change { of: subject, ..Change::of(route, by.0) }, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
     let done = async move { targets.reconcile(work, wish, dry_run).await.map(Arc::new) };
     report::answer_with(&headers, (work, events), done, call).await

@@ -197,7 +197,8 @@ pub async fn put_all(
     let target = wanted(&api, &name)?;
     let specs = list.into_specs(&target.socket_dir).map_err(Problem::of)?;
     let work = api.targets.activate(&target, specs, false);
-    Ok(Json(shown(noted(change("activate", by, Subject::target(&name)), work).await?)).into_response())
+    Ok(Json(shown(noted(change("activate", by, Subject::target(&name)), work).await?))
+        .into_response())
 }
 
 /// Makes one volume serve. One that does not is a problem, and is kept and tried again all the same.

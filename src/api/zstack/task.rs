@@ -152,7 +152,8 @@ where
         Way::Callback(task, url) => {
             // In a task of its own: a caller that goes away leaves nothing half taken in.
             let taken = (task, url, caller);
-            let begun = take_in(outbox, taken, (route, keep), (patience, change), work).in_current_span();
+            let begun =
+                take_in(outbox, taken, (route, keep), (patience, change), work).in_current_span();
             tokio::spawn(begun).await.unwrap_or_else(|_| Problem::of(broke()).into_result())
         }
     }

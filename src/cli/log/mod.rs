@@ -2,9 +2,8 @@
 
 mod journal;
 
-use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +15,7 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 use self::journal::{Journal, Sink};
 use crate::config::{Log, LogFormat, stderr_is_the_journal};
 use crate::log::{AUDIT, LogQueue};
+use crate::store::open_to_append;
 
 /// How long the last lines may take when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -40,11 +40,9 @@ fn audit_directive() -> Result<Directive> {
     format!("{AUDIT}=info").parse().context("the audit log cannot be switched on")
 }
 
-/// Queue of lines to the file of the audit log. Others than root and its group may not read it.
+/// Queue of lines to the file of the audit log.
 fn audit_queue(path: &str) -> Result<LogQueue> {
-    let mut options = OpenOptions::new();
-    let file = options.create(true).append(true).mode(0o640).open(path);
-    let mut file = file.with_context(|| {
+    let mut file = open_to_append(Path::new(path)).with_context(|| {
         format!("{path} cannot be written: see whether its folder is there (access.audit_file)")
     })?;
     let queue = LogQueue::start(move |line| file.write_all(line).is_ok());

@@ -1,0 +1,317 @@
+//! Who may do what: every way to the agent, every role, and what is told of those who were refused.
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::fs;
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use support::http::{Reply, call, receive, request, try_receive};
+use support::legacy::Legacy;
+use support::network::{Far, alone, as_user, call_on};
+use support::{Agent, Place, task, until};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, UnixStream};
+use tokio::time::Instant;
+
+/// A user of the node who is not root.
+const NOBODY: u32 = 65534;
+
+const ZBS: &str = "/zbs/primarystorage/vhost";
+
+/// Routes, and the least role that each is for; none of them changes anything here.
+fn routes() -> Vec<(&'static str, String, &'static str)> {
+    let zbs = |path: &str| format!("{ZBS}{path}");
+    vec![
+        ("GET", "/v1/node".into(), "read"),
+        ("GET", "/v1/status".into(), "read"),
+        ("GET", "/v1/targets".into(), "read"),
+        ("GET", "/metrics".into(), "read"),
+        ("POST", zbs("/target/health"), "read"),
+        ("POST", "/host/echo".into(), "read"),
+        ("POST", zbs("/deactivate"), "volumes"),
+        ("POST", zbs("/activate"), "volumes"),
+        ("POST", zbs("/resize"), "volumes"),
+        ("POST", zbs("/bdev/create"), "volumes"),
+        ("POST", zbs("/bdev/delete"), "volumes"),
+        ("PUT", "/v1/targets/a/volumes".into(), "volumes"),
+        ("PUT", "/v1/targets/a/volumes/b".into(), "volumes"),
+        ("DELETE", "/v1/targets/a/volumes/b".into(), "volumes"),
+        ("POST", "/v1/targets/a/volumes/b/resize".into(), "volumes"),
+        ("POST", "/v1/prepare?dryRun=x".into(), "deploy"),
+        ("POST", "/v1/reclaim".into(), "deploy"),
+        ("PUT", "/v1/targets/a?dryRun=x".into(), "deploy"),
+        ("DELETE", "/v1/targets/a?dryRun=x".into(), "deploy"),
+        ("POST", zbs("/target/ensure"), "deploy"),
+        ("POST", "/host/connect".into(), "deploy"),
+        ("POST", "/host/ping".into(), "deploy"),
+    ]
+}
+
+const ROLES: [&str; 4] = ["read", "volumes", "deploy", "admin"];
+
+fn rank(role: &str) -> usize {
+    ROLES.iter().position(|known| *known == role).unwrap()
+}
+
+fn token(role: &str) -> String {
+    format!("token-of-{role}-0123456789")
+}
+
+/// A setting for a token of each role.
+fn tokens() -> String {
+    let one = |role| {
+        let hash: String =
+            Sha256::digest(token(role)).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("[[access.token]]\nname = \"{role}-one\"\nrole = \"{role}\"\nhash = \"{hash}\"\n")
+    };
+    ROLES.map(one).concat()
+}
+
+/// A body that no handler takes, so that nothing is changed.
+const WRONG: &str = "[]";
+
+/// A call of a local user over loopback.
+async fn as_local(uid: u32, to: SocketAddr, method: &str, path: &str, body: &str) -> Reply {
+    let socket = as_user(uid, || TcpSocket::new_v4().unwrap());
+    let stream = socket.connect(to).await.unwrap();
+    call_on(stream, method, path, &[], body).await
+}
+
+async fn with_token(agent: &Agent, role: &str, method: &str, path: &str, body: &str) -> Reply {
+    let header = format!("Bearer {}", token(role));
+    call(agent.address, method, path, &[("Authorization", &header)], body).await
+}
+
+#[tokio::test]
+async fn each_role_may_do_what_it_is_for_and_nothing_more() {
+    let place = Place::on("two-node").settings(&tokens());
+    let agent = place.ready().await;
+    let before = place.snapshot();
+    for role in ROLES {
+        for (method, path, least) in routes() {
+            let reply = with_token(&agent, role, method, &path, WRONG).await;
+            if rank(role) < rank(least) {
+                reply.must_be_problem(403, "role-insufficient");
+                let text = reply.text();
+                assert!(text.contains(&format!("token {role}-one has the role {role}")), "{text}");
+            } else {
+                assert!(
+                    ![401, 403].contains(&reply.status),
+                    "{role} {method} {path}: {}",
+                    reply.text()
+                );
+            }
+        }
+    }
+    before.must_be_what_is(&place);
+    assert!(!agent.log().contains("token-of-"));
+}
+
+#[tokio::test]
+async fn a_role_for_volumes_deploys_no_target_for_them() {
+    let place = Place::on("two-node").settings(&tokens());
+    let agent = place.ready().await;
+    let body =
+        r#"{"installPath":"zbs://p/v","bdevName":"b","controllerName":"c","image":"zbs-vhost:1"}"#;
+    let reply = with_token(&agent, "volumes", "POST", &format!("{ZBS}/activate"), body).await;
+    assert_eq!(reply.json()["code"], "role-insufficient", "{}", reply.text());
+    let targets = with_token(&agent, "read", "GET", "/v1/targets", "").await;
+    assert_eq!(targets.json()["targets"], serde_json::json!([]));
+}
+
+#[test]
+fn from_elsewhere_only_signs_of_life_are_served_until_somebody_is_named() {
+    alone(async || {
+        let far = Far::new();
+        let place = Place::on("two-node").env("VHOST_AGENT_LISTEN", "[::]:0");
+        let agent = place.ready().await;
+        let port = agent.address.port();
+        let before = place.snapshot();
+        for path in ["/healthz", "/readyz", "/healthz/"] {
+            assert_eq!(
+                call_on(far.connect(port).await, "GET", path, &[], "").await.status,
+                200,
+                "{path}"
+            );
+        }
+        for (method, path, _) in
+            routes().into_iter().chain([("GET", "/no/such".into(), "")]).take(9)
+        {
+            let reply = call_on(far.connect(port).await, method, &path, &[], WRONG).await;
+            reply.must_be_problem(403, "access-not-configured");
+            assert!(reply.text().contains("vhost-agent setup --controller"), "{}", reply.text());
+        }
+        before.must_be_what_is(&place);
+        drop(agent);
+        for (toml, status) in [
+            ("[access]\nopen = true\n", 200),
+            ("[access]\nallow = [\"10.8.0.0/24\"]\n", 200),
+            ("[access]\nallow = [\"10.7.0.0/24\"]\n", 403),
+        ] {
+            let place = Place::on("two-node").settings(toml).env("VHOST_AGENT_LISTEN", "[::]:0");
+            let agent = place.ready().await;
+            let stream = far.connect(agent.address.port()).await;
+            let reply = call_on(stream, "POST", "/host/ping", &[], "{}").await;
+            assert_eq!(reply.status, status, "{toml} {}", reply.text());
+        }
+    });
+}
+
+#[tokio::test]
+async fn over_loopback_only_root_may_change_anything() {
+    for listen in ["127.0.0.1:0", "[::]:0"] {
+        let place = Place::on("two-node").env("VHOST_AGENT_LISTEN", listen);
+        let mut agent = place.ready().await;
+        agent.address.set_ip([127, 0, 0, 1].into());
+        for (method, path, least) in routes() {
+            let reply = as_local(NOBODY, agent.address, method, &path, WRONG).await;
+            match least {
+                "read" => assert!(![401, 403].contains(&reply.status), "{method} {path}"),
+                _ => reply.must_be_problem(403, "role-insufficient"),
+            }
+            let reply = as_local(0, agent.address, method, &path, WRONG).await;
+            assert!(![401, 403].contains(&reply.status), "{method} {path}: {}", reply.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_nodes_socket_takes_root_and_nobody_whom_its_mode_does_not_let_in() {
+    let place = Place::on("two-node").settings("[access]\nallow = [\"192.0.2.1\"]\n");
+    let agent = place.ready().await;
+    let socket = place.socket();
+    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    let bytes = request("POST", "/v1/reclaim", &[("Connection", "close")], "{}");
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    assert_eq!(receive(&mut stream).await.status, 200);
+    let refused = as_user(NOBODY, || std::os::unix::net::UnixStream::connect(&socket));
+    // A capability could still let it through where the whole test is root: then its uid is not 0 all the same.
+    if let Ok(stream) = refused {
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = UnixStream::from_std(stream).unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        assert!(try_receive(&mut stream).await.is_some());
+    }
+    agent.logged("reclaim by uid 0").await;
+}
+
+/// The lines of a file of the audit log.
+fn lines(path: &std::path::Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn every_change_and_every_refusal_is_a_line_of_the_audit_log_without_a_secret() {
+    let place = Place::on("two-node");
+    let file = place.folder().join("audit.log");
+    let settings = format!(
+        "[log]\nlevel = \"error\"\n[access]\naudit_file = \"{}\"\n{}",
+        file.display(),
+        tokens()
+    );
+    let place = place.settings(&settings);
+    let agent = place.ready().await;
+    let body =
+        r#"{"sshPassword":"not-to-be-told","bdevName":"bdev-1","controllerName":"volume-1"}"#;
+    let header = format!("Bearer {}", token("volumes"));
+    let uuid = task(7);
+    let headers = [
+        ("Authorization", header.as_str()),
+        ("taskuuid", &uuid),
+        ("callbackurl", "http://127.0.0.1:1/callback"),
+    ];
+    let reply = call(agent.address, "POST", &format!("{ZBS}/deactivate"), &headers, body).await;
+    assert_eq!(reply.status, 200);
+    with_token(&agent, "deploy", "DELETE", "/v1/targets/none?force=true", "{}").await;
+    with_token(&agent, "read", "DELETE", "/v1/targets/none", "{}").await;
+    let wrong = [("Authorization", "Bearer not-to-be-told-0123456789")];
+    call(agent.address, "GET", "/v1/node", &wrong, "").await;
+    let told = until("all are told", async || {
+        let told = lines(&file);
+        (told.len() >= 4).then_some(told)
+    })
+    .await;
+    let find = |outcome: &str, key: &str, value: &str| {
+        let fits = |line: &&Value| line["outcome"] == outcome && line[key] == value;
+        told.iter().find(fits).unwrap_or_else(|| panic!("{outcome} {key} {value}: {told:#?}"))
+    };
+    let change = find("done", "route", "deactivate");
+    assert_eq!(
+        (&change["by"], &change["role"], &change["address"], &change["volume"], &change["task"]),
+        (
+            &"token volumes-one".into(),
+            &"volumes".into(),
+            &"127.0.0.1".into(),
+            &"volume-1".into(),
+            &uuid.into()
+        )
+    );
+    let destroy = told.iter().find(|line| line["route"] == "destroy").unwrap();
+    assert_eq!(
+        (&destroy["of_target"], &destroy["force"], &destroy["by"]),
+        (&"none".into(), &true.into(), &"token deploy-one".into())
+    );
+    assert_eq!(find("refused", "code", "role-insufficient")["by"], "token read-one");
+    let refused = find("refused", "code", "token-wrong");
+    assert_eq!(refused["route"], "GET /v1/node");
+    assert!(told.iter().all(|line| line["timestamp"].is_string()));
+    let all = fs::read_to_string(&file).unwrap() + &agent.log();
+    assert!(!all.contains("not-to-be-told") && !all.contains("token-of-"), "{all}");
+    assert!(agent.log().contains("deactivate of volume-1 by token volumes-one: done"));
+}
+
+#[tokio::test]
+async fn who_goes_on_with_wrong_tokens_waits_and_is_counted() {
+    let place = Place::on("two-node").settings(&tokens());
+    let agent = place.ready().await;
+    let wrong = [("Authorization", "Bearer 0123456789abcdef0123456789")];
+    let ask = async |count: usize| {
+        let began = Instant::now();
+        for _ in 0..count {
+            let reply = call(agent.address, "GET", "/v1/node", &wrong, "").await;
+            reply.must_be_problem(401, "token-wrong");
+        }
+        began.elapsed()
+    };
+    ask(10).await;
+    assert!(ask(2).await.as_millis() >= 1000, "each further one waits");
+    // Whoever has a token does not.
+    let page = with_token(&agent, "read", "GET", "/metrics", "").await;
+    assert!(
+        page.text().contains("vhost_http_refused_total{reason=\"token-wrong\"} 12"),
+        "{}",
+        page.text()
+    );
+}
+
+#[test]
+fn only_root_on_the_node_gets_through_to_the_legacy_agents_own_operation() {
+    alone(async || {
+        let far = Far::new();
+        let legacy = Legacy::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        let settings = format!(
+            "fallback_url = \"http://{}\"\n[access]\nallow = [\"10.8.0.0/24\"]\n",
+            legacy.address
+        );
+        let place = Place::on("two-node").settings(&settings).env("VHOST_AGENT_LISTEN", "[::]:0");
+        let mut agent = place.ready().await;
+        agent.address.set_ip([127, 0, 0, 1].into());
+        let port = agent.address.port();
+        let other = call_on(far.connect(port).await, "POST", "/kvm/vm/start", &[], "{}").await;
+        assert_eq!(other.status, 200, "{}", other.text());
+        for path in [
+            "/kvmagent/operations/restart-fence",
+            "/kvmagent/plugins/x",
+            "//kvmagent/%6fperations/restart-fence",
+            "/KVMAGENT/plugins",
+        ] {
+            let reply = call_on(far.connect(port).await, "POST", path, &[], "{}").await;
+            reply.must_be_problem(403, "node-root-only");
+            assert_eq!(as_local(0, agent.address, "POST", path, "{}").await.status, 200, "{path}");
+        }
+    });
+}
