@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 
 pub use self::error::StoreError;
 use self::files::sweep;
-pub use self::files::{open_to_append, read_some, replace_file, write_new};
+pub use self::files::{make_folder, open_to_append, read_some, replace_file, write_new};
 use self::form::name_aside;
 pub use self::form::{Unusable, VERSION, content, decode, encode};
 pub use self::lock::Lock;

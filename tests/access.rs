@@ -110,6 +110,60 @@ async fn clients_have_to_show_a_certificate_of_the_right_authority_that_is_still
 }
 
 #[tokio::test]
+async fn a_certificate_gives_the_role_of_the_rule_that_names_it_and_a_nodes_own_gives_none() {
+    let authority = Authority::new();
+    let own = authority.sign("127.0.0.1");
+    let place = with_tls(&own, Some(&authority));
+    let config = fs::read_to_string(place.config()).unwrap();
+    let rules = "[[access.certificate]]\nsan = \"mn-*\"\nrole = \"deploy\"\n\
+                 [[access.certificate]]\nsan = \"watch\"\nrole = \"read\"\n";
+    fs::write(place.config(), format!("{config}{rules}")).unwrap();
+    let agent = place.ready().await;
+    for (shown, expected) in [
+        (authority.sign("mn-1"), (200, "")),
+        (authority.sign("watch"), (403, "role-insufficient")),
+        (authority.sign("node-2"), (403, "certificate-unknown")),
+        (own, (403, "certificate-unknown")),
+    ] {
+        let reply = ask(&authority.client(Some(&shown)), &agent).await.unwrap();
+        let code = if reply.status == 200 { String::new() } else { reply.code() };
+        assert_eq!((reply.status, code.as_str()), expected);
+    }
+}
+
+#[tokio::test]
+async fn without_rules_every_certificate_of_the_authority_may_call_but_the_agents_own() {
+    let authority = Authority::new();
+    let own = authority.sign("127.0.0.1");
+    let place = with_tls(&own, Some(&authority));
+    let agent = place.ready().await;
+    let other = authority.sign("whoever");
+    assert_eq!(ask(&authority.client(Some(&other)), &agent).await.unwrap().status, 200);
+    let refused = ask(&authority.client(Some(&own)), &agent).await.unwrap();
+    refused.must_be_problem(403, "certificate-unknown");
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_let_in_no_more_also_when_it_is_revoked_later() {
+    let authority = Authority::new();
+    let place = with_tls(&authority.sign("127.0.0.1"), Some(&authority));
+    let list = file(&place, "revoked.pem");
+    fs::write(&list, authority.revoked(&[7])).unwrap();
+    let place = place.env("VHOST_AGENT_TLS__CLIENT_CRL", list.to_str().unwrap());
+    let agent = place.ready().await;
+    let (revoked, good) = (authority.sign_as("mn", 7), authority.sign_as("mn", 8));
+    assert!(ask(&authority.client(Some(&revoked)), &agent).await.is_none());
+    assert_eq!(ask(&authority.client(Some(&good)), &agent).await.unwrap().status, 200);
+    fs::write(&list, authority.revoked(&[7, 8])).unwrap();
+    until("the other one is out too", async || {
+        ask(&authority.client(Some(&good)), &agent).await.is_none().then_some(())
+    })
+    .await;
+    let page = place.at_socket("/metrics").await.unwrap();
+    assert!(page.text().contains("vhost_http_refused_total{reason=\"tls-handshake\"}"));
+}
+
+#[tokio::test]
 async fn a_new_certificate_is_shown_without_a_restart_and_old_connections_end() {
     let (old, new) = (Authority::new(), Authority::new());
     let place = with_tls(&old.sign("127.0.0.1"), None);

@@ -13,6 +13,7 @@ mod reach;
 mod reclaim;
 mod render;
 mod serve;
+mod setup;
 pub mod state;
 mod status;
 mod target;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Loaded, Overrides, environment, load};
+use crate::config::{ConfigError, Loaded, Overrides, environment, load};
 use crate::model::fault::chain;
 
 /// Exit codes, as `--help` tells them.
@@ -128,6 +129,8 @@ enum Command {
     /// What the agent keeps of the node: show it, carry it elsewhere
     #[command(subcommand)]
     State(state::Command),
+    /// Name who may call this agent from elsewhere: writes the settings for it, and checks them
+    Setup(setup::Wishes),
     /// Settings
     #[command(subcommand)]
     Config(config::Command),
@@ -148,7 +151,11 @@ pub fn run(arguments: Arguments) -> ExitCode {
         listen: global.listen.clone(),
         state_dir: global.state_dir.clone(),
         log_dir: global.log_dir.clone(),
+        replaced: None,
     };
+    if let Command::Setup(wishes) = command {
+        return exit_code(setup::run(overrides, &wishes, global.output));
+    }
     let loaded = match load(&overrides, environment()) {
         Ok(loaded) => loaded,
         Err(e) => {
@@ -156,11 +163,16 @@ pub fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(exit::USAGE);
         }
     };
-    match dispatch(&global, command, loaded) {
+    exit_code(dispatch(&global, command, loaded))
+}
+
+fn exit_code(done: anyhow::Result<u8>) -> ExitCode {
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             eprintln!("vhost-agent: {e:#}");
-            ExitCode::from(if e.is::<Usage>() { exit::USAGE } else { exit::FAILED })
+            let usage = e.is::<Usage>() || e.is::<ConfigError>();
+            ExitCode::from(if usage { exit::USAGE } else { exit::FAILED })
         }
     }
 }
@@ -197,7 +209,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,
             Command::State(command) => state::run(node, command, global.output).await,
-            Command::Config(_) | Command::Target(_) => Ok(exit::HOLDS),
+            Command::Setup(_) | Command::Config(_) | Command::Target(_) => Ok(exit::HOLDS),
         }
     });
     // A write to the kernel that hangs must not keep the process from ending.

@@ -27,6 +27,34 @@ pub struct Overrides {
     pub state_dir: Option<PathBuf>,
     /// `--log-dir`.
     pub log_dir: Option<PathBuf>,
+    /// A drop-in as it is to be, whatever is there: (path, text).
+    pub replaced: Option<(PathBuf, String)>,
+}
+
+impl Overrides {
+    /// The settings file: that of the flag, that of the environment, or the usual one.
+    pub fn settings_file(&self) -> PathBuf {
+        let named =
+            self.config.clone().or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
+        named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
+    }
+}
+
+/// A file of settings that may be there: its text, and what it sets.
+///
+/// # Errors
+/// When it cannot be read, or is not right.
+pub fn previous(path: &Path) -> Result<Option<(String, Settings)>, ConfigError> {
+    let text = match fs::read_to_string(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?,
+    };
+    let wrong = |e: toml::de::Error| ConfigError::Wrong {
+        origin: path.display().to_string(),
+        problem: e.message().to_string(),
+    };
+    let settings = toml::from_str(&text).map_err(wrong)?;
+    Ok(Some((text, settings)))
 }
 
 /// Settings with their origin.
@@ -89,8 +117,18 @@ pub fn load(
     if named.is_some() || file.exists() {
         sources.push(from_file(&file)?);
     }
-    for path in drop_ins(&file)? {
-        sources.push(from_file(&path)?);
+    let mut drop_ins = drop_ins(&file)?;
+    if let Some((path, _)) =
+        overrides.replaced.as_ref().filter(|(path, _)| !drop_ins.contains(path))
+    {
+        drop_ins.push(path.clone());
+        drop_ins.sort();
+    }
+    for path in drop_ins {
+        sources.push(match &overrides.replaced {
+            Some((replaced, text)) if *replaced == path => from_text(&path, text)?,
+            _ => from_file(&path)?,
+        });
     }
     for (name, value) in &variables {
         if name != FILE_VARIABLE {
@@ -122,16 +160,20 @@ fn combine(sources: Vec<(String, Table)>) -> Result<Loaded, ConfigError> {
 fn from_file(path: &Path) -> Result<(String, Table), ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    from_text(path, &text)
+}
+
+fn from_text(path: &Path, text: &str) -> Result<(String, Table), ConfigError> {
     let origin = path.display().to_string();
     let wrong = |e: toml::de::Error| {
         let line = e.span().map_or(1, |span| {
-            let before = text.get(..span.start).unwrap_or(&text);
+            let before = text.get(..span.start).unwrap_or(text);
             before.bytes().filter(|byte| *byte == b'\n').count() + 1
         });
         ConfigError::Wrong { origin: format!("{origin}:{line}"), problem: e.message().to_string() }
     };
-    toml::from_str::<Settings>(&text).map_err(wrong)?;
-    let table = toml::from_str::<Table>(&text).map_err(wrong)?;
+    toml::from_str::<Settings>(text).map_err(wrong)?;
+    let table = toml::from_str::<Table>(text).map_err(wrong)?;
     Ok((origin, table))
 }
 

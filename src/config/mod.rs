@@ -19,6 +19,8 @@ mod target;
 mod volume;
 
 pub use access::{Access, CertificateRule, MaybeAddress, Tls, TokenRule};
-pub use load::{ConfigError, Loaded, Overrides, environment, load, stderr_is_the_journal};
+pub use load::{
+    ConfigError, Loaded, Overrides, environment, load, previous, stderr_is_the_journal,
+};
 pub use outgoing::Outgoing;
 pub use settings::{Log, LogFormat, Settings};

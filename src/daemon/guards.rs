@@ -56,7 +56,7 @@ impl Files {
         })
     }
 
-    fn read_now(&self) -> Read {
+    pub(super) fn read_now(&self) -> Read {
         let tls = self.tls.as_ref().map(|tls| self.read_tls(tls)).transpose();
         Read { tls, tokens: self.read_tokens() }
     }

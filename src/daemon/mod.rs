@@ -19,6 +19,7 @@ use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use self::doors::Listeners;
 pub use self::doors::socket_path;
+use self::guards::{Files, Read};
 use self::owners::Core;
 use self::seams::{Versions, fallback};
 use crate::agent::observe::hypervisor::Hypervisor;
@@ -97,6 +98,17 @@ pub async fn take_lock(store: &Store) -> Result<Lock, StoreError> {
 /// Where the holder of the lock listens, when it is an agent that runs: `http://…` or `https://…`.
 pub fn url_in(holder: &str) -> Option<&str> {
     holder.split_once(", ").map(|(_, url)| url).filter(|url| url.contains("://"))
+}
+
+/// Checks what the settings say of who may call, with the files that they name.
+///
+/// # Errors
+/// What of it cannot be used.
+pub fn check_access(settings: &Settings) -> Result<()> {
+    let Read { tls, tokens } = Files::of(settings).read_now();
+    tls.context("TLS cannot be used")?;
+    tokens.context("the tokens cannot be used")?;
+    Ok(())
 }
 
 /// Runs the agent until it is asked to stop.

@@ -35,6 +35,14 @@ pub fn replace_file(
     Ok(())
 }
 
+/// Makes the folder of a file, where it is not there.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn make_folder(file: &Path) -> io::Result<()> {
+    file.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
 /// A file at whose end is written, also after somebody has cut it short; others than its owner and group may not read one
 /// that is made.
 ///

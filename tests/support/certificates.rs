@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+    KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -46,6 +49,33 @@ impl Authority {
         params.not_before = ago(30).into();
         params.not_after = ago(1).into();
         self.signed(params)
+    }
+
+    /// One with that serial number, to be revoked by it.
+    pub(crate) fn sign_as(&self, name: &str, serial: u64) -> Signed {
+        let mut params = CertificateParams::new(vec![name.to_string()]).unwrap();
+        params.serial_number = Some(SerialNumber::from(serial));
+        self.signed(params)
+    }
+
+    /// The list of revoked certificates, with these serial numbers, as PEM.
+    pub(crate) fn revoked(&self, serials: &[u64]) -> String {
+        let now = SystemTime::now();
+        let one = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(one).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     fn signed(&self, params: CertificateParams) -> Signed {

@@ -1,0 +1,300 @@
+//! `vhost-agent setup`: who may call this agent, written as one file of settings and checked before it is.
+//!
+//! The file says all that the command was told, so that the same command twice changes nothing. Of tokens only the hashes
+//! are kept; one that is there already by its name stays as it is.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::render::{print, print_json, warnings};
+use super::{Output, Usage, exit};
+use crate::config::{Loaded, Overrides, TokenRule, environment, load, previous};
+use crate::daemon::check_access;
+use crate::model::access::Role;
+use crate::model::network::Network;
+use crate::model::node::Exposure;
+use crate::store::{Durability, replace_file};
+
+/// Name of the file beside the settings; those of an operator come after it.
+const FILE: &str = "config.d/10-access.toml";
+/// Head of the file.
+const HEAD: &str = "# Written by `vhost-agent setup`, which replaces it as a whole: own settings belong into another file.\n";
+/// Where ZStack's management node serves the images of targets.
+const IMAGES: &str = "8080/zstack/static/zbs-vhost/";
+
+/// What is to be set up.
+#[derive(Debug, Args)]
+pub(super) struct Wishes {
+    /// Address or network of the controller, such as 10.0.0.5 or 10.0.0.0/24; of each, where there are several
+    #[arg(long, required = true, value_name = "ADDRESS", num_args = 1..)]
+    controller: Vec<String>,
+    /// A token by name, with a role: read, volumes, deploy or admin. It is printed once. With any, every caller has to
+    /// show one, and ZStack's own controller shows none
+    #[arg(long, value_name = "NAME:ROLE")]
+    token: Vec<String>,
+    /// The agent's certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<String>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<String>,
+    /// The authority of the callers' certificates, PEM: each has to show one
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    client_ca: Option<String>,
+    /// Certificates that it has revoked, PEM
+    #[arg(long, value_name = "FILE", requires = "client_ca")]
+    client_crl: Option<String>,
+    /// A name that a caller's certificate has to have (`*` stands for anything), with a role
+    #[arg(long, value_name = "NAME:ROLE", requires = "client_ca")]
+    client_name: Vec<String>,
+    /// Show what would be written; changes nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The file, in the order in which it is written.
+#[derive(Debug, Default, Serialize)]
+struct Written {
+    access: AccessPart,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<TlsPart>,
+    target: TargetPart,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct AccessPart {
+    allow: Vec<Network>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    token: Vec<TokenRule>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    certificate: Vec<CertificatePart>,
+}
+
+#[derive(Debug, Serialize)]
+struct CertificatePart {
+    san: String,
+    role: Role,
+}
+
+#[derive(Debug, Serialize)]
+struct TlsPart {
+    certificate: String,
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_ca: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_crl: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct TargetPart {
+    image_urls: Vec<String>,
+}
+
+/// Outcome, as a document.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Done {
+    outcome: &'static str,
+    file: PathBuf,
+    access: Exposure,
+    /// Tokens that were made now, by name.
+    tokens: Vec<NewToken>,
+}
+
+#[derive(Debug, Serialize)]
+struct NewToken {
+    name: String,
+    token: String,
+}
+
+pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Result<u8> {
+    let (named, file) = (overrides.settings_file(), FILE);
+    let file = named.with_file_name(file);
+    let before = previous(&file)?;
+    let kept = before.as_ref().map(|(_, settings)| settings.access.token.as_slice());
+    let (written, tokens) = wishes.written(kept.unwrap_or_default())?;
+    let text = toml::to_string(&written).context("the settings cannot be written down")?;
+    let text = format!("{HEAD}{text}");
+    let holds = before.as_ref().is_some_and(|(there, _)| *there == text);
+    let overrides = Overrides { replaced: Some((file.clone(), text.clone())), ..overrides };
+    let Loaded { settings, .. } = load(&overrides, environment())?;
+    check_access(&settings)?;
+    let outcome = match (holds, wishes.dry_run) {
+        (true, _) => "holds",
+        (false, true) => "wouldChange",
+        (false, false) => {
+            write(&file, &text)?;
+            "changed"
+        }
+    };
+    let access = settings.exposure(settings.listen);
+    let done = Done { outcome, file, access, tokens };
+    match output {
+        Output::Json => print_json(&done)?,
+        Output::Table if wishes.dry_run && !holds => {
+            print(&format!("{}:\n{text}", done.file.display()))?
+        }
+        Output::Table => print(&done.text(wishes, settings.listen))?,
+    }
+    Ok(if outcome == "wouldChange" { exit::WOULD_CHANGE } else { exit::HOLDS })
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    let written = crate::store::make_folder(file)
+        .and_then(|()| replace_file(file, text.as_bytes(), 0o640, None, Durability::Disk));
+    written.with_context(|| format!("{} cannot be written", file.display()))
+}
+
+impl Wishes {
+    /// The file, with tokens of before as they are; and those that are new.
+    fn written(&self, kept: &[TokenRule]) -> Result<(Written, Vec<NewToken>)> {
+        let allow = self.controller.iter().map(|text| network(text)).collect::<Result<Vec<_>>>()?;
+        let (mut token, mut new) = (Vec::new(), Vec::new());
+        for text in &self.token {
+            let (name, role) = named_role("--token", text)?;
+            let hash = match kept.iter().find(|rule| rule.name == name) {
+                Some(rule) => rule.hash.clone(),
+                None => {
+                    let made = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+                    let digest = Sha256::digest(made.as_bytes());
+                    new.push(NewToken { name: name.clone(), token: made });
+                    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+                }
+            };
+            token.push(TokenRule { name, hash, role });
+        }
+        let certificate = self.client_name.iter().map(|text| {
+            named_role("--client-name", text).map(|(san, role)| CertificatePart { san, role })
+        });
+        let certificate = certificate.collect::<Result<Vec<_>>>()?;
+        let tls =
+            self.certificate.clone().zip(self.key.clone()).map(|(certificate, key)| TlsPart {
+                certificate,
+                key,
+                client_ca: self.client_ca.clone(),
+                client_crl: self.client_crl.clone(),
+            });
+        let image_urls = self.controller.iter().filter_map(|text| images_of(text)).collect();
+        let access = AccessPart { allow, token, certificate };
+        Ok((Written { access, tls, target: TargetPart { image_urls } }, new))
+    }
+}
+
+fn network(text: &str) -> Result<Network> {
+    let network = text.parse::<Network>().map_err(|why| {
+        Usage(format!(
+            "--controller: {why}; names are not taken, for whoever answers for them could call"
+        ))
+    })?;
+    Ok(network)
+}
+
+/// Address of the images that a controller at one address serves.
+fn images_of(controller: &str) -> Option<String> {
+    let address: std::net::IpAddr = controller.parse().ok()?;
+    match address {
+        std::net::IpAddr::V4(address) => Some(format!("http://{address}:{IMAGES}")),
+        std::net::IpAddr::V6(address) => Some(format!("http://[{address}]:{IMAGES}")),
+    }
+}
+
+fn named_role(flag: &str, text: &str) -> Result<(String, Role)> {
+    let wrong = || {
+        Usage(format!(
+            "{flag}: '{text}' is no NAME:ROLE with one of the roles read, volumes, deploy, admin"
+        ))
+    };
+    let (name, role) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let role = serde_json::from_value(role.into()).map_err(|_| wrong())?;
+    if name.is_empty() {
+        bail!(wrong());
+    }
+    Ok((name.to_string(), role))
+}
+
+impl Done {
+    fn text(&self, wishes: &Wishes, listen: SocketAddr) -> String {
+        let Done { outcome, file, access, tokens } = self;
+        let did = if *outcome == "holds" { "holds already" } else { "written" };
+        let mut text = format!("{did}: {}\nwho may call: {}\n", file.display(), access.text());
+        text += &warnings(access);
+        text += "\nthe controller's side needs\n";
+        let scheme = if access.tls { "https" } else { "http" };
+        text += &format!("  address      {scheme}://ADDRESS-OF-THIS-NODE:{}\n", listen.port());
+        for NewToken { name, token } in tokens {
+            text +=
+                &format!("  token        of {name}, shown once: Authorization: Bearer {token}\n");
+        }
+        if wishes.client_ca.is_some() {
+            text +=
+                "  certificate  one of the authority in --client-ca, for clients (clientAuth)\n";
+        }
+        if access.tokens || access.client_certificates {
+            text += "  note         ZStack's own controller shows neither token nor certificate\n";
+        }
+        text += "\nin force with the next start: systemctl restart vhost-agent (targets go on meanwhile)\n";
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wishes(controller: &[&str], token: &[&str]) -> Wishes {
+        let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+        Wishes {
+            controller: owned(controller),
+            token: owned(token),
+            certificate: None,
+            key: None,
+            client_ca: None,
+            client_crl: None,
+            client_name: Vec::new(),
+            dry_run: false,
+        }
+    }
+
+    #[test]
+    fn controllers_are_addresses_and_their_images_are_allowed_with_them() {
+        let (written, _) =
+            wishes(&["10.0.0.5", "fd00::5", "10.1.0.0/16"], &[]).written(&[]).unwrap();
+        assert_eq!(written.access.allow.len(), 3);
+        assert_eq!(
+            written.target.image_urls,
+            [
+                "http://10.0.0.5:8080/zstack/static/zbs-vhost/",
+                "http://[fd00::5]:8080/zstack/static/zbs-vhost/"
+            ]
+        );
+        for wrong in ["mn.example", "", "10.0.0.1/8"] {
+            assert!(wishes(&[wrong], &[]).written(&[]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn token_is_made_once_and_only_its_hash_is_kept() {
+        let wishes = wishes(&["10.0.0.5"], &["controller:deploy"]);
+        let (written, new) = wishes.written(&[]).unwrap();
+        let rule = &written.access.token[0];
+        assert_eq!(
+            (rule.name.as_str(), rule.role, new[0].token.len()),
+            ("controller", Role::Deploy, 64)
+        );
+        assert!(rule.digest().is_some() && rule.hash != new[0].token);
+        let (again, none) = wishes.written(&written.access.token).unwrap();
+        assert_eq!((&again.access.token, none.len()), (&written.access.token, 0));
+        for wrong in ["controller", ":admin", "a:root"] {
+            let mut wrong_one = super::tests::wishes(&["10.0.0.5"], &[wrong]);
+            wrong_one.dry_run = true;
+            assert!(wrong_one.written(&[]).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `vhost-agent setup`: what it writes is what the agent then goes by.
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use support::Place;
+use support::certificates::Authority;
+use support::network::{FAR, Far, alone, call_on};
+
+const FILE: &str = "config.d/10-access.toml";
+
+fn setup<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["setup", "--controller"][..], more].concat()
+}
+
+#[test]
+fn a_controller_that_was_set_up_may_call_and_nobody_else() {
+    alone(async || {
+        let far = Far::new();
+        let place = Place::on("two-node").env("VHOST_AGENT_LISTEN", "[::]:0");
+        let file = place.folder().join(FILE);
+        let planned = place.run(&setup(&[FAR, "--dry-run"])).await;
+        assert_eq!(planned.code, Some(3), "{planned:?}");
+        assert!(
+            planned.out.contains("allow = [\"10.8.0.2\"]") && !file.exists(),
+            "{}",
+            planned.out
+        );
+        let done = place.run(&setup(&[FAR])).await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+        for expected in [
+            "who may call: [::]:0: wants an address in 10.8.0.2, no TLS",
+            "http://ADDRESS-OF-THIS-NODE",
+            "systemctl restart vhost-agent",
+        ] {
+            assert!(done.out.contains(expected), "{expected}: {}", done.out);
+        }
+        let written = fs::read_to_string(&file).unwrap();
+        assert!(
+            written.contains("image_urls = [\"http://10.8.0.2:8080/zstack/static/zbs-vhost/\"]")
+        );
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o640);
+        let again = place.run(&setup(&[FAR])).await;
+        assert!(again.code == Some(0) && again.out.starts_with("holds already"), "{}", again.out);
+        let agent = place.ready().await;
+        let stream = far.connect(agent.address.port()).await;
+        assert_eq!(call_on(stream, "POST", "/host/ping", &[], "{}").await.status, 200);
+        drop(agent);
+        assert_eq!(place.run(&setup(&["10.8.0.9"])).await.code, Some(0));
+        let agent = place.ready().await;
+        let stream = far.connect(agent.address.port()).await;
+        let refused = call_on(stream, "POST", "/host/ping", &[], "{}").await;
+        assert_eq!((refused.status, refused.code().as_str()), (403, "address-not-allowed"));
+    });
+}
+
+#[tokio::test]
+async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
+    let place = Place::on("two-node");
+    let wishes = ["127.0.0.1", "--token", "controller:deploy", "--output", "json"];
+    let done = place.run(&setup(&wishes)).await.json();
+    let token = done["tokens"][0]["token"].as_str().unwrap().to_string();
+    let again = place.run(&setup(&wishes)).await.json();
+    assert_eq!((&again["outcome"], &again["tokens"]), (&"holds".into(), &serde_json::json!([])));
+    let all = fs::read_to_string(place.folder().join(FILE)).unwrap();
+    assert!(!all.contains(&token) && all.contains("role = \"deploy\""), "{all}");
+    let agent = place.ready().await;
+    let header = format!("Bearer {token}");
+    let ask = async |headers: &[(&str, &str)]| {
+        support::http::call(agent.address, "POST", "/host/ping", headers, "{}").await.status
+    };
+    assert_eq!(ask(&[("Authorization", &header)]).await, 200);
+    assert_eq!(ask(&[]).await, 401);
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_is_refused_and_nothing_is_written() {
+    let place = Place::on("two-node");
+    let file = place.folder().join(FILE);
+    let (own, other) = (Authority::new().sign("node"), Authority::new().sign("node"));
+    let at = |name: &str, text: &str| {
+        let path = place.folder().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path.display().to_string()
+    };
+    let (certificate, key) = (at("node.pem", &own.pem), at("other.key", &other.key));
+    for (wishes, code, expected) in [
+        (vec!["mn.example"], 2, "names are not taken"),
+        (vec!["10.0.0.5", "--token", "a"], 2, "'a' is no NAME:ROLE"),
+        (vec!["10.0.0.5", "--token", "a b:read"], 2, "'a b' is no name"),
+        (
+            vec!["10.0.0.5", "--certificate", &certificate, "--key", &key],
+            1,
+            "cannot be used together",
+        ),
+        (vec!["10.0.0.5", "--certificate", "/none", "--key", &key], 1, "/none"),
+    ] {
+        let ended = place.run(&setup(&wishes)).await;
+        assert_eq!(ended.code, Some(code), "{wishes:?} {ended:?}");
+        assert!(ended.err.contains(expected), "{wishes:?} {}", ended.err);
+        assert!(!file.exists(), "{wishes:?}");
+    }
+}
