@@ -35,7 +35,8 @@ pub(super) fn advice(
     told.map(|told| format!(": {told}")).unwrap_or_default()
 }
 
-/// SPDK says the same of memory, of descriptors and of a path where no socket can be made.
+/// SPDK says the same of memory, of descriptors, of a full table of sockets (`MAX_FDS` of `fd_man.h` in DPDK 23.11) and of a path
+/// where no socket can be made.
 fn of_memory(place: &Place, settings: &TargetSettings) -> Option<String> {
     if place.kind == TargetKind::BuiltIn {
         return None;
@@ -52,7 +53,8 @@ fn of_memory(place: &Place, settings: &TargetSettings) -> Option<String> {
     };
     Some(format!(
         "the target may have used up {memory}; or its descriptors (1,024 hold 496 controllers): raise the engine's limit \
-         of open files; or something else lies at the path of its socket"
+         of open files; or all the sockets that one process has with DPDK 23.11 and older (1,023): spread the volumes over two \
+         targets; or something else lies at the path of its socket"
     ))
 }
 
@@ -166,7 +168,7 @@ mod tests {
             told(VolumeStep::CreateController, &VolumeSpec::example("v"), kind, code, words)
         };
         let full = of(TargetKind::Spdk, -32602, "Input/output error");
-        for words in ["memory_mib 512;", "larger memoryMib and recreate", "1,024"] {
+        for words in ["memory_mib 512;", "larger memoryMib and recreate", "1,024", "1,023"] {
             assert!(full.contains(words), "{full}");
         }
         let of_zbs = of(TargetKind::Zbs, -32602, "Input/output error");
