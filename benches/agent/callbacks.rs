@@ -25,7 +25,7 @@ use crate::figures::{Samples, millis, print_aim};
 use crate::floor::Floor;
 use crate::footprint::Held;
 use crate::machine::{Pinned, Seats, pin};
-use crate::played::{HEALTH, Played};
+use crate::played::{Guard, HEALTH, Played};
 
 /// Callers at once, and the calls of them all.
 const ROWS: [(usize, usize); 2] = [(1, 3_000), (50, 10_000)];
@@ -40,7 +40,7 @@ pub(crate) fn run(_: EngineUse) -> Result<()> {
     let (seats, played) = (Seats::find()?, Played::new()?);
     seats.print();
     let _pinned = Pinned::here(seats.clients)?;
-    let (agent, door) = played.agent(false)?;
+    let (agent, door) = played.agent(Guard::None)?;
     pin(agent.pid(), seats.server)?;
     let body = played.health_call();
     let floor = Floor::start(&door.connect()?.get_done("POST", HEALTH, &body)?.body, None)?;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::dial::{AsyncDuplex, Door};
 use crate::figures::Samples;
+use crate::http::request;
 
 /// What a caller does with its connection after an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +59,8 @@ impl Stage {
 
 impl Callers {
     /// The bytes of a call.
-    pub(crate) fn request(method: &str, path: &str, body: &str) -> Arc<[u8]> {
-        let length = body.len();
-        format!(
-            "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        )
-        .into_bytes()
-        .into()
+    pub(crate) fn request(method: &str, path: &str, headers: &str, body: &str) -> Arc<[u8]> {
+        request(method, path, headers, body).into_bytes().into()
     }
 
     /// Lets them call until the run ends; how long each counted call took.

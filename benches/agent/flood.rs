@@ -20,7 +20,7 @@ use crate::dial::{Door, Line};
 use crate::figures::{Samples, millis};
 use crate::floor::Floor;
 use crate::machine::{Pinned, Seats, cpu_time, many_files, own_cpu_time, pin};
-use crate::played::{HEALTH, Played, serves};
+use crate::played::{Guard, HEALTH, Played, serves};
 
 /// Before figures are taken …
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -61,7 +61,7 @@ pub(crate) fn run(_: EngineUse) -> Result<()> {
     let _pinned = Pinned::here(seats.clients)?;
     for (tls, floods) in [(false, &PLAIN[..]), (true, &TLS[..])] {
         println!("  {}", if tls { "through TLS" } else { "plain" });
-        let (agent, door) = played.agent(tls)?;
+        let (agent, door) = played.agent(Guard::of(tls))?;
         pin(agent.pid(), seats.server)?;
         let call = played.health_call();
         let answer = door.connect()?.get_done("POST", HEALTH, &call)?;
@@ -196,7 +196,7 @@ impl Flood {
             Flood::Silent(count) => silent(door, stage, count).await,
             Flood::ComeAndGo { each_ms } => come_and_go(door, stage, each_ms).await,
             Flood::Callers(at_once, method, path) => {
-                let request = Callers::request(method, path, "");
+                let request = Callers::request(method, path, "", "");
                 let callers = Callers { door, request, at_once, connections: Connections::Kept };
                 Ok(callers.call(stage).await?.count())
             }

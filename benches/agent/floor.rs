@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use vhost_agent::api::serve::{Material, listen, tls_config};
+use vhost_agent::api::serve::{Material, listen, tls_guard};
 
 use crate::played::Identity;
 
@@ -104,7 +104,8 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
 
 fn tls(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
     let (chain, key) = (std::fs::read(certificate)?, std::fs::read(key)?);
-    Ok(tls_config(&Material { chain, key, client_ca: None })?)
+    let material = Material { chain, key, client_ca: None, client_crl: None };
+    Ok(tls_guard(&material, Vec::new())?.config)
 }
 
 type Poster = Client<HttpConnector, Full<Bytes>>;

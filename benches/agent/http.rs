@@ -54,13 +54,24 @@ impl<S: Read + Write> Connection<S> {
 
     /// Asks; the answer is to be received before the next question.
     pub(crate) fn send(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        self.send_with(method, path, "", body)
+    }
+
+    fn send_with(&mut self, method: &str, path: &str, headers: &str, body: &str) -> Result<()> {
         self.read.clear();
-        Ok(self.stream.write_all(request.as_bytes())?)
+        Ok(self.stream.write_all(request(method, path, headers, body).as_bytes())?)
+    }
+
+    /// Asks with more headers, each with its end of line, and waits for an answer that says that it was done.
+    pub(crate) fn get_done_with(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> Result<Answer> {
+        self.send_with(method, path, headers, body)?;
+        done(self.receive()?, method, path)
     }
 
     /// The whole answer.
@@ -80,13 +91,25 @@ impl<S: Read + Write> Connection<S> {
 
     /// Asks for what has to succeed, and returns the JSON of the answer.
     pub(crate) fn get_done(&mut self, method: &str, path: &str, body: &str) -> Result<Answer> {
-        let answer = self.ask(method, path, body)?;
-        if answer.status != 200 {
-            let text = String::from_utf8_lossy(&answer.body).into_owned();
-            bail!("{method} {path}: {} {text}", answer.status);
-        }
-        Ok(answer)
+        done(self.ask(method, path, body)?, method, path)
     }
+}
+
+fn done(answer: Answer, method: &str, path: &str) -> Result<Answer> {
+    if answer.status != 200 {
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        bail!("{method} {path}: {} {text}", answer.status);
+    }
+    Ok(answer)
+}
+
+/// The bytes of a request; more headers each with its end of line.
+pub(crate) fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: bench\r\n{headers}Content-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
 }
 
 /// The answer, when all of it has arrived.

@@ -18,7 +18,7 @@ use crate::floor::Floor;
 use crate::machine::{
     Pinned, Seats, cpu_time, forget_peak, many_files, own_cpu_time, peak_kib, pin,
 };
-use crate::played::{HEALTH, Played};
+use crate::played::{Guard, HEALTH, Played};
 
 /// Before figures are taken …
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -44,12 +44,12 @@ pub(crate) fn run(_: EngineUse) -> Result<()> {
     many_files()?;
     let _pinned = Pinned::here(seats.clients)?;
     for tls in [false, true] {
-        let (agent, door) = played.agent(tls)?;
+        let (agent, door) = played.agent(Guard::of(tls))?;
         pin(agent.pid(), seats.server)?;
         let agent = Server { pid: agent.pid(), door, _process: agent };
         for (path, body) in [(PING, "{}".to_string()), (HEALTH, played.health_call())] {
             println!("  {path}, {}", if tls { "through TLS" } else { "plain" });
-            let call = Call { path, body: &body };
+            let call = Call { path, headers: "", body: &body };
             let floor = floor(&agent, &call, &played, tls, seats)?;
             call.print_bytes("agent", &agent)?;
             call.print_bytes("floor", &floor)?;
@@ -57,6 +57,49 @@ pub(crate) fn run(_: EngineUse) -> Result<()> {
                 compare(&call, &agent, &floor, at_once, connections)?;
             }
         }
+    }
+    authorised(&played, seats)
+}
+
+/// Times that each side is measured, one after the other: what else the machine does comes to both.
+const TURNS: usize = 5;
+
+/// What it costs to judge a token, and the role that it gives, of each call.
+fn authorised(played: &Played, seats: Seats) -> Result<()> {
+    println!("  {HEALTH}, with a token in each call beside none, 50 at once on kept connections");
+    let body = played.health_call();
+    let mut sides = Vec::new();
+    for guard in [Guard::None, Guard::Token] {
+        let (agent, door) = played.agent(guard)?;
+        pin(agent.pid(), seats.server)?;
+        let call = Call { path: HEALTH, headers: guard.headers(), body: &body };
+        sides.push((call, Server { pid: agent.pid(), door, _process: agent }, Vec::new()));
+    }
+    for _ in 0..TURNS {
+        for (call, agent, runs) in &mut sides {
+            runs.push(call.measure(agent, 50, Connections::Kept)?);
+        }
+    }
+    let median = |runs: &[Run], of: fn(&Run) -> f64| {
+        let mut all: Vec<f64> = runs.iter().map(of).collect();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied().unwrap_or_default()
+    };
+    let figures: Vec<(f64, f64)> = sides
+        .iter()
+        .map(|(_, _, runs)| {
+            (median(runs, |run| run.took.median().as_secs_f64()), median(runs, Run::cpu_each))
+        })
+        .collect();
+    if let [(took, cpu), (token_took, token_cpu)] = figures[..] {
+        println!(
+            "      none {:.1} us p50, {cpu:.1} us CPU; token {:.1} us p50, {token_cpu:.1} us CPU: {:.3} x and {:.3} x \
+             (aim: 1.05), medians of {TURNS} turns",
+            took * 1e6,
+            token_took * 1e6,
+            token_took / took,
+            token_cpu / cpu
+        );
     }
     Ok(())
 }
@@ -85,6 +128,7 @@ fn floor<P>(
 
 struct Call<'a> {
     path: &'a str,
+    headers: &'a str,
     body: &'a str,
 }
 
@@ -111,7 +155,7 @@ impl Call<'_> {
 
     /// Lets so many call for a while.
     fn measure<P>(&self, server: &Server<P>, at_once: usize, how: Connections) -> Result<Run> {
-        let request = Callers::request("POST", self.path, self.body);
+        let request = Callers::request("POST", self.path, self.headers, self.body);
         let callers = Callers { door: server.door.clone(), request, at_once, connections: how };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         forget_peak(server.pid)?;

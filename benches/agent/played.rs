@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::agent::Agent;
@@ -57,7 +58,8 @@ impl Played {
     }
 
     /// Starts an agent on this node and waits until it has seen that the target serves.
-    pub(crate) fn agent(&self, tls: bool) -> Result<(Agent, Door)> {
+    pub(crate) fn agent(&self, guard: Guard) -> Result<(Agent, Door)> {
+        let tls = guard == Guard::Tls;
         let at = |name: &str| self.folder.path().join(name).display().to_string();
         let mut settings = format!(
             "engine.manage = false\nengine.socket = {:?}\naccess.socket = \"\"\nreport.enabled = false\n",
@@ -66,11 +68,15 @@ impl Played {
         if let Some(Identity { certificate, key }) = self.identity(tls) {
             settings += &format!("tls.certificate = {certificate:?}\ntls.key = {key:?}\n");
         }
+        if guard == Guard::Token {
+            settings += &token_setting();
+        }
         let (agent, _) = Agent::start_with(&settings)?;
         let door = Door::new(agent.address(), tls)?;
         let (began, mut call) = (Instant::now(), door.connect()?);
         loop {
-            let answer = call.get_done("POST", HEALTH, &self.health_call())?;
+            let answer =
+                call.get_done_with("POST", HEALTH, guard.headers(), &self.health_call())?;
             match serves(&answer.body) {
                 true => return Ok((agent, door)),
                 false if began.elapsed() > PATIENCE => {
@@ -86,6 +92,46 @@ impl Played {
         let control = self.folder.path().join("vhost.sock");
         json!({"containerName": "zbs-vhost", "controlSock": control}).to_string()
     }
+}
+
+/// What callers of the played agent have to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// Nothing: they are root on the node.
+    None,
+    /// Nothing, through TLS.
+    Tls,
+    /// A token, of a role that does not more than look.
+    Token,
+}
+
+impl Guard {
+    /// With TLS or with nothing.
+    pub(crate) fn of(tls: bool) -> Guard {
+        if tls { Guard::Tls } else { Guard::None }
+    }
+
+    /// Headers by which it is shown, each with its end of line.
+    pub(crate) fn headers(self) -> &'static str {
+        match self {
+            Guard::None | Guard::Tls => "",
+            Guard::Token => "Authorization: Bearer token-of-the-bench-0123456789\r\n",
+        }
+    }
+}
+
+/// That token among as many others as a site has.
+fn token_setting() -> String {
+    let digest = |token: &str| -> String {
+        Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let one = |(name, token): (String, String)| {
+        format!("{{ name = \"{name}\", role = \"read\", hash = \"{}\" }}", digest(&token))
+    };
+    let others = (0..9).map(|n| (format!("other-{n}"), format!("token-of-another-{n}")));
+    let own = ("bench".to_string(), "token-of-the-bench-0123456789".to_string());
+    let all: Vec<String> = others.chain([own]).map(one).collect();
+    format!("access.token = [{}]\n", all.join(", "))
 }
 
 /// Whether a health call was answered that the target serves.

@@ -394,12 +394,22 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_access_to_a_backing_is_not_told() {
-        let mut params = json!({"pool_name": "p", "config": {"key": "a", "mon_host": "b"},
-                                "psk_file": 7, "Tokens": ["a", {"user": "c"}]});
-        redact("", &mut params);
-        let told = json!({"pool_name": "p", "config": {"key": "(hidden)", "mon_host": "b"},
-                          "psk_file": "(hidden)", "Tokens": ["(hidden)", {"user": "c"}]});
-        assert_eq!(params, told);
+    fn values_of_raw_params_are_not_told() {
+        let params = json!({"pool_name": "p", "config": {"key": "a"}, "user": ["b"]});
+        let view = VolumeView {
+            target: "a".parse().unwrap(),
+            spec: VolumeSpec {
+                backing: Backing::Raw {
+                    method: "bdev_rbd_create".parse().unwrap(),
+                    params: params.as_object().unwrap().clone(),
+                    delete_method: None,
+                },
+                ..VolumeSpec::example("v")
+            },
+            status: crate::model::volume::VolumeStatus::unknown(),
+        };
+        let told = serde_json::to_value(redacted(view)).unwrap();
+        let hidden = json!({"pool_name": "(hidden)", "config": "(hidden)", "user": "(hidden)"});
+        assert_eq!(told["backing"]["params"], hidden);
     }
 }
