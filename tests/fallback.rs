@@ -132,6 +132,23 @@ async fn what_the_legacy_agent_says_is_said_whatever_it_is() {
 }
 
 #[tokio::test]
+async fn a_legacy_agent_that_stops_or_is_fenced_says_so_itself() {
+    for (answer, words) in [
+        (
+            "HTTP/1.1 400 Bad Request\r\nContent-Length: 20\r\n\r\nkvmagent is stopping",
+            "kvmagent is stopping",
+        ),
+        ("HTTP/1.1 409 Conflict\r\nContent-Length: 15\r\n\r\nhost is fenced.", "host is fenced."),
+    ] {
+        let legacy = Legacy::answering(answer).await;
+        let (_place, agent) = before(&legacy, "").await;
+        let reply = agent.post_task("/kvm/vm/start", &task(1), "http://127.0.0.1:1/x", "{}").await;
+        assert!(answer.contains(&reply.status.to_string()), "{}", reply.status);
+        assert_eq!((reply.text(), reply.header("content-type")), (words, None));
+    }
+}
+
+#[tokio::test]
 async fn a_body_in_chunks_stays_one_and_keeps_its_trailers() {
     let answer = "HTTP/1.1 200 OK\r\nDate: now\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n\
         3\r\nabc\r\n4\r\ndefg\r\n0\r\nX-Sum: 7\r\n\r\n";
