@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use support::http::{Reply, call, receive, request, try_receive};
 use support::legacy::Legacy;
-use support::network::{Far, alone, as_user, call_on};
+use support::network::{Far, NEAR, alone, as_user, call_on};
 use support::{Agent, Place, task, until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
@@ -176,6 +176,31 @@ async fn over_loopback_only_root_may_change_anything() {
             assert!(![401, 403].contains(&reply.status), "{method} {path}: {}", reply.text());
         }
     }
+}
+
+#[test]
+fn a_local_user_gains_nothing_by_the_nodes_own_address_or_by_the_agent_itself() {
+    alone(async || {
+        let _far = Far::new();
+        let settings = "[access]\nallow = [\"10.8.0.0/24\"]\n[outgoing]\nto = [\"10.8.0.0/24\"]\n[callbacks]\nfirst_delay = \"20ms\"\n";
+        let place = Place::on("two-node").settings(settings).env("VHOST_AGENT_LISTEN", "[::]:0");
+        let mut agent = place.ready().await;
+        agent.address.set_ip(NEAR.parse().unwrap());
+        let reply = as_local(NOBODY, agent.address, "POST", "/v1/reclaim", "{}").await;
+        reply.must_be_problem(403, "role-insufficient");
+        assert_eq!(as_local(0, agent.address, "POST", "/v1/reclaim", "{}").await.status, 200);
+        // Its result would be brought to a route that changes the node, by the agent, which is root.
+        let to = format!("http://{}{ZBS}/destroy", agent.address);
+        let uuid = task(9);
+        let headers = [("taskuuid", uuid.as_str()), ("callbackurl", to.as_str())];
+        let socket = as_user(NOBODY, || TcpSocket::new_v4().unwrap());
+        let stream = socket.connect(agent.address).await.unwrap();
+        let path = format!("{ZBS}/target/health");
+        let reply = call_on(stream, "POST", &path, &headers, "{}").await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        agent.logged("was refused: called-itself").await;
+        assert!(!agent.log().contains("destroy by"), "{}", agent.log());
+    });
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ pub struct Named {
 pub struct Peer {
     /// Where it is.
     pub caller: Caller,
-    /// User of a peer on this node, where the kernel tells it.
+    /// User of a peer on this node, where the kernel tells it; none for one elsewhere.
     pub uid: Option<u32>,
     /// Name and role of its certificate.
     pub certificate: Option<Named>,
@@ -75,7 +75,12 @@ impl Peer {
 
     /// Whether it is root on this node, by the kernel's word.
     pub fn is_root(&self) -> bool {
-        self.caller.is_local() && self.uid == Some(0)
+        self.uid == Some(0)
+    }
+
+    /// Whether it is another user of this node than root, or one of whom the kernel tells nothing.
+    fn is_other_user(&self) -> bool {
+        !self.is_root() && (self.caller.is_local() || self.uid.is_some())
     }
 }
 
@@ -96,19 +101,23 @@ pub struct Principal {
     pub caller: Caller,
     /// Whether it is root on this node.
     pub is_root: bool,
+    /// Whether it is on this node.
+    pub is_local: bool,
 }
 
 impl Principal {
     /// A peer by itself, with that role.
     pub fn of(peer: &Peer, role: Role) -> Principal {
         let name = peer.name.clone();
-        Principal { name, role, caller: peer.caller, is_root: peer.is_root() }
+        let is_local = peer.caller.is_local() || peer.uid.is_some();
+        Principal { name, role, caller: peer.caller, is_root: peer.is_root(), is_local }
     }
 
     /// Command of this process, which acts for itself.
     pub fn command() -> Principal {
         let name = "command".into();
-        Principal { name, role: Role::Admin, caller: Caller::Here, is_root: true }
+        let (role, caller) = (Role::Admin, Caller::Here);
+        Principal { name, role, caller, is_root: true, is_local: true }
     }
 
     /// Judges whether it may do what a role is needed for.
@@ -120,7 +129,7 @@ impl Principal {
             return Ok(());
         }
         let Principal { name, role, .. } = self;
-        let advice = match self.caller.is_local() {
+        let advice = match self.is_local {
             true => {
                 "over TCP, a user of this node who is not root may only look: call as root, use the agent's own socket \
                  (access.socket), or show a token"
@@ -180,7 +189,7 @@ impl Rules {
     pub fn judge(&self, peer: &Peer, shown: Shown<'_>) -> Result<Principal, Denied> {
         let is_root = peer.is_root();
         let as_one = |name: &Arc<str>, role| {
-            Ok(Principal { name: name.clone(), role, caller: peer.caller, is_root })
+            Ok(Principal { name: name.clone(), ..Principal::of(peer, role) })
         };
         if peer.caller == Caller::Here {
             return as_one(&peer.name, Role::Admin);
@@ -197,10 +206,13 @@ impl Rules {
                 as_one(&token.name, token.role.min(most))
             }
             (_, false, Some(certificate)) => as_one(&certificate.name, certificate.role),
-            (_, false, None) if self.open || !self.allow.is_empty() || is_root => {
-                as_one(&peer.name, Role::Admin)
-            }
-            (_, false, None) if peer.caller.is_local() => as_one(&peer.name, Role::Read),
+            (_, false, None) if self.open || is_root => as_one(&peer.name, Role::Admin),
+            // A network that has the node's own address in it means other machines; loopback means just this.
+            (_, false, None) if !self.allow.is_empty() => match peer.is_other_user() {
+                true if !peer.caller.is_local() => as_one(&peer.name, Role::Read),
+                _ => as_one(&peer.name, Role::Admin),
+            },
+            (_, false, None) if peer.is_other_user() => as_one(&peer.name, Role::Read),
             (_, false, None) => Err(Denied::NotConfigured),
         }
     }
@@ -217,6 +229,8 @@ pub enum Denied {
     TokenWrong,
     /// Its certificate is named by no rule.
     CertificateUnknown,
+    /// The agent itself sent it, to an address that a caller named.
+    Itself,
 }
 
 impl Denied {
@@ -234,6 +248,10 @@ impl Denied {
             Denied::TokenWrong => (
                 Code::TokenWrong,
                 "what the header Authorization shows is no token of this agent (access.token, access.tokens_file)",
+            ),
+            Denied::Itself => (
+                Code::CalledItself,
+                "this agent sent that itself: an address that a caller gave it, of a callback for example, leads to the agent",
             ),
             Denied::CertificateUnknown => (
                 Code::CertificateUnknown,
@@ -272,7 +290,9 @@ mod tests {
         assert_eq!(judged("127.0.0.1", None), Ok(Role::Read), "the kernel did not say who it is");
         for remote in ["10.0.0.1", "fe80::1"] {
             assert_eq!(judged(remote, None), Err(Denied::NotConfigured), "{remote}");
-            assert_eq!(judged(remote, Some(0)), Err(Denied::NotConfigured), "{remote}");
+            // The node's own address.
+            assert_eq!(judged(remote, Some(0)), Ok(Role::Admin), "{remote}");
+            assert_eq!(judged(remote, Some(107)), Ok(Role::Read), "{remote}");
         }
         let open = Rules::open();
         assert_eq!(role(&open, &peer("10.0.0.1", None), Shown::Nothing), Ok(Role::Admin));
@@ -284,8 +304,9 @@ mod tests {
         let inside = peer("10.1.2.3", None);
         assert!(rules.let_in(&inside) && rules.let_in(&peer("127.0.0.1", Some(0))));
         assert_eq!(role(&rules, &inside, Shown::Nothing), Ok(Role::Admin));
-        for outside in [peer("127.0.0.1", Some(107)), peer("192.0.2.1", Some(0)), peer("::1", None)]
-        {
+        let own = peer("10.1.2.3", Some(107));
+        assert_eq!(role(&rules, &own, Shown::Nothing), Ok(Role::Read), "the node's own address");
+        for outside in [peer("127.0.0.1", Some(107)), peer("192.0.2.1", None), peer("::1", None)] {
             assert!(!rules.let_in(&outside), "{outside:?}");
         }
     }
@@ -319,6 +340,7 @@ mod tests {
             role,
             caller: address.parse().unwrap(),
             is_root: false,
+            is_local: address.starts_with("127."),
         };
         assert!(who("10.0.0.1", Role::Deploy).may(Role::Volumes).is_ok());
         let refused = who("10.0.0.1", Role::Volumes).may(Role::Deploy).unwrap_err();
