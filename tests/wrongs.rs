@@ -20,70 +20,13 @@ use std::fs;
 
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
+use support::calls::{ZBS, calls, in_each_field};
 use support::http::{call, receive, request, send};
 use support::played::Played;
 use support::{Agent, Place, process, soon, task};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-
-const ZBS: &str = "/zbs/primarystorage/vhost";
-
-/// Every compatible route with a body that has every field it is known to get.
-fn calls() -> Vec<(String, Value)> {
-    let target = json!({
-        "image": "zbs/vhost:1", "cores": "[1]", "coreCount": 2, "socketDir": "/var/tmp/vhost-sockets",
-        "controlSock": "/var/tmp/vhost-sockets/vhost.sock", "clientConf": "/etc/zbs/client.conf",
-        "hugepageNr": 1, "imageTar": "/var/tmp/none.tar", "imageUrl": "http://127.0.0.1:1/none.tar",
-    });
-    let ssh = json!({
-        "hostIp": "127.0.0.1", "sshPort": 22, "sshUsername": "root", "sshPassword": "x",
-        "hugepageSize": 2, "hugepageDir": "/dev/hugepages2m",
-    });
-    let with = |base: &Value, more: Value| {
-        let mut all = base.clone();
-        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        all
-    };
-    let volume =
-        json!({"installPath": "zbs://pool/volume", "bdevName": "b", "controllerName": "c"});
-    let zbs = |route: &str, body: Value| (format!("{ZBS}/{route}"), body);
-    vec![
-        zbs("target/prepareenv", json!({"hugepageNr": 1})),
-        zbs(
-            "target/health",
-            json!({"containerName": "zbs-vhost", "controlSock": "/var/tmp/v.sock"}),
-        ),
-        zbs("target/ensure", target.clone()),
-        zbs("activate", with(&target, volume)),
-        zbs(
-            "deactivate",
-            json!({"controlSock": "/var/tmp/v.sock", "bdevName": "b", "controllerName": "c"}),
-        ),
-        zbs("resize", json!({"controlSock": "/var/tmp/v.sock", "bdevName": "b", "sizeMib": 1})),
-        zbs("deploy", ssh.clone()),
-        zbs("destroy", ssh.clone()),
-        zbs("bdev/create", with(&ssh, json!({"logicalPool": "p", "volume": "v", "bdevName": "b"}))),
-        zbs("bdev/delete", with(&ssh, json!({"bdevName": "b"}))),
-        (
-            "/host/connect".to_string(),
-            json!({
-                "hostUuid": "5f0c", "sendCommandUrl": "http://127.0.0.1:1/x", "version": "5",
-                "iptablesRules": "", "tcpServerPort": 1,
-            }),
-        ),
-        ("/host/ping".to_string(), json!({"hostUuid": "5f0c"})),
-    ]
-}
-
-/// The body with each of its fields, one after the other, being `text`.
-fn in_each_field<'a>(body: &'a Value, text: &'a str) -> impl Iterator<Item = Value> + 'a {
-    body.as_object().unwrap().keys().map(move |field| {
-        let mut changed = body.clone();
-        changed[field] = json!(text);
-        changed
-    })
-}
 
 fn children(agent: &Agent) -> String {
     let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();

@@ -8,8 +8,10 @@
 #![allow(dead_code, clippy::disallowed_methods)]
 
 pub(crate) mod absent;
+pub(crate) mod calls;
 pub(crate) mod certificates;
 pub(crate) mod controller;
+pub(crate) mod engine;
 pub(crate) mod gate;
 pub(crate) mod http;
 pub(crate) mod kernel;

@@ -1,0 +1,92 @@
+//! An engine that has every image and no container, notes what it is asked to change, and starts nothing.
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::Place;
+
+/// Requests that would have changed something: method, path, body.
+pub(crate) type Changes = Arc<Mutex<Vec<(String, String, Vec<u8>)>>>;
+
+/// Listens on the node's `/run/docker.sock`.
+pub(crate) fn noting_engine(place: &Place) -> Changes {
+    std::fs::create_dir_all(place.path("run")).unwrap();
+    let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
+    let changes = Changes::default();
+    let noted = changes.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = engine.accept().await {
+            tokio::spawn(serve(stream, noted.clone()));
+        }
+    });
+    changes
+}
+
+async fn serve(mut stream: UnixStream, changes: Changes) {
+    let mut bytes = Vec::new();
+    loop {
+        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+            match stream.read_buf(&mut bytes).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => continue,
+            }
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
+        });
+        let whole = end + 4 + length.unwrap_or(0);
+        while bytes.len() < whole {
+            if matches!(stream.read_buf(&mut bytes).await, Ok(0) | Err(_)) {
+                return;
+            }
+        }
+        let body = bytes[end + 4..whole].to_vec();
+        bytes.drain(..whole);
+        let mut words = head.split(' ');
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        if path.contains("/events") {
+            // Nothing ever happens.
+            let _ =
+                stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            return std::future::pending().await;
+        }
+        let (status, answer) = answer(method, path);
+        if method != "GET" {
+            changes.lock().unwrap().push((method.to_string(), path.to_string(), body));
+        }
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            answer.len()
+        );
+        if stream.write_all((head + &answer).as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn answer(method: &str, path: &str) -> (u16, String) {
+    let json = |value: Value| value.to_string();
+    let id = "ab".repeat(32);
+    match method {
+        "GET" if path.contains("/containers/") => {
+            (404, json(serde_json::json!({"message": "none"})))
+        }
+        "GET" if path.contains("/images/") => {
+            (200, json(serde_json::json!({"Id": format!("sha256:{id}")})))
+        }
+        "GET" if path.ends_with("/version") => {
+            (200, json(serde_json::json!({"Version": "24.0.0", "ApiVersion": "1.43"})))
+        }
+        "GET" => (200, "{}".to_string()),
+        "POST" if path.contains("/containers/create") => {
+            (201, json(serde_json::json!({"Id": id, "Warnings": []})))
+        }
+        "DELETE" => (204, String::new()),
+        _ => (500, json(serde_json::json!({"message": "nothing is started here"}))),
+    }
+}
