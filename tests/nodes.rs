@@ -218,8 +218,9 @@ async fn a_growth_that_leaves_too_little_memory_is_refused_with_the_numbers() {
         assert!(detail.contains("pools.floor_percent"), "what can be done: {detail}");
     }
     before.must_be_what_is(&place);
-    let brave =
-        Place::on("two-node").mounted().settings("[pools]\nfloor_percent = 0\nfloor_mib = 0\n");
+    let brave = Place::on("two-node")
+        .mounted()
+        .settings("[pools]\nfloor_percent = 0\nfloor_mib = 0\nmax_percent = 100\n");
     let agent = brave.ready().await;
     assert_eq!(plan(&agent, json!({"pages": 25000})).await.len(), 2);
 }

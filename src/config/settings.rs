@@ -243,9 +243,13 @@ impl Settings {
             .iter()
             .find(|(_, path)| !path.starts_with('/') || path.contains("/../") || path.contains(','))
             .map(|(key, path)| (*key, format!("'{path}' is not a plain absolute path")));
-        let percent = (self.pools.floor_percent > 100).then(|| {
-            ("pools.floor_percent", format!("{} is more than 100", self.pools.floor_percent))
-        });
+        let percent = [
+            ("pools.floor_percent", self.pools.floor_percent),
+            ("pools.max_percent", self.pools.max_percent),
+        ]
+        .iter()
+        .find(|(_, percent)| *percent > 100)
+        .map(|(key, percent)| (*key, format!("{percent} is more than 100")));
         let floor = (self.pools.floor_mib > 1 << 40).then(|| {
             ("pools.floor_mib", format!("{} MiB is no machine's memory", self.pools.floor_mib))
         });

@@ -85,7 +85,8 @@ pub fn grow(
     trials: &Trials,
     on_shortfall: OnShortfall,
 ) -> Decision {
-    let round = Round { seen, grown, policy, trials };
+    let restores = matches!(goal, PoolGoal::Grown(_));
+    let round = Round { seen, grown, policy, trials, restores };
     let shares = match goal {
         PoolGoal::Free(wants) => round.shares_for_free(wants),
         PoolGoal::Grown(wanted) => Ok(round.shares_for_grown(wanted)),
@@ -113,6 +114,8 @@ struct Round<'a> {
     grown: &'a PagesByPool,
     policy: &'a PoolPolicy,
     trials: &'a Trials,
+    /// Whether pages are taken again that the agent had before the last boot.
+    restores: bool,
 }
 
 impl Round<'_> {
@@ -200,11 +203,11 @@ impl Round<'_> {
         if shares.adds.is_empty() {
             return Decision::Holds;
         }
-        match self.keep_floor(&shares.adds) {
+        match self.keep_floor(&shares.adds).and_then(|()| self.keep_limit(&shares.adds)) {
             Ok(()) => Decision::Steps(self.steps(&shares.adds)),
             Err(refused) if on_shortfall == OnShortfall::Stop => Decision::Refused(refused),
             Err(refused) => {
-                let affordable = self.above_floor(&shares.adds);
+                let affordable = self.within_bounds(&shares.adds);
                 match affordable.is_empty() {
                     true => Decision::Refused(refused),
                     false => Decision::Steps(self.steps(&affordable)),
@@ -213,11 +216,12 @@ impl Round<'_> {
         }
     }
 
-    /// As many of the pages as the floor allows.
-    fn above_floor(&self, adds: &PagesByPool) -> PagesByPool {
+    /// As many of the pages as the floor and the limit allow.
+    fn within_bounds(&self, adds: &PagesByPool) -> PagesByPool {
         let memory = self.seen.memory;
-        let mut left =
+        let above_floor =
             memory.available_kib.saturating_sub(floor_kib(self.policy, memory.total_kib));
+        let mut left = above_floor.min(self.below_limit().unwrap_or(u64::MAX));
         let mut affordable = PagesByPool::new();
         for (key, add) in adds {
             let pages = (*add).min(left / key.size.kib());
@@ -346,6 +350,34 @@ impl Round<'_> {
                 mib(memory.available_kib.saturating_sub(growth)),
                 mib(memory.available_kib),
                 floor.div_ceil(1024)
+            ),
+        ))
+    }
+
+    /// KiB that may be grown until the agent's pages take their share of the machine. What a boot took away was within it
+    /// when it was new, or comes from before there was one.
+    fn below_limit(&self) -> Option<u64> {
+        let most = self.seen.memory.total_kib / 100 * self.policy.max_percent;
+        (!self.restores).then(|| most.saturating_sub(kib_of(self.grown)))
+    }
+
+    /// Refuses a growth after which the agent's pages would take more than their share.
+    fn keep_limit(&self, adds: &PagesByPool) -> Result<(), Fault> {
+        let growth = kib_of(adds);
+        if self.below_limit().is_none_or(|left| growth <= left) {
+            return Ok(());
+        }
+        let mib = |kib: u64| kib / 1024;
+        Err(Fault::new(
+            Code::PagesLimit,
+            format!(
+                "growing by {} ({} MiB) beside the {} MiB that this agent has grown would take more than {} % of the {} MiB of \
+                 this machine; ask for fewer pages, give some back (`vhost-agent reclaim`), or raise pools.max_percent",
+                describe(adds),
+                mib(growth),
+                mib(kib_of(self.grown)),
+                self.policy.max_percent,
+                mib(self.seen.memory.total_kib),
             ),
         ))
     }

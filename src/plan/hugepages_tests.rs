@@ -225,6 +225,34 @@ fn a_restore_takes_what_is_missing_of_the_agents_pages_and_goes_on_past_a_short_
 }
 
 #[test]
+fn the_agents_pages_of_all_sizes_take_no_more_than_their_share() {
+    let seen = machine(&[(100, 100, 0)]);
+    let huge = PoolKey { size: PageSize::GIB_1, node: NumaNode(0) };
+    // 75 % of 64 GiB are 48 GiB, of which it has 40, and of them 8 in large pages; those that others grew do not count.
+    let grown: PagesByPool = [(key(0), 16_384), (huge, 8)].into();
+    let policy = PoolPolicy { floor_mib: 0, floor_percent: 0, ..PoolPolicy::default() };
+    let next = |goal: &PoolGoal, on_shortfall| {
+        grow(goal, &seen, &grown, &policy, &Trials::new(), on_shortfall)
+    };
+    let free = |pages| PoolGoal::Free(vec![want(100 + pages)]);
+    let most = 4095;
+    assert_eq!(adds(&next(&free(most), OnShortfall::Stop)), pages(&[(0, most)]));
+    match next(&free(most + 1), OnShortfall::Stop) {
+        Decision::Refused(fault) => {
+            assert_eq!(fault.code, Code::PagesLimit);
+            for part in ["8192 MiB", "40960 MiB", "75 %", "65536 MiB", "pools.max_percent"] {
+                assert!(fault.text.contains(part), "{fault}");
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(adds(&next(&free(most + 9), OnShortfall::TakeTheRest)), pages(&[(0, most)]));
+    // What a boot took away comes back.
+    let restored = PoolGoal::Grown(pages(&[(0, 30_000)]));
+    assert_eq!(adds(&next(&restored, OnShortfall::Stop)), pages(&[(0, 30_000 - 16_384)]));
+}
+
+#[test]
 fn what_may_come_out_short_is_taken_up_to_the_floor() {
     let mut seen = machine(&[(0, 0, 0), (0, 0, 0)]);
     seen.memory.available_kib = (3277 + 2 * 500) * MIB;

@@ -16,6 +16,8 @@ pub struct PoolPolicy {
     pub floor_mib: u64,
     /// … and in percent of `MemTotal`; the larger one counts.
     pub floor_percent: u64,
+    /// The share of `MemTotal`, in percent, that all pages together may take that the agent has grown and not given back.
+    pub max_percent: u64,
     /// Whether another node may give what one cannot, where a call does not say.
     pub move_shortfall: bool,
     /// Whether the page cache may be dropped when compaction was not enough (hurts every tenant of the node).
@@ -49,6 +51,7 @@ impl Default for PoolPolicy {
             default_pages: 1024,
             floor_mib: 1024,
             floor_percent: 5,
+            max_percent: 75,
             move_shortfall: false,
             drop_page_cache: false,
             write_timeout: Duration::from_secs(60),
