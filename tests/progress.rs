@@ -182,8 +182,7 @@ async fn a_deploy_that_fails_is_told_of_but_never_as_done() {
     let (place, _kernel) = node();
     let mut agent = place.ready().await;
     let controller = Controller::start().await;
-    let body =
-        json!({"image": "a:1", "threadContext": context(), "sendCommandUrl": controller.url});
+    let body = json!({"image": "zbs-vhost:1", "threadContext": context(), "sendCommandUrl": controller.url});
     let result = agent.post(ENSURE, &body.to_string()).await.json();
     assert_eq!(result["code"], "engine-absent", "{result}");
     let seen = controller.wait(1).await;

@@ -33,9 +33,8 @@ fn well_formed() -> Vec<Vec<u8>> {
     let wishes = r#"{"hugepages":[{"pages":300,"sizeMib":2,"nodes":[0,1],"moveShortfall":false}],"keepPartial":false,"engine":true}"#;
     let health =
         r#"{"containerName":"zbs-vhost","controlSock":"/var/tmp/vhost-sockets/vhost.sock"}"#;
-    let ensure = r#"{"image":"a/b:1","cores":"[1-2]","coreCount":2,"socketDir":"/var/tmp/s","hugepageNr":"1"}"#;
-    let activate =
-        r#"{"installPath":"zbs://p/v","bdevName":"b","controllerName":"c","image":"a/b:1"}"#;
+    let ensure = r#"{"image":"a/zbs-vhost:1","cores":"[1-2]","coreCount":2,"socketDir":"/var/tmp/vhost-sockets/s","hugepageNr":"1"}"#;
+    let activate = r#"{"installPath":"zbs://p/v","bdevName":"b","controllerName":"c","image":"a/zbs-vhost:1"}"#;
     let create =
         r#"{"hostIp":"127.0.0.1","sshPassword":"x","logicalPool":"p","volume":"v","bdevName":"b"}"#;
     let volume = r#"{"backing":{"kind":"malloc","sizeMib":16},"readOnly":false,"cpumask":"0x3"}"#;

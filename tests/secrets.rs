@@ -48,6 +48,7 @@ fn node(first: &str) -> Node {
     let settings = format!(
         "{first}[log]\nlevel = \"trace\"\n[http]\ndrain_timeout = \"200ms\"\n[access]\ntokens_file = \"{tokens}\"\n\
          [target]\nkind = \"built-in\"\ncore_count = 1\n\
+         allowed_images = [\"*\"]\nimage_urls = [\"http://127.0.0.1:1\"]\nraw_methods = [\"bdev_rbd_create\"]\n\
          [registry.\"127.0.0.1:1\"]\nusername = \"node\"\npassword = \"{CANARY}\"\n\
          [registry.\"127.0.0.1:2\"]\nusername = \"node\"\npassword_file = \"{password}\"\n"
     );

@@ -92,7 +92,7 @@ async fn a_call_back_tells_what_was_refused_and_no_password_is_logged() {
 async fn an_activation_where_no_engine_can_run_the_target_says_so() {
     let place = Place::on("two-node").mounted();
     let agent = place.ready().await;
-    let body = json!({"image": "a:1", "installPath": "zbs://p/v", "bdevName": "b",
+    let body = json!({"image": "zbs-vhost:1", "installPath": "zbs://p/v", "bdevName": "b",
                       "controllerName": "c"});
     refused(&agent, "activate", &body, "engine-absent").await;
     let create = json!({"logicalPool": "p", "volume": "v", "bdevName": "b"});

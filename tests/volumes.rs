@@ -38,7 +38,11 @@ impl Node {
     fn new() -> Node {
         let zbs = tempfile::tempdir().unwrap();
         let target = Target::new(&["--zbs-dir", zbs.path().to_str().unwrap()]);
-        let place = Place::on("two-node").mounted().settings(SETTINGS);
+        let allowed = format!(
+            "aio_roots = [{:?}]\nraw_methods = [\"bdev_null_create\"]\n",
+            target.dir.path()
+        );
+        let place = Place::on("two-node").mounted().settings(&format!("{SETTINGS}{allowed}"));
         symlink(target.dir.path(), place.path("/t")).unwrap();
         let pid = target.child.as_ref().unwrap().id();
         fs::create_dir_all(place.path(&format!("proc/{pid}"))).unwrap();

@@ -36,9 +36,10 @@ fn children(agent: &Agent) -> String {
 
 #[tokio::test]
 async fn shell_text_in_any_field_of_any_call_runs_nothing() {
-    runs_nothing(&Place::on("two-node").mounted()).await;
+    let listed = "[target]\nimage_urls = [\"http://127.0.0.1:1\"]\n";
+    runs_nothing(&Place::on("two-node").mounted().settings(listed)).await;
     // Where there is an engine and a target, calls come further.
-    runs_nothing(&Played::with("").place).await;
+    runs_nothing(&Played::with(listed).place).await;
 }
 
 async fn runs_nothing(place: &Place) {

@@ -37,6 +37,7 @@ use crate::controller::outbox::Outbox;
 use crate::controller::progress::ProgressPosts;
 use crate::controller::reach::Reaches;
 use crate::model::access::Role;
+use crate::model::bounds::{Paths, judge_target};
 use crate::model::fault::Fault;
 use crate::model::node::Exposure;
 use crate::model::path::CleanPath;
@@ -116,6 +117,27 @@ impl Native {
             Some(wanted) => Ok(wanted.control_sock),
             None => defaults.control_in(&defaults.socket_dir),
         }
+    }
+
+    /// The control socket that a call names, else that of the target.
+    ///
+    /// # Errors
+    /// When that is none, or not the caller's to name.
+    pub fn control_at(&self, name: &TargetName, named: Option<&str>) -> Result<CleanPath, Fault> {
+        match named {
+            Some(path) => Ok(self.target_at(Some(path.parse()?))?.control_sock),
+            None => self.control_of(name),
+        }
+    }
+
+    /// The target that a call asks for, where the call may.
+    ///
+    /// # Errors
+    /// When it names what the settings do not let callers name.
+    pub fn allowed(&self, spec: TargetSpec) -> Result<TargetSpec, Fault> {
+        let known = self.wanted(&spec.name);
+        judge_target(&spec, known.as_ref(), &self.target_defaults, Paths::AsNamed)?;
+        Ok(spec)
     }
 
     /// The target of that name, as it is wanted.

@@ -107,7 +107,8 @@ impl Wishes {
         self.dry_run
     }
 
-    /// Refuses what no target can be, before anything is done for it.
+    /// Refuses what no target can be, before anything is done for it. What callers may name is judged by the agent, which knows
+    /// what is desired already.
     pub(super) fn judge(&self, settings: &Settings) -> Result<(), Usage> {
         let spec = self.body().into_spec(self.name.clone(), &settings.target);
         spec.map(drop).map_err(|fault| Usage(fault.text))

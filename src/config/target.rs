@@ -1,8 +1,12 @@
 //! Targets.
 
+use crate::model::bounds::{
+    Named, device_pattern_problem, image_pattern_problem, image_url_problem, raw_method_problem,
+    root_problem,
+};
 use crate::model::image::{ImageSha256, ImageUrl};
 use crate::model::path::CleanPath;
-use crate::model::policy::TargetSettings;
+use crate::model::policy::{MOST_TARGETS, TargetSettings};
 
 impl TargetSettings {
     /// What is wrong with it, as the key and the reason.
@@ -15,8 +19,43 @@ impl TargetSettings {
         if let Some(path) = self.mounts.iter().chain(&self.devices).find(bad) {
             return Some(("target.mounts", format!("'{path}' is not a plain absolute path")));
         }
-        self.image_problem().or((self.core_count == 0)
-            .then(|| ("target.core_count", "0 is not at least 1".to_string())))
+        let cores = (self.core_count == 0)
+            .then(|| ("target.core_count", "0 is not at least 1".to_string()));
+        self.image_problem().or(cores).or_else(|| self.bounds_problem())
+    }
+
+    /// What is wrong with what callers may name, and how much of it.
+    fn bounds_problem(&self) -> Option<(&'static str, String)> {
+        /// More than one target serves.
+        const MOST_VOLUMES: usize = 1 << 16;
+        let counts = [
+            ("target.max_targets", self.max_targets, MOST_TARGETS),
+            ("target.max_volumes", self.max_volumes, MOST_VOLUMES),
+        ];
+        let count = counts
+            .iter()
+            .find(|(_, count, most)| !(1..=*most).contains(count))
+            .map(|(key, count, most)| (*key, format!("{count} is not between 1 and {most}")));
+        let roots = [
+            ("target.socket_roots", &self.socket_roots, Named::SocketDir),
+            ("target.client_conf_roots", &self.client_conf_roots, Named::ClientConf),
+            ("target.image_tar_roots", &self.image_tar_roots, Named::ImageTar),
+            ("target.aio_roots", &self.aio_roots, Named::Aio),
+        ];
+        let closed = roots.iter().find_map(|(key, roots, named)| {
+            Some((*key, roots.iter().find_map(|root| root_problem(root, *named))?))
+        });
+        type Problem = fn(&str) -> Option<String>;
+        let lists: [(_, _, Problem); 4] = [
+            ("target.aio_devices", &self.aio_devices, device_pattern_problem),
+            ("target.allowed_images", &self.allowed_images, image_pattern_problem),
+            ("target.image_urls", &self.image_urls, image_url_problem),
+            ("target.raw_methods", &self.raw_methods, raw_method_problem),
+        ];
+        let entry = lists.iter().find_map(|(key, list, problem)| {
+            Some((*key, list.iter().find_map(|entry| problem(entry))?))
+        });
+        count.or(closed).or(entry)
     }
 
     fn image_problem(&self) -> Option<(&'static str, String)> {

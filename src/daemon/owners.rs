@@ -112,7 +112,7 @@ impl Core {
         let policy = settings.engine.clone();
         let socket = root.path(&policy.socket).display().to_string();
         let docker = Arc::new(DockerClient::new(socket.clone()));
-        let desired = DesiredTargets::open(store.clone())?;
+        let desired = DesiredTargets::open(store.clone(), &settings.target)?;
         let events = Events::default();
         let statuses = Statuses::new(events.clone());
         let sockets = Sockets::default();

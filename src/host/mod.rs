@@ -18,6 +18,7 @@ pub mod footprint;
 pub mod guests;
 pub mod holders;
 pub mod leftovers;
+pub mod links;
 pub mod mounts;
 pub mod own_image;
 pub mod own_process;

@@ -102,9 +102,11 @@ impl Outgoing {
 pub enum Reach {
     /// All: the operator named it.
     Anywhere,
-    /// What an address of an image may lead to, which any caller may name: as [`Outgoing::Any`] has it, whoever
-    /// calls, for a node may have a server of images of its own.
-    Images,
+    /// What the address of an image may lead to, which is listed: as [`Outgoing::Any`] has it, whoever calls.
+    Images {
+        /// Whether the node itself may be called, for the listed address says so.
+        loopback: bool,
+    },
     /// All but what is the node's or its cloud's own.
     Common {
         /// Whether the node itself may be called, for it asked for it.
@@ -131,9 +133,11 @@ impl Reach {
         let refused = |why| Err(Refused { address, why });
         match self {
             Reach::Anywhere => Ok(()),
-            Reach::Images => match own(address) {
+            Reach::Images { loopback } => match own(address) {
+                None => Ok(()),
+                Some(Own::Loopback) if *loopback => Ok(()),
+                Some(Own::Loopback) => refused(Why::Never("the node's own loopback")),
                 Some(Own::Special(what)) => refused(Why::Never(what)),
-                Some(Own::Loopback) | None => Ok(()),
             },
             Reach::Common { loopback } => match own(address) {
                 None => Ok(()),

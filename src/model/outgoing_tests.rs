@@ -77,7 +77,7 @@ fn any_refuses_what_is_the_nodes_or_its_clouds_own_in_every_form() {
             let error = judge(reach, address).unwrap_err();
             assert!(error.contains(why) && error.contains("outgoing.to"), "{address}: {error}");
         }
-        let error = judge(&Reach::Images, address).unwrap_err();
+        let error = judge(&Reach::Images { loopback: true }, address).unwrap_err();
         assert!(error.contains(why) && !error.contains("outgoing.to"), "{address}: {error}");
         assert_eq!(judge(&Reach::Anywhere, address), Ok(()));
     }
@@ -98,7 +98,9 @@ fn loopback_is_for_who_is_on_the_node_and_nobody_whose_place_is_not_known() {
                 assert_eq!(judge(&policy.reach(caller, None), address), Ok(()), "{address}");
             }
         }
-        assert_eq!(judge(&Reach::Images, address), Ok(()));
+        assert_eq!(judge(&Reach::Images { loopback: true }, address), Ok(()));
+        let error = judge(&Reach::Images { loopback: false }, address).unwrap_err();
+        assert!(error.contains("the node's own loopback"), "{error}");
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::bounds::Links;
 use super::code::Code;
 use super::container::{ContainerSeen, Restarts, SPEC_LABEL};
 use super::cpu::{CoreList, Cpu, CpuUse};
@@ -87,6 +88,11 @@ impl TargetSpec {
             return Err(Fault::new(Code::InvalidMemory, text));
         }
         Ok(self)
+    }
+
+    /// The same without the tar that is not opened for it, for its image is there.
+    pub fn as_opened(&self, has_image: bool) -> TargetSpec {
+        TargetSpec { image_tar: self.image_tar.clone().filter(|_| !has_image), ..self.clone() }
     }
 
     /// One for tests.
@@ -202,6 +208,10 @@ pub struct TargetSeen {
     pub cpus: Vec<Cpu>,
     /// Who else runs on them.
     pub cpu_use: CpuUse,
+    /// It as it was desired before, of what the agent remembers: that was judged when it was new.
+    pub known: Option<TargetSpec>,
+    /// What the paths lead to that are not the operator's.
+    pub links: Links,
     /// What stands in the way of its sockets.
     pub socket_obstacle: Option<String>,
     /// Why somebody else could swap them.

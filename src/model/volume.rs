@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use self::backing::{Backing, ZBS_SUFFIX};
+pub use self::backing::{Backing, MAKES, TAKES, ZBS_SUFFIX, judge_method};
 use super::code::Code;
 use super::fault::{Fault, Finding};
 use super::guest::Reconnect;
@@ -62,15 +62,12 @@ impl VolumeSpec {
     /// The file or device that its guests write to. A volume of ZBS is none: who else writes to it, anywhere, is the
     /// controller's to know.
     pub fn writes_to(&self) -> Option<&str> {
-        let at = match &self.backing {
-            Backing::Aio { path, .. } => Some(path.as_str()),
-            Backing::Raw { params, .. } => {
-                let writes = params.get("readonly").and_then(Value::as_bool) != Some(true);
-                params.get("filename").and_then(Value::as_str).filter(|_| writes)
-            }
-            Backing::Zbs { .. } | Backing::Malloc { .. } => None,
+        let params = match &self.backing {
+            Backing::Raw { params, .. } => params.get("readonly"),
+            _ => None,
         };
-        at.filter(|_| !self.read_only)
+        let only_reads = self.read_only || params.and_then(Value::as_bool) == Some(true);
+        self.backing.file().filter(|_| !only_reads)
     }
 
     /// One of memory, for tests.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use crate::model::bounds::{Paths, judge_target};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
+use crate::model::policy::TargetPolicy;
 use crate::model::target::{Desired, TargetName, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 use crate::model::volume::VolumeSpec;
@@ -57,6 +59,55 @@ pub fn has_own_sockets(
         }
     }
     Ok(())
+}
+
+/// Refuses one target more than the node may have.
+///
+/// # Errors
+/// `too-many-targets`, with the setting.
+pub fn has_room(name: &TargetName, most: usize, desired: &Desired) -> Result<(), Fault> {
+    if desired.targets.contains_key(name) || desired.targets.len() < most {
+        return Ok(());
+    }
+    let text = format!(
+        "{} targets are desired on this node, and there may be {most} (target.max_targets): destroy another one first, or \
+         raise that",
+        desired.targets.len()
+    );
+    Err(Fault::new(Code::TooManyTargets, text))
+}
+
+/// Refuses volumes beyond those that a target may have.
+///
+/// # Errors
+/// `too-many-volumes`, with the setting.
+pub fn has_room_for(
+    target: &TargetName,
+    new_volumes: &[VolumeSpec],
+    most: usize,
+    desired: &Desired,
+) -> Result<(), Fault> {
+    let known = desired.volumes_of(target);
+    let more = new_volumes.iter().filter(|volume| !known.contains_key(&volume.name)).count();
+    if more == 0 || known.len() + more <= most {
+        return Ok(());
+    }
+    let text = format!(
+        "{target} has {} volumes, and with {more} more it would have more than {most} (target.max_volumes): deactivate \
+         others first, use another target, or raise that",
+        known.len()
+    );
+    Err(Fault::new(Code::TooManyVolumes, text))
+}
+
+/// Whether what its paths lead to is the caller's to name.
+pub(super) fn judge_bounds(
+    spec: &TargetSpec,
+    seen: &TargetSeen,
+    policy: &TargetPolicy,
+) -> Result<(), Fault> {
+    let opened = spec.as_opened(seen.has_image);
+    judge_target(&opened, seen.known.as_ref(), &policy.target, Paths::Followed(&seen.links))
 }
 
 /// Whether nobody can swap its sockets.

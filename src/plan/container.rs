@@ -27,12 +27,14 @@ pub(super) fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Faul
 }
 
 /// Where the image can come from, in the order that the controller knows: its registry, a tar, an address.
-pub(super) fn sources(spec: &TargetSpec, image: &str) -> Vec<ImageSource> {
+pub(super) fn sources(spec: &TargetSpec, image: &str, seen: &TargetSeen) -> Vec<ImageSource> {
     if spec.kind == TargetKind::BuiltIn {
         return vec![ImageSource::BuiltIn];
     }
     let registry = registry_of(image).map(|_| ImageSource::Registry);
-    let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(tar.as_str().to_string()));
+    // What was judged is what is opened.
+    let led = |tar| seen.links.get(tar).map_or(tar, |led| &led.path);
+    let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(led(tar).as_str().to_string()));
     let url = spec
         .image_url
         .clone()

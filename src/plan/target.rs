@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::admission::{judge_memory, judge_place};
+use super::admission::{judge_bounds, judge_memory, judge_place};
 use super::container::{container, image, no_image, sources};
 use super::cores;
 use super::exchange;
@@ -216,7 +216,12 @@ impl TargetPlan {
         let short_nodes = seen.cpus.iter().map(|cpu| cpu.node).filter(is_short).collect();
         let cpu_use = CpuUse { short_nodes, ..seen.cpu_use.clone() };
         let chosen = cores::choose(&spec.cores, &seen.cpus, &cpu_use)?;
-        let doubts = [judge_memory(spec, pages, &chosen.nodes, seen), judge_place(spec, seen)];
+        let doubts = [
+            judge_memory(spec, pages, &chosen.nodes, seen),
+            // Before anything is told of a place that may not be the caller's to name.
+            judge_bounds(spec, seen, policy),
+            judge_place(spec, seen),
+        ];
         for doubt in doubts.into_iter().filter_map(Result::err) {
             if !wish.recovers {
                 return Err(doubt);
@@ -230,7 +235,7 @@ impl TargetPlan {
             return Err(Fault::new(Code::SocketPlaceUnusable, text));
         }
         if !seen.has_image {
-            let from = sources(spec, &image);
+            let from = sources(spec, &image, seen);
             if from.is_empty() {
                 return Err(no_image(&image));
             }

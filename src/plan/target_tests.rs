@@ -1,6 +1,7 @@
 //! Every situation that a target can be found in.
 
 use super::*;
+use crate::model::bounds::{Led, Links};
 use crate::model::container::{ContainerSpec, SPEC_LABEL};
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::image::Download;
@@ -10,7 +11,15 @@ use crate::model::units::NumaNode;
 use crate::plan::exchange::bring_back;
 
 fn policy() -> TargetPolicy {
-    TargetPolicy::example()
+    let mut policy = TargetPolicy::example();
+    policy.target.socket_dir = spec().socket_dir;
+    policy
+}
+
+/// A look that has followed those paths.
+fn led(paths: &[(&str, &str)]) -> Links {
+    let led = |path: &str| Led { path: path.parse().unwrap(), is_block_device: false };
+    paths.iter().map(|(path, to)| (path.parse().unwrap(), led(to))).collect()
 }
 
 fn spec() -> TargetSpec {
@@ -153,7 +162,13 @@ fn a_word_that_cannot_be_filled_goes_with_its_flag_and_no_other() {
 fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
     let without = TargetSeen { has_image: false, ..seen() };
     assert_eq!(ensured(&spec(), LEAVE, &without).unwrap_err().code, Code::ImageMissing);
-    let tar = TargetSpec { image_tar: Some("/srv/vhost.tar".parse().unwrap()), ..spec() };
+    let tar = TargetSpec { image_tar: Some("/opt/zbs/vhost.tar".parse().unwrap()), ..spec() };
+    let unseen = ensured(&tar, LEAVE, &without).unwrap_err();
+    assert_eq!(unseen.code, Code::PathNotAllowed, "nobody knows what it leads to");
+    assert_eq!(names(&ensured(&tar, LEAVE, &seen()).unwrap()), UP, "it is not opened");
+    let links = led(&[("/opt/zbs/vhost.tar", "/opt/zbs/1/vhost.tar")]);
+    let without = TargetSeen { links: links.clone(), ..without };
+    let seen = || TargetSeen { links: links.clone(), ..seen() };
     assert_eq!(names(&ensured(&tar, LEAVE, &without).unwrap())[0], "loadImage");
     assert_eq!(names(&ensured(&tar, LEAVE, &seen()).unwrap()), UP, "it is there");
     for (image, sources) in [
@@ -163,16 +178,16 @@ fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
         ("zbs/vhost:1", vec![]),
         ("vhost:1.0", vec![]),
     ] {
-        assert_eq!(super::sources(&spec(), image), sources, "{image}");
+        assert_eq!(super::sources(&spec(), image, &TargetSeen::default()), sources, "{image}");
     }
-    let both = super::sources(&tar, "localhost/vhost");
-    assert_eq!(both, [ImageSource::Registry, ImageSource::Tar("/srv/vhost.tar".into())]);
+    let both = super::sources(&tar, "localhost/vhost", &seen());
+    let opened = ImageSource::Tar("/opt/zbs/1/vhost.tar".into());
+    assert_eq!(both, [ImageSource::Registry, opened.clone()], "what was judged is opened");
     let url: crate::model::image::ImageUrl = "https://files.example/vhost.tar".parse().unwrap();
     let all = TargetSpec { image_url: Some(url.clone()), ..tar.clone() };
     let download = ImageSource::Url(Download { url, sha256: None });
-    let tar = ImageSource::Tar("/srv/vhost.tar".into());
-    let all = super::sources(&all, "localhost/vhost");
-    assert_eq!(all, [ImageSource::Registry, tar, download], "an address comes last");
+    let all = super::sources(&all, "localhost/vhost", &seen());
+    assert_eq!(all, [ImageSource::Registry, opened, download], "an address comes last");
     let own = TargetSpec { kind: TargetKind::BuiltIn, image: None, ..spec() };
     let plan = ensured(&own, LEAVE, &without).unwrap();
     assert_eq!(
@@ -181,6 +196,43 @@ fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
     );
     let unnamed = TargetSpec { image: None, ..spec() };
     assert_eq!(ensured(&unnamed, LEAVE, &seen()).unwrap_err().code, Code::ImageMissing);
+}
+
+#[test]
+fn links_that_lead_out_of_what_callers_may_name_are_refused_but_what_comes_back_is_not() {
+    let sockets = "/s/a";
+    let control = format!("{sockets}/vhost.sock");
+    let spec = TargetSpec {
+        socket_dir: sockets.parse().unwrap(),
+        control_sock: control.parse().unwrap(),
+        ..spec()
+    };
+    let looked = |to: &str| TargetSeen {
+        links: led(&[(sockets, to), (&control, &format!("{to}/vhost.sock"))]),
+        socket_doubt: (to != sockets).then(|| format!("{to} belongs to the user 7")),
+        ..seen()
+    };
+    assert_eq!(names(&ensured(&spec, LEAVE, &looked(sockets)).unwrap()), UP);
+    for to in ["/root", "/etc/zbs", "/run", "/srv/other"] {
+        for wish in [LEAVE, RECREATE] {
+            let fault = ensured(&spec, wish, &looked(to)).unwrap_err();
+            assert_eq!(fault.code, Code::PathNotAllowed, "{to}");
+            assert!(!fault.text.contains(to), "it tells nothing of what is there: {fault}");
+        }
+        let plan = ensured(&spec, RECOVER, &looked(to)).unwrap();
+        assert_eq!((names(&plan), plan.findings.len()), (UP.to_vec(), 2), "{to}");
+        assert_eq!(plan.findings[0].code, Code::PathNotAllowed);
+    }
+    // Such as it was desired before there were bounds.
+    let outside = TargetSpec {
+        socket_dir: "/srv/s".parse().unwrap(),
+        control_sock: "/srv/s/vhost.sock".parse().unwrap(),
+        ..spec
+    };
+    assert_eq!(ensured(&outside, LEAVE, &seen()).unwrap_err().code, Code::PathNotAllowed);
+    let known = TargetSeen { known: Some(outside.clone()), ..seen() };
+    assert_eq!(names(&ensured(&outside, RECREATE, &known).unwrap()), UP);
+    assert_eq!(names(&ensured(&outside, RECOVER, &seen()).unwrap()), UP);
 }
 
 #[test]
@@ -205,8 +257,9 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
     assert_eq!(names(&plan), exchange, "the new one is made before the old one stops");
     assert_eq!(plan.exchanged(), Some("c0ffee"));
     assert_eq!(made(&plan).name, "zbs-vhost.next");
-    let tar = TargetSpec { image_tar: Some("/srv/vhost.tar".parse().unwrap()), ..spec() };
-    let without = TargetSeen { has_image: false, ..drifted.clone() };
+    let tar = TargetSpec { image_tar: Some("/opt/zbs/vhost.tar".parse().unwrap()), ..spec() };
+    let links = led(&[("/opt/zbs/vhost.tar", "/opt/zbs/vhost.tar")]);
+    let without = TargetSeen { has_image: false, links, ..drifted.clone() };
     let plan = ensured(&tar, RECREATE, &without).unwrap();
     assert_eq!(
         names(&plan)[..3],

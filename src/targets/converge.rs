@@ -90,6 +90,7 @@ impl<C: Containers> Worker<C> {
                 Err(_) if awaited && self.trial().is_some() => return Ok(Converged::Holds),
                 seen => seen?,
             };
+            seen.known = wanted_before.clone();
             seen.disconnected = self.status.read(|known| known.book.tally().disconnected_sessions);
             was_running |= !awaited && seen.container.as_ref().is_some_and(|it| it.running);
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {

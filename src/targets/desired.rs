@@ -9,9 +9,10 @@ use tokio::sync::watch;
 
 use super::writes::Writes;
 use crate::model::fault::{Fault, chain};
+use crate::model::policy::TargetSettings;
 use crate::model::target::{Desired, TargetName, TargetSpec, Trial};
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
-use crate::plan::admission::{has_own_name, has_own_sockets};
+use crate::plan::admission::{has_own_name, has_own_sockets, has_room, has_room_for};
 use crate::plan::volumes::one_writer_each;
 use crate::store::{Durability, Store, StoreError};
 
@@ -42,15 +43,17 @@ pub struct DesiredTargets {
     store: Store,
     published: Arc<watch::Sender<Desired>>,
     writes: Writes,
+    most_targets: usize,
+    most_volumes: usize,
 }
 
 impl DesiredTargets {
-    /// Reads what was wanted when the agent ran last. A file that cannot be read, or that a newer agent
+    /// Reads what was wanted when the agent ran last, also where that is more than may be from now on. A file that cannot be read, or that a newer agent
     /// wrote, is set aside with a loud word.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn open(store: Store) -> Result<DesiredTargets, Fault> {
+    pub fn open(store: Store, settings: &TargetSettings) -> Result<DesiredTargets, Fault> {
         let mut desired = Desired::default();
         for name in store.list(FOLDER, Durability::Disk)? {
             let path = format!("{FOLDER}/{name}");
@@ -67,7 +70,14 @@ impl DesiredTargets {
             open_volumes(&store, &target, &mut desired)?;
         }
         let published = Arc::new(watch::Sender::new(desired));
-        Ok(DesiredTargets { store, published, writes: Writes::default() })
+        let (most_targets, most_volumes) = (settings.max_targets, settings.max_volumes);
+        Ok(DesiredTargets {
+            store,
+            published,
+            writes: Writes::default(),
+            most_targets,
+            most_volumes,
+        })
     }
 
     /// Desired state, now and from now on.
@@ -100,6 +110,7 @@ impl DesiredTargets {
         let names = new.iter().map(|spec| spec.name.clone()).collect();
         // While nobody else changes what is desired.
         let judge = |desired: &Desired| {
+            has_room_for(target, &new, self.most_volumes, desired)?;
             one_writer_each(target, &new, desired, |one, other| one == other)?;
             let spec = desired.targets.get(target);
             spec.map_or(Ok(()), |spec| has_own_sockets(spec, &new, desired))
@@ -166,10 +177,12 @@ impl DesiredTargets {
     /// Refuses a target that could not be made desired, before anything is done for it.
     ///
     /// # Errors
-    /// When its name or its sockets would be another target's too.
+    /// When its name or its sockets would be another target's too, or it would be one too many.
     pub fn judge(&self, spec: &TargetSpec) -> Result<(), Fault> {
         has_own_name(&spec.name)?;
-        has_own_sockets(spec, &[], &self.published.borrow())
+        let desired = self.published.borrow();
+        has_room(&spec.name, self.most_targets, &desired)?;
+        has_own_sockets(spec, &[], &desired)
     }
 
     /// Makes a target desired like this, on `trial` where it replaces another one.
@@ -218,6 +231,7 @@ impl DesiredTargets {
             desired.trials.extend(trial.map(|trial| (name.clone(), trial)));
             match spec {
                 Some(spec) => {
+                    has_room(name, self.most_targets, desired)?;
                     has_own_sockets(spec, &[], desired)?;
                     desired.targets.insert(name.clone(), spec.clone());
                 }
@@ -332,7 +346,8 @@ mod tests {
     }
 
     fn open(dir: &tempfile::TempDir) -> DesiredTargets {
-        DesiredTargets::open(Store::open(dir.path(), dir.path()).unwrap()).unwrap()
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        DesiredTargets::open(store, &TargetSettings::example()).unwrap()
     }
 
     fn names(desired: &DesiredTargets) -> Vec<String> {
@@ -351,6 +366,34 @@ mod tests {
         let again = open(&dir);
         assert_eq!(names(&again), ["b.1"]);
         assert_eq!(again.watch().borrow().targets.values().next().unwrap().memory_mib, 7);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_desired_than_the_settings_say_but_what_was_before_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = open(&dir);
+        for name in ["a", "b"] {
+            before.want(&spec(name), None).await.unwrap();
+        }
+        let (target, volumes) = ("a".parse().unwrap(), ["v", "w"].map(VolumeSpec::example));
+        before.want_volumes(&target, &volumes).await.unwrap();
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        let settings =
+            TargetSettings { max_targets: 1, max_volumes: 1, ..TargetSettings::example() };
+        let desired = DesiredTargets::open(store, &settings).unwrap();
+        assert_eq!(names(&desired), ["a", "b"]);
+        let again = TargetSpec { memory_mib: 7, ..spec("b") };
+        desired.judge(&again).unwrap();
+        desired.want(&again, None).await.unwrap();
+        let code = |done: Result<(), Fault>| done.map_err(|fault| fault.code);
+        assert_eq!(code(desired.judge(&spec("c"))), Err(Code::TooManyTargets));
+        assert_eq!(code(desired.want(&spec("c"), None).await), Err(Code::TooManyTargets));
+        let changed = VolumeSpec { read_only: true, ..VolumeSpec::example("v") };
+        desired.want_volumes(&target, &[changed]).await.unwrap();
+        let more = desired.want_volumes(&target, &[VolumeSpec::example("x")]).await;
+        assert_eq!(code(more), Err(Code::TooManyVolumes));
+        desired.forget_volumes(&target, &volumes.map(|it| it.name)).await.unwrap();
+        desired.want_volumes(&target, &[VolumeSpec::example("x")]).await.unwrap();
     }
 
     #[tokio::test]

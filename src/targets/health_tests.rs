@@ -86,7 +86,7 @@ impl Scene {
         let probe = Probe::new(&root, engine.clone(), sockets.clone(), policy.clone());
         let (probe, news, events) = (Arc::new(probe), EngineNews::default(), Events::default());
         let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
-        let desired = DesiredTargets::open(store.clone()).unwrap();
+        let desired = DesiredTargets::open(store.clone(), &TargetSettings::example()).unwrap();
         let volumes = policy.volumes.clone();
         let parts = Parts {
             observer: TargetObserver::new(&root, engine.clone(), sockets.clone(), policy.clone()),

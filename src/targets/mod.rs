@@ -54,7 +54,7 @@ use crate::model::deep::DeepHealth;
 use crate::model::fault::Fault;
 use crate::model::guest::Guests;
 use crate::model::path::CleanPath;
-use crate::model::policy::TargetPolicy;
+use crate::model::policy::{MOST_TARGETS, TargetPolicy};
 use crate::model::prepare::PrepareReport;
 use crate::model::target::{TargetHealth, TargetName, TargetState};
 use crate::model::work::WorkId;
@@ -64,8 +64,6 @@ use crate::watchdog::Watchdog;
 const QUEUE: usize = 256;
 /// Places beside those that only a destroy takes: it waits for none of them.
 const PLACES_OF_DESTROYS: usize = 16;
-/// Targets of one node.
-const MOST_TARGETS: usize = 64;
 /// Time for a task to judge an observation: it never works on its own time.
 const JUDGE_TIME: Duration = Duration::from_secs(1);
 

@@ -8,6 +8,7 @@ use crate::agent::events::Events;
 use crate::docker::fake::{FakeContainers, FakeRegistry};
 use crate::host::Root;
 use crate::model::observation::{Activity, Observation, Process};
+use crate::model::policy::TargetSettings;
 use crate::model::step::Step;
 use crate::model::target::{EnsureWish, TargetKind, TargetSpec, TargetState, Work};
 use crate::model::volume::{VolumeKey, VolumeSpec};
@@ -33,7 +34,7 @@ fn parts_with(
     crate::host::spawn_fake::put_cpu(&root);
     let (policy, sockets) = (TargetPolicy::example(), Sockets::default());
     let store = Store::open(folder.path().join("state"), folder.path().join("run")).unwrap();
-    let desired = DesiredTargets::open(store.clone()).unwrap();
+    let desired = DesiredTargets::open(store.clone(), &TargetSettings::example()).unwrap();
     let probe = Probe::new(&root, containers.clone(), sockets.clone(), policy.clone());
     Parts {
         observer: TargetObserver::new(&root, containers.clone(), sockets.clone(), policy.clone()),

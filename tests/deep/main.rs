@@ -22,9 +22,12 @@ const HEALTH: &str = "/v1/targets/zbs-vhost/health?deep=true&controlSock=/t/rpc.
 /// A canary of an agent that is no more.
 const ORPHAN: &str = "vhost-agent-probe-999999999-1-0";
 
+/// Folders whose control sockets callers may name.
+const ROOTS: &str = "[target]\nsocket_roots = [\"/t\", \"/nowhere\"]\n";
+
 /// A node with a target whose folder is `/t` there.
 fn node_with(target: &Target, settings: &str) -> Place {
-    let place = Place::on("two-node").settings(settings);
+    let place = Place::on("two-node").settings(&format!("{ROOTS}{settings}"));
     symlink(target.dir.path(), place.path("/t")).unwrap();
     place
 }

@@ -121,7 +121,7 @@ async fn deep(backing: impl Fn(&Path) -> String) -> Option<Value> {
         return None;
     }
     let played = Played::serve(backing);
-    let place = Place::on("two-node");
+    let place = Place::on("two-node").settings(super::ROOTS);
     std::os::unix::fs::symlink(played.folder.path(), place.path("/t")).unwrap();
     let words = ["health", "--deep", "--control-sock", "/t/rpc.sock", "--output", "json"];
     let told = place.run(&words).await.json()["deep"].clone();

@@ -8,9 +8,9 @@ pub(crate) const ZBS: &str = "/zbs/primarystorage/vhost";
 /// Every compatible route with a body that has every field it is known to get.
 pub(crate) fn calls() -> Vec<(String, Value)> {
     let target = json!({
-        "image": "zbs/vhost:1", "cores": "[1]", "coreCount": 2, "socketDir": "/var/tmp/vhost-sockets",
+        "image": "zbs-vhost:1", "cores": "[1]", "coreCount": 2, "socketDir": "/var/tmp/vhost-sockets",
         "controlSock": "/var/tmp/vhost-sockets/vhost.sock", "clientConf": "/etc/zbs/client.conf",
-        "hugepageNr": 1, "imageTar": "/var/tmp/none.tar", "imageUrl": "http://127.0.0.1:1/none.tar",
+        "hugepageNr": 1, "imageTar": "/opt/zbs/none.tar", "imageUrl": "http://127.0.0.1:1/none.tar",
     });
     let ssh = json!({
         "hostIp": "127.0.0.1", "sshPort": 22, "sshUsername": "root", "sshPassword": "x",
@@ -28,15 +28,15 @@ pub(crate) fn calls() -> Vec<(String, Value)> {
         zbs("target/prepareenv", json!({"hugepageNr": 1})),
         zbs(
             "target/health",
-            json!({"containerName": "zbs-vhost", "controlSock": "/var/tmp/v.sock"}),
+            json!({"containerName": "zbs-vhost", "controlSock": "/var/tmp/vhost-sockets/v.sock"}),
         ),
         zbs("target/ensure", target.clone()),
         zbs("activate", with(&target, volume)),
         zbs(
             "deactivate",
-            json!({"controlSock": "/var/tmp/v.sock", "bdevName": "b", "controllerName": "c"}),
+            json!({"controlSock": "/var/tmp/vhost-sockets/v.sock", "bdevName": "b", "controllerName": "c"}),
         ),
-        zbs("resize", json!({"controlSock": "/var/tmp/v.sock", "bdevName": "b", "sizeMib": 1})),
+        zbs("resize", json!({"controlSock": "/var/tmp/vhost-sockets/v.sock", "bdevName": "b", "sizeMib": 1})),
         zbs("deploy", ssh.clone()),
         zbs("destroy", ssh.clone()),
         zbs("bdev/create", with(&ssh, json!({"logicalPool": "p", "volume": "v", "bdevName": "b"}))),

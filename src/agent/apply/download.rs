@@ -18,11 +18,11 @@ use super::super::observe::blocking;
 use super::answer;
 use crate::host::HostError;
 use crate::host::partial::{Notes, Partial};
+use crate::model::bounds::image_reach;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::image::{Download, ImageUrl};
-use crate::model::outgoing::Reach;
-use crate::model::policy::TargetPolicy;
+use crate::model::policy::{TargetPolicy, TargetSettings};
 use crate::model::url::without_secrets;
 use crate::outgoing::{Client, SendError};
 
@@ -84,6 +84,7 @@ enum Asked {
 pub(super) struct Downloader {
     client: Client,
     folder: PathBuf,
+    settings: TargetSettings,
     most_bytes: u64,
     keep_free: u64,
     stall_timeout: Duration,
@@ -94,6 +95,7 @@ impl Downloader {
         Downloader {
             client: Client::default(),
             folder: policy.image_folder.clone(),
+            settings: policy.target.clone(),
             most_bytes: policy.target.image_max_mib * 1024 * 1024,
             keep_free: policy.target.image_keep_free_mib * 1024 * 1024,
             stall_timeout: policy.target.stall_timeout,
@@ -184,15 +186,19 @@ impl Downloader {
     /// Follows redirects to an answer.
     async fn get(
         &self,
-        url: &Url,
+        began: &Url,
         partial: &Partial,
     ) -> Result<(Url, Response<Incoming>), DownloadError> {
-        let mut url = url.clone();
+        let (mut from, mut url) = (String::new(), began.clone());
         for _ in 0..=MOST_REDIRECTS {
             let shown = without_secrets(&url);
+            let Some(reach) = image_reach(began, &url, &self.settings) else {
+                let why = "target.image_urls does not list it";
+                return Err(DownloadError::Redirect { url: from, to: shown, why });
+            };
             let sent = timeout(
                 self.stall_timeout,
-                self.client.send(answer::request(&url, partial), &Reach::Images),
+                self.client.send(answer::request(&url, partial), &reach),
             );
             let response = match sent.await {
                 Ok(Ok(response)) => response,
@@ -207,6 +213,7 @@ impl Downloader {
                 None => return Ok((url, response)),
                 Some(to) => {
                     let to = String::from_utf8_lossy(to.as_bytes());
+                    from = without_secrets(&url);
                     url = answer::next(&url, &to).map_err(|why| {
                         // Credentials may stand in it as in any other address.
                         let to = match url.join(&to) {

@@ -121,11 +121,17 @@ impl Place {
         let downloader = Downloader {
             client: Client::default(),
             folder: folder.path().join("images"),
+            settings: TargetSettings::default(),
             most_bytes,
             keep_free: 0,
             stall_timeout: Duration::from_millis(300),
         };
         Place { downloader, folder }
+    }
+
+    /// Opens these to callers.
+    fn lists(&mut self, urls: &[&str]) {
+        self.downloader.settings.image_urls = urls.iter().map(ToString::to_string).collect();
     }
 
     async fn fetch(&self, url: &str, digest: Option<&str>) -> Result<Partial, DownloadError> {
@@ -300,7 +306,9 @@ async fn redirects_are_followed_and_not_for_ever() {
     let to = |location: &str| {
         Act::Says(format!("302 There\r\nContent-Length: 0\r\nLocation: {location}"), Vec::new())
     };
-    let (first, place) = (server(vec![to("/other?a=b"), Act::Serves("\"a\"")]).await, Place::new());
+    let (first, mut place) =
+        (server(vec![to("/other?a=b"), Act::Serves("\"a\"")]).await, Place::new());
+    place.lists(&[&first.url.replace("vhost.tar", "other")]);
     is_the_file(&place.fetch(&first.url, None).await.unwrap());
     assert!(first.seen.lock().unwrap()[1].starts_with("get /other?a=b "));
     let round = server(vec![to("/vhost.tar"); 9]).await;
@@ -316,6 +324,23 @@ async fn redirects_are_followed_and_not_for_ever() {
 }
 
 #[tokio::test]
+async fn a_redirect_leads_nowhere_that_is_not_listed() {
+    let (other, mut place) = (server(vec![Act::Serves("\"a\"")]).await, Place::new());
+    let to = |url: &str| {
+        Act::Says(format!("302 There\r\nContent-Length: 0\r\nLocation: {url}"), Vec::new())
+    };
+    let first =
+        server(vec![to(&other.url), to(&other.url.replace("127.0.0.1", "localhost"))]).await;
+    place.lists(&["http://localhost:1", &first.url]);
+    let error = place.fetch(&first.url, None).await.unwrap_err().to_string();
+    assert!(error.contains("target.image_urls does not list it"), "{error}");
+    assert!(other.seen.lock().unwrap().is_empty(), "nobody is asked");
+    // What the settings name leads on as its server says, but from a name not into the node.
+    place.downloader.settings.image_url.clone_from(&first.url);
+    is_the_file(&place.fetch(&first.url, None).await.unwrap());
+}
+
+#[tokio::test]
 async fn neither_an_address_nor_a_redirect_leads_to_where_a_cloud_tells_of_its_machines() {
     let place = Place::new();
     let refused = |outcome: Result<Partial, DownloadError>| match outcome {
@@ -328,6 +353,8 @@ async fn neither_an_address_nor_a_redirect_leads_to_where_a_cloud_tells_of_its_m
         let download = Download { url: url.parse().unwrap(), sha256: None };
         refused(place.downloader.fetch(&download, &|_| {}).await);
     }
+    let mut place = place;
+    place.lists(&["http://100.100.100.200"]);
     let leads = "307 There\r\nContent-Length: 0\r\nLocation: http://100.100.100.200/x.tar";
     let server = server(vec![Act::Says(leads.to_string(), Vec::new())]).await;
     let download = Download { url: server.url.parse().unwrap(), sha256: None };

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-use super::blocking;
+use super::{blocking, blocking_within};
 pub use crate::docker::Containers;
 use crate::docker::EngineError;
 use crate::host::leftovers::left_pages;
 use crate::host::pools::{PoolFiles, hugepages_of};
 use crate::host::{
-    HostError, Root, cpus, cpuset, holders, mounts, own_image, process, socket_place,
+    HostError, Root, cpus, cpuset, holders, links, mounts, own_image, process, socket_place,
 };
+use crate::model::bounds::{Links, paths_of_target};
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
 use crate::model::cpu::{Cpu, CpuUse};
@@ -65,7 +67,13 @@ pub struct TargetObserver<C> {
     containers: Arc<C>,
     sockets: Sockets,
     policy: TargetPolicy,
+    following: Arc<Semaphore>,
 }
+
+/// How long the machine may take to tell what paths lead to …
+const FOLLOW_TIME: Duration = Duration::from_secs(2);
+/// … and how many of these looks may hang at one time.
+const MOST_FOLLOWING: usize = 4;
 
 /// What stands in files.
 struct Files {
@@ -93,7 +101,8 @@ impl<C: Containers> TargetObserver<C> {
         sockets: Sockets,
         policy: TargetPolicy,
     ) -> TargetObserver<C> {
-        TargetObserver { root: root.clone(), containers, sockets, policy }
+        let following = Arc::new(Semaphore::new(MOST_FOLLOWING));
+        TargetObserver { root: root.clone(), containers, sockets, policy, following }
     }
 
     /// Everything the target planner looks at; with what is `beside` it, where names are to be moved.
@@ -129,8 +138,13 @@ impl<C: Containers> TargetObserver<C> {
         let ours = made_for.is_some();
         let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
         let own = running.and_then(|container| container.pid);
-        let ((version, silence, guests), cpu_use, memory) =
-            tokio::join!(self.ask(&control), self.cpu_use(own), self.memory(spec, &files, own));
+        let opened = spec.as_opened(image.is_some());
+        let ((version, silence, guests), cpu_use, memory, links) = tokio::join!(
+            self.ask(&control),
+            self.cpu_use(own),
+            self.memory(spec, &files, own),
+            self.links(&opened)
+        );
         let sessions = match guests {
             _ if running.is_none() => Some(0),
             // Where it has its control socket is known. One that never made it has made no disk's either;
@@ -147,6 +161,8 @@ impl<C: Containers> TargetObserver<C> {
             silence,
             sessions,
             disconnected: 0,
+            known: None,
+            links,
             has_image: image.is_some(),
             image_id: image.unwrap_or_default(),
             built_in_image: files.built_in_image,
@@ -267,6 +283,18 @@ impl<C: Containers> TargetObserver<C> {
             ..CpuUse::default()
         };
         blocking(look).await
+    }
+
+    /// What the paths lead to that are not the operator's; none where the machine does not tell in time.
+    async fn links(&self, spec: &TargetSpec) -> Links {
+        let paths = paths_of_target(spec, &self.policy.target);
+        if paths.is_empty() {
+            return Links::new();
+        }
+        let root = self.root.clone();
+        let look = move || links::follow(&root, paths);
+        let looked = blocking_within(&self.following, FOLLOW_TIME, look).await;
+        looked.and_then(Result::ok).unwrap_or_default()
     }
 
     /// The free pages of 2 MiB, where the target takes some. One that cannot be looked at is no reason to refuse it.
@@ -425,5 +453,22 @@ mod tests {
         assert_eq!(seen.containers, Some((0..4).collect()));
         let names: Vec<&str> = seen.holders.iter().map(|holder| holder.name.as_str()).collect();
         assert_eq!(names, ["qemu-system-x86 (pid 7)"]);
+    }
+
+    #[tokio::test]
+    #[allow(clippy::disallowed_methods)] // the test puts links in place
+    async fn links_of_what_a_caller_named_are_followed_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        crate::host::spawn_fake::put_cpu(&root);
+        crate::host::leftovers::make_folder(&root, "/s", (0, 0), 0o755).unwrap();
+        std::os::unix::fs::symlink("/etc", root.path("/s/a")).unwrap();
+        let (containers, policy) = (FakeContainers::with_one(&[]), TargetPolicy::example());
+        let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
+        let links = observer.look(&spec("/s/a"), false).await.unwrap().links;
+        let led = |path: &str| links.get(&path.parse().unwrap()).map(|led| led.path.as_str());
+        assert_eq!((led("/s/a"), led("/s/a/vhost.sock")), (Some("/etc"), Some("/etc/vhost.sock")));
+        assert_eq!((led("/s"), led("/other")), (Some("/s"), None));
+        assert!(observer.look(&spec("/sockets"), false).await.unwrap().links.is_empty());
     }
 }

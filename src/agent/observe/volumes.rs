@@ -9,7 +9,8 @@ use tokio::sync::Semaphore;
 
 use super::{blocking, blocking_within};
 use crate::host::files::{Identity, identity};
-use crate::host::{Root, socket_place};
+use crate::host::{Root, links, socket_place};
+use crate::model::bounds::Links;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::path::CleanPath;
@@ -124,6 +125,17 @@ impl VolumeObserver {
         };
         let found = blocking_within(&self.lookups, LOOK_TIME, look).await;
         found.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// What these paths lead to, as far as the machine tells that in time.
+    pub async fn links(&self, paths: Vec<CleanPath>) -> Links {
+        if paths.is_empty() {
+            return Links::new();
+        }
+        let root = self.root.clone();
+        let look = move || links::follow(&root, paths);
+        let led = blocking_within(&self.lookups, LOOK_TIME, look).await;
+        led.and_then(Result::ok).unwrap_or_default()
     }
 
     async fn look_at(

@@ -163,9 +163,12 @@ async fn bring_about(
     let bytes = body::read(body, api.http).await?;
     let subject = Subject { force: query.force, ..Subject::target(&name) };
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
-    let (wish, dry_run) = (wish(spec.map_err(Problem::of)?, query), query.dry_run);
-    let call =
-        (!dry_run).then(|| Call::begins(Change { of: subject, ..Change::of(route, by.0) }, None));
+    let subject = Subject { force: query.force, ..Subject::target(&name) };
+    let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
+    let spec = spec.and_then(|spec| api.allowed(spec)).map_err(Problem::of)?;
+    let (wish, dry_run) = (wish(spec, query), query.dry_run);
+    let change = Change { of: subject, ..Change::of(route, by.0) };
+    let call = (!dry_run).then(|| Call::begins(change, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
     let done = async move { targets.reconcile(work, wish, dry_run).await.map(Arc::new) };
     report::answer_with(&headers, (work, events), done, call).await
@@ -225,12 +228,7 @@ pub async fn health(
     query: Result<Query<HealthQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
-    let control = match &query.control_sock {
-        Some(path) => path.parse::<CleanPath>(),
-        None => api.control_of(&name),
-    };
-    let control = control.map_err(Problem::of)?;
-    crate::model::path::judge_socket(&control).map_err(Problem::of)?;
+    let control = api.control_at(&name, query.control_sock.as_deref()).map_err(Problem::of)?;
     let health = api.targets.health(&name, &control);
     if !query.deep {
         return Ok(Json(health.await).into_response());

@@ -10,6 +10,7 @@ use super::super::Shared;
 use super::super::v1::targets::TargetBody;
 use super::{task, wire};
 use crate::controller::outbox::Keep;
+use crate::model::bounds::{Paths, judge_target};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -73,7 +74,9 @@ impl EnsureRequest {
         defaults: &TargetSettings,
     ) -> Result<TargetSpec, Fault> {
         let base = self.base(desired, defaults)?;
-        self.into_spec(base, defaults)
+        let spec = self.into_spec(base, defaults)?;
+        judge_target(&spec, desired.targets.get(&spec.name), defaults, Paths::AsNamed)?;
+        Ok(spec)
     }
 
     /// The wish; what is not said is as `base` has it.
@@ -122,7 +125,7 @@ fn small(count: u64) -> Result<u32, Fault> {
 pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: EnsureRequest, asked: Option<Asked>| {
         let defaults = &api.native.target_defaults;
-        let spec = request.into_spec(usual(defaults)?, defaults)?;
+        let spec = api.native.allowed(request.into_spec(usual(defaults)?, defaults)?)?;
         bring_up(api, spec, asked).await
     };
     task::call_told(api, "ensure", request, work).await
@@ -185,7 +188,9 @@ pub fn at(
     }
     let usual = usual(defaults)?;
     let control_sock = control.unwrap_or_else(|| usual.control_sock.clone());
-    TargetSpec { control_sock, ..usual }.judge()
+    let spec = TargetSpec { control_sock, ..usual }.judge()?;
+    judge_target(&spec, None, defaults, Paths::AsNamed)?;
+    Ok(spec)
 }
 
 fn with_control<'a>(control: &CleanPath, desired: &'a Desired) -> Option<&'a TargetSpec> {
@@ -225,11 +230,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
             Some(name) => name.parse()?,
             None => TargetName::usual(),
         };
-        let control: CleanPath = match request.control_sock {
-            Some(path) => path.parse()?,
-            None => api.native.control_of(&name)?,
-        };
-        crate::model::path::judge_socket(&control)?;
+        let control = api.native.control_at(&name, request.control_sock.as_deref())?;
         let health = api.native.targets.health(&name, &control).await;
         Ok(json!({
             "success": true,
@@ -307,6 +308,27 @@ mod tests {
         assert_eq!(spec("{}"), usual(&defaults).unwrap());
         let new = spec(r#"{"containerName":"new","socketDir":"/other"}"#);
         assert_eq!((new.name.as_str(), new.control_sock.as_str()), ("new", "/other/vhost.sock"));
+        // Only what is new in a call is judged.
+        let closed = TargetSettings { socket_roots: Vec::new(), ..TargetSettings::example() };
+        let code = |text: &str| {
+            request(text).or_as_wanted(&desired, &closed).map(drop).map_err(|fault| fault.code)
+        };
+        for again in [
+            r#"{"containerName":"other","socketDir":"/other","coreCount":1}"#,
+            r#"{"controlSock":"/other/admin.sock"}"#,
+            r#"{"containerName":"other","controlSock":"/other/b.sock"}"#,
+            r#"{"containerName":"new","socketDir":"/sockets/new"}"#,
+        ] {
+            assert_eq!(code(again), Ok(()), "{again}");
+        }
+        for new in [
+            r#"{"containerName":"new","socketDir":"/other"}"#,
+            r#"{"containerName":"other","socketDir":"/s"}"#,
+            r#"{"containerName":"other","clientConf":"/root/.ssh/id"}"#,
+            r#"{"containerName":"other","imageTar":"/var/tmp/x.tar","image":"a:1"}"#,
+        ] {
+            assert_eq!(code(new), Err(Code::PathNotAllowed), "{new}");
+        }
     }
 
     #[test]
@@ -318,8 +340,11 @@ mod tests {
         };
         assert_eq!(name(Some("/other/admin.sock")).unwrap().0, "other");
         assert_eq!(name(None).unwrap().0, "zbs-vhost");
-        let (unknown, control) = name(Some("/nobody/s.sock")).unwrap();
-        assert_eq!((unknown.as_str(), control.as_str()), ("zbs-vhost", "/nobody/s.sock"));
+        let (unknown, control) = name(Some("/s/nobody.sock")).unwrap();
+        assert_eq!((unknown.as_str(), control.as_str()), ("zbs-vhost", "/s/nobody.sock"));
+        for outside in ["/nobody/s.sock", "/run/docker.sock", "/s-evil/a.sock"] {
+            assert_eq!(name(Some(outside)).unwrap_err().code, Code::PathNotAllowed, "{outside}");
+        }
         assert_eq!(name(Some("/other/a-volume")).unwrap_err().code, Code::InvalidControlSocket);
     }
 }

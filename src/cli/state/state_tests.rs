@@ -66,7 +66,8 @@ fn what_one_node_keeps_another_keeps_after_an_import_and_repeating_it_changes_no
 async fn the_owners_read_what_was_imported_and_what_they_write_is_exported() {
     let (_dir, to) = store();
     import(&to, &node(), false).unwrap();
-    let desired = crate::targets::desired::DesiredTargets::open(to.clone()).unwrap();
+    let desired =
+        crate::targets::desired::DesiredTargets::open(to.clone(), &Default::default()).unwrap();
     let name: TargetName = "zbs-vhost".parse().unwrap();
     let Thing::Target(spec) = target() else { panic!() };
     assert_eq!(desired.get(&name), Some(*spec));

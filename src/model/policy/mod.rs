@@ -17,5 +17,7 @@ pub use heal::HealPolicy;
 pub use health::HealthPolicy;
 pub use http::HttpPolicy;
 pub use pools::{MountPolicy, PoolPolicy};
-pub use target::{MEMORY_STEP_MIB, TargetPolicy, TargetSettings, TargetTemplate, VOLUMES_PER_STEP};
+pub use target::{
+    MEMORY_STEP_MIB, MOST_TARGETS, TargetPolicy, TargetSettings, TargetTemplate, VOLUMES_PER_STEP,
+};
 pub use volume::VolumePolicy;

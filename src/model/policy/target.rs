@@ -46,6 +46,26 @@ pub struct TargetSettings {
     pub image_max_mib: u64,
     /// MiB that a download leaves free on its disk.
     pub image_keep_free_mib: u64,
+    /// Targets of this node; [`MOST_TARGETS`] at the most.
+    pub max_targets: usize,
+    /// Volumes of one target.
+    pub max_volumes: usize,
+    /// Folders in which callers may have sockets, beside `socket_dir`.
+    pub socket_roots: Vec<CleanPath>,
+    /// Folders in which a client's configuration may lie that a caller names.
+    pub client_conf_roots: Vec<CleanPath>,
+    /// Folders in which an image's tar may lie.
+    pub image_tar_roots: Vec<CleanPath>,
+    /// Folders in which the file of a volume may lie.
+    pub aio_roots: Vec<CleanPath>,
+    /// Block devices that may be a volume's, by pattern.
+    pub aio_devices: Vec<String>,
+    /// Images that callers may name, by pattern or digest.
+    pub allowed_images: Vec<String>,
+    /// Beginnings of the addresses that callers may have images downloaded from.
+    pub image_urls: Vec<String>,
+    /// Methods of a target that a raw backing may call.
+    pub raw_methods: Vec<String>,
     /// The folder of its sockets.
     pub socket_dir: CleanPath,
     /// Owner of a socket folder that is made, by number.
@@ -105,6 +125,9 @@ pub const MEMORY_STEP_MIB: u64 = 512;
 /// See [`MEMORY_STEP_MIB`].
 pub const VOLUMES_PER_STEP: u64 = 800;
 
+/// The ceiling of `target.max_targets`: each has a task of its own.
+pub const MOST_TARGETS: usize = 64;
+
 fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_string).collect()
 }
@@ -124,6 +147,17 @@ impl Default for TargetSettings {
             image_sha256: String::new(),
             image_max_mib: 4096,
             image_keep_free_mib: 512,
+            max_targets: MOST_TARGETS,
+            max_volumes: 4096,
+            socket_roots: vec![path("/var/tmp/vhost-sockets"), path("/var/zbsvhost/sockets")],
+            client_conf_roots: vec![path("/etc/zbs"), path("/etc/ceph")],
+            image_tar_roots: vec![path("/var/lib/zstack"), path("/opt/zbs")],
+            aio_roots: Vec::new(),
+            aio_devices: Vec::new(),
+            // As ZStack names them, in whatever registry.
+            allowed_images: words("zbs-vhost zbs-vhost-* */zbs-vhost */zbs-vhost-*"),
+            image_urls: Vec::new(),
+            raw_methods: Vec::new(),
             socket_dir: path("/var/tmp/vhost-sockets"),
             socket_uid: 0,
             socket_gid: 0,
@@ -258,6 +292,8 @@ impl TargetSettings {
             image_max_mib: 1,
             image_keep_free_mib: 0,
             socket_dir: path("/sockets"),
+            socket_roots: vec![path("/s"), path("/other")],
+            allowed_images: vec!["*".into()],
             core_count: 1,
             memory_mib: Some(0),
             zbs_command: command(

@@ -58,11 +58,25 @@ const MOST_MALLOC_MIB: u64 = 1 << 20;
 /// Bytes of the largest parameters of a raw method.
 const MOST_PARAMS: usize = 64 * 1024;
 
+/// Ends of the methods that make a bdev …
+pub const MAKES: [&str; 2] = ["_create", "_attach_controller"];
+/// … and of those that take one away.
+pub const TAKES: [&str; 2] = ["_delete", "_detach_controller"];
+
 fn usual_block_size() -> u32 {
     512
 }
 
 impl Backing {
+    /// The file or device that it is kept in, where it names one.
+    pub fn file(&self) -> Option<&str> {
+        match self {
+            Backing::Aio { path, .. } => Some(path.as_str()),
+            Backing::Raw { params, .. } => params.get("filename").and_then(Value::as_str),
+            Backing::Zbs { .. } | Backing::Malloc { .. } => None,
+        }
+    }
+
     /// What of it cannot be.
     ///
     /// # Errors
@@ -92,10 +106,8 @@ impl Backing {
                 }
             }
             Backing::Raw { method, params, delete_method } => {
-                judge_method(method, &["_create", "_attach_controller"])?;
-                if let Some(delete) = delete_method {
-                    judge_method(delete, &["_delete", "_detach_controller"])?;
-                }
+                judge_method(method, &MAKES)?;
+                delete_method.as_ref().map_or(Ok(()), |delete| judge_method(delete, &TAKES))?;
                 match serde_json::to_vec(params).map_or(usize::MAX, |bytes| bytes.len()) {
                     0..=MOST_PARAMS => Ok(()),
                     long => {
@@ -116,7 +128,10 @@ fn judge_block_size(bytes: u32) -> Result<(), Fault> {
 }
 
 /// A raw method makes or takes away bdevs, and nothing else.
-fn judge_method(method: &str, ends: &[&str]) -> Result<(), Fault> {
+///
+/// # Errors
+/// When it is another one.
+pub fn judge_method(method: &str, ends: &[&str]) -> Result<(), Fault> {
     let plain = method.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     let fits = method.starts_with("bdev_") && ends.iter().any(|end| method.ends_with(end));
     if plain && fits && method.len() <= 64 {

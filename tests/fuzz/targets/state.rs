@@ -24,7 +24,7 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(Thing::admit(name, &thing.value()).as_ref(), Ok(thing));
         let _ = thing.shown();
     }
-    let Ok(wanted) = DesiredTargets::open(store.clone()) else { return };
+    let Ok(wanted) = DesiredTargets::open(store.clone(), &Default::default()) else { return };
     let wanted = wanted.watch().borrow().clone();
     for name in wanted.targets.keys() {
         assert!(tree.path().join(format!("targets/{name}.json")).is_file());
@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let _ = Identities::open(store.clone());
     // What could not be used was set aside, and is not met again.
-    let again = DesiredTargets::open(store).expect("the disk does not fail");
+    let again = DesiredTargets::open(store, &Default::default()).expect("the disk does not fail");
     assert_eq!(*again.watch().borrow(), wanted);
 });
 

@@ -1,0 +1,151 @@
+//! Bounds of what callers may name: paths, images, addresses of images, methods of a target.
+//!
+//! ```text
+//! a call ──▶ spec ──as it is named──▶ 403 ──▶ the machine is looked at ──with links followed──▶ refused, or planned
+//! ```
+//! What is as the settings have it is the operator's word. What is desired already was judged when it was new, or comes from
+//! before there were bounds: a target that comes back, and a call that is repeated, say nothing new. Neither is judged.
+//!
+//! A refusal names the setting that would allow it, and tells nothing of what is there.
+
+mod images;
+mod paths;
+mod system;
+mod urls;
+
+pub use self::images::image_pattern_problem;
+pub use self::paths::{Led, Links, Named, Paths, device_pattern_problem, root_problem};
+pub use self::urls::{image_reach, image_url_problem};
+use super::code::Code;
+use super::fault::Fault;
+use super::image::ImageUrl;
+use super::path::CleanPath;
+use super::policy::TargetSettings;
+use super::target::TargetSpec;
+use super::volume::{Backing, MAKES, TAKES, VolumeSpec, judge_method};
+
+/// Judges a target that a call asks for; `known` is the one that is desired under its name.
+///
+/// # Errors
+/// 403, with the setting that would allow what the call names.
+pub fn judge_target(
+    spec: &TargetSpec,
+    known: Option<&TargetSpec>,
+    settings: &TargetSettings,
+    paths: Paths<'_>,
+) -> Result<(), Fault> {
+    let beside = known.map(|known| &known.socket_dir);
+    for (named, path) in named_paths(spec, settings) {
+        if known.is_none_or(|known| path_of(known, named) != Some(path)) {
+            named.judge(path, beside, settings, paths)?;
+        }
+    }
+    let of_known = |image: &str| known.is_some_and(|known| known.image.as_deref() == Some(image));
+    let image = spec.image.as_deref().filter(|image| !of_known(image));
+    image.map_or(Ok(()), |image| images::judge(image, settings))?;
+    let of_known = |url: &&ImageUrl| known.and_then(|known| known.image_url.as_ref()) == Some(*url);
+    let url = spec.image_url.as_ref().filter(|url| !of_known(url));
+    url.map_or(Ok(()), |url| urls::judge(url, settings))
+}
+
+/// Paths whose links have to be followed to judge a target: those that are not the operator's, and their folders.
+pub fn paths_of_target(spec: &TargetSpec, settings: &TargetSettings) -> Vec<CleanPath> {
+    let paths = named_paths(spec, settings).into_iter();
+    paths.flat_map(|(named, path)| named.paths(path, settings)).collect()
+}
+
+/// Paths of a target that are not as the settings have them.
+fn named_paths<'a>(spec: &'a TargetSpec, settings: &TargetSettings) -> Vec<(Named, &'a CleanPath)> {
+    let control = settings.control_in(&settings.socket_dir).ok();
+    let own = |named| match named {
+        Named::SocketDir => Some(&settings.socket_dir),
+        Named::ControlSock => control.as_ref(),
+        Named::ClientConf => Some(&settings.client_conf),
+        Named::ImageTar | Named::Aio => None,
+    };
+    let all = [Named::SocketDir, Named::ControlSock, Named::ClientConf, Named::ImageTar];
+    let paths = all.into_iter().filter_map(|named| Some((named, path_of(spec, named)?)));
+    paths.filter(|(named, path)| own(*named) != Some(*path)).collect()
+}
+
+fn path_of(spec: &TargetSpec, named: Named) -> Option<&CleanPath> {
+    match named {
+        Named::SocketDir => Some(&spec.socket_dir),
+        Named::ControlSock => Some(&spec.control_sock),
+        Named::ClientConf => spec.client_conf.as_ref(),
+        Named::ImageTar => spec.image_tar.as_ref(),
+        Named::Aio => None,
+    }
+}
+
+/// Judges a volume that a call asks for; `known` is the one that is desired under its name.
+///
+/// # Errors
+/// 403, with the setting that would allow what the call names.
+pub fn judge_volume(
+    spec: &VolumeSpec,
+    known: Option<&VolumeSpec>,
+    settings: &TargetSettings,
+    paths: Paths<'_>,
+) -> Result<(), Fault> {
+    if known.is_some_and(|known| known.backing == spec.backing) {
+        return Ok(());
+    }
+    if let Backing::Raw { method, delete_method, .. } = &spec.backing {
+        judge_raw(method, delete_method.as_deref(), settings)?;
+    }
+    match file_of(spec)? {
+        Some(path) => Named::Aio.judge(&path, None, settings, paths),
+        None => Ok(()),
+    }
+}
+
+/// Paths whose links have to be followed to judge a volume.
+pub fn paths_of_volume(spec: &VolumeSpec, settings: &TargetSettings) -> Vec<CleanPath> {
+    let file = file_of(spec).ok().flatten();
+    file.map(|path| Named::Aio.paths(&path, settings)).unwrap_or_default()
+}
+
+/// The file that a volume lies in; a raw method may name one too.
+fn file_of(spec: &VolumeSpec) -> Result<Option<CleanPath>, Fault> {
+    spec.backing.file().map(str::parse).transpose()
+}
+
+/// What makes a bdev may take it away again; any other method has to be listed too.
+fn judge_raw(method: &str, delete: Option<&str>, settings: &TargetSettings) -> Result<(), Fault> {
+    let listed = |method: &str| settings.raw_methods.iter().any(|listed| listed == method);
+    let is_its =
+        |delete: &str| stem(method, MAKES).is_some_and(|it| stem(delete, TAKES) == Some(it));
+    let other = delete.filter(|delete| !is_its(delete));
+    let refused = [Some(method), other].into_iter().flatten().find(|method| !listed(method));
+    refused.map_or(Ok(()), |refused| {
+        let text = format!(
+            "{refused} is not called for callers: target.raw_methods does not list it; use a backing of another kind, or have \
+             the operator list it"
+        );
+        Err(Fault::new(Code::RawMethodNotAllowed, text))
+    })
+}
+
+fn stem<'a>(method: &'a str, ends: [&str; 2]) -> Option<&'a str> {
+    ends.iter().find_map(|end| method.strip_suffix(end))
+}
+
+/// What is wrong with an entry of `target.raw_methods`.
+pub fn raw_method_problem(method: &str) -> Option<String> {
+    judge_method(method, &[MAKES, TAKES].concat()).err().map(|fault| fault.text)
+}
+
+/// Whether a component fits a pattern, in which `*` stands for any characters of it.
+fn fits(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
+            let ends = rest.char_indices().map(|(at, _)| at).chain([rest.len()]);
+            ends.filter_map(|at| rest.get(at..)).any(|rest| fits(after, rest))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

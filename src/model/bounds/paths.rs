@@ -1,0 +1,168 @@
+//! Paths that a caller names, and the folders in which they may lie.
+
+use std::collections::BTreeMap;
+
+use super::fits;
+use super::system::closed;
+use crate::model::code::Code;
+use crate::model::fault::Fault;
+use crate::model::path::CleanPath;
+use crate::model::policy::TargetSettings;
+
+/// A path of a call, by what it is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// The folder of a target's sockets.
+    SocketDir,
+    /// Its control socket.
+    ControlSock,
+    /// Its client's configuration.
+    ClientConf,
+    /// A tar of its image.
+    ImageTar,
+    /// The file or device of a volume.
+    Aio,
+}
+
+/// What a path leads to once its links are followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Led {
+    /// The path without links.
+    pub path: CleanPath,
+    /// Whether a block device is there.
+    pub is_block_device: bool,
+}
+
+/// What paths lead to; those that could not be looked at are not among them.
+pub type Links = BTreeMap<CleanPath, Led>;
+
+/// How much is known of the paths that are judged.
+#[derive(Debug, Clone, Copy)]
+pub enum Paths<'a> {
+    /// What they say.
+    AsNamed,
+    /// What they lead to, too.
+    Followed(&'a Links),
+}
+
+impl Named {
+    fn word(self) -> &'static str {
+        match self {
+            Named::SocketDir => "socketDir",
+            Named::ControlSock => "controlSock",
+            Named::ClientConf => "clientConf",
+            Named::ImageTar => "imageTar",
+            Named::Aio => "the volume's file",
+        }
+    }
+
+    fn settings(self) -> &'static str {
+        match self {
+            Named::SocketDir | Named::ControlSock => "target.socket_roots",
+            Named::ClientConf => "target.client_conf_roots",
+            Named::ImageTar => "target.image_tar_roots",
+            Named::Aio => "target.aio_roots, and is no block device of target.aio_devices",
+        }
+    }
+
+    /// The folders in which it may lie.
+    fn roots(self, settings: &TargetSettings) -> impl Iterator<Item = &CleanPath> {
+        let (list, own) = match self {
+            Named::SocketDir | Named::ControlSock => {
+                (&settings.socket_roots, Some(&settings.socket_dir))
+            }
+            Named::ClientConf => (&settings.client_conf_roots, None),
+            Named::ImageTar => (&settings.image_tar_roots, None),
+            Named::Aio => (&settings.aio_roots, None),
+        };
+        list.iter().chain(own)
+    }
+
+    /// A path and the folders that it lies in: their links are to be followed.
+    pub(super) fn paths(self, path: &CleanPath, settings: &TargetSettings) -> Vec<CleanPath> {
+        let roots = self.roots(settings).filter(|root| lies_in(path, root));
+        [path].into_iter().chain(roots).cloned().collect()
+    }
+
+    /// Judges a path; `beside` is a folder in which it may lie too.
+    pub(super) fn judge(
+        self,
+        path: &CleanPath,
+        beside: Option<&CleanPath>,
+        settings: &TargetSettings,
+        paths: Paths<'_>,
+    ) -> Result<(), Fault> {
+        let refused = |why: String| {
+            let text = format!("{} {} is not allowed: {why}", self.word(), path.as_str());
+            Err(Fault::new(Code::PathNotAllowed, text))
+        };
+        let is_device = self == Named::Aio && fits_device(path, settings);
+        if let Some((folder, why)) = closed(path.as_str(), self).filter(|_| !is_device) {
+            return refused(format!("{folder} is closed to callers, for {why}"));
+        }
+        let roots: Vec<&CleanPath> = self.roots(settings).chain(beside).collect();
+        if !is_device && !lies_in_one(path, &roots) {
+            return refused(self.unlisted());
+        }
+        let Paths::Followed(links) = paths else { return Ok(()) };
+        let Some(led) = links.get(path) else {
+            let why = "nobody could tell in time where it leads: see whether its disk hangs, then call again";
+            return refused(why.to_string());
+        };
+        let is_device = is_device || self == Named::Aio && fits_device(&led.path, settings);
+        let is_allowed = match is_device {
+            true => led.is_block_device && led.path.as_str().starts_with(DEVICES),
+            false => {
+                // The folders may be links themselves.
+                let moved = roots.iter().filter_map(|root| Some(&links.get(*root)?.path));
+                let roots: Vec<&CleanPath> = roots.iter().copied().chain(moved).collect();
+                lies_in_one(&led.path, &roots) && closed(led.path.as_str(), self).is_none()
+            }
+        };
+        if is_allowed { Ok(()) } else { refused(self.unlisted()) }
+    }
+
+    fn unlisted(self) -> String {
+        format!(
+            "with links followed, it does not lie in a folder of {}: name another, or have the operator add it there",
+            self.settings()
+        )
+    }
+}
+
+/// Where devices are.
+const DEVICES: &str = "/dev/";
+
+fn fits_device(path: &CleanPath, settings: &TargetSettings) -> bool {
+    settings.aio_devices.iter().any(|pattern| {
+        let (pattern, path) = (pattern.split('/'), path.as_str().split('/'));
+        pattern.clone().count() == path.clone().count()
+            && pattern.zip(path).all(|(pattern, part)| fits(pattern, part))
+    })
+}
+
+fn lies_in_one(path: &CleanPath, folders: &[&CleanPath]) -> bool {
+    folders.iter().any(|folder| lies_in(path, folder))
+}
+
+fn lies_in(path: &CleanPath, folder: &CleanPath) -> bool {
+    let rest = path.as_str().strip_prefix(folder.as_str().trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What is wrong with a folder that the settings open to callers.
+pub fn root_problem(root: &CleanPath, named: Named) -> Option<String> {
+    let (folder, why) = closed(root.as_str(), named)?;
+    let root = root.as_str();
+    Some(format!(
+        "'{root}' cannot be opened to callers ({folder}: {why}): name a folder of its own"
+    ))
+}
+
+/// What is wrong with an entry of `target.aio_devices`.
+pub fn device_pattern_problem(pattern: &str) -> Option<String> {
+    let below = pattern.strip_prefix(DEVICES).filter(|below| !below.is_empty());
+    let is_path = pattern.parse::<CleanPath>().is_ok_and(|path| path.as_str() == pattern);
+    (below.is_none() || !is_path)
+        .then(|| format!("'{pattern}' is no pattern of block devices such as /dev/mapper/vg0-*"))
+}

@@ -1,0 +1,194 @@
+//! What callers may name, over real HTTP and by command: nothing that the settings do not list, however it is written, and
+//! what was desired before stays.
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use serde_json::{Value, json};
+use support::http::{Reply, call};
+use support::{Agent, Place};
+
+const ZBS: &str = "/zbs/primarystorage/vhost";
+const TARGET: &str = "/v1/targets/a";
+const HEALTH: &str = "/v1/targets/a/health?controlSock=";
+
+/// Paths that nobody may name, as a folder and as a socket in one.
+const HOSTILE: [&str; 8] = [
+    "/etc",
+    "/root/.ssh",
+    "/run",
+    "/dev",
+    "/var/tmp",
+    "/home/x",
+    "/var/tmp/vhost-sockets-evil",
+    "/var/lib/vhost-agent",
+];
+
+async fn put(agent: &Agent, path: &str, body: &Value) -> Reply {
+    call(agent.address, "PUT", path, &[], &body.to_string()).await
+}
+
+/// Keeps what a node desired before its agent had bounds.
+fn desires(place: &Place, folder: &str, name: &str, entry: &Value) {
+    let folder = place.state().join(folder);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join(format!("{name}.json")), entry.to_string()).unwrap();
+}
+
+fn old_target() -> Value {
+    json!({
+        "name": "a", "kind": "spdk", "image": "old:1", "imageTar": "/tmp/old.tar",
+        "imageUrl": "http://127.0.0.1:1/old.tar", "cores": {"count": 1}, "memoryMib": 0,
+        "socketDir": "/srv/old", "controlSock": "/srv/old/vhost.sock", "clientConf": "/root/old.conf",
+    })
+}
+
+#[tokio::test]
+async fn what_no_setting_lists_is_refused_by_every_route_before_anything_is_done() {
+    let place = Place::on("two-node").mounted();
+    let agent = place.ready().await;
+    let before = place.snapshot();
+    let mut bodies = Vec::new();
+    for path in HOSTILE {
+        let socket = format!("{path}/x.sock");
+        bodies.extend(["socketDir", "clientConf", "imageTar"].map(|field| (field, json!(path))));
+        bodies.push(("controlSock", json!(socket)));
+        let health = agent.get(&format!("{HEALTH}{socket}")).await;
+        health.must_be_problem(403, "path-not-allowed");
+        for route in ["target/health", "deactivate", "resize"] {
+            let body = json!({"controlSock": socket, "bdevName": "b", "sizeMib": 1});
+            let result = agent.post(&format!("{ZBS}/{route}"), &body.to_string()).await.json();
+            assert_eq!(result["code"], "path-not-allowed", "{route} {result}");
+        }
+    }
+    for image in ["evil:1", "evil/zbs-vhosts:1", "zbs-vhost:5000/evil", "evil@sha256:00"] {
+        bodies.push(("image", json!(image)));
+    }
+    for url in
+        ["http://127.0.0.1:1/x.tar", "http://2130706433/x.tar", "http://store/zbs-vhost-evil"]
+    {
+        bodies.push(("imageUrl", json!(url)));
+    }
+    for (field, value) in bodies {
+        let body = json!({"kind": "spdk", "image": "zbs-vhost:1", (field): value});
+        let code = match field {
+            "image" => "image-not-allowed",
+            "imageUrl" => "image-url-not-allowed",
+            _ => "path-not-allowed",
+        };
+        put(&agent, TARGET, &body).await.must_be_problem(403, code);
+        let dry_run = put(&agent, &format!("{TARGET}?dryRun=true"), &body).await;
+        dry_run.must_be_problem(403, code);
+        let compatible = json!({
+            "image": "zbs-vhost:1", "installPath": "zbs://p/v", "bdevName": "b", "controllerName": "c", (field): value,
+        });
+        for route in ["target/ensure", "activate"] {
+            let reply = agent.post(&format!("{ZBS}/{route}"), &compatible.to_string()).await.json();
+            let told = (&reply["success"], &reply["code"]);
+            assert_eq!(told, (&json!(false), &json!(code)), "{route} {compatible}");
+        }
+    }
+    let ended = place.run(&["deploy", "a", "--kind", "built-in", "--socket-dir", "/etc/x"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains("is closed to callers"), "{}", ended.err);
+    before.must_be_what_is(&place);
+}
+
+#[tokio::test]
+async fn what_the_settings_list_and_name_is_taken() {
+    let place = Place::on("two-node").mounted().settings(
+        "[target]\nimage = \"own:1\"\nimage_url = \"http://127.0.0.1:1/own.tar\"\nsocket_dir = \"/srv/own\"\n\
+         image_urls = [\"http://127.0.0.1:2/zbs\"]\n",
+    );
+    let agent = place.ready().await;
+    for body in [
+        json!({}),
+        json!({"image": "own:1", "imageUrl": "http://127.0.0.1:1/own.tar", "socketDir": "/srv/own"}),
+        json!({"socketDir": "/srv/own/b"}),
+        json!({"socketDir": "/var/zbsvhost/sockets", "image": "10.0.0.1:5000/zbs-vhost-x86_64:7"}),
+        json!({"imageUrl": "http://127.0.0.1:2/zbs/a.tar", "imageTar": "/opt/zbs/a.tar"}),
+        json!({"clientConf": "/etc/ceph/ceph.conf"}),
+    ] {
+        // As far as a node without an engine comes.
+        put(&agent, TARGET, &body).await.must_be_problem(503, "engine-absent");
+    }
+}
+
+#[tokio::test]
+async fn what_was_desired_before_is_not_refused_when_it_is_asked_for_again() {
+    let place = Place::on("two-node").mounted();
+    let target = old_target();
+    desires(&place, "targets", "a", &json!({"version": 1, "spec": target}));
+    let backing = json!({"kind": "aio", "path": "/root/disk", "blockSize": 512});
+    let volume = json!({"name": "v", "bdev": "v", "backing": backing});
+    desires(&place, "volumes/a", "v", &json!({"version": 1, "target": "a", "spec": volume}));
+    let agent = place.ready().await;
+    let again = json!({
+        "kind": "spdk", "image": "old:1", "imageTar": "/tmp/old.tar", "socketDir": "/srv/old",
+        "imageUrl": "http://127.0.0.1:1/old.tar", "clientConf": "/root/old.conf",
+    });
+    put(&agent, TARGET, &again).await.must_be_problem(503, "engine-absent");
+    let health = agent.get(&format!("{HEALTH}/srv/old/vhost.sock")).await;
+    assert_eq!(health.status, 200, "{}", health.text());
+    let same = json!({"backing": backing, "readOnly": true});
+    let kept = put(&agent, &format!("{TARGET}/volumes/v"), &same).await;
+    kept.must_be_problem(503, "volume-not-serving");
+    let log = agent.log();
+    assert!(!log.contains("not-allowed"), "it comes back as it was: {log}");
+    for (field, value) in [("socketDir", "/srv/other"), ("image", "other:1")] {
+        let mut other = again.clone();
+        other[field] = json!(value);
+        assert_eq!(put(&agent, TARGET, &other).await.status, 403, "{other}");
+    }
+}
+
+#[tokio::test]
+async fn volumes_lie_where_the_settings_say_and_no_link_leads_out() {
+    let place = Place::on("two-node").mounted().settings(
+        "[target]\nmax_volumes = 3\naio_roots = [\"/srv/disks\"]\naio_devices = [\"/dev/mapper/vg0-*\"]\n\
+         raw_methods = [\"bdev_uring_create\"]\n",
+    );
+    desires(&place, "targets", "a", &json!({"version": 1, "spec": old_target()}));
+    fs::create_dir_all(place.path("/srv/disks")).unwrap();
+    symlink("../../root", place.path("/srv/disks/out")).unwrap();
+    symlink("/etc/shadow", place.path("/srv/disks/absolute")).unwrap();
+    let agent = place.ready().await;
+    let volume = |backing: &Value| {
+        let (agent, body) = (&agent, json!({"backing": backing}));
+        async move { put(agent, &format!("{TARGET}/volumes/v"), &body).await }
+    };
+    let aio = |path: &str| json!({"kind": "aio", "path": path, "blockSize": 512});
+    for path in [
+        "/etc/shadow",
+        "/dev/sda",
+        "/dev/mapper/vg1-x",
+        "/srv/disks-evil/x",
+        "/srv/disks/out/x",
+        "/srv/disks/out",
+        "/srv/disks/absolute",
+        "/dev/mapper/vg0-absent",
+    ] {
+        volume(&aio(path)).await.must_be_problem(403, "path-not-allowed");
+        let raw =
+            json!({"kind": "raw", "method": "bdev_uring_create", "params": {"filename": path}});
+        volume(&raw).await.must_be_problem(403, "path-not-allowed");
+        let list = json!({"volumes": [{"name": "v", "backing": aio(path)}]});
+        let reply = put(&agent, &format!("{TARGET}/volumes"), &list).await;
+        reply.must_be_problem(403, "path-not-allowed");
+    }
+    for method in ["bdev_aio_create", "bdev_nvme_attach_controller"] {
+        let raw = json!({"kind": "raw", "method": method, "params": {"filename": "/srv/disks/x"}});
+        volume(&raw).await.must_be_problem(403, "raw-method-not-allowed");
+    }
+    let none = agent.get(&format!("{TARGET}/volumes")).await;
+    assert_eq!(none.json()["volumes"], json!([]), "{}", none.text());
+    volume(&aio("/srv/disks/x")).await.must_be_problem(503, "volume-not-serving");
+    let three = ["b", "c", "d"]
+        .map(|name| json!({"name": name, "backing": {"kind": "malloc", "sizeMib": 1}}));
+    let reply = put(&agent, &format!("{TARGET}/volumes"), &json!({"volumes": three})).await;
+    reply.must_be_problem(400, "too-many-volumes");
+    assert!(reply.text().contains("target.max_volumes"), "{}", reply.text());
+}
