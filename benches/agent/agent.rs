@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http::Connection;
+use crate::target::FOLDER;
 
 /// Where the engine listens, by the agent's default settings.
 pub(crate) const ENGINE_SOCKET: &str = "/var/run/docker.sock";
@@ -76,6 +77,9 @@ impl Agent {
             }
         }
         command.env("VHOST_AGENT_RUN_DIR", run.path());
+        for roots in ["SOCKET_ROOTS", "AIO_ROOTS"] {
+            command.env(format!("VHOST_AGENT_TARGET__{roots}"), format!("[{FOLDER:?}]"));
+        }
         command.arg("serve").arg("--config").arg(&config);
         command.arg("--listen").arg("127.0.0.1:0");
         command.arg("--state-dir").arg(state.path()).arg("--log-dir").arg(state.path());

@@ -47,6 +47,8 @@ max_delay = "500ms"
 kind = "built-in"
 core_count = 1
 mounts = ["{ZBS}"]
+allowed_images = ["storage/vhost"]
+image_urls = ["http://127.0.0.1:8090"]
 built_in_command = ["/vhost-agent", "target", "-m", "{{cores}}", "-S", "{{socketDir}}", "-r", "{{controlSock}}", "--zbs-dir", "{ZBS}",
   "--debug-faults", "{FAULTS}"]
 [volume]
