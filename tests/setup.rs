@@ -43,6 +43,13 @@ fn a_controller_that_was_set_up_may_call_and_nobody_else() {
             written.contains("image_urls = [\"http://10.8.0.2:8080/zstack/static/zbs-vhost/\"]")
         );
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o640);
+        let image =
+            place.run(&setup(&[FAR, "--image", "10.8.0.2:5000/zbs-vhost-*", "--dry-run"])).await;
+        assert!(
+            image.out.contains("\"zbs-vhost\", \"zbs-vhost-*\", \"10.8.0.2:5000/zbs-vhost-*\""),
+            "{}",
+            image.out
+        );
         let again = place.run(&setup(&[FAR])).await;
         assert!(again.code == Some(0) && again.out.starts_with("holds already"), "{}", again.out);
         let agent = place.ready().await;

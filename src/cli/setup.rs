@@ -19,6 +19,7 @@ use crate::daemon::check_access;
 use crate::model::access::Role;
 use crate::model::network::Network;
 use crate::model::node::Exposure;
+use crate::model::policy::TargetSettings;
 use crate::store::{Durability, replace_file};
 
 /// Name of the file beside the settings; those of an operator come after it.
@@ -53,6 +54,9 @@ pub(super) struct Wishes {
     /// A name that a caller's certificate has to have (`*` stands for anything), with a role
     #[arg(long, value_name = "NAME:ROLE", requires = "client_ca")]
     client_name: Vec<String>,
+    /// Images that callers may name beside the usual ones, such as 10.0.0.5:5000/zbs-vhost-*
+    #[arg(long, value_name = "PATTERN")]
+    image: Vec<String>,
     /// Show what would be written; changes nothing
     #[arg(long)]
     dry_run: bool,
@@ -95,6 +99,8 @@ struct TlsPart {
 #[derive(Debug, Default, Serialize)]
 struct TargetPart {
     image_urls: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allowed_images: Vec<String>,
 }
 
 /// Outcome, as a document.
@@ -183,7 +189,12 @@ impl Wishes {
             });
         let image_urls = self.controller.iter().filter_map(|text| images_of(text)).collect();
         let access = AccessPart { allow, token, certificate };
-        Ok((Written { access, tls, target: TargetPart { image_urls } }, new))
+        let usual = TargetSettings::default().allowed_images;
+        let allowed_images = match self.image.is_empty() {
+            true => Vec::new(),
+            false => usual.into_iter().chain(self.image.iter().cloned()).collect(),
+        };
+        Ok((Written { access, tls, target: TargetPart { image_urls, allowed_images } }, new))
     }
 }
 
@@ -258,6 +269,7 @@ mod tests {
             client_ca: None,
             client_crl: None,
             client_name: Vec::new(),
+            image: Vec::new(),
             dry_run: false,
         }
     }

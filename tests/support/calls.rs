@@ -36,7 +36,10 @@ pub(crate) fn calls() -> Vec<(String, Value)> {
             "deactivate",
             json!({"controlSock": "/var/tmp/vhost-sockets/v.sock", "bdevName": "b", "controllerName": "c"}),
         ),
-        zbs("resize", json!({"controlSock": "/var/tmp/vhost-sockets/v.sock", "bdevName": "b", "sizeMib": 1})),
+        zbs(
+            "resize",
+            json!({"controlSock": "/var/tmp/vhost-sockets/v.sock", "bdevName": "b", "sizeMib": 1}),
+        ),
         zbs("deploy", ssh.clone()),
         zbs("destroy", ssh.clone()),
         zbs("bdev/create", with(&ssh, json!({"logicalPool": "p", "volume": "v", "bdevName": "b"}))),

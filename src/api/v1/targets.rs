@@ -163,8 +163,6 @@ async fn bring_about(
     let bytes = body::read(body, api.http).await?;
     let subject = Subject { force: query.force, ..Subject::target(&name) };
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
-    let subject = Subject { force: query.force, ..Subject::target(&name) };
-    let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.and_then(|spec| api.allowed(spec)).map_err(Problem::of)?;
     let (wish, dry_run) = (wish(spec, query), query.dry_run);
     let change = Change { of: subject, ..Change::of(route, by.0) };

@@ -1,9 +1,9 @@
 //! Images that a caller may name.
 
-use super::fits;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::image::ImageSha256;
+use crate::model::pattern::fits;
 use crate::model::policy::TargetSettings;
 use crate::model::target::judge_image;
 
@@ -73,17 +73,23 @@ mod tests {
     }
 
     #[test]
-    fn the_cloud_names_its_images_in_any_registry_and_nothing_else() {
+    fn images_of_the_cloud_are_allowed_and_of_a_registry_those_that_are_listed() {
         let defaults = TargetSettings::default();
+        for image in
+            ["zbs-vhost:latest", "zbs-vhost", "zbs-vhost-x86_64:5.5", "zbs-vhost@sha256:00"]
+        {
+            assert!(is_allowed(image, &defaults), "{image}");
+        }
+        let in_registries = TargetSettings {
+            allowed_images: vec!["*/zbs-vhost".into(), "172.26.208.212:5000/zbs-vhost-*".into()],
+            ..TargetSettings::default()
+        };
         for image in [
-            "zbs-vhost:latest",
-            "zbs-vhost",
-            "zbs-vhost-x86_64:5.5",
             "172.26.208.212:5000/zbs-vhost-x86_64:1.2",
             "registry.example/storage/deep/zbs-vhost@sha256:00",
             "[fd00::1]:5000/zbs-vhost",
         ] {
-            assert!(is_allowed(image, &defaults), "{image}");
+            assert!(is_allowed(image, &in_registries) && !is_allowed(image, &defaults), "{image}");
         }
         for image in [
             "evil:1",

@@ -136,16 +136,5 @@ pub fn raw_method_problem(method: &str) -> Option<String> {
     judge_method(method, &[MAKES, TAKES].concat()).err().map(|fault| fault.text)
 }
 
-/// Whether a component fits a pattern, in which `*` stands for any characters of it.
-fn fits(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
-            let ends = rest.char_indices().map(|(at, _)| at).chain([rest.len()]);
-            ends.filter_map(|at| rest.get(at..)).any(|rest| fits(after, rest))
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests;

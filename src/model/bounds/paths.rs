@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::fits;
 use super::system::closed;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
+use crate::model::pattern::fits;
 use crate::model::policy::TargetSettings;
 
 /// A path of a call, by what it is there for.

@@ -155,7 +155,7 @@ impl Default for TargetSettings {
             aio_roots: Vec::new(),
             aio_devices: Vec::new(),
             // As ZStack names them, in whatever registry.
-            allowed_images: words("zbs-vhost zbs-vhost-* */zbs-vhost */zbs-vhost-*"),
+            allowed_images: words("zbs-vhost zbs-vhost-*"),
             image_urls: Vec::new(),
             raw_methods: Vec::new(),
             socket_dir: path("/var/tmp/vhost-sockets"),
