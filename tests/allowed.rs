@@ -108,7 +108,7 @@ async fn what_the_settings_list_and_name_is_taken() {
         json!({}),
         json!({"image": "own:1", "imageUrl": "http://127.0.0.1:1/own.tar", "socketDir": "/srv/own"}),
         json!({"socketDir": "/srv/own/b"}),
-        json!({"socketDir": "/var/zbsvhost/sockets", "image": "10.0.0.1:5000/zbs-vhost-x86_64:7"}),
+        json!({"socketDir": "/var/zbsvhost/sockets", "image": "zbs-vhost-x86_64:7"}),
         json!({"imageUrl": "http://127.0.0.1:2/zbs/a.tar", "imageTar": "/opt/zbs/a.tar"}),
         json!({"clientConf": "/etc/ceph/ceph.conf"}),
     ] {

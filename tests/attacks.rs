@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
+use support::Place;
 use support::calls::{ZBS, calls, in_each_text, native_calls};
 use support::engine::{Changes, noting_engine};
-use support::http::{call, receive, request};
-use support::{Agent, Place};
+use support::http::{receive, request};
+use support::network::{Far, alone, call_on};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -183,9 +184,9 @@ fn judge(method: &str, path: &str, body: &[u8]) {
 }
 
 /// Sends a request on a kept connection, and judges that the answer is one.
-async fn attack(line: &mut Option<TcpStream>, agent: &Agent, bytes: &str, what: &str) {
+async fn attack(line: &mut Option<TcpStream>, far: (&Far, u16), bytes: &str, what: &str) {
     if line.is_none() {
-        *line = Some(TcpStream::connect(agent.address).await.unwrap());
+        *line = Some(far.0.connect(far.1).await);
     }
     let stream = line.as_mut().unwrap();
     stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -202,23 +203,32 @@ async fn attack(line: &mut Option<TcpStream>, agent: &Agent, bytes: &str, what: 
     }
 }
 
-#[tokio::test]
-async fn nothing_outside_of_what_is_allowed_is_touched_whatever_a_caller_names() {
+#[test]
+fn nothing_outside_of_what_is_allowed_is_touched_whatever_a_caller_names() {
+    alone(attack_all);
+}
+
+/// From another machine, which may call: what comes from the node itself may lead back to it.
+async fn attack_all() {
+    let far = Far::new();
     let settings = "engine.socket = \"/run/docker.sock\"\n[target]\nready_timeout = \"50ms\"\ncall_timeout = \"1s\"\n\
-                    capabilities = [\"SYS_NICE\"]\n[log]\nlevel = \"warn\"\n";
-    let place = Place::on("two-node").settings(settings);
+                    capabilities = [\"SYS_NICE\"]\n[log]\nlevel = \"warn\"\n[access]\nallow = [\"10.8.0.0/24\"]\n";
+    let place = Place::on("two-node").settings(settings).env("VHOST_AGENT_LISTEN", "[::]:0");
     let changes: Changes = noting_engine(&place);
     let bait = Bait::lay(&place).await;
     let mut agent = place.ready().await;
     let before = place.snapshot();
+    // The test itself has looked.
+    let _ = bait.touched.read_events();
     // What is allowed does come to the engine: else all of this would show nothing.
     let good = r#"{"kind":"zbs","image":"zbs-vhost:1","cores":"[1]","socketDir":"/var/tmp/vhost-sockets/good"}"#;
-    call(agent.address, "PUT", "/v1/targets/good", &[], good).await;
+    let stream = far.connect(agent.address.port()).await;
+    call_on(stream, "PUT", "/v1/targets/good", &[], good).await;
     let creates = |changes: &Changes| {
         changes.lock().unwrap().iter().filter(|(_, path, _)| path.contains("/create")).count()
     };
     assert_eq!(creates(&changes), 1, "{}", agent.log());
-    let mut line = None;
+    let (mut line, from) = (None, (&far, agent.address.port()));
     let mut count = 0;
     for text in bait.texts() {
         let compatible = calls().into_iter().map(|(path, body)| ("POST", path, body));
@@ -226,7 +236,7 @@ async fn nothing_outside_of_what_is_allowed_is_touched_whatever_a_caller_names()
             for body in in_each_text(&body, &text) {
                 let body = body.to_string();
                 let bytes = request(method, &path, &[], &body);
-                attack(&mut line, &agent, &bytes, &format!("{method} {path} {body}")).await;
+                attack(&mut line, from, &bytes, &format!("{method} {path} {body}")).await;
                 count += 1;
             }
         }
@@ -242,7 +252,7 @@ async fn nothing_outside_of_what_is_allowed_is_touched_whatever_a_caller_names()
         ] {
             attack(
                 &mut line,
-                &agent,
+                from,
                 &request(method, &path, &[], "{}"),
                 &format!("{method} {path}"),
             )
@@ -255,8 +265,8 @@ async fn nothing_outside_of_what_is_allowed_is_touched_whatever_a_caller_names()
     for (method, path, body) in changes.lock().unwrap().iter() {
         judge(method, path, body);
     }
-    let events = bait.touched.read_events().map(|events| events.len()).unwrap_or_default();
-    assert_eq!(events, 0, "secret files or their folders were touched");
+    let events = bait.touched.read_events().unwrap_or_default();
+    assert!(events.is_empty(), "secret files or their folders were touched: {events:?}");
     assert_eq!(bait.connected.load(Ordering::Relaxed), 0, "a connection came");
     before.must_only_differ_in(&place, |path| {
         [
@@ -272,19 +282,22 @@ async fn nothing_outside_of_what_is_allowed_is_touched_whatever_a_caller_names()
     });
 }
 
-#[tokio::test]
-async fn callbacks_of_a_caller_elsewhere_reach_nothing_of_the_node() {
-    // Judged in full by tests/outgoing.rs; here, that the headers of a call are no way around.
-    let place = Place::on("two-node");
-    let bait = Bait::lay(&place).await;
-    let agent = place.ready().await;
-    let uuid = support::task(1);
-    for url in
-        bait.texts().iter().filter(|text| !text.contains('\0') && !text.starts_with("http://127"))
-    {
-        let headers = [("taskuuid", uuid.as_str()), ("callbackurl", url.as_str())];
+#[test]
+fn callbacks_of_a_caller_elsewhere_lead_to_nothing_of_the_node() {
+    alone(async || {
+        let far = Far::new();
+        let settings = "[access]\nallow = [\"10.8.0.0/24\"]\n";
+        let place = Place::on("two-node").settings(settings).env("VHOST_AGENT_LISTEN", "[::]:0");
+        let bait = Bait::lay(&place).await;
+        let agent = place.ready().await;
+        let uuid = support::task(1);
         let path = format!("{ZBS}/target/health");
-        let reply = call(agent.address, "POST", &path, &headers, "{}").await;
-        assert!([200, 400].contains(&reply.status), "{url}: {}", reply.text());
-    }
+        for url in bait.texts().iter().filter(|text| !text.contains('\0')) {
+            let headers = [("taskuuid", uuid.as_str()), ("callbackurl", url.as_str())];
+            let stream = far.connect(agent.address.port()).await;
+            let reply = call_on(stream, "POST", &path, &headers, "{}").await;
+            assert!([200, 400].contains(&reply.status), "{url}: {}", reply.text());
+        }
+        assert_eq!(bait.connected.load(Ordering::Relaxed), 0, "a connection came");
+    });
 }

@@ -25,14 +25,14 @@ fn a_controller_that_was_set_up_may_call_and_nobody_else() {
         let planned = place.run(&setup(&[FAR, "--dry-run"])).await;
         assert_eq!(planned.code, Some(3), "{planned:?}");
         assert!(
-            planned.out.contains("allow = [\"10.8.0.2\"]") && !file.exists(),
+            planned.out.contains("allow = [\"10.8.0.2/32\"]") && !file.exists(),
             "{}",
             planned.out
         );
         let done = place.run(&setup(&[FAR])).await;
         assert_eq!(done.code, Some(0), "{done:?}");
         for expected in [
-            "who may call: [::]:0: wants an address in 10.8.0.2, no TLS",
+            "who may call: [::]:0: wants an address in 10.8.0.2/32, no TLS",
             "http://ADDRESS-OF-THIS-NODE",
             "systemctl restart vhost-agent",
         ] {

@@ -57,6 +57,13 @@ impl Seen {
 }
 
 impl Refusals {
+    /// Counts a refusal of a caller who is known, and may call: it is answered at once.
+    pub fn count(&self, reason: &'static str) -> Pace {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state.counts.entry(reason).or_default() += 1;
+        Pace { delay: Duration::ZERO, untold: Some(0) }
+    }
+
     /// Counts a refusal of that client for that reason, a word.
     pub fn note(&self, client: Client, reason: &'static str, now: Instant) -> Pace {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -219,6 +219,21 @@ impl Code {
         matches!(self, Code::DeepIoFailed | Code::DeepDataDiffers | Code::DeepNotAnswering)
     }
 
+    /// Whether it is the caller that is refused, and not what the caller names.
+    pub fn refuses_caller(self) -> bool {
+        matches!(
+            self,
+            Code::AccessNotConfigured
+                | Code::AddressNotAllowed
+                | Code::CalledItself
+                | Code::CertificateUnknown
+                | Code::NodeRootOnly
+                | Code::RoleInsufficient
+                | Code::TokenMissing
+                | Code::TokenWrong
+        )
+    }
+
     /// Whether a compatible call is refused as such (400); otherwise its answer (200) tells that its work failed.
     pub fn refuses_compatible_call(self) -> bool {
         matches!(self, Code::InvalidBody | Code::InvalidJson | Code::SendCommandAddressRefused)

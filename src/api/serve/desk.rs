@@ -93,7 +93,10 @@ async fn note(
         Err(peer) => (peer.to_string(), peer.caller),
     };
     let what = format!("{} {}", at.0, at.1.0.path());
-    let pace = refusals.note(caller.into(), code.as_str(), Instant::now());
+    let pace = match code.refuses_caller() {
+        true => refusals.note(caller.into(), code.as_str(), Instant::now()),
+        false => refusals.count(code.as_str()),
+    };
     journal::refused(Refused { by: &by, caller, what: &what }, code.as_str(), pace);
     if !pace.delay.is_zero() {
         sleep(pace.delay).await;
