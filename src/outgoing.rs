@@ -11,7 +11,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -27,10 +26,9 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::lookup_host;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use self::written::Written;
-use crate::model::outgoing::{Reach, Refused};
+use crate::model::outgoing::{Reach, Refused, VIA_AGENT};
 
 mod written;
 
@@ -38,13 +36,6 @@ mod written;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(10);
-
-/// Name of this process in the header `Via` of all that it sends (RFC 9110, 7.6.3). An address that a caller names may lead
-/// back to the agent, which is root to itself: it knows such requests by this, and refuses them.
-pub fn pseudonym() -> &'static str {
-    static OWN: OnceLock<String> = OnceLock::new();
-    OWN.get_or_init(|| format!("vhost-agent-{}", Uuid::new_v4().simple()))
-}
 
 /// A request that failed before there was an answer.
 #[derive(Debug, thiserror::Error)]
@@ -122,9 +113,7 @@ impl Client {
         let addresses = judged(request.uri(), reach).await?;
         let host = host_header(request.uri()).ok_or(SendError::NoAddress)?;
         request.headers_mut().insert(HOST, host);
-        if let Ok(own) = HeaderValue::from_str(&format!("1.1 {}", pseudonym())) {
-            request.headers_mut().insert(VIA, own);
-        }
+        request.headers_mut().insert(VIA, HeaderValue::from_static(VIA_AGENT));
         *request.uri_mut() = written::uri(request.uri(), &addresses).ok_or(SendError::NoAddress)?;
         match request.uri().scheme_str() {
             Some("https") => Ok(self.https().await?.request(request).await?),

@@ -198,7 +198,7 @@ fn a_local_user_gains_nothing_by_the_nodes_own_address_or_by_the_agent_itself() 
         let path = format!("{ZBS}/target/health");
         let reply = call_on(stream, "POST", &path, &headers, "{}").await;
         assert_eq!(reply.status, 200, "{}", reply.text());
-        agent.logged("was refused: called-itself").await;
+        agent.logged("was refused: called-by-agent").await;
         assert!(!agent.log().contains("destroy by"), "{}", agent.log());
     });
 }

@@ -273,8 +273,16 @@ async fn any_method_of_the_target_makes_a_volume_which_keeps_the_size_that_it_go
     drop(guest);
     agent.stop().await;
     let agent = node.place.ready().await;
-    let wanted = agent.get(&of("v")).await.json()["backing"]["params"]["num_blocks"].clone();
-    assert_eq!(wanted, 4096, "it is not made smaller again");
+    let told = agent.get(&of("v")).await.json()["backing"]["params"]["num_blocks"].clone();
+    assert_eq!(told, "(hidden)");
+    let kept = node.place.run(&["state", "show", "--output", "json"]).await;
+    let exported = node.place.folder().join("exported.json");
+    let done = node.place.run(&["state", "export", exported.to_str().unwrap()]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let exported = std::fs::read_to_string(exported).unwrap();
+    let sized =
+        exported.contains("\"num_blocks\": 4096") || exported.contains("\"num_blocks\":4096");
+    assert!(sized && !kept.out.contains("4096"), "it is not made smaller again: {exported}");
     let memory = put(&agent, &of("m"), &malloc(1)).await;
     assert_eq!(memory.status, 200, "{}", memory.text());
     agent.post(&of("m/resize"), &size).await.must_be_problem(422, "volume-not-resizable");

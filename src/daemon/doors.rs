@@ -20,7 +20,6 @@ use crate::host::peer;
 use crate::model::access::Rules;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
-use crate::outgoing::pseudonym;
 
 /// Descriptors that are kept for the agent's own work, by doors.
 const DESCRIPTORS_PER_DOOR: usize = 4;
@@ -98,16 +97,7 @@ impl Listeners {
         let header_case = settings.fallback().is_some();
         let door = |listener, router, rules, guards| {
             let (rules, refusals) = (Arc::new(rules), refusals.clone());
-            Door {
-                listener,
-                router,
-                rules,
-                guards,
-                owner: owner_of,
-                own_name: pseudonym(),
-                refusals,
-                header_case,
-            }
+            Door { listener, router, rules, guards, owner: owner_of, refusals, header_case }
         };
         let inner = |listener, router| {
             door(listener, router, Rules::open(), watch::channel(Guards::default()).1)

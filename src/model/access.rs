@@ -229,8 +229,8 @@ pub enum Denied {
     TokenWrong,
     /// Its certificate is named by no rule.
     CertificateUnknown,
-    /// The agent itself sent it, to an address that a caller named.
-    Itself,
+    /// An agent sent it, to an address that a caller named.
+    Agent,
 }
 
 impl Denied {
@@ -249,9 +249,9 @@ impl Denied {
                 Code::TokenWrong,
                 "what the header Authorization shows is no token of this agent (access.token, access.tokens_file)",
             ),
-            Denied::Itself => (
-                Code::CalledItself,
-                "this agent sent that itself: an address that a caller gave it, of a callback for example, leads to the agent",
+            Denied::Agent => (
+                Code::CalledByAgent,
+                "an agent sent that: an address that a caller gave it, of a callback for example, leads to an agent",
             ),
             Denied::CertificateUnknown => (
                 Code::CertificateUnknown,

@@ -66,7 +66,7 @@ codes! {
     CallbackAddressRefused "callback-address-refused" 400 "The egress policy does not allow the callback address"
     CallbackUrlMalformed "callback-url-malformed" 400 "The header callbackurl is no http or https address"
     CallbackUrlMissing "callback-url-missing" 400 "The header taskuuid came without callbackurl"
-    CalledItself "called-itself" 403 "The agent sent the request itself, to an address that a caller gave it"
+    CalledByAgent "called-by-agent" 403 "An agent sent the request, to an address that a caller gave it"
     Cancelled "cancelled" 503 "Nobody waited for the result any more"
     CertificateUnknown "certificate-unknown" 403 "No rule names the certificate that the caller showed"
     ContainerNotOurs "container-not-ours" 409 "The container of that name was not made by this agent"
@@ -225,7 +225,7 @@ impl Code {
             self,
             Code::AccessNotConfigured
                 | Code::AddressNotAllowed
-                | Code::CalledItself
+                | Code::CalledByAgent
                 | Code::CertificateUnknown
                 | Code::NodeRootOnly
                 | Code::RoleInsufficient

@@ -17,6 +17,10 @@ use super::caller::Caller;
 use super::network::Network;
 use super::url::HttpUrl;
 
+/// Header `Via` of all that an agent sends (RFC 9110, 7.6.3). An address that a caller names may lead to the agent itself, to which
+/// it is root, or to that of another node: no agent calls an agent, and such requests are refused by this.
+pub const VIA_AGENT: &str = "1.1 vhost-agent";
+
 /// Where callbacks, reports and the progress of calls may go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Outgoing {

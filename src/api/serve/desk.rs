@@ -8,7 +8,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::http::header::{AUTHORIZATION, VIA};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response};
+use axum::http::{HeaderMap, Method, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::service::Service;
@@ -23,6 +23,7 @@ use super::super::journal::{self, Refused};
 use super::super::refusals::Refusals;
 use super::{Guards, Place, lock};
 use crate::model::access::{Denied, Peer, Principal, Role, Rules, Shown};
+use crate::model::outgoing::VIA_AGENT;
 use crate::wait;
 
 /// Takes the requests of one connection.
@@ -30,7 +31,6 @@ pub(super) struct Desk {
     pub(super) router: NormalizePath<Router>,
     pub(super) guards: watch::Receiver<Guards>,
     pub(super) rules: Arc<Rules>,
-    pub(super) own_name: &'static str,
     pub(super) refusals: Refusals,
     pub(super) peer: Peer,
     pub(super) place: Arc<Place>,
@@ -56,9 +56,8 @@ impl Judged {
 impl Desk {
     /// Who makes a request with these headers; the token that it shows goes no further.
     fn judge(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
-        let is_own = |via: &HeaderValue| via.to_str().is_ok_and(|it| it.contains(self.own_name));
-        if headers.get_all(VIA).iter().any(is_own) {
-            return Err(Denied::Itself);
+        if headers.get_all(VIA).iter().any(|via| via == VIA_AGENT) {
+            return Err(Denied::Agent);
         }
         let guards = self.guards.borrow();
         let judged = match &guards.tokens {

@@ -99,8 +99,6 @@ pub struct Door {
     pub guards: watch::Receiver<Guards>,
     /// Tells which user of this machine owns the other end of a connection: that of the first address, to the second.
     pub owner: fn(SocketAddr, SocketAddr) -> Option<u32>,
-    /// Name of this agent in the header `Via` of what it sends itself.
-    pub own_name: &'static str,
     /// Those that were refused.
     pub refusals: Refusals,
     /// Whether the spelling of header names is kept, for whom a request is handed on to.
@@ -229,7 +227,6 @@ impl Door {
             router: self.router.clone(),
             guards: self.guards.clone(),
             rules: self.rules.clone(),
-            own_name: self.own_name,
             refusals: self.refusals.clone(),
             peer: known,
             limits,
@@ -253,7 +250,6 @@ struct Visit {
     router: NormalizePath<Router>,
     guards: watch::Receiver<Guards>,
     rules: Arc<Rules>,
-    own_name: &'static str,
     refusals: Refusals,
     peer: Peer,
     limits: HttpPolicy,
@@ -300,15 +296,13 @@ impl Visit {
     {
         let Visit { place, router, mut guards, rules, refusals, peer, limits, .. } = self;
         let (header_case, mut ended, _alive) = (self.header_case, self.ended, self._alive);
-        let own_name = self.own_name;
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
             .preserve_header_case(header_case)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let guarded = guards.clone();
-        let desk = Desk { router, guards: guarded, rules, own_name, refusals, peer, place };
+        let desk = Desk { router, guards: guards.clone(), rules, refusals, peer, place };
         let stream = TokioIo::new(Patient::new(stream, limits.write_timeout));
         let connection = http.serve_connection(stream, desk);
         tokio::pin!(connection);
