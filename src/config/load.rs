@@ -367,6 +367,10 @@ mod tests {
             ("[report]\ninterval = \"0s\"\n", "report.interval: 0ns is not between"),
             ("[target]\nimage_sha256 = \"ab\"\n", "target.image_sha256: "),
             ("[target]\nimage_max_mib = 0\n", "target.image_max_mib: 0 is not between"),
+            ("[target]\ntmpfs = [\"tmp\"]\n", "target.tmpfs: 'tmp' is not the plain absolute path"),
+            ("[target]\ntmpfs = [\"/\"]\n", "target.tmpfs: '/' is not the plain absolute path"),
+            ("[target]\ntmpfs_mib = 0\n", "target.tmpfs_mib: 0 is not between"),
+            ("[target]\npids_limit = 0\n", "target.pids_limit: 0 is not between"),
             ("[mount]\npath = \"huge\"\n", "mount.path: 'huge' is not a plain absolute path"),
         ];
         for (text, expected) in cases {

@@ -8,6 +8,9 @@ use crate::model::image::{ImageSha256, ImageUrl};
 use crate::model::path::CleanPath;
 use crate::model::policy::{MOST_TARGETS, TargetSettings};
 
+/// Far more than a target's image or memory has, and far from where bytes overflow.
+const MOST_MIB: u64 = 1 << 30;
+
 impl TargetSettings {
     /// What is wrong with it, as the key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
@@ -21,7 +24,10 @@ impl TargetSettings {
         }
         let cores = (self.core_count == 0)
             .then(|| ("target.core_count", "0 is not at least 1".to_string()));
-        self.image_problem().or(cores).or_else(|| self.bounds_problem())
+        self.image_problem()
+            .or(cores)
+            .or_else(|| self.isolation_problem())
+            .or_else(|| self.bounds_problem())
     }
 
     /// What is wrong with what callers may name, and how much of it.
@@ -58,9 +64,26 @@ impl TargetSettings {
         count.or(closed).or(entry)
     }
 
+    fn isolation_problem(&self) -> Option<(&'static str, String)> {
+        /// The kernel has no more ids of processes.
+        const MOST_PIDS: u32 = 1 << 22;
+        let fits = |path: CleanPath| path.as_str() != "/";
+        let bad = |path: &&String| !path.parse().is_ok_and(fits);
+        if let Some(path) = self.tmpfs.iter().find(bad) {
+            let text = format!("'{path}' is not the plain absolute path of a folder below /");
+            return Some(("target.tmpfs", text));
+        }
+        if !(1..=MOST_MIB).contains(&self.tmpfs_mib) {
+            let text = format!("{} is not between 1 and {MOST_MIB}", self.tmpfs_mib);
+            return Some(("target.tmpfs_mib", text));
+        }
+        (!(1..=MOST_PIDS).contains(&self.pids_limit)).then(|| {
+            let text = format!("{} is not between 1 and {MOST_PIDS}", self.pids_limit);
+            ("target.pids_limit", text)
+        })
+    }
+
     fn image_problem(&self) -> Option<(&'static str, String)> {
-        /// Far more than a target's image has, and far from where bytes overflow.
-        const MOST_MIB: u64 = 1 << 30;
         let url = match self.image_url.as_str() {
             "" => None,
             url => url.parse::<ImageUrl>().err().map(|fault| ("target.image_url", fault.text)),

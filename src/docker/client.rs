@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bollard::auth::DockerCredentials;
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping,
-    EventMessage, HostConfig, RestartPolicy, RestartPolicyNameEnum,
+    EventMessage, HostConfig, HostConfigLogConfig, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
@@ -29,7 +29,7 @@ use tokio_util::io::ReaderStream;
 
 use super::progress::PullProgress;
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
-use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
+use crate::model::container::{ContainerSeen, ContainerSpec, Isolation, Restarts};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
@@ -37,6 +37,11 @@ use crate::model::registry::Credentials;
 const BOLLARD_TIMEOUT_S: u64 = 3600;
 /// Bytes of what a container printed that are kept at the most, of its end.
 const MOST_PRINTED: usize = 16 * 1024;
+/// Security options of every target.
+const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
+/// Largest file of what a target prints, and how many of them are kept.
+const LOG_SIZE: &str = "10m";
+const LOG_FILES: &str = "3";
 /// How long a connection is kept without a call.
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -406,7 +411,6 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
     let host = HostConfig {
         network_mode: Some("host".to_string()),
         binds: Some(spec.binds.iter().map(bind).collect()),
-        tmpfs: Some(spec.tmpfs.iter().map(|path| (path.clone(), String::new())).collect()),
         devices: Some(spec.devices.iter().map(device).collect()),
         cap_drop: (!spec.privileged).then(|| vec!["ALL".to_string()]),
         cap_add: Some(spec.capabilities.clone()),
@@ -415,7 +419,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         cpuset_mems: spec.memory_nodes.clone(),
         // The agent alone brings a target back: the engine would do it before its volumes may come.
         restart_policy: Some(never()),
-        ..HostConfig::default()
+        ..spec.isolation.as_ref().map(isolated).unwrap_or_default()
     };
     ContainerCreateBody {
         image: Some(spec.image.clone()),
@@ -426,6 +430,26 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         labels: Some(spec.labels.clone().into_iter().collect()),
         host_config: Some(host),
         ..ContainerCreateBody::default()
+    }
+}
+
+/// The part of a container's settings that isolates it. packaging/doc/security.md has the reason of each.
+fn isolated(isolation: &Isolation) -> HostConfig {
+    let options = format!("rw,noexec,nosuid,nodev,size={}m", isolation.tmpfs_mib);
+    let tmpfs = isolation.tmpfs.iter().map(|path| (path.clone(), options.clone()));
+    let log = [("max-size", LOG_SIZE), ("max-file", LOG_FILES)];
+    HostConfig {
+        security_opt: Some(SECURITY_OPTIONS.map(str::to_string).to_vec()),
+        readonly_rootfs: Some(isolation.read_only_root),
+        tmpfs: Some(tmpfs.collect()),
+        pids_limit: Some(isolation.pids_limit.into()),
+        userns_mode: Some("host".to_string()),
+        ipc_mode: Some("private".to_string()),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_string()),
+            config: Some(log.map(|(key, value)| (key.to_string(), value.to_string())).into()),
+        }),
+        ..HostConfig::default()
     }
 }
 
@@ -485,3 +509,7 @@ fn client(socket: &str) -> Result<Docker, bollard::errors::Error> {
         API_DEFAULT_VERSION,
     )
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

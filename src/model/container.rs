@@ -40,6 +40,8 @@ pub struct Restarts {
 pub const SPEC_LABEL: &str = "vhost-agent.spec";
 /// The label that holds the digest of all that a container was made with.
 pub const DIGEST_LABEL: &str = "vhost-agent.digest";
+/// The label that holds the [`Isolation`] of a container; one that an older agent made has none.
+pub const ISOLATION_LABEL: &str = "vhost-agent.isolation";
 
 impl ContainerSeen {
     /// How its process ended, in a sentence.
@@ -55,6 +57,20 @@ impl ContainerSeen {
     }
 }
 
+/// Isolation of a container beyond its capabilities, as far as the settings say it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Isolation {
+    /// Whether its root file system is read-only.
+    pub read_only_root: bool,
+    /// Folders in memory, which are writable all the same.
+    pub tmpfs: Vec<String>,
+    /// MiB that each of these holds at the most.
+    pub tmpfs_mib: u64,
+    /// Processes and threads that it has at the most.
+    pub pids_limit: u32,
+}
+
 /// A container as it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
@@ -68,8 +84,8 @@ pub struct ContainerSpec {
     pub env: Vec<String>,
     /// Paths of the host that it sees under the same path: (path, read-only).
     pub binds: Vec<(String, bool)>,
-    /// Folders in memory.
-    pub tmpfs: Vec<String>,
+    /// What keeps its process from the rest of the machine; none of one that comes back as an older agent made it.
+    pub isolation: Option<Isolation>,
     /// Devices of the host.
     pub devices: Vec<String>,
     /// Capabilities, all others are dropped.

@@ -1,19 +1,22 @@
 //! The container that a target gets: its image and where that comes from, its command, CPUs, folders and labels.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::cores::Chosen;
 use crate::model::code::Code;
-use crate::model::container::{ContainerSpec, DIGEST_LABEL, SPEC_LABEL};
+use crate::model::container::{
+    ContainerSeen, ContainerSpec, DIGEST_LABEL, ISOLATION_LABEL, Isolation, SPEC_LABEL,
+};
 use crate::model::cpu::CoreList;
 use crate::model::fault::Fault;
 use crate::model::image::Download;
 use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::registry::registry_of;
 use crate::model::step::ImageSource;
-use crate::model::target::{TargetKind, TargetSeen, TargetSpec};
+use crate::model::target::{EnsureWish, TargetKind, TargetSeen, TargetSpec};
 
 pub(super) fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
     match (spec.kind, &spec.image) {
@@ -54,43 +57,102 @@ pub(super) fn no_image(image: &str) -> Fault {
 /// The container of a target.
 pub(super) fn container(
     spec: &TargetSpec,
+    wish: EnsureWish,
     image: String,
     chosen: &Chosen,
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<ContainerSpec, Fault> {
     let template = policy.target.template(spec.kind);
-    let conf = spec.client_conf.as_ref().filter(|_| seen.has_client_conf);
-    let mut binds = vec![(spec.socket_dir.as_str().to_string(), false)];
-    binds.extend(seen.huge_dir.iter().map(|path| (path.clone(), false)));
-    binds.extend(conf.map(|path| (path.as_str().to_string(), true)));
-    binds.extend(policy.target.binds());
-    // Who may ask the engine may not all know what gives access to the image; and a size that was chosen is a size.
-    let told = TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() };
-    let label = serde_json::to_string(&told)
-        .map_err(|e| Fault::new(Code::Internal, format!("a wish cannot be written down: {e}")))?;
+    let isolation = match wish.recreate || !comes_back_open(seen) {
+        true => Some(isolation(spec, seen, policy)),
+        false => None,
+    };
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
     let mut made = ContainerSpec {
         name: spec.name.to_string(),
         image,
-        command: command(template, spec, chosen, conf.map(|path| path.as_str()), seen),
+        command: command(template, spec, chosen, client_conf(spec, seen), seen),
         env: policy.target.env.clone(),
-        binds,
-        tmpfs: Vec::new(),
+        binds: binds(spec, seen, policy),
+        isolation,
         devices: policy.target.devices.clone(),
         capabilities: template.capabilities.to_vec(),
         privileged: template.privileged,
         cpus: Some(chosen.cores.to_string()),
         memory_nodes: Some(nodes.join(",")),
-        labels: BTreeMap::from([(SPEC_LABEL.to_string(), label)]),
+        labels: BTreeMap::from([(SPEC_LABEL.to_string(), label(&told(spec))?)]),
     };
-    // Of everything that it is made with: the settings too, and the cores that were chosen.
-    let digest = Sha256::digest(format!("{made:?}"));
-    let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    made.labels.insert(DIGEST_LABEL.to_string(), digest);
+    made.labels.insert(DIGEST_LABEL.to_string(), digest(&made));
+    if let Some(isolation) = &made.isolation {
+        made.labels.insert(ISOLATION_LABEL.to_string(), label(isolation)?);
+    }
     // Who counts on the CPUs beside them changes from day to day, and makes it no other target.
     made.cpus = Some(cpus_of(spec.kind, chosen).to_string());
     Ok(made)
+}
+
+/// Digest of everything that a container is made with: the settings too, and the cores that were chosen.
+fn digest(made: &ContainerSpec) -> String {
+    // As an older agent wrote it of its containers, which had none: they are known again.
+    let text = format!("{made:?}").replacen("isolation: None", "tmpfs: []", 1);
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What is told of a spec in a label. Who may ask the engine may not all know what gives access to the image; and a size
+/// that was chosen is a size.
+fn told(spec: &TargetSpec) -> TargetSpec {
+    TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() }
+}
+
+fn label(value: &impl serde::Serialize) -> Result<String, Fault> {
+    serde_json::to_string(value)
+        .map_err(|e| Fault::new(Code::Internal, format!("a label cannot be written down: {e}")))
+}
+
+fn client_conf<'a>(spec: &'a TargetSpec, seen: &TargetSeen) -> Option<&'a str> {
+    spec.client_conf.as_ref().filter(|_| seen.has_client_conf).map(|path| path.as_str())
+}
+
+fn binds(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Vec<(String, bool)> {
+    let mut binds = vec![(spec.socket_dir.as_str().to_string(), false)];
+    binds.extend(seen.huge_dir.iter().map(|path| (path.clone(), false)));
+    binds.extend(client_conf(spec, seen).map(|path| (path.to_string(), true)));
+    binds.extend(policy.target.binds());
+    binds
+}
+
+/// Isolation of a target that is made new.
+fn isolation(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Isolation {
+    let settings = &policy.target;
+    let binds = binds(spec, seen, policy);
+    // What is the host's stays so, with all below it.
+    let is_bound = |path: &str| binds.iter().any(|(bind, _)| Path::new(path).starts_with(bind));
+    let tmpfs = settings.tmpfs.iter().filter(|path| settings.read_only_root && !is_bound(path));
+    Isolation {
+        read_only_root: settings.read_only_root,
+        tmpfs: tmpfs.cloned().collect(),
+        tmpfs_mib: settings.tmpfs_mib,
+        pids_limit: settings.template(spec.kind).pids_limit,
+    }
+}
+
+/// Whether the container that is there is the agent's, and an older agent made it without isolation. What comes back by
+/// itself is as it was: nobody is there to see that its image cannot do with less.
+fn comes_back_open(seen: &TargetSeen) -> bool {
+    let ours = seen.container.as_ref().filter(|it| it.made_for().is_some());
+    ours.is_some_and(|it| !it.labels.contains_key(ISOLATION_LABEL))
+}
+
+/// Whether a container that the agent made is isolated otherwise than a new one would be.
+pub(super) fn is_isolated_otherwise(
+    spec: &TargetSpec,
+    container: &ContainerSeen,
+    seen: &TargetSeen,
+    policy: &TargetPolicy,
+) -> bool {
+    let told = container.labels.get(ISOLATION_LABEL);
+    told.and_then(|told| serde_json::from_str(told).ok()) != Some(isolation(spec, seen, policy))
 }
 
 /// The CPUs that the container may run on: its reactors bind themselves to theirs.

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::admission::{judge_bounds, judge_memory, judge_place};
-use super::container::{container, image, no_image, sources};
+use super::container::{container, image, is_isolated_otherwise, no_image, sources};
 use super::cores;
 use super::exchange;
 use crate::model::code::Code;
@@ -53,7 +53,14 @@ pub fn ensure(
     if let Some(made_for) = &made_for {
         plan.drift = spec.drift(made_for);
     }
-    let replace = wish.recreate && (made_for.is_none() || !plan.drift.is_empty() || !seen.serves());
+    let is_other = || {
+        made_for.is_none()
+            || !plan.drift.is_empty()
+            || !seen.serves()
+            // Nobody is told of it unasked: each target that an older agent made is.
+            || is_isolated_otherwise(spec, container, seen, policy)
+    };
+    let replace = wish.recreate && is_other();
     if container.running && !replace {
         plan.leave(spec, container, made_for.is_some(), seen, policy);
         return Ok(plan);
@@ -242,7 +249,7 @@ impl TargetPlan {
             self.steps.push(Step::LoadImage { image: image.clone(), from });
         }
         self.steps.push(prepare_sockets(spec));
-        let container = container(spec, image, &chosen, seen, policy)?;
+        let container = container(spec, wish, image, &chosen, seen, policy)?;
         self.findings.extend(chosen.findings);
         self.steps.push(Step::CreateContainer(Box::new(container)));
         self.steps.push(Step::StartContainer { name: spec.name.to_string() });

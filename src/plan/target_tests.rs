@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::bounds::{Led, Links};
-use crate::model::container::{ContainerSpec, SPEC_LABEL};
+use crate::model::container::{ContainerSpec, ISOLATION_LABEL, SPEC_LABEL};
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::image::Download;
 use crate::model::step::ImageSource;
@@ -57,6 +57,12 @@ fn seen() -> TargetSeen {
     }
 }
 
+/// The label of a container that is isolated as the policy says.
+fn isolation_label() -> (String, String) {
+    let labels = made(&ensured(&spec(), LEAVE, &seen()).unwrap()).labels.clone();
+    (ISOLATION_LABEL.to_string(), labels[ISOLATION_LABEL].clone())
+}
+
 /// A container made for `made_for`, or by somebody else.
 fn with_container(made_for: Option<&TargetSpec>, running: bool, serves: bool) -> TargetSeen {
     let label = |spec| (SPEC_LABEL.to_string(), serde_json::to_string(spec).unwrap());
@@ -67,7 +73,7 @@ fn with_container(made_for: Option<&TargetSpec>, running: bool, serves: bool) ->
         exit_code: (!running).then_some(1),
         oom_killed: false,
         image_id: "sha256:1".into(),
-        labels: made_for.map(label).into_iter().collect(),
+        labels: made_for.into_iter().flat_map(|spec| [label(spec), isolation_label()]).collect(),
         error: String::new(),
         restarts: None,
     };
@@ -410,6 +416,90 @@ fn a_dead_one_that_would_be_made_the_same_again_is_started_again() {
     ] {
         assert_eq!(plan(&seen, wish)[0], "removeContainer", "{why}");
     }
+}
+
+/// Digest that an agent before isolation gave the container of `spec()` on `seen()`.
+const OLD_DIGEST: &str = "0369239f1007dbeb2b2fe3ae8770a8dea0ea278189541e70a5040e91d5cd05f7";
+
+/// The container of `spec()` as an agent before isolation made it.
+fn made_by_an_older_agent(running: bool) -> TargetSeen {
+    let mut seen = TargetSeen {
+        image_id: "sha256:1".into(),
+        ..with_container(Some(&spec()), running, running)
+    };
+    let labels = &mut seen.container.as_mut().unwrap().labels;
+    labels.remove(ISOLATION_LABEL);
+    labels.insert(DIGEST_LABEL.to_string(), OLD_DIGEST.to_string());
+    seen
+}
+
+#[test]
+fn target_of_an_older_agent_that_serves_is_left_and_shows_no_difference() {
+    let old = made_by_an_older_agent(true);
+    for wish in [LEAVE, RECOVER] {
+        assert_eq!(ensured(&spec(), wish, &old), Ok(TargetPlan::default()));
+    }
+    let plan = ensured(&spec(), RECREATE, &old).unwrap();
+    assert!(made(&plan).isolation.is_some() && plan.drift.is_empty(), "when it is asked for");
+    let used = TargetSeen { sessions: Some(1), ..old };
+    assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, Code::TargetInUse);
+}
+
+#[test]
+fn target_of_an_older_agent_comes_back_as_it_was() {
+    let old = made_by_an_older_agent(false);
+    for wish in [LEAVE, RECOVER] {
+        let plan = ensured(&spec(), wish, &old).unwrap();
+        assert_eq!(names(&plan), ["prepareSockets", "startContainer", "awaitTarget"]);
+    }
+    let anew = ensured(&spec(), EnsureWish { anew: true, ..RECOVER }, &old).unwrap();
+    let again = made(&anew);
+    assert_eq!((&again.isolation, again.labels[DIGEST_LABEL].as_str()), (&None, OLD_DIGEST));
+    assert!(!again.labels.contains_key(ISOLATION_LABEL), "and the next time too");
+    assert!(made(&ensured(&spec(), RECREATE, &old).unwrap()).isolation.is_some());
+}
+
+#[test]
+fn changed_isolation_is_applied_to_what_is_made_and_to_nothing_that_serves() {
+    let mut policy = policy();
+    policy.target.read_only_root = false;
+    let serving = with_container(Some(&spec()), true, true);
+    assert_eq!(ensure(&spec(), LEAVE, &serving, &policy), Ok(TargetPlan::default()));
+    let plan = ensure(&spec(), RECREATE, &serving, &policy).unwrap();
+    let isolation = made(&plan).isolation.clone().unwrap();
+    assert_eq!((isolation.read_only_root, isolation.tmpfs), (false, vec![]));
+    assert_eq!(ensured(&spec(), RECREATE, &serving), Ok(TargetPlan::default()), "as it is");
+
+    let labels = made(&ensured(&spec(), LEAVE, &seen()).unwrap()).labels.clone();
+    let mut ended = with_container(Some(&spec()), false, false);
+    ended.image_id = "sha256:1".into();
+    ended.container.as_mut().unwrap().labels = labels;
+    assert_eq!(names(&ensured(&spec(), RECOVER, &ended).unwrap())[0], "prepareSockets");
+    let plan = ensure(&spec(), RECOVER, &ended, &policy).unwrap();
+    assert_eq!(names(&plan)[..2], ["removeContainer", "prepareSockets"]);
+}
+
+#[test]
+fn every_kind_is_isolated_and_what_is_bound_stays_the_hosts() {
+    let isolation = |kind, policy: &TargetPolicy| {
+        let plan = ensure(&TargetSpec { kind, ..spec() }, LEAVE, &seen(), policy).unwrap();
+        made(&plan).isolation.clone().unwrap()
+    };
+    for (kind, pids) in
+        [(TargetKind::Zbs, 512), (TargetKind::Spdk, 512), (TargetKind::BuiltIn, 16_384)]
+    {
+        let isolation = isolation(kind, &policy());
+        assert!(isolation.read_only_root);
+        assert_eq!(
+            (isolation.tmpfs.join(" ").as_str(), isolation.tmpfs_mib),
+            ("/var/tmp /tmp /run", 64)
+        );
+        assert_eq!(isolation.pids_limit, pids, "{kind:?}");
+    }
+    let mut policy = policy();
+    policy.target.mounts = vec!["/tmp:ro".into(), "/var".into(), "/run/zbs".into()];
+    policy.target.privileged = true;
+    assert_eq!(isolation(TargetKind::Spdk, &policy).tmpfs, ["/run"], "what is below it lies in it");
 }
 
 #[test]

@@ -169,7 +169,7 @@ impl<C: Containers> Worker<C> {
                     && fault.code == Code::EngineRefused
                     && let TargetWish::Ensure(_, wish) = &mut wish
                 {
-                    wish.recreate = true;
+                    wish.anew = true;
                     continue;
                 }
                 if !takes_away && !was_running {

@@ -27,6 +27,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const END_PAUSE: Duration = Duration::from_millis(20);
 /// How long a killed process may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(10);
+/// Words of every C library and language for a write to a file system that takes none (EROFS).
+const READ_ONLY: &str = "Read-only file system";
 /// Lines of a container's output that an error carries …
 const LAST_LINES: usize = 20;
 /// … and how long the engine may take to give them: guests may wait for what comes next.
@@ -230,9 +232,15 @@ impl<C: Containers> TargetApplier<C> {
     async fn failed(&self, container: &str, how: &str) -> Fault {
         let lines = self.containers.last_lines(container, LAST_LINES, LINES_TIME).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
+        let advice = match printed.contains(READ_ONLY) && self.policy.target.read_only_root {
+            true => {
+                "; its root file system is read-only: let it write where it has to (target.tmpfs, target.mounts), or                  everywhere (target.read_only_root = false)"
+            }
+            false => "",
+        };
         Fault::new(
             Code::TargetNotReady,
-            format!("the target in container {container}: {how}; {printed}"),
+            format!("the target in container {container}: {how}; {printed}{advice}"),
         )
     }
 

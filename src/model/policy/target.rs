@@ -87,6 +87,14 @@ pub struct TargetSettings {
     pub capabilities: Vec<String>,
     /// Whether they get all of them, and all devices.
     pub privileged: bool,
+    /// Whether the root file system of a target is read-only.
+    pub read_only_root: bool,
+    /// Folders in memory that it may write to then.
+    pub tmpfs: Vec<String>,
+    /// MiB that each of these holds at the most.
+    pub tmpfs_mib: u64,
+    /// Processes and threads that ZBS's and SPDK's have at the most.
+    pub pids_limit: u32,
     /// ZBS's command.
     pub zbs_command: Vec<String>,
     /// SPDK's command.
@@ -124,6 +132,8 @@ pub struct TargetSettings {
 pub const MEMORY_STEP_MIB: u64 = 512;
 /// See [`MEMORY_STEP_MIB`].
 pub const VOLUMES_PER_STEP: u64 = 800;
+/// Threads that the built-in target has at the most: one for each volume, and up to 16 for each that a guest uses.
+const BUILT_IN_PIDS: u32 = 16_384;
 
 /// The ceiling of `target.max_targets`: each has a task of its own.
 pub const MOST_TARGETS: usize = 64;
@@ -168,6 +178,10 @@ impl Default for TargetSettings {
             memory_mib: None,
             capabilities: vec!["SYS_NICE".to_string()],
             privileged: false,
+            read_only_root: true,
+            tmpfs: words("/var/tmp /tmp /run"),
+            tmpfs_mib: 64,
+            pids_limit: 512,
             zbs_command: words(&format!("{spdk} --iova-mode va -z {{clientConf}}")),
             spdk_command: words(&format!(
                 "{spdk} --iova-mode va -s {{memoryMib}} --huge-dir {{hugeDir}}"
@@ -198,24 +212,28 @@ pub struct TargetTemplate<'a> {
     pub capabilities: &'a [String],
     /// All of them, and all devices.
     pub privileged: bool,
+    /// Processes and threads at the most.
+    pub pids_limit: u32,
 }
 
 impl TargetSettings {
     /// The template of a kind.
     pub fn template(&self, kind: TargetKind) -> TargetTemplate<'_> {
-        let (capabilities, privileged) = (self.capabilities.as_slice(), self.privileged);
+        let with = |command| TargetTemplate {
+            command,
+            capabilities: &self.capabilities,
+            privileged: self.privileged,
+            pids_limit: self.pids_limit,
+        };
         match kind {
-            TargetKind::Zbs => {
-                TargetTemplate { command: &self.zbs_command, capabilities, privileged }
-            }
-            TargetKind::Spdk => {
-                TargetTemplate { command: &self.spdk_command, capabilities, privileged }
-            }
+            TargetKind::Zbs => with(&self.zbs_command),
+            TargetKind::Spdk => with(&self.spdk_command),
             // It does without any.
             TargetKind::BuiltIn => TargetTemplate {
                 command: &self.built_in_command,
                 capabilities: &[],
                 privileged: false,
+                pids_limit: BUILT_IN_PIDS,
             },
         }
     }
