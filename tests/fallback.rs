@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use support::absent::Absent;
 use support::controller::Controller;
 use support::http::{call, receive, request, send};
+use support::kernel::Kernel;
 use support::legacy::{Legacy, Line, value};
 use support::{Agent, Place, process, soon, task, until};
 
@@ -689,6 +690,134 @@ async fn without_it_all_is_as_before_and_what_was_learnt_stays() {
     assert_eq!(agent.post("/host/ping", "{}").await.json()["hostUuid"], "5f0c");
     assert_eq!(agent.post("/host/echo", "").await.text(), "");
     assert_eq!(legacy.seen().len(), 1);
+}
+
+// Calls that change the pools.
+
+const DISABLE: &str = "/host/disable/hugepage";
+/// Pages that the agent has when 432 and 240 were taken again of pools with 412 and 300 in use.
+const AGAIN: [u64; 2] = [432, 300];
+
+/// A node with 672 pages of the agent's, in front of a legacy agent that takes all pages away so long after its answer.
+async fn node_of_reservations(after: Duration, more: &str) -> (Place, Kernel, Legacy, Agent) {
+    let place = Place::on("two-node").mounted();
+    let kernel = Kernel::serve(&place, &[(5000, 0), (5000, 0)]);
+    let knob = |node| {
+        format!("sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages")
+    };
+    let knobs = [0, 1].map(|node| place.path(&knob(node)));
+    let legacy = Legacy::with(move |mut line: Line| {
+        let knobs = knobs.clone();
+        async move {
+            let changes = line.head().await.starts_with(&format!("POST {DISABLE} "));
+            if !after.is_zero() {
+                line.send(FINE).await;
+                tokio::time::sleep(after).await;
+            }
+            for path in knobs.iter().filter(|_| changes) {
+                let mut knob = fs::File::options().write(true).open(path).unwrap();
+                knob.write_all(b"0\n").unwrap();
+                // The played kernel does it when somebody looks.
+                drop(fs::File::open(path).unwrap());
+            }
+            line.send(FINE).await;
+        }
+    })
+    .await;
+    let place = place.settings(&legacy.settings(more));
+    let agent = place.ready().await;
+    let prepared = agent.post("/v1/prepare", r#"{"hugepages": [{"pages": 1024}]}"#).await;
+    assert_eq!(prepared.json()["outcome"], "changed", "{}", prepared.text());
+    assert_eq!(grown(&agent).await, [432, 240]);
+    (place, kernel, legacy, agent)
+}
+
+/// Reads until that comes: everything that came.
+async fn heard(stream: &mut TcpStream, text: &str) -> String {
+    let mut all = Vec::new();
+    let hears = async {
+        while !String::from_utf8_lossy(&all).contains(text) {
+            assert!(stream.read_buf(&mut all).await.unwrap() > 0, "it ended before {text}");
+        }
+    };
+    soon(text, hears).await;
+    String::from_utf8(all).unwrap()
+}
+
+async fn grown(agent: &Agent) -> Vec<u64> {
+    let status = agent.get("/v1/status").await.json();
+    let pools = status["pools"].as_array().unwrap().iter();
+    let pools = pools.filter(|pool| pool["sizeKib"] == 2048);
+    pools.map(|pool| pool["grownPages"].as_u64().unwrap()).collect()
+}
+
+/// The codes of what an operator should know.
+async fn findings(agent: &Agent, path: &str) -> Vec<String> {
+    let told = agent.get(path).await.json();
+    let findings = told["findings"].as_array().cloned().unwrap_or_default();
+    findings.iter().map(|finding| finding["code"].as_str().unwrap().to_string()).collect()
+}
+
+#[tokio::test]
+async fn pages_that_a_call_takes_away_are_an_event_and_a_finding() {
+    let (place, kernel, _legacy, agent) = node_of_reservations(Duration::ZERO, "").await;
+    let mut events = TcpStream::connect(agent.address).await.unwrap();
+    events.write_all(request("GET", "/v1/events", &[], "").as_bytes()).await.unwrap();
+    heard(&mut events, ": following").await;
+    assert_eq!(agent.post(DISABLE, "{}").await.text(), "fine");
+    let told = heard(&mut events, "432 of node0/2M, 240 of node1/2M").await;
+    assert!(
+        told.contains("event: finding\n") && told.contains("\"code\":\"pages-lost\""),
+        "{told}"
+    );
+    for path in ["/v1/status", "/v1/node"] {
+        assert_eq!(findings(&agent, path).await, ["pages-lost"], "{path}");
+    }
+    until("their pools are seen", async || (grown(&agent).await == [0, 0]).then_some(())).await;
+    agent.logged("432 of node0/2M, 240 of node1/2M").await;
+    let shown = place.run(&["status"]).await;
+    assert!(shown.out.contains("note (pages-lost): "), "{}", shown.out);
+    let writes = kernel.writes().len();
+    // Nothing is taken again unasked, however often it is looked.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(kernel.writes().len(), writes);
+    assert_eq!(agent.post("/v1/restore", "{}").await.json()["outcome"], "changed");
+    until("all is there again", async || {
+        (grown(&agent).await == AGAIN && findings(&agent, "/v1/status").await.is_empty())
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lost_pages_that_are_given_up_are_told_no_more() {
+    let (place, _kernel, _legacy, mut agent) = node_of_reservations(Duration::ZERO, "").await;
+    assert_eq!(agent.post(DISABLE, "{}").await.text(), "fine");
+    until("they are missed", async || findings(&agent, "/v1/status").await.pop()).await;
+    assert_eq!(agent.post("/v1/reclaim", "{}").await.status, 200);
+    until("they are missed no more", async || {
+        findings(&agent, "/v1/status").await.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(agent.stop().await.code(), Some(0));
+    let agent = place.ready().await;
+    assert_eq!(findings(&agent, "/v1/node").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn pages_that_go_after_the_answer_are_taken_again_where_that_is_set() {
+    let (_place, kernel, _legacy, agent) =
+        node_of_reservations(Duration::from_millis(300), "pools.retake = true\n").await;
+    let back = "http://127.0.0.1:9/zstack/asyncrest/callback";
+    assert_eq!(agent.post_task(DISABLE, &task(1), back, "{}").await.text(), "fine");
+    agent.logged("432 of node0/2M, 240 of node1/2M").await;
+    agent.logged("were taken again after a call of the legacy agent").await;
+    until("all is there again", async || {
+        (grown(&agent).await == AGAIN && findings(&agent, "/v1/status").await.is_empty())
+            .then_some(())
+    })
+    .await;
+    assert_eq!(kernel.writes()[2..], ["node0 nr 0", "node1 nr 0", "node0 nr 432", "node1 nr 300"]);
 }
 
 // With a guard in front.

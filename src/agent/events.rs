@@ -33,6 +33,7 @@ struct Kept {
     targets: VecDeque<Event>,
     work: VecDeque<Event>,
     overdue: VecDeque<Event>,
+    findings: VecDeque<Event>,
 }
 
 impl Default for Events {
@@ -55,6 +56,7 @@ impl Events {
             What::Target(_) => &mut kept.targets,
             What::Work(_) => &mut kept.work,
             What::Overdue(_) => &mut kept.overdue,
+            What::Finding(_) => &mut kept.findings,
         };
         if of_kind.len() >= KEPT {
             of_kind.pop_front();
@@ -72,6 +74,7 @@ impl Events {
             let known =
                 |event: &&Event| event.id.run != after.run || event.id.number > after.number;
             let all = kept.targets.iter().chain(&kept.work).chain(&kept.overdue);
+            let all = all.chain(&kept.findings);
             let mut missed: Vec<Event> = all.filter(known).cloned().collect();
             missed.sort_unstable_by_key(|event| event.id.number);
             missed

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod events;
 pub mod give_back;
 pub mod guests;
+pub mod legacy_calls;
 pub mod memory;
 pub mod node;
 pub mod observe;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
@@ -36,6 +36,7 @@ enum Order {
     Prepare(MemoryOrder, oneshot::Sender<PartReport>),
     Restore { unless_done: bool, reply: oneshot::Sender<PartReport> },
     Reclaim(ReclaimOrder, oneshot::Sender<ReclaimReport>),
+    Look(oneshot::Sender<PartReport>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -47,6 +48,8 @@ pub struct Pools {
     /// How long an order may take before its caller is told that it hangs.
     patience: Duration,
     cancel: CancelHandle,
+    /// Calls of others that may have changed the pools.
+    others: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Order {
@@ -55,6 +58,7 @@ impl std::fmt::Debug for Order {
             Order::Prepare(..) => "Prepare",
             Order::Restore { .. } => "Restore",
             Order::Reclaim(..) => "Reclaim",
+            Order::Look(_) => "Look",
             Order::Stop(_) => "Stop",
         })
     }
@@ -71,7 +75,8 @@ impl Pools {
         tokio::spawn(run(work, queue, heartbeat));
         // A write is not cut short for one caller, for others may want its pages; it gets as much time
         // again.
-        Pools { orders, books, patience: write_timeout * 2, cancel }
+        let others = Arc::default();
+        Pools { orders, books, patience: write_timeout * 2, cancel, others }
     }
 
     /// The agent's share of the pools.
@@ -113,9 +118,8 @@ impl Pools {
     /// done in this boot already.
     pub async fn restore(&self, unless_done: bool) -> PartReport {
         let late = "it goes on, and what it finds is kept: see GET /v1/node";
-        self.ask(late, |reply| Order::Restore { unless_done, reply })
-            .await
-            .unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
+        let restored = self.ask(late, |reply| Order::Restore { unless_done, reply }).await;
+        restored.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
 
     /// Gives back what the agent grew and nobody uses.
@@ -125,6 +129,23 @@ impl Pools {
     pub async fn reclaim(&self, order: ReclaimOrder) -> Result<ReclaimReport, Fault> {
         let late = "pages are given back when it returns: see GET /v1/node";
         self.ask(late, |reply| Order::Reclaim(order, reply)).await
+    }
+
+    /// Looks at what others have done to the pools, and takes lost pages again where the settings say so.
+    pub async fn look(&self) -> PartReport {
+        let late = "it goes on: see GET /v1/node";
+        let looked = self.ask(late, Order::Look).await;
+        looked.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
+    }
+
+    /// Tells that somebody else may have changed the pools. Never waits.
+    pub fn note_others(&self) {
+        self.others.notify_one();
+    }
+
+    /// Returns when somebody else may have changed the pools since the last time. Cancel-safe.
+    pub async fn others(&self) {
+        self.others.notified().await;
     }
 
     /// Ends the owner: the growth at work is cut short and given back, or kept and noted, as its caller
@@ -249,6 +270,9 @@ fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
         }
         Order::Reclaim(order, reply) => {
             let _ = reply.send(work.reclaim(order));
+        }
+        Order::Look(reply) => {
+            let _ = reply.send(work.look());
         }
         // The loop itself ends with it.
         Order::Stop(_) => {}

@@ -14,10 +14,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use super::events::Events;
 use super::memory::Published;
 use super::observe::blocking;
 use super::observe::memory::MemoryObserver;
-use crate::model::fault::Fault;
+use crate::model::event::What;
+use crate::model::fault::{Fault, Finding};
 use crate::model::identity::Identity;
 use crate::model::pools::{Ledger, Pool};
 use crate::model::status::{NodeReport, PoolReport, TargetStatuses, target_reports};
@@ -41,6 +43,8 @@ pub struct Sources {
     pub identity: watch::Receiver<Identity>,
     /// Looks at the pools.
     pub memory: MemoryObserver,
+    /// Hears of new findings.
+    pub events: Events,
 }
 
 /// The newest report, now and from now on.
@@ -56,6 +60,8 @@ struct Status {
     look_again: bool,
     /// Whether the last one failed, which is said once.
     blind: bool,
+    /// What was told last of lost pages.
+    finding: Option<Finding>,
     told: watch::Sender<Arc<NodeReport>>,
 }
 
@@ -76,8 +82,15 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
     let ledger = sources.books.borrow().ledger.clone();
     let looked = pool_reports(&sources.memory, ledger);
     let told = watch::Sender::new(Arc::new(first));
-    let mut status =
-        Status { sources, pools: Vec::new(), look: None, look_again: false, blind: false, told };
+    let mut status = Status {
+        sources,
+        pools: Vec::new(),
+        look: None,
+        look_again: false,
+        blind: false,
+        finding: None,
+        told,
+    };
     status.looked(looked);
     status.publish();
     let reports = status.told.subscribe();
@@ -135,8 +148,26 @@ impl Status {
         }
     }
 
+    /// Tells of lost pages, when that is not what was told last.
+    fn tell_lost_pages(&mut self) {
+        // Of the owner's word alone: a look from here may fall into a change that the owner is making.
+        let finding = self.sources.books.borrow().ledger.finding();
+        if finding == self.finding {
+            return;
+        }
+        match &finding {
+            Some(finding) => {
+                tracing::warn!(code = %finding.code, "{}", finding.text);
+                self.sources.events.tell(What::Finding(finding.clone()));
+            }
+            None => tracing::info!("no hugepages that the agent keeps are missing any more"),
+        }
+        self.finding = finding;
+    }
+
     /// Tells how the node stands, when that is another way than was told last.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.tell_lost_pages();
         let now = now();
         self.told.send_if_modified(|newest| {
             let statuses = self.sources.statuses.borrow();
@@ -145,6 +176,7 @@ impl Status {
                 host_uuid: self.sources.identity.borrow().host_uuid.clone(),
                 targets: target_reports(&statuses, &desired, &newest.targets, &now),
                 pools: self.pools.clone(),
+                findings: self.finding.iter().cloned().collect(),
                 ..(**newest).clone()
             };
             let changed = next != **newest;
@@ -181,7 +213,10 @@ fn now() -> String {
 mod tests {
     use super::*;
     use crate::host::Root;
+    use crate::model::code::Code;
+    use crate::model::pools::{PoolKey, PoolsSeen};
     use crate::model::target::{TargetHealth, TargetSpec, TargetState};
+    use crate::model::units::{NumaNode, PageSize};
     use crate::watchdog::Watchdog;
 
     struct Played {
@@ -190,6 +225,7 @@ mod tests {
         desired: watch::Sender<Desired>,
         books: watch::Sender<Published>,
         identity: watch::Sender<Identity>,
+        events: Events,
         reports: Reports,
     }
 
@@ -216,16 +252,17 @@ mod tests {
                 remembered: true,
                 wanted: Default::default(),
             });
-            let statuses = watch::Sender::default();
+            let (statuses, events) = (watch::Sender::default(), Events::default());
             let sources = Sources {
                 statuses: statuses.subscribe(),
                 desired: desired.subscribe(),
                 books: books.subscribe(),
                 identity: identity.subscribe(),
                 memory: MemoryObserver::new(&Root::new(root.path())).unwrap(),
+                events: events.clone(),
             };
             let reports = start(sources, Watchdog::default().register()).unwrap();
-            Played { root, statuses, desired, books, identity, reports }
+            Played { root, statuses, desired, books, identity, events, reports }
         }
 
         fn told(&self, health: TargetHealth) {
@@ -291,6 +328,26 @@ mod tests {
         std::fs::write(counter("nr_hugepages"), "9\n").unwrap();
         played.books.send_modify(|_| {});
         assert_eq!(played.next().await.pools[0].pages, 9);
+    }
+
+    #[tokio::test]
+    async fn lost_pages_are_a_finding_and_one_event_until_they_are_there_again() {
+        let mut played = Played::start();
+        let mut told = played.events.follow(None).1;
+        played.reports.borrow_and_update();
+        let key = PoolKey { size: PageSize::MIB_2, node: NumaNode(0) };
+        let lose = |books: &mut Published| {
+            books.ledger.set_grown(key, 3, 8);
+            let pools = vec![Pool { key, total: 6, free: 5, surplus: 0 }];
+            books.ledger.settle(&PoolsSeen { pools, ..PoolsSeen::default() });
+        };
+        played.books.send_modify(lose);
+        while played.next().await.findings.first().is_none_or(|it| it.code != Code::PagesLost) {}
+        played.books.send_modify(|_| {});
+        played.books.send_modify(|books| books.ledger.set_grown(key, 3, 8));
+        while !played.next().await.findings.is_empty() {}
+        let What::Finding(event) = told.try_recv().unwrap().what else { panic!("another event") };
+        assert_eq!((event.code, told.try_recv().is_err()), (Code::PagesLost, true));
     }
 
     #[tokio::test]

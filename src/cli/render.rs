@@ -363,6 +363,9 @@ pub(super) fn print_node(
         text += &format!("\n{}\n", target_table(targets));
         targets.iter().for_each(|target| text += &guests(target));
     }
+    for finding in &status.findings {
+        text += &format!("note ({}): {}\n", finding.code, finding.text);
+    }
     for error in &status.errors {
         text += &format!("error ({}): {}\n", error.code, error.text);
     }

@@ -26,7 +26,7 @@ use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
 use crate::agent::status::{self, Reports};
-use crate::agent::{give_back, guests};
+use crate::agent::{give_back, guests, legacy_calls};
 use crate::api::metrics::Metrics;
 use crate::api::refusals::Refusals;
 use crate::config::Settings;
@@ -192,6 +192,7 @@ impl Core {
             books: self.pools.watch(),
             identity: identities.watch(),
             memory: self.memory.clone(),
+            events: self.events.clone(),
         };
         Ok(status::start(sources, watchdog.register())?)
     }
@@ -209,6 +210,9 @@ impl Core {
         tokio::spawn(self.news.clone().follow(self.probe.clone(), within));
         let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after);
         tokio::spawn(give_back::follow(self.desired.watch(), self.pools.clone(), keep, after));
+        if settings.fallback().is_some() {
+            tokio::spawn(legacy_calls::follow(self.pools.clone()));
+        }
         let observer = GuestObserver::new(&self.root, settings.volume.clone());
         let pause = settings.volume.look_interval;
         let statuses = self.statuses.watch();

@@ -150,6 +150,7 @@ codes! {
     PackagesNotFetched "packages-not-fetched" 502 "The packages could not be fetched from their mirror"
     PageSizeUnsupported "page-size-unsupported" 422 "The kernel has no hugepages of that size"
     PagesLimit "pages-limit" 409 "The hugepages of the agent would take more of the memory than it may"
+    PagesLost "pages-lost" 200 "Something else took away hugepages that the agent keeps"
     PagesShort "pages-short" 500 "The kernel gave fewer hugepages than desired"
     PathNotAllowed "path-not-allowed" 403 "The settings do not let callers name that path"
     PoolsBusy "pools-busy" 503 "Too many requests wait for the hugepage pools"

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::Finding;
 use super::prepare::Progress;
 use super::target::TargetHealth;
 
@@ -59,6 +60,8 @@ pub enum What {
     Work(Progress),
     /// Work takes longer than it may, or does so no more.
     Overdue(Overdue),
+    /// Something of the node that its operator should know.
+    Finding(Finding),
 }
 
 /// Work that takes longer than it may.
@@ -84,6 +87,7 @@ impl What {
             What::Target(_) => "target",
             What::Work(_) => "work",
             What::Overdue(_) => "overdue",
+            What::Finding(_) => "finding",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use super::cpu::Cpu;
-use super::fault::Fault;
+use super::fault::{Fault, Finding};
 use super::mounts::HugetlbMount;
 use super::network::Network;
 use super::pools::{Memory, Pool};
@@ -173,6 +173,9 @@ pub struct NodeStatus {
     /// Who may call the agent; where none runs, nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Exposure>,
+    /// What the operator should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// What could not be read.
     pub errors: Vec<Fault>,
 }

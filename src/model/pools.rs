@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::code::Code;
+use super::fault::Finding;
 use super::units::{NumaNode, PageSize};
 
 /// One pool: the hugepages of one size on one NUMA node.
@@ -145,6 +147,9 @@ pub struct Ledger {
     /// All persistent pages of those pools when they were last looked at.
     #[serde(default)]
     pub persistent: Vec<PoolPages>,
+    /// Persistent pages grown that somebody else took away since, and that were neither grown again nor given up.
+    #[serde(default)]
+    pub lost: Vec<PoolPages>,
     /// A growth that was begun; settled when the outcome is known.
     pub intent: Option<Intent>,
 }
@@ -159,6 +164,13 @@ pub struct PoolPages {
     pub node: NumaNode,
     /// How many.
     pub pages: u64,
+}
+
+impl PoolPages {
+    /// Which pool.
+    pub fn key(&self) -> PoolKey {
+        PoolKey { size: self.size, node: self.node }
+    }
 }
 
 /// A growth that is about to be written to the kernel, in persistent pages.
@@ -181,7 +193,7 @@ impl Ledger {
 
     /// Pages the agent grew in that pool.
     pub fn grown(&self, key: PoolKey) -> u64 {
-        self.grown.iter().find(|p| p.size == key.size && p.node == key.node).map_or(0, |p| p.pages)
+        self.grown.iter().find(|p| p.key() == key).map_or(0, |p| p.pages)
     }
 
     /// All of it as a map.
@@ -189,10 +201,16 @@ impl Ledger {
         pages_map(&self.grown)
     }
 
-    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the line.
+    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the line. More pages than before make up
+    /// for lost ones.
     pub fn set_grown(&mut self, key: PoolKey, pages: u64, persistent: u64) {
         let mut all = self.by_pool();
         let mut seen = pages_map(&self.persistent);
+        let gained = pages.saturating_sub(self.grown(key));
+        for lost in self.lost.iter_mut().filter(|lost| lost.key() == key) {
+            lost.pages = lost.pages.saturating_sub(gained);
+        }
+        self.lost.retain(|lost| lost.pages > 0);
         all.insert(key, pages);
         seen.insert(key, persistent);
         seen.retain(|key, _| all.get(key).is_some_and(|pages| *pages > 0));
@@ -215,11 +233,15 @@ impl Ledger {
         let before = self.clone();
         let intent = self.intent.take();
         let last = pages_map(&self.persistent);
+        let mut lost = pages_map(&self.lost);
         for (key, pages) in self.by_pool() {
             let there = seen.pool(key).map_or(0, Pool::persistent);
-            let lost = last.get(&key).map_or(0, |last| last.saturating_sub(there));
-            self.set_grown(key, pages.saturating_sub(lost).min(there), there);
+            let fewer = last.get(&key).map_or(0, |last| last.saturating_sub(there));
+            let left = pages.saturating_sub(fewer).min(there);
+            self.set_grown(key, left, there);
+            *lost.entry(key).or_default() += pages - left;
         }
+        self.lost = pages_list(&lost);
         if let Some(intent) = intent
             && let Some(pool) = seen.pool(intent.pool)
             && pool.persistent() == intent.to
@@ -228,6 +250,19 @@ impl Ledger {
             self.set_grown(intent.pool, self.grown(intent.pool) + gained, pool.persistent());
         }
         *self != before
+    }
+}
+
+impl Ledger {
+    /// What an operator should know of lost pages; none where none are.
+    pub fn finding(&self) -> Option<Finding> {
+        let lost = self.lost.iter().map(|lost| format!("{} of {}", lost.pages, lost.key()));
+        let lost = lost.collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "something else took away hugepages that the agent keeps ({lost}): virtual machines and targets may find too few. \
+             `vhost-agent pools restore` takes them again, `vhost-agent reclaim` gives them up with all that nobody uses"
+        );
+        (!self.lost.is_empty()).then(|| Finding::new(Code::PagesLost, text))
     }
 }
 
@@ -242,7 +277,7 @@ pub fn pages_list(pages: &PagesByPool) -> Vec<PoolPages> {
 
 /// The map of such a list.
 pub fn pages_map(list: &[PoolPages]) -> PagesByPool {
-    list.iter().map(|p| (PoolKey { size: p.size, node: p.node }, p.pages)).collect()
+    list.iter().map(|p| (p.key(), p.pages)).collect()
 }
 
 #[cfg(test)]
@@ -282,5 +317,32 @@ mod tests {
         assert_eq!(ledger.grown(KEY), 10);
         ledger.settle(&seen(0, 0));
         assert!(ledger.grown.is_empty() && ledger.persistent.is_empty());
+    }
+
+    #[test]
+    fn lost_pages_are_told_until_they_are_grown_again() {
+        let lost = |ledger: &Ledger| ledger.lost.iter().map(|lost| lost.pages).sum::<u64>();
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50, 200);
+        assert_eq!(ledger.finding(), None);
+        ledger.settle(&seen(170, 0));
+        ledger.settle(&seen(170, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (20, 30), "once");
+        let finding = ledger.finding().unwrap();
+        assert!(
+            finding.code == Code::PagesLost && finding.text.contains("(30 of node0/2M)"),
+            "{}",
+            finding.text
+        );
+        ledger.settle(&seen(0, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 50), "and no more than it had");
+        ledger.settle(&seen(900, 0));
+        assert_eq!(lost(&ledger), 50, "what others add is theirs");
+        ledger.set_grown(KEY, 40, 940);
+        assert_eq!(lost(&ledger), 10);
+        ledger.set_grown(KEY, 30, 930);
+        assert_eq!(lost(&ledger), 10, "what the agent gives back is not lost");
+        ledger.set_grown(KEY, 50, 950);
+        assert_eq!((lost(&ledger), ledger.finding()), (0, None));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::Finding;
 use super::guest::Reconnect;
 use super::path::CleanPath;
 use super::target::{Desired, TargetHealth, TargetName, TargetState};
@@ -124,6 +125,9 @@ pub struct NodeReport {
     pub targets: Vec<TargetReport>,
     /// The pools.
     pub pools: Vec<PoolReport>,
+    /// What the operator should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// What a target is told to be that is wanted and that nobody has looked at since.

@@ -181,15 +181,17 @@ impl Round<'_> {
     fn shares_for_grown(&self, wanted: &PagesByPool) -> Shares {
         let mut shares = Shares::default();
         for (key, pages) in wanted {
-            let add = pages.saturating_sub(self.grown.get(key).copied().unwrap_or(0));
-            if add == 0 {
+            let missing = pages.saturating_sub(self.grown.get(key).copied().unwrap_or(0));
+            if missing == 0 {
                 continue;
             }
             match self.seen.pool(*key) {
-                Some(_) if !self.exhausted(*key) => {
-                    shares.adds.insert(*key, add);
+                // Surplus pages become persistent first, and so the agent's: they are what somebody took away while a
+                // guest used it, and no memory is needed for them.
+                Some(pool) if !self.exhausted(*key) => {
+                    shares.adds.insert(*key, missing.saturating_sub(pool.surplus));
                 }
-                _ => shares.short.push(Shortfall { pool: *key, missing: add }),
+                _ => shares.short.push(Shortfall { pool: *key, missing }),
             }
         }
         shares

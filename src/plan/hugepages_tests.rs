@@ -253,6 +253,16 @@ fn the_agents_pages_of_all_sizes_take_no_more_than_their_share() {
 }
 
 #[test]
+fn restore_after_a_pool_was_lowered_under_its_guests_takes_no_memory_for_pages_that_they_use() {
+    let mut seen = machine(&[(412, 0, 0), (300, 0, 0)]);
+    seen.pools.iter_mut().for_each(|pool| pool.surplus = pool.total);
+    let goal = PoolGoal::Grown(pages(&[(0, 432), (1, 240)]));
+    let none = PagesByPool::new();
+    let decision = grow(&goal, &seen, &none, &policy(), &Trials::new(), OnShortfall::TakeTheRest);
+    assert_eq!(adds(&decision), pages(&[(0, 20), (1, 0)]));
+}
+
+#[test]
 fn what_may_come_out_short_is_taken_up_to_the_floor() {
     let mut seen = machine(&[(0, 0, 0), (0, 0, 0)]);
     seen.memory.available_kib = (3277 + 2 * 500) * MIB;

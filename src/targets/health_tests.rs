@@ -138,7 +138,7 @@ impl Scene {
         let told = self.events.follow(Some(EventId { run: 0, number: 0 })).0;
         let state = |what| match what {
             What::Target(health) => Some(health.state),
-            What::Work(_) | What::Overdue(_) => None,
+            What::Work(_) | What::Overdue(_) | What::Finding(_) => None,
         };
         told.into_iter().filter_map(|event| state(event.what)).collect()
     }

@@ -74,13 +74,15 @@ impl Books {
         &self.reservations
     }
 
-    /// Brings the ledger in line with the kernel; it is written with the next change.
-    pub(super) fn settle(&mut self, seen: &PoolsSeen) {
+    /// Brings the ledger in line with the kernel; it is written with the next change. Returns whether anything was not as
+    /// it says.
+    pub(super) fn settle(&mut self, seen: &PoolsSeen) -> bool {
         let intent = self.ledger.intent;
-        if self.ledger.settle(seen) {
+        let changed = self.ledger.settle(seen);
+        if changed {
             self.publish();
         }
-        let Some(Intent { pool, from, to }) = intent else { return };
+        let Some(Intent { pool, from, to }) = intent else { return changed };
         let there = seen.pool(pool).map_or(0, Pool::persistent);
         match unclaimed(from, to, there) {
             0 => tracing::info!(
@@ -93,6 +95,16 @@ impl Books {
                  may have grown them; free ones go by writing a smaller number to its nr_hugepages, and with the next boot"
             ),
         }
+        changed
+    }
+
+    /// Brings the ledger in line with the kernel, also on disk. Returns whether anything was not as it says.
+    pub(super) fn catch_up_with(&mut self, seen: &PoolsSeen) -> Result<bool, Fault> {
+        let changed = self.settle(seen);
+        if changed {
+            self.save()?;
+        }
+        Ok(changed)
     }
 
     /// Writes down that a pool is about to be grown. Nothing may be grown when this fails.
@@ -157,8 +169,13 @@ impl Books {
         self.write_reservations(wanted)
     }
 
-    /// Lowers the reservations of these pools to what the ledger has, on disk.
+    /// Lowers the reservations of these pools to what the ledger has, on disk: what was lost of them is given up.
     pub(super) fn lower(&mut self, keys: impl Fn(&PoolKey) -> bool) -> Result<(), Fault> {
+        let lost = self.ledger.lost.len();
+        self.ledger.lost.retain(|lost| !keys(&lost.key()));
+        if self.ledger.lost.len() < lost {
+            self.save()?;
+        }
         let mut wanted = self.raised();
         for (key, pages) in wanted.iter_mut().filter(|(key, _)| keys(key)) {
             *pages = self.ledger.grown(*key);
@@ -291,6 +308,25 @@ mod tests {
         books.begin(Intent { pool: key(0), from: 0, to: 100 }).unwrap();
         books.grew(&resized(0, 0, 60)).unwrap();
         assert_eq!(open(&dir, "boot").ledger().grown(key(0)), 60);
+    }
+
+    #[test]
+    fn lost_pages_are_known_to_the_next_agent_until_they_are_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut books = open(&dir, "boot");
+        books.grew(&resized(0, 0, 100)).unwrap();
+        books.remember().unwrap();
+        let seen = PoolsSeen { pools: vec![pool(0, 40)], ..PoolsSeen::default() };
+        assert_eq!(books.catch_up_with(&seen), Ok(true));
+        assert_eq!(books.catch_up_with(&seen), Ok(false), "known already");
+        let mut books = open(&dir, "boot");
+        assert_eq!((books.ledger().grown(key(0)), books.ledger().lost[0].pages), (40, 60));
+        assert_eq!(books.reservations()[&key(0)], 100, "the next boot takes them");
+        books.lower(|key| key.node == NumaNode(1)).unwrap();
+        assert_eq!(books.ledger().lost.len(), 1, "of another pool");
+        books.lower(|key| key.node == NumaNode(0)).unwrap();
+        let books = open(&dir, "boot");
+        assert_eq!((books.ledger().lost.len(), books.reservations()[&key(0)]), (0, 40));
     }
 
     #[test]

@@ -194,7 +194,7 @@ impl MemoryWork {
     ) -> (Pool, Option<Fault>) {
         let portion = (PORTION_KIB / first.key.size.kib()).max(1);
         let mut pool = first;
-        while pool.total < goal {
+        while pool.persistent() < goal {
             if let Err(fault) = limits.check(pool.key) {
                 return (pool, Some(fault));
             }
@@ -203,7 +203,7 @@ impl MemoryWork {
                 Ok(after) => pool = after,
                 Err(fault) => return (pool, Some(fault)),
             }
-            if pool.total < to {
+            if pool.persistent() < to {
                 break;
             }
         }

@@ -248,6 +248,21 @@ impl MemoryWork {
         report
     }
 
+    /// Looks at what others have done to the pools, and writes it down. Lost pages are taken again where the settings say so:
+    /// when the pools are as the look before found them, for who lowers a pool may be about to raise it.
+    pub fn look(&mut self) -> PartReport {
+        // It may be another pool from here on.
+        self.seen = None;
+        let looked = self.observer.pools().and_then(|seen| self.books.catch_up_with(&seen));
+        match looked {
+            Err(fault) => PartReport { errors: vec![fault], ..PartReport::default() },
+            Ok(changed) => {
+                let are_lost = !changed && !self.books.ledger().lost.is_empty();
+                if are_lost && self.pools.retake { self.restore() } else { PartReport::default() }
+            }
+        }
+    }
+
     fn mount(
         &mut self,
         size: PageSize,

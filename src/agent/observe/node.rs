@@ -34,6 +34,7 @@ impl NodeObserver {
         let root = &self.root;
         let mut errors = Vec::new();
         let seen = or_empty(self.memory.pools(), &mut errors);
+        let findings = ledger.finding().into_iter().collect();
         // Others may have changed the pools since the agent last did.
         ledger.settle(&seen);
         NodeStatus {
@@ -54,6 +55,7 @@ impl NodeObserver {
             engine,
             // Only who serves knows.
             access: None,
+            findings,
             errors,
         }
     }

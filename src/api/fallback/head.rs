@@ -55,6 +55,15 @@ pub(super) fn is_for_the_node(path: &str) -> bool {
     FOR_THE_NODE.iter().any(|own| plain.contains(own))
 }
 
+/// Calls of the legacy agent that rewrite `vm.nr_hugepages` (reference/zstack-protocol.md).
+const POOL_CALLS: [&str; 2] = ["/host/enable/hugepage", "/host/disable/hugepage"];
+
+/// Whether a path is one of those, however it is written: a look too many does no harm.
+pub(super) fn changes_pools(path: &str) -> bool {
+    let plain = plain(path);
+    POOL_CALLS.iter().any(|call| plain.ends_with(call))
+}
+
 /// A path as somebody reads it who undoes all escapes and walks it part by part.
 fn plain(path: &str) -> String {
     let mut bytes = Vec::with_capacity(path.len());
@@ -191,6 +200,18 @@ mod tests {
         for path in ["/kvmagent", "/kvmagent/operation/x", "/kvm/vm/start", "/kvmagents/plugins/x"]
         {
             assert!(!is_for_the_node(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn calls_that_change_the_pools_are_known_however_they_are_written() {
+        for path in
+            ["/host/enable/hugepage", "/host/disable/hugepage/", "//n/host/./enable/%68ugepage"]
+        {
+            assert!(changes_pools(path), "{path}");
+        }
+        for path in ["/host/enable/hugepages", "/host/ping", "/hugepage", "*"] {
+            assert!(!changes_pools(path), "{path}");
         }
     }
 

@@ -30,6 +30,7 @@ use self::relay::{Broken, Watch, relay};
 use self::stream::{Line, OpenError};
 use super::errors::{self, Problem};
 use super::{Shared, roles};
+use crate::agent::pools::Pools;
 use crate::model::access::{Principal, Role};
 use crate::model::caller::Caller;
 use crate::model::code::Code;
@@ -228,5 +229,15 @@ pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
         let (head, _) = request.into_parts();
         return errors::no_such_route(head.method, head.uri).await.into_response();
     }
+    let _looks = head::changes_pools(request.uri().path()).then(|| Looks(api.native.pools.clone()));
     fallback.pass(request).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Has the pools looked at when a call that changes them ends, however it does: also where its caller has gone.
+struct Looks(Pools);
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        self.0.note_others();
+    }
 }

@@ -22,6 +22,8 @@ pub struct PoolPolicy {
     pub move_shortfall: bool,
     /// Whether the page cache may be dropped when compaction was not enough (hurts every tenant of the node).
     pub drop_page_cache: bool,
+    /// Whether pages of the agent's that a call of the legacy agent took away are taken again.
+    pub retake: bool,
     /// How long one write to the kernel may take before the growth stops.
     #[serde(with = "duration")]
     pub write_timeout: Duration,
@@ -54,6 +56,7 @@ impl Default for PoolPolicy {
             max_percent: 75,
             move_shortfall: false,
             drop_page_cache: false,
+            retake: false,
             write_timeout: Duration::from_secs(60),
         }
     }
