@@ -60,7 +60,7 @@ struct Status {
     look_again: bool,
     /// Whether the last one failed, which is said once.
     blind: bool,
-    /// What was told last of lost pages.
+    /// Finding of lost pages that was published last.
     finding: Option<Finding>,
     told: watch::Sender<Arc<NodeReport>>,
 }
@@ -148,8 +148,8 @@ impl Status {
         }
     }
 
-    /// Tells of lost pages, when that is not what was told last.
-    fn tell_lost_pages(&mut self) {
+    /// Publishes a change of the finding of lost pages.
+    fn publish_lost_pages(&mut self) {
         // Of the owner's word alone: a look from here may fall into a change that the owner is making.
         let finding = self.sources.books.borrow().ledger.finding();
         if finding == self.finding {
@@ -167,7 +167,7 @@ impl Status {
 
     /// Tells how the node stands, when that is another way than was told last.
     fn publish(&mut self) {
-        self.tell_lost_pages();
+        self.publish_lost_pages();
         let now = now();
         self.told.send_if_modified(|newest| {
             let statuses = self.sources.statuses.borrow();

@@ -85,7 +85,7 @@ fn privileged_container_is_isolated_all_the_same() {
 }
 
 #[test]
-fn container_that_comes_back_as_an_older_agent_made_it_is_told_nothing_of_isolation() {
+fn container_of_an_older_agent_is_made_without_isolation() {
     let made = host_config(&spec(None));
     let isolated = host_config(&spec(Some(isolation())));
     let more: Vec<&str> =

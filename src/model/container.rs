@@ -61,9 +61,9 @@ impl ContainerSeen {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Isolation {
-    /// Whether its root file system is read-only.
+    /// Read-only root file system.
     pub read_only_root: bool,
-    /// Folders in memory, which are writable all the same.
+    /// Folders in memory, writable all the same.
     pub tmpfs: Vec<String>,
     /// MiB that each of these holds at the most.
     pub tmpfs_mib: u64,
@@ -84,7 +84,7 @@ pub struct ContainerSpec {
     pub env: Vec<String>,
     /// Paths of the host that it sees under the same path: (path, read-only).
     pub binds: Vec<(String, bool)>,
-    /// What keeps its process from the rest of the machine; none of one that comes back as an older agent made it.
+    /// Isolation from the rest of the machine; none of one that comes back as an older agent made it.
     pub isolation: Option<Isolation>,
     /// Devices of the host.
     pub devices: Vec<String>,

@@ -60,7 +60,7 @@ pub enum What {
     Work(Progress),
     /// Work takes longer than it may, or does so no more.
     Overdue(Overdue),
-    /// Something of the node that its operator should know.
+    /// New finding of the node.
     Finding(Finding),
 }
 

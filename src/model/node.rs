@@ -173,7 +173,7 @@ pub struct NodeStatus {
     /// Who may call the agent; where none runs, nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Exposure>,
-    /// What the operator should know.
+    /// Findings for its operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
     /// What could not be read.

@@ -167,7 +167,7 @@ pub struct PoolPages {
 }
 
 impl PoolPages {
-    /// Which pool.
+    /// Key of their pool.
     pub fn key(&self) -> PoolKey {
         PoolKey { size: self.size, node: self.node }
     }
@@ -239,7 +239,8 @@ impl Ledger {
             let fewer = last.get(&key).map_or(0, |last| last.saturating_sub(there));
             let left = pages.saturating_sub(fewer).min(there);
             self.set_grown(key, left, there);
-            *lost.entry(key).or_default() += pages - left;
+            let lost = lost.entry(key).or_default();
+            *lost = lost.saturating_add(pages - left);
         }
         self.lost = pages_list(&lost);
         if let Some(intent) = intent
@@ -254,7 +255,7 @@ impl Ledger {
 }
 
 impl Ledger {
-    /// What an operator should know of lost pages; none where none are.
+    /// Finding of lost pages; none where none are lost.
     pub fn finding(&self) -> Option<Finding> {
         let lost = self.lost.iter().map(|lost| format!("{} of {}", lost.pages, lost.key()));
         let lost = lost.collect::<Vec<_>>().join(", ");

@@ -125,7 +125,7 @@ pub struct NodeReport {
     pub targets: Vec<TargetReport>,
     /// The pools.
     pub pools: Vec<PoolReport>,
-    /// What the operator should know.
+    /// Findings for its operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
 }

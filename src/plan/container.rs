@@ -68,6 +68,8 @@ pub(super) fn container(
         true => Some(isolation(spec, seen, policy)),
         false => None,
     };
+    // Who may ask the engine may not all know what gives access to the image; and a size that was chosen is a size.
+    let known = TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() };
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
     let mut made = ContainerSpec {
         name: spec.name.to_string(),
@@ -81,7 +83,7 @@ pub(super) fn container(
         privileged: template.privileged,
         cpus: Some(chosen.cores.to_string()),
         memory_nodes: Some(nodes.join(",")),
-        labels: BTreeMap::from([(SPEC_LABEL.to_string(), label(&told(spec))?)]),
+        labels: BTreeMap::from([(SPEC_LABEL.to_string(), label(&known)?)]),
     };
     made.labels.insert(DIGEST_LABEL.to_string(), digest(&made));
     if let Some(isolation) = &made.isolation {
@@ -97,12 +99,6 @@ fn digest(made: &ContainerSpec) -> String {
     // As an older agent wrote it of its containers, which had none: they are known again.
     let text = format!("{made:?}").replacen("isolation: None", "tmpfs: []", 1);
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What is told of a spec in a label. Who may ask the engine may not all know what gives access to the image; and a size
-/// that was chosen is a size.
-fn told(spec: &TargetSpec) -> TargetSpec {
-    TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() }
 }
 
 fn label(value: &impl serde::Serialize) -> Result<String, Fault> {
@@ -137,22 +133,22 @@ fn isolation(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Iso
     }
 }
 
-/// Whether the container that is there is the agent's, and an older agent made it without isolation. What comes back by
-/// itself is as it was: nobody is there to see that its image cannot do with less.
+/// Test for a container of the agent's that an older agent made, without isolation. A target that comes back is as it was:
+/// nobody may be there to see that its image needs more.
 fn comes_back_open(seen: &TargetSeen) -> bool {
     let ours = seen.container.as_ref().filter(|it| it.made_for().is_some());
     ours.is_some_and(|it| !it.labels.contains_key(ISOLATION_LABEL))
 }
 
-/// Whether a container that the agent made is isolated otherwise than a new one would be.
+/// Test for a container that is isolated otherwise than a new one would be.
 pub(super) fn is_isolated_otherwise(
     spec: &TargetSpec,
     container: &ContainerSeen,
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> bool {
-    let told = container.labels.get(ISOLATION_LABEL);
-    told.and_then(|told| serde_json::from_str(told).ok()) != Some(isolation(spec, seen, policy))
+    let is = container.labels.get(ISOLATION_LABEL);
+    is.and_then(|is| serde_json::from_str(is).ok()) != Some(isolation(spec, seen, policy))
 }
 
 /// The CPUs that the container may run on: its reactors bind themselves to theirs.

@@ -253,7 +253,7 @@ fn the_agents_pages_of_all_sizes_take_no_more_than_their_share() {
 }
 
 #[test]
-fn restore_after_a_pool_was_lowered_under_its_guests_takes_no_memory_for_pages_that_they_use() {
+fn restore_takes_no_memory_for_surplus_pages() {
     let mut seen = machine(&[(412, 0, 0), (300, 0, 0)]);
     seen.pools.iter_mut().for_each(|pool| pool.surplus = pool.total);
     let goal = PoolGoal::Grown(pages(&[(0, 432), (1, 240)]));

@@ -53,14 +53,10 @@ pub fn ensure(
     if let Some(made_for) = &made_for {
         plan.drift = spec.drift(made_for);
     }
-    let is_other = || {
-        made_for.is_none()
-            || !plan.drift.is_empty()
-            || !seen.serves()
-            // Nobody is told of it unasked: each target that an older agent made is.
-            || is_isolated_otherwise(spec, container, seen, policy)
-    };
-    let replace = wish.recreate && is_other();
+    // No drift, which would be told: each target that an older agent made is isolated otherwise.
+    let is_isolated = !is_isolated_otherwise(spec, container, seen, policy);
+    let is_good = made_for.is_some() && plan.drift.is_empty() && is_isolated && seen.serves();
+    let replace = wish.recreate && !is_good;
     if container.running && !replace {
         plan.leave(spec, container, made_for.is_some(), seen, policy);
         return Ok(plan);

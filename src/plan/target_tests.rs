@@ -434,7 +434,7 @@ fn made_by_an_older_agent(running: bool) -> TargetSeen {
 }
 
 #[test]
-fn target_of_an_older_agent_that_serves_is_left_and_shows_no_difference() {
+fn target_of_an_older_agent_that_serves_is_left() {
     let old = made_by_an_older_agent(true);
     for wish in [LEAVE, RECOVER] {
         assert_eq!(ensured(&spec(), wish, &old), Ok(TargetPlan::default()));
@@ -460,7 +460,7 @@ fn target_of_an_older_agent_comes_back_as_it_was() {
 }
 
 #[test]
-fn changed_isolation_is_applied_to_what_is_made_and_to_nothing_that_serves() {
+fn changed_isolation_restarts_no_target_that_serves() {
     let mut policy = policy();
     policy.target.read_only_root = false;
     let serving = with_container(Some(&spec()), true, true);

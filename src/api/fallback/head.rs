@@ -58,7 +58,7 @@ pub(super) fn is_for_the_node(path: &str) -> bool {
 /// Calls of the legacy agent that rewrite `vm.nr_hugepages` (reference/zstack-protocol.md).
 const POOL_CALLS: [&str; 2] = ["/host/enable/hugepage", "/host/disable/hugepage"];
 
-/// Whether a path is one of those, however it is written: a look too many does no harm.
+/// Test for a path of one of those, however it is written: a look too many does no harm.
 pub(super) fn changes_pools(path: &str) -> bool {
     let plain = plain(path);
     POOL_CALLS.iter().any(|call| plain.ends_with(call))

@@ -22,7 +22,7 @@ pub struct PoolPolicy {
     pub move_shortfall: bool,
     /// Whether the page cache may be dropped when compaction was not enough (hurts every tenant of the node).
     pub drop_page_cache: bool,
-    /// Whether pages of the agent's that a call of the legacy agent took away are taken again.
+    /// Retaking of the agent's pages that a call of the legacy agent took away.
     pub retake: bool,
     /// How long one write to the kernel may take before the growth stops.
     #[serde(with = "duration")]

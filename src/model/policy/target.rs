@@ -87,7 +87,7 @@ pub struct TargetSettings {
     pub capabilities: Vec<String>,
     /// Whether they get all of them, and all devices.
     pub privileged: bool,
-    /// Whether the root file system of a target is read-only.
+    /// Read-only root file systems of targets.
     pub read_only_root: bool,
     /// Folders in memory that it may write to then.
     pub tmpfs: Vec<String>,
