@@ -75,7 +75,7 @@ fn calls() -> Vec<(&'static str, String, String)> {
     });
     let context = json!({"hugepageNr": 1, "sshPassword": CANARY, "threadContext": {"api": CANARY}});
     let raw = json!({"backing": {
-        "kind": "raw", "method": "bdev_rbd_create", "params": {"key": CANARY, "config": {"key": CANARY}},
+        "kind": "raw", "method": "bdev_rbd_create", "params": {"key": CANARY, "config": {"key": CANARY}, "pool": CANARY, "hosts": [CANARY]},
     }});
     let zbs = |route: &str, body: &Value| ("POST", format!("{ZBS}/{route}"), body.to_string());
     let broken = |route: &str| {
