@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::net::SocketAddr;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use support::http::{Reply, call, receive, request, try_receive};
@@ -31,6 +32,7 @@ fn routes() -> Vec<(&'static str, String, &'static str)> {
         ("GET", "/metrics".into(), "read"),
         ("POST", zbs("/target/health"), "read"),
         ("POST", "/host/echo".into(), "read"),
+        ("GET", "/v1/targets/a/health?deep=true".into(), "volumes"),
         ("POST", zbs("/deactivate"), "volumes"),
         ("POST", zbs("/activate"), "volumes"),
         ("POST", zbs("/resize"), "volumes"),
@@ -85,14 +87,22 @@ async fn with_token(agent: &Agent, role: &str, method: &str, path: &str, body: &
     call(agent.address, method, path, &[("Authorization", &header)], body).await
 }
 
-#[tokio::test]
-async fn each_role_may_do_what_it_is_for_and_nothing_more() {
-    let place = Place::on("two-node").settings(&tokens());
+#[test]
+fn each_role_may_do_what_it_is_for_and_nothing_more() {
+    alone(each_role_from_elsewhere);
+}
+
+async fn each_role_from_elsewhere() {
+    let far = Far::new();
+    let place = Place::on("two-node").settings(&tokens()).env("VHOST_AGENT_LISTEN", "[::]:0");
     let agent = place.ready().await;
     let before = place.snapshot();
     for role in ROLES {
         for (method, path, least) in routes() {
-            let reply = with_token(&agent, role, method, &path, WRONG).await;
+            let header = format!("Bearer {}", token(role));
+            let stream = far.connect(agent.address.port()).await;
+            let shown = [("Authorization", header.as_str())];
+            let reply = call_on(stream, method, &path, &shown, WRONG).await;
             if rank(role) < rank(least) {
                 reply.must_be_problem(403, "role-insufficient");
                 let text = reply.text();
@@ -158,6 +168,51 @@ fn from_elsewhere_only_signs_of_life_are_served_until_somebody_is_named() {
             assert_eq!(reply.status, status, "{toml} {}", reply.text());
         }
     });
+}
+
+#[test]
+fn nobody_elsewhere_is_root_by_the_port_that_the_call_comes_from() {
+    alone(async || {
+        let far = Far::new();
+        let place = Place::on("two-node").env("VHOST_AGENT_LISTEN", "[::]:0");
+        let agent = place.ready().await;
+        // The kernel tells of the agent's own listener where it knows no connection.
+        let stream = far.connect_from(agent.address.port(), agent.address.port()).await;
+        let reply = call_on(stream, "POST", "/v1/reclaim", &[], "{}").await;
+        reply.must_be_problem(403, "access-not-configured");
+    });
+}
+
+#[tokio::test]
+async fn nobody_is_root_by_closing_a_connection_before_it_is_looked_at() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    let mut bytes = request("POST", "/v1/reclaim", &[], "{}");
+    bytes.push('x');
+    for _ in 0..20 {
+        // All of it is there, and its sender gone, before the agent is.
+        agent.signal(Signal::SIGSTOP);
+        let mut stream = as_user(NOBODY, || std::net::TcpStream::connect(agent.address)).unwrap();
+        std::io::Write::write_all(&mut stream, bytes.as_bytes()).unwrap();
+        drop(stream);
+        agent.signal(Signal::SIGCONT);
+    }
+    assert_eq!(agent.get("/healthz").await.status, 200);
+    agent.logged("role-insufficient").await;
+    assert!(!agent.log().contains("by uid 0"), "{}", agent.log());
+}
+
+#[tokio::test]
+async fn a_page_in_a_browser_of_somebody_who_may_call_changes_nothing() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    for origin in ["https://evil.example", "null", "http://node:7070"] {
+        let headers = [("Origin", origin), ("Content-Type", "text/plain")];
+        let reply = call(agent.address, "POST", "/v1/reclaim", &headers, "{}").await;
+        reply.must_be_problem(403, "cross-site");
+    }
+    let own = [("Origin", "http://node")];
+    assert_eq!(call(agent.address, "POST", "/v1/reclaim", &own, "{}").await.status, 200);
 }
 
 #[tokio::test]
@@ -286,7 +341,7 @@ async fn every_change_and_every_refusal_is_a_line_of_the_audit_log_without_a_sec
     assert!(told.iter().all(|line| line["timestamp"].is_string()));
     let all = fs::read_to_string(&file).unwrap() + &agent.log();
     assert!(!all.contains("not-to-be-told") && !all.contains("token-of-"), "{all}");
-    assert!(agent.log().contains("deactivate of volume-1 by token volumes-one: done"));
+    assert!(agent.log().contains("deactivate of zbs-vhost/volume-1 by token volumes-one: done"));
 }
 
 #[tokio::test]
@@ -302,12 +357,18 @@ async fn who_goes_on_with_wrong_tokens_waits_and_is_counted() {
         }
         began.elapsed()
     };
-    ask(10).await;
-    assert!(ask(2).await.as_millis() >= 1000, "each further one waits");
+    let mut asked = 0;
+    until("one waits", async || {
+        asked += 1;
+        (ask(1).await.as_millis() >= 1000).then_some(())
+    })
+    .await;
+    assert!(asked > 10, "the first ones do not wait");
     // Whoever has a token does not.
     let page = with_token(&agent, "read", "GET", "/metrics", "").await;
     assert!(
-        page.text().contains("vhost_http_refused_total{reason=\"token-wrong\"} 12"),
+        page.text()
+            .contains(&format!("vhost_http_refused_total{{reason=\"token-wrong\"}} {asked}")),
         "{}",
         page.text()
     );
@@ -328,6 +389,7 @@ fn only_root_on_the_node_gets_through_to_the_legacy_agents_own_operation() {
         let port = agent.address.port();
         let other = call_on(far.connect(port).await, "POST", "/kvm/vm/start", &[], "{}").await;
         assert_eq!(other.status, 200, "{}", other.text());
+        agent.logged("handed on of POST /kvm/vm/start by 10.8.0.2: done (200)").await;
         for path in [
             "/kvmagent/operations/restart-fence",
             "/kvmagent/plugins/x",

@@ -29,7 +29,7 @@ fn a_controller_that_was_set_up_may_call_and_nobody_else() {
             "{}",
             planned.out
         );
-        let done = place.run(&setup(&[FAR])).await;
+        let done = place.run(&setup(&[FAR, "--controller-images"])).await;
         assert_eq!(done.code, Some(0), "{done:?}");
         for expected in [
             "who may call: [::]:0: wants an address in 10.8.0.2/32, no TLS",
@@ -50,13 +50,14 @@ fn a_controller_that_was_set_up_may_call_and_nobody_else() {
             "{}",
             image.out
         );
-        let again = place.run(&setup(&[FAR])).await;
+        let again = place.run(&setup(&[FAR, "--controller-images"])).await;
         assert!(again.code == Some(0) && again.out.starts_with("holds already"), "{}", again.out);
         let agent = place.ready().await;
         let stream = far.connect(agent.address.port()).await;
         assert_eq!(call_on(stream, "POST", "/host/ping", &[], "{}").await.status, 200);
         drop(agent);
         assert_eq!(place.run(&setup(&["10.8.0.9"])).await.code, Some(0));
+        assert!(!fs::read_to_string(&file).unwrap().contains("image_urls"));
         let agent = place.ready().await;
         let stream = far.connect(agent.address.port()).await;
         let refused = call_on(stream, "POST", "/host/ping", &[], "{}").await;
@@ -72,6 +73,8 @@ async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
     let token = done["tokens"][0]["token"].as_str().unwrap().to_string();
     let again = place.run(&setup(&wishes)).await.json();
     assert_eq!((&again["outcome"], &again["tokens"]), (&"holds".into(), &serde_json::json!([])));
+    let dropped = place.run(&setup(&["127.0.0.1"])).await;
+    assert!(dropped.code == Some(2) && dropped.err.contains("the token controller"), "{dropped:?}");
     let all = fs::read_to_string(place.folder().join(FILE)).unwrap();
     assert!(!all.contains(&token) && all.contains("role = \"deploy\""), "{all}");
     let agent = place.ready().await;
@@ -81,6 +84,24 @@ async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
     };
     assert_eq!(ask(&[("Authorization", &header)]).await, 200);
     assert_eq!(ask(&[]).await, 401);
+}
+
+#[tokio::test]
+async fn what_other_files_list_stays_listed() {
+    let place = Place::on("two-node").settings(
+        "[access]\nallow = [\"192.0.2.0/24\"]\n[target]\nimage_urls = [\"http://192.0.2.1/\"]\nallowed_images = [\"own\"]\n",
+    );
+    // The file of the test comes after that of the set-up: what is written is what is asked here.
+    let images = ["10.0.0.5", "--controller-images", "--image", "more"];
+    assert_eq!(place.run(&setup(&images)).await.code, Some(0));
+    let written = fs::read_to_string(place.folder().join(FILE)).unwrap();
+    for expected in [
+        "allow = [\"192.0.2.0/24\", \"10.0.0.5/32\"]",
+        "\"http://192.0.2.1/\", \"http://10.0.0.5:8080/zstack/static/zbs-vhost/\"",
+        "allowed_images = [\"own\", \"more\"]",
+    ] {
+        assert!(written.contains(expected), "{expected}: {written}");
+    }
 }
 
 #[tokio::test]

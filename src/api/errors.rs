@@ -38,7 +38,8 @@ impl Problem {
 
     /// The result object of a compatible route, as the controller expects it.
     pub fn into_result(self) -> Response {
-        (self.status(), Json(result_body(&self.fault))).into_response()
+        let response = (self.status(), Json(result_body(&self.fault))).into_response();
+        refused_with(response, self.fault.code)
     }
 }
 
@@ -68,6 +69,14 @@ pub fn result_body(fault: &Fault) -> Value {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RefusedWith(pub(super) Code);
 
+/// Notes on a response which refusal it is, where it is one.
+pub(super) fn refused_with(mut response: Response, code: Code) -> Response {
+    if code.is_refusal() {
+        response.extensions_mut().insert(RefusedWith(code));
+    }
+    response
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, code) = (self.status(), self.fault.code);
@@ -84,10 +93,7 @@ impl IntoResponse for Problem {
         let mut response = (status, Json(body)).into_response();
         let problem = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, problem);
-        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            response.extensions_mut().insert(RefusedWith(code));
-        }
-        response
+        refused_with(response, code)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use axum::http::Extensions;
+use axum::http::{Extensions, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -29,6 +29,8 @@ pub struct Subject {
     pub volume: Option<String>,
     /// Whether it is forced.
     pub force: bool,
+    /// Method and path of one that is handed on.
+    pub request: Option<String>,
 }
 
 /// Names in a body of the controller.
@@ -51,17 +53,24 @@ impl Subject {
         Subject { volume: Some(name.to_string()), ..self }
     }
 
+    /// A request that is handed on as it is.
+    pub fn request(method: &Method, path: &str) -> Subject {
+        Subject { request: Some(cut(&format!("{method} {path}"))), ..Subject::default() }
+    }
+
     /// Subject of a compatible call, by its body.
     pub fn in_body(bytes: &[u8]) -> Subject {
         let Ok(names) = serde_json::from_slice::<Names>(bytes) else { return Subject::default() };
         let name = |value: &Value| value.as_str().filter(|name| !name.is_empty()).map(cut);
         let volume = name(&names.controller_name).or_else(|| name(&names.bdev_name));
-        Subject { target: name(&names.container_name), volume, force: false }
+        Subject { target: name(&names.container_name), volume, ..Subject::default() }
     }
 }
 
+/// A text that its caller chose, as it can stand in a line of the log.
 fn cut(text: &str) -> String {
-    text.chars().take(MOST_CHARACTERS).collect()
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().take(MOST_CHARACTERS).map(plain).collect()
 }
 
 /// Caller of a request that came in; where no listener judged it, the command of this process.
@@ -140,6 +149,12 @@ impl Call {
         }
     }
 
+    /// Notes with which status it was answered elsewhere.
+    pub fn passes(mut self, status: StatusCode) {
+        let outcome = if status.is_success() { "done" } else { Outcome::Failed.word() };
+        self.note(&format!("{outcome} ({})", status.as_u16()), None);
+    }
+
     /// Notes how it was answered; an answer may tell an `outcome` of its own.
     pub fn answers(mut self, answer: Result<&Value, &Fault>) {
         match answer.map(|value| value.get("outcome").and_then(Value::as_str)) {
@@ -163,8 +178,9 @@ impl Call {
         if outcome == Outcome::Holds.word() {
             return tracing::debug!(route, task, outcome, ms, "{route}: {outcome}");
         }
-        let Subject { target, volume, force } = of;
-        let subject = [target, volume].into_iter().flatten().cloned().collect::<Vec<_>>().join("/");
+        let Subject { target, volume, force, request } = of;
+        let subject =
+            [target, volume, request].into_iter().flatten().cloned().collect::<Vec<_>>().join("/");
         let of = if subject.is_empty() { subject } else { format!(" of {subject}") };
         tracing::info!(
             target: AUDIT,
@@ -174,6 +190,7 @@ impl Call {
             route,
             of_target = target.as_deref(),
             volume = volume.as_deref(),
+            request = request.as_deref(),
             force = force.then_some(true),
             task,
             outcome,

@@ -22,6 +22,9 @@ const DELAY: Duration = Duration::from_secs(1);
 /// Clients that are remembered. With more of them, those that are not are slowed down as if they went on.
 const MOST_CLIENTS: usize = 4096;
 
+/// Who is refused: a client, and on this node the user.
+pub type Refusee = (Client, Option<u32>);
+
 /// What becomes of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
@@ -38,7 +41,7 @@ pub struct Refusals(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     counts: BTreeMap<&'static str, u64>,
-    clients: HashMap<Client, Seen>,
+    clients: HashMap<Refusee, Seen>,
 }
 
 /// A client that was refused.
@@ -57,15 +60,8 @@ impl Seen {
 }
 
 impl Refusals {
-    /// Counts a refusal of a caller who is known, and may call: it is answered at once.
-    pub fn count(&self, reason: &'static str) -> Pace {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *state.counts.entry(reason).or_default() += 1;
-        Pace { delay: Duration::ZERO, untold: Some(0) }
-    }
-
     /// Counts a refusal of that client for that reason, a word.
-    pub fn note(&self, client: Client, reason: &'static str, now: Instant) -> Pace {
+    pub fn note(&self, client: Refusee, reason: &'static str, now: Instant) -> Pace {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *state.counts.entry(reason).or_default() += 1;
         let clients = &mut state.clients;
@@ -112,8 +108,8 @@ mod tests {
 
     use super::*;
 
-    fn client(number: u32) -> Client {
-        Client::V4(Ipv4Addr::from(number))
+    fn client(number: u32) -> Refusee {
+        (Client::V4(Ipv4Addr::from(number)), None)
     }
 
     #[test]

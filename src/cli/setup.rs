@@ -14,12 +14,13 @@ use uuid::Uuid;
 
 use super::render::{print, print_json, warnings};
 use super::{Output, Usage, exit};
-use crate::config::{Loaded, Overrides, TokenRule, environment, load, previous};
+use crate::config::{
+    Access, CertificateRule, Loaded, Overrides, Settings, TokenRule, environment, load, previous,
+};
 use crate::daemon::check_access;
 use crate::model::access::Role;
 use crate::model::network::Network;
 use crate::model::node::Exposure;
-use crate::model::policy::TargetSettings;
 use crate::store::{Durability, replace_file};
 
 /// Name of the file beside the settings; those of an operator come after it.
@@ -45,8 +46,8 @@ pub(super) struct Wishes {
     /// Its private key, PEM
     #[arg(long, value_name = "FILE", requires = "certificate")]
     key: Option<String>,
-    /// The authority of the callers' certificates, PEM: each has to show one
-    #[arg(long, value_name = "FILE", requires = "certificate")]
+    /// The authority of the callers' certificates, PEM: each has to show one, with one of the names in --client-name
+    #[arg(long, value_name = "FILE", requires = "certificate", requires = "client_name")]
     client_ca: Option<String>,
     /// Certificates that it has revoked, PEM
     #[arg(long, value_name = "FILE", requires = "client_ca")]
@@ -54,6 +55,12 @@ pub(super) struct Wishes {
     /// A name that a caller's certificate has to have (`*` stands for anything), with a role
     #[arg(long, value_name = "NAME:ROLE", requires = "client_ca")]
     client_name: Vec<String>,
+    /// Let callers name the images that these controllers serve themselves, as ZStack does
+    #[arg(long)]
+    controller_images: bool,
+    /// Take away what an earlier set-up wrote and this one does not name
+    #[arg(long)]
+    drop: bool,
     /// Images that callers may name beside the usual ones, such as 10.0.0.5:5000/zbs-vhost-*
     #[arg(long, value_name = "PATTERN")]
     image: Vec<String>,
@@ -77,13 +84,7 @@ struct AccessPart {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     token: Vec<TokenRule>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    certificate: Vec<CertificatePart>,
-}
-
-#[derive(Debug, Serialize)]
-struct CertificatePart {
-    san: String,
-    role: Role,
+    certificate: Vec<CertificateRule>,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,6 +99,7 @@ struct TlsPart {
 
 #[derive(Debug, Default, Serialize)]
 struct TargetPart {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     image_urls: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allowed_images: Vec<String>,
@@ -124,8 +126,18 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     let (named, file) = (overrides.settings_file(), FILE);
     let file = named.with_file_name(file);
     let before = previous(&file)?;
-    let kept = before.as_ref().map(|(_, settings)| settings.access.token.as_slice());
-    let (written, tokens) = wishes.written(kept.unwrap_or_default())?;
+    let kept = before.as_ref().map(|(_, settings)| settings);
+    if let Some(kept) = kept.filter(|_| !wishes.drop) {
+        wishes.judge_dropped(kept)?;
+    }
+    let kept = kept.map(|settings| settings.access.token.clone()).unwrap_or_default();
+    // What other files set in lists of the same name would be gone: this one comes after them.
+    let without = Overrides { replaced: Some((file.clone(), String::new())), ..overrides.clone() };
+    let others = load(&without, environment())?.settings;
+    let (written, mut tokens) = wishes.written(&kept, &others)?;
+    if wishes.dry_run {
+        tokens.clear();
+    }
     let text = toml::to_string(&written).context("the settings cannot be written down")?;
     let text = format!("{HEAD}{text}");
     let holds = before.as_ref().is_some_and(|(there, _)| *there == text);
@@ -159,10 +171,42 @@ fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 impl Wishes {
+    /// Refuses to take away what an earlier set-up wrote: whoever it kept out could call.
+    ///
+    /// # Errors
+    /// What would be gone.
+    fn judge_dropped(&self, kept: &Settings) -> Result<()> {
+        let named =
+            |name: &str| self.token.iter().any(|text| text.starts_with(&format!("{name}:")));
+        let token = kept.access.token.iter().find(|rule| !named(&rule.name));
+        let gone = match (token, &kept.tls) {
+            (Some(rule), _) => format!("the token {} (--token)", rule.name),
+            (None, tls) if !tls.certificate.is_empty() && self.certificate.is_none() => {
+                "TLS (--certificate, --key)".to_string()
+            }
+            (None, tls) if !tls.client_ca.is_empty() && self.client_ca.is_none() => {
+                "client certificates (--client-ca)".to_string()
+            }
+            _ => return Ok(()),
+        };
+        bail!(Usage(format!(
+            "an earlier set-up has {gone}, and this one would take that away: name it again, or say --drop"
+        )))
+    }
+
     /// The file, with tokens of before as they are; and those that are new.
-    fn written(&self, kept: &[TokenRule]) -> Result<(Written, Vec<NewToken>)> {
-        let allow = self.controller.iter().map(|text| network(text)).collect::<Result<Vec<_>>>()?;
-        let (mut token, mut new) = (Vec::new(), Vec::new());
+    fn written(&self, kept: &[TokenRule], others: &Settings) -> Result<(Written, Vec<NewToken>)> {
+        let Access { allow, token, certificate, .. } = &others.access;
+        let mut allow = allow.clone();
+        for text in &self.controller {
+            let network = network(text)?;
+            if !allow.contains(&network) {
+                allow.push(network);
+            }
+        }
+        let own = |rule: &&TokenRule| !self.token.is_empty() && !kept.contains(rule);
+        let (mut token, mut new) = (token.iter().filter(own).cloned().collect::<Vec<_>>(), vec![]);
+        let named = (!self.client_name.is_empty()).then(|| certificate.clone()).unwrap_or_default();
         for text in &self.token {
             let (name, role) = named_role("--token", text)?;
             let hash = match kept.iter().find(|rule| rule.name == name) {
@@ -176,10 +220,12 @@ impl Wishes {
             };
             token.push(TokenRule { name, hash, role });
         }
-        let certificate = self.client_name.iter().map(|text| {
-            named_role("--client-name", text).map(|(san, role)| CertificatePart { san, role })
-        });
-        let certificate = certificate.collect::<Result<Vec<_>>>()?;
+        let mut certificate = named;
+        for text in &self.client_name {
+            let (san, role) = named_role("--client-name", text)?;
+            let (subject, role) = (String::new(), Some(role));
+            certificate.push(CertificateRule { subject, san, role });
+        }
         let tls =
             self.certificate.clone().zip(self.key.clone()).map(|(certificate, key)| TlsPart {
                 certificate,
@@ -187,12 +233,16 @@ impl Wishes {
                 client_ca: self.client_ca.clone(),
                 client_crl: self.client_crl.clone(),
             });
-        let image_urls = self.controller.iter().filter_map(|text| images_of(text)).collect();
+        let served = self.controller.iter().filter_map(|text| images_of(text));
+        let image_urls = match self.controller_images {
+            true => others.target.image_urls.iter().cloned().chain(served).collect(),
+            false => Vec::new(),
+        };
         let access = AccessPart { allow, token, certificate };
-        let usual = TargetSettings::default().allowed_images;
+        let usual = others.target.allowed_images.iter();
         let allowed_images = match self.image.is_empty() {
             true => Vec::new(),
-            false => usual.into_iter().chain(self.image.iter().cloned()).collect(),
+            false => usual.chain(&self.image).cloned().collect(),
         };
         Ok((Written { access, tls, target: TargetPart { image_urls, allowed_images } }, new))
     }
@@ -270,14 +320,17 @@ mod tests {
             client_crl: None,
             client_name: Vec::new(),
             image: Vec::new(),
+            controller_images: true,
+            drop: false,
             dry_run: false,
         }
     }
 
     #[test]
     fn controllers_are_addresses_and_their_images_are_allowed_with_them() {
-        let (written, _) =
-            wishes(&["10.0.0.5", "fd00::5", "10.1.0.0/16"], &[]).written(&[]).unwrap();
+        let (written, _) = wishes(&["10.0.0.5", "fd00::5", "10.1.0.0/16"], &[])
+            .written(&[], &Settings::default())
+            .unwrap();
         assert_eq!(written.access.allow.len(), 3);
         assert_eq!(
             written.target.image_urls,
@@ -287,26 +340,27 @@ mod tests {
             ]
         );
         for wrong in ["mn.example", "", "10.0.0.1/8"] {
-            assert!(wishes(&[wrong], &[]).written(&[]).is_err(), "{wrong}");
+            assert!(wishes(&[wrong], &[]).written(&[], &Settings::default()).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn token_is_made_once_and_only_its_hash_is_kept() {
         let wishes = wishes(&["10.0.0.5"], &["controller:deploy"]);
-        let (written, new) = wishes.written(&[]).unwrap();
+        let others = Settings::default();
+        let (written, new) = wishes.written(&[], &others).unwrap();
         let rule = &written.access.token[0];
         assert_eq!(
             (rule.name.as_str(), rule.role, new[0].token.len()),
             ("controller", Role::Deploy, 64)
         );
         assert!(rule.digest().is_some() && rule.hash != new[0].token);
-        let (again, none) = wishes.written(&written.access.token).unwrap();
+        let (again, none) = wishes.written(&written.access.token, &others).unwrap();
         assert_eq!((&again.access.token, none.len()), (&written.access.token, 0));
         for wrong in ["controller", ":admin", "a:root"] {
             let mut wrong_one = super::tests::wishes(&["10.0.0.5"], &[wrong]);
             wrong_one.dry_run = true;
-            assert!(wrong_one.written(&[]).is_err(), "{wrong}");
+            assert!(wrong_one.written(&[], &others).is_err(), "{wrong}");
         }
     }
 }

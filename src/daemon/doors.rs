@@ -1,6 +1,6 @@
 //! The doors with what stands before them: the listeners, and who may pass.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use super::guards::Files;
 use crate::api::Routers;
 use crate::api::refusals::Refusals;
-use crate::api::serve::{Door, Guards, Listener, listen};
+use crate::api::serve::{Door, Guards, KnowsPeers, Listener, listen};
 use crate::config::Settings;
 use crate::host::Root;
 use crate::host::door::{DoorSocket, listen_at};
 use crate::host::own_process::raise_open_files;
-use crate::host::peer;
+use crate::host::peer::{self, OwnAddresses};
 use crate::model::access::Rules;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
@@ -95,9 +95,10 @@ impl Listeners {
         refusals: &Refusals,
     ) -> Vec<Door> {
         let header_case = settings.fallback().is_some();
+        let node: Arc<dyn KnowsPeers> = Arc::new(Peers(OwnAddresses::look()));
         let door = |listener, router, rules, guards| {
             let (rules, refusals) = (Arc::new(rules), refusals.clone());
-            Door { listener, router, rules, guards, owner: owner_of, refusals, header_case }
+            Door { listener, router, rules, guards, node: node.clone(), refusals, header_case }
         };
         let inner = |listener, router| {
             door(listener, router, Rules::open(), watch::channel(Guards::default()).1)
@@ -110,13 +111,21 @@ impl Listeners {
     }
 }
 
-/// User that owns the other end of a connection, where the kernel tells.
-fn owner_of(peer: SocketAddr, own: SocketAddr) -> Option<u32> {
-    let owner = peer::owner(peer, own);
-    if let Err(e) = &owner {
-        tracing::debug!(error = %e, "the kernel does not tell who owns the other end of a connection");
+/// What the kernel tells of peers.
+struct Peers(OwnAddresses);
+
+impl KnowsPeers for Peers {
+    fn has(&self, address: IpAddr) -> bool {
+        self.0.have(address)
     }
-    owner.ok()
+
+    fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+        let owner = peer::owner(peer, own);
+        if let Err(e) = &owner {
+            tracing::debug!(error = %e, "the kernel does not tell who owns the other end of a connection");
+        }
+        owner.ok()
+    }
 }
 
 /// Where the node's own socket is: by default in a folder of the machine that the agent looks at, which is

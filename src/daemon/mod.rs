@@ -132,6 +132,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let watchdog = watchdog();
     let core = Core::start(&settings, &root, store, &watchdog)?;
     core.watch_targets(&settings);
+    core.warn_of_unlisted(&settings);
     core.tell_of_closed_folders();
     let (phase, watch_phase) = watch::channel(Phase::Starting);
     let identities = Arc::new(Identities::open(core.store.clone())?);

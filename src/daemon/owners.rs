@@ -39,6 +39,7 @@ use crate::host::socket_place::in_folder;
 use crate::host::spawn::{HostWide, Processes};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, facts};
+use crate::model::bounds::{Paths, judge_target, judge_volume};
 use crate::model::engine::Init;
 use crate::model::guest::Guests;
 use crate::model::target::TargetKind;
@@ -201,6 +202,30 @@ impl Core {
     pub(super) fn metrics(&self, tally: Arc<Tally>, refusals: Refusals) -> Metrics {
         let figures = Figures::new(&self.root, self.memory.clone());
         Metrics::new(figures, self.pools.watch(), self.statuses.watch(), tally, refusals)
+    }
+
+    /// Warns of what is desired from before there were lists of what callers may name: it goes on, and a new call for it would
+    /// be refused.
+    pub(super) fn warn_of_unlisted(&self, settings: &Settings) {
+        let desired = self.desired.watch().borrow().clone();
+        let settings = &settings.target;
+        let targets = desired.targets.values().map(|spec| {
+            (spec.name.to_string(), judge_target(spec, None, settings, Paths::AsNamed))
+        });
+        let volumes = desired.volumes.iter().flat_map(|(target, specs)| {
+            specs.values().map(move |spec| {
+                let judged = judge_volume(spec, None, settings, Paths::AsNamed);
+                (format!("{} in {target}", spec.name), judged)
+            })
+        });
+        for (name, judged) in targets.chain(volumes) {
+            if let Err(fault) = judged {
+                tracing::warn!(
+                    code = %fault.code,
+                    "{name} is desired and goes on, but a new call for it would be refused: {fault}"
+                );
+            }
+        }
     }
 
     /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.

@@ -1,22 +1,80 @@
 //! User of the process at the other end of a TCP connection within this machine, by the kernel's socket diagnostics
 //! (sock_diag(7)).
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
+};
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
 /// Bytes of a reply: a header, what the kernel says of one socket, and no attribute.
 const REPLY: usize = 1024;
+/// After so long the addresses are looked up again.
+const YOUNG: Duration = Duration::from_secs(10);
+
+/// Addresses of this machine, as they were looked up last. A machine has hundreds of interfaces, and one connection must not
+/// wait for a look at all of them.
+#[derive(Debug, Clone, Default)]
+pub struct OwnAddresses(Arc<Mutex<Looked>>);
+
+#[derive(Debug, Default)]
+struct Looked {
+    addresses: HashSet<IpAddr>,
+    at: Option<Instant>,
+}
+
+impl OwnAddresses {
+    /// Addresses as they are now.
+    pub fn look() -> OwnAddresses {
+        let own = OwnAddresses::default();
+        own.refresh();
+        own
+    }
+
+    /// Whether an address is this machine's. A look that is no longer young is repeated aside, for the next one who asks.
+    pub fn have(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        if address.is_loopback() {
+            return true;
+        }
+        let mut looked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.at.is_none_or(|at| at.elapsed() > YOUNG) {
+            looked.at = Some(Instant::now());
+            let own = self.clone();
+            let _ = std::thread::Builder::new().spawn(move || own.refresh());
+        }
+        looked.addresses.contains(&address)
+    }
+
+    fn refresh(&self) {
+        let Ok(all) = getifaddrs() else { return };
+        let address = |it: InterfaceAddress| {
+            let address = it.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        };
+        let addresses = all.filter_map(address).collect();
+        let at = Some(Instant::now());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Looked { addresses, at };
+    }
+}
 
 /// User that owns the socket at `peer`, which is connected to `own` of this machine. The kernel answers within the call.
+///
+/// Only the word on just that socket counts, while a process has it: where there is none, the kernel tells of a listener at the
+/// same port, whoever's, and a socket whose process has closed it is told as root's.
 ///
 /// # Errors
 /// When there is no such socket any more, or the kernel has no such diagnostics.
@@ -30,11 +88,16 @@ pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<u32> {
     sendto(kernel.as_raw_fd(), &request(peer, own), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut reply = [0; REPLY];
     let length = recv(kernel.as_raw_fd(), &mut reply, MsgFlags::empty())?;
-    read(reply.get(..length).unwrap_or_default())
+    read(reply.get(..length).unwrap_or_default(), peer, own)
+}
+
+/// An address without what only IPv6 has: its form of IPv4, the flow, and the scope.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn request(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
-    let (from, to) = (peer.ip().to_canonical(), own.ip().to_canonical());
+    let (from, to) = (plain(peer).ip(), plain(own).ip());
     let family = if matches!(from, IpAddr::V4(_)) { AF_INET } else { AF_INET6 };
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST;
@@ -60,11 +123,17 @@ fn request(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-fn read(reply: &[u8]) -> io::Result<u32> {
+fn read(reply: &[u8], peer: SocketAddr, own: SocketAddr) -> io::Result<u32> {
     let message = NetlinkMessage::<SockDiagMessage>::deserialize(reply);
     match message.map_err(io::Error::other)?.payload {
         NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-            Ok(response.header.uid)
+            let InetResponseHeader { socket_id: id, inode, uid, .. } = response.header;
+            let from = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
+            let to = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
+            if inode == 0 || from != plain(peer) || to != plain(own) {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "no process has that socket"));
+            }
+            Ok(uid)
         }
         NetlinkPayload::Error(error) => Err(error.to_io()),
         _ => Err(io::Error::other("the kernel answered something else")),
@@ -100,5 +169,32 @@ mod tests {
     fn connection_that_is_not_there_has_no_owner() {
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         assert_eq!(owner(nobody, nobody).unwrap_err().kind(), io::ErrorKind::NotFound);
+        // A listener that has the port of the one who is asked for is somebody else.
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], port));
+        let own = SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(owner(elsewhere, own).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn socket_that_its_process_has_closed_is_nobodys() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(client);
+        let (served, peer) = listener.accept().unwrap();
+        let error = owner(peer, served.local_addr().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn addresses_of_this_machine_are_known() {
+        let own = OwnAddresses::look();
+        for address in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+            assert!(own.have(address.parse().unwrap()), "{address}");
+        }
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            assert!(!own.have(address.parse().unwrap()), "{address}");
+        }
     }
 }

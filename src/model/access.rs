@@ -55,7 +55,9 @@ pub struct Named {
 pub struct Peer {
     /// Where it is.
     pub caller: Caller,
-    /// User of a peer on this node, where the kernel tells it; none for one elsewhere.
+    /// Whether it is on this node.
+    pub is_local: bool,
+    /// User of a peer on this node, where the kernel tells it.
     pub uid: Option<u32>,
     /// Name and role of its certificate.
     pub certificate: Option<Named>,
@@ -64,23 +66,29 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A peer without a certificate.
-    pub fn new(caller: Caller, uid: Option<u32>) -> Peer {
+    /// A peer elsewhere, without a certificate.
+    pub fn elsewhere(caller: Caller) -> Peer {
+        let name = caller.to_string().into();
+        Peer { caller, is_local: false, uid: None, certificate: None, name }
+    }
+
+    /// A peer on this node, without a certificate.
+    pub fn local(caller: Caller, uid: Option<u32>) -> Peer {
         let name = match uid {
             Some(uid) => format!("uid {uid}"),
             None => caller.to_string(),
         };
-        Peer { caller, uid, certificate: None, name: name.into() }
+        Peer { caller, is_local: true, uid, certificate: None, name: name.into() }
     }
 
     /// Whether it is root on this node, by the kernel's word.
     pub fn is_root(&self) -> bool {
-        self.uid == Some(0)
+        self.is_local && self.uid == Some(0)
     }
 
     /// Whether it is another user of this node than root, or one of whom the kernel tells nothing.
     fn is_other_user(&self) -> bool {
-        !self.is_root() && (self.caller.is_local() || self.uid.is_some())
+        self.is_local && !self.is_root()
     }
 }
 
@@ -109,8 +117,8 @@ impl Principal {
     /// A peer by itself, with that role.
     pub fn of(peer: &Peer, role: Role) -> Principal {
         let name = peer.name.clone();
-        let is_local = peer.caller.is_local() || peer.uid.is_some();
-        Principal { name, role, caller: peer.caller, is_root: peer.is_root(), is_local }
+        let (caller, is_local) = (peer.caller, peer.is_local);
+        Principal { name, role, caller, is_root: peer.is_root(), is_local }
     }
 
     /// Command of this process, which acts for itself.
@@ -206,7 +214,9 @@ impl Rules {
                 as_one(&token.name, token.role.min(most))
             }
             (_, false, Some(certificate)) => as_one(&certificate.name, certificate.role),
-            (_, false, None) if self.open || is_root => as_one(&peer.name, Role::Admin),
+            (_, false, None) if self.open && self.allow.is_empty() || is_root => {
+                as_one(&peer.name, Role::Admin)
+            }
             // A network that has the node's own address in it means other machines; loopback means just this.
             (_, false, None) if !self.allow.is_empty() => match peer.is_other_user() {
                 true if !peer.caller.is_local() => as_one(&peer.name, Role::Read),
@@ -231,6 +241,8 @@ pub enum Denied {
     CertificateUnknown,
     /// An agent sent it, to an address that a caller named.
     Agent,
+    /// A browser sent it, for a page of somebody else.
+    Page,
 }
 
 impl Denied {
@@ -253,6 +265,10 @@ impl Denied {
                 Code::CalledByAgent,
                 "an agent sent that: an address that a caller gave it, of a callback for example, leads to an agent",
             ),
+            Denied::Page => (
+                Code::CrossSite,
+                "a browser sends this for the page of another site (header Origin): no such page may call the agent",
+            ),
             Denied::CertificateUnknown => (
                 Code::CertificateUnknown,
                 "the certificate that was shown is named by no [[access.certificate]], or is a node's own",
@@ -267,7 +283,11 @@ mod tests {
     use super::*;
 
     fn peer(address: &str, uid: Option<u32>) -> Peer {
-        Peer::new(address.parse().unwrap(), uid)
+        let caller: Caller = address.parse().unwrap();
+        match caller.is_local() || uid.is_some() {
+            true => Peer::local(caller, uid),
+            false => Peer::elsewhere(caller),
+        }
     }
 
     fn named(name: &str, role: Role) -> Named {
@@ -304,8 +324,14 @@ mod tests {
         let inside = peer("10.1.2.3", None);
         assert!(rules.let_in(&inside) && rules.let_in(&peer("127.0.0.1", Some(0))));
         assert_eq!(role(&rules, &inside, Shown::Nothing), Ok(Role::Admin));
-        let own = peer("10.1.2.3", Some(107));
-        assert_eq!(role(&rules, &own, Shown::Nothing), Ok(Role::Read), "the node's own address");
+        let open = Rules { open: true, ..rules.clone() };
+        for uid in [Some(107), None] {
+            let own = Peer::local("10.1.2.3".parse().unwrap(), uid);
+            for rules in [&rules, &open] {
+                let judged = role(rules, &own, Shown::Nothing);
+                assert_eq!(judged, Ok(Role::Read), "the node's own address");
+            }
+        }
         for outside in [peer("127.0.0.1", Some(107)), peer("192.0.2.1", None), peer("::1", None)] {
             assert!(!rules.let_in(&outside), "{outside:?}");
         }

@@ -74,6 +74,7 @@ codes! {
     CoresImpossible "cores-impossible" 422 "The machine cannot give these CPU cores, or so many"
     CoresSharedWithTargets "cores-shared-with-targets" 200 "The target shares CPU cores with other targets"
     CoresSharedWithVms "cores-shared-with-vms" 200 "The target shares CPU cores with virtual machines"
+    CrossSite "cross-site" 403 "A browser sent the request for a page of another site"
     DaemonJsonChanged "daemon-json-changed" 409 "Something else writes the engine's settings file at the same time"
     DaemonJsonUnusable "daemon-json-unusable" 500 "The engine's settings file cannot be read or is not JSON"
     DaemonJsonUnwritable "daemon-json-unwritable" 500 "The engine's settings file cannot be written"
@@ -220,6 +221,13 @@ impl Code {
         matches!(self, Code::DeepIoFailed | Code::DeepDataDiffers | Code::DeepNotAnswering)
     }
 
+    /// Whether it refuses the caller, or what the caller names.
+    pub fn is_refusal(self) -> bool {
+        let address =
+            matches!(self, Code::CallbackAddressRefused | Code::SendCommandAddressRefused);
+        matches!(self.status(), 401 | 403) || address
+    }
+
     /// Whether it is the caller that is refused, and not what the caller names.
     pub fn refuses_caller(self) -> bool {
         matches!(
@@ -228,6 +236,7 @@ impl Code {
                 | Code::AddressNotAllowed
                 | Code::CalledByAgent
                 | Code::CertificateUnknown
+                | Code::CrossSite
                 | Code::NodeRootOnly
                 | Code::RoleInsufficient
                 | Code::TokenMissing

@@ -104,8 +104,13 @@ impl Exposure {
         let way = if self.tls { "TLS" } else { "no TLS" };
         let listen = &self.listen;
         match (self.is_unguarded(), self.open, self.loopback) {
-            (true, _, true) => {
+            (true, false, true) => {
                 format!("{listen}: this node alone, and only root may change it, {way}")
+            }
+            (true, true, true) => {
+                format!(
+                    "{listen}: OPEN, every process of this node may do everything here (access.open), {way}"
+                )
             }
             (true, true, false) => {
                 format!(
@@ -129,8 +134,11 @@ impl Exposure {
             .any(|network| network.has(loopback) || network.has(Ipv6Addr::LOCALHOST.into()));
         let remote = !self.loopback;
         let warnings = [
-            (self.is_unguarded() && self.open && remote).then_some(
+            (self.is_unguarded() && self.open).then_some(
                 "access.open lets everybody who reaches the agent become root here: name who may call (vhost-agent setup)",
+            ),
+            (!self.is_unguarded() && self.open).then_some(
+                "access.open says nothing beside what else is set of who may call: take it out",
             ),
             (self.tokens && !self.tls && remote).then_some(
                 "tokens without TLS can be read on their way, by whoever sees the network: set tls.certificate and tls.key",

@@ -49,7 +49,13 @@ pub fn make_folder(file: &Path) -> io::Result<()> {
 /// # Errors
 /// Whatever the file system says.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+    let is_new = !path.exists();
+    let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
+    if is_new {
+        // The umask has had its say on the mode above.
+        file.set_permissions(fs::Permissions::from_mode(0o640))?;
+    }
+    Ok(file)
 }
 
 /// Writes a temporary file beside `path`.

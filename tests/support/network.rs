@@ -100,8 +100,14 @@ impl Far {
 
     /// A connection from there to that port of the node.
     pub(crate) async fn connect(&self, port: u16) -> TcpStream {
+        self.connect_from(0, port).await
+    }
+
+    /// The same from a port of its choice; from any with 0.
+    pub(crate) async fn connect_from(&self, own: u16, port: u16) -> TcpStream {
         // A socket stays in the namespace in which it was made.
         let socket = self.inside(|| TcpSocket::new_v4().unwrap());
+        socket.bind(SocketAddr::new(FAR.parse().unwrap(), own)).unwrap();
         let to = SocketAddr::new(NEAR.parse().unwrap(), port);
         soon("connected", socket.connect(to)).await.unwrap()
     }

@@ -29,6 +29,7 @@ use self::places::{Place, Places};
 use self::relay::{Broken, Watch, relay};
 use self::stream::{Line, OpenError};
 use super::errors::{self, Problem};
+use super::journal::{Call, Change, Subject, principal};
 use super::{Shared, roles};
 use crate::agent::pools::Pools;
 use crate::model::access::{Principal, Role};
@@ -214,8 +215,21 @@ pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
             let text = "the legacy agent takes this from its own node alone, and so does this agent: call as root there";
             return Problem::new(Code::NodeRootOnly, text).into_response();
         }
+        if !request.method().is_safe() {
+            let of = Subject::request(request.method(), request.uri().path());
+            let change = Change { of, ..Change::of("handed on", principal(request.extensions())) };
+            return noted(api, request, change).await;
+        }
     }
     forward(State(api), request).await
+}
+
+/// Hands a request on to the legacy agent, which may change the node by it, with its line in the audit log.
+pub async fn noted(api: Shared, request: Request, change: Change) -> Response {
+    let call = Call::begins(change, None);
+    let answer = forward(State(api), request).await;
+    call.passes(answer.status());
+    answer
 }
 
 /// Hands a request on to the legacy agent, where there is one.

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{AUTHORIZATION, VIA};
-use axum::http::{HeaderMap, Method, Request, Response};
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, VIA};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::service::Service;
@@ -56,8 +56,14 @@ impl Judged {
 impl Desk {
     /// Who makes a request with these headers; the token that it shows goes no further.
     fn judge(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
-        if headers.get_all(VIA).iter().any(|via| via == VIA_AGENT) {
+        let is_agent = |via: &HeaderValue| {
+            via.to_str().is_ok_and(|via| via.split(',').any(|hop| hop.trim() == VIA_AGENT))
+        };
+        if headers.get_all(VIA).iter().any(is_agent) {
             return Err(Denied::Agent);
+        }
+        if comes_from_a_page(headers) {
+            return Err(Denied::Page);
         }
         let guards = self.guards.borrow();
         let judged = match &guards.tokens {
@@ -75,6 +81,15 @@ impl Desk {
     }
 }
 
+/// Whether a browser sends it for a page of somebody else (RFC 6454, section 7): who reads that page may call, and its author
+/// may not.
+fn comes_from_a_page(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or(""));
+    let Some(origin) = text(ORIGIN) else { return false };
+    let own = origin.split_once("://").map(|(_, host)| host);
+    own.is_none() || own != text(HOST)
+}
+
 fn refused(answer: &Response<Body>) -> Option<RefusedWith> {
     answer.extensions().get().copied()
 }
@@ -82,22 +97,18 @@ fn refused(answer: &Response<Body>) -> Option<RefusedWith> {
 /// Tells of a request that was refused, and has its answer wait where its client goes on.
 async fn note(
     refused: Option<RefusedWith>,
-    by: Result<Principal, Peer>,
+    by: (Option<Arc<str>>, Peer),
     at: (Method, AsSent),
     refusals: Refusals,
 ) {
     let Some(RefusedWith(code)) = refused else { return };
-    let (by, caller) = match by {
-        Ok(Principal { name, caller, .. }) => (name.to_string(), caller),
-        Err(peer) => (peer.to_string(), peer.caller),
-    };
+    let (name, peer) = by;
+    let (by, caller) = (name.unwrap_or_else(|| peer.to_string().into()), peer.caller);
     let what = format!("{} {}", at.0, at.1.0.path());
-    let pace = match code.refuses_caller() {
-        true => refusals.note(caller.into(), code.as_str(), Instant::now()),
-        false => refusals.count(code.as_str()),
-    };
+    let pace = refusals.note((caller.into(), peer.uid), code.as_str(), Instant::now());
     journal::refused(Refused { by: &by, caller, what: &what }, code.as_str(), pace);
-    if !pace.delay.is_zero() {
+    // Who may call, and named what no caller may, only is not told each time.
+    if code.refuses_caller() && !pace.delay.is_zero() {
         sleep(pace.delay).await;
     }
 }
@@ -118,9 +129,9 @@ impl Service<Request<Incoming>> for Desk {
         let principal = match self.judge(sent.0.path(), request.headers_mut()) {
             Ok(principal) => principal,
             Err(denied) => {
-                let (answer, peer) = (denied.into_response(), self.peer.clone());
+                let (answer, by) = (denied.into_response(), (None, self.peer.clone()));
                 return Box::pin(async move {
-                    note(refused(&answer), Err(peer), at, refusals).await;
+                    note(refused(&answer), by, at, refusals).await;
                     Ok(answer.map(|body| Answer { body, _at_work: at_work }))
                 });
             }
@@ -129,6 +140,7 @@ impl Service<Request<Incoming>> for Desk {
         request.extensions_mut().insert(self.peer.caller);
         request.extensions_mut().insert(principal.clone());
         request.extensions_mut().insert(sent);
+        let by = (Some(principal.name), self.peer.clone());
         let mut router = self.router.clone();
         let of = Arc::downgrade(&at_work);
         let request = request.map(|body| match body.is_end_stream() {
@@ -140,7 +152,7 @@ impl Service<Request<Incoming>> for Desk {
         });
         Box::pin(async move {
             let answer = tower::Service::call(&mut router, request).await?;
-            note(refused(&answer), Ok(principal), at, refusals).await;
+            note(refused(&answer), by, at, refusals).await;
             Ok(answer.map(|body| Answer { body, _at_work: at_work }))
         })
     }

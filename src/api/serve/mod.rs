@@ -16,7 +16,7 @@ mod patient;
 mod tls;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,14 @@ impl Guards {
     }
 }
 
+/// The node, as far as it knows who calls.
+pub trait KnowsPeers: Send + Sync {
+    /// Whether an address is the node's own.
+    fn has(&self, address: IpAddr) -> bool;
+    /// User of the node who owns the end of a connection at `peer`, to `own`; nobody where that cannot be told.
+    fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32>;
+}
+
 /// Where calls come in.
 pub struct Door {
     /// Where.
@@ -97,8 +105,8 @@ pub struct Door {
     pub rules: Arc<Rules>,
     /// What has to be shown now.
     pub guards: watch::Receiver<Guards>,
-    /// Tells which user of this machine owns the other end of a connection: that of the first address, to the second.
-    pub owner: fn(SocketAddr, SocketAddr) -> Option<u32>,
+    /// What the node knows of peers.
+    pub node: Arc<dyn KnowsPeers>,
     /// Those that were refused.
     pub refusals: Refusals,
     /// Whether the spelling of header names is kept, for whom a request is handed on to.
@@ -173,15 +181,20 @@ impl Door {
     fn known(&self, stream: &Stream, peer: Option<SocketAddr>) -> Peer {
         match (stream, peer) {
             (Stream::Tcp(stream), Some(peer)) => {
-                // Also of one with an address of this machine that is not loopback's.
-                let user = stream.local_addr().ok().and_then(|own| (self.owner)(peer, own));
-                Peer::new(Caller::from(peer.ip()), user)
+                let caller = Caller::from(peer.ip());
+                match self.node.has(peer.ip()) {
+                    false => Peer::elsewhere(caller),
+                    true => {
+                        let own = stream.local_addr().ok();
+                        Peer::local(caller, own.and_then(|own| self.node.owner(peer, own)))
+                    }
+                }
             }
             (Stream::Unix(stream), _) => {
                 let user = stream.peer_cred().ok();
-                Peer::new(Caller::Here, user.map(|user| user.uid()))
+                Peer::local(Caller::Here, user.map(|user| user.uid()))
             }
-            (Stream::Tcp(_), None) => Peer::new(Caller::Here, None),
+            (Stream::Tcp(_), None) => Peer::local(Caller::Here, None),
         }
     }
 
@@ -207,7 +220,7 @@ impl Door {
         if !self.rules.let_in(&known) {
             let refused = Refused { by: &known.to_string(), caller, what: "a connection" };
             let code = Code::AddressNotAllowed.as_str();
-            let pace = self.refusals.note(caller.into(), code, Instant::now());
+            let pace = self.refusals.note((caller.into(), known.uid), code, Instant::now());
             journal::refused(refused, code, pace);
             return refuse(NOT_ALLOWED);
         }
@@ -285,7 +298,7 @@ impl Visit {
     fn no_handshake(&self, why: &str) {
         let caller = self.peer.caller;
         let refused = Refused { by: &self.peer.to_string(), caller, what: "a TLS handshake" };
-        let pace = self.refusals.note(caller.into(), TLS_REASON, Instant::now());
+        let pace = self.refusals.note((caller.into(), self.peer.uid), TLS_REASON, Instant::now());
         tracing::debug!(error = why, "a TLS handshake failed");
         journal::refused(refused, TLS_REASON, pace);
     }

@@ -13,7 +13,7 @@ use super::super::body;
 use super::super::errors::Problem;
 use super::super::journal::{Call, Change, Subject};
 use super::{Shared, report};
-use crate::model::access::Principal;
+use crate::model::access::{Principal, Role};
 use crate::model::code::Code;
 use crate::model::cpu::written;
 use crate::model::deep::ProvenHealth;
@@ -224,8 +224,13 @@ pub async fn health(
     State(api): State<Shared>,
     Path(name): Path<String>,
     query: Result<Query<HealthQuery>, axum::extract::rejection::QueryRejection>,
+    by: Extension<Principal>,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
+    if query.deep {
+        // A disk of the agent's own is made in the target for it.
+        by.may(Role::Volumes).map_err(Problem::of)?;
+    }
     let control = api.control_at(&name, query.control_sock.as_deref()).map_err(Problem::of)?;
     let health = api.targets.health(&name, &control);
     if !query.deep {

@@ -12,10 +12,10 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::super::errors::{Problem, result_body};
+use super::super::errors::{Problem, refused_with, result_body};
 use super::super::journal::{Call, Change, Subject, principal};
 use super::super::{Phase, Shared, body};
-use super::wire::{asked, patience};
+use super::wire::{asked, control_in, patience};
 use crate::controller::outbox::{Admission, Keep, Outbox, Slot};
 use crate::model::ascii::ascii_json;
 use crate::model::caller::Caller;
@@ -136,7 +136,7 @@ where
     let patience = patience(&bytes, SystemTime::now());
     let aside = read(&bytes);
     let by = principal(&head.extensions);
-    let change = route.map(|route| Change { route, by, of: Subject::in_body(&bytes) });
+    let change = route.map(|route| Change { route, by, of: subject(&api, route, &bytes) });
     drop(bytes);
     let (outbox, shared) = (api.outbox.clone(), api);
     let work = async move { handler(shared, request?, aside).await };
@@ -144,10 +144,11 @@ where
         Way::Now => {
             let noted = change.map(|change| Call::begins(change, None));
             let result = work.await;
+            let is_noted = noted.is_some();
             if let Some(noted) = noted {
                 noted.answers(result.as_ref());
             }
-            answer_now(result)
+            answer_now(result, is_noted)
         }
         Way::Callback(task, url) => {
             // In a task of its own: a caller that goes away leaves nothing half taken in.
@@ -157,6 +158,16 @@ where
             tokio::spawn(begun).await.unwrap_or_else(|_| Problem::of(broke()).into_result())
         }
     }
+}
+
+/// What a call is about; one that names a control socket or nothing means a target all the same.
+fn subject(api: &Shared, route: &str, body: &[u8]) -> Subject {
+    let said = Subject::in_body(body);
+    if said.target.is_some() || ["prepareenv", "connect"].contains(&route) {
+        return said;
+    }
+    let meant = api.native.target_at(control_in(body)).ok();
+    Subject { target: meant.map(|spec| spec.name.to_string()), ..said }
 }
 
 /// Takes a task in and begins its work.
@@ -181,7 +192,7 @@ async fn take_in(
     }
 }
 
-fn answer_now(result: Result<Value, Fault>) -> Response {
+fn answer_now(result: Result<Value, Fault>, is_noted: bool) -> Response {
     match result {
         Ok(value) => Json(value).into_response(),
         Err(fault) => {
@@ -189,7 +200,9 @@ fn answer_now(result: Result<Value, Fault>) -> Response {
                 true => StatusCode::BAD_REQUEST,
                 false => StatusCode::OK,
             };
-            (status, Json(result_body(&fault))).into_response()
+            let response = (status, Json(result_body(&fault))).into_response();
+            // One that is noted has its line already.
+            if is_noted { response } else { refused_with(response, fault.code) }
         }
     }
 }

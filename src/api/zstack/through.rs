@@ -10,6 +10,7 @@ use axum::http::Method;
 use axum::response::Response;
 use axum::routing::{MethodRouter, any, post};
 
+use super::super::journal::{Change, principal};
 use super::super::{Shared, body, fallback};
 use super::host::{self, ConnectRequest, judged, judged_in_part, taught};
 use super::task;
@@ -59,7 +60,13 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
         Err(fault) => said.taught_nothing(&fault),
     }
     let request = Request::from_parts(head, Body::from(bytes));
-    fallback::forward(State(api), request).await
+    match said {
+        Said::Ping => fallback::forward(State(api), request).await,
+        Said::Connect => {
+            let change = Change::of("connect", principal(request.extensions()));
+            fallback::noted(api, request, change).await
+        }
+    }
 }
 
 fn heard(api: &Shared, said: Said, caller: Caller, bytes: &[u8]) -> Result<Identity, Fault> {

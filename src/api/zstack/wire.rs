@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::model::caller::Caller;
 use crate::model::cpu::written;
 use crate::model::outgoing::Reach;
+use crate::model::path::CleanPath;
 use crate::model::progress::{Asked, Stage};
 use crate::model::url::HttpUrl;
 
@@ -97,6 +98,16 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     let until = milliseconds(context.deadline).and_then(|at| at.checked_sub(since_1970));
     let given = [milliseconds(context.timeout), until];
     given.into_iter().flatten().filter(|patience| !patience.is_zero()).min()
+}
+
+/// The control socket that a body names, where it names one that can be.
+pub(super) fn control_in(body: &[u8]) -> Option<CleanPath> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Named {
+        control_sock: String,
+    }
+    serde_json::from_slice::<Named>(body).ok()?.control_sock.parse().ok()
 }
 
 /// Whether the controller wants to be told how the work goes on: when `threadContext` names the API call

@@ -5,6 +5,7 @@ use crate::model::fault::Fault;
 use crate::model::image::ImageSha256;
 use crate::model::pattern::fits;
 use crate::model::policy::TargetSettings;
+use crate::model::registry::registry_of;
 use crate::model::target::judge_image;
 
 /// What a digest begins with, in a reference and in the settings.
@@ -27,7 +28,8 @@ pub(super) fn judge(image: &str, settings: &TargetSettings) -> Result<(), Fault>
 fn is_listed(image: &str, pattern: &str) -> bool {
     let (name, digest) = image.split_once('@').map_or((image, None), |(name, it)| (name, Some(it)));
     if pattern.starts_with(DIGEST) {
-        return digest == Some(pattern);
+        // Of a registry, the engine would call it first.
+        return digest == Some(pattern) && registry_of(image).is_none();
     }
     // A colon before the last slash is that of the registry's port.
     let tag = name.rfind(':').filter(|at| name.rfind('/').is_none_or(|slash| slash < *at));
@@ -125,7 +127,9 @@ mod tests {
         let allowed_images = vec![digest.clone()];
         let settings = TargetSettings { allowed_images, ..TargetSettings::default() };
         assert!(is_allowed(&format!("any/thing:1@{digest}"), &settings));
-        for image in ["any/thing:1".to_string(), digest.clone(), format!("x@{digest}0")] {
+        let elsewhere = format!("10.0.0.1:2375/any/thing@{digest}");
+        for image in ["any/thing:1".to_string(), digest.clone(), format!("x@{digest}0"), elsewhere]
+        {
             assert!(!is_allowed(&image, &settings), "{image}");
         }
         assert_eq!(image_pattern_problem(&digest), None);

@@ -20,10 +20,11 @@ const PROGRAMS: &str = "programs and libraries are there, which root runs";
 const KERNEL: &str = "it is the kernel's";
 const KEYS: &str = "keys, passwords and rights are there";
 const COMMANDS: &str = "what is there is run as root";
+const OTHERS: &str = "it is another program's of the node";
 const OWNERS: &str = "it is the engine's, systemd's or this agent's own";
 
 /// Each with the reason; a last `*` stands for the rest of a name, and `/var/run` is `/run`.
-const SYSTEM: [(&str, Part, &str); 45] = [
+const SYSTEM: [(&str, Part, &str); 59] = [
     ("/", Itself, SHARED),
     ("/var", Itself, SHARED),
     ("/var/cache", Itself, SHARED),
@@ -56,6 +57,20 @@ const SYSTEM: [(&str, Part, &str); 45] = [
     ("/etc/security", All, KEYS),
     ("/etc/cron*", All, COMMANDS),
     ("/etc/systemd", All, COMMANDS),
+    ("/etc/kubernetes", All, KEYS),
+    ("/etc/libvirt", All, OTHERS),
+    ("/etc/ld.so*", All, COMMANDS),
+    ("/etc/profile*", All, COMMANDS),
+    ("/etc/init.d", All, COMMANDS),
+    ("/etc/udev", All, COMMANDS),
+    ("/run/crio", All, OTHERS),
+    ("/run/dbus", All, OTHERS),
+    ("/run/libvirt", All, OTHERS),
+    ("/run/podman", All, OTHERS),
+    ("/run/udev", All, OTHERS),
+    ("/var/lib/containers", All, OTHERS),
+    ("/var/lib/kubelet", All, OTHERS),
+    ("/var/lib/libvirt", All, OTHERS),
     ("/etc/docker", All, OWNERS),
     ("/etc/vhost-agent", All, OWNERS),
     // Configurations lie there, and nothing else that a caller may name.

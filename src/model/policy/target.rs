@@ -164,7 +164,7 @@ impl Default for TargetSettings {
             image_tar_roots: vec![path("/var/lib/zstack"), path("/opt/zbs")],
             aio_roots: Vec::new(),
             aio_devices: Vec::new(),
-            // As ZStack names them, in whatever registry.
+            // As ZStack names them by default; a registry of the site is named by its operator.
             allowed_images: words("zbs-vhost zbs-vhost-*"),
             image_urls: Vec::new(),
             raw_methods: Vec::new(),
