@@ -206,7 +206,6 @@ impl Wishes {
         }
         let own = |rule: &&TokenRule| !self.token.is_empty() && !kept.contains(rule);
         let (mut token, mut new) = (token.iter().filter(own).cloned().collect::<Vec<_>>(), vec![]);
-        let named = (!self.client_name.is_empty()).then(|| certificate.clone()).unwrap_or_default();
         for text in &self.token {
             let (name, role) = named_role("--token", text)?;
             let hash = match kept.iter().find(|rule| rule.name == name) {
@@ -220,7 +219,10 @@ impl Wishes {
             };
             token.push(TokenRule { name, hash, role });
         }
-        let mut certificate = named;
+        let mut certificate = match self.client_name.is_empty() {
+            true => Vec::new(),
+            false => certificate.clone(),
+        };
         for text in &self.client_name {
             let (san, role) = named_role("--client-name", text)?;
             let (subject, role) = (String::new(), Some(role));
