@@ -255,6 +255,14 @@ fn a_local_user_gains_nothing_by_the_nodes_own_address_or_by_the_agent_itself() 
         assert_eq!(reply.status, 200, "{}", reply.text());
         agent.logged("was refused: called-by-agent").await;
         assert!(!agent.log().contains("destroy by"), "{}", agent.log());
+        drop(agent);
+        // A controller on the node itself, which is not root, is named alone.
+        let settings = format!("[access]\nallow = [\"{NEAR}\"]\n");
+        let place = Place::on("two-node").settings(&settings).env("VHOST_AGENT_LISTEN", "[::]:0");
+        let mut agent = place.ready().await;
+        agent.address.set_ip(NEAR.parse().unwrap());
+        assert_eq!(as_local(NOBODY, agent.address, "POST", "/v1/reclaim", "{}").await.status, 200);
+        agent.logged("access.allow has 10.8.0.1, an address of this node").await;
     });
 }
 

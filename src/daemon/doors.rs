@@ -18,6 +18,7 @@ use crate::host::door::{DoorSocket, listen_at};
 use crate::host::own_process::raise_open_files;
 use crate::host::peer::{self, OwnAddresses};
 use crate::model::access::Rules;
+use crate::model::network::Network;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
 
@@ -157,9 +158,20 @@ pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
 
 /// What somebody who looks at the node is told of who may call.
 pub(super) fn exposure(settings: &Settings, listeners: &Listeners, root: &Path) -> Exposure {
+    let told = settings.exposure(listeners.address);
+    let own = OwnAddresses::look();
+    let named = told.allow.iter().filter_map(Network::only);
+    let warnings = named.filter(|named| !named.is_loopback() && own.have(*named)).map(|named| {
+        format!(
+            "access.allow has {named}, an address of this node: any user of this node may do everything by it, as the \
+             controller may that is on the node too; name tokens where that counts"
+        )
+    });
+    let warnings = told.warnings.iter().cloned().chain(warnings).collect();
     Exposure {
+        warnings,
         admin_listen: listeners.admin_address().map(|address| address.to_string()),
         socket: socket_path(settings, root).map(|path| path.display().to_string()),
-        ..settings.exposure(listeners.address)
+        ..told
     }
 }

@@ -190,6 +190,13 @@ impl Rules {
         }
     }
 
+    /// Whether an address of this node is meant itself: loopback, or one that is named alone, such as that of a controller
+    /// which is on the node too. A network that has it in it means other machines.
+    fn names(&self, caller: Caller) -> bool {
+        let Caller::At(address) = caller else { return true };
+        address.is_loopback() || self.allow.iter().any(|network| network.only() == Some(address))
+    }
+
     /// Judges a request on a connection that was let in.
     ///
     /// # Errors
@@ -217,11 +224,10 @@ impl Rules {
             (_, false, None) if self.open && self.allow.is_empty() || is_root => {
                 as_one(&peer.name, Role::Admin)
             }
-            // A network that has the node's own address in it means other machines; loopback means just this.
-            (_, false, None) if !self.allow.is_empty() => match peer.is_other_user() {
-                true if !peer.caller.is_local() => as_one(&peer.name, Role::Read),
-                _ => as_one(&peer.name, Role::Admin),
-            },
+            (_, false, None) if !self.allow.is_empty() => {
+                let means_it = !peer.is_other_user() || self.names(peer.caller);
+                as_one(&peer.name, if means_it { Role::Admin } else { Role::Read })
+            }
             (_, false, None) if peer.is_other_user() => as_one(&peer.name, Role::Read),
             (_, false, None) => Err(Denied::NotConfigured),
         }
@@ -332,6 +338,9 @@ mod tests {
                 assert_eq!(judged, Ok(Role::Read), "the node's own address");
             }
         }
+        let named = Rules { allow: vec!["10.1.2.3".parse().unwrap()], ..Rules::default() };
+        let own = Peer::local("10.1.2.3".parse().unwrap(), Some(107));
+        assert_eq!(role(&named, &own, Shown::Nothing), Ok(Role::Admin), "a controller on the node");
         for outside in [peer("127.0.0.1", Some(107)), peer("192.0.2.1", None), peer("::1", None)] {
             assert!(!rules.let_in(&outside), "{outside:?}");
         }

@@ -22,6 +22,14 @@ impl Network {
     }
 }
 
+impl Network {
+    /// The address, where it is no more than one.
+    pub fn only(&self) -> Option<IpAddr> {
+        let all = if self.first.is_ipv4() { 32 } else { 128 };
+        (self.bits == all).then_some(self.first)
+    }
+}
+
 /// The address with all bits but the first ones cleared.
 fn masked(address: IpAddr, bits: u8) -> IpAddr {
     match address {
