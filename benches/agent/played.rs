@@ -62,8 +62,10 @@ impl Played {
         let tls = guard == Guard::Tls;
         let at = |name: &str| self.folder.path().join(name).display().to_string();
         let mut settings = format!(
-            "engine.manage = false\nengine.socket = {:?}\naccess.socket = \"\"\nreport.enabled = false\n",
-            at("docker.sock")
+            "engine.manage = false\nengine.socket = {:?}\naccess.socket = \"\"\nreport.enabled = false\n\
+             target.socket_dir = {:?}\n",
+            at("docker.sock"),
+            self.folder.path().display().to_string()
         );
         if let Some(Identity { certificate, key }) = self.identity(tls) {
             settings += &format!("tls.certificate = {certificate:?}\ntls.key = {key:?}\n");
