@@ -353,6 +353,19 @@ async fn every_change_and_every_refusal_is_a_line_of_the_audit_log_without_a_sec
 }
 
 #[tokio::test]
+async fn a_command_where_no_agent_runs_has_its_line_too() {
+    let place = Place::on("two-node").mounted();
+    let file = place.folder().join("audit.log");
+    let place = place.settings(&format!("[access]\naudit_file = \"{}\"\n", file.display()));
+    let ended = place.run(&["reclaim"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let told = lines(&file);
+    let line = told.iter().find(|line| line["route"] == "reclaim").unwrap();
+    assert_eq!((&line["by"], &line["outcome"]), (&"command".into(), &"done".into()), "{told:?}");
+    assert!(!ended.err.contains("by command"), "{}", ended.err);
+}
+
+#[tokio::test]
 async fn who_goes_on_with_wrong_tokens_waits_and_is_counted() {
     let place = Place::on("two-node").settings(&tokens());
     let agent = place.ready().await;

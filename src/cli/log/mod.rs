@@ -23,15 +23,13 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// The log, until the process ends.
 pub(super) struct LogGuard {
     queue: LogQueue,
-    audit: Option<LogQueue>,
+    audit: Vec<LogQueue>,
 }
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
         self.queue.flush(LAST_LINES);
-        if let Some(audit) = &self.audit {
-            audit.flush(LAST_LINES);
-        }
+        self.audit.iter().for_each(|audit| audit.flush(LAST_LINES));
     }
 }
 
@@ -58,10 +56,20 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
     let level = if daemon { log.level.as_str() } else { "warn" };
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("log.level '{}' is no level or filter", log.level))?;
-    // A command tells its own outcome.
+    // A command tells its own outcome to who gave it, and to the audit log where no agent runs that does.
     let filter = if daemon { filter.add_directive(audit_directive()?) } else { filter };
-    let audit = Some(audit_file).filter(|path| daemon && !path.is_empty());
-    let audit = audit.map(audit_queue).transpose()?;
+    let audit = Some(audit_file).filter(|path| !path.is_empty());
+    let audit = match daemon {
+        true => audit.map(audit_queue).transpose()?,
+        // One that only looks may be another user's.
+        false => audit.and_then(|path| audit_queue(path).ok()),
+    };
+    let journal = match daemon {
+        true => None,
+        false => {
+            Sink::open().ok().and_then(|sink| LogQueue::start(move |line| sink.send(line)).ok())
+        }
+    };
     let format = match log.format {
         LogFormat::Auto if !daemon || std::io::stderr().is_terminal() => LogFormat::Human,
         LogFormat::Auto if stderr_is_the_journal() => LogFormat::Journald,
@@ -77,7 +85,8 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
         _ => LogQueue::start(|line| std::io::stderr().write_all(line).is_ok()),
     };
     let queue = queue.context("the log cannot be started")?;
-    let guard = LogGuard { queue: queue.clone(), audit: audit.clone() };
+    let audits = [&audit, &journal].into_iter().flatten().cloned().collect();
+    let guard = LogGuard { queue: queue.clone(), audit: audits };
     let writer = queue.clone();
     let layer = match format {
         LogFormat::Journald => Journal(queue).boxed(),
@@ -91,12 +100,15 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
             .with_writer(move || writer.clone())
             .boxed(),
     };
+    let is_audit = || filter_fn(|of| of.target() == AUDIT);
     let audit = audit.map(|queue| {
         let json = fmt::layer().json().flatten_event(true).with_span_list(false);
         let json = json.with_current_span(false).with_writer(move || queue.clone());
-        json.with_filter(filter_fn(|of| of.target() == AUDIT))
+        json.with_filter(is_audit())
     });
-    tracing_subscriber::registry().with(filter).with(layer).with(audit).init();
+    let journal = journal.map(|queue| Journal(queue).with_filter(is_audit()));
+    let layer = layer.with_filter(filter);
+    tracing_subscriber::registry().with(layer).with(audit).with(journal).init();
     // A panic is a line of the log like any other, not loose text between them.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
