@@ -57,7 +57,7 @@ pub enum TlsError {
 /// TLS with these files, and these rules for certificates of clients.
 ///
 /// # Errors
-/// As [`config`].
+/// [`TlsError`]: which file, and what is wrong with it.
 pub fn guard(material: &Material, rules: Vec<CertificateRule>) -> Result<TlsGuard, TlsError> {
     let config = config(material)?;
     let chain = certificates(&material.chain).map_err(TlsError::Certificate)?;
