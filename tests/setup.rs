@@ -43,8 +43,15 @@ fn a_controller_that_was_set_up_may_call_and_nobody_else() {
             written.contains("image_urls = [\"http://10.8.0.2:8080/zstack/static/zbs-vhost/\"]")
         );
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o640);
-        let image =
-            place.run(&setup(&[FAR, "--image", "10.8.0.2:5000/zbs-vhost-*", "--dry-run"])).await;
+        let image = place
+            .run(&setup(&[
+                FAR,
+                "--controller-images",
+                "--image",
+                "10.8.0.2:5000/zbs-vhost-*",
+                "--dry-run",
+            ]))
+            .await;
         assert!(
             image.out.contains("\"zbs-vhost\", \"zbs-vhost-*\", \"10.8.0.2:5000/zbs-vhost-*\""),
             "{}",
@@ -56,7 +63,9 @@ fn a_controller_that_was_set_up_may_call_and_nobody_else() {
         let stream = far.connect(agent.address.port()).await;
         assert_eq!(call_on(stream, "POST", "/host/ping", &[], "{}").await.status, 200);
         drop(agent);
-        assert_eq!(place.run(&setup(&["10.8.0.9"])).await.code, Some(0));
+        let dropped = place.run(&setup(&["10.8.0.9"])).await;
+        assert!(dropped.code == Some(2) && dropped.err.contains("say --drop"), "{dropped:?}");
+        assert_eq!(place.run(&setup(&["10.8.0.9", "--drop"])).await.code, Some(0));
         assert!(!fs::read_to_string(&file).unwrap().contains("image_urls"));
         let agent = place.ready().await;
         let stream = far.connect(agent.address.port()).await;
@@ -74,7 +83,7 @@ async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
     let again = place.run(&setup(&wishes)).await.json();
     assert_eq!((&again["outcome"], &again["tokens"]), (&"holds".into(), &serde_json::json!([])));
     let dropped = place.run(&setup(&["127.0.0.1"])).await;
-    assert!(dropped.code == Some(2) && dropped.err.contains("the token controller"), "{dropped:?}");
+    assert!(dropped.code == Some(2) && dropped.err.contains("access.token"), "{dropped:?}");
     let all = fs::read_to_string(place.folder().join(FILE)).unwrap();
     assert!(!all.contains(&token) && all.contains("role = \"deploy\""), "{all}");
     let agent = place.ready().await;
@@ -88,10 +97,11 @@ async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
 
 #[tokio::test]
 async fn what_other_files_list_stays_listed() {
-    let place = Place::on("two-node").settings(
-        "[access]\nallow = [\"192.0.2.0/24\"]\n[target]\nimage_urls = [\"http://192.0.2.1/\"]\nallowed_images = [\"own\"]\n",
-    );
-    // The file of the test comes after that of the set-up: what is written is what is asked here.
+    let place = Place::on("two-node");
+    let before = fs::read_to_string(place.config()).unwrap();
+    let own = "[access]\nallow = [\"192.0.2.0/24\"]\n\
+               [target]\nimage_urls = [\"http://192.0.2.1/\"]\nallowed_images = [\"own\"]\n";
+    fs::write(place.config(), before + own).unwrap();
     let images = ["10.0.0.5", "--controller-images", "--image", "more"];
     assert_eq!(place.run(&setup(&images)).await.code, Some(0));
     let written = fs::read_to_string(place.folder().join(FILE)).unwrap();
@@ -102,6 +112,10 @@ async fn what_other_files_list_stays_listed() {
     ] {
         assert!(written.contains(expected), "{expected}: {written}");
     }
+    // A file that comes after it has the last word.
+    let place = place.settings("[access]\nallow = [\"192.0.2.0/24\"]\n");
+    let ended = place.run(&setup(&images)).await;
+    assert!(ended.code == Some(1) && ended.err.contains("comes after"), "{ended:?}");
 }
 
 #[tokio::test]

@@ -126,11 +126,8 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     let (named, file) = (overrides.settings_file(), FILE);
     let file = named.with_file_name(file);
     let before = previous(&file)?;
-    let kept = before.as_ref().map(|(_, settings)| settings);
-    if let Some(kept) = kept.filter(|_| !wishes.drop) {
-        wishes.judge_dropped(kept)?;
-    }
-    let kept = kept.map(|settings| settings.access.token.clone()).unwrap_or_default();
+    let kept = before.as_ref().map(|(_, settings)| settings.access.token.clone());
+    let kept = kept.unwrap_or_default();
     // What other files set in lists of the same name would be gone: this one comes after them.
     let without = Overrides { replaced: Some((file.clone(), String::new())), ..overrides.clone() };
     let others = load(&without, environment())?.settings;
@@ -140,10 +137,22 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     }
     let text = toml::to_string(&written).context("the settings cannot be written down")?;
     let text = format!("{HEAD}{text}");
+    if let Some((there, _)) = before.as_ref().filter(|_| !wishes.drop) {
+        judge_dropped(there, &text)?;
+    }
     let holds = before.as_ref().is_some_and(|(there, _)| *there == text);
     let overrides = Overrides { replaced: Some((file.clone(), text.clone())), ..overrides };
     let Loaded { settings, .. } = load(&overrides, environment())?;
     check_access(&settings)?;
+    if let Some(missing) =
+        written.access.allow.iter().find(|it| !settings.access.allow.contains(it))
+    {
+        bail!(
+            "another file of settings, which comes after {}, sets access.allow without {missing}: take access.allow out of that one, \
+             or name the controller there",
+            file.display()
+        );
+    }
     let outcome = match (holds, wishes.dry_run) {
         (true, _) => "holds",
         (false, true) => "wouldChange",
@@ -164,6 +173,33 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     Ok(if outcome == "wouldChange" { exit::WOULD_CHANGE } else { exit::HOLDS })
 }
 
+/// Refuses to take away what is in the file already, by an earlier set-up or by hand: whoever it kept out could call.
+///
+/// # Errors
+/// What would be gone.
+fn judge_dropped(there: &str, text: &str) -> Result<()> {
+    let table = |text: &str| text.parse::<toml::Table>().context("the settings cannot be compared");
+    let Some(key) = dropped(&table(there)?, &table(text)?) else { return Ok(()) };
+    bail!(Usage(format!(
+        "an earlier set-up, or somebody by hand, has set {key} there, and this would take that away: name it again, or say --drop"
+    )))
+}
+
+/// The first key of one table that the other has not, or less of.
+fn dropped(before: &toml::Table, after: &toml::Table) -> Option<String> {
+    use toml::Value::{Array, Table};
+    before.iter().find_map(|(key, value)| match (value, after.get(key)) {
+        (_, None) => Some(key.clone()),
+        (Table(value), Some(Table(other))) => {
+            dropped(value, other).map(|within| format!("{key}.{within}"))
+        }
+        (Array(values), Some(Array(others))) => {
+            values.iter().any(|value| !others.contains(value)).then(|| key.clone())
+        }
+        _ => None,
+    })
+}
+
 fn write(file: &Path, text: &str) -> Result<()> {
     let written = crate::store::make_folder(file)
         .and_then(|()| replace_file(file, text.as_bytes(), 0o640, None, Durability::Disk));
@@ -171,29 +207,6 @@ fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 impl Wishes {
-    /// Refuses to take away what an earlier set-up wrote: whoever it kept out could call.
-    ///
-    /// # Errors
-    /// What would be gone.
-    fn judge_dropped(&self, kept: &Settings) -> Result<()> {
-        let named =
-            |name: &str| self.token.iter().any(|text| text.starts_with(&format!("{name}:")));
-        let token = kept.access.token.iter().find(|rule| !named(&rule.name));
-        let gone = match (token, &kept.tls) {
-            (Some(rule), _) => format!("the token {} (--token)", rule.name),
-            (None, tls) if !tls.certificate.is_empty() && self.certificate.is_none() => {
-                "TLS (--certificate, --key)".to_string()
-            }
-            (None, tls) if !tls.client_ca.is_empty() && self.client_ca.is_none() => {
-                "client certificates (--client-ca)".to_string()
-            }
-            _ => return Ok(()),
-        };
-        bail!(Usage(format!(
-            "an earlier set-up has {gone}, and this one would take that away: name it again, or say --drop"
-        )))
-    }
-
     /// The file, with tokens of before as they are; and those that are new.
     fn written(&self, kept: &[TokenRule], others: &Settings) -> Result<(Written, Vec<NewToken>)> {
         let Access { allow, token, certificate, .. } = &others.access;

@@ -173,6 +173,7 @@ impl Settings {
             tls: !self.tls.certificate.is_empty(),
             client_certificates: rules.certificates,
             tokens: rules.tokens,
+            certificate_names: !self.access.certificate.is_empty(),
             allow: rules.allow,
             open: rules.open,
             admin_listen: self.admin_listen.0.map(|address| address.to_string()),

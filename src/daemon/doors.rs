@@ -1,6 +1,6 @@
 //! The doors with what stands before them: the listeners, and who may pass.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::guards::Files;
 use crate::api::Routers;
 use crate::api::refusals::Refusals;
-use crate::api::serve::{Door, Guards, KnowsPeers, Listener, listen};
+use crate::api::serve::{Door, Guards, KnowsPeers, Listener, Whose, listen};
 use crate::config::Settings;
 use crate::host::Root;
 use crate::host::door::{DoorSocket, listen_at};
@@ -116,16 +116,15 @@ impl Listeners {
 struct Peers(OwnAddresses);
 
 impl KnowsPeers for Peers {
-    fn has(&self, address: IpAddr) -> bool {
-        self.0.have(address)
-    }
-
-    fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
-        let owner = peer::owner(peer, own);
-        if let Err(e) = &owner {
-            tracing::debug!(error = %e, "the kernel does not tell who owns the other end of a connection");
+    fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose {
+        // The kernel knows a connection of this machine also by an address that it has since a moment ago; and an address of this
+        // machine is that also where the kernel does not know the connection.
+        match peer::owner(peer, own) {
+            Ok(Some(uid)) => Whose::Users(uid),
+            Ok(None) => Whose::Nobodys,
+            Err(_) if self.0.have(peer.ip()) => Whose::Nobodys,
+            Err(_) => Whose::Elsewhere,
         }
-        owner.ok()
     }
 }
 

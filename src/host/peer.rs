@@ -71,14 +71,15 @@ impl OwnAddresses {
     }
 }
 
-/// User that owns the socket at `peer`, which is connected to `own` of this machine. The kernel answers within the call.
+/// User that owns the socket at `peer`, which is connected to `own` of this machine; none where no process has it any more. The
+/// kernel answers within the call.
 ///
 /// Only the word on just that socket counts, while a process has it: where there is none, the kernel tells of a listener at the
 /// same port, whoever's, and a socket whose process has closed it is told as root's.
 ///
 /// # Errors
 /// When there is no such socket any more, or the kernel has no such diagnostics.
-pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<u32> {
+pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<u32>> {
     let kernel = socket(
         AddressFamily::Netlink,
         SockType::Datagram,
@@ -123,17 +124,20 @@ fn request(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-fn read(reply: &[u8], peer: SocketAddr, own: SocketAddr) -> io::Result<u32> {
+fn read(reply: &[u8], peer: SocketAddr, own: SocketAddr) -> io::Result<Option<u32>> {
     let message = NetlinkMessage::<SockDiagMessage>::deserialize(reply);
     match message.map_err(io::Error::other)?.payload {
         NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
             let InetResponseHeader { socket_id: id, inode, uid, .. } = response.header;
             let from = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
             let to = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
-            if inode == 0 || from != plain(peer) || to != plain(own) {
-                return Err(io::Error::new(io::ErrorKind::NotFound, "no process has that socket"));
+            if from != plain(peer) || to != plain(own) {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the kernel has no such socket",
+                ));
             }
-            Ok(uid)
+            Ok((inode != 0).then_some(uid))
         }
         NetlinkPayload::Error(error) => Err(error.to_io()),
         _ => Err(io::Error::other("the kernel answered something else")),
@@ -160,7 +164,7 @@ mod tests {
             let (served, peer) = listener.accept().unwrap();
             let own = served.local_addr().unwrap();
             let uid = nix::unistd::getuid().as_raw();
-            assert_eq!(owner(peer, own).unwrap(), uid, "{listen}");
+            assert_eq!(owner(peer, own).unwrap(), Some(uid), "{listen}");
             drop(client);
         }
     }
@@ -183,8 +187,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         drop(client);
         let (served, peer) = listener.accept().unwrap();
-        let error = owner(peer, served.local_addr().unwrap()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(owner(peer, served.local_addr().unwrap()).unwrap(), None);
     }
 
     #[test]

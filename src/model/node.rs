@@ -70,6 +70,9 @@ pub struct Exposure {
     pub client_certificates: bool,
     /// Whether requests have to show a token.
     pub tokens: bool,
+    /// Whether these certificates have to have one of some names.
+    #[serde(default)]
+    pub certificate_names: bool,
     /// From where it is called; without any, from everywhere.
     pub allow: Vec<Network>,
     /// Whether who needs to show nothing may do everything.
@@ -142,6 +145,10 @@ impl Exposure {
             ),
             (self.tokens && !self.tls && remote).then_some(
                 "tokens without TLS can be read on their way, by whoever sees the network: set tls.certificate and tls.key",
+            ),
+            (self.client_certificates && !self.certificate_names).then_some(
+                "each certificate of the authority in tls.client_ca gives admin, that of another node of the cloud too: name \
+                 those of controllers (access.certificate, vhost-agent setup --client-name)",
             ),
             (takes_local && !self.tokens && !self.client_certificates).then_some(
                 "access.allow has loopback: any user of this node may do everything, and so may a QEMU that somebody has \

@@ -129,7 +129,7 @@ fn isolation(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Iso
         read_only_root: settings.read_only_root,
         tmpfs: tmpfs.cloned().collect(),
         tmpfs_mib: settings.tmpfs_mib,
-        pids_limit: settings.template(spec.kind).pids_limit,
+        pids_limit: settings.pids_limit,
     }
 }
 

@@ -234,7 +234,8 @@ impl<C: Containers> TargetApplier<C> {
         let printed = printed(lines.map_err(|e| chain(&e)));
         let advice = match printed.contains(READ_ONLY) && self.policy.target.read_only_root {
             true => {
-                "; its root file system is read-only: let it write where it has to (target.tmpfs, target.mounts), or                  everywhere (target.read_only_root = false)"
+                "; its root file system is read-only: let it write where it has to (target.tmpfs, target.mounts), or \
+                 everywhere (target.read_only_root = false)"
             }
             false => "",
         };

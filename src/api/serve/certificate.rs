@@ -2,10 +2,9 @@
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
-use x509_cert::der::oid::db::rfc5280::ID_KP_SERVER_AUTH;
 use x509_cert::der::{Decode, Encode};
+use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{ExtendedKeyUsage, SubjectAltName};
 
 use crate::model::access::{Named, Role};
 use crate::model::pattern::fits;
@@ -55,20 +54,12 @@ impl Clients {
             fits.then(|| (rule.role, name.or(names.first()).unwrap_or(&subject)))
         };
         let (role, name) = match self.rules.as_slice() {
-            // What is also good for a server is a node's, mostly.
-            [] if is_for_servers(&certificate) => return None,
             [] => (Role::Admin, names.first().unwrap_or(&subject)),
             rules => rules.iter().find_map(by_rule)?,
         };
         let name: String = name.chars().filter(|c| !c.is_control()).take(MOST_NAME).collect();
         Some(Named { name: format!("certificate {name}").into(), role })
     }
-}
-
-/// Whether it says that a server may show it (RFC 5280, 4.2.1.12).
-fn is_for_servers(certificate: &Certificate) -> bool {
-    let usage = certificate.tbs_certificate().get_extension::<ExtendedKeyUsage>();
-    usage.ok().flatten().is_some_and(|(_, usage)| usage.0.contains(&ID_KP_SERVER_AUTH))
 }
 
 fn public_key(certificate: &Certificate) -> Option<Vec<u8>> {
@@ -95,7 +86,7 @@ fn alternative_names(certificate: &Certificate) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 
     use super::*;
 
@@ -132,13 +123,6 @@ mod tests {
         let clients = Clients::new(Vec::new(), &own);
         assert_eq!(clients.judge(&controller).unwrap().name.as_ref(), "certificate mn.example");
         assert_eq!(clients.judge(&own), None, "a node is no controller");
-        let mut params = CertificateParams::new(vec!["node8.example".to_string()]).unwrap();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let other = params.self_signed(&key).unwrap().der().clone();
-        assert_eq!(clients.judge(&other), None, "nor is another one");
-        let named = Clients::new(vec![rule("", "node8.*", Role::Read)], &own);
-        assert_eq!(named.judge(&other).map(|named| named.role), Some(Role::Read));
         assert_eq!(clients.judge(&CertificateDer::from(vec![0])), None);
     }
 }

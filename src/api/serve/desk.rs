@@ -85,6 +85,9 @@ impl Desk {
 /// may not.
 fn comes_from_a_page(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or(""));
+    if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+        return true;
+    }
     let Some(origin) = text(ORIGIN) else { return false };
     let own = origin.split_once("://").map(|(_, host)| host);
     own.is_none() || own != text(HOST)

@@ -16,7 +16,7 @@ mod patient;
 mod tls;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -89,10 +89,19 @@ impl Guards {
 
 /// The node, as far as it knows who calls.
 pub trait KnowsPeers: Send + Sync {
-    /// Whether an address is the node's own.
-    fn has(&self, address: IpAddr) -> bool;
-    /// User of the node who owns the end of a connection at `peer`, to `own`; nobody where that cannot be told.
-    fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32>;
+    /// Whose the end of a connection at `peer`, to `own`, is.
+    fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose;
+}
+
+/// Whose an end of a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Another machine's.
+    Elsewhere,
+    /// This node's, and no process is known that has it.
+    Nobodys,
+    /// A process's of this user of the node.
+    Users(u32),
 }
 
 /// Where calls come in.
@@ -182,12 +191,11 @@ impl Door {
         match (stream, peer) {
             (Stream::Tcp(stream), Some(peer)) => {
                 let caller = Caller::from(peer.ip());
-                match self.node.has(peer.ip()) {
-                    false => Peer::elsewhere(caller),
-                    true => {
-                        let own = stream.local_addr().ok();
-                        Peer::local(caller, own.and_then(|own| self.node.owner(peer, own)))
-                    }
+                let own = stream.local_addr().ok();
+                match own.map_or(Whose::Elsewhere, |own| self.node.whose(peer, own)) {
+                    Whose::Elsewhere => Peer::elsewhere(caller),
+                    Whose::Nobodys => Peer::local(caller, None),
+                    Whose::Users(uid) => Peer::local(caller, Some(uid)),
                 }
             }
             (Stream::Unix(stream), _) => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tracing_subscriber::filter::{Directive, filter_fn};
+use tracing_subscriber::filter::{Directive, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
@@ -66,9 +66,9 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
     };
     let journal = match daemon {
         true => None,
-        false => {
-            Sink::open().ok().and_then(|sink| LogQueue::start(move |line| sink.send(line)).ok())
-        }
+        false => Sink::open_impatiently()
+            .ok()
+            .and_then(|sink| LogQueue::start(move |line| sink.send(line)).ok()),
     };
     let format = match log.format {
         LogFormat::Auto if !daemon || std::io::stderr().is_terminal() => LogFormat::Human,
@@ -100,7 +100,7 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
             .with_writer(move || writer.clone())
             .boxed(),
     };
-    let is_audit = || filter_fn(|of| of.target() == AUDIT);
+    let is_audit = || filter_fn(|of| of.target() == AUDIT).with_max_level_hint(LevelFilter::INFO);
     let audit = audit.map(|queue| {
         let json = fmt::layer().json().flatten_event(true).with_span_list(false);
         let json = json.with_current_span(false).with_writer(move || queue.clone());

@@ -132,8 +132,6 @@ pub struct TargetSettings {
 pub const MEMORY_STEP_MIB: u64 = 512;
 /// See [`MEMORY_STEP_MIB`].
 pub const VOLUMES_PER_STEP: u64 = 800;
-/// Threads that the built-in target has at the most: one for each volume, and up to 16 for each that a guest uses.
-const BUILT_IN_PIDS: u32 = 16_384;
 
 /// The ceiling of `target.max_targets`: each has a task of its own.
 pub const MOST_TARGETS: usize = 64;
@@ -181,7 +179,7 @@ impl Default for TargetSettings {
             read_only_root: true,
             tmpfs: words("/var/tmp /tmp /run"),
             tmpfs_mib: 64,
-            pids_limit: 512,
+            pids_limit: 16_384,
             zbs_command: words(&format!("{spdk} --iova-mode va -z {{clientConf}}")),
             spdk_command: words(&format!(
                 "{spdk} --iova-mode va -s {{memoryMib}} --huge-dir {{hugeDir}}"
@@ -212,8 +210,6 @@ pub struct TargetTemplate<'a> {
     pub capabilities: &'a [String],
     /// All of them, and all devices.
     pub privileged: bool,
-    /// Processes and threads at the most.
-    pub pids_limit: u32,
 }
 
 impl TargetSettings {
@@ -223,7 +219,6 @@ impl TargetSettings {
             command,
             capabilities: &self.capabilities,
             privileged: self.privileged,
-            pids_limit: self.pids_limit,
         };
         match kind {
             TargetKind::Zbs => with(&self.zbs_command),
@@ -233,7 +228,6 @@ impl TargetSettings {
                 command: &self.built_in_command,
                 capabilities: &[],
                 privileged: false,
-                pids_limit: BUILT_IN_PIDS,
             },
         }
     }
