@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -161,6 +162,21 @@ async fn a_revoked_certificate_is_let_in_no_more_also_when_it_is_revoked_later()
     .await;
     let page = place.at_socket("/metrics").await.unwrap();
     assert!(page.text().contains("vhost_http_refused_total{reason=\"tls-handshake\"}"));
+}
+
+#[tokio::test]
+async fn a_list_of_revoked_certificates_that_is_overdue_stays_in_force_and_is_told() {
+    let authority = Authority::new();
+    let place = with_tls(&authority.sign("127.0.0.1"), Some(&authority));
+    let list = file(&place, "revoked.pem");
+    let then = SystemTime::now() - Duration::from_secs(7200);
+    fs::write(&list, authority.revoked_at(then, &[7])).unwrap();
+    let place = place.env("VHOST_AGENT_TLS__CLIENT_CRL", list.to_str().unwrap());
+    let agent = place.ready().await;
+    agent.logged("the list of revoked certificates was to be replaced by").await;
+    let (revoked, good) = (authority.sign_as("mn", 7), authority.sign_as("mn", 8));
+    assert!(ask(&authority.client(Some(&revoked)), &agent).await.is_none());
+    assert_eq!(ask(&authority.client(Some(&good)), &agent).await.unwrap().status, 200);
 }
 
 #[tokio::test]

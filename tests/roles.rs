@@ -132,6 +132,24 @@ async fn a_role_for_volumes_deploys_no_target_for_them() {
     assert_eq!(targets.json()["targets"], serde_json::json!([]));
 }
 
+#[tokio::test]
+async fn root_of_a_container_is_not_root_over_loopback() {
+    let place = Place::on("two-node");
+    let agent = place.ready().await;
+    let url = format!("http://{}/v1/prepare?dryRun=x", agent.address);
+    let call = |through: &[&str]| {
+        let curl = ["curl", "-sS", "-m", "20", "-X", "POST", "--json", WRONG, &url];
+        let words = [through, &curl].concat();
+        let output = std::process::Command::new(words[0]).args(&words[1..]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let contained = call(&["unshare", "--pid", "--fork", "--kill-child"]);
+    assert!(contained.contains("\"role-insufficient\""), "{contained}");
+    assert!(contained.contains("root of a container"), "{contained}");
+    let roots = call(&["env"]);
+    assert!(!roots.contains("role-insufficient") && roots.contains("code"), "{roots}");
+}
+
 #[test]
 fn from_elsewhere_only_signs_of_life_are_served_until_somebody_is_named() {
     alone(async || {
@@ -422,4 +440,16 @@ fn only_root_on_the_node_gets_through_to_the_legacy_agents_own_operation() {
             assert_eq!(as_local(0, agent.address, "POST", path, "{}").await.status, 200, "{path}");
         }
     });
+}
+
+#[tokio::test]
+async fn a_change_that_takes_long_has_a_line_before_its_agent_dies() {
+    // It takes what it is sent, and answers nothing.
+    let legacy = Legacy::with(async |mut line| while line.more().await {}).await;
+    let place = Place::on("two-node").settings(&legacy.settings(""));
+    let agent = place.ready().await;
+    let mut stream = tokio::net::TcpStream::connect(agent.address).await.unwrap();
+    stream.write_all(request("GET", "/kvm/vm/start", &[], "{}").as_bytes()).await.unwrap();
+    agent.logged("handed on of GET /kvm/vm/start by uid 0: begun").await;
+    agent.signal(Signal::SIGKILL);
 }

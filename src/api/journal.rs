@@ -1,14 +1,18 @@
 //! The audit log: one line for each call that may change the node, when it ends, with who made it and what came of it, and
-//! one for each that was refused. That a call begins, or found everything in place, is told to who wants more (`debug`);
-//! its steps are told one by one. Never what a body says, but for the names in it.
+//! one for each that was refused. One that takes longer than a second has a line before, too: should the agent die, its end
+//! is never told. That a call found everything in place is told to who wants more (`debug`); its steps are told one by one.
+//! Never what a body says, but for the names in it.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::http::{Extensions, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
-use super::refusals::Pace;
+use super::refusals::Refusals;
 use crate::log::AUDIT;
 use crate::model::access::Principal;
 use crate::model::caller::Caller;
@@ -85,25 +89,52 @@ pub struct Refused<'a> {
     pub by: &'a str,
     /// Where it is.
     pub caller: Caller,
+    /// Its user, where it is on this node.
+    pub uid: Option<u32>,
     /// Method and path that it asked for.
     pub what: &'a str,
 }
 
-/// Tells of a refusal, where its client is not refused too often.
-pub fn refused(refused: Refused<'_>, reason: &'static str, pace: Pace) {
-    let Some(untold) = pace.untold else { return };
-    let Refused { by, caller, what } = refused;
+/// How long refusals of one client that are not told one by one may stay untold.
+const UNTOLD_FOR: Duration = Duration::from_secs(60);
+
+/// Counts a refusal and tells of it, or, where its client is refused too often, after a while how many there were. Returns
+/// how long its answer is to wait. Within a runtime.
+pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) -> Duration {
+    let Refused { by, caller, uid, what } = refused;
+    let client = (caller.into(), uid);
+    let pace = refusals.note(client, reason, Instant::now());
     let (what, address) = (cut(what), caller.to_string());
-    tracing::warn!(
-        target: AUDIT,
-        by,
-        address,
-        route = what,
-        outcome = "refused",
-        code = reason,
-        untold = (untold > 0).then_some(untold),
-        "{what} of {by} at {address} was refused: {reason}"
-    );
+    if let Some(untold) = pace.untold {
+        tracing::warn!(
+            target: AUDIT,
+            by,
+            address,
+            route = what,
+            outcome = "refused",
+            code = reason,
+            untold = (untold > 0).then_some(untold),
+            "{what} of {by} at {address} was refused: {reason}"
+        );
+    } else if pace.is_first_untold {
+        let (refusals, by) = (refusals.clone(), by.to_string());
+        tokio::spawn(async move {
+            sleep(UNTOLD_FOR).await;
+            // None where one that was told has told of them.
+            let untold = Some(refusals.take_untold(&client)).filter(|untold| *untold > 0);
+            let Some(untold) = untold else { return };
+            tracing::warn!(
+                target: AUDIT,
+                by,
+                address,
+                outcome = "refused",
+                code = reason,
+                untold,
+                "{untold} more of {by} at {address} were refused"
+            );
+        });
+    }
+    pace.delay
 }
 
 /// What a call is to change, and who makes it.
@@ -124,21 +155,36 @@ impl Change {
     }
 }
 
+/// A call that has not ended after so long is noted.
+const LONG: Duration = Duration::from_secs(1);
+
 /// A call at work. One that is dropped before it ended has lost its caller.
 #[derive(Debug)]
 pub struct Call {
+    begun: Arc<Begun>,
+    ended: bool,
+    /// Notes that it takes long.
+    long: JoinHandle<()>,
+}
+
+/// A call that has begun.
+#[derive(Debug)]
+struct Begun {
     change: Change,
     task: Option<TaskId>,
-    began: Instant,
-    ended: bool,
+    at: Instant,
 }
 
 impl Call {
-    /// Notes that it begins.
+    /// Notes that it begins. Within a runtime.
     pub fn begins(change: Change, task: Option<&TaskId>) -> Call {
-        let route = change.route;
-        tracing::debug!(route, task = task.map(TaskId::as_str), "{route} begins");
-        Call { change, task: task.cloned(), began: Instant::now(), ended: false }
+        let begun = Arc::new(Begun { change, task: task.cloned(), at: Instant::now() });
+        let noted = begun.clone();
+        let long = tokio::spawn(async move {
+            sleep(LONG).await;
+            noted.note("begun", None);
+        });
+        Call { begun, ended: false, long }
     }
 
     /// Notes how it ended.
@@ -171,7 +217,14 @@ impl Call {
 
     fn note(&mut self, outcome: &str, code: Option<Code>) {
         self.ended = true;
-        let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.long.abort();
+        self.begun.note(outcome, code);
+    }
+}
+
+impl Begun {
+    fn note(&self, outcome: &str, code: Option<Code>) {
+        let ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
         let Change { route, by: Principal { name, caller, role, .. }, of } = &self.change;
         // A controller asks every minute whether all is in place.

@@ -32,6 +32,8 @@ pub struct Pace {
     pub delay: Duration,
     /// How many were not told before this one; nothing where this one is not told either.
     pub untold: Option<u64>,
+    /// Whether it is the first one of its client that is not told.
+    pub is_first_untold: bool,
 }
 
 /// The refusals since the process runs; clones are one.
@@ -66,9 +68,9 @@ impl Refusals {
         *state.counts.entry(reason).or_default() += 1;
         let clients = &mut state.clients;
         if clients.len() >= MOST_CLIENTS && !clients.contains_key(&client) {
-            clients.retain(|_, seen| seen.level(now) > 0.0);
+            clients.retain(|_, seen| seen.level(now) > 0.0 || seen.untold > 0);
             if clients.len() >= MOST_CLIENTS {
-                return Pace { delay: DELAY, untold: None };
+                return Pace { delay: DELAY, untold: None, is_first_untold: false };
             }
         }
         let seen = clients.entry(client).or_insert(Seen { level: 0.0, at: now, untold: 0 });
@@ -77,10 +79,17 @@ impl Refusals {
         if level + 1.0 > AT_ONCE {
             // It stays where it is: who goes on without a pause must not wait for hours afterwards.
             (seen.level, seen.untold) = (level, seen.untold + 1);
-            return Pace { delay: DELAY, untold: None };
+            return Pace { delay: DELAY, untold: None, is_first_untold: seen.untold == 1 };
         }
         seen.level = level + 1.0;
-        Pace { delay: Duration::ZERO, untold: Some(std::mem::take(&mut seen.untold)) }
+        let untold = Some(std::mem::take(&mut seen.untold));
+        Pace { delay: Duration::ZERO, untold, is_first_untold: false }
+    }
+
+    /// Takes how many of a client's refusals were not told.
+    pub fn take_untold(&self, client: &Refusee) -> u64 {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.clients.get_mut(client).map_or(0, |seen| std::mem::take(&mut seen.untold))
     }
 }
 
@@ -118,15 +127,18 @@ mod tests {
         let at = |seconds| now + Duration::from_secs(seconds);
         for _ in 0..10 {
             let pace = refusals.note(client(1), "token-wrong", now);
-            assert_eq!(pace, Pace { delay: Duration::ZERO, untold: Some(0) });
+            let expected = Pace { delay: Duration::ZERO, untold: Some(0), is_first_untold: false };
+            assert_eq!(pace, expected);
         }
-        for _ in 0..3 {
+        for number in 0..3 {
             let pace = refusals.note(client(1), "token-wrong", now);
-            assert_eq!(pace, Pace { delay: DELAY, untold: None });
+            let expected = Pace { delay: DELAY, untold: None, is_first_untold: number == 0 };
+            assert_eq!(pace, expected);
         }
         assert_eq!(refusals.note(client(2), "token-wrong", now).delay, Duration::ZERO);
         assert_eq!(refusals.note(client(1), "token-wrong", at(1)).untold, Some(3));
         assert_eq!(refusals.note(client(1), "token-wrong", at(1)).delay, DELAY);
+        assert_eq!((refusals.take_untold(&client(1)), refusals.take_untold(&client(1))), (1, 0));
         assert_eq!(refusals.note(client(1), "token-wrong", at(60)).delay, Duration::ZERO);
     }
 

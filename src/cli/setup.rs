@@ -26,7 +26,8 @@ use crate::store::{Durability, replace_file};
 /// Name of the file beside the settings; those of an operator come after it.
 const FILE: &str = "config.d/10-access.toml";
 /// Head of the file.
-const HEAD: &str = "# Written by `vhost-agent setup`, which replaces it as a whole: own settings belong into another file.\n";
+const HEAD: &str = "# Written by `vhost-agent setup`, which replaces it as a whole: own settings belong into another file.\n\
+    # Its lists have in them what other files listed at that time: what is taken out there has to be taken out here too.\n";
 /// Where ZStack's management node serves the images of targets.
 const IMAGES: &str = "8080/zstack/static/zbs-vhost/";
 
@@ -143,7 +144,7 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     let holds = before.as_ref().is_some_and(|(there, _)| *there == text);
     let overrides = Overrides { replaced: Some((file.clone(), text.clone())), ..overrides };
     let Loaded { settings, .. } = load(&overrides, environment())?;
-    check_access(&settings)?;
+    let warning = check_access(&settings)?;
     if let Some(missing) =
         written.access.allow.iter().find(|it| !settings.access.allow.contains(it))
     {
@@ -161,7 +162,8 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
             "changed"
         }
     };
-    let access = settings.exposure(settings.listen);
+    let mut access = settings.exposure(settings.listen);
+    access.warnings.extend(warning);
     let done = Done { outcome, file, access, tokens };
     match output {
         Output::Json => print_json(&done)?,

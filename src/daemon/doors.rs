@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::host::Root;
 use crate::host::door::{DoorSocket, listen_at};
 use crate::host::own_process::raise_open_files;
-use crate::host::peer::{self, OwnAddresses};
+use crate::host::peer::{self, OwnAddresses, Owner};
 use crate::model::access::Rules;
 use crate::model::network::Network;
 use crate::model::node::Exposure;
@@ -120,11 +120,15 @@ impl KnowsPeers for Peers {
         // The kernel knows a connection of this machine also by an address that it has since a moment ago; and an address of this
         // machine is that also where the kernel does not know the connection.
         match peer::owner(peer, own) {
-            Ok(Some(uid)) => Whose::Users(uid),
+            Ok(Some(Owner { uid, inode })) => Whose::Users(uid, inode),
             Ok(None) => Whose::Nobodys,
             Err(_) if self.0.have(peer.ip()) => Whose::Nobodys,
             Err(_) => Whose::Elsewhere,
         }
+    }
+
+    fn is_held_here(&self, inode: u32) -> bool {
+        peer::is_held_here(inode)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::Signal;
@@ -120,7 +120,7 @@ impl Files {
                 watch.ok()
             })
             .collect();
-        let mut unusable: Option<String> = None;
+        let (mut unusable, mut overdue): (Option<String>, Option<String>) = (None, None);
         loop {
             // Also at first: what changed before it was watched is seen now.
             let read = self.read().await;
@@ -157,6 +157,13 @@ impl Files {
                 );
             }
             unusable = why;
+            let warning = now.borrow().tls.as_ref().and_then(|tls| tls.warning(SystemTime::now()));
+            if let Some(warning) =
+                warning.as_ref().filter(|warning| overdue.as_ref() != Some(warning))
+            {
+                tracing::warn!("{warning}");
+            }
+            overdue = warning;
             tokio::select! {
                 // All are cancel-safe: events and signals that were not heard stay.
                 () = any(&watches) => {}

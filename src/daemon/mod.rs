@@ -10,7 +10,7 @@ mod seams;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -100,15 +100,15 @@ pub fn url_in(holder: &str) -> Option<&str> {
     holder.split_once(", ").map(|(_, url)| url).filter(|url| url.contains("://"))
 }
 
-/// Checks what the settings say of who may call, with the files that they name.
+/// Checks what the settings say of who may call, with the files that they name; with what an operator should think about.
 ///
 /// # Errors
 /// What of it cannot be used.
-pub fn check_access(settings: &Settings) -> Result<()> {
+pub fn check_access(settings: &Settings) -> Result<Option<String>> {
     let Read { tls, tokens } = Files::of(settings).read_now();
-    tls.context("TLS cannot be used")?;
+    let tls = tls.context("TLS cannot be used")?;
     tokens.context("the tokens cannot be used")?;
-    Ok(())
+    Ok(tls.and_then(|(guard, _)| guard.warning(SystemTime::now())))
 }
 
 /// Runs the agent until it is asked to stop.

@@ -81,6 +81,11 @@ impl Peer {
         Peer { caller, is_local: true, uid, certificate: None, name: name.into() }
     }
 
+    /// A peer in a container of this node that runs as root there: no user of the node that is known.
+    pub fn contained(caller: Caller) -> Peer {
+        Peer { name: "root of a container".into(), ..Peer::local(caller, None) }
+    }
+
     /// Whether it is root on this node, by the kernel's word.
     pub fn is_root(&self) -> bool {
         self.is_local && self.uid == Some(0)

@@ -60,7 +60,11 @@ impl Authority {
 
     /// The list of revoked certificates, with these serial numbers, as PEM.
     pub(crate) fn revoked(&self, serials: &[u64]) -> String {
-        let now = SystemTime::now();
+        self.revoked_at(SystemTime::now(), serials)
+    }
+
+    /// One that was made then, for an hour.
+    pub(crate) fn revoked_at(&self, now: SystemTime, serials: &[u64]) -> String {
         let one = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: now.into(),

@@ -215,11 +215,10 @@ pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
             let text = "the legacy agent takes this from its own node alone, and so does this agent: call as root there";
             return Problem::new(Code::NodeRootOnly, text).into_response();
         }
-        if !request.method().is_safe() {
-            let of = Subject::request(request.method(), request.uri().path());
-            let change = Change { of, ..Change::of("handed on", principal(request.extensions())) };
-            return noted(api, request, change).await;
-        }
+        // Whatever the method: the legacy agent looks at the path alone.
+        let of = Subject::request(request.method(), request.uri().path());
+        let change = Change { of, ..Change::of("handed on", principal(request.extensions())) };
+        return noted(api, request, change).await;
     }
     forward(State(api), request).await
 }

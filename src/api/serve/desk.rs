@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -108,11 +107,11 @@ async fn note(
     let (name, peer) = by;
     let (by, caller) = (name.unwrap_or_else(|| peer.to_string().into()), peer.caller);
     let what = format!("{} {}", at.0, at.1.0.path());
-    let pace = refusals.note((caller.into(), peer.uid), code.as_str(), Instant::now());
-    journal::refused(Refused { by: &by, caller, what: &what }, code.as_str(), pace);
+    let refused = Refused { by: &by, caller, uid: peer.uid, what: &what };
+    let delay = journal::refused(&refusals, refused, code.as_str());
     // Who may call, and named what no caller may, only is not told each time.
-    if code.refuses_caller() && !pace.delay.is_zero() {
-        sleep(pace.delay).await;
+    if code.refuses_caller() && !delay.is_zero() {
+        sleep(delay).await;
     }
 }
 

@@ -18,14 +18,14 @@ mod tls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use futures_util::future::join_all;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -69,6 +69,19 @@ pub struct TlsGuard {
     pub config: Arc<ServerConfig>,
     /// Roles of certificates, where clients show one.
     pub clients: Clients,
+    /// When the list of revoked certificates is to be replaced, where there is one that says it.
+    pub crl_until: Option<SystemTime>,
+}
+
+impl TlsGuard {
+    /// What an operator should think about.
+    pub fn warning(&self, now: SystemTime) -> Option<String> {
+        let until = self.crl_until.filter(|until| *until < now)?;
+        Some(format!(
+            "the list of revoked certificates was to be replaced by {} and is still in force: write a new one to tls.client_crl",
+            humantime::format_rfc3339_seconds(until)
+        ))
+    }
 }
 
 /// What has to be shown at a door.
@@ -91,6 +104,9 @@ impl Guards {
 pub trait KnowsPeers: Send + Sync {
     /// Whose the end of a connection at `peer`, to `own`, is.
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose;
+
+    /// Whether a process outside of containers has the socket with that inode. Blocks for some milliseconds.
+    fn is_held_here(&self, inode: u32) -> bool;
 }
 
 /// Whose an end of a connection is.
@@ -100,8 +116,8 @@ pub enum Whose {
     Elsewhere,
     /// This node's, and no process is known that has it.
     Nobodys,
-    /// A process's of this user of the node.
-    Users(u32),
+    /// A process's of this user of the node, with the inode of its socket.
+    Users(u32, u32),
 }
 
 /// Where calls come in.
@@ -186,16 +202,18 @@ impl Door {
         }
     }
 
-    /// Peer of a connection, as far as the kernel tells who that is.
-    fn known(&self, stream: &Stream, peer: Option<SocketAddr>) -> Peer {
-        match (stream, peer) {
+    /// Peer of a connection, as far as the kernel tells who that is; with the inode of the socket of one that says to be root.
+    fn known(&self, stream: &Stream, peer: Option<SocketAddr>) -> (Peer, Option<u32>) {
+        let known = match (stream, peer) {
             (Stream::Tcp(stream), Some(peer)) => {
                 let caller = Caller::from(peer.ip());
                 let own = stream.local_addr().ok();
                 match own.map_or(Whose::Elsewhere, |own| self.node.whose(peer, own)) {
                     Whose::Elsewhere => Peer::elsewhere(caller),
                     Whose::Nobodys => Peer::local(caller, None),
-                    Whose::Users(uid) => Peer::local(caller, Some(uid)),
+                    Whose::Users(uid, inode) => {
+                        return (Peer::local(caller, Some(uid)), (uid == 0).then_some(inode));
+                    }
                 }
             }
             (Stream::Unix(stream), _) => {
@@ -203,7 +221,8 @@ impl Door {
                 Peer::local(Caller::Here, user.map(|user| user.uid()))
             }
             (Stream::Tcp(_), None) => Peer::local(Caller::Here, None),
-        }
+        };
+        (known, None)
     }
 
     /// Serves a connection in a task of its own, or refuses it.
@@ -216,21 +235,11 @@ impl Door {
         ended: &watch::Receiver<bool>,
         alive: &mpsc::Sender<()>,
     ) {
-        let known = self.known(&stream, peer);
+        let (known, root_socket) = self.known(&stream, peer);
         let caller = known.caller;
         let plain = self.guards.borrow().tls.is_none();
-        let refuse = |answer| {
-            // Who speaks TLS would not understand it.
-            if plain {
-                stream.refuse(answer);
-            }
-        };
         if !self.rules.let_in(&known) {
-            let refused = Refused { by: &known.to_string(), caller, what: "a connection" };
-            let code = Code::AddressNotAllowed.as_str();
-            let pace = self.refusals.note((caller.into(), known.uid), code, Instant::now());
-            journal::refused(refused, code, pace);
-            return refuse(NOT_ALLOWED);
+            return turn_away(stream, &known, &self.refusals, plain);
         }
         let mut inside = lock(hall);
         let id = match inside.crowd.enter(caller.into()) {
@@ -241,7 +250,7 @@ impl Door {
                 }
                 id
             }
-            Entry::Full => return refuse(FULL),
+            Entry::Full => return refuse(stream, FULL, plain),
         };
         let visit = Visit {
             place: Arc::new(Place { hall: hall.clone(), id }),
@@ -249,6 +258,8 @@ impl Door {
             guards: self.guards.clone(),
             rules: self.rules.clone(),
             refusals: self.refusals.clone(),
+            node: self.node.clone(),
+            root_socket,
             peer: known,
             limits,
             header_case: self.header_case,
@@ -265,6 +276,29 @@ impl Door {
     }
 }
 
+/// Answers a connection that is not served.
+fn refuse(stream: Stream, answer: &'static [u8], plain: bool) {
+    // Who speaks TLS would not understand it.
+    if plain {
+        stream.refuse(answer);
+    }
+}
+
+fn note_refused(peer: &Peer, what: &str, reason: &'static str, refusals: &Refusals) {
+    let Peer { caller, uid, .. } = *peer;
+    let refused = Refused { by: &peer.to_string(), caller, uid, what };
+    journal::refused(refusals, refused, reason);
+}
+
+/// Refuses a connection from an address that is not allowed.
+fn turn_away(stream: Stream, peer: &Peer, refusals: &Refusals, plain: bool) {
+    note_refused(peer, "a connection", Code::AddressNotAllowed.as_str(), refusals);
+    refuse(stream, NOT_ALLOWED, plain);
+}
+
+/// Only one connection at a time has the machine's descriptors looked through: many would keep its CPUs busy.
+static LOOKS: Semaphore = Semaphore::const_new(1);
+
 /// One connection.
 struct Visit {
     place: Arc<Place>,
@@ -272,6 +306,9 @@ struct Visit {
     guards: watch::Receiver<Guards>,
     rules: Arc<Rules>,
     refusals: Refusals,
+    node: Arc<dyn KnowsPeers>,
+    /// Inode of the peer's socket, where root has it and may be root in a container alone.
+    root_socket: Option<u32>,
     peer: Peer,
     limits: HttpPolicy,
     header_case: bool,
@@ -282,6 +319,13 @@ struct Visit {
 
 impl Visit {
     async fn serve(mut self, stream: Stream) {
+        if self.is_contained().await {
+            self.peer = Peer::contained(self.peer.caller);
+            if !self.rules.let_in(&self.peer) {
+                let plain = self.guards.borrow().tls.is_none();
+                return turn_away(stream, &self.peer, &self.refusals, plain);
+            }
+        }
         let tls = self.guards.borrow().tls.clone();
         // In boxes: else a connection without TLS is as large as one with it.
         match (stream, tls) {
@@ -303,12 +347,20 @@ impl Visit {
         }
     }
 
+    /// Whether the peer is root in a container alone, as far as no process outside is seen to have its socket.
+    async fn is_contained(&self) -> bool {
+        let Some(inode) = self.root_socket else { return false };
+        let node = self.node.clone();
+        let look = async {
+            let _alone = LOOKS.acquire().await;
+            tokio::task::spawn_blocking(move || node.is_held_here(inode)).await
+        };
+        !matches!(timeout(self.limits.header_timeout, look).await, Ok(Ok(true)))
+    }
+
     fn no_handshake(&self, why: &str) {
-        let caller = self.peer.caller;
-        let refused = Refused { by: &self.peer.to_string(), caller, what: "a TLS handshake" };
-        let pace = self.refusals.note((caller.into(), self.peer.uid), TLS_REASON, Instant::now());
         tracing::debug!(error = why, "a TLS handshake failed");
-        journal::refused(refused, TLS_REASON, pace);
+        note_refused(&self.peer, "a TLS handshake", TLS_REASON, &self.refusals);
     }
 
     async fn talk<S>(self, stream: S, tls: Option<Arc<TlsGuard>>)

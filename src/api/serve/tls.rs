@@ -2,6 +2,7 @@
 //! anew, is the composition root's business.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
@@ -12,6 +13,10 @@ use tokio_rustls::rustls::server::{
     NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier,
 };
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+
+use x509_cert::certificate::Rfc5280;
+use x509_cert::crl::CertificateList;
+use x509_cert::der::Decode;
 
 use super::TlsGuard;
 use super::certificate::{CertificateRule, Clients};
@@ -62,7 +67,18 @@ pub fn guard(material: &Material, rules: Vec<CertificateRule>) -> Result<TlsGuar
     let config = config(material)?;
     let chain = certificates(&material.chain).map_err(TlsError::Certificate)?;
     let clients = chain.first().map(|own| Clients::new(rules, own)).unwrap_or_default();
-    Ok(TlsGuard { config, clients })
+    let crl_until = material.client_crl.as_deref().and_then(next_update);
+    Ok(TlsGuard { config, clients, crl_until })
+}
+
+/// The first time at which one of these lists is to be replaced (RFC 5280, section 5.1.2.5).
+fn next_update(pem: &[u8]) -> Option<SystemTime> {
+    let lists = revoked(pem).ok()?;
+    let until = |list: &CertificateRevocationListDer<'_>| {
+        let list = CertificateList::<Rfc5280>::from_der(list).ok()?;
+        list.tbs_cert_list.next_update.map(|time| time.to_system_time())
+    };
+    lists.iter().filter_map(until).min()
 }
 
 /// What handshakes need.
