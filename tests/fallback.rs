@@ -805,6 +805,22 @@ async fn lost_pages_that_are_given_up_are_told_no_more() {
 }
 
 #[tokio::test]
+async fn pages_stay_lost_when_a_prepare_is_undone() {
+    let (_place, kernel, _legacy, agent) = node_of_reservations(Duration::ZERO, "").await;
+    assert_eq!(agent.post(DISABLE, "{}").await.text(), "fine");
+    until("they are missed", async || findings(&agent, "/v1/status").await.pop()).await;
+    let writes = kernel.writes().len();
+    let wish = r#"{"hugepages": [{"pages": 12000}], "engine": false}"#;
+    let answer = agent.post("/v1/prepare", wish).await;
+    let failed = answer.text();
+    assert!(failed.contains("pages that this call took"), "{failed}");
+    assert!(kernel.writes().len() > writes, "some were taken");
+    let finding = agent.get("/v1/node").await.json()["findings"][0]["text"].to_string();
+    // All but those in use, which the kernel made persistent again.
+    assert!(finding.contains("(20 of node0/2M)"), "{finding}");
+}
+
+#[tokio::test]
 async fn pages_that_go_after_the_answer_are_taken_again_where_that_is_set() {
     let (_place, kernel, _legacy, agent) =
         node_of_reservations(Duration::from_millis(300), "pools.retake = true\n").await;

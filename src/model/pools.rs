@@ -18,6 +18,13 @@ pub struct PoolKey {
     pub node: NumaNode,
 }
 
+impl PoolKey {
+    /// So many pages of that pool.
+    fn pages(self, pages: u64) -> PoolPages {
+        PoolPages { size: self.size, node: self.node, pages }
+    }
+}
+
 impl std::fmt::Display for PoolKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.node, self.size)
@@ -144,12 +151,12 @@ pub struct Ledger {
     pub restored: bool,
     /// Persistent pages grown and not given back.
     pub grown: Vec<PoolPages>,
-    /// All persistent pages of those pools when they were last looked at.
+    /// All persistent pages of those pools, and of those below, when they were last looked at.
     #[serde(default)]
     pub persistent: Vec<PoolPages>,
-    /// Persistent pages grown that somebody else took away since, and that were neither grown again nor given up.
+    /// Pools of which somebody else took the agent's pages, until it has as many again or gives them up.
     #[serde(default)]
-    pub lost: Vec<PoolPages>,
+    pub whole: Vec<WholePool>,
     /// A growth that was begun; settled when the outcome is known.
     pub intent: Option<Intent>,
 }
@@ -171,6 +178,19 @@ impl PoolPages {
     pub fn key(&self) -> PoolKey {
         PoolKey { size: self.size, node: self.node }
     }
+}
+
+/// A pool as it was before somebody else took pages of the agent's, in persistent pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WholePool {
+    /// Which pool.
+    #[serde(flatten)]
+    pub key: PoolKey,
+    /// The agent's.
+    pub grown: u64,
+    /// All of them.
+    pub persistent: u64,
 }
 
 /// A growth that is about to be written to the kernel, in persistent pages.
@@ -201,27 +221,44 @@ impl Ledger {
         pages_map(&self.grown)
     }
 
-    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the line. More pages than before make up
-    /// for lost ones.
+    /// Pages that the agent keeps: those grown, and those that somebody else took and that were not given up.
+    pub fn kept(&self) -> PagesByPool {
+        let mut kept = self.by_pool();
+        for whole in &self.whole {
+            let pages = kept.entry(whole.key).or_default();
+            *pages = whole.grown.max(*pages);
+        }
+        kept
+    }
+
+    /// Pages that the agent keeps and that nobody has put back. What others put back is theirs, and is not missing.
+    pub fn lost(&self) -> PagesByPool {
+        let last = pages_map(&self.persistent);
+        let lost = |whole: &WholePool| {
+            let of_all =
+                last.get(&whole.key).map_or(0, |last| whole.persistent.saturating_sub(*last));
+            (whole.key, of_all.min(whole.grown.saturating_sub(self.grown(whole.key))))
+        };
+        self.whole.iter().map(lost).filter(|(_, pages)| *pages > 0).collect()
+    }
+
+    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the line.
     pub fn set_grown(&mut self, key: PoolKey, pages: u64, persistent: u64) {
         let mut all = self.by_pool();
         let mut seen = pages_map(&self.persistent);
-        let gained = pages.saturating_sub(self.grown(key));
-        for lost in self.lost.iter_mut().filter(|lost| lost.key() == key) {
-            lost.pages = lost.pages.saturating_sub(gained);
-        }
-        self.lost.retain(|lost| lost.pages > 0);
         all.insert(key, pages);
         seen.insert(key, persistent);
-        seen.retain(|key, _| all.get(key).is_some_and(|pages| *pages > 0));
         self.grown = pages_list(&all);
-        self.persistent = pages_list(&seen);
+        let kept = self.kept();
+        seen.retain(|key, _| kept.get(key).is_some_and(|pages| *pages > 0));
+        // A pool that is empty is looked at, too.
+        self.persistent = seen.iter().map(|(key, pages)| key.pages(*pages)).collect();
     }
 
     /// Sizes of the pages that it speaks of.
     pub fn sizes(&self) -> BTreeSet<PageSize> {
-        let grown = self.grown.iter().map(|pages| pages.size);
-        grown.chain(self.intent.map(|intent| intent.pool.size)).collect()
+        let kept = self.kept().into_keys().map(|key| key.size);
+        kept.chain(self.intent.map(|intent| intent.pool.size)).collect()
     }
 
     /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
@@ -233,16 +270,20 @@ impl Ledger {
         let before = self.clone();
         let intent = self.intent.take();
         let last = pages_map(&self.persistent);
-        let mut lost = pages_map(&self.lost);
-        for (key, pages) in self.by_pool() {
-            let there = seen.pool(key).map_or(0, Pool::persistent);
-            let fewer = last.get(&key).map_or(0, |last| last.saturating_sub(there));
-            let left = pages.saturating_sub(fewer).min(there);
+        let lost = self.lost();
+        for key in self.kept().into_keys() {
+            let (grown, there) = (self.grown(key), seen.pool(key).map_or(0, Pool::persistent));
+            let last = last.get(&key).copied().unwrap_or(there);
+            let left = grown.saturating_sub(last.saturating_sub(there)).min(there);
+            if left < grown {
+                let lacks = (grown - left).saturating_add(lost.get(&key).copied().unwrap_or(0));
+                self.note_loss(
+                    WholePool { key, grown, persistent: last },
+                    there.saturating_add(lacks),
+                );
+            }
             self.set_grown(key, left, there);
-            let lost = lost.entry(key).or_default();
-            *lost = lost.saturating_add(pages - left);
         }
-        self.lost = pages_list(&lost);
         if let Some(intent) = intent
             && let Some(pool) = seen.pool(intent.pool)
             && pool.persistent() == intent.to
@@ -250,30 +291,41 @@ impl Ledger {
             let gained = intent.to.saturating_sub(intent.from);
             self.set_grown(intent.pool, self.grown(intent.pool) + gained, pool.persistent());
         }
+        let grown = self.by_pool();
+        self.whole.retain(|whole| whole.grown > grown.get(&whole.key).copied().unwrap_or(0));
         *self != before
     }
-}
 
-impl Ledger {
+    /// Notes how a pool was before pages went; `least` are the pages with which it would lack none.
+    fn note_loss(&mut self, before: WholePool, least: u64) {
+        match self.whole.iter_mut().find(|whole| whole.key == before.key) {
+            Some(whole) => {
+                whole.grown = whole.grown.max(before.grown);
+                whole.persistent = whole.persistent.max(least);
+            }
+            None => {
+                let persistent = before.persistent.max(least);
+                self.whole.push(WholePool { persistent, ..before });
+            }
+        }
+    }
+
     /// Finding of lost pages; none where none are lost.
     pub fn finding(&self) -> Option<Finding> {
-        let lost = self.lost.iter().map(|lost| format!("{} of {}", lost.pages, lost.key()));
+        let all = self.lost();
+        let lost = all.iter().map(|(key, pages)| format!("{pages} of {key}"));
         let lost = lost.collect::<Vec<_>>().join(", ");
         let text = format!(
             "something else took away hugepages that the agent keeps ({lost}): virtual machines and targets may find too few. \
              `vhost-agent pools restore` takes them again, `vhost-agent reclaim` gives them up with all that nobody uses"
         );
-        (!self.lost.is_empty()).then(|| Finding::new(Code::PagesLost, text))
+        (!all.is_empty()).then(|| Finding::new(Code::PagesLost, text))
     }
 }
 
 /// A map of pages as the list that goes to disk and wire; zeros are left out.
 pub fn pages_list(pages: &PagesByPool) -> Vec<PoolPages> {
-    pages
-        .iter()
-        .filter(|(_, pages)| **pages > 0)
-        .map(|(key, pages)| PoolPages { size: key.size, node: key.node, pages: *pages })
-        .collect()
+    pages.iter().filter(|(_, pages)| **pages > 0).map(|(key, pages)| key.pages(*pages)).collect()
 }
 
 /// The map of such a list.
@@ -317,12 +369,15 @@ mod tests {
         ledger.settle(&seen(880, 0));
         assert_eq!(ledger.grown(KEY), 10);
         ledger.settle(&seen(0, 0));
-        assert!(ledger.grown.is_empty() && ledger.persistent.is_empty());
+        assert!(ledger.grown.is_empty());
+    }
+
+    fn lost(ledger: &Ledger) -> u64 {
+        ledger.lost().values().sum()
     }
 
     #[test]
     fn lost_pages_are_told_until_they_are_grown_again() {
-        let lost = |ledger: &Ledger| ledger.lost.iter().map(|lost| lost.pages).sum::<u64>();
         let mut ledger = Ledger::new("b");
         ledger.set_grown(KEY, 50, 200);
         assert_eq!(ledger.finding(), None);
@@ -337,13 +392,40 @@ mod tests {
         );
         ledger.settle(&seen(0, 0));
         assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 50), "and no more than it had");
-        ledger.settle(&seen(900, 0));
-        assert_eq!(lost(&ledger), 50, "what others add is theirs");
-        ledger.set_grown(KEY, 40, 940);
+        ledger.set_grown(KEY, 40, 40);
         assert_eq!(lost(&ledger), 10);
-        ledger.set_grown(KEY, 30, 930);
-        assert_eq!(lost(&ledger), 10, "what the agent gives back is not lost");
-        ledger.set_grown(KEY, 50, 950);
+        ledger.set_grown(KEY, 50, 50);
         assert_eq!((lost(&ledger), ledger.finding()), (0, None));
+        ledger.settle(&seen(50, 0));
+        assert!(ledger.whole.is_empty());
+    }
+
+    #[test]
+    fn lost_pages_stay_lost_when_the_growth_that_made_up_for_them_is_undone() {
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50, 200);
+        ledger.settle(&seen(170, 0));
+        ledger.set_grown(KEY, 90, 240);
+        assert_eq!(lost(&ledger), 0);
+        ledger.set_grown(KEY, 20, 170);
+        assert_eq!(lost(&ledger), 30);
+        ledger.set_grown(KEY, 35, 185);
+        assert_eq!(lost(&ledger), 15, "all but those in use are given back");
+    }
+
+    #[test]
+    fn pages_that_others_put_back_are_neither_claimed_nor_missing() {
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50, 200);
+        ledger.settle(&seen(0, 0));
+        ledger.settle(&seen(180, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 20));
+        ledger.settle(&seen(900, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 0));
+        ledger.set_grown(KEY, 10, 910);
+        ledger.settle(&seen(905, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (5, 5), "of the new ones");
+        ledger.settle(&seen(0, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 50), "no more than it ever had");
     }
 }

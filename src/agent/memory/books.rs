@@ -25,7 +25,7 @@ pub struct Published {
     pub ledger: Ledger,
     /// Whether the reservations on disk cover the ledger.
     pub remembered: bool,
-    /// What is wanted, and taken again after a reboot: the reservations, and what the ledger has beyond.
+    /// What is wanted, and taken again after a reboot: the reservations, and what the agent keeps beyond.
     pub wanted: PagesByPool,
 }
 
@@ -70,7 +70,8 @@ impl Books {
         &self.ledger
     }
 
-    pub(super) fn reservations(&self) -> &PagesByPool {
+    #[cfg(test)]
+    fn reservations(&self) -> &PagesByPool {
         &self.reservations
     }
 
@@ -171,9 +172,9 @@ impl Books {
 
     /// Lowers the reservations of these pools to what the ledger has, on disk: what was lost of them is given up.
     pub(super) fn lower(&mut self, keys: impl Fn(&PoolKey) -> bool) -> Result<(), Fault> {
-        let lost = self.ledger.lost.len();
-        self.ledger.lost.retain(|lost| !keys(&lost.key()));
-        if self.ledger.lost.len() < lost {
+        let lost = self.ledger.whole.len();
+        self.ledger.whole.retain(|whole| !keys(&whole.key));
+        if self.ledger.whole.len() < lost {
             self.save()?;
         }
         let mut wanted = self.raised();
@@ -184,11 +185,24 @@ impl Books {
         self.write_reservations(wanted)
     }
 
+    /// Pages that the ledger is to have again: all that are wanted, but for those that others have put back.
+    pub(super) fn to_restore(&self) -> PagesByPool {
+        let (lost, mut wanted) = (self.ledger.lost(), self.raised());
+        for whole in &self.ledger.whole {
+            let lost = lost.get(&whole.key).copied().unwrap_or(0);
+            let there = self.ledger.grown(whole.key).saturating_add(lost);
+            if there < whole.grown {
+                wanted.insert(whole.key, there);
+            }
+        }
+        wanted
+    }
+
     fn raised(&self) -> PagesByPool {
         let mut wanted = self.reservations.clone();
-        for (key, grown) in self.ledger.by_pool() {
+        for (key, kept) in self.ledger.kept() {
             let pages = wanted.entry(key).or_default();
-            *pages = grown.max(*pages);
+            *pages = kept.max(*pages);
         }
         wanted
     }
@@ -320,13 +334,13 @@ mod tests {
         assert_eq!(books.catch_up_with(&seen), Ok(true));
         assert_eq!(books.catch_up_with(&seen), Ok(false), "known already");
         let mut books = open(&dir, "boot");
-        assert_eq!((books.ledger().grown(key(0)), books.ledger().lost[0].pages), (40, 60));
+        assert_eq!((books.ledger().grown(key(0)), books.ledger().lost()[&key(0)]), (40, 60));
         assert_eq!(books.reservations()[&key(0)], 100, "the next boot takes them");
         books.lower(|key| key.node == NumaNode(1)).unwrap();
-        assert_eq!(books.ledger().lost.len(), 1, "of another pool");
+        assert_eq!(books.ledger().lost().len(), 1, "of another pool");
         books.lower(|key| key.node == NumaNode(0)).unwrap();
         let books = open(&dir, "boot");
-        assert_eq!((books.ledger().lost.len(), books.reservations()[&key(0)]), (0, 40));
+        assert_eq!((books.ledger().lost().len(), books.reservations()[&key(0)]), (0, 40));
     }
 
     #[test]

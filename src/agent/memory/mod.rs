@@ -231,11 +231,17 @@ impl MemoryWork {
         self.books.catch_up();
     }
 
-    /// Takes again what the agent held before the machine was booted, as far as it can.
+    /// Takes again what the agent held before the machine was booted or somebody else took it away, as far as it can.
     pub fn restore(&mut self) -> PartReport {
+        let seen = match self.observer.pools() {
+            Ok(seen) => seen,
+            Err(fault) => return PartReport { errors: vec![fault], ..PartReport::default() },
+        };
+        self.books.settle(&seen);
+        self.seen = Some((Instant::now(), seen));
         let mut report = self.prepare(&MemoryOrder {
             work: WorkId::next(),
-            goal: PoolGoal::Grown(self.books.reservations().clone()),
+            goal: PoolGoal::Grown(self.books.to_restore()),
             mounts: Vec::new(),
             keep_partial: true,
             dry_run: false,
@@ -257,7 +263,7 @@ impl MemoryWork {
         match looked {
             Err(fault) => PartReport { errors: vec![fault], ..PartReport::default() },
             Ok(changed) => {
-                let are_lost = !changed && !self.books.ledger().lost.is_empty();
+                let are_lost = !changed && !self.books.ledger().lost().is_empty();
                 if are_lost && self.pools.retake { self.restore() } else { PartReport::default() }
             }
         }
@@ -312,3 +318,7 @@ impl MemoryWork {
 fn pages_text(pages: u64) -> String {
     format!("{pages} pages")
 }
+
+#[cfg(test)]
+#[path = "memory_tests.rs"]
+mod tests;

@@ -1,0 +1,116 @@
+//! What becomes of pages that others take, on a machine of plain files: a pool has what was written to it last.
+#![allow(clippy::disallowed_methods)] // the tests put files in place
+
+use super::*;
+use crate::host::Root;
+use crate::model::pools::{PagesByPool, PoolKey, pages_list};
+use crate::model::units::NumaNode;
+use crate::store::Durability;
+
+const POOL: &str = "sys/devices/system/node/node0/hugepages/hugepages-2048kB";
+const KEY: PoolKey = PoolKey { size: PageSize::MIB_2, node: NumaNode(0) };
+
+struct Machine {
+    root: tempfile::TempDir,
+    work: MemoryWork,
+}
+
+impl Machine {
+    /// A pool with `others` pages of somebody else, and so many that are reserved for the agent.
+    fn with(others: u64, reserved: u64) -> Machine {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("proc/sys/kernel/random/boot_id", "the-boot\n");
+        write("proc/meminfo", "MemTotal: 99999999 kB\nMemAvailable: 99999999 kB\n");
+        for name in ["nr_hugepages", "free_hugepages", "surplus_hugepages"] {
+            write(&format!("{POOL}/{name}"), "0\n");
+        }
+        write(&format!("{POOL}/nr_hugepages"), &format!("{others}\n"));
+        let store = Store::open(root.path().join("state"), root.path().join("run")).unwrap();
+        let reservations = pages_list(&PagesByPool::from([(KEY, reserved)]));
+        store.write(RESERVATIONS, &reservations, Durability::Disk).unwrap();
+        let at = Root::new(root.path());
+        let work = MemoryWork::new(
+            MemoryObserver::new(&at).unwrap(),
+            MemoryApplier::new(&at, MountPolicy::default()).unwrap(),
+            PoolPolicy { retake: true, ..PoolPolicy::default() },
+            MountPolicy::default(),
+            store,
+            ProgressSink::default(),
+        );
+        Machine { root, work: work.unwrap() }
+    }
+
+    fn set(&self, counter: &str, pages: u64) {
+        std::fs::write(self.root.path().join(POOL).join(counter), format!("{pages}\n")).unwrap();
+    }
+
+    fn total(&self) -> u64 {
+        let knob = std::fs::read_to_string(self.root.path().join(POOL).join("nr_hugepages"));
+        knob.unwrap().trim().parse().unwrap()
+    }
+
+    fn restore(&mut self) {
+        assert_eq!(self.work.restore().errors, []);
+    }
+
+    /// Looks twice: at a change, and at a pool that stays as it is.
+    fn look(&mut self) {
+        assert_eq!((self.work.look().errors, self.work.look().errors), (vec![], vec![]));
+    }
+
+    /// The pages that are told as lost.
+    fn lost(&self) -> String {
+        let finding = self.work.publishes().borrow().ledger.finding();
+        let text = finding.map_or(String::new(), |finding| finding.text);
+        text.split(['(', ')']).nth(1).unwrap_or_default().to_string()
+    }
+
+    fn wanted(&self) -> u64 {
+        self.work.publishes().borrow().wanted.get(&KEY).copied().unwrap_or(0)
+    }
+
+    fn give_back(&mut self, keep: u64) {
+        let report = self.work.reclaim(ReclaimOrder { keep, ..ReclaimOrder::default() });
+        assert_eq!(report.errors, []);
+    }
+}
+
+#[test]
+fn pages_that_others_put_back_are_not_taken_on_top() {
+    let mut machine = Machine::with(10, 100);
+    machine.restore();
+    assert_eq!(machine.total(), 110);
+    for (taken, put, lost) in [(10, 110, ""), (0, 4096, ""), (60, 110, "")] {
+        machine.set("nr_hugepages", taken);
+        machine.work.look();
+        assert_ne!(machine.lost(), "", "{taken}");
+        machine.set("nr_hugepages", put);
+        machine.look();
+        machine.restore();
+        assert_eq!((machine.total(), machine.lost().as_str()), (put, lost));
+    }
+    machine.give_back(0);
+    assert_eq!(machine.total(), 110, "they are not the agent's");
+}
+
+#[test]
+fn of_pages_that_others_put_back_in_part_the_rest_is_taken_again() {
+    let mut machine = Machine::with(10, 100);
+    machine.restore();
+    machine.set("nr_hugepages", 0);
+    machine.work.look();
+    machine.set("nr_hugepages", 70);
+    machine.look();
+    assert_eq!((machine.total(), machine.lost().as_str()), (110, ""));
+    machine.look();
+    machine.restore();
+    assert_eq!((machine.total(), machine.wanted()), (110, 100));
+    machine.set("nr_hugepages", 0);
+    machine.look();
+    assert_eq!(machine.total(), 100, "what is lost is taken again, and no page of others");
+}
