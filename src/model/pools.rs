@@ -291,8 +291,7 @@ impl Ledger {
             let gained = intent.to.saturating_sub(intent.from);
             self.set_grown(intent.pool, self.grown(intent.pool) + gained, pool.persistent());
         }
-        let grown = self.by_pool();
-        self.whole.retain(|whole| whole.grown > grown.get(&whole.key).copied().unwrap_or(0));
+        self.keep_at_most(&self.kept());
         *self != before
     }
 
@@ -308,6 +307,21 @@ impl Ledger {
                 self.whole.push(WholePool { persistent, ..before });
             }
         }
+    }
+
+    /// Gives up lost pages, so that the agent keeps no more than these. Returns whether there were any.
+    pub fn keep_at_most(&mut self, most: &PagesByPool) -> bool {
+        let before = self.whole.clone();
+        let grown = self.by_pool();
+        let pages = |of: &PagesByPool, key| of.get(&key).copied().unwrap_or(0);
+        for whole in &mut self.whole {
+            let less = whole.grown.saturating_sub(pages(most, whole.key));
+            whole.grown -= less;
+            // It would have that many fewer, too.
+            whole.persistent = whole.persistent.saturating_sub(less);
+        }
+        self.whole.retain(|whole| whole.grown > pages(&grown, whole.key));
+        self.whole != before
     }
 
     /// Finding of lost pages; none where none are lost.

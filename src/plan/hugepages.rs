@@ -456,16 +456,24 @@ fn fill_evenly(levels: &PagesByPool, missing: u64) -> PagesByPool {
         .collect()
 }
 
-/// Lowers what may be given back so that of each size `keep` free pages stay.
-pub fn keep(limit: &mut PagesByPool, keep: u64, seen: &PoolsSeen) {
-    for size in seen.sizes() {
+/// Lowers what may be given back so that of each size `keep` free pages stay, and what is missing to the pages that these
+/// need beyond the free ones.
+pub fn keep(limit: &mut PagesByPool, missing: &mut PagesByPool, keep: u64, seen: &PoolsSeen) {
+    let free = |size| {
         let of_size = seen.pools.iter().filter(|pool| pool.key.size == size);
-        let free: u64 = of_size.map(|pool| pool.free).sum();
-        let mut may = free.saturating_sub(keep);
-        for (_, pages) in limit.iter_mut().filter(|(key, _)| key.size == size) {
-            *pages = may.min(*pages);
-            may -= *pages;
-        }
+        of_size.map(|pool| pool.free).sum::<u64>()
+    };
+    lower(limit, |size| free(size).saturating_sub(keep));
+    lower(missing, |size| keep.saturating_sub(free(size)));
+}
+
+/// Lowers the pages so that of each size there are no more than `most`.
+fn lower(pages: &mut PagesByPool, most: impl Fn(PageSize) -> u64) {
+    let mut left: BTreeMap<PageSize, u64> = BTreeMap::new();
+    for (key, pages) in pages {
+        let left = left.entry(key.size).or_insert_with(|| most(key.size));
+        *pages = (*left).min(*pages);
+        *left -= *pages;
     }
 }
 

@@ -320,7 +320,7 @@ fn free_pages_of_others_count_as_kept_and_are_never_given_back() {
     let given = |others: u64, kept: u64| {
         let seen = machine(&[(others + 12, others + 12, 0)]);
         let mut limit = pages(&[(0, 12)]);
-        keep(&mut limit, kept, &seen);
+        keep(&mut limit, &mut PagesByPool::new(), kept, &seen);
         let steps = give_back(&limit, &seen);
         let given = steps.iter().map(|step| match step {
             Step::Shrink(resize) => resize.from - resize.to,
@@ -329,6 +329,19 @@ fn free_pages_of_others_count_as_kept_and_are_never_given_back() {
         given.sum::<u64>()
     };
     assert_eq!([given(0, 10), given(6, 10), given(1030, 10), given(1030, 1034)], [2, 8, 12, 8]);
+}
+
+#[test]
+fn of_missing_pages_only_those_that_are_to_stay_free_are_kept() {
+    let kept = |free: u64, kept: u64| {
+        let mut missing = pages(&[(0, 30), (1, 30)]);
+        keep(&mut PagesByPool::new(), &mut missing, kept, &machine(&[(90, free, 0), (9, 0, 0)]));
+        missing.into_values().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        [kept(0, 0), kept(8, 50), kept(60, 50), kept(0, 99)],
+        [[0, 0], [30, 12], [0, 0], [30, 30]]
+    );
 }
 
 /// A machine as the property tests make it up.

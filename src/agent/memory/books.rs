@@ -170,19 +170,32 @@ impl Books {
         self.write_reservations(wanted)
     }
 
-    /// Lowers the reservations of these pools to what the ledger has, on disk: what was lost of them is given up.
-    pub(super) fn lower(&mut self, keys: impl Fn(&PoolKey) -> bool) -> Result<(), Fault> {
-        let lost = self.ledger.whole.len();
-        self.ledger.whole.retain(|whole| !keys(&whole.key));
-        if self.ledger.whole.len() < lost {
-            self.save()?;
-        }
+    /// Lowers the reservations of these pools, on disk, to what the ledger has and what stays missing: what was lost of them
+    /// beyond that is given up.
+    pub(super) fn lower(
+        &mut self,
+        keys: impl Fn(&PoolKey) -> bool,
+        missing: &PagesByPool,
+    ) -> Result<(), Fault> {
         let mut wanted = self.raised();
         for (key, pages) in wanted.iter_mut().filter(|(key, _)| keys(key)) {
-            *pages = self.ledger.grown(*key);
+            let missing = missing.get(key).copied().unwrap_or(0);
+            *pages = self.ledger.grown(*key).saturating_add(missing);
         }
         wanted.retain(|_, pages| *pages > 0);
+        if self.ledger.keep_at_most(&wanted) {
+            self.save()?;
+        }
         self.write_reservations(wanted)
+    }
+
+    /// Pages that are wanted and that the ledger does not have.
+    pub(super) fn missing(&self) -> PagesByPool {
+        let mut missing = self.raised();
+        for (key, pages) in &mut missing {
+            *pages = pages.saturating_sub(self.ledger.grown(*key));
+        }
+        missing
     }
 
     /// Pages that the ledger is to have again: all that are wanted, but for those that others have put back.
@@ -336,9 +349,9 @@ mod tests {
         let mut books = open(&dir, "boot");
         assert_eq!((books.ledger().grown(key(0)), books.ledger().lost()[&key(0)]), (40, 60));
         assert_eq!(books.reservations()[&key(0)], 100, "the next boot takes them");
-        books.lower(|key| key.node == NumaNode(1)).unwrap();
+        books.lower(|key| key.node == NumaNode(1), &PagesByPool::new()).unwrap();
         assert_eq!(books.ledger().lost().len(), 1, "of another pool");
-        books.lower(|key| key.node == NumaNode(0)).unwrap();
+        books.lower(|key| key.node == NumaNode(0), &PagesByPool::new()).unwrap();
         let books = open(&dir, "boot");
         assert_eq!((books.ledger().lost().len(), books.reservations()[&key(0)]), (0, 40));
     }
@@ -352,7 +365,7 @@ mod tests {
         books.remember().unwrap();
         books.gave_back(&resized(0, 100, 40)).unwrap();
         books.gave_back(&resized(1, 100, 40)).unwrap();
-        books.lower(|key| key.node == NumaNode(0)).unwrap();
+        books.lower(|key| key.node == NumaNode(0), &PagesByPool::new()).unwrap();
         let wanted = PagesByPool::from([(key(0), 40), (key(1), 100)]);
         assert_eq!(*open(&dir, "next").reservations(), wanted);
     }

@@ -47,12 +47,14 @@ impl MemoryWork {
         };
         self.books.settle(&seen);
         let mut limit = self.books.ledger().by_pool();
+        let mut missing = self.books.missing();
         limit.retain(|key, _| order.names(key));
-        hugepages::keep(&mut limit, order.keep, &seen);
+        missing.retain(|key, _| order.names(key));
+        hugepages::keep(&mut limit, &mut missing, order.keep, &seen);
         let shrunk = self.shrink(&limit, order.dry_run, &mut report.steps);
         report.errors.extend(shrunk.1);
         if !order.dry_run {
-            report.errors.extend(self.books.lower(|key| order.names(key)).err());
+            report.errors.extend(self.books.lower(|key| order.names(key), &missing).err());
         }
         report.remaining = self.books.ledger().grown.clone();
         report

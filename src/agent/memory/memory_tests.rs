@@ -81,6 +81,43 @@ impl Machine {
 }
 
 #[test]
+fn a_give_back_gives_up_only_the_lost_pages_that_it_would_not_keep() {
+    let mut machine = Machine::with(10, 100);
+    machine.restore();
+    machine.set("nr_hugepages", 10);
+    machine.work.look();
+    assert_eq!((machine.lost().as_str(), machine.wanted()), ("100 of node0/2M", 100));
+    machine.give_back(200);
+    assert_eq!((machine.lost().as_str(), machine.wanted()), ("100 of node0/2M", 100));
+    machine.set("free_hugepages", 5);
+    machine.give_back(65);
+    assert_eq!((machine.lost().as_str(), machine.wanted()), ("60 of node0/2M", 60));
+    machine.give_back(0);
+    assert_eq!((machine.lost().as_str(), machine.wanted()), ("", 0));
+}
+
+#[test]
+fn a_give_back_keeps_what_a_restore_could_not_take() {
+    let mut machine = Machine::with(0, 100);
+    machine.give_back(512);
+    assert_eq!(machine.wanted(), 100);
+    machine.give_back(0);
+    assert_eq!(machine.wanted(), 0);
+}
+
+#[test]
+fn a_give_back_keeps_what_others_have_put_back_for_the_next_boot() {
+    let mut machine = Machine::with(10, 100);
+    machine.restore();
+    machine.set("nr_hugepages", 0);
+    machine.work.look();
+    machine.set("nr_hugepages", 4096);
+    machine.look();
+    machine.give_back(60);
+    assert_eq!((machine.lost().as_str(), machine.wanted(), machine.total()), ("", 60, 4096));
+}
+
+#[test]
 fn pages_that_others_put_back_are_not_taken_on_top() {
     let mut machine = Machine::with(10, 100);
     machine.restore();
