@@ -695,8 +695,8 @@ async fn without_it_all_is_as_before_and_what_was_learnt_stays() {
 // Calls that change the pools.
 
 const DISABLE: &str = "/host/disable/hugepage";
-/// Pages that the agent has when 432 and 240 were taken again of pools with 412 and 300 in use.
-const AGAIN: [u64; 2] = [432, 300];
+/// Pages that the agent has, in pools with 412 and 300 in use.
+const TAKEN: [u64; 2] = [432, 240];
 
 /// A node with 672 pages of the agent's, in front of a legacy agent that takes all pages away so long after its answer.
 async fn node_of_reservations(after: Duration, more: &str) -> (Place, Kernel, Legacy, Agent) {
@@ -728,7 +728,7 @@ async fn node_of_reservations(after: Duration, more: &str) -> (Place, Kernel, Le
     let agent = place.ready().await;
     let prepared = agent.post("/v1/prepare", r#"{"hugepages": [{"pages": 1024}]}"#).await;
     assert_eq!(prepared.json()["outcome"], "changed", "{}", prepared.text());
-    assert_eq!(grown(&agent).await, [432, 240]);
+    assert_eq!(grown(&agent).await, TAKEN);
     (place, kernel, legacy, agent)
 }
 
@@ -783,7 +783,7 @@ async fn pages_that_a_call_takes_away_are_an_event_and_a_finding() {
     assert_eq!(kernel.writes().len(), writes);
     assert_eq!(agent.post("/v1/restore", "{}").await.json()["outcome"], "changed");
     until("all is there again", async || {
-        (grown(&agent).await == AGAIN && findings(&agent, "/v1/status").await.is_empty())
+        (grown(&agent).await == TAKEN && findings(&agent, "/v1/status").await.is_empty())
             .then_some(())
     })
     .await;
@@ -829,11 +829,11 @@ async fn pages_that_go_after_the_answer_are_taken_again_where_that_is_set() {
     agent.logged("432 of node0/2M, 240 of node1/2M").await;
     agent.logged("were taken again after a call of the legacy agent").await;
     until("all is there again", async || {
-        (grown(&agent).await == AGAIN && findings(&agent, "/v1/status").await.is_empty())
+        (grown(&agent).await == TAKEN && findings(&agent, "/v1/status").await.is_empty())
             .then_some(())
     })
     .await;
-    assert_eq!(kernel.writes()[2..], ["node0 nr 0", "node1 nr 0", "node0 nr 432", "node1 nr 300"]);
+    assert_eq!(kernel.writes()[2..], ["node0 nr 0", "node1 nr 0", "node0 nr 432", "node1 nr 240"]);
 }
 
 // With a guard in front.

@@ -85,8 +85,11 @@ pub fn grow(
     trials: &Trials,
     on_shortfall: OnShortfall,
 ) -> Decision {
-    let restores = matches!(goal, PoolGoal::Grown(_));
-    let round = Round { seen, grown, policy, trials, restores };
+    let restored = match goal {
+        PoolGoal::Grown(wanted) => Some(wanted),
+        PoolGoal::Free(_) => None,
+    };
+    let round = Round { seen, grown, policy, trials, restored };
     let shares = match goal {
         PoolGoal::Free(wants) => round.shares_for_free(wants),
         PoolGoal::Grown(wanted) => Ok(round.shares_for_grown(wanted)),
@@ -114,8 +117,8 @@ struct Round<'a> {
     grown: &'a PagesByPool,
     policy: &'a PoolPolicy,
     trials: &'a Trials,
-    /// Whether pages are taken again that the agent had before the last boot.
-    restores: bool,
+    /// Pages that the agent had and takes again, where it does.
+    restored: Option<&'a PagesByPool>,
 }
 
 impl Round<'_> {
@@ -180,14 +183,13 @@ impl Round<'_> {
 
     fn shares_for_grown(&self, wanted: &PagesByPool) -> Shares {
         let mut shares = Shares::default();
-        for (key, pages) in wanted {
-            let missing = pages.saturating_sub(self.grown.get(key).copied().unwrap_or(0));
+        for key in wanted.keys() {
+            let missing = self.missing(*key);
             if missing == 0 {
                 continue;
             }
             match self.seen.pool(*key) {
-                // Surplus pages become persistent first, and so the agent's: they are what somebody took away while a
-                // guest used it, and no memory is needed for them.
+                // The kernel makes surplus pages persistent first, which takes no memory.
                 Some(pool) if !self.exhausted(*key) => {
                     shares.adds.insert(*key, missing.saturating_sub(pool.surplus));
                 }
@@ -195,6 +197,24 @@ impl Round<'_> {
             }
         }
         shares
+    }
+
+    /// Pages of a pool that are to be taken again and are not yet.
+    fn missing(&self, key: PoolKey) -> u64 {
+        let pages = |of: &PagesByPool| of.get(&key).copied().unwrap_or(0);
+        self.restored.map_or(0, pages).saturating_sub(pages(self.grown))
+    }
+
+    /// Persistent pages of a pool to which so many are added.
+    fn persistent_after(&self, key: PoolKey, add: u64) -> u64 {
+        let (total, persistent) =
+            self.seen.pool(key).map_or((0, 0), |pool| (pool.total, pool.persistent()));
+        let to = total.saturating_add(add);
+        match self.restored {
+            // Surplus pages beyond what is missing are not the agent's.
+            Some(_) => to.min(persistent.saturating_add(self.missing(key))),
+            None => to,
+        }
     }
 
     fn decide(&self, shares: Shares, on_shortfall: OnShortfall) -> Decision {
@@ -228,7 +248,7 @@ impl Round<'_> {
         for (key, add) in adds {
             let pages = (*add).min(left / key.size.kib());
             left -= key.size.kib_of(pages);
-            if pages > 0 {
+            if pages > 0 || *add == 0 {
                 affordable.insert(*key, pages);
             }
         }
@@ -249,7 +269,7 @@ impl Round<'_> {
             };
             helps.extend(help.filter(|help| !helps.contains(help)));
             let from = self.seen.pool(*key).map_or(0, |pool| pool.total);
-            let to = from.saturating_add(*add);
+            let to = self.persistent_after(*key, *add);
             grows.push(Step::Grow(ResizePool { pool: *key, from, to }));
         }
         helps.into_iter().chain(grows).collect()
@@ -360,7 +380,7 @@ impl Round<'_> {
     /// when it was new, or comes from before there was one.
     fn below_limit(&self) -> Option<u64> {
         let most = self.seen.memory.total_kib / 100 * self.policy.max_percent;
-        (!self.restores).then(|| most.saturating_sub(kib_of(self.grown)))
+        self.restored.is_none().then(|| most.saturating_sub(kib_of(self.grown)))
     }
 
     /// Refuses a growth after which the agent's pages would take more than their share.

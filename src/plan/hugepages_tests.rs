@@ -253,13 +253,24 @@ fn the_agents_pages_of_all_sizes_take_no_more_than_their_share() {
 }
 
 #[test]
-fn restore_takes_no_memory_for_surplus_pages() {
-    let mut seen = machine(&[(412, 0, 0), (300, 0, 0)]);
-    seen.pools.iter_mut().for_each(|pool| pool.surplus = pool.total);
-    let goal = PoolGoal::Grown(pages(&[(0, 432), (1, 240)]));
-    let none = PagesByPool::new();
-    let decision = grow(&goal, &seen, &none, &policy(), &Trials::new(), OnShortfall::TakeTheRest);
-    assert_eq!(adds(&decision), pages(&[(0, 20), (1, 0)]));
+fn restore_takes_surplus_pages_first_and_no_more_than_it_lacks() {
+    let mut seen = machine(&[(412, 0, 412), (300, 0, 300), (90, 0, 60)]);
+    let goal = PoolGoal::Grown(pages(&[(0, 432), (1, 240), (2, 50)]));
+    let grown = pages(&[(2, 10)]);
+    let persistent = |seen: &PoolsSeen| {
+        let decision =
+            grow(&goal, seen, &grown, &policy(), &Trials::new(), OnShortfall::TakeTheRest);
+        let Decision::Steps(steps) = decision else { panic!("{decision:?}") };
+        let to = steps.iter().map(|step| match step {
+            Step::Grow(ResizePool { pool, to, .. }) => (pool.node.0, *to),
+            other => panic!("{other:?}"),
+        });
+        to.collect::<Vec<_>>()
+    };
+    assert_eq!(persistent(&seen), [(0, 432), (1, 240), (2, 70)]);
+    // Those take no memory.
+    seen.memory.available_kib = 0;
+    assert_eq!(persistent(&seen), [(1, 240), (2, 70)]);
 }
 
 #[test]

@@ -168,10 +168,10 @@ impl MemoryWork {
     ) -> Result<Pool, Fault> {
         let begun = self.progress.begun(step);
         let (last, broke) = self.raise_by_portions(first, goal, &mut growth.taken, limits);
-        let short = last.total < goal;
+        let short = last.persistent() < goal;
         if short {
             let got = last.total.saturating_sub(first.total);
-            growth.note_short(first.key, goal - first.total, got);
+            growth.note_short(first.key, goal.saturating_sub(first.total), got);
         }
         let outcome = match (&broke, short) {
             (Some(_), _) => StepOutcome::Failed,
