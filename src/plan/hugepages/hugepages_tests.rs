@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::pools::{Memory, Pool};
+use crate::model::pools::{Memory, Placement, Pool};
+use crate::model::units::{NumaNode, PageSize};
 
 const MIB: u64 = 1024;
 

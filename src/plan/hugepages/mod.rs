@@ -8,15 +8,21 @@
 //! planner counts alike: promised pages count against the pools asked about as far as the free pages
 //! elsewhere do not cover them.
 
+mod bounds;
+mod giving_back;
+mod placement;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+pub use self::bounds::floor_kib;
+pub use self::giving_back::{give_back, keep};
+use self::placement::fill_evenly;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::policy::PoolPolicy;
-use crate::model::pools::{PagesByPool, Placement, PoolGoal, PoolKey, PoolWant, PoolsSeen};
+use crate::model::pools::{PagesByPool, PoolGoal, PoolKey, PoolWant, PoolsSeen};
 use crate::model::step::{ResizePool, Step};
-use crate::model::units::{NumaNode, PageSize};
 
 /// How hard the kernel was asked for pages of a pool and still gave too few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -238,23 +244,6 @@ impl Round<'_> {
         }
     }
 
-    /// As many of the pages as the floor and the limit allow.
-    fn within_bounds(&self, adds: &PagesByPool) -> PagesByPool {
-        let memory = self.seen.memory;
-        let above_floor =
-            memory.available_kib.saturating_sub(floor_kib(self.policy, memory.total_kib));
-        let mut left = above_floor.min(self.below_limit().unwrap_or(u64::MAX));
-        let mut affordable = PagesByPool::new();
-        for (key, add) in adds {
-            let pages = (*add).min(left / key.size.kib());
-            left -= key.size.kib_of(pages);
-            if pages > 0 || *add == 0 {
-                affordable.insert(*key, pages);
-            }
-        }
-        affordable
-    }
-
     /// What helps comes first, once; then the largest pages, while memory is still in one piece.
     fn steps(&self, adds: &PagesByPool) -> Vec<Step> {
         let mut order: Vec<(&PoolKey, &u64)> = adds.iter().collect();
@@ -282,128 +271,6 @@ impl Round<'_> {
         self.trials.get(&key).is_some_and(|trial| trial.effort >= last)
     }
 
-    fn candidates(&self, want: &PoolWant) -> Result<Vec<PoolKey>, Fault> {
-        let of_size = self.pools_of(want.size);
-        if of_size.is_empty() {
-            let sizes: Vec<String> = self.seen.sizes().iter().map(PageSize::to_string).collect();
-            return Err(Fault::new(
-                Code::PageSizeUnsupported,
-                format!(
-                    "this kernel has no pool of {} pages (it has: {}); for 1G pages the CPU must have \
-                     the flag pdpe1gb",
-                    want.size,
-                    if sizes.is_empty() { "none".to_string() } else { sizes.join(", ") }
-                ),
-            ));
-        }
-        match &want.placement {
-            Placement::Spread => {
-                let near: Vec<PoolKey> = of_size
-                    .iter()
-                    .filter(|k| self.seen.cpu_nodes.contains(&k.node))
-                    .copied()
-                    .collect();
-                Ok(if near.is_empty() { of_size } else { near })
-            }
-            Placement::Bound(nodes) => {
-                nodes.iter().map(|node| self.bound_pool(want.size, *node, &of_size)).collect()
-            }
-        }
-    }
-
-    fn bound_pool(
-        &self,
-        size: PageSize,
-        node: NumaNode,
-        there: &[PoolKey],
-    ) -> Result<PoolKey, Fault> {
-        there.iter().find(|key| key.node == node).copied().ok_or_else(|| {
-            let nodes: Vec<String> = there.iter().map(|key| key.node.to_string()).collect();
-            let text = format!(
-                "no pool of {size} pages on {node}; this machine has: {}",
-                nodes.join(", ")
-            );
-            Fault::new(Code::NoSuchNode, text)
-        })
-    }
-
-    fn pools_of(&self, size: PageSize) -> Vec<PoolKey> {
-        self.seen.pools.iter().map(|pool| pool.key).filter(|key| key.size == size).collect()
-    }
-
-    fn others(&self, size: PageSize, candidates: &[PoolKey]) -> Vec<PoolKey> {
-        self.pools_of(size).into_iter().filter(|key| !candidates.contains(key)).collect()
-    }
-
-    /// More pages than the machine has memory are a mistake, whatever the floor says.
-    fn refuse_absurd(&self, want: &PoolWant, missing: u64) -> Result<(), Fault> {
-        let total = self.seen.memory.total_kib;
-        if want.size.kib_of(missing) <= total {
-            return Ok(());
-        }
-        Err(Fault::new(
-            Code::TooManyPages,
-            format!(
-                "{} free pages of {} were asked for and {missing} are missing: more than the {} MiB of \
-                 memory that this machine has",
-                want.pages,
-                want.size,
-                total / 1024
-            ),
-        ))
-    }
-
-    /// Refuses a growth after which less than the floor would be available (field note 6).
-    fn keep_floor(&self, adds: &PagesByPool) -> Result<(), Fault> {
-        let memory = self.seen.memory;
-        let floor = floor_kib(self.policy, memory.total_kib);
-        let growth = kib_of(adds);
-        if growth.saturating_add(floor) <= memory.available_kib {
-            return Ok(());
-        }
-        let mib = |kib: u64| kib / 1024;
-        Err(Fault::new(
-            Code::MemoryFloor,
-            format!(
-                "growing by {} ({} MiB) would leave {} MiB of {} MiB available, below the floor of {} \
-                 MiB; free memory, ask for fewer pages, or lower pools.floor_mib / pools.floor_percent",
-                describe(adds),
-                mib(growth),
-                mib(memory.available_kib.saturating_sub(growth)),
-                mib(memory.available_kib),
-                floor.div_ceil(1024)
-            ),
-        ))
-    }
-
-    /// KiB that may be grown until the agent's pages take their share of the machine. What a boot took away was within it
-    /// when it was new, or comes from before there was one.
-    fn below_limit(&self) -> Option<u64> {
-        let most = self.seen.memory.total_kib / 100 * self.policy.max_percent;
-        self.restored.is_none().then(|| most.saturating_sub(kib_of(self.grown)))
-    }
-
-    /// Refuses a growth after which the agent's pages would take more than their share.
-    fn keep_limit(&self, adds: &PagesByPool) -> Result<(), Fault> {
-        let growth = kib_of(adds);
-        if self.below_limit().is_none_or(|left| growth <= left) {
-            return Ok(());
-        }
-        let mib = |kib: u64| kib / 1024;
-        Err(Fault::new(
-            Code::PagesLimit,
-            format!(
-                "growing by {} ({} MiB) beside the {} MiB that this agent has grown would take more than {} % of the {} MiB of \
-                 this machine; ask for fewer pages, give some back (`vhost-agent reclaim`), or raise pools.max_percent",
-                describe(adds),
-                mib(growth),
-                mib(kib_of(self.grown)),
-                self.policy.max_percent,
-                mib(self.seen.memory.total_kib),
-            ),
-        ))
-    }
-
     /// Names each node that cannot give its share.
     fn shortfalls(&self, short: &[Shortfall]) -> Fault {
         let texts: Vec<String> = short.iter().map(|short| self.shortfall(short)).collect();
@@ -427,105 +294,8 @@ impl Round<'_> {
     }
 }
 
-/// KiB of `MemAvailable` that must remain: the larger of the two bounds.
-pub fn floor_kib(policy: &PoolPolicy, total_kib: u64) -> u64 {
-    (policy.floor_mib * 1024).max(total_kib / 100 * policy.floor_percent)
-}
-
 fn sum(pages: &PagesByPool) -> u64 {
     pages.values().fold(0, |sum, pages| sum.saturating_add(*pages))
-}
-
-fn kib_of(pages: &PagesByPool) -> u64 {
-    pages.iter().fold(0, |sum, (key, pages)| sum.saturating_add(key.size.kib_of(*pages)))
-}
-
-fn describe(pages: &PagesByPool) -> String {
-    let parts: Vec<String> =
-        pages.iter().map(|(key, n)| format!("{n} pages of {} on {}", key.size, key.node)).collect();
-    parts.join(" and ")
-}
-
-/// Adds `missing` pages to the pools with the lowest levels first, so that the levels come out as
-/// even as they can without taking anything away. The shares sum up to `missing`.
-fn fill_evenly(levels: &PagesByPool, missing: u64) -> PagesByPool {
-    let mut order: Vec<(u64, PoolKey)> = levels.iter().map(|(key, level)| (*level, *key)).collect();
-    order.sort_unstable();
-    // The common level: raise the k lowest pools to it, with the largest k that missing pays for.
-    let mut sum: u128 = 0;
-    let mut filled = 0;
-    for (level, _) in &order {
-        if u128::from(*level) * (filled as u128) > sum + u128::from(missing) {
-            break;
-        }
-        sum += u128::from(*level);
-        filled += 1;
-    }
-    let goal = sum + u128::from(missing);
-    let count = filled.max(1) as u128;
-    let (level, odd) = (goal / count, goal % count);
-    order
-        .iter()
-        .take(filled)
-        .enumerate()
-        .map(|(i, (before, key))| {
-            let after = level + u128::from((i as u128) < odd);
-            (*key, u64::try_from(after.saturating_sub(u128::from(*before))).unwrap_or(u64::MAX))
-        })
-        .filter(|(_, add)| *add > 0)
-        .collect()
-}
-
-/// Lowers what may be given back so that of each size `keep` free pages stay, and what is missing to the pages that these
-/// need beyond the free ones.
-pub fn keep(limit: &mut PagesByPool, missing: &mut PagesByPool, keep: u64, seen: &PoolsSeen) {
-    let free = |size| {
-        let of_size = seen.pools.iter().filter(|pool| pool.key.size == size);
-        of_size.map(|pool| pool.free).sum::<u64>()
-    };
-    lower(limit, |size| free(size).saturating_sub(keep));
-    lower(missing, |size| keep.saturating_sub(free(size)));
-}
-
-/// Lowers the pages so that of each size there are no more than `most`.
-fn lower(pages: &mut PagesByPool, most: impl Fn(PageSize) -> u64) {
-    let mut left: BTreeMap<PageSize, u64> = BTreeMap::new();
-    for (key, pages) in pages {
-        let left = left.entry(key.size).or_insert_with(|| most(key.size));
-        *pages = (*left).min(*pages);
-        *left -= *pages;
-    }
-}
-
-/// Plans giving pages back: at most `limit` from each pool, never one that is in use or promised.
-///
-/// The caller passes pages that are the agent's: what a failed call took, or the ledger.
-pub fn give_back(limit: &PagesByPool, seen: &PoolsSeen) -> Vec<Step> {
-    let mut spare: BTreeMap<PageSize, u64> = BTreeMap::new();
-    for pool in &seen.pools {
-        *spare.entry(pool.key.size).or_default() += pool.free;
-    }
-    for (size, spare) in &mut spare {
-        *spare = spare.saturating_sub(seen.reserved(*size));
-    }
-    let mut steps = Vec::new();
-    for (key, limit) in limit {
-        let (Some(pool), Some(spare)) = (seen.pool(*key), spare.get_mut(&key.size)) else {
-            continue;
-        };
-        // Surplus pages go by themselves; lowering the pool below its persistent pages in use would
-        // only turn those into surplus.
-        let give = (*limit).min(pool.free).min(*spare).min(pool.persistent());
-        if give > 0 {
-            *spare -= give;
-            steps.push(Step::Shrink(ResizePool {
-                pool: *key,
-                from: pool.total,
-                to: pool.total - give,
-            }));
-        }
-    }
-    steps
 }
 
 #[cfg(test)]
