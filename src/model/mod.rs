@@ -20,6 +20,7 @@ pub mod footprint;
 pub mod guest;
 pub mod identity;
 pub mod image;
+pub mod ledger;
 pub mod mounts;
 pub mod names;
 pub mod network;

@@ -8,8 +8,9 @@ use tokio::sync::watch;
 
 use super::super::apply::memory::Resized;
 use crate::model::fault::Fault;
+use crate::model::ledger::{Intent, Ledger};
 use crate::model::pools::{
-    Intent, Ledger, PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
+    PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
 };
 use crate::store::{BootSlot, Durability, Store};
 

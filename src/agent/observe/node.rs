@@ -4,8 +4,9 @@ use super::blocking;
 use super::memory::MemoryObserver;
 use crate::host::{Root, cpus, facts};
 use crate::model::fault::Fault;
+use crate::model::ledger::Ledger;
 use crate::model::node::{EngineStatus, NodeStatus, PoolStatus, PoolTotals};
-use crate::model::pools::{Ledger, PoolsSeen};
+use crate::model::pools::PoolsSeen;
 use crate::model::units::PageSize;
 
 /// Looks at the whole node.

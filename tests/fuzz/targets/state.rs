@@ -6,7 +6,8 @@ use vhost_agent::cli::state::kept::{Thing, look};
 use vhost_agent::controller::identity::Identities;
 use vhost_agent::controller::outbox::reread;
 use vhost_agent::host::partial::Notes;
-use vhost_agent::model::pools::{Ledger, PoolsSeen};
+use vhost_agent::model::ledger::Ledger;
+use vhost_agent::model::pools::PoolsSeen;
 use vhost_agent::plan::retry::Failures;
 use vhost_agent::store::{Durability, Store};
 use vhost_agent::targets::desired::DesiredTargets;
@@ -49,7 +50,7 @@ fn alone(bytes: &[u8]) {
     }
     if let Ok(mut ledger) = serde_json::from_slice::<Ledger>(bytes) {
         ledger.settle(&PoolsSeen::default());
-        let _ = (ledger.by_pool(), ledger.sizes());
+        let _ = (ledger.by_pool(), ledger.sizes(), ledger.finding());
     }
     if let Ok(failures) = serde_json::from_slice::<Failures>(bytes) {
         let written = serde_json::to_vec(&failures).expect("it can be written");

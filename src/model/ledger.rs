@@ -1,0 +1,287 @@
+//! The ledger: which pages of the pools are the agent's, and which of them others took.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::code::Code;
+use super::fault::Finding;
+use super::pools::{PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map};
+use super::units::PageSize;
+
+/// Which pages of each pool exist because the agent grew them, in this boot.
+///
+/// Pages vanish at a reboot, so the ledger is worth nothing under another boot id.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ledger {
+    /// `/proc/sys/kernel/random/boot_id` of the boot that it speaks of.
+    pub boot_id: String,
+    /// Whether the pages written down before this boot were taken again.
+    pub restored: bool,
+    /// Persistent pages grown and not given back.
+    pub grown: Vec<PoolPages>,
+    /// All persistent pages of those pools, and of those below, when they were last looked at.
+    #[serde(default)]
+    pub persistent: Vec<PoolPages>,
+    /// Pools of which somebody else took the agent's pages, until it has as many again or gives them up.
+    #[serde(default)]
+    pub whole: Vec<WholePool>,
+    /// A growth that was begun; settled when the outcome is known.
+    pub intent: Option<Intent>,
+}
+
+/// A pool as it was before somebody else took pages of the agent's, in persistent pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WholePool {
+    /// Which pool.
+    #[serde(flatten)]
+    pub key: PoolKey,
+    /// The agent's.
+    pub grown: u64,
+    /// All of them.
+    pub persistent: u64,
+}
+
+/// A growth that is about to be written to the kernel, in persistent pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Intent {
+    /// Which pool.
+    pub pool: PoolKey,
+    /// Persistent pages before.
+    pub from: u64,
+    /// Persistent pages wanted after.
+    pub to: u64,
+}
+
+impl Ledger {
+    /// An empty ledger for this boot.
+    pub fn new(boot_id: impl Into<String>) -> Ledger {
+        Ledger { boot_id: boot_id.into(), ..Ledger::default() }
+    }
+
+    /// Pages the agent grew in that pool.
+    pub fn grown(&self, key: PoolKey) -> u64 {
+        self.grown.iter().find(|p| p.key() == key).map_or(0, |p| p.pages)
+    }
+
+    /// All of it as a map.
+    pub fn by_pool(&self) -> PagesByPool {
+        pages_map(&self.grown)
+    }
+
+    /// Pages that the agent keeps: those grown, and those that somebody else took and that were not given up.
+    pub fn kept(&self) -> PagesByPool {
+        let mut kept = self.by_pool();
+        for whole in &self.whole {
+            let pages = kept.entry(whole.key).or_default();
+            *pages = whole.grown.max(*pages);
+        }
+        kept
+    }
+
+    /// Pages that the agent keeps and that nobody has put back. What others put back is theirs, and is not missing.
+    pub fn lost(&self) -> PagesByPool {
+        let last = pages_map(&self.persistent);
+        let lost = |whole: &WholePool| {
+            let of_all =
+                last.get(&whole.key).map_or(0, |last| whole.persistent.saturating_sub(*last));
+            (whole.key, of_all.min(whole.grown.saturating_sub(self.grown(whole.key))))
+        };
+        self.whole.iter().map(lost).filter(|(_, pages)| *pages > 0).collect()
+    }
+
+    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the line.
+    pub fn set_grown(&mut self, key: PoolKey, pages: u64, persistent: u64) {
+        let mut all = self.by_pool();
+        let mut seen = pages_map(&self.persistent);
+        all.insert(key, pages);
+        seen.insert(key, persistent);
+        self.grown = pages_list(&all);
+        let kept = self.kept();
+        seen.retain(|key, _| kept.get(key).is_some_and(|pages| *pages > 0));
+        // A pool that is empty is looked at, too.
+        self.persistent = seen.iter().map(|(key, pages)| key.pages(*pages)).collect();
+    }
+
+    /// Sizes of the pages that it speaks of.
+    pub fn sizes(&self) -> BTreeSet<PageSize> {
+        let kept = self.kept().into_keys().map(|key| key.size);
+        kept.chain(self.intent.map(|intent| intent.pool.size)).collect()
+    }
+
+    /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
+    ///
+    /// What is not surely the agent's is never given back. So a growth that was begun counts only
+    /// when it is there to the page, and when somebody lowered a pool, the agent's pages are taken to
+    /// be the ones that went. Returns whether anything changed.
+    pub fn settle(&mut self, seen: &PoolsSeen) -> bool {
+        let before = self.clone();
+        let intent = self.intent.take();
+        let last = pages_map(&self.persistent);
+        let lost = self.lost();
+        for key in self.kept().into_keys() {
+            let (grown, there) = (self.grown(key), seen.pool(key).map_or(0, Pool::persistent));
+            let last = last.get(&key).copied().unwrap_or(there);
+            let left = grown.saturating_sub(last.saturating_sub(there)).min(there);
+            if left < grown {
+                let lacks = (grown - left).saturating_add(lost.get(&key).copied().unwrap_or(0));
+                self.note_loss(
+                    WholePool { key, grown, persistent: last },
+                    there.saturating_add(lacks),
+                );
+            }
+            self.set_grown(key, left, there);
+        }
+        if let Some(intent) = intent
+            && let Some(pool) = seen.pool(intent.pool)
+            && pool.persistent() == intent.to
+        {
+            let gained = intent.to.saturating_sub(intent.from);
+            self.set_grown(intent.pool, self.grown(intent.pool) + gained, pool.persistent());
+        }
+        self.keep_at_most(&self.kept());
+        *self != before
+    }
+
+    /// Notes how a pool was before pages went; `least` are the pages with which it would lack none.
+    fn note_loss(&mut self, before: WholePool, least: u64) {
+        match self.whole.iter_mut().find(|whole| whole.key == before.key) {
+            Some(whole) => {
+                whole.grown = whole.grown.max(before.grown);
+                whole.persistent = whole.persistent.max(least);
+            }
+            None => {
+                let persistent = before.persistent.max(least);
+                self.whole.push(WholePool { persistent, ..before });
+            }
+        }
+    }
+
+    /// Gives up lost pages, so that the agent keeps no more than these. Returns whether there were any.
+    pub fn keep_at_most(&mut self, most: &PagesByPool) -> bool {
+        let before = self.whole.clone();
+        let grown = self.by_pool();
+        let pages = |of: &PagesByPool, key| of.get(&key).copied().unwrap_or(0);
+        for whole in &mut self.whole {
+            let less = whole.grown.saturating_sub(pages(most, whole.key));
+            whole.grown -= less;
+            // It would have that many fewer, too.
+            whole.persistent = whole.persistent.saturating_sub(less);
+        }
+        self.whole.retain(|whole| whole.grown > pages(&grown, whole.key));
+        self.whole != before
+    }
+
+    /// Finding of lost pages; none where none are lost.
+    pub fn finding(&self) -> Option<Finding> {
+        let all = self.lost();
+        let lost = all.iter().map(|(key, pages)| format!("{pages} of {key}"));
+        let lost = lost.collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "something else took away hugepages that the agent keeps ({lost}): virtual machines and targets may find too few. \
+             `vhost-agent pools restore` takes them again, `vhost-agent reclaim` gives them up with all that nobody uses"
+        );
+        (!all.is_empty()).then(|| Finding::new(Code::PagesLost, text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::units::NumaNode;
+
+    const KEY: PoolKey = PoolKey { size: PageSize::MIB_2, node: NumaNode(0) };
+
+    fn seen(total: u64, surplus: u64) -> PoolsSeen {
+        PoolsSeen {
+            pools: vec![Pool { key: KEY, total, free: 0, surplus }],
+            ..PoolsSeen::default()
+        }
+    }
+
+    #[test]
+    fn a_growth_cut_off_by_a_crash_is_claimed_only_when_it_is_there_to_the_page() {
+        for (total, claimed) in [(110, 110 - 100), (109, 0), (100, 0), (120, 0)] {
+            let mut ledger = Ledger::new("b");
+            ledger.intent = Some(Intent { pool: KEY, from: 100, to: 110 });
+            assert!(ledger.settle(&seen(total, 0)));
+            assert_eq!(ledger.grown(KEY), claimed, "total {total}");
+            assert_eq!(ledger.intent, None);
+        }
+    }
+
+    #[test]
+    fn when_somebody_lowers_a_pool_the_agents_pages_are_the_ones_that_went() {
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50, 200);
+        assert!(ledger.settle(&seen(190, 10)));
+        assert_eq!(ledger.grown(KEY), 30, "20 persistent pages fewer");
+        assert!(!ledger.settle(&seen(190, 10)), "nothing more to settle");
+        ledger.settle(&seen(900, 0));
+        assert_eq!(ledger.grown(KEY), 30, "what others add is theirs");
+        ledger.settle(&seen(880, 0));
+        assert_eq!(ledger.grown(KEY), 10);
+        ledger.settle(&seen(0, 0));
+        assert!(ledger.grown.is_empty());
+    }
+
+    fn lost(ledger: &Ledger) -> u64 {
+        ledger.lost().values().sum()
+    }
+
+    #[test]
+    fn lost_pages_are_told_until_they_are_grown_again() {
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50, 200);
+        assert_eq!(ledger.finding(), None);
+        ledger.settle(&seen(170, 0));
+        ledger.settle(&seen(170, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (20, 30), "once");
+        let finding = ledger.finding().unwrap();
+        assert!(
+            finding.code == Code::PagesLost && finding.text.contains("(30 of node0/2M)"),
+            "{}",
+            finding.text
+        );
+        ledger.settle(&seen(0, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 50), "and no more than it had");
+        ledger.set_grown(KEY, 40, 40);
+        assert_eq!(lost(&ledger), 10);
+        ledger.set_grown(KEY, 50, 50);
+        assert_eq!((lost(&ledger), ledger.finding()), (0, None));
+        ledger.settle(&seen(50, 0));
+        assert!(ledger.whole.is_empty());
+    }
+
+    #[test]
+    fn lost_pages_stay_lost_when_the_growth_that_made_up_for_them_is_undone() {
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50, 200);
+        ledger.settle(&seen(170, 0));
+        ledger.set_grown(KEY, 90, 240);
+        assert_eq!(lost(&ledger), 0);
+        ledger.set_grown(KEY, 20, 170);
+        assert_eq!(lost(&ledger), 30);
+        ledger.set_grown(KEY, 35, 185);
+        assert_eq!(lost(&ledger), 15, "all but those in use are given back");
+    }
+
+    #[test]
+    fn pages_that_others_put_back_are_neither_claimed_nor_missing() {
+        let mut ledger = Ledger::new("b");
+        ledger.set_grown(KEY, 50, 200);
+        ledger.settle(&seen(0, 0));
+        ledger.settle(&seen(180, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 20));
+        ledger.settle(&seen(900, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 0));
+        ledger.set_grown(KEY, 10, 910);
+        ledger.settle(&seen(905, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (5, 5), "of the new ones");
+        ledger.settle(&seen(0, 0));
+        assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 50), "no more than it ever had");
+    }
+}
