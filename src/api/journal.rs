@@ -3,7 +3,7 @@
 //! is never told. That a call found everything in place is told to who wants more (`debug`); its steps are told one by one.
 //! Never what a body says, but for the names in it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{Extensions, Method, StatusCode};
@@ -117,7 +117,7 @@ pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) 
             "{what} of {by} at {address} was refused: {reason}"
         );
     } else if pace.is_first_untold {
-        let (refusals, by) = (refusals.clone(), by.to_string());
+        let refusals = refusals.clone();
         tokio::spawn(async move {
             sleep(UNTOLD_FOR).await;
             // None where one that was told has told of them.
@@ -125,12 +125,10 @@ pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) 
             let Some(untold) = untold else { return };
             tracing::warn!(
                 target: AUDIT,
-                by,
                 address,
                 outcome = "refused",
-                code = reason,
                 untold,
-                "{untold} more of {by} at {address} were refused"
+                "{untold} more calls from {address} were refused"
             );
         });
     }
@@ -173,16 +171,26 @@ struct Begun {
     change: Change,
     task: Option<TaskId>,
     at: Instant,
+    noted: Mutex<Noted>,
+}
+
+/// Whether a call has a line already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    No,
+    Begun,
+    Ended,
 }
 
 impl Call {
     /// Notes that it begins. Within a runtime.
     pub fn begins(change: Change, task: Option<&TaskId>) -> Call {
-        let begun = Arc::new(Begun { change, task: task.cloned(), at: Instant::now() });
-        let noted = begun.clone();
+        let (task, at, noted) = (task.cloned(), Instant::now(), Mutex::new(Noted::No));
+        let begun = Arc::new(Begun { change, task, at, noted });
+        let is_long = begun.clone();
         let long = tokio::spawn(async move {
             sleep(LONG).await;
-            noted.note("begun", None);
+            is_long.note("begun", None, Noted::Begun);
         });
         Call { begun, ended: false, long }
     }
@@ -218,17 +226,23 @@ impl Call {
     fn note(&mut self, outcome: &str, code: Option<Code>) {
         self.ended = true;
         self.long.abort();
-        self.begun.note(outcome, code);
+        self.begun.note(outcome, code, Noted::Ended);
     }
 }
 
 impl Begun {
-    fn note(&self, outcome: &str, code: Option<Code>) {
+    fn note(&self, outcome: &str, code: Option<Code>, now: Noted) {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *noted, now);
+        if before == Noted::Ended {
+            *noted = before;
+            return;
+        }
         let ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
         let Change { route, by: Principal { name, caller, role, .. }, of } = &self.change;
         // A controller asks every minute whether all is in place.
-        if outcome == Outcome::Holds.word() {
+        if outcome == Outcome::Holds.word() && before == Noted::No {
             return tracing::debug!(route, task, outcome, ms, "{route}: {outcome}");
         }
         let Subject { target, volume, force, request } = of;

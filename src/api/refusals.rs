@@ -32,7 +32,7 @@ pub struct Pace {
     pub delay: Duration,
     /// How many were not told before this one; nothing where this one is not told either.
     pub untold: Option<u64>,
-    /// Whether it is the first one of its client that is not told.
+    /// Whether it is the first one of its client that is not told, since its untold ones were taken last.
     pub is_first_untold: bool,
 }
 
@@ -53,6 +53,8 @@ struct Seen {
     level: f64,
     at: Instant,
     untold: u64,
+    /// Whether somebody is about to take these.
+    are_awaited: bool,
 }
 
 impl Seen {
@@ -68,18 +70,20 @@ impl Refusals {
         *state.counts.entry(reason).or_default() += 1;
         let clients = &mut state.clients;
         if clients.len() >= MOST_CLIENTS && !clients.contains_key(&client) {
-            clients.retain(|_, seen| seen.level(now) > 0.0 || seen.untold > 0);
+            clients.retain(|_, seen| seen.level(now) > 0.0 || seen.are_awaited);
             if clients.len() >= MOST_CLIENTS {
                 return Pace { delay: DELAY, untold: None, is_first_untold: false };
             }
         }
-        let seen = clients.entry(client).or_insert(Seen { level: 0.0, at: now, untold: 0 });
+        let new = Seen { level: 0.0, at: now, untold: 0, are_awaited: false };
+        let seen = clients.entry(client).or_insert(new);
         let level = seen.level(now);
         seen.at = now;
         if level + 1.0 > AT_ONCE {
             // It stays where it is: who goes on without a pause must not wait for hours afterwards.
             (seen.level, seen.untold) = (level, seen.untold + 1);
-            return Pace { delay: DELAY, untold: None, is_first_untold: seen.untold == 1 };
+            let is_first_untold = !std::mem::replace(&mut seen.are_awaited, true);
+            return Pace { delay: DELAY, untold: None, is_first_untold };
         }
         seen.level = level + 1.0;
         let untold = Some(std::mem::take(&mut seen.untold));
@@ -89,7 +93,11 @@ impl Refusals {
     /// Takes how many of a client's refusals were not told.
     pub fn take_untold(&self, client: &Refusee) -> u64 {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.clients.get_mut(client).map_or(0, |seen| std::mem::take(&mut seen.untold))
+        let taken = |seen: &mut Seen| {
+            seen.are_awaited = false;
+            std::mem::take(&mut seen.untold)
+        };
+        state.clients.get_mut(client).map_or(0, taken)
     }
 }
 

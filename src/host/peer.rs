@@ -1,12 +1,12 @@
 //! Owner of the other end of a TCP connection within this machine: its user, by the kernel's socket diagnostics
 //! (sock_diag(7)), and whether its process is in a container, by procfs.
 
-use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::fs::read_link;
+use std::fs::{self, read_link};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +22,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
-use super::files::entries;
+use super::files::{entries, read_text};
+use super::holders::is_machine;
 
 /// Bytes of a reply: a header, what the kernel says of one socket, and no attribute.
 const REPLY: usize = 1024;
@@ -106,24 +107,34 @@ pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<Owner>> {
     read(reply.get(..length).unwrap_or_default(), peer, own)
 }
 
-/// Whether a process outside of containers, in the agent's own PID namespace (pid_namespaces(7)), has that socket: root in a
-/// container is no root of the node. Looks through the descriptors of these processes, the youngest first, for most callers
-/// have just been started: 0.1 ms to some 10 ms. Always in this machine's own procfs, for its kernel has the socket.
+/// Whether a process of root has that socket, and only such as run outside of containers, in the agent's own PID namespace
+/// (pid_namespaces(7)): root of a container is not root of the node. A descriptor can be passed on, so neither the agent nor a
+/// virtual machine counts as who has it: both take messages from targets.
+///
+/// Looks through the descriptors of these processes and of those in containers, some 10 ms on a node with many. Always in this
+/// machine's own procfs, for its kernel has the socket.
 pub fn is_held_here(inode: u32) -> bool {
     let Ok(own) = read_link("/proc/self/ns/pid") else { return false };
     let socket = PathBuf::from(format!("socket:[{inode}]"));
-    let leads_to = |link: &Path, to: &Path| read_link(link).is_ok_and(|it| it == to);
-    let processes = entries(Path::new("/proc")).unwrap_or_default();
-    let mut processes: Vec<(u32, PathBuf)> = processes
-        .into_iter()
-        .filter_map(|(name, folder)| Some((name.parse().ok()?, folder)))
-        .collect();
-    processes.sort_unstable_by_key(|(pid, _)| Reverse(*pid));
-    processes.iter().any(|(_, folder)| {
-        leads_to(&folder.join("ns/pid"), &own)
-            && entries(&folder.join("fd"))
-                .is_ok_and(|files| files.iter().any(|(_, file)| leads_to(file, &socket)))
-    })
+    let has_it = |process: &Path| {
+        let files = entries(&process.join("fd")).unwrap_or_default();
+        files.iter().any(|(_, file)| read_link(file).is_ok_and(|it| it == socket))
+    };
+    let mut is_held = false;
+    for (pid, process) in entries(Path::new("/proc")).unwrap_or_default() {
+        let Ok(pid) = pid.parse::<u32>() else { continue };
+        let is_contained = read_link(process.join("ns/pid")).is_ok_and(|it| it != own);
+        let is_root = || fs::metadata(&process).is_ok_and(|it| it.uid() == 0);
+        let passes_on = || {
+            let name = read_text(&process.join("comm"));
+            pid == std::process::id() || name.is_ok_and(|name| is_machine(&name))
+        };
+        if is_contained && has_it(&process) {
+            return false;
+        }
+        is_held |= !is_held && !is_contained && is_root() && !passes_on() && has_it(&process);
+    }
+    is_held
 }
 
 /// An address without what only IPv6 has: its form of IPv4, the flow, and the scope.
@@ -200,7 +211,10 @@ mod tests {
             let uid = nix::unistd::getuid().as_raw();
             let owner = owner(peer, own).unwrap().unwrap();
             assert_eq!(owner.uid, uid, "{listen}");
-            assert!(is_held_here(owner.inode), "{listen}");
+            assert!(
+                !is_held_here(owner.inode),
+                "{listen}: what this process itself has, others may have passed to it"
+            );
             drop(client);
         }
     }

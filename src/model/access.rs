@@ -81,9 +81,10 @@ impl Peer {
         Peer { caller, is_local: true, uid, certificate: None, name: name.into() }
     }
 
-    /// A peer in a container of this node that runs as root there: no user of the node that is known.
-    pub fn contained(caller: Caller) -> Peer {
-        Peer { name: "root of a container".into(), ..Peer::local(caller, None) }
+    /// The same peer, when it runs as root in a container of this node, or nobody can tell: no user that is known.
+    pub fn contained(&self) -> Peer {
+        let name = "root, perhaps of a container,".into();
+        Peer { uid: None, name, ..self.clone() }
     }
 
     /// Whether it is root on this node, by the kernel's word.
@@ -207,6 +208,10 @@ impl Rules {
     /// # Errors
     /// [`Denied`].
     pub fn judge(&self, peer: &Peer, shown: Shown<'_>) -> Result<Principal, Denied> {
+        // As it was let in, but for one that has turned out not to be root since.
+        if !self.let_in(peer) {
+            return Err(Denied::Address);
+        }
         let is_root = peer.is_root();
         let as_one = |name: &Arc<str>, role| {
             Ok(Principal { name: name.clone(), ..Principal::of(peer, role) })
@@ -244,6 +249,8 @@ impl Rules {
 pub enum Denied {
     /// Nobody has said who may call from elsewhere.
     NotConfigured,
+    /// Its address is not allowed.
+    Address,
     /// It shows no token.
     TokenMissing,
     /// What it shows is no token of this agent.
@@ -264,6 +271,11 @@ impl Denied {
                 Code::AccessNotConfigured,
                 "this agent takes calls from its own node alone until it is told who may call: run `vhost-agent setup \
                  --controller ADDRESS` there, or set access.allow, access.token or tls.client_ca",
+            ),
+            Denied::Address => (
+                Code::AddressNotAllowed,
+                "access.allow does not have the address of this call, and it is not seen to be root's on the node itself: use the \
+                 agent's own socket (access.socket) there",
             ),
             Denied::TokenMissing => {
                 (Code::TokenMissing, "this agent wants a token: Authorization: Bearer <token>")

@@ -20,17 +20,20 @@ use super::super::errors::RefusedWith;
 use super::super::fallback::AsSent;
 use super::super::journal::{self, Refused};
 use super::super::refusals::Refusals;
+use super::root::RootProof;
 use super::{Guards, Place, lock};
 use crate::model::access::{Denied, Peer, Principal, Role, Rules, Shown};
 use crate::model::outgoing::VIA_AGENT;
 use crate::wait;
 
 /// Takes the requests of one connection.
+#[derive(Clone)]
 pub(super) struct Desk {
     pub(super) router: NormalizePath<Router>,
     pub(super) guards: watch::Receiver<Guards>,
     pub(super) rules: Arc<Rules>,
     pub(super) refusals: Refusals,
+    pub(super) root: Option<RootProof>,
     pub(super) peer: Peer,
     pub(super) place: Arc<Place>,
 }
@@ -115,14 +118,36 @@ async fn note(
     }
 }
 
+type Answering =
+    Pin<Box<dyn Future<Output = Result<Response<Answer>, std::convert::Infallible>> + Send>>;
+
 impl Service<Request<Incoming>> for Desk {
     type Response = Response<Answer>;
     type Error = std::convert::Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Future = Answering;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Incoming>) -> Answering {
         // At work as soon as all of it is there; until then it is one of those that give way.
         let at_work = Arc::new(AtWork(self.place.clone()));
+        let unproven = self.root.as_ref().filter(|root| root.found() != Some(true));
+        match unproven {
+            Some(root) if !is_open_to_all(request.uri().path()) => {
+                let (mut desk, root) = (self.clone(), root.clone());
+                Box::pin(async move {
+                    if !root.holds().await {
+                        desk.peer = desk.peer.contained();
+                    }
+                    desk.answer(request, at_work).await
+                })
+            }
+            _ => self.answer(request, at_work),
+        }
+    }
+}
+
+impl Desk {
+    /// Answers a request, whoever it is from.
+    fn answer(&self, mut request: Request<Incoming>, at_work: Arc<AtWork>) -> Answering {
         let judged = Judged::now(&self.guards);
         // The router gets to see a tidied one.
         let sent = AsSent(request.uri().clone());

@@ -13,6 +13,7 @@ mod crowd;
 mod desk;
 mod listen;
 mod patient;
+mod root;
 mod tls;
 
 use std::collections::HashMap;
@@ -25,7 +26,7 @@ use futures_util::future::join_all;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -40,6 +41,7 @@ pub use self::desk::Judged;
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
 use self::patient::Patient;
+use self::root::RootProof;
 pub use self::tls::{Material, TlsError, guard as tls_guard};
 use super::access::Tokens;
 use super::journal::{self, Refused};
@@ -105,7 +107,7 @@ pub trait KnowsPeers: Send + Sync {
     /// Whose the end of a connection at `peer`, to `own`, is.
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose;
 
-    /// Whether a process outside of containers has the socket with that inode. Blocks for some milliseconds.
+    /// Whether root has the socket with that inode, and only outside of containers. Blocks for some 10 ms on a large node.
     fn is_held_here(&self, inode: u32) -> bool;
 }
 
@@ -238,8 +240,16 @@ impl Door {
         let (known, root_socket) = self.known(&stream, peer);
         let caller = known.caller;
         let plain = self.guards.borrow().tls.is_none();
+        let refuse = |answer| {
+            // Who speaks TLS would not understand it.
+            if plain {
+                stream.refuse(answer);
+            }
+        };
         if !self.rules.let_in(&known) {
-            return turn_away(stream, &known, &self.refusals, plain);
+            let reason = Code::AddressNotAllowed.as_str();
+            note_refused(&known, "a connection", reason, &self.refusals);
+            return refuse(NOT_ALLOWED);
         }
         let mut inside = lock(hall);
         let id = match inside.crowd.enter(caller.into()) {
@@ -250,7 +260,7 @@ impl Door {
                 }
                 id
             }
-            Entry::Full => return refuse(stream, FULL, plain),
+            Entry::Full => return refuse(FULL),
         };
         let visit = Visit {
             place: Arc::new(Place { hall: hall.clone(), id }),
@@ -258,8 +268,7 @@ impl Door {
             guards: self.guards.clone(),
             rules: self.rules.clone(),
             refusals: self.refusals.clone(),
-            node: self.node.clone(),
-            root_socket,
+            root: root_socket.map(|inode| RootProof::new(self.node.clone(), inode)),
             peer: known,
             limits,
             header_case: self.header_case,
@@ -276,28 +285,11 @@ impl Door {
     }
 }
 
-/// Answers a connection that is not served.
-fn refuse(stream: Stream, answer: &'static [u8], plain: bool) {
-    // Who speaks TLS would not understand it.
-    if plain {
-        stream.refuse(answer);
-    }
-}
-
 fn note_refused(peer: &Peer, what: &str, reason: &'static str, refusals: &Refusals) {
     let Peer { caller, uid, .. } = *peer;
     let refused = Refused { by: &peer.to_string(), caller, uid, what };
     journal::refused(refusals, refused, reason);
 }
-
-/// Refuses a connection from an address that is not allowed.
-fn turn_away(stream: Stream, peer: &Peer, refusals: &Refusals, plain: bool) {
-    note_refused(peer, "a connection", Code::AddressNotAllowed.as_str(), refusals);
-    refuse(stream, NOT_ALLOWED, plain);
-}
-
-/// Only one connection at a time has the machine's descriptors looked through: many would keep its CPUs busy.
-static LOOKS: Semaphore = Semaphore::const_new(1);
 
 /// One connection.
 struct Visit {
@@ -306,9 +298,8 @@ struct Visit {
     guards: watch::Receiver<Guards>,
     rules: Arc<Rules>,
     refusals: Refusals,
-    node: Arc<dyn KnowsPeers>,
-    /// Inode of the peer's socket, where root has it and may be root in a container alone.
-    root_socket: Option<u32>,
+    /// Where the peer is root, as far as it is not of a container.
+    root: Option<RootProof>,
     peer: Peer,
     limits: HttpPolicy,
     header_case: bool,
@@ -319,13 +310,6 @@ struct Visit {
 
 impl Visit {
     async fn serve(mut self, stream: Stream) {
-        if self.is_contained().await {
-            self.peer = Peer::contained(self.peer.caller);
-            if !self.rules.let_in(&self.peer) {
-                let plain = self.guards.borrow().tls.is_none();
-                return turn_away(stream, &self.peer, &self.refusals, plain);
-            }
-        }
         let tls = self.guards.borrow().tls.clone();
         // In boxes: else a connection without TLS is as large as one with it.
         match (stream, tls) {
@@ -347,17 +331,6 @@ impl Visit {
         }
     }
 
-    /// Whether the peer is root in a container alone, as far as no process outside is seen to have its socket.
-    async fn is_contained(&self) -> bool {
-        let Some(inode) = self.root_socket else { return false };
-        let node = self.node.clone();
-        let look = async {
-            let _alone = LOOKS.acquire().await;
-            tokio::task::spawn_blocking(move || node.is_held_here(inode)).await
-        };
-        !matches!(timeout(self.limits.header_timeout, look).await, Ok(Ok(true)))
-    }
-
     fn no_handshake(&self, why: &str) {
         tracing::debug!(error = why, "a TLS handshake failed");
         note_refused(&self.peer, "a TLS handshake", TLS_REASON, &self.refusals);
@@ -367,7 +340,7 @@ impl Visit {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Visit { place, router, mut guards, rules, refusals, peer, limits, .. } = self;
+        let Visit { place, router, mut guards, rules, refusals, root, peer, limits, .. } = self;
         let (header_case, mut ended, _alive) = (self.header_case, self.ended, self._alive);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
@@ -375,7 +348,7 @@ impl Visit {
             .preserve_header_case(header_case)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let desk = Desk { router, guards: guards.clone(), rules, refusals, peer, place };
+        let desk = Desk { router, guards: guards.clone(), rules, refusals, root, peer, place };
         let stream = TokioIo::new(Patient::new(stream, limits.write_timeout));
         let connection = http.serve_connection(stream, desk);
         tokio::pin!(connection);

@@ -46,7 +46,7 @@ pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
 
 async fn listen(api: Shared, said: Said, request: Request) -> Response {
     if request.method() != Method::POST {
-        return fallback::forward(State(api), request).await;
+        return said.hand_on(api, request).await;
     }
     let caller = task::caller(request.extensions());
     let (head, body) = request.into_parts();
@@ -60,13 +60,7 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
         Err(fault) => said.taught_nothing(&fault),
     }
     let request = Request::from_parts(head, Body::from(bytes));
-    match said {
-        Said::Ping => fallback::forward(State(api), request).await,
-        Said::Connect => {
-            let change = Change::of("connect", principal(request.extensions()));
-            fallback::noted(api, request, change).await
-        }
-    }
+    said.hand_on(api, request).await
 }
 
 fn heard(api: &Shared, said: Said, caller: Caller, bytes: &[u8]) -> Result<Identity, Fault> {
@@ -89,6 +83,16 @@ async fn learn(api: Shared, said: Said, identity: Identity) {
 }
 
 impl Said {
+    async fn hand_on(self, api: Shared, request: Request) -> Response {
+        match self {
+            Said::Ping => fallback::forward(State(api), request).await,
+            Said::Connect => {
+                let change = Change::of("connect", principal(request.extensions()));
+                fallback::noted(api, request, change).await
+            }
+        }
+    }
+
     fn taught_nothing(self, fault: &Fault) {
         let route = self.route();
         tracing::warn!(code = %fault.code, "{route} went through, but nothing was learnt from it: {}", fault.text);
