@@ -1,4 +1,4 @@
-//! What the controller is told: results of its calls, and how the node stands.
+//! Delivery of task results and status reports to the controller.
 
 use std::time::Duration;
 
@@ -6,52 +6,50 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::units::duration;
 
-/// Results that are called back: `[callbacks]`.
+/// Delivery of task results to their callback addresses: `[callbacks]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CallbackPolicy {
-    /// How long a result is offered, restarts of the agent counted in.
+    /// Age up to which delivery of a result is retried, restarts of the agent included.
     #[serde(with = "duration")]
     pub max_age: Duration,
-    /// Before the second attempt; doubled with each one after.
+    /// Delay before the second attempt; doubled with each one after.
     #[serde(with = "duration")]
     pub first_delay: Duration,
-    /// The longest time between two attempts.
+    /// Longest delay between two attempts.
     #[serde(with = "duration")]
     pub max_delay: Duration,
-    /// How long one attempt may take.
     #[serde(with = "duration")]
     pub attempt_timeout: Duration,
-    /// Results that may wait, of calls that change the node and of those that only look each by themselves; a
-    /// caller may have three quarters.
+    /// Limit of pending results, separate for requests that change the node and for those that only read; one caller
+    /// may hold three quarters.
     pub max_pending: usize,
-    /// Attempts at one time.
+    /// Limit of concurrent attempts.
     pub parallel: usize,
 }
 
-/// What the controller is told unasked: `[report]`.
+/// Status reports that the agent sends unasked: `[report]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReportPolicy {
-    /// Whether it is told at all.
     pub enabled: bool,
-    /// Where to; empty: where the controller said when it connected.
+    /// Address of the controller; empty for the one that it gave when it connected.
     pub url: String,
-    /// The command path under which the controller takes it.
+    /// Command path under which the controller accepts reports.
     pub command_path: String,
-    /// The heartbeat, when nothing changes; a tenth more or less.
+    /// Heartbeat interval while nothing changes; a tenth more or less.
     #[serde(with = "duration")]
     pub interval: Duration,
-    /// How long one attempt may take.
+    /// Deadline of one attempt.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Before the second attempt; doubled with each one after.
+    /// Delay before the second attempt; doubled with each one after.
     #[serde(with = "duration")]
     pub first_delay: Duration,
-    /// The longest time between two attempts.
+    /// Longest delay between two attempts.
     #[serde(with = "duration")]
     pub max_delay: Duration,
-    /// Between two attempts at a controller that does not know the command path.
+    /// Delay between two attempts at a controller that does not know the command path.
     #[serde(with = "duration")]
     pub unknown_delay: Duration,
 }

@@ -1,4 +1,4 @@
-//! The engine.
+//! Settings of the container engine.
 
 use std::time::Duration;
 
@@ -11,44 +11,43 @@ use crate::model::units::duration;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EnginePolicy {
-    /// Whether the agent looks after the engine at all.
+    /// `true` if the agent manages the engine at all.
     pub manage: bool,
-    /// Whether it may install it.
+    /// `true` if the agent may install the engine.
     pub install: bool,
     /// The API's socket.
     pub socket: String,
-    /// systemd's unit.
+    /// The daemon's systemd unit.
     pub unit: String,
     /// The daemon's executable.
     pub binary: String,
-    /// Its configuration.
+    /// The daemon's configuration file.
     pub daemon_json: String,
-    /// Its pid file.
     pub pid_file: String,
-    /// Whether a running engine that may change iptables fails a prepare.
+    /// `true` if a prepare fails where the running engine may change iptables.
     pub require_iptables_false: bool,
-    /// The oldest API that will do.
+    /// Oldest API version that is accepted.
     pub min_api: ApiVersion,
-    /// How long a running engine may take to answer.
+    /// Deadline for an answer of a running engine.
     #[serde(with = "duration")]
     pub ping_timeout: Duration,
-    /// How old an answer of the engine's process may be while that lives; zero asks every time.
+    /// Age up to which an answer is reused while the engine's process lives; zero asks every time.
     #[serde(with = "duration")]
     pub ping_max_age: Duration,
-    /// How long a started engine may take to answer.
+    /// Deadline for the first answer of a started engine.
     #[serde(with = "duration")]
     pub ready_timeout: Duration,
-    /// How long the package manager may take.
+    /// Deadline of one run of the package manager.
     #[serde(with = "duration")]
     pub install_timeout: Duration,
-    /// How long a locked package manager is waited for.
+    /// Time to wait for a locked package manager.
     #[serde(with = "duration")]
     pub lock_timeout: Duration,
     /// Sets of packages to try, in this order, by package manager.
     pub packages: PackageSets,
-    /// More arguments for the package manager's install command.
+    /// Extra arguments for the package manager's install command.
     pub install_args: Vec<String>,
-    /// Whether it may be told to trust a registry that cannot prove who it is.
+    /// `true` if the engine may be configured to trust a registry that cannot prove its identity.
     pub insecure_registries: bool,
 }
 
@@ -76,9 +75,9 @@ impl Default for EnginePolicy {
     }
 }
 
-/// Docker's own packages first. Debian's `docker.io` only recommends what it needs where AppArmor is
-/// on and where images are pulled over TLS, and recommended packages are not installed, for they
-/// would bring systemd to a machine without it.
+/// Default packages, Docker's own first. Debian's `docker.io` only recommends what it needs where AppArmor is on and
+/// where images are pulled over TLS, and recommended packages are not installed, for they would bring systemd to a
+/// machine without it.
 fn default_packages() -> PackageSets {
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<_>>();
     let docker_ce = set(&["docker-ce", "docker-ce-cli", "containerd.io"]);

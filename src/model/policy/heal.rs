@@ -1,4 +1,4 @@
-//! Bringing targets back.
+//! Settings of the recovery of targets.
 
 use std::time::Duration;
 
@@ -6,36 +6,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::units::duration;
 
-/// Bringing targets back: `[heal]`.
+/// Recovery of targets: `[heal]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealPolicy {
-    /// Whether a target that is wanted and falls is brought back; the agent's start brings it back either
-    /// way.
+    /// `true` if a desired target is restarted after an exit; the agent's start restarts it either way.
     pub enabled: bool,
-    /// Between the first two attempts; doubled with each failure …
+    /// Delay between the first two attempts; doubled with each failure, up to `most`.
     #[serde(rename = "first_delay", with = "duration")]
     pub first: Duration,
-    /// … up to this.
+    /// Longest delay between two attempts.
     #[serde(rename = "max_delay", with = "duration")]
     pub most: Duration,
-    /// What a wait may be shorter than that, in percent of it, so that the targets of nodes that lost the
-    /// same thing at the same time do not come back at the same time. More than 100 is 100.
+    /// Largest reduction of a delay, in percent of it, so that the targets of nodes that lost the same thing at the
+    /// same time do not come back at the same time. More than 100 is 100.
     pub jitter_percent: u32,
-    /// The uninterrupted service after which everything before is forgotten.
+    /// Uninterrupted service after which everything before is forgotten.
     #[serde(with = "duration")]
     pub clear_after: Duration,
-    /// How long a target that fell again has to stand and answer before it gets a controller.
+    /// Probation: time for which a target that exited again has to run and answer before it gets a controller.
     #[serde(with = "duration")]
     pub prove: Duration,
-    /// How long a target that is stopped, or makes no progress, may be silent until it is killed and brought
-    /// back.
+    /// Time for which a target that is stopped, or makes no progress, may be silent before it is killed and restarted.
     #[serde(with = "duration")]
     pub frozen_after: Duration,
-    /// How long one with volumes that computes and answers nothing may be silent until it is; zero is for ever.
+    /// Time for which a target with volumes that uses CPU and answers nothing may be silent before that; zero for no
+    /// limit.
     #[serde(with = "duration")]
     pub kill_unresponsive_after: Duration,
-    /// After controllers were made, how long their target is not killed.
+    /// Grace period after controllers were made, in which their target is not killed.
     #[serde(with = "duration")]
     pub settle: Duration,
 }

@@ -1,4 +1,4 @@
-//! The health of targets.
+//! Settings of the health probes.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::units::duration;
 
-/// How the health of targets is known: `[health]`.
+/// Health probes of targets: `[health]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealthPolicy {
-    /// How old an answer may be that is still told; zero asks every time.
+    /// Age up to which an answer is still reported; zero asks every time.
     #[serde(with = "duration")]
     pub max_age: Duration,
-    /// How long an answer may take.
+    /// Deadline for an answer.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Between two probes of a target. At most half of `max_age` keeps an answer at hand, and finds a frozen
-    /// target within `max_age` and `timeout`.
+    /// Interval between two probes of a target. At most half of `max_age` keeps an answer at hand, and finds an
+    /// unresponsive target within `max_age` and `timeout`.
     #[serde(with = "duration")]
     pub interval: Duration,
-    /// How long a deep probe may take, its tidying up included.
+    /// Deadline of a deep probe, its clean-up included.
     #[serde(with = "duration")]
     pub deep_timeout: Duration,
 }

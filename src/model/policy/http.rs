@@ -1,4 +1,4 @@
-//! The HTTP server.
+//! Settings of the HTTP server.
 
 use std::time::Duration;
 
@@ -10,23 +10,22 @@ use crate::model::units::duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpPolicy {
-    /// Connections at one time, of each listener; one peer has three quarters of them at most.
+    /// Limit of concurrent connections to each listener; one peer has three quarters of them at most.
     pub max_connections: usize,
-    /// Calls at work at one time that are called back, those that change the node and those that only look each
-    /// by themselves; one more, and one that is beyond three quarters for its caller, is answered 503.
+    /// Limit of concurrent requests that are called back, separate for those that change the node and for those that
+    /// only read; one more, and one beyond three quarters for its caller, is answered 503.
     pub max_tasks: usize,
-    /// A request's body, in KiB.
     pub body_limit_kib: usize,
-    /// How long a TLS handshake and a request's head may take each, and how long a connection may lie idle.
+    /// Deadline of a TLS handshake and of a request's head each, and limit of a connection's idle time.
     #[serde(with = "duration")]
     pub header_timeout: Duration,
-    /// How long a request's body may take, and one that is handed on stand still.
+    /// Deadline of a request's body, and of each stall in one that is passed on.
     #[serde(with = "duration")]
     pub body_timeout: Duration,
-    /// How long a peer may take nothing of an answer.
+    /// Time for which a peer may read nothing of a reply.
     #[serde(with = "duration")]
     pub write_timeout: Duration,
-    /// How long work may go on after SIGTERM.
+    /// Time for which work may go on after SIGTERM.
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
 }

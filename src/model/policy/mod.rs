@@ -1,6 +1,6 @@
-//! The operator's choices that planners and owners follow: the sections of the settings, as they are read.
+//! Settings that planners and owners follow: the sections of the operator's settings, as they are read.
 //!
-//! What of a section cannot be is judged in `config`, where the keys and their sources are known.
+//! Sections are validated in `config`, where the keys and their sources are known.
 
 mod controller;
 mod engine;

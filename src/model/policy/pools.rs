@@ -1,4 +1,4 @@
-//! Hugepage pools and their mounts.
+//! Settings of hugepage pools and their mounts.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use crate::model::units::{duration, octal};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolPolicy {
-    /// Free 2 MiB pages wanted when a call names no number.
+    /// Free 2 MiB pages desired when a request names no number.
     pub default_pages: u64,
-    /// `MemAvailable` that a growth must leave, in MiB …
+    /// Lower limit of `MemAvailable` after a growth, in MiB.
     pub floor_mib: u64,
-    /// … and in percent of `MemTotal`; the larger one counts.
+    /// The same limit in percent of `MemTotal`; the larger one counts.
     pub floor_percent: u64,
-    /// The share of `MemTotal`, in percent, that all pages together may take that the agent has grown and not given back.
+    /// Upper limit of all pages that the agent has grown and not given back, in percent of `MemTotal`.
     pub max_percent: u64,
-    /// Whether another node may give what one cannot, where a call does not say.
+    /// `true` if another node may give what one cannot, where a request does not say.
     pub move_shortfall: bool,
-    /// Whether the page cache may be dropped when compaction was not enough (hurts every tenant of the node).
+    /// `true` if the page cache may be dropped when compaction was not enough (hurts every tenant of the node).
     pub drop_page_cache: bool,
     /// Retaking of the agent's pages that a call of the legacy agent took away.
     pub retake: bool,
-    /// How long one write to the kernel may take before the growth stops.
+    /// Deadline of one write to the kernel, after which the growth stops.
     #[serde(with = "duration")]
     pub write_timeout: Duration,
 }
@@ -33,16 +33,16 @@ pub struct PoolPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MountPolicy {
-    /// Where 2 MiB pages are mounted.
+    /// Mount point for 2 MiB pages.
     #[serde(rename = "path")]
     pub path_2m: String,
-    /// Where 1 GiB pages are mounted.
+    /// Mount point for 1 GiB pages.
     pub path_1g: String,
     /// Owner of the mount's root, by number.
     pub uid: u32,
-    /// Its group, by number.
+    /// Group of the mount's root, by number.
     pub gid: u32,
-    /// Its mode, in octal.
+    /// Mode of the mount's root, in octal.
     #[serde(with = "octal")]
     pub mode: u32,
 }

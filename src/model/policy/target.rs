@@ -1,4 +1,4 @@
-//! Targets.
+//! Settings of targets.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,20 +13,15 @@ use crate::model::registry::RegistryPolicy;
 use crate::model::target::{CoreWish, TargetKind, TargetName, TargetSpec};
 use crate::model::units::{duration, octal};
 
-/// Everything that the owners of targets follow.
+/// Settings that the owners of targets follow.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TargetPolicy {
-    /// How targets are made.
     pub target: TargetSettings,
-    /// How their health is known.
     pub health: HealthPolicy,
-    /// How their volumes are made.
     pub volumes: VolumePolicy,
-    /// How they are brought back.
     pub heal: HealPolicy,
-    /// Where their images are pulled from.
     pub registries: RegistryPolicy,
-    /// The folder of downloaded images.
+    /// Folder of downloaded images.
     pub image_folder: PathBuf,
 }
 
@@ -34,25 +29,25 @@ pub struct TargetPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TargetSettings {
-    /// What a target runs where a call does not say: `zbs`, `spdk` or `built-in`.
+    /// Program of a target where a request names none: `zbs`, `spdk` or `built-in`.
     pub kind: TargetKind,
-    /// Its image where a call names none; empty for none.
+    /// Image where a request names none; empty for none.
     pub image: String,
-    /// The address of a tar that holds that image; empty for none.
+    /// Address of a tar that holds that image; empty for none.
     pub image_url: String,
-    /// The SHA-256 of what is there; empty when it is not known.
+    /// SHA-256 of that tar; empty if unknown.
     pub image_sha256: String,
-    /// The largest tar that is downloaded, in MiB.
+    /// Size limit of a downloaded tar, in MiB.
     pub image_max_mib: u64,
     /// MiB that a download leaves free on its disk.
     pub image_keep_free_mib: u64,
-    /// Targets of this node; [`MOST_TARGETS`] at the most.
+    /// Limit of targets on this node; at most [`MOST_TARGETS`].
     pub max_targets: usize,
-    /// Volumes of one target.
+    /// Limit of volumes in one target.
     pub max_volumes: usize,
     /// Folders in which callers may have sockets, beside `socket_dir`.
     pub socket_roots: Vec<CleanPath>,
-    /// Folders in which a client's configuration may lie that a caller names.
+    /// Folders in which a client configuration that a caller names may lie.
     pub client_conf_roots: Vec<CleanPath>,
     /// Folders in which an image's tar may lie.
     pub image_tar_roots: Vec<CleanPath>,
@@ -62,67 +57,64 @@ pub struct TargetSettings {
     pub aio_devices: Vec<String>,
     /// Images that callers may name, by pattern or digest.
     pub allowed_images: Vec<String>,
-    /// Beginnings of the addresses that callers may have images downloaded from.
+    /// Prefixes of the addresses from which callers may have images downloaded.
     pub image_urls: Vec<String>,
     /// Methods of a target that a raw backing may call.
     pub raw_methods: Vec<String>,
-    /// The folder of its sockets.
+    /// Folder of the sockets where a request names none.
     pub socket_dir: CleanPath,
-    /// Owner of a socket folder that is made, by number.
+    /// Owner of a socket folder that the agent makes, by number.
     pub socket_uid: u32,
-    /// Its group, by number.
+    /// Group of such a folder, by number.
     pub socket_gid: u32,
-    /// Its mode, in octal.
+    /// Mode of such a folder, in octal.
     #[serde(with = "octal")]
     pub socket_mode: u32,
-    /// Its control socket's name in that folder.
+    /// Name of the control socket in that folder.
     pub control_sock: String,
-    /// Its client's configuration.
+    /// Configuration file of the client.
     pub client_conf: CleanPath,
-    /// CPUs that it gets where a call names none.
+    /// Number of CPUs of a target where a request names none.
     pub core_count: u32,
-    /// MiB of hugepages that it takes; without it, as many as its volumes need.
+    /// Hugepages of a target, in MiB; `None` for as many as its volumes need.
     pub memory_mib: Option<u64>,
-    /// Capabilities of ZBS's and SPDK's; all others are dropped.
+    /// Capabilities of ZBS's and SPDK's targets; all others are dropped.
     pub capabilities: Vec<String>,
-    /// Whether they get all of them, and all devices.
+    /// `true` if those targets get all capabilities, and all devices.
     pub privileged: bool,
     /// Read-only root file systems of targets.
     pub read_only_root: bool,
-    /// Folders in memory that it may write to then.
+    /// Folders in memory that a target may write to under a read-only root.
     pub tmpfs: Vec<String>,
-    /// MiB that each of these holds at the most.
+    /// Size limit of each of these folders, in MiB.
     pub tmpfs_mib: u64,
-    /// Processes and threads that ZBS's and SPDK's have at the most.
+    /// Limit of processes and threads in ZBS's and SPDK's targets.
     pub pids_limit: u32,
-    /// ZBS's command.
     pub zbs_command: Vec<String>,
-    /// SPDK's command.
     pub spdk_command: Vec<String>,
-    /// The built-in one's command.
     pub built_in_command: Vec<String>,
-    /// More paths of the host that every target sees; `:ro` at the end makes one read-only.
+    /// Extra paths of the host that every target sees; `:ro` at the end makes one read-only.
     pub mounts: Vec<String>,
     /// Devices of the host.
     pub devices: Vec<String>,
     /// Environment, `NAME=value`.
     pub env: Vec<String>,
-    /// How long the engine may take for one call.
+    /// Deadline of one call to the engine.
     #[serde(with = "duration")]
     pub call_timeout: Duration,
-    /// How long loading an image may take.
+    /// Deadline of loading an image.
     #[serde(with = "duration")]
     pub load_timeout: Duration,
-    /// How long a download may stand still.
+    /// Time for which a download may stall.
     #[serde(with = "duration")]
     pub stall_timeout: Duration,
-    /// How long a started target may take until it serves.
+    /// Deadline for a started target to serve.
     #[serde(with = "duration")]
     pub ready_timeout: Duration,
-    /// How long a new one whose predecessor has guests may take until it serves; then the old one comes back.
+    /// Deadline for a replacement to serve where its predecessor has guests; then the old one comes back.
     #[serde(with = "duration")]
     pub exchange_timeout: Duration,
-    /// How long one with guests may take to end by itself; under a second, for a slow end strands them.
+    /// Grace period of a target with guests to exit by itself; under a second, for a slow exit strands them.
     #[serde(with = "duration")]
     pub stop_grace: Duration,
 }
@@ -130,17 +122,17 @@ pub struct TargetSettings {
 /// MiB of hugepages for each [`VOLUMES_PER_STEP`] volumes that are begun. SPDK serves about 880 vhost-blk controllers from
 /// 512 MiB and refuses the next with `Input/output error`; a tenth is left for I/O (reference/spdk-rpc.md).
 pub const MEMORY_STEP_MIB: u64 = 512;
-/// See [`MEMORY_STEP_MIB`].
+/// Volumes to each [`MEMORY_STEP_MIB`].
 pub const VOLUMES_PER_STEP: u64 = 800;
 
-/// The ceiling of `target.max_targets`: each has a task of its own.
+/// Ceiling of `target.max_targets`: each has a task of its own.
 pub const MOST_TARGETS: usize = 64;
 
 fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_string).collect()
 }
 
-/// A path that is written here.
+/// Parses a path that is a literal of this file.
 fn path(text: &'static str) -> CleanPath {
     text.parse().unwrap_or_else(|fault| unreachable!("{fault}"))
 }
@@ -162,7 +154,7 @@ impl Default for TargetSettings {
             image_tar_roots: vec![path("/var/lib/zstack"), path("/opt/zbs")],
             aio_roots: Vec::new(),
             aio_devices: Vec::new(),
-            // As ZStack names them by default; a registry of the site is named by its operator.
+            // ZStack's default names; a registry of the site is named by its operator.
             allowed_images: words("zbs-vhost zbs-vhost-*"),
             image_urls: Vec::new(),
             raw_methods: Vec::new(),
@@ -200,20 +192,19 @@ impl Default for TargetSettings {
     }
 }
 
-/// How the container of one kind of target is made.
+/// Parts of a container that depend on the kind of its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetTemplate<'a> {
-    /// Its command; `{cores}`, `{socketDir}`, `{controlSock}`, `{clientConf}`, `{hugeDir}` and
-    /// `{memoryMib}` are filled in, and a word that cannot be goes with the flag before it.
+    /// Command; `{cores}`, `{socketDir}`, `{controlSock}`, `{clientConf}`, `{hugeDir}` and `{memoryMib}` are filled in,
+    /// and a word that cannot be filled in is dropped with the flag before it.
     pub command: &'a [String],
-    /// Its capabilities; all others are dropped.
+    /// Capabilities; all others are dropped.
     pub capabilities: &'a [String],
-    /// All of them, and all devices.
+    /// `true` for all capabilities, and all devices.
     pub privileged: bool,
 }
 
 impl TargetSettings {
-    /// The template of a kind.
     pub fn template(&self, kind: TargetKind) -> TargetTemplate<'_> {
         let with = |command| TargetTemplate {
             command,
@@ -223,7 +214,7 @@ impl TargetSettings {
         match kind {
             TargetKind::Zbs => with(&self.zbs_command),
             TargetKind::Spdk => with(&self.spdk_command),
-            // It does without any.
+            // The built-in target needs no capability.
             TargetKind::BuiltIn => TargetTemplate {
                 command: &self.built_in_command,
                 capabilities: &[],
@@ -232,18 +223,18 @@ impl TargetSettings {
         }
     }
 
-    /// Pages of 2 MiB that a target takes when it starts, where its command says how many.
+    /// Pages of 2 MiB that a target takes when it starts, if its command says how many.
     pub fn pages(&self, spec: &TargetSpec) -> u64 {
         let is_huge = self.template(spec.kind).command.iter().all(|word| word != "--no-huge");
         if self.says_memory(spec.kind) && is_huge { spec.memory_mib.div_ceil(2) } else { 0 }
     }
 
-    /// Whether the command of a kind says how much memory it takes.
+    /// `true` if the command of a kind says how much memory it takes.
     pub fn says_memory(&self, kind: TargetKind) -> bool {
         self.template(kind).command.iter().any(|word| word.contains("{memoryMib}"))
     }
 
-    /// More paths of the host that every target sees: (path, read-only).
+    /// Extra paths of the host that every target sees: (path, read-only).
     pub fn binds(&self) -> impl Iterator<Item = (String, bool)> + '_ {
         self.mounts.iter().map(|text| match text.strip_suffix(":ro") {
             Some(path) => (path.to_string(), true),
@@ -251,21 +242,21 @@ impl TargetSettings {
         })
     }
 
-    /// The image, where one is set.
+    /// Default image; `None` if none is set.
     pub fn image(&self) -> Option<&str> {
         Some(self.image.as_str()).filter(|image| !image.is_empty())
     }
 
-    /// The target of that name as the settings have it; judged by itself or with what a call says.
+    /// Spec of a target of that name by the settings alone; validated by itself or with what a request adds.
     ///
     /// # Errors
-    /// When the name of the control socket makes no path.
+    /// A control socket whose name makes no valid path.
     pub fn spec(&self, name: TargetName, kind: TargetKind) -> Result<TargetSpec, Fault> {
         let wish = match kind {
             TargetKind::BuiltIn => ImageWish::default(),
             TargetKind::Zbs | TargetKind::Spdk => ImageWish {
                 image: self.image().map(str::to_string),
-                // Judged when they were loaded.
+                // Validated when the settings were loaded.
                 url: self.image_url.parse().ok(),
                 sha256: self.image_sha256.parse().ok(),
             },
@@ -286,10 +277,10 @@ impl TargetSettings {
         })
     }
 
-    /// The control socket in `socket_dir`.
+    /// Path of the control socket in `socket_dir`.
     ///
     /// # Errors
-    /// When that is no path.
+    /// An invalid path.
     pub fn control_in(&self, socket_dir: &CleanPath) -> Result<CleanPath, Fault> {
         socket_dir.join(&self.control_sock).parse()
     }

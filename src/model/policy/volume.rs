@@ -1,4 +1,4 @@
-//! Volumes.
+//! Settings of volumes.
 
 use std::time::Duration;
 
@@ -10,25 +10,26 @@ use crate::model::units::{duration, octal};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VolumePolicy {
-    /// Owner of a volume's socket, by number: the one that QEMU runs as.
+    /// Owner of a volume's socket, by number: the user that QEMU runs as.
     pub socket_uid: u32,
-    /// Its group, by number.
+    /// Group of a volume's socket, by number.
     pub socket_gid: u32,
-    /// Its mode, in octal.
+    /// Mode of a volume's socket, in octal.
     #[serde(with = "octal")]
     pub socket_mode: u32,
-    /// How long a target may take for one call about a volume.
+    /// Deadline of one call to a target about a volume.
     #[serde(with = "duration")]
     pub call_timeout: Duration,
-    /// Between two looks at the volumes of a target, for nobody tells when a VM connects, and at the VMs that are.
+    /// Interval between two observations of a target's volumes, for no event says that a VM connects, and of the VMs
+    /// that are connected.
     #[serde(with = "duration")]
     pub look_interval: Duration,
-    /// How long the session of a VM may take to start until its volume is stuck.
+    /// Time in which the session of a VM has to start before its volume is stuck.
     #[serde(with = "duration")]
     pub stuck_after: Duration,
     /// Free 2 MiB pages that stay when the last volume of the node goes.
     pub keep_pages: u64,
-    /// How long the node stays without volumes until the others are given back: the next may be on its way,
+    /// Time without volumes on the node after which the other pages are given back: the next volume may be on its way,
     /// and its VM has asked for pages already.
     #[serde(with = "duration")]
     pub give_back_after: Duration,
