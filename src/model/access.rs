@@ -1,4 +1,4 @@
-//! Who may call, and for what: roles, callers as far as they were proven, and the rules by which they are judged. Pure.
+//! Access control: roles, callers as far as they are authenticated, and the rules by which they are judged. Pure.
 //!
 //! ```text
 //! Peer (address, uid, certificate) ─┐
@@ -16,17 +16,17 @@ use super::code::Code;
 use super::fault::Fault;
 use super::network::Network;
 
-/// What a caller may do; each role may do all that those before it may.
+/// Rights of a caller; each role has those of the roles before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Look: status, health, metrics, events.
+    /// Read status, health, metrics and events.
     Read,
     /// Activate, deactivate and resize volumes in targets that run.
     Volumes,
     /// Prepare the node, deploy and destroy targets.
     Deploy,
-    /// Everything, and what the legacy agent serves.
+    /// Every route, those of the legacy agent included.
     Admin,
 }
 
@@ -46,33 +46,31 @@ impl fmt::Display for Role {
 pub struct Named {
     /// Name for the audit log, such as `token controller`.
     pub name: Arc<str>,
-    /// What it gives.
     pub role: Role,
 }
 
-/// Peer of a connection, as far as the connection itself proves who it is.
+/// Peer of a connection, as far as the connection itself proves its identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it is.
     pub caller: Caller,
-    /// Whether it is on this node.
+    /// `true` if on this node.
     pub is_local: bool,
-    /// User of a peer on this node, where the kernel tells it.
+    /// User of a peer on this node, if the kernel reports it.
     pub uid: Option<u32>,
     /// Name and role of its certificate.
     pub certificate: Option<Named>,
-    /// Its name where no token and no certificate says more.
+    /// Name without a token or a certificate.
     name: Arc<str>,
 }
 
 impl Peer {
-    /// A peer elsewhere, without a certificate.
+    /// Peer elsewhere, without a certificate.
     pub fn elsewhere(caller: Caller) -> Peer {
         let name = caller.to_string().into();
         Peer { caller, is_local: false, uid: None, certificate: None, name }
     }
 
-    /// A peer on this node, without a certificate.
+    /// Peer on this node, without a certificate.
     pub fn local(caller: Caller, uid: Option<u32>) -> Peer {
         let name = match uid {
             Some(uid) => format!("uid {uid}"),
@@ -87,12 +85,12 @@ impl Peer {
         Peer { uid: None, name, ..self.clone() }
     }
 
-    /// Whether it is root on this node, by the kernel's word.
+    /// `true` for root on this node, as the kernel reports.
     pub fn is_root(&self) -> bool {
         self.is_local && self.uid == Some(0)
     }
 
-    /// Whether it is another user of this node than root, or one of whom the kernel tells nothing.
+    /// `true` for a user of this node other than root, or one of whom the kernel reports nothing.
     fn is_other_user(&self) -> bool {
         self.is_local && !self.is_root()
     }
@@ -109,18 +107,16 @@ impl fmt::Display for Peer {
 pub struct Principal {
     /// Name for the audit log.
     pub name: Arc<str>,
-    /// What it may do.
     pub role: Role,
-    /// Where it is.
     pub caller: Caller,
-    /// Whether it is root on this node.
+    /// `true` for root on this node.
     pub is_root: bool,
-    /// Whether it is on this node.
+    /// `true` if on this node.
     pub is_local: bool,
 }
 
 impl Principal {
-    /// A peer by itself, with that role.
+    /// Principal with the peer's own name and that role.
     pub fn of(peer: &Peer, role: Role) -> Principal {
         let name = peer.name.clone();
         let (caller, is_local) = (peer.caller, peer.is_local);
@@ -134,7 +130,7 @@ impl Principal {
         Principal { name, role, caller, is_root: true, is_local: true }
     }
 
-    /// Judges whether it may do what a role is needed for.
+    /// Checks that it has at least the needed role.
     ///
     /// # Errors
     /// `role-insufficient`, with what would help.
@@ -155,37 +151,36 @@ impl Principal {
     }
 }
 
-/// Token of a request, as it was found among those of the agent.
+/// Token of a request, looked up among those of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown<'a> {
-    /// It shows none.
+    /// No token.
     Nothing,
-    /// One that is not known, or more than one.
+    /// Unknown token, or more than one.
     Unknown,
-    /// One of these.
     Token(&'a Named),
 }
 
 /// Rules of the operator, without their secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Whether who needs to show nothing may do everything.
+    /// `true` if callers that need to show nothing may do everything.
     pub open: bool,
-    /// From where calls are taken; without any, from everywhere.
+    /// Networks from which callers are accepted; empty for all.
     pub allow: Vec<Network>,
-    /// Whether each request has to show a token.
+    /// `true` if each request has to show a token.
     pub tokens: bool,
-    /// Whether each connection has to show a certificate.
+    /// `true` if each connection has to show a certificate.
     pub certificates: bool,
 }
 
 impl Rules {
-    /// Rules of a listener that serves nothing which is not open to all.
+    /// Rules of a listener that serves only what is open to all.
     pub fn open() -> Rules {
         Rules { open: true, ..Rules::default() }
     }
 
-    /// Whether a connection is taken at all. Root needs no address: it could change the rules.
+    /// `true` if a connection is accepted at all. Root needs no address: it could change the rules.
     pub fn let_in(&self, peer: &Peer) -> bool {
         match peer.caller {
             Caller::Here => true,
@@ -196,14 +191,14 @@ impl Rules {
         }
     }
 
-    /// Whether an address of this node is meant itself: loopback, or one that is named alone, such as that of a controller
-    /// which is on the node too. A network that has it in it means other machines.
+    /// `true` if an address of this node is meant itself: loopback, or one that is listed alone, such as that of a
+    /// controller on the same node. A network that contains it means other machines.
     fn names(&self, caller: Caller) -> bool {
         let Caller::At(address) = caller else { return true };
         address.is_loopback() || self.allow.iter().any(|network| network.only() == Some(address))
     }
 
-    /// Judges a request on a connection that was let in.
+    /// Judges a request on an accepted connection.
     ///
     /// # Errors
     /// [`Denied`].
@@ -244,27 +239,27 @@ impl Rules {
     }
 }
 
-/// Why a request is not served.
+/// Reason to refuse a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// Nobody has said who may call from elsewhere.
+    /// Missing rules: nobody has said who may call from elsewhere.
     NotConfigured,
     /// Its address is not allowed.
     Address,
     /// It shows no token.
     TokenMissing,
-    /// What it shows is no token of this agent.
+    /// Token unknown to this agent.
     TokenWrong,
-    /// Its certificate is named by no rule.
+    /// Certificate that no rule names.
     CertificateUnknown,
-    /// An agent sent it, to an address that a caller named.
+    /// Request of an agent, to an address that a caller named.
     Agent,
-    /// A browser sent it, for a page of somebody else.
+    /// Request of a browser, for a page of another site.
     Page,
 }
 
 impl Denied {
-    /// Code and text of the answer.
+    /// Code and text of the reply.
     pub fn fault(self) -> Fault {
         let (code, text) = match self {
             Denied::NotConfigured => (

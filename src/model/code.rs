@@ -24,7 +24,7 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// All codes, in the order of their words.
+            /// Every code, in the order of their words.
             pub const ALL: &[Code] = &[$(Code::$variant),*];
 
             /// Word that stands for the code on the wire, in logs and in metrics.
@@ -211,24 +211,24 @@ codes! {
 }
 
 impl Code {
-    /// Whether the container engine does not run or does not answer, so that the engine comes first.
+    /// `true` if the container engine does not run or does not answer, so that the engine comes first.
     pub fn is_engine_away(self) -> bool {
         matches!(self, Code::EngineAbsent | Code::EngineNotAnswering)
     }
 
-    /// Whether a deep probe found that the target does no I/O, rather than that I/O could not be tried.
+    /// `true` if a deep probe found that the target does no I/O, rather than that I/O could not be tried.
     pub fn blames_target(self) -> bool {
         matches!(self, Code::DeepIoFailed | Code::DeepDataDiffers | Code::DeepNotAnswering)
     }
 
-    /// Whether it refuses the caller, or what the caller names.
+    /// `true` if it refuses the caller, or what the caller names.
     pub fn is_refusal(self) -> bool {
         let address =
             matches!(self, Code::CallbackAddressRefused | Code::SendCommandAddressRefused);
         matches!(self.status(), 401 | 403) || address
     }
 
-    /// Whether it is the caller that is refused, and not what the caller names.
+    /// `true` if it refuses the caller, and not what the caller names.
     pub fn refuses_caller(self) -> bool {
         matches!(
             self,
@@ -244,7 +244,7 @@ impl Code {
         )
     }
 
-    /// Whether a compatible call is refused as such (400); otherwise its answer (200) tells that its work failed.
+    /// `true` if a compatible request is refused as such (400); otherwise its reply (200) says that its work failed.
     pub fn refuses_compatible_call(self) -> bool {
         matches!(self, Code::InvalidBody | Code::InvalidJson | Code::SendCommandAddressRefused)
     }

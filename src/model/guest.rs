@@ -1,10 +1,9 @@
-//! Guests of volumes, as the command line of their QEMU tells of them: which sockets it connects to, and how often it
-//! looks for one again that has gone.
+//! Guests of volumes, from the command line of their QEMU: the sockets that it connects to, and its pause between tries
+//! to reconnect.
 //!
-//! Only what stands there is told, which is how the machine was started. A disk that was plugged in later stands on no
-//! command line: of its guest nothing is known, which is not the same as one that does not reconnect. One that was
-//! unplugged since still stands there: when it is plugged in again, there or into another machine, what is told may not
-//! be so any more.
+//! The command line says only how the machine was started. A disk that was plugged in later is on no command line: of
+//! its guest nothing is known, which is not the same as one that does not reconnect. A disk that was unplugged since is
+//! still on it: when it is plugged in again, there or into another machine, the report may be out of date.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,26 +13,26 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-/// Pause of a guest between two tries to connect to a socket that has gone. In JSON a number of seconds; 0: it tries
-/// never.
+/// Pause of a guest between two tries to reconnect to a socket that has gone. In JSON a number of seconds; 0 for no
+/// tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reconnect(Duration);
 
 impl Reconnect {
-    /// Without a try, which is QEMU's default.
+    /// Guest without tries, which is QEMU's default.
     pub const NEVER: Reconnect = Reconnect(Duration::ZERO);
 
-    /// Such a pause.
+    /// Guest with tries at that interval.
     pub fn each(pause: Duration) -> Reconnect {
         Reconnect(pause)
     }
 
-    /// The pause; none where it never tries.
+    /// Pause between tries; `None` without tries.
     pub fn pause(self) -> Option<Duration> {
         Some(self.0).filter(|pause| !pause.is_zero())
     }
 
-    /// The one of both with which a guest waits longer.
+    /// Longer of both pauses.
     pub fn slower(self, other: Reconnect) -> Reconnect {
         let waits = |it: Reconnect| (it.pause().is_none(), it.0);
         if waits(other) > waits(self) { other } else { self }
@@ -68,25 +67,24 @@ impl<'de> Deserialize<'de> for Reconnect {
 /// A virtual machine that has the socket of a volume on its command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
-    /// Its name and its QEMU's pid.
+    /// Name of the machine and pid of its QEMU.
     pub machine: String,
-    /// How often it looks for the socket again.
     pub reconnect: Reconnect,
-    /// Version of the QEMU that runs, where that could be told.
+    /// Version of the running QEMU, if known.
     pub qemu: Option<String>,
 }
 
-/// Guests by the path of the socket, of each that was looked for; none where nothing is known of it.
+/// Guests of the sockets that were looked up, by path; `None` if nothing is known of a guest.
 pub type Guests = BTreeMap<String, Option<Guest>>;
 
-/// More bytes than the options of a chardev have: a path, and a handful of switches.
+/// Upper limit of the bytes of a chardev's options: a path, and a handful of switches.
 const MOST_OPTIONS: usize = 4096;
 
-/// Options of a chardev by their names; of one that is given twice the last one counts, as in QEMU.
+/// Options of a chardev by name; of an option given twice the last one counts, as in QEMU.
 type Options = BTreeMap<String, String>;
 
-/// UNIX sockets that the QEMU with these arguments connects to, by their paths. Sockets on which it listens itself are
-/// none, and one whose options cannot be understood is left out.
+/// UNIX sockets that the QEMU with these arguments connects to, by path. Sockets on which it listens itself are left
+/// out, and so is one whose options cannot be parsed.
 pub fn client_sockets<'a>(
     arguments: impl Iterator<Item = &'a [u8]> + Clone,
 ) -> BTreeMap<String, Reconnect> {
@@ -103,7 +101,7 @@ fn client_socket(text: &str) -> Option<(String, Reconnect)> {
     if options.get("backend")? != "socket" || is_on("server") || is_on("abstract") {
         return None;
     }
-    // A reconnect that is no such number is one that QEMU would not have started with.
+    // QEMU would not have started with a reconnect that is no such number.
     let number = |name: &str| options.get(name).map(|value| value.parse::<u32>().ok());
     let pause = match (number("reconnect-ms"), number("reconnect")) {
         (Some(millis), _) => Duration::from_millis(millis?.into()),
@@ -113,7 +111,7 @@ fn client_socket(text: &str) -> Option<(String, Reconnect)> {
     Some((options.remove("path")?, Reconnect(pause)))
 }
 
-/// Options as QEMU's own syntax has them: `socket,id=a,path=/b,reconnect=1`, where two commas stand for one that is part
+/// Parses options in QEMU's own syntax: `socket,id=a,path=/b,reconnect=1`, where two commas stand for one that is part
 /// of a value, and a name alone switches something on or, with `no` before it, off.
 fn of_options(text: &str) -> Options {
     let mut parts = vec![String::new()];
@@ -135,7 +133,7 @@ fn of_options(text: &str) -> Options {
     parts.into_iter().enumerate().map(option).collect()
 }
 
-/// The same of the form of QMP's `chardev-add`, in which a socket is one to listen on unless it says otherwise.
+/// Parses options in the form of QMP's `chardev-add`, in which a socket listens unless it says otherwise.
 fn of_json(text: &str) -> Option<Options> {
     let document: Value = serde_json::from_str(text).ok()?;
     let backend = document.get("backend")?;

@@ -1,4 +1,4 @@
-//! The ledger: which pages of the pools are the agent's, and which of them others took.
+//! Ledger of pages: those of each pool that are the agent's, and those of them that others took.
 
 use std::collections::BTreeSet;
 
@@ -9,65 +9,63 @@ use super::fault::Finding;
 use super::pools::{PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map};
 use super::units::PageSize;
 
-/// Which pages of each pool exist because the agent grew them, in this boot.
+/// Pages of each pool that exist because the agent grew them, in this boot.
 ///
-/// Pages vanish at a reboot, so the ledger is worth nothing under another boot id.
+/// Pages vanish at a reboot, so the ledger is worthless under another boot id.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ledger {
-    /// `/proc/sys/kernel/random/boot_id` of the boot that it speaks of.
+    /// `/proc/sys/kernel/random/boot_id` of the boot that it describes.
     pub boot_id: String,
-    /// Whether the pages written down before this boot were taken again.
+    /// Set if the pages recorded before this boot were taken again.
     pub restored: bool,
     /// Persistent pages grown and not given back.
     pub grown: Vec<PoolPages>,
-    /// All persistent pages of those pools, and of those below, when they were last looked at.
+    /// Total of persistent pages in those pools, and in those below, when last observed.
     #[serde(default)]
     pub persistent: Vec<PoolPages>,
-    /// Pools of which somebody else took the agent's pages, until it has as many again or gives them up.
+    /// Pools from which somebody else took pages of the agent, until it has as many again or gives them up.
     #[serde(default)]
     pub whole: Vec<WholePool>,
-    /// A growth that was begun; settled when the outcome is known.
+    /// Growth that was begun; resolved when the outcome is known.
     pub intent: Option<Intent>,
 }
 
-/// A pool as it was before somebody else took pages of the agent's, in persistent pages.
+/// Pool before somebody else took pages of the agent, in persistent pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WholePool {
-    /// Which pool.
     #[serde(flatten)]
     pub key: PoolKey,
-    /// The agent's.
+    /// Pages of the agent.
     pub grown: u64,
-    /// All of them.
+    /// Total of pages.
     pub persistent: u64,
 }
 
-/// A growth that is about to be written to the kernel, in persistent pages.
+/// Growth that is about to be written to the kernel, in persistent pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
-    /// Which pool.
     pub pool: PoolKey,
-    /// Persistent pages before.
+    /// Pages before.
     pub from: u64,
-    /// Persistent pages wanted after.
+    /// Desired pages after.
     pub to: u64,
 }
 
 impl Ledger {
-    /// An empty ledger for this boot.
+    /// Empty ledger for this boot.
     pub fn new(boot_id: impl Into<String>) -> Ledger {
         Ledger { boot_id: boot_id.into(), ..Ledger::default() }
     }
 
-    /// Pages the agent grew in that pool.
+    /// Pages that the agent grew in that pool.
     pub fn grown(&self, key: PoolKey) -> u64 {
         self.grown.iter().find(|p| p.key() == key).map_or(0, |p| p.pages)
     }
 
-    /// All of it as a map.
+    /// Grown pages as a map.
     pub fn by_pool(&self) -> PagesByPool {
         pages_map(&self.grown)
     }
@@ -82,7 +80,7 @@ impl Ledger {
         kept
     }
 
-    /// Pages that the agent keeps and that nobody has put back. What others put back is theirs, and is not missing.
+    /// Kept pages that nobody has put back. Pages that others put back are theirs, and not missing.
     pub fn lost(&self) -> PagesByPool {
         let last = pages_map(&self.persistent);
         let lost = |whole: &WholePool| {
@@ -93,7 +91,7 @@ impl Ledger {
         self.whole.iter().map(lost).filter(|(_, pages)| *pages > 0).collect()
     }
 
-    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the line.
+    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the entry.
     pub fn set_grown(&mut self, key: PoolKey, pages: u64, persistent: u64) {
         let mut all = self.by_pool();
         let mut seen = pages_map(&self.persistent);
@@ -102,11 +100,11 @@ impl Ledger {
         self.grown = pages_list(&all);
         let kept = self.kept();
         seen.retain(|key, _| kept.get(key).is_some_and(|pages| *pages > 0));
-        // A pool that is empty is looked at, too.
+        // An empty pool is observed, too.
         self.persistent = seen.iter().map(|(key, pages)| key.pages(*pages)).collect();
     }
 
-    /// Sizes of the pages that it speaks of.
+    /// Sizes of the pages in the ledger.
     pub fn sizes(&self) -> BTreeSet<PageSize> {
         let kept = self.kept().into_keys().map(|key| key.size);
         kept.chain(self.intent.map(|intent| intent.pool.size)).collect()
@@ -114,9 +112,9 @@ impl Ledger {
 
     /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
     ///
-    /// What is not surely the agent's is never given back. So a growth that was begun counts only
-    /// when it is there to the page, and when somebody lowered a pool, the agent's pages are taken to
-    /// be the ones that went. Returns whether anything changed.
+    /// Only pages that are surely the agent's are ever given back. So a growth that was begun counts only if it is
+    /// there to the page, and if somebody lowered a pool, the agent's pages are taken to be the ones that went. Returns
+    /// `true` if anything changed.
     pub fn settle(&mut self, seen: &PoolsSeen) -> bool {
         let before = self.clone();
         let intent = self.intent.take();
@@ -146,7 +144,7 @@ impl Ledger {
         *self != before
     }
 
-    /// Notes how a pool was before pages went; `least` are the pages with which it would lack none.
+    /// Records a pool as it was before pages went; `least` is the number of pages with which it would lack none.
     fn note_loss(&mut self, before: WholePool, least: u64) {
         match self.whole.iter_mut().find(|whole| whole.key == before.key) {
             Some(whole) => {
@@ -160,7 +158,7 @@ impl Ledger {
         }
     }
 
-    /// Gives up lost pages, so that the agent keeps no more than these. Returns whether there were any.
+    /// Gives up lost pages, so that the agent keeps at most `most`. Returns `true` if there were any.
     pub fn keep_at_most(&mut self, most: &PagesByPool) -> bool {
         let before = self.whole.clone();
         let grown = self.by_pool();
@@ -168,14 +166,14 @@ impl Ledger {
         for whole in &mut self.whole {
             let less = whole.grown.saturating_sub(pages(most, whole.key));
             whole.grown -= less;
-            // It would have that many fewer, too.
+            // The pool would have had that many fewer, too.
             whole.persistent = whole.persistent.saturating_sub(less);
         }
         self.whole.retain(|whole| whole.grown > pages(&grown, whole.key));
         self.whole != before
     }
 
-    /// Finding of lost pages; none where none are lost.
+    /// Finding of lost pages; `None` if none are lost.
     pub fn finding(&self) -> Option<Finding> {
         let all = self.lost();
         let lost = all.iter().map(|(key, pages)| format!("{pages} of {key}"));

@@ -1,8 +1,8 @@
-//! Whom the agent calls: which addresses what a caller named may lead to. Pure; names are resolved in
-//! `outgoing`, and each address is judged here.
+//! Egress policy: addresses that a URL supplied by a caller may lead to. Pure; names are resolved in `outgoing`, and
+//! each address is judged here.
 //!
 //! ```text
-//! Outgoing (the setting) + who asked for it ──▶ Reach ──each address──▶ called, or Refused with the reason
+//! Outgoing (the setting) + caller ──▶ Reach ──each address──▶ connected to, or Refused with the reason
 //! ```
 
 use std::fmt;
@@ -17,19 +17,20 @@ use super::caller::Caller;
 use super::network::Network;
 use super::url::HttpUrl;
 
-/// Header `Via` of all that an agent sends (RFC 9110, 7.6.3). An address that a caller names may lead to the agent itself, to which
-/// it is root, or to that of another node: no agent calls an agent, and such requests are refused by this.
+/// Header `Via` of every request of an agent (RFC 9110, 7.6.3). A URL that a caller supplied may lead to the agent
+/// itself, to which it is root, or to that of another node: no agent calls an agent, and requests with this header are
+/// refused.
 pub const VIA_AGENT: &str = "1.1 vhost-agent";
 
-/// Where callbacks, reports and the progress of calls may go.
+/// Allowed destinations of callbacks, reports and progress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Outgoing {
     /// Everywhere but to addresses that are the node's or its cloud's own.
     #[default]
     Any,
-    /// To who asks for it, and to the controller that is connected.
+    /// Address of the caller, or of the connected controller.
     Callers,
-    /// Into these networks, whatever they are.
+    /// Addresses in these networks, whatever they are.
     To(Arc<[Network]>),
 }
 
@@ -44,7 +45,7 @@ impl Serialize for Outgoing {
 }
 
 impl<'de> Deserialize<'de> for Outgoing {
-    // By hand, for an untagged enum would only say that nothing fits.
+    // By hand, for the error of an untagged enum would only say that nothing fits.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Outgoing, D::Error> {
         struct Read;
         impl<'de> Visitor<'de> for Read {
@@ -82,8 +83,8 @@ impl<'de> Deserialize<'de> for Outgoing {
 }
 
 impl Outgoing {
-    /// What somebody's word may lead to; `None` is somebody of whom nobody knows where the word came from,
-    /// and `controller` who connected last.
+    /// Addresses that a URL from `caller` may lead to, which is `None` if the origin of the URL is unknown;
+    /// `controller` is the one that connected last.
     pub fn reach(&self, caller: Option<Caller>, controller: Option<Caller>) -> Reach {
         let local = |who: Option<Caller>| who.is_some_and(Caller::is_local);
         match self {
@@ -101,37 +102,37 @@ impl Outgoing {
     }
 }
 
-/// The addresses that one request may go to.
+/// Addresses that one request may go to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reach {
-    /// All: the operator named it.
+    /// Any address: the operator named it.
     Anywhere,
-    /// What the address of an image may lead to, which is listed: as [`Outgoing::Any`] has it, whoever calls.
+    /// Addresses for the URL of an image, which is listed: as [`Outgoing::Any`], whoever calls.
     Images {
-        /// Whether the node itself may be called, for the listed address says so.
+        /// Set if the node itself may be called, for the listed address says so.
         loopback: bool,
     },
-    /// All but what is the node's or its cloud's own.
+    /// Any address but the node's or its cloud's own.
     Common {
-        /// Whether the node itself may be called, for it asked for it.
+        /// Set if the node itself may be called, for the caller is on it.
         loopback: bool,
     },
-    /// These.
+    /// Addresses of the caller and of the controller.
     Callers {
-        /// Whether the node itself may be called, for it asked for it.
+        /// Set if the node itself may be called, for the caller is on it.
         loopback: bool,
-        /// Who asked for it, and the controller.
+        /// Addresses of the caller and of the controller, as far as they have one.
         only: Vec<IpAddr>,
     },
-    /// Those in these networks.
+    /// Addresses in these networks.
     Within(Arc<[Network]>),
 }
 
 impl Reach {
-    /// Judges an address that is about to be called.
+    /// Judges an address before a connection to it.
     ///
     /// # Errors
-    /// That it is not to be called, and why.
+    /// A refused address, with the reason.
     pub fn judge(&self, address: IpAddr) -> Result<(), Refused> {
         let address = address.to_canonical();
         let refused = |why| Err(Refused { address, why });
@@ -162,7 +163,7 @@ impl Reach {
         }
     }
 
-    /// Judges the host of an address where that is no name; names are judged when they are resolved.
+    /// Judges the host of a URL if it is an address; names are judged when they are resolved.
     ///
     /// # Errors
     /// As [`Reach::judge`].
@@ -175,7 +176,7 @@ impl Reach {
     }
 }
 
-/// An address that is not called.
+/// Address that is not called, with the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{address} is not called: {why}")]
 pub struct Refused {
@@ -183,7 +184,7 @@ pub struct Refused {
     why: Why,
 }
 
-/// Why an address is not called.
+/// Reason not to call an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     Loopback,
@@ -209,24 +210,23 @@ impl fmt::Display for Why {
     }
 }
 
-/// What is the node's or its cloud's own.
+/// Kind of an address that is the node's or its cloud's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Own {
     Loopback,
     Special(&'static str),
 }
 
-/// Where a cloud tells its machines about themselves, mostly without asking who they are. Most do so at
-/// 169.254.169.254, which is link-local; these are not:
-/// 100.100.100.200 Alibaba (cloud-init's documentation of its data source), 168.63.129.16 Azure's wire server
-/// (coreos/afterburn), 192.0.0.192 Oracle (its guide "Retrieve Predefined Instance Metadata").
+/// Metadata services of clouds, most of which do not authenticate their callers. Most are at 169.254.169.254, which is
+/// link-local; these are not: 100.100.100.200 Alibaba (cloud-init's documentation of its data source), 168.63.129.16
+/// Azure's wire server (coreos/afterburn), 192.0.0.192 Oracle (its guide "Retrieve Predefined Instance Metadata").
 const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(100, 100, 100, 200),
     Ipv4Addr::new(168, 63, 129, 16),
     Ipv4Addr::new(192, 0, 0, 192),
 ];
-/// fd00:ec2::254 Amazon (EC2 guide, "Retrieve instance metadata") and fd00:ec2::23 the credentials of its
-/// containers, fd20:ce::254 Google, fd00:42::42 Scaleway.
+/// Metadata services over IPv6: fd00:ec2::254 Amazon (EC2 guide, "Retrieve instance metadata") and fd00:ec2::23 the
+/// credentials of its containers, fd20:ce::254 Google, fd00:42::42 Scaleway.
 const METADATA_V6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
@@ -273,8 +273,8 @@ fn own_v6(address: Ipv6Addr) -> Option<Own> {
     }
 }
 
-/// The address of IPv4 that one of IPv6 stands for: mapped and compatible (RFC 4291, 2.5.5), translated
-/// (RFC 2765, 2.1), behind a NAT64 (RFC 6052, 2.1; RFC 8215), over 6to4 (RFC 3056, 2).
+/// IPv4 address that an IPv6 address stands for: mapped and compatible (RFC 4291, 2.5.5), translated (RFC 2765, 2.1),
+/// behind a NAT64 (RFC 6052, 2.1; RFC 8215), over 6to4 (RFC 3056, 2).
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let of = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
     match address.segments() {

@@ -1,4 +1,4 @@
-//! Preparing the node: the request and the report; its steps are in `step`.
+//! Request and report of a prepare; its steps are in `step`.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use super::pools::{PoolPages, PoolWant};
 use super::step::{Area, Step};
 use super::work::WorkId;
 
-/// What the node is to be made fit for.
+/// Request to make the node fit for a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrepareRequest {
-    /// Free pages, at most one wish for each page size and placement.
+    /// Free pages, at most one entry for each page size and placement.
     pub hugepages: Vec<PoolWant>,
-    /// Whether a growth that came out short is kept.
+    /// Set if a growth that came out short is kept.
     pub keep_partial: bool,
-    /// Whether the engine is looked after.
+    /// Set if the engine is reconciled.
     pub engine: bool,
-    /// Whether only the plan is wanted.
+    /// Set if only the plan is requested.
     pub dry_run: bool,
 }
 
 impl PrepareRequest {
-    /// Whether the outcome of `self` answers `other` too: it wants the same or more pages, and the
-    /// same of the engine, so that nobody waits for an installation who did not ask for it.
+    /// `true` if the outcome of `self` answers `other` too: it wants the same or more pages, and the same of the
+    /// engine, so that no caller waits for an installation that it did not request.
     pub fn covers(&self, other: &PrepareRequest) -> bool {
         self.dry_run == other.dry_run
             && self.keep_partial == other.keep_partial
@@ -40,22 +40,21 @@ impl PrepareRequest {
     }
 }
 
-/// What became of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StepOutcome {
-    /// Dry run: it would be done.
+    /// Dry run: would be done.
     Planned,
     /// Done, and read back.
     Done,
     /// Done in part: `after` says how far.
     Short,
-    /// It failed; the report's error says why.
+    /// Failed; the report's error says why.
     Failed,
 }
 
 impl StepOutcome {
-    /// As it stands in reports.
+    /// Word in reports.
     pub fn word(self) -> &'static str {
         match self {
             StepOutcome::Planned => "planned",
@@ -66,34 +65,29 @@ impl StepOutcome {
     }
 }
 
-/// One step as it went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StepReport {
-    /// The part of the node.
     pub area: Area,
-    /// The step's name.
     pub step: String,
-    /// What it worked on.
+    /// Object of the step.
     pub subject: String,
-    /// How things stood.
+    /// State before the step.
     pub before: String,
-    /// How they stand, read back; in a dry run how they would stand.
+    /// State after the step, read back; in a dry run the intended one.
     pub after: String,
-    /// What became of it.
     pub outcome: StepOutcome,
-    /// How long it took, in milliseconds.
     pub duration_ms: f64,
 }
 
 impl StepReport {
-    /// The report of a step that was only planned.
+    /// Report of a step that was only planned.
     pub fn planned(step: &Step) -> StepReport {
         let (before, after) = step.before_after();
         StepReport::of(step, before, after, StepOutcome::Planned, Duration::ZERO)
     }
 
-    /// The report of a step that was tried.
+    /// Report of a step that was tried.
     pub fn of(
         step: &Step,
         before: String,
@@ -113,22 +107,22 @@ impl StepReport {
     }
 }
 
-/// How a prepare ended.
+/// Outcome of a prepare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// Everything was there already.
+    /// Nothing to do: everything was as desired.
     Holds,
-    /// Something was done, and now everything is there.
+    /// Everything as desired, after at least one step.
     Changed,
     /// Dry run: something would be done.
     WouldChange,
-    /// Something is missing still.
+    /// Something still missing.
     Failed,
 }
 
 impl Outcome {
-    /// As it stands in reports.
+    /// Word in reports.
     pub fn word(self) -> &'static str {
         match self {
             Outcome::Holds => "holds",
@@ -139,23 +133,21 @@ impl Outcome {
     }
 }
 
-/// What one part of a prepare did: the pools with their mounts, or the engine.
+/// Report of one part of a prepare: the pools with their mounts, or the engine.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PartReport {
-    /// The steps, in order.
     pub steps: Vec<StepReport>,
-    /// What the operator should know.
     pub findings: Vec<Finding>,
-    /// Why it stopped before everything held.
+    /// Reasons why it stopped before everything was as desired.
     pub errors: Vec<Fault>,
     /// hugetlbfs mounts to use.
     pub mounts: Vec<String>,
-    /// The engine's version, when it answered.
+    /// Version of the engine, if it answered.
     pub engine_version: Option<String>,
 }
 
 impl PartReport {
-    /// Takes over what another part did.
+    /// Adds the report of another part.
     pub fn merge(&mut self, other: PartReport) {
         self.steps.extend(other.steps);
         self.findings.extend(other.findings);
@@ -165,25 +157,21 @@ impl PartReport {
     }
 }
 
-/// What a prepare did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PrepareReport {
-    /// How it ended.
     pub outcome: Outcome,
-    /// Whether nothing was to be changed.
     pub dry_run: bool,
-    /// Every step; the pools' first, then the engine's, which went on at the same time.
+    /// Steps of the pools, then of the engine, which went on at the same time.
     pub steps: Vec<StepReport>,
-    /// What the operator should know though nothing failed by it.
+    /// Findings for the operator that failed nothing.
     pub findings: Vec<Finding>,
-    /// What failed; empty unless the outcome is `failed`.
+    /// Failures; empty unless the outcome is `failed`.
     pub errors: Vec<Fault>,
-    /// The hugetlbfs mounts that a target would be given.
+    /// Hugetlbfs mounts that a target would be given.
     pub mounts: Vec<String>,
-    /// The engine's version.
     pub engine_version: Option<String>,
-    /// From the first look to the last, in milliseconds.
+    /// Time from the first observation to the last, in milliseconds.
     pub duration_ms: f64,
 }
 
@@ -208,55 +196,46 @@ impl PrepareReport {
         }
     }
 
-    /// All errors in one line; empty when there are none.
+    /// Texts of the errors in one line; empty without errors.
     pub fn error_text(&self) -> String {
         self.errors.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("; ")
     }
 }
 
-/// What giving pages back did.
+/// Report of a reclaim, which gives pages back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReclaimReport {
-    /// The steps.
     pub steps: Vec<StepReport>,
     /// Pages grown by the agent that remain, because they are in use or were to be kept.
     pub remaining: Vec<PoolPages>,
-    /// What failed.
     pub errors: Vec<Fault>,
 }
 
-/// Something that happens in long work, for whoever watches.
+/// Event of long-running work, for whoever follows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Which work.
     pub work: WorkId,
-    /// What happens.
     #[serde(flatten)]
     pub event: WorkEvent,
 }
 
-/// What happens in long work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum WorkEvent {
-    /// A step began.
+    /// Start of a step.
     Begun {
-        /// The part of the node.
         area: Area,
-        /// The step's name.
         step: String,
-        /// What it works on.
+        /// Object of the step.
         subject: String,
     },
-    /// A line of output of the step at work.
+    /// Line of output of the step at work.
     Line {
-        /// The part of the node.
         area: Area,
-        /// The line.
         text: String,
     },
-    /// A step ended.
+    /// End of a step.
     Ended(StepReport),
 }
 

@@ -1,4 +1,4 @@
-//! One thing to do, as a planner writes it down.
+//! Steps of a plan, as planners write them down.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::image::Download;
 use super::pools::PoolKey;
 use super::units::{NumaNode, PageSize};
 
-/// One thing to do. The planners make them, `agent::apply` does them.
+/// Step of a plan. Planners make them, `agent::apply` performs them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Raise a pool.
@@ -24,27 +24,23 @@ pub enum Step {
     DropPageCache,
     /// Mount a hugetlbfs.
     Mount {
-        /// Where.
         path: String,
-        /// For pages of this size.
         size: PageSize,
     },
     /// Write the engine's configuration.
     WriteDaemonJson {
-        /// Where.
         path: String,
-        /// The whole new text; it may hold the operator's secrets and is not told.
+        /// Whole new text; it may hold the operator's secrets and is not reported.
         text: String,
-        /// What is new in it.
+        /// Summary of what is new in it.
         adds: String,
-        /// Whether a file is there already.
+        /// Set if a file is there already.
         replaces: bool,
     },
     /// Install the engine.
     Install {
-        /// With this package manager.
         manager: PackageManager,
-        /// The sets of packages to try, the preferred one first.
+        /// Sets of packages to try, the preferred one first.
         sets: Vec<Vec<String>>,
     },
     /// Have the engine's unit started at boot.
@@ -58,91 +54,79 @@ pub enum Step {
     },
     /// Wait until the API answers with a version that will do.
     AwaitEngine {
-        /// The API's socket.
         socket: String,
-        /// Oldest version that will do.
+        /// Oldest version that is accepted.
         min_api: ApiVersion,
-        /// How long to wait.
+        /// Longest wait.
         within: Duration,
     },
-    /// Bring an image into the engine.
+    /// Load an image into the engine.
     LoadImage {
-        /// Its name.
         image: String,
-        /// From where; the next one when one fails.
+        /// Sources, each tried when the one before it failed.
         from: Vec<ImageSource>,
     },
-    /// Make the folder of a target's sockets, and clear it of what a dead predecessor left.
+    /// Make the folder of a target's sockets, and remove from it what a dead predecessor left.
     PrepareSockets {
-        /// The folder.
         folder: String,
-        /// The control socket.
+        /// Path of the control socket.
         control: String,
     },
-    /// Make a target's container.
     CreateContainer(Box<ContainerSpec>),
-    /// Start it.
     StartContainer {
-        /// Its name.
         name: String,
     },
     /// Wait until the target serves.
     AwaitTarget {
-        /// Its name.
         name: String,
-        /// Its container, by name or id.
+        /// Name or id of its container.
         container: String,
-        /// Its control socket.
+        /// Path of the control socket.
         socket: String,
-        /// How long to wait.
+        /// Longest wait.
         within: Duration,
     },
-    /// Stop a container: SIGTERM, a grace, SIGKILL.
+    /// Stop a container: SIGTERM, grace period, SIGKILL.
     StopContainer {
-        /// Its name.
         name: String,
         /// The engine's id.
         id: String,
-        /// How long it may take by itself.
+        /// Grace period before SIGKILL.
         grace: Duration,
     },
-    /// Tell the engine when to start a container again by itself.
+    /// Set the engine's restart policy of a container.
     SetRestarts {
-        /// Its name.
         name: String,
         /// The engine's id.
         id: String,
-        /// When; none is never.
+        /// Restart policy; `None` for never.
         restarts: Option<Restarts>,
     },
-    /// Give a container another name.
     RenameContainer {
-        /// Its name.
+        /// Current name.
         name: String,
-        /// The engine's id, where it is known; else it is the one of that name.
+        /// The engine's id, if known; else the container is found by its name.
         id: Option<String>,
-        /// The new name.
+        /// New name.
         to: String,
     },
-    /// Take a container away that does not run.
+    /// Remove a container that does not run.
     RemoveContainer {
-        /// Its name.
         name: String,
         /// The engine's id.
         id: String,
     },
 }
 
-/// Where an image comes from that the engine has not.
+/// Source of an image that the engine lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
-    /// The agent makes it of itself.
+    /// Made by the agent itself.
     BuiltIn,
-    /// The registry that its name begins with.
+    /// Registry that its name begins with.
     Registry,
-    /// A tar on this node.
+    /// Path of a tar on this node.
     Tar(String),
-    /// A tar that is downloaded.
     Url(Download),
 }
 
@@ -157,18 +141,17 @@ impl fmt::Display for ImageSource {
     }
 }
 
-/// A change of one pool's `nr_hugepages`.
+/// Change of one pool's `nr_hugepages`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResizePool {
-    /// Which pool.
     pub pool: PoolKey,
     /// Pages when it was planned.
     pub from: u64,
-    /// Pages wanted.
+    /// Desired pages.
     pub to: u64,
 }
 
-/// The part of the node that a step changes.
+/// Part of the node that a step changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Area {
@@ -176,14 +159,11 @@ pub enum Area {
     Pools,
     /// hugetlbfs mounts.
     Mount,
-    /// The engine.
     Engine,
-    /// A target.
     Target,
 }
 
 impl Step {
-    /// The part of the node that it changes.
     pub fn area(&self) -> Area {
         match self {
             Step::Grow(_) | Step::Shrink(_) | Step::Compact(_) | Step::DropPageCache => Area::Pools,
@@ -198,7 +178,7 @@ impl Step {
         }
     }
 
-    /// Its stable name in reports.
+    /// Stable name in reports.
     pub fn name(&self) -> &'static str {
         match self {
             Step::Grow(_) => "grow",
@@ -224,7 +204,7 @@ impl Step {
         }
     }
 
-    /// What it works on, in the operator's words.
+    /// Object of the step, in the operator's words.
     pub fn subject(&self) -> String {
         match self {
             Step::Grow(resize) | Step::Shrink(resize) => resize.pool.to_string(),
@@ -247,7 +227,7 @@ impl Step {
         }
     }
 
-    /// How things stand before it, and how they are meant to stand after.
+    /// State before the step and intended state after it, in words.
     pub fn before_after(&self) -> (String, String) {
         let words = |before: &str, after: &str| (before.to_string(), after.to_string());
         match self {

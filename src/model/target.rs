@@ -1,4 +1,4 @@
-//! Targets: what is wanted of one, what is seen of it, and what is told of it.
+//! Targets: spec, observation and status.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +20,7 @@ use super::volume::{VolumeName, VolumeSpecs};
 /// MiB of hugepages that a target may take: more than any machine has.
 const MOST_MEMORY_MIB: u64 = 1 << 26;
 
-/// Which program a target runs, and so how it is called and what it needs.
+/// Program of a target, which decides how it is called and what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TargetKind {
@@ -32,53 +32,46 @@ pub enum TargetKind {
     BuiltIn,
 }
 
-/// Which CPUs a target gets.
+/// CPUs of a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum CoreWish {
-    /// These.
     These(CoreList),
-    /// So many, chosen by topology.
+    /// Number of CPUs, chosen by topology.
     Count(u32),
 }
 
-/// What is wanted of a target.
+/// Desired state of a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetSpec {
-    /// Its name.
     pub name: TargetName,
-    /// What it runs.
     pub kind: TargetKind,
-    /// The image; `None` for the built-in one.
+    /// Image; `None` for the built-in one.
     pub image: Option<String>,
-    /// A tar that holds the image, where it is not there yet.
+    /// Tar that holds the image, for when the engine lacks it.
     pub image_tar: Option<CleanPath>,
-    /// The address of such a tar.
+    /// Address of such a tar.
     pub image_url: Option<ImageUrl>,
-    /// The digest of what is there.
+    /// Digest of the tar at that address.
     pub image_sha256: Option<ImageSha256>,
-    /// Its CPUs.
     pub cores: CoreWish,
-    /// The folder of its sockets.
     pub socket_dir: CleanPath,
-    /// Its control socket.
     pub control_sock: CleanPath,
-    /// Its client's configuration, mounted when it is there.
+    /// Configuration of its client, mounted if present.
     pub client_conf: Option<CleanPath>,
-    /// MiB of hugepages that it takes.
+    /// Hugepages, in MiB.
     pub memory_mib: u64,
-    /// Whether nobody has said how many, so that they follow from its volumes each time when it is made.
+    /// Set if no size was given, so that it follows from the volumes each time the target is made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub memory_by_volumes: bool,
 }
 
 impl TargetSpec {
-    /// What of it is wrong as a whole.
+    /// Checks the spec as a whole.
     ///
     /// # Errors
-    /// A control socket whose path no socket can have, an image by a name that no image has, and more
-    /// memory than any machine has.
+    /// A control socket whose path no socket can have, an invalid image name, and more memory than any machine has.
     pub fn judge(self) -> Result<TargetSpec, Fault> {
         judge_socket(&self.control_sock)?;
         self.image.as_deref().map_or(Ok(()), judge_image)?;
@@ -90,12 +83,12 @@ impl TargetSpec {
         Ok(self)
     }
 
-    /// The same without the tar that is not opened for it, for its image is there.
+    /// Copy without the tar if the image is present, so that the tar is not opened.
     pub fn as_opened(&self, has_image: bool) -> TargetSpec {
         TargetSpec { image_tar: self.image_tar.clone().filter(|_| !has_image), ..self.clone() }
     }
 
-    /// One for tests.
+    /// Example for tests.
     #[cfg(test)]
     pub(crate) fn example(name: &str) -> TargetSpec {
         TargetSpec {
@@ -114,14 +107,14 @@ impl TargetSpec {
         }
     }
 
-    /// The difference to what runs, field by field: (field, is, should be).
+    /// Differences from the running target, field by field.
     pub fn drift(&self, running: &TargetSpec) -> Vec<Drift> {
         let fields = |spec: &TargetSpec| match serde_json::to_value(spec) {
             Ok(serde_json::Value::Object(fields)) => fields,
             _ => serde_json::Map::new(),
         };
         let (wanted, is) = (fields(self), fields(running));
-        // Where the image and the size of the memory came from is nothing that runs.
+        // The origin of the image and of the memory's size is nothing that runs.
         const ORIGINS: [&str; 4] = ["imageTar", "imageUrl", "imageSha256", "memoryByVolumes"];
         wanted
             .into_iter()
@@ -134,11 +127,11 @@ impl TargetSpec {
     }
 }
 
-/// Whether an image can have that name: what the engine's references are made of, and no more
+/// Checks that an image's name has the form of the engine's references, and no more
 /// (github.com/distribution/reference), for it becomes part of a request's path.
 ///
 /// # Errors
-/// When it cannot.
+/// An invalid name.
 pub fn judge_image(name: &str) -> Result<(), Fault> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@[]".contains(&b);
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'[');
@@ -153,162 +146,163 @@ pub fn judge_image(name: &str) -> Result<(), Fault> {
     ))
 }
 
-/// One field in which what runs differs from what is wanted.
+/// Field in which the running target differs from its spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drift {
-    /// The field's name.
     pub field: String,
-    /// As it runs.
+    /// Value of the running target.
     pub is: serde_json::Value,
-    /// As it is wanted.
+    /// Desired value.
     pub wanted: serde_json::Value,
 }
 
-/// How a target is to be brought about.
+/// Options of a target's reconcile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EnsureWish {
-    /// Whether one that differs from the wish, or does not serve, is replaced.
+    /// `true` if a target that differs from its spec, or does not serve, is replaced.
     pub recreate: bool,
-    /// Whether that is done with virtual machines connected.
+    /// `true` if that is done even with virtual machines connected.
     pub force: bool,
-    /// Whether one that has ended is made anew, and not started again as it is.
+    /// `true` if an exited target is made anew instead of started again as it is.
     pub anew: bool,
-    /// Whether it is one that ran already and is brought back: what would be refused of a new one is told then.
+    /// `true` for the recovery of a target that ran before: what would refuse a new one is only reported then.
     pub recovers: bool,
 }
 
-/// Everything the target planner looks at.
+/// Observation that the target planner works on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TargetSeen {
-    /// The container of its name.
+    /// Container of the target's name.
     pub container: Option<ContainerSeen>,
-    /// Containers with the names that are used while one replaces another ([`TargetName::beside`]); only where they
-    /// were looked for.
+    /// Containers with the names that are used during a replacement ([`TargetName::beside`]); only if they were looked
+    /// up.
     pub beside: Vec<(String, ContainerSeen)>,
-    /// The version that its control socket told, when it answered.
+    /// Version that its control socket reported, if it answered.
     pub version: Option<String>,
-    /// Why it did not, otherwise.
+    /// Reason for no answer, otherwise.
     pub silence: String,
-    /// Disks that virtual machines are connected to; `None` when that cannot be told.
+    /// Disks that virtual machines are connected to; `None` if unknown.
     pub sessions: Option<usize>,
-    /// Volumes whose guest was connected before the process exited last, and is not back; of what the agent remembers.
+    /// Volumes whose guest was connected before the process exited last, and is not back; from what the agent
+    /// remembers.
     pub disconnected: usize,
-    /// Whether the engine has its image …
+    /// Set if the engine has its image.
     pub has_image: bool,
-    /// … and that one's id.
+    /// Id of that image.
     pub image_id: String,
-    /// The name of the built-in target's image.
+    /// Name of the built-in target's image.
     pub built_in_image: String,
-    /// Whether its client's configuration is there.
+    /// Set if its client's configuration is present.
     pub has_client_conf: bool,
-    /// A hugetlbfs of 2 MiB pages.
+    /// Mount point of a hugetlbfs of 2 MiB pages.
     pub huge_dir: Option<String>,
-    /// The CPUs that are online.
+    /// Online CPUs.
     pub cpus: Vec<Cpu>,
-    /// Who else runs on them.
+    /// Other users of the CPUs.
     pub cpu_use: CpuUse,
-    /// It as it was desired before, of what the agent remembers: that was judged when it was new.
+    /// Spec as it was desired before, from what the agent remembers; validated when it was new.
     pub known: Option<TargetSpec>,
-    /// What the paths lead to that are not the operator's.
+    /// Destinations of the paths that are not the operator's, links followed.
     pub links: Links,
-    /// What stands in the way of its sockets.
+    /// Obstacle to its sockets.
     pub socket_obstacle: Option<String>,
-    /// Why somebody else could swap them.
+    /// Reason why somebody else could swap the sockets.
     pub socket_doubt: Option<String>,
-    /// Free pages of 2 MiB by node, with those of the process that it replaces, where it takes some and the machine tells.
+    /// Free pages of 2 MiB by node, with those of the process that it replaces; only if it takes some and the machine
+    /// reports them.
     pub free_pages: BTreeMap<NumaNode, u64>,
-    /// Pages of dead processes, on whatever node, which come back before it takes its own.
+    /// Pages of dead processes, on whatever node, which return before the target takes its own.
     pub returning_pages: u64,
 }
 
 impl TargetName {
-    /// Names of the new container and of the old one while one replaces the other.
+    /// Names of the new and the old container during a replacement.
     pub fn beside(&self) -> [String; 2] {
         [".next", ".previous"].map(|end| format!("{self}{end}"))
     }
 }
 
 impl ContainerSeen {
-    /// Whether the agent made it for the target of that name.
+    /// `true` if the agent made it for the target of that name.
     pub fn is_of(&self, name: &TargetName) -> bool {
         self.made_for().is_some_and(|spec| spec.name == *name)
     }
 
-    /// The wish that it was made for, when the agent made it.
+    /// Spec that it was made for, if the agent made it.
     pub fn made_for(&self) -> Option<TargetSpec> {
         serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
     }
 }
 
 impl TargetSeen {
-    /// The wish that its container was made for, when the agent made it.
+    /// Spec that its container was made for, if the agent made it.
     pub fn made_for(&self) -> Option<TargetSpec> {
         self.container.as_ref().and_then(ContainerSeen::made_for)
     }
 
-    /// Whether its process lives and its control socket answers.
+    /// `true` if its process lives and its control socket answers.
     pub fn serves(&self) -> bool {
         self.version.is_some() && self.container.as_ref().is_some_and(|seen| seen.running)
     }
 }
 
-/// Trial of a target that replaces another one: that one is kept until all that it served is served again.
+/// Trial of a replacement: the old target is kept until all that it served is served again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trial {
-    /// The replaced one as it was desired; none where nobody desired it.
+    /// Spec of the old target; `None` if nobody desired it.
     pub old: Option<TargetSpec>,
-    /// The engine's id of its container.
+    /// The engine's id of the old container.
     pub id: String,
-    /// The volumes that it served.
+    /// Volumes that the old target served.
     pub served: Vec<VolumeName>,
-    /// When the engine was to start it again by itself.
+    /// The engine's restart policy of the old container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<Restarts>,
 }
 
-/// The targets that this node is to have.
+/// Desired targets of this node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Desired {
-    /// Each as it was wanted last.
+    /// Specs as last desired.
     pub targets: BTreeMap<TargetName, TargetSpec>,
-    /// Trials of those that replace others.
+    /// Trials of replacements.
     pub trials: BTreeMap<TargetName, Arc<Trial>>,
-    /// The volumes of each; also of one that is not wanted itself, for its container may be somebody else's.
+    /// Desired volumes by target; also of a target that is not desired itself, for its container may be somebody
+    /// else's.
     pub volumes: BTreeMap<TargetName, Arc<VolumeSpecs>>,
 }
 
 impl Desired {
-    /// The volumes that are wanted in a target.
+    /// Desired volumes of a target.
     pub fn volumes_of(&self, target: &TargetName) -> Arc<VolumeSpecs> {
         self.volumes.get(target).cloned().unwrap_or_default()
     }
 }
 
-/// What an owner does with its target.
+/// Work of an owner on its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// It makes it run.
+    /// Make the target run.
     BringUp,
-    /// It takes it away.
+    /// Remove the target.
     TakeAway,
 }
 
-/// How a target stands.
+/// Published state of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum TargetState {
-    /// None is wanted, and none is there.
+    /// Neither desired nor present.
     Absent,
-    /// It is being brought up.
     Starting,
-    /// It lives and answers.
+    /// Alive and answering.
     Serving,
-    /// It lives and does not answer as it should.
+    /// Alive, but not answering as it should.
     Degraded,
-    /// Its cgroup is frozen: somebody paused its container.
+    /// Frozen cgroup: somebody paused the container.
     Paused,
-    /// It is wanted and not there.
+    /// Desired but not present.
     Failed,
 }
 
@@ -325,23 +319,20 @@ impl fmt::Display for TargetState {
     }
 }
 
-/// What is told of a target.
+/// Published status of a target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetHealth {
-    /// Its name.
     pub name: TargetName,
-    /// How it stands.
     pub state: TargetState,
-    /// Why.
+    /// Reason for the state.
     pub reason: String,
-    /// Since when, in RFC 3339.
+    /// Start of the state, in RFC 3339.
     pub since: String,
-    /// The version that it tells.
+    /// Version that the target reports.
     pub version: Option<String>,
-    /// How old the last answer of its control socket is, in milliseconds.
+    /// Age of the last answer of its control socket, in milliseconds.
     pub age_ms: Option<u64>,
-    /// The pid of its process.
     pub pid: Option<u32>,
 }
 

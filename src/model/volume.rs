@@ -1,4 +1,4 @@
-//! Volumes: what is wanted of one, what is seen of it in its target, and what is told of it.
+//! Volumes: spec, observation in a target, and status.
 
 mod backing;
 
@@ -16,29 +16,28 @@ use super::names::TargetName;
 pub use super::names::VolumeName;
 use super::path::{CleanPath, judge_length};
 
-/// What is wanted of a volume.
+/// Desired state of a volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSpec {
-    /// Its name: its controller's.
+    /// Name of the volume and of its controller.
     pub name: VolumeName,
-    /// Its bdev's name.
+    /// Name of its bdev.
     pub bdev: VolumeName,
-    /// What its blocks are kept in.
     pub backing: Backing,
-    /// Whether guests may not write.
+    /// Set if guests may not write.
     #[serde(default)]
     pub read_only: bool,
-    /// The CPUs of its requests, as SPDK takes them; else the target's.
+    /// CPUs of its requests, in SPDK's notation; else the target's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpumask: Option<String>,
 }
 
 impl VolumeSpec {
-    /// What of it is wrong as a whole, in a target with its sockets in that folder.
+    /// Checks the spec as a whole, for a target with its sockets in that folder.
     ///
     /// # Errors
-    /// A backing that cannot be, a socket that would not fit, a mask that is none.
+    /// An impossible backing, a socket path that is too long, a malformed mask.
     pub fn judge(self, socket_dir: &CleanPath) -> Result<VolumeSpec, Fault> {
         self.backing.judge()?;
         judge_length(&socket_dir.join(self.name.as_str()).parse()?)?;
@@ -59,7 +58,7 @@ impl VolumeSpec {
         }
     }
 
-    /// The file or device that its guests write to. A volume of ZBS is none: who else writes to it, anywhere, is the
+    /// File or device that its guests write to. `None` for a volume of ZBS: its other writers, anywhere, are the
     /// controller's to know.
     pub fn writes_to(&self) -> Option<&str> {
         let params = match &self.backing {
@@ -70,7 +69,7 @@ impl VolumeSpec {
         self.backing.file().filter(|_| !only_reads)
     }
 
-    /// One of memory, for tests.
+    /// Example in memory, for tests.
     #[cfg(test)]
     pub(crate) fn example(name: &str) -> VolumeSpec {
         VolumeSpec {
@@ -83,93 +82,85 @@ impl VolumeSpec {
     }
 }
 
-/// Which volume is meant: by its own name, or by its bdev's where only that is said.
+/// Key of a volume: its own name, or its bdev's where only that is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeKey {
-    /// By its name.
     Name(VolumeName),
-    /// By its bdev's.
+    /// Name of its bdev.
     Bdev(VolumeName),
-    /// By both; so one is found too of which nothing was written down.
+    /// Both names, which also find a volume of which nothing was recorded.
     Both {
-        /// Its own.
         name: VolumeName,
-        /// Its bdev's.
+        /// Name of its bdev.
         bdev: VolumeName,
     },
 }
 
-/// What is seen of a volume in its target.
+/// Observation of a volume in its target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeSeen {
-    /// The bdev of its bdev's name.
+    /// Bdev with the bdev name of its spec.
     pub bdev: Option<BdevSeen>,
-    /// The controller of its name.
+    /// Controller with its name.
     pub controller: Option<ControllerSeen>,
-    /// Whether its socket is there, with the owner and mode that it is to have.
+    /// Set if its socket is present with the desired owner and mode.
     pub socket_is_given: bool,
-    /// Who else serves or uses its bdev, as far as all of them were asked for: a controller of another name, a node of
-    /// iSCSI, a device of the kernel.
+    /// Other server or user of its bdev, as far as all were asked for: a controller of another name, a node of iSCSI, a
+    /// device of the kernel.
     pub served_by_another: Option<String>,
 }
 
-/// A bdev of a target.
+/// Observed bdev of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BdevSeen {
-    /// The file or volume that it is kept in, where the target tells one.
+    /// File or volume that holds its data, if the target reports one.
     pub file: Option<String>,
-    /// Its size.
     pub bytes: u64,
-    /// Whether a part of the target has it for itself: a bdev on top of it, NVMe-oF.
+    /// Set if a part of the target has claimed it: a bdev on top of it, NVMe-oF.
     pub claimed: bool,
 }
 
-/// A controller of a target.
+/// Observed controller of a target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ControllerSeen {
-    /// Its bdev; none once that was deleted under it.
+    /// Name of its bdev; `None` once that was deleted under it.
     pub bdev: Option<String>,
-    /// Whether guests may not write.
+    /// Set if guests may not write.
     pub read_only: bool,
-    /// Who is connected.
     pub sessions: Vec<SessionSeen>,
 }
 
-/// A virtual machine that is connected.
+/// Session of a connected virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionSeen {
-    /// Whether its queues run.
+    /// Set if its queues run.
     pub started: bool,
-    /// Its queues.
     pub queues: u64,
 }
 
-/// One thing to do to a volume.
+/// Step of a volume's plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeStep {
-    /// Take its controller away, which nobody is connected to.
+    /// Delete its controller, to which nobody is connected.
     DeleteController,
-    /// Take its bdev away, which no controller uses.
+    /// Delete its bdev, which no controller uses.
     DeleteBdev,
-    /// Make its bdev.
     CreateBdev,
-    /// Make its controller.
     CreateController,
-    /// Give its socket the owner and mode that it is to have.
+    /// Set the desired owner and mode of its socket.
     GiveSocket,
 }
 
-/// How a volume stands.
+/// Published state of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum VolumeState {
-    /// It is wanted, and not there yet.
+    /// Desired, and not there yet.
     Pending,
-    /// Its socket serves.
     Serving,
-    /// It could not be brought about; it is tried again.
+    /// Last reconcile failed; retried.
     Degraded,
-    /// A virtual machine is connected and its session does not start: the VM needs a restart.
+    /// Virtual machine connected whose session does not start: the VM needs a restart.
     Stuck,
 }
 
@@ -184,33 +175,31 @@ impl fmt::Display for VolumeState {
     }
 }
 
-/// What is told of a volume.
+/// Published status of a volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeStatus {
-    /// How it stands.
     pub state: VolumeState,
-    /// Why; empty when it serves.
+    /// Reason for the state; empty while it serves.
     pub reason: String,
-    /// Since when, in RFC 3339.
+    /// Start of the state, in RFC 3339.
     pub since: String,
-    /// Where its socket is.
     pub socket_path: String,
-    /// Virtual machines that are connected.
+    /// Connected virtual machines.
     pub sessions: usize,
-    /// Whether one was connected before its target died, and has not come back.
+    /// Set if one was connected before its target exited, and has not come back.
     pub disconnected: bool,
-    /// How often its guest looks for the socket again once the target has exited, in seconds (0: never), as the command
-    /// line of the guest's QEMU says; absent where that is not known.
+    /// Interval at which its guest tries the socket again after the target's exit, in seconds (0: never), as the
+    /// command line of the guest's QEMU says; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconnect_seconds: Option<Reconnect>,
-    /// What the operator should know of its guest.
+    /// Findings about its guest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
 }
 
 impl VolumeStatus {
-    /// Of one that nobody has looked at yet.
+    /// Status of a volume that was not observed yet.
     pub fn unknown() -> VolumeStatus {
         VolumeStatus {
             state: VolumeState::Pending,
@@ -225,22 +214,19 @@ impl VolumeStatus {
     }
 }
 
-/// The volumes that are wanted in one target.
+/// Desired volumes of one target.
 pub type VolumeSpecs = BTreeMap<VolumeName, VolumeSpec>;
 
-/// The volumes of one target as they stand.
+/// Statuses of one target's volumes.
 pub type Volumes = BTreeMap<VolumeName, VolumeStatus>;
 
-/// A volume with what is wanted of it, as it is shown.
+/// Volume with spec and status, as `/v1` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeView {
-    /// Its target.
     pub target: TargetName,
-    /// As it is wanted.
     #[serde(flatten)]
     pub spec: VolumeSpec,
-    /// As it stands.
     #[serde(flatten)]
     pub status: VolumeStatus,
 }
