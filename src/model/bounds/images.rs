@@ -8,7 +8,7 @@ use crate::model::policy::TargetSettings;
 use crate::model::registry::registry_of;
 use crate::model::target::judge_image;
 
-/// What a digest begins with, in a reference and in the settings.
+/// Prefix of a digest, in a reference and in the settings.
 const DIGEST: &str = "sha256:";
 
 /// Judges an image; the one of the settings may always be named.
@@ -24,11 +24,11 @@ pub(super) fn judge(image: &str, settings: &TargetSettings) -> Result<(), Fault>
     Err(Fault::new(Code::ImageNotAllowed, text))
 }
 
-/// Whether a reference (`[registry/]path[:tag][@digest]`) carries that digest, or its repository fits that pattern.
+/// `true` if a reference (`[registry/]path[:tag][@digest]`) carries that digest, or its repository fits that pattern.
 fn is_listed(image: &str, pattern: &str) -> bool {
     let (name, digest) = image.split_once('@').map_or((image, None), |(name, it)| (name, Some(it)));
     if pattern.starts_with(DIGEST) {
-        // Of a registry, the engine would call it first.
+        // The engine would call a registry first.
         return digest == Some(pattern) && registry_of(image).is_none();
     }
     // A colon before the last slash is that of the registry's port.
@@ -49,7 +49,7 @@ fn is_listed(image: &str, pattern: &str) -> bool {
     }
 }
 
-/// What is wrong with an entry of `target.allowed_images`.
+/// Fault of an entry of `target.allowed_images`; `None` if it is valid.
 pub fn image_pattern_problem(pattern: &str) -> Option<String> {
     let problem = match pattern.starts_with(DIGEST) {
         true => {

@@ -1,10 +1,11 @@
 //! Bounds of what callers may name: paths, images, addresses of images, methods of a target.
 //!
 //! ```text
-//! a call ──▶ spec ──as it is named──▶ 403 ──▶ the machine is looked at ──with links followed──▶ refused, or planned
+//! request ──▶ spec ──as named──▶ 403 ──▶ the machine is observed ──with links followed──▶ refused, or planned
 //! ```
-//! What is as the settings have it is the operator's word. What is desired already was judged when it was new, or comes from
-//! before there were bounds: a target that comes back, and a call that is repeated, say nothing new. Neither is judged.
+//! Values that the settings have are the operator's word. Specs that are desired already were judged when they were
+//! new, or come from before there were bounds: a target that recovers, and a request that is repeated, say nothing new.
+//! Neither is judged.
 //!
 //! A refusal names the setting that would allow it, and tells nothing of what is there.
 
@@ -24,10 +25,10 @@ use super::policy::TargetSettings;
 use super::target::TargetSpec;
 use super::volume::{Backing, MAKES, TAKES, VolumeSpec, judge_method};
 
-/// Judges a target that a call asks for; `known` is the one that is desired under its name.
+/// Judges a target that a request asks for; `known` is the desired one of its name.
 ///
 /// # Errors
-/// 403, with the setting that would allow what the call names.
+/// 403, with the setting that would allow what the request names.
 pub fn judge_target(
     spec: &TargetSpec,
     known: Option<&TargetSpec>,
@@ -78,10 +79,10 @@ fn path_of(spec: &TargetSpec, named: Named) -> Option<&CleanPath> {
     }
 }
 
-/// Judges a volume that a call asks for; `known` is the one that is desired under its name.
+/// Judges a volume that a request asks for; `known` is the desired one of its name.
 ///
 /// # Errors
-/// 403, with the setting that would allow what the call names.
+/// 403, with the setting that would allow what the request names.
 pub fn judge_volume(
     spec: &VolumeSpec,
     known: Option<&VolumeSpec>,
@@ -106,12 +107,12 @@ pub fn paths_of_volume(spec: &VolumeSpec, settings: &TargetSettings) -> Vec<Clea
     file.map(|path| Named::Aio.paths(&path, settings)).unwrap_or_default()
 }
 
-/// The file that a volume lies in; a raw method may name one too.
+/// File that a volume lies in; a raw method may name one too.
 fn file_of(spec: &VolumeSpec) -> Result<Option<CleanPath>, Fault> {
     spec.backing.file().map(str::parse).transpose()
 }
 
-/// What makes a bdev may take it away again; any other method has to be listed too.
+/// Judges a raw method, which has to be listed. Its own delete method may go with it; any other has to be listed too.
 fn judge_raw(method: &str, delete: Option<&str>, settings: &TargetSettings) -> Result<(), Fault> {
     let listed = |method: &str| settings.raw_methods.iter().any(|listed| listed == method);
     let is_its =
@@ -131,7 +132,7 @@ fn stem<'a>(method: &'a str, ends: [&str; 2]) -> Option<&'a str> {
     ends.iter().find_map(|end| method.strip_suffix(end))
 }
 
-/// What is wrong with an entry of `target.raw_methods`.
+/// Fault of an entry of `target.raw_methods`; `None` if it is valid.
 pub fn raw_method_problem(method: &str) -> Option<String> {
     judge_method(method, &[MAKES, TAKES].concat()).err().map(|fault| fault.text)
 }

@@ -9,39 +9,35 @@ use crate::model::path::CleanPath;
 use crate::model::pattern::fits;
 use crate::model::policy::TargetSettings;
 
-/// A path of a call, by what it is there for.
+/// Path in a request, by its purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Named {
-    /// The folder of a target's sockets.
     SocketDir,
-    /// Its control socket.
     ControlSock,
-    /// Its client's configuration.
     ClientConf,
-    /// A tar of its image.
     ImageTar,
-    /// The file or device of a volume.
+    /// File or device of a volume.
     Aio,
 }
 
-/// What a path leads to once its links are followed.
+/// Destination of a path once its links are followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Led {
-    /// The path without links.
+    /// Path without links.
     pub path: CleanPath,
-    /// Whether a block device is there.
+    /// Set if a block device is there.
     pub is_block_device: bool,
 }
 
-/// What paths lead to; those that could not be looked at are not among them.
+/// Destinations by path, without the paths that could not be observed.
 pub type Links = BTreeMap<CleanPath, Led>;
 
-/// How much is known of the paths that are judged.
+/// Knowledge of the paths that are judged.
 #[derive(Debug, Clone, Copy)]
 pub enum Paths<'a> {
-    /// What they say.
+    /// Text of the paths alone.
     AsNamed,
-    /// What they lead to, too.
+    /// Destinations of the paths, too.
     Followed(&'a Links),
 }
 
@@ -65,7 +61,7 @@ impl Named {
         }
     }
 
-    /// The folders in which it may lie.
+    /// Folders in which it may lie.
     fn roots(self, settings: &TargetSettings) -> impl Iterator<Item = &CleanPath> {
         let (list, own) = match self {
             Named::SocketDir | Named::ControlSock => {
@@ -78,7 +74,7 @@ impl Named {
         list.iter().chain(own)
     }
 
-    /// A path and the folders that it lies in: their links are to be followed.
+    /// Path and the folders that it lies in: their links are to be followed.
     pub(super) fn paths(self, path: &CleanPath, settings: &TargetSettings) -> Vec<CleanPath> {
         let roots = self.roots(settings).filter(|root| lies_in(path, root));
         [path].into_iter().chain(roots).cloned().collect()
@@ -130,7 +126,7 @@ impl Named {
     }
 }
 
-/// Where devices are.
+/// Folder of the devices.
 const DEVICES: &str = "/dev/";
 
 fn fits_device(path: &CleanPath, settings: &TargetSettings) -> bool {
@@ -150,7 +146,7 @@ fn lies_in(path: &CleanPath, folder: &CleanPath) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// What is wrong with a folder that the settings open to callers.
+/// Reason why the settings may not open a folder to callers; `None` if they may.
 pub fn root_problem(root: &CleanPath, named: Named) -> Option<String> {
     let (folder, why) = closed(root.as_str(), named)?;
     let root = root.as_str();
@@ -159,7 +155,7 @@ pub fn root_problem(root: &CleanPath, named: Named) -> Option<String> {
     ))
 }
 
-/// What is wrong with an entry of `target.aio_devices`.
+/// Fault of an entry of `target.aio_devices`; `None` if it is valid.
 pub fn device_pattern_problem(pattern: &str) -> Option<String> {
     let below = pattern.strip_prefix(DEVICES).filter(|below| !below.is_empty());
     let is_path = pattern.parse::<CleanPath>().is_ok_and(|path| path.as_str() == pattern);

@@ -2,14 +2,14 @@
 
 use super::paths::Named;
 
-/// How much of a folder is the system's.
+/// Share of a folder that is the system's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// The folder itself: what lies in it belongs to many.
+    /// Folder itself: its entries belong to many.
     Itself,
-    /// All of it, but for what the setting of this name is there for.
+    /// Whole folder, but for what the setting of this name is for.
     AllBut(Named),
-    /// All of it.
+    /// Whole folder.
     All,
 }
 
@@ -23,7 +23,7 @@ const COMMANDS: &str = "what is there is run as root";
 const OTHERS: &str = "it is another program's of the node";
 const OWNERS: &str = "it is the engine's, systemd's or this agent's own";
 
-/// Each with the reason; a last `*` stands for the rest of a name, and `/var/run` is `/run`.
+/// Closed folders with the reason; a last `*` stands for the rest of a name, and `/var/run` is `/run`.
 const SYSTEM: [(&str, Part, &str); 59] = [
     ("/", Itself, SHARED),
     ("/var", Itself, SHARED),
@@ -87,7 +87,7 @@ const SYSTEM: [(&str, Part, &str); 59] = [
     ("/run/secrets", All, KEYS),
 ];
 
-/// The folder of the system that a path is in, and why it is closed.
+/// System folder that a path is in, and the reason why it is closed.
 pub(super) fn closed(path: &str, named: Named) -> Option<(&'static str, &'static str)> {
     let moved = path.strip_prefix("/var").filter(|rest| is_in(rest, "/run").is_some());
     let path = moved.unwrap_or(path);
@@ -100,7 +100,7 @@ pub(super) fn closed(path: &str, named: Named) -> Option<(&'static str, &'static
     SYSTEM.iter().find(is_closed).map(|(folder, _, why)| (*folder, *why))
 }
 
-/// Whether a path is a folder (`Some(false)`) or lies in it (`Some(true)`).
+/// Position of a path: the folder itself (`Some(false)`), or below it (`Some(true)`).
 fn is_in(path: &str, folder: &str) -> Option<bool> {
     let rest = match folder.strip_suffix('*') {
         // The rest of that name.

@@ -1,4 +1,4 @@
-//! Addresses of images that a caller may name, and where their downloads may lead.
+//! Addresses of images that a caller may name, and the egress policy of their downloads.
 
 use url::{Host, Url};
 
@@ -20,12 +20,11 @@ pub(super) fn judge(url: &ImageUrl, settings: &TargetSettings) -> Result<(), Fau
     Err(Fault::new(Code::ImageUrlNotAllowed, text))
 }
 
-/// Addresses of the machine that a download may connect to, which began at one address and is at another now; none where
-/// it must not go there at all.
+/// Egress policy of a download that began at one address and is at another now; `None` if it must not go there at all.
 ///
-/// It may go to what the settings list, and back to where it began, which was judged when it was named. Where it goes on
-/// from the settings' own address, is up to the server there. Loopback is for addresses that say so themselves: what a name
-/// leads to is not the operator's word.
+/// A download may go to addresses that the settings list, and back to where it began, which was judged when it was
+/// named. Redirects from the settings' own address are up to the server there. Loopback is for addresses that say so
+/// themselves: the addresses that a name resolves to are not the operator's word.
 pub fn image_reach(began: &Url, at: &Url, settings: &TargetSettings) -> Option<Reach> {
     let named = match at == began || is_listed(at, settings) {
         true => at,
@@ -66,7 +65,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// What is wrong with an entry of `target.image_urls`.
+/// Fault of an entry of `target.image_urls`; `None` if it is valid.
 pub fn image_url_problem(prefix: &str) -> Option<String> {
     let url = match prefix.parse::<ImageUrl>() {
         Ok(url) => url,

@@ -1,4 +1,4 @@
-//! What a volume's blocks are kept in, judged before any target is asked for it.
+//! Backings of volumes, judged before any target is asked for one.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 
-/// What a volume's blocks are kept in.
+/// Storage of a volume's blocks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "kind",
@@ -18,49 +18,47 @@ use crate::model::path::CleanPath;
 pub enum Backing {
     /// A volume of ZBS.
     Zbs {
-        /// `<pool>/<volume>`; the target opens it with [`ZBS_SUFFIX`] behind it.
+        /// `<pool>/<volume>`; the target opens it with [`ZBS_SUFFIX`] appended.
         path: String,
     },
     /// A file or block device, under the path that the target's container sees.
     Aio {
-        /// Which.
         path: CleanPath,
-        /// Bytes of a block; needed for a file.
+        /// Bytes of a block; required for a file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         block_size: Option<u32>,
     },
-    /// Memory of the target: gone when it ends.
+    /// Memory of the target: lost when it exits.
     Malloc {
-        /// Its size in MiB.
         size_mib: u64,
         /// Bytes of a block.
         #[serde(default = "usual_block_size")]
         block_size: u32,
     },
-    /// Whatever method of the target makes a bdev.
+    /// Bdev made by any method of the target.
     Raw {
-        /// The method, such as `bdev_rbd_create`.
+        /// Method, such as `bdev_rbd_create`.
         method: String,
-        /// Its parameters; the bdev's name is added as `name` where that is not among them.
+        /// Parameters of the method; the bdev's name is added as `name` if that is missing.
         #[serde(default)]
         params: Map<String, Value>,
-        /// The method that takes it away, with the bdev's name as `name`; without it, the method's name
-        /// with `_delete` instead of `_create`.
+        /// Method that deletes the bdev, with the bdev's name as `name`; by default the method's name with `_delete`
+        /// instead of `_create`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         delete_method: Option<String>,
     },
 }
 
-/// What ZBS's names of volumes that a target opens end with.
+/// Suffix of ZBS's volume names as a target opens them.
 pub const ZBS_SUFFIX: &str = "_zbs_";
 /// The largest memory disk, in MiB: far more than a target gets, and far from where bytes overflow.
 const MOST_MALLOC_MIB: u64 = 1 << 20;
 /// Bytes of the largest parameters of a raw method.
 const MOST_PARAMS: usize = 64 * 1024;
 
-/// Ends of the methods that make a bdev …
+/// Suffixes of the methods that make a bdev.
 pub const MAKES: [&str; 2] = ["_create", "_attach_controller"];
-/// … and of those that take one away.
+/// Suffixes of the methods that delete a bdev.
 pub const TAKES: [&str; 2] = ["_delete", "_detach_controller"];
 
 fn usual_block_size() -> u32 {
@@ -68,7 +66,7 @@ fn usual_block_size() -> u32 {
 }
 
 impl Backing {
-    /// The file or device that it is kept in, where it names one.
+    /// File or device that holds the blocks, if the backing names one.
     pub fn file(&self) -> Option<&str> {
         match self {
             Backing::Aio { path, .. } => Some(path.as_str()),
@@ -77,7 +75,7 @@ impl Backing {
         }
     }
 
-    /// What of it cannot be.
+    /// Checks the backing as a whole.
     ///
     /// # Errors
     /// A size, a path or a method that no target takes.
@@ -127,10 +125,10 @@ fn judge_block_size(bytes: u32) -> Result<(), Fault> {
     Err(Fault::new(Code::InvalidBacking, text))
 }
 
-/// A raw method makes or takes away bdevs, and nothing else.
+/// Checks that a raw method makes or deletes bdevs, and does nothing else.
 ///
 /// # Errors
-/// When it is another one.
+/// Any other method.
 pub fn judge_method(method: &str, ends: &[&str]) -> Result<(), Fault> {
     let plain = method.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     let fits = method.starts_with("bdev_") && ends.iter().any(|end| method.ends_with(end));
