@@ -1,4 +1,4 @@
-//! The processors of the node, and lists of them.
+//! Processors of the node, and lists of them.
 
 use crate::model::code::Code;
 use std::collections::BTreeSet;
@@ -12,77 +12,75 @@ use serde_json::Value;
 use super::fault::Fault;
 use super::units::NumaNode;
 
-/// One online logical CPU.
+/// Online logical CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cpu {
-    /// The kernel's number.
+    /// Number given by the kernel.
     pub id: u32,
-    /// Its NUMA node; node 0 on kernels without NUMA.
+    /// NUMA node; node 0 on kernels without NUMA.
     pub node: NumaNode,
     /// Core within the package.
     pub core: u32,
     /// Package (socket).
     pub package: u32,
-    /// Logical CPUs of the same core, itself with them.
+    /// Logical CPUs of the same core, this one included.
     pub siblings: Vec<u32>,
-    /// Kept from the scheduler (`isolcpus=`).
+    /// Set if kept from the scheduler (`isolcpus=`).
     pub isolated: bool,
 }
 
-/// Who else runs where.
+/// Other users of the CPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CpuUse {
-    /// The CPUs on which the engine's containers may run; `None` where nothing confines them.
+    /// CPUs on which the engine's containers may run; `None` if nothing confines them.
     pub containers: Option<BTreeSet<u32>>,
-    /// Virtual machines, and targets but the one that is looked at.
+    /// Virtual machines, and targets other than the one in question.
     pub holders: Vec<Holder>,
-    /// Nodes that have not the free hugepages that are wanted with the CPUs: taken only when no other will do.
+    /// Nodes that lack the free hugepages that are desired with the CPUs: used only if no other will do.
     pub short_nodes: BTreeSet<NumaNode>,
 }
 
 /// A process whose threads may count on CPUs of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// What it is.
     pub kind: HolderKind,
-    /// Its name: a virtual machine's as libvirt gave it, otherwise the process'.
+    /// Name: libvirt's of a virtual machine, otherwise the process'.
     pub name: String,
-    /// Where its threads may run: each list that one of them has, once.
+    /// Lists of the CPUs on which its threads may run, each list once.
     pub allowed: BTreeSet<Vec<u32>>,
 }
 
-/// What a [`Holder`] is.
+/// Kind of a [`Holder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HolderKind {
-    /// A virtual machine.
+    /// Virtual machine.
     Machine,
-    /// A target, whose reactors leave nothing of their CPUs.
+    /// Target, whose reactors leave nothing of their CPUs.
     Target,
 }
 
-/// A list of CPUs, in the order of their numbers, none twice, at least one.
+/// List of CPUs, in the order of their numbers, none twice, at least one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CoreList(Vec<u32>);
 
-/// More CPUs than any kernel has (`CONFIG_NR_CPUS`).
+/// Limit of CPU numbers: more than any kernel has (`CONFIG_NR_CPUS`).
 const MOST_CPUS: u32 = 8192;
 
 impl CoreList {
-    /// Of these numbers; `None` when there are none.
+    /// List of these numbers; `None` if there are none.
     pub fn of(mut cores: Vec<u32>) -> Option<CoreList> {
         cores.sort_unstable();
         cores.dedup();
         (!cores.is_empty()).then_some(CoreList(cores))
     }
 
-    /// The numbers.
     pub fn as_slice(&self) -> &[u32] {
         &self.0
     }
 
-    /// As SPDK takes it on its command line: `[6,7]`.
+    /// Form of SPDK's command line: `[6,7]`.
     pub fn for_spdk(&self) -> String {
         format!("[{self}]")
     }
@@ -98,7 +96,7 @@ impl fmt::Display for CoreList {
 impl FromStr for CoreList {
     type Err = Fault;
 
-    /// `[6,7]`, `6-7`, `6,7` or a mask, `0xc0`.
+    /// Parses `[6,7]`, `6-7`, `6,7` or a mask, `0xc0`.
     fn from_str(text: &str) -> Result<CoreList, Fault> {
         let text = text.trim();
         let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
@@ -116,10 +114,10 @@ impl FromStr for CoreList {
     }
 }
 
-/// Reads a list of cores as a call has it: as text, or as a list of numbers, which is text of the same form.
+/// Reads a list of cores of a request: as text, or as a list of numbers, which is text of the same form.
 ///
 /// # Errors
-/// When it is neither; what it says is judged where it becomes a [`CoreList`].
+/// Any other type; the text is validated where it becomes a [`CoreList`].
 pub fn written<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
@@ -135,8 +133,7 @@ fn of_ranges(text: &str) -> Option<Vec<u32>> {
         let number = |text: &str| text.trim().parse().ok().filter(|core| *core < MOST_CPUS);
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u32, u32) = (number(first)?, number(last)?);
-        // A list that names more CPUs than there can be says some again and again: a short text could fill
-        // the memory.
+        // A list that names more CPUs than there can be repeats some: a short text could fill the memory.
         if first > last || cores.len() + (last - first) as usize >= MOST_CPUS as usize {
             return None;
         }

@@ -1,24 +1,23 @@
-//! The deep look at a target: I/O that went through a disk of the agent's own, or why none did.
+//! Deep probe of a target: I/O that went through a disk of the agent's own, or the reason why none did.
 
 use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 use super::target::{TargetHealth, TargetState};
 
-/// What came of writing to a disk of the agent's own and reading it back.
+/// Result of writing to a disk of the agent's own and reading it back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeepHealth {
-    /// Whether what was read is what was written.
+    /// Set if the data read is the data written.
     pub ok: bool,
-    /// When it was known, in RFC 3339.
+    /// Time of the result, in RFC 3339.
     pub at: String,
-    /// How long the whole took, in milliseconds.
+    /// Duration of the whole probe, in milliseconds.
     pub duration_ms: f64,
-    /// What was proven.
     #[serde(flatten)]
     pub io: Option<ProvenIo>,
-    /// Why not.
+    /// Reason for a failure.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Fault>,
 }
@@ -29,38 +28,34 @@ pub struct DeepHealth {
 pub struct ProvenIo {
     /// Bytes that were written, and then read.
     pub bytes: u64,
-    /// How long it took to write and flush them, in milliseconds.
+    /// Time to write and flush them, in milliseconds.
     pub write_ms: f64,
-    /// How long it took to read them, in milliseconds.
+    /// Time to read them, in milliseconds.
     pub read_ms: f64,
-    /// What the memory that was shared with the target was made of.
+    /// Kind of the memory that was shared with the target.
     pub memory: MemoryKind,
 }
 
-/// What memory is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum MemoryKind {
     /// 2 MiB hugepages, as virtual machines have them.
     Hugepages,
-    /// Ordinary pages, which the built-in target takes where no hugepage is free.
+    /// Ordinary pages, which the built-in target takes if no hugepage is free.
     Ordinary,
 }
 
-/// How a target stands, the deep look included.
+/// Health of a target, the deep probe included.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProvenHealth {
-    /// How it stands.
     #[serde(flatten)]
     pub health: TargetHealth,
-    /// What I/O through it came to.
     pub deep: DeepHealth,
 }
 
 impl ProvenHealth {
-    /// Both together. A target that answers and does no I/O is degraded; what could not be tried
-    /// changes nothing.
+    /// Combines both. A target that answers and does no I/O is degraded; I/O that could not be tried changes nothing.
     pub fn of(health: TargetHealth, deep: DeepHealth) -> ProvenHealth {
         let blamed = |fault: &&Fault| fault.code.blames_target();
         let fault = deep.error.as_ref().filter(|_| deep.io.is_none()).filter(blamed);
@@ -76,7 +71,7 @@ impl ProvenHealth {
         ProvenHealth { health, deep }
     }
 
-    /// Whether it serves, and I/O through it is proven.
+    /// `true` if the target serves, and I/O through it was verified.
     pub fn is_good(&self) -> bool {
         self.health.state == TargetState::Serving && self.deep.ok
     }

@@ -1,4 +1,4 @@
-//! The engine (Docker): what is seen of it.
+//! Observation of the engine (Docker).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A version of the engine's API, such as 1.41.
+/// Version of the engine's API, such as 1.41.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ApiVersion(pub u32, pub u32);
 
@@ -38,60 +38,56 @@ impl<'de> Deserialize<'de> for ApiVersion {
     }
 }
 
-/// What an answering engine says of itself.
+/// Version of an answering engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineVersion {
     /// The engine's own version, such as 20.10.24.
     pub version: String,
-    /// The newest API it speaks.
+    /// Newest API that it speaks.
     pub api: ApiVersion,
 }
 
-/// Whether the API answers.
+/// Result of a call to the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineApi {
-    /// It answered.
     Answers(EngineVersion),
-    /// Nobody listens: no socket, or nobody behind it.
+    /// No listener: no socket, or nobody behind it.
     Absent,
-    /// Somebody listens and does not answer as an engine does; the text says how.
+    /// Listener that does not answer as an engine does; the text says how.
     Broken(String),
 }
 
-/// The engine's daemon as a process.
+/// Process of the engine's daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineProcess {
-    /// Its pid.
     pub pid: u32,
     /// Start time in seconds since 1970.
     pub started_at: u64,
-    /// Its command line.
     pub args: Vec<String>,
 }
 
 /// `/etc/docker/daemon.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DaemonJson {
-    /// There is none.
     Absent,
-    /// It is a JSON object.
+    /// Valid file, a JSON object.
     Object {
-        /// What it says, word for word.
+        /// Content, word for word.
         text: String,
-        /// Time of its last change, in seconds since 1970.
+        /// Time of the last change, in seconds since 1970.
         modified_at: u64,
     },
-    /// It is there and cannot be used; the text says why.
+    /// File that cannot be used; the text says why.
     Unusable(String),
 }
 
-/// Who starts services on this machine.
+/// Service manager of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Init {
-    /// PID 1 is systemd.
+    /// systemd as PID 1.
     Systemd,
-    /// PID 1 is something else, named here.
+    /// Other PID 1, named here.
     Other(String),
 }
 
@@ -104,11 +100,11 @@ pub struct UnitState {
     pub active: String,
     /// `UnitFileState`: `enabled`, `disabled`, `static`, `masked`, …, empty when unknown.
     pub file: String,
-    /// The command line of `ExecStart`.
+    /// Command line of `ExecStart`.
     pub args: Vec<String>,
 }
 
-/// A package manager that the agent knows.
+/// Package manager that the agent knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PackageManager {
@@ -123,12 +119,12 @@ pub enum PackageManager {
 }
 
 impl PackageManager {
-    /// Each, in the order in which they are looked for. dnf before yum: where both are, yum is a
-    /// link to it.
+    /// Every package manager, in the order in which they are looked for. dnf before yum: where both are, yum is a link
+    /// to it.
     pub const ALL: [PackageManager; 4] =
         [PackageManager::Apt, PackageManager::Dnf, PackageManager::Yum, PackageManager::Zypper];
 
-    /// The executable's name.
+    /// Name of the executable.
     pub fn command(self) -> &'static str {
         match self {
             PackageManager::Apt => "apt-get",
@@ -145,27 +141,24 @@ impl fmt::Display for PackageManager {
     }
 }
 
-/// For each package manager the sets of packages to try, the preferred one first.
+/// Sets of packages to try by package manager, the preferred one first.
 pub type PackageSets = BTreeMap<PackageManager, Vec<Vec<String>>>;
 
-/// All that the engine planner looks at.
+/// Observation that the engine planner works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineSeen {
-    /// Whether its API answers.
     pub api: EngineApi,
-    /// Its daemon, when it runs.
+    /// Process of the daemon, if it runs.
     pub process: Option<EngineProcess>,
     /// Path of the daemon's executable.
     pub installed: Option<String>,
-    /// Its configuration file.
     pub daemon_json: DaemonJson,
-    /// PID 1.
+    /// Service manager, which is PID 1.
     pub init: Init,
-    /// Its unit, where PID 1 is systemd and could be asked.
+    /// Unit of the daemon, if PID 1 is systemd and could be asked.
     pub unit: Option<UnitState>,
-    /// Why systemd could not be asked, where it should have been.
+    /// Reason why systemd could not be asked, where it should have been.
     pub unit_error: Option<String>,
-    /// The package manager of this machine.
     pub package_manager: Option<PackageManager>,
 }
 

@@ -1,4 +1,4 @@
-//! Where a target's image comes from: what a call may say, and what the settings allow.
+//! Source of a target's image: what a request may say, and what the settings have.
 
 use crate::model::code::Code;
 use std::fmt;
@@ -10,16 +10,16 @@ use url::Url;
 use super::fault::Fault;
 use super::url::HttpUrl;
 
-/// More than any address has that works everywhere.
+/// Size limit of an address in bytes: more than any has that works everywhere.
 const MOST_URL_BYTES: usize = 2048;
 
-/// The address of an image's tar: `http` or `https`, and nothing secret in it.
+/// Address of an image's tar: `http` or `https`, without secrets.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageUrl(HttpUrl);
 
 impl ImageUrl {
-    /// The whole address, query included.
+    /// Whole address, query included.
     pub fn url(&self) -> &Url {
         self.0.url()
     }
@@ -74,13 +74,12 @@ impl From<ImageUrl> for String {
     }
 }
 
-/// The SHA-256 of a file, as 64 lower-case hex digits.
+/// SHA-256 of a file, as 64 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageSha256(String);
 
 impl ImageSha256 {
-    /// The digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -115,32 +114,30 @@ impl From<ImageSha256> for String {
     }
 }
 
-/// A tar that is downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Download {
-    /// From where.
     pub url: ImageUrl,
-    /// What it has to be, when that is known.
+    /// Expected digest, if known.
     pub sha256: Option<ImageSha256>,
 }
 
-/// An image, and the download that it can come from.
+/// Image, and the download that it can come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageWish {
-    /// Its name; `None` for the built-in one.
+    /// Name of the image; `None` for the built-in one.
     pub image: Option<String>,
-    /// The address of its tar.
+    /// Address of its tar.
     pub url: Option<ImageUrl>,
-    /// The digest of that tar.
+    /// Digest of that tar.
     pub sha256: Option<ImageSha256>,
 }
 
 impl ImageWish {
-    /// The image that a call means. The usual address goes with the usual image, and the usual digest with
-    /// that address: neither is said of what a call names itself.
+    /// Image that a request means. The default address goes with the default image, and the default digest with that
+    /// address: neither applies to what a request names itself.
     ///
     /// # Errors
-    /// A digest of nothing.
+    /// A digest without an address.
     pub fn or(self, usual: ImageWish) -> Result<ImageWish, Fault> {
         let usual_image = self.image.is_none() || self.image == usual.image;
         let url = self.url.or_else(|| usual.url.clone().filter(|_| usual_image));

@@ -1,4 +1,4 @@
-//! Names of targets and of volumes: what Docker, SPDK and a folder of sockets all take.
+//! Names of targets and of volumes, valid for Docker, SPDK and a folder of sockets alike.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,22 +8,21 @@ use serde::{Deserialize, Serialize};
 use super::code::Code;
 use super::fault::Fault;
 
-/// What the name of each disk that a probe makes begins with; then come its agent's pid and start time,
-/// and a number. Who is connected to one is no virtual machine.
+/// Prefix of the name of each disk that a deep probe makes; then come its agent's pid and start time, and a number. A
+/// client of such a disk is no virtual machine.
 pub const PROBE_PREFIX: &str = "vhost-agent-probe-";
 
-/// A target's name, which is its container's: what Docker takes, and short.
+/// Name of a target, which is its container's: valid for Docker, and short.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TargetName(pub(super) String);
 
 impl TargetName {
-    /// The default target's.
+    /// Name of the default target.
     pub fn usual() -> TargetName {
         TargetName("zbs-vhost".to_string())
     }
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -69,16 +68,15 @@ impl fmt::Display for TargetName {
     }
 }
 
-/// The name of a volume, which is its controller's and so its socket's, or of its bdev.
+/// Name of a volume, which is its controller's and so its socket's, or of its bdev.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName(pub(super) String);
 
 impl VolumeName {
-    /// Characters of a name; with the folder before it, a socket's path has room for it.
+    /// Limit of a name's characters; with the folder before it, a socket's path has room for it.
     const MOST: usize = 96;
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! The node as `GET /v1/node` and `vhost-agent status` show it.
+//! Status of the node, as `GET /v1/node` and `vhost-agent status` show it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,11 +11,11 @@ use super::network::Network;
 use super::pools::{Memory, Pool};
 use super::units::PageSize;
 
-/// One pool with the agent's share of it.
+/// Pool with the agent's share of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolStatus {
-    /// What the kernel says.
+    /// Pool as the kernel reports it.
     #[serde(flatten)]
     pub pool: Pool,
     /// Pages grown by the agent in this boot and not given back.
@@ -26,76 +26,74 @@ pub struct PoolStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolTotals {
-    /// Page size.
     pub size: PageSize,
-    /// All pages.
+    /// Pages in total.
     pub total: u64,
-    /// Not handed out.
+    /// Pages not handed out.
     pub free: u64,
-    /// Free ones that are promised; the kernel counts them for the machine only.
+    /// Free pages that are reserved; the kernel counts them for the machine only.
     pub reserved: u64,
-    /// Handed out beyond the pool.
+    /// Pages handed out beyond the pool.
     pub surplus: u64,
-    /// Grown by the agent.
+    /// Pages grown by the agent.
     pub grown: u64,
 }
 
-/// The engine in a status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineStatus {
     /// `running`, `stopped`, `notInstalled`, `unreachable`.
     pub state: String,
-    /// Its version, when it answers.
+    /// Version, if the engine answers.
     pub version: Option<String>,
-    /// Its API version, when it answers.
+    /// API version, if the engine answers.
     pub api_version: Option<String>,
-    /// Its daemon's pid.
+    /// Pid of its daemon.
     pub pid: Option<u32>,
-    /// The API's socket.
+    /// Path of the API's socket.
     pub socket: String,
-    /// Why it is unreachable.
+    /// Reason why it is unreachable.
     pub reason: Option<String>,
 }
 
-/// Who may call the agent that runs.
+/// Exposure of the running agent: its listeners, and who may call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Exposure {
-    /// Where it listens.
+    /// Address of the listener.
     pub listen: String,
-    /// Whether it speaks TLS there.
+    /// Set if the listener speaks TLS.
     pub tls: bool,
-    /// Whether clients have to show a certificate.
+    /// Set if clients have to show a certificate.
     pub client_certificates: bool,
-    /// Whether requests have to show a token.
+    /// Set if requests have to show a token.
     pub tokens: bool,
-    /// Whether these certificates have to have one of some names.
+    /// Set if client certificates have to have one of some names.
     #[serde(default)]
     pub certificate_names: bool,
-    /// From where it is called; without any, from everywhere.
+    /// Networks from which callers are accepted; empty for all.
     pub allow: Vec<Network>,
-    /// Whether who needs to show nothing may do everything.
+    /// Set if callers that need to show nothing may do everything.
     #[serde(default)]
     pub open: bool,
-    /// Where signs of life and metrics are, when that is elsewhere.
+    /// Address of the listener for liveness and metrics, if it is another.
     pub admin_listen: Option<String>,
-    /// The socket for the node itself.
+    /// Path of the socket for the node itself.
     pub socket: Option<String>,
-    /// Whether it listens for the node alone.
+    /// Set if it listens for the node alone.
     pub loopback: bool,
-    /// What the operator should think about.
+    /// Warnings for the operator.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
 impl Exposure {
-    /// Whether somebody from elsewhere has to show nothing.
+    /// `true` if a caller from elsewhere has to show nothing.
     fn is_unguarded(&self) -> bool {
         !self.client_certificates && !self.tokens && self.allow.is_empty()
     }
 
-    /// Who may call, in a sentence.
+    /// Description of who may call, in a sentence.
     pub fn text(&self) -> String {
         let from = self.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let wants = [
@@ -128,7 +126,7 @@ impl Exposure {
         }
     }
 
-    /// The same with what an operator should think about.
+    /// Adds the warnings for the operator.
     pub fn judged(self) -> Exposure {
         let loopback: IpAddr = Ipv4Addr::LOCALHOST.into();
         let takes_local = self
@@ -159,17 +157,14 @@ impl Exposure {
     }
 }
 
-/// The whole node.
+/// Status of the whole node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
-    /// Host name.
     pub hostname: String,
-    /// This boot.
     pub boot_id: String,
     /// Kernel release.
     pub kernel: String,
-    /// The agent's version.
     pub agent_version: String,
     /// Page sizes that this kernel has pools for.
     pub page_sizes: Vec<PageSize>,
@@ -177,20 +172,17 @@ pub struct NodeStatus {
     pub pools: Vec<PoolStatus>,
     /// Pools by size.
     pub totals: Vec<PoolTotals>,
-    /// Memory.
     pub memory: Memory,
     /// Online CPUs.
     pub cpus: Vec<Cpu>,
     /// hugetlbfs mounts.
     pub mounts: Vec<HugetlbMount>,
-    /// The engine.
     pub engine: EngineStatus,
-    /// Who may call the agent; where none runs, nobody.
+    /// Exposure of the agent; `None` where none runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Exposure>,
-    /// Findings for its operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
-    /// What could not be read.
+    /// Parts of the node that could not be read.
     pub errors: Vec<Fault>,
 }

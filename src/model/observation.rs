@@ -1,38 +1,36 @@
-//! A target as its observer saw it: facts with their age, and no judgement.
+//! Observations of a target: facts with their age, and no judgement.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-/// Unanswered probes in a row after which a target that answered does no more. With two probes on their way
-/// within the age that an answer may have, that is within this age and a probe's deadline.
+/// Unanswered probes in a row after which a target that answered no longer does. With two probes in flight within the
+/// age that an answer may have, that is within this age and a probe's deadline.
 pub const FAILURE_THRESHOLD: u32 = 2;
 
-/// Two probes that were sent with less between them share one stall of their target.
+/// Spacing below which two probes share one stall of their target.
 const APART: Duration = Duration::from_millis(100);
 
-/// One look at a target.
+/// Observation of a target at one time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
-    /// Larger with each one that is seen later, of whatever target.
+    /// Sequence number, larger for each later observation, of whatever target.
     pub number: u64,
-    /// When it was made.
+    /// Time of the observation.
     pub at: Instant,
-    /// Its process.
     pub process: Process,
-    /// What the process answered.
     pub answers: Answers,
-    /// When the last probe ended, answered or not.
+    /// End of the last probe, answered or not.
     pub heard: Option<Instant>,
-    /// What its process was seen to do while it did not answer.
+    /// Activity of the process while it did not answer.
     pub vitals: Vitals,
-    /// Since when a process that had answered does not any more, in RFC 3339.
+    /// Start of the silence of a process that had answered, in RFC 3339.
     pub silent_since: Option<String>,
-    /// Whether nothing is being looked at that could make it outdated.
+    /// Set if no observation is under way that could make this one outdated.
     pub sure: bool,
 }
 
 impl Observation {
-    /// One of which nothing is known yet.
+    /// Observation of which nothing is known yet.
     pub fn unseen(at: Instant) -> Observation {
         Observation {
             number: 0,
@@ -46,18 +44,18 @@ impl Observation {
         }
     }
 
-    /// The version that its living process answers.
+    /// Version that the living process reports.
     pub fn version(&self) -> Option<&str> {
         self.pid().and_then(|_| self.answers.version())
     }
 
-    /// Whether a request of the agent's own explains its silence. None does that of a stopped process.
+    /// `true` if a request of the agent's own explains the silence; never of a stopped process.
     pub fn is_busy(&self) -> bool {
         let open = self.vitals.busy_until.is_some_and(|until| self.at < until);
         open && self.vitals.activity != Activity::Stopped
     }
 
-    /// Its living process.
+    /// Pid of the living process.
     pub fn pid(&self) -> Option<u32> {
         match self.process {
             Process::Lives { pid, .. } => Some(pid),
@@ -65,80 +63,78 @@ impl Observation {
         }
     }
 
-    /// Whether the process is known not to be there.
+    /// `true` if the process is known not to exist.
     pub fn is_gone(&self) -> bool {
         matches!(self.process, Process::NoContainer | Process::Ended(_))
     }
 }
 
-/// A target's process, as far as it is known.
+/// Process of a target, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Process {
-    /// The engine has no container of that name.
+    /// Missing container: the engine has none of that name.
     NoContainer,
-    /// The container's process lives.
+    /// Living process of the container.
     Lives {
-        /// Its pid.
         pid: u32,
-        /// Whether it is so young that it may still be starting.
+        /// Set if it is so young that it may still be starting.
         young: bool,
     },
-    /// It has exited; the text says how.
+    /// Exited process; the text says how.
     Ended(String),
-    /// The engine does not answer, and nothing is known of the process; the text says why.
+    /// Unknown process, for the engine does not answer; the text says why.
     Unknown(String),
 }
 
-/// What a silent process is seen to do (proc_pid_stat(5), `schedstat`, cgroups(7)).
+/// Signs of progress of a silent process (proc_pid_stat(5), `schedstat`, cgroups(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Vitals {
-    /// What the kernel says that it does.
     pub activity: Activity,
-    /// When one of its threads was seen to compute, to wait for a CPU, or to do I/O last; for a process with
-    /// reactors, when each of them was. None as long as it was not looked at.
+    /// Time when one of its threads was last observed to compute, to wait for a CPU, or to do I/O; for a process with
+    /// reactors, when each of them was. `None` before the first observation.
     pub progress: Option<Instant>,
-    /// When a reply of its came last that nobody waited for any more.
+    /// Time of its last reply that nobody waited for any more.
     pub replied: Option<Instant>,
-    /// Until when a request of the agent's own that changes something explains its silence: its deadline.
+    /// Deadline of a request of the agent's own that changes something, and so explains the silence until then.
     pub busy_until: Option<Instant>,
-    /// That request's method.
+    /// Method of that request.
     pub busy_with: Option<Cow<'static, str>>,
 }
 
-/// What the kernel says of a process.
+/// Activity of a process, as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Activity {
-    /// It was not looked at.
+    /// Not observed.
     #[default]
     Unknown,
-    /// It can run.
+    /// Able to run.
     Runs,
-    /// A signal or a debugger has stopped it (state T or t), or it is dead and not reaped.
+    /// Stopped by a signal or a debugger (state T or t), or dead and not reaped.
     Stopped,
-    /// Its cgroup is frozen (`docker pause`).
+    /// Frozen cgroup (`docker pause`).
     Paused,
 }
 
-/// What the probes of one process came to.
+/// Results of the probes of one process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answers {
-    /// The version that it answered last.
+    /// Version that it reported last.
     version: Option<String>,
     /// Probes without an answer since then.
     misses: u32,
-    /// Why the last of them had none.
+    /// Reason why the last of them had no answer.
     silence: String,
-    /// When the one was sent that was answered last …
+    /// Time when the probe was sent that was answered last.
     answered: Option<Instant>,
-    /// … and the one that counts as missed last.
+    /// Time when the probe was sent that counted as missed last.
     missed: Option<Instant>,
 }
 
 impl Answers {
-    /// Notes the end of a probe that was sent at that time: the version, or why there was no answer.
+    /// Records the end of a probe that was sent at that time: the version, or the reason why there was no answer.
     ///
-    /// Those that were on their way together share one stall, and one that was sent before the last
-    /// answer is overtaken by it: neither is another miss.
+    /// Probes that were in flight together share one stall, and a probe sent before the last answer is overtaken by it:
+    /// neither is another miss.
     pub fn note(&mut self, sent: Instant, answer: Result<String, String>) {
         match answer {
             Ok(version) => {
@@ -157,42 +153,42 @@ impl Answers {
         }
     }
 
-    /// When the probe was sent that was answered last.
+    /// Time when the probe was sent that was answered last.
     pub fn answered(&self) -> Option<Instant> {
         self.answered
     }
 
-    /// Why the last probe had no answer.
+    /// Reason why the last probe had no answer.
     pub fn silence(&self) -> &str {
         &self.silence
     }
 
-    /// Whether the process has ever answered.
+    /// `true` if the process has ever answered.
     pub fn has_answered(&self) -> bool {
         self.version.is_some()
     }
 
-    /// The version, when the last probe was answered or it is too early to doubt it.
+    /// Version, if the last probe was answered or it is too early to doubt it.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref().filter(|_| self.misses < FAILURE_THRESHOLD)
     }
 
-    /// The version that it answered last, however long ago that is.
+    /// Version that was reported last, however long ago.
     pub fn last_version(&self) -> Option<&str> {
         self.version.as_deref()
     }
 
-    /// Whether one more probe decides: it served, and has missed some, but too few.
+    /// `true` if one more probe decides: the process served, and has missed some, but too few.
     pub fn is_in_doubt(&self) -> bool {
         self.version.is_some() && (1..FAILURE_THRESHOLD).contains(&self.misses)
     }
 
-    /// Whether a probe was not answered since the last answer.
+    /// `true` if a probe was not answered since the last answer.
     pub fn is_silent(&self) -> bool {
         self.misses > 0
     }
 
-    /// Whether no probe has ended yet.
+    /// `true` if no probe has ended yet.
     pub fn is_empty(&self) -> bool {
         self.version.is_none() && self.misses == 0
     }

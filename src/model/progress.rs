@@ -1,8 +1,9 @@
-//! How far long work is, for a controller that asked for it: what counts, and which number it comes to.
+//! Progress of long-running work, for a controller that asked for it: the events that count, and the percentage that
+//! they come to.
 //!
-//! Steps are told for the whole node; their [`WorkId`] says which of them belong to one call. How many are still
-//! to come nobody knows, for each round is planned from what the last one left. So a [`Course`] comes closer
-//! to its end with each step that has ended and reaches it only with the call's success.
+//! Steps are reported for the whole node; their [`WorkId`] says which of them belong to one request. Nobody knows how
+//! many are still to come, for each round is planned from what the last one left. So a [`Course`] comes closer to its
+//! end with each step that has ended and reaches it only with the request's success.
 
 use std::time::Duration;
 
@@ -13,27 +14,26 @@ use super::prepare::{Progress, WorkEvent};
 use super::step::Area;
 use super::work::WorkId;
 
-/// The most characters of a printed line that are told.
+/// Characters of a printed line that are reported at most.
 const LINE_CHARACTERS: usize = 1000;
 
-/// A call's wish to be told how its work goes on, as the controller wrote it.
+/// Progress reports that a request asks for, as the controller wrote it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
-    /// Goes back as it came.
+    /// Value that is returned as it came.
     pub context: Value,
-    /// Goes back as it came.
+    /// Value that is returned as it came.
     pub stack: Value,
-    /// Where to; where the controller said when it connected, when it is not set.
+    /// Address of the reports; `None` for the one that the controller gave when it connected.
     pub url: Option<String>,
-    /// Who asked.
     pub caller: Caller,
-    /// The share of the whole that this call is.
+    /// Share of the whole that this request is.
     pub stage: Stage,
-    /// How long the controller waits for the call; it is told no more afterwards.
+    /// Time for which the controller waits for the request; nothing is reported afterwards.
     pub patience: Option<Duration>,
 }
 
-/// The share of the whole that a call is, in percent.
+/// Share of the whole that a request is, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage {
     start: u32,
@@ -47,15 +47,14 @@ impl Default for Stage {
 }
 
 impl Stage {
-    /// Reads what stands as `20-80`; `None` for what is no part of a whole.
+    /// Reads a share such as `20-80`; `None` for a text that is no part of a whole.
     pub fn parse(text: &str) -> Option<Stage> {
         let (start, end) = text.split_once('-')?;
         let (start, end) = (start.trim().parse().ok()?, end.trim().parse().ok()?);
         (start <= end && end <= 100).then_some(Stage { start, end })
     }
 
-    /// Where in the whole the work is after so many steps: 100 - 100/(steps + 1) percent of the stage,
-    /// rounded down.
+    /// Percentage of the whole after so many steps: 100 - 100/(steps + 1) percent of the stage, rounded down.
     pub fn after(self, steps: u32) -> u32 {
         let span = u64::from(self.end - self.start);
         let gone = span * u64::from(steps) / (u64::from(steps) + 1);
@@ -63,17 +62,15 @@ impl Stage {
     }
 }
 
-/// What kind of work a call is.
+/// Kind of work that a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The node is made fit for targets.
     Prepare,
-    /// A target is made to run.
     Deploy,
 }
 
 impl Kind {
-    /// What the controller is told that it is.
+    /// Name in reports to the controller.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Prepare => "vhost-target-prepare",
@@ -82,35 +79,35 @@ impl Kind {
     }
 }
 
-/// How soon what was heard is worth a post.
+/// Urgency of an event's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weight {
-    /// A step began or ended: at once.
+    /// Start or end of a step: reported at once.
     Step,
-    /// A line was printed: now and then.
+    /// Printed line: reported now and then.
     Line,
 }
 
-/// How far one call's work is.
+/// Progress of one request's work.
 #[derive(Debug)]
 pub struct Course {
     work: WorkId,
     stage: Stage,
     ended: u32,
     succeeded: bool,
-    /// The steps at work: the part of the node, the step, its subject. One at a time in each part.
+    /// Steps at work: part of the node, step, subject. At most one in each part.
     at_work: Vec<(Area, String, String)>,
     last: Value,
 }
 
 impl Course {
-    /// One at its beginning.
+    /// Progress at the start of the work.
     pub fn new(work: WorkId, stage: Stage) -> Course {
         let at_work = Vec::new();
         Course { work, stage, ended: 0, succeeded: false, at_work, last: Value::Null }
     }
 
-    /// Notes what happened on the node; `None` when it is no news of this work.
+    /// Records an event of the node; `None` if it is not about this work.
     pub fn hear(&mut self, progress: Progress) -> Option<Weight> {
         if progress.work != self.work {
             return None;
@@ -138,12 +135,12 @@ impl Course {
         Some(Weight::Step)
     }
 
-    /// The call has succeeded.
+    /// Marks the request as succeeded.
     pub fn succeeds(&mut self) {
         self.succeeded = true;
     }
 
-    /// How much of the whole is done, in percent.
+    /// Percentage of the whole that is done.
     pub fn percent(&self) -> u32 {
         match self.succeeded {
             true => self.stage.end,
@@ -151,7 +148,7 @@ impl Course {
         }
     }
 
-    /// What happened last; null before the first step.
+    /// Last event; null before the first step.
     pub fn last(&self) -> &Value {
         &self.last
     }

@@ -1,4 +1,4 @@
-//! How the node stands, as the controller is told and as `GET /v1/status` tells.
+//! Status of the node, as published to the controller and at `GET /v1/status`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,129 +12,119 @@ use super::target::{Desired, TargetHealth, TargetName, TargetState};
 use super::units::NumaNode;
 use super::volume::Volumes;
 
-/// Volumes of one target, counted.
+/// Counts of one target's volumes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeTally {
-    /// That are to be there.
+    /// Desired volumes.
     pub wanted: usize,
-    /// That serve.
+    /// Volumes that serve.
     pub serving: usize,
-    /// That could not be brought about.
+    /// Volumes whose last reconcile failed.
     pub degraded: usize,
-    /// Whose VM needs a restart.
+    /// Volumes whose VM needs a restart.
     pub stuck: usize,
-    /// Whose VM was connected before their target died, and has not come back.
+    /// Volumes whose VM was connected before their target exited, and has not come back.
     pub disconnected_sessions: usize,
-    /// Longest pause between two tries of their guests to reconnect, in seconds: so long guests may wait after the target
-    /// is back. Absent where no guest is known to reconnect.
+    /// Longest pause of their guests between two tries to reconnect, in seconds: so long guests may wait after the
+    /// target is back. Absent if no guest is known to reconnect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_pause_seconds: Option<Reconnect>,
-    /// Whose guest does not reconnect.
+    /// Volumes whose guest does not reconnect.
     #[serde(default)]
     pub not_reconnecting: usize,
 }
 
-/// How a target's process exited last.
+/// Last exit of a target's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LastExit {
-    /// When that was found, in RFC 3339.
+    /// Time when it was found, in RFC 3339.
     pub at: String,
-    /// Its exit code, or why there was none.
+    /// Exit code, or the reason why there was none.
     pub cause: String,
 }
 
 /// Status of one target: everything that is published of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TargetStatus {
-    /// Its health; `None` as long as nobody looked.
+    /// Health; `None` before the first observation.
     pub health: Option<TargetHealth>,
-    /// The control socket at which it is observed.
+    /// Control socket at which the target is observed.
     pub control: Option<CleanPath>,
-    /// The number of the last observation that this is judged from.
+    /// Number of the last observation that this status is judged from.
     pub judged: u64,
-    /// How often the agent has started it again since the agent runs.
+    /// Restarts by the agent since the agent's own start.
     pub restarts: u64,
-    /// How often its process has exited since the agent runs.
+    /// Exits of its process since the agent's own start.
     pub exits: u64,
-    /// How it exited last since the agent runs, also when it was brought back since.
+    /// Last exit since the agent's own start, also if the target was restarted since.
     pub last_exit: Option<LastExit>,
-    /// Its volumes, counted.
     pub volumes: VolumeTally,
-    /// Its volumes.
     pub volume_statuses: Arc<Volumes>,
 }
 
-/// Every target that is desired or was looked at.
+/// Status of every target that is desired or was observed.
 pub type TargetStatuses = BTreeMap<TargetName, TargetStatus>;
 
-/// A target as the controller is told of it.
+/// Target in a report to the controller.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetReport {
-    /// Its name.
     pub name: TargetName,
-    /// How it stands.
     pub state: TargetState,
-    /// Why.
+    /// Reason for the state.
     pub reason: String,
-    /// Since when, in RFC 3339.
+    /// Start of the state, in RFC 3339.
     pub since: String,
-    /// How often the agent has started it again since the agent runs.
+    /// Restarts by the agent since the agent's own start.
     pub restarts: u64,
-    /// How it exited last since the agent runs, also when it was brought back since.
+    /// Last exit since the agent's own start, also if the target was restarted since.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_exit: Option<LastExit>,
-    /// Its volumes.
     #[serde(flatten)]
     pub volumes: VolumeTally,
 }
 
-/// One pool as the controller is told of it.
+/// Pool in a report to the controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolReport {
-    /// KiB of a page.
+    /// Size of a page, in KiB.
     pub size_kib: u64,
-    /// On which NUMA node.
     pub node: NumaNode,
-    /// All pages.
+    /// Pages in total.
     pub pages: u64,
-    /// Not handed out.
+    /// Pages not handed out.
     pub free_pages: u64,
-    /// Grown by the agent in this boot and not given back.
+    /// Pages grown by the agent in this boot and not given back.
     pub grown_pages: u64,
 }
 
-/// The node as the controller is told of it.
+/// Report on the node to the controller.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeReport {
-    /// The controller's name for this host; empty as long as no controller has connected.
+    /// The controller's name for this host; empty before a controller has connected.
     pub host_uuid: String,
-    /// This boot.
     pub boot_id: String,
-    /// The agent's version.
     pub agent_version: String,
-    /// Larger with each change of anything but `at`, also over restarts of the agent.
+    /// Counter of changes of anything but `at`, also over restarts of the agent.
     pub generation: u64,
-    /// When this was told, in RFC 3339.
+    /// Time of the report, in RFC 3339.
     pub at: String,
-    /// The targets that are wanted or there, by name.
+    /// Targets that are desired or present, by name.
     pub targets: Vec<TargetReport>,
-    /// The pools.
     pub pools: Vec<PoolReport>,
-    /// Findings for its operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
 }
 
-/// What a target is told to be that is wanted and that nobody has looked at since.
+/// Reason of a desired target that was not observed yet.
 const NOT_LOOKED_AT: &str = "it is wanted, and was not looked at yet";
 
-/// The targets that are wanted or there. One that is wanted and was not looked at yet is starting: since
-/// `now`, or since it was told to be `before`.
+/// Reports on the targets that are desired or present. A desired target that was not observed yet is starting: since
+/// `now`, or since it was first reported so, as `before` has it.
 pub fn target_reports(
     statuses: &TargetStatuses,
     desired: &Desired,

@@ -1,12 +1,12 @@
-//! Quantities whose unit must not be mistaken: page sizes, NUMA nodes, and how durations and modes are written.
+//! Quantities whose unit must not be mistaken: page sizes, NUMA nodes, and the text form of durations and modes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The size of one hugepage, kept in KiB because that is how the kernel names its pools
-/// (`hugepages-2048kB`, Documentation/admin-guide/mm/hugetlbpage.rst).
+/// Size of one hugepage, kept in KiB because that is how the kernel names its pools (`hugepages-2048kB`,
+/// Documentation/admin-guide/mm/hugetlbpage.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageSize(u64);
 
@@ -16,13 +16,12 @@ impl PageSize {
     /// 1 GiB.
     pub const GIB_1: PageSize = PageSize(1024 * 1024);
 
-    /// A page size of `kib` KiB; `None` for zero, for what is no power of two, and for more than can be
-    /// counted in bytes.
+    /// Page size of `kib` KiB; `None` for zero, for what is no power of two, and for more than can be counted in bytes.
     pub fn from_kib(kib: u64) -> Option<PageSize> {
         (kib.is_power_of_two() && kib.checked_mul(1024).is_some()).then_some(PageSize(kib))
     }
 
-    /// A page size of `mib` MiB; `None` for zero, no power of two, or more than fits.
+    /// Page size of `mib` MiB; `None` for zero, no power of two, or more than fits.
     pub fn from_mib(mib: u64) -> Option<PageSize> {
         mib.checked_mul(1024).and_then(PageSize::from_kib)
     }
@@ -44,7 +43,7 @@ impl PageSize {
 }
 
 impl fmt::Display for PageSize {
-    /// As hugetlbfs writes its `pagesize=` option: `64K`, `2M`, `1024M`, and `1G` for the whole GiB.
+    /// Writes the size as hugetlbfs writes its `pagesize=` option: `64K`, `2M`, `1024M`, and `1G` for the whole GiB.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             kib if kib % (1024 * 1024) == 0 => write!(f, "{}G", kib / (1024 * 1024)),
@@ -85,7 +84,7 @@ impl<'de> Deserialize<'de> for PageSize {
     }
 }
 
-/// A NUMA node by the number the kernel gives it.
+/// NUMA node by the kernel's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NumaNode(pub u32);
@@ -96,7 +95,7 @@ impl fmt::Display for NumaNode {
     }
 }
 
-/// Durations as people write them: `30s`, `15m`, `1h 30m`.
+/// Durations as text: `30s`, `15m`, `1h 30m`.
 pub mod duration {
     use std::time::Duration;
 
