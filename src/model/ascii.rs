@@ -1,8 +1,8 @@
-//! JSON as the controller reads it.
+//! JSON in the form that the controller reads.
 
 use serde_json::Value;
 
-/// JSON with everything outside ASCII escaped, as the controller wants it of callbacks and reports.
+/// JSON with everything outside ASCII escaped, as the controller expects it of callbacks and reports.
 pub fn ascii_json(value: &Value) -> String {
     let text = value.to_string();
     if text.is_ascii() {

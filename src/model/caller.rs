@@ -1,4 +1,4 @@
-//! Who calls: somebody on this node, or a peer at an address.
+//! Callers: somebody on this node, or a peer at an address.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,18 +6,18 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a call comes from.
+/// Origin of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Caller {
     /// The Unix socket: the node itself.
     Here,
-    /// This address; one of IPv4 is never written as one of IPv6.
+    /// Peer's address; never an IPv4 address in IPv6 form.
     At(IpAddr),
 }
 
 impl Caller {
-    /// Whether the call comes from this node: over the Unix socket, or from a loopback address.
+    /// `true` if the request comes from this node: over the Unix socket, or from a loopback address.
     pub fn is_local(self) -> bool {
         match self {
             Caller::Here => true,
@@ -27,7 +27,7 @@ impl Caller {
 }
 
 impl From<IpAddr> for Caller {
-    /// A listener for both families tells peers of IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+    /// Converts an address; a listener for both families reports peers of IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
     fn from(address: IpAddr) -> Caller {
         Caller::At(address.to_canonical())
     }

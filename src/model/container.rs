@@ -1,50 +1,48 @@
-//! Containers: as one is made, and as the engine shows it.
+//! Containers: spec and observation.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// A container as the engine shows it.
+/// Container as the engine reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSeen {
     /// The engine's id.
     pub id: String,
-    /// Whether its process lives.
+    /// Set if its process lives.
     pub running: bool,
-    /// The pid of its first process, on the host.
+    /// Pid of its first process, on the host.
     pub pid: Option<u32>,
-    /// The exit code of a process that has ended.
+    /// Exit code of a process that has exited.
     pub exit_code: Option<i64>,
-    /// Whether the kernel killed it for want of memory.
+    /// Set if the kernel killed it for lack of memory.
     pub oom_killed: bool,
-    /// The id of its image.
     pub image_id: String,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// The engine's word on why it could not be started.
+    /// The engine's reason why it could not be started.
     pub error: String,
-    /// When the engine starts it again by itself; none where it does not, as with the agent's own.
+    /// The engine's restart policy; `None` for no restarts, as with the agent's own.
     pub restarts: Option<Restarts>,
 }
 
-/// When the engine starts a container again by itself.
+/// Restart policy of the engine for a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restarts {
     /// The engine's word, such as `always`.
     pub policy: String,
-    /// How often at the most, with `on-failure`.
+    /// Limit of restarts, with `on-failure`.
     pub most: Option<i64>,
 }
 
-/// The label that holds the wish a container was made for.
+/// Label that holds the spec that a container was made for.
 pub const SPEC_LABEL: &str = "vhost-agent.spec";
-/// The label that holds the digest of all that a container was made with.
+/// Label that holds the digest of all that a container was made with.
 pub const DIGEST_LABEL: &str = "vhost-agent.digest";
-/// The label that holds the [`Isolation`] of a container; one that an older agent made has none.
+/// Label that holds the [`Isolation`] of a container; one that an older agent made has none.
 pub const ISOLATION_LABEL: &str = "vhost-agent.isolation";
 
 impl ContainerSeen {
-    /// How its process ended, in a sentence.
+    /// Description of the exit of its process, in a sentence.
     pub fn how_it_ended(&self) -> String {
         let code = self.exit_code.unwrap_or_default();
         if self.oom_killed {
@@ -61,41 +59,37 @@ impl ContainerSeen {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Isolation {
-    /// Read-only root file system.
     pub read_only_root: bool,
     /// Folders in memory, writable all the same.
     pub tmpfs: Vec<String>,
-    /// MiB that each of these holds at the most.
+    /// Size limit of each of these folders, in MiB.
     pub tmpfs_mib: u64,
-    /// Processes and threads that it has at the most.
+    /// Limit of processes and threads.
     pub pids_limit: u32,
 }
 
-/// A container as it is made.
+/// Desired container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
-    /// Its name.
     pub name: String,
-    /// Its image.
     pub image: String,
-    /// The command and its arguments.
+    /// Command and its arguments.
     pub command: Vec<String>,
     /// Environment, `NAME=value`.
     pub env: Vec<String>,
     /// Paths of the host that it sees under the same path: (path, read-only).
     pub binds: Vec<(String, bool)>,
-    /// Isolation from the rest of the machine; none of one that comes back as an older agent made it.
+    /// Isolation from the rest of the machine; `None` for a container that is restored as an older agent made it.
     pub isolation: Option<Isolation>,
     /// Devices of the host.
     pub devices: Vec<String>,
-    /// Capabilities, all others are dropped.
+    /// Capabilities; all others are dropped.
     pub capabilities: Vec<String>,
-    /// All of them, and all devices.
+    /// Set for all capabilities, and all devices.
     pub privileged: bool,
     /// CPUs that it may run on, as a list.
     pub cpus: Option<String>,
     /// NUMA nodes that its memory comes from, as a list.
     pub memory_nodes: Option<String>,
-    /// Labels.
     pub labels: BTreeMap<String, String>,
 }

@@ -1,4 +1,4 @@
-//! What happens on a node, as it is told to those who follow it.
+//! Events of a node, as they are published to those who follow them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,12 +9,12 @@ use super::fault::Finding;
 use super::prepare::Progress;
 use super::target::TargetHealth;
 
-/// An event's place: which run of the agent told it, and its number in that run.
+/// Position of an event: the agent's run, and the number in that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventId {
-    /// When that run began, in milliseconds since the epoch.
+    /// Start of that run, in milliseconds since the epoch.
     pub run: u64,
-    /// From 1.
+    /// Number in that run, from 1.
     pub number: u64,
 }
 
@@ -39,26 +39,24 @@ impl FromStr for EventId {
     }
 }
 
-/// One thing that happened.
+/// Event with its position and time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// Its place among all.
     pub id: EventId,
-    /// When, in RFC 3339.
+    /// Time, in RFC 3339.
     pub at: String,
-    /// What.
     pub what: What,
 }
 
-/// What happened.
+/// Content of an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "type")]
 pub enum What {
-    /// A target stands otherwise than before.
+    /// Change of a target's status.
     Target(TargetHealth),
-    /// An owner goes on with long work.
+    /// Progress of an owner's long-running work.
     Work(Progress),
-    /// Work takes longer than it may, or does so no more.
+    /// Work that takes longer than it may, or does so no more.
     Overdue(Overdue),
     /// New finding of the node.
     Finding(Finding),
@@ -68,20 +66,19 @@ pub enum What {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overdue {
-    /// Whose work: `engine`, `outbox`, `pools` or `target`.
+    /// Owner of the work: `engine`, `outbox`, `pools` or `target`.
     pub owner: String,
-    /// What it is done on, such as a target's name.
+    /// Object of the work, such as a target's name.
     pub subject: String,
-    /// How long it may take, in milliseconds.
+    /// Time that the work may take, in milliseconds.
     pub limit_ms: u64,
-    /// How long it has taken so far, in milliseconds.
+    /// Time that it has taken so far, in milliseconds.
     pub took_ms: u64,
-    /// Whether it has ended, or was given up.
+    /// Set if it has ended, or was given up.
     pub ended: bool,
 }
 
 impl What {
-    /// The event's name.
     pub fn name(&self) -> &'static str {
         match self {
             What::Target(_) => "target",

@@ -1,4 +1,4 @@
-//! Where the legacy agent listens: `http://host:port`.
+//! Address of the legacy agent: `http://host:port`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,7 @@ use url::Host;
 
 use super::url::{HttpUrl, HttpUrlError};
 
-/// An agent to which everything goes that this one does not serve.
+/// Agent that gets every request which this one does not serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FallbackAddress {
     host: Host,
@@ -16,12 +16,11 @@ pub struct FallbackAddress {
 }
 
 impl FallbackAddress {
-    /// Its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its host as a resolver takes it: a name, or an address without brackets.
+    /// Host in the form that a resolver takes: a name, or an address without brackets.
     pub fn host(&self) -> String {
         match &self.host {
             Host::Domain(name) => name.clone(),
@@ -30,7 +29,7 @@ impl FallbackAddress {
         }
     }
 
-    /// Whether an agent that listens there would be its own fallback.
+    /// `true` if an agent that listens there would be its own fallback.
     pub fn is(&self, listen: SocketAddr) -> bool {
         let own = listen.ip().to_canonical();
         let loops = match self.address() {

@@ -1,4 +1,4 @@
-//! What went wrong, as it is published: a stable code for machines, a text for the operator.
+//! Published errors and findings: a stable code for machines, a text for the operator.
 
 use std::fmt;
 
@@ -6,20 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use super::code::Code;
 
-/// A failure in the form in which it leaves the agent, in a report, a callback or a log line.
+/// Failure in the form in which it leaves the agent, in a report, a callback or a log line.
 ///
 /// `code` is stable between versions; `text` names the operation, the path or address, the value,
 /// and what the operator can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Stable code.
     pub code: Code,
-    /// The whole story in one sentence or two.
+    /// Description in one sentence or two.
     pub text: String,
 }
 
 impl Fault {
-    /// A fault with its code and text.
     pub fn new(code: Code, text: impl Into<String>) -> Fault {
         Fault { code, text: text.into() }
     }
@@ -33,7 +31,7 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// An error and all its sources in one line, which is what an operator and a controller get to see.
+/// Error and all its sources in one line, as operators and controllers get to see it.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     std::iter::successors(Some(error), |e| e.source())
         .map(|e| e.to_string())
@@ -41,13 +39,13 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         .join(": ")
 }
 
-/// What to do where nothing may be written, for the agent's unit closes all but a few folders
-/// (systemd.exec(5), `ProtectSystem=`).
+/// Advice where nothing may be written, for the agent's unit closes all but a few folders (systemd.exec(5),
+/// `ProtectSystem=`).
 const CLOSED: &str = " (it is read-only: if only vhost-agent.service closes it, make the folder, add it as \
     ReadWritePaths= with `systemctl edit vhost-agent`, and restart the agent)";
 
-/// What to do about an error of a write: that, where it is the reason; `otherwise` where it is not, or more is
-/// known.
+/// Advice about an error of a write: that of a read-only file system, unless `otherwise` has it already; else
+/// `otherwise`.
 pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
     let is_told = otherwise.contains("read-only");
     match source.kind() {
@@ -56,17 +54,15 @@ pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
     }
 }
 
-/// Something true about the node that is no failure of the call but that the operator should know.
+/// Fact about the node that is no failure of the request but that the operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Stable code.
     pub code: Code,
-    /// What was found, why it matters, what can be done.
+    /// Fact, why it matters, what can be done.
     pub text: String,
 }
 
 impl Finding {
-    /// A finding with its code and text.
     pub fn new(code: Code, text: impl Into<String>) -> Finding {
         Finding { code, text: text.into() }
     }

@@ -1,25 +1,25 @@
-//! Who this host is to its controller.
+//! Identity of this host for its controller.
 
 use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
 
-/// What a controller said when it connected; empty where it did not say.
+/// Values that a controller gave when it connected; empty if it did not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Identity {
     /// The controller's name for this host.
     pub host_uuid: String,
-    /// Where commands to the controller go.
+    /// Address of commands to the controller.
     pub send_command_url: String,
-    /// The version that the controller expects of the agent.
+    /// Version that the controller expects of the agent.
     pub version: String,
-    /// From where it said so; not known of what was learnt before that was noted, which then is nobody on
-    /// this node: a wrong guess costs reports until the next connect, the other one would open loopback.
+    /// Caller that gave them; unknown if they were learnt before that was recorded, and then nobody on this node: a
+    /// wrong guess costs reports until the next connect, the other one would open loopback.
     pub learnt_from: Option<Caller>,
 }
 
 impl Identity {
-    /// Its file in the state folder.
+    /// File in the state folder.
     pub const FILE: &str = "controller.json";
 }

@@ -1,8 +1,8 @@
-//! The nouns: what is wanted, what is seen, what was done.
+//! Nouns of the domain: desired, observed, done.
 //!
-//! Values only. Nothing here reads a file, asks a clock or awaits; every other room may use these
-//! types, and they use none of the others. What arrives from outside is turned into them at the
-//! edge (`api`, `cli`, `config`), which is where it is judged.
+//! Values only. Nothing here reads a file, asks a clock or awaits; every other module may use these types, and they use
+//! none of the others. Input from outside is turned into them at the edge (`api`, `cli`, `config`), where it is
+//! validated.
 
 pub mod access;
 pub mod ascii;

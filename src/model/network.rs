@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// All addresses that begin with the same bits.
+/// Addresses that begin with the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Network {
@@ -15,7 +15,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether an address belongs to it; one of IPv4 is the same in its form of IPv6.
+    /// `true` if an address belongs to it; an IPv4 address is the same in its IPv6 form.
     pub fn has(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_ipv4() == self.first.is_ipv4() && masked(address, self.bits) == self.first
@@ -23,14 +23,14 @@ impl Network {
 }
 
 impl Network {
-    /// The address, where it is no more than one.
+    /// Address of a network that has only one.
     pub fn only(&self) -> Option<IpAddr> {
         let all = if self.first.is_ipv4() { 32 } else { 128 };
         (self.bits == all).then_some(self.first)
     }
 }
 
-/// The address with all bits but the first ones cleared.
+/// Clears all bits of an address but the first ones.
 fn masked(address: IpAddr, bits: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {

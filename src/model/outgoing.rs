@@ -25,7 +25,7 @@ pub const VIA_AGENT: &str = "1.1 vhost-agent";
 /// Allowed destinations of callbacks, reports and progress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Outgoing {
-    /// Everywhere but to addresses that are the node's or its cloud's own.
+    /// Any address but the node's or its cloud's own.
     #[default]
     Any,
     /// Address of the caller, or of the connected controller.

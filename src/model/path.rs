@@ -9,18 +9,17 @@ use super::fault::Fault;
 
 /// `sockaddr_un.sun_path` less its closing zero (unix(7)).
 pub const SUN_PATH: usize = 107;
-/// An absolute path without `.`, `..`, control characters or what a mount option could not hold.
+/// Absolute path without `.`, `..`, control characters or what a mount option could not hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CleanPath(pub(super) String);
 
 impl CleanPath {
-    /// The path.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The path of an entry in this folder.
+    /// Path of an entry in this folder.
     pub fn join(&self, name: &str) -> String {
         format!("{}/{name}", self.0.trim_end_matches('/'))
     }
@@ -65,11 +64,11 @@ impl From<CleanPath> for String {
     }
 }
 
-/// Whether it can be a control socket. Its name ends with `.sock`, which no volume's does: to a volume's
-/// socket nothing is ever connected.
+/// Checks that the path can be a control socket. Its name ends with `.sock`, which no volume's does: the agent never
+/// connects to a volume's socket.
 ///
 /// # Errors
-/// When the path is longer than a socket's may be, or is not a control socket's.
+/// A path that is longer than a socket's may be, or is not a control socket's.
 pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
     judge_length(path)?;
     if path.as_str().ends_with(".sock") {
@@ -85,10 +84,10 @@ pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
     ))
 }
 
-/// Whether any socket can lie there.
+/// Checks that any socket can lie there.
 ///
 /// # Errors
-/// When the path is longer than a socket's may be.
+/// A path that is longer than a socket's may be.
 pub fn judge_length(path: &CleanPath) -> Result<(), Fault> {
     if path.as_str().len() <= SUN_PATH {
         return Ok(());

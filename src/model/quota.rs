@@ -1,5 +1,5 @@
-//! Quota of one client: of everything that many share (connections, places, tasks, results, attempts) one
-//! client has at most three quarters, so that there is always room for others.
+//! Quota of one client: of everything that many share (connections, slots, tasks, results, attempts) one client has at
+//! most three quarters, so that there is always room for others.
 //!
 //! The Unix socket is the node itself, for its owner alone can open it, and has no quota. A loopback address
 //! is an address like any other: everybody on the node can call from it.
@@ -9,21 +9,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::caller::Caller;
 
-/// Caller as far as quotas look at it.
+/// Caller in the sense of quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Client {
     /// The node itself, over the Unix socket.
     Node,
-    /// An address.
     V4(Ipv4Addr),
     /// A network of 64 bits: a machine can take any address in its own (RFC 4291, 2.5.4).
     V6(Ipv6Addr),
-    /// Callers of whom it was not noted who they are.
+    /// Callers whose identity was not recorded.
     Unknown,
 }
 
 impl Client {
-    /// How many of so many it may have at one time; of one, that one.
+    /// Share of `all` that it may have at one time; of one, that one.
     pub fn quota(self, all: usize) -> usize {
         match self {
             Client::Node => all,

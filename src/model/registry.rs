@@ -8,17 +8,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::policy::EnginePolicy;
 
-/// A word that is shown to nobody.
+/// Word that is never shown.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
 
 impl Secret {
-    /// A secret.
     pub fn new(word: impl Into<String>) -> Secret {
         Secret(word.into())
     }
 
-    /// The word itself, for whoever it is meant for.
+    /// Word itself, for whoever it is meant for.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -30,7 +29,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A secret is printed as stars, in settings too.
+/// Writes a secret as stars, in settings too.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(if self.0.is_empty() { "" } else { "********" })
@@ -39,7 +38,7 @@ impl Serialize for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-        // An error of serde's own would repeat what stands there.
+        // An error of serde's own would repeat the text.
         match toml::Value::deserialize(deserializer) {
             Ok(toml::Value::String(word)) => Ok(Secret(word)),
             _ => Err(D::Error::custom("a password is a text in quotes")),
@@ -47,40 +46,36 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Who pulls from one registry: `[registry."host:port"]`.
+/// Login to one registry: `[registry."host:port"]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryLogin {
-    /// The name.
     pub username: String,
-    /// The password; or …
+    /// Password; the alternative is `password_file`.
     pub password: Secret,
-    /// … a file that holds nothing else, read anew for each pull: what it holds may change.
+    /// File that holds only the password, read anew for each pull: its content may change.
     pub password_file: String,
 }
 
-/// A name and its password, ready to be used.
+/// User name and password, ready to be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The name.
     pub username: String,
-    /// The password.
     pub password: Secret,
 }
 
 /// Logins by `host` or `host:port`, as references begin.
 pub type Registries = BTreeMap<String, RegistryLogin>;
 
-/// How registries are dealt with.
+/// Settings of registries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RegistryPolicy {
-    /// Who pulls from them.
     pub logins: Registries,
-    /// The engine that pulls, and whether it may be told to trust one blindly.
+    /// Settings of the engine that pulls, with whether it may trust a registry blindly.
     pub engine: EnginePolicy,
 }
 
-/// The registry that a reference names: its first part has a dot or a colon, or is `localhost`.
+/// Registry that a reference names: its first part has a dot or a colon, or is `localhost`.
 pub fn registry_of(reference: &str) -> Option<&str> {
     let (first, _) = reference.split_once('/')?;
     (first.contains(['.', ':']) || first == "localhost").then_some(first)

@@ -1,4 +1,4 @@
-//! A call that is answered later: the task id that the controller gave and where its result goes.
+//! Request that is answered later: the task id that the controller gave and the address of its result.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
 
-/// A controller's task id: 32 hex digits.
+/// Task id of a controller: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskId(String);
@@ -30,7 +30,7 @@ impl From<TaskId> for String {
 }
 
 impl TaskId {
-    /// The digits as the controller wrote them.
+    /// Digits as the controller wrote them.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -42,17 +42,16 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// What is sent to the controller when a task is done.
+/// Result that is sent to the controller when a task is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskResult {
-    /// Whose result.
     pub task: TaskId,
-    /// `http://…` or `https://…`, judged when the call came in.
+    /// `http://…` or `https://…`, judged when the request came in.
     pub callback_url: String,
-    /// Who named that address, where that was noted.
+    /// Caller that named that address, if recorded.
     pub caller: Option<Caller>,
-    /// The JSON body, ASCII.
+    /// JSON body, ASCII.
     pub body: String,
-    /// The `error` header: the handler broke outside its own error handling.
+    /// `error` header: the handler broke outside its own error handling.
     pub error: Option<String>,
 }

@@ -1,43 +1,42 @@
-//! Addresses of the web: how one is judged, and how it is shown.
+//! Addresses of the web: validation, and display without secrets.
 
 use std::fmt;
 use std::str::FromStr;
 
 use url::Url;
 
-/// Address that begins with `http://` or `https://` and names a host. It is shown without what can be secret.
+/// Address that begins with `http://` or `https://` and names a host. It is shown without parts that can be secret.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HttpUrl(Url);
 
 /// Reason why a text is no such address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HttpUrlError {
-    /// There is white space or a control character in it.
+    /// White space or a control character.
     #[error("it holds blanks or control characters")]
     Blanks,
-    /// It is no address at all.
     #[error(transparent)]
     Malformed(url::ParseError),
-    /// It is of another scheme.
+    /// Scheme other than `http` and `https`.
     #[error("it must begin with http:// or https://")]
     Scheme,
-    /// There is a user's name or a password in it.
+    /// User's name or password.
     #[error("it holds a user's name: name an address that needs none")]
     User,
 }
 
 impl HttpUrl {
-    /// The whole address.
+    /// Whole address, secrets included.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 
-    /// The same, in its parts.
+    /// Whole address, in its parts.
     pub fn url(&self) -> &Url {
         &self.0
     }
 
-    /// Reads one that holds no user's name, which would be sent to nobody.
+    /// Parses an address without a user's name, which would be sent to nobody.
     ///
     /// # Errors
     /// [`HttpUrlError`].
@@ -61,7 +60,7 @@ impl FromStr for HttpUrl {
             url::ParseError::RelativeUrlWithoutBase => HttpUrlError::Scheme,
             other => HttpUrlError::Malformed(other),
         })?;
-        // With either of them, the parser lets no address pass that names no host.
+        // With these schemes, the parser accepts no address that names no host.
         if !["http", "https"].contains(&url.scheme()) {
             return Err(HttpUrlError::Scheme);
         }
@@ -87,11 +86,9 @@ impl From<HttpUrl> for String {
     }
 }
 
-/// An address as logs, errors and answers may show it: a user's name, a password and a query can be what gives
-/// access.
+/// Address as logs, errors and replies may show it: a user's name, a password and a query can be what gives access.
 pub fn without_secrets(url: &Url) -> String {
     let mut shown = url.clone();
-    // Neither fails where there is a host, which http and https always have.
     let _ = shown.set_username("");
     let _ = shown.set_password(None);
     shown.set_fragment(None);
@@ -102,7 +99,7 @@ pub fn without_secrets(url: &Url) -> String {
     shown.into()
 }
 
-/// The same of a text that may be no address, which then is not shown at all.
+/// Same of a text that may be no address, which then is not shown at all.
 pub fn text_without_secrets(text: &str) -> String {
     match Url::parse(text) {
         Ok(url) => without_secrets(&url),

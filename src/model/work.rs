@@ -1,4 +1,4 @@
-//! Identity of long work.
+//! Identity of long-running work.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,12 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Identity of one piece of long work: it joins progress, events, log lines and the stream of a caller.
+/// Identity of one piece of long-running work: it joins progress, events, log lines and the stream of a caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkId(u64);
 
 impl WorkId {
-    /// One that no other work has, also not in another run of the agent.
+    /// Id that no other work has, also not in another run of the agent.
     pub fn next() -> WorkId {
         // A run begins a thousand pieces of work each millisecond at the most.
         static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
