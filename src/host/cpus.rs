@@ -1,4 +1,4 @@
-//! The processors, as sysfs tells (Documentation/admin-guide/cputopology.rst).
+//! Processors, from sysfs (Documentation/admin-guide/cputopology.rst).
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use crate::model::units::NumaNode;
 const CPUS: &str = "/sys/devices/system/cpu";
 const NODES: &str = "/sys/devices/system/node";
 
-/// All online CPUs.
+/// Reads all online CPUs.
 ///
 /// # Errors
-/// When the list of online CPUs or a CPU's place cannot be read.
+/// When the list of online CPUs or the topology of a CPU cannot be read.
 pub fn cpus(root: &Root) -> Result<Vec<Cpu>, HostError> {
     let online = read_list(&root.path(format!("{CPUS}/online")))?;
     let isolated_text = read_text(&root.path(format!("{CPUS}/isolated"))).unwrap_or_default();

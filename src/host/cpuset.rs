@@ -1,4 +1,4 @@
-//! The cpuset that bounds the engine's containers: the kernel refuses them a CPU outside of it
+//! Cpuset that bounds the engine's containers: the kernel refuses them any CPU outside of it
 //! (Documentation/admin-guide/cgroup-v1/cpusets.rst, Documentation/admin-guide/cgroup-v2.rst).
 
 use std::collections::BTreeSet;
@@ -6,30 +6,29 @@ use std::collections::BTreeSet;
 use super::Root;
 use super::files::read_list;
 
-/// Where cgroup v1 and v2 keep cpusets, and their files with the CPUs that can be had: kernels before
-/// 3.17 have no effective ones.
+/// Cpuset hierarchies of cgroup v1 and v2, with their files of available CPUs: kernels before 3.17 have no effective
+/// ones.
 const HIERARCHIES: [(&str, &[&str]); 2] = [
     ("/sys/fs/cgroup/cpuset", &["cpuset.effective_cpus", "cpuset.cpus"]),
     ("/sys/fs/cgroup", &["cpuset.cpus.effective"]),
 ];
-/// The groups in which Docker keeps its containers: its own where it makes them itself, otherwise
-/// systemd's for services.
+/// Groups in which Docker keeps its containers: its own if it creates them itself, otherwise systemd's for services.
 const PARENTS: [&str; 2] = ["docker", "system.slice"];
 
-/// The CPUs on which containers may run; `None` where nothing is said, which is no bound.
+/// CPUs on which containers may run; `None` if no bound is configured.
 pub fn of_containers(root: &Root) -> Option<BTreeSet<u32>> {
     HIERARCHIES.iter().find_map(|(top, files)| {
         let whole = effective(root, top, files)?;
         let parent =
             PARENTS.iter().find_map(|name| effective(root, &format!("{top}/{name}"), files));
-        // Without a CPU in both they were not read at one time, or are not what they seem.
+        // An empty intersection: the two were not read at one time, or mean something else.
         let both = parent.map(|parent| &parent & &whole).filter(|both| !both.is_empty());
         Some(both.unwrap_or(whole))
     })
 }
 
-/// The CPUs of a group; `None` where there is no such group, or it has none yet: one of v1 has none until
-/// its maker gives it those of the group above.
+/// CPUs of a group; `None` if there is no such group, or it has none yet: a v1 group has none until its creator
+/// assigns those of its parent.
 fn effective(root: &Root, group: &str, files: &[&str]) -> Option<BTreeSet<u32>> {
     let list = |name: &&str| read_list(&root.path(format!("{group}/{name}"))).ok();
     let cpus = files.iter().find_map(list)?;

@@ -1,4 +1,4 @@
-//! The engine's configuration file, which is the operator's (field note 8).
+//! The engine's configuration file, owned by the operator (field note 8).
 
 use std::fs;
 use std::io;
@@ -11,10 +11,10 @@ use super::{HostError, Root};
 use crate::model::engine::DaemonJson;
 use crate::store::{Durability, replace_file};
 
-/// More than any daemon.json has; what is longer is something else.
+/// Upper bound on the size of a daemon.json; anything larger is another kind of file.
 const MOST_BYTES: u64 = 1024 * 1024;
 
-/// Reads the file as it is.
+/// Reads the file without changing it.
 pub fn read(root: &Root, path: &str) -> DaemonJson {
     let path = root.path(path);
     let meta = match fs::metadata(&path) {
@@ -40,10 +40,10 @@ pub fn read(root: &Root, path: &str) -> DaemonJson {
     }
 }
 
-/// Replaces the file in one step, keeping its mode and owner, and tells what stands there then. A
-/// symbolic link is followed, so that the file of a configuration tool stays where that tool has it.
+/// Replaces the file atomically, keeping its mode and owner, and returns its new content. A symbolic link is
+/// followed, so that the file of a configuration tool stays where that tool keeps it.
 ///
-/// What is not as it was when the text was `planned_on` it is left alone: somebody else writes it.
+/// A file that differs from `planned_on` is left alone: somebody else writes it.
 ///
 /// # Errors
 /// When the folder or the file cannot be written.
@@ -61,11 +61,10 @@ pub fn replace(
     Ok(read(root, path))
 }
 
-/// Takes back what was `written` over the file as it was `before`, unless somebody else has changed it since;
-/// whether it did.
+/// Restores `before` over what was `written`, unless the file has changed since; returns `true` if it was restored.
 ///
 /// # Errors
-/// When the file cannot be written, or not be removed.
+/// When the file cannot be written or removed.
 pub fn take_back(
     root: &Root,
     path: &str,
@@ -86,7 +85,7 @@ pub fn take_back(
     }
 }
 
-/// Whether two looks saw the same text; a file that was only touched has not changed.
+/// `true` if two reads found the same text; a file that was only touched has not changed.
 fn same(one: &DaemonJson, other: &DaemonJson) -> bool {
     match (one, other) {
         (DaemonJson::Object { text, .. }, DaemonJson::Object { text: other, .. }) => text == other,
@@ -107,14 +106,14 @@ fn write(path: &Path, text: &str) -> Result<(), HostError> {
     })
 }
 
-/// The key of registries that the engine trusts without proof.
+/// Key of the registries that the engine trusts without verification.
 const INSECURE: &str = "insecure-registries";
 
-/// The file with one more registry that the engine trusts without proof, and everything else as the
-/// operator wrote it; `None` when it stands there already.
+/// Adds a registry that the engine trusts without verification, and keeps the rest as the operator wrote it; `None`
+/// if it is listed already.
 ///
 /// # Errors
-/// Why the file cannot be merged into.
+/// The reason why the file cannot be merged into.
 pub fn with_insecure_registry(file: &DaemonJson, registry: &str) -> Result<Option<String>, String> {
     let text = match file {
         DaemonJson::Absent => "{}",
@@ -137,7 +136,7 @@ pub fn with_insecure_registry(file: &DaemonJson, registry: &str) -> Result<Optio
         true => format!("{{\n  \"{INSECURE}\": [{entry}]\n}}\n"),
         false => text.replacen('{', &format!("{{\n  \"{INSECURE}\": [{entry}],"), 1),
     };
-    // Words that look like the list can stand elsewhere: only what reads as it should is taken.
+    // Text that looks like the list can occur elsewhere: only a result that parses as intended is accepted.
     let separator = if first { "" } else { ", " };
     let in_list = text.match_indices('[').map(|(at, bracket)| {
         let (before, after) = text.split_at(at + bracket.len());

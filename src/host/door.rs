@@ -1,4 +1,4 @@
-//! The agent's own Unix socket, and the files that say who may come in.
+//! The agent's own Unix socket, and the files that decide who may connect.
 
 use std::fs;
 use std::io;
@@ -8,32 +8,30 @@ use std::path::{Path, PathBuf};
 
 use super::HostError;
 
-/// Connections that the kernel keeps until they are accepted.
+/// Length of the kernel's queue of connections that are not accepted yet.
 const BACKLOG: i32 = 1024;
 
-/// A file with a secret that somebody else can read is no secret; one of these is refused.
+/// Mode bits that let other users read a secret; a file with any of them is refused.
 const OTHERS: u32 = 0o007;
 
-/// A socket that could not be made.
+/// Failure to create a listening socket.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
-    /// Somebody answers there.
+    /// Another process listens at the path.
     #[error("{0} is served by another process: is another agent there? (access.socket)")]
     InUse(PathBuf),
-    /// Something else is there.
+    /// The path is taken by a file that is no socket.
     #[error("{0} is no socket: move it away, or choose another path (access.socket)")]
     Other(PathBuf),
     /// The kernel refused.
     #[error("cannot make the socket {path} (access.socket)")]
     Make {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
 }
 
-/// A socket that listens; its path is gone when it is dropped.
+/// Listening socket; its path is removed when it is dropped.
 #[derive(Debug)]
 pub struct DoorSocket {
     path: PathBuf,
@@ -45,11 +43,11 @@ impl Drop for DoorSocket {
     }
 }
 
-/// Listens at `path`, for the group and with the mode given. The socket of an agent that died is taken
-/// away first; whoever calls this holds the node's lock.
+/// Listens at `path`, with the given group and mode. The socket of an agent that died is removed first; the caller
+/// must hold the node's lock.
 ///
 /// # Errors
-/// When somebody else serves there, or the path cannot be used.
+/// When another process serves there, or the path cannot be used.
 pub fn listen_at(
     path: &Path,
     gid: u32,
@@ -57,7 +55,7 @@ pub fn listen_at(
 ) -> Result<(UnixListener, DoorSocket), DoorError> {
     let failed = |source| DoorError::Make { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
-        // Whom the socket is for has to come through, whatever the umask (the agent's unit has 0077).
+        // Permitted clients must be able to traverse the folders, whatever the umask (the agent's unit has 0077).
         let made: Vec<&Path> = folder.ancestors().take_while(|above| !above.exists()).collect();
         fs::create_dir_all(folder).map_err(failed)?;
         let open = fs::Permissions::from_mode(0o755);
@@ -72,7 +70,7 @@ pub fn listen_at(
         }
         Ok(_) => fs::remove_file(path).map_err(failed)?,
     }
-    // Made under a name that nobody looks for, so that there is no moment with another owner or mode.
+    // Created under a temporary name, so that it never has another owner or mode at its own.
     let made = path.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&made);
     let listener = UnixListener::bind(&made).map_err(failed)?;
@@ -90,7 +88,7 @@ pub fn listen_at(
     Ok((listener, DoorSocket { path: path.to_owned() }))
 }
 
-/// The bytes of a file that everybody may see, such as a certificate.
+/// Reads a file that everybody may read, such as a certificate.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -98,10 +96,10 @@ pub fn read_public(path: &str) -> Result<Vec<u8>, HostError> {
     fs::read(path).map_err(|source| HostError::Read { path: path.into(), source })
 }
 
-/// The bytes of a file with a secret.
+/// Reads a file with a secret.
 ///
 /// # Errors
-/// When it cannot be read, or users beside its owner and its group can.
+/// When it cannot be read, or users other than its owner and its group can read it.
 pub fn read_secret(path: &str) -> Result<Vec<u8>, HostError> {
     let read = |source| HostError::Read { path: path.into(), source };
     let mode = fs::metadata(path).map_err(read)?.permissions().mode();

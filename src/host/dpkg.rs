@@ -1,8 +1,8 @@
-//! What dpkg has left half-way, read from its own records without starting a process.
+//! Incomplete dpkg installations, read from dpkg's own records without starting a process.
 //!
-//! dpkg installs step by step: it unpacks, then configures, and notes each step. What was cut off in
-//! between looks installed on the disk and may miss what it needs (dpkg(1), "PACKAGE STATES"). The
-//! states are in `status`, and newer ones, not yet merged, in `updates`.
+//! dpkg unpacks, then configures, and records each step. A package that was interrupted in between looks installed on
+//! the disk and may lack what it needs (dpkg(1), "PACKAGE STATES"). The states are in `status`, and newer ones, not
+//! yet merged, in `updates`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,30 +21,29 @@ const LOCKS: [&str; 4] = [
     "/var/cache/apt/archives/lock",
 ];
 
-/// One package's state.
+/// State of one package.
 #[derive(Debug, Default)]
 struct State {
-    /// Whether dpkg was cut off while it replaced the package's files: it wants them anew.
+    /// Set if dpkg was interrupted while it replaced the package's files: they must be unpacked again.
     reinstall: bool,
-    /// How far it came.
+    /// Set if its installation is incomplete.
     half_way: bool,
 }
 
-/// Whether one of `packages` was left half-way, or is being installed now.
+/// `true` if one of `packages` is incomplete, or is being installed now.
 pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
     let states = states(root);
     packages.iter().flatten().any(|name| states.get(name).is_some_and(|state| state.half_way))
 }
 
-/// The packages that dpkg cannot go on with unless they are unpacked anew. apt does not do that by
-/// itself: it takes them for installed.
+/// Packages that dpkg cannot continue with unless they are unpacked again. apt does not do that by itself: it takes
+/// them for installed.
 pub fn wanted_anew(root: &Root) -> Vec<String> {
     let states = states(root).into_iter();
     states.filter(|(_, state)| state.reinstall).map(|(name, _)| name).collect()
 }
 
-/// The process that holds a lock of dpkg or apt, such as `process 7 (apt)`; none where nobody does (fcntl(2),
-/// F_GETLK).
+/// Process that holds a lock of dpkg or apt, such as `process 7 (apt)`; `None` if there is none (fcntl(2), F_GETLK).
 pub fn lock_holder(root: &Root) -> Option<String> {
     let holder = |lock: &&str| {
         let file = File::open(root.path(lock)).ok()?;
@@ -56,7 +55,7 @@ pub fn lock_holder(root: &Root) -> Option<String> {
             l_pid: 0,
         };
         fcntl(&file, FcntlArg::F_GETLK(&mut seen)).ok()?;
-        // One of another PID namespace, or a lock that is a file's and no process', has no pid here.
+        // A holder in another PID namespace, or a lock of a file rather than of a process, has no pid here.
         (seen.l_type != F_UNLCK as c_short && seen.l_pid > 0).then_some(seen.l_pid)
     };
     let pid = LOCKS.iter().find_map(holder)?;
@@ -64,7 +63,7 @@ pub fn lock_holder(root: &Root) -> Option<String> {
     Some(format!("process {pid} ({})", name.trim()))
 }
 
-/// The states of all packages, each by the newest of its paragraphs.
+/// States of all packages, each by the newest of its paragraphs.
 fn states(root: &Root) -> BTreeMap<String, State> {
     let mut files = vec![root.path("/var/lib/dpkg/status")];
     let newer = entries(&root.path("/var/lib/dpkg/updates")).unwrap_or_default();
@@ -83,13 +82,13 @@ fn states(root: &Root) -> BTreeMap<String, State> {
     states
 }
 
-/// Whether a package can have that name (Debian policy, 5.6.7); it becomes an argument of apt.
+/// `true` if a package can have that name (Debian policy, 5.6.7); it becomes an argument of apt.
 fn is_name(name: &str) -> bool {
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     first && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
 }
 
-/// Reads the three words of `Status`: what is wanted, whether there is an error, how it stands.
+/// Parses the three words of `Status`: desired action, error flag, current state.
 fn state(status: &str) -> State {
     let words: Vec<&str> = status.split_whitespace().collect();
     let half = ["half-installed", "unpacked", "half-configured"];

@@ -1,4 +1,4 @@
-//! Facts that procfs tells: memory, boot id, kernel, PID 1.
+//! Facts from procfs: memory, boot id, kernel, PID 1.
 
 use std::path::Path;
 
@@ -7,17 +7,17 @@ use super::{HostError, Root};
 use crate::model::engine::Init;
 use crate::model::pools::Memory;
 
-/// The machine's memory as the kernel tells it.
+/// Memory of the machine, as the kernel reports it.
 #[derive(Debug)]
 pub struct Meminfo(HeldFile);
 
 impl Meminfo {
-    /// That of this machine.
+    /// Opens `/proc/meminfo` under that root.
     pub fn new(root: &Root) -> Meminfo {
         Meminfo(HeldFile::new(root.path("/proc/meminfo")))
     }
 
-    /// `MemTotal` and `MemAvailable`.
+    /// Reads `MemTotal` and `MemAvailable`.
     ///
     /// # Errors
     /// When `/proc/meminfo` cannot be read or lacks them.
@@ -41,7 +41,7 @@ fn parse_memory(path: &Path, text: &str) -> Result<Memory, HostError> {
     }
 }
 
-/// The id of this boot, which tells one boot from the next.
+/// Reads the id of this boot, which differs from boot to boot.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -49,7 +49,7 @@ pub fn boot_id(root: &Root) -> Result<String, HostError> {
     read_text(&root.path("/proc/sys/kernel/random/boot_id"))
 }
 
-/// The kernel's release, such as `6.1.0-37-cloud-amd64`.
+/// Reads the kernel's release, such as `6.1.0-37-cloud-amd64`.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -57,7 +57,7 @@ pub fn kernel(root: &Root) -> Result<String, HostError> {
     read_text(&root.path("/proc/sys/kernel/osrelease"))
 }
 
-/// The machine's name.
+/// Reads the machine's host name.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -65,7 +65,7 @@ pub fn hostname(root: &Root) -> Result<String, HostError> {
     read_text(&root.path("/proc/sys/kernel/hostname"))
 }
 
-/// Who starts services here. The folder is what sd_booted(3) looks at.
+/// Service manager of this machine, by the folder that sd_booted(3) checks.
 pub fn init(root: &Root) -> Init {
     if root.path("/run/systemd/system").is_dir() {
         return Init::Systemd;

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use super::HostError;
 
-/// The trimmed text of a file, which is small: the kernel gives such a file whole in one read(2).
+/// Reads the trimmed text of a small file: the kernel returns such a file whole in one read(2).
 ///
 /// # Errors
 /// [`HostError::Read`] with the path.
@@ -28,11 +28,11 @@ pub fn read_text(path: &Path) -> Result<String, HostError> {
     read().map_err(|source| HostError::Read { path: path.to_owned(), source })
 }
 
-/// What a path leads to: a file by its file system and inode, a device by its number.
+/// Identity of a path's destination: a file by its file system and inode, a device by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Identity(u64, u64);
 
-/// What `path` leads to; `None` where nothing is there.
+/// Identity of the destination of `path`; `None` if nothing is there.
 pub fn identity(path: &Path) -> Option<Identity> {
     let meta = fs::metadata(path).ok()?;
     let kind = meta.file_type();
@@ -42,12 +42,12 @@ pub fn identity(path: &Path) -> Option<Identity> {
     })
 }
 
-/// The bytes of a file whose size the kernel does not tell before it is read, such as a mount table.
+/// Reads a file whose size the kernel does not report in advance, such as a mount table.
 ///
 /// # Errors
 /// [`HostError::Read`] with the path.
 pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
-    /// Enough for most nodes at once; growing from nothing takes a dozen reads.
+    /// Initial capacity, enough for most nodes; growing from nothing takes a dozen reads.
     const USUAL: usize = 32 * 1024;
     let mut bytes = Vec::with_capacity(USUAL);
     let read = |bytes: &mut Vec<u8>| fs::File::open(path)?.read_to_end(bytes);
@@ -57,31 +57,30 @@ pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
     }
 }
 
-/// A small file of the kernel's that is looked at often. It is opened once: that takes five times as long
-/// as reading it, and the kernel makes the text anew whenever it is read from its beginning.
+/// Small file of the kernel that is read often. It is opened once: opening takes five times as long as reading, and
+/// the kernel generates the text anew whenever it is read from its beginning.
 #[derive(Debug)]
 pub struct HeldFile {
     path: PathBuf,
     file: OnceLock<fs::File>,
-    /// The same, open for writing.
+    /// The same file, open for writing.
     knob: OnceLock<fs::File>,
 }
 
 impl HeldFile {
-    /// The file at `path`, which is opened when it is first read.
+    /// File at `path`, opened when it is first read.
     pub fn new(path: PathBuf) -> HeldFile {
         HeldFile { path, file: OnceLock::new(), knob: OnceLock::new() }
     }
 
-    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What `parse` makes of its path and its trimmed text, as it is now.
+    /// Passes its path and its current trimmed text to `parse`.
     ///
     /// # Errors
-    /// [`HostError::Read`] with the path, or what `parse` says.
+    /// [`HostError::Read`] with the path, or the error of `parse`.
     pub fn read<T>(
         &self,
         parse: impl FnOnce(&Path, &str) -> Result<T, HostError>,
@@ -94,13 +93,12 @@ impl HeldFile {
         };
         match text.map(std::str::from_utf8) {
             Some(Ok(text)) => parse(&self.path, text.trim_end()),
-            // Longer, or another file under its name: the memory of a node may be unplugged and plugged
-            // again.
+            // Longer, or the name now belongs to another file: a node's memory may be unplugged and plugged again.
             _ => parse(&self.path, &read_text(&self.path)?),
         }
     }
 
-    /// The number that it holds now.
+    /// Reads the number in it.
     ///
     /// # Errors
     /// [`HostError::Read`], or [`HostError::Parse`] when it is no number.
@@ -108,7 +106,7 @@ impl HeldFile {
         self.read(parse_number)
     }
 
-    /// Writes one value as [`write_value`] does.
+    /// Writes one value like [`write_value`].
     ///
     /// # Errors
     /// As [`write_value`].
@@ -120,7 +118,7 @@ impl HeldFile {
         };
         match write() {
             Ok(there) if there == value.len() => Ok(()),
-            // Another file is under its name, and this one was not written to.
+            // The name now belongs to another file, and nothing was written to this one.
             Err(e) if e.raw_os_error() == Some(libc_codes::ENODEV) => {
                 write_value(&self.path, value)
             }
@@ -134,7 +132,7 @@ impl HeldFile {
     }
 }
 
-/// The file that is held, opened when it is not yet.
+/// Opens the file unless it is open already.
 fn held(
     file: &OnceLock<fs::File>,
     open: impl FnOnce() -> io::Result<fs::File>,
@@ -148,7 +146,7 @@ fn held(
     }
 }
 
-/// The number that a file holds.
+/// Reads a file that holds one number.
 ///
 /// # Errors
 /// [`HostError::Read`], or [`HostError::Parse`] when it is no number.
@@ -164,7 +162,7 @@ fn parse_number(path: &Path, text: &str) -> Result<u64, HostError> {
     })
 }
 
-/// Writes one value to an existing file in one write(2), as sysfs wants it.
+/// Writes one value to an existing file in one write(2), as sysfs requires.
 ///
 /// # Errors
 /// [`HostError::Write`] with path, value, and a hint where the cause is known.
@@ -187,7 +185,7 @@ fn write_failed(path: &Path, value: &str, source: io::Error) -> HostError {
     HostError::Write { path: path.to_owned(), value: value.to_string(), hint, source }
 }
 
-/// errno values by their names.
+/// Values of errno by name.
 mod libc_codes {
     use nix::errno::Errno;
 
@@ -197,7 +195,7 @@ mod libc_codes {
     pub(super) const EPERM: i32 = Errno::EPERM as i32;
 }
 
-/// The entries of a folder; an absent folder has none.
+/// Lists the entries of a folder; an absent folder has none.
 ///
 /// # Errors
 /// [`HostError::Read`] for anything but an absent folder.
@@ -220,9 +218,9 @@ pub fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>, HostError> {
 /// Parses the kernel's list format, such as `0-3,7` (Documentation/admin-guide/cputopology.rst).
 ///
 /// # Errors
-/// A text that names the part that is none.
+/// The part of the list that could not be parsed.
 pub fn parse_list(text: &str) -> Result<Vec<u32>, String> {
-    // The kernel's own lists are short; what claims more CPUs than any kernel has is garbage.
+    // The kernel's own lists are short; one with more CPUs than any kernel supports is garbage.
     const MOST: u32 = 65_536;
     let mut all = Vec::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
@@ -242,7 +240,7 @@ pub fn parse_list(text: &str) -> Result<Vec<u32>, String> {
     Ok(all)
 }
 
-/// The numbers of a file in the kernel's list format.
+/// Reads a file in the kernel's list format.
 ///
 /// # Errors
 /// [`HostError::Read`] or [`HostError::Parse`].

@@ -12,21 +12,21 @@ use super::files::read_table;
 use super::{HostError, Root};
 use crate::model::footprint::Footprint;
 
-/// The files that tell of it.
+/// Files in procfs that describe the agent's process.
 #[derive(Debug, Clone)]
 pub struct OwnProcess {
     root: Root,
-    /// When the machine was started, since 1970: `/proc/stat` is long where there are many CPUs.
+    /// Boot time of the machine since 1970, cached: `/proc/stat` is long on machines with many CPUs.
     boot: Arc<OnceLock<Duration>>,
 }
 
 impl OwnProcess {
-    /// This process, as the `/proc` of that root tells.
+    /// The current process, in the `/proc` of that root.
     pub fn new(root: &Root) -> OwnProcess {
         OwnProcess { root: root.clone(), boot: Arc::default() }
     }
 
-    /// What it takes now. Blocks for some reads.
+    /// Reads its current resource use. Blocks for some reads.
     ///
     /// # Errors
     /// When its files cannot be read.
@@ -52,7 +52,7 @@ impl OwnProcess {
     fn open_files(&self) -> Result<u64, HostError> {
         let path = self.root.path("/proc/self/fd");
         let listing = fs::read_dir(&path).map_err(|source| HostError::Read { path, source })?;
-        // The listing itself is one of them.
+        // The listing itself is one of the open files.
         Ok(listing.count().saturating_sub(1) as u64)
     }
 

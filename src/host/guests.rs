@@ -1,4 +1,4 @@
-//! Virtual machines that have a volume's socket on their command line, as procfs shows them.
+//! Virtual machines with a volume's socket on their command line, from procfs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -12,26 +12,25 @@ use super::holders::{MOST_PROCESSES, command_line, is_machine, machine_name, sho
 use crate::model::guest::{Guest, Guests, client_sockets};
 use crate::model::policy::VolumePolicy;
 
-/// What a QEMU prints before its version, which stands in its code as one text with that.
+/// Text that a QEMU prints before its version; its binary holds both as one string.
 const MARK: &[u8] = b"QEMU emulator version ";
-/// More than a version has.
+/// Upper bound on the length of a version.
 const MOST_VERSION: usize = 32;
-/// More than a QEMU has before its debug information, and what one look reads at most.
+/// Upper bound on the bytes read per scan: more than a QEMU has before its debug information.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// A version of a file: where it lies, and when it was written.
+/// Identity of a version of a file: device, inode, and modification time.
 type FileId = (u64, u64, i64, i64);
 
-/// Versions of the QEMUs that run.
+/// Versions of the running QEMUs.
 ///
-/// They are read from the code that runs, `/proc/<pid>/exe`. A machine type on a command line (`pc-q35-7.2`) is older
-/// than its QEMU after a migration, the package that is installed newer after an upgrade, and both say nothing of the
-/// process. To run it for its `--version` would be to run as root what a process of another user brought. Reading
-/// takes some milliseconds, once for each file.
+/// Read from the running binary, `/proc/<pid>/exe`. A machine type on a command line (`pc-q35-7.2`) is older than its
+/// QEMU after a migration, the installed package newer after an upgrade, and neither describes the process. To run it
+/// with `--version` would run another user's program as root. Reading takes some milliseconds, once for each file.
 #[derive(Debug)]
 pub struct QemuVersions {
     read: BTreeMap<FileId, Option<String>>,
-    /// Bytes that a look reads at most.
+    /// Upper bound on the bytes read per scan.
     most: u64,
 }
 
@@ -42,15 +41,15 @@ impl Default for QemuVersions {
 }
 
 impl QemuVersions {
-    /// The version of the process with that folder, and its file; `left` are bytes that this look may still read.
+    /// File identity and version of the process with that folder; `left` is the rest of this scan's read budget.
     fn of(&mut self, process: &Path, left: &mut u64) -> Option<(FileId, Option<String>)> {
-        // Also of a file that was replaced since: the kernel keeps what runs.
+        // Works for a file that was replaced since, too: the kernel keeps the running one.
         let file = File::open(process.join("exe")).ok()?;
         let meta = file.metadata().ok().filter(fs::Metadata::is_file)?;
         let id = (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec());
         let version = match self.read.get(&id) {
             Some(version) => version.clone(),
-            // One that could not be read, or is too much for this look, is read at another one.
+            // Unreadable, or beyond this scan's budget: left to a later scan.
             None => {
                 let bytes = meta.len().min(self.most);
                 *left = left.checked_sub(bytes)?;
@@ -63,10 +62,10 @@ impl QemuVersions {
     }
 }
 
-/// The guests that connect to these sockets, each where only one machine was started with it. Blocks, for some 10 µs for
-/// each process of the machine.
+/// Guests that connect to these sockets; a socket counts only if a single machine was started with it. Blocks for
+/// some 10 µs per process of the machine.
 ///
-/// Processes come and go: one that cannot be read is none.
+/// Processes come and go: an unreadable one is skipped.
 pub fn guests(
     root: &Root,
     sockets: &BTreeSet<String>,
@@ -101,21 +100,21 @@ pub fn guests(
         }
     }
     versions.read.retain(|file, _| running.contains(file));
-    // Of several it does not show which one is connected: one may have given it up since.
+    // Of several it is unknown which is connected: one may have released it since.
     let only = |mut all: Vec<Guest>| all.pop().filter(|_| all.is_empty());
     named.into_iter().map(|(path, all)| (path.clone(), only(all))).collect()
 }
 
-/// Whether a process may open the socket of a volume. Any other one is no guest, whatever it calls itself: everybody
-/// chooses the name and the command line of their own processes.
+/// `true` if a process may open the socket of a volume. Any other process is no guest, whatever it calls itself:
+/// every user chooses the name and the command line of their own processes.
 fn may_connect(folder: &Path, policy: &VolumePolicy) -> bool {
-    // The owner of the folder does not tell: of a process that allows no dumps it is root (proc(5)).
+    // The owner of the folder is no evidence: it is root for a process that allows no dumps (proc(5)).
     let Ok(status) = read_text(&folder.join("status")) else { return false };
     let ids = |key| -> Vec<u32> {
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
         line.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect()
     };
-    // The real ids and the effective ones: who runs a program that takes its owner's rights names it and its arguments too.
+    // Both the real and the effective ids: a user who runs a setuid program chooses its name and arguments too.
     let all = |key, trusted: &[u32]| {
         let ids = ids(key);
         !ids.is_empty() && ids.iter().all(|id| trusted.contains(id))
@@ -127,11 +126,11 @@ fn may_connect(folder: &Path, policy: &VolumePolicy) -> bool {
         || lets(0o002)
 }
 
-/// The version that a QEMU's code holds; none where it is no QEMU's.
+/// Finds the version in a QEMU's binary; `None` if it is no QEMU's.
 fn version_in(mut code: impl Read) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
     loop {
-        // What is at the end of a piece may go on in the next one.
+        // A match at the end of a piece may continue in the next one.
         let rest = bytes.len().saturating_sub(MARK.len() + MOST_VERSION);
         bytes.drain(..rest);
         let kept = bytes.len();

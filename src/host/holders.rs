@@ -1,5 +1,5 @@
-//! Processes that may count on CPUs of their own, virtual machines and targets, as procfs shows them:
-//! libvirt need not be asked, and one that was pinned by hand is seen as well.
+//! Processes that may rely on CPUs of their own, virtual machines and targets, from procfs: libvirt need not be
+//! asked, and manual pinning is observed as well.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -10,25 +10,26 @@ use super::Root;
 use super::files::{entries, parse_list, read_text};
 use crate::model::cpu::{Holder, HolderKind};
 
-/// More such processes than a node has.
+/// Upper bound on such processes; a node has fewer.
 pub(super) const MOST_PROCESSES: usize = 1024;
-/// More threads than such a process has: its CPUs, and those that do its I/O.
+/// Upper bound on the threads of such a process: its CPUs, and those for its I/O.
 const MOST_THREADS: usize = 1024;
-/// More bytes than a command line has. A process may show any part of its memory as its own (prctl(2), `PR_SET_MM_MAP`).
+/// Upper bound on the bytes of a command line. A process may show any part of its memory as its own (prctl(2),
+/// `PR_SET_MM_MAP`).
 const MOST_ARGUMENTS: u64 = 2 << 20;
-/// The kernel keeps 15 bytes of a process' name; `qemu-img` and the kernel's own threads (`kvm-nx-…`)
-/// are no machines.
+/// Process names of virtual machines. The kernel keeps 15 bytes of a name; `qemu-img` and the kernel's own threads
+/// (`kvm-nx-…`) are no machines.
 const MACHINES: [&str; 2] = ["kvm", "qemu-kvm"];
 const MACHINES_BEGIN: &str = "qemu-system-";
-/// SPDK calls the threads of its applications so, and the first one gives the process its name.
+/// Prefix of SPDK's thread names; the first thread gives the process its name.
 const REACTORS_BEGIN: &str = "reactor_";
-/// The built-in target is this program with that first argument.
+/// Name of this program, which is the built-in target with that first argument.
 const OWN: &str = "vhost-agent";
 const OWN_TARGET: &[u8] = b"target";
 
-/// All of them but `own`, the process of the target that is looked at.
+/// Finds all such processes except `own`, the process of the observed target.
 ///
-/// Processes come and go: one that cannot be read is none.
+/// Processes come and go: an unreadable one is skipped.
 pub fn holders(root: &Root, own: Option<u32>) -> Vec<Holder> {
     let processes = entries(&root.path("/proc")).unwrap_or_default();
     processes
@@ -53,17 +54,17 @@ fn holder(pid: u32, folder: &Path) -> Option<Holder> {
         HolderKind::Target => None,
     };
     let name = given.unwrap_or_else(|| format!("{} (pid {pid})", shown(&comm)));
-    // Of an SPDK application only the reactors spin.
+    // Only the reactors of an SPDK application spin.
     let threads = if comm.starts_with(REACTORS_BEGIN) { REACTORS_BEGIN } else { "" };
     Some(Holder { kind, name, allowed: allowed(folder, threads) })
 }
 
-/// Whether a process of that name is a virtual machine.
+/// `true` if a process of that name is a virtual machine.
 pub(super) fn is_machine(comm: &str) -> bool {
     MACHINES.contains(&comm) || comm.starts_with(MACHINES_BEGIN)
 }
 
-/// Each list of CPUs that a thread is allowed on whose name begins so.
+/// Distinct affinity lists of the threads whose names have that prefix.
 fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
     let threads = entries(&folder.join("task")).unwrap_or_default();
     threads
@@ -79,10 +80,9 @@ fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
         .collect()
 }
 
-/// The command line of the process with that folder, nothing of one that cannot be read; none where it is longer than one
-/// can be.
+/// Command line of the process with that folder, empty if unreadable; `None` if it exceeds the maximum.
 pub(super) fn command_line(folder: &Path) -> Option<Vec<u8>> {
-    /// Enough for most machines at once.
+    /// Initial capacity, enough for most machines.
     const USUAL: usize = 16 * 1024;
     let mut bytes = Vec::with_capacity(USUAL);
     let read = File::open(folder.join("cmdline"))
@@ -93,19 +93,19 @@ pub(super) fn command_line(folder: &Path) -> Option<Vec<u8>> {
     (bytes.len() as u64 <= MOST_ARGUMENTS).then_some(bytes)
 }
 
-/// The words of a command line.
+/// Splits a command line into its arguments.
 pub(super) fn words(command_line: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
     command_line.split(|byte| *byte == 0)
 }
 
-/// A name as it can be shown: a process can give itself any.
+/// Printable form of a name: a process can give itself any.
 pub(super) fn shown(name: &str) -> String {
-    /// libvirt takes longer ones; more is not needed to know a machine by.
+    /// Maximum length; libvirt permits longer names, but this much identifies a machine.
     const MOST: usize = 64;
     name.chars().filter(|c| !c.is_control()).take(MOST).collect()
 }
 
-/// What follows `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
+/// Value of `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
 pub(super) fn machine_name(command_line: &[u8]) -> Option<String> {
     let value = words(command_line).skip_while(|word| *word != b"-name").nth(1)?;
     let value = String::from_utf8_lossy(value);

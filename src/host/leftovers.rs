@@ -1,6 +1,6 @@
-//! What a dead target leaves behind (field note 10): sockets, locks, hugetlbfs files. Whether somebody
-//! still uses one is asked of the kernel; no socket is connected to, for a virtual machine may wait for it
-//! (the lost reconnect in `reference/spdk-rpc.md`).
+//! Leftovers of a dead target (field note 10): sockets, locks, hugetlbfs files. The kernel is asked whether one is
+//! still in use; no socket is connected to, because a virtual machine may wait for it (the lost reconnect in
+//! `reference/spdk-rpc.md`).
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -14,10 +14,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use super::files::{entries, read_table};
 use super::{HostError, Root};
 
-/// Makes the folder of a target's sockets when it is missing; one that is there stays as it is.
+/// Creates the folder of a target's sockets if it is missing; an existing one stays as it is.
 ///
 /// # Errors
-/// When it cannot be made, or something else is there.
+/// When it cannot be created, or something else is there.
 pub fn make_folder(
     root: &Root,
     folder: &str,
@@ -31,7 +31,7 @@ pub fn make_folder(
     let above: Vec<&Path> = path.ancestors().skip(1).take_while(|it| !it.exists()).collect();
     let make = || {
         DirBuilder::new().recursive(true).mode(mode).create(&path)?;
-        // The umask has had its say, and who may enter the folder has to come through those above it.
+        // The umask has been applied already, and permitted clients must traverse the folders above.
         let may_pass = fs::Permissions::from_mode(mode & !0o022);
         above.iter().try_for_each(|folder| fs::set_permissions(folder, may_pass.clone()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
@@ -40,19 +40,19 @@ pub fn make_folder(
     make().map_err(|source| HostError::MakeFolder { path: path.clone(), source })
 }
 
-/// Whether a live process holds the lock of a control socket.
+/// `true` if a live process holds the lock of a control socket.
 pub fn is_locked(root: &Root, control: &str) -> bool {
     held(&root.path(format!("{control}.lock")))
 }
 
-/// Whether a process listens on a control socket, with a lock or without.
+/// `true` if a process listens on a control socket, with a lock or without.
 pub fn is_served(root: &Root, control: &str) -> bool {
     dial(&root.path(control)) == Err(Errno::EPROTOTYPE)
 }
 
-/// Asks the kernel who has the socket that lies at `path`. A connection of another type is refused with one
-/// error where a process has it, in whatever network namespace and by whatever path, and with another
-/// (`ECONNREFUSED`) where none has: nothing is connected (unix(7)).
+/// Asks the kernel whether a process has the socket at `path`. A connection of another type is refused with one error
+/// if a process has it, in whatever network namespace and by whatever path, and with another (`ECONNREFUSED`) if none
+/// has: nothing is connected (unix(7)).
 fn dial(path: &Path) -> Result<(), Errno> {
     let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -65,8 +65,8 @@ fn held(lock: &Path) -> bool {
     matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// Removes the sockets in `folder` that no process has, and the locks that nobody holds; returns their
-/// paths. Everything else stays, and so does what the kernel cannot tell of.
+/// Removes the sockets in `folder` that no process has, and unheld locks; returns their paths. Everything else stays,
+/// and so does anything the kernel cannot decide.
 ///
 /// # Errors
 /// When the folder cannot be read, or one cannot be removed.
@@ -83,11 +83,10 @@ pub fn clear_sockets(root: &Root, folder: &str) -> Result<Vec<PathBuf>, HostErro
     Ok(removed)
 }
 
-/// Removes the files that DPDK keeps a target's memory in, where no process maps them any more; returns
-/// their paths.
+/// Removes the files in which DPDK keeps a target's memory and which no process maps any more; returns their paths.
 ///
 /// # Errors
-/// When the folder cannot be read or a file not be removed.
+/// When the folder cannot be read or a file cannot be removed.
 pub fn clear_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
     let mut removed = Vec::new();
     for path in left_memory(root, huge_dir)? {
@@ -96,7 +95,7 @@ pub fn clear_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostErr
     Ok(removed)
 }
 
-/// Pages of 2 MiB in such files.
+/// Counts the 2 MiB pages in such files.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -109,7 +108,7 @@ fn left_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
     let kept = entries(&root.path(huge_dir))?.into_iter();
     let mut orphans: Vec<(String, PathBuf)> = kept
         .filter(|(name, path)| name.contains("map_") && path.is_file())
-        // In a container's view its folder may be another one.
+        // A container may have the folder mounted elsewhere.
         .map(|(name, path)| (format!("/{name}"), path))
         .collect();
     for (name, process) in entries(&root.path("/proc"))? {
@@ -119,7 +118,7 @@ fn left_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
         if !name.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
-        // A process that has ended meanwhile maps nothing.
+        // A process that has exited meanwhile maps nothing.
         let maps = read_table(&process.join("maps")).unwrap_or_default();
         let maps = String::from_utf8_lossy(&maps);
         orphans.retain(|(name, _)| !maps.lines().any(|line| line.ends_with(name.as_str())));

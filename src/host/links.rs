@@ -1,4 +1,4 @@
-//! Where paths lead: every link followed, also one to what is not there.
+//! Path resolution that follows every link, also to an absent destination.
 
 use std::fs;
 use std::io;
@@ -9,16 +9,16 @@ use super::Root;
 use crate::model::bounds::{Led, Links};
 use crate::model::path::CleanPath;
 
-/// Links on one way, as many as the kernel follows (path_resolution(7)).
+/// Maximum number of links per path, as in the kernel (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
-/// What these paths lead to; one that cannot be looked at is not among them.
+/// Resolves these paths; an unreadable one is left out.
 pub fn follow(root: &Root, paths: Vec<CleanPath>) -> Links {
     let top = fs::canonicalize(root.path("/")).unwrap_or_default();
     let led = |path: CleanPath| {
         let at = lead(&root.path(path.as_str()), MOST_LINKS).ok()?;
         let is_block_device = fs::metadata(&at).is_ok_and(|it| it.file_type().is_block_device());
-        // A link may lead out of a root that is not the machine's.
+        // A link may lead out of a root other than the machine's.
         let shown = Path::new("/").join(at.strip_prefix(&top).unwrap_or(&at));
         let led = Led { path: shown.to_str()?.parse().ok()?, is_block_device };
         Some((path, led))
