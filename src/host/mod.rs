@@ -1,9 +1,9 @@
-//! This machine: sysfs pools, procfs facts, mounts, processors, packages, systemd, processes,
-//! memory that is shared with a target.
+//! Access to this machine: sysfs pools, procfs facts, mounts, processors, packages, systemd, processes, memory that
+//! is shared with a target.
 //!
-//! Functions here do one thing and say what the kernel answered; whether it should be done is not
-//! decided here. Every path lies under a [`Root`], so that the same code runs on captured trees.
-//! Blocking calls are made from blocking threads by the callers in `agent::{observe, apply}`.
+//! Functions here do one thing and return the kernel's answer; policy is decided elsewhere. Every path lies under a
+//! [`Root`], so that the same code runs on captured trees. Blocking calls are made from blocking threads by the
+//! callers in `agent::{observe, apply}`.
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
@@ -45,191 +45,152 @@ use crate::model::code::Code;
 use crate::model::fault::{Fault, chain, closed_or};
 use crate::model::pools::PoolKey;
 
-/// The folder that stands for `/`.
+/// Folder that is used as `/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
 impl Root {
-    /// A root at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Root {
         Root(path.into())
     }
 
-    /// Where the absolute `path` lies under this root.
+    /// Maps the absolute `path` to its place under this root.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.0.join(path.strip_prefix("/").unwrap_or(path))
     }
 }
 
-/// An operation on this machine that failed.
+/// Failed operation on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// A file could not be read.
     #[error("cannot read {path} (does the agent run as root, with /proc and /sys mounted?)")]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file has unexpected content.
     #[error("{path} holds '{value}', which is not {expected}: report it, with `uname -a`")]
     Parse {
-        /// Which.
         path: PathBuf,
-        /// What it holds, shortened.
+        /// Content of the file, shortened.
         value: String,
-        /// What it should hold.
         expected: &'static str,
     },
-    /// There is no such pool.
+    /// No such pool exists.
     #[error("this machine has no pool {key}: see `vhost-agent status` for those it has")]
     NoPool {
-        /// Which.
         key: PoolKey,
     },
-    /// A value could not be written.
     #[error("cannot write '{value}' to {path}{}", closed_or(source, hint))]
     Write {
-        /// Where.
         path: PathBuf,
-        /// What.
         value: String,
-        /// What the operator can do, with a leading separator, or nothing.
+        /// Advice for the operator, with a leading separator; may be empty.
         hint: &'static str,
-        /// Why.
         source: std::io::Error,
     },
-    /// A file that grows could not be written on.
+    /// A growing file could not be written to.
     #[error("cannot write {path}{hint}")]
     Grow {
-        /// Which.
         path: PathBuf,
-        /// What the operator can do, with a leading separator, or nothing.
+        /// Advice for the operator, with a leading separator; may be empty.
         hint: &'static str,
-        /// Why.
         source: std::io::Error,
     },
-    /// A folder could not be made.
+    /// A folder could not be created.
     #[error(
         "cannot make the folder {path}{}",
         closed_or(source, " (is there room, and nothing else in its place?)")
     )]
     MakeFolder {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
-    /// mount(2) failed.
     #[error(
         "cannot mount a hugetlbfs with {options} at {path} (is the agent root and not in a container, \
          and does the kernel have such pages? `dmesg` says more)"
     )]
     Mount {
-        /// Where.
         path: PathBuf,
-        /// With which options.
+        /// Mount options.
         options: String,
-        /// Why.
         source: nix::Error,
     },
-    /// Something is mounted there, and it is not usable, or nothing would have to be mounted.
+    /// Another mount at the path is not usable, or nothing would have to be mounted.
     #[error(
         "something else is mounted at {path}: pages of another size, read-only, or with a limit of its own (size=, \
          nr_inodes=); see it with `findmnt {path}`, and unmount it, or set mount.path (mount.path_1g) to another folder"
     )]
     Occupied {
-        /// Where.
         path: PathBuf,
     },
-    /// A mount is not what was asked for.
+    /// A new mount is not the requested one.
     #[error(
         "{path} was mounted but is not a hugetlbfs of {expected} pages: see what is there with \
          `findmnt {path}`, and unmount that"
     )]
     MountReadBack {
-        /// Where.
         path: PathBuf,
-        /// The wanted page size.
+        /// Requested page size.
         expected: String,
     },
-    /// systemd did not mount what it was asked for.
+    /// systemd did not make a requested mount.
     #[error(
         "cannot have systemd mount a hugetlbfs with {options} at {path} (does the kernel have such pages?)"
     )]
     MountUnit {
-        /// Where.
         path: PathBuf,
-        /// With which options.
+        /// Mount options.
         options: String,
-        /// Why.
         source: Box<SystemdError>,
     },
-    /// systemd did not run a program to its end.
+    /// systemd did not run a program to completion.
     #[error("cannot have systemd run {program} as a service of its own")]
     Service {
-        /// Which.
         program: String,
-        /// Why.
         source: Box<SystemdError>,
     },
-    /// A program could not be started.
     #[error("cannot start {program} (is it installed, and may it be executed?)")]
     Spawn {
-        /// Which.
         program: String,
-        /// Why.
         source: std::io::Error,
     },
-    /// Memory to share with a target could not be taken.
+    /// Memory to share with a target could not be allocated.
     #[error(
         "cannot take {bytes} bytes of {what} (are so many free? `vhost-agent status` shows the pools, \
          `vhost-agent prepare` grows them)"
     )]
     NoPages {
-        /// Of what.
+        /// Kind of memory.
         what: &'static str,
-        /// How much.
         bytes: usize,
-        /// Why.
         source: std::io::Error,
     },
-    /// A process could not be ended.
+    /// A signal could not be sent to a process.
     #[error("cannot send a signal to the process {pid}")]
     Kill {
-        /// Its pid.
         pid: u32,
-        /// Why.
         source: std::io::Error,
     },
-    /// A process could not be told something.
+    /// A daemon could not be signalled to reload its configuration.
     #[error("cannot tell {program} (pid {pid}) to read its configuration again")]
     Signal {
-        /// Which.
         program: String,
-        /// Its pid.
         pid: u32,
-        /// Why.
         source: std::io::Error,
     },
-    /// A file with a secret is no secret.
+    /// A file with a secret is readable by every user.
     #[error(
         "{path} holds a secret, and everybody may read it (mode {mode:04o}): take that away with `chmod o= {path}`"
     )]
     NoSecret {
-        /// Which.
         path: PathBuf,
-        /// Its mode.
         mode: u32,
     },
-    /// Waiting for a file event failed.
     #[error("cannot watch {path} (raise fs.inotify.max_user_instances)")]
     Watch {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
 }

@@ -1,7 +1,7 @@
-//! hugetlbfs mounts: finding them and making one (field note 9).
+//! hugetlbfs mounts: finding and creating them (field note 9).
 //!
-//! Where systemd is PID 1, it mounts: the agent's own unit has a mount namespace, into which the host's
-//! mounts come and out of which none goes.
+//! Where systemd is PID 1, it does the mounting: the agent's own unit has a mount namespace that receives the host's
+//! mounts but propagates none back.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,13 @@ use crate::model::engine::Init;
 use crate::model::mounts::HugetlbMount;
 use crate::model::units::PageSize;
 
-/// How long a mount that systemd has made may take to come into the agent's namespace.
+/// Maximum delay until a mount made by systemd appears in the agent's namespace.
 const SEEN: Duration = Duration::from_secs(5);
-/// Between two looks.
+/// Polling interval for that mount.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// All hugetlbfs mounts, as those have them who use them: where systemd is PID 1, what its table says, for in
-/// the agent's unit more is read-only than on the host.
+/// Lists all hugetlbfs mounts as their users have them: where systemd is PID 1, from its mount table, because more is
+/// read-only in the agent's unit than on the host.
 ///
 /// # Errors
 /// When the mount table cannot be read.
@@ -38,7 +38,7 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
     let infos = mount_infos(root, is_hugetlbfs_line)?;
     let mounts = infos.into_iter().filter_map(|info| {
         let size = info.super_options.get("pagesize").cloned().flatten()?.parse().ok()?;
-        // With a limit of its own it refuses files for which the pool has pages.
+        // A mount with its own limit refuses files although the pool has pages.
         let limited = ["size", "nr_inodes"].iter().any(|it| info.super_options.contains_key(*it));
         let writable = info.mount_options.contains_key("rw")
             && info.super_options.contains_key("rw")
@@ -50,7 +50,7 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
     Ok(mounts.collect())
 }
 
-/// The mounts whose lines matter: a node with many containers has thousands, and the others are not parsed.
+/// Parses the mounts whose lines matter: a node with many containers has thousands, and the others are skipped.
 fn mount_infos(root: &Root, matters: impl Fn(&[u8]) -> bool) -> Result<MountInfos, HostError> {
     let (path, table) = mount_table(root)?;
     let lines = table.split_inclusive(|byte| *byte == b'\n').filter(|line| matters(line));
@@ -73,9 +73,8 @@ fn mount_table(root: &Root) -> Result<(PathBuf, Vec<u8>), HostError> {
     Ok((path.clone(), read_table(&path)?))
 }
 
-/// Whether `path` leads to a hugetlbfs with such pages that can be used: one that is not read-only
-/// and, as statfs(2) of a hugetlbfs tells it by zeros, has no limit of its own. Answered out of the
-/// kernel's memory.
+/// `true` if `path` leads to a usable hugetlbfs with such pages: not read-only, and without a limit of its own, which
+/// statfs(2) of a hugetlbfs reports as zeros. Answered from the kernel's memory.
 pub fn is_usable(root: &Root, path: &str, size: PageSize) -> bool {
     statfs(&root.path(path)).is_ok_and(|fs| {
         has_pages(&fs, size)
@@ -84,43 +83,41 @@ pub fn is_usable(root: &Root, path: &str, size: PageSize) -> bool {
     })
 }
 
-/// Whether what one reaches at `path` is a hugetlbfs with such pages.
+/// `true` if `path` leads to a hugetlbfs with such pages.
 fn is_hugetlbfs(path: &Path, size: PageSize) -> bool {
     statfs(path).is_ok_and(|fs| has_pages(&fs, size))
 }
 
-/// The block size of a hugetlbfs is its page size.
+/// `true` if its pages have that size: the block size of a hugetlbfs is its page size.
 fn has_pages(fs: &Statfs, size: PageSize) -> bool {
     fs.filesystem_type() == HUGETLBFS_MAGIC
         && u64::try_from(fs.block_size()).is_ok_and(|bytes| bytes == size.bytes())
 }
 
-/// A hugetlbfs to mount.
+/// Specification of a hugetlbfs to mount.
 #[derive(Debug, Clone, Copy)]
 pub struct NewMount<'a> {
-    /// Where.
+    /// Mount point.
     pub at: &'a str,
-    /// For pages of this size.
     pub size: PageSize,
-    /// The user and the group whose its folder is.
+    /// User and group that own its folder.
     pub owner: (u32, u32),
-    /// Permissions of its folder.
     pub mode: u32,
 }
 
 impl NewMount<'_> {
-    /// As mount(8) takes them.
+    /// Mount options in the syntax of mount(8).
     fn options(&self) -> String {
         let (uid, gid) = self.owner;
         format!("pagesize={},uid={uid},gid={gid},mode={:o}", self.size, self.mode)
     }
 }
 
-/// Mounts a hugetlbfs, makes its folder when it is missing, and looks whether it is there. What fails
-/// leaves no folder behind that was not there before.
+/// Mounts a hugetlbfs, creates its folder if missing, and verifies the mount. On failure every folder created here is
+/// removed.
 ///
 /// # Errors
-/// When the folder cannot be made, mount(2) fails, or what is there then is something else.
+/// When the folder cannot be created, mount(2) fails, or something else is mounted there afterwards.
 pub fn mount_hugetlbfs(root: &Root, new: NewMount<'_>) -> Result<(), HostError> {
     if is_there(root, new)? {
         return Ok(());
@@ -130,14 +127,14 @@ pub fn mount_hugetlbfs(root: &Root, new: NewMount<'_>) -> Result<(), HostError> 
     mount_at(&path, new).inspect_err(|_| remove_folders(missing))
 }
 
-/// Whether what is wanted is there meanwhile, as where systemd mounts it once somebody looks. What somebody has
-/// mounted there otherwise is neither hidden nor taken away.
+/// `true` if the requested mount is there meanwhile, as with a systemd automount after the first access. A foreign
+/// mount there is neither hidden nor removed.
 fn is_there(root: &Root, new: NewMount<'_>) -> Result<bool, HostError> {
     if is_usable(root, new.at, new.size) {
         return Ok(true);
     }
     let Ok(real) = fs::canonicalize(root.path(new.at)) else { return Ok(false) };
-    // Somebody's mount whose name is no UTF-8 is not this one, and must not fail a prepare.
+    // A foreign mount whose name is no UTF-8 is not this one, and must not fail a prepare.
     let infos = mount_infos(root, |line| std::str::from_utf8(line).is_ok())?;
     match infos.into_iter().any(|it| root.path(&it.mount_point) == real) {
         true => Err(HostError::Occupied { path: real }),
@@ -145,12 +142,12 @@ fn is_there(root: &Root, new: NewMount<'_>) -> Result<bool, HostError> {
     }
 }
 
-/// The folders of a path that are not there, the deepest first.
+/// Missing folders of a path, the deepest first.
 fn missing_folders(path: &Path) -> Vec<&Path> {
     path.ancestors().take_while(|folder| !folder.exists()).collect()
 }
 
-/// What is in use meanwhile stays.
+/// Removes these folders; those in use meanwhile stay.
 fn remove_folders(folders: Vec<&Path>) {
     folders.into_iter().for_each(|folder| drop(fs::remove_dir(folder)));
 }
@@ -165,16 +162,16 @@ fn mount_at(path: &Path, new: NewMount<'_>) -> Result<(), HostError> {
     if is_hugetlbfs(path, new.size) {
         return Ok(());
     }
-    // What cannot be used is not left behind.
+    // An unusable mount is not left behind.
     let _ = umount2(path, nix::mount::MntFlags::MNT_DETACH);
     Err(not_there(path, new.size))
 }
 
-/// The same as [`mount_hugetlbfs`], done by systemd for the whole machine.
+/// Does the same as [`mount_hugetlbfs`] through systemd, for the whole machine.
 ///
 /// # Errors
-/// When the agent may not write there, systemd cannot be reached or refuses, or what is there then is
-/// something else.
+/// When the agent may not write there, systemd cannot be reached or refuses, or something else is mounted there
+/// afterwards.
 pub async fn mount_by_systemd(
     systemd: &Systemd,
     root: &Root,
@@ -189,7 +186,7 @@ pub async fn mount_by_systemd(
 }
 
 async fn have_mounted(systemd: &Systemd, path: &Path, new: NewMount<'_>) -> Result<(), HostError> {
-    // Where the agent may not write it could not remove what dead targets leave there.
+    // In a folder that the agent may not write to, it could not remove the leftovers of dead targets.
     let folder = path.ancestors().find(|folder| folder.exists()).unwrap_or(path);
     access(folder, AccessFlags::W_OK)
         .map_err(|e| HostError::MakeFolder { path: path.to_owned(), source: e.into() })?;
@@ -202,7 +199,7 @@ async fn have_mounted(systemd: &Systemd, path: &Path, new: NewMount<'_>) -> Resu
     let deadline = Instant::now() + SEEN;
     while !is_hugetlbfs(path, new.size) {
         if Instant::now() >= deadline {
-            // What cannot be used is not left behind, and what was there before stays.
+            // An unusable mount is not left behind, and a previous one stays.
             if made {
                 let _ = systemd.unmount(path).await;
             }

@@ -1,5 +1,5 @@
-//! An image of the agent itself: its executable and the libraries that it has mapped, as a tar that an
-//! engine loads (the image specification of `docker save`). So there is a target where no registry is.
+//! Image of the agent itself: its executable and the libraries that it has mapped, as a tar that an engine loads (the
+//! image specification of `docker save`). It provides a target where no registry is.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,13 +11,13 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-/// Where the executable lies in the image.
+/// Path of the executable in the image.
 pub const EXECUTABLE: &str = "/vhost-agent";
 const NAME: &str = "vhost-agent-target";
-/// The executable, whatever was installed over it since.
+/// Running executable, whatever was installed over it since.
 const SELF: &str = "/proc/self/exe";
 
-/// The image's name: another one for each build of the agent.
+/// Name of the image, different for each build of the agent.
 ///
 /// # Errors
 /// When procfs cannot be read.
@@ -28,7 +28,7 @@ pub fn reference() -> io::Result<String> {
     Ok(format!("{NAME}:{}-{}", env!("CARGO_PKG_VERSION"), digest.get(..12).unwrap_or_default()))
 }
 
-/// The image as a tar.
+/// Builds the image as a tar.
 ///
 /// # Errors
 /// When the executable or a library cannot be read.
@@ -53,7 +53,7 @@ pub fn tar() -> io::Result<Vec<u8>> {
 
 fn layer() -> io::Result<Vec<u8>> {
     let mut layer = Builder::new(Vec::new());
-    // Where a target keeps its things, and what the C library wants to see.
+    // Folders that a target writes to, and those that the C library expects.
     for folder in ["dev", "proc", "sys", "tmp", "var/tmp", "etc"] {
         folder_entry(&mut layer, folder)?;
     }
@@ -64,7 +64,7 @@ fn layer() -> io::Result<Vec<u8>> {
     layer.into_inner()
 }
 
-/// The libraries and the loader that this process has mapped (proc_pid_maps(5)).
+/// Libraries and loader that this process has mapped (proc_pid_maps(5)).
 fn libraries() -> io::Result<Vec<PathBuf>> {
     let maps = fs::read_to_string("/proc/self/maps")?;
     let executable = fs::read_link(SELF)?;
@@ -82,7 +82,7 @@ fn libraries() -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The loader by the name that the executable asks for (`PT_INTERP`): mapped is what that leads to.
+/// Loader under the name that the executable asks for (`PT_INTERP`): the mapping has the link's destination.
 fn loader(executable: &PathBuf) -> io::Result<Option<PathBuf>> {
     let names = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
     let bytes = fs::read(executable).or_else(|_| fs::read(SELF))?;
@@ -119,9 +119,9 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 /// Opens a tar on the disk.
 ///
 /// # Errors
-/// When it cannot be opened, or is no file.
+/// When it cannot be opened, or is no regular file.
 pub fn open_tar(path: &std::path::Path) -> io::Result<tokio::fs::File> {
-    // A pipe without a writer would be waited for.
+    // Opening a pipe without a writer would block.
     let flags = OFlag::O_NONBLOCK.bits();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {

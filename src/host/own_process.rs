@@ -1,20 +1,20 @@
-//! The agent's own process: what it may open, and what must not be left of its memory.
+//! The agent's own process: its limit of open files, and the secrecy of its memory.
 
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Gives the kernel back what has been freed, which the allocator keeps: a burst of calls would stay in the resident
-/// memory for good (malloc_trim(3)).
+/// Returns freed memory, which the allocator keeps, to the kernel: otherwise a burst of calls would stay in the
+/// resident memory for good (malloc_trim(3)).
 #[allow(unsafe_code)]
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointer, and locks what it looks at.
+    // SAFETY: it takes no pointer, and locks the state it reads.
     unsafe {
         nix::libc::malloc_trim(0);
     }
 }
 
-/// Raises the limit of open files to what the process may raise it to, and tells it.
+/// Raises the limit of open files to the hard limit, and returns it.
 pub fn raise_open_files() -> u64 {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < hard => {
@@ -22,13 +22,13 @@ pub fn raise_open_files() -> u64 {
             if raised { hard } else { soft }
         }
         Ok((soft, _)) => soft,
-        // What every process has.
+        // Default limit of every process.
         Err(_) => 1024,
     }
 }
 
-/// Lets the kernel write no core dump of this process, and nobody without privileges look into it: what
-/// calls bring can be secret (prctl(2), PR_SET_DUMPABLE). Programs that it starts are not bound by that.
+/// Forbids core dumps of this process and access to it without privileges: calls can carry secrets (prctl(2),
+/// PR_SET_DUMPABLE). Programs that it starts are not affected.
 pub fn forbid_dumps() {
     if let Err(e) = set_dumpable(false) {
         tracing::warn!(error = %e, "a crash of the agent could leave secrets in a core dump");

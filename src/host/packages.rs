@@ -1,18 +1,18 @@
-//! The system's package manager: which one, how it is called, what its failures mean.
+//! The system's package manager: detection, its calls, and the meaning of its failures.
 
 use super::Root;
 use super::process::find_executable;
 use super::spawn::{Invocation, RunEnd};
 use crate::model::engine::PackageManager;
 
-/// The package manager of this machine.
+/// Detects the package manager of this machine.
 pub fn find(root: &Root) -> Option<PackageManager> {
     PackageManager::ALL
         .into_iter()
         .find(|manager| find_executable(root, manager.command()).is_some())
 }
 
-/// The call that installs `packages`.
+/// Call that installs `packages`.
 pub fn install(
     manager: PackageManager,
     packages: &[String],
@@ -23,7 +23,7 @@ pub fn install(
         PackageManager::Apt => apt_install(lock_timeout_s),
         PackageManager::Dnf => vec![
             "--assumeyes".to_string(),
-            // It would wait for the lock without end.
+            // Without this it would wait for the lock without end.
             "--setopt=exit_on_lock=True".to_string(),
             "install".to_string(),
         ],
@@ -43,31 +43,30 @@ pub fn install(
 fn apt_install(lock_timeout_s: u64) -> Vec<String> {
     vec![
         format!("-oDPkg::Lock::Timeout={lock_timeout_s}"),
-        // Changed configuration files stay the operator's; a question would wait for ever.
+        // The operator's changed configuration files stay; a question would block for ever.
         format!("-oDpkg::Options::={KEEP_CONFIGURATION}"),
         "install".to_string(),
         "--yes".to_string(),
-        // On a machine without systemd the recommended packages would bring it in and change what
-        // boots next.
+        // On a machine without systemd the recommended packages would install it and change what boots next.
         "--no-install-recommends".to_string(),
-        // The node's containerd may be its kubelet's: what an operator has installed is not taken away.
+        // The node's containerd may be its kubelet's: no package of the operator's is removed.
         "--no-remove".to_string(),
     ]
 }
 
-/// dpkg's word for: the operator's configuration files stay as they are, and nothing is asked.
+/// dpkg option that keeps the operator's configuration files and asks nothing.
 const KEEP_CONFIGURATION: &str = "--force-confold";
 
-/// The calls that finish what an earlier run left half-way, in order; none where the package manager
-/// does that by itself. A call that fails does not stop the next: dpkg alone cannot configure what
-/// wants a package that was not unpacked yet, and the second call brings that.
+/// Calls that finish an interrupted run, in order; none if the package manager does that by itself. A failed call
+/// does not stop the next: dpkg alone cannot configure a package whose dependency was not unpacked yet, and the
+/// second call installs that.
 pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
     if manager != PackageManager::Apt {
         return Vec::new();
     }
     let configure = ["--configure", "-a", KEEP_CONFIGURATION].map(str::to_string).to_vec();
     let mut complete = apt_install(lock_timeout_s);
-    // With names of packages it would refuse.
+    // With package names it would refuse.
     complete.push("--fix-broken".to_string());
     vec![
         invocation("dpkg", configure, lock_timeout_s),
@@ -75,7 +74,7 @@ pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
     ]
 }
 
-/// The call that unpacks packages anew, whatever apt takes them for; none where nothing is named.
+/// Call that unpacks packages again, whatever apt takes them for; `None` if none is named.
 pub fn unpack_anew(packages: &[String], lock_timeout_s: u64) -> Option<Invocation> {
     let mut args = apt_install(lock_timeout_s);
     args.extend(["--reinstall", "--"].map(str::to_string));
@@ -84,7 +83,7 @@ pub fn unpack_anew(packages: &[String], lock_timeout_s: u64) -> Option<Invocatio
     (!packages.is_empty()).then_some(call)
 }
 
-/// The call that fetches the lists of packages anew, for managers that do not do so by themselves.
+/// Call that refreshes the package lists, for managers that do not do so by themselves.
 pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocation> {
     let args = match manager {
         PackageManager::Apt => {
@@ -97,7 +96,7 @@ pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocatio
 }
 
 fn invocation(program: &str, args: Vec<String>, lock_timeout_s: u64) -> Invocation {
-    // Messages are read below, so they must not be translated, and nothing may ask.
+    // Messages are parsed below, so they must not be translated, and nothing may prompt.
     let env = [
         ("LC_ALL", "C"),
         ("DEBIAN_FRONTEND", "noninteractive"),
@@ -109,35 +108,33 @@ fn invocation(program: &str, args: Vec<String>, lock_timeout_s: u64) -> Invocati
     Invocation { program: program.to_string(), args, env }
 }
 
-/// Why an installation failed.
+/// Cause of a failed installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The packages are not in any configured repository: another set may be.
+    /// No configured repository has the packages: another set may be available.
     NotAvailable,
-    /// The packages cannot be there beside some that are installed.
+    /// The packages conflict with some that are installed.
     Conflict,
-    /// What the lists name could not be fetched: they may be stale, or the network is away.
+    /// Listed packages could not be fetched: the lists may be stale, or the network is down.
     Fetch,
     /// Another package manager holds the lock.
     Locked,
-    /// An earlier run was cut off half-way.
+    /// An earlier run was interrupted.
     Interrupted,
-    /// The disk is full.
     DiskFull,
-    /// Something else.
     Other,
 }
 
-/// Reads the reason out of what the package manager printed. `None`: it succeeded.
+/// Classifies a failure by the package manager's output; `None` on success.
 pub fn failure(manager: PackageManager, end: &RunEnd) -> Option<Failure> {
     let missing = says(&end.output, &NOT_AVAILABLE);
     let ended_well = match (manager, end.code) {
-        // Done, with a hint: a reboot or a restart is wanted, a repository was left out, a script of a
-        // package failed (zypper(8), "EXIT CODES").
+        // Success with a hint: a reboot or a restart is needed, a repository was skipped, a script of a package
+        // failed (zypper(8), "EXIT CODES").
         (PackageManager::Zypper, Some(100..=103 | 106 | 107)) => true,
         (_, code) => code == Some(0),
     };
-    // yum installs those of several packages that exist, and is content with that.
+    // yum installs those of several packages that exist, and reports success.
     if ended_well && !(manager == PackageManager::Yum && missing) {
         return None;
     }
@@ -172,8 +169,8 @@ const NOT_AVAILABLE: [&str; 9] = [
 ];
 const CONFLICT: [&str; 2] = ["but remove is disabled", " conflicts with "];
 
-/// The call that only tells what an installation would do, for managers that cannot be forbidden to take packages
-/// away: dnf and yum replace what a new package obsoletes.
+/// Call that only simulates an installation, for managers that cannot be forbidden to remove packages: dnf and yum
+/// replace the ones that a new package obsoletes.
 pub fn rehearse(
     manager: PackageManager,
     packages: &[String],
@@ -189,12 +186,12 @@ pub fn rehearse(
     Some(call)
 }
 
-/// Packages that an installation would take away, as the package managers list them.
+/// Packages that an installation would remove, as the package managers list them.
 pub fn would_remove(output: &str) -> Vec<&str> {
     let (mut removed, mut in_list, mut each_word) = (Vec::new(), false, false);
     for line in output.lines() {
         if !line.starts_with(' ') {
-            // apt's and zypper's lists hold names alone, dnf's and yum's one package with its facts in each line.
+            // apt and zypper list names alone, dnf and yum one package per line with its details.
             each_word = line.ends_with("REMOVED:");
             in_list = each_word || line.starts_with("Removing") && line.ends_with(':');
             continue;
@@ -210,7 +207,8 @@ pub fn would_remove(output: &str) -> Vec<&str> {
     removed
 }
 
-/// Not what they say while they wait for the lock: they may get it, and fail for another reason.
+/// Messages of a failed lock. Those printed while waiting for it are left out: the run may get it, and fail for
+/// another reason.
 const LOCKED: [&str; 6] = [
     "E: Could not get lock",
     "Unable to acquire the dpkg frontend lock",
@@ -234,7 +232,7 @@ const FETCH: [&str; 8] = [
     "Valid metadata not found",
 ];
 
-/// In lines that are no errors by their beginning: who holds a lock, and who could not be reached.
+/// Informative text in lines that do not begin like errors: the lock's holder, the unreachable host.
 const TELLING: [&str; 4] =
     ["held by process", "locked by", "The application with PID", "Curl error"];
 
@@ -242,8 +240,7 @@ fn says(output: &str, words: &[&str]) -> bool {
     words.iter().any(|word| output.contains(word))
 }
 
-/// What the package lists could not be fetched from, when that is what a refresh says; apt is content
-/// with the old ones, or with none.
+/// Errors of a refresh that could not fetch the package lists; apt is content with the old ones, or with none.
 pub fn fetch_trouble(end: &RunEnd) -> Option<String> {
     let mut lines: Vec<&str> =
         end.output.lines().filter(|line| FETCH.iter().any(|word| line.contains(word))).collect();
@@ -251,7 +248,7 @@ pub fn fetch_trouble(end: &RunEnd) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join(" | "))
 }
 
-/// The lines that tell the reason, for the error text: at most three, the last ones.
+/// Lines with the reason, for the error text: at most three, the last ones.
 pub fn reason_lines(output: &str) -> String {
     let telling = |line: &&str| {
         let line = line.trim_start();

@@ -1,5 +1,5 @@
-//! A file on its way from elsewhere: it grows piece by piece, is hashed as it grows, and outlives a
-//! download that broke. One process writes it at a time, and one call in that process.
+//! Resumable download: a file that grows piece by piece, is hashed as it grows, and outlives a broken transfer. One
+//! process writes it at a time, and one call in that process.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -15,21 +15,21 @@ use super::HostError;
 use super::own_image::hex;
 use crate::store::{Durability, decode, encode, replace_file};
 
-/// What nobody has gone on with for so long, nobody will.
+/// Age after which an unfinished download is removed.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
-/// What is read at once.
+/// Bytes per read.
 const PIECE: usize = 256 * 1024;
 
-/// What its server said of it.
+/// Metadata from the file's server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
-    /// What tells whether it is still the same there: a strong `ETag`, else `Last-Modified`.
+    /// Validator of the server's copy: a strong `ETag`, else `Last-Modified`.
     pub validator: Option<String>,
-    /// Its whole size in bytes.
+    /// Total size in bytes.
     pub total: Option<u64>,
 }
 
-/// The file. It is locked as long as this lives.
+/// Partially downloaded file, locked for as long as this lives.
 #[derive(Debug)]
 pub struct Partial {
     path: PathBuf,
@@ -40,10 +40,10 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Opens or makes the file of that name, and reads what is there already. Waits for whoever has it.
+    /// Opens or creates the file of that name, and hashes its content. Waits for its current holder.
     ///
     /// # Errors
-    /// When the folder or the file cannot be made or read.
+    /// When the folder or the file cannot be created or read.
     pub fn open(folder: &Path, name: &str) -> Result<Partial, HostError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|source| HostError::MakeFolder { path: folder.to_owned(), source })?;
@@ -71,42 +71,40 @@ impl Partial {
         }
     }
 
-    /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes that are there.
+    /// Length of its content, in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// What its server said of it.
     pub fn notes(&self) -> &Notes {
         &self.notes
     }
 
-    /// The SHA-256 of what is there, in hex.
+    /// SHA-256 of its content, in hex.
     pub fn sha256(&self) -> String {
         hex(&self.hash.clone().finalize())
     }
 
-    /// Bytes that its disk has room for.
+    /// Free space on its disk, in bytes.
     pub fn room(&self) -> Option<u64> {
         let disk = nix::sys::statvfs::statvfs(&self.path).ok()?;
         Some(disk.blocks_available().saturating_mul(disk.fragment_size()))
     }
 
-    /// Throws away what is there; what comes now is what `notes` are about.
+    /// Discards its content; the next pieces belong to the file that `notes` describe.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When the disk refuses the write.
     pub fn start_over(&mut self, notes: Notes) -> Result<(), HostError> {
         let mut start = || {
             self.file.set_len(0)?;
             self.file.rewind()?;
             let text = encode(&notes)?;
-            // After a crash of the machine the digest, else the engine, tells what is not whole.
+            // After a crash of the machine, an incomplete file is detected by its digest, else by the engine.
             replace_file(&notes_path(&self.path), &text, 0o600, None, Durability::Boot)
         };
         start().map_err(|source| cannot_write(&self.path, source))?;
@@ -114,10 +112,10 @@ impl Partial {
         Ok(())
     }
 
-    /// Adds a piece.
+    /// Appends a piece.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When the disk refuses the write.
     pub fn append(&mut self, piece: &[u8]) -> Result<(), HostError> {
         self.file.write_all(piece).map_err(|source| cannot_write(&self.path, source))?;
         self.hash.update(piece);
@@ -125,15 +123,15 @@ impl Partial {
         Ok(())
     }
 
-    /// It from its beginning.
+    /// Reader from its beginning.
     ///
     /// # Errors
-    /// When it cannot be opened again.
+    /// When it cannot be reopened.
     pub fn reader(&self) -> io::Result<tokio::fs::File> {
         Ok(tokio::fs::File::from_std(File::open(&self.path)?))
     }
 
-    /// Takes it away.
+    /// Deletes the file.
     pub fn remove(self) {
         remove_both(&self.path);
     }
@@ -154,7 +152,7 @@ fn notes_path(path: &Path) -> PathBuf {
     path.with_extension("json")
 }
 
-/// The one who had the lock may have taken the file away: what lies there then is another one.
+/// Opens and locks the file, again if a previous holder has removed it: the path then belongs to another file.
 fn open_locked(path: &Path) -> io::Result<File> {
     loop {
         let mut options = File::options();
@@ -171,7 +169,7 @@ fn inode(file: &File) -> Option<u64> {
     file.metadata().ok().map(|meta| meta.ino())
 }
 
-/// Downloads that were never gone on with would fill the disk in the course of years.
+/// Removes abandoned downloads, which would fill the disk over the years.
 fn remove_abandoned(folder: &Path) {
     let Ok(listing) = fs::read_dir(folder) else { return };
     for path in listing.flatten().map(|entry| entry.path()) {

@@ -25,13 +25,13 @@ use nix::sys::socket::{
 use super::files::{entries, read_text};
 use super::holders::is_machine;
 
-/// Bytes of a reply: a header, what the kernel says of one socket, and no attribute.
+/// Bytes of a reply: a header, the kernel's record of one socket, and no attribute.
 const REPLY: usize = 1024;
-/// After so long the addresses are looked up again.
+/// Age after which the addresses are looked up again.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Addresses of this machine, as they were looked up last. A machine has hundreds of interfaces, and one connection must not
-/// wait for a look at all of them.
+/// Cached addresses of this machine. A machine has hundreds of interfaces, and a connection must not wait for all of
+/// them to be listed.
 #[derive(Debug, Clone, Default)]
 pub struct OwnAddresses(Arc<Mutex<Looked>>);
 
@@ -42,14 +42,14 @@ struct Looked {
 }
 
 impl OwnAddresses {
-    /// Addresses as they are now.
+    /// Reads the current addresses.
     pub fn look() -> OwnAddresses {
         let own = OwnAddresses::default();
         own.refresh();
         own
     }
 
-    /// Whether an address is this machine's. A look that is no longer young is repeated aside, for the next one who asks.
+    /// `true` if an address is this machine's. An expired list is refreshed in the background, for the next caller.
     pub fn have(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         if address.is_loopback() {
@@ -80,17 +80,17 @@ impl OwnAddresses {
 /// Owner of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
-    /// User of the process that made it.
+    /// User of the process that created it.
     pub uid: u32,
     /// Inode of the socket, by which processes show it in `/proc/PID/fd`.
     pub inode: u32,
 }
 
-/// Owner of the socket at `peer`, which is connected to `own` of this machine; none where no process has it any more. The
-/// kernel answers within the call.
+/// Owner of the socket at `peer`, which is connected to `own` of this machine; `None` if no process has it any more.
+/// The kernel answers within the call.
 ///
-/// Only the word on just that socket counts, while a process has it: where there is none, the kernel tells of a listener at the
-/// same port, whoever's, and a socket whose process has closed it is told as root's.
+/// Only an answer about exactly that socket counts, while a process has it: without one, the kernel reports a
+/// listener at the same port, whoever's, and a socket that its process has closed is reported as root's.
 ///
 /// # Errors
 /// When there is no such socket any more, or the kernel has no such diagnostics.
@@ -137,7 +137,7 @@ pub fn is_held_here(inode: u32) -> bool {
     is_held
 }
 
-/// An address without what only IPv6 has: its form of IPv4, the flow, and the scope.
+/// Strips an address of its IPv6 specifics: mapped IPv4, the flow, and the scope.
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -158,7 +158,7 @@ fn request(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
             source_address: from,
             destination_address: to,
             interface_id: 0,
-            // Any socket with these addresses: there is one.
+            // Any socket with these addresses: there is only one.
             cookie: [0xff; 8],
         },
     };

@@ -1,4 +1,4 @@
-//! A process whose end the kernel tells (pidfd_open(2)), without polling and without being its parent.
+//! Process exit reported by the kernel (pidfd_open(2)), without polling and without being its parent.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -13,32 +13,31 @@ use tokio::io::unix::AsyncFd;
 use super::process::started;
 use super::{HostError, Root};
 
-/// One process for ever: its pid may be given to another, its start time with it not.
+/// Unambiguous reference to a process: its pid may be reused, its pid with its start time not.
 #[derive(Debug)]
 pub struct WatchedProcess {
-    /// Its pid.
     pub pid: u32,
     started: u64,
     root: Root,
-    /// Readable when it has ended; none where the kernel cannot tell (before Linux 5.3).
+    /// Readable once it has exited; `None` if the kernel has no pidfds (before Linux 5.3).
     end: Option<AsyncFd<OwnedFd>>,
 }
 
 impl WatchedProcess {
-    /// Watches the process that has that pid now; `None` when there is none. On the runtime.
+    /// Watches the process that has that pid now; `None` if there is none. Requires the runtime.
     pub fn of(root: &Root, pid: u32) -> Option<WatchedProcess> {
-        // Opened before it is looked at: what is seen then is what is watched.
+        // Opened before it is observed: the observed process is the watched one.
         let end = open(pid).and_then(readable);
         let started = started(root, pid)?;
         Some(WatchedProcess { pid, started, root: root.clone(), end })
     }
 
-    /// Whether the other is the same process.
+    /// `true` if the other is the same process.
     pub fn is(&self, other: &WatchedProcess) -> bool {
         (self.pid, self.started) == (other.pid, other.started)
     }
 
-    /// Returns when it has ended; never where the kernel cannot tell that. Cancel-safe.
+    /// Returns when it has exited; never if the kernel cannot report that. Cancel-safe.
     pub async fn ended(&self) {
         match &self.end {
             Some(end) => drop(end.ready(Interest::READABLE).await),
@@ -46,8 +45,7 @@ impl WatchedProcess {
         }
     }
 
-    /// Whether it still lives: asked of the descriptor, which no shortage can make lie; where there is
-    /// none, of procfs.
+    /// `true` if it is still alive: from the descriptor, which no shortage can falsify; without one, from procfs.
     pub fn lives(&self) -> bool {
         match &self.end {
             Some(end) => {
@@ -58,7 +56,7 @@ impl WatchedProcess {
         }
     }
 
-    /// Sends it a signal; one that has ended needs none.
+    /// Sends a signal; an exited process needs none.
     ///
     /// # Errors
     /// [`HostError::Kill`].
@@ -77,7 +75,7 @@ impl WatchedProcess {
         }
     }
 
-    /// How long ago it was started; `None` when that cannot be told.
+    /// Time since its start; `None` if unknown.
     pub fn age(&self) -> Option<Duration> {
         let up = Uptime::from_file(self.root.path("/proc/uptime")).ok()?.uptime_duration();
         let ticks = procfs::ticks_per_second();
@@ -86,15 +84,15 @@ impl WatchedProcess {
     }
 }
 
-/// The descriptor as the runtime asks for it.
-#[allow(unsafe_code)] // the runtime wants a promise that the type system cannot give
+/// Registers the descriptor with the runtime.
+#[allow(unsafe_code)] // the runtime requires a guarantee that the type system cannot express
 fn readable(fd: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
-    // SAFETY: the descriptor is owned by what is registered, stays the same, and is closed only with it.
+    // SAFETY: the descriptor is owned by the registered value, stays the same, and is closed only with it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.ok()
 }
 
-/// The descriptor of a process, readable when it has ended; `None` when there is none of that pid, or the
-/// kernel has no such descriptors.
+/// Descriptor of a process, readable once it has exited; `None` if no process has that pid, or the kernel has no
+/// pidfds.
 pub(super) fn open(pid: u32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()
 }

@@ -18,46 +18,46 @@ use crate::model::units::{NumaNode, PageSize};
 const NODES: &str = "/sys/devices/system/node";
 const MACHINE: &str = "/sys/kernel/mm/hugepages";
 
-/// The pools of this machine, found once: page sizes and NUMA nodes do not come and go while it runs.
+/// Pools of this machine, enumerated once: page sizes and NUMA nodes do not change while it runs.
 #[derive(Debug, Clone)]
 pub struct PoolFiles {
     pools: Arc<[PoolFolder]>,
-    /// `resv_hugepages` of each size.
+    /// `resv_hugepages` of each page size.
     reserved: Arc<[(PageSize, HeldFile)]>,
-    /// The list of nodes with CPUs; none where there is only one node, which has them all.
+    /// List of nodes with CPUs; `None` if there is only one node, which has them all.
     cpu_nodes: Option<PathBuf>,
     cut: Cut,
 }
 
-/// Cuts a write to a pool short, which lasts as long as the kernel looks for memory. The kernel stops at
-/// a signal and keeps the pages that it has found (set_max_huge_pages in mm/hugetlb.c).
+/// Interrupts a write to a pool, which lasts as long as the kernel looks for memory. The kernel stops at a signal and
+/// keeps the pages it has found (set_max_huge_pages in mm/hugetlb.c).
 #[derive(Debug, Clone, Default)]
 pub struct Cut {
     writer: Arc<Mutex<Option<Pthread>>>,
-    /// Whether the signal is caught.
+    /// Set once a handler for the signal is installed.
     armed: Arc<AtomicBool>,
 }
 
-/// A thread that writes to a pool; until dropped, it can be interrupted.
+/// Registration of a thread that writes to a pool; until dropped, it can be interrupted.
 struct Writing<'a>(&'a Cut);
 
 impl Cut {
-    /// Has the signal caught that would end the process otherwise. On the runtime.
+    /// Installs a handler for the signal, which would end the process otherwise. Requires the runtime.
     ///
     /// # Errors
-    /// When the signal cannot be caught.
+    /// When the handler cannot be installed.
     pub fn arm(&self) -> std::io::Result<()> {
         let _ = signal(SignalKind::user_defined1())?;
         self.armed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Interrupts the write at work, if there is one; not before [`Cut::arm`].
+    /// Interrupts the current write, if there is one; does nothing before [`Cut::arm`].
     pub fn now(&self) {
         if !self.armed.load(Ordering::Relaxed) {
             return;
         }
-        // The lock keeps the writer's thread from ending meanwhile.
+        // The lock keeps the writer's thread alive meanwhile.
         if let Some(thread) = *self.writer() {
             let _ = pthread_kill(thread, Signal::SIGUSR1);
         }
@@ -79,7 +79,7 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// The knobs of one pool.
+/// Counter files of one pool.
 #[derive(Debug)]
 struct PoolFolder {
     key: PoolKey,
@@ -102,7 +102,7 @@ impl PoolFolder {
         self.read_of(self.total.number()?)
     }
 
-    /// The same, the total by its file's name, where anybody else looks too: what a write has come to.
+    /// Reads it with the total by its path, as any other process sees it: the result of a write.
     fn read_back(&self) -> Result<Pool, HostError> {
         self.read_of(read_number(self.total.path())?)
     }
@@ -118,7 +118,7 @@ impl PoolFolder {
 }
 
 impl PoolFiles {
-    /// Looks which pools there are.
+    /// Enumerates the pools.
     ///
     /// # Errors
     /// When sysfs cannot be listed.
@@ -135,7 +135,7 @@ impl PoolFiles {
         }
         let per_node = !pools.is_empty();
         if !per_node {
-            // Without NUMA there is only the machine's knob.
+            // Without NUMA there is only the machine-wide knob.
             let key = |size| PoolKey { size, node: NumaNode(0) };
             pools.extend(machine.iter().map(|(size, path)| PoolFolder::new(key(*size), path)));
         }
@@ -153,7 +153,7 @@ impl PoolFiles {
         })
     }
 
-    /// Page sizes that this kernel has pools for.
+    /// Page sizes for which this kernel has pools.
     pub fn sizes(&self) -> BTreeSet<PageSize> {
         self.pools.iter().map(|pool| pool.key.size).collect()
     }
@@ -166,7 +166,7 @@ impl PoolFiles {
         self.pools.iter().map(PoolFolder::read).collect()
     }
 
-    /// Reads the pools of these sizes.
+    /// Reads the pools of these page sizes.
     ///
     /// # Errors
     /// When a counter cannot be read.
@@ -175,7 +175,7 @@ impl PoolFiles {
         pools.map(PoolFolder::read).collect()
     }
 
-    /// Reads one pool, after or before it is written to.
+    /// Reads one pool, before or after a write.
     ///
     /// # Errors
     /// When there is no such pool, or a counter cannot be read.
@@ -183,7 +183,7 @@ impl PoolFiles {
         self.folder(key)?.read_back()
     }
 
-    /// Free pages of each of these sizes which are promised to somebody, on the whole machine.
+    /// Reserved free pages of each of these sizes, on the whole machine.
     ///
     /// # Errors
     /// When a counter cannot be read.
@@ -195,8 +195,8 @@ impl PoolFiles {
         reserved.map(|(size, counter)| Ok((*size, counter.number()?))).collect()
     }
 
-    /// Asks the kernel for `pages` persistent pages; it takes what it can get and does not say so.
-    /// Blocks for as long as the kernel looks for memory.
+    /// Requests `pages` persistent pages from the kernel, which allocates as many as it can and does not report
+    /// fewer. Blocks for as long as the kernel looks for memory.
     ///
     /// # Errors
     /// When the knob cannot be written.
@@ -205,15 +205,15 @@ impl PoolFiles {
         self.folder(key)?.total.write(&pages.to_string())
     }
 
-    /// What cuts a write short.
+    /// Handle that interrupts a write.
     pub fn cut(&self) -> Cut {
         self.cut.clone()
     }
 
-    /// Nodes with CPUs.
+    /// Reads the list of nodes with CPUs.
     ///
     /// # Errors
-    /// When the list is there but cannot be read.
+    /// When the list exists but cannot be read.
     pub fn cpu_nodes(&self) -> Result<Vec<NumaNode>, HostError> {
         match &self.cpu_nodes {
             Some(path) => Ok(read_list(path)?.into_iter().map(NumaNode).collect()),
@@ -226,7 +226,7 @@ impl PoolFiles {
     }
 }
 
-/// The folders of pools in `folder`.
+/// Lists the folders of pools in `folder`.
 fn folders_by_size(folder: &Path) -> Result<Vec<(PageSize, PathBuf)>, HostError> {
     let found = entries(folder)?.into_iter();
     Ok(found.filter_map(|(name, path)| Some((size_of(&name)?, path))).collect())
@@ -237,14 +237,14 @@ fn size_of(folder: &str) -> Option<PageSize> {
     PageSize::from_kib(kib.parse().ok()?)
 }
 
-/// Pages of 2 MiB that a process has on each node (`numa_maps` of proc(5)); none where the kernel does not tell.
+/// Pages of 2 MiB that a process has on each node (`numa_maps` of proc(5)); empty if the kernel does not report them.
 pub fn hugepages_of(root: &Root, pid: u32) -> BTreeMap<NumaNode, u64> {
     let maps = read_table(&root.path(format!("/proc/{pid}/numa_maps"))).unwrap_or_default();
     let maps = String::from_utf8_lossy(&maps);
     let huge = maps.lines().filter(|line| line.contains(" kernelpagesize_kB=2048"));
     let mut pages = BTreeMap::new();
     for word in huge.flat_map(str::split_whitespace) {
-        // N0=256: so many of them are on node 0.
+        // N0=256: 256 of them are on node 0.
         let on_node = word.strip_prefix('N').and_then(|word| word.split_once('='));
         let read =
             on_node.and_then(|(node, count)| Some((node.parse().ok()?, count.parse().ok()?)));
@@ -256,8 +256,7 @@ pub fn hugepages_of(root: &Root, pid: u32) -> BTreeMap<NumaNode, u64> {
     pages
 }
 
-/// Has the kernel gather free memory on one node; on the whole machine where it has no knob for
-/// nodes. Blocks while it works.
+/// Triggers memory compaction on one node, or on the whole machine if it has no knob for nodes. Blocks while it runs.
 ///
 /// # Errors
 /// When the knob cannot be written.

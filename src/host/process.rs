@@ -1,4 +1,4 @@
-//! The engine's daemon, found by its pid file and proven by procfs.
+//! The engine's daemon, found by its pid file and verified in procfs.
 
 use std::fs;
 use std::io;
@@ -14,16 +14,16 @@ use super::files::{entries, read_number, read_table, read_text};
 use super::{HostError, Root};
 use crate::model::engine::{EngineProcess, Init};
 
-/// The daemon whose pid stands in `pid_file`, when a process of that name lives.
+/// Daemon whose pid is in `pid_file`, if a process of that name is alive.
 ///
-/// It writes that file when it starts, so the file's time is its start.
+/// The daemon writes that file when it starts, so the file's time is its start.
 pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<EngineProcess> {
     let pid_file = root.path(pid_file);
     let pid = u32::try_from(read_number(&pid_file).ok()?).ok()?;
     let folder = root.path(format!("/proc/{pid}"));
     let stat = stat(&folder)?;
     let name = binary.rsplit('/').next().unwrap_or(binary);
-    // The kernel keeps 15 bytes of a name; a zombie serves nobody.
+    // The kernel keeps 15 bytes of a name; a zombie serves nothing.
     let kept = &name.as_bytes()[..name.len().min(15)];
     if stat.comm.as_bytes() != kept || stat.state == 'Z' {
         return None;
@@ -38,10 +38,10 @@ pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<Engin
     Some(EngineProcess { pid, started_at, args })
 }
 
-/// Has the daemon read its configuration again: SIGHUP, which systemd sends it for the same.
+/// Makes the daemon reload its configuration by SIGHUP, as systemd does.
 ///
 /// # Errors
-/// When that process is there no more.
+/// When that process no longer exists.
 pub fn reload(
     root: &Root,
     seen: &EngineProcess,
@@ -52,17 +52,16 @@ pub fn reload(
     let gone = || failed(io::ErrorKind::NotFound.into());
     let pid = i32::try_from(seen.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
     let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
-    // What is held is what was seen, and not another one that got its number since.
+    // The pidfd refers to the observed process, not to one that has reused its pid since.
     if engine_process(root, pid_file, binary).as_ref() != Some(seen) {
         return Err(gone());
     }
     pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
 }
 
-/// Whether asking the engine cannot start it: it runs and still listens itself, or PID 1 is not systemd, which
-/// may listen on the engine's socket in its stead and start it for whoever connects (systemd.socket(5)). One
-/// that is being stopped closes the socket first and then ends its containers: who asks it for those would
-/// start it again.
+/// `true` if a request to the engine cannot start it: it runs and listens itself, or PID 1 is not systemd, which may
+/// listen on the engine's socket in its stead and start it on a connection (systemd.socket(5)). An engine that is
+/// being stopped closes the socket first and then ends its containers: a request about those would start it again.
 pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str, socket: &str) -> bool {
     let name = binary.rsplit('/').next().unwrap_or(binary);
     let kept = name.get(..name.len().min(15)).unwrap_or(name);
@@ -74,7 +73,7 @@ pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str, socket: &s
     if let Some(seen) = engine_process(root, pid_file, binary) {
         return listens(&seen.pid.to_string());
     }
-    // One that was started otherwise, with a pid file elsewhere.
+    // An engine that was started otherwise, with another pid file.
     entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
         pid.bytes().all(|digit| digit.is_ascii_digit())
             && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
@@ -82,11 +81,11 @@ pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str, socket: &s
     })
 }
 
-/// The inodes of the sockets that listen at a path (proc_pid_net(5), `unix`), as links to them read.
+/// Inodes of the sockets that listen at a path (proc_pid_net(5), `unix`), in the form of links to them.
 fn listening_at(root: &Root, socket: &str) -> Vec<String> {
     /// `__SO_ACCEPTCON` of the kernel.
     const LISTENS: u32 = 0x10000;
-    // The usual link, which the kernel's table does not follow.
+    // Resolves the usual link from /var/run, which the kernel's table does not.
     let plain = |path: &str| {
         path.strip_prefix("/var").filter(|it| it.starts_with("/run/")).unwrap_or(path).to_string()
     };
@@ -103,7 +102,7 @@ fn listening_at(root: &Root, socket: &str) -> Vec<String> {
 
 fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
     let opened = fs::read_dir(root.path(format!("/proc/{pid}/fd")));
-    // Who may not look takes it for listening: it lives.
+    // Without permission it is taken for listening: it is alive.
     let Ok(opened) = opened else { return true };
     opened.flatten().any(|entry| {
         fs::read_link(entry.path())
@@ -111,7 +110,7 @@ fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
     })
 }
 
-/// A process as its `stat` tells it (proc_pid_stat(5)). The parser breaks where a line does not begin as the
+/// Process as described by its `stat` (proc_pid_stat(5)). The parser fails on a line that does not begin as the
 /// kernel's always do: `7 (name) S …`.
 fn stat(folder: &Path) -> Option<Stat> {
     let line = read_table(&folder.join("stat")).ok()?;
@@ -123,44 +122,43 @@ fn stat(folder: &Path) -> Option<Stat> {
     if begins && goes_on { Stat::from_read(line.as_slice()).ok() } else { None }
 }
 
-/// When a process was started, in clock ticks since the boot: with its pid it names one process for ever.
-/// `None` when there is none, or only what is left of it.
+/// Start time of a process, in clock ticks since the boot: with the pid it identifies one process for ever. `None` if
+/// there is none, or only a zombie.
 pub fn started(root: &Root, pid: u32) -> Option<u64> {
     let stat = stat(&root.path(format!("/proc/{pid}")))?;
     (stat.state != 'Z').then_some(stat.starttime)
 }
 
-/// What the kernel says that a process does (proc_pid_stat(5), `state`); `None` when there is none.
+/// State of a process (proc_pid_stat(5), `state`); `None` if there is none.
 pub(super) fn state(root: &Root, pid: u32) -> Option<char> {
     state_of(&root.path(format!("/proc/{pid}")))
 }
 
-/// The same of the process or thread with that folder.
+/// State of the process or thread with that folder.
 pub(super) fn state_of(folder: &Path) -> Option<char> {
     stat(folder).map(|stat| stat.state)
 }
 
-/// Where executables are looked for, whatever the agent's own `PATH` is.
+/// Search path for executables, whatever the agent's own `PATH` is.
 pub const FOLDERS: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// One version of a file on the disk: a package that is upgraded brings another.
+/// Version of a file on disk: an upgraded package brings another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileStamp {
-    /// Where it lies.
     pub path: String,
     inode: u64,
     modified: (i64, i64),
 }
 
-/// Which version of a file is there; `None` when there is none.
+/// Version of a file; `None` if it does not exist.
 pub fn file_stamp(root: &Root, path: &str) -> Option<FileStamp> {
     let meta = fs::metadata(root.path(path)).ok()?;
     let modified = (meta.mtime(), meta.mtime_nsec());
     Some(FileStamp { path: path.to_string(), inode: meta.ino(), modified })
 }
 
-/// Where an executable may lie, by the usual search path; an absolute name is taken as it is.
+/// Possible paths of an executable in the usual search path; an absolute name is used as it is.
 pub fn candidates(name: &str) -> Vec<String> {
     match name.starts_with('/') {
         true => vec![name.to_string()],
@@ -168,7 +166,7 @@ pub fn candidates(name: &str) -> Vec<String> {
     }
 }
 
-/// Where an executable lies.
+/// Finds an executable in the usual search path.
 pub fn find_executable(root: &Root, name: &str) -> Option<String> {
     candidates(name).into_iter().find(|path| {
         fs::metadata(root.path(path))

@@ -1,8 +1,8 @@
-//! Memory that is shared with a target by its file descriptor, as QEMU shares a guest's.
+//! Memory shared with a target by its file descriptor, as QEMU shares a guest's.
 //!
-//! It is a memfd (memfd_create(2)): it has no name that could be left behind, and its pages go back to
-//! the pool when the last process that maps it lets go. What is taken is taken whole: a page that the
-//! pool no longer has is told here, not by a SIGBUS later.
+//! A memfd (memfd_create(2)) has no name that could be left behind, and its pages return to the pool when the last
+//! process that maps it exits. Everything is allocated up front: a page that the pool lacks is reported here, not by
+//! a SIGBUS later.
 
 use std::fs::File;
 use std::io;
@@ -16,16 +16,16 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::HostError;
 
-/// What shared memory is made of.
+/// Kind of pages that back shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// Free ones of the 2 MiB pool, wherever a hugetlbfs is mounted.
+    /// Free pages of the 2 MiB pool, wherever a hugetlbfs is mounted.
     Huge2M,
-    /// Ordinary ones.
+    /// Normal pages.
     Ordinary,
 }
 
-/// Memory that is mapped here and can be mapped by whom its descriptor is sent to.
+/// Memory mapped here and mappable by any process that receives its descriptor.
 #[derive(Debug)]
 pub struct SharedMemory {
     mapping: MmapRegion<()>,
@@ -33,10 +33,10 @@ pub struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// Takes so many bytes, a multiple of the page size.
+    /// Allocates that many bytes, a multiple of the page size.
     ///
     /// # Errors
-    /// [`HostError::NoPages`] when there are not so many free, or the kernel has no such pages.
+    /// [`HostError::NoPages`] when too few are free, or the kernel has no such pages.
     pub fn take(pages: Pages, bytes: usize) -> Result<SharedMemory, HostError> {
         SharedMemory::taken(pages, bytes).map_err(|source| HostError::NoPages {
             what: match pages {
@@ -55,7 +55,7 @@ impl SharedMemory {
         };
         let file = File::from(memfd_create(c"vhost-agent-probe", MFdFlags::MFD_CLOEXEC | huge)?);
         file.set_len(bytes as u64)?;
-        // Not MAP_NORESERVE, which the crate takes by default: the mapping fails when the pool is short.
+        // Not MAP_NORESERVE, the crate's default: the mapping must fail when the pool is short.
         let mapping = MmapRegionBuilder::new(bytes)
             .with_file_offset(FileOffset::new(file.try_clone()?, 0))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -65,28 +65,27 @@ impl SharedMemory {
                 vm_memory::mmap::MmapRegionError::Mmap(e) => e,
                 other => io::Error::other(other),
             })?;
-        // A page that is promised may still be refused (a cgroup's limit): now, not when it is touched.
+        // A reserved page may still be refused (a cgroup's limit): now, not when it is touched.
         let length = i64::try_from(bytes).map_err(io::Error::other)?;
         fallocate(&file, FallocateFlags::empty(), 0, length)?;
         Ok(SharedMemory { mapping, file })
     }
 
-    /// The memory.
     pub fn slice(&self) -> VolatileSlice<'_> {
         self.mapping.as_volatile_slice()
     }
 
-    /// How much it is, in bytes.
+    /// Size in bytes.
     pub fn bytes(&self) -> u64 {
         self.mapping.size() as u64
     }
 
-    /// Where it is mapped in this process, which is how vhost-user names places in it.
+    /// Address in this process, by which vhost-user refers to places in it.
     pub fn address(&self) -> u64 {
         self.mapping.as_ptr() as u64
     }
 
-    /// Its descriptor, open for as long as this is.
+    /// Descriptor, open for as long as this value lives.
     pub fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }

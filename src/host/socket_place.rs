@@ -1,5 +1,5 @@
-//! Whether a target's sockets can lie where they are wanted. Looked at before anything is changed for it: a
-//! target that could not bind them would only say so once the old one is gone.
+//! Suitability of a place for a target's sockets. Checked before anything is changed: a target would report that it
+//! cannot bind them only after the old one is gone.
 
 use std::fs::{self, FileType};
 use std::io;
@@ -14,18 +14,18 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use super::{HostError, Root};
 use crate::model::fault::closed_or;
 
-/// What stands in the way of sockets in `folder`, with the control socket at `control`; `None` when nothing
-/// does. What is there is only looked at.
+/// Obstacle to sockets in `folder`, with the control socket at `control`; `None` if there is none. Nothing is
+/// changed.
 pub fn obstacle(root: &Root, folder: &str, control: &str) -> Option<String> {
     in_folder(root, folder).or_else(|| at_control(root, control))
 }
 
-/// Why somebody else could swap the sockets in `folder`; `None` where nobody can. `owner` is who it belongs to when
-/// the agent makes it.
+/// Way in which another user could swap the sockets in `folder`; `None` if there is none. `owner` is its owner if the
+/// agent creates it.
 ///
-/// Where everybody may make folders, such as in `/var/tmp`, somebody else may have been faster, and the owner of a
-/// folder can do so. So can whoever may write to a folder above it, unless that is sticky (inode(7)): they put
-/// another in its place.
+/// Where every user may create folders, such as in `/var/tmp`, another user may have been faster, and the owner of a
+/// folder can swap them. So can a user who may write to a folder above it, unless that is sticky (inode(7)), by
+/// putting another folder in its place.
 pub fn doubt(root: &Root, folder: &str, owner: u32) -> Option<String> {
     let trusted = [0, owner, geteuid().as_raw()];
     let (own, top) = (root.path(folder), root.path("/"));
@@ -50,18 +50,18 @@ pub fn doubt(root: &Root, folder: &str, owner: u32) -> Option<String> {
             )
         })
     };
-    // By the path that was given, whose links could be swapped, and by the one that they lead to.
+    // Both by the given path, whose links could be swapped, and by its destination.
     let real = fs::canonicalize(&own).unwrap_or_default();
     own.ancestors().chain(real.ancestors()).find_map(doubted)
 }
 
-/// Why nothing can be written in `folder`, or in the nearest one above it that is there; `None` where it can.
+/// Reason why `folder`, or the nearest existing one above it, is not writable; `None` if it is.
 pub fn in_folder(root: &Root, folder: &str) -> Option<String> {
     for path in Path::new(folder).ancestors() {
         let (at, shown) = (root.path(path), path.display());
         match fs::symlink_metadata(&at) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            // Something above it is no folder: found out about next.
+            // A component above it is no folder, which the next round reports.
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => continue,
             Err(e) => return Some(format!("{shown} cannot be looked at: {e}")),
             Ok(_) => {}
@@ -82,7 +82,7 @@ pub fn in_folder(root: &Root, folder: &str) -> Option<String> {
     None
 }
 
-/// Whether sockets lie in a folder that are no control sockets: those of volumes.
+/// `true` if a folder has sockets other than control sockets: those of volumes.
 pub fn has_volumes(root: &Root, folder: &str) -> bool {
     let Ok(listing) = fs::read_dir(root.path(folder)) else { return false };
     let is_volumes = |entry: fs::DirEntry| {
@@ -92,7 +92,7 @@ pub fn has_volumes(root: &Root, folder: &str) -> bool {
     listing.flatten().any(is_volumes)
 }
 
-/// Whether a socket lies at `path` with that owner and group, and that mode.
+/// `true` if `path` is a socket with that owner and group, and that mode.
 pub fn is_given(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> bool {
     fs::symlink_metadata(root.path(path)).is_ok_and(|meta| is_as(&meta, owner, mode))
 }
@@ -103,14 +103,14 @@ fn is_as(meta: &fs::Metadata, owner: (u32, u32), mode: u32) -> bool {
         && meta.mode() & 0o7777 == mode
 }
 
-/// Gives the socket at `path` that owner and group, and that mode. Its target has just made it.
+/// Sets owner, group and mode of the socket at `path`, which its target has just created.
 ///
 /// # Errors
-/// When none lies there, or the kernel refuses.
+/// When there is no socket, or the kernel refuses.
 pub fn give(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> Result<(), HostError> {
     let at = root.path(path);
     let given = || {
-        // By a descriptor: who can write into the folder may put a link there meanwhile.
+        // By a descriptor: a user who can write to the folder may put a link there meanwhile.
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let socket = open(&at, flags, NixMode::empty())?;
         let opened = format!("/proc/self/fd/{}", socket.as_raw_fd());
@@ -121,7 +121,7 @@ pub fn give(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> Result<(),
         if is_as(&meta, owner, mode) {
             return Ok(());
         }
-        // First closed, then given: nobody may connect who may not afterwards.
+        // Closed before it changes owner: no client may connect that is not permitted afterwards.
         fs::set_permissions(&opened, fs::Permissions::from_mode(0o600))?;
         chown(&opened, Some(owner.0), Some(owner.1))?;
         fs::set_permissions(&opened, fs::Permissions::from_mode(mode))

@@ -1,9 +1,9 @@
-//! The one place that starts processes.
+//! The only module that starts processes.
 //!
-//! What is started here outlives the agent: a package manager that is killed half-way leaves a
-//! machine that no package manager mends without a person, and a daemon is a daemon. So children
-//! get a session of their own and write into a file, not into a pipe that would break with us; the
-//! agent follows that file. What changes the whole machine is systemd's to run, where it is PID 1 (`host_wide`).
+//! Processes started here outlive the agent: a package manager killed half-way leaves a machine that no package
+//! manager repairs without a person, and so does a daemon by its nature. Children therefore get a session of their
+//! own and write to a file, not to a pipe that would break with the agent, which follows that file. Machine-wide
+//! changes are run by systemd where it is PID 1 (`host_wide`).
 
 mod host_wide;
 
@@ -26,52 +26,49 @@ use super::process::FOLDERS;
 use super::watch::Watch;
 use crate::model::fault::chain;
 
-/// How often a log is looked at where the kernel has no watch left for it.
+/// Polling interval of a log when the kernel has no watch left for it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// A program to run.
+/// Program to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invocation {
-    /// Name or path of the executable.
     pub program: String,
-    /// Its arguments.
     pub args: Vec<String>,
     /// Variables added to the environment.
     pub env: Vec<(String, String)>,
 }
 
-/// A run of a program.
+/// Request to run a program.
 #[derive(Debug)]
 pub struct Run {
-    /// What is run.
     pub invocation: Invocation,
-    /// How long it may take.
+    /// Timeout of the run.
     pub within: Duration,
-    /// Hears each line of its output as it comes.
+    /// Receives each line of its output as it comes.
     pub lines: mpsc::Sender<String>,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunEnd {
-    /// The exit code; `None` when a signal ended it.
+    /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
-    /// The last part of what it printed.
+    /// Last part of its output.
     pub output: String,
-    /// Where all of it is.
+    /// Path of the whole output.
     pub log: PathBuf,
-    /// Whether it was still running when its time was up; it was left running.
+    /// Set if it was still running at its timeout; it was left running.
     pub timed_out: bool,
 }
 
-/// Starts processes. A trait, so that package managers can be played in tests.
+/// Starts processes. A trait, so that tests can fake package managers.
 pub trait Spawner: Send + Sync + 'static {
-    /// Runs a program to its end, or until its time is over.
+    /// Runs a program to completion, or until its timeout.
     fn run(&self, run: Run) -> impl Future<Output = Result<RunEnd, HostError>> + Send;
 
-    /// Starts a daemon that is not waited for; its output goes to `<log folder>/<log>`.
+    /// Starts a daemon without waiting for it; its output goes to `<log folder>/<log>`.
     ///
-    /// When it ends, [`Daemon::ended`] tells what it last printed.
+    /// After its exit, [`Daemon::ended`] returns its last output.
     fn daemon(
         &self,
         invocation: Invocation,
@@ -79,7 +76,7 @@ pub trait Spawner: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Daemon, HostError>> + Send;
 }
 
-/// A daemon that was started.
+/// Started daemon.
 #[derive(Debug)]
 pub struct Daemon {
     life: Life,
@@ -90,18 +87,17 @@ pub struct Daemon {
 #[derive(Debug)]
 enum Life {
     Process(Child),
-    /// Played by a test: how it ends, if it does.
+    /// Faked by a test: its exit, if there is one.
     Played(Option<(Option<i32>, String)>),
 }
 
 impl Daemon {
-    /// One that is played by a test and has ended with this exit code and these last words, or never
-    /// ends.
+    /// Fake for tests that has exited with this exit code and last output, or never exits.
     pub fn played(end: Option<(Option<i32>, String)>, log: &str) -> Daemon {
         Daemon { life: Life::Played(end), log: PathBuf::from(log), start: 0 }
     }
 
-    /// Waits for its end and tells its exit code and last words. Cancel-safe.
+    /// Waits for its exit and returns its exit code and last output. Cancel-safe.
     pub async fn ended(&mut self) -> (Option<i32>, String) {
         match &mut self.life {
             Life::Process(child) => {
@@ -113,20 +109,20 @@ impl Daemon {
         }
     }
 
-    /// Where its output goes.
+    /// Path of its log.
     pub fn log(&self) -> &Path {
         &self.log
     }
 }
 
-/// Starts real processes.
+/// Spawner of real processes.
 #[derive(Debug, Clone)]
 pub struct Processes {
     log_dir: PathBuf,
 }
 
 impl Processes {
-    /// Output goes to files in `log_dir`.
+    /// Spawner that writes output to files in `log_dir`.
     pub fn new(log_dir: impl Into<PathBuf>) -> Processes {
         Processes { log_dir: log_dir.into() }
     }
@@ -151,7 +147,7 @@ impl Processes {
         Ok((path, file, end))
     }
 
-    /// Opens the log that a run of the program is told from, and begins to follow it.
+    /// Opens the log of a run and begins to follow it.
     async fn open_run(
         &self,
         invocation: &Invocation,
@@ -159,7 +155,7 @@ impl Processes {
     ) -> Result<(Following, std::fs::File), HostError> {
         let name = invocation.program.rsplit('/').next().unwrap_or("command");
         let (log, file, start) = self.open_log(&format!("{name}.log")).await?;
-        // What can fail comes before the start: a program that runs is not left without its reader.
+        // Fallible steps come before the start: a running program is not left without its reader.
         let follower = Follower::new(&log, start).await?;
         let watch = watch(&log).inspect_err(|e| {
             tracing::debug!("the output of {name} is told a second late: {}", chain(e));
@@ -167,7 +163,7 @@ impl Processes {
         Ok((Following { log, start, follower, watch: watch.ok() }, file))
     }
 
-    /// The same as [`Spawner::run`], with the watch on the log that `watch` makes.
+    /// Does the same as [`Spawner::run`], with the watch on the log that `watch` creates.
     async fn run_watched(
         &self,
         Run { invocation, within, lines }: Run,
@@ -182,7 +178,7 @@ impl Processes {
     }
 }
 
-/// A run whose log is followed.
+/// Run whose log is followed.
 struct Following {
     log: PathBuf,
     start: u64,
@@ -191,7 +187,7 @@ struct Following {
 }
 
 impl Following {
-    /// Passes lines on until the program has `ended` with an exit code, or until the deadline.
+    /// Forwards lines until the program has `ended` with an exit code, or until the deadline.
     async fn until_end(
         mut self,
         ended: impl Future<Output = Result<Option<i32>, HostError>>,
@@ -201,7 +197,7 @@ impl Following {
         tokio::pin!(ended);
         let ended = loop {
             tokio::select! {
-                // Not cancelled here: it is pinned, and goes on when a line comes first.
+                // Not cancelled here: it is pinned, and continues when a line comes first.
                 ended = timeout_at(deadline, &mut ended) => break ended.ok(),
                 // Cancel-safe: an unread event stays in the kernel's queue.
                 () = grown(self.watch.as_ref()) => self.follower.pass_on(lines).await,
@@ -214,8 +210,8 @@ impl Following {
     }
 }
 
-/// Returns when a log may have grown: told by the kernel, or by the clock where it cannot tell (its
-/// table of watches is shared by the whole machine and can be full).
+/// Returns when a log may have grown: reported by the kernel, or by the clock where it cannot (its table of watches
+/// is shared by the whole machine and can be full).
 async fn grown(watch: Option<&Watch>) {
     if let Some(watch) = watch
         && watch.changed().await.is_ok()
@@ -247,11 +243,11 @@ fn command(invocation: &Invocation, output: std::fs::File) -> Result<Command, Ho
     let mut command = Command::new(&invocation.program);
     command
         .args(invocation.args.iter().map(OsString::from))
-        // Whoever started the agent may have less: after a plain su(1) the sbin folders are missing,
-        // and dpkg refuses to work without them.
+        // The agent's own PATH may be shorter: after a plain su(1) the sbin folders are missing, and dpkg refuses to
+        // work without them.
         .env("PATH", FOLDERS.join(":"))
         .envs(invocation.env.iter().cloned())
-        // The agent's own readiness protocol is not its children's business.
+        // The agent's readiness protocol does not concern its children.
         .env_remove("NOTIFY_SOCKET")
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")
@@ -264,8 +260,8 @@ fn command(invocation: &Invocation, output: std::fs::File) -> Result<Command, Ho
     Ok(command)
 }
 
-/// Gives the child a session of its own, so that neither a terminal that hangs up nor a signal to
-/// our process group ends it.
+/// Gives the child a session of its own, so that neither a terminal hang-up nor a signal to the agent's process group
+/// ends it.
 #[allow(unsafe_code)]
 fn in_own_session(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; setsid(2) is one, and
@@ -275,7 +271,7 @@ fn in_own_session(command: &mut Command) {
     }
 }
 
-/// Reads what was added to a log since it last looked, line by line.
+/// Reads new lines of a log.
 struct Follower {
     file: File,
     partial: String,
@@ -289,10 +285,10 @@ impl Follower {
         Ok(Follower { file, partial: String::new() })
     }
 
-    /// Passes complete lines on; a listener that lags loses lines, the log file does not.
+    /// Forwards complete lines; a slow receiver loses lines, the log file does not.
     async fn pass_on(&mut self, lines: &mpsc::Sender<String>) {
         let mut bytes = Vec::new();
-        // A read that fails leaves the rest for the next event.
+        // A failed read leaves the rest for the next event.
         let _ = self.file.read_to_end(&mut bytes).await;
         self.partial.push_str(&String::from_utf8_lossy(&bytes));
         while let Some(end) = self.partial.find(['\n', '\r']) {
@@ -304,7 +300,7 @@ impl Follower {
     }
 }
 
-/// The last lines that were added to a log after `start`.
+/// Last lines added to a log after `start`.
 async fn tail_from(path: &Path, start: u64) -> String {
     const MOST: u64 = 8 * 1024;
     let read = async || -> std::io::Result<String> {

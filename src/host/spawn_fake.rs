@@ -1,5 +1,5 @@
-//! A machine's package manager and its engine's daemon, played: they have a state, and tests change
-//! it. What they print is what the real ones print.
+//! Stateful fakes of a machine's package manager and its engine's daemon. Tests change the state; the output is that
+//! of the real programs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,40 +9,39 @@ use std::sync::{Arc, Mutex};
 use super::spawn::{Daemon, Invocation, Run, RunEnd, Spawner};
 use super::{HostError, Root};
 
-/// What happens when the daemon is started: its exit code and last words when it dies of it.
+/// Effect of a start of the daemon: exit code and last output if it dies of it.
 pub type DaemonPlay = Box<dyn FnMut() -> Option<(Option<i32>, String)> + Send>;
 
-/// The state of the played machine.
+/// State of the fake machine.
 pub struct Machine {
     root: Root,
-    /// Packages in the archive.
+    /// Packages available for installation.
     pub archive: BTreeSet<String>,
-    /// Whether the package lists were fetched.
+    /// Set once the package lists were fetched.
     pub lists: bool,
-    /// Whether the archive can be reached.
+    /// Set if the archive can be reached.
     pub reachable: bool,
-    /// For how many calls another process holds the lock.
+    /// Number of calls for which another process still holds the lock.
     pub locked: usize,
-    /// How many times dpkg has to be mended before it is whole again.
+    /// Number of dpkg repairs until it is whole again.
     pub interrupted: usize,
-    /// What an installation fails with.
+    /// Error of every installation, if any.
     pub broken: Option<String>,
-    /// Whether an installation ever ends.
+    /// Set if installations ever end.
     pub ends: bool,
-    /// The daemon.
     pub daemon: DaemonPlay,
-    /// All that was started, in a few words each.
+    /// Log of all started programs, in a few words each.
     pub calls: Vec<String>,
-    /// What daemon.json said when packages were installed.
+    /// Content of daemon.json when packages were installed.
     pub daemon_json: Option<String>,
 }
 
-/// The spawner of the played machine; clones share it.
+/// Spawner of the fake machine; clones share it.
 #[derive(Clone)]
 pub struct FakeSpawner(Arc<Mutex<Machine>>);
 
 impl FakeSpawner {
-    /// A machine below `root` that has apt, its lists and docker.io in its archive.
+    /// Machine below `root` that has apt, its lists and docker.io in its archive.
     pub fn new(root: &Root) -> FakeSpawner {
         put_executable(root, "/usr/bin/apt-get");
         FakeSpawner(Arc::new(Mutex::new(Machine {
@@ -136,7 +135,7 @@ impl Machine {
         self.lists = self.reachable;
         match self.reachable {
             true => (0, String::new()),
-            // It is content with that.
+            // apt reports success nevertheless.
             false => {
                 (0, "W: Failed to fetch http://mirror.invalid/Release  Temporary failure".into())
             }
@@ -166,7 +165,7 @@ impl Machine {
     }
 }
 
-/// Puts a file there that may be executed.
+/// Creates an executable file.
 pub fn put_executable(root: &Root, path: &str) {
     let path = root.path(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -174,8 +173,8 @@ pub fn put_executable(root: &Root, path: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Writes down the state of a package, the only one that dpkg knows then; the words are dpkg's for an
-/// error and the state.
+/// Records the state of a package, the only one that dpkg knows then; the words are dpkg's for an error and the
+/// state.
 pub fn put_package(root: &Root, package: &str, words: &str) {
     let dpkg = root.path("/var/lib/dpkg");
     fs::create_dir_all(dpkg.join("updates")).unwrap();
@@ -183,7 +182,7 @@ pub fn put_package(root: &Root, package: &str, words: &str) {
     fs::write(dpkg.join("status"), status).unwrap();
 }
 
-/// Puts a dockerd that runs without iptables into procfs, and its pid file.
+/// Adds a dockerd that runs without iptables to procfs, and its pid file.
 pub fn put_daemon(root: &Root, pid: u32) {
     let proc = root.path(format!("/proc/{pid}"));
     fs::create_dir_all(&proc).unwrap();
@@ -193,7 +192,7 @@ pub fn put_daemon(root: &Root, pid: u32) {
     fs::write(root.path("/run/docker.pid"), pid.to_string()).unwrap();
 }
 
-/// Puts a dockerd into procfs whose pid is that of a process that lives until the caller ends it.
+/// Adds a dockerd to procfs with the pid of a process that lives until the caller ends it.
 pub fn put_living_daemon(root: &Root) -> std::process::Child {
     let cat = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn();
     let process = cat.unwrap();
@@ -205,13 +204,13 @@ pub fn put_living_daemon(root: &Root) -> std::process::Child {
     process
 }
 
-/// Puts one CPU into sysfs, and a mount table without mounts into procfs.
+/// Adds one CPU to sysfs, and a mount table without mounts to procfs.
 pub fn put_cpu(root: &Root) {
     let topology = root.path("/sys/devices/system/cpu/cpu0/topology");
     fs::create_dir_all(&topology).unwrap();
     fs::create_dir_all(root.path("/proc/self")).unwrap();
     fs::write(root.path("/proc/self/mountinfo"), "").unwrap();
-    // The process of the container that the played engine has.
+    // Process of the fake engine's container.
     fs::create_dir_all(root.path("/proc/1")).unwrap();
     let rest = "0 ".repeat(44);
     fs::write(root.path("/proc/1/stat"), format!("1 (target) S 0 1 1 0 -1 {rest}\n")).unwrap();

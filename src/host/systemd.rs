@@ -1,7 +1,6 @@
-//! systemd over D-Bus (org.freedesktop.systemd1(5)); never systemctl, which under SysV names says
-//! what is not so (field note 20).
+//! systemd over D-Bus (org.freedesktop.systemd1(5)); never systemctl, which misreports SysV names (field note 20).
 //!
-//! `transient` has systemd do what is done for the whole machine: a mount, a run of the package manager.
+//! `transient` makes systemd do machine-wide work: a mount, a run of the package manager.
 
 mod transient;
 
@@ -13,50 +12,42 @@ use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
 pub use self::transient::Service;
 use crate::model::engine::UnitState;
 
-/// A request to systemd that failed.
+/// Failed request to systemd.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     /// The system bus could not be reached.
     #[error("the system's message bus cannot be reached (install dbus, or start dbus.socket)")]
     Connect(#[source] zbus::Error),
-    /// A call was refused.
+    /// systemd refused a call.
     #[error("systemd refused {call} for {unit} (see `systemctl status {unit}`)")]
     Call {
-        /// The method.
         call: &'static str,
-        /// The unit.
         unit: String,
-        /// Why.
         source: zbus::Error,
     },
-    /// systemd did not answer in time.
     #[error(
         "systemd did not answer {call} for {unit} within {within:?}: see what it waits for with \
          `systemctl list-jobs` and `journalctl -u {unit}`, then prepare again"
     )]
     Timeout {
-        /// The method.
         call: &'static str,
-        /// The unit.
         unit: String,
-        /// How long it was waited for.
+        /// Deadline of the call.
         within: Duration,
     },
-    /// The unit was to be started or stopped, and its job ended otherwise.
+    /// The job that starts or stops the unit ended otherwise.
     #[error("the job of {unit} ended as '{result}': see `journalctl -b -u {unit}`")]
     Job {
-        /// The unit.
         unit: String,
-        /// systemd's word for it: `failed`, `dependency`, `canceled`, `timeout`, …
+        /// systemd's job result: `failed`, `dependency`, `canceled`, `timeout`, …
         result: String,
     },
-    /// A service that was started is not known any more, and how it ended neither.
+    /// A started service is no longer known, nor is its result.
     #[error(
         "systemd does not know any more how {unit} ended (was the message bus restarted meanwhile?): \
          see its log, then call again"
     )]
     Forgotten {
-        /// The unit.
         unit: String,
     },
 }
@@ -105,25 +96,24 @@ trait Properties {
     fn get(&self, interface: &str, name: &str) -> zbus::Result<OwnedVariant>;
 }
 
-/// How long systemd may take for a question.
+/// Timeout of a query to systemd.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long it may take to read all units anew: it runs the generators for that, which have 90 s
-/// (systemd.generator(7)).
+/// Timeout of a daemon-reload: it runs the generators, which have 90 s (systemd.generator(7)).
 const RELOAD: Duration = Duration::from_secs(90);
 
-/// A connection to systemd, made when it is first needed.
+/// Connection to systemd, made when it is first needed.
 #[derive(Debug, Default)]
 pub struct Systemd {
     connection: tokio::sync::Mutex<Option<Connection>>,
 }
 
 impl Systemd {
-    /// A systemd that was not spoken to yet.
+    /// Client without a connection yet.
     pub fn new() -> Systemd {
         Systemd::default()
     }
 
-    /// The unit's state.
+    /// Reads the unit's state.
     ///
     /// # Errors
     /// When systemd cannot be reached or refuses.
@@ -154,7 +144,7 @@ impl Systemd {
         .await
     }
 
-    /// Has the unit started at boot.
+    /// Enables the unit at boot.
     ///
     /// # Errors
     /// When systemd cannot be reached or refuses.
@@ -173,7 +163,7 @@ impl Systemd {
     /// Starts the unit and waits for the end of the job.
     ///
     /// # Errors
-    /// When systemd cannot be reached or refuses, or the unit does not come up within `within`.
+    /// When systemd cannot be reached or refuses, or the unit is not active within `within`.
     pub async fn start(&self, unit: &str, within: Duration) -> Result<(), SystemdError> {
         let result = self
             .bounded("StartUnit", unit, within, |connection| async move {
@@ -184,8 +174,8 @@ impl Systemd {
         started(unit, result)
     }
 
-    /// Does one thing with the connection, each try within a deadline. A connection that was kept
-    /// may have broken since it was last used, and then it is done once more on a new one.
+    /// Makes one request on the connection, each try within a deadline. A kept connection may have broken since its
+    /// last use; then the request is repeated once on a new one.
     async fn bounded<T, W: Future<Output = zbus::Result<T>>>(
         &self,
         call: &'static str,
@@ -208,7 +198,7 @@ impl Systemd {
                     }
                 }
                 Err(_) => {
-                    // Nobody may be at its other end any more; the next call makes a new one.
+                    // The connection may be dead; the next call makes a new one.
                     *self.connection.lock().await = None;
                     return Err(SystemdError::Timeout { call, unit: unit.to_string(), within });
                 }
@@ -221,8 +211,8 @@ impl Systemd {
         if let Some(connection) = &*kept {
             return Ok(connection.clone());
         }
-        // systemd has a socket of its own for when there is no bus; but it signs its answers there in
-        // a way that the D-Bus specification does not allow, and zbus does not read them.
+        // systemd has a socket of its own for when there is no bus; but it signs its answers there in a way that the
+        // D-Bus specification does not allow, and zbus does not read them.
         let connection = timeout(ANSWER, Connection::system())
             .await
             .unwrap_or_else(|_| Err(zbus::Error::Failure("no answer".to_string())))
@@ -232,14 +222,14 @@ impl Systemd {
     }
 }
 
-/// Asks for a job and waits for its end; returns systemd's word for how that was.
+/// Starts a job and waits for its end; returns systemd's job result.
 async fn job_done(
     connection: &Connection,
     ask: impl AsyncFnOnce(&ManagerProxy<'_>) -> zbus::Result<OwnedObjectPath>,
 ) -> zbus::Result<String> {
     let manager = ManagerProxy::new(connection).await?;
     manager.subscribe().await.or_else(already_subscribed)?;
-    // The signal is listened for before the job exists, or a fast one would be missed.
+    // Subscribed before the job exists, or a fast one would be missed.
     let mut removed = manager.receive_job_removed().await?;
     let job = ask(&manager).await?;
     loop {
@@ -253,7 +243,7 @@ async fn job_done(
     }
 }
 
-/// What the end of a unit's start means.
+/// Translates the result of a unit's start job.
 fn started(unit: &str, result: String) -> Result<(), SystemdError> {
     match result.as_str() {
         "done" | "skipped" => Ok(()),
@@ -261,12 +251,12 @@ fn started(unit: &str, result: String) -> Result<(), SystemdError> {
     }
 }
 
-/// Whether it is the connection that failed, and not the call.
+/// `true` if the connection failed, and not the call.
 fn is_broken(error: &zbus::Error) -> bool {
     matches!(error, zbus::Error::InputOutput(_) | zbus::Error::Failure(_))
 }
 
-/// Subscribing twice on one connection is refused by systemd and harmless.
+/// Ignores a second subscription on one connection, which systemd refuses harmlessly.
 fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
     match &error {
         zbus::Error::MethodError(name, ..) if name.ends_with("AlreadySubscribed") => Ok(()),
@@ -278,7 +268,7 @@ async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> Option<S::Item
     std::future::poll_fn(|cx| std::pin::Pin::new(&mut *stream).poll_next(cx)).await
 }
 
-/// The arguments of the first command of `ExecStart`, which is of type `a(sasbttttuii)`.
+/// Arguments of the first command of `ExecStart`, which is of type `a(sasbttttuii)`.
 fn command_line(value: &OwnedVariant) -> Vec<String> {
     let Variant::Array(commands) = &**value else { return Vec::new() };
     let first = commands.iter().next();

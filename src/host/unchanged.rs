@@ -1,6 +1,6 @@
-//! Whether files are still what they were when they were read, and a process still lives, told by the
-//! kernel (inotify(7), proc_pid_mounts(5), pidfd_open(2)): two calls that answer out of its memory,
-//! where reading again might wait for a disk.
+//! Cheap check that files are as they were when they were read, and that a process is still alive, from the kernel
+//! (inotify(7), proc_pid_mounts(5), pidfd_open(2)): two calls answered from its memory, where another read might wait
+//! for a disk.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -14,21 +14,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Root;
 
-/// Tells that nothing has happened at some paths, nor to a process. It is made before they are read.
-/// Dropping it waits for the kernel, so that is done where one may block.
+/// Watch on some paths and a process that reports any change. It is created before they are read. Dropping it waits
+/// for the kernel, so it is dropped where blocking is permitted.
 #[derive(Debug)]
 pub struct Unchanged {
     inotify: Inotify,
-    /// A mount hides what lies below it without touching it.
+    /// Mount table: a mount hides the files below it without touching them.
     mounts: File,
     process: Option<OwnedFd>,
     since: Instant,
     over: AtomicBool,
 }
 
-/// After so long it is worth nothing: not every file system tells what happens elsewhere.
+/// Maximum age of a watch: not every file system reports remote changes.
 const MOST_AGE: Duration = Duration::from_secs(60);
-/// What may make a file another one.
+/// Events that may change a file.
 const EVENTS: AddWatchFlags = AddWatchFlags::IN_MODIFY
     .union(AddWatchFlags::IN_ATTRIB)
     .union(AddWatchFlags::IN_CREATE)
@@ -36,11 +36,11 @@ const EVENTS: AddWatchFlags = AddWatchFlags::IN_MODIFY
     .union(AddWatchFlags::IN_DELETE_SELF)
     .union(AddWatchFlags::IN_MOVE)
     .union(AddWatchFlags::IN_MOVE_SELF);
-/// Links on one way, as path_resolution(7) has it.
+/// Maximum number of links per path, as in path_resolution(7).
 const MOST_LINKS: usize = 40;
 
-/// Watches a file and each folder on the way to it, from the root down, for any of them may be replaced,
-/// or appear; and the same where a link leads.
+/// Watches a file and each folder on the way to it, from the root down, because any of them may be replaced, or
+/// appear; and the same for a link's destination.
 fn watch_way(inotify: &Inotify, root: &Path, path: &Path, links: usize) -> Option<()> {
     let above_root = |place: &&Path| root != *place && root.starts_with(place);
     let way: Vec<&Path> = path.ancestors().filter(|place| !above_root(place)).collect();
@@ -57,9 +57,8 @@ fn watch_way(inotify: &Inotify, root: &Path, path: &Path, links: usize) -> Optio
 }
 
 impl Unchanged {
-    /// Watches `paths`, whether they are there or not, and a process, of which the caller then makes
-    /// sure that it is the one it means. `None` when there is no such process, or the kernel cannot tell
-    /// (before Linux 5.3) or has no watch left.
+    /// Watches `paths`, whether they exist or not, and a process, whose identity the caller then verifies. `None` if
+    /// there is no such process, or the kernel has no pidfds (before Linux 5.3) or no watch left.
     pub fn since_now<P: AsRef<Path>>(
         root: &Root,
         paths: &[P],
@@ -78,9 +77,9 @@ impl Unchanged {
         Some(Unchanged { inotify, mounts, process, since: Instant::now(), over })
     }
 
-    /// Whether nothing has happened since. Does not block; once false, it stays so.
+    /// `true` if nothing has changed since. Does not block; once false, it stays so.
     pub fn still_holds(&self) -> bool {
-        // What the kernel has told it tells once.
+        // The kernel reports an event only once.
         if self.over.load(Ordering::Relaxed) || self.told_of_something() {
             self.over.store(true, Ordering::Relaxed);
             return false;
@@ -90,7 +89,7 @@ impl Unchanged {
 
     fn told_of_something(&self) -> bool {
         let mut told = vec![PollFd::new(&self.mounts, PollFlags::PRI)];
-        // Readable when it has ended.
+        // Readable once it has exited.
         told.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));
         self.since.elapsed() >= MOST_AGE
             || !matches!(self.inotify.read_events(), Err(Errno::EAGAIN))

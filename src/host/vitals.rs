@@ -1,7 +1,7 @@
-//! What a process does that does not answer: whether the kernel stopped it, whether its threads compute, and
-//! whether its cgroup is frozen (proc_pid_stat(5), `/proc/PID/task/TID/schedstat`, proc_pid_io(5), cgroups(7)).
+//! Progress of an unresponsive process: whether the kernel stopped it, whether its threads use CPU time, and whether
+//! its cgroup is frozen (proc_pid_stat(5), `/proc/PID/task/TID/schedstat`, proc_pid_io(5), cgroups(7)).
 //!
-//! One look is facts; two tell whether anything moved between them. What follows from that is not decided here.
+//! One sample is a set of facts; two show any progress between them. Conclusions are drawn elsewhere.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,31 +12,31 @@ use super::files::{entries, read_text};
 use super::process;
 use crate::model::observation::Activity;
 
-/// A look at a process.
+/// Sample of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
-    /// What the kernel says that it does.
+    /// State that the kernel reports.
     pub activity: Activity,
     threads: BTreeMap<String, Thread>,
-    /// All bytes and calls of its I/O.
+    /// Counters of all bytes and calls of its I/O.
     io: Option<String>,
 }
 
-/// A thread as it was seen.
+/// Sample of a thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Thread {
-    /// One of SPDK's, which has to come around for each request.
+    /// Set for an SPDK reactor, which has to come around for each request.
     is_reactor: bool,
     can_run: bool,
-    /// The time that it computed, and the time that it waited for a CPU.
+    /// CPU time, and time spent waiting for a CPU.
     times: String,
 }
 
 impl Look {
-    /// Whether it went on since an earlier look: where it has reactors, whether each of them did.
+    /// `true` if it made progress since an earlier sample: if it has reactors, each of them.
     pub fn went_on_since(&self, before: &Look) -> bool {
         let moved = |(tid, thread): (&String, &Thread)| {
-            // One that waits for a CPU would go on; the kernel counts its time when it gets one.
+            // A thread that waits for a CPU would run; the kernel counts its time when it gets one.
             thread.can_run || before.threads.get(tid).is_none_or(|then| then.times != thread.times)
         };
         let mut reactors = self.threads.iter().filter(|(_, thread)| thread.is_reactor).peekable();
@@ -47,8 +47,7 @@ impl Look {
     }
 }
 
-/// Looks at a process; none where there is none. A page of each thread is read, and nothing blocks on what the
-/// process does.
+/// Samples a process; `None` if there is none. A page of each thread is read, and nothing blocks on the process.
 pub fn look(root: &Root, pid: u32) -> Option<Look> {
     let folder = root.path(format!("/proc/{pid}"));
     let activity = match process::state(root, pid)? {
@@ -59,7 +58,7 @@ pub fn look(root: &Root, pid: u32) -> Option<Look> {
     let threads = entries(&folder.join("task")).unwrap_or_default();
     let threads = threads.into_iter().filter_map(|(tid, path)| {
         let times = read_text(&path.join("schedstat")).ok()?;
-        // The third column counts the turns, and says nothing more.
+        // The third column counts time slices, and adds nothing.
         let times = times.rsplit_once(' ').map_or(times.clone(), |(times, _)| times.to_string());
         let is_reactor = read_text(&path.join("comm")).is_ok_and(|it| it.starts_with("reactor_"));
         let can_run = process::state_of(&path) == Some('R');
@@ -69,8 +68,8 @@ pub fn look(root: &Root, pid: u32) -> Option<Look> {
     Some(Look { activity, threads: threads.collect(), io })
 }
 
-/// Whether the machine itself is short of CPUs: most of the last ten seconds somebody waited for one (PSI). A
-/// kernel without it tells nothing.
+/// `true` if the machine itself is short of CPUs: most of the last ten seconds some task waited for one (PSI).
+/// Without PSI in the kernel always `false`.
 pub fn is_starved(root: &Root) -> bool {
     const MOST_PERCENT: f64 = 90.0;
     let text = read_text(&root.path("/proc/pressure/cpu")).unwrap_or_default();
@@ -79,11 +78,11 @@ pub fn is_starved(root: &Root) -> bool {
     percent.is_some_and(|percent| percent > MOST_PERCENT)
 }
 
-/// The freezer of a process.
+/// Freezer cgroup of a process.
 enum Freezer {
-    /// Of a hierarchy of its own.
+    /// Cgroup of the v1 freezer hierarchy.
     V1(PathBuf),
-    /// The unified one.
+    /// Cgroup of the unified hierarchy.
     V2(PathBuf),
 }
 
@@ -119,7 +118,7 @@ fn freezer(root: &Root, pid: u32) -> Option<Freezer> {
     })
 }
 
-/// Thaws the cgroup of a process, as far as the agent may; who asks looks whether that helped.
+/// Thaws the cgroup of a process, as far as the agent may; the caller checks the effect.
 pub fn thaw(root: &Root, pid: u32) {
     let _ = match freezer(root, pid) {
         Some(Freezer::V1(folder)) => fs::write(folder.join("freezer.state"), "THAWED"),

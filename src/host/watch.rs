@@ -1,4 +1,4 @@
-//! Waiting for a file to change, told by the kernel (inotify(7)) instead of asked for again and again.
+//! Waiting for a file to change, by inotify(7) instead of polling.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use tokio::io::unix::AsyncFd;
 
 use super::HostError;
 
-/// Tells when something happens at one path.
+/// Watch on one path.
 #[derive(Debug)]
 pub struct Watch {
     path: PathBuf,
     inotify: AsyncFd<Queue>,
 }
 
-/// The kernel's queue of events, in the form that the runtime asks for.
+/// The kernel's queue of events, in the form that the runtime needs.
 #[derive(Debug)]
 struct Queue(Inotify);
 
@@ -28,7 +28,7 @@ impl AsRawFd for Queue {
 }
 
 impl Watch {
-    /// Watches a file for being written to, or a folder for entries that come or go.
+    /// Watches a file for writes, or a folder for entries that appear or disappear.
     ///
     /// # Errors
     /// When the kernel has no watch left or the path does not exist.
@@ -46,8 +46,8 @@ impl Watch {
         Ok(Watch { path: path.to_owned(), inotify })
     }
 
-    /// Returns when something has happened since the last call. Cancel-safe: an event that was not
-    /// read stays in the kernel's queue.
+    /// Returns when an event has occurred since the last call. Cancel-safe: an unread event stays in the kernel's
+    /// queue.
     ///
     /// # Errors
     /// When the kernel's queue cannot be read.

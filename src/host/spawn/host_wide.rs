@@ -1,5 +1,5 @@
-//! Runs what changes the whole machine, such as a package manager: where systemd is PID 1, as services of
-//! their own, which the limits of the agent's unit do not bind.
+//! Runs programs that change the whole machine, such as a package manager: where systemd is PID 1, as services of
+//! their own, to which the limits of the agent's unit do not apply.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::host::systemd::Systemd;
 use crate::host::watch::Watch;
 use crate::host::{HostError, Root};
 
-/// Starts what changes the whole machine.
+/// Spawner for programs that change the whole machine.
 #[derive(Debug, Clone)]
 pub struct HostWide {
     processes: Processes,
@@ -21,7 +21,7 @@ pub struct HostWide {
 }
 
 impl HostWide {
-    /// With a `systemd`, which is PID 1, that runs it; without one, `processes` does.
+    /// Spawner that uses `systemd` if it is PID 1, and `processes` otherwise.
     pub fn new(processes: Processes, systemd: Option<Arc<Systemd>>) -> HostWide {
         HostWide { processes, systemd }
     }
@@ -50,7 +50,7 @@ impl HostWide {
     }
 }
 
-/// Names a service for a run of that program, otherwise than all others.
+/// Unique name of a service for a run of that program.
 fn unit_of(program: &str) -> String {
     let name = program.rsplit('/').next().unwrap_or(program);
     format!("vhost-agent-{name}-{}.service", Uuid::new_v4().simple())
@@ -64,7 +64,7 @@ impl Spawner for HostWide {
         }
     }
 
-    /// Never where systemd is PID 1: there a daemon is a unit that it has.
+    /// Not used where systemd is PID 1: there a daemon is one of its units.
     async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
         self.processes.daemon(invocation, log).await
     }

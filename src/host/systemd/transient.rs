@@ -1,5 +1,5 @@
-//! Units that are made for one purpose and vanish with it (systemd.unit(5), "Unit Garbage Collection"):
-//! what they do is done by systemd for the whole machine, outside of the agent's own unit and its limits.
+//! Units made for one purpose, which vanish with it (systemd.unit(5), "Unit Garbage Collection"): systemd does their
+//! work for the whole machine, outside of the agent's own unit and its limits.
 
 use std::env;
 use std::fs::File;
@@ -19,28 +19,28 @@ use crate::host::pidfd::WatchedProcess;
 use crate::host::process::FOLDERS;
 use crate::host::spawn::Invocation;
 
-/// Variables by which programs find their way out, and which systemd gives its services only when told.
+/// Proxy variables, which systemd passes to its services only on request.
 const PROXIES: [&str; 6] =
     ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
 
-/// How long a mount, or the start of a program, may take; no disk and no network is in it. While units are read
-/// anew, which the installation of a package brings about, systemd does not answer at all.
+/// Timeout of a mount, or of the start of a program; neither waits for a disk or the network. During a daemon-reload,
+/// which the installation of a package triggers, systemd does not answer at all.
 const JOB: Duration = RELOAD;
-/// How often a process is looked at where the kernel does not tell its end.
+/// Polling interval for a process if the kernel does not report its exit.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks whether systemd knows of that end too.
+/// Polling interval until systemd knows of the exit too.
 const REAPED: Duration = Duration::from_millis(20);
-/// How long a shutdown waits for a program to come to its own end, in microseconds.
+/// Time that a shutdown gives a program to finish by itself, in microseconds.
 const OWN_END: u64 = 300_000_000;
-/// As the agent's own unit has it (`OOMScoreAdjust=`): what is half installed is not killed first.
+/// Same as in the agent's own unit (`OOMScoreAdjust=`): a half-done installation is not killed first.
 const OOM_SCORE: i32 = -900;
-/// Its signal when the machine is shut down: none that ends it.
+/// Kill signal at a shutdown: one that ends no process.
 const NO_SIGNAL: i32 = nix::libc::SIGCONT;
 
-/// A program that runs as a service of its own.
+/// Program that runs as a service of its own.
 ///
-/// It outlives the agent. While the connection lives that it was asked for on, systemd keeps what it knows of
-/// the service; without it, the unit vanishes with the program's end.
+/// The service outlives the agent. While the connection that started it is open, systemd keeps its state; without the
+/// connection, the unit vanishes when the program exits.
 #[derive(Debug)]
 pub struct Service<'a> {
     systemd: &'a Systemd,
@@ -48,18 +48,18 @@ pub struct Service<'a> {
     asked_on: Connection,
 }
 
-/// How the main process of a service stands.
+/// State of a service's main process.
 struct Main {
     pid: u32,
-    /// Its exit code, `None` when a signal ended it.
+    /// Exit status once it has exited; the inner `None` when a signal ended it.
     end: Option<Option<i32>>,
-    /// Whether systemd still has the service.
+    /// Set while systemd still has the service.
     known: bool,
 }
 
 impl Systemd {
-    /// Runs `program` as the service `unit`, a name that nothing else has, with the arguments and the
-    /// environment of `invocation`; what it prints is appended to `output`.
+    /// Runs `program` as the service `unit`, a unique name, with the arguments and the environment of `invocation`;
+    /// its output is appended to `output`.
     ///
     /// # Errors
     /// When systemd cannot be reached or refuses.
@@ -71,7 +71,7 @@ impl Systemd {
         output: &File,
     ) -> Result<Service<'_>, SystemdError> {
         let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
-            // Kept until systemd has started it.
+            // Kept open until systemd has started the service.
             let proxies = Proxies::of(|name| env::var(name).ok())?;
             let properties = service(program, invocation, output, &proxies)?;
             let job = job_done(&connection, async |manager| {
@@ -84,9 +84,9 @@ impl Systemd {
         Ok(Service { systemd: self, unit, asked_on })
     }
 
-    /// Has a hugetlbfs with these options mounted at `at`, as the mount unit of that path; systemd makes
-    /// the folder. A unit that the operator has for that path is started instead. Whether it was this call
-    /// that brought it about; false where the unit was active before.
+    /// Mounts a hugetlbfs with these options at `at`, as the mount unit of that path; systemd creates the folder. An
+    /// operator's unit for that path is started instead. Returns `true` if this call mounted it, `false` if the unit
+    /// was active before.
     ///
     /// # Errors
     /// When systemd cannot be reached or refuses, or the mount fails.
@@ -113,10 +113,10 @@ impl Systemd {
         }
     }
 
-    /// Has what is mounted at `at` unmounted.
+    /// Unmounts the file system at `at`.
     ///
     /// # Errors
-    /// When systemd cannot be reached or refuses, or it is in use.
+    /// When systemd cannot be reached or refuses, or the mount is in use.
     pub async fn unmount(&self, at: &Path) -> Result<(), SystemdError> {
         let unit = mount_unit(at);
         let asked = self.bounded("StopUnit", &unit, JOB, async |connection| {
@@ -128,11 +128,11 @@ impl Systemd {
 }
 
 impl Service<'_> {
-    /// Waits for the end of the program and tells its exit code; `None` when a signal ended it.
-    /// Cancel-safe: asked again, it looks again.
+    /// Waits for the program's exit and returns its exit code; `None` when a signal ended it. Cancel-safe: another
+    /// call checks again.
     ///
     /// # Errors
-    /// When systemd cannot be reached, or knows nothing of it any more.
+    /// When systemd cannot be reached, or no longer knows the service.
     pub async fn ended(&self) -> Result<Option<i32>, SystemdError> {
         let root = Root::new("/");
         loop {
@@ -150,11 +150,10 @@ impl Service<'_> {
         }
     }
 
-    /// Tells systemd that nobody looks at the service any more: the unit vanishes, at the latest with the
-    /// program's end.
+    /// Releases the service: the unit vanishes, at the latest when the program exits.
     pub async fn let_go(self) {
         let asked = async { ManagerProxy::new(&self.asked_on).await?.unref_unit(&self.unit).await };
-        // Of a connection that broke, or breaks now, systemd keeps nothing anyway.
+        // After a connection broke, or breaks now, systemd keeps nothing anyway.
         let _ = timeout(JOB, asked).await;
     }
 
@@ -172,7 +171,7 @@ async fn main_of(connection: &Connection, unit: &str) -> zbus::Result<Main> {
     const EXITED: i32 = 1;
     let path = ManagerProxy::new(connection).await?.load_unit(unit).await?;
     let properties = PropertiesProxy::builder(connection).path(path).build().await?;
-    // In this order: what has ended by the first answer is told by the later ones.
+    // The order matters: an exit in the first answer is included in the later ones.
     let state = properties.get("org.freedesktop.systemd1.Unit", "ActiveState").await?;
     let state = String::try_from(state).unwrap_or_default();
     let of_service = async |name| properties.get("org.freedesktop.systemd1.Service", name).await;
@@ -192,13 +191,13 @@ async fn is_active(connection: &Connection, unit: &str) -> zbus::Result<bool> {
 
 async fn while_it_lives(process: &WatchedProcess) {
     while process.lives() {
-        // Either told, or looked at again.
+        // Either reported, or polled.
         let _ = timeout(LOOK_AGAIN, process.ended()).await;
     }
 }
 
-/// A service without a type: it is at work as soon as it is there, also where systemd has no
-/// `Type=exec` yet (before 240).
+/// Properties of a service without a type: active as soon as it exists, also where systemd has no `Type=exec` yet
+/// (before 240).
 fn service(
     program: &str,
     invocation: &Invocation,
@@ -213,7 +212,7 @@ fn service(
     let output = || -> zbus::Result<Variant<'static>> {
         Ok(Variant::Fd(Fd::from(OwnedFd::from(output.try_clone()?))))
     };
-    // One that cannot be read fails the start: without a proxy that is needed, all would fail later.
+    // An unreadable file fails the start: without a required proxy, everything would fail later.
     let files = proxies.file().map(|path| ("EnvironmentFiles", vec![(path, false)].into()));
     let mut properties = vec![
         ("Description", format!("{} for vhost-agent", invocation.program).into()),
@@ -233,14 +232,14 @@ fn service(
     Ok(properties)
 }
 
-/// What an operator gave the agent's unit for its children.
+/// Proxy settings that an operator gave the agent's unit for its children.
 #[derive(Debug)]
 struct Proxies {
-    /// `NAME=value`, for all to see: every user can read the environment of a unit (systemd.exec(5),
+    /// Public settings as `NAME=value`: every user can read the environment of a unit (systemd.exec(5),
     /// "Environment=").
     open: Vec<String>,
-    /// Those with a user's name in them, and maybe a password, as a file of lines that only root can find:
-    /// it has no name but this process's descriptor, and goes with it.
+    /// Settings with a user name, and maybe a password, as a file of lines that only root can find: its only name is
+    /// this process's descriptor, and it goes with it.
     closed: Option<File>,
 }
 
@@ -262,14 +261,14 @@ impl Proxies {
         Ok(Proxies { open, closed: Some(file) })
     }
 
-    /// Where systemd reads those of the file: it opens them anew, from their beginning.
+    /// Path at which systemd reads the file: it reopens it, from its beginning.
     fn file(&self) -> Option<String> {
         let file = self.closed.as_ref()?;
         Some(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
     }
 }
 
-/// A value as it stands between double quotes (systemd.exec(5), "EnvironmentFile=").
+/// Escapes a value for double quotes (systemd.exec(5), "EnvironmentFile=").
 fn quoted(value: &str) -> String {
     value.chars().fold(String::new(), |mut quoted, one| {
         if matches!(one, '"' | '\\' | '$' | '`') {
@@ -280,7 +279,7 @@ fn quoted(value: &str) -> String {
     })
 }
 
-/// One that fails leaves no unit behind; the journal keeps what mount(8) said.
+/// Properties of the mount unit. A failed one leaves no unit behind; the journal keeps the output of mount(8).
 fn mount(options: &str) -> [(&'static str, Variant<'_>); 5] {
     [
         ("Description", "Hugepages for vhost-user targets".into()),
@@ -291,8 +290,7 @@ fn mount(options: &str) -> [(&'static str, Variant<'_>); 5] {
     ]
 }
 
-/// The name of the mount unit of an absolute path (systemd.unit(5), "String Escaping for Inclusion in
-/// Unit Names").
+/// Name of the mount unit of an absolute path (systemd.unit(5), "String Escaping for Inclusion in Unit Names").
 fn mount_unit(path: &Path) -> String {
     let folders: Vec<String> = path
         .components()
@@ -321,7 +319,7 @@ fn escaped(name: &[u8]) -> String {
         .collect()
 }
 
-/// Whether systemd refused with its error of that name.
+/// `true` if systemd refused with its error of that name.
 fn is_named(error: &zbus::Error, name: &str) -> bool {
     matches!(error, zbus::Error::MethodError(full, ..) if full.ends_with(name))
 }
