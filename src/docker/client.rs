@@ -1,7 +1,7 @@
-//! The engine over its Unix socket. The only file that knows bollard.
+//! Engine client over its Unix socket, and the only file that imports bollard.
 //!
-//! bollard's own Unix transport connects anew for every call, which costs the engine more than the
-//! call itself; ours keeps one connection.
+//! bollard's own Unix transport reconnects for every call, which costs the engine more than the call itself; this one
+//! keeps one connection.
 
 use std::collections::HashMap;
 use std::io;
@@ -33,19 +33,19 @@ use crate::model::container::{ContainerSeen, ContainerSpec, Isolation, Restarts}
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
-/// bollard's own deadline in seconds; ours are shorter, this one only catches what we forget.
+/// bollard's own deadline in seconds; the agent's are shorter, this one only catches a missing one.
 const BOLLARD_TIMEOUT_S: u64 = 3600;
-/// Bytes of what a container printed that are kept at the most, of its end.
+/// Maximum bytes kept of a container's output, from its end.
 const MOST_PRINTED: usize = 16 * 1024;
 /// Security options of every target.
 const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
-/// Largest file of what a target prints, and how many of them are kept.
+/// Log rotation of a target's output: maximum size and number of files.
 const LOG_SIZE: &str = "10m";
 const LOG_FILES: &str = "3";
-/// How long a connection is kept without a call.
+/// Idle time after which a connection is closed.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// A client that connects when it is first needed and keeps the connection.
+/// Client that connects when it is first needed and keeps the connection.
 #[derive(Debug)]
 pub struct DockerClient {
     socket: String,
@@ -53,7 +53,7 @@ pub struct DockerClient {
 }
 
 impl DockerClient {
-    /// A client for the engine at `socket` (a path).
+    /// Client for the engine at `socket` (a path).
     pub fn new(socket: impl Into<String>) -> DockerClient {
         DockerClient { socket: socket.into(), docker: Mutex::new(None) }
     }
@@ -88,7 +88,7 @@ impl DockerClient {
         EngineError::Call { socket, call, source: Box::new(error) }
     }
 
-    /// The id of the container of exactly that name or full id: nothing is done by a name.
+    /// Resolves a container's exact name or full id to its id: no call acts by name.
     async fn id(
         &self,
         call: &'static str,
@@ -120,8 +120,8 @@ impl DockerClient {
     }
 }
 
-/// Asks, and asks again when a kept connection to an engine that was restarted meanwhile was found out
-/// on use. Only for what may be asked twice.
+/// Sends a request, and again if the kept connection turns out to be broken because the engine was restarted. Only
+/// for idempotent requests.
 macro_rules! ask {
     ($question:expr) => {
         async {
@@ -226,7 +226,7 @@ impl Containers for DockerClient {
         within: Duration,
     ) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        // What happens between now and the moment at which it listens is told afterwards.
+        // Events between now and the start of the stream are delivered afterwards.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
         let of_containers = HashMap::from([("type".to_string(), vec!["container".to_string()])]);
@@ -243,7 +243,7 @@ impl Containers for DockerClient {
         };
         tokio::pin!(events, listens);
         tokio::select! {
-            // Both are dropped when one ends: it listens no more, or never did.
+            // Both are dropped when one ends: the stream has ended, or never began.
             ended = &mut events => ended,
             silent = &mut listens => silent,
         }
@@ -261,7 +261,7 @@ impl Containers for DockerClient {
         let wanted = wanted.tail(&lines.to_string()).build();
         let last = || async {
             let logs = docker.logs(&id, Some(wanted.clone()));
-            // A line may be of any length: the last part of all is kept.
+            // A line may be of any length: the last part of the whole output is kept.
             let end = logs.try_fold(Vec::new(), |mut end: Vec<u8>, piece| async move {
                 end.extend_from_slice(piece.as_ref());
                 if end.len() > 2 * MOST_PRINTED {
@@ -295,7 +295,7 @@ impl Containers for DockerClient {
         within: Duration,
     ) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        // Without a tag the engine pulls every one that there is.
+        // Without a tag the engine pulls every tag there is.
         let last = reference.rsplit('/').next().unwrap_or(reference);
         let tag = if last.contains([':', '@']) { "" } else { "latest" };
         let wanted = CreateImageOptionsBuilder::new().from_image(reference).tag(tag).build();
@@ -327,7 +327,7 @@ impl Containers for DockerClient {
     }
 
     async fn load(&self, tar: Tar, within: Duration) -> Result<(), EngineError> {
-        // A stream can be sent once: what breaks is not tried again.
+        // A stream can be sent only once: there is no retry.
         let pieces = body_try_stream(ReaderStream::new(tar));
         let docker = self.docker()?;
         let load = docker.import_image(ImportImageOptionsBuilder::new().build(), pieces, None);
@@ -335,7 +335,7 @@ impl Containers for DockerClient {
     }
 }
 
-/// Whom an event is about, also by the name that it had; nobody for what only happens inside.
+/// Names of an event's container, including its previous one; none for events inside a container.
 fn names(event: EventMessage) -> Vec<String> {
     if event.action.is_some_and(|action| action.starts_with("exec_")) {
         return Vec::new();
@@ -353,13 +353,13 @@ fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, Engin
     }
 }
 
-/// Whether it is an id in full, which the engine takes for nothing else.
+/// `true` if it is a full id, which the engine takes for nothing else.
 fn is_full_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Whether that name or full id is the container's. The engine also takes what it is given for the beginning of an
-/// id, and then shows somebody else's.
+/// `true` if that name or full id is the container's. The engine also accepts the beginning of an id, and then shows
+/// another container.
 fn is_named(name: &str, seen: &ContainerInspectResponse) -> bool {
     let own = seen.name.as_deref().map(|own| own.trim_start_matches('/'));
     own == Some(name) || seen.id.as_deref() == Some(name)
@@ -394,7 +394,7 @@ fn restarts(policy: RestartPolicy) -> Option<Restarts> {
     Some(Restarts { policy: name.to_string(), most })
 }
 
-/// The agent alone starts a target again.
+/// Restart policy of targets: only the agent restarts them.
 fn never() -> RestartPolicy {
     RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }
 }
@@ -417,13 +417,13 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         privileged: Some(spec.privileged),
         cpuset_cpus: spec.cpus.clone(),
         cpuset_mems: spec.memory_nodes.clone(),
-        // The agent alone brings a target back: the engine would do it before its volumes may come.
+        // Only the agent restarts a target: the engine would do it before its volumes may be created.
         restart_policy: Some(never()),
         ..spec.isolation.as_ref().map(isolated).unwrap_or_default()
     };
     ContainerCreateBody {
         image: Some(spec.image.clone()),
-        // Whatever the image would run by itself.
+        // Clears the image's own entry point.
         entrypoint: Some(Vec::new()),
         cmd: Some(spec.command.clone()),
         env: Some(spec.env.clone()),
@@ -433,7 +433,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
     }
 }
 
-/// The part of a container's settings that isolates it. packaging/doc/security.md has the reason of each.
+/// Isolation part of a container's settings; packaging/doc/security.md has the reason for each.
 fn isolated(isolation: &Isolation) -> HostConfig {
     let options = format!("rw,noexec,nosuid,nodev,size={}m", isolation.tmpfs_mib);
     let tmpfs = isolation.tmpfs.iter().map(|path| (path.clone(), options.clone()));
@@ -453,13 +453,13 @@ fn isolated(isolation: &Isolation) -> HostConfig {
     }
 }
 
-/// The kind of the I/O error at the bottom of it, if there is one.
+/// Kind of the I/O error at the bottom of it, if there is one.
 fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
     std::iter::successors(Some(error), |e| e.source())
         .find_map(|e| e.downcast_ref::<io::Error>().map(io::Error::kind))
 }
 
-/// Whether a connection broke that had been made.
+/// `true` if an established connection broke.
 fn is_broken_connection(error: &bollard::errors::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let of_connection = matches!(
@@ -471,8 +471,8 @@ fn is_broken_connection(error: &bollard::errors::Error) -> bool {
     of_connection && io_kind(error).is_none_or(|kind| broken.contains(&kind))
 }
 
-/// The engine reads credentials in the alphabet of RFC 4648, section 5, bollard writes them in that of
-/// section 4, and engines up to 20.10 take what they cannot read for none.
+/// Re-encodes credentials: the engine reads them in the alphabet of RFC 4648, section 5, bollard writes them in that
+/// of section 4, and engines up to 20.10 treat unreadable ones as none.
 fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
     if let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") {
         let readable = value.to_str().map(|text| text.replace('+', "-").replace('/', "_"));
@@ -484,7 +484,7 @@ fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
     }
 }
 
-/// A client that connects on its first call and keeps the connection for the next one.
+/// Client that connects on its first call and keeps the connection for the next one.
 fn client(socket: &str) -> Result<Docker, bollard::errors::Error> {
     let socket = socket.to_string();
     let connect = tower::service_fn(move |_: hyper::Uri| {
@@ -501,7 +501,7 @@ fn client(socket: &str) -> Result<Docker, bollard::errors::Error> {
         let answer = client.request(request);
         async move { Ok(answer.await?) }
     };
-    // The host is only what the Host header says.
+    // The host only appears in the Host header.
     Docker::connect_with_custom_transport(
         send,
         Some("http://docker"),

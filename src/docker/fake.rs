@@ -1,4 +1,4 @@
-//! An engine that is played: it has a state, and tests change it.
+//! Stateful fake of an engine, whose state tests change.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,31 +12,28 @@ use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::{ApiVersion, EngineVersion};
 use crate::model::registry::Credentials;
 
-/// The end of the name of a container that is to replace another one.
+/// Suffix of the name of a container that is to replace another one.
 const NEXT: &str = ".next";
 
-/// How the played engine is.
+/// State of the fake engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mood {
-    /// No socket.
+    /// The socket is missing.
     Absent,
-    /// Accepts and never answers.
+    /// Accepts connections and never answers.
     Hangs,
-    /// Answers.
     Answers,
 }
 
-/// The played engine; clones share one state.
+/// Fake engine; clones share one state.
 #[derive(Debug, Clone)]
 pub struct FakeEngine(Arc<Mutex<Mood>>);
 
 impl FakeEngine {
-    /// An engine in that mood.
     pub fn new(mood: Mood) -> FakeEngine {
         FakeEngine(Arc::new(Mutex::new(mood)))
     }
 
-    /// Changes its mood.
     pub fn set(&self, mood: Mood) {
         *self.0.lock().unwrap() = mood;
     }
@@ -65,7 +62,7 @@ impl Engine for FakeEngine {
     }
 }
 
-/// An engine that has one container or none, those that were made beside it, and no image but those that it pulled.
+/// Fake engine with at most one container, those created beside it, and no image but the pulled ones.
 #[derive(Debug)]
 pub struct FakeContainers {
     one: Mutex<Option<ContainerSeen>>,
@@ -77,19 +74,18 @@ pub struct FakeContainers {
     events: broadcast::Sender<EngineEvent>,
 }
 
-/// How its registries are.
+/// State of the registries.
 #[derive(Debug)]
 pub enum FakeRegistry {
-    /// There is none.
     Absent,
     /// A pull waits for a permit.
     Gives(Arc<Semaphore>),
-    /// A pull fails with these words.
+    /// A pull fails with this message.
     Refuses(&'static str),
 }
 
 impl FakeContainers {
-    /// With a container that runs and has these labels.
+    /// Engine with a running container that has these labels.
     pub fn with_one(labels: &[(&str, &str)]) -> FakeContainers {
         let label = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         let seen = ContainerSeen {
@@ -114,46 +110,46 @@ impl FakeContainers {
         }
     }
 
-    /// With registries like that.
+    /// Engine with registries in that state.
     pub fn with_registry(registry: FakeRegistry) -> FakeContainers {
         FakeContainers { registry, ..FakeContainers::with_one(&[]) }
     }
 
-    /// Each pull that was asked for: the reference, and who pulls.
+    /// Requested pulls: the reference, and the login, if any.
     pub fn pulled(&self) -> Vec<String> {
         self.pulled.lock().unwrap().clone()
     }
 
-    /// With a container whose process is that one.
+    /// Engine with a container whose process is that one.
     pub fn running(pid: u32) -> FakeContainers {
         let fake = FakeContainers::with_one(&[]);
         fake.change(|one| one.pid = Some(pid));
         fake
     }
 
-    /// Changes the container, and tells of it.
+    /// Changes the container, and sends an event.
     pub fn change(&self, change: impl FnOnce(&mut ContainerSeen)) {
         self.one.lock().unwrap().as_mut().map(change);
         self.tell();
     }
 
-    /// Takes the container away, and tells of it.
+    /// Removes the container, and sends an event.
     pub fn take_away(&self) {
         *self.one.lock().unwrap() = None;
         self.tell();
     }
 
-    /// Names of the containers that were made beside the one.
+    /// Names of the containers created beside the first.
     pub fn made(&self) -> Vec<String> {
         self.made.lock().unwrap().keys().cloned().collect()
     }
 
-    /// From now on it answers nothing.
+    /// Stops answering for good.
     pub fn hang(&self) {
         self.hangs.store(true, Ordering::Relaxed);
     }
 
-    /// How often it was asked for a container.
+    /// Number of times a container was requested.
     pub fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
-//! The engine's API, as few calls as are needed, in types of our own.
+//! The engine's API, reduced to the calls that are needed, in types of our own.
 //!
-//! Everything about bollard stays in `client`; the other rooms see the trait, so that an engine
-//! that hangs, is old or comes up late can be played in tests.
+//! Everything about bollard stays in `client`; other modules use the traits, so that tests can fake an engine that
+//! hangs, is old or comes up late.
 
 pub mod client;
 #[cfg(test)]
@@ -17,65 +17,56 @@ use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
-/// A call to the engine that failed.
+/// Failed call to the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Nobody listens at the socket.
+    /// No listener at the socket.
     #[error("nobody listens at {socket}")]
     Absent {
-        /// The socket's path.
         socket: String,
     },
-    /// No answer within the deadline.
     #[error("{socket} did not answer {call} within {within:?}")]
     Timeout {
-        /// The socket's path.
         socket: String,
-        /// What was asked.
+        /// Name of the call.
         call: &'static str,
-        /// How long it was waited for.
+        /// Deadline of the call.
         within: Duration,
     },
-    /// It refused.
+    /// The engine refused the call.
     #[error("the engine at {socket} refused {call}: {message} ({status})")]
     Refused {
-        /// The socket's path.
         socket: String,
-        /// What was asked.
+        /// Name of the call.
         call: &'static str,
-        /// HTTP's status.
+        /// HTTP status.
         status: u16,
-        /// The engine's words.
+        /// Message of the engine.
         message: String,
     },
-    /// It ended, or was ended, before it had answered.
+    /// The engine exited, or the connection broke, before it had answered.
     #[error("the engine at {socket} went away during {call}")]
     Gone {
-        /// The socket's path.
         socket: String,
-        /// What was asked; it may have been done, or half of it.
+        /// Name of the call; it may have been carried out, or half of it.
         call: &'static str,
-        /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// An answer that is none.
+    /// Invalid answer.
     #[error("{call} at {socket} failed")]
     Call {
-        /// The socket's path.
         socket: String,
-        /// What was asked.
+        /// Name of the call.
         call: &'static str,
-        /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// The engine.
 pub trait Engine: Send + Sync + 'static {
-    /// Whether it answers at all: the cheapest call it has.
+    /// Checks that the engine answers at all: the cheapest call it has.
     fn ping(&self, within: Duration) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Its version. Costs the engine more than a ping: it asks its own parts.
+    /// Reads its version. Costs the engine more than a ping: it queries its own parts.
     fn version(
         &self,
         within: Duration,
@@ -83,44 +74,44 @@ pub trait Engine: Send + Sync + 'static {
 }
 
 impl EngineError {
-    /// Whether the engine says that the container or image is not there.
+    /// `true` if the engine reports that the container or image does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, EngineError::Refused { status: 404, .. })
     }
 
-    /// Whether the engine says that somebody else is taking the container away at this moment.
+    /// `true` if the engine reports that the container is being removed by another caller.
     pub fn is_being_removed(&self) -> bool {
         matches!(self, EngineError::Refused { status: 409, message, .. } if message.contains("already in progress"))
     }
 
-    /// Whether the engine says that something else stands against it, such as a container of that name.
+    /// `true` if the engine reports a conflict, such as a container of that name.
     pub fn is_conflict(&self) -> bool {
         matches!(self, EngineError::Refused { status: 409, .. })
     }
 }
 
-/// What the engine tells by itself.
+/// Event from the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineEvent {
-    /// From now on nothing is missed.
+    /// Start of the stream: from now on no event is missed.
     Listening,
-    /// Something happened to the container of that name.
+    /// Event of the container of that name.
     Container(String),
 }
 
-/// A tar on its way to the engine.
+/// Tar on its way to the engine.
 pub type Tar = Box<dyn AsyncRead + Send + Unpin>;
 
-/// The engine's containers and images. Each call has its deadline.
+/// Containers and images of the engine. Each call has a deadline.
 pub trait Containers: Send + Sync + 'static {
-    /// The container of exactly that name or full id; `None` when there is none.
+    /// Reads the container of exactly that name or full id; `None` if there is none.
     fn container(
         &self,
         name: &str,
         within: Duration,
     ) -> impl Future<Output = Result<Option<ContainerSeen>, EngineError>> + Send;
 
-    /// Makes a container and tells its id.
+    /// Creates a container and returns its id.
     fn create(
         &self,
         spec: &ContainerSpec,
@@ -142,14 +133,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Thaws a container that was paused.
+    /// Unfreezes a paused container.
     fn unpause(
         &self,
         id: &str,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Tells the engine when to start a container again by itself; none is never.
+    /// Sets the engine's restart policy of a container; `None` means never.
     fn set_restarts(
         &self,
         id: &str,
@@ -157,7 +148,7 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Gives the container of that name or id another name.
+    /// Renames the container of that name or id.
     fn rename(
         &self,
         name: &str,
@@ -165,22 +156,22 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Takes a container away that does not run.
+    /// Removes a container that does not run.
     fn remove(
         &self,
         id: &str,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Tells what happens to containers, for as long as the engine goes on telling. It answers within the
-    /// deadline, or not at all.
+    /// Reports container events for as long as the engine sends them. Fails if the engine does not answer within the
+    /// deadline.
     fn events(
         &self,
         tell: impl Fn(EngineEvent) + Send + Sync,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// The last lines that the container of that name or full id printed, 16 KiB of them at the most.
+    /// Reads the last lines of output of the container of that name or full id, at most 16 KiB.
     fn last_lines(
         &self,
         name: &str,
@@ -188,14 +179,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
 
-    /// The id of an image that the engine has; `None` when it has none of that name.
+    /// Reads the id of an image; `None` if the engine has none of that name.
     fn image(
         &self,
         reference: &str,
         within: Duration,
     ) -> impl Future<Output = Result<Option<String>, EngineError>> + Send;
 
-    /// Pulls an image from the registry that its name begins with; what happens goes to `line`.
+    /// Pulls an image from the registry that its name begins with; progress goes to `line`.
     fn pull(
         &self,
         reference: &str,
@@ -204,14 +195,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Whether the engine trusts a registry that cannot prove who it is.
+    /// Checks whether the engine trusts a registry without verifying its identity.
     fn trusts_blindly(
         &self,
         registry: &str,
         within: Duration,
     ) -> impl Future<Output = Result<bool, EngineError>> + Send;
 
-    /// Loads the images of a tar.
+    /// Loads the images in a tar.
     fn load(
         &self,
         tar: Tar,

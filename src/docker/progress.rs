@@ -1,16 +1,16 @@
-//! How far a pull is, in lines for people: each layer's states, and now and then the bytes of them all.
+//! Progress of a pull as lines for people: each layer's states, and from time to time the bytes of all layers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Between two lines of bytes.
+/// Minimum interval between two lines of bytes.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Far more layers than an image may have.
+/// Upper bound on tracked layers, far more than an image may have.
 const MOST_LAYERS: usize = 1024;
 
-/// A pull as it has been told of so far.
+/// Progress of a pull as reported so far.
 #[derive(Debug, Default)]
 pub(super) struct PullProgress {
     layers: BTreeMap<String, Layer>,
@@ -25,8 +25,8 @@ struct Layer {
 }
 
 impl PullProgress {
-    /// Takes one word of the engine's: of which layer, what, and how many bytes of how many. Gives what
-    /// is to be told at that time.
+    /// Processes one message of the engine: layer, state, and bytes done of the total. Returns the lines to publish
+    /// at that time.
     pub(super) fn take(
         &mut self,
         layer: Option<String>,
@@ -44,7 +44,7 @@ impl PullProgress {
             lines.push(format!("{id}: {state}"));
             layer.state.clone_from(&state);
         }
-        // What is unpacked is counted again, and has been downloaded before.
+        // Unpacked bytes are counted again, and were downloaded before.
         match bytes {
             Some((current, total)) if state == "Downloading" => {
                 (layer.current, layer.total) = (current, total.max(current));
@@ -62,7 +62,7 @@ impl PullProgress {
     }
 }
 
-/// MiB with one digit after the point.
+/// Formats bytes as MiB with one decimal.
 fn mib(bytes: u64) -> String {
     format!("{}.{}", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
 }

@@ -1,9 +1,9 @@
 //! The only module that starts processes.
 //!
-//! Processes started here outlive the agent: a package manager killed half-way leaves a machine that no package
-//! manager repairs without a person, and so does a daemon by its nature. Children therefore get a session of their
-//! own and write to a file, not to a pipe that would break with the agent, which follows that file. Machine-wide
-//! changes are run by systemd where it is PID 1 (`host_wide`).
+//! Processes started here outlive the agent: a package manager killed half-way leaves a machine that only a person
+//! can repair, and a daemon must keep running. Children therefore get a session of their own and write to a file, not
+//! to a pipe that would break with the agent, which follows that file. Machine-wide changes are run by systemd where
+//! it is PID 1 (`host_wide`).
 
 mod host_wide;
 

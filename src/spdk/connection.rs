@@ -1,4 +1,4 @@
-//! The task that owns the connection: it sends what comes, and hands each reply to who waits for its id.
+//! Task that owns the connection: it sends queued requests, and routes each reply by id to its caller.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,20 +20,20 @@ use super::{
     Answer, Heard, MOST_BYTES, MOST_UNANSWERED, Method, Questions, Request, SpdkError, shortened,
 };
 
-/// Bytes that are sent together.
+/// Maximum bytes sent together.
 const BATCH: usize = 256 * 1024;
 
-/// A reply that is waited for.
+/// Request whose reply is pending.
 struct Waiting {
     method: Method,
     reply: oneshot::Sender<Result<Answer, SpdkError>>,
 }
 
-/// Connects when the first request comes, and anew after a connection ended; ends with its handles.
+/// Connects on the first request, and again after a connection ended; ends when its handles are dropped.
 ///
-/// `heard` tells what the connection says of the target.
+/// `heard` receives the connection's facts about the target.
 pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>, heard: Arc<Heard>) {
-    // What an exchanged connection left to the next one.
+    // A request that a replaced connection left to the next one.
     let mut left = None;
     loop {
         let first = match left.take() {
@@ -65,7 +65,7 @@ pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>, h
     }
 }
 
-/// The pid of the process that listens (unix(7), `SO_PEERCRED`); 0 when it is not to be known.
+/// Pid of the listening process (unix(7), `SO_PEERCRED`); 0 if unknown.
 fn listener(stream: &UnixStream) -> u32 {
     let pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
     pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default()
@@ -83,7 +83,7 @@ fn not_connected(socket: &Path, error: io::Error) -> SpdkError {
     }
 }
 
-/// An open connection.
+/// Open connection.
 struct Open<'a> {
     socket: &'a Path,
     write: OwnedWriteHalf,
@@ -92,15 +92,15 @@ struct Open<'a> {
     unanswered: HashMap<u64, Waiting>,
 }
 
-/// Why a connection is used no more.
+/// Reason why a connection is no longer used.
 enum Ended {
-    /// It broke.
+    /// The connection broke.
     Broken(Arc<io::Error>),
-    /// The target sent what is no reply.
+    /// The target sent an invalid reply.
     Garbage(String),
-    /// It stopped within a reply that nobody waits for any more: the next request has a new one.
+    /// The target stopped within a reply that no caller waits for: the next request needs a new connection.
     Stale(Request),
-    /// Nobody wants it any more.
+    /// Every handle was dropped.
     Done,
 }
 
@@ -116,11 +116,11 @@ impl Open<'_> {
         self.encode(first, &mut outgoing);
         loop {
             if self.unanswered.len() >= MOST_UNANSWERED {
-                // A frozen target must not keep us from asking it again: who gave up is forgotten.
+                // An unresponsive target must not block further requests: those whose caller timed out are dropped.
                 self.unanswered.retain(|_, waiting| !waiting.reply.is_closed());
                 self.count_questions(0);
             }
-            // What waits already goes out in one piece.
+            // Queued requests go out in one piece.
             let stale = incoming.is_half() && self.nobody_waits();
             while self.unanswered.len() < MOST_UNANSWERED
                 && outgoing.len() < BATCH
@@ -140,14 +140,14 @@ impl Open<'_> {
                         Err(why) => return Ended::Garbage(shortened(why)),
                     },
                 },
-                // Cancel-safe: what was written is told, the rest is tried again.
+                // Cancel-safe: written bytes are reported, the rest is tried again.
                 written = self.write.write(&outgoing), if !outgoing.is_empty() => match written {
                     Ok(count) => drop(outgoing.drain(..count)),
                     Err(e) => return broken(e),
                 },
                 // Cancel-safe: a request stays queued.
                 request = queue.recv(), if may_take => match request {
-                    // Looked at now: who waited may have given up since.
+                    // Checked now: the last caller may have timed out since.
                     Some(request) if incoming.is_half() && self.nobody_waits() => {
                         return Ended::Stale(request);
                     }
@@ -160,7 +160,7 @@ impl Open<'_> {
 
     fn encode(&mut self, request: Request, outgoing: &mut Vec<u8>) {
         let Request { method, params, reply } = request;
-        // Its caller's time was up before it could be sent.
+        // Its caller timed out before it could be sent.
         if reply.is_closed() {
             return;
         }
@@ -181,8 +181,8 @@ impl Open<'_> {
         self.unanswered.insert(id, Waiting { method, reply });
     }
 
-    /// Counts the questions that are open, of those that were sent after the one that was answered: they are
-    /// answered in the order in which they come, and what was left out is lost.
+    /// Counts the open version requests that were sent after the answered one: they are answered in order, and a
+    /// skipped one is lost.
     fn count_questions(&self, answered: u64) {
         let is_open =
             |(id, waiting): &(&u64, &Waiting)| **id > answered && waiting.method == GET_VERSION;
@@ -195,7 +195,7 @@ impl Open<'_> {
     }
 
     fn deliver(&mut self, reply: Reply) {
-        // A reply to nobody: late, or not to us. Who asked has his deadline.
+        // A reply that no request matches: late, or not to this client. Its caller has a deadline of its own.
         let id = reply.id.as_u64().unwrap_or_default();
         let Some(waiting) = self.unanswered.remove(&id) else {
             tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");
@@ -214,7 +214,7 @@ impl Open<'_> {
                 let (code, message) = (error.code, shortened(error.message));
                 Err(SpdkError::Refused { socket, method, code, message })
             }
-            // `null` is a result too.
+            // `null` is a valid result.
             (result, None) => Ok(result.unwrap_or_else(|| RawValue::NULL.to_owned())),
         };
         let _ = waiting.reply.send(result);

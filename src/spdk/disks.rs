@@ -1,4 +1,4 @@
-//! The methods for block devices and vhost controllers.
+//! RPC methods for block devices and vhost controllers.
 
 use std::time::Duration;
 
@@ -8,24 +8,23 @@ use serde_json::{Value, json};
 use super::{Method, Spdk, SpdkError};
 use crate::model::volume::{Backing, ZBS_SUFFIX};
 
-/// A block device of a target.
+/// Block device of a target.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Bdev {
-    /// Its name.
     pub name: String,
-    /// Bytes of a block.
+    /// Block size in bytes.
     pub block_size: u64,
-    /// Its size in blocks.
+    /// Size in blocks.
     pub num_blocks: u64,
-    /// The file or volume that it is kept in, where the target tells one.
+    /// File or volume with its data, if the target reports one.
     #[serde(rename = "driver_specific", default, deserialize_with = "file_of")]
     pub file: Option<String>,
-    /// Whether a part of the target has it for itself; vhost and iSCSI do without.
+    /// Set if a module of the target has exclusive use of it; vhost and iSCSI do without.
     #[serde(default)]
     pub claimed: bool,
 }
 
-/// The file in `{"<module>": {"filename": …}}`; modules that keep their blocks elsewhere have none.
+/// Reads the file from `{"<module>": {"filename": …}}`; modules that keep their blocks elsewhere have none.
 fn file_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let specific = Value::deserialize(deserializer)?;
     let modules = specific.as_object().map(|modules| modules.values().collect::<Vec<_>>());
@@ -36,82 +35,80 @@ fn file_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>,
     Ok(modules.unwrap_or_default().iter().find_map(file))
 }
 
-/// A vhost controller of a target.
+/// Vhost controller of a target.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Controller {
-    /// Its name.
     pub ctrlr: String,
-    /// Its socket, where the target tells it.
+    /// Path of its socket; empty if the target does not report it.
     #[serde(default)]
     pub socket: String,
-    /// Who is connected.
+    /// Connected guests.
     #[serde(default)]
     pub sessions: Vec<Session>,
-    /// What it serves.
+    /// Disks that it serves.
     #[serde(default)]
     pub backend_specific: Backend,
 }
 
-/// What a controller serves.
+/// Disks that a controller serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Backend {
-    /// The disk of a vhost-blk controller.
+    /// Disk of a vhost-blk controller.
     #[serde(default)]
     pub block: Option<Block>,
-    /// The disks of a vhost-scsi controller.
+    /// Disks of a vhost-scsi controller.
     #[serde(default)]
     pub scsi: Vec<Luns>,
 }
 
-/// One SCSI device of a controller, or one iSCSI node.
+/// SCSI device of a controller, or iSCSI node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Luns {
-    /// Its name, where it is a node.
+    /// Name of an iSCSI node; empty for a SCSI device.
     #[serde(default)]
     pub name: String,
-    /// Its logical units.
+    /// Logical units.
     #[serde(default)]
     pub luns: Vec<Served>,
 }
 
-/// A bdev that is served.
+/// Exported bdev.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Served {
-    /// The bdev.
     #[serde(default)]
     pub bdev_name: String,
-    /// The path of the kernel's device, where it is one.
+    /// Path of the kernel's device, if it is one.
     #[serde(default, alias = "nbd_device", alias = "ublk_device")]
     pub device: String,
 }
 
-/// The disk of a vhost-blk controller.
+/// Disk of a vhost-blk controller.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Block {
-    /// Its bdev; none once that was deleted under it.
+    /// Name of its bdev; `None` once that was deleted under it.
     #[serde(default)]
     pub bdev: Option<String>,
-    /// Whether guests may not write.
+    /// Set if guests may not write.
     #[serde(default)]
     pub readonly: bool,
 }
 
-/// A virtual machine that is connected to a controller.
+/// Connection of a virtual machine to a controller.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Session {
-    /// Whether its queues run.
+    /// Set while its queues run.
     #[serde(default)]
     pub started: bool,
-    /// Its queues.
+    /// Number of its queues.
     #[serde(default)]
     pub max_queues: u64,
-    /// Requests at work.
+    /// Requests in flight.
     #[serde(default)]
     pub inflight_task_cnt: u64,
 }
 
 impl Spdk {
-    /// Its block devices.
+    /// Lists its block devices.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -119,7 +116,7 @@ impl Spdk {
         self.typed("bdev_get_bdevs", None, within).await
     }
 
-    /// One of its block devices, if it is there.
+    /// Reads one of its block devices, if it exists.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -129,10 +126,10 @@ impl Spdk {
         if_found(one)
     }
 
-    /// Makes the block device of a volume.
+    /// Creates the block device of a volume.
     ///
     /// # Errors
-    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when there is one of that name.
+    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when the name is taken.
     pub async fn create_bdev(
         &self,
         bdev: &str,
@@ -143,8 +140,7 @@ impl Spdk {
         self.change(method, params, within).await.map(drop)
     }
 
-    /// Takes the block device of a volume away. Never one that a controller uses: its guest gets I/O
-    /// errors.
+    /// Deletes the block device of a volume. Never one that a controller uses: its guest gets I/O errors.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -164,7 +160,7 @@ impl Spdk {
         self.change(method, json!({"name": bdev}), within).await.map(drop)
     }
 
-    /// Gives the block device of a volume another size; a connected guest sees it.
+    /// Resizes the block device of a volume; a connected guest sees it.
     ///
     /// # Errors
     /// See [`Spdk::call`]; [`SpdkError::is_unknown_method`] where its kind cannot be resized.
@@ -178,7 +174,7 @@ impl Spdk {
         let sized = json!({"name": bdev, "new_size": size_mib});
         let (method, params): (Method, Value) = match backing {
             Backing::Zbs { .. } => ("bdev_zbs_resize".into(), sized),
-            // It has the size of its file, which is not the target's to change.
+            // Its size is that of its file, which the target cannot change.
             Backing::Aio { .. } => ("bdev_aio_rescan".into(), json!({"name": bdev})),
             Backing::Malloc { .. } => ("bdev_malloc_resize".into(), sized),
             Backing::Raw { method, .. } => (with_end(method, "_resize").into(), sized),
@@ -186,7 +182,7 @@ impl Spdk {
         self.change(method, params, within).await.map(drop)
     }
 
-    /// Its vhost controllers with their sessions.
+    /// Lists its vhost controllers with their sessions.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -194,10 +190,10 @@ impl Spdk {
         self.typed("vhost_get_controllers", None, within).await
     }
 
-    /// The bdevs that are served by something else than vhost, and by what: iSCSI, and devices of the kernel.
+    /// Lists the bdevs that are served by other means than vhost, with their users: iSCSI, and devices of the kernel.
     ///
     /// # Errors
-    /// See [`Spdk::call`]; none for what the target was built without.
+    /// See [`Spdk::call`]; no error for a module that the target was built without.
     pub async fn served_elsewhere(
         &self,
         within: Duration,
@@ -219,7 +215,7 @@ impl Spdk {
         Ok(served)
     }
 
-    /// One of its vhost controllers, if it is there.
+    /// Reads one of its vhost controllers, if it exists.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -233,13 +229,13 @@ impl Spdk {
         if_found(one)
     }
 
-    /// Makes a vhost-blk controller on a block device; its socket gets its name.
+    /// Creates a vhost-blk controller on a block device; its socket gets its name.
     ///
-    /// The name is used as it is: SPDK unlinks whatever socket lies there, cuts what is too long and
-    /// follows `..`, so the caller has judged it.
+    /// The name is used as it is: SPDK unlinks any socket at that path, truncates long names and follows `..`, so the
+    /// caller must have validated it.
     ///
     /// # Errors
-    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when there is one of that name.
+    /// See [`Spdk::call`]; [`SpdkError::is_exists`] when the name is taken.
     pub async fn create_controller(
         &self,
         name: &str,
@@ -255,7 +251,7 @@ impl Spdk {
         self.change("vhost_create_blk_controller", params, within).await.map(drop)
     }
 
-    /// Takes a controller away. Never one with a session: a target may then hang for ever.
+    /// Deletes a controller. Never one with a session: a target may then hang for ever.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -264,7 +260,7 @@ impl Spdk {
     }
 }
 
-/// The method that makes a bdev, and its parameters.
+/// Method that creates a bdev, and its parameters.
 fn creation(bdev: &str, backing: &Backing) -> (Method, Value) {
     match backing {
         Backing::Zbs { path } => {
@@ -290,13 +286,13 @@ fn creation(bdev: &str, backing: &Backing) -> (Method, Value) {
     }
 }
 
-/// `bdev_x_create` with another end.
+/// Replaces the suffix of `bdev_x_create`.
 fn with_end(method: &str, end: &str) -> String {
     let kind = method.strip_suffix("_create").or_else(|| method.strip_suffix("_attach_controller"));
     format!("{}{end}", kind.unwrap_or(method))
 }
 
-/// The only one, or none where the target knows none of that name.
+/// First and only element, or `None` if the target reports that there is none of that name.
 fn if_found<T>(one: Result<Vec<T>, SpdkError>) -> Result<Option<T>, SpdkError> {
     match one {
         Ok(one) => Ok(one.into_iter().next()),
@@ -305,7 +301,7 @@ fn if_found<T>(one: Result<Vec<T>, SpdkError>) -> Result<Option<T>, SpdkError> {
     }
 }
 
-/// All of them, or none where the target was built without that, or has not begun it.
+/// Complete list, or an empty one if the target was built without the module, or has not started it.
 fn if_known<T>(all: Result<Vec<T>, SpdkError>) -> Result<Vec<T>, SpdkError> {
     match all {
         Err(SpdkError::Refused { .. }) => Ok(Vec::new()),

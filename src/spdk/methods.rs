@@ -1,6 +1,5 @@
-//! The methods that tell how a target is, one typed function for each; those for its disks are in `disks`.
-//! Members that a target adds are ignored; members that it lacks make the answer
-//! [`SpdkError::Garbage`].
+//! RPC methods that report a target's state, one typed function for each; those for its disks are in `disks`. Members
+//! that a target adds are ignored; members that it lacks make the answer [`SpdkError::Garbage`].
 
 use std::time::Duration;
 
@@ -10,18 +9,18 @@ use serde_json::{Value, json};
 
 use super::{Spdk, SpdkError, shortened};
 
-/// The method that each probe begins with.
+/// First method of each health probe.
 pub(super) const GET_VERSION: &str = "spdk_get_version";
 
-/// What `spdk_get_version` tells.
+/// Result of `spdk_get_version`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Version {
-    /// Such as `SPDK v24.01 git sha1 …`.
+    /// Version text, such as `SPDK v24.01 git sha1 …`.
     pub version: String,
 }
 
 impl Spdk {
-    /// Its version: the control socket is served.
+    /// Reads its version: an answer means that the control socket is served.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -30,8 +29,7 @@ impl Spdk {
         Ok(Version { version: shortened(version) })
     }
 
-    /// Returns when its start has ended: from then on it serves. One that does not know the question is
-    /// taken to be there.
+    /// Returns when its start has ended: from then on it serves. A target without the method counts as started.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -42,7 +40,7 @@ impl Spdk {
         }
     }
 
-    /// Its version, from one whose start has ended: the control socket is served earlier than the disks.
+    /// Reads the version of a target whose start has ended: the control socket is served earlier than the disks.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -52,7 +50,7 @@ impl Spdk {
         started.map(|()| version)
     }
 
-    /// How many reactors it has. Each has to run an event for that: an answer means that none is frozen.
+    /// Counts its reactors. Each has to run an event for that: an answer means that none is frozen.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -65,7 +63,7 @@ impl Spdk {
         Ok(answer.reactors.len())
     }
 
-    /// The methods that it has now.
+    /// Lists the methods that it offers now.
     ///
     /// # Errors
     /// See [`Spdk::call`].

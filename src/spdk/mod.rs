@@ -1,13 +1,12 @@
-//! The control socket of a target: JSON-RPC 2.0 as SPDK speaks it.
+//! Client for a target's control socket: JSON-RPC 2.0 in SPDK's dialect.
 //!
 //! ```text
 //! Spdk (handle) ──request──▶ connection task ──bytes──▶ socket
-//!        ◀──reply by id──          │ one connection, kept; many requests on their way at once
+//!        ◀──reply by id──          │ one connection, kept; many requests in flight at once
 //! ```
 //!
-//! A target answers out of a poller that looks every 4 ms, so one connection is kept and requests are
-//! sent without waiting for each other. [`methods`] has one typed function for each method. What an
-//! answer means for a target's health is not judged here.
+//! A target answers from a poller that runs every 4 ms, so one connection is kept and requests are pipelined.
+//! [`methods`] has one typed function for each method. The health of a target is judged elsewhere.
 
 mod connection;
 pub mod disks;
@@ -28,132 +27,115 @@ use tokio::time::{timeout, timeout_at};
 
 use self::methods::GET_VERSION;
 
-/// A method's name: the agent's own, or what an operator named.
+/// Name of a method: one of the agent's own, or one that an operator configured.
 pub type Method = Cow<'static, str>;
 
-/// Requests that may be on their way to one target.
+/// Maximum requests in flight to one target.
 const MOST_UNANSWERED: usize = 1024;
-/// Bytes of one request. A target whose receive buffer that fills closes the connection, with all that others
-/// wait for on it: 32 KiB in older releases of SPDK, 256 KiB in newer ones.
+/// Maximum bytes of one request. One that fills the target's receive buffer makes it close the connection, with
+/// everything pending on it: 32 KiB in older releases of SPDK, 256 KiB in newer ones.
 const MOST_BYTES: usize = 32 * 1024 - 1;
 
-/// Characters of what a target says.
+/// Maximum characters kept of a target's message.
 const MOST_WORDS: usize = 300;
 
-/// A call that was not answered with a result.
+/// Failure of a call to a target.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpdkError {
-    /// Nobody listens.
+    /// No process listens.
     #[error("nobody listens on {socket}: the target does not run, or has another control socket")]
     Absent {
-        /// The control socket.
         socket: PathBuf,
-        /// Why.
         source: Arc<std::io::Error>,
     },
-    /// It cannot be told whether somebody listens.
+    /// The connection failed for another reason, so that it is unknown whether a process listens.
     #[error("cannot connect to {socket}")]
     Unreachable {
-        /// The control socket.
         socket: PathBuf,
-        /// Why.
         source: Arc<std::io::Error>,
     },
-    /// Something listens and takes no connection.
+    /// A process listens, but its queue of connections is full.
     #[error(
         "{socket} takes no more connections: the target there is frozen, or others fill its queue"
     )]
     Crowded {
-        /// The control socket.
         socket: PathBuf,
     },
-    /// The connection broke before the answer came.
+    /// The connection broke before the answer arrived.
     #[error("the target at {socket} closed the connection before it answered {method}")]
     Broken {
-        /// The control socket.
         socket: PathBuf,
-        /// The method.
         method: Method,
-        /// Why.
         source: Arc<std::io::Error>,
     },
-    /// No answer in time: a target that is frozen, overloaded or only just starting.
+    /// No answer in time: a target that is frozen, overloaded or still starting.
     #[error("the target at {socket} did not answer {method} within {within:?}")]
     Timeout {
-        /// The control socket.
         socket: PathBuf,
-        /// The method.
         method: Method,
-        /// The deadline.
         within: Duration,
     },
-    /// It answered with an error.
+    /// The target answered with an error.
     #[error("{method} was refused by the target at {socket}: {message} ({code})")]
     Refused {
-        /// The control socket.
         socket: PathBuf,
-        /// The method.
         method: Method,
-        /// JSON-RPC's or a negative errno (`reference/spdk-rpc.md` has which means what).
+        /// JSON-RPC code or negative errno (`reference/spdk-rpc.md` lists their meanings).
         code: i64,
-        /// The target's words.
+        /// Message of the target.
         message: String,
     },
-    /// What it answered is no answer.
+    /// The target sent an invalid answer.
     #[error(
         "the target at {socket} answered {method} with something else than was expected: {why}"
     )]
     Garbage {
-        /// The control socket.
         socket: PathBuf,
-        /// The method.
         method: Method,
-        /// In which way.
+        /// Reason why it is invalid.
         why: String,
     },
-    /// Too many requests are on their way already, or one is too large.
+    /// Too many requests are in flight already, or one is too large.
     #[error("{method} was not sent to {socket}: {why}")]
     NotSent {
-        /// The control socket.
         socket: PathBuf,
-        /// The method.
         method: Method,
-        /// Why.
         why: &'static str,
     },
 }
 
 impl SpdkError {
-    /// Whether the target says that a bdev or controller is not there: one cause, several codes.
+    /// `true` if the target reports that a bdev or controller does not exist: one cause, several codes.
     pub fn is_not_found(&self) -> bool {
         self.says("No such device")
     }
 
-    /// Whether the target says that a bdev or controller is there already.
+    /// `true` if the target reports that a bdev or controller exists already.
     pub fn is_exists(&self) -> bool {
         self.says("File exists")
     }
 
-    /// Whether it was the target's word; after anything else it may have done it, or not.
+    /// `true` if the target itself refused; after any other error it may have carried out the call, or not.
     pub fn is_refusal(&self) -> bool {
         matches!(self, SpdkError::Refused { .. } | SpdkError::NotSent { .. })
     }
 
-    /// Whether the target does not know the method.
+    /// `true` if the target does not know the method.
     pub fn is_unknown_method(&self) -> bool {
-        /// JSON-RPC's code for it.
+        /// JSON-RPC code for an unknown method.
         const UNKNOWN_METHOD: i64 = -32601;
         matches!(self, SpdkError::Refused { code: UNKNOWN_METHOD, .. })
     }
 
-    /// Whether the target says that somebody still uses a controller.
+    /// `true` if the target reports that a controller is still in use.
     pub fn is_busy(&self) -> bool {
         self.says("Device or resource busy")
     }
 
-    /// Whether the target could not make a controller for want of memory or descriptors, or of a path for its socket.
+    /// `true` if the target could not create a controller for lack of memory or descriptors, or of a path for its
+    /// socket.
     pub fn is_exhausted(&self) -> bool {
-        /// JSON-RPC's code for what cannot be done with these parameters.
+        /// JSON-RPC code for parameters that cannot be satisfied.
         const INVALID_PARAMS: i64 = -32602;
         matches!(self, SpdkError::Refused { code: INVALID_PARAMS, .. })
             && self.says("Input/output error")
@@ -164,7 +146,7 @@ impl SpdkError {
     }
 }
 
-/// What a target said, as far as it is kept and shown: its words end up in answers and logs.
+/// Truncates a target's message to the length that is kept: it ends up in answers and logs.
 fn shortened(mut words: String) -> String {
     if let Some((at, _)) = words.char_indices().nth(MOST_WORDS) {
         words.truncate(at);
@@ -173,10 +155,10 @@ fn shortened(mut words: String) -> String {
     words
 }
 
-/// A result as it came; who knows its form reads it out of the text.
+/// Unparsed result; the caller deserializes it.
 pub type Answer = Box<RawValue>;
 
-/// One request on its way to the connection.
+/// Request on its way to the connection.
 #[derive(Debug)]
 struct Request {
     method: Method,
@@ -184,39 +166,39 @@ struct Request {
     reply: oneshot::Sender<Result<Answer, SpdkError>>,
 }
 
-/// A target's control socket; clones share one connection.
+/// Client of a target's control socket; clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Spdk {
     socket: Arc<Path>,
     requests: mpsc::Sender<Request>,
-    /// What its connection tells of the target.
+    /// Facts about the target from its connection.
     heard: Arc<Heard>,
-    /// Where requests that change something are noted while they are open.
+    /// Registry of open requests that change something.
     changes: OpenChanges,
 }
 
-/// What a connection tells of the target at its other end.
+/// Facts about the target at the other end of a connection.
 #[derive(Debug, Default)]
 struct Heard {
-    /// The pid of the process that listens, while there is a connection; else 0.
+    /// Pid of the listening process while connected; else 0.
     peer: AtomicU32,
-    /// When a reply came last that nobody waited for any more.
+    /// Time of the last reply whose caller had timed out.
     late_reply: Mutex<Option<Instant>>,
-    /// How many questions for its version are open at the other end, whether somebody still waits or not.
+    /// Version requests open at the other end, whether a caller still waits or not.
     questions: watch::Sender<Questions>,
 }
 
-/// Questions for a target's version.
+/// Open requests for a target's version.
 #[derive(Debug, Clone, Copy, Default)]
 struct Questions {
-    /// Not answered, nor any that was sent after them.
+    /// Number of requests since the last answered one.
     open: u32,
-    /// When one was sent last.
+    /// Time of the last request.
     sent: Option<Instant>,
 }
 
 impl Spdk {
-    /// A client for the control socket at `socket`, connected when it is first needed.
+    /// Client for the control socket at `socket`, connected when it is first needed.
     pub fn new(socket: impl Into<PathBuf>) -> Spdk {
         Spdk::noting(socket.into(), OpenChanges::default())
     }
@@ -229,25 +211,25 @@ impl Spdk {
         Spdk { socket, requests, heard, changes }
     }
 
-    /// When a reply came last that nobody waited for any more: the sign of a target that is only slow.
+    /// Time of the last reply whose caller had timed out: the sign of a target that is only slow.
     pub fn late_reply(&self) -> Option<Instant> {
         *self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits, within that time, until it may be asked for its version once more, which is counted then.
+    /// Waits, within that time, until another version request is permitted, which is counted then.
     ///
-    /// Where that many questions are open, a target that is slow must not be asked faster than it answers, and
-    /// one that has lost them must be asked again: that is done the later, the more are open.
+    /// With that many requests open, a slow target must not be queried faster than it answers, and one that has lost
+    /// them must be queried again: the more are open, the later.
     ///
     /// # Errors
-    /// [`SpdkError::Timeout`] where it answers none of them.
+    /// [`SpdkError::Timeout`] when it answers none of them.
     pub async fn takes_questions(&self, most: u32, within: Duration) -> Result<(), SpdkError> {
         let mut questions = self.heard.questions.subscribe();
         let deadline = Instant::now() + within;
         loop {
             let now = Instant::now();
             let again = |it: &Questions| it.sent.map_or(now, |sent| sent + within * it.open);
-            // Taken at once: of all who wait only as many may ask as there is room for.
+            // Reserved atomically: of all waiting callers only as many proceed as there is room for.
             let takes = self.heard.questions.send_if_modified(|it| {
                 let takes = it.open < most || again(it) <= now;
                 if takes {
@@ -263,12 +245,12 @@ impl Spdk {
                 return Err(SpdkError::Timeout { socket, method, within });
             }
             let next = again(&questions.borrow_and_update()).min(deadline);
-            // Cancel-safe: what was not seen stays new.
+            // Cancel-safe: an unobserved change stays new.
             let _ = timeout_at(next.into(), questions.changed()).await;
         }
     }
 
-    /// Calls a method that changes something, which is known while it is open ([`Sockets::open_change`]): the
+    /// Calls a method that changes something, and registers it while it is open ([`Sockets::open_change`]): the
     /// target may answer nothing else meanwhile.
     ///
     /// # Errors
@@ -284,23 +266,23 @@ impl Spdk {
         self.call(method, Some(params), within).await
     }
 
-    /// The process that listens there, as long as there is a connection to it.
+    /// Pid of the listening process, as long as there is a connection to it.
     pub fn peer(&self) -> Option<u32> {
         Some(self.heard.peer.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
     }
 
-    /// Where the target listens.
+    /// Path of the control socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Calls a method and waits for its result. Calls made at the same time are sent together.
+    /// Calls a method and waits for its result. Concurrent calls are sent together.
     ///
-    /// `params` must be `None` where the method takes none: an empty object is refused by some.
+    /// `params` must be `None` for a method without parameters: some refuse an empty object.
     ///
     /// # Errors
-    /// Each kind of [`SpdkError`]. After [`SpdkError::Timeout`] and [`SpdkError::Broken`] the target
-    /// may have done it, or may do it later.
+    /// Each kind of [`SpdkError`]. After [`SpdkError::Timeout`] and [`SpdkError::Broken`] the target may have carried
+    /// it out, or may do so later.
     pub async fn call(
         &self,
         method: impl Into<Method>,
@@ -327,23 +309,21 @@ impl Spdk {
     }
 }
 
-/// A request that changes something and is not answered yet.
+/// Unanswered request that changes something.
 #[derive(Debug, Clone)]
 pub struct OpenChange {
-    /// Its method.
     pub method: Method,
-    /// Its deadline.
     pub until: Instant,
 }
 
-/// The requests that change something and are open, by control socket; clones are one.
+/// Open requests that change something, by control socket; clones share one registry.
 #[derive(Debug, Clone, Default)]
 struct OpenChanges(Arc<Mutex<BySocket>>);
 
-/// Each with its number, in the order in which they were opened.
+/// Numbered requests of each socket, in the order in which they were opened.
 type BySocket = BTreeMap<PathBuf, Vec<(u64, OpenChange)>>;
 
-/// One of them, until it is dropped.
+/// Registration of an open request, removed when dropped.
 struct Noted<'a> {
     changes: &'a OpenChanges,
     socket: &'a Path,
@@ -372,7 +352,7 @@ impl Drop for Noted<'_> {
     }
 }
 
-/// The control sockets that were asked, with their connections.
+/// Clients of the used control sockets, with their connections.
 #[derive(Debug, Clone, Default)]
 pub struct Sockets {
     known: Arc<Mutex<BTreeMap<PathBuf, Spdk>>>,
@@ -380,15 +360,15 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Sockets that are kept; a node has a few targets.
+    /// Maximum number of clients kept; a node has a few targets.
     const MOST: usize = 64;
 
-    /// The same with connections of their own, so that probes do not wait behind what changes something.
+    /// Same registry with connections of its own, so that probes do not wait behind requests that change something.
     pub fn apart(&self) -> Sockets {
         Sockets { known: Arc::default(), changes: self.changes.clone() }
     }
 
-    /// The client of the control socket at `path`.
+    /// Client of the control socket at `path`.
     pub fn at(&self, path: &Path) -> Spdk {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= Sockets::MOST && !known.contains_key(path) {
@@ -398,7 +378,7 @@ impl Sockets {
         known.entry(path.to_owned()).or_insert_with(make).clone()
     }
 
-    /// The agent's own request at that socket that changes something and may be open for the longest.
+    /// The agent's own request on that socket that changes something and has the latest deadline.
     pub fn open_change(&self, path: &Path) -> Option<OpenChange> {
         let open = self.changes.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_socket = open.get(path)?.iter().map(|(_, change)| change);

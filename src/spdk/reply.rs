@@ -1,71 +1,71 @@
-//! Taking replies out of a stream that has no frames: a reply ends with a newline, but may have some
-//! within, and may arrive in any pieces.
+//! Splits a stream without frames into replies: a reply ends with a newline, but may contain some, and may arrive in
+//! any pieces.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::Answer;
 
-/// More than any target answers at once: some thousand bdevs take 32 MiB.
+/// Maximum bytes of a reply, more than any target sends: some thousand bdevs take 32 MiB.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// Room for the next bytes: many short answers come together.
+/// Minimum free space for the next bytes: many short answers come together.
 const ROOM: usize = 8 * 1024;
-/// What an empty buffer may keep.
+/// Maximum capacity that an empty buffer keeps.
 const KEPT_BYTES: usize = 1024 * 1024;
 
-/// What a target answered.
+/// Reply of a target.
 #[derive(Debug, Deserialize)]
 pub struct Reply {
-    /// Of the request; null when the target could not read it.
+    /// Id of the request; null if the target could not read it.
     #[serde(default)]
     pub id: Value,
-    /// What it was asked for; `null` is a result too, and is missing here.
+    /// Result of the call; a `null` result is absent here.
     #[serde(default)]
     pub result: Option<Answer>,
-    /// Why there is none.
+    /// Error of the target, if it refused.
     #[serde(default)]
     pub error: Option<ReplyError>,
 }
 
-/// Why it refused.
+/// Error of a refused call.
 #[derive(Debug, Deserialize)]
 pub struct ReplyError {
-    /// JSON-RPC's code, or a negative errno.
+    /// JSON-RPC code, or negative errno.
     #[serde(default)]
     pub code: i64,
-    /// Its words.
+    /// Message of the target.
     #[serde(default)]
     pub message: String,
 }
 
-/// Bytes that arrived and were not understood yet. Each byte is looked at once, however many come.
+/// Received bytes that are not parsed yet. Each byte is scanned once, however many arrive.
 #[derive(Debug, Default)]
 pub struct Incoming {
     bytes: Vec<u8>,
-    /// Bytes at the front that were looked at.
+    /// Number of scanned bytes at the front.
     scanned: usize,
-    /// Objects and arrays that are open there.
+    /// Nesting depth of open objects and arrays there.
     depth: usize,
     in_string: bool,
     escaped: bool,
 }
 
 impl Incoming {
-    /// Where the next bytes go.
+    /// Buffer for the next bytes.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         self.bytes.reserve(ROOM);
         &mut self.bytes
     }
 
-    /// Whether a reply has begun and not ended.
+    /// `true` if a reply is incomplete.
     pub fn is_half(&self) -> bool {
         self.depth > 0
     }
 
-    /// Hands the whole replies that have arrived to `deliver`.
+    /// Passes the complete replies received so far to `deliver`.
     ///
     /// # Errors
-    /// What is wrong with the stream, which is worth nothing from there on.
+    /// The fault in the stream, which is unusable from there on.
     pub fn replies(&mut self, mut deliver: impl FnMut(Reply)) -> Result<(), String> {
         let mut begin = 0;
         while let Some(byte) = self.bytes.get(self.scanned).copied() {
