@@ -1,4 +1,4 @@
-//! What is judged before a target is accepted: its sockets, their folder, and its memory.
+//! Checks before a target is accepted: its name, its sockets, their folder, and its memory.
 
 use std::collections::BTreeSet;
 
@@ -42,7 +42,7 @@ pub fn has_own_sockets(
         own.insert(spec.control_sock.as_str().to_string());
         own.extend(known.keys().map(|name| spec.socket_dir.join(name.as_str())));
     }
-    // Those that may come back have theirs, too.
+    // Replaced targets that may come back have their sockets, too.
     let kept = desired.trials.values().filter_map(|trial| trial.old.as_ref());
     let others = desired.targets.values().chain(kept).filter(|other| other.name != spec.name);
     for other in others {
@@ -100,7 +100,7 @@ pub fn has_room_for(
     Err(Fault::new(Code::TooManyVolumes, text))
 }
 
-/// Whether what its paths lead to is the caller's to name.
+/// Refuses paths that lead to what is not the caller's to name.
 pub(super) fn judge_bounds(
     spec: &TargetSpec,
     seen: &TargetSeen,
@@ -110,7 +110,7 @@ pub(super) fn judge_bounds(
     judge_target(&opened, seen.known.as_ref(), &policy.target, Paths::Followed(&seen.links))
 }
 
-/// Whether nobody can swap its sockets.
+/// Refuses a place where somebody can swap its sockets.
 pub(super) fn judge_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
     seen.socket_doubt.as_ref().map_or(Ok(()), |doubt| {
         let text = format!("{} is not safe with its sockets there: {doubt}", spec.name);
@@ -118,7 +118,7 @@ pub(super) fn judge_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fa
     })
 }
 
-/// Whether these nodes have the free pages that the target takes: else it would exit as soon as it starts.
+/// Refuses a target for which these nodes lack free pages: it would exit as soon as it starts.
 pub(super) fn judge_memory(
     spec: &TargetSpec,
     pages: u64,

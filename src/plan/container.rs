@@ -1,4 +1,4 @@
-//! The container that a target gets: its image and where that comes from, its command, CPUs, folders and labels.
+//! The container of a target: its image and the sources of that, its command, CPUs, folders and labels.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,13 +29,13 @@ pub(super) fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Faul
     }
 }
 
-/// Where the image can come from, in the order that the controller knows: its registry, a tar, an address.
+/// Sources of the image, in the order that the controller knows: its registry, a tar, an address.
 pub(super) fn sources(spec: &TargetSpec, image: &str, seen: &TargetSeen) -> Vec<ImageSource> {
     if spec.kind == TargetKind::BuiltIn {
         return vec![ImageSource::BuiltIn];
     }
     let registry = registry_of(image).map(|_| ImageSource::Registry);
-    // What was judged is what is opened.
+    // The path that was judged is the one that is opened.
     let led = |tar| seen.links.get(tar).map_or(tar, |led| &led.path);
     let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(led(tar).as_str().to_string()));
     let url = spec
@@ -54,7 +54,6 @@ pub(super) fn no_image(image: &str) -> Fault {
     )
 }
 
-/// The container of a target.
 pub(super) fn container(
     spec: &TargetSpec,
     wish: EnsureWish,
@@ -68,7 +67,8 @@ pub(super) fn container(
         true => Some(isolation(spec, seen, policy)),
         false => None,
     };
-    // Who may ask the engine may not all know what gives access to the image; and a size that was chosen is a size.
+    // Not everybody who may ask the engine may know what gives access to the image; and a size that was chosen is a
+    // size.
     let known = TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() };
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
     let mut made = ContainerSpec {
@@ -89,14 +89,14 @@ pub(super) fn container(
     if let Some(isolation) = &made.isolation {
         made.labels.insert(ISOLATION_LABEL.to_string(), label(isolation)?);
     }
-    // Who counts on the CPUs beside them changes from day to day, and makes it no other target.
+    // The users of the CPUs beside them change from day to day, which makes it no other target.
     made.cpus = Some(cpus_of(spec.kind, chosen).to_string());
     Ok(made)
 }
 
-/// Digest of everything that a container is made with: the settings too, and the cores that were chosen.
+/// Digest of everything that a container is made with, including the settings and the chosen cores.
 fn digest(made: &ContainerSpec) -> String {
-    // As an older agent wrote it of its containers, which had none: they are known again.
+    // As an older agent wrote it for its containers, which had no isolation: they are recognized.
     let text = format!("{made:?}").replacen("isolation: None", "tmpfs: []", 1);
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -118,11 +118,11 @@ fn binds(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Vec<(St
     binds
 }
 
-/// Isolation of a target that is made new.
+/// Isolation of a new target.
 fn isolation(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Isolation {
     let settings = &policy.target;
     let binds = binds(spec, seen, policy);
-    // What is the host's stays so, with all below it.
+    // Folders of the host stay as they are, with all below them.
     let is_bound = |path: &str| binds.iter().any(|(bind, _)| Path::new(path).starts_with(bind));
     let tmpfs = settings.tmpfs.iter().filter(|path| settings.read_only_root && !is_bound(path));
     Isolation {
@@ -133,14 +133,14 @@ fn isolation(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Iso
     }
 }
 
-/// Test for a container of the agent's that an older agent made, without isolation. A target that comes back is as it was:
-/// nobody may be there to see that its image needs more.
+/// `true` for a container that an older agent made, without isolation. A recovered target stays as it was: nobody may
+/// be there to see that its image needs more.
 fn comes_back_open(seen: &TargetSeen) -> bool {
     let ours = seen.container.as_ref().filter(|it| it.made_for().is_some());
     ours.is_some_and(|it| !it.labels.contains_key(ISOLATION_LABEL))
 }
 
-/// Test for a container that is isolated otherwise than a new one would be.
+/// `true` for a container that is isolated otherwise than a new one would be.
 pub(super) fn is_isolated_otherwise(
     spec: &TargetSpec,
     container: &ContainerSeen,
@@ -151,14 +151,14 @@ pub(super) fn is_isolated_otherwise(
     is.and_then(|is| serde_json::from_str(is).ok()) != Some(isolation(spec, seen, policy))
 }
 
-/// The CPUs that the container may run on: its reactors bind themselves to theirs.
+/// CPUs that the container may run on: its reactors bind themselves to theirs.
 fn cpus_of(kind: TargetKind, chosen: &Chosen) -> CoreList {
     let beside = chosen.housekeeping.as_ref().filter(|_| kind != TargetKind::BuiltIn);
     let all = chosen.cores.as_slice().iter().chain(beside.iter().flat_map(|it| it.as_slice()));
     CoreList::of(all.copied().collect()).unwrap_or_else(|| chosen.cores.clone())
 }
 
-/// Fills the template's words. A word whose value is not there goes, and the flag before it too.
+/// Fills in the template's words. A word without a value is dropped, and so is the flag before it.
 fn command(
     template: TargetTemplate<'_>,
     spec: &TargetSpec,

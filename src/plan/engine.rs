@@ -1,10 +1,9 @@
-//! What the engine needs (field notes 7, 8 and 20).
+//! Plan for the engine: its configuration, packages and start (field notes 7, 8 and 20).
 //!
-//! The order is the point: `"iptables": false` must stand in daemon.json before the engine is
-//! started for the first time, and Debian's packages start it while they are being installed. So
-//! the file comes first, then the packages, then the start. An engine that answers is left as it
-//! is, file and all: a key that would only bite at its next restart is not slipped in behind the
-//! operator's back.
+//! The order is the point: `"iptables": false` must be in daemon.json before the engine is started for the first
+//! time, and Debian's packages start it while they are being installed. So the file comes first, then the packages,
+//! then the start. An engine that answers is left as it is, file and all: a key that would only take effect at its
+//! next restart is not slipped in behind the operator's back.
 
 use serde_json::{Map, Value};
 
@@ -17,19 +16,18 @@ use crate::model::step::Step;
 /// The key of daemon.json that keeps the engine's hands off the host's packet filter.
 const KEY: &str = "iptables";
 
-/// The steps, and what the operator should know.
+/// Steps for the engine, and findings for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EnginePlan {
-    /// What to do, in order.
+    /// In order of execution.
     pub steps: Vec<Step>,
-    /// What to say.
     pub findings: Vec<Finding>,
 }
 
-/// Plans what makes the engine installed, configured and running.
+/// Plans the steps after which the engine is installed, configured and running.
 ///
 /// # Errors
-/// A fault for what the agent must not or cannot mend by itself.
+/// A fault for what the agent must not or cannot repair by itself.
 pub fn plan(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, Fault> {
     match &seen.api {
         EngineApi::Answers(version) => plan_running(version, seen, policy),
@@ -138,8 +136,8 @@ impl EnginePlan {
     /// enough: after a boot the containers would stay down until somebody connects.
     fn add_enable(&mut self, seen: &EngineSeen, policy: &EnginePolicy) {
         let disabled = seen.unit.as_ref().is_some_and(|unit| unit.file == "disabled");
-        // A unit that is yet to be installed is not known as disabled: the package enables it or not,
-        // which is seen when the plan is made again after the installation.
+        // A unit that is yet to be installed is not known as disabled: the package enables it or not, which is
+        // observed when the plan is made again after the installation.
         if disabled {
             self.steps.push(Step::EnableUnit(policy.unit.clone()));
         }
@@ -197,7 +195,7 @@ enum Merge {
     Operator(Finding),
 }
 
-/// `--iptables` on a dockerd command line; boolean flags of Go take the same words everywhere.
+/// Value of `--iptables` on a dockerd command line; Go's boolean flags take the same words everywhere.
 fn iptables_flag(args: &[String]) -> Option<bool> {
     args.iter().rev().find_map(|arg| {
         let rest = arg.trim_start_matches('-').strip_prefix(KEY)?;
@@ -208,10 +206,10 @@ fn iptables_flag(args: &[String]) -> Option<bool> {
     })
 }
 
-/// Merges the one key into what the operator has (field note 8).
+/// Merges the one key into the operator's file (field note 8).
 ///
-/// `unit_flag` is what the unit passes on the command line: dockerd refuses to start when the same
-/// choice stands in both places, so the file is then left alone.
+/// `unit_flag` is the value on the unit's command line: dockerd refuses to start when the same choice is made in both
+/// places, so the file is then left alone.
 fn merged(
     file: &DaemonJson,
     unit_flag: Option<bool>,
@@ -264,7 +262,7 @@ fn parse(text: &str) -> Map<String, Value> {
     serde_json::from_str(text).unwrap_or_default()
 }
 
-/// What is to be said of a running engine that may change the packet filter (field note 7).
+/// Finding on a running engine that may change the packet filter (field note 7).
 fn iptables_finding(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Finding> {
     let process = seen.process.as_ref();
     let started_at = process.map(|process| process.started_at);

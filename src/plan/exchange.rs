@@ -6,8 +6,8 @@
 //! NAME.next      –           new         new          new            –  (renamed)   –              –
 //! NAME.previous  –           –           –            old, ended     old, ended     old, ended     –
 //! ```
-//! The trial is desired before the first of these, and until the last ([`Trial`]): so the old one can come back from
-//! each of them, also by the next agent.
+//! The trial is in the desired state before the first of these, and until the last ([`Trial`]): so the old one can
+//! come back from each of them, also by the next agent.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::model::target::{TargetName, TargetSeen, TargetSpec, Trial};
 /// Return of a target whose successor does not serve.
 #[derive(Debug, Default, PartialEq)]
 pub struct Return {
-    /// Gives it its place again. As long as this is not done, it has not come back.
+    /// Gives it its name back. Until this is done, it has not come back.
     pub moves: Vec<Step>,
     /// Starts it: from here on it is a target like any other.
     pub starts: Vec<Step>,
@@ -30,8 +30,8 @@ pub struct Return {
     pub clears: Vec<Step>,
 }
 
-/// Plans the return of the target that one on trial has replaced, or was to replace; none where it is not there any
-/// more.
+/// Plans the return of the target that the one on trial has replaced, or was to replace; `None` if it is no longer
+/// there.
 ///
 /// # Errors
 /// `container-not-ours` when somebody else's container has its name.
@@ -53,7 +53,7 @@ pub fn bring_back(
             if !successor.is_of(name) {
                 return Err(not_ours(name.as_str()));
             }
-            // The name is free at once, whatever keeps the engine from removing it.
+            // The name is free at once, whatever keeps the engine from removing the container.
             back.moves.extend(failed.take().iter().flat_map(|it| remove(&next, it)));
             back.moves.extend(stop(name.as_str(), successor));
             back.moves.push(rename(name.as_str(), &successor.id, &next));
@@ -75,7 +75,7 @@ pub fn bring_back(
     Ok(Some(back))
 }
 
-/// Plans the removal of what is left beside a target; what is somebody else's stays.
+/// Plans the removal of the containers left beside a target, except those of somebody else.
 pub(super) fn clear(name: &TargetName, seen: &TargetSeen) -> Vec<Step> {
     let ours = seen.beside.iter().filter(|(_, it)| it.is_of(name));
     ours.flat_map(|(at, it)| remove(at, it)).collect()
@@ -86,7 +86,7 @@ fn not_ours(name: &str) -> Fault {
     Fault::new(Code::ContainerNotOurs, text)
 }
 
-/// Keeps the engine from starting again by itself what is stopped.
+/// Keeps the engine from restarting a stopped container by itself.
 pub(super) fn leave_ended(name: &str, seen: &ContainerSeen) -> Option<Step> {
     let (name, id, restarts) = (name.to_string(), seen.id.clone(), None);
     seen.restarts.is_some().then_some(Step::SetRestarts { name, id, restarts })
@@ -107,7 +107,7 @@ fn remove(name: &str, seen: &ContainerSeen) -> Vec<Step> {
 }
 
 impl TargetPlan {
-    /// Exchanges a target that runs for a new one, by the steps that `start` that.
+    /// Exchanges a running target for a new one, by the steps in `start`.
     ///
     /// # Errors
     /// When somebody else's container has a name that is needed for it, or its virtual machines would look for their
@@ -137,7 +137,7 @@ impl TargetPlan {
         }
         let (name, id) = (spec.name.to_string(), old.id.clone());
         let [next, previous] = spec.name.beside();
-        // Where nobody can tell, guests may wait.
+        // If nobody can tell, guests may wait.
         let is_used = seen.sessions != Some(0) || seen.disconnected > 0;
         self.steps.extend(clear(&spec.name, seen));
         let mut after = Vec::new();
@@ -165,7 +165,7 @@ impl TargetPlan {
         Ok(())
     }
 
-    /// The id of the container that another one takes the place of by these steps.
+    /// Id of the container that these steps replace.
     pub fn exchanged(&self) -> Option<&str> {
         self.steps.iter().find_map(|step| match step {
             Step::RenameContainer { id, .. } => id.as_deref(),

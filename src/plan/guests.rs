@@ -1,4 +1,4 @@
-//! Guests that the next exit of their target harms more than it has to.
+//! Findings on guests that the next exit of their target harms more than it has to.
 
 use std::time::Duration;
 
@@ -7,15 +7,16 @@ use crate::model::fault::Finding;
 use crate::model::guest::{Guest, Guests};
 use crate::model::volume::{VolumeName, VolumeStatus};
 
-/// A target is back with its controllers within about a second. A guest that looks for its socket less often than that
-/// waits for its own timer and no longer for the target; QEMU before 9.2 takes whole seconds, so this is its shortest.
+/// Longest reconnect interval without a finding. A target is back with its controllers within about a second; a guest
+/// that retries less often waits for its own timer instead. QEMU before 9.2 takes whole seconds, so this is its
+/// shortest.
 const SHORT: Duration = Duration::from_secs(1);
 /// First version of QEMU that may lose a reconnect, and the first one after that which does not: a target that exits
 /// before it has answered QEMU's first messages leaves that disk hung until the VM is restarted.
 const LOSES: (u32, u32) = (7, 2);
 const LOSES_NO_MORE: (u32, u32) = (8, 2);
 
-/// Notes the guest of a volume that is connected, where it was looked for; tells what was not found of it before.
+/// Notes the guest of a connected volume, where guests were looked for; returns the findings that are new.
 pub fn see(name: &VolumeName, status: &mut VolumeStatus, guests: &Guests) -> Vec<Finding> {
     let Some(guest) = guests.get(&status.socket_path) else { return Vec::new() };
     status.reconnect_seconds = guest.as_ref().map(|guest| guest.reconnect);
@@ -55,7 +56,7 @@ fn findings(volume: &VolumeName, guest: &Guest) -> Vec<Finding> {
     found
 }
 
-/// Whether a version such as `7.2.22` is one of those.
+/// `true` for a QEMU version, such as `7.2.22`, that may lose a reconnect.
 fn loses_reconnects(version: &str) -> bool {
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     let version = numbers.next().zip(numbers.next());

@@ -1,26 +1,26 @@
-//! From what is known of a target to what is told of it: its state and the reason. Pure.
+//! Health of a target from its observation: the state and its reason. Pure.
 //!
-//! Running is not serving (field note 12): only an answer counts. That a process has exited is certain, and
-//! told at once. That a probe was not answered is not: a busy target may answer the next one, so it takes
+//! Running is not serving (field note 12): only an answer counts. An exit is certain, and reported at once. A missed
+//! probe is not: a busy target may answer the next one, so it takes
 //! [`FAILURE_THRESHOLD`](crate::model::observation::FAILURE_THRESHOLD) in a row to turn one that serves.
 
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::target::{TargetState, Work};
 
-/// What is known besides of a target that is told of.
+/// Facts about a target beyond its observation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Context {
-    /// Whether it is to be there.
+    /// Set if the target is desired.
     pub wanted: bool,
-    /// What its task does with it, when it is at work.
+    /// Work of its task on it, if any.
     pub at_work: Option<Work>,
-    /// Whether its volumes are yet to be brought back.
+    /// Set if its volumes are yet to be restored.
     pub rebuilds: bool,
-    /// That it exits again and again, with the evidence.
+    /// Evidence of a crash loop, while it is in one.
     pub trouble: Option<String>,
 }
 
-/// The state and its reason.
+/// Judges the state of a target, with the reason.
 pub fn judge(seen: &Observation, context: &Context) -> (TargetState, String) {
     use TargetState::{Absent, Degraded, Failed, Paused, Serving, Starting};
     let told = |state, text: &str| (state, text.to_string());
@@ -35,7 +35,7 @@ pub fn judge(seen: &Observation, context: &Context) -> (TargetState, String) {
         (Process::Lives { .. }, Some(version)) if !context.rebuilds && trouble.is_none() => {
             (Serving, format!("{version} answers"))
         }
-        // Until it has served for a while, one that always exits again is no better for being up again.
+        // Until it has served for a while, a target in a crash loop is no better for being up again.
         (_, _) if trouble.is_some() => (Failed, trouble.cloned().unwrap_or_default()),
         (Process::Lives { .. }, Some(version)) => {
             (Starting, format!("{version} answers, and its volumes are being brought back"))
@@ -68,8 +68,8 @@ pub fn judge(seen: &Observation, context: &Context) -> (TargetState, String) {
     }
 }
 
-/// A living process that answered once and does no more. While a request of the agent's own explains that, it
-/// serves on.
+/// State of a living process that answered once and no longer does. While the agent's own request explains that, it
+/// counts as serving.
 fn lives_in_silence(seen: &Observation, context: &Context) -> (TargetState, String) {
     let silence = seen.answers.silence();
     match (seen.is_busy(), seen.answers.last_version(), &seen.vitals.busy_with) {

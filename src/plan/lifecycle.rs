@@ -1,4 +1,4 @@
-//! The lifecycle of a target: one pure step from what was known and what is seen to what is done.
+//! The lifecycle of a target: one pure step from known and observed state to the action that is due.
 //!
 //! ```text
 //!            deploy                    answered            min-ready passed
@@ -8,10 +8,10 @@
 //!     │                │                                                        ▼
 //!     └── Stopping     └───────────── killed, only if it is really stuck ── Unresponsive ──▶ Serving (answers again)
 //! ```
-//! Besides, any phase with a process turns into Paused when its cgroup is frozen, and from there into
-//! Unresponsive, which ends with the first answer; into Stopping when the agent itself stops the process, to
-//! take the target away or to replace it; and into Unwanted when nobody wants it any more. A crash loop is Down
-//! with at least three exits in short order: it is retried at the cap. All transitions are these:
+//! Besides, any phase with a process turns into Paused when its cgroup is frozen, and from there into Unresponsive,
+//! which ends with the first answer; into Stopping when the agent itself stops the process, to take the target away
+//! or to replace it; and into Unwanted when it is no longer desired. A crash loop is Down with at least three exits
+//! in short order: it is retried at the cap. All transitions are these:
 //!
 //! ```transitions
 //! Unwanted     -> Down
@@ -24,14 +24,14 @@
 //! Stopping     -> Down, Unwanted
 //! ```
 //!
-//! **A kill needs proof.** A process that makes progress is not stuck. While a request of the agent's own is
-//! open that changes something, its silence is explained, up to the deadline of that request. After that it is
-//! killed when the kernel says that it is stopped, or when none of its threads (or one of its reactors) has
-//! computed, waited for a CPU or done I/O for [`HealPolicy::frozen_after`]. Where it computes and answers
-//! nothing, nobody can tell a busy target from a spinning one: that is told, and it is killed only after
-//! [`HealPolicy::kill_unresponsive_after`], and only where volumes or guests are to be recovered.
+//! **A kill needs evidence.** A process that makes progress is not stuck. While a request of the agent's own is open
+//! that changes something, its silence is explained, up to the deadline of that request. After that it is killed when
+//! the kernel says that it is stopped, or when none of its threads (or one of its reactors) has computed, waited for
+//! a CPU or done I/O for [`HealPolicy::frozen_after`]. Where it computes and answers nothing, nobody can tell a busy
+//! target from a spinning one: that is reported, and it is killed only after [`HealPolicy::kill_unresponsive_after`],
+//! and only where volumes or guests are to be recovered.
 //!
-//! There is no clock and no I/O in here. Who calls says what time it is, and does what is decided.
+//! There is no clock and no I/O in here: the caller passes the time, and carries out the action.
 
 use std::time::{Duration, Instant};
 
@@ -41,56 +41,48 @@ use super::retry::{Backoff, Failures};
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::policy::HealPolicy;
 
-/// Phase of a target's life.
+/// Phase of a target's lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody wants it.
+    /// Not desired.
     Unwanted,
-    /// It is wanted, and its process is not there.
+    /// Desired, but without a process.
     Down {
-        /// Time of its start; none where it is not to be started.
+        /// Time of its start; `None` if it is not to be started.
         due: Option<Instant>,
-        /// Whether a start of the agent's own did not lead to an answer: what it left is ended by the next.
+        /// Set if the agent's own start did not lead to an answer: the next start ends what it left.
         failed: bool,
     },
-    /// It is being started, or its process lives and has not answered yet.
+    /// Being started, or the process lives and has not answered yet.
     Starting {
-        /// Its process, once it lives.
+        /// Process, once it lives.
         pid: Option<u32>,
-        /// Since when.
         since: Instant,
     },
-    /// It answers, and has to do so for a while before it gets volumes.
+    /// Answering; has to do so for a while before it gets volumes.
     Probation {
-        /// Its process.
         pid: u32,
-        /// Since when.
         since: Instant,
     },
-    /// It answers.
+    /// Answering, with its probation passed.
     Serving {
-        /// Its process.
         pid: u32,
-        /// Since when.
         since: Instant,
     },
-    /// It answered, and does so no more.
+    /// Answered before, and no longer does.
     Unresponsive {
-        /// Its process.
         pid: u32,
-        /// Since when.
         since: Instant,
-        /// Whether it had passed its probation.
+        /// Set if it had passed its probation.
         served: bool,
     },
-    /// Its cgroup is frozen: it can neither answer nor be killed before it is thawed.
+    /// Cgroup frozen: it can neither answer nor be killed before it is thawed.
     Paused {
-        /// Its process.
         pid: u32,
-        /// Whether it had passed its probation.
+        /// Set if it had passed its probation.
         served: bool,
     },
-    /// The agent itself stops it.
+    /// Being stopped by the agent itself.
     Stopping,
 }
 
@@ -109,7 +101,7 @@ impl Phase {
         }
     }
 
-    /// Its process, where it has one.
+    /// Pid of the process, if there is one.
     pub fn pid(&self) -> Option<u32> {
         match *self {
             Phase::Starting { pid, .. } => pid,
@@ -125,47 +117,43 @@ impl Phase {
 /// State of a target between two steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    /// Phase of its life.
     pub phase: Phase,
-    /// Failures, and the time of the next try.
+    /// Failures, and the time of the next attempt.
     pub retry: Backoff,
-    /// The observation upon which it was killed last: another one has to come before it is again.
+    /// Number of the observation upon which it was killed last; the next kill needs a newer one.
     killed_at: Option<u64>,
 }
 
-/// Part of the state that is on the disk, for the agent that comes after this one.
+/// Part of the state kept on disk for the next agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Remembered {
-    /// Failures so far.
     pub failures: Failures,
-    /// The process that answered.
     pub process: Answered,
 }
 
 /// A process that has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Answered {
-    /// Its pid; none where none has.
+    /// Pid; `None` if no process has answered.
     pub pid: Option<u32>,
-    /// Whether it had passed its probation.
+    /// Set if it had passed its probation.
     pub served: bool,
 }
 
 /// Situation of a target: the desired state, and the work of its task.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Situation {
-    /// Whether it is to be there.
+    /// Set if the target is desired.
     pub wanted: bool,
-    /// Whether volumes are wanted in it, or guests were connected: somebody loses something by its silence.
+    /// Set if volumes are desired in it or guests were connected: its silence harms somebody.
     pub has_users: bool,
-    /// Whether the task starts it right now.
+    /// Set while the task starts it.
     pub bringing_up: bool,
-    /// Whether the agent itself stops its process right now.
+    /// Set while the agent itself stops its process.
     pub stopping: bool,
-    /// Whether the task could begin something.
+    /// Set if the task could begin new work.
     pub is_free: bool,
-    /// Whether the agent has only begun, and starts what it finds down whatever the policy says of later
-    /// exits.
+    /// Set while the agent is starting: what it finds down is started whatever the policy says of later exits.
     pub at_start: bool,
     /// Outcome of the last start, once.
     pub attempt: Option<Attempt>,
@@ -176,44 +164,38 @@ pub struct Situation {
 /// Outcome of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
-    /// It failed.
     Failed,
-    /// It says nothing of the target, or what it says is known: again after this.
+    /// Says nothing of the target, or what it says is known: start again after this.
     After(Duration),
 }
 
 /// Action that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing.
     Wait,
-    /// It is started.
     Start,
-    /// Its process is killed.
     Kill,
 }
 
 /// Result of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// State from now on.
     pub state: State,
-    /// Action that is due.
     pub action: Action,
     /// Time of the next step, if nothing happens before.
     pub requeue_at: Option<Instant>,
 }
 
 impl State {
-    /// State of a target of which nothing is known. The seed decides the jitter.
+    /// State of a target of which nothing is known; `seed` decides the jitter.
     pub fn new(policy: &HealPolicy, seed: u64) -> State {
         State { phase: Phase::Unwanted, retry: Backoff::new(*policy, seed), killed_at: None }
     }
 
-    /// The same, with what an agent before this one wrote down.
+    /// Restores what the previous agent recorded.
     pub fn recall(self, remembered: Remembered, now: Instant) -> State {
         let Remembered { failures, process: Answered { pid, served } } = remembered;
-        // Whether it still answers is to be seen; that it did is known.
+        // Whether it still answers is yet to be observed; that it did is known.
         let phase = match pid {
             Some(pid) => Phase::Unresponsive { pid, since: now, served },
             None => self.phase,
@@ -229,7 +211,7 @@ impl State {
             _ => false,
         };
         let pid = match self.phase {
-            // It lives, and has not answered.
+            // Alive, but has not answered.
             Phase::Starting { .. } => None,
             phase => phase.pid(),
         };
@@ -237,7 +219,7 @@ impl State {
     }
 }
 
-/// Decides. One call makes one transition at the most; where it made one, the next call tells more.
+/// Decides the next state and action. One call makes at most one transition; after one, the next call may make more.
 pub fn step(
     before: &State,
     seen: &Observation,
@@ -249,7 +231,7 @@ pub fn step(
     let mut requeue_at = None;
     let mut action = Action::Wait;
     if !situation.wanted {
-        // With it goes all that was remembered.
+        // The record is dropped with it.
         let state =
             State { phase: Phase::Unwanted, retry: state.retry.forgotten(), killed_at: None };
         return Step { state, action, requeue_at };
@@ -325,12 +307,13 @@ pub fn step(
         && let Some(kill_at) = kill_at(&state.phase, seen, situation, policy)
     {
         let kill_at = kill_at.max(situation.grace_until.unwrap_or(kill_at));
-        // What was not seen since then may have gone on meanwhile.
+        // What was not observed since then may have made progress meanwhile.
         let is_new = state.killed_at.is_none_or(|number| number < seen.number);
         if kill_at <= now && kill_at <= seen.at && is_new {
             if situation.is_free {
                 state.killed_at = Some(seen.number);
-                // One that outlives that (state D, or not the agent's to kill) is given the same time again.
+                // A process that outlives the kill (state D, or not the agent's to kill) is given the same time
+                // again.
                 if let Phase::Unresponsive { since, .. } | Phase::Starting { since, .. } =
                     &mut state.phase
                 {
@@ -344,7 +327,7 @@ pub fn step(
     Step { state, action, requeue_at }
 }
 
-/// Change of a process that had answered, by an observation.
+/// Change of a process that had answered, as of an observation.
 enum Change {
     None,
     Gone,
@@ -356,24 +339,24 @@ fn change(pid: u32, seen: &Observation) -> Change {
     match seen.pid() {
         Some(now) if now != pid => Change::Gone,
         None if seen.is_gone() => Change::Gone,
-        // An agent that has just begun beside an engine that does not answer: nobody else answers either.
+        // A new agent beside an engine that does not answer: nobody else answers either.
         None if seen.answers.is_silent() => Change::Gone,
         None => Change::None,
         Some(_) if seen.vitals.activity == Activity::Paused => Change::Paused,
         Some(_) if seen.version().is_some() => Change::None,
-        // Silent by a request of the agent's own, which has its own deadline.
+        // Silent because of the agent's own request, which has its own deadline.
         Some(_) if seen.is_busy() => Change::None,
         Some(_) => Change::Silent,
     }
 }
 
-/// Phase after an exit: the first time it is started again at once, then ever more rarely.
+/// Phase after an exit: started again at once the first time, then with growing delays.
 fn exited(retry: &mut Backoff, now: Instant) -> Phase {
     retry.exited(now);
     Phase::Down { due: retry.due(), failed: false }
 }
 
-/// Whether it is there by now: started by the task, by somebody else, or all the time.
+/// Phase of a target that is up: started by the task, by somebody else, or never down; `None` if it is down.
 fn comes_up(
     failed: bool,
     seen: &Observation,
@@ -383,14 +366,14 @@ fn comes_up(
     let answers = seen.version().is_some();
     let young = matches!(seen.process, Process::Lives { young: true, .. });
     let paused = seen.vitals.activity == Activity::Paused;
-    // One that a start of the agent's own left, and that never answered, is for the next start to end.
+    // What the agent's own start left without ever answering is ended by the next start.
     let spared = answers || young || paused || !failed;
     let comes = situation.bringing_up || seen.pid().is_some() && spared;
     comes.then(|| Phase::Starting { pid: seen.pid(), since: now })
 }
 
-/// Whether nothing may be there. A target that was not looked at yet may be; so may one that only the engine could tell of, until its control socket
-/// is silent too.
+/// `true` unless an unseen target may be running: one that was not observed yet, or one that only the engine knows
+/// of, as long as its control socket is not silent too.
 fn may_start(seen: &Observation) -> bool {
     seen.number > 0 && (seen.pid().is_some() || seen.is_gone() || seen.answers.is_silent())
 }
@@ -436,8 +419,8 @@ fn kill_at(
 ) -> Option<Instant> {
     let (since, heard) = match *phase {
         Phase::Unresponsive { since, .. } => (since, true),
-        // One that this agent never heard may serve its guests, and only have no place left at its control
-        // socket.
+        // A process that this agent never heard from may serve its guests, and only have no connection left at its
+        // control socket.
         Phase::Starting { pid: Some(_), since } if !situation.bringing_up => (since, false),
         _ => return None,
     };
@@ -453,9 +436,9 @@ fn kill_at(
         Activity::Paused | Activity::Unknown => return None,
         Activity::Runs => {}
     }
-    // Nobody loses anything by the silence of one without users.
+    // Without users, nobody loses anything by its silence.
     let progress = seen.vitals.progress.filter(|_| situation.has_users)?;
-    // Each further sign of progress puts it off; and one that answers late is only slow.
+    // Each sign of progress postpones the kill; a process that answers late is only slow.
     let stuck = progress.max(since) + frozen_after;
     let patience = policy.kill_unresponsive_after;
     let heard_at = since.max(seen.vitals.replied.unwrap_or(since));

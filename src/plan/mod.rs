@@ -1,4 +1,4 @@
-//! The verbs, pure: what is wanted and what is seen in, an ordered list of steps out.
+//! Pure planners: desired and observed state in, an ordered list of steps out.
 //!
 //! All policy lives here: how pages are spread, when memory is too scarce, which mount is good
 //! enough, what an engine needs. A planner never reads, writes or waits, so a dry run and a real

@@ -1,9 +1,9 @@
 //! Volumes that take their target down while they are made. Pure.
 //!
-//! Whose making was open when the process exited, or was killed for its silence, is suspected. What was open alone
-//! is the culprit: it is made only while no guest is connected to another volume of the target, with pauses
-//! that double, for one volume never takes the others down twice. What was open together with others is made
-//! after all others, one at a time, so that the culprit is found.
+//! A volume whose making was open when the process exited, or was killed for its silence, is suspected. A volume
+//! whose making was open alone is the culprit: it is made only while no guest is connected to another volume of the
+//! target, with pauses that double, for one volume never takes the others down twice. Volumes that were open together
+//! are made after all others, one at a time, so that the culprit is found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,11 +17,10 @@ use crate::model::volume::VolumeName;
 /// Exit of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// The agent killed it for its silence.
+    /// Killed by the agent for its silence.
     Killed,
-    /// It was killed from outside (SIGKILL, for want of memory): nobody's making did that for sure.
+    /// Killed from outside (SIGKILL, out of memory), which makes no volume the culprit.
     FromOutside,
-    /// It exited by itself.
     ByItself,
 }
 
@@ -35,45 +34,43 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Blame of a volume.
 #[derive(Debug, Clone, PartialEq)]
 enum Blame {
-    /// It was made together with others, or the exit may have another cause.
+    /// Made together with others, or the exit may have another cause.
     Suspect,
-    /// It was made alone.
+    /// Made alone.
     Culprit(Backoff),
 }
 
-/// The volumes of a target that something is held against.
+/// Suspects and culprits among the volumes of a target.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Quarantine(BTreeMap<VolumeName, Blame>);
 
-/// Record on the disk, for the agent that comes after this one: that one may die while a volume hangs.
+/// Record on disk for the next agent: this one may die while a volume hangs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
-    /// The process in which volumes are being made.
+    /// Process in which volumes are being made.
     pub pid: Option<u32>,
-    /// Those volumes.
+    /// Volumes that are being made.
     pub making: BTreeSet<VolumeName>,
-    /// Those that are suspected.
     pub suspects: BTreeSet<VolumeName>,
-    /// Those that are known to take their target down.
+    /// Volumes that are known to take their target down.
     pub culprits: BTreeSet<VolumeName>,
 }
 
-/// Whether a volume may be made now.
+/// Permission to make a volume now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leave {
     /// With all others.
     Together,
-    /// After them, one at a time.
+    /// After all others, one at a time.
     Alone,
     /// Not now.
     No,
 }
 
 impl Quarantine {
-    /// Quarantine as an agent before this one knew it; each pause begins anew.
+    /// Restores the record of the previous agent; each pause begins anew.
     pub fn recall(remembered: &Remembered, fresh: &Backoff, now: Instant) -> Quarantine {
         let suspects = remembered.suspects.iter().map(|name| (name.clone(), Blame::Suspect));
         let culprits = remembered.culprits.iter().map(|name| {
@@ -84,7 +81,7 @@ impl Quarantine {
         Quarantine(suspects.chain(culprits).collect())
     }
 
-    /// Record for the next agent, with the volumes that are being made in the process of that pid.
+    /// Record for the next agent; `making` has the volumes being made and the pid of their process.
     pub fn remembers(&self, making: Option<(u32, BTreeSet<VolumeName>)>) -> Remembered {
         let (culprits, suspects): (Vec<_>, Vec<_>) =
             self.0.iter().partition(|(_, blame)| matches!(blame, Blame::Culprit(_)));
@@ -100,7 +97,7 @@ impl Quarantine {
         }
     }
 
-    /// Notes that the target went down while the making of these was open. `fresh` is a backoff that nothing is known of.
+    /// Notes that the target went down while the making of these was open. `fresh` is a backoff without failures.
     pub fn went_down(
         &mut self,
         open: &BTreeSet<VolumeName>,
@@ -123,7 +120,7 @@ impl Quarantine {
         }
     }
 
-    /// Whether it may be made; `guests` tells whether others would lose their disks.
+    /// Permission to make a volume; `guests` is set if others would lose their disks.
     pub fn leave(&self, name: &VolumeName, guests: bool, now: Instant) -> Leave {
         match self.0.get(name) {
             None => Leave::Together,
@@ -141,17 +138,17 @@ impl Quarantine {
         self.0.remove(name);
     }
 
-    /// Forgets all: the target is another one, of which its predecessor's exits say nothing.
+    /// Forgets everything: the target is another one, of which its predecessor's exits say nothing.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Number of volumes that are to be made one at a time.
+    /// Number of suspects, which are made one at a time.
     pub fn suspects(&self) -> usize {
         self.0.values().filter(|blame| **blame == Blame::Suspect).count()
     }
 
-    /// Whether nothing is held against anybody.
+    /// `true` if no volume is blamed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,4 +1,4 @@
-//! When a target that is down is brought up again: at once, then later and later. Pure.
+//! Restarts of a target that is down: at once, then with growing delays. Pure.
 //!
 //! ```text
 //!               exit: due at once
@@ -12,14 +12,13 @@
 //!       all is forgotten
 //! ```
 //!
-//! A first exit is healed at once, for the guests' I/O hangs meanwhile. A target that exits again before it
-//! has served for [`HealPolicy::clear_after`] is another matter: a guest that reconnects to one which dies
-//! in its first moments never comes back (field note 21), and each exit can leak pages (field note 10). So the
-//! attempts come ever more rarely, and the target is on probation before anything is made in it
-//! ([`Backoff::needs_probation`]).
+//! A first exit is healed at once, because the guests' I/O hangs meanwhile. A target that exits again before it has
+//! served for [`HealPolicy::clear_after`] is another matter: a guest that reconnects to one which dies in its first
+//! moments never comes back (field note 21), and each exit can leak pages (field note 10). So the attempts come ever
+//! more rarely, and the target is on probation before anything is made in it ([`Backoff::needs_probation`]).
 //!
-//! There is no clock in here: who calls says what time it is. A time that stands still or goes back counts as
-//! no time passed. Whoever calls notes each exit and each failed attempt once; there is no other counting.
+//! There is no clock in here: the caller passes the time. A time that stands still or goes back counts as no time
+//! passed. The caller notes each exit and each failed attempt once; nothing else counts them.
 
 use std::time::{Duration, Instant};
 
@@ -36,20 +35,20 @@ const DOUBLINGS: u32 = 31;
 /// Standing of a target between its exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// Nothing was told of it yet.
+    /// Nothing was noted yet.
     Unknown,
-    /// It serves since then.
+    /// Serving since then.
     Serving(Instant),
-    /// It is down, and the next attempt is due then.
+    /// Down, with the next attempt due then.
     Down(Instant),
 }
 
-/// Failures of a target since everything was forgotten last.
+/// Failures of a target since they were last cleared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Failures {
     /// Exits and failed attempts.
     pub failures: u32,
-    /// Those of them that were followed by a wait: all but an exit out of good standing.
+    /// Failures that were followed by a wait: all but an exit out of good standing.
     pub waits: u32,
 }
 
@@ -59,35 +58,35 @@ pub struct Backoff {
     policy: HealPolicy,
     seed: u64,
     standing: Standing,
-    /// Exits and failed attempts since everything was forgotten last.
+    /// Exits and failed attempts since they were last cleared.
     failures: u32,
-    /// Those of them that were followed by a wait: all but an exit out of good standing.
+    /// Failures that were followed by a wait: all but an exit out of good standing.
     waits: u32,
 }
 
 impl Backoff {
-    /// Of a target of which nothing is known yet. The seed decides the jitter: the same one, the same waits.
+    /// Backoff of a target of which nothing is known yet. The seed decides the jitter: same seed, same waits.
     pub fn new(policy: HealPolicy, seed: u64) -> Backoff {
         Backoff { policy, seed, standing: Standing::Unknown, failures: 0, waits: 0 }
     }
 
-    /// The same, of a target that is known to have failed before. Whether it served since then is not: that
-    /// it has to, for as long as is needed to be forgotten, from when it is seen to.
+    /// Restores the failures noted by a previous agent. Whether the target served since then is not known: it has to
+    /// serve for all of `clear_after`, from when it is observed to, before they are cleared.
     pub fn recall(self, Failures { failures, waits }: Failures) -> Backoff {
         Backoff { failures, waits, ..self }
     }
 
-    /// The same, of which nothing is known any more.
+    /// Backoff with the same policy and seed, and no failures.
     pub fn forgotten(&self) -> Backoff {
         Backoff::new(self.policy, self.seed)
     }
 
-    /// Failures to be recalled.
+    /// Failures for [`Backoff::recall`].
     pub fn remembers(&self) -> Failures {
         Failures { failures: self.failures, waits: self.waits }
     }
 
-    /// Time at which everything is forgotten if it goes on serving; none where there is nothing to forget.
+    /// Time at which all failures are cleared if it goes on serving; `None` if there are none.
     pub fn clears(&self) -> Option<Instant> {
         match self.standing {
             Standing::Serving(since) if self.failures > 0 => {
@@ -106,14 +105,13 @@ impl Backoff {
         self.down(at, self.failures > 0);
     }
 
-    /// Notes a failed attempt to bring it back. It is never tried again at once, not even
-    /// where no exit came before it.
+    /// Notes a failed attempt to bring it back. The next one is never due at once, not even without an exit before.
     pub fn failed(&mut self, at: Instant) {
         self.passes(at);
         self.down(at, true);
     }
 
-    /// Notes that it serves since then. To be called as often as it is seen serving; the first time counts.
+    /// Notes that it serves since then. To be called as often as it is observed serving; the first time counts.
     pub fn serves(&mut self, at: Instant) {
         match self.standing {
             Standing::Serving(_) => self.passes(at),
@@ -121,7 +119,7 @@ impl Backoff {
         }
     }
 
-    /// Time passes: after `clear_after` of uninterrupted service all exits are forgotten.
+    /// Advances the time: `clear_after` of uninterrupted service clears all failures.
     pub fn passes(&mut self, now: Instant) {
         let Standing::Serving(since) = self.standing else { return };
         if now.saturating_duration_since(since) >= self.policy.clear_after {
@@ -137,18 +135,18 @@ impl Backoff {
         }
     }
 
-    /// Exits and failed attempts since they were forgotten last.
+    /// Exits and failed attempts since they were last cleared.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Whether the next start is on probation before any controller is created in it: it failed
-    /// more than once without `clear_after` of service between.
+    /// `true` if the next start is on probation before any controller is created in it: it failed more than once
+    /// without `clear_after` of service between.
     pub fn needs_probation(&self) -> bool {
         self.failures > 1
     }
 
-    /// Whether it exits again and again.
+    /// `true` from [`CRASH_LOOP`] failures on.
     pub fn is_crash_loop(&self) -> bool {
         self.failures >= CRASH_LOOP
     }
@@ -158,22 +156,22 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         self.waits = self.waits.saturating_add(u32::from(waits));
         let wait = if waits { self.wait() } else { Duration::ZERO };
-        // No clock goes as far as to make this fail but with a `most` of ages: then at once is better than never.
+        // Overflows only with a `most` of ages: then at once is better than never.
         self.standing = Standing::Down(at.checked_add(wait).unwrap_or(at));
     }
 
-    /// The wait that follows the failures so far.
+    /// Wait after the failures so far, less some jitter.
     fn wait(&self) -> Duration {
         let doublings = self.waits.saturating_sub(1).min(DOUBLINGS);
         let whole = self.policy.first.saturating_mul(1 << doublings).min(self.policy.most);
         let widest = whole / 100 * self.policy.jitter_percent.min(100);
-        // One of 1025 even steps from none of it to all of it.
+        // One of 1025 even steps from no jitter to all of it.
         let steps = (scatter(self.seed, self.waits) % 1025) as u32;
         whole.saturating_sub(widest / 1024 * steps)
     }
 }
 
-/// A number that looks like chance and is none: the step of SplitMix64 (Steele, Lea, Flood 2014).
+/// Deterministic pseudo-random number: the step of SplitMix64 (Steele, Lea, Flood 2014).
 fn scatter(seed: u64, n: u32) -> u64 {
     let z = seed.wrapping_add(u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

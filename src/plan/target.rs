@@ -1,8 +1,8 @@
-//! Bringing a target up and taking it away.
+//! Plans that bring a target up and take it away.
 //!
-//! A target that serves is left as it is: what differs from the wish is told, field by field, and applied
-//! only when that is asked for; while guests are connected, only when it is insisted on. A container that
-//! the agent did not make is watched, and never removed unasked.
+//! A target that serves is left as it is: drift from the spec is reported, field by field, and applied only when that
+//! is asked for; while guests are connected, only with force. A container that the agent did not make is observed,
+//! and never removed unasked.
 
 use std::time::Duration;
 
@@ -19,25 +19,26 @@ use crate::model::step::Step;
 use crate::model::target::{Drift, EnsureWish, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 
-/// How long a target without guests may take to end by itself at the least. SPDK v26.05 with volumes takes 1.02 s; with
-/// guests that would strand those that reconnect to it meanwhile (reference/spdk-rpc.md), so they get `target.stop_grace`.
+/// Shortest time that a target without guests gets to exit by itself. SPDK v26.05 with volumes takes 1.02 s; with
+/// guests that would strand those that reconnect to it meanwhile (reference/spdk-rpc.md), so they get
+/// `target.stop_grace`.
 const IDLE_GRACE: Duration = Duration::from_secs(3);
 
-/// What to do, and what to tell.
+/// Steps for a target, with the findings and the drift to report.
 #[derive(Debug, Default, PartialEq)]
 pub struct TargetPlan {
-    /// In this order.
+    /// In order of execution.
     pub steps: Vec<Step>,
-    /// What the operator should know.
+    /// Findings for the operator.
     pub findings: Vec<Finding>,
-    /// In what the container differs from the wish.
+    /// Differences of the container from the spec.
     pub drift: Vec<Drift>,
 }
 
-/// Plans what makes the target run as it is wanted.
+/// Plans the steps after which the target runs as desired.
 ///
 /// # Errors
-/// When it cannot be, or must not be without being asked for.
+/// When that is impossible, or has to be asked for explicitly.
 pub fn ensure(
     spec: &TargetSpec,
     wish: EnsureWish,
@@ -53,7 +54,7 @@ pub fn ensure(
     if let Some(made_for) = &made_for {
         plan.drift = spec.drift(made_for);
     }
-    // No drift, which would be told: each target that an older agent made is isolated otherwise.
+    // Not reported as drift: every target that an older agent made is isolated otherwise.
     let is_isolated = !is_isolated_otherwise(spec, container, seen, policy);
     let is_good = made_for.is_some() && plan.drift.is_empty() && is_isolated && seen.serves();
     let replace = wish.recreate && !is_good;
@@ -64,12 +65,12 @@ pub fn ensure(
     if made_for.is_none() && !replace {
         return Err(not_ours(spec));
     }
-    // The old one goes when the new one can come: an image that cannot be had changes nothing.
+    // The old one is removed once the new one can come: an image that cannot be had changes nothing.
     let mut new = TargetPlan::default();
     new.bring_up(spec, wish, seen, policy)?;
     plan.findings.append(&mut new.findings);
     if !replace && !wish.anew && new.makes_the_same_as(container, seen) {
-        // What it printed stays with it, and it is there sooner.
+        // A restart keeps what it printed, and is faster.
         new.steps.retain(|step| !matches!(step, Step::CreateContainer(_)));
         plan.steps.append(&mut new.steps);
         return Ok(plan);
@@ -87,10 +88,10 @@ pub fn ensure(
     Ok(plan)
 }
 
-/// Plans what takes the target away.
+/// Plans the removal of the target.
 ///
 /// # Errors
-/// When guests are connected and it is not insisted on, or the container is somebody else's.
+/// When guests are connected and `force` is not set, or the container is somebody else's.
 pub fn destroy(
     spec: &TargetSpec,
     force: bool,
@@ -108,7 +109,7 @@ pub fn destroy(
     Ok(plan)
 }
 
-/// Plans the end of a target that is stuck; none of one that the agent did not make.
+/// Plans the end of a stuck target; `None` if it does not run or the agent did not make it.
 pub fn end_frozen(spec: &TargetSpec, container: Option<&ContainerSeen>) -> Option<Step> {
     let container = container.filter(|it| it.running && it.made_for().is_some())?;
     Some(Step::StopContainer {
@@ -130,19 +131,19 @@ fn not_ours(spec: &TargetSpec) -> Fault {
 }
 
 impl TargetPlan {
-    /// Whether a target that differs from the wish is left as it is.
+    /// `true` if the target differs from the spec and is left as it is.
     pub fn is_left(&self) -> bool {
         let makes = |step: &Step| matches!(step, Step::CreateContainer(_));
         !self.drift.is_empty() && !self.steps.iter().any(makes)
     }
 
-    /// Whether the container that is to be made is the one that has ended, so that this can be started.
+    /// `true` if the new container would equal the one that has ended, so that this can be started.
     fn makes_the_same_as(&self, ended: &ContainerSeen, seen: &TargetSeen) -> bool {
         let digest = self.steps.iter().find_map(|step| match step {
             Step::CreateContainer(new) => new.labels.get(DIGEST_LABEL),
             _ => None,
         });
-        // One that could not be started is not tried twice.
+        // A container that failed to start is not tried twice.
         ended.error.is_empty()
             && digest.is_some()
             && ended.labels.get(DIGEST_LABEL) == digest
@@ -150,7 +151,7 @@ impl TargetPlan {
             && seen.has_image
     }
 
-    /// A container that runs stays; one that does not serve yet is waited for.
+    /// Leaves a running container in place, and waits for one that does not serve yet.
     fn leave(
         &mut self,
         spec: &TargetSpec,
@@ -212,7 +213,7 @@ impl TargetPlan {
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {
-        // Without a mount of such pages it takes others, or none.
+        // Without a mount for such pages it takes others, or none.
         let pages = seen.huge_dir.as_ref().map_or(0, |_| policy.target.pages(spec));
         let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
         let is_short = |node: &NumaNode| free(node) + seen.returning_pages < pages;
@@ -221,7 +222,7 @@ impl TargetPlan {
         let chosen = cores::choose(&spec.cores, &seen.cpus, &cpu_use)?;
         let doubts = [
             judge_memory(spec, pages, &chosen.nodes, seen),
-            // Before anything is told of a place that may not be the caller's to name.
+            // Before anything is reported of a path that may not be the caller's to name.
             judge_bounds(spec, seen, policy),
             judge_place(spec, seen),
         ];
@@ -229,7 +230,7 @@ impl TargetPlan {
             if !wish.recovers {
                 return Err(doubt);
             }
-            // It was not refused when it was new, and its guests wait.
+            // It was accepted when it was new, and its guests wait.
             self.findings.push(Finding::new(doubt.code, doubt.text));
         }
         let image = image(spec, seen)?;
@@ -254,10 +255,10 @@ impl TargetPlan {
     }
 }
 
-/// Whether a target may be stopped.
+/// Refuses to stop a target that is in use.
 ///
 /// # Errors
-/// While virtual machines are connected, or nobody can tell, unless it is insisted on.
+/// While virtual machines are connected, or nobody can tell, unless `force` is set.
 fn may_go(spec: &TargetSpec, force: bool, seen: &TargetSeen) -> Result<(), Fault> {
     match seen.sessions {
         Some(0) => {}
@@ -282,10 +283,10 @@ fn may_go(spec: &TargetSpec, force: bool, seen: &TargetSeen) -> Result<(), Fault
     Ok(())
 }
 
-/// How long a target may take to end by itself.
+/// Time that a target gets to exit by itself.
 pub(super) fn grace(seen: &TargetSeen, policy: &TargetPolicy) -> Duration {
     match (seen.serves(), seen.sessions) {
-        // It would only go on taking connections that it never serves.
+        // It would only go on accepting connections that it never serves.
         (false, _) => Duration::ZERO,
         (true, Some(0)) => policy.target.stop_grace.max(IDLE_GRACE),
         (true, _) => policy.target.stop_grace,

@@ -1,4 +1,4 @@
-//! Volumes in a target that runs: what makes each serve, what takes one away, and how it stands.
+//! Volumes in a running target: plans that make each serve or take it away, and its status.
 //!
 //! The bdev comes before its controller, and goes after it. While a session is connected neither is ever
 //! deleted: a target may hang in that for ever, or leave the guest with I/O errors (reference/spdk-rpc.md).
@@ -11,7 +11,7 @@ use crate::model::volume::{
     Backing, BdevSeen, ControllerSeen, VolumeSeen, VolumeSpec, VolumeState, VolumeStep, ZBS_SUFFIX,
 };
 
-/// Plans what makes a volume serve.
+/// Plans the steps that make a volume serve.
 ///
 /// # Errors
 /// When something else has its name, or a guest is in the way.
@@ -54,8 +54,8 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
     }
 }
 
-/// Refuses volumes whose guests would write to what those of another one write to already, or of another one among
-/// them; `is_one` tells whether two ways to name a file mean the same.
+/// Refuses volumes that would write to what another one, desired or among them, writes to already; `is_one` decides
+/// whether two ways to name a file mean the same.
 ///
 /// # Errors
 /// `volume-conflict`, with the other one.
@@ -89,8 +89,8 @@ pub fn one_writer_each(
     Ok(())
 }
 
-/// Plans what takes a volume away: what of it is there, but what was there `before` it was asked for, and a bdev that
-/// somebody else uses: whose guests would get I/O errors from then on.
+/// Plans the removal of a volume: whatever of it exists, except what existed `before` the request, and a bdev that
+/// somebody else uses, whose guests would get I/O errors from then on.
 ///
 /// # Errors
 /// While a virtual machine is connected.
@@ -105,7 +105,7 @@ pub fn take_away(seen: &VolumeSeen, before: &VolumeSeen) -> Result<Vec<VolumeSte
     Ok(controller.into_iter().chain(bdev.map(|_| VolumeStep::DeleteBdev)).collect())
 }
 
-/// Why the bdev of what is there is not to be taken away, where somebody else uses it.
+/// Reason why the bdev must stay, if somebody else uses it.
 pub fn used_by_another(seen: &VolumeSeen) -> Option<Fault> {
     let bdev = seen.bdev.as_ref()?;
     match &seen.served_by_another {
@@ -115,14 +115,14 @@ pub fn used_by_another(seen: &VolumeSeen) -> Option<Fault> {
     }
 }
 
-/// Whether a volume may have that size now.
+/// Refuses a size that a volume must not have now.
 ///
 /// # Errors
-/// When it would be smaller than a virtual machine that is connected knows it.
+/// When a connected virtual machine would see it shrink.
 pub fn may_resize(spec: &VolumeSpec, seen: &VolumeSeen, size_mib: u64) -> Result<(), Fault> {
     let guests = seen.controller.as_ref().is_some_and(|controller| !controller.sessions.is_empty());
     let bytes = seen.bdev.as_ref().map_or(0, |bdev| bdev.bytes);
-    // A file has the size that it has.
+    // The size of a file is its own.
     let is_set = !matches!(spec.backing, Backing::Aio { .. });
     if guests && is_set && size_mib.saturating_mul(1 << 20) < bytes {
         let why = format!(
@@ -138,8 +138,8 @@ fn in_use(why: &str) -> Fault {
     Fault::new(Code::VolumeInUse, text)
 }
 
-/// How a volume stands that nothing has to be done to any more, and why. `unstarted` tells that a session
-/// of it has not started for longer than one takes.
+/// State of a volume that needs no more steps, and the reason. `unstarted` is set if a session of it has not started
+/// for longer than one takes.
 pub fn judge(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
     let told = |state, text: &str| (state, text.to_string());
     match &seen.controller {
@@ -157,14 +157,14 @@ pub fn judge(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
     }
 }
 
-/// Whether a session of it has not begun to start: the sign of a guest that lost its reconnect.
+/// `true` if a session of it has not begun to start: the sign of a guest that lost its reconnect.
 pub fn has_unstarted(controller: &ControllerSeen) -> bool {
     controller.sessions.iter().any(|session| !session.started && session.queues == 0)
 }
 
-/// Whether the bdev of a volume's bdev's name is surely not the volume's.
+/// `true` if the bdev of that name certainly holds something else than the volume.
 pub fn holds_another(spec: &VolumeSpec, seen: &VolumeSeen) -> bool {
-    // Of one that was made before this agent came, nobody knows what it is to hold.
+    // The backing of a volume that was made before this agent came is unknown.
     let known = !matches!(&spec.backing, Backing::Zbs { path } if path.is_empty());
     known && seen.bdev.as_ref().is_some_and(|bdev| same_backing(spec, bdev).is_err())
 }
@@ -175,10 +175,10 @@ fn same_backing(spec: &VolumeSpec, bdev: &BdevSeen) -> Result<(), Fault> {
         Backing::Aio { path, .. } => Some(path.as_str().to_string()),
         Backing::Malloc { .. } | Backing::Raw { .. } => None,
     };
-    // A target that tells no file leaves nothing to compare.
+    // A target that reports no file leaves nothing to compare.
     let differs = |file: &&String| match (&wanted, &spec.backing) {
         (None, _) => false,
-        // It may tell where its store is too.
+        // The report may begin with the location of the store.
         (Some(wanted), Backing::Zbs { .. }) => {
             *file != wanted && !file.ends_with(&format!("/{wanted}"))
         }
