@@ -1,5 +1,5 @@
-//! Choosing CPUs for a target (field note 16): its reactors spin, so they get CPUs that nobody else
-//! counts on, on one NUMA node.
+//! Choice of CPUs for a target (field note 16): its reactors spin, so they get CPUs that nobody else counts on, on
+//! one NUMA node.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,14 +14,12 @@ use crate::model::units::NumaNode;
 /// CPUs, and the NUMA nodes they are on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chosen {
-    /// The CPUs.
     pub cores: CoreList,
-    /// Their nodes.
     pub nodes: Vec<NumaNode>,
-    /// CPUs beside them for the threads that are no reactors: DPDK's that takes the guests' connections would else run
-    /// on a reactor's, which SPDK in interrupt mode does not survive. None where there are no others.
+    /// CPUs beside them for the threads that are no reactors: DPDK's that accepts the guests' connections would
+    /// otherwise run on a reactor's, which SPDK in interrupt mode does not survive. `None` if there are no others.
     pub housekeeping: Option<CoreList>,
-    /// Who shares them.
+    /// Findings on others that share them.
     pub findings: Vec<Finding>,
 }
 
@@ -33,7 +31,7 @@ pub struct Chosen {
 /// there is nothing else; never CPU 0 while there is another, never one that is isolated for somebody else.
 ///
 /// # Errors
-/// When the machine has not these, or not so many on one node; the fault has the topology.
+/// When the machine lacks these, or has fewer on every node; the fault has the topology.
 pub fn choose(wish: &CoreWish, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fault> {
     let pins = Pins::of(cpus, &used.holders);
     let chosen = match wish {
@@ -50,7 +48,7 @@ pub fn choose(wish: &CoreWish, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fa
     Ok(Chosen { cores, nodes, housekeeping, findings: pins.findings(&chosen) })
 }
 
-/// All CPUs beside the chosen ones that are nobody's; on their nodes where there are any, and such that virtual machines
+/// CPUs beside the chosen ones that are free; on their nodes where there are any, and those that virtual machines
 /// count on only where there are no others.
 fn housekeeping(chosen: &[&Cpu], cpus: &[Cpu], used: &CpuUse, pins: &Pins<'_>) -> Vec<u32> {
     let is_spare =
@@ -119,8 +117,8 @@ fn so_many<'a>(
     })
 }
 
-/// How good it is to take the first `count` of a node's CPUs, the most weighty reason first; nodes are
-/// compared in the order of their numbers, and of equals the last one is taken.
+/// Merit of the first `count` of a node's CPUs, the weightiest reason first; nodes are compared in the order of their
+/// numbers, and of equals the last one is taken.
 fn merit(order: &[&Cpu], count: usize, pins: &Pins<'_>) -> (usize, usize, usize) {
     let taken = || order.iter().take(count);
     let room = taken().map(|cpu| pins.room(cpu)).min().unwrap_or_default();
@@ -146,7 +144,7 @@ fn in_order<'a>(mut cpus: Vec<&'a Cpu>, pins: &Pins<'_>) -> Vec<&'a Cpu> {
         }
     }
     order.extend(seconds);
-    // It keeps the order of what is equal.
+    // A stable sort keeps the order of equals.
     order.sort_by_key(|cpu| Reverse(pins.room(cpu)));
     order
 }

@@ -1,10 +1,10 @@
-//! Size of a target's memory, where nobody has said it.
+//! Size of a target's memory, unless it was set.
 //!
 //! ```text
 //! desired volumes ──▶ sized ──▶ the spec that is planned, made and desired
 //! ```
-//! It is chosen when a deploy makes a container. What runs keeps what it has, unless a new one is asked for and the
-//! pages are free; what comes back is as it was desired.
+//! It is chosen when a deploy makes a container. A running target keeps what it has, unless a new one is asked for
+//! and the pages are free; a recovered one is as it was desired.
 
 use crate::model::code::Code;
 use crate::model::policy::{MEMORY_STEP_MIB, TargetPolicy, VOLUMES_PER_STEP};
@@ -12,7 +12,7 @@ use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
 
 use super::target::TargetPlan;
 
-/// The target that is wanted, with the memory that it gets for so many volumes.
+/// Desired target, with the memory that it gets for so many volumes.
 pub fn sized(
     spec: &TargetSpec,
     wish: EnsureWish,

@@ -1,4 +1,4 @@
-//! Which hugetlbfs mount to use, and whether one must be made (field note 9).
+//! Choice of the hugetlbfs mount, or the step that makes one (field note 9).
 
 use crate::model::mounts::HugetlbMount;
 use crate::model::policy::MountPolicy;
@@ -8,13 +8,13 @@ use crate::model::units::PageSize;
 /// The mount for pages of that size, or the step that makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountPlan {
-    /// This one is there and good.
+    /// Path of a usable mount.
     Use(String),
-    /// None is; make this one.
+    /// Step that makes a mount, for none is usable.
     Make(Step),
 }
 
-/// Finds a usable mount of `size` among `seen`; the agent's own place is preferred, then the first.
+/// Finds a usable mount of `size` among `seen`; the agent's own path is preferred, then the first.
 pub fn plan(size: PageSize, seen: &[HugetlbMount], policy: &MountPolicy) -> MountPlan {
     let own = own_path(size, policy);
     let good = |mount: &&HugetlbMount| mount.is_good_for(size);

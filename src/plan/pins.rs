@@ -1,4 +1,4 @@
-//! Which CPUs others are held to: virtual machines that are pinned, and targets.
+//! CPUs that others are held to: virtual machines that are pinned, and targets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +7,10 @@ use crate::model::cpu::{CoreList, Cpu, Holder, HolderKind};
 use crate::model::fault::Finding;
 use crate::model::units::NumaNode;
 
-/// Names that a finding has at most.
+/// Most names that a finding lists.
 const MOST_NAMES: usize = 5;
 
-/// Who is held to which CPU.
+/// Holders of each CPU.
 #[derive(Debug, Default)]
 pub(super) struct Pins<'a>(BTreeMap<u32, Vec<Pin<'a>>>);
 
@@ -21,7 +21,7 @@ struct Pin<'a> {
 }
 
 impl<'a> Pins<'a> {
-    /// The pins of `holders` on a machine with these CPUs.
+    /// Pins of `holders` on a machine with these CPUs.
     pub(super) fn of(cpus: &[Cpu], holders: &'a [Holder]) -> Pins<'a> {
         let mut nodes: BTreeMap<NumaNode, BTreeSet<u32>> = BTreeMap::new();
         for cpu in cpus {
@@ -31,10 +31,10 @@ impl<'a> Pins<'a> {
         let mut pins = Pins::default();
         for holder in holders {
             for list in &holder.allowed {
-                // A mask may keep CPUs that are offline.
+                // A mask may include CPUs that are offline.
                 let allowed: BTreeSet<u32> = list.iter().copied().filter(online).collect();
-                // What may run on a whole node is bound to a place (numad, a slice's cpuset) and not
-                // pinned: the scheduler moves it away from a CPU that a target has.
+                // A holder that may run on a whole node is bound to a place (numad, a slice's cpuset) and not pinned:
+                // the scheduler moves it away from a CPU that a target has.
                 if !nodes.values().any(|node| node.is_subset(&allowed)) {
                     pins.add(holder, &allowed);
                 }
@@ -54,13 +54,13 @@ impl<'a> Pins<'a> {
         }
     }
 
-    /// On how many CPUs the one can run that is held closest to this CPU's core: the more, the less it
-    /// is harmed. `usize::MAX` where nobody is. A CPU that spins takes half of its siblings' power too.
+    /// Number of CPUs that the most tightly pinned holder of this CPU's core can run on: the more, the less it is
+    /// harmed. `usize::MAX` if there is none. A CPU that spins takes half of its siblings' power too.
     pub(super) fn room(&self, cpu: &Cpu) -> usize {
         self.beside(cpu).map(|pin| pin.room).min().unwrap_or(usize::MAX)
     }
 
-    /// Whether nobody is held to that CPU.
+    /// `true` if nobody is held to that CPU.
     pub(super) fn is_nobodys(&self, cpu: &Cpu) -> bool {
         !self.0.contains_key(&cpu.id)
     }
@@ -70,7 +70,7 @@ impl<'a> Pins<'a> {
         std::iter::once(&cpu.id).chain(others).filter_map(|id| self.0.get(id)).flatten()
     }
 
-    /// Who shares these CPUs or their cores, one finding for each kind.
+    /// Findings on those that share these CPUs or their cores, one for each kind.
     pub(super) fn findings(&self, chosen: &[&Cpu]) -> Vec<Finding> {
         let finding = |kind| {
             let mut names = BTreeSet::new();

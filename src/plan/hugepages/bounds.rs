@@ -7,7 +7,7 @@ use crate::model::policy::PoolPolicy;
 use crate::model::pools::{PagesByPool, PoolWant};
 
 impl Round<'_> {
-    /// As many of the pages as the floor and the limit allow.
+    /// Largest part of the pages that the floor and the limit allow.
     pub(super) fn within_bounds(&self, adds: &PagesByPool) -> PagesByPool {
         let memory = self.seen.memory;
         let above_floor =
@@ -24,7 +24,7 @@ impl Round<'_> {
         affordable
     }
 
-    /// More pages than the machine has memory are a mistake, whatever the floor says.
+    /// Refuses more pages than the machine has memory, whatever the floor says.
     pub(super) fn refuse_absurd(&self, want: &PoolWant, missing: u64) -> Result<(), Fault> {
         let total = self.seen.memory.total_kib;
         if want.size.kib_of(missing) <= total {
@@ -65,8 +65,8 @@ impl Round<'_> {
         ))
     }
 
-    /// KiB that may be grown until the agent's pages take their share of the machine. What a boot took away was within it
-    /// when it was new, or comes from before there was one.
+    /// KiB that may be grown until the agent's pages take their share of the machine; `None` for pages that a boot
+    /// took away: they were within the share when they were new, or are older than the limit.
     fn below_limit(&self) -> Option<u64> {
         let most = self.seen.memory.total_kib / 100 * self.policy.max_percent;
         self.restored.is_none().then(|| most.saturating_sub(kib_of(self.grown)))

@@ -1,4 +1,4 @@
-//! Giving pages back: only the agent's, and none that is in use or promised.
+//! Giving pages back: only the agent's, and none that is in use or reserved.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use crate::model::pools::{PagesByPool, PoolsSeen};
 use crate::model::step::{ResizePool, Step};
 use crate::model::units::PageSize;
 
-/// Lowers what may be given back so that of each size `keep` free pages stay, and what is missing to the pages that these
-/// need beyond the free ones.
+/// Lowers `limit` so that `keep` free pages of each size stay, and `missing` to the pages that these need beyond the
+/// free ones.
 pub fn keep(limit: &mut PagesByPool, missing: &mut PagesByPool, keep: u64, seen: &PoolsSeen) {
     let free = |size| {
         let of_size = seen.pools.iter().filter(|pool| pool.key.size == size);
@@ -17,7 +17,7 @@ pub fn keep(limit: &mut PagesByPool, missing: &mut PagesByPool, keep: u64, seen:
     lower(missing, |size| keep.saturating_sub(free(size)));
 }
 
-/// Lowers the pages so that of each size there are no more than `most`.
+/// Lowers the pages to at most `most` of each size.
 fn lower(pages: &mut PagesByPool, most: impl Fn(PageSize) -> u64) {
     let mut left: BTreeMap<PageSize, u64> = BTreeMap::new();
     for (key, pages) in pages {
@@ -27,9 +27,9 @@ fn lower(pages: &mut PagesByPool, most: impl Fn(PageSize) -> u64) {
     }
 }
 
-/// Plans giving pages back: at most `limit` from each pool, never one that is in use or promised.
+/// Plans giving pages back: at most `limit` from each pool, never one that is in use or reserved.
 ///
-/// The caller passes pages that are the agent's: what a failed call took, or the ledger.
+/// The caller passes only pages of the agent's: those that a failed call took, or the ledger's.
 pub fn give_back(limit: &PagesByPool, seen: &PoolsSeen) -> Vec<Step> {
     let mut spare: BTreeMap<PageSize, u64> = BTreeMap::new();
     for pool in &seen.pools {

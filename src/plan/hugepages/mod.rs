@@ -1,12 +1,11 @@
 //! Growing and giving back hugepages (field notes 1 to 6).
 //!
-//! `grow` is called again after each round of writes, with what the kernel really did and with the
-//! trials so far, until it says that the goal holds or why it cannot. Growth is wanted as *free*
-//! pages: what guests have taken or been promised does not count. The kernel counts promised pages for
-//! the whole machine, and lets a process that is bound to a node map pages when the machine has that
-//! many unpromised ones and the node that many free ones (hugetlb_acct_memory in mm/hugetlb.c). The
-//! planner counts alike: promised pages count against the pools asked about as far as the free pages
-//! elsewhere do not cover them.
+//! `grow` is called again after each round of writes, with what the kernel really did and with the trials so far,
+//! until the goal holds or cannot be reached. Growth is wanted as *free* pages: those that guests have taken or
+//! reserved do not count. The kernel counts reserved pages for the whole machine, and lets a process that is bound to
+//! a node map pages when the machine has that many unreserved ones and the node that many free ones
+//! (hugetlb_acct_memory in mm/hugetlb.c). The planner counts alike: reserved pages count against the requested pools
+//! as far as the free pages elsewhere do not cover them.
 
 mod bounds;
 mod giving_back;
@@ -24,10 +23,9 @@ use crate::model::policy::PoolPolicy;
 use crate::model::pools::{PagesByPool, PoolGoal, PoolKey, PoolWant, PoolsSeen};
 use crate::model::step::{ResizePool, Step};
 
-/// How hard the kernel was asked for pages of a pool and still gave too few.
+/// Effort with which the kernel was asked for pages of a pool and still gave too few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effort {
-    /// Plainly.
     Plain,
     /// After compaction.
     Compacted,
@@ -35,21 +33,21 @@ pub enum Effort {
     CacheDropped,
 }
 
-/// A pool that was asked for pages in this call and gave too few.
+/// Growth of a pool that came out short in this call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trial {
-    /// The most that was done for it.
+    /// Greatest effort made for it.
     pub effort: Effort,
-    /// Pages wanted of it.
+    /// Pages requested.
     pub wanted: u64,
-    /// Pages it gave.
+    /// Pages obtained.
     pub got: u64,
 }
 
-/// The growths of this call that came out short, by pool.
+/// Growths of this call that came out short, by pool.
 pub type Trials = BTreeMap<PoolKey, Trial>;
 
-/// The effort that a next try will have been, given the last one that fell short.
+/// Effort of the next try, given that of the last one that came out short.
 pub fn next_effort(last: Option<Effort>) -> Effort {
     match last {
         None => Effort::Plain,
@@ -58,31 +56,31 @@ pub fn next_effort(last: Option<Effort>) -> Effort {
     }
 }
 
-/// What to do next.
+/// Outcome of a planning round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing: it holds.
+    /// Nothing to do: the goal holds.
     Holds,
-    /// These steps, then look again.
+    /// Steps to apply before the pools are observed again.
     Steps(Vec<Step>),
-    /// Nothing helps: the fault names the node, the pages wanted and got.
+    /// Nothing helps: the fault names the node, the pages requested and obtained.
     Short(Fault),
-    /// It must not be tried.
+    /// Must not be tried.
     Refused(Fault),
 }
 
-/// Whether every pool that can still give is tried, up to the floor, though not all can be had.
+/// Reaction to a pool that cannot give its share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnShortfall {
-    /// Stop at the first pool that cannot: what was taken will be given back.
+    /// Stop at the first such pool: what was taken will be given back.
     Stop,
-    /// Take what there is.
+    /// Take what there is, from every pool that can still give, up to the floor.
     TakeTheRest,
 }
 
 /// Plans the next steps towards `goal`.
 ///
-/// `grown` are the pages that the agent's ledger has for this boot.
+/// `grown` has the pages in the agent's ledger for this boot.
 pub fn grow(
     goal: &PoolGoal,
     seen: &PoolsSeen,
@@ -123,7 +121,7 @@ struct Round<'a> {
     grown: &'a PagesByPool,
     policy: &'a PoolPolicy,
     trials: &'a Trials,
-    /// Pages that the agent had and takes again, where it does.
+    /// Pages that the agent had and restores, where it does.
     restored: Option<&'a PagesByPool>,
 }
 
@@ -136,7 +134,7 @@ impl Round<'_> {
         Ok(shares)
     }
 
-    /// Adds what one wish lacks to `planned`; a page that is planned already counts as free.
+    /// Adds the pages that one want lacks to `planned`; a page that is planned already counts as free.
     fn add_want(
         &self,
         want: &PoolWant,
@@ -153,9 +151,8 @@ impl Round<'_> {
         let mut moved = PagesByPool::new();
         if want.move_shortfall {
             for key in self.others(want.size, &candidates) {
-                // What was moved to another node is the agent's; as long as it lies there, asking
-                // the full node again would be asking in vain at every call. Other free pages there
-                // are somebody else's.
+                // Pages that were moved to another node are the agent's; as long as they lie there, asking the full
+                // node again would be in vain at every call. Other free pages there are somebody else's.
                 let grown = self.grown.get(&key).copied().unwrap_or(0);
                 moved.insert(key, free(&key).min(grown));
             }
@@ -205,13 +202,13 @@ impl Round<'_> {
         shares
     }
 
-    /// Pages of a pool that are to be taken again and are not yet.
+    /// Pages of a pool that are yet to be restored.
     fn missing(&self, key: PoolKey) -> u64 {
         let pages = |of: &PagesByPool| of.get(&key).copied().unwrap_or(0);
         self.restored.map_or(0, pages).saturating_sub(pages(self.grown))
     }
 
-    /// Persistent pages of a pool to which so many are added.
+    /// Persistent pages of a pool once `add` pages are added.
     fn persistent_after(&self, key: PoolKey, add: u64) -> u64 {
         let (total, persistent) =
             self.seen.pool(key).map_or((0, 0), |pool| (pool.total, pool.persistent()));
@@ -244,7 +241,8 @@ impl Round<'_> {
         }
     }
 
-    /// What helps comes first, once; then the largest pages, while memory is still in one piece.
+    /// Orders the steps: those that help come first, once; then the largest pages, while memory is still in one
+    /// piece.
     fn steps(&self, adds: &PagesByPool) -> Vec<Step> {
         let mut order: Vec<(&PoolKey, &u64)> = adds.iter().collect();
         order.sort_by_key(|(key, _)| (Reverse(key.size), key.node));
@@ -264,7 +262,7 @@ impl Round<'_> {
         helps.into_iter().chain(grows).collect()
     }
 
-    /// Whether asking that pool once more is useless.
+    /// `true` if asking that pool once more is useless.
     fn exhausted(&self, key: PoolKey) -> bool {
         let last =
             if self.policy.drop_page_cache { Effort::CacheDropped } else { Effort::Compacted };
