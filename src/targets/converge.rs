@@ -1,4 +1,4 @@
-//! The container of a target: rounds of look, plan and apply until it runs as it is wanted.
+//! The container of a target: rounds of observe, plan and apply until it runs as desired.
 
 use std::time::Duration;
 
@@ -19,20 +19,19 @@ use crate::plan::target::end_frozen;
 
 /// The exit code of a process that was sent SIGKILL.
 const SIGKILLED: i64 = 137;
-/// Rounds of plan and apply before it is said that they do not lead anywhere.
+/// Rounds of plan and apply before the target is reported as not converging.
 const MOST_ROUNDS: usize = 5;
 
 /// Outcome of the rounds.
 pub(super) enum Converged {
-    /// The target is as desired; in a dry run, the plan is known.
+    /// Target as desired; in a dry run, the plan is known.
     Holds,
-    /// An image has to be brought in first, by this step.
+    /// Image to be brought in first, by this step.
     NeedsImage(Step),
 }
 
 impl<C: Containers> Worker<C> {
-    /// Reconciles the target, observed from the beginning; who asks for its health afterwards hears of
-    /// what was done.
+    /// Reconciles the target, observed from the beginning; health requests afterwards reflect what was done.
     pub(super) async fn change(
         &mut self,
         wish: &TargetWish,
@@ -104,7 +103,7 @@ impl<C: Containers> Worker<C> {
                 *spec = sized(spec, *how, volumes, &seen, &self.parts.policy);
             }
             let mut plan = wish.plan(&seen, &self.parts.policy)?;
-            // Whose cores were taken is told by the round that took them, and by no later one.
+            // Shared cores are reported by the round that took them, and by no later one.
             let is_new = |known: &Finding| plan.findings.iter().all(|new| new.code != known.code);
             report.findings.retain(is_new);
             report.findings.extend(plan.findings.iter().cloned());
@@ -151,7 +150,7 @@ impl<C: Containers> Worker<C> {
             let mut done = self.apply_all(stop, &seen, report).await;
             match done {
                 Ok(()) => done = self.apply_all(start, &seen, report).await,
-                // A destroy has changed nothing of what is desired; a target that was to be replaced comes back.
+                // A destroy has changed nothing in the desired state; a target that was to be replaced comes back.
                 Err(_) if takes_away || self.trial().is_some() => {}
                 Err(_) => self.desire_again(before.clone()).await,
             }
@@ -163,7 +162,7 @@ impl<C: Containers> Worker<C> {
                 if self.exited_meanwhile(wish.spec(), &plan.steps).await {
                     continue;
                 }
-                // The engine keeps something of one that ended while it was away itself: a new one has
+                // The engine keeps something of a container that ended while the engine was away: a new one has
                 // another id.
                 if again
                     && fault.code == Code::EngineRefused
@@ -178,7 +177,7 @@ impl<C: Containers> Worker<C> {
                 return Err(fault);
             }
             awaited = true;
-            // What was to be replaced is; the next look only makes sure.
+            // What was to be replaced is; the next round only makes sure.
             if let TargetWish::Ensure(_, wish) = &mut wish {
                 wish.recreate = false;
             }
@@ -193,9 +192,9 @@ impl<C: Containers> Worker<C> {
         ))
     }
 
-    /// A target that this deploy has started, and that never served, does not go on, and is desired no more: what was
-    /// desired `before` it is again. Its container stays, to be looked at. Where the engine went away, nothing is known
-    /// of it; and one that is to have volumes has users: these are tried again.
+    /// Ends a target that this deploy has started and that never served, and makes the spec of `before` desired
+    /// again. Its container stays, for inspection. If the engine went away, nothing is known of the target, and one
+    /// that is to have volumes has users: these are tried again.
     async fn give_up(&self, spec: &TargetSpec, before: Option<TargetSpec>, fault: &Fault) {
         let has_users = before.is_none() && !self.parts.desired.volumes(&spec.name).is_empty();
         if before.as_ref() == Some(spec) || has_users || fault.code.is_engine_away() {
@@ -205,7 +204,7 @@ impl<C: Containers> Worker<C> {
             let container = self.parts.observer.container_of(spec).await?;
             match end_frozen(spec, container.as_ref()) {
                 Some(stop) => {
-                    // It is no exit of its own.
+                    // Not an exit of its own.
                     self.status.change(|known| known.stopping = true);
                     let mut report = PartReport::default();
                     self.apply(&stop, &TargetSeen::default(), &mut report).await
@@ -222,7 +221,7 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// What could not be stopped goes on, and is desired as it was before.
+    /// Makes the target desired as it was `before`, or not at all.
     async fn desire_again(&self, before: Option<TargetSpec>) {
         let (name, desired) = (self.name(), &self.parts.desired);
         let undone = match before {
@@ -245,13 +244,13 @@ impl<C: Containers> Worker<C> {
     ) -> Result<(), Fault> {
         for step in steps {
             if stops(step) {
-                // It is no exit of its own; and what its successor does is not known.
+                // Not an exit of its own; and what its successor does is not known.
                 self.status.change(|known| known.stopping = true);
                 self.quarantine.clear();
             }
             let done = self.apply(step, seen, report).await;
             if stops(step) {
-                // What it served, it serves no more.
+                // It no longer serves its volumes.
                 self.status.change(|known| {
                     known.book.exited(&now());
                     (known.in_place, known.next_pass) = (None, None);
@@ -262,8 +261,8 @@ impl<C: Containers> Worker<C> {
         Ok(())
     }
 
-    /// Whether all that was wrong is that a target which was there already ended while it was waited for:
-    /// one that was killed a moment ago may be seen alive once more. The next round brings it up.
+    /// `true` if all that was wrong is that an existing target ended while it was waited for: one that was killed a
+    /// moment ago may be observed alive once more. The next round brings it up.
     async fn exited_meanwhile(&self, spec: &TargetSpec, steps: &[Step]) -> bool {
         let waited = matches!(steps, [Step::AwaitTarget { .. }]);
         let runs = |seen: TargetSeen| seen.container.is_some_and(|container| container.running);
@@ -285,21 +284,21 @@ impl<C: Containers> Worker<C> {
         begun.applied(applied, &mut report.steps)
     }
 
-    /// Waits out the grace period of guests that may be reconnecting to controllers just made: one that its target dies on in
-    /// these moments never comes back.
+    /// Waits out the grace period of guests that may be reconnecting to controllers just made: a guest whose target
+    /// dies in these moments never comes back.
     async fn await_grace_period(&self) {
         if let Some(made) = self.status.read(|known| known.controllers_made) {
             sleep_until(made + self.parts.policy.heal.settle).await;
         }
     }
 
-    /// Tells how it exited, once: a start of the same container makes the engine forget that.
+    /// Reports how it exited, once: a start of the same container makes the engine forget that.
     async fn tell_exit(&self, ended: &ContainerSeen, exit: Exit) {
         if self.quarantine.has_exit() || self.answered.is_none() {
             return;
         }
         let cause = match exit {
-            // Whoever killed it did not let it say anything.
+            // A process that was killed could not print the reason.
             Exit::FromOutside | Exit::Killed => ended.how_it_ended(),
             Exit::ByItself => {
                 format!(
@@ -326,7 +325,7 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-/// Steps that only wait for a target wait no longer than that.
+/// Limits steps that only wait for a target to `most`.
 fn shorten(steps: &mut [Step], most: Duration) {
     if let [Step::AwaitTarget { within, .. }] = steps {
         *within = (*within).min(most);
@@ -337,7 +336,7 @@ fn stops(step: &Step) -> bool {
     matches!(step, Step::StopContainer { .. })
 }
 
-/// Whether a container that has ended is started again.
+/// `true` if a container that has ended is started again.
 fn starts_again(steps: &[Step]) -> bool {
     let starts = steps.iter().any(|step| matches!(step, Step::StartContainer { .. }));
     starts && !steps.iter().any(|step| matches!(step, Step::CreateContainer(_)))

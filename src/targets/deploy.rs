@@ -24,27 +24,27 @@ use crate::model::prepare::{PartReport, PrepareReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
 
-/// How long a deploy waits for the end of the trial of its target, which goes on without it.
+/// Longest wait of a deploy for the end of its target's trial, which goes on without it.
 const TRIAL_TIME: Duration = Duration::from_secs(300);
 
-/// A request for the target itself, and its report so far.
+/// Request for the target itself, and its report so far.
 pub(super) struct Deploy {
     work: WorkId,
     pub(super) wish: Box<TargetWish>,
     dry_run: bool,
     reply: oneshot::Sender<PrepareReport>,
     pub(super) report: PartReport,
-    /// When its container ran.
+    /// Time at which its container ran.
     converged: Option<Instant>,
     /// Reason of the first judgement that did not end the trial of its target.
     undecided: Option<Fault>,
     began: Instant,
-    /// Shows that the task is needed until it is done.
+    /// Token that keeps the task running until it is done.
     _work: Arc<()>,
 }
 
 impl Deploy {
-    /// The deploy that is asked for; the request itself where it asks for something else.
+    /// Deploy that is requested; `Err` with the request itself if it asks for something else.
     pub(super) fn asked(requested: Requested) -> Result<Box<Deploy>, Requested> {
         let Requested { request, _work } = requested;
         match request {
@@ -68,7 +68,7 @@ impl Deploy {
         }
     }
 
-    /// Whether its caller has waited long enough for the end of a trial.
+    /// `true` if its caller has waited long enough for the end of a trial.
     pub(super) fn has_waited(&self) -> bool {
         self.converged.is_some_and(|at| at.elapsed() >= TRIAL_TIME)
     }
@@ -80,14 +80,14 @@ impl Deploy {
         let _ = self.reply.send(report);
     }
 
-    /// Ends it, for the target was taken away meanwhile.
+    /// Ends it because the target was taken away meanwhile.
     pub(super) fn overtaken(self) {
         let fault = overtaken(&self.wish);
         self.end(Err(fault));
     }
 }
 
-/// Answers a request that is not carried out.
+/// Replies to a request that is not carried out.
 pub(super) fn refuse(requested: Requested, fault: Fault) {
     match Deploy::asked(requested) {
         Ok(deploy) => deploy.end(Err(fault)),
@@ -107,10 +107,9 @@ fn overtaken(wish: &TargetWish) -> Fault {
     Fault::new(Code::TargetNotConverging, text)
 }
 
-/// The deploy that is under way while the worker is not at it.
+/// Deploy that is under way while the worker is not at it.
 #[derive(Default)]
 pub(super) enum Underway {
-    /// None.
     #[default]
     Nothing,
     /// Deploy whose image is on its way.
@@ -126,12 +125,11 @@ impl Underway {
         matches!(self, Underway::Nothing)
     }
 
-    /// Whether it has yet to bring the target up.
+    /// `true` if it has yet to bring the target up.
     pub(super) fn brings_up(&self) -> bool {
         matches!(self, Underway::AwaitsImage(..) | Underway::HasImage(_))
     }
 
-    /// The image on its way.
     pub(super) fn image(&mut self) -> Option<&mut Incoming> {
         match self {
             Underway::AwaitsImage(_, image) => Some(image),
@@ -139,7 +137,7 @@ impl Underway {
         }
     }
 
-    /// Ends it, for the target was taken away; an image on its way is not brought in any further.
+    /// Ends it because the target was taken away; an image on its way is canceled.
     pub(super) fn overtaken(self) {
         match self {
             Underway::Nothing => {}
@@ -152,14 +150,14 @@ impl Underway {
     }
 }
 
-/// An image that is being brought in.
+/// Image that is being brought in.
 pub(super) struct Incoming {
     begun: Begun,
     applied: Running<Result<String, Fault>>,
 }
 
 impl Incoming {
-    /// Begins to bring it in, which has its own deadline. Nothing goes on once it is dropped.
+    /// Starts to bring it in, which has its own deadline. Nothing goes on once it is dropped.
     pub(super) fn begin<C: Containers>(
         step: Step,
         parts: Arc<Parts<C>>,
@@ -184,7 +182,7 @@ impl Incoming {
     }
 }
 
-/// The image once it is there, or the reason why it cannot be; never where none is on its way. Cancel-safe.
+/// Waits for the image, or the reason why it cannot be there; never returns if none is on its way. Cancel-safe.
 pub(super) async fn arrival(image: Option<&mut Incoming>) -> Result<String, Fault> {
     match image {
         Some(image) => (&mut image.applied).await,
@@ -213,7 +211,7 @@ impl<C: Containers> Worker<C> {
                 After::Converged(deploy)
             }
             Err(fault) => {
-                // One that was refused has changed nothing, and overtakes nobody.
+                // A destroy that was refused has changed nothing, and overtakes nobody.
                 let has_begun = takes_away && deploy.report.steps.iter().any(is_done);
                 deploy.end(Err(fault));
                 if has_begun {
@@ -236,7 +234,7 @@ impl<C: Containers> Worker<C> {
         };
         match done {
             Err(fault) if self.trial().is_some() && !deploy.has_waited() => {
-                // What is found out later tells less of the reason.
+                // Later judgements say less about the reason.
                 deploy.undecided.get_or_insert(fault);
                 After::Undecided(Some(deploy))
             }

@@ -1,5 +1,5 @@
-//! The targets and volumes that this node is to have: on the disk before an order for one is carried out,
-//! one file each, and published to whoever has to know.
+//! Desired targets and volumes of this node: on disk before a request for one is carried out, one file each, and
+//! published to the rest of the agent.
 
 use std::sync::Arc;
 
@@ -16,28 +16,28 @@ use crate::plan::admission::{has_own_name, has_own_sockets, has_room, has_room_f
 use crate::plan::volumes::one_writer_each;
 use crate::store::{Durability, Store, StoreError};
 
-/// The folder of the targets' files.
+/// Folder of the targets' files.
 pub(crate) const FOLDER: &str = "targets";
-/// The folder that has one for the volumes of each target.
+/// Folder with a folder for the volumes of each target.
 pub(crate) const VOLUMES: &str = "volumes";
 
-/// A target as its file has it.
+/// Content of a target's file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) spec: TargetSpec,
-    /// Its trial, while it has one.
+    /// Trial, while one is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trial: Option<Trial>,
 }
 
-/// A volume as its file has it.
+/// Content of a volume's file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct VolumeEntry {
     pub(crate) target: TargetName,
     pub(crate) spec: VolumeSpec,
 }
 
-/// Desired targets and volumes; clones are one.
+/// Desired targets and volumes; clones share them.
 #[derive(Debug, Clone)]
 pub struct DesiredTargets {
     store: Store,
@@ -48,8 +48,8 @@ pub struct DesiredTargets {
 }
 
 impl DesiredTargets {
-    /// Reads what was wanted when the agent ran last, also where that is more than may be from now on. A file that cannot be read, or that a newer agent
-    /// wrote, is set aside with a loud word.
+    /// Reads what was desired when the agent ran last, also where that exceeds the limits by now. A file that cannot
+    /// be read, or that a newer agent wrote, is set aside and logged.
     ///
     /// # Errors
     /// When the disk fails.
@@ -85,7 +85,7 @@ impl DesiredTargets {
         self.published.subscribe()
     }
 
-    /// The volumes that are wanted in a target.
+    /// Volumes that are desired in a target.
     pub fn volumes(&self, target: &TargetName) -> Arc<VolumeSpecs> {
         self.published.borrow().volumes_of(target)
     }
@@ -95,7 +95,7 @@ impl DesiredTargets {
         self.published.borrow().volumes.values().map(|volumes| volumes.len()).sum()
     }
 
-    /// Makes volumes desired like this, those that are not already.
+    /// Makes volumes desired like this, except those that already are.
     ///
     /// # Errors
     /// When they cannot be written in time; then none of them is desired otherwise than before.
@@ -108,7 +108,7 @@ impl DesiredTargets {
         let new = specs.iter().filter(|spec| known.get(&spec.name) != Some(spec));
         let new: Vec<VolumeSpec> = new.cloned().collect();
         let names = new.iter().map(|spec| spec.name.clone()).collect();
-        // While nobody else changes what is desired.
+        // Judged while nobody else changes the desired state.
         let judge = |desired: &Desired| {
             has_room_for(target, &new, self.most_volumes, desired)?;
             one_writer_each(target, &new, desired, |one, other| one == other)?;
@@ -121,7 +121,7 @@ impl DesiredTargets {
         .await
     }
 
-    /// Makes volumes desired no more.
+    /// Makes volumes no longer desired.
     ///
     /// # Errors
     /// When that cannot be written in time; then all of them still are.
@@ -164,12 +164,12 @@ impl DesiredTargets {
         .await
     }
 
-    /// The target as it is desired now.
+    /// Desired spec of a target.
     pub fn get(&self, name: &TargetName) -> Option<TargetSpec> {
         self.published.borrow().targets.get(name).cloned()
     }
 
-    /// The trial of a target that replaces another one.
+    /// Trial of a target that replaces another one.
     pub fn trial(&self, name: &TargetName) -> Option<Arc<Trial>> {
         self.published.borrow().trials.get(name).cloned()
     }
@@ -193,7 +193,7 @@ impl DesiredTargets {
         self.change_target(&spec.name, Some(spec), trial).await
     }
 
-    /// Makes a target desired no more, nor its volumes, which are gone with it.
+    /// Makes a target no longer desired, nor its volumes, which are gone with it.
     ///
     /// # Errors
     /// When that cannot be written in time; then it still is.
@@ -245,9 +245,9 @@ impl DesiredTargets {
         .await
     }
 
-    /// Writes a change, one after the other, and publishes it once it is on the disk. Where the disk takes longer
-    /// than the caller waits, the change is undone as soon as the disk goes on. An agent that dies before that
-    /// leaves what the disk took: the next one may desire it.
+    /// Writes a change, one after the other, and publishes it once it is on disk. If the disk takes longer than the
+    /// caller waits, the change is undone as soon as the disk goes on. An agent that dies before that leaves what the
+    /// disk took: the next one may desire it.
     async fn change(
         &self,
         write: impl Fn(&Store, &Desired) -> Result<(), StoreError> + Send + Sync + 'static,
@@ -260,7 +260,7 @@ impl DesiredTargets {
         let (store, next) = (self.store.clone(), after.clone());
         let write = Arc::new(move |desired: &Desired| write(&store, desired));
         let undo = write.clone();
-        // Also a write that failed may have changed some of the files.
+        // A write that failed may also have changed some of the files.
         let late = move |_| match undo(&before) {
             Ok(()) => tracing::warn!("a change of what is desired came too late, and is undone"),
             Err(e) => tracing::error!(
@@ -276,7 +276,7 @@ impl DesiredTargets {
     }
 }
 
-/// Brings the files of these volumes of a target to what is desired.
+/// Writes or removes the files of these volumes of a target, as desired.
 fn write_volumes(
     store: &Store,
     target: &TargetName,
@@ -294,8 +294,8 @@ fn write_volumes(
     store.remove_all(&gone.collect::<Vec<_>>())
 }
 
-/// Reads one file. One that the disk does not give takes no other with it, and stays where it is: it may be
-/// given the next time.
+/// Reads one file. A file that the disk does not give affects no other, and stays where it is: it may be readable the
+/// next time.
 fn read<T: DeserializeOwned>(store: &Store, path: &str) -> Option<T> {
     store.read(path, Durability::Disk).unwrap_or_else(|error| {
         let why = chain(&error);

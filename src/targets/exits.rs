@@ -1,6 +1,6 @@
-//! Exits of targets, remembered while no agent runs: who died together with its agent, and exited shortly
-//! before, exits again. In the folder that a reboot empties, for with the guests of before it goes
-//! what it was remembered for.
+//! Exits of targets, kept while no agent runs: a target that died together with its agent, and exited shortly before,
+//! exits again. They are in the folder that a reboot empties, because it also ends the guests for whose sake they are
+//! kept.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,14 +12,14 @@ use crate::plan::lifecycle::Remembered;
 use crate::plan::quarantine;
 use crate::store::{Durability, Store, StoreError};
 
-/// The folder of how often each failed …
+/// Folder of each target's failures.
 const FOLDER: &str = "falls";
-/// … that of the process of each that answered …
+/// Folder of the process of each target that answered.
 const PROCESSES: &str = "processes";
-/// … and that of the volumes that took it down, or may have.
+/// Folder of the volumes that took each target down, or may have.
 const QUARANTINE: &str = "quarantine";
 
-/// Exits of all targets.
+/// Stored exits of all targets.
 #[derive(Debug, Clone)]
 pub struct Exits {
     store: Store,
@@ -32,8 +32,7 @@ impl Exits {
         Exits { store, writes: Writes::default() }
     }
 
-    /// Record of one target. One that cannot be read is a target that never exited: it is healed at
-    /// once.
+    /// Record of one target. One that cannot be read counts as no exits: the target is healed at once.
     pub(super) fn of(&self, name: &TargetName) -> Remembered {
         Remembered { failures: self.read(FOLDER, name), process: self.read(PROCESSES, name) }
     }
@@ -48,7 +47,7 @@ impl Exits {
         }
     }
 
-    /// Writes down what is not written already; nothing is no file. Returns whether that could be done.
+    /// Writes what has changed; a default record has no file. Returns `false` if that failed.
     pub(super) async fn keep(
         &self,
         name: &TargetName,
@@ -83,12 +82,12 @@ impl Exits {
         Ok(written?)
     }
 
-    /// Quarantine of the volumes of a target; empty where it cannot be read.
+    /// Quarantine of the volumes of a target; empty if it cannot be read.
     pub(super) fn quarantine(&self, name: &TargetName) -> quarantine::Remembered {
         self.read(QUARANTINE, name)
     }
 
-    /// Writes that down; returns whether it could.
+    /// Writes the quarantine. Returns `false` if that failed.
     pub(super) async fn keep_quarantine(
         &self,
         name: &TargetName,

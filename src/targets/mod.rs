@@ -62,12 +62,12 @@ use crate::watchdog::Watchdog;
 
 /// Requests that may wait for one target; more are refused.
 const QUEUE: usize = 256;
-/// Places beside those that only a destroy takes: it waits for none of them.
+/// Further places in the queue, for destroys only: they wait for none of the others.
 const PLACES_OF_DESTROYS: usize = 16;
-/// Time for a task to judge an observation: it never works on its own time.
+/// Time for a task to judge an observation: work runs beside it.
 const JUDGE_TIME: Duration = Duration::from_secs(1);
 
-/// The way to one task.
+/// Handle of one task.
 #[derive(Clone)]
 struct Way {
     requests: mpsc::Sender<Requested>,
@@ -75,45 +75,36 @@ struct Way {
     work: Arc<()>,
     /// Permit for one look at a time: looks must not fill the queue.
     looks: Arc<Semaphore>,
-    /// The control socket at which the target was asked for, for one that is not desired.
+    /// Control socket that a caller asked for, of a target that is not desired.
     asked_at: Arc<watch::Sender<Option<CleanPath>>>,
 }
 
 type Tasks = BTreeMap<TargetName, Way>;
 
-/// Parts that every task needs.
+/// Dependencies of every task.
 pub struct Parts<C> {
-    /// Looks at targets.
     pub observer: TargetObserver<C>,
-    /// Changes them.
     pub applier: TargetApplier<C>,
-    /// Looks at their volumes.
     pub volume_observer: VolumeObserver,
-    /// Changes those.
     pub volume_applier: VolumeApplier,
-    /// The operator's choices.
     pub policy: TargetPolicy,
-    /// Desired targets and volumes.
     pub desired: DesiredTargets,
-    /// Record of their exits.
     pub exits: Exits,
-    /// Asks engine and control sockets.
+    /// Probe of the engine and the control sockets.
     pub probe: Arc<Probe<C>>,
-    /// Observe them all the time.
+    /// Observers that run all the time.
     pub observers: Observers,
-    /// Publisher of their statuses.
     pub statuses: Statuses,
-    /// Tells how work goes on.
     pub progress: ProgressSink,
     /// Guests of their volumes.
     pub guests: watch::Receiver<Arc<Guests>>,
     /// The engine's owner, where nobody else starts an engine that ended.
     pub engine: Option<Engine>,
-    /// Tries I/O and connections of the agent's own.
+    /// Deep probe by I/O and connections of the agent's own.
     pub deep: DeepProbe,
 }
 
-/// The handle of all targets of this node.
+/// Handle of all targets of this node.
 #[derive(Clone)]
 pub struct Targets {
     tasks: Arc<Mutex<Tasks>>,
@@ -126,7 +117,7 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// A handle; a task is started with the first request for its target.
+    /// Creates a handle; a task is started with the first request for its target.
     pub fn new<C: Containers>(parts: Parts<C>, watchdog: Watchdog) -> Targets {
         let parts = Arc::new(parts);
         let (desired, exits, deep) =
@@ -152,7 +143,7 @@ impl Targets {
         }
     }
 
-    /// Observes every target that is desired, from now on; nothing is done yet.
+    /// Observes every desired target from now on; nothing is changed yet.
     pub fn observe_all(&self) {
         for name in self.desired.watch().borrow().targets.keys() {
             if let Err(fault) = self.way(name) {
@@ -161,7 +152,7 @@ impl Targets {
         }
     }
 
-    /// The health of a target with that control socket, from what is known when that is young enough.
+    /// Health of a target with that control socket, from the last observation if that is fresh enough.
     pub async fn health(&self, name: &TargetName, control: &CleanPath) -> TargetHealth {
         let seen = self.observers.fresh(name, control).await;
         let known = self.judged(name, control, seen.number).await;
@@ -172,7 +163,7 @@ impl Targets {
         TargetHealth { age_ms, ..health }
     }
 
-    /// Health that its task made of that observation or a later one; none, where the target is desired with another
+    /// Health that its task made of that observation or a later one; `None` if the target is desired with another
     /// control socket, or there are too many targets.
     async fn judged(
         &self,
@@ -191,14 +182,14 @@ impl Targets {
             let known = all.get(name);
             known.is_some_and(|it| it.judged >= number && it.control.as_ref() == Some(control))
         });
-        // One that is late is told as it was known last.
+        // A late one is reported as it was known last.
         let _ = timeout(JUDGE_TIME, judged).await;
         let all = statuses.borrow();
         let known = all.get(name).filter(|it| it.control.as_ref() == Some(control));
         known?.health.clone()
     }
 
-    /// Age of the last answer of each target that is observed and has answered; nobody is asked for that.
+    /// Age of the last answer of each observed target that has answered; none is probed for that.
     pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
         self.observers.last_answers()
     }
@@ -208,10 +199,10 @@ impl Targets {
         self.deep.prove(control).await
     }
 
-    /// Reconciles a target with a request, as that work; every step has its own deadline.
+    /// Reconciles a target with a request, as the work `work`; every step has its own deadline.
     ///
     /// # Errors
-    /// Only when it could not be taken in; what failed in the work is in the report.
+    /// Only when it could not be admitted; failures of the work are in the report.
     pub async fn reconcile(
         &self,
         work: WorkId,
@@ -270,7 +261,7 @@ fn too_many_requests() -> Fault {
     Fault::new(Code::TargetBusy, text)
 }
 
-/// The time, in RFC 3339.
+/// Current time, in RFC 3339.
 fn now() -> String {
     humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
 }

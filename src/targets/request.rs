@@ -15,13 +15,13 @@ use crate::plan::target::{self, TargetPlan};
 /// Desired change of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetWish {
-    /// It runs like this.
+    /// Runs with this spec.
     Ensure(TargetSpec, EnsureWish),
-    /// It does not run; with `force` also when virtual machines are connected.
+    /// Does not run; with `force` also when virtual machines are connected.
     Destroy {
         /// Target, with its control socket.
         spec: TargetSpec,
-        /// Whether connected virtual machines count for nothing.
+        /// Set if connected virtual machines are ignored.
         force: bool,
     },
 }
@@ -33,7 +33,7 @@ impl TargetWish {
         }
     }
 
-    /// Whether containers beside the target's own matter to it.
+    /// `true` if containers beside the target's own matter to it.
     pub(super) fn moves_names(&self) -> bool {
         !matches!(self, TargetWish::Ensure(_, EnsureWish { recreate: false, .. }))
     }
@@ -50,9 +50,9 @@ impl TargetWish {
     }
 }
 
-/// Request to a target's task, and the way of the reply.
+/// Request to a target's task, with the channel of the reply.
 pub(super) enum Request {
-    /// The target itself.
+    /// Change of the target itself.
     Target {
         work: WorkId,
         wish: Box<TargetWish>,
@@ -71,21 +71,21 @@ pub(super) enum Request {
         volumes: Vec<VolumeKey>,
         reply: oneshot::Sender<Result<(), Fault>>,
     },
-    /// A volume that is to have another size.
+    /// New size of a volume.
     Resize {
         target: Box<TargetSpec>,
         volume: VolumeKey,
         size_mib: u64,
         reply: oneshot::Sender<Result<VolumeView, Fault>>,
     },
-    /// A look at the volumes.
+    /// Observation of the volumes.
     Look { reply: oneshot::Sender<()>, _place: OwnedSemaphorePermit },
-    /// The agent has started: the target is brought up if it is down.
+    /// Start of the agent: the target is brought up if it is down.
     Start,
 }
 
 impl Request {
-    /// Answers that it is not carried out. A deploy has a report, and ends with that
+    /// Replies that it is not carried out. A deploy has a report, and ends with that
     /// ([`refuse`](super::deploy::refuse)).
     pub(super) fn refuse(self, fault: Fault) {
         match self {
@@ -96,25 +96,25 @@ impl Request {
         }
     }
 
-    /// True for one that changes nothing.
+    /// `true` if it changes nothing.
     pub(super) fn only_looks(&self) -> bool {
         matches!(self, Request::Target { dry_run: true, .. } | Request::Look { .. })
     }
 
-    /// True for one that takes the target away.
+    /// `true` if it takes the target away.
     pub(super) fn is_destroy(&self) -> bool {
         matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Destroy { .. }))
     }
 
-    /// True for one that makes the target run.
+    /// `true` if it makes the target run.
     pub(super) fn is_deploy(&self) -> bool {
         matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Ensure(..)))
     }
 }
 
-/// A request on its way.
+/// Request in the queue of a task.
 pub(super) struct Requested {
     pub(super) request: Request,
-    /// Shows that its task is needed until it is done.
+    /// Token that keeps its task running until it is done.
     pub(super) _work: Arc<()>,
 }

@@ -21,8 +21,8 @@ use crate::plan::quarantine::Exit;
 use crate::plan::retry::CRASH_LOOP;
 use crate::plan::target::end_frozen;
 
-/// An engine that does not answer is asked again after so long: it may come back any moment, and its
-/// absence says nothing of the target.
+/// Pause before an engine that does not answer is asked again: it may come back any moment, and its absence says
+/// nothing of the target.
 pub(super) const ENGINE_PAUSE: Duration = Duration::from_secs(2);
 /// Wait for the engine's start, which goes on by itself.
 const RAISE_TIME: Duration = Duration::from_secs(30);
@@ -48,7 +48,7 @@ impl<C: Containers> Worker<C> {
                     let took = began.elapsed();
                     tracing::info!(target_name = %self.name(), "{} was brought up again in {took:.1?}", self.name());
                 }
-                // Else it has not been seen to answer.
+                // Otherwise it was not observed to answer.
                 (!answers).then_some(Attempt::Failed)
             }
             Err(fault) if fault.code.is_engine_away() => Some(self.wait_for_engine(&fault).await),
@@ -59,7 +59,7 @@ impl<C: Containers> Worker<C> {
         After::Started(attempt)
     }
 
-    /// Observation at a control socket.
+    /// Last observation at a control socket.
     pub(super) fn seen_at(&self, control: &CleanPath) -> Option<Arc<Observation>> {
         Some(self.parts.observers.observe(self.name(), control).borrow().clone())
     }
@@ -76,12 +76,12 @@ impl<C: Containers> Worker<C> {
             Some(engine) => tokio::time::timeout(RAISE_TIME, engine.raise()).await.unwrap_or(false),
             None => false,
         };
-        // Guests wait: one that was just started is asked at once, but only once.
+        // Guests wait: an engine that was just started is asked at once, but only once.
         Attempt::After(if raised && first { Duration::ZERO } else { ENGINE_PAUSE })
     }
 
-    /// Kills its process, which is stuck: as long as it takes connections and serves none, each guest that
-    /// reconnects to it is lost.
+    /// Kills its stuck process: as long as it accepts connections and serves none, each guest that reconnects to it
+    /// is lost.
     pub(super) async fn kill(&mut self, spec: &TargetSpec) {
         let container = match self.parts.observer.container_of(spec).await {
             Ok(container) => container,
@@ -121,13 +121,12 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-/// Whether it does not answer, and nothing explains that.
+/// `true` if it does not answer and nothing explains that.
 fn is_silent(seen: &Observation) -> bool {
     seen.answers.is_silent() && seen.version().is_none() && !seen.is_busy()
 }
 
-/// Whether it is there, old enough, and silent. Not one that somebody has just started, or that was not even
-/// asked yet.
+/// `true` if it is there, old enough, and silent; not if somebody has just started it, or it was not probed yet.
 pub(super) fn hangs(seen: &Observation) -> bool {
     matches!(seen.process, Process::Lives { young: false, .. }) && is_silent(seen)
 }

@@ -23,7 +23,7 @@ use crate::model::status::{LastExit, TargetStatus, TargetStatuses};
 use crate::model::target::{TargetHealth, TargetName, TargetState, Work};
 use crate::plan::health::{Context, judge};
 
-/// Statuses of all targets; clones are one.
+/// Statuses of all targets; clones share them.
 #[derive(Debug, Clone)]
 pub struct Statuses {
     all: Arc<watch::Sender<TargetStatuses>>,
@@ -31,7 +31,7 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    /// Statuses of no target yet; `events` hears of each change of a target's health.
+    /// Creates the statuses, of no target yet; `events` receives each change of a target's health.
     pub fn new(events: Events) -> Statuses {
         Statuses { all: Arc::new(watch::Sender::new(TargetStatuses::default())), events }
     }
@@ -41,7 +41,7 @@ impl Statuses {
         self.all.subscribe()
     }
 
-    /// The health of one of them.
+    /// Last published health of a target.
     pub(super) fn health_of(&self, name: &TargetName) -> Option<TargetHealth> {
         self.all.borrow().get(name)?.health.clone()
     }
@@ -52,31 +52,29 @@ impl Statuses {
 pub(super) struct Known {
     /// Last observation, and its control socket.
     pub(super) seen: Option<(CleanPath, Arc<Observation>)>,
-    /// Work on it.
     pub(super) at_work: Option<Work>,
-    /// Whether the agent itself stops its process, or has in the work that goes on.
+    /// Set while the agent itself stops its process, or if the current work has.
     pub(super) stopping: bool,
-    /// Whether the agent has killed its process, and that it is gone was not seen yet.
+    /// Set if the agent has killed its process, and its exit was not observed yet.
     pub(super) killed: bool,
-    /// The evidence of a crash loop, until its volumes are back.
+    /// Evidence of a crash loop, until its volumes are back.
     pub(super) trouble: Option<String>,
-    /// The process in which all its volumes were brought about.
+    /// Process in which all its volumes were reconciled.
     pub(super) in_place: Option<u32>,
     /// Time at which controllers were made in it last.
     pub(super) controllers_made: Option<Instant>,
-    /// Time of the next look at its volumes.
+    /// Time of the next pass over its volumes.
     pub(super) next_pass: Option<Instant>,
-    /// Its volumes.
+    /// Ledger of its volumes.
     pub(super) book: VolumeBook,
     /// Restarts by the agent.
     pub(super) restarts: u64,
     /// Exits of its process.
     pub(super) exits: u64,
-    /// Last exit of its process.
     pub(super) last_exit: Option<LastExit>,
 }
 
-/// Status of one target; clones are one.
+/// Status of one target; clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Status {
     name: TargetName,
@@ -94,12 +92,11 @@ impl Status {
         &self.name
     }
 
-    /// Reads facts.
     pub(super) fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
         read(&self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes facts, and publishes what comes of that.
+    /// Changes facts, and publishes the status that results.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let done = change(&mut known);
@@ -107,7 +104,7 @@ impl Status {
         done
     }
 
-    /// The health as it was published last.
+    /// Last published health.
     pub(super) fn health(&self) -> Option<TargetHealth> {
         self.statuses.health_of(&self.name)
     }
@@ -117,7 +114,7 @@ impl Status {
         self.change(|known| known.last_exit = Some(LastExit { at: now(), cause }));
     }
 
-    /// Notes the guests of its volumes, and logs what is found of those that are new.
+    /// Notes the guests of its volumes, and logs the new findings.
     pub(super) fn see_guests(&self, guests: &Guests) {
         let found = self.change(|known| known.book.see_guests(guests));
         let mut by_code: BTreeMap<Code, Vec<Finding>> = BTreeMap::new();
@@ -125,7 +122,7 @@ impl Status {
             by_code.entry(finding.code).or_default().push(finding);
         }
         for (code, found) in by_code {
-            // One line, however many guests are told alike.
+            // One line, however many guests have the same finding.
             let first = found.first().map(|finding| finding.text.clone()).unwrap_or_default();
             let text = match found.len() {
                 1 => first,
@@ -202,8 +199,7 @@ impl Status {
     }
 }
 
-/// Health of a target that is not this node's to have, or not at that control socket: of nobody's concern but
-/// the caller's.
+/// Health of a target that is not desired here, or not at that control socket: of concern to the caller only.
 pub(super) fn health_of_another(name: &TargetName, seen: &Observation) -> TargetHealth {
     let (state, reason) = judge(seen, &Context::default());
     health(name, state, reason, seen, None)

@@ -1,11 +1,11 @@
-//! The trial of a target that replaces another one: it has to serve what that one served, or that one comes back.
+//! Trial of a target that replaces another one: it has to serve what that one served, or that one comes back.
 //!
 //! ```text
 //! desired, on trial ─▸ exchanged ─▸ judged: serves with the volumes ─▸ the old one is removed ─▸ desired, no trial
 //!                          │          └─ does not ─▸ the old one has its place again, and is desired ─▸ started ─▸ no trial
 //!                          └─ fails, or the agent dies ─▸ judged
 //! ```
-//! The trial stands in the target's file from before the first change until its end. As long as it is on, nothing else
+//! The trial is in the target's file from before the first change until its end. As long as it is on, nothing else
 //! starts or kills the target. A judgement that could not be carried out is made again.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::model::target::{TargetSeen, TargetSpec, Trial};
 use crate::model::volume::{VolumeName, VolumeSpecs};
 use crate::plan::exchange::bring_back;
 
-/// How long the engine may take to give the last words of a new one: guests wait.
+/// Time for the engine to return the last output of a new target: guests wait.
 const WORDS_TIME: Duration = Duration::from_secs(1);
 
 impl<C: Containers> Worker<C> {
@@ -31,7 +31,7 @@ impl<C: Containers> Worker<C> {
         self.parts.desired.trial(self.name())
     }
 
-    /// Trial of a target that takes the place of the one that is seen.
+    /// Trial of a target that takes the place of the observed one.
     pub(super) fn new_trial(
         &self,
         id: &str,
@@ -39,11 +39,11 @@ impl<C: Containers> Worker<C> {
         seen: &TargetSeen,
     ) -> Arc<Trial> {
         let made_for = seen.made_for();
-        // Where its image comes from is not told by its container.
+        // The sources of its image are not known from its container.
         let same =
             |before: &&TargetSpec| made_for.as_ref().is_none_or(|it| before.drift(it).is_empty());
         let old = before.filter(same).cloned().or(made_for);
-        // An agent that has only started does not know what a target serves, but what it is to serve.
+        // An agent that has only started does not know what a target serves, only what it is to serve.
         let served = match seen.serves() && !self.is_in_place() {
             true => self.parts.desired.volumes(self.name()).keys().cloned().collect(),
             false => self.status.read(|known| known.book.served()),
@@ -52,11 +52,11 @@ impl<C: Containers> Worker<C> {
         Arc::new(Trial { old, id: id.to_string(), served, restarts })
     }
 
-    /// Judges the target that is on trial, if it is, after its volumes were made.
+    /// Judges the target that is on trial, if one is, after its volumes were made.
     ///
     /// # Errors
-    /// When it does not serve what the one that it replaced served, with what became of that one; or when it cannot be
-    /// judged now.
+    /// When it does not serve what the replaced one served, with what became of that one; or when it cannot be judged
+    /// now.
     pub(super) async fn judge_if_due(&mut self, report: &mut PartReport) -> Result<(), Fault> {
         self.reconcile_volumes_if_due().await;
         if self.trial().is_none() {
@@ -79,7 +79,7 @@ impl<C: Containers> Worker<C> {
         let Some(trial) = self.trial() else { return Ok(()) };
         let Some(spec) = self.parts.desired.get(self.name()) else { return Ok(()) };
         let container = self.parts.observer.container_of(&spec).await?;
-        // It may have come to live, or to answer, while the engine took its time.
+        // It may have come to live, or answered, while the engine took its time.
         let pid = container.as_ref().filter(|it| it.running).and_then(|it| it.pid);
         let is_old = container.as_ref().is_some_and(|it| it.id == trial.id);
         let seen = self.seen_at(&spec.control_sock);
@@ -125,7 +125,7 @@ impl<C: Containers> Worker<C> {
         Err(self.bring_back(fault, report).await)
     }
 
-    /// Removes the target that was replaced. One that cannot be removed goes with the next exchange, or with the target.
+    /// Removes the replaced target. One that cannot be removed goes with the next exchange, or with the target.
     pub(super) async fn remove_kept(&self, trial: &Trial, report: &mut PartReport) {
         let [_, name] = self.name().beside();
         let step = Step::RemoveContainer { name, id: trial.id.clone() };
@@ -134,7 +134,8 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Brings back the target that one on trial has replaced, or was to replace. Returns why, and what became of it.
+    /// Brings back the target that the one on trial has replaced, or was to replace. Returns why, and what became of
+    /// it.
     pub(super) async fn bring_back(&mut self, mut fault: Fault, report: &mut PartReport) -> Fault {
         let Some(trial) = self.trial() else { return fault };
         tracing::warn!(
@@ -167,7 +168,7 @@ impl<C: Containers> Worker<C> {
             return Err(Fault::new(Code::TargetAbsent, text));
         };
         if !back.moves.is_empty() {
-            // What the new one exited upon is not held against volumes of the old one.
+            // Exits of the new one are not held against volumes of the old one.
             self.quarantine.clear();
             self.remember_making([].into()).await;
         }
@@ -184,7 +185,7 @@ impl<C: Containers> Worker<C> {
         {
             return started;
         }
-        // Also where it could not be started: it is a target like any other then, and its start is tried again.
+        // Also if it could not be started: it is a target like any other then, and its start is retried.
         match &trial.old {
             Some(old) => self.parts.desired.want(old, None).await?,
             None => self.parts.desired.forget(self.name()).await?,
@@ -193,7 +194,7 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-/// A wanted volume that the replaced target served and that the new one does not serve.
+/// Desired volume that the replaced target served and the new one does not serve.
 pub(super) fn lost<'a>(
     trial: &'a Trial,
     wanted: &VolumeSpecs,

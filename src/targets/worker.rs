@@ -1,4 +1,4 @@
-//! The work on one target, one piece at a time: starts, kills, its volumes, and what callers ask for.
+//! Work on one target, one piece at a time: starts, kills, its volumes, and requests of callers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,37 +22,31 @@ use crate::model::work::WorkId;
 use crate::plan::lifecycle::{Attempt, Remembered, State};
 use crate::plan::retry::Backoff;
 
-/// A piece of work.
 pub(super) enum Work {
-    /// Start of the target, once.
+    /// Single attempt to start the target.
     Start {
-        /// Desired target.
         spec: TargetSpec,
-        /// Failures so far.
         failures: u32,
-        /// Whether it gets a new container.
+        /// Set if it gets a new container.
         anew: bool,
     },
-    /// Kill of its process, which is stuck.
+    /// Kill of its stuck process.
     Kill(TargetSpec),
     /// Reconciliation of its volumes.
     Volumes,
     /// Judgement of a target on trial that no deploy waits for.
     Judge,
-    /// Search for the evidence of a crash loop.
+    /// Collection of the evidence of a crash loop.
     Evidence {
         /// Reason of the exit.
         why: String,
-        /// Failures so far.
         failures: u32,
     },
-    /// Write of the state to the disk, which each work begins with.
+    /// Write of the state to disk, which every work begins with.
     Remember,
-    /// Request of a caller.
     Request {
-        /// Request as it came.
         requested: Requested,
-        /// Number of requests that wait and came before it.
+        /// Number of pending requests that came before it.
         overtakes: usize,
     },
     /// Rest of a deploy whose image is there.
@@ -84,57 +78,55 @@ impl Work {
 pub(super) enum After {
     /// Nothing.
     Nothing,
-    /// A start was tried.
+    /// Start attempted, with its outcome; `None` if the target answers.
     Started(Option<Attempt>),
-    /// The container of a deploy runs.
+    /// Container of a deploy runs.
     Converged(Box<Deploy>),
-    /// A target on trial was judged; if it still is, that is done again, for a deploy that waits or for none.
+    /// Trial judged; while it is still on, it is judged again, for a deploy that waits or for none.
     Undecided(Option<Box<Deploy>>),
-    /// The target is taken away, or partly so; with it go the deploys among the first requests that wait, which
-    /// came before.
+    /// Target taken away, or partly so, and with it the deploys among the first pending requests, which came before.
     TakenAway {
         /// The request for that, unless it has failed.
         deploy: Option<Box<Deploy>>,
-        /// Number of requests that came before it and wait.
+        /// Number of pending requests that came before it.
         overtakes: usize,
     },
-    /// An image has to be there first, for a deploy or for a start of the task's own.
+    /// Image needed first, for a deploy or for a start of the task's own.
     NeedsImage(Incoming, Option<Box<Deploy>>),
 }
 
-/// The end of a piece of work.
+/// Result of a piece of work.
 pub(super) struct Finished<C> {
     pub(super) worker: Box<Worker<C>>,
     pub(super) after: After,
-    /// State that is on the disk now.
+    /// State that is on disk now.
     pub(super) written: Remembered,
-    /// Whether that is the whole state.
+    /// Set if that is the whole state.
     pub(super) is_written: bool,
 }
 
-/// Worker of one target.
 pub(super) struct Worker<C> {
     pub(super) parts: Arc<Parts<C>>,
     pub(super) status: Status,
-    /// The process that served when the work began.
+    /// Process that served when the work began.
     pub(super) serving: Option<u32>,
     /// Exits of the process by then.
     pub(super) exits: u64,
     /// Backoff of volumes that failed.
     pub(super) retry: Backoff,
     pub(super) quarantine: VolumeQuarantine,
-    /// The process that answered last.
+    /// Process that answered last.
     pub(super) answered: Option<u32>,
-    /// The process that served a connection of the agent's, or of which that cannot be known.
+    /// Process that served a connection of the agent's, or for which that cannot be known.
     pub(super) connected: Option<u32>,
-    /// Time of the last look at all volumes.
+    /// Time of the last pass over all volumes.
     pub(super) passed: Option<Instant>,
-    /// The state of its volumes that the log has last.
+    /// State of its volumes that was logged last.
     pub(super) logged: Option<VolumeTally>,
-    /// Whether it waits for the engine.
+    /// Set while it waits for the engine.
     pub(super) without_engine: bool,
     stuck: watch::Receiver<Option<String>>,
-    /// Progress of the work that it is at.
+    /// Progress of the current work.
     pub(super) progress: ProgressSink,
 }
 
@@ -177,7 +169,7 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Forgets all of a target that nobody desires any more.
+    /// Forgets everything of a target that is no longer desired.
     pub(super) fn forget(&mut self) {
         self.retry = self.retry.forgotten();
         self.quarantine.clear();
@@ -188,8 +180,8 @@ impl<C: Containers> Worker<C> {
         });
     }
 
-    /// Writes down what the next agent has to know, when that is something else than is written; whether it
-    /// could. Else it is tried again with the next work.
+    /// Writes the record for the next agent, if it has changed. Returns `false` if that failed; then the next work
+    /// tries again.
     pub(super) async fn remember(&mut self, written: Remembered, remembers: Remembered) -> bool {
         self.remember_making(BTreeSet::new()).await;
         remembers == written || self.parts.exits.keep(self.name(), written, remembers).await
@@ -203,7 +195,7 @@ impl<C: Containers> Worker<C> {
                     let fault = Fault::new(Code::EngineAbsent, "it does not run");
                     return After::Started(Some(self.wait_for_engine(&fault).await));
                 }
-                // One that hangs since it was started goes first.
+                // A target that has hung since its start is killed first.
                 if self.seen_at(&spec.control_sock).is_some_and(|seen| hangs(&seen)) {
                     self.kill(&spec).await;
                 }
@@ -245,7 +237,7 @@ impl<C: Containers> Worker<C> {
             Request::Resize { target, volume, size_mib, reply } => {
                 let _ = reply.send(self.resize(&target, &volume, size_mib).await);
             }
-            // Who gave up waiting needs none.
+            // A caller that gave up waiting needs none.
             Request::Look { reply, .. } if reply.is_closed() => {}
             Request::Look { reply, _place } => {
                 self.look_at_volumes().await;
@@ -254,12 +246,12 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Whether the process has exited since the work began.
+    /// `true` if the process has exited since the work began.
     pub(super) fn has_exited(&self) -> bool {
         self.status.read(|known| known.exits) != self.exits
     }
 
-    /// Fails once the process has exited that served when the work began: what was seen of it is of no use.
+    /// Fails once the process that served when the work began has exited: what was observed of it is of no use.
     pub(super) fn still_serves(&self) -> Result<(), Fault> {
         match self.has_exited() {
             false => Ok(()),
@@ -267,11 +259,11 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Does work that asks the target, and gives it up once the target is to be killed, or is paused: whoever
-    /// waits for it, waits for nothing.
+    /// Does work that asks the target, and cancels it once the target is to be killed, or is paused: it would wait
+    /// for nothing.
     ///
     /// # Errors
-    /// When that is so.
+    /// When it was canceled.
     pub(super) async fn unless_stuck<T>(
         &mut self,
         work: impl Future<Output = T>,
@@ -280,14 +272,14 @@ impl<C: Containers> Worker<C> {
             let why = self.stuck.wait_for(Option::is_some).await.map(|why| why.clone());
             match why {
                 Ok(why) => why.unwrap_or_default(),
-                // The task has ended, and with it who waits.
+                // The task has ended, and with it the caller that waits.
                 Err(_) => std::future::pending().await,
             }
         };
         tokio::select! {
-            // What was sent may still be done: whoever looks next sees that.
+            // What was sent may still be done: the next observation shows that.
             done = work => Ok(done),
-            // Cancel-safe: only looks.
+            // Cancel-safe: it only watches.
             why = stuck => {
                 let text = format!("{} does not answer: {why}", self.name());
                 Err(Fault::new(Code::TargetNotAnswering, text))

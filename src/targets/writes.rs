@@ -1,4 +1,4 @@
-//! Writes of state, one after the other, and each waited for with a bound: a disk that hangs holds nobody up for ever.
+//! Writes of state, one after the other, each with a deadline: a disk that hangs blocks nobody for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +37,8 @@ impl Writes {
 }
 
 impl Turn {
-    /// Writes, and returns the turn with the outcome. One that ends too late is handed to `late`, before the
-    /// next begins.
+    /// Writes, and returns the turn with the outcome. A write that ends too late is handed to `late`, before the next
+    /// begins.
     ///
     /// # Errors
     /// When the disk takes too long.
@@ -57,7 +57,7 @@ impl Turn {
         });
         match timeout_at(until, &mut written).await {
             Ok(Ok(ended)) => Ok(ended),
-            // It broke off, and says so.
+            // The work broke off, and reports that.
             Ok(Err(_)) => Err(work.await.err().unwrap_or_else(late_fault)),
             Err(_) => {
                 // From here on it is late, unless it was written at this very moment.

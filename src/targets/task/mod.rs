@@ -1,10 +1,10 @@
-//! The task of one target: it takes requests and observations, decides by the lifecycle, and begins the work.
+//! The task of one target: takes requests and observations, decides by the lifecycle, and begins the work.
 //!
 //! ```text
 //! observation, request, timer, end of work ──▶ lifecycle::step ──▶ start, kill, or wait ──▶ work
 //! ```
 //!
-//! One piece of work is done at a time, by a [`Worker`] that goes into it and comes back from it; the task goes
+//! One piece of work is done at a time, by a [`Worker`] that is moved into it and comes back from it; the task goes
 //! on judging meanwhile. Images are brought in beside that: they may take minutes.
 
 mod next;
@@ -33,24 +33,22 @@ use crate::plan::lifecycle::{Remembered, State};
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// Between two looks at what is due, unless something changes.
+/// Shortest pause between two rounds, unless something changes.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
-/// Something that goes on.
+/// Future of something under way.
 pub(super) type Running<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Changes that the task of a target may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mandate {
-    /// No change: nothing was asked for yet. A command that looks, or an agent that has yet to become ready, changes
-    /// nothing.
+    /// No change: nothing was requested yet. A read-only command, or an agent that is not ready yet, changes nothing.
     Look,
-    /// Whatever a request or the policy asks for.
+    /// Changes that a request or the policy asks for.
     Act,
-    /// The same; and the agent has only started: a target that is down is brought up whatever the policy says.
+    /// Same, while the agent is starting: a target that is down is brought up whatever the policy says.
     Start,
 }
 
-/// The task of one target.
 pub(super) struct Task<C> {
     parts: Arc<Parts<C>>,
     status: Status,
@@ -59,26 +57,25 @@ pub(super) struct Task<C> {
     observed: Option<(CleanPath, Observations)>,
     /// Phase of the target, and its backoff.
     state: State,
-    /// Part of the state that is on the disk.
+    /// Part of the state that is on disk.
     written: Remembered,
-    /// Time of the next try to write the state, after one that failed.
+    /// Time of the next attempt to write the state, after a failed one.
     remember_at: Option<Instant>,
     /// Time at which the lifecycle takes the next step.
     requeue_at: Option<Instant>,
     news: News,
-    /// Reason of the last exit, where that is a crash loop whose evidence is to be looked for.
+    /// Reason of the last exit, if that is a crash loop whose evidence is yet to be collected.
     crashed: Option<String>,
     mandate: Mandate,
-    /// Requests that wait.
+    /// Pending requests.
     requests: VecDeque<Requested>,
-    /// The deploy that is under way.
     deploy: Underway,
-    /// The image that a start of the task's own waits for, and the target that is to be started.
+    /// Image that a start of the task's own waits for, and the target that is to be started.
     start_image: Option<(TargetSpec, Incoming)>,
-    /// Since when the target is on trial, or not to be judged before.
+    /// Begin of the target's trial, or time before which it is not to be judged.
     trial_since: Option<Instant>,
     worker: WorkerState<C>,
-    /// Reason to give up work that waits for the target.
+    /// Reason to cancel work that waits for the target.
     stuck: watch::Sender<Option<String>>,
     reconciled: Instant,
 }
@@ -89,7 +86,7 @@ impl<C: Containers> Task<C> {
         parts: Arc<Parts<C>>,
         asked_at: Arc<watch::Sender<Option<CleanPath>>>,
     ) -> Task<C> {
-        // Targets of one node do not come back in step.
+        // Keeps targets of one node from coming back in step.
         let seed = name.as_str().bytes().fold(u64::from(std::process::id()), |seed, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
@@ -121,7 +118,7 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// Reconciles the target until nobody can ask any more.
+    /// Reconciles the target until no handle is left.
     pub(super) async fn run(
         mut self,
         mut queue: mpsc::Receiver<Requested>,
@@ -165,7 +162,7 @@ impl<C: Containers> Task<C> {
         heartbeat.retire();
     }
 
-    /// Whether nothing is done, and nothing waits.
+    /// `true` if nothing is being done, and nothing waits.
     fn is_idle(&self) -> bool {
         self.worker.is_idle()
             && self.requests.is_empty()
@@ -177,7 +174,7 @@ impl<C: Containers> Task<C> {
         self.status.name()
     }
 
-    /// Whether anything may be changed.
+    /// `true` if anything may be changed.
     fn acts(&self) -> bool {
         self.mandate != Mandate::Look
     }
@@ -207,7 +204,7 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// Takes in what is seen, and begins what is due.
+    /// Takes in the observation, and begins the work that is due.
     pub(super) fn reconcile(&mut self) {
         self.reconciled = Instant::now();
         self.see();
@@ -229,11 +226,11 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// Takes in what is seen at the control socket that is desired, or else at the one that was asked for.
+    /// Takes in the observation at the desired control socket, or else at the one that was asked for.
     fn see(&mut self) {
         let desired = self.parts.desired.get(self.name()).map(|spec| spec.control_sock);
         if self.observed.as_ref().is_some_and(|(_, seen)| seen.has_changed().is_err()) {
-            // One that nobody desires or asks for is observed no more.
+            // A target that is neither desired nor asked for is observed no more.
             self.observed = None;
             if desired.is_none() && self.is_idle() {
                 self.asked_at.send_replace(None);
@@ -258,7 +255,7 @@ impl<C: Containers> Task<C> {
     }
 }
 
-/// The next observation, or the end of its observer; never where there is none.
+/// Waits for the next observation, or the end of its observer; never returns if there is none.
 async fn changed(observed: &mut Option<(CleanPath, Observations)>) {
     match observed {
         Some((_, seen)) => drop(seen.changed().await),

@@ -13,7 +13,7 @@ use crate::targets::trial::lost;
 use crate::targets::worker::Work;
 use crate::targets::{Request, Requested};
 
-/// How long it may take to see that a process which was just started lives.
+/// Time in which a process that was just started is observed to live.
 const EXIT_TIME: Duration = Duration::from_millis(300);
 
 impl<C: Containers> Task<C> {
@@ -36,7 +36,7 @@ impl<C: Containers> Task<C> {
         (is_news && may_write).then_some(Work::Remember)
     }
 
-    /// The deploy that is under way, when it can go on.
+    /// Next work of the deploy that is under way, if it can go on.
     fn next_of_deploy(&mut self) -> Option<Work> {
         match std::mem::take(&mut self.deploy) {
             Underway::HasImage(deploy) if !self.is_destroyed() => Some(Work::Deploy(deploy)),
@@ -53,7 +53,7 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// Whether a target that was deployed has had its time to serve.
+    /// `true` once a target that was deployed has had its time to serve.
     fn is_decided(&self) -> bool {
         match self.trial_since {
             Some(_) => self.judgement_due().is_some_and(|due| due <= Instant::now()),
@@ -73,14 +73,14 @@ impl<C: Containers> Task<C> {
             Phase::Down { .. } if self.seen().is_some_and(|seen| seen.is_gone()) => {
                 begun + EXIT_TIME
             }
-            // Somebody has paused it, and nothing is done to it.
+            // Paused by somebody, and nothing is done to it.
             Phase::Paused { .. } => return None,
             _ => begun + target.ready_timeout,
         };
         Some(due).filter(|_| self.acts())
     }
 
-    /// Whether a target on trial serves all that the one which it replaced served.
+    /// `true` if a target on trial serves everything that the replaced one served.
     fn serves_all(&self, pid: u32) -> bool {
         let Some(trial) = self.parts.desired.trial(self.name()) else { return true };
         let wanted = self.parts.desired.volumes(self.name());
@@ -89,10 +89,10 @@ impl<C: Containers> Task<C> {
         })
     }
 
-    /// The first request that can be carried out now. Others pass a deploy that waits for an image, one that
-    /// only looks passes a volume that waits for its target, and a destroy passes all that wait.
+    /// First request that can be carried out now. Others overtake a deploy that waits for an image, read-only ones
+    /// overtake a volume that waits for its target, and a destroy overtakes all that wait.
     fn next_request(&mut self) -> Option<Work> {
-        // One whose target could not be judged yet is in nobody's way.
+        // A deploy whose target could not be judged yet blocks nobody.
         let may_end = self.trial_since.is_none_or(|since| since <= Instant::now());
         let mut is_blocked = may_end && matches!(self.deploy, Underway::Converged(_));
         let overtakes = self.requests.iter().position(|Requested { request, .. }| {
@@ -104,13 +104,13 @@ impl<C: Containers> Task<C> {
         Some(Work::Request { requested, overtakes })
     }
 
-    /// Whether a request cannot be carried out yet.
+    /// `true` if a request cannot be carried out yet.
     fn waits(&self, request: &Request) -> bool {
         match request {
             Request::Target { dry_run, .. } => {
                 (self.deploy.brings_up() || self.trial_since.is_some()) && !dry_run
             }
-            // A target that has yet to be made can have no volumes.
+            // A target that is yet to be made can have no volumes.
             Request::Activate { .. } => {
                 self.is_to_answer() || self.deploy.brings_up() && !self.is_desired()
             }
@@ -119,13 +119,13 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// Whether a destroy waits.
+    /// `true` if a destroy waits.
     fn is_destroyed(&self) -> bool {
         self.requests.iter().any(|it| it.request.is_destroy())
     }
 
-    /// Whether it is about to be known if the target serves: it was not looked at yet, has not been asked yet, or is
-    /// on probation.
+    /// `true` if it is about to be known whether the target serves: it was not observed or probed yet, or is on
+    /// probation.
     fn is_to_answer(&self) -> bool {
         let is_unasked = |seen: &Observation| match seen.process {
             Process::Lives { .. } => {
@@ -140,10 +140,10 @@ impl<C: Containers> Task<C> {
         matches!(self.state.phase, Phase::Probation { .. })
     }
 
-    /// Time at which the volumes are looked at next, if the target serves.
+    /// Time of the next pass over the volumes, if the target serves.
     fn pass_due(&self) -> Option<Instant> {
         let Phase::Serving { pid, .. } = self.state.phase else { return None };
-        // Also one without volumes is looked at once: then it is known to serve.
+        // One pass also without volumes: then the target is known to serve.
         let is_due = !self.parts.desired.volumes(self.name()).is_empty()
             || self.status.read(|known| known.in_place) != Some(pid);
         let retry = self.worker.idle().and_then(|worker| worker.retry.due());

@@ -1,4 +1,4 @@
-//! Phases of a target: steps of its lifecycle as its task takes them, and what each entry into a phase notes.
+//! Phases of a target: steps of its lifecycle as its task takes them, and the notes at each entry into a phase.
 
 use tokio::time::Instant;
 
@@ -11,17 +11,17 @@ use crate::plan::lifecycle::{Action, Phase, Remembered, Situation, step};
 use crate::targets::now;
 use crate::targets::worker::Work;
 
-/// Steps in a row, each of which leads to another phase.
+/// Most steps in a row, each of which leads to another phase.
 const MOST_STEPS: usize = 16;
 
 impl<C: Containers> Task<C> {
-    /// Steps of the lifecycle, as many as there are now, and what they ask for.
+    /// Takes all steps of the lifecycle that there are now, and begins the actions that they ask for.
     pub(super) fn advance(&mut self, spec: &TargetSpec) {
         for _ in 0..MOST_STEPS {
             let Some(seen) = self.seen() else { return };
             let is_free = self.mandate != Mandate::Look
                 && self.worker.is_idle()
-                // One on trial is judged, and neither started nor killed.
+                // A target on trial is judged, and neither started nor killed.
                 && self.trial_since.is_none()
                 && self.crashed.is_none()
                 && self.start_image.is_none();
@@ -37,7 +37,7 @@ impl<C: Containers> Task<C> {
             match done.action {
                 Action::Start if is_free => {
                     let failures = self.state.retry.failures();
-                    // What it left in its container may be what it exits upon.
+                    // What it left in its container may be the cause of its exits.
                     let anew = self.state.retry.is_crash_loop();
                     self.begin(Work::Start { spec: spec.clone(), failures, anew });
                 }
@@ -87,7 +87,7 @@ impl<C: Containers> Task<C> {
                     }
                 });
             }
-            // One that was paused is given the time to answer.
+            // A target that was paused is given the time to answer.
             Phase::Unresponsive { .. }
                 if seen.answers.is_silent() && before.name() != self.state.phase.name() =>
             {
@@ -114,7 +114,7 @@ impl<C: Containers> Task<C> {
             Process::NoContainer => "there is no container of that name".to_string(),
             _ => "another process answers in its place".to_string(),
         };
-        // What is told of one that exits again and again is no news of its next exit.
+        // In a crash loop, the cause was reported already.
         let again = self.status.read(|known| known.trouble.is_some());
         let why = if again { "its process has exited once more".to_string() } else { how.clone() };
         self.status.change(|known| {
@@ -136,7 +136,7 @@ impl<C: Containers> Task<C> {
         self.crashed = Some(why).filter(|_| self.state.retry.is_crash_loop());
     }
 
-    /// Forgets what is remembered of a target that nobody desires.
+    /// Forgets a target that is no longer desired.
     pub(super) fn release(&mut self) {
         if self.state.phase == Phase::Unwanted && self.written == Remembered::default() {
             return;

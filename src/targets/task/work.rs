@@ -1,4 +1,4 @@
-//! Work of a target's task: its begin, its end, and the images on their way beside it.
+//! Work of a target's task: its start, its end, and the images on their way beside it.
 
 use std::time::Duration;
 
@@ -16,24 +16,23 @@ use crate::targets::deploy::{Deploy, Underway};
 use crate::targets::start::{ENGINE_PAUSE, start_failed};
 use crate::targets::worker::{After, Finished, Work, Worker};
 
-/// More than any piece of work takes beside the start of a target: each of its calls has its own deadline, and images come in
-/// beside it.
+/// Limit of any piece of work beside the start of a target: each of its calls has its own deadline, and images come
+/// in beside it.
 const WORK_LIMIT: Duration = Duration::from_secs(300);
 
-/// News of the work that has ended, for the next step of the lifecycle.
+/// Results of the work that has ended, for the next step of the lifecycle.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    /// The outcome of a start.
     pub(super) attempt: Option<Attempt>,
-    /// Whether the work stopped the process.
+    /// Set if the work stopped the process.
     pub(super) stopped: bool,
 }
 
-/// The worker of a target, or the work that it is at.
+/// Worker of a target, or the work that it is at.
 pub(super) enum WorkerState<C> {
     Idle(Box<Worker<C>>),
     Busy {
-        /// Whether the work brings the target up.
+        /// Set if the work brings the target up.
         brings_up: bool,
         work: Running<Finished<C>>,
     },
@@ -55,7 +54,7 @@ impl<C: Containers> WorkerState<C> {
         matches!(self, WorkerState::Busy { brings_up: true, .. })
     }
 
-    /// Takes the worker, unless it is busy, for work that is put in its place.
+    /// Takes the worker, unless it is busy; the caller puts work in its place.
     pub(super) fn take(&mut self) -> Option<Box<Worker<C>>> {
         self.is_idle().then_some(())?;
         let busy = WorkerState::Busy { brings_up: false, work: Box::pin(std::future::pending()) };
@@ -65,7 +64,7 @@ impl<C: Containers> WorkerState<C> {
         }
     }
 
-    /// Waits for the end of the work, for ever where there is none. Cancel-safe.
+    /// Waits for the end of the work; never returns if there is none. Cancel-safe.
     pub(super) async fn finished(&mut self) -> Finished<C> {
         match self {
             WorkerState::Busy { work, .. } => work.await,
@@ -89,7 +88,7 @@ impl<C: Containers> Task<C> {
         let about = ("target", self.name().to_string());
         let limit = WORK_LIMIT + self.parts.policy.target.ready_timeout;
         let work = Box::pin(told_after(limit, about, async move {
-            // Before anything is done: the agent may die in that, too.
+            // Before any change: the agent may die in that, too.
             let is_written = worker.remember(written, remembers).await;
             let written = if is_written { remembers } else { written };
             let after = worker.work(work).await;
@@ -99,7 +98,7 @@ impl<C: Containers> Task<C> {
         self.worker = WorkerState::Busy { brings_up, work };
     }
 
-    /// The work has ended.
+    /// Takes in the end of the work.
     pub(super) fn finished(
         &mut self,
         Finished { worker, after, written, is_written }: Finished<C>,
@@ -137,10 +136,10 @@ impl<C: Containers> Task<C> {
             }
         }
         let awaits = self.awaits();
-        // What was made or ended by it is seen together with its end.
+        // What the work made or ended is observed together with its end.
         let seen = self.observed.as_ref().map(|(of, seen)| (of.clone(), seen.borrow().clone()));
         self.status.change(|known| {
-            // Unless that was seen while it was done.
+            // Unless that was observed while it was done.
             self.news.stopped =
                 std::mem::take(&mut known.stopping) && self.state.phase != Phase::Stopping;
             known.at_work = awaits;
@@ -148,7 +147,7 @@ impl<C: Containers> Task<C> {
         });
     }
 
-    /// The target was taken away: no deploy that was asked for before starts anything.
+    /// Gives up the deploys that were requested before the target was taken away: none of them starts anything.
     fn give_up_deploys(&mut self, overtaken: usize) {
         std::mem::take(&mut self.deploy).overtaken();
         let later = self.requests.split_off(overtaken);
@@ -195,7 +194,7 @@ impl<C: Containers> Task<C> {
         self.image_ended();
     }
 
-    /// Ends an image that no start needs any more.
+    /// Cancels an image that no start needs any more.
     pub(super) fn give_up_start_image(&mut self) {
         let Some((_, incoming)) = self.start_image.take() else { return };
         let text = format!("no start of {} needs it any more", self.name());
