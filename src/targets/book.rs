@@ -1,4 +1,4 @@
-//! What an owner remembers of its volumes between two looks. No I/O, no clock.
+//! Ledger of a target's volumes between two observations. No I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,18 +22,17 @@ pub(super) struct VolumeBook {
     unstarted: BTreeMap<VolumeName, Instant>,
 }
 
-/// A look at volumes: when, and how long a session may take to start.
+/// Observation of volumes: its time, and how long a session may take to start.
 #[derive(Debug, Clone)]
 pub(super) struct Look<'a> {
     pub(super) now: Instant,
-    /// The same in RFC 3339.
+    /// Same time, in RFC 3339.
     pub(super) at: String,
     pub(super) sockets: &'a CleanPath,
     pub(super) stuck_after: Duration,
 }
 
 impl VolumeBook {
-    /// Status of each.
     pub(super) fn statuses(&self) -> &Volumes {
         &self.statuses
     }
@@ -48,7 +47,7 @@ impl VolumeBook {
         }
     }
 
-    /// Drops what is not wanted any more.
+    /// Drops volumes that are no longer desired.
     pub(super) fn drop_unwanted(&mut self, wanted: &VolumeSpecs) {
         self.statuses.retain(|name, _| wanted.contains_key(name));
         self.unstarted.retain(|name, _| wanted.contains_key(name));
@@ -62,7 +61,7 @@ impl VolumeBook {
         }
     }
 
-    /// Drops what is not wanted any more, and takes in what is wanted since.
+    /// Drops volumes that are no longer desired, and adds those that are since.
     pub(super) fn keep(&mut self, wanted: &VolumeSpecs, look: &Look<'_>) {
         self.drop_unwanted(wanted);
         for name in wanted.keys() {
@@ -74,7 +73,7 @@ impl VolumeBook {
         }
     }
 
-    /// Notes how a volume was found after everything was tried, and what failed.
+    /// Notes how a volume was observed after everything was tried, and what failed.
     pub(super) fn note(
         &mut self,
         spec: &VolumeSpec,
@@ -103,13 +102,13 @@ impl VolumeBook {
         change(status, state, &reason, &look.at);
     }
 
-    /// Notes the guests that are connected; tells what was not found of each before.
+    /// Notes the guests that are connected; returns the findings that are new.
     pub(super) fn see_guests(&mut self, guests: &Guests) -> Vec<Finding> {
         let connected = self.statuses.iter_mut().filter(|(_, status)| status.sessions > 0);
         connected.flat_map(|(name, status)| see(name, status, guests)).collect()
     }
 
-    /// Whether a session is starting that may turn out to be stuck, or one is waited for.
+    /// `true` if a session is starting that may turn out to be stuck, or one is waited for.
     pub(super) fn is_unsettled(&self) -> bool {
         let stuck = |name: &VolumeName| {
             self.statuses.get(name).is_some_and(|it| it.state == VolumeState::Stuck)
@@ -118,19 +117,19 @@ impl VolumeBook {
             || self.statuses.values().any(|status| status.disconnected)
     }
 
-    /// Fault of the last try to make it.
+    /// Fault of the last attempt to make it.
     pub(super) fn failed_before(&self, name: &VolumeName) -> Option<Fault> {
         let status = self.statuses.get(name).filter(|it| it.state == VolumeState::Degraded)?;
         Some(Fault::new(Code::VolumeDegraded, status.reason.clone()))
     }
 
-    /// Whether a guest uses another volume, or waits for it.
+    /// `true` if a guest uses another volume, or waits for it.
     pub(super) fn has_guests_but_of(&self, name: &VolumeName) -> bool {
         let mut others = self.statuses.iter().filter(|(other, _)| *other != name);
         others.any(|(_, status)| status.sessions > 0 || status.disconnected)
     }
 
-    /// Whether one is to be tried again.
+    /// `true` if one is to be retried.
     pub(super) fn has_degraded(&self) -> bool {
         self.statuses.values().any(|status| status.state == VolumeState::Degraded)
     }
@@ -140,13 +139,12 @@ impl VolumeBook {
         self.statuses.keys().filter(|name| self.serves(name)).cloned().collect()
     }
 
-    /// Whether a volume does.
+    /// `true` if the volume serves, or its guest waits in it.
     pub(super) fn serves(&self, name: &VolumeName) -> bool {
         let state = self.statuses.get(name).map(|status| status.state);
         matches!(state, Some(VolumeState::Serving | VolumeState::Stuck))
     }
 
-    /// Counted.
     pub(super) fn tally(&self) -> VolumeTally {
         let guests = || self.statuses.values().filter_map(|status| status.reconnect_seconds);
         let count = |state| self.statuses.values().filter(|status| status.state == state).count();

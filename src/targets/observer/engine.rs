@@ -1,5 +1,5 @@
-//! What the engine tells by itself, for all who watch a target. Subscribed again whenever it ends, and
-//! then everybody looks anew.
+//! Events of the engine, for all observers. The subscription is renewed whenever it ends, and then every target is
+//! observed anew.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,23 +12,23 @@ use super::Probe;
 use crate::docker::{Containers, EngineEvent};
 use crate::model::fault::chain;
 
-/// News that a slow watcher may lag behind before it has to look by itself.
+/// Events that a slow observer may lag behind before it has to query by itself.
 const BACKLOG: usize = 256;
-/// Between two tries to subscribe, the first …
+/// First pause between two attempts to subscribe.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// … and the longest; an engine that is not installed is not asked often.
+/// Longest pause; an engine that is not installed is not asked often.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
-/// One piece of news.
+/// Event for the observers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum News {
-    /// About the container of that name.
+    /// Change of the container of that name.
     Container(String),
-    /// Whatever was known may be outdated.
+    /// Gap in the events: whatever was known may be outdated.
     LookAnew,
 }
 
-/// The engine's news; clones are one.
+/// Publisher of the engine's events; clones share it.
 #[derive(Debug, Clone)]
 pub struct EngineNews {
     sender: broadcast::Sender<News>,
@@ -42,17 +42,17 @@ impl Default for EngineNews {
 }
 
 impl EngineNews {
-    /// Whether all that happens is told at once.
+    /// `true` while events are reported at once.
     pub(super) fn is_live(&self) -> bool {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// All that is told from now on.
+    /// Subscribes to all events from now on.
     pub(super) fn listen(&self) -> broadcast::Receiver<News> {
         self.sender.subscribe()
     }
 
-    /// Follows the engine for ever, and never starts it by that.
+    /// Follows the engine's events for ever, and never starts the engine by that.
     pub async fn follow<C: Containers>(self, probe: Arc<Probe<C>>, within: Duration) {
         let mut pause = FIRST_PAUSE;
         loop {

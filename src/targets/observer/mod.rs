@@ -5,8 +5,8 @@
 //!        └──▶ one observer for each target ──▶ Observation ──▶ the target's task, health calls
 //! ```
 //!
-//! A target is observed from the first call that asks for it, or from the moment it is desired. A call is
-//! answered from what is known as long as that is young enough; else all callers wait for the same look.
+//! A target is observed from the first call that asks for it, or from the moment it is desired. A call is answered
+//! from the last observation as long as that is fresh; otherwise all callers wait for the same new one.
 
 mod engine;
 mod probe;
@@ -28,11 +28,11 @@ use crate::model::observation::{Observation, Process};
 use crate::model::path::CleanPath;
 use crate::model::target::{Desired, TargetName};
 
-/// Targets that are observed at the same time; a node has a few.
+/// Most targets observed at the same time; a node has a few.
 const MOST_OBSERVED: usize = 64;
-/// A target that is not desired and was not asked for in so long is observed no more.
+/// Time after which a target that is neither desired nor asked for is observed no more.
 const IDLE: Duration = Duration::from_secs(600);
-/// More than any look takes.
+/// Timeout of a caller; longer than any observation takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Callers that may wait for one target.
 const QUEUE: usize = 4096;
@@ -44,21 +44,20 @@ pub(super) type Observations = channel::Receiver<Arc<Observation>>;
 type Asks = mpsc::Sender<oneshot::Sender<Arc<Observation>>>;
 type AskQueue = mpsc::Receiver<oneshot::Sender<Arc<Observation>>>;
 
-/// Parts that every observer needs.
+/// Dependencies of every observer.
 struct Shared<C> {
     probe: Arc<Probe<C>>,
     news: EngineNews,
     desired: channel::Receiver<Desired>,
 }
 
-/// Observed target.
 struct Observed {
     asks: Asks,
     seen: Observations,
     asked: Instant,
 }
 
-/// Handle of all observers of this node; clones are one.
+/// Handle of all observers of this node; clones share them.
 #[derive(Clone)]
 pub struct Observers {
     start: Arc<dyn Fn(Key, AskQueue) -> Observations + Send + Sync>,
@@ -69,7 +68,7 @@ pub struct Observers {
 }
 
 impl Observers {
-    /// Observes nothing yet.
+    /// Creates a handle that observes nothing yet.
     pub fn new<C: Containers>(
         probe: Arc<Probe<C>>,
         news: EngineNews,
@@ -102,7 +101,7 @@ impl Observers {
         }
     }
 
-    /// Observes the target from now on, if it was not before. On the runtime.
+    /// Observes the target from now on, if it was not observed before. Must run on the runtime.
     pub(super) fn observe(&self, name: &TargetName, control: &CleanPath) -> Observations {
         self.find(name, control).1
     }
@@ -119,7 +118,7 @@ impl Observers {
         self.observed.lock().unwrap().clear();
     }
 
-    /// Last observation of the target when that is young enough, else a new one.
+    /// Last observation of the target if that is fresh, else a new one.
     pub(super) async fn fresh(&self, name: &TargetName, control: &CleanPath) -> Arc<Observation> {
         let (asks, seen) = self.find(name, control);
         let known = seen.borrow().clone();
@@ -129,7 +128,7 @@ impl Observers {
         }
     }
 
-    /// Observation by a look that begins now.
+    /// New observation, begun now.
     pub(super) async fn look_again(
         &self,
         name: &TargetName,
@@ -139,8 +138,8 @@ impl Observers {
         ask(asks, seen).await
     }
 
-    /// Age of the last answer of each that has answered since its process runs. Under the name of one
-    /// that is desired only its own control socket counts, whatever others were asked for.
+    /// Age of the last answer of each target whose running process has answered. Under the name of a desired target
+    /// only its own control socket counts, whatever others were asked for.
     pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
         let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
         let desired = self.desired.borrow();
@@ -168,8 +167,8 @@ impl Observers {
         (entry.asks.clone(), entry.seen.clone())
     }
 
-    /// Forgets whose observer has ended, and when that does not suffice, who was not asked for the longest. An
-    /// observer ends when nobody can ask it any more.
+    /// Drops observers that have ended, and if that does not suffice, the one that was not asked for the longest. An
+    /// observer ends when no handle of it is left.
     fn make_room(&self, observed: &mut BTreeMap<Key, Observed>) {
         let desired = |key: &Key| is_desired(&self.desired.borrow(), key);
         observed.retain(|_, one| !one.asks.is_closed());
@@ -203,16 +202,16 @@ impl Observers {
     }
 }
 
-/// Whether it is that target which is desired: under its name, and with that control socket.
+/// `true` if that target is desired: under its name, and with that control socket.
 fn is_desired(desired: &Desired, (name, control): &Key) -> bool {
     desired.targets.get(name).is_some_and(|spec| spec.control_sock == *control)
 }
 
 async fn ask(asks: Asks, seen: Observations) -> Arc<Observation> {
     let (reply, answer) = oneshot::channel();
-    // Waits for a place: the observer takes all that wait at once.
+    // Waits for a place: the observer takes all waiting callers at once.
     let answer = async { asks.send(reply).await.ok().map(|()| answer)?.await.ok() };
-    // Each step of a look has its own deadline; this one only keeps a caller from waiting for an observer
+    // Each query of an observation has its own deadline; this one only keeps a caller from waiting for an observer
     // that has broken off.
     let answered = timeout(PATIENCE, answer).await.ok().flatten();
     answered.unwrap_or_else(|| seen.borrow().clone())

@@ -1,5 +1,5 @@
-//! One question to the engine, one to the target: bounded, and nothing is kept. Nothing is forked, and
-//! no volume's socket is touched.
+//! Single queries of the engine and of the target: bounded, and nothing is kept. Nothing is forked, and no volume's
+//! socket is touched.
 
 use std::sync::Arc;
 
@@ -18,36 +18,35 @@ use crate::model::policy::TargetPolicy;
 use crate::model::target::TargetName;
 use crate::spdk::{OpenChange, Sockets, SpdkError};
 
-/// Questions that may be open at a target, answered too late or never: two show that it does not answer, and more
-/// would keep one that is only slow from ever answering in time.
+/// Most queries open at a target, answered too late or never: two show that it does not answer, and more would keep
+/// one that is only slow from ever answering in time.
 const MOST_OPEN: u32 = 2;
 
-/// Probe of targets.
+/// Probe of targets and of the engine.
 #[derive(Debug)]
 pub struct Probe<C> {
     root: Root,
-    /// The engine's containers.
     pub(super) containers: Arc<C>,
     sockets: Sockets,
-    /// Deadlines, and where the engine's daemon is to be found.
+    /// Deadlines, and the place of the engine's daemon.
     pub(super) policy: TargetPolicy,
 }
 
 /// Container by the engine, and its process by the kernel.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// There is none of that name.
+    /// No container of that name.
     Nothing,
-    /// Its process lives.
+    /// Living process.
     Runs(WatchedProcess),
-    /// Its process has ended; the text says how, where the engine knows it.
+    /// Process that has ended; the text says how, where the engine knows it.
     Ended(Option<String>),
-    /// The engine does not answer; the text says why.
+    /// No answer of the engine; the text says why.
     Unknown(String),
 }
 
 impl<C: Containers> Probe<C> {
-    /// A probe for all targets of this node.
+    /// Creates a probe for all targets of this node.
     pub fn new(
         root: &Root,
         containers: Arc<C>,
@@ -57,16 +56,16 @@ impl<C: Containers> Probe<C> {
         Probe { root: root.clone(), containers, sockets, policy }
     }
 
-    /// Whether the engine can be asked without being started by that: who only watches starts nothing.
+    /// `true` if the engine can be asked without being started by that: observation starts nothing.
     pub(in crate::targets) async fn engine_may_be_asked(&self) -> bool {
         let (root, engine) = (self.root.clone(), self.policy.registries.engine.clone());
-        // Where the engine does not run, every process is looked at: nothing for the runtime's thread.
+        // If the engine does not run, every process is inspected: not on the runtime's thread.
         let look =
             move || engine_may_be_asked(&root, &engine.pid_file, &engine.binary, &engine.socket);
         spawn_blocking(look).await.unwrap_or(false)
     }
 
-    /// Asks the target; returns its version, or the reason for none and then the evidence about its process.
+    /// Probes the target; returns its version, or the reason for none and then the evidence about its process.
     pub(in crate::targets) async fn probe(
         &self,
         control: &CleanPath,
@@ -77,7 +76,7 @@ impl<C: Containers> Probe<C> {
         let answer = self.answer(control).await;
         let evidence = match (&answer, pid) {
             (Err(_), Some(pid)) => {
-                // One that ended while it was asked explains a silence as well.
+                // A request that ended meanwhile explains a silence as well.
                 let busy = self.sockets.open_change(&path).or(before);
                 Some(self.evidence(pid, busy).await)
             }
@@ -86,13 +85,12 @@ impl<C: Containers> Probe<C> {
         (answer, evidence)
     }
 
-    /// The version that the target tells, when its control socket and every reactor answered; else why
-    /// not.
+    /// Version that the target reports, if its control socket and every reactor answered; else the reason.
     async fn answer(&self, control: &CleanPath) -> Result<String, String> {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         socket.takes_questions(MOST_OPEN, within).await.map_err(|e| chain(&e))?;
-        // On one connection, and on their way together.
+        // On one connection, and in flight together.
         let (version, reactors) = tokio::join!(socket.serving(within), socket.reactors(within));
         let version = version.map_err(|e| chain(&e))?.version;
         match reactors {
@@ -105,8 +103,8 @@ impl<C: Containers> Probe<C> {
         }
     }
 
-    /// Evidence about a process that did not answer, without asking it. The kernel tells at once;
-    /// where it does not, nothing was seen.
+    /// Gathers evidence about a process that did not answer, without asking it. The kernel answers at once; where it
+    /// does not, nothing was observed.
     async fn evidence(&self, pid: u32, busy: Option<OpenChange>) -> Evidence {
         let root = self.root.clone();
         // Some files of each thread, of which a target may have thousands.
@@ -117,18 +115,18 @@ impl<C: Containers> Probe<C> {
         Evidence { look, starved, busy }
     }
 
-    /// Time of the target's last reply that nobody waited for any more.
+    /// Time of the target's last reply that came too late for its caller.
     pub(super) fn late_reply(&self, control: &CleanPath) -> Option<std::time::Instant> {
         self.sockets.at(&self.root.path(control.as_str())).late_reply()
     }
 
-    /// The process that answered last: who can be seen without the engine.
+    /// Process that answered last, as known without the engine.
     pub(super) fn who_answers(&self, control: &CleanPath) -> Option<WatchedProcess> {
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         WatchedProcess::of(&self.root, socket.peer()?)
     }
 
-    /// The container of that name.
+    /// Finds the container of that name, and its process.
     pub(super) async fn find(&self, name: &TargetName) -> Found {
         if !self.engine_may_be_asked().await {
             return Found::Unknown("the engine does not run".to_string());

@@ -1,4 +1,4 @@
-//! The evidence of a process that does not answer: what it was seen to do between two looks.
+//! Evidence about a process that does not answer: its activity between two observations.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use crate::model::observation::{Answers, Vitals};
 /// Evidence that was gathered when a probe had no answer.
 #[derive(Debug)]
 pub(in crate::targets) struct Evidence {
-    /// Activity of the process; none where it could not be looked at.
+    /// Activity of the process; `None` if it could not be observed.
     pub(super) look: Option<Look>,
-    /// Whether the machine is short of CPUs.
+    /// Set if the machine is short of CPUs.
     pub(super) starved: bool,
-    /// The agent's own request there that changes something and is open: its deadline and its method.
+    /// Open request of the agent's own there that changes something: its deadline and its method.
     pub(in crate::targets) busy: Option<(std::time::Instant, Cow<'static, str>)>,
 }
 
-/// A process that is silent, or was never.
+/// Silence of a process; the default is no silence.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     pub(super) vitals: Vitals,
@@ -29,8 +29,8 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    /// Notes what a probe without an answer found. Who looks later than after `late`, or on a machine whose CPUs
-    /// are all taken, has not seen that it stands still.
+    /// Notes the evidence of a probe without an answer. An observation later than `late`, or on a machine whose CPUs
+    /// are all taken, does not show that the process makes no progress.
     pub(super) fn note(&mut self, answers: &Answers, evidence: Evidence, late: Duration) {
         let (now, vitals) = (Instant::now(), &mut self.vitals);
         (vitals.busy_until, vitals.busy_with) = evidence.busy.unzip();

@@ -1,4 +1,4 @@
-//! Calls for the volumes of a target, as its handle takes them.
+//! Calls for the volumes of a target, as methods of its handle.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use crate::model::fault::Fault;
 use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec, VolumeStatus, VolumeView, Volumes};
 
-/// Wait for a busy target by a caller that only wants to know the state of volumes.
+/// Longest wait for a busy target, by a caller that only wants to know the state of volumes.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two tries to take away a volume that a virtual machine is about to leave.
+/// Pause between two attempts to take away a volume that a virtual machine is about to leave.
 const LEAVE_PAUSE: Duration = Duration::from_millis(200);
 
 impl Targets {
-    /// Makes volumes serve in a target, all in one pass, and writes down that they are desired before that.
-    /// `undo` forgets again, and takes away, what was not desired before and could not be brought about.
+    /// Makes volumes serve in a target, all in one pass, and writes down that they are desired before that. `undo`
+    /// forgets again, and takes away, what was not desired before and could not be made to serve.
     ///
-    /// Returns each volume as it stands afterwards: one that does not serve says why.
+    /// Returns the status of each volume afterwards: one that does not serve says why.
     ///
     /// # Errors
-    /// When nothing of it could be taken in: a conflict with what is desired already, the state, the target;
-    /// with `undo`, also when one could not be brought about.
+    /// When nothing of it could be accepted: a conflict with the desired state, the state on disk, the target; with
+    /// `undo`, also when one could not be made to serve.
     pub async fn activate(
         &self,
         target: &TargetSpec,
@@ -34,11 +34,11 @@ impl Targets {
         self.ask(&target.name, |reply| Request::Activate { volumes, undo, reply }).await?
     }
 
-    /// Takes volumes away; those that are not there are gone already. With a virtual machine connected one
-    /// is refused; `wait` waits so long for it to go.
+    /// Takes volumes away; those that are not there count as gone. One with a connected virtual machine is refused;
+    /// `wait` is how long to wait for that to go.
     ///
     /// # Errors
-    /// `volume-in-use`, and what the target or the state say.
+    /// `volume-in-use`, and faults of the target or the state.
     pub async fn deactivate(
         &self,
         target: &TargetSpec,
@@ -64,7 +64,7 @@ impl Targets {
     /// Gives a volume a new size, which a connected guest sees.
     ///
     /// # Errors
-    /// `volume-unknown`, `volume-not-resizable`, and what the target says.
+    /// `volume-unknown`, `volume-not-resizable`, and faults of the target.
     pub async fn resize(
         &self,
         target: &TargetSpec,
@@ -75,8 +75,8 @@ impl Targets {
         self.ask(&name, |reply| Request::Resize { target, volume, size_mib, reply }).await?
     }
 
-    /// The volumes that are desired in a target, as they stand: looked at now, unless its task is busy for
-    /// longer; then as they were known last.
+    /// Desired volumes of a target, with their status: observed now, unless its task is busy for longer; then as they
+    /// were known last.
     pub async fn volumes(&self, target: &TargetName) -> Vec<VolumeView> {
         let specs = self.desired.volumes(target);
         if specs.is_empty() {
@@ -86,7 +86,7 @@ impl Targets {
             let _place = self.way(target).ok()?.looks.acquire_owned().await.ok()?;
             self.ask(target, |reply| Request::Look { reply, _place }).await.ok()
         };
-        // One that is busy knows what it did last, and that is told then.
+        // A busy task knows what it did last, and that is reported then.
         let _ = timeout(LOOK_TIMEOUT, looked).await;
         let known = self.volume_statuses(target);
         let specs = self.desired.volumes(target);
@@ -100,7 +100,7 @@ impl Targets {
     }
 }
 
-/// A volume with how it stood last.
+/// Volume with its last status.
 pub(super) fn view(target: &TargetName, spec: &VolumeSpec, known: &Volumes) -> VolumeView {
     let status = known.get(&spec.name).cloned().unwrap_or_else(VolumeStatus::unknown);
     VolumeView { target: target.clone(), spec: spec.clone(), status }

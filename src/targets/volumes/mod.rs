@@ -1,4 +1,4 @@
-//! The volumes of a target: one pass of look, plan, apply and look again, for all of them at the same time.
+//! Volumes of a target: one pass of observe, plan, apply and observe again, for all of them at the same time.
 
 mod calls;
 mod quarantine;
@@ -22,15 +22,15 @@ use crate::model::target::TargetSpec;
 use crate::model::volume::{VolumeName, VolumeSeen, VolumeSpec, VolumeStep};
 use crate::plan::volumes::bring_up;
 
-/// After its volumes were brought back, guests are looked for often for so long …
+/// Time after the return of its volumes in which guests are observed often.
 const RETURN_TIME: Duration = Duration::from_secs(30);
-/// … with that between two looks.
+/// Pause between two passes in that time.
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
-/// How long a new process may take until it serves a connection: SPDK v24.01 looks for new controllers once a second.
+/// Time that a new process may take to serve a connection: SPDK v24.01 looks for new controllers once a second.
 const SERVE_TIME: Duration = Duration::from_secs(3);
 
 impl<C: Containers> Worker<C> {
-    /// Reconciles the volumes, when the target serves and that is due.
+    /// Reconciles the volumes, if the target serves and that is due.
     pub(super) async fn reconcile_volumes_if_due(&mut self) {
         let now = Instant::now();
         let retry = self.retry.due().is_some_and(|due| due <= now.into_std());
@@ -87,12 +87,12 @@ impl<C: Containers> Worker<C> {
         );
     }
 
-    /// Whether all its volumes were brought about in the process that serves now.
+    /// `true` if all its volumes were reconciled in the process that serves now.
     pub(super) fn is_in_place(&self) -> bool {
         self.serving.is_some() && self.status.read(|known| known.in_place) == self.serving
     }
 
-    /// Logs the state of the volumes, when it is another one than was logged last.
+    /// Logs the state of the volumes, if it differs from the one that was logged last.
     fn log_volumes(&mut self, made: usize, took: Duration) {
         let tally = self.status.read(|known| known.book.tally());
         let same = |logged: VolumeTally| {
@@ -167,7 +167,7 @@ impl<C: Containers> Worker<C> {
         let unanswered = self.quarantine.unanswered.clone();
         let planned_names: Vec<VolumeName> =
             plans.iter().map(|(spec, _)| spec.name.clone()).collect();
-        // One that has controllers serves its guests already.
+        // A target that has controllers serves its guests already.
         let is_fresh = returns
             && self.connected != self.serving
             && before.values().all(|seen| seen.controller.is_none());
@@ -201,11 +201,11 @@ impl<C: Containers> Worker<C> {
         Ok(Passed { made, before })
     }
 
-    /// Makes sure that a new process serves connections before virtual machines can make any; what is returned wakes it
-    /// when it is dropped. Where that cannot be tried, nothing is known against it.
+    /// Makes sure that a new process serves connections before virtual machines can make any; the guard that is
+    /// returned wakes it when dropped. If that cannot be tried, nothing is held against it.
     ///
     /// # Errors
-    /// When it takes connections, and serves none.
+    /// When it accepts connections, and serves none.
     async fn serves_connections(&mut self, place: &Place) -> Result<Option<Served>, Fault> {
         let parts = self.parts.clone();
         let served = parts.deep.serve((&place.control, &place.sockets), SERVE_TIME);
@@ -220,8 +220,8 @@ impl<C: Containers> Worker<C> {
         Ok(served.ok())
     }
 
-    /// Writes down, for the next agent, the volumes that are held back, and those that are being made or were not
-    /// answered.
+    /// Writes the record for the next agent: the volumes that are held back, and those that are being made or were
+    /// not answered.
     pub(super) async fn remember_making(&mut self, making: BTreeSet<VolumeName>) {
         if let Some(known) = self.quarantine.unwritten(making, self.serving)
             && self.parts.exits.keep_quarantine(self.name(), known.clone()).await
@@ -260,7 +260,7 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Place of the target's volumes, when it is desired.
+    /// Place of the target's volumes, if it is desired.
     fn place(&self) -> Option<Place> {
         self.parts.desired.get(self.name()).map(|spec| place_of(&spec))
     }
@@ -279,40 +279,39 @@ fn place_of(spec: &TargetSpec) -> Place {
     }
 }
 
-/// Whether a volume has its bdev and no controller: another's may serve that.
+/// `true` if a volume has its bdev and no controller: another volume's may serve that.
 fn is_lone(seen: &VolumeSeen) -> bool {
     seen.bdev.is_some() && seen.controller.is_none()
 }
 
-/// Observed volumes.
 type Seen = BTreeMap<VolumeName, VolumeSeen>;
 
-/// Kind of a pass.
+/// Options of a pass.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pass {
-    /// Whether those that failed before are tried, and not left to their own time.
+    /// Set if volumes that failed before are tried, and not left to their backoff.
     retries: bool,
-    /// Whether the target may have been up before: guests may wait for its controllers.
+    /// Set if the target may have been up before: guests may wait for its controllers.
     returns: bool,
 }
 
 impl Pass {
-    /// For volumes that are asked for.
+    /// Pass over requested volumes.
     pub(super) const ASKED: Pass = Pass { retries: true, returns: false };
 }
 
 /// Outcome of a pass.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
-    /// Volumes that were made or mended.
+    /// Volumes that were made or repaired.
     pub(super) made: usize,
-    /// Observation of them before it.
+    /// Observation before the pass.
     before: Seen,
 }
 
 type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;
 
-/// Plans the steps for each volume, and tells why nothing can be done to some.
+/// Plans the steps for each volume; returns the fault of each to which nothing can be done.
 fn plan_all(
     specs: &[VolumeSpec],
     seen: &BTreeMap<VolumeName, VolumeSeen>,

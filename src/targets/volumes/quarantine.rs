@@ -1,6 +1,6 @@
 //! Quarantine of the volumes of a target: evidence of those whose making took it down, and the hold on them.
 //!
-//! The policy is in [`crate::plan::quarantine`]; this is its state on the node, with what of it is written down.
+//! The policy is in [`crate::plan::quarantine`]; this is its state on the node, and the part of it that is on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -14,20 +14,19 @@ use crate::model::volume::{VolumeName, VolumeSpec};
 use crate::plan::quarantine::{Exit, Leave, Quarantine, Remembered};
 use crate::plan::retry::Backoff;
 
-/// The quarantine of one target.
 pub(in crate::targets) struct VolumeQuarantine {
     held: Quarantine,
     written: Remembered,
-    /// Volumes that were being made, and in which process, when the agent before this one ended.
+    /// Volumes that were being made when the previous agent ended, and in which process.
     inherited: Option<(u32, BTreeSet<VolumeName>)>,
     /// Volumes whose making was not answered.
     pub(super) unanswered: Unanswered,
-    /// The last exit of the process, where it is known.
+    /// Last exit of the process, if it is known.
     exit: Option<Exit>,
 }
 
 impl VolumeQuarantine {
-    /// The quarantine as the agent before this one wrote it down.
+    /// Restores the quarantine that the previous agent recorded.
     pub(in crate::targets) fn recall(
         written: Remembered,
         fresh: &Backoff,
@@ -42,14 +41,14 @@ impl VolumeQuarantine {
         }
     }
 
-    /// Forgets all: the target is another one, or gone.
+    /// Forgets everything: the target is another one, or gone.
     pub(in crate::targets) fn clear(&mut self) {
         self.held.clear();
         (self.inherited, self.exit) = (None, None);
         let _ = self.unanswered.take();
     }
 
-    /// Whether it is known how the process exited.
+    /// `true` if it is known how the process exited.
     pub(in crate::targets) fn has_exit(&self) -> bool {
         self.exit.is_some()
     }
@@ -59,8 +58,8 @@ impl VolumeQuarantine {
         self.exit = Some(self.exit.filter(|exit| *exit == Exit::Killed).unwrap_or(exit));
     }
 
-    /// Suspects the volumes whose making was open when the target went down; none where the same process still
-    /// has all volumes (`in_place`). `serving` is the process that serves.
+    /// Suspects the volumes whose making was open when the target went down; none if the same process still has all
+    /// volumes (`in_place`). `serving` is the process that serves.
     pub(super) fn suspect(
         &mut self,
         name: &TargetName,
@@ -70,7 +69,7 @@ impl VolumeQuarantine {
     ) {
         let mut open = self.unanswered.take();
         let exit = self.exit.take().unwrap_or(Exit::ByItself);
-        // What was being made when this agent's predecessor ended, unless that process goes on.
+        // What was being made when the previous agent ended, unless that process goes on.
         if let Some((_, mut making)) =
             self.inherited.take().filter(|(pid, _)| Some(*pid) != serving)
         {
@@ -98,14 +97,14 @@ impl VolumeQuarantine {
         self.held.suspects()
     }
 
-    /// The record for the next agent, where it differs from the written one: volumes that are held back, and
-    /// those that are being made (by the process that serves) or were not answered.
+    /// Record for the next agent, if it differs from the written one: volumes that are held back, and those that are
+    /// being made (by the process that serves) or were not answered.
     pub(super) fn unwritten(
         &self,
         mut making: BTreeSet<VolumeName>,
         serving: Option<u32>,
     ) -> Option<Remembered> {
-        // What was not answered was made in the process of then.
+        // Unanswered volumes were made in the process of then.
         let mut pid = if making.is_empty() { self.written.pid } else { serving };
         making.append(&mut self.unanswered.names());
         if let Some((of, names)) = &self.inherited {
@@ -121,8 +120,8 @@ impl VolumeQuarantine {
         self.written = known;
     }
 
-    /// Takes out of the plans the volumes that are not to be made now, or not together with others, and says
-    /// why. `has_guests` tells whether guests use any other volume.
+    /// Removes from the plans the volumes that are not to be made now, or not together with others, and returns the
+    /// reasons. `has_guests` is `true` if guests use any other volume.
     pub(super) fn hold_back(
         &self,
         plans: &mut Plans,
@@ -154,7 +153,7 @@ impl VolumeQuarantine {
     }
 }
 
-/// The time, of the clock that tests can pause.
+/// Current time, by the clock that tests can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -1,4 +1,4 @@
-//! Requests for the volumes of a target: activate, deactivate, resize, look.
+//! Requests for the volumes of a target: activate, deactivate, resize, observe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,8 +26,8 @@ use crate::plan::volumes::{
 };
 
 impl<C: Containers> Worker<C> {
-    /// The volumes that are wanted in the target that a call names: none, when that has another control
-    /// socket than the one that is wanted under its name.
+    /// Volumes that are desired in the target that a call names; none if that has another control socket than the
+    /// target that is desired under its name.
     fn wanted_in(&self, target: &TargetSpec) -> Arc<VolumeSpecs> {
         let wanted = self.parts.desired.get(self.name());
         match wanted.is_some_and(|wanted| wanted.control_sock != target.control_sock) {
@@ -36,9 +36,9 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Volumes that are wanted from now on, as they stand once that was tried.
+    /// Makes volumes desired, and returns their status once that was tried.
     ///
-    /// With `undo` it is the controller's call, which cannot say whether one is read-only or has CPUs of its
+    /// With `undo` it is the controller's call, which cannot say whether a volume is read-only or has CPUs of its
     /// own: that stays as it is.
     pub(in crate::targets) async fn activate(
         &mut self,
@@ -73,7 +73,7 @@ impl<C: Containers> Worker<C> {
         self.passed = None;
         let views = volumes.iter().map(|spec| {
             let mut view = self.book(|book| view(self.name(), spec, book.statuses()));
-            // What was found earlier says nothing of a target that cannot be asked now.
+            // Earlier observations say nothing of a target that cannot be asked now.
             if let Err(fault) = &done
                 && view.status.state != VolumeState::Pending
             {
@@ -136,7 +136,7 @@ impl<C: Containers> Worker<C> {
         Fault::new(Code::TargetNotServing, text)
     }
 
-    /// The target did not answer: these stand as before, and those that are new are still to come.
+    /// Notes that the target did not answer: these volumes keep their status, and new ones are pending.
     fn not_looked_at(&mut self, volumes: &[VolumeSpec], fault: &Fault) {
         let Some(place) = self.place() else { return };
         let look = Look {
@@ -155,9 +155,9 @@ impl<C: Containers> Worker<C> {
         });
     }
 
-    /// Takes away what an activation that failed has made, and forgets it; tells why it failed. What was
-    /// there `before` is not its to take away. What could not be taken away stays wanted: a virtual machine
-    /// may be connected by now.
+    /// Takes away what a failed activation has made, and forgets it; returns why it failed. What was there `before`
+    /// is not its to take away. What could not be taken away stays desired: a virtual machine may be connected by
+    /// now.
     async fn undo(&mut self, volumes: Vec<VolumeSpec>, before: &Seen, mut fault: Fault) -> Fault {
         let looked_at = |spec: &&VolumeSpec| before.contains_key(&spec.name);
         let made: Vec<VolumeSpec> = volumes.iter().filter(looked_at).cloned().collect();
@@ -186,7 +186,7 @@ impl<C: Containers> Worker<C> {
         fault
     }
 
-    /// Volumes that are not wanted any more. What could not be taken away stays wanted.
+    /// Takes volumes away that are no longer desired. What could not be taken away stays desired.
     pub(in crate::targets) async fn deactivate(
         &mut self,
         target: &TargetSpec,
@@ -219,14 +219,14 @@ impl<C: Containers> Worker<C> {
         Err(fault)
     }
 
-    /// Whether the target that a call names is known to have a process.
+    /// `true` if the target that a call names is known to have a process.
     fn lives(&mut self, target: &TargetSpec) -> bool {
         let wanted = self.parts.desired.get(self.name());
         let same = wanted.is_none_or(|wanted| wanted.control_sock == target.control_sock);
         same && self.status.health().is_some_and(|health| health.pid.is_some())
     }
 
-    /// Takes volumes out of the target, but for what was there `before`; tells which it could not, and why.
+    /// Takes volumes out of the target, except what was there `before`; returns those that it could not, and why.
     ///
     /// # Errors
     /// When the target does not answer; then it may have taken away some.
@@ -246,12 +246,12 @@ impl<C: Containers> Worker<C> {
         let wanted = parts.desired.volumes(self.name());
         for spec in volumes {
             let mut known = before.get(&spec.name).cloned().unwrap_or_default();
-            // What only has its bdev's name is not its to take away.
+            // What only has its bdev's name is not the volume's to take away.
             if seen.get(&spec.name).is_some_and(|seen| holds_another(spec, seen)) {
                 known.bdev = known.bdev.or_else(|| seen.get(&spec.name)?.bdev.clone());
             }
             if let Some(used) = seen.get(&spec.name).and_then(used_by_another) {
-                // One that was never the agent's is not to be told gone while it is there.
+                // A volume that was never the agent's is not reported gone while it is there.
                 if !wanted.contains_key(&spec.name) {
                     kept.insert(spec.name.clone(), used);
                     continue;
@@ -273,13 +273,12 @@ impl<C: Containers> Worker<C> {
         Ok(kept)
     }
 
-    /// Volumes went, and are told of no more.
+    /// Removes volumes that are no longer desired from the ledger.
     fn forgotten(&self) {
         let wanted = self.parts.desired.volumes(self.name());
         self.status.change(|known| known.book.drop_unwanted(&wanted));
     }
 
-    /// Another size for a volume.
     pub(in crate::targets) async fn resize(
         &mut self,
         target: &TargetSpec,
@@ -297,13 +296,13 @@ impl<C: Containers> Worker<C> {
         let sized = parts.volume_applier.resize(&place, &spec, size_mib);
         self.unless_stuck(sized).await??;
         if let Some(resized) = resized(&spec, size_mib) {
-            // Where its size stands in what it is made of, it is made with the new one from now on.
+            // If its backing holds its size, it is made with the new one from now on.
             self.parts.desired.want_volumes(self.name(), &[resized]).await?;
         }
         Ok(self.book(|book| view(self.name(), &spec, book.statuses())))
     }
 
-    /// Looks at the volumes now, for a caller; those that are not as desired are reconciled by that too.
+    /// Observes the volumes now, for a caller; those that are not as desired are reconciled by that too.
     pub(in crate::targets) async fn look_at_volumes(&mut self) {
         let max_age = self.parts.policy.health.max_age;
         if self.is_in_place() && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
@@ -313,7 +312,7 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-/// The volume that is meant: as it is wanted, or as it can only be when nothing was written down of it.
+/// Volume that is meant: as it is desired, or as it can only be when nothing was written down of it.
 fn find(wanted: &VolumeSpecs, key: &VolumeKey) -> Option<VolumeSpec> {
     // Made by somebody else, before this agent came: those are ZBS's.
     let unknown = |name: &VolumeName, bdev: &VolumeName| VolumeSpec {
@@ -335,7 +334,7 @@ fn find(wanted: &VolumeSpecs, key: &VolumeKey) -> Option<VolumeSpec> {
     }
 }
 
-/// The wish for a volume that was resized, where that holds its size.
+/// Spec of a resized volume, if the spec holds its size.
 fn resized(spec: &VolumeSpec, size_mib: u64) -> Option<VolumeSpec> {
     let Backing::Raw { params, .. } = &spec.backing else { return None };
     let block = params.get("block_size").and_then(serde_json::Value::as_u64).unwrap_or(512);
@@ -347,7 +346,7 @@ fn resized(spec: &VolumeSpec, size_mib: u64) -> Option<VolumeSpec> {
     Some(resized)
 }
 
-/// No volume may become another one, and no bdev may be made twice.
+/// Refuses to turn a volume into another one, or to make a bdev twice.
 fn no_conflict(new: &[VolumeSpec], wanted: &VolumeSpecs) -> Result<(), Fault> {
     let mut names = BTreeSet::new();
     let mut of_bdev: BTreeMap<&VolumeName, &VolumeSpec> =

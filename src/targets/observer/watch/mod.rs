@@ -1,4 +1,4 @@
-//! The observer of one target: a task that puts together what is seen, and publishes each change of it.
+//! Observer of one target: a task that assembles the observation, and publishes each change of it.
 
 mod publish;
 
@@ -21,25 +21,24 @@ use crate::host::pidfd::WatchedProcess;
 use crate::model::observation::{Answers, Observation, Process};
 use crate::wait;
 
-/// Probes on their way at the same time; a frozen target answers none.
+/// Most probes in flight; a frozen target answers none.
 const MOST_PROBES: usize = 8;
-/// Between two probes of one that is starting.
+/// Pause between two probes of a starting target.
 const STARTING_PAUSE: Duration = Duration::from_millis(20);
-/// Between two questions to an engine that does not tell by itself.
+/// Pause between two queries of an engine that sends no events.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
-/// The process, as far as it is known.
+/// Process, as far as it is known.
 enum Seen {
     Lives(WatchedProcess),
     Otherwise(Process),
 }
 
-/// The end of a probe: its number, when it was sent, the answer, and without one what was seen of the process.
+/// Result of a probe: its number, when it was sent, the answer, and without one the evidence about the process.
 type Probed = (u64, Instant, Result<String, String>, Option<Evidence>);
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Things that are asked for again and again, counted: one that is begun while another is at work comes
-/// after it.
+/// Counter of repeated queries: one that is begun while another is in flight comes after it.
 #[derive(Default)]
 struct Count {
     begun: u64,
@@ -55,12 +54,12 @@ pub(super) struct Watch<C> {
     silence: Silence,
     probes: FuturesUnordered<Pending<Probed>>,
     probed: Count,
-    /// Probes up to this one were sent to another process.
+    /// Number up to which probes were sent to another process.
     outdated: u64,
     next_probe: Instant,
     look: Option<Pending<Found>>,
     looked: Count,
-    /// Whether the engine has yet to tell how the process ended.
+    /// Set while the engine has yet to report how the process ended.
     untold: bool,
     look_again: bool,
     next_look: Instant,
@@ -70,7 +69,7 @@ pub(super) struct Watch<C> {
 }
 
 impl<C: Containers> Watch<C> {
-    /// Starts the task, which ends when nobody can ask it any more, or wants to.
+    /// Starts the task, which ends when no handle is left, or its target is idle.
     pub(super) fn start(key: Key, shared: Arc<Shared<C>>, asks: AskQueue) -> Observations {
         let unseen = Observation::unseen(Instant::now().into_std());
         let (published, observations) = watch::channel(Arc::new(unseen));
@@ -89,7 +88,7 @@ impl<C: Containers> Watch<C> {
             looked: Count::default(),
             untold: false,
             look_again: false,
-            // The first is begun at once.
+            // The first one is begun at once.
             next_look: Instant::now() + LOOK_PAUSE,
             waiting: Vec::new(),
             asked: Instant::now(),
@@ -129,7 +128,7 @@ impl<C: Containers> Watch<C> {
         is_desired(&self.shared.desired.borrow(), &self.key)
     }
 
-    /// The kernel tells that the process has ended, which is published before anybody is asked how.
+    /// Handles the end of the process, as the kernel reports it: published before anybody is asked how.
     fn process_ended(&mut self) {
         self.has_ended();
         self.look_now();
@@ -141,9 +140,9 @@ impl<C: Containers> Watch<C> {
         self.becomes(Seen::Otherwise(Process::Ended(how)));
     }
 
-    /// Another process, or none: what the old one answered counts no more.
+    /// Replaces the process by another one, or by none: answers of the old one no longer count.
     fn becomes(&mut self, seen: Seen) {
-        // What was answered before it was known who answers is the answer of who is found.
+        // What was answered before the process was known is the answer of the one that is found.
         let found = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)))
             && matches!(seen, Seen::Lives(_));
         if !found {
@@ -163,7 +162,7 @@ impl<C: Containers> Watch<C> {
                 let known = matches!(&self.seen, Seen::Lives(seen) if seen.is(&process));
                 if !known {
                     self.becomes(Seen::Lives(process));
-                    // One that was sent to it already will do.
+                    // A probe that was sent to it already will do.
                     let asked = self.probed.begun > self.outdated;
                     let probe = if asked { self.probed.begun } else { self.probe_now() };
                     self.waiting.iter_mut().for_each(|waiter| waiter.probe = probe);
@@ -179,8 +178,8 @@ impl<C: Containers> Watch<C> {
         }
     }
 
-    /// The engine does not answer. A process that was seen before needs none to be seen alive, nor does
-    /// one that has ended come back by that.
+    /// Handles an engine that does not answer. A process that was observed before needs no engine to be observed
+    /// alive, nor does one that has ended come back by that.
     fn not_found_out(&mut self, why: String) {
         match &self.seen {
             Seen::Lives(process) if process.lives() => {}
@@ -210,7 +209,7 @@ impl<C: Containers> Watch<C> {
             None => self.silence = Silence::default(),
         }
         if self.answers.is_in_doubt() && self.probes.is_empty() {
-            // However seldom it is asked, the one that decides does not wait for its turn.
+            // However long the interval, the probe that decides does not wait for its turn.
             self.next_probe = Instant::now();
         }
         self.see_who_answers();
@@ -219,8 +218,7 @@ impl<C: Containers> Watch<C> {
         }
     }
 
-    /// Watches the process that answers at the control socket, where the engine cannot tell whose it is:
-    /// watched until the engine can.
+    /// Watches the process that answers at the control socket, until the engine can tell whose it is.
     fn see_who_answers(&mut self) {
         let unknown = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)));
         if unknown
@@ -236,12 +234,12 @@ impl<C: Containers> Watch<C> {
         match event {
             Ok(News::Container(name)) if name != self.key.0.as_str() => {}
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => drop(self.look_now()),
-            // The one who tells lives as long as this task.
+            // The sender lives as long as this task.
             Err(broadcast::error::RecvError::Closed) => {}
         }
     }
 
-    /// The time for the next probe has come; and for a look, where the engine does not tell by itself.
+    /// Sends the next probe, which is due; and queries the engine, where it sends no events.
     fn due(&mut self) {
         let policy = &self.shared.probe.policy.health;
         self.next_probe = Instant::now() + policy.interval;
@@ -254,7 +252,7 @@ impl<C: Containers> Watch<C> {
                 if blind {
                     self.probe_now();
                 }
-                // No news comes of what the engine has told already, or could not tell.
+                // No event comes for what the engine has reported already, or could not report.
                 let open = blind || self.untold || !self.shared.news.is_live();
                 if open && Instant::now() >= self.next_look {
                     self.next_look = Instant::now() + LOOK_PAUSE;
@@ -282,7 +280,7 @@ impl<C: Containers> Watch<C> {
         self.probed.begun
     }
 
-    /// Asks the engine, after the question that is on its way; returns the number of the one to wait for.
+    /// Queries the engine, after the query in flight; returns the number of the one to wait for.
     fn look_now(&mut self) -> u64 {
         if self.look.is_some() {
             self.look_again = true;
@@ -294,7 +292,7 @@ impl<C: Containers> Watch<C> {
         self.looked.begun
     }
 
-    /// Whether probes are sent at all.
+    /// `true` if probes are sent at all.
     fn is_probed(&self) -> bool {
         matches!(self.seen, Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)))
     }
@@ -305,7 +303,7 @@ impl<C: Containers> Watch<C> {
     }
 }
 
-/// Returns when the process has ended; never where there is none.
+/// Waits for the end of the process; never returns if there is none.
 async fn ended(seen: &Seen) {
     match seen {
         Seen::Lives(process) => process.ended().await,

@@ -1,4 +1,4 @@
-//! Publication of what is seen of a target, and the answers to the callers that wait for it.
+//! Publication of a target's observations, and the answers to the callers that wait for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use super::{Seen, Watch};
 use crate::docker::Containers;
 use crate::model::observation::{Observation, Process, Vitals};
 
-/// The number of the next observation.
+/// Number of the next observation.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// A caller, with the probe and the look that have to end before it is answered.
+/// Waiting caller, with the probe and the query that have to end before it is answered.
 pub(super) struct Waiter {
     pub(super) probe: u64,
     look: u64,
@@ -22,7 +22,7 @@ pub(super) struct Waiter {
 }
 
 impl<C: Containers> Watch<C> {
-    /// All callers that wait by now get the same.
+    /// Takes in a caller and all others that wait by now: they get the same observation.
     pub(super) fn asked(&mut self, reply: oneshot::Sender<Arc<Observation>>, asks: &mut AskQueue) {
         let dead = matches!(&self.seen, Seen::Lives(process) if !process.lives());
         if dead {
@@ -30,7 +30,7 @@ impl<C: Containers> Watch<C> {
         }
         let look = match &self.seen {
             Seen::Lives(_) => 0,
-            // The first look was begun for this caller.
+            // The first query was begun for this caller.
             Seen::Otherwise(_) if self.looked.ended == 0 => self.looked.begun,
             Seen::Otherwise(_) => self.look_now(),
         };
@@ -63,7 +63,7 @@ impl<C: Containers> Watch<C> {
             answers: self.answers.clone(),
             heard: self.heard.map(Instant::into_std),
             vitals: Vitals {
-                // Whatever the next probe comes to.
+                // Whatever the next probe results in.
                 replied: self.shared.probe.late_reply(&self.key.1),
                 ..self.silence.vitals.clone()
             },
@@ -72,8 +72,8 @@ impl<C: Containers> Watch<C> {
         }
     }
 
-    /// Publishes what is seen. An answer like the last one is no news, and has no number of its own; a silence
-    /// is each time.
+    /// Publishes the observation. An answer like the last one is no change, and has no number of its own; a silence
+    /// has one each time.
     pub(super) fn publish(&self) {
         if self.looked.ended == 0 {
             return;
@@ -87,16 +87,16 @@ impl<C: Containers> Watch<C> {
                 && next.is_busy() == last.is_busy()
                 && next.sure == last.sure
                 && !(next.answers.is_silent() && next.heard != last.heard);
-            // Of all observers: one that takes the place of another must not seem older.
+            // Numbers are shared by all observers: one that takes the place of another must not seem older.
             let number = if same { last.number } else { NUMBER.fetch_add(1, Ordering::Relaxed) };
             *last = Arc::new(Observation { number, ..next });
             !same
         });
     }
 
-    /// Answers who waits for nothing that is still on its way.
+    /// Answers the callers that wait for nothing in flight.
     pub(super) fn answer(&mut self) {
-        // One more probe decides, which is on its way or soon will be.
+        // One more probe decides, which is in flight or soon will be.
         if self.answers.is_in_doubt() && self.is_probed() {
             return;
         }
