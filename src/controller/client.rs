@@ -1,4 +1,4 @@
-//! Posts to the controller.
+//! HTTP client for posts to the controller.
 
 use std::time::Duration;
 
@@ -13,49 +13,45 @@ use crate::model::outgoing::Reach;
 use crate::model::url::{HttpUrl, HttpUrlError, text_without_secrets};
 use crate::outgoing::{self, SendError};
 
-/// How long the rest of an answer may take once its status is known.
+/// Time limit for the rest of an answer once its status is known.
 const REST: Duration = Duration::from_secs(1);
-/// What is read of an answer; nobody looks at more.
+/// Bytes read of an answer at most; the body is not evaluated.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// A post that failed before there was an answer. Addresses are told without what may be secret in them.
+/// Failure of a post before there was an answer. Addresses are reported without what may be secret in them.
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
-    /// The certificates of the system could not be loaded.
+    /// Failure to load the system's certificates.
     #[error("cannot load the system's certificates for https")]
     Certificates(#[source] std::io::Error),
     /// No answer in time.
     #[error("{url} did not answer within {within:?}")]
     Timeout {
-        /// Where to.
         url: String,
-        /// How long it was waited for.
+        /// Time limit that has passed.
         within: Duration,
     },
-    /// None of its addresses may be called.
+    /// Egress policy allows none of the URL's addresses.
     #[error("{url} is refused")]
     Refused {
-        /// Where to.
         url: String,
-        /// Which address, and why.
+        /// Refused address and the reason.
         source: SendError,
     },
-    /// No connection, or it broke.
+    /// No connection, or a broken one.
     #[error("cannot post to {url}")]
     Connection {
-        /// Where to.
         url: String,
-        /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// The client.
+/// Client with the default connection settings.
 #[derive(Debug, Default)]
 pub struct Client(outgoing::Client);
 
 impl Client {
-    /// Posts a JSON body to where `reach` lets it go; any answer is a success here, and redirects are not
+    /// Posts a JSON body to a URL within the egress policy `reach`; any answer is a success here, and redirects are not
     /// followed.
     ///
     /// # Errors
@@ -89,7 +85,7 @@ impl Client {
             other => failed(other.into()),
         })?;
         let status = response.status();
-        // The rest is read so that the connection can be used again; what it says does not matter.
+        // The rest is read so that the connection can be reused; its content does not matter.
         let rest = Limited::new(response.into_body(), ANSWER_BYTES).collect();
         let _ = timeout(REST, rest).await;
         Ok(status)

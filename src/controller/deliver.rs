@@ -1,4 +1,4 @@
-//! Offers the outbox's results to the controller until each is taken.
+//! Delivery of the outbox's results to the controller, until each is accepted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::model::url::text_without_secrets;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// Delivers for ever, and beats for the watchdog.
+/// Delivers for ever, and sends the watchdog's heartbeats.
 pub async fn run(
     outbox: Outbox,
     client: Arc<Client>,
@@ -33,7 +33,7 @@ pub async fn run(
     deliver(outbox, attempt, parallel, heartbeat).await;
 }
 
-/// Makes an `attempt`, with its number, for each result that is due.
+/// Starts an `attempt`, with its number, for each result that is due.
 async fn deliver<F>(
     outbox: Outbox,
     attempt: impl Fn(TaskResult, u32) -> F,
@@ -46,7 +46,7 @@ async fn deliver<F>(
     let mut under_way: HashMap<Id, TaskId> = HashMap::new();
     loop {
         let free = parallel.saturating_sub(attempts.len());
-        // Only where there is room, for each look at what is due is a look at all that waits.
+        // Only if there is room: each query for due results scans all pending ones.
         if free > 0 {
             for (result, number) in outbox.take_due(Instant::now(), free) {
                 let task = result.task.clone();
@@ -59,7 +59,7 @@ async fn deliver<F>(
             Some(ended) = attempts.join_next_with_id() => {
                 let mut next = Some(ended);
                 while let Some(ended) = next {
-                    // An attempt that broke has taken nothing away: the result is offered again.
+                    // A panicked attempt has delivered nothing: the result is offered again.
                     let (id, verdict) = ended.unwrap_or_else(|broke| (broke.id(), Verdict::Again));
                     if let Some(task) = under_way.remove(&id) {
                         note(&task, outbox.settle(&task, verdict, Instant::now()));
@@ -67,7 +67,7 @@ async fn deliver<F>(
                     next = attempts.try_join_next_with_id();
                 }
             }
-            // Cancel-safe: news that were not heard stay news; the clock and the heartbeat too.
+            // Cancel-safe: a notification that was not consumed stays; the clock and the heartbeat too.
             () = outbox.news() => {}
             () = wait::until(next) => {}
             () = heartbeat.due() => {}
@@ -107,7 +107,7 @@ async fn offer(
         }
         Err(e) => chain(&e),
     };
-    // Said once; the attempts that follow are only news when one succeeds.
+    // Logged once; of the attempts that follow only a success is worth a line.
     if attempt == 1 {
         tracing::warn!(%task, url, why, "result not taken; it is offered again with growing pauses");
     } else {
@@ -124,7 +124,7 @@ fn headers(result: &TaskResult) -> Vec<(HeaderName, HeaderValue)> {
     task.into_iter().chain(error).collect()
 }
 
-/// Header values are visible ASCII in one line.
+/// Replaces everything but visible ASCII, as a header value must be one line of it.
 fn ascii(text: &str) -> String {
     text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
 }

@@ -1,4 +1,4 @@
-//! Who this host is to the controller and where the controller listens, learnt from `/host/connect`.
+//! Identity of this host as the controller knows it and the controller's address, learnt from `/host/connect`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,26 +12,26 @@ use crate::model::fault::Fault;
 pub use crate::model::identity::Identity;
 use crate::store::{Durability, Store};
 
-/// Those who wait for the disk to say who they are: a controller connects once in a while.
+/// Limit of `connect` calls waiting for the disk; a controller connects once in a while.
 const MOST_WAITING: usize = 16;
 
-/// How long the disk may take, with those who are before.
+/// Time limit for the disk, waiting for earlier calls included.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// The identity, kept over restarts.
+/// Store of the identity, persistent over restarts.
 #[derive(Debug)]
 pub struct Identities {
     store: Store,
     known: watch::Sender<Identity>,
-    /// Who compares and then writes is alone.
+    /// Serialises compare and write.
     learning: Mutex<()>,
-    /// Who waits for the disk, and whose turn it is.
+    /// Permits to wait for the disk; `turn` is the permit to write.
     waiting: Arc<Semaphore>,
     turn: Arc<Semaphore>,
 }
 
 impl Identities {
-    /// Reads what is known.
+    /// Reads the stored identity.
     ///
     /// # Errors
     /// When the state cannot be read.
@@ -46,28 +46,27 @@ impl Identities {
         })
     }
 
-    /// What is known.
     pub fn known(&self) -> Identity {
         self.known.borrow().clone()
     }
 
-    /// From where the controller connected last.
+    /// Caller of the last `connect`.
     pub fn learnt_from(&self) -> Option<Caller> {
         self.known.borrow().learnt_from
     }
 
-    /// What is known now, and each time a controller connects, also when it says the same again: it may
-    /// have forgotten what it was told.
+    /// Watches the identity; notified each time a controller connects, also with the same identity: it may have
+    /// forgotten what was reported to it.
     pub fn watch(&self) -> watch::Receiver<Identity> {
         self.known.subscribe()
     }
 
-    /// Keeps what `teach` brings, one after the other and off the runtime: a disk that hangs holds up one
-    /// thread, however many say who they are meanwhile and hang up again.
+    /// Stores the identity that `teach` returns, one call after the other and off the runtime: a disk that hangs blocks
+    /// one thread, however many callers connect meanwhile and hang up again.
     ///
     /// # Errors
-    /// `node-busy` when many wait already, `state-unwritable` when the disk takes too long, and what `teach`
-    /// says.
+    /// `node-busy` when too many calls wait already, `state-unwritable` when the disk takes too long, and the errors of
+    /// `teach`.
     pub async fn in_turn(
         self: &Arc<Identities>,
         teach: impl FnOnce(&Identities) -> Result<(), Fault> + Send + 'static,
@@ -88,7 +87,7 @@ impl Identities {
         let taught = async {
             let turn = self.turn.clone().acquire_owned().await.map_err(|_| busy())?;
             let identities = self.clone();
-            // Both are kept until the disk is done, though the caller may be gone by then.
+            // Both permits are held until the disk is done, even if the caller is gone by then.
             let work = move || {
                 let _held = (waits, turn);
                 teach(&identities)
@@ -99,7 +98,7 @@ impl Identities {
         timeout(WITHIN, taught).await.map_err(late)?
     }
 
-    /// Keeps a new identity. Blocks for the disk.
+    /// Stores a new identity. Blocks for the disk.
     ///
     /// # Errors
     /// When the state cannot be written; nothing is changed then.
@@ -108,8 +107,8 @@ impl Identities {
         self.keep(identity)
     }
 
-    /// Keeps only what was not known at all, and only of the host that this one is known to be. Blocks for
-    /// the disk where there is such a thing.
+    /// Stores only fields that were unknown, and only if `said` is of the host that this one is known to be. Blocks for
+    /// the disk if there is such a field.
     ///
     /// # Errors
     /// As [`Identities::learn`].
@@ -119,7 +118,7 @@ impl Identities {
         if ![&said.host_uuid, ""].contains(&known.host_uuid.as_str()) {
             return Ok(());
         }
-        // Whom the address is from, not whom a word about the host is from.
+        // The caller that gave the address, not the one that gave the host's name.
         let learnt_from = match known.send_command_url.is_empty() {
             true => said.learnt_from,
             false => known.learnt_from,

@@ -1,8 +1,8 @@
-//! Outbound: what the agent tells the controller.
+//! Outbound reports to the controller.
 //!
-//! A call that is answered later gets a [`outbox::Slot`] when it is taken in; its result goes into
-//! the outbox, and `deliver` offers it until the controller takes it. How the node stands is told unasked
-//! by `report`, how long work goes on, where a call asks for it, by `progress`.
+//! A call that is answered later gets an [`outbox::Slot`] on admission; its result goes into the outbox, and `deliver`
+//! offers it until the controller accepts it. `report` publishes the node's status, `progress` the progress of a call
+//! that asks for it.
 
 pub mod client;
 pub mod deliver;

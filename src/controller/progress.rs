@@ -1,11 +1,11 @@
-//! Tells the controller how long work goes on, where its call asked for that.
+//! Progress posts to the controller, for calls that ask for them.
 //!
 //! ```text
 //! the owners' progress ──▶ Course ──newest state──▶ one post at a time ──▶ the call's sendCommandUrl
 //! the call's end ────────────┘
 //! ```
-//! Nothing waits for these posts, and none is made twice: what follows one is the newest state. A task of
-//! its own for each call tells it, and ends within the limit of one post after the call has.
+//! Nothing waits for these posts, and none is repeated: after a failed one the newest state is posted. Each call has
+//! a task of its own, which ends within the limit of one post after the call has.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,12 +30,12 @@ use crate::wait;
 
 /// The command path of these posts.
 const COMMAND_PATH: &str = "/progress/report";
-/// Between two posts that only a printed line is the reason of.
+/// Pause between two posts caused only by a printed line.
 const BREATH: Duration = Duration::from_secs(1);
-/// Calls that are told of at one time; each can hold a connection for as long as a post may take.
+/// Limit of calls with progress posts at one time; each can hold a connection for as long as a post may take.
 const MOST: usize = 64;
 
-/// Begins to tell; clones share their bounds.
+/// Starter of progress posts; clones share their limit.
 #[derive(Debug, Clone)]
 pub struct ProgressPosts {
     client: Arc<Client>,
@@ -46,13 +46,13 @@ pub struct ProgressPosts {
 }
 
 impl ProgressPosts {
-    /// Posts that may take so long each.
+    /// Progress posts with a time limit of `within` each.
     pub fn new(identities: Arc<Identities>, reaches: Reaches, within: Duration) -> ProgressPosts {
         let places = Arc::new(Semaphore::new(MOST));
         ProgressPosts { client: Arc::new(Client::default()), identities, reaches, within, places }
     }
 
-    /// Tells how that work goes on, which is one of those in `events`; `None` where nobody can be told.
+    /// Posts the progress of work found in `events`; `None` if the call has no usable address, or the limit is reached.
     pub fn follow(
         &self,
         asked: Asked,
@@ -91,18 +91,18 @@ impl ProgressPosts {
     }
 }
 
-/// Work that is told of. Dropped, it has ended without success.
+/// Work with progress posts. Dropped, it counts as failed.
 #[derive(Debug)]
 pub struct Followed(oneshot::Sender<bool>);
 
 impl Followed {
-    /// The work has ended.
+    /// Ends the work.
     pub fn ends(self, succeeded: bool) {
         let _ = self.0.send(succeeded);
     }
 }
 
-/// What is the same in each post of one call.
+/// Constant part of the posts of one call.
 struct Letter {
     kind: &'static str,
     host: Option<String>,
@@ -124,12 +124,12 @@ impl Letter {
     }
 }
 
-/// What became of a post.
+/// Outcome of a post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// It was taken, or not; the next one is made all the same.
+    /// Accepted, or failed; the next one is made all the same.
     Goes,
-    /// The controller knows no such command path.
+    /// Command path unknown to the controller.
     Unknown,
 }
 
@@ -137,7 +137,7 @@ struct Teller<P> {
     course: Course,
     events: broadcast::Receiver<Progress>,
     ended: oneshot::Receiver<bool>,
-    /// Posts how far it is.
+    /// Posts the progress.
     post: P,
     within: Duration,
 }
@@ -150,7 +150,7 @@ where
     async fn run(mut self) {
         let mut posting = Some(Box::pin((self.post)(&self.course)));
         let mut begun = Instant::now();
-        // When what was heard since is to be told.
+        // Due time of the post of the events received since the last.
         let mut due: Option<Instant> = None;
         let succeeded = loop {
             let now = Instant::now();
@@ -171,11 +171,11 @@ where
                         let heard = self.course.hear(event);
                         due = [due, heard.map(|weight| worth(weight, begun))].into_iter().flatten().min();
                     }
-                    // What was missed is missing in the percent, which comes closer to its end all the same.
+                    // A lost event is missing in the percentage, which comes closer to its end all the same.
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => return,
                 },
-                // Cancel-safe: the word is kept. Work that broke has not succeeded.
+                // Cancel-safe: the value is kept. A sender dropped by broken work means failure.
                 succeeded = &mut self.ended => break succeeded.unwrap_or(false),
                 // Cancel-safe: the time stays.
                 () = wait::until(next) => {}
@@ -184,7 +184,7 @@ where
         self.last(posting, due.is_some(), succeeded).await;
     }
 
-    /// The last post, within the time of one: the one at work gets half of that at most.
+    /// Makes the last post, within the time of one: the post under way gets half of that at most.
     async fn last(
         mut self,
         posting: Option<std::pin::Pin<Box<F>>>,
@@ -213,7 +213,7 @@ where
     }
 }
 
-/// When news of that weight are to be told, where the last post was begun then.
+/// Due time of an event of that weight, if the last post was started at `begun`.
 fn worth(weight: Weight, begun: Instant) -> Instant {
     match weight {
         Weight::Step => begun,
@@ -238,7 +238,7 @@ async fn post(client: &Client, to: (&str, &Reach), body: &str, within: Duration)
     Verdict::Goes
 }
 
-/// Why there was no answer; the address came with a call and may give access to what is there.
+/// Error text without the address, which came with a call and may contain credentials.
 fn without_address(error: &PostError) -> String {
     match error {
         PostError::Certificates(_) => chain(error),

@@ -1,4 +1,4 @@
-//! Whom the agent may call for somebody: the setting, and what is known of the controller.
+//! Egress policy for a caller's addresses: the setting, and the controller that connected last.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::identity::Identities;
 use crate::model::caller::Caller;
 use crate::model::outgoing::{Outgoing, Reach};
 
-/// Tells it; clones know the same.
+/// Egress policies by caller; clones share the identity.
 #[derive(Debug, Clone)]
 pub struct Reaches {
     policy: Outgoing,
@@ -14,22 +14,21 @@ pub struct Reaches {
 }
 
 impl Reaches {
-    /// By this setting.
     pub fn new(policy: Outgoing, identities: Arc<Identities>) -> Reaches {
         Reaches { policy, identities }
     }
 
-    /// What a caller's word may lead to now; `None` is one of whom it was not noted where it calls from.
+    /// Current policy for addresses that this caller supplied; `None` is a caller that was not recorded.
     pub fn of(&self, caller: Option<Caller>) -> Reach {
         self.policy.reach(caller, self.identities.learnt_from())
     }
 
-    /// What the word of a controller that connects may lead to, once it is the one that connected last.
+    /// Policy for the address of a controller that connects, once it is the one that connected last.
     pub fn of_connecting(&self, caller: Caller) -> Reach {
         self.policy.reach(Some(caller), Some(caller))
     }
 
-    /// What the word of the controller that connected last may lead to.
+    /// Policy for the address of the controller that connected last.
     pub fn of_controller(&self) -> Reach {
         let controller = self.identities.learnt_from();
         self.policy.reach(controller, controller)

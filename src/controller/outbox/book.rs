@@ -1,12 +1,13 @@
-//! Who is at work, what waits, what is due, and when to try again: a plain value.
+//! Ledger of running tasks and pending results: admission limits, due times and retries; a plain value.
 //!
-//! Who is due first is offered first. An address that did not take the last result gets one attempt
-//! at a time; beyond that all of these share half of the attempts, and a quarter for results that were offered before: so neither does a dead controller hold back the
-//! results for another, nor one result that hangs the next one for the same. Once it takes one again, all that wait
-//! for it are due. A caller that names many addresses at which nobody answers has its share of the attempts.
+//! The result due first is offered first. An address that did not accept the last result gets one attempt at a time;
+//! beyond that all of these share half of the attempts, and a quarter for results that were offered before: so a dead
+//! controller does not hold back the results for another, nor one result that hangs the next one for the same address.
+//! Once an address accepts a result again, all pending for it are due. A client that names many unresponsive addresses
+//! has its share of the attempts.
 //!
-//! Calls that change the node and calls that only look have bounds of their own, each `Offering::max_tasks`
-//! and `CallbackPolicy::max_pending`, and nobody has more than its quota of one (`model::quota`).
+//! Calls that change the node and read-only calls have bounds of their own, each `Offering::max_tasks` and
+//! `CallbackPolicy::max_pending`, and no client has more than its quota of one (`model::quota`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -22,77 +23,76 @@ use crate::model::policy::CallbackPolicy;
 use crate::model::quota::Client;
 use crate::model::task::{TaskId, TaskResult};
 
-/// For so long a result that was not taken is offered again and again in short order …
+/// Time for which a result that was not accepted is retried at short intervals …
 const EAGER: Duration = Duration::from_secs(600);
-/// … with pauses of up to this: a controller that was restarted is back within it.
+/// … with delays of up to this: a controller that was restarted is back within it.
 const EAGER_PAUSE: Duration = Duration::from_secs(5);
-/// Part of the time beyond that which passes until the next attempt.
+/// Part of the time beyond `EAGER` that passes until the next attempt.
 const LATER: u32 = 10;
-/// Part of its pause that a result waits at the least where its address takes others again.
+/// Part of its delay that a result waits at least when its address accepts others again.
 const HURRIED: u32 = 8;
 
-/// What became of one attempt.
+/// Outcome of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The controller took it (any 2xx).
+    /// Accepted by the controller (any 2xx).
     Taken,
-    /// The controller does not wait for it any more (404).
+    /// Not awaited by the controller any more (404).
     NotWaiting,
-    /// It has to be tried again.
+    /// Failed, to be retried.
     Again,
 }
 
-/// What became of a result after an attempt.
+/// State of a result after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// It is gone from the outbox.
+    /// Removed from the outbox.
     Gone,
-    /// It is offered again after this time.
+    /// To be offered again after this time.
     After(Duration),
-    /// It is too old and was given up.
+    /// Expired and dropped.
     TooOld,
 }
 
-/// What the book says to a call that wants to be taken in.
+/// Decision on a call's admission.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It has one, and is to be written down.
+    /// Admitted, and to be written down.
     New,
-    /// The same task is just being written down: ask again when that has ended.
+    /// Duplicate of a task that is being written down: ask again when that has ended.
     BeingWritten,
-    /// The same task is at work, or its result waits.
+    /// Duplicate of a running task or of one whose result is pending.
     Known,
-    /// There is none: a code, and the text.
+    /// Refused for lack of room, with code and text.
     Full(Code, String),
 }
 
-/// One result that waits.
+/// Pending result.
 #[derive(Debug)]
 struct Waiting {
     result: TaskResult,
-    /// How old it was when it came into the book, and when that was.
+    /// Age of the result when it came into the ledger, and the time of that.
     came: (Duration, Instant),
     origin: Origin,
     keep: Keep,
-    /// When it is too old.
+    /// Expiry.
     ends: Instant,
     attempts: u32,
-    /// `None` while an attempt is under way.
+    /// Time of the next attempt; `None` while an attempt is under way.
     due: Option<Instant>,
-    /// After the last attempt, the earliest time of the next one.
+    /// Earliest time of the next attempt, set by the last one.
     rests: Option<Instant>,
 }
 
-/// Attempts under way.
 struct UnderWay {
-    /// Whose results they are.
+    /// Clients of the results.
     clients: Vec<Client>,
-    /// Those at addresses that are failing, and whether they are the first of their results.
+    /// Failing addresses, each with `true` if it is the first attempt of its result.
     failing: Vec<(String, bool)>,
 }
 
 impl UnderWay {
-    /// Whether one more may be made, for a result that waits.
+    /// `true` if one more attempt may start, for this pending result.
     fn has_room(&self, waiting: &Waiting, failing: &BTreeSet<String>, parallel: usize) -> bool {
         let (to, client) = (address(&waiting.result), waiting.origin.client);
         if times(&self.clients, client) >= client.quota(parallel) {
@@ -101,7 +101,7 @@ impl UnderWay {
         if !failing.contains(to) {
             return true;
         }
-        // Each has one of its own, so that none of them waits for what hangs at another.
+        // Each address has an attempt of its own, so that none waits for one that hangs at another.
         if self.failing.iter().all(|(at, _)| at != to) {
             return true;
         }
@@ -110,10 +110,10 @@ impl UnderWay {
     }
 }
 
-/// A task that has no result yet.
+/// Task without a result yet.
 #[derive(Debug)]
 struct Work {
-    /// Whether it is written down.
+    /// `true` once its file is on the disk, or needs none.
     written: bool,
     call: &'static str,
     origin: Origin,
@@ -127,7 +127,7 @@ pub(super) struct Book {
     /// Work that goes on after its result was given early.
     going_on: Vec<Origin>,
     waiting: BTreeMap<TaskId, Waiting>,
-    /// Addresses that did not take what they were offered last.
+    /// Addresses that did not accept the last result.
     failing: BTreeSet<String>,
     jitter: RandomState,
     counts: Counts,
@@ -146,7 +146,7 @@ impl Book {
         }
     }
 
-    /// Takes a task in, of a call of that name.
+    /// Admits a task of the call of that name.
     pub(super) fn admit(&mut self, task: &TaskId, call: &'static str, origin: Origin) -> Place {
         let place = self.place(task, origin);
         match &place {
@@ -154,7 +154,7 @@ impl Book {
                 self.at_work.insert(task.clone(), Work { written: false, call, origin });
             }
             Place::Known => self.counts.repeated += 1,
-            // It asks again.
+            // The call asks again.
             Place::BeingWritten => {}
             Place::Full(code, _) => Counts::one_more(&mut self.counts.refused, *code),
         }
@@ -174,7 +174,7 @@ impl Book {
         Place::New
     }
 
-    /// Why there is no place for one more.
+    /// Reason to refuse one more task; `None` if there is room.
     fn too_many(&self, origin: Origin) -> Option<(Code, String)> {
         let at_work = || self.at_work.values().map(|work| work.origin);
         let waiting = self.waiting.values().map(|waiting| waiting.origin);
@@ -195,7 +195,7 @@ impl Book {
         Some((Code::OutboxFull, text))
     }
 
-    /// The task is written down: its work begins.
+    /// Marks the task as written down: its work begins.
     pub(super) fn begins(&mut self, task: &TaskId) {
         if let Some(work) = self.at_work.get_mut(task) {
             work.written = true;
@@ -203,13 +203,13 @@ impl Book {
         }
     }
 
-    /// The task could not be written down: it was never there, and its caller is told this code.
+    /// Removes a task that could not be written down; its caller is refused with this code.
     pub(super) fn refuse(&mut self, task: &TaskId, code: Code) {
         self.at_work.remove(task);
         Counts::one_more(&mut self.counts.refused, code);
     }
 
-    /// The work has a result, of this age; it is due at `due`, or as soon as it is written.
+    /// Records the task's result, of this age; it is due at `due`, or as soon as it is written.
     pub(super) fn finish(
         &mut self,
         (result, age): (TaskResult, Duration),
@@ -225,7 +225,7 @@ impl Book {
         self.waiting.insert(waiting.result.task.clone(), waiting);
     }
 
-    /// The result is written, or cannot be for now: it is due.
+    /// Makes a result due that is written, or cannot be for now.
     pub(super) fn written(&mut self, task: &TaskId, now: Instant) {
         let waiting = self.waiting.get_mut(task).filter(|waiting| waiting.attempts == 0);
         if let Some(due) = waiting.and_then(|waiting| waiting.due.as_mut()) {
@@ -233,29 +233,29 @@ impl Book {
         }
     }
 
-    /// Where a result that waits is kept.
+    /// Storage of a pending result.
     pub(super) fn kept(&self, task: &TaskId) -> Option<Keep> {
         self.waiting.get(task).map(|waiting| waiting.keep)
     }
 
-    /// Work whose result was given early goes on.
+    /// Counts work that goes on after its result was given early.
     pub(super) fn goes_on(&mut self, origin: Origin) {
         self.going_on.push(origin);
     }
 
-    /// Such work has ended.
+    /// Ends work recorded by `goes_on`.
     pub(super) fn went_on(&mut self, origin: Origin) {
         if let Some(at) = self.going_on.iter().position(|one| *one == origin) {
             self.going_on.swap_remove(at);
         }
     }
 
-    /// Tasks at work, those that go on after their result with them, and results that wait.
+    /// Number of running tasks, including those that go on after their result, and of pending results.
     pub(super) fn load(&self) -> (usize, usize) {
         (self.at_work.len() + self.going_on.len(), self.waiting.len())
     }
 
-    /// How everything stands, and what has happened.
+    /// Counts of tasks, results and past events.
     pub(super) fn census(&self, now: Instant) -> Census {
         let mut at_work = BTreeMap::new();
         self.at_work.values().for_each(|work| Counts::one_more(&mut at_work, work.call));
@@ -269,12 +269,12 @@ impl Book {
         }
     }
 
-    /// Whether a result waits that only the memory has.
+    /// `true` if a pending result is kept only in memory.
     pub(super) fn is_in_memory(&self) -> bool {
         self.waiting.values().any(|waiting| waiting.keep == Keep::InMemory)
     }
 
-    /// When the next result that may be offered is due.
+    /// Due time of the next result that may be offered.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let (under_way, parallel) = (self.under_way(), self.offering.callbacks.parallel);
         let may = |waiting: &&Waiting| under_way.has_room(waiting, &self.failing, parallel);
@@ -337,7 +337,7 @@ impl Book {
         if verdict == Verdict::Again && others.peek().is_some() {
             self.failing.insert(to.clone());
         } else if self.failing.remove(&to) {
-            // It is back, and what waits for it need not any longer.
+            // The address answers again: what is pending for it need not wait any longer.
             for waiting in others.filter(|waiting| waiting.attempts > 0) {
                 let soon = waiting.rests.map_or(now, |rests| rests.max(now));
                 waiting.due = waiting.due.map(|due| due.min(soon));
@@ -352,10 +352,10 @@ impl Book {
             self.waiting.remove(task);
             return Settled::Gone;
         }
-        // Of before a restart nothing counts: whoever was away may be back.
+        // Failures from before a restart do not count: an unreachable controller may be back.
         let offered = now.saturating_duration_since(waiting.came.1);
         let delay = delay_after(waiting.attempts, offered, &self.offering.callbacks);
-        // Up to a fifth less, so that results that failed together do not come back together.
+        // Up to a fifth less, so that results that failed together are not retried together.
         let dice = self.jitter.hash_one((task, waiting.attempts)) % 200;
         let delay = delay.mul_f64(1.0 - f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0);
         if now + delay >= waiting.ends {
@@ -363,17 +363,17 @@ impl Book {
             return Settled::TooOld;
         }
         waiting.due = Some(now + delay);
-        // Else one that only it refuses would be offered with each that is taken.
+        // Otherwise a result that alone is refused would be offered with each that is accepted.
         let least = self.offering.callbacks.first_delay.max(delay / HURRIED);
         waiting.rests = Some(now + least.min(delay));
         Settled::After(delay)
     }
 }
 
-/// Places of one kind that are taken.
+/// Occupied places of one kind.
 struct Taken {
     all: usize,
-    /// By the same client.
+    /// Places of the same client.
     own: usize,
 }
 
@@ -388,7 +388,7 @@ impl Taken {
         )
     }
 
-    /// Who has taken so many that there is no place for one more.
+    /// Holder of so many places that there is none left: the client, or all.
     fn full(&self, origin: Origin, most: usize) -> Option<String> {
         if self.all >= most {
             return Some("there are all".to_string());
@@ -398,18 +398,18 @@ impl Taken {
     }
 }
 
-/// How many of them are that one's.
+/// Counts the occurrences of `client`.
 fn times(all: &[Client], client: Client) -> usize {
     all.iter().filter(|one| **one == client).count()
 }
 
-/// Who is called: the callback's address with its scheme, and without its path.
+/// Scheme and authority of the callback URL, without its path.
 fn address(result: &TaskResult) -> &str {
     let url = result.callback_url.as_str();
     url.match_indices('/').nth(2).map_or(url, |(end, _)| url.split_at(end).0)
 }
 
-/// The time before the next attempt at a result that is offered for so long, without jitter.
+/// Delay before the next attempt at a result that has been offered for so long, without jitter.
 fn delay_after(attempts: u32, offered: Duration, callbacks: &CallbackPolicy) -> Duration {
     let doublings = attempts.saturating_sub(1).min(20);
     let eager = callbacks.first_delay.saturating_mul(1 << doublings).min(EAGER_PAUSE);

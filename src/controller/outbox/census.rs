@@ -1,51 +1,48 @@
-//! What of the outbox can be counted: how it stands, and what has come of calls and results since the
-//! agent runs.
+//! Counters and gauges of the outbox: its load now, and outcomes of calls and results since the agent started.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::model::code::Code;
 
-/// A call that has no name in the log.
+/// Name for a call that has none in the log.
 pub(super) const UNNAMED: &str = "other";
 
-/// What has happened since the agent runs.
+/// Event counters since the agent started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Calls that were taken in, by their names.
+    /// Admitted calls, by name.
     pub taken_in: BTreeMap<&'static str, u64>,
-    /// Calls that were ignored, for their task was known.
+    /// Calls ignored because their task was known.
     pub repeated: u64,
-    /// Calls that were refused, by the code that they were told.
+    /// Refused calls, by code.
     pub refused: BTreeMap<Code, u64>,
-    /// Attempts at results that were taken.
+    /// Attempts whose result was accepted.
     pub taken: u64,
-    /// Attempts at results that nobody waited for any more.
+    /// Attempts whose result was not awaited any more.
     pub not_waited_for: u64,
-    /// Attempts that failed.
     pub failed: u64,
-    /// Results that became too old.
+    /// Expired results.
     pub given_up: u64,
 }
 
 impl Counts {
-    /// Counts one more under that key.
+    /// Increments the counter under that key.
     pub(super) fn one_more<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K) {
         *counts.entry(key).or_default() += 1;
     }
 }
 
-/// How the outbox stands.
+/// Load of the outbox at one time, with its counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Census {
-    /// Tasks at work, by the names of their calls.
+    /// Running tasks, by the names of their calls.
     pub at_work: BTreeMap<&'static str, u64>,
     /// Work that goes on after its result was given early.
     pub going_on: usize,
-    /// Results that wait.
+    /// Pending results.
     pub waiting: usize,
-    /// How long the oldest of them has waited, restarts and all.
+    /// Age of the oldest pending result, over restarts.
     pub oldest: Option<Duration>,
-    /// What has happened.
     pub counts: Counts,
 }

@@ -1,12 +1,12 @@
-//! What is to become of the tasks' files, and the one task that carries it out.
+//! Pending writes and removals of the tasks' files, and the one task that carries them out.
 //!
 //! ```text
-//! write, remove ──▶ wanted ──all that waits──▶ one batch ──▶ told: written, or why not
-//!                     ▲                            │
-//!                     └──── again after a pause ◀──┘ failed (results and removals)
+//! write, remove ──▶ wanted ──all pending──▶ one batch ──▶ result: written, or the error
+//!                     ▲                         │
+//!                     └─ retried after a pause ◀┘ failed (results and removals)
 //! ```
 //! Calls that come at the same time share the price of a write: while one batch is at the disk, the next
-//! one gathers. For each file only the last wish counts, so there are never more of them than files. A
+//! one gathers. For each file only the last request counts, so there are never more of them than files. A
 //! file that is not gone yet does no harm (its result would be offered once more), so removals wait as
 //! long as there is something to write, until they are many.
 
@@ -27,58 +27,58 @@ use crate::store::{Durability, Store, StoreError};
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// Before what the disk did not take is tried again; doubled with each failure …
+/// Pause before a failed write is retried; doubled with each failure …
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// … up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Files that are written together at most: each is held open until all are on the disk.
+/// Limit of files written together: each is held open until all are on the disk.
 const MOST: usize = 256;
-/// More than a disk that goes on takes for them.
+/// Time limit for one batch, more than a working disk needs.
 const WORK_LIMIT: Duration = Duration::from_secs(30);
-/// Removals that do not wait for a time without writes.
+/// Number of removals that no longer wait for a time without writes.
 const MANY: usize = 64;
 
-/// Hears whether a file was written.
+/// Receiver for the outcome of a write.
 pub(super) type Told = oneshot::Receiver<Result<(), Fault>>;
 
-/// A file that is to be written.
+/// Requested write of a file.
 #[derive(Debug)]
 struct Write {
     entry: Arc<Entry>,
-    /// Its place in the queue.
+    /// Position in the queue.
     place: u64,
     tell: Option<oneshot::Sender<Result<(), Fault>>>,
 }
 
-/// What is wanted of the disk, as a plain value.
+/// Requests to the disk, as a plain value.
 #[derive(Debug, Default)]
 struct Wanted {
     writes: BTreeMap<TaskId, Write>,
-    /// The next place in the queue of the writes.
+    /// Next position in the queue of the writes.
     place: u64,
     removals: BTreeSet<TaskId>,
-    /// What the disk did not take: a file to write, or (`None`) to remove.
+    /// Failed writes, and (`None`) failed removals.
     failed: BTreeMap<TaskId, Option<Arc<Entry>>>,
     retry: Option<Instant>,
     pause: Option<Duration>,
     at_disk: bool,
 }
 
-/// What goes to the disk together.
+/// Writes and removals that go to the disk together.
 #[derive(Debug, Default)]
 struct Batch {
     writes: Vec<Write>,
     removals: Vec<TaskId>,
 }
 
-/// What came of it, in the same order.
+/// Outcomes of a batch, in its order.
 #[derive(Debug, Clone)]
 struct Came {
     writes: Vec<Result<(), Fault>>,
     removals: Vec<Result<(), Fault>>,
 }
 
-/// The wishes; clones are one.
+/// Shared requests to the disk; clones share them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Disk {
     wanted: Arc<Mutex<Wanted>>,
@@ -86,7 +86,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Wants a task's file to be written like this. A wish that another one replaces is not told of.
+    /// Requests a write of a task's file. The outcome of a request that another one replaces is not reported.
     pub(super) fn write(&self, entry: Entry) -> Told {
         let (tell, told) = oneshot::channel();
         self.wanted().write(Arc::new(entry), Some(tell));
@@ -94,13 +94,13 @@ impl Disk {
         told
     }
 
-    /// Wants a task's file to be gone, some time.
+    /// Requests the removal of a task's file, at any later time.
     pub(super) fn remove(&self, task: &TaskId) {
         self.wanted().remove(task);
         self.wake.notify_one();
     }
 
-    /// Takes back the wish to write a file; one that is at the disk already is wanted gone.
+    /// Cancels the request to write a file; one that is at the disk already is removed afterwards.
     pub(super) fn take_back(&self, task: &TaskId) {
         let mut wanted = self.wanted();
         if wanted.writes.remove(task).is_none() && wanted.at_disk {
@@ -108,13 +108,13 @@ impl Disk {
         }
     }
 
-    /// Whether everything that was wanted has been tried.
+    /// `true` if every request has been tried.
     pub(super) fn is_idle(&self) -> bool {
         let wanted = self.wanted();
         !wanted.at_disk && wanted.writes.is_empty() && wanted.removals.is_empty()
     }
 
-    /// Whether all that has to outlive the agent is on the disk.
+    /// `true` if all that has to outlive the agent is on the disk.
     pub(super) fn is_durable(&self) -> bool {
         let wanted = self.wanted();
         let writes = !wanted.writes.is_empty() || wanted.failed.values().any(Option::is_some);
@@ -141,7 +141,7 @@ impl Wanted {
         self.removals.insert(task.clone());
     }
 
-    /// What goes to the disk now.
+    /// Takes the next batch.
     fn take(&mut self, now: Instant) -> Batch {
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
@@ -164,8 +164,8 @@ impl Wanted {
         Batch { writes, removals }
     }
 
-    /// Notes what came of a batch: what failed is wanted again, unless something else is by now. A call
-    /// whose admission failed is refused, so that one is not.
+    /// Records the outcome of a batch: a failed request is retried, unless a newer one replaces it. A write for a
+    /// call's admission is not retried, as the call is refused.
     fn note(&mut self, batch: &Batch, came: &Came, now: Instant) {
         self.at_disk = false;
         let writes = batch.writes.iter().zip(&came.writes);
@@ -183,7 +183,7 @@ impl Wanted {
         }
         let mut all = came.writes.iter().chain(&came.removals);
         if all.clone().any(Result::is_err) {
-            // One that is due is not put off by what fails meanwhile.
+            // A retry that is due is not put off by later failures.
             if self.retry.is_none() {
                 let longer = |pause: Duration| pause.saturating_mul(2).min(LONGEST_PAUSE);
                 let pause = self.pause.map_or(FIRST_PAUSE, longer);
@@ -191,7 +191,7 @@ impl Wanted {
                 self.retry = Some(now + pause);
             }
         } else if all.next().is_some() {
-            // There is room: what failed before has its chance now.
+            // There is room: requests that failed before are retried now.
             self.pause = None;
             self.retry = (!self.failed.is_empty()).then_some(now);
         }
@@ -204,7 +204,7 @@ impl Wanted {
     }
 }
 
-/// Carries out what is wanted, for ever, and beats for the watchdog. `tried` hears of each file that was
+/// Carries out the requests, for ever, and sends the watchdog's heartbeats. `tried` receives each file that was
 /// written, or could not be.
 pub(super) async fn run(
     disk: Disk,
@@ -220,7 +220,7 @@ pub(super) async fn run(
         };
         if batch.writes.is_empty() && batch.removals.is_empty() {
             tokio::select! {
-                // Cancel-safe: a word that was not heard stays; the clock and the heartbeat too.
+                // Cancel-safe: a notification that was not consumed stays; the clock and the heartbeat too.
                 () = disk.wake.notified() => {}
                 () = wait::until(retry) => {}
                 () = heartbeat.due() => {}
@@ -241,7 +241,7 @@ pub(super) async fn run(
         for (write, came) in batch.writes.into_iter().zip(came.writes) {
             tasks.push(write.entry.task.clone());
             if let Some(tell) = write.tell {
-                // Who does not wait any more has given up.
+                // A receiver that is gone has timed out.
                 let _ = tell.send(came);
             }
         }
@@ -249,7 +249,7 @@ pub(super) async fn run(
     }
 }
 
-/// Said once when it begins and once when it ends: when nothing is `left` to be tried again.
+/// Logs trouble once when it begins and once when it ends: when nothing is `left` to be retried.
 fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>, left: bool) {
     match failed {
         Some(fault) if !*in_trouble => tracing::error!(
@@ -264,7 +264,7 @@ fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>, left: bool) {
     *in_trouble = failed.is_some() || left;
 }
 
-/// Carries out a batch beside the runtime; a disk that hangs is waited for, and does not end the heartbeat.
+/// Carries out a batch off the runtime; a disk that hangs is awaited, and heartbeats go on meanwhile.
 async fn carry_out(store: &Store, batch: &Batch, heartbeat: &mut Heartbeat) -> Came {
     let store = store.clone();
     let entries: Vec<Arc<Entry>> = batch.writes.iter().map(|write| write.entry.clone()).collect();
@@ -289,7 +289,7 @@ async fn carry_out(store: &Store, batch: &Batch, heartbeat: &mut Heartbeat) -> C
     }
 }
 
-/// All of them together; one by one when that fails, so that none takes others with it.
+/// Writes all entries together; one by one when that fails, so that a bad one does not take others with it.
 fn write_all(store: &Store, entries: &[Arc<Entry>]) -> Vec<Result<(), Fault>> {
     if entries.len() > 1 {
         let named: Vec<(String, &Entry)> =
@@ -302,8 +302,8 @@ fn write_all(store: &Store, entries: &[Arc<Entry>]) -> Vec<Result<(), Fault>> {
         let name = file(&entry.task);
         let came = store.write(&name, entry.as_ref(), Durability::Disk);
         if came.is_err() && !entry.has_result() {
-            // It can be there all the same. Should it stay, the controller is told at the next start of a
-            // call that it knows to be refused, which harms nobody.
+            // The file can be there all the same. If it stays, the controller gets a callback at the next start for a
+            // call that it knows to be refused, which does no harm.
             let _ = store.remove(&name, Durability::Disk);
         }
         came.map_err(Fault::from)

@@ -1,7 +1,7 @@
-//! A task as its file has it: `outbox/<task>.json` in the state folder, readable, one for each task.
+//! File of a task: `outbox/<task>.json` in the state folder, readable, one for each task.
 //!
-//! The file is written when the call is taken in and replaced when it has its result. What the call said
-//! is not in it: a body can hold secrets.
+//! The file is written when the call is admitted and replaced when it has its result. The call's body is not in it, as
+//! it can hold secrets.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,29 +16,28 @@ use crate::model::fault::{Fault, chain};
 use crate::model::task::{TaskId, TaskResult};
 use crate::store::{Durability, Store};
 
-/// The folder of the files.
 const FOLDER: &str = "outbox";
 
-/// A task that was taken in.
+/// Admitted task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Entry {
     pub(super) task: TaskId,
     callback_url: String,
-    /// Who called. Missing in files of an agent that did not note it: then it is nobody on this node, for
-    /// a wrong guess costs such results when they go to loopback, the other one would open loopback.
+    /// Caller. Missing in files of an agent that did not note it: then it is taken for one off this node, for a wrong
+    /// guess costs such results when they go to loopback, the other one would open loopback.
     caller: Option<Caller>,
-    /// Which call, where it has a name in the log.
+    /// Name of the call in the log, if it has one.
     route: Option<String>,
     taken_in: Stamp,
-    /// Missing as long as the work goes on.
+    /// Missing while the work goes on.
     result: Option<Done>,
-    /// A file tells that there is one.
+    /// Always the default when read from a file, as there is one.
     #[serde(skip)]
     pub(super) keep: Keep,
 }
 
-/// What came of it.
+/// Outcome of the work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Done {
     since: Stamp,
@@ -46,7 +45,7 @@ struct Done {
     error: Option<String>,
 }
 
-/// A time of the wall clock, which goes on while the agent does not run; RFC 3339 in UTC.
+/// Wall-clock time, which goes on while the agent does not run; RFC 3339 in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 struct Stamp(SystemTime);
@@ -65,13 +64,13 @@ impl From<Stamp> for String {
     }
 }
 
-/// The file of a task, in the state folder.
+/// Path of a task's file, in the state folder.
 pub(super) fn file(task: &TaskId) -> String {
     format!("{FOLDER}/{task}.json")
 }
 
 impl Entry {
-    /// A task that is taken in now.
+    /// Entry for a task admitted now.
     pub(super) fn new(
         task: TaskId,
         callback_url: String,
@@ -84,20 +83,20 @@ impl Entry {
         Entry { task, callback_url, caller, route, taken_in, result: None, keep }
     }
 
-    /// Whose place it takes: a call that has a name in the log can change the node.
+    /// Origin for the admission limits: a call that has a name in the log can change the node.
     pub(super) fn origin(&self) -> Origin {
         Origin::new(self.route.is_some(), self.caller)
     }
 
-    /// It has a result now.
+    /// Records the result, dated now.
     pub(super) fn end(&mut self, body: String, error: Option<String>) {
         self.result = Some(Done { since: Stamp(SystemTime::now()), body, error });
     }
 
-    /// It was at work when the agent died, and nobody knows how far it came.
+    /// Records the failure of a task that was running when the agent died, at an unknown point.
     ///
-    /// With an `error` for the header, which is for work that broke outside its own error handling, as
-    /// this did: a controller that looks for `success` only in some answers would else take it for one.
+    /// Sets an `error` for the header, which is for work that broke outside its own error handling, as this did: a
+    /// controller that looks for `success` only in some answers would otherwise take it for one.
     pub(super) fn break_off(&mut self) {
         let call = self.route.as_ref().map(|route| format!("{route}, ")).unwrap_or_default();
         let taken_in = String::from(self.taken_in);
@@ -108,26 +107,26 @@ impl Entry {
         self.end(body.to_string(), Some(text));
     }
 
-    /// What is sent and how old it is, when there is a result.
+    /// Result and its age, if there is one.
     pub(super) fn result(&self, now: SystemTime) -> Option<(TaskResult, Duration)> {
         let Done { since, body, error } = self.result.as_ref()?;
         let (task, callback_url) = (self.task.clone(), self.callback_url.clone());
         let (caller, body, error) = (self.caller, body.clone(), error.clone());
         let result = TaskResult { task, callback_url, caller, body, error };
-        // A clock that was set back makes nothing older.
+        // A clock that was set back does not make anything older.
         Some((result, now.duration_since(since.0).unwrap_or_default()))
     }
 
-    /// Whether the work has ended.
+    /// `true` if the work has ended.
     pub(super) fn has_result(&self) -> bool {
         self.result.is_some()
     }
 }
 
-/// A task's file as it is written again, and as it is when the work was broken off.
+/// Serialises a task's file as it is rewritten, and as it is after a broken run.
 ///
 /// # Errors
-/// When it is none.
+/// When the bytes are not a task's file.
 #[cfg(fuzzing)]
 pub fn reread(bytes: &[u8]) -> serde_json::Result<[Vec<u8>; 2]> {
     let mut entry: Entry = serde_json::from_slice(bytes)?;
@@ -137,8 +136,8 @@ pub fn reread(bytes: &[u8]) -> serde_json::Result<[Vec<u8>; 2]> {
     Ok([as_it_is, serde_json::to_vec(&entry)?])
 }
 
-/// The tasks that were not settled when the agent ended, the oldest first. A file that cannot be used is
-/// set aside with a loud word and takes no other with it.
+/// Loads the tasks without a delivered result from the last run, the oldest first. A file that cannot be used is set
+/// aside with an error in the log and affects no other.
 ///
 /// # Errors
 /// When the folder cannot be read.

@@ -1,28 +1,28 @@
 //! Results on their way to the controller, and the tasks that will have one.
 //!
 //! ```text
-//! admit ──▶ on disk ──▶ Slot (at work) ──finish──▶ on disk ──▶ waits ──offer──▶ taken | 404 | too old: gone
-//!             │                 └─ the agent dies ──▶ at its next start: "was ended", waits ─┘
+//! admit ──▶ on disk ──▶ Slot (running) ──finish──▶ on disk ──▶ pending ──offer──▶ accepted | 404 | expired: gone
+//!             │                 └─ the agent dies ──▶ at its next start: "was ended", pending ─┘
 //!             └─ cannot be written: refused
-//! admit ──▶ Slot (at work) ──finish──▶ waits ──offer──▶ taken | 404 | too old: gone     (Keep::InMemory)
+//! admit ──▶ Slot (running) ──finish──▶ pending ──offer──▶ accepted | 404 | expired: gone     (Keep::InMemory)
 //! ```
-//! Three parts: `book` knows who is at work and what is due, a plain value; `entry` is a task's file;
+//! Three parts: `book` is the ledger of running tasks and due results, a plain value; `entry` is a task's file;
 //! `disk` writes and removes the files. This is the handle that keeps the three together.
 //!
-//! # What is promised
-//! A call that changes the node is answered 200 when its file is on the disk, and a result is offered, and its work reported
-//! done, when the result is. So after a crash every call that was answered is called back: with its
-//! result, or with the word that the agent was ended while it worked. It is called back *at least* once:
-//! who crashes between a delivery and the removal of the file delivers again, and the controller answers
-//! 404 to that. A result that is too old when the agent starts is offered once all the same, for the
+//! # Guarantees
+//! A call that changes the node is answered 200 when its file is on the disk, and a result is offered, and its work
+//! reported done, when the result is. So after a crash every call that was answered is called back: with its
+//! result, or with an error that the agent was ended during the work. It is called back *at least* once:
+//! after a crash between a delivery and the removal of the file the result is delivered again, and the controller
+//! answers 404 to that. A result that has expired when the agent starts is offered once all the same, for the
 //! clock of a machine that just booted may be far off.
 //!
 //! A disk that is full, read-only or hangs takes nothing away that was promised before: new calls are
 //! refused, and a result that cannot be written is kept in memory, written when there is room, and
 //! offered meanwhile. The controller waits for it, and holding it back would make nothing safer.
 //!
-//! A call that leaves nothing to be told of ([`Keep::InMemory`]) has the same bounds, attempts and drain, and
-//! never waits for the disk. A crash forgets it; the controller's own deadline passes, and it asks again.
+//! A call without a lasting effect ([`Keep::InMemory`]) has the same bounds, attempts and drain, and
+//! never waits for the disk. A crash loses it; the controller's own deadline passes, and it asks again.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -53,67 +53,67 @@ use entry::Entry;
 pub use entry::reread;
 use origin::Origin;
 
-/// How long the disk may take before a call is refused, or a result offered that is not yet written.
+/// Time limit for the disk before a call is refused, or a result offered that is not yet written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How results are offered.
+/// Limits of admission and delivery.
 #[derive(Debug, Clone)]
 pub struct Offering {
-    /// How often and how long, and how many may wait.
+    /// Delays, expiry and limit of pending results.
     pub callbacks: CallbackPolicy,
-    /// Tasks at work at one time, of each kind.
+    /// Limit of running tasks, of each kind.
     pub max_tasks: usize,
 }
 
 #[cfg(test)]
 impl Offering {
-    /// As the settings have it, with room for a few.
+    /// Default settings with small limits.
     pub(crate) fn example() -> Offering {
         Offering::bounded(8, 8)
     }
 
-    /// The same with these bounds.
+    /// The example with these limits.
     pub(crate) fn bounded(max_tasks: usize, max_pending: usize) -> Offering {
         let callbacks = CallbackPolicy { max_pending, parallel: 64, ..CallbackPolicy::default() };
         Offering { callbacks, max_tasks }
     }
 }
 
-/// Where a task is kept until its result was taken.
+/// Storage of a task until its result was accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Keep {
-    /// In a file: a crash loses neither the task nor its result.
+    /// File: a crash loses neither the task nor its result.
     #[default]
     OnDisk,
-    /// In memory only, for a call that can be made again as well.
+    /// Memory only, for a call that can as well be repeated.
     InMemory,
 }
 
-/// What became of a call that wants to be admitted.
+/// Outcome of a call's admission.
 #[derive(Debug)]
 pub enum Admission {
-    /// It is kept. Do the work and finish the slot.
+    /// Admitted and stored. Do the work and finish the slot.
     Work(Slot),
-    /// The same task is at work, or its result is on its way: do nothing.
+    /// Duplicate of a running task or of one whose result is pending: do nothing.
     Known,
-    /// There are too many: refuse it.
+    /// Limit reached: refuse the call.
     Full(Fault),
-    /// It could not be written down: refuse it.
+    /// Storing failed: refuse the call.
     Unwritable(Fault),
 }
 
-/// The handle of the outbox.
+/// Shared handle of the outbox.
 #[derive(Debug, Clone)]
 pub struct Outbox {
     book: Arc<Mutex<Book>>,
     disk: Disk,
     news: Arc<Notify>,
-    /// Told whenever something ended: an attempt, a write, work whose result was given early.
+    /// Notified whenever something ended: an attempt, a write, work whose result was given early.
     settled: Arc<Notify>,
 }
 
 impl Outbox {
-    /// Takes up what waited when the agent ended last, and writes from now on. Blocks for the disk.
+    /// Loads the pending tasks of the last run, and starts the writer. Blocks for the disk.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -136,7 +136,7 @@ impl Outbox {
         Ok(outbox)
     }
 
-    /// An empty one, and nobody writes.
+    /// Empty outbox without a writer.
     fn new(offering: Offering) -> Outbox {
         Outbox {
             book: Arc::new(Mutex::new(Book::new(offering))),
@@ -146,7 +146,7 @@ impl Outbox {
         }
     }
 
-    /// A task of the last run.
+    /// Restores a task of the last run.
     fn take_up(&self, mut entry: Entry) {
         match entry.result(SystemTime::now()) {
             Some((result, age)) => {
@@ -160,8 +160,8 @@ impl Outbox {
         }
     }
 
-    /// Takes a task in, once it is kept; `route` is for who reads its file, or counts, and calls that have
-    /// none only look. Not cancel-safe: a task that is left half-way keeps its place.
+    /// Admits a task, once it is stored; `route` is its name in file and counters, and calls that have none are
+    /// read-only. Not cancel-safe: a task that is left half-way keeps its place.
     pub async fn admit(
         &self,
         task: &TaskId,
@@ -172,12 +172,12 @@ impl Outbox {
         let entry = Entry::new(task.clone(), callback_url.to_string(), (route, keep), caller);
         let call = route.unwrap_or(census::UNNAMED);
         loop {
-            // Listening before looking: what ends in between is heard.
+            // Subscribed before the check: no notification in between is lost.
             let settled = self.settled.notified();
             let place = self.book().admit(task, call, entry.origin());
             match place {
                 Place::New => break,
-                // Should that one fail, this one is a call of its own.
+                // If that write fails, this is a call of its own.
                 Place::BeingWritten => settled.await,
                 Place::Known => return Admission::Known,
                 Place::Full(code, text) => return Admission::Full(Fault::new(code, text)),
@@ -210,34 +210,34 @@ impl Outbox {
         Err(Fault::new(Code::StateUnwritable, text))
     }
 
-    /// Tasks at work, those that go on after their result with them, and results that wait.
+    /// Number of running tasks, including those that go on after their result, and of pending results.
     pub fn load(&self) -> (usize, usize) {
         self.book().load()
     }
 
-    /// How it stands, and what has happened since the agent runs.
+    /// Counts of tasks, results and past events since the agent started.
     pub fn census(&self) -> Census {
         self.book().census(Instant::now())
     }
 
-    /// Results that are due now, each with the number of its attempt, from 1; each is under way until
+    /// Takes the results due now, each with the number of its attempt, from 1; each is under way until
     /// [`Outbox::settle`] is called for it.
     pub fn take_due(&self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
         self.book().take_due(now, most)
     }
 
-    /// When the next result that may be offered is due.
+    /// Due time of the next result that may be offered.
     pub fn next_due(&self) -> Option<Instant> {
         self.book().next_due()
     }
 
-    /// Notes what became of an attempt.
+    /// Records the outcome of an attempt.
     pub fn settle(&self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
         let mut book = self.book();
         let kept = book.kept(task);
         let settled = book.settle(task, verdict, now);
         if kept == Some(Keep::OnDisk) && !matches!(settled, Settled::After(_)) {
-            // With the book in hand, so that the same task, taken in anew, is written after this.
+            // Under the ledger's lock, so that the same task, admitted anew, is written after this.
             self.disk.remove(task);
         }
         drop(book);
@@ -245,10 +245,10 @@ impl Outbox {
         settled
     }
 
-    /// Returns when no task is at work, no result waits, and the disk has nothing to do. Cancel-safe.
+    /// Waits until no task is running, no result is pending, and the disk has nothing to do. Cancel-safe.
     pub async fn empty(&self) {
         loop {
-            // Listening before looking: what is settled in between is heard.
+            // Subscribed before the check: no notification in between is lost.
             let settled = self.settled.notified();
             if self.load() == (0, 0) && self.disk.is_idle() {
                 return;
@@ -257,10 +257,10 @@ impl Outbox {
         }
     }
 
-    /// Returns when no task is at work, and what is kept on the disk is there. Cancel-safe.
+    /// Waits until no task is running, and every file is on the disk. Cancel-safe.
     pub async fn durable(&self) {
         loop {
-            // Listening before looking: what is settled in between is heard.
+            // Subscribed before the check: no notification in between is lost.
             let settled = self.settled.notified();
             if self.load().0 == 0 && self.disk.is_durable() {
                 return;
@@ -269,12 +269,12 @@ impl Outbox {
         }
     }
 
-    /// Whether a result waits that would go with the agent.
+    /// `true` if a result is pending that would be lost with the agent.
     pub fn is_in_memory(&self) -> bool {
         self.book().is_in_memory()
     }
 
-    /// Returns when a result was added or became due since the last call. Cancel-safe.
+    /// Waits until a result was added or became due since the last call. Cancel-safe.
     pub async fn news(&self) {
         self.news.notified().await;
     }
@@ -284,7 +284,7 @@ impl Outbox {
         self.settled.notified().await;
     }
 
-    /// Puts a result into the book, and on the disk where it is kept there.
+    /// Puts a result into the ledger, and on the disk if it is kept there.
     fn finish(&self, entry: Entry) -> Option<Told> {
         let (result, age) = entry.result(SystemTime::now())?;
         let (now, keep) = (Instant::now(), entry.keep);
@@ -298,7 +298,7 @@ impl Outbox {
         told
     }
 
-    /// These are written, or cannot be for now: either way their results are due.
+    /// Makes the results of these tasks due: they are written, or cannot be for now.
     fn written(&self, tasks: &[TaskId]) {
         let (mut book, now) = (self.book(), Instant::now());
         tasks.iter().for_each(|task| book.written(task, now));
@@ -312,8 +312,7 @@ impl Outbox {
     }
 }
 
-/// A task at work. It always ends in a result: when it is dropped unfinished, the controller hears
-/// that the agent broke.
+/// Running task. It always ends in a result: if it is dropped unfinished, an internal error is sent to the controller.
 #[derive(Debug)]
 pub struct Slot {
     outbox: Outbox,
@@ -321,17 +320,17 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The work is done; `error` is for work that broke outside its own error handling. Returns when the
-    /// result is kept, or the disk has had its time.
+    /// Ends the work; `error` is for work that broke outside its own error handling. Returns when the result is stored,
+    /// or the disk's time limit has passed.
     pub async fn finish(mut self, body: String, error: Option<String>) {
         if let Some(told) = self.end(body, error) {
-            // What could not be written is offered nevertheless.
+            // A result that could not be written is offered nevertheless.
             let _ = timeout(WRITE_TIMEOUT, told).await;
         }
     }
 
-    /// The result is due before the work is done: it is offered now, and the work keeps its place
-    /// among the tasks until the returned value is dropped.
+    /// Offers the result before the work is done; the work keeps its place among the tasks until the returned value is
+    /// dropped.
     pub async fn finish_early(self, body: String) -> GoesOn {
         let origin = self.entry.as_ref().map(Entry::origin);
         let goes_on = GoesOn { outbox: self.outbox.clone(), origin };
@@ -349,7 +348,7 @@ impl Slot {
     }
 }
 
-/// The place of work whose result was given already.
+/// Place of work whose result was given already.
 #[derive(Debug)]
 pub struct GoesOn {
     outbox: Outbox,

@@ -1,10 +1,10 @@
-//! When the controller is told next. Pure: times come in, a time comes out.
+//! Due time of the next status report. Pure: times come in, a time comes out.
 //!
 //! ```text
-//!            taken                         a new state: at once; else the heartbeat
+//!            accepted                       a new state: at once; else the heartbeat
 //! untried ─┬───────▶ heard ──────────────▶
 //!          │ failed
-//!          ├───────▶ failing ────────────▶ a new state: after a breath; else with growing pauses
+//!          ├───────▶ failing ────────────▶ a new state: after a short pause; else with backoff
 //!          │ 404
 //!          └───────▶ unknown to it ──────▶ rarely, new states or not
 //! ```
@@ -16,56 +16,56 @@ use tokio::time::Instant;
 
 use crate::model::policy::ReportPolicy;
 
-/// Between an attempt that failed and one with a newer state.
+/// Pause between a failed attempt and one with a newer state.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// What became of an attempt.
+/// Outcome of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The controller has it.
+    /// Accepted by the controller.
     Taken,
-    /// The controller knows no such command path.
+    /// Command path unknown to the controller.
     Unknown,
-    /// It has it not; the text says why.
+    /// Failed, with the reason.
     Failed(String),
 }
 
-/// How the last attempt went.
+/// Outcome of the last attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Went {
-    /// There was none.
+    /// No attempt yet.
     Untried,
-    /// It was taken.
+    /// Last attempt accepted.
     Heard,
-    /// So many in a row have failed.
+    /// Number of attempts in a row that have failed.
     Failing(u32),
-    /// The controller knows no such command path.
+    /// Command path unknown to the controller.
     Unknown,
 }
 
-/// The course of reporting to one address.
+/// Schedule of the reports to one address.
 #[derive(Debug)]
 pub(super) struct Course {
     policy: ReportPolicy,
     went: Went,
-    /// The generation that was sent last.
+    /// Generation that was sent last.
     sent: u64,
-    /// When that attempt ended.
+    /// End of that attempt.
     ended: Instant,
-    /// When the next one is due without a new state.
+    /// Due time of the next attempt without a new state.
     next: Instant,
     jitter: RandomState,
     throws: u64,
 }
 
 impl Course {
-    /// One at whose beginning an attempt is due.
+    /// Schedule with an attempt due now.
     pub(super) fn new(policy: ReportPolicy, now: Instant) -> Course {
         let jitter = RandomState::new();
         Course { policy, went: Went::Untried, sent: 0, ended: now, next: now, jitter, throws: 0 }
     }
 
-    /// The controller has connected: it may take what it did not take, and have forgotten what it took.
+    /// Restarts the schedule after a controller's connect: it may accept now, or have lost an earlier report.
     pub(super) fn begins_anew(&mut self, now: Instant) {
         self.next = match self.went {
             Went::Failing(_) => now.max(self.ended + BREATH),
@@ -73,7 +73,7 @@ impl Course {
         };
     }
 
-    /// When that generation is to be sent.
+    /// Due time for a report of that generation.
     pub(super) fn due(&self, generation: u64) -> Instant {
         let at_once = match self.went {
             Went::Heard => self.ended,
@@ -86,12 +86,12 @@ impl Course {
         }
     }
 
-    /// An attempt that hung was given up for a newer state, which is sent at once.
+    /// Schedules a newer state at once, after a hung attempt was dropped for it.
     pub(super) fn overtaken(&mut self, now: Instant) {
         self.next = now;
     }
 
-    /// Notes what became of an attempt; returns how the one before it went.
+    /// Records the outcome of an attempt; returns the state before it.
     pub(super) fn settle(&mut self, verdict: &Verdict, generation: u64, now: Instant) -> Went {
         let before = self.went;
         let (went, pause) = match verdict {
@@ -114,7 +114,7 @@ impl Course {
         before
     }
 
-    /// From 0 to 1.
+    /// Random number from 0 to 1.
     fn throw(&mut self) -> f64 {
         self.throws += 1;
         let dice = self.jitter.hash_one(self.throws) % 1001;

@@ -1,12 +1,12 @@
-//! Tells the controller how the node stands: each change at once, and a heartbeat.
+//! Status reports to the controller: each change at once, and a heartbeat.
 //!
 //! ```text
 //! agent::status ──newest report──▶ run: is it due? (course) ──one post at a time──▶ sendCommandUrl
-//! /host/connect ──identity──────▶        └──◀── taken, failed, unknown ──┘
+//! /host/connect ──identity──────▶        └──◀── accepted, failed, unknown ──┘
 //! ```
 //! Nothing is queued: when an attempt has ended, the newest report is the next one. A newer one waits for
-//! an attempt that hangs no longer than `PATIENCE`; but the attempt after that gets all its time, or a
-//! slow controller would never be seen to take anything.
+//! an attempt that hangs no longer than `PATIENCE`; but the attempt after that gets its full time, or a
+//! slow controller would never be seen to accept anything.
 
 mod course;
 mod tally;
@@ -33,10 +33,10 @@ use crate::model::url::text_without_secrets;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// How long a newer report waits for an attempt that hangs.
+/// Time for which a newer report waits for an attempt that hangs.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Reports for ever, counts that, and beats for the watchdog.
+/// Reports for ever, counts attempts, and sends the watchdog's heartbeats.
 pub async fn run(
     policy: ReportPolicy,
     (client, reaches): (Client, Reaches),
@@ -50,7 +50,7 @@ pub async fn run(
     let named = !policy.url.is_empty();
     let attempt = move |url: String, report| {
         let (client, path) = (client.clone(), path.clone());
-        // What the operator named is called, wherever it is.
+        // An address that the operator has set is called, wherever it is.
         let reach = if named { Reach::Anywhere } else { reaches.of_controller() };
         async move { post(&client, &path, (&url, &reach), report, within).await }
     };
@@ -67,12 +67,12 @@ struct Reporter<A> {
     attempt: A,
 }
 
-/// How an attempt ended.
+/// End of an attempt.
 enum Ended {
     By(Verdict),
-    /// It hung, and there is a newer report.
+    /// Dropped after hanging, for a newer report.
     Overtaken,
-    /// The controller is to be told at another address.
+    /// Dropped, for the controller's address has changed.
     Moved,
 }
 
@@ -100,7 +100,7 @@ where
                 course.begins_anew(now);
             }
             let report = self.reports.borrow_and_update().clone();
-            // Who has just connected is told under the name that it gave, which is news in a moment.
+            // A controller that has just connected is reported to under the name that it gave, which comes in a moment.
             let named = report.host_uuid == self.identity.borrow().host_uuid;
             let due = Some(course.due(report.generation)).filter(|_| named);
             if due.is_none_or(|due| now < due) {
@@ -133,7 +133,7 @@ where
         }
     }
 
-    /// Where to, when that is known, and whether a controller has connected that was not heard of yet.
+    /// Current address, if known, and `true` if a controller has connected since the last check.
     fn address(&mut self) -> (Option<String>, bool) {
         let identity = self.identity.borrow_and_update();
         let set = &self.policy.url;
@@ -141,10 +141,10 @@ where
         (Some(url.clone()).filter(|url| !url.is_empty()), identity.has_changed())
     }
 
-    /// Waits until something may have become due; returns whether a controller has connected.
+    /// Waits until an attempt may have become due; returns `true` if a controller has connected.
     async fn wait(&mut self, due: Option<Instant>) -> bool {
         tokio::select! {
-            // All are cancel-safe: news that were not heard stay news, the clock and the heartbeat too.
+            // All are cancel-safe: a change that was not observed stays, the clock and the heartbeat too.
             () = wait::change(&mut self.identity) => true,
             () = wait::change(&mut self.reports) => false,
             () = wait::until(due) => false,
@@ -152,8 +152,8 @@ where
         }
     }
 
-    /// Makes one attempt. It is dropped, and its connection with it, when something newer is due. Tells
-    /// too whether a controller has connected meanwhile.
+    /// Makes one attempt. It is dropped, and its connection with it, when a newer report is due. Returns `true` with it
+    /// if a controller has connected meanwhile.
     async fn send(
         &mut self,
         url: &str,
@@ -187,7 +187,7 @@ where
     }
 }
 
-/// Says what became of an attempt, when that is another thing than before.
+/// Logs the outcome of an attempt, if it differs from the one before.
 fn note(url: &str, before: Went, verdict: &Verdict) {
     let url = text_without_secrets(url);
     match verdict {

@@ -1,37 +1,36 @@
-//! What became of the reports since the agent runs, counted where they are sent and read by whoever asks.
+//! Counters of the status reports since the agent started.
 
 use std::sync::atomic::{AtomicI8, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::course::Verdict;
 
-/// Attempts, by how they ended.
+/// Attempt counters, by outcome.
 #[derive(Debug)]
 pub struct Tally {
     taken: AtomicU64,
     unknown: AtomicU64,
     failed: AtomicU64,
     overtaken: AtomicU64,
-    /// Whether the last one was taken; below zero before the first.
+    /// 1 if the last attempt was accepted; below zero before the first.
     last: AtomicI8,
-    /// When one was taken last, in seconds since 1970; zero before the first.
+    /// Time of the last accepted attempt, in seconds since 1970; zero before the first.
     taken_at: AtomicU64,
 }
 
-/// The same at one time.
+/// Values of the counters at one time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Told {
-    /// The controller has them.
+    /// Accepted by the controller.
     pub taken: u64,
-    /// The controller did not know the command path.
+    /// Refused for an unknown command path.
     pub unknown: u64,
-    /// It has them not.
     pub failed: u64,
-    /// They hung, and were given up for a newer state.
+    /// Dropped after hanging, for a newer state.
     pub overtaken: u64,
-    /// Whether the last one was taken; `None` before the first.
+    /// `true` if the last attempt was accepted; `None` before the first.
     pub last_taken: Option<bool>,
-    /// When one was taken last, in seconds since 1970.
+    /// Time of the last accepted attempt, in seconds since 1970.
     pub taken_at: Option<u64>,
 }
 
@@ -50,7 +49,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// How it stands.
+    /// Reads the counters.
     pub fn read(&self) -> Told {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let last = self.last.load(Ordering::Relaxed);
@@ -64,7 +63,7 @@ impl Tally {
         }
     }
 
-    /// An attempt has ended like this.
+    /// Counts an attempt that ended.
     pub(super) fn ended(&self, verdict: &Verdict) {
         let counter = match verdict {
             Verdict::Taken => &self.taken,
@@ -80,7 +79,7 @@ impl Tally {
         }
     }
 
-    /// An attempt was given up for a newer state.
+    /// Counts an attempt that was dropped for a newer state.
     pub(super) fn overtaken(&self) {
         self.overtaken.fetch_add(1, Ordering::Relaxed);
         self.last.store(0, Ordering::Relaxed);
