@@ -1,4 +1,4 @@
-//! The set of processor cores a target may use: parsing, checking, pinning.
+//! Set of processor cores a target may use: parsing, checking, pinning.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// A set of cores is not one, or the machine does not have it.
+/// Invalid set of cores, or one that the machine does not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoreError {
-    /// Neither a mask nor a list.
+    /// Input that is neither a mask nor a list.
     #[error("'{0}' is neither a core mask such as 0x3 nor a list such as [0,1] or 0-1")]
     Syntax(String),
-    /// SPDK's words, so that what reads its log reads this one.
+    /// Unavailable core, in SPDK's words, so that a parser of its log can read this one.
     #[error("lcore {0} unavailable: this process may not run on such a core")]
     Unavailable(usize),
 }
@@ -22,27 +22,29 @@ pub enum CoreError {
 pub struct Cores(Vec<usize>);
 
 impl Cores {
-    /// The numbers of the cores, ascending.
+    /// Core numbers, ascending.
     pub fn numbers(&self) -> &[usize] {
         &self.0
     }
 
-    /// Only core 0, as SPDK starts without a mask.
+    /// Core 0 only, SPDK's default without a mask.
     pub(super) fn first() -> Self {
         Self(vec![0])
     }
 
-    /// Whether each core is one of `others`.
+    /// `true` if each core is one of `others`.
     pub(super) fn within(&self, others: &Self) -> bool {
         self.0.iter().all(|core| others.0.contains(core))
     }
 
-    /// The mask in hexadecimal, as SPDK prints it.
+    /// Mask in hexadecimal, as SPDK prints it.
     pub(super) fn mask(&self) -> String {
         let bits = self.0.iter().filter(|core| **core < 128).fold(0u128, |m, c| m | 1 << c);
         format!("0x{bits:x}")
     }
 
+    /// Checks that this process may run on each core.
+    ///
     /// # Errors
     /// The first core that this process may not run on.
     pub(super) fn check(&self) -> Result<(), CoreError> {
@@ -53,8 +55,7 @@ impl Cores {
         }
     }
 
-    /// Pins the calling thread to the `nth` core, round and round. A thread that cannot be pinned
-    /// runs as well, only not there.
+    /// Pins the calling thread to the `nth` core, modulo their number. A thread that cannot be pinned runs unpinned.
     pub(super) fn pin(&self, nth: usize) {
         let core = self.0[nth % self.0.len()];
         let mut set = CpuSet::new();

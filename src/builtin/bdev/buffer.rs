@@ -1,8 +1,8 @@
-//! A buffer of whole pages, as requests past the page cache need it.
+//! Page-aligned buffer, as direct requests (`O_DIRECT`) need it.
 
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
-/// Zeroed memory that begins at a page.
+/// Zeroed, page-aligned memory.
 #[derive(Debug)]
 pub(in crate::builtin) struct AlignedBuffer {
     region: MmapRegion,
@@ -10,7 +10,7 @@ pub(in crate::builtin) struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// `None` when there is no memory for it.
+    /// Allocates a buffer; `None` when there is no memory for it.
     pub(in crate::builtin) fn zeroed(length: usize) -> Option<Self> {
         let region = MmapRegion::new(length.max(1)).ok()?;
         Some(Self { region, length })

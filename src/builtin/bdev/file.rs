@@ -1,8 +1,8 @@
-//! A bdev in a file or block device.
+//! Bdev in a file or block device.
 //!
-//! The file is opened past the page cache (`O_DIRECT`) where the file system and the block size let it,
-//! so that what was answered to the VM does not hang in this node's memory and requests can be given
-//! to the kernel many at a time; else through the page cache.
+//! The file is opened past the page cache (`O_DIRECT`) if the file system and the block size allow it, so that
+//! acknowledged data is not held in this node's memory and many requests can be submitted to the kernel at a time; else
+//! through the page cache.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -17,16 +17,16 @@ use vm_memory::VolatileSlice;
 
 use super::{Access, AlignedBuffer};
 
-/// The size of a ZBS file that is made because it was not there.
+/// Size of a file that is created for a missing ZBS volume.
 pub(in crate::builtin) const IMAGE_BYTES: u64 = 1 << 30;
 
-/// The folder whose files stand for ZBS volumes.
+/// Folder whose files stand in for ZBS volumes.
 #[derive(Debug, Clone)]
 pub(in crate::builtin) struct Folder(pub(in crate::builtin) PathBuf);
 
 impl Folder {
-    /// The file of a ZBS name such as `zbs://pool/volume`: the name without its scheme, below the
-    /// folder. A name never leads out of it.
+    /// Path of the file of a ZBS name such as `zbs://pool/volume`: the name without its scheme, below the folder. A
+    /// name never leads out of it.
     pub(in crate::builtin) fn path(&self, name: &str) -> Result<PathBuf, Errno> {
         let name = name.split_once("://").map_or(name, |(_, rest)| rest);
         let name = name.trim_start_matches('/');
@@ -37,7 +37,7 @@ impl Folder {
         Ok(self.0.join(name))
     }
 
-    /// Opens the file of a ZBS name; one that is not there is made, sparse, [`IMAGE_BYTES`] long.
+    /// Opens the file of a ZBS name; a missing one is created, sparse, [`IMAGE_BYTES`] long.
     pub(in crate::builtin) fn open(&self, name: &str, block_size: u32) -> Result<DiskFile, Errno> {
         let path = self.path(name)?;
         if let Some(parent) = path.parent() {
@@ -60,27 +60,29 @@ impl Folder {
     }
 }
 
-/// The number of an error; EIO for what has none.
+/// Error number of an I/O error; EIO if it has none.
 pub(in crate::builtin) fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// An open file or block device.
+/// Open file or block device.
 #[derive(Debug)]
 pub(in crate::builtin) struct DiskFile {
     path: PathBuf,
     file: File,
     direct: bool,
-    /// Buffers for direct requests begin and end at multiples of this.
+    /// Byte alignment of the buffers of direct requests.
     alignment: usize,
     regular: bool,
     read_only: bool,
 }
 
 impl DiskFile {
+    /// Opens a file or block device.
+    ///
     /// # Errors
-    /// EISDIR for a folder, ENOENT for what is not there, EINVAL for what is neither file nor block
-    /// device, else what the kernel said.
+    /// EISDIR for a folder, ENOENT for a missing file, EINVAL for what is neither file nor block device, else the
+    /// kernel's error.
     pub(in crate::builtin) fn open(
         path: &Path,
         block_size: u32,
@@ -108,7 +110,7 @@ impl DiskFile {
         Ok(Self { path, file, direct, alignment, regular: kind.is_file(), read_only })
     }
 
-    /// Whether the file has no block size of its own.
+    /// `true` if it is a regular file, which has no block size of its own.
     pub(in crate::builtin) fn is_regular(path: &Path) -> Result<bool, Errno> {
         Ok(std::fs::metadata(path).map_err(|e| errno(&e))?.file_type().is_file())
     }
@@ -125,12 +127,12 @@ impl DiskFile {
         self.read_only
     }
 
-    /// The size now, of a block device too.
+    /// Current size in bytes, of a block device too.
     pub(in crate::builtin) fn bytes(&self) -> Result<u64, Errno> {
         (&self.file).seek(SeekFrom::End(0)).map_err(|e| errno(&e))
     }
 
-    /// Makes a regular file longer.
+    /// Extends a regular file.
     pub(in crate::builtin) fn grow(&self, bytes: u64) -> Result<(), Errno> {
         self.file.set_len(bytes).map_err(|e| errno(&e))
     }
@@ -139,7 +141,7 @@ impl DiskFile {
         self.direct.then(|| self.file.as_fd())
     }
 
-    /// Buffers for direct requests begin and end at multiples of this.
+    /// Byte alignment of the buffers of direct requests.
     pub(in crate::builtin) fn alignment(&self) -> usize {
         self.alignment
     }
@@ -197,14 +199,14 @@ impl DiskFile {
         Ok(())
     }
 
-    /// Whether it is a regular file, which can grow.
+    /// `true` for a regular file.
     pub(in crate::builtin) fn can_grow(&self) -> bool {
         self.regular
     }
 }
 
-/// The alignment that direct requests of one block need on this file; `None` when the file system or
-/// the device beneath wants larger ones than a block. Found by trying, for not each kernel tells.
+/// Alignment that direct requests of one block need on this file; `None` when the file system or the device beneath
+/// needs more than a block. Found by trying, as not every kernel reports it.
 fn alignment(file: &File, block_size: u32) -> Option<usize> {
     let buffer = AlignedBuffer::zeroed(3 * 4096)?;
     let block = block_size as usize;
@@ -218,7 +220,7 @@ fn alignment(file: &File, block_size: u32) -> Option<usize> {
     Some(if reads(512, u64::from(block_size)) { 512 } else { 4096 })
 }
 
-/// The addresses of guest memory, or of a buffer, as the kernel takes them.
+/// Kernel iovecs of guest memory, or of a buffer.
 pub(in crate::builtin) fn iovecs(slices: &[VolatileSlice<'_>]) -> Vec<libc::iovec> {
     let iovec = |slice: &VolatileSlice<'_>| libc::iovec {
         iov_base: slice.ptr_guard_mut().as_ptr().cast(),

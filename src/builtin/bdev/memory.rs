@@ -1,18 +1,20 @@
-//! A malloc bdev: anonymous memory of this process.
+//! Malloc bdev: anonymous memory of this process.
 
 use nix::errno::Errno;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::Access;
 
-/// Zeroes to copy from.
+/// Source of zeroes to copy from.
 static ZEROES: [u8; 65536] = [0; 65536];
 
-/// Anonymous memory; a page takes memory once it is written.
+/// Anonymous memory; a page is allocated once it is written.
 #[derive(Debug)]
 pub(in crate::builtin) struct Memory(MmapRegion);
 
 impl Memory {
+    /// Maps the memory.
+    ///
     /// # Errors
     /// ENOMEM when the kernel has no room for it.
     pub(in crate::builtin) fn new(bytes: u64) -> Result<Self, Errno> {

@@ -1,4 +1,4 @@
-//! Block devices: what a controller's disk is made of.
+//! Block devices: the storage behind a controller's disk.
 //!
 //! A [`Bdev`] is shared by the thread that owns the target and the workers that serve a VM. Its size
 //! can change under them, and it can be deleted under them: from then on each request fails.
@@ -22,29 +22,28 @@ pub(super) use memory::Memory;
 pub(super) use registry::Bdevs;
 pub(super) use stats::{Kind, Stats};
 
-/// Place of a transfer on a disk, and its direction.
+/// Start and direction of a transfer on a disk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Access {
-    /// Whether the disk is written.
+    /// `true` for a write to the disk.
     pub(super) write: bool,
-    /// Where it begins, in bytes.
+    /// Start, in bytes.
     pub(super) offset: u64,
 }
 
-/// What a bdev keeps its data in.
+/// Storage of a bdev.
 #[derive(Debug)]
 pub(super) enum Backing {
-    /// Memory of this process: gone with it.
+    /// Memory of this process, lost with it.
     Malloc(Memory),
-    /// A file or block device.
+    /// File or block device.
     Aio(DiskFile),
-    /// A file that stands for a ZBS volume.
+    /// File that stands in for a ZBS volume.
     Zbs(DiskFile),
-    /// Nothing: writes vanish, reads leave the buffer as it is.
+    /// No storage: writes are discarded, reads leave the buffer as it is.
     Null,
 }
 
-/// A block device.
 #[derive(Debug)]
 pub(super) struct Bdev {
     pub(super) name: String,
@@ -77,7 +76,7 @@ impl Bdev {
         }
     }
 
-    /// The file that requests go to, if it is one.
+    /// Backing file, if there is one.
     pub(super) fn file(&self) -> Option<&DiskFile> {
         match &self.backing {
             Backing::Aio(file) | Backing::Zbs(file) => Some(file),
@@ -105,7 +104,7 @@ impl Bdev {
         self.removed.store(true, Ordering::Release);
     }
 
-    /// Takes the disk for one VM. Two VMs that write to one disk destroy it.
+    /// Claims the disk for one VM; `false` if it is in use. Two VMs that write to one disk destroy it.
     pub(super) fn take(&self) -> bool {
         !self.in_use.swap(true, Ordering::AcqRel)
     }
@@ -114,10 +113,10 @@ impl Bdev {
         self.in_use.store(false, Ordering::Release);
     }
 
-    /// Reads into, or writes from, `slices` before it returns.
+    /// Reads into, or writes from, `slices`. Blocks.
     ///
     /// # Errors
-    /// What the kernel said of the file.
+    /// The kernel's error on the file.
     pub(super) fn transfer(&self, at: Access, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
         match &self.backing {
             Backing::Malloc(memory) => memory.transfer(at, slices),
@@ -126,18 +125,18 @@ impl Bdev {
         }
     }
 
-    /// Brings to the medium what was written.
+    /// Flushes written data to the medium.
     ///
     /// # Errors
-    /// What the kernel said of the file.
+    /// The kernel's error on the file.
     pub(super) fn flush(&self) -> Result<(), Errno> {
         self.file().map_or(Ok(()), DiskFile::flush)
     }
 
-    /// Makes a range read as zeroes; gives its space back when `unmap` says so.
+    /// Makes a range read as zeroes; frees its space if `unmap` is set.
     ///
     /// # Errors
-    /// What the kernel said of the file.
+    /// The kernel's error on the file.
     pub(super) fn zero(&self, offset: u64, length: u64, unmap: bool) -> Result<(), Errno> {
         match &self.backing {
             Backing::Malloc(memory) => memory.zero(offset, length),
@@ -146,19 +145,19 @@ impl Bdev {
         }
     }
 
-    /// What buffers of requests past the page cache begin and end at multiples of.
+    /// Byte alignment of direct requests' buffers; `None` if they need none.
     pub(super) fn direct_alignment(&self) -> Option<usize> {
         self.file().filter(|file| file.is_direct()).map(DiskFile::alignment)
     }
 
-    /// The descriptor for requests that the kernel serves on its own: only a file opened past the page
-    /// cache has one, for any other is served before the submission returns.
+    /// Descriptor for asynchronous requests: only a file opened past the page cache has one, as any other is served
+    /// before the submission returns.
     pub(super) fn direct_fd(&self) -> Option<BorrowedFd<'_>> {
         self.file().and_then(DiskFile::direct_fd)
     }
 }
 
-/// Whether `size` is a block size that a disk can have.
+/// `true` if `size` is a block size that a disk can have.
 pub(super) fn is_block_size(size: u64) -> bool {
     matches!(size, 512 | 1024 | 2048 | 4096)
 }

@@ -1,4 +1,4 @@
-//! All bdevs of a target, by name.
+//! Registry of a target's bdevs, by name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::{Backing, Bdev};
 
-/// The bdevs, in the order of their names.
+/// Bdevs, in the order of their names.
 #[derive(Debug, Default)]
 pub(in crate::builtin) struct Bdevs {
     by_name: BTreeMap<String, Arc<Bdev>>,
@@ -15,7 +15,7 @@ pub(in crate::builtin) struct Bdevs {
 }
 
 impl Bdevs {
-    /// A name for a malloc bdev that was given none, as SPDK makes them.
+    /// Generated name for an unnamed malloc bdev, in SPDK's form.
     pub(in crate::builtin) fn free_name(&mut self) -> String {
         loop {
             let name = format!("Malloc{}", self.unnamed);
@@ -26,6 +26,8 @@ impl Bdevs {
         }
     }
 
+    /// Adds a bdev.
+    ///
     /// # Errors
     /// EEXIST when the name or the uuid is taken.
     pub(in crate::builtin) fn add(&mut self, bdev: Bdev) -> Result<(), Errno> {
@@ -37,7 +39,7 @@ impl Bdevs {
         Ok(())
     }
 
-    /// By name, or by uuid, which is its alias.
+    /// Looks up a bdev by name, or by uuid, which is its alias.
     pub(in crate::builtin) fn get(&self, name: &str) -> Option<&Arc<Bdev>> {
         let by_uuid =
             || self.by_name.values().find(|bdev| bdev.uuid.hyphenated().to_string() == name);
@@ -48,7 +50,7 @@ impl Bdevs {
         self.by_name.values()
     }
 
-    /// Forgets the bdev; requests of a VM that still has it fail from now on.
+    /// Removes the bdev; requests of a VM that still has it fail from now on.
     ///
     /// # Errors
     /// ENODEV when there is none of that name.
@@ -60,7 +62,7 @@ impl Bdevs {
         Ok(())
     }
 
-    /// Bytes of memory in malloc bdevs.
+    /// Total bytes of memory in malloc bdevs.
     pub(in crate::builtin) fn memory(&self) -> u64 {
         let malloc = |bdev: &&Arc<Bdev>| matches!(bdev.backing, Backing::Malloc(_));
         self.iter().filter(malloc).map(|bdev| bdev.bytes()).sum()

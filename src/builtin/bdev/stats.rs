@@ -1,10 +1,10 @@
-//! Counters of a bdev, as `bdev_get_iostat` tells them.
+//! Counters of a bdev, as `bdev_get_iostat` reports them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
-/// What was asked of a bdev.
+/// Kind of operation on a bdev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::builtin) enum Kind {
     /// Bytes to the VM.
@@ -13,11 +13,10 @@ pub(in crate::builtin) enum Kind {
     Write,
     /// Discard, and zeroes written.
     Unmap,
-    /// Flush.
     Flush,
 }
 
-/// One count for each thing that was done; they only grow.
+/// Monotonic counters by kind of operation.
 #[derive(Debug, Default)]
 pub(in crate::builtin) struct Stats {
     operations: [AtomicU64; 4],
@@ -35,7 +34,7 @@ impl Stats {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The members of SPDK's answer that have a meaning here.
+    /// Members of SPDK's answer that have a meaning here.
     pub(in crate::builtin) fn report(&self, name: &str) -> Value {
         let operations = |kind: Kind| self.operations[kind as usize].load(Ordering::Relaxed);
         let bytes = |kind: Kind| self.bytes[kind as usize].load(Ordering::Relaxed);

@@ -1,10 +1,10 @@
-//! Requests that the kernel serves on its own: Linux's asynchronous I/O (`io_submit(2)`).
+//! Asynchronous requests through Linux's native I/O (`io_submit(2)`).
 //!
-//! Why not io_uring: Docker's default seccomp profile, under which a target runs, forbids it, and
-//! allows these calls. For files opened past the page cache, the only ones that come here, both give
-//! the kernel many requests in one call and read completions from shared memory without one; what is
-//! measured in `benches/` is the disk. Files in the page cache are served before the call would
-//! return, by preadv and pwritev, which is what either interface would do behind a longer way.
+//! Not io_uring: Docker's default seccomp profile, under which a target runs, forbids it, and allows these calls. For
+//! files opened past the page cache, the only ones that come here, both submit many requests in one call and read
+//! completions from shared memory without one; the limit measured in `benches/` is the disk. Files in the page cache
+//! are served before the call would return, by preadv and pwritev, which either interface would only do by a longer
+//! way.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,9 +17,9 @@ const PREADV: u16 = 7;
 const PWRITEV: u16 = 8;
 const FDSYNC: u16 = 3;
 const NOTIFY: u32 = 1;
-/// Requests the kernel has at a time; more wait their turn.
+/// Limit of requests in the kernel at a time; more are queued.
 const DEPTH: usize = 256;
-/// What the kernel writes into the completion ring's header: it has this layout.
+/// Mark of the known layout in the completion ring's header, written by the kernel.
 const MAGIC: u32 = 0xa10a_10a1;
 
 /// `struct io_event` of `linux/aio_abi.h`.
@@ -32,7 +32,7 @@ struct Event {
     result2: i64,
 }
 
-/// `struct aio_ring`, as far as it is needed.
+/// `struct aio_ring`, as far as it is used.
 #[repr(C)]
 struct Header {
     id: u32,
@@ -42,7 +42,7 @@ struct Header {
     magic: u32,
 }
 
-/// What the kernel is to do.
+/// Operation for the kernel.
 #[derive(Debug)]
 pub(super) enum Work {
     Read { offset: u64, iovecs: Vec<libc::iovec> },
@@ -56,7 +56,7 @@ struct Slot<J> {
     job: Option<J>,
 }
 
-/// A context of asynchronous I/O; each request carries a `J` that comes back with its result.
+/// Asynchronous I/O context; each request carries a `J` that comes back with its result.
 pub(super) struct Aio<J> {
     context: libc::c_ulong,
     slots: Vec<Slot<J>>,
@@ -79,6 +79,8 @@ fn call(number: libc::c_long, arguments: [usize; 5]) -> Result<usize, Errno> {
 }
 
 impl<J> Aio<J> {
+    /// Creates a context that signals completions on `event`.
+    ///
     /// # Errors
     /// EAGAIN when fs.aio-max-nr is used up, ENOSYS or EPERM when the kernel or seccomp forbids it.
     pub(super) fn new(event: EventFd) -> Result<Self, Errno> {
@@ -89,13 +91,13 @@ impl<J> Aio<J> {
         Ok(Self { context, slots, free, prepared, event })
     }
 
-    /// Whether another request fits.
+    /// `true` if another request fits.
     pub(super) fn has_room(&self) -> bool {
         !self.free.is_empty() || self.slots.len() < DEPTH
     }
 
-    /// Notes a request for the next [`submit`](Self::submit). What the iovecs point to must live until
-    /// the job comes back.
+    /// Queues a request for the next [`submit`](Self::submit). The memory of the iovecs must live until the job comes
+    /// back.
     pub(super) fn prepare(&mut self, file: BorrowedFd<'_>, work: Work, job: J) {
         let index = self.free.pop().unwrap_or(self.slots.len());
         let (opcode, offset, iovecs) = match work {
@@ -125,8 +127,8 @@ impl<J> Aio<J> {
         self.prepared.push(&raw mut *slot.block);
     }
 
-    /// Gives the kernel what was prepared. A request that it refuses is put into `done`; one that it has
-    /// no room for stays prepared.
+    /// Submits the prepared requests. A request that the kernel refuses is put into `done`; one that it has no room for
+    /// stays prepared.
     pub(super) fn submit(&mut self, done: &mut Vec<(J, Result<u64, Errno>)>) {
         let mut at = 0;
         while at < self.prepared.len() {
@@ -161,7 +163,7 @@ impl<J> Aio<J> {
         }
     }
 
-    /// Whether something may have completed; looks at the ring that the kernel shares, without a call.
+    /// `true` if requests may have completed; checks the ring shared with the kernel, without a call.
     fn ready(&self) -> bool {
         // SAFETY: the context is the address of the ring's header, which the kernel maps, readable,
         // until io_destroy; head and tail are written by the kernel, hence atomic.
@@ -171,7 +173,7 @@ impl<J> Aio<J> {
             || header.head.load(Ordering::Relaxed) != header.tail.load(Ordering::Acquire)
     }
 
-    /// Moves what has completed into `done`, with the bytes that were moved.
+    /// Moves completed requests into `done`, with the number of bytes transferred.
     pub(super) fn reap(&mut self, done: &mut Vec<(J, Result<u64, Errno>)>) {
         if self.free.len() == self.slots.len() {
             return;
@@ -197,7 +199,7 @@ impl<J> Aio<J> {
 
 impl<J> Drop for Aio<J> {
     fn drop(&mut self) {
-        // Waits for what the kernel still has: then nothing points to the slots any more.
+        // Waits for the requests in the kernel: then nothing points to the slots any more.
         let _ = call(libc::SYS_io_destroy, [self.context as usize, 0, 0, 0, 0]);
     }
 }

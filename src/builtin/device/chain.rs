@@ -1,8 +1,7 @@
-//! A chain of descriptors, walked and judged.
+//! Descriptor chain, walked and validated.
 //!
-//! virtio-queue's own iterator ends silently at the first descriptor that makes no sense, and begins
-//! only at what the available ring names; requests that are served again after a restart are named by
-//! the in-flight record. Hence this walk.
+//! virtio-queue's own iterator ends silently at the first invalid descriptor, and begins only at entries of the
+//! available ring; requests that are served again after a restart are named by the in-flight record. Hence this walk.
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
@@ -15,21 +14,21 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 const DESCRIPTOR: u64 = 16;
 
-/// A range of guest memory.
+/// Range of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) address: GuestAddress,
     pub(super) length: u32,
 }
 
-/// The ranges of a chain: first what the device reads, then what it writes.
+/// Ranges of a chain: first those that the device reads, then those that it writes.
 #[derive(Debug, Default)]
 pub(super) struct Chain {
     pub(super) readable: Vec<Segment>,
     pub(super) writable: Vec<Segment>,
 }
 
-/// A chain that is none: the ring cannot be trusted any more.
+/// Invalid chain: the ring cannot be trusted any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Broken {
     #[error("descriptor {0} is beyond the table")]

@@ -1,4 +1,4 @@
-//! What the disk tells a guest of itself: features and configuration space.
+//! Features and configuration space of the disk.
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
@@ -11,23 +11,22 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::disk::Disk;
 
-/// Queues a guest may have.
+/// Limit of queues of a guest.
 pub(super) const QUEUES: u16 = 16;
-/// Entries a ring may have.
+/// Limit of entries in a ring.
 pub(super) const RING: u16 = 1024;
 /// Ranges in one discard or write-zeroes request.
 pub(super) const RANGES: u32 = 16;
 /// Sectors in one range of such a request: 2 GiB.
 pub(super) const RANGE_SECTORS: u32 = 1 << 22;
-/// Segments of data in one request: what fits a ring of 128 beside header and status.
+/// Data segments in one request: the number that fits a ring of 128 beside header and status.
 const SEGMENTS: u32 = 126;
-/// The part of the configuration space that frontends ask for; what is beyond the fields is zero.
+/// Size of the configuration space that frontends ask for; bytes beyond the fields are zero.
 const SPACE: usize = 256;
 
 pub(super) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 pub(super) const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// Virtio features of the disk.
 pub(super) fn features(disk: &Disk) -> u64 {
     let bits = [
         VIRTIO_F_VERSION_1,
@@ -44,7 +43,6 @@ pub(super) fn features(disk: &Disk) -> u64 {
     bits.iter().chain(more).fold(PROTOCOL_FEATURES, |all, bit| all | 1 << bit)
 }
 
-/// Features of the vhost-user protocol.
 pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::CONFIG
@@ -56,7 +54,7 @@ pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
 }
 
-/// The configuration space (virtio 1.2, 5.2.4), with the disk's size as it is now.
+/// Configuration space (virtio 1.2, 5.2.4), with the disk's current size.
 pub(super) fn space(disk: &Disk) -> Vec<u8> {
     let block = disk.bdev.block_size;
     let mut space = Vec::with_capacity(SPACE);
@@ -67,7 +65,7 @@ pub(super) fn space(disk: &Disk) -> Vec<u8> {
     space.extend(block.to_le_bytes());
     space.extend([0, 0]); // topology: a physical block is a logical one, the first is aligned
     space.extend(1u16.to_le_bytes()); // min_io_size, in blocks
-    space.extend(0u32.to_le_bytes()); // opt_io_size: no wish
+    space.extend(0u32.to_le_bytes()); // opt_io_size: no preference
     space.extend([0, 0]); // writeback: not offered
     space.extend(QUEUES.to_le_bytes());
     space.extend(RANGE_SECTORS.to_le_bytes());

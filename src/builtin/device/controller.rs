@@ -1,4 +1,4 @@
-//! A vhost controller: a socket that a VM connects to, and the disk behind it.
+//! Vhost controller: a socket that a VM connects to, and the disk behind it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -17,7 +17,7 @@ use super::disk::Disk;
 use super::progress::Progress;
 use super::session::{End, serve};
 
-/// Numbers the sessions of this process.
+/// Counter for the session numbers of this process.
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ struct State {
     closed: bool,
 }
 
-/// A controller; dropped, it stops and its socket is gone.
+/// Controller; dropped, it stops and its socket is removed.
 #[derive(Debug)]
 pub(in crate::builtin) struct Controller {
     pub(in crate::builtin) disk: Arc<Disk>,
@@ -60,37 +60,36 @@ impl Controller {
         Ok(controller)
     }
 
-    /// The path of the socket.
     pub(in crate::builtin) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The VM that is connected.
+    /// Session of the connected VM.
     pub(in crate::builtin) fn session(&self) -> Option<Arc<Progress>> {
         lock(&self.state).session.clone()
     }
 
-    /// From now on no VM is taken; false when there is one.
+    /// Refuses VMs from now on; `false` if one is connected.
     pub(in crate::builtin) fn close(&self) -> bool {
         let mut state = lock(&self.state);
         state.closed |= state.session.is_none();
         state.closed
     }
 
-    /// Tells the guest that its disk has another size.
+    /// Notifies the guest of its disk's new size.
     pub(in crate::builtin) fn announce_resize(&self) {
         if let Some(session) = self.session() {
             session.config_changed();
         }
     }
 
-    /// Begins to stop: the socket is gone and the session ends.
+    /// Begins to stop: removes the socket and ends the session.
     pub(in crate::builtin) fn begin_stop(&self) {
         let _ = std::fs::remove_file(&self.path);
         let _ = self.stop.write(1);
     }
 
-    /// Whether its thread has ended.
+    /// `true` if its thread has ended.
     pub(in crate::builtin) fn has_stopped(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -105,7 +104,7 @@ impl Drop for Controller {
     }
 }
 
-/// Takes one VM after the other.
+/// Accepts one VM after the other.
 fn listen(listener: &UnixListener, stop: &EventFd, disk: &Arc<Disk>, state: &Mutex<State>) {
     while wait(listener, stop) {
         let Ok((stream, _)) = listener.accept() else { continue };
@@ -154,7 +153,7 @@ fn attend(
     })
 }
 
-/// Whether it is time to stop before so much time has passed.
+/// `true` if a stop is requested within `time`.
 fn stops_within(stop: &EventFd, time: Duration) -> bool {
     let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
     let mut fds = [PollFd::new(as_fd(stop), PollFlags::POLLIN)];
@@ -167,7 +166,7 @@ fn as_fd(stop: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) }
 }
 
-/// Waits for a connection; false when it is time to stop.
+/// Waits for a connection; `false` on a request to stop.
 fn wait(listener: &UnixListener, stop: &EventFd) -> bool {
     let mut fds = [
         PollFd::new(listener.as_fd(), PollFlags::POLLIN),

@@ -1,4 +1,4 @@
-//! The disk behind a controller, as all parts of the device see it.
+//! Disk behind a controller, shared by all parts of the device.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,17 +6,16 @@ use std::time::Instant;
 use super::super::bdev::Bdev;
 use super::super::cores::Cores;
 
-/// What a controller serves, and how.
+/// Disk of a controller, with its options.
 #[derive(Debug)]
 pub(in crate::builtin) struct Disk {
-    /// The controller's name.
     pub(in crate::builtin) name: String,
     pub(in crate::builtin) bdev: Arc<Bdev>,
     pub(in crate::builtin) read_only: bool,
-    /// Accepted and reported; only split rings are offered, which each guest can use.
+    /// Requested and reported option; only split rings are offered, which every guest supports.
     pub(in crate::builtin) packed_ring: bool,
-    /// The cores of its threads; `None` leaves them where the kernel puts them.
+    /// Cores of its threads; `None` leaves placement to the kernel.
     pub(in crate::builtin) cores: Option<Cores>,
-    /// A VM that connects earlier is taken, and served from then on.
+    /// Start of service; a VM that connects earlier is accepted, and served from then on.
     pub(in crate::builtin) served_from: Instant,
 }

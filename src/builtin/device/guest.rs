@@ -1,4 +1,4 @@
-//! The guest's memory, as its frontend shares it.
+//! Guest memory, as its frontend shares it.
 
 use std::fs::File;
 
@@ -11,7 +11,7 @@ use vm_memory::{
 
 use std::sync::Arc;
 
-/// Where a region is in the address space of the frontend, which names rings by such addresses.
+/// Location of a region in the frontend's address space; rings are named by such addresses.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     user: u64,
@@ -19,7 +19,7 @@ struct Place {
     length: u64,
 }
 
-/// The guest's memory. It stays mapped while a request holds it.
+/// Guest memory. It stays mapped while a request holds it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Guest {
     pub(super) memory: GuestMemoryMmap<()>,
@@ -36,6 +36,8 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<GuestRegionMmap<()>
 }
 
 impl Guest {
+    /// Maps the frontend's regions.
+    ///
     /// # Errors
     /// When a region cannot be mapped, or overlaps another.
     pub(super) fn new(regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<Self> {
@@ -46,7 +48,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// This memory and one more region.
+    /// Copy of this memory with one more region.
     ///
     /// # Errors
     /// When it cannot be mapped, or overlaps another.
@@ -62,7 +64,7 @@ impl Guest {
         Ok(Self { memory, places })
     }
 
-    /// This memory without a region.
+    /// Copy of this memory without a region.
     ///
     /// # Errors
     /// When there is no such region.
@@ -74,7 +76,7 @@ impl Guest {
         Ok(Self { memory, places })
     }
 
-    /// The guest's address of an address of the frontend.
+    /// Guest address of a frontend address.
     pub(super) fn translate(&self, user: u64) -> Option<u64> {
         let place = self.places.iter().find(|place| {
             user.checked_sub(place.user).is_some_and(|offset| offset < place.length)
@@ -82,7 +84,7 @@ impl Guest {
         place.guest.checked_add(user - place.user)
     }
 
-    /// Appends the slices that make up a range; false when a part of it is no memory.
+    /// Appends the slices that make up a range; `false` if a part of it is not mapped.
     pub(super) fn slices<'a>(
         &'a self,
         address: GuestAddress,
@@ -98,12 +100,12 @@ impl Guest {
         true
     }
 
-    /// Writes `bytes`; false when a part of the range is no memory.
+    /// Writes `bytes`; `false` if a part of the range is not mapped.
     pub(super) fn put(&self, address: GuestAddress, bytes: &[u8]) -> bool {
         self.memory.write_slice(bytes, address).is_ok()
     }
 
-    /// Bytes of guest memory, for the log.
+    /// Size of guest memory in bytes, for the log.
     pub(super) fn bytes(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum()
     }
@@ -111,7 +113,7 @@ impl Guest {
 
 #[cfg(test)]
 impl Guest {
-    /// Memory that no frontend has shared.
+    /// Test memory, not shared by a frontend.
     pub(super) fn of(memory: GuestMemoryMmap<()>) -> Self {
         Self { memory, places: Vec::new() }
     }

@@ -1,5 +1,5 @@
-//! The in-flight record: memory shared with the frontend, in which each request is noted while it is
-//! being served, so that another process can finish what a killed one began.
+//! In-flight record: memory shared with the frontend, in which each request is recorded while it is being served, so
+//! that another process can finish the requests of a killed one.
 //!
 //! The layout and the order of the stores are the vhost-user specification's, "Inflight I/O tracking"
 //! for split rings: <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html#inflight-i-o-tracking>.
@@ -24,15 +24,15 @@ const ENTRY: usize = 16;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
 
-/// Bytes of one queue's part, as libvhost-user lays them out.
+/// Size in bytes of one queue's part, as libvhost-user lays it out.
 fn part(queue_size: u16) -> usize {
     (ENTRIES + usize::from(queue_size) * ENTRY).next_multiple_of(64)
 }
 
-/// Makes an empty record for a frontend that has none yet.
+/// Creates an empty record for a frontend that has none yet.
 ///
 /// # Errors
-/// When it asks for more queues or larger ones than there can be, or there is no memory.
+/// When more queues or larger ones are requested than there can be, or there is no memory.
 pub(super) fn make(asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
     let (queues, size) = (asked.num_queues, asked.queue_size);
     if queues == 0 || queues > QUEUES || size == 0 || size > RING {
@@ -46,7 +46,7 @@ pub(super) fn make(asked: &VhostUserInflight) -> Result<(VhostUserInflight, File
     Ok((VhostUserInflight::new(bytes as u64, 0, queues, size), file))
 }
 
-/// The record of all queues.
+/// Record of all queues.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     region: Arc<MmapRegion>,
@@ -55,6 +55,8 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// Maps the frontend's record.
+    ///
     /// # Errors
     /// When the record is smaller than its queues need, or cannot be mapped.
     pub(super) fn open(told: &VhostUserInflight, file: File) -> Result<Self> {
@@ -70,7 +72,7 @@ impl Record {
         Ok(Self { region: Arc::new(region), queues, queue_size })
     }
 
-    /// The part of one queue; `None` when the record has none for a ring of this size.
+    /// Part of one queue; `None` if the record has none for a ring of this size.
     pub(super) fn queue(&self, index: u16, ring_size: u16) -> Option<QueueRecord> {
         let fits = index < self.queues && ring_size <= self.queue_size;
         let base = part(self.queue_size) * usize::from(index);
@@ -83,16 +85,16 @@ impl Record {
     }
 }
 
-/// What a ring has to begin with.
+/// Starting point of a ring.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Resumed {
     /// Heads of chains to serve again, in the order in which they were taken.
     pub(super) heads: Vec<u16>,
-    /// The next entry of the available ring to take.
+    /// Next entry of the available ring to take.
     pub(super) next_avail: u16,
 }
 
-/// The record of one queue.
+/// Record of one queue.
 #[derive(Debug)]
 pub(super) struct QueueRecord {
     region: Arc<MmapRegion>,
@@ -102,8 +104,8 @@ pub(super) struct QueueRecord {
 }
 
 impl QueueRecord {
-    // The offsets are within the mapping by construction, so that these cannot fail; a record that
-    // could not be read would only count as empty.
+    // The offsets are within the mapping by construction, so that these cannot fail; an unreadable record would only
+    // count as empty.
     fn load<T: AtomicAccess + Default>(&self, offset: usize) -> T {
         let slice = self.region.as_volatile_slice();
         slice.load(self.base + offset, Ordering::Acquire).unwrap_or_default()
@@ -117,7 +119,7 @@ impl QueueRecord {
         ENTRIES + usize::from(head) * ENTRY
     }
 
-    /// Reconciles the record with the used ring's index and tells where to go on.
+    /// Reconciles the record with the used ring's index; returns the starting point.
     pub(super) fn resume(&mut self, used: u16) -> Resumed {
         if self.load::<u16>(VERSION) != 1 {
             self.store(DESC_NUM, self.size);
@@ -135,7 +137,7 @@ impl QueueRecord {
         Resumed { heads: heads.into_iter().map(|(_, head)| head).collect(), next_avail }
     }
 
-    /// The guest has the last batch, but the record was not brought up to date any more.
+    /// Completes the record of a last batch that was published in the used ring but not recorded.
     fn finish_last_batch(&self, used: u16) {
         let batch = used.wrapping_sub(self.load(USED_IDX)).min(self.size);
         let mut head: u16 = self.load(LAST_BATCH_HEAD);
@@ -149,22 +151,22 @@ impl QueueRecord {
         self.store(USED_IDX, used);
     }
 
-    /// Notes that the chain at `head` is being served.
+    /// Records that the chain at `head` is being served.
     pub(super) fn begin(&mut self, head: u16) {
         self.store(Self::entry(head) + COUNTER, self.counter);
         self.counter = self.counter.wrapping_add(1);
         self.store(Self::entry(head), 1u8);
     }
 
-    /// To be called before the guest is given `head` back: a batch of one.
+    /// Records `head` as a batch of one; to be called before it is returned to the guest.
     pub(super) fn before_used(&self, head: u16) {
         self.store(Self::entry(head) + NEXT, self.load::<u16>(LAST_BATCH_HEAD));
         self.store(LAST_BATCH_HEAD, head);
-        // The batch must be in the record before the used ring's index tells of it.
+        // The batch must be in the record before the used ring's index publishes it.
         fence(Ordering::SeqCst);
     }
 
-    /// To be called once the used ring's index is `used`.
+    /// Completes the batch; to be called once the used ring's index is `used`.
     pub(super) fn after_used(&self, head: u16, used: u16) {
         fence(Ordering::SeqCst);
         self.store(Self::entry(head), 0u8);

@@ -1,15 +1,15 @@
-//! A controller's vhost-user-blk device: from the socket that a VM connects to, down to its requests.
+//! Vhost-user-blk device of a controller: from the socket that a VM connects to, down to its requests.
 //!
 //! ```text
-//! controller   listens, one thread; takes one VM at a time
-//!   session    what the VM's frontend asks for: features, memory, rings, the in-flight record
+//! controller   listens, one thread; accepts one VM at a time
+//!   session    requests of the VM's frontend: features, memory, rings, the in-flight record
 //!     worker   one or more threads; each serves some of the rings (service)
-//!       ring → chain → request     what the guest wrote, judged
-//!       aio                        requests that the kernel serves on its own
+//!       ring → chain → request     the guest's input, validated
+//!       aio                        asynchronous requests in the kernel
 //! ```
 //!
-//! Everything that comes from the guest is judged before it is used: a request that cannot be served
-//! is answered with an error, a ring that makes no sense is stopped, and neither ends the process.
+//! Everything that comes from the guest is validated before it is used: an invalid request is answered with an error,
+//! an invalid ring is stopped, and neither ends the process.
 
 mod aio;
 mod chain;

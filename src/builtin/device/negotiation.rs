@@ -1,7 +1,7 @@
-//! What the frontend of a VM asks of the device: the messages of the vhost-user protocol.
+//! Messages of the vhost-user protocol from a VM's frontend.
 //!
-//! Only the session's thread calls this. It keeps what it is told of each ring and starts the ring on
-//! a worker when everything is there, or stops it; the rings themselves belong to the workers.
+//! Only the session's thread calls this. It keeps the settings of each ring and starts the ring on a worker when it is
+//! complete, or stops it; the rings themselves belong to the workers.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::ring::interrupt;
 use super::vring::{Vring, ring_size};
 use super::worker::Worker;
 
-/// The device as one frontend sees it.
+/// State of the device for one frontend.
 pub(super) struct Negotiation {
     disk: Arc<Disk>,
     workers: Vec<Worker>,
@@ -71,7 +71,7 @@ impl Negotiation {
         Ok(())
     }
 
-    /// Stops a ring, with all its requests answered.
+    /// Stops a ring, after all its requests are answered.
     fn stop(&mut self, index: u32) -> Result<()> {
         if std::mem::take(&mut self.vring(index)?.running) {
             if let Some(base) = self.worker(index)?.stop_ring(index as u16) {
@@ -82,7 +82,7 @@ impl Negotiation {
         Ok(())
     }
 
-    /// Stops every ring; the guest keeps its memory for as long as a request needs it.
+    /// Stops every ring; the guest's memory stays mapped for as long as a request needs it.
     pub(super) fn stop_all(&mut self) {
         for index in 0..u32::from(QUEUES) {
             let _ = self.stop(index);

@@ -1,9 +1,9 @@
-//! Telling a connected guest that its disk has another size.
+//! Notification of a connected guest that its disk has another size.
 //!
-//! The frontend hands over a second socket for what the device has to say. The vhost crate takes it in,
-//! but cannot send the one message a disk needs on it; so the descriptor is copied while its message
-//! still waits in the first socket, and the message is written here. It asks for no reply: the answer
-//! to the question it raises comes in on the first socket.
+//! The frontend hands over a second socket for messages of the device. The vhost crate receives it, but cannot send the
+//! one message a disk needs on it; so the descriptor is copied while its message is still pending in the first socket,
+//! and the message is written here. It asks for no reply: the frontend's request that follows comes in on the first
+//! socket.
 
 use std::io::{IoSliceMut, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -13,11 +13,11 @@ use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
 use vhost::vhost_user::message::{BackendReq, FrontendReq};
 
-/// The bytes of a message's header: request, flags, size.
+/// Size in bytes of a message's header: request, flags, size.
 const HEADER: usize = 12;
 const VERSION: u32 = 1;
 
-/// The other socket, when the message that waits in `socket` brings one.
+/// Second socket, if the message pending in `socket` brings one.
 pub(super) fn peek(socket: BorrowedFd<'_>) -> Option<UnixStream> {
     let mut header = [0; HEADER];
     let got = recv(socket.as_raw_fd(), &mut header, MsgFlags::MSG_PEEK).ok()?;
@@ -41,7 +41,7 @@ pub(super) fn peek(socket: BorrowedFd<'_>) -> Option<UnixStream> {
     sockets.pop().map(UnixStream::from)
 }
 
-/// Says that the configuration space has changed.
+/// Sends the message that the configuration space has changed.
 ///
 /// # Errors
 /// When the frontend has closed the socket, or does not read it.

@@ -1,4 +1,4 @@
-//! How far a session is, and the way to tell its guest something.
+//! Progress of a session, and its channel to notify the guest.
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicUsize;
@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::notice;
 
-/// How far a session is, for whoever asks.
+/// Progress of a session.
 #[derive(Debug, Default)]
 pub(in crate::builtin) struct Progress {
-    /// The number of the session within its process.
+    /// Number of the session within its process.
     pub(in crate::builtin) vid: usize,
-    /// Rings that are being served.
+    /// Number of running rings.
     pub(in crate::builtin) running: AtomicUsize,
-    /// Requests that are being served.
+    /// Number of requests being served.
     pub(in crate::builtin) in_flight: Arc<AtomicUsize>,
-    /// Where the guest is told that its disk has changed.
+    /// Socket for notifications to the guest.
     notices: Mutex<Option<UnixStream>>,
 }
 
@@ -24,12 +24,12 @@ impl Progress {
         Self { vid, ..Self::default() }
     }
 
-    /// From now on the guest is told there.
+    /// Sets the socket for notifications.
     pub(super) fn notify_at(&self, notices: UnixStream) {
         *self.notices.lock().unwrap_or_else(PoisonError::into_inner) = Some(notices);
     }
 
-    /// Tells the guest that its disk has another size.
+    /// Notifies the guest of its disk's new size.
     pub(super) fn config_changed(&self) {
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(error)) = notices.as_ref().map(notice::config_changed) {

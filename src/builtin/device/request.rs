@@ -1,7 +1,7 @@
-//! A request of the guest, made of a chain and judged (virtio 1.2, 5.2.6).
+//! Guest request, parsed from a chain and validated (virtio 1.2, 5.2.6).
 //!
-//! How the guest cuts header, data and status into descriptors is its own affair: the header is the
-//! first 16 bytes that the device reads, the status the last byte that it writes.
+//! The guest may cut header, data and status into descriptors as it likes: the header is the first 16 bytes that the
+//! device reads, the status the last byte that it writes.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -16,13 +16,13 @@ use super::disk::Disk;
 use super::guest::Guest;
 
 const HEADER: usize = 16;
-/// Bytes of a disk's serial number.
+/// Size in bytes of a disk's serial number.
 const ID: u64 = 20;
 const RANGE: usize = 16;
 const SECTOR: u64 = 512;
 const UNMAP: u32 = 1;
 
-/// How a request ended.
+/// Status of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Status {
@@ -31,7 +31,7 @@ pub(super) enum Status {
     Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
 }
 
-/// A part of the disk to be zeroed, in bytes.
+/// Range of the disk to be zeroed, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) offset: u64,
@@ -39,7 +39,7 @@ pub(super) struct Range {
     pub(super) unmap: bool,
 }
 
-/// What is to be done.
+/// Requested operation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Transfer {
@@ -51,11 +51,11 @@ pub(super) enum Operation {
     Flush,
     Identify(Vec<Segment>),
     Zero(Vec<Range>),
-    /// Nothing: it is answered with this.
+    /// No operation; the request is answered with this status.
     Refuse(Status),
 }
 
-/// A request and where its answer goes.
+/// Request with the address of its answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) operation: Operation,
@@ -66,7 +66,7 @@ fn length(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.length)).sum()
 }
 
-/// Takes the first bytes off `segments`; false when there are not so many, or they are no memory.
+/// Takes the first bytes off `segments`; `false` if there are too few, or they are not mapped.
 fn take(guest: &Guest, segments: &mut Vec<Segment>, bytes: &mut [u8]) -> bool {
     let mut done = 0;
     while done < bytes.len() {
@@ -85,7 +85,7 @@ fn take(guest: &Guest, segments: &mut Vec<Segment>, bytes: &mut [u8]) -> bool {
     true
 }
 
-/// Takes the last byte off `segments` and tells its address.
+/// Takes the last byte off `segments` and returns its address.
 fn take_last(segments: &mut Vec<Segment>) -> Option<GuestAddress> {
     while segments.last().is_some_and(|last| last.length == 0) {
         segments.pop();
@@ -108,8 +108,10 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl Request {
+    /// Validates the request of a chain.
+    ///
     /// # Errors
-    /// When the chain has no header, or no room for a status: then there is nowhere to answer.
+    /// When the chain has no header, or no room for a status: then there is no place for an answer.
     pub(super) fn judge(guest: &Guest, disk: &Disk, mut chain: Chain) -> Result<Self, Broken> {
         let status = take_last(&mut chain.writable).ok_or(Broken::NoRequest)?;
         let mut header = [0; HEADER];
@@ -147,7 +149,7 @@ fn operation(guest: &Guest, disk: &Disk, kind: u32, sector: u64, chain: Chain) -
     }
 }
 
-/// Whether the disk has all of a range, which consists of whole blocks.
+/// Byte offset of a range of whole blocks that lies on the disk; `None` for any other.
 fn on_disk(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
     let block = u64::from(disk.bdev.block_size);
     let offset = sector.checked_mul(SECTOR)?;

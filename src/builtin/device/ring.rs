@@ -1,4 +1,4 @@
-//! One ring of the guest, while it runs.
+//! Running ring of the guest.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,22 +12,21 @@ use super::chain::{Broken, Chain, walk};
 use super::guest::Guest;
 use super::inflight::QueueRecord;
 
-/// The descriptor that interrupts the guest; the frontend changes it while the ring runs.
+/// Descriptor that interrupts the guest; the frontend changes it while the ring runs.
 pub(super) type Call = Arc<Mutex<Option<File>>>;
 
-/// Adds one to an eventfd. One that cannot be written is the frontend's loss alone.
+/// Adds one to an eventfd. A write failure is ignored, as it affects the frontend alone.
 pub(super) fn signal(file: Option<&File>) {
     if let Some(mut file) = file {
         let _ = file.write(&1u64.to_ne_bytes());
     }
 }
 
-/// Interrupts the guest.
 pub(super) fn interrupt(call: &Call) {
     signal(call.lock().unwrap_or_else(PoisonError::into_inner).as_ref());
 }
 
-/// A ring and all that is needed to serve it.
+/// Ring with everything needed to serve it.
 pub(super) struct Ring {
     pub(super) index: u16,
     pub(super) queue: Queue,
@@ -40,22 +39,22 @@ pub(super) struct Ring {
     pub(super) state: State,
 }
 
-/// How far the service of a ring has come.
+/// Progress of the service of a ring.
 #[derive(Default)]
 pub(super) struct State {
     /// Heads to serve again before new ones are taken.
     resumed: std::vec::IntoIter<u16>,
-    /// Requests taken and not answered; `in_flight` has the same for whoever wants to know.
+    /// Number of requests taken and not answered; `in_flight` publishes the same.
     pub(super) outstanding: usize,
-    /// The guest broke the ring's rules: nothing is taken from it any more.
+    /// Set if the guest broke the ring's rules: nothing is taken from it any more.
     broken: bool,
-    /// It is to stop once nothing is outstanding.
+    /// Set if the ring is to stop once nothing is outstanding.
     pub(super) stopping: bool,
     used: bool,
 }
 
 impl Ring {
-    /// Begins where the in-flight record says, or at the base that the frontend told.
+    /// Begins at the in-flight record's position, or at the base that the frontend has set.
     ///
     /// # Errors
     /// When the rings are not in the guest's memory.
@@ -78,7 +77,7 @@ impl Ring {
         self.kick.as_ref().map(|kick| kick.as_raw_fd())
     }
 
-    /// Takes back a kick. The frontend's descriptor may block: only to be called when it is readable.
+    /// Consumes a kick. The frontend's descriptor may block: only to be called when it is readable.
     pub(super) fn take_kick(&self) {
         if let Some(mut kick) = self.kick.as_deref() {
             let _ = kick.read(&mut [0; 8]);
@@ -119,21 +118,21 @@ impl Ring {
         head.map_err(|broken| self.break_off(broken)).ok()
     }
 
-    /// Stops the ring for good and tells the frontend.
+    /// Stops the ring for good and signals the error to the frontend.
     pub(super) fn break_off(&mut self, broken: Broken) {
         tracing::error!(ring = self.index, reason = %broken, "the guest broke a ring, it is stopped");
         self.state.broken = true;
         signal(self.error.as_deref());
     }
 
-    /// A request that was taken has nowhere to be answered.
+    /// Drops a request that has no place for an answer, and stops the ring.
     pub(super) fn abandon(&mut self, broken: Broken) {
         self.state.outstanding -= 1;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.break_off(broken);
     }
 
-    /// Gives a request back to the guest.
+    /// Returns a request to the guest.
     pub(super) fn give_back(&mut self, head: u16, written: u32) {
         self.state.outstanding -= 1;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -149,7 +148,7 @@ impl Ring {
         self.state.used = true;
     }
 
-    /// Interrupts the guest once for all that was given back, if it wants that.
+    /// Interrupts the guest once for all returned requests, if it wants that.
     pub(super) fn announce(&mut self) {
         if std::mem::take(&mut self.state.used)
             && self.queue.needs_notification(&self.guest.memory).unwrap_or(true)
@@ -158,13 +157,13 @@ impl Ring {
         }
     }
 
-    /// Asks the guest to kick for new requests; true when there are some already.
+    /// Enables kicks for new requests; `true` if there are some already.
     pub(super) fn sleep(&mut self) -> bool {
         let idle = self.state.broken || self.state.stopping;
         !idle && self.queue.enable_notification(&self.guest.memory).unwrap_or(false)
     }
 
-    /// Asks the guest not to kick: its ring is being looked at.
+    /// Disables kicks while the ring is polled.
     pub(super) fn wake(&mut self) {
         let _ = self.queue.disable_notification(&self.guest.memory);
     }
