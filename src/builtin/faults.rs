@@ -1,4 +1,4 @@
-//! Faults on purpose, so that whoever lives with a target can be tested: `--debug-faults FILE`.
+//! Deliberate faults, to test clients of a target: `--debug-faults FILE`.
 //!
 //! The file is read at each call, so that a running target gets them too. One fault a line:
 //!
@@ -6,7 +6,7 @@
 //! METHOD[:NAME] spin SECONDS        the control socket's thread computes for so long, then answers
 //! METHOD[:NAME] sleep SECONDS       it sleeps, as in a blocking open; `forever` never answers
 //! METHOD[:NAME] exit CODE           the process exits instead of answering
-//! sessions sleep SECONDS            virtual machines are taken and not served before the target is so old
+//! sessions sleep SECONDS            virtual machines are accepted and not served before the target is so old
 //! ```
 //! `NAME` is the `name` or `ctrlr` of the request. As with SPDK's one RPC thread, no other request is
 //! answered meanwhile, and I/O goes on.
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// What is done instead of answering at once.
+/// Fault to inject before, or instead of, an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Spin(Duration),
@@ -35,12 +35,12 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The faults of a target.
+/// Fault file of a target.
 #[derive(Debug, Clone)]
 pub(super) struct Faults(pub(super) PathBuf);
 
 impl Faults {
-    /// Commits the fault that is set for this request, if there is one.
+    /// Injects the fault that is set for this request, if there is one.
     pub(super) fn commit(&self, method: &str, params: Option<&Value>) {
         let member = |key| params.and_then(|params| params.get(key)).and_then(Value::as_str);
         let name = member("name").or_else(|| member("ctrlr")).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Faults {
         }
     }
 
-    /// How old the target has to be until it serves virtual machines.
+    /// Age of the target from which it serves virtual machines.
     pub(super) fn sessions_after(&self) -> Duration {
         match self.find("sessions", "") {
             Some(Fault::Sleep(time) | Fault::Spin(time)) => time,
@@ -67,7 +67,7 @@ impl Faults {
     }
 
     fn find(&self, method: &str, name: &str) -> Option<Fault> {
-        // No file is no fault.
+        // A missing file means no fault.
         let text = std::fs::read_to_string(&self.0).unwrap_or_default();
         text.lines().find_map(|line| {
             let (of, fault) = parse(line)?;
@@ -78,7 +78,7 @@ impl Faults {
 }
 
 fn parse(line: &str) -> Option<(&str, Fault)> {
-    /// Longer than anybody waits.
+    /// Longer than any caller's timeout.
     const FOREVER: Duration = Duration::from_secs(1 << 30);
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let [of, kind, argument] = words.as_slice() else { return None };

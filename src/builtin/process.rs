@@ -1,4 +1,4 @@
-//! The process of a target: from its options to its exit code.
+//! Process of a target: from its options to its exit code.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,26 +14,26 @@ use super::rpc::Server;
 use super::socket::{Control, ControlError};
 use super::target::Target;
 
-/// How long requests that are being served may hold up a stop. What is not answered then is in the
-/// in-flight record; a guest waits longer for a target that stops slowly than for one that is killed.
+/// Grace period for requests being served when the target stops. Those not answered by then are in the in-flight
+/// record; a guest waits longer for a target that stops slowly than for one that is killed.
 const GRACE: Duration = Duration::from_millis(400);
 
-/// Why a target does not run.
+/// Failure of a target process.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    /// It was told to use a core that it may not use.
+    /// Core that the process may not use.
     #[error(transparent)]
     Core(#[from] CoreError),
-    /// The control socket cannot be made.
+    /// Failure to create the control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The folder of the sockets cannot be made.
+    /// Failure to create the folder of the sockets.
     #[error("the folder of the vhost sockets cannot be made")]
     Folder(#[source] Errno),
-    /// The signals cannot be received.
+    /// Failure to receive signals.
     #[error("signals cannot be received")]
     Signals(#[source] Errno),
-    /// The control socket broke.
+    /// Failure of the control socket while serving.
     #[error("the control socket cannot be served any more")]
     Serve(#[source] io::Error),
 }
@@ -41,13 +41,13 @@ pub enum TargetError {
 /// Runs a target until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot start; what is wrong is named.
+/// When it cannot start, with the cause.
 pub fn run(options: &Options) -> Result<(), TargetError> {
     if let Some(cores) = &options.cores {
         cores.check()?;
     }
     raise_descriptors();
-    // Blocked before there is a second thread, so that they only come in here.
+    // Blocked before there is a second thread, so that signals arrive only here.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<(), TargetError> {
     served.map_err(TargetError::Serve)
 }
 
-/// Each controller costs some: as many as there may be.
+/// Raises the limit of descriptors to its maximum, as each controller needs some.
 fn raise_descriptors() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
@@ -80,7 +80,7 @@ fn stop(target: Target) {
     while !target.has_stopped() {
         if Instant::now() >= deadline {
             tracing::warn!("requests are left in flight");
-            // The threads are still at work on what would be dropped.
+            // The threads still use what would be dropped.
             std::mem::forget(target);
             return;
         }

@@ -1,4 +1,4 @@
-//! Sockets in the file system: whose they are, and making one without taking another's.
+//! Sockets in the file system: their owner, and creation without taking another's.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,27 +11,27 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::os::fd::AsRawFd;
 
-/// Bytes of a path that a socket's address has room for.
+/// Limit of a socket address's path in bytes.
 pub(super) const PATH_BYTES: usize = 107;
 
-/// What is at a path.
+/// Kind of file at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occupant {
     Nothing,
-    /// The socket of a process that is gone.
+    /// Socket of a process that is gone.
     Stale,
-    /// A socket that some process serves.
+    /// Socket that some process serves.
     Live,
-    /// Something else, a regular file for one.
+    /// Any other kind, such as a regular file.
     Other,
 }
 
-/// Looks who is at `path`, without connecting: what accepts a connection on a volume's socket may take
-/// it for a VM. A connection of another type is refused with one error where a process has the socket,
-/// with another where none has.
+/// Determines the occupant of `path` without connecting to it: what accepts a connection on a volume's socket may take
+/// it for a VM. A connection of another type is refused with one error if a process has the socket, with another if
+/// none has.
 ///
 /// # Errors
-/// When it cannot be looked at.
+/// When the path or its socket cannot be examined.
 pub(super) fn occupant(path: &Path) -> io::Result<Occupant> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
@@ -51,27 +51,25 @@ pub(super) fn occupant(path: &Path) -> io::Result<Occupant> {
     }
 }
 
-/// The control socket cannot be made.
+/// Failure to create the control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Another process holds its lock, or serves it.
+    /// Socket locked or served by another process.
     #[error("RPC socket {0} is in use by another process; stop that one, or give another -r")]
     InUse(PathBuf),
-    /// Something that is no socket is in its place.
+    /// Other file at the socket's path.
     #[error("{0} is there and is no socket; move it away, or give another -r")]
     NoSocket(PathBuf),
-    /// The kernel refused it.
+    /// Refusal by the kernel.
     #[error("RPC socket {path} cannot be made")]
     Make {
-        /// The path of the socket.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
 }
 
-/// The control socket and its lock; dropped, both files are gone.
+/// Control socket and its lock; dropped, both files are removed.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) listener: UnixListener,
@@ -81,7 +79,7 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Takes the lock beside `path`, removes what a dead process left there, and listens.
+    /// Takes the lock beside `path`, removes the socket of a dead process, and listens.
     ///
     /// # Errors
     /// When a live process has it, or the kernel refuses it.

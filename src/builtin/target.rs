@@ -1,4 +1,4 @@
-//! All that a target has, owned by the thread that serves its control socket.
+//! State of a target, owned by the thread that serves its control socket.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,12 +14,12 @@ use super::device::{Controller, Disk};
 use super::faults::Faults;
 use super::socket::{Occupant, PATH_BYTES, occupant};
 
-/// A target.
+/// Target with its bdevs and controllers.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) bdevs: Bdevs,
     pub(super) controllers: BTreeMap<String, Controller>,
-    /// Start-up is over.
+    /// Set once start-up is over.
     pub(super) serving: bool,
     pub(super) cores: Option<Cores>,
     pub(super) zbs: Option<Folder>,
@@ -29,7 +29,7 @@ pub(super) struct Target {
     socket_dir: PathBuf,
 }
 
-/// What is asked of a new controller.
+/// Parameters of a new controller.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Wish {
     pub(super) name: String,
@@ -54,14 +54,14 @@ impl Target {
         }
     }
 
-    /// Whether malloc bdevs may have so many bytes more.
+    /// `true` if malloc bdevs may take so many bytes more.
     pub(super) fn has_memory(&self, bytes: u64) -> bool {
         let most = self.memory_mib.map_or(u64::MAX, |mib| mib.saturating_mul(1 << 20));
         self.bdevs.memory().checked_add(bytes).is_some_and(|all| all <= most)
     }
 
-    /// The socket of a controller. SPDK cuts a long name and follows one that leaves the folder; here
-    /// neither is a name.
+    /// Socket path of a controller. SPDK cuts a long name and follows one that leaves the folder; here neither is
+    /// valid.
     fn socket_path(&self, name: &str) -> Result<PathBuf, Errno> {
         let plain = !name.is_empty() && name != "." && !name.contains("..");
         if !plain || name.contains(['/', '\0']) {
@@ -78,11 +78,11 @@ impl Target {
         if cores.within(&allowed) { Ok(Some(cores)) } else { Err(Errno::EINVAL) }
     }
 
-    /// Makes a controller. A socket that another process serves is left alone.
+    /// Creates a controller. A socket that another process serves is left alone.
     ///
     /// # Errors
-    /// ENODEV without the bdev, EINVAL for a name or mask that is none, EEXIST when it is there, EIO when
-    /// its socket cannot be made.
+    /// ENODEV without the bdev, EINVAL for an invalid name or mask, EEXIST if the controller exists, EIO when its
+    /// socket cannot be created.
     pub(super) fn create_controller(&mut self, wish: Wish) -> Result<(), Errno> {
         let bdev = Arc::clone(self.bdevs.get(&wish.bdev).ok_or(Errno::ENODEV)?);
         let path = self.socket_path(&wish.name)?;
@@ -129,10 +129,10 @@ impl Target {
         Ok(())
     }
 
-    /// Gives a bdev another size and tells the guests that have it. Only a shrink is refused.
+    /// Resizes a bdev and notifies the guests that have it. Only a shrink is refused.
     ///
     /// # Errors
-    /// `smaller` for a shrink; what the kernel said of the file.
+    /// `smaller` for a shrink; the kernel's error on the file.
     pub(super) fn resize(&self, bdev: &Bdev, bytes: u64, smaller: Errno) -> Result<(), Errno> {
         let blocks = bytes / u64::from(bdev.block_size);
         if blocks < bdev.blocks() {
@@ -146,20 +146,20 @@ impl Target {
         Ok(())
     }
 
-    /// Ends every session and removes every socket, all at the same time.
+    /// Begins to end all sessions and removes every socket, in parallel.
     pub(super) fn begin_stop(&self) {
         self.controllers.values().for_each(Controller::begin_stop);
     }
 
-    /// Whether every controller's thread has ended.
+    /// `true` if every controller's thread has ended.
     pub(super) fn has_stopped(&self) -> bool {
         self.controllers.values().all(Controller::has_stopped)
     }
 
-    /// Makes the folder of the sockets.
+    /// Creates the folder of the sockets.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub(super) fn make_folder(&self) -> Result<(), Errno> {
         std::fs::create_dir_all(&self.socket_dir).map_err(|error| errno(&error))
     }

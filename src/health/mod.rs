@@ -1,3 +1,3 @@
-//! Health of targets beyond their answers: `deep` proves by I/O what an answer cannot.
+//! Health of targets beyond their answers: `deep` verifies by I/O what an answer cannot.
 
 pub mod deep;

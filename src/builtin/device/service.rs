@@ -1,4 +1,4 @@
-//! The requests of a worker's rings: taken, done, answered.
+//! Service of a worker's rings: requests are taken, executed and answered.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,41 +15,41 @@ use super::guest::Guest;
 use super::request::{Operation, Range, Request, Status};
 use super::ring::Ring;
 
-/// The most that is copied for a request whose buffers the disk cannot take as they are.
+/// Bytes copied at most for a request whose buffers the disk cannot take as they are.
 const COPIED: u64 = 64 << 20;
 /// Requests taken from one ring before the others get their turn.
 const TURN: usize = 128;
 /// IOV_MAX: the kernel takes no more at a time.
 const VECTORS: usize = 1024;
 
-/// A request that is being served.
+/// Request that is being served.
 struct Job {
     ring: u16,
     head: u16,
     status: GuestAddress,
-    /// Bytes that must have been moved.
+    /// Bytes expected to be transferred.
     length: u64,
-    /// Bytes that the guest is told were written, without the status.
+    /// Bytes reported to the guest as written, without the status.
     written: u32,
-    /// Keeps mapped what the kernel reads and writes.
+    /// Keeps the memory of the kernel's transfer mapped.
     guest: Arc<Guest>,
-    /// What was read into a buffer of our own, and where it goes.
+    /// Own buffer of a copied request, and the destination of its data.
     copy: Option<(AlignedBuffer, Vec<Segment>)>,
 }
 
 type Done = Vec<(Job, Result<u64, Errno>)>;
 
-/// Serves requests on one disk.
+/// Service of requests on one disk.
 pub(super) struct Service {
     disk: Arc<Disk>,
     aio: Option<Aio<Job>>,
-    /// What the kernel has no room for yet.
+    /// Requests that the kernel has no room for yet.
     waiting: VecDeque<(Work, Job)>,
     done: Done,
 }
 
 impl Service {
-    /// `completions` is signalled whenever the kernel has completed something.
+    /// Creates a service; the kernel signals each completion on `completions`.
     pub(super) fn new(disk: Arc<Disk>, completions: EventFd) -> Self {
         let wants = disk.bdev.direct_fd().is_some();
         let aio = if wants {
@@ -62,7 +62,7 @@ impl Service {
         Self { disk, aio, waiting: VecDeque::new(), done: Vec::new() }
     }
 
-    /// One round over all rings; false when there was nothing to do.
+    /// Does one round over all rings; `false` if there was nothing to do.
     pub(super) fn turn(&mut self, rings: &mut [Ring]) -> bool {
         let mut worked = false;
         for ring in rings.iter_mut() {
@@ -92,7 +92,7 @@ impl Service {
         worked
     }
 
-    /// Whether something has completed that no turn has seen.
+    /// `true` if requests have completed since the last turn.
     pub(super) fn has_completions(&mut self) -> bool {
         if let Some(aio) = &mut self.aio {
             aio.reap(&mut self.done);
@@ -225,7 +225,7 @@ fn prepare(disk: &Disk, aio: &mut Aio<Job>, work: Work, job: Job) {
     }
 }
 
-/// The name as a serial number: 20 bytes, filled with zeroes.
+/// Serial number made of the name: 20 bytes, padded with zeroes.
 fn serial(name: &str) -> [u8; 20] {
     let mut id = [0; 20];
     let length = name.len().min(id.len());
@@ -245,7 +245,7 @@ fn scatter(guest: &Guest, segments: &[Segment], mut bytes: &[u8]) -> bool {
     true
 }
 
-/// An aligned buffer of the request's length, with its data when it writes.
+/// Aligned buffer of the request's length, with its data for a write.
 fn copied(write: bool, slices: &[VolatileSlice<'_>], length: u64) -> Option<AlignedBuffer> {
     let bytes = usize::try_from(length).ok().filter(|_| length <= COPIED)?;
     let buffer = AlignedBuffer::zeroed(bytes)?;

@@ -1,4 +1,4 @@
-//! A VM that is connected to a controller.
+//! Session of a VM that is connected to a controller.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,16 +14,16 @@ use super::notice;
 use super::progress::Progress;
 use super::worker::Worker;
 
-/// Why a session ended.
+/// Reason for the end of a session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The VM is gone, or said something that cannot be answered.
+    /// Disconnect of the VM, or an invalid message from it.
     Frontend,
-    /// The controller is being deleted, or the target stops.
+    /// Deletion of the controller, or stop of the target.
     Stopped,
 }
 
-/// One worker for each core, so that the rings of a VM share what the target was given.
+/// Starts one worker for each core, so that the rings of a VM share the target's cores.
 fn workers(disk: &Arc<Disk>, vid: usize) -> std::io::Result<Vec<Worker>> {
     let count = disk.cores.as_ref().map_or(1, |cores| cores.numbers().len());
     (0..count.min(usize::from(super::config::QUEUES)))
@@ -34,11 +34,11 @@ fn workers(disk: &Arc<Disk>, vid: usize) -> std::io::Result<Vec<Worker>> {
         .collect()
 }
 
-/// Serves the VM at the other end of `stream` until it leaves or `stop` is signalled. Whoever else
-/// connects to `listener` meanwhile is turned away: two VMs on one disk destroy it.
+/// Serves the VM at the other end of `stream` until it leaves or `stop` is signalled. Further connections to `listener`
+/// are closed meanwhile: two VMs on one disk destroy it.
 ///
 /// # Errors
-/// When there are no threads or descriptors for it.
+/// When there are no threads or descriptors left.
 pub(super) fn serve(
     stream: UnixStream,
     listener: &UnixListener,

@@ -1,4 +1,4 @@
-//! What a frontend has said of one ring, until there is enough to start it.
+//! Frontend's settings of one ring, collected until it can be started.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::guest::Guest;
 use super::inflight::Record;
 use super::ring::{Call, Ring, State};
 
-/// What the frontend said of one ring.
+/// Frontend's settings of one ring.
 #[derive(Debug, Default)]
 pub(super) struct Vring {
     pub(super) size: u16,
@@ -21,7 +21,7 @@ pub(super) struct Vring {
     pub(super) addresses: Option<[u64; 3]>,
     pub(super) base: u16,
     pub(super) kick: Option<Arc<File>>,
-    /// A kick was set; without a descriptor the ring is only polled.
+    /// Set once there is a kick; without a descriptor the ring is only polled.
     pub(super) started: bool,
     pub(super) call: Call,
     pub(super) error: Option<Arc<File>>,
@@ -30,7 +30,7 @@ pub(super) struct Vring {
 }
 
 impl Vring {
-    /// The ring itself, where its process left it or its frontend told.
+    /// Creates the ring, at the in-flight record's position or at the frontend's base.
     ///
     /// # Errors
     /// When something is missing, not aligned or not in the guest's memory.
@@ -75,6 +75,8 @@ impl Vring {
     }
 }
 
+/// Checks a number of entries.
+///
 /// # Errors
 /// When a ring cannot have so many entries.
 pub(super) fn ring_size(size: u32) -> Result<u16> {

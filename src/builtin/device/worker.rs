@@ -1,9 +1,8 @@
-//! A thread that serves some rings of one VM.
+//! Worker thread that serves some rings of one VM.
 //!
-//! It drains the available rings, gives the kernel what it took in one call, answers what has
-//! completed and interrupts the guest once for each ring. While there is work it looks at the rings
-//! and at the completions without being told; when there is none it goes on looking for a moment, which
-//! grows while it pays and shrinks while it does not ([`Patience`]), and then sleeps.
+//! It drains the available rings, submits the requests to the kernel in one call, answers completed ones and interrupts
+//! the guest once for each ring. While there is work it polls the rings and the completions; when there is none it
+//! polls for a moment longer, which grows while it pays and shrinks while it does not ([`Patience`]), and then sleeps.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -26,17 +25,17 @@ const COMMAND: u64 = 0;
 const COMPLETION: u64 = 1;
 const FIRST_RING: u64 = 2;
 
-/// What the session tells a worker.
+/// Command of the session to a worker.
 enum Command {
     Start(Box<Ring>),
-    /// Answer with the ring's next available entry once nothing of it is outstanding.
+    /// Stop of a ring; the reply is its next available entry once nothing of it is outstanding.
     Stop(u16, SyncSender<u16>),
-    /// From now on this is the guest's memory.
+    /// Replacement of the guest's memory.
     Memory(Arc<Guest>, SyncSender<()>),
     End,
 }
 
-/// A worker, as the session holds it.
+/// Session's handle of a worker thread.
 pub(super) struct Worker {
     commands: Sender<Command>,
     wake: EventFd,
@@ -44,6 +43,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    /// Starts the thread.
+    ///
     /// # Errors
     /// When there are no descriptors or threads left.
     pub(super) fn start(
@@ -75,7 +76,7 @@ impl Worker {
     }
 
     fn tell(&self, command: Command) {
-        // A worker only ends when it is told to.
+        // A worker only ends on command.
         let _ = self.commands.send(command);
         let _ = self.wake.write(1);
     }
@@ -84,14 +85,14 @@ impl Worker {
         self.tell(Command::Start(Box::new(ring)));
     }
 
-    /// Stops a ring once its requests are answered; tells the next available entry.
+    /// Stops a ring once its requests are answered; returns the next available entry.
     pub(super) fn stop_ring(&self, index: u16) -> Option<u16> {
         let (reply, answer) = sync_channel(1);
         self.tell(Command::Stop(index, reply));
         answer.recv().ok()
     }
 
-    /// Gives the rings another view of the guest's memory.
+    /// Replaces the rings' view of the guest's memory.
     pub(super) fn replace_memory(&self, guest: &Arc<Guest>) {
         let (reply, answer) = sync_channel(1);
         self.tell(Command::Memory(Arc::clone(guest), reply));
@@ -112,8 +113,7 @@ fn watch(epoll: &Epoll, fd: i32, token: u64) -> std::io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
 }
 
-/// How long an idle worker looks at its rings before it sleeps. To sleep and be woken costs tens of
-/// microseconds; to look costs a core.
+/// Polling time of an idle worker before it sleeps. Sleep and wake-up cost tens of microseconds; polling costs a core.
 #[derive(Debug, Default)]
 struct Patience(Duration);
 
@@ -121,7 +121,7 @@ impl Patience {
     const LEAST: Duration = Duration::from_micros(4);
     const MOST: Duration = Duration::from_micros(50);
 
-    /// It slept for so long.
+    /// Adapts to a sleep of this length.
     fn slept(&mut self, time: Duration) {
         self.0 = if time < Self::MOST {
             (self.0 * 2).clamp(Self::LEAST, Self::MOST)
@@ -161,7 +161,7 @@ impl Loop {
         }
     }
 
-    /// Does what the session asked for; false at the end.
+    /// Executes the session's commands; `false` at the end.
     fn obey(&mut self) -> bool {
         loop {
             match self.receiver.try_recv() {
@@ -190,7 +190,7 @@ impl Loop {
         {
             tracing::error!(ring = ring.index, %error, "a ring's kicks cannot be watched");
         }
-        // What a process before this one answered may never have been announced.
+        // Answers of an earlier process may never have been announced.
         interrupt(&ring.call);
         self.rings.push(ring);
     }
@@ -209,7 +209,7 @@ impl Loop {
         });
     }
 
-    /// Sleeps until a kick, a completion or a command, unless a ring has got something meanwhile.
+    /// Sleeps until a kick, a completion or a command, unless a ring has new requests already.
     fn sleep(&mut self) {
         let more = self.rings.iter_mut().any(Ring::sleep);
         if !more && !self.service.has_completions() {
@@ -222,7 +222,7 @@ impl Loop {
         self.rings.iter_mut().for_each(Ring::wake);
     }
 
-    /// Takes back what woke the thread.
+    /// Consumes the event that woke the thread.
     fn quiet(&self, token: u64) {
         match token {
             COMMAND => drop(self.wakes.read()),

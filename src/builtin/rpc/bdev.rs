@@ -1,4 +1,4 @@
-//! Methods on bdevs.
+//! Bdev methods.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,12 +19,12 @@ const MIB: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 struct Get {
     name: Option<String>,
-    /// Milliseconds to wait for the bdev.
+    /// Time to wait for the bdev, in milliseconds.
     #[serde(default)]
     timeout: u64,
 }
 
-/// How long a caller waits for a bdev that is not there.
+/// Caller's timeout for a bdev that is missing.
 pub(super) fn patience(target: &Target, params: Option<&Value>) -> Option<Duration> {
     let Get { name, timeout } = decode(params.cloned()).ok()?;
     let missing = target.bdevs.get(&name?).is_none();
@@ -112,7 +112,7 @@ struct CreateMemory {
     _optimal_io_boundary: Option<u64>,
 }
 
-/// The block size and the bytes of a bdev that has no file.
+/// Block size, and size in bytes, of a bdev that has no file.
 fn sizes(wish: &CreateMemory) -> Result<(u32, u64), Fault> {
     if wish.num_blocks == 0 || !is_block_size(wish.block_size) {
         return Err(Fault::bdev(Errno::EINVAL));
@@ -127,7 +127,7 @@ fn add(target: &mut Target, bdev: Bdev) -> Result<Value, Fault> {
     Ok(name)
 }
 
-/// Nothing is made, or opened, for a name that is taken.
+/// Refuses a name that is taken, before anything is created or opened.
 fn must_be_free(target: &Target, name: &str) -> Result<(), Fault> {
     match target.bdevs.get(name) {
         Some(_) => Err(Fault::bdev(Errno::EEXIST)),
@@ -162,7 +162,7 @@ pub(super) fn null_create(target: &mut Target, params: Option<Value>) -> Result<
 struct CreateAio {
     name: String,
     filename: String,
-    /// Needed on regular files, which have none of their own.
+    /// Block size in bytes; required for regular files, which have none of their own.
     #[serde(default)]
     block_size: u64,
     #[serde(default)]
@@ -178,7 +178,7 @@ pub(super) fn aio_create(target: &mut Target, params: Option<Value>) -> Result<V
     let path = Path::new(&wish.filename);
     let regular = DiskFile::is_regular(path).map_err(Fault::bdev)?;
     let block_size = if wish.block_size == 0 && !regular { 512 } else { wish.block_size };
-    // A folder is told as such, whatever the block size.
+    // A folder is reported as such, whatever the block size.
     let probe = if is_block_size(block_size) { block_size as u32 } else { 512 };
     let file = DiskFile::open(path, probe, wish.readonly).map_err(Fault::bdev)?;
     if !is_block_size(block_size) {
@@ -259,7 +259,7 @@ pub(super) fn aio_rescan(target: &mut Target, params: Option<Value>) -> Result<V
 #[serde(deny_unknown_fields)]
 struct Resize {
     name: String,
-    /// MiB.
+    /// New size in MiB.
     new_size: u64,
 }
 

@@ -1,4 +1,4 @@
-//! One connection of the control socket: bytes in, requests; answers, bytes out.
+//! Connection of the control socket: requests in, answers out.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,18 +10,18 @@ use super::super::target::Target;
 use super::fault::{Fault, INVALID_REQUEST};
 use super::methods::{Outcome, call, call_at_last};
 
-/// A request that is larger closes its connection.
+/// Limit of a request in bytes; a larger one closes its connection.
 const RECEIVE: usize = 256 << 10;
-/// Answers that wait for a caller to read them; until then no more is read from it.
+/// Limit of unread answers in bytes; above it no more is read from the caller.
 const SEND: usize = 1 << 20;
-/// Bytes of an id, as JSON.
+/// Limit of an id in bytes, as JSON.
 const ID: usize = 128;
 
-/// The connection is of no use any more.
+/// Closed or unusable connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Closed;
 
-/// A call whose answer is not known yet.
+/// Call whose answer is not known yet.
 #[derive(Debug)]
 struct Waiting {
     id: Value,
@@ -30,7 +30,6 @@ struct Waiting {
     until: Option<Instant>,
 }
 
-/// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stream: UnixStream,
@@ -39,14 +38,14 @@ pub(super) struct Connection {
     waiting: Vec<Waiting>,
 }
 
-/// A request as JSON-RPC has it.
+/// JSON-RPC request.
 struct Request {
     id: Option<Value>,
     method: String,
     params: Option<Value>,
 }
 
-/// The members of a request, or its id when it is none.
+/// Members of a request, or the id of an invalid one.
 fn request(value: Value) -> Result<Request, Value> {
     let Value::Object(mut members) = value else { return Err(Value::Null) };
     let id = members.remove("id");
@@ -65,7 +64,7 @@ fn request(value: Value) -> Result<Request, Value> {
     }
 }
 
-/// SPDK takes requests that do not tell their version.
+/// `true` also without a version, as SPDK accepts such requests.
 fn is_version_2(version: Option<Value>) -> bool {
     version.is_none_or(|version| version == "2.0")
 }
@@ -75,25 +74,25 @@ impl Connection {
         Self { stream, received: Vec::new(), answers: Vec::new(), waiting: Vec::new() }
     }
 
-    /// Whether it has answers that its caller has not read.
+    /// `true` if there are answers that the caller has not read.
     pub(super) fn wants_to_write(&self) -> bool {
         !self.answers.is_empty()
     }
 
-    /// Whether requests are read from it.
+    /// `true` if requests are read from the caller.
     pub(super) fn wants_to_read(&self) -> bool {
         self.answers.len() < SEND
     }
 
-    /// When the first of its waiting calls has waited long enough.
+    /// Earliest timeout of the waiting calls.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.waiting.iter().filter_map(|waiting| waiting.until).min()
     }
 
-    /// Reads what is there and does what it asks for.
+    /// Reads the available bytes and executes the requests in them.
     ///
     /// # Errors
-    /// When the caller is gone, sends what is no JSON, or too much of it.
+    /// When the caller is gone, sends invalid JSON, or too much of it.
     pub(super) fn read(&mut self, target: &mut Target) -> Result<(), Closed> {
         let mut bytes = [0; 16384];
         while self.wants_to_read() {
@@ -109,7 +108,7 @@ impl Connection {
         self.write()
     }
 
-    /// Does every request that has come in whole.
+    /// Executes every complete request.
     fn serve(&mut self, target: &mut Target) -> Result<(), Closed> {
         let received = std::mem::take(&mut self.received);
         let mut values = serde_json::Deserializer::from_slice(&received).into_iter::<Value>();
@@ -151,7 +150,7 @@ impl Connection {
         }
     }
 
-    /// Asks again for what waits, after something has changed or time has passed.
+    /// Retries the waiting calls, after something has changed or time has passed.
     ///
     /// # Errors
     /// When the caller is gone.
@@ -176,7 +175,7 @@ impl Connection {
         self.answers.push(b'\n');
     }
 
-    /// Writes as much as the caller takes now.
+    /// Writes as much as the socket takes now.
     ///
     /// # Errors
     /// When the caller is gone.

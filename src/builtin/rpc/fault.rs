@@ -1,4 +1,4 @@
-//! What a caller is told when a method fails. One cause has several codes; they are SPDK's.
+//! Errors of methods, as the caller gets them. One cause has several codes; they are SPDK's.
 
 use nix::errno::Errno;
 use serde::de::DeserializeOwned;
@@ -10,14 +10,14 @@ pub(super) const METHOD_NOT_FOUND: i32 = -32601;
 pub(super) const INVALID_PARAMS: i32 = -32602;
 pub(super) const INTERNAL: i32 = -32603;
 
-/// An error as the caller gets it.
+/// JSON-RPC error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) code: i32,
     pub(super) message: String,
 }
 
-/// The text of an error number as the C library has it, which is what SPDK sends.
+/// Text of an error number in the C library, which is what SPDK sends.
 fn text(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     text.split(" (os error").next().unwrap_or_default().to_string()
@@ -28,17 +28,17 @@ impl Fault {
         Self { code, message: message.into() }
     }
 
-    /// Of a bdev method: the error number is the code.
+    /// Error of a bdev method: the error number is the code.
     pub(super) fn bdev(errno: Errno) -> Self {
         Self::new(-(errno as i32), text(errno))
     }
 
-    /// Of a vhost method: the error number is only in the text.
+    /// Error of a vhost method: the error number is only in the text.
     pub(super) fn vhost(errno: Errno) -> Self {
         Self::new(INVALID_PARAMS, text(errno))
     }
 
-    /// A controller that is asked about is not there.
+    /// Error of a query for a missing controller.
     pub(super) fn no_controller() -> Self {
         Self::new(INTERNAL, text(Errno::ENODEV))
     }
@@ -48,7 +48,7 @@ impl Fault {
     }
 }
 
-/// The parameters of a bdev method.
+/// Decodes the parameters of a bdev method.
 ///
 /// # Errors
 /// When a member is missing, unknown or of another type.
@@ -58,7 +58,7 @@ pub(super) fn decode<T: DeserializeOwned>(params: Option<Value>) -> Result<T, Fa
         .map_err(|_| Fault::new(INTERNAL, "spdk_json_decode_object failed"))
 }
 
-/// The parameters of a vhost method.
+/// Decodes the parameters of a vhost method.
 ///
 /// # Errors
 /// When a member is missing or of another type.
@@ -67,8 +67,10 @@ pub(super) fn decode_vhost<T: DeserializeOwned>(params: Option<Value>) -> Result
     serde_json::from_value(params).map_err(|_| Fault::vhost(Errno::EINVAL))
 }
 
+/// Checks that a method was called without parameters.
+///
 /// # Errors
-/// When there are parameters, be they an empty object.
+/// When there are parameters, even an empty object.
 pub(super) fn no_params(method: &str, params: Option<&Value>) -> Result<(), Fault> {
     match params {
         None => Ok(()),

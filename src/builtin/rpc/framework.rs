@@ -10,7 +10,7 @@ use super::super::cores::Cores;
 use super::super::target::Target;
 use super::fault::{Fault, INVALID_PARAMS, decode_vhost, no_params};
 
-/// Ticks of the clock in a second, as the answers count them.
+/// Clock ticks per second in the answers.
 pub(super) const TICK_RATE: u64 = 1_000_000_000;
 
 pub(super) fn ticks(target: &Target) -> u64 {

@@ -1,4 +1,4 @@
-//! Every method of a target, on one screen.
+//! Table of every method of a target.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{bdev, framework, vhost};
 
 type Method = fn(&mut Target, Option<Value>) -> Result<Value, Fault>;
 
-/// When a method may be called.
+/// Condition for calling a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
     Always,
@@ -45,12 +45,11 @@ const METHODS: &[(&str, When, Method)] = &[
     ("vhost_get_controllers", When::Serving, vhost::get_controllers),
 ];
 
-/// What comes of a call.
+/// Outcome of a call.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// The answer.
     Now(Result<Value, Fault>),
-    /// There is none yet: ask again when something has changed, for as long as this.
+    /// No answer yet: retry when something has changed, for this time at most.
     Later(Option<Duration>),
 }
 
@@ -66,7 +65,6 @@ fn is_current(target: &Target, when: When) -> bool {
     }
 }
 
-/// Calls a method.
 pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> Outcome {
     let found = METHODS.iter().find(|(known, when, _)| *known == name && is_known(target, *when));
     let Some((_, when, method)) = found else {
@@ -89,7 +87,7 @@ pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> Ou
     }
 }
 
-/// Calls a method that will not be waited for any longer.
+/// Calls a method for the last time, at the end of its timeout.
 pub(super) fn call_at_last(target: &mut Target, name: &str, params: Option<Value>) -> Outcome {
     let method = METHODS.iter().find(|(known, ..)| *known == name);
     method.map_or(Outcome::Later(None), |(.., method)| Outcome::Now(method(target, params)))

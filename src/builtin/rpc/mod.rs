@@ -1,8 +1,8 @@
-//! The control socket: JSON-RPC 2.0 as SPDK speaks it.
+//! Control socket: JSON-RPC 2.0 as SPDK speaks it.
 //!
-//! `server` holds the connections and reads requests from them; `methods` finds what a request names
-//! and whether it may be called now; `framework`, `bdev` and `vhost` do it on the target. One thread
-//! does all this, so that a method has the target for itself.
+//! `server` holds the connections and reads requests from them; `methods` finds a request's method and checks that it
+//! may be called now; `framework`, `bdev` and `vhost` execute it on the target. One thread does all this, so that a
+//! method has exclusive use of the target.
 
 mod bdev;
 mod connection;

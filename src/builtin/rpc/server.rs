@@ -1,4 +1,4 @@
-//! The connections of the control socket, all on one thread.
+//! Connections of the control socket, all on one thread.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,10 +12,10 @@ use nix::sys::signalfd::SignalFd;
 use super::super::target::Target;
 use super::connection::Connection;
 
-/// Connections that are served; one more connects, and waits.
+/// Limit of served connections; one more connects, and waits.
 const CONNECTIONS: usize = 64;
 
-/// The control socket's server.
+/// Server of the control socket.
 pub(in crate::builtin) struct Server<'a> {
     listener: &'a UnixListener,
     signals: &'a SignalFd,
@@ -27,10 +27,10 @@ impl<'a> Server<'a> {
         Self { listener, signals, connections: Vec::new() }
     }
 
-    /// Serves until a signal comes.
+    /// Serves until a signal arrives.
     ///
     /// # Errors
-    /// When the kernel does not tell any more what is ready.
+    /// When polling fails.
     pub(in crate::builtin) fn run(mut self, target: &mut Target) -> io::Result<()> {
         loop {
             let ready = self.wait()?;
@@ -97,10 +97,10 @@ impl<'a> Server<'a> {
     }
 }
 
-/// What can be done without waiting.
+/// Outcome of a poll.
 struct Ready {
     signal: bool,
     listener: bool,
-    /// For each connection: whether it can be read, and written.
+    /// For each connection: `true` if readable, and if writable.
     connections: Vec<(bool, bool)>,
 }

@@ -1,4 +1,4 @@
-//! Methods on controllers.
+//! Controller methods.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +10,7 @@ use super::super::device::Controller;
 use super::super::target::{Target, Wish};
 use super::fault::{Fault, decode_vhost};
 
-/// Unknown members are ignored, as SPDK does.
+/// Parameters of a new controller; unknown members are ignored, as in SPDK.
 #[derive(serde::Deserialize)]
 struct Create {
     ctrlr: String,

@@ -1,9 +1,9 @@
-//! The agent's own disk on a target: a small malloc bdev and a vhost controller on it, both under one
-//! name that says whose they are, made for one probe and taken away after it.
+//! Test disk of the agent on a target: a small malloc bdev and a vhost controller on it, both under one name that
+//! identifies their owner, created for one probe and removed after it.
 //!
-//! A controller is only deleted when it is seen without a session (the traps in
-//! `reference/spdk-rpc.md`), a bdev only when no controller is on it. What cannot be taken away in time
-//! stays, is told, and is looked for by the next probe: also what an agent left that died.
+//! A controller is only deleted once it is observed without a session (the traps in
+//! `reference/spdk-rpc.md`), a bdev only when no controller is on it. What cannot be removed in time
+//! stays, is reported, and is removed by the next probe; so are leftovers of an agent that died.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,27 +22,27 @@ use crate::model::volume::Backing;
 use crate::spdk::disks::Controller;
 use crate::spdk::{Spdk, SpdkError};
 
-/// Between two looks whether the session has gone.
+/// Interval of the checks for the session's end.
 const PAUSE: Duration = Duration::from_millis(10);
-/// What is behind it.
+/// Storage of the disk.
 const MEMORY: Backing =
     Backing::Malloc { size_mib: (DISK >> 20) as u64, block_size: SECTOR as u32 };
 
-/// A disk of this agent's own.
+/// Test disk of this agent.
 #[derive(Debug)]
 pub(super) struct Canary {
     spdk: Spdk,
     name: String,
-    /// Whether it was begun: then there is something to take away.
+    /// Set once creation was begun: then there is something to remove.
     begun: bool,
 }
 
-/// What is left until a deadline.
+/// Time left until a deadline.
 fn left(by: Instant) -> Duration {
     by.saturating_duration_since(Instant::now())
 }
 
-/// A call that failed, on behalf of a probe.
+/// Fault of a probe's failed call.
 pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
     let code = match error {
         SpdkError::Absent { .. }
@@ -58,7 +58,7 @@ pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
 }
 
 impl Canary {
-    /// A name for one; nothing is made yet.
+    /// Names a canary; nothing is created yet.
     pub(super) fn new(spdk: &Spdk, root: &Root, number: u64) -> Canary {
         let pid = std::process::id();
         let since = started(root, pid).unwrap_or_default();
@@ -70,7 +70,7 @@ impl Canary {
         &self.name
     }
 
-    /// Makes it; the paths at which its socket may be seen from here, all of which end with its name.
+    /// Creates it; returns the paths at which its socket may be visible from here, all of which end with its name.
     pub(super) async fn make(
         &mut self,
         root: &Root,
@@ -84,7 +84,7 @@ impl Canary {
         self.begun = true;
         let bdev = self.spdk.create_bdev(&self.name, &MEMORY, left(by));
         let controller = self.spdk.create_controller(&self.name, &self.name, false, None, left(by));
-        // One after the other on one connection, without waiting for the target's next look at it.
+        // One after the other on one connection, without waiting for the target's next poll.
         let (bdev, controller, made) = tokio::join!(biased; bdev, controller, self.seen(by));
         bdev.and(controller).map_err(|e| rpc_fault(&e))?;
         let made = made?.map(|made| made.socket).unwrap_or_default();
@@ -104,10 +104,10 @@ impl Canary {
         Ok(all.into_iter().find(|one| one.ctrlr == self.name))
     }
 
-    /// Takes it away, once nobody is connected to it.
+    /// Removes it, once nobody is connected to it.
     ///
     /// # Errors
-    /// When that could not be by then; it stays.
+    /// When that failed by the deadline; it stays.
     pub(super) async fn remove(&self, by: Instant) -> Result<(), Fault> {
         if !self.begun {
             return Ok(());
@@ -127,7 +127,7 @@ impl Canary {
                 match self.spdk.delete_controller(&self.name, left(by)).await {
                     Ok(()) => break,
                     Err(e) if e.is_not_found() => break,
-                    // Before 24.09 so is told that the end of a session is not through yet.
+                    // Before 24.09 this error is also returned while the end of a session is not complete.
                     Err(e) if e.is_busy() => {}
                     Err(e) => return Err(rpc_fault(&e)),
                 }
@@ -145,9 +145,9 @@ impl Canary {
     }
 }
 
-/// Takes away what agents left that are no more. What cannot be is told to the log, and stays.
-/// `at_work` tells the numbers of our own that are in use: a target can be known by two paths. It is asked
-/// when the disks are known, for who begins later has none among them.
+/// Removes leftovers of dead agents. Failures are logged, and the disk stays. `at_work` returns the numbers of our own
+/// canaries in use, as a target can be known by two paths. It is called after the disks are listed, so that a canary
+/// created later is not among them.
 pub(super) async fn clear_leftovers(
     spdk: &Spdk,
     root: &Root,
@@ -174,7 +174,7 @@ pub(super) async fn clear_leftovers(
     }
 }
 
-/// Whether a name is a canary's whose maker is no more, or one of our own that is not in use.
+/// `true` for the name of a canary whose agent is gone, or of one of our own that is not in use.
 fn is_orphan(root: &Root, at_work: &BTreeSet<u64>, name: &str) -> bool {
     let Some((pid, since, number)) = maker(name) else { return false };
     match pid == std::process::id() {
@@ -183,7 +183,7 @@ fn is_orphan(root: &Root, at_work: &BTreeSet<u64>, name: &str) -> bool {
     }
 }
 
-/// The pid and the start time of the agent that made it, and its number.
+/// Pid and start time of the agent that created it, and its number.
 fn maker(name: &str) -> Option<(u32, u64, u64)> {
     let mut parts = name.strip_prefix(PREFIX)?.split('-');
     let pid = parts.next()?.parse().ok()?;

@@ -1,8 +1,8 @@
-//! A disk as a virtual machine's driver uses it: one ring of virtio-blk over vhost-user.
+//! Disk as a virtual machine's driver uses it: one ring of virtio-blk over vhost-user.
 //!
-//! The crate `vhost` speaks the protocol; the ring is our own and serves one request at a time. What is
-//! called here blocks: a blocking thread does it. The crate waits for a reply for as long as the
-//! connection is open, so whoever started the thread shuts the connection down at the deadline.
+//! The crate `vhost` speaks the protocol; the ring is our own and serves one request at a time. These functions block
+//! and run on a blocking thread. The crate waits for a reply for as long as the connection is open, so the starter of
+//! the thread shuts the connection down at the deadline.
 //!
 //! ```text
 //! 0x0000 descriptors  0x1000 available  0x2000 used  0x3000 header, status  0x100000 data (1 MiB)
@@ -24,9 +24,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::handshake::{HandshakeError, negotiate, share, start_ring};
 use crate::host::shared_memory::SharedMemory;
 
-/// Memory that a disk needs: one hugepage.
+/// Size of the memory that a disk needs: one hugepage.
 pub(super) const MEMORY: usize = 2 << 20;
-/// Bytes of the disk, all of which are written and read.
+/// Size of the disk in bytes, all of which are written and read.
 pub(super) const DISK: usize = 1 << 20;
 /// Bytes of a sector, as virtio counts.
 pub(super) const SECTOR: usize = 512;
@@ -39,56 +39,52 @@ const STATUS: usize = 0x3010;
 const DATA: usize = MEMORY - DISK;
 /// Bytes of one request.
 const PART: usize = 128 << 10;
-/// What a status byte holds before the device has written it.
+/// Initial value of a status byte, before the device has written it.
 const NO_STATUS: u8 = 0xff;
-/// How often is looked for an answer without a pause, and the pause that then follows.
+/// Number of polls for an answer without a pause, and the pause between those that follow.
 const SPINS: usize = 2000;
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// I/O that did not come about.
+/// Failed I/O of a probe.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
-    /// The connection could not be made ready.
+    /// Failure to set up the connection.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// The memory was not as large as it should be, or no event could be made.
+    /// Memory of a wrong size, or failure to create an event.
     #[error("the ring could not be made")]
     Ring(#[source] std::io::Error),
     /// No answer in time.
     #[error("a {what} request of {bytes} bytes at byte {at} was not answered in time")]
     NoAnswer {
-        /// Of which kind.
+        /// Kind of request.
         what: &'static str,
-        /// Where.
+        /// Offset in bytes.
         at: usize,
-        /// How much.
         bytes: usize,
     },
-    /// It was answered with an error.
+    /// Answer with an error.
     #[error("a {what} request of {bytes} bytes at byte {at} failed with status {status}")]
     Failed {
-        /// Of which kind.
+        /// Kind of request.
         what: &'static str,
-        /// Where.
+        /// Offset in bytes.
         at: usize,
-        /// How much.
         bytes: usize,
         /// The device's status (virtio 1.2, 5.2.6).
         status: u8,
     },
-    /// What was read is not what was written.
+    /// Read data that differs from the written data.
     #[error("byte {at} was written as {written:#04x} and read as {read:#04x}")]
     Differs {
-        /// The first such byte.
+        /// Offset of the first such byte.
         at: usize,
-        /// As it was written.
         written: u8,
-        /// As it was read.
         read: u8,
     },
 }
 
-/// How long the parts took.
+/// Durations of the write and the read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub(super) write: Duration,
@@ -130,7 +126,6 @@ fn pattern() -> Vec<u8> {
     (0..DISK / 8).flat_map(|_| next()).collect()
 }
 
-/// A connected disk.
 struct Disk<'a> {
     memory: &'a SharedMemory,
     /// Open for as long as the connection is to last.
@@ -150,7 +145,7 @@ fn ring_error(error: impl std::error::Error + Send + Sync + 'static) -> DiskErro
     DiskError::Ring(std::io::Error::other(error))
 }
 
-/// The ring's layout, in memory that begins there.
+/// Layout of the ring, in memory that begins there.
 fn ring_at(memory: u64) -> VringConfigData {
     VringConfigData {
         queue_max_size: RING,
@@ -183,7 +178,7 @@ impl<'a> Disk<'a> {
         (0..DISK).step_by(PART).try_for_each(|at| self.request(VIRTIO_BLK_T_OUT, "write", at, PART))
     }
 
-    /// A device that offers no flush has nothing to be flushed.
+    /// Flushes, if the device offers it.
     fn flush(&mut self) -> Result<(), DiskError> {
         match self.flushes {
             true => self.request(VIRTIO_BLK_T_FLUSH, "flush", 0, 0),
@@ -192,7 +187,7 @@ impl<'a> Disk<'a> {
     }
 
     fn read(&mut self) -> Result<Vec<u8>, DiskError> {
-        // What was written must not be found where it was written from.
+        // The read must not find the data left in memory by the write.
         let mut bytes = vec![0; DISK];
         self.memory.slice().write_slice(&bytes, DATA).map_err(ring_error)?;
         (0..DISK)
@@ -202,7 +197,7 @@ impl<'a> Disk<'a> {
         Ok(bytes)
     }
 
-    /// One request, and its answer (virtio 1.2, 2.7 and 5.2.6).
+    /// Makes one request and waits for its answer (virtio 1.2, 2.7 and 5.2.6).
     fn request(
         &mut self,
         kind: u32,
@@ -247,15 +242,15 @@ impl<'a> Disk<'a> {
             memory.write_obj((*flags as u16).to_le(), descriptor + 12)?;
             memory.write_obj((number as u16 + 1).to_le(), descriptor + 14)?;
         }
-        // Its head is descriptor 0 each time, which the zeroed ring says already.
+        // The head is always descriptor 0, which is the value in the zeroed ring already.
         self.offered = self.offered.wrapping_add(1);
         memory.store(self.offered.to_le(), AVAILABLE + 2, Ordering::Release)?;
         fence(Ordering::SeqCst);
         Ok(())
     }
 
-    /// Whether the device has used the request; false when the deadline came first. What it says of the
-    /// bytes that it wrote is not looked at: devices differ in it, and the bytes are compared.
+    /// `true` if the device has used the request, `false` if the deadline came first. The reported number of written
+    /// bytes is ignored: devices differ in it, and the bytes are compared.
     fn answered(&self) -> Result<bool, vm_memory::VolatileMemoryError> {
         let memory = self.memory.slice();
         let mut looks = 0;

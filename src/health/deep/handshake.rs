@@ -1,4 +1,4 @@
-//! What a driver and a vhost-user-blk agree on before the first request, in the order in which QEMU does.
+//! Handshake of a driver and a vhost-user-blk before the first request, in QEMU's order.
 
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
@@ -9,23 +9,21 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::host::shared_memory::SharedMemory;
 
-/// A connection that could not be made ready.
+/// Failure to set up a connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
-    /// The target refused a part of it.
+    /// Refusal of a message by the target.
     #[error("the target did not take {what} on the vhost-user connection")]
     Negotiation {
-        /// Which.
+        /// Refused part of the handshake.
         what: &'static str,
-        /// Why.
         source: vhost::Error,
     },
-    /// The target does not offer what every vhost-user-blk has.
+    /// Lack of a feature that every vhost-user-blk has.
     #[error("the target offers the features {offered:#x}, without {missing}")]
     Features {
-        /// What is missing.
         missing: &'static str,
-        /// What there is.
+        /// Offered features.
         offered: u64,
     },
 }
@@ -34,7 +32,7 @@ fn failed(what: &'static str) -> impl Fn(vhost::Error) -> HandshakeError {
     move |source| HandshakeError::Negotiation { what, source }
 }
 
-/// Agrees on what both need and nothing more; the virtio features that were agreed on.
+/// Negotiates the required features only; returns the agreed virtio features.
 pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, HandshakeError> {
     frontend.set_owner().map_err(failed("an owner"))?;
     let offered = frontend.get_features().map_err(failed("the question for its features"))?;
@@ -44,7 +42,7 @@ pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, HandshakeError> 
         return Err(HandshakeError::Features { missing, offered });
     }
     let features = offered & (protocol | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH);
-    // The crate speaks of protocol features only once they are agreed on.
+    // The crate handles protocol features only once they are negotiated.
     frontend.set_features(features).map_err(failed("virtio features"))?;
     let can = frontend.get_protocol_features().map_err(failed("protocol features"))?;
     let agreed = can & VhostUserProtocolFeatures::REPLY_ACK;
@@ -67,7 +65,7 @@ pub(super) fn share(frontend: &Frontend, memory: &SharedMemory) -> Result<(), Ha
     frontend.set_mem_table(&[region]).map(drop).map_err(failed("the memory"))
 }
 
-/// Tells where the ring is, last of all that it may be served.
+/// Sets up the ring, and enables it last.
 pub(super) fn start_ring(
     frontend: &mut Frontend,
     ring: &VringConfigData,

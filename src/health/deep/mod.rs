@@ -1,14 +1,14 @@
-//! The deep probe: only I/O through a controller proves a target's data path (field note 12).
+//! Deep probe: only I/O through a controller verifies a target's data path (field note 12).
 //!
 //! ```text
-//! prove ─▸ what the target can ─▸ leftovers away ─▸ canary made ─▸ write, flush, read, compare
-//!                                                        └─▸ disconnected, session gone ─▸ canary away
+//! prove ─▸ capabilities ─▸ leftovers removed ─▸ canary made ─▸ write, flush, read, compare
+//!                                                     └─▸ disconnected, session gone ─▸ canary removed
 //! ```
 //!
-//! Each probe goes through a disk of the agent's own (`canary`), which it uses as a virtual machine
-//! would (`handshake`, `disk`); it connects to no other socket. One runs at a time for each target, and whoever asks
-//! meanwhile gets the same result. It runs in a task of its own: a caller who goes away leaves no half
-//! of it behind. Three fifths of the whole time are for the I/O, the rest for tidying up.
+//! Each probe goes through a disk of the agent's own (`canary`), which it uses as a virtual machine would (`handshake`,
+//! `disk`); it connects to no other socket. One runs at a time for each target, and callers meanwhile get the same
+//! result. It runs in a task of its own: a caller that goes away does not interrupt it. Three fifths of the time limit
+//! are for the I/O, the rest for cleaning up.
 
 mod canary;
 mod disk;
@@ -47,18 +47,18 @@ const NEEDED: [&str; 5] = [
     "vhost_delete_controller",
     "vhost_get_controllers",
 ];
-/// What the built-in target calls itself; it takes memory of any kind.
+/// Version prefix of the built-in target, which takes memory of any kind.
 const BUILT_IN: &str = "vhost-agent target";
-/// How long a socket that was just made may refuse a connection.
+/// Time for which a socket that was just created may refuse a connection.
 const CONNECT: Duration = Duration::from_millis(500);
-/// How long the thread may take to notice that its connection was shut down.
+/// Time for the thread to notice that its connection was shut down.
 const NOTICE: Duration = Duration::from_millis(500);
-/// Between two attempts to connect.
+/// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(5);
 
 type TakesMemory = fn(Pages) -> Result<SharedMemory, HostError>;
 
-/// Proves that targets do I/O; clones share what runs.
+/// Deep probe of targets; clones share the running probes.
 #[derive(Debug, Clone)]
 pub struct DeepProbe(Arc<Inner>);
 
@@ -69,15 +69,15 @@ struct Inner {
     within: Duration,
     take: TakesMemory,
     made: AtomicU64,
-    /// Numbers of canaries that are in use.
+    /// Numbers of canaries in use.
     at_work: Mutex<BTreeSet<u64>>,
-    /// Control sockets of targets on which none was left.
+    /// Control sockets of targets without leftover canaries.
     cleared: Mutex<BTreeSet<CleanPath>>,
     running: Mutex<BTreeMap<CleanPath, watch::Receiver<Option<DeepHealth>>>>,
 }
 
 impl DeepProbe {
-    /// A probe for the targets of this node, each of which is given so long.
+    /// Creates a probe for the targets of this node, with a time limit for each run.
     pub fn new(root: &Root, sockets: Sockets, within: Duration) -> DeepProbe {
         DeepProbe::with_memory(root, sockets, within, |pages| SharedMemory::take(pages, MEMORY))
     }
@@ -94,8 +94,7 @@ impl DeepProbe {
         DeepProbe(Arc::new(Inner { root, sockets, within, take, made, at_work, cleared, running }))
     }
 
-    /// What I/O through the target with that control socket came to, by a probe that runs already or a
-    /// new one.
+    /// Probes the target with that control socket by I/O; joins a probe that is running.
     pub async fn prove(&self, control: &CleanPath) -> DeepHealth {
         let mut running = self.running(control);
         match running.wait_for(Option::is_some).await.as_deref() {
@@ -109,7 +108,7 @@ impl DeepProbe {
 
     fn running(&self, control: &CleanPath) -> watch::Receiver<Option<DeepHealth>> {
         let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // One whose task ended without a word is closed.
+        // A channel is closed if its task ended without a result.
         if let Some(probe) = running.get(control).filter(|probe| probe.has_changed().is_ok()) {
             return probe.clone();
         }
@@ -141,13 +140,13 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 impl Inner {
-    /// What was proven, and what went wrong: either, or both.
+    /// Results of the I/O, and the fault: either, or both.
     async fn probe(
         &self,
         control: &CleanPath,
         began: Instant,
     ) -> (Option<ProvenIo>, Option<Fault>) {
-        // A connection of its own: it ends with the probe.
+        // A connection of its own, which ends with the probe.
         let spdk = self.sockets.apart().at(&self.root.path(control.as_str()));
         let (first_by, io_by) = (began + self.within / 5, began + self.within * 3 / 5);
         let (memory, kind) = match self.prepare(&spdk, first_by).await {
@@ -175,7 +174,7 @@ impl Inner {
         }
     }
 
-    /// The number of a canary that is in use from now on.
+    /// Allocates the number of a canary, and marks it as in use.
     fn begin(&self) -> u64 {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         self.at_work().insert(number);
@@ -186,7 +185,7 @@ impl Inner {
         self.at_work().remove(&number);
     }
 
-    /// Whether disks may have been left on a target, now that the last one `went`, or did not.
+    /// `true` if disks may have been left on a target, given that its last canary `went` or stayed.
     fn is_to_be_cleared(&self, control: CleanPath, went: bool) -> bool {
         let mut cleared = self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
         match went {
@@ -202,7 +201,7 @@ impl Inner {
         self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the target can be probed, and memory for it.
+    /// Checks that the target can be probed, and takes memory for it.
     async fn prepare(&self, spdk: &Spdk, by: Instant) -> Result<(SharedMemory, MemoryKind), Fault> {
         let within = by.saturating_duration_since(Instant::now());
         let (version, methods) = tokio::join!(spdk.version(within), spdk.methods(within));
@@ -237,7 +236,7 @@ fn gave_up(error: &tokio::task::JoinError) -> Fault {
     Fault::new(Code::Stopping, format!("the probe's thread was given up: {error}"))
 }
 
-/// Connects to the canary. The socket may be seen from here at one path or another.
+/// Connects to the canary, at the path at which its socket is visible from here.
 async fn connect(paths: &[PathBuf], by: Instant) -> Result<UnixStream, Fault> {
     let by = by.min(Instant::now() + CONNECT);
     loop {
@@ -261,7 +260,7 @@ fn told_of(path: &Path, why: &str) -> String {
     format!("; {}: {why}", path.display())
 }
 
-/// Uses the disk on a blocking thread. When it has ended, or its time is up, so has the connection.
+/// Uses the disk on a blocking thread. At its end, or at the deadline, the connection is shut down.
 async fn use_disk(stream: UnixStream, memory: SharedMemory, by: Instant) -> Result<Times, Fault> {
     let open = || {
         let stream = stream.into_std()?;
@@ -274,7 +273,7 @@ async fn use_disk(stream: UnixStream, memory: SharedMemory, by: Instant) -> Resu
     let mut work =
         spawn_blocking(move || disk::prove(stream, &memory, by.into_std()).map_err(io_fault));
     let ended = timeout_at(by, &mut work).await;
-    // Its thread may wait for a reply, which then comes to an end.
+    // The thread may be waiting for a reply; the shutdown ends that.
     let _ = line.shutdown(Shutdown::Both);
     if let Ok(ended) = ended {
         return ended.map_err(|e| gave_up(&e))?;

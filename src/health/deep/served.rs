@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! serve ─▸ canary made ─▸ connected, asked for its features, answered ─▸ Served
-//!                                   dropped ─▸ connected and closed: the target wakes ─▸ canary away
+//!                                   dropped ─▸ connected and closed: the target wakes ─▸ canary removed
 //! ```
-//! A virtual machine that connects to a controller which nobody serves yet is lost for good when the target dies then
+//! A virtual machine that connects to a controller which is not served yet is lost for good if the target dies then
 //! (the lost reconnect in `reference/spdk-rpc.md`). SPDK v24.01 takes up to a second until it serves the first
 //! controller of a process, and as long again for those made later, unless a connection to one that it serves wakes it.
 
@@ -23,26 +23,25 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::{CleanPath, judge_length};
 
-/// How long the removal of the disk may take; nobody waits for it.
+/// Time limit for the removal of the disk; nobody waits for it.
 const REMOVAL: Duration = Duration::from_secs(5);
 /// VHOST_USER_GET_FEATURES, version 1, without a payload (QEMU's documentation of the vhost-user protocol).
 const GET_FEATURES: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-/// Bytes of its reply: a header, and 64 bits.
+/// Size of its reply in bytes: a header, and 64 bits.
 const REPLY: usize = 20;
 
-/// A target that has just served a connection. When it is dropped, the target is woken for controllers that were
-/// made meanwhile.
+/// Target that has just served a connection. On drop, the target is woken for controllers created meanwhile.
 #[derive(Debug)]
 pub struct Served {
     _held: oneshot::Sender<()>,
 }
 
 impl DeepProbe {
-    /// Makes a disk of the agent's own on a target, and waits until a connection to it is served.
+    /// Creates a disk of the agent's own on a target, and waits until a connection to it is served.
     ///
     /// # Errors
-    /// `sessions-not-served` when connections are taken and not served within that time. Any other fault says only that the
-    /// target cannot be asked in this way.
+    /// `sessions-not-served` when connections are accepted and not served within that time. Any other fault means only
+    /// that the target cannot be checked in this way.
     pub async fn serve(
         &self,
         (control, sockets): (&CleanPath, &CleanPath),
@@ -51,7 +50,7 @@ impl DeepProbe {
         let (ready, is_ready) = oneshot::channel();
         let (_held, held) = oneshot::channel();
         let (inner, place) = (self.0.clone(), (control.clone(), sockets.clone()));
-        // A task of its own: a caller that goes away leaves no half of it behind.
+        // A task of its own: a caller that goes away does not interrupt it.
         tokio::spawn(keep(inner, place, Instant::now() + within, ready, held));
         let given_up = |_| Fault::new(Code::Stopping, "the disk of the agent's own was given up");
         is_ready.await.map_err(given_up)??;
@@ -78,10 +77,10 @@ async fn keep(
     match made.await {
         Ok(paths) => {
             let _ = ready.send(Ok(()));
-            // Ends with whoever holds it.
+            // Ends when the holder drops it.
             let _ = held.await;
             let by = Instant::now() + CONNECT;
-            // Answered, so that its session is known before the disk is taken away.
+            // Waits for the answer, so that the session is known before the disk is removed.
             if let Ok(stream) = connect(&paths, by).await {
                 let _ = is_served(stream, by).await;
             }
@@ -93,7 +92,7 @@ async fn keep(
     if let Err(fault) = &removed {
         tracing::debug!(control = control.as_str(), error = %fault, "a disk of the agent's own stays");
     }
-    // Those that an agent before this one has left, and those that could not be taken away in time; else nothing is asked.
+    // Leftovers of an earlier agent, and of a failed removal; otherwise nothing is asked.
     if inner.is_to_be_cleared(control, removed.is_ok()) {
         let by = Instant::now() + REMOVAL;
         clear_leftovers(&spdk, &inner.root, || inner.at_work().clone(), by).await;
