@@ -7,16 +7,16 @@ use super::render::{print, print_json, warnings};
 use super::{Output, exit};
 use crate::config::Loaded;
 
-/// What to do with the settings.
+/// Actions on the settings.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Check the settings and say where they come from
+    /// Check the settings and list their sources
     Check,
-    /// Print the settings as they apply
+    /// Print the effective settings
     Show,
 }
 
-/// Settings that cannot be used have been refused before this is reached.
+/// Runs the command. Invalid settings have been refused before.
 pub(super) fn run(command: &Command, loaded: &Loaded, output: Output) -> Result<u8> {
     match (command, output) {
         (Command::Check, Output::Json) => {

@@ -13,57 +13,57 @@ use crate::model::path::CleanPath;
 use crate::model::prepare::PrepareReport;
 use crate::model::target::{TargetKind, TargetName};
 
-/// What a target runs.
+/// Kind of target.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Kind {
     /// ZBS's vhost
     Zbs,
     /// SPDK's vhost
     Spdk,
-    /// The agent's own, in an image that it makes itself
+    /// The agent's own, in an image that it builds itself
     BuiltIn,
 }
 
-/// Which target, and how it is to be.
+/// Name and spec of a target.
 #[derive(Debug, Args)]
 pub(super) struct Wishes {
-    /// Its name, which is its container's
+    /// Name of the target and of its container
     #[arg(default_value = "zbs-vhost")]
     name: TargetName,
-    /// What it runs [default: the setting target.kind]
+    /// Kind of target [default: the setting target.kind]
     #[arg(long, value_name = "KIND")]
     kind: Option<Kind>,
-    /// Its image
+    /// Image of the container
     #[arg(long, value_name = "REFERENCE")]
     image: Option<String>,
-    /// A tar that holds the image
+    /// Tar file that holds the image
     #[arg(long, value_name = "FILE")]
     image_tar: Option<CleanPath>,
-    /// The address of such a tar, http or https
+    /// URL of such a tar file, http or https
     #[arg(long, value_name = "URL")]
     image_url: Option<String>,
-    /// The SHA-256 of what is there, in hex
+    /// SHA-256 of that file, in hex
     #[arg(long, value_name = "DIGEST")]
     image_sha256: Option<String>,
-    /// Its CPUs, such as [6,7], 6-7 or 0xc0
+    /// CPUs of the target, such as [6,7], 6-7 or 0xc0
     #[arg(long, value_name = "LIST", conflicts_with = "core_count")]
     cores: Option<String>,
-    /// So many CPUs, chosen by topology
+    /// Number of CPUs, chosen by topology
     #[arg(long, value_name = "N")]
     core_count: Option<u32>,
-    /// The folder of its sockets
+    /// Folder of the vhost sockets
     #[arg(long, value_name = "DIR")]
     socket_dir: Option<CleanPath>,
-    /// Its control socket
+    /// Path of the control socket
     #[arg(long, value_name = "FILE")]
     control_sock: Option<CleanPath>,
-    /// MiB of hugepages that it takes; as its volumes need where neither this nor the settings say
+    /// Hugepages of the target, in MiB [default: the setting target.memory_mib, or the need of its volumes]
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
-    /// Replace one that differs
+    /// Replace an existing target that differs
     #[arg(long)]
     recreate: bool,
-    /// Also with virtual machines connected: their disks stop meanwhile
+    /// Proceed with virtual machines connected: their disks stop meanwhile
     #[arg(long)]
     force: bool,
     /// Show what would be done; changes nothing
@@ -94,7 +94,7 @@ impl Wishes {
     }
 }
 
-/// Whether it is to run or to go.
+/// Action on a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
     Deploy,
@@ -102,25 +102,24 @@ pub(super) enum Verb {
 }
 
 impl Wishes {
-    /// Whether only the plan is wanted.
+    /// `true` if only the plan is requested.
     pub(super) fn is_dry_run(&self) -> bool {
         self.dry_run
     }
 
-    /// Refuses what no target can be, before anything is done for it. What callers may name is judged by the agent, which knows
-    /// what is desired already.
+    /// Refuses an impossible spec before anything is done for it. The agent checks the values that callers may name, as
+    /// it knows what is desired already.
     pub(super) fn judge(&self, settings: &Settings) -> Result<(), Usage> {
         let spec = self.body().into_spec(self.name.clone(), &settings.target);
         spec.map(drop).map_err(|fault| Usage(fault.text))
     }
 
-    /// The target's name.
     pub(super) fn name(&self) -> &TargetName {
         &self.name
     }
 
-    /// Takes the built-in target where nothing says which image another would have; returns what was
-    /// chosen, when it was. Then one core will do, which a small machine has too.
+    /// Chooses the built-in target if no image is configured or named; returns a note of the choice, if one was made.
+    /// One core is enough then, which a small machine has too.
     pub(super) fn or_built_in(&mut self, settings: &Settings) -> Option<String> {
         let defaults = &settings.target;
         let said = self.kind.is_some()
@@ -142,7 +141,7 @@ impl Wishes {
         Some(text)
     }
 
-    /// Has it done.
+    /// Sends the request to the agent.
     pub(super) async fn carried_out(
         &self,
         verb: Verb,

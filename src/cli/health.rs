@@ -13,16 +13,16 @@ use crate::model::deep::ProvenHealth;
 use crate::model::path::CleanPath;
 use crate::model::target::{TargetHealth, TargetName, TargetState};
 
-/// Which target.
+/// Target to check.
 #[derive(Debug, Args)]
 pub(super) struct Which {
-    /// Its name, which is its container's
+    /// Name of the target and of its container
     #[arg(default_value = "zbs-vhost")]
     name: TargetName,
-    /// Its control socket
+    /// Path of the control socket
     #[arg(long, value_name = "FILE")]
     control_sock: Option<CleanPath>,
-    /// Prove that it does I/O: write to a small disk of its own and read it back
+    /// Verify the data path: write to a small disk of the agent's own and read it back
     #[arg(long)]
     deep: bool,
 }
@@ -50,7 +50,7 @@ fn route(name: &TargetName, control: Option<&CleanPath>, deep: bool) -> String {
     format!("/v1/targets/{name}/health?{}", query.finish())
 }
 
-/// How a target stands, with the I/O through it.
+/// Fetches the health of a target, with a deep probe.
 pub(super) async fn proven(
     agent: &Agent,
     settings: &Settings,

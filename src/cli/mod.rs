@@ -1,7 +1,7 @@
-//! The command line: one file for each subcommand, rendering in one place.
+//! Command line: one file for each subcommand, rendering in one place.
 //!
-//! A command that changes the node, or looks at it, calls the native routes of the agent that runs on it,
-//! for there is one owner; where none runs, it calls the same routes over owners in its own process.
+//! A command that changes or shows the node calls the native routes of the agent that runs on it, for there is one
+//! owner; if none runs, it calls the same routes over owners in its own process.
 
 mod config;
 mod deploy;
@@ -29,18 +29,18 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::{ConfigError, Loaded, Overrides, environment, load};
 use crate::model::fault::chain;
 
-/// Exit codes, as `--help` tells them.
+/// Exit codes, as documented in `--help`.
 pub mod exit {
-    /// It holds, or holds now.
+    /// Success: the desired state holds, or holds now.
     pub const HOLDS: u8 = 0;
-    /// It failed.
+    /// Failure.
     pub const FAILED: u8 = 1;
-    /// The command or the settings are wrong.
+    /// Error in the command or the settings.
     pub const USAGE: u8 = 2;
-    /// A plan that would change something.
+    /// Plan with pending changes.
     pub const WOULD_CHANGE: u8 = 3;
 
-    /// What a report exits with.
+    /// Exit code of a report.
     pub(super) fn of(outcome: crate::model::prepare::Outcome) -> u8 {
         use crate::model::prepare::Outcome;
         match outcome {
@@ -51,7 +51,7 @@ pub mod exit {
     }
 }
 
-/// The arguments.
+/// Command-line arguments.
 #[derive(Debug, Parser)]
 #[command(
     name = "vhost-agent",
@@ -75,61 +75,61 @@ struct Global {
     /// Settings file; config.d/*.toml beside it is read too
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of what the agent remembers
+    /// Folder of the agent's state
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Folder of the logs of what the agent runs
+    /// Folder of the logs of programs that the agent runs
     #[arg(long, global = true, value_name = "DIR")]
     log_dir: Option<PathBuf>,
-    /// Folder that stands for / (/sys, /proc, /etc/docker, …)
+    /// Folder used as / (/sys, /proc, /etc/docker, …)
     #[arg(long, global = true, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// How to print
+    /// Output format
     #[arg(long, global = true, value_name = "FORM", default_value = "table")]
     output: Output,
 }
 
-/// Forms of what is printed.
+/// Output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
+    /// Tables for people.
     #[value(alias = "text")]
     Table,
-    /// For machines.
+    /// JSON for programs.
     Json,
 }
 
-/// The commands.
+/// Subcommands of the agent.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent
     Serve,
     /// Show what prepare would do; changes nothing
     Plan(prepare::Wishes),
-    /// Make this node fit: hugepages, hugetlbfs, Docker
+    /// Prepare this node: hugepages, hugetlbfs, Docker
     Prepare(prepare::Wishes),
-    /// All in one: make this node fit, make a target run, and prove that it does I/O
+    /// Prepare this node, deploy a target, and verify its I/O
     Up(deploy::Wishes),
-    /// Make a target run: a vhost-user process in its container
+    /// Deploy a target: a vhost-user process in its container
     Deploy(deploy::Wishes),
-    /// Take a target away
+    /// Remove a target
     Destroy(deploy::Wishes),
-    /// Show how a target stands: exits with 0 when it serves, with --deep when I/O through it is proven
+    /// Show a target's health: exits with 0 if it serves, with --deep if I/O through it is verified
     Health(health::Which),
-    /// Volumes: what is made in a target for one disk. Wants an agent that runs
+    /// Volumes: a bdev and a vhost controller in a target, for one disk. Requires a running agent
     #[command(subcommand)]
     Volume(volume::Command),
     /// Show the node
     Status,
-    /// Give back hugepages that the agent grew and nobody uses
+    /// Give back unused hugepages that the agent has added
     Reclaim(reclaim::Which),
     /// Hugepage pools
     #[command(subcommand)]
     Pools(pools::Command),
-    /// What the agent keeps of the node: show it, carry it elsewhere
+    /// State of the agent: show, export and import it
     #[command(subcommand)]
     State(state::Command),
-    /// Name who may call this agent from elsewhere: writes the settings for it, and checks them
+    /// Configure remote callers of this agent: writes the settings for it, and checks them
     Setup(setup::Wishes),
     /// Settings
     #[command(subcommand)]
@@ -138,7 +138,7 @@ enum Command {
     Target(target::Flags),
 }
 
-/// A command that asks for what cannot be asked for.
+/// Usage error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
@@ -187,8 +187,8 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
     if let Command::Target(flags) = command {
         return target::run(flags);
     }
-    // Handlers only pass work on, and what takes long is on blocking threads: with one thread for
-    // them all, no owner's handing over to the next has to wake another thread.
+    // Handlers only pass work on, and slow work is on blocking threads: with one thread for them all, no handover
+    // between owners has to wake another thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         let node = reach::Place { settings: loaded.settings, root: global.root.clone() };

@@ -1,4 +1,4 @@
-//! `vhost-agent pools restore`: what `vhost-agent-pools.service` runs early in boot.
+//! `vhost-agent pools restore`, run by `vhost-agent-pools.service` early in boot.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -9,16 +9,16 @@ use super::render::print_prepare;
 use super::{Output, exit};
 use crate::model::prepare::{Outcome, PrepareReport};
 
-/// What to do with the pools.
+/// Actions on the pools.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Take again the hugepages that the agent held before the last boot
+    /// Restore the hugepages that the agent held before the last boot
     Restore,
 }
 
 pub(super) async fn run(place: Place, command: &Command, output: Output) -> Result<u8> {
     let Command::Restore = command;
-    // The agent gives up after twice the limit of a write.
+    // The agent's own limit is twice that of a write.
     let within = place.settings.pools.write_timeout * 2 + ANSWER;
     let agent = place.owner().await?;
     let report: PrepareReport =

@@ -13,31 +13,31 @@ use crate::config::Settings;
 use crate::model::prepare::PrepareReport;
 use crate::model::units::PageSize;
 
-/// What the node is to be made fit for.
+/// Options of the request to prepare the node.
 #[derive(Debug, Args)]
 pub(super) struct Wishes {
     /// Free hugepages wanted [default: the setting pools.default_pages, 1024]
     #[arg(long, value_name = "N")]
     pages: Option<u64>,
-    /// Their size
+    /// Size of the pages
     #[arg(long, value_name = "SIZE", default_value = "2M")]
     page_size: PageSize,
     /// Only on this NUMA node; may be given more than once
     #[arg(long = "node", value_name = "NUMBER")]
     nodes: Vec<u32>,
-    /// Let another node give what one cannot
+    /// Let another NUMA node make up for pages that one cannot provide
     #[arg(long)]
     move_shortfall: bool,
-    /// Keep a growth that came out short
+    /// Keep the pages of an incomplete growth
     #[arg(long)]
     keep_partial: bool,
-    /// Leave the engine alone
+    /// Do not change the engine
     #[arg(long)]
     no_engine: bool,
 }
 
 impl Wishes {
-    /// What `prepare` means without a flag.
+    /// Defaults of `prepare`, without flags.
     pub(super) fn usual() -> Wishes {
         Wishes {
             pages: None,
@@ -49,7 +49,7 @@ impl Wishes {
         }
     }
 
-    /// How many pages; the setting counts pages of 2 MiB only.
+    /// Number of pages; the setting counts pages of 2 MiB only.
     fn count(&self, settings: &Settings) -> Result<u64, Usage> {
         match self.pages {
             Some(pages) => Ok(pages),
@@ -61,7 +61,7 @@ impl Wishes {
         }
     }
 
-    /// The request's body.
+    /// Body of the request.
     pub(super) fn body(&self, settings: &Settings) -> Result<PrepareBody, Usage> {
         let (size_mib, size_kib) = size_fields(self.page_size);
         let wish = HugepagesBody {
@@ -89,7 +89,7 @@ pub(super) async fn run(place: Place, wishes: Wishes, dry_run: bool, output: Out
     Ok(exit::of(report.outcome))
 }
 
-/// Has the node prepared, and shows what happens meanwhile.
+/// Requests the preparation, and shows its progress.
 pub(super) async fn prepared(
     agent: &Agent,
     body: &PrepareBody,

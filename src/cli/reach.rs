@@ -1,4 +1,4 @@
-//! Reaching the owner of this node by the native routes: of the agent that runs, or in this process.
+//! Client of this node's owner by the native routes: in the running agent, or in this process.
 
 use std::fmt;
 use std::io;
@@ -28,21 +28,21 @@ use crate::model::fault::Fault;
 use crate::model::prepare::{PrepareReport, Progress};
 use crate::store::{Lock, Store, StoreError};
 
-/// How long a connection to the agent may take.
+/// Time limit for a connection to the agent.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the agent may take to answer what it does at once.
+/// Time limit for the answer to a quick request.
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
-/// How long a streamed answer may be silent; it says every 15 s that it goes on.
+/// Time limit for silence in a streamed answer; it has a sign of life every 15 s.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// This node, with its settings.
+/// Settings and root folder of this node.
 pub(super) struct Place {
     pub(super) settings: Settings,
     pub(super) root: PathBuf,
 }
 
 impl Place {
-    /// Finds the owner, or becomes it. Another command at work is waited for.
+    /// Finds the owner, or becomes it. Waits for another running command.
     pub(super) async fn owner(&self) -> Result<Agent> {
         if let Some(agent) = self.at_socket().await {
             return Ok(agent);
@@ -61,9 +61,8 @@ impl Place {
         }
     }
 
-    /// Finds who can tell of the node, for a command that changes nothing: it leaves the lock to those
-    /// who do. Another command at work is waited for all the same, for what it has half done is no
-    /// state of the node.
+    /// Finds a source of the node's state, for a read-only command: it leaves the lock to commands that change the
+    /// node. It still waits for another running command, for a half-done change is no state of the node.
     pub(super) async fn looker(&self) -> Result<Agent> {
         let store = self.look();
         match self.found(&store).await? {
@@ -77,7 +76,7 @@ impl Place {
         Ok(Agent { way: Way::Here { here, _lock: lock } })
     }
 
-    /// Finds the agent that runs, for what only one that stays can do.
+    /// Finds the running agent, for requests that only a permanent one can serve.
     pub(super) async fn agent(&self) -> Result<Agent> {
         let running = self.found(&self.look()).await?;
         running.ok_or_else(|| {
@@ -93,7 +92,7 @@ impl Place {
         Store::look(&self.settings.state_dir, run_dir(&self.settings, &self.root))
     }
 
-    /// The agent that runs, by its socket or by the lock.
+    /// Finds the running agent, by its socket or by the lock.
     async fn found(&self, store: &Store) -> Result<Option<Agent>> {
         match self.at_socket().await {
             None => self.running(store).await,
@@ -101,7 +100,7 @@ impl Place {
         }
     }
 
-    /// The agent that answers at the node's own socket: whoever may use that needs not read the state.
+    /// Agent that answers at the node's own socket: a user of the socket needs no access to the state.
     async fn at_socket(&self) -> Option<Agent> {
         let path = socket_path(&self.settings, &self.root)?;
         let answers = timeout(CONNECT, UnixStream::connect(&path)).await;
@@ -109,7 +108,7 @@ impl Place {
         Some(Agent { way: Way::Socket(path) })
     }
 
-    /// The agent that holds the lock, where one does. Another command that does is waited for.
+    /// Agent that holds the lock, if one does. Waits for another command that holds it.
     async fn running(&self, store: &Store) -> Result<Option<Agent>> {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
@@ -130,18 +129,18 @@ fn held(path: &Path, holder: &str) -> anyhow::Error {
     anyhow!("{path} is held by another vhost-agent ({holder}): wait until it is done")
 }
 
-/// Whoever answers the native routes.
+/// Server of the native routes.
 pub(super) struct Agent {
     way: Way,
 }
 
-/// How it is reached.
+/// Way to reach the agent.
 enum Way {
-    /// The node's own socket.
+    /// Unix socket of the node.
     Socket(PathBuf),
-    /// An address without TLS.
+    /// Address without TLS.
     Address(String),
-    /// This process, the node's owner for as long as the lock lives; without one it only looks.
+    /// Own process, the node's owner for as long as the lock lives; read-only without one.
     Here { here: InProcess, _lock: Option<Lock> },
 }
 
@@ -155,7 +154,7 @@ impl fmt::Display for Way {
     }
 }
 
-/// What a problem document says.
+/// Body of a problem document.
 #[derive(serde::Deserialize)]
 struct ProblemBody {
     code: Code,
@@ -164,7 +163,7 @@ struct ProblemBody {
 }
 
 impl Agent {
-    /// The one that signed the lock so, and whose socket cannot be used.
+    /// Agent at the URL in the lock, whose socket cannot be used.
     fn at(url: &str) -> Result<Agent> {
         match url.strip_prefix("http://") {
             Some(address) => Ok(Agent { way: Way::Address(address.to_string()) }),
@@ -175,13 +174,13 @@ impl Agent {
         }
     }
 
-    /// Whether no agent runs, and this process does it all.
+    /// `true` if no agent runs, and this process serves the routes.
     pub(super) fn is_here(&self) -> bool {
         matches!(self.way, Way::Here { .. })
     }
 
-    /// Calls a route and reads its answer, which must be there within `within`; a problem that carries
-    /// a report is that report.
+    /// Calls a route and reads its answer, with the time limit `within`; a problem that carries a report is returned as
+    /// that report.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -194,15 +193,15 @@ impl Agent {
             let status = response.status();
             anyhow::Ok((status, response.into_body().collect().await?.to_bytes()))
         };
-        // Work of this process would end with it, and its owners have deadlines of their own.
+        // Work in this process would end with a timeout, and its owners have deadlines of their own.
         let within = if self.is_here() { Duration::MAX } else { within };
         let (status, bytes) =
             timeout(within, answer).await.map_err(|_| self.silent(within)).flatten()?;
         self.understand(status, &bytes)
     }
 
-    /// Has work done that takes long, and shows meanwhile how it goes on. The agent says now and then that it is
-    /// alive; one that is silent for long is given up.
+    /// Requests long-running work, and shows its progress. The agent sends regular signs of life; a long silence is a
+    /// timeout.
     pub(super) async fn report(
         &self,
         method: Method,
@@ -260,7 +259,7 @@ impl Agent {
             .with_context(|| format!("the agent at {} answered {status}", self.way))?;
         match problem.report {
             Some(report) => Ok(serde_json::from_value(report)?),
-            // What the caller got wrong, not the node.
+            // The caller's error, not the node's.
             None if matches!(status.as_u16(), 400 | 413 | 422) => Err(Usage(problem.detail).into()),
             None if status == StatusCode::UNAUTHORIZED => Err(anyhow!(
                 "the agent that runs ({}) wants a token, which this command has none of, and its socket for \
@@ -306,7 +305,7 @@ impl Agent {
         Ok(sender.send_request(request).await.with_context(lost)?.map(Body::new))
     }
 
-    /// Who is asked; over a socket that is always the same.
+    /// Value of the Host header; constant over a socket.
     fn host(&self) -> &str {
         match &self.way {
             Way::Socket(_) | Way::Here { .. } => "localhost",
@@ -323,7 +322,7 @@ impl Agent {
     }
 }
 
-/// HTTP on a connection.
+/// Performs HTTP's handshake on a connection.
 async fn shake_hands<S>(stream: S) -> io::Result<SendRequest<Full<Bytes>>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,

@@ -11,7 +11,7 @@ use crate::api::v1::pools::{ReclaimBody, size_fields};
 use crate::model::prepare::ReclaimReport;
 use crate::model::units::PageSize;
 
-/// Which pages.
+/// Pages to reclaim.
 #[derive(Debug, Args)]
 pub(super) struct Which {
     /// Only pages of this size

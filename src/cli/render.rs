@@ -1,4 +1,4 @@
-//! What people see: tables on standard output, progress on a terminal's standard error.
+//! Output for people: tables on standard output, progress on a terminal's standard error.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::model::status::TargetReport;
 use crate::model::target::TargetHealth;
 use crate::model::volume::{Backing, VolumeStatus, VolumeView};
 
-/// A moving line that says what is being done; nothing where there is no terminal.
+/// Progress line; nothing without a terminal.
 pub(super) struct ProgressBars(Option<ProgressBar>);
 
 impl ProgressBars {
@@ -60,7 +60,7 @@ impl ProgressBars {
     }
 }
 
-/// Prints; a reader that went away (`| head`) is no failure.
+/// Prints to standard output; a closed reader (`| head`) is no failure.
 pub(super) fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -151,7 +151,7 @@ pub(super) fn print_proven(health: &ProvenHealth, output: Output) -> Result<()> 
     print(&format!("{}\n{}", health_line(&health.health)?, io_line(&health.deep)))
 }
 
-/// What I/O through a target came to, in one line.
+/// Result of a deep probe, in one line.
 pub(super) fn io_line(deep: &DeepHealth) -> String {
     let mut text = match &deep.io {
         Some(ProvenIo { bytes, write_ms, read_ms, memory }) => {
@@ -177,7 +177,7 @@ pub(super) fn io_line(deep: &DeepHealth) -> String {
     text
 }
 
-/// Several volumes, one a line; what is wrong with one stands below.
+/// Prints volumes, one a line, and the reasons of failed ones below.
 pub(super) fn print_volumes(volumes: &[VolumeView], output: Output) -> Result<()> {
     if output == Output::Json {
         return print_json(&serde_json::json!({"volumes": volumes}));
@@ -202,7 +202,7 @@ pub(super) fn print_volumes(volumes: &[VolumeView], output: Output) -> Result<()
     print(&format!("{rows}\n\n{reasons}"))
 }
 
-/// How often a volume's guest looks for its socket again, where that is known.
+/// Reconnect interval of a volume's guest, if known.
 fn reconnects(status: &VolumeStatus) -> String {
     let known = status.reconnect_seconds;
     known.map_or(String::new(), |it| match it.pause() {
@@ -211,7 +211,7 @@ fn reconnects(status: &VolumeStatus) -> String {
     })
 }
 
-/// What a volume's blocks are kept in, in a few words.
+/// Storage of a volume, in a few words.
 fn backing(backing: &Backing) -> String {
     match backing {
         Backing::Zbs { path } => format!("zbs {path}"),
@@ -221,7 +221,7 @@ fn backing(backing: &Backing) -> String {
     }
 }
 
-/// One volume with everything that is told of it.
+/// Prints one volume with its details.
 pub(super) fn print_volume(volume: &VolumeView, output: Output) -> Result<()> {
     if output == Output::Json {
         return print_json(volume);
@@ -285,7 +285,7 @@ fn target_table(targets: &[TargetReport]) -> Table {
     rows
 }
 
-/// What the next exit of a target costs its guests, where that is known.
+/// Effect of a target's next exit on its guests, if known.
 fn guests(target: &TargetReport) -> String {
     let (name, volumes) = (&target.name, &target.volumes);
     let mut text = String::new();
@@ -301,12 +301,12 @@ fn guests(target: &TargetReport) -> String {
     text
 }
 
-/// What an operator should think about, a line each.
+/// Security warnings for the operator, a line each.
 pub(super) fn warnings(access: &Exposure) -> String {
     access.warnings.iter().map(|warning| format!("warning  {warning}\n")).collect()
 }
 
-/// The node, and its targets where an agent runs, which alone knows how they stand.
+/// Prints the node, and its targets if an agent runs, which alone knows their status.
 pub(super) fn print_node(
     status: &NodeStatus,
     targets: Option<&[TargetReport]>,

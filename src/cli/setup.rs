@@ -1,7 +1,7 @@
-//! `vhost-agent setup`: who may call this agent, written as one file of settings and checked before it is.
+//! `vhost-agent setup`: access of callers to this agent, written as one file of settings and checked before.
 //!
-//! The file says all that the command was told, so that the same command twice changes nothing. Of tokens only the hashes
-//! are kept; one that is there already by its name stays as it is.
+//! The file has all options of the command, so that the same command twice changes nothing. Of tokens only the hashes
+//! are stored; an existing one of the same name is kept.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,43 +23,43 @@ use crate::model::network::Network;
 use crate::model::node::Exposure;
 use crate::store::{Durability, replace_file};
 
-/// Name of the file beside the settings; those of an operator come after it.
+/// Name of the file beside the settings; an operator's files come after it.
 const FILE: &str = "config.d/10-access.toml";
-/// Head of the file.
+/// Header of the file.
 const HEAD: &str = "# Written by `vhost-agent setup`, which replaces it as a whole: own settings belong into another file.\n\
     # Its lists have in them what other files listed at that time: what is taken out there has to be taken out here too.\n";
-/// Where ZStack's management node serves the images of targets.
+/// Path of the targets' images on ZStack's management node.
 const IMAGES: &str = "8080/zstack/static/zbs-vhost/";
 
-/// What is to be set up.
+/// Access to set up.
 #[derive(Debug, Args)]
 pub(super) struct Wishes {
-    /// Address or network of the controller, such as 10.0.0.5 or 10.0.0.0/24; of each, where there are several
+    /// Address or network of the controller, such as 10.0.0.5 or 10.0.0.0/24; of each, if there are several
     #[arg(long, required = true, value_name = "ADDRESS", num_args = 1..)]
     controller: Vec<String>,
-    /// A token by name, with a role: read, volumes, deploy or admin. It is printed once. With any, every caller has to
-    /// show one, and ZStack's own controller shows none
+    /// Token by name, with a role: read, volumes, deploy or admin. It is printed once. With any, every caller has to
+    /// present one, and ZStack's own controller presents none
     #[arg(long, value_name = "NAME:ROLE")]
     token: Vec<String>,
-    /// The agent's certificate, PEM
+    /// Certificate of the agent, PEM
     #[arg(long, value_name = "FILE", requires = "key")]
     certificate: Option<String>,
-    /// Its private key, PEM
+    /// Private key of the certificate, PEM
     #[arg(long, value_name = "FILE", requires = "certificate")]
     key: Option<String>,
-    /// The authority of the callers' certificates, PEM: each has to show one, with one of the names in --client-name
+    /// CA of the callers' certificates, PEM: each caller has to present one, with one of the names in --client-name
     #[arg(long, value_name = "FILE", requires = "certificate", requires = "client_name")]
     client_ca: Option<String>,
-    /// Certificates that it has revoked, PEM
+    /// Revocation list of that CA, PEM
     #[arg(long, value_name = "FILE", requires = "client_ca")]
     client_crl: Option<String>,
-    /// A name that a caller's certificate has to have (`*` stands for anything), with a role
+    /// Name in a caller's certificate (`*` matches anything), with a role
     #[arg(long, value_name = "NAME:ROLE", requires = "client_ca")]
     client_name: Vec<String>,
     /// Let callers name the images that these controllers serve themselves, as ZStack does
     #[arg(long)]
     controller_images: bool,
-    /// Take away what an earlier set-up wrote and this one does not name
+    /// Remove entries of an earlier set-up that this one does not name
     #[arg(long)]
     drop: bool,
     /// Images that callers may name beside the usual ones, such as 10.0.0.5:5000/zbs-vhost-*
@@ -70,7 +70,7 @@ pub(super) struct Wishes {
     dry_run: bool,
 }
 
-/// The file, in the order in which it is written.
+/// Content of the file, in the order in which it is written.
 #[derive(Debug, Default, Serialize)]
 struct Written {
     access: AccessPart,
@@ -113,7 +113,7 @@ struct Done {
     outcome: &'static str,
     file: PathBuf,
     access: Exposure,
-    /// Tokens that were made now, by name.
+    /// Newly created tokens.
     tokens: Vec<NewToken>,
 }
 
@@ -129,7 +129,7 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     let before = previous(&file)?;
     let kept = before.as_ref().map(|(_, settings)| settings.access.token.clone());
     let kept = kept.unwrap_or_default();
-    // What other files set in lists of the same name would be gone: this one comes after them.
+    // Lists of the same name in other files would be lost: this file comes after them.
     let without = Overrides { replaced: Some((file.clone(), String::new())), ..overrides.clone() };
     let others = load(&without, environment())?.settings;
     let (written, mut tokens) = wishes.written(&kept, &others)?;
@@ -175,10 +175,10 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     Ok(if outcome == "wouldChange" { exit::WOULD_CHANGE } else { exit::HOLDS })
 }
 
-/// Refuses to take away what is in the file already, by an earlier set-up or by hand: whoever it kept out could call.
+/// Refuses to remove an entry of the existing file, set earlier or by hand, as this may admit callers that it kept out.
 ///
 /// # Errors
-/// What would be gone.
+/// The entry that would be lost.
 fn judge_dropped(there: &str, text: &str) -> Result<()> {
     let table = |text: &str| text.parse::<toml::Table>().context("the settings cannot be compared");
     let Some(key) = dropped(&table(there)?, &table(text)?) else { return Ok(()) };
@@ -187,7 +187,7 @@ fn judge_dropped(there: &str, text: &str) -> Result<()> {
     )))
 }
 
-/// The first key of one table that the other has not, or less of.
+/// First key of `before` that is missing in `after`, or has fewer values there.
 fn dropped(before: &toml::Table, after: &toml::Table) -> Option<String> {
     use toml::Value::{Array, Table};
     before.iter().find_map(|(key, value)| match (value, after.get(key)) {
@@ -209,7 +209,7 @@ fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 impl Wishes {
-    /// The file, with tokens of before as they are; and those that are new.
+    /// Content of the file, with existing tokens unchanged, and the new tokens.
     fn written(&self, kept: &[TokenRule], others: &Settings) -> Result<(Written, Vec<NewToken>)> {
         let Access { allow, token, certificate, .. } = &others.access;
         let mut allow = allow.clone();

@@ -12,7 +12,7 @@ use crate::model::status::NodeReport;
 pub(super) async fn run(place: Place, output: Output) -> Result<u8> {
     let agent = place.looker().await?;
     let status: NodeStatus = agent.call(Method::GET, "/v1/node", None::<&()>, ANSWER).await?;
-    // Only an agent that stays knows how they stand, and one that is older than this command does not tell.
+    // Only a permanent agent knows the targets' status, and one older than this command does not report it.
     let targets = match agent.is_here() {
         true => None,
         false => {

@@ -25,14 +25,13 @@ pub(super) struct Flags {
     /// Cores for the threads: a mask (0x3) or a list ([0,1], 0-1); without it the kernel chooses
     #[arg(short = 'm', long = "cpumask", value_name = "CORES")]
     cores: Option<Cores>,
-    /// Most memory of malloc bdevs; taken as they are written, not at the start
+    /// Limit of the memory of malloc bdevs; taken as they are written, not at the start
     #[arg(short = 's', long = "mem-size", value_name = "MIB")]
     memory_mib: Option<u64>,
     /// Only serve start-up methods until framework_start_init
     #[arg(long)]
     wait_for_rpc: bool,
-    /// Serve bdev_zbs_*: names of ZBS volumes stand for files in this folder; one that is not there is
-    /// made, 1 GiB and sparse
+    /// Serve bdev_zbs_*: names of ZBS volumes map to files in this folder; a missing one is created, 1 GiB and sparse
     #[arg(long, value_name = "DIR")]
     zbs_dir: Option<PathBuf>,
     /// Accepted and ignored: no hugepages are taken
@@ -44,7 +43,7 @@ pub(super) struct Flags {
     /// Accepted and ignored
     #[arg(short = 'z', value_name = "FILE")]
     zbs_config: Option<PathBuf>,
-    /// Commit the faults that this file tells, for tests
+    /// Inject the faults in this file, for tests
     #[arg(long, value_name = "FILE", hide = true)]
     debug_faults: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
-//! `vhost-agent up`: the node, a target on it, and the proof that it does I/O.
+//! `vhost-agent up`: prepares the node, deploys a target, and verifies its I/O.
 //!
-//! Each part is what the command of its own does (`prepare`, `deploy`, `health --deep`), by the same
-//! agent; the first that fails is the last.
+//! Each part is the same as its own command (`prepare`, `deploy`, `health --deep`), by the same agent; the first
+//! failure ends the run.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -16,27 +16,25 @@ use crate::config::Settings;
 use crate::model::deep::ProvenHealth;
 use crate::model::prepare::{Outcome, PrepareReport};
 
-/// What was done, as one document; a part that was not come to is null.
+/// Results, as one document; a part that was not reached is null.
 #[derive(Debug, Default, Serialize)]
 struct Done {
-    /// What was chosen unasked, and why it ended early.
+    /// Choices made by default, and the reason for an early end.
     notes: Vec<String>,
-    /// The node's part.
     prepare: Option<PrepareReport>,
-    /// The target's.
     deploy: Option<PrepareReport>,
-    /// How the target stands then, with the I/O through it.
+    /// Health of the target afterwards, with the deep probe.
     health: Option<ProvenHealth>,
 }
 
-/// A part as it is shown when it has ended.
+/// Result of a part, for output.
 enum Part<'a> {
     Note(&'a str),
     Steps(&'a str, &'a PrepareReport),
     Health(&'a ProvenHealth),
 }
 
-/// One run of it.
+/// State of a run.
 struct Up {
     agent: Agent,
     settings: Settings,
@@ -125,7 +123,7 @@ impl Up {
         Ok(())
     }
 
-    /// For people, who see each part when it has ended.
+    /// Prints a part when it has ended; nothing with JSON output.
     fn show(&self, part: &Part<'_>) -> Result<()> {
         if self.output == Output::Json {
             return Ok(());

@@ -1,4 +1,4 @@
-//! `vhost-agent volume`: volumes, through the agent that runs, for one has to stay that keeps them.
+//! `vhost-agent volume`: volumes of the running agent, as they need a permanent owner.
 
 use std::time::Duration;
 
@@ -15,25 +15,25 @@ use crate::model::path::CleanPath;
 use crate::model::target::TargetName;
 use crate::model::volume::{Backing, VolumeName, VolumeState, VolumeView};
 
-/// More than a target may take for a volume, with others before it.
+/// Time limit for a volume, longer than a target may take, with others before it.
 const LONG: Duration = Duration::from_secs(600);
 
-/// What to do with volumes.
+/// Actions on volumes.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show the volumes that are wanted in a target, and how they stand
+    /// List the desired volumes of a target, with their status
     List(Of),
-    /// Show one: exits with 0 when it serves
+    /// Show one volume: exits with 0 if it serves
     Show(Which),
-    /// Make one serve; it is kept, and made again whenever its target comes back
+    /// Activate a volume; it is persistent, and recreated whenever its target is back
     Activate(Box<Wish>),
-    /// Take one away
+    /// Deactivate a volume
     Deactivate(Away),
-    /// Give one a new size, which a connected virtual machine sees
+    /// Resize a volume; a connected virtual machine sees the new size
     Resize(Size),
 }
 
-/// In which target.
+/// Target of a command.
 #[derive(Debug, Args)]
 pub(super) struct Of {
     /// The target's name
@@ -41,10 +41,10 @@ pub(super) struct Of {
     target: TargetName,
 }
 
-/// Which volume.
+/// Volume of a command.
 #[derive(Debug, Args)]
 pub(super) struct Which {
-    /// Its name, which is its socket's
+    /// Name of the volume and of its socket
     name: VolumeName,
     #[command(flatten)]
     of: Of,
@@ -56,70 +56,70 @@ impl Which {
     }
 }
 
-/// How it is to be.
+/// Spec of a volume.
 #[derive(Debug, Args)]
 pub(super) struct Wish {
     #[command(flatten)]
     which: Which,
     #[command(flatten)]
     backing: BackingFlags,
-    /// Bytes of a block: for --aio on a file, and for --malloc-mib
+    /// Block size in bytes: for --aio on a file, and for --malloc-mib
     #[arg(long, value_name = "BYTES", conflicts_with_all = ["zbs", "raw"])]
     block_size: Option<u32>,
     /// Parameters of the method, a JSON object
     #[arg(long, value_name = "JSON", conflicts_with_all = ["zbs", "aio", "malloc_mib"])]
     params: Option<String>,
-    /// The method that takes its bdev away [default: --raw with _delete for _create]
+    /// Method that deletes its bdev [default: --raw with _delete for _create]
     #[arg(long, value_name = "METHOD", conflicts_with_all = ["zbs", "aio", "malloc_mib"])]
     delete_method: Option<String>,
-    /// Its bdev's name [default: its own]
+    /// Name of its bdev [default: the volume's name]
     #[arg(long, value_name = "NAME")]
     bdev: Option<VolumeName>,
-    /// Virtual machines may not write
+    /// Forbid virtual machines to write
     #[arg(long)]
     read_only: bool,
-    /// The CPUs of its requests, such as 0x3 or [0,1] [default: its target's]
+    /// CPUs of its requests, such as 0x3 or [0,1] [default: its target's]
     #[arg(long, value_name = "CPUS")]
     cpumask: Option<String>,
 }
 
-/// What its blocks are kept in.
+/// Storage of a volume.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct BackingFlags {
-    /// A volume of ZBS
+    /// ZBS volume
     #[arg(long, value_name = "POOL/VOLUME")]
     zbs: Option<String>,
-    /// A file or block device, as the target's container sees it
+    /// File or block device, as the target's container sees it
     #[arg(long, value_name = "FILE")]
     aio: Option<CleanPath>,
-    /// So many MiB of the target's memory
+    /// Memory of the target, in MiB
     #[arg(long, value_name = "MIB")]
     malloc_mib: Option<u64>,
-    /// Whatever that method of the target makes, such as bdev_rbd_create
+    /// Bdev made by that method of the target, such as bdev_rbd_create
     #[arg(long, value_name = "METHOD")]
     raw: Option<String>,
 }
 
-/// Which is to go.
+/// Volume to deactivate.
 #[derive(Debug, Args)]
 pub(super) struct Away {
     #[command(flatten)]
     which: Which,
-    /// Wait for a virtual machine that is connected to go: it is never taken away under one
+    /// Wait until a connected virtual machine has gone: its volume is never removed before
     #[arg(long)]
     force: bool,
-    /// For how long, such as 30s or 5m
+    /// Time limit of that, such as 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
 }
 
-/// How large one is to be.
+/// Volume with its new size.
 #[derive(Debug, Args)]
 pub(super) struct Size {
     #[command(flatten)]
     which: Which,
-    /// Its new size
+    /// New size in MiB
     #[arg(long, value_name = "MIB")]
     size_mib: u64,
 }
@@ -199,7 +199,7 @@ async fn list(agent: &Agent, of: &Of, output: Output) -> Result<u8> {
     Ok(exit::HOLDS)
 }
 
-/// Calls for a volume, and shows what is told of it.
+/// Calls a route of a volume, and prints the volume.
 async fn tell(
     agent: &Agent,
     (method, path, body): (Method, String, Option<&impl serde::Serialize>),

@@ -1,4 +1,4 @@
-//! journald's own form of a log line, with its fields (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+//! Log lines in journald's native format, with their fields (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 use std::fmt::{Debug, Write as _};
 use std::io;
@@ -17,29 +17,31 @@ use crate::log::{AUDIT, LogQueue};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 const IDENTIFIER: &str = "vhost-agent";
-/// That of the audit log: `journalctl -t vhost-agent-audit`.
+/// Identifier of the audit log: `journalctl -t vhost-agent-audit`.
 const AUDIT_IDENTIFIER: &str = "vhost-agent-audit";
-/// Bytes of one value: a datagram takes about 200 KiB.
+/// Limit of one value in bytes: a datagram takes about 200 KiB.
 const MOST_BYTES: usize = 32 << 10;
-/// A journald that is started again is back within so many tries …
+/// Number of tries in which a restarted journald is back …
 const TRIES: u32 = 50;
-/// … and this between two.
+/// … and the pause between two.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Takes lines to journald.
+/// Sender of lines to journald.
 pub(super) struct Sink(UnixDatagram);
 
 impl Sink {
+    /// Connects to journald.
+    ///
     /// # Errors
-    /// When nobody listens there.
+    /// When nothing listens there.
     pub(super) fn open() -> io::Result<Sink> {
         let socket = UnixDatagram::unbound()?;
-        // journald discards what is empty.
+        // journald discards an empty datagram.
         socket.send_to(&[], SOCKET)?;
         Ok(Sink(socket))
     }
 
-    /// The same for one that waits for nobody: lines that a full journal does not take are lost.
+    /// Connects without blocking: lines that a full journal does not take are lost.
     pub(super) fn open_impatiently() -> io::Result<Sink> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
@@ -47,7 +49,7 @@ impl Sink {
         Ok(Sink(socket))
     }
 
-    /// Whether it was taken.
+    /// Sends a line; `true` if it was accepted.
     pub(super) fn send(&self, line: &[u8]) -> bool {
         for _ in 0..TRIES {
             match self.0.send_to(line, SOCKET) {
@@ -66,10 +68,10 @@ impl Sink {
     }
 }
 
-/// Makes a line of each event, with the fields of the spans around it.
+/// Layer that makes a line of each event, with the fields of the spans around it.
 pub(super) struct Journal(pub(super) LogQueue);
 
-/// Fields in journald's form.
+/// Fields in journald's format.
 struct Fields(Vec<u8>);
 
 impl Fields {
@@ -81,7 +83,7 @@ impl Fields {
         let value = value.get(..end).unwrap_or_default().as_bytes();
         self.0.extend_from_slice(name.as_bytes());
         self.0.push(b'\n');
-        // The form for values of any bytes.
+        // The format for values of any bytes.
         self.0.extend_from_slice(&(value.len() as u64).to_le_bytes());
         self.0.extend_from_slice(value);
         self.0.push(b'\n');
@@ -111,7 +113,7 @@ impl Visit for Fields {
     }
 }
 
-/// syslog(3)'s number of a level; what is told of the normal run is a notice.
+/// Level as a syslog(3) priority; lines of normal operation are notices.
 fn priority(level: Level) -> &'static str {
     match level {
         Level::ERROR => "3",

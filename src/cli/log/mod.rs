@@ -1,4 +1,4 @@
-//! The log: human on a terminal, journald under systemd, JSON elsewhere.
+//! Logging: human-readable on a terminal, journald under systemd, JSON elsewhere.
 
 mod journal;
 
@@ -17,10 +17,10 @@ use crate::config::{Log, LogFormat, stderr_is_the_journal};
 use crate::log::{AUDIT, LogQueue};
 use crate::store::open_to_append;
 
-/// How long the last lines may take when the process ends.
+/// Time limit for the last lines when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The log, until the process ends.
+/// Log writers, until the process ends.
 pub(super) struct LogGuard {
     queue: LogQueue,
     audit: Vec<LogQueue>,
@@ -33,12 +33,12 @@ impl Drop for LogGuard {
     }
 }
 
-/// The audit log is written whatever level is set.
+/// Directive that writes the audit log at any level.
 fn audit_directive() -> Result<Directive> {
     format!("{AUDIT}=info").parse().context("the audit log cannot be switched on")
 }
 
-/// Queue of lines to the file of the audit log.
+/// Queue of lines to the audit log's file.
 fn audit_queue(path: &str) -> Result<LogQueue> {
     let mut file = open_to_append(Path::new(path)).with_context(|| {
         format!("{path} cannot be written: see whether its folder is there (access.audit_file)")
@@ -47,21 +47,20 @@ fn audit_queue(path: &str) -> Result<LogQueue> {
     queue.context("the audit log cannot be started")
 }
 
-/// Starts logging to standard error. A command for people (`daemon` false) only logs what goes wrong:
-/// it prints its results itself.
+/// Starts logging to standard error. A command (`daemon` false) only logs errors, as it prints its results itself.
 ///
 /// # Errors
-/// When the level is no filter, or journald was asked for and is not there.
+/// When the level is no valid filter, or journald is configured and not reachable.
 pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuard> {
     let level = if daemon { log.level.as_str() } else { "warn" };
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("log.level '{}' is no level or filter", log.level))?;
-    // A command tells its own outcome to who gave it, and to the audit log where no agent runs that does.
+    // A command reports its outcome to its user, and to the audit log if no agent runs that does.
     let filter = if daemon { filter.add_directive(audit_directive()?) } else { filter };
     let audit = Some(audit_file).filter(|path| !path.is_empty());
     let audit = match daemon {
         true => audit.map(audit_queue).transpose()?,
-        // One that only looks may be another user's.
+        // A read-only command may be another user's.
         false => audit.and_then(|path| audit_queue(path).ok()),
     };
     let journal = match daemon {
@@ -81,7 +80,7 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
             let sink = Sink::open().context("journald cannot be reached")?;
             LogQueue::start(move |line| sink.send(line))
         }
-        // Nobody takes it any more, or the disk is full: it has no other way out.
+        // Closed, or on a full disk: there is no other way out.
         _ => LogQueue::start(|line| std::io::stderr().write_all(line).is_ok()),
     };
     let queue = queue.context("the log cannot be started")?;
@@ -109,7 +108,7 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
     let journal = journal.map(|queue| Journal(queue).with_filter(is_audit()));
     let layer = layer.with_filter(filter);
     tracing_subscriber::registry().with(layer).with(audit).with(journal).init();
-    // A panic is a line of the log like any other, not loose text between them.
+    // A panic is a regular line of the log, not loose text between lines.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         let payload = panic.payload();

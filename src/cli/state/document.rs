@@ -1,7 +1,7 @@
-//! All that is kept of a node as one document, and from it into a state folder again.
+//! State of a node as one document, and its import into a state folder.
 //!
-//! Everything is judged before anything is written: the document, each thing in it, and what is there
-//! already. What a document does not speak of stays as it is.
+//! Everything is validated before anything is written: the document, each item in it, and the existing state. Items
+//! that are not in a document stay as they are.
 
 use std::collections::BTreeMap;
 
@@ -15,31 +15,31 @@ use crate::model::path::CleanPath;
 use crate::model::target::TargetName;
 use crate::store::{Durability, Store};
 
-/// The form of the document.
+/// Format version of the document.
 const VERSION: u64 = 1;
-/// Bytes that a document may have: ten thousand volumes take five million.
+/// Limit of a document in bytes: ten thousand volumes take five million.
 pub const MOST_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What is kept of a node, to be carried elsewhere. Nothing in it is hidden.
+/// State of a node, to be carried elsewhere. Secrets are included.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
     version: u64,
-    /// When it was made, in RFC 3339.
+    /// Time of the export, in RFC 3339.
     exported_at: String,
-    /// The version of the agent that made it.
+    /// Version of the exporting agent.
     agent_version: String,
-    /// The node that it tells of.
+    /// Name of the exported node.
     node: String,
     things: BTreeMap<String, Value>,
 }
 
 impl Document {
-    /// What is kept here and now.
+    /// Exports the current state.
     ///
     /// # Errors
-    /// When the disk fails, and when something is there that no agent of this version would take: a
-    /// document that lacks it would tell a lie.
+    /// When the disk fails, and when there is an item that no agent of this version would accept: a document without it
+    /// would be incomplete.
     pub fn of(store: &Store, node: String) -> Result<Document, Fault> {
         let Kept { things, unusable, .. } = look(store, Thing::admit)?;
         if let Some(fault) = unusable.into_iter().next() {
@@ -56,10 +56,10 @@ impl Document {
         })
     }
 
-    /// Reads a document.
+    /// Parses a document.
     ///
     /// # Errors
-    /// When it is cut off, is something else, or a newer agent made it.
+    /// When it is truncated, is something else, or was exported by a newer agent.
     pub fn read(bytes: &[u8]) -> Result<Document, Fault> {
         let refused = |why: String| Fault::new(Code::InvalidDocument, format!("it is {why}"));
         if bytes.len() as u64 > MOST_BYTES {
@@ -86,20 +86,20 @@ impl Document {
         Document::deserialize(value).map_err(|e| refused(format!("no exported state: {e}")))
     }
 
-    /// The node that it tells of.
+    /// Name of the exported node.
     pub fn node(&self) -> &str {
         &self.node
     }
 
-    /// How many things are in it.
+    /// Number of items.
     pub fn count(&self) -> usize {
         self.things.len()
     }
 
-    /// Its things, each judged.
+    /// Validated items.
     ///
     /// # Errors
-    /// The first that this agent would not take, by its name.
+    /// The first item that this agent would not accept, by its name.
     pub fn things(&self) -> Result<Things, Fault> {
         let admit =
             |(name, value): (&String, &Value)| Ok((name.clone(), Thing::admit(name, value)?));
@@ -124,25 +124,25 @@ fn socket_dir<'a>(things: &'a Things, target: &TargetName) -> Option<&'a CleanPa
     })
 }
 
-/// What an import came to, by the names of files.
+/// Outcome of an import, by the names of files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Imported {
-    /// Written where there was nothing.
+    /// New files.
     pub written: Vec<String>,
-    /// Written over something else.
+    /// Files that replaced different ones.
     pub replaced: Vec<String>,
-    /// There already, and the same.
+    /// Files that were there already, with the same content.
     pub same: Vec<String>,
-    /// There, and not in the document: left as they are.
+    /// Files that are not in the document, left as they are.
     pub left: Vec<String>,
 }
 
-/// Writes things into the state folder, whose lock the caller holds.
+/// Writes items into the state folder, whose lock the caller holds.
 ///
 /// # Errors
-/// When something else is there already and is not to be replaced, and nothing is written then; when the
-/// disk fails, and what was written by then stays, so that the same import can be called again.
+/// When a different item exists and is not to be replaced, and nothing is written then; when the disk fails, and files
+/// written by then stay, so that the same import can be repeated.
 pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported, Fault> {
     let imported = compare(store, things)?;
     if !replace && !imported.replaced.is_empty() {
@@ -161,7 +161,7 @@ pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported,
     Ok(imported)
 }
 
-/// What importing these things would mean.
+/// Compares these items with the existing ones.
 fn compare(store: &Store, things: &Things) -> Result<Imported, Fault> {
     let mut imported = Imported::default();
     for (name, thing) in things {

@@ -1,16 +1,15 @@
-//! What the agent keeps of a node, all of it: which things there are, where each has its file, and how
-//! each is judged before it may come in from elsewhere.
+//! Persistent state of a node: its items, the file of each, and the validation of items from elsewhere.
 //!
 //! ```text
-//! targets/<target>.json            what is wanted of a target
-//! volumes/<target>/<volume>.json   what is wanted of a volume
-//! reservations.json                the hugepages that each boot takes again
-//! controller.json                  who this host is to its controller
+//! targets/<target>.json            desired state of a target
+//! volumes/<target>/<volume>.json   desired state of a volume
+//! reservations.json                the hugepages that each boot restores
+//! controller.json                  identity of this host for its controller
 //! ```
 //!
-//! What is not in here belongs to one run, one boot or one call: the ledger of pages, the lock, and the
-//! outbox, whose results are told by the agent that was asked for them and by no other. The owners read
-//! and write their own files; here somebody looks at them all at once. `document` carries them elsewhere.
+//! Other files belong to one run, one boot or one call: the ledger of pages, the lock, and the
+//! outbox, whose results are sent by the agent that was called and by no other. The owners read
+//! and write their own files; here all are read at once. `document` carries them elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -30,30 +29,30 @@ use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{self, Durability, Store};
 use crate::targets::desired::{Entry, FOLDER as TARGETS, VOLUMES, VolumeEntry};
 
-/// The folder of the results that wait for the controller.
+/// Folder of the results pending for the controller.
 const OUTBOX: &str = "outbox";
 
-/// One thing that is kept.
+/// Item of the state.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Thing {
-    /// What is wanted of a target.
+    /// Desired state of a target.
     Target(Box<TargetSpec>),
-    /// What is wanted of a volume.
+    /// Desired state of a volume.
     Volume(TargetName, Box<VolumeSpec>),
-    /// The hugepages that each boot takes again.
+    /// Hugepages that each boot restores.
     Reservations(Vec<PoolPages>),
-    /// Who this host is to its controller.
+    /// Identity of this host for its controller.
     Controller(Identity),
 }
 
-/// Things by the names of their files in the state folder.
+/// Items by the names of their files in the state folder.
 pub type Things = BTreeMap<String, Thing>;
 
 impl Thing {
-    /// What a file of that name holds, as the owner of it reads it.
+    /// Parses a file of that name, as its owner does.
     ///
     /// # Errors
-    /// A name that no thing has, a form that this agent does not know, a value that is none.
+    /// An unknown name or format version, or an invalid value.
     pub fn read(name: &str, value: &Value) -> Result<Thing, Fault> {
         Thing::of(name, &content(name, value)?)
     }
@@ -75,11 +74,10 @@ impl Thing {
         }
     }
 
-    /// The same, for what comes from elsewhere: nothing in it is passed over, and it could have been
-    /// asked for by a call.
+    /// Parses an item from elsewhere strictly: no field is ignored, and every value could come from a call.
     ///
     /// # Errors
-    /// As [`Thing::read`], and a field that this agent does not know, and a value that it would not take.
+    /// As [`Thing::read`], and for an unknown field, and for a value that a call could not set.
     pub fn admit(name: &str, value: &Value) -> Result<Thing, Fault> {
         let content = content(name, value)?;
         let thing = Thing::of(name, &content)?;
@@ -93,7 +91,7 @@ impl Thing {
     fn judge(&self) -> Result<(), String> {
         match self {
             Thing::Target(spec) => spec.clone().judge().map(drop).map_err(|fault| fault.text),
-            // Whether its socket's path fits is judged where its target is known.
+            // The length of its socket's path is checked where its target is known.
             Thing::Volume(_, spec) => "/"
                 .parse()
                 .and_then(|shortest: CleanPath| spec.clone().judge(&shortest))
@@ -110,7 +108,7 @@ impl Thing {
         }
     }
 
-    /// The name of its file in the state folder.
+    /// Name of the item's file in the state folder.
     pub fn name(&self) -> String {
         match self {
             Thing::Target(spec) => format!("{TARGETS}/{}.json", spec.name),
@@ -120,7 +118,7 @@ impl Thing {
         }
     }
 
-    /// What its file holds beside the version.
+    /// Content of the file, without the version.
     pub(super) fn content(&self) -> Value {
         match self {
             Thing::Target(spec) => json!(Entry { spec: (**spec).clone(), trial: None }),
@@ -132,7 +130,7 @@ impl Thing {
         }
     }
 
-    /// What a document has of it.
+    /// Representation in a document.
     pub fn value(&self) -> Value {
         let mut value = self.content();
         if let Thing::Target(_) | Thing::Volume(..) = self {
@@ -141,8 +139,8 @@ impl Thing {
         value
     }
 
-    /// The same without what can be secret: an address's query can be what gives access to it, and what a
-    /// raw method is called with may be anything.
+    /// Representation without possible secrets: a URL's query can give access to it, and the parameters of a raw method
+    /// may be anything.
     pub fn shown(&self) -> Value {
         let mut value = self.value();
         match self {
@@ -167,7 +165,7 @@ impl Thing {
 }
 
 fn refused(name: &str, why: &str) -> Fault {
-    // It may come from anywhere.
+    // The name may come from anywhere.
     let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
     Fault::new(Code::InvalidState, format!("{name} {why}"))
 }
@@ -180,7 +178,7 @@ fn content(name: &str, value: &Value) -> Result<Value, Fault> {
     store::content(value.clone()).map_err(|why| refused(name, &why.to_string()))
 }
 
-/// The first field that was read and is not in what was understood; one without a value says nothing.
+/// First field that was read and is not in the parsed value; one without a value is ignored.
 fn passed_over(read: &Value, understood: &Value, path: &str) -> Option<String> {
     match (read, understood) {
         (Value::Object(read), Value::Object(understood)) => read.iter().find_map(|(key, value)| {
@@ -199,33 +197,31 @@ fn passed_over(read: &Value, understood: &Value, path: &str) -> Option<String> {
     }
 }
 
-/// A result that waits for the controller, or a call whose work goes on.
+/// Pending result for the controller, or running call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
-    /// The controller's name for it.
+    /// Task id of the controller.
     pub task: String,
-    /// Where its result goes.
     pub callback_url: String,
-    /// Whether it has its result.
+    /// `true` if the call has its result.
     pub has_result: bool,
 }
 
-/// All that is kept of a node.
+/// Persistent state of a node.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Kept {
-    /// The things.
     pub things: Things,
-    /// Files that cannot be used, and why.
+    /// Unusable files, with the reason.
     pub unusable: Vec<Fault>,
-    /// What waits for the controller.
+    /// Tasks and results of the outbox.
     pub outbox: Vec<Waiting>,
 }
 
-/// How a file is read: [`Thing::read`] or [`Thing::admit`].
+/// Parser of a file: [`Thing::read`] or [`Thing::admit`].
 pub type Reading = fn(&str, &Value) -> Result<Thing, Fault>;
 
-/// Looks at all that is kept; nothing is changed, and nothing set aside.
+/// Reads the whole state; nothing is changed, and no file is set aside.
 ///
 /// # Errors
 /// When the disk fails.
@@ -250,7 +246,7 @@ fn outbox(store: &Store) -> Result<Vec<Waiting>, Fault> {
         let Some(bytes) = store.bytes(&format!("{OUTBOX}/{name}"), Durability::Disk)? else {
             continue;
         };
-        // Its form is the outbox's business; what it shows of itself is shown.
+        // The format is the outbox's own; any readable field is shown.
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         waiting.push(Waiting {
             task: name.trim_end_matches(".json").to_string(),
@@ -261,7 +257,7 @@ fn outbox(store: &Store) -> Result<Vec<Waiting>, Fault> {
     Ok(waiting)
 }
 
-/// The files of all things.
+/// Names of all items' files.
 fn names(store: &Store) -> Result<Vec<String>, Fault> {
     let list = |folder: &str| {
         let names = store.list(folder, Durability::Disk)?;

@@ -21,21 +21,21 @@ use crate::model::target::{CoreWish, TargetKind, TargetSpec};
 use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{Lock, Store, StoreError, read_some, write_new};
 
-/// What to do with what the agent keeps of the node.
+/// Actions on the agent's state.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show what is kept: targets, volumes, reservations, the controller, results that wait; secrets are hidden
+    /// Show the state: targets, volumes, reservations, the controller, pending results; secrets are hidden
     Show,
-    /// Write all of it, secrets too, as one JSON document
+    /// Export the state, including secrets, as one JSON document
     Export {
-        /// A file that is not there yet; without it or with -, standard output
+        /// File that does not exist yet; without it or with -, standard output
         file: Option<PathBuf>,
     },
-    /// Take such a document in; no agent may run here
+    /// Import such a document; requires that no agent runs here
     Import {
-        /// The document; - is standard input
+        /// Path of the document; - is standard input
         file: PathBuf,
-        /// Write over what is there and differs
+        /// Replace existing items that differ
         #[arg(long)]
         replace: bool,
     },
@@ -70,7 +70,7 @@ fn export(document: &Document, file: Option<&Path>) -> Result<u8> {
     writeln!(bytes)?;
     match write_new(file, &bytes) {
         Ok(()) => {
-            // One that is empty for a wrong --state-dir is seen now, not when it is needed.
+            // An empty state, for a wrong --state-dir, is noticed now, not when it is needed.
             print(&format!(
                 "{} things of {} are in {}, with what is secret in them",
                 document.count(),
@@ -94,7 +94,7 @@ fn named(file: &Path) -> String {
 }
 
 fn read(file: &Path) -> Result<(Document, Things)> {
-    // One byte more, so that it is seen when there are too many.
+    // One byte more, so that an excess is noticed.
     let bytes = match file == Path::new("-") {
         true => {
             let mut bytes = Vec::new();
@@ -108,7 +108,7 @@ fn read(file: &Path) -> Result<(Document, Things)> {
     Ok((document, things))
 }
 
-/// The node's lock; an agent that runs would not see what is written behind its back.
+/// Takes the node's lock; a running agent would not notice files written beside it.
 async fn lock(store: &Store) -> Result<Lock> {
     match take_lock(store).await {
         Ok(mut lock) => {
@@ -168,7 +168,7 @@ fn show(kept: &Kept, output: Output) -> Result<u8> {
     Ok(code)
 }
 
-/// One table for each kind of which there is something.
+/// Tables of the items, by kind; empty ones are omitted.
 fn sections(kept: &Kept) -> Vec<String> {
     let mut targets = Rows::new(&["TARGET", "KIND", "IMAGE", "CORES", "MIB", "CONTROL SOCKET"]);
     let mut volumes = Rows::new(&["VOLUME", "OF TARGET", "BACKING", "BDEV", "ACCESS"]);
@@ -230,7 +230,7 @@ fn volume_row(target: &str, spec: &VolumeSpec) -> [String; 5] {
     [name, target.to_string(), backing, bdev, access.to_string()]
 }
 
-/// A table, when it gets a row.
+/// Table that is shown if it gets a row.
 struct Rows(comfy_table::Table, bool);
 
 impl Rows {

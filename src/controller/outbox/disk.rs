@@ -5,7 +5,7 @@
 //!                     ▲                         │
 //!                     └─ retried after a pause ◀┘ failed (results and removals)
 //! ```
-//! Calls that come at the same time share the price of a write: while one batch is at the disk, the next
+//! Calls that come at the same time share the cost of a write: while one batch is at the disk, the next
 //! one gathers. For each file only the last request counts, so there are never more of them than files. A
 //! file that is not gone yet does no harm (its result would be offered once more), so removals wait as
 //! long as there is something to write, until they are many.

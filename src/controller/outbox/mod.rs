@@ -17,7 +17,7 @@
 //! answers 404 to that. A result that has expired when the agent starts is offered once all the same, for the
 //! clock of a machine that just booted may be far off.
 //!
-//! A disk that is full, read-only or hangs takes nothing away that was promised before: new calls are
+//! A disk that is full, read-only or hangs breaks no earlier guarantee: new calls are
 //! refused, and a result that cannot be written is kept in memory, written when there is room, and
 //! offered meanwhile. The controller waits for it, and holding it back would make nothing safer.
 //!

@@ -79,7 +79,7 @@ impl Canary {
     ) -> Result<Vec<PathBuf>, Fault> {
         let folder = Path::new(control.as_str()).parent().unwrap_or(Path::new("/"));
         let usual = folder.join(&self.name).display().to_string();
-        // SPDK would cut the name and take whatever socket is there.
+        // SPDK would truncate the name and take whatever socket is there.
         judge_length(&usual.parse()?)?;
         self.begun = true;
         let bdev = self.spdk.create_bdev(&self.name, &MEMORY, left(by));

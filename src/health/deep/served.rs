@@ -69,7 +69,7 @@ async fn keep(
     let number = inner.begin();
     let mut canary = Canary::new(&spdk, &inner.root, number);
     let made = async {
-        // SPDK would cut the name and take whatever socket is there.
+        // SPDK would truncate the name and take whatever socket is there.
         judge_length(&sockets.join(canary.name()).parse()?)?;
         let paths = canary.make(&inner.root, &control, by).await?;
         is_served(connect(&paths, by).await?, by).await.map(|()| paths)
