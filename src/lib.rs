@@ -1,21 +1,21 @@
-//! vhost-agent prepares a compute node for vhost-user storage targets and keeps it fit.
+//! Agent that prepares a compute node for vhost-user storage targets and keeps it fit.
 //!
-//! # The one idea
-//! Everything is desired state → observed state → plan → apply → publish. An HTTP call, a command
-//! on the node and the agent's own start are only different reasons to run the same loop.
+//! # Core idea
+//! Desired state → observed state → plan → apply → publish. An HTTP call, a command on the node and the agent's own
+//! start are only different triggers of the same reconcile loop.
 //!
-//! # A request's way
-//! `api` judges what comes in and makes a `model` value of it → a handle of an owner (`targets`, `agent`) takes
-//! it → `agent::observe` looks at the machine through `host` and `docker` → `plan` says what to do →
-//! `agent::apply` does it step by step and reads back → the report goes back the same way, or into
-//! `controller`'s outbox when the caller wants to be called back.
+//! # Flow of a request
+//! `api` validates the input and makes a `model` value of it → the handle of an owner (`targets`, `agent`) takes it →
+//! `agent::observe` observes the machine through `host` and `docker` → `plan` computes the steps → `agent::apply`
+//! applies them one by one and reads back → the report returns the same way, or through `controller`'s outbox when the
+//! caller wants a callback.
 //!
-//! # The law
+//! # Dependency law
 //! `model` imports nothing local; `plan` imports `model`; only `agent::{observe, apply}`, `targets::observer`,
-//! `health::deep` and `daemon` import `host`, `docker` and `spdk`, which do not import
-//! each other; `api` and `controller` never touch the machine; `controller` and downloads call out through
-//! `outgoing`, and what is only handed on goes through `api::fallback`; files, processes and the environment
-//! appear only in `host`, `config`, `store`, `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
+//! `health::deep` and `daemon` import `host`, `docker` and `spdk`, which do not import each other; `api` and
+//! `controller` never touch the machine; `controller` and downloads call out through `outgoing`, and forwarded requests
+//! go through `api::fallback`; files, processes and the environment appear only in `host`, `config`, `store`,
+//! `builtin`, `cli` and `main`. `tests/law.rs` enforces it.
 
 pub mod agent;
 pub mod api;

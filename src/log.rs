@@ -1,7 +1,7 @@
-//! The log's way out: a bounded queue, and a thread of its own that writes.
+//! Output of the log: a bounded queue, and a thread of its own that writes.
 //!
-//! Whoever takes the log may hang: a journal whose socket is full, a pipe that nobody reads. Then the lines wait, and
-//! beyond the bound they are lost and counted; what logs never waits.
+//! A log sink may hang: a journal whose socket is full, a pipe that nobody reads. Lines then wait in the queue, and
+//! beyond the bound they are dropped and counted; code that logs never waits.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-/// Target of the events of the audit log, which is written whatever level is set.
+/// Tracing target of the audit log, which is written at any log level.
 pub const AUDIT: &str = "vhost_agent::audit";
-/// Bytes of lines that may wait; about a minute of the busiest node's.
+/// Limit of queued lines, in bytes; about a minute of the busiest node's.
 const MOST_BYTES: usize = 4 << 20;
-/// What a line takes beside its bytes.
+/// Bytes that a line takes beside its text.
 const OVERHEAD: usize = 64;
-/// It formats a line of its own at the most.
+/// Stack of the writer thread, in bytes; at most it formats a line of its own.
 const STACK: usize = 256 << 10;
-/// Between two lines about lost ones.
+/// Interval between two lines about lost ones.
 const TOLD_AGAIN: Duration = Duration::from_secs(1);
 
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Lines that were lost since the process runs.
+/// Lines lost since the process started.
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
@@ -35,7 +35,7 @@ enum Item {
     Flush(Sender<()>),
 }
 
-/// The queue; clones are one. As a writer it takes one line with each write.
+/// Queue of lines; clones share it. As a writer it takes one line with each write.
 #[derive(Debug, Clone)]
 pub struct LogQueue {
     items: Sender<Item>,
@@ -43,15 +43,15 @@ pub struct LogQueue {
 }
 
 impl LogQueue {
-    /// Starts the thread, which gives each line to `sink`; that tells whether it was taken.
+    /// Starts the writer thread, which passes each line to `sink`; `sink` returns whether it took the line.
     ///
     /// # Errors
-    /// When the kernel gives no thread.
+    /// When the kernel grants no thread.
     pub fn start(sink: impl FnMut(&[u8]) -> bool + Send + 'static) -> io::Result<LogQueue> {
         let (items, queue) = channel();
         let bytes = Arc::new(AtomicUsize::new(0));
         let waiting = bytes.clone();
-        // Signals are for the threads that wait for them: a process that is PID 1 ignores those that nobody does.
+        // Signals are left to the threads that wait for them: as PID 1, a process ignores those that nobody waits for.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let thread = thread::Builder::new().name("log".to_string()).stack_size(STACK);
         let started = thread.spawn(move || write_all(&queue, &waiting, sink));
@@ -59,7 +59,7 @@ impl LogQueue {
         started.map(|_| LogQueue { items, bytes })
     }
 
-    /// Queues a line, unless too many wait.
+    /// Queues a line, or drops it when the queue is full.
     pub fn put(&self, line: Vec<u8>) {
         let size = line.len() + OVERHEAD;
         let fits = self.bytes.fetch_add(size, Ordering::Relaxed) + size <= MOST_BYTES;
@@ -69,11 +69,11 @@ impl LogQueue {
         }
     }
 
-    /// Waits until all lines of before are written, but not for longer than that.
+    /// Waits until all earlier lines are written, for at most `within`.
     pub fn flush(&self, within: Duration) {
         let (done, written) = channel();
         if self.items.send(Item::Flush(done)).is_ok() {
-            // Who takes the log may hang.
+            // The log sink may hang.
             let _ = written.recv_timeout(within);
         }
     }

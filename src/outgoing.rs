@@ -1,12 +1,12 @@
-//! One HTTP client for everything that goes out: `http` and `https`, certificates of the system, no
-//! redirects by itself. Deadlines, and what an answer means, are the caller's.
+//! HTTP client for everything outbound: `http` and `https`, certificates of the system, no redirects of its own.
+//! Deadlines, and the meaning of an answer, are the caller's.
 //!
 //! ```text
-//! request + Reach ──▶ its host is resolved ──▶ each address is judged ──▶ those that may be called, in its authority
-//!                        ──▶ a connection that was kept to just these, or a new one to the first that answers
+//! request + Reach ──▶ resolve its host ──▶ check each address ──▶ write the allowed ones into its authority
+//!                        ──▶ a pooled connection to just these, or a new one to the first that answers
 //! ```
-//! A name is resolved here and nowhere else, so that what was judged is what is called: the connector reads
-//! the addresses from the authority (`written`), and connections are kept by it. A kept one is thus never
+//! A name is resolved here and nowhere else, so that the checked addresses are the ones called: the connector reads
+//! them from the authority (`written`), which is also the key of the connection pool. A pooled connection is thus never
 //! used for a request that might not have opened it.
 
 use std::io;
@@ -32,44 +32,39 @@ use crate::model::outgoing::{Reach, Refused, VIA_AGENT};
 
 mod written;
 
-/// How long a connection may take to come up.
+/// Limit for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a name may take to be resolved.
+/// Limit for resolving a name.
 const RESOLVE: Duration = Duration::from_secs(10);
 
-/// A request that failed before there was an answer.
+/// Request that failed before there was an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// The certificates of the system could not be loaded.
     #[error("cannot load the system's certificates for https")]
     Certificates(#[source] io::Error),
-    /// Nothing that could be called.
     #[error("it is no address that can be called")]
     NoAddress,
-    /// A name that leads nowhere.
     #[error("the name '{host}' cannot be resolved")]
     Unresolved {
-        /// The name.
         host: String,
-        /// Why.
+        /// Error of the resolver.
         source: io::Error,
     },
-    /// None of its addresses is one that may be called.
     #[error("'{host}' leads nowhere that may be called")]
     Refused {
-        /// The name, or the address.
+        /// Name or address.
         host: String,
-        /// The first of its addresses, and why.
+        /// First of its addresses, and the reason.
         source: Refused,
     },
-    /// No connection, or it broke.
+    /// No connection, or a broken one.
     #[error(transparent)]
     Connection(#[from] Error),
 }
 
 type Plain = HttpConnector<Written>;
 
-/// The client. Certificates are loaded when the first `https` address is called.
+/// HTTP client; certificates are loaded for the first `https` request.
 #[derive(Debug)]
 pub struct Client {
     http: HyperClient<Plain, Full<Bytes>>,
@@ -100,11 +95,11 @@ fn builder() -> hyper_util::client::legacy::Builder {
 }
 
 impl Client {
-    /// Sends a request to where `reach` lets it go; any answer is a success here, and its body is still to
-    /// come. A user's name in the address is not used.
+    /// Sends a request to an address that `reach` allows; any answer is a success here, and its body is still to come.
+    /// A user name in the URL is not used.
     ///
     /// # Errors
-    /// When there was no answer, or nothing was asked, for none of the addresses may be called.
+    /// When there was no answer, or nothing was sent because none of the addresses is allowed.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -138,7 +133,7 @@ impl Client {
     }
 }
 
-/// The addresses of a host that may be called, in the order in which they are to be tried.
+/// Allowed addresses of a host, in the order of attempts.
 async fn judged(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> {
     let host = uri.host().filter(|host| !host.is_empty()).ok_or(SendError::NoAddress)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -150,7 +145,7 @@ async fn judged(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> {
     };
     let mut refused = None;
     let mut allowed = Vec::new();
-    // One of IPv4 has one form from here on: what is judged is what is called.
+    // IPv4-mapped addresses become IPv4 from here on: the checked addresses are the ones called.
     for address in all.iter().map(IpAddr::to_canonical) {
         match reach.judge(address) {
             Ok(()) if allowed.contains(&address) => {}
@@ -176,7 +171,7 @@ async fn resolve(name: &str) -> Result<Vec<IpAddr>, io::Error> {
     }
 }
 
-/// Host and port as they were named (RFC 9110, 7.2), the scheme's own port left out.
+/// Host and port as the URL names them (RFC 9110, 7.2), without the scheme's own port.
 fn host_header(uri: &Uri) -> Option<HeaderValue> {
     let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
     let host = uri.host()?;

@@ -1,7 +1,7 @@
-//! Work that takes longer than it may: told when that begins and when it ends, and counted as long as it goes on.
+//! Work that exceeds its limit: logged when that begins and when it ends, and counted while it lasts.
 //!
-//! Every call of an owner's work has its own deadline; this is the limit of all of it together. Nothing is ended by it: it
-//! tells that an owner hangs, where the heartbeat of its loop does not.
+//! Every call of an owner's work has its own deadline; this is the limit of all of it together. Nothing is cancelled:
+//! it reports an owner that hangs, where the heartbeat of its loop does not.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Between two log lines about the same work.
+/// Interval between two log lines about the same work.
 const TOLD_AGAIN: Duration = Duration::from_secs(300);
-/// Beginnings and ends that a follower may lag behind.
+/// Notices that a follower may lag behind.
 const KEPT: usize = 64;
 
 static OVERDUE: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
@@ -20,34 +20,33 @@ fn overdue() -> MutexGuard<'static, Vec<&'static str>> {
     OVERDUE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many pieces of work of that kind take longer than they may.
+/// Overdue pieces of work of that kind.
 pub fn count(kind: &str) -> u64 {
     overdue().iter().filter(|known| **known == kind).count() as u64
 }
 
-/// Word that work has become overdue, or is so no more.
+/// Notice that work has become overdue, or no longer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
-    /// Whose work.
+    /// Kind of work, by its owner.
     pub kind: &'static str,
-    /// What it is done on.
+    /// Object that the work is done on.
     pub subject: String,
-    /// How long it may take.
     pub limit: Duration,
-    /// How long it has taken.
+    /// Time taken so far.
     pub took: Duration,
-    /// Whether it has ended, or was given up.
+    /// Set if the work has ended, or was given up.
     pub ended: bool,
 }
 
 static TOLD: LazyLock<broadcast::Sender<Told>> = LazyLock::new(|| broadcast::Sender::new(KEPT));
 
-/// The beginnings and ends from now on.
+/// Subscribes to the notices from now on.
 pub fn watch() -> broadcast::Receiver<Told> {
     TOLD.subscribe()
 }
 
-/// A piece of work that is overdue; none any more when it is dropped.
+/// Overdue piece of work; counted until dropped.
 struct Overdue {
     kind: &'static str,
     subject: String,
@@ -64,7 +63,7 @@ impl Overdue {
 
     fn tell(&self, ended: bool) {
         let (kind, subject, limit) = (self.kind, self.subject.clone(), self.limit);
-        // Nobody need follow.
+        // Followers are optional.
         let _ = TOLD.send(Told { kind, subject, limit, took: self.began.elapsed(), ended });
     }
 }
@@ -80,7 +79,7 @@ impl Drop for Overdue {
     }
 }
 
-/// Does work of that kind, on `what`, and tells when it takes longer than that.
+/// Does work of that kind, on `what`, and reports when it exceeds `limit`.
 pub async fn told_after<T>(
     limit: Duration,
     (kind, what): (&'static str, String),
@@ -88,7 +87,7 @@ pub async fn told_after<T>(
 ) -> T {
     let began = Instant::now();
     tokio::pin!(work);
-    // Pinned: goes on when its time is up.
+    // Pinned: continues after the timeout.
     if let Ok(done) = timeout(limit, &mut work).await {
         return done;
     }
@@ -103,7 +102,7 @@ pub async fn told_after<T>(
             "work on {what} takes longer than it may: see what it waits for"
         );
         tokio::select! {
-            // Pinned, like before.
+            // Pinned, as above.
             done = &mut work => return done,
             () = sleep(TOLD_AGAIN) => {}
         }

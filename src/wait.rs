@@ -1,11 +1,11 @@
-//! Waiting for what may not be there, as an arm of a `select!`: pending for ever then. All are cancel-safe.
+//! Waits for things that may be absent, as arms of a `select!`: then pending for ever. All are cancel-safe.
 
 use std::future::{Future, pending};
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// Returns at that time; never without one.
+/// Returns at `time`; never for `None`.
 pub async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -13,14 +13,14 @@ pub async fn until(time: Option<Instant>) {
     }
 }
 
-/// Returns with the next change; never where there will be none, for who would tell has ended.
+/// Returns with the next change; never once the sender is gone.
 pub async fn change<T>(source: &mut watch::Receiver<T>) {
     if source.changed().await.is_err() {
         pending().await
     }
 }
 
-/// Returns what comes of the work; never where there is none.
+/// Returns the output of the work; never for `None`.
 pub async fn end<F: Future + Unpin>(work: &mut Option<F>) -> F::Output {
     match work {
         Some(work) => work.await,

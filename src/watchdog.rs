@@ -1,8 +1,7 @@
-//! The watchdog, fed by heartbeats of those that own something.
+//! Watchdog fed by the heartbeats of owners.
 //!
-//! Each owner's heartbeat comes from its own loop, also while it works on something long. The one that
-//! finds all others fresh is passed on to systemd; when one loop hangs, nobody finds all
-//! fresh, and systemd ends the agent (sd_notify(3), `WATCHDOG=1`).
+//! Each owner's heartbeat comes from its own loop, also during long work. A heartbeat that finds all others fresh is
+//! passed on to systemd; when one loop hangs, none does, and systemd ends the agent (sd_notify(3), `WATCHDOG=1`).
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,18 +21,18 @@ struct Owners {
     fed: Option<Instant>,
 }
 
-/// Where owners register.
+/// Registry of the owners that send heartbeats.
 #[derive(Clone, Default)]
 pub struct Watchdog(Option<Arc<Shared>>);
 
 impl Watchdog {
-    /// A watchdog that calls `feed` at least every `within` as long as every owner's heartbeat comes that often.
+    /// Creates a watchdog that calls `feed` at least every `within` while every owner's heartbeat is that frequent.
     pub fn new(within: Duration, feed: impl Fn() + Send + Sync + 'static) -> Watchdog {
         let owners = Mutex::new(Owners { last: Vec::new(), fed: None });
         Watchdog(Some(Arc::new(Shared { within, owners, feed: Box::new(feed) })))
     }
 
-    /// The heartbeat of one more owner.
+    /// Registers one more owner and returns its heartbeat.
     pub fn register(&self) -> Heartbeat {
         let place = self.0.as_ref().map(|shared| {
             let place = lock(&shared.owners).take_place();
@@ -45,12 +44,11 @@ impl Watchdog {
     }
 }
 
-/// One owner's heartbeat.
 pub struct Heartbeat(Option<(Arc<Shared>, usize, tokio::time::Interval)>);
 
 impl Heartbeat {
-    /// Waits until one is due, and gives it; for ever where there is no watchdog. Cancel-safe: one that
-    /// was not waited for is due at once.
+    /// Waits until a heartbeat is due, and sends it; for ever where there is no watchdog. Cancel-safe: a missed one is
+    /// due at once.
     pub async fn due(&mut self) {
         let Some((shared, place, ticks)) = &mut self.0 else { return std::future::pending().await };
         ticks.tick().await;
@@ -59,8 +57,8 @@ impl Heartbeat {
         }
     }
 
-    /// Ends it, for an owner that has nothing left to own. One that only breaks off stays
-    /// missed, and systemd starts the agent anew.
+    /// Ends the heartbeat of an owner that has nothing left to own. That of an owner that aborts stays missed, and
+    /// systemd restarts the agent.
     pub fn retire(self) {
         if let Some((shared, place, _)) = &self.0
             && let Some(last) = lock(&shared.owners).last.get_mut(*place)
@@ -71,7 +69,7 @@ impl Heartbeat {
 }
 
 impl Owners {
-    /// A place for one more owner: one that another has left, else a new one.
+    /// Slot for one more owner: a freed one, else a new one.
     fn take_place(&mut self) -> usize {
         let now = Some(Instant::now());
         match self.last.iter().position(Option::is_none) {
@@ -90,7 +88,7 @@ impl Owners {
 }
 
 impl Shared {
-    /// Notes one owner's heartbeat; true when systemd is to be fed now.
+    /// Records an owner's heartbeat; `true` if systemd is to be fed now.
     fn beat(&self, place: usize, now: Instant) -> bool {
         let mut owners = lock(&self.owners);
         if let Some(last) = owners.last.get_mut(place) {

@@ -1,7 +1,7 @@
-//! Addresses written into an authority: `name@0a000001.0a000002:8080`.
+//! Addresses encoded in an authority: `name@0a000001.0a000002:8080`.
 //!
-//! The host is the addresses that may be called, in hex; the name before it, with `https` only, is the one
-//! that the certificate has to be for. Connections are kept by this authority, and nothing of it is sent.
+//! The host holds the allowed addresses, in hex; the name before it, with `https` only, is the one that the certificate
+//! must match. Connections are pooled by this authority, and nothing of it is sent.
 
 use std::error::Error;
 use std::io;
@@ -12,10 +12,10 @@ use hyper::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 use tower::Service;
 
-/// More addresses than are tried.
+/// Limit of encoded addresses; more than are ever tried.
 const MOST: usize = 16;
 
-/// The same address with these in the place of its host.
+/// Replaces the host of `uri` by these addresses.
 pub(super) fn uri(uri: &Uri, addresses: &[IpAddr]) -> Option<Uri> {
     let hex = |address: &IpAddr| match address {
         IpAddr::V4(address) => format!("{:08x}", address.to_bits()),
@@ -34,7 +34,7 @@ pub(super) fn uri(uri: &Uri, addresses: &[IpAddr]) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Reads the addresses of such a host.
+/// Decodes the addresses of such a host.
 fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
     let read = |hex: &str| match hex.len() {
         8 => u32::from_str_radix(hex, 16).ok().map(|bits| IpAddr::V4(bits.into())),
@@ -45,7 +45,7 @@ fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
     read.ok_or_else(|| io::Error::other(format!("'{host}' was not judged")))
 }
 
-/// Gives the connector the addresses that are written in the host; it resolves nothing.
+/// Resolver that hands the connector the addresses encoded in the host, and resolves nothing.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Written;
 
@@ -68,7 +68,7 @@ impl Service<Name> for Written {
     }
 }
 
-/// The address whose host is what the certificate has to be for.
+/// URI whose host is the name that the certificate must match.
 pub(super) fn named(uri: &Uri) -> Result<Uri, Box<dyn Error + Send + Sync>> {
     let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
     let name = match authority.rsplit_once('@') {
