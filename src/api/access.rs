@@ -1,6 +1,6 @@
-//! Bearer tokens (RFC 6750): who has one may call.
+//! Bearer tokens (RFC 6750), whose holders may call.
 //!
-//! Only digests are kept, so that no dump of the agent's memory and no word of its log can have a token.
+//! Only digests are kept, so that neither a dump of the agent's memory nor its log can reveal a token.
 
 use std::fmt;
 
@@ -12,12 +12,11 @@ use sha2::{Digest, Sha256};
 use super::errors::Problem;
 use crate::model::access::{Denied, Named, Role, Shown};
 
-/// What a token has at least, in characters: fewer can be guessed.
+/// Minimum length of a token, in characters: a shorter one can be guessed.
 const FEWEST_CHARACTERS: usize = 16;
-/// Tokens of one agent.
 const MOST_TOKENS: usize = 100;
 
-/// The tokens that are taken: digest, and what each gives.
+/// Accepted tokens: digest, and the name and role of each.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tokens(Vec<([u8; 32], Named)>);
 
@@ -29,10 +28,10 @@ impl fmt::Debug for Tokens {
 
 impl Tokens {
     /// Reads a file of tokens: one a line, each with the role `admin`; empty lines and those that begin with `#` are
-    /// none. With no token in it, nobody may call.
+    /// skipped. With no token in it, nobody may call.
     ///
     /// # Errors
-    /// What is wrong, with the line and never with what stands there.
+    /// Description of the fault, with the number of the line and never its content.
     pub fn read(text: &str) -> Result<Tokens, String> {
         let mut digests = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
@@ -40,7 +39,7 @@ impl Tokens {
             if token.is_empty() || token.starts_with('#') {
                 continue;
             }
-            // RFC 6750, 2.1: what a header can carry.
+            // RFC 6750, 2.1: characters that a header can carry.
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
             if !token.bytes().all(plain) {
                 return Err(format!(
@@ -62,12 +61,11 @@ impl Tokens {
         }
     }
 
-    /// Adds one by its digest.
     pub fn add(&mut self, digest: [u8; 32], named: Named) {
         self.0.push((digest, named));
     }
 
-    /// The one with that text. How long that takes says nothing of what they are, for only digests are compared, and
+    /// Finds the token with that text. Its duration reveals nothing of the tokens, for only digests are compared, and
     /// all of them.
     fn find(&self, token: &str) -> Option<&Named> {
         let shown = digest(token);
@@ -82,12 +80,12 @@ fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
 
-/// Whether a path is served without a token: those by which somebody sees whether the agent lives.
+/// `true` if a path is served without a token: liveness and readiness.
 pub(super) fn is_open_to_all(path: &str) -> bool {
     matches!(path.trim_end_matches('/'), "/healthz" | "/readyz")
 }
 
-/// Token that these headers show.
+/// Token that these headers carry.
 pub(super) fn shown<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Shown<'a> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
     let Some(first) = shown.next() else { return Shown::Nothing };

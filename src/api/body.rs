@@ -17,13 +17,13 @@ use super::errors::Problem;
 use crate::model::code::Code;
 use crate::model::policy::HttpPolicy;
 
-/// Bytes that are taken at the most of a body that is refused.
+/// Limit of what is read of a refused body, in bytes.
 const MOST_DRAINED: usize = 16 << 20;
-/// How long that may take, and how long its caller may send nothing meanwhile.
+/// Limit for draining a body, and for its caller to send nothing meanwhile.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// The whole body, within the limits of one: its length, and the time from the end of the head to its end.
+/// Reads the whole body, within the limits of one: its length, and the time from the end of the head to its end.
 ///
 /// # Errors
 /// 413 when it is too long, 408 when it takes too long, 400 when it breaks off.
@@ -34,7 +34,7 @@ pub async fn read(mut body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> 
             format!("the body is longer than {} KiB (http.body_limit_kib)", limits.body_limit_kib);
         Problem::new(Code::BodyTooLarge, text)
     };
-    // A length that is announced is believed; the bytes need not be awaited.
+    // An announced length is believed; the bytes need not be awaited.
     let announced = hyper::body::Body::size_hint(&body).lower();
     if announced > most as u64 {
         tokio::spawn(drain(body));
@@ -57,8 +57,8 @@ pub async fn read(mut body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> 
     }
 }
 
-/// Takes the rest of a body that is refused, within bounds: a caller that is still sending would see its connection
-/// reset, and not the answer (RFC 9112, section 9.6).
+/// Reads the rest of a refused body, within bounds: a caller that is still sending would see its connection reset, and
+/// not the answer (RFC 9112, section 9.6).
 async fn drain(mut body: Body) {
     let mut left = MOST_DRAINED;
     let rest = async {
@@ -85,7 +85,7 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             json.end().map(|()| value).map_err(|e| (String::new(), e))
         });
     parsed.map_err(|(field, e)| {
-        // A body that is no object is judged at its first byte; whether it is JSON at all is asked here.
+        // A body that is no object is refused at its first byte; here it is checked whether it is JSON at all.
         let broken = || serde_json::from_slice::<IgnoredAny>(bytes).err();
         let (code, what, why) = match (e.classify(), broken()) {
             (Category::Data, None) => (Code::InvalidBody, "the body does not fit", e),
@@ -95,12 +95,12 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })
 }
 
-/// The field whose value was refused; none where that is the whole.
+/// Path of the field whose value was refused; empty if the whole was.
 fn field(path: &serde_path_to_error::Path) -> String {
     path.iter().next().map_or(String::new(), |_| format!("{path}: "))
 }
 
-/// A value that must be a JSON object: serde would also fill a struct from an array, field by field.
+/// Value that must be a JSON object: serde would also fill a struct from an array, field by field.
 #[derive(Debug)]
 pub struct Object<T>(pub T);
 

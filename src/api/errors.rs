@@ -1,4 +1,4 @@
-//! Errors as they leave the agent: RFC 9457 under `/v1`, a result object on the compatible routes.
+//! Errors in wire form: RFC 9457 under `/v1`, a result object on the compatible routes.
 
 use std::any::Any;
 
@@ -11,40 +11,35 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::volume::{VolumeState, VolumeView};
 
-/// An error as it is answered, with the HTTP status of its code.
+/// Error answer, with the HTTP status of its code.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
-    /// Code and text.
     pub fault: Fault,
-    /// A member that the problem carries besides, such as the report of what was done.
+    /// Additional member of the problem, such as the report of what was done.
     pub extension: Option<(&'static str, Value)>,
 }
 
 impl Problem {
-    /// A problem with a stable code.
     pub fn new(code: Code, text: impl Into<String>) -> Problem {
         Problem::of(Fault::new(code, text))
     }
 
-    /// A fault of the work itself.
     pub fn of(fault: Fault) -> Problem {
         Problem { fault, extension: None }
     }
 
-    /// The status of its code.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.fault.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// The result object of a compatible route, as the controller expects it.
+    /// Result object of a compatible route, as the controller expects it.
     pub fn into_result(self) -> Response {
         let response = (self.status(), Json(result_body(&self.fault))).into_response();
         refused_with(response, self.fault.code)
     }
 }
 
-/// Why a volume that was to be made was not; nothing where its socket is there, also when a virtual machine
-/// that had it before hangs on it.
+/// Checks that a volume was made: its socket is there, also when a virtual machine that had it before hangs on it.
 ///
 /// # Errors
 /// `volume-not-serving`, with the reason and what becomes of the volume now.
@@ -60,7 +55,7 @@ pub fn made(view: &VolumeView, otherwise: &str) -> Result<(), Fault> {
     }
 }
 
-/// A failed result in the controller's form.
+/// Failed result in the controller's form.
 pub fn result_body(fault: &Fault) -> Value {
     json!({"success": false, "error": fault.text, "code": fault.code})
 }
@@ -69,7 +64,7 @@ pub fn result_body(fault: &Fault) -> Value {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RefusedWith(pub(super) Code);
 
-/// Notes on a response which refusal it is, where it is one.
+/// Marks a response with the code by which it refuses its caller, if it does.
 pub(super) fn refused_with(mut response: Response, code: Code) -> Response {
     if code.is_refusal() {
         response.extensions_mut().insert(RefusedWith(code));
@@ -97,19 +92,19 @@ impl IntoResponse for Problem {
     }
 }
 
-/// What an unknown path is answered with.
+/// Answer for an unknown path.
 pub async fn no_such_route(method: Method, uri: Uri) -> Problem {
     let text = format!("the agent has no route {method} {}: see the README's list", uri.path());
     Problem::new(Code::NoSuchRoute, text)
 }
 
-/// What a known path with another method is answered with; the router adds `Allow`.
+/// Answer for a known path with another method; the router adds `Allow`.
 pub async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     let text = format!("{} does not take {method}: see the header Allow", uri.path());
     Problem::new(Code::MethodNotAllowed, text)
 }
 
-/// A handler broke; the process goes on, and the log has the place.
+/// Answer after a handler panicked; the process goes on, and the log has the place.
 pub fn panicked(_: Box<dyn Any + Send>) -> Response {
     let text = "the agent broke on this request; its log has the place: report it";
     Problem::new(Code::Internal, text).into_response()

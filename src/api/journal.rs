@@ -1,7 +1,7 @@
-//! The audit log: one line for each call that may change the node, when it ends, with who made it and what came of it, and
-//! one for each that was refused. One that takes longer than a second has a line before, too: should the agent die, its end
-//! is never told. That a call found everything in place is told to who wants more (`debug`); its steps are told one by one.
-//! Never what a body says, but for the names in it.
+//! Audit log: one line for each call that may change the node, when it ends, with its caller and its outcome, and one
+//! for each refused call. A call that takes longer than a second has an earlier line, too: should the agent die, its
+//! end is never logged. A call that found everything in place is logged at `debug`; its steps are logged one by one. Of
+//! a body, only the names in it are logged.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,19 +21,17 @@ use crate::model::fault::Fault;
 use crate::model::prepare::{Outcome, PrepareReport};
 use crate::model::task::TaskId;
 
-/// Characters that are told of a name, or of a path, which its caller chose.
+/// Limit of characters logged of a name, or of a path, which its caller chose.
 const MOST_CHARACTERS: usize = 120;
 
-/// What a call is about, by the names that its caller gives.
+/// Objects of a call, by the names that its caller gives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subject {
-    /// The target.
     pub target: Option<String>,
-    /// The volume, or the bdev.
+    /// Volume or bdev.
     pub volume: Option<String>,
-    /// Whether it is forced.
     pub force: bool,
-    /// Method and path of one that is handed on.
+    /// Method and path of a forwarded request.
     pub request: Option<String>,
 }
 
@@ -47,17 +45,15 @@ struct Names {
 }
 
 impl Subject {
-    /// A target.
     pub fn target(name: &impl ToString) -> Subject {
         Subject { target: Some(name.to_string()), ..Subject::default() }
     }
 
-    /// A volume of it.
     pub fn volume(self, name: &impl ToString) -> Subject {
         Subject { volume: Some(name.to_string()), ..self }
     }
 
-    /// A request that is handed on as it is.
+    /// Subject of a forwarded request.
     pub fn request(method: &Method, path: &str) -> Subject {
         Subject { request: Some(cut(&format!("{method} {path}"))), ..Subject::default() }
     }
@@ -71,35 +67,34 @@ impl Subject {
     }
 }
 
-/// A text that its caller chose, as it can stand in a line of the log.
+/// Shortens a text that its caller chose, and replaces its control characters, for the log.
 fn cut(text: &str) -> String {
     let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().take(MOST_CHARACTERS).map(plain).collect()
 }
 
-/// Caller of a request that came in; where no listener judged it, the command of this process.
+/// Caller of a request; where no listener judged it, the command of this process.
 pub fn principal(extensions: &Extensions) -> Principal {
     extensions.get().cloned().unwrap_or_else(Principal::command)
 }
 
-/// A caller that is refused.
+/// Caller of a refused request.
 #[derive(Debug, Clone, Copy)]
 pub struct Refused<'a> {
-    /// Its name, as far as it has one.
+    /// Name, as far as known.
     pub by: &'a str,
-    /// Where it is.
     pub caller: Caller,
-    /// Its user, where it is on this node.
+    /// User, if on this node.
     pub uid: Option<u32>,
-    /// Method and path that it asked for.
+    /// Method and path of the request.
     pub what: &'a str,
 }
 
-/// How long refusals of one client that are not told one by one may stay untold.
+/// Longest time for which the refusals of one client that are not logged one by one stay unreported.
 const UNTOLD_FOR: Duration = Duration::from_secs(60);
 
-/// Counts a refusal and tells of it, or, where its client is refused too often, after a while how many there were. Returns
-/// how long its answer is to wait. Within a runtime.
+/// Counts a refusal and logs it, or, where its client is refused too often, logs after a while how many there were.
+/// Returns the delay of its answer. Must run within a runtime.
 pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) -> Duration {
     let Refused { by, caller, uid, what } = refused;
     let client = (caller.into(), uid);
@@ -120,7 +115,7 @@ pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) 
         let refusals = refusals.clone();
         tokio::spawn(async move {
             sleep(UNTOLD_FOR).await;
-            // None where one that was told has told of them.
+            // None where a later line has reported them.
             let untold = Some(refusals.take_untold(&client)).filter(|untold| *untold > 0);
             let Some(untold) = untold else { return };
             tracing::warn!(
@@ -135,37 +130,34 @@ pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) 
     pace.delay
 }
 
-/// What a call is to change, and who makes it.
+/// Change that a call is to make, and its caller.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// Word for the log.
+    /// Name in the log.
     pub route: &'static str,
-    /// Its caller.
     pub by: Principal,
-    /// What it is about.
     pub of: Subject,
 }
 
 impl Change {
-    /// A change of the node as a whole.
+    /// Change of the node as a whole.
     pub fn of(route: &'static str, by: Principal) -> Change {
         Change { route, by, of: Subject::default() }
     }
 }
 
-/// A call that has not ended after so long is noted.
+/// Duration after which an unfinished call is logged.
 const LONG: Duration = Duration::from_secs(1);
 
-/// A call at work. One that is dropped before it ended has lost its caller.
+/// Call in progress. One that is dropped before its end has lost its caller.
 #[derive(Debug)]
 pub struct Call {
     begun: Arc<Begun>,
     ended: bool,
-    /// Notes that it takes long.
+    /// Task that logs a long call.
     long: JoinHandle<()>,
 }
 
-/// A call that has begun.
 #[derive(Debug)]
 struct Begun {
     change: Change,
@@ -183,7 +175,7 @@ enum Noted {
 }
 
 impl Call {
-    /// Notes that it begins. Within a runtime.
+    /// Records that a call begins. Must run within a runtime.
     pub fn begins(change: Change, task: Option<&TaskId>) -> Call {
         let (task, at, noted) = (task.cloned(), Instant::now(), Mutex::new(Noted::No));
         let begun = Arc::new(Begun { change, task, at, noted });
@@ -195,7 +187,7 @@ impl Call {
         Call { begun, ended: false, long }
     }
 
-    /// Notes how it ended.
+    /// Logs the outcome.
     pub fn ends(mut self, fault: Option<&Fault>) {
         match fault {
             None => self.note("done", None),
@@ -203,13 +195,13 @@ impl Call {
         }
     }
 
-    /// Notes with which status it was answered elsewhere.
+    /// Logs the status with which it was answered elsewhere.
     pub fn passes(mut self, status: StatusCode) {
         let outcome = if status.is_success() { "done" } else { Outcome::Failed.word() };
         self.note(&format!("{outcome} ({})", status.as_u16()), None);
     }
 
-    /// Notes how it was answered; an answer may tell an `outcome` of its own.
+    /// Logs the answer, which may carry an `outcome` of its own.
     pub fn answers(mut self, answer: Result<&Value, &Fault>) {
         match answer.map(|value| value.get("outcome").and_then(Value::as_str)) {
             Ok(Some(outcome)) => self.note(outcome, None),
@@ -218,7 +210,7 @@ impl Call {
         }
     }
 
-    /// Notes how a prepare or a restore ended.
+    /// Logs the outcome of a prepare or a restore.
     pub fn reports(mut self, report: &PrepareReport) {
         self.note(report.outcome.word(), report.errors.first().map(|fault| fault.code));
     }

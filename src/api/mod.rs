@@ -1,8 +1,8 @@
-//! Inbound HTTP: the route table, that of the native routes in `v1`, and what every route has in common.
+//! Inbound HTTP: the route table, with the native routes in `v1`, and everything common to all routes.
 //!
-//! A request passes the listener's bounds (`serve`), the trailing slash is dropped, the router finds
-//! its handler; the handler judges the body, hands a model value to an owner's handle and turns the
-//! outcome back into wire form. Nothing here touches the machine.
+//! A request passes the listener's limits (`serve`), its trailing slash is dropped, and the router finds its handler;
+//! the handler validates the body, hands a model value to an owner's handle and turns the outcome back into wire form.
+//! Nothing here touches the machine.
 
 pub mod access;
 pub mod body;
@@ -45,72 +45,60 @@ use crate::model::policy::{HttpPolicy, PoolPolicy, TargetSettings};
 use crate::model::target::{Desired, TargetName, TargetSpec};
 use crate::targets::Targets;
 
-/// What the agent is about to do, as readiness tells it.
+/// State of the agent, as readiness reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// What was kept over the last boot is being restored.
+    /// Restoring what was kept over the last boot.
     Starting,
-    /// Calls are taken.
     Serving,
-    /// No new calls are taken; those at work go on for a while.
+    /// Refusing new calls, while those in progress go on for a limited time.
     Draining,
 }
 
-/// What the native routes need: handles of the owners, and limits.
+/// Dependencies of the native routes: handles of the owners, and limits.
 pub struct Native {
-    /// Prepares the node.
     pub prepare: Prepare,
-    /// Owns the pools.
     pub pools: Pools,
-    /// Looks at the node.
     pub node: Node,
-    /// Owns the targets.
     pub targets: Targets,
-    /// Which targets are wanted.
     pub desired: watch::Receiver<Desired>,
-    /// What happens.
     pub events: Events,
-    /// What a call for a target means that does not say.
     pub target_defaults: TargetSettings,
-    /// What a call for pages means that does not say.
     pub pool_defaults: PoolPolicy,
-    /// Tells what happens while a long call runs.
+    /// Sink for the progress of long calls.
     pub progress: ProgressSink,
     /// Limits of a request.
     pub http: HttpPolicy,
-    /// Who may call; nobody from outside, where a command works by itself.
+    /// Permitted callers; `None`, and nobody from outside, where a command works by itself.
     pub exposure: Option<Exposure>,
-    /// Whether calls are taken.
     pub phase: watch::Receiver<Phase>,
 }
 
-/// Everything the handlers of an agent that serves need.
+/// Dependencies of all handlers of an agent that serves.
 pub struct Api {
-    /// What the native routes need.
     pub native: Arc<Native>,
-    /// Tells the controller what happens while a long call runs, where the call asks for that.
+    /// Posts the progress of long calls to the controller, where a call asks for it.
     pub progress_posts: ProgressPosts,
-    /// Takes the results of calls that are answered later.
+    /// Outbox for the results of calls that are answered later.
     pub outbox: Outbox,
-    /// Who this host is to the controller.
+    /// Identity of this host towards the controller.
     pub identities: Arc<Identities>,
-    /// Whom the agent may call for a caller.
+    /// Egress policies for URLs that callers supply.
     pub reaches: Reaches,
-    /// How the node stands, as the controller is told.
+    /// Status reports of the node, as sent to the controller.
     pub reports: Reports,
-    /// Which libvirt and QEMU are installed.
+    /// Source of the installed versions of libvirt and QEMU.
     pub hypervisor: Box<dyn zstack::host::AsksVersions>,
-    /// Takes what has no route here; nobody, where no legacy agent is set.
+    /// Handler of unknown routes; `None` without a legacy agent.
     pub fallback: Option<fallback::Fallback>,
-    /// What is counted and measured.
     pub metrics: metrics::Metrics,
 }
 
 impl Native {
-    /// The control socket of a target: as it is wanted, else the usual one.
+    /// Control socket of a target: the desired one, else the default.
     ///
     /// # Errors
-    /// When the settings name one that cannot be.
+    /// When the settings name an invalid one.
     pub fn control_of(&self, name: &TargetName) -> Result<CleanPath, Fault> {
         let defaults = &self.target_defaults;
         match self.wanted(name) {
@@ -119,10 +107,10 @@ impl Native {
         }
     }
 
-    /// The control socket that a call names, else that of the target.
+    /// Control socket that a call names, else that of the target.
     ///
     /// # Errors
-    /// When that is none, or not the caller's to name.
+    /// When it is invalid, or not the caller's to name.
     pub fn control_at(&self, name: &TargetName, named: Option<&str>) -> Result<CleanPath, Fault> {
         match named {
             Some(path) => Ok(self.target_at(Some(path.parse()?))?.control_sock),
@@ -130,25 +118,25 @@ impl Native {
         }
     }
 
-    /// The target that a call asks for, where the call may.
+    /// Spec that a call requests, if callers may.
     ///
     /// # Errors
-    /// When it names what the settings do not let callers name.
+    /// When it names anything that the settings do not let callers name.
     pub fn allowed(&self, spec: TargetSpec) -> Result<TargetSpec, Fault> {
         let known = self.wanted(&spec.name);
         judge_target(&spec, known.as_ref(), &self.target_defaults, Paths::AsNamed)?;
         Ok(spec)
     }
 
-    /// The target of that name, as it is wanted.
+    /// Desired spec of that target.
     pub fn wanted(&self, name: &TargetName) -> Option<TargetSpec> {
         self.desired.borrow().targets.get(name).cloned()
     }
 
-    /// The target that a call means which names no more than a control socket.
+    /// Target of a call that names no more than a control socket.
     ///
     /// # Errors
-    /// When there can be no such control socket.
+    /// When that control socket is invalid.
     pub fn target_at(&self, control: Option<CleanPath>) -> Result<TargetSpec, Fault> {
         zstack::target::at(control, &self.desired.borrow(), &self.target_defaults)
     }
@@ -156,23 +144,22 @@ impl Native {
 
 type Shared = Arc<Api>;
 
-/// What the compatible routes begin with that are the agent's alone.
+/// Prefix of the compatible routes that are the agent's alone.
 const ZBS: &str = "/zbs/primarystorage/vhost";
 
-/// What each door serves.
+/// Router of each listener.
 pub struct Routers {
-    /// The main address.
     pub main: NormalizePath<Router>,
-    /// An address for signs of life and metrics alone.
+    /// Separate address for health probes and metrics.
     pub admin: NormalizePath<Router>,
-    /// The node's own socket.
+    /// The node's own Unix socket.
     pub here: NormalizePath<Router>,
 }
 
-/// The whole route table; with `admin_apart` the main address has no signs of life and no metrics.
+/// Builds the whole route table; with `admin_apart` the main address has no health probes and no metrics.
 pub fn routers(api: Api, admin_apart: bool) -> Routers {
     let [connect, ping, echo] = zstack::through::routes(api.fallback.is_some());
-    // The compatible routes, by the role that each wants.
+    // The compatible routes, by the role that each requires.
     let read = Router::new()
         .route(&format!("{ZBS}/target/health"), post(zstack::target::health))
         .route("/host/echo", echo)
@@ -203,31 +190,31 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
     };
     Routers {
         here: finished(all().fallback(any(fallback::unknown)), &api),
-        // Only the agent itself is told of there.
+        // Only the agent's own state is served there, never the legacy agent's.
         admin: finished(probes().fallback(any(errors::no_such_route)), &api),
         main: finished(main.fallback(any(fallback::unknown)), &api),
     }
 }
 
-/// With what every route has in common.
+/// Adds everything common to all routes.
 fn finished(router: Router<Shared>, api: &Shared) -> NormalizePath<Router> {
     let router = router
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(CatchPanicLayer::custom(errors::panicked))
-        // Outermost, so that a handler that broke is counted as it was answered.
+        // Outermost, so that a request whose handler panicked is counted with its answer.
         .layer(api.metrics.counting())
         .with_state(api.clone());
     NormalizePath::trim_trailing_slash(router)
 }
 
-/// Nobody is asked in the agent's place for what is elsewhere.
+/// Answers 404 for the probes that are served elsewhere, instead of asking the legacy agent.
 fn nothing_of_probes() -> Router<Shared> {
     let nothing = || any(errors::no_such_route);
     let names = ["/healthz", "/readyz", "/metrics"];
     names.into_iter().fold(Router::new(), |router, name| router.route(name, nothing()))
 }
 
-/// The routes that change nothing and tell a machine how the agent does.
+/// Read-only routes by which machines monitor the agent.
 fn probes() -> Router<Shared> {
     Router::new()
         .route("/healthz", get(probes::healthz))

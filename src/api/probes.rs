@@ -1,4 +1,4 @@
-//! Whether the process lives, and whether it takes calls.
+//! Liveness and readiness of the agent.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::{Phase, Shared};
 
-/// The process lives and its runtime answers.
+/// Liveness: the process lives and its runtime answers.
 pub async fn healthz() -> Response {
     Json(json!({"status": "ok"})).into_response()
 }
 
-/// Calls are taken: what was kept over the last boot was restored, and no stop was asked for.
+/// Readiness: what was kept over the last boot was restored, and no stop was requested.
 pub async fn readyz(State(api): State<Shared>) -> Response {
     let (status, word) = match *api.native.phase.borrow() {
         Phase::Serving => (StatusCode::OK, "ready"),

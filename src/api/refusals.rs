@@ -1,7 +1,7 @@
-//! Refused callers: counted by reason, told in the audit log, and slowed down per client.
+//! Refused callers: counted by reason, logged in the audit log, and slowed down per client.
 //!
-//! A client that is refused now and then is answered at once. One that goes on, as somebody who guesses tokens or looks
-//! for open routes does, waits for each answer, and only so many of its refusals are told one by one.
+//! An occasional refusal is answered at once. A client that goes on, as somebody who guesses tokens or looks for open
+//! routes does, waits for each answer, and only so many of its refusals are logged one by one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,28 +15,27 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use crate::model::quota::Client;
 
-/// Refusals of one client that are answered at once; one more each second.
+/// Refusals of one client that are answered at once; refilled by one each second.
 const AT_ONCE: f64 = 10.0;
-/// How long each further answer takes.
+/// Delay of each further answer.
 const DELAY: Duration = Duration::from_secs(1);
-/// Clients that are remembered. With more of them, those that are not are slowed down as if they went on.
+/// Limit of remembered clients. Beyond it, unknown clients are slowed down as if they went on.
 const MOST_CLIENTS: usize = 4096;
 
-/// Who is refused: a client, and on this node the user.
+/// Refused party: a client, and on this node the user.
 pub type Refusee = (Client, Option<u32>);
 
-/// What becomes of a refusal.
+/// Treatment of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
-    /// How long its answer waits.
     pub delay: Duration,
-    /// How many were not told before this one; nothing where this one is not told either.
+    /// Unlogged refusals before this one; `None` if this one is not logged either.
     pub untold: Option<u64>,
     /// Whether it is the first one of its client that is not told, since its untold ones were taken last.
     pub is_first_untold: bool,
 }
 
-/// The refusals since the process runs; clones are one.
+/// Refusals since the process started; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Refusals(Arc<Mutex<State>>);
 
@@ -46,7 +45,7 @@ struct State {
     clients: HashMap<Refusee, Seen>,
 }
 
-/// A client that was refused.
+/// State of a refused client.
 #[derive(Debug)]
 struct Seen {
     /// Refusals, less one for each second.
@@ -64,7 +63,7 @@ impl Seen {
 }
 
 impl Refusals {
-    /// Counts a refusal of that client for that reason, a word.
+    /// Counts a refusal of that client; `reason` is one word.
     pub fn note(&self, client: Refusee, reason: &'static str, now: Instant) -> Pace {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *state.counts.entry(reason).or_default() += 1;
@@ -80,7 +79,7 @@ impl Refusals {
         let level = seen.level(now);
         seen.at = now;
         if level + 1.0 > AT_ONCE {
-            // It stays where it is: who goes on without a pause must not wait for hours afterwards.
+            // The level does not rise: a client that goes on without a pause must not wait for hours afterwards.
             (seen.level, seen.untold) = (level, seen.untold + 1);
             let is_first_untold = !std::mem::replace(&mut seen.are_awaited, true);
             return Pace { delay: DELAY, untold: None, is_first_untold };
@@ -90,7 +89,7 @@ impl Refusals {
         Pace { delay: Duration::ZERO, untold, is_first_untold: false }
     }
 
-    /// Takes how many of a client's refusals were not told.
+    /// Takes the number of a client's unlogged refusals.
     pub fn take_untold(&self, client: &Refusee) -> u64 {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = |seen: &mut Seen| {

@@ -1,4 +1,4 @@
-//! The role that a route wants of its caller, judged before its handler runs.
+//! Role that a route requires of its caller, checked before its handler runs.
 
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
@@ -13,16 +13,16 @@ use crate::model::access::{Principal, Role};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 
-/// Layer of routes that want a role.
+/// Layer of routes that require a role.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wants(Role);
 
-/// Routes under this layer want that role of their caller.
+/// Requires that role of the callers of all routes under this layer.
 pub(super) fn wants(role: Role) -> Wants {
     Wants(role)
 }
 
-/// Judges the caller of a request. One that no listener has judged may do nothing.
+/// Checks the caller of a request. One that no listener has judged may do nothing.
 ///
 /// # Errors
 /// `role-insufficient`.
@@ -40,7 +40,7 @@ impl<S> Layer<S> for Wants {
     }
 }
 
-/// A service whose callers are judged.
+/// Service that checks its callers.
 #[derive(Debug, Clone)]
 pub(super) struct Judging<S> {
     inner: S,
