@@ -1,4 +1,4 @@
-//! Client certificates: whom one names, and which role that gives. Whether it is to be trusted at all, TLS has judged.
+//! Client certificates: the names in them, and the role that those give. Trust in a certificate as such is left to TLS.
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
@@ -9,37 +9,36 @@ use x509_cert::ext::pkix::name::GeneralName;
 use crate::model::access::{Named, Role};
 use crate::model::pattern::fits;
 
-/// Characters of a name that are told.
+/// Limit of characters logged of a name.
 const MOST_NAME: usize = 120;
 
-/// Names that give a role, as patterns; an empty one is not looked at.
+/// Patterns for the names that give a role; an empty one is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateRule {
     /// Subject, in the form of RFC 4514.
     pub subject: String,
-    /// One of the alternative names.
+    /// Any of the alternative names.
     pub san: String,
-    /// What it gives.
     pub role: Role,
 }
 
 /// Rules for the certificates of clients.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Clients {
-    /// Without any, each trusted certificate gives everything.
+    /// Rules; without any, each trusted certificate gives everything.
     pub rules: Vec<CertificateRule>,
     /// Public key of the agent's own certificate (SubjectPublicKeyInfo, DER), which gives nothing.
     own_key: Option<Vec<u8>>,
 }
 
 impl Clients {
-    /// Rules of an agent with that certificate.
+    /// Rules of an agent with the certificate `own`.
     pub fn new(rules: Vec<CertificateRule>, own: &CertificateDer<'_>) -> Clients {
         let own = Certificate::from_der(own).ok();
         Clients { rules, own_key: own.as_ref().and_then(public_key) }
     }
 
-    /// Name and role of a certificate; nothing for one that gives none. The first rule that fits counts.
+    /// Name and role of a certificate; `None` if it gives none. The first matching rule wins.
     pub fn judge(&self, certificate: &CertificateDer<'_>) -> Option<Named> {
         let certificate = Certificate::from_der(certificate).ok()?;
         if self.own_key.is_some() && public_key(&certificate) == self.own_key {

@@ -1,10 +1,10 @@
-//! Who is connected at one door, and who gives way when it is full.
+//! Limiter of the connections at one listener; decides which gives way when it is full.
 //!
-//! A connection is *quiet* until a request has come as a whole, and *at work* from then until the answer was
-//! handed over. One peer has at most its quota of the places. A peer that comes once more takes the place of its own connection that has been
-//! quiet for longest; at a full door, the peer gives way that has the most connections among those with a
-//! quiet one. So connections that say nothing, or never end, keep no call out, from one address or
-//! from many. Only where everybody is at work somebody is refused, and a peer that has no connection yet last.
+//! A connection is *quiet* until a request has come as a whole, and *at work* from then until the answer was handed
+//! over. One peer has at most its quota of connections. A further one of that peer replaces its own connection that has
+//! been quiet for longest; at a full listener, the peer gives way that has the most connections among those with a
+//! quiet one. So connections that send nothing, or never end, keep no call out, from one address or from many. Only
+//! where all are at work is a connection refused, and a peer that has none yet last.
 //!
 //! Plain values: `serve` keeps it in a mutex and closes what has to give way.
 
@@ -12,46 +12,45 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::model::quota::Client;
 
-/// A connection, by the order in which they came.
+/// Connection, by order of arrival.
 pub(super) type Id = u64;
 
-/// What becomes of who comes.
+/// Admission of a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// There is a place.
+    /// Admitted below the limit.
     Free(Id),
-    /// There is one as soon as that connection is closed, which is not counted any more.
+    /// Admitted once the second connection is closed, which is no longer counted.
     InPlaceOf(Id, Id),
-    /// Everybody who could give way is at work.
+    /// Refused: all that could give way are at work.
     Full,
 }
 
-/// One peer's connections.
+/// Connections of one peer.
 #[derive(Debug, Default)]
 struct Connections {
     count: usize,
-    /// Those that are quiet, by when they fell quiet.
+    /// Quiet ones, by when they became quiet.
     quiet: BTreeMap<u64, Id>,
 }
 
-/// All connections of a door.
+/// Connections of a listener.
 #[derive(Debug)]
 pub(super) struct Crowd {
     most: usize,
-    /// Orders connections and when they fall quiet.
+    /// Counter that orders connections and when they become quiet.
     clock: u64,
     peers: HashMap<Client, Connections>,
-    /// Whose it is, and since when it is quiet.
+    /// Peer of each, and since when it is quiet.
     members: HashMap<Id, (Client, Option<u64>)>,
 }
 
 impl Crowd {
-    /// With room for so many.
     pub(super) fn new(most: usize) -> Crowd {
         Crowd { most, clock: 0, peers: HashMap::new(), members: HashMap::new() }
     }
 
-    /// Somebody comes; a place that was found is taken, and its connection quiet.
+    /// Admits a new connection, which counts at once and is quiet.
     pub(super) fn enter(&mut self, peer: Client) -> Entry {
         let own = self.peers.get(&peer);
         let has_none = own.is_none();
@@ -64,7 +63,7 @@ impl Crowd {
             return Entry::Free(self.admit(peer));
         };
         let Some(leaves) = leaves else {
-            // A few places beyond the bound are for who has none: some busy peers keep no other out.
+            // Some connections beyond the limit are reserved for peers that have none: busy peers keep no other out.
             let reserved = self.most + (self.most / 16).max(1);
             return match has_none && self.members.len() < reserved {
                 true => Entry::Free(self.admit(peer)),
@@ -84,18 +83,18 @@ impl Crowd {
         id
     }
 
-    /// A request has come on a connection.
+    /// Marks a connection as at work: a request has come.
     pub(super) fn works(&mut self, id: Id) {
         self.set(id, None);
     }
 
-    /// Its answer was handed over.
+    /// Marks a connection as quiet: its answer was handed over.
     pub(super) fn rests(&mut self, id: Id) {
         let now = self.tick();
         self.set(id, Some(now));
     }
 
-    /// It is gone; one that had to give way is not known any more.
+    /// Removes a connection; one that had to give way is unknown already.
     pub(super) fn leave(&mut self, id: Id) {
         let Some((peer, quiet)) = self.members.remove(&id) else { return };
         let Some(connections) = self.peers.get_mut(&peer) else { return };

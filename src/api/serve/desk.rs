@@ -1,4 +1,5 @@
-//! The requests of one connection: what each has to show, and for how long it keeps the connection at work.
+//! Admission of the requests of one connection: the credentials required, and how long each keeps the connection at
+//! work.
 
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -38,7 +39,7 @@ pub(super) struct Desk {
     pub(super) place: Arc<Place>,
 }
 
-/// The guards by which a request was judged: an answer without end has to be judged again when they change.
+/// Guards by which a request was judged: an endless answer has to be judged again when they change.
 #[derive(Clone)]
 pub struct Judged(watch::Receiver<Guards>);
 
@@ -49,14 +50,14 @@ impl Judged {
         Judged(guards)
     }
 
-    /// Returns when they have changed.
+    /// Returns when the guards have changed.
     pub async fn again(mut self) {
         wait::change(&mut self.0).await;
     }
 }
 
 impl Desk {
-    /// Who makes a request with these headers; the token that it shows goes no further.
+    /// Identifies the caller of a request by its headers; the token goes no further.
     fn judge(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
         let is_agent = |via: &HeaderValue| {
             via.to_str().is_ok_and(|via| via.split(',').any(|hop| hop.trim() == VIA_AGENT))
@@ -83,8 +84,8 @@ impl Desk {
     }
 }
 
-/// Whether a browser sends it for a page of somebody else (RFC 6454, section 7): who reads that page may call, and its author
-/// may not.
+/// `true` if a browser sends it for a foreign page (RFC 6454, section 7): the reader of that page may call, and its
+/// author may not.
 fn comes_from_a_page(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or(""));
     if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
@@ -99,7 +100,7 @@ fn refused(answer: &Response<Body>) -> Option<RefusedWith> {
     answer.extensions().get().copied()
 }
 
-/// Tells of a request that was refused, and has its answer wait where its client goes on.
+/// Logs a refused request, and delays its answer where its client goes on.
 async fn note(
     refused: Option<RefusedWith>,
     by: (Option<Arc<str>>, Peer),
@@ -112,7 +113,7 @@ async fn note(
     let what = format!("{} {}", at.0, at.1.0.path());
     let refused = Refused { by: &by, caller, uid: peer.uid, what: &what };
     let delay = journal::refused(&refusals, refused, code.as_str());
-    // Who may call, and named what no caller may, only is not told each time.
+    // A permitted caller that named something forbidden is not delayed, only logged less often.
     if code.refuses_caller() && !delay.is_zero() {
         sleep(delay).await;
     }
@@ -149,7 +150,7 @@ impl Desk {
     /// Answers a request, whoever it is from.
     fn answer(&self, mut request: Request<Incoming>, at_work: Arc<AtWork>) -> Answering {
         let judged = Judged::now(&self.guards);
-        // The router gets to see a tidied one.
+        // The router sees a normalized URI.
         let sent = AsSent(request.uri().clone());
         let refusals = self.refusals.clone();
         let at = (request.method().clone(), sent.clone());
@@ -185,11 +186,11 @@ impl Desk {
     }
 }
 
-/// A request; its connection is quiet again when it is dropped.
+/// Request in progress; its connection is quiet again on drop.
 struct AtWork(Arc<Place>);
 
 impl AtWork {
-    /// All of it is there.
+    /// Marks the connection as at work: the request has come as a whole.
     fn begins(&self) {
         lock(&self.0.hall).crowd.works(self.0.id);
     }
@@ -201,16 +202,16 @@ impl Drop for AtWork {
     }
 }
 
-/// A body whose connection is at work until all of it was handed over.
+/// Body of an answer, whose connection is at work until all of it was handed over.
 pub(super) struct Answer {
     body: Body,
     _at_work: Arc<AtWork>,
 }
 
-/// The body of a request, which is at work when it has all come, or nobody wants more of it.
+/// Body of a request, which is at work once all of it has come, or no more of it is wanted.
 struct Arriving {
     body: Incoming,
-    /// Its end may be long over while the rest of a body still comes.
+    /// Weak: the request may have ended long before the rest of its body comes.
     of: Weak<AtWork>,
 }
 

@@ -1,4 +1,4 @@
-//! Listening: dual stack where the machine has it, IPv4 alone where not.
+//! Listening sockets: dual stack where the machine has it, IPv4 alone where not.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,29 +10,26 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 4096;
-/// After so many seconds of silence a peer is asked whether it is there …
+/// Seconds of silence after which a peer is probed by TCP keep-alive.
 const KEEP_IDLE: u32 = 60;
-/// … and again after so many, nine times (tcp(7)).
+/// Seconds between probes, of which there are nine (tcp(7)).
 const KEEP_INTERVAL: u32 = 10;
 
-/// Where connections come in.
 #[derive(Debug)]
 pub enum Listener {
-    /// At an address.
     Tcp(TcpListener),
-    /// At a path of this node.
     Unix(UnixListener),
 }
 
-/// A connection that came in.
+/// Accepted connection.
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Listener {
-    /// The next connection, and the address that it is from; none at a path. Cancel-safe: one that was not
-    /// accepted stays in the backlog.
+    /// Accepts the next connection, with its peer's address; `None` at a Unix socket. Cancel-safe: a connection that
+    /// was not accepted stays in the backlog.
     pub(super) async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
             Listener::Tcp(listener) => {
@@ -46,7 +43,7 @@ impl Listener {
 }
 
 impl Stream {
-    /// Tells a connection that is not served why, without waiting for it.
+    /// Sends the reason to a connection that is not served, without waiting for it.
     pub(super) fn refuse(&self, answer: &[u8]) {
         let _ = match self {
             Stream::Tcp(stream) => stream.try_write(answer),
@@ -72,12 +69,12 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
     if address.is_ipv6() {
-        // net.ipv6.bindv6only may say otherwise for the machine.
+        // The machine's net.ipv6.bindv6only may say otherwise.
         let v6_only = !address.ip().is_unspecified();
         setsockopt(&socket.as_fd(), sockopt::Ipv6V6Only, &v6_only)?;
     }
     socket.set_reuseaddr(true)?;
-    // Connections have these from their listener: a peer that lost its power is seen to be gone.
+    // Accepted connections inherit these: a peer that lost its power is detected.
     setsockopt(&socket.as_fd(), sockopt::KeepAlive, &true)?;
     setsockopt(&socket.as_fd(), sockopt::TcpKeepIdle, &KEEP_IDLE)?;
     setsockopt(&socket.as_fd(), sockopt::TcpKeepInterval, &KEEP_INTERVAL)?;

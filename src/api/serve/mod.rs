@@ -1,12 +1,12 @@
-//! The doors: where connections come in, who is let in, and what no connection may take from others.
+//! Listeners: admission of connections and requests, and the limits of each connection.
 //!
 //! ```text
-//! accept ─▶ address allowed? ─▶ a place (crowd) ─▶ TLS ─▶ head ─▶ token? ─▶ router ─▶ answer
-//!              └─ no: 403          └─ none: 503     └─ each with a limit of time ─┘
+//! accept ─▶ address allowed? ─▶ limiter (crowd) ─▶ TLS ─▶ head ─▶ token? ─▶ router ─▶ answer
+//!              └─ no: 403          └─ full: 503     └─ each with a limit of time ─┘
 //! ```
-//! A door has a listener, a router, and guards: the TLS configuration and the tokens as their files were
-//! read last. When the guards change, who comes is judged by the new ones, and connections that were made
-//! under another TLS configuration end with the request at work; an answer without end hears of it (`Judged`).
+//! A listener has a router and guards: the TLS configuration and the tokens as their files were last read. When
+//! the guards change, newcomers are judged by the new ones, and connections that were made under another TLS
+//! configuration end with the request in progress; an endless answer is notified (`Judged`).
 
 mod certificate;
 mod crowd;
@@ -51,32 +51,31 @@ use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::policy::HttpPolicy;
 
-/// A request's head, in bytes; what is longer is answered 431, as is one with more than the 100 fields that
-/// hyper reads without asking for memory.
+/// Limit of a request's head, in bytes; a longer one is answered 431, as is one with more than the 100 fields that
+/// hyper reads without allocating.
 const HEAD_BYTES: usize = 64 * 1024;
-/// Reason of a connection whose handshake failed, as it is counted and told.
+/// Reason of a failed TLS handshake, in metrics and log.
 const TLS_REASON: &str = "tls-handshake";
-/// What a connection too many is told.
+/// Answer to a connection beyond the limit.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 130\r\n\r\n\
     {\"status\":503,\"code\":\"too-many-connections\",\"detail\":\"http.max_connections, or your share of them, are at work: call again later\"}";
-/// What a connection from an address is told that is not allowed.
+/// Answer to a connection from an address that is not allowed.
 const NOT_ALLOWED: &[u8] = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 102\r\n\r\n\
     {\"status\":403,\"code\":\"address-not-allowed\",\"detail\":\"access.allow does not have the address you have\"}";
 
-/// TLS of a listener, and whom it knows by their certificates.
+/// TLS of a listener, and the rules for client certificates.
 pub struct TlsGuard {
-    /// What handshakes need.
     pub config: Arc<ServerConfig>,
     /// Roles of certificates, where clients show one.
     pub clients: Clients,
-    /// When the list of revoked certificates is to be replaced, where there is one that says it.
+    /// Next update of the revocation list, where one states it.
     pub crl_until: Option<SystemTime>,
 }
 
 impl TlsGuard {
-    /// What an operator should think about.
+    /// Warning for the operator about an outdated revocation list.
     pub fn warning(&self, now: SystemTime) -> Option<String> {
         let until = self.crl_until.filter(|until| *until < now)?;
         Some(format!(
@@ -86,61 +85,57 @@ impl TlsGuard {
     }
 }
 
-/// What has to be shown at a door.
+/// Credentials required at a listener.
 #[derive(Clone, Default)]
 pub struct Guards {
-    /// TLS, with a client's certificate where it asks for one.
+    /// TLS, with a client certificate where the configuration requires one.
     pub tls: Option<Arc<TlsGuard>>,
-    /// A token in each request.
+    /// Tokens, one of which each request has to carry.
     pub tokens: Option<Tokens>,
 }
 
 impl Guards {
-    /// Whether nothing else has to be shown.
+    /// `true` if both require the same.
     pub fn is_as(&self, other: &Guards) -> bool {
         same(&self.tls, &other.tls) && self.tokens == other.tokens
     }
 }
 
-/// The node, as far as it knows who calls.
+/// Knowledge of the node about its callers.
 pub trait KnowsPeers: Send + Sync {
-    /// Whose the end of a connection at `peer`, to `own`, is.
+    /// Owner of the connection's end at `peer`, towards `own`.
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose;
 
     /// Whether root has the socket with that inode, and only outside of containers. Blocks for some 10 ms on a large node.
     fn is_held_here(&self, inode: u32) -> bool;
 }
 
-/// Whose an end of a connection is.
+/// Owner of an end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
-    /// Another machine's.
+    /// Another machine.
     Elsewhere,
-    /// This node's, and no process is known that has it.
+    /// Own node, with no known process that has it.
     Nobodys,
-    /// A process's of this user of the node, with the inode of its socket.
+    /// Process of this user of the node, with the inode of its socket.
     Users(u32, u32),
 }
 
-/// Where calls come in.
+/// Listener with its router and guards.
 pub struct Door {
-    /// Where.
     pub listener: Listener,
-    /// What is served there.
     pub router: NormalizePath<Router>,
-    /// Who may call, and for what.
+    /// Permitted callers and their roles.
     pub rules: Arc<Rules>,
-    /// What has to be shown now.
+    /// Credentials required now.
     pub guards: watch::Receiver<Guards>,
-    /// What the node knows of peers.
     pub node: Arc<dyn KnowsPeers>,
-    /// Those that were refused.
     pub refusals: Refusals,
-    /// Whether the spelling of header names is kept, for whom a request is handed on to.
+    /// Set if the spelling of header names is kept, for forwarded requests.
     pub header_case: bool,
 }
 
-/// Serves until `stop` is done, then lets the connections at work end within the drain limit.
+/// Serves until `stop` completes, then lets the connections at work end within the drain limit.
 pub async fn serve(doors: Vec<Door>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
     let (ending, ended) = watch::channel(false);
     let open = join_all(doors.into_iter().map(|door| door.open(limits, ended.clone())));
@@ -151,14 +146,14 @@ pub async fn serve(doors: Vec<Door>, limits: HttpPolicy, stop: impl Future<Outpu
     tokio::join!(open, stopped);
 }
 
-/// Who is inside.
+/// Connection limiter, with the means to close its connections.
 struct Hall {
     crowd: Crowd,
-    /// How each connection is closed that has to give way.
+    /// Abort handles of the connections, for those that have to give way.
     closes: HashMap<Id, AbortHandle>,
 }
 
-/// A connection's place; free again when it is dropped.
+/// Slot of a connection; freed on drop.
 struct Place {
     hall: Arc<Mutex<Hall>>,
     id: Id,
@@ -187,13 +182,13 @@ impl Door {
                 accepted = self.listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(e) => {
-                        // Out of descriptors, mostly: trying again at once would only burn the CPU.
+                        // Out of descriptors, mostly: retrying at once would only burn the CPU.
                         tracing::warn!(error = %e, "a connection could not be accepted");
                         sleep(Duration::from_millis(100)).await;
                         continue;
                     }
                 },
-                // Cancel-safe: what was said stays said.
+                // Cancel-safe: the value stays set.
                 _ = ending.wait_for(|ending| *ending) => break,
             };
             self.let_in(stream, peer, &hall, limits, &ended, &alive);
@@ -204,7 +199,7 @@ impl Door {
         }
     }
 
-    /// Peer of a connection, as far as the kernel tells who that is; with the inode of the socket of one that says to be root.
+    /// Peer of a connection, as far as the kernel knows it; with the inode of the socket of one that claims to be root.
     fn known(&self, stream: &Stream, peer: Option<SocketAddr>) -> (Peer, Option<u32>) {
         let known = match (stream, peer) {
             (Stream::Tcp(stream), Some(peer)) => {
@@ -304,14 +299,14 @@ struct Visit {
     limits: HttpPolicy,
     header_case: bool,
     ended: watch::Receiver<bool>,
-    /// The door waits for all of these.
+    /// Open until the connection ends; the listener waits for all of these.
     _alive: mpsc::Sender<()>,
 }
 
 impl Visit {
     async fn serve(mut self, stream: Stream) {
         let tls = self.guards.borrow().tls.clone();
-        // In boxes: else a connection without TLS is as large as one with it.
+        // Boxed: else a connection without TLS is as large as one with it.
         match (stream, tls) {
             (Stream::Unix(stream), _) => Box::pin(self.talk(stream, None)).await,
             (Stream::Tcp(stream), None) => Box::pin(self.talk(stream, None)).await,
@@ -354,13 +349,13 @@ impl Visit {
         tokio::pin!(connection);
         let last_request = async {
             tokio::select! {
-                // Both are cancel-safe; the second is silent where nobody can change the guards any more.
+                // Both are cancel-safe; the second is pending where nobody can change the guards any more.
                 _ = ended.wait_for(|ended| *ended) => {}
                 Ok(_) = guards.wait_for(|guards| !same(&guards.tls, &tls)) => {}
             }
         };
         tokio::select! {
-            // How a connection ends is its peer's business.
+            // The end of a connection is its peer's business.
             _ = &mut connection => return,
             () = last_request => {}
         }

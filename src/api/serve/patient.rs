@@ -1,5 +1,5 @@
-//! A connection whose peer has to go on reading: one that takes nothing for too long is broken off, so
-//! that an answer that nobody fetches does not keep its place for ever.
+//! Write timeout of a connection: one whose peer reads nothing for too long is broken off, so that an unread answer
+//! does not hold its slot for ever.
 
 use std::io;
 use std::pin::Pin;
@@ -9,17 +9,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream with a limit on how long a write may stand still.
+/// Stream with a limit on how long a write may stall.
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     stream: S,
     within: Duration,
-    /// Runs while the peer takes nothing.
+    /// Timer that runs while the peer reads nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    /// Lets the peer take nothing for so long.
+    /// Lets the peer read nothing for at most `within`.
     pub(super) fn new(stream: S, within: Duration) -> Patient<S> {
         Patient { stream, within, stalled: None }
     }

@@ -1,5 +1,5 @@
-//! TLS of the listener: from the files' bytes to what a handshake needs. Who reads the files, and when
-//! anew, is the composition root's business.
+//! TLS of the listener: from the files' bytes to the configuration of handshakes. Reading the files, and reading them
+//! again, is the composition root's business.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,45 +21,41 @@ use x509_cert::der::Decode;
 use super::TlsGuard;
 use super::certificate::{CertificateRule, Clients};
 
-/// What the files hold, as PEM (RFC 7468).
+/// Contents of the files, as PEM (RFC 7468).
 pub struct Material {
-    /// The agent's certificate, and those between it and the authority.
+    /// The agent's certificate and its intermediates.
     pub chain: Vec<u8>,
-    /// Its private key.
+    /// Private key of that certificate.
     pub key: Vec<u8>,
-    /// The authorities whose certificates clients have to show; without any, clients show none.
+    /// Authorities of the certificates that clients have to show; without any, clients show none.
     pub client_ca: Option<Vec<u8>>,
-    /// Certificates that these have revoked.
+    /// Revocation lists of these authorities.
     pub client_crl: Option<Vec<u8>>,
 }
 
-/// Files that cannot be used.
+/// Unusable TLS files.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// No certificate, or none that can be read.
     #[error("tls.certificate holds no certificate that can be used: it has to be PEM")]
     Certificate(#[source] PemError),
-    /// No private key. What stands there is not told.
+    /// No private key. The file's content is not reported.
     #[error("tls.key holds no private key that can be used: it has to be PEM, without a password")]
     Key,
-    /// The key is another certificate's, or of a kind that is not known.
+    /// Key of another certificate, or of an unknown kind.
     #[error("tls.certificate and tls.key cannot be used together")]
     Pair(#[source] rustls::Error),
-    /// No authority, or none that can be read.
     #[error("tls.client_ca holds no certificate that can be used: it has to be PEM")]
     ClientCa(#[source] PemError),
-    /// A certificate there cannot be an authority's.
     #[error("tls.client_ca holds a certificate that is no authority's")]
     Authority(#[source] rustls::Error),
-    /// No list of revoked certificates, or none that can be read.
     #[error("tls.client_crl holds no CRL that can be used: it has to be PEM")]
     ClientCrl(#[source] PemError),
-    /// The authorities together.
+    /// Verifier of client certificates, built from all authorities together.
     #[error("tls.client_ca cannot be used")]
     Verifier(#[from] VerifierBuilderError),
 }
 
-/// TLS with these files, and these rules for certificates of clients.
+/// TLS with these files, and these rules for client certificates.
 ///
 /// # Errors
 /// [`TlsError`]: which file, and what is wrong with it.
@@ -71,7 +67,7 @@ pub fn guard(material: &Material, rules: Vec<CertificateRule>) -> Result<TlsGuar
     Ok(TlsGuard { config, clients, crl_until })
 }
 
-/// The first time at which one of these lists is to be replaced (RFC 5280, section 5.1.2.5).
+/// Earliest time at which one of these lists is to be replaced (RFC 5280, section 5.1.2.5).
 fn next_update(pem: &[u8]) -> Option<SystemTime> {
     let lists = revoked(pem).ok()?;
     let until = |list: &CertificateRevocationListDer<'_>| {
@@ -81,7 +77,7 @@ fn next_update(pem: &[u8]) -> Option<SystemTime> {
     lists.iter().filter_map(until).min()
 }
 
-/// What handshakes need.
+/// Configuration of handshakes.
 ///
 /// # Errors
 /// [`TlsError`]: which file, and what is wrong with it.
@@ -100,7 +96,7 @@ fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             let revoked = material.client_crl.as_deref().map(revoked).transpose();
             let verifier = match revoked.map_err(TlsError::ClientCrl)? {
-                // Of the authorities between, only some publish lists.
+                // Of the intermediate authorities, only some publish lists.
                 Some(lists) => verifier.with_crls(lists).only_check_end_entity_revocation(),
                 None => verifier,
             };
@@ -111,7 +107,7 @@ fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
     let key = PrivateKeyDer::from_pem_slice(&material.key).map_err(|_| TlsError::Key)?;
     let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Pair)?;
     if material.client_ca.is_some() {
-        // A session that is taken up again is not verified again: a client's certificate could have expired.
+        // A resumed session is not verified again: a client's certificate could have expired.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
@@ -119,14 +115,14 @@ fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// All lists, at least one.
+/// Reads all revocation lists, at least one.
 fn revoked(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
     let all: Vec<_> =
         CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
     if all.is_empty() { Err(PemError::NoItemsFound) } else { Ok(all) }
 }
 
-/// All of them, at least one.
+/// Reads all certificates, at least one.
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let all: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
     if all.is_empty() { Err(PemError::NoItemsFound) } else { Ok(all) }
