@@ -1,19 +1,18 @@
-//! Heads on their way through: all of them is handed on but what belongs to one connection alone
-//! (RFC 9110, 7.6.1).
+//! Heads of forwarded messages: everything passes but what belongs to one connection alone (RFC 9110, 7.6.1).
 
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, response};
 
 use super::super::ZBS;
 
-/// The target of a request as it was sent; the router finds its way by a tidied one.
+/// Target of a request as it was sent; the router uses a normalized one.
 #[derive(Debug, Clone)]
 pub struct AsSent(pub Uri);
 
-/// Who sent it and how it got here is the agent's own business, and the connection's; what is between the
-/// two ends stays as it is: method, target, headers with their spelling, body.
+/// Builds the forwarded request. Its caller and its way here are the agent's own business, and the connection's;
+/// everything between the two ends stays as it is: method, target, headers with their spelling, body.
 ///
-/// Nothing is added that says who handed it on: kvmagent is to see what it has always seen.
+/// No header names the forwarder: kvmagent is to get what it has always got.
 pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
     let Parts { method, uri, version, headers, mut extensions, .. } = head;
     let uri = extensions.remove::<AsSent>().map_or(uri, |AsSent(sent)| sent);
@@ -27,16 +26,16 @@ pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
     request.headers_mut().insert(header::CONNECTION, own);
     *request.method_mut() = method;
     *request.uri_mut() = uri;
-    // One without `Host` is only right in the older version, which knows no chunks either.
+    // A request without `Host` is only right in HTTP/1.0, which knows no chunks either.
     *request.version_mut() = version;
-    // The spelling of the headers is in there.
+    // Holds the spelling of the headers.
     *request.extensions_mut() = extensions;
     request
 }
 
-/// Whether a path is another spelling of one of the agent's own: with escapes, `//`, `.` or `..` in it, or
-/// with something before it. `//host/…`, and `/x://host/…` too, is for some readers an address in absolute
-/// form (CherryPy's own among them), and what they look up begins behind the host.
+/// `true` if a path is another spelling of one of the agent's own: with escapes, `//`, `.` or `..` in it, or with
+/// something before it. `//host/…`, and `/x://host/…` too, is for some readers an address in absolute form (CherryPy's
+/// own among them), and they look up what follows the host.
 pub(super) fn is_own_in_disguise(path: &str) -> bool {
     let plain = plain(path);
     let own = plain.match_indices(ZBS).find(|(at, _)| {
@@ -46,10 +45,10 @@ pub(super) fn is_own_in_disguise(path: &str) -> bool {
     own.is_some_and(|(at, _)| at > 0 || plain != path.trim_end_matches('/'))
 }
 
-/// Paths below these are for callers on the node: its own operation, and what its plug-ins have.
+/// Prefixes of the legacy agent's paths for callers on the node: its own operation, and its plug-ins.
 const FOR_THE_NODE: [&str; 2] = ["/kvmagent/operations/", "/kvmagent/plugins/"];
 
-/// Whether the legacy agent takes a path from its own node alone, however it is written.
+/// `true` if the legacy agent takes a path from its own node alone, however it is written.
 pub(super) fn is_for_the_node(path: &str) -> bool {
     let plain = plain(path).to_ascii_lowercase() + "/";
     FOR_THE_NODE.iter().any(|own| plain.contains(own))
@@ -58,13 +57,13 @@ pub(super) fn is_for_the_node(path: &str) -> bool {
 /// Calls of the legacy agent that rewrite `vm.nr_hugepages` (reference/zstack-protocol.md).
 const POOL_CALLS: [&str; 2] = ["/host/enable/hugepage", "/host/disable/hugepage"];
 
-/// Test for a path of one of those, however it is written: a look too many does no harm.
+/// `true` for a path of one of those, however it is written: a needless observation does no harm.
 pub(super) fn changes_pools(path: &str) -> bool {
     let plain = plain(path);
     POOL_CALLS.iter().any(|call| plain.ends_with(call))
 }
 
-/// A path as somebody reads it who undoes all escapes and walks it part by part.
+/// Normalizes a path like a reader that undoes all escapes and walks it part by part.
 fn plain(path: &str) -> String {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -91,19 +90,19 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// An answer on its way back.
+/// Builds the answer on its way back.
 pub(super) fn answered<B>(head: response::Parts, body: B) -> axum::http::Response<B> {
     let mut response = axum::http::Response::new(body);
     *response.status_mut() = head.status;
     *response.headers_mut() = end_to_end(&head.headers);
     *response.version_mut() = Version::HTTP_11;
-    // The spelling of the headers is in there, and the words behind the status.
+    // Holds the spelling of the headers, and the reason phrase.
     *response.extensions_mut() = head.extensions;
     response
 }
 
-/// The headers that are not one connection's own, in their order. `Transfer-Encoding` stays, for codings
-/// other than `chunked` are not undone here; hyper makes of it what the other connection can do.
+/// Headers that are not one connection's own, in their order. `Transfer-Encoding` stays, for codings other than
+/// `chunked` are not undone here; hyper adapts it to the other connection.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
     let mut kept = HeaderMap::with_capacity(headers.len());
@@ -120,7 +119,7 @@ fn belongs_to_the_connection(name: &HeaderName) -> bool {
     known.contains(name) || ["keep-alive", "proxy-connection"].contains(&name.as_str())
 }
 
-/// What `Connection` names besides; never what says where a message ends and for whom it is.
+/// Further headers that `Connection` names; never those that give a message's end and its addressee.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     let firm =
         [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::CONTENT_TYPE];

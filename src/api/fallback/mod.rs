@@ -1,11 +1,10 @@
-//! What the agent does not serve goes to the legacy agent (`fallback_url`), and its answer back, as they
-//! came.
+//! Forwarding to the legacy agent (`fallback_url`) of everything that the agent does not serve, unchanged, as are the
+//! answers.
 //!
-//! A request gets a place, of which there are fewer than connections, so that a legacy agent that is slow
-//! never takes the agent's own routes down; a connection of its own (`stream`), to where its `name` leads;
-//! and passes with its body streamed (`relay`).
-//! The legacy agent may think for a quarter of an hour once it has all of a request, for which there is an
-//! hour, and a body stand still for `http.body_timeout`. Nothing is sent twice.
+//! A request gets a slot, of which there are fewer than connections, so that a slow legacy agent never takes the
+//! agent's own routes down; a connection of its own (`stream`), to an address of its `name`; and passes with its body
+//! streamed (`relay`). The legacy agent may take a quarter of an hour to answer once it has all of a request, which may
+//! take an hour to come, and a body may stall for `http.body_timeout`. Nothing is sent twice.
 
 mod head;
 mod name;
@@ -41,34 +40,34 @@ use crate::model::policy::HttpPolicy;
 
 pub use self::head::AsSent;
 
-/// How long a connection to it may take to come up.
+/// Limit for establishing a connection to it.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How long it may think about an answer once it has all of the request: the controller itself waits for
-/// five minutes. Without a bound, calls at one that hangs would keep their places for ever.
+/// Limit for its answer once it has all of the request: the controller itself waits for five minutes. Without a bound,
+/// calls to one that hangs would hold their slots for ever.
 const THINKS: Duration = Duration::from_secs(15 * 60);
 
-/// How long a request may take to come as a whole: one that comes by the byte would keep its place for ever.
+/// Limit for a request to come as a whole: one that comes by the byte would hold its slot for ever.
 const COMES: Duration = Duration::from_secs(60 * 60);
 
-/// The way to the legacy agent.
+/// Forwards requests to the legacy agent.
 #[derive(Debug)]
 pub struct Fallback {
     address: FallbackAddress,
     name: Name,
-    /// Where this agent listens.
+    /// Address at which this agent listens.
     own: SocketAddr,
-    /// How long a body may stand still, in either direction.
+    /// Longest stall of a body, in either direction.
     idle: Duration,
-    /// Requests at one time.
+    /// Limit of concurrent requests.
     requests: usize,
     places: Arc<Places>,
-    /// Whether the last attempt to connect went well: the log tells only when that changes.
+    /// Set if the last attempt to connect succeeded: only changes are logged.
     reachable: AtomicBool,
 }
 
 impl Fallback {
-    /// A way to that address. Nobody has to be there yet.
+    /// Forwards to `address`; nobody has to be there yet.
     pub fn new(address: FallbackAddress, own: SocketAddr, limits: &HttpPolicy) -> Fallback {
         // The other connections are left to the agent's own routes.
         let requests = (limits.max_connections / 2).max(1);
@@ -78,10 +77,10 @@ impl Fallback {
         Fallback { address, name, own, idle, requests, places, reachable: AtomicBool::new(true) }
     }
 
-    /// Hands a request on, and its answer back; an answer is what the legacy agent says, whatever that is.
+    /// Forwards a request and returns the legacy agent's answer, whatever that is.
     ///
     /// # Errors
-    /// Why there is no answer of the legacy agent.
+    /// The reason why the legacy agent gave no answer.
     pub async fn pass(&self, request: Request) -> Result<Response, Problem> {
         let place = self.place(&request)?;
         if request.method() == Method::CONNECT {
@@ -117,8 +116,8 @@ impl Fallback {
         let (head, body) = request.into_parts();
         let (body, watch) = self.sent(body);
         let answer = tokio::select! {
-            // What broke the body is the reason for what follows from it. The other one is dropped, and
-            // with it the connection: the request is given up.
+            // What broke the body is the cause of what follows from it. The other future is dropped, and with it the
+            // connection: the request is given up.
             biased;
             problem = self.given_up(watch) => return Err(problem),
             answer = line.ask(head::forwarded(head, body)) => answer,
@@ -129,7 +128,7 @@ impl Fallback {
         Ok(head::answered(head, Body::new(body)))
     }
 
-    /// Returns when there is no sense in waiting for an answer any more.
+    /// Returns when waiting for an answer makes no sense any more.
     async fn given_up(&self, watch: Option<Watch>) -> Problem {
         if let Some(watch) = watch {
             match timeout(COMES, watch.over()).await {
@@ -142,7 +141,7 @@ impl Fallback {
         self.thinks_too_long()
     }
 
-    /// The body as it goes on; one that is empty must not look as if something came.
+    /// Body to forward; an empty one must not look as if something came.
     fn sent(&self, body: Body) -> (Body, Option<Watch>) {
         if body.is_end_stream() {
             return (Body::empty(), None);
@@ -166,7 +165,7 @@ impl Fallback {
         Problem::new(Code::FallbackUnreachable, text)
     }
 
-    /// The connection broke after the request had begun to go out.
+    /// Problem of a connection that broke after the request had begun to go out.
     fn lost(&self, error: &hyper::Error) -> Problem {
         let text = format!(
             "{} (fallback_url) gave no answer: {}; it may have done what was asked, and is not asked again",
@@ -184,7 +183,7 @@ impl Fallback {
         Problem::new(Code::FallbackSilent, text)
     }
 
-    /// The body never got there as a whole.
+    /// Problem of a request whose body never got there as a whole.
     fn gave_up(&self, broken: Broken) -> Problem {
         let code = match broken {
             Broken::Silent(_) | Broken::Endless(_) => Code::BodyTimeout,
@@ -203,8 +202,8 @@ impl Fallback {
     }
 }
 
-/// What the agent has no route for: the legacy agent's, where there is one. It runs commands as root for who may call it,
-/// and takes those of its own operation from the node alone; behind this agent, all callers look to it like the node.
+/// Handles unknown routes: the legacy agent's, where there is one. It runs commands as root for its callers, and takes
+/// those of its own operation from the node alone; behind this agent, all callers look to it like the node.
 pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
     if api.fallback.is_some() {
         if let Err(fault) = roles::judge(&request, Role::Admin) {
@@ -215,7 +214,7 @@ pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
             let text = "the legacy agent takes this from its own node alone, and so does this agent: call as root there";
             return Problem::new(Code::NodeRootOnly, text).into_response();
         }
-        // Whatever the method: the legacy agent looks at the path alone.
+        // Whatever the method: the legacy agent considers the path alone.
         let of = Subject::request(request.method(), request.uri().path());
         let change = Change { of, ..Change::of("handed on", principal(request.extensions())) };
         return noted(api, request, change).await;
@@ -223,7 +222,7 @@ pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
     forward(State(api), request).await
 }
 
-/// Hands a request on to the legacy agent, which may change the node by it, with its line in the audit log.
+/// Forwards a request that may change the node to the legacy agent, with a line in the audit log.
 pub async fn noted(api: Shared, request: Request, change: Change) -> Response {
     let call = Call::begins(change, None);
     let answer = forward(State(api), request).await;
@@ -231,7 +230,7 @@ pub async fn noted(api: Shared, request: Request, change: Change) -> Response {
     answer
 }
 
-/// Hands a request on to the legacy agent, where there is one.
+/// Forwards a request to the legacy agent, where there is one.
 pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
     let Some(fallback) = &api.fallback else {
         let (head, _) = request.into_parts();
@@ -246,7 +245,7 @@ pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
     fallback.pass(request).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Has the pools looked at when a call that changes them ends, however it does: also where its caller has gone.
+/// Has the pools observed when a call that changes them ends, however it does: also where its caller has gone.
 struct Looks(Pools);
 
 impl Drop for Looks {

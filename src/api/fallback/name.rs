@@ -1,4 +1,4 @@
-//! Where one name leads, for those who ask for it with each request.
+//! Cached addresses of one name, which are needed with each request.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -9,41 +9,41 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long an answer is used: a look-up may cost more than the request it is for.
+/// Lifetime of a lookup's result: a lookup may cost more than the request it is for.
 const KEPT: Duration = Duration::from_secs(5);
 
-/// A host and a port.
+/// Host and port.
 #[derive(Debug)]
 pub(super) struct Name {
     host: String,
     port: u16,
     last: Arc<Mutex<Option<Look>>>,
-    /// Held by the look-up that is under way.
+    /// Lock held by the lookup in progress.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What the last look-up came to.
+/// Result of the last lookup.
 #[derive(Debug, Clone)]
 struct Look {
     ended: Instant,
-    /// Those that were found last; none where none ever were.
+    /// Addresses found last; empty if none ever were.
     addresses: Vec<SocketAddr>,
-    /// Why there are none.
+    /// Failure that left none.
     failed: Option<(io::ErrorKind, String)>,
 }
 
 impl Name {
-    /// A name, or an address without brackets, and a port.
+    /// Name, or address without brackets, and port.
     pub(super) fn new(host: String, port: u16) -> Name {
         Name { host, port, last: Arc::default(), turn: Arc::default() }
     }
 
-    /// Its addresses. One look-up is under way at a time, also when whoever asked has given up: getaddrinfo(3)
-    /// cannot be cut short, and one for each request would take all threads while a name server is silent.
-    /// Addresses that were found once are used until others are.
+    /// Looks up the addresses. One lookup is in progress at a time, also when its caller has given up: getaddrinfo(3)
+    /// cannot be cancelled, and one for each request would take all threads while a name server is silent. Addresses
+    /// that were found once are used until others are.
     ///
     /// # Errors
-    /// When the name leads nowhere.
+    /// When the name cannot be resolved.
     pub(super) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let to = (self.host.clone(), self.port);
         self.looked_up(move || to.to_socket_addrs().map(Iterator::collect)).await
@@ -66,7 +66,7 @@ impl Name {
             return Ok(known.addresses);
         }
         let turn = self.turn.clone().lock_owned().await;
-        // Who waited has the answer of the one that was waited for.
+        // A waiting caller shares the result of the lookup that it waited for.
         let answered = self.last().filter(|last| last.ended >= asked);
         let last = match answered {
             Some(last) => last,

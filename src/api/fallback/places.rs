@@ -1,19 +1,18 @@
-//! Places for requests that are handed on: one client has its quota of them, so that who keeps
-//! his own for long leaves room for others.
+//! Slots for forwarded requests: each client has a quota, so that one that holds its slots for long leaves room for
+//! others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::quota::Client;
 
-/// The places.
 #[derive(Debug)]
 pub(super) struct Places {
     most: usize,
     taken: Mutex<HashMap<Client, usize>>,
 }
 
-/// One of them; free again when it is dropped.
+/// Slot of one request; freed on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
@@ -21,12 +20,11 @@ pub(super) struct Place {
 }
 
 impl Places {
-    /// So many.
     pub(super) fn new(most: usize) -> Places {
         Places { most, taken: Mutex::default() }
     }
 
-    /// One for this peer; `None` when all are taken, or all that it may have.
+    /// Takes a slot for this peer; `None` when all are taken, or its quota is.
     pub(super) fn take(self: &Arc<Places>, peer: Client) -> Option<Place> {
         let mut taken = self.lock();
         let own = taken.get(&peer).copied().unwrap_or_default();

@@ -1,6 +1,5 @@
-//! A body on its way from one connection to another, one piece at a time: the next piece is only read
-//! when the last one was taken, so neither side can fill the memory, and where nothing moves for too long
-//! the body breaks off.
+//! Relay of a body from one connection to another, one piece at a time: the next piece is only read when the last one
+//! was taken, so neither side can fill the memory, and a body that stalls for too long breaks off.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,19 +10,18 @@ use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// Why a body broke off.
+/// Reason for which a body broke off.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Broken {
-    /// Who sends it has stopped.
+    /// Sender stalled.
     #[error("nothing more of the body came for {0:?}")]
     Silent(Duration),
-    /// Who receives it has stopped.
+    /// Receiver stalled.
     #[error("nothing more of the body was taken for {0:?}")]
     Stuck(Duration),
-    /// It goes on and on.
     #[error("the body had not come as a whole within {0:?}")]
     Endless(Duration),
-    /// Who sends it is gone, or sends nonsense.
+    /// Sender gone, or sending nonsense.
     #[error("the body broke off: {0}")]
     Source(String),
 }
@@ -35,24 +33,24 @@ enum Piece {
     Broken(Broken),
 }
 
-/// What comes out at the other end. Its length is not told: it has the headers that say so.
+/// Receiving end of a relay. Reports no length: the headers have it.
 #[derive(Debug)]
 pub(super) struct Relayed(mpsc::Receiver<Piece>);
 
-/// Hears how the body's way ends.
+/// Receiver of a relay's end.
 #[derive(Debug)]
 pub(super) struct Watch(oneshot::Receiver<Broken>);
 
 impl Watch {
-    /// Returns when nothing more of the body is passed on: why it broke off; `None` where all of it was, or
-    /// nobody wanted the rest.
+    /// Returns when nothing more of the body is passed on: the reason if it broke off; `None` if all of it was, or the
+    /// rest was not wanted.
     pub(super) async fn over(self) -> Option<Broken> {
         self.0.await.ok()
     }
 }
 
-/// Begins to pass a body on. Nothing may stand still for longer than `idle`; what is `held` is let go when
-/// the body has ended, broken off, or is not wanted any more.
+/// Begins to relay a body. Neither side may stall for longer than `idle`; `held` is dropped when the body has ended,
+/// broken off, or is no longer wanted.
 pub(super) fn relay<B, H>(source: B, idle: Duration, held: H) -> (Relayed, Watch)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -63,7 +61,7 @@ where
     let (tell, watch) = oneshot::channel();
     tokio::spawn(async move {
         if let Err(broken) = pass(source, &to, idle).await {
-            // Told first: who watches is to hear the reason, not what follows from it.
+            // Sent first: the watcher is to get the cause, not what follows from it.
             let _ = tell.send(broken.clone());
             let _ = to.try_send(Piece::Broken(broken));
         }
@@ -89,7 +87,7 @@ where
             None => Piece::End,
         };
         let ends = matches!(piece, Piece::End);
-        // Who does not want it any more is no failure of the body.
+        // A receiver that no longer wants the body is no failure of it.
         let taken = timeout(idle, to.send(piece)).await.map_err(|_| Broken::Stuck(idle))?;
         if ends || taken.is_err() {
             return Ok(());

@@ -1,10 +1,8 @@
-//! A request that is handed on as it came: on a connection of its own, its body streamed, the spelling of
-//! its headers kept.
+//! Connection for one forwarded request: its body streamed, the spelling of its headers kept.
 //!
-//! No connection is kept for a next request. One that the other side closes at the wrong moment would
-//! leave open whether a request was seen, and so could not be sent again; and a server with a few
-//! threads, such as CherryPy's, loses one of them to each connection that lies idle. So nothing is ever
-//! sent twice.
+//! No connection is kept for a next request. One that the other side closes at the wrong moment would leave open
+//! whether a request was received, and so could not be sent again; and a server with a few threads, such as CherryPy's,
+//! loses one of them to each idle connection. So nothing is ever sent twice.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,22 +18,19 @@ use tokio::time::timeout;
 
 use super::name::Name;
 
-/// The head of an answer, in bytes, and what is read of its body at one time.
+/// Limit of an answer's head, and of one read of its body, in bytes.
 const BUFFER: usize = 64 * 1024;
 
-/// Why there is no connection. Nothing was sent.
+/// Failure to connect. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
-    /// Refused, no such host, no way there.
+    /// Connection refused, no such host, no route.
     #[error(transparent)]
     Refused(#[from] io::Error),
-    /// Nobody took it.
     #[error("no connection within {0:?}")]
     Late(Duration),
-    /// Who listens there is who connects.
     #[error("it leads back to this agent itself")]
     Loop,
-    /// It was closed at once.
     #[error("the connection was closed at once")]
     Closed(#[source] hyper::Error),
 }
@@ -47,7 +42,7 @@ pub(super) struct Line<B> {
     held: Held,
 }
 
-/// Keeps a connection; it is closed when this is dropped, whatever is still on its way.
+/// Keeps a connection open; closed on drop, whatever is still in transit.
 #[derive(Debug)]
 pub(super) struct Held(JoinHandle<()>);
 
@@ -62,10 +57,10 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Connects. `own` is where this process listens itself.
+    /// Connects. `own` is this process's own listening address.
     ///
     /// # Errors
-    /// [`OpenError`], when there is none within that time.
+    /// [`OpenError`], when there is no connection `within` that time.
     pub(super) async fn open(
         to: &Name,
         own: SocketAddr,
@@ -82,17 +77,17 @@ where
         let made = builder.handshake(TokioIo::new(stream)).await;
         let (sender, connection) = made.map_err(OpenError::Closed)?;
         let running = tokio::spawn(async move {
-            // How it ends is told to who sends and who reads.
+            // The sender and the reader get to know how it ends.
             let _ = connection.await;
         });
         Ok(Line { sender, held: Held(running) })
     }
 
-    /// Sends the request and waits for the head of the answer, however long that takes; its body comes as
-    /// long as the connection is kept.
+    /// Sends the request and waits for the head of the answer, however long that takes; its body comes as long as the
+    /// connection is kept.
     ///
     /// # Errors
-    /// When the connection broke before there was a head. The request may have been seen.
+    /// When the connection broke before there was a head. The request may have been received.
     pub(super) async fn ask(
         mut self,
         request: Request<B>,
@@ -102,9 +97,9 @@ where
     }
 }
 
-/// Whether a connection ends where this process listens: it comes from the machine's own address that it
-/// goes to, or from one loopback address to another, for to 127.0.1.1 the kernel goes from 127.0.0.1. Such a
-/// request would come round until there is no place left.
+/// `true` if a connection ends where this process listens: it comes from the machine's own address that it goes to, or
+/// from one loopback address to another, for to 127.0.1.1 the kernel goes from 127.0.0.1. Such a request would
+/// circulate until no slot is left.
 fn leads_back(local: SocketAddr, peer: SocketAddr, own: SocketAddr) -> bool {
     let loops = |end: SocketAddr| end.ip().to_canonical().is_loopback();
     let here = local.ip() == peer.ip() || loops(local) && loops(peer);
