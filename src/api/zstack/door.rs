@@ -1,5 +1,4 @@
-//! What the fuzz targets of tests/fuzz call: each request from its bytes to what is judged of it, with no
-//! node behind.
+//! Entry points for the fuzz targets of tests/fuzz: each request from its bytes to its validation, with no node behind.
 
 use super::super::body;
 use super::host::{ConnectRequest, judged};
@@ -13,26 +12,22 @@ use crate::model::policy::TargetSettings;
 use crate::model::target::{Desired, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec};
 
-/// What one body comes to as each of the requests that say something.
+/// Validation of one body, read as each of the requests that carry data.
 #[derive(Debug)]
 pub struct Judged {
     /// `prepareenv`: pages.
     pub prepare: Result<Option<u64>, Fault>,
-    /// `ensure`.
     pub ensure: Result<TargetSpec, Fault>,
-    /// `activate`.
     pub activate: Result<(TargetSpec, VolumeSpec), Fault>,
-    /// `bdev/create`.
     pub create: Result<VolumeSpec, Fault>,
     /// `deactivate` and `resize`: the volume, and its size in MiB.
     pub which: Result<(VolumeKey, Option<u64>), Fault>,
-    /// The target that the same body means.
+    /// Target that the same body means.
     pub target: Result<TargetSpec, Fault>,
-    /// `/host/connect`.
     pub connect: Result<Identity, Fault>,
 }
 
-/// Judges a body.
+/// Validates a body as each of the requests.
 pub fn judge(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> Judged {
     let which = parse::<WhichRequest>(bytes);
     let control = |request: &WhichRequest| {

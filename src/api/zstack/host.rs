@@ -18,13 +18,13 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::url::HttpUrl;
 
-/// Tells which libvirt and QEMU are installed; the api does not look itself.
+/// Source of the installed versions of libvirt and QEMU; the API does not observe the machine itself.
 pub trait AsksVersions: Send + Sync {
-    /// (libvirt's version, QEMU's version), empty where there is none.
+    /// Versions of libvirt and QEMU, empty where there is none.
     fn versions(&self) -> Pin<Box<dyn Future<Output = (String, String)> + Send + '_>>;
 }
 
-/// What the controller says when it connects. Everything else in that body is the legacy agent's.
+/// Body of the controller's connect call. Everything else in it is the legacy agent's.
 #[derive(Debug, Deserialize)]
 pub(super) struct ConnectRequest {
     #[serde(rename = "hostUuid", default, deserialize_with = "wire::text")]
@@ -35,18 +35,18 @@ pub(super) struct ConnectRequest {
     version: Option<String>,
 }
 
-/// A uuid of the controller is 32 characters; what is much longer is something else.
+/// Limit of a text, in bytes, far above the 32 of a controller's uuid.
 const MOST_TEXT: usize = 2048;
 
-/// `/host/connect`: learns who this host is and where the controller listens.
+/// `/host/connect`: learns this host's identity and the address of the controller.
 pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
     let caller = task::caller(request.extensions());
-    // Who the host is goes to the disk by itself.
+    // The identity is stored on disk separately.
     let route = (Some("connect"), Keep::InMemory);
     task::call(api, route, request, move |api, said| learn(api, said, caller)).await
 }
 
-/// What a controller says of itself and of this host when it connects, judged.
+/// Validates the identity that a controller states for itself and for this host when it connects.
 pub(super) fn judged(request: ConnectRequest) -> Result<Identity, Fault> {
     let identity = judged_in_part(request)?;
     let required =
@@ -57,7 +57,7 @@ pub(super) fn judged(request: ConnectRequest) -> Result<Identity, Fault> {
     }
 }
 
-/// The same where it need not say everything: what is missing is empty.
+/// Validates an identity that need not be complete: missing fields are empty.
 pub(super) fn judged_in_part(request: ConnectRequest) -> Result<Identity, Fault> {
     let plain = |field: Option<String>, name: &str| {
         let text = field.unwrap_or_default();
@@ -82,7 +82,7 @@ fn not_plain(name: &str) -> Fault {
     Fault::new(Code::InvalidBody, format!("{name} is missing or no plain text"))
 }
 
-/// What this caller may teach: the address of a controller only, to which it may make the agent call.
+/// Identity that this caller may teach: a controller's address only if it may make the agent call there.
 pub(super) fn taught(api: &Shared, said: Identity, caller: Caller) -> Result<Identity, Fault> {
     if !said.send_command_url.is_empty() {
         let reach = api.reaches.of_connecting(caller);
@@ -101,9 +101,9 @@ async fn learn(api: Shared, request: ConnectRequest, caller: Caller) -> Result<V
     Ok(json!({"success": true, "error": "", "libvirtVersion": libvirt, "qemuVersion": qemu}))
 }
 
-/// `/host/ping`: says what was learnt.
+/// `/host/ping`: returns the learned identity.
 pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
-    // The body's own hostUuid is not looked at: the controller compares it with ours.
+    // The body's own hostUuid is ignored: the controller compares it with ours.
     let tell = async |api: Shared, _: serde_json::Map<String, Value>| {
         let known = api.identities.known();
         Ok(json!({
@@ -117,7 +117,7 @@ pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (None, Keep::InMemory), request, tell).await
 }
 
-/// `/host/echo`: an empty 200, asked for every second after a start.
+/// `/host/echo`: an empty 200, polled every second after a start.
 pub async fn echo() -> StatusCode {
     StatusCode::OK
 }

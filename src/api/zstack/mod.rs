@@ -1,8 +1,8 @@
-//! The compatible routes, exactly as ZStack's management node calls them.
+//! Compatible routes, exactly as ZStack's management node calls them.
 //!
-//! A call with `taskuuid` and `callbackurl` is answered 200 at once and its result called back; the
-//! same call without them is answered with the result itself. Unknown fields are ignored: the
-//! controller adds some with every version. What a field may be is judged here.
+//! A call with `taskuuid` and `callbackurl` is answered 200 at once and its result called back; the same call without
+//! them is answered with the result itself. Unknown fields are ignored: the controller adds some with every version.
+//! Fields are validated here.
 
 #[cfg(fuzzing)]
 pub mod door;

@@ -1,4 +1,4 @@
-//! `/zbs/primarystorage/vhost/target/prepareenv`: the node is made fit for a target.
+//! `/zbs/primarystorage/vhost/target/prepareenv`: prepares the node for a target.
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -10,15 +10,14 @@ use super::{target, task, wire};
 use crate::model::prepare::PrepareRequest;
 use crate::model::progress::{Asked, Kind};
 
-/// The request; the controller adds fields between versions.
+/// Request; the controller adds fields between versions.
 #[derive(Debug, Deserialize)]
 pub(super) struct PrepareEnvRequest {
-    /// Free 2 MiB pages.
+    /// Desired free 2 MiB pages.
     #[serde(rename = "hugepageNr", default, deserialize_with = "wire::count")]
     pub(super) hugepage_nr: Option<u64>,
 }
 
-/// The route.
 pub async fn call(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: PrepareEnvRequest, asked: Option<Asked>| {
         let events = api.native.progress.watch();

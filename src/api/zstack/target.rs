@@ -1,5 +1,4 @@
-//! `/vhost/target/{ensure,health}`, `/vhost/deploy`, `/vhost/destroy`: targets as the controller calls for
-//! them.
+//! `/vhost/target/{ensure,health}`, `/vhost/deploy`, `/vhost/destroy`: targets as the controller requests them.
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -21,10 +20,9 @@ use crate::model::target::{Desired, EnsureWish, TargetName, TargetSpec};
 use crate::model::work::WorkId;
 use crate::targets::TargetWish;
 
-/// MiB of one page.
 const PAGE_MIB: u64 = 2;
 
-/// `ensure`'s request, and a part of `activate`'s.
+/// Request of `ensure`, and a part of `activate`'s.
 #[derive(Debug, Deserialize)]
 pub(super) struct EnsureRequest {
     #[serde(default, deserialize_with = "wire::text")]
@@ -50,11 +48,11 @@ pub(super) struct EnsureRequest {
 }
 
 impl EnsureRequest {
-    /// The target that the request means: by its name, else by its control socket, as it is wanted already;
-    /// else the usual one.
+    /// Target that the request means: by its name, else by its control socket, as already desired; else the default
+    /// one.
     ///
     /// # Errors
-    /// When what it says is no name or no path.
+    /// When its name or path is invalid.
     fn base(&self, desired: &Desired, defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
         let wanted = match (&self.container_name, &self.control_sock) {
             (Some(name), _) => desired.targets.get(&name.parse::<TargetName>()?),
@@ -64,10 +62,10 @@ impl EnsureRequest {
         wanted.cloned().map_or_else(|| usual(defaults), Ok)
     }
 
-    /// The wish for a target that may be wanted already: what is not said stays as it is.
+    /// Spec for a target that may be desired already: omitted fields stay as they are.
     ///
     /// # Errors
-    /// What of it cannot be.
+    /// When a field is invalid.
     pub(super) fn or_as_wanted(
         self,
         desired: &Desired,
@@ -79,7 +77,7 @@ impl EnsureRequest {
         Ok(spec)
     }
 
-    /// The wish; what is not said is as `base` has it.
+    /// Spec whose omitted fields are as in `base`.
     pub(super) fn into_spec(
         self,
         base: TargetSpec,
@@ -96,7 +94,7 @@ impl TryFrom<EnsureRequest> for TargetBody {
 
     fn try_from(request: EnsureRequest) -> Result<TargetBody, Fault> {
         let path = |text: Option<String>| text.map(|text| text.parse::<CleanPath>()).transpose();
-        // The controller may say both; a list is the more exact.
+        // The controller may send both; a list is the more exact.
         let count = request.core_count.filter(|_| request.cores.is_none());
         Ok(TargetBody {
             kind: None,
@@ -121,7 +119,7 @@ fn small(count: u64) -> Result<u32, Fault> {
     )
 }
 
-/// `/vhost/target/ensure`: the target runs as it is wanted.
+/// `/vhost/target/ensure`: runs the target as desired.
 pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: EnsureRequest, asked: Option<Asked>| {
         let defaults = &api.native.target_defaults;
@@ -131,11 +129,11 @@ pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     task::call_told(api, "ensure", request, work).await
 }
 
-/// What `deploy` and `destroy` say; the node deploys itself, so how to reach it is not looked at.
+/// Request of `deploy` and `destroy`; the node deploys itself, so the fields for reaching it are ignored.
 #[derive(Debug, Deserialize)]
 struct DeployRequest {}
 
-/// `/vhost/deploy`: the target of the settings runs.
+/// `/vhost/deploy`: runs the target of the settings.
 pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest, asked: Option<Asked>| {
         let spec = usual(&api.native.target_defaults)?;
@@ -144,7 +142,7 @@ pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
     task::call_told(api, "deploy", request, work).await
 }
 
-/// Makes a target run, and tells how that goes on where it was asked for.
+/// Makes a target run, and reports its progress where requested.
 async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result<Value, Fault> {
     let (id, events) = (WorkId::next(), api.native.progress.watch());
     let wish = TargetWish::Ensure(spec, EnsureWish::default());
@@ -152,7 +150,7 @@ async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result
     task::told(api.clone(), asked, Kind::Deploy, (id, events), work).await
 }
 
-/// `/vhost/destroy`: it is gone.
+/// `/vhost/destroy`: removes that target.
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
         let wish = TargetWish::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
@@ -161,19 +159,19 @@ pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("destroy"), Keep::OnDisk), request, work).await
 }
 
-/// The target of the settings.
+/// Target of the settings.
 ///
 /// # Errors
-/// When the settings name a control socket that cannot be.
+/// When the settings name an invalid control socket.
 pub fn usual(defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
     defaults.spec(TargetName::usual(), defaults.kind)?.judge()
 }
 
-/// The target that a call means which names no more than a control socket: the wanted one that has it, else
-/// the usual one with that control socket; without any, the usual one.
+/// Target of a call that names no more than a control socket: the desired one that has it, else the default one with
+/// that control socket; without any, the default one.
 ///
 /// # Errors
-/// When there can be no such control socket.
+/// When that control socket is invalid.
 pub fn at(
     control: Option<CleanPath>,
     desired: &Desired,
@@ -197,7 +195,7 @@ fn with_control<'a>(control: &CleanPath, desired: &'a Desired) -> Option<&'a Tar
     desired.targets.values().find(|spec| spec.control_sock == *control)
 }
 
-/// What a report of a target comes to for the controller.
+/// Answer to the controller for the report of a target.
 ///
 /// # Errors
 /// When something failed.
@@ -214,7 +212,6 @@ pub(super) fn answer(report: &PrepareReport) -> Result<Value, Fault> {
     }))
 }
 
-/// `health`'s request.
 #[derive(Debug, Deserialize)]
 struct HealthRequest {
     #[serde(rename = "containerName", default, deserialize_with = "wire::text")]
@@ -223,7 +220,7 @@ struct HealthRequest {
     control_sock: Option<String>,
 }
 
-/// `/vhost/target/health`: whether it serves.
+/// `/vhost/target/health`: reports whether the target serves.
 pub async fn health(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: HealthRequest| {
         let name: TargetName = match request.container_name {

@@ -1,4 +1,4 @@
-//! The frame of a compatible call: at once with its result, or taken in now and called back.
+//! Frame of a compatible call: answered at once with its result, or accepted now and called back.
 
 use std::time::{Duration, SystemTime};
 
@@ -28,20 +28,19 @@ use crate::model::task::TaskId;
 use crate::model::url::HttpUrl;
 use crate::model::work::WorkId;
 
-/// How a result goes back.
+/// Way of returning a result.
 #[derive(Debug, PartialEq, Eq)]
 enum Way {
-    /// In the response.
+    /// Returned in the response.
     Now,
-    /// To this address, under this task.
+    /// Posted to this address, under this task.
     Callback(TaskId, String),
 }
 
-/// Parses the body, runs `handler` on it, and brings its result back the way that the headers ask for.
+/// Parses the body, runs `handler` on it, and returns its result in the way that the headers request.
 ///
-/// The body itself is dropped before the handler runs: it may be large, and the handler may wait long.
-/// A call that changes the node is noted in the log under its `route`; one whose task may be forgotten by a
-/// crash needs no disk.
+/// The body itself is dropped before the handler runs: it may be large, and the handler may wait long. A call that
+/// changes the node is logged under its `route`; one whose task may be forgotten by a crash needs no disk.
 pub async fn call<T, H, F>(
     api: Shared,
     route: (Option<&'static str>, Keep),
@@ -57,8 +56,7 @@ where
     call_reading(api, route, request, |_| (), work).await
 }
 
-/// The same for long work: the handler gets to know too whether the controller wants to be told how it
-/// goes on.
+/// Handles a long call in the same way: the handler also learns whether the controller wants progress reports.
 pub async fn call_told<T, H, F>(
     api: Shared,
     route: &'static str,
@@ -76,7 +74,7 @@ where
     call_reading(api, (Some(route), Keep::OnDisk), request, read, handler).await
 }
 
-/// Does work of which the controller is told how it goes on, where it asked for that.
+/// Does work whose progress is reported to the controller, where requested.
 pub async fn told(
     api: Shared,
     asked: Option<Asked>,
@@ -98,14 +96,14 @@ pub async fn told(
             result
         }
         Err(_) => {
-            // The controller holds it for failed.
+            // The controller takes it for failed.
             drop(followed);
             work.await
         }
     }
 }
 
-/// `read` sees the body before it is dropped, for what is no field of the request itself.
+/// Handles a call; `read` gets the body before it is dropped, for data that is no field of the request itself.
 async fn call_reading<T, A, H, F>(
     api: Shared,
     (route, keep): (Option<&'static str>, Keep),
@@ -151,7 +149,7 @@ where
             answer_now(result, is_noted)
         }
         Way::Callback(task, url) => {
-            // In a task of its own: a caller that goes away leaves nothing half taken in.
+            // In a task of its own: a caller that goes away leaves nothing half accepted.
             let taken = (task, url, caller);
             let begun =
                 take_in(outbox, taken, (route, keep), (patience, change), work).in_current_span();
@@ -160,7 +158,7 @@ where
     }
 }
 
-/// What a call is about; one that names a control socket or nothing means a target all the same.
+/// Subject of a call; one that names a control socket or nothing means a target all the same.
 fn subject(api: &Shared, route: &str, body: &[u8]) -> Subject {
     let said = Subject::in_body(body);
     if said.target.is_some() || ["prepareenv", "connect"].contains(&route) {
@@ -170,7 +168,7 @@ fn subject(api: &Shared, route: &str, body: &[u8]) -> Subject {
     Subject { target: meant.map(|spec| spec.name.to_string()), ..said }
 }
 
-/// Takes a task in and begins its work.
+/// Accepts a task and begins its work.
 async fn take_in(
     outbox: Outbox,
     (task, url, caller): (TaskId, String, Caller),
@@ -201,14 +199,14 @@ fn answer_now(result: Result<Value, Fault>, is_noted: bool) -> Response {
                 false => StatusCode::OK,
             };
             let response = (status, Json(result_body(&fault))).into_response();
-            // One that is noted has its line already.
+            // A logged call has its line already.
             if is_noted { response } else { refused_with(response, fault.code) }
         }
     }
 }
 
-/// Does the work of a task and puts its result into the outbox, at the latest when the controller's
-/// patience ends; the task keeps its place until the work has really ended.
+/// Does the work of a task and puts its result into the outbox, at the latest when the controller's timeout ends; the
+/// task keeps its slot until the work has really ended.
 async fn do_task(
     task: TaskId,
     slot: Slot,
@@ -216,7 +214,7 @@ async fn do_task(
     noted: Option<Call>,
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) {
-    // In a task of its own, so that a handler that panics is seen here.
+    // In a task of its own, so that a handler that panics is detected here.
     let mut running = tokio::spawn(work);
     let in_time = match patience {
         None => Ok((&mut running).await),
@@ -257,12 +255,12 @@ async fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
     }
 }
 
-/// Who made a request; one that did not come over the network was made here.
+/// Caller of a request; one that did not come over the network was made here.
 pub fn caller(extensions: &Extensions) -> Caller {
     extensions.get().copied().unwrap_or(Caller::Here)
 }
 
-/// Reads how the result is to go back, which has to be to where the caller's word may lead.
+/// Reads from the headers how to return the result; the caller's egress policy has to allow a callback's address.
 fn way(headers: &HeaderMap, reach: &Reach) -> Result<Way, Problem> {
     let given =
         |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}").trim());

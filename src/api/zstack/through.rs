@@ -1,8 +1,8 @@
-//! `/host/connect`, `/host/ping`, `/host/echo` where a legacy agent is behind this one: it answers them,
-//! for the host is its own, and this agent listens to what the controller says.
+//! `/host/connect`, `/host/ping`, `/host/echo` with a legacy agent behind this one: it answers them, for the host is
+//! its own, and this agent learns from what the controller says.
 //!
-//! They go through with any method, as kvmagent takes them: a script that asks `/host/echo` with `GET` is
-//! answered as before. What cannot be learnt is told in the log and changes nothing of the answer.
+//! They are forwarded with any method, as kvmagent takes them: a script that sends `GET` to `/host/echo` is answered as
+//! before. A failure to learn is logged and changes nothing of the answer.
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -18,7 +18,7 @@ use crate::controller::identity::{Identities, Identity};
 use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 
-/// The handlers of `/host/connect`, `/host/ping` and `/host/echo`.
+/// Handlers of `/host/connect`, `/host/ping` and `/host/echo`.
 pub fn routes(legacy_agent: bool) -> [MethodRouter<Shared>; 3] {
     match legacy_agent {
         true => [any(connect), any(ping), any(fallback::forward)],
@@ -26,20 +26,20 @@ pub fn routes(legacy_agent: bool) -> [MethodRouter<Shared>; 3] {
     }
 }
 
-/// What a controller has said, by the route on which it said it.
+/// Statement of a controller, by its route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Said {
     Connect,
     Ping,
 }
 
-/// `/host/connect`: answered by the legacy agent; who this host is and where the controller listens is learnt.
+/// `/host/connect`: answered by the legacy agent; this host's identity and the controller's address are learned.
 pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
     listen(api, Said::Connect, request).await
 }
 
-/// `/host/ping`: answered by the legacy agent; what was not known yet is learnt, for a controller that
-/// connected before this agent was there says nothing else for a long time.
+/// `/host/ping`: answered by the legacy agent; unknown values are learned, for a controller that connected before this
+/// agent was there says nothing else for a long time.
 pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
     listen(api, Said::Ping, request).await
 }
@@ -55,7 +55,7 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
         Err(problem) => return problem.into_result(),
     };
     match heard(&api, said, caller, &bytes) {
-        // Aside: the disk may be slow, and the answer does not wait for it.
+        // Concurrently: the disk may be slow, and the answer does not wait for it.
         Ok(identity) => drop(tokio::spawn(learn(api.clone(), said, identity))),
         Err(fault) => said.taught_nothing(&fault),
     }

@@ -1,6 +1,6 @@
-//! `/vhost/{activate,deactivate,resize}`, `/vhost/bdev/{create,delete}`: volumes as the controller calls for
-//! them. What a body says is judged here, before anything is done; what fails is not kept as wanted, for
-//! the controller calls again.
+//! `/vhost/{activate,deactivate,resize}`, `/vhost/bdev/{create,delete}`: volumes as the controller requests them.
+//! Bodies are validated here, before anything is done; what fails is not kept as desired, for the controller calls
+//! again.
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -22,7 +22,6 @@ use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeVie
 use crate::model::work::WorkId;
 use crate::targets::TargetWish;
 
-/// `activate`'s request.
 #[derive(Debug, Deserialize)]
 pub(super) struct ActivateRequest {
     #[serde(flatten)]
@@ -36,7 +35,7 @@ pub(super) struct ActivateRequest {
 }
 
 impl ActivateRequest {
-    /// The target that it asks for, and the volume.
+    /// Validates the target and the volume that it requests.
     pub(super) fn judged(
         self,
         desired: &Desired,
@@ -55,7 +54,7 @@ impl ActivateRequest {
     }
 }
 
-/// `/vhost/activate`: the target runs, and the volume's socket serves.
+/// `/vhost/activate`: makes the target run, and the volume's socket serve.
 pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
     let by = principal(request.extensions());
     let work = async move |api: Shared, request: ActivateRequest| {
@@ -66,7 +65,7 @@ pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
 
-/// `bdev/create`'s request; the node makes it itself, so how to reach it is not looked at.
+/// Request of `bdev/create`; the node makes it itself, so the fields for reaching it are ignored.
 #[derive(Debug, Deserialize)]
 pub(super) struct CreateRequest {
     #[serde(rename = "logicalPool", default, deserialize_with = "wire::text")]
@@ -99,7 +98,7 @@ pub async fn create(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
 
-/// Which volume, in the target with which control socket; what `bdev/delete` says too.
+/// Volume in the target with that control socket; also the request of `bdev/delete`.
 #[derive(Debug, Deserialize)]
 pub(super) struct WhichRequest {
     #[serde(rename = "controlSock", default, deserialize_with = "wire::text")]
@@ -117,8 +116,8 @@ impl WhichRequest {
         api.native.target_at(self.control_sock.as_deref().map(str::parse).transpose()?)
     }
 
-    /// By its controller's name, where that is said: a bdev can be another volume's by now. With both, one
-    /// is found too that was made before this agent came.
+    /// Key of the volume: its controller's name, where given, since a bdev can be another volume's by now. With both,
+    /// one is found too that was made before this agent came.
     pub(super) fn key(&self) -> Result<VolumeKey, Fault> {
         let name =
             |text: &Option<String>| text.as_deref().map(str::parse::<VolumeName>).transpose();
@@ -135,7 +134,7 @@ impl WhichRequest {
     }
 }
 
-/// `/vhost/deactivate`: the volume is gone. Whether its target ever was there is no matter.
+/// `/vhost/deactivate`: removes the volume, whether or not its target ever existed.
 pub async fn deactivate(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (request.target(&api)?, request.key()?);
@@ -153,7 +152,7 @@ pub async fn delete(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("deactivate"), Keep::OnDisk), request, work).await
 }
 
-/// `/vhost/resize`: the volume has that size, and its guest sees it.
+/// `/vhost/resize`: resizes the volume, also for its guest.
 pub async fn resize(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (request.target(&api)?, request.bdev()?);
@@ -163,7 +162,7 @@ pub async fn resize(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("resize"), Keep::OnDisk), request, work).await
 }
 
-/// Has the target run, and the volume serve in it.
+/// Makes the target run, and the volume serve in it.
 async fn serve(
     api: &Shared,
     by: &Principal,
@@ -177,15 +176,15 @@ async fn serve(
         let mut told = answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)?;
         findings = told["findings"].take();
     }
-    // One that runs otherwise than it was asked for is left so, and its folder is where the sockets are.
+    // A target that runs with another spec than requested is left so, and the sockets are in its folder.
     let target = api.native.wanted(&target.name).unwrap_or(target);
     let volume = volume.judge(&target.socket_dir)?;
     let views = api.native.targets.activate(&target, vec![volume], true).await?;
     activated(&views, &findings)
 }
 
-/// Whether nothing has to be done for the target: it is wanted there, and serves. Hundreds of volumes are
-/// activated at once when a node comes back, and each look at a target takes its owner's time.
+/// `true` if nothing has to be done for the target: it is desired there, and serves. Hundreds of volumes are activated
+/// at once when a node comes back, and each observation of a target takes its owner's time.
 async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
     let there = |wanted: TargetSpec| wanted.control_sock == target.control_sock;
     if !api.native.wanted(&target.name).is_some_and(there) {
@@ -209,8 +208,7 @@ fn activated(views: &[VolumeView], findings: &Value) -> Result<Value, Fault> {
     }))
 }
 
-/// The backing of an install path, such as `zbs://pool/volume`; the suffix under which a target opens it is
-/// the agent's to append.
+/// Backing of an install path, such as `zbs://pool/volume`; the agent appends the suffix under which a target opens it.
 fn zbs(install_path: &str) -> Backing {
     let path = install_path.trim();
     let path = path.split_once("://").map_or(path, |(_, path)| path);

@@ -1,5 +1,4 @@
-//! Pieces of the controller's JSON: a field can be absent, null or an empty string, and all three mean
-//! "not given".
+//! Pieces of the controller's JSON: a field can be absent, null or an empty string, and each means "not given".
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,13 +12,13 @@ use crate::model::path::CleanPath;
 use crate::model::progress::{Asked, Stage};
 use crate::model::url::HttpUrl;
 
-/// The most bytes of a context that is sent back with each post: it is a few lines in practice.
+/// Limit of a context that is sent back with each post, in bytes: it is a few lines in practice.
 const MOST_CONTEXT: usize = 64 * 1024;
 
-/// A text that may be missing.
+/// Optional text.
 ///
 /// # Errors
-/// When it is there and no text.
+/// When it is present and no text.
 pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
@@ -29,18 +28,18 @@ pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     }
 }
 
-/// A list of cores that may be missing; an empty one is missing too.
+/// Optional list of cores; an empty one counts as missing.
 ///
 /// # Errors
-/// When it is there and neither a text nor a list.
+/// When it is present and neither a text nor a list.
 pub fn cores<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(written(deserializer)?.filter(|text| !text.trim().is_empty()))
 }
 
-/// A count that may be missing; 0 means missing too, and a text of digits is a number.
+/// Optional count; 0 counts as missing, and a text of digits is a number.
 ///
 /// # Errors
-/// When it is there and no whole number of at least 0.
+/// When it is present and no whole number of at least 0.
 pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let number = match &value {
@@ -60,7 +59,7 @@ pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, 
     }
 }
 
-/// Some JSON writers put whole numbers as `1024.0`.
+/// Whole number in a float: some JSON writers put `1024.0`.
 fn whole(number: f64) -> Option<u64> {
     // Above 2^53 a float does not name one whole number any more.
     let fits = number.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&number);
@@ -74,11 +73,11 @@ fn shorten(value: &Value) -> String {
     if short.len() < text.len() { short + "…" } else { short }
 }
 
-/// How long the controller waits for the result, from `taskContext`: the time that it gives, or what
-/// is left until its deadline, whichever is less.
+/// Time for which the controller waits for the result, from `taskContext`: the timeout that it gives, or the rest until
+/// its deadline, whichever is less.
 ///
-/// A deadline that lies behind `now` is not looked at: the controller does wait, or it would not have
-/// called, so its clock and this one differ.
+/// A deadline before `now` is ignored: the controller does wait, or it would not have called, so its clock and this one
+/// differ.
 pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -89,7 +88,7 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     struct Context {
         #[serde(rename = "__messagetimeout__")]
         timeout: Option<Value>,
-        /// Since 1970.
+        /// Milliseconds since 1970.
         #[serde(rename = "__messagedeadline__")]
         deadline: Option<Value>,
     }
@@ -100,7 +99,7 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     given.into_iter().flatten().filter(|patience| !patience.is_zero()).min()
 }
 
-/// The control socket that a body names, where it names one that can be.
+/// Control socket that a body names, if it is a valid one.
 pub(super) fn control_in(body: &[u8]) -> Option<CleanPath> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -110,8 +109,8 @@ pub(super) fn control_in(body: &[u8]) -> Option<CleanPath> {
     serde_json::from_slice::<Named>(body).ok()?.control_sock.parse().ok()
 }
 
-/// Whether the controller wants to be told how the work goes on: when `threadContext` names the API call
-/// that this one belongs to. What is malformed is no such wish, and never an error of the call.
+/// Progress reports that the controller requests: when `threadContext` names the API call that this one belongs to. A
+/// malformed context is no such request, and never an error of the call.
 pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<Asked> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -137,7 +136,7 @@ pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<Asked> {
     Some(Asked { url, caller, stage, context, stack, patience })
 }
 
-/// The stage, the whole where none is given or it makes no sense.
+/// Stage of a call; the whole, where none is given or it makes no sense.
 fn stage(value: Option<&Value>) -> Stage {
     let stage = match value {
         None | Some(Value::Null) => return Stage::default(),
@@ -149,8 +148,8 @@ fn stage(value: Option<&Value>) -> Stage {
     stage.unwrap_or_default()
 }
 
-/// The call's own address, when it can be posted to and the caller's word may lead there. It may give access to what is there, so the log does
-/// not show it.
+/// The call's own address, if it can be posted to and the egress policy allows it. It may give access to what is there,
+/// so the log does not show it.
 fn address(value: &Value, reach: &Reach) -> Option<String> {
     let judged = match value {
         Value::Null => return None,
