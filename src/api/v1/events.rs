@@ -1,7 +1,7 @@
-//! `/v1/events`: what happens, as server-sent events
+//! `/v1/events`: events of the node, as server-sent events
 //! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 //!
-//! Each has an id. Who comes back with the last one, as `Last-Event-ID` or `?after=`, first gets what was
+//! Each has an id. A caller that comes back with the last one, as `Last-Event-ID` or `?after=`, first gets what it
 //! missed, as far as it is kept.
 
 use std::convert::Infallible;
@@ -23,20 +23,19 @@ use super::Shared;
 use crate::model::code::Code;
 use crate::model::event::{Event, EventId, What};
 
-/// Followers at the same time; each holds a connection.
+/// Limit of concurrent followers; each holds a connection.
 const MOST_FOLLOWERS: usize = 64;
-/// A quiet stream says that it lives, so that no box on the way forgets it.
+/// Interval of keep-alives on a quiet stream, so that no box on the way drops it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Where to begin.
+/// Start of the stream.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventsQuery {
-    /// The last event that the caller has.
+    /// Last event that the caller has.
     pub after: Option<String>,
 }
 
-/// An event's data.
 #[derive(Debug, Serialize)]
 struct Data<'a> {
     at: &'a str,
@@ -44,7 +43,7 @@ struct Data<'a> {
     what: &'a What,
 }
 
-/// Everything that happens from now on, or after the given event.
+/// Streams all events from now on, or after the given one.
 pub async fn get(
     State(api): State<Shared>,
     judged: Option<Extension<Judged>>,
@@ -65,13 +64,13 @@ pub async fn get(
     Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-/// Resolves when the agent stops, or who may call has changed, for a stream has no end of its own: a token
-/// that was taken away, or a certificate's authority, is to follow no longer. Who still may comes back.
+/// Resolves when the agent stops, or the guards have changed, for a stream has no end of its own: a revoked token, or
+/// certificate authority, must follow no longer. Callers still permitted reconnect.
 async fn ending(mut phase: watch::Receiver<Phase>, judged: Option<Extension<Judged>>) {
     let stopping = phase.wait_for(|phase| *phase == Phase::Draining);
     match judged {
         Some(Extension(judged)) => tokio::select! {
-            // Both are done once and not asked again.
+            // Both complete once and are not polled again.
             _ = stopping => {}
             () = judged.again() => {}
         },
@@ -88,7 +87,7 @@ fn frames(
         let frame = match told.recv().await {
             Ok(event) => frame(&event),
             Err(broadcast::error::RecvError::Lagged(lost)) => {
-                // It comes back with its last id, and gets what is still kept.
+                // The client comes back with its last id, and gets what is still kept.
                 Frame::default().event("lost").data(format!("{{\"lost\":{lost}}}"))
             }
             Err(broadcast::error::RecvError::Closed) => return None,

@@ -1,4 +1,4 @@
-//! The native routes: resources in JSON, unknown fields refused, errors as problems.
+//! Native routes: resources in JSON, unknown fields refused, errors as problems.
 
 pub mod events;
 pub mod node;
@@ -21,8 +21,8 @@ use crate::model::access::{Principal, Role};
 
 type Shared = Arc<Native>;
 
-/// The native routes, by the role that each wants; how the controller is told that the node stands is left to an agent
-/// that tells it.
+/// Native routes, by the role that each requires; the status report is left to an agent that sends it to the
+/// controller.
 pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S> {
     let read = Router::new()
         .route("/v1/node", get(node::get))
@@ -47,7 +47,7 @@ pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S
     read.merge(volumes).merge(deploy).with_state(native)
 }
 
-/// The native routes by themselves, for a caller in the same process.
+/// Native routes by themselves, for a caller in the same process.
 pub fn router(native: Arc<Native>) -> Router {
     routes(native)
         .fallback(errors::no_such_route)

@@ -7,7 +7,7 @@ use super::super::errors::Problem;
 use super::Shared;
 use crate::model::node::NodeStatus;
 
-/// The node as it is now.
+/// Current status of the node.
 pub async fn get(State(api): State<Shared>) -> Response {
     match api.node.status().await {
         Ok(status) => {

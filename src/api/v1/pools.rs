@@ -17,18 +17,18 @@ use crate::model::code::Code;
 use crate::model::prepare::PrepareReport;
 use crate::model::units::{NumaNode, PageSize};
 
-/// Which pages to give back; everything the agent grew when nothing is said.
+/// Pages to give back; everything the agent grew, when nothing is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ReclaimBody {
-    /// Pages of this size only, in MiB.
+    /// Only pages of this size, in MiB.
     pub size_mib: Option<u64>,
-    /// The same in KiB, for pages of less than a MiB.
+    /// Size in KiB instead, for pages of less than a MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_kib: Option<u64>,
-    /// On this NUMA node only.
+    /// Only on this NUMA node.
     pub node: Option<u32>,
-    /// Whether only the plan is wanted.
+    /// Set if only the plan is requested.
     pub dry_run: bool,
 }
 
@@ -41,7 +41,7 @@ impl TryFrom<ReclaimBody> for ReclaimOrder {
     }
 }
 
-/// A page size in MiB or in KiB, where one is given.
+/// Page size in MiB or in KiB, if given.
 ///
 /// # Errors
 /// 400 for what no hugepage is, and for both at once.
@@ -61,7 +61,7 @@ pub fn page_size(mib: Option<u64>, kib: Option<u64>) -> Result<Option<PageSize>,
     }
 }
 
-/// The same as it is written: MiB where they are whole, which every agent knows.
+/// Page size in wire form: MiB where they are whole, which every agent knows.
 pub fn size_fields(size: PageSize) -> (Option<u64>, Option<u64>) {
     match size.kib().is_multiple_of(1024) {
         true => (Some(size.kib() / 1024), None),
@@ -69,7 +69,7 @@ pub fn size_fields(size: PageSize) -> (Option<u64>, Option<u64>) {
     }
 }
 
-/// Gives back what the agent grew and nobody uses.
+/// Gives back unused pages that the agent grew.
 pub async fn reclaim(
     State(api): State<Shared>,
     by: Extension<Principal>,
@@ -91,7 +91,7 @@ pub async fn reclaim(
     Ok(Json(report).into_response())
 }
 
-/// Takes again what the agent held before the last boot.
+/// Restores the pages that the agent held before the last boot.
 pub async fn restore(
     State(api): State<Shared>,
     by: Extension<Principal>,
@@ -106,7 +106,7 @@ pub async fn restore(
     Ok(answer(&report))
 }
 
-/// A body that says nothing.
+/// Body without fields.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}

@@ -1,4 +1,4 @@
-//! `POST /v1/prepare`: the node is made fit for targets.
+//! `POST /v1/prepare`: prepares the node for targets.
 
 use axum::Extension;
 use axum::body::Body;
@@ -19,38 +19,37 @@ use crate::model::pools::{Placement, PoolWant};
 use crate::model::prepare::PrepareRequest;
 use crate::model::units::{NumaNode, PageSize};
 
-/// Wishes that one call may have; a machine has few page sizes and nodes.
+/// Limit of page requests in one call; a machine has few page sizes and nodes.
 const MOST_WISHES: usize = 64;
-/// NUMA nodes that one wish may name.
+/// Limit of NUMA nodes in one page request.
 const MOST_NODES: usize = 1024;
 
-/// The request's body.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct PrepareBody {
-    /// Wanted free pages; the configured default when it is not given, none when it is empty.
+    /// Desired free pages; the configured default if omitted, none if empty.
     #[serde(deserialize_with = "objects")]
     pub hugepages: Option<Vec<HugepagesBody>>,
-    /// Whether a growth that came out short is kept.
+    /// Set if a growth that came out short is kept.
     pub keep_partial: bool,
-    /// Whether the engine is looked after; yes when it is not given.
+    /// Set if the engine is prepared too; the default.
     pub engine: Option<bool>,
 }
 
-/// One wish for pages.
+/// Request for pages of one size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HugepagesBody {
-    /// Size of a page in MiB; 2 when it is not given.
+    /// Size of a page in MiB; 2 if omitted.
     pub size_mib: Option<u64>,
-    /// The same in KiB, for pages of less than a MiB.
+    /// Size in KiB instead, for pages of less than a MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_kib: Option<u64>,
-    /// Wanted free pages.
+    /// Desired free pages.
     pub pages: u64,
-    /// On these NUMA nodes; on all, evenly, when it is not given.
+    /// NUMA nodes to take them from; all, evenly, if omitted.
     pub nodes: Option<Vec<u32>>,
-    /// Whether another node may give what one cannot.
+    /// Set if another node may supply a shortfall.
     pub move_shortfall: Option<bool>,
 }
 
@@ -59,7 +58,6 @@ fn objects<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<HugepagesBody>>
     Ok(wishes.map(|wishes| wishes.into_iter().map(|wish| wish.0).collect()))
 }
 
-/// The query.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct PrepareQuery {
@@ -67,7 +65,7 @@ pub struct PrepareQuery {
 }
 
 impl PrepareBody {
-    /// Judges the body.
+    /// Validates the body.
     ///
     /// # Errors
     /// 400 with the field and the reason.
@@ -94,7 +92,7 @@ impl PrepareBody {
     }
 }
 
-/// The wish of a call that only names a number: 2 MiB pages, spread.
+/// Request of a call that only gives a number: 2 MiB pages, spread.
 pub fn default_want(pages: u64, defaults: &PoolPolicy) -> PoolWant {
     PoolWant {
         size: PageSize::MIB_2,
@@ -113,7 +111,7 @@ fn want(wish: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem>
     })
 }
 
-/// On these NUMA nodes, or spread over all.
+/// Placement on these NUMA nodes, or spread over all.
 ///
 /// # Errors
 /// 400 when the list is empty or longer than any machine's.
@@ -135,7 +133,6 @@ fn invalid(text: String) -> Problem {
     Problem::new(Code::InvalidBody, text)
 }
 
-/// Prepares the node.
 pub async fn post(
     State(api): State<Shared>,
     query: Result<Query<PrepareQuery>, axum::extract::rejection::QueryRejection>,

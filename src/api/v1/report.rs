@@ -21,11 +21,11 @@ use crate::model::fault::Fault;
 use crate::model::prepare::{Outcome, PrepareReport, Progress};
 use crate::model::work::WorkId;
 
-/// The media type of one JSON value a line.
+/// Media type of one JSON value a line.
 pub const LINES: &str = "application/x-ndjson";
-/// A streamed answer says at least this often that the work goes on.
+/// Longest silence of a streamed answer, after which it says that the work goes on.
 const ALIVE: Duration = Duration::from_secs(15);
-/// How long a line waits for a listener that does not read.
+/// Write timeout of a line, for a listener that does not read.
 const LINE: Duration = Duration::from_secs(10);
 
 fn note(call: Option<Call>, result: &Prepared) {
@@ -36,7 +36,7 @@ fn note(call: Option<Call>, result: &Prepared) {
     }
 }
 
-/// The report; as a problem that carries it when the prepare failed.
+/// Report as a response; a problem that carries it when the prepare failed.
 pub fn answer(report: &PrepareReport) -> Response {
     match report.errors.first() {
         Some(first) if report.outcome == Outcome::Failed => {
@@ -48,22 +48,21 @@ pub fn answer(report: &PrepareReport) -> Response {
     }
 }
 
-/// A line of a streamed answer.
+/// Line of a streamed answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "event", content = "data")]
 pub enum Line {
-    /// Something happens.
     Progress(Progress),
-    /// Nothing has happened for a while, and the work goes on.
+    /// Keep-alive while the work goes on without events.
     Alive,
-    /// The end: the report.
+    /// Last line: the report.
     Report(PrepareReport),
-    /// The end: the call was not taken in.
+    /// Last line: the call was not accepted.
     Error(Fault),
 }
 
-/// Answers with the report of that work once it is done, or with each of its events in a line as it happens, where
-/// the caller accepts that.
+/// Answers with the report of that work once it is done, or with each of its events in a line as it happens, where the
+/// caller accepts that.
 pub(super) async fn answer_with(
     headers: &HeaderMap,
     (work, events): (WorkId, broadcast::Receiver<Progress>),
@@ -90,7 +89,7 @@ pub(super) async fn answer_with(
     Ok(([(header::CONTENT_TYPE, LINES)], body).into_response())
 }
 
-/// Tells what happens in the work until it is done, and that it goes on when nothing happens.
+/// Streams the events of the work until it is done, with keep-alives in between.
 async fn tell(
     work: WorkId,
     mut events: broadcast::Receiver<Progress>,
@@ -108,7 +107,7 @@ async fn tell(
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return done.await,
             },
-            // Pinned: goes on when another arm comes first.
+            // Pinned: continues when another arm completes first.
             result = &mut done => return result,
             // Cancel-safe: the silence is over when a line comes first.
             () = sleep_until(alive) => send(lines, &Line::Alive).await,
@@ -116,7 +115,7 @@ async fn tell(
     }
 }
 
-/// A listener that went away or does not read does not stop the work.
+/// Sends a line; a listener that went away or does not read does not stop the work.
 async fn send(lines: &mpsc::Sender<Vec<u8>>, line: &Line) {
     if let Ok(mut bytes) = serde_json::to_vec(line) {
         bytes.push(b'\n');

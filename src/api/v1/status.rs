@@ -1,4 +1,4 @@
-//! `GET /v1/status`: how the node stands, as the controller is told, and when that changes.
+//! `GET /v1/status`: status of the node, as published to the controller, with long-polling for changes.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,23 +14,22 @@ use super::super::{Phase, Shared};
 use crate::model::code::Code;
 use crate::model::status::NodeReport;
 
-/// How long a change is waited for when a call does not say, in milliseconds …
+/// Default wait for a change, in milliseconds.
 const USUAL_WAIT: u64 = 30_000;
-/// … and at most.
+/// Longest wait for a change, in milliseconds.
 const MOST_WAIT: u64 = 60_000;
 
-/// What the caller knows.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct StatusQuery {
-    /// The last generation that it has: the next one is waited for.
+    /// Last generation that the caller has: the next one is awaited.
     pub after: Option<u64>,
-    /// How long.
+    /// Wait for a change; the default if omitted.
     pub timeout_ms: Option<u64>,
 }
 
-/// The newest report: at once, or as soon as it is newer than what the caller has. One that is not newer
-/// is told when the time is up, or the agent stops.
+/// Newest report: at once, or as soon as it is newer than the caller's. One that is not newer is returned when the time
+/// is up, or the agent stops.
 pub async fn get(
     State(api): State<Shared>,
     query: Result<Query<StatusQuery>, QueryRejection>,
@@ -43,12 +42,12 @@ pub async fn get(
     }
     let (mut reports, mut phase) = (api.reports.clone(), api.native.phase.clone());
     if let Some(after) = query.after {
-        // Who knows a generation that was not told yet knows another agent's.
+        // A caller that knows a generation not yet published knows another agent's.
         let newer = reports.wait_for(|report| report.generation != after);
         let stopping = phase.wait_for(|phase| *phase == Phase::Draining);
         let waited = async {
             tokio::select! {
-                // Both are cancel-safe: they only look.
+                // Both are cancel-safe: they only read.
                 _ = newer => {}
                 _ = stopping => {}
             }

@@ -27,40 +27,38 @@ use crate::model::target::{
 use crate::model::work::WorkId;
 use crate::targets::TargetWish;
 
-/// What a target is to be; what is not said is as the settings have it.
+/// Spec of a target; omitted fields are as in the settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TargetBody {
     /// `zbs`, `spdk` or `built-in`.
     pub kind: Option<TargetKind>,
-    /// The image; none for the built-in one.
+    /// Image; none for the built-in target.
     pub image: Option<String>,
-    /// A tar on this node that holds it.
+    /// Tar on this node that holds the image.
     pub image_tar: Option<CleanPath>,
-    /// The address of such a tar, `http` or `https`.
+    /// Address of such a tar, `http` or `https`.
     pub image_url: Option<String>,
-    /// The SHA-256 of what is there, in hex.
+    /// SHA-256 of the tar at that address, in hex.
     pub image_sha256: Option<String>,
     /// CPUs: `[6,7]` as text or as a list, `6-7` or `0xc0`.
     #[serde(deserialize_with = "written")]
     pub cores: Option<String>,
-    /// So many CPUs, chosen by topology.
+    /// Number of CPUs, chosen by topology.
     pub core_count: Option<u32>,
-    /// The folder of its sockets.
     pub socket_dir: Option<CleanPath>,
-    /// Its control socket.
     pub control_sock: Option<CleanPath>,
-    /// Its client's configuration.
+    /// Configuration of its client.
     pub client_conf: Option<CleanPath>,
-    /// MiB of hugepages that it takes; without it, and where the settings have none, as its volumes need.
+    /// MiB of hugepages; as its volumes need, if neither this nor the settings give it.
     pub memory_mib: Option<u64>,
 }
 
 impl TargetBody {
-    /// The target of that name that is wanted; what is not said is as the settings have it.
+    /// Desired spec of that target; omitted fields are as in the settings.
     ///
     /// # Errors
-    /// What of it cannot be.
+    /// When a field is invalid.
     pub fn into_spec(
         self,
         name: TargetName,
@@ -70,10 +68,10 @@ impl TargetBody {
         self.over(base, settings)
     }
 
-    /// The target that is wanted; what is not said is as `base` has it.
+    /// Desired spec; omitted fields are as in `base`.
     ///
     /// # Errors
-    /// What of it cannot be.
+    /// When a field is invalid.
     pub fn over(self, base: TargetSpec, settings: &TargetSettings) -> Result<TargetSpec, Fault> {
         let kind = self.kind.unwrap_or(base.kind);
         let socket_dir = self.socket_dir.unwrap_or_else(|| base.socket_dir.clone());
@@ -122,24 +120,24 @@ impl TargetBody {
     }
 }
 
-/// How it is to be brought about.
+/// Options of applying a spec.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TargetQuery {
-    /// Whether only the plan is wanted.
+    /// Set if only the plan is requested.
     pub dry_run: bool,
-    /// Whether one that differs is replaced.
+    /// Set if a target that differs is replaced.
     pub recreate: bool,
-    /// Whether that is done with virtual machines connected.
+    /// Set if that is done with virtual machines connected.
     pub force: bool,
 }
 
 type Queried = Result<Query<TargetQuery>, axum::extract::rejection::QueryRejection>;
 
-/// A call that changes a target, as it comes.
+/// Call that changes a target, before it is parsed.
 type Request = (State<Shared>, Path<String>, Queried, Extension<Principal>, HeaderMap, Body);
 
-/// Brings the target about.
+/// Applies the spec of a target.
 pub async fn put(request: Request) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { recreate, force, .. }| {
         TargetWish::Ensure(spec, EnsureWish { recreate, force, ..EnsureWish::default() })
@@ -147,8 +145,8 @@ pub async fn put(request: Request) -> Result<Response, Problem> {
     bring_about("deploy", request, wish).await
 }
 
-/// Takes it away. Its control socket, where its guests are counted, is the usual one unless the body
-/// names another.
+/// Removes a target. Its control socket, where its guests are counted, is the default one unless the body names
+/// another.
 pub async fn delete(request: Request) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { force, .. }| TargetWish::Destroy { spec, force };
     bring_about("destroy", request, wish).await
@@ -172,24 +170,24 @@ async fn bring_about(
     report::answer_with(&headers, (work, events), done, call).await
 }
 
-/// A target as it is told.
+/// Target as published.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct TargetView {
     name: TargetName,
-    /// As it is wanted; nothing where it is not.
+    /// Desired spec; `None` if not desired.
     wanted: Option<TargetSpec>,
     health: TargetHealth,
 }
 
-/// The target: as it is wanted, and how it stands.
+/// Spec and status of a target.
 pub async fn get(State(api): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
     let name: TargetName = name.parse().map_err(Problem::of)?;
     let wanted = api.desired.borrow().targets.get(&name).cloned();
     Ok(Json(view(&api, name, wanted).await?).into_response())
 }
 
-/// All targets that are wanted.
+/// Lists the desired targets.
 pub async fn list(State(api): State<Shared>) -> Result<Response, Problem> {
     let wanted = api.desired.borrow().targets.clone();
     let views = wanted.into_iter().map(|(name, spec)| view(&api, name, Some(spec)));
@@ -204,22 +202,21 @@ async fn view(
 ) -> Result<TargetView, Problem> {
     let control = api.control_of(&name).map_err(Problem::of)?;
     let health = api.targets.health(&name, &control).await;
-    // Who may ask this may not know what gives access to the image.
+    // Callers with this role may not know what gives access to the image.
     let wanted = wanted.map(|spec| TargetSpec { image_url: None, ..spec });
     Ok(TargetView { name, wanted, health })
 }
 
-/// Which control socket is asked, and how deeply is looked.
+/// Control socket to probe, and depth of the probe.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct HealthQuery {
-    /// Another one than the usual.
+    /// Control socket, if not the default.
     pub control_sock: Option<String>,
-    /// Whether I/O is to be proven too.
+    /// Set if I/O is probed too.
     pub deep: bool,
 }
 
-/// How the target stands.
 pub async fn health(
     State(api): State<Shared>,
     Path(name): Path<String>,

@@ -25,38 +25,36 @@ use crate::model::policy::HttpPolicy;
 use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView};
 
-/// KiB of a body that has some thousands, each with long names.
+/// Limit of a body in KiB: some thousands of volumes, each with long names.
 const LIST_KIB: usize = 4 << 10;
-/// How long a virtual machine is waited for that is to go, where nobody says.
+/// Default wait for a connected virtual machine to go.
 const USUAL_WAIT: Duration = Duration::from_secs(30);
-/// How long it may be waited for.
+/// Longest such wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// What a volume is to be.
+/// Spec of a volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VolumeBody {
-    /// Its name; needed in a list, else the address says it.
+    /// Name; required in a list, else the URL gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<VolumeName>,
-    /// Its bdev's name; the volume's own where it is not said.
+    /// Name of its bdev; the volume's own if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bdev: Option<VolumeName>,
-    /// What its blocks are kept in.
     pub backing: Backing,
-    /// Whether guests may not write.
     #[serde(default)]
     pub read_only: bool,
-    /// The CPUs of its requests; else the target's.
+    /// CPUs of its requests; else the target's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpumask: Option<String>,
 }
 
 impl VolumeBody {
-    /// The wish for the volume, `named` by the address or by itself.
+    /// Spec of the volume, `named` by the URL or by itself.
     ///
     /// # Errors
-    /// What of it cannot be.
+    /// When a field is invalid.
     pub fn into_spec(
         self,
         named: Option<&VolumeName>,
@@ -82,19 +80,18 @@ impl VolumeBody {
     }
 }
 
-/// Several volumes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumesBody {
-    /// Each by its name.
+    /// Volumes, each with its name.
     pub volumes: Vec<VolumeBody>,
 }
 
 impl VolumesBody {
-    /// The wishes for all of them.
+    /// Specs of all volumes.
     ///
     /// # Errors
-    /// What of one cannot be, and one that is there twice.
+    /// When one is invalid, or given twice.
     pub fn into_specs(self, socket_dir: &CleanPath) -> Result<Vec<VolumeSpec>, Fault> {
         let specs = self.volumes.into_iter().map(|volume| volume.into_spec(None, socket_dir));
         let specs: Vec<VolumeSpec> = specs.collect::<Result<_, _>>()?;
@@ -109,28 +106,25 @@ impl VolumesBody {
     }
 }
 
-/// Volumes as they are told.
+/// Volumes as published.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VolumesView {
-    /// Each.
     pub volumes: Vec<VolumeView>,
 }
 
-/// A new size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResizeBody {
-    /// In MiB.
     pub size_mib: u64,
 }
 
-/// How a volume is taken away.
+/// Options of removing a volume.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct DeleteQuery {
-    /// Whether a virtual machine that is connected is waited for: a volume is never taken away under one.
+    /// Set if a connected virtual machine is waited for: a volume is never removed under one.
     pub force: bool,
-    /// For how long.
+    /// Longest wait for it.
     pub timeout_ms: Option<u64>,
 }
 
@@ -149,7 +143,7 @@ impl DeleteQuery {
     }
 }
 
-/// The volumes that are wanted in the target, as they stand.
+/// Lists the desired volumes of the target, with their status.
 pub async fn list(
     State(api): State<Shared>,
     Path(name): Path<String>,
@@ -162,7 +156,6 @@ pub async fn list(
     Ok(Json(shown(volumes)).into_response())
 }
 
-/// One of them.
 pub async fn get(
     State(api): State<Shared>,
     Path(names): Path<(String, String)>,
@@ -174,8 +167,8 @@ pub async fn get(
     Ok(Json(redacted(view)).into_response())
 }
 
-/// Makes volumes serve, all at once. Each is told as it stands then: those that do not serve are kept and
-/// tried again.
+/// Makes volumes serve, all at once. Each is returned with its status then: those that do not serve are kept and
+/// retried.
 pub async fn put_all(
     State(api): State<Shared>,
     Path(name): Path<String>,
@@ -196,7 +189,7 @@ pub async fn put_all(
         .into_response())
 }
 
-/// Makes one volume serve. One that does not is a problem, and is kept and tried again all the same.
+/// Makes one volume serve. One that does not is a problem, and is kept and retried all the same.
 pub async fn put(
     State(api): State<Shared>,
     Path(names): Path<(String, String)>,
@@ -217,7 +210,7 @@ pub async fn put(
     Ok(Json(redacted(noted(change("activate", by, of), work).await?)).into_response())
 }
 
-/// Takes one away; one that is not there is gone already.
+/// Removes a volume; an absent one counts as removed.
 pub async fn delete(
     State(api): State<Shared>,
     Path(names): Path<(String, String)>,
@@ -234,7 +227,6 @@ pub async fn delete(
     Ok(Json(json!({"target": name, "name": volume, "state": "absent"})).into_response())
 }
 
-/// Gives one a new size.
 pub async fn resize(
     State(api): State<Shared>,
     Path(names): Path<(String, String)>,
@@ -251,7 +243,7 @@ pub async fn resize(
     Ok(Json(redacted(noted(change("resize", by, of), work).await?)).into_response())
 }
 
-/// The names in a request's path, and what its body says.
+/// Reads the names in a request's path, and its body.
 async fn read<T: DeserializeOwned>(
     api: &Shared,
     names: &(String, String),
@@ -273,7 +265,7 @@ fn wanted(api: &Shared, name: &TargetName) -> Result<TargetSpec, Problem> {
     })
 }
 
-/// Refuses volumes that name what the settings do not let callers name, before their target is asked for them.
+/// Refuses volumes that name anything that the settings do not let callers name, before their target is asked for them.
 fn allowed(api: &Shared, target: &TargetName, specs: &[VolumeSpec]) -> Result<(), Problem> {
     let known = api.desired.borrow().volumes_of(target);
     let judge = |spec: &VolumeSpec| {
@@ -293,7 +285,7 @@ fn change(route: &'static str, by: Extension<Principal>, of: Subject) -> Change 
     Change { of, ..Change::of(route, by.0) }
 }
 
-/// Does what changes volumes, with its line in the log.
+/// Makes a change of volumes, with its line in the log.
 async fn noted<T>(
     change: Change,
     work: impl Future<Output = Result<T, Fault>>,
@@ -308,7 +300,7 @@ fn shown(volumes: Vec<VolumeView>) -> VolumesView {
     VolumesView { volumes: volumes.into_iter().map(redacted).collect() }
 }
 
-/// Without the values of what only its target understands: who may ask may not know what gives access to its blocks.
+/// Removes the values that only the target understands: the caller may not know what gives access to its blocks.
 fn redacted(mut view: VolumeView) -> VolumeView {
     if let Backing::Raw { params, .. } = &mut view.spec.backing {
         params.iter_mut().for_each(|(_, value)| *value = json!("(hidden)"));
