@@ -1,7 +1,7 @@
-//! The families, from what was gathered of the agent at one time.
+//! Metric families, from one snapshot of the agent.
 //!
-//! Labels that callers name are bounded: there are at most 64 targets, and volumes are counted for each
-//! target, not told one by one.
+//! Labels that callers name are bounded: there are at most 64 targets, and volumes are counted for each target, not
+//! listed one by one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,24 +19,23 @@ use crate::model::status::TargetReport;
 use crate::model::target::{TargetName, TargetState};
 use crate::model::units::PageSize;
 
-/// The agent at one time.
+/// Snapshot of the agent.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     pub(super) ready: bool,
-    /// Lines of the log that nobody took in time.
+    /// Lines of the log that were not written in time.
     pub(super) lost_lines: u64,
-    /// Pieces of work that take longer than they may, by their owners.
+    /// Overdue pieces of work, by their owners.
     pub(super) overdue: Vec<(&'static str, u64)>,
     pub(super) process: Option<Footprint>,
     pub(super) census: Census,
     pub(super) reports: Told,
     pub(super) targets: Vec<TargetFigures>,
     pub(super) pools: Vec<PoolFigures>,
-    /// Promised pages of each size.
+    /// Reserved pages of each size.
     pub(super) reserved: BTreeMap<PageSize, u64>,
 }
 
-/// One target.
 #[derive(Debug)]
 pub(super) struct TargetFigures {
     pub(super) report: TargetReport,
@@ -46,13 +45,12 @@ pub(super) struct TargetFigures {
     pub(super) last_answer: Option<Duration>,
 }
 
-/// One pool.
 #[derive(Debug)]
 pub(super) struct PoolFigures {
     pub(super) pool: Pool,
-    /// Grown by the agent in this boot and not given back.
+    /// Pages grown by the agent in this boot and not given back.
     pub(super) grown: u64,
-    /// That the agent takes again at each boot.
+    /// Pages that the agent takes again at each boot.
     pub(super) wanted: u64,
 }
 
@@ -91,7 +89,7 @@ impl Gathered {
         page.gauges(about, self.overdue.iter().map(|(owner, count)| ([("owner", *owner)], *count)))
     }
 
-    /// Under the names that every exporter has for them.
+    /// Process metrics, under the names that every exporter has for them.
     fn process(&self, page: &mut Page<'_>) -> fmt::Result {
         let Some(own) = &self.process else { return Ok(()) };
         let about = ("process_cpu_seconds", "CPU time of the agent, in user and kernel.");
@@ -249,12 +247,12 @@ fn target(figures: &TargetFigures) -> [(&'static str, &str); 1] {
     [("target", figures.report.name.as_str())]
 }
 
-/// As sysfs and hugetlbfs write them: `0`, `2M`.
+/// Names of a pool, as sysfs and hugetlbfs write them: `0`, `2M`.
 fn pool_names(key: PoolKey) -> (String, String) {
     (key.node.0.to_string(), key.size.to_string())
 }
 
-/// The age of the last answer of that target.
+/// Age of the last answer of that target.
 pub(super) fn age_of(ages: &[(TargetName, Duration)], name: &TargetName) -> Option<Duration> {
     ages.iter().filter(|(other, _)| other == name).map(|(_, age)| *age).min()
 }

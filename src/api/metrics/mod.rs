@@ -1,12 +1,12 @@
-//! `GET /metrics`: what is counted and measured of the agent, for Prometheus.
+//! `GET /metrics`: counters and measurements of the agent, for Prometheus.
 //!
 //! ```text
-//! counters where things happen, watch channels, books ─┐
+//! counters where things happen, watch channel, ledger ──┐
 //! pools' counters and the own process, off the runtime ─┴▶ Gathered (families) ──▶ page ──▶ text
 //! requests that pass (requests) ─────────────────────────────────────────────────┘
 //! ```
-//! A scrape asks no target and no engine, forks nothing, and waits for nobody but the kernel's counters,
-//! and not long for those. What is not known is left out.
+//! A scrape asks no target and no engine, forks nothing, and waits for nothing but the kernel's counters, and not long
+//! for those. Unknown values are left out.
 
 mod families;
 mod page;
@@ -34,15 +34,14 @@ use crate::model::code::Code;
 use crate::model::pools::{Pool, PoolsSeen};
 use crate::model::status::{TargetReport, TargetStatus, TargetStatuses};
 
-/// The form that Prometheus asks for …
+/// Media type that Prometheus asks for.
 const OPEN_METRICS: &str = "application/openmetrics-text";
 const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// … and the one that everybody reads.
-/// Those whose work has a limit.
+/// Owners whose work has a limit.
 const OWNERS: [&str; 4] = ["engine", "outbox", "pools", "target"];
 const PLAIN_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Who counts and measures what the handlers do not know otherwise.
+/// Sources of the metrics that the handlers do not have otherwise.
 #[derive(Debug)]
 pub struct Metrics {
     requests: Requests,
@@ -54,7 +53,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// With no request counted yet.
     pub fn new(
         figures: Figures,
         books: watch::Receiver<Published>,
@@ -65,13 +63,13 @@ impl Metrics {
         Metrics { requests: Requests::default(), figures, books, statuses, tally, refusals }
     }
 
-    /// The layer of a router whose requests are to be counted.
+    /// Layer of a router whose requests are to be counted.
     pub(super) fn counting(&self) -> Requests {
         self.requests.clone()
     }
 }
 
-/// The page, as OpenMetrics where that is asked for.
+/// Page of all metrics, as OpenMetrics where that is requested.
 pub async fn get(State(api): State<Shared>, headers: HeaderMap) -> Response {
     let gathered = gather(&api).await;
     let mut registry = Registry::default();
@@ -89,7 +87,7 @@ pub async fn get(State(api): State<Shared>, headers: HeaderMap) -> Response {
     }
 }
 
-/// Whoever knows that form names it; nobody names it who does not prefer it.
+/// `true` if the caller names that form: only those that prefer it do.
 fn wants_open_metrics(headers: &HeaderMap) -> bool {
     let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok());
     accepted.any(|accepted| accepted.contains(OPEN_METRICS))

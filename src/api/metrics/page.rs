@@ -1,4 +1,4 @@
-//! How a family is written: its name, what it means, and a line for each of its label sets.
+//! Text form of a family: its name, its help, and a line for each of its label sets.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub(super) type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 /// No labels.
 pub(super) const ALONE: Labels<'static, 0> = [];
 
-/// Where families are written.
+/// Writer of families.
 pub(super) struct Page<'a>(DescriptorEncoder<'a>);
 
 impl<'a> Page<'a> {
@@ -20,7 +20,7 @@ impl<'a> Page<'a> {
         Page(encoder)
     }
 
-    /// Numbers that only rise; `_total` is added to the name.
+    /// Writes numbers that only rise; `_total` is added to the name.
     pub(super) fn counters<'l, const N: usize>(
         &mut self,
         (name, help): (&str, &str),
@@ -30,13 +30,13 @@ impl<'a> Page<'a> {
         self.family(name, help, MetricType::Counter, lines)
     }
 
-    /// One such number that is no whole one.
+    /// Writes one such number that is no whole one.
     pub(super) fn counter(&mut self, (name, help): (&str, &str), value: f64) -> fmt::Result {
         let lines = [(ALONE, ConstCounter::new(value))];
         self.family(name, help, MetricType::Counter, lines)
     }
 
-    /// Numbers that rise and fall.
+    /// Writes numbers that rise and fall.
     pub(super) fn gauges<'l, const N: usize>(
         &mut self,
         (name, help): (&str, &str),
@@ -46,12 +46,12 @@ impl<'a> Page<'a> {
         self.family(name, help, MetricType::Gauge, lines)
     }
 
-    /// One such number, where it is known.
+    /// Writes one such number, if known.
     pub(super) fn gauge(&mut self, about: (&str, &str), value: Option<u64>) -> fmt::Result {
         self.gauges(about, value.map(|value| (ALONE, value)))
     }
 
-    /// Times in seconds.
+    /// Writes times in seconds.
     pub(super) fn seconds<'l, const N: usize>(
         &mut self,
         (name, help): (&str, &str),
@@ -61,7 +61,7 @@ impl<'a> Page<'a> {
         self.family(name, help, MetricType::Gauge, lines)
     }
 
-    /// A family without a line is left out.
+    /// Writes a family; one without a line is left out.
     fn family<'l, const N: usize, M: EncodeMetric>(
         &mut self,
         name: &str,

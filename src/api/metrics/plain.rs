@@ -1,17 +1,17 @@
-//! The page for who does not ask for OpenMetrics: the older text format, which every scraper reads.
+//! Metrics page for callers that do not ask for OpenMetrics: the older text format, which every scraper reads.
 //!
-//! Both differ little: there a counter's family is named as its lines are, and there is no last line.
+//! The two differ little: there a counter's family is named as its lines are, and there is no last line.
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
 
 /// Bytes of `# HELP ` and of `# TYPE `.
 const HEAD: usize = 7;
 
-/// The family whose type this line tells, if it is a counter's.
+/// Family whose type this line gives, if it is a counter's.
 fn counter(line: &str) -> Option<&str> {
     line.strip_prefix("# TYPE ")?.strip_suffix(" counter")
 }
 
-/// The page in the older form.
+/// Converts the page to the older format.
 pub(super) fn plain(page: &str) -> String {
     let mut text = String::with_capacity(page.len() + 1024);
     let mut lines = page.lines().peekable();

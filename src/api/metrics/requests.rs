@@ -1,7 +1,6 @@
-//! Requests counted where they pass: by the route that they matched, never by what their caller wrote.
+//! Request counters, by the route that matched, never by what the caller wrote.
 //!
-//! A request costs a look into a small table under a lock for reading; only the first one of its kind
-//! adds a line.
+//! A request costs a lookup in a small table under a lock for reading; only the first one of its kind adds a line.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,23 +19,23 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tower::{Layer, Service};
 
-/// The route of what no route matches.
+/// Route of requests that no route matches.
 const UNMATCHED: &str = "unmatched";
-/// The code of a request whose caller went away before it was answered.
+/// Status of a request whose caller went away before it was answered.
 const UNANSWERED: u16 = 0;
 /// Upper bounds of the histogram, in seconds: health answers take less than a millisecond, a first
 /// deployment minutes.
 const BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0, 120.0];
 
-/// What was counted; clones are one.
+/// Counters of requests; clones share them.
 #[derive(Debug, Clone, Default)]
 pub(in crate::api) struct Requests(Arc<RwLock<BTreeMap<Box<str>, Arc<Route>>>>);
 
-/// The requests of one route.
+/// Counters of one route.
 #[derive(Debug)]
 struct Route {
-    /// By method and status.
+    /// Counts by method and status.
     answers: RwLock<BTreeMap<(&'static str, u16), Counter>>,
     took: Histogram,
 }
@@ -58,7 +57,7 @@ impl Requests {
     }
 }
 
-/// A request on its way.
+/// Request in progress.
 #[derive(Debug)]
 struct Begun {
     route: Arc<Route>,
@@ -81,7 +80,7 @@ impl Begun {
     }
 }
 
-/// A caller may write any word for a method.
+/// Label of a method, since a caller may write any word for one.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -131,7 +130,7 @@ impl<S> Layer<S> for Requests {
     }
 }
 
-/// A service whose requests are counted.
+/// Service whose requests are counted.
 #[derive(Debug, Clone)]
 pub(in crate::api) struct Counted<S> {
     inner: S,
@@ -157,7 +156,7 @@ where
     }
 }
 
-/// An answer that is counted when it is there, or when nobody waits for it any more.
+/// Answer that is counted when it is there, or when nobody waits for it any more.
 #[derive(Debug)]
 pub(in crate::api) struct Counting<F> {
     inner: F,
