@@ -35,7 +35,7 @@ pub(super) enum OpenError {
     Closed(#[source] hyper::Error),
 }
 
-/// A connection for one request.
+/// Connection for one request.
 #[derive(Debug)]
 pub(super) struct Line<B> {
     sender: SendRequest<B>,

@@ -17,7 +17,7 @@ const MOST_NAME: usize = 120;
 pub struct CertificateRule {
     /// Subject, in the form of RFC 4514.
     pub subject: String,
-    /// Any of the alternative names.
+    /// Alternative name, any one of them.
     pub san: String,
     pub role: Role,
 }
