@@ -21,12 +21,12 @@ use crate::model::units::{NumaNode, PageSize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ReclaimBody {
-    /// Only pages of this size, in MiB.
+    /// Page size, in MiB; any if omitted.
     pub size_mib: Option<u64>,
     /// Size in KiB instead, for pages of less than a MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_kib: Option<u64>,
-    /// Only on this NUMA node.
+    /// NUMA node of the pages; any if omitted.
     pub node: Option<u32>,
     /// Set if only the plan is requested.
     pub dry_run: bool,

@@ -32,7 +32,7 @@ pub struct PrepareBody {
     pub hugepages: Option<Vec<HugepagesBody>>,
     /// Set if a growth that came out short is kept.
     pub keep_partial: bool,
-    /// Set if the engine is prepared too; the default.
+    /// Set if the engine is prepared too; `true` if omitted.
     pub engine: Option<bool>,
 }
 
