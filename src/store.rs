@@ -1,6 +1,6 @@
 //! The agent's own files: JSON with a version, one file per thing, replaced in one step.
 //!
-//! A file that cannot be read is set aside under another name with a loud word, never silently
+//! A file that cannot be read is set aside under another name and logged as an error, never silently
 //! dropped, and never takes others with it:
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //! a.json.version-2   was written by a newer agent; the next one that knows its version takes it back
 //! ```
 
-#![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
+#![allow(clippy::disallowed_methods)] // one of the modules that touch files
 
 mod batch;
 mod error;
@@ -33,12 +33,12 @@ pub use self::form::{Unusable, VERSION, content, decode, encode};
 pub use self::lock::Lock;
 pub use self::slot::BootSlot;
 
-/// How long a file must last.
+/// Lifetime that a file must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Over a crash of the machine: on the disk, file and folder synced.
+    /// Survives a crash of the machine: on the disk, file and folder synced.
     Disk,
-    /// Over a crash of the agent, for what a reboot makes void: in the folder that a reboot empties.
+    /// Survives a crash of the agent, for what a reboot makes void: in the folder that a reboot empties.
     Boot,
 }
 
@@ -47,12 +47,12 @@ pub enum Durability {
 pub struct Store {
     state: PathBuf,
     run: PathBuf,
-    /// Whether nothing is changed.
+    /// Set if nothing may be changed.
     only_looks: bool,
 }
 
 impl Store {
-    /// The state in `state` and, of this boot only, in `run`; both are made when they are missing.
+    /// Opens the state in `state` and, of this boot only, in `run`; makes both when they are missing.
     ///
     /// # Errors
     /// [`StoreError::MakeFolder`].
@@ -68,7 +68,7 @@ impl Store {
         Ok(store)
     }
 
-    /// The state for who only reads it: nothing is made, and a folder that is missing holds nothing.
+    /// Opens the state for reading only: nothing is made, and a folder that is missing holds nothing.
     pub fn look(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Store {
         Store { state: state.into(), run: run.into(), only_looks: true }
     }
@@ -100,12 +100,12 @@ impl Store {
             .map_err(|source| StoreError::Write { path, source })
     }
 
-    /// The place of a value of this boot that is written often.
+    /// Returns the slot of a value of this boot that is written often.
     pub fn boot_slot(&self, name: &str) -> BootSlot {
         BootSlot::new(self.path(name, Durability::Boot))
     }
 
-    /// Makes the folder of things of one kind, when it is missing.
+    /// Makes the folder of values of one kind, when it is missing.
     fn make_folder_of(&self, path: &Path, durability: Durability) -> io::Result<()> {
         let root = self.path("", durability);
         let Some(folder) = path.parent().filter(|folder| *folder != root && !folder.exists())
@@ -121,7 +121,7 @@ impl Store {
         Ok(())
     }
 
-    /// The names of the files of a folder that hold values.
+    /// Lists the files of a folder that hold values.
     ///
     /// # Errors
     /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
@@ -132,7 +132,7 @@ impl Store {
         Ok(names)
     }
 
-    /// The names of the folders in a folder.
+    /// Lists the folders in a folder.
     ///
     /// # Errors
     /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
@@ -143,7 +143,7 @@ impl Store {
         Ok(names)
     }
 
-    /// What lies in a folder, but for what a crash left of a write.
+    /// Lists a folder, without the temporary files that a crash left.
     fn entries(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
         let path = self.path(folder, durability);
         let read = |source| StoreError::Read { path: path.clone(), source };
@@ -162,7 +162,7 @@ impl Store {
         Ok(names)
     }
 
-    /// Takes a value away; one that is not there is gone already.
+    /// Removes a value; a missing one is no error.
     ///
     /// # Errors
     /// [`StoreError::Write`].
@@ -178,17 +178,17 @@ impl Store {
         remove().map_err(|source| StoreError::Write { path: path.clone(), source })
     }
 
-    /// Takes away what a crash left of writes, and takes back what an agent too old for it set aside, in
-    /// both folders and those below them. Only for who holds the lock.
+    /// Removes temporary files that a crash left, and restores files that an agent too old for them set
+    /// aside, in both folders and those below them. Only for the holder of the lock.
     ///
     /// # Errors
-    /// [`StoreError::Read`] and [`StoreError::Write`]; a folder that is missing has nothing.
+    /// [`StoreError::Read`] and [`StoreError::Write`]; a missing folder is no error.
     pub fn sweep(&self) -> Result<(), StoreError> {
         sweep(&self.state)?;
         sweep(&self.run)
     }
 
-    /// Keeps a file that is not what its name says under another name, and says so.
+    /// Sets aside, with a log line, a file that is not what its name says.
     pub fn set_aside(&self, name: &str, durability: Durability, why: &str) {
         let path = self.path(name, durability);
         self.move_aside(&path, &path.with_extension("json.unusable"), why);
@@ -196,7 +196,7 @@ impl Store {
 
     fn move_aside(&self, path: &Path, aside: &Path, why: &str) {
         if self.only_looks {
-            // It may be one that its owner is writing.
+            // Its owner may be writing it at this moment.
             tracing::warn!(path = %path.display(), why, "a state file cannot be used");
             return;
         }
@@ -224,7 +224,7 @@ impl Store {
         Ok(value.ok())
     }
 
-    /// A file as it is, for who only looks: nothing is set aside. `None` when there is none.
+    /// Reads a file as it is and sets nothing aside. `None` when there is none.
     ///
     /// # Errors
     /// [`StoreError::Read`] when the disk fails.

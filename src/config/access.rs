@@ -1,4 +1,4 @@
-//! The settings of who may call: addresses, TLS, tokens, and the Unix socket.
+//! Access settings: addresses, TLS, tokens, and the Unix socket.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,15 +10,15 @@ use crate::model::network::Network;
 use crate::model::path::CleanPath;
 use crate::model::units::octal;
 
-/// Who may call.
+/// Callers that are allowed, and the Unix socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
-    /// Whether callers from elsewhere may do everything where nothing else is set.
+    /// Set if callers from other hosts may do everything where nothing else is set.
     pub open: bool,
-    /// From where; without any, from everywhere.
+    /// Networks that may call; empty: any.
     pub allow: Vec<Network>,
-    /// A file of tokens, one a line, each with the role `admin`; empty: none.
+    /// File of tokens, one a line, each with the role `admin`; empty: none.
     pub tokens_file: String,
     /// Tokens with a name and a role.
     pub token: Vec<TokenRule>,
@@ -26,16 +26,16 @@ pub struct Access {
     pub certificate: Vec<CertificateRule>,
     /// File to which the audit log is written too; empty: none.
     pub audit_file: String,
-    /// A Unix socket for the node itself; empty: none.
+    /// Unix socket for the node itself; empty: none.
     pub socket: String,
-    /// Its group, by number.
+    /// Group of the socket, by number.
     pub socket_gid: u32,
-    /// Its mode, in octal.
+    /// Mode of the socket, in octal.
     #[serde(with = "octal")]
     pub socket_mode: u32,
 }
 
-/// A token, by its digest: the settings may be read by more people than may call.
+/// Token, by its digest: the settings may be read by more people than may call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRule {
@@ -43,12 +43,12 @@ pub struct TokenRule {
     pub name: String,
     /// SHA-256 of the token, in hex, as `printf %s TOKEN | sha256sum` prints it.
     pub hash: String,
-    /// Role that it gives.
+    /// Role that is granted.
     pub role: Role,
 }
 
 impl TokenRule {
-    /// The bytes of the hash, where it is one.
+    /// Returns the bytes of the hash; `None` if it is not 64 hex digits.
     pub fn digest(&self) -> Option<[u8; 32]> {
         let digits = self.hash.strip_prefix("sha256:").unwrap_or(&self.hash);
         if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -66,11 +66,11 @@ impl TokenRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CertificateRule {
-    /// Subject as RFC 4514 writes it, such as `CN=controller`; empty: whatever it is.
+    /// Subject in the form of RFC 4514, such as `CN=controller`; empty: any.
     pub subject: String,
-    /// One of its alternative names, a DNS name, URI or address; empty: whatever they are.
+    /// Subject alternative name, a DNS name, URI or address; empty: any.
     pub san: String,
-    /// Role that it gives.
+    /// Role that is granted.
     pub role: Option<Role>,
 }
 
@@ -94,17 +94,17 @@ impl Default for Access {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// The agent's certificate and those up to the authority, PEM; empty: no TLS.
+    /// Agent's certificate and those up to the authority, PEM; empty: no TLS.
     pub certificate: String,
-    /// Its private key, PEM.
+    /// Private key of the certificate, PEM.
     pub key: String,
-    /// The authorities of the clients' certificates, PEM; empty: clients show none.
+    /// Authorities of the clients' certificates, PEM; empty: clients show none.
     pub client_ca: String,
-    /// Certificates that those authorities have revoked (CRLs, RFC 5280), PEM; empty: none are looked for.
+    /// Certificates that those authorities have revoked (CRLs, RFC 5280), PEM; empty: not checked.
     pub client_crl: String,
 }
 
-/// An address, or none.
+/// Socket address or none, written as an empty string.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MaybeAddress(pub Option<SocketAddr>);
 
@@ -131,7 +131,7 @@ impl<'de> Deserialize<'de> for MaybeAddress {
 }
 
 impl Access {
-    /// What is wrong with it, as the key and the reason.
+    /// Finds a problem, as the key and the reason.
     pub(super) fn problem(&self, tls: &Tls) -> Option<(&'static str, String)> {
         not_plain("access.tokens_file", &self.tokens_file)
             .or_else(|| not_plain("access.socket", &self.socket))
@@ -157,7 +157,7 @@ impl Access {
         })
     }
 
-    /// A hash that is none may be the token itself: it is not told.
+    /// Finds an invalid hash and names only its token: the text may be the token itself.
     fn hashes_problem(&self) -> Option<(&'static str, String)> {
         let wrong = self.token.iter().find(|rule| rule.digest().is_none())?;
         let text = format!(
@@ -182,7 +182,7 @@ impl Access {
         None
     }
 
-    /// Rules of the main listener.
+    /// Access rules of the main listener.
     pub fn rules(&self, tls: &Tls) -> Rules {
         Rules {
             open: self.open,
@@ -194,7 +194,7 @@ impl Access {
 }
 
 impl Tls {
-    /// What is wrong with it, as the key and the reason.
+    /// Finds a problem, as the key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let alone = |key, other: &str| Some((key, format!("it needs {other} too")));
         match (self.certificate.as_str(), self.key.as_str(), self.client_ca.as_str()) {

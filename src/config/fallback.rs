@@ -1,10 +1,10 @@
-//! Where everything goes that the agent does not serve.
+//! Validation of the fallback for requests that the agent does not serve.
 
 use std::net::SocketAddr;
 
 use crate::model::fallback::FallbackAddress;
 
-/// What is wrong with it where the agent itself listens at `listen`, as the key and the reason.
+/// Finds a problem of the URL, for an agent that listens at `listen`, as the key and the reason.
 pub(super) fn problem(url: &str, listen: SocketAddr) -> Option<(&'static str, String)> {
     if url.is_empty() {
         return None;

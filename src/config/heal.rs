@@ -1,4 +1,4 @@
-//! Bringing targets back.
+//! Validation of the settings for restarting targets.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::settings::too_short;
 use crate::model::policy::HealPolicy;
 
 impl HealPolicy {
-    /// What is wrong with it, as the key and the reason.
+    /// Finds a problem, as the key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let least = Duration::from_millis(100);
         let short = too_short([

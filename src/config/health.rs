@@ -1,11 +1,11 @@
-//! The health of targets.
+//! Validation of the health probe's settings.
 
 use std::time::Duration;
 
 use crate::model::policy::HealthPolicy;
 
 impl HealthPolicy {
-    /// What is wrong with it, as the key and the reason.
+    /// Finds a problem, as the key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         const LEAST: Duration = Duration::from_millis(10);
         const MOST: Duration = Duration::from_secs(60);

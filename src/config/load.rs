@@ -1,4 +1,4 @@
-//! Reading, merging and judging the sources of the settings.
+//! Reading, merging and validating the sources of the settings.
 
 use std::fs;
 use std::io;
@@ -9,17 +9,17 @@ use toml::{Table, Value};
 
 use super::settings::Settings;
 
-/// Where the settings are when no flag says otherwise.
+/// Settings file when neither flag nor environment names one.
 const DEFAULT_FILE: &str = "/etc/vhost-agent/config.toml";
-/// What the names of variables begin with; `__` stands between a table and its key.
+/// Prefix of the variables' names; `__` separates a table from its key.
 const PREFIX: &str = "VHOST_AGENT_";
-/// A variable that says where the file is, and is no setting itself.
+/// Variable with the path of the settings file, no setting itself.
 const FILE_VARIABLE: &str = "VHOST_AGENT_CONFIG";
 
 /// Settings that the command line gives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// `--config`: this file, which then must exist.
+    /// `--config`: the settings file, which then must exist.
     pub config: Option<PathBuf>,
     /// `--listen`.
     pub listen: Option<String>,
@@ -27,12 +27,12 @@ pub struct Overrides {
     pub state_dir: Option<PathBuf>,
     /// `--log-dir`.
     pub log_dir: Option<PathBuf>,
-    /// A drop-in as it is to be, whatever is there: (path, text).
+    /// Drop-in to use instead of what is on disk: (path, text).
     pub replaced: Option<(PathBuf, String)>,
 }
 
 impl Overrides {
-    /// The settings file: that of the flag, that of the environment, or the usual one.
+    /// Returns the settings file: that of the flag, of the environment, or the default.
     pub fn settings_file(&self) -> PathBuf {
         let named =
             self.config.clone().or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
@@ -40,10 +40,10 @@ impl Overrides {
     }
 }
 
-/// A file of settings that may be there: its text, and what it sets.
+/// Reads a settings file that may be missing: its text and its settings.
 ///
 /// # Errors
-/// When it cannot be read, or is not right.
+/// When the file cannot be read or is not valid.
 pub fn previous(path: &Path) -> Result<Option<(String, Settings)>, ConfigError> {
     let text = match fs::read_to_string(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -60,40 +60,35 @@ pub fn previous(path: &Path) -> Result<Option<(String, Settings)>, ConfigError> 
 /// Settings with their origin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
-    /// The settings.
     pub settings: Settings,
-    /// The sources that were found, in the order in which they were applied.
+    /// Sources that were found, in the order in which they were applied.
     pub sources: Vec<String>,
 }
 
 /// Settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file could not be read.
     #[error("cannot read the settings in {path}")]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
-    /// A source is not right; the text has line and column where it is a file.
+    /// Invalid source; the text has the line where it is a file.
     #[error("{origin}: {problem}")]
     Wrong {
         /// File, variable or flag.
         origin: String,
-        /// What is wrong there.
         problem: String,
     },
 }
 
-/// The process's environment; what is not UTF-8 is nobody's setting.
+/// Returns the process's environment, without what is not UTF-8, which is no setting.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// Whether standard error goes to the journal, as systemd tells its services (systemd.exec(5)).
+/// `true` if standard error goes to the journal, as systemd tells its services (systemd.exec(5)).
 pub fn stderr_is_the_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some()
 }
@@ -101,7 +96,7 @@ pub fn stderr_is_the_journal() -> bool {
 /// Loads the settings.
 ///
 /// # Errors
-/// [`ConfigError`] with the file and line, the variable or the flag that is wrong.
+/// [`ConfigError`] with the file and line, the variable or the flag at fault.
 pub fn load(
     overrides: &Overrides,
     environment: impl Iterator<Item = (String, String)>,
@@ -177,7 +172,7 @@ fn from_text(path: &Path, text: &str) -> Result<(String, Table), ConfigError> {
     Ok((origin, table))
 }
 
-/// `config.d/*.toml` beside the file, by name.
+/// Lists `config.d/*.toml` beside the file, by name.
 fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let folder = file.with_file_name("config.d");
     let listing = match fs::read_dir(&folder) {
@@ -198,7 +193,7 @@ fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(found)
 }
 
-/// A variable's value is TOML where that fits the setting, and else the bare text.
+/// Parses a variable's value: as TOML where that fits the setting, else as bare text.
 fn from_variable(name: &str, value: &str) -> Result<Table, ConfigError> {
     let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_ascii_lowercase).collect();
     let as_toml = toml::from_str::<Table>(&format!("value = {value}"))
@@ -253,7 +248,7 @@ fn typed<T: DeserializeOwned>(table: &Table) -> Result<T, String> {
     T::deserialize(table.clone()).map_err(|e| e.message().to_string())
 }
 
-/// Tables are merged, everything else is replaced.
+/// Merges tables; replaces everything else.
 fn merge(into: &mut Table, from: &Table) {
     for (key, value) in from {
         match (into.get_mut(key), value) {

@@ -1,10 +1,10 @@
 //! Settings: TOML file, drop-ins, environment, flags, in this order, the later one winning.
 //!
-//! Each source is judged by itself first, so that an unknown key or a wrong type is refused with
+//! Each source is validated by itself first, so that an unknown key or a wrong type is refused with
 //! the file and the line, or the variable's name; then they are merged key by key; then the whole
 //! is checked for what no single source can know.
 
-#![allow(clippy::disallowed_methods)] // this is one of the rooms that read files
+#![allow(clippy::disallowed_methods)] // one of the modules that read files
 
 mod access;
 mod fallback;

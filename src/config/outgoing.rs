@@ -1,11 +1,11 @@
-//! The settings of whom the agent calls.
+//! Settings of the agent's outgoing requests.
 
 use serde::{Deserialize, Serialize};
 
-/// Whom the agent calls.
+/// Egress settings for addresses that callers supply.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Outgoing {
-    /// Where callbacks, reports and the progress of calls may go: `any`, `callers`, or a list of networks.
+    /// Destinations of callbacks, reports and progress: `any`, `callers`, or a list of networks.
     pub to: crate::model::outgoing::Outgoing,
 }

@@ -1,9 +1,9 @@
-//! Logins at registries.
+//! Validation of the logins at registries.
 
 use crate::model::path::CleanPath;
 use crate::model::registry::{Registries, RegistryLogin};
 
-/// What is wrong with them, as the key and the reason.
+/// Finds a problem, as the key and the reason.
 pub(super) fn problem(registries: &Registries) -> Option<(&'static str, String)> {
     let wrong = |(host, registry): (&String, &RegistryLogin)| {
         let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_[]".contains(c);

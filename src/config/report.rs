@@ -1,10 +1,10 @@
-//! Reports to the controller.
+//! Validation of the settings for reports to the controller.
 
 use crate::model::policy::ReportPolicy;
 use crate::model::url::HttpUrl;
 
 impl ReportPolicy {
-    /// What is wrong with it, as the key and the reason; its durations are judged with all others.
+    /// Finds a problem, as the key and the reason; durations are checked with those of other sections.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         if !self.url.is_empty() && self.url.parse::<HttpUrl>().is_err() {
             let text = format!("'{}' is no address that begins with http:// or https://", self.url);

@@ -1,4 +1,4 @@
-//! The settings with their defaults, and what they mean for the planners.
+//! Settings with their defaults, and the policies that planners and owners take from them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,25 +20,24 @@ use crate::model::policy::{
 };
 use crate::model::registry::{Registries, RegistryPolicy};
 
-/// Everything that can be set.
+/// Settings of the agent, as the TOML file has them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where the agent listens; `[::]` is dual stack and falls back to IPv4 where IPv6 is off.
+    /// Listen address; `[::]` is dual stack and falls back to IPv4 where IPv6 is off.
     pub listen: SocketAddr,
-    /// Where `/healthz`, `/readyz` and `/metrics` are, without guards; empty: with everything else.
+    /// Address of `/healthz`, `/readyz` and `/metrics` without access control; empty: the main listener.
     pub admin_listen: MaybeAddress,
-    /// What the agent remembers.
+    /// Folder of state that survives a reboot.
     pub state_dir: PathBuf,
-    /// What it remembers until the next boot: a folder that a boot empties.
+    /// Folder of state until the next boot, which empties it.
     pub run_dir: PathBuf,
-    /// Logs of what the agent runs: the package manager, a `dockerd` without systemd.
+    /// Folder of logs of processes that the agent runs: the package manager, a `dockerd` without systemd.
     pub log_dir: PathBuf,
-    /// Where everything goes that the agent does not serve: `http://host:port` of kvmagent; empty: nowhere.
+    /// Fallback for requests that the agent does not serve: `http://host:port` of kvmagent; empty: none.
     pub fallback_url: String,
-    /// The agent's own log.
+    /// Agent's own log.
     pub log: Log,
-    /// Who may call.
     pub access: Access,
     /// TLS of the listener.
     pub tls: Tls,
@@ -46,33 +45,30 @@ pub struct Settings {
     pub http: HttpPolicy,
     /// Results that are called back.
     pub callbacks: CallbackPolicy,
-    /// What the controller is told unasked.
+    /// Status reports to the controller.
     pub report: ReportPolicy,
-    /// Whom the agent calls.
+    /// Egress settings.
     pub outgoing: Outgoing,
     /// Hugepage pools.
     pub pools: PoolPolicy,
     /// The hugetlbfs mount.
     pub mount: MountPolicy,
-    /// Docker.
+    /// Docker engine.
     pub engine: EnginePolicy,
-    /// Targets.
     pub target: TargetSettings,
-    /// How their health is known.
+    /// Health probes of targets.
     pub health: HealthPolicy,
-    /// Their volumes.
     pub volume: VolumePolicy,
-    /// How they are brought back.
+    /// Restart of targets.
     pub heal: HealPolicy,
-    /// Who pulls their images.
+    /// Logins at image registries.
     pub registry: Registries,
 }
 
-/// The agent's own log.
+/// Agent's own log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// In which form.
     pub format: LogFormat,
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,vhost_agent::agent=debug`.
     pub level: String,
@@ -82,11 +78,11 @@ pub struct Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Human on a terminal, journald under systemd, JSON elsewhere.
+    /// `Human` on a terminal, `Journald` under systemd, `Json` elsewhere.
     Auto,
     /// Lines for people.
     Human,
-    /// A JSON object a line.
+    /// JSON, an object per line.
     Json,
     /// journald's own protocol.
     Journald,
@@ -121,7 +117,7 @@ impl Default for Settings {
 }
 
 impl Log {
-    /// What is wrong with the level.
+    /// Finds a problem of the level.
     fn problem(&self) -> Option<(&'static str, String)> {
         let wrong = |why: String| {
             let level = &self.level;
@@ -149,7 +145,7 @@ impl Default for Log {
 }
 
 impl Settings {
-    /// The sections that the owners of targets follow.
+    /// Returns the sections that the owners of targets follow.
     pub fn target_policy(&self) -> TargetPolicy {
         TargetPolicy {
             target: self.target.clone(),
@@ -164,7 +160,7 @@ impl Settings {
         }
     }
 
-    /// Who may call an agent with these settings that listens there.
+    /// Computes the exposure of an agent with these settings that listens at `listen`.
     pub fn exposure(&self, listen: SocketAddr) -> Exposure {
         let rules = self.access.rules(&self.tls);
         let socket = Some(&self.access.socket).filter(|path| !path.is_empty()).cloned();
@@ -184,12 +180,12 @@ impl Settings {
         .judged()
     }
 
-    /// The legacy agent, where there is one; judged with all other settings.
+    /// Returns the address of the legacy agent, if one is set; validated with all other settings.
     pub fn fallback(&self) -> Option<FallbackAddress> {
         self.fallback_url.parse().ok()
     }
 
-    /// What is wrong with the whole, as the key and the reason.
+    /// Finds a problem of the whole, as the key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         let http = &self.http;
         let callbacks = &self.callbacks;
@@ -266,7 +262,7 @@ impl Settings {
     }
 }
 
-/// What of these is less than it may be: (key, is, at least).
+/// Finds the first duration below its minimum, of (key, value, minimum).
 pub(super) fn too_short<const N: usize>(
     spans: [(&'static str, Duration, Duration); N],
 ) -> Option<(&'static str, String)> {

@@ -1,4 +1,4 @@
-//! Targets.
+//! Validation of the targets' settings.
 
 use crate::model::bounds::{
     Named, device_pattern_problem, image_pattern_problem, image_url_problem, raw_method_problem,
@@ -8,11 +8,11 @@ use crate::model::image::{ImageSha256, ImageUrl};
 use crate::model::path::CleanPath;
 use crate::model::policy::{MOST_TARGETS, TargetSettings};
 
-/// Far more than a target's image or memory has, and far from where bytes overflow.
+/// Upper bound in MiB: far more than a target's image or memory has, and far from an overflow of bytes.
 const MOST_MIB: u64 = 1 << 30;
 
 impl TargetSettings {
-    /// What is wrong with it, as the key and the reason.
+    /// Finds a problem, as the key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let name = &self.control_sock;
         if name.is_empty() || name.contains('/') {
@@ -30,9 +30,9 @@ impl TargetSettings {
             .or_else(|| self.bounds_problem())
     }
 
-    /// What is wrong with what callers may name, and how much of it.
+    /// Finds a problem of the bounds on what callers may name, and how much of it.
     fn bounds_problem(&self) -> Option<(&'static str, String)> {
-        /// More than one target serves.
+        /// Upper bound, above what one target serves.
         const MOST_VOLUMES: usize = 1 << 16;
         let counts = [
             ("target.max_targets", self.max_targets, MOST_TARGETS),
@@ -65,7 +65,7 @@ impl TargetSettings {
     }
 
     fn isolation_problem(&self) -> Option<(&'static str, String)> {
-        /// The kernel has no more ids of processes.
+        /// Kernel's upper bound of process ids.
         const MOST_PIDS: u32 = 1 << 22;
         let fits = |path: CleanPath| path.as_str() != "/";
         let bad = |path: &&String| !path.parse().is_ok_and(fits);

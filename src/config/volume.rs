@@ -1,4 +1,4 @@
-//! Volumes.
+//! Validation of the volumes' settings.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::settings::too_short;
 use crate::model::policy::VolumePolicy;
 
 impl VolumePolicy {
-    /// What is wrong with it, as the key and the reason.
+    /// Finds a problem, as the key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let look = ("volume.look_interval", self.look_interval, Duration::from_millis(100));
         let call = ("volume.call_timeout", self.call_timeout, Duration::from_millis(100));

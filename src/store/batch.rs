@@ -1,4 +1,4 @@
-//! Many values at once: each in a file of its own, all of them synced for the price of few.
+//! Batches of values: each in a file of its own, all synced together for the price of few.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,21 +10,21 @@ use serde::Serialize;
 use super::files::{beside, sync_together};
 use super::{Durability, Store, StoreError, encode};
 
-/// Files of one batch that are written before they are synced together.
+/// Number of files that are written before they are synced together.
 const BATCH: usize = 256;
 
 impl Store {
-    /// Writes many values, durably: each in a file of its own, all of them for the price of few. When one
-    /// fails, those that are new are taken away again; those that were there may have either value.
+    /// Writes many values durably, each in a file of its own, synced in batches. When one fails, new files
+    /// are removed again; those that existed may have either value.
     ///
     /// # Errors
     /// [`StoreError::Write`].
     pub fn write_all<T: Serialize + Sync>(&self, values: &[(String, T)]) -> Result<(), StoreError> {
         let mut new = Vec::new();
-        // Not all of them open at the same time.
+        // In batches, to bound the number of open files.
         let written = values.chunks(BATCH).try_for_each(|batch| self.write_batch(batch, &mut new));
         if written.is_err() {
-            // What is denied now must not come up after a restart.
+            // A write that was reported as failed must not reappear after a restart.
             new.iter().for_each(|path| drop(fs::remove_file(path)));
         }
         written
@@ -62,7 +62,7 @@ impl Store {
         self.sync_folders(&folders)
     }
 
-    /// Takes many values away, durably.
+    /// Removes many values durably.
     ///
     /// # Errors
     /// [`StoreError::Write`].

@@ -1,4 +1,4 @@
-//! Files of the agent that could not be used, and what the operator is told of them.
+//! Errors of the agent's state files, with what the operator can do.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,45 +6,36 @@ use std::path::PathBuf;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain, closed_or};
 
-/// A file of the agent that could not be used.
+/// Failure to use one of the agent's files.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The folder could not be made.
     #[error(
         "cannot make the state folder {path}{}",
         closed_or(source, ": check its parent and the disk, or set state_dir or run_dir")
     )]
     MakeFolder {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
-    /// A file could not be written.
     #[error(
         "cannot write {path}{}",
         closed_or(source, ": free space or make the disk writable, then call again")
     )]
     Write {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
-    /// A file could not be read.
     #[error("cannot read {path}")]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// Another agent works on the same state.
     #[error("{path} is held by another vhost-agent ({holder}): only one may own a node")]
     Locked {
-        /// The lock file.
+        /// Lock file.
         path: PathBuf,
-        /// What the holder wrote into it.
+        /// Line that the holder wrote into the lock file.
         holder: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Atomic file operations: a file is there whole or not at all.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,15 +8,14 @@ use std::path::{Path, PathBuf};
 use super::form::take_back;
 use super::{Durability, StoreError};
 
-/// Files that are synced at the same time.
+/// Number of files that are synced at the same time.
 const SYNCS: usize = 16;
-/// How the names of files begin that are not whole yet.
+/// Prefix of the names of files that are not whole yet.
 const TEMPORARY: &str = ".vhost-agent-";
 
-/// Replaces a file: a temporary one beside it, rename, and what `durability` asks for.
+/// Replaces a file by a temporary one beside it and a rename, synced as `durability` asks.
 ///
 /// # Errors
-/// Whatever the file system says; the old file is then still there, whole.
 pub fn replace_file(
     path: &Path,
     bytes: &[u8],
@@ -35,24 +34,24 @@ pub fn replace_file(
     Ok(())
 }
 
-/// Makes the folder of a file, where it is not there.
+/// Makes the folder of a file, when it is missing.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// Any I/O error of the file system.
 pub fn make_folder(file: &Path) -> io::Result<()> {
     file.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// A file at whose end is written, also after somebody has cut it short; others than its owner and group may not read one
-/// that is made.
+/// Opens a file for appending, also after somebody has truncated it; only its owner and group may read
+/// a new one.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// Any I/O error of the file system.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
     let is_new = !path.exists();
     let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
     if is_new {
-        // The umask has had its say on the mode above.
+        // The umask applied to the mode above.
         file.set_permissions(fs::Permissions::from_mode(0o640))?;
     }
     Ok(file)
@@ -70,7 +69,7 @@ pub(super) fn beside(
         .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(bytes)?;
-    // The umask has had its say on the mode above.
+    // The umask applied to the mode above.
     file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
     if let Some((uid, gid)) = owner {
         chown(file.path(), Some(uid), Some(gid))?;
@@ -78,10 +77,10 @@ pub(super) fn beside(
     Ok(file)
 }
 
-/// Writes a file that was not there, for its owner's eyes only: whole or not at all.
+/// Writes a file that did not exist, readable by its owner only: whole or not at all.
 ///
 /// # Errors
-/// [`StoreError::Write`], also when there is something already.
+/// [`StoreError::Write`], also when the file exists already.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let write = || {
         let path = std::path::absolute(path)?;
@@ -93,8 +92,8 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     write().map_err(|source| StoreError::Write { path: path.to_owned(), source })
 }
 
-/// Takes away what a crash left of writes into a folder and those below it, and takes back what an older
-/// agent set aside there.
+/// Removes temporary files that a crash left in a folder and those below it, and restores files that an
+/// older agent set aside there.
 pub(super) fn sweep(path: &Path) -> Result<(), StoreError> {
     let read = |source| StoreError::Read { path: path.to_owned(), source };
     let listing = match fs::read_dir(path) {
@@ -116,7 +115,7 @@ pub(super) fn sweep(path: &Path) -> Result<(), StoreError> {
     take_back(&files)
 }
 
-/// Reads a file that somebody named, up to so many bytes of it.
+/// Reads at most `most` bytes of a file that somebody named.
 ///
 /// # Errors
 /// [`StoreError::Read`].
@@ -127,7 +126,8 @@ pub fn read_some(path: &Path, most: u64) -> Result<Vec<u8>, StoreError> {
     Ok(bytes)
 }
 
-/// Syncs files: one after the other each waits for a commit of the journal; together they share few.
+/// Syncs files in parallel: one after the other, each waits for a commit of the journal; together they
+/// share few.
 pub(super) fn sync_together(made: &[(tempfile::NamedTempFile, PathBuf)]) -> Result<(), StoreError> {
     let sync = |files: &[(tempfile::NamedTempFile, PathBuf)]| {
         files.iter().try_for_each(|(file, path)| {
@@ -140,10 +140,10 @@ pub(super) fn sync_together(made: &[(tempfile::NamedTempFile, PathBuf)]) -> Resu
     std::thread::scope(|scope| {
         let shares = others.chunks(share.max(1)).map(|files| scope.spawn(move || sync(files)));
         let threads: Vec<_> = shares.collect();
-        // This thread has a share too: a single file, the most frequent case, needs no other.
+        // This thread syncs a part too: a single file, the most frequent case, needs no other thread.
         let synced = sync(own);
         let mut ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-        // A thread that broke off has no more to say than that.
+        // A thread that panicked has no other error to report.
         let broke = || {
             let path = made.first().map(|(_, path)| path.clone()).unwrap_or_default();
             StoreError::Write { path, source: io::Error::other("broke off") }

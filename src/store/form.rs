@@ -1,4 +1,4 @@
-//! The form of every file that the agent keeps: JSON that tells its version.
+//! Form of every file that the agent keeps: JSON with a version.
 //!
 //! ```text
 //! {"version": 1, "spec": …}       the members of an object stand beside the version,
@@ -15,13 +15,13 @@ use serde_json::Value;
 
 use super::StoreError;
 
-/// The version of the form, the same for all files.
+/// Version of the form, the same for all files.
 pub const VERSION: u64 = 1;
-/// The member that tells it.
+/// Member with the version.
 const MEMBER: &str = "version";
-/// The member for a value that cannot stand beside it.
+/// Member for a value that cannot stand beside the version.
 const VALUE: &str = "value";
-/// What comes behind the name of a file of a newer version that was set aside, before that version.
+/// Infix between the name of a file that was set aside and its newer version.
 const NEWER: &str = ".version-";
 
 #[derive(Serialize)]
@@ -38,21 +38,21 @@ enum Form<'a> {
     },
 }
 
-/// The cause why a file cannot be used.
+/// Cause for which a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// A newer agent wrote it.
     #[error("is of version {0}, and this agent knows {VERSION}")]
     Newer(u64),
-    /// It is no JSON, or not of what it should be.
+    /// Not JSON, or not of the expected type.
     #[error("cannot be read: {0}")]
     Broken(#[from] serde_json::Error),
 }
 
-/// A value as its file has it.
+/// Encodes a value as file content.
 ///
 /// # Errors
-/// When the value is not to be had in JSON.
+/// When the value cannot be represented in JSON.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Vec<u8>> {
     let content = serde_json::to_value(value)?;
     let beside = content
@@ -64,7 +64,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Vec<u8>> {
     })
 }
 
-/// The value that a file holds.
+/// Decodes the value that a file holds.
 ///
 /// # Errors
 /// [`Unusable`].
@@ -72,12 +72,12 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unusable> {
     Ok(serde_json::from_value(content(serde_json::from_slice(bytes)?)?)?)
 }
 
-/// A file's value without its version.
+/// Extracts a file's value, without its version.
 ///
 /// # Errors
 /// [`Unusable::Newer`].
 pub fn content(mut file: Value) -> Result<Value, Unusable> {
-    // A version that is no number is the value's own, in a file from before files had one.
+    // A version that is no number belongs to the value, in a file from before files had one.
     let Some(version) = file.get(MEMBER).and_then(Value::as_u64) else { return Ok(file) };
     if version > VERSION {
         return Err(Unusable::Newer(version));
@@ -91,7 +91,7 @@ pub fn content(mut file: Value) -> Result<Value, Unusable> {
     Ok(file)
 }
 
-/// The name under which a file that cannot be used is kept.
+/// Name under which a file that cannot be used is kept.
 pub(super) fn name_aside(path: &Path, why: &Unusable) -> PathBuf {
     path.with_extension(match why {
         Unusable::Newer(version) => format!("json{NEWER}{version}"),
@@ -99,14 +99,14 @@ pub(super) fn name_aside(path: &Path, why: &Unusable) -> PathBuf {
     })
 }
 
-/// The name that a file had before it was set aside for its version, and that version.
+/// Name of a file before it was set aside for its version, and that version.
 fn name_before(path: &Path) -> Option<(PathBuf, u64)> {
     let (name, version) = path.file_name()?.to_str()?.rsplit_once(NEWER)?;
     Some((path.with_file_name(name), version.parse().ok()?))
 }
 
-/// Takes back what an older agent set aside for a version that this one knows, of these files of one
-/// folder. The newest of one name is taken; the others stay, as does one whose name is in use again.
+/// Restores those of these files of one folder that an older agent set aside for a version that this one
+/// knows. The newest of one name is restored; the others stay, as does one whose name is in use again.
 pub(super) fn take_back(files: &[PathBuf]) -> Result<(), StoreError> {
     let mut aside: Vec<(PathBuf, u64, &PathBuf)> = files
         .iter()

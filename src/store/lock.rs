@@ -1,4 +1,4 @@
-//! The lock that one owner of a node holds, and the line by which it says who it is.
+//! Lock that the one owner of a node holds, with a line that identifies it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use super::{Store, StoreError};
 
 impl Store {
-    /// Takes the lock of the node; it is held as long as the returned value lives. There is one in each
-    /// folder, for neither may have two owners.
+    /// Takes the node's lock, held as long as the returned value lives. Each folder has one, for neither
+    /// may have two owners.
     ///
     /// # Errors
     /// [`StoreError::Locked`] when another agent has it.
@@ -21,8 +21,8 @@ impl Store {
         }
     }
 
-    /// Who has the lock of the node, as they signed it; `None` when nobody has. Makes no file, and
-    /// holds the lock no longer than the look takes.
+    /// Returns the line that the holder of the node's lock signed; `None` when nobody holds it. Makes no
+    /// file, and holds the lock no longer than the check takes.
     ///
     /// # Errors
     /// [`StoreError::Read`].
@@ -71,7 +71,7 @@ fn holder(path: &Path) -> Result<Option<String>, StoreError> {
     }
 }
 
-/// The held lock of the node.
+/// Held lock of the node, released on drop.
 #[derive(Debug)]
 pub struct Lock(Vec<LockFile>);
 
@@ -82,9 +82,9 @@ struct LockFile {
 }
 
 impl Lock {
-    /// Writes who holds it, for the next one that wants it: `pid 12` or `pid 12, http://…`.
+    /// Writes the holder into the lock file, for the next agent that tries: `pid 12` or `pid 12, http://…`.
     ///
-    /// The lock holds without that line, so a full disk is only worth a word.
+    /// The lock holds without that line, so a full disk is only a warning.
     pub fn sign(&mut self, url: Option<&str>) {
         let pid = std::process::id();
         let line = match url {
@@ -109,7 +109,8 @@ impl LockFile {
 }
 
 impl Drop for LockFile {
-    /// Who finds the lock held for the moment of a look must not read of one that has ended.
+    /// Clears the line: a reader that finds the lock held during another's check must not read of an ended
+    /// holder.
     fn drop(&mut self) {
         let _ = self.file.set_len(0);
     }

@@ -1,4 +1,4 @@
-//! A value of this boot that is written often: over what is there, for replacing its file takes much longer.
+//! Values of this boot that are written often: in place, because replacing a file takes much longer.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,20 +9,20 @@ use serde::Serialize;
 
 use super::{Durability, StoreError, encode, replace_file};
 
-/// What one write(2) puts into a file whole or not at all, whenever this process is killed: a page of the
-/// kernel's cache.
+/// Bytes that one write(2) puts into a file whole or not at all, whenever this process is killed: a page
+/// of the kernel's cache.
 const PAGE: usize = 4096;
 
-/// The place of one value of this boot that is written often. It is written over in place, which takes much
-/// less time than replacing its file. Whoever reads it holds the lock or has found it free, and a crash of
-/// the machine makes it void.
+/// Slot of one value of this boot that is written often: overwritten in place, which takes much less
+/// time than replacing its file. Readers hold the lock or have found it free, and a crash of the machine
+/// makes the value void.
 #[derive(Debug)]
 pub struct BootSlot {
     path: PathBuf,
     held: Option<HeldSlot>,
 }
 
-/// The file of such a value.
+/// Open file of a slot.
 #[derive(Debug)]
 struct HeldSlot {
     file: File,
@@ -32,7 +32,7 @@ struct HeldSlot {
 }
 
 impl BootSlot {
-    /// That place. Nothing is held before the first write.
+    /// Makes a slot; no file is open before the first write.
     pub(super) fn new(path: PathBuf) -> BootSlot {
         BootSlot { path, held: None }
     }
@@ -50,7 +50,7 @@ impl BootSlot {
         written.map_err(|source| StoreError::Write { path: self.path.clone(), source })
     }
 
-    /// Whether it could be written over what is there, if it is still there.
+    /// Overwrites the value in place, if its file is still there; `true` if that succeeded.
     fn writes_over(&mut self, bytes: &[u8]) -> bool {
         let Some(held) = &mut self.held else { return false };
         let id = fs::symlink_metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
@@ -58,7 +58,7 @@ impl BootSlot {
         if length > PAGE || id.ok() != Some(held.id) {
             return false;
         }
-        // Blanks behind a value are nothing, so that it is whole before they are cut off.
+        // Blanks behind a value mean nothing, so it is whole before they are cut off.
         let mut padded = bytes.to_vec();
         padded.resize(length, b' ');
         held.length = length;
@@ -79,7 +79,7 @@ impl BootSlot {
             let meta = file.metadata()?;
             Ok(HeldSlot { file, id: (meta.dev(), meta.ino()), length: bytes.len() })
         };
-        // Where it cannot be held it is replaced again the next time.
+        // When it cannot be opened, the next write replaces it again.
         self.held = held().ok();
         Ok(())
     }
