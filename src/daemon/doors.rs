@@ -1,4 +1,4 @@
-//! The doors with what stands before them: the listeners, and who may pass.
+//! Listeners, each with its router, access rules and guards.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,25 +22,25 @@ use crate::model::network::Network;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
 
-/// Descriptors that are kept for the agent's own work, by doors.
+/// Descriptors per connection of one listener; the others are for the agent's own work.
 const DESCRIPTORS_PER_DOOR: usize = 4;
 
-/// What listens, before anything is served.
+/// Bound listeners, before anything is served.
 pub(super) struct Listeners {
     main: Listener,
     admin: Option<Listener>,
     here: Option<Listener>,
-    /// Takes the path of the socket away when the agent ends.
+    /// Unix socket, whose path is removed on drop.
     pub(super) socket: Option<DoorSocket>,
-    /// Where the main one is.
+    /// Address of the main listener.
     pub(super) address: std::net::SocketAddr,
-    /// Whether the main one speaks TLS.
+    /// Set if the main listener speaks TLS.
     pub(super) tls: bool,
     guards: watch::Receiver<Guards>,
 }
 
 impl Listeners {
-    /// Listens wherever the settings say, and reads the guards' files, now and when they change.
+    /// Binds all listeners of the settings and reads the guards' files, now and when they change.
     pub(super) async fn open(settings: &Settings, root: &Path) -> Result<Listeners> {
         let files = Files::of(settings);
         let read = files.read().await;
@@ -52,7 +52,7 @@ impl Listeners {
             let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
             tokio::spawn(files.keep(now, tls_digest, hangup));
         } else {
-            // A terminal that hangs up, or an operator who expects something to be read anew, ends no agent.
+            // A terminal that hangs up, or an operator who expects a reload, must not end the agent.
             let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
             tokio::spawn(async move { while hangup.recv().await.is_some() {} });
         }
@@ -80,7 +80,7 @@ impl Listeners {
         Ok(Listeners { main, admin, here, socket, address, tls, guards: watched })
     }
 
-    /// Where `/healthz` and `/metrics` are alone, when that is not the main address.
+    /// Address for `/healthz` and `/metrics` alone, if it is not the main one.
     pub(super) fn admin_address(&self) -> Option<std::net::SocketAddr> {
         match &self.admin {
             Some(Listener::Tcp(listener)) => listener.local_addr().ok(),
@@ -88,7 +88,7 @@ impl Listeners {
         }
     }
 
-    /// The doors, each with its router.
+    /// Joins each listener with its router, rules and guards.
     pub(super) fn doors(
         self,
         settings: &Settings,
@@ -112,13 +112,13 @@ impl Listeners {
     }
 }
 
-/// What the kernel tells of peers.
+/// Ownership of peers' connections, as the kernel reports it.
 struct Peers(OwnAddresses);
 
 impl KnowsPeers for Peers {
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose {
-        // The kernel knows a connection of this machine also by an address that it has since a moment ago; and an address of this
-        // machine is that also where the kernel does not know the connection.
+        // The kernel's lookup also covers an address that this machine got a moment ago; the list of own addresses covers
+        // connections that the kernel does not know.
         match peer::owner(peer, own) {
             Ok(Some(Owner { uid, inode })) => Whose::Users(uid, inode),
             Ok(None) => Whose::Nobodys,
@@ -132,8 +132,7 @@ impl KnowsPeers for Peers {
     }
 }
 
-/// Where the node's own socket is: by default in a folder of the machine that the agent looks at, which is
-/// not this one under another `--root`.
+/// Path of the node's own socket: by default below `--root`, the observed machine, which may not be this one.
 pub fn socket_path(settings: &Settings, root: &Path) -> Option<PathBuf> {
     let path = settings.access.socket.as_str();
     match path {
@@ -143,7 +142,7 @@ pub fn socket_path(settings: &Settings, root: &Path) -> Option<PathBuf> {
     }
 }
 
-/// The limits with no more connections at one time, of each door, than there are descriptors for.
+/// Lowers the limit of concurrent connections per listener to what the descriptors allow.
 pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
     let wanted = limits.max_connections;
     let files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
@@ -159,7 +158,7 @@ pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
     HttpPolicy { max_connections: wanted.min(most), ..limits }
 }
 
-/// What somebody who looks at the node is told of who may call.
+/// Exposure of the agent as the node's status shows it, with warnings.
 pub(super) fn exposure(settings: &Settings, listeners: &Listeners, root: &Path) -> Exposure {
     let told = settings.exposure(listeners.address);
     let own = OwnAddresses::look();

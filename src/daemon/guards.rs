@@ -1,4 +1,4 @@
-//! TLS and tokens as their files say now: read at the start, and anew when they change.
+//! TLS and tokens from their files: read at the start and reloaded when they change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use crate::model::access::Named;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 
-/// Whoever renews certificates writes more than one file: they are read when it is quiet again.
+/// Debounce interval: a renewal of certificates writes more than one file.
 const BREATH: Duration = Duration::from_millis(300);
-/// How often the files are looked at when nothing tells that they have changed.
+/// Interval of reading the files when no event reports a change.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// The files of the guards.
+/// Files of the guards.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     tls: Option<Tls>,
     tokens: Option<String>,
-    /// With the tokens that stand in the settings themselves.
+    /// Includes the tokens in the settings themselves.
     access: Access,
 }
 
-/// By what it is seen whether the files of TLS have changed.
+/// SHA-256 of the TLS files, to detect a change.
 pub(super) type TlsDigest = [u8; 32];
 
 impl Files {
@@ -76,7 +76,7 @@ impl Files {
         Ok((Arc::new(guard), digest(&material)))
     }
 
-    /// Tokens of the file and of the settings; nothing where there are none of either.
+    /// Reads the tokens of the file and of the settings; `None` if there are neither.
     fn read_tokens(&self) -> Result<Option<Tokens>, Fault> {
         let mut tokens = self.tokens.as_deref().map(read_tokens).transpose()?;
         for rule in &self.access.token {
@@ -101,8 +101,7 @@ impl Files {
         folders
     }
 
-    /// Reads the files anew when they change, SIGHUP asks for it, and now and then. What cannot be used then
-    /// changes nothing.
+    /// Reloads the files when they change, on SIGHUP, and at an interval. Unusable files change nothing.
     pub(super) async fn keep(
         self,
         now: watch::Sender<Guards>,
@@ -122,7 +121,7 @@ impl Files {
             .collect();
         let (mut unusable, mut overdue): (Option<String>, Option<String>) = (None, None);
         loop {
-            // Also at first: what changed before it was watched is seen now.
+            // Also at first: a change before the watch began is observed now.
             let read = self.read().await;
             let mut guards = now.borrow().clone();
             let before = guards.tokens.clone();
@@ -165,10 +164,10 @@ impl Files {
             }
             overdue = warning;
             tokio::select! {
-                // All are cancel-safe: events and signals that were not heard stay.
+                // All are cancel-safe: events and signals that were not received stay.
                 () = any(&watches) => {}
                 _ = hangup.recv() => {}
-                // A folder that was moved away, or a link above it, tells nobody.
+                // A folder that was moved away, or a link above it, sends no event.
                 () = sleep(LOOK_AGAIN) => {}
             }
             sleep(BREATH).await;
@@ -176,7 +175,7 @@ impl Files {
     }
 }
 
-/// What the files came to, each by itself: one that cannot be used holds up no other.
+/// Results of reading the files, each by itself: an unusable one does not hold up another.
 pub(super) struct Read {
     pub(super) tls: Result<Option<(Arc<TlsGuard>, TlsDigest)>, Fault>,
     pub(super) tokens: Result<Option<Tokens>, Fault>,
@@ -209,7 +208,7 @@ async fn any(watches: &[Watch]) {
     }
     let (first, ..) = futures_util::future::select_all(each).await;
     if first.is_err() {
-        // A queue that cannot be read would be asked for ever.
+        // A queue that cannot be read would make this a busy loop.
         sleep(Duration::from_secs(60)).await;
     }
 }

@@ -1,7 +1,7 @@
-//! The composition root: the only room that names every concrete type, and `seams` what ties them together.
+//! Composition root: the only module that names every concrete type; `seams` has the adapters between modules.
 //!
-//! `Core` is the agent without its doors: the owners and their handles. [`serve`] adds the doors: HTTP,
-//! the outbox, systemd's readiness and watchdog. [`InProcess`] adds the native routes alone, for a command.
+//! `Core` is the agent without its listeners: the owners and their handles. [`serve`] adds HTTP, the
+//! outbox, systemd's readiness and watchdog. [`InProcess`] adds the native routes alone, for a command.
 
 mod doors;
 mod guards;
@@ -44,8 +44,8 @@ use crate::model::policy::HttpPolicy;
 use crate::store::{Lock, Store, StoreError};
 use crate::watchdog::Watchdog;
 
-/// Where the agent keeps what it knows until the next boot: by default a folder of the machine that it
-/// looks at, which is not this one under another `--root`.
+/// Folder of state until the next boot: by default below `--root`, the observed machine, which may not
+/// be this one.
 pub fn run_dir(settings: &Settings, root: &Path) -> PathBuf {
     let usual = Settings::default().run_dir;
     match settings.run_dir == usual {
@@ -54,33 +54,33 @@ pub fn run_dir(settings: &Settings, root: &Path) -> PathBuf {
     }
 }
 
-/// The machine's name; empty where it has none that can be read.
+/// Host name of the machine; empty if it cannot be read.
 pub fn hostname(root: &Path) -> String {
     facts::hostname(&Root::new(root)).unwrap_or_default()
 }
 
-/// How long another command that has the node's lock is waited for.
+/// Timeout of waiting for another command that holds the node's lock.
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// Between two looks at the lock.
+/// Interval of trying the lock.
 pub const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// After so long the memory that calls took is given back.
+/// Delay after the last call until its memory is returned to the kernel.
 const TIDY_AFTER: Duration = Duration::from_secs(10);
-/// How long results are offered yet while the agent stops, when all are on the disk …
+/// Time left for delivery while the agent stops, when all results are on the disk …
 const LAST_OFFER: Duration = Duration::from_millis(500);
-/// … and when some are in memory only: whoever asked is still there, or asks again.
+/// … and when some are in memory only: the caller is still there, or asks again.
 const LAST_OFFERS: Duration = Duration::from_secs(3);
-/// How long a growth that is cut short may take to be noted or given back; with the drain it fits into
+/// Timeout for an interrupted pool growth to be recorded or given back; with the drain it fits into
 /// the unit's TimeoutStopSec.
 const POOLS_STOP: Duration = Duration::from_secs(2);
-/// How often systemd is told that the start goes on …
+/// Interval of extending systemd's start timeout …
 const START_WORD: Duration = Duration::from_secs(15);
-/// … and how long it then waits for the next word, in microseconds.
+/// … and the extension asked for, in microseconds.
 const START_PATIENCE: u32 = 60_000_000;
 
-/// Takes the node's lock; a command that has it is waited for, an agent that runs is not.
+/// Takes the node's lock; waits for a command that holds it, not for a running agent.
 ///
 /// # Errors
-/// [`StoreError::Locked`] with whoever has it, and what else the store says.
+/// [`StoreError::Locked`] with the holder, and other errors of the store.
 pub async fn take_lock(store: &Store) -> Result<Lock, StoreError> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
@@ -95,15 +95,15 @@ pub async fn take_lock(store: &Store) -> Result<Lock, StoreError> {
     }
 }
 
-/// Where the holder of the lock listens, when it is an agent that runs: `http://…` or `https://…`.
+/// Extracts the lock holder's listen URL, if it is a running agent: `http://…` or `https://…`.
 pub fn url_in(holder: &str) -> Option<&str> {
     holder.split_once(", ").map(|(_, url)| url).filter(|url| url.contains("://"))
 }
 
-/// Checks what the settings say of who may call, with the files that they name; with what an operator should think about.
+/// Checks the access settings and the files that they name; returns a warning for the operator, if any.
 ///
 /// # Errors
-/// What of it cannot be used.
+/// TLS or tokens that cannot be used.
 pub fn check_access(settings: &Settings) -> Result<Option<String>> {
     let Read { tls, tokens } = Files::of(settings).read_now();
     let tls = tls.context("TLS cannot be used")?;
@@ -111,7 +111,7 @@ pub fn check_access(settings: &Settings) -> Result<Option<String>> {
     Ok(tls.and_then(|(guard, _)| guard.warning(SystemTime::now())))
 }
 
-/// Runs the agent until it is asked to stop.
+/// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it cannot start: the state, the address, another agent.
@@ -179,7 +179,7 @@ fn watchdog() -> Watchdog {
     }
 }
 
-/// What the handlers get to know beside the owners.
+/// Parts that the handlers get besides the owners.
 struct Told {
     outbox: Outbox,
     identities: Arc<Identities>,
@@ -189,7 +189,7 @@ struct Told {
     exposure: Exposure,
 }
 
-/// What the native routes get to know.
+/// Builds the state of the native routes.
 fn known_to_native_routes(
     settings: &Settings,
     core: &Core,
@@ -212,17 +212,16 @@ fn known_to_native_routes(
     })
 }
 
-/// The native routes over owners in this process.
+/// Native routes over owners in this process.
 pub struct InProcess {
-    /// The routes.
     pub router: Router,
-    /// Streams end with it.
+    /// Dropping it ends the streams.
     _phase: watch::Sender<Phase>,
 }
 
 impl InProcess {
     /// Starts the owners, for a command where no agent runs. The caller holds the node's lock, or only
-    /// looks.
+    /// reads.
     ///
     /// # Errors
     /// When the kernel's counters or the state cannot be read.
@@ -235,7 +234,7 @@ impl InProcess {
     }
 }
 
-/// What the handlers get to know.
+/// Builds the state of the handlers.
 fn known_to_handlers(
     settings: &Settings,
     core: &Core,
@@ -261,8 +260,8 @@ fn known_to_handlers(
     }
 }
 
-/// Serves, becomes ready meanwhile, and returns when the stop was asked for and the connections have
-/// ended: with the time at which the tasks have to have ended too.
+/// Serves, becomes ready meanwhile, and returns when a stop was requested and the connections have
+/// ended, with the deadline by which the tasks have to end too.
 async fn run_until_stopped(
     doors: Vec<Door>,
     limits: HttpPolicy,
@@ -273,9 +272,9 @@ async fn run_until_stopped(
     let mut draining = phase.subscribe();
     let ready = async {
         tokio::select! {
-            // Given up when the stop is asked for: the pools' owner goes on alone.
+            // Dropped when a stop is requested: the pools' owner goes on alone.
             () = become_ready(core, &phase) => {}
-            // Cancel-safe: a phase that was not seen stays.
+            // Cancel-safe: a phase that was not observed stays.
             _ = draining.wait_for(|phase| *phase == Phase::Draining) => {}
         }
     };
@@ -292,7 +291,7 @@ async fn run_until_stopped(
     deadline
 }
 
-/// Restores what the last boot held, once a boot, then tells everybody that calls are taken.
+/// Restores the pages of the last boot, once a boot, then announces readiness.
 async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
     for fault in told_to_wait(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
@@ -310,14 +309,14 @@ async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
     }
 }
 
-/// Asks systemd for more time as long as a part of the start lasts: the kernel may look for pages for
-/// longer than TimeoutStartSec (sd_notify(3), EXTEND_TIMEOUT_USEC).
+/// Extends systemd's timeout while a part of the start lasts: the kernel may look for pages for longer
+/// than TimeoutStartSec (sd_notify(3), EXTEND_TIMEOUT_USEC).
 async fn told_to_wait<T>(part: impl Future<Output = T>) -> T {
     tokio::pin!(part);
     let mut word = interval(START_WORD);
     loop {
         tokio::select! {
-            // Pinned: goes on when the word is due first.
+            // Pinned: goes on when the extension is due first.
             done = &mut part => return done,
             // Cancel-safe: a tick stays due.
             _ = word.tick() => {
@@ -345,7 +344,7 @@ fn start_outbox(
     Ok(outbox)
 }
 
-/// Tells the controller how the node stands, unless that is switched off.
+/// Reports the node's status to the controller, unless that is switched off.
 fn start_reporting(
     settings: &Settings,
     reports: Reports,
@@ -363,7 +362,7 @@ fn start_reporting(
     tokio::spawn(report::run(policy, (client, reaches), reports, identity, tally, heartbeat));
 }
 
-/// Gives back the memory that a burst of calls took at one time.
+/// Returns to the kernel the memory that a burst of calls took.
 async fn tidy(outbox: Outbox) {
     loop {
         outbox.settled().await;
@@ -372,8 +371,8 @@ async fn tidy(outbox: Outbox) {
     }
 }
 
-/// Lets tasks at work end until the deadline, and their results go out: for a moment where the next start can offer them
-/// too, and for a while where it cannot.
+/// Waits for running tasks until the deadline, then for the delivery of results: briefly where the next start can
+/// deliver them too, longer where it cannot.
 async fn drain(outbox: &Outbox, deadline: Instant) {
     let durable = timeout_at(deadline, outbox.durable()).await.is_ok();
     let last = if outbox.is_in_memory() { LAST_OFFERS } else { LAST_OFFER };
@@ -389,7 +388,7 @@ async fn drain(outbox: &Outbox, deadline: Instant) {
     );
 }
 
-/// The address under which this machine reaches the listener.
+/// Address under which this machine reaches the listener.
 fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
     let mut address = address;
     if address.ip().is_unspecified() {
@@ -398,7 +397,7 @@ fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
     address
 }
 
-/// The signals that ask for a stop.
+/// Signals that request a stop.
 struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,

@@ -1,4 +1,4 @@
-//! The agent without its doors: the owners of the node, tied to what they watch and work with.
+//! Owners of the node, wired to their observers and appliers: the agent without its listeners.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -51,25 +51,22 @@ use crate::targets::observer::{EngineNews, Observers, Probe};
 use crate::targets::{Exits, Parts, Statuses, Targets};
 use crate::watchdog::Watchdog;
 
-/// The owners of this node, started.
+/// Owners of this node, started.
 pub(super) struct Core {
-    /// Prepares the node.
     pub prepare: Prepare,
-    /// Owns the pools.
+    /// Owner of the hugepage pools.
     pub pools: Pools,
-    /// Looks at the node.
+    /// Observer of the node.
     pub node: Node,
-    /// Owns the targets.
+    /// Owners of the targets.
     pub targets: Targets,
-    /// Which targets are wanted.
     pub desired: DesiredTargets,
-    /// Tells what happens, to those who follow it.
+    /// Events for their subscribers.
     pub events: Events,
     /// Statuses of targets, with their volumes.
     pub statuses: Statuses,
-    /// Tells how work goes on.
+    /// Progress of work in flight.
     pub progress: ProgressSink,
-    /// The state folder.
     pub store: Store,
     pub(super) root: Root,
     pub(super) processes: Processes,
@@ -80,7 +77,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// Starts the owners. The caller holds the node's lock, or only looks.
+    /// Starts the owners. The caller holds the node's lock, or only reads.
     ///
     /// # Errors
     /// When the kernel's counters or the state cannot be read.
@@ -94,7 +91,7 @@ impl Core {
         let progress = ProgressSink::default();
         let memory = MemoryObserver::new(&root)?;
         let systemd = Arc::new(Systemd::new());
-        // What changes the whole machine is done by its PID 1 where that can.
+        // Changes of the whole machine go through its PID 1 where that is systemd.
         let first = (facts::init(&root) == Init::Systemd).then(|| systemd.clone());
         let applier =
             MemoryApplier::new(&root, settings.mount.clone())?.with_systemd(first.clone());
@@ -185,7 +182,7 @@ impl Core {
         })
     }
 
-    /// Tells how the node stands, from now on.
+    /// Starts publishing the node's status.
     pub(super) fn report(&self, identities: &Identities, watchdog: &Watchdog) -> Result<Reports> {
         let sources = status::Sources {
             statuses: self.statuses.watch(),
@@ -198,14 +195,14 @@ impl Core {
         Ok(status::start(sources, watchdog.register())?)
     }
 
-    /// What is counted and measured of the agent.
+    /// Builds the agent's metrics.
     pub(super) fn metrics(&self, tally: Arc<Tally>, refusals: Refusals) -> Metrics {
         let figures = Figures::new(&self.root, self.memory.clone());
         Metrics::new(figures, self.pools.watch(), self.statuses.watch(), tally, refusals)
     }
 
-    /// Warns of what is desired from before there were lists of what callers may name: it goes on, and a new call for it would
-    /// be refused.
+    /// Warns of desired targets and volumes from before the allow-lists: they go on, but a new call for one would be
+    /// refused.
     pub(super) fn warn_of_unlisted(&self, settings: &Settings) {
         let desired = self.desired.watch().borrow().clone();
         let settings = &settings.target;
@@ -228,7 +225,7 @@ impl Core {
         }
     }
 
-    /// Watches what is wanted, and hears what the engine tells, for as long as the agent runs.
+    /// Watches desired state and follows the engine's events for as long as the agent runs.
     pub(super) fn watch_targets(&self, settings: &Settings) {
         tokio::spawn(self.events.clone().follow_work(self.progress.clone()));
         let within = settings.target.call_timeout;
@@ -245,18 +242,18 @@ impl Core {
         self.targets.observe_all();
     }
 
-    /// Says now what would only come out when a target has died: that the agent may not write where it has
-    /// to take away what a dead one leaves, and to give the sockets of the next one.
+    /// Logs now a fault that would only show after a crash of a target: folders without write access, in
+    /// which the agent has to remove a dead target's remains and make the next one's sockets.
     pub(super) fn tell_of_closed_folders(&self) {
         let wanted: Vec<_> = self.desired.watch().borrow().targets.values().cloned().collect();
         let root = self.root.clone();
-        // Nobody waits for it: one of them may lie on a disk that hangs.
+        // Not awaited: one of the folders may lie on a disk that hangs.
         drop(tokio::task::spawn_blocking(move || {
             let sockets = wanted.iter().map(|spec| spec.socket_dir.as_str().to_string());
             let mut folders: BTreeSet<String> = sockets.collect();
             if wanted.iter().any(|spec| spec.kind != TargetKind::BuiltIn) {
                 let mounts = hugetlb_mounts(&root).unwrap_or_default();
-                // As it is found for each of them.
+                // Chosen as for each target.
                 let used = mounts.into_iter().find(|it| it.is_good_for(PageSize::MIB_2));
                 folders.extend(used.map(|mount| mount.path));
             }

@@ -1,4 +1,4 @@
-//! What one room asks of another, tied to the concrete types that answer it.
+//! Adapters: ports of one module, implemented by concrete types of another.
 
 use std::pin::Pin;
 
@@ -8,7 +8,7 @@ use crate::api::zstack::host::AsksVersions;
 use crate::config::Settings;
 use crate::host::spawn::Processes;
 
-/// The hypervisor's versions as the compatible routes ask for them.
+/// Adapter from the hypervisor to the compatible routes' port for versions.
 pub(super) struct Versions(pub(super) Hypervisor<Processes>);
 
 impl AsksVersions for Versions {
@@ -20,7 +20,7 @@ impl AsksVersions for Versions {
     }
 }
 
-/// The way to the legacy agent, where the settings name one.
+/// Builds the forwarder to the legacy agent, if the settings name one.
 pub(super) fn fallback(settings: &Settings) -> Option<Fallback> {
     let address = settings.fallback()?;
     tracing::info!(%address, "what this agent does not serve goes to {address} (fallback_url)");
