@@ -1,4 +1,4 @@
-//! Which prepare runs, which waits, and which shares another's outcome. A plain value; no tasks.
+//! Admission of prepare requests: run, queue, or share another's outcome. A plain value; no tasks.
 
 use std::collections::VecDeque;
 
@@ -7,12 +7,12 @@ use tokio::sync::oneshot;
 use crate::model::prepare::PrepareRequest;
 use crate::model::work::WorkId;
 
-/// Who may wait for one run; a caller too many is refused.
+/// Maximum of waiters for one run; one more is refused.
 const MOST_WAITERS: usize = 2048;
 
-/// Somebody who waits for a run's outcome.
+/// Waiter for a run's outcome.
 pub trait Waits {
-    /// Whether nobody takes the outcome any more.
+    /// `true` if nobody takes the outcome any more.
     fn is_gone(&self) -> bool;
 }
 
@@ -22,7 +22,7 @@ impl<T> Waits for oneshot::Sender<T> {
     }
 }
 
-/// One run with everybody who waits for it.
+/// Run with its waiters.
 #[derive(Debug)]
 struct Run<W> {
     work: WorkId,
@@ -30,7 +30,7 @@ struct Run<W> {
     waiters: Vec<W>,
 }
 
-/// The run at work and those behind it.
+/// Running request and the queue behind it.
 #[derive(Debug)]
 pub struct Admission<W> {
     running: Option<Run<W>>,
@@ -38,25 +38,24 @@ pub struct Admission<W> {
     most: usize,
 }
 
-/// What became of a request.
+/// Decision on a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admitted<W> {
-    /// Start this run now, as that work.
     Start(WorkId, PrepareRequest),
-    /// It will be answered with that work, a run that wants the same or more, or its own when its turn comes.
+    /// Answered with that work: a run that wants the same or more, or its own when its turn comes.
     Waits(WorkId),
-    /// Too many wait already; the waiter is given back.
+    /// Refused because the queue is full; returns the waiter.
     Full(W),
 }
 
 impl<W: Waits> Admission<W> {
-    /// At most `most` runs may wait.
+    /// Makes an admission with at most `most` queued runs.
     pub fn new(most: usize) -> Admission<W> {
         Admission { running: None, queue: VecDeque::new(), most }
     }
 
-    /// Takes a request in. Who has gone away takes no place any more, nor does a run behind the one at
-    /// work that only they waited for.
+    /// Admits a request. Waiters that have gone take no place any more, nor does a queued run that only
+    /// they waited for.
     pub fn submit(&mut self, request: PrepareRequest, waiter: W) -> Admitted<W> {
         self.forget_who_is_gone();
         let mut runs = self.running.iter_mut().chain(self.queue.iter_mut());
@@ -80,7 +79,7 @@ impl<W: Waits> Admission<W> {
         Admitted::Waits(work)
     }
 
-    /// The run at work has ended: who waits for it, and what to start next.
+    /// Ends the current run: returns its waiters and the run to start next.
     pub fn finish(&mut self) -> (Vec<W>, Option<(WorkId, PrepareRequest)>) {
         let waiters = self.running.take().map(|run| run.waiters).unwrap_or_default();
         self.forget_who_is_gone();

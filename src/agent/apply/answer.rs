@@ -1,4 +1,4 @@
-//! What a download asks and how its answers are read (RFC 9110: 13.1.5, 14 and 15.4). Nothing is sent here.
+//! Requests of a download and the parsing of responses (RFC 9110: 13.1.5, 14 and 15.4). Nothing is sent here.
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -11,11 +11,11 @@ use url::Url;
 
 use crate::host::partial::Partial;
 
-/// Asks for what is missing, as long as it is of the same file.
+/// Builds a request for the missing part, on condition that the file is the same.
 pub(super) fn request(url: &Url, partial: &Partial) -> Request<Full<Bytes>> {
     let mut request = Request::get(url.as_str())
         .header(USER_AGENT, concat!("vhost-agent/", env!("CARGO_PKG_VERSION")))
-        // The digest is of the file, not of what a server makes of it on the way.
+        // The digest is of the file, not of a content encoding.
         .header(ACCEPT_ENCODING, "identity");
     if partial.length() > 0 {
         request = request.header(RANGE, format!("bytes={}-", partial.length()));
@@ -26,7 +26,7 @@ pub(super) fn request(url: &Url, partial: &Partial) -> Request<Full<Bytes>> {
     request.body(Full::default()).unwrap_or_default()
 }
 
-/// Where a redirect leads, or why it is not followed.
+/// Resolves a redirect, or returns the reason why it is not followed.
 pub(super) fn next(from: &Url, location: &str) -> Result<Url, &'static str> {
     let Ok(to) = from.join(location) else { return Err("it is no address") };
     match (from.scheme(), to.scheme()) {
@@ -40,12 +40,12 @@ fn header(response: &Response<Incoming>, name: HeaderName) -> Option<&str> {
     response.headers().get(name)?.to_str().ok()
 }
 
-/// How many bytes the answer has.
+/// Content length of the response, in bytes.
 pub(super) fn length(response: &Response<Incoming>) -> Option<u64> {
     header(response, CONTENT_LENGTH)?.parse().ok()
 }
 
-/// How many bytes the whole file has, by an answer that brings a part of it.
+/// Size of the whole file in bytes, from a partial response.
 pub(super) fn total(response: &Response<Incoming>) -> Option<u64> {
     range(response).and_then(|(_, total)| total)
 }
@@ -61,7 +61,7 @@ fn content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
     (first.is_some() || bytes == "*").then(|| (first, total.parse().ok()))
 }
 
-/// Whether the answer begins where the file ends.
+/// `true` if the response begins where the file ends.
 pub(super) fn goes_on(response: &Response<Incoming>, partial: &Partial) -> bool {
     let Some((first, total)) = range(response) else { return false };
     let (known, there) = (partial.notes().total, partial.length());
@@ -70,20 +70,20 @@ pub(super) fn goes_on(response: &Response<Incoming>, partial: &Partial) -> bool 
         && (known.is_none() || total.is_none() || known == total)
 }
 
-/// Whether the answer speaks of another part than the one that was asked for.
+/// `true` if the response is of another part than the requested one.
 pub(super) fn misses(response: &Response<Incoming>, partial: &Partial) -> bool {
     let of_parts = [StatusCode::PARTIAL_CONTENT, StatusCode::RANGE_NOT_SATISFIABLE];
     of_parts.contains(&response.status()) && !goes_on(response, partial)
 }
 
-/// Whether the server has nothing beyond what is there.
+/// `true` if the server has nothing beyond what is on disk.
 pub(super) fn is_whole(response: &Response<Incoming>, partial: &Partial) -> bool {
     partial.length() > 0
         && response.status() == StatusCode::RANGE_NOT_SATISFIABLE
         && range(response).is_some_and(|(_, total)| total == Some(partial.length()))
 }
 
-/// What tells a later request whether the file is still the same; a weak `ETag` does not (RFC 9110, 13.1.5).
+/// Validator for `If-Range` in a later request; a weak `ETag` is none (RFC 9110, 13.1.5).
 pub(super) fn validator(response: &Response<Incoming>) -> Option<String> {
     let strong = header(response, ETAG).filter(|etag| !etag.starts_with("W/"));
     strong.or_else(|| header(response, LAST_MODIFIED)).map(str::to_string)

@@ -13,21 +13,21 @@ pub struct CancelHandle {
 }
 
 impl CancelHandle {
-    /// A handle that sets `stopping`, and cuts the write at hand short.
+    /// Makes a handle that sets `stopping` and interrupts the current write.
     pub(super) fn new(stopping: Arc<AtomicBool>, cut: Cut) -> CancelHandle {
         CancelHandle { stopping, cut }
     }
 
-    /// Makes it possible to cut a write to a pool short. On the runtime.
+    /// Makes writes to pools interruptible. Call on the runtime.
     ///
     /// # Errors
-    /// When the signal that does it cannot be caught.
+    /// When the signal for it cannot be caught.
     pub fn arm(&self) -> std::io::Result<()> {
         self.cut.arm()
     }
 
-    /// Has the growth at hand end, and all further growth refused; again and again until it has ended,
-    /// for each write is cut by itself.
+    /// Ends the current growth and has all further growth refused. To be repeated until the growth has
+    /// ended, for each write is interrupted by itself.
     pub fn cancel(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.cut.now();

@@ -1,4 +1,4 @@
-//! A tar from an address into a file: gone on with where it broke, bounded, and judged by its digest.
+//! Download of a tar into a file: resumable, bounded, and verified by its digest.
 //!
 //! The bytes pass from the connection through a short queue to a thread that writes and hashes them.
 
@@ -26,16 +26,16 @@ use crate::model::policy::{TargetPolicy, TargetSettings};
 use crate::model::url::without_secrets;
 use crate::outgoing::{Client, SendError};
 
-/// More hops than an address in use needs.
+/// Maximum of redirects, more than an address in use needs.
 const MOST_REDIRECTS: usize = 5;
-/// Pieces on their way to the disk.
+/// Maximum of pieces queued for the disk.
 const QUEUE: usize = 16;
-/// Bytes after which the room on the disk is looked at again: others fill it too, and not every size is told before.
+/// Bytes after which free disk space is checked again: others fill it too, and not every size is known before.
 const LOOK_EACH: usize = 16 << 20;
-/// Between two words on how far it is.
+/// Interval of progress lines.
 const WORD: Duration = Duration::from_secs(1);
 
-/// A download that failed.
+/// Failure of a download.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DownloadError {
     #[error("{url} cannot be reached")]
@@ -71,15 +71,15 @@ pub(super) enum DownloadError {
     Thread(#[from] Fault),
 }
 
-/// What became of a request.
+/// Outcome of a request.
 enum Asked {
-    /// There is nothing beyond what is there.
+    /// Nothing is missing.
     Whole(Partial, Url),
-    /// What is missing comes.
+    /// The missing part follows.
     Comes { partial: Partial, url: Url, response: Response<Incoming>, total: Option<u64> },
 }
 
-/// Downloads into a folder of the agent.
+/// Downloader into a folder of the agent.
 #[derive(Debug)]
 pub(super) struct Downloader {
     client: Client,
@@ -102,7 +102,7 @@ impl Downloader {
         }
     }
 
-    /// The whole file, locked. What broke off is kept, what cannot be right is removed.
+    /// Fetches the whole file, locked. A partial download is kept; one that cannot be right is removed.
     pub(super) async fn fetch(
         &self,
         download: &Download,
@@ -115,7 +115,7 @@ impl Downloader {
             return Ok(partial);
         }
         match self.attempt(partial, download, line).await {
-            // What was there already can be the wrong part of it.
+            // The part that was kept can be the wrong one.
             Err(DownloadError::Digest { is, .. }) if began_with > 0 => {
                 line(format!("begins anew: what was kept leads to the SHA-256 {is}"));
                 let partial = self.open(&download.url).await?;
@@ -153,9 +153,9 @@ impl Downloader {
         }
     }
 
-    /// Asks for what is missing; what it does not go on with is thrown away.
+    /// Requests the missing part; a partial file that it does not continue is discarded.
     async fn ask(&self, partial: Partial, download: &Download) -> Result<Asked, DownloadError> {
-        // Only a digest tells then whether both parts are of one file.
+        // Only a digest shows then that both parts are of one file.
         let blind = partial.notes().validator.is_none() && download.sha256.is_none();
         let mut partial = match blind {
             true => start_over(partial, Notes::default()).await?,
@@ -215,7 +215,7 @@ impl Downloader {
                     let to = String::from_utf8_lossy(to.as_bytes());
                     from = without_secrets(&url);
                     url = answer::next(&url, &to).map_err(|why| {
-                        // Credentials may stand in it as in any other address.
+                        // It may contain credentials as any other address.
                         let to = match url.join(&to) {
                             Ok(to) if to.has_host() => without_secrets(&to),
                             _ => "…".to_string(),
@@ -242,7 +242,7 @@ impl Downloader {
         judge_room(partial, bytes.saturating_sub(partial.length()), self.keep_free)
     }
 
-    /// Takes what comes, until it is whole.
+    /// Receives the body until the file is whole.
     async fn receive(
         &self,
         partial: Partial,
@@ -264,7 +264,7 @@ impl Downloader {
                     written = judge_room(&partial, 0, keep_free);
                 }
                 if let Err(full) = written {
-                    // A full disk hurts all that lives on it.
+                    // A full disk hurts everything else on it.
                     partial.remove();
                     return Err(full);
                 }
@@ -316,7 +316,7 @@ impl Downloader {
                 return Err(DownloadError::TooLarge { url, bytes: after, most });
             }
             if pieces.send(piece).await.is_err() {
-                // The writer has ended, and tells why.
+                // The writer has ended, and returns the reason.
                 return Ok(());
             }
             *got = after;
@@ -328,7 +328,7 @@ impl Downloader {
     }
 }
 
-/// Whether the disk has room for so many bytes more beside those that stay free.
+/// Checks that the disk has room for `needs` more bytes beside `keep_free`.
 fn judge_room(partial: &Partial, needs: u64, keep_free: u64) -> Result<(), DownloadError> {
     match partial.room().map(|room| room.checked_sub(keep_free)) {
         Some(room) if room.is_none_or(|room| room < needs) => {
@@ -352,7 +352,7 @@ async fn start_over(mut partial: Partial, notes: Notes) -> Result<Partial, Downl
     Ok(blocking(start).await??)
 }
 
-/// The file with the digest that it should have, or none at all.
+/// Verifies the digest, and removes a file that does not match.
 async fn judged(
     partial: Partial,
     download: &Download,

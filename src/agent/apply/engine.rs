@@ -19,12 +19,12 @@ use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 use crate::model::step::Step;
 
-/// A starter of processes, as the owner of the engine names it.
+/// Spawner of processes, as the engine's owner names it.
 pub trait Spawns: Spawner {}
 
 impl<S: Spawner> Spawns for S {}
 
-/// Changes the engine of one machine.
+/// Applier of steps on the engine of one machine.
 #[derive(Debug)]
 pub struct EngineApplier<E, S> {
     root: Root,
@@ -32,12 +32,12 @@ pub struct EngineApplier<E, S> {
     engine: Arc<E>,
     systemd: Arc<Systemd>,
     spawner: S,
-    /// The daemon that we started ourselves and whose first answer is awaited.
+    /// Daemon that the agent started and whose first answer is awaited.
     daemon: Option<Daemon>,
 }
 
 impl<E: Engine, S: Spawns> EngineApplier<E, S> {
-    /// An applier for the engine that `policy` describes.
+    /// Makes an applier for the engine that `policy` describes.
     pub fn new(
         root: &Root,
         policy: EnginePolicy,
@@ -48,11 +48,10 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         EngineApplier { root: root.clone(), policy, engine, systemd, spawner, daemon: None }
     }
 
-    /// Does one step that was planned on what was `seen`, and tells how things stand after it; lines of
-    /// output go to `line`.
+    /// Applies one step that was planned on `seen` and returns the state read back; output goes to `line`.
     ///
     /// # Errors
-    /// A fault with what, where and what to do.
+    /// A fault with the operation, the path or address, and a remedy.
     pub async fn apply(
         &mut self,
         step: &Step,
@@ -112,11 +111,11 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         }
     }
 
-    /// Where an engine names its settings file as the reason that it did not start, after that `step` was done to it, the
-    /// file is made as it was `before`; the fault tells so.
+    /// Reverts the engine's settings file to `before` if the engine names it as the reason that it did not start after
+    /// `step`; the fault then says so.
     pub async fn take_back(&self, step: &Step, before: &DaemonJson, mut fault: Fault) -> Fault {
         let Step::WriteDaemonJson { path, text, .. } = step else { return fault };
-        // What else keeps it from starting may pass, and then it must not begin with the host's packet filter.
+        // Another cause may pass, and the engine must not start later with the host's packet filter.
         if fault.code != Code::EngineStartFailed || !fault.text.contains(path.as_str()) {
             return fault;
         }
@@ -141,8 +140,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         Ok("started".to_string())
     }
 
-    /// Waits for the first answer: told by the kernel when the socket appears, and by the daemon's
-    /// end when it dies instead.
+    /// Waits for the first answer, woken when the socket appears or the daemon exits instead.
     async fn await_engine(
         &mut self,
         min_api: ApiVersion,
@@ -163,7 +161,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
             // Neither is used again once the other is done.
             answered = answered => answered.ok(),
             (code, output) = ended => {
-                // It also ends when someone else's daemon came first, and that one will do.
+                // It also exits when someone else's daemon came first, and that one will do.
                 let other = self.engine.version(self.policy.ping_timeout).await;
                 Some(other.map_err(|_| died(code, &output, &self.where_its_log_is(&daemon)))?)
             }
@@ -200,7 +198,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
     }
 }
 
-/// Waits for the socket, then for an answer on it; the last answer that was none is left in `refused`.
+/// Waits for the socket, then for an answer on it; leaves the last failed attempt in `refused`.
 async fn answer(
     engine: &impl Engine,
     socket: &Path,
@@ -208,14 +206,14 @@ async fn answer(
     refused: &mut Option<EngineError>,
 ) -> EngineVersion {
     // A daemon listens a moment before it serves; what it accepted it will answer. Only where its
-    // folder cannot be watched it is asked again and again.
+    // folder cannot be watched it is polled.
     let watch = socket.parent().and_then(|folder| Watch::new(folder).ok());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match engine.version(left).await {
             Ok(version) => return version,
             Err(EngineError::Absent { .. }) => {}
-            // One that ends while it starts resets the connection; another may follow it.
+            // One that exits while it starts resets the connection; another may follow it.
             Err(other) => *refused = Some(other),
         }
         let look_again = sleep(Duration::from_millis(200));
@@ -223,8 +221,8 @@ async fn answer(
             Some(watch) => tokio::select! {
                 // Cancel-safe: an unread event stays in the kernel's queue.
                 _ = watch.changed() => {}
-                // The socket can be there before anybody listens on it, and that the kernel does
-                // not tell.
+                // The socket can be there before anybody listens on it, and the kernel sends no event
+                // for that.
                 () = look_again => {}
             },
             None => look_again.await,

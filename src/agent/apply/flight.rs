@@ -1,4 +1,4 @@
-//! The same work for many at the same time: done once, and all share what became of it.
+//! Single flight: the same work for many callers is done once, and all share its outcome.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,14 +7,14 @@ use tokio::sync::OnceCell;
 
 type Outcome = Result<(), String>;
 
-/// Work that is being done, by what it is about. Nothing of it is remembered once nobody waits for it.
+/// Work in flight, by its key. Forgotten once nobody waits for it.
 #[derive(Debug, Default)]
 pub(super) struct Flights(Mutex<HashMap<String, Weak<OnceCell<Outcome>>>>);
 
 impl Flights {
-    /// Does the work, or waits for whoever does it already; `joined` is called before such a wait.
+    /// Does the work, or waits for a caller that does it already; `joined` is called before such a wait.
     ///
-    /// When the one who does it is given up, the next one who waits does it.
+    /// When that caller is cancelled, the next waiter does the work.
     pub(super) async fn share(
         &self,
         about: String,

@@ -1,4 +1,4 @@
-//! Bringing an image into the engine: from the first of its sources that has it.
+//! Loading of an image into the engine, from the first of its sources that has it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::model::image::Download;
 use crate::model::policy::TargetPolicy;
 use crate::model::step::ImageSource;
 
-/// Brings images into the engine of one machine.
+/// Loader of images into the engine of one machine.
 #[derive(Debug)]
 pub(super) struct Images<C> {
     root: Root,
@@ -32,7 +32,7 @@ pub(super) struct Images<C> {
     opening: Arc<Semaphore>,
 }
 
-/// Tars whose opening may hang at one time.
+/// Maximum of tars whose opening may hang at one time.
 const MOST_OPENING: usize = 4;
 
 impl<C: Containers> Images<C> {
@@ -50,10 +50,10 @@ impl<C: Containers> Images<C> {
         }
     }
 
-    /// Brings the image in from the first source that has it, and tells its id.
+    /// Loads the image from the first source that has it, and returns its id.
     ///
     /// # Errors
-    /// What became of each source.
+    /// [`Code::ImageLoadFailed`] with the failure of each source.
     pub(super) async fn load(
         &self,
         image: &str,
@@ -76,7 +76,7 @@ impl<C: Containers> Images<C> {
         from: &ImageSource,
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<String, String> {
-        // One work for all who want the same at the same time.
+        // Shared by all callers that want the same at the same time.
         let about = match from {
             ImageSource::BuiltIn => String::new(),
             ImageSource::Registry => image.to_string(),
@@ -86,7 +86,7 @@ impl<C: Containers> Images<C> {
         let joined =
             || line(format!("{image} is being {from} for another target: waiting for that"));
         self.flights.share(about, joined, self.bring(image, from, line)).await?;
-        // What a tar holds may have another name.
+        // The image in a tar may have another name.
         match self.containers.image(image, self.call_timeout).await {
             Ok(Some(id)) => Ok(id),
             Ok(None) => Err("it holds no image of that name: see `docker images`".to_string()),
@@ -145,7 +145,7 @@ impl<C: Containers> Images<C> {
         let tar = tar.map_err(|e| e.to_string())?;
         let left = deadline.saturating_duration_since(Instant::now());
         let loaded = self.containers.load(Box::new(tar), left).await;
-        // An engine that is away or slow says nothing about the file.
+        // An engine that is absent or slow says nothing about the file.
         let kept = matches!(
             loaded,
             Err(EngineError::Absent { .. }

@@ -1,6 +1,6 @@
-//! Installing the engine's packages: one set after the other, the lists fetched anew once when they
-//! may be the reason, a lock waited for, an installation that was cut off finished first. All calls
-//! share one deadline. What a package manager means by what it prints stands in `host::packages`.
+//! Installation of the engine's packages: one set after the other; package lists are refreshed once when
+//! they may be the cause of a failure, a lock is waited for, an interrupted installation is finished
+//! first. All calls share one deadline. `host::packages` interprets the output of package managers.
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -14,10 +14,10 @@ use crate::model::engine::PackageManager;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 
-/// How long to wait before a package manager that was locked is called again.
+/// Pause before a locked package manager is called again.
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// One installation on its way.
+/// Installation in progress.
 pub(super) struct Installation<'a, S, L> {
     root: &'a Root,
     spawner: &'a S,
@@ -27,13 +27,13 @@ pub(super) struct Installation<'a, S, L> {
     deadline: Instant,
     lock_deadline: Instant,
     refreshed: bool,
-    /// What could not be fetched when the lists were.
+    /// Repositories that could not be fetched by the refresh of the lists.
     unreachable: Option<String>,
     mended: bool,
 }
 
 impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
-    /// Its time begins now; lines of output go to `line`.
+    /// Starts the deadlines; output goes to `line`.
     pub(super) fn new(
         root: &'a Root,
         spawner: &'a S,
@@ -56,10 +56,10 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         }
     }
 
-    /// Installs the first of `sets` that there is, and tells which.
+    /// Installs the first available one of `sets`, and returns which.
     pub(super) async fn run(mut self, sets: &[Vec<String>]) -> Result<String, Fault> {
         if !self.wanted_anew().await?.is_empty() {
-            // apt takes them for installed and would be content with that.
+            // apt takes them for installed and would do nothing.
             self.mend().await?;
         }
         let (mut at, mut conflict) = (0, None);
@@ -94,7 +94,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
                 Some(Failure::Interrupted) if self.mend().await? => {}
                 Some(failure) => {
                     let fault = self.fault(&sets[..=at], failure, &end);
-                    // There are packages, and why they are not installed is what the operator can mend.
+                    // There are packages, and the operator can mend the cause why they are not installed.
                     let conflict = conflict.filter(|_| failure == Failure::NotAvailable);
                     return Err(conflict.unwrap_or(fault));
                 }
@@ -106,14 +106,14 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         ))
     }
 
-    /// Fetches the lists of packages anew; false when that was done before or is not wanted.
+    /// Refreshes the lists of packages; `false` when that was done before or is not supported.
     async fn refresh(&mut self) -> Result<bool, Fault> {
         let call = packages::refresh(self.manager, self.lock_timeout());
         let Some(call) = call.filter(|_| !self.refreshed) else { return Ok(false) };
         self.refreshed = true;
         let end = self.call(call).await?;
-        // Whatever else went wrong, the lists that there are may do: one broken repository of many
-        // is no reason to stop.
+        // After any other failure the lists at hand may do: one broken repository of many is no
+        // reason to stop.
         if packages::failure(self.manager, &end) == Some(Failure::Locked) {
             return Err(self.fault(&[], Failure::Locked, &end));
         }
@@ -121,8 +121,8 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         Ok(true)
     }
 
-    /// Finishes what was cut off; false when that was tried before or cannot be done. Whether it
-    /// helped, the next installation tells.
+    /// Finishes an interrupted installation; `false` when that was tried before or cannot be done. The
+    /// next installation shows whether it helped.
     async fn mend(&mut self) -> Result<bool, Fault> {
         let calls = packages::mend(self.manager, self.lock_timeout());
         if self.mended || calls.is_empty() {
@@ -132,7 +132,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         for call in calls {
             self.call(call).await?;
         }
-        // Only now: what another package manager was unpacking a moment ago is whole.
+        // Only now: packages that another package manager was unpacking a moment ago are whole.
         let broken = self.wanted_anew().await?;
         if let Some(call) = packages::unpack_anew(&broken, self.lock_timeout()) {
             self.call(call).await?;
@@ -152,8 +152,8 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         self.policy.lock_timeout.as_secs()
     }
 
-    /// Makes a call, again and again while another package manager holds a lock: not every lock is
-    /// waited for by the package managers themselves.
+    /// Runs a command, and again while another package manager holds a lock: package managers do not wait
+    /// for every lock themselves.
     async fn call(&self, call: Invocation) -> Result<RunEnd, Fault> {
         loop {
             let mut end = self.call_once(call.clone()).await?;
@@ -162,7 +162,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
                 return Ok(end);
             }
             if Instant::now() + LOCK_PAUSE >= self.lock_deadline {
-                // apt does not always tell.
+                // apt does not always print the holder.
                 let root = self.root.clone();
                 if let Some(holder) = blocking(move || dpkg::lock_holder(&root)).await? {
                     end.output.push_str(&format!("\nthe lock is held by {holder}\n"));
@@ -216,7 +216,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         if failure == Failure::Conflict && !removed.is_empty() {
             reason += &format!(" It would take away {}", removed.join(", "));
         }
-        // Nobody has a package of which the lists could not be fetched.
+        // A package whose list could not be fetched counts as not available.
         let (failure, reason) = match (failure, &self.unreachable) {
             (Failure::NotAvailable, None) if packages::fetch_trouble(end).is_some() => {
                 (Failure::Fetch, reason)
@@ -239,7 +239,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
     }
 }
 
-/// The stable code of a failure, and what the operator can do.
+/// Maps a failure to its stable code and a remedy.
 fn advice(failure: Failure) -> (Code, &'static str) {
     match failure {
         Failure::Locked => (

@@ -15,22 +15,20 @@ use crate::model::policy::MountPolicy;
 use crate::model::pools::{Pool, PoolKey};
 use crate::model::units::{NumaNode, PageSize};
 
-/// Changes the memory of one machine.
+/// Applier of steps on the memory of one machine.
 #[derive(Debug, Clone)]
 pub struct MemoryApplier {
     root: Root,
     files: PoolFiles,
     mount: MountPolicy,
-    /// Where it is PID 1, it mounts.
+    /// Set where systemd is PID 1: it then makes the mounts.
     systemd: Option<Arc<Systemd>>,
 }
 
-/// A pool before and after a write, both read from the kernel.
+/// Pool before and after a write, both read from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resized {
-    /// Before.
     pub before: Pool,
-    /// After.
     pub after: Pool,
 }
 
@@ -56,12 +54,12 @@ impl MemoryApplier {
         Ok(MemoryApplier { root: root.clone(), files, mount, systemd: None })
     }
 
-    /// The same, with a systemd that mounts.
+    /// Replaces the systemd that makes the mounts.
     pub fn with_systemd(self, systemd: Option<Arc<Systemd>>) -> MemoryApplier {
         MemoryApplier { systemd, ..self }
     }
 
-    /// Cancels all further growth, which has to look at `stopping`, and the one at hand.
+    /// Makes a handle that cancels the current growth and, by `stopping`, all further growth.
     pub fn cancel_handle(&self, stopping: Arc<AtomicBool>) -> CancelHandle {
         CancelHandle::new(stopping, self.files.cut())
     }
@@ -74,17 +72,17 @@ impl MemoryApplier {
         Ok(self.files.read(key)?)
     }
 
-    /// Sets the pool's persistent pages and reads back what the kernel made of it. Surplus pages
-    /// count as persistent ones when a pool is raised: the kernel turns them into such first.
+    /// Sets the pool's persistent pages and reads back the kernel's result. Surplus pages count as
+    /// persistent ones when a pool is raised: the kernel converts them first.
     ///
     /// # Errors
-    /// When the knob cannot be written or a counter not be read.
+    /// When the knob cannot be written or a counter cannot be read.
     pub fn resize(&self, before: Pool, persistent: u64) -> Result<Resized, Fault> {
         self.files.write(before.key, persistent)?;
         Ok(Resized { before, after: self.files.read(before.key)? })
     }
 
-    /// Has the kernel gather free memory on a node.
+    /// Has the kernel compact free memory on a node.
     ///
     /// # Errors
     /// When the knob cannot be written.
@@ -100,10 +98,10 @@ impl MemoryApplier {
         Ok(drop_page_cache(&self.root)?)
     }
 
-    /// Mounts a hugetlbfs. With a systemd that mounts, on a blocking thread of the runtime.
+    /// Mounts a hugetlbfs. With systemd, call on a blocking thread of the runtime.
     ///
     /// # Errors
-    /// When it cannot be made, or is not what was asked for.
+    /// When the mount cannot be made, or is not as requested.
     pub fn mount(&self, path: &str, size: PageSize) -> Result<(), Fault> {
         let owner = (self.mount.uid, self.mount.gid);
         let new = NewMount { at: path, size, owner, mode: self.mount.mode };

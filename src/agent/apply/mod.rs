@@ -1,4 +1,4 @@
-//! Changing the machine: one step, read back, its outcome. No policy.
+//! Application of steps to the machine: one step, read back, its outcome. No policy.
 
 mod answer;
 pub mod cancel;

@@ -1,6 +1,6 @@
-//! What an operator can do about a volume that a target refused: its own words are those of an error number.
+//! Advice for the operator about a volume that a target refused, for a target reports only an error number.
 //!
-//! Only read out of the refusal and the settings. Nothing is refused for it, for an image may have files of its own.
+//! Derived from the refusal and the settings only. Nothing is refused here, for an image may have files of its own.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use crate::model::target::TargetKind;
 use crate::model::volume::{Backing, VolumeSpec, VolumeStep};
 use crate::spdk::SpdkError;
 
-/// Error numbers that SPDK answers `bdev_aio_create` with, negative (reference/spdk-rpc.md).
+/// Negative error numbers with which SPDK answers `bdev_aio_create` (reference/spdk-rpc.md).
 const NOT_FOUND: i64 = -2;
 const NO_MEMORY: i64 = -12;
 const IS_FOLDER: i64 = -21;
 const INVALID: i64 = -22;
 
-/// The words that follow those of the target; none where it said all that is known.
+/// Text to append to the target's own message; empty where that says all that is known.
 pub(super) fn advice(
     step: VolumeStep,
     spec: &VolumeSpec,
@@ -35,8 +35,8 @@ pub(super) fn advice(
     told.map(|told| format!(": {told}")).unwrap_or_default()
 }
 
-/// SPDK says the same of memory, of descriptors, of a full table of sockets (`MAX_FDS` of `fd_man.h` in DPDK 23.11) and of a path
-/// where no socket can be made.
+/// Advice on exhaustion: SPDK answers the same for memory, descriptors, a full table of sockets (`MAX_FDS` of `fd_man.h`
+/// in DPDK 23.11) and a path where no socket can be made.
 fn of_memory(place: &Place, settings: &TargetSettings) -> Option<String> {
     if place.kind == TargetKind::BuiltIn {
         return None;
@@ -93,13 +93,13 @@ fn of_file(
     Some(told)
 }
 
-/// Whether its container gets a path from the host, as far as the settings tell.
+/// `true` if, according to the settings, the container gets the path from the host.
 fn is_seen(path: &str, place: &Place, settings: &TargetSettings) -> bool {
     given(place, settings).any(|given| Path::new(path).starts_with(given))
         || settings.privileged && Path::new(path).starts_with("/dev")
 }
 
-/// Folders and devices of the host that its container gets.
+/// Folders and devices of the host that the container gets.
 fn given(place: &Place, settings: &TargetSettings) -> impl Iterator<Item = String> {
     let mounts = settings.binds().map(|(path, _)| path);
     let devices = settings.devices.iter().cloned();

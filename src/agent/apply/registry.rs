@@ -1,5 +1,5 @@
-//! Pulling from a registry: with the credentials of the settings, and from one that cannot prove who it
-//! is only when that is allowed and only after it was found out (the operator's file is merged into).
+//! Pulls from a registry, with the credentials of the settings. From a registry without a trusted
+//! certificate only when that is allowed and a pull failed for it (then merged into the operator's file).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,32 +15,32 @@ use crate::model::fault::chain;
 use crate::model::policy::EnginePolicy;
 use crate::model::registry::{Credentials, RegistryPolicy, Secret, registry_of};
 
-/// How long the engine may take to read its configuration again.
+/// Timeout of the engine's reload of its configuration.
 const RELOAD: Duration = Duration::from_secs(10);
-/// Between two looks whether it has.
+/// Interval of checking whether it has reloaded.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The engine's words (those of Go's net/http and crypto/x509) on a registry that speaks plain HTTP, or
-/// whose certificate nobody vouches for: of an unknown authority, or too simple to be judged, as those
-/// are that people make for an address in their own network.
+/// Engine's messages (those of Go's net/http and crypto/x509) about a registry that speaks plain HTTP or
+/// has an untrusted certificate: of an unknown authority, or too simple to be verified, as people make
+/// them for an address in their own network.
 const UNPROVEN: [&str; 4] = [
     "server gave HTTP response to HTTPS client",
     "certificate signed by unknown authority",
     "doesn't contain any IP SANs",
     "relies on legacy Common Name field",
 ];
-/// The engine's words on a login that is missing or wrong.
+/// Engine's messages about a login that is missing or wrong.
 const DENIED: [&str; 4] =
     ["unauthorized", "no basic auth credentials", "pull access denied", "authentication required"];
 
-/// Pulls for one machine's engine.
+/// Puller for one machine's engine.
 #[derive(Debug)]
 pub(super) struct Registries<C> {
     root: Root,
     containers: Arc<C>,
     policy: RegistryPolicy,
     call_timeout: Duration,
-    /// One at a time changes the engine's configuration.
+    /// Serializes changes of the engine's configuration.
     changing: Mutex<()>,
 }
 
@@ -58,7 +58,7 @@ impl<C: Containers> Registries<C> {
     /// Pulls an image.
     ///
     /// # Errors
-    /// The engine's words, and what can be done.
+    /// Engine's message, and a remedy.
     pub(super) async fn pull(
         &self,
         image: &str,
@@ -104,7 +104,7 @@ impl<C: Containers> Registries<C> {
         Ok(Some(Credentials { username: login.username.clone(), password }))
     }
 
-    /// Adds the registry to the engine's `insecure-registries`, has that read again, and reads back.
+    /// Adds the registry to the engine's `insecure-registries`, reloads the engine, and reads back.
     async fn trust(&self, registry: &str) -> Result<(), String> {
         let _one_at_a_time = self.changing.lock().await;
         if self.is_trusted(registry).await? {
@@ -133,7 +133,7 @@ impl<C: Containers> Registries<C> {
     }
 }
 
-/// Writes it into the engine's configuration and has the engine read that.
+/// Writes the registry into the engine's configuration and reloads the engine.
 fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String> {
     let path = &policy.daemon_json;
     let Some(engine) = process::engine_process(root, &policy.pid_file, &policy.binary) else {
@@ -143,7 +143,7 @@ fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String>
             policy.pid_file, policy.binary
         ));
     };
-    // With the same choice in both places it would not start any more.
+    // With the same option in both places it would not start any more.
     if engine.args.iter().any(|arg| arg.starts_with("--insecure-registry")) {
         return Err(format!(
             "the engine is started with --insecure-registry, and what stands there must not stand in \

@@ -1,4 +1,4 @@
-//! Steps on a target. No policy: what is done, and what is read back.
+//! Steps on a target: applied and read back, without policy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,22 +19,22 @@ use crate::model::policy::TargetPolicy;
 use crate::model::step::Step;
 use crate::spdk::Sockets;
 
-/// Between two questions to a target that starts; it polls its socket every 4 ms.
+/// Interval of requests to a starting target, which polls its socket every 4 ms.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Between two looks whether one that starts has ended instead.
+/// Interval of checking whether a starting target has exited instead.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
-/// Between two looks whether a container has ended.
+/// Interval of checking whether a container has exited.
 const END_PAUSE: Duration = Duration::from_millis(20);
-/// How long a killed process may take to be gone.
+/// Timeout for a killed process to be gone.
 const KILL_TIME: Duration = Duration::from_secs(10);
-/// Words of every C library and language for a write to a file system that takes none (EROFS).
+/// Message of every C library and language for a write to a read-only file system (EROFS).
 const READ_ONLY: &str = "Read-only file system";
-/// Lines of a container's output that an error carries …
+/// Number of lines of a container's output in an error …
 const LAST_LINES: usize = 20;
-/// … and how long the engine may take to give them: guests may wait for what comes next.
+/// … and the engine's timeout to return them: guests may wait for the next step.
 const LINES_TIME: Duration = Duration::from_secs(2);
 
-/// Changes the targets of one machine.
+/// Applier of steps on the targets of one machine.
 #[derive(Debug)]
 pub struct TargetApplier<C> {
     root: Root,
@@ -45,7 +45,7 @@ pub struct TargetApplier<C> {
 }
 
 impl<C: Containers> TargetApplier<C> {
-    /// An applier for this node's targets.
+    /// Makes an applier for this node's targets.
     pub fn new(
         root: &Root,
         containers: Arc<C>,
@@ -56,10 +56,10 @@ impl<C: Containers> TargetApplier<C> {
         TargetApplier { root: root.clone(), containers, images, sockets, policy }
     }
 
-    /// Does one step and tells how things stand after it; what happens meanwhile goes to `line`.
+    /// Applies one step and returns the state read back; progress goes to `line`.
     ///
     /// # Errors
-    /// A fault with what, where and what to do.
+    /// A fault with the operation, the path or address, and a remedy.
     pub async fn apply(
         &self,
         step: &Step,
@@ -85,7 +85,7 @@ impl<C: Containers> TargetApplier<C> {
                 let within = self.policy.target.call_timeout;
                 match self.containers.set_restarts(id, restarts.as_ref(), within).await {
                     Ok(()) => Ok("set".to_string()),
-                    // What is stopped next is looked at until it stays so; what runs goes on without.
+                    // A container that is stopped next is observed until it stays so; a running one goes on without.
                     Err(e) => {
                         let (why, policy) =
                             (chain(&e), restarts.as_ref().map_or("no", |it| &it.policy));
@@ -112,7 +112,7 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// Never while somebody serves there: the control socket and its lock tell.
+    /// Makes the folder and clears leftovers, unless the control socket or its lock shows a serving target.
     async fn prepare_sockets(
         &self,
         folder: &str,
@@ -155,8 +155,8 @@ impl<C: Containers> TargetApplier<C> {
         let id = loop {
             match self.containers.create(spec, within).await {
                 Ok(id) => break id,
-                // The engine may still be making the one of an earlier call that was given up: it has the
-                // name already, but is not shown yet.
+                // The engine may still be making the container of an earlier call that timed out: it has the
+                // name already, but is not listed yet.
                 Err(e) if e.is_conflict() && Instant::now() < deadline => {
                     let seen = self.containers.container(&spec.name, within).await;
                     match seen.map_err(|e| engine_fault(&e))? {
@@ -172,7 +172,7 @@ impl<C: Containers> TargetApplier<C> {
         Ok(format!("{short}, CPUs {}", spec.cpus.as_deref().unwrap_or("any")))
     }
 
-    /// Waits until the start has ended and every reactor answers, or the process has ended instead.
+    /// Waits until the start has ended and every reactor answers, or the process has exited instead.
     async fn await_target(
         &self,
         container: &str,
@@ -186,7 +186,7 @@ impl<C: Containers> TargetApplier<C> {
         let mut stopped_since = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // One that was stopped takes the connection, and never answers: it is looked at now and then.
+            // A stopped (SIGSTOP) target accepts the connection and never answers: it is checked at intervals.
             let left = left.min(self.policy.health.timeout);
             let answered = async {
                 target.wait_init(left).await?;
@@ -228,7 +228,7 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// A target that did not come up; the container stays, to be looked at.
+    /// Builds the fault of a target that did not come up; the container stays for inspection.
     async fn failed(&self, container: &str, how: &str) -> Fault {
         let lines = self.containers.last_lines(container, LAST_LINES, LINES_TIME).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
@@ -245,8 +245,8 @@ impl<C: Containers> TargetApplier<C> {
         )
     }
 
-    /// Somebody else may be taking it away at this moment (`docker rm --force`), and its target fell by that:
-    /// this is waited for.
+    /// Removes a container. Waits for a removal by somebody else (`docker rm --force`), which may have
+    /// ended the target.
     async fn remove(&self, id: &str) -> Result<String, Fault> {
         let deadline = Instant::now() + self.policy.target.call_timeout;
         loop {
@@ -260,7 +260,7 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// Thaws the container of a process that was sent SIGKILL, so that it takes effect, and it does nothing else.
+    /// Unpauses the container of a process that was sent SIGKILL, so that the signal takes effect.
     async fn thaw(&self, id: &str, pid: u32) {
         let root = self.root.clone();
         let is_paused =
@@ -276,8 +276,8 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// SIGTERM, a short grace, SIGKILL: a slow end strands the guests that reconnect meanwhile. By the
-    /// kernel alone, for an engine that stalls in between must not make it slow.
+    /// Stops with SIGTERM, a short grace period, SIGKILL: a slow end strands guests that reconnect meanwhile.
+    /// Signals go directly through the kernel, so that a stalling engine does not slow it down.
     async fn stop(&self, id: &str, grace: Duration) -> Result<String, Fault> {
         let look = || async {
             let seen = self.containers.container(id, self.policy.target.call_timeout).await;
@@ -298,7 +298,7 @@ impl<C: Containers> TargetApplier<C> {
                 }
             }
         }
-        // The engine hears of it a little later.
+        // The engine notices a little later.
         let deadline = Instant::now() + KILL_TIME;
         while Instant::now() < deadline {
             match look().await? {
@@ -312,12 +312,12 @@ impl<C: Containers> TargetApplier<C> {
     }
 }
 
-/// Whether the process ends within that time.
+/// Waits for the process to exit; `true` if it does so in time.
 async fn has_ended(process: &WatchedProcess, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // Told by the kernel; asked now and then where the kernel is too old to tell.
+        // Woken by the kernel; polled where the kernel is too old for that.
         let _ = timeout(left.min(LOOK_PAUSE), process.ended()).await;
         if !process.lives() {
             return true;
@@ -328,7 +328,7 @@ async fn has_ended(process: &WatchedProcess, within: Duration) -> bool {
     }
 }
 
-/// Whether a container was made for the same wish.
+/// `true` if a container was made for the same spec.
 fn is_same(spec: &ContainerSpec, seen: &ContainerSeen) -> bool {
     let wish = spec.labels.get(SPEC_LABEL);
     wish.is_some() && seen.labels.get(SPEC_LABEL) == wish
