@@ -1,4 +1,4 @@
-//! The owner of the engine: observe, plan, apply, until it is installed, configured and answers.
+//! Owner of the engine: observe, plan, apply, until it is installed, configured and answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,11 @@ use crate::overdue::told_after;
 use crate::plan::engine::plan;
 use crate::watchdog::Heartbeat;
 
-/// Orders that may wait; more are refused.
+/// Maximum of queued requests; more are refused.
 const QUEUE: usize = 32;
-/// Rounds of plan and apply before it is said that they do not lead anywhere.
+/// Rounds of plan and apply before [`Code::EngineNotConverging`] is reported.
 const MOST_ROUNDS: usize = 6;
-/// What a prepare may take beside the installation and the engine's first answer.
+/// Time that a prepare may take besides the installation and the engine's first answer.
 const SLACK: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -32,14 +32,13 @@ enum Order {
     Prepare { work: WorkId, dry_run: bool, reply: oneshot::Sender<PartReport> },
 }
 
-/// The engine's handle.
+/// Handle of the engine's owner.
 #[derive(Debug, Clone)]
 pub struct Engine {
     orders: mpsc::Sender<Order>,
 }
 
 impl Engine {
-    /// Starts the owner.
     pub fn start<E: Answers, S: Spawns>(
         observer: Arc<EngineObserver<E>>,
         applier: EngineApplier<E, S>,
@@ -52,7 +51,7 @@ impl Engine {
         Engine { orders }
     }
 
-    /// Makes the engine installed, configured and running. Every step has its own deadline.
+    /// Installs, configures and starts the engine as needed. Every step has its own deadline.
     pub async fn prepare(&self, work: WorkId, dry_run: bool) -> PartReport {
         let failed = |fault| PartReport { errors: vec![fault], ..PartReport::default() };
         let (reply, answer) = oneshot::channel();
@@ -66,8 +65,8 @@ impl Engine {
         }
     }
 
-    /// Starts an engine that has ended, but never installs one: one that was taken away is not wanted any
-    /// more. Returns whether it answers now.
+    /// Starts an engine that has exited, but never installs one: a removed engine is not desired any more.
+    /// Returns `true` if it answers now.
     pub async fn raise(&self) -> bool {
         let work = WorkId::next();
         let plan = self.prepare(work, true).await;
@@ -97,7 +96,7 @@ async fn run<E: Answers, S: Spawns>(
 ) {
     loop {
         let order = tokio::select! {
-            // Both are cancel-safe: an order stays queued, a heartbeat stays due.
+            // Both are cancel-safe: a request stays queued, a heartbeat stays due.
             order = queue.recv() => order,
             () = heartbeat.due() => continue,
         };
@@ -144,8 +143,8 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
             let mut written = None;
             for step in plan.steps {
                 if let Err(fault) = self.apply(&step, &seen, report).await {
-                    // Not where the engine was installed meanwhile: it has never run with another file, and a later
-                    // start would take the host's packet filter.
+                    // Not reverted if the engine was installed meanwhile: it has never run with another file, and a
+                    // later start would take over the host's packet filter.
                     return Err(match written {
                         Some(write) => {
                             self.applier.take_back(&write, &seen.daemon_json, fault).await
@@ -153,7 +152,7 @@ impl<E: Answers, S: Spawns> Owner<E, S> {
                         None => fault,
                     });
                 }
-                // Packages start and enable services as they please: look again.
+                // Packages start and enable services as they please: observe again.
                 if matches!(step, Step::Install { .. }) {
                     break;
                 }

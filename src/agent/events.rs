@@ -1,5 +1,5 @@
-//! What happens on this node, for whoever follows it: each event has a number, and the last ones are kept
-//! for those who come back.
+//! Events of this node, for subscribers: each has a number, and the last ones are kept for subscribers
+//! that reconnect.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,22 +11,22 @@ use super::progress::ProgressSink;
 use crate::model::event::{Event, EventId, Overdue, What};
 use crate::overdue;
 
-/// Events that are kept for those who come back, and that a slow follower may lag behind.
+/// Number of events kept per kind for subscribers that reconnect, and the lag allowed to a slow one.
 pub const KEPT: usize = 512;
 
-/// Where events are told; clones are one.
+/// Publisher of events; clones share it.
 #[derive(Debug, Clone)]
 pub struct Events(Arc<Hub>);
 
 #[derive(Debug)]
 struct Hub {
-    /// Tells the numbers of one run of the agent from those of another.
+    /// Distinguishes the numbers of this run of the agent from those of others; start time in ms.
     run: u64,
     kept: Mutex<Kept>,
     told: broadcast::Sender<Event>,
 }
 
-/// The last events of each kind: what long work prints must not push out how targets stand.
+/// Last events of each kind: output of long work must not push out the status of targets.
 #[derive(Debug, Default)]
 struct Kept {
     last: u64,
@@ -46,7 +46,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Tells an event. Never waits.
+    /// Publishes an event. Never waits.
     pub fn tell(&self, what: What) {
         let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.last += 1;
@@ -62,12 +62,12 @@ impl Events {
             of_kind.pop_front();
         }
         of_kind.push_back(event.clone());
-        // Under the lock: who follows gets each event once, and in order.
+        // Under the lock: subscribers get each event once, and in order.
         let _ = self.0.told.send(event);
     }
 
-    /// The kept events after that one, or all of them when it is none of this run, and every one from now
-    /// on. Without one, only those from now on.
+    /// Returns the kept events after `after`, or all of them when that is of another run, and a subscription
+    /// to new ones. With `None`, only new ones.
     pub fn follow(&self, after: Option<EventId>) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let missed = |after: EventId| {
@@ -82,12 +82,12 @@ impl Events {
         (after.map(missed).unwrap_or_default(), self.0.told.subscribe())
     }
 
-    /// How many follow.
+    /// Number of subscribers.
     pub fn followers(&self) -> usize {
         self.0.told.receiver_count()
     }
 
-    /// Tells what the owners tell of their work, for ever.
+    /// Publishes the owners' progress and overdue work, forever.
     pub async fn follow_work(self, progress: ProgressSink) {
         let (work, late) = (progress.watch(), overdue::watch());
         tokio::join!(self.follow_all(work, What::Work), self.follow_all(late, overdue_work));

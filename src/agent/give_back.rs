@@ -1,4 +1,4 @@
-//! Pages that the agent grew for volumes: given back once the last volume has been gone for a while.
+//! Return of pages that the agent grew for volumes, once the last volume has been gone for a while.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::model::target::Desired;
 use crate::model::units::PageSize;
 
 /// Follows the desired volumes of the node for as long as the agent runs. `keep` pages of 2 MiB are never given
-/// back; `after` is how long the node stays without volumes until the others are.
+/// back; the others are after the node has been without volumes for `after`.
 pub async fn follow(
     mut desired: watch::Receiver<Desired>,
     pools: Pools,

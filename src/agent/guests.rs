@@ -1,7 +1,7 @@
-//! Guests of the node's volumes: one look at all of them now and then, for all targets, while some are connected.
+//! Guests of the node's volumes: observed periodically, for all targets at once, while some are connected.
 //!
-//! No call, no start of a target and no pass over its volumes waits for a look: what it found is published, and each
-//! target's task takes it in.
+//! No call, no start of a target and no pass over its volumes waits for an observation: its result is published, and
+//! each target's task reads it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::model::guest::Guests;
 use crate::model::status::{TargetStatus, TargetStatuses};
 use crate::model::target::TargetState;
 
-/// Least pause between two looks, each of which reads the name of every process.
+/// Minimum pause between two observations, each of which reads the name of every process.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
-/// How often a look is put off for a target that is being brought up: the processors are that one's. More often would
-/// let one that never comes up keep the guests of others unknown.
+/// Number of times that an observation is postponed to leave the processors to a starting target. More would let one
+/// that never comes up keep the guests of others unknown.
 const MOST_PUT_OFF: usize = 3;
-/// Failed looks in a row after which what was seen last is not taken for so any more.
+/// Failed observations in a row after which the last result is not valid any more.
 const MOST_FAILED: usize = 3;
 
-/// Looks for as long as the agent runs, with that pause between two looks.
+/// Observes guests for as long as the agent runs, with `pause` between two observations.
 pub async fn follow(
     observer: GuestObserver,
     statuses: watch::Receiver<TargetStatuses>,
@@ -53,7 +53,7 @@ pub async fn follow(
                  in the kernel? `ps -eo pid,stat,comm` shows it with the state D)"
             );
         }
-        // What was seen last stays over a few failed looks. The same again is told too: a guest may be another one.
+        // The last result stays over a few failures. An equal one is published too: a guest may be another one.
         if found.is_some() || failed >= MOST_FAILED {
             let unknown = || sockets.into_iter().map(|socket| (socket, None)).collect();
             seen.send_replace(Arc::new(found.unwrap_or_else(unknown)));
@@ -61,7 +61,7 @@ pub async fn follow(
     }
 }
 
-/// Sockets to which a virtual machine is connected.
+/// Sockets with a connected virtual machine.
 fn connected(statuses: &TargetStatuses) -> BTreeSet<String> {
     let volumes = statuses.values().flat_map(|status| status.volume_statuses.values());
     volumes.filter(|it| it.sessions > 0).map(|it| it.socket_path.clone()).collect()

@@ -1,10 +1,10 @@
-//! Looks at the pools after calls of the legacy agent that change them past every reservation.
+//! Observation of the pools after calls of the legacy agent, which change them past every reservation.
 //!
 //! ```text
-//! call ends ──note_others──▶ follow ──look, 1 s, look, 3 s, look, …──▶ Pools ──▶ books ──▶ report, event
+//! call ends ──note_others──▶ follow ──look, 1 s, look, 3 s, look, …──▶ Pools ──▶ ledger ──▶ report, event
 //! ```
-//! A call that is to be called back is answered before its work begins, and one that broke off may go on: so there are
-//! several looks, and then no more.
+//! An asynchronous call is acknowledged before its work begins, and an aborted one may go on: so the pools are observed
+//! several times, and then no more.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use tokio::time::timeout;
 
 use super::pools::Pools;
 
-/// Pauses before the looks after a call, in seconds. The controller itself gives up after five minutes.
+/// Pauses before the observations after a call, in seconds. The controller itself gives up after five minutes.
 const PAUSES: [u64; 7] = [0, 1, 3, 10, 30, 90, 180];
 
-/// Looks after each call for as long as the agent runs.
+/// Observes the pools after each call for as long as the agent runs.
 pub async fn follow(pools: Pools) {
     loop {
         pools.others().await;
         let mut pauses = PAUSES.into_iter();
         while let Some(pause) = pauses.next() {
-            // Cancel-safe: a call stays noted. The looks after it do for the one before.
+            // Cancel-safe: a call stays noted. The observations after it serve for the one before.
             if timeout(Duration::from_secs(pause), pools.others()).await.is_ok() {
                 pauses = PAUSES.into_iter();
                 continue;

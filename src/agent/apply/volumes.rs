@@ -1,5 +1,5 @@
-//! Steps on the volumes of a target, many at the same time: those of one volume come one after the other,
-//! those of different ones share the control socket, which answers what came together together.
+//! Steps on the volumes of a target, many at the same time: sequential per volume, pipelined across
+//! volumes on the control socket, which answers together what arrived together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -19,23 +19,22 @@ use crate::model::policy::TargetPolicy;
 use crate::model::volume::{VolumeName, VolumeSpec, VolumeStep};
 use crate::spdk::{Sockets, Spdk, SpdkError};
 
-/// Volumes that are worked on at the same time; each has one request on its way.
+/// Number of volumes in progress at the same time; each has one request in flight.
 const WINDOW: usize = 256;
 
-/// Sockets that are given to their users together.
+/// Number of sockets whose owner and mode are set in one batch.
 const GIVEN_TOGETHER: usize = 64;
 
-/// Volumes whose making was sent and not answered; clones are one.
+/// Volumes whose creation was sent and not answered; clones share the set.
 #[derive(Debug, Clone, Default)]
 pub struct Unanswered(Arc<Mutex<BTreeSet<VolumeName>>>);
 
 impl Unanswered {
-    /// They, from now on none.
+    /// Takes the names and clears the set.
     pub fn take(&self) -> BTreeSet<VolumeName> {
         std::mem::take(&mut *self.lock())
     }
 
-    /// They.
     pub fn names(&self) -> BTreeSet<VolumeName> {
         self.lock().clone()
     }
@@ -45,7 +44,7 @@ impl Unanswered {
     }
 }
 
-/// Changes the volumes of one machine's targets.
+/// Applier of steps on the volumes of one machine's targets.
 #[derive(Debug)]
 pub struct VolumeApplier {
     root: Root,
@@ -54,13 +53,13 @@ pub struct VolumeApplier {
 }
 
 impl VolumeApplier {
-    /// An applier for this node's volumes.
+    /// Makes an applier for this node's volumes.
     pub fn new(root: &Root, sockets: Sockets, policy: TargetPolicy) -> VolumeApplier {
         VolumeApplier { root: root.clone(), sockets, policy }
     }
 
-    /// Does the steps of all of them; tells of each that failed why. One that fails does not hold back the
-    /// others, but a target that stops answering does.
+    /// Applies the steps of all volumes; returns the fault of each that failed. A failed volume does not hold
+    /// up others, but a target that stops answering does.
     pub async fn apply(
         &self,
         place: &Place,
@@ -147,7 +146,7 @@ impl VolumeApplier {
                 let mask = spec.cpumask.as_deref();
                 spdk.create_controller(name, bdev, spec.read_only, mask, within).await
             }
-            // Many together, while the target makes the next ones.
+            // In batches, while the target makes the next ones.
             VolumeStep::GiveSocket => Ok(()),
         };
         let deletes = matches!(step, VolumeStep::DeleteController | VolumeStep::DeleteBdev);
@@ -157,10 +156,10 @@ impl VolumeApplier {
         }
     }
 
-    /// Gives the bdev of a volume another size.
+    /// Resizes the bdev of a volume.
     ///
     /// # Errors
-    /// `volume-not-resizable`, and what the target says.
+    /// `volume-not-resizable`, and faults of the target.
     pub async fn resize(
         &self,
         place: &Place,
@@ -183,7 +182,7 @@ impl VolumeApplier {
         })
     }
 
-    /// Gives them from now on; tells of each that failed why.
+    /// Starts to set owner and mode of the sockets; returns the fault of each that failed.
     fn give_sockets(
         &self,
         place: &Place,

@@ -1,8 +1,8 @@
-//! What the agent knows of its pages: the ledger of this boot, and what the next boot is to take again.
+//! Ledger of the pages that the agent grew in this boot, and reservations for the next boot to restore.
 //!
-//! The ledger is true to the page, also after a crash: a growth is written down before it is begun.
-//! The reservations are what is wanted: a prepare raises them, only giving back lowers them, so that a
-//! restore that came out short does not make the node forget what it should hold.
+//! The ledger is exact to the page, also after a crash: a growth is recorded before it begins. The
+//! reservations are the desired state: a prepare raises them, only giving back lowers them, so that a
+//! restore that falls short does not make the node forget what it should hold.
 
 use tokio::sync::watch;
 
@@ -14,38 +14,37 @@ use crate::model::pools::{
 };
 use crate::store::{BootSlot, Durability, Store};
 
-/// The ledger of this boot.
+/// File of this boot's ledger.
 const LEDGER: &str = "ledger.json";
-/// What is taken again after a reboot.
+/// File of the reservations, which are restored after a reboot.
 pub(crate) const RESERVATIONS: &str = "reservations.json";
 
-/// The books as others see them.
+/// Published view of ledger and reservations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// The agent's share of the pools.
+    /// Pages of the pools that the agent grew.
     pub ledger: Ledger,
-    /// Whether the reservations on disk cover the ledger.
+    /// Set if the reservations on disk cover the ledger.
     pub remembered: bool,
-    /// What is wanted, and taken again after a reboot: the reservations, and what the agent keeps beyond.
+    /// Desired pages, restored after a reboot: the reservations, and pages that the agent keeps beyond them.
     pub wanted: PagesByPool,
 }
 
-/// The books of one node.
+/// Ledger and reservations of one node.
 #[derive(Debug)]
 pub(super) struct Books {
     store: Store,
-    /// The ledger's file.
     slot: BootSlot,
     ledger: Ledger,
-    /// As they are on disk.
+    /// Reservations as on disk.
     reservations: PagesByPool,
     published: watch::Sender<Published>,
-    /// Whether the ledger's file still speaks of a growth that was begun, and has come to its end.
+    /// Set if the ledger's file still has a begun growth that has ended.
     behind: bool,
 }
 
 impl Books {
-    /// Reads the books; a ledger of another boot is void. Nothing is written.
+    /// Reads ledger and reservations; a ledger of another boot is void. Writes nothing.
     pub(super) fn open(store: Store, boot_id: String) -> Result<Books, Fault> {
         let ledger = store
             .read::<Ledger>(LEDGER, Durability::Boot)?
@@ -76,8 +75,7 @@ impl Books {
         &self.reservations
     }
 
-    /// Brings the ledger in line with the kernel; it is written with the next change. Returns whether anything was not as
-    /// it says.
+    /// Reconciles the ledger with the kernel; it is written with the next change. Returns `true` if anything differed.
     pub(super) fn settle(&mut self, seen: &PoolsSeen) -> bool {
         let intent = self.ledger.intent;
         let changed = self.ledger.settle(seen);
@@ -100,7 +98,7 @@ impl Books {
         changed
     }
 
-    /// Brings the ledger in line with the kernel, also on disk. Returns whether anything was not as it says.
+    /// Reconciles the ledger with the kernel, also on disk. Returns `true` if anything differed.
     pub(super) fn catch_up_with(&mut self, seen: &PoolsSeen) -> Result<bool, Fault> {
         let changed = self.settle(seen);
         if changed {
@@ -109,17 +107,17 @@ impl Books {
         Ok(changed)
     }
 
-    /// Writes down that a pool is about to be grown. Nothing may be grown when this fails.
+    /// Records the intent to grow a pool. Nothing may be grown when this fails.
     pub(super) fn begin(&mut self, intent: Intent) -> Result<(), Fault> {
         self.ledger.intent = Some(intent);
-        // Nobody else is told of what is only begun.
+        // An intent is not published.
         let written = self.slot.write(&self.ledger);
         written.inspect_err(|_| self.ledger.intent = None)?;
         Ok(())
     }
 
-    /// Notes what became of the growth that was begun. One that got all its pages is in the file as it
-    /// was begun, which comes to the same: [`Books::catch_up`] writes it when nobody waits any more.
+    /// Records the outcome of the growth that was begun. For one that got all its pages, the recorded intent
+    /// amounts to the same: [`Books::catch_up`] writes the outcome when no caller waits any more.
     pub(super) fn grew(&mut self, resized: &Resized) -> Result<(), Fault> {
         let key = resized.after.key;
         let pages = self.ledger.grown(key).saturating_add(resized.gained());
@@ -136,7 +134,7 @@ impl Books {
         self.save()
     }
 
-    /// Writes down a growth that is noted only as it was begun.
+    /// Writes the outcome of a growth whose file still has the intent only.
     pub(super) fn catch_up(&mut self) {
         if self.behind
             && let Err(fault) = self.save()
@@ -145,13 +143,13 @@ impl Books {
         }
     }
 
-    /// Writes down that the growth that was begun did not take place.
+    /// Records that the growth that was begun did not take place.
     pub(super) fn did_not_grow(&mut self) -> Result<(), Fault> {
         self.ledger.intent = None;
         self.save()
     }
 
-    /// Writes down what was given back.
+    /// Records pages that were given back.
     pub(super) fn gave_back(&mut self, resized: &Resized) -> Result<(), Fault> {
         let key = resized.after.key;
         let pages = self.ledger.grown(key).saturating_sub(resized.lost());
@@ -159,20 +157,20 @@ impl Books {
         self.save()
     }
 
-    /// Writes down that this boot has taken again what was reserved.
+    /// Records that this boot has restored the reservations.
     pub(super) fn restored(&mut self) -> Result<(), Fault> {
         self.ledger.restored = true;
         self.save()
     }
 
-    /// Raises the reservations to what the ledger has, on disk; nothing is written when they cover it.
+    /// Raises the reservations on disk to the ledger; writes nothing when they cover it.
     pub(super) fn remember(&mut self) -> Result<(), Fault> {
         let wanted = self.raised();
         self.write_reservations(wanted)
     }
 
-    /// Lowers the reservations of these pools, on disk, to what the ledger has and what stays missing: what was lost of them
-    /// beyond that is given up.
+    /// Lowers the reservations of these pools, on disk, to the pages in the ledger and in `missing`: pages lost beyond
+    /// that are given up.
     pub(super) fn lower(
         &mut self,
         keys: impl Fn(&PoolKey) -> bool,
@@ -190,7 +188,7 @@ impl Books {
         self.write_reservations(wanted)
     }
 
-    /// Pages that are wanted and that the ledger does not have.
+    /// Desired pages that the ledger does not have.
     pub(super) fn missing(&self) -> PagesByPool {
         let mut missing = self.raised();
         for (key, pages) in &mut missing {
@@ -199,7 +197,7 @@ impl Books {
         missing
     }
 
-    /// Pages that the ledger is to have again: all that are wanted, but for those that others have put back.
+    /// Pages that the ledger is to have after a restore: all desired ones except those that others have put back.
     pub(super) fn to_restore(&self) -> PagesByPool {
         let (lost, mut wanted) = (self.ledger.lost(), self.raised());
         for whole in &self.ledger.whole {
@@ -244,7 +242,7 @@ impl Books {
     }
 }
 
-/// Pages that a growth which was cut off may have left, and that the ledger does not claim: it is not known who grew them.
+/// Pages that an interrupted growth may have left and that the ledger does not claim, as their origin is unknown.
 fn unclaimed(from: u64, to: u64, there: u64) -> u64 {
     match there == to {
         true => 0,

@@ -1,4 +1,4 @@
-//! Giving pages back: what a growth that failed has taken, and what is not wanted any more.
+//! Return of pages that a failed growth took, or that are not desired any more.
 
 use super::growth::Growth;
 use super::{MemoryOrder, MemoryWork, pages_text};
@@ -10,16 +10,16 @@ use crate::model::units::{NumaNode, PageSize};
 use crate::model::work::WorkId;
 use crate::plan::hugepages;
 
-/// Which pages to give back.
+/// Request to give pages back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReclaimOrder {
-    /// Of this size only.
+    /// Page size; `None` for any.
     pub size: Option<PageSize>,
-    /// On this node only.
+    /// NUMA node; `None` for any.
     pub node: Option<NumaNode>,
-    /// Free pages of each size that stay.
+    /// Number of free pages of each size that stay.
     pub keep: u64,
-    /// Whether only the plan is wanted.
+    /// Set to plan only.
     pub dry_run: bool,
 }
 
@@ -31,10 +31,10 @@ impl ReclaimOrder {
 }
 
 impl MemoryWork {
-    /// Gives back what the agent grew and nobody uses.
+    /// Gives back unused pages that the agent grew.
     pub fn reclaim(&mut self, order: ReclaimOrder) -> ReclaimReport {
         self.progress = self.progress.of(WorkId::next());
-        // It is another pool from here on.
+        // The pools change from here on.
         self.seen = None;
         let mut report =
             ReclaimReport { steps: Vec::new(), remaining: Vec::new(), errors: Vec::new() };
@@ -60,7 +60,7 @@ impl MemoryWork {
         report
     }
 
-    /// Reports a part of a growth that failed, and gives back what was taken unless it is to be kept.
+    /// Reports a failed part of a growth, and gives back the pages taken unless they are to be kept.
     pub(super) fn undo_after(
         &mut self,
         part: Result<(), Fault>,
@@ -74,7 +74,7 @@ impl MemoryWork {
         growth.report.errors.push(fault);
     }
 
-    /// Gives back what a growth that failed has taken; says how far that went.
+    /// Gives back the pages that a failed growth took; returns text on the outcome.
     fn undo(&mut self, growth: &mut Growth) -> String {
         let taken: u64 = growth.taken.values().sum();
         if taken == 0 {
@@ -96,7 +96,7 @@ impl MemoryWork {
         }
     }
 
-    /// Lowers pools by at most `limit`; returns the pages given back, and why it stopped.
+    /// Lowers pools by at most `limit`; returns the pages given back, and the fault that stopped it.
     fn shrink(
         &mut self,
         limit: &PagesByPool,

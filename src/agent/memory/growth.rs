@@ -1,7 +1,7 @@
-//! Growing pools: rounds of observe, plan and apply, until the goal holds or cannot be reached.
+//! Growth of pools: rounds of observe, plan and apply, until the goal holds or cannot be reached.
 //!
-//! Large growths are written in portions, so that a deadline and a caller that gave up are seen in
-//! between; each portion is in the books before it is begun.
+//! Large growths are written in portions, so that a deadline and a caller that gave up are noticed in
+//! between; each portion is in the ledger before it is begun.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,24 +15,24 @@ use crate::model::prepare::{PartReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::plan::hugepages::{self, Decision, OnShortfall, Trial, Trials, next_effort};
 
-/// KiB that one write to a pool may ask for: 2 GiB.
+/// KiB that one write to a pool may request: 2 GiB.
 const PORTION_KIB: u64 = 2 * 1024 * 1024;
-/// A pool that was looked at so short a time ago is written to without another look, which would not be
-/// much closer to the write either.
+/// Maximum age of an observation for a write to a pool without reading it again, which would not be much
+/// closer to the write either.
 const AS_GOOD_AS_NOW: Duration = Duration::from_micros(500);
-/// Rounds of plan and apply before it is said that somebody else keeps changing the pools.
+/// Rounds of plan and apply before contention with another user of the pools is reported.
 const MOST_ROUNDS: usize = 32;
 
-/// What one growth has done so far.
+/// Progress of one growth.
 #[derive(Default)]
 pub(super) struct Growth {
     pub(super) report: PartReport,
     trials: Trials,
-    /// Persistent pages taken.
+    /// Persistent pages taken, by pool.
     pub(super) taken: PagesByPool,
 }
 
-/// When to stop in between.
+/// Conditions to stop between portions.
 struct Limits<'a> {
     deadline: Instant,
     within: Duration,
@@ -66,7 +66,7 @@ impl Limits<'_> {
 }
 
 impl MemoryWork {
-    /// Brings the pools to the order's goal; what was done stands in `growth`, also after an error.
+    /// Grows the pools to the request's goal; `growth` has what was done, also after an error.
     pub(super) fn grow(&mut self, order: &MemoryOrder, growth: &mut Growth) -> Result<(), Fault> {
         let within = self.pools.write_timeout;
         let deadline = Instant::now() + within;
@@ -90,8 +90,8 @@ impl MemoryWork {
             for step in &steps {
                 self.apply(step, (at, &mut seen), growth, &limits)?;
             }
-            // What was written was read back. The rest is looked at again unless it just was: a guest
-            // may have started during a long growth.
+            // Written pools were read back. The rest is observed again unless it just was: a guest may
+            // have started during a long growth.
             if at.elapsed() < LOOK_IS_GOOD && self.decide(order, &seen, growth) == Decision::Holds {
                 return limits.check_cancelled();
             }
@@ -107,7 +107,7 @@ impl MemoryWork {
         ))
     }
 
-    /// Plans the next round from what is `seen` and from what the rounds before came to.
+    /// Plans the next round from the observation and the outcomes of the rounds before.
     pub(super) fn decide(
         &self,
         order: &MemoryOrder,
@@ -120,7 +120,7 @@ impl MemoryWork {
         hugepages::grow(&order.goal, seen, &grown, &self.pools, &growth.trials, on_shortfall)
     }
 
-    /// Does one step; what it reads back goes into `seen`.
+    /// Applies one step; updates `seen` with what it reads back.
     fn apply(
         &mut self,
         step: &Step,
@@ -135,7 +135,7 @@ impl MemoryWork {
                     Some(pool) if at.elapsed() < AS_GOOD_AS_NOW => *pool,
                     _ => self.applier.pool(resize.pool)?,
                 };
-                // Else somebody resized it since it was looked at: the next round plans anew.
+                // Else somebody resized it since it was observed: the next round plans anew.
                 let pool = match first.total == resize.from {
                     true => self.raise(step, first, resize.to, growth, limits)?,
                     false => first,
@@ -158,7 +158,7 @@ impl MemoryWork {
         }
     }
 
-    /// Raises one pool in portions until it gives less than it was asked for; returns how it stands.
+    /// Raises one pool in portions until the kernel grants less than requested; returns the pool afterwards.
     fn raise(
         &mut self,
         step: &Step,
@@ -184,8 +184,8 @@ impl MemoryWork {
         broke.map_or(Ok(last), Err)
     }
 
-    /// Returns the pool as it stands at the end, and why that is not where it should be, when that
-    /// is not only the kernel's giving too little.
+    /// Returns the pool afterwards, and the fault if it stopped for another reason than too few pages
+    /// from the kernel.
     fn raise_by_portions(
         &mut self,
         first: Pool,
@@ -225,10 +225,10 @@ impl MemoryWork {
                 self.books.grew(&resized).map(|()| resized.after)
             }
             Err(fault) => {
-                // Where pages may have come all the same, the next look settles what was begun.
+                // If pages may have come all the same, the next observation settles the intent.
                 let same = |pool: Pool| pool.persistent() == before.persistent();
                 if self.applier.pool(key).is_ok_and(same) {
-                    // The write's own fault is the one to tell.
+                    // The write's own fault is the one to report.
                     let _ = self.books.did_not_grow();
                 }
                 Err(fault)
