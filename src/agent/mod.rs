@@ -1,11 +1,11 @@
-//! The owners: one task for each thing that changes, and nobody else changes it.
+//! Owners: one task for each thing that changes, and its only writer.
 //!
-//! `pools` owns the hugepage pools and their mounts, `engine` owns Docker, `prepare` runs both at
-//! the same time for whoever asks; targets have their own room. Each is a handle that anyone may
-//! clone, and a loop that takes one order after the other: observe, plan, apply, publish. Policy is in
-//! `plan`; reading and changing the machine is in `observe` and `apply`; the loops only bring them
-//! together, keep the deadlines and feed the watchdog. `events` tells what happens, `status` how the
-//! whole node stands.
+//! `pools` owns the hugepage pools and their mounts, `engine` owns Docker, `prepare` runs both at the
+//! same time; the targets' owners are in the module `targets`. Each owner is a handle that anyone may
+//! clone, and a loop that takes one request after the other: observe, plan, apply, publish. Policy is in
+//! `plan`; reading and changing the machine is in `observe` and `apply`; the loops only connect them,
+//! keep the deadlines and feed the watchdog. `events` publishes events, `status` the status of the whole
+//! node.
 
 pub mod admission;
 pub mod apply;
@@ -25,7 +25,7 @@ pub mod status;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 
-/// The fault of a handle whose owner has ended.
+/// Fault of a handle whose owner has ended.
 pub(crate) fn owner_gone() -> Fault {
     Fault::new(Code::Stopping, "the agent is stopping: call again when it is back")
 }

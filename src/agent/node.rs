@@ -1,4 +1,4 @@
-//! The node as it is now, for whoever asks; callers at the same time share one look.
+//! Current status of the node; concurrent callers share one observation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;
 use crate::model::node::{EngineStatus, NodeStatus};
 
-/// Callers that may wait for a look.
+/// Maximum of callers that wait for an observation.
 const QUEUE: usize = 1024;
-/// How long the engine may take: a hung one must not keep back what is known of the rest.
+/// Timeout of the engine: a hung one must not hold up the status of the rest.
 const ENGINE: Duration = Duration::from_secs(6);
 
 type Answer = Result<Arc<NodeStatus>, Fault>;
 
-/// The handle that looks at the node.
+/// Handle of the node's observer.
 #[derive(Debug, Clone)]
 pub struct Node {
     asks: mpsc::Sender<oneshot::Sender<Answer>>,
 }
 
 impl Node {
-    /// Starts the looking task.
+    /// Starts the observing task.
     pub fn start<E: Answers>(
         observer: NodeObserver,
         pools: Pools,
@@ -60,10 +60,10 @@ impl Node {
         Node { asks }
     }
 
-    /// The node, looked at after this call was made.
+    /// Returns the node's status, observed after this call was made.
     ///
     /// # Errors
-    /// When too many wait or the agent itself breaks; what could not be read is told in the status.
+    /// When too many callers wait or the agent itself fails; the status lists what could not be read.
     pub async fn status(&self) -> Answer {
         let (caller, answer) = oneshot::channel();
         self.asks.try_send(caller).map_err(|e| match e {

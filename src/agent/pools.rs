@@ -1,9 +1,8 @@
-//! The owner of hugepage pools and their mounts: one order after the other, on a thread that may
-//! block.
+//! Owner of hugepage pools and their mounts: one request after the other, on a thread that may block.
 //!
 //! ```text
-//! Pools (handle) ──order──▶ run() ──blocking──▶ MemoryWork: observe ▸ plan ▸ apply ▸ ledger
-//!        ◀──report──                                    └── publishes each change of the ledger
+//! Pools (handle) ──request──▶ run() ──blocking──▶ MemoryWork: observe ▸ plan ▸ apply ▸ ledger
+//!        ◀──report──                                      └── publishes each change of the ledger
 //! ```
 
 use std::sync::Arc;
@@ -28,9 +27,9 @@ use crate::model::work::WorkId;
 use crate::overdue::told_after;
 use crate::watchdog::Heartbeat;
 
-/// Orders that may wait; more are refused.
+/// Maximum of queued requests; more are refused.
 const QUEUE: usize = 32;
-/// More than the kernel takes for an order: each write has its own deadline.
+/// Limit after which a request is overdue: more than the kernel takes, as each write has its own deadline.
 const WORK_LIMIT: Duration = Duration::from_secs(600);
 
 enum Order {
@@ -41,15 +40,15 @@ enum Order {
     Stop(oneshot::Sender<()>),
 }
 
-/// The pools' handle.
+/// Handle of the pools' owner.
 #[derive(Debug, Clone)]
 pub struct Pools {
     orders: mpsc::Sender<Order>,
     books: watch::Receiver<Published>,
-    /// How long an order may take before its caller is told that it hangs.
+    /// Timeout of a request for its caller.
     patience: Duration,
     cancel: CancelHandle,
-    /// Calls of others that may have changed the pools.
+    /// Notice of calls of others that may have changed the pools.
     others: Arc<Notify>,
 }
 
@@ -66,7 +65,6 @@ impl std::fmt::Debug for Order {
 }
 
 impl Pools {
-    /// Starts the owner.
     pub fn start(work: MemoryWork, write_timeout: Duration, heartbeat: Heartbeat) -> Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
         let (books, cancel) = (work.publishes(), work.cancel_handle());
@@ -74,28 +72,28 @@ impl Pools {
             tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
         }
         tokio::spawn(run(work, queue, heartbeat));
-        // A write is not cut short for one caller, for others may want its pages; it gets as much time
+        // A write is not interrupted for one caller, for others may want its pages; it gets as much time
         // again.
         let others = Arc::default();
         Pools { orders, books, patience: write_timeout * 2, cancel, others }
     }
 
-    /// The agent's share of the pools.
+    /// Returns the ledger of pages that the agent grew.
     pub fn ledger(&self) -> Ledger {
         self.books.borrow().ledger.clone()
     }
 
-    /// The agent's share, now and from now on.
+    /// Subscribes to the ledger.
     pub fn watch(&self) -> watch::Receiver<Published> {
         self.books.clone()
     }
 
-    /// Whether the next boot will take again what the agent holds now.
+    /// `true` if the next boot will restore all pages that the agent holds now.
     pub fn remembered(&self) -> bool {
         self.books.borrow().remembered
     }
 
-    /// Grows pools, writes that down for the next boot, and makes mounts.
+    /// Grows pools, reserves the pages for the next boot, and makes mounts.
     pub async fn prepare(
         &self,
         work: WorkId,
@@ -115,48 +113,48 @@ impl Pools {
         })
     }
 
-    /// Takes again what the agent held before the last boot; `unless_done` leaves it when that was
-    /// done in this boot already.
+    /// Restores the pages that the agent held before the last boot; with `unless_done` only if that was not
+    /// done in this boot.
     pub async fn restore(&self, unless_done: bool) -> PartReport {
         let late = "it goes on, and what it finds is kept: see GET /v1/node";
         let restored = self.ask(late, |reply| Order::Restore { unless_done, reply }).await;
         restored.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
 
-    /// Gives back what the agent grew and nobody uses.
+    /// Gives back unused pages that the agent grew.
     ///
     /// # Errors
-    /// When the owner is busy or gone; what else fails is in the report.
+    /// When the owner is busy or gone; other failures are in the report.
     pub async fn reclaim(&self, order: ReclaimOrder) -> Result<ReclaimReport, Fault> {
         let late = "pages are given back when it returns: see GET /v1/node";
         self.ask(late, |reply| Order::Reclaim(order, reply)).await
     }
 
-    /// Looks at what others have done to the pools, and takes lost pages again where the settings say so.
+    /// Observes changes of the pools by others, and takes lost pages again where the settings say so.
     pub async fn look(&self) -> PartReport {
         let late = "it goes on: see GET /v1/node";
         let looked = self.ask(late, Order::Look).await;
         looked.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
 
-    /// Tells that somebody else may have changed the pools. Never waits.
+    /// Notes that somebody else may have changed the pools. Never waits.
     pub fn note_others(&self) {
         self.others.notify_one();
     }
 
-    /// Returns when somebody else may have changed the pools since the last time. Cancel-safe.
+    /// Waits until somebody else may have changed the pools since the last time. Cancel-safe.
     pub async fn others(&self) {
         self.others.notified().await;
     }
 
-    /// Ends the owner: the growth at work is cut short and given back, or kept and noted, as its caller
-    /// wanted. Returns whether that was done in time.
+    /// Ends the owner: the current growth is interrupted and given back, or kept and recorded, as its caller
+    /// requested. Returns `true` if that was done in time.
     pub async fn stop(&self, within: Duration) -> bool {
-        /// Between two looks whether a write was begun since.
+        /// Interval of cancelling writes that were begun since.
         const PAUSE: Duration = Duration::from_millis(20);
         let (reply, ended) = oneshot::channel();
         let ends = async {
-            // Whether it was taken or the owner had ended already: either way it ends.
+            // Accepted or refused because the owner has ended: either way it ends.
             let _ = self.orders.send(Order::Stop(reply)).await;
             let _ = ended.await;
         };
@@ -172,7 +170,7 @@ impl Pools {
         timeout(within, until_ended).await.is_ok()
     }
 
-    /// Sends an order and waits for its answer; `late` says what becomes of one that takes too long.
+    /// Sends a request and waits for its reply; `late` describes the consequence of a timeout.
     async fn ask<T>(
         &self,
         late: &str,
@@ -204,7 +202,7 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: 
     while let Some(mut work) = idle.take() {
         let order = loop {
             tokio::select! {
-                // Both are cancel-safe: an order stays queued, a heartbeat stays due.
+                // Both are cancel-safe: a request stays queued, a heartbeat stays due.
                 order = queue.recv() => break order,
                 () = heartbeat.due() => {}
             }
@@ -242,12 +240,12 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: 
     tracing::error!("the owner of the hugepage pools broke off; the agent must be restarted");
 }
 
-/// Answers a plan that takes only a look at some counters, and gives back any other order. Handing it
-/// to another thread and back would take longer than that look.
+/// Answers a plan that takes only a read of some counters, and returns any other request. Handing it to
+/// another thread and back would take longer than the read.
 async fn answer_at_once(work: &mut MemoryWork, order: Order) -> Option<Order> {
     let Order::Prepare(order, reply) = order else { return Some(order) };
     if order.dry_run {
-        // Who only has to ask somebody else, such as the engine's owner, asks before this thread looks.
+        // Others that only have to send a request, such as to the engine's owner, go first.
         yield_now().await;
     }
     match work.plan_at_once(&order) {
@@ -259,7 +257,7 @@ async fn answer_at_once(work: &mut MemoryWork, order: Order) -> Option<Order> {
     }
 }
 
-/// Does one order; a caller that has gone away does not matter any more.
+/// Executes one request; a caller that has gone does not matter.
 fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
     match order {
         Order::Prepare(order, reply) => {

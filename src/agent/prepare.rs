@@ -1,4 +1,4 @@
-//! Preparing the node: memory and engine at the same time, once for all who want the same.
+//! Preparation of the node: memory and engine at the same time, shared by equal requests.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,18 +18,18 @@ use crate::model::work::WorkId;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// Calls that may stand before the owner's door.
+/// Maximum of calls queued for the owner.
 const QUEUE: usize = 256;
-/// Different prepares that may wait for the one at work.
+/// Maximum of different prepares that wait for the running one.
 const MOST_WAITING: usize = 16;
 
-/// The outcome of a prepare.
+/// Outcome of a prepare.
 pub type Prepared = Result<Arc<PrepareReport>, Fault>;
 type Waiter = oneshot::Sender<Prepared>;
-/// A call: what is wanted, who waits for the outcome, and who wants to know as which work it is done.
+/// Call: the request, the waiter for its outcome, and the receiver of its work id.
 type Call = (PrepareRequest, Waiter, oneshot::Sender<WorkId>);
 
-/// The handle that prepares the node.
+/// Handle of the owner that prepares the node.
 #[derive(Debug, Clone)]
 pub struct Prepare {
     calls: mpsc::Sender<Call>,
@@ -37,7 +37,6 @@ pub struct Prepare {
 }
 
 impl Prepare {
-    /// Starts the owner.
     pub fn start(
         pools: Pools,
         engine: Engine,
@@ -49,17 +48,17 @@ impl Prepare {
         Prepare { calls, pools }
     }
 
-    /// Prepares the node, or shares the outcome of a prepare at work that wants the same or more: the work as
-    /// which that is done, and its outcome.
+    /// Prepares the node, or joins a running prepare that wants the same or more; returns the id of the work
+    /// and its outcome.
     ///
     /// # Errors
-    /// Only when it could not be taken in; what failed in the work is in the report.
+    /// Only when the request was not admitted; failures of the work are in the report.
     pub async fn begin(
         &self,
         request: PrepareRequest,
     ) -> Result<(WorkId, impl Future<Output = Prepared> + Send + use<>), Fault> {
         if !request.engine {
-            // Pages alone have an owner of their own that takes one order after the other: they
+            // Pages alone have an owner of their own that takes one request after the other: they
             // never wait for an engine that is being installed.
             let (pools, id) = (self.pools.clone(), WorkId::next());
             let done = async move { Ok(Arc::new(work(&pools, None, id, request).await)) };
@@ -73,12 +72,12 @@ impl Prepare {
         let done = async move { answer.await.unwrap_or_else(|_| Err(owner_gone())) };
         match told.await {
             Ok(id) => Ok((id, Either::Right(done))),
-            // It was not taken in: the outcome says why.
+            // Not admitted: the outcome has the reason.
             Err(_) => Err(done.await.err().unwrap_or_else(owner_gone)),
         }
     }
 
-    /// The same for who wants nothing but the outcome.
+    /// Like [`Prepare::begin`], but returns the outcome only.
     ///
     /// # Errors
     /// As [`Prepare::begin`].
@@ -149,10 +148,10 @@ fn start(
     })
 }
 
-/// Memory and engine at the same time, each planned before it is done.
+/// Prepares memory and engine at the same time, each planned before it is applied.
 ///
-/// A wish for pages that cannot be met is known from the plan; then nothing is changed, the engine
-/// neither. What the plan finds in place is not looked at again.
+/// A request for pages that cannot be met is known from the plan; then nothing is changed, nor is the
+/// engine. Parts that the plan finds in place are not observed again.
 async fn work(
     pools: &Pools,
     engine: Option<&Engine>,
@@ -179,11 +178,11 @@ async fn work(
             false => memory(pools, id, &request, false).await,
         }
     };
-    // The engine is asked first: the pools are looked at while it answers.
+    // The engine is queried first: the pools are observed while it answers.
     let (engine_part, mut memory_part) = tokio::join!(engine_part, memory_part);
     memory_part.merge(engine_part);
     if !dry_run {
-        // What was only planned was not done.
+        // Steps that were only planned were not applied.
         memory_part.steps.retain(|step| step.outcome != StepOutcome::Planned);
     }
     PrepareReport::of(dry_run, memory_part, began.elapsed())

@@ -1,4 +1,4 @@
-//! Progress of long work, for whoever watches: the log, the CLI, a streamed answer.
+//! Progress of long work, for subscribers: the log, the CLI, a streamed answer.
 
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -8,10 +8,10 @@ use crate::model::prepare::{Progress, StepOutcome, StepReport, WorkEvent};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
 
-/// Events that a slow watcher may lag behind before it loses the oldest.
+/// Number of events that a slow subscriber may lag behind before it loses the oldest.
 const BACKLOG: usize = 256;
 
-/// Where progress is told. Telling never waits; each step also becomes a log line.
+/// Publisher of progress. Publishing never waits; each step also becomes a log line.
 #[derive(Debug, Clone)]
 pub struct ProgressSink {
     told: broadcast::Sender<Progress>,
@@ -25,22 +25,22 @@ impl Default for ProgressSink {
 }
 
 impl ProgressSink {
-    /// Everything that is told from now on, of all work.
+    /// Subscribes to new progress, of all work.
     pub fn watch(&self) -> broadcast::Receiver<Progress> {
         self.told.subscribe()
     }
 
-    /// The same, for what is done in that work.
+    /// Makes a publisher for that work.
     pub fn of(&self, work: WorkId) -> ProgressSink {
         ProgressSink { told: self.told.clone(), work }
     }
 
     fn tell(&self, event: WorkEvent) {
-        // Nobody may watch.
+        // There may be no subscriber.
         let _ = self.told.send(Progress { work: self.work, event });
     }
 
-    /// A step begins.
+    /// Publishes the begin of a step.
     pub fn begun(&self, step: &Step) -> Begun {
         let (name, subject) = (step.name(), step.subject());
         tracing::debug!(work = %self.work, step = name, subject, "{name} {subject} begins");
@@ -49,7 +49,7 @@ impl ProgressSink {
     }
 }
 
-/// A step at work.
+/// Step in progress.
 #[derive(Debug, Clone)]
 pub struct Begun {
     progress: ProgressSink,
@@ -58,16 +58,16 @@ pub struct Begun {
 }
 
 impl Begun {
-    /// It printed a line.
+    /// Publishes a line of the step's output.
     pub fn line(&self, text: String) {
         tracing::info!(work = %self.progress.work, step = self.step.name(), "{text}");
         self.progress.tell(WorkEvent::Line { area: self.step.area(), text });
     }
 
-    /// It ended: with what is there now, or with why it failed.
+    /// Ends the step: with the state after it, or with its fault.
     ///
     /// # Errors
-    /// Why it failed.
+    /// Fault of the step.
     pub fn applied(
         self,
         applied: Result<String, Fault>,
@@ -82,7 +82,7 @@ impl Begun {
         applied.map(drop)
     }
 
-    /// It ended like this, with what was there before and is there now.
+    /// Ends the step with this outcome and the state before and after it.
     pub fn ended(
         self,
         (before, after): (String, String),

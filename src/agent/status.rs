@@ -1,11 +1,10 @@
-//! How the node stands, put together from everybody who knows a part of it, and published: for the
-//! controller, and for whoever asks the agent.
+//! Status of the node, merged from all owners and published for the controller and the API.
 //!
 //! ```text
 //! statuses, desired targets, identity, pools ──▶ one task ──▶ NodeReport, each change a new generation
 //! ```
-//! What a target's state turns into is told with the pools as they were last looked at, for nobody who
-//! hears of its death is to wait for counters.
+//! A change of a target's state is published with the pools as observed last, for news of an exit must
+//! not wait for counters.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,27 +27,25 @@ use crate::model::target::Desired;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// Between two looks at the pools: others take pages and give them back without a word.
+/// Interval of observing the pools: others take pages and give them back without notice.
 const POOLS_PAUSE: Duration = Duration::from_secs(10);
 
-/// Who knows a part of it.
+/// Sources of the status.
 #[derive(Debug)]
 pub struct Sources {
-    /// Statuses of targets.
     pub statuses: watch::Receiver<TargetStatuses>,
-    /// Which are wanted.
     pub desired: watch::Receiver<Desired>,
-    /// Which pages are the agent's.
+    /// Ledger of the agent's pages.
     pub books: watch::Receiver<Published>,
-    /// Who this host is to the controller.
+    /// Identity of this host at the controller.
     pub identity: watch::Receiver<Identity>,
-    /// Looks at the pools.
+    /// Observer of the pools.
     pub memory: MemoryObserver,
-    /// Hears of new findings.
+    /// Publisher for new findings.
     pub events: Events,
 }
 
-/// The newest report, now and from now on.
+/// Subscription to the newest report.
 pub type Reports = watch::Receiver<Arc<NodeReport>>;
 
 type Look = Pin<Box<dyn Future<Output = Result<Vec<PoolReport>, Fault>> + Send>>;
@@ -57,9 +54,9 @@ struct Status {
     sources: Sources,
     pools: Vec<PoolReport>,
     look: Option<Look>,
-    /// Whether the books have changed since that look was begun.
+    /// Set if the ledger has changed since the current observation began.
     look_again: bool,
-    /// Whether the last one failed, which is said once.
+    /// Set if the last observation failed, which is logged once.
     blind: bool,
     /// Finding of lost pages that was published last.
     finding: Option<Finding>,
@@ -69,7 +66,7 @@ struct Status {
 /// Starts the task. Blocks for some counters.
 ///
 /// # Errors
-/// When the boot's id cannot be read.
+/// When the boot id cannot be read.
 pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let first = NodeReport {
@@ -105,8 +102,8 @@ impl Status {
     async fn run(mut self, mut ticks: Interval, mut heartbeat: Heartbeat) {
         loop {
             tokio::select! {
-                // Each is cancel-safe: news that were not heard stay news, a tick and a heartbeat stay due, and
-                // the look is kept.
+                // Each is cancel-safe: unseen changes stay changes, a tick and a heartbeat stay due, and the
+                // observation is kept.
                 () = wait::change(&mut self.sources.statuses) => {}
                 () = wait::change(&mut self.sources.desired) => {}
                 () = wait::change(&mut self.sources.identity) => {}
@@ -151,7 +148,7 @@ impl Status {
 
     /// Publishes a change of the finding of lost pages.
     fn publish_lost_pages(&mut self) {
-        // Of the owner's word alone: a look from here may fall into a change that the owner is making.
+        // From the owner's ledger alone: an observation from here may race with a change by the owner.
         let finding = self.sources.books.borrow().ledger.finding();
         if finding == self.finding {
             return;
@@ -166,7 +163,7 @@ impl Status {
         self.finding = finding;
     }
 
-    /// Tells how the node stands, when that is another way than was told last.
+    /// Publishes the node's status if it has changed.
     fn publish(&mut self) {
         self.publish_lost_pages();
         let now = now();
@@ -190,7 +187,7 @@ impl Status {
     }
 }
 
-/// The pools as they are now. Blocks.
+/// Observes the pools. Blocks.
 fn pool_reports(memory: &MemoryObserver, mut ledger: Ledger) -> Result<Vec<PoolReport>, Fault> {
     let seen = memory.counters()?;
     // Others may have changed the pools since the agent last did.

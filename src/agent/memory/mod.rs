@@ -1,7 +1,7 @@
-//! The work on pools and mounts, with the books.
+//! Work on pools and mounts, with the ledger and the reservations.
 //!
 //! Blocking: the pools' owner runs it on a thread of its own, because a write to a pool lasts as
-//! long as the kernel looks for memory. `growth` raises pools, `giving_back` lowers them, this file
+//! long as the kernel searches for memory. `growth` raises pools, `giving_back` lowers them, this file
 //! does the rest: planning, restoring, mounting.
 
 mod books;
@@ -36,24 +36,24 @@ use crate::plan::hugepages::Decision;
 use crate::plan::mounts::{self, MountPlan};
 use crate::store::Store;
 
-/// What is wanted of the memory.
+/// Request to prepare the memory.
 #[derive(Debug, Clone)]
 pub struct MemoryOrder {
-    /// Which work it is a part of.
+    /// Work that the request is part of.
     pub work: WorkId,
-    /// Of the pools.
+    /// Goal for the pools.
     pub goal: PoolGoal,
     /// Page sizes that need a mount.
     pub mounts: Vec<PageSize>,
-    /// Whether a growth that came out short is kept.
+    /// Set to keep the pages of a growth that fell short.
     pub keep_partial: bool,
-    /// Whether only the plan is wanted.
+    /// Set to plan only.
     pub dry_run: bool,
-    /// Set when nobody waits any more: what was taken is given back.
+    /// Set when nobody waits any more: taken pages are given back.
     pub cancelled: Arc<AtomicBool>,
 }
 
-/// Works on the memory of one machine.
+/// Worker on the memory of one machine.
 #[derive(Debug)]
 pub struct MemoryWork {
     observer: MemoryObserver,
@@ -61,24 +61,24 @@ pub struct MemoryWork {
     pools: PoolPolicy,
     mount: MountPolicy,
     books: Books,
-    /// The mounts that were found good or made, by page size.
+    /// Mounts that were found usable or made, by page size.
     mounted: BTreeMap<PageSize, String>,
-    /// What the last plan was made on, and when: the order that follows it need not look again.
+    /// Observation of the last plan, and its time: the request that follows need not observe again.
     seen: Option<(Instant, PoolsSeen)>,
     ahead: Option<Ahead>,
-    /// Set when the agent stops: what was begun is ended or given back.
+    /// Set when the agent stops: work that was begun is ended or given back.
     stopping: Arc<AtomicBool>,
     progress: ProgressSink,
 }
 
-/// Looks at the machine's memory while the thread that is to work on its pools wakes up and looks at those.
+/// Observation of the machine's memory, made while the thread that works on the pools wakes up and observes those.
 #[derive(Debug)]
 pub struct LookAhead {
     observer: MemoryObserver,
     tells: Sender<(Instant, Memory)>,
 }
 
-/// The other half of it.
+/// Receiving half of [`LookAhead`].
 #[derive(Debug)]
 struct Ahead {
     sizes: BTreeSet<PageSize>,
@@ -86,7 +86,7 @@ struct Ahead {
 }
 
 impl LookAhead {
-    /// Looks. Who works on the pools looks himself where that fails.
+    /// Observes the memory. If that fails, the worker on the pools observes it itself.
     pub fn look(self) {
         let at = Instant::now();
         if let Ok(memory) = self.observer.memory() {
@@ -95,12 +95,12 @@ impl LookAhead {
     }
 }
 
-/// A plan's look at the pools is good for the order that follows it so soon. A pool is read once more
-/// before it is written to.
+/// Maximum age at which a plan's observation of the pools is valid for the request that follows. A pool
+/// is read once more before it is written to.
 const LOOK_IS_GOOD: Duration = Duration::from_millis(10);
 
 impl MemoryWork {
-    /// Reads the books. Nothing is written before something is to be changed.
+    /// Reads ledger and reservations. Writes nothing before the first change.
     ///
     /// # Errors
     /// When the boot id or the state cannot be read.
@@ -129,26 +129,26 @@ impl MemoryWork {
         })
     }
 
-    /// The books for others, who see each change before the caller that caused it is answered.
+    /// Subscribes to the ledger; each change is published before the caller that caused it is answered.
     pub fn publishes(&self) -> watch::Receiver<Published> {
         self.books.publishes()
     }
 
-    /// What makes the work end early, from another thread.
+    /// Makes a handle to end the work early, from another thread.
     pub fn cancel_handle(&self) -> CancelHandle {
         self.applier.cancel_handle(self.stopping.clone())
     }
 
-    /// Whether what the last boot held was taken again in this one.
+    /// `true` if the reservations were restored in this boot.
     pub fn is_restored(&self) -> bool {
         self.books.ledger().restored
     }
 
-    /// The plan of an order that is a dry run, when it takes no more than a look at some counters;
-    /// `None` when it takes more: a mount that is not known yet, or a wish that cannot be met.
+    /// Plans a dry run when that takes no more than reading some counters; `None` when it takes more: a
+    /// mount that is not known yet, or a request that cannot be met.
     ///
     /// Unlike all else here it may be called where nothing may block: counters in sysfs and the state
-    /// of a hugetlbfs are answered out of the kernel's memory.
+    /// of a hugetlbfs are answered from the kernel's memory.
     pub fn plan_at_once(&mut self, order: &MemoryOrder) -> Option<PartReport> {
         if !order.dry_run {
             return None;
@@ -166,14 +166,14 @@ impl MemoryWork {
         Some(PartReport { steps, mounts, ..PartReport::default() })
     }
 
-    /// What looks at the machine for an order that is handed to another thread; `None` when the last look
-    /// is good for it.
+    /// Makes an observation of the machine for a request that is handed to another thread; `None` when the
+    /// last one is valid for it.
     ///
-    /// As [`MemoryWork::plan_at_once`] it may be called where nothing may block.
+    /// Like [`MemoryWork::plan_at_once`] it may be called where nothing may block.
     pub fn looks_ahead(&mut self, order: &MemoryOrder) -> Option<LookAhead> {
         let is_good = self.seen.as_ref().is_some_and(|(at, _)| at.elapsed() < LOOK_IS_GOOD);
         let sizes = self.sizes(order);
-        // Who is told that there is no such size is told which there are.
+        // An error about an unknown size lists the known ones.
         if is_good || !sizes.is_subset(&self.observer.sizes()) {
             return None;
         }
@@ -182,20 +182,20 @@ impl MemoryWork {
         Some(LookAhead { observer: self.observer.clone(), tells })
     }
 
-    /// The last look at the pools, when it is good for the order at hand.
+    /// Returns the last observation of the pools, if it is valid for the current request.
     fn last_look(&mut self) -> Option<(Instant, PoolsSeen)> {
         if let Some(Ahead { sizes, told }) = self.ahead.take() {
             let now = Instant::now();
             let seen = self.observer.pools_of(&sizes, Memory::default()).ok()?;
             let (at, memory) = told.recv_timeout(LOOK_IS_GOOD).ok()?;
-            // Where this thread came late, much may have happened to the memory since.
+            // If this thread came late, the memory may have changed much since.
             let is_good = at.elapsed() < LOOK_IS_GOOD;
             return is_good.then(|| (at.min(now), PoolsSeen { memory, ..seen }));
         }
         self.seen.take().filter(|(at, _)| at.elapsed() < LOOK_IS_GOOD)
     }
 
-    /// The sizes of pages that an order and the books are about: pools of others are nothing to them.
+    /// Page sizes in the request and the ledger; other pools do not matter to them.
     fn sizes(&self, order: &MemoryOrder) -> BTreeSet<PageSize> {
         let mut sizes = self.books.ledger().sizes();
         match &order.goal {
@@ -205,13 +205,13 @@ impl MemoryWork {
         sizes
     }
 
-    /// Grows pools and makes mounts until the order holds.
+    /// Grows pools and makes mounts until the request holds.
     pub fn prepare(&mut self, order: &MemoryOrder) -> PartReport {
         self.progress = self.progress.of(order.work);
         let mut growth = Growth::default();
         let grown = self.grow(order, &mut growth);
         self.undo_after(grown, order, &mut growth);
-        // What a restore takes is reserved already; anything else is, when the next boot takes it too.
+        // Restored pages are reserved already; others are reserved now, for the next boot to restore.
         if !order.dry_run && matches!(order.goal, PoolGoal::Free(_)) {
             let remembered = self.books.remember();
             self.undo_after(remembered, order, &mut growth);
@@ -226,12 +226,12 @@ impl MemoryWork {
         growth.report
     }
 
-    /// Ends what the caller of the last order did not have to wait for.
+    /// Finishes work for which the last request's caller did not have to wait.
     pub fn catch_up(&mut self) {
         self.books.catch_up();
     }
 
-    /// Takes again what the agent held before the machine was booted or somebody else took it away, as far as it can.
+    /// Restores, as far as possible, pages that the agent held before a reboot or before somebody else took them.
     pub fn restore(&mut self) -> PartReport {
         let seen = match self.observer.pools() {
             Ok(seen) => seen,
@@ -247,17 +247,17 @@ impl MemoryWork {
             dry_run: false,
             cancelled: Arc::default(),
         });
-        // What a stop has cut short is done by the next start.
+        // A restore that a stop interrupted is done by the next start.
         if !self.stopping.load(Ordering::Relaxed) {
             report.errors.extend(self.books.restored().err());
         }
         report
     }
 
-    /// Looks at what others have done to the pools, and writes it down. Lost pages are taken again where the settings say so:
-    /// when the pools are as the look before found them, for who lowers a pool may be about to raise it.
+    /// Observes and records changes of the pools by others. Takes lost pages again where the settings say so, once the
+    /// pools are as in the observation before: somebody who lowers a pool may be about to raise it.
     pub fn look(&mut self) -> PartReport {
-        // It may be another pool from here on.
+        // The pools may change from here on.
         self.seen = None;
         let looked = self.observer.pools().and_then(|seen| self.books.catch_up_with(&seen));
         match looked {
@@ -296,12 +296,12 @@ impl MemoryWork {
         self.simply(&step, report, || self.applier.mount(path, size))
     }
 
-    /// The mount that was found good or made before, when it still is.
+    /// Returns the mount that was found or made before, if it is still usable.
     fn known_mount(&self, size: PageSize) -> Option<String> {
         self.mounted.get(&size).filter(|path| self.observer.is_usable(path, size)).cloned()
     }
 
-    /// Does a step that either works or does not.
+    /// Applies a step that either succeeds or fails.
     fn simply(
         &self,
         step: &Step,
@@ -314,7 +314,7 @@ impl MemoryWork {
     }
 }
 
-/// A count of pages as reports show it.
+/// Formats a count of pages for reports.
 fn pages_text(pages: u64) -> String {
     format!("{pages} pages")
 }

@@ -1,7 +1,7 @@
-//! The engine: whether it answers, its process, its files, its unit.
+//! Observation of the engine: its answer, its process, its files, its unit.
 //!
-//! What lies on the disk is read on a blocking thread, and not again before the kernel tells that
-//! something happened there: a look at an engine in place waits for nothing but the engine.
+//! Files are read on a blocking thread, and again only after the kernel reports a change: observing an
+//! engine in place waits for nothing but the engine.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,12 +18,12 @@ use crate::model::engine::{
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 
-/// An engine that can be asked, as its owner names it.
+/// Engine that can be queried, as its owner names it.
 pub trait Answers: Engine {}
 
 impl<E: Engine> Answers for E {}
 
-/// Looks at the engine of one machine.
+/// Observer of the engine of one machine.
 #[derive(Debug)]
 pub struct EngineObserver<E> {
     root: Root,
@@ -32,22 +32,22 @@ pub struct EngineObserver<E> {
     systemd: Arc<Systemd>,
     init: Init,
     told: Mutex<Option<Told>>,
-    /// The files of an engine that runs, as long as they are unchanged.
+    /// Files of a running engine, as long as they are unchanged.
     read: Mutex<Option<(EngineSeen, Unchanged)>>,
 }
 
-/// What a process has told of itself.
+/// Last answer of an engine process.
 #[derive(Debug, Clone)]
 struct Told {
     by: EngineProcess,
-    /// Asking for it is dear, and it cannot change while the process lives.
+    /// Kept because the query is expensive and the version cannot change while the process lives.
     version: EngineVersion,
-    /// When it was last asked for a sign of life, and gave it.
+    /// Time of the last ping that was answered.
     at: Instant,
 }
 
 impl<E: Answers> EngineObserver<E> {
-    /// An observer of the engine that `policy` describes.
+    /// Makes an observer of the engine that `policy` describes.
     pub fn new(
         root: &Root,
         policy: EnginePolicy,
@@ -59,11 +59,11 @@ impl<E: Answers> EngineObserver<E> {
         EngineObserver { root: root.clone(), policy, engine, systemd, init, told, read }
     }
 
-    /// Everything the engine planner looks at. A hung engine costs the ping deadline and is told as
-    /// [`EngineApi::Broken`].
+    /// Observes the whole input of the engine planner. A hung engine costs the ping timeout and is reported
+    /// as [`EngineApi::Broken`].
     ///
     /// # Errors
-    /// Only when the agent itself breaks.
+    /// Only when the agent itself fails.
     pub async fn look(&self) -> Result<EngineSeen, Fault> {
         let mut seen = self.files().await?;
         match seen.init {
@@ -73,9 +73,9 @@ impl<E: Answers> EngineObserver<E> {
         self.doubt_installation(seen).await
     }
 
-    /// Where systemd listens on the engine's socket in its stead, connecting would start an engine
-    /// that is not configured yet; it is not asked then. Otherwise it is: it may run as another unit
-    /// than the one in the settings.
+    /// Queries the engine, unless systemd listens on its socket in its stead: connecting would then start
+    /// an engine that is not configured yet. Otherwise it may run as another unit than the one in the
+    /// settings.
     async fn ask_through_systemd(&self, seen: &mut EngineSeen) {
         let process = seen.process.clone();
         let lives = async {
@@ -99,8 +99,8 @@ impl<E: Answers> EngineObserver<E> {
         seen.api = api.unwrap_or(EngineApi::Absent);
     }
 
-    /// An engine that does not run and whose packages were left half-way is not installed, though
-    /// its executable is there.
+    /// Treats a stopped engine with half-installed packages as not installed, though its executable is
+    /// there.
     async fn doubt_installation(&self, mut seen: EngineSeen) -> Result<EngineSeen, Fault> {
         let stopped = seen.api == EngineApi::Absent && seen.process.is_none();
         if stopped && seen.installed.is_some() && seen.package_manager == Some(PackageManager::Apt)
@@ -129,7 +129,7 @@ impl<E: Answers> EngineObserver<E> {
         };
         let (seen, unchanged) = blocking(look).await?;
         let read = unchanged.map(|unchanged| (seen.clone(), unchanged));
-        // Another look at the same time may have come first.
+        // A concurrent observation may have come first.
         let other = std::mem::replace(&mut *lock(&self.read), read);
         if other.is_some() {
             blocking(move || drop(other)).await?;
@@ -137,20 +137,20 @@ impl<E: Answers> EngineObserver<E> {
         Ok(seen)
     }
 
-    /// What was read, when nothing has happened to it since.
+    /// Returns the files as read before, if unchanged since.
     fn read_before(&self) -> Option<EngineSeen> {
         let read = lock(&self.read);
         let (seen, _) = read.as_ref().filter(|(_, unchanged)| unchanged.still_holds())?;
         Some(seen.clone())
     }
 
-    /// Whether the next look reads no file.
+    /// `true` if the next observation reads no file.
     #[cfg(test)]
     pub fn keeps_files(&self) -> bool {
         self.read_before().is_some()
     }
 
-    /// Whether the engine of that process, which lives, answers.
+    /// Queries the engine of a living process.
     async fn ask(&self, process: Option<&EngineProcess>) -> EngineApi {
         let told = lock(&self.told).clone().filter(|told| Some(&told.by) == process);
         if let Some(told) = &told
@@ -185,8 +185,7 @@ fn lock<T>(kept: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Reads what lies on the disk and in procfs, and has it watched when there is an engine that runs:
-/// one that does not is about to change.
+/// Reads files and procfs, and watches them if an engine runs: a stopped one is about to change.
 fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<Unchanged>) {
     let engine_process = || process::engine_process(root, &policy.pid_file, &policy.binary);
     let unchanged = engine_process()
@@ -204,7 +203,7 @@ fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<U
     (seen, unchanged)
 }
 
-/// Where the files lie, or may lie.
+/// Paths where the files are or may be.
 fn paths(policy: &EnginePolicy) -> Vec<String> {
     let mut paths = process::candidates(&policy.binary);
     for manager in PackageManager::ALL {
@@ -218,13 +217,13 @@ fn runs(seen: &EngineSeen) -> bool {
     seen.process.is_some() || seen.unit.as_ref().is_some_and(is_active)
 }
 
-/// Whether connecting starts nothing: the engine runs, or systemd says that it does not hold its
-/// socket.
+/// `true` if connecting starts nothing: the engine runs, or systemd reports that it does not hold the
+/// engine's socket.
 fn may_ask(seen: &EngineSeen, socket: Option<&UnitState>) -> bool {
     runs(seen) || socket.is_some_and(|socket| !is_active(socket))
 }
 
-/// The socket unit that starts a service when somebody connects (systemd.socket(5)).
+/// Socket unit that starts a service when somebody connects (systemd.socket(5)).
 fn socket_unit(service: &str) -> String {
     format!("{}.socket", service.strip_suffix(".service").unwrap_or(service))
 }

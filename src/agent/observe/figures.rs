@@ -1,4 +1,4 @@
-//! What a scrape reads of the machine: the pools' counters and the agent's own process, in one look off
+//! Figures for a scrape of the metrics: the pools' counters and the agent's own process, read at once off
 //! the runtime.
 
 use std::sync::Arc;
@@ -15,35 +15,35 @@ use crate::model::fault::Fault;
 use crate::model::footprint::Footprint;
 use crate::model::pools::PoolsSeen;
 
-/// How long the kernel may take; what it has not told by then is left out.
+/// Timeout of the kernel; figures missing by then are left out.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// Looks at them.
+/// Reader of the figures.
 #[derive(Debug, Clone)]
 pub struct Figures {
     memory: MemoryObserver,
     process: OwnProcess,
-    /// One look at a time: one that hangs must not take a thread for each scrape.
+    /// Limit of one read at a time: a hanging one must not take a thread for each scrape.
     place: Arc<Semaphore>,
 }
 
-/// What was seen; each part is missing where it could not be read.
+/// Figures as observed; each part is missing where it could not be read.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// The pools, with what is reserved of them.
+    /// Pools with their reserved pages.
     pub pools: Option<PoolsSeen>,
-    /// The agent's process.
+    /// Agent's process.
     pub process: Option<Footprint>,
 }
 
 impl Figures {
-    /// With the files that the observer of the pools holds.
+    /// Makes a reader on the files that the observer of the pools holds.
     pub fn new(root: &Root, memory: MemoryObserver) -> Figures {
         let place = Arc::new(Semaphore::new(1));
         Figures { memory, process: OwnProcess::new(root), place }
     }
 
-    /// How they are now.
+    /// Reads the current figures.
     pub async fn look(&self) -> Seen {
         let look = async {
             let place = self.place.clone().acquire_owned().await.ok()?;

@@ -1,4 +1,4 @@
-//! Guests that are connected to volumes, as their QEMU's command line tells of them.
+//! Observation of guests that are connected to volumes, from their QEMU's command line.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,10 +12,10 @@ use crate::host::guests::{QemuVersions, guests};
 use crate::model::guest::Guests;
 use crate::model::policy::VolumePolicy;
 
-/// How long a look may take: a command line is read from the memory of its process, which may hang with its disk.
+/// Timeout of an observation: a command line is read from the memory of its process, which may hang with its disk.
 const LOOK_TIME: Duration = Duration::from_secs(2);
 
-/// Looks at the guests of one machine, once at a time.
+/// Observer of the guests of one machine, once at a time.
 #[derive(Debug)]
 pub struct GuestObserver {
     root: Root,
@@ -25,13 +25,13 @@ pub struct GuestObserver {
 }
 
 impl GuestObserver {
-    /// An observer of this node's guests, whose sockets are given as `policy` says.
+    /// Makes an observer of this node's guests; `policy` has the owner and mode of their sockets.
     pub fn new(root: &Root, policy: VolumePolicy) -> GuestObserver {
         let place = Arc::new(Semaphore::new(1));
         GuestObserver { root: root.clone(), policy, versions: Arc::default(), place }
     }
 
-    /// The guests that connect to these sockets; none where that takes too long, or an earlier look still hangs.
+    /// Finds the guests that connect to these sockets; `None` if that takes too long or an earlier call still hangs.
     pub async fn look(&self, sockets: BTreeSet<String>) -> Option<Guests> {
         let (root, policy) = (self.root.clone(), self.policy.clone());
         let versions = self.versions.clone();

@@ -1,4 +1,4 @@
-//! Which libvirt and QEMU are installed: the controller asks when it connects.
+//! Versions of the installed libvirt and QEMU, which the controller requests when it connects.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,15 +10,15 @@ use crate::host::Root;
 use crate::host::process::{FileStamp, file_stamp, find_executable};
 use crate::host::spawn::{Invocation, Run, Spawner};
 
-/// How long a program may take to tell its version.
+/// Timeout of a program that prints its version.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Programs that tell libvirt's version.
+/// Programs that print libvirt's version.
 const LIBVIRT: &[&str] = &["libvirtd", "virtqemud"];
-/// Programs that tell QEMU's version.
+/// Programs that print QEMU's version.
 const QEMU: &[&str] = &["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm", "kvm"];
 
-/// The versions. A program is run for each, and again only when another file has taken its place or
-/// when it did not tell.
+/// Observer of the versions. Runs a program for each, and again only when its file was replaced or it
+/// printed no version.
 #[derive(Debug)]
 pub struct Hypervisor<S> {
     root: Root,
@@ -27,25 +27,23 @@ pub struct Hypervisor<S> {
     qemu: Told,
 }
 
-/// What the file told that was asked last; callers at the same time share one question.
+/// Version printed by the file that was run last; concurrent callers share one run.
 type Told = Mutex<Option<(FileStamp, Arc<OnceCell<Option<String>>>)>>;
 
-/// Versions of what is installed; empty where nothing is.
+/// Installed versions; empty where nothing is installed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Versions {
-    /// libvirt's.
     pub libvirt: String,
-    /// QEMU's.
     pub qemu: String,
 }
 
 impl<S: Spawner> Hypervisor<S> {
-    /// Nothing is asked yet.
+    /// Makes an observer; runs nothing yet.
     pub fn new(root: &Root, spawner: S) -> Hypervisor<S> {
         Hypervisor { root: root.clone(), spawner, libvirt: Told::default(), qemu: Told::default() }
     }
 
-    /// The versions.
+    /// Returns the versions, from the cache where possible.
     pub async fn versions(&self) -> Versions {
         let (libvirt, qemu) =
             tokio::join!(self.version(LIBVIRT, &self.libvirt), self.version(QEMU, &self.qemu));
@@ -62,7 +60,7 @@ impl<S: Spawner> Hypervisor<S> {
         let cell = {
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
             match &*told {
-                // One that was asked and did not tell is asked again.
+                // One that printed no version is run again.
                 Some((known, cell)) if *known == stamp && cell.get() != Some(&None) => cell.clone(),
                 _ => told.insert((stamp.clone(), Arc::default())).1.clone(),
             }
@@ -79,7 +77,7 @@ impl<S: Spawner> Hypervisor<S> {
     }
 }
 
-/// The first word that looks like a version: digits with dots.
+/// Finds the first word that looks like a version: digits with dots.
 fn version_in(output: &str) -> String {
     output
         .split_whitespace()

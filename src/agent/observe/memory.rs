@@ -1,4 +1,4 @@
-//! Pools, memory and hugetlbfs mounts. Blocking: called from blocking threads.
+//! Observation of pools, memory and hugetlbfs mounts. Blocking: called from blocking threads.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::model::mounts::HugetlbMount;
 use crate::model::pools::{Memory, PoolsSeen};
 use crate::model::units::PageSize;
 
-/// Looks at the memory of one machine.
+/// Observer of the memory of one machine.
 #[derive(Debug, Clone)]
 pub struct MemoryObserver {
     root: Root,
@@ -37,7 +37,7 @@ impl MemoryObserver {
         self.files.sizes()
     }
 
-    /// Everything the pool planner looks at.
+    /// Observes the whole input of the pool planner.
     ///
     /// # Errors
     /// When a counter cannot be read.
@@ -45,19 +45,19 @@ impl MemoryObserver {
         self.pools_of(&self.sizes(), self.memory()?)
     }
 
-    /// The counters of all pools, for who only tells of them. Their files are held open: nothing else of
-    /// the machine is waited for.
+    /// Reads the counters of all pools, for reports only. Their files are held open: the call waits for
+    /// nothing else of the machine.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// When a counter cannot be read.
     pub fn counters(&self) -> Result<PoolsSeen, Fault> {
         let pools = self.files.read_all()?;
         let reserved = self.files.reserved(&self.sizes())?;
         Ok(PoolsSeen { pools, reserved, ..PoolsSeen::default() })
     }
 
-    /// What [`MemoryObserver::pools`] tells, of the pools of these sizes alone and with what was seen of the
-    /// memory already.
+    /// Like [`MemoryObserver::pools`], for pools of these sizes only and with memory that was observed
+    /// already.
     ///
     /// # Errors
     /// When a counter cannot be read.
@@ -70,15 +70,15 @@ impl MemoryObserver {
         })
     }
 
-    /// The machine's memory.
+    /// Reads the machine's memory.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the file cannot be read.
     pub fn memory(&self) -> Result<Memory, Fault> {
         Ok(self.meminfo.read()?)
     }
 
-    /// All hugetlbfs mounts.
+    /// Lists the hugetlbfs mounts.
     ///
     /// # Errors
     /// When the mount table cannot be read.
@@ -86,15 +86,15 @@ impl MemoryObserver {
         Ok(mounts::hugetlb_mounts(&self.root)?)
     }
 
-    /// Whether `path` leads to a hugetlbfs with such pages that can be used.
+    /// `true` if `path` leads to a usable hugetlbfs with pages of that size.
     pub fn is_usable(&self, path: &str, size: PageSize) -> bool {
         mounts::is_usable(&self.root, path, size)
     }
 
-    /// The id of this boot.
+    /// Reads the id of this boot.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the file cannot be read.
     pub fn boot_id(&self) -> Result<String, Fault> {
         Ok(facts::boot_id(&self.root)?)
     }

@@ -1,4 +1,4 @@
-//! Looking at the machine: facts in the model's types, no opinions.
+//! Observation of the machine: facts in the model's types, no opinions.
 
 pub mod engine;
 pub mod figures;
@@ -31,8 +31,9 @@ pub(crate) fn blocking<T: Send + 'static>(
     }
 }
 
-/// The same for work on files that may hang with their server: it keeps its place until it has ended, whoever still waits
-/// for it, so that what hangs takes no more threads than there are places. None where it is late, or no place is free.
+/// Like [`blocking`], for files that may hang with their server: the work keeps its place until it has ended, even if
+/// nobody waits any more, so that hanging work takes no more threads than there are places. `None` if it is late or no
+/// place is free.
 pub(crate) async fn blocking_within<T: Send + 'static>(
     places: &Arc<Semaphore>,
     within: Duration,

@@ -1,4 +1,4 @@
-//! The whole node for `GET /v1/node`.
+//! Observation of the whole node for `GET /v1/node`.
 
 use super::blocking;
 use super::memory::MemoryObserver;
@@ -9,7 +9,7 @@ use crate::model::node::{EngineStatus, NodeStatus, PoolStatus, PoolTotals};
 use crate::model::pools::PoolsSeen;
 use crate::model::units::PageSize;
 
-/// Looks at the whole node.
+/// Observer of the whole node.
 #[derive(Debug, Clone)]
 pub struct NodeObserver {
     root: Root,
@@ -17,15 +17,15 @@ pub struct NodeObserver {
 }
 
 impl NodeObserver {
-    /// An observer of the machine at `root`.
+    /// Makes an observer of the machine at `root`.
     pub fn new(root: &Root, memory: MemoryObserver) -> NodeObserver {
         NodeObserver { root: root.clone(), memory }
     }
 
-    /// Looks at the node. What cannot be read is empty and told in `errors`.
+    /// Observes the node. Parts that cannot be read are empty and listed in `errors`.
     ///
     /// # Errors
-    /// Only when the agent itself breaks.
+    /// Only when the agent itself fails.
     pub async fn look(&self, ledger: Ledger, engine: EngineStatus) -> Result<NodeStatus, Fault> {
         let observer = self.clone();
         blocking(move || observer.look_blocking(ledger, engine)).await
@@ -54,7 +54,7 @@ impl NodeObserver {
             cpus: or_empty(cpus::cpus(root), &mut errors),
             mounts: or_empty(self.memory.mounts(), &mut errors),
             engine,
-            // Only who serves knows.
+            // Known only to the server.
             access: None,
             findings,
             errors,

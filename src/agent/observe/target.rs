@@ -1,4 +1,4 @@
-//! A target: its container, its control socket, what it will need.
+//! Observation of a target: its container, its control socket, the resources that it will need.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,21 +30,21 @@ use crate::model::target::{TargetKind, TargetName, TargetSeen, TargetSpec};
 use crate::model::units::{NumaNode, PageSize};
 use crate::spdk::{Sockets, SpdkError};
 
-/// How long the engine may take to notice that a container's process has ended.
+/// Timeout for the engine to notice that a container's process has exited.
 const NOTICED: Duration = Duration::from_secs(5);
-/// Between two looks whether it has.
+/// Interval of checking whether it has.
 const NOTICE_PAUSE: Duration = Duration::from_millis(5);
 
-/// Lines of a container's output that are told of each exit …
+/// Number of lines of a container's output reported with each exit …
 const EXIT_LINES: usize = 5;
-/// … and how long the engine may take to give them.
+/// … and the engine's timeout to return them.
 const EXIT_TIME: Duration = Duration::from_millis(300);
-/// Lines of a container's output that an error carries …
+/// Number of lines of a container's output in an error …
 const LAST_LINES: usize = 20;
-/// … and characters of each.
+/// … and of characters of each.
 const LINE: usize = 500;
 
-/// What a container printed last, in a sentence.
+/// Formats a container's last output as a sentence.
 pub fn printed(lines: Result<Vec<String>, String>) -> String {
     let shortened = |line: &String| match line.char_indices().nth(LINE) {
         Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
@@ -60,7 +60,7 @@ pub fn printed(lines: Result<Vec<String>, String>) -> String {
     }
 }
 
-/// Looks at the targets of one machine.
+/// Observer of the targets of one machine.
 #[derive(Debug)]
 pub struct TargetObserver<C> {
     root: Root,
@@ -70,12 +70,12 @@ pub struct TargetObserver<C> {
     following: Arc<Semaphore>,
 }
 
-/// How long the machine may take to tell what paths lead to …
+/// Timeout of following links …
 const FOLLOW_TIME: Duration = Duration::from_secs(2);
-/// … and how many of these looks may hang at one time.
+/// … and the maximum of such lookups that may hang at one time.
 const MOST_FOLLOWING: usize = 4;
 
-/// What stands in files.
+/// Facts read from files.
 struct Files {
     built_in_image: String,
     has_client_conf: bool,
@@ -94,7 +94,7 @@ struct PagesForTarget {
 }
 
 impl<C: Containers> TargetObserver<C> {
-    /// An observer of this node's targets.
+    /// Makes an observer of this node's targets.
     pub fn new(
         root: &Root,
         containers: Arc<C>,
@@ -105,7 +105,7 @@ impl<C: Containers> TargetObserver<C> {
         TargetObserver { root: root.clone(), containers, sockets, policy, following }
     }
 
-    /// Everything the target planner looks at; with what is `beside` it, where names are to be moved.
+    /// Observes the whole input of the target planner; with the containers `beside` it, if names are to be moved.
     ///
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
@@ -133,7 +133,7 @@ impl<C: Containers> TargetObserver<C> {
         let container = container.map_err(|e| engine_fault(&e))?;
         let image = image.map_err(|e| engine_fault(&e))?;
         let running = container.as_ref().filter(|container| container.running);
-        // Its guests are where it runs now, which may be elsewhere than it is wanted.
+        // Its guests are where it runs now, which may differ from the desired place.
         let made_for = running.and_then(ContainerSeen::made_for);
         let ours = made_for.is_some();
         let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
@@ -147,10 +147,10 @@ impl<C: Containers> TargetObserver<C> {
         );
         let sessions = match guests {
             _ if running.is_none() => Some(0),
-            // Where it has its control socket is known. One that never made it has made no disk's either;
-            // one whose control socket was taken away may have.
+            // The place of its control socket is known. A target that never made it has made no disk's
+            // either; one whose control socket was removed may have.
             Err(SpdkError::Absent { .. }) if ours && !files.has_volume_sockets => Some(0),
-            // One that has not started, or knows of no disks.
+            // Not started, or without support for disks.
             Err(SpdkError::Refused { .. }) => Some(0),
             guests => guests.ok(),
         };
@@ -177,7 +177,7 @@ impl<C: Containers> TargetObserver<C> {
         })
     }
 
-    /// Only the containers of a target and beside it, and where its pages are.
+    /// Observes only the containers of a target and beside it, and the mount of its pages.
     ///
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
@@ -188,7 +188,7 @@ impl<C: Containers> TargetObserver<C> {
         Ok(TargetSeen { container: named?, beside: beside?, huge_dir, ..TargetSeen::default() })
     }
 
-    /// Containers with the names that are used while one target replaces another.
+    /// Finds containers with the names that are used while one target replaces another.
     async fn beside(&self, name: &TargetName) -> Result<Vec<(String, ContainerSeen)>, Fault> {
         let looks = name.beside().map(|at| async move {
             let seen = self.container(&at).await?;
@@ -198,8 +198,8 @@ impl<C: Containers> TargetObserver<C> {
         Ok(looks.into_iter().flatten().collect())
     }
 
-    /// How a target ended, what it printed last, and whether pages are short: the evidence of why it falls.
-    /// Where the engine does not say how, `why` is told.
+    /// Describes a target's exit, its last output, and a shortage of pages: the evidence of why it crashes.
+    /// `why` is used if the engine does not report the exit.
     pub async fn last_words(&self, name: &TargetName, why: &str, within: Duration) -> String {
         let seen = self.container(name.as_str()).await.ok().flatten();
         let ended = seen.filter(|container| !container.running).map(|it| it.how_it_ended());
@@ -213,7 +213,7 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// What a container printed last, in a sentence of a few lines: guests wait for what comes after this.
+    /// Formats a container's last output, a few lines only: guests wait for the next step.
     pub async fn last_printed(&self, container: &ContainerSeen) -> String {
         let lines = self.containers.last_lines(&container.id, EXIT_LINES, EXIT_TIME).await;
         printed(lines.map_err(|e| chain(&e)))
@@ -226,7 +226,7 @@ impl<C: Containers> TargetObserver<C> {
         Some(small.map(|pool| pool.free).sum())
     }
 
-    /// The container of a target; its control socket is not asked.
+    /// Observes the container of a target, not its control socket.
     ///
     /// # Errors
     /// When the engine does not answer.
@@ -234,8 +234,8 @@ impl<C: Containers> TargetObserver<C> {
         self.container(spec.name.as_str()).await.map_err(|e| engine_fault(&e))
     }
 
-    /// The container; one whose process is dead is looked at until the engine knows that too, for what
-    /// it takes for running can neither be started nor removed.
+    /// Observes the container; if its process is dead, until the engine knows that too: a container that it
+    /// takes for running can neither be started nor removed.
     async fn container(&self, name: &str) -> Result<Option<ContainerSeen>, EngineError> {
         let deadline = Instant::now() + NOTICED;
         loop {
@@ -249,7 +249,7 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// The version that the control socket tells, why it does not, and how many disks are used.
+    /// Queries the control socket: the version, the reason of silence, and the number of disks in use.
     async fn ask(&self, control: &CleanPath) -> (Option<String>, String, Result<usize, SpdkError>) {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
@@ -258,7 +258,7 @@ impl<C: Containers> TargetObserver<C> {
             socket.controllers(within),
             socket.reactors(within)
         );
-        // One of whose reactors is frozen does not serve.
+        // A target with a frozen reactor does not serve.
         let version = match reactors {
             Err(error) if !error.is_unknown_method() => version.and(Err(error)),
             _ => version,
@@ -273,8 +273,8 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// Who uses the CPUs but the target itself, whose process is `own`: it gives its own back before it
-    /// is made again.
+    /// Observes users of the CPUs other than the target itself, whose process is `own`: it gives its own
+    /// back before it is recreated.
     async fn cpu_use(&self, own: Option<u32>) -> Result<CpuUse, Fault> {
         let root = self.root.clone();
         let look = move || CpuUse {
@@ -285,7 +285,7 @@ impl<C: Containers> TargetObserver<C> {
         blocking(look).await
     }
 
-    /// What the paths lead to that are not the operator's; none where the machine does not tell in time.
+    /// Follows links in paths that are not the operator's; empty if the machine does not answer in time.
     async fn links(&self, spec: &TargetSpec) -> Links {
         let paths = paths_of_target(spec, &self.policy.target);
         if paths.is_empty() {
@@ -297,7 +297,7 @@ impl<C: Containers> TargetObserver<C> {
         looked.and_then(Result::ok).unwrap_or_default()
     }
 
-    /// The free pages of 2 MiB, where the target takes some. One that cannot be looked at is no reason to refuse it.
+    /// Counts free pages of 2 MiB, if the target takes some. A pool that cannot be read is no reason to refuse it.
     async fn memory(&self, spec: &TargetSpec, files: &Files, own: Option<u32>) -> PagesForTarget {
         let wanted = self.policy.target.pages(spec);
         let (root, huge_dir) = (self.root.clone(), files.huge_dir.clone());
@@ -306,11 +306,11 @@ impl<C: Containers> TargetObserver<C> {
             let pools = PoolFiles::find(&root)?.read_all()?.into_iter().filter(small);
             let mut free_pages: BTreeMap<NumaNode, u64> =
                 pools.map(|pool| (pool.key.node, pool.free)).collect();
-            // Its predecessor's come back before it takes its own.
+            // Its predecessor's pages come back before it takes its own.
             for (node, pages) in own.map(|pid| hugepages_of(&root, pid)).unwrap_or_default() {
                 *free_pages.entry(node).or_default() += pages;
             }
-            // All processes are looked at for that, so only where it matters.
+            // That scans all processes, so only where it matters.
             let returning_pages = match free_pages.values().all(|free| *free < wanted) {
                 true => huge_dir.map_or(Ok(0), |folder| left_pages(&root, &folder))?,
                 false => 0,
@@ -345,7 +345,7 @@ impl<C: Containers> TargetObserver<C> {
     }
 }
 
-/// A call to the engine that failed, on behalf of a target.
+/// Maps a failed engine call, on behalf of a target, to a fault.
 pub fn engine_fault(error: &EngineError) -> Fault {
     let code = match error {
         EngineError::Absent { .. } | EngineError::Gone { .. } => Code::EngineAbsent,

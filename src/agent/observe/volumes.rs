@@ -1,4 +1,4 @@
-//! The volumes of a target that runs: its bdevs, its controllers with their sessions, their sockets.
+//! Observation of a running target's volumes: bdevs, controllers with their sessions, sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,27 +22,27 @@ use crate::model::volume::{
 use crate::spdk::disks::{Bdev, Controller};
 use crate::spdk::{Sockets, Spdk, SpdkError};
 
-/// Up to so many are asked for one by one; for more, the target tells all that it has.
+/// Maximum of volumes that are queried one by one; for more, the target lists all that it has.
 const FEW: usize = 16;
-/// How long the machine may take to tell what paths lead to.
+/// Timeout of following links.
 const LOOK_TIME: Duration = Duration::from_secs(2);
-/// Of these looks, those that may hang at one time.
+/// Maximum of such lookups that may hang at one time.
 const MOST_LOOKUPS: usize = 4;
 
-/// Where the volumes of a target are.
+/// Place of a target's volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The target's control socket.
+    /// Target's control socket.
     pub control: CleanPath,
-    /// The folder of its volumes' sockets.
+    /// Folder of the volumes' sockets.
     pub sockets: CleanPath,
-    /// What it runs.
+    /// Kind of the target.
     pub kind: TargetKind,
-    /// MiB of hugepages that it takes.
+    /// MiB of hugepages that the target takes.
     pub memory_mib: u64,
 }
 
-/// Looks at the volumes of one machine's targets.
+/// Observer of the volumes of one machine's targets.
 #[derive(Debug)]
 pub struct VolumeObserver {
     root: Root,
@@ -52,13 +52,13 @@ pub struct VolumeObserver {
 }
 
 impl VolumeObserver {
-    /// An observer of this node's volumes.
+    /// Makes an observer of this node's volumes.
     pub fn new(root: &Root, sockets: Sockets, policy: VolumePolicy) -> VolumeObserver {
         let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
         VolumeObserver { root: root.clone(), sockets, policy, lookups }
     }
 
-    /// How each of these volumes is.
+    /// Observes each of these volumes.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -71,8 +71,7 @@ impl VolumeObserver {
         self.look_at(place, specs, all, self.bdevs_at(place, specs), async { Ok(Vec::new()) }).await
     }
 
-    /// The same for volumes that were worked on: the controllers tell what came of that, and nothing is
-    /// asked of the bdevs.
+    /// Like [`VolumeObserver::look`], after a change: the controllers show its outcome, bdevs are not queried.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -85,7 +84,7 @@ impl VolumeObserver {
         self.look_at(place, specs, all, none, async { Ok(Vec::new()) }).await
     }
 
-    /// The same, with the controllers of other names that serve what is theirs.
+    /// Like [`VolumeObserver::look`], with controllers of other names that serve the volumes' bdevs.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -98,8 +97,8 @@ impl VolumeObserver {
             .await
     }
 
-    /// The same for volumes that are to be taken away: who else serves what is theirs is looked for among
-    /// all that the target has.
+    /// Like [`VolumeObserver::look`], for volumes that are to be removed: other users of their bdevs are
+    /// looked for among all that the target has.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -113,7 +112,7 @@ impl VolumeObserver {
         self.look_at(place, specs, true, self.bdevs_at(place, specs), elsewhere).await
     }
 
-    /// What each of these paths leads to, as far as the machine tells that in time: a file server may hang.
+    /// Identifies the file of each of these paths, as far as the machine answers in time: a file server may hang.
     pub async fn identities(&self, paths: BTreeSet<String>) -> BTreeMap<String, Identity> {
         let root = self.root.clone();
         let look = move || {
@@ -127,7 +126,7 @@ impl VolumeObserver {
         found.and_then(Result::ok).unwrap_or_default()
     }
 
-    /// What these paths lead to, as far as the machine tells that in time.
+    /// Follows links in these paths, as far as the machine answers in time.
     pub async fn links(&self, paths: Vec<CleanPath>) -> Links {
         if paths.is_empty() {
             return Links::new();
@@ -197,7 +196,7 @@ impl VolumeObserver {
         Ok(all.into_iter().map(seen).collect())
     }
 
-    /// Those for vhost-blk, and the bdevs that others serve, with these.
+    /// Lists the controllers for vhost-blk, and the bdevs of vhost-scsi with their controllers.
     async fn controllers(
         &self,
         spdk: &Spdk,
@@ -221,7 +220,7 @@ impl VolumeObserver {
         Ok((all.into_iter().map(seen).collect(), scsi))
     }
 
-    /// Whether each has its socket; looked at from now on.
+    /// Starts to check whether each volume's socket has its owner and mode.
     fn sockets_given(
         &self,
         place: &Place,
@@ -248,7 +247,7 @@ fn seen(controller: Controller) -> (String, ControllerSeen) {
     (controller.ctrlr, seen)
 }
 
-/// A target that did not answer, or refused, on behalf of a volume.
+/// Maps silence or refusal of a target, on behalf of a volume, to a fault.
 pub fn target_fault(error: &SpdkError) -> Fault {
     let code = match error {
         SpdkError::Refused { .. } => Code::TargetRefused,
