@@ -1,11 +1,11 @@
-//! The agent's own files: JSON with a version, one file per thing, replaced in one step.
+//! Store of the agent's own files: JSON with a version, one file per value, replaced atomically.
 //!
 //! A file that cannot be read is set aside under another name and logged as an error, never silently
 //! dropped, and never takes others with it:
 //!
 //! ```text
-//! a.json.unusable    is broken, or not what its name says
-//! a.json.version-2   was written by a newer agent; the next one that knows its version takes it back
+//! a.json.unusable    is broken, or not of the expected type
+//! a.json.version-2   was written by a newer agent; restored by the next agent that knows its version
 //! ```
 
 #![allow(clippy::disallowed_methods)] // one of the modules that touch files
@@ -42,7 +42,7 @@ pub enum Durability {
     Boot,
 }
 
-/// The agent's folders: one on the disk, one that a reboot empties.
+/// Folders of the agent: one on the disk, one that a reboot empties.
 #[derive(Debug, Clone)]
 pub struct Store {
     state: PathBuf,
@@ -124,10 +124,10 @@ impl Store {
     /// Lists the files of a folder that hold values.
     ///
     /// # Errors
-    /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
+    /// [`StoreError::Read`] when the disk fails; a missing folder is empty.
     pub fn list(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
         let mut names = self.entries(folder, durability)?;
-        // Not what was set aside.
+        // Without files that were set aside.
         names.retain(|name| name.ends_with(".json"));
         Ok(names)
     }
@@ -135,7 +135,7 @@ impl Store {
     /// Lists the folders in a folder.
     ///
     /// # Errors
-    /// [`StoreError::Read`] when the disk fails; a folder that is missing has none.
+    /// [`StoreError::Read`] when the disk fails; a missing folder is empty.
     pub fn folders(&self, folder: &str, durability: Durability) -> Result<Vec<String>, StoreError> {
         let path = self.path(folder, durability);
         let mut names = self.entries(folder, durability)?;
@@ -188,7 +188,7 @@ impl Store {
         sweep(&self.run)
     }
 
-    /// Sets aside, with a log line, a file that is not what its name says.
+    /// Sets aside, with a log line, a file of unexpected content.
     pub fn set_aside(&self, name: &str, durability: Durability, why: &str) {
         let path = self.path(name, durability);
         self.move_aside(&path, &path.with_extension("json.unusable"), why);
@@ -207,7 +207,7 @@ impl Store {
         );
     }
 
-    /// Reads a value; `None` when there is none, or when what is there had to be set aside.
+    /// Reads a value; `None` when there is none, or when its file had to be set aside.
     ///
     /// # Errors
     /// [`StoreError::Read`] when the disk fails.

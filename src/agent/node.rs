@@ -29,7 +29,6 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts the observing task.
     pub fn start<E: Answers>(
         observer: NodeObserver,
         pools: Pools,

@@ -77,7 +77,7 @@ impl Prepare {
         }
     }
 
-    /// Like [`Prepare::begin`], but returns the outcome only.
+    /// Prepares the node as [`Prepare::begin`] does, and waits for the outcome.
     ///
     /// # Errors
     /// As [`Prepare::begin`].

@@ -88,7 +88,7 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// `true` if standard error goes to the journal, as systemd tells its services (systemd.exec(5)).
+/// `true` if standard error goes to the journal, according to systemd's `JOURNAL_STREAM` (systemd.exec(5)).
 pub fn stderr_is_the_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some()
 }

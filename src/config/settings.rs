@@ -51,7 +51,7 @@ pub struct Settings {
     pub outgoing: Outgoing,
     /// Hugepage pools.
     pub pools: PoolPolicy,
-    /// The hugetlbfs mount.
+    /// Hugetlbfs mounts.
     pub mount: MountPolicy,
     /// Docker engine.
     pub engine: EnginePolicy,

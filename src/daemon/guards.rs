@@ -199,7 +199,7 @@ fn digest(material: &Material) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// Returns when something has happened in one of the folders.
+/// Waits for an event in one of the folders.
 async fn any(watches: &[Watch]) {
     let each = watches.iter().map(|watch| Box::pin(watch.changed()));
     let each: Vec<_> = each.collect();

@@ -67,14 +67,14 @@ pub const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const TIDY_AFTER: Duration = Duration::from_secs(10);
 /// Time left for delivery while the agent stops, when all results are on the disk …
 const LAST_OFFER: Duration = Duration::from_millis(500);
-/// … and when some are in memory only: the caller is still there, or asks again.
+/// … and when some are in memory only: the caller is still there, or calls again.
 const LAST_OFFERS: Duration = Duration::from_secs(3);
 /// Timeout for an interrupted pool growth to be recorded or given back; with the drain it fits into
 /// the unit's TimeoutStopSec.
 const POOLS_STOP: Duration = Duration::from_secs(2);
 /// Interval of extending systemd's start timeout …
 const START_WORD: Duration = Duration::from_secs(15);
-/// … and the extension asked for, in microseconds.
+/// … and the extension requested, in microseconds.
 const START_PATIENCE: u32 = 60_000_000;
 
 /// Takes the node's lock; waits for a command that holds it, not for a running agent.
@@ -278,7 +278,7 @@ async fn run_until_stopped(
             _ = draining.wait_for(|phase| *phase == Phase::Draining) => {}
         }
     };
-    // Connections and tasks share one limit: systemd kills what takes much longer.
+    // Connections and tasks share one limit: systemd kills a service that takes much longer.
     let mut deadline = Instant::now();
     let stopped = async {
         let signal = stop.asked().await;

@@ -30,7 +30,7 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
-    /// Another agent works on the same state.
+    /// Lock held by another agent on the same state.
     #[error("{path} is held by another vhost-agent ({holder}): only one may own a node")]
     Locked {
         /// Lock file.

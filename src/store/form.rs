@@ -1,7 +1,7 @@
 //! Form of every file that the agent keeps: JSON with a version.
 //!
 //! ```text
-//! {"version": 1, "spec": …}       the members of an object stand beside the version,
+//! {"version": 1, "spec": …}       the members of an object are beside the version,
 //! {"version": 1, "value": [ … ]}  anything else, and an object with such members of its own, under it
 //! ```
 //! Files of agents that wrote no version are read all the same.
@@ -19,7 +19,7 @@ use super::StoreError;
 pub const VERSION: u64 = 1;
 /// Member with the version.
 const MEMBER: &str = "version";
-/// Member for a value that cannot stand beside the version.
+/// Member for a value that cannot be beside the version.
 const VALUE: &str = "value";
 /// Infix between the name of a file that was set aside and its newer version.
 const NEWER: &str = ".version-";
@@ -41,7 +41,7 @@ enum Form<'a> {
 /// Cause for which a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// A newer agent wrote it.
+    /// Version of a newer agent.
     #[error("is of version {0}, and this agent knows {VERSION}")]
     Newer(u64),
     /// Not JSON, or not of the expected type.

@@ -73,9 +73,9 @@ pub(super) enum DownloadError {
 
 /// Outcome of a request.
 enum Asked {
-    /// Nothing is missing.
+    /// Complete file: nothing is missing.
     Whole(Partial, Url),
-    /// The missing part follows.
+    /// Response that brings the missing part.
     Comes { partial: Partial, url: Url, response: Response<Incoming>, total: Option<u64> },
 }
 
@@ -183,7 +183,7 @@ impl Downloader {
         Ok(Asked::Comes { partial, url, response, total })
     }
 
-    /// Follows redirects to an answer.
+    /// Sends the request and follows redirects to a response.
     async fn get(
         &self,
         began: &Url,

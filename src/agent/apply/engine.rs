@@ -51,7 +51,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
     /// Applies one step that was planned on `seen` and returns the state read back; output goes to `line`.
     ///
     /// # Errors
-    /// A fault with the operation, the path or address, and a remedy.
+    /// Fault with the operation, the path or address, and a remedy.
     pub async fn apply(
         &mut self,
         step: &Step,

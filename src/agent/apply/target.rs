@@ -45,7 +45,6 @@ pub struct TargetApplier<C> {
 }
 
 impl<C: Containers> TargetApplier<C> {
-    /// Makes an applier for this node's targets.
     pub fn new(
         root: &Root,
         containers: Arc<C>,
@@ -59,7 +58,7 @@ impl<C: Containers> TargetApplier<C> {
     /// Applies one step and returns the state read back; progress goes to `line`.
     ///
     /// # Errors
-    /// A fault with the operation, the path or address, and a remedy.
+    /// Fault with the operation, the path or address, and a remedy.
     pub async fn apply(
         &self,
         step: &Step,

@@ -53,7 +53,6 @@ pub struct VolumeApplier {
 }
 
 impl VolumeApplier {
-    /// Makes an applier for this node's volumes.
     pub fn new(root: &Root, sockets: Sockets, policy: TargetPolicy) -> VolumeApplier {
         VolumeApplier { root: root.clone(), sockets, policy }
     }

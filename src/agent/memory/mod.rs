@@ -169,7 +169,7 @@ impl MemoryWork {
     /// Makes an observation of the machine for a request that is handed to another thread; `None` when the
     /// last one is valid for it.
     ///
-    /// Like [`MemoryWork::plan_at_once`] it may be called where nothing may block.
+    /// May be called where nothing may block, as [`MemoryWork::plan_at_once`].
     pub fn looks_ahead(&mut self, order: &MemoryOrder) -> Option<LookAhead> {
         let is_good = self.seen.as_ref().is_some_and(|(at, _)| at.elapsed() < LOOK_IS_GOOD);
         let sizes = self.sizes(order);

@@ -56,7 +56,7 @@ impl MemoryObserver {
         Ok(PoolsSeen { pools, reserved, ..PoolsSeen::default() })
     }
 
-    /// Like [`MemoryObserver::pools`], for pools of these sizes only and with memory that was observed
+    /// Observes pools of these sizes only, as [`MemoryObserver::pools`] does, with memory that was observed
     /// already.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 
-/// Runs blocking work off the runtime, from now on.
+/// Runs blocking work off the runtime; starts at once, before the first poll.
 pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = Result<T, Fault>> {
@@ -31,7 +31,7 @@ pub(crate) fn blocking<T: Send + 'static>(
     }
 }
 
-/// Like [`blocking`], for files that may hang with their server: the work keeps its place until it has ended, even if
+/// Runs blocking work on files that may hang with their server: the work keeps its place until it has ended, even if
 /// nobody waits any more, so that hanging work takes no more threads than there are places. `None` if it is late or no
 /// place is free.
 pub(crate) async fn blocking_within<T: Send + 'static>(

@@ -17,7 +17,6 @@ pub struct NodeObserver {
 }
 
 impl NodeObserver {
-    /// Makes an observer of the machine at `root`.
     pub fn new(root: &Root, memory: MemoryObserver) -> NodeObserver {
         NodeObserver { root: root.clone(), memory }
     }

@@ -94,7 +94,6 @@ struct PagesForTarget {
 }
 
 impl<C: Containers> TargetObserver<C> {
-    /// Makes an observer of this node's targets.
     pub fn new(
         root: &Root,
         containers: Arc<C>,

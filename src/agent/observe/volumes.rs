@@ -52,7 +52,6 @@ pub struct VolumeObserver {
 }
 
 impl VolumeObserver {
-    /// Makes an observer of this node's volumes.
     pub fn new(root: &Root, sockets: Sockets, policy: VolumePolicy) -> VolumeObserver {
         let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
         VolumeObserver { root: root.clone(), sockets, policy, lookups }
@@ -71,7 +70,7 @@ impl VolumeObserver {
         self.look_at(place, specs, all, self.bdevs_at(place, specs), async { Ok(Vec::new()) }).await
     }
 
-    /// Like [`VolumeObserver::look`], after a change: the controllers show its outcome, bdevs are not queried.
+    /// Observes volumes after a change: the controllers show its outcome, bdevs are not queried.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -84,7 +83,7 @@ impl VolumeObserver {
         self.look_at(place, specs, all, none, async { Ok(Vec::new()) }).await
     }
 
-    /// Like [`VolumeObserver::look`], with controllers of other names that serve the volumes' bdevs.
+    /// Observes volumes, with controllers of other names that serve their bdevs.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -97,8 +96,8 @@ impl VolumeObserver {
             .await
     }
 
-    /// Like [`VolumeObserver::look`], for volumes that are to be removed: other users of their bdevs are
-    /// looked for among all that the target has.
+    /// Observes volumes that are to be removed: other users of their bdevs are searched among all that
+    /// the target has.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -146,7 +145,7 @@ impl VolumeObserver {
         elsewhere: impl Future<Output = Result<Vec<(String, String)>, SpdkError>>,
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
-        // While the target answers.
+        // Runs while the target answers.
         let given = self.sockets_given(place, specs);
         let controllers = self.controllers(&spdk, specs, all);
         let (bdevs, (controllers, scsi), elsewhere) =
