@@ -7,7 +7,6 @@
 //! a.json.unusable    is broken, or not of the expected type
 //! a.json.version-2   was written by a newer agent; restored by the next agent that knows its version
 //! ```
-
 #![allow(clippy::disallowed_methods)] // one of the modules that touch files
 
 mod batch;

@@ -69,10 +69,7 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the settings in {path}")]
-    Read {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// Invalid source; the text has the line where it is a file.
     #[error("{origin}: {problem}")]
     Wrong {

@@ -3,7 +3,6 @@
 //! Each source is validated by itself first, so that an unknown key or a wrong type is refused with
 //! the file and the line, or the variable's name; then they are merged key by key; then the whole
 //! is checked for what no single source can know.
-
 #![allow(clippy::disallowed_methods)] // one of the modules that read files
 
 mod access;

@@ -40,10 +40,7 @@ pub enum PostError {
     },
     /// No connection, or a broken one.
     #[error("cannot post to {url}")]
-    Connection {
-        url: String,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Connection { url: String, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
 /// Client with the default connection settings.

@@ -22,9 +22,7 @@ use crate::model::registry::Credentials;
 pub enum EngineError {
     /// No listener at the socket.
     #[error("nobody listens at {socket}")]
-    Absent {
-        socket: String,
-    },
+    Absent { socket: String },
     #[error("{socket} did not answer {call} within {within:?}")]
     Timeout {
         socket: String,

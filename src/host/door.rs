@@ -25,10 +25,7 @@ pub enum DoorError {
     Other(PathBuf),
     /// The kernel refused.
     #[error("cannot make the socket {path} (access.socket)")]
-    Make {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Make { path: PathBuf, source: io::Error },
 }
 
 /// Listening socket; its path is removed when it is dropped.

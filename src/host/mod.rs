@@ -65,10 +65,7 @@ impl Root {
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("cannot read {path} (does the agent run as root, with /proc and /sys mounted?)")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     /// A file has unexpected content.
     #[error("{path} holds '{value}', which is not {expected}: report it, with `uname -a`")]
     Parse {
@@ -79,9 +76,7 @@ pub enum HostError {
     },
     /// No such pool exists.
     #[error("this machine has no pool {key}: see `vhost-agent status` for those it has")]
-    NoPool {
-        key: PoolKey,
-    },
+    NoPool { key: PoolKey },
     #[error("cannot write '{value}' to {path}{}", closed_or(source, hint))]
     Write {
         path: PathBuf,
@@ -103,10 +98,7 @@ pub enum HostError {
         "cannot make the folder {path}{}",
         closed_or(source, " (is there room, and nothing else in its place?)")
     )]
-    MakeFolder {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    MakeFolder { path: PathBuf, source: std::io::Error },
     #[error(
         "cannot mount a hugetlbfs with {options} at {path} (is the agent root and not in a container, \
          and does the kernel have such pages? `dmesg` says more)"
@@ -122,9 +114,7 @@ pub enum HostError {
         "something else is mounted at {path}: pages of another size, read-only, or with a limit of its own (size=, \
          nr_inodes=); see it with `findmnt {path}`, and unmount it, or set mount.path (mount.path_1g) to another folder"
     )]
-    Occupied {
-        path: PathBuf,
-    },
+    Occupied { path: PathBuf },
     /// A new mount is not the requested one.
     #[error(
         "{path} was mounted but is not a hugetlbfs of {expected} pages: see what is there with \
@@ -147,15 +137,9 @@ pub enum HostError {
     },
     /// systemd did not run a program to completion.
     #[error("cannot have systemd run {program} as a service of its own")]
-    Service {
-        program: String,
-        source: Box<SystemdError>,
-    },
+    Service { program: String, source: Box<SystemdError> },
     #[error("cannot start {program} (is it installed, and may it be executed?)")]
-    Spawn {
-        program: String,
-        source: std::io::Error,
-    },
+    Spawn { program: String, source: std::io::Error },
     /// Memory to share with a target could not be allocated.
     #[error(
         "cannot take {bytes} bytes of {what} (are so many free? `vhost-agent status` shows the pools, \
@@ -169,30 +153,17 @@ pub enum HostError {
     },
     /// A signal could not be sent to a process.
     #[error("cannot send a signal to the process {pid}")]
-    Kill {
-        pid: u32,
-        source: std::io::Error,
-    },
+    Kill { pid: u32, source: std::io::Error },
     /// A daemon could not be signalled to reload its configuration.
     #[error("cannot tell {program} (pid {pid}) to read its configuration again")]
-    Signal {
-        program: String,
-        pid: u32,
-        source: std::io::Error,
-    },
+    Signal { program: String, pid: u32, source: std::io::Error },
     /// A file with a secret is readable by every user.
     #[error(
         "{path} holds a secret, and everybody may read it (mode {mode:04o}): take that away with `chmod o= {path}`"
     )]
-    NoSecret {
-        path: PathBuf,
-        mode: u32,
-    },
+    NoSecret { path: PathBuf, mode: u32 },
     #[error("cannot watch {path} (raise fs.inotify.max_user_instances)")]
-    Watch {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Watch { path: PathBuf, source: std::io::Error },
 }
 
 impl From<HostError> for Fault {

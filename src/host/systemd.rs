@@ -20,11 +20,7 @@ pub enum SystemdError {
     Connect(#[source] zbus::Error),
     /// systemd refused a call.
     #[error("systemd refused {call} for {unit} (see `systemctl status {unit}`)")]
-    Call {
-        call: &'static str,
-        unit: String,
-        source: zbus::Error,
-    },
+    Call { call: &'static str, unit: String, source: zbus::Error },
     #[error(
         "systemd did not answer {call} for {unit} within {within:?}: see what it waits for with \
          `systemctl list-jobs` and `journalctl -u {unit}`, then prepare again"
@@ -47,9 +43,7 @@ pub enum SystemdError {
         "systemd does not know any more how {unit} ended (was the message bus restarted meanwhile?): \
          see its log, then call again"
     )]
-    Forgotten {
-        unit: String,
-    },
+    Forgotten { unit: String },
 }
 
 #[proxy(

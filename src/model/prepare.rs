@@ -231,10 +231,7 @@ pub enum WorkEvent {
         subject: String,
     },
     /// Line of output of the step at work.
-    Line {
-        area: Area,
-        text: String,
-    },
+    Line { area: Area, text: String },
     /// End of a step.
     Ended(StepReport),
 }

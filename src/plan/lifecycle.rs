@@ -60,15 +60,9 @@ pub enum Phase {
         since: Instant,
     },
     /// Answering; has to do so for a while before it gets volumes.
-    Probation {
-        pid: u32,
-        since: Instant,
-    },
+    Probation { pid: u32, since: Instant },
     /// Answering, with its probation passed.
-    Serving {
-        pid: u32,
-        since: Instant,
-    },
+    Serving { pid: u32, since: Instant },
     /// Answered before, and no longer does.
     Unresponsive {
         pid: u32,

@@ -44,37 +44,21 @@ const MOST_WORDS: usize = 300;
 pub enum SpdkError {
     /// No process listens.
     #[error("nobody listens on {socket}: the target does not run, or has another control socket")]
-    Absent {
-        socket: PathBuf,
-        source: Arc<std::io::Error>,
-    },
+    Absent { socket: PathBuf, source: Arc<std::io::Error> },
     /// The connection failed for another reason, so that it is unknown whether a process listens.
     #[error("cannot connect to {socket}")]
-    Unreachable {
-        socket: PathBuf,
-        source: Arc<std::io::Error>,
-    },
+    Unreachable { socket: PathBuf, source: Arc<std::io::Error> },
     /// A process listens, but its queue of connections is full.
     #[error(
         "{socket} takes no more connections: the target there is frozen, or others fill its queue"
     )]
-    Crowded {
-        socket: PathBuf,
-    },
+    Crowded { socket: PathBuf },
     /// The connection broke before the answer arrived.
     #[error("the target at {socket} closed the connection before it answered {method}")]
-    Broken {
-        socket: PathBuf,
-        method: Method,
-        source: Arc<std::io::Error>,
-    },
+    Broken { socket: PathBuf, method: Method, source: Arc<std::io::Error> },
     /// No answer in time: a target that is frozen, overloaded or still starting.
     #[error("the target at {socket} did not answer {method} within {within:?}")]
-    Timeout {
-        socket: PathBuf,
-        method: Method,
-        within: Duration,
-    },
+    Timeout { socket: PathBuf, method: Method, within: Duration },
     /// The target answered with an error.
     #[error("{method} was refused by the target at {socket}: {message} ({code})")]
     Refused {
@@ -97,11 +81,7 @@ pub enum SpdkError {
     },
     /// Too many requests are in flight already, or one is too large.
     #[error("{method} was not sent to {socket}: {why}")]
-    NotSent {
-        socket: PathBuf,
-        method: Method,
-        why: &'static str,
-    },
+    NotSent { socket: PathBuf, method: Method, why: &'static str },
 }
 
 impl SpdkError {

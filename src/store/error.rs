@@ -13,23 +13,14 @@ pub enum StoreError {
         "cannot make the state folder {path}{}",
         closed_or(source, ": check its parent and the disk, or set state_dir or run_dir")
     )]
-    MakeFolder {
-        path: PathBuf,
-        source: io::Error,
-    },
+    MakeFolder { path: PathBuf, source: io::Error },
     #[error(
         "cannot write {path}{}",
         closed_or(source, ": free space or make the disk writable, then call again")
     )]
-    Write {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
     #[error("cannot read {path}")]
-    Read {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// Lock held by another agent on the same state.
     #[error("{path} is held by another vhost-agent ({holder}): only one may own a node")]
     Locked {

@@ -19,6 +19,7 @@ pub struct CallbackPolicy {
     /// Longest delay between two attempts.
     #[serde(with = "duration")]
     pub max_delay: Duration,
+    /// Deadline of one attempt.
     #[serde(with = "duration")]
     pub attempt_timeout: Duration,
     /// Limit of pending results, separate for requests that change the node and for those that only read; one caller
@@ -32,6 +33,7 @@ pub struct CallbackPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReportPolicy {
+    /// `true` to send reports.
     pub enabled: bool,
     /// Address of the controller; empty for the one that it gave when it connected.
     pub url: String,

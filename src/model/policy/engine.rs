@@ -23,6 +23,7 @@ pub struct EnginePolicy {
     pub binary: String,
     /// The daemon's configuration file.
     pub daemon_json: String,
+    /// File with the pid of the daemon.
     pub pid_file: String,
     /// `true` if a prepare fails where the running engine may change iptables.
     pub require_iptables_false: bool,

@@ -15,6 +15,7 @@ pub struct HttpPolicy {
     /// Limit of concurrent requests that are called back, separate for those that change the node and for those that
     /// only read; one more, and one beyond three quarters for its caller, is answered 503.
     pub max_tasks: usize,
+    /// Limit of a request's body, in KiB.
     pub body_limit_kib: usize,
     /// Deadline of a TLS handshake and of a request's head each, and limit of a connection's idle time.
     #[serde(with = "duration")]

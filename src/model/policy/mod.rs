@@ -1,6 +1,7 @@
 //! Settings that planners and owners follow: the sections of the operator's settings, as they are read.
 //!
 //! Sections are validated in `config`, where the keys and their sources are known.
+#![deny(missing_docs)]
 
 mod controller;
 mod engine;

@@ -16,10 +16,15 @@ use crate::model::units::{duration, octal};
 /// Settings that the owners of targets follow.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TargetPolicy {
+    /// Targets and what a deploy means that names only a few fields.
     pub target: TargetSettings,
+    /// Health probes.
     pub health: HealthPolicy,
+    /// Volumes.
     pub volumes: VolumePolicy,
+    /// Recovery.
     pub heal: HealPolicy,
+    /// Registries and who logs in there.
     pub registries: RegistryPolicy,
     /// Folder of downloaded images.
     pub image_folder: PathBuf,
@@ -90,8 +95,11 @@ pub struct TargetSettings {
     pub tmpfs_mib: u64,
     /// Limit of processes and threads in ZBS's and SPDK's targets.
     pub pids_limit: u32,
+    /// Command line of ZBS's target, with placeholders.
     pub zbs_command: Vec<String>,
+    /// Command line of SPDK's target, with placeholders.
     pub spdk_command: Vec<String>,
+    /// Command line of the built-in target, with placeholders.
     pub built_in_command: Vec<String>,
     /// Extra paths of the host that every target sees; `:ro` at the end makes one read-only.
     pub mounts: Vec<String>,
@@ -205,6 +213,7 @@ pub struct TargetTemplate<'a> {
 }
 
 impl TargetSettings {
+    /// Template of the container of that kind of target.
     pub fn template(&self, kind: TargetKind) -> TargetTemplate<'_> {
         let with = |command| TargetTemplate {
             command,
