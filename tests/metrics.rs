@@ -61,7 +61,7 @@ async fn ask(agent: &Agent, number: u32, controller: &Controller, calls: usize) 
     let reply = agent.post_task("/host/ping", &task(number), &controller.url, "{}").await;
     assert_eq!(reply.status, 200);
     controller.wait(calls).await;
-    until_it_is(agent, "vhost_callbacks_waiting", 0.0).await;
+    until_it_is(agent, "vhost_callbacks_pending", 0.0).await;
 }
 
 #[tokio::test]
@@ -80,12 +80,12 @@ async fn calls_and_callbacks_are_counted_by_what_became_of_them() {
     assert_eq!(agent.post("/host/ping/", "{}").await.status, 200);
     let page = Page::of(&agent).await;
     page.must_be(&[
-        (r#"vhost_tasks_taken_in_total{call="other"}"#, 2.0),
+        (r#"vhost_tasks_accepted_total{call="other"}"#, 2.0),
         ("vhost_callbacks_oldest_age_seconds", 0.0),
         (r#"vhost_callback_attempts_total{outcome="failed"}"#, 1.0),
-        (r#"vhost_callback_attempts_total{outcome="taken"}"#, 1.0),
-        (r#"vhost_callback_attempts_total{outcome="not-waited-for"}"#, 1.0),
-        ("vhost_callbacks_given_up_total", 0.0),
+        (r#"vhost_callback_attempts_total{outcome="delivered"}"#, 1.0),
+        (r#"vhost_callback_attempts_total{outcome="not-expected"}"#, 1.0),
+        ("vhost_callbacks_expired_total", 0.0),
         (r#"vhost_http_requests_total{route="/host/ping",method="POST",code="200"}"#, 3.0),
         (r#"vhost_http_requests_total{route="/host/ping",method="GET",code="405"}"#, 1.0),
         (r#"vhost_http_requests_total{route="unmatched",method="GET",code="404"}"#, 2.0),
@@ -107,7 +107,7 @@ async fn a_result_that_nobody_takes_waits_with_its_age_and_further_calls_are_cou
     let ask =
         async |number| agent.post_task("/host/ping", &task(number), &away.url(), "{}").await.status;
     assert_eq!(ask(1).await, 200);
-    until_it_is(&agent, "vhost_callbacks_waiting", 1.0).await;
+    until_it_is(&agent, "vhost_callbacks_pending", 1.0).await;
     assert_eq!((ask(1).await, ask(2).await), (200, 503));
     let page = until("an attempt has failed", async || {
         let page = Page::of(&agent).await;
@@ -118,7 +118,7 @@ async fn a_result_that_nobody_takes_waits_with_its_age_and_further_calls_are_cou
     page.must_be(&[
         ("vhost_tasks_repeated_total", 1.0),
         (r#"vhost_tasks_refused_total{code="outbox-full"}"#, 1.0),
-        (r#"vhost_tasks_taken_in_total{call="other"}"#, 1.0),
+        (r#"vhost_tasks_accepted_total{call="other"}"#, 1.0),
     ]);
     assert!(page.find("vhost_callbacks_oldest_age_seconds").unwrap() > 0.0);
 }
@@ -127,14 +127,14 @@ async fn a_result_that_nobody_takes_waits_with_its_age_and_further_calls_are_cou
 async fn targets_and_reports_are_told_as_the_controller_hears_of_them() {
     let played = Played::with("report.interval = \"1d\"\n");
     let agent = played.place.ready().await;
-    assert_eq!(Page::of(&agent).await.find("vhost_report_last_taken"), None);
+    assert_eq!(Page::of(&agent).await.find("vhost_report_last_accepted"), None);
     assert_eq!(agent.get("/v1/targets/zbs-vhost/health").await.json()["state"], "serving");
     let serving = r#"vhost_target_state{target="zbs-vhost",state="serving"}"#;
     let page = until_it_is(&agent, serving, 1.0).await;
     page.must_be(&[
         (r#"vhost_target_state{target="zbs-vhost",state="failed"}"#, 0.0),
-        (r#"vhost_target_wanted{target="zbs-vhost"}"#, 0.0),
-        (r#"vhost_target_falls_total{target="zbs-vhost"}"#, 0.0),
+        (r#"vhost_target_desired{target="zbs-vhost"}"#, 0.0),
+        (r#"vhost_target_exits_total{target="zbs-vhost"}"#, 0.0),
         (r#"vhost_target_volumes{target="zbs-vhost",state="serving"}"#, 0.0),
     ]);
     let age = page.find(r#"vhost_target_last_answer_age_seconds{target="zbs-vhost"}"#);
@@ -144,10 +144,10 @@ async fn targets_and_reports_are_told_as_the_controller_hears_of_them() {
     let body = json!({"hostUuid": "5f0c", "sendCommandUrl": controller.url}).to_string();
     assert_eq!(agent.post("/host/connect", &body).await.status, 200);
     let unknown = r#"vhost_report_attempts_total{outcome="unknown"}"#;
-    until_it_is(&agent, unknown, 1.0).await.must_be(&[("vhost_report_last_taken", 0.0)]);
+    until_it_is(&agent, unknown, 1.0).await.must_be(&[("vhost_report_last_accepted", 0.0)]);
     assert_eq!(agent.post("/host/connect", &body).await.status, 200);
-    let page = until_it_is(&agent, "vhost_report_last_taken", 1.0).await;
-    assert!(page.find("vhost_report_last_taken_timestamp_seconds").unwrap() > 1e9);
+    let page = until_it_is(&agent, "vhost_report_last_accepted", 1.0).await;
+    assert!(page.find("vhost_report_last_accepted_timestamp_seconds").unwrap() > 1e9);
 }
 
 #[tokio::test]
@@ -174,8 +174,8 @@ async fn pools_and_the_own_process_are_told_as_the_kernel_has_them() {
         (r#"vhost_pool_surplus_pages{node="1",page_size="2M"}"#, 8.0),
         (r#"vhost_pool_pages{node="0",page_size="1G"}"#, 2.0),
         (r#"vhost_pool_grown_pages{node="0",page_size="2M"}"#, 20.0),
-        (r#"vhost_pool_wanted_pages{node="0",page_size="2M"}"#, 20.0),
-        (r#"vhost_pool_wanted_pages{node="1",page_size="2M"}"#, 0.0),
+        (r#"vhost_pool_desired_pages{node="0",page_size="2M"}"#, 20.0),
+        (r#"vhost_pool_desired_pages{node="1",page_size="2M"}"#, 0.0),
         ("process_cpu_seconds_total", 2.5),
         ("process_threads", 9.0),
         ("process_open_fds", 2.0),
@@ -197,10 +197,10 @@ async fn who_asks_for_open_metrics_gets_it_with_the_same_numbers() {
     assert_eq!(kind, Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
     let text = reply.text();
     assert!(text.ends_with("# EOF\n"), "{text}");
-    assert!(text.contains("# TYPE vhost_callbacks_given_up counter\n"), "{text}");
-    assert!(text.contains("\nvhost_callbacks_given_up_total 0\n"), "{text}");
+    assert!(text.contains("# TYPE vhost_callbacks_expired counter\n"), "{text}");
+    assert!(text.contains("\nvhost_callbacks_expired_total 0\n"), "{text}");
     let plain = Page::of(&agent).await.0;
-    assert!(plain.contains("# TYPE vhost_callbacks_given_up_total counter\n"), "{plain}");
+    assert!(plain.contains("# TYPE vhost_callbacks_expired_total counter\n"), "{plain}");
 }
 
 #[tokio::test]
@@ -215,6 +215,6 @@ async fn an_agent_whose_start_waits_for_the_kernel_tells_everything_but_that_it_
         ("vhost_ready", 0.0),
         (r#"vhost_pool_pages{node="1",page_size="2M"}"#, 600.0),
         (r#"vhost_pool_grown_pages{node="1",page_size="2M"}"#, 0.0),
-        (r#"vhost_pool_wanted_pages{node="1",page_size="2M"}"#, 20.0),
+        (r#"vhost_pool_desired_pages{node="1",page_size="2M"}"#, 20.0),
     ]);
 }

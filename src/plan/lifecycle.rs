@@ -258,7 +258,7 @@ pub fn step(
                 let crashes = state.retry.is_crash_loop();
                 let doubtful =
                     if situation.has_users { state.retry.needs_probation() } else { crashes };
-                let min_ready = if doubtful { policy.prove } else { Duration::ZERO };
+                let min_ready = if doubtful { policy.min_ready } else { Duration::ZERO };
                 let ready = since + min_ready;
                 requeue_at = Some(ready).filter(|ready| *ready > now);
                 match requeue_at {

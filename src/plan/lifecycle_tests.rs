@@ -145,7 +145,7 @@ fn target_that_exited_twice_in_short_order_is_on_probation() {
     scene.answers(3);
     scene.settle();
     assert_eq!(scene.state.phase.name(), "Probation");
-    scene.now += scene.policy.prove - MS;
+    scene.now += scene.policy.min_ready - MS;
     scene.settle();
     assert_eq!(scene.state.phase.name(), "Probation");
     scene.now += MS;
@@ -430,7 +430,7 @@ proptest! {
                     (before.phase, done.state.phase)
                     && before.retry.needs_probation()
                 {
-                    prop_assert!(scene.now >= since + scene.policy.prove);
+                    prop_assert!(scene.now >= since + scene.policy.min_ready);
                 }
                 // What the next agent would know of it.
                 let fresh = State::new(&scene.policy, 7);

@@ -288,7 +288,7 @@ impl<C: Containers> Worker<C> {
     /// dies in these moments never comes back.
     async fn await_grace_period(&self) {
         if let Some(made) = self.status.read(|known| known.controllers_made) {
-            sleep_until(made + self.parts.policy.heal.settle).await;
+            sleep_until(made + self.parts.policy.heal.grace_period).await;
         }
     }
 

@@ -194,7 +194,7 @@ async fn target_in_a_crash_loop_gets_its_volumes_only_after_its_probation() {
     let exits = parts(&folder, unseen()).exits;
     exits.keep(&"a".parse().unwrap(), Remembered::default(), often).await;
     let mut scene = Scene::new(&folder).await;
-    let min_ready = scene.task.parts.policy.heal.prove;
+    let min_ready = scene.task.parts.policy.heal.min_ready;
     scene.sees(LIVES, true);
     let seen = scene.seen.clone();
     let exits = async {

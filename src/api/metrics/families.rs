@@ -50,7 +50,7 @@ pub(super) struct PoolFigures {
     pub(super) pool: Pool,
     /// Pages grown by the agent in this boot and not given back.
     pub(super) grown: u64,
-    /// Pages that the agent takes again at each boot.
+    /// Pages of a pool that the agent takes again at each boot.
     pub(super) wanted: u64,
 }
 
@@ -112,51 +112,51 @@ impl Gathered {
         let by_call = |counts: &BTreeMap<&'static str, u64>| -> Vec<_> {
             counts.iter().map(|(call, count)| ([("call", *call)], *count)).collect()
         };
-        let about = ("vhost_tasks_at_work", "Calls to be called back that are at work.");
+        let about = ("vhost_tasks_in_progress", "Asynchronous calls in progress.");
         page.gauges(about, by_call(at_work))?;
-        let help = "Work that goes on after the controller's time for it was over.";
+        let help = "Tasks that run on after the controller's timeout for them.";
         page.gauge(("vhost_tasks_overdue", help), Some(*going_on as u64))?;
-        let about = ("vhost_tasks_taken_in", "Calls to be called back that were taken in.");
+        let about = ("vhost_tasks_accepted", "Asynchronous calls that were accepted.");
         page.counters(about, by_call(&counts.taken_in))?;
-        let help = "Calls that were ignored, for their task was known.";
+        let help = "Asynchronous calls that were ignored, for their task was known.";
         page.counters(("vhost_tasks_repeated", help), [(ALONE, counts.repeated)])?;
         let refused =
             counts.refused.iter().map(|(code, count)| ([("code", code.as_str())], *count));
-        page.counters(("vhost_tasks_refused", "Calls that were refused."), refused)
+        page.counters(("vhost_tasks_refused", "Asynchronous calls that were refused."), refused)
     }
 
     fn callbacks(&self, page: &mut Page<'_>) -> fmt::Result {
         let Census { waiting, oldest, counts, .. } = &self.census;
-        let about = ("vhost_callbacks_waiting", "Results that wait for the controller.");
+        let about = ("vhost_callbacks_pending", "Results that are pending delivery to the controller.");
         page.gauge(about, Some(*waiting as u64))?;
-        let help = "Age of the oldest result that waits; 0 where none does.";
+        let help = "Age of the oldest pending result; 0 where there is none.";
         let age = oldest.unwrap_or_default().as_secs_f64();
         page.seconds(("vhost_callbacks_oldest_age_seconds", help), [(ALONE, age)])?;
         let attempts = [
-            ([("outcome", "taken")], counts.taken),
-            ([("outcome", "not-waited-for")], counts.not_waited_for),
+            ([("outcome", "delivered")], counts.taken),
+            ([("outcome", "not-expected")], counts.not_waited_for),
             ([("outcome", "failed")], counts.failed),
         ];
-        let about = ("vhost_callback_attempts", "Attempts to give a result to the controller.");
+        let about = ("vhost_callback_attempts", "Attempts to deliver a result to the controller.");
         page.counters(about, attempts)?;
-        let help = "Results that became too old (callbacks.max_age).";
-        page.counters(("vhost_callbacks_given_up", help), [(ALONE, counts.given_up)])
+        let help = "Results that expired before they were delivered (callbacks.max_age).";
+        page.counters(("vhost_callbacks_expired", help), [(ALONE, counts.given_up)])
     }
 
     fn reports(&self, page: &mut Page<'_>) -> fmt::Result {
         let told = &self.reports;
         let attempts = [
-            ([("outcome", "taken")], told.taken),
+            ([("outcome", "accepted")], told.taken),
             ([("outcome", "unknown")], told.unknown),
             ([("outcome", "failed")], told.failed),
-            ([("outcome", "overtaken")], told.overtaken),
+            ([("outcome", "superseded")], told.overtaken),
         ];
-        let help = "Attempts to tell the controller how the node stands.";
+        let help = "Attempts to send a status report to the controller.";
         page.counters(("vhost_report_attempts", help), attempts)?;
-        let about = ("vhost_report_last_taken", "Whether the last attempt was taken.");
+        let about = ("vhost_report_last_accepted", "1 if the controller accepted the last report, else 0.");
         page.gauge(about, told.last_taken.map(u64::from))?;
-        let help = "When the controller took a report last, since 1970.";
-        page.gauge(("vhost_report_last_taken_timestamp_seconds", help), told.taken_at)
+        let help = "When the controller accepted a report last, since 1970.";
+        page.gauge(("vhost_report_last_accepted_timestamp_seconds", help), told.taken_at)
     }
 
     fn targets(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -172,17 +172,17 @@ impl Gathered {
             })
         });
         let about =
-            ("vhost_target_state", "1 for the state that a target is in, 0 for the others.");
+            ("vhost_target_state", "1 for the current state of a target, 0 for the others.");
         page.gauges(about, states)?;
-        let about = ("vhost_target_wanted", "Whether a target was deployed and not destroyed.");
+        let about = ("vhost_target_desired", "1 if a target is desired, else 0.");
         page.gauges(about, each(|it| it.wanted.into()))?;
         let answers =
             self.targets.iter().filter_map(|it| Some((target(it), it.last_answer?.as_secs_f64())));
-        let help = "How old the last answer of a target's control socket is.";
+        let help = "Age of the last answer of a target's control socket.";
         page.seconds(("vhost_target_last_answer_age_seconds", help), answers)?;
-        let about = ("vhost_target_falls", "How often a target has fallen.");
+        let about = ("vhost_target_exits", "Exits of a target's process.");
         page.counters(about, each(|it| it.falls))?;
-        let about = ("vhost_target_restarts", "How often the agent has started a target again.");
+        let about = ("vhost_target_restarts", "Restarts of a target by the agent.");
         page.counters(about, each(|it| it.report.restarts))
     }
 
@@ -199,12 +199,12 @@ impl Gathered {
             let [name] = target(it);
             counts.map(|(state, count)| ([name, ("state", state)], count as u64))
         });
-        let about = ("vhost_target_volumes", "Volumes that are wanted in a target.");
+        let about = ("vhost_target_volumes", "Desired volumes of a target, by state.");
         page.gauges(about, volumes)?;
-        let help = "Virtual machines that were connected when the volumes were looked at last.";
+        let help = "Virtual machines connected to a target's volumes, as observed last.";
         let sessions = self.targets.iter().map(|it| (target(it), it.sessions));
         page.gauges(("vhost_target_sessions", help), sessions)?;
-        let help = "Volumes whose virtual machine has not come back since their target fell.";
+        let help = "Volumes whose virtual machine has not reconnected since their target's exit.";
         let gone = |it: &TargetFigures| it.report.volumes.disconnected_sessions as u64;
         let gone = self.targets.iter().map(|it| (target(it), gone(it)));
         page.gauges(("vhost_target_disconnected_sessions", help), gone)
@@ -213,17 +213,17 @@ impl Gathered {
     fn pools(&self, page: &mut Page<'_>) -> fmt::Result {
         type Figure = fn(&PoolFigures) -> u64;
         let families: [(&str, &str, Figure); 5] = [
-            ("vhost_pool_pages", "All pages of a pool, surplus ones with them.", |it| {
+            ("vhost_pool_pages", "Pages of a pool, surplus ones included.", |it| {
                 it.pool.total
             }),
             (
                 "vhost_pool_free_pages",
-                "Pages that are not handed out; some may be reserved.",
+                "Free pages of a pool, some of which may be reserved.",
                 |it| it.pool.free,
             ),
-            ("vhost_pool_surplus_pages", "Pages handed out beyond the pool.", |it| it.pool.surplus),
-            ("vhost_pool_grown_pages", "Pages that the agent grew and holds.", |it| it.grown),
-            ("vhost_pool_wanted_pages", "Pages that the agent takes again at each boot.", |it| {
+            ("vhost_pool_surplus_pages", "Surplus pages of a pool.", |it| it.pool.surplus),
+            ("vhost_pool_grown_pages", "Pages of a pool that the agent added and owns.", |it| it.grown),
+            ("vhost_pool_desired_pages", "Pages of a pool that the agent takes again at each boot.", |it| {
                 it.wanted
             }),
         ];

@@ -40,32 +40,32 @@ vhost_ready 0
 # HELP vhost_log_lines_lost Lines of the log that nobody took in time.
 # TYPE vhost_log_lines_lost counter
 vhost_log_lines_lost_total 0
-# HELP vhost_tasks_overdue Work that goes on after the controller's time for it was over.
+# HELP vhost_tasks_overdue Tasks that run on after the controller's timeout for them.
 # TYPE vhost_tasks_overdue gauge
 vhost_tasks_overdue 0
-# HELP vhost_tasks_repeated Calls that were ignored, for their task was known.
+# HELP vhost_tasks_repeated Asynchronous calls that were ignored, for their task was known.
 # TYPE vhost_tasks_repeated counter
 vhost_tasks_repeated_total 0
-# HELP vhost_callbacks_waiting Results that wait for the controller.
-# TYPE vhost_callbacks_waiting gauge
-vhost_callbacks_waiting 0
-# HELP vhost_callbacks_oldest_age_seconds Age of the oldest result that waits; 0 where none does.
+# HELP vhost_callbacks_pending Results that are pending delivery to the controller.
+# TYPE vhost_callbacks_pending gauge
+vhost_callbacks_pending 0
+# HELP vhost_callbacks_oldest_age_seconds Age of the oldest pending result; 0 where there is none.
 # TYPE vhost_callbacks_oldest_age_seconds gauge
 vhost_callbacks_oldest_age_seconds 0.0
-# HELP vhost_callback_attempts Attempts to give a result to the controller.
+# HELP vhost_callback_attempts Attempts to deliver a result to the controller.
 # TYPE vhost_callback_attempts counter
-vhost_callback_attempts_total{{outcome="taken"}} 0
-vhost_callback_attempts_total{{outcome="not-waited-for"}} 0
+vhost_callback_attempts_total{{outcome="delivered"}} 0
+vhost_callback_attempts_total{{outcome="not-expected"}} 0
 vhost_callback_attempts_total{{outcome="failed"}} 0
-# HELP vhost_callbacks_given_up Results that became too old (callbacks.max_age).
-# TYPE vhost_callbacks_given_up counter
-vhost_callbacks_given_up_total 0
-# HELP vhost_report_attempts Attempts to tell the controller how the node stands.
+# HELP vhost_callbacks_expired Results that expired before they were delivered (callbacks.max_age).
+# TYPE vhost_callbacks_expired counter
+vhost_callbacks_expired_total 0
+# HELP vhost_report_attempts Attempts to send a status report to the controller.
 # TYPE vhost_report_attempts counter
-vhost_report_attempts_total{{outcome="taken"}} 0
+vhost_report_attempts_total{{outcome="accepted"}} 0
 vhost_report_attempts_total{{outcome="unknown"}} 0
 vhost_report_attempts_total{{outcome="failed"}} 0
-vhost_report_attempts_total{{outcome="overtaken"}} 0
+vhost_report_attempts_total{{outcome="superseded"}} 0
 # EOF"#
     );
     assert_eq!(page(Gathered::default()).join("\n"), expected);
@@ -108,20 +108,20 @@ fn tasks_are_told_by_the_name_of_their_call_and_refusals_by_their_code() {
     let at_work = BTreeMap::from([("ensure", 1)]);
     let census = Census { at_work, going_on: 5, counts, ..Census::default() };
     let expected = [
-        "# HELP vhost_tasks_at_work Calls to be called back that are at work.",
-        "# TYPE vhost_tasks_at_work gauge",
-        r#"vhost_tasks_at_work{call="ensure"} 1"#,
-        "# HELP vhost_tasks_overdue Work that goes on after the controller's time for it was over.",
+        "# HELP vhost_tasks_in_progress Asynchronous calls in progress.",
+        "# TYPE vhost_tasks_in_progress gauge",
+        r#"vhost_tasks_in_progress{call="ensure"} 1"#,
+        "# HELP vhost_tasks_overdue Tasks that run on after the controller's timeout for them.",
         "# TYPE vhost_tasks_overdue gauge",
         "vhost_tasks_overdue 5",
-        "# HELP vhost_tasks_taken_in Calls to be called back that were taken in.",
-        "# TYPE vhost_tasks_taken_in counter",
-        r#"vhost_tasks_taken_in_total{call="activate"} 7"#,
-        r#"vhost_tasks_taken_in_total{call="ensure"} 2"#,
-        "# HELP vhost_tasks_repeated Calls that were ignored, for their task was known.",
+        "# HELP vhost_tasks_accepted Asynchronous calls that were accepted.",
+        "# TYPE vhost_tasks_accepted counter",
+        r#"vhost_tasks_accepted_total{call="activate"} 7"#,
+        r#"vhost_tasks_accepted_total{call="ensure"} 2"#,
+        "# HELP vhost_tasks_repeated Asynchronous calls that were ignored, for their task was known.",
         "# TYPE vhost_tasks_repeated counter",
         "vhost_tasks_repeated_total 3",
-        "# HELP vhost_tasks_refused Calls that were refused.",
+        "# HELP vhost_tasks_refused Asynchronous calls that were refused.",
         "# TYPE vhost_tasks_refused counter",
         r#"vhost_tasks_refused_total{code="outbox-full"} 4"#,
     ];
@@ -147,18 +147,18 @@ fn callbacks_and_reports_are_told_with_what_became_of_them() {
     let values: Vec<&str> =
         told.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
     let expected = [
-        "vhost_callbacks_waiting 6",
+        "vhost_callbacks_pending 6",
         "vhost_callbacks_oldest_age_seconds 2.5",
-        r#"vhost_callback_attempts_total{outcome="taken"} 4"#,
-        r#"vhost_callback_attempts_total{outcome="not-waited-for"} 3"#,
+        r#"vhost_callback_attempts_total{outcome="delivered"} 4"#,
+        r#"vhost_callback_attempts_total{outcome="not-expected"} 3"#,
         r#"vhost_callback_attempts_total{outcome="failed"} 2"#,
-        "vhost_callbacks_given_up_total 1",
-        r#"vhost_report_attempts_total{outcome="taken"} 9"#,
+        "vhost_callbacks_expired_total 1",
+        r#"vhost_report_attempts_total{outcome="accepted"} 9"#,
         r#"vhost_report_attempts_total{outcome="unknown"} 8"#,
         r#"vhost_report_attempts_total{outcome="failed"} 7"#,
-        r#"vhost_report_attempts_total{outcome="overtaken"} 6"#,
-        "vhost_report_last_taken 1",
-        "vhost_report_last_taken_timestamp_seconds 1700000000",
+        r#"vhost_report_attempts_total{outcome="superseded"} 6"#,
+        "vhost_report_last_accepted 1",
+        "vhost_report_last_accepted_timestamp_seconds 1700000000",
     ];
     assert_eq!(values, expected);
 }
@@ -200,9 +200,9 @@ fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
         r#"vhost_target_state{target="a",state="degraded"} 0"#,
         r#"vhost_target_state{target="a",state="paused"} 0"#,
         r#"vhost_target_state{target="a",state="failed"} 0"#,
-        r#"vhost_target_wanted{target="a"} 1"#,
+        r#"vhost_target_desired{target="a"} 1"#,
         r#"vhost_target_last_answer_age_seconds{target="a"} 0.75"#,
-        r#"vhost_target_falls_total{target="a"} 6"#,
+        r#"vhost_target_exits_total{target="a"} 6"#,
         r#"vhost_target_restarts_total{target="a"} 3"#,
         r#"vhost_target_volumes{target="a",state="pending"} 2"#,
         r#"vhost_target_volumes{target="a",state="serving"} 5"#,
@@ -240,8 +240,8 @@ fn pools_are_told_by_node_and_page_size_and_promises_by_size() {
         r#"vhost_pool_surplus_pages{node="1",page_size="1G"} 1"#,
         r#"vhost_pool_grown_pages{node="0",page_size="2M"} 3"#,
         r#"vhost_pool_grown_pages{node="1",page_size="1G"} 3"#,
-        r#"vhost_pool_wanted_pages{node="0",page_size="2M"} 4"#,
-        r#"vhost_pool_wanted_pages{node="1",page_size="1G"} 4"#,
+        r#"vhost_pool_desired_pages{node="0",page_size="2M"} 4"#,
+        r#"vhost_pool_desired_pages{node="1",page_size="1G"} 4"#,
         r#"vhost_reserved_pages{page_size="2M"} 2"#,
     ];
     assert_eq!(values, expected);

@@ -25,8 +25,8 @@ pub struct HealPolicy {
     #[serde(with = "duration")]
     pub clear_after: Duration,
     /// Probation: time for which a target that exited again has to run and answer before it gets a controller.
-    #[serde(with = "duration")]
-    pub prove: Duration,
+    #[serde(alias = "prove", with = "duration")]
+    pub min_ready: Duration,
     /// Time for which a target that is stopped, or makes no progress, may be silent before it is killed and restarted.
     #[serde(with = "duration")]
     pub frozen_after: Duration,
@@ -35,8 +35,8 @@ pub struct HealPolicy {
     #[serde(with = "duration")]
     pub kill_unresponsive_after: Duration,
     /// Grace period after controllers were made, in which their target is not killed.
-    #[serde(with = "duration")]
-    pub settle: Duration,
+    #[serde(alias = "settle", with = "duration")]
+    pub grace_period: Duration,
 }
 
 impl Default for HealPolicy {
@@ -47,10 +47,10 @@ impl Default for HealPolicy {
             most: Duration::from_secs(64),
             jitter_percent: 20,
             clear_after: Duration::from_secs(60),
-            prove: Duration::from_secs(3),
+            min_ready: Duration::from_secs(3),
             frozen_after: Duration::from_secs(3),
             kill_unresponsive_after: Duration::from_secs(60),
-            settle: Duration::from_secs(1),
+            grace_period: Duration::from_secs(1),
         }
     }
 }

@@ -59,7 +59,7 @@ impl<C: Containers> Task<C> {
 
     fn situation(&self, is_free: bool) -> Situation {
         let made = self.status.read(|known| known.controllers_made);
-        let grace_period = self.parts.policy.heal.settle;
+        let grace_period = self.parts.policy.heal.grace_period;
         Situation {
             wanted: true,
             has_users: !self.parts.desired.volumes(self.name()).is_empty(),

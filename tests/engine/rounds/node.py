@@ -61,10 +61,10 @@ interval = "200ms"
 [heal]
 first_delay = "100ms"
 max_delay = "400ms"
-prove = "200ms"
+min_ready = "200ms"
 frozen_after = "1s"
 kill_unresponsive_after = "2s"
-settle = "100ms"
+grace_period = "100ms"
 """
 
 
