@@ -203,9 +203,8 @@ impl Books {
         for whole in &self.ledger.whole {
             let lost = lost.get(&whole.key).copied().unwrap_or(0);
             let there = self.ledger.grown(whole.key).saturating_add(lost);
-            if there < whole.grown {
-                wanted.insert(whole.key, there);
-            }
+            let pages = wanted.entry(whole.key).or_default();
+            *pages = pages.saturating_sub(whole.grown.saturating_sub(there));
         }
         wanted
     }

@@ -3,11 +3,13 @@
 
 use super::*;
 use crate::host::Root;
+use crate::model::code::Code;
 use crate::model::pools::{PagesByPool, PoolKey, pages_list};
 use crate::model::units::NumaNode;
 use crate::store::Durability;
 
 const POOL: &str = "sys/devices/system/node/node0/hugepages/hugepages-2048kB";
+const COMPACT: &str = "sys/devices/system/node/node0/compact";
 const KEY: PoolKey = PoolKey { size: PageSize::MIB_2, node: NumaNode(0) };
 
 struct Machine {
@@ -30,6 +32,7 @@ impl Machine {
             write(&format!("{POOL}/{name}"), "0\n");
         }
         write(&format!("{POOL}/nr_hugepages"), &format!("{others}\n"));
+        write(COMPACT, "");
         let store = Store::open(root.path().join("state"), root.path().join("run")).unwrap();
         let reservations = pages_list(&PagesByPool::from([(KEY, reserved)]));
         store.write(RESERVATIONS, &reservations, Durability::Disk).unwrap();
@@ -43,6 +46,17 @@ impl Machine {
             ProgressSink::default(),
         );
         Machine { root, work: work.unwrap() }
+    }
+
+    /// A machine whose boot gave 60 pages of 100 that are reserved.
+    fn short() -> Machine {
+        let mut machine = Machine::with(0, 100);
+        // The played kernel makes no surplus pages persistent.
+        machine.set("surplus_hugepages", 40);
+        assert_eq!(machine.work.restore().errors[0].code, Code::PagesShort);
+        machine.set("surplus_hugepages", 0);
+        machine.set("nr_hugepages", 60);
+        machine
     }
 
     fn set(&self, counter: &str, pages: u64) {
@@ -150,4 +164,15 @@ fn of_pages_that_others_put_back_in_part_the_rest_is_taken_again() {
     machine.set("nr_hugepages", 0);
     machine.look();
     assert_eq!(machine.total(), 100, "what is lost is taken again, and no page of others");
+}
+
+#[test]
+fn what_the_boot_came_short_of_stays_wanted_when_others_put_pages_back() {
+    let mut machine = Machine::short();
+    machine.set("nr_hugepages", 0);
+    machine.work.look();
+    machine.set("nr_hugepages", 10);
+    machine.work.look();
+    machine.restore();
+    assert_eq!(machine.total(), 100);
 }
