@@ -51,10 +51,13 @@ impl MemoryWork {
         limit.retain(|key, _| order.names(key));
         missing.retain(|key, _| order.names(key));
         hugepages::keep(&mut limit, &mut missing, order.keep, &seen);
+        let named = |key: &PoolKey| order.names(key);
+        // Lost pages are given up first: else those that are given back would be told as lost, too.
+        let given_up = if order.dry_run { Ok(()) } else { self.books.lower(named, &missing) };
         let shrunk = self.shrink(&limit, order.dry_run, &mut report.steps);
         report.errors.extend(shrunk.1);
         if !order.dry_run {
-            report.errors.extend(self.books.lower(|key| order.names(key), &missing).err());
+            report.errors.extend(given_up.and(self.books.lower(named, &missing)).err());
         }
         report.remaining = self.books.ledger().grown.clone();
         report

@@ -176,3 +176,27 @@ fn what_the_boot_came_short_of_stays_wanted_when_others_put_pages_back() {
     machine.restore();
     assert_eq!(machine.total(), 100);
 }
+
+#[test]
+fn pages_that_are_given_back_are_never_told_as_lost() {
+    let mut machine = Machine::with(150, 50);
+    machine.restore();
+    machine.set("nr_hugepages", 170);
+    machine.work.look();
+    machine.set("free_hugepages", 20);
+    let published = machine.work.publishes();
+    let (tells, watched) = channel();
+    let most = std::thread::spawn(move || {
+        let mut most = 0;
+        while published.has_changed().is_ok() {
+            most = most.max(published.borrow().ledger.lost().values().sum());
+            let _ = tells.send(());
+        }
+        most
+    });
+    watched.recv().unwrap();
+    machine.give_back(0);
+    assert_eq!((machine.total(), machine.lost().as_str(), machine.wanted()), (150, "", 0));
+    drop(machine);
+    assert_eq!(most.join().unwrap(), 30);
+}
