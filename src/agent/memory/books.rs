@@ -39,7 +39,7 @@ pub(super) struct Books {
     /// Reservations as on disk.
     reservations: PagesByPool,
     published: watch::Sender<Published>,
-    /// Set if the ledger's file still has a begun growth that has ended.
+    /// Whether the ledger's file is behind: it speaks of a growth that has come to its end, or of pools as they were before.
     behind: bool,
 }
 
@@ -75,11 +75,12 @@ impl Books {
         &self.reservations
     }
 
-    /// Reconciles the ledger with the kernel; it is written with the next change. Returns `true` if anything differed.
+    /// Brings the ledger in line with the kernel; [`Books::catch_up`] writes it. Returns whether anything was not as it says.
     pub(super) fn settle(&mut self, seen: &PoolsSeen) -> bool {
         let intent = self.ledger.intent;
         let changed = self.ledger.settle(seen);
         if changed {
+            self.behind = true;
             self.publish();
         }
         let Some(Intent { pool, from, to }) = intent else { return changed };
@@ -101,7 +102,7 @@ impl Books {
     /// Reconciles the ledger with the kernel, also on disk. Returns `true` if anything differed.
     pub(super) fn catch_up_with(&mut self, seen: &PoolsSeen) -> Result<bool, Fault> {
         let changed = self.settle(seen);
-        if changed {
+        if self.behind {
             self.save()?;
         }
         Ok(changed)
@@ -134,7 +135,7 @@ impl Books {
         self.save()
     }
 
-    /// Writes the outcome of a growth whose file still has the intent only.
+    /// Writes the ledger where its file is behind.
     pub(super) fn catch_up(&mut self) {
         if self.behind
             && let Err(fault) = self.save()

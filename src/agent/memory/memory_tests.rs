@@ -59,6 +59,25 @@ impl Machine {
         machine
     }
 
+    fn order(dry_run: bool) -> MemoryOrder {
+        MemoryOrder {
+            work: WorkId::next(),
+            goal: PoolGoal::Free(Vec::new()),
+            mounts: Vec::new(),
+            keep_partial: false,
+            dry_run,
+            cancelled: Arc::default(),
+        }
+    }
+
+    /// The pages of the agent's and the lost ones, as an agent would find them that came next.
+    fn written(&self) -> (u64, u64) {
+        let run = self.root.path();
+        let store = Store::open(run.join("state"), run.join("run")).unwrap();
+        let books = Books::open(store, "the-boot".into()).unwrap();
+        (books.ledger().grown(KEY), books.ledger().lost().get(&KEY).copied().unwrap_or(0))
+    }
+
     fn set(&self, counter: &str, pages: u64) {
         std::fs::write(self.root.path().join(POOL).join(counter), format!("{pages}\n")).unwrap();
     }
@@ -199,4 +218,20 @@ fn pages_that_are_given_back_are_never_told_as_lost() {
     assert_eq!((machine.total(), machine.lost().as_str(), machine.wanted()), (150, "", 0));
     drop(machine);
     assert_eq!(most.join().unwrap(), 30);
+}
+
+#[test]
+fn a_loss_that_another_order_notices_is_written_down() {
+    for dry_run in [true, false] {
+        let mut machine = Machine::with(10, 100);
+        machine.restore();
+        machine.work.catch_up();
+        machine.set("nr_hugepages", 10);
+        let order = Machine::order(dry_run);
+        assert_eq!(machine.work.plan_at_once(&order), None, "it takes a write to a file");
+        assert_eq!(machine.work.prepare(&order).errors, []);
+        machine.work.catch_up();
+        machine.set("nr_hugepages", 110);
+        assert_eq!(machine.written(), (0, 100), "dry run: {dry_run}");
+    }
 }

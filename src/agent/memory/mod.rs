@@ -144,8 +144,8 @@ impl MemoryWork {
         self.books.ledger().restored
     }
 
-    /// Plans a dry run when that takes no more than reading some counters; `None` when it takes more: a
-    /// mount that is not known yet, or a request that cannot be met.
+    /// The plan of an order that is a dry run, when it takes no more than a look at some counters;
+    /// `None` when it takes more: a mount that is not known yet, a ledger that is behind, or a wish that cannot be met.
     ///
     /// Unlike all else here it may be called where nothing may block: counters in sysfs and the state
     /// of a hugetlbfs are answered from the kernel's memory.
@@ -156,7 +156,9 @@ impl MemoryWork {
         let mounts =
             order.mounts.iter().map(|size| self.known_mount(*size)).collect::<Option<_>>()?;
         let seen = self.observer.pools().ok()?;
-        self.books.settle(&seen);
+        if self.books.settle(&seen) {
+            return None;
+        }
         let steps = match self.decide(order, &seen, &Growth::default()) {
             Decision::Holds => Vec::new(),
             Decision::Steps(steps) => steps.iter().map(StepReport::planned).collect(),
