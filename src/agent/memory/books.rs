@@ -41,6 +41,8 @@ pub(super) struct Books {
     published: watch::Sender<Published>,
     /// Whether the ledger's file is behind: it speaks of a growth that has come to its end, or of pools as they were before.
     behind: bool,
+    /// Whether the pools changed since that was asked last.
+    changed: bool,
 }
 
 impl Books {
@@ -57,7 +59,8 @@ impl Books {
             Published { ledger: ledger.clone(), remembered: true, wanted: PagesByPool::new() };
         let published = watch::Sender::new(published);
         let slot = store.boot_slot(LEDGER);
-        let books = Books { store, slot, ledger, reservations, published, behind: false };
+        let (behind, changed) = (false, true);
+        let books = Books { store, slot, ledger, reservations, published, behind, changed };
         books.publish();
         Ok(books)
     }
@@ -80,7 +83,7 @@ impl Books {
         let intent = self.ledger.intent;
         let changed = self.ledger.settle(seen);
         if changed {
-            self.behind = true;
+            (self.behind, self.changed) = (true, true);
             self.publish();
         }
         let Some(Intent { pool, from, to }) = intent else { return changed };
@@ -99,13 +102,15 @@ impl Books {
         changed
     }
 
-    /// Reconciles the ledger with the kernel, also on disk. Returns `true` if anything differed.
-    pub(super) fn catch_up_with(&mut self, seen: &PoolsSeen) -> Result<bool, Fault> {
-        let changed = self.settle(seen);
-        if self.behind {
-            self.save()?;
-        }
-        Ok(changed)
+    /// Brings the ledger in line with the kernel, also in its file.
+    pub(super) fn catch_up_with(&mut self, seen: &PoolsSeen) -> Result<(), Fault> {
+        self.settle(seen);
+        if self.behind { self.save() } else { Ok(()) }
+    }
+
+    /// Whether the agent or others changed its pools since this was asked last, as far as was seen.
+    pub(super) fn changed_since(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Records the intent to grow a pool. Nothing may be grown when this fails.
@@ -123,6 +128,7 @@ impl Books {
         let key = resized.after.key;
         let pages = self.ledger.grown(key).saturating_add(resized.gained());
         let intent = self.ledger.intent.take();
+        self.changed = true;
         self.ledger.set_grown(key, pages, resized.after.persistent());
         let as_begun = intent.is_some_and(|intent| {
             (intent.from, intent.to) == (resized.before.persistent(), resized.after.persistent())
@@ -154,6 +160,7 @@ impl Books {
     pub(super) fn gave_back(&mut self, resized: &Resized) -> Result<(), Fault> {
         let key = resized.after.key;
         let pages = self.ledger.grown(key).saturating_sub(resized.lost());
+        self.changed = true;
         self.ledger.set_grown(key, pages, resized.after.persistent());
         self.save()
     }
@@ -208,6 +215,12 @@ impl Books {
             *pages = pages.saturating_sub(whole.grown.saturating_sub(there));
         }
         wanted
+    }
+
+    /// Pages that the ledger is to have again in the pools of which some are lost: those and no others.
+    pub(super) fn to_retake(&self) -> PagesByPool {
+        let lost = self.ledger.lost().into_iter();
+        lost.map(|(key, lost)| (key, self.ledger.grown(key).saturating_add(lost))).collect()
     }
 
     fn raised(&self) -> PagesByPool {
@@ -343,8 +356,7 @@ mod tests {
         books.grew(&resized(0, 0, 100)).unwrap();
         books.remember().unwrap();
         let seen = PoolsSeen { pools: vec![pool(0, 40)], ..PoolsSeen::default() };
-        assert_eq!(books.catch_up_with(&seen), Ok(true));
-        assert_eq!(books.catch_up_with(&seen), Ok(false), "known already");
+        assert_eq!(books.catch_up_with(&seen), Ok(()));
         let mut books = open(&dir, "boot");
         assert_eq!((books.ledger().grown(key(0)), books.ledger().lost()[&key(0)]), (40, 60));
         assert_eq!(books.reservations()[&key(0)], 100, "the next boot takes them");

@@ -4,7 +4,7 @@
 use super::*;
 use crate::host::Root;
 use crate::model::code::Code;
-use crate::model::pools::{PagesByPool, PoolKey, pages_list};
+use crate::model::pools::{PoolKey, pages_list};
 use crate::model::units::NumaNode;
 use crate::store::Durability;
 
@@ -57,6 +57,14 @@ impl Machine {
         machine.set("surplus_hugepages", 0);
         machine.set("nr_hugepages", 60);
         machine
+    }
+
+    /// Whether the memory was compacted since that was asked last.
+    fn was_compacted(&self) -> bool {
+        let knob = self.root.path().join(COMPACT);
+        let written = std::fs::read_to_string(&knob).unwrap();
+        std::fs::write(knob, "").unwrap();
+        !written.is_empty()
     }
 
     fn order(dry_run: bool) -> MemoryOrder {
@@ -234,4 +242,67 @@ fn a_loss_that_another_order_notices_is_written_down() {
         machine.set("nr_hugepages", 110);
         assert_eq!(machine.written(), (0, 100), "dry run: {dry_run}");
     }
+}
+
+#[test]
+fn a_loss_that_another_order_notices_is_taken_again_only_once_the_pools_stay() {
+    let mut machine = Machine::with(10, 100);
+    machine.restore();
+    machine.look();
+    machine.set("nr_hugepages", 10);
+    machine.work.prepare(&Machine::order(false));
+    machine.work.look();
+    assert_eq!(machine.total(), 10);
+    machine.work.look();
+    assert_eq!(machine.total(), 110);
+}
+
+#[test]
+fn lost_pages_that_cannot_be_had_are_tried_again_only_when_the_pools_changed() {
+    let mut machine = Machine::with(10, 100);
+    machine.restore();
+    machine.set("surplus_hugepages", 40);
+    for lowered in [50, 60] {
+        machine.set("nr_hugepages", lowered);
+        machine.work.look();
+        assert!(!machine.was_compacted());
+        assert_eq!(machine.work.look().errors[0].code, Code::PagesShort);
+        assert!(machine.was_compacted());
+        machine.work.catch_up();
+        machine.look();
+        assert!(!machine.was_compacted(), "it was in vain");
+        assert_ne!(machine.lost(), "");
+    }
+}
+
+#[test]
+fn a_look_takes_again_what_was_lost_and_not_what_the_boot_came_short_of() {
+    let mut machine = Machine::short();
+    machine.set("nr_hugepages", 0);
+    machine.look();
+    assert_eq!((machine.total(), machine.lost().as_str(), machine.wanted()), (60, "", 100));
+    machine.restore();
+    assert_eq!(machine.total(), 100);
+}
+
+#[test]
+fn lost_pages_that_could_not_be_had_are_taken_again_when_they_go_once_more() {
+    let mut machine = Machine::with(10, 100);
+    machine.restore();
+    machine.set("surplus_hugepages", 40);
+    machine.set("nr_hugepages", 50);
+    machine.work.look();
+    assert_eq!(machine.work.look().errors[0].code, Code::PagesShort);
+    let left = machine.total();
+    machine.set("surplus_hugepages", 0);
+    machine.set("nr_hugepages", left - 40);
+    machine.look();
+    assert_eq!(machine.total(), left - 40, "the same pools");
+    machine.restore();
+    assert_eq!(machine.total(), 110);
+    machine.set("nr_hugepages", left - 40);
+    machine.work.look();
+    assert_eq!(machine.total(), left - 40);
+    machine.work.look();
+    assert_eq!(machine.total(), 110);
 }

@@ -27,7 +27,7 @@ use super::observe::memory::MemoryObserver;
 use super::progress::ProgressSink;
 use crate::model::fault::Fault;
 use crate::model::policy::{MountPolicy, PoolPolicy};
-use crate::model::pools::{Memory, PoolGoal, PoolsSeen};
+use crate::model::pools::{Memory, PagesByPool, PoolGoal, PoolsSeen};
 use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::units::PageSize;
@@ -66,7 +66,9 @@ pub struct MemoryWork {
     /// Observation of the last plan, and its time: the request that follows need not observe again.
     seen: Option<(Instant, PoolsSeen)>,
     ahead: Option<Ahead>,
-    /// Set when the agent stops: work that was begun is ended or given back.
+    /// Whether lost pages were tried to be taken again, and the pools are since as that left them.
+    retook: bool,
+    /// Set when the agent stops: what was begun is ended or given back.
     stopping: Arc<AtomicBool>,
     progress: ProgressSink,
 }
@@ -124,6 +126,7 @@ impl MemoryWork {
             mounted,
             seen,
             ahead,
+            retook: false,
             stopping,
             progress,
         })
@@ -241,34 +244,46 @@ impl MemoryWork {
         };
         self.books.settle(&seen);
         self.seen = Some((Instant::now(), seen));
-        let mut report = self.prepare(&MemoryOrder {
-            work: WorkId::next(),
-            goal: PoolGoal::Grown(self.books.to_restore()),
-            mounts: Vec::new(),
-            keep_partial: true,
-            dry_run: false,
-            cancelled: Arc::default(),
-        });
-        // A restore that a stop interrupted is done by the next start.
+        let mut report = self.take_again(self.books.to_restore());
+        // What a stop has cut short is done by the next start.
         if !self.stopping.load(Ordering::Relaxed) {
             report.errors.extend(self.books.restored().err());
         }
         report
     }
 
-    /// Observes and records changes of the pools by others. Takes lost pages again where the settings say so, once the
-    /// pools are as in the observation before: somebody who lowers a pool may be about to raise it.
+    fn take_again(&mut self, pages: PagesByPool) -> PartReport {
+        self.prepare(&MemoryOrder {
+            work: WorkId::next(),
+            goal: PoolGoal::Grown(pages),
+            mounts: Vec::new(),
+            keep_partial: true,
+            dry_run: false,
+            cancelled: Arc::default(),
+        })
+    }
+
+    /// Looks at what others have done to the pools, and writes it down. Lost pages are taken again where the settings say so:
+    /// when the pools are as the look before left them, for who lowers a pool may be about to raise it; and once, for what it
+    /// takes to ask the kernel in vain slows the whole machine.
     pub fn look(&mut self) -> PartReport {
         // The pools may change from here on.
         self.seen = None;
         let looked = self.observer.pools().and_then(|seen| self.books.catch_up_with(&seen));
-        match looked {
-            Err(fault) => PartReport { errors: vec![fault], ..PartReport::default() },
-            Ok(changed) => {
-                let are_lost = !changed && !self.books.ledger().lost().is_empty();
-                if are_lost && self.pools.retake { self.restore() } else { PartReport::default() }
-            }
+        if let Err(fault) = looked {
+            return PartReport { errors: vec![fault], ..PartReport::default() };
         }
+        let stay = !self.books.changed_since();
+        self.retook &= stay;
+        let lost = self.books.to_retake();
+        if !self.pools.retake || !stay || self.retook || lost.is_empty() {
+            return PartReport::default();
+        }
+        let report = self.take_again(lost);
+        // Its own changes are not somebody else's.
+        self.books.changed_since();
+        self.retook = true;
+        report
     }
 
     fn mount(
