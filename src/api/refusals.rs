@@ -106,7 +106,8 @@ impl Collector for Refusals {
         if counts.is_empty() {
             return Ok(());
         }
-        let (name, help) = ("vhost_http_refused", "Calls and connections that were refused, by reason.");
+        let (name, help) =
+            ("vhost_http_refused", "Calls and connections that were refused, by reason.");
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (reason, count) in counts {
             ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;

@@ -127,7 +127,8 @@ impl Gathered {
 
     fn callbacks(&self, page: &mut Page<'_>) -> fmt::Result {
         let Census { waiting, oldest, counts, .. } = &self.census;
-        let about = ("vhost_callbacks_pending", "Results that are pending delivery to the controller.");
+        let about =
+            ("vhost_callbacks_pending", "Results that are pending delivery to the controller.");
         page.gauge(about, Some(*waiting as u64))?;
         let help = "Age of the oldest pending result; 0 where there is none.";
         let age = oldest.unwrap_or_default().as_secs_f64();
@@ -153,7 +154,8 @@ impl Gathered {
         ];
         let help = "Attempts to send a status report to the controller.";
         page.counters(("vhost_report_attempts", help), attempts)?;
-        let about = ("vhost_report_last_accepted", "1 if the controller accepted the last report, else 0.");
+        let about =
+            ("vhost_report_last_accepted", "1 if the controller accepted the last report, else 0.");
         page.gauge(about, told.last_taken.map(u64::from))?;
         let help = "When the controller accepted a report last, since 1970.";
         page.gauge(("vhost_report_last_accepted_timestamp_seconds", help), told.taken_at)
@@ -213,19 +215,21 @@ impl Gathered {
     fn pools(&self, page: &mut Page<'_>) -> fmt::Result {
         type Figure = fn(&PoolFigures) -> u64;
         let families: [(&str, &str, Figure); 5] = [
-            ("vhost_pool_pages", "Pages of a pool, surplus ones included.", |it| {
-                it.pool.total
-            }),
+            ("vhost_pool_pages", "Pages of a pool, surplus ones included.", |it| it.pool.total),
             (
                 "vhost_pool_free_pages",
                 "Free pages of a pool, some of which may be reserved.",
                 |it| it.pool.free,
             ),
             ("vhost_pool_surplus_pages", "Surplus pages of a pool.", |it| it.pool.surplus),
-            ("vhost_pool_grown_pages", "Pages of a pool that the agent added and owns.", |it| it.grown),
-            ("vhost_pool_desired_pages", "Pages of a pool that the agent takes again at each boot.", |it| {
-                it.wanted
+            ("vhost_pool_grown_pages", "Pages of a pool that the agent added and owns.", |it| {
+                it.grown
             }),
+            (
+                "vhost_pool_desired_pages",
+                "Pages of a pool that the agent takes again at each boot.",
+                |it| it.wanted,
+            ),
         ];
         let names: Vec<(String, String)> =
             self.pools.iter().map(|it| pool_names(it.pool.key)).collect();
