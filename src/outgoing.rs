@@ -27,8 +27,8 @@ use tokio::net::lookup_host;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use self::written::Written;
-use crate::model::outgoing::{Reach, Refused, VIA_AGENT};
+use self::written::WrittenResolver;
+use crate::model::outgoing::{Reach, RefusedAddress, VIA_AGENT};
 
 mod written;
 
@@ -55,30 +55,30 @@ pub enum SendError {
         /// Name or address.
         host: String,
         /// First of its addresses, and the reason.
-        source: Refused,
+        source: RefusedAddress,
     },
     /// No connection, or a broken one.
     #[error(transparent)]
     Connection(#[from] Error),
 }
 
-type Plain = HttpConnector<Written>;
+type Plain = HttpConnector<WrittenResolver>;
 
 /// HTTP client; certificates are loaded for the first `https` request.
 #[derive(Debug)]
-pub struct Client {
+pub struct HttpClient {
     http: HyperClient<Plain, Full<Bytes>>,
     https: OnceCell<HyperClient<HttpsConnector<Plain>, Full<Bytes>>>,
 }
 
-impl Default for Client {
-    fn default() -> Client {
-        Client { http: builder().build(connector(true)), https: OnceCell::new() }
+impl Default for HttpClient {
+    fn default() -> HttpClient {
+        HttpClient { http: builder().build(connector(true)), https: OnceCell::new() }
     }
 }
 
 fn connector(enforce_http: bool) -> Plain {
-    let mut connector = HttpConnector::new_with_resolver(Written);
+    let mut connector = HttpConnector::new_with_resolver(WrittenResolver);
     connector.set_connect_timeout(Some(CONNECT));
     connector.set_nodelay(true);
     connector.enforce_http(enforce_http);
@@ -94,7 +94,7 @@ fn builder() -> hyper_util::client::legacy::Builder {
     builder
 }
 
-impl Client {
+impl HttpClient {
     /// Sends a request to an address that `reach` allows; any answer is a success here, and its body is still to come.
     /// A user name in the URL is not used.
     ///

@@ -27,7 +27,7 @@ pub fn count(kind: &str) -> u64 {
 
 /// Notice that work has become overdue, or no longer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct OverdueNotice {
     /// Kind of work, by its owner.
     pub kind: &'static str,
     /// Object that the work is done on.
@@ -39,23 +39,24 @@ pub struct Told {
     pub ended: bool,
 }
 
-static TOLD: LazyLock<broadcast::Sender<Told>> = LazyLock::new(|| broadcast::Sender::new(KEPT));
+static TOLD: LazyLock<broadcast::Sender<OverdueNotice>> =
+    LazyLock::new(|| broadcast::Sender::new(KEPT));
 
 /// Subscribes to the notices from now on.
-pub fn watch() -> broadcast::Receiver<Told> {
+pub fn watch() -> broadcast::Receiver<OverdueNotice> {
     TOLD.subscribe()
 }
 
 /// Overdue piece of work; counted until dropped.
-struct Overdue {
+struct OverdueWork {
     kind: &'static str,
     subject: String,
     limit: Duration,
     began: Instant,
 }
 
-impl Overdue {
-    fn begins(self) -> Overdue {
+impl OverdueWork {
+    fn begins(self) -> OverdueWork {
         overdue().push(self.kind);
         self.tell(false);
         self
@@ -64,11 +65,12 @@ impl Overdue {
     fn tell(&self, ended: bool) {
         let (kind, subject, limit) = (self.kind, self.subject.clone(), self.limit);
         // Followers are optional.
-        let _ = TOLD.send(Told { kind, subject, limit, took: self.began.elapsed(), ended });
+        let _ =
+            TOLD.send(OverdueNotice { kind, subject, limit, took: self.began.elapsed(), ended });
     }
 }
 
-impl Drop for Overdue {
+impl Drop for OverdueWork {
     fn drop(&mut self) {
         let mut all = overdue();
         if let Some(at) = all.iter().position(|kind| *kind == self.kind) {
@@ -91,7 +93,7 @@ pub async fn told_after<T>(
     if let Ok(done) = timeout(limit, &mut work).await {
         return done;
     }
-    let _overdue = Overdue { kind, subject: what.clone(), limit, began }.begins();
+    let _overdue = OverdueWork { kind, subject: what.clone(), limit, began }.begins();
     loop {
         let took = began.elapsed();
         tracing::error!(

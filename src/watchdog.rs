@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 type Feed = dyn Fn() + Send + Sync;
 
-struct Shared {
+struct WatchdogState {
     within: Duration,
     owners: Mutex<Owners>,
     feed: Box<Feed>,
@@ -23,13 +23,13 @@ struct Owners {
 
 /// Registry of the owners that send heartbeats.
 #[derive(Clone, Default)]
-pub struct Watchdog(Option<Arc<Shared>>);
+pub struct Watchdog(Option<Arc<WatchdogState>>);
 
 impl Watchdog {
     /// Creates a watchdog that calls `feed` at least every `within` while every owner's heartbeat is that frequent.
     pub fn new(within: Duration, feed: impl Fn() + Send + Sync + 'static) -> Watchdog {
         let owners = Mutex::new(Owners { last: Vec::new(), fed: None });
-        Watchdog(Some(Arc::new(Shared { within, owners, feed: Box::new(feed) })))
+        Watchdog(Some(Arc::new(WatchdogState { within, owners, feed: Box::new(feed) })))
     }
 
     /// Registers one more owner and returns its heartbeat.
@@ -44,7 +44,7 @@ impl Watchdog {
     }
 }
 
-pub struct Heartbeat(Option<(Arc<Shared>, usize, tokio::time::Interval)>);
+pub struct Heartbeat(Option<(Arc<WatchdogState>, usize, tokio::time::Interval)>);
 
 impl Heartbeat {
     /// Waits until a heartbeat is due, and sends it; for ever where there is no watchdog. Cancel-safe: a missed one is
@@ -87,7 +87,7 @@ impl Owners {
     }
 }
 
-impl Shared {
+impl WatchdogState {
     /// Records an owner's heartbeat; `true` if systemd is to be fed now.
     fn beat(&self, place: usize, now: Instant) -> bool {
         let mut owners = lock(&self.owners);

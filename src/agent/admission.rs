@@ -24,7 +24,7 @@ impl<T> Waits for oneshot::Sender<T> {
 
 /// Run with its waiters.
 #[derive(Debug)]
-struct Run<W> {
+struct AdmittedRun<W> {
     work: WorkId,
     request: PrepareRequest,
     waiters: Vec<W>,
@@ -32,9 +32,9 @@ struct Run<W> {
 
 /// Running request and the queue behind it.
 #[derive(Debug)]
-pub struct Admission<W> {
-    running: Option<Run<W>>,
-    queue: VecDeque<Run<W>>,
+pub struct RunQueue<W> {
+    running: Option<AdmittedRun<W>>,
+    queue: VecDeque<AdmittedRun<W>>,
     most: usize,
 }
 
@@ -48,10 +48,10 @@ pub enum Admitted<W> {
     Full(W),
 }
 
-impl<W: Waits> Admission<W> {
+impl<W: Waits> RunQueue<W> {
     /// Makes an admission with at most `most` queued runs.
-    pub fn new(most: usize) -> Admission<W> {
-        Admission { running: None, queue: VecDeque::new(), most }
+    pub fn new(most: usize) -> RunQueue<W> {
+        RunQueue { running: None, queue: VecDeque::new(), most }
     }
 
     /// Admits a request. Waiters that have gone take no place any more, nor does a queued run that only
@@ -70,7 +70,7 @@ impl<W: Waits> Admission<W> {
             return Admitted::Full(waiter);
         }
         let work = WorkId::next();
-        let run = Run { work, request: request.clone(), waiters: vec![waiter] };
+        let run = AdmittedRun { work, request: request.clone(), waiters: vec![waiter] };
         if self.running.is_none() {
             self.running = Some(run);
             return Admitted::Start(work, request);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn who_has_gone_takes_no_place_and_no_run_starts_for_nobody() {
-        let mut admission = Admission::new(1);
+        let mut admission = RunQueue::new(1);
         assert!(matches!(admission.submit(request(10, false), "a has gone"), Admitted::Start(..)));
         assert!(matches!(admission.submit(request(11, false), "b has gone"), Admitted::Waits(_)));
         assert!(
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_run_has_a_bound_of_those_who_wait_for_it() {
-        let mut admission = Admission::new(1);
+        let mut admission = RunQueue::new(1);
         admission.submit(request(10, false), 0);
         for waiter in 1..MOST_WAITERS {
             assert!(matches!(admission.submit(request(10, false), waiter), Admitted::Waits(_)));
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn the_second_shares_the_outcome_when_it_wants_the_same_or_less_and_else_runs_after() {
-        let mut admission = Admission::new(2);
+        let mut admission = RunQueue::new(2);
         let Admitted::Start(first, _) = admission.submit(request(10, false), "a") else { panic!() };
         assert_eq!(admission.submit(request(9, false), "e"), Admitted::Waits(first), "as one work");
         assert!(matches!(admission.submit(request(9, false), "b"), Admitted::Waits(_)));
@@ -167,7 +167,7 @@ mod tests {
 
     /// Lets the run at work end; each waiter must have wished for no more than it did.
     fn end_run(
-        admission: &mut Admission<usize>,
+        admission: &mut RunQueue<usize>,
         running: &mut Option<PrepareRequest>,
         requests: &[PrepareRequest],
         answered: &mut [u32],
@@ -190,7 +190,7 @@ mod tests {
         ) {
             let requests: Vec<_> =
                 calls.iter().map(|(pages, dry_run, _)| request(*pages, *dry_run)).collect();
-            let mut admission = Admission::new(3);
+            let mut admission = RunQueue::new(3);
             let mut running: Option<PrepareRequest> = None;
             let mut answered = vec![0; calls.len()];
             for (i, (.., finish)) in calls.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::apply::engine::{EngineApplier, Spawns};
-use super::observe::engine::{Answers, EngineObserver};
+use super::observe::engine::{EngineObserver, QueryEngine};
 use super::owner_gone;
 use super::progress::ProgressSink;
 use crate::model::code::Code;
@@ -28,34 +28,34 @@ const MOST_ROUNDS: usize = 6;
 const SLACK: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
-enum Order {
+enum EngineOrder {
     Prepare { work: WorkId, dry_run: bool, reply: oneshot::Sender<PartReport> },
 }
 
 /// Handle of the engine's owner.
 #[derive(Debug, Clone)]
-pub struct Engine {
-    orders: mpsc::Sender<Order>,
+pub struct EngineHandle {
+    orders: mpsc::Sender<EngineOrder>,
 }
 
-impl Engine {
-    pub fn start<E: Answers, S: Spawns>(
+impl EngineHandle {
+    pub fn start<E: QueryEngine, S: Spawns>(
         observer: Arc<EngineObserver<E>>,
         applier: EngineApplier<E, S>,
         policy: EnginePolicy,
         progress: ProgressSink,
         heartbeat: Heartbeat,
-    ) -> Engine {
+    ) -> EngineHandle {
         let (orders, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(Owner { observer, applier, policy, progress }, queue, heartbeat));
-        Engine { orders }
+        tokio::spawn(run(EngineOwner { observer, applier, policy, progress }, queue, heartbeat));
+        EngineHandle { orders }
     }
 
     /// Installs, configures and starts the engine as needed. Every step has its own deadline.
     pub async fn prepare(&self, work: WorkId, dry_run: bool) -> PartReport {
         let failed = |fault| PartReport { errors: vec![fault], ..PartReport::default() };
         let (reply, answer) = oneshot::channel();
-        match self.orders.try_send(Order::Prepare { work, dry_run, reply }) {
+        match self.orders.try_send(EngineOrder::Prepare { work, dry_run, reply }) {
             Ok(()) => answer.await.unwrap_or_else(|_| failed(owner_gone())),
             Err(mpsc::error::TrySendError::Full(_)) => failed(Fault::new(
                 Code::EngineBusy,
@@ -82,16 +82,16 @@ impl Engine {
     }
 }
 
-struct Owner<E, S> {
+struct EngineOwner<E, S> {
     observer: Arc<EngineObserver<E>>,
     applier: EngineApplier<E, S>,
     policy: EnginePolicy,
     progress: ProgressSink,
 }
 
-async fn run<E: Answers, S: Spawns>(
-    mut owner: Owner<E, S>,
-    mut queue: mpsc::Receiver<Order>,
+async fn run<E: QueryEngine, S: Spawns>(
+    mut owner: EngineOwner<E, S>,
+    mut queue: mpsc::Receiver<EngineOrder>,
     mut heartbeat: Heartbeat,
 ) {
     loop {
@@ -100,7 +100,7 @@ async fn run<E: Answers, S: Spawns>(
             order = queue.recv() => order,
             () = heartbeat.due() => continue,
         };
-        let Some(Order::Prepare { work, dry_run, reply }) = order else { return };
+        let Some(EngineOrder::Prepare { work, dry_run, reply }) = order else { return };
         owner.progress = owner.progress.of(work);
         let limit = owner.policy.install_timeout + owner.policy.ready_timeout + SLACK;
         let work = told_after(limit, ("engine", "the engine".to_string()), owner.prepare(dry_run));
@@ -116,7 +116,7 @@ async fn run<E: Answers, S: Spawns>(
     }
 }
 
-impl<E: Answers, S: Spawns> Owner<E, S> {
+impl<E: QueryEngine, S: Spawns> EngineOwner<E, S> {
     async fn prepare(&mut self, dry_run: bool) -> PartReport {
         let mut report = PartReport::default();
         if let Err(fault) = self.converge(dry_run, &mut report).await {

@@ -17,7 +17,7 @@ use crate::model::prepare::StepOutcome;
 struct Node {
     engine: FakeEngine,
     spawner: FakeSpawner,
-    owner: Engine,
+    owner: EngineHandle,
     folder: TempDir,
 }
 
@@ -40,7 +40,7 @@ fn node(mood: Mood) -> Node {
     let applier = EngineApplier::new(&root, policy(), shared, systemd, spawner.clone());
     let (progress, heartbeat) = (ProgressSink::default(), crate::watchdog::Watchdog::default());
     let owner =
-        Engine::start(Arc::new(observer), applier, policy(), progress, heartbeat.register());
+        EngineHandle::start(Arc::new(observer), applier, policy(), progress, heartbeat.register());
     Node { engine, spawner, owner, folder }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 
 use super::progress::ProgressSink;
-use crate::model::event::{Event, EventId, Overdue, What};
+use crate::model::event::{Event, EventId, OverdueEvent, What};
 use crate::overdue;
 
 /// Number of events kept per kind for subscribers that reconnect, and the lag allowed to a slow one.
@@ -22,13 +22,13 @@ pub struct Events(Arc<Hub>);
 struct Hub {
     /// Distinguishes the numbers of this run of the agent from those of others; start time in ms.
     run: u64,
-    kept: Mutex<Kept>,
+    kept: Mutex<EventHistory>,
     told: broadcast::Sender<Event>,
 }
 
 /// Last events of each kind: output of long work must not push out the status of targets.
 #[derive(Debug, Default)]
-struct Kept {
+struct EventHistory {
     last: u64,
     targets: VecDeque<Event>,
     work: VecDeque<Event>,
@@ -104,9 +104,9 @@ impl Events {
     }
 }
 
-fn overdue_work(told: overdue::Told) -> What {
+fn overdue_work(told: overdue::OverdueNotice) -> What {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    What::Overdue(Overdue {
+    What::Overdue(OverdueEvent {
         owner: told.kind.to_string(),
         subject: told.subject,
         limit_ms: ms(told.limit),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::observe::engine::{Answers, EngineObserver};
+use super::observe::engine::{EngineObserver, QueryEngine};
 use super::observe::node::NodeObserver;
 use super::owner_gone;
 use super::pools::Pools;
@@ -20,22 +20,22 @@ const QUEUE: usize = 1024;
 /// Timeout of the engine: a hung one must not hold up the status of the rest.
 const ENGINE: Duration = Duration::from_secs(6);
 
-type Answer = Result<Arc<NodeStatus>, Fault>;
+type NodeAnswer = Result<Arc<NodeStatus>, Fault>;
 
 /// Handle of the node's observer.
 #[derive(Debug, Clone)]
 pub struct Node {
-    asks: mpsc::Sender<oneshot::Sender<Answer>>,
+    asks: mpsc::Sender<oneshot::Sender<NodeAnswer>>,
 }
 
 impl Node {
-    pub fn start<E: Answers>(
+    pub fn start<E: QueryEngine>(
         observer: NodeObserver,
         pools: Pools,
         engine: Arc<EngineObserver<E>>,
         socket: String,
     ) -> Node {
-        let (asks, mut queue) = mpsc::channel::<oneshot::Sender<Answer>>(QUEUE);
+        let (asks, mut queue) = mpsc::channel::<oneshot::Sender<NodeAnswer>>(QUEUE);
         tokio::spawn(async move {
             while let Some(first) = queue.recv().await {
                 let mut waiting = vec![first];
@@ -63,7 +63,7 @@ impl Node {
     ///
     /// # Errors
     /// When too many callers wait or the agent itself fails; the status lists what could not be read.
-    pub async fn status(&self) -> Answer {
+    pub async fn status(&self) -> NodeAnswer {
         let (caller, answer) = oneshot::channel();
         self.asks.try_send(caller).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(

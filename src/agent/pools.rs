@@ -32,7 +32,7 @@ const QUEUE: usize = 32;
 /// Limit after which a request is overdue: more than the kernel takes, as each write has its own deadline.
 const WORK_LIMIT: Duration = Duration::from_secs(600);
 
-enum Order {
+enum PoolsOrder {
     Prepare(MemoryOrder, oneshot::Sender<PartReport>),
     Restore { unless_done: bool, reply: oneshot::Sender<PartReport> },
     Reclaim(ReclaimOrder, oneshot::Sender<ReclaimReport>),
@@ -43,7 +43,7 @@ enum Order {
 /// Handle of the pools' owner.
 #[derive(Debug, Clone)]
 pub struct Pools {
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<PoolsOrder>,
     books: watch::Receiver<Published>,
     /// Timeout of a request for its caller.
     patience: Duration,
@@ -52,14 +52,14 @@ pub struct Pools {
     others: Arc<Notify>,
 }
 
-impl std::fmt::Debug for Order {
+impl std::fmt::Debug for PoolsOrder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Order::Prepare(..) => "Prepare",
-            Order::Restore { .. } => "Restore",
-            Order::Reclaim(..) => "Reclaim",
-            Order::Look(_) => "Look",
-            Order::Stop(_) => "Stop",
+            PoolsOrder::Prepare(..) => "Prepare",
+            PoolsOrder::Restore { .. } => "Restore",
+            PoolsOrder::Reclaim(..) => "Reclaim",
+            PoolsOrder::Look(_) => "Look",
+            PoolsOrder::Stop(_) => "Stop",
         })
     }
 }
@@ -106,7 +106,7 @@ impl Pools {
         let order =
             MemoryOrder { work, goal, mounts, keep_partial, dry_run, cancelled: cancelled.clone() };
         let late = "what it still finds is given back when it returns";
-        let report = self.ask(late, |reply| Order::Prepare(order, reply)).await;
+        let report = self.ask(late, |reply| PoolsOrder::Prepare(order, reply)).await;
         report.unwrap_or_else(|fault| {
             cancelled.store(true, Ordering::Relaxed);
             PartReport { errors: vec![fault], ..PartReport::default() }
@@ -117,7 +117,7 @@ impl Pools {
     /// done in this boot.
     pub async fn restore(&self, unless_done: bool) -> PartReport {
         let late = "it goes on, and what it finds is kept: see GET /v1/node";
-        let restored = self.ask(late, |reply| Order::Restore { unless_done, reply }).await;
+        let restored = self.ask(late, |reply| PoolsOrder::Restore { unless_done, reply }).await;
         restored.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
 
@@ -127,13 +127,13 @@ impl Pools {
     /// When the owner is busy or gone; other failures are in the report.
     pub async fn reclaim(&self, order: ReclaimOrder) -> Result<ReclaimReport, Fault> {
         let late = "pages are given back when it returns: see GET /v1/node";
-        self.ask(late, |reply| Order::Reclaim(order, reply)).await
+        self.ask(late, |reply| PoolsOrder::Reclaim(order, reply)).await
     }
 
     /// Observes changes of the pools by others, and takes lost pages again where the settings say so.
     pub async fn look(&self) -> PartReport {
         let late = "it goes on: see GET /v1/node";
-        let looked = self.ask(late, Order::Look).await;
+        let looked = self.ask(late, PoolsOrder::Look).await;
         looked.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
 
@@ -155,7 +155,7 @@ impl Pools {
         let (reply, ended) = oneshot::channel();
         let ends = async {
             // Accepted or refused because the owner has ended: either way it ends.
-            let _ = self.orders.send(Order::Stop(reply)).await;
+            let _ = self.orders.send(PoolsOrder::Stop(reply)).await;
             let _ = ended.await;
         };
         tokio::pin!(ends);
@@ -174,7 +174,7 @@ impl Pools {
     async fn ask<T>(
         &self,
         late: &str,
-        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+        order: impl FnOnce(oneshot::Sender<T>) -> PoolsOrder,
     ) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.orders.try_send(order(reply)).map_err(|e| match e {
@@ -197,7 +197,7 @@ impl Pools {
     }
 }
 
-async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: Heartbeat) {
+async fn run(work: MemoryWork, mut queue: mpsc::Receiver<PoolsOrder>, mut heartbeat: Heartbeat) {
     let mut idle = Some(work);
     while let Some(mut work) = idle.take() {
         let order = loop {
@@ -209,7 +209,7 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: 
         };
         let order = match order {
             None => return,
-            Some(Order::Stop(reply)) => {
+            Some(PoolsOrder::Stop(reply)) => {
                 let _ = reply.send(());
                 return;
             }
@@ -220,7 +220,7 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: 
             continue;
         };
         let ahead = match &order {
-            Order::Prepare(order, _) => work.looks_ahead(order),
+            PoolsOrder::Prepare(order, _) => work.looks_ahead(order),
             _ => None,
         };
         let about = ("pools", "the hugepage pools".to_string());
@@ -242,8 +242,8 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<Order>, mut heartbeat: 
 
 /// Answers a plan that takes only a read of some counters, and returns any other request. Handing it to
 /// another thread and back would take longer than the read.
-async fn answer_at_once(work: &mut MemoryWork, order: Order) -> Option<Order> {
-    let Order::Prepare(order, reply) = order else { return Some(order) };
+async fn answer_at_once(work: &mut MemoryWork, order: PoolsOrder) -> Option<PoolsOrder> {
+    let PoolsOrder::Prepare(order, reply) = order else { return Some(order) };
     if order.dry_run {
         // Others that only have to send a request, such as to the engine's owner, go first.
         yield_now().await;
@@ -253,28 +253,28 @@ async fn answer_at_once(work: &mut MemoryWork, order: Order) -> Option<Order> {
             let _ = reply.send(report);
             None
         }
-        None => Some(Order::Prepare(order, reply)),
+        None => Some(PoolsOrder::Prepare(order, reply)),
     }
 }
 
 /// Executes one request; a caller that has gone does not matter.
-fn execute(mut work: MemoryWork, order: Order) -> MemoryWork {
+fn execute(mut work: MemoryWork, order: PoolsOrder) -> MemoryWork {
     match order {
-        Order::Prepare(order, reply) => {
+        PoolsOrder::Prepare(order, reply) => {
             let _ = reply.send(work.prepare(&order));
         }
-        Order::Restore { unless_done, reply } => {
+        PoolsOrder::Restore { unless_done, reply } => {
             let done = unless_done && work.is_restored();
             let _ = reply.send(if done { PartReport::default() } else { work.restore() });
         }
-        Order::Reclaim(order, reply) => {
+        PoolsOrder::Reclaim(order, reply) => {
             let _ = reply.send(work.reclaim(order));
         }
-        Order::Look(reply) => {
+        PoolsOrder::Look(reply) => {
             let _ = reply.send(work.look());
         }
         // The loop itself ends with it.
-        Order::Stop(_) => {}
+        PoolsOrder::Stop(_) => {}
     }
     work.catch_up();
     work

@@ -6,8 +6,8 @@ use std::time::Instant;
 use futures_util::future::Either;
 use tokio::sync::{mpsc, oneshot};
 
-use super::admission::{Admission, Admitted};
-use super::engine::Engine;
+use super::admission::{Admitted, RunQueue};
+use super::engine::EngineHandle;
 use super::owner_gone;
 use super::pools::Pools;
 use crate::model::code::Code;
@@ -25,21 +25,21 @@ const MOST_WAITING: usize = 16;
 
 /// Outcome of a prepare.
 pub type Prepared = Result<Arc<PrepareReport>, Fault>;
-type Waiter = oneshot::Sender<Prepared>;
+type OutcomeWaiter = oneshot::Sender<Prepared>;
 /// Call: the request, the waiter for its outcome, and the receiver of its work id.
-type Call = (PrepareRequest, Waiter, oneshot::Sender<WorkId>);
+type PrepareCall = (PrepareRequest, OutcomeWaiter, oneshot::Sender<WorkId>);
 
 /// Handle of the owner that prepares the node.
 #[derive(Debug, Clone)]
 pub struct Prepare {
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::Sender<PrepareCall>,
     pools: Pools,
 }
 
 impl Prepare {
     pub fn start(
         pools: Pools,
-        engine: Engine,
+        engine: EngineHandle,
         manage_engine: bool,
         heartbeat: Heartbeat,
     ) -> Prepare {
@@ -93,14 +93,14 @@ fn busy() -> Fault {
 
 async fn run(
     pools: Pools,
-    engine: Engine,
+    engine: EngineHandle,
     manage_engine: bool,
-    mut calls: mpsc::Receiver<Call>,
+    mut calls: mpsc::Receiver<PrepareCall>,
     mut heartbeat: Heartbeat,
 ) {
-    let mut admission: Admission<Waiter> = Admission::new(MOST_WAITING);
+    let mut admission: RunQueue<OutcomeWaiter> = RunQueue::new(MOST_WAITING);
     // One run at a time; its future is polled here, so that a run and a waiting call are one task.
-    let mut running: Option<Run> = None;
+    let mut running: Option<PrepareRun> = None;
     loop {
         tokio::select! {
             // Pinned: goes on when another arm comes first.
@@ -132,15 +132,15 @@ async fn run(
     }
 }
 
-type Run = std::pin::Pin<Box<dyn Future<Output = PrepareReport> + Send>>;
+type PrepareRun = std::pin::Pin<Box<dyn Future<Output = PrepareReport> + Send>>;
 
 fn start(
     pools: &Pools,
-    engine: &Engine,
+    engine: &EngineHandle,
     manage_engine: bool,
     id: WorkId,
     request: PrepareRequest,
-) -> Run {
+) -> PrepareRun {
     let (pools, engine) = (pools.clone(), engine.clone());
     Box::pin(async move {
         let engine = (request.engine && manage_engine).then_some(&engine);
@@ -154,7 +154,7 @@ fn start(
 /// engine. Parts that the plan finds in place are not observed again.
 async fn work(
     pools: &Pools,
-    engine: Option<&Engine>,
+    engine: Option<&EngineHandle>,
     id: WorkId,
     request: PrepareRequest,
 ) -> PrepareReport {
@@ -188,7 +188,7 @@ async fn work(
     PrepareReport::of(dry_run, memory_part, began.elapsed())
 }
 
-async fn prepare_engine(engine: Option<&Engine>, id: WorkId, dry_run: bool) -> PartReport {
+async fn prepare_engine(engine: Option<&EngineHandle>, id: WorkId, dry_run: bool) -> PartReport {
     match engine {
         Some(engine) => engine.prepare(id, dry_run).await,
         None => PartReport::default(),

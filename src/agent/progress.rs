@@ -41,23 +41,23 @@ impl ProgressSink {
     }
 
     /// Publishes the begin of a step.
-    pub fn begun(&self, step: &Step) -> Begun {
+    pub fn begun(&self, step: &Step) -> StepInProgress {
         let (name, subject) = (step.name(), step.subject());
         tracing::debug!(work = %self.work, step = name, subject, "{name} {subject} begins");
         self.tell(WorkEvent::Begun { area: step.area(), step: name.to_string(), subject });
-        Begun { progress: self.clone(), step: step.clone(), at: Instant::now() }
+        StepInProgress { progress: self.clone(), step: step.clone(), at: Instant::now() }
     }
 }
 
 /// Step in progress.
 #[derive(Debug, Clone)]
-pub struct Begun {
+pub struct StepInProgress {
     progress: ProgressSink,
     step: Step,
     at: Instant,
 }
 
-impl Begun {
+impl StepInProgress {
     /// Publishes a line of the step's output.
     pub fn line(&self, text: String) {
         tracing::info!(work = %self.progress.work, step = self.step.name(), "{text}");

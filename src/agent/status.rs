@@ -19,7 +19,7 @@ use super::observe::blocking;
 use super::observe::memory::MemoryObserver;
 use crate::model::event::What;
 use crate::model::fault::{Fault, Finding};
-use crate::model::identity::Identity;
+use crate::model::identity::HostIdentity;
 use crate::model::ledger::Ledger;
 use crate::model::pools::Pool;
 use crate::model::status::{NodeReport, PoolReport, TargetStatuses, target_reports};
@@ -38,7 +38,7 @@ pub struct Sources {
     /// Ledger of the agent's pages.
     pub books: watch::Receiver<Published>,
     /// Identity of this host at the controller.
-    pub identity: watch::Receiver<Identity>,
+    pub identity: watch::Receiver<HostIdentity>,
     /// Observer of the pools.
     pub memory: MemoryObserver,
     /// Publisher for new findings.
@@ -48,12 +48,12 @@ pub struct Sources {
 /// Subscription to the newest report.
 pub type Reports = watch::Receiver<Arc<NodeReport>>;
 
-type Look = Pin<Box<dyn Future<Output = Result<Vec<PoolReport>, Fault>> + Send>>;
+type Observing = Pin<Box<dyn Future<Output = Result<Vec<PoolReport>, Fault>> + Send>>;
 
-struct Status {
+struct StatusObserver {
     sources: Sources,
     pools: Vec<PoolReport>,
-    look: Option<Look>,
+    look: Option<Observing>,
     /// Set if the ledger has changed since the current observation began.
     look_again: bool,
     /// Set if the last observation failed, which is logged once.
@@ -80,7 +80,7 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
     let ledger = sources.books.borrow().ledger.clone();
     let looked = pool_reports(&sources.memory, ledger);
     let told = watch::Sender::new(Arc::new(first));
-    let mut status = Status {
+    let mut status = StatusObserver {
         sources,
         pools: Vec::new(),
         look: None,
@@ -98,7 +98,7 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
     Ok(reports)
 }
 
-impl Status {
+impl StatusObserver {
     async fn run(mut self, mut ticks: Interval, mut heartbeat: Heartbeat) {
         loop {
             tokio::select! {
@@ -222,7 +222,7 @@ mod tests {
         statuses: watch::Sender<TargetStatuses>,
         desired: watch::Sender<Desired>,
         books: watch::Sender<Published>,
-        identity: watch::Sender<Identity>,
+        identity: watch::Sender<HostIdentity>,
         events: Events,
         reports: Reports,
     }

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::errors::Problem;
-use crate::model::access::{Denied, Named, Role, Shown};
+use crate::model::access::{Credential, Denied, Role, Shown};
 
 /// Minimum length of a token, in characters: a shorter one can be guessed.
 const FEWEST_CHARACTERS: usize = 16;
@@ -18,7 +18,7 @@ const MOST_TOKENS: usize = 100;
 
 /// Accepted tokens: digest, and the name and role of each.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Tokens(Vec<([u8; 32], Named)>);
+pub struct Tokens(Vec<([u8; 32], Credential)>);
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,7 +53,7 @@ impl Tokens {
                 ));
             }
             let name = format!("token in line {number} of access.tokens_file").into();
-            digests.push((digest(token), Named { name, role: Role::Admin }));
+            digests.push((digest(token), Credential { name, role: Role::Admin }));
         }
         match digests.len() {
             0..=MOST_TOKENS => Ok(Tokens(digests)),
@@ -61,13 +61,13 @@ impl Tokens {
         }
     }
 
-    pub fn add(&mut self, digest: [u8; 32], named: Named) {
+    pub fn add(&mut self, digest: [u8; 32], named: Credential) {
         self.0.push((digest, named));
     }
 
     /// Finds the token with that text. Its duration reveals nothing of the tokens, for only digests are compared, and
     /// all of them.
-    fn find(&self, token: &str) -> Option<&Named> {
+    fn find(&self, token: &str) -> Option<&Credential> {
         let shown = digest(token);
         self.0.iter().fold(None, |found, (known, named)| {
             let same = (*known == shown).then_some(named);

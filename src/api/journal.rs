@@ -80,7 +80,7 @@ pub fn principal(extensions: &Extensions) -> Principal {
 
 /// Caller of a refused request.
 #[derive(Debug, Clone, Copy)]
-pub struct Refused<'a> {
+pub struct RefusedCaller<'a> {
     /// Name, as far as known.
     pub by: &'a str,
     pub caller: Caller,
@@ -95,8 +95,8 @@ const UNTOLD_FOR: Duration = Duration::from_secs(60);
 
 /// Counts a refusal and logs it, or, where its client is refused too often, logs after a while how many there were.
 /// Returns the delay of its answer. Must run within a runtime.
-pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) -> Duration {
-    let Refused { by, caller, uid, what } = refused;
+pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static str) -> Duration {
+    let RefusedCaller { by, caller, uid, what } = refused;
     let client = (caller.into(), uid);
     let pace = refusals.note(client, reason, Instant::now());
     let (what, address) = (cut(what), caller.to_string());
@@ -132,17 +132,17 @@ pub fn refused(refusals: &Refusals, refused: Refused<'_>, reason: &'static str) 
 
 /// Change that a call is to make, and its caller.
 #[derive(Debug, Clone)]
-pub struct Change {
+pub struct AuditedChange {
     /// Name in the log.
     pub route: &'static str,
     pub by: Principal,
     pub of: Subject,
 }
 
-impl Change {
+impl AuditedChange {
     /// Change of the node as a whole.
-    pub fn of(route: &'static str, by: Principal) -> Change {
-        Change { route, by, of: Subject::default() }
+    pub fn of(route: &'static str, by: Principal) -> AuditedChange {
+        AuditedChange { route, by, of: Subject::default() }
     }
 }
 
@@ -151,40 +151,40 @@ const LONG: Duration = Duration::from_secs(1);
 
 /// Call in progress. One that is dropped before its end has lost its caller.
 #[derive(Debug)]
-pub struct Call {
-    begun: Arc<Begun>,
+pub struct AuditedCall {
+    begun: Arc<CallInProgress>,
     ended: bool,
     /// Task that logs a long call.
     long: JoinHandle<()>,
 }
 
 #[derive(Debug)]
-struct Begun {
-    change: Change,
+struct CallInProgress {
+    change: AuditedChange,
     task: Option<TaskId>,
     at: Instant,
-    noted: Mutex<Noted>,
+    noted: Mutex<LineState>,
 }
 
 /// Whether a call has a line already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Noted {
+enum LineState {
     No,
     Begun,
     Ended,
 }
 
-impl Call {
+impl AuditedCall {
     /// Records that a call begins. Must run within a runtime.
-    pub fn begins(change: Change, task: Option<&TaskId>) -> Call {
-        let (task, at, noted) = (task.cloned(), Instant::now(), Mutex::new(Noted::No));
-        let begun = Arc::new(Begun { change, task, at, noted });
+    pub fn begins(change: AuditedChange, task: Option<&TaskId>) -> AuditedCall {
+        let (task, at, noted) = (task.cloned(), Instant::now(), Mutex::new(LineState::No));
+        let begun = Arc::new(CallInProgress { change, task, at, noted });
         let is_long = begun.clone();
         let long = tokio::spawn(async move {
             sleep(LONG).await;
-            is_long.note("begun", None, Noted::Begun);
+            is_long.note("begun", None, LineState::Begun);
         });
-        Call { begun, ended: false, long }
+        AuditedCall { begun, ended: false, long }
     }
 
     /// Logs the outcome.
@@ -218,23 +218,23 @@ impl Call {
     fn note(&mut self, outcome: &str, code: Option<Code>) {
         self.ended = true;
         self.long.abort();
-        self.begun.note(outcome, code, Noted::Ended);
+        self.begun.note(outcome, code, LineState::Ended);
     }
 }
 
-impl Begun {
-    fn note(&self, outcome: &str, code: Option<Code>, now: Noted) {
+impl CallInProgress {
+    fn note(&self, outcome: &str, code: Option<Code>, now: LineState) {
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *noted, now);
-        if before == Noted::Ended {
+        if before == LineState::Ended {
             *noted = before;
             return;
         }
         let ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
-        let Change { route, by: Principal { name, caller, role, .. }, of } = &self.change;
+        let AuditedChange { route, by: Principal { name, caller, role, .. }, of } = &self.change;
         // A controller asks every minute whether all is in place.
-        if outcome == Outcome::Holds.word() && before == Noted::No {
+        if outcome == Outcome::Holds.word() && before == LineState::No {
             return tracing::debug!(route, task, outcome, ms, "{route}: {outcome}");
         }
         let Subject { target, volume, force, request } = of;
@@ -260,7 +260,7 @@ impl Begun {
     }
 }
 
-impl Drop for Call {
+impl Drop for AuditedCall {
     fn drop(&mut self) {
         if !self.ended {
             self.note("unanswered", None);

@@ -47,7 +47,7 @@ use crate::targets::Targets;
 
 /// State of the agent, as readiness reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum AgentPhase {
     /// Restoring what was kept over the last boot.
     Starting,
     Serving,
@@ -71,7 +71,7 @@ pub struct Native {
     pub http: HttpPolicy,
     /// Permitted callers; `None`, and nobody from outside, where a command works by itself.
     pub exposure: Option<Exposure>,
-    pub phase: watch::Receiver<Phase>,
+    pub phase: watch::Receiver<AgentPhase>,
 }
 
 /// Dependencies of all handlers of an agent that serves.

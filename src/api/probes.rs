@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::{Phase, Shared};
+use super::{AgentPhase, Shared};
 
 /// Liveness: the process lives and its runtime answers.
 pub async fn healthz() -> Response {
@@ -16,9 +16,9 @@ pub async fn healthz() -> Response {
 /// Readiness: what was kept over the last boot was restored, and no stop was requested.
 pub async fn readyz(State(api): State<Shared>) -> Response {
     let (status, word) = match *api.native.phase.borrow() {
-        Phase::Serving => (StatusCode::OK, "ready"),
-        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
-        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        AgentPhase::Serving => (StatusCode::OK, "ready"),
+        AgentPhase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        AgentPhase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
     (status, Json(json!({"status": word}))).into_response()
 }

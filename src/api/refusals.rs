@@ -13,7 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
-use crate::model::quota::Client;
+use crate::model::quota::QuotaClient;
 
 /// Refusals of one client that are answered at once; refilled by one each second.
 const AT_ONCE: f64 = 10.0;
@@ -23,7 +23,7 @@ const DELAY: Duration = Duration::from_secs(1);
 const MOST_CLIENTS: usize = 4096;
 
 /// Refused party: a client, and on this node the user.
-pub type Refusee = (Client, Option<u32>);
+pub type Refusee = (QuotaClient, Option<u32>);
 
 /// Treatment of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,17 +37,17 @@ pub struct Pace {
 
 /// Refusals since the process started; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Refusals(Arc<Mutex<State>>);
+pub struct Refusals(Arc<Mutex<RefusalState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct RefusalState {
     counts: BTreeMap<&'static str, u64>,
-    clients: HashMap<Refusee, Seen>,
+    clients: HashMap<Refusee, RefusedClient>,
 }
 
 /// State of a refused client.
 #[derive(Debug)]
-struct Seen {
+struct RefusedClient {
     /// Refusals, less one for each second.
     level: f64,
     at: Instant,
@@ -56,7 +56,7 @@ struct Seen {
     are_awaited: bool,
 }
 
-impl Seen {
+impl RefusedClient {
     fn level(&self, now: Instant) -> f64 {
         (self.level - now.duration_since(self.at).as_secs_f64()).max(0.0)
     }
@@ -74,7 +74,7 @@ impl Refusals {
                 return Pace { delay: DELAY, untold: None, is_first_untold: false };
             }
         }
-        let new = Seen { level: 0.0, at: now, untold: 0, are_awaited: false };
+        let new = RefusedClient { level: 0.0, at: now, untold: 0, are_awaited: false };
         let seen = clients.entry(client).or_insert(new);
         let level = seen.level(now);
         seen.at = now;
@@ -92,7 +92,7 @@ impl Refusals {
     /// Takes the number of a client's unlogged refusals.
     pub fn take_untold(&self, client: &Refusee) -> u64 {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = |seen: &mut Seen| {
+        let taken = |seen: &mut RefusedClient| {
             seen.are_awaited = false;
             std::mem::take(&mut seen.untold)
         };
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn client(number: u32) -> Refusee {
-        (Client::V4(Ipv4Addr::from(number)), None)
+        (QuotaClient::V4(Ipv4Addr::from(number)), None)
     }
 
     #[test]

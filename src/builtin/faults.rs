@@ -19,18 +19,18 @@ use serde_json::Value;
 
 /// Fault to inject before, or instead of, an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+enum InjectedFault {
     Spin(Duration),
     Sleep(Duration),
     Exit(i32),
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for InjectedFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Spin(time) => write!(f, "spin for {time:?}"),
-            Fault::Sleep(time) => write!(f, "sleep for {time:?}"),
-            Fault::Exit(code) => write!(f, "exit with code {code}"),
+            InjectedFault::Spin(time) => write!(f, "spin for {time:?}"),
+            InjectedFault::Sleep(time) => write!(f, "sleep for {time:?}"),
+            InjectedFault::Exit(code) => write!(f, "exit with code {code}"),
         }
     }
 }
@@ -47,26 +47,26 @@ impl Faults {
         let Some(fault) = self.find(method, name) else { return };
         tracing::warn!(method, name, "a fault is committed: {fault}");
         match fault {
-            Fault::Sleep(time) => std::thread::sleep(time),
-            Fault::Spin(time) => {
+            InjectedFault::Sleep(time) => std::thread::sleep(time),
+            InjectedFault::Spin(time) => {
                 let end = Instant::now() + time;
                 while Instant::now() < end {
                     std::hint::spin_loop();
                 }
             }
-            Fault::Exit(code) => std::process::exit(code),
+            InjectedFault::Exit(code) => std::process::exit(code),
         }
     }
 
     /// Age of the target from which it serves virtual machines.
     pub(super) fn sessions_after(&self) -> Duration {
         match self.find("sessions", "") {
-            Some(Fault::Sleep(time) | Fault::Spin(time)) => time,
-            Some(Fault::Exit(_)) | None => Duration::ZERO,
+            Some(InjectedFault::Sleep(time) | InjectedFault::Spin(time)) => time,
+            Some(InjectedFault::Exit(_)) | None => Duration::ZERO,
         }
     }
 
-    fn find(&self, method: &str, name: &str) -> Option<Fault> {
+    fn find(&self, method: &str, name: &str) -> Option<InjectedFault> {
         // A missing file means no fault.
         let text = std::fs::read_to_string(&self.0).unwrap_or_default();
         text.lines().find_map(|line| {
@@ -77,7 +77,7 @@ impl Faults {
     }
 }
 
-fn parse(line: &str) -> Option<(&str, Fault)> {
+fn parse(line: &str) -> Option<(&str, InjectedFault)> {
     /// Longer than any caller's timeout.
     const FOREVER: Duration = Duration::from_secs(1 << 30);
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -87,9 +87,9 @@ fn parse(line: &str) -> Option<(&str, Fault)> {
         seconds => Duration::try_from_secs_f64(seconds.parse().ok()?).ok(),
     };
     let fault = match *kind {
-        "spin" => Fault::Spin(time()?),
-        "sleep" => Fault::Sleep(time()?),
-        "exit" => Fault::Exit(argument.parse().ok()?),
+        "spin" => InjectedFault::Spin(time()?),
+        "sleep" => InjectedFault::Sleep(time()?),
+        "exit" => InjectedFault::Exit(argument.parse().ok()?),
         _ => return None,
     };
     Some((of, fault))
@@ -105,9 +105,9 @@ mod tests {
         let faults = Faults(folder.path().join("faults"));
         assert_eq!(faults.find("a", ""), None, "there is no file");
         std::fs::write(&faults.0, "a:b exit 3\nc sleep 0.5\nsessions sleep 2\nd jump 3\n").unwrap();
-        assert_eq!(faults.find("a", "b"), Some(Fault::Exit(3)));
+        assert_eq!(faults.find("a", "b"), Some(InjectedFault::Exit(3)));
         assert_eq!(faults.find("a", "x"), None);
-        assert_eq!(faults.find("c", "x"), Some(Fault::Sleep(Duration::from_millis(500))));
+        assert_eq!(faults.find("c", "x"), Some(InjectedFault::Sleep(Duration::from_millis(500))));
         assert_eq!(faults.find("d", "x"), None);
         assert_eq!(faults.sessions_after(), Duration::from_secs(2));
     }

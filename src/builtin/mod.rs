@@ -25,7 +25,7 @@ pub use process::{TargetError, run};
 
 /// Start options of a target.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct StartOptions {
     /// Path of the control socket.
     pub rpc_socket: PathBuf,
     /// Folder of the vhost sockets.

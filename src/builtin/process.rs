@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::Options;
+use super::StartOptions;
 use super::cores::CoreError;
 use super::rpc::Server;
 use super::socket::{Control, ControlError};
@@ -42,7 +42,7 @@ pub enum TargetError {
 ///
 /// # Errors
 /// When it cannot start, with the cause.
-pub fn run(options: &Options) -> Result<(), TargetError> {
+pub fn run(options: &StartOptions) -> Result<(), TargetError> {
     if let Some(cores) = &options.cores {
         cores.check()?;
     }

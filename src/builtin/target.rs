@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use super::Options;
-use super::bdev::{Bdev, Bdevs, Folder, errno};
+use super::StartOptions;
+use super::bdev::{Bdevs, BuiltinBdev, Folder, errno};
 use super::cores::Cores;
-use super::device::{Controller, Disk};
+use super::device::{BlkController, ControllerDisk};
 use super::faults::Faults;
 use super::socket::{Occupant, PATH_BYTES, occupant};
 
@@ -18,7 +18,7 @@ use super::socket::{Occupant, PATH_BYTES, occupant};
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) bdevs: Bdevs,
-    pub(super) controllers: BTreeMap<String, Controller>,
+    pub(super) controllers: BTreeMap<String, BlkController>,
     /// Set once start-up is over.
     pub(super) serving: bool,
     pub(super) cores: Option<Cores>,
@@ -31,7 +31,7 @@ pub(super) struct Target {
 
 /// Parameters of a new controller.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Wish {
+pub(super) struct ControllerParams {
     pub(super) name: String,
     pub(super) bdev: String,
     pub(super) read_only: bool,
@@ -40,7 +40,7 @@ pub(super) struct Wish {
 }
 
 impl Target {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(options: &StartOptions) -> Self {
         Self {
             bdevs: Bdevs::default(),
             controllers: BTreeMap::new(),
@@ -83,7 +83,7 @@ impl Target {
     /// # Errors
     /// ENODEV without the bdev, EINVAL for an invalid name or mask, EEXIST if the controller exists, EIO when its
     /// socket cannot be created.
-    pub(super) fn create_controller(&mut self, wish: Wish) -> Result<(), Errno> {
+    pub(super) fn create_controller(&mut self, wish: ControllerParams) -> Result<(), Errno> {
         let bdev = Arc::clone(self.bdevs.get(&wish.bdev).ok_or(Errno::ENODEV)?);
         let path = self.socket_path(&wish.name)?;
         let cores = self.cores_of(wish.cores.as_deref())?;
@@ -104,11 +104,12 @@ impl Target {
             }
         }
         let read_only = wish.read_only || bdev.file().is_some_and(|file| file.is_read_only());
-        let Wish { name, packed_ring, .. } = wish;
+        let ControllerParams { name, packed_ring, .. } = wish;
         let served_after = self.faults.as_ref().map(Faults::sessions_after).unwrap_or_default();
         let served_from = self.started + served_after;
-        let disk = Disk { name: name.clone(), bdev, read_only, packed_ring, cores, served_from };
-        let controller = Controller::new(disk, path.clone()).map_err(|error| {
+        let disk =
+            ControllerDisk { name: name.clone(), bdev, read_only, packed_ring, cores, served_from };
+        let controller = BlkController::new(disk, path.clone()).map_err(|error| {
             tracing::error!(path = %path.display(), %error, "no controller");
             Errno::EIO
         })?;
@@ -133,27 +134,32 @@ impl Target {
     ///
     /// # Errors
     /// `smaller` for a shrink; the kernel's error on the file.
-    pub(super) fn resize(&self, bdev: &Bdev, bytes: u64, smaller: Errno) -> Result<(), Errno> {
+    pub(super) fn resize(
+        &self,
+        bdev: &BuiltinBdev,
+        bytes: u64,
+        smaller: Errno,
+    ) -> Result<(), Errno> {
         let blocks = bytes / u64::from(bdev.block_size);
         if blocks < bdev.blocks() {
             return Err(smaller);
         }
         if blocks > bdev.blocks() {
             bdev.set_blocks(blocks);
-            let has_it = |c: &&Controller| std::ptr::eq(&*c.disk.bdev, bdev);
-            self.controllers.values().filter(has_it).for_each(Controller::announce_resize);
+            let has_it = |c: &&BlkController| std::ptr::eq(&*c.disk.bdev, bdev);
+            self.controllers.values().filter(has_it).for_each(BlkController::announce_resize);
         }
         Ok(())
     }
 
     /// Begins to end all sessions and removes every socket, in parallel.
     pub(super) fn begin_stop(&self) {
-        self.controllers.values().for_each(Controller::begin_stop);
+        self.controllers.values().for_each(BlkController::begin_stop);
     }
 
     /// `true` if every controller's thread has ended.
     pub(super) fn has_stopped(&self) -> bool {
-        self.controllers.values().all(Controller::has_stopped)
+        self.controllers.values().all(BlkController::has_stopped)
     }
 
     /// Creates the folder of the sockets.

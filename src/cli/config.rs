@@ -9,7 +9,7 @@ use crate::config::Loaded;
 
 /// Actions on the settings.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum ConfigCommand {
     /// Check the settings and list their sources
     Check,
     /// Print the effective settings
@@ -17,22 +17,22 @@ pub(super) enum Command {
 }
 
 /// Runs the command. Invalid settings have been refused before.
-pub(super) fn run(command: &Command, loaded: &Loaded, output: Output) -> Result<u8> {
+pub(super) fn run(command: &ConfigCommand, loaded: &Loaded, output: Output) -> Result<u8> {
     match (command, output) {
-        (Command::Check, Output::Json) => {
+        (ConfigCommand::Check, Output::Json) => {
             let access = loaded.settings.exposure(loaded.settings.listen);
             let valid =
                 serde_json::json!({"valid": true, "sources": loaded.sources, "access": access});
             print_json(&valid)?;
         }
-        (Command::Check, Output::Table) => {
+        (ConfigCommand::Check, Output::Table) => {
             let access = loaded.settings.exposure(loaded.settings.listen);
             let warnings = warnings(&access);
             let (sources, access) = (sources(loaded, ""), access.text());
             print(&format!("the settings are valid\n{sources}who may call: {access}\n{warnings}"))?;
         }
-        (Command::Show, Output::Json) => print_json(&loaded.settings)?,
-        (Command::Show, Output::Table) => {
+        (ConfigCommand::Show, Output::Json) => print_json(&loaded.settings)?,
+        (ConfigCommand::Show, Output::Table) => {
             let text = toml::to_string(&loaded.settings).context("cannot print the settings")?;
             print(&format!("{}{text}", sources(loaded, "# ")))?;
         }

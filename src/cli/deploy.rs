@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use hyper::Method;
 
-use super::reach::{Agent, Place};
+use super::reach::{Agent, NodeRoot};
 use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::api::v1::targets::TargetBody;
@@ -15,7 +15,7 @@ use crate::model::target::{TargetKind, TargetName};
 
 /// Kind of target.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kind {
+enum KindArg {
     /// ZBS's vhost
     Zbs,
     /// SPDK's vhost
@@ -26,13 +26,13 @@ enum Kind {
 
 /// Name and spec of a target.
 #[derive(Debug, Args)]
-pub(super) struct Wishes {
+pub(super) struct DeployArgs {
     /// Name of the target and of its container
     #[arg(default_value = "zbs-vhost")]
     name: TargetName,
     /// Kind of target [default: the setting target.kind]
     #[arg(long, value_name = "KIND")]
-    kind: Option<Kind>,
+    kind: Option<KindArg>,
     /// Image of the container
     #[arg(long, value_name = "REFERENCE")]
     image: Option<String>,
@@ -71,12 +71,12 @@ pub(super) struct Wishes {
     dry_run: bool,
 }
 
-impl Wishes {
+impl DeployArgs {
     fn body(&self) -> TargetBody {
         let kind = self.kind.map(|kind| match kind {
-            Kind::Zbs => TargetKind::Zbs,
-            Kind::Spdk => TargetKind::Spdk,
-            Kind::BuiltIn => TargetKind::BuiltIn,
+            KindArg::Zbs => TargetKind::Zbs,
+            KindArg::Spdk => TargetKind::Spdk,
+            KindArg::BuiltIn => TargetKind::BuiltIn,
         });
         TargetBody {
             kind,
@@ -101,7 +101,7 @@ pub(super) enum Verb {
     Destroy,
 }
 
-impl Wishes {
+impl DeployArgs {
     /// `true` if only the plan is requested.
     pub(super) fn is_dry_run(&self) -> bool {
         self.dry_run
@@ -129,7 +129,7 @@ impl Wishes {
         if said || defaults.image().is_some() || defaults.kind == TargetKind::BuiltIn {
             return None;
         }
-        self.kind = Some(Kind::BuiltIn);
+        self.kind = Some(KindArg::BuiltIn);
         let mut text =
             "no image is configured (target.image) or named (--image): the built-in target \
                         is taken"
@@ -148,7 +148,7 @@ impl Wishes {
         agent: &Agent,
         bars: &ProgressBars,
     ) -> Result<PrepareReport> {
-        let Wishes { name, dry_run, recreate, force, .. } = self;
+        let DeployArgs { name, dry_run, recreate, force, .. } = self;
         let path = format!("/v1/targets/{name}?dryRun={dry_run}&recreate={recreate}&force={force}");
         let method = match verb {
             Verb::Deploy => Method::PUT,
@@ -159,7 +159,12 @@ impl Wishes {
     }
 }
 
-pub(super) async fn run(place: Place, wishes: Wishes, verb: Verb, output: Output) -> Result<u8> {
+pub(super) async fn run(
+    place: NodeRoot,
+    wishes: DeployArgs,
+    verb: Verb,
+    output: Output,
+) -> Result<u8> {
     wishes.judge(&place.settings)?;
     let bars = ProgressBars::new(output, wishes.dry_run);
     let agent = if wishes.dry_run { place.looker().await? } else { place.owner().await? };

@@ -5,7 +5,7 @@ use clap::Args;
 use hyper::Method;
 use url::form_urlencoded;
 
-use super::reach::{ANSWER, Agent, Place};
+use super::reach::{ANSWER, Agent, NodeRoot};
 use super::render::{print_health, print_proven};
 use super::{Output, exit};
 use crate::config::Settings;
@@ -15,7 +15,7 @@ use crate::model::target::{TargetHealth, TargetName, TargetState};
 
 /// Target to check.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct TargetArg {
     /// Name of the target and of its container
     #[arg(default_value = "zbs-vhost")]
     name: TargetName,
@@ -27,7 +27,7 @@ pub(super) struct Which {
     deep: bool,
 }
 
-pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8> {
+pub(super) async fn run(place: NodeRoot, which: TargetArg, output: Output) -> Result<u8> {
     let agent = place.looker().await?;
     let control = which.control_sock.as_ref();
     if which.deep {

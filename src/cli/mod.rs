@@ -105,35 +105,35 @@ enum Command {
     /// Run the agent
     Serve,
     /// Show what prepare would do; changes nothing
-    Plan(prepare::Wishes),
+    Plan(prepare::PrepareArgs),
     /// Prepare this node: hugepages, hugetlbfs, Docker
-    Prepare(prepare::Wishes),
+    Prepare(prepare::PrepareArgs),
     /// Prepare this node, deploy a target, and verify its I/O
-    Up(deploy::Wishes),
+    Up(deploy::DeployArgs),
     /// Deploy a target: a vhost-user process in its container
-    Deploy(deploy::Wishes),
+    Deploy(deploy::DeployArgs),
     /// Remove a target
-    Destroy(deploy::Wishes),
+    Destroy(deploy::DeployArgs),
     /// Show a target's health: exits with 0 if it serves, with --deep if I/O through it is verified
-    Health(health::Which),
+    Health(health::TargetArg),
     /// Volumes: a bdev and a vhost controller in a target, for one disk. Requires a running agent
     #[command(subcommand)]
-    Volume(volume::Command),
+    Volume(volume::VolumeCommand),
     /// Show the node
     Status,
     /// Give back unused hugepages that the agent has added
-    Reclaim(reclaim::Which),
+    Reclaim(reclaim::PagesArg),
     /// Hugepage pools
     #[command(subcommand)]
-    Pools(pools::Command),
+    Pools(pools::PoolsCommand),
     /// State of the agent: show, export and import it
     #[command(subcommand)]
-    State(state::Command),
+    State(state::StateCommand),
     /// Configure remote callers of this agent: writes the settings for it, and checks them
-    Setup(setup::Wishes),
+    Setup(setup::SetupArgs),
     /// Settings
     #[command(subcommand)]
-    Config(config::Command),
+    Config(config::ConfigCommand),
     /// Run the built-in target: vhost-user disks, controlled like an SPDK vhost application
     Target(target::Flags),
 }
@@ -191,7 +191,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
     // between owners has to wake another thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
-        let node = reach::Place { settings: loaded.settings, root: global.root.clone() };
+        let node = reach::NodeRoot { settings: loaded.settings, root: global.root.clone() };
         match command {
             Command::Serve => serve::run(node).await,
             Command::Plan(wishes) => prepare::run(node, wishes, true, global.output).await,

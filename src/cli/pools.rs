@@ -4,20 +4,20 @@ use anyhow::Result;
 use clap::Subcommand;
 use hyper::Method;
 
-use super::reach::{ANSWER, Place};
+use super::reach::{ANSWER, NodeRoot};
 use super::render::print_prepare;
 use super::{Output, exit};
 use crate::model::prepare::{Outcome, PrepareReport};
 
 /// Actions on the pools.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum PoolsCommand {
     /// Restore the hugepages that the agent held before the last boot
     Restore,
 }
 
-pub(super) async fn run(place: Place, command: &Command, output: Output) -> Result<u8> {
-    let Command::Restore = command;
+pub(super) async fn run(place: NodeRoot, command: &PoolsCommand, output: Output) -> Result<u8> {
+    let PoolsCommand::Restore = command;
     // The agent's own limit is twice that of a write.
     let within = place.settings.pools.write_timeout * 2 + ANSWER;
     let agent = place.owner().await?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use hyper::Method;
 
-use super::reach::{Agent, Place};
+use super::reach::{Agent, NodeRoot};
 use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::api::v1::pools::size_fields;
@@ -15,7 +15,7 @@ use crate::model::units::PageSize;
 
 /// Options of the request to prepare the node.
 #[derive(Debug, Args)]
-pub(super) struct Wishes {
+pub(super) struct PrepareArgs {
     /// Free hugepages wanted [default: the setting pools.default_pages, 1024]
     #[arg(long, value_name = "N")]
     pages: Option<u64>,
@@ -36,10 +36,10 @@ pub(super) struct Wishes {
     no_engine: bool,
 }
 
-impl Wishes {
+impl PrepareArgs {
     /// Defaults of `prepare`, without flags.
-    pub(super) fn usual() -> Wishes {
-        Wishes {
+    pub(super) fn usual() -> PrepareArgs {
+        PrepareArgs {
             pages: None,
             page_size: PageSize::MIB_2,
             nodes: Vec::new(),
@@ -79,7 +79,12 @@ impl Wishes {
     }
 }
 
-pub(super) async fn run(place: Place, wishes: Wishes, dry_run: bool, output: Output) -> Result<u8> {
+pub(super) async fn run(
+    place: NodeRoot,
+    wishes: PrepareArgs,
+    dry_run: bool,
+    output: Output,
+) -> Result<u8> {
     let body = wishes.body(&place.settings)?;
     let bars = ProgressBars::new(output, dry_run);
     let agent = if dry_run { place.looker().await? } else { place.owner().await? };

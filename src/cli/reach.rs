@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::ServiceExt;
 
 use super::Usage;
-use crate::api::v1::report::{LINES, Line};
+use crate::api::v1::report::{LINES, StreamLine};
 use crate::config::Settings;
 use crate::daemon::{InProcess, LOCK_PAUSE, LOCK_WAIT, run_dir, socket_path, take_lock, url_in};
 use crate::model::code::Code;
@@ -36,12 +36,12 @@ pub(super) const ANSWER: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Settings and root folder of this node.
-pub(super) struct Place {
+pub(super) struct NodeRoot {
     pub(super) settings: Settings,
     pub(super) root: PathBuf,
 }
 
-impl Place {
+impl NodeRoot {
     /// Finds the owner, or becomes it. Waits for another running command.
     pub(super) async fn owner(&self) -> Result<Agent> {
         if let Some(agent) = self.at_socket().await {
@@ -73,7 +73,7 @@ impl Place {
 
     fn in_process(&self, store: Store, lock: Option<Lock>) -> Result<Agent> {
         let here = InProcess::start(&self.settings, &self.root, store)?;
-        Ok(Agent { way: Way::Here { here, _lock: lock } })
+        Ok(Agent { way: AgentRoute::Here { here, _lock: lock } })
     }
 
     /// Finds the running agent, for requests that only a permanent one can serve.
@@ -105,7 +105,7 @@ impl Place {
         let path = socket_path(&self.settings, &self.root)?;
         let answers = timeout(CONNECT, UnixStream::connect(&path)).await;
         answers.ok()?.ok()?;
-        Some(Agent { way: Way::Socket(path) })
+        Some(Agent { way: AgentRoute::Socket(path) })
     }
 
     /// Agent that holds the lock, if one does. Waits for another command that holds it.
@@ -131,11 +131,11 @@ fn held(path: &Path, holder: &str) -> anyhow::Error {
 
 /// Server of the native routes.
 pub(super) struct Agent {
-    way: Way,
+    way: AgentRoute,
 }
 
 /// Way to reach the agent.
-enum Way {
+enum AgentRoute {
     /// Unix socket of the node.
     Socket(PathBuf),
     /// Address without TLS.
@@ -144,12 +144,12 @@ enum Way {
     Here { here: InProcess, _lock: Option<Lock> },
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for AgentRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Way::Socket(path) => path.display().fmt(f),
-            Way::Address(address) => address.fmt(f),
-            Way::Here { .. } => f.write_str("this process"),
+            AgentRoute::Socket(path) => path.display().fmt(f),
+            AgentRoute::Address(address) => address.fmt(f),
+            AgentRoute::Here { .. } => f.write_str("this process"),
         }
     }
 }
@@ -166,7 +166,7 @@ impl Agent {
     /// Agent at the URL in the lock, whose socket cannot be used.
     fn at(url: &str) -> Result<Agent> {
         match url.strip_prefix("http://") {
-            Some(address) => Ok(Agent { way: Way::Address(address.to_string()) }),
+            Some(address) => Ok(Agent { way: AgentRoute::Address(address.to_string()) }),
             None => Err(anyhow!(
                 "the agent that runs ({url}) speaks TLS, and its socket for this command cannot be used: see \
                  access.socket, and whether you may use it"
@@ -176,7 +176,7 @@ impl Agent {
 
     /// `true` if no agent runs, and this process serves the routes.
     pub(super) fn is_here(&self) -> bool {
-        matches!(self.way, Way::Here { .. })
+        matches!(self.way, AgentRoute::Here { .. })
     }
 
     /// Calls a route and reads its answer, with the time limit `within`; a problem that carries a report is returned as
@@ -214,10 +214,10 @@ impl Agent {
         let mut report = None;
         let line = |line: &[u8]| {
             match serde_json::from_slice(line).context("the agent streamed something else")? {
-                Line::Progress(event) => show(&event),
-                Line::Alive => {}
-                Line::Report(end) => report = Some(end),
-                Line::Error(fault) => return Err(fault.into()),
+                StreamLine::Progress(event) => show(&event),
+                StreamLine::Alive => {}
+                StreamLine::Report(end) => report = Some(end),
+                StreamLine::Error(fault) => return Err(fault.into()),
             }
             Ok(())
         };
@@ -295,7 +295,7 @@ impl Agent {
             request = request.header("accept", accept);
         }
         let request = request.body(Full::new(Bytes::from(bytes)))?;
-        if let Way::Here { here, .. } = &self.way {
+        if let AgentRoute::Here { here, .. } = &self.way {
             let Ok(response) = here.router.clone().oneshot(request.map(Body::new)).await;
             return Ok(response);
         }
@@ -308,16 +308,16 @@ impl Agent {
     /// Value of the Host header; constant over a socket.
     fn host(&self) -> &str {
         match &self.way {
-            Way::Socket(_) | Way::Here { .. } => "localhost",
-            Way::Address(address) => address,
+            AgentRoute::Socket(_) | AgentRoute::Here { .. } => "localhost",
+            AgentRoute::Address(address) => address,
         }
     }
 
     async fn connect(&self) -> io::Result<SendRequest<Full<Bytes>>> {
         match &self.way {
-            Way::Socket(path) => shake_hands(UnixStream::connect(path).await?).await,
-            Way::Address(address) => shake_hands(TcpStream::connect(address).await?).await,
-            Way::Here { .. } => Err(io::ErrorKind::Unsupported.into()),
+            AgentRoute::Socket(path) => shake_hands(UnixStream::connect(path).await?).await,
+            AgentRoute::Address(address) => shake_hands(TcpStream::connect(address).await?).await,
+            AgentRoute::Here { .. } => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -349,7 +349,7 @@ mod tests {
             stream.write_all(after.as_bytes()).await.unwrap();
             std::future::pending::<()>().await;
         });
-        Agent { way: Way::Address(address) }
+        Agent { way: AgentRoute::Address(address) }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use hyper::Method;
 
-use super::reach::{ANSWER, Place};
+use super::reach::{ANSWER, NodeRoot};
 use super::render::print_reclaim;
 use super::{Output, exit};
 use crate::api::v1::pools::{ReclaimBody, size_fields};
@@ -13,7 +13,7 @@ use crate::model::units::PageSize;
 
 /// Pages to reclaim.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct PagesArg {
     /// Only pages of this size
     #[arg(long, value_name = "SIZE")]
     page_size: Option<PageSize>,
@@ -25,8 +25,8 @@ pub(super) struct Which {
     dry_run: bool,
 }
 
-pub(super) async fn run(place: Place, which: Which, output: Output) -> Result<u8> {
-    let Which { page_size, node, dry_run } = which;
+pub(super) async fn run(place: NodeRoot, which: PagesArg, output: Output) -> Result<u8> {
+    let PagesArg { page_size, node, dry_run } = which;
     let (size_mib, size_kib) = page_size.map_or((None, None), size_fields);
     let body = ReclaimBody { size_mib, size_kib, node, dry_run };
     let agent = if dry_run { place.looker().await? } else { place.owner().await? };

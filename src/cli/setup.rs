@@ -33,7 +33,7 @@ const IMAGES: &str = "8080/zstack/static/zbs-vhost/";
 
 /// Access to set up.
 #[derive(Debug, Args)]
-pub(super) struct Wishes {
+pub(super) struct SetupArgs {
     /// Address or network of the controller, such as 10.0.0.5 or 10.0.0.0/24; of each, if there are several
     #[arg(long, required = true, value_name = "ADDRESS", num_args = 1..)]
     controller: Vec<String>,
@@ -72,7 +72,7 @@ pub(super) struct Wishes {
 
 /// Content of the file, in the order in which it is written.
 #[derive(Debug, Default, Serialize)]
-struct Written {
+struct SetupFile {
     access: AccessPart,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<TlsPart>,
@@ -109,7 +109,7 @@ struct TargetPart {
 /// Outcome, as a document.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Done {
+struct SetupOutcome {
     outcome: &'static str,
     file: PathBuf,
     access: Exposure,
@@ -123,7 +123,7 @@ struct NewToken {
     token: String,
 }
 
-pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Result<u8> {
+pub(super) fn run(overrides: Overrides, wishes: &SetupArgs, output: Output) -> Result<u8> {
     let (named, file) = (overrides.settings_file(), FILE);
     let file = named.with_file_name(file);
     let before = previous(&file)?;
@@ -164,7 +164,7 @@ pub(super) fn run(overrides: Overrides, wishes: &Wishes, output: Output) -> Resu
     };
     let mut access = settings.exposure(settings.listen);
     access.warnings.extend(warning);
-    let done = Done { outcome, file, access, tokens };
+    let done = SetupOutcome { outcome, file, access, tokens };
     match output {
         Output::Json => print_json(&done)?,
         Output::Table if wishes.dry_run && !holds => {
@@ -208,9 +208,9 @@ fn write(file: &Path, text: &str) -> Result<()> {
     written.with_context(|| format!("{} cannot be written", file.display()))
 }
 
-impl Wishes {
+impl SetupArgs {
     /// Content of the file, with existing tokens unchanged, and the new tokens.
-    fn written(&self, kept: &[TokenRule], others: &Settings) -> Result<(Written, Vec<NewToken>)> {
+    fn written(&self, kept: &[TokenRule], others: &Settings) -> Result<(SetupFile, Vec<NewToken>)> {
         let Access { allow, token, certificate, .. } = &others.access;
         let mut allow = allow.clone();
         for text in &self.controller {
@@ -261,7 +261,7 @@ impl Wishes {
             true => Vec::new(),
             false => usual.chain(&self.image).cloned().collect(),
         };
-        Ok((Written { access, tls, target: TargetPart { image_urls, allowed_images } }, new))
+        Ok((SetupFile { access, tls, target: TargetPart { image_urls, allowed_images } }, new))
     }
 }
 
@@ -297,9 +297,9 @@ fn named_role(flag: &str, text: &str) -> Result<(String, Role)> {
     Ok((name.to_string(), role))
 }
 
-impl Done {
-    fn text(&self, wishes: &Wishes, listen: SocketAddr) -> String {
-        let Done { outcome, file, access, tokens } = self;
+impl SetupOutcome {
+    fn text(&self, wishes: &SetupArgs, listen: SocketAddr) -> String {
+        let SetupOutcome { outcome, file, access, tokens } = self;
         let did = if *outcome == "holds" { "holds already" } else { "written" };
         let mut text = format!("{did}: {}\nwho may call: {}\n", file.display(), access.text());
         text += &warnings(access);
@@ -326,9 +326,9 @@ impl Done {
 mod tests {
     use super::*;
 
-    fn wishes(controller: &[&str], token: &[&str]) -> Wishes {
+    fn wishes(controller: &[&str], token: &[&str]) -> SetupArgs {
         let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
-        Wishes {
+        SetupArgs {
             controller: owned(controller),
             token: owned(token),
             certificate: None,

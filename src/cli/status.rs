@@ -3,13 +3,13 @@
 use anyhow::Result;
 use hyper::Method;
 
-use super::reach::{ANSWER, Place};
+use super::reach::{ANSWER, NodeRoot};
 use super::render::print_node;
 use super::{Output, exit};
 use crate::model::node::NodeStatus;
 use crate::model::status::NodeReport;
 
-pub(super) async fn run(place: Place, output: Output) -> Result<u8> {
+pub(super) async fn run(place: NodeRoot, output: Output) -> Result<u8> {
     let agent = place.looker().await?;
     let status: NodeStatus = agent.call(Method::GET, "/v1/node", None::<&()>, ANSWER).await?;
     // Only a permanent agent knows the targets' status, and one older than this command does not report it.

@@ -57,7 +57,7 @@ pub(super) fn run(flags: Flags) -> Result<u8> {
     for (flag, value) in ignored {
         tracing::debug!(flag, value, "ignored");
     }
-    builtin::run(&builtin::Options {
+    builtin::run(&builtin::StartOptions {
         rpc_socket: flags.rpc_socket,
         socket_dir: flags.socket_dir,
         cores: flags.cores,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::deploy::{self, Verb};
 use super::health::proven;
 use super::prepare::{self, prepared};
-use super::reach::{Agent, Place};
+use super::reach::{Agent, NodeRoot};
 use super::render::{ProgressBars, print, print_json, print_prepare, print_proven};
 use super::{Output, exit};
 use crate::config::Settings;
@@ -18,7 +18,7 @@ use crate::model::prepare::{Outcome, PrepareReport};
 
 /// Results, as one document; a part that was not reached is null.
 #[derive(Debug, Default, Serialize)]
-struct Done {
+struct UpOutcome {
     /// Choices made by default, and the reason for an early end.
     notes: Vec<String>,
     prepare: Option<PrepareReport>,
@@ -28,7 +28,7 @@ struct Done {
 }
 
 /// Result of a part, for output.
-enum Part<'a> {
+enum PartOutcome<'a> {
     Note(&'a str),
     Steps(&'a str, &'a PrepareReport),
     Health(&'a ProvenHealth),
@@ -38,16 +38,20 @@ enum Part<'a> {
 struct Up {
     agent: Agent,
     settings: Settings,
-    wishes: deploy::Wishes,
+    wishes: deploy::DeployArgs,
     output: Output,
-    done: Done,
+    done: UpOutcome,
 }
 
-pub(super) async fn run(place: Place, mut wishes: deploy::Wishes, output: Output) -> Result<u8> {
+pub(super) async fn run(
+    place: NodeRoot,
+    mut wishes: deploy::DeployArgs,
+    output: Output,
+) -> Result<u8> {
     let chosen = wishes.or_built_in(&place.settings);
     wishes.judge(&place.settings)?;
     let agent = if wishes.is_dry_run() { place.looker().await? } else { place.owner().await? };
-    let done = Done::default();
+    let done = UpOutcome::default();
     let mut up = Up { agent, settings: place.settings, wishes, output, done };
     if let Some(text) = chosen {
         up.note(text)?;
@@ -79,19 +83,19 @@ impl Up {
             return Ok(exit::of(deploy));
         }
         let health = proven(&self.agent, &self.settings, self.wishes.name(), None).await?;
-        self.show(&Part::Health(&health))?;
+        self.show(&PartOutcome::Health(&health))?;
         let is_good = health.is_good();
         self.done.health = Some(health);
         if is_good { Ok(exit::HOLDS) } else { self.stopped("I/O through the target is not proven") }
     }
 
     async fn prepare(&mut self, dry_run: bool) -> Result<Outcome> {
-        let body = prepare::Wishes::usual().body(&self.settings)?;
+        let body = prepare::PrepareArgs::usual().body(&self.settings)?;
         let bars = ProgressBars::new(self.output, dry_run);
         let report = prepared(&self.agent, &body, dry_run, &bars).await;
         bars.clear();
         let report = report?;
-        self.show(&Part::Steps("the node", &report))?;
+        self.show(&PartOutcome::Steps("the node", &report))?;
         let outcome = report.outcome;
         self.done.prepare = Some(report);
         Ok(outcome)
@@ -103,7 +107,7 @@ impl Up {
         let report = self.wishes.carried_out(Verb::Deploy, &self.agent, &bars).await;
         bars.clear();
         let report = report?;
-        self.show(&Part::Steps(&title, &report))?;
+        self.show(&PartOutcome::Steps(&title, &report))?;
         let outcome = report.outcome;
         self.done.deploy = Some(report);
         Ok(outcome)
@@ -118,23 +122,23 @@ impl Up {
     }
 
     fn note(&mut self, text: String) -> Result<()> {
-        self.show(&Part::Note(&text))?;
+        self.show(&PartOutcome::Note(&text))?;
         self.done.notes.push(text);
         Ok(())
     }
 
     /// Prints a part when it has ended; nothing with JSON output.
-    fn show(&self, part: &Part<'_>) -> Result<()> {
+    fn show(&self, part: &PartOutcome<'_>) -> Result<()> {
         if self.output == Output::Json {
             return Ok(());
         }
         match part {
-            Part::Note(text) => print(text),
-            Part::Steps(title, report) => {
+            PartOutcome::Note(text) => print(text),
+            PartOutcome::Steps(title, report) => {
                 print(&format!("\n== {title}"))?;
                 print_prepare(report, self.output)
             }
-            Part::Health(health) => {
+            PartOutcome::Health(health) => {
                 print("\n== I/O")?;
                 print_proven(health, self.output)
             }

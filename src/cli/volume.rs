@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Map, Value};
 
-use super::reach::{Agent, Place};
+use super::reach::{Agent, NodeRoot};
 use super::render::{print, print_json, print_volume, print_volumes};
 use super::{Output, Usage, exit};
 use crate::api::v1::volumes::{ResizeBody, VolumeBody, VolumesView};
@@ -20,13 +20,13 @@ const LONG: Duration = Duration::from_secs(600);
 
 /// Actions on volumes.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum VolumeCommand {
     /// List the desired volumes of a target, with their status
     List(Of),
     /// Show one volume: exits with 0 if it serves
-    Show(Which),
+    Show(VolumeArg),
     /// Activate a volume; it is persistent, and recreated whenever its target is back
-    Activate(Box<Wish>),
+    Activate(Box<VolumeSpecArgs>),
     /// Deactivate a volume
     Deactivate(Away),
     /// Resize a volume; a connected virtual machine sees the new size
@@ -43,14 +43,14 @@ pub(super) struct Of {
 
 /// Volume of a command.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct VolumeArg {
     /// Name of the volume and of its socket
     name: VolumeName,
     #[command(flatten)]
     of: Of,
 }
 
-impl Which {
+impl VolumeArg {
     fn path(&self) -> String {
         format!("/v1/targets/{}/volumes/{}", self.of.target, self.name)
     }
@@ -58,9 +58,9 @@ impl Which {
 
 /// Spec of a volume.
 #[derive(Debug, Args)]
-pub(super) struct Wish {
+pub(super) struct VolumeSpecArgs {
     #[command(flatten)]
-    which: Which,
+    which: VolumeArg,
     #[command(flatten)]
     backing: BackingFlags,
     /// Block size in bytes: for --aio on a file, and for --malloc-mib
@@ -105,7 +105,7 @@ struct BackingFlags {
 #[derive(Debug, Args)]
 pub(super) struct Away {
     #[command(flatten)]
-    which: Which,
+    which: VolumeArg,
     /// Wait until a connected virtual machine has gone: its volume is never removed before
     #[arg(long)]
     force: bool,
@@ -118,13 +118,13 @@ pub(super) struct Away {
 #[derive(Debug, Args)]
 pub(super) struct Size {
     #[command(flatten)]
-    which: Which,
+    which: VolumeArg,
     /// New size in MiB
     #[arg(long, value_name = "MIB")]
     size_mib: u64,
 }
 
-impl Wish {
+impl VolumeSpecArgs {
     fn backing(&self) -> Result<Backing, Usage> {
         let BackingFlags { zbs, aio, malloc_mib, raw } = &self.backing;
         let block_size = self.block_size;
@@ -171,20 +171,20 @@ impl Away {
     }
 }
 
-pub(super) async fn run(place: Place, command: Command, output: Output) -> Result<u8> {
+pub(super) async fn run(place: NodeRoot, command: VolumeCommand, output: Output) -> Result<u8> {
     match command {
-        Command::List(of) => list(&place.agent().await?, &of, output).await,
-        Command::Show(which) => {
+        VolumeCommand::List(of) => list(&place.agent().await?, &of, output).await,
+        VolumeCommand::Show(which) => {
             let call = (Method::GET, which.path(), None::<&()>);
             tell(&place.agent().await?, call, output).await
         }
-        Command::Activate(wish) => {
+        VolumeCommand::Activate(wish) => {
             let body = wish.body()?;
             let call = (Method::PUT, wish.which.path(), Some(&body));
             tell(&place.agent().await?, call, output).await
         }
-        Command::Deactivate(away) => deactivate(&place.agent().await?, &away, output).await,
-        Command::Resize(Size { which, size_mib }) => {
+        VolumeCommand::Deactivate(away) => deactivate(&place.agent().await?, &away, output).await,
+        VolumeCommand::Resize(Size { which, size_mib }) => {
             let body = ResizeBody { size_mib };
             let call = (Method::POST, format!("{}/resize", which.path()), Some(&body));
             tell(&place.agent().await?, call, output).await
@@ -217,7 +217,7 @@ async fn deactivate(agent: &Agent, away: &Away, output: Output) -> Result<u8> {
     match output {
         Output::Json => print_json(&told)?,
         Output::Table => {
-            let Which { name, of } = &away.which;
+            let VolumeArg { name, of } = &away.which;
             print(&format!("{name} is not in {} any more", of.target))?;
         }
     }
@@ -233,17 +233,17 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Line {
         #[command(subcommand)]
-        command: Command,
+        command: VolumeCommand,
     }
 
-    fn read(line: &str) -> Result<Command, clap::Error> {
+    fn read(line: &str) -> Result<VolumeCommand, clap::Error> {
         let words = ["volume"].into_iter().chain(line.split(' '));
         Line::try_parse_from(words).map(|line| line.command)
     }
 
     fn wish(line: &str) -> VolumeBody {
         match read(line).unwrap() {
-            Command::Activate(wish) => wish.body().unwrap(),
+            VolumeCommand::Activate(wish) => wish.body().unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -276,7 +276,8 @@ mod tests {
         ] {
             assert!(read(line).is_err(), "{line}");
         }
-        let Ok(Command::Activate(wish)) = read("activate v --raw bdev_null_create --params [1]")
+        let Ok(VolumeCommand::Activate(wish)) =
+            read("activate v --raw bdev_null_create --params [1]")
         else {
             panic!("an activation")
         };
@@ -285,13 +286,13 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_in_the_address() {
-        let Command::Deactivate(away) =
+        let VolumeCommand::Deactivate(away) =
             read("deactivate v --target t --force --timeout 5m").unwrap()
         else {
             panic!("a deactivation")
         };
         assert_eq!(away.path(), "/v1/targets/t/volumes/v?force=true&timeoutMs=300000");
-        let Command::Show(which) = read("show v").unwrap() else { panic!("a look") };
+        let VolumeCommand::Show(which) = read("show v").unwrap() else { panic!("a look") };
         assert_eq!(which.path(), "/v1/targets/zbs-vhost/volumes/v");
     }
 }

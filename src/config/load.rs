@@ -269,7 +269,7 @@ fn has(table: &Table, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::outgoing::Outgoing;
+    use crate::model::outgoing::EgressPolicy;
 
     fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
         let path = dir.join(name);
@@ -296,8 +296,8 @@ mod tests {
             [("VHOST_AGENT_POOLS__DEFAULT_PAGES", "9"), ("VHOST_AGENT_ENGINE__MIN_API", "1.43")];
         let pools = load_with(&main, &variables).unwrap().settings;
         for (value, expected) in [
-            ("callers", Outgoing::Callers),
-            ("[\"10.0.0.0/8\"]", Outgoing::To(["10.0.0.0/8".parse().unwrap()].into())),
+            ("callers", EgressPolicy::Callers),
+            ("[\"10.0.0.0/8\"]", EgressPolicy::To(["10.0.0.0/8".parse().unwrap()].into())),
         ] {
             let settings = load_with(&main, &[("VHOST_AGENT_OUTGOING__TO", value)]).unwrap();
             assert_eq!(settings.settings.outgoing.to, expected);

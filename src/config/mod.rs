@@ -21,5 +21,5 @@ pub use access::{Access, CertificateRule, MaybeAddress, Tls, TokenRule};
 pub use load::{
     ConfigError, Loaded, Overrides, environment, load, previous, stderr_is_the_journal,
 };
-pub use outgoing::Outgoing;
+pub use outgoing::EgressSettings;
 pub use settings::{Log, LogFormat, Settings};

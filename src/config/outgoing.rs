@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Egress settings for addresses that callers supply.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Outgoing {
+pub struct EgressSettings {
     /// Destinations of callbacks, reports and progress: `any`, `callers`, or a list of networks.
-    pub to: crate::model::outgoing::Outgoing,
+    pub to: crate::model::outgoing::EgressPolicy,
 }

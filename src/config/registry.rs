@@ -1,10 +1,10 @@
 //! Validation of the logins at registries.
 
 use crate::model::path::CleanPath;
-use crate::model::registry::{Registries, RegistryLogin};
+use crate::model::registry::{RegistryLogin, RegistryLogins};
 
 /// Finds a problem, as the key and the reason.
-pub(super) fn problem(registries: &Registries) -> Option<(&'static str, String)> {
+pub(super) fn problem(registries: &RegistryLogins) -> Option<(&'static str, String)> {
     let wrong = |(host, registry): (&String, &RegistryLogin)| {
         let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_[]".contains(c);
         if host.is_empty() || !host.chars().all(plain) {

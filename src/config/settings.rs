@@ -10,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{Access, MaybeAddress, Tls};
 use super::fallback;
-use super::outgoing::Outgoing;
+use super::outgoing::EgressSettings;
 use super::registry;
 use crate::model::fallback::FallbackAddress;
 use crate::model::node::Exposure;
@@ -18,7 +18,7 @@ use crate::model::policy::{
     CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, MountPolicy, PoolPolicy,
     ReportPolicy, TargetPolicy, TargetSettings, VolumePolicy,
 };
-use crate::model::registry::{Registries, RegistryPolicy};
+use crate::model::registry::{RegistryLogins, RegistryPolicy};
 
 /// Settings of the agent, as the TOML file has them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ pub struct Settings {
     /// Status reports to the controller.
     pub report: ReportPolicy,
     /// Egress settings.
-    pub outgoing: Outgoing,
+    pub outgoing: EgressSettings,
     /// Hugepage pools.
     pub pools: PoolPolicy,
     /// Hugetlbfs mounts.
@@ -62,7 +62,7 @@ pub struct Settings {
     /// Restart of targets.
     pub heal: HealPolicy,
     /// Logins at image registries.
-    pub registry: Registries,
+    pub registry: RegistryLogins,
 }
 
 /// Agent's own log.
@@ -103,7 +103,7 @@ impl Default for Settings {
             http: HttpPolicy::default(),
             callbacks: CallbackPolicy::default(),
             report: ReportPolicy::default(),
-            outgoing: Outgoing::default(),
+            outgoing: EgressSettings::default(),
             pools: PoolPolicy::default(),
             mount: MountPolicy::default(),
             engine: EnginePolicy::default(),
@@ -111,7 +111,7 @@ impl Default for Settings {
             health: HealthPolicy::default(),
             volume: VolumePolicy::default(),
             heal: HealPolicy::default(),
-            registry: Registries::new(),
+            registry: RegistryLogins::new(),
         }
     }
 }

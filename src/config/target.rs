@@ -1,8 +1,8 @@
 //! Validation of the targets' settings.
 
 use crate::model::bounds::{
-    Named, device_pattern_problem, image_pattern_problem, image_url_problem, raw_method_problem,
-    root_problem,
+    PathPurpose, device_pattern_problem, image_pattern_problem, image_url_problem,
+    raw_method_problem, root_problem,
 };
 use crate::model::image::{ImageSha256, ImageUrl};
 use crate::model::path::CleanPath;
@@ -43,10 +43,10 @@ impl TargetSettings {
             .find(|(_, count, most)| !(1..=*most).contains(count))
             .map(|(key, count, most)| (*key, format!("{count} is not between 1 and {most}")));
         let roots = [
-            ("target.socket_roots", &self.socket_roots, Named::SocketDir),
-            ("target.client_conf_roots", &self.client_conf_roots, Named::ClientConf),
-            ("target.image_tar_roots", &self.image_tar_roots, Named::ImageTar),
-            ("target.aio_roots", &self.aio_roots, Named::Aio),
+            ("target.socket_roots", &self.socket_roots, PathPurpose::SocketDir),
+            ("target.client_conf_roots", &self.client_conf_roots, PathPurpose::ClientConf),
+            ("target.image_tar_roots", &self.image_tar_roots, PathPurpose::ImageTar),
+            ("target.aio_roots", &self.aio_roots, PathPurpose::Aio),
         ];
         let closed = roots.iter().find_map(|(key, roots, named)| {
             Some((*key, roots.iter().find_map(|root| root_problem(root, *named))?))

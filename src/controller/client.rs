@@ -45,9 +45,9 @@ pub enum PostError {
 
 /// Client with the default connection settings.
 #[derive(Debug, Default)]
-pub struct Client(outgoing::Client);
+pub struct ControllerClient(outgoing::HttpClient);
 
-impl Client {
+impl ControllerClient {
     /// Posts a JSON body to a URL within the egress policy `reach`; any answer is a success here, and redirects are not
     /// followed.
     ///

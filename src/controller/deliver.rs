@@ -8,8 +8,8 @@ use hyper::header::{HeaderName, HeaderValue};
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
-use super::client::{Client, PostError};
-use super::outbox::{Outbox, Settled, Verdict};
+use super::client::{ControllerClient, PostError};
+use super::outbox::{DeliveryOutcome, Outbox, Settled};
 use super::reach::Reaches;
 use crate::model::fault::chain;
 use crate::model::task::{TaskId, TaskResult};
@@ -20,7 +20,7 @@ use crate::watchdog::Heartbeat;
 /// Delivers for ever, and sends the watchdog's heartbeats.
 pub async fn run(
     outbox: Outbox,
-    client: Arc<Client>,
+    client: Arc<ControllerClient>,
     reaches: Reaches,
     attempt_timeout: Duration,
     parallel: usize,
@@ -40,9 +40,9 @@ async fn deliver<F>(
     parallel: usize,
     mut heartbeat: Heartbeat,
 ) where
-    F: Future<Output = Verdict> + Send + 'static,
+    F: Future<Output = DeliveryOutcome> + Send + 'static,
 {
-    let mut attempts: JoinSet<Verdict> = JoinSet::new();
+    let mut attempts: JoinSet<DeliveryOutcome> = JoinSet::new();
     let mut under_way: HashMap<Id, TaskId> = HashMap::new();
     loop {
         let free = parallel.saturating_sub(attempts.len());
@@ -60,7 +60,7 @@ async fn deliver<F>(
                 let mut next = Some(ended);
                 while let Some(ended) = next {
                     // A panicked attempt has delivered nothing: the result is offered again.
-                    let (id, verdict) = ended.unwrap_or_else(|broke| (broke.id(), Verdict::Again));
+                    let (id, verdict) = ended.unwrap_or_else(|broke| (broke.id(), DeliveryOutcome::Again));
                     if let Some(task) = under_way.remove(&id) {
                         note(&task, outbox.settle(&task, verdict, Instant::now()));
                     }
@@ -82,28 +82,28 @@ fn note(task: &TaskId, settled: Settled) {
 }
 
 async fn offer(
-    (client, reaches): (&Client, &Reaches),
+    (client, reaches): (&ControllerClient, &Reaches),
     result: TaskResult,
     attempt: u32,
     within: Duration,
-) -> Verdict {
+) -> DeliveryOutcome {
     let task = &result.task;
     let (reach, url) = (reaches.of(result.caller), text_without_secrets(&result.callback_url));
     let to = (result.callback_url.as_str(), &reach);
     let why = match client.post(to, &headers(&result), &result.body, within).await {
         Ok(status) if status.is_success() => {
             tracing::info!(%task, attempt, "result delivered");
-            return Verdict::Taken;
+            return DeliveryOutcome::Taken;
         }
         Ok(status) if status == hyper::StatusCode::NOT_FOUND => {
             tracing::warn!(%task, url, attempt, "the controller does not wait for this result any more");
-            return Verdict::NotWaiting;
+            return DeliveryOutcome::NotWaiting;
         }
         Ok(status) => format!("answered {status}"),
         Err(refused @ PostError::Refused { .. }) if attempt == 1 => {
             let why = chain(&refused);
             tracing::warn!(%task, why, "the callback's address is refused; the result is offered again, for a name can lead elsewhere then");
-            return Verdict::Again;
+            return DeliveryOutcome::Again;
         }
         Err(e) => chain(&e),
     };
@@ -113,7 +113,7 @@ async fn offer(
     } else {
         tracing::debug!(%task, url, attempt, why, "result not taken");
     }
-    Verdict::Again
+    DeliveryOutcome::Again
 }
 
 fn headers(result: &TaskResult) -> Vec<(HeaderName, HeaderValue)> {
@@ -134,7 +134,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::controller::outbox::{Admission, Keep, Offering};
+    use crate::controller::outbox::{Keep, Offering, TaskAdmission};
     use crate::model::caller::Caller;
     use crate::store::Store;
     use crate::watchdog::Watchdog;
@@ -147,7 +147,7 @@ mod tests {
         let outbox = Outbox::open(Offering::example(), store, heartbeat).unwrap();
         let task = TaskId::try_from("0".repeat(32)).unwrap();
         let call = (None, Keep::OnDisk);
-        let Admission::Work(slot) = outbox.admit(&task, "http://c/", call, Caller::Here).await
+        let TaskAdmission::Work(slot) = outbox.admit(&task, "http://c/", call, Caller::Here).await
         else {
             panic!("refused")
         };
@@ -164,7 +164,7 @@ mod tests {
             count.store(number, Ordering::Relaxed);
             async move {
                 assert!(number > 1, "the first attempt breaks");
-                Verdict::Taken
+                DeliveryOutcome::Taken
             }
         };
         let heartbeat = Watchdog::default().register();
@@ -184,7 +184,11 @@ mod tests {
         let attempt = move |result: TaskResult, number| {
             count.store(number, Ordering::Relaxed);
             assert_eq!(result.body, "{}");
-            let verdict = if began.elapsed() < away { Verdict::Again } else { Verdict::Taken };
+            let verdict = if began.elapsed() < away {
+                DeliveryOutcome::Again
+            } else {
+                DeliveryOutcome::Taken
+            };
             async move { verdict }
         };
         let heartbeat = Watchdog::default().register();

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-pub use crate::model::identity::Identity;
+pub use crate::model::identity::HostIdentity;
 use crate::store::{Durability, Store};
 
 /// Limit of `connect` calls waiting for the disk; a controller connects once in a while.
@@ -22,7 +22,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Identities {
     store: Store,
-    known: watch::Sender<Identity>,
+    known: watch::Sender<HostIdentity>,
     /// Serialises compare and write.
     learning: Mutex<()>,
     /// Permits to wait for the disk; `turn` is the permit to write.
@@ -36,7 +36,7 @@ impl Identities {
     /// # Errors
     /// When the state cannot be read.
     pub fn open(store: Store) -> Result<Identities, Fault> {
-        let known = store.read(Identity::FILE, Durability::Disk)?.unwrap_or_default();
+        let known = store.read(HostIdentity::FILE, Durability::Disk)?.unwrap_or_default();
         Ok(Identities {
             store,
             known: watch::Sender::new(known),
@@ -46,7 +46,7 @@ impl Identities {
         })
     }
 
-    pub fn known(&self) -> Identity {
+    pub fn known(&self) -> HostIdentity {
         self.known.borrow().clone()
     }
 
@@ -57,7 +57,7 @@ impl Identities {
 
     /// Watches the identity; notified each time a controller connects, also with the same identity: it may have
     /// forgotten what was reported to it.
-    pub fn watch(&self) -> watch::Receiver<Identity> {
+    pub fn watch(&self) -> watch::Receiver<HostIdentity> {
         self.known.subscribe()
     }
 
@@ -102,7 +102,7 @@ impl Identities {
     ///
     /// # Errors
     /// When the state cannot be written; nothing is changed then.
-    pub fn learn(&self, identity: Identity) -> Result<(), Fault> {
+    pub fn learn(&self, identity: HostIdentity) -> Result<(), Fault> {
         let _alone = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
         self.keep(identity)
     }
@@ -112,7 +112,7 @@ impl Identities {
     ///
     /// # Errors
     /// As [`Identities::learn`].
-    pub fn learn_missing(&self, said: Identity) -> Result<(), Fault> {
+    pub fn learn_missing(&self, said: HostIdentity) -> Result<(), Fault> {
         let _alone = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.known();
         if ![&said.host_uuid, ""].contains(&known.host_uuid.as_str()) {
@@ -124,7 +124,7 @@ impl Identities {
             false => known.learnt_from,
         };
         let or = |known: String, said: String| if known.is_empty() { said } else { known };
-        let whole = Identity {
+        let whole = HostIdentity {
             host_uuid: or(known.host_uuid.clone(), said.host_uuid),
             send_command_url: or(known.send_command_url.clone(), said.send_command_url),
             version: or(known.version.clone(), said.version),
@@ -133,9 +133,9 @@ impl Identities {
         if whole == known { Ok(()) } else { self.keep(whole) }
     }
 
-    fn keep(&self, identity: Identity) -> Result<(), Fault> {
+    fn keep(&self, identity: HostIdentity) -> Result<(), Fault> {
         if self.known() != identity {
-            self.store.write(Identity::FILE, &identity, Durability::Disk)?;
+            self.store.write(HostIdentity::FILE, &identity, Durability::Disk)?;
         }
         self.known.send_replace(identity);
         Ok(())
@@ -154,7 +154,7 @@ mod tests {
         let open = || Identities::open(Store::open(dir.path(), dir.path()).unwrap()).unwrap();
         let identities = open();
         let mut heard = identities.watch();
-        let identity = Identity { host_uuid: "5f0c".to_string(), ..Identity::default() };
+        let identity = HostIdentity { host_uuid: "5f0c".to_string(), ..HostIdentity::default() };
         for _ in 0..2 {
             identities.learn(identity.clone()).unwrap();
             assert!(heard.has_changed().unwrap());
@@ -187,7 +187,7 @@ mod tests {
     fn what_is_missing_is_filled_in_and_what_is_known_stays() {
         let dir = tempfile::tempdir().unwrap();
         let identities = Identities::open(Store::open(dir.path(), dir.path()).unwrap()).unwrap();
-        let said = |host_uuid: &str, send_command_url: &str| Identity {
+        let said = |host_uuid: &str, send_command_url: &str| HostIdentity {
             host_uuid: host_uuid.to_string(),
             send_command_url: send_command_url.to_string(),
             version: String::new(),

@@ -17,14 +17,14 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, broadcast, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Client, PostError};
+use super::client::{ControllerClient, PostError};
 use super::identity::Identities;
 use super::reach::Reaches;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::outgoing::Reach;
 use crate::model::prepare::Progress;
-use crate::model::progress::{Asked, Course, Kind, Weight};
+use crate::model::progress::{ProgressRequest, ProgressSource, Weight, WorkKind};
 use crate::model::work::WorkId;
 use crate::wait;
 
@@ -38,7 +38,7 @@ const MOST: usize = 64;
 /// Starter of progress posts; clones share their limit.
 #[derive(Debug, Clone)]
 pub struct ProgressPosts {
-    client: Arc<Client>,
+    client: Arc<ControllerClient>,
     identities: Arc<Identities>,
     reaches: Reaches,
     within: Duration,
@@ -49,14 +49,20 @@ impl ProgressPosts {
     /// Progress posts with a time limit of `within` each.
     pub fn new(identities: Arc<Identities>, reaches: Reaches, within: Duration) -> ProgressPosts {
         let places = Arc::new(Semaphore::new(MOST));
-        ProgressPosts { client: Arc::new(Client::default()), identities, reaches, within, places }
+        ProgressPosts {
+            client: Arc::new(ControllerClient::default()),
+            identities,
+            reaches,
+            within,
+            places,
+        }
     }
 
     /// Posts the progress of work found in `events`; `None` if the call has no usable address, or the limit is reached.
     pub fn follow(
         &self,
-        asked: Asked,
-        (kind, work): (Kind, WorkId),
+        asked: ProgressRequest,
+        (kind, work): (WorkKind, WorkId),
         events: broadcast::Receiver<Progress>,
     ) -> Option<Followed> {
         let known = self.identities.known();
@@ -75,13 +81,13 @@ impl ProgressPosts {
         let host = Some(known.host_uuid).filter(|uuid| !uuid.is_empty());
         let letter = Letter { kind: kind.name(), host, context: asked.context, stack: asked.stack };
         let (client, within) = (self.client.clone(), self.within);
-        let post = move |course: &Course| {
+        let post = move |course: &ProgressSource| {
             let body = letter.body(course);
             let (client, url, reach) = (client.clone(), url.clone(), reach.clone());
             async move { post(&client, (&url, &reach), &body, within).await }
         };
         let (end, ended) = oneshot::channel();
-        let course = Course::new(work, asked.stage);
+        let course = ProgressSource::new(work, asked.stage);
         let teller = Teller { course, events, ended, post, within };
         tokio::spawn(async move {
             let _place = place;
@@ -111,7 +117,7 @@ struct Letter {
 }
 
 impl Letter {
-    fn body(&self, course: &Course) -> String {
+    fn body(&self, course: &ProgressSource) -> String {
         ascii_json(&json!({
             "progress": course.percent().to_string(),
             "processType": self.kind,
@@ -126,7 +132,7 @@ impl Letter {
 
 /// Outcome of a post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum PostOutcome {
     /// Accepted, or failed; the next one is made all the same.
     Goes,
     /// Command path unknown to the controller.
@@ -134,7 +140,7 @@ enum Verdict {
 }
 
 struct Teller<P> {
-    course: Course,
+    course: ProgressSource,
     events: broadcast::Receiver<Progress>,
     ended: oneshot::Receiver<bool>,
     /// Posts the progress.
@@ -144,8 +150,8 @@ struct Teller<P> {
 
 impl<P, F> Teller<P>
 where
-    P: Fn(&Course) -> F,
-    F: Future<Output = Verdict>,
+    P: Fn(&ProgressSource) -> F,
+    F: Future<Output = PostOutcome>,
 {
     async fn run(mut self) {
         let mut posting = Some(Box::pin((self.post)(&self.course)));
@@ -162,8 +168,8 @@ where
             tokio::select! {
                 // Pinned: goes on when another arm comes first.
                 verdict = wait::end(&mut posting) => match verdict {
-                    Verdict::Goes => posting = None,
-                    Verdict::Unknown => return,
+                    PostOutcome::Goes => posting = None,
+                    PostOutcome::Unknown => return,
                 },
                 // Cancel-safe: an event that was not received stays in the channel.
                 event = self.events.recv() => match event {
@@ -203,7 +209,7 @@ where
             self.course.succeeds();
         }
         if let Some(post) = posting
-            && timeout_at(now + self.within / 2, post).await == Ok(Verdict::Unknown)
+            && timeout_at(now + self.within / 2, post).await == Ok(PostOutcome::Unknown)
         {
             return;
         }
@@ -221,21 +227,26 @@ fn worth(weight: Weight, begun: Instant) -> Instant {
     }
 }
 
-async fn post(client: &Client, to: (&str, &Reach), body: &str, within: Duration) -> Verdict {
+async fn post(
+    client: &ControllerClient,
+    to: (&str, &Reach),
+    body: &str,
+    within: Duration,
+) -> PostOutcome {
     let path = (HeaderName::from_static("commandpath"), HeaderValue::from_static(COMMAND_PATH));
     let why = match client.post(to, &[path], body, within).await {
-        Ok(status) if status.is_success() => return Verdict::Goes,
+        Ok(status) if status.is_success() => return PostOutcome::Goes,
         Ok(StatusCode::NOT_FOUND) => {
             tracing::debug!(
                 "the controller takes no progress (404); it is not told more of this call"
             );
-            return Verdict::Unknown;
+            return PostOutcome::Unknown;
         }
         Ok(status) => format!("answered {status}"),
         Err(e) => without_address(&e),
     };
     tracing::debug!(why, "the progress of a call could not be told to the controller");
-    Verdict::Goes
+    PostOutcome::Goes
 }
 
 /// Error text without the address, which came with a call and may contain credentials.

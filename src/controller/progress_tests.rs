@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::model::caller::Caller;
-use crate::model::outgoing::Outgoing;
+use crate::model::outgoing::EgressPolicy;
 use crate::model::prepare::{StepOutcome, StepReport, WorkEvent};
 use crate::model::progress::Stage;
 use crate::model::step::{Area, Step};
@@ -25,11 +25,11 @@ struct Played {
 
 impl Played {
     /// A controller that takes so long for each post.
-    fn start(takes: Duration, verdict: Verdict) -> Played {
+    fn start(takes: Duration, verdict: PostOutcome) -> Played {
         let began = Instant::now();
         let posts = Arc::new(Mutex::new(Vec::new()));
         let noted = posts.clone();
-        let post = move |course: &Course| {
+        let post = move |course: &ProgressSource| {
             noted.lock().unwrap().push((began.elapsed(), course.percent()));
             async move {
                 tokio::time::sleep(takes.min(WITHIN)).await;
@@ -38,7 +38,7 @@ impl Played {
         };
         let (events, heard) = broadcast::channel(256);
         let (end, ended) = oneshot::channel();
-        let course = Course::new(WorkId::default(), Stage::default());
+        let course = ProgressSource::new(WorkId::default(), Stage::default());
         let teller = Teller { course, events: heard, ended, post, within: WITHIN };
         Played { began, events, end: Some(end), posts, run: tokio::spawn(teller.run()) }
     }
@@ -82,7 +82,7 @@ async fn pause(duration: Duration) {
 
 #[tokio::test(start_paused = true)]
 async fn the_beginning_each_step_and_the_success_are_told() {
-    let played = Played::start(Duration::ZERO, Verdict::Goes);
+    let played = Played::start(Duration::ZERO, PostOutcome::Goes);
     pause(SECOND).await;
     for _ in 0..2 {
         played.begins();
@@ -96,12 +96,12 @@ async fn the_beginning_each_step_and_the_success_are_told() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_not_the_whole_and_its_last_step_is_told() {
-    let played = Played::start(Duration::ZERO, Verdict::Goes);
+    let played = Played::start(Duration::ZERO, PostOutcome::Goes);
     pause(SECOND).await;
     played.finishes();
     let (posts, _) = played.ends(false).await;
     assert_eq!(percents(&posts), [0, 50]);
-    let played = Played::start(Duration::ZERO, Verdict::Goes);
+    let played = Played::start(Duration::ZERO, PostOutcome::Goes);
     pause(SECOND).await;
     let (posts, _) = played.ends(false).await;
     assert_eq!(percents(&posts), [0], "there is nothing to say");
@@ -109,7 +109,7 @@ async fn a_failure_is_not_the_whole_and_its_last_step_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn lines_are_told_once_a_second_however_many_there_are() {
-    let played = Played::start(Duration::ZERO, Verdict::Goes);
+    let played = Played::start(Duration::ZERO, PostOutcome::Goes);
     played.begins();
     for _ in 0..100 {
         played.prints();
@@ -122,7 +122,7 @@ async fn lines_are_told_once_a_second_however_many_there_are() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_controller_is_told_the_newest_and_one_post_at_a_time() {
-    let played = Played::start(3 * SECOND, Verdict::Goes);
+    let played = Played::start(3 * SECOND, PostOutcome::Goes);
     for _ in 0..9 {
         pause(SECOND / 10).await;
         played.finishes();
@@ -135,7 +135,7 @@ async fn a_slow_controller_is_told_the_newest_and_one_post_at_a_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_controller_that_hangs_is_let_go_within_the_time_of_one_post() {
-    let played = Played::start(3600 * SECOND, Verdict::Goes);
+    let played = Played::start(3600 * SECOND, PostOutcome::Goes);
     pause(SECOND).await;
     let (posts, took) = played.ends(true).await;
     assert_eq!(percents(&posts), [0, 100], "it is offered the end all the same");
@@ -144,7 +144,7 @@ async fn a_controller_that_hangs_is_let_go_within_the_time_of_one_post() {
 
 #[tokio::test(start_paused = true)]
 async fn a_controller_that_knows_no_such_path_is_told_no_more_of_that_call() {
-    let played = Played::start(Duration::ZERO, Verdict::Unknown);
+    let played = Played::start(Duration::ZERO, PostOutcome::Unknown);
     pause(SECOND).await;
     assert!(played.run.is_finished());
     assert_eq!(percents(&played.posts.lock().unwrap()), [0]);
@@ -152,7 +152,7 @@ async fn a_controller_that_knows_no_such_path_is_told_no_more_of_that_call() {
 
 #[tokio::test(start_paused = true)]
 async fn work_that_breaks_ends_the_telling() {
-    let mut played = Played::start(Duration::ZERO, Verdict::Goes);
+    let mut played = Played::start(Duration::ZERO, PostOutcome::Goes);
     pause(SECOND).await;
     drop(played.end.take());
     played.run.await.unwrap();
@@ -164,14 +164,14 @@ async fn only_so_many_calls_are_told_of_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = crate::store::Store::open(dir.path(), dir.path()).unwrap();
     let identities = Arc::new(Identities::open(store).unwrap());
-    let reaches = Reaches::new(Outgoing::Any, identities.clone());
+    let reaches = Reaches::new(EgressPolicy::Any, identities.clone());
     let posts = ProgressPosts::new(identities, reaches, WITHIN);
     let (_events, _) = broadcast::channel(1);
     let follow = |url: Option<&str>| {
         let (url, stage) = (url.map(str::to_string), Stage::default());
         let (context, stack, caller) = (json!({}), json!([]), Caller::Here);
-        let asked = Asked { context, stack, url, caller, stage, patience: None };
-        posts.follow(asked, (Kind::Prepare, WorkId::default()), _events.subscribe())
+        let asked = ProgressRequest { context, stack, url, caller, stage, patience: None };
+        posts.follow(asked, (WorkKind::Prepare, WorkId::default()), _events.subscribe())
     };
     assert!(follow(None).is_none(), "nobody has said where to");
     let followed: Vec<_> =

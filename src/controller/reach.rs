@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use super::identity::Identities;
 use crate::model::caller::Caller;
-use crate::model::outgoing::{Outgoing, Reach};
+use crate::model::outgoing::{EgressPolicy, Reach};
 
 /// Egress policies by caller; clones share the identity.
 #[derive(Debug, Clone)]
 pub struct Reaches {
-    policy: Outgoing,
+    policy: EgressPolicy,
     identities: Arc<Identities>,
 }
 
 impl Reaches {
-    pub fn new(policy: Outgoing, identities: Arc<Identities>) -> Reaches {
+    pub fn new(policy: EgressPolicy, identities: Arc<Identities>) -> Reaches {
         Reaches { policy, identities }
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::guards::Files;
+use super::guards::GuardFiles;
 use crate::api::Routers;
 use crate::api::refusals::Refusals;
 use crate::api::serve::{Door, Guards, KnowsPeers, Listener, Whose, listen};
@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::host::Root;
 use crate::host::door::{DoorSocket, listen_at};
 use crate::host::own_process::raise_open_files;
-use crate::host::peer::{self, OwnAddresses, Owner};
+use crate::host::peer::{self, OwnAddresses, SocketOwner};
 use crate::model::access::Rules;
 use crate::model::network::Network;
 use crate::model::node::Exposure;
@@ -42,7 +42,7 @@ pub(super) struct Listeners {
 impl Listeners {
     /// Binds all listeners of the settings and reads the guards' files, now and when they change.
     pub(super) async fn open(settings: &Settings, root: &Path) -> Result<Listeners> {
-        let files = Files::of(settings);
+        let files = GuardFiles::of(settings);
         let read = files.read().await;
         let (config, tls_digest) = read.tls.context("cannot serve")?.unzip();
         let guards = Guards { tls: config, tokens: read.tokens.context("cannot serve")? };
@@ -120,7 +120,7 @@ impl KnowsPeers for Peers {
         // The kernel's lookup also covers an address that this machine got a moment ago; the list of own addresses covers
         // connections that the kernel does not know.
         match peer::owner(peer, own) {
-            Ok(Some(Owner { uid, inode })) => Whose::Users(uid, inode),
+            Ok(Some(SocketOwner { uid, inode })) => Whose::Users(uid, inode),
             Ok(None) => Whose::Nobodys,
             Err(_) if self.0.have(peer.ip()) => Whose::Nobodys,
             Err(_) => Whose::Elsewhere,

@@ -10,11 +10,11 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::api::access::Tokens;
-use crate::api::serve::{self, CertificateRule, Guards, Material, TlsGuard};
+use crate::api::serve::{self, CertificatePatterns, Guards, Material, TlsGuard};
 use crate::config::{Access, Settings, Tls};
 use crate::host::door::{read_public, read_secret};
-use crate::host::watch::Watch;
-use crate::model::access::Named;
+use crate::host::watch::PathWatch;
+use crate::model::access::Credential;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 
@@ -25,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Files of the guards.
 #[derive(Debug, Clone)]
-pub(super) struct Files {
+pub(super) struct GuardFiles {
     tls: Option<Tls>,
     tokens: Option<String>,
     /// Includes the tokens in the settings themselves.
@@ -35,30 +35,30 @@ pub(super) struct Files {
 /// SHA-256 of the TLS files, to detect a change.
 pub(super) type TlsDigest = [u8; 32];
 
-impl Files {
-    pub(super) fn of(settings: &Settings) -> Files {
+impl GuardFiles {
+    pub(super) fn of(settings: &Settings) -> GuardFiles {
         let tls = Some(&settings.tls).filter(|tls| !tls.certificate.is_empty()).cloned();
         let tokens = Some(&settings.access.tokens_file).filter(|path| !path.is_empty()).cloned();
-        Files { tls, tokens, access: settings.access.clone() }
+        GuardFiles { tls, tokens, access: settings.access.clone() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.tls.is_none() && self.tokens.is_none()
     }
 
-    pub(super) async fn read(&self) -> Read {
+    pub(super) async fn read(&self) -> GuardFilesRead {
         let files = self.clone();
         // The files may lie on a disk that hangs.
         let read = tokio::task::spawn_blocking(move || files.read_now()).await;
         read.unwrap_or_else(|e| {
             let broke = || Fault::new(Code::Internal, e.to_string());
-            Read { tls: Err(broke()), tokens: Err(broke()) }
+            GuardFilesRead { tls: Err(broke()), tokens: Err(broke()) }
         })
     }
 
-    pub(super) fn read_now(&self) -> Read {
+    pub(super) fn read_now(&self) -> GuardFilesRead {
         let tls = self.tls.as_ref().map(|tls| self.read_tls(tls)).transpose();
-        Read { tls, tokens: self.read_tokens() }
+        GuardFilesRead { tls, tokens: self.read_tokens() }
     }
 
     fn read_tls(&self, tls: &Tls) -> Result<(Arc<TlsGuard>, TlsDigest), Fault> {
@@ -69,7 +69,7 @@ impl Files {
         let material = Material { chain: chain_pem, key, client_ca, client_crl };
         let rules = self.access.certificate.iter().filter_map(|rule| {
             let (subject, san) = (rule.subject.clone(), rule.san.clone());
-            rule.role.map(|role| CertificateRule { subject, san, role })
+            rule.role.map(|role| CertificatePatterns { subject, san, role })
         });
         let guard = serve::tls_guard(&material, rules.collect());
         let guard = guard.map_err(|e| Fault::new(Code::TlsUnusable, chain(&e)))?;
@@ -82,7 +82,7 @@ impl Files {
         for rule in &self.access.token {
             if let Some(digest) = rule.digest() {
                 let name = format!("token {}", rule.name).into();
-                tokens.get_or_insert_default().add(digest, Named { name, role: rule.role });
+                tokens.get_or_insert_default().add(digest, Credential { name, role: rule.role });
             }
         }
         Ok(tokens)
@@ -108,11 +108,11 @@ impl Files {
         mut tls: Option<TlsDigest>,
         mut hangup: Signal,
     ) {
-        let watches: Vec<Watch> = self
+        let watches: Vec<PathWatch> = self
             .folders()
             .iter()
             .filter_map(|folder| {
-                let watch = Watch::new(folder);
+                let watch = PathWatch::new(folder);
                 if let Err(e) = &watch {
                     tracing::warn!(error = %chain(e), "new certificates and tokens are seen within a minute only");
                 }
@@ -176,7 +176,7 @@ impl Files {
 }
 
 /// Results of reading the files, each by itself: an unusable one does not hold up another.
-pub(super) struct Read {
+pub(super) struct GuardFilesRead {
     pub(super) tls: Result<Option<(Arc<TlsGuard>, TlsDigest)>, Fault>,
     pub(super) tokens: Result<Option<Tokens>, Fault>,
 }
@@ -200,7 +200,7 @@ fn digest(material: &Material) -> [u8; 32] {
 }
 
 /// Waits for an event in one of the folders.
-async fn any(watches: &[Watch]) {
+async fn any(watches: &[PathWatch]) {
     let each = watches.iter().map(|watch| Box::pin(watch.changed()));
     let each: Vec<_> = each.collect();
     if each.is_empty() {

@@ -19,17 +19,17 @@ use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use self::doors::Listeners;
 pub use self::doors::socket_path;
-use self::guards::{Files, Read};
+use self::guards::{GuardFiles, GuardFilesRead};
 use self::owners::Core;
-use self::seams::{Versions, fallback};
+use self::seams::{VersionsAdapter, fallback};
 use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::status::Reports;
 use crate::api::metrics::Metrics;
 use crate::api::refusals::Refusals;
 use crate::api::serve::Door;
-use crate::api::{self, Api, Native, Phase};
+use crate::api::{self, AgentPhase, Api, Native};
 use crate::config::Settings;
-use crate::controller::client::Client;
+use crate::controller::client::ControllerClient;
 use crate::controller::deliver;
 use crate::controller::identity::Identities;
 use crate::controller::outbox::{Offering, Outbox};
@@ -105,7 +105,7 @@ pub fn url_in(holder: &str) -> Option<&str> {
 /// # Errors
 /// TLS or tokens that cannot be used.
 pub fn check_access(settings: &Settings) -> Result<Option<String>> {
-    let Read { tls, tokens } = Files::of(settings).read_now();
+    let GuardFilesRead { tls, tokens } = GuardFiles::of(settings).read_now();
     let tls = tls.context("TLS cannot be used")?;
     tokens.context("the tokens cannot be used")?;
     Ok(tls.and_then(|(guard, _)| guard.warning(SystemTime::now())))
@@ -134,7 +134,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     core.watch_targets(&settings);
     core.warn_of_unlisted(&settings);
     core.tell_of_closed_folders();
-    let (phase, watch_phase) = watch::channel(Phase::Starting);
+    let (phase, watch_phase) = watch::channel(AgentPhase::Starting);
     let identities = Arc::new(Identities::open(core.store.clone())?);
     let reaches = Reaches::new(settings.outgoing.to.clone(), identities.clone());
     let outbox = start_outbox(&settings, core.store.clone(), reaches.clone(), &watchdog)?;
@@ -143,7 +143,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let posting = (&*identities, reaches.clone());
     start_reporting(&settings, reports.clone(), posting, &tally, &watchdog);
     settings.http = doors::affordable(settings.http);
-    let told = Told {
+    let told = RouterParts {
         outbox: outbox.clone(),
         identities,
         reaches,
@@ -180,7 +180,7 @@ fn watchdog() -> Watchdog {
 }
 
 /// Parts that the handlers get besides the owners.
-struct Told {
+struct RouterParts {
     outbox: Outbox,
     identities: Arc<Identities>,
     reaches: Reaches,
@@ -194,7 +194,7 @@ fn known_to_native_routes(
     settings: &Settings,
     core: &Core,
     exposure: Option<Exposure>,
-    phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<AgentPhase>,
 ) -> Arc<Native> {
     Arc::new(Native {
         prepare: core.prepare.clone(),
@@ -216,7 +216,7 @@ fn known_to_native_routes(
 pub struct InProcess {
     pub router: Router,
     /// Dropping it ends the streams.
-    _phase: watch::Sender<Phase>,
+    _phase: watch::Sender<AgentPhase>,
 }
 
 impl InProcess {
@@ -228,7 +228,7 @@ impl InProcess {
     pub fn start(settings: &Settings, root: &Path, store: Store) -> Result<InProcess> {
         let core = Core::start(settings, root, store, &Watchdog::default())?;
         tokio::spawn(core.events.clone().follow_work(core.progress.clone()));
-        let (_phase, phase) = watch::channel(Phase::Serving);
+        let (_phase, phase) = watch::channel(AgentPhase::Serving);
         let router = api::v1::router(known_to_native_routes(settings, &core, None, phase));
         Ok(InProcess { router, _phase })
     }
@@ -238,11 +238,11 @@ impl InProcess {
 fn known_to_handlers(
     settings: &Settings,
     core: &Core,
-    told: Told,
-    phase: watch::Receiver<Phase>,
+    told: RouterParts,
+    phase: watch::Receiver<AgentPhase>,
 ) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
-    let Told { outbox, identities, reaches, reports, metrics, exposure } = told;
+    let RouterParts { outbox, identities, reaches, reports, metrics, exposure } = told;
     Api {
         native: known_to_native_routes(settings, core, Some(exposure), phase),
         progress_posts: ProgressPosts::new(
@@ -254,7 +254,7 @@ fn known_to_handlers(
         identities,
         reaches,
         reports,
-        hypervisor: Box::new(Versions(hypervisor)),
+        hypervisor: Box::new(VersionsAdapter(hypervisor)),
         fallback: fallback(settings),
         metrics,
     }
@@ -266,7 +266,7 @@ async fn run_until_stopped(
     doors: Vec<Door>,
     limits: HttpPolicy,
     core: &Core,
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<AgentPhase>,
     mut stop: Stop,
 ) -> Instant {
     let mut draining = phase.subscribe();
@@ -275,7 +275,7 @@ async fn run_until_stopped(
             // Dropped when a stop is requested: the pools' owner goes on alone.
             () = become_ready(core, &phase) => {}
             // Cancel-safe: a phase that was not observed stays.
-            _ = draining.wait_for(|phase| *phase == Phase::Draining) => {}
+            _ = draining.wait_for(|phase| *phase == AgentPhase::Draining) => {}
         }
     };
     // Connections and tasks share one limit: systemd kills a service that takes much longer.
@@ -284,7 +284,7 @@ async fn run_until_stopped(
         let signal = stop.asked().await;
         deadline = Instant::now() + limits.drain_timeout;
         tracing::info!(signal, "stopping");
-        phase.send_replace(Phase::Draining);
+        phase.send_replace(AgentPhase::Draining);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
     tokio::join!(api::serve::serve(doors, limits, stopped), ready);
@@ -292,15 +292,15 @@ async fn run_until_stopped(
 }
 
 /// Restores the pages of the last boot, once a boot, then announces readiness.
-async fn become_ready(core: &Core, phase: &watch::Sender<Phase>) {
+async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
     for fault in told_to_wait(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
     }
     core.targets.start_all();
     phase.send_if_modified(|phase| {
-        let starting = *phase == Phase::Starting;
+        let starting = *phase == AgentPhase::Starting;
         if starting {
-            *phase = Phase::Serving;
+            *phase = AgentPhase::Serving;
         }
         starting
     });
@@ -336,7 +336,7 @@ fn start_outbox(
     let callbacks = &settings.callbacks;
     let offering = Offering { callbacks: callbacks.clone(), max_tasks: settings.http.max_tasks };
     let outbox = Outbox::open(offering, store, watchdog.register())?;
-    let client = Arc::new(Client::default());
+    let client = Arc::new(ControllerClient::default());
     let (timeout, parallel) = (callbacks.attempt_timeout, callbacks.parallel);
     let heartbeat = watchdog.register();
     tokio::spawn(deliver::run(outbox.clone(), client, reaches, timeout, parallel, heartbeat));
@@ -356,7 +356,7 @@ fn start_reporting(
         return;
     }
     let policy = settings.report.clone();
-    let client = Client::default();
+    let client = ControllerClient::default();
     let (identity, tally) = (identities.watch(), tally.clone());
     let heartbeat = watchdog.register();
     tokio::spawn(report::run(policy, (client, reaches), reports, identity, tally, heartbeat));

@@ -11,7 +11,7 @@ use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
 use crate::agent::apply::volumes::VolumeApplier;
-use crate::agent::engine::Engine;
+use crate::agent::engine::EngineHandle;
 use crate::agent::events::Events;
 use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
@@ -124,7 +124,7 @@ impl Core {
         let observer =
             Arc::new(EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone()));
         let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
-        let engine = Engine::start(
+        let engine = EngineHandle::start(
             observer.clone(),
             applier,
             policy.clone(),

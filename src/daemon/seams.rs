@@ -9,9 +9,9 @@ use crate::config::Settings;
 use crate::host::spawn::Processes;
 
 /// Adapter from the hypervisor to the compatible routes' port for versions.
-pub(super) struct Versions(pub(super) Hypervisor<Processes>);
+pub(super) struct VersionsAdapter(pub(super) Hypervisor<Processes>);
 
-impl AsksVersions for Versions {
+impl AsksVersions for VersionsAdapter {
     fn versions(&self) -> Pin<Box<dyn Future<Output = (String, String)> + Send + '_>> {
         Box::pin(async {
             let versions = self.0.versions().await;

@@ -23,7 +23,7 @@ const LOCKS: [&str; 4] = [
 
 /// State of one package.
 #[derive(Debug, Default)]
-struct State {
+struct PackageState {
     /// Set if dpkg was interrupted while it replaced the package's files: they must be unpacked again.
     reinstall: bool,
     /// Set if its installation is incomplete.
@@ -64,7 +64,7 @@ pub fn lock_holder(root: &Root) -> Option<String> {
 }
 
 /// States of all packages, each by the newest of its paragraphs.
-fn states(root: &Root) -> BTreeMap<String, State> {
+fn states(root: &Root) -> BTreeMap<String, PackageState> {
     let mut files = vec![root.path("/var/lib/dpkg/status")];
     let newer = entries(&root.path("/var/lib/dpkg/updates")).unwrap_or_default();
     files.extend(newer.into_iter().map(|(_, path)| path));
@@ -89,10 +89,10 @@ fn is_name(name: &str) -> bool {
 }
 
 /// Parses the three words of `Status`: desired action, error flag, current state.
-fn state(status: &str) -> State {
+fn state(status: &str) -> PackageState {
     let words: Vec<&str> = status.split_whitespace().collect();
     let half = ["half-installed", "unpacked", "half-configured"];
-    State {
+    PackageState {
         reinstall: words.get(1) == Some(&"reinstreq"),
         half_way: words.get(2).is_some_and(|state| half.contains(state)),
     }

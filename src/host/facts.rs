@@ -5,7 +5,7 @@ use std::path::Path;
 use super::files::{HeldFile, read_text};
 use super::{HostError, Root};
 use crate::model::engine::Init;
-use crate::model::pools::Memory;
+use crate::model::pools::NodeMemory;
 
 /// Memory of the machine, as the kernel reports it.
 #[derive(Debug)]
@@ -21,18 +21,18 @@ impl Meminfo {
     ///
     /// # Errors
     /// When `/proc/meminfo` cannot be read or lacks them.
-    pub fn read(&self) -> Result<Memory, HostError> {
+    pub fn read(&self) -> Result<NodeMemory, HostError> {
         self.0.read(parse_memory)
     }
 }
 
-fn parse_memory(path: &Path, text: &str) -> Result<Memory, HostError> {
+fn parse_memory(path: &Path, text: &str) -> Result<NodeMemory, HostError> {
     let kib = |key: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix(key))?;
         value.trim().strip_suffix("kB")?.trim().parse().ok()
     };
     match (kib("MemTotal:"), kib("MemAvailable:")) {
-        (Some(total_kib), Some(available_kib)) => Ok(Memory { total_kib, available_kib }),
+        (Some(total_kib), Some(available_kib)) => Ok(NodeMemory { total_kib, available_kib }),
         _ => Err(HostError::Parse {
             path: path.to_owned(),
             value: text.chars().take(80).collect(),

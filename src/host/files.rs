@@ -30,15 +30,15 @@ pub fn read_text(path: &Path) -> Result<String, HostError> {
 
 /// Identity of a path's destination: a file by its file system and inode, a device by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Identity(u64, u64);
+pub struct FileIdentity(u64, u64);
 
 /// Identity of the destination of `path`; `None` if nothing is there.
-pub fn identity(path: &Path) -> Option<Identity> {
+pub fn identity(path: &Path) -> Option<FileIdentity> {
     let meta = fs::metadata(path).ok()?;
     let kind = meta.file_type();
     Some(match kind.is_block_device() || kind.is_char_device() {
-        true => Identity(u64::MAX, meta.rdev()),
-        false => Identity(meta.dev(), meta.ino()),
+        true => FileIdentity(u64::MAX, meta.rdev()),
+        false => FileIdentity(meta.dev(), meta.ino()),
     })
 }
 

@@ -79,7 +79,7 @@ impl OwnAddresses {
 
 /// Owner of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
+pub struct SocketOwner {
     /// User of the process that created it.
     pub uid: u32,
     /// Inode of the socket, by which processes show it in `/proc/PID/fd`.
@@ -94,7 +94,7 @@ pub struct Owner {
 ///
 /// # Errors
 /// When there is no such socket any more, or the kernel has no such diagnostics.
-pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<Owner>> {
+pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<SocketOwner>> {
     let kernel = socket(
         AddressFamily::Netlink,
         SockType::Datagram,
@@ -169,7 +169,7 @@ fn request(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-fn read(reply: &[u8], peer: SocketAddr, own: SocketAddr) -> io::Result<Option<Owner>> {
+fn read(reply: &[u8], peer: SocketAddr, own: SocketAddr) -> io::Result<Option<SocketOwner>> {
     let message = NetlinkMessage::<SockDiagMessage>::deserialize(reply);
     match message.map_err(io::Error::other)?.payload {
         NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
@@ -182,7 +182,7 @@ fn read(reply: &[u8], peer: SocketAddr, own: SocketAddr) -> io::Result<Option<Ow
                     "the kernel has no such socket",
                 ));
             }
-            Ok((inode != 0).then_some(Owner { uid, inode }))
+            Ok((inode != 0).then_some(SocketOwner { uid, inode }))
         }
         NetlinkPayload::Error(error) => Err(error.to_io()),
         _ => Err(io::Error::other("the kernel answered something else")),

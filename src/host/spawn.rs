@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 pub use self::host_wide::HostWide;
 use super::HostError;
 use super::process::FOLDERS;
-use super::watch::Watch;
+use super::watch::PathWatch;
 use crate::model::fault::chain;
 
 /// Polling interval of a log when the kernel has no watch left for it.
@@ -40,7 +40,7 @@ pub struct Invocation {
 
 /// Request to run a program.
 #[derive(Debug)]
-pub struct Run {
+pub struct RunRequest {
     pub invocation: Invocation,
     /// Timeout of the run.
     pub within: Duration,
@@ -64,7 +64,7 @@ pub struct RunEnd {
 /// Starts processes. A trait, so that tests can fake package managers.
 pub trait Spawner: Send + Sync + 'static {
     /// Runs a program to completion, or until its timeout.
-    fn run(&self, run: Run) -> impl Future<Output = Result<RunEnd, HostError>> + Send;
+    fn run(&self, run: RunRequest) -> impl Future<Output = Result<RunEnd, HostError>> + Send;
 
     /// Starts a daemon without waiting for it; its output goes to `<log folder>/<log>`.
     ///
@@ -151,7 +151,7 @@ impl Processes {
     async fn open_run(
         &self,
         invocation: &Invocation,
-        watch: impl FnOnce(&Path) -> Result<Watch, HostError>,
+        watch: impl FnOnce(&Path) -> Result<PathWatch, HostError>,
     ) -> Result<(Following, std::fs::File), HostError> {
         let name = invocation.program.rsplit('/').next().unwrap_or("command");
         let (log, file, start) = self.open_log(&format!("{name}.log")).await?;
@@ -166,8 +166,8 @@ impl Processes {
     /// Does the same as [`Spawner::run`], with the watch on the log that `watch` creates.
     async fn run_watched(
         &self,
-        Run { invocation, within, lines }: Run,
-        watch: impl FnOnce(&Path) -> Result<Watch, HostError>,
+        RunRequest { invocation, within, lines }: RunRequest,
+        watch: impl FnOnce(&Path) -> Result<PathWatch, HostError>,
     ) -> Result<RunEnd, HostError> {
         let deadline = Instant::now() + within;
         let (following, file) = self.open_run(&invocation, watch).await?;
@@ -183,7 +183,7 @@ struct Following {
     log: PathBuf,
     start: u64,
     follower: Follower,
-    watch: Option<Watch>,
+    watch: Option<PathWatch>,
 }
 
 impl Following {
@@ -212,7 +212,7 @@ impl Following {
 
 /// Returns when a log may have grown: reported by the kernel, or by the clock where it cannot (its table of watches
 /// is shared by the whole machine and can be full).
-async fn grown(watch: Option<&Watch>) {
+async fn grown(watch: Option<&PathWatch>) {
     if let Some(watch) = watch
         && watch.changed().await.is_ok()
     {
@@ -222,8 +222,8 @@ async fn grown(watch: Option<&Watch>) {
 }
 
 impl Spawner for Processes {
-    async fn run(&self, run: Run) -> Result<RunEnd, HostError> {
-        self.run_watched(run, Watch::new).await
+    async fn run(&self, run: RunRequest) -> Result<RunEnd, HostError> {
+        self.run_watched(run, PathWatch::new).await
     }
 
     async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
@@ -331,7 +331,7 @@ mod tests {
         };
         let (sender, mut lines) = mpsc::channel(64);
         let end = Processes::new(folder.path())
-            .run(Run { invocation: shell, within, lines: sender })
+            .run(RunRequest { invocation: shell, within, lines: sender })
             .await
             .unwrap();
         let mut told = Vec::new();
@@ -371,7 +371,7 @@ mod tests {
         let echo = Invocation { program: "echo".into(), args: vec!["word".into()], env: vec![] };
         let (sender, mut lines) = mpsc::channel(8);
         let processes = Processes::new(folder.path());
-        let run = Run { invocation: echo, within: Duration::from_secs(10), lines: sender };
+        let run = RunRequest { invocation: echo, within: Duration::from_secs(10), lines: sender };
         let end = processes.run_watched(run, full).await.unwrap();
         assert_eq!((end.code, end.output.as_str()), (Some(0), "word\n"));
         assert_eq!(lines.recv().await.as_deref(), Some("word"));
@@ -416,7 +416,8 @@ mod tests {
             let echo =
                 Invocation { program: "echo".into(), args: vec![word.into()], env: Vec::new() };
             let (sender, _lines) = mpsc::channel(1);
-            let run = Run { invocation: echo, within: Duration::from_secs(10), lines: sender };
+            let run =
+                RunRequest { invocation: echo, within: Duration::from_secs(10), lines: sender };
             let end = processes.run(run).await.unwrap();
             assert_eq!(end.output, format!("{word}\n"));
         }

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 
-use super::spawn::{Daemon, Invocation, Run, RunEnd, Spawner};
+use super::spawn::{Daemon, Invocation, RunEnd, RunRequest, Spawner};
 use super::{HostError, Root};
 
 /// Effect of a start of the daemon: exit code and last output if it dies of it.
@@ -66,7 +66,10 @@ impl FakeSpawner {
 }
 
 impl Spawner for FakeSpawner {
-    async fn run(&self, Run { invocation, within, lines }: Run) -> Result<RunEnd, HostError> {
+    async fn run(
+        &self,
+        RunRequest { invocation, within, lines }: RunRequest,
+    ) -> Result<RunEnd, HostError> {
         let (ends, end) = self.machine(|machine| (machine.ends, machine.run(&invocation)));
         if !ends {
             tokio::time::sleep(within).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
-pub use self::transient::Service;
+pub use self::transient::TransientService;
 use crate::model::engine::UnitState;
 
 /// Failed request to systemd.

@@ -14,7 +14,7 @@ use crate::model::observation::Activity;
 
 /// Sample of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct VitalsSample {
     /// State that the kernel reports.
     pub activity: Activity,
     threads: BTreeMap<String, Thread>,
@@ -32,9 +32,9 @@ struct Thread {
     times: String,
 }
 
-impl Look {
+impl VitalsSample {
     /// `true` if it made progress since an earlier sample: if it has reactors, each of them.
-    pub fn went_on_since(&self, before: &Look) -> bool {
+    pub fn went_on_since(&self, before: &VitalsSample) -> bool {
         let moved = |(tid, thread): (&String, &Thread)| {
             // A thread that waits for a CPU would run; the kernel counts its time when it gets one.
             thread.can_run || before.threads.get(tid).is_none_or(|then| then.times != thread.times)
@@ -48,7 +48,7 @@ impl Look {
 }
 
 /// Samples a process; `None` if there is none. A page of each thread is read, and nothing blocks on the process.
-pub fn look(root: &Root, pid: u32) -> Option<Look> {
+pub fn look(root: &Root, pid: u32) -> Option<VitalsSample> {
     let folder = root.path(format!("/proc/{pid}"));
     let activity = match process::state(root, pid)? {
         'T' | 't' | 'Z' | 'X' => Activity::Stopped,
@@ -65,7 +65,7 @@ pub fn look(root: &Root, pid: u32) -> Option<Look> {
         Some((tid, Thread { is_reactor, can_run, times }))
     });
     let io = read_text(&folder.join("io")).ok();
-    Some(Look { activity, threads: threads.collect(), io })
+    Some(VitalsSample { activity, threads: threads.collect(), io })
 }
 
 /// `true` if the machine itself is short of CPUs: most of the last ten seconds some task waited for one (PSI).

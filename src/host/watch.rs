@@ -12,7 +12,7 @@ use super::HostError;
 
 /// Watch on one path.
 #[derive(Debug)]
-pub struct Watch {
+pub struct PathWatch {
     path: PathBuf,
     inotify: AsyncFd<Queue>,
 }
@@ -27,12 +27,12 @@ impl AsRawFd for Queue {
     }
 }
 
-impl Watch {
+impl PathWatch {
     /// Watches a file for writes, or a folder for entries that appear or disappear.
     ///
     /// # Errors
     /// When the kernel has no watch left or the path does not exist.
-    pub fn new(path: &Path) -> Result<Watch, HostError> {
+    pub fn new(path: &Path) -> Result<PathWatch, HostError> {
         let failed = |source: std::io::Error| HostError::Watch { path: path.to_owned(), source };
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
             .map_err(|e| failed(e.into()))?;
@@ -43,7 +43,7 @@ impl Watch {
             | AddWatchFlags::IN_ATTRIB;
         inotify.add_watch(path, events).map_err(|e| failed(e.into()))?;
         let inotify = register(Queue(inotify)).map_err(failed)?;
-        Ok(Watch { path: path.to_owned(), inotify })
+        Ok(PathWatch { path: path.to_owned(), inotify })
     }
 
     /// Returns when an event has occurred since the last call. Cancel-safe: an unread event stays in the kernel's

@@ -43,7 +43,7 @@ impl fmt::Display for Role {
 
 /// Name and role of a token or a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
+pub struct Credential {
     /// Name for the audit log, such as `token controller`.
     pub name: Arc<str>,
     pub role: Role,
@@ -58,7 +58,7 @@ pub struct Peer {
     /// User of a peer on this node, if the kernel reports it.
     pub uid: Option<u32>,
     /// Name and role of its certificate.
-    pub certificate: Option<Named>,
+    pub certificate: Option<Credential>,
     /// Name without a token or a certificate.
     name: Arc<str>,
 }
@@ -158,7 +158,7 @@ pub enum Shown<'a> {
     Nothing,
     /// Unknown token, or more than one.
     Unknown,
-    Token(&'a Named),
+    Token(&'a Credential),
 }
 
 /// Rules of the operator, without their secrets.
@@ -308,8 +308,8 @@ mod tests {
         }
     }
 
-    fn named(name: &str, role: Role) -> Named {
-        Named { name: name.into(), role }
+    fn named(name: &str, role: Role) -> Credential {
+        Credential { name: name.into(), role }
     }
 
     fn role(rules: &Rules, peer: &Peer, shown: Shown<'_>) -> Result<Role, Denied> {

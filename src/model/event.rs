@@ -57,7 +57,7 @@ pub enum What {
     /// Progress of an owner's long-running work.
     Work(Progress),
     /// Work that takes longer than it may, or does so no more.
-    Overdue(Overdue),
+    Overdue(OverdueEvent),
     /// New finding of the node.
     Finding(Finding),
 }
@@ -65,7 +65,7 @@ pub enum What {
 /// Work that takes longer than it may.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Overdue {
+pub struct OverdueEvent {
     /// Owner of the work: `engine`, `outbox`, `pools` or `target`.
     pub owner: String,
     /// Object of the work, such as a target's name.

@@ -81,7 +81,7 @@ pub type Guests = BTreeMap<String, Option<Guest>>;
 const MOST_OPTIONS: usize = 4096;
 
 /// Options of a chardev by name; of an option given twice the last one counts, as in QEMU.
-type Options = BTreeMap<String, String>;
+type ChardevOptions = BTreeMap<String, String>;
 
 /// UNIX sockets that the QEMU with these arguments connects to, by path. Sockets on which it listens itself are left
 /// out, and so is one whose options cannot be parsed.
@@ -113,7 +113,7 @@ fn client_socket(text: &str) -> Option<(String, Reconnect)> {
 
 /// Parses options in QEMU's own syntax: `socket,id=a,path=/b,reconnect=1`, where two commas stand for one that is part
 /// of a value, and a name alone switches something on or, with `no` before it, off.
-fn of_options(text: &str) -> Options {
+fn of_options(text: &str) -> ChardevOptions {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
@@ -134,13 +134,13 @@ fn of_options(text: &str) -> Options {
 }
 
 /// Parses options in the form of QMP's `chardev-add`, in which a socket listens unless it says otherwise.
-fn of_json(text: &str) -> Option<Options> {
+fn of_json(text: &str) -> Option<ChardevOptions> {
     let document: Value = serde_json::from_str(text).ok()?;
     let backend = document.get("backend")?;
     let data = |of: &Value| of.get("data").unwrap_or(of).as_object().cloned();
     let socket = data(backend)?;
     let address = socket.get("addr").and_then(data).unwrap_or_default();
-    let mut options = Options::from([("server".to_string(), "on".to_string())]);
+    let mut options = ChardevOptions::from([("server".to_string(), "on".to_string())]);
     options.insert("backend".to_string(), backend.get("type")?.as_str()?.to_string());
     let option = |(name, value): (String, Value)| match value {
         Value::String(text) => Some((name, text)),

@@ -7,7 +7,7 @@ use super::caller::Caller;
 /// Values that a controller gave when it connected; empty if it did not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Identity {
+pub struct HostIdentity {
     /// The controller's name for this host.
     pub host_uuid: String,
     /// Address of commands to the controller.
@@ -19,7 +19,7 @@ pub struct Identity {
     pub learnt_from: Option<Caller>,
 }
 
-impl Identity {
+impl HostIdentity {
     /// File in the state folder.
     pub const FILE: &str = "controller.json";
 }

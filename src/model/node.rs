@@ -8,7 +8,7 @@ use super::cpu::Cpu;
 use super::fault::{Fault, Finding};
 use super::mounts::HugetlbMount;
 use super::network::Network;
-use super::pools::{Memory, Pool};
+use super::pools::{NodeMemory, Pool};
 use super::units::PageSize;
 
 /// Pool with the agent's share of it.
@@ -172,7 +172,7 @@ pub struct NodeStatus {
     pub pools: Vec<PoolStatus>,
     /// Pools by size.
     pub totals: Vec<PoolTotals>,
-    pub memory: Memory,
+    pub memory: NodeMemory,
     /// Online CPUs.
     pub cpus: Vec<Cpu>,
     /// hugetlbfs mounts.

@@ -18,7 +18,7 @@ pub struct Observation {
     /// Time of the observation.
     pub at: Instant,
     pub process: Process,
-    pub answers: Answers,
+    pub answers: ProbeResults,
     /// End of the last probe, answered or not.
     pub heard: Option<Instant>,
     /// Activity of the process while it did not answer.
@@ -36,7 +36,7 @@ impl Observation {
             number: 0,
             at,
             process: Process::Unknown("it was not looked at yet".to_string()),
-            answers: Answers::default(),
+            answers: ProbeResults::default(),
             heard: None,
             vitals: Vitals::default(),
             silent_since: None,
@@ -117,7 +117,7 @@ pub enum Activity {
 
 /// Results of the probes of one process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answers {
+pub struct ProbeResults {
     /// Version that it reported last.
     version: Option<String>,
     /// Probes without an answer since then.
@@ -130,7 +130,7 @@ pub struct Answers {
     missed: Option<Instant>,
 }
 
-impl Answers {
+impl ProbeResults {
     /// Records the end of a probe that was sent at that time: the version, or the reason why there was no answer.
     ///
     /// Probes that were in flight together share one stall, and a probe sent before the last answer is overtaken by it:
@@ -139,7 +139,8 @@ impl Answers {
         match answer {
             Ok(version) => {
                 let answered = self.answered.max(Some(sent));
-                *self = Answers { version: Some(version), answered, ..Answers::default() };
+                *self =
+                    ProbeResults { version: Some(version), answered, ..ProbeResults::default() };
             }
             Err(why) => {
                 let overtaken = self.answered.is_some_and(|at| sent <= at);
@@ -206,7 +207,7 @@ mod tests {
     fn probes_that_share_one_stall_are_one_miss_and_an_overtaken_one_is_none() {
         let begin = Instant::now();
         let at = |millis: u64| begin + Duration::from_millis(millis);
-        let mut answers = Answers::default();
+        let mut answers = ProbeResults::default();
         answers.note(at(0), answer(true));
         for sent in [10, 20, 60, 109] {
             answers.note(at(sent), answer(false));
@@ -224,7 +225,7 @@ mod tests {
     fn one_missed_probe_is_no_proof_and_one_answer_is() {
         let begin = Instant::now();
         let answers = |probes: &str| {
-            let (mut answers, mut sent) = (Answers::default(), begin);
+            let (mut answers, mut sent) = (ProbeResults::default(), begin);
             for probe in probes.chars() {
                 sent += Duration::from_millis(500);
                 answers.note(sent, answer(probe == '+'));

@@ -24,7 +24,7 @@ pub const VIA_AGENT: &str = "1.1 vhost-agent";
 
 /// Allowed destinations of callbacks, reports and progress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Outgoing {
+pub enum EgressPolicy {
     /// Any address but the node's or its cloud's own.
     #[default]
     Any,
@@ -34,38 +34,38 @@ pub enum Outgoing {
     To(Arc<[Network]>),
 }
 
-impl Serialize for Outgoing {
+impl Serialize for EgressPolicy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Outgoing::Any => serializer.serialize_str("any"),
-            Outgoing::Callers => serializer.serialize_str("callers"),
-            Outgoing::To(networks) => serializer.collect_seq(networks.iter()),
+            EgressPolicy::Any => serializer.serialize_str("any"),
+            EgressPolicy::Callers => serializer.serialize_str("callers"),
+            EgressPolicy::To(networks) => serializer.collect_seq(networks.iter()),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Outgoing {
+impl<'de> Deserialize<'de> for EgressPolicy {
     // By hand, for the error of an untagged enum would only say that nothing fits.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Outgoing, D::Error> {
-        struct Read;
-        impl<'de> Visitor<'de> for Read {
-            type Value = Outgoing;
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EgressPolicy, D::Error> {
+        struct ParsedOutgoing;
+        impl<'de> Visitor<'de> for ParsedOutgoing {
+            type Value = EgressPolicy;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("\"any\", \"callers\" or a list of networks such as [\"10.0.0.0/8\"]")
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Outgoing, E> {
+            fn visit_str<E: Error>(self, text: &str) -> Result<EgressPolicy, E> {
                 match text {
-                    "any" => Ok(Outgoing::Any),
-                    "callers" => Ok(Outgoing::Callers),
+                    "any" => Ok(EgressPolicy::Any),
+                    "callers" => Ok(EgressPolicy::Callers),
                     _ => Err(E::custom(format!(
                         "'{text}' is neither \"any\" nor \"callers\"; networks stand in a list: [\"10.0.0.0/8\"]"
                     ))),
                 }
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Outgoing, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<EgressPolicy, A::Error> {
                 let mut networks = Vec::new();
                 while let Some(network) = seq.next_element::<Network>()? {
                     networks.push(network);
@@ -75,21 +75,21 @@ impl<'de> Deserialize<'de> for Outgoing {
                         "the list names no network: nobody could be called back",
                     ));
                 }
-                Ok(Outgoing::To(networks.into()))
+                Ok(EgressPolicy::To(networks.into()))
             }
         }
-        deserializer.deserialize_any(Read)
+        deserializer.deserialize_any(ParsedOutgoing)
     }
 }
 
-impl Outgoing {
+impl EgressPolicy {
     /// Addresses that a URL from `caller` may lead to, which is `None` if the origin of the URL is unknown;
     /// `controller` is the one that connected last.
     pub fn reach(&self, caller: Option<Caller>, controller: Option<Caller>) -> Reach {
         let local = |who: Option<Caller>| who.is_some_and(Caller::is_local);
         match self {
-            Outgoing::Any => Reach::Common { loopback: local(caller) },
-            Outgoing::Callers => {
+            EgressPolicy::Any => Reach::Common { loopback: local(caller) },
+            EgressPolicy::Callers => {
                 let address = |who: Option<Caller>| match who {
                     Some(Caller::At(address)) => Some(address),
                     Some(Caller::Here) | None => None,
@@ -97,7 +97,7 @@ impl Outgoing {
                 let only = [caller, controller].into_iter().filter_map(address).collect();
                 Reach::Callers { loopback: local(caller), only }
             }
-            Outgoing::To(networks) => Reach::Within(networks.clone()),
+            EgressPolicy::To(networks) => Reach::Within(networks.clone()),
         }
     }
 }
@@ -107,7 +107,7 @@ impl Outgoing {
 pub enum Reach {
     /// Any address: the operator named it.
     Anywhere,
-    /// Addresses for the URL of an image, which is listed: as [`Outgoing::Any`], whoever calls.
+    /// Addresses for the URL of an image, which is listed: as [`EgressPolicy::Any`], whoever calls.
     Images {
         /// Set if the node itself may be called, for the listed address says so.
         loopback: bool,
@@ -133,9 +133,9 @@ impl Reach {
     ///
     /// # Errors
     /// A refused address, with the reason.
-    pub fn judge(&self, address: IpAddr) -> Result<(), Refused> {
+    pub fn judge(&self, address: IpAddr) -> Result<(), RefusedAddress> {
         let address = address.to_canonical();
-        let refused = |why| Err(Refused { address, why });
+        let refused = |why| Err(RefusedAddress { address, why });
         match self {
             Reach::Anywhere => Ok(()),
             Reach::Images { loopback } => match own(address) {
@@ -167,7 +167,7 @@ impl Reach {
     ///
     /// # Errors
     /// As [`Reach::judge`].
-    pub fn judge_literal(&self, url: &str) -> Result<(), Refused> {
+    pub fn judge_literal(&self, url: &str) -> Result<(), RefusedAddress> {
         match url.parse::<HttpUrl>().ok().as_ref().and_then(|url| url.url().host()) {
             Some(Host::Ipv4(address)) => self.judge(address.into()),
             Some(Host::Ipv6(address)) => self.judge(address.into()),
@@ -179,7 +179,7 @@ impl Reach {
 /// Address that is not called, with the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{address} is not called: {why}")]
-pub struct Refused {
+pub struct RefusedAddress {
     address: IpAddr,
     why: Why,
 }

@@ -67,8 +67,8 @@ const COMMON: [&str; 12] = [
 
 #[test]
 fn any_refuses_what_is_the_nodes_or_its_clouds_own_in_every_form() {
-    let remote = Outgoing::Any.reach(at("10.0.0.9"), None);
-    let local = Outgoing::Any.reach(Some(Caller::Here), None);
+    let remote = EgressPolicy::Any.reach(at("10.0.0.9"), None);
+    let local = EgressPolicy::Any.reach(Some(Caller::Here), None);
     for address in COMMON {
         assert_eq!((judge(&remote, address), judge(&local, address)), (Ok(()), Ok(())));
     }
@@ -88,13 +88,13 @@ fn loopback_is_for_who_is_on_the_node_and_nobody_whose_place_is_not_known() {
     let controller = at("127.0.0.1");
     for address in LOOPBACK {
         for caller in [at("10.0.0.9"), at("fd00::9"), None] {
-            for policy in [Outgoing::Any, Outgoing::Callers] {
+            for policy in [EgressPolicy::Any, EgressPolicy::Callers] {
                 let reach = policy.reach(caller, controller);
                 assert!(judge(&reach, address).is_err(), "{address} {caller:?} {policy:?}");
             }
         }
         for caller in [Some(Caller::Here), at("127.0.0.1"), at("::1")] {
-            for policy in [Outgoing::Any, Outgoing::Callers] {
+            for policy in [EgressPolicy::Any, EgressPolicy::Callers] {
                 assert_eq!(judge(&policy.reach(caller, None), address), Ok(()), "{address}");
             }
         }
@@ -106,7 +106,7 @@ fn loopback_is_for_who_is_on_the_node_and_nobody_whose_place_is_not_known() {
 
 #[test]
 fn callers_reach_themselves_and_the_controller_alone() {
-    let reach = Outgoing::Callers.reach(at("10.0.0.9"), at("fd00::7"));
+    let reach = EgressPolicy::Callers.reach(at("10.0.0.9"), at("fd00::7"));
     for address in ["10.0.0.9", "::ffff:10.0.0.9", "fd00::7"] {
         assert_eq!(judge(&reach, address), Ok(()), "{address}");
     }
@@ -114,16 +114,16 @@ fn callers_reach_themselves_and_the_controller_alone() {
         let error = judge(&reach, address).unwrap_err();
         assert!(error.contains("neither who called nor the controller"), "{error}");
     }
-    let nobody = Outgoing::Callers.reach(None, None);
+    let nobody = EgressPolicy::Callers.reach(None, None);
     assert!(COMMON.iter().all(|address| judge(&nobody, address).is_err()));
-    let here = Outgoing::Callers.reach(Some(Caller::Here), at("fd00::7"));
+    let here = EgressPolicy::Callers.reach(Some(Caller::Here), at("fd00::7"));
     assert!(judge(&here, "fd00::7").is_ok() && judge(&here, "10.0.0.9").is_err());
 }
 
 #[test]
 fn a_list_is_the_operators_word_whatever_it_names() {
     let networks = ["10.0.0.0/8", "169.254.0.0/16", "127.0.0.0/8"].map(|n| n.parse().unwrap());
-    let reach = Outgoing::To(networks.into()).reach(at("192.0.2.1"), at("192.0.2.2"));
+    let reach = EgressPolicy::To(networks.into()).reach(at("192.0.2.1"), at("192.0.2.2"));
     for address in ["10.1.2.3", "::ffff:10.1.2.3", "169.254.169.254", "127.0.0.1"] {
         assert_eq!(judge(&reach, address), Ok(()), "{address}");
     }
@@ -135,7 +135,7 @@ fn a_list_is_the_operators_word_whatever_it_names() {
 
 #[test]
 fn an_address_that_is_no_name_is_judged_however_it_is_written() {
-    let reach = Outgoing::Any.reach(at("10.0.0.9"), None);
+    let reach = EgressPolicy::Any.reach(at("10.0.0.9"), None);
     for url in [
         "http://127.0.0.1:80/x",
         "http://127.1/",
@@ -155,7 +155,7 @@ fn an_address_that_is_no_name_is_judged_however_it_is_written() {
 
 #[test]
 fn the_setting_is_read_and_written_and_what_is_wrong_is_named() {
-    let read = |text: &str| serde_json::from_str::<Outgoing>(text).map_err(|e| e.to_string());
+    let read = |text: &str| serde_json::from_str::<EgressPolicy>(text).map_err(|e| e.to_string());
     for text in ["\"any\"", "\"callers\"", "[\"10.0.0.0/8\",\"fd00::/8\"]"] {
         assert_eq!(serde_json::to_string(&read(text).unwrap()).unwrap(), text);
     }

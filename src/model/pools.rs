@@ -51,7 +51,7 @@ impl Pool {
 /// Memory of the whole node, in KiB, from `/proc/meminfo`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Memory {
+pub struct NodeMemory {
     /// `MemTotal`.
     pub total_kib: u64,
     /// `MemAvailable`: available to new work without swapping.
@@ -67,7 +67,7 @@ pub struct PoolsSeen {
     pub reserved: BTreeMap<PageSize, u64>,
     /// Nodes with CPUs: pages are spread over these, not over memory-only (CXL) nodes.
     pub cpu_nodes: Vec<NumaNode>,
-    pub memory: Memory,
+    pub memory: NodeMemory,
 }
 
 impl PoolsSeen {

@@ -2,7 +2,7 @@
 //! they come to.
 //!
 //! Steps are reported for the whole node; their [`WorkId`] says which of them belong to one request. Nobody knows how
-//! many are still to come, for each round is planned from what the last one left. So a [`Course`] comes closer to its
+//! many are still to come, for each round is planned from what the last one left. So a [`ProgressSource`] comes closer to its
 //! end with each step that has ended and reaches it only with the request's success.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ const LINE_CHARACTERS: usize = 1000;
 
 /// Progress reports that a request asks for, as the controller wrote it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct ProgressRequest {
     /// Value that is returned as it came.
     pub context: Value,
     /// Value that is returned as it came.
@@ -64,17 +64,17 @@ impl Stage {
 
 /// Kind of work that a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum WorkKind {
     Prepare,
     Deploy,
 }
 
-impl Kind {
+impl WorkKind {
     /// Name in reports to the controller.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Prepare => "vhost-target-prepare",
-            Kind::Deploy => "vhost-target-deploy",
+            WorkKind::Prepare => "vhost-target-prepare",
+            WorkKind::Deploy => "vhost-target-deploy",
         }
     }
 }
@@ -90,7 +90,7 @@ pub enum Weight {
 
 /// Progress of one request's work.
 #[derive(Debug)]
-pub struct Course {
+pub struct ProgressSource {
     work: WorkId,
     stage: Stage,
     ended: u32,
@@ -100,11 +100,11 @@ pub struct Course {
     last: Value,
 }
 
-impl Course {
+impl ProgressSource {
     /// Progress at the start of the work.
-    pub fn new(work: WorkId, stage: Stage) -> Course {
+    pub fn new(work: WorkId, stage: Stage) -> ProgressSource {
         let at_work = Vec::new();
-        Course { work, stage, ended: 0, succeeded: false, at_work, last: Value::Null }
+        ProgressSource { work, stage, ended: 0, succeeded: false, at_work, last: Value::Null }
     }
 
     /// Records an event of the node; `None` if it is not about this work.
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn course_counts_the_steps_of_its_work_and_ends_whole_only_when_that_succeeds() {
         let (work, other) = (WorkId::next(), WorkId::next());
-        let mut course = Course::new(work, Stage { start: 20, end: 80 });
+        let mut course = ProgressSource::new(work, Stage { start: 20, end: 80 });
         let mut hear = |of_work, event| {
             let weight = course.hear(of(of_work, event));
             (weight, course.percent(), course.last().clone())
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_line_without_end_is_told_in_part() {
         let work = WorkId::next();
-        let mut course = Course::new(work, Stage::default());
+        let mut course = ProgressSource::new(work, Stage::default());
         course.hear(of(work, begun(Area::Engine, "install", "apt")));
         course.hear(of(work, line(Area::Engine, &"ü".repeat(5000))));
         assert_eq!(course.last()["text"].as_str().map(|text| text.chars().count()), Some(1000));

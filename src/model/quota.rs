@@ -11,7 +11,7 @@ use super::caller::Caller;
 
 /// Caller in the sense of quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Client {
+pub enum QuotaClient {
     /// The node itself, over the Unix socket.
     Node,
     V4(Ipv4Addr),
@@ -21,41 +21,41 @@ pub enum Client {
     Unknown,
 }
 
-impl Client {
+impl QuotaClient {
     /// Share of `all` that it may have at one time; of one, that one.
     pub fn quota(self, all: usize) -> usize {
         match self {
-            Client::Node => all,
-            Client::V4(_) | Client::V6(_) | Client::Unknown => all - all / 4,
+            QuotaClient::Node => all,
+            QuotaClient::V4(_) | QuotaClient::V6(_) | QuotaClient::Unknown => all - all / 4,
         }
     }
 }
 
-impl From<Caller> for Client {
-    fn from(caller: Caller) -> Client {
+impl From<Caller> for QuotaClient {
+    fn from(caller: Caller) -> QuotaClient {
         match caller {
-            Caller::Here => Client::Node,
-            Caller::At(IpAddr::V4(address)) => Client::V4(address),
+            Caller::Here => QuotaClient::Node,
+            Caller::At(IpAddr::V4(address)) => QuotaClient::V4(address),
             Caller::At(IpAddr::V6(address)) => {
-                Client::V6((address.to_bits() & (u128::MAX << 64)).into())
+                QuotaClient::V6((address.to_bits() & (u128::MAX << 64)).into())
             }
         }
     }
 }
 
-impl From<Option<Caller>> for Client {
-    fn from(caller: Option<Caller>) -> Client {
-        caller.map_or(Client::Unknown, Client::from)
+impl From<Option<Caller>> for QuotaClient {
+    fn from(caller: Option<Caller>) -> QuotaClient {
+        caller.map_or(QuotaClient::Unknown, QuotaClient::from)
     }
 }
 
-impl fmt::Display for Client {
+impl fmt::Display for QuotaClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Client::Node => f.write_str("this node itself"),
-            Client::V4(address) => address.fmt(f),
-            Client::V6(network) => write!(f, "{network}/64"),
-            Client::Unknown => f.write_str("a caller that is not known"),
+            QuotaClient::Node => f.write_str("this node itself"),
+            QuotaClient::V4(address) => address.fmt(f),
+            QuotaClient::V6(network) => write!(f, "{network}/64"),
+            QuotaClient::Unknown => f.write_str("a caller that is not known"),
         }
     }
 }
@@ -64,7 +64,7 @@ impl fmt::Display for Client {
 mod tests {
     use super::*;
 
-    fn client(caller: &str) -> Client {
+    fn client(caller: &str) -> QuotaClient {
         caller.parse::<Caller>().unwrap().into()
     }
 
@@ -74,7 +74,7 @@ mod tests {
         assert_ne!(client("2001:db8:1:2::1"), client("2001:db8:1:3::1"));
         assert_eq!(client("::ffff:192.0.2.1"), client("192.0.2.1"));
         assert_ne!(client("127.0.0.1"), client("local"));
-        assert_ne!(Client::from(None), client("local"));
+        assert_ne!(QuotaClient::from(None), client("local"));
         assert_eq!(client("fd00::9").to_string(), "fd00::/64");
     }
 

@@ -65,12 +65,12 @@ pub struct Credentials {
 }
 
 /// Logins by `host` or `host:port`, as references begin.
-pub type Registries = BTreeMap<String, RegistryLogin>;
+pub type RegistryLogins = BTreeMap<String, RegistryLogin>;
 
 /// Settings of registries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RegistryPolicy {
-    pub logins: Registries,
+    pub logins: RegistryLogins,
     /// Settings of the engine that pulls, with whether it may trust a registry blindly.
     pub engine: EnginePolicy,
 }

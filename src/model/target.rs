@@ -282,7 +282,7 @@ impl Desired {
 
 /// Work of an owner on its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub enum OwnerWork {
     /// Make the target run.
     BringUp,
     /// Remove the target.

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::model::outgoing::Outgoing;
+use crate::model::outgoing::EgressPolicy;
 
 /// A listener that answers every request on its connections with 200, and keeps them open.
 struct Server {
@@ -44,7 +44,7 @@ async fn server(address: &str) -> Server {
     Server { port, connections, heads }
 }
 
-async fn get(client: &Client, url: &str, reach: &Reach) -> Result<u16, SendError> {
+async fn get(client: &HttpClient, url: &str, reach: &Reach) -> Result<u16, SendError> {
     let request = Request::get(url).body(Full::default()).unwrap();
     let response = client.send(request, reach).await?;
     let status = response.status().as_u16();
@@ -56,7 +56,7 @@ async fn get(client: &Client, url: &str, reach: &Reach) -> Result<u16, SendError
 
 fn within(networks: &[&str]) -> Reach {
     let networks: Vec<_> = networks.iter().map(|network| network.parse().unwrap()).collect();
-    Outgoing::To(networks.into()).reach(None, None)
+    EgressPolicy::To(networks.into()).reach(None, None)
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn the_server_is_told_the_name_and_nothing_of_how_it_was_judged() {
     let url = format!("http://user:word@localhost:{}/a/b?c=d", server.port);
     // The name leads to ::1 too on most machines, which may not be called here.
     let reach = within(&["127.0.0.1"]);
-    assert_eq!(get(&Client::default(), &url, &reach).await.unwrap(), 200);
+    assert_eq!(get(&HttpClient::default(), &url, &reach).await.unwrap(), 200);
     let head = server.heads.lock().unwrap()[0].to_ascii_lowercase();
     assert!(head.starts_with("get /a/b?c=d http/1.1\r\n"), "{head}");
     assert!(head.contains(&format!("\r\nhost: localhost:{}\r\n", server.port)), "{head}");
@@ -75,10 +75,10 @@ async fn the_server_is_told_the_name_and_nothing_of_how_it_was_judged() {
 #[tokio::test]
 async fn what_may_not_be_called_is_not_even_connected_to() {
     let server = server("127.0.0.1:0").await;
-    let remote = Outgoing::Any.reach(Some("10.0.0.9".parse().unwrap()), None);
+    let remote = EgressPolicy::Any.reach(Some("10.0.0.9".parse().unwrap()), None);
     for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "127.1", "0"] {
         let url = format!("http://{host}:{}/", server.port);
-        match get(&Client::default(), &url, &remote).await {
+        match get(&HttpClient::default(), &url, &remote).await {
             Err(SendError::Refused { .. }) => {}
             other => panic!("{host}: {other:?}"),
         }
@@ -89,13 +89,13 @@ async fn what_may_not_be_called_is_not_even_connected_to() {
 #[tokio::test]
 async fn a_kept_connection_is_used_again_but_never_for_who_may_not_call_its_address() {
     let server = server("127.0.0.1:0").await;
-    let (client, url) = (Client::default(), format!("http://localhost:{}/", server.port));
+    let (client, url) = (HttpClient::default(), format!("http://localhost:{}/", server.port));
     let local = within(&["127.0.0.1"]);
     for _ in 0..3 {
         get(&client, &url, &local).await.unwrap();
     }
     assert_eq!(server.connections.load(Ordering::Relaxed), 1);
-    let remote = Outgoing::Any.reach(Some("10.0.0.9".parse().unwrap()), None);
+    let remote = EgressPolicy::Any.reach(Some("10.0.0.9".parse().unwrap()), None);
     let refused = get(&client, &url, &remote).await;
     assert!(matches!(refused, Err(SendError::Refused { .. })), "{refused:?}");
     assert_eq!(server.heads.lock().unwrap().len(), 3);
@@ -108,12 +108,12 @@ async fn an_address_at_which_nobody_listens_is_passed_over_for_the_next() {
     let addresses = ["127.0.0.2", "::1", "127.0.0.1"].map(|a| a.parse().unwrap());
     let written = written::uri(&target, &addresses).unwrap();
     let request = Request::get(written).body(Full::default()).unwrap();
-    assert_eq!(Client::default().http.request(request).await.unwrap().status(), 200);
+    assert_eq!(HttpClient::default().http.request(request).await.unwrap().status(), 200);
 }
 
 #[tokio::test]
 async fn a_name_that_leads_nowhere_is_named() {
-    let error = get(&Client::default(), "http://nowhere.invalid/x", &Reach::Anywhere).await;
+    let error = get(&HttpClient::default(), "http://nowhere.invalid/x", &Reach::Anywhere).await;
     match error {
         Err(SendError::Unresolved { host, .. }) => assert_eq!(host, "nowhere.invalid"),
         other => panic!("{other:?}"),

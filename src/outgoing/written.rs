@@ -47,9 +47,9 @@ fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
 
 /// Resolver that hands the connector the addresses encoded in the host, and resolves nothing.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Written;
+pub(super) struct WrittenResolver;
 
-impl Service<Name> for Written {
+impl Service<Name> for WrittenResolver {
     type Response = std::vec::IntoIter<SocketAddr>;
     type Error = io::Error;
     type Future = std::future::Ready<io::Result<Self::Response>>;

@@ -5,15 +5,15 @@
 //! [`FAILURE_THRESHOLD`](crate::model::observation::FAILURE_THRESHOLD) in a row to turn one that serves.
 
 use crate::model::observation::{Activity, Observation, Process};
-use crate::model::target::{TargetState, Work};
+use crate::model::target::{OwnerWork, TargetState};
 
 /// Facts about a target beyond its observation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Context {
+pub struct TargetContext {
     /// Set if the target is desired.
     pub wanted: bool,
     /// Work of its task on it, if any.
-    pub at_work: Option<Work>,
+    pub at_work: Option<OwnerWork>,
     /// Set if its volumes are yet to be restored.
     pub rebuilds: bool,
     /// Evidence of a crash loop, while it is in one.
@@ -21,12 +21,12 @@ pub struct Context {
 }
 
 /// Judges the state of a target, with the reason.
-pub fn judge(seen: &Observation, context: &Context) -> (TargetState, String) {
+pub fn judge(seen: &Observation, context: &TargetContext) -> (TargetState, String) {
     use TargetState::{Absent, Degraded, Failed, Paused, Serving, Starting};
     let told = |state, text: &str| (state, text.to_string());
     let answers = &seen.answers;
     let trouble = context.trouble.as_ref().filter(|_| context.wanted);
-    let bringing_up = context.at_work == Some(Work::BringUp);
+    let bringing_up = context.at_work == Some(OwnerWork::BringUp);
     match (&seen.process, answers.version()) {
         (Process::Lives { .. }, _) if seen.vitals.activity == Activity::Paused => told(
             Paused,
@@ -70,7 +70,7 @@ pub fn judge(seen: &Observation, context: &Context) -> (TargetState, String) {
 
 /// State of a living process that answered once and no longer does. While the agent's own request explains that, it
 /// counts as serving.
-fn lives_in_silence(seen: &Observation, context: &Context) -> (TargetState, String) {
+fn lives_in_silence(seen: &Observation, context: &TargetContext) -> (TargetState, String) {
     let silence = seen.answers.silence();
     match (seen.is_busy(), seen.answers.last_version(), &seen.vitals.busy_with) {
         (true, Some(version), Some(method)) if !context.rebuilds => (
@@ -109,8 +109,8 @@ mod tests {
     const OLD: Process = Process::Lives { pid: 7, young: false };
     const YOUNG: Process = Process::Lives { pid: 7, young: true };
 
-    fn wanted() -> Context {
-        Context { wanted: true, ..Context::default() }
+    fn wanted() -> TargetContext {
+        TargetContext { wanted: true, ..TargetContext::default() }
     }
 
     /// A process with these probes: `+` answered, `-` not.
@@ -149,33 +149,33 @@ mod tests {
 
     #[test]
     fn one_that_answers_serves_once_its_volumes_are_back_and_it_does_not_always_exit_again() {
-        let rebuilds = Context { rebuilds: true, ..wanted() };
+        let rebuilds = TargetContext { rebuilds: true, ..wanted() };
         assert_eq!(judge(&seen(&OLD, "+"), &rebuilds).0, Starting);
         assert_eq!(judge(&seen(&OLD, "+--"), &rebuilds).0, Degraded);
         assert_eq!(judge(&seen(&Process::Ended(String::new()), "+"), &rebuilds).0, Failed);
-        let trouble = Context { trouble: Some("it exited 4 times".to_string()), ..wanted() };
-        let brought_up = Context { at_work: Some(Work::BringUp), ..trouble.clone() };
+        let trouble = TargetContext { trouble: Some("it exited 4 times".to_string()), ..wanted() };
+        let brought_up = TargetContext { at_work: Some(OwnerWork::BringUp), ..trouble.clone() };
         for (process, context) in [(OLD, trouble.clone()), (Process::NoContainer, brought_up)] {
             let told = (Failed, "it exited 4 times".to_string());
             assert_eq!(judge(&seen(&process, "+"), &context), told, "{process:?}");
         }
-        let unwanted = Context { wanted: false, ..trouble };
+        let unwanted = TargetContext { wanted: false, ..trouble };
         assert_eq!(judge(&seen(&Process::NoContainer, ""), &unwanted).0, Absent);
     }
 
     #[test]
     fn not_wanted_is_not_unhealthy() {
         let is = |process: &Process, wanted, at_work| {
-            let context = Context { wanted, at_work, ..Context::default() };
+            let context = TargetContext { wanted, at_work, ..TargetContext::default() };
             judge(&seen(process, ""), &context).0
         };
         let away = Process::Unknown("nobody listens".to_string());
         for process in [&Process::NoContainer, &away] {
             assert_eq!(is(process, false, None), Absent);
             assert_eq!(is(process, true, None), Failed);
-            assert_eq!(is(process, true, Some(Work::BringUp)), Starting);
-            assert_eq!(is(process, false, Some(Work::BringUp)), Starting);
-            assert_eq!(is(process, true, Some(Work::TakeAway)), Absent);
+            assert_eq!(is(process, true, Some(OwnerWork::BringUp)), Starting);
+            assert_eq!(is(process, false, Some(OwnerWork::BringUp)), Starting);
+            assert_eq!(is(process, true, Some(OwnerWork::TakeAway)), Absent);
         }
     }
 

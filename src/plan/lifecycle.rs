@@ -120,7 +120,7 @@ pub struct State {
 
 /// Part of the state kept on disk for the next agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Remembered {
+pub struct LifecycleRecord {
     pub failures: Failures,
     pub process: Answered,
 }
@@ -173,7 +173,7 @@ pub enum Action {
 
 /// Result of a step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Step {
+pub struct LifecycleStep {
     pub state: State,
     pub action: Action,
     /// Time of the next step, if nothing happens before.
@@ -187,8 +187,8 @@ impl State {
     }
 
     /// Restores what the previous agent recorded.
-    pub fn recall(self, remembered: Remembered, now: Instant) -> State {
-        let Remembered { failures, process: Answered { pid, served } } = remembered;
+    pub fn recall(self, remembered: LifecycleRecord, now: Instant) -> State {
+        let LifecycleRecord { failures, process: Answered { pid, served } } = remembered;
         // Whether it still answers is yet to be observed; that it did is known.
         let phase = match pid {
             Some(pid) => Phase::Unresponsive { pid, since: now, served },
@@ -198,7 +198,7 @@ impl State {
     }
 
     /// Record for the next agent.
-    pub fn remembers(&self) -> Remembered {
+    pub fn remembers(&self) -> LifecycleRecord {
         let served = match self.phase {
             Phase::Serving { .. } => true,
             Phase::Unresponsive { served, .. } | Phase::Paused { served, .. } => served,
@@ -209,7 +209,7 @@ impl State {
             Phase::Starting { .. } => None,
             phase => phase.pid(),
         };
-        Remembered { failures: self.retry.remembers(), process: Answered { pid, served } }
+        LifecycleRecord { failures: self.retry.remembers(), process: Answered { pid, served } }
     }
 }
 
@@ -220,7 +220,7 @@ pub fn step(
     situation: &Situation,
     now: Instant,
     policy: &HealPolicy,
-) -> Step {
+) -> LifecycleStep {
     let mut state = before.clone();
     let mut requeue_at = None;
     let mut action = Action::Wait;
@@ -228,7 +228,7 @@ pub fn step(
         // The record is dropped with it.
         let state =
             State { phase: Phase::Unwanted, retry: state.retry.forgotten(), killed_at: None };
-        return Step { state, action, requeue_at };
+        return LifecycleStep { state, action, requeue_at };
     }
     state.phase = match state.phase {
         phase if situation.stopping && phase != Phase::Unwanted => Phase::Stopping,
@@ -251,10 +251,10 @@ pub fn step(
             starting(&mut state.retry, (pid, since), seen, situation, now)
         }
         Phase::Probation { pid, since } => match change(pid, seen) {
-            Change::Gone => exited(&mut state.retry, now),
-            Change::Paused => Phase::Paused { pid, served: false },
-            Change::Silent => Phase::Unresponsive { pid, since: now, served: false },
-            Change::None => {
+            ProcessChange::Gone => exited(&mut state.retry, now),
+            ProcessChange::Paused => Phase::Paused { pid, served: false },
+            ProcessChange::Silent => Phase::Unresponsive { pid, since: now, served: false },
+            ProcessChange::None => {
                 let crashes = state.retry.is_crash_loop();
                 let doubtful =
                     if situation.has_users { state.retry.needs_probation() } else { crashes };
@@ -268,10 +268,10 @@ pub fn step(
             }
         },
         Phase::Serving { pid, since } => match change(pid, seen) {
-            Change::Gone => exited(&mut state.retry, now),
-            Change::Paused => Phase::Paused { pid, served: true },
-            Change::Silent => Phase::Unresponsive { pid, since: now, served: true },
-            Change::None => {
+            ProcessChange::Gone => exited(&mut state.retry, now),
+            ProcessChange::Paused => Phase::Paused { pid, served: true },
+            ProcessChange::Silent => Phase::Unresponsive { pid, since: now, served: true },
+            ProcessChange::None => {
                 state.retry.serves(now);
                 requeue_at = state.retry.clears().filter(|clears| *clears > now);
                 Phase::Serving { pid, since }
@@ -286,14 +286,18 @@ pub fn step(
             }
         }
         Phase::Unresponsive { pid, since, served } => match change(pid, seen) {
-            Change::Gone => exited(&mut state.retry, now),
-            Change::Paused => Phase::Paused { pid, served },
-            Change::Silent | Change::None => Phase::Unresponsive { pid, since, served },
+            ProcessChange::Gone => exited(&mut state.retry, now),
+            ProcessChange::Paused => Phase::Paused { pid, served },
+            ProcessChange::Silent | ProcessChange::None => {
+                Phase::Unresponsive { pid, since, served }
+            }
         },
         Phase::Paused { pid, served } => match change(pid, seen) {
-            Change::Gone => exited(&mut state.retry, now),
-            Change::Paused => Phase::Paused { pid, served },
-            Change::Silent | Change::None => Phase::Unresponsive { pid, since: now, served },
+            ProcessChange::Gone => exited(&mut state.retry, now),
+            ProcessChange::Paused => Phase::Paused { pid, served },
+            ProcessChange::Silent | ProcessChange::None => {
+                Phase::Unresponsive { pid, since: now, served }
+            }
         },
     };
     if policy.enabled
@@ -318,29 +322,29 @@ pub fn step(
         }
         requeue_at = Some(kill_at).filter(|at| *at > now).or(requeue_at);
     }
-    Step { state, action, requeue_at }
+    LifecycleStep { state, action, requeue_at }
 }
 
 /// Change of a process that had answered, as of an observation.
-enum Change {
+enum ProcessChange {
     None,
     Gone,
     Paused,
     Silent,
 }
 
-fn change(pid: u32, seen: &Observation) -> Change {
+fn change(pid: u32, seen: &Observation) -> ProcessChange {
     match seen.pid() {
-        Some(now) if now != pid => Change::Gone,
-        None if seen.is_gone() => Change::Gone,
+        Some(now) if now != pid => ProcessChange::Gone,
+        None if seen.is_gone() => ProcessChange::Gone,
         // A new agent beside an engine that does not answer: nobody else answers either.
-        None if seen.answers.is_silent() => Change::Gone,
-        None => Change::None,
-        Some(_) if seen.vitals.activity == Activity::Paused => Change::Paused,
-        Some(_) if seen.version().is_some() => Change::None,
+        None if seen.answers.is_silent() => ProcessChange::Gone,
+        None => ProcessChange::None,
+        Some(_) if seen.vitals.activity == Activity::Paused => ProcessChange::Paused,
+        Some(_) if seen.version().is_some() => ProcessChange::None,
         // Silent because of the agent's own request, which has its own deadline.
-        Some(_) if seen.is_busy() => Change::None,
-        Some(_) => Change::Silent,
+        Some(_) if seen.is_busy() => ProcessChange::None,
+        Some(_) => ProcessChange::Silent,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::observation::{Answers, Vitals};
+use crate::model::observation::{ProbeResults, Vitals};
 use crate::model::policy::TargetPolicy;
 
 const MS: Duration = Duration::from_millis(1);
@@ -47,7 +47,7 @@ impl Scene {
 
     fn sees(&mut self, process: Process, answer: Option<Result<&str, &str>>) {
         if self.seen.process != process {
-            self.seen.answers = Answers::default();
+            self.seen.answers = ProbeResults::default();
         }
         if let Some(answer) = answer {
             let answer = answer.map(str::to_string).map_err(str::to_string);

@@ -48,7 +48,7 @@ pub struct Quarantine(BTreeMap<VolumeName, Blame>);
 
 /// Record on disk for the next agent: this one may die while a volume hangs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remembered {
+pub struct QuarantineRecord {
     /// Process in which volumes are being made.
     pub pid: Option<u32>,
     /// Volumes that are being made.
@@ -71,7 +71,7 @@ pub enum Leave {
 
 impl Quarantine {
     /// Restores the record of the previous agent; each pause begins anew.
-    pub fn recall(remembered: &Remembered, fresh: &Backoff, now: Instant) -> Quarantine {
+    pub fn recall(remembered: &QuarantineRecord, fresh: &Backoff, now: Instant) -> Quarantine {
         let suspects = remembered.suspects.iter().map(|name| (name.clone(), Blame::Suspect));
         let culprits = remembered.culprits.iter().map(|name| {
             let mut retry = fresh.clone();
@@ -82,14 +82,14 @@ impl Quarantine {
     }
 
     /// Record for the next agent; `making` has the volumes being made and the pid of their process.
-    pub fn remembers(&self, making: Option<(u32, BTreeSet<VolumeName>)>) -> Remembered {
+    pub fn remembers(&self, making: Option<(u32, BTreeSet<VolumeName>)>) -> QuarantineRecord {
         let (culprits, suspects): (Vec<_>, Vec<_>) =
             self.0.iter().partition(|(_, blame)| matches!(blame, Blame::Culprit(_)));
         let names = |held: Vec<(&VolumeName, &Blame)>| {
             held.into_iter().map(|(name, _)| name.clone()).collect()
         };
         let (pid, making) = making.filter(|(_, names)| !names.is_empty()).unzip();
-        Remembered {
+        QuarantineRecord {
             pid,
             making: making.unwrap_or_default(),
             suspects: names(suspects),
@@ -207,8 +207,11 @@ mod tests {
         let next = Quarantine::recall(&known, &fresh, now);
         assert_eq!(next.leave(&"a".parse().unwrap(), true, now), Leave::Alone);
         assert_eq!(next.leave(&"c".parse().unwrap(), false, now), Leave::No);
-        assert_eq!(next.remembers(None), Remembered { pid: None, making: names(&[]), ..known });
-        assert_eq!(Quarantine::default().remembers(None), Remembered::default());
+        assert_eq!(
+            next.remembers(None),
+            QuarantineRecord { pid: None, making: names(&[]), ..known }
+        );
+        assert_eq!(Quarantine::default().remembers(None), QuarantineRecord::default());
     }
 
     #[test]

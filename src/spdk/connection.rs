@@ -15,24 +15,29 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::methods::GET_VERSION;
-use super::reply::{Incoming, Reply};
+use super::reply::{Reply, ReplyBuffer};
 use super::{
-    Answer, Heard, MOST_BYTES, MOST_UNANSWERED, Method, Questions, Request, SpdkError, shortened,
+    Heard, MOST_BYTES, MOST_UNANSWERED, Method, Questions, QueuedRequest, RawResult, SpdkError,
+    shortened,
 };
 
 /// Maximum bytes sent together.
 const BATCH: usize = 256 * 1024;
 
 /// Request whose reply is pending.
-struct Waiting {
+struct PendingReply {
     method: Method,
-    reply: oneshot::Sender<Result<Answer, SpdkError>>,
+    reply: oneshot::Sender<Result<RawResult, SpdkError>>,
 }
 
 /// Connects on the first request, and again after a connection ended; ends when its handles are dropped.
 ///
 /// `heard` receives the connection's facts about the target.
-pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>, heard: Arc<Heard>) {
+pub(super) async fn run(
+    socket: Arc<Path>,
+    mut queue: mpsc::Receiver<QueuedRequest>,
+    heard: Arc<Heard>,
+) {
     // A request that a replaced connection left to the next one.
     let mut left = None;
     loop {
@@ -53,7 +58,7 @@ pub(super) async fn run(socket: Arc<Path>, mut queue: mpsc::Receiver<Request>, h
                 let ended = open.serve(first, read, &mut queue).await;
                 heard.peer.store(0, Ordering::Relaxed);
                 open.give_up(&ended);
-                if let Ended::Stale(request) = ended {
+                if let CloseReason::Stale(request) = ended {
                     left = Some(request);
                 }
             }
@@ -89,17 +94,17 @@ struct Open<'a> {
     write: OwnedWriteHalf,
     heard: &'a Heard,
     next_id: u64,
-    unanswered: HashMap<u64, Waiting>,
+    unanswered: HashMap<u64, PendingReply>,
 }
 
 /// Reason why a connection is no longer used.
-enum Ended {
+enum CloseReason {
     /// The connection broke.
     Broken(Arc<io::Error>),
     /// The target sent an invalid reply.
     Garbage(String),
     /// The target stopped within a reply that no caller waits for: the next request needs a new connection.
-    Stale(Request),
+    Stale(QueuedRequest),
     /// Every handle was dropped.
     Done,
 }
@@ -107,11 +112,11 @@ enum Ended {
 impl Open<'_> {
     async fn serve(
         &mut self,
-        first: Request,
+        first: QueuedRequest,
         mut read: OwnedReadHalf,
-        queue: &mut mpsc::Receiver<Request>,
-    ) -> Ended {
-        let mut incoming = Incoming::default();
+        queue: &mut mpsc::Receiver<QueuedRequest>,
+    ) -> CloseReason {
+        let mut incoming = ReplyBuffer::default();
         let mut outgoing = Vec::new();
         self.encode(first, &mut outgoing);
         loop {
@@ -137,7 +142,7 @@ impl Open<'_> {
                     Err(e) => return broken(e),
                     Ok(_) => match incoming.replies(|reply| self.deliver(reply)) {
                         Ok(()) => {}
-                        Err(why) => return Ended::Garbage(shortened(why)),
+                        Err(why) => return CloseReason::Garbage(shortened(why)),
                     },
                 },
                 // Cancel-safe: written bytes are reported, the rest is tried again.
@@ -149,17 +154,17 @@ impl Open<'_> {
                 request = queue.recv(), if may_take => match request {
                     // Checked now: the last caller may have timed out since.
                     Some(request) if incoming.is_half() && self.nobody_waits() => {
-                        return Ended::Stale(request);
+                        return CloseReason::Stale(request);
                     }
                     Some(request) => self.encode(request, &mut outgoing),
-                    None => return Ended::Done,
+                    None => return CloseReason::Done,
                 },
             }
         }
     }
 
-    fn encode(&mut self, request: Request, outgoing: &mut Vec<u8>) {
-        let Request { method, params, reply } = request;
+    fn encode(&mut self, request: QueuedRequest, outgoing: &mut Vec<u8>) {
+        let QueuedRequest { method, params, reply } = request;
         // Its caller timed out before it could be sent.
         if reply.is_closed() {
             return;
@@ -178,14 +183,15 @@ impl Open<'_> {
             return;
         }
         outgoing.extend_from_slice(bytes.as_bytes());
-        self.unanswered.insert(id, Waiting { method, reply });
+        self.unanswered.insert(id, PendingReply { method, reply });
     }
 
     /// Counts the open version requests that were sent after the answered one: they are answered in order, and a
     /// skipped one is lost.
     fn count_questions(&self, answered: u64) {
-        let is_open =
-            |(id, waiting): &(&u64, &Waiting)| **id > answered && waiting.method == GET_VERSION;
+        let is_open = |(id, waiting): &(&u64, &PendingReply)| {
+            **id > answered && waiting.method == GET_VERSION
+        };
         let open = self.unanswered.iter().filter(is_open).count();
         self.heard.questions.send_modify(|it| it.open = u32::try_from(open).unwrap_or(u32::MAX));
     }
@@ -220,22 +226,24 @@ impl Open<'_> {
         let _ = waiting.reply.send(result);
     }
 
-    fn give_up(&mut self, ended: &Ended) {
+    fn give_up(&mut self, ended: &CloseReason) {
         self.heard.questions.send_replace(Questions::default());
         for (_, waiting) in self.unanswered.drain() {
             let (socket, method) = (self.socket.to_path_buf(), waiting.method);
             let error = match ended {
-                Ended::Broken(source) => {
+                CloseReason::Broken(source) => {
                     SpdkError::Broken { socket, method, source: source.clone() }
                 }
-                Ended::Garbage(why) => SpdkError::Garbage { socket, method, why: why.clone() },
-                Ended::Stale(_) | Ended::Done => continue,
+                CloseReason::Garbage(why) => {
+                    SpdkError::Garbage { socket, method, why: why.clone() }
+                }
+                CloseReason::Stale(_) | CloseReason::Done => continue,
             };
             let _ = waiting.reply.send(Err(error));
         }
     }
 }
 
-fn broken(error: io::Error) -> Ended {
-    Ended::Broken(Arc::new(error))
+fn broken(error: io::Error) -> CloseReason {
+    CloseReason::Broken(Arc::new(error))
 }

@@ -69,12 +69,12 @@ pub struct Luns {
     pub name: String,
     /// Logical units.
     #[serde(default)]
-    pub luns: Vec<Served>,
+    pub luns: Vec<ExportedBdev>,
 }
 
 /// Exported bdev.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Served {
+pub struct ExportedBdev {
     #[serde(default)]
     pub bdev_name: String,
     /// Path of the kernel's device, if it is one.
@@ -200,8 +200,8 @@ impl Spdk {
     ) -> Result<Vec<(String, String)>, SpdkError> {
         let (nodes, nbd, ublk) = tokio::join!(
             self.typed::<Vec<Luns>>("iscsi_get_target_nodes", None, within),
-            self.typed::<Vec<Served>>("nbd_get_disks", None, within),
-            self.typed::<Vec<Served>>("ublk_get_disks", None, within),
+            self.typed::<Vec<ExportedBdev>>("nbd_get_disks", None, within),
+            self.typed::<Vec<ExportedBdev>>("ublk_get_disks", None, within),
         );
         let mut served = Vec::new();
         for Luns { name, luns } in if_known(nodes)? {
@@ -209,7 +209,7 @@ impl Spdk {
             served.extend(of_node);
         }
         for (kind, devices) in [("NBD", if_known(nbd)?), ("ublk", if_known(ublk)?)] {
-            let of_kernel = |it: Served| (it.bdev_name, format!("{} ({kind})", it.device));
+            let of_kernel = |it: ExportedBdev| (it.bdev_name, format!("{} ({kind})", it.device));
             served.extend(devices.into_iter().map(of_kernel));
         }
         Ok(served)
@@ -329,7 +329,7 @@ mod tests {
             r#"{"nbd_device":"/dev/nbd0","bdev_name":"b"}"#,
             r#"{"ublk_device":"/dev/ublkb1","id":1,"queue_depth":128,"num_queues":1,"bdev_name":"b"}"#,
         ] {
-            let served: Result<Served, _> = serde_json::from_str(text);
+            let served: Result<ExportedBdev, _> = serde_json::from_str(text);
             assert_eq!(served.unwrap().bdev_name, "b", "{text}");
         }
     }

@@ -136,21 +136,21 @@ fn shortened(mut words: String) -> String {
 }
 
 /// Unparsed result; the caller deserializes it.
-pub type Answer = Box<RawValue>;
+pub type RawResult = Box<RawValue>;
 
 /// Request on its way to the connection.
 #[derive(Debug)]
-struct Request {
+struct QueuedRequest {
     method: Method,
     params: Option<Value>,
-    reply: oneshot::Sender<Result<Answer, SpdkError>>,
+    reply: oneshot::Sender<Result<RawResult, SpdkError>>,
 }
 
 /// Client of a target's control socket; clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Spdk {
     socket: Arc<Path>,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<QueuedRequest>,
     /// Facts about the target from its connection.
     heard: Arc<Heard>,
     /// Registry of open requests that change something.
@@ -240,7 +240,7 @@ impl Spdk {
         method: impl Into<Method>,
         params: Value,
         within: Duration,
-    ) -> Result<Answer, SpdkError> {
+    ) -> Result<RawResult, SpdkError> {
         let method = method.into();
         let _open = self.changes.open(&self.socket, method.clone(), within);
         self.call(method, Some(params), within).await
@@ -268,10 +268,10 @@ impl Spdk {
         method: impl Into<Method>,
         params: Option<Value>,
         within: Duration,
-    ) -> Result<Answer, SpdkError> {
+    ) -> Result<RawResult, SpdkError> {
         let method = method.into();
         let (reply, answer) = oneshot::channel();
-        let request = Request { method: method.clone(), params, reply };
+        let request = QueuedRequest { method: method.clone(), params, reply };
         if self.requests.try_send(request).is_err() {
             let why = "too many requests wait for its answers";
             return Err(SpdkError::NotSent { socket: self.socket.to_path_buf(), method, why });
@@ -304,23 +304,23 @@ struct OpenChanges(Arc<Mutex<BySocket>>);
 type BySocket = BTreeMap<PathBuf, Vec<(u64, OpenChange)>>;
 
 /// Registration of an open request, removed when dropped.
-struct Noted<'a> {
+struct OpenRequest<'a> {
     changes: &'a OpenChanges,
     socket: &'a Path,
     number: u64,
 }
 
 impl OpenChanges {
-    fn open<'a>(&'a self, socket: &'a Path, method: Method, within: Duration) -> Noted<'a> {
+    fn open<'a>(&'a self, socket: &'a Path, method: Method, within: Duration) -> OpenRequest<'a> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_socket = open.entry(socket.to_owned()).or_default();
         let number = of_socket.last().map_or(0, |(last, _)| last + 1);
         of_socket.push((number, OpenChange { method, until: Instant::now() + within }));
-        Noted { changes: self, socket, number }
+        OpenRequest { changes: self, socket, number }
     }
 }
 
-impl Drop for Noted<'_> {
+impl Drop for OpenRequest<'_> {
     fn drop(&mut self) {
         let mut open = self.changes.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of_socket) = open.get_mut(self.socket) {

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Answer;
+use super::RawResult;
 
 /// Maximum bytes of a reply, more than any target sends: some thousand bdevs take 32 MiB.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
@@ -21,7 +21,7 @@ pub struct Reply {
     pub id: Value,
     /// Result of the call; a `null` result is absent here.
     #[serde(default)]
-    pub result: Option<Answer>,
+    pub result: Option<RawResult>,
     /// Error of the target, if it refused.
     #[serde(default)]
     pub error: Option<ReplyError>,
@@ -40,7 +40,7 @@ pub struct ReplyError {
 
 /// Received bytes that are not parsed yet. Each byte is scanned once, however many arrive.
 #[derive(Debug, Default)]
-pub struct Incoming {
+pub struct ReplyBuffer {
     bytes: Vec<u8>,
     /// Number of scanned bytes at the front.
     scanned: usize,
@@ -50,7 +50,7 @@ pub struct Incoming {
     escaped: bool,
 }
 
-impl Incoming {
+impl ReplyBuffer {
     /// Buffer for the next bytes.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         self.bytes.reserve(ROOM);
@@ -120,7 +120,7 @@ impl Incoming {
 mod tests {
     use super::*;
 
-    fn ids(incoming: &mut Incoming, bytes: &[u8]) -> (Vec<Value>, Option<String>) {
+    fn ids(incoming: &mut ReplyBuffer, bytes: &[u8]) -> (Vec<Value>, Option<String>) {
         incoming.buffer().extend_from_slice(bytes);
         let mut ids = Vec::new();
         let failed = incoming.replies(|reply| ids.push(reply.id)).err();
@@ -131,7 +131,7 @@ mod tests {
     fn replies_are_found_however_they_are_cut() {
         let text = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":[\n  \"}\\\"]\"\n]}\n{\"id\":2,\"result\":true}\n";
         for cut in 0..text.len() {
-            let mut incoming = Incoming::default();
+            let mut incoming = ReplyBuffer::default();
             let (one, two) = text.split_at(cut);
             let (mut all, failed) = ids(&mut incoming, one);
             assert_eq!(failed, None, "cut at {cut}");
@@ -143,13 +143,13 @@ mod tests {
 
     #[test]
     fn a_half_reply_waits_and_garbage_is_named_after_what_was_good() {
-        let mut incoming = Incoming::default();
+        let mut incoming = ReplyBuffer::default();
         assert_eq!(ids(&mut incoming, b"{\"id\":1,"), (vec![], None));
         assert!(incoming.is_half());
         let (good, failed) = ids(&mut incoming, b"\"result\":1}\nHTTP/1.1 400");
         assert_eq!((good, failed.is_some()), (vec![Value::from(1)], true));
         for garbage in ["\0", "}", "{\"id\":\"1\n", "[1]", "{]", "7"] {
-            let (good, failed) = ids(&mut Incoming::default(), garbage.as_bytes());
+            let (good, failed) = ids(&mut ReplyBuffer::default(), garbage.as_bytes());
             assert!(good.is_empty() && failed.is_some(), "{garbage}");
         }
     }
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn an_answer_without_end_is_refused_before_it_fills_the_memory() {
         for piece in ["{\"id\":[\n", "{\"a\":[0,\n", "{\"result\":\"x"] {
-            let mut incoming = Incoming::default();
+            let mut incoming = ReplyBuffer::default();
             let mut text = piece.as_bytes().to_vec();
             let failed = (0..20_000).find_map(|_| {
                 let failed = ids(&mut incoming, &text).1;

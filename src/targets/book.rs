@@ -24,7 +24,7 @@ pub(super) struct VolumeBook {
 
 /// Observation of volumes: its time, and how long a session may take to start.
 #[derive(Debug, Clone)]
-pub(super) struct Look<'a> {
+pub(super) struct VolumeObservation<'a> {
     pub(super) now: Instant,
     /// Same time, in RFC 3339.
     pub(super) at: String,
@@ -54,7 +54,7 @@ impl VolumeBook {
     }
 
     /// Notes that a volume that is not there yet waits for its target.
-    pub(super) fn waits(&mut self, name: &VolumeName, why: &str, look: &Look<'_>) {
+    pub(super) fn waits(&mut self, name: &VolumeName, why: &str, look: &VolumeObservation<'_>) {
         let status = self.statuses.get_mut(name).filter(|it| it.state == VolumeState::Pending);
         if let Some(status) = status {
             change(status, VolumeState::Pending, why, &look.at);
@@ -62,7 +62,7 @@ impl VolumeBook {
     }
 
     /// Drops volumes that are no longer desired, and adds those that are since.
-    pub(super) fn keep(&mut self, wanted: &VolumeSpecs, look: &Look<'_>) {
+    pub(super) fn keep(&mut self, wanted: &VolumeSpecs, look: &VolumeObservation<'_>) {
         self.drop_unwanted(wanted);
         for name in wanted.keys() {
             self.statuses.entry(name.clone()).or_insert_with(|| VolumeStatus {
@@ -79,7 +79,7 @@ impl VolumeBook {
         spec: &VolumeSpec,
         seen: &VolumeSeen,
         fault: Option<&Fault>,
-        look: &Look<'_>,
+        look: &VolumeObservation<'_>,
     ) {
         let Some(status) = self.statuses.get_mut(&spec.name) else { return };
         let since = match seen.controller.as_ref().is_some_and(has_unstarted) {
@@ -198,7 +198,7 @@ mod tests {
         let note =
             move |book: &mut VolumeBook, seconds, seen: &VolumeSeen, fault: Option<&Fault>| {
                 let (now, sockets) = look(seconds, &sockets);
-                let look = Look {
+                let look = VolumeObservation {
                     now,
                     at: format!("second {seconds}"),
                     sockets: &sockets,
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!((status.since.as_str(), status.socket_path.as_str()), ("second 1", "/s/v"));
         assert!(book.has_degraded());
         let (none, sockets) = (VolumeSpecs::new(), "/s".parse().unwrap());
-        let look = Look {
+        let look = VolumeObservation {
             now: Instant::now(),
             at: String::new(),
             sockets: &sockets,

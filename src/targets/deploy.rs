@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use super::converge::Converged;
 use super::task::Running;
 use super::worker::{After, Worker};
-use super::{Parts, Request, Requested, TargetWish};
-use crate::agent::progress::{Begun, ProgressSink};
+use super::{Parts, Requested, TargetWish, TaskRequest};
+use crate::agent::progress::{ProgressSink, StepInProgress};
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -48,7 +48,7 @@ impl Deploy {
     pub(super) fn asked(requested: Requested) -> Result<Box<Deploy>, Requested> {
         let Requested { request, _work } = requested;
         match request {
-            Request::Target { work, wish, dry_run, reply } => {
+            TaskRequest::Target { work, wish, dry_run, reply } => {
                 let (report, began) = (PartReport::default(), Instant::now());
                 let (converged, undecided) = (None, None);
                 let deploy = Deploy {
@@ -113,7 +113,7 @@ pub(super) enum Underway {
     #[default]
     Nothing,
     /// Deploy whose image is on its way.
-    AwaitsImage(Box<Deploy>, Incoming),
+    AwaitsImage(Box<Deploy>, IncomingImage),
     /// Deploy whose image is there: it goes on.
     HasImage(Box<Deploy>),
     /// Deploy whose container is as desired: it ends once the volumes are back.
@@ -130,7 +130,7 @@ impl Underway {
         matches!(self, Underway::AwaitsImage(..) | Underway::HasImage(_))
     }
 
-    pub(super) fn image(&mut self) -> Option<&mut Incoming> {
+    pub(super) fn image(&mut self) -> Option<&mut IncomingImage> {
         match self {
             Underway::AwaitsImage(_, image) => Some(image),
             _ => None,
@@ -151,25 +151,25 @@ impl Underway {
 }
 
 /// Image that is being brought in.
-pub(super) struct Incoming {
-    begun: Begun,
+pub(super) struct IncomingImage {
+    begun: StepInProgress,
     applied: Running<Result<String, Fault>>,
 }
 
-impl Incoming {
+impl IncomingImage {
     /// Starts to bring it in, which has its own deadline. Nothing goes on once it is dropped.
     pub(super) fn begin<C: Containers>(
         step: Step,
         parts: Arc<Parts<C>>,
         progress: &ProgressSink,
-    ) -> Incoming {
+    ) -> IncomingImage {
         let begun = progress.begun(&step);
         let at_work = begun.clone();
         let applied =
             Box::pin(
                 async move { parts.applier.apply(&step, None, |text| at_work.line(text)).await },
             );
-        Incoming { begun, applied }
+        IncomingImage { begun, applied }
     }
 
     /// Reports its end.
@@ -183,7 +183,7 @@ impl Incoming {
 }
 
 /// Waits for the image, or the reason why it cannot be there; never returns if none is on its way. Cancel-safe.
-pub(super) async fn arrival(image: Option<&mut Incoming>) -> Result<String, Fault> {
+pub(super) async fn arrival(image: Option<&mut IncomingImage>) -> Result<String, Fault> {
     match image {
         Some(image) => (&mut image.applied).await,
         None => std::future::pending().await,
@@ -248,7 +248,7 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    pub(super) fn bring_in(&self, step: Step) -> Incoming {
-        Incoming::begin(step, self.parts.clone(), &self.progress)
+    pub(super) fn bring_in(&self, step: Step) -> IncomingImage {
+        IncomingImage::begin(step, self.parts.clone(), &self.progress)
     }
 }

@@ -23,7 +23,7 @@ pub(crate) const VOLUMES: &str = "volumes";
 
 /// Content of a target's file.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Entry {
+pub(crate) struct TargetFile {
     pub(crate) spec: TargetSpec,
     /// Trial, while one is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,7 +57,7 @@ impl DesiredTargets {
         let mut desired = Desired::default();
         for name in store.list(FOLDER, Durability::Disk)? {
             let path = format!("{FOLDER}/{name}");
-            let Some(entry) = read::<Entry>(&store, &path) else { continue };
+            let Some(entry) = read::<TargetFile>(&store, &path) else { continue };
             if path == file(&entry.spec.name) {
                 let name = entry.spec.name.clone();
                 desired.trials.extend(entry.trial.map(|trial| (name.clone(), trial.into())));
@@ -219,7 +219,7 @@ impl DesiredTargets {
         let write = move |store: &Store, desired: &Desired| match desired.targets.get(&of) {
             Some(spec) => {
                 let trial = desired.trials.get(&of).map(|trial| Trial::clone(trial));
-                store.write(&file(&of), &Entry { spec: spec.clone(), trial }, Durability::Disk)
+                store.write(&file(&of), &TargetFile { spec: spec.clone(), trial }, Durability::Disk)
             }
             None => {
                 store.remove(&file(&of), Durability::Disk)?;

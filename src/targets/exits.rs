@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::writes::Writes;
 use crate::model::fault::Fault;
 use crate::model::target::TargetName;
-use crate::plan::lifecycle::Remembered;
+use crate::plan::lifecycle::LifecycleRecord;
 use crate::plan::quarantine;
 use crate::store::{Durability, Store, StoreError};
 
@@ -33,8 +33,8 @@ impl Exits {
     }
 
     /// Record of one target. One that cannot be read counts as no exits: the target is healed at once.
-    pub(super) fn of(&self, name: &TargetName) -> Remembered {
-        Remembered { failures: self.read(FOLDER, name), process: self.read(PROCESSES, name) }
+    pub(super) fn of(&self, name: &TargetName) -> LifecycleRecord {
+        LifecycleRecord { failures: self.read(FOLDER, name), process: self.read(PROCESSES, name) }
     }
 
     fn read<T: DeserializeOwned + Default>(&self, folder: &str, name: &TargetName) -> T {
@@ -51,8 +51,8 @@ impl Exits {
     pub(super) async fn keep(
         &self,
         name: &TargetName,
-        written: Remembered,
-        known: Remembered,
+        written: LifecycleRecord,
+        known: LifecycleRecord,
     ) -> bool {
         let of = name.clone();
         let write = move |store: &Store| {
@@ -83,7 +83,7 @@ impl Exits {
     }
 
     /// Quarantine of the volumes of a target; empty if it cannot be read.
-    pub(super) fn quarantine(&self, name: &TargetName) -> quarantine::Remembered {
+    pub(super) fn quarantine(&self, name: &TargetName) -> quarantine::QuarantineRecord {
         self.read(QUARANTINE, name)
     }
 
@@ -91,7 +91,7 @@ impl Exits {
     pub(super) async fn keep_quarantine(
         &self,
         name: &TargetName,
-        known: quarantine::Remembered,
+        known: quarantine::QuarantineRecord,
     ) -> bool {
         let file = file(QUARANTINE, name);
         let Err(fault) = self.write(move |store| write(store, &file, known)).await else {
@@ -146,9 +146,9 @@ mod tests {
         let open =
             || Exits::new(Store::open(dir.path().join("state"), dir.path().join("run")).unwrap());
         let (name, other): (TargetName, TargetName) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let none = Remembered::default();
+        let none = LifecycleRecord::default();
         assert_eq!(open().of(&name), none);
-        let twice = Remembered {
+        let twice = LifecycleRecord {
             failures: Failures { failures: 2, waits: 1 },
             process: Answered { pid: Some(7), served: true },
         };

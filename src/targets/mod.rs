@@ -36,13 +36,13 @@ use self::desired::DesiredTargets;
 pub use self::exits::Exits;
 use self::observer::{Observers, Probe};
 pub use self::request::TargetWish;
-use self::request::{Request, Requested};
+use self::request::{Requested, TaskRequest};
 pub use self::status::Statuses;
 use self::status::health_of_another;
 use self::task::Task;
 use crate::agent::apply::target::TargetApplier;
 use crate::agent::apply::volumes::VolumeApplier;
-use crate::agent::engine::Engine;
+use crate::agent::engine::EngineHandle;
 use crate::agent::observe::target::TargetObserver;
 use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::owner_gone;
@@ -69,7 +69,7 @@ const JUDGE_TIME: Duration = Duration::from_secs(1);
 
 /// Handle of one task.
 #[derive(Clone)]
-struct Way {
+struct TaskHandle {
     requests: mpsc::Sender<Requested>,
     /// Token of which each of its requests holds a clone.
     work: Arc<()>,
@@ -79,7 +79,7 @@ struct Way {
     asked_at: Arc<watch::Sender<Option<CleanPath>>>,
 }
 
-type Tasks = BTreeMap<TargetName, Way>;
+type Tasks = BTreeMap<TargetName, TaskHandle>;
 
 /// Dependencies of every task.
 pub struct Parts<C> {
@@ -99,7 +99,7 @@ pub struct Parts<C> {
     /// Guests of their volumes.
     pub guests: watch::Receiver<Arc<Guests>>,
     /// The engine's owner, where nobody else starts an engine that ended.
-    pub engine: Option<Engine>,
+    pub engine: Option<EngineHandle>,
     /// Deep probe by I/O and connections of the agent's own.
     pub deep: DeepProbe,
 }
@@ -108,7 +108,7 @@ pub struct Parts<C> {
 #[derive(Clone)]
 pub struct Targets {
     tasks: Arc<Mutex<Tasks>>,
-    start: Arc<dyn Fn(TargetName, Way, mpsc::Receiver<Requested>) + Send + Sync>,
+    start: Arc<dyn Fn(TargetName, TaskHandle, mpsc::Receiver<Requested>) + Send + Sync>,
     desired: DesiredTargets,
     exits: Exits,
     observers: Observers,
@@ -123,7 +123,7 @@ impl Targets {
         let (desired, exits, deep) =
             (parts.desired.clone(), parts.exits.clone(), parts.deep.clone());
         let (observers, statuses) = (parts.observers.clone(), parts.statuses.clone());
-        let start = move |name, way: Way, queue| {
+        let start = move |name, way: TaskHandle, queue| {
             let task = Task::new(name, parts.clone(), way.asked_at);
             tokio::spawn(task.run(queue, watchdog.register()));
         };
@@ -137,7 +137,7 @@ impl Targets {
             self.desired.watch().borrow().targets.keys().cloned().collect();
         self.exits.keep_only(&names);
         for name in names {
-            if let Err(fault) = self.send(&name, Request::Start) {
+            if let Err(fault) = self.send(&name, TaskRequest::Start) {
                 tracing::error!(target_name = %name, code = %fault.code, "{name} is not looked after: {fault}");
             }
         }
@@ -210,28 +210,28 @@ impl Targets {
         dry_run: bool,
     ) -> Result<PrepareReport, Fault> {
         let (name, wish) = (wish.spec().name.clone(), Box::new(wish));
-        self.ask(&name, |reply| Request::Target { work, wish, dry_run, reply }).await
+        self.ask(&name, |reply| TaskRequest::Target { work, wish, dry_run, reply }).await
     }
 
     async fn ask<T>(
         &self,
         name: &TargetName,
-        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+        request: impl FnOnce(oneshot::Sender<T>) -> TaskRequest,
     ) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.send(name, request(reply))?;
         answer.await.map_err(|_| owner_gone())
     }
 
-    fn send(&self, name: &TargetName, request: Request) -> Result<(), Fault> {
-        let Way { requests, work, .. } = self.way(name)?;
+    fn send(&self, name: &TargetName, request: TaskRequest) -> Result<(), Fault> {
+        let TaskHandle { requests, work, .. } = self.way(name)?;
         requests.try_send(Requested { request, _work: work }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => too_many_requests(),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
         })
     }
 
-    fn way(&self, name: &TargetName) -> Result<Way, Fault> {
+    fn way(&self, name: &TargetName) -> Result<TaskHandle, Fault> {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(way) = tasks.get(name) {
             return Ok(way.clone());
@@ -249,7 +249,7 @@ impl Targets {
         }
         let (requests, queue) = mpsc::channel(QUEUE);
         let looks = Arc::new(Semaphore::new(1));
-        let way = Way { requests, work: Arc::new(()), looks, asked_at: Arc::default() };
+        let way = TaskHandle { requests, work: Arc::new(()), looks, asked_at: Arc::default() };
         (self.start)(name.clone(), way.clone(), queue);
         tasks.insert(name.clone(), way.clone());
         Ok(way)

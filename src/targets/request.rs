@@ -51,7 +51,7 @@ impl TargetWish {
 }
 
 /// Request to a target's task, with the channel of the reply.
-pub(super) enum Request {
+pub(super) enum TaskRequest {
     /// Change of the target itself.
     Target {
         work: WorkId,
@@ -84,37 +84,37 @@ pub(super) enum Request {
     Start,
 }
 
-impl Request {
+impl TaskRequest {
     /// Replies that it is not carried out. A deploy has a report, and ends with that
     /// ([`refuse`](super::deploy::refuse)).
     pub(super) fn refuse(self, fault: Fault) {
         match self {
-            Request::Activate { reply, .. } => drop(reply.send(Err(fault))),
-            Request::Deactivate { reply, .. } => drop(reply.send(Err(fault))),
-            Request::Resize { reply, .. } => drop(reply.send(Err(fault))),
-            Request::Target { .. } | Request::Look { .. } | Request::Start => {}
+            TaskRequest::Activate { reply, .. } => drop(reply.send(Err(fault))),
+            TaskRequest::Deactivate { reply, .. } => drop(reply.send(Err(fault))),
+            TaskRequest::Resize { reply, .. } => drop(reply.send(Err(fault))),
+            TaskRequest::Target { .. } | TaskRequest::Look { .. } | TaskRequest::Start => {}
         }
     }
 
     /// `true` if it changes nothing.
     pub(super) fn only_looks(&self) -> bool {
-        matches!(self, Request::Target { dry_run: true, .. } | Request::Look { .. })
+        matches!(self, TaskRequest::Target { dry_run: true, .. } | TaskRequest::Look { .. })
     }
 
     /// `true` if it takes the target away.
     pub(super) fn is_destroy(&self) -> bool {
-        matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Destroy { .. }))
+        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Destroy { .. }))
     }
 
     /// `true` if it makes the target run.
     pub(super) fn is_deploy(&self) -> bool {
-        matches!(self, Request::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Ensure(..)))
+        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Ensure(..)))
     }
 }
 
 /// Request in the queue of a task.
 pub(super) struct Requested {
-    pub(super) request: Request,
+    pub(super) request: TaskRequest,
     /// Token that keeps its task running until it is done.
     pub(super) _work: Arc<()>,
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::TargetWish;
 use super::converge::Converged;
-use super::status::Status;
+use super::status::SharedStatus;
 use super::worker::{After, Worker};
 use crate::docker::Containers;
 use crate::model::fault::Fault;
@@ -133,7 +133,7 @@ pub(super) fn hangs(seen: &Observation) -> bool {
 
 /// Reports a start that failed, after so many failures.
 pub(super) fn start_failed(
-    status: &Status,
+    status: &SharedStatus,
     policy: &HealPolicy,
     failures: u32,
     fault: &Fault,
@@ -150,7 +150,7 @@ pub(super) fn start_failed(
 }
 
 /// Reports a crash loop, with the evidence, until the target serves.
-pub(super) fn blame(status: &Status, policy: &HealPolicy, failures: u32, evidence: &str) {
+pub(super) fn blame(status: &SharedStatus, policy: &HealPolicy, failures: u32, evidence: &str) {
     let most = policy.most;
     let text = format!(
         "it falls again and again ({failures} times in short order), and is tried again with pauses of up \

@@ -20,8 +20,8 @@ use crate::model::guest::Guests;
 use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
 use crate::model::status::{LastExit, TargetStatus, TargetStatuses};
-use crate::model::target::{TargetHealth, TargetName, TargetState, Work};
-use crate::plan::health::{Context, judge};
+use crate::model::target::{OwnerWork, TargetHealth, TargetName, TargetState};
+use crate::plan::health::{TargetContext, judge};
 
 /// Statuses of all targets; clones share them.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ impl Statuses {
 pub(super) struct Known {
     /// Last observation, and its control socket.
     pub(super) seen: Option<(CleanPath, Arc<Observation>)>,
-    pub(super) at_work: Option<Work>,
+    pub(super) at_work: Option<OwnerWork>,
     /// Set while the agent itself stops its process, or if the current work has.
     pub(super) stopping: bool,
     /// Set if the agent has killed its process, and its exit was not observed yet.
@@ -76,16 +76,20 @@ pub(super) struct Known {
 
 /// Status of one target; clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Status {
+pub(super) struct SharedStatus {
     name: TargetName,
     statuses: Statuses,
     desired: DesiredTargets,
     known: Arc<Mutex<Known>>,
 }
 
-impl Status {
-    pub(super) fn new(name: TargetName, statuses: Statuses, desired: DesiredTargets) -> Status {
-        Status { name, statuses, desired, known: Arc::default() }
+impl SharedStatus {
+    pub(super) fn new(
+        name: TargetName,
+        statuses: Statuses,
+        desired: DesiredTargets,
+    ) -> SharedStatus {
+        SharedStatus { name, statuses, desired, known: Arc::default() }
     }
 
     pub(super) fn name(&self) -> &TargetName {
@@ -187,7 +191,7 @@ impl Status {
         };
         let desired = self.desired.get(&self.name).is_some();
         let has_volumes = !self.desired.volumes(&self.name).is_empty();
-        let context = Context {
+        let context = TargetContext {
             wanted: desired,
             at_work: known.at_work,
             rebuilds: desired && has_volumes && known.in_place != seen.pid(),
@@ -201,7 +205,7 @@ impl Status {
 
 /// Health of a target that is not desired here, or not at that control socket: of concern to the caller only.
 pub(super) fn health_of_another(name: &TargetName, seen: &Observation) -> TargetHealth {
-    let (state, reason) = judge(seen, &Context::default());
+    let (state, reason) = judge(seen, &TargetContext::default());
     health(name, state, reason, seen, None)
 }
 

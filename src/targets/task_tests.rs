@@ -10,7 +10,7 @@ use crate::host::Root;
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::policy::TargetSettings;
 use crate::model::step::Step;
-use crate::model::target::{EnsureWish, TargetKind, TargetSpec, TargetState, Work};
+use crate::model::target::{EnsureWish, OwnerWork, TargetKind, TargetSpec, TargetState};
 use crate::model::volume::{VolumeKey, VolumeSpec};
 use crate::plan::lifecycle::Phase;
 use crate::plan::retry::Failures;
@@ -153,9 +153,9 @@ async fn target_that_was_not_looked_at_yet_is_not_started() {
 async fn exits_of_before_count_on_until_enough_service_was_seen() {
     let folder = tempfile::tempdir().unwrap();
     let failures = Failures { failures: 2, waits: 1 };
-    let before = Remembered { failures, ..Remembered::default() };
+    let before = LifecycleRecord { failures, ..LifecycleRecord::default() };
     let exits = parts(&folder, unseen()).exits;
-    exits.keep(&"a".parse().unwrap(), Remembered::default(), before).await;
+    exits.keep(&"a".parse().unwrap(), LifecycleRecord::default(), before).await;
     let mut scene = Scene::new(&folder).await;
     assert!(scene.task.state.retry.needs_probation());
     scene.sees(LIVES, true);
@@ -182,7 +182,7 @@ async fn target_that_nobody_wants_any_more_is_forgotten_with_its_exits() {
     assert_eq!(task.parts.exits.of(task.name()).failures.failures, 2);
     task.parts.desired.forget(task.name()).await.unwrap();
     task.reconcile_all().await;
-    assert_eq!(task.parts.exits.of(task.name()), Remembered::default());
+    assert_eq!(task.parts.exits.of(task.name()), LifecycleRecord::default());
     assert_eq!((scene.phase(), scene.due()), ("Unwanted", None));
 }
 
@@ -190,9 +190,9 @@ async fn target_that_nobody_wants_any_more_is_forgotten_with_its_exits() {
 async fn target_in_a_crash_loop_gets_its_volumes_only_after_its_probation() {
     let folder = tempfile::tempdir().unwrap();
     let failures = Failures { failures: 5, waits: 4 };
-    let often = Remembered { failures, ..Remembered::default() };
+    let often = LifecycleRecord { failures, ..LifecycleRecord::default() };
     let exits = parts(&folder, unseen()).exits;
-    exits.keep(&"a".parse().unwrap(), Remembered::default(), often).await;
+    exits.keep(&"a".parse().unwrap(), LifecycleRecord::default(), often).await;
     let mut scene = Scene::new(&folder).await;
     let min_ready = scene.task.parts.policy.heal.min_ready;
     scene.sees(LIVES, true);
@@ -375,11 +375,11 @@ async fn image_of_a_start_is_given_up_once_another_target_is_desired() {
     let (image, from) = ("vhost:1".to_string(), Vec::new());
     let begins = || {
         let step = Step::LoadImage { image: image.clone(), from: from.clone() };
-        Incoming::begin(step, parts.clone(), &parts.progress)
+        IncomingImage::begin(step, parts.clone(), &parts.progress)
     };
     let spec = parts.desired.get(&name).unwrap();
     scene.task.start_image = Some((spec.clone(), begins()));
-    scene.task.status.change(|known| known.at_work = Some(Work::BringUp));
+    scene.task.status.change(|known| known.at_work = Some(OwnerWork::BringUp));
     scene.task.reconcile();
     assert!(scene.task.start_image.is_some());
     let other = TargetSpec { image: Some("vhost:2".to_string()), ..spec };
@@ -410,7 +410,7 @@ async fn volume_waits_until_it_is_known_whether_its_target_answers() {
     let mut scene = Scene::new(&folder).await;
     let (reply, mut activated) = oneshot::channel();
     let volumes = vec![VolumeSpec::example("v")];
-    let request = Request::Activate { volumes, undo: true, reply };
+    let request = TaskRequest::Activate { volumes, undo: true, reply };
     scene.task.requested(Requested { request, _work: Arc::default() });
     scene.task.reconcile_all().await;
     assert!(activated.try_recv().is_err(), "it was not looked at");

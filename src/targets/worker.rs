@@ -6,11 +6,11 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::deploy::{Deploy, Incoming};
+use super::deploy::{Deploy, IncomingImage};
 use super::start::{blame, hangs};
-use super::status::Status;
+use super::status::SharedStatus;
 use super::volumes::VolumeQuarantine;
-use super::{Parts, Request, Requested, TargetWish};
+use super::{Parts, Requested, TargetWish, TaskRequest};
 use crate::agent::progress::ProgressSink;
 use crate::docker::Containers;
 use crate::model::code::Code;
@@ -19,10 +19,10 @@ use crate::model::prepare::PartReport;
 use crate::model::status::VolumeTally;
 use crate::model::target::{self, TargetName, TargetSpec};
 use crate::model::work::WorkId;
-use crate::plan::lifecycle::{Attempt, Remembered, State};
+use crate::plan::lifecycle::{Attempt, LifecycleRecord, State};
 use crate::plan::retry::Backoff;
 
-pub(super) enum Work {
+pub(super) enum WorkerJob {
     /// Single attempt to start the target.
     Start {
         spec: TargetSpec,
@@ -55,21 +55,22 @@ pub(super) enum Work {
     Finish(Box<Deploy>),
 }
 
-impl Work {
+impl WorkerJob {
     /// Work that the status shows meanwhile.
-    pub(super) fn at_work(&self) -> Option<target::Work> {
+    pub(super) fn at_work(&self) -> Option<target::OwnerWork> {
         let wish = match self {
-            Work::Start { .. } => return Some(target::Work::BringUp),
-            Work::Deploy(deploy) => &deploy.wish,
-            Work::Request {
-                requested: Requested { request: Request::Target { wish, dry_run: false, .. }, .. },
+            WorkerJob::Start { .. } => return Some(target::OwnerWork::BringUp),
+            WorkerJob::Deploy(deploy) => &deploy.wish,
+            WorkerJob::Request {
+                requested:
+                    Requested { request: TaskRequest::Target { wish, dry_run: false, .. }, .. },
                 ..
             } => wish,
             _ => return None,
         };
         Some(match **wish {
-            TargetWish::Ensure(..) => target::Work::BringUp,
-            TargetWish::Destroy { .. } => target::Work::TakeAway,
+            TargetWish::Ensure(..) => target::OwnerWork::BringUp,
+            TargetWish::Destroy { .. } => target::OwnerWork::TakeAway,
         })
     }
 }
@@ -92,7 +93,7 @@ pub(super) enum After {
         overtakes: usize,
     },
     /// Image needed first, for a deploy or for a start of the task's own.
-    NeedsImage(Incoming, Option<Box<Deploy>>),
+    NeedsImage(IncomingImage, Option<Box<Deploy>>),
 }
 
 /// Result of a piece of work.
@@ -100,14 +101,14 @@ pub(super) struct Finished<C> {
     pub(super) worker: Box<Worker<C>>,
     pub(super) after: After,
     /// State that is on disk now.
-    pub(super) written: Remembered,
+    pub(super) written: LifecycleRecord,
     /// Set if that is the whole state.
     pub(super) is_written: bool,
 }
 
 pub(super) struct Worker<C> {
     pub(super) parts: Arc<Parts<C>>,
-    pub(super) status: Status,
+    pub(super) status: SharedStatus,
     /// Process that served when the work began.
     pub(super) serving: Option<u32>,
     /// Exits of the process by then.
@@ -133,9 +134,9 @@ pub(super) struct Worker<C> {
 impl<C: Containers> Worker<C> {
     pub(super) fn new(
         parts: Arc<Parts<C>>,
-        status: Status,
+        status: SharedStatus,
         state: &State,
-        written: &Remembered,
+        written: &LifecycleRecord,
         stuck: watch::Receiver<Option<String>>,
     ) -> Worker<C> {
         let (held, fresh) = (parts.exits.quarantine(status.name()), state.retry.forgotten());
@@ -182,15 +183,19 @@ impl<C: Containers> Worker<C> {
 
     /// Writes the record for the next agent, if it has changed. Returns `false` if that failed; then the next work
     /// tries again.
-    pub(super) async fn remember(&mut self, written: Remembered, remembers: Remembered) -> bool {
+    pub(super) async fn remember(
+        &mut self,
+        written: LifecycleRecord,
+        remembers: LifecycleRecord,
+    ) -> bool {
         self.remember_making(BTreeSet::new()).await;
         remembers == written || self.parts.exits.keep(self.name(), written, remembers).await
     }
 
-    pub(super) async fn work(&mut self, work: Work) -> After {
+    pub(super) async fn work(&mut self, work: WorkerJob) -> After {
         self.progress = self.progress.of(WorkId::next());
         match work {
-            Work::Start { spec, failures, anew } => {
+            WorkerJob::Start { spec, failures, anew } => {
                 if !self.parts.probe.engine_may_be_asked().await {
                     let fault = Fault::new(Code::EngineAbsent, "it does not run");
                     return After::Started(Some(self.wait_for_engine(&fault).await));
@@ -201,23 +206,23 @@ impl<C: Containers> Worker<C> {
                 }
                 return self.start(spec, failures, anew).await;
             }
-            Work::Kill(spec) => self.kill(&spec).await,
-            Work::Volumes => self.reconcile_volumes().await,
-            Work::Evidence { why, failures } => {
+            WorkerJob::Kill(spec) => self.kill(&spec).await,
+            WorkerJob::Volumes => self.reconcile_volumes().await,
+            WorkerJob::Evidence { why, failures } => {
                 let within = self.parts.policy.target.call_timeout;
                 let evidence = self.parts.observer.last_words(self.name(), &why, within).await;
                 blame(&self.status, &self.parts.policy.heal, failures, &evidence);
             }
-            Work::Remember => {}
-            Work::Deploy(deploy) => return self.deploy(deploy, 0).await,
-            Work::Finish(deploy) => return self.finish(deploy).await,
-            Work::Judge => {
+            WorkerJob::Remember => {}
+            WorkerJob::Deploy(deploy) => return self.deploy(deploy, 0).await,
+            WorkerJob::Finish(deploy) => return self.finish(deploy).await,
+            WorkerJob::Judge => {
                 if let Err(fault) = self.judge_if_due(&mut PartReport::default()).await {
                     tracing::warn!(target_name = %self.name(), code = %fault.code, "{fault}");
                 }
                 return After::Undecided(None);
             }
-            Work::Request { requested, overtakes } => match Deploy::asked(requested) {
+            WorkerJob::Request { requested, overtakes } => match Deploy::asked(requested) {
                 Ok(deploy) => return self.deploy(deploy, overtakes).await,
                 Err(Requested { request, _work }) => self.carry_out(request).await,
             },
@@ -225,21 +230,21 @@ impl<C: Containers> Worker<C> {
         After::Nothing
     }
 
-    async fn carry_out(&mut self, request: Request) {
+    async fn carry_out(&mut self, request: TaskRequest) {
         match request {
-            Request::Target { .. } | Request::Start => {}
-            Request::Activate { volumes, undo, reply } => {
+            TaskRequest::Target { .. } | TaskRequest::Start => {}
+            TaskRequest::Activate { volumes, undo, reply } => {
                 let _ = reply.send(self.activate(volumes, undo).await);
             }
-            Request::Deactivate { target, volumes, reply } => {
+            TaskRequest::Deactivate { target, volumes, reply } => {
                 let _ = reply.send(self.deactivate(&target, &volumes).await);
             }
-            Request::Resize { target, volume, size_mib, reply } => {
+            TaskRequest::Resize { target, volume, size_mib, reply } => {
                 let _ = reply.send(self.resize(&target, &volume, size_mib).await);
             }
             // A caller that gave up waiting needs none.
-            Request::Look { reply, .. } if reply.is_closed() => {}
-            Request::Look { reply, _place } => {
+            TaskRequest::Look { reply, .. } if reply.is_closed() => {}
+            TaskRequest::Look { reply, _place } => {
                 self.look_at_volumes().await;
                 let _ = reply.send(());
             }

@@ -24,7 +24,7 @@ use crate::model::fault::Fault;
 use crate::model::image::{Download, ImageUrl};
 use crate::model::policy::{TargetPolicy, TargetSettings};
 use crate::model::url::without_secrets;
-use crate::outgoing::{Client, SendError};
+use crate::outgoing::{HttpClient, SendError};
 
 /// Maximum of redirects, more than an address in use needs.
 const MOST_REDIRECTS: usize = 5;
@@ -72,7 +72,7 @@ pub(super) enum DownloadError {
 }
 
 /// Outcome of a request.
-enum Asked {
+enum DownloadResponse {
     /// Complete file: nothing is missing.
     Whole(Partial, Url),
     /// Response that brings the missing part.
@@ -82,7 +82,7 @@ enum Asked {
 /// Downloader into a folder of the agent.
 #[derive(Debug)]
 pub(super) struct Downloader {
-    client: Client,
+    client: HttpClient,
     folder: PathBuf,
     settings: TargetSettings,
     most_bytes: u64,
@@ -93,7 +93,7 @@ pub(super) struct Downloader {
 impl Downloader {
     pub(super) fn new(policy: &TargetPolicy) -> Downloader {
         Downloader {
-            client: Client::default(),
+            client: HttpClient::default(),
             folder: policy.image_folder.clone(),
             settings: policy.target.clone(),
             most_bytes: policy.target.image_max_mib * 1024 * 1024,
@@ -139,8 +139,8 @@ impl Downloader {
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<Partial, DownloadError> {
         match self.ask(partial, download).await? {
-            Asked::Whole(partial, url) => judged(partial, download, &url).await,
-            Asked::Comes { partial, url, response, total } => {
+            DownloadResponse::Whole(partial, url) => judged(partial, download, &url).await,
+            DownloadResponse::Comes { partial, url, response, total } => {
                 let shown = without_secrets(&url);
                 self.judge_size(&partial, total, &shown)?;
                 line(match partial.length() {
@@ -154,7 +154,11 @@ impl Downloader {
     }
 
     /// Requests the missing part; a partial file that it does not continue is discarded.
-    async fn ask(&self, partial: Partial, download: &Download) -> Result<Asked, DownloadError> {
+    async fn ask(
+        &self,
+        partial: Partial,
+        download: &Download,
+    ) -> Result<DownloadResponse, DownloadError> {
         // Only a digest shows then that both parts are of one file.
         let blind = partial.notes().validator.is_none() && download.sha256.is_none();
         let mut partial = match blind {
@@ -163,7 +167,7 @@ impl Downloader {
         };
         let (mut url, mut response) = self.get(download.url.url(), &partial).await?;
         if answer::is_whole(&response, &partial) {
-            return Ok(Asked::Whole(partial, url));
+            return Ok(DownloadResponse::Whole(partial, url));
         }
         if partial.length() > 0 && answer::misses(&response, &partial) {
             partial = start_over(partial, Notes::default()).await?;
@@ -171,7 +175,7 @@ impl Downloader {
         }
         if answer::goes_on(&response, &partial) {
             let total = partial.notes().total.or_else(|| answer::total(&response));
-            return Ok(Asked::Comes { partial, url, response, total });
+            return Ok(DownloadResponse::Comes { partial, url, response, total });
         }
         if response.status() != StatusCode::OK {
             let (url, status) = (without_secrets(&url), response.status());
@@ -180,7 +184,7 @@ impl Downloader {
         let total = answer::length(&response);
         let notes = Notes { validator: answer::validator(&response), total };
         let partial = start_over(partial, notes).await?;
-        Ok(Asked::Comes { partial, url, response, total })
+        Ok(DownloadResponse::Comes { partial, url, response, total })
     }
 
     /// Sends the request and follows redirects to a response.

@@ -119,7 +119,7 @@ impl Place {
     fn with(most_bytes: u64) -> Place {
         let folder = tempfile::tempdir().unwrap();
         let downloader = Downloader {
-            client: Client::default(),
+            client: HttpClient::default(),
             folder: folder.path().join("images"),
             settings: TargetSettings::default(),
             most_bytes,

@@ -11,7 +11,7 @@ use super::install::Installation;
 use crate::docker::{Engine, EngineError};
 use crate::host::spawn::{Daemon, Invocation, Spawner};
 use crate::host::systemd::{Systemd, SystemdError};
-use crate::host::watch::Watch;
+use crate::host::watch::PathWatch;
 use crate::host::{HostError, Root, daemon_json};
 use crate::model::code::Code;
 use crate::model::engine::{ApiVersion, DaemonJson, EngineSeen, EngineVersion};
@@ -207,7 +207,7 @@ async fn answer(
 ) -> EngineVersion {
     // A daemon listens a moment before it serves; what it accepted it will answer. Only where its
     // folder cannot be watched it is polled.
-    let watch = socket.parent().and_then(|folder| Watch::new(folder).ok());
+    let watch = socket.parent().and_then(|folder| PathWatch::new(folder).ok());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match engine.version(left).await {

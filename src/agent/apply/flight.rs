@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::OnceCell;
 
-type Outcome = Result<(), String>;
+type FlightOutcome = Result<(), String>;
 
 /// Work in flight, by its key. Forgotten once nobody waits for it.
 #[derive(Debug, Default)]
-pub(super) struct Flights(Mutex<HashMap<String, Weak<OnceCell<Outcome>>>>);
+pub(super) struct Flights(Mutex<HashMap<String, Weak<OnceCell<FlightOutcome>>>>);
 
 impl Flights {
     /// Does the work, or waits for a caller that does it already; `joined` is called before such a wait.
@@ -19,8 +19,8 @@ impl Flights {
         &self,
         about: String,
         joined: impl FnOnce(),
-        work: impl Future<Output = Outcome>,
-    ) -> Outcome {
+        work: impl Future<Output = FlightOutcome>,
+    ) -> FlightOutcome {
         let (flight, begun) = self.flight(about);
         if begun {
             joined();
@@ -28,7 +28,7 @@ impl Flights {
         flight.get_or_init(|| work).await.clone()
     }
 
-    fn flight(&self, about: String) -> (Arc<OnceCell<Outcome>>, bool) {
+    fn flight(&self, about: String) -> (Arc<OnceCell<FlightOutcome>>, bool) {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| flight.strong_count() > 0);
         if let Some(flight) = flights.get(&about).and_then(Weak::upgrade) {

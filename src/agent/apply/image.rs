@@ -10,7 +10,7 @@ use super::super::observe::target::{Containers, engine_fault};
 use super::super::observe::{blocking, blocking_within};
 use super::download::Downloader;
 use super::flight::Flights;
-use super::registry::Registries;
+use super::registry::RegistryPuller;
 use crate::docker::{EngineError, Tar};
 use crate::host::{Root, own_image};
 use crate::model::code::Code;
@@ -24,7 +24,7 @@ use crate::model::step::ImageSource;
 pub(super) struct Images<C> {
     root: Root,
     containers: Arc<C>,
-    registries: Registries<C>,
+    registries: RegistryPuller<C>,
     downloader: Downloader,
     flights: Flights,
     call_timeout: Duration,
@@ -40,7 +40,7 @@ impl<C: Containers> Images<C> {
         let (registries, call_timeout) = (&policy.registries, policy.target.call_timeout);
         Images {
             root: root.clone(),
-            registries: Registries::new(root, containers.clone(), registries, call_timeout),
+            registries: RegistryPuller::new(root, containers.clone(), registries, call_timeout),
             containers,
             downloader: Downloader::new(policy),
             flights: Flights::default(),

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::super::observe::blocking;
 use crate::host::packages::{self, Failure};
-use crate::host::spawn::{Invocation, Run, RunEnd, Spawner};
+use crate::host::spawn::{Invocation, RunEnd, RunRequest, Spawner};
 use crate::host::{Root, dpkg};
 use crate::model::code::Code;
 use crate::model::engine::PackageManager;
@@ -177,7 +177,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         let program = call.program.clone();
         let (sender, mut lines) = mpsc::channel(256);
         let within = self.deadline.saturating_duration_since(Instant::now());
-        let run = self.spawner.run(Run { invocation: call, within, lines: sender });
+        let run = self.spawner.run(RunRequest { invocation: call, within, lines: sender });
         tokio::pin!(run);
         let end = loop {
             tokio::select! {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::super::observe::volumes::Place;
+use super::super::observe::volumes::VolumesLocation;
 use crate::model::policy::TargetSettings;
 use crate::model::target::TargetKind;
 use crate::model::volume::{Backing, VolumeSpec, VolumeStep};
@@ -20,7 +20,7 @@ const INVALID: i64 = -22;
 pub(super) fn advice(
     step: VolumeStep,
     spec: &VolumeSpec,
-    place: &Place,
+    place: &VolumesLocation,
     settings: &TargetSettings,
     error: &SpdkError,
 ) -> String {
@@ -37,7 +37,7 @@ pub(super) fn advice(
 
 /// Advice on exhaustion: SPDK answers the same for memory, descriptors, a full table of sockets (`MAX_FDS` of `fd_man.h`
 /// in DPDK 23.11) and a path where no socket can be made.
-fn of_memory(place: &Place, settings: &TargetSettings) -> Option<String> {
+fn of_memory(place: &VolumesLocation, settings: &TargetSettings) -> Option<String> {
     if place.kind == TargetKind::BuiltIn {
         return None;
     }
@@ -62,7 +62,7 @@ fn of_file(
     path: &str,
     block_size: Option<u32>,
     code: i64,
-    place: &Place,
+    place: &VolumesLocation,
     settings: &TargetSettings,
 ) -> Option<String> {
     let told = match (code, block_size) {
@@ -94,13 +94,13 @@ fn of_file(
 }
 
 /// `true` if, according to the settings, the container gets the path from the host.
-fn is_seen(path: &str, place: &Place, settings: &TargetSettings) -> bool {
+fn is_seen(path: &str, place: &VolumesLocation, settings: &TargetSettings) -> bool {
     given(place, settings).any(|given| Path::new(path).starts_with(given))
         || settings.privileged && Path::new(path).starts_with("/dev")
 }
 
 /// Folders and devices of the host that the container gets.
-fn given(place: &Place, settings: &TargetSettings) -> impl Iterator<Item = String> {
+fn given(place: &VolumesLocation, settings: &TargetSettings) -> impl Iterator<Item = String> {
     let mounts = settings.binds().map(|(path, _)| path);
     let devices = settings.devices.iter().cloned();
     [place.sockets.as_str().to_string()].into_iter().chain(mounts).chain(devices)
@@ -110,8 +110,8 @@ fn given(place: &Place, settings: &TargetSettings) -> impl Iterator<Item = Strin
 mod tests {
     use super::*;
 
-    fn place(kind: TargetKind) -> Place {
-        Place {
+    fn place(kind: TargetKind) -> VolumesLocation {
+        VolumesLocation {
             control: "/sockets/vhost.sock".parse().unwrap(),
             sockets: "/sockets".parse().unwrap(),
             kind,

@@ -35,7 +35,7 @@ const DENIED: [&str; 4] =
 
 /// Puller for one machine's engine.
 #[derive(Debug)]
-pub(super) struct Registries<C> {
+pub(super) struct RegistryPuller<C> {
     root: Root,
     containers: Arc<C>,
     policy: RegistryPolicy,
@@ -44,15 +44,15 @@ pub(super) struct Registries<C> {
     changing: Mutex<()>,
 }
 
-impl<C: Containers> Registries<C> {
+impl<C: Containers> RegistryPuller<C> {
     pub(super) fn new(
         root: &Root,
         containers: Arc<C>,
         policy: &RegistryPolicy,
         call_timeout: Duration,
-    ) -> Registries<C> {
+    ) -> RegistryPuller<C> {
         let (root, policy) = (root.clone(), policy.clone());
-        Registries { root, containers, policy, call_timeout, changing: Mutex::default() }
+        RegistryPuller { root, containers, policy, call_timeout, changing: Mutex::default() }
     }
 
     /// Pulls an image.

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::super::observe::blocking;
-use super::super::observe::volumes::{Place, target_fault};
+use super::super::observe::volumes::{VolumesLocation, target_fault};
 use super::refusal::advice;
 use crate::host::{HostError, Root, socket_place};
 use crate::model::code::Code;
@@ -61,7 +61,7 @@ impl VolumeApplier {
     /// up others, but a target that stops answering does.
     pub async fn apply(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         plans: Vec<(VolumeSpec, Vec<VolumeStep>)>,
         unanswered: &Unanswered,
     ) -> BTreeMap<VolumeName, Fault> {
@@ -98,7 +98,7 @@ impl VolumeApplier {
 
     async fn apply_to(
         &self,
-        (spdk, place): (&Spdk, &Place),
+        (spdk, place): (&Spdk, &VolumesLocation),
         silent: &AtomicBool,
         spec: &VolumeSpec,
         steps: &[VolumeStep],
@@ -161,7 +161,7 @@ impl VolumeApplier {
     /// `volume-not-resizable`, and faults of the target.
     pub async fn resize(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         spec: &VolumeSpec,
         size_mib: u64,
     ) -> Result<(), Fault> {
@@ -184,7 +184,7 @@ impl VolumeApplier {
     /// Starts to set owner and mode of the sockets; returns the fault of each that failed.
     fn give_sockets(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         names: Vec<VolumeName>,
     ) -> impl Future<Output = BTreeMap<VolumeName, Fault>> + use<> {
         let (root, policy, folder) =

@@ -13,7 +13,7 @@ use crate::model::ledger::Intent;
 use crate::model::pools::{PagesByPool, Pool, PoolKey, PoolsSeen};
 use crate::model::prepare::{PartReport, StepOutcome, StepReport};
 use crate::model::step::Step;
-use crate::plan::hugepages::{self, Decision, OnShortfall, Trial, Trials, next_effort};
+use crate::plan::hugepages::{self, Decision, GrowthTrial, OnShortfall, Trials, next_effort};
 
 /// KiB that one write to a pool may request: 2 GiB.
 const PORTION_KIB: u64 = 2 * 1024 * 1024;
@@ -245,6 +245,6 @@ impl Growth {
                 trial.effort = next_effort(Some(trial.effort));
                 trial.got += got;
             })
-            .or_insert(Trial { effort: next_effort(None), wanted, got });
+            .or_insert(GrowthTrial { effort: next_effort(None), wanted, got });
     }
 }

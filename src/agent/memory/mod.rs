@@ -27,7 +27,7 @@ use super::observe::memory::MemoryObserver;
 use super::progress::ProgressSink;
 use crate::model::fault::Fault;
 use crate::model::policy::{MountPolicy, PoolPolicy};
-use crate::model::pools::{Memory, PagesByPool, PoolGoal, PoolsSeen};
+use crate::model::pools::{NodeMemory, PagesByPool, PoolGoal, PoolsSeen};
 use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::units::PageSize;
@@ -77,14 +77,14 @@ pub struct MemoryWork {
 #[derive(Debug)]
 pub struct LookAhead {
     observer: MemoryObserver,
-    tells: Sender<(Instant, Memory)>,
+    tells: Sender<(Instant, NodeMemory)>,
 }
 
 /// Receiving half of [`LookAhead`].
 #[derive(Debug)]
 struct Ahead {
     sizes: BTreeSet<PageSize>,
-    told: Receiver<(Instant, Memory)>,
+    told: Receiver<(Instant, NodeMemory)>,
 }
 
 impl LookAhead {
@@ -191,7 +191,7 @@ impl MemoryWork {
     fn last_look(&mut self) -> Option<(Instant, PoolsSeen)> {
         if let Some(Ahead { sizes, told }) = self.ahead.take() {
             let now = Instant::now();
-            let seen = self.observer.pools_of(&sizes, Memory::default()).ok()?;
+            let seen = self.observer.pools_of(&sizes, NodeMemory::default()).ok()?;
             let (at, memory) = told.recv_timeout(LOOK_IS_GOOD).ok()?;
             // If this thread came late, the memory may have changed much since.
             let is_good = at.elapsed() < LOOK_IS_GOOD;

@@ -19,9 +19,9 @@ use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 
 /// Engine that can be queried, as its owner names it.
-pub trait Answers: Engine {}
+pub trait QueryEngine: Engine {}
 
-impl<E: Engine> Answers for E {}
+impl<E: Engine> QueryEngine for E {}
 
 /// Observer of the engine of one machine.
 #[derive(Debug)]
@@ -31,14 +31,14 @@ pub struct EngineObserver<E> {
     engine: Arc<E>,
     systemd: Arc<Systemd>,
     init: Init,
-    told: Mutex<Option<Told>>,
+    told: Mutex<Option<LastAnswer>>,
     /// Files of a running engine, as long as they are unchanged.
     read: Mutex<Option<(EngineSeen, Unchanged)>>,
 }
 
 /// Last answer of an engine process.
 #[derive(Debug, Clone)]
-struct Told {
+struct LastAnswer {
     by: EngineProcess,
     /// Kept because the query is expensive and the version cannot change while the process lives.
     version: EngineVersion,
@@ -46,7 +46,7 @@ struct Told {
     at: Instant,
 }
 
-impl<E: Answers> EngineObserver<E> {
+impl<E: QueryEngine> EngineObserver<E> {
     /// Makes an observer of the engine that `policy` describes.
     pub fn new(
         root: &Root,
@@ -170,7 +170,7 @@ impl<E: Answers> EngineObserver<E> {
         match answer.await {
             Ok((version, at)) => {
                 let by = process.cloned();
-                *lock(&self.told) = by.map(|by| Told { by, version: version.clone(), at });
+                *lock(&self.told) = by.map(|by| LastAnswer { by, version: version.clone(), at });
                 EngineApi::Answers(version)
             }
             Err(error) => {

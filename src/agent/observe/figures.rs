@@ -29,7 +29,7 @@ pub struct Figures {
 
 /// Figures as observed; each part is missing where it could not be read.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct ObservedFigures {
     /// Pools with their reserved pages.
     pub pools: Option<PoolsSeen>,
     /// Agent's process.
@@ -44,7 +44,7 @@ impl Figures {
     }
 
     /// Reads the current figures.
-    pub async fn look(&self) -> Seen {
+    pub async fn look(&self) -> ObservedFigures {
         let look = async {
             let place = self.place.clone().acquire_owned().await.ok()?;
             let (memory, process) = (self.memory.clone(), self.process.clone());
@@ -56,9 +56,9 @@ impl Figures {
         };
         let Ok(Some((pools, process))) = timeout(WITHIN, look).await else {
             tracing::debug!("the kernel has not told the pools' counters within {WITHIN:?}");
-            return Seen::default();
+            return ObservedFigures::default();
         };
-        Seen { pools: told(pools), process: told(process) }
+        ObservedFigures { pools: told(pools), process: told(process) }
     }
 }
 

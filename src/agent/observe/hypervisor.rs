@@ -8,7 +8,7 @@ use tokio::sync::{OnceCell, mpsc};
 use super::blocking;
 use crate::host::Root;
 use crate::host::process::{FileStamp, file_stamp, find_executable};
-use crate::host::spawn::{Invocation, Run, Spawner};
+use crate::host::spawn::{Invocation, RunRequest, Spawner};
 
 /// Timeout of a program that prints its version.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -23,16 +23,16 @@ const QEMU: &[&str] = &["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm
 pub struct Hypervisor<S> {
     root: Root,
     spawner: S,
-    libvirt: Told,
-    qemu: Told,
+    libvirt: SharedRun,
+    qemu: SharedRun,
 }
 
 /// Version printed by the file that was run last; concurrent callers share one run.
-type Told = Mutex<Option<(FileStamp, Arc<OnceCell<Option<String>>>)>>;
+type SharedRun = Mutex<Option<(FileStamp, Arc<OnceCell<Option<String>>>)>>;
 
 /// Installed versions; empty where nothing is installed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Versions {
+pub struct HypervisorVersions {
     pub libvirt: String,
     pub qemu: String,
 }
@@ -40,17 +40,22 @@ pub struct Versions {
 impl<S: Spawner> Hypervisor<S> {
     /// Makes an observer; runs nothing yet.
     pub fn new(root: &Root, spawner: S) -> Hypervisor<S> {
-        Hypervisor { root: root.clone(), spawner, libvirt: Told::default(), qemu: Told::default() }
+        Hypervisor {
+            root: root.clone(),
+            spawner,
+            libvirt: SharedRun::default(),
+            qemu: SharedRun::default(),
+        }
     }
 
     /// Returns the versions, from the cache where possible.
-    pub async fn versions(&self) -> Versions {
+    pub async fn versions(&self) -> HypervisorVersions {
         let (libvirt, qemu) =
             tokio::join!(self.version(LIBVIRT, &self.libvirt), self.version(QEMU, &self.qemu));
-        Versions { libvirt, qemu }
+        HypervisorVersions { libvirt, qemu }
     }
 
-    async fn version(&self, programs: &'static [&str], told: &Told) -> String {
+    async fn version(&self, programs: &'static [&str], told: &SharedRun) -> String {
         let root = self.root.clone();
         let found = blocking(move || {
             let program = programs.iter().find_map(|name| find_executable(&root, name))?;
@@ -71,7 +76,7 @@ impl<S: Spawner> Hypervisor<S> {
     async fn ask(&self, program: String) -> Option<String> {
         let invocation = Invocation { program, args: vec!["--version".into()], env: Vec::new() };
         let (lines, _) = mpsc::channel(1);
-        let end = self.spawner.run(Run { invocation, within: ANSWER, lines }).await.ok()?;
+        let end = self.spawner.run(RunRequest { invocation, within: ANSWER, lines }).await.ok()?;
         let version = version_in(&end.output);
         (end.code == Some(0) && !version.is_empty()).then_some(version)
     }
@@ -104,7 +109,10 @@ mod tests {
     }
 
     impl Spawner for Reads {
-        async fn run(&self, Run { invocation, .. }: Run) -> Result<RunEnd, HostError> {
+        async fn run(
+            &self,
+            RunRequest { invocation, .. }: RunRequest,
+        ) -> Result<RunEnd, HostError> {
             let output = fs::read_to_string(self.root.path(&invocation.program)).unwrap();
             self.runs.lock().unwrap().push(invocation.program);
             let code = Some(i32::from(output.contains("fails")));

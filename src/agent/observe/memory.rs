@@ -8,7 +8,7 @@ use crate::host::pools::PoolFiles;
 use crate::host::{Root, facts, mounts};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
-use crate::model::pools::{Memory, PoolsSeen};
+use crate::model::pools::{NodeMemory, PoolsSeen};
 use crate::model::units::PageSize;
 
 /// Observer of the memory of one machine.
@@ -61,7 +61,11 @@ impl MemoryObserver {
     ///
     /// # Errors
     /// When a counter cannot be read.
-    pub fn pools_of(&self, sizes: &BTreeSet<PageSize>, memory: Memory) -> Result<PoolsSeen, Fault> {
+    pub fn pools_of(
+        &self,
+        sizes: &BTreeSet<PageSize>,
+        memory: NodeMemory,
+    ) -> Result<PoolsSeen, Fault> {
         Ok(PoolsSeen {
             pools: self.files.read_sizes(sizes)?,
             reserved: self.files.reserved(sizes)?,
@@ -74,7 +78,7 @@ impl MemoryObserver {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn memory(&self) -> Result<Memory, Fault> {
+    pub fn memory(&self) -> Result<NodeMemory, Fault> {
         Ok(self.meminfo.read()?)
     }
 

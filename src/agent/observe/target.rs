@@ -76,7 +76,7 @@ const FOLLOW_TIME: Duration = Duration::from_secs(2);
 const MOST_FOLLOWING: usize = 4;
 
 /// Facts read from files.
-struct Files {
+struct FileFacts {
     built_in_image: String,
     has_client_conf: bool,
     huge_dir: Option<String>,
@@ -183,7 +183,7 @@ impl<C: Containers> TargetObserver<C> {
     pub async fn look_around(&self, spec: &TargetSpec) -> Result<TargetSeen, Fault> {
         let named = self.container_of(spec);
         let (named, beside) = tokio::join!(named, self.beside(&spec.name));
-        let Files { huge_dir, .. } = self.files(spec).await?;
+        let FileFacts { huge_dir, .. } = self.files(spec).await?;
         Ok(TargetSeen { container: named?, beside: beside?, huge_dir, ..TargetSeen::default() })
     }
 
@@ -297,7 +297,12 @@ impl<C: Containers> TargetObserver<C> {
     }
 
     /// Counts free pages of 2 MiB, if the target takes some. A pool that cannot be read is no reason to refuse it.
-    async fn memory(&self, spec: &TargetSpec, files: &Files, own: Option<u32>) -> PagesForTarget {
+    async fn memory(
+        &self,
+        spec: &TargetSpec,
+        files: &FileFacts,
+        own: Option<u32>,
+    ) -> PagesForTarget {
         let wanted = self.policy.target.pages(spec);
         let (root, huge_dir) = (self.root.clone(), files.huge_dir.clone());
         let look = move || -> Result<PagesForTarget, HostError> {
@@ -322,7 +327,7 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    async fn files(&self, spec: &TargetSpec) -> Result<Files, Fault> {
+    async fn files(&self, spec: &TargetSpec) -> Result<FileFacts, Fault> {
         let (root, conf) = (self.root.clone(), spec.client_conf.clone());
         let (folder, control) = (spec.socket_dir.clone(), spec.control_sock.clone());
         let owner = self.policy.target.socket_uid;
@@ -330,7 +335,7 @@ impl<C: Containers> TargetObserver<C> {
             let has_volume_sockets = socket_place::has_volumes(&root, folder.as_str());
             let mounts = mounts::hugetlb_mounts(&root)?;
             let usable = |mount: &&HugetlbMount| mount.is_good_for(PageSize::MIB_2);
-            Ok(Files {
+            Ok(FileFacts {
                 built_in_image: own_image::reference().unwrap_or_default(),
                 has_client_conf: conf.is_some_and(|path| root.path(path.as_str()).is_file()),
                 huge_dir: mounts.iter().find(usable).map(|mount| mount.path.clone()),

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
 
 use super::{blocking, blocking_within};
-use crate::host::files::{Identity, identity};
+use crate::host::files::{FileIdentity, identity};
 use crate::host::{Root, links, socket_place};
 use crate::model::bounds::Links;
 use crate::model::code::Code;
@@ -31,7 +31,7 @@ const MOST_LOOKUPS: usize = 4;
 
 /// Place of a target's volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct VolumesLocation {
     /// Target's control socket.
     pub control: CleanPath,
     /// Folder of the volumes' sockets.
@@ -63,7 +63,7 @@ impl VolumeObserver {
     /// When the target does not answer.
     pub async fn look(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let all = specs.len() > FEW;
@@ -76,7 +76,7 @@ impl VolumeObserver {
     /// When the target does not answer.
     pub async fn look_again(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let (all, none) = (specs.len() > FEW, async { Ok(BTreeMap::new()) });
@@ -89,7 +89,7 @@ impl VolumeObserver {
     /// When the target does not answer.
     pub async fn look_beside(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         self.look_at(place, specs, true, self.bdevs_at(place, specs), async { Ok(Vec::new()) })
@@ -103,7 +103,7 @@ impl VolumeObserver {
     /// When the target does not answer.
     pub async fn look_around(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
@@ -112,7 +112,7 @@ impl VolumeObserver {
     }
 
     /// Identifies the file of each of these paths, as far as the machine answers in time: a file server may hang.
-    pub async fn identities(&self, paths: BTreeSet<String>) -> BTreeMap<String, Identity> {
+    pub async fn identities(&self, paths: BTreeSet<String>) -> BTreeMap<String, FileIdentity> {
         let root = self.root.clone();
         let look = move || {
             let found = paths.into_iter().filter_map(|path| {
@@ -138,7 +138,7 @@ impl VolumeObserver {
 
     async fn look_at(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
         all: bool,
         bdevs: impl Future<Output = Result<BTreeMap<String, BdevSeen>, SpdkError>>,
@@ -176,7 +176,7 @@ impl VolumeObserver {
 
     async fn bdevs_at(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
     ) -> Result<BTreeMap<String, BdevSeen>, SpdkError> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
@@ -222,7 +222,7 @@ impl VolumeObserver {
     /// Starts to check whether each volume's socket has its owner and mode.
     fn sockets_given(
         &self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
     ) -> impl Future<Output = Result<Vec<bool>, Fault>> + use<> {
         let (root, policy) = (self.root.clone(), self.policy.clone());

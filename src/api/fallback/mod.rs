@@ -24,11 +24,11 @@ use axum::response::{IntoResponse, Response};
 use tokio::time::{sleep, timeout};
 
 use self::name::Name;
-use self::places::{Place, Places};
-use self::relay::{Broken, Watch, relay};
-use self::stream::{Line, OpenError};
+use self::places::{FallbackSlot, Places};
+use self::relay::{BrokenBody, RelayEnd, relay};
+use self::stream::{LegacyConnection, OpenError};
 use super::errors::{self, Problem};
-use super::journal::{Call, Change, Subject, principal};
+use super::journal::{AuditedCall, AuditedChange, Subject, principal};
 use super::{Shared, roles};
 use crate::agent::pools::Pools;
 use crate::model::access::{Principal, Role};
@@ -96,7 +96,7 @@ impl Fallback {
         answered
     }
 
-    fn place(&self, request: &Request) -> Result<Place, Problem> {
+    fn place(&self, request: &Request) -> Result<FallbackSlot, Problem> {
         let caller = request.extensions().get().copied().unwrap_or(Caller::Here);
         self.places.take(caller.into()).ok_or_else(|| {
             let text = format!(
@@ -107,9 +107,9 @@ impl Fallback {
         })
     }
 
-    async fn ask(&self, request: Request, place: Place) -> Result<Response, Problem> {
-        let opened = Line::open(&self.name, self.own, CONNECT).await;
-        let line: Line<Body> = opened.map_err(|error| self.unreachable(&error))?;
+    async fn ask(&self, request: Request, place: FallbackSlot) -> Result<Response, Problem> {
+        let opened = LegacyConnection::open(&self.name, self.own, CONNECT).await;
+        let line: LegacyConnection<Body> = opened.map_err(|error| self.unreachable(&error))?;
         if !self.reachable.swap(true, Ordering::Relaxed) {
             tracing::info!("{} (fallback_url) takes connections again", self.address);
         }
@@ -129,12 +129,12 @@ impl Fallback {
     }
 
     /// Returns when waiting for an answer makes no sense any more.
-    async fn given_up(&self, watch: Option<Watch>) -> Problem {
+    async fn given_up(&self, watch: Option<RelayEnd>) -> Problem {
         if let Some(watch) = watch {
             match timeout(COMES, watch.over()).await {
                 Ok(None) => {}
                 Ok(Some(broken)) => return self.gave_up(broken),
-                Err(_) => return self.gave_up(Broken::Endless(COMES)),
+                Err(_) => return self.gave_up(BrokenBody::Endless(COMES)),
             }
         }
         sleep(THINKS).await;
@@ -142,7 +142,7 @@ impl Fallback {
     }
 
     /// Body to forward; an empty one must not look as if something came.
-    fn sent(&self, body: Body) -> (Body, Option<Watch>) {
+    fn sent(&self, body: Body) -> (Body, Option<RelayEnd>) {
         if body.is_end_stream() {
             return (Body::empty(), None);
         }
@@ -184,15 +184,15 @@ impl Fallback {
     }
 
     /// Problem of a request whose body never got there as a whole.
-    fn gave_up(&self, broken: Broken) -> Problem {
+    fn gave_up(&self, broken: BrokenBody) -> Problem {
         let code = match broken {
-            Broken::Silent(_) | Broken::Endless(_) => Code::BodyTimeout,
-            Broken::Stuck(_) => Code::FallbackStalled,
-            Broken::Source(_) => Code::BodyBroken,
+            BrokenBody::Silent(_) | BrokenBody::Endless(_) => Code::BodyTimeout,
+            BrokenBody::Stuck(_) => Code::FallbackStalled,
+            BrokenBody::Source(_) => Code::BodyBroken,
         };
         let setting = match broken {
-            Broken::Silent(_) | Broken::Stuck(_) => " (http.body_timeout)",
-            Broken::Endless(_) | Broken::Source(_) => "",
+            BrokenBody::Silent(_) | BrokenBody::Stuck(_) => " (http.body_timeout)",
+            BrokenBody::Endless(_) | BrokenBody::Source(_) => "",
         };
         let text = format!(
             "the request to {} (fallback_url) was given up half-way: {broken}{setting}",
@@ -216,15 +216,16 @@ pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
         }
         // Whatever the method: the legacy agent considers the path alone.
         let of = Subject::request(request.method(), request.uri().path());
-        let change = Change { of, ..Change::of("handed on", principal(request.extensions())) };
+        let change =
+            AuditedChange { of, ..AuditedChange::of("handed on", principal(request.extensions())) };
         return noted(api, request, change).await;
     }
     forward(State(api), request).await
 }
 
 /// Forwards a request that may change the node to the legacy agent, with a line in the audit log.
-pub async fn noted(api: Shared, request: Request, change: Change) -> Response {
-    let call = Call::begins(change, None);
+pub async fn noted(api: Shared, request: Request, change: AuditedChange) -> Response {
+    let call = AuditedCall::begins(change, None);
     let answer = forward(State(api), request).await;
     call.passes(answer.status());
     answer

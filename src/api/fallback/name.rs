@@ -17,14 +17,14 @@ const KEPT: Duration = Duration::from_secs(5);
 pub(super) struct Name {
     host: String,
     port: u16,
-    last: Arc<Mutex<Option<Look>>>,
+    last: Arc<Mutex<Option<Lookup>>>,
     /// Lock held by the lookup in progress.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Result of the last lookup.
 #[derive(Debug, Clone)]
-struct Look {
+struct Lookup {
     ended: Instant,
     /// Addresses found last; empty if none ever were.
     addresses: Vec<SocketAddr>,
@@ -78,7 +78,7 @@ impl Name {
         }
     }
 
-    fn last(&self) -> Option<Look> {
+    fn last(&self) -> Option<Lookup> {
         lock(&self.last).clone()
     }
 
@@ -86,7 +86,7 @@ impl Name {
         &self,
         turn: OwnedMutexGuard<()>,
         look: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
-    ) -> JoinHandle<Look> {
+    ) -> JoinHandle<Lookup> {
         let last = self.last.clone();
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
@@ -96,12 +96,12 @@ impl Name {
             let failed = found.as_ref().err().filter(|_| before.is_empty());
             let failed = failed.map(|e| (e.kind(), e.to_string()));
             let addresses = found.unwrap_or(before);
-            last.insert(Look { ended: Instant::now(), addresses, failed }).clone()
+            last.insert(Lookup { ended: Instant::now(), addresses, failed }).clone()
         })
     }
 }
 
-fn lock(last: &Mutex<Option<Look>>) -> MutexGuard<'_, Option<Look>> {
+fn lock(last: &Mutex<Option<Lookup>>) -> MutexGuard<'_, Option<Lookup>> {
     last.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

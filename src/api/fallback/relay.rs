@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 /// Reason for which a body broke off.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum BrokenBody {
     /// Sender stalled.
     #[error("nothing more of the body came for {0:?}")]
     Silent(Duration),
@@ -30,7 +30,7 @@ pub(super) enum Broken {
 enum Piece {
     Frame(Frame<Bytes>),
     End,
-    Broken(Broken),
+    Broken(BrokenBody),
 }
 
 /// Receiving end of a relay. Reports no length: the headers have it.
@@ -39,19 +39,19 @@ pub(super) struct Relayed(mpsc::Receiver<Piece>);
 
 /// Receiver of a relay's end.
 #[derive(Debug)]
-pub(super) struct Watch(oneshot::Receiver<Broken>);
+pub(super) struct RelayEnd(oneshot::Receiver<BrokenBody>);
 
-impl Watch {
+impl RelayEnd {
     /// Returns when nothing more of the body is passed on: the reason if it broke off; `None` if all of it was, or the
     /// rest was not wanted.
-    pub(super) async fn over(self) -> Option<Broken> {
+    pub(super) async fn over(self) -> Option<BrokenBody> {
         self.0.await.ok()
     }
 }
 
 /// Begins to relay a body. Neither side may stall for longer than `idle`; `held` is dropped when the body has ended,
 /// broken off, or is no longer wanted.
-pub(super) fn relay<B, H>(source: B, idle: Duration, held: H) -> (Relayed, Watch)
+pub(super) fn relay<B, H>(source: B, idle: Duration, held: H) -> (Relayed, RelayEnd)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,
@@ -67,10 +67,10 @@ where
         }
         drop(held);
     });
-    (Relayed(relayed), Watch(watch))
+    (Relayed(relayed), RelayEnd(watch))
 }
 
-async fn pass<B>(mut source: B, to: &mpsc::Sender<Piece>, idle: Duration) -> Result<(), Broken>
+async fn pass<B>(mut source: B, to: &mpsc::Sender<Piece>, idle: Duration) -> Result<(), BrokenBody>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -78,17 +78,17 @@ where
     loop {
         let next = tokio::select! {
             // Cancel-safe: a frame that was not awaited stays in the body.
-            next = timeout(idle, source.frame()) => next.map_err(|_| Broken::Silent(idle))?,
+            next = timeout(idle, source.frame()) => next.map_err(|_| BrokenBody::Silent(idle))?,
             () = to.closed() => return Ok(()),
         };
         let piece = match next {
             Some(Ok(frame)) => Piece::Frame(frame),
-            Some(Err(e)) => return Err(Broken::Source(e.to_string())),
+            Some(Err(e)) => return Err(BrokenBody::Source(e.to_string())),
             None => Piece::End,
         };
         let ends = matches!(piece, Piece::End);
         // A receiver that no longer wants the body is no failure of it.
-        let taken = timeout(idle, to.send(piece)).await.map_err(|_| Broken::Stuck(idle))?;
+        let taken = timeout(idle, to.send(piece)).await.map_err(|_| BrokenBody::Stuck(idle))?;
         if ends || taken.is_err() {
             return Ok(());
         }
@@ -97,18 +97,18 @@ where
 
 impl Body for Relayed {
     type Data = Bytes;
-    type Error = Broken;
+    type Error = BrokenBody;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         self.0.poll_recv(context).map(|piece| match piece {
             Some(Piece::Frame(frame)) => Some(Ok(frame)),
             Some(Piece::End) => None,
             Some(Piece::Broken(broken)) => Some(Err(broken)),
             // Never a silent end: it would pass for a whole body.
-            None => Some(Err(Broken::Source("nobody passes it on any more".to_string()))),
+            None => Some(Err(BrokenBody::Source("nobody passes it on any more".to_string()))),
         })
     }
 }
@@ -151,7 +151,7 @@ mod tests {
     async fn no_more_is_read_than_is_taken_and_who_takes_nothing_breaks_it() {
         let (source, mut reads) = endless();
         let (mut relayed, watch) = relay(source, IDLE, ());
-        assert!(matches!(watch.over().await, Some(Broken::Stuck(IDLE))));
+        assert!(matches!(watch.over().await, Some(BrokenBody::Stuck(IDLE))));
         let mut read = 0;
         while reads.try_recv().is_ok() {
             read += 1;
@@ -165,11 +165,13 @@ mod tests {
     async fn a_source_that_falls_silent_breaks_it_and_one_that_breaks_too() {
         let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
         let (mut relayed, watch) = relay(silent, IDLE, ());
-        assert!(matches!(relayed.frame().await, Some(Err(Broken::Silent(IDLE)))));
-        assert!(matches!(watch.over().await, Some(Broken::Silent(IDLE))));
+        assert!(matches!(relayed.frame().await, Some(Err(BrokenBody::Silent(IDLE)))));
+        assert!(matches!(watch.over().await, Some(BrokenBody::Silent(IDLE))));
         let broken = StreamBody::new(stream::iter([Err::<Frame<Bytes>, _>("reset")]));
         let (mut relayed, _) = relay(broken, IDLE, ());
-        assert!(matches!(relayed.frame().await, Some(Err(Broken::Source(why))) if why == "reset"));
+        assert!(
+            matches!(relayed.frame().await, Some(Err(BrokenBody::Source(why))) if why == "reset")
+        );
     }
 
     #[tokio::test(start_paused = true)]

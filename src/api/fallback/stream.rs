@@ -37,7 +37,7 @@ pub(super) enum OpenError {
 
 /// Connection for one request.
 #[derive(Debug)]
-pub(super) struct Line<B> {
+pub(super) struct LegacyConnection<B> {
     sender: SendRequest<B>,
     held: Held,
 }
@@ -52,7 +52,7 @@ impl Drop for Held {
     }
 }
 
-impl<B> Line<B>
+impl<B> LegacyConnection<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -65,7 +65,7 @@ where
         to: &Name,
         own: SocketAddr,
         within: Duration,
-    ) -> Result<Line<B>, OpenError> {
+    ) -> Result<LegacyConnection<B>, OpenError> {
         let connect = async { TcpStream::connect(&*to.addresses().await?).await };
         let stream = timeout(within, connect).await.map_err(|_| OpenError::Late(within))??;
         if leads_back(stream.local_addr()?, stream.peer_addr()?, own) {
@@ -80,7 +80,7 @@ where
             // The sender and the reader get to know how it ends.
             let _ = connection.await;
         });
-        Ok(Line { sender, held: Held(running) })
+        Ok(LegacyConnection { sender, held: Held(running) })
     }
 
     /// Sends the request and waits for the head of the answer, however long that takes; its body comes as long as the

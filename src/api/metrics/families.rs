@@ -12,7 +12,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use super::page::{ALONE, Page};
 use crate::controller::outbox::Census;
-use crate::controller::report::Told;
+use crate::controller::report::ReportCounts;
 use crate::model::footprint::Footprint;
 use crate::model::pools::{Pool, PoolKey};
 use crate::model::status::TargetReport;
@@ -29,7 +29,7 @@ pub(super) struct Gathered {
     pub(super) overdue: Vec<(&'static str, u64)>,
     pub(super) process: Option<Footprint>,
     pub(super) census: Census,
-    pub(super) reports: Told,
+    pub(super) reports: ReportCounts,
     pub(super) targets: Vec<TargetFigures>,
     pub(super) pools: Vec<PoolFigures>,
     /// Reserved pages of each size.

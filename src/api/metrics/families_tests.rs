@@ -134,7 +134,7 @@ fn callbacks_and_reports_are_told_with_what_became_of_them() {
         Counts { taken: 4, not_waited_for: 3, failed: 2, given_up: 1, ..Counts::default() };
     let oldest = Some(Duration::from_millis(2500));
     let census = Census { waiting: 6, oldest, counts, ..Census::default() };
-    let reports = Told {
+    let reports = ReportCounts {
         taken: 9,
         unknown: 8,
         failed: 7,

@@ -26,7 +26,7 @@ use self::families::{Gathered, PoolFigures, TargetFigures, age_of};
 use self::requests::Requests;
 use super::errors::Problem;
 use super::refusals::Refusals;
-use super::{Api, Phase, Shared};
+use super::{AgentPhase, Api, Shared};
 use crate::agent::memory::Published;
 use crate::agent::observe::figures::Figures;
 use crate::controller::report::Tally;
@@ -97,7 +97,7 @@ async fn gather(api: &Api) -> Gathered {
     let seen = api.metrics.figures.look().await;
     let reserved = seen.pools.as_ref().map(|pools| pools.reserved.clone());
     Gathered {
-        ready: *api.native.phase.borrow() == Phase::Serving,
+        ready: *api.native.phase.borrow() == AgentPhase::Serving,
         lost_lines: crate::log::lost(),
         overdue: OWNERS.map(|owner| (owner, crate::overdue::count(owner))).to_vec(),
         process: seen.process,

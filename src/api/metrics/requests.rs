@@ -50,22 +50,22 @@ impl Requests {
         routes.entry(path.into()).or_insert_with(new).clone()
     }
 
-    fn begins(&self, request: &Request) -> Begun {
+    fn begins(&self, request: &Request) -> RequestInProgress {
         let path = request.extensions().get::<MatchedPath>().map_or(UNMATCHED, MatchedPath::as_str);
         let route = self.route(path);
-        Begun { route, method: method_label(request.method()), at: Instant::now() }
+        RequestInProgress { route, method: method_label(request.method()), at: Instant::now() }
     }
 }
 
 /// Request in progress.
 #[derive(Debug)]
-struct Begun {
+struct RequestInProgress {
     route: Arc<Route>,
     method: &'static str,
     at: Instant,
 }
 
-impl Begun {
+impl RequestInProgress {
     fn ends(self, status: u16) {
         self.route.took.observe(self.at.elapsed().as_secs_f64());
         let key = (self.method, status);
@@ -160,7 +160,7 @@ where
 #[derive(Debug)]
 pub(in crate::api) struct Counting<F> {
     inner: F,
-    begun: Option<Begun>,
+    begun: Option<RequestInProgress>,
 }
 
 impl<F, E> Future for Counting<F>

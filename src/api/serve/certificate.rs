@@ -6,7 +6,7 @@ use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-use crate::model::access::{Named, Role};
+use crate::model::access::{Credential, Role};
 use crate::model::pattern::fits;
 
 /// Limit of characters logged of a name.
@@ -14,7 +14,7 @@ const MOST_NAME: usize = 120;
 
 /// Patterns for the names that give a role; an empty one is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertificateRule {
+pub struct CertificatePatterns {
     /// Subject, in the form of RFC 4514.
     pub subject: String,
     /// Alternative name, any one of them.
@@ -26,27 +26,27 @@ pub struct CertificateRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Clients {
     /// Rules; without any, each trusted certificate gives everything.
-    pub rules: Vec<CertificateRule>,
+    pub rules: Vec<CertificatePatterns>,
     /// Public key of the agent's own certificate (SubjectPublicKeyInfo, DER), which gives nothing.
     own_key: Option<Vec<u8>>,
 }
 
 impl Clients {
     /// Rules of an agent with the certificate `own`.
-    pub fn new(rules: Vec<CertificateRule>, own: &CertificateDer<'_>) -> Clients {
+    pub fn new(rules: Vec<CertificatePatterns>, own: &CertificateDer<'_>) -> Clients {
         let own = Certificate::from_der(own).ok();
         Clients { rules, own_key: own.as_ref().and_then(public_key) }
     }
 
     /// Name and role of a certificate; `None` if it gives none. The first matching rule wins.
-    pub fn judge(&self, certificate: &CertificateDer<'_>) -> Option<Named> {
+    pub fn judge(&self, certificate: &CertificateDer<'_>) -> Option<Credential> {
         let certificate = Certificate::from_der(certificate).ok()?;
         if self.own_key.is_some() && public_key(&certificate) == self.own_key {
             return None;
         }
         let subject = certificate.tbs_certificate().subject().to_string();
         let names = alternative_names(&certificate);
-        let by_rule = |rule: &CertificateRule| {
+        let by_rule = |rule: &CertificatePatterns| {
             let name = names.iter().find(|name| !rule.san.is_empty() && fits(&rule.san, name));
             let fits = (rule.subject.is_empty() || fits(&rule.subject, &subject))
                 && (rule.san.is_empty() || name.is_some());
@@ -57,7 +57,7 @@ impl Clients {
             rules => rules.iter().find_map(by_rule)?,
         };
         let name: String = name.chars().filter(|c| !c.is_control()).take(MOST_NAME).collect();
-        Some(Named { name: format!("certificate {name}").into(), role })
+        Some(Credential { name: format!("certificate {name}").into(), role })
     }
 }
 
@@ -97,8 +97,8 @@ mod tests {
         params.self_signed(key).unwrap().der().clone()
     }
 
-    fn rule(subject: &str, san: &str, role: Role) -> CertificateRule {
-        CertificateRule { subject: subject.into(), san: san.into(), role }
+    fn rule(subject: &str, san: &str, role: Role) -> CertificatePatterns {
+        CertificatePatterns { subject: subject.into(), san: san.into(), role }
     }
 
     #[test]

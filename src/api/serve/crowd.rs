@@ -10,14 +10,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::model::quota::Client;
+use crate::model::quota::QuotaClient;
 
 /// Connection, by order of arrival.
 pub(super) type Id = u64;
 
 /// Admission of a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(super) enum ConnectionAdmission {
     /// Admitted below the limit.
     Free(Id),
     /// Admitted once the second connection is closed, which is no longer counted.
@@ -40,9 +40,9 @@ pub(super) struct Crowd {
     most: usize,
     /// Counter that orders connections and when they become quiet.
     clock: u64,
-    peers: HashMap<Client, Connections>,
+    peers: HashMap<QuotaClient, Connections>,
     /// Peer of each, and since when it is quiet.
-    members: HashMap<Id, (Client, Option<u64>)>,
+    members: HashMap<Id, (QuotaClient, Option<u64>)>,
 }
 
 impl Crowd {
@@ -51,7 +51,7 @@ impl Crowd {
     }
 
     /// Admits a new connection, which counts at once and is quiet.
-    pub(super) fn enter(&mut self, peer: Client) -> Entry {
+    pub(super) fn enter(&mut self, peer: QuotaClient) -> ConnectionAdmission {
         let own = self.peers.get(&peer);
         let has_none = own.is_none();
         let leaves = if own.is_some_and(|own| own.count >= peer.quota(self.most)) {
@@ -60,21 +60,21 @@ impl Crowd {
             let with_quiet = self.peers.values().filter(|peer| !peer.quiet.is_empty());
             with_quiet.max_by_key(|peer| peer.count).and_then(oldest)
         } else {
-            return Entry::Free(self.admit(peer));
+            return ConnectionAdmission::Free(self.admit(peer));
         };
         let Some(leaves) = leaves else {
             // Some connections beyond the limit are reserved for peers that have none: busy peers keep no other out.
             let reserved = self.most + (self.most / 16).max(1);
             return match has_none && self.members.len() < reserved {
-                true => Entry::Free(self.admit(peer)),
-                false => Entry::Full,
+                true => ConnectionAdmission::Free(self.admit(peer)),
+                false => ConnectionAdmission::Full,
             };
         };
         self.leave(leaves);
-        Entry::InPlaceOf(self.admit(peer), leaves)
+        ConnectionAdmission::InPlaceOf(self.admit(peer), leaves)
     }
 
-    fn admit(&mut self, peer: Client) -> Id {
+    fn admit(&mut self, peer: QuotaClient) -> Id {
         let id = self.tick();
         let connections = self.peers.entry(peer).or_default();
         connections.count += 1;
@@ -135,12 +135,12 @@ mod tests {
     use super::*;
     use crate::model::caller::Caller;
 
-    fn peer(number: u8) -> Client {
-        Client::from(Caller::At([192, 0, 2, number].into()))
+    fn peer(number: u8) -> QuotaClient {
+        QuotaClient::from(Caller::At([192, 0, 2, number].into()))
     }
 
-    fn free(entry: Entry) -> Id {
-        let Entry::Free(id) = entry else { panic!("{entry:?}") };
+    fn free(entry: ConnectionAdmission) -> Id {
+        let ConnectionAdmission::Free(id) = entry else { panic!("{entry:?}") };
         id
     }
 
@@ -151,7 +151,7 @@ mod tests {
         crowd.works(own[0]);
         crowd.works(own[1]);
         crowd.rests(own[1]);
-        let Entry::InPlaceOf(new, gone) = crowd.enter(peer(1)) else { panic!() };
+        let ConnectionAdmission::InPlaceOf(new, gone) = crowd.enter(peer(1)) else { panic!() };
         assert_eq!(
             (gone, crowd.members.len()),
             (own[2], 6),
@@ -161,11 +161,17 @@ mod tests {
         for id in own.iter().chain(&others).chain([&new]) {
             crowd.works(*id);
         }
-        assert_eq!((crowd.enter(peer(1)), crowd.enter(peer(2))), (Entry::Full, Entry::Full));
+        assert_eq!(
+            (crowd.enter(peer(1)), crowd.enter(peer(2))),
+            (ConnectionAdmission::Full, ConnectionAdmission::Full)
+        );
         // One place more is for who has none.
         let reserved = free(crowd.enter(peer(3)));
         crowd.works(reserved);
-        assert_eq!((crowd.enter(peer(3)), crowd.enter(peer(4))), (Entry::Full, Entry::Full));
+        assert_eq!(
+            (crowd.enter(peer(3)), crowd.enter(peer(4))),
+            (ConnectionAdmission::Full, ConnectionAdmission::Full)
+        );
         crowd.leave(own[0]);
         crowd.leave(reserved);
         free(crowd.enter(peer(3)));
@@ -178,11 +184,11 @@ mod tests {
         let first = free(crowd.enter(peer(2)));
         let greedy: Vec<Id> = (0..5).map(|_| free(crowd.enter(peer(1)))).collect();
         let _others = [free(crowd.enter(peer(3))), free(crowd.enter(peer(3)))];
-        let Entry::InPlaceOf(_, gone) = crowd.enter(peer(4)) else { panic!() };
+        let ConnectionAdmission::InPlaceOf(_, gone) = crowd.enter(peer(4)) else { panic!() };
         assert_eq!(gone, greedy[0]);
         // Who has the most but is at work with all of them is not asked.
         greedy.iter().for_each(|id| crowd.works(*id));
-        let Entry::InPlaceOf(_, gone) = crowd.enter(peer(5)) else { panic!() };
+        let ConnectionAdmission::InPlaceOf(_, gone) = crowd.enter(peer(5)) else { panic!() };
         assert_ne!(gone, first, "of those with a quiet one, it is not the one with the fewest");
     }
 
@@ -190,11 +196,11 @@ mod tests {
     fn the_node_itself_has_no_quota_and_a_door_for_one_lets_one_in() {
         let mut crowd = Crowd::new(4);
         for _ in 0..4 {
-            free(crowd.enter(Client::Node));
+            free(crowd.enter(QuotaClient::Node));
         }
         let mut one = Crowd::new(1);
         free(one.enter(peer(1)));
-        assert!(matches!(one.enter(peer(2)), Entry::InPlaceOf(..)));
+        assert!(matches!(one.enter(peer(2)), ConnectionAdmission::InPlaceOf(..)));
     }
 
     proptest! {
@@ -212,14 +218,14 @@ mod tests {
                     (2, false) => { crowd.rests(there[at].0); there[at].2 = false; }
                     (3, false) => crowd.leave(there.swap_remove(at).0),
                     _ => match crowd.enter(peer(who)) {
-                        Entry::Free(id) => there.push((id, who, false)),
-                        Entry::InPlaceOf(id, gone) => {
+                        ConnectionAdmission::Free(id) => there.push((id, who, false)),
+                        ConnectionAdmission::InPlaceOf(id, gone) => {
                             let at = there.iter().position(|(id, ..)| *id == gone).unwrap();
                             prop_assert!(!there[at].2, "it was at work");
                             there.swap_remove(at);
                             there.push((id, who, false));
                         }
-                        Entry::Full => {
+                        ConnectionAdmission::Full => {
                             let own = there.iter().filter(|(_, of, _)| *of == who).count();
                             prop_assert!(own >= peer(who).quota(most) || there.len() >= most);
                         }

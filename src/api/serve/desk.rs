@@ -19,10 +19,10 @@ use tower_http::normalize_path::NormalizePath;
 use super::super::access::{is_open_to_all, shown};
 use super::super::errors::RefusedWith;
 use super::super::fallback::AsSent;
-use super::super::journal::{self, Refused};
+use super::super::journal::{self, RefusedCaller};
 use super::super::refusals::Refusals;
 use super::root::RootProof;
-use super::{Guards, Place, lock};
+use super::{ConnectionSlot, Guards, lock};
 use crate::model::access::{Denied, Peer, Principal, Role, Rules, Shown};
 use crate::model::outgoing::VIA_AGENT;
 use crate::wait;
@@ -36,18 +36,18 @@ pub(super) struct Desk {
     pub(super) refusals: Refusals,
     pub(super) root: Option<RootProof>,
     pub(super) peer: Peer,
-    pub(super) place: Arc<Place>,
+    pub(super) place: Arc<ConnectionSlot>,
 }
 
 /// Guards by which a request was judged: an endless answer has to be judged again when they change.
 #[derive(Clone)]
-pub struct Judged(watch::Receiver<Guards>);
+pub struct JudgedUnder(watch::Receiver<Guards>);
 
-impl Judged {
-    fn now(guards: &watch::Receiver<Guards>) -> Judged {
+impl JudgedUnder {
+    fn now(guards: &watch::Receiver<Guards>) -> JudgedUnder {
         let mut guards = guards.clone();
         guards.mark_unchanged();
-        Judged(guards)
+        JudgedUnder(guards)
     }
 
     /// Returns when the guards have changed.
@@ -111,7 +111,7 @@ async fn note(
     let (name, peer) = by;
     let (by, caller) = (name.unwrap_or_else(|| peer.to_string().into()), peer.caller);
     let what = format!("{} {}", at.0, at.1.0.path());
-    let refused = Refused { by: &by, caller, uid: peer.uid, what: &what };
+    let refused = RefusedCaller { by: &by, caller, uid: peer.uid, what: &what };
     let delay = journal::refused(&refusals, refused, code.as_str());
     // A permitted caller that named something forbidden is not delayed, only logged less often.
     if code.refuses_caller() && !delay.is_zero() {
@@ -120,10 +120,10 @@ async fn note(
 }
 
 type Answering =
-    Pin<Box<dyn Future<Output = Result<Response<Answer>, std::convert::Infallible>> + Send>>;
+    Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, std::convert::Infallible>> + Send>>;
 
 impl Service<Request<Incoming>> for Desk {
-    type Response = Response<Answer>;
+    type Response = Response<ResponseBody>;
     type Error = std::convert::Infallible;
     type Future = Answering;
 
@@ -149,7 +149,7 @@ impl Service<Request<Incoming>> for Desk {
 impl Desk {
     /// Answers a request, whoever it is from.
     fn answer(&self, mut request: Request<Incoming>, at_work: Arc<AtWork>) -> Answering {
-        let judged = Judged::now(&self.guards);
+        let judged = JudgedUnder::now(&self.guards);
         // The router sees a normalized URI.
         let sent = AsSent(request.uri().clone());
         let refusals = self.refusals.clone();
@@ -160,7 +160,7 @@ impl Desk {
                 let (answer, by) = (denied.into_response(), (None, self.peer.clone()));
                 return Box::pin(async move {
                     note(refused(&answer), by, at, refusals).await;
-                    Ok(answer.map(|body| Answer { body, _at_work: at_work }))
+                    Ok(answer.map(|body| ResponseBody { body, _at_work: at_work }))
                 });
             }
         };
@@ -181,13 +181,13 @@ impl Desk {
         Box::pin(async move {
             let answer = tower::Service::call(&mut router, request).await?;
             note(refused(&answer), by, at, refusals).await;
-            Ok(answer.map(|body| Answer { body, _at_work: at_work }))
+            Ok(answer.map(|body| ResponseBody { body, _at_work: at_work }))
         })
     }
 }
 
 /// Request in progress; its connection is quiet again on drop.
-struct AtWork(Arc<Place>);
+struct AtWork(Arc<ConnectionSlot>);
 
 impl AtWork {
     /// Marks the connection as at work: the request has come as a whole.
@@ -203,7 +203,7 @@ impl Drop for AtWork {
 }
 
 /// Body of an answer, whose connection is at work until all of it was handed over.
-pub(super) struct Answer {
+pub(super) struct ResponseBody {
     body: Body,
     _at_work: Arc<AtWork>,
 }
@@ -253,7 +253,7 @@ impl HttpBody for Arriving {
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -34,17 +34,17 @@ use tokio_rustls::rustls::ServerConfig;
 use tower_http::normalize_path::NormalizePath;
 use tracing::Instrument;
 
-pub use self::certificate::{CertificateRule, Clients};
-use self::crowd::{Crowd, Entry, Id};
+pub use self::certificate::{CertificatePatterns, Clients};
+use self::crowd::{ConnectionAdmission, Crowd, Id};
 use self::desk::Desk;
-pub use self::desk::Judged;
+pub use self::desk::JudgedUnder;
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
 use self::patient::Patient;
 use self::root::RootProof;
 pub use self::tls::{Material, TlsError, guard as tls_guard};
 use super::access::Tokens;
-use super::journal::{self, Refused};
+use super::journal::{self, RefusedCaller};
 use super::refusals::Refusals;
 use crate::model::access::{Peer, Rules};
 use crate::model::caller::Caller;
@@ -154,7 +154,7 @@ struct Hall {
 }
 
 /// Slot of a connection; freed on drop.
-struct Place {
+struct ConnectionSlot {
     hall: Arc<Mutex<Hall>>,
     id: Id,
 }
@@ -163,7 +163,7 @@ fn lock(hall: &Mutex<Hall>) -> MutexGuard<'_, Hall> {
     hall.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut hall = lock(&self.hall);
         hall.crowd.leave(self.id);
@@ -248,17 +248,17 @@ impl Door {
         }
         let mut inside = lock(hall);
         let id = match inside.crowd.enter(caller.into()) {
-            Entry::Free(id) => id,
-            Entry::InPlaceOf(id, leaves) => {
+            ConnectionAdmission::Free(id) => id,
+            ConnectionAdmission::InPlaceOf(id, leaves) => {
                 if let Some(close) = inside.closes.remove(&leaves) {
                     close.abort();
                 }
                 id
             }
-            Entry::Full => return refuse(FULL),
+            ConnectionAdmission::Full => return refuse(FULL),
         };
         let visit = Visit {
-            place: Arc::new(Place { hall: hall.clone(), id }),
+            place: Arc::new(ConnectionSlot { hall: hall.clone(), id }),
             router: self.router.clone(),
             guards: self.guards.clone(),
             rules: self.rules.clone(),
@@ -282,13 +282,13 @@ impl Door {
 
 fn note_refused(peer: &Peer, what: &str, reason: &'static str, refusals: &Refusals) {
     let Peer { caller, uid, .. } = *peer;
-    let refused = Refused { by: &peer.to_string(), caller, uid, what };
+    let refused = RefusedCaller { by: &peer.to_string(), caller, uid, what };
     journal::refused(refusals, refused, reason);
 }
 
 /// One connection.
 struct Visit {
-    place: Arc<Place>,
+    place: Arc<ConnectionSlot>,
     router: NormalizePath<Router>,
     guards: watch::Receiver<Guards>,
     rules: Arc<Rules>,

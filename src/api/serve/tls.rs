@@ -19,7 +19,7 @@ use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
 
 use super::TlsGuard;
-use super::certificate::{CertificateRule, Clients};
+use super::certificate::{CertificatePatterns, Clients};
 
 /// Contents of the files, as PEM (RFC 7468).
 pub struct Material {
@@ -59,7 +59,7 @@ pub enum TlsError {
 ///
 /// # Errors
 /// [`TlsError`]: which file, and what is wrong with it.
-pub fn guard(material: &Material, rules: Vec<CertificateRule>) -> Result<TlsGuard, TlsError> {
+pub fn guard(material: &Material, rules: Vec<CertificatePatterns>) -> Result<TlsGuard, TlsError> {
     let config = config(material)?;
     let chain = certificates(&material.chain).map_err(TlsError::Certificate)?;
     let clients = chain.first().map(|own| Clients::new(rules, own)).unwrap_or_default();

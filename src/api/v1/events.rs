@@ -16,10 +16,10 @@ use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 
-use super::super::Phase;
+use super::super::AgentPhase;
 use super::super::errors::Problem;
-use super::super::serve::Judged;
-use super::Shared;
+use super::super::serve::JudgedUnder;
+use super::SharedV1;
 use crate::model::code::Code;
 use crate::model::event::{Event, EventId, What};
 
@@ -45,8 +45,8 @@ struct Data<'a> {
 
 /// Streams all events from now on, or after the given one.
 pub async fn get(
-    State(api): State<Shared>,
-    judged: Option<Extension<Judged>>,
+    State(api): State<SharedV1>,
+    judged: Option<Extension<JudgedUnder>>,
     query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -66,8 +66,8 @@ pub async fn get(
 
 /// Resolves when the agent stops, or the guards have changed, for a stream has no end of its own: a revoked token, or
 /// certificate authority, must follow no longer. Callers still permitted reconnect.
-async fn ending(mut phase: watch::Receiver<Phase>, judged: Option<Extension<Judged>>) {
-    let stopping = phase.wait_for(|phase| *phase == Phase::Draining);
+async fn ending(mut phase: watch::Receiver<AgentPhase>, judged: Option<Extension<JudgedUnder>>) {
+    let stopping = phase.wait_for(|phase| *phase == AgentPhase::Draining);
     match judged {
         Some(Extension(judged)) => tokio::select! {
             // Both complete once and are not polled again.

@@ -19,7 +19,7 @@ use super::roles::wants;
 use super::{Native, errors};
 use crate::model::access::{Principal, Role};
 
-type Shared = Arc<Native>;
+type SharedV1 = Arc<Native>;
 
 /// Native routes, by the role that each requires; the status report is left to an agent that sends it to the
 /// controller.

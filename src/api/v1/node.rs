@@ -4,11 +4,11 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::super::errors::Problem;
-use super::Shared;
+use super::SharedV1;
 use crate::model::node::NodeStatus;
 
 /// Current status of the node.
-pub async fn get(State(api): State<Shared>) -> Response {
+pub async fn get(State(api): State<SharedV1>) -> Response {
     match api.node.status().await {
         Ok(status) => {
             let access = api.exposure.clone();

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::{Call, Change};
-use super::Shared;
+use super::super::journal::{AuditedCall, AuditedChange};
+use super::SharedV1;
 use super::report::answer;
 use crate::agent::memory::ReclaimOrder;
 use crate::model::access::Principal;
@@ -71,14 +71,15 @@ pub fn size_fields(size: PageSize) -> (Option<u64>, Option<u64>) {
 
 /// Gives back unused pages that the agent grew.
 pub async fn reclaim(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     by: Extension<Principal>,
     body: Body,
 ) -> Result<Response, Problem> {
     let bytes = body::read(body, api.http).await?;
     let order: ReclaimOrder = body::parse::<ReclaimBody>(&bytes)?.try_into()?;
     drop(bytes);
-    let call = (!order.dry_run).then(|| Call::begins(Change::of("reclaim", by.0), None));
+    let call =
+        (!order.dry_run).then(|| AuditedCall::begins(AuditedChange::of("reclaim", by.0), None));
     let result = api.pools.reclaim(order).await;
     if let Some(call) = call {
         call.ends(result.as_ref().map_or_else(Some, |report| report.errors.first()));
@@ -93,13 +94,13 @@ pub async fn reclaim(
 
 /// Restores the pages that the agent held before the last boot.
 pub async fn restore(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     by: Extension<Principal>,
     body: Body,
 ) -> Result<Response, Problem> {
     let bytes = body::read(body, api.http).await?;
     let _: Nothing = body::parse(&bytes)?;
-    let call = Call::begins(Change::of("restore", by.0), None);
+    let call = AuditedCall::begins(AuditedChange::of("restore", by.0), None);
     let began = std::time::Instant::now();
     let report = PrepareReport::of(false, api.pools.restore(false).await, began.elapsed());
     call.reports(&report);

@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::{Call, Change};
+use super::super::journal::{AuditedCall, AuditedChange};
 use super::pools::page_size;
-use super::{Shared, report};
+use super::{SharedV1, report};
 use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::policy::PoolPolicy;
@@ -134,7 +134,7 @@ fn invalid(text: String) -> Problem {
 }
 
 pub async fn post(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     query: Result<Query<PrepareQuery>, axum::extract::rejection::QueryRejection>,
     by: Extension<Principal>,
     headers: HeaderMap,
@@ -145,7 +145,8 @@ pub async fn post(
     let request =
         body::parse::<PrepareBody>(&bytes)?.into_request(query.dry_run, &api.pool_defaults)?;
     drop(bytes);
-    let call = (!request.dry_run).then(|| Call::begins(Change::of("prepare", by.0), None));
+    let call =
+        (!request.dry_run).then(|| AuditedCall::begins(AuditedChange::of("prepare", by.0), None));
     let events = api.progress.watch();
     match api.prepare.begin(request).await {
         Ok((work, done)) => report::answer_with(&headers, (work, events), done, call).await,

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::errors::Problem;
-use super::super::journal::Call;
+use super::super::journal::AuditedCall;
 use crate::agent::prepare::Prepared;
 use crate::model::fault::Fault;
 use crate::model::prepare::{Outcome, PrepareReport, Progress};
@@ -28,7 +28,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 /// Write timeout of a line, for a listener that does not read.
 const LINE: Duration = Duration::from_secs(10);
 
-fn note(call: Option<Call>, result: &Prepared) {
+fn note(call: Option<AuditedCall>, result: &Prepared) {
     match (call, result) {
         (None, _) => {}
         (Some(call), Ok(report)) => call.reports(report),
@@ -51,7 +51,7 @@ pub fn answer(report: &PrepareReport) -> Response {
 /// Line of a streamed answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "event", content = "data")]
-pub enum Line {
+pub enum StreamLine {
     Progress(Progress),
     /// Keep-alive while the work goes on without events.
     Alive,
@@ -67,7 +67,7 @@ pub(super) async fn answer_with(
     headers: &HeaderMap,
     (work, events): (WorkId, broadcast::Receiver<Progress>),
     done: impl Future<Output = Prepared> + Send + 'static,
-    call: Option<Call>,
+    call: Option<AuditedCall>,
 ) -> Result<Response, Problem> {
     let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     if !accepts.is_some_and(|accept| accept.contains(LINES)) {
@@ -80,8 +80,8 @@ pub(super) async fn answer_with(
         let result = tell(work, events, done, &lines).await;
         note(call, &result);
         let last = match result {
-            Ok(report) => Line::Report(Arc::unwrap_or_clone(report)),
-            Err(fault) => Line::Error(fault),
+            Ok(report) => StreamLine::Report(Arc::unwrap_or_clone(report)),
+            Err(fault) => StreamLine::Error(fault),
         };
         send(&lines, &last).await;
     });
@@ -103,20 +103,20 @@ async fn tell(
             biased;
             // Cancel-safe: an event that was not received stays in the channel.
             event = events.recv() => match event {
-                Ok(event) if event.work == work => send(lines, &Line::Progress(event)).await,
+                Ok(event) if event.work == work => send(lines, &StreamLine::Progress(event)).await,
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return done.await,
             },
             // Pinned: continues when another arm completes first.
             result = &mut done => return result,
             // Cancel-safe: the silence is over when a line comes first.
-            () = sleep_until(alive) => send(lines, &Line::Alive).await,
+            () = sleep_until(alive) => send(lines, &StreamLine::Alive).await,
         }
     }
 }
 
 /// Sends a line; a listener that went away or does not read does not stop the work.
-async fn send(lines: &mpsc::Sender<Vec<u8>>, line: &Line) {
+async fn send(lines: &mpsc::Sender<Vec<u8>>, line: &StreamLine) {
     if let Ok(mut bytes) = serde_json::to_vec(line) {
         bytes.push(b'\n');
         let _ = timeout(LINE, lines.send(bytes)).await;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::super::errors::Problem;
-use super::super::{Phase, Shared};
+use super::super::{AgentPhase, Shared};
 use crate::model::code::Code;
 use crate::model::status::NodeReport;
 
@@ -44,7 +44,7 @@ pub async fn get(
     if let Some(after) = query.after {
         // A caller that knows a generation not yet published knows another agent's.
         let newer = reports.wait_for(|report| report.generation != after);
-        let stopping = phase.wait_for(|phase| *phase == Phase::Draining);
+        let stopping = phase.wait_for(|phase| *phase == AgentPhase::Draining);
         let waited = async {
             tokio::select! {
                 // Both are cancel-safe: they only read.

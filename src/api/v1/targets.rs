@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::{Call, Change, Subject};
-use super::{Shared, report};
+use super::super::journal::{AuditedCall, AuditedChange, Subject};
+use super::{SharedV1, report};
 use crate::model::access::{Principal, Role};
 use crate::model::code::Code;
 use crate::model::cpu::written;
@@ -135,10 +135,10 @@ pub struct TargetQuery {
 type Queried = Result<Query<TargetQuery>, axum::extract::rejection::QueryRejection>;
 
 /// Call that changes a target, before it is parsed.
-type Request = (State<Shared>, Path<String>, Queried, Extension<Principal>, HeaderMap, Body);
+type RawRequest = (State<SharedV1>, Path<String>, Queried, Extension<Principal>, HeaderMap, Body);
 
 /// Applies the spec of a target.
-pub async fn put(request: Request) -> Result<Response, Problem> {
+pub async fn put(request: RawRequest) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { recreate, force, .. }| {
         TargetWish::Ensure(spec, EnsureWish { recreate, force, ..EnsureWish::default() })
     };
@@ -147,14 +147,14 @@ pub async fn put(request: Request) -> Result<Response, Problem> {
 
 /// Removes a target. Its control socket, where its guests are counted, is the default one unless the body names
 /// another.
-pub async fn delete(request: Request) -> Result<Response, Problem> {
+pub async fn delete(request: RawRequest) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { force, .. }| TargetWish::Destroy { spec, force };
     bring_about("destroy", request, wish).await
 }
 
 async fn bring_about(
     route: &'static str,
-    (State(api), Path(name), query, by, headers, body): Request,
+    (State(api), Path(name), query, by, headers, body): RawRequest,
     wish: impl FnOnce(TargetSpec, TargetQuery) -> TargetWish,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
@@ -163,8 +163,8 @@ async fn bring_about(
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.and_then(|spec| api.allowed(spec)).map_err(Problem::of)?;
     let (wish, dry_run) = (wish(spec, query), query.dry_run);
-    let change = Change { of: subject, ..Change::of(route, by.0) };
-    let call = (!dry_run).then(|| Call::begins(change, None));
+    let change = AuditedChange { of: subject, ..AuditedChange::of(route, by.0) };
+    let call = (!dry_run).then(|| AuditedCall::begins(change, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
     let done = async move { targets.reconcile(work, wish, dry_run).await.map(Arc::new) };
     report::answer_with(&headers, (work, events), done, call).await
@@ -181,14 +181,17 @@ struct TargetView {
 }
 
 /// Spec and status of a target.
-pub async fn get(State(api): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub async fn get(
+    State(api): State<SharedV1>,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
     let name: TargetName = name.parse().map_err(Problem::of)?;
     let wanted = api.desired.borrow().targets.get(&name).cloned();
     Ok(Json(view(&api, name, wanted).await?).into_response())
 }
 
 /// Lists the desired targets.
-pub async fn list(State(api): State<Shared>) -> Result<Response, Problem> {
+pub async fn list(State(api): State<SharedV1>) -> Result<Response, Problem> {
     let wanted = api.desired.borrow().targets.clone();
     let views = wanted.into_iter().map(|(name, spec)| view(&api, name, Some(spec)));
     let views = futures_util::future::try_join_all(views).await?;
@@ -196,7 +199,7 @@ pub async fn list(State(api): State<Shared>) -> Result<Response, Problem> {
 }
 
 async fn view(
-    api: &Shared,
+    api: &SharedV1,
     name: TargetName,
     wanted: Option<TargetSpec>,
 ) -> Result<TargetView, Problem> {
@@ -218,7 +221,7 @@ pub struct HealthQuery {
 }
 
 pub async fn health(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     Path(name): Path<String>,
     query: Result<Query<HealthQuery>, axum::extract::rejection::QueryRejection>,
     by: Extension<Principal>,

@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::super::body;
 use super::super::errors::{self, Problem};
-use super::super::journal::{Call, Change, Subject};
-use super::Shared;
+use super::super::journal::{AuditedCall, AuditedChange, Subject};
+use super::SharedV1;
 use crate::model::access::Principal;
 use crate::model::bounds::{Paths, judge_volume};
 use crate::model::code::Code;
@@ -145,7 +145,7 @@ impl DeleteQuery {
 
 /// Lists the desired volumes of the target, with their status.
 pub async fn list(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
     let name: TargetName = name.parse().map_err(Problem::of)?;
@@ -157,7 +157,7 @@ pub async fn list(
 }
 
 pub async fn get(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     Path(names): Path<(String, String)>,
 ) -> Result<Response, Problem> {
     let (target, volume) = judged(&names)?;
@@ -170,7 +170,7 @@ pub async fn get(
 /// Makes volumes serve, all at once. Each is returned with its status then: those that do not serve are kept and
 /// retried.
 pub async fn put_all(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     Path(name): Path<String>,
     by: Extension<Principal>,
     body: Body,
@@ -191,7 +191,7 @@ pub async fn put_all(
 
 /// Makes one volume serve. One that does not is a problem, and is kept and retried all the same.
 pub async fn put(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     Path(names): Path<(String, String)>,
     by: Extension<Principal>,
     body: Body,
@@ -212,7 +212,7 @@ pub async fn put(
 
 /// Removes a volume; an absent one counts as removed.
 pub async fn delete(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     Path(names): Path<(String, String)>,
     query: Result<Query<DeleteQuery>, QueryRejection>,
     by: Extension<Principal>,
@@ -228,7 +228,7 @@ pub async fn delete(
 }
 
 pub async fn resize(
-    State(api): State<Shared>,
+    State(api): State<SharedV1>,
     Path(names): Path<(String, String)>,
     by: Extension<Principal>,
     body: Body,
@@ -245,7 +245,7 @@ pub async fn resize(
 
 /// Reads the names in a request's path, and its body.
 async fn read<T: DeserializeOwned>(
-    api: &Shared,
+    api: &SharedV1,
     names: &(String, String),
     body: Body,
 ) -> Result<(TargetName, VolumeName, T), Problem> {
@@ -258,7 +258,7 @@ fn judged((target, volume): &(String, String)) -> Result<(TargetName, VolumeName
     Ok((target.parse().map_err(Problem::of)?, volume.parse().map_err(Problem::of)?))
 }
 
-fn wanted(api: &Shared, name: &TargetName) -> Result<TargetSpec, Problem> {
+fn wanted(api: &SharedV1, name: &TargetName) -> Result<TargetSpec, Problem> {
     api.wanted(name).ok_or_else(|| {
         let text = format!("no target {name} is wanted: deploy it first (PUT /v1/targets/{name})");
         Problem::new(Code::TargetUnknown, text)
@@ -266,7 +266,7 @@ fn wanted(api: &Shared, name: &TargetName) -> Result<TargetSpec, Problem> {
 }
 
 /// Refuses volumes that name anything that the settings do not let callers name, before their target is asked for them.
-fn allowed(api: &Shared, target: &TargetName, specs: &[VolumeSpec]) -> Result<(), Problem> {
+fn allowed(api: &SharedV1, target: &TargetName, specs: &[VolumeSpec]) -> Result<(), Problem> {
     let known = api.desired.borrow().volumes_of(target);
     let judge = |spec: &VolumeSpec| {
         judge_volume(spec, known.get(&spec.name), &api.target_defaults, Paths::AsNamed)
@@ -281,16 +281,16 @@ fn unknown(target: &TargetName, volume: &VolumeName) -> Problem {
     Problem::new(Code::VolumeUnknown, text)
 }
 
-fn change(route: &'static str, by: Extension<Principal>, of: Subject) -> Change {
-    Change { of, ..Change::of(route, by.0) }
+fn change(route: &'static str, by: Extension<Principal>, of: Subject) -> AuditedChange {
+    AuditedChange { of, ..AuditedChange::of(route, by.0) }
 }
 
 /// Makes a change of volumes, with its line in the log.
 async fn noted<T>(
-    change: Change,
+    change: AuditedChange,
     work: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Problem> {
-    let call = Call::begins(change, None);
+    let call = AuditedCall::begins(change, None);
     let result = work.await;
     call.ends(result.as_ref().err());
     result.map_err(Problem::of)

@@ -6,7 +6,7 @@ use super::prepareenv::PrepareEnvRequest;
 use super::target::{EnsureRequest, at, usual};
 use super::volume::{ActivateRequest, CreateRequest, WhichRequest};
 use crate::model::fault::Fault;
-use crate::model::identity::Identity;
+use crate::model::identity::HostIdentity;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
 use crate::model::target::{Desired, TargetSpec};
@@ -14,7 +14,7 @@ use crate::model::volume::{VolumeKey, VolumeSpec};
 
 /// Validation of one body, read as each of the requests that carry data.
 #[derive(Debug)]
-pub struct Judged {
+pub struct ValidatedBody {
     /// `prepareenv`: pages.
     pub prepare: Result<Option<u64>, Fault>,
     pub ensure: Result<TargetSpec, Fault>,
@@ -24,17 +24,17 @@ pub struct Judged {
     pub which: Result<(VolumeKey, Option<u64>), Fault>,
     /// Target that the same body means.
     pub target: Result<TargetSpec, Fault>,
-    pub connect: Result<Identity, Fault>,
+    pub connect: Result<HostIdentity, Fault>,
 }
 
 /// Validates a body as each of the requests.
-pub fn judge(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> Judged {
+pub fn judge(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> ValidatedBody {
     let which = parse::<WhichRequest>(bytes);
     let control = |request: &WhichRequest| {
         let path = request.control_sock.as_deref().map(str::parse::<CleanPath>).transpose()?;
         at(path, desired, defaults)
     };
-    Judged {
+    ValidatedBody {
         prepare: parse::<PrepareEnvRequest>(bytes).map(|request| request.hugepage_nr),
         ensure: parse::<EnsureRequest>(bytes)
             .and_then(|request| request.into_spec(usual(defaults)?, defaults)),

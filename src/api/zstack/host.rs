@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::super::Shared;
 use super::task;
 use super::wire;
-use crate::controller::identity::Identity;
+use crate::controller::identity::HostIdentity;
 use crate::controller::outbox::Keep;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
@@ -47,7 +47,7 @@ pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
 }
 
 /// Validates the identity that a controller states for itself and for this host when it connects.
-pub(super) fn judged(request: ConnectRequest) -> Result<Identity, Fault> {
+pub(super) fn judged(request: ConnectRequest) -> Result<HostIdentity, Fault> {
     let identity = judged_in_part(request)?;
     let required =
         [("hostUuid", &identity.host_uuid), ("sendCommandUrl", &identity.send_command_url)];
@@ -58,13 +58,13 @@ pub(super) fn judged(request: ConnectRequest) -> Result<Identity, Fault> {
 }
 
 /// Validates an identity that need not be complete: missing fields are empty.
-pub(super) fn judged_in_part(request: ConnectRequest) -> Result<Identity, Fault> {
+pub(super) fn judged_in_part(request: ConnectRequest) -> Result<HostIdentity, Fault> {
     let plain = |field: Option<String>, name: &str| {
         let text = field.unwrap_or_default();
         let fits = text.len() <= MOST_TEXT && !text.contains(char::is_control);
         if fits { Ok(text) } else { Err(not_plain(name)) }
     };
-    let identity = Identity {
+    let identity = HostIdentity {
         host_uuid: plain(request.host_uuid, "hostUuid")?,
         send_command_url: plain(request.send_command_url, "sendCommandUrl")?,
         version: request.version.filter(|text| text.len() <= MOST_TEXT).unwrap_or_default(),
@@ -83,7 +83,11 @@ fn not_plain(name: &str) -> Fault {
 }
 
 /// Identity that this caller may teach: a controller's address only if it may make the agent call there.
-pub(super) fn taught(api: &Shared, said: Identity, caller: Caller) -> Result<Identity, Fault> {
+pub(super) fn taught(
+    api: &Shared,
+    said: HostIdentity,
+    caller: Caller,
+) -> Result<HostIdentity, Fault> {
     if !said.send_command_url.is_empty() {
         let reach = api.reaches.of_connecting(caller);
         reach.judge_literal(&said.send_command_url).map_err(|refused| {
@@ -91,7 +95,7 @@ pub(super) fn taught(api: &Shared, said: Identity, caller: Caller) -> Result<Ide
             Fault::new(Code::SendCommandAddressRefused, text)
         })?;
     }
-    Ok(Identity { learnt_from: Some(caller), ..said })
+    Ok(HostIdentity { learnt_from: Some(caller), ..said })
 }
 
 async fn learn(api: Shared, request: ConnectRequest, caller: Caller) -> Result<Value, Fault> {

@@ -8,7 +8,7 @@ use super::super::Shared;
 use super::super::v1::prepare::default_want;
 use super::{target, task, wire};
 use crate::model::prepare::PrepareRequest;
-use crate::model::progress::{Asked, Kind};
+use crate::model::progress::{ProgressRequest, WorkKind};
 
 /// Request; the controller adds fields between versions.
 #[derive(Debug, Deserialize)]
@@ -19,7 +19,7 @@ pub(super) struct PrepareEnvRequest {
 }
 
 pub async fn call(State(api): State<Shared>, request: Request) -> Response {
-    let work = async |api: Shared, request: PrepareEnvRequest, asked: Option<Asked>| {
+    let work = async |api: Shared, request: PrepareEnvRequest, asked: Option<ProgressRequest>| {
         let events = api.native.progress.watch();
         let pages = request.hugepage_nr.unwrap_or(api.native.pool_defaults.default_pages);
         let wanted = PrepareRequest {
@@ -30,7 +30,7 @@ pub async fn call(State(api): State<Shared>, request: Request) -> Response {
         };
         let (id, done) = api.native.prepare.begin(wanted).await?;
         let work = async { target::answer(&*done.await?) };
-        task::told(api.clone(), asked, Kind::Prepare, (id, events), work).await
+        task::told(api.clone(), asked, WorkKind::Prepare, (id, events), work).await
     };
     task::call_told(api, "prepareenv", request, work).await
 }

@@ -15,7 +15,7 @@ use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
 use crate::model::prepare::PrepareReport;
-use crate::model::progress::{Asked, Kind};
+use crate::model::progress::{ProgressRequest, WorkKind};
 use crate::model::target::{Desired, EnsureWish, TargetName, TargetSpec};
 use crate::model::work::WorkId;
 use crate::targets::TargetWish;
@@ -121,7 +121,7 @@ fn small(count: u64) -> Result<u32, Fault> {
 
 /// `/vhost/target/ensure`: runs the target as desired.
 pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
-    let work = async |api: Shared, request: EnsureRequest, asked: Option<Asked>| {
+    let work = async |api: Shared, request: EnsureRequest, asked: Option<ProgressRequest>| {
         let defaults = &api.native.target_defaults;
         let spec = api.native.allowed(request.into_spec(usual(defaults)?, defaults)?)?;
         bring_up(api, spec, asked).await
@@ -135,7 +135,7 @@ struct DeployRequest {}
 
 /// `/vhost/deploy`: runs the target of the settings.
 pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
-    let work = async |api: Shared, _: DeployRequest, asked: Option<Asked>| {
+    let work = async |api: Shared, _: DeployRequest, asked: Option<ProgressRequest>| {
         let spec = usual(&api.native.target_defaults)?;
         bring_up(api, spec, asked).await
     };
@@ -143,11 +143,15 @@ pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
 }
 
 /// Makes a target run, and reports its progress where requested.
-async fn bring_up(api: Shared, spec: TargetSpec, asked: Option<Asked>) -> Result<Value, Fault> {
+async fn bring_up(
+    api: Shared,
+    spec: TargetSpec,
+    asked: Option<ProgressRequest>,
+) -> Result<Value, Fault> {
     let (id, events) = (WorkId::next(), api.native.progress.watch());
     let wish = TargetWish::Ensure(spec, EnsureWish::default());
     let work = async { answer(&api.native.targets.reconcile(id, wish, false).await?) };
-    task::told(api.clone(), asked, Kind::Deploy, (id, events), work).await
+    task::told(api.clone(), asked, WorkKind::Deploy, (id, events), work).await
 }
 
 /// `/vhost/destroy`: removes that target.

@@ -13,24 +13,24 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::super::errors::{Problem, refused_with, result_body};
-use super::super::journal::{Call, Change, Subject, principal};
-use super::super::{Phase, Shared, body};
+use super::super::journal::{AuditedCall, AuditedChange, Subject, principal};
+use super::super::{AgentPhase, Shared, body};
 use super::wire::{asked, control_in, patience};
-use crate::controller::outbox::{Admission, Keep, Outbox, Slot};
+use crate::controller::outbox::{Keep, Outbox, TaskAdmission, TaskSlot};
 use crate::model::ascii::ascii_json;
 use crate::model::caller::Caller;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::outgoing::Reach;
 use crate::model::prepare::Progress;
-use crate::model::progress::{Asked, Kind};
+use crate::model::progress::{ProgressRequest, WorkKind};
 use crate::model::task::TaskId;
 use crate::model::url::HttpUrl;
 use crate::model::work::WorkId;
 
 /// Way of returning a result.
 #[derive(Debug, PartialEq, Eq)]
-enum Way {
+enum ReturnPath {
     /// Returned in the response.
     Now,
     /// Posted to this address, under this task.
@@ -65,7 +65,7 @@ pub async fn call_told<T, H, F>(
 ) -> Response
 where
     T: DeserializeOwned + Send + 'static,
-    H: FnOnce(Shared, T, Option<Asked>) -> F + Send + 'static,
+    H: FnOnce(Shared, T, Option<ProgressRequest>) -> F + Send + 'static,
     F: Future<Output = Result<Value, Fault>> + Send + 'static,
 {
     let caller = caller(request.extensions());
@@ -77,8 +77,8 @@ where
 /// Does work whose progress is reported to the controller, where requested.
 pub async fn told(
     api: Shared,
-    asked: Option<Asked>,
-    kind: Kind,
+    asked: Option<ProgressRequest>,
+    kind: WorkKind,
     (id, events): (WorkId, broadcast::Receiver<Progress>),
     work: impl Future<Output = Result<Value, Fault>>,
 ) -> Result<Value, Fault> {
@@ -127,20 +127,20 @@ where
         Ok(bytes) => bytes,
         Err(problem) => return problem.into_result(),
     };
-    if *api.native.phase.borrow() == Phase::Draining {
+    if *api.native.phase.borrow() == AgentPhase::Draining {
         return Problem::new(Code::Stopping, "the agent is stopping: call again").into_result();
     }
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
     let patience = patience(&bytes, SystemTime::now());
     let aside = read(&bytes);
     let by = principal(&head.extensions);
-    let change = route.map(|route| Change { route, by, of: subject(&api, route, &bytes) });
+    let change = route.map(|route| AuditedChange { route, by, of: subject(&api, route, &bytes) });
     drop(bytes);
     let (outbox, shared) = (api.outbox.clone(), api);
     let work = async move { handler(shared, request?, aside).await };
     match way {
-        Way::Now => {
-            let noted = change.map(|change| Call::begins(change, None));
+        ReturnPath::Now => {
+            let noted = change.map(|change| AuditedCall::begins(change, None));
             let result = work.await;
             let is_noted = noted.is_some();
             if let Some(noted) = noted {
@@ -148,7 +148,7 @@ where
             }
             answer_now(result, is_noted)
         }
-        Way::Callback(task, url) => {
+        ReturnPath::Callback(task, url) => {
             // In a task of its own: a caller that goes away leaves nothing half accepted.
             let taken = (task, url, caller);
             let begun =
@@ -173,20 +173,22 @@ async fn take_in(
     outbox: Outbox,
     (task, url, caller): (TaskId, String, Caller),
     (route, keep): (Option<&'static str>, Keep),
-    (patience, change): (Option<Duration>, Option<Change>),
+    (patience, change): (Option<Duration>, Option<AuditedChange>),
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) -> Response {
     match outbox.admit(&task, &url, (route, keep), caller).await {
-        Admission::Work(slot) => {
-            let noted = change.map(|change| Call::begins(change, Some(&task)));
+        TaskAdmission::Work(slot) => {
+            let noted = change.map(|change| AuditedCall::begins(change, Some(&task)));
             tokio::spawn(do_task(task, slot, patience, noted, work));
             StatusCode::OK.into_response()
         }
-        Admission::Known => {
+        TaskAdmission::Known => {
             tracing::info!(%task, "the same task again; it is ignored");
             StatusCode::OK.into_response()
         }
-        Admission::Full(fault) | Admission::Unwritable(fault) => Problem::of(fault).into_result(),
+        TaskAdmission::Full(fault) | TaskAdmission::Unwritable(fault) => {
+            Problem::of(fault).into_result()
+        }
     }
 }
 
@@ -209,9 +211,9 @@ fn answer_now(result: Result<Value, Fault>, is_noted: bool) -> Response {
 /// task keeps its slot until the work has really ended.
 async fn do_task(
     task: TaskId,
-    slot: Slot,
+    slot: TaskSlot,
     patience: Option<Duration>,
-    noted: Option<Call>,
+    noted: Option<AuditedCall>,
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) {
     // In a task of its own, so that a handler that panics is detected here.
@@ -244,7 +246,7 @@ fn broke() -> Fault {
     Fault::new(Code::Internal, "the agent broke on this call; its log has the place: report it")
 }
 
-async fn finish(task: &TaskId, slot: Slot, result: &Result<Value, Fault>) {
+async fn finish(task: &TaskId, slot: TaskSlot, result: &Result<Value, Fault>) {
     match result {
         Ok(value) => slot.finish(ascii_json(value), None).await,
         Err(fault) => {
@@ -261,11 +263,11 @@ pub fn caller(extensions: &Extensions) -> Caller {
 }
 
 /// Reads from the headers how to return the result; the caller's egress policy has to allow a callback's address.
-fn way(headers: &HeaderMap, reach: &Reach) -> Result<Way, Problem> {
+fn way(headers: &HeaderMap, reach: &Reach) -> Result<ReturnPath, Problem> {
     let given =
         |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}").trim());
     match (given("taskuuid"), given("callbackurl")) {
-        (None, None) => Ok(Way::Now),
+        (None, None) => Ok(ReturnPath::Now),
         (None, Some(_)) => {
             Err(Problem::new(Code::TaskUuidMissing, "taskUuid missing in request header"))
         }
@@ -289,7 +291,7 @@ fn way(headers: &HeaderMap, reach: &Reach) -> Result<Way, Problem> {
                 let text = format!("callbackUrl refused in request header: {refused}");
                 Problem::new(Code::CallbackAddressRefused, text)
             })?;
-            Ok(Way::Callback(task, url.to_string()))
+            Ok(ReturnPath::Callback(task, url.to_string()))
         }
     }
 }
@@ -309,11 +311,11 @@ mod tests {
     fn headers_say_which_way_and_nonsense_is_refused() {
         let task = "0123456789abcdef0123456789ABCDEF";
         let url = "http://10.0.0.1:8080/zstack/asyncrest/callback";
-        assert_eq!(way(&headers(&[]), &REACH).unwrap(), Way::Now);
+        assert_eq!(way(&headers(&[]), &REACH).unwrap(), ReturnPath::Now);
         let both = way(&headers(&[("taskuuid", task), ("callbackurl", url)]), &REACH).unwrap();
         assert_eq!(
             both,
-            Way::Callback(TaskId::try_from(task.to_string()).unwrap(), url.to_string())
+            ReturnPath::Callback(TaskId::try_from(task.to_string()).unwrap(), url.to_string())
         );
         let cases = [
             (&[("callbackurl", url)][..], Code::TaskUuidMissing),

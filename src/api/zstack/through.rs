@@ -10,11 +10,11 @@ use axum::http::Method;
 use axum::response::Response;
 use axum::routing::{MethodRouter, any, post};
 
-use super::super::journal::{Change, principal};
+use super::super::journal::{AuditedChange, principal};
 use super::super::{Shared, body, fallback};
 use super::host::{self, ConnectRequest, judged, judged_in_part, taught};
 use super::task;
-use crate::controller::identity::{Identities, Identity};
+use crate::controller::identity::{HostIdentity, Identities};
 use crate::model::caller::Caller;
 use crate::model::fault::Fault;
 
@@ -63,7 +63,7 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
     said.hand_on(api, request).await
 }
 
-fn heard(api: &Shared, said: Said, caller: Caller, bytes: &[u8]) -> Result<Identity, Fault> {
+fn heard(api: &Shared, said: Said, caller: Caller, bytes: &[u8]) -> Result<HostIdentity, Fault> {
     let request = body::parse::<ConnectRequest>(bytes).map_err(|problem| problem.fault)?;
     let identity = match said {
         Said::Connect => judged(request)?,
@@ -72,7 +72,7 @@ fn heard(api: &Shared, said: Said, caller: Caller, bytes: &[u8]) -> Result<Ident
     taught(api, identity, caller)
 }
 
-async fn learn(api: Shared, said: Said, identity: Identity) {
+async fn learn(api: Shared, said: Said, identity: HostIdentity) {
     let teach = move |identities: &Identities| match said {
         Said::Connect => identities.learn(identity),
         Said::Ping => identities.learn_missing(identity),
@@ -87,7 +87,7 @@ impl Said {
         match self {
             Said::Ping => fallback::forward(State(api), request).await,
             Said::Connect => {
-                let change = Change::of("connect", principal(request.extensions()));
+                let change = AuditedChange::of("connect", principal(request.extensions()));
                 fallback::noted(api, request, change).await
             }
         }

@@ -9,7 +9,7 @@ use crate::model::caller::Caller;
 use crate::model::cpu::written;
 use crate::model::outgoing::Reach;
 use crate::model::path::CleanPath;
-use crate::model::progress::{Asked, Stage};
+use crate::model::progress::{ProgressRequest, Stage};
 use crate::model::url::HttpUrl;
 
 /// Limit of a context that is sent back with each post, in bytes: it is a few lines in practice.
@@ -82,10 +82,10 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(rename = "taskContext")]
-        task_context: Option<Context>,
+        task_context: Option<CallContext>,
     }
     #[derive(Deserialize)]
-    struct Context {
+    struct CallContext {
         #[serde(rename = "__messagetimeout__")]
         timeout: Option<Value>,
         /// Milliseconds since 1970.
@@ -103,15 +103,15 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
 pub(super) fn control_in(body: &[u8]) -> Option<CleanPath> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Named {
+    struct NamedSocket {
         control_sock: String,
     }
-    serde_json::from_slice::<Named>(body).ok()?.control_sock.parse().ok()
+    serde_json::from_slice::<NamedSocket>(body).ok()?.control_sock.parse().ok()
 }
 
 /// Progress reports that the controller requests: when `threadContext` names the API call that this one belongs to. A
 /// malformed context is no such request, and never an error of the call.
-pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<Asked> {
+pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<ProgressRequest> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(rename = "threadContext", default)]
@@ -133,7 +133,7 @@ pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<Asked> {
     let stage = stage(context.get("task-stage"));
     let patience = patience(body, SystemTime::now());
     let url = address(&url, reach);
-    Some(Asked { url, caller, stage, context, stack, patience })
+    Some(ProgressRequest { url, caller, stage, context, stack, patience })
 }
 
 /// Stage of a call; the whole, where none is given or it makes no sense.
@@ -216,7 +216,7 @@ mod tests {
     }
 
     /// As of a caller elsewhere.
-    fn read(body: impl AsRef<[u8]>) -> Option<Asked> {
+    fn read(body: impl AsRef<[u8]>) -> Option<ProgressRequest> {
         let caller = Caller::At([10, 0, 0, 9].into());
         asked(body.as_ref(), caller, &Reach::Common { loopback: false })
     }

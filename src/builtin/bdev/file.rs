@@ -15,7 +15,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use vm_memory::VolatileSlice;
 
-use super::{Access, AlignedBuffer};
+use super::{AlignedBuffer, Transfer};
 
 /// Size of a file that is created for a missing ZBS volume.
 pub(in crate::builtin) const IMAGE_BYTES: u64 = 1 << 30;
@@ -146,8 +146,8 @@ impl DiskFile {
         self.alignment
     }
 
-    pub(super) fn transfer(&self, at: Access, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
-        let Access { write, offset: mut at } = at;
+    pub(super) fn transfer(&self, at: Transfer, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
+        let Transfer { write, offset: mut at } = at;
         // IOV_MAX: the kernel takes no more at a time.
         for part in slices.chunks(1024) {
             let mut left = iovecs(part);
@@ -193,7 +193,7 @@ impl DiskFile {
         while done < length {
             let now = part.min(length - done) as usize;
             let slice = buffer.slice().subslice(0, now).map_err(|_| Errno::EINVAL)?;
-            self.transfer(Access { write: true, offset: offset + done }, &[slice])?;
+            self.transfer(Transfer { write: true, offset: offset + done }, &[slice])?;
             done += now as u64;
         }
         Ok(())

@@ -15,7 +15,7 @@ fn what_was_written_is_in_the_file_and_a_hole_reads_as_zeroes() {
     let disk = DiskFile::open(&path, 512, false).unwrap();
     let data = AlignedBuffer::zeroed(8192).unwrap();
     data.slice().copy_from(&[9u8; 8192]);
-    disk.transfer(Access { write: true, offset: 4096 }, &[data.slice()]).unwrap();
+    disk.transfer(Transfer { write: true, offset: 4096 }, &[data.slice()]).unwrap();
     disk.flush().unwrap();
     let text = std::fs::read(&path).unwrap();
     assert_eq!(&text[4096..12288], &[9; 8192]);

@@ -3,16 +3,16 @@
 use nix::errno::Errno;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
-use super::Access;
+use super::Transfer;
 
 /// Source of zeroes to copy from.
 static ZEROES: [u8; 65536] = [0; 65536];
 
 /// Anonymous memory; a page is allocated once it is written.
 #[derive(Debug)]
-pub(in crate::builtin) struct Memory(MmapRegion);
+pub(in crate::builtin) struct MemoryDisk(MmapRegion);
 
-impl Memory {
+impl MemoryDisk {
     /// Maps the memory.
     ///
     /// # Errors
@@ -22,8 +22,8 @@ impl Memory {
         MmapRegion::new(bytes).map(Self).map_err(|_| Errno::ENOMEM)
     }
 
-    pub(super) fn transfer(&self, at: Access, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
-        let Access { write, offset } = at;
+    pub(super) fn transfer(&self, at: Transfer, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
+        let Transfer { write, offset } = at;
         let mut at = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
         for slice in slices {
             let here = self.0.get_slice(at, slice.len()).map_err(|_| Errno::EINVAL)?;
@@ -57,19 +57,25 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_and_zeroes_replace_it() {
-        let memory = Memory::new(1 << 20).unwrap();
+        let memory = MemoryDisk::new(1 << 20).unwrap();
         let mut data = vec![7u8; 4096];
         memory
-            .transfer(Access { write: true, offset: 8192 }, &[VolatileSlice::from(&mut data[..])])
+            .transfer(Transfer { write: true, offset: 8192 }, &[VolatileSlice::from(&mut data[..])])
             .unwrap();
         let mut back = vec![0u8; 4096];
         memory
-            .transfer(Access { write: false, offset: 8192 }, &[VolatileSlice::from(&mut back[..])])
+            .transfer(
+                Transfer { write: false, offset: 8192 },
+                &[VolatileSlice::from(&mut back[..])],
+            )
             .unwrap();
         assert_eq!(back, data);
         memory.zero(8192, 512).unwrap();
         memory
-            .transfer(Access { write: false, offset: 8192 }, &[VolatileSlice::from(&mut back[..])])
+            .transfer(
+                Transfer { write: false, offset: 8192 },
+                &[VolatileSlice::from(&mut back[..])],
+            )
             .unwrap();
         assert_eq!(&back[..512], &[0; 512]);
         assert_eq!(&back[512..], &[7; 3584]);
@@ -77,12 +83,12 @@ mod tests {
 
     #[test]
     fn a_range_beyond_the_end_is_refused() {
-        let memory = Memory::new(4096).unwrap();
+        let memory = MemoryDisk::new(4096).unwrap();
         let mut data = vec![7u8; 4096];
         assert!(
             memory
                 .transfer(
-                    Access { write: true, offset: 512 },
+                    Transfer { write: true, offset: 512 },
                     &[VolatileSlice::from(&mut data[..])]
                 )
                 .is_err()

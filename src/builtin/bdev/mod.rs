@@ -1,6 +1,6 @@
 //! Block devices: the storage behind a controller's disk.
 //!
-//! A [`Bdev`] is shared by the thread that owns the target and the workers that serve a VM. Its size
+//! A [`BuiltinBdev`] is shared by the thread that owns the target and the workers that serve a VM. Its size
 //! can change under them, and it can be deleted under them: from then on each request fails.
 
 mod buffer;
@@ -18,13 +18,13 @@ use vm_memory::VolatileSlice;
 
 pub(super) use buffer::AlignedBuffer;
 pub(super) use file::{DiskFile, Folder, errno, iovecs};
-pub(super) use memory::Memory;
+pub(super) use memory::MemoryDisk;
 pub(super) use registry::Bdevs;
-pub(super) use stats::{Kind, Stats};
+pub(super) use stats::{OperationKind, Stats};
 
 /// Start and direction of a transfer on a disk.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Access {
+pub(super) struct Transfer {
     /// `true` for a write to the disk.
     pub(super) write: bool,
     /// Start, in bytes.
@@ -33,9 +33,9 @@ pub(super) struct Access {
 
 /// Storage of a bdev.
 #[derive(Debug)]
-pub(super) enum Backing {
+pub(super) enum BdevBacking {
     /// Memory of this process, lost with it.
-    Malloc(Memory),
+    Malloc(MemoryDisk),
     /// File or block device.
     Aio(DiskFile),
     /// File that stands in for a ZBS volume.
@@ -45,24 +45,24 @@ pub(super) enum Backing {
 }
 
 #[derive(Debug)]
-pub(super) struct Bdev {
+pub(super) struct BuiltinBdev {
     pub(super) name: String,
     pub(super) uuid: Uuid,
     pub(super) block_size: u32,
-    pub(super) backing: Backing,
+    pub(super) backing: BdevBacking,
     pub(super) stats: Stats,
     blocks: AtomicU64,
     removed: AtomicBool,
     in_use: AtomicBool,
 }
 
-impl Bdev {
+impl BuiltinBdev {
     pub(super) fn new(
         name: String,
         uuid: Option<Uuid>,
         block_size: u32,
         blocks: u64,
-        backing: Backing,
+        backing: BdevBacking,
     ) -> Self {
         Self {
             name,
@@ -79,8 +79,8 @@ impl Bdev {
     /// Backing file, if there is one.
     pub(super) fn file(&self) -> Option<&DiskFile> {
         match &self.backing {
-            Backing::Aio(file) | Backing::Zbs(file) => Some(file),
-            Backing::Malloc(_) | Backing::Null => None,
+            BdevBacking::Aio(file) | BdevBacking::Zbs(file) => Some(file),
+            BdevBacking::Malloc(_) | BdevBacking::Null => None,
         }
     }
 
@@ -117,11 +117,11 @@ impl Bdev {
     ///
     /// # Errors
     /// The kernel's error on the file.
-    pub(super) fn transfer(&self, at: Access, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
+    pub(super) fn transfer(&self, at: Transfer, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
         match &self.backing {
-            Backing::Malloc(memory) => memory.transfer(at, slices),
-            Backing::Aio(file) | Backing::Zbs(file) => file.transfer(at, slices),
-            Backing::Null => Ok(()),
+            BdevBacking::Malloc(memory) => memory.transfer(at, slices),
+            BdevBacking::Aio(file) | BdevBacking::Zbs(file) => file.transfer(at, slices),
+            BdevBacking::Null => Ok(()),
         }
     }
 
@@ -139,9 +139,9 @@ impl Bdev {
     /// The kernel's error on the file.
     pub(super) fn zero(&self, offset: u64, length: u64, unmap: bool) -> Result<(), Errno> {
         match &self.backing {
-            Backing::Malloc(memory) => memory.zero(offset, length),
-            Backing::Aio(file) | Backing::Zbs(file) => file.zero(offset, length, unmap),
-            Backing::Null => Ok(()),
+            BdevBacking::Malloc(memory) => memory.zero(offset, length),
+            BdevBacking::Aio(file) | BdevBacking::Zbs(file) => file.zero(offset, length, unmap),
+            BdevBacking::Null => Ok(()),
         }
     }
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::{Backing, Bdev};
+use super::{BdevBacking, BuiltinBdev};
 
 /// Bdevs, in the order of their names.
 #[derive(Debug, Default)]
 pub(in crate::builtin) struct Bdevs {
-    by_name: BTreeMap<String, Arc<Bdev>>,
+    by_name: BTreeMap<String, Arc<BuiltinBdev>>,
     unnamed: u64,
 }
 
@@ -30,8 +30,8 @@ impl Bdevs {
     ///
     /// # Errors
     /// EEXIST when the name or the uuid is taken.
-    pub(in crate::builtin) fn add(&mut self, bdev: Bdev) -> Result<(), Errno> {
-        let taken = |other: &Arc<Bdev>| other.name == bdev.name || other.uuid == bdev.uuid;
+    pub(in crate::builtin) fn add(&mut self, bdev: BuiltinBdev) -> Result<(), Errno> {
+        let taken = |other: &Arc<BuiltinBdev>| other.name == bdev.name || other.uuid == bdev.uuid;
         if self.by_name.values().any(taken) {
             return Err(Errno::EEXIST);
         }
@@ -40,13 +40,13 @@ impl Bdevs {
     }
 
     /// Looks up a bdev by name, or by uuid, which is its alias.
-    pub(in crate::builtin) fn get(&self, name: &str) -> Option<&Arc<Bdev>> {
+    pub(in crate::builtin) fn get(&self, name: &str) -> Option<&Arc<BuiltinBdev>> {
         let by_uuid =
             || self.by_name.values().find(|bdev| bdev.uuid.hyphenated().to_string() == name);
         self.by_name.get(name).or_else(by_uuid)
     }
 
-    pub(in crate::builtin) fn iter(&self) -> impl Iterator<Item = &Arc<Bdev>> {
+    pub(in crate::builtin) fn iter(&self) -> impl Iterator<Item = &Arc<BuiltinBdev>> {
         self.by_name.values()
     }
 
@@ -64,7 +64,7 @@ impl Bdevs {
 
     /// Total bytes of memory in malloc bdevs.
     pub(in crate::builtin) fn memory(&self) -> u64 {
-        let malloc = |bdev: &&Arc<Bdev>| matches!(bdev.backing, Backing::Malloc(_));
+        let malloc = |bdev: &&Arc<BuiltinBdev>| matches!(bdev.backing, BdevBacking::Malloc(_));
         self.iter().filter(malloc).map(|bdev| bdev.bytes()).sum()
     }
 }

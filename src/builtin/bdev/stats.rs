@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 /// Kind of operation on a bdev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::builtin) enum Kind {
+pub(in crate::builtin) enum OperationKind {
     /// Bytes to the VM.
     Read,
     /// Bytes from the VM.
@@ -25,7 +25,7 @@ pub(in crate::builtin) struct Stats {
 }
 
 impl Stats {
-    pub(in crate::builtin) fn count(&self, kind: Kind, bytes: u64) {
+    pub(in crate::builtin) fn count(&self, kind: OperationKind, bytes: u64) {
         self.operations[kind as usize].fetch_add(1, Ordering::Relaxed);
         self.bytes[kind as usize].fetch_add(bytes, Ordering::Relaxed);
     }
@@ -36,17 +36,18 @@ impl Stats {
 
     /// Members of SPDK's answer that have a meaning here.
     pub(in crate::builtin) fn report(&self, name: &str) -> Value {
-        let operations = |kind: Kind| self.operations[kind as usize].load(Ordering::Relaxed);
-        let bytes = |kind: Kind| self.bytes[kind as usize].load(Ordering::Relaxed);
+        let operations =
+            |kind: OperationKind| self.operations[kind as usize].load(Ordering::Relaxed);
+        let bytes = |kind: OperationKind| self.bytes[kind as usize].load(Ordering::Relaxed);
         json!({
             "name": name,
-            "bytes_read": bytes(Kind::Read),
-            "num_read_ops": operations(Kind::Read),
-            "bytes_written": bytes(Kind::Write),
-            "num_write_ops": operations(Kind::Write),
-            "bytes_unmapped": bytes(Kind::Unmap),
-            "num_unmap_ops": operations(Kind::Unmap),
-            "num_flush_ops": operations(Kind::Flush),
+            "bytes_read": bytes(OperationKind::Read),
+            "num_read_ops": operations(OperationKind::Read),
+            "bytes_written": bytes(OperationKind::Write),
+            "num_write_ops": operations(OperationKind::Write),
+            "bytes_unmapped": bytes(OperationKind::Unmap),
+            "num_unmap_ops": operations(OperationKind::Unmap),
+            "num_flush_ops": operations(OperationKind::Flush),
             "num_io_errors": self.errors.load(Ordering::Relaxed),
         })
     }

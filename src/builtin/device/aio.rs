@@ -25,7 +25,7 @@ const MAGIC: u32 = 0xa10a_10a1;
 /// `struct io_event` of `linux/aio_abi.h`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-struct Event {
+struct IoEvent {
     data: u64,
     request: u64,
     result: i64,
@@ -44,13 +44,13 @@ struct Header {
 
 /// Operation for the kernel.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(super) enum AioOperation {
     Read { offset: u64, iovecs: Vec<libc::iovec> },
     Write { offset: u64, iovecs: Vec<libc::iovec> },
     Sync,
 }
 
-struct Slot<J> {
+struct AioSlot<J> {
     block: Box<libc::iocb>,
     iovecs: Vec<libc::iovec>,
     job: Option<J>,
@@ -59,7 +59,7 @@ struct Slot<J> {
 /// Asynchronous I/O context; each request carries a `J` that comes back with its result.
 pub(super) struct Aio<J> {
     context: libc::c_ulong,
-    slots: Vec<Slot<J>>,
+    slots: Vec<AioSlot<J>>,
     free: Vec<usize>,
     prepared: Vec<*mut libc::iocb>,
     event: EventFd,
@@ -98,18 +98,18 @@ impl<J> Aio<J> {
 
     /// Queues a request for the next [`submit`](Self::submit). The memory of the iovecs must live until the job comes
     /// back.
-    pub(super) fn prepare(&mut self, file: BorrowedFd<'_>, work: Work, job: J) {
+    pub(super) fn prepare(&mut self, file: BorrowedFd<'_>, work: AioOperation, job: J) {
         let index = self.free.pop().unwrap_or(self.slots.len());
         let (opcode, offset, iovecs) = match work {
-            Work::Read { offset, iovecs } => (PREADV, offset, iovecs),
-            Work::Write { offset, iovecs } => (PWRITEV, offset, iovecs),
-            Work::Sync => (FDSYNC, 0, Vec::new()),
+            AioOperation::Read { offset, iovecs } => (PREADV, offset, iovecs),
+            AioOperation::Write { offset, iovecs } => (PWRITEV, offset, iovecs),
+            AioOperation::Sync => (FDSYNC, 0, Vec::new()),
         };
         if index == self.slots.len() {
             // SAFETY: the block is plain numbers, for which zero is a value.
             #[allow(unsafe_code)]
             let block = Box::new(unsafe { std::mem::zeroed::<libc::iocb>() });
-            self.slots.push(Slot { block, iovecs: Vec::new(), job: None });
+            self.slots.push(AioSlot { block, iovecs: Vec::new(), job: None });
         }
         let slot = &mut self.slots[index];
         slot.iovecs = iovecs;
@@ -140,7 +140,7 @@ impl<J> Aio<J> {
                 Err(Errno::EINTR) => {}
                 Err(errno) => {
                     let refused = self.prepared[at];
-                    let is_it = |slot: &Slot<J>| std::ptr::eq(&*slot.block, refused);
+                    let is_it = |slot: &AioSlot<J>| std::ptr::eq(&*slot.block, refused);
                     if let Some(index) = self.slots.iter().position(is_it) {
                         self.finish(index, Err(errno), done);
                     }
@@ -178,7 +178,7 @@ impl<J> Aio<J> {
         if self.free.len() == self.slots.len() {
             return;
         }
-        let mut events = [Event::default(); 64];
+        let mut events = [IoEvent::default(); 64];
         while self.ready() {
             let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             let place = events.as_mut_ptr() as usize;

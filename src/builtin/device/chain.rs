@@ -7,7 +7,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::guest::Guest;
+use super::guest::GuestMemory;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -30,7 +30,7 @@ pub(super) struct Chain {
 
 /// Invalid chain: the ring cannot be trusted any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum InvalidChain {
     #[error("descriptor {0} is beyond the table")]
     Index(u16),
     #[error("the chain has a loop")]
@@ -50,14 +50,14 @@ pub(super) enum Broken {
 }
 
 impl Chain {
-    fn push(&mut self, descriptor: Descriptor) -> Result<(), Broken> {
+    fn push(&mut self, descriptor: Descriptor) -> Result<(), InvalidChain> {
         let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
         if descriptor.flags() & WRITE != 0 {
             self.writable.push(segment);
         } else if self.writable.is_empty() {
             self.readable.push(segment);
         } else {
-            return Err(Broken::Order);
+            return Err(InvalidChain::Order);
         }
         Ok(())
     }
@@ -67,29 +67,30 @@ impl Chain {
 ///
 /// # Errors
 /// When it breaks the rules of the ring.
-pub(super) fn walk(guest: &Guest, queue: &Queue, head: u16) -> Result<Chain, Broken> {
+pub(super) fn walk(guest: &GuestMemory, queue: &Queue, head: u16) -> Result<Chain, InvalidChain> {
     let mut chain = Chain::default();
     let (mut table, mut entries) = (queue.desc_table(), u32::from(queue.size()));
     let (mut index, mut left, mut bytes) = (head, entries, 0u32);
     let mut indirect = false;
     loop {
         if u32::from(index) >= entries {
-            return Err(Broken::Index(index));
+            return Err(InvalidChain::Index(index));
         }
-        left = left.checked_sub(1).ok_or(Broken::Loop)?;
-        let address = table.checked_add(u64::from(index) * DESCRIPTOR).ok_or(Broken::Table)?;
+        left = left.checked_sub(1).ok_or(InvalidChain::Loop)?;
+        let address =
+            table.checked_add(u64::from(index) * DESCRIPTOR).ok_or(InvalidChain::Table)?;
         let descriptor: Descriptor =
-            guest.memory.read_obj(GuestAddress(address)).map_err(|_| Broken::Table)?;
+            guest.memory.read_obj(GuestAddress(address)).map_err(|_| InvalidChain::Table)?;
         if descriptor.flags() & INDIRECT != 0 {
             let length = u64::from(descriptor.len());
             if indirect || descriptor.flags() & NEXT != 0 || length % DESCRIPTOR != 0 {
-                return Err(Broken::Indirect);
+                return Err(InvalidChain::Indirect);
             }
             (table, entries) = (descriptor.addr().0, (length / DESCRIPTOR) as u32);
             (index, left, indirect) = (0, entries, true);
             continue;
         }
-        bytes = bytes.checked_add(descriptor.len()).ok_or(Broken::TooLong)?;
+        bytes = bytes.checked_add(descriptor.len()).ok_or(InvalidChain::TooLong)?;
         chain.push(descriptor)?;
         if descriptor.flags() & NEXT == 0 {
             return Ok(chain);

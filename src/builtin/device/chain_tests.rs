@@ -6,20 +6,20 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::super::super::bdev::{Backing, Bdev};
-use super::super::disk::Disk;
-use super::super::request::{Operation, Request};
+use super::super::super::bdev::{BdevBacking, BuiltinBdev};
+use super::super::disk::ControllerDisk;
+use super::super::request::{BlockRequest, Operation};
 use super::*;
 
-fn guest() -> Guest {
+fn guest() -> GuestMemory {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-    Guest::of(memory)
+    GuestMemory::of(memory)
 }
 
 /// Address, length, flags, next.
 type Written = (u64, u32, u16, u16);
 
-fn walked(descriptors: &[Written]) -> Result<Chain, Broken> {
+fn walked(descriptors: &[Written]) -> Result<Chain, InvalidChain> {
     let guest = guest();
     let mut queue = Queue::new(8).unwrap();
     queue.set_desc_table_address(Some(0x1000), None);
@@ -53,14 +53,14 @@ fn an_indirect_table_stands_for_its_descriptors() {
 
 #[test]
 fn what_breaks_the_rules_is_told_apart() {
-    let cases: [(&[Written], Broken); 7] = [
-        (&[(0x2000, 16, NEXT, 9)], Broken::Index(9)),
-        (&[(0x2000, 16, NEXT, 0)], Broken::Loop),
-        (&[(0x2000, 1, NEXT | WRITE, 1), (0x3000, 16, 0, 0)], Broken::Order),
-        (&[(0x1010, 16, INDIRECT, 0), (0x1010, 16, INDIRECT, 0)], Broken::Indirect),
-        (&[(0x1010, 15, INDIRECT, 0)], Broken::Indirect),
-        (&[(1 << 40, 16, INDIRECT, 0)], Broken::Table),
-        (&[(0, u32::MAX, NEXT, 1), (0, u32::MAX, 0, 0)], Broken::TooLong),
+    let cases: [(&[Written], InvalidChain); 7] = [
+        (&[(0x2000, 16, NEXT, 9)], InvalidChain::Index(9)),
+        (&[(0x2000, 16, NEXT, 0)], InvalidChain::Loop),
+        (&[(0x2000, 1, NEXT | WRITE, 1), (0x3000, 16, 0, 0)], InvalidChain::Order),
+        (&[(0x1010, 16, INDIRECT, 0), (0x1010, 16, INDIRECT, 0)], InvalidChain::Indirect),
+        (&[(0x1010, 15, INDIRECT, 0)], InvalidChain::Indirect),
+        (&[(1 << 40, 16, INDIRECT, 0)], InvalidChain::Table),
+        (&[(0, u32::MAX, NEXT, 1), (0, u32::MAX, 0, 0)], InvalidChain::TooLong),
     ];
     for (descriptors, expected) in cases {
         assert_eq!(walked(descriptors).unwrap_err(), expected);
@@ -69,7 +69,7 @@ fn what_breaks_the_rules_is_told_apart() {
 
 #[test]
 fn an_empty_indirect_table_is_no_chain() {
-    assert_eq!(walked(&[(0x2000, 0, INDIRECT, 0)]).unwrap_err(), Broken::Index(0));
+    assert_eq!(walked(&[(0x2000, 0, INDIRECT, 0)]).unwrap_err(), InvalidChain::Index(0));
 }
 
 proptest::proptest! {
@@ -88,8 +88,8 @@ proptest::proptest! {
             let place = GuestAddress(0x1000 + 16 * index as u64);
             guest.memory.write_obj(Descriptor::new(address, length, flags, next), place).unwrap();
         }
-        let bdev = Bdev::new("d".into(), None, 512, 64, Backing::Null);
-        let disk = Disk {
+        let bdev = BuiltinBdev::new("d".into(), None, 512, 64, BdevBacking::Null);
+        let disk = ControllerDisk {
             name: "c".into(),
             bdev: Arc::new(bdev),
             read_only: false,
@@ -97,8 +97,8 @@ proptest::proptest! {
             cores: None,
             served_from: std::time::Instant::now(),
         };
-        let judged = walk(&guest, &queue, head).and_then(|chain| Request::judge(&guest, &disk, chain));
-        if let Ok(Request { operation: Operation::Transfer { offset, length, data, .. }, .. }) = judged {
+        let judged = walk(&guest, &queue, head).and_then(|chain| BlockRequest::judge(&guest, &disk, chain));
+        if let Ok(BlockRequest { operation: Operation::Transfer { offset, length, data, .. }, .. }) = judged {
             assert!(offset + length <= 64 * 512);
             assert_eq!(data.iter().map(|part| u64::from(part.length)).sum::<u64>(), length);
         }

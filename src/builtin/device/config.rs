@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::disk::Disk;
+use super::disk::ControllerDisk;
 
 /// Limit of queues of a guest.
 pub(super) const QUEUES: u16 = 16;
@@ -27,7 +27,7 @@ const SPACE: usize = 256;
 pub(super) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 pub(super) const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-pub(super) fn features(disk: &Disk) -> u64 {
+pub(super) fn features(disk: &ControllerDisk) -> u64 {
     let bits = [
         VIRTIO_F_VERSION_1,
         VIRTIO_RING_F_INDIRECT_DESC,
@@ -55,7 +55,7 @@ pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
 }
 
 /// Configuration space (virtio 1.2, 5.2.4), with the disk's current size.
-pub(super) fn space(disk: &Disk) -> Vec<u8> {
+pub(super) fn space(disk: &ControllerDisk) -> Vec<u8> {
     let block = disk.bdev.block_size;
     let mut space = Vec::with_capacity(SPACE);
     space.extend((disk.bdev.bytes() / 512).to_le_bytes());

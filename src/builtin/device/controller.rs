@@ -13,43 +13,43 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::Disk;
-use super::progress::Progress;
+use super::disk::ControllerDisk;
+use super::progress::SessionProgress;
 use super::session::{End, serve};
 
 /// Counter for the session numbers of this process.
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Debug, Default)]
-struct State {
-    session: Option<Arc<Progress>>,
+struct ControllerState {
+    session: Option<Arc<SessionProgress>>,
     closed: bool,
 }
 
 /// Controller; dropped, it stops and its socket is removed.
 #[derive(Debug)]
-pub(in crate::builtin) struct Controller {
-    pub(in crate::builtin) disk: Arc<Disk>,
+pub(in crate::builtin) struct BlkController {
+    pub(in crate::builtin) disk: Arc<ControllerDisk>,
     path: PathBuf,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ControllerState>>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<ControllerState>) -> MutexGuard<'_, ControllerState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Controller {
+impl BlkController {
     /// Listens on `path`, which must be free.
     ///
     /// # Errors
     /// When the socket cannot be made, or there are no threads or descriptors left.
-    pub(in crate::builtin) fn new(disk: Disk, path: PathBuf) -> io::Result<Self> {
+    pub(in crate::builtin) fn new(disk: ControllerDisk, path: PathBuf) -> io::Result<Self> {
         let stop = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
-        let (disk, state) = (Arc::new(disk), Arc::new(Mutex::new(State::default())));
+        let (disk, state) = (Arc::new(disk), Arc::new(Mutex::new(ControllerState::default())));
         let mut controller = Self { disk, path, state, stop, thread: None };
         let (disk, state) = (Arc::clone(&controller.disk), Arc::clone(&controller.state));
         let stop = Arc::clone(&controller.stop);
@@ -65,7 +65,7 @@ impl Controller {
     }
 
     /// Session of the connected VM.
-    pub(in crate::builtin) fn session(&self) -> Option<Arc<Progress>> {
+    pub(in crate::builtin) fn session(&self) -> Option<Arc<SessionProgress>> {
         lock(&self.state).session.clone()
     }
 
@@ -95,7 +95,7 @@ impl Controller {
     }
 }
 
-impl Drop for Controller {
+impl Drop for BlkController {
     fn drop(&mut self) {
         self.begin_stop();
         if let Some(thread) = self.thread.take() {
@@ -105,7 +105,12 @@ impl Drop for Controller {
 }
 
 /// Accepts one VM after the other.
-fn listen(listener: &UnixListener, stop: &EventFd, disk: &Arc<Disk>, state: &Mutex<State>) {
+fn listen(
+    listener: &UnixListener,
+    stop: &EventFd,
+    disk: &Arc<ControllerDisk>,
+    state: &Mutex<ControllerState>,
+) {
     while wait(listener, stop) {
         let Ok((stream, _)) = listener.accept() else { continue };
         if !disk.bdev.take() {
@@ -128,10 +133,10 @@ fn attend(
     stream: UnixStream,
     listener: &UnixListener,
     stop: &EventFd,
-    disk: &Arc<Disk>,
-    state: &Mutex<State>,
+    disk: &Arc<ControllerDisk>,
+    state: &Mutex<ControllerState>,
 ) -> End {
-    let progress = Arc::new(Progress::new(SESSIONS.fetch_add(1, Ordering::Relaxed)));
+    let progress = Arc::new(SessionProgress::new(SESSIONS.fetch_add(1, Ordering::Relaxed)));
     {
         let mut state = lock(state);
         if state.closed {

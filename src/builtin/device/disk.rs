@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::bdev::Bdev;
+use super::super::bdev::BuiltinBdev;
 use super::super::cores::Cores;
 
 /// Disk of a controller, with its options.
 #[derive(Debug)]
-pub(in crate::builtin) struct Disk {
+pub(in crate::builtin) struct ControllerDisk {
     pub(in crate::builtin) name: String,
-    pub(in crate::builtin) bdev: Arc<Bdev>,
+    pub(in crate::builtin) bdev: Arc<BuiltinBdev>,
     pub(in crate::builtin) read_only: bool,
     /// Requested and reported option; only split rings are offered, which every guest supports.
     pub(in crate::builtin) packed_ring: bool,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// Location of a region in the frontend's address space; rings are named by such addresses.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct RegionLocation {
     user: u64,
     guest: u64,
     length: u64,
@@ -21,9 +21,9 @@ struct Place {
 
 /// Guest memory. It stays mapped while a request holds it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Guest {
+pub(super) struct GuestMemory {
     pub(super) memory: GuestMemoryMmap<()>,
-    places: Vec<Place>,
+    places: Vec<RegionLocation>,
 }
 
 fn invalid<E>(_: E) -> Error {
@@ -35,7 +35,7 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<GuestRegionMmap<()>
     GuestRegionMmap::new(mapping, GuestAddress(region.guest_phys_addr)).ok_or(Error::InvalidParam)
 }
 
-impl Guest {
+impl GuestMemory {
     /// Maps the frontend's regions.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Guest {
     /// # Errors
     /// When it cannot be mapped, or overlaps another.
     pub(super) fn with(&self, region: &VhostUserMemoryRegion, file: File) -> Result<Self> {
-        let place = Place {
+        let place = RegionLocation {
             user: region.user_addr,
             guest: region.guest_phys_addr,
             length: region.memory_size,
@@ -112,7 +112,7 @@ impl Guest {
 }
 
 #[cfg(test)]
-impl Guest {
+impl GuestMemory {
     /// Test memory, not shared by a frontend.
     pub(super) fn of(memory: GuestMemoryMmap<()>) -> Self {
         Self { memory, places: Vec::new() }

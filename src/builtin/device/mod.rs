@@ -28,5 +28,5 @@ mod session;
 mod vring;
 mod worker;
 
-pub(super) use controller::Controller;
-pub(super) use disk::Disk;
+pub(super) use controller::BlkController;
+pub(super) use disk::ControllerDisk;

@@ -17,21 +17,21 @@ use vhost::vhost_user::{
 };
 
 use super::config::{self, QUEUES};
-use super::disk::Disk;
-use super::guest::Guest;
+use super::disk::ControllerDisk;
+use super::guest::GuestMemory;
 use super::inflight::{self, Record};
-use super::progress::Progress;
+use super::progress::SessionProgress;
 use super::ring::interrupt;
 use super::vring::{Vring, ring_size};
-use super::worker::Worker;
+use super::worker::WorkerHandle;
 
 /// State of the device for one frontend.
 pub(super) struct Negotiation {
-    disk: Arc<Disk>,
-    workers: Vec<Worker>,
-    progress: Arc<Progress>,
+    disk: Arc<ControllerDisk>,
+    workers: Vec<WorkerHandle>,
+    progress: Arc<SessionProgress>,
     features: u64,
-    guest: Arc<Guest>,
+    guest: Arc<GuestMemory>,
     record: Option<Record>,
     vrings: Vec<Vring>,
 }
@@ -41,7 +41,11 @@ fn base_of(region: &VhostUserSingleMemoryRegion) -> &VhostUserMemoryRegion {
 }
 
 impl Negotiation {
-    pub(super) fn new(disk: Arc<Disk>, workers: Vec<Worker>, progress: Arc<Progress>) -> Self {
+    pub(super) fn new(
+        disk: Arc<ControllerDisk>,
+        workers: Vec<WorkerHandle>,
+        progress: Arc<SessionProgress>,
+    ) -> Self {
         let vrings = (0..QUEUES).map(|_| Vring::default()).collect();
         let guest = Arc::default();
         Self { disk, workers, progress, features: 0, guest, record: None, vrings }
@@ -51,7 +55,7 @@ impl Negotiation {
         self.vrings.get_mut(index as usize).ok_or(Error::InvalidParam)
     }
 
-    fn worker(&self, index: u32) -> Result<&Worker> {
+    fn worker(&self, index: u32) -> Result<&WorkerHandle> {
         self.workers.get(index as usize % self.workers.len().max(1)).ok_or(Error::InvalidParam)
     }
 
@@ -94,7 +98,7 @@ impl Negotiation {
         self.progress.running.store(running, Ordering::Relaxed);
     }
 
-    fn use_memory(&mut self, guest: Guest) {
+    fn use_memory(&mut self, guest: GuestMemory) {
         tracing::debug!(disk = self.disk.bdev.name, bytes = guest.bytes(), "guest memory");
         self.guest = Arc::new(guest);
         self.workers.iter().for_each(|worker| worker.replace_memory(&self.guest));
@@ -139,7 +143,7 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
         files: Vec<File>,
         _: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        self.use_memory(Guest::new(regions, files)?);
+        self.use_memory(GuestMemory::new(regions, files)?);
         Ok(None)
     }
 

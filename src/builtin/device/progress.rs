@@ -8,7 +8,7 @@ use super::notice;
 
 /// Progress of a session.
 #[derive(Debug, Default)]
-pub(in crate::builtin) struct Progress {
+pub(in crate::builtin) struct SessionProgress {
     /// Number of the session within its process.
     pub(in crate::builtin) vid: usize,
     /// Number of running rings.
@@ -19,7 +19,7 @@ pub(in crate::builtin) struct Progress {
     notices: Mutex<Option<UnixStream>>,
 }
 
-impl Progress {
+impl SessionProgress {
     pub(super) fn new(vid: usize) -> Self {
         Self { vid, ..Self::default() }
     }

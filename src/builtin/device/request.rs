@@ -10,10 +10,10 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use super::chain::{Broken, Chain, Segment};
+use super::chain::{Chain, InvalidChain, Segment};
 use super::config::{RANGE_SECTORS, RANGES};
-use super::disk::Disk;
-use super::guest::Guest;
+use super::disk::ControllerDisk;
+use super::guest::GuestMemory;
 
 const HEADER: usize = 16;
 /// Size in bytes of a disk's serial number.
@@ -25,7 +25,7 @@ const UNMAP: u32 = 1;
 /// Status of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Status {
+pub(super) enum RequestStatus {
     Ok = VIRTIO_BLK_S_OK as u8,
     Failed = VIRTIO_BLK_S_IOERR as u8,
     Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
@@ -52,12 +52,12 @@ pub(super) enum Operation {
     Identify(Vec<Segment>),
     Zero(Vec<Range>),
     /// No operation; the request is answered with this status.
-    Refuse(Status),
+    Refuse(RequestStatus),
 }
 
 /// Request with the address of its answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct BlockRequest {
     pub(super) operation: Operation,
     pub(super) status: GuestAddress,
 }
@@ -67,7 +67,7 @@ fn length(segments: &[Segment]) -> u64 {
 }
 
 /// Takes the first bytes off `segments`; `false` if there are too few, or they are not mapped.
-fn take(guest: &Guest, segments: &mut Vec<Segment>, bytes: &mut [u8]) -> bool {
+fn take(guest: &GuestMemory, segments: &mut Vec<Segment>, bytes: &mut [u8]) -> bool {
     let mut done = 0;
     while done < bytes.len() {
         let Some(first) = segments.first_mut() else { return false };
@@ -107,20 +107,24 @@ fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
 }
 
-impl Request {
+impl BlockRequest {
     /// Validates the request of a chain.
     ///
     /// # Errors
     /// When the chain has no header, or no room for a status: then there is no place for an answer.
-    pub(super) fn judge(guest: &Guest, disk: &Disk, mut chain: Chain) -> Result<Self, Broken> {
-        let status = take_last(&mut chain.writable).ok_or(Broken::NoRequest)?;
+    pub(super) fn judge(
+        guest: &GuestMemory,
+        disk: &ControllerDisk,
+        mut chain: Chain,
+    ) -> Result<Self, InvalidChain> {
+        let status = take_last(&mut chain.writable).ok_or(InvalidChain::NoRequest)?;
         let mut header = [0; HEADER];
         if !take(guest, &mut chain.readable, &mut header) {
-            return Err(Broken::NoRequest);
+            return Err(InvalidChain::NoRequest);
         }
         let sector = long(&header, 8);
         let operation = if disk.bdev.is_removed() {
-            Operation::Refuse(Status::Failed)
+            Operation::Refuse(RequestStatus::Failed)
         } else {
             operation(guest, disk, word(&header, 0), sector, chain)
         };
@@ -128,12 +132,18 @@ impl Request {
     }
 }
 
-fn operation(guest: &Guest, disk: &Disk, kind: u32, sector: u64, chain: Chain) -> Operation {
+fn operation(
+    guest: &GuestMemory,
+    disk: &ControllerDisk,
+    kind: u32,
+    sector: u64,
+    chain: Chain,
+) -> Operation {
     let (readable, writable) = (length(&chain.readable), length(&chain.writable));
     let writes =
         matches!(kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES);
     if writes && (disk.read_only || writable != 0) {
-        return Operation::Refuse(Status::Failed);
+        return Operation::Refuse(RequestStatus::Failed);
     }
     match kind {
         VIRTIO_BLK_T_IN if readable == 0 => transfer(disk, false, sector, writable, chain.writable),
@@ -144,13 +154,13 @@ fn operation(guest: &Guest, disk: &Disk, kind: u32, sector: u64, chain: Chain) -
         }
         VIRTIO_BLK_T_DISCARD => ranges(guest, disk, chain.readable, false),
         VIRTIO_BLK_T_WRITE_ZEROES => ranges(guest, disk, chain.readable, true),
-        VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID => Operation::Refuse(Status::Failed),
-        _ => Operation::Refuse(Status::Unsupported),
+        VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID => Operation::Refuse(RequestStatus::Failed),
+        _ => Operation::Refuse(RequestStatus::Unsupported),
     }
 }
 
 /// Byte offset of a range of whole blocks that lies on the disk; `None` for any other.
-fn on_disk(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
+fn on_disk(disk: &ControllerDisk, sector: u64, length: u64) -> Option<u64> {
     let block = u64::from(disk.bdev.block_size);
     let offset = sector.checked_mul(SECTOR)?;
     let end = offset.checked_add(length)?;
@@ -158,33 +168,44 @@ fn on_disk(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
     (whole && end <= disk.bdev.bytes()).then_some(offset)
 }
 
-fn transfer(disk: &Disk, write: bool, sector: u64, length: u64, data: Vec<Segment>) -> Operation {
+fn transfer(
+    disk: &ControllerDisk,
+    write: bool,
+    sector: u64,
+    length: u64,
+    data: Vec<Segment>,
+) -> Operation {
     match on_disk(disk, sector, length) {
         Some(offset) if length > 0 => Operation::Transfer { write, offset, length, data },
-        _ => Operation::Refuse(Status::Failed),
+        _ => Operation::Refuse(RequestStatus::Failed),
     }
 }
 
-fn ranges(guest: &Guest, disk: &Disk, mut data: Vec<Segment>, zeroes: bool) -> Operation {
+fn ranges(
+    guest: &GuestMemory,
+    disk: &ControllerDisk,
+    mut data: Vec<Segment>,
+    zeroes: bool,
+) -> Operation {
     let count = length(&data) / RANGE as u64;
     if count == 0 || count > u64::from(RANGES) || !length(&data).is_multiple_of(RANGE as u64) {
-        return Operation::Refuse(Status::Failed);
+        return Operation::Refuse(RequestStatus::Failed);
     }
     let mut ranges = Vec::new();
     for _ in 0..count {
         let mut bytes = [0; RANGE];
         if !take(guest, &mut data, &mut bytes) {
-            return Operation::Refuse(Status::Failed);
+            return Operation::Refuse(RequestStatus::Failed);
         }
         let (sector, sectors, flags) = (long(&bytes, 0), word(&bytes, 8), word(&bytes, 12));
         // A discard has no flags; zeroes have one.
         if flags & !UNMAP != 0 || (flags != 0 && !zeroes) {
-            return Operation::Refuse(Status::Unsupported);
+            return Operation::Refuse(RequestStatus::Unsupported);
         }
         let length = u64::from(sectors) * SECTOR;
         let Some(offset) = on_disk(disk, sector, length).filter(|_| sectors <= RANGE_SECTORS)
         else {
-            return Operation::Refuse(Status::Failed);
+            return Operation::Refuse(RequestStatus::Failed);
         };
         if length > 0 {
             ranges.push(Range { offset, length, unmap: !zeroes || flags & UNMAP != 0 });

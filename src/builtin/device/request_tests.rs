@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::super::super::bdev::{Backing, Bdev};
+use super::super::super::bdev::{BdevBacking, BuiltinBdev};
 use super::*;
 
 const STATUS: u64 = 0x5000;
 
-fn disk(block_size: u32, read_only: bool) -> Disk {
-    let bdev = Arc::new(Bdev::new("d".into(), None, block_size, 64, Backing::Null));
-    Disk {
+fn disk(block_size: u32, read_only: bool) -> ControllerDisk {
+    let bdev = Arc::new(BuiltinBdev::new("d".into(), None, block_size, 64, BdevBacking::Null));
+    ControllerDisk {
         name: "c".into(),
         bdev,
         read_only,
@@ -34,9 +34,9 @@ struct Asked {
     range: [u32; 3],
 }
 
-fn judged(disk: &Disk, asked: Asked) -> Operation {
+fn judged(disk: &ControllerDisk, asked: Asked) -> Operation {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-    let guest = Guest::of(memory);
+    let guest = GuestMemory::of(memory);
     let mut header = [0; HEADER];
     header[..4].copy_from_slice(&asked.kind.to_le_bytes());
     header[8..].copy_from_slice(&asked.sector.to_le_bytes());
@@ -53,7 +53,7 @@ fn judged(disk: &Disk, asked: Asked) -> Operation {
     if asked.readable > 0 {
         chain.readable.push(segment(0x2000, asked.readable));
     }
-    let request = Request::judge(&guest, disk, chain).unwrap();
+    let request = BlockRequest::judge(&guest, disk, chain).unwrap();
     assert_eq!(request.status, GuestAddress(STATUS));
     request.operation
 }
@@ -76,7 +76,7 @@ fn a_read_and_a_write_keep_their_place_and_their_data() {
 #[test]
 fn what_is_not_on_the_disk_fails() {
     let disk = disk(512, false);
-    let failed = Operation::Refuse(Status::Failed);
+    let failed = Operation::Refuse(RequestStatus::Failed);
     for (sector, length) in
         [(64, 512), (63, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 0), (0, 100)]
     {
@@ -87,7 +87,7 @@ fn what_is_not_on_the_disk_fails() {
 #[test]
 fn a_disk_of_large_blocks_takes_whole_ones_only() {
     let disk = disk(4096, false);
-    let failed = Operation::Refuse(Status::Failed);
+    let failed = Operation::Refuse(RequestStatus::Failed);
     assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_IN, 1, 0, 4096)), failed);
     assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_IN, 8, 0, 512)), failed);
     assert_ne!(judged(&disk, ask(VIRTIO_BLK_T_IN, 8, 0, 4096)), failed);
@@ -96,7 +96,7 @@ fn a_disk_of_large_blocks_takes_whole_ones_only() {
 #[test]
 fn data_in_the_wrong_direction_fails() {
     let disk = disk(512, false);
-    let failed = Operation::Refuse(Status::Failed);
+    let failed = Operation::Refuse(RequestStatus::Failed);
     assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_IN, 0, 512, 512)), failed);
     assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_OUT, 0, 512, 512)), failed);
     assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_GET_ID, 0, 0, 19)), failed);
@@ -106,7 +106,7 @@ fn data_in_the_wrong_direction_fails() {
 fn a_read_only_disk_refuses_whatever_changes_it() {
     let disk = disk(512, true);
     for kind in [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
-        assert_eq!(judged(&disk, ask(kind, 0, 512, 0)), Operation::Refuse(Status::Failed));
+        assert_eq!(judged(&disk, ask(kind, 0, 512, 0)), Operation::Refuse(RequestStatus::Failed));
     }
     assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_FLUSH, 0, 0, 0)), Operation::Flush);
 }
@@ -114,7 +114,7 @@ fn a_read_only_disk_refuses_whatever_changes_it() {
 #[test]
 fn a_request_of_an_unknown_kind_is_told_to_be_unsupported() {
     let asked = judged(&disk(512, false), ask(77, 0, 0, 0));
-    assert_eq!(asked, Operation::Refuse(Status::Unsupported));
+    assert_eq!(asked, Operation::Refuse(RequestStatus::Unsupported));
 }
 
 #[test]
@@ -125,10 +125,10 @@ fn discards_and_zeroes_are_judged_range_by_range() {
     assert_eq!(zero(VIRTIO_BLK_T_DISCARD, [2, 8, 0]), range(true));
     assert_eq!(zero(VIRTIO_BLK_T_WRITE_ZEROES, [2, 8, 0]), range(false));
     assert_eq!(zero(VIRTIO_BLK_T_WRITE_ZEROES, [2, 8, 1]), range(true));
-    let unsupported = Operation::Refuse(Status::Unsupported);
+    let unsupported = Operation::Refuse(RequestStatus::Unsupported);
     assert_eq!(zero(VIRTIO_BLK_T_DISCARD, [2, 8, 1]), unsupported);
     assert_eq!(zero(VIRTIO_BLK_T_WRITE_ZEROES, [2, 8, 2]), unsupported);
-    assert_eq!(zero(VIRTIO_BLK_T_DISCARD, [60, 8, 0]), Operation::Refuse(Status::Failed));
+    assert_eq!(zero(VIRTIO_BLK_T_DISCARD, [60, 8, 0]), Operation::Refuse(RequestStatus::Failed));
 }
 
 #[test]
@@ -136,5 +136,5 @@ fn a_deleted_bdev_fails_each_request() {
     let disk = disk(512, false);
     disk.bdev.remove();
     let read = judged(&disk, ask(VIRTIO_BLK_T_IN, 0, 0, 512));
-    assert_eq!(read, Operation::Refuse(Status::Failed));
+    assert_eq!(read, Operation::Refuse(RequestStatus::Failed));
 }

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use super::chain::{Broken, Chain, walk};
-use super::guest::Guest;
+use super::chain::{Chain, InvalidChain, walk};
+use super::guest::GuestMemory;
 use super::inflight::QueueRecord;
 
 /// Descriptor that interrupts the guest; the frontend changes it while the ring runs.
-pub(super) type Call = Arc<Mutex<Option<File>>>;
+pub(super) type CallFd = Arc<Mutex<Option<File>>>;
 
 /// Adds one to an eventfd. A write failure is ignored, as it affects the frontend alone.
 pub(super) fn signal(file: Option<&File>) {
@@ -22,7 +22,7 @@ pub(super) fn signal(file: Option<&File>) {
     }
 }
 
-pub(super) fn interrupt(call: &Call) {
+pub(super) fn interrupt(call: &CallFd) {
     signal(call.lock().unwrap_or_else(PoisonError::into_inner).as_ref());
 }
 
@@ -30,18 +30,18 @@ pub(super) fn interrupt(call: &Call) {
 pub(super) struct Ring {
     pub(super) index: u16,
     pub(super) queue: Queue,
-    pub(super) guest: Arc<Guest>,
+    pub(super) guest: Arc<GuestMemory>,
     pub(super) kick: Option<Arc<File>>,
-    pub(super) call: Call,
+    pub(super) call: CallFd,
     pub(super) error: Option<Arc<File>>,
     pub(super) record: Option<QueueRecord>,
     pub(super) in_flight: Arc<AtomicUsize>,
-    pub(super) state: State,
+    pub(super) state: RingState,
 }
 
 /// Progress of the service of a ring.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct RingState {
     /// Heads to serve again before new ones are taken.
     resumed: std::vec::IntoIter<u16>,
     /// Number of requests taken and not answered; `in_flight` publishes the same.
@@ -58,12 +58,12 @@ impl Ring {
     ///
     /// # Errors
     /// When the rings are not in the guest's memory.
-    pub(super) fn begin(mut self) -> Result<Self, Broken> {
+    pub(super) fn begin(mut self) -> Result<Self, InvalidChain> {
         if !self.queue.is_valid(&self.guest.memory) {
-            return Err(Broken::Table);
+            return Err(InvalidChain::Table);
         }
         let used = self.queue.used_idx(&self.guest.memory, Ordering::Acquire);
-        let used = used.map_err(|_| Broken::Table)?.0;
+        let used = used.map_err(|_| InvalidChain::Table)?.0;
         self.queue.set_next_used(used);
         if let Some(record) = &mut self.record {
             let found = record.resume(used);
@@ -113,20 +113,20 @@ impl Ring {
         let guest = Arc::clone(&self.guest);
         let head = match self.queue.iter(&guest.memory) {
             Ok(mut heads) => Ok(heads.next()?.head_index()),
-            Err(_) => Err(Broken::Ring),
+            Err(_) => Err(InvalidChain::Ring),
         };
         head.map_err(|broken| self.break_off(broken)).ok()
     }
 
     /// Stops the ring for good and signals the error to the frontend.
-    pub(super) fn break_off(&mut self, broken: Broken) {
+    pub(super) fn break_off(&mut self, broken: InvalidChain) {
         tracing::error!(ring = self.index, reason = %broken, "the guest broke a ring, it is stopped");
         self.state.broken = true;
         signal(self.error.as_deref());
     }
 
     /// Drops a request that has no place for an answer, and stops the ring.
-    pub(super) fn abandon(&mut self, broken: Broken) {
+    pub(super) fn abandon(&mut self, broken: InvalidChain) {
         self.state.outstanding -= 1;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.break_off(broken);
@@ -140,7 +140,7 @@ impl Ring {
             record.before_used(head);
         }
         if self.queue.add_used(&self.guest.memory, head, written).is_err() {
-            return self.break_off(Broken::Table);
+            return self.break_off(InvalidChain::Table);
         }
         if let Some(record) = &self.record {
             record.after_used(head, self.queue.next_used());

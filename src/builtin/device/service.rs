@@ -7,12 +7,12 @@ use nix::errno::Errno;
 use vm_memory::{GuestAddress, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::bdev::{Access, AlignedBuffer, Kind, iovecs};
-use super::aio::{Aio, Work};
+use super::super::bdev::{AlignedBuffer, OperationKind, Transfer, iovecs};
+use super::aio::{Aio, AioOperation};
 use super::chain::Segment;
-use super::disk::Disk;
-use super::guest::Guest;
-use super::request::{Operation, Range, Request, Status};
+use super::disk::ControllerDisk;
+use super::guest::GuestMemory;
+use super::request::{BlockRequest, Operation, Range, RequestStatus};
 use super::ring::Ring;
 
 /// Bytes copied at most for a request whose buffers the disk cannot take as they are.
@@ -32,25 +32,25 @@ struct Job {
     /// Bytes reported to the guest as written, without the status.
     written: u32,
     /// Keeps the memory of the kernel's transfer mapped.
-    guest: Arc<Guest>,
+    guest: Arc<GuestMemory>,
     /// Own buffer of a copied request, and the destination of its data.
     copy: Option<(AlignedBuffer, Vec<Segment>)>,
 }
 
-type Done = Vec<(Job, Result<u64, Errno>)>;
+type Completion = Vec<(Job, Result<u64, Errno>)>;
 
 /// Service of requests on one disk.
-pub(super) struct Service {
-    disk: Arc<Disk>,
+pub(super) struct DiskService {
+    disk: Arc<ControllerDisk>,
     aio: Option<Aio<Job>>,
     /// Requests that the kernel has no room for yet.
-    waiting: VecDeque<(Work, Job)>,
-    done: Done,
+    waiting: VecDeque<(AioOperation, Job)>,
+    done: Completion,
 }
 
-impl Service {
+impl DiskService {
     /// Creates a service; the kernel signals each completion on `completions`.
-    pub(super) fn new(disk: Arc<Disk>, completions: EventFd) -> Self {
+    pub(super) fn new(disk: Arc<ControllerDisk>, completions: EventFd) -> Self {
         let wants = disk.bdev.direct_fd().is_some();
         let aio = if wants {
             Aio::new(completions).map_err(|errno| {
@@ -69,7 +69,7 @@ impl Service {
             for _ in 0..TURN {
                 let Some((head, chain)) = ring.take() else { break };
                 worked = true;
-                match Request::judge(&ring.guest, &self.disk, chain) {
+                match BlockRequest::judge(&ring.guest, &self.disk, chain) {
                     Ok(request) => self.begin(ring, head, request),
                     Err(broken) => ring.abandon(broken),
                 }
@@ -100,23 +100,23 @@ impl Service {
         !self.done.is_empty()
     }
 
-    fn begin(&mut self, ring: &Ring, head: u16, request: Request) {
-        let Request { operation, status } = request;
+    fn begin(&mut self, ring: &Ring, head: u16, request: BlockRequest) {
+        let BlockRequest { operation, status } = request;
         let guest = Arc::clone(&ring.guest);
         let mut job =
             Job { ring: ring.index, head, status, length: 0, written: 0, guest, copy: None };
         let stats = &self.disk.bdev.stats;
         match operation {
             Operation::Transfer { write, offset, length, data } => {
-                stats.count(if write { Kind::Write } else { Kind::Read }, length);
+                stats.count(if write { OperationKind::Write } else { OperationKind::Read }, length);
                 job.length = length;
                 job.written = if write { 0 } else { length as u32 };
                 self.transfer(write, offset, data, job);
             }
             Operation::Flush => {
-                stats.count(Kind::Flush, 0);
+                stats.count(OperationKind::Flush, 0);
                 if self.aio.is_some() {
-                    return self.queue(Work::Sync, job);
+                    return self.queue(AioOperation::Sync, job);
                 }
                 let flushed = self.disk.bdev.flush().map(|()| 0);
                 self.done.push((job, flushed));
@@ -128,11 +128,13 @@ impl Service {
                 self.done.push((job, if put { Ok(0) } else { Err(Errno::EFAULT) }));
             }
             Operation::Zero(ranges) => {
-                stats.count(Kind::Unmap, ranges.iter().map(|range| range.length).sum());
+                stats.count(OperationKind::Unmap, ranges.iter().map(|range| range.length).sum());
                 let zeroed = self.zero(&ranges);
                 self.done.push((job, zeroed));
             }
-            Operation::Refuse(Status::Unsupported) => self.done.push((job, Err(Errno::ENOTSUP))),
+            Operation::Refuse(RequestStatus::Unsupported) => {
+                self.done.push((job, Err(Errno::ENOTSUP)))
+            }
             Operation::Refuse(_) => self.done.push((job, Err(Errno::EINVAL))),
         }
     }
@@ -152,7 +154,7 @@ impl Service {
         }
         let Some(alignment) = self.disk.bdev.direct_alignment() else {
             let moved =
-                self.disk.bdev.transfer(Access { write, offset }, &slices).map(|()| job.length);
+                self.disk.bdev.transfer(Transfer { write, offset }, &slices).map(|()| job.length);
             return self.done.push((job, moved));
         };
         let fits = |slice: &VolatileSlice<'_>| {
@@ -171,18 +173,18 @@ impl Service {
             let own = job.copy.as_ref().map(|(buffer, _)| vec![buffer.slice()]);
             let parts = own.as_deref().unwrap_or(&slices);
             let moved =
-                self.disk.bdev.transfer(Access { write, offset }, parts).map(|()| job.length);
+                self.disk.bdev.transfer(Transfer { write, offset }, parts).map(|()| job.length);
             return self.done.push((job, moved));
         }
         let work = if write {
-            Work::Write { offset, iovecs: vectors }
+            AioOperation::Write { offset, iovecs: vectors }
         } else {
-            Work::Read { offset, iovecs: vectors }
+            AioOperation::Read { offset, iovecs: vectors }
         };
         self.queue(work, job);
     }
 
-    fn queue(&mut self, work: Work, job: Job) {
+    fn queue(&mut self, work: AioOperation, job: Job) {
         match &mut self.aio {
             Some(aio) if self.waiting.is_empty() && aio.has_room() => {
                 prepare(&self.disk, aio, work, job);
@@ -200,25 +202,25 @@ impl Service {
             result.is_err() || scatter(&job.guest, data, &bytes)
         });
         let status = match result {
-            Ok(()) if put => Status::Ok,
-            Err(Errno::ENOTSUP) => Status::Unsupported,
-            _ => Status::Failed,
+            Ok(()) if put => RequestStatus::Ok,
+            Err(Errno::ENOTSUP) => RequestStatus::Unsupported,
+            _ => RequestStatus::Failed,
         };
-        if status == Status::Failed {
+        if status == RequestStatus::Failed {
             self.disk.bdev.stats.count_error();
             let why = result.err().map_or("the guest's memory cannot be reached", Errno::desc);
             tracing::debug!(disk = self.disk.bdev.name, why, "a request failed");
         }
         let Some(ring) = rings.iter_mut().find(|ring| ring.index == job.ring) else { return };
-        let written = if status == Status::Ok { job.written.saturating_add(1) } else { 1 };
+        let written = if status == RequestStatus::Ok { job.written.saturating_add(1) } else { 1 };
         if !job.guest.put(job.status, &[status as u8]) {
-            return ring.abandon(super::chain::Broken::NoRequest);
+            return ring.abandon(super::chain::InvalidChain::NoRequest);
         }
         ring.give_back(job.head, written);
     }
 }
 
-fn prepare(disk: &Disk, aio: &mut Aio<Job>, work: Work, job: Job) {
+fn prepare(disk: &ControllerDisk, aio: &mut Aio<Job>, work: AioOperation, job: Job) {
     // Only a disk with such a descriptor has asynchronous I/O.
     if let Some(file) = disk.bdev.direct_fd() {
         aio.prepare(file, work, job);
@@ -234,7 +236,7 @@ fn serial(name: &str) -> [u8; 20] {
 }
 
 /// Writes `bytes` to one segment after the other.
-fn scatter(guest: &Guest, segments: &[Segment], mut bytes: &[u8]) -> bool {
+fn scatter(guest: &GuestMemory, segments: &[Segment], mut bytes: &[u8]) -> bool {
     for segment in segments {
         let part = bytes.len().min(segment.length as usize);
         if !guest.put(segment.address, &bytes[..part]) {

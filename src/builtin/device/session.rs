@@ -8,11 +8,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::{BackendReqHandler, Error};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::Disk;
+use super::disk::ControllerDisk;
 use super::negotiation::Negotiation;
 use super::notice;
-use super::progress::Progress;
-use super::worker::Worker;
+use super::progress::SessionProgress;
+use super::worker::WorkerHandle;
 
 /// Reason for the end of a session.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,12 +24,12 @@ pub(super) enum End {
 }
 
 /// Starts one worker for each core, so that the rings of a VM share the target's cores.
-fn workers(disk: &Arc<Disk>, vid: usize) -> std::io::Result<Vec<Worker>> {
+fn workers(disk: &Arc<ControllerDisk>, vid: usize) -> std::io::Result<Vec<WorkerHandle>> {
     let count = disk.cores.as_ref().map_or(1, |cores| cores.numbers().len());
     (0..count.min(usize::from(super::config::QUEUES)))
         .map(|nth| {
             let pin = disk.cores.clone().map(|cores| (cores, vid + nth));
-            Worker::start(Arc::clone(disk), format!("vhost-io-{vid}-{nth}"), pin)
+            WorkerHandle::start(Arc::clone(disk), format!("vhost-io-{vid}-{nth}"), pin)
         })
         .collect()
 }
@@ -43,8 +43,8 @@ pub(super) fn serve(
     stream: UnixStream,
     listener: &UnixListener,
     stop: &EventFd,
-    disk: &Arc<Disk>,
-    progress: &Arc<Progress>,
+    disk: &Arc<ControllerDisk>,
+    progress: &Arc<SessionProgress>,
 ) -> std::io::Result<End> {
     let workers = workers(disk, progress.vid)?;
     let negotiation = Negotiation::new(Arc::clone(disk), workers, Arc::clone(progress));
@@ -76,7 +76,7 @@ pub(super) fn serve(
     Ok(end)
 }
 
-struct Ready {
+struct ReadyFds {
     stream: bool,
     listener: bool,
     stop: bool,
@@ -86,7 +86,7 @@ fn wait(
     stream: &UnixStream,
     listener: Option<&UnixListener>,
     stop: &EventFd,
-) -> std::io::Result<Ready> {
+) -> std::io::Result<ReadyFds> {
     // SAFETY: the eventfd is borrowed for longer than this call lasts.
     #[allow(unsafe_code)]
     let stop = unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) };
@@ -98,5 +98,5 @@ fn wait(
         Err(errno) => return Err(errno.into()),
     }
     let ready = |index: usize| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(false));
-    Ok(Ready { stream: ready(0), stop: ready(1), listener: ready(2) })
+    Ok(ReadyFds { stream: ready(0), stop: ready(1), listener: ready(2) })
 }

@@ -9,9 +9,9 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::config::RING;
-use super::guest::Guest;
+use super::guest::GuestMemory;
 use super::inflight::Record;
-use super::ring::{Call, Ring, State};
+use super::ring::{CallFd, Ring, RingState};
 
 /// Frontend's settings of one ring.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct Vring {
     pub(super) kick: Option<Arc<File>>,
     /// Set once there is a kick; without a descriptor the ring is only polled.
     pub(super) started: bool,
-    pub(super) call: Call,
+    pub(super) call: CallFd,
     pub(super) error: Option<Arc<File>>,
     pub(super) enabled: bool,
     pub(super) running: bool,
@@ -37,7 +37,7 @@ impl Vring {
     pub(super) fn ring(
         &self,
         index: u16,
-        guest: Arc<Guest>,
+        guest: Arc<GuestMemory>,
         record: Option<&Record>,
         event_idx: bool,
         in_flight: Arc<AtomicUsize>,
@@ -51,12 +51,12 @@ impl Vring {
             error: self.error.clone(),
             record: record.and_then(|record| record.queue(index, self.size)),
             in_flight,
-            state: State::default(),
+            state: RingState::default(),
         };
         ring.begin().map_err(|_| Error::InvalidParam)
     }
 
-    fn queue(&self, guest: &Guest, event_idx: bool) -> Result<Queue> {
+    fn queue(&self, guest: &GuestMemory, event_idx: bool) -> Result<Queue> {
         let addresses = self.addresses.ok_or(Error::InvalidParam)?;
         let [table, used, available] =
             addresses.map(|user| guest.translate(user).map(GuestAddress));

@@ -16,39 +16,39 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::cores::Cores;
-use super::disk::Disk;
-use super::guest::Guest;
+use super::disk::ControllerDisk;
+use super::guest::GuestMemory;
 use super::ring::{Ring, interrupt};
-use super::service::Service;
+use super::service::DiskService;
 
 const COMMAND: u64 = 0;
 const COMPLETION: u64 = 1;
 const FIRST_RING: u64 = 2;
 
 /// Command of the session to a worker.
-enum Command {
+enum WorkerCommand {
     Start(Box<Ring>),
     /// Stop of a ring; the reply is its next available entry once nothing of it is outstanding.
     Stop(u16, SyncSender<u16>),
     /// Replacement of the guest's memory.
-    Memory(Arc<Guest>, SyncSender<()>),
+    Memory(Arc<GuestMemory>, SyncSender<()>),
     End,
 }
 
 /// Session's handle of a worker thread.
-pub(super) struct Worker {
-    commands: Sender<Command>,
+pub(super) struct WorkerHandle {
+    commands: Sender<WorkerCommand>,
     wake: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Worker {
+impl WorkerHandle {
     /// Starts the thread.
     ///
     /// # Errors
     /// When there are no descriptors or threads left.
     pub(super) fn start(
-        disk: Arc<Disk>,
+        disk: Arc<ControllerDisk>,
         name: String,
         pin: Option<(Cores, usize)>,
     ) -> std::io::Result<Self> {
@@ -65,7 +65,7 @@ impl Worker {
             if let Some((cores, nth)) = pin {
                 cores.pin(nth);
             }
-            let service = Service::new(disk, events);
+            let service = DiskService::new(disk, events);
             let patience = Patience::default();
             let rings = Vec::new();
             let stops = Vec::new();
@@ -75,34 +75,34 @@ impl Worker {
         Ok(Self { commands, wake, thread: Some(thread) })
     }
 
-    fn tell(&self, command: Command) {
+    fn tell(&self, command: WorkerCommand) {
         // A worker only ends on command.
         let _ = self.commands.send(command);
         let _ = self.wake.write(1);
     }
 
     pub(super) fn start_ring(&self, ring: Ring) {
-        self.tell(Command::Start(Box::new(ring)));
+        self.tell(WorkerCommand::Start(Box::new(ring)));
     }
 
     /// Stops a ring once its requests are answered; returns the next available entry.
     pub(super) fn stop_ring(&self, index: u16) -> Option<u16> {
         let (reply, answer) = sync_channel(1);
-        self.tell(Command::Stop(index, reply));
+        self.tell(WorkerCommand::Stop(index, reply));
         answer.recv().ok()
     }
 
     /// Replaces the rings' view of the guest's memory.
-    pub(super) fn replace_memory(&self, guest: &Arc<Guest>) {
+    pub(super) fn replace_memory(&self, guest: &Arc<GuestMemory>) {
         let (reply, answer) = sync_channel(1);
-        self.tell(Command::Memory(Arc::clone(guest), reply));
+        self.tell(WorkerCommand::Memory(Arc::clone(guest), reply));
         let _ = answer.recv();
     }
 }
 
-impl Drop for Worker {
+impl Drop for WorkerHandle {
     fn drop(&mut self) {
-        self.tell(Command::End);
+        self.tell(WorkerCommand::End);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -132,9 +132,9 @@ impl Patience {
 }
 
 struct Loop {
-    service: Service,
+    service: DiskService,
     epoll: Epoll,
-    receiver: Receiver<Command>,
+    receiver: Receiver<WorkerCommand>,
     wakes: EventFd,
     completion: EventFd,
     rings: Vec<Ring>,
@@ -165,19 +165,19 @@ impl Loop {
     fn obey(&mut self) -> bool {
         loop {
             match self.receiver.try_recv() {
-                Ok(Command::Start(ring)) => self.begin(*ring),
-                Ok(Command::Stop(index, reply)) => {
+                Ok(WorkerCommand::Start(ring)) => self.begin(*ring),
+                Ok(WorkerCommand::Stop(index, reply)) => {
                     let ring = self.rings.iter_mut().find(|ring| ring.index == index);
                     if let Some(ring) = ring {
                         ring.state.stopping = true;
                         self.stops.push((index, reply));
                     }
                 }
-                Ok(Command::Memory(guest, reply)) => {
+                Ok(WorkerCommand::Memory(guest, reply)) => {
                     self.rings.iter_mut().for_each(|ring| ring.guest = Arc::clone(&guest));
                     let _ = reply.send(());
                 }
-                Ok(Command::End) | Err(TryRecvError::Disconnected) => return false,
+                Ok(WorkerCommand::End) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
         }

@@ -8,16 +8,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::super::bdev::{Backing, Bdev, DiskFile, Memory, is_block_size};
+use super::super::bdev::{BdevBacking, BuiltinBdev, DiskFile, MemoryDisk, is_block_size};
 use super::super::target::Target;
-use super::fault::{Fault, decode};
+use super::fault::{RpcError, decode};
 use super::framework::{TICK_RATE, ticks};
 
 const MIB: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Get {
+struct GetBdevs {
     name: Option<String>,
     /// Time to wait for the bdev, in milliseconds.
     #[serde(default)]
@@ -26,28 +26,28 @@ struct Get {
 
 /// Caller's timeout for a bdev that is missing.
 pub(super) fn patience(target: &Target, params: Option<&Value>) -> Option<Duration> {
-    let Get { name, timeout } = decode(params.cloned()).ok()?;
+    let GetBdevs { name, timeout } = decode(params.cloned()).ok()?;
     let missing = target.bdevs.get(&name?).is_none();
     (missing && timeout > 0).then(|| Duration::from_millis(timeout))
 }
 
-pub(super) fn get_bdevs(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
-    let Get { name, .. } = decode(params)?;
+pub(super) fn get_bdevs(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
+    let GetBdevs { name, .. } = decode(params)?;
     match name {
         Some(name) => {
-            let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
+            let bdev = target.bdevs.get(&name).ok_or(RpcError::bdev(Errno::ENODEV))?;
             Ok(json!([describe(bdev)]))
         }
         None => Ok(target.bdevs.iter().map(|bdev| describe(bdev)).collect()),
     }
 }
 
-fn describe(bdev: &Bdev) -> Value {
+fn describe(bdev: &BuiltinBdev) -> Value {
     let (product, specific) = match &bdev.backing {
-        Backing::Malloc(_) => ("Malloc disk", json!({})),
-        Backing::Null => ("Null disk", json!({})),
-        Backing::Aio(file) => ("AIO disk", json!({ "aio": of_file(file, bdev) })),
-        Backing::Zbs(file) => ("ZBS disk", json!({ "zbs": of_file(file, bdev) })),
+        BdevBacking::Malloc(_) => ("Malloc disk", json!({})),
+        BdevBacking::Null => ("Null disk", json!({})),
+        BdevBacking::Aio(file) => ("AIO disk", json!({ "aio": of_file(file, bdev) })),
+        BdevBacking::Zbs(file) => ("ZBS disk", json!({ "zbs": of_file(file, bdev) })),
     };
     let writable = !bdev.file().is_some_and(DiskFile::is_read_only);
     let uuid = bdev.uuid.hyphenated().to_string();
@@ -71,7 +71,7 @@ fn describe(bdev: &Bdev) -> Value {
     })
 }
 
-fn of_file(file: &DiskFile, bdev: &Bdev) -> Value {
+fn of_file(file: &DiskFile, bdev: &BuiltinBdev) -> Value {
     json!({
         "filename": file.path(),
         "block_size_override": bdev.block_size,
@@ -87,11 +87,11 @@ struct Iostat {
     name: Option<String>,
 }
 
-pub(super) fn get_iostat(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+pub(super) fn get_iostat(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let Iostat { name } = decode(params)?;
     let bdevs: Vec<Value> = match name {
         Some(name) => {
-            let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
+            let bdev = target.bdevs.get(&name).ok_or(RpcError::bdev(Errno::ENODEV))?;
             vec![bdev.stats.report(&bdev.name)]
         }
         None => target.bdevs.iter().map(|bdev| bdev.stats.report(&bdev.name)).collect(),
@@ -113,48 +113,48 @@ struct CreateMemory {
 }
 
 /// Block size, and size in bytes, of a bdev that has no file.
-fn sizes(wish: &CreateMemory) -> Result<(u32, u64), Fault> {
+fn sizes(wish: &CreateMemory) -> Result<(u32, u64), RpcError> {
     if wish.num_blocks == 0 || !is_block_size(wish.block_size) {
-        return Err(Fault::bdev(Errno::EINVAL));
+        return Err(RpcError::bdev(Errno::EINVAL));
     }
     let bytes = wish.num_blocks.checked_mul(wish.block_size);
-    Ok((wish.block_size as u32, bytes.ok_or(Fault::bdev(Errno::ENOMEM))?))
+    Ok((wish.block_size as u32, bytes.ok_or(RpcError::bdev(Errno::ENOMEM))?))
 }
 
-fn add(target: &mut Target, bdev: Bdev) -> Result<Value, Fault> {
+fn add(target: &mut Target, bdev: BuiltinBdev) -> Result<Value, RpcError> {
     let name = json!(bdev.name);
-    target.bdevs.add(bdev).map_err(Fault::bdev)?;
+    target.bdevs.add(bdev).map_err(RpcError::bdev)?;
     Ok(name)
 }
 
 /// Refuses a name that is taken, before anything is created or opened.
-fn must_be_free(target: &Target, name: &str) -> Result<(), Fault> {
+fn must_be_free(target: &Target, name: &str) -> Result<(), RpcError> {
     match target.bdevs.get(name) {
-        Some(_) => Err(Fault::bdev(Errno::EEXIST)),
+        Some(_) => Err(RpcError::bdev(Errno::EEXIST)),
         None => Ok(()),
     }
 }
 
-pub(super) fn malloc_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+pub(super) fn malloc_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let wish: CreateMemory = decode(params)?;
     let (block_size, bytes) = sizes(&wish)?;
     if let Some(name) = &wish.name {
         must_be_free(target, name)?;
     }
     if !target.has_memory(bytes) {
-        return Err(Fault::bdev(Errno::ENOMEM));
+        return Err(RpcError::bdev(Errno::ENOMEM));
     }
-    let memory = Backing::Malloc(Memory::new(bytes).map_err(Fault::bdev)?);
+    let memory = BdevBacking::Malloc(MemoryDisk::new(bytes).map_err(RpcError::bdev)?);
     let name = wish.name.unwrap_or_else(|| target.bdevs.free_name());
-    add(target, Bdev::new(name, wish.uuid, block_size, wish.num_blocks, memory))
+    add(target, BuiltinBdev::new(name, wish.uuid, block_size, wish.num_blocks, memory))
 }
 
-pub(super) fn null_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+pub(super) fn null_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let mut wish: CreateMemory = decode(params)?;
     let (block_size, _) = sizes(&wish)?;
-    let missing = || Fault::new(super::fault::INTERNAL, "spdk_json_decode_object failed");
+    let missing = || RpcError::new(super::fault::INTERNAL, "spdk_json_decode_object failed");
     let name = wish.name.take().ok_or_else(missing)?;
-    add(target, Bdev::new(name, wish.uuid, block_size, wish.num_blocks, Backing::Null))
+    add(target, BuiltinBdev::new(name, wish.uuid, block_size, wish.num_blocks, BdevBacking::Null))
 }
 
 #[derive(Deserialize)]
@@ -172,24 +172,24 @@ struct CreateAio {
     uuid: Option<Uuid>,
 }
 
-pub(super) fn aio_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+pub(super) fn aio_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let wish: CreateAio = decode(params)?;
     must_be_free(target, &wish.name)?;
     let path = Path::new(&wish.filename);
-    let regular = DiskFile::is_regular(path).map_err(Fault::bdev)?;
+    let regular = DiskFile::is_regular(path).map_err(RpcError::bdev)?;
     let block_size = if wish.block_size == 0 && !regular { 512 } else { wish.block_size };
     // A folder is reported as such, whatever the block size.
     let probe = if is_block_size(block_size) { block_size as u32 } else { 512 };
-    let file = DiskFile::open(path, probe, wish.readonly).map_err(Fault::bdev)?;
+    let file = DiskFile::open(path, probe, wish.readonly).map_err(RpcError::bdev)?;
     if !is_block_size(block_size) {
-        return Err(Fault::bdev(Errno::EINVAL));
+        return Err(RpcError::bdev(Errno::EINVAL));
     }
-    let blocks = file.bytes().map_err(Fault::bdev)? / block_size;
+    let blocks = file.bytes().map_err(RpcError::bdev)? / block_size;
     if blocks == 0 {
-        return Err(Fault::bdev(Errno::EINVAL));
+        return Err(RpcError::bdev(Errno::EINVAL));
     }
-    let backing = Backing::Aio(file);
-    add(target, Bdev::new(wish.name, wish.uuid, block_size as u32, blocks, backing))
+    let backing = BdevBacking::Aio(file);
+    add(target, BuiltinBdev::new(wish.name, wish.uuid, block_size as u32, blocks, backing))
 }
 
 #[derive(Deserialize)]
@@ -201,57 +201,57 @@ struct CreateZbs {
     block_size: Option<u32>,
 }
 
-pub(super) fn zbs_create(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+pub(super) fn zbs_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let wish: CreateZbs = decode(params)?;
     must_be_free(target, &wish.name)?;
     let block_size = wish.block_size.unwrap_or(512);
     let folder = target.zbs.clone().filter(|_| is_block_size(u64::from(block_size)));
-    let folder = folder.ok_or(Fault::bdev(Errno::EINVAL))?;
-    let file = folder.open(&wish.file, block_size).map_err(Fault::bdev)?;
-    let blocks = file.bytes().map_err(Fault::bdev)? / u64::from(block_size);
-    add(target, Bdev::new(wish.name, None, block_size, blocks, Backing::Zbs(file)))
+    let folder = folder.ok_or(RpcError::bdev(Errno::EINVAL))?;
+    let file = folder.open(&wish.file, block_size).map_err(RpcError::bdev)?;
+    let blocks = file.bytes().map_err(RpcError::bdev)? / u64::from(block_size);
+    add(target, BuiltinBdev::new(wish.name, None, block_size, blocks, BdevBacking::Zbs(file)))
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Named {
+struct NamedBdev {
     name: String,
 }
 
 fn delete(
     target: &mut Target,
     params: Option<Value>,
-    is_kind: fn(&Backing) -> bool,
-) -> Result<Value, Fault> {
-    let Named { name } = decode(params)?;
+    is_kind: fn(&BdevBacking) -> bool,
+) -> Result<Value, RpcError> {
+    let NamedBdev { name } = decode(params)?;
     let bdev = target.bdevs.get(&name).filter(|bdev| is_kind(&bdev.backing));
-    let name = bdev.ok_or(Fault::bdev(Errno::ENODEV))?.name.clone();
-    target.bdevs.remove(&name).map_err(Fault::bdev)?;
+    let name = bdev.ok_or(RpcError::bdev(Errno::ENODEV))?.name.clone();
+    target.bdevs.remove(&name).map_err(RpcError::bdev)?;
     Ok(json!(true))
 }
 
-pub(super) fn malloc_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
-    delete(target, params, |backing| matches!(backing, Backing::Malloc(_)))
+pub(super) fn malloc_delete(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
+    delete(target, params, |backing| matches!(backing, BdevBacking::Malloc(_)))
 }
 
-pub(super) fn aio_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
-    delete(target, params, |backing| matches!(backing, Backing::Aio(_)))
+pub(super) fn aio_delete(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
+    delete(target, params, |backing| matches!(backing, BdevBacking::Aio(_)))
 }
 
-pub(super) fn null_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
-    delete(target, params, |backing| matches!(backing, Backing::Null))
+pub(super) fn null_delete(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
+    delete(target, params, |backing| matches!(backing, BdevBacking::Null))
 }
 
-pub(super) fn zbs_delete(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
-    delete(target, params, |backing| matches!(backing, Backing::Zbs(_)))
+pub(super) fn zbs_delete(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
+    delete(target, params, |backing| matches!(backing, BdevBacking::Zbs(_)))
 }
 
-pub(super) fn aio_rescan(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
-    let Named { name } = decode(params)?;
-    let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
-    let Backing::Aio(file) = &bdev.backing else { return Err(Fault::bdev(Errno::ENODEV)) };
-    let bytes = file.bytes().map_err(Fault::bdev)?;
-    target.resize(bdev, bytes, Errno::EBUSY).map_err(Fault::bdev)?;
+pub(super) fn aio_rescan(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
+    let NamedBdev { name } = decode(params)?;
+    let bdev = target.bdevs.get(&name).ok_or(RpcError::bdev(Errno::ENODEV))?;
+    let BdevBacking::Aio(file) = &bdev.backing else { return Err(RpcError::bdev(Errno::ENODEV)) };
+    let bytes = file.bytes().map_err(RpcError::bdev)?;
+    target.resize(bdev, bytes, Errno::EBUSY).map_err(RpcError::bdev)?;
     Ok(json!(true))
 }
 
@@ -263,26 +263,26 @@ struct Resize {
     new_size: u64,
 }
 
-fn new_bytes(size: u64) -> Result<u64, Fault> {
-    size.checked_mul(MIB).ok_or(Fault::bdev(Errno::EINVAL))
+fn new_bytes(size: u64) -> Result<u64, RpcError> {
+    size.checked_mul(MIB).ok_or(RpcError::bdev(Errno::EINVAL))
 }
 
-pub(super) fn null_resize(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+pub(super) fn null_resize(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let Resize { name, new_size } = decode(params)?;
-    let bdev = target.bdevs.get(&name).filter(|bdev| matches!(bdev.backing, Backing::Null));
-    let bdev = bdev.ok_or(Fault::bdev(Errno::ENODEV))?;
-    target.resize(bdev, new_bytes(new_size)?, Errno::EINVAL).map_err(Fault::bdev)?;
+    let bdev = target.bdevs.get(&name).filter(|bdev| matches!(bdev.backing, BdevBacking::Null));
+    let bdev = bdev.ok_or(RpcError::bdev(Errno::ENODEV))?;
+    target.resize(bdev, new_bytes(new_size)?, Errno::EINVAL).map_err(RpcError::bdev)?;
     Ok(json!(true))
 }
 
-pub(super) fn zbs_resize(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+pub(super) fn zbs_resize(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let Resize { name, new_size } = decode(params)?;
-    let bdev = target.bdevs.get(&name).ok_or(Fault::bdev(Errno::ENODEV))?;
-    let Backing::Zbs(file) = &bdev.backing else { return Err(Fault::bdev(Errno::ENODEV)) };
+    let bdev = target.bdevs.get(&name).ok_or(RpcError::bdev(Errno::ENODEV))?;
+    let BdevBacking::Zbs(file) = &bdev.backing else { return Err(RpcError::bdev(Errno::ENODEV)) };
     let bytes = new_bytes(new_size)?;
     if file.can_grow() && bytes > bdev.bytes() {
-        file.grow(bytes).map_err(Fault::bdev)?;
+        file.grow(bytes).map_err(RpcError::bdev)?;
     }
-    target.resize(bdev, bytes, Errno::EINVAL).map_err(Fault::bdev)?;
+    target.resize(bdev, bytes, Errno::EINVAL).map_err(RpcError::bdev)?;
     Ok(json!(true))
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::super::target::Target;
-use super::fault::{Fault, INVALID_REQUEST};
-use super::methods::{Outcome, call, call_at_last};
+use super::fault::{INVALID_REQUEST, RpcError};
+use super::methods::{CallOutcome, call, call_at_last};
 
 /// Limit of a request in bytes; a larger one closes its connection.
 const RECEIVE: usize = 256 << 10;
@@ -23,7 +23,7 @@ pub(super) struct Closed;
 
 /// Call whose answer is not known yet.
 #[derive(Debug)]
-struct Waiting {
+struct OpenCall {
     id: Value,
     method: String,
     params: Option<Value>,
@@ -35,18 +35,18 @@ pub(super) struct Connection {
     pub(super) stream: UnixStream,
     received: Vec<u8>,
     answers: Vec<u8>,
-    waiting: Vec<Waiting>,
+    waiting: Vec<OpenCall>,
 }
 
 /// JSON-RPC request.
-struct Request {
+struct RpcRequest {
     id: Option<Value>,
     method: String,
     params: Option<Value>,
 }
 
 /// Members of a request, or the id of an invalid one.
-fn request(value: Value) -> Result<Request, Value> {
+fn request(value: Value) -> Result<RpcRequest, Value> {
     let Value::Object(mut members) = value else { return Err(Value::Null) };
     let id = members.remove("id");
     let short = |id: &Value| id.is_null() || id.to_string().len() <= ID;
@@ -59,7 +59,7 @@ fn request(value: Value) -> Result<Request, Value> {
         return Err(told);
     }
     match (members.remove("method"), Map::is_empty(&members)) {
-        (Some(Value::String(method)), true) => Ok(Request { id, method, params }),
+        (Some(Value::String(method)), true) => Ok(RpcRequest { id, method, params }),
         _ => Err(told),
     }
 }
@@ -133,17 +133,17 @@ impl Connection {
     }
 
     fn begin(&mut self, target: &mut Target, value: Value) {
-        let Request { id, method, params } = match request(value) {
+        let RpcRequest { id, method, params } = match request(value) {
             Ok(request) => request,
             Err(id) => {
-                return self.answer(&id, Err(Fault::new(INVALID_REQUEST, "Invalid request")));
+                return self.answer(&id, Err(RpcError::new(INVALID_REQUEST, "Invalid request")));
             }
         };
         match (call(target, &method, params.clone()), id) {
-            (Outcome::Now(result), Some(id)) => self.answer(&id, result),
-            (Outcome::Later(patience), Some(id)) => {
+            (CallOutcome::Now(result), Some(id)) => self.answer(&id, result),
+            (CallOutcome::Later(patience), Some(id)) => {
                 let until = patience.map(|patience: Duration| Instant::now() + patience);
-                self.waiting.push(Waiting { id, method, params, until });
+                self.waiting.push(OpenCall { id, method, params, until });
             }
             // A notification is executed, and not answered.
             (_, None) => {}
@@ -159,14 +159,14 @@ impl Connection {
             let over = waiting.until.is_some_and(|until| Instant::now() >= until);
             let ask = if over { call_at_last } else { call };
             match ask(target, &waiting.method, waiting.params.clone()) {
-                Outcome::Now(result) => self.answer(&waiting.id, result),
-                Outcome::Later(_) => self.waiting.push(waiting),
+                CallOutcome::Now(result) => self.answer(&waiting.id, result),
+                CallOutcome::Later(_) => self.waiting.push(waiting),
             }
         }
         self.write()
     }
 
-    fn answer(&mut self, id: &Value, result: Result<Value, Fault>) {
+    fn answer(&mut self, id: &Value, result: Result<Value, RpcError>) {
         let answer = match result {
             Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
             Err(fault) => json!({ "jsonrpc": "2.0", "id": id, "error": fault.value() }),

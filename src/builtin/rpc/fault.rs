@@ -12,7 +12,7 @@ pub(super) const INTERNAL: i32 = -32603;
 
 /// JSON-RPC error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct RpcError {
     pub(super) code: i32,
     pub(super) message: String,
 }
@@ -23,7 +23,7 @@ fn text(errno: Errno) -> String {
     text.split(" (os error").next().unwrap_or_default().to_string()
 }
 
-impl Fault {
+impl RpcError {
     pub(super) fn new(code: i32, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -52,28 +52,28 @@ impl Fault {
 ///
 /// # Errors
 /// When a member is missing, unknown or of another type.
-pub(super) fn decode<T: DeserializeOwned>(params: Option<Value>) -> Result<T, Fault> {
+pub(super) fn decode<T: DeserializeOwned>(params: Option<Value>) -> Result<T, RpcError> {
     let params = params.unwrap_or_else(|| json!({}));
     serde_json::from_value(params)
-        .map_err(|_| Fault::new(INTERNAL, "spdk_json_decode_object failed"))
+        .map_err(|_| RpcError::new(INTERNAL, "spdk_json_decode_object failed"))
 }
 
 /// Decodes the parameters of a vhost method.
 ///
 /// # Errors
 /// When a member is missing or of another type.
-pub(super) fn decode_vhost<T: DeserializeOwned>(params: Option<Value>) -> Result<T, Fault> {
+pub(super) fn decode_vhost<T: DeserializeOwned>(params: Option<Value>) -> Result<T, RpcError> {
     let params = params.unwrap_or_else(|| json!({}));
-    serde_json::from_value(params).map_err(|_| Fault::vhost(Errno::EINVAL))
+    serde_json::from_value(params).map_err(|_| RpcError::vhost(Errno::EINVAL))
 }
 
 /// Checks that a method was called without parameters.
 ///
 /// # Errors
 /// When there are parameters, even an empty object.
-pub(super) fn no_params(method: &str, params: Option<&Value>) -> Result<(), Fault> {
+pub(super) fn no_params(method: &str, params: Option<&Value>) -> Result<(), RpcError> {
     match params {
         None => Ok(()),
-        Some(_) => Err(Fault::new(INVALID_PARAMS, format!("{method} requires no parameters"))),
+        Some(_) => Err(RpcError::new(INVALID_PARAMS, format!("{method} requires no parameters"))),
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::target::Target;
-use super::fault::{Fault, INVALID_STATE, METHOD_NOT_FOUND};
+use super::fault::{INVALID_STATE, METHOD_NOT_FOUND, RpcError};
 use super::{bdev, framework, vhost};
 
-type Method = fn(&mut Target, Option<Value>) -> Result<Value, Fault>;
+type MethodFn = fn(&mut Target, Option<Value>) -> Result<Value, RpcError>;
 
 /// Condition for calling a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ enum When {
     Zbs,
 }
 
-const METHODS: &[(&str, When, Method)] = &[
+const METHODS: &[(&str, When, MethodFn)] = &[
     ("bdev_aio_create", When::Serving, bdev::aio_create),
     ("bdev_aio_delete", When::Serving, bdev::aio_delete),
     ("bdev_aio_rescan", When::Serving, bdev::aio_rescan),
@@ -47,8 +47,8 @@ const METHODS: &[(&str, When, Method)] = &[
 
 /// Outcome of a call.
 #[derive(Debug)]
-pub(super) enum Outcome {
-    Now(Result<Value, Fault>),
+pub(super) enum CallOutcome {
+    Now(Result<Value, RpcError>),
     /// No answer yet: retry when something has changed, for this time at most.
     Later(Option<Duration>),
 }
@@ -65,32 +65,32 @@ fn is_current(target: &Target, when: When) -> bool {
     }
 }
 
-pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> Outcome {
+pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> CallOutcome {
     let found = METHODS.iter().find(|(known, when, _)| *known == name && is_known(target, *when));
     let Some((_, when, method)) = found else {
-        return Outcome::Now(Err(Fault::new(METHOD_NOT_FOUND, "Method not found")));
+        return CallOutcome::Now(Err(RpcError::new(METHOD_NOT_FOUND, "Method not found")));
     };
     if !is_current(target, *when) {
-        return Outcome::Now(Err(Fault::new(INVALID_STATE, wrong_state(*when))));
+        return CallOutcome::Now(Err(RpcError::new(INVALID_STATE, wrong_state(*when))));
     }
     if let Some(faults) = &target.faults {
         faults.commit(name, params.as_ref());
     }
     let patience = match name {
-        "framework_wait_init" if !target.serving => return Outcome::Later(None),
+        "framework_wait_init" if !target.serving => return CallOutcome::Later(None),
         "bdev_get_bdevs" => bdev::patience(target, params.as_ref()),
         _ => None,
     };
     match patience {
-        Some(patience) => Outcome::Later(Some(patience)),
-        None => Outcome::Now(method(target, params)),
+        Some(patience) => CallOutcome::Later(Some(patience)),
+        None => CallOutcome::Now(method(target, params)),
     }
 }
 
 /// Calls a method for the last time, at the end of its timeout.
-pub(super) fn call_at_last(target: &mut Target, name: &str, params: Option<Value>) -> Outcome {
+pub(super) fn call_at_last(target: &mut Target, name: &str, params: Option<Value>) -> CallOutcome {
     let method = METHODS.iter().find(|(known, ..)| *known == name);
-    method.map_or(Outcome::Later(None), |(.., method)| Outcome::Now(method(target, params)))
+    method.map_or(CallOutcome::Later(None), |(.., method)| CallOutcome::Now(method(target, params)))
 }
 
 fn wrong_state(when: When) -> &'static str {
@@ -111,7 +111,7 @@ struct GetMethods {
     _aliases: bool,
 }
 
-fn get_methods(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
+fn get_methods(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
     let GetMethods { current, .. } = super::fault::decode(params)?;
     let wanted = |when| is_known(target, when) && (!current || is_current(target, when));
     let names = METHODS.iter().filter(|(_, when, _)| wanted(*when)).map(|(name, ..)| *name);

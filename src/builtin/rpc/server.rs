@@ -68,7 +68,7 @@ impl<'a> Server<'a> {
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
     }
 
-    fn wait(&self) -> io::Result<Ready> {
+    fn wait(&self) -> io::Result<Polled> {
         let room = self.connections.len() < CONNECTIONS;
         let accept = if room { PollFlags::POLLIN } else { PollFlags::empty() };
         let mut fds = vec![
@@ -89,7 +89,7 @@ impl<'a> Server<'a> {
         let gone = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
         let each =
             |fd: &PollFd<'_>| (got(fd).intersects(gone), got(fd).contains(PollFlags::POLLOUT));
-        Ok(Ready {
+        Ok(Polled {
             signal: !got(&fds[0]).is_empty(),
             listener: !got(&fds[1]).is_empty(),
             connections: fds[2..].iter().map(each).collect(),
@@ -98,7 +98,7 @@ impl<'a> Server<'a> {
 }
 
 /// Outcome of a poll.
-struct Ready {
+struct Polled {
     signal: bool,
     listener: bool,
     /// For each connection: `true` if readable, and if writable.

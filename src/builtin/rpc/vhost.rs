@@ -6,9 +6,9 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use super::super::cores::Cores;
-use super::super::device::Controller;
-use super::super::target::{Target, Wish};
-use super::fault::{Fault, decode_vhost};
+use super::super::device::BlkController;
+use super::super::target::{ControllerParams, Target};
+use super::fault::{RpcError, decode_vhost};
 
 /// Parameters of a new controller; unknown members are ignored, as in SPDK.
 #[derive(serde::Deserialize)]
@@ -26,19 +26,19 @@ struct Create {
 pub(super) fn create_blk_controller(
     target: &mut Target,
     params: Option<Value>,
-) -> Result<Value, Fault> {
+) -> Result<Value, RpcError> {
     let create: Create = decode_vhost(params)?;
     if create.transport.is_some_and(|transport| transport != "vhost_user_blk") {
-        return Err(Fault::vhost(Errno::EINVAL));
+        return Err(RpcError::vhost(Errno::EINVAL));
     }
-    let wish = Wish {
+    let wish = ControllerParams {
         name: create.ctrlr,
         bdev: create.dev_name,
         read_only: create.readonly,
         packed_ring: create.packed_ring,
         cores: create.cpumask,
     };
-    target.create_controller(wish).map_err(Fault::vhost)?;
+    target.create_controller(wish).map_err(RpcError::vhost)?;
     Ok(json!(true))
 }
 
@@ -50,32 +50,35 @@ struct Delete {
 pub(super) fn delete_controller(
     target: &mut Target,
     params: Option<Value>,
-) -> Result<Value, Fault> {
+) -> Result<Value, RpcError> {
     let Delete { ctrlr } = decode_vhost(params)?;
-    target.delete_controller(&ctrlr).map_err(Fault::vhost)?;
+    target.delete_controller(&ctrlr).map_err(RpcError::vhost)?;
     Ok(json!(true))
 }
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Get {
+struct GetControllers {
     name: Option<String>,
 }
 
-pub(super) fn get_controllers(target: &mut Target, params: Option<Value>) -> Result<Value, Fault> {
-    let Get { name } = decode_vhost(params)?;
+pub(super) fn get_controllers(
+    target: &mut Target,
+    params: Option<Value>,
+) -> Result<Value, RpcError> {
+    let GetControllers { name } = decode_vhost(params)?;
     let all = target.cores.clone().unwrap_or_else(Cores::first);
-    let described = |controller: &Controller| describe(controller, &all);
+    let described = |controller: &BlkController| describe(controller, &all);
     match name {
         Some(name) => {
-            let controller = target.controllers.get(&name).ok_or_else(Fault::no_controller)?;
+            let controller = target.controllers.get(&name).ok_or_else(RpcError::no_controller)?;
             Ok(json!([described(controller)]))
         }
         None => Ok(target.controllers.values().map(described).collect()),
     }
 }
 
-fn describe(controller: &Controller, all: &Cores) -> Value {
+fn describe(controller: &BlkController, all: &Cores) -> Value {
     let disk = &controller.disk;
     let cores = disk.cores.as_ref().unwrap_or(all);
     let sessions: Vec<Value> = controller

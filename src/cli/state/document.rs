@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::kept::{Kept, Thing, Things, look};
+use super::kept::{PersistentState, Thing, Things, look};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -41,7 +41,7 @@ impl Document {
     /// When the disk fails, and when there is an item that no agent of this version would accept: a document without it
     /// would be incomplete.
     pub fn of(store: &Store, node: String) -> Result<Document, Fault> {
-        let Kept { things, unusable, .. } = look(store, Thing::admit)?;
+        let PersistentState { things, unusable, .. } = look(store, Thing::admit)?;
         if let Some(fault) = unusable.into_iter().next() {
             let text = format!("{fault}: mend it or move it away, then export again");
             return Err(Fault { code: fault.code, text });

@@ -20,14 +20,14 @@ use serde_json::{Value, json};
 use crate::agent::memory::RESERVATIONS;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::identity::Identity;
+use crate::model::identity::HostIdentity;
 use crate::model::path::CleanPath;
 use crate::model::pools::{PoolPages, pages_map};
 use crate::model::target::{TargetName, TargetSpec};
 use crate::model::url::{HttpUrl, text_without_secrets};
 use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{self, Durability, Store};
-use crate::targets::desired::{Entry, FOLDER as TARGETS, VOLUMES, VolumeEntry};
+use crate::targets::desired::{FOLDER as TARGETS, TargetFile, VOLUMES, VolumeEntry};
 
 /// Folder of the results pending for the controller.
 const OUTBOX: &str = "outbox";
@@ -42,7 +42,7 @@ pub enum Thing {
     /// Hugepages that each boot restores.
     Reservations(Vec<PoolPages>),
     /// Identity of this host for its controller.
-    Controller(Identity),
+    Controller(HostIdentity),
 }
 
 /// Items by the names of their files in the state folder.
@@ -59,13 +59,13 @@ impl Thing {
 
     fn of(name: &str, value: &Value) -> Result<Thing, Fault> {
         let thing = match name.split('/').collect::<Vec<_>>()[..] {
-            [TARGETS, _] => Thing::Target(Box::new(parse::<Entry>(name, value)?.spec)),
+            [TARGETS, _] => Thing::Target(Box::new(parse::<TargetFile>(name, value)?.spec)),
             [VOLUMES, _, _] => {
                 let VolumeEntry { target, spec } = parse(name, value)?;
                 Thing::Volume(target, Box::new(spec))
             }
             [RESERVATIONS] => Thing::Reservations(parse(name, value)?),
-            [Identity::FILE] => Thing::Controller(parse(name, value)?),
+            [HostIdentity::FILE] => Thing::Controller(parse(name, value)?),
             _ => return Err(refused(name, "is nothing that this agent keeps")),
         };
         match thing.name() {
@@ -100,7 +100,7 @@ impl Thing {
             Thing::Reservations(list) if pages_map(list).len() != list.len() => {
                 Err("one pool is in it twice".to_string())
             }
-            Thing::Controller(Identity { send_command_url: url, .. }) if !url.is_empty() => {
+            Thing::Controller(HostIdentity { send_command_url: url, .. }) if !url.is_empty() => {
                 let judged = url.parse::<HttpUrl>();
                 judged.map(drop).map_err(|why| format!("its sendCommandUrl is no address: {why}"))
             }
@@ -114,14 +114,14 @@ impl Thing {
             Thing::Target(spec) => format!("{TARGETS}/{}.json", spec.name),
             Thing::Volume(target, spec) => format!("{VOLUMES}/{target}/{}.json", spec.name),
             Thing::Reservations(_) => RESERVATIONS.to_string(),
-            Thing::Controller(_) => Identity::FILE.to_string(),
+            Thing::Controller(_) => HostIdentity::FILE.to_string(),
         }
     }
 
     /// Content of the file, without the version.
     pub(super) fn content(&self) -> Value {
         match self {
-            Thing::Target(spec) => json!(Entry { spec: (**spec).clone(), trial: None }),
+            Thing::Target(spec) => json!(TargetFile { spec: (**spec).clone(), trial: None }),
             Thing::Volume(target, spec) => {
                 json!(VolumeEntry { target: target.clone(), spec: (**spec).clone() })
             }
@@ -200,7 +200,7 @@ fn passed_over(read: &Value, understood: &Value, path: &str) -> Option<String> {
 /// Pending result for the controller, or running call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Waiting {
+pub struct PendingItem {
     /// Task id of the controller.
     pub task: String,
     pub callback_url: String,
@@ -210,12 +210,12 @@ pub struct Waiting {
 
 /// Persistent state of a node.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Kept {
+pub struct PersistentState {
     pub things: Things,
     /// Unusable files, with the reason.
     pub unusable: Vec<Fault>,
     /// Tasks and results of the outbox.
-    pub outbox: Vec<Waiting>,
+    pub outbox: Vec<PendingItem>,
 }
 
 /// Parser of a file: [`Thing::read`] or [`Thing::admit`].
@@ -225,8 +225,8 @@ pub type Reading = fn(&str, &Value) -> Result<Thing, Fault>;
 ///
 /// # Errors
 /// When the disk fails.
-pub fn look(store: &Store, reading: Reading) -> Result<Kept, Fault> {
-    let mut kept = Kept::default();
+pub fn look(store: &Store, reading: Reading) -> Result<PersistentState, Fault> {
+    let mut kept = PersistentState::default();
     for name in names(store)? {
         let Some(bytes) = store.bytes(&name, Durability::Disk)? else { continue };
         let value = serde_json::from_slice::<Value>(&bytes);
@@ -240,7 +240,7 @@ pub fn look(store: &Store, reading: Reading) -> Result<Kept, Fault> {
     Ok(kept)
 }
 
-fn outbox(store: &Store) -> Result<Vec<Waiting>, Fault> {
+fn outbox(store: &Store) -> Result<Vec<PendingItem>, Fault> {
     let mut waiting = Vec::new();
     for name in store.list(OUTBOX, Durability::Disk)? {
         let Some(bytes) = store.bytes(&format!("{OUTBOX}/{name}"), Durability::Disk)? else {
@@ -248,7 +248,7 @@ fn outbox(store: &Store) -> Result<Vec<Waiting>, Fault> {
         };
         // The format is the outbox's own; any readable field is shown.
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        waiting.push(Waiting {
+        waiting.push(PendingItem {
             task: name.trim_end_matches(".json").to_string(),
             callback_url: text_without_secrets(value["callbackUrl"].as_str().unwrap_or_default()),
             has_result: !value["result"].is_null(),
@@ -267,7 +267,7 @@ fn names(store: &Store) -> Result<Vec<String>, Fault> {
     for target in store.folders(VOLUMES, Durability::Disk)? {
         names.extend(list(&format!("{VOLUMES}/{target}"))?);
     }
-    names.extend([RESERVATIONS.to_string(), Identity::FILE.to_string()]);
+    names.extend([RESERVATIONS.to_string(), HostIdentity::FILE.to_string()]);
     Ok(names)
 }
 

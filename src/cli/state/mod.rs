@@ -11,8 +11,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use self::document::{Document, Imported, MOST_BYTES, import};
-use self::kept::{Kept, Thing, Things, look};
-use super::reach::Place;
+use self::kept::{PersistentState, Thing, Things, look};
+use super::reach::NodeRoot;
 use super::render::{print, print_json, table};
 use super::{Output, exit};
 use crate::daemon::{hostname, run_dir, take_lock, url_in};
@@ -23,7 +23,7 @@ use crate::store::{Lock, Store, StoreError, read_some, write_new};
 
 /// Actions on the agent's state.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum StateCommand {
     /// Show the state: targets, volumes, reservations, the controller, pending results; secrets are hidden
     Show,
     /// Export the state, including secrets, as one JSON document
@@ -41,15 +41,15 @@ pub(super) enum Command {
     },
 }
 
-pub(super) async fn run(place: Place, command: Command, output: Output) -> Result<u8> {
+pub(super) async fn run(place: NodeRoot, command: StateCommand, output: Output) -> Result<u8> {
     let (state, run) = (&place.settings.state_dir, run_dir(&place.settings, &place.root));
     match command {
-        Command::Show => show(&look(&Store::look(state, run), Thing::read)?, output),
-        Command::Export { file } => {
+        StateCommand::Show => show(&look(&Store::look(state, run), Thing::read)?, output),
+        StateCommand::Export { file } => {
             let document = Document::of(&Store::look(state, run), hostname(&place.root))?;
             export(&document, file.as_deref().filter(|file| *file != Path::new("-")))
         }
-        Command::Import { file, replace } => {
+        StateCommand::Import { file, replace } => {
             let (document, things) =
                 read(&file).with_context(|| format!("{} cannot be imported", named(&file)))?;
             let store = Store::open(state, run)?;
@@ -149,7 +149,7 @@ fn print_imported(document: &Document, imported: &Imported, output: Output) -> R
     print(&text)
 }
 
-fn show(kept: &Kept, output: Output) -> Result<u8> {
+fn show(kept: &PersistentState, output: Output) -> Result<u8> {
     let code = if kept.unusable.is_empty() { exit::HOLDS } else { exit::FAILED };
     if output == Output::Json {
         let things = kept.things.iter().map(|(name, thing)| (name.clone(), thing.shown()));
@@ -169,7 +169,7 @@ fn show(kept: &Kept, output: Output) -> Result<u8> {
 }
 
 /// Tables of the items, by kind; empty ones are omitted.
-fn sections(kept: &Kept) -> Vec<String> {
+fn sections(kept: &PersistentState) -> Vec<String> {
     let mut targets = Rows::new(&["TARGET", "KIND", "IMAGE", "CORES", "MIB", "CONTROL SOCKET"]);
     let mut volumes = Rows::new(&["VOLUME", "OF TARGET", "BACKING", "BDEV", "ACCESS"]);
     let mut pages = Rows::new(&["PAGES", "OF", "ON"]);

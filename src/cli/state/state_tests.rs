@@ -30,7 +30,7 @@ fn raw(name: &str) -> Thing {
 
 fn node() -> Things {
     let pages = PoolPages { size: PageSize::MIB_2, node: NumaNode(1), pages: 360 };
-    let identity = Identity {
+    let identity = HostIdentity {
         host_uuid: "0123".to_string(),
         send_command_url: "http://user:verysecret@10.0.0.1:8080/x?token=verysecret".to_string(),
         version: "5.3".to_string(),
@@ -75,7 +75,7 @@ async fn the_owners_read_what_was_imported_and_what_they_write_is_exported() {
     assert_eq!(volumes, ["memory", "raw.1"]);
     let pages: Vec<PoolPages> = to.read(RESERVATIONS, Durability::Disk).unwrap().unwrap();
     assert_eq!(pages[0].pages, 360);
-    let identity: Identity = to.read(Identity::FILE, Durability::Disk).unwrap().unwrap();
+    let identity: HostIdentity = to.read(HostIdentity::FILE, Durability::Disk).unwrap().unwrap();
     assert_eq!(identity.host_uuid, "0123");
     let second = TargetSpec {
         control_sock: "/sockets/second.sock".parse().unwrap(),
@@ -241,7 +241,7 @@ fn what_waits_for_the_controller_is_shown() {
     let entry = |result: Value| json!({"callbackUrl": "http://c/x?t=1", "result": result});
     store.write("outbox/b.json", &entry(json!({"body": "{}"})), Durability::Disk).unwrap();
     store.write("outbox/a.json", &entry(Value::Null), Durability::Disk).unwrap();
-    let waiting = |task: &str, has_result| Waiting {
+    let waiting = |task: &str, has_result| PendingItem {
         task: task.to_string(),
         callback_url: "http://c/x?…".to_string(),
         has_result,

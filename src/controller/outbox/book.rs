@@ -20,7 +20,7 @@ use super::origin::Origin;
 use super::{Keep, Offering};
 use crate::model::code::Code;
 use crate::model::policy::CallbackPolicy;
-use crate::model::quota::Client;
+use crate::model::quota::QuotaClient;
 use crate::model::task::{TaskId, TaskResult};
 
 /// Time for which a result that was not accepted is retried at short intervals …
@@ -34,7 +34,7 @@ const HURRIED: u32 = 8;
 
 /// Outcome of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum DeliveryOutcome {
     /// Accepted by the controller (any 2xx).
     Taken,
     /// Not awaited by the controller any more (404).
@@ -56,7 +56,7 @@ pub enum Settled {
 
 /// Decision on a call's admission.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum QueueAdmission {
     /// Admitted, and to be written down.
     New,
     /// Duplicate of a task that is being written down: ask again when that has ended.
@@ -69,7 +69,7 @@ pub(super) enum Place {
 
 /// Pending result.
 #[derive(Debug)]
-struct Waiting {
+struct PendingResult {
     result: TaskResult,
     /// Age of the result when it came into the ledger, and the time of that.
     came: (Duration, Instant),
@@ -86,14 +86,19 @@ struct Waiting {
 
 struct UnderWay {
     /// Clients of the results.
-    clients: Vec<Client>,
+    clients: Vec<QuotaClient>,
     /// Failing addresses, each with `true` if it is the first attempt of its result.
     failing: Vec<(String, bool)>,
 }
 
 impl UnderWay {
     /// `true` if one more attempt may start, for this pending result.
-    fn has_room(&self, waiting: &Waiting, failing: &BTreeSet<String>, parallel: usize) -> bool {
+    fn has_room(
+        &self,
+        waiting: &PendingResult,
+        failing: &BTreeSet<String>,
+        parallel: usize,
+    ) -> bool {
         let (to, client) = (address(&waiting.result), waiting.origin.client);
         if times(&self.clients, client) >= client.quota(parallel) {
             return false;
@@ -112,7 +117,7 @@ impl UnderWay {
 
 /// Task without a result yet.
 #[derive(Debug)]
-struct Work {
+struct RunningTask {
     /// `true` once its file is on the disk, or needs none.
     written: bool,
     call: &'static str,
@@ -123,10 +128,10 @@ struct Work {
 #[derive(Debug)]
 pub(super) struct Book {
     offering: Offering,
-    at_work: BTreeMap<TaskId, Work>,
+    at_work: BTreeMap<TaskId, RunningTask>,
     /// Work that goes on after its result was given early.
     going_on: Vec<Origin>,
-    waiting: BTreeMap<TaskId, Waiting>,
+    waiting: BTreeMap<TaskId, PendingResult>,
     /// Addresses that did not accept the last result.
     failing: BTreeSet<String>,
     jitter: RandomState,
@@ -147,31 +152,36 @@ impl Book {
     }
 
     /// Admits a task of the call of that name.
-    pub(super) fn admit(&mut self, task: &TaskId, call: &'static str, origin: Origin) -> Place {
+    pub(super) fn admit(
+        &mut self,
+        task: &TaskId,
+        call: &'static str,
+        origin: Origin,
+    ) -> QueueAdmission {
         let place = self.place(task, origin);
         match &place {
-            Place::New => {
-                self.at_work.insert(task.clone(), Work { written: false, call, origin });
+            QueueAdmission::New => {
+                self.at_work.insert(task.clone(), RunningTask { written: false, call, origin });
             }
-            Place::Known => self.counts.repeated += 1,
+            QueueAdmission::Known => self.counts.repeated += 1,
             // The call asks again.
-            Place::BeingWritten => {}
-            Place::Full(code, _) => Counts::one_more(&mut self.counts.refused, *code),
+            QueueAdmission::BeingWritten => {}
+            QueueAdmission::Full(code, _) => Counts::one_more(&mut self.counts.refused, *code),
         }
         place
     }
 
-    fn place(&self, task: &TaskId, origin: Origin) -> Place {
+    fn place(&self, task: &TaskId, origin: Origin) -> QueueAdmission {
         match self.at_work.get(task) {
-            Some(Work { written: false, .. }) => return Place::BeingWritten,
-            Some(_) => return Place::Known,
-            None if self.waiting.contains_key(task) => return Place::Known,
+            Some(RunningTask { written: false, .. }) => return QueueAdmission::BeingWritten,
+            Some(_) => return QueueAdmission::Known,
+            None if self.waiting.contains_key(task) => return QueueAdmission::Known,
             None => {}
         }
         if let Some((code, text)) = self.too_many(origin) {
-            return Place::Full(code, text);
+            return QueueAdmission::Full(code, text);
         }
-        Place::New
+        QueueAdmission::New
     }
 
     /// Reason to refuse one more task; `None` if there is room.
@@ -221,7 +231,8 @@ impl Book {
         let ends = now + self.offering.callbacks.max_age.saturating_sub(age);
         let came = (age, now);
         let due = Some(due);
-        let waiting = Waiting { came, ends, attempts: 0, due, rests: None, origin, keep, result };
+        let waiting =
+            PendingResult { came, ends, attempts: 0, due, rests: None, origin, keep, result };
         self.waiting.insert(waiting.result.task.clone(), waiting);
     }
 
@@ -277,13 +288,13 @@ impl Book {
     /// Due time of the next result that may be offered.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let (under_way, parallel) = (self.under_way(), self.offering.callbacks.parallel);
-        let may = |waiting: &&Waiting| under_way.has_room(waiting, &self.failing, parallel);
+        let may = |waiting: &&PendingResult| under_way.has_room(waiting, &self.failing, parallel);
         self.waiting.values().filter(may).filter_map(|waiting| waiting.due).min()
     }
 
     fn under_way(&self) -> UnderWay {
         let under_way = || self.waiting.values().filter(|waiting| waiting.due.is_none());
-        let failing = |waiting: &Waiting| {
+        let failing = |waiting: &PendingResult| {
             let to = self.failing.get(address(&waiting.result))?;
             Some((to.clone(), waiting.attempts == 1))
         };
@@ -297,7 +308,7 @@ impl Book {
         let mut under_way = self.under_way();
         let parallel = self.offering.callbacks.parallel;
         let waiting = self.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
-        let mut due: Vec<&mut Waiting> = waiting.collect();
+        let mut due: Vec<&mut PendingResult> = waiting.collect();
         // After a restart all are due at once: then the oldest goes first.
         due.sort_by_key(|waiting| (waiting.due, waiting.ends));
         due.into_iter()
@@ -320,21 +331,26 @@ impl Book {
             .collect()
     }
 
-    pub(super) fn settle(&mut self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
+    pub(super) fn settle(
+        &mut self,
+        task: &TaskId,
+        verdict: DeliveryOutcome,
+        now: Instant,
+    ) -> Settled {
         let Some(waiting) = self.waiting.get(task) else { return Settled::Gone };
         let to = address(&waiting.result).to_string();
         let settled = self.judge(task, verdict, now);
         match verdict {
-            Verdict::Taken => self.counts.taken += 1,
-            Verdict::NotWaiting => self.counts.not_waited_for += 1,
-            Verdict::Again => self.counts.failed += 1,
+            DeliveryOutcome::Taken => self.counts.taken += 1,
+            DeliveryOutcome::NotWaiting => self.counts.not_waited_for += 1,
+            DeliveryOutcome::Again => self.counts.failed += 1,
         }
         if settled == Settled::TooOld {
             self.counts.given_up += 1;
         }
         let mut others =
             self.waiting.values_mut().filter(|waiting| address(&waiting.result) == to).peekable();
-        if verdict == Verdict::Again && others.peek().is_some() {
+        if verdict == DeliveryOutcome::Again && others.peek().is_some() {
             self.failing.insert(to.clone());
         } else if self.failing.remove(&to) {
             // The address answers again: what is pending for it need not wait any longer.
@@ -346,9 +362,9 @@ impl Book {
         settled
     }
 
-    fn judge(&mut self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
+    fn judge(&mut self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> Settled {
         let Some(waiting) = self.waiting.get_mut(task) else { return Settled::Gone };
-        if verdict != Verdict::Again {
+        if verdict != DeliveryOutcome::Again {
             self.waiting.remove(task);
             return Settled::Gone;
         }
@@ -399,7 +415,7 @@ impl Taken {
 }
 
 /// Counts the occurrences of `client`.
-fn times(all: &[Client], client: Client) -> usize {
+fn times(all: &[QuotaClient], client: QuotaClient) -> usize {
     all.iter().filter(|one| **one == client).count()
 }
 

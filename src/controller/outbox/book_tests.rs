@@ -12,7 +12,7 @@ fn id(n: u32) -> TaskId {
 }
 
 fn begin(book: &mut Book, n: u32) {
-    assert_eq!(book.admit(&id(n), "ensure", LOCAL), Place::New);
+    assert_eq!(book.admit(&id(n), "ensure", LOCAL), QueueAdmission::New);
     book.begins(&id(n));
 }
 
@@ -30,25 +30,26 @@ fn finish(book: &mut Book, n: u32, url: &str, age: Duration, now: Instant) {
     book.finish((result(n, url), age), (LOCAL, Keep::OnDisk), now, now);
 }
 
-const LOCAL: Origin = Origin { changes: true, client: Client::V4(std::net::Ipv4Addr::LOCALHOST) };
+const LOCAL: Origin =
+    Origin { changes: true, client: QuotaClient::V4(std::net::Ipv4Addr::LOCALHOST) };
 const URL: &str = "http://c:80/x";
 const NEW: Duration = Duration::ZERO;
 
 #[test]
 fn a_task_is_known_until_its_result_was_taken() {
     let (mut book, now) = (book(8, 8), Instant::now());
-    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::New);
-    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::BeingWritten);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::New);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::BeingWritten);
     book.begins(&id(1));
-    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::Known);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::Known);
     finish(&mut book, 1, URL, NEW, now);
-    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::Known);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::Known);
     assert_eq!(book.take_due(now, 9).len(), 1);
     assert!(book.take_due(now, 9).is_empty(), "it is under way");
-    assert_eq!(book.settle(&id(1), Verdict::Taken, now), Settled::Gone);
-    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::New);
+    assert_eq!(book.settle(&id(1), DeliveryOutcome::Taken, now), Settled::Gone);
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::New);
     book.refuse(&id(1), Code::StateUnwritable);
-    assert_eq!((book.load(), book.admit(&id(1), "ensure", LOCAL)), ((0, 0), Place::New));
+    assert_eq!((book.load(), book.admit(&id(1), "ensure", LOCAL)), ((0, 0), QueueAdmission::New));
 }
 
 #[test]
@@ -56,11 +57,17 @@ fn tasks_and_results_have_bounds() {
     let (mut book, now) = (book(2, 3), Instant::now());
     begin(&mut book, 1);
     begin(&mut book, 2);
-    assert!(matches!(book.admit(&id(3), "ensure", LOCAL), Place::Full(Code::TooManyTasks, _)));
+    assert!(matches!(
+        book.admit(&id(3), "ensure", LOCAL),
+        QueueAdmission::Full(Code::TooManyTasks, _)
+    ));
     finish(&mut book, 1, URL, NEW, now);
     begin(&mut book, 3);
     finish(&mut book, 3, URL, NEW, now);
-    assert!(matches!(book.admit(&id(4), "ensure", LOCAL), Place::Full(Code::OutboxFull, _)));
+    assert!(matches!(
+        book.admit(&id(4), "ensure", LOCAL),
+        QueueAdmission::Full(Code::OutboxFull, _)
+    ));
 }
 
 #[test]
@@ -75,7 +82,7 @@ fn a_result_is_due_when_it_is_written_and_at_the_latest_when_the_disk_had_its_ti
     assert_eq!(book.take_due(after(9), 9)[0].0.task, id(2));
     assert_eq!(book.take_due(after(10), 9)[0].0.task, id(1));
     // What is written late does not hurry an attempt, nor makes a second one.
-    book.settle(&id(1), Verdict::Again, after(10));
+    book.settle(&id(1), DeliveryOutcome::Again, after(10));
     let due = book.next_due();
     book.written(&id(1), after(10));
     book.written(&id(2), after(10));
@@ -91,7 +98,7 @@ fn attempts_come_later_and_later_and_end_at_the_age() {
         let ended = loop {
             let now = book.next_due().unwrap();
             assert_eq!(book.take_due(now, 9).len(), 1);
-            match book.settle(&id(1), Verdict::Again, now) {
+            match book.settle(&id(1), DeliveryOutcome::Again, now) {
                 Settled::After(delay) => delays.push(delay.as_secs_f64()),
                 Settled::TooOld => break now,
                 Settled::Gone => panic!("nobody took it"),
@@ -111,7 +118,7 @@ fn one_that_is_too_old_after_a_restart_is_offered_once() {
     let (mut book, now) = (book(8, 8), Instant::now());
     finish(&mut book, 1, URL, Duration::from_secs(90_000), now);
     assert_eq!(book.take_due(now, 9).len(), 1);
-    assert_eq!(book.settle(&id(1), Verdict::Again, now), Settled::TooOld);
+    assert_eq!(book.settle(&id(1), DeliveryOutcome::Again, now), Settled::TooOld);
 }
 
 #[test]
@@ -139,17 +146,17 @@ fn who_is_due_first_goes_first_and_a_failing_address_leaves_attempts_to_others()
         finish(&mut book, n, "http://dead:80/x", NEW, now);
     }
     assert_eq!(due(&mut book, now, 2), [id(1), id(2)]);
-    book.settle(&id(1), Verdict::Again, now);
+    book.settle(&id(1), DeliveryOutcome::Again, now);
     assert_eq!(due(&mut book, now, 9), [id(3)], "one that was not offered yet");
     assert!(book.next_due().is_none(), "2 and 3 are under way");
-    book.settle(&id(2), Verdict::Again, now);
-    book.settle(&id(3), Verdict::Again, now);
+    book.settle(&id(2), DeliveryOutcome::Again, now);
+    book.settle(&id(3), DeliveryOutcome::Again, now);
     now += Duration::from_secs(10);
     finish(&mut book, 0, "http://alive:80/x", NEW, now);
     let first = due(&mut book, now, 9);
     assert_eq!(first, [id(4), id(5), id(0)], "half for the failing one, and the other's");
-    book.settle(&id(0), Verdict::Taken, now);
-    book.settle(&id(4), Verdict::Again, now);
+    book.settle(&id(0), DeliveryOutcome::Taken, now);
+    book.settle(&id(4), DeliveryOutcome::Again, now);
     assert_eq!(due(&mut book, now, 9).len(), 1, "of those that were offered before a quarter");
     assert_eq!(book.next_due(), None);
 }
@@ -163,7 +170,7 @@ fn an_address_that_failed_waits_for_none_at_which_others_hang() {
     finish(&mut book, 60, URL, NEW, now);
     finish(&mut book, 61, URL, NEW, now);
     while let Some(task) = due(&mut book, now, 1).first() {
-        book.settle(task, Verdict::Again, now);
+        book.settle(task, DeliveryOutcome::Again, now);
     }
     now += Duration::from_secs(2);
     // What was due first, and hangs, takes all that such results share; one for the other address is left.
@@ -179,8 +186,8 @@ fn a_result_that_hangs_holds_back_none_of_the_same_controller() {
         finish(&mut book, n, URL, NEW, now);
     }
     assert_eq!(due(&mut book, now, 9).len(), 3);
-    book.settle(&id(1), Verdict::Again, now);
-    book.settle(&id(2), Verdict::Again, now);
+    book.settle(&id(1), DeliveryOutcome::Again, now);
+    book.settle(&id(2), DeliveryOutcome::Again, now);
     now += Duration::from_secs(2);
     let mut again = due(&mut book, now, 9);
     again.sort();
@@ -198,13 +205,13 @@ fn when_an_address_takes_results_again_all_that_wait_for_it_are_due() {
     }
     while now < began + Duration::from_secs(30) {
         for task in due(&mut book, now, 9) {
-            book.settle(&task, Verdict::Again, now);
+            book.settle(&task, DeliveryOutcome::Again, now);
         }
         now += Duration::from_millis(100);
     }
     now = book.next_due().unwrap();
     let first = due(&mut book, now, 1);
-    book.settle(&first[0], Verdict::Taken, now);
+    book.settle(&first[0], DeliveryOutcome::Taken, now);
     assert_eq!(due(&mut book, now + Duration::from_secs(1), 9).len(), 3);
     // One that is refused alone is not offered with each that is taken.
     let (mut book, mut now) = (self::book(64, 64), began);
@@ -213,7 +220,8 @@ fn when_an_address_takes_results_again_all_that_wait_for_it_are_due() {
     for n in 2..102 {
         finish(&mut book, n, URL, NEW, now);
         for task in due(&mut book, now, 9) {
-            let verdict = if task == id(1) { Verdict::Again } else { Verdict::Taken };
+            let verdict =
+                if task == id(1) { DeliveryOutcome::Again } else { DeliveryOutcome::Taken };
             offered += u32::from(task == id(1));
             book.settle(&task, verdict, now);
         }
@@ -244,8 +252,8 @@ fn pauses_are_short_for_ten_minutes_and_grow_after_them() {
 fn admit(book: &mut Book, n: u32, changes: bool, caller: &str) -> Result<(), (Code, String)> {
     let origin = Origin::new(changes, Some(caller.parse().unwrap()));
     match book.admit(&id(n), "ensure", origin) {
-        Place::New => Ok(()),
-        Place::Full(code, text) => Err((code, text)),
+        QueueAdmission::New => Ok(()),
+        QueueAdmission::Full(code, text) => Err((code, text)),
         other => panic!("{other:?}"),
     }
 }
@@ -320,7 +328,7 @@ fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_t
     book.finish((result(9, URL), NEW), (of("10.0.0.2"), Keep::OnDisk), now, now);
     assert_eq!(book.next_due(), Some(now));
     assert_eq!(due(&mut book, now, 1), [id(9)]);
-    book.settle(&id(2), Verdict::Taken, now);
+    book.settle(&id(2), DeliveryOutcome::Taken, now);
     assert_eq!(due(&mut book, now, 4), [id(4)]);
 }
 
@@ -328,11 +336,11 @@ fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_t
 fn what_became_of_calls_and_results_is_counted() {
     let (mut book, now) = (book(2, 9), Instant::now());
     begin(&mut book, 1);
-    assert_eq!(book.admit(&id(2), "activate", LOCAL), Place::New);
+    assert_eq!(book.admit(&id(2), "activate", LOCAL), QueueAdmission::New);
     let at_work = BTreeMap::from([("ensure", 1), ("activate", 1)]);
     assert_eq!(book.census(now).at_work, at_work);
-    assert_eq!(book.admit(&id(1), "ensure", LOCAL), Place::Known);
-    assert!(matches!(book.admit(&id(3), "ensure", LOCAL), Place::Full(..)));
+    assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::Known);
+    assert!(matches!(book.admit(&id(3), "ensure", LOCAL), QueueAdmission::Full(..)));
     book.refuse(&id(2), Code::StateUnwritable);
     finish(&mut book, 1, URL, Duration::from_secs(90), now);
     finish(&mut book, 4, URL, NEW, now);
@@ -343,10 +351,10 @@ fn what_became_of_calls_and_results_is_counted() {
     assert_eq!((census.at_work.len(), census.waiting), (0, 4));
     assert_eq!(census.oldest, Some(Duration::from_secs(90_007)));
     book.take_due(later, 9);
-    book.settle(&id(1), Verdict::Taken, later);
-    book.settle(&id(4), Verdict::NotWaiting, later);
-    book.settle(&id(5), Verdict::Again, later);
-    book.settle(&id(6), Verdict::Again, later);
+    book.settle(&id(1), DeliveryOutcome::Taken, later);
+    book.settle(&id(4), DeliveryOutcome::NotWaiting, later);
+    book.settle(&id(5), DeliveryOutcome::Again, later);
+    book.settle(&id(6), DeliveryOutcome::Again, later);
     book.goes_on(LOCAL);
     let expected = Counts {
         taken_in: BTreeMap::from([("ensure", 1)]),

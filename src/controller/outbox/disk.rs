@@ -18,7 +18,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::entry::{Entry, file};
+use super::entry::{OutboxEntry, file};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
@@ -39,12 +39,12 @@ const WORK_LIMIT: Duration = Duration::from_secs(30);
 const MANY: usize = 64;
 
 /// Receiver for the outcome of a write.
-pub(super) type Told = oneshot::Receiver<Result<(), Fault>>;
+pub(super) type WriteReceiver = oneshot::Receiver<Result<(), Fault>>;
 
 /// Requested write of a file.
 #[derive(Debug)]
 struct Write {
-    entry: Arc<Entry>,
+    entry: Arc<OutboxEntry>,
     /// Position in the queue.
     place: u64,
     tell: Option<oneshot::Sender<Result<(), Fault>>>,
@@ -58,7 +58,7 @@ struct Wanted {
     place: u64,
     removals: BTreeSet<TaskId>,
     /// Failed writes, and (`None`) failed removals.
-    failed: BTreeMap<TaskId, Option<Arc<Entry>>>,
+    failed: BTreeMap<TaskId, Option<Arc<OutboxEntry>>>,
     retry: Option<Instant>,
     pause: Option<Duration>,
     at_disk: bool,
@@ -80,14 +80,14 @@ struct Came {
 
 /// Shared requests to the disk; clones share them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Disk {
+pub(super) struct OutboxDisk {
     wanted: Arc<Mutex<Wanted>>,
     wake: Arc<Notify>,
 }
 
-impl Disk {
+impl OutboxDisk {
     /// Requests a write of a task's file. The outcome of a request that another one replaces is not reported.
-    pub(super) fn write(&self, entry: Entry) -> Told {
+    pub(super) fn write(&self, entry: OutboxEntry) -> WriteReceiver {
         let (tell, told) = oneshot::channel();
         self.wanted().write(Arc::new(entry), Some(tell));
         self.wake.notify_one();
@@ -127,7 +127,7 @@ impl Disk {
 }
 
 impl Wanted {
-    fn write(&mut self, entry: Arc<Entry>, tell: Option<oneshot::Sender<Result<(), Fault>>>) {
+    fn write(&mut self, entry: Arc<OutboxEntry>, tell: Option<oneshot::Sender<Result<(), Fault>>>) {
         let task = entry.task.clone();
         self.removals.remove(&task);
         self.failed.remove(&task);
@@ -197,7 +197,7 @@ impl Wanted {
         }
     }
 
-    fn again(&mut self, task: &TaskId, entry: Option<Arc<Entry>>) {
+    fn again(&mut self, task: &TaskId, entry: Option<Arc<OutboxEntry>>) {
         if !self.writes.contains_key(task) && !self.removals.contains(task) {
             self.failed.insert(task.clone(), entry);
         }
@@ -207,7 +207,7 @@ impl Wanted {
 /// Carries out the requests, for ever, and sends the watchdog's heartbeats. `tried` receives each file that was
 /// written, or could not be.
 pub(super) async fn run(
-    disk: Disk,
+    disk: OutboxDisk,
     store: Store,
     tried: impl Fn(&[TaskId]),
     mut heartbeat: Heartbeat,
@@ -267,7 +267,8 @@ fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>, left: bool) {
 /// Carries out a batch off the runtime; a disk that hangs is awaited, and heartbeats go on meanwhile.
 async fn carry_out(store: &Store, batch: &Batch, heartbeat: &mut Heartbeat) -> Came {
     let store = store.clone();
-    let entries: Vec<Arc<Entry>> = batch.writes.iter().map(|write| write.entry.clone()).collect();
+    let entries: Vec<Arc<OutboxEntry>> =
+        batch.writes.iter().map(|write| write.entry.clone()).collect();
     let files: Vec<String> = batch.removals.iter().map(file).collect();
     let (writes, removals) = (entries.len(), files.len());
     let mut work = spawn_blocking(move || Came {
@@ -290,15 +291,15 @@ async fn carry_out(store: &Store, batch: &Batch, heartbeat: &mut Heartbeat) -> C
 }
 
 /// Writes all entries together; one by one when that fails, so that a bad one does not take others with it.
-fn write_all(store: &Store, entries: &[Arc<Entry>]) -> Vec<Result<(), Fault>> {
+fn write_all(store: &Store, entries: &[Arc<OutboxEntry>]) -> Vec<Result<(), Fault>> {
     if entries.len() > 1 {
-        let named: Vec<(String, &Entry)> =
+        let named: Vec<(String, &OutboxEntry)> =
             entries.iter().map(|entry| (file(&entry.task), entry.as_ref())).collect();
         if store.write_all(&named).is_ok() {
             return vec![Ok(()); entries.len()];
         }
     }
-    let write = |entry: &Arc<Entry>| {
+    let write = |entry: &Arc<OutboxEntry>| {
         let name = file(&entry.task);
         let came = store.write(&name, entry.as_ref(), Durability::Disk);
         if came.is_err() && !entry.has_result() {
@@ -328,25 +329,25 @@ mod tests {
     use crate::model::caller::Caller;
     use crate::watchdog::Watchdog;
 
-    fn entry(n: u32) -> Entry {
+    fn entry(n: u32) -> OutboxEntry {
         let task = TaskId::try_from(format!("{n:032x}")).unwrap();
-        Entry::new(task, "http://c/x".to_string(), (None, Keep::OnDisk), Caller::Here)
+        OutboxEntry::new(task, "http://c/x".to_string(), (None, Keep::OnDisk), Caller::Here)
     }
 
-    fn with_result(n: u32) -> Entry {
+    fn with_result(n: u32) -> OutboxEntry {
         let mut entry = entry(n);
         entry.end("{}".to_string(), None);
         entry
     }
 
     /// A disk, its writer at work.
-    fn started(store: &Store) -> Disk {
-        let disk = Disk::default();
+    fn started(store: &Store) -> OutboxDisk {
+        let disk = OutboxDisk::default();
         tokio::spawn(run(disk.clone(), store.clone(), |_| {}, Watchdog::default().register()));
         disk
     }
 
-    async fn idle(disk: &Disk) {
+    async fn idle(disk: &OutboxDisk) {
         while !disk.is_idle() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -354,7 +355,7 @@ mod tests {
 
     #[test]
     fn all_that_waits_goes_together_and_of_one_file_only_the_last_wish_counts() {
-        let disk = Disk::default();
+        let disk = OutboxDisk::default();
         let mut first = disk.write(entry(1));
         let _second = disk.write(with_result(1));
         disk.remove(&entry(2).task);
@@ -374,9 +375,9 @@ mod tests {
 
     #[test]
     fn more_than_fit_go_one_batch_after_the_other_and_who_came_first_goes_first() {
-        let disk = Disk::default();
+        let disk = OutboxDisk::default();
         let tasks: Vec<TaskId> = (0..600).rev().map(|n| entry(n).task).collect();
-        let _told: Vec<Told> = (0..600).rev().map(|n| disk.write(entry(n))).collect();
+        let _told: Vec<WriteReceiver> = (0..600).rev().map(|n| disk.write(entry(n))).collect();
         let mut gone = Vec::new();
         for most in [256, 256, 88] {
             let batch = disk.wanted().take(Instant::now());
@@ -388,7 +389,7 @@ mod tests {
 
     #[test]
     fn what_failed_is_wanted_again_with_growing_pauses_unless_something_else_is() {
-        let disk = Disk::default();
+        let disk = OutboxDisk::default();
         let full = || Err(Fault::new(Code::StateUnwritable, "full"));
         let mut now = Instant::now();
         let _told = [with_result(1), with_result(2), entry(3)].map(|entry| disk.write(entry));
@@ -418,7 +419,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), dir.path()).unwrap();
         let disk = started(&store);
-        let told: Vec<Told> = (0..200).map(|n| disk.write(entry(n))).collect();
+        let told: Vec<WriteReceiver> = (0..200).map(|n| disk.write(entry(n))).collect();
         for told in told {
             assert_eq!(told.await.unwrap(), Ok(()));
         }

@@ -21,7 +21,7 @@ const FOLDER: &str = "outbox";
 /// Admitted task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Entry {
+pub(super) struct OutboxEntry {
     pub(super) task: TaskId,
     callback_url: String,
     /// Caller. Missing in files of an agent that did not note it: then it is taken for one off this node, for a wrong
@@ -31,7 +31,7 @@ pub(super) struct Entry {
     route: Option<String>,
     taken_in: Stamp,
     /// Missing while the work goes on.
-    result: Option<Done>,
+    result: Option<TaskOutcome>,
     /// Always the default when read from a file, as there is one.
     #[serde(skip)]
     pub(super) keep: Keep,
@@ -39,7 +39,7 @@ pub(super) struct Entry {
 
 /// Outcome of the work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Done {
+struct TaskOutcome {
     since: Stamp,
     body: String,
     error: Option<String>,
@@ -69,18 +69,18 @@ pub(super) fn file(task: &TaskId) -> String {
     format!("{FOLDER}/{task}.json")
 }
 
-impl Entry {
+impl OutboxEntry {
     /// Entry for a task admitted now.
     pub(super) fn new(
         task: TaskId,
         callback_url: String,
         (route, keep): (Option<&str>, Keep),
         caller: Caller,
-    ) -> Entry {
+    ) -> OutboxEntry {
         let taken_in = Stamp(SystemTime::now());
         let route = route.map(str::to_string);
         let caller = Some(caller);
-        Entry { task, callback_url, caller, route, taken_in, result: None, keep }
+        OutboxEntry { task, callback_url, caller, route, taken_in, result: None, keep }
     }
 
     /// Origin for the admission limits: a call that has a name in the log can change the node.
@@ -90,7 +90,7 @@ impl Entry {
 
     /// Records the result, dated now.
     pub(super) fn end(&mut self, body: String, error: Option<String>) {
-        self.result = Some(Done { since: Stamp(SystemTime::now()), body, error });
+        self.result = Some(TaskOutcome { since: Stamp(SystemTime::now()), body, error });
     }
 
     /// Records the failure of a task that was running when the agent died, at an unknown point.
@@ -109,7 +109,7 @@ impl Entry {
 
     /// Result and its age, if there is one.
     pub(super) fn result(&self, now: SystemTime) -> Option<(TaskResult, Duration)> {
-        let Done { since, body, error } = self.result.as_ref()?;
+        let TaskOutcome { since, body, error } = self.result.as_ref()?;
         let (task, callback_url) = (self.task.clone(), self.callback_url.clone());
         let (caller, body, error) = (self.caller, body.clone(), error.clone());
         let result = TaskResult { task, callback_url, caller, body, error };
@@ -129,7 +129,7 @@ impl Entry {
 /// When the bytes are not a task's file.
 #[cfg(fuzzing)]
 pub fn reread(bytes: &[u8]) -> serde_json::Result<[Vec<u8>; 2]> {
-    let mut entry: Entry = serde_json::from_slice(bytes)?;
+    let mut entry: OutboxEntry = serde_json::from_slice(bytes)?;
     let _ = entry.result(SystemTime::now());
     let as_it_is = serde_json::to_vec(&entry)?;
     entry.break_off();
@@ -141,12 +141,12 @@ pub fn reread(bytes: &[u8]) -> serde_json::Result<[Vec<u8>; 2]> {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub(super) fn load(store: &Store) -> Result<Vec<Entry>, Fault> {
+pub(super) fn load(store: &Store) -> Result<Vec<OutboxEntry>, Fault> {
     let mut entries = Vec::new();
     for name in store.list(FOLDER, Durability::Disk)? {
         let path = format!("{FOLDER}/{name}");
         let aside = |why: &str| store.set_aside(&path, Durability::Disk, why);
-        match store.read::<Entry>(&path, Durability::Disk) {
+        match store.read::<OutboxEntry>(&path, Durability::Disk) {
             Ok(None) => {}
             Err(e) => aside(&chain(&e)),
             Ok(Some(entry)) if file(&entry.task) != path => {
@@ -163,15 +163,20 @@ pub(super) fn load(store: &Store) -> Result<Vec<Entry>, Fault> {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
-    use crate::model::quota::Client;
+    use crate::model::quota::QuotaClient;
 
     fn at(address: &str) -> Caller {
         address.parse().unwrap()
     }
 
-    fn entry(n: u32) -> Entry {
+    fn entry(n: u32) -> OutboxEntry {
         let task = TaskId::try_from(format!("{n:032x}")).unwrap();
-        Entry::new(task, "http://c/x".to_string(), (Some("connect"), Keep::OnDisk), at("10.0.0.9"))
+        OutboxEntry::new(
+            task,
+            "http://c/x".to_string(),
+            (Some("connect"), Keep::OnDisk),
+            at("10.0.0.9"),
+        )
     }
 
     #[test]
@@ -194,7 +199,7 @@ mod tests {
             })
         );
         assert_eq!(load(&store).unwrap(), std::slice::from_ref(&written));
-        written.result = Some(Done {
+        written.result = Some(TaskOutcome {
             since: Stamp(SystemTime::UNIX_EPOCH + Duration::from_secs(2)),
             body: r#"{"success":true,"error":"Gr\u00f6\u00dfe"}"#.to_string(),
             error: None,
@@ -220,7 +225,7 @@ mod tests {
         value.as_object_mut().unwrap().remove("caller").unwrap();
         std::fs::write(&path, value.to_string()).unwrap();
         let mut read = load(&store).unwrap().remove(0);
-        assert_eq!(read.origin().client, Client::Unknown);
+        assert_eq!(read.origin().client, QuotaClient::Unknown);
         read.break_off();
         assert_eq!(read.result(SystemTime::now()).unwrap().0.caller, None);
     }

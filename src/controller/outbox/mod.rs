@@ -44,11 +44,11 @@ mod disk;
 mod entry;
 mod origin;
 
-use book::{Book, Place};
-pub use book::{Settled, Verdict};
+use book::{Book, QueueAdmission};
+pub use book::{DeliveryOutcome, Settled};
 pub use census::{Census, Counts};
-use disk::{Disk, Told};
-use entry::Entry;
+use disk::{OutboxDisk, WriteReceiver};
+use entry::OutboxEntry;
 #[cfg(fuzzing)]
 pub use entry::reread;
 use origin::Origin;
@@ -91,9 +91,9 @@ pub enum Keep {
 
 /// Outcome of a call's admission.
 #[derive(Debug)]
-pub enum Admission {
+pub enum TaskAdmission {
     /// Admitted and stored. Do the work and finish the slot.
-    Work(Slot),
+    Work(TaskSlot),
     /// Duplicate of a running task or of one whose result is pending: do nothing.
     Known,
     /// Limit reached: refuse the call.
@@ -106,7 +106,7 @@ pub enum Admission {
 #[derive(Debug, Clone)]
 pub struct Outbox {
     book: Arc<Mutex<Book>>,
-    disk: Disk,
+    disk: OutboxDisk,
     news: Arc<Notify>,
     /// Notified whenever something ended: an attempt, a write, work whose result was given early.
     settled: Arc<Notify>,
@@ -140,14 +140,14 @@ impl Outbox {
     fn new(offering: Offering) -> Outbox {
         Outbox {
             book: Arc::new(Mutex::new(Book::new(offering))),
-            disk: Disk::default(),
+            disk: OutboxDisk::default(),
             news: Arc::default(),
             settled: Arc::default(),
         }
     }
 
     /// Restores a task of the last run.
-    fn take_up(&self, mut entry: Entry) {
+    fn take_up(&self, mut entry: OutboxEntry) {
         match entry.result(SystemTime::now()) {
             Some((result, age)) => {
                 let now = Instant::now();
@@ -168,19 +168,21 @@ impl Outbox {
         callback_url: &str,
         (route, keep): (Option<&'static str>, Keep),
         caller: Caller,
-    ) -> Admission {
-        let entry = Entry::new(task.clone(), callback_url.to_string(), (route, keep), caller);
+    ) -> TaskAdmission {
+        let entry = OutboxEntry::new(task.clone(), callback_url.to_string(), (route, keep), caller);
         let call = route.unwrap_or(census::UNNAMED);
         loop {
             // Subscribed before the check: no notification in between is lost.
             let settled = self.settled.notified();
             let place = self.book().admit(task, call, entry.origin());
             match place {
-                Place::New => break,
+                QueueAdmission::New => break,
                 // If that write fails, this is a call of its own.
-                Place::BeingWritten => settled.await,
-                Place::Known => return Admission::Known,
-                Place::Full(code, text) => return Admission::Full(Fault::new(code, text)),
+                QueueAdmission::BeingWritten => settled.await,
+                QueueAdmission::Known => return TaskAdmission::Known,
+                QueueAdmission::Full(code, text) => {
+                    return TaskAdmission::Full(Fault::new(code, text));
+                }
             }
         }
         let written = match keep {
@@ -193,12 +195,12 @@ impl Outbox {
         }
         self.settled.notify_waiters();
         match written {
-            Ok(()) => Admission::Work(Slot { outbox: self.clone(), entry: Some(entry) }),
-            Err(fault) => Admission::Unwritable(fault),
+            Ok(()) => TaskAdmission::Work(TaskSlot { outbox: self.clone(), entry: Some(entry) }),
+            Err(fault) => TaskAdmission::Unwritable(fault),
         }
     }
 
-    async fn written_in_time(&self, task: &TaskId, told: Told) -> Result<(), Fault> {
+    async fn written_in_time(&self, task: &TaskId, told: WriteReceiver) -> Result<(), Fault> {
         if let Ok(Ok(written)) = timeout(WRITE_TIMEOUT, told).await {
             return written;
         }
@@ -232,7 +234,7 @@ impl Outbox {
     }
 
     /// Records the outcome of an attempt.
-    pub fn settle(&self, task: &TaskId, verdict: Verdict, now: Instant) -> Settled {
+    pub fn settle(&self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> Settled {
         let mut book = self.book();
         let kept = book.kept(task);
         let settled = book.settle(task, verdict, now);
@@ -285,7 +287,7 @@ impl Outbox {
     }
 
     /// Puts a result into the ledger, and on the disk if it is kept there.
-    fn finish(&self, entry: Entry) -> Option<Told> {
+    fn finish(&self, entry: OutboxEntry) -> Option<WriteReceiver> {
         let (result, age) = entry.result(SystemTime::now())?;
         let (now, keep) = (Instant::now(), entry.keep);
         let due = match keep {
@@ -314,12 +316,12 @@ impl Outbox {
 
 /// Running task. It always ends in a result: if it is dropped unfinished, an internal error is sent to the controller.
 #[derive(Debug)]
-pub struct Slot {
+pub struct TaskSlot {
     outbox: Outbox,
-    entry: Option<Entry>,
+    entry: Option<OutboxEntry>,
 }
 
-impl Slot {
+impl TaskSlot {
     /// Ends the work; `error` is for work that broke outside its own error handling. Returns when the result is stored,
     /// or the disk's time limit has passed.
     pub async fn finish(mut self, body: String, error: Option<String>) {
@@ -332,7 +334,7 @@ impl Slot {
     /// Offers the result before the work is done; the work keeps its place among the tasks until the returned value is
     /// dropped.
     pub async fn finish_early(self, body: String) -> GoesOn {
-        let origin = self.entry.as_ref().map(Entry::origin);
+        let origin = self.entry.as_ref().map(OutboxEntry::origin);
         let goes_on = GoesOn { outbox: self.outbox.clone(), origin };
         if let Some(origin) = origin {
             self.outbox.book().goes_on(origin);
@@ -341,7 +343,7 @@ impl Slot {
         goes_on
     }
 
-    fn end(&mut self, body: String, error: Option<String>) -> Option<Told> {
+    fn end(&mut self, body: String, error: Option<String>) -> Option<WriteReceiver> {
         let mut entry = self.entry.take()?;
         entry.end(body, error);
         self.outbox.finish(entry)
@@ -364,7 +366,7 @@ impl Drop for GoesOn {
     }
 }
 
-impl Drop for Slot {
+impl Drop for TaskSlot {
     fn drop(&mut self) {
         let text = "the agent broke off this call".to_string();
         self.end(format!("{{\"success\":false,\"error\":\"{text}\"}}"), Some(text));

@@ -38,13 +38,13 @@ const ENSURE: (Option<&str>, Keep) = (Some("ensure"), Keep::OnDisk);
 const UNNAMED: (Option<&str>, Keep) = (None, Keep::OnDisk);
 const HEALTH: (Option<&str>, Keep) = (None, Keep::InMemory);
 
-async fn slot(outbox: &Outbox, n: u32) -> Slot {
+async fn slot(outbox: &Outbox, n: u32) -> TaskSlot {
     slot_of(outbox, n, ENSURE).await
 }
 
-async fn slot_of(outbox: &Outbox, n: u32, call: (Option<&'static str>, Keep)) -> Slot {
+async fn slot_of(outbox: &Outbox, n: u32, call: (Option<&'static str>, Keep)) -> TaskSlot {
     match outbox.admit(&id(n), "http://c/x", call, Caller::Here).await {
-        Admission::Work(slot) => slot,
+        TaskAdmission::Work(slot) => slot,
         other => panic!("{other:?}"),
     }
 }
@@ -71,12 +71,12 @@ async fn a_task_is_on_disk_before_its_work_and_its_result_before_it_is_offered()
     let work = slot(&outbox, 1).await;
     let file = node.file(1).unwrap();
     assert_eq!((&file["route"], &file["result"]), (&"ensure".into(), &Value::Null));
-    assert!(matches!(outbox.admit(&id(1), url, UNNAMED, Caller::Here).await, Admission::Known));
+    assert!(matches!(outbox.admit(&id(1), url, UNNAMED, Caller::Here).await, TaskAdmission::Known));
     work.finish(r#"{"success":true}"#.into(), None).await;
     assert_eq!(node.file(1).unwrap()["result"]["body"], r#"{"success":true}"#);
     assert_eq!(next(&outbox).await.len(), 1);
-    assert!(matches!(outbox.admit(&id(1), url, UNNAMED, Caller::Here).await, Admission::Known));
-    outbox.settle(&id(1), Verdict::Taken, Instant::now());
+    assert!(matches!(outbox.admit(&id(1), url, UNNAMED, Caller::Here).await, TaskAdmission::Known));
+    outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now());
     outbox.empty().await;
     assert_eq!(node.file(1), None);
     slot(&outbox, 1).await.finish("{}".into(), None).await;
@@ -96,7 +96,7 @@ async fn what_waited_waits_again_after_a_restart_and_what_was_at_work_is_told_of
     for n in [1, 2] {
         assert!(matches!(
             outbox.admit(&id(n), "http://c/x", UNNAMED, Caller::Here).await,
-            Admission::Known
+            TaskAdmission::Known
         ));
     }
     let mut again = next(&outbox).await;
@@ -131,7 +131,7 @@ async fn the_age_counts_over_a_restart() {
     let last = loop {
         tokio::time::sleep_until(outbox.next_due().unwrap()).await;
         assert_eq!(due(&outbox).len(), 1);
-        if outbox.settle(&id(1), Verdict::Again, Instant::now()) == Settled::TooOld {
+        if outbox.settle(&id(1), DeliveryOutcome::Again, Instant::now()) == Settled::TooOld {
             break began.elapsed();
         }
     };
@@ -153,7 +153,7 @@ async fn a_call_that_cannot_be_written_is_refused_and_one_like_it_that_came_mean
     );
     for admission in [first, second] {
         match admission {
-            Admission::Unwritable(fault) => assert_eq!(fault.code, Code::StateUnwritable),
+            TaskAdmission::Unwritable(fault) => assert_eq!(fault.code, Code::StateUnwritable),
             other => panic!("{other:?}"),
         }
     }
@@ -172,7 +172,7 @@ async fn a_result_that_cannot_be_written_is_offered_and_written_when_it_can() {
     std::fs::write(&folder, "no folder").unwrap();
     work.finish("{}".into(), None).await;
     assert_eq!(next(&outbox).await.len(), 1, "the controller waits for it");
-    outbox.settle(&id(1), Verdict::Again, Instant::now());
+    outbox.settle(&id(1), DeliveryOutcome::Again, Instant::now());
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
     while node.file(1).unwrap()["result"].is_null() {
@@ -186,13 +186,13 @@ async fn a_disk_that_hangs_holds_up_nobody_for_longer_than_its_time() {
     let outbox = Outbox::new(Offering::example());
     let began = Instant::now();
     match outbox.admit(&id(1), "http://c/x", UNNAMED, Caller::Here).await {
-        Admission::Unwritable(fault) => assert!(fault.text.contains("within 10s"), "{fault}"),
+        TaskAdmission::Unwritable(fault) => assert!(fault.text.contains("within 10s"), "{fault}"),
         other => panic!("{other:?}"),
     }
     assert_eq!(began.elapsed(), WRITE_TIMEOUT);
     assert!(outbox.load() == (0, 0) && outbox.disk.is_idle(), "the call was never there");
-    let entry = Some(Entry::new(id(2), "http://c/x".into(), UNNAMED, Caller::Here));
-    let work = Slot { outbox: outbox.clone(), entry };
+    let entry = Some(OutboxEntry::new(id(2), "http://c/x".into(), UNNAMED, Caller::Here));
+    let work = TaskSlot { outbox: outbox.clone(), entry };
     let finished = tokio::spawn(work.finish("{}".into(), None));
     assert!(timeout(WRITE_TIMEOUT / 2, outbox.news()).await.is_ok());
     assert!(due(&outbox).is_empty());
@@ -206,17 +206,17 @@ async fn work_that_goes_on_after_its_result_keeps_its_place() {
     let outbox = node.start_with(Offering::bounded(1, 8));
     let goes_on = slot(&outbox, 1).await.finish_early("{}".into()).await;
     assert_eq!(next(&outbox).await.len(), 1, "the result is offered");
-    outbox.settle(&id(1), Verdict::Taken, Instant::now());
+    outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now());
     assert_eq!(outbox.load(), (1, 0));
     let refused = outbox.admit(&id(2), "http://c/", ENSURE, Caller::Here).await;
-    assert!(matches!(refused, Admission::Full(f) if f.code == Code::TooManyTasks));
+    assert!(matches!(refused, TaskAdmission::Full(f) if f.code == Code::TooManyTasks));
     let empty = timeout(Duration::from_millis(50), outbox.empty());
     assert!(empty.await.is_err(), "a drain waits for it");
     let (empty, ()) = tokio::join!(outbox.empty(), async { drop(goes_on) });
     assert_eq!(empty, ());
     assert!(matches!(
         outbox.admit(&id(2), "http://c/", ENSURE, Caller::Here).await,
-        Admission::Work(_)
+        TaskAdmission::Work(_)
     ));
 }
 
@@ -234,12 +234,15 @@ async fn a_task_in_memory_is_known_and_offered_and_never_has_a_file() {
     let (node, url) = (Node::new(), "http://c/x");
     let outbox = node.start();
     let work = slot_of(&outbox, 1, HEALTH).await;
-    assert!(matches!(outbox.admit(&id(1), url, HEALTH, Caller::Here).await, Admission::Known));
+    assert!(matches!(outbox.admit(&id(1), url, HEALTH, Caller::Here).await, TaskAdmission::Known));
     work.finish("{}".into(), None).await;
-    assert!(matches!(outbox.admit(&id(1), url, HEALTH, Caller::Here).await, Admission::Known));
+    assert!(matches!(outbox.admit(&id(1), url, HEALTH, Caller::Here).await, TaskAdmission::Known));
     assert_eq!(due(&outbox).len(), 1, "it is due at once");
-    assert!(matches!(outbox.settle(&id(1), Verdict::Again, Instant::now()), Settled::After(_)));
-    assert_eq!(outbox.settle(&id(1), Verdict::Taken, Instant::now()), Settled::Gone);
+    assert!(matches!(
+        outbox.settle(&id(1), DeliveryOutcome::Again, Instant::now()),
+        Settled::After(_)
+    ));
+    assert_eq!(outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now()), Settled::Gone);
     outbox.empty().await;
     assert!(!node.0.path().join("outbox").exists(), "the disk was never asked");
     slot_of(&outbox, 1, HEALTH).await.finish("{}".into(), None).await;
@@ -253,7 +256,7 @@ async fn tasks_in_memory_take_places_of_the_same_bounds() {
     slot_of(&outbox, 2, HEALTH).await.finish("{}".into(), None).await;
     for call in [UNNAMED, HEALTH] {
         let refused = outbox.admit(&id(3), "http://c/x", call, Caller::Here).await;
-        assert!(matches!(refused, Admission::Full(f) if f.code == Code::OutboxFull));
+        assert!(matches!(refused, TaskAdmission::Full(f) if f.code == Code::OutboxFull));
     }
 }
 
@@ -277,7 +280,7 @@ async fn a_disk_that_hangs_holds_up_no_task_in_memory() {
     let began = Instant::now();
     slot_of(&outbox, 1, HEALTH).await.finish("{}".into(), None).await;
     assert_eq!(due(&outbox).len(), 1);
-    assert_eq!(outbox.settle(&id(1), Verdict::Taken, Instant::now()), Settled::Gone);
+    assert_eq!(outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now()), Settled::Gone);
     outbox.empty().await;
     assert_eq!(began.elapsed(), Duration::ZERO);
 }

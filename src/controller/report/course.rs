@@ -21,7 +21,7 @@ const BREATH: Duration = Duration::from_millis(100);
 
 /// Outcome of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ReportOutcome {
     /// Accepted by the controller.
     Taken,
     /// Command path unknown to the controller.
@@ -45,7 +45,7 @@ pub(super) enum Went {
 
 /// Schedule of the reports to one address.
 #[derive(Debug)]
-pub(super) struct Course {
+pub(super) struct ReportSchedule {
     policy: ReportPolicy,
     went: Went,
     /// Generation that was sent last.
@@ -58,11 +58,19 @@ pub(super) struct Course {
     throws: u64,
 }
 
-impl Course {
+impl ReportSchedule {
     /// Schedule with an attempt due now.
-    pub(super) fn new(policy: ReportPolicy, now: Instant) -> Course {
+    pub(super) fn new(policy: ReportPolicy, now: Instant) -> ReportSchedule {
         let jitter = RandomState::new();
-        Course { policy, went: Went::Untried, sent: 0, ended: now, next: now, jitter, throws: 0 }
+        ReportSchedule {
+            policy,
+            went: Went::Untried,
+            sent: 0,
+            ended: now,
+            next: now,
+            jitter,
+            throws: 0,
+        }
     }
 
     /// Restarts the schedule after a controller's connect: it may accept now, or have lost an earlier report.
@@ -92,15 +100,20 @@ impl Course {
     }
 
     /// Records the outcome of an attempt; returns the state before it.
-    pub(super) fn settle(&mut self, verdict: &Verdict, generation: u64, now: Instant) -> Went {
+    pub(super) fn settle(
+        &mut self,
+        verdict: &ReportOutcome,
+        generation: u64,
+        now: Instant,
+    ) -> Went {
         let before = self.went;
         let (went, pause) = match verdict {
-            Verdict::Taken => {
+            ReportOutcome::Taken => {
                 // A tenth more or less: nodes that began together do not stay together.
                 (Went::Heard, self.policy.interval.mul_f64(0.9 + 0.2 * self.throw()))
             }
-            Verdict::Unknown => (Went::Unknown, self.policy.unknown_delay),
-            Verdict::Failed(_) => {
+            ReportOutcome::Unknown => (Went::Unknown, self.policy.unknown_delay),
+            ReportOutcome::Failed(_) => {
                 let times = match before {
                     Went::Failing(times) => times.saturating_add(1),
                     _ => 1,
@@ -126,8 +139,8 @@ impl Course {
 mod tests {
     use super::*;
 
-    fn failed() -> Verdict {
-        Verdict::Failed("why".to_string())
+    fn failed() -> ReportOutcome {
+        ReportOutcome::Failed("why".to_string())
     }
 
     fn seconds(due: Instant, now: Instant) -> f64 {
@@ -137,13 +150,13 @@ mod tests {
     #[test]
     fn a_new_state_is_due_at_once_and_the_same_one_with_the_heartbeat() {
         let now = Instant::now();
-        let mut course = Course::new(ReportPolicy::default(), now);
+        let mut course = ReportSchedule::new(ReportPolicy::default(), now);
         assert_eq!(course.due(7), now);
-        assert_eq!(course.settle(&Verdict::Taken, 7, now), Went::Untried);
+        assert_eq!(course.settle(&ReportOutcome::Taken, 7, now), Went::Untried);
         assert_eq!(course.due(8), now);
         let mut beats = Vec::new();
         for _ in 0..100 {
-            course.settle(&Verdict::Taken, 7, now);
+            course.settle(&ReportOutcome::Taken, 7, now);
             beats.push(seconds(course.due(7), now));
         }
         assert!(beats.iter().all(|beat| (54.0..=66.0).contains(beat)), "{beats:?}");
@@ -153,14 +166,14 @@ mod tests {
     #[test]
     fn pauses_grow_while_it_fails_and_a_new_state_takes_a_breath_only() {
         let now = Instant::now();
-        let mut course = Course::new(ReportPolicy::default(), now);
+        let mut course = ReportSchedule::new(ReportPolicy::default(), now);
         for most in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0] {
             course.settle(&failed(), 7, now);
             let pause = seconds(course.due(7), now);
             assert!(pause >= most * 0.8 && pause <= most, "{pause} of {most}");
             assert_eq!(course.due(8), now + BREATH);
         }
-        assert_eq!(course.settle(&Verdict::Taken, 8, now), Went::Failing(8));
+        assert_eq!(course.settle(&ReportOutcome::Taken, 8, now), Went::Failing(8));
         course.settle(&failed(), 9, now);
         assert!(seconds(course.due(9), now) <= 1.0, "it begins anew");
     }
@@ -168,8 +181,8 @@ mod tests {
     #[test]
     fn who_does_not_know_the_path_is_asked_rarely_until_it_connects_again() {
         let now = Instant::now();
-        let mut course = Course::new(ReportPolicy::default(), now);
-        course.settle(&Verdict::Unknown, 7, now);
+        let mut course = ReportSchedule::new(ReportPolicy::default(), now);
+        course.settle(&ReportOutcome::Unknown, 7, now);
         assert_eq!(
             (course.due(7), course.due(8)),
             (

@@ -19,13 +19,13 @@ use hyper::header::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::course::{Course, Verdict, Went};
-pub use self::tally::{Tally, Told};
-use super::client::Client;
+use self::course::{ReportOutcome, ReportSchedule, Went};
+pub use self::tally::{ReportCounts, Tally};
+use super::client::ControllerClient;
 use super::reach::Reaches;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
-use crate::model::identity::Identity;
+use crate::model::identity::HostIdentity;
 use crate::model::outgoing::Reach;
 use crate::model::policy::ReportPolicy;
 use crate::model::status::NodeReport;
@@ -39,9 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Reports for ever, counts attempts, and sends the watchdog's heartbeats.
 pub async fn run(
     policy: ReportPolicy,
-    (client, reaches): (Client, Reaches),
+    (client, reaches): (ControllerClient, Reaches),
     reports: watch::Receiver<Arc<NodeReport>>,
-    identity: watch::Receiver<Identity>,
+    identity: watch::Receiver<HostIdentity>,
     tally: Arc<Tally>,
     heartbeat: Heartbeat,
 ) {
@@ -60,7 +60,7 @@ pub async fn run(
 struct Reporter<A> {
     policy: ReportPolicy,
     reports: watch::Receiver<Arc<NodeReport>>,
-    identity: watch::Receiver<Identity>,
+    identity: watch::Receiver<HostIdentity>,
     tally: Arc<Tally>,
     heartbeat: Heartbeat,
     /// Posts a report to an address.
@@ -68,8 +68,8 @@ struct Reporter<A> {
 }
 
 /// End of an attempt.
-enum Ended {
-    By(Verdict),
+enum AttemptEnd {
+    By(ReportOutcome),
     /// Dropped after hanging, for a newer report.
     Overtaken,
     /// Dropped, for the controller's address has changed.
@@ -79,10 +79,10 @@ enum Ended {
 impl<A, F> Reporter<A>
 where
     A: Fn(String, Arc<NodeReport>) -> F,
-    F: Future<Output = Verdict>,
+    F: Future<Output = ReportOutcome>,
 {
     async fn run(mut self) {
-        let mut known: Option<(String, Course)> = None;
+        let mut known: Option<(String, ReportSchedule)> = None;
         let mut may_be_overtaken = true;
         loop {
             let (url, connected) = self.address();
@@ -93,9 +93,10 @@ where
             };
             let now = Instant::now();
             let same = known.take().filter(|(before, _)| *before == url);
-            let (url, course) = known.insert(
-                same.unwrap_or_else(|| (url.clone(), Course::new(self.policy.clone(), now))),
-            );
+            let (url, course) =
+                known.insert(same.unwrap_or_else(|| {
+                    (url.clone(), ReportSchedule::new(self.policy.clone(), now))
+                }));
             if connected {
                 course.begins_anew(now);
             }
@@ -112,20 +113,20 @@ where
             let generation = report.generation;
             let (ended, connected) = self.send(url, report, may_be_overtaken).await;
             match ended {
-                Ended::By(verdict) => {
+                AttemptEnd::By(verdict) => {
                     self.tally.ended(&verdict);
                     let before = course.settle(&verdict, generation, Instant::now());
                     note(url, before, &verdict);
                     may_be_overtaken = true;
                 }
-                Ended::Overtaken => {
+                AttemptEnd::Overtaken => {
                     tracing::debug!(url = %text_without_secrets(url), "the controller is slow; it is told the newer state");
                     self.tally.overtaken();
                     course.overtaken(Instant::now());
                     may_be_overtaken = false;
                 }
                 // The next round sees the address.
-                Ended::Moved => may_be_overtaken = true,
+                AttemptEnd::Moved => may_be_overtaken = true,
             }
             if connected {
                 course.begins_anew(Instant::now());
@@ -159,7 +160,7 @@ where
         url: &str,
         report: Arc<NodeReport>,
         may_be_overtaken: bool,
-    ) -> (Ended, bool) {
+    ) -> (AttemptEnd, bool) {
         let patient_until = may_be_overtaken.then(|| Instant::now() + PATIENCE);
         let attempt = (self.attempt)(url.to_string(), report);
         let overtaken = async {
@@ -171,13 +172,13 @@ where
         loop {
             tokio::select! {
                 // The first two are pinned and go on when another comes first; the others are cancel-safe.
-                verdict = &mut attempt => return (Ended::By(verdict), connected),
-                () = &mut overtaken => return (Ended::Overtaken, connected),
+                verdict = &mut attempt => return (AttemptEnd::By(verdict), connected),
+                () = &mut overtaken => return (AttemptEnd::Overtaken, connected),
                 () = wait::change(&mut self.identity) => {
                     let moved = self.policy.url.is_empty()
                         && self.identity.borrow().send_command_url != url;
                     if moved {
-                        return (Ended::Moved, true);
+                        return (AttemptEnd::Moved, true);
                     }
                     connected = true;
                 }
@@ -188,44 +189,44 @@ where
 }
 
 /// Logs the outcome of an attempt, if it differs from the one before.
-fn note(url: &str, before: Went, verdict: &Verdict) {
+fn note(url: &str, before: Went, verdict: &ReportOutcome) {
     let url = text_without_secrets(url);
     match verdict {
-        Verdict::Taken if before != Went::Heard => {
+        ReportOutcome::Taken if before != Went::Heard => {
             tracing::info!(url, "the controller takes the node's status");
         }
-        Verdict::Unknown if before != Went::Unknown => tracing::info!(
+        ReportOutcome::Unknown if before != Went::Unknown => tracing::info!(
             url,
             "the controller does not know the node's status (report.command_path); it is offered again \
              each report.unknown_delay, and when it connects"
         ),
-        Verdict::Failed(why) if !matches!(before, Went::Failing(_)) => tracing::warn!(
+        ReportOutcome::Failed(why) if !matches!(before, Went::Failing(_)) => tracing::warn!(
             url,
             why,
             "the node's status cannot be reported to the controller; it is tried again with growing pauses"
         ),
-        Verdict::Failed(why) => tracing::debug!(url, why, "the node's status was not taken"),
+        ReportOutcome::Failed(why) => tracing::debug!(url, why, "the node's status was not taken"),
         _ => {}
     }
 }
 
 async fn post(
-    client: &Client,
+    client: &ControllerClient,
     path: &str,
     to: (&str, &Reach),
     report: Arc<NodeReport>,
     within: Duration,
-) -> Verdict {
+) -> ReportOutcome {
     let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let report = serde_json::to_value(NodeReport { at, ..(*report).clone() }).unwrap_or_default();
     let path = HeaderValue::from_str(path).ok();
     let headers = path.map(|path| (HeaderName::from_static("commandpath"), path));
     let headers: Vec<_> = headers.into_iter().collect();
     match client.post(to, &headers, &ascii_json(&report), within).await {
-        Ok(status) if status.is_success() => Verdict::Taken,
-        Ok(StatusCode::NOT_FOUND) => Verdict::Unknown,
-        Ok(status) => Verdict::Failed(format!("answered {status}")),
-        Err(e) => Verdict::Failed(chain(&e)),
+        Ok(status) if status.is_success() => ReportOutcome::Taken,
+        Ok(StatusCode::NOT_FOUND) => ReportOutcome::Unknown,
+        Ok(status) => ReportOutcome::Failed(format!("answered {status}")),
+        Err(e) => ReportOutcome::Failed(chain(&e)),
     }
 }
 

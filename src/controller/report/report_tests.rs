@@ -8,7 +8,7 @@ use crate::watchdog::Watchdog;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// How the played controller answers: after so long, like this.
-type Manner = (Duration, Verdict);
+type Manner = (Duration, ReportOutcome);
 
 /// An attempt that was begun: when, where, with which generation.
 type Attempt = (Duration, String, u64);
@@ -18,13 +18,13 @@ struct Played {
     manner: Arc<Mutex<Manner>>,
     attempts: Arc<Mutex<Vec<Attempt>>>,
     reports: watch::Sender<Arc<NodeReport>>,
-    identity: watch::Sender<Identity>,
+    identity: watch::Sender<HostIdentity>,
 }
 
 impl Played {
     fn start(set: Option<&str>) -> Played {
         let began = Instant::now();
-        let manner = Arc::new(Mutex::new((Duration::ZERO, Verdict::Taken)));
+        let manner = Arc::new(Mutex::new((Duration::ZERO, ReportOutcome::Taken)));
         let attempts = Arc::new(Mutex::new(Vec::new()));
         let (reports, identity) = (watch::Sender::default(), watch::Sender::default());
         let (answers, seen) = (manner.clone(), attempts.clone());
@@ -51,7 +51,7 @@ impl Played {
         Played { began, manner, attempts, reports, identity }
     }
 
-    fn answers(&self, takes: Duration, verdict: Verdict) {
+    fn answers(&self, takes: Duration, verdict: ReportOutcome) {
         *self.manner.lock().unwrap() = (takes, verdict);
     }
 
@@ -122,7 +122,7 @@ async fn a_change_is_sent_at_once_and_without_one_there_is_the_heartbeat() {
 async fn what_changed_while_the_controller_was_away_is_sent_once_in_its_newest_form() {
     let played = Played::start(Some("http://a/"));
     played.within(SECOND).await;
-    played.answers(Duration::ZERO, Verdict::Failed("refused".to_string()));
+    played.answers(Duration::ZERO, ReportOutcome::Failed("refused".to_string()));
     for generation in 2..=1001 {
         played.becomes(generation);
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -130,14 +130,14 @@ async fn what_changed_while_the_controller_was_away_is_sent_once_in_its_newest_f
     let attempts = played.within(Duration::ZERO).await;
     assert!((9..=11).contains(&attempts.len()), "one each 100 ms: {attempts:?}");
     played.within(500 * SECOND).await;
-    played.answers(Duration::ZERO, Verdict::Taken);
+    played.answers(Duration::ZERO, ReportOutcome::Taken);
     assert_eq!(generations(&played.within(65 * SECOND).await)[0], 1001);
 }
 
 #[tokio::test(start_paused = true)]
 async fn pauses_grow_to_their_most_while_it_fails() {
     let played = Played::start(Some("http://a/"));
-    played.answers(Duration::ZERO, Verdict::Failed("refused".to_string()));
+    played.answers(Duration::ZERO, ReportOutcome::Failed("refused".to_string()));
     let attempts = played.within(3600 * SECOND).await;
     let pauses: Vec<f64> = attempts.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
     assert!(
@@ -150,7 +150,7 @@ async fn pauses_grow_to_their_most_while_it_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_controller_without_the_path_is_asked_rarely_and_when_it_connects() {
     let played = Played::start(Some("http://a/"));
-    played.answers(Duration::ZERO, Verdict::Unknown);
+    played.answers(Duration::ZERO, ReportOutcome::Unknown);
     played.becomes(2);
     assert_eq!(generations(&played.within(SECOND).await), [2]);
     played.becomes(3);
@@ -173,11 +173,11 @@ async fn a_controller_that_connects_again_is_told_again() {
 async fn a_newer_state_waits_a_second_for_an_attempt_that_hangs_and_then_overtakes_it() {
     let played = Played::start(Some("http://a/"));
     played.within(SECOND).await;
-    played.answers(5 * SECOND, Verdict::Failed("no answer".to_string()));
+    played.answers(5 * SECOND, ReportOutcome::Failed("no answer".to_string()));
     played.becomes(2);
     let hung = played.now();
     assert_eq!(played.within(SECOND / 2).await, [(hung, 2)]);
-    played.answers(Duration::ZERO, Verdict::Taken);
+    played.answers(Duration::ZERO, ReportOutcome::Taken);
     played.becomes(3);
     let attempts = played.within(SECOND).await;
     assert_eq!(generations(&attempts), [3]);
@@ -188,7 +188,7 @@ async fn a_newer_state_waits_a_second_for_an_attempt_that_hangs_and_then_overtak
 async fn a_slow_controller_takes_every_other_state_to_its_end_and_always_the_newest() {
     let played = Played::start(Some("http://a/"));
     played.within(SECOND).await;
-    played.answers(3 * SECOND, Verdict::Taken);
+    played.answers(3 * SECOND, ReportOutcome::Taken);
     for generation in 2..=200 {
         played.becomes(generation);
         tokio::time::sleep(SECOND / 10).await;
@@ -203,7 +203,7 @@ async fn a_slow_controller_takes_every_other_state_to_its_end_and_always_the_new
 #[tokio::test(start_paused = true)]
 async fn a_controller_that_connects_while_it_is_told_is_told_once_more_and_one_elsewhere_at_once() {
     let played = Played::start(None);
-    played.answers(SECOND / 2, Verdict::Taken);
+    played.answers(SECOND / 2, ReportOutcome::Taken);
     played.connects("http://a/");
     played.within(SECOND / 10).await;
     for _ in 0..10 {
@@ -221,7 +221,7 @@ async fn a_controller_that_connects_while_it_is_told_is_told_once_more_and_one_e
 #[tokio::test(start_paused = true)]
 async fn connecting_again_and_again_is_no_reason_to_hammer_a_controller_that_fails() {
     let played = Played::start(Some("http://a/"));
-    played.answers(Duration::ZERO, Verdict::Failed("refused".to_string()));
+    played.answers(Duration::ZERO, ReportOutcome::Failed("refused".to_string()));
     for _ in 0..1000 {
         played.connects("http://a/");
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI8, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::course::Verdict;
+use super::course::ReportOutcome;
 
 /// Attempt counters, by outcome.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Tally {
 
 /// Values of the counters at one time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct ReportCounts {
     /// Accepted by the controller.
     pub taken: u64,
     /// Refused for an unknown command path.
@@ -50,10 +50,10 @@ impl Default for Tally {
 
 impl Tally {
     /// Reads the counters.
-    pub fn read(&self) -> Told {
+    pub fn read(&self) -> ReportCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let last = self.last.load(Ordering::Relaxed);
-        Told {
+        ReportCounts {
             taken: read(&self.taken),
             unknown: read(&self.unknown),
             failed: read(&self.failed),
@@ -64,14 +64,14 @@ impl Tally {
     }
 
     /// Counts an attempt that ended.
-    pub(super) fn ended(&self, verdict: &Verdict) {
+    pub(super) fn ended(&self, verdict: &ReportOutcome) {
         let counter = match verdict {
-            Verdict::Taken => &self.taken,
-            Verdict::Unknown => &self.unknown,
-            Verdict::Failed(_) => &self.failed,
+            ReportOutcome::Taken => &self.taken,
+            ReportOutcome::Unknown => &self.unknown,
+            ReportOutcome::Failed(_) => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        let taken = *verdict == Verdict::Taken;
+        let taken = *verdict == ReportOutcome::Taken;
         self.last.store(i8::from(taken), Ordering::Relaxed);
         if taken {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -93,17 +93,17 @@ mod tests {
     #[test]
     fn the_last_attempt_is_told_apart_from_those_before() {
         let tally = Tally::default();
-        assert_eq!(tally.read(), Told::default());
-        tally.ended(&Verdict::Failed("why".to_string()));
-        let failed = Told { failed: 1, last_taken: Some(false), ..Told::default() };
+        assert_eq!(tally.read(), ReportCounts::default());
+        tally.ended(&ReportOutcome::Failed("why".to_string()));
+        let failed = ReportCounts { failed: 1, last_taken: Some(false), ..ReportCounts::default() };
         assert_eq!(tally.read(), failed);
-        tally.ended(&Verdict::Taken);
+        tally.ended(&ReportOutcome::Taken);
         let told = tally.read();
         assert!(told.taken_at.is_some_and(|at| at > 1_000_000_000));
         assert_eq!((told.taken, told.failed, told.last_taken), (1, 1, Some(true)));
         tally.overtaken();
-        tally.ended(&Verdict::Unknown);
-        let after = Told { overtaken: 1, unknown: 1, last_taken: Some(false), ..told };
+        tally.ended(&ReportOutcome::Unknown);
+        let after = ReportCounts { overtaken: 1, unknown: 1, last_taken: Some(false), ..told };
         assert_eq!(tally.read(), after);
     }
 }

@@ -98,7 +98,7 @@ pub(super) fn prove(
     deadline: Instant,
 ) -> Result<Times, DiskError> {
     let pattern = pattern();
-    let mut disk = Disk::connect(stream, memory, deadline)?;
+    let mut disk = ProbeDisk::connect(stream, memory, deadline)?;
     let began = Instant::now();
     disk.write(&pattern)?;
     disk.flush()?;
@@ -126,7 +126,7 @@ fn pattern() -> Vec<u8> {
     (0..DISK / 8).flat_map(|_| next()).collect()
 }
 
-struct Disk<'a> {
+struct ProbeDisk<'a> {
     memory: &'a SharedMemory,
     /// Open for as long as the connection is to last.
     _frontend: Frontend,
@@ -158,19 +158,27 @@ fn ring_at(memory: u64) -> VringConfigData {
     }
 }
 
-impl<'a> Disk<'a> {
+impl<'a> ProbeDisk<'a> {
     fn connect(
         stream: UnixStream,
         memory: &'a SharedMemory,
         deadline: Instant,
-    ) -> Result<Disk<'a>, DiskError> {
+    ) -> Result<ProbeDisk<'a>, DiskError> {
         let mut frontend = Frontend::from_stream(stream, 1);
         let features = negotiate(&mut frontend)?;
         let (kick, call) = (event()?, event()?);
         share(&frontend, memory)?;
         start_ring(&mut frontend, &ring_at(memory.address()), &kick, &call)?;
         let flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
-        Ok(Disk { memory, _frontend: frontend, kick, _call: call, offered: 0, flushes, deadline })
+        Ok(ProbeDisk {
+            memory,
+            _frontend: frontend,
+            kick,
+            _call: call,
+            offered: 0,
+            flushes,
+            deadline,
+        })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), DiskError> {

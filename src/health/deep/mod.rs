@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use canary::{Canary, clear_leftovers, rpc_fault};
 use disk::{DISK, DiskError, MEMORY, Times};
-pub use served::Served;
+pub use served::ServedTarget;
 
 use crate::host::shared_memory::{Pages, SharedMemory};
 use crate::host::{HostError, Root};

@@ -32,7 +32,7 @@ const REPLY: usize = 20;
 
 /// Target that has just served a connection. On drop, the target is woken for controllers created meanwhile.
 #[derive(Debug)]
-pub struct Served {
+pub struct ServedTarget {
     _held: oneshot::Sender<()>,
 }
 
@@ -46,7 +46,7 @@ impl DeepProbe {
         &self,
         (control, sockets): (&CleanPath, &CleanPath),
         within: Duration,
-    ) -> Result<Served, Fault> {
+    ) -> Result<ServedTarget, Fault> {
         let (ready, is_ready) = oneshot::channel();
         let (_held, held) = oneshot::channel();
         let (inner, place) = (self.0.clone(), (control.clone(), sockets.clone()));
@@ -54,7 +54,7 @@ impl DeepProbe {
         tokio::spawn(keep(inner, place, Instant::now() + within, ready, held));
         let given_up = |_| Fault::new(Code::Stopping, "the disk of the agent's own was given up");
         is_ready.await.map_err(given_up)??;
-        Ok(Served { _held })
+        Ok(ServedTarget { _held })
     }
 }
 

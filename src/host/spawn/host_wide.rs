@@ -7,10 +7,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Daemon, Invocation, Processes, Run, RunEnd, Spawner, spawn_error};
+use super::{Daemon, Invocation, Processes, RunEnd, RunRequest, Spawner, spawn_error};
 use crate::host::process::find_executable;
 use crate::host::systemd::Systemd;
-use crate::host::watch::Watch;
+use crate::host::watch::PathWatch;
 use crate::host::{HostError, Root};
 
 /// Spawner for programs that change the whole machine.
@@ -29,14 +29,14 @@ impl HostWide {
     async fn run_as_service(
         &self,
         systemd: &Systemd,
-        Run { invocation, within, lines }: &Run,
+        RunRequest { invocation, within, lines }: &RunRequest,
     ) -> Result<RunEnd, HostError> {
         let deadline = Instant::now() + *within;
         let named = invocation.program.clone();
         let found = spawn_blocking(move || find_executable(&Root::new("/"), &named)).await;
         let missing = || spawn_error(invocation)(std::io::ErrorKind::NotFound.into());
         let program = found.ok().flatten().ok_or_else(missing)?;
-        let (following, file) = self.processes.open_run(invocation, Watch::new).await?;
+        let (following, file) = self.processes.open_run(invocation, PathWatch::new).await?;
         let failed = |source| {
             let (program, source) = (invocation.program.clone(), Box::new(source));
             HostError::Service { program, source }
@@ -57,7 +57,7 @@ fn unit_of(program: &str) -> String {
 }
 
 impl Spawner for HostWide {
-    async fn run(&self, run: Run) -> Result<RunEnd, HostError> {
+    async fn run(&self, run: RunRequest) -> Result<RunEnd, HostError> {
         match &self.systemd {
             Some(systemd) => self.run_as_service(systemd, &run).await,
             None => self.processes.run(run).await,

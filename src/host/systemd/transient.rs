@@ -42,7 +42,7 @@ const NO_SIGNAL: i32 = nix::libc::SIGCONT;
 /// The service outlives the agent. While the connection that started it is open, systemd keeps its state; without the
 /// connection, the unit vanishes when the program exits.
 #[derive(Debug)]
-pub struct Service<'a> {
+pub struct TransientService<'a> {
     systemd: &'a Systemd,
     unit: String,
     asked_on: Connection,
@@ -69,7 +69,7 @@ impl Systemd {
         program: &str,
         invocation: &Invocation,
         output: &File,
-    ) -> Result<Service<'_>, SystemdError> {
+    ) -> Result<TransientService<'_>, SystemdError> {
         let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
             // Kept open until systemd has started the service.
             let proxies = Proxies::of(|name| env::var(name).ok())?;
@@ -81,7 +81,7 @@ impl Systemd {
         });
         let (result, asked_on) = asked.await?;
         started(&unit, result)?;
-        Ok(Service { systemd: self, unit, asked_on })
+        Ok(TransientService { systemd: self, unit, asked_on })
     }
 
     /// Mounts a hugetlbfs with these options at `at`, as the mount unit of that path; systemd creates the folder. An
@@ -127,7 +127,7 @@ impl Systemd {
     }
 }
 
-impl Service<'_> {
+impl TransientService<'_> {
     /// Waits for the program's exit and returns its exit code; `None` when a signal ended it. Cancel-safe: another
     /// call checks again.
     ///

@@ -15,7 +15,7 @@ mod system;
 mod urls;
 
 pub use self::images::image_pattern_problem;
-pub use self::paths::{Led, Links, Named, Paths, device_pattern_problem, root_problem};
+pub use self::paths::{Led, Links, PathPurpose, Paths, device_pattern_problem, root_problem};
 pub use self::urls::{image_reach, image_url_problem};
 use super::code::Code;
 use super::fault::Fault;
@@ -56,26 +56,34 @@ pub fn paths_of_target(spec: &TargetSpec, settings: &TargetSettings) -> Vec<Clea
 }
 
 /// Paths of a target that are not as the settings have them.
-fn named_paths<'a>(spec: &'a TargetSpec, settings: &TargetSettings) -> Vec<(Named, &'a CleanPath)> {
+fn named_paths<'a>(
+    spec: &'a TargetSpec,
+    settings: &TargetSettings,
+) -> Vec<(PathPurpose, &'a CleanPath)> {
     let control = settings.control_in(&settings.socket_dir).ok();
     let own = |named| match named {
-        Named::SocketDir => Some(&settings.socket_dir),
-        Named::ControlSock => control.as_ref(),
-        Named::ClientConf => Some(&settings.client_conf),
-        Named::ImageTar | Named::Aio => None,
+        PathPurpose::SocketDir => Some(&settings.socket_dir),
+        PathPurpose::ControlSock => control.as_ref(),
+        PathPurpose::ClientConf => Some(&settings.client_conf),
+        PathPurpose::ImageTar | PathPurpose::Aio => None,
     };
-    let all = [Named::SocketDir, Named::ControlSock, Named::ClientConf, Named::ImageTar];
+    let all = [
+        PathPurpose::SocketDir,
+        PathPurpose::ControlSock,
+        PathPurpose::ClientConf,
+        PathPurpose::ImageTar,
+    ];
     let paths = all.into_iter().filter_map(|named| Some((named, path_of(spec, named)?)));
     paths.filter(|(named, path)| own(*named) != Some(*path)).collect()
 }
 
-fn path_of(spec: &TargetSpec, named: Named) -> Option<&CleanPath> {
+fn path_of(spec: &TargetSpec, named: PathPurpose) -> Option<&CleanPath> {
     match named {
-        Named::SocketDir => Some(&spec.socket_dir),
-        Named::ControlSock => Some(&spec.control_sock),
-        Named::ClientConf => spec.client_conf.as_ref(),
-        Named::ImageTar => spec.image_tar.as_ref(),
-        Named::Aio => None,
+        PathPurpose::SocketDir => Some(&spec.socket_dir),
+        PathPurpose::ControlSock => Some(&spec.control_sock),
+        PathPurpose::ClientConf => spec.client_conf.as_ref(),
+        PathPurpose::ImageTar => spec.image_tar.as_ref(),
+        PathPurpose::Aio => None,
     }
 }
 
@@ -96,7 +104,7 @@ pub fn judge_volume(
         judge_raw(method, delete_method.as_deref(), settings)?;
     }
     match file_of(spec)? {
-        Some(path) => Named::Aio.judge(&path, None, settings, paths),
+        Some(path) => PathPurpose::Aio.judge(&path, None, settings, paths),
         None => Ok(()),
     }
 }
@@ -104,7 +112,7 @@ pub fn judge_volume(
 /// Paths whose links have to be followed to judge a volume.
 pub fn paths_of_volume(spec: &VolumeSpec, settings: &TargetSettings) -> Vec<CleanPath> {
     let file = file_of(spec).ok().flatten();
-    file.map(|path| Named::Aio.paths(&path, settings)).unwrap_or_default()
+    file.map(|path| PathPurpose::Aio.paths(&path, settings)).unwrap_or_default()
 }
 
 /// File that a volume lies in; a raw method may name one too.

@@ -11,7 +11,7 @@ use crate::model::policy::TargetSettings;
 
 /// Path in a request, by its purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Named {
+pub enum PathPurpose {
     SocketDir,
     ControlSock,
     ClientConf,
@@ -41,35 +41,35 @@ pub enum Paths<'a> {
     Followed(&'a Links),
 }
 
-impl Named {
+impl PathPurpose {
     fn word(self) -> &'static str {
         match self {
-            Named::SocketDir => "socketDir",
-            Named::ControlSock => "controlSock",
-            Named::ClientConf => "clientConf",
-            Named::ImageTar => "imageTar",
-            Named::Aio => "the volume's file",
+            PathPurpose::SocketDir => "socketDir",
+            PathPurpose::ControlSock => "controlSock",
+            PathPurpose::ClientConf => "clientConf",
+            PathPurpose::ImageTar => "imageTar",
+            PathPurpose::Aio => "the volume's file",
         }
     }
 
     fn settings(self) -> &'static str {
         match self {
-            Named::SocketDir | Named::ControlSock => "target.socket_roots",
-            Named::ClientConf => "target.client_conf_roots",
-            Named::ImageTar => "target.image_tar_roots",
-            Named::Aio => "target.aio_roots, and is no block device of target.aio_devices",
+            PathPurpose::SocketDir | PathPurpose::ControlSock => "target.socket_roots",
+            PathPurpose::ClientConf => "target.client_conf_roots",
+            PathPurpose::ImageTar => "target.image_tar_roots",
+            PathPurpose::Aio => "target.aio_roots, and is no block device of target.aio_devices",
         }
     }
 
     /// Folders in which it may lie.
     fn roots(self, settings: &TargetSettings) -> impl Iterator<Item = &CleanPath> {
         let (list, own) = match self {
-            Named::SocketDir | Named::ControlSock => {
+            PathPurpose::SocketDir | PathPurpose::ControlSock => {
                 (&settings.socket_roots, Some(&settings.socket_dir))
             }
-            Named::ClientConf => (&settings.client_conf_roots, None),
-            Named::ImageTar => (&settings.image_tar_roots, None),
-            Named::Aio => (&settings.aio_roots, None),
+            PathPurpose::ClientConf => (&settings.client_conf_roots, None),
+            PathPurpose::ImageTar => (&settings.image_tar_roots, None),
+            PathPurpose::Aio => (&settings.aio_roots, None),
         };
         list.iter().chain(own)
     }
@@ -92,7 +92,7 @@ impl Named {
             let text = format!("{} {} is not allowed: {why}", self.word(), path.as_str());
             Err(Fault::new(Code::PathNotAllowed, text))
         };
-        let is_device = self == Named::Aio && fits_device(path, settings);
+        let is_device = self == PathPurpose::Aio && fits_device(path, settings);
         if let Some((folder, why)) = closed(path.as_str(), self).filter(|_| !is_device) {
             return refused(format!("{folder} is closed to callers, for {why}"));
         }
@@ -105,7 +105,7 @@ impl Named {
             let why = "nobody could tell in time where it leads: see whether its disk hangs, then call again";
             return refused(why.to_string());
         };
-        let is_device = is_device || self == Named::Aio && fits_device(&led.path, settings);
+        let is_device = is_device || self == PathPurpose::Aio && fits_device(&led.path, settings);
         let is_allowed = match is_device {
             true => led.is_block_device && led.path.as_str().starts_with(DEVICES),
             false => {
@@ -147,7 +147,7 @@ fn lies_in(path: &CleanPath, folder: &CleanPath) -> bool {
 }
 
 /// Reason why the settings may not open a folder to callers; `None` if they may.
-pub fn root_problem(root: &CleanPath, named: Named) -> Option<String> {
+pub fn root_problem(root: &CleanPath, named: PathPurpose) -> Option<String> {
     let (folder, why) = closed(root.as_str(), named)?;
     let root = root.as_str();
     Some(format!(

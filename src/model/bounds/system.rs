@@ -1,19 +1,19 @@
 //! Folders of the system, which no setting opens to callers.
 
-use super::paths::Named;
+use super::paths::PathPurpose;
 
 /// Share of a folder that is the system's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum FolderShare {
     /// Folder itself: its entries belong to many.
     Itself,
     /// Whole folder, but for what the setting of this name is for.
-    AllBut(Named),
+    AllBut(PathPurpose),
     /// Whole folder.
     All,
 }
 
-use Part::{All, AllBut, Itself};
+use FolderShare::{All, AllBut, Itself};
 
 const SHARED: &str = "many programs share it";
 const PROGRAMS: &str = "programs and libraries are there, which root runs";
@@ -24,7 +24,7 @@ const OTHERS: &str = "it is another program's of the node";
 const OWNERS: &str = "it is the engine's, systemd's or this agent's own";
 
 /// Closed folders with the reason; a last `*` stands for the rest of a name, and `/var/run` is `/run`.
-const SYSTEM: [(&str, Part, &str); 59] = [
+const SYSTEM: [(&str, FolderShare, &str); 59] = [
     ("/", Itself, SHARED),
     ("/var", Itself, SHARED),
     ("/var/cache", Itself, SHARED),
@@ -74,7 +74,7 @@ const SYSTEM: [(&str, Part, &str); 59] = [
     ("/etc/docker", All, OWNERS),
     ("/etc/vhost-agent", All, OWNERS),
     // Configurations lie there, and nothing else that a caller may name.
-    ("/etc", AllBut(Named::ClientConf), "it is the node's configuration"),
+    ("/etc", AllBut(PathPurpose::ClientConf), "it is the node's configuration"),
     ("/var/spool/cron", All, COMMANDS),
     ("/var/lib/docker", All, OWNERS),
     ("/var/lib/containerd", All, OWNERS),
@@ -88,15 +88,16 @@ const SYSTEM: [(&str, Part, &str); 59] = [
 ];
 
 /// System folder that a path is in, and the reason why it is closed.
-pub(super) fn closed(path: &str, named: Named) -> Option<(&'static str, &'static str)> {
+pub(super) fn closed(path: &str, named: PathPurpose) -> Option<(&'static str, &'static str)> {
     let moved = path.strip_prefix("/var").filter(|rest| is_in(rest, "/run").is_some());
     let path = moved.unwrap_or(path);
-    let is_closed = |(folder, part, _): &&(&str, Part, &str)| match (is_in(path, folder), part) {
-        (None, _) => false,
-        (Some(below), Itself) => !below,
-        (Some(_), AllBut(other)) => *other != named,
-        (Some(_), All) => true,
-    };
+    let is_closed =
+        |(folder, part, _): &&(&str, FolderShare, &str)| match (is_in(path, folder), part) {
+            (None, _) => false,
+            (Some(below), Itself) => !below,
+            (Some(_), AllBut(other)) => *other != named,
+            (Some(_), All) => true,
+        };
     SYSTEM.iter().find(is_closed).map(|(folder, _, why)| (*folder, *why))
 }
 
@@ -124,25 +125,25 @@ mod tests {
             /var/lib/vhost-agent/images /run/docker /run/docker.sock /run/containerd/x /run/systemd /run/vhost-agent.sock \
             /run/vhost-agent/x /var/run/docker.sock /var/run/systemd/x /etc/zbs /etc/x/y /var/spool/cron/root";
         for path in folders.split_whitespace() {
-            assert!(closed(path, Named::SocketDir).is_some(), "{path}");
+            assert!(closed(path, PathPurpose::SocketDir).is_some(), "{path}");
         }
         for path in "/var/tmp/x /tmp/x /run/x /var/run/x /opt/zbs /home/x /var/lib/zstack /rooted /srv /mnt/d /var/libx"
             .split_whitespace()
         {
-            assert_eq!(closed(path, Named::SocketDir), None, "{path}");
+            assert_eq!(closed(path, PathPurpose::SocketDir), None, "{path}");
         }
     }
 
     #[test]
     fn configurations_may_lie_in_etc_but_not_beside_keys_and_commands() {
         for path in ["/etc/zbs", "/etc/zbs/client.conf", "/etc/ceph/x"] {
-            assert_eq!(closed(path, Named::ClientConf), None, "{path}");
+            assert_eq!(closed(path, PathPurpose::ClientConf), None, "{path}");
         }
         for path in "/etc /etc/ssh /etc/ssl/private /etc/pki/x /etc/docker/daemon.json /etc/vhost-agent/tokens /etc/sudoers.d/x \
             /etc/pam.d /etc/security /etc/systemd/system /etc/crontab /etc/cron.d/x /etc/shadow /etc/shadow- /root/.config"
             .split_whitespace()
         {
-            assert!(closed(path, Named::ClientConf).is_some(), "{path}");
+            assert!(closed(path, PathPurpose::ClientConf).is_some(), "{path}");
         }
     }
 }

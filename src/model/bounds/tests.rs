@@ -23,28 +23,28 @@ fn judge(spec: &TargetSpec, known: Option<&TargetSpec>, paths: Paths<'_>) -> Res
 }
 
 /// A target with one path of its own.
-fn with(named: Named, at: &str) -> TargetSpec {
+fn with(named: PathPurpose, at: &str) -> TargetSpec {
     let at = path(at);
     match named {
-        Named::SocketDir => {
+        PathPurpose::SocketDir => {
             TargetSpec { control_sock: path(&at.join("vhost.sock")), socket_dir: at, ..usual() }
         }
-        Named::ControlSock => TargetSpec { control_sock: at, ..usual() },
-        Named::ClientConf => TargetSpec { client_conf: Some(at), ..usual() },
-        Named::ImageTar => TargetSpec { image_tar: Some(at), ..usual() },
-        Named::Aio => usual(),
+        PathPurpose::ControlSock => TargetSpec { control_sock: at, ..usual() },
+        PathPurpose::ClientConf => TargetSpec { client_conf: Some(at), ..usual() },
+        PathPurpose::ImageTar => TargetSpec { image_tar: Some(at), ..usual() },
+        PathPurpose::Aio => usual(),
     }
 }
 
-const ALLOWED: [(Named, &str); 8] = [
-    (Named::SocketDir, "/var/tmp/vhost-sockets"),
-    (Named::SocketDir, "/var/tmp/vhost-sockets/a"),
-    (Named::SocketDir, "/var/zbsvhost/sockets"),
-    (Named::ControlSock, "/var/tmp/vhost-sockets/b.sock"),
-    (Named::ControlSock, "/var/zbsvhost/sockets/b.sock"),
-    (Named::ClientConf, "/etc/zbs/other.conf"),
-    (Named::ClientConf, "/etc/ceph/ceph.conf"),
-    (Named::ImageTar, "/var/lib/zstack/vhost.tar"),
+const ALLOWED: [(PathPurpose, &str); 8] = [
+    (PathPurpose::SocketDir, "/var/tmp/vhost-sockets"),
+    (PathPurpose::SocketDir, "/var/tmp/vhost-sockets/a"),
+    (PathPurpose::SocketDir, "/var/zbsvhost/sockets"),
+    (PathPurpose::ControlSock, "/var/tmp/vhost-sockets/b.sock"),
+    (PathPurpose::ControlSock, "/var/zbsvhost/sockets/b.sock"),
+    (PathPurpose::ClientConf, "/etc/zbs/other.conf"),
+    (PathPurpose::ClientConf, "/etc/ceph/ceph.conf"),
+    (PathPurpose::ImageTar, "/var/lib/zstack/vhost.tar"),
 ];
 
 #[test]
@@ -84,13 +84,13 @@ fn folders_of_the_system_and_all_that_no_list_names_are_refused() {
         "/var/run/docker.sock",
     ];
     for at in hostile {
-        for named in [Named::SocketDir, Named::ControlSock, Named::ImageTar] {
+        for named in [PathPurpose::SocketDir, PathPurpose::ControlSock, PathPurpose::ImageTar] {
             let judged = judge(&with(named, at), None, Paths::AsNamed);
             assert_eq!(judged, Err(Code::PathNotAllowed), "{named:?} {at}");
         }
     }
     for at in ["/etc", "/etc/zbs.conf", "/etc/ssh/x", "/root/.ssh/x", "/var/lib/zstack/x"] {
-        let judged = judge(&with(Named::ClientConf, at), None, Paths::AsNamed);
+        let judged = judge(&with(PathPurpose::ClientConf, at), None, Paths::AsNamed);
         assert_eq!(judged, Err(Code::PathNotAllowed), "{at}");
     }
     assert!("/var/tmp/vhost-sockets/../../..".parse::<CleanPath>().is_err());
@@ -116,7 +116,7 @@ fn links_that_lead_out_are_refused_and_so_is_what_nobody_could_look_at() {
         let own = spec == usual();
         assert_eq!(unseen.is_ok(), own, "{at}");
     }
-    let spec = with(Named::SocketDir, "/var/zbsvhost/sockets/a");
+    let spec = with(PathPurpose::SocketDir, "/var/zbsvhost/sockets/a");
     let led = |from: &str, to: &str| (path(from), Led { path: path(to), is_block_device: false });
     let judged = |links: Links| judge(&spec, None, Paths::Followed(&links));
     let control = "/var/zbsvhost/sockets/a/vhost.sock";
@@ -133,9 +133,11 @@ fn links_that_lead_out_are_refused_and_so_is_what_nobody_could_look_at() {
 
 #[test]
 fn what_is_desired_already_is_not_judged_again() {
-    for (named, at) in
-        [(Named::SocketDir, "/srv/s"), (Named::ClientConf, "/root/c"), (Named::ImageTar, "/tmp/t")]
-    {
+    for (named, at) in [
+        (PathPurpose::SocketDir, "/srv/s"),
+        (PathPurpose::ClientConf, "/root/c"),
+        (PathPurpose::ImageTar, "/tmp/t"),
+    ] {
         let known = TargetSpec { image: Some("old:1".into()), ..with(named, at) };
         let again = TargetSpec { memory_mib: 7, ..known.clone() };
         for paths in [Paths::AsNamed, Paths::Followed(&Links::new())] {
@@ -143,7 +145,7 @@ fn what_is_desired_already_is_not_judged_again() {
         }
         assert!(judge(&again, Some(&usual()), Paths::AsNamed).is_err(), "{at}");
     }
-    let known = with(Named::SocketDir, "/srv/s");
+    let known = with(PathPurpose::SocketDir, "/srv/s");
     let other = TargetSpec { control_sock: path("/srv/s/b.sock"), ..known.clone() };
     assert_eq!(judge(&other, Some(&known), Paths::AsNamed), Ok(()), "in its own folder");
     let image_url = Some("http://old/a.tar".parse().unwrap());

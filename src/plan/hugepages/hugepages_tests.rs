@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::pools::{Memory, Placement, Pool};
+use crate::model::pools::{NodeMemory, Placement, Pool};
 use crate::model::units::{NumaNode, PageSize};
 
 const MIB: u64 = 1024;
@@ -31,7 +31,7 @@ fn machine(pools: &[(u64, u64, u64)]) -> PoolsSeen {
         cpu_nodes: pools.iter().map(|pool| pool.key.node).collect(),
         pools,
         reserved: BTreeMap::new(),
-        memory: Memory { total_kib: 64 * 1024 * MIB, available_kib: 64 * 1024 * MIB },
+        memory: NodeMemory { total_kib: 64 * 1024 * MIB, available_kib: 64 * 1024 * MIB },
     }
 }
 
@@ -155,8 +155,8 @@ fn a_size_without_a_pool_and_an_absurd_count_are_refused() {
     }
 }
 
-fn trial(effort: Effort, wanted: u64, got: u64) -> Trial {
-    Trial { effort, wanted, got }
+fn trial(effort: Effort, wanted: u64, got: u64) -> GrowthTrial {
+    GrowthTrial { effort, wanted, got }
 }
 
 #[test]

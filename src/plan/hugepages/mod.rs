@@ -35,7 +35,7 @@ pub enum Effort {
 
 /// Growth of a pool that came out short in this call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Trial {
+pub struct GrowthTrial {
     /// Greatest effort made for it.
     pub effort: Effort,
     /// Pages requested.
@@ -45,7 +45,7 @@ pub struct Trial {
 }
 
 /// Growths of this call that came out short, by pool.
-pub type Trials = BTreeMap<PoolKey, Trial>;
+pub type Trials = BTreeMap<PoolKey, GrowthTrial>;
 
 /// Effort of the next try, given that of the last one that came out short.
 pub fn next_effort(last: Option<Effort>) -> Effort {

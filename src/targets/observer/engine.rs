@@ -21,7 +21,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Event for the observers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum ObserverEvent {
     /// Change of the container of that name.
     Container(String),
     /// Gap in the events: whatever was known may be outdated.
@@ -31,7 +31,7 @@ pub(super) enum News {
 /// Publisher of the engine's events; clones share it.
 #[derive(Debug, Clone)]
 pub struct EngineNews {
-    sender: broadcast::Sender<News>,
+    sender: broadcast::Sender<ObserverEvent>,
     live: Arc<AtomicBool>,
 }
 
@@ -48,7 +48,7 @@ impl EngineNews {
     }
 
     /// Subscribes to all events from now on.
-    pub(super) fn listen(&self) -> broadcast::Receiver<News> {
+    pub(super) fn listen(&self) -> broadcast::Receiver<ObserverEvent> {
         self.sender.subscribe()
     }
 
@@ -61,11 +61,13 @@ impl EngineNews {
                 continue;
             }
             let tell = |event| match event {
-                EngineEvent::Container(name) => drop(self.sender.send(News::Container(name))),
+                EngineEvent::Container(name) => {
+                    drop(self.sender.send(ObserverEvent::Container(name)))
+                }
                 EngineEvent::Listening => {
                     self.live.store(true, Ordering::Relaxed);
                     tracing::debug!("the engine tells what happens to its containers");
-                    let _ = self.sender.send(News::LookAnew);
+                    let _ = self.sender.send(ObserverEvent::LookAnew);
                 }
             };
             let ended = probe.containers.events(tell, within).await;
@@ -73,7 +75,7 @@ impl EngineNews {
                 pause = FIRST_PAUSE;
                 let why = ended.map_or_else(|e| chain(&e), |()| "its stream ended".to_string());
                 tracing::warn!(why, "the engine tells no more what happens; it is asked instead");
-                let _ = self.sender.send(News::LookAnew);
+                let _ = self.sender.send(ObserverEvent::LookAnew);
             }
             sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);

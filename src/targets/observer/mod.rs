@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 
 pub use self::engine::EngineNews;
 pub use self::probe::Probe;
-use self::watch::Watch;
+use self::watch::ProcessWatch;
 use crate::docker::Containers;
 use crate::model::observation::{Observation, Process};
 use crate::model::path::CleanPath;
@@ -45,7 +45,7 @@ type Asks = mpsc::Sender<oneshot::Sender<Arc<Observation>>>;
 type AskQueue = mpsc::Receiver<oneshot::Sender<Arc<Observation>>>;
 
 /// Dependencies of every observer.
-struct Shared<C> {
+struct ObserverParts<C> {
     probe: Arc<Probe<C>>,
     news: EngineNews,
     desired: channel::Receiver<Desired>,
@@ -75,8 +75,9 @@ impl Observers {
         desired: channel::Receiver<Desired>,
     ) -> Observers {
         let max_age = probe.policy.health.max_age;
-        let shared = Arc::new(Shared { probe, news: news.clone(), desired: desired.clone() });
-        let start = move |key, asks| Watch::start(key, shared.clone(), asks);
+        let shared =
+            Arc::new(ObserverParts { probe, news: news.clone(), desired: desired.clone() });
+        let start = move |key, asks| ProcessWatch::start(key, shared.clone(), asks);
         Observers { start: Arc::new(start), observed: Arc::default(), desired, news, max_age }
     }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::host::vitals::Look;
-use crate::model::observation::{Answers, Vitals};
+use crate::host::vitals::VitalsSample;
+use crate::model::observation::{ProbeResults, Vitals};
 
 /// Evidence that was gathered when a probe had no answer.
 #[derive(Debug)]
 pub(in crate::targets) struct Evidence {
     /// Activity of the process; `None` if it could not be observed.
-    pub(super) look: Option<Look>,
+    pub(super) look: Option<VitalsSample>,
     /// Set if the machine is short of CPUs.
     pub(super) starved: bool,
     /// Open request of the agent's own there that changes something: its deadline and its method.
@@ -23,7 +23,7 @@ pub(in crate::targets) struct Evidence {
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     pub(super) vitals: Vitals,
-    looked_at: Option<(Instant, Look)>,
+    looked_at: Option<(Instant, VitalsSample)>,
     /// Time of the first missing answer, in RFC 3339.
     pub(super) since: Option<String>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Silence {
 impl Silence {
     /// Notes the evidence of a probe without an answer. An observation later than `late`, or on a machine whose CPUs
     /// are all taken, does not show that the process makes no progress.
-    pub(super) fn note(&mut self, answers: &Answers, evidence: Evidence, late: Duration) {
+    pub(super) fn note(&mut self, answers: &ProbeResults, evidence: Evidence, late: Duration) {
         let (now, vitals) = (Instant::now(), &mut self.vitals);
         (vitals.busy_until, vitals.busy_with) = evidence.busy.unzip();
         if let Some(look) = evidence.look {

@@ -19,17 +19,17 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use self::work::{News, WorkerState};
-use super::deploy::{Incoming, Underway, arrival, refuse};
+use self::work::{WorkResults, WorkerState};
+use super::deploy::{IncomingImage, Underway, arrival, refuse};
 use super::observer::Observations;
-use super::status::Status;
+use super::status::SharedStatus;
 use super::worker::Worker;
-use super::{PLACES_OF_DESTROYS, Parts, QUEUE, Request, Requested, too_many_requests};
+use super::{PLACES_OF_DESTROYS, Parts, QUEUE, Requested, TaskRequest, too_many_requests};
 use crate::docker::Containers;
 use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
 use crate::model::target::{TargetName, TargetSpec};
-use crate::plan::lifecycle::{Remembered, State};
+use crate::plan::lifecycle::{LifecycleRecord, State};
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
@@ -51,19 +51,19 @@ enum Mandate {
 
 pub(super) struct Task<C> {
     parts: Arc<Parts<C>>,
-    status: Status,
+    status: SharedStatus,
     /// Control socket that callers named, should the target not be desired.
     asked_at: Arc<watch::Sender<Option<CleanPath>>>,
     observed: Option<(CleanPath, Observations)>,
     /// Phase of the target, and its backoff.
     state: State,
     /// Part of the state that is on disk.
-    written: Remembered,
+    written: LifecycleRecord,
     /// Time of the next attempt to write the state, after a failed one.
     remember_at: Option<Instant>,
     /// Time at which the lifecycle takes the next step.
     requeue_at: Option<Instant>,
-    news: News,
+    news: WorkResults,
     /// Reason of the last exit, if that is a crash loop whose evidence is yet to be collected.
     crashed: Option<String>,
     mandate: Mandate,
@@ -71,7 +71,7 @@ pub(super) struct Task<C> {
     requests: VecDeque<Requested>,
     deploy: Underway,
     /// Image that a start of the task's own waits for, and the target that is to be started.
-    start_image: Option<(TargetSpec, Incoming)>,
+    start_image: Option<(TargetSpec, IncomingImage)>,
     /// Begin of the target's trial, or time before which it is not to be judged.
     trial_since: Option<Instant>,
     worker: WorkerState<C>,
@@ -92,7 +92,7 @@ impl<C: Containers> Task<C> {
         });
         let written = parts.exits.of(&name);
         let state = State::new(&parts.policy.heal, seed).recall(written, Instant::now().into_std());
-        let status = Status::new(name, parts.statuses.clone(), parts.desired.clone());
+        let status = SharedStatus::new(name, parts.statuses.clone(), parts.desired.clone());
         let stuck = watch::Sender::new(None);
         let worker =
             Worker::new(parts.clone(), status.clone(), &state, &written, stuck.subscribe());
@@ -105,7 +105,7 @@ impl<C: Containers> Task<C> {
             written,
             remember_at: None,
             requeue_at: None,
-            news: News::default(),
+            news: WorkResults::default(),
             crashed: None,
             mandate: Mandate::Look,
             requests: VecDeque::new(),
@@ -185,7 +185,7 @@ impl<C: Containers> Task<C> {
 
     fn requested(&mut self, requested: Requested) {
         match requested.request {
-            Request::Start => {
+            TaskRequest::Start => {
                 self.mandate = Mandate::Start;
                 // Nothing was done for one on trial before.
                 self.trial_since = self.trial_since.map(|_| Instant::now());

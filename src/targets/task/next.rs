@@ -10,41 +10,41 @@ use crate::model::observation::{Activity, Observation, Process};
 use crate::plan::lifecycle::Phase;
 use crate::targets::deploy::Underway;
 use crate::targets::trial::lost;
-use crate::targets::worker::Work;
-use crate::targets::{Request, Requested};
+use crate::targets::worker::WorkerJob;
+use crate::targets::{Requested, TaskRequest};
 
 /// Time in which a process that was just started is observed to live.
 const EXIT_TIME: Duration = Duration::from_millis(300);
 
 impl<C: Containers> Task<C> {
     /// Chooses the next work, now that the worker is idle.
-    pub(super) fn next_work(&mut self) -> Option<Work> {
+    pub(super) fn next_work(&mut self) -> Option<WorkerJob> {
         let now = Instant::now();
         if self.acts()
             && let Some(why) = self.crashed.take()
         {
-            return Some(Work::Evidence { why, failures: self.state.retry.failures() });
+            return Some(WorkerJob::Evidence { why, failures: self.state.retry.failures() });
         }
         if self.pass_due().is_some_and(|due| due <= now) {
-            return Some(Work::Volumes);
+            return Some(WorkerJob::Volumes);
         }
         if let Some(work) = self.next_of_deploy().or_else(|| self.next_request()) {
             return Some(work);
         }
         let may_write = self.remember_at.is_none_or(|at| at <= now);
         let is_news = self.acts() && self.state.remembers() != self.written;
-        (is_news && may_write).then_some(Work::Remember)
+        (is_news && may_write).then_some(WorkerJob::Remember)
     }
 
     /// Next work of the deploy that is under way, if it can go on.
-    fn next_of_deploy(&mut self) -> Option<Work> {
+    fn next_of_deploy(&mut self) -> Option<WorkerJob> {
         match std::mem::take(&mut self.deploy) {
-            Underway::HasImage(deploy) if !self.is_destroyed() => Some(Work::Deploy(deploy)),
+            Underway::HasImage(deploy) if !self.is_destroyed() => Some(WorkerJob::Deploy(deploy)),
             Underway::Converged(deploy) if self.is_decided() || deploy.has_waited() => {
-                Some(Work::Finish(deploy))
+                Some(WorkerJob::Finish(deploy))
             }
             Underway::Nothing if self.trial_since.is_some() && self.is_decided() => {
-                Some(Work::Judge)
+                Some(WorkerJob::Judge)
             }
             other => {
                 self.deploy = other;
@@ -91,31 +91,33 @@ impl<C: Containers> Task<C> {
 
     /// First request that can be carried out now. Others overtake a deploy that waits for an image, read-only ones
     /// overtake a volume that waits for its target, and a destroy overtakes all that wait.
-    fn next_request(&mut self) -> Option<Work> {
+    fn next_request(&mut self) -> Option<WorkerJob> {
         // A deploy whose target could not be judged yet blocks nobody.
         let may_end = self.trial_since.is_none_or(|since| since <= Instant::now());
         let mut is_blocked = may_end && matches!(self.deploy, Underway::Converged(_));
         let overtakes = self.requests.iter().position(|Requested { request, .. }| {
             let waits = self.waits(request);
-            is_blocked |= waits && !matches!(request, Request::Target { .. });
+            is_blocked |= waits && !matches!(request, TaskRequest::Target { .. });
             request.is_destroy() || !waits && (!is_blocked || request.only_looks())
         })?;
         let requested = self.requests.remove(overtakes)?;
-        Some(Work::Request { requested, overtakes })
+        Some(WorkerJob::Request { requested, overtakes })
     }
 
     /// `true` if a request cannot be carried out yet.
-    fn waits(&self, request: &Request) -> bool {
+    fn waits(&self, request: &TaskRequest) -> bool {
         match request {
-            Request::Target { dry_run, .. } => {
+            TaskRequest::Target { dry_run, .. } => {
                 (self.deploy.brings_up() || self.trial_since.is_some()) && !dry_run
             }
             // A target that is yet to be made can have no volumes.
-            Request::Activate { .. } => {
+            TaskRequest::Activate { .. } => {
                 self.is_to_answer() || self.deploy.brings_up() && !self.is_desired()
             }
-            Request::Look { .. } => self.is_to_answer(),
-            Request::Deactivate { .. } | Request::Resize { .. } | Request::Start => false,
+            TaskRequest::Look { .. } => self.is_to_answer(),
+            TaskRequest::Deactivate { .. } | TaskRequest::Resize { .. } | TaskRequest::Start => {
+                false
+            }
         }
     }
 

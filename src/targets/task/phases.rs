@@ -2,14 +2,14 @@
 
 use tokio::time::Instant;
 
-use super::{Mandate, News, Task, WorkerState};
+use super::{Mandate, Task, WorkResults, WorkerState};
 use crate::docker::Containers;
 use crate::model::observation::{Observation, Process};
 use crate::model::status::LastExit;
 use crate::model::target::TargetSpec;
-use crate::plan::lifecycle::{Action, Phase, Remembered, Situation, step};
+use crate::plan::lifecycle::{Action, LifecycleRecord, Phase, Situation, step};
 use crate::targets::now;
-use crate::targets::worker::Work;
+use crate::targets::worker::WorkerJob;
 
 /// Most steps in a row, each of which leads to another phase.
 const MOST_STEPS: usize = 16;
@@ -29,7 +29,7 @@ impl<C: Containers> Task<C> {
             let done = step(&self.state, &seen, &situation, now, &self.parts.policy.heal);
             let before = std::mem::replace(&mut self.state, done.state);
             self.requeue_at = done.requeue_at.map(Instant::from_std);
-            self.news = News::default();
+            self.news = WorkResults::default();
             let changed = before.phase != self.state.phase;
             if changed {
                 self.enter(before.phase, &seen);
@@ -39,9 +39,9 @@ impl<C: Containers> Task<C> {
                     let failures = self.state.retry.failures();
                     // What it left in its container may be the cause of its exits.
                     let anew = self.state.retry.is_crash_loop();
-                    self.begin(Work::Start { spec: spec.clone(), failures, anew });
+                    self.begin(WorkerJob::Start { spec: spec.clone(), failures, anew });
                 }
-                Action::Kill if is_free => self.begin(Work::Kill(spec.clone())),
+                Action::Kill if is_free => self.begin(WorkerJob::Kill(spec.clone())),
                 Action::Kill => {
                     let silence = seen.answers.silence();
                     self.stuck.send_replace(Some(format!("{silence}: it is brought back")));
@@ -138,7 +138,7 @@ impl<C: Containers> Task<C> {
 
     /// Forgets a target that is no longer desired.
     pub(super) fn release(&mut self) {
-        if self.state.phase == Phase::Unwanted && self.written == Remembered::default() {
+        if self.state.phase == Phase::Unwanted && self.written == LifecycleRecord::default() {
             return;
         }
         let now = Instant::now().into_std();

@@ -14,7 +14,7 @@ use crate::overdue::told_after;
 use crate::plan::lifecycle::{Attempt, Phase};
 use crate::targets::deploy::{Deploy, Underway};
 use crate::targets::start::{ENGINE_PAUSE, start_failed};
-use crate::targets::worker::{After, Finished, Work, Worker};
+use crate::targets::worker::{After, Finished, Worker, WorkerJob};
 
 /// Limit of any piece of work beside the start of a target: each of its calls has its own deadline, and images come
 /// in beside it.
@@ -22,7 +22,7 @@ const WORK_LIMIT: Duration = Duration::from_secs(300);
 
 /// Results of the work that has ended, for the next step of the lifecycle.
 #[derive(Debug, Default)]
-pub(super) struct News {
+pub(super) struct WorkResults {
     pub(super) attempt: Option<Attempt>,
     /// Set if the work stopped the process.
     pub(super) stopped: bool,
@@ -74,7 +74,7 @@ impl<C: Containers> WorkerState<C> {
 }
 
 impl<C: Containers> Task<C> {
-    pub(super) fn begin(&mut self, work: Work) {
+    pub(super) fn begin(&mut self, work: WorkerJob) {
         let Some(mut worker) = self.worker.take() else { return };
         let at_work = work.at_work();
         self.stuck.send_replace(None);
@@ -94,7 +94,7 @@ impl<C: Containers> Task<C> {
             let after = worker.work(work).await;
             Finished { worker, after, written, is_written }
         }));
-        let brings_up = at_work == Some(target::Work::BringUp);
+        let brings_up = at_work == Some(target::OwnerWork::BringUp);
         self.worker = WorkerState::Busy { brings_up, work };
     }
 
@@ -160,9 +160,9 @@ impl<C: Containers> Task<C> {
     }
 
     /// Work that the status shows while the target waits for an image.
-    fn awaits(&self) -> Option<target::Work> {
+    fn awaits(&self) -> Option<target::OwnerWork> {
         let brings_up = self.deploy.brings_up() || self.start_image.is_some();
-        brings_up.then_some(target::Work::BringUp)
+        brings_up.then_some(target::OwnerWork::BringUp)
     }
 
     pub(super) fn deploy_image_ended(&mut self, image: Result<String, Fault>) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::{Request, Targets};
+use super::super::{Targets, TaskRequest};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::target::{TargetName, TargetSpec};
@@ -31,7 +31,7 @@ impl Targets {
         volumes: Vec<VolumeSpec>,
         undo: bool,
     ) -> Result<Vec<VolumeView>, Fault> {
-        self.ask(&target.name, |reply| Request::Activate { volumes, undo, reply }).await?
+        self.ask(&target.name, |reply| TaskRequest::Activate { volumes, undo, reply }).await?
     }
 
     /// Takes volumes away; those that are not there count as gone. One with a connected virtual machine is refused;
@@ -50,7 +50,7 @@ impl Targets {
             let (target, volumes) = (Box::new(target.clone()), volumes.clone());
             let name = target.name.clone();
             let done =
-                self.ask(&name, |reply| Request::Deactivate { target, volumes, reply }).await?;
+                self.ask(&name, |reply| TaskRequest::Deactivate { target, volumes, reply }).await?;
             match done {
                 // Not in the task, which has other things to do meanwhile.
                 Err(fault) if fault.code == Code::VolumeInUse && Instant::now() < deadline => {
@@ -72,7 +72,7 @@ impl Targets {
         size_mib: u64,
     ) -> Result<VolumeView, Fault> {
         let (target, name) = (Box::new(target.clone()), target.name.clone());
-        self.ask(&name, |reply| Request::Resize { target, volume, size_mib, reply }).await?
+        self.ask(&name, |reply| TaskRequest::Resize { target, volume, size_mib, reply }).await?
     }
 
     /// Desired volumes of a target, with their status: observed now, unless its task is busy for longer; then as they
@@ -84,7 +84,7 @@ impl Targets {
         }
         let looked = async {
             let _place = self.way(target).ok()?.looks.acquire_owned().await.ok()?;
-            self.ask(target, |reply| Request::Look { reply, _place }).await.ok()
+            self.ask(target, |reply| TaskRequest::Look { reply, _place }).await.ok()
         };
         // A busy task knows what it did last, and that is reported then.
         let _ = timeout(LOOK_TIMEOUT, looked).await;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(super) use self::quarantine::VolumeQuarantine;
-use super::book::{Look, VolumeBook};
+use super::book::{VolumeBook, VolumeObservation};
 use super::worker::Worker;
-use crate::agent::observe::volumes::Place;
+use crate::agent::observe::volumes::VolumesLocation;
 use crate::docker::Containers;
-use crate::health::deep::Served;
+use crate::health::deep::ServedTarget;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::status::VolumeTally;
@@ -206,7 +206,10 @@ impl<C: Containers> Worker<C> {
     ///
     /// # Errors
     /// When it accepts connections, and serves none.
-    async fn serves_connections(&mut self, place: &Place) -> Result<Option<Served>, Fault> {
+    async fn serves_connections(
+        &mut self,
+        place: &VolumesLocation,
+    ) -> Result<Option<ServedTarget>, Fault> {
         let parts = self.parts.clone();
         let served = parts.deep.serve((&place.control, &place.sockets), SERVE_TIME);
         let served = self.unless_stuck(served).await?;
@@ -232,13 +235,13 @@ impl<C: Containers> Worker<C> {
 
     fn note(
         &mut self,
-        place: &Place,
+        place: &VolumesLocation,
         specs: &[VolumeSpec],
         seen: &BTreeMap<VolumeName, VolumeSeen>,
         faults: &BTreeMap<VolumeName, Fault>,
     ) {
         let now = Instant::now().into_std();
-        let look = Look {
+        let look = VolumeObservation {
             now,
             at: super::now(),
             sockets: &place.sockets,
@@ -261,7 +264,7 @@ impl<C: Containers> Worker<C> {
     }
 
     /// Place of the target's volumes, if it is desired.
-    fn place(&self) -> Option<Place> {
+    fn place(&self) -> Option<VolumesLocation> {
         self.parts.desired.get(self.name()).map(|spec| place_of(&spec))
     }
 
@@ -270,8 +273,8 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-fn place_of(spec: &TargetSpec) -> Place {
-    Place {
+fn place_of(spec: &TargetSpec) -> VolumesLocation {
+    VolumesLocation {
         control: spec.control_sock.clone(),
         sockets: spec.socket_dir.clone(),
         kind: spec.kind,
@@ -284,7 +287,7 @@ fn is_lone(seen: &VolumeSeen) -> bool {
     seen.bdev.is_some() && seen.controller.is_none()
 }
 
-type Seen = BTreeMap<VolumeName, VolumeSeen>;
+type ObservedVolumes = BTreeMap<VolumeName, VolumeSeen>;
 
 /// Options of a pass.
 #[derive(Debug, Clone, Copy)]
@@ -306,7 +309,7 @@ pub(super) struct Passed {
     /// Volumes that were made or repaired.
     pub(super) made: usize,
     /// Observation before the pass.
-    before: Seen,
+    before: ObservedVolumes,
 }
 
 type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;

@@ -11,12 +11,12 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::target::TargetName;
 use crate::model::volume::{VolumeName, VolumeSpec};
-use crate::plan::quarantine::{Exit, Leave, Quarantine, Remembered};
+use crate::plan::quarantine::{Exit, Leave, Quarantine, QuarantineRecord};
 use crate::plan::retry::Backoff;
 
 pub(in crate::targets) struct VolumeQuarantine {
     held: Quarantine,
-    written: Remembered,
+    written: QuarantineRecord,
     /// Volumes that were being made when the previous agent ended, and in which process.
     inherited: Option<(u32, BTreeSet<VolumeName>)>,
     /// Volumes whose making was not answered.
@@ -28,7 +28,7 @@ pub(in crate::targets) struct VolumeQuarantine {
 impl VolumeQuarantine {
     /// Restores the quarantine that the previous agent recorded.
     pub(in crate::targets) fn recall(
-        written: Remembered,
+        written: QuarantineRecord,
         fresh: &Backoff,
         now: Instant,
     ) -> VolumeQuarantine {
@@ -103,7 +103,7 @@ impl VolumeQuarantine {
         &self,
         mut making: BTreeSet<VolumeName>,
         serving: Option<u32>,
-    ) -> Option<Remembered> {
+    ) -> Option<QuarantineRecord> {
         // Unanswered volumes were made in the process of then.
         let mut pid = if making.is_empty() { self.written.pid } else { serving };
         making.append(&mut self.unanswered.names());
@@ -116,7 +116,7 @@ impl VolumeQuarantine {
     }
 
     /// Notes that the record was written.
-    pub(super) fn note_written(&mut self, known: Remembered) {
+    pub(super) fn note_written(&mut self, known: QuarantineRecord) {
         self.written = known;
     }
 

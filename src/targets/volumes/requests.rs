@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::super::book::Look;
+use super::super::book::VolumeObservation;
 use super::super::now;
 use super::super::worker::Worker;
 use super::calls::view;
-use super::{Pass, Seen, place_of};
+use super::{ObservedVolumes, Pass, place_of};
 use crate::agent::apply::volumes::Unanswered;
-use crate::agent::observe::volumes::Place;
+use crate::agent::observe::volumes::VolumesLocation;
 use crate::docker::Containers;
 use crate::model::bounds::{Paths, judge_volume, paths_of_volume};
 use crate::model::code::Code;
@@ -93,7 +93,7 @@ impl<C: Containers> Worker<C> {
             let new: Vec<VolumeSpec> = new.cloned().collect();
             return Err(match done {
                 Ok(passed) => self.undo(new, &passed.before, fault).await,
-                Err(fault) => self.undo(new, &Seen::new(), fault).await,
+                Err(fault) => self.undo(new, &ObservedVolumes::new(), fault).await,
             });
         }
         Ok(views)
@@ -139,7 +139,7 @@ impl<C: Containers> Worker<C> {
     /// Notes that the target did not answer: these volumes keep their status, and new ones are pending.
     fn not_looked_at(&mut self, volumes: &[VolumeSpec], fault: &Fault) {
         let Some(place) = self.place() else { return };
-        let look = Look {
+        let look = VolumeObservation {
             now: Instant::now().into_std(),
             at: now(),
             sockets: &place.sockets,
@@ -158,7 +158,12 @@ impl<C: Containers> Worker<C> {
     /// Takes away what a failed activation has made, and forgets it; returns why it failed. What was there `before`
     /// is not its to take away. What could not be taken away stays desired: a virtual machine may be connected by
     /// now.
-    async fn undo(&mut self, volumes: Vec<VolumeSpec>, before: &Seen, mut fault: Fault) -> Fault {
+    async fn undo(
+        &mut self,
+        volumes: Vec<VolumeSpec>,
+        before: &ObservedVolumes,
+        mut fault: Fault,
+    ) -> Fault {
         let looked_at = |spec: &&VolumeSpec| before.contains_key(&spec.name);
         let made: Vec<VolumeSpec> = volumes.iter().filter(looked_at).cloned().collect();
         let mut kept = BTreeMap::new();
@@ -194,7 +199,7 @@ impl<C: Containers> Worker<C> {
     ) -> Result<(), Fault> {
         let (place, wanted) = (place_of(target), self.wanted_in(target));
         let volumes: Vec<VolumeSpec> = keys.iter().filter_map(|key| find(&wanted, key)).collect();
-        let kept = match self.remove(&place, &volumes, &Seen::new()).await {
+        let kept = match self.remove(&place, &volumes, &ObservedVolumes::new()).await {
             // What ran there has ended, and its volumes with it.
             Err(fault) if fault.code == Code::TargetAbsent && !self.lives(target) => {
                 BTreeMap::new()
@@ -232,9 +237,9 @@ impl<C: Containers> Worker<C> {
     /// When the target does not answer; then it may have taken away some.
     async fn remove(
         &mut self,
-        place: &Place,
+        place: &VolumesLocation,
         volumes: &[VolumeSpec],
-        before: &Seen,
+        before: &ObservedVolumes,
     ) -> Result<BTreeMap<VolumeName, Fault>, Fault> {
         if volumes.is_empty() {
             return Ok(BTreeMap::new());

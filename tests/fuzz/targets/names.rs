@@ -8,7 +8,7 @@ use vhost_agent::model::engine::ApiVersion;
 use vhost_agent::model::event::EventId;
 use vhost_agent::model::image::{ImageSha256, ImageUrl};
 use vhost_agent::model::network::Network;
-use vhost_agent::model::outgoing::Outgoing;
+use vhost_agent::model::outgoing::EgressPolicy;
 use vhost_agent::model::path::{CleanPath, SUN_PATH, judge_length, judge_socket};
 use vhost_agent::model::progress::Stage;
 use vhost_agent::model::registry::registry_of;
@@ -49,7 +49,7 @@ fuzz_target!(|text: &str| {
         let shown = url.to_string();
         assert!(!shown.trim_end_matches("?…").contains(['?', '#']), "{shown}");
         // Nobody knows who said it: no loopback.
-        let _ = Outgoing::default().reach(None, None).judge_literal(text);
+        let _ = EgressPolicy::default().reach(None, None).judge_literal(text);
     }
     if let Ok(network) = text.parse::<Network>() {
         assert_eq!(network.to_string().parse(), Ok(network));

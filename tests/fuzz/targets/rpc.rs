@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
 use vhost_agent::spdk::disks::{Bdev, Controller};
 use vhost_agent::spdk::methods::Version;
-use vhost_agent::spdk::reply::{Incoming, Reply};
+use vhost_agent::spdk::reply::{Reply, ReplyBuffer};
 
 fuzz_target!(|input: &[u8]| {
     let Some((size, stream)) = input.split_first() else { return };
@@ -18,7 +18,7 @@ fuzz_target!(|input: &[u8]| {
 
 /// The replies of a stream, and how it ended: garbage, or whether within a reply.
 fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<Reply>, Result<bool, String>) {
-    let (mut incoming, mut replies) = (Incoming::default(), Vec::new());
+    let (mut incoming, mut replies) = (ReplyBuffer::default(), Vec::new());
     for piece in pieces {
         incoming.buffer().extend_from_slice(piece);
         if let Err(why) = incoming.replies(|reply| replies.push(reply)) {

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use vhost_agent::api::zstack::target::usual;
 use vhost_agent::api::zstack::{door, wire};
 use vhost_agent::model::caller::Caller;
-use vhost_agent::model::outgoing::Outgoing;
+use vhost_agent::model::outgoing::EgressPolicy;
 use vhost_agent::model::path::SUN_PATH;
 use vhost_agent::model::target::{CoreWish, TargetSpec};
 use vhost_agent::model::volume::{Backing, VolumeSpec};
@@ -38,7 +38,8 @@ fuzz_target!(|body: &[u8]| {
     }
     let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     assert!(wire::patience(body, now).is_none_or(|patience| !patience.is_zero()));
-    if let Some(asked) = wire::asked(body, Caller::Here, &Outgoing::default().reach(None, None)) {
+    if let Some(asked) = wire::asked(body, Caller::Here, &EgressPolicy::default().reach(None, None))
+    {
         assert!(asked.context["api"].as_str().is_some_and(|api| !api.trim().is_empty()));
         assert!(asked.context.to_string().len() + asked.stack.to_string().len() <= 64 * 1024);
         assert!(asked.url.is_none_or(|url| url.trim() == url && !url.is_empty()));

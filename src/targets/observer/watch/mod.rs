@@ -11,14 +11,14 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep_until};
 
-use self::publish::Waiter;
-use super::engine::News;
+use self::publish::ObservationWaiter;
+use super::engine::ObserverEvent;
 use super::probe::Found;
 use super::silence::{Evidence, Silence};
-use super::{AskQueue, IDLE, Key, Observations, Shared, is_desired};
+use super::{AskQueue, IDLE, Key, Observations, ObserverParts, is_desired};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
-use crate::model::observation::{Answers, Observation, Process};
+use crate::model::observation::{Observation, ProbeResults, Process};
 use crate::wait;
 
 /// Most probes in flight; a frozen target answers none.
@@ -29,7 +29,7 @@ const STARTING_PAUSE: Duration = Duration::from_millis(20);
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
 /// Process, as far as it is known.
-enum Seen {
+enum KnownProcess {
     Lives(WatchedProcess),
     Otherwise(Process),
 }
@@ -45,11 +45,11 @@ struct Count {
     ended: u64,
 }
 
-pub(super) struct Watch<C> {
+pub(super) struct ProcessWatch<C> {
     key: Key,
-    shared: Arc<Shared<C>>,
-    seen: Seen,
-    answers: Answers,
+    shared: Arc<ObserverParts<C>>,
+    seen: KnownProcess,
+    answers: ProbeResults,
     heard: Option<Instant>,
     silence: Silence,
     probes: FuturesUnordered<Pending<Probed>>,
@@ -63,21 +63,21 @@ pub(super) struct Watch<C> {
     untold: bool,
     look_again: bool,
     next_look: Instant,
-    waiting: Vec<Waiter>,
+    waiting: Vec<ObservationWaiter>,
     asked: Instant,
     published: watch::Sender<Arc<Observation>>,
 }
 
-impl<C: Containers> Watch<C> {
+impl<C: Containers> ProcessWatch<C> {
     /// Starts the task, which ends when no handle is left, or its target is idle.
-    pub(super) fn start(key: Key, shared: Arc<Shared<C>>, asks: AskQueue) -> Observations {
+    pub(super) fn start(key: Key, shared: Arc<ObserverParts<C>>, asks: AskQueue) -> Observations {
         let unseen = Observation::unseen(Instant::now().into_std());
         let (published, observations) = watch::channel(Arc::new(unseen));
-        let watch = Watch {
+        let watch = ProcessWatch {
             key,
             shared,
-            seen: Seen::Otherwise(Process::Unknown("it was not asked yet".to_string())),
-            answers: Answers::default(),
+            seen: KnownProcess::Otherwise(Process::Unknown("it was not asked yet".to_string())),
+            answers: ProbeResults::default(),
             heard: None,
             silence: Silence::default(),
             probes: FuturesUnordered::new(),
@@ -137,16 +137,16 @@ impl<C: Containers> Watch<C> {
     fn has_ended(&mut self) {
         self.untold = true;
         let how = "its process has ended, and the engine has not told yet how".to_string();
-        self.becomes(Seen::Otherwise(Process::Ended(how)));
+        self.becomes(KnownProcess::Otherwise(Process::Ended(how)));
     }
 
     /// Replaces the process by another one, or by none: answers of the old one no longer count.
-    fn becomes(&mut self, seen: Seen) {
+    fn becomes(&mut self, seen: KnownProcess) {
         // What was answered before the process was known is the answer of the one that is found.
-        let found = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)))
-            && matches!(seen, Seen::Lives(_));
+        let found = matches!(self.seen, KnownProcess::Otherwise(Process::Unknown(_)))
+            && matches!(seen, KnownProcess::Lives(_));
         if !found {
-            (self.answers, self.heard) = (Answers::default(), None);
+            (self.answers, self.heard) = (ProbeResults::default(), None);
             self.silence = Silence::default();
             self.outdated = self.probed.begun;
         }
@@ -159,17 +159,17 @@ impl<C: Containers> Watch<C> {
         self.untold = false;
         match found {
             Found::Runs(process) => {
-                let known = matches!(&self.seen, Seen::Lives(seen) if seen.is(&process));
+                let known = matches!(&self.seen, KnownProcess::Lives(seen) if seen.is(&process));
                 if !known {
-                    self.becomes(Seen::Lives(process));
+                    self.becomes(KnownProcess::Lives(process));
                     // A probe that was sent to it already will do.
                     let asked = self.probed.begun > self.outdated;
                     let probe = if asked { self.probed.begun } else { self.probe_now() };
                     self.waiting.iter_mut().for_each(|waiter| waiter.probe = probe);
                 }
             }
-            Found::Nothing => self.becomes(Seen::Otherwise(Process::NoContainer)),
-            Found::Ended(Some(how)) => self.becomes(Seen::Otherwise(Process::Ended(how))),
+            Found::Nothing => self.becomes(KnownProcess::Otherwise(Process::NoContainer)),
+            Found::Ended(Some(how)) => self.becomes(KnownProcess::Otherwise(Process::Ended(how))),
             Found::Ended(None) => self.has_ended(),
             Found::Unknown(why) => self.not_found_out(why),
         }
@@ -182,11 +182,11 @@ impl<C: Containers> Watch<C> {
     /// alive, nor does one that has ended come back by that.
     fn not_found_out(&mut self, why: String) {
         match &self.seen {
-            Seen::Lives(process) if process.lives() => {}
-            Seen::Lives(_) => self.has_ended(),
-            Seen::Otherwise(Process::Ended(_)) => {}
-            Seen::Otherwise(_) => {
-                self.seen = Seen::Otherwise(Process::Unknown(why));
+            KnownProcess::Lives(process) if process.lives() => {}
+            KnownProcess::Lives(_) => self.has_ended(),
+            KnownProcess::Otherwise(Process::Ended(_)) => {}
+            KnownProcess::Otherwise(_) => {
+                self.seen = KnownProcess::Otherwise(Process::Unknown(why));
                 self.see_who_answers();
             }
         }
@@ -220,19 +220,19 @@ impl<C: Containers> Watch<C> {
 
     /// Watches the process that answers at the control socket, until the engine can tell whose it is.
     fn see_who_answers(&mut self) {
-        let unknown = matches!(self.seen, Seen::Otherwise(Process::Unknown(_)));
+        let unknown = matches!(self.seen, KnownProcess::Otherwise(Process::Unknown(_)));
         if unknown
             && self.looked.ended > 0
             && self.answers.version().is_some()
             && let Some(process) = self.shared.probe.who_answers(&self.key.1)
         {
-            self.seen = Seen::Lives(process);
+            self.seen = KnownProcess::Lives(process);
         }
     }
 
-    fn heard(&mut self, event: Result<News, broadcast::error::RecvError>) {
+    fn heard(&mut self, event: Result<ObserverEvent, broadcast::error::RecvError>) {
         match event {
-            Ok(News::Container(name)) if name != self.key.0.as_str() => {}
+            Ok(ObserverEvent::Container(name)) if name != self.key.0.as_str() => {}
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => drop(self.look_now()),
             // The sender lives as long as this task.
             Err(broadcast::error::RecvError::Closed) => {}
@@ -245,9 +245,9 @@ impl<C: Containers> Watch<C> {
         self.next_probe = Instant::now() + policy.interval;
         match &self.seen {
             // Where the kernel has no pidfd.
-            Seen::Lives(process) if !process.lives() => self.process_ended(),
-            Seen::Lives(_) => drop(self.probe_now()),
-            Seen::Otherwise(process) => {
+            KnownProcess::Lives(process) if !process.lives() => self.process_ended(),
+            KnownProcess::Lives(_) => drop(self.probe_now()),
+            KnownProcess::Otherwise(process) => {
                 let blind = matches!(process, Process::Unknown(_));
                 if blind {
                     self.probe_now();
@@ -269,8 +269,8 @@ impl<C: Containers> Watch<C> {
             let (number, sent) = (self.probed.begun, Instant::now());
             let (shared, control) = (self.shared.clone(), self.key.1.clone());
             let pid = match &self.seen {
-                Seen::Lives(process) => Some(process.pid),
-                Seen::Otherwise(_) => None,
+                KnownProcess::Lives(process) => Some(process.pid),
+                KnownProcess::Otherwise(_) => None,
             };
             self.probes.push(Box::pin(async move {
                 let (answer, evidence) = shared.probe.probe(&control, pid).await;
@@ -294,19 +294,19 @@ impl<C: Containers> Watch<C> {
 
     /// `true` if probes are sent at all.
     fn is_probed(&self) -> bool {
-        matches!(self.seen, Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)))
+        matches!(self.seen, KnownProcess::Lives(_) | KnownProcess::Otherwise(Process::Unknown(_)))
     }
 
     fn is_young(&self) -> bool {
         let within = self.shared.probe.policy.target.ready_timeout;
-        matches!(&self.seen, Seen::Lives(process) if process.age().is_some_and(|age| age < within))
+        matches!(&self.seen, KnownProcess::Lives(process) if process.age().is_some_and(|age| age < within))
     }
 }
 
 /// Waits for the end of the process; never returns if there is none.
-async fn ended(seen: &Seen) {
+async fn ended(seen: &KnownProcess) {
     match seen {
-        Seen::Lives(process) => process.ended().await,
-        Seen::Otherwise(_) => std::future::pending().await,
+        KnownProcess::Lives(process) => process.ended().await,
+        KnownProcess::Otherwise(_) => std::future::pending().await,
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::AskQueue;
-use super::{Seen, Watch};
+use super::{KnownProcess, ProcessWatch};
 use crate::docker::Containers;
 use crate::model::observation::{Observation, Process, Vitals};
 
@@ -15,45 +15,47 @@ use crate::model::observation::{Observation, Process, Vitals};
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// Waiting caller, with the probe and the query that have to end before it is answered.
-pub(super) struct Waiter {
+pub(super) struct ObservationWaiter {
     pub(super) probe: u64,
     look: u64,
     reply: oneshot::Sender<Arc<Observation>>,
 }
 
-impl<C: Containers> Watch<C> {
+impl<C: Containers> ProcessWatch<C> {
     /// Takes in a caller and all others that wait by now: they get the same observation.
     pub(super) fn asked(&mut self, reply: oneshot::Sender<Arc<Observation>>, asks: &mut AskQueue) {
-        let dead = matches!(&self.seen, Seen::Lives(process) if !process.lives());
+        let dead = matches!(&self.seen, KnownProcess::Lives(process) if !process.lives());
         if dead {
             self.process_ended();
         }
         let look = match &self.seen {
-            Seen::Lives(_) => 0,
+            KnownProcess::Lives(_) => 0,
             // The first query was begun for this caller.
-            Seen::Otherwise(_) if self.looked.ended == 0 => self.looked.begun,
-            Seen::Otherwise(_) => self.look_now(),
+            KnownProcess::Otherwise(_) if self.looked.ended == 0 => self.looked.begun,
+            KnownProcess::Otherwise(_) => self.look_now(),
         };
         let probe = match &self.seen {
-            Seen::Lives(_) | Seen::Otherwise(Process::Unknown(_)) => self.probe_now(),
-            Seen::Otherwise(_) => 0,
+            KnownProcess::Lives(_) | KnownProcess::Otherwise(Process::Unknown(_)) => {
+                self.probe_now()
+            }
+            KnownProcess::Otherwise(_) => 0,
         };
         self.asked = Instant::now();
         let mut next = Some(reply);
         while let Some(reply) = next {
-            self.waiting.push(Waiter { probe, look, reply });
+            self.waiting.push(ObservationWaiter { probe, look, reply });
             next = asks.try_recv().ok();
         }
     }
 
     fn observation(&self, number: u64) -> Observation {
         let process = match &self.seen {
-            Seen::Lives(process) => {
+            KnownProcess::Lives(process) => {
                 // Asked only where it matters: it reads a file.
                 let young = self.answers.version().is_none() && self.is_young();
                 Process::Lives { pid: process.pid, young }
             }
-            Seen::Otherwise(process) => process.clone(),
+            KnownProcess::Otherwise(process) => process.clone(),
         };
         let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
         Observation {
@@ -101,7 +103,7 @@ impl<C: Containers> Watch<C> {
             return;
         }
         let (probed, looked) = (self.probed.ended, self.looked.ended);
-        let done = |waiter: &mut Waiter| probed >= waiter.probe && looked >= waiter.look;
+        let done = |waiter: &mut ObservationWaiter| probed >= waiter.probe && looked >= waiter.look;
         for waiter in self.waiting.extract_if(.., done) {
             let _ = waiter.reply.send(self.published.borrow().clone());
         }
