@@ -68,7 +68,7 @@ fn grow(seen: &PoolsSeen) {
             let _ = hugepages::grow(&goal, seen, &grown, &policy, &Default::default(), take);
         }
     }
-    let mut limit = grown.clone();
-    hugepages::keep(&mut limit, 256, seen);
+    let (mut limit, mut missing) = (grown.clone(), ledger.lost());
+    hugepages::keep(&mut limit, &mut missing, 256, seen);
     let _ = hugepages::give_back(&limit, seen);
 }
