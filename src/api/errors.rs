@@ -94,7 +94,8 @@ impl IntoResponse for Problem {
 
 /// Answer for an unknown path.
 pub async fn no_such_route(method: Method, uri: Uri) -> Problem {
-    let text = format!("the agent has no route {method} {}: see the README's list", uri.path());
+    let list = "/usr/share/doc/vhost-agent/http-api.md has them all";
+    let text = format!("the agent has no route {method} {}: {list}", uri.path());
     Problem::new(Code::NoSuchRoute, text)
 }
 
