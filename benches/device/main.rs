@@ -1,8 +1,8 @@
 //! The built-in target beside `qemu-storage-daemon`, on the same file and through the same frontend.
 //!
 //! ```sh
-//! cargo bench --bench target            # the file in the temporary folder
-//! cargo bench --bench target -- /data   # in another one
+//! cargo bench --bench device            # the file in the temporary folder
+//! cargo bench --bench device -- /data   # in another one
 //! ```
 //!
 //! Needs Debian's qemu-system-common. Each figure is the better of its rounds, which take turns, so
@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 #![allow(dead_code)] // the tests use all of the guest
 
-#[path = "../../tests/target/guest.rs"]
+#[path = "../../tests/agent/device/guest.rs"]
 mod guest;
 
 use std::io::Write;
