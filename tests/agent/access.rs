@@ -1,7 +1,4 @@
 //! Who may call: TLS with real certificates, tokens, addresses, and the doors for the node itself.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,12 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use crate::support::certificates::{Authority, Signed, connect, shake_hands};
+use crate::support::http::{Reply, call, receive, request, try_receive};
+use crate::support::network::as_user;
+use crate::support::{Agent, Place, soon, until};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::certificates::{Authority, Signed, connect, shake_hands};
-use support::http::{Reply, call, receive, request, try_receive};
-use support::network::as_user;
-use support::{Agent, Place, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;

@@ -1,15 +1,12 @@
 //! What callers may name, over real HTTP and by command: nothing that the settings do not list, however it is written, and
 //! what was desired before stays.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use crate::support::http::{Reply, call};
+use crate::support::{Agent, Place};
 use serde_json::{Value, json};
-use support::http::{Reply, call};
-use support::{Agent, Place};
 
 const ZBS: &str = "/zbs/primarystorage/vhost";
 const TARGET: &str = "/v1/targets/a";

@@ -1,8 +1,5 @@
 //! An attack on every field of every route: paths, images, addresses and names that a caller has no business with. Nothing
 //! outside of what the settings allow is opened, mounted, connected to or written.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,13 +7,13 @@ use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::support::calls::{ZBS, calls, in_each_text, native_calls};
+use crate::support::engine::{Changes, noting_engine};
+use crate::support::http::{receive, request};
+use crate::support::network::{Far, alone, call_on};
+use crate::support::{Place, task};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
-use support::Place;
-use support::calls::{ZBS, calls, in_each_text, native_calls};
-use support::engine::{Changes, noting_engine};
-use support::http::{receive, request};
-use support::network::{Far, alone, call_on};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -293,7 +290,7 @@ fn callbacks_of_a_caller_elsewhere_lead_to_nothing_of_the_node() {
         let path = format!("{ZBS}/target/health");
         let urls = bait.texts();
         for (number, url) in (1..).zip(urls.iter().filter(|text| !text.contains('\0'))) {
-            let uuid = support::task(number);
+            let uuid = task(number);
             let headers = [("taskuuid", uuid.as_str()), ("callbackurl", url.as_str())];
             let stream = far.connect(agent.address.port()).await;
             let reply = call_on(stream, "POST", &path, &headers, "{}").await;

@@ -1,15 +1,12 @@
 //! What the agent bears: bodies too long or too slow, connections that say nothing, too much at once.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::net::SocketAddr;
 
-use support::absent::Absent;
-use support::controller::Controller;
-use support::gate::Gate;
-use support::http::{call, receive, request, send};
-use support::{Place, process, soon, task, until};
+use crate::support::absent::Absent;
+use crate::support::controller::Controller;
+use crate::support::gate::Gate;
+use crate::support::http::{call, receive, request, send};
+use crate::support::{Place, process, soon, task, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 

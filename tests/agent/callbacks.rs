@@ -1,16 +1,13 @@
 //! How results get to the controller: real listeners that are there, are not there, answer this or
 //! that, or not at all.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::absent::Absent;
+use crate::support::certificates::certificate;
+use crate::support::controller::{Answer, Controller, Seen};
+use crate::support::{Agent, Place, task};
 use serde_json::json;
-use support::absent::Absent;
-use support::certificates::certificate;
-use support::controller::{Answer, Controller, Seen};
-use support::{Agent, Place, task};
 
 /// A call that is done at once and is called back.
 async fn ask(agent: &Agent, number: u32, url: &str) {

@@ -1,15 +1,12 @@
 //! The command line: what it prints, how it exits, whom it asks.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 use std::process::Stdio;
 
+use crate::support::gate::Gate;
+use crate::support::kernel::Kernel;
+use crate::support::{Ended, Place, soon};
 use serde_json::json;
-use support::gate::Gate;
-use support::kernel::Kernel;
-use support::{Ended, Place, soon};
 
 const HOLDS: Option<i32> = Some(0);
 const FAILED: Option<i32> = Some(1);

@@ -1,13 +1,10 @@
 //! How the agent tells a target's health when its control socket misbehaves: a played engine with one
 //! container, a played target in it, the built agent over HTTP.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 
-use support::played::{Manner, Played};
-use support::{Agent, process, until};
+use crate::support::played::{Manner, Played};
+use crate::support::{Agent, process, until};
 
 const HEALTH: &str = "/v1/targets/zbs-vhost/health";
 const SETTINGS: &str = "[health]\nmax_age = \"0s\"\ntimeout = \"1s\"\ninterval = \"60s\"\n";

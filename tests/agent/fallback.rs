@@ -1,8 +1,5 @@
 //! What the agent does not serve goes to the legacy agent behind it: the built agent between a bare client
 //! and a bare legacy agent, compared to the byte.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,12 +13,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use support::absent::Absent;
-use support::controller::Controller;
-use support::http::{call, receive, request, send};
-use support::kernel::Kernel;
-use support::legacy::{Legacy, Line, value};
-use support::{Agent, Place, process, soon, task, until};
+use crate::support::absent::Absent;
+use crate::support::controller::Controller;
+use crate::support::http::{call, receive, request, send};
+use crate::support::kernel::Kernel;
+use crate::support::legacy::{Legacy, Line, value};
+use crate::support::{Agent, Place, process, soon, task, until};
 
 const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nDate: now\r\n\r\nfine";
 const MIB: usize = 1 << 20;

@@ -1,13 +1,10 @@
 //! The compatible protocol and the native routes, over real HTTP against the built agent.
-#![allow(clippy::disallowed_methods)]
 
-mod support;
-
+use crate::support::controller::Controller;
+use crate::support::gate::Gate;
+use crate::support::http::{call, chunk, receive, request, send};
+use crate::support::{Place, soon, task, until};
 use serde_json::{Value, json};
-use support::controller::Controller;
-use support::gate::Gate;
-use support::http::{call, chunk, receive, request, send};
-use support::{Place, soon, task, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -1,7 +1,4 @@
 //! How the agent starts, says so, logs, and ends.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::io::Read as _;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -9,16 +6,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use crate::support::absent::Absent;
+use crate::support::controller::Controller;
+use crate::support::gate::Gate;
+use crate::support::http::{receive, request, send};
+use crate::support::{Place, soon, task, until};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
-use support::absent::Absent;
-use support::controller::Controller;
-use support::gate::Gate;
-use support::http::{receive, request, send};
-use support::{Place, soon, task, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -1,19 +1,16 @@
 //! What Prometheus reads of a whole agent: calls, callbacks, a target and pools are there, and the page
 //! tells how many.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 
 use serde_json::json;
 
-use support::absent::Absent;
-use support::controller::{Answer, Controller};
-use support::gate::Gate;
-use support::http::{Reply, call};
-use support::played::Played;
-use support::{Agent, Place, task, until};
+use crate::support::absent::Absent;
+use crate::support::controller::{Answer, Controller};
+use crate::support::gate::Gate;
+use crate::support::http::{Reply, call};
+use crate::support::played::Played;
+use crate::support::{Agent, Place, task, until};
 
 /// A page, and how to find a number on it.
 struct Page(String);

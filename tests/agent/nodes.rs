@@ -1,13 +1,10 @@
 //! What one machine cannot show: two NUMA nodes, no 1 GiB pages, no NUMA, broken trees.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 
+use crate::support::kernel::Kernel;
+use crate::support::{Agent, Place, until};
 use serde_json::{Value, json};
-use support::kernel::Kernel;
-use support::{Agent, Place, until};
 
 const NODE0: &str = "sys/devices/system/node/node0/hugepages/hugepages-2048kB";
 const NODE1: &str = "sys/devices/system/node/node1/hugepages/hugepages-2048kB";

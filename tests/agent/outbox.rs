@@ -1,9 +1,6 @@
 //! What was promised to the controller is kept: over kills and restarts of the agent, and while its disk
 //! is full or read-only. Calls that only look need no disk. (A disk that hangs is the unit tests': nothing
 //! here makes one.)
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use crate::support::absent::Absent;
+use crate::support::controller::{Answer, Controller};
+use crate::support::gate::Gate;
+use crate::support::http::{request, try_receive};
+use crate::support::{Agent, Place, task, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::absent::Absent;
-use support::controller::{Answer, Controller};
-use support::gate::Gate;
-use support::http::{request, try_receive};
-use support::{Agent, Place, task, until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::sleep;

@@ -1,19 +1,16 @@
 //! Whom the agent calls: on a network of its own, with callers on the node and elsewhere, names that lead here
 //! and there, and real listeners at the ends.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 
+use crate::support::absent::Absent;
+use crate::support::certificates::certificate;
+use crate::support::controller::Controller;
+use crate::support::http::Reply;
+use crate::support::network::{ELSEWHERE, THIRD, alone, call_from};
+use crate::support::{Agent, Place, soon, task};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::absent::Absent;
-use support::certificates::certificate;
-use support::controller::Controller;
-use support::http::Reply;
-use support::network::{ELSEWHERE, THIRD, alone, call_from};
-use support::{Agent, Place, soon, task};
 
 const PING: &str = "/host/ping";
 const RESIZE: &str = "/zbs/primarystorage/vhost/resize";

@@ -1,14 +1,11 @@
 //! How the controller is told of long work that goes on, where its call asked for that: a played kernel, real
 //! listeners, the built agent between them.
-#![allow(clippy::disallowed_methods)]
 
-mod support;
-
+use crate::support::absent::Absent;
+use crate::support::controller::{Answer, Controller, Seen};
+use crate::support::kernel::Kernel;
+use crate::support::{Agent, Place, soon, task, until};
 use serde_json::{Value, json};
-use support::absent::Absent;
-use support::controller::{Answer, Controller, Seen};
-use support::kernel::Kernel;
-use support::{Agent, Place, soon, task};
 
 const PREPARE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
 const ENSURE: &str = "/zbs/primarystorage/vhost/target/ensure";
@@ -53,7 +50,7 @@ fn percents(seen: &[Seen]) -> Vec<u32> {
 
 /// Waits until the controller is told that percent; all that came so far.
 async fn told(controller: &Controller, percent: u32) -> Vec<Seen> {
-    support::until(&format!("{percent} percent are told"), async || {
+    until(&format!("{percent} percent are told"), async || {
         Some(controller.seen()).filter(|seen| percents(seen).last() == Some(&percent))
     })
     .await
@@ -143,7 +140,7 @@ async fn who_refuses_or_hangs_or_answers_nonsense_changes_nothing_of_the_call() 
     for (before, url) in [absent.url(), secret].into_iter().enumerate() {
         let result = prepare(&agent, &body(HOLDS, &context(), &url)).await;
         assert_eq!(result["success"], true, "{result}");
-        support::until("the log tells of it", async || {
+        until("the log tells of it", async || {
             let told = agent.log().matches("the progress of a call could not be told").count();
             (told > before).then_some(())
         })

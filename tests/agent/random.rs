@@ -1,17 +1,14 @@
 //! Requests that nobody would send: whatever comes, the agent answers or closes, and lives.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::support::http::{call, request};
+use crate::support::{Agent, Place, process, task};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
-use support::http::{call, request};
-use support::{Agent, Place, process};
 
 const ZBS: &str = "/zbs/primarystorage/vhost";
 const PREPARE: &str = "/zbs/primarystorage/vhost/target/prepareenv";
@@ -44,7 +41,7 @@ fn well_formed() -> Vec<Vec<u8>> {
         request("POST", "/host/echo/", &[], ""),
         request("POST", "/host/connect", &[json, ("X-Resource-UUID", "7")], connect),
         request("POST", PREPARE, &[json], context),
-        request("POST", PREPARE, &[("taskuuid", &support::task(1))], context),
+        request("POST", PREPARE, &[("taskuuid", &task(1))], context),
         request("POST", "/v1/prepare?dryRun=true", &[json], wishes),
         request("POST", "/v1/prepare", &[("Accept", "application/x-ndjson")], wishes),
         request("POST", "/v1/reclaim", &[json], r#"{"sizeMib":2,"node":0,"dryRun":true}"#),

@@ -1,8 +1,5 @@
 //! How the controller is told of the node: a played engine with one container, a played target in it, a
 //! played controller, the built agent between them.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::time::Duration;
 
@@ -11,11 +8,11 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use support::absent::Absent;
-use support::controller::{Answer, Controller, Seen};
-use support::http::{receive, request};
-use support::played::{Manner, Played};
-use support::{Agent, Place, until};
+use crate::support::absent::Absent;
+use crate::support::controller::{Answer, Controller, Seen};
+use crate::support::http::{receive, request};
+use crate::support::played::{Manner, Played};
+use crate::support::{Agent, Place, until};
 
 const HEALTH: &str = "/v1/targets/zbs-vhost/health";
 /// States are seen soon, and only a change is reported.

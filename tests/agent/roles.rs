@@ -1,18 +1,15 @@
 //! Who may do what: every way to the agent, every role, and what is told of those who were refused.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 use std::net::SocketAddr;
 
+use crate::support::http::{Reply, call, receive, request, try_receive};
+use crate::support::legacy::Legacy;
+use crate::support::network::{Far, NEAR, alone, as_user, call_on};
+use crate::support::{Agent, Place, task, until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use support::http::{Reply, call, receive, request, try_receive};
-use support::legacy::Legacy;
-use support::network::{Far, NEAR, alone, as_user, call_on};
-use support::{Agent, Place, task, until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::time::Instant;

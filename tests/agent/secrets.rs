@@ -1,9 +1,6 @@
 //! Secrets come in by every way there is, and must not come out by any: a canary is looked for in the log
 //! at its loudest, in answers, events, metrics, in what commands print, and in a core dump.
-#![allow(clippy::disallowed_methods)]
 #![allow(unsafe_code)]
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,15 +8,15 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support::absent::Absent;
+use crate::support::controller::{Answer, Controller};
+use crate::support::http::{call, request};
+use crate::support::legacy::{Legacy, Line};
+use crate::support::played::Played;
+use crate::support::{Agent, DEADLINE, Place, task};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::absent::Absent;
-use support::controller::{Answer, Controller};
-use support::http::{call, request};
-use support::legacy::{Legacy, Line};
-use support::played::Played;
-use support::{Agent, DEADLINE, Place, task};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;

@@ -1,14 +1,12 @@
 //! `vhost-agent setup`: what it writes is what the agent then goes by.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use support::Place;
-use support::certificates::Authority;
-use support::network::{FAR, Far, alone, call_on};
+use crate::support::Place;
+use crate::support::certificates::Authority;
+use crate::support::http::call;
+use crate::support::network::{FAR, Far, alone, call_on};
 
 const FILE: &str = "config.d/10-access.toml";
 
@@ -89,7 +87,7 @@ async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
     let agent = place.ready().await;
     let header = format!("Bearer {token}");
     let ask = async |headers: &[(&str, &str)]| {
-        support::http::call(agent.address, "POST", "/host/ping", headers, "{}").await.status
+        call(agent.address, "POST", "/host/ping", headers, "{}").await.status
     };
     assert_eq!(ask(&[("Authorization", &header)]).await, 200);
     assert_eq!(ask(&[]).await, 401);

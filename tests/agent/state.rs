@@ -1,14 +1,11 @@
 //! What a node keeps, shown and carried to another node by the command line.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
+use crate::support::{Ended, Place, soon};
 use serde_json::{Value, json};
-use support::{Ended, Place, soon};
 use tokio::io::AsyncWriteExt;
 
 const HOLDS: Option<i32> = Some(0);

@@ -1,9 +1,7 @@
 //! `vhost-agent up` where it cannot come to its end; that it does is shown on the real engine.
 
-mod support;
-
+use crate::support::Place;
 use serde_json::Value;
-use support::Place;
 
 const FAILED: Option<i32> = Some(1);
 const USAGE: Option<i32> = Some(2);

@@ -1,15 +1,12 @@
 //! What calls for volumes are judged by before anything is done, over real HTTP and by command, on a node
 //! without an engine.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 
+use crate::support::controller::Controller;
+use crate::support::http::call;
+use crate::support::{Agent, Place, task};
 use serde_json::{Value, json};
-use support::controller::Controller;
-use support::http::call;
-use support::{Agent, Place, task};
 
 const ZBS: &str = "/zbs/primarystorage/vhost";
 const VOLUME: &str = "/v1/targets/zbs-vhost/volumes/v";

@@ -1,25 +1,15 @@
 //! Volumes, from the doors to the guest: a played engine with one container, the built-in target's process
 //! in it, the built agent over HTTP and by command.
-#![allow(clippy::disallowed_methods)]
-#![allow(unsafe_code)]
-
-#[path = "target/guest.rs"]
-#[allow(dead_code)]
-mod guest;
-#[path = "target/process.rs"]
-#[allow(dead_code)]
-mod process;
-mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
 
-use guest::{Guest, OK};
-use process::Target;
-use support::http::{Reply, call};
-use support::{Agent, Place, played, soon, until};
+use crate::device::guest::{Guest, OK};
+use crate::device::process::Target;
+use crate::support::http::{Reply, call};
+use crate::support::{Agent, Place, played, soon, until};
 
 const ZBS: &str = "/zbs/primarystorage/vhost";
 const VOLUMES: &str = "/v1/targets/zbs-vhost/volumes";

@@ -12,19 +12,16 @@
 //! - growing pages is slow and drops the page cache: `benches/agent/growth.rs`, `nodes.rs`;
 //! - no command has a time limit: `engine/cases`; error pages show stack traces: here;
 //! - a health call costs 19 processes: `control_socket.rs`, and what it costs here: `benches/agent/health.rs`.
-#![allow(clippy::disallowed_methods)]
-
-mod support;
 
 use std::fs;
 
+use crate::support::calls::{ZBS, calls, in_each_field};
+use crate::support::http::{call, receive, request, send};
+use crate::support::played::Played;
+use crate::support::{Agent, Place, process, soon, task};
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::calls::{ZBS, calls, in_each_field};
-use support::http::{call, receive, request, send};
-use support::played::Played;
-use support::{Agent, Place, process, soon, task};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 

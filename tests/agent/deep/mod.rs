@@ -1,12 +1,6 @@
 //! The deep probe on real targets: through the agent, and by the command alone.
-#![allow(clippy::disallowed_methods)]
 
-#[path = "../target/process.rs"]
-#[allow(dead_code)]
-mod process;
 mod qemu;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
@@ -15,8 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use process::Target;
-use support::{Agent, Place, until};
+use crate::device::process::Target;
+use crate::support::{Agent, Place, until};
 
 const HEALTH: &str = "/v1/targets/zbs-vhost/health?deep=true&controlSock=/t/rpc.sock";
 /// A canary of an agent that is no more.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::Place;
+use crate::support::Place;
 
 const DAEMON: &str = "qemu-storage-daemon";
 const METHODS: [&str; 5] = [

@@ -5,11 +5,11 @@ use std::os::unix::process::CommandExt;
 
 use serde_json::json;
 
-use crate::guest::{
+use super::guest::{
     Ask, DATA, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, OK, OUT, PATIENCE, SLOTS, UNSUPP,
     WRITE_ZEROES, readable,
 };
-use crate::process::Target;
+use super::process::Target;
 
 /// Bytes that differ from place to place and from `seed` to `seed`.
 pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
@@ -256,7 +256,7 @@ fn a_second_vm_is_turned_away_and_the_first_one_is_unharmed() {
     assert_eq!(guest.write(0, 0, &[1; 512]), OK);
     // Once the first is gone, the next one is taken.
     drop(guest);
-    crate::rpc::wait_for_no_session(&target, "disk");
+    super::rpc::wait_for_no_session(&target, "disk");
     let mut next = Guest::new(2);
     next.connect(&target.path("other"));
     assert_eq!(next.read(0, 0, 512), (OK, vec![1; 512]));

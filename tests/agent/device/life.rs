@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::process::{Target, ended};
-use crate::rpc::malloc;
+use super::process::{Target, ended};
+use super::rpc::malloc;
 
 #[test]
 fn until_start_init_only_start_up_methods_are_served() {

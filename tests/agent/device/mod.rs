@@ -1,11 +1,10 @@
 //! The built-in target as a process: its control socket, and its disks through a real frontend.
-#![allow(clippy::disallowed_methods)]
 #![allow(unsafe_code)]
 
 mod disks;
-mod guest;
+pub(crate) mod guest;
 mod life;
-mod process;
+pub(crate) mod process;
 mod restarts;
 mod rpc;
 mod stream;

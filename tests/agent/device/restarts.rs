@@ -3,9 +3,9 @@
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::disks::pattern;
-use crate::guest::{Ask, DATA, Guest, OK, OUT, SLOTS};
-use crate::process::Target;
+use super::disks::pattern;
+use super::guest::{Ask, DATA, Guest, OK, OUT, SLOTS};
+use super::process::Target;
 
 const LENGTH: u32 = 128 << 10;
 

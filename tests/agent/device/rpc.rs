@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::guest::Guest;
-use crate::process::{PATIENCE, Target};
+use super::guest::Guest;
+use super::process::{PATIENCE, Target};
 
 const NO_DEVICE: &str = "No such device";
 const DECODE: &str = "spdk_json_decode_object failed";

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::process::{PATIENCE, Target};
-use crate::rpc::malloc;
+use super::process::{PATIENCE, Target};
+use super::rpc::malloc;
 
 #[test]
 fn pipelined_requests_are_answered_in_order_and_with_their_ids() {

@@ -4,9 +4,6 @@
 //! Every agent runs on a copy of a captured tree (`tests/fixtures/nodes`), with its own settings,
 //! state and log, and in a mount namespace of its own: what it mounts is gone with it.
 
-// Each test file uses a part of it.
-#![allow(dead_code, clippy::disallowed_methods)]
-
 pub(crate) mod absent;
 pub(crate) mod calls;
 pub(crate) mod certificates;

@@ -1,0 +1,35 @@
+//! Whole-agent tests: the built agent as a process, on a node of its own for each test, and the built-in target.
+//!
+//! One crate, so that it is compiled and linked once; its tests run side by side in one process. A test that needs the
+//! process to itself, or the machine's hugepages as `pools.rs` does, is none of these.
+// A test is a client of the agent and of the kernel, not part of the agent.
+#![allow(clippy::disallowed_methods)]
+
+mod access;
+mod allowed;
+mod attacks;
+mod bounds;
+mod callbacks;
+mod cli;
+mod control_socket;
+mod deep;
+mod device;
+mod fallback;
+mod http;
+mod lifecycle;
+mod metrics;
+mod nodes;
+mod outbox;
+mod outgoing;
+mod progress;
+mod random;
+mod report;
+mod roles;
+mod secrets;
+mod setup;
+mod state;
+mod support;
+mod up;
+mod volume_doors;
+mod volumes;
+mod wrongs;
