@@ -177,6 +177,8 @@ enum LineState {
 impl AuditedCall {
     /// Records that a call begins. Must run within a runtime.
     pub fn begins(change: AuditedChange, task: Option<&TaskId>) -> AuditedCall {
+        let route = change.route;
+        tracing::debug!(route, task = task.map(TaskId::as_str), "{route} begins");
         let (task, at, noted) = (task.cloned(), Instant::now(), Mutex::new(LineState::No));
         let begun = Arc::new(CallInProgress { change, task, at, noted });
         let is_long = begun.clone();

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::guards::GuardFiles;
 use crate::api::Routers;
 use crate::api::refusals::Refusals;
-use crate::api::serve::{Door, Guards, KnowsPeers, Listener, Whose, listen};
+use crate::api::serve::{Door, Guards, Inodes, KnowsPeers, Listener, Whose, listen};
 use crate::config::Settings;
 use crate::host::Root;
 use crate::host::door::{DoorSocket, listen_at};
@@ -127,8 +127,8 @@ impl KnowsPeers for Peers {
         }
     }
 
-    fn is_held_here(&self, inode: u32) -> bool {
-        peer::is_held_here(inode)
+    fn are_held_here(&self, sockets: &Inodes) -> Inodes {
+        peer::held_here(sockets)
     }
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -107,20 +107,15 @@ pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<SocketOwner
     read(reply.get(..length).unwrap_or_default(), peer, own)
 }
 
-/// Whether a process of root has that socket, and only such as run outside of containers, in the agent's own PID namespace
-/// (pid_namespaces(7)): root of a container is not root of the node. A descriptor can be passed on, so neither the agent nor a
-/// virtual machine counts as who has it: both take messages from targets.
+/// Finds those of these sockets that a process of root has, and only such as run outside of containers, in the agent's own
+/// PID namespace (pid_namespaces(7)): root of a container is not root of the node. A descriptor can be passed on, so neither
+/// the agent nor a virtual machine counts as owner: both take messages from targets.
 ///
-/// Looks through the descriptors of these processes and of those in containers, some 10 ms on a node with many. Always in this
-/// machine's own procfs, for its kernel has the socket.
-pub fn is_held_here(inode: u32) -> bool {
-    let Ok(own) = read_link("/proc/self/ns/pid") else { return false };
-    let socket = PathBuf::from(format!("socket:[{inode}]"));
-    let has_it = |process: &Path| {
-        let files = entries(&process.join("fd")).unwrap_or_default();
-        files.iter().any(|(_, file)| read_link(file).is_ok_and(|it| it == socket))
-    };
-    let mut is_held = false;
+/// Reads the descriptors of these processes and of those in containers, some 10 ms on a node with many. Always in this
+/// machine's own procfs, for its kernel has the sockets.
+pub fn held_here(inodes: &HashSet<u32>) -> HashSet<u32> {
+    let Ok(own) = read_link("/proc/self/ns/pid") else { return HashSet::new() };
+    let (mut here, mut contained) = (HashSet::new(), HashSet::new());
     for (pid, process) in entries(Path::new("/proc")).unwrap_or_default() {
         let Ok(pid) = pid.parse::<u32>() else { continue };
         let is_contained = read_link(process.join("ns/pid")).is_ok_and(|it| it != own);
@@ -129,12 +124,23 @@ pub fn is_held_here(inode: u32) -> bool {
             let name = read_text(&process.join("comm"));
             pid == std::process::id() || name.is_ok_and(|name| is_machine(&name))
         };
-        if is_contained && has_it(&process) {
-            return false;
+        if is_contained {
+            contained.extend(sockets_of(&process));
+        } else if is_root() && !passes_on() {
+            here.extend(sockets_of(&process).filter(|inode| inodes.contains(inode)));
         }
-        is_held |= !is_held && !is_contained && is_root() && !passes_on() && has_it(&process);
     }
-    is_held
+    here.retain(|inode| !contained.contains(inode));
+    here
+}
+
+/// Inodes of a process's sockets.
+fn sockets_of(process: &Path) -> impl Iterator<Item = u32> {
+    let files = entries(&process.join("fd")).unwrap_or_default();
+    files.into_iter().filter_map(|(_, file)| {
+        let to = read_link(file).ok()?;
+        to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
 }
 
 /// Strips an address of its IPv6 specifics: mapped IPv4, the flow, and the scope.
@@ -211,9 +217,10 @@ mod tests {
             let uid = nix::unistd::getuid().as_raw();
             let owner = owner(peer, own).unwrap().unwrap();
             assert_eq!(owner.uid, uid, "{listen}");
+            let held = held_here(&[owner.inode].into());
             assert!(
-                !is_held_here(owner.inode),
-                "{listen}: what this process itself has, others may have passed to it"
+                held.is_empty(),
+                "{listen}: what this process has, others may have passed to it"
             );
             drop(client);
         }

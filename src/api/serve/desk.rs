@@ -135,9 +135,12 @@ impl Service<Request<Incoming>> for Desk {
             Some(root) if !is_open_to_all(request.uri().path()) => {
                 let (mut desk, root) = (self.clone(), root.clone());
                 Box::pin(async move {
+                    // The time that this takes is not the client's.
+                    at_work.begins();
                     if !root.holds().await {
                         desk.peer = desk.peer.contained();
                     }
+                    at_work.pauses();
                     desk.answer(request, at_work).await
                 })
             }
@@ -196,9 +199,16 @@ impl AtWork {
     }
 }
 
+impl AtWork {
+    /// The rest of it has to come.
+    fn pauses(&self) {
+        lock(&self.0.hall).crowd.rests(self.0.id);
+    }
+}
+
 impl Drop for AtWork {
     fn drop(&mut self) {
-        lock(&self.0.hall).crowd.rests(self.0.id);
+        self.pauses();
     }
 }
 

@@ -41,7 +41,8 @@ pub use self::desk::JudgedUnder;
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
 use self::patient::Patient;
-use self::root::RootProof;
+pub use self::root::Inodes;
+use self::root::{RootLooks, RootProof};
 pub use self::tls::{Material, TlsError, guard as tls_guard};
 use super::access::Tokens;
 use super::journal::{self, RefusedCaller};
@@ -106,8 +107,8 @@ pub trait KnowsPeers: Send + Sync {
     /// Owner of the connection's end at `peer`, towards `own`.
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose;
 
-    /// Whether root has the socket with that inode, and only outside of containers. Blocks for some 10 ms on a large node.
-    fn is_held_here(&self, inode: u32) -> bool;
+    /// Those of these sockets that root has, and only outside of containers. Blocks for some 10 ms on a large node.
+    fn are_held_here(&self, sockets: &Inodes) -> Inodes;
 }
 
 /// Owner of an end of a connection.
@@ -176,6 +177,7 @@ impl Door {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
         let crowd = Crowd::new(limits.max_connections);
         let hall = Arc::new(Mutex::new(Hall { crowd, closes: HashMap::new() }));
+        let looks = Arc::new(RootLooks::new(self.node.clone()));
         let mut ending = ended.clone();
         loop {
             let (stream, peer) = tokio::select! {
@@ -191,7 +193,7 @@ impl Door {
                 // Cancel-safe: the value stays set.
                 _ = ending.wait_for(|ending| *ending) => break,
             };
-            self.let_in(stream, peer, &hall, limits, &ended, &alive);
+            self.let_in((stream, peer), (&hall, &looks), limits, &ended, &alive);
         }
         drop((self, alive));
         if timeout(limits.drain_timeout, all_gone.recv()).await.is_err() {
@@ -225,9 +227,8 @@ impl Door {
     /// Serves a connection in a task of its own, or refuses it.
     fn let_in(
         &self,
-        stream: Stream,
-        peer: Option<SocketAddr>,
-        hall: &Arc<Mutex<Hall>>,
+        (stream, peer): (Stream, Option<SocketAddr>),
+        (hall, looks): (&Arc<Mutex<Hall>>, &Arc<RootLooks>),
         limits: HttpPolicy,
         ended: &watch::Receiver<bool>,
         alive: &mpsc::Sender<()>,
@@ -263,7 +264,7 @@ impl Door {
             guards: self.guards.clone(),
             rules: self.rules.clone(),
             refusals: self.refusals.clone(),
-            root: root_socket.map(|inode| RootProof::new(self.node.clone(), inode)),
+            root: root_socket.map(|inode| RootProof::new(looks.clone(), inode)),
             peer: known,
             limits,
             header_case: self.header_case,

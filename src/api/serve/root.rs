@@ -2,54 +2,84 @@
 //!
 //! Looked for at the first request of its connection, for many connections never make one, and kept with the connection.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::KnowsPeers;
 
-/// Only one request at a time has the machine's descriptors looked through: many would keep its CPUs busy.
-static LOOKS: Semaphore = Semaphore::const_new(1);
-/// Requests that wait for their look, with the one that has it. Of more nothing is proven: root has the Unix socket.
-static WAIT: Semaphore = Semaphore::const_new(64);
-/// Longest wait for a look.
+/// Deadline of a look.
 const LOOK_TIME: Duration = Duration::from_secs(10);
 
-/// Proof of one connection, wanted or found; clones are one.
+/// Sockets of peers to look for. One look at a time goes through the machine's descriptors, for all that came meanwhile:
+/// many connections cost no more than one.
+pub(super) struct RootLooks {
+    node: Arc<dyn KnowsPeers>,
+    turn: Arc<Semaphore>,
+    pending: Mutex<Vec<(u32, oneshot::Sender<bool>)>>,
+}
+
+impl RootLooks {
+    pub(super) fn new(node: Arc<dyn KnowsPeers>) -> RootLooks {
+        RootLooks { node, turn: Arc::new(Semaphore::new(1)), pending: Mutex::default() }
+    }
+
+    /// Looks for a socket; none where that failed.
+    async fn look_for(&self, inode: u32) -> Option<bool> {
+        let (found, mut answer) = oneshot::channel();
+        self.pending().push((inode, found));
+        let turn = tokio::select! {
+            // Cancel-safe both. Another look may have had it.
+            found = &mut answer => return found.ok(),
+            turn = self.turn.clone().acquire_owned() => turn.ok()?,
+        };
+        let (pending, node) = (std::mem::take(&mut *self.pending()), self.node.clone());
+        let look = move || {
+            // Until it ends, though nobody waits for it any more.
+            let _turn = turn;
+            let held = node.are_held_here(&pending.iter().map(|(inode, _)| *inode).collect());
+            for (inode, found) in pending {
+                let _ = found.send(held.contains(&inode));
+            }
+        };
+        tokio::task::spawn_blocking(look).await.ok()?;
+        answer.await.ok()
+    }
+
+    fn pending(&self) -> std::sync::MutexGuard<'_, Vec<(u32, oneshot::Sender<bool>)>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Proof for one connection; clones share it.
 #[derive(Clone)]
 pub(super) struct RootProof {
-    node: Arc<dyn KnowsPeers>,
+    looks: Arc<RootLooks>,
     inode: u32,
     found: Arc<OnceCell<bool>>,
 }
 
 impl RootProof {
     /// Proof for the peer whose socket has that inode.
-    pub(super) fn new(node: Arc<dyn KnowsPeers>, inode: u32) -> RootProof {
-        RootProof { node, inode, found: Arc::default() }
+    pub(super) fn new(looks: Arc<RootLooks>, inode: u32) -> RootProof {
+        RootProof { looks, inode, found: Arc::default() }
     }
 
-    /// Outcome of the look, where there was one.
+    /// Outcome of the look, once there is one.
     pub(super) fn found(&self) -> Option<bool> {
         self.found.get().copied()
     }
 
-    /// Looks for it, unless that was done. A look that cannot be had in time proves nothing, and the next request asks again.
+    /// Looks for it, unless that was done. A look that fails, or takes too long, proves nothing; the next request repeats it.
     pub(super) async fn holds(&self) -> bool {
-        let look = async {
-            let _waits = WAIT.try_acquire().map_err(|_| ())?;
-            let alone = LOOKS.acquire().await.map_err(|_| ())?;
-            let (node, inode) = (self.node.clone(), self.inode);
-            let look = move || {
-                // Until it ends, though nobody waits for it any more.
-                let _alone = alone;
-                node.is_held_here(inode)
-            };
-            tokio::task::spawn_blocking(look).await.map_err(|_| ())
-        };
-        let found = timeout(LOOK_TIME, self.found.get_or_try_init(|| look)).await;
+        let look = async || self.looks.look_for(self.inode).await.ok_or(());
+        let found = timeout(LOOK_TIME, self.found.get_or_try_init(look)).await;
         matches!(found, Ok(Ok(true)))
     }
 }
+
+/// Sockets by their inodes.
+pub type Inodes = HashSet<u32>;
