@@ -227,7 +227,9 @@ fn whatever_comes_is_answered_or_closed_and_the_agent_lives() {
     // What well-formed calls change by design, and nothing else.
     before.must_only_differ_in(&place, |path| {
         let kept = ["state/", "run/"].iter().any(|folder| path.starts_with(folder));
-        kept || path.starts_with("root/sys/") && path.ends_with("/nr_hugepages")
+        // Surplus pages of plain files stay surplus: a growth seems to come out short.
+        let of_pools = path.ends_with("/nr_hugepages") || path.ends_with("/compact");
+        kept || path.starts_with("root/sys/") && of_pools
     });
     assert_eq!(runtime.block_on(agent.stop()).code(), Some(0));
     // What is kept is what the agent can read, and nobody is owed anything.
