@@ -58,11 +58,11 @@ struct OverdueWork {
 impl OverdueWork {
     fn begins(self) -> OverdueWork {
         overdue().push(self.kind);
-        self.tell(false);
+        self.log(false);
         self
     }
 
-    fn tell(&self, ended: bool) {
+    fn log(&self, ended: bool) {
         let (kind, subject, limit) = (self.kind, self.subject.clone(), self.limit);
         // Followers are optional.
         let _ =
@@ -77,12 +77,12 @@ impl Drop for OverdueWork {
             all.swap_remove(at);
         }
         drop(all);
-        self.tell(true);
+        self.log(true);
     }
 }
 
 /// Does work of that kind, on `what`, and reports when it exceeds `limit`.
-pub async fn told_after<T>(
+pub async fn with_limit<T>(
     limit: Duration,
     (kind, what): (&'static str, String),
     work: impl Future<Output = T>,
@@ -119,7 +119,7 @@ mod tests {
     async fn work_that_takes_too_long_is_counted_until_it_ends() {
         let work = |seconds| {
             let work = sleep(Duration::from_secs(seconds));
-            told_after(Duration::from_secs(5), ("test", "a".to_string()), work)
+            with_limit(Duration::from_secs(5), ("test", "a".to_string()), work)
         };
         let mut told = watch();
         let slow = tokio::spawn(work(1000));

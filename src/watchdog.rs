@@ -52,7 +52,7 @@ impl Heartbeat {
     pub async fn due(&mut self) {
         let Some((shared, place, ticks)) = &mut self.0 else { return std::future::pending().await };
         ticks.tick().await;
-        if shared.beat(*place, Instant::now()) {
+        if shared.touch(*place, Instant::now()) {
             (shared.feed)();
         }
     }
@@ -89,7 +89,7 @@ impl Owners {
 
 impl WatchdogState {
     /// Records an owner's heartbeat; `true` if systemd is to be fed now.
-    fn beat(&self, place: usize, now: Instant) -> bool {
+    fn touch(&self, place: usize, now: Instant) -> bool {
         let mut owners = lock(&self.owners);
         if let Some(last) = owners.last.get_mut(place) {
             *last = Some(now);

@@ -16,7 +16,7 @@ use crate::model::policy::EnginePolicy;
 use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
-use crate::overdue::told_after;
+use crate::overdue::with_limit;
 use crate::plan::engine::plan;
 use crate::watchdog::Heartbeat;
 
@@ -103,7 +103,7 @@ async fn run<E: QueryEngine, S: Spawns>(
         let Some(EngineOrder::Prepare { work, dry_run, reply }) = order else { return };
         owner.progress = owner.progress.of(work);
         let limit = owner.policy.install_timeout + owner.policy.ready_timeout + SLACK;
-        let work = told_after(limit, ("engine", "the engine".to_string()), owner.prepare(dry_run));
+        let work = with_limit(limit, ("engine", "the engine".to_string()), owner.prepare(dry_run));
         tokio::pin!(work);
         let report = loop {
             tokio::select! {

@@ -23,7 +23,7 @@ struct Hub {
     /// Distinguishes the numbers of this run of the agent from those of others; start time in ms.
     run: u64,
     kept: Mutex<EventHistory>,
-    told: broadcast::Sender<Event>,
+    published: broadcast::Sender<Event>,
 }
 
 /// Last events of each kind: output of long work must not push out the status of targets.
@@ -41,13 +41,13 @@ impl Default for Events {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let run = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or_default());
         let told = broadcast::Sender::new(KEPT);
-        Events(Arc::new(Hub { run, kept: Mutex::default(), told }))
+        Events(Arc::new(Hub { run, kept: Mutex::default(), published: told }))
     }
 }
 
 impl Events {
     /// Publishes an event. Never waits.
-    pub fn tell(&self, what: What) {
+    pub fn publish(&self, what: What) {
         let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.last += 1;
         let at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
@@ -63,7 +63,7 @@ impl Events {
         }
         of_kind.push_back(event.clone());
         // Under the lock: subscribers get each event once, and in order.
-        let _ = self.0.told.send(event);
+        let _ = self.0.published.send(event);
     }
 
     /// Returns the kept events after `after`, or all of them when that is of another run, and a subscription
@@ -79,12 +79,12 @@ impl Events {
             missed.sort_unstable_by_key(|event| event.id.number);
             missed
         };
-        (after.map(missed).unwrap_or_default(), self.0.told.subscribe())
+        (after.map(missed).unwrap_or_default(), self.0.published.subscribe())
     }
 
     /// Number of subscribers.
     pub fn followers(&self) -> usize {
-        self.0.told.receiver_count()
+        self.0.published.receiver_count()
     }
 
     /// Publishes the owners' progress and overdue work, forever.
@@ -96,7 +96,7 @@ impl Events {
     async fn follow_all<T: Clone>(&self, mut told: broadcast::Receiver<T>, what: fn(T) -> What) {
         loop {
             match told.recv().await {
-                Ok(told) => self.tell(what(told)),
+                Ok(told) => self.publish(what(told)),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
@@ -138,12 +138,12 @@ mod tests {
     #[tokio::test]
     async fn who_comes_back_gets_what_was_missed_and_then_what_comes() {
         let events = Events::default();
-        ["a", "b", "c"].iter().for_each(|text| events.tell(line(text)));
+        ["a", "b", "c"].iter().for_each(|text| events.publish(line(text)));
         let first = events.follow(Some(EventId { run: 0, number: 7 })).0;
         assert_eq!(texts(&first), ["a", "b", "c"], "of another run: all that is kept");
         let (missed, mut then) = events.follow(Some(first[0].id));
         assert_eq!(texts(&missed), ["b", "c"]);
-        events.tell(line("d"));
+        events.publish(line("d"));
         assert_eq!(texts(&[then.recv().await.unwrap()]), ["d"]);
         assert!(events.follow(None).0.is_empty());
     }
@@ -156,7 +156,7 @@ mod tests {
         tokio::task::yield_now().await;
         let work = tokio::time::sleep(Duration::from_secs(9));
         let about = ("target", "overdue-event".to_string());
-        overdue::told_after(Duration::from_secs(2), about, work).await;
+        overdue::with_limit(Duration::from_secs(2), about, work).await;
         let mut ended = Vec::new();
         while ended.len() < 2 {
             // Other tests of this process have overdue work too.
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn only_the_last_ones_are_kept() {
         let events = Events::default();
-        (0..KEPT + 10).for_each(|nth| events.tell(line(&nth.to_string())));
+        (0..KEPT + 10).for_each(|nth| events.publish(line(&nth.to_string())));
         let kept = events.follow(Some(EventId { run: 0, number: 0 })).0;
         assert_eq!((kept.len(), texts(&kept)[0].as_str()), (KEPT, "10"));
     }

@@ -24,7 +24,7 @@ use crate::model::pools::PoolGoal;
 use crate::model::prepare::{PartReport, ReclaimReport};
 use crate::model::units::PageSize;
 use crate::model::work::WorkId;
-use crate::overdue::told_after;
+use crate::overdue::with_limit;
 use crate::watchdog::Heartbeat;
 
 /// Maximum of queued requests; more are refused.
@@ -44,9 +44,9 @@ enum PoolsOrder {
 #[derive(Debug, Clone)]
 pub struct Pools {
     orders: mpsc::Sender<PoolsOrder>,
-    books: watch::Receiver<Published>,
+    records: watch::Receiver<Published>,
     /// Timeout of a request for its caller.
-    patience: Duration,
+    timeout: Duration,
     cancel: CancelHandle,
     /// Notice of calls of others that may have changed the pools.
     others: Arc<Notify>,
@@ -75,22 +75,22 @@ impl Pools {
         // A write is not interrupted for one caller, for others may want its pages; it gets as much time
         // again.
         let others = Arc::default();
-        Pools { orders, books, patience: write_timeout * 2, cancel, others }
+        Pools { orders, records: books, timeout: write_timeout * 2, cancel, others }
     }
 
     /// Returns the ledger of pages that the agent grew.
     pub fn ledger(&self) -> Ledger {
-        self.books.borrow().ledger.clone()
+        self.records.borrow().ledger.clone()
     }
 
     /// Subscribes to the ledger.
     pub fn watch(&self) -> watch::Receiver<Published> {
-        self.books.clone()
+        self.records.clone()
     }
 
     /// `true` if the next boot will restore all pages that the agent holds now.
     pub fn remembered(&self) -> bool {
-        self.books.borrow().remembered
+        self.records.borrow().remembered
     }
 
     /// Grows pools, reserves the pages for the next boot, and makes mounts.
@@ -184,13 +184,13 @@ impl Pools {
             ),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
         })?;
-        match timeout(self.patience, answer).await {
+        match timeout(self.timeout, answer).await {
             Ok(answer) => answer.map_err(|_| owner_gone()),
             Err(_) => Err(Fault::new(
                 Code::PoolsTimeout,
                 format!(
                     "the owner of the hugepage pools has waited for the kernel for more than {:?}; {late}",
-                    self.patience
+                    self.timeout
                 ),
             )),
         }
@@ -224,7 +224,7 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<PoolsOrder>, mut heartb
             _ => None,
         };
         let about = ("pools", "the hugepage pools".to_string());
-        let done = told_after(WORK_LIMIT, about, blocking(move || execute(work, order)));
+        let done = with_limit(WORK_LIMIT, about, blocking(move || execute(work, order)));
         if let Some(ahead) = ahead {
             ahead.look();
         }

@@ -14,37 +14,37 @@ const BACKLOG: usize = 256;
 /// Publisher of progress. Publishing never waits; each step also becomes a log line.
 #[derive(Debug, Clone)]
 pub struct ProgressSink {
-    told: broadcast::Sender<Progress>,
+    published: broadcast::Sender<Progress>,
     work: WorkId,
 }
 
 impl Default for ProgressSink {
     fn default() -> ProgressSink {
-        ProgressSink { told: broadcast::Sender::new(BACKLOG), work: WorkId::default() }
+        ProgressSink { published: broadcast::Sender::new(BACKLOG), work: WorkId::default() }
     }
 }
 
 impl ProgressSink {
     /// Subscribes to new progress, of all work.
     pub fn watch(&self) -> broadcast::Receiver<Progress> {
-        self.told.subscribe()
+        self.published.subscribe()
     }
 
     /// Makes a publisher for that work.
     pub fn of(&self, work: WorkId) -> ProgressSink {
-        ProgressSink { told: self.told.clone(), work }
+        ProgressSink { published: self.published.clone(), work }
     }
 
-    fn tell(&self, event: WorkEvent) {
+    fn publish(&self, event: WorkEvent) {
         // There may be no subscriber.
-        let _ = self.told.send(Progress { work: self.work, event });
+        let _ = self.published.send(Progress { work: self.work, event });
     }
 
     /// Publishes the begin of a step.
     pub fn begun(&self, step: &Step) -> StepInProgress {
         let (name, subject) = (step.name(), step.subject());
         tracing::debug!(work = %self.work, step = name, subject, "{name} {subject} begins");
-        self.tell(WorkEvent::Begun { area: step.area(), step: name.to_string(), subject });
+        self.publish(WorkEvent::Begun { area: step.area(), step: name.to_string(), subject });
         StepInProgress { progress: self.clone(), step: step.clone(), at: Instant::now() }
     }
 }
@@ -61,7 +61,7 @@ impl StepInProgress {
     /// Publishes a line of the step's output.
     pub fn line(&self, text: String) {
         tracing::info!(work = %self.progress.work, step = self.step.name(), "{text}");
-        self.progress.tell(WorkEvent::Line { area: self.step.area(), text });
+        self.progress.publish(WorkEvent::Line { area: self.step.area(), text });
     }
 
     /// Ends the step: with the state after it, or with its fault.
@@ -103,7 +103,7 @@ impl StepInProgress {
             ms = report.duration_ms,
             "{step} {subject}: {before} -> {after} ({outcome})"
         );
-        self.progress.tell(WorkEvent::Ended(report.clone()));
+        self.progress.publish(WorkEvent::Ended(report.clone()));
         reports.push(report);
     }
 }

@@ -36,7 +36,7 @@ pub struct Sources {
     pub statuses: watch::Receiver<TargetStatuses>,
     pub desired: watch::Receiver<Desired>,
     /// Ledger of the agent's pages.
-    pub books: watch::Receiver<Published>,
+    pub records: watch::Receiver<Published>,
     /// Identity of this host at the controller.
     pub identity: watch::Receiver<HostIdentity>,
     /// Observer of the pools.
@@ -60,7 +60,7 @@ struct StatusObserver {
     blind: bool,
     /// Finding of lost pages that was published last.
     finding: Option<Finding>,
-    told: watch::Sender<Arc<NodeReport>>,
+    reports: watch::Sender<Arc<NodeReport>>,
 }
 
 /// Starts the task. Blocks for some counters.
@@ -77,7 +77,7 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
         at: now(),
         ..NodeReport::default()
     };
-    let ledger = sources.books.borrow().ledger.clone();
+    let ledger = sources.records.borrow().ledger.clone();
     let looked = pool_reports(&sources.memory, ledger);
     let told = watch::Sender::new(Arc::new(first));
     let mut status = StatusObserver {
@@ -87,11 +87,11 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
         look_again: false,
         blind: false,
         finding: None,
-        told,
+        reports: told,
     };
     status.looked(looked);
     status.publish();
-    let reports = status.told.subscribe();
+    let reports = status.reports.subscribe();
     let mut ticks = interval(POOLS_PAUSE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::spawn(status.run(ticks, heartbeat));
@@ -107,7 +107,7 @@ impl StatusObserver {
                 () = wait::change(&mut self.sources.statuses) => {}
                 () = wait::change(&mut self.sources.desired) => {}
                 () = wait::change(&mut self.sources.identity) => {}
-                () = wait::change(&mut self.sources.books) => self.look_now(),
+                () = wait::change(&mut self.sources.records) => self.look_now(),
                 _ = ticks.tick() => self.look_now(),
                 pools = wait::end(&mut self.look) => self.looked(pools),
                 () = heartbeat.due() => continue,
@@ -121,7 +121,7 @@ impl StatusObserver {
             self.look_again = true;
             return;
         }
-        let (memory, books) = (self.sources.memory.clone(), self.sources.books.clone());
+        let (memory, books) = (self.sources.memory.clone(), self.sources.records.clone());
         self.look = Some(Box::pin(async move {
             let ledger = books.borrow().ledger.clone();
             blocking(move || pool_reports(&memory, ledger)).await?
@@ -149,14 +149,14 @@ impl StatusObserver {
     /// Publishes a change of the finding of lost pages.
     fn publish_lost_pages(&mut self) {
         // From the owner's ledger alone: an observation from here may race with a change by the owner.
-        let finding = self.sources.books.borrow().ledger.finding();
+        let finding = self.sources.records.borrow().ledger.finding();
         if finding == self.finding {
             return;
         }
         match &finding {
             Some(finding) => {
                 tracing::warn!(code = %finding.code, "{}", finding.text);
-                self.sources.events.tell(What::Finding(finding.clone()));
+                self.sources.events.publish(What::Finding(finding.clone()));
             }
             None => tracing::info!("no hugepages that the agent keeps are missing any more"),
         }
@@ -167,7 +167,7 @@ impl StatusObserver {
     fn publish(&mut self) {
         self.publish_lost_pages();
         let now = now();
-        self.told.send_if_modified(|newest| {
+        self.reports.send_if_modified(|newest| {
             let statuses = self.sources.statuses.borrow();
             let desired = self.sources.desired.borrow();
             let next = NodeReport {
@@ -191,7 +191,7 @@ impl StatusObserver {
 fn pool_reports(memory: &MemoryObserver, mut ledger: Ledger) -> Result<Vec<PoolReport>, Fault> {
     let seen = memory.counters()?;
     // Others may have changed the pools since the agent last did.
-    ledger.settle(&seen);
+    ledger.reconcile(&seen);
     let report = |pool: &Pool| PoolReport {
         size_kib: pool.key.size.kib(),
         node: pool.key.node,
@@ -254,7 +254,7 @@ mod tests {
             let sources = Sources {
                 statuses: statuses.subscribe(),
                 desired: desired.subscribe(),
-                books: books.subscribe(),
+                records: books.subscribe(),
                 identity: identity.subscribe(),
                 memory: MemoryObserver::new(&Root::new(root.path())).unwrap(),
                 events: events.clone(),
@@ -337,7 +337,7 @@ mod tests {
         let lose = |books: &mut Published| {
             books.ledger.set_grown(key, 3, 8);
             let pools = vec![Pool { key, total: 6, free: 5, surplus: 0 }];
-            books.ledger.settle(&PoolsSeen { pools, ..PoolsSeen::default() });
+            books.ledger.reconcile(&PoolsSeen { pools, ..PoolsSeen::default() });
         };
         played.books.send_modify(lose);
         while played.next().await.findings.first().is_none_or(|it| it.code != Code::PagesLost) {}

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::errors::Problem;
-use crate::model::access::{Credential, Denied, Role, Shown};
+use crate::model::access::{Credential, Denied, PresentedToken, Role};
 
 /// Minimum length of a token, in characters: a shorter one can be guessed.
 const FEWEST_CHARACTERS: usize = 16;
@@ -86,16 +86,16 @@ pub(super) fn is_open_to_all(path: &str) -> bool {
 }
 
 /// Token that these headers carry.
-pub(super) fn shown<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Shown<'a> {
+pub(super) fn presented<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> PresentedToken<'a> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
-    let Some(first) = shown.next() else { return Shown::Nothing };
+    let Some(first) = shown.next() else { return PresentedToken::Nothing };
     let token = first.to_str().ok().and_then(|text| {
         let (scheme, token) = text.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
     match token.and_then(|token| tokens.find(token)) {
-        Some(named) if shown.next().is_none() => Shown::Token(named),
-        _ => Shown::Unknown,
+        Some(named) if shown.next().is_none() => PresentedToken::Token(named),
+        _ => PresentedToken::Unknown,
     }
 }
 
@@ -151,10 +151,10 @@ mod tests {
             for value in values {
                 headers.append(AUTHORIZATION, value.parse().unwrap());
             }
-            match shown(&tokens, &headers) {
-                Shown::Nothing => "nothing",
-                Shown::Unknown => "unknown",
-                Shown::Token(_) => "token",
+            match presented(&tokens, &headers) {
+                PresentedToken::Nothing => "nothing",
+                PresentedToken::Unknown => "unknown",
+                PresentedToken::Token(_) => "token",
             }
         };
         let right = "Bearer 0123456789abcdef";

@@ -5,10 +5,10 @@
 //! Nothing here touches the machine.
 
 pub mod access;
+pub mod audit;
 pub mod body;
 pub mod errors;
 pub mod fallback;
-pub mod journal;
 pub mod metrics;
 pub mod probes;
 pub mod refusals;
@@ -158,7 +158,7 @@ pub struct Routers {
 
 /// Builds the whole route table; with `admin_apart` the main address has no health probes and no metrics.
 pub fn routers(api: Api, admin_apart: bool) -> Routers {
-    let [connect, ping, echo] = zstack::through::routes(api.fallback.is_some());
+    let [connect, ping, echo] = zstack::passthrough::routes(api.fallback.is_some());
     // The compatible routes, by the role that each requires.
     let read = Router::new()
         .route(&format!("{ZBS}/target/health"), post(zstack::target::health))

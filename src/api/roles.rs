@@ -15,11 +15,11 @@ use crate::model::fault::Fault;
 
 /// Layer of routes that require a role.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wants(Role);
+pub(super) struct RequiredRole(Role);
 
 /// Requires that role of the callers of all routes under this layer.
-pub(super) fn wants(role: Role) -> Wants {
-    Wants(role)
+pub(super) fn wants(role: Role) -> RequiredRole {
+    RequiredRole(role)
 }
 
 /// Checks the caller of a request. One that no listener has judged may do nothing.
@@ -32,7 +32,7 @@ pub(super) fn judge(request: &Request, role: Role) -> Result<(), Fault> {
     principal.ok_or_else(nobody)?.may(role)
 }
 
-impl<S> Layer<S> for Wants {
+impl<S> Layer<S> for RequiredRole {
     type Service = Judging<S>;
 
     fn layer(&self, inner: S) -> Judging<S> {

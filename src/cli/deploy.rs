@@ -161,14 +161,14 @@ impl DeployArgs {
 
 pub(super) async fn run(
     place: NodeRoot,
-    wishes: DeployArgs,
+    args: DeployArgs,
     verb: Verb,
     output: Output,
 ) -> Result<u8> {
-    wishes.judge(&place.settings)?;
-    let bars = ProgressBars::new(output, wishes.dry_run);
-    let agent = if wishes.dry_run { place.looker().await? } else { place.owner().await? };
-    let report = wishes.carried_out(verb, &agent, &bars).await?;
+    args.judge(&place.settings)?;
+    let bars = ProgressBars::new(output, args.dry_run);
+    let agent = if args.dry_run { place.looker().await? } else { place.owner().await? };
+    let report = args.carried_out(verb, &agent, &bars).await?;
     bars.clear();
     print_prepare(&report, output)?;
     Ok(exit::of(report.outcome))

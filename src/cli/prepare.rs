@@ -81,11 +81,11 @@ impl PrepareArgs {
 
 pub(super) async fn run(
     place: NodeRoot,
-    wishes: PrepareArgs,
+    args: PrepareArgs,
     dry_run: bool,
     output: Output,
 ) -> Result<u8> {
-    let body = wishes.body(&place.settings)?;
+    let body = args.body(&place.settings)?;
     let bars = ProgressBars::new(output, dry_run);
     let agent = if dry_run { place.looker().await? } else { place.owner().await? };
     let report = prepared(&agent, &body, dry_run, &bars).await?;

@@ -38,7 +38,7 @@ enum PartOutcome<'a> {
 struct Up {
     agent: Agent,
     settings: Settings,
-    wishes: deploy::DeployArgs,
+    args: deploy::DeployArgs,
     output: Output,
     done: UpOutcome,
 }
@@ -52,7 +52,7 @@ pub(super) async fn run(
     wishes.judge(&place.settings)?;
     let agent = if wishes.is_dry_run() { place.looker().await? } else { place.owner().await? };
     let done = UpOutcome::default();
-    let mut up = Up { agent, settings: place.settings, wishes, output, done };
+    let mut up = Up { agent, settings: place.settings, args: wishes, output, done };
     if let Some(text) = chosen {
         up.note(text)?;
     }
@@ -65,7 +65,7 @@ pub(super) async fn run(
 
 impl Up {
     async fn parts(&mut self) -> Result<u8> {
-        let dry_run = self.wishes.is_dry_run();
+        let dry_run = self.args.is_dry_run();
         let prepare = self.prepare(dry_run).await?;
         match prepare {
             Outcome::Failed => return self.stopped("the node could not be prepared"),
@@ -82,7 +82,7 @@ impl Up {
         if dry_run {
             return Ok(exit::of(deploy));
         }
-        let health = proven(&self.agent, &self.settings, self.wishes.name(), None).await?;
+        let health = proven(&self.agent, &self.settings, self.args.name(), None).await?;
         self.show(&PartOutcome::Health(&health))?;
         let is_good = health.is_good();
         self.done.health = Some(health);
@@ -102,9 +102,9 @@ impl Up {
     }
 
     async fn deploy(&mut self) -> Result<Outcome> {
-        let title = format!("the target {}", self.wishes.name());
-        let bars = ProgressBars::new(self.output, self.wishes.is_dry_run());
-        let report = self.wishes.carried_out(Verb::Deploy, &self.agent, &bars).await;
+        let title = format!("the target {}", self.args.name());
+        let bars = ProgressBars::new(self.output, self.args.is_dry_run());
+        let report = self.args.carried_out(Verb::Deploy, &self.agent, &bars).await;
         bars.clear();
         let report = report?;
         self.show(&PartOutcome::Steps(&title, &report))?;

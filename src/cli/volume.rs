@@ -176,18 +176,18 @@ pub(super) async fn run(place: NodeRoot, command: VolumeCommand, output: Output)
         VolumeCommand::List(of) => list(&place.agent().await?, &of, output).await,
         VolumeCommand::Show(which) => {
             let call = (Method::GET, which.path(), None::<&()>);
-            tell(&place.agent().await?, call, output).await
+            call_and_print(&place.agent().await?, call, output).await
         }
         VolumeCommand::Activate(wish) => {
             let body = wish.body()?;
             let call = (Method::PUT, wish.which.path(), Some(&body));
-            tell(&place.agent().await?, call, output).await
+            call_and_print(&place.agent().await?, call, output).await
         }
         VolumeCommand::Deactivate(away) => deactivate(&place.agent().await?, &away, output).await,
         VolumeCommand::Resize(Size { which, size_mib }) => {
             let body = ResizeBody { size_mib };
             let call = (Method::POST, format!("{}/resize", which.path()), Some(&body));
-            tell(&place.agent().await?, call, output).await
+            call_and_print(&place.agent().await?, call, output).await
         }
     }
 }
@@ -200,7 +200,7 @@ async fn list(agent: &Agent, of: &Of, output: Output) -> Result<u8> {
 }
 
 /// Calls a route of a volume, and prints the volume.
-async fn tell(
+async fn call_and_print(
     agent: &Agent,
     (method, path, body): (Method, String, Option<&impl serde::Serialize>),
     output: Output,

@@ -9,7 +9,7 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::client::{ControllerClient, PostError};
-use super::outbox::{DeliveryOutcome, Outbox, Settled};
+use super::outbox::{AfterAttempt, DeliveryOutcome, Outbox};
 use super::reach::Reaches;
 use crate::model::fault::chain;
 use crate::model::task::{TaskId, TaskResult};
@@ -62,7 +62,7 @@ async fn deliver<F>(
                     // A panicked attempt has delivered nothing: the result is offered again.
                     let (id, verdict) = ended.unwrap_or_else(|broke| (broke.id(), DeliveryOutcome::Again));
                     if let Some(task) = under_way.remove(&id) {
-                        note(&task, outbox.settle(&task, verdict, Instant::now()));
+                        note(&task, outbox.record_attempt(&task, verdict, Instant::now()));
                     }
                     next = attempts.try_join_next_with_id();
                 }
@@ -75,8 +75,8 @@ async fn deliver<F>(
     }
 }
 
-fn note(task: &TaskId, settled: Settled) {
-    if settled == Settled::TooOld {
+fn note(task: &TaskId, settled: AfterAttempt) {
+    if settled == AfterAttempt::TooOld {
         tracing::error!(%task, "the controller did not take this result in all the time (callbacks.max_age); it was given up");
     }
 }

@@ -170,7 +170,7 @@ async fn only_so_many_calls_are_told_of_at_a_time() {
     let follow = |url: Option<&str>| {
         let (url, stage) = (url.map(str::to_string), Stage::default());
         let (context, stack, caller) = (json!({}), json!([]), Caller::Here);
-        let asked = ProgressRequest { context, stack, url, caller, stage, patience: None };
+        let asked = ProgressRequest { context, stack, url, caller, stage, timeout: None };
         posts.follow(asked, (WorkKind::Prepare, WorkId::default()), _events.subscribe())
     };
     assert!(follow(None).is_none(), "nobody has said where to");

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use crate::api::access::Tokens;
 use crate::api::serve::{self, CertificatePatterns, Guards, Material, TlsGuard};
 use crate::config::{Access, Settings, Tls};
-use crate::host::door::{read_public, read_secret};
+use crate::host::unix_socket::{read_public, read_secret};
 use crate::host::watch::PathWatch;
 use crate::model::access::Credential;
 use crate::model::code::Code;

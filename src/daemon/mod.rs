@@ -3,10 +3,10 @@
 //! `Core` is the agent without its listeners: the owners and their handles. [`serve`] adds HTTP, the
 //! outbox, systemd's readiness and watchdog. [`InProcess`] adds the native routes alone, for a command.
 
-mod doors;
+mod adapters;
 mod guards;
+mod listeners;
 mod owners;
-mod seams;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use axum::Router;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout_at};
 
-use self::doors::Listeners;
-pub use self::doors::socket_path;
+use self::adapters::{VersionsAdapter, fallback};
 use self::guards::{GuardFiles, GuardFilesRead};
+use self::listeners::Listeners;
+pub use self::listeners::socket_path;
 use self::owners::Core;
-use self::seams::{VersionsAdapter, fallback};
 use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::status::Reports;
 use crate::api::metrics::Metrics;
 use crate::api::refusals::Refusals;
-use crate::api::serve::Door;
+use crate::api::serve::Endpoint;
 use crate::api::{self, AgentPhase, Api, Native};
 use crate::config::Settings;
 use crate::controller::client::ControllerClient;
@@ -133,7 +133,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let core = Core::start(&settings, &root, store, &watchdog)?;
     core.watch_targets(&settings);
     core.warn_of_unlisted(&settings);
-    core.tell_of_closed_folders();
+    core.log_closed_folders();
     let (phase, watch_phase) = watch::channel(AgentPhase::Starting);
     let identities = Arc::new(Identities::open(core.store.clone())?);
     let reaches = Reaches::new(settings.outgoing.to.clone(), identities.clone());
@@ -142,14 +142,14 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let (tally, refusals) = (Arc::default(), Refusals::default());
     let posting = (&*identities, reaches.clone());
     start_reporting(&settings, reports.clone(), posting, &tally, &watchdog);
-    settings.http = doors::affordable(settings.http);
+    settings.http = listeners::affordable(settings.http);
     let told = RouterParts {
         outbox: outbox.clone(),
         identities,
         reaches,
         reports,
         metrics: core.metrics(tally, refusals.clone()),
-        exposure: doors::exposure(&settings, &listeners, &root),
+        exposure: listeners::exposure(&settings, &listeners, &root),
     };
     let access = told.exposure.text();
     for warning in &told.exposure.warnings {
@@ -157,7 +157,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     }
     let api = known_to_handlers(&settings, &core, told, watch_phase);
     let routers = api::routers(api, settings.admin_listen.0.is_some());
-    let doors = listeners.doors(&settings, routers, &refusals);
+    let doors = listeners.endpoints(&settings, routers, &refusals);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
     let deadline = run_until_stopped(doors, settings.http, &core, phase, stop).await;
     drop(socket);
@@ -263,7 +263,7 @@ fn known_to_handlers(
 /// Serves, becomes ready meanwhile, and returns when a stop was requested and the connections have
 /// ended, with the deadline by which the tasks have to end too.
 async fn run_until_stopped(
-    doors: Vec<Door>,
+    doors: Vec<Endpoint>,
     limits: HttpPolicy,
     core: &Core,
     phase: watch::Sender<AgentPhase>,
@@ -293,7 +293,7 @@ async fn run_until_stopped(
 
 /// Restores the pages of the last boot, once a boot, then announces readiness.
 async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
-    for fault in told_to_wait(core.pools.restore(true)).await.errors {
+    for fault in extending_start_timeout(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
     }
     core.targets.start_all();
@@ -311,7 +311,7 @@ async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
 
 /// Extends systemd's timeout while a part of the start lasts: the kernel may look for pages for longer
 /// than TimeoutStartSec (sd_notify(3), EXTEND_TIMEOUT_USEC).
-async fn told_to_wait<T>(part: impl Future<Output = T>) -> T {
+async fn extending_start_timeout<T>(part: impl Future<Output = T>) -> T {
     tokio::pin!(part);
     let mut word = interval(START_WORD);
     loop {
@@ -365,7 +365,7 @@ fn start_reporting(
 /// Returns to the kernel the memory that a burst of calls took.
 async fn tidy(outbox: Outbox) {
     loop {
-        outbox.settled().await;
+        outbox.wait_for_end().await;
         sleep(TIDY_AFTER).await;
         give_memory_back();
     }

@@ -26,7 +26,7 @@ use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress::ProgressSink;
 use crate::agent::status::{self, Reports};
-use crate::agent::{give_back, guests, legacy_calls};
+use crate::agent::{guests, idle_release, legacy_calls};
 use crate::api::metrics::Metrics;
 use crate::api::refusals::Refusals;
 use crate::config::Settings;
@@ -187,7 +187,7 @@ impl Core {
         let sources = status::Sources {
             statuses: self.statuses.watch(),
             desired: self.desired.watch(),
-            books: self.pools.watch(),
+            records: self.pools.watch(),
             identity: identities.watch(),
             memory: self.memory.clone(),
             events: self.events.clone(),
@@ -231,7 +231,7 @@ impl Core {
         let within = settings.target.call_timeout;
         tokio::spawn(self.news.clone().follow(self.probe.clone(), within));
         let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after);
-        tokio::spawn(give_back::follow(self.desired.watch(), self.pools.clone(), keep, after));
+        tokio::spawn(idle_release::follow(self.desired.watch(), self.pools.clone(), keep, after));
         if settings.fallback().is_some() {
             tokio::spawn(legacy_calls::follow(self.pools.clone()));
         }
@@ -244,7 +244,7 @@ impl Core {
 
     /// Logs now a fault that would only show after a crash of a target: folders without write access, in
     /// which the agent has to remove a dead target's remains and make the next one's sockets.
-    pub(super) fn tell_of_closed_folders(&self) {
+    pub(super) fn log_closed_folders(&self) {
         let wanted: Vec<_> = self.desired.watch().borrow().targets.values().cloned().collect();
         let root = self.root.clone();
         // Not awaited: one of the folders may lie on a disk that hangs.

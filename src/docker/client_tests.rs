@@ -36,9 +36,10 @@ fn host_config(spec: &ContainerSpec) -> BTreeMap<String, Value> {
     fields.into_iter().filter(|(_, value)| !value.is_null()).collect()
 }
 
-/// The first two cells of each row of the documented tables: an item, and how it is set.
+/// The first two cells of each row of the documented table: an item, and how it is set.
 fn documented() -> BTreeMap<&'static str, &'static str> {
-    let rows = DOCUMENTED.lines().filter_map(|line| line.strip_prefix("| `"));
+    let table = DOCUMENTED.lines().skip_while(|line| !line.starts_with("| Item |"));
+    let rows = table.filter_map(|line| line.strip_prefix("| `"));
     rows.filter_map(|row| {
         let (item, rest) = row.split_once('`')?;
         Some((item, rest.split('|').nth(1)?))

@@ -130,13 +130,13 @@ impl FakeContainers {
     /// Changes the container, and sends an event.
     pub fn change(&self, change: impl FnOnce(&mut ContainerSeen)) {
         self.one.lock().unwrap().as_mut().map(change);
-        self.tell();
+        self.publish();
     }
 
     /// Removes the container, and sends an event.
     pub fn take_away(&self) {
         *self.one.lock().unwrap() = None;
-        self.tell();
+        self.publish();
     }
 
     /// Names of the containers created beside the first.
@@ -154,7 +154,7 @@ impl FakeContainers {
         self.asked.load(Ordering::Relaxed)
     }
 
-    fn tell(&self) {
+    fn publish(&self) {
         let _ = self.events.send(EngineEvent::Container("zbs-vhost".into()));
     }
 

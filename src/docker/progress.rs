@@ -14,7 +14,7 @@ const MOST_LAYERS: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct PullProgress {
     layers: BTreeMap<String, Layer>,
-    bytes_told: Option<Instant>,
+    bytes_reported: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -52,8 +52,8 @@ impl PullProgress {
             _ if state == "Download complete" => layer.current = layer.total,
             _ => return lines,
         }
-        if self.bytes_told.is_none_or(|told| now.duration_since(told) >= PAUSE) {
-            self.bytes_told = Some(now);
+        if self.bytes_reported.is_none_or(|told| now.duration_since(told) >= PAUSE) {
+            self.bytes_reported = Some(now);
             let sum = |of: fn(&Layer) -> u64| self.layers.values().map(of).sum::<u64>();
             let (current, total) = (sum(|layer| layer.current), sum(|layer| layer.total));
             lines.push(format!("{} of {} MiB downloaded", mib(current), mib(total)));

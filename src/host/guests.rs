@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Root;
+use super::cpu_users::{MOST_PROCESSES, command_line, is_machine, machine_name, shown, words};
 use super::files::{entries, read_text};
-use super::holders::{MOST_PROCESSES, command_line, is_machine, machine_name, shown, words};
 use crate::model::guest::{Guest, Guests, client_sockets};
 use crate::model::policy::VolumePolicy;
 

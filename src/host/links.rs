@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::Root;
-use crate::model::bounds::{Led, Links};
+use crate::model::bounds::{Links, ResolvedPath};
 use crate::model::path::CleanPath;
 
 /// Maximum number of links per path, as in the kernel (path_resolution(7)).
@@ -20,7 +20,7 @@ pub fn follow(root: &Root, paths: Vec<CleanPath>) -> Links {
         let is_block_device = fs::metadata(&at).is_ok_and(|it| it.file_type().is_block_device());
         // A link may lead out of a root other than the machine's.
         let shown = Path::new("/").join(at.strip_prefix(&top).unwrap_or(&at));
-        let led = Led { path: shown.to_str()?.parse().ok()?, is_block_device };
+        let led = ResolvedPath { path: shown.to_str()?.parse().ok()?, is_block_device };
         Some((path, led))
     };
     paths.into_iter().filter_map(led).collect()

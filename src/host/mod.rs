@@ -7,16 +7,15 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
+pub mod cpu_users;
 pub mod cpus;
 pub mod cpuset;
 pub mod daemon_json;
-pub mod door;
 pub mod dpkg;
 pub mod facts;
 pub mod files;
 pub mod footprint;
 pub mod guests;
-pub mod holders;
 pub mod leftovers;
 pub mod links;
 pub mod mounts;
@@ -35,6 +34,7 @@ pub mod spawn;
 pub mod spawn_fake;
 pub mod systemd;
 pub mod unchanged;
+pub mod unix_socket;
 pub mod vitals;
 pub mod watch;
 

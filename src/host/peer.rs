@@ -22,8 +22,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
+use super::cpu_users::is_machine;
 use super::files::{entries, read_text};
-use super::holders::is_machine;
 
 /// Bytes of a reply: a header, the kernel's record of one socket, and no attribute.
 const REPLY: usize = 1024;

@@ -80,14 +80,14 @@ impl Unchanged {
     /// `true` if nothing has changed since. Does not block; once false, it stays so.
     pub fn still_holds(&self) -> bool {
         // The kernel reports an event only once.
-        if self.over.load(Ordering::Relaxed) || self.told_of_something() {
+        if self.over.load(Ordering::Relaxed) || self.has_events() {
             self.over.store(true, Ordering::Relaxed);
             return false;
         }
         true
     }
 
-    fn told_of_something(&self) -> bool {
+    fn has_events(&self) -> bool {
         let mut told = vec![PollFd::new(&self.mounts, PollFlags::PRI)];
         // Readable once it has exited.
         told.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));

@@ -153,7 +153,7 @@ impl Principal {
 
 /// Token of a request, looked up among those of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown<'a> {
+pub enum PresentedToken<'a> {
     /// No token.
     Nothing,
     /// Unknown token, or more than one.
@@ -202,7 +202,7 @@ impl Rules {
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn judge(&self, peer: &Peer, shown: Shown<'_>) -> Result<Principal, Denied> {
+    pub fn judge(&self, peer: &Peer, shown: PresentedToken<'_>) -> Result<Principal, Denied> {
         // As it was let in, but for one that has turned out not to be root since.
         if !self.let_in(peer) {
             return Err(Denied::Address);
@@ -219,9 +219,9 @@ impl Rules {
             (certificate, _) => certificate.as_ref(),
         };
         match (shown, self.tokens, certificate) {
-            (Shown::Nothing, true, _) => Err(Denied::TokenMissing),
-            (Shown::Unknown, true, _) => Err(Denied::TokenWrong),
-            (Shown::Token(token), true, certificate) => {
+            (PresentedToken::Nothing, true, _) => Err(Denied::TokenMissing),
+            (PresentedToken::Unknown, true, _) => Err(Denied::TokenWrong),
+            (PresentedToken::Token(token), true, certificate) => {
                 let most = certificate.map_or(Role::Admin, |certificate| certificate.role);
                 as_one(&token.name, token.role.min(most))
             }
@@ -312,14 +312,14 @@ mod tests {
         Credential { name: name.into(), role }
     }
 
-    fn role(rules: &Rules, peer: &Peer, shown: Shown<'_>) -> Result<Role, Denied> {
+    fn role(rules: &Rules, peer: &Peer, shown: PresentedToken<'_>) -> Result<Role, Denied> {
         rules.judge(peer, shown).map(|principal| principal.role)
     }
 
     #[test]
     fn without_rules_only_the_node_is_served_and_only_root_may_change_it() {
         let rules = Rules::default();
-        let judged = |address, uid| role(&rules, &peer(address, uid), Shown::Nothing);
+        let judged = |address, uid| role(&rules, &peer(address, uid), PresentedToken::Nothing);
         assert_eq!(judged("local", Some(0)), Ok(Role::Admin));
         assert_eq!(judged("local", Some(107)), Ok(Role::Admin), "the socket's mode lets it in");
         assert_eq!(judged("127.0.0.1", Some(0)), Ok(Role::Admin));
@@ -333,7 +333,7 @@ mod tests {
             assert_eq!(judged(remote, Some(107)), Ok(Role::Read), "{remote}");
         }
         let open = Rules::open();
-        assert_eq!(role(&open, &peer("10.0.0.1", None), Shown::Nothing), Ok(Role::Admin));
+        assert_eq!(role(&open, &peer("10.0.0.1", None), PresentedToken::Nothing), Ok(Role::Admin));
     }
 
     #[test]
@@ -341,18 +341,22 @@ mod tests {
         let rules = Rules { allow: vec!["10.0.0.0/8".parse().unwrap()], ..Rules::default() };
         let inside = peer("10.1.2.3", None);
         assert!(rules.let_in(&inside) && rules.let_in(&peer("127.0.0.1", Some(0))));
-        assert_eq!(role(&rules, &inside, Shown::Nothing), Ok(Role::Admin));
+        assert_eq!(role(&rules, &inside, PresentedToken::Nothing), Ok(Role::Admin));
         let open = Rules { open: true, ..rules.clone() };
         for uid in [Some(107), None] {
             let own = Peer::local("10.1.2.3".parse().unwrap(), uid);
             for rules in [&rules, &open] {
-                let judged = role(rules, &own, Shown::Nothing);
+                let judged = role(rules, &own, PresentedToken::Nothing);
                 assert_eq!(judged, Ok(Role::Read), "the node's own address");
             }
         }
         let named = Rules { allow: vec!["10.1.2.3".parse().unwrap()], ..Rules::default() };
         let own = Peer::local("10.1.2.3".parse().unwrap(), Some(107));
-        assert_eq!(role(&named, &own, Shown::Nothing), Ok(Role::Admin), "a controller on the node");
+        assert_eq!(
+            role(&named, &own, PresentedToken::Nothing),
+            Ok(Role::Admin),
+            "a controller on the node"
+        );
         for outside in [peer("127.0.0.1", Some(107)), peer("192.0.2.1", None), peer("::1", None)] {
             assert!(!rules.let_in(&outside), "{outside:?}");
         }
@@ -363,20 +367,20 @@ mod tests {
         let (deploy, read) = (named("token a", Role::Deploy), named("certificate b", Role::Read));
         let tokens = Rules { tokens: true, open: true, ..Rules::default() };
         let root = peer("127.0.0.1", Some(0));
-        assert_eq!(role(&tokens, &root, Shown::Nothing), Err(Denied::TokenMissing));
-        assert_eq!(role(&tokens, &root, Shown::Unknown), Err(Denied::TokenWrong));
-        assert_eq!(role(&tokens, &root, Shown::Token(&deploy)), Ok(Role::Deploy));
+        assert_eq!(role(&tokens, &root, PresentedToken::Nothing), Err(Denied::TokenMissing));
+        assert_eq!(role(&tokens, &root, PresentedToken::Unknown), Err(Denied::TokenWrong));
+        assert_eq!(role(&tokens, &root, PresentedToken::Token(&deploy)), Ok(Role::Deploy));
         let both = Rules { certificates: true, ..tokens };
         let mut remote = peer("10.0.0.1", None);
         assert_eq!(
-            role(&both, &remote, Shown::Token(&deploy)),
+            role(&both, &remote, PresentedToken::Token(&deploy)),
             Err(Denied::CertificateUnknown),
             "whatever the token is"
         );
         remote.certificate = Some(read);
-        assert_eq!(role(&both, &remote, Shown::Token(&deploy)), Ok(Role::Read));
+        assert_eq!(role(&both, &remote, PresentedToken::Token(&deploy)), Ok(Role::Read));
         let alone = Rules { certificates: true, ..Rules::default() };
-        let principal = alone.judge(&remote, Shown::Unknown).unwrap();
+        let principal = alone.judge(&remote, PresentedToken::Unknown).unwrap();
         assert_eq!((principal.name.as_ref(), principal.role), ("certificate b", Role::Read));
     }
 

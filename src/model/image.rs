@@ -123,7 +123,7 @@ pub struct Download {
 
 /// Image, and the download that it can come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageWish {
+pub struct ImageRequest {
     /// Name of the image; `None` for the built-in one.
     pub image: Option<String>,
     /// Address of its tar.
@@ -132,13 +132,13 @@ pub struct ImageWish {
     pub sha256: Option<ImageSha256>,
 }
 
-impl ImageWish {
+impl ImageRequest {
     /// Image that a request means. The default address goes with the default image, and the default digest with that
     /// address: neither applies to what a request names itself.
     ///
     /// # Errors
     /// A digest without an address.
-    pub fn or(self, usual: ImageWish) -> Result<ImageWish, Fault> {
+    pub fn or(self, usual: ImageRequest) -> Result<ImageRequest, Fault> {
         let usual_image = self.image.is_none() || self.image == usual.image;
         let url = self.url.or_else(|| usual.url.clone().filter(|_| usual_image));
         if self.sha256.is_some() && url.is_none() {
@@ -147,7 +147,7 @@ impl ImageWish {
         }
         let usual_url = url.is_some() && url == usual.url;
         let sha256 = self.sha256.or_else(|| usual.sha256.filter(|_| usual_url));
-        Ok(ImageWish { image: self.image.or(usual.image), url, sha256 })
+        Ok(ImageRequest { image: self.image.or(usual.image), url, sha256 })
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn the_settings_address_goes_with_the_settings_image() {
         let digest = |digit: &str| digit.repeat(64);
-        let wish = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| ImageWish {
+        let wish = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| ImageRequest {
             image: image.map(str::to_string),
             url: url.map(|url| url.parse().unwrap()),
             sha256: sha256.map(|digest| digest.parse().unwrap()),

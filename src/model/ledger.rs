@@ -115,7 +115,7 @@ impl Ledger {
     /// Only pages that are surely the agent's are ever given back. So a growth that was begun counts only if it is
     /// there to the page, and if somebody lowered a pool, the agent's pages are taken to be the ones that went. Returns
     /// `true` if anything changed.
-    pub fn settle(&mut self, seen: &PoolsSeen) -> bool {
+    pub fn reconcile(&mut self, seen: &PoolsSeen) -> bool {
         let before = self.clone();
         let intent = self.intent.take();
         let last = pages_map(&self.persistent);
@@ -205,7 +205,7 @@ mod tests {
         for (total, claimed) in [(110, 110 - 100), (109, 0), (100, 0), (120, 0)] {
             let mut ledger = Ledger::new("b");
             ledger.intent = Some(Intent { pool: KEY, from: 100, to: 110 });
-            assert!(ledger.settle(&seen(total, 0)));
+            assert!(ledger.reconcile(&seen(total, 0)));
             assert_eq!(ledger.grown(KEY), claimed, "total {total}");
             assert_eq!(ledger.intent, None);
         }
@@ -215,14 +215,14 @@ mod tests {
     fn when_somebody_lowers_a_pool_the_agents_pages_are_the_ones_that_went() {
         let mut ledger = Ledger::new("b");
         ledger.set_grown(KEY, 50, 200);
-        assert!(ledger.settle(&seen(190, 10)));
+        assert!(ledger.reconcile(&seen(190, 10)));
         assert_eq!(ledger.grown(KEY), 30, "20 persistent pages fewer");
-        assert!(!ledger.settle(&seen(190, 10)), "nothing more to settle");
-        ledger.settle(&seen(900, 0));
+        assert!(!ledger.reconcile(&seen(190, 10)), "nothing more to settle");
+        ledger.reconcile(&seen(900, 0));
         assert_eq!(ledger.grown(KEY), 30, "what others add is theirs");
-        ledger.settle(&seen(880, 0));
+        ledger.reconcile(&seen(880, 0));
         assert_eq!(ledger.grown(KEY), 10);
-        ledger.settle(&seen(0, 0));
+        ledger.reconcile(&seen(0, 0));
         assert!(ledger.grown.is_empty());
     }
 
@@ -235,8 +235,8 @@ mod tests {
         let mut ledger = Ledger::new("b");
         ledger.set_grown(KEY, 50, 200);
         assert_eq!(ledger.finding(), None);
-        ledger.settle(&seen(170, 0));
-        ledger.settle(&seen(170, 0));
+        ledger.reconcile(&seen(170, 0));
+        ledger.reconcile(&seen(170, 0));
         assert_eq!((ledger.grown(KEY), lost(&ledger)), (20, 30), "once");
         let finding = ledger.finding().unwrap();
         assert!(
@@ -244,13 +244,13 @@ mod tests {
             "{}",
             finding.text
         );
-        ledger.settle(&seen(0, 0));
+        ledger.reconcile(&seen(0, 0));
         assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 50), "and no more than it had");
         ledger.set_grown(KEY, 40, 40);
         assert_eq!(lost(&ledger), 10);
         ledger.set_grown(KEY, 50, 50);
         assert_eq!((lost(&ledger), ledger.finding()), (0, None));
-        ledger.settle(&seen(50, 0));
+        ledger.reconcile(&seen(50, 0));
         assert!(ledger.whole.is_empty());
     }
 
@@ -258,7 +258,7 @@ mod tests {
     fn lost_pages_stay_lost_when_the_growth_that_made_up_for_them_is_undone() {
         let mut ledger = Ledger::new("b");
         ledger.set_grown(KEY, 50, 200);
-        ledger.settle(&seen(170, 0));
+        ledger.reconcile(&seen(170, 0));
         ledger.set_grown(KEY, 90, 240);
         assert_eq!(lost(&ledger), 0);
         ledger.set_grown(KEY, 20, 170);
@@ -271,15 +271,15 @@ mod tests {
     fn pages_that_others_put_back_are_neither_claimed_nor_missing() {
         let mut ledger = Ledger::new("b");
         ledger.set_grown(KEY, 50, 200);
-        ledger.settle(&seen(0, 0));
-        ledger.settle(&seen(180, 0));
+        ledger.reconcile(&seen(0, 0));
+        ledger.reconcile(&seen(180, 0));
         assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 20));
-        ledger.settle(&seen(900, 0));
+        ledger.reconcile(&seen(900, 0));
         assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 0));
         ledger.set_grown(KEY, 10, 910);
-        ledger.settle(&seen(905, 0));
+        ledger.reconcile(&seen(905, 0));
         assert_eq!((ledger.grown(KEY), lost(&ledger)), (5, 5), "of the new ones");
-        ledger.settle(&seen(0, 0));
+        ledger.reconcile(&seen(0, 0));
         assert_eq!((ledger.grown(KEY), lost(&ledger)), (0, 50), "no more than it ever had");
     }
 }

@@ -30,7 +30,7 @@ pub struct ProgressRequest {
     /// Share of the whole that this request is.
     pub stage: Stage,
     /// Time for which the controller waits for the request; nothing is reported afterwards.
-    pub patience: Option<Duration>,
+    pub timeout: Option<Duration>,
 }
 
 /// Share of the whole that a request is, in percent.

@@ -35,7 +35,7 @@ pub enum TargetKind {
 /// CPUs of a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum CoreWish {
+pub enum CoreRequest {
     These(CoreList),
     /// Number of CPUs, chosen by topology.
     Count(u32),
@@ -55,7 +55,7 @@ pub struct TargetSpec {
     pub image_url: Option<ImageUrl>,
     /// Digest of the tar at that address.
     pub image_sha256: Option<ImageSha256>,
-    pub cores: CoreWish,
+    pub cores: CoreRequest,
     pub socket_dir: CleanPath,
     pub control_sock: CleanPath,
     /// Configuration of its client, mounted if present.
@@ -98,7 +98,7 @@ impl TargetSpec {
             image_tar: None,
             image_url: None,
             image_sha256: None,
-            cores: CoreWish::Count(1),
+            cores: CoreRequest::Count(1),
             socket_dir: CleanPath("/sockets".to_string()),
             control_sock: CleanPath("/sockets/vhost.sock".to_string()),
             client_conf: None,
@@ -159,7 +159,7 @@ pub struct Drift {
 
 /// Options of a target's reconcile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct EnsureWish {
+pub struct EnsureOptions {
     /// `true` if a target that differs from its spec, or does not serve, is replaced.
     pub recreate: bool,
     /// `true` if that is done even with virtual machines connected.

@@ -16,7 +16,7 @@ use crate::model::image::Download;
 use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::registry::registry_of;
 use crate::model::step::ImageSource;
-use crate::model::target::{EnsureWish, TargetKind, TargetSeen, TargetSpec};
+use crate::model::target::{EnsureOptions, TargetKind, TargetSeen, TargetSpec};
 
 pub(super) fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
     match (spec.kind, &spec.image) {
@@ -56,7 +56,7 @@ pub(super) fn no_image(image: &str) -> Fault {
 
 pub(super) fn container(
     spec: &TargetSpec,
-    wish: EnsureWish,
+    wish: EnsureOptions,
     image: String,
     chosen: &Chosen,
     seen: &TargetSeen,

@@ -8,7 +8,7 @@ use super::pins::Pins;
 use crate::model::code::Code;
 use crate::model::cpu::{CoreList, Cpu, CpuUse};
 use crate::model::fault::{Fault, Finding};
-use crate::model::target::CoreWish;
+use crate::model::target::CoreRequest;
 use crate::model::units::NumaNode;
 
 /// CPUs, and the NUMA nodes they are on.
@@ -32,11 +32,11 @@ pub struct Chosen {
 ///
 /// # Errors
 /// When the machine lacks these, or has fewer on every node; the fault has the topology.
-pub fn choose(wish: &CoreWish, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fault> {
+pub fn choose(wish: &CoreRequest, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fault> {
     let pins = Pins::of(cpus, &used.holders);
     let chosen = match wish {
-        CoreWish::These(cores) => these(cores, cpus, used)?,
-        CoreWish::Count(count) => so_many(*count as usize, cpus, used, &pins)?,
+        CoreRequest::These(cores) => these(cores, cpus, used)?,
+        CoreRequest::Count(count) => so_many(*count as usize, cpus, used, &pins)?,
     };
     let mut nodes: Vec<NumaNode> = chosen.iter().map(|cpu| cpu.node).collect();
     nodes.sort_unstable();

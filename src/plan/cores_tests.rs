@@ -24,17 +24,17 @@ fn machine(nodes: u32, cores: u32) -> Vec<Cpu> {
 }
 
 fn chosen(count: u32, cpus: &[Cpu]) -> Vec<u32> {
-    choose(&CoreWish::Count(count), cpus, &FREE).unwrap().cores.as_slice().to_vec()
+    choose(&CoreRequest::Count(count), cpus, &FREE).unwrap().cores.as_slice().to_vec()
 }
 
 #[test]
 fn distinct_cores_of_one_node_come_first_and_second_threads_last() {
     let cpus = machine(2, 4);
-    let chose = choose(&CoreWish::Count(2), &cpus, &FREE).unwrap();
+    let chose = choose(&CoreRequest::Count(2), &cpus, &FREE).unwrap();
     assert_eq!((chose.cores.as_slice(), &chose.nodes[..]), (&[14, 15][..], &[NumaNode(1)][..]));
     assert_eq!(chosen(4, &cpus), [12, 13, 14, 15]);
     assert_eq!(chosen(5, &cpus), [7, 12, 13, 14, 15], "a second thread when cores are out");
-    let fault = choose(&CoreWish::Count(9), &cpus, &FREE).unwrap_err();
+    let fault = choose(&CoreRequest::Count(9), &cpus, &FREE).unwrap_err();
     assert_eq!(fault.code, Code::CoresImpossible);
     assert!(fault.text.contains("node1 has CPUs 4,5,6,7,12,13,14,15"), "{fault}");
 }
@@ -45,14 +45,14 @@ fn cpu_0_and_isolated_ones_are_left_alone() {
     assert_eq!(chosen(2, &cpus), [2, 3]);
     cpus[3].isolated = true;
     assert_eq!(chosen(2, &cpus), [1, 2]);
-    assert!(choose(&CoreWish::Count(3), &cpus, &FREE).is_err());
+    assert!(choose(&CoreRequest::Count(3), &cpus, &FREE).is_err());
     assert_eq!(chosen(1, &cpus[..1]), [0], "there is no other");
 }
 
 #[test]
 fn threads_that_are_no_reactors_get_cpus_beside_them() {
     let beside = |cpus: &[Cpu], used: &CpuUse, wish: &str| {
-        let chose = choose(&CoreWish::These(wish.parse().unwrap()), cpus, used).unwrap();
+        let chose = choose(&CoreRequest::These(wish.parse().unwrap()), cpus, used).unwrap();
         chose.housekeeping.map(|cpus| cpus.as_slice().to_vec())
     };
     let mut cpus = machine(2, 2);
@@ -70,7 +70,7 @@ fn threads_that_are_no_reactors_get_cpus_beside_them() {
 #[test]
 fn a_list_is_honoured_and_one_that_cannot_be_is_refused_with_the_topology() {
     let cpus = machine(2, 2);
-    let wish = |text: &str| CoreWish::These(text.parse().unwrap());
+    let wish = |text: &str| CoreRequest::These(text.parse().unwrap());
     let chose = choose(&wish("[0,6]"), &cpus, &FREE).unwrap();
     assert_eq!((chose.cores.as_slice(), chose.nodes.len()), (&[0, 6][..], 2));
     let fault = choose(&wish("[1,8]"), &cpus, &FREE).unwrap_err();
@@ -93,7 +93,7 @@ fn vm(name: &str, lists: &[&[u32]]) -> Holder {
 
 /// What is chosen, and the codes of what is told.
 fn beside(count: u32, cpus: &[Cpu], holders: Vec<Holder>) -> (Vec<u32>, Vec<Code>) {
-    let chose = choose(&CoreWish::Count(count), cpus, &held_by(holders)).unwrap();
+    let chose = choose(&CoreRequest::Count(count), cpus, &held_by(holders)).unwrap();
     let codes = chose.findings.iter().map(|finding| finding.code).collect();
     (chose.cores.as_slice().to_vec(), codes)
 }
@@ -106,14 +106,14 @@ fn what_containers_may_not_use_is_never_chosen_and_refused_in_a_list() {
         ..FREE
     };
     let chosen = |count, containers: &[u32]| {
-        choose(&CoreWish::Count(count), &cpus, &within(containers)).map(|chose| chose.cores)
+        choose(&CoreRequest::Count(count), &cpus, &within(containers)).map(|chose| chose.cores)
     };
     assert_eq!(chosen(2, &[0, 1, 2, 3]).unwrap().as_slice(), [2, 3]);
     assert_eq!(chosen(1, &[0]).unwrap().as_slice(), [0], "there is no other");
     let fault = chosen(4, &[0, 1, 2, 3]).unwrap_err();
     assert_eq!(fault.code, Code::CoresImpossible);
     assert!(fault.text.contains("containers may use CPUs 0,1,2,3"), "{fault}");
-    let wish = CoreWish::These("[3,5]".parse().unwrap());
+    let wish = CoreRequest::These("[3,5]".parse().unwrap());
     let fault = choose(&wish, &cpus, &within(&[2, 3])).unwrap_err();
     assert_eq!(fault.code, Code::CoresImpossible);
     for part in ["core 5", "cpuset", "node0 has CPUs 0,1", "containers may use CPUs 2,3"] {
@@ -139,14 +139,14 @@ fn cores_of_virtual_machines_are_left_to_them_with_their_second_threads() {
 fn where_there_is_nothing_else_they_are_shared_and_that_is_told_by_name() {
     let cpus = machine(1, 2);
     let used = held_by(vec![vm("web", &[&[1]]), vm("db", &[&[2]])]);
-    let chose = choose(&CoreWish::Count(1), &cpus, &used).unwrap();
+    let chose = choose(&CoreRequest::Count(1), &cpus, &used).unwrap();
     assert_eq!(chose.cores.as_slice(), [3]);
     assert_eq!(chose.findings.len(), 1);
     let finding = &chose.findings[0];
     assert_eq!(finding.code, Code::CoresSharedWithVms);
     assert!(finding.text.contains("CPUs 3 ") && finding.text.contains("web"), "{finding:?}");
     assert!(!finding.text.contains("db"), "{finding:?}");
-    let wish = CoreWish::These("[2]".parse().unwrap());
+    let wish = CoreRequest::These("[2]".parse().unwrap());
     let chose = choose(&wish, &cpus, &used).unwrap();
     assert_eq!(chose.cores.as_slice(), [2], "a list is honoured");
     assert!(chose.findings[0].text.contains("db"), "{:?}", chose.findings);
@@ -233,7 +233,7 @@ proptest! {
             _ => usable.into_iter().filter(|cpu| cpu.id != 0).collect(),
         };
         let on = |node: u32| usable.iter().copied().filter(move |cpu| cpu.node == NumaNode(node));
-        let Ok(chose) = choose(&CoreWish::Count(count), &cpus, &used) else {
+        let Ok(chose) = choose(&CoreRequest::Count(count), &cpus, &used) else {
             prop_assert!((0..4).all(|node| on(node).count() < count as usize));
             return Ok(());
         };

@@ -8,14 +8,14 @@
 
 use crate::model::code::Code;
 use crate::model::policy::{MEMORY_STEP_MIB, TargetPolicy, VOLUMES_PER_STEP};
-use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
+use crate::model::target::{EnsureOptions, TargetSeen, TargetSpec};
 
 use super::target::TargetPlan;
 
 /// Desired target, with the memory that it gets for so many volumes.
 pub fn sized(
     spec: &TargetSpec,
-    wish: EnsureWish,
+    wish: EnsureOptions,
     volumes: usize,
     seen: &TargetSeen,
     policy: &TargetPolicy,
@@ -31,7 +31,7 @@ pub fn sized(
         return kept;
     }
     let fits = |sized: &TargetSpec| {
-        let planned = TargetPlan::default().bring_up(sized, EnsureWish::default(), seen, policy);
+        let planned = TargetPlan::default().bring_up(sized, EnsureOptions::default(), seen, policy);
         planned.err().is_none_or(|fault| fault.code != Code::MemoryImpossible)
     };
     let steps = (volumes as u64).div_ceil(VOLUMES_PER_STEP).max(1);
@@ -48,9 +48,9 @@ mod tests {
     use crate::model::units::NumaNode;
     use crate::plan::target::ensure;
 
-    const LEAVE: EnsureWish =
-        EnsureWish { recreate: false, force: false, anew: false, recovers: false };
-    const RECREATE: EnsureWish = EnsureWish { recreate: true, ..LEAVE };
+    const LEAVE: EnsureOptions =
+        EnsureOptions { recreate: false, force: false, anew: false, recovers: false };
+    const RECREATE: EnsureOptions = EnsureOptions { recreate: true, ..LEAVE };
 
     fn spec(memory_mib: u64) -> TargetSpec {
         TargetSpec {
@@ -100,7 +100,7 @@ mod tests {
         TargetSeen { container: Some(container), version, sessions: Some(0), ..seen }
     }
 
-    fn mib(volumes: usize, wish: EnsureWish, seen: &TargetSeen) -> u64 {
+    fn mib(volumes: usize, wish: EnsureOptions, seen: &TargetSeen) -> u64 {
         sized(&spec(512), wish, volumes, seen, &TargetPolicy::example()).memory_mib
     }
 
@@ -139,7 +139,7 @@ mod tests {
     fn target_that_comes_back_is_as_it_was_desired() {
         for pages in [10, 100_000] {
             let ended = with_container(2048, false, node(pages));
-            assert_eq!(mib(801, EnsureWish { recovers: true, ..LEAVE }, &ended), 512);
+            assert_eq!(mib(801, EnsureOptions { recovers: true, ..LEAVE }, &ended), 512);
         }
     }
 

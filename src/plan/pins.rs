@@ -81,13 +81,13 @@ impl<'a> Pins<'a> {
                     shared.push(cpu.id);
                 }
             }
-            Some(told(kind, &CoreList::of(shared)?, &names))
+            Some(finding(kind, &CoreList::of(shared)?, &names))
         };
         [HolderKind::Machine, HolderKind::Target].into_iter().filter_map(finding).collect()
     }
 }
 
-fn told(kind: HolderKind, shared: &CoreList, names: &BTreeSet<&str>) -> Finding {
+fn finding(kind: HolderKind, shared: &CoreList, names: &BTreeSet<&str>) -> Finding {
     let mut listed: Vec<String> =
         names.iter().take(MOST_NAMES).map(|name| (*name).to_string()).collect();
     if names.len() > MOST_NAMES {

@@ -60,7 +60,7 @@ pub struct QuarantineRecord {
 
 /// Permission to make a volume now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leave {
+pub enum CreatePermit {
     /// With all others.
     Together,
     /// After all others, one at a time.
@@ -121,14 +121,14 @@ impl Quarantine {
     }
 
     /// Permission to make a volume; `guests` is set if others would lose their disks.
-    pub fn leave(&self, name: &VolumeName, guests: bool, now: Instant) -> Leave {
+    pub fn leave(&self, name: &VolumeName, guests: bool, now: Instant) -> CreatePermit {
         match self.0.get(name) {
-            None => Leave::Together,
-            Some(Blame::Suspect) => Leave::Alone,
-            Some(Blame::Culprit(_)) if guests => Leave::No,
+            None => CreatePermit::Together,
+            Some(Blame::Suspect) => CreatePermit::Alone,
+            Some(Blame::Culprit(_)) if guests => CreatePermit::No,
             Some(Blame::Culprit(retry)) => match retry.due() {
-                Some(due) if due > now => Leave::No,
-                _ => Leave::Alone,
+                Some(due) if due > now => CreatePermit::No,
+                _ => CreatePermit::Alone,
             },
         }
     }
@@ -172,12 +172,12 @@ mod tests {
         let mut quarantine = Quarantine::default();
         let (bad, good) = ("bad".parse().unwrap(), "good".parse().unwrap());
         quarantine.went_down(&names(&["bad"]), Exit::ByItself, &fresh, now);
-        assert_eq!(quarantine.leave(&good, true, now), Leave::Together);
-        assert_eq!(quarantine.leave(&bad, true, later), Leave::No);
-        assert_eq!(quarantine.leave(&bad, false, now), Leave::No, "with a pause");
-        assert_eq!(quarantine.leave(&bad, false, later), Leave::Alone);
+        assert_eq!(quarantine.leave(&good, true, now), CreatePermit::Together);
+        assert_eq!(quarantine.leave(&bad, true, later), CreatePermit::No);
+        assert_eq!(quarantine.leave(&bad, false, now), CreatePermit::No, "with a pause");
+        assert_eq!(quarantine.leave(&bad, false, later), CreatePermit::Alone);
         quarantine.went_down(&names(&["bad"]), Exit::Killed, &fresh, later);
-        assert_eq!(quarantine.leave(&bad, false, later + Duration::from_secs(1)), Leave::No);
+        assert_eq!(quarantine.leave(&bad, false, later + Duration::from_secs(1)), CreatePermit::No);
         quarantine.made(&bad);
         assert!(quarantine.is_empty());
     }
@@ -188,11 +188,11 @@ mod tests {
         let mut quarantine = Quarantine::default();
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         quarantine.went_down(&names(&["a", "b"]), Exit::ByItself, &fresh, now);
-        assert_eq!(quarantine.leave(&a, true, now), Leave::Alone);
+        assert_eq!(quarantine.leave(&a, true, now), CreatePermit::Alone);
         quarantine.made(&a);
         quarantine.went_down(&names(&["b"]), Exit::ByItself, &fresh, now);
-        assert_eq!(quarantine.leave(&a, true, now), Leave::Together);
-        assert_eq!(quarantine.leave(&b, true, now), Leave::No);
+        assert_eq!(quarantine.leave(&a, true, now), CreatePermit::Together);
+        assert_eq!(quarantine.leave(&b, true, now), CreatePermit::No);
     }
 
     #[test]
@@ -205,8 +205,8 @@ mod tests {
         assert_eq!((known.pid, &known.making), (Some(7), &names(&["d"])));
         assert_eq!((&known.suspects, &known.culprits), (&names(&["a", "b"]), &names(&["c"])));
         let next = Quarantine::recall(&known, &fresh, now);
-        assert_eq!(next.leave(&"a".parse().unwrap(), true, now), Leave::Alone);
-        assert_eq!(next.leave(&"c".parse().unwrap(), false, now), Leave::No);
+        assert_eq!(next.leave(&"a".parse().unwrap(), true, now), CreatePermit::Alone);
+        assert_eq!(next.leave(&"c".parse().unwrap(), false, now), CreatePermit::No);
         assert_eq!(
             next.remembers(None),
             QuarantineRecord { pid: None, making: names(&[]), ..known }
@@ -219,6 +219,6 @@ mod tests {
         let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
         let mut quarantine = Quarantine::default();
         quarantine.went_down(&names(&["a"]), Exit::FromOutside, &fresh, now);
-        assert_eq!(quarantine.leave(&"a".parse().unwrap(), true, now), Leave::Alone);
+        assert_eq!(quarantine.leave(&"a".parse().unwrap(), true, now), CreatePermit::Alone);
     }
 }

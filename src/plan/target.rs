@@ -9,14 +9,14 @@ use std::time::Duration;
 use super::admission::{judge_bounds, judge_memory, judge_place};
 use super::container::{container, image, is_isolated_otherwise, no_image, sources};
 use super::cores;
-use super::exchange;
+use super::replacement;
 use crate::model::code::Code;
 use crate::model::container::{ContainerSeen, DIGEST_LABEL};
 use crate::model::cpu::CpuUse;
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::TargetPolicy;
 use crate::model::step::Step;
-use crate::model::target::{Drift, EnsureWish, TargetSeen, TargetSpec};
+use crate::model::target::{Drift, EnsureOptions, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 
 /// Shortest time that a target without guests gets to exit by itself. SPDK v26.05 with volumes takes 1.02 s; with
@@ -41,7 +41,7 @@ pub struct TargetPlan {
 /// When that is impossible, or has to be asked for explicitly.
 pub fn ensure(
     spec: &TargetSpec,
-    wish: EnsureWish,
+    wish: EnsureOptions,
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<TargetPlan, Fault> {
@@ -98,7 +98,8 @@ pub fn destroy(
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<TargetPlan, Fault> {
-    let mut plan = TargetPlan { steps: exchange::clear(&spec.name, seen), ..TargetPlan::default() };
+    let mut plan =
+        TargetPlan { steps: replacement::clear(&spec.name, seen), ..TargetPlan::default() };
     if let Some(container) = &seen.container {
         if container.made_for().is_none() && !force {
             return Err(not_ours(spec));
@@ -195,7 +196,7 @@ impl TargetPlan {
         policy: &TargetPolicy,
     ) {
         if container.running {
-            self.steps.extend(exchange::leave_ended(spec.name.as_str(), container));
+            self.steps.extend(replacement::leave_ended(spec.name.as_str(), container));
             self.steps.push(Step::StopContainer {
                 name: spec.name.to_string(),
                 id: container.id.clone(),
@@ -209,7 +210,7 @@ impl TargetPlan {
     pub(super) fn bring_up(
         &mut self,
         spec: &TargetSpec,
-        wish: EnsureWish,
+        wish: EnsureOptions,
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {

@@ -1,14 +1,14 @@
 //! Every situation that a target can be found in.
 
 use super::*;
-use crate::model::bounds::{Led, Links};
+use crate::model::bounds::{Links, ResolvedPath};
 use crate::model::container::{ContainerSpec, ISOLATION_LABEL, SPEC_LABEL};
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::image::Download;
 use crate::model::step::ImageSource;
-use crate::model::target::{CoreWish, TargetKind, Trial};
+use crate::model::target::{CoreRequest, TargetKind, Trial};
 use crate::model::units::NumaNode;
-use crate::plan::exchange::bring_back;
+use crate::plan::replacement::bring_back;
 
 fn policy() -> TargetPolicy {
     let mut policy = TargetPolicy::example();
@@ -18,7 +18,7 @@ fn policy() -> TargetPolicy {
 
 /// A look that has followed those paths.
 fn led(paths: &[(&str, &str)]) -> Links {
-    let led = |path: &str| Led { path: path.parse().unwrap(), is_block_device: false };
+    let led = |path: &str| ResolvedPath { path: path.parse().unwrap(), is_block_device: false };
     paths.iter().map(|(path, to)| (path.parse().unwrap(), led(to))).collect()
 }
 
@@ -30,7 +30,7 @@ fn spec() -> TargetSpec {
         image_tar: None,
         image_url: None,
         image_sha256: None,
-        cores: CoreWish::Count(1),
+        cores: CoreRequest::Count(1),
         socket_dir: "/var/tmp/vhost-sockets".parse().unwrap(),
         control_sock: "/var/tmp/vhost-sockets/vhost.sock".parse().unwrap(),
         client_conf: Some("/etc/zbs/client.conf".parse().unwrap()),
@@ -81,7 +81,7 @@ fn with_container(made_for: Option<&TargetSpec>, running: bool, serves: bool) ->
     TargetSeen { container: Some(container), version, sessions: Some(0), ..seen() }
 }
 
-fn ensured(spec: &TargetSpec, wish: EnsureWish, seen: &TargetSeen) -> Result<TargetPlan, Fault> {
+fn ensured(spec: &TargetSpec, wish: EnsureOptions, seen: &TargetSeen) -> Result<TargetPlan, Fault> {
     ensure(spec, wish, seen, &policy())
 }
 
@@ -89,11 +89,11 @@ fn names(plan: &TargetPlan) -> Vec<&'static str> {
     plan.steps.iter().map(Step::name).collect()
 }
 
-const RECREATE: EnsureWish =
-    EnsureWish { recreate: true, force: false, anew: false, recovers: false };
-const LEAVE: EnsureWish =
-    EnsureWish { recreate: false, force: false, anew: false, recovers: false };
-const RECOVER: EnsureWish = EnsureWish { recovers: true, ..LEAVE };
+const RECREATE: EnsureOptions =
+    EnsureOptions { recreate: true, force: false, anew: false, recovers: false };
+const LEAVE: EnsureOptions =
+    EnsureOptions { recreate: false, force: false, anew: false, recovers: false };
+const RECOVER: EnsureOptions = EnsureOptions { recovers: true, ..LEAVE };
 const UP: [&str; 4] = ["prepareSockets", "createContainer", "startContainer", "awaitTarget"];
 
 fn made(plan: &TargetPlan) -> &ContainerSpec {
@@ -344,7 +344,7 @@ fn nothing_of_somebody_else_is_moved_for_an_exchange() {
 fn sockets_of_connected_machines_stay_in_their_folder() {
     let moved = TargetSpec { socket_dir: "/elsewhere".parse().unwrap(), ..spec() };
     let used = TargetSeen { sessions: Some(1), ..with_container(Some(&moved), true, true) };
-    let force = EnsureWish { force: true, ..RECREATE };
+    let force = EnsureOptions { force: true, ..RECREATE };
     let fault = ensured(&spec(), force, &used).unwrap_err();
     assert!(fault.code == Code::TargetInUse && fault.text.contains("/elsewhere"), "{}", fault.text);
     assert!(ensured(&spec(), force, &TargetSeen { sessions: Some(0), ..used }).is_ok());
@@ -355,7 +355,7 @@ fn with_machines_connected_it_is_replaced_only_when_insisted_on() {
     let other = TargetSpec { memory_mib: 1024, ..spec() };
     let used = TargetSeen { sessions: Some(2), ..with_container(Some(&other), true, true) };
     assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, Code::TargetInUse);
-    let force = EnsureWish { force: true, ..RECREATE };
+    let force = EnsureOptions { force: true, ..RECREATE };
     let plan = ensured(&spec(), force, &used).unwrap();
     assert!(names(&plan).contains(&"stopContainer"));
     assert!(
@@ -409,7 +409,7 @@ fn a_dead_one_that_would_be_made_the_same_again_is_started_again() {
     let other_cpus = TargetSeen { cpus: seen().cpus[..1].to_vec(), ..same.clone() };
     for (why, seen, wish) in [
         ("it is asked for", same.clone(), RECREATE),
-        ("it always falls", same, EnsureWish { anew: true, ..LEAVE }),
+        ("it always falls", same, EnsureOptions { anew: true, ..LEAVE }),
         ("the image is another one", dead(&|it| it.image_id = "sha256:2".into()), LEAVE),
         ("it could not be started", dead(&|it| it.error = "no such device".into()), LEAVE),
         ("its CPU is gone", other_cpus, LEAVE),
@@ -452,7 +452,7 @@ fn target_of_an_older_agent_comes_back_as_it_was() {
         let plan = ensured(&spec(), wish, &old).unwrap();
         assert_eq!(names(&plan), ["prepareSockets", "startContainer", "awaitTarget"]);
     }
-    let anew = ensured(&spec(), EnsureWish { anew: true, ..RECOVER }, &old).unwrap();
+    let anew = ensured(&spec(), EnsureOptions { anew: true, ..RECOVER }, &old).unwrap();
     let again = made(&anew);
     assert_eq!((&again.isolation, again.labels[DIGEST_LABEL].as_str()), (&None, OLD_DIGEST));
     assert!(!again.labels.contains_key(ISOLATION_LABEL), "and the next time too");
@@ -509,7 +509,7 @@ fn only_a_frozen_one_of_ours_is_ended_for_that() {
     assert!(ends(Some(&spec()), true));
     assert!(!ends(None, true), "somebody else's");
     assert!(!ends(Some(&spec()), false), "it has ended");
-    let anew = EnsureWish { anew: true, ..LEAVE };
+    let anew = EnsureOptions { anew: true, ..LEAVE };
     let theirs = with_container(None, false, false);
     assert_eq!(ensured(&spec(), anew, &theirs).unwrap_err().code, Code::ContainerNotOurs);
 }

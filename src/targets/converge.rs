@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep_until;
 
 use super::worker::Worker;
-use super::{TargetWish, now};
+use super::{TargetChange, now};
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
@@ -34,7 +34,7 @@ impl<C: Containers> Worker<C> {
     /// Reconciles the target, observed from the beginning; health requests afterwards reflect what was done.
     pub(super) async fn change(
         &mut self,
-        wish: &TargetWish,
+        wish: &TargetChange,
         report: &mut PartReport,
     ) -> Result<Converged, Fault> {
         let TargetSpec { name, control_sock, .. } = wish.spec();
@@ -45,7 +45,7 @@ impl<C: Containers> Worker<C> {
         if let Ok(Converged::NeedsImage(_)) = done {
             return done;
         }
-        if let (TargetWish::Destroy { .. }, Ok(_)) = (wish, &done) {
+        if let (TargetChange::Destroy { .. }, Ok(_)) = (wish, &done) {
             if let Some(trial) = self.trial() {
                 self.remove_kept(&trial, report).await;
             }
@@ -58,25 +58,25 @@ impl<C: Containers> Worker<C> {
 
     pub(super) async fn converge(
         &mut self,
-        wish: &TargetWish,
+        wish: &TargetChange,
         dry_run: bool,
         report: &mut PartReport,
     ) -> Result<Converged, Fault> {
-        if let TargetWish::Ensure(spec, _) = wish {
+        if let TargetChange::Ensure(spec, _) = wish {
             self.parts.desired.judge(spec)?;
         }
         if dry_run {
             return self.rounds(wish, true, report).await;
         }
         match (self.rounds(wish, false, report).await, wish) {
-            (Err(fault), TargetWish::Ensure(..)) => Err(self.bring_back(fault, report).await),
+            (Err(fault), TargetChange::Ensure(..)) => Err(self.bring_back(fault, report).await),
             (done, _) => done,
         }
     }
 
     async fn rounds(
         &mut self,
-        wish: &TargetWish,
+        wish: &TargetChange,
         dry_run: bool,
         report: &mut PartReport,
     ) -> Result<Converged, Fault> {
@@ -90,15 +90,16 @@ impl<C: Containers> Worker<C> {
                 seen => seen?,
             };
             seen.known = wanted_before.clone();
-            seen.disconnected = self.status.read(|known| known.book.tally().disconnected_sessions);
+            seen.disconnected =
+                self.status.read(|known| known.volumes.tally().disconnected_sessions);
             was_running |= !awaited && seen.container.as_ref().is_some_and(|it| it.running);
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);
                 let exit = if from_outside { Exit::FromOutside } else { Exit::ByItself };
-                self.tell_exit(ended, exit).await;
+                self.record_exit(ended, exit).await;
                 self.quarantine.note_exit(exit);
             }
-            if let TargetWish::Ensure(spec, how) = &mut wish {
+            if let TargetChange::Ensure(spec, how) = &mut wish {
                 let volumes = self.parts.desired.volumes(&spec.name).len();
                 *spec = sized(spec, *how, volumes, &seen, &self.parts.policy);
             }
@@ -124,9 +125,9 @@ impl<C: Containers> Worker<C> {
                 // It takes its time. What is there goes on, and is desired as it is, until the image is there.
                 return Ok(Converged::NeedsImage(step.clone()));
             }
-            let takes_away = matches!(wish, TargetWish::Destroy { .. });
+            let takes_away = matches!(wish, TargetChange::Destroy { .. });
             let before = self.parts.desired.get(&wish.spec().name);
-            if let TargetWish::Ensure(spec, _) = &wish {
+            if let TargetChange::Ensure(spec, _) = &wish {
                 // From here on it is desired, whatever becomes of this agent. What is left as it is stays desired as
                 // it is.
                 let origins = |left: TargetSpec| TargetSpec {
@@ -166,7 +167,7 @@ impl<C: Containers> Worker<C> {
                 // another id.
                 if again
                     && fault.code == Code::EngineRefused
-                    && let TargetWish::Ensure(_, wish) = &mut wish
+                    && let TargetChange::Ensure(_, wish) = &mut wish
                 {
                     wish.anew = true;
                     continue;
@@ -178,7 +179,7 @@ impl<C: Containers> Worker<C> {
             }
             awaited = true;
             // What was to be replaced is; the next round only makes sure.
-            if let TargetWish::Ensure(_, wish) = &mut wish {
+            if let TargetChange::Ensure(_, wish) = &mut wish {
                 wish.recreate = false;
             }
         }
@@ -231,7 +232,7 @@ impl<C: Containers> Worker<C> {
         if let Err(fault) = undone {
             tracing::error!(
                 target_name = %name, error = %fault,
-                "{name} is desired as its successor was to be: deploy it again as it is"
+                "{name} could not be restored as desired, and its failed replacement still is: deploy it again as it runs"
             );
         }
     }
@@ -252,7 +253,7 @@ impl<C: Containers> Worker<C> {
             if stops(step) {
                 // It no longer serves its volumes.
                 self.status.change(|known| {
-                    known.book.exited(&now());
+                    known.volumes.exited(&now());
                     (known.in_place, known.next_pass) = (None, None);
                 });
             }
@@ -293,7 +294,7 @@ impl<C: Containers> Worker<C> {
     }
 
     /// Reports how it exited, once: a start of the same container makes the engine forget that.
-    async fn tell_exit(&self, ended: &ContainerSeen, exit: Exit) {
+    async fn record_exit(&self, ended: &ContainerSeen, exit: Exit) {
         if self.quarantine.has_exit() || self.answered.is_none() {
             return;
         }

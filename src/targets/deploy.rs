@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::converge::Converged;
 use super::task::Running;
 use super::worker::{After, Worker};
-use super::{Parts, Requested, TargetWish, TaskRequest};
+use super::{Parts, Requested, TargetChange, TaskRequest};
 use crate::agent::progress::{ProgressSink, StepInProgress};
 use crate::docker::Containers;
 use crate::model::code::Code;
@@ -30,7 +30,7 @@ const TRIAL_TIME: Duration = Duration::from_secs(300);
 /// Request for the target itself, and its report so far.
 pub(super) struct Deploy {
     work: WorkId,
-    pub(super) wish: Box<TargetWish>,
+    pub(super) request: Box<TargetChange>,
     dry_run: bool,
     reply: oneshot::Sender<PrepareReport>,
     pub(super) report: PartReport,
@@ -53,7 +53,7 @@ impl Deploy {
                 let (converged, undecided) = (None, None);
                 let deploy = Deploy {
                     work,
-                    wish,
+                    request: wish,
                     dry_run,
                     reply,
                     report,
@@ -82,7 +82,7 @@ impl Deploy {
 
     /// Ends it because the target was taken away meanwhile.
     pub(super) fn overtaken(self) {
-        let fault = overtaken(&self.wish);
+        let fault = overtaken(&self.request);
         self.end(Err(fault));
     }
 }
@@ -99,7 +99,7 @@ fn is_done(step: &StepReport) -> bool {
     step.outcome == StepOutcome::Done
 }
 
-fn overtaken(wish: &TargetWish) -> Fault {
+fn overtaken(wish: &TargetChange) -> Fault {
     let text = format!(
         "a destroy of {} overtook this deploy, which is given up: deploy it again if it is to run",
         wish.spec().name
@@ -142,7 +142,7 @@ impl Underway {
         match self {
             Underway::Nothing => {}
             Underway::AwaitsImage(mut deploy, incoming) => {
-                let _ = incoming.end(Err(overtaken(&deploy.wish)), &mut deploy.report);
+                let _ = incoming.end(Err(overtaken(&deploy.request)), &mut deploy.report);
                 deploy.overtaken();
             }
             Underway::HasImage(deploy) | Underway::Converged(deploy) => deploy.overtaken(),
@@ -195,12 +195,12 @@ impl<C: Containers> Worker<C> {
     pub(super) async fn deploy(&mut self, mut deploy: Box<Deploy>, overtakes: usize) -> After {
         self.progress = self.progress.of(deploy.work);
         if deploy.dry_run {
-            let done = self.converge(&deploy.wish, true, &mut deploy.report).await;
+            let done = self.converge(&deploy.request, true, &mut deploy.report).await;
             deploy.end(done.map(drop));
             return After::Nothing;
         }
-        let done = self.change(&deploy.wish, &mut deploy.report).await;
-        let takes_away = matches!(*deploy.wish, TargetWish::Destroy { .. });
+        let done = self.change(&deploy.request, &mut deploy.report).await;
+        let takes_away = matches!(*deploy.request, TargetChange::Destroy { .. });
         match done {
             Ok(Converged::NeedsImage(step)) => After::NeedsImage(self.bring_in(step), Some(deploy)),
             Ok(Converged::Holds) if takes_away => {

@@ -262,7 +262,9 @@ impl DesiredTargets {
         let undo = write.clone();
         // A write that failed may also have changed some of the files.
         let late = move |_| match undo(&before) {
-            Ok(()) => tracing::warn!("a change of what is desired came too late, and is undone"),
+            Ok(()) => tracing::warn!(
+                "writing a change of the desired state took longer than its deadline; the change is undone"
+            ),
             Err(e) => tracing::error!(
                 error = chain(&e),
                 "a change of what is desired came too late, and cannot be undone: after a restart the \

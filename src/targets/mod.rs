@@ -10,7 +10,6 @@
 //! Requests for one target come one after the other, those for different ones at the same time. A call, an exit
 //! and the agent's start run the same loop: they differ only in why.
 
-mod book;
 mod converge;
 mod deploy;
 pub mod desired;
@@ -21,6 +20,7 @@ mod start;
 mod status;
 mod task;
 mod trial;
+mod volume_statuses;
 mod volumes;
 mod worker;
 mod writes;
@@ -35,7 +35,7 @@ use tokio::time::timeout;
 use self::desired::DesiredTargets;
 pub use self::exits::Exits;
 use self::observer::{Observers, Probe};
-pub use self::request::TargetWish;
+pub use self::request::TargetChange;
 use self::request::{Requested, TaskRequest};
 pub use self::status::Statuses;
 use self::status::health_of_another;
@@ -138,7 +138,7 @@ impl Targets {
         self.exits.keep_only(&names);
         for name in names {
             if let Err(fault) = self.send(&name, TaskRequest::Start) {
-                tracing::error!(target_name = %name, code = %fault.code, "{name} is not looked after: {fault}");
+                tracing::error!(target_name = %name, code = %fault.code, "{name} is not managed: {fault}");
             }
         }
     }
@@ -206,7 +206,7 @@ impl Targets {
     pub async fn reconcile(
         &self,
         work: WorkId,
-        wish: TargetWish,
+        wish: TargetChange,
         dry_run: bool,
     ) -> Result<PrepareReport, Fault> {
         let (name, wish) = (wish.spec().name.clone(), Box::new(wish));

@@ -7,16 +7,16 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::model::fault::Fault;
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
+use crate::model::target::{EnsureOptions, TargetSeen, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec, VolumeView};
 use crate::model::work::WorkId;
 use crate::plan::target::{self, TargetPlan};
 
 /// Desired change of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TargetWish {
+pub enum TargetChange {
     /// Runs with this spec.
-    Ensure(TargetSpec, EnsureWish),
+    Ensure(TargetSpec, EnsureOptions),
     /// Does not run; with `force` also when virtual machines are connected.
     Destroy {
         /// Target, with its control socket.
@@ -26,16 +26,16 @@ pub enum TargetWish {
     },
 }
 
-impl TargetWish {
+impl TargetChange {
     pub(super) fn spec(&self) -> &TargetSpec {
         match self {
-            TargetWish::Ensure(spec, _) | TargetWish::Destroy { spec, .. } => spec,
+            TargetChange::Ensure(spec, _) | TargetChange::Destroy { spec, .. } => spec,
         }
     }
 
     /// `true` if containers beside the target's own matter to it.
     pub(super) fn moves_names(&self) -> bool {
-        !matches!(self, TargetWish::Ensure(_, EnsureWish { recreate: false, .. }))
+        !matches!(self, TargetChange::Ensure(_, EnsureOptions { recreate: false, .. }))
     }
 
     pub(super) fn plan(
@@ -44,8 +44,8 @@ impl TargetWish {
         policy: &TargetPolicy,
     ) -> Result<TargetPlan, Fault> {
         match self {
-            TargetWish::Ensure(spec, wish) => target::ensure(spec, *wish, seen, policy),
-            TargetWish::Destroy { spec, force } => target::destroy(spec, *force, seen, policy),
+            TargetChange::Ensure(spec, wish) => target::ensure(spec, *wish, seen, policy),
+            TargetChange::Destroy { spec, force } => target::destroy(spec, *force, seen, policy),
         }
     }
 }
@@ -55,7 +55,7 @@ pub(super) enum TaskRequest {
     /// Change of the target itself.
     Target {
         work: WorkId,
-        wish: Box<TargetWish>,
+        wish: Box<TargetChange>,
         dry_run: bool,
         reply: oneshot::Sender<PrepareReport>,
     },
@@ -103,12 +103,12 @@ impl TaskRequest {
 
     /// `true` if it takes the target away.
     pub(super) fn is_destroy(&self) -> bool {
-        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Destroy { .. }))
+        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetChange::Destroy { .. }))
     }
 
     /// `true` if it makes the target run.
     pub(super) fn is_deploy(&self) -> bool {
-        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetWish::Ensure(..)))
+        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetChange::Ensure(..)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::TargetWish;
+use super::TargetChange;
 use super::converge::Converged;
 use super::status::SharedStatus;
 use super::worker::{After, Worker};
@@ -15,7 +15,7 @@ use crate::model::observation::{Observation, Process};
 use crate::model::path::CleanPath;
 use crate::model::policy::HealPolicy;
 use crate::model::prepare::PartReport;
-use crate::model::target::{EnsureWish, TargetSeen, TargetSpec};
+use crate::model::target::{EnsureOptions, TargetSeen, TargetSpec};
 use crate::plan::lifecycle::Attempt;
 use crate::plan::quarantine::Exit;
 use crate::plan::retry::CRASH_LOOP;
@@ -31,10 +31,10 @@ impl<C: Containers> Worker<C> {
     /// Tries once to bring the target up.
     pub(super) async fn start(&mut self, spec: TargetSpec, failures: u32, anew: bool) -> After {
         let began = Instant::now();
-        let wish = EnsureWish { anew, recovers: true, ..EnsureWish::default() };
+        let wish = EnsureOptions { anew, recovers: true, ..EnsureOptions::default() };
         let mut report = PartReport::default();
         let control = spec.control_sock.clone();
-        let done = self.change(&TargetWish::Ensure(spec, wish), &mut report).await;
+        let done = self.change(&TargetChange::Ensure(spec, wish), &mut report).await;
         // What it replaced was dead.
         self.status.change(|known| known.stopping = false);
         let attempt = match done {

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::book::VolumeBook;
 use super::desired::DesiredTargets;
 use super::now;
+use super::volume_statuses::VolumeStatuses;
 use crate::agent::events::Events;
 use crate::model::code::Code;
 use crate::model::event::What;
@@ -66,7 +66,7 @@ pub(super) struct Known {
     /// Time of the next pass over its volumes.
     pub(super) next_pass: Option<Instant>,
     /// Ledger of its volumes.
-    pub(super) book: VolumeBook,
+    pub(super) volumes: VolumeStatuses,
     /// Restarts by the agent.
     pub(super) restarts: u64,
     /// Exits of its process.
@@ -120,7 +120,7 @@ impl SharedStatus {
 
     /// Notes the guests of its volumes, and logs the new findings.
     pub(super) fn see_guests(&self, guests: &Guests) {
-        let found = self.change(|known| known.book.see_guests(guests));
+        let found = self.change(|known| known.volumes.see_guests(guests));
         let mut by_code: BTreeMap<Code, Vec<Finding>> = BTreeMap::new();
         for finding in found {
             by_code.entry(finding.code).or_default().push(finding);
@@ -159,7 +159,7 @@ impl SharedStatus {
                 before.and_then(|it| it.health.as_ref()).map(|it| (it.state, &it.reason));
             news =
                 health.clone().filter(|health| published != Some((health.state, &health.reason)));
-            let statuses = known.book.statuses();
+            let statuses = known.volumes.statuses();
             let kept = before.map(|it| &it.volume_statuses).filter(|kept| ***kept == *statuses);
             let next = TargetStatus {
                 health,
@@ -168,7 +168,7 @@ impl SharedStatus {
                 restarts: known.restarts,
                 exits: known.exits,
                 last_exit: known.last_exit.clone(),
-                volumes: known.book.tally(),
+                volumes: known.volumes.tally(),
                 volume_statuses: kept.cloned().unwrap_or_else(|| Arc::new(statuses.clone())),
             };
             let changed =
@@ -179,8 +179,8 @@ impl SharedStatus {
             changed
         });
         if let Some(health) = news {
-            tell(&self.name, &health);
-            self.statuses.events.tell(What::Target(health));
+            log_health(&self.name, &health);
+            self.statuses.events.publish(What::Target(health));
         }
     }
 
@@ -227,7 +227,7 @@ fn health(
     }
 }
 
-fn tell(name: &TargetName, TargetHealth { state, reason, .. }: &TargetHealth) {
+fn log_health(name: &TargetName, TargetHealth { state, reason, .. }: &TargetHealth) {
     match state {
         TargetState::Degraded | TargetState::Failed => {
             tracing::warn!(target_name = %name, "{name} is {state}: {reason}");

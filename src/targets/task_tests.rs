@@ -10,7 +10,7 @@ use crate::host::Root;
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::policy::TargetSettings;
 use crate::model::step::Step;
-use crate::model::target::{EnsureWish, OwnerWork, TargetKind, TargetSpec, TargetState};
+use crate::model::target::{EnsureOptions, OwnerWork, TargetKind, TargetSpec, TargetState};
 use crate::model::volume::{VolumeKey, VolumeSpec};
 use crate::plan::lifecycle::Phase;
 use crate::plan::retry::Failures;
@@ -244,7 +244,7 @@ async fn names_that_were_asked_for_once_do_not_shut_out_others() {
     let targets = Targets::new(parts(&folder, unseen()), Watchdog::default());
     for number in 0..=MOST_TARGETS {
         let spec = TargetSpec::example(&format!("target-{number}"));
-        let wish = TargetWish::Destroy { spec, force: false };
+        let wish = TargetChange::Destroy { spec, force: false };
         let report = targets.reconcile(WorkId::next(), wish, true).await;
         assert_eq!(report.unwrap().errors[0].code, Code::ContainerNotOurs);
     }
@@ -290,14 +290,14 @@ impl SlowImage {
     fn deploys(&self) -> tokio::task::JoinHandle<PrepareReport> {
         let image = Some("10.0.0.1:5000/vhost:1".to_string());
         let spec = TargetSpec { kind: TargetKind::Zbs, image, ..self.spec.clone() };
-        let wish = EnsureWish { recreate: true, force: true, ..EnsureWish::default() };
-        let (targets, wish) = (self.targets.clone(), TargetWish::Ensure(spec, wish));
+        let wish = EnsureOptions { recreate: true, force: true, ..EnsureOptions::default() };
+        let (targets, wish) = (self.targets.clone(), TargetChange::Ensure(spec, wish));
         let deploy = async move { targets.reconcile(WorkId::next(), wish, false).await.unwrap() };
         tokio::spawn(deploy)
     }
 
     async fn destroy(&self, force: bool) -> PrepareReport {
-        let wish = TargetWish::Destroy { spec: self.spec.clone(), force };
+        let wish = TargetChange::Destroy { spec: self.spec.clone(), force };
         at_once(self.targets.reconcile(WorkId::next(), wish, false)).await.unwrap()
     }
 }
@@ -435,7 +435,7 @@ async fn volume_of_a_target_that_is_deployed_for_the_first_time_waits_for_its_im
         );
     sleep(Duration::from_secs(30)).await;
     assert!(!activated.is_finished());
-    let wish = TargetWish::Destroy { spec: scene.spec.clone(), force: true };
+    let wish = TargetChange::Destroy { spec: scene.spec.clone(), force: true };
     let looks = at_once(scene.targets.reconcile(WorkId::next(), wish, true)).await.unwrap();
     assert_eq!((looks.errors, looks.steps.len()), (vec![], 1), "a dry run waits for none of them");
     scene.engine.take_away();

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::book::VolumeBook;
+use super::volume_statuses::VolumeStatuses;
 use super::worker::Worker;
 use crate::docker::Containers;
 use crate::model::code::Code;
@@ -21,7 +21,7 @@ use crate::model::prepare::PartReport;
 use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec, Trial};
 use crate::model::volume::{VolumeName, VolumeSpecs};
-use crate::plan::exchange::bring_back;
+use crate::plan::replacement::bring_back;
 
 /// Time for the engine to return the last output of a new target: guests wait.
 const WORDS_TIME: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ impl<C: Containers> Worker<C> {
         // An agent that has only started does not know what a target serves, only what it is to serve.
         let served = match seen.serves() && !self.is_in_place() {
             true => self.parts.desired.volumes(self.name()).keys().cloned().collect(),
-            false => self.status.read(|known| known.book.served()),
+            false => self.status.read(|known| known.volumes.served()),
         };
         let restarts = seen.container.as_ref().and_then(|seen| seen.restarts.clone());
         Arc::new(Trial { old, id: id.to_string(), served, restarts })
@@ -97,8 +97,8 @@ impl<C: Containers> Worker<C> {
         }
         let wanted = self.parts.desired.volumes(self.name());
         let lost = self.status.read(|known| {
-            let volume = lost(&trial, &wanted, &known.book)?;
-            let reason = known.book.statuses().get(volume).map(|status| status.reason.clone());
+            let volume = lost(&trial, &wanted, &known.volumes)?;
+            let reason = known.volumes.statuses().get(volume).map(|status| status.reason.clone());
             Some((volume.clone(), reason.unwrap_or_default()))
         });
         let why = match lost {
@@ -198,7 +198,7 @@ impl<C: Containers> Worker<C> {
 pub(super) fn lost<'a>(
     trial: &'a Trial,
     wanted: &VolumeSpecs,
-    book: &VolumeBook,
+    volumes: &VolumeStatuses,
 ) -> Option<&'a VolumeName> {
-    trial.served.iter().find(|name| wanted.contains_key(*name) && !book.serves(name))
+    trial.served.iter().find(|name| wanted.contains_key(*name) && !volumes.serves(name))
 }

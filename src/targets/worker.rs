@@ -10,7 +10,7 @@ use super::deploy::{Deploy, IncomingImage};
 use super::start::{blame, hangs};
 use super::status::SharedStatus;
 use super::volumes::VolumeQuarantine;
-use super::{Parts, Requested, TargetWish, TaskRequest};
+use super::{Parts, Requested, TargetChange, TaskRequest};
 use crate::agent::progress::ProgressSink;
 use crate::docker::Containers;
 use crate::model::code::Code;
@@ -60,7 +60,7 @@ impl WorkerJob {
     pub(super) fn at_work(&self) -> Option<target::OwnerWork> {
         let wish = match self {
             WorkerJob::Start { .. } => return Some(target::OwnerWork::BringUp),
-            WorkerJob::Deploy(deploy) => &deploy.wish,
+            WorkerJob::Deploy(deploy) => &deploy.request,
             WorkerJob::Request {
                 requested:
                     Requested { request: TaskRequest::Target { wish, dry_run: false, .. }, .. },
@@ -69,8 +69,8 @@ impl WorkerJob {
             _ => return None,
         };
         Some(match **wish {
-            TargetWish::Ensure(..) => target::OwnerWork::BringUp,
-            TargetWish::Destroy { .. } => target::OwnerWork::TakeAway,
+            TargetChange::Ensure(..) => target::OwnerWork::BringUp,
+            TargetChange::Destroy { .. } => target::OwnerWork::TakeAway,
         })
     }
 }
@@ -177,7 +177,8 @@ impl<C: Containers> Worker<C> {
         (self.answered, self.passed, self.logged) = (None, None, None);
         self.status.change(|known| {
             (known.trouble, known.in_place, known.next_pass) = (None, None, None);
-            (known.controllers_made, known.book) = (None, super::book::VolumeBook::default());
+            (known.controllers_made, known.volumes) =
+                (None, super::volume_statuses::VolumeStatuses::default());
         });
     }
 

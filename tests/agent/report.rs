@@ -158,7 +158,7 @@ async fn a_controller_that_knows_no_such_path_is_left_alone_until_it_connects_ag
     let agent = node.watching().await;
     let controller = Controller::answering(vec![Answer::Status(404); 1000]).await;
     connect(&agent, &controller.url).await;
-    agent.logged("does not know the node's status").await;
+    agent.logged("has no handler for reports").await;
     let before = controller.seen().len();
     for state in ["degraded", "serving", "degraded"] {
         node.becomes(&agent, state).await;
@@ -167,7 +167,7 @@ async fn a_controller_that_knows_no_such_path_is_left_alone_until_it_connects_ag
     connect(&agent, &controller.url).await;
     let seen = controller.wait(before + 1).await;
     assert_eq!(state_in(&seen[before].json()), "degraded");
-    assert_eq!(agent.log().matches("does not know the node's status").count(), 1);
+    assert_eq!(agent.log().matches("has no handler for reports").count(), 1);
     assert!(!agent.log().contains("cannot be reported"), "{}", agent.log());
 }
 

@@ -158,7 +158,11 @@ fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String>
         if !matches!(&after, DaemonJson::Object { text: there, .. } if *there == text) {
             return Err(format!("something else writes {path} at the same time: call again"));
         }
-        tracing::warn!(registry, path, "the engine trusts a registry that cannot prove who it is");
+        tracing::warn!(
+            registry,
+            path,
+            "{registry} was added to insecure-registries in {path}: the engine does not verify its identity"
+        );
     }
     process::reload(root, &engine, &policy.pid_file, &policy.binary).map_err(|e| chain(&e))
 }

@@ -92,7 +92,7 @@ impl<C: Containers> TargetApplier<C> {
                             id,
                             policy,
                             why,
-                            "the engine's restart policy of a container is not set: do so with `docker update --restart`"
+                            "could not set the restart policy of a container: run `docker update --restart`"
                         );
                         Ok(format!("as it was: {why}"))
                     }

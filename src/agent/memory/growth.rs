@@ -76,7 +76,7 @@ impl MemoryWork {
             Some(last) => last,
             None => (Instant::now(), self.observer.pools()?),
         };
-        self.books.settle(&seen);
+        self.records.reconcile(&seen);
         for _ in 0..MOST_ROUNDS {
             let steps = match self.decide(order, &seen, growth) {
                 Decision::Holds => return limits.check_cancelled(),
@@ -116,7 +116,7 @@ impl MemoryWork {
     ) -> Decision {
         let on_shortfall =
             if order.keep_partial { OnShortfall::TakeTheRest } else { OnShortfall::Stop };
-        let grown = self.books.ledger().by_pool();
+        let grown = self.records.ledger().by_pool();
         hugepages::grow(&order.goal, seen, &grown, &self.pools, &growth.trials, on_shortfall)
     }
 
@@ -218,18 +218,18 @@ impl MemoryWork {
         taken: &mut PagesByPool,
     ) -> Result<Pool, Fault> {
         let key = before.key;
-        self.books.begin(Intent { pool: key, from: before.persistent(), to })?;
+        self.records.begin(Intent { pool: key, from: before.persistent(), to })?;
         match self.applier.resize(before, to) {
             Ok(resized) => {
                 *taken.entry(key).or_default() += resized.gained();
-                self.books.grew(&resized).map(|()| resized.after)
+                self.records.grew(&resized).map(|()| resized.after)
             }
             Err(fault) => {
                 // If pages may have come all the same, the next observation settles the intent.
                 let same = |pool: Pool| pool.persistent() == before.persistent();
                 if self.applier.pool(key).is_ok_and(same) {
                     // The write's own fault is the one to report.
-                    let _ = self.books.did_not_grow();
+                    let _ = self.records.did_not_grow();
                 }
                 Err(fault)
             }

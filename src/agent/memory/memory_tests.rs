@@ -82,7 +82,7 @@ impl Machine {
     fn written(&self) -> (u64, u64) {
         let run = self.root.path();
         let store = Store::open(run.join("state"), run.join("run")).unwrap();
-        let books = Books::open(store, "the-boot".into()).unwrap();
+        let books = PageRecords::open(store, "the-boot".into()).unwrap();
         (books.ledger().grown(KEY), books.ledger().lost().get(&KEY).copied().unwrap_or(0))
     }
 

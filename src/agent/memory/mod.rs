@@ -4,9 +4,9 @@
 //! long as the kernel searches for memory. `growth` raises pools, `giving_back` lowers them, this file
 //! does the rest: planning, restoring, mounting.
 
-mod books;
-mod giving_back;
 mod growth;
+mod page_records;
+mod release;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use self::books::Books;
-pub use self::books::Published;
-pub(crate) use self::books::RESERVATIONS;
-pub use self::giving_back::ReclaimOrder;
 use self::growth::Growth;
+use self::page_records::PageRecords;
+pub use self::page_records::Published;
+pub(crate) use self::page_records::RESERVATIONS;
+pub use self::release::ReclaimOrder;
 use super::apply::cancel::CancelHandle;
 use super::apply::memory::MemoryApplier;
 use super::observe::memory::MemoryObserver;
@@ -60,7 +60,7 @@ pub struct MemoryWork {
     applier: MemoryApplier,
     pools: PoolPolicy,
     mount: MountPolicy,
-    books: Books,
+    records: PageRecords,
     /// Mounts that were found usable or made, by page size.
     mounted: BTreeMap<PageSize, String>,
     /// Observation of the last plan, and its time: the request that follows need not observe again.
@@ -77,14 +77,14 @@ pub struct MemoryWork {
 #[derive(Debug)]
 pub struct LookAhead {
     observer: MemoryObserver,
-    tells: Sender<(Instant, NodeMemory)>,
+    sender: Sender<(Instant, NodeMemory)>,
 }
 
 /// Receiving half of [`LookAhead`].
 #[derive(Debug)]
 struct Ahead {
     sizes: BTreeSet<PageSize>,
-    told: Receiver<(Instant, NodeMemory)>,
+    receiver: Receiver<(Instant, NodeMemory)>,
 }
 
 impl LookAhead {
@@ -92,7 +92,7 @@ impl LookAhead {
     pub fn look(self) {
         let at = Instant::now();
         if let Ok(memory) = self.observer.memory() {
-            let _ = self.tells.send((at, memory));
+            let _ = self.sender.send((at, memory));
         }
     }
 }
@@ -114,7 +114,7 @@ impl MemoryWork {
         store: Store,
         progress: ProgressSink,
     ) -> Result<MemoryWork, Fault> {
-        let books = Books::open(store, observer.boot_id()?)?;
+        let books = PageRecords::open(store, observer.boot_id()?)?;
         let mounted = BTreeMap::new();
         let (seen, ahead, stopping) = (None, None, Arc::default());
         Ok(MemoryWork {
@@ -122,7 +122,7 @@ impl MemoryWork {
             applier,
             pools,
             mount,
-            books,
+            records: books,
             mounted,
             seen,
             ahead,
@@ -134,7 +134,7 @@ impl MemoryWork {
 
     /// Subscribes to the ledger; each change is published before the caller that caused it is answered.
     pub fn publishes(&self) -> watch::Receiver<Published> {
-        self.books.publishes()
+        self.records.publishes()
     }
 
     /// Makes a handle to end the work early, from another thread.
@@ -144,7 +144,7 @@ impl MemoryWork {
 
     /// `true` if the reservations were restored in this boot.
     pub fn is_restored(&self) -> bool {
-        self.books.ledger().restored
+        self.records.ledger().restored
     }
 
     /// The plan of an order that is a dry run, when it takes no more than a look at some counters;
@@ -159,7 +159,7 @@ impl MemoryWork {
         let mounts =
             order.mounts.iter().map(|size| self.known_mount(*size)).collect::<Option<_>>()?;
         let seen = self.observer.pools().ok()?;
-        if self.books.settle(&seen) {
+        if self.records.reconcile(&seen) {
             return None;
         }
         let steps = match self.decide(order, &seen, &Growth::default()) {
@@ -183,13 +183,13 @@ impl MemoryWork {
             return None;
         }
         let (tells, told) = channel();
-        self.ahead = Some(Ahead { sizes, told });
-        Some(LookAhead { observer: self.observer.clone(), tells })
+        self.ahead = Some(Ahead { sizes, receiver: told });
+        Some(LookAhead { observer: self.observer.clone(), sender: tells })
     }
 
     /// Returns the last observation of the pools, if it is valid for the current request.
     fn last_look(&mut self) -> Option<(Instant, PoolsSeen)> {
-        if let Some(Ahead { sizes, told }) = self.ahead.take() {
+        if let Some(Ahead { sizes, receiver: told }) = self.ahead.take() {
             let now = Instant::now();
             let seen = self.observer.pools_of(&sizes, NodeMemory::default()).ok()?;
             let (at, memory) = told.recv_timeout(LOOK_IS_GOOD).ok()?;
@@ -202,7 +202,7 @@ impl MemoryWork {
 
     /// Page sizes in the request and the ledger; other pools do not matter to them.
     fn sizes(&self, order: &MemoryOrder) -> BTreeSet<PageSize> {
-        let mut sizes = self.books.ledger().sizes();
+        let mut sizes = self.records.ledger().sizes();
         match &order.goal {
             PoolGoal::Free(wants) => sizes.extend(wants.iter().map(|want| want.size)),
             PoolGoal::Grown(pages) => sizes.extend(pages.keys().map(|key| key.size)),
@@ -218,7 +218,7 @@ impl MemoryWork {
         self.undo_after(grown, order, &mut growth);
         // Restored pages are reserved already; others are reserved now, for the next boot to restore.
         if !order.dry_run && matches!(order.goal, PoolGoal::Free(_)) {
-            let remembered = self.books.remember();
+            let remembered = self.records.remember();
             self.undo_after(remembered, order, &mut growth);
         }
         // A prepare that was refused, or whose pages were given back, changes nothing else either.
@@ -233,7 +233,7 @@ impl MemoryWork {
 
     /// Finishes work for which the last request's caller did not have to wait.
     pub fn catch_up(&mut self) {
-        self.books.catch_up();
+        self.records.catch_up();
     }
 
     /// Restores, as far as possible, pages that the agent held before a reboot or before somebody else took them.
@@ -242,12 +242,12 @@ impl MemoryWork {
             Ok(seen) => seen,
             Err(fault) => return PartReport { errors: vec![fault], ..PartReport::default() },
         };
-        self.books.settle(&seen);
+        self.records.reconcile(&seen);
         self.seen = Some((Instant::now(), seen));
-        let mut report = self.take_again(self.books.to_restore());
+        let mut report = self.take_again(self.records.to_restore());
         // What a stop has cut short is done by the next start.
         if !self.stopping.load(Ordering::Relaxed) {
-            report.errors.extend(self.books.restored().err());
+            report.errors.extend(self.records.restored().err());
         }
         report
     }
@@ -269,19 +269,19 @@ impl MemoryWork {
     pub fn look(&mut self) -> PartReport {
         // The pools may change from here on.
         self.seen = None;
-        let looked = self.observer.pools().and_then(|seen| self.books.catch_up_with(&seen));
+        let looked = self.observer.pools().and_then(|seen| self.records.catch_up_with(&seen));
         if let Err(fault) = looked {
             return PartReport { errors: vec![fault], ..PartReport::default() };
         }
-        let stay = !self.books.changed_since();
+        let stay = !self.records.changed_since();
         self.retook &= stay;
-        let lost = self.books.to_retake();
+        let lost = self.records.to_retake();
         if !self.pools.retake || !stay || self.retook || lost.is_empty() {
             return PartReport::default();
         }
         let report = self.take_again(lost);
         // Its own changes are not somebody else's.
-        self.books.changed_since();
+        self.records.changed_since();
         self.retook = true;
         report
     }

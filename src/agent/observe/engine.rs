@@ -31,7 +31,7 @@ pub struct EngineObserver<E> {
     engine: Arc<E>,
     systemd: Arc<Systemd>,
     init: Init,
-    told: Mutex<Option<LastAnswer>>,
+    last_answer: Mutex<Option<LastAnswer>>,
     /// Files of a running engine, as long as they are unchanged.
     read: Mutex<Option<(EngineSeen, Unchanged)>>,
 }
@@ -56,7 +56,15 @@ impl<E: QueryEngine> EngineObserver<E> {
     ) -> EngineObserver<E> {
         let init = facts::init(root);
         let (told, read) = (Mutex::new(None), Mutex::new(None));
-        EngineObserver { root: root.clone(), policy, engine, systemd, init, told, read }
+        EngineObserver {
+            root: root.clone(),
+            policy,
+            engine,
+            systemd,
+            init,
+            last_answer: told,
+            read,
+        }
     }
 
     /// Observes the whole input of the engine planner. A hung engine costs the ping timeout and is reported
@@ -152,7 +160,7 @@ impl<E: QueryEngine> EngineObserver<E> {
 
     /// Queries the engine of a living process.
     async fn ask(&self, process: Option<&EngineProcess>) -> EngineApi {
-        let told = lock(&self.told).clone().filter(|told| Some(&told.by) == process);
+        let told = lock(&self.last_answer).clone().filter(|told| Some(&told.by) == process);
         if let Some(told) = &told
             && told.at.elapsed() < self.policy.ping_max_age
         {
@@ -170,11 +178,12 @@ impl<E: QueryEngine> EngineObserver<E> {
         match answer.await {
             Ok((version, at)) => {
                 let by = process.cloned();
-                *lock(&self.told) = by.map(|by| LastAnswer { by, version: version.clone(), at });
+                *lock(&self.last_answer) =
+                    by.map(|by| LastAnswer { by, version: version.clone(), at });
                 EngineApi::Answers(version)
             }
             Err(error) => {
-                *lock(&self.told) = None;
+                *lock(&self.last_answer) = None;
                 unanswered(&error)
             }
         }

@@ -58,11 +58,11 @@ impl Figures {
             tracing::debug!("the kernel has not told the pools' counters within {WITHIN:?}");
             return ObservedFigures::default();
         };
-        ObservedFigures { pools: told(pools), process: told(process) }
+        ObservedFigures { pools: logged(pools), process: logged(process) }
     }
 }
 
-fn told<T>(read: Result<T, Fault>) -> Option<T> {
+fn logged<T>(read: Result<T, Fault>) -> Option<T> {
     read.inspect_err(|fault| tracing::debug!(code = %fault.code, "not among the metrics: {fault}"))
         .ok()
 }

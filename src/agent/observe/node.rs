@@ -36,7 +36,7 @@ impl NodeObserver {
         let seen = or_empty(self.memory.pools(), &mut errors);
         let findings = ledger.finding().into_iter().collect();
         // Others may have changed the pools since the agent last did.
-        ledger.settle(&seen);
+        ledger.reconcile(&seen);
         NodeStatus {
             hostname: or_empty(facts::hostname(root), &mut errors),
             boot_id: or_empty(facts::boot_id(root), &mut errors),

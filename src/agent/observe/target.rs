@@ -14,7 +14,7 @@ use crate::docker::EngineError;
 use crate::host::leftovers::left_pages;
 use crate::host::pools::{PoolFiles, hugepages_of};
 use crate::host::{
-    HostError, Root, cpus, cpuset, holders, links, mounts, own_image, process, socket_place,
+    HostError, Root, cpu_users, cpus, cpuset, links, mounts, own_image, process, socket_place,
 };
 use crate::model::bounds::{Links, paths_of_target};
 use crate::model::code::Code;
@@ -278,7 +278,7 @@ impl<C: Containers> TargetObserver<C> {
         let root = self.root.clone();
         let look = move || CpuUse {
             containers: cpuset::of_containers(&root),
-            holders: holders::holders(&root, own),
+            holders: cpu_users::holders(&root, own),
             ..CpuUse::default()
         };
         blocking(look).await

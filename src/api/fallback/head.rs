@@ -7,7 +7,7 @@ use super::super::ZBS;
 
 /// Target of a request as it was sent; the router uses a normalized one.
 #[derive(Debug, Clone)]
-pub struct AsSent(pub Uri);
+pub struct OriginalUri(pub Uri);
 
 /// Builds the forwarded request. Its caller and its way here are the agent's own business, and the connection's;
 /// everything between the two ends stays as it is: method, target, headers with their spelling, body.
@@ -15,7 +15,7 @@ pub struct AsSent(pub Uri);
 /// No header names the forwarder: kvmagent is to get what it has always got.
 pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
     let Parts { method, uri, version, headers, mut extensions, .. } = head;
-    let uri = extensions.remove::<AsSent>().map_or(uri, |AsSent(sent)| sent);
+    let uri = extensions.remove::<OriginalUri>().map_or(uri, |OriginalUri(sent)| sent);
     let mut request = Request::new(body);
     *request.headers_mut() = end_to_end(&headers);
     let mut own = HeaderValue::from_static("close");
@@ -251,7 +251,7 @@ mod tests {
     fn the_target_is_the_one_that_was_sent() {
         let mut head = sent(&[]);
         head.uri = Uri::from_static("/a");
-        head.extensions.insert(AsSent(Uri::from_static("//a//?")));
+        head.extensions.insert(OriginalUri(Uri::from_static("//a//?")));
         assert_eq!(forwarded(head, ()).uri().to_string(), "//a//?");
     }
 }

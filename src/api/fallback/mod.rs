@@ -8,8 +8,8 @@
 
 mod head;
 mod name;
-mod places;
 mod relay;
+mod slots;
 mod stream;
 
 use std::net::SocketAddr;
@@ -24,11 +24,11 @@ use axum::response::{IntoResponse, Response};
 use tokio::time::{sleep, timeout};
 
 use self::name::Name;
-use self::places::{FallbackSlot, Places};
 use self::relay::{BrokenBody, RelayEnd, relay};
+use self::slots::{FallbackSlot, Places};
 use self::stream::{LegacyConnection, OpenError};
+use super::audit::{AuditedCall, AuditedChange, Subject, principal};
 use super::errors::{self, Problem};
-use super::journal::{AuditedCall, AuditedChange, Subject, principal};
 use super::{Shared, roles};
 use crate::agent::pools::Pools;
 use crate::model::access::{Principal, Role};
@@ -38,7 +38,7 @@ use crate::model::fallback::FallbackAddress;
 use crate::model::fault::chain;
 use crate::model::policy::HttpPolicy;
 
-pub use self::head::AsSent;
+pub use self::head::OriginalUri;
 
 /// Limit for establishing a connection to it.
 const CONNECT: Duration = Duration::from_secs(5);

@@ -40,7 +40,7 @@ pub(super) struct Gathered {
 pub(super) struct TargetFigures {
     pub(super) report: TargetReport,
     pub(super) wanted: bool,
-    pub(super) falls: u64,
+    pub(super) exits: u64,
     pub(super) sessions: u64,
     pub(super) last_answer: Option<Duration>,
 }
@@ -183,7 +183,7 @@ impl Gathered {
         let help = "Age of the last answer of a target's control socket.";
         page.seconds(("vhost_target_last_answer_age_seconds", help), answers)?;
         let about = ("vhost_target_exits", "Exits of a target's process.");
-        page.counters(about, each(|it| it.falls))?;
+        page.counters(about, each(|it| it.exits))?;
         let about = ("vhost_target_restarts", "Restarts of a target by the agent.");
         page.counters(about, each(|it| it.report.restarts))
     }

@@ -182,7 +182,7 @@ fn figures(name: &str, state: TargetState) -> TargetFigures {
         volumes,
     };
     let last_answer = (state == TargetState::Serving).then_some(Duration::from_millis(750));
-    TargetFigures { report, wanted: true, falls: 6, sessions: 7, last_answer }
+    TargetFigures { report, wanted: true, exits: 6, sessions: 7, last_answer }
 }
 
 #[test]

@@ -46,7 +46,7 @@ const PLAIN_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Metrics {
     requests: Requests,
     figures: Figures,
-    books: watch::Receiver<Published>,
+    records: watch::Receiver<Published>,
     statuses: watch::Receiver<TargetStatuses>,
     tally: Arc<Tally>,
     refusals: Refusals,
@@ -60,7 +60,14 @@ impl Metrics {
         tally: Arc<Tally>,
         refusals: Refusals,
     ) -> Metrics {
-        Metrics { requests: Requests::default(), figures, books, statuses, tally, refusals }
+        Metrics {
+            requests: Requests::default(),
+            figures,
+            records: books,
+            statuses,
+            tally,
+            refusals,
+        }
     }
 
     /// Layer of a router whose requests are to be counted.
@@ -120,7 +127,7 @@ fn targets(api: &Api) -> Vec<TargetFigures> {
         };
         TargetFigures {
             wanted: desired.targets.contains_key(&report.name),
-            falls: status.map_or(0, |status| status.exits),
+            exits: status.map_or(0, |status| status.exits),
             sessions: status.map_or(0, sessions) as u64,
             last_answer: age_of(&ages, &report.name),
             report: report.clone(),
@@ -130,9 +137,9 @@ fn targets(api: &Api) -> Vec<TargetFigures> {
 }
 
 fn pool_figures(seen: &PoolsSeen, metrics: &Metrics) -> Vec<PoolFigures> {
-    let Published { mut ledger, wanted, .. } = metrics.books.borrow().clone();
+    let Published { mut ledger, wanted, .. } = metrics.records.borrow().clone();
     // Others may have changed the pools since the agent last did.
-    ledger.settle(seen);
+    ledger.reconcile(seen);
     let figures = |pool: &Pool| PoolFigures {
         pool: *pool,
         grown: ledger.grown(pool.key),

@@ -6,15 +6,15 @@
 //! ```
 //! A listener has a router and guards: the TLS configuration and the tokens as their files were last read. When
 //! the guards change, newcomers are judged by the new ones, and connections that were made under another TLS
-//! configuration end with the request in progress; an endless answer is notified (`Judged`).
+//! configuration end with the request in progress; an endless answer is notified (`JudgedUnder`).
 
 mod certificate;
-mod crowd;
-mod desk;
+mod connection_limit;
 mod listen;
-mod patient;
+mod request_handler;
 mod root;
 mod tls;
+mod write_timeout;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -35,17 +35,17 @@ use tower_http::normalize_path::NormalizePath;
 use tracing::Instrument;
 
 pub use self::certificate::{CertificatePatterns, Clients};
-use self::crowd::{ConnectionAdmission, Crowd, Id};
-use self::desk::Desk;
-pub use self::desk::JudgedUnder;
+use self::connection_limit::{ConnectionAdmission, ConnectionLimiter, Id};
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
-use self::patient::Patient;
+pub use self::request_handler::JudgedUnder;
+use self::request_handler::RequestHandler;
 pub use self::root::Inodes;
 use self::root::{RootLooks, RootProof};
 pub use self::tls::{Material, TlsError, guard as tls_guard};
+use self::write_timeout::WriteTimeout;
 use super::access::Tokens;
-use super::journal::{self, RefusedCaller};
+use super::audit::{self, RefusedCaller};
 use super::refusals::Refusals;
 use crate::model::access::{Peer, Rules};
 use crate::model::caller::Caller;
@@ -105,7 +105,7 @@ impl Guards {
 /// Knowledge of the node about its callers.
 pub trait KnowsPeers: Send + Sync {
     /// Owner of the connection's end at `peer`, towards `own`.
-    fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose;
+    fn whose(&self, peer: SocketAddr, own: SocketAddr) -> PeerOwner;
 
     /// Those of these sockets that root has, and only outside of containers. Blocks for some 10 ms on a large node.
     fn are_held_here(&self, sockets: &Inodes) -> Inodes;
@@ -113,7 +113,7 @@ pub trait KnowsPeers: Send + Sync {
 
 /// Owner of an end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub enum PeerOwner {
     /// Another machine.
     Elsewhere,
     /// Own node, with no known process that has it.
@@ -123,7 +123,7 @@ pub enum Whose {
 }
 
 /// Listener with its router and guards.
-pub struct Door {
+pub struct Endpoint {
     pub listener: Listener,
     pub router: NormalizePath<Router>,
     /// Permitted callers and their roles.
@@ -137,7 +137,7 @@ pub struct Door {
 }
 
 /// Serves until `stop` completes, then lets the connections at work end within the drain limit.
-pub async fn serve(doors: Vec<Door>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
+pub async fn serve(doors: Vec<Endpoint>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
     let (ending, ended) = watch::channel(false);
     let open = join_all(doors.into_iter().map(|door| door.open(limits, ended.clone())));
     let stopped = async {
@@ -148,35 +148,35 @@ pub async fn serve(doors: Vec<Door>, limits: HttpPolicy, stop: impl Future<Outpu
 }
 
 /// Connection limiter, with the means to close its connections.
-struct Hall {
-    crowd: Crowd,
+struct OpenConnections {
+    limiter: ConnectionLimiter,
     /// Abort handles of the connections, for those that have to give way.
     closes: HashMap<Id, AbortHandle>,
 }
 
 /// Slot of a connection; freed on drop.
 struct ConnectionSlot {
-    hall: Arc<Mutex<Hall>>,
+    connections: Arc<Mutex<OpenConnections>>,
     id: Id,
 }
 
-fn lock(hall: &Mutex<Hall>) -> MutexGuard<'_, Hall> {
+fn lock(hall: &Mutex<OpenConnections>) -> MutexGuard<'_, OpenConnections> {
     hall.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut hall = lock(&self.hall);
-        hall.crowd.leave(self.id);
+        let mut hall = lock(&self.connections);
+        hall.limiter.leave(self.id);
         hall.closes.remove(&self.id);
     }
 }
 
-impl Door {
+impl Endpoint {
     async fn open(self, limits: HttpPolicy, ended: watch::Receiver<bool>) {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
-        let crowd = Crowd::new(limits.max_connections);
-        let hall = Arc::new(Mutex::new(Hall { crowd, closes: HashMap::new() }));
+        let crowd = ConnectionLimiter::new(limits.max_connections);
+        let hall = Arc::new(Mutex::new(OpenConnections { limiter: crowd, closes: HashMap::new() }));
         let looks = Arc::new(RootLooks::new(self.node.clone()));
         let mut ending = ended.clone();
         loop {
@@ -207,10 +207,10 @@ impl Door {
             (Stream::Tcp(stream), Some(peer)) => {
                 let caller = Caller::from(peer.ip());
                 let own = stream.local_addr().ok();
-                match own.map_or(Whose::Elsewhere, |own| self.node.whose(peer, own)) {
-                    Whose::Elsewhere => Peer::elsewhere(caller),
-                    Whose::Nobodys => Peer::local(caller, None),
-                    Whose::Users(uid, inode) => {
+                match own.map_or(PeerOwner::Elsewhere, |own| self.node.whose(peer, own)) {
+                    PeerOwner::Elsewhere => Peer::elsewhere(caller),
+                    PeerOwner::Nobodys => Peer::local(caller, None),
+                    PeerOwner::Users(uid, inode) => {
                         return (Peer::local(caller, Some(uid)), (uid == 0).then_some(inode));
                     }
                 }
@@ -228,7 +228,7 @@ impl Door {
     fn let_in(
         &self,
         (stream, peer): (Stream, Option<SocketAddr>),
-        (hall, looks): (&Arc<Mutex<Hall>>, &Arc<RootLooks>),
+        (hall, looks): (&Arc<Mutex<OpenConnections>>, &Arc<RootLooks>),
         limits: HttpPolicy,
         ended: &watch::Receiver<bool>,
         alive: &mpsc::Sender<()>,
@@ -248,7 +248,7 @@ impl Door {
             return refuse(NOT_ALLOWED);
         }
         let mut inside = lock(hall);
-        let id = match inside.crowd.enter(caller.into()) {
+        let id = match inside.limiter.enter(caller.into()) {
             ConnectionAdmission::Free(id) => id,
             ConnectionAdmission::InPlaceOf(id, leaves) => {
                 if let Some(close) = inside.closes.remove(&leaves) {
@@ -258,8 +258,8 @@ impl Door {
             }
             ConnectionAdmission::Full => return refuse(FULL),
         };
-        let visit = Visit {
-            place: Arc::new(ConnectionSlot { hall: hall.clone(), id }),
+        let visit = ServedConnection {
+            place: Arc::new(ConnectionSlot { connections: hall.clone(), id }),
             router: self.router.clone(),
             guards: self.guards.clone(),
             rules: self.rules.clone(),
@@ -284,11 +284,11 @@ impl Door {
 fn note_refused(peer: &Peer, what: &str, reason: &'static str, refusals: &Refusals) {
     let Peer { caller, uid, .. } = *peer;
     let refused = RefusedCaller { by: &peer.to_string(), caller, uid, what };
-    journal::refused(refusals, refused, reason);
+    audit::refused(refusals, refused, reason);
 }
 
 /// One connection.
-struct Visit {
+struct ServedConnection {
     place: Arc<ConnectionSlot>,
     router: NormalizePath<Router>,
     guards: watch::Receiver<Guards>,
@@ -304,7 +304,7 @@ struct Visit {
     _alive: mpsc::Sender<()>,
 }
 
-impl Visit {
+impl ServedConnection {
     async fn serve(mut self, stream: Stream) {
         let tls = self.guards.borrow().tls.clone();
         // Boxed: else a connection without TLS is as large as one with it.
@@ -336,7 +336,9 @@ impl Visit {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Visit { place, router, mut guards, rules, refusals, root, peer, limits, .. } = self;
+        let ServedConnection {
+            place, router, mut guards, rules, refusals, root, peer, limits, ..
+        } = self;
         let (header_case, mut ended, _alive) = (self.header_case, self.ended, self._alive);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
@@ -344,8 +346,9 @@ impl Visit {
             .preserve_header_case(header_case)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let desk = Desk { router, guards: guards.clone(), rules, refusals, root, peer, place };
-        let stream = TokioIo::new(Patient::new(stream, limits.write_timeout));
+        let desk =
+            RequestHandler { router, guards: guards.clone(), rules, refusals, root, peer, place };
+        let stream = TokioIo::new(WriteTimeout::new(stream, limits.write_timeout));
         let connection = http.serve_connection(stream, desk);
         tokio::pin!(connection);
         let last_request = async {

@@ -30,9 +30,14 @@ impl RootLooks {
     /// Looks for a socket; none where that failed.
     async fn look_for(&self, inode: u32) -> Option<bool> {
         let (found, mut answer) = oneshot::channel();
-        self.pending().push((inode, found));
+        {
+            let mut pending = self.pending();
+            pending.retain(|(_, found)| !found.is_closed());
+            pending.push((inode, found));
+        }
         let turn = tokio::select! {
-            // Cancel-safe both. Another look may have had it.
+            // Cancel-safe both. Another look may have had it; then its turn is left to the next one.
+            biased;
             found = &mut answer => return found.ok(),
             turn = self.turn.clone().acquire_owned() => turn.ok()?,
         };

@@ -6,9 +6,9 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
+use super::super::audit::{AuditedCall, AuditedChange};
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::{AuditedCall, AuditedChange};
 use super::SharedV1;
 use super::report::answer;
 use crate::agent::memory::ReclaimOrder;

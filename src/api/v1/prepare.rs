@@ -7,9 +7,9 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::super::audit::{AuditedCall, AuditedChange};
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::{AuditedCall, AuditedChange};
 use super::pools::page_size;
 use super::{SharedV1, report};
 use crate::model::access::Principal;

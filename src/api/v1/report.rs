@@ -14,8 +14,8 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::super::audit::AuditedCall;
 use super::super::errors::Problem;
-use super::super::journal::AuditedCall;
 use crate::agent::prepare::Prepared;
 use crate::model::fault::Fault;
 use crate::model::prepare::{Outcome, PrepareReport, Progress};
@@ -77,7 +77,7 @@ pub(super) async fn answer_with(
     }
     let (lines, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
-        let result = tell(work, events, done, &lines).await;
+        let result = stream_events(work, events, done, &lines).await;
         note(call, &result);
         let last = match result {
             Ok(report) => StreamLine::Report(Arc::unwrap_or_clone(report)),
@@ -90,7 +90,7 @@ pub(super) async fn answer_with(
 }
 
 /// Streams the events of the work until it is done, with keep-alives in between.
-async fn tell(
+async fn stream_events(
     work: WorkId,
     mut events: broadcast::Receiver<Progress>,
     done: impl Future<Output = Prepared>,
@@ -148,7 +148,7 @@ mod tests {
             sleep(Duration::from_secs(50)).await;
             Err(Fault::new(Code::PrepareBusy, ""))
         };
-        tell(WorkId::default(), events, work, &lines).await.unwrap_err();
+        stream_events(WorkId::default(), events, work, &lines).await.unwrap_err();
         drop(lines);
         let mut told = Vec::new();
         while let Some(line) = receiver.recv().await {

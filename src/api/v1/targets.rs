@@ -9,23 +9,23 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
+use super::super::audit::{AuditedCall, AuditedChange, Subject};
 use super::super::body;
 use super::super::errors::Problem;
-use super::super::journal::{AuditedCall, AuditedChange, Subject};
 use super::{SharedV1, report};
 use crate::model::access::{Principal, Role};
 use crate::model::code::Code;
 use crate::model::cpu::written;
 use crate::model::deep::ProvenHealth;
 use crate::model::fault::Fault;
-use crate::model::image::ImageWish;
+use crate::model::image::ImageRequest;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
 use crate::model::target::{
-    CoreWish, EnsureWish, TargetHealth, TargetKind, TargetName, TargetSpec,
+    CoreRequest, EnsureOptions, TargetHealth, TargetKind, TargetName, TargetSpec,
 };
 use crate::model::work::WorkId;
-use crate::targets::TargetWish;
+use crate::targets::TargetChange;
 
 /// Spec of a target; omitted fields are as in the settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,21 +85,22 @@ impl TargetBody {
                 let text = "cores and coreCount are two ways to say one thing: give one";
                 return Err(Fault::new(Code::InvalidCores, text));
             }
-            (Some(list), None) => CoreWish::These(list.parse()?),
+            (Some(list), None) => CoreRequest::These(list.parse()?),
             (None, Some(0)) => {
                 return Err(Fault::new(Code::InvalidCores, "coreCount 0 is not at least 1"));
             }
-            (None, Some(count)) => CoreWish::Count(count),
+            (None, Some(count)) => CoreRequest::Count(count),
             (None, None) => base.cores,
         };
-        let said = ImageWish {
+        let said = ImageRequest {
             image: self.image,
             url: self.image_url.map(|url| url.parse()).transpose()?,
             sha256: self.image_sha256.map(|digest| digest.parse()).transpose()?,
         };
-        let usual = ImageWish { image: base.image, url: base.image_url, sha256: base.image_sha256 };
+        let usual =
+            ImageRequest { image: base.image, url: base.image_url, sha256: base.image_sha256 };
         let image = match kind {
-            TargetKind::BuiltIn => ImageWish::default(),
+            TargetKind::BuiltIn => ImageRequest::default(),
             TargetKind::Zbs | TargetKind::Spdk => said.or(usual)?,
         };
         TargetSpec {
@@ -140,7 +141,7 @@ type RawRequest = (State<SharedV1>, Path<String>, Queried, Extension<Principal>,
 /// Applies the spec of a target.
 pub async fn put(request: RawRequest) -> Result<Response, Problem> {
     let wish = |spec, TargetQuery { recreate, force, .. }| {
-        TargetWish::Ensure(spec, EnsureWish { recreate, force, ..EnsureWish::default() })
+        TargetChange::Ensure(spec, EnsureOptions { recreate, force, ..EnsureOptions::default() })
     };
     bring_about("deploy", request, wish).await
 }
@@ -148,21 +149,21 @@ pub async fn put(request: RawRequest) -> Result<Response, Problem> {
 /// Removes a target. Its control socket, where its guests are counted, is the default one unless the body names
 /// another.
 pub async fn delete(request: RawRequest) -> Result<Response, Problem> {
-    let wish = |spec, TargetQuery { force, .. }| TargetWish::Destroy { spec, force };
+    let wish = |spec, TargetQuery { force, .. }| TargetChange::Destroy { spec, force };
     bring_about("destroy", request, wish).await
 }
 
 async fn bring_about(
     route: &'static str,
     (State(api), Path(name), query, by, headers, body): RawRequest,
-    wish: impl FnOnce(TargetSpec, TargetQuery) -> TargetWish,
+    request: impl FnOnce(TargetSpec, TargetQuery) -> TargetChange,
 ) -> Result<Response, Problem> {
     let (name, query) = judged(&name, query)?;
     let bytes = body::read(body, api.http).await?;
     let subject = Subject { force: query.force, ..Subject::target(&name) };
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.and_then(|spec| api.allowed(spec)).map_err(Problem::of)?;
-    let (wish, dry_run) = (wish(spec, query), query.dry_run);
+    let (wish, dry_run) = (request(spec, query), query.dry_run);
     let change = AuditedChange { of: subject, ..AuditedChange::of(route, by.0) };
     let call = (!dry_run).then(|| AuditedCall::begins(change, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());

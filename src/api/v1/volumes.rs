@@ -12,9 +12,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::super::audit::{AuditedCall, AuditedChange, Subject};
 use super::super::body;
 use super::super::errors::{self, Problem};
-use super::super::journal::{AuditedCall, AuditedChange, Subject};
 use super::SharedV1;
 use crate::model::access::Principal;
 use crate::model::bounds::{Paths, judge_volume};

@@ -5,11 +5,11 @@
 //! Fields are validated here.
 
 #[cfg(fuzzing)]
-pub mod door;
+pub mod fuzz_entry;
 pub mod host;
+pub mod passthrough;
 pub mod prepareenv;
 pub mod target;
 pub mod task;
-pub mod through;
 pub mod volume;
 pub mod wire;

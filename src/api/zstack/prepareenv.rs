@@ -30,7 +30,7 @@ pub async fn call(State(api): State<Shared>, request: Request) -> Response {
         };
         let (id, done) = api.native.prepare.begin(wanted).await?;
         let work = async { target::answer(&*done.await?) };
-        task::told(api.clone(), asked, WorkKind::Prepare, (id, events), work).await
+        task::report_progress(api.clone(), asked, WorkKind::Prepare, (id, events), work).await
     };
-    task::call_told(api, "prepareenv", request, work).await
+    task::call_with_progress(api, "prepareenv", request, work).await
 }

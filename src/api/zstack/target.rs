@@ -16,9 +16,9 @@ use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
 use crate::model::prepare::PrepareReport;
 use crate::model::progress::{ProgressRequest, WorkKind};
-use crate::model::target::{Desired, EnsureWish, TargetName, TargetSpec};
+use crate::model::target::{Desired, EnsureOptions, TargetName, TargetSpec};
 use crate::model::work::WorkId;
-use crate::targets::TargetWish;
+use crate::targets::TargetChange;
 
 const PAGE_MIB: u64 = 2;
 
@@ -126,7 +126,7 @@ pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
         let spec = api.native.allowed(request.into_spec(usual(defaults)?, defaults)?)?;
         bring_up(api, spec, asked).await
     };
-    task::call_told(api, "ensure", request, work).await
+    task::call_with_progress(api, "ensure", request, work).await
 }
 
 /// Request of `deploy` and `destroy`; the node deploys itself, so the fields for reaching it are ignored.
@@ -139,7 +139,7 @@ pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
         let spec = usual(&api.native.target_defaults)?;
         bring_up(api, spec, asked).await
     };
-    task::call_told(api, "deploy", request, work).await
+    task::call_with_progress(api, "deploy", request, work).await
 }
 
 /// Makes a target run, and reports its progress where requested.
@@ -149,15 +149,16 @@ async fn bring_up(
     asked: Option<ProgressRequest>,
 ) -> Result<Value, Fault> {
     let (id, events) = (WorkId::next(), api.native.progress.watch());
-    let wish = TargetWish::Ensure(spec, EnsureWish::default());
+    let wish = TargetChange::Ensure(spec, EnsureOptions::default());
     let work = async { answer(&api.native.targets.reconcile(id, wish, false).await?) };
-    task::told(api.clone(), asked, WorkKind::Deploy, (id, events), work).await
+    task::report_progress(api.clone(), asked, WorkKind::Deploy, (id, events), work).await
 }
 
 /// `/vhost/destroy`: removes that target.
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
-        let wish = TargetWish::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
+        let wish =
+            TargetChange::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
         answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)
     };
     task::call(api, (Some("destroy"), Keep::OnDisk), request, work).await
@@ -249,7 +250,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::target::{CoreWish, TargetKind};
+    use crate::model::target::{CoreRequest, TargetKind};
 
     fn request(text: &str) -> EnsureRequest {
         serde_json::from_str(text).unwrap()
@@ -260,7 +261,7 @@ mod tests {
         let mut other = TargetSpec::example("other");
         other.control_sock = "/other/admin.sock".parse().unwrap();
         other.socket_dir = "/other".parse().unwrap();
-        other.cores = CoreWish::Count(7);
+        other.cores = CoreRequest::Count(7);
         other.memory_mib = 64;
         Desired { targets: [(other.name.clone(), other)].into(), ..Desired::default() }
     }
@@ -273,10 +274,10 @@ mod tests {
         let said = r#"{"cores":"[6,7]","socketDir":"/s","hugepageNr":"256","image":"b:1",
                        "clientConf":"/etc/zbs/client.conf","coreCount":2}"#;
         let said = spec(said).unwrap();
-        let these = CoreWish::These("[6,7]".parse().unwrap());
+        let these = CoreRequest::These("[6,7]".parse().unwrap());
         assert_eq!(said.cores, these);
         assert_eq!(spec(r#"{"cores":[6,7],"coreCount":2}"#).unwrap().cores, these);
-        assert_eq!(spec(r#"{"cores":" ","coreCount":2}"#).unwrap().cores, CoreWish::Count(2));
+        assert_eq!(spec(r#"{"cores":" ","coreCount":2}"#).unwrap().cores, CoreRequest::Count(2));
         assert_eq!(said.control_sock.as_str(), "/s/vhost.sock");
         assert_eq!((said.memory_mib, said.image.as_deref()), (512, Some("b:1")));
         assert_eq!(spec(r#"{"controlSock":"/a"}"#).unwrap_err().code, Code::InvalidControlSocket);
@@ -305,7 +306,7 @@ mod tests {
         assert_eq!(&spec(r#"{"containerName":"other"}"#), wanted);
         assert_eq!(&spec(r#"{"controlSock":"/other/admin.sock"}"#), wanted);
         let more = spec(r#"{"containerName":"other","coreCount":1}"#);
-        assert_eq!(more, TargetSpec { cores: CoreWish::Count(1), ..wanted.clone() });
+        assert_eq!(more, TargetSpec { cores: CoreRequest::Count(1), ..wanted.clone() });
         assert_eq!(spec("{}"), usual(&defaults).unwrap());
         let new = spec(r#"{"containerName":"new","socketDir":"/other"}"#);
         assert_eq!((new.name.as_str(), new.control_sock.as_str()), ("new", "/other/vhost.sock"));

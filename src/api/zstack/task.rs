@@ -12,10 +12,10 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tracing::Instrument;
 
+use super::super::audit::{AuditedCall, AuditedChange, Subject, principal};
 use super::super::errors::{Problem, refused_with, result_body};
-use super::super::journal::{AuditedCall, AuditedChange, Subject, principal};
 use super::super::{AgentPhase, Shared, body};
-use super::wire::{asked, control_in, patience};
+use super::wire::{asked, caller_timeout, control_in};
 use crate::controller::outbox::{Keep, Outbox, TaskAdmission, TaskSlot};
 use crate::model::ascii::ascii_json;
 use crate::model::caller::Caller;
@@ -57,7 +57,7 @@ where
 }
 
 /// Handles a long call in the same way: the handler also learns whether the controller wants progress reports.
-pub async fn call_told<T, H, F>(
+pub async fn call_with_progress<T, H, F>(
     api: Shared,
     route: &'static str,
     request: Request,
@@ -75,20 +75,20 @@ where
 }
 
 /// Does work whose progress is reported to the controller, where requested.
-pub async fn told(
+pub async fn report_progress(
     api: Shared,
     asked: Option<ProgressRequest>,
     kind: WorkKind,
     (id, events): (WorkId, broadcast::Receiver<Progress>),
     work: impl Future<Output = Result<Value, Fault>>,
 ) -> Result<Value, Fault> {
-    let patience = asked.as_ref().and_then(|asked| asked.patience);
+    let limit = asked.as_ref().and_then(|asked| asked.timeout);
     let follow = |asked| api.progress_posts.follow(asked, (kind, id), events);
     let Some(followed) = asked.and_then(follow) else { return work.await };
     tokio::pin!(work);
-    let in_time = match patience {
+    let in_time = match limit {
         None => Ok(work.as_mut().await),
-        Some(patience) => timeout(patience, work.as_mut()).await,
+        Some(limit) => timeout(limit, work.as_mut()).await,
     };
     match in_time {
         Ok(result) => {
@@ -131,7 +131,7 @@ where
         return Problem::new(Code::Stopping, "the agent is stopping: call again").into_result();
     }
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
-    let patience = patience(&bytes, SystemTime::now());
+    let limit = caller_timeout(&bytes, SystemTime::now());
     let aside = read(&bytes);
     let by = principal(&head.extensions);
     let change = route.map(|route| AuditedChange { route, by, of: subject(&api, route, &bytes) });
@@ -152,7 +152,7 @@ where
             // In a task of its own: a caller that goes away leaves nothing half accepted.
             let taken = (task, url, caller);
             let begun =
-                take_in(outbox, taken, (route, keep), (patience, change), work).in_current_span();
+                take_in(outbox, taken, (route, keep), (limit, change), work).in_current_span();
             tokio::spawn(begun).await.unwrap_or_else(|_| Problem::of(broke()).into_result())
         }
     }
@@ -173,13 +173,13 @@ async fn take_in(
     outbox: Outbox,
     (task, url, caller): (TaskId, String, Caller),
     (route, keep): (Option<&'static str>, Keep),
-    (patience, change): (Option<Duration>, Option<AuditedChange>),
+    (limit, change): (Option<Duration>, Option<AuditedChange>),
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) -> Response {
     match outbox.admit(&task, &url, (route, keep), caller).await {
         TaskAdmission::Work(slot) => {
             let noted = change.map(|change| AuditedCall::begins(change, Some(&task)));
-            tokio::spawn(do_task(task, slot, patience, noted, work));
+            tokio::spawn(do_task(task, slot, limit, noted, work));
             StatusCode::OK.into_response()
         }
         TaskAdmission::Known => {
@@ -212,15 +212,15 @@ fn answer_now(result: Result<Value, Fault>, is_noted: bool) -> Response {
 async fn do_task(
     task: TaskId,
     slot: TaskSlot,
-    patience: Option<Duration>,
+    limit: Option<Duration>,
     noted: Option<AuditedCall>,
     work: impl Future<Output = Result<Value, Fault>> + Send + 'static,
 ) {
     // In a task of its own, so that a handler that panics is detected here.
     let mut running = tokio::spawn(work);
-    let in_time = match patience {
+    let in_time = match limit {
         None => Ok((&mut running).await),
-        Some(patience) => timeout(patience, &mut running).await.map_err(|_| patience),
+        Some(limit) => timeout(limit, &mut running).await.map_err(|_| limit),
     };
     let (result, _place) = match in_time {
         Ok(ended) => {
@@ -228,9 +228,9 @@ async fn do_task(
             finish(&task, slot, &result).await;
             (result, None)
         }
-        Err(patience) => {
+        Err(limit) => {
             let text =
-                format!("not done within the {patience:?} that the controller gave; it goes on");
+                format!("not done within the {limit:?} that the controller gave; it goes on");
             let late = Fault::new(Code::TaskTimeout, text);
             tracing::warn!(%task, code = %late.code, "{}", late.text);
             let place = slot.finish_early(ascii_json(&result_body(&late))).await;

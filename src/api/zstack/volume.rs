@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::journal::principal;
+use super::super::audit::principal;
 use super::super::{Shared, errors};
 use super::target::{EnsureRequest, answer};
 use super::{task, wire};
@@ -17,10 +17,10 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
-use crate::model::target::{Desired, EnsureWish, TargetSpec, TargetState};
+use crate::model::target::{Desired, EnsureOptions, TargetSpec, TargetState};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView, ZBS_SUFFIX};
 use crate::model::work::WorkId;
-use crate::targets::TargetWish;
+use crate::targets::TargetChange;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ActivateRequest {
@@ -172,7 +172,7 @@ async fn serve(
     let mut findings = json!([]);
     if !serves_already(api, &target).await {
         by.may(Role::Deploy)?;
-        let wish = TargetWish::Ensure(target.clone(), EnsureWish::default());
+        let wish = TargetChange::Ensure(target.clone(), EnsureOptions::default());
         let mut told = answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)?;
         findings = told["findings"].take();
     }

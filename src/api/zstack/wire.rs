@@ -78,7 +78,7 @@ fn shorten(value: &Value) -> String {
 ///
 /// A deadline before `now` is ignored: the controller does wait, or it would not have called, so its clock and this one
 /// differ.
-pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
+pub fn caller_timeout(body: &[u8], now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(rename = "taskContext")]
@@ -96,7 +96,7 @@ pub fn patience(body: &[u8], now: SystemTime) -> Option<Duration> {
     let since_1970 = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let until = milliseconds(context.deadline).and_then(|at| at.checked_sub(since_1970));
     let given = [milliseconds(context.timeout), until];
-    given.into_iter().flatten().filter(|patience| !patience.is_zero()).min()
+    given.into_iter().flatten().filter(|timeout| !timeout.is_zero()).min()
 }
 
 /// Control socket that a body names, if it is a valid one.
@@ -131,9 +131,9 @@ pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<ProgressReque
         return None;
     }
     let stage = stage(context.get("task-stage"));
-    let patience = patience(body, SystemTime::now());
+    let timeout = caller_timeout(body, SystemTime::now());
     let url = address(&url, reach);
-    Some(ProgressRequest { url, caller, stage, context, stack, patience })
+    Some(ProgressRequest { url, caller, stage, context, stack, timeout })
 }
 
 /// Stage of a call; the whole, where none is given or it makes no sense.
@@ -289,11 +289,11 @@ mod tests {
         ];
         for (context, seconds) in cases {
             let body = format!(r#"{{"taskContext":{{{context}}}}}"#);
-            let read = patience(body.as_bytes(), now).map(|patience| patience.as_secs_f64());
+            let read = caller_timeout(body.as_bytes(), now).map(|timeout| timeout.as_secs_f64());
             assert_eq!(read, seconds, "{context}");
         }
         for body in ["", "[]", r#"{"taskContext":7}"#] {
-            assert_eq!(patience(body.as_bytes(), now), None);
+            assert_eq!(caller_timeout(body.as_bytes(), now), None);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It drains the available rings, submits the requests to the kernel in one call, answers completed ones and interrupts
 //! the guest once for each ring. While there is work it polls the rings and the completions; when there is none it
-//! polls for a moment longer, which grows while it pays and shrinks while it does not ([`Patience`]), and then sleeps.
+//! polls for a moment longer, which grows while it pays and shrinks while it does not ([`PollTime`]), and then sleeps.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -66,43 +66,44 @@ impl WorkerHandle {
                 cores.pin(nth);
             }
             let service = DiskService::new(disk, events);
-            let patience = Patience::default();
+            let patience = PollTime::default();
             let rings = Vec::new();
             let stops = Vec::new();
-            Loop { service, epoll, receiver, wakes, completion, rings, stops, patience }.run();
+            Loop { service, epoll, receiver, wakes, completion, rings, stops, poll_time: patience }
+                .run();
         };
         let thread = std::thread::Builder::new().name(name).stack_size(512 << 10).spawn(run)?;
         Ok(Self { commands, wake, thread: Some(thread) })
     }
 
-    fn tell(&self, command: WorkerCommand) {
+    fn send(&self, command: WorkerCommand) {
         // A worker only ends on command.
         let _ = self.commands.send(command);
         let _ = self.wake.write(1);
     }
 
     pub(super) fn start_ring(&self, ring: Ring) {
-        self.tell(WorkerCommand::Start(Box::new(ring)));
+        self.send(WorkerCommand::Start(Box::new(ring)));
     }
 
     /// Stops a ring once its requests are answered; returns the next available entry.
     pub(super) fn stop_ring(&self, index: u16) -> Option<u16> {
         let (reply, answer) = sync_channel(1);
-        self.tell(WorkerCommand::Stop(index, reply));
+        self.send(WorkerCommand::Stop(index, reply));
         answer.recv().ok()
     }
 
     /// Replaces the rings' view of the guest's memory.
     pub(super) fn replace_memory(&self, guest: &Arc<GuestMemory>) {
         let (reply, answer) = sync_channel(1);
-        self.tell(WorkerCommand::Memory(Arc::clone(guest), reply));
+        self.send(WorkerCommand::Memory(Arc::clone(guest), reply));
         let _ = answer.recv();
     }
 }
 
 impl Drop for WorkerHandle {
     fn drop(&mut self) {
-        self.tell(WorkerCommand::End);
+        self.send(WorkerCommand::End);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -115,9 +116,9 @@ fn watch(epoll: &Epoll, fd: i32, token: u64) -> std::io::Result<()> {
 
 /// Polling time of an idle worker before it sleeps. Sleep and wake-up cost tens of microseconds; polling costs a core.
 #[derive(Debug, Default)]
-struct Patience(Duration);
+struct PollTime(Duration);
 
-impl Patience {
+impl PollTime {
     const LEAST: Duration = Duration::from_micros(4);
     const MOST: Duration = Duration::from_micros(50);
 
@@ -139,7 +140,7 @@ struct Loop {
     completion: EventFd,
     rings: Vec<Ring>,
     stops: Vec<(u16, SyncSender<u16>)>,
-    patience: Patience,
+    poll_time: PollTime,
 }
 
 impl Loop {
@@ -152,7 +153,7 @@ impl Loop {
             }
             self.stop_what_is_done();
             let since = *idle_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < self.patience.0 {
+            if since.elapsed() < self.poll_time.0 {
                 std::hint::spin_loop();
                 continue;
             }
@@ -216,7 +217,7 @@ impl Loop {
             let mut events = [EpollEvent::default(); 20];
             let asleep = Instant::now();
             let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
-            self.patience.slept(asleep.elapsed());
+            self.poll_time.slept(asleep.elapsed());
             events[..count].iter().for_each(|event| self.quiet(event.data()));
         }
         self.rings.iter_mut().for_each(Ring::wake);
@@ -243,9 +244,9 @@ mod tests {
 
     #[test]
     fn patience_grows_while_it_pays_and_has_a_bound() {
-        let mut patience = Patience::default();
+        let mut patience = PollTime::default();
         (0..20).for_each(|_| patience.slept(Duration::from_micros(10)));
-        assert_eq!(patience.0, Patience::MOST);
+        assert_eq!(patience.0, PollTime::MOST);
         (0..20).for_each(|_| patience.slept(Duration::from_millis(1)));
         assert!(patience.0 < Duration::from_micros(1));
     }

@@ -25,7 +25,7 @@ struct GetBdevs {
 }
 
 /// Caller's timeout for a bdev that is missing.
-pub(super) fn patience(target: &Target, params: Option<&Value>) -> Option<Duration> {
+pub(super) fn timeout(target: &Target, params: Option<&Value>) -> Option<Duration> {
     let GetBdevs { name, timeout } = decode(params.cloned()).ok()?;
     let missing = target.bdevs.get(&name?).is_none();
     (missing && timeout > 0).then(|| Duration::from_millis(timeout))

@@ -78,7 +78,7 @@ pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> Ca
     }
     let patience = match name {
         "framework_wait_init" if !target.serving => return CallOutcome::Later(None),
-        "bdev_get_bdevs" => bdev::patience(target, params.as_ref()),
+        "bdev_get_bdevs" => bdev::timeout(target, params.as_ref()),
         _ => None,
     };
     match patience {

@@ -17,7 +17,7 @@ use super::render::{print, print_json, table};
 use super::{Output, exit};
 use crate::daemon::{hostname, run_dir, take_lock, url_in};
 use crate::model::pools::PoolPages;
-use crate::model::target::{CoreWish, TargetKind, TargetSpec};
+use crate::model::target::{CoreRequest, TargetKind, TargetSpec};
 use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{Lock, Store, StoreError, read_some, write_new};
 
@@ -205,8 +205,8 @@ fn target_row(spec: &TargetSpec) -> [String; 6] {
         TargetKind::BuiltIn => "built-in",
     };
     let cores = match &spec.cores {
-        CoreWish::These(list) => list.to_string(),
-        CoreWish::Count(count) => format!("any {count}"),
+        CoreRequest::These(list) => list.to_string(),
+        CoreRequest::Count(count) => format!("any {count}"),
     };
     let mut image = spec.image.clone().unwrap_or_else(|| "its own".to_string());
     if let Some(url) = &spec.image_url {

@@ -3,15 +3,15 @@
 use super::*;
 use crate::model::caller::Caller;
 
-fn book(max_tasks: usize, max_pending: usize) -> Book {
-    Book::new(Offering::bounded(max_tasks, max_pending))
+fn book(max_tasks: usize, max_pending: usize) -> TaskQueue {
+    TaskQueue::new(Offering::bounded(max_tasks, max_pending))
 }
 
 fn id(n: u32) -> TaskId {
     TaskId::try_from(format!("{n:032x}")).unwrap()
 }
 
-fn begin(book: &mut Book, n: u32) {
+fn begin(book: &mut TaskQueue, n: u32) {
     assert_eq!(book.admit(&id(n), "ensure", LOCAL), QueueAdmission::New);
     book.begins(&id(n));
 }
@@ -26,7 +26,7 @@ fn result(n: u32, url: &str) -> TaskResult {
     }
 }
 
-fn finish(book: &mut Book, n: u32, url: &str, age: Duration, now: Instant) {
+fn finish(book: &mut TaskQueue, n: u32, url: &str, age: Duration, now: Instant) {
     book.finish((result(n, url), age), (LOCAL, Keep::OnDisk), now, now);
 }
 
@@ -46,7 +46,7 @@ fn a_task_is_known_until_its_result_was_taken() {
     assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::Known);
     assert_eq!(book.take_due(now, 9).len(), 1);
     assert!(book.take_due(now, 9).is_empty(), "it is under way");
-    assert_eq!(book.settle(&id(1), DeliveryOutcome::Taken, now), Settled::Gone);
+    assert_eq!(book.record_attempt(&id(1), DeliveryOutcome::Taken, now), AfterAttempt::Gone);
     assert_eq!(book.admit(&id(1), "ensure", LOCAL), QueueAdmission::New);
     book.refuse(&id(1), Code::StateUnwritable);
     assert_eq!((book.load(), book.admit(&id(1), "ensure", LOCAL)), ((0, 0), QueueAdmission::New));
@@ -82,7 +82,7 @@ fn a_result_is_due_when_it_is_written_and_at_the_latest_when_the_disk_had_its_ti
     assert_eq!(book.take_due(after(9), 9)[0].0.task, id(2));
     assert_eq!(book.take_due(after(10), 9)[0].0.task, id(1));
     // What is written late does not hurry an attempt, nor makes a second one.
-    book.settle(&id(1), DeliveryOutcome::Again, after(10));
+    book.record_attempt(&id(1), DeliveryOutcome::Again, after(10));
     let due = book.next_due();
     book.written(&id(1), after(10));
     book.written(&id(2), after(10));
@@ -98,10 +98,10 @@ fn attempts_come_later_and_later_and_end_at_the_age() {
         let ended = loop {
             let now = book.next_due().unwrap();
             assert_eq!(book.take_due(now, 9).len(), 1);
-            match book.settle(&id(1), DeliveryOutcome::Again, now) {
-                Settled::After(delay) => delays.push(delay.as_secs_f64()),
-                Settled::TooOld => break now,
-                Settled::Gone => panic!("nobody took it"),
+            match book.record_attempt(&id(1), DeliveryOutcome::Again, now) {
+                AfterAttempt::After(delay) => delays.push(delay.as_secs_f64()),
+                AfterAttempt::TooOld => break now,
+                AfterAttempt::Gone => panic!("nobody took it"),
             }
         };
         let age = (ended - began).as_secs() + already;
@@ -118,7 +118,7 @@ fn one_that_is_too_old_after_a_restart_is_offered_once() {
     let (mut book, now) = (book(8, 8), Instant::now());
     finish(&mut book, 1, URL, Duration::from_secs(90_000), now);
     assert_eq!(book.take_due(now, 9).len(), 1);
-    assert_eq!(book.settle(&id(1), DeliveryOutcome::Again, now), Settled::TooOld);
+    assert_eq!(book.record_attempt(&id(1), DeliveryOutcome::Again, now), AfterAttempt::TooOld);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn of_those_that_are_due_together_the_oldest_goes_first() {
 }
 
 /// The tasks whose results are offered now.
-fn due(book: &mut Book, now: Instant, most: usize) -> Vec<TaskId> {
+fn due(book: &mut TaskQueue, now: Instant, most: usize) -> Vec<TaskId> {
     let due = book.take_due(now, most);
     due.into_iter().map(|(result, _)| result.task).collect()
 }
@@ -141,22 +141,22 @@ fn due(book: &mut Book, now: Instant, most: usize) -> Vec<TaskId> {
 fn who_is_due_first_goes_first_and_a_failing_address_leaves_attempts_to_others() {
     let mut offering = Offering::bounded(64, 64);
     offering.callbacks.parallel = 4;
-    let (mut book, mut now) = (Book::new(offering), Instant::now());
+    let (mut book, mut now) = (TaskQueue::new(offering), Instant::now());
     for n in 1..=5 {
         finish(&mut book, n, "http://dead:80/x", NEW, now);
     }
     assert_eq!(due(&mut book, now, 2), [id(1), id(2)]);
-    book.settle(&id(1), DeliveryOutcome::Again, now);
+    book.record_attempt(&id(1), DeliveryOutcome::Again, now);
     assert_eq!(due(&mut book, now, 9), [id(3)], "one that was not offered yet");
     assert!(book.next_due().is_none(), "2 and 3 are under way");
-    book.settle(&id(2), DeliveryOutcome::Again, now);
-    book.settle(&id(3), DeliveryOutcome::Again, now);
+    book.record_attempt(&id(2), DeliveryOutcome::Again, now);
+    book.record_attempt(&id(3), DeliveryOutcome::Again, now);
     now += Duration::from_secs(10);
     finish(&mut book, 0, "http://alive:80/x", NEW, now);
     let first = due(&mut book, now, 9);
     assert_eq!(first, [id(4), id(5), id(0)], "half for the failing one, and the other's");
-    book.settle(&id(0), DeliveryOutcome::Taken, now);
-    book.settle(&id(4), DeliveryOutcome::Again, now);
+    book.record_attempt(&id(0), DeliveryOutcome::Taken, now);
+    book.record_attempt(&id(4), DeliveryOutcome::Again, now);
     assert_eq!(due(&mut book, now, 9).len(), 1, "of those that were offered before a quarter");
     assert_eq!(book.next_due(), None);
 }
@@ -170,7 +170,7 @@ fn an_address_that_failed_waits_for_none_at_which_others_hang() {
     finish(&mut book, 60, URL, NEW, now);
     finish(&mut book, 61, URL, NEW, now);
     while let Some(task) = due(&mut book, now, 1).first() {
-        book.settle(task, DeliveryOutcome::Again, now);
+        book.record_attempt(task, DeliveryOutcome::Again, now);
     }
     now += Duration::from_secs(2);
     // What was due first, and hangs, takes all that such results share; one for the other address is left.
@@ -186,8 +186,8 @@ fn a_result_that_hangs_holds_back_none_of_the_same_controller() {
         finish(&mut book, n, URL, NEW, now);
     }
     assert_eq!(due(&mut book, now, 9).len(), 3);
-    book.settle(&id(1), DeliveryOutcome::Again, now);
-    book.settle(&id(2), DeliveryOutcome::Again, now);
+    book.record_attempt(&id(1), DeliveryOutcome::Again, now);
+    book.record_attempt(&id(2), DeliveryOutcome::Again, now);
     now += Duration::from_secs(2);
     let mut again = due(&mut book, now, 9);
     again.sort();
@@ -205,13 +205,13 @@ fn when_an_address_takes_results_again_all_that_wait_for_it_are_due() {
     }
     while now < began + Duration::from_secs(30) {
         for task in due(&mut book, now, 9) {
-            book.settle(&task, DeliveryOutcome::Again, now);
+            book.record_attempt(&task, DeliveryOutcome::Again, now);
         }
         now += Duration::from_millis(100);
     }
     now = book.next_due().unwrap();
     let first = due(&mut book, now, 1);
-    book.settle(&first[0], DeliveryOutcome::Taken, now);
+    book.record_attempt(&first[0], DeliveryOutcome::Taken, now);
     assert_eq!(due(&mut book, now + Duration::from_secs(1), 9).len(), 3);
     // One that is refused alone is not offered with each that is taken.
     let (mut book, mut now) = (self::book(64, 64), began);
@@ -223,7 +223,7 @@ fn when_an_address_takes_results_again_all_that_wait_for_it_are_due() {
             let verdict =
                 if task == id(1) { DeliveryOutcome::Again } else { DeliveryOutcome::Taken };
             offered += u32::from(task == id(1));
-            book.settle(&task, verdict, now);
+            book.record_attempt(&task, verdict, now);
         }
         now += Duration::from_millis(100);
     }
@@ -249,7 +249,7 @@ fn pauses_are_short_for_ten_minutes_and_grow_after_them() {
 }
 
 /// One more of a caller; the code of its refusal, and its text.
-fn admit(book: &mut Book, n: u32, changes: bool, caller: &str) -> Result<(), (Code, String)> {
+fn admit(book: &mut TaskQueue, n: u32, changes: bool, caller: &str) -> Result<(), (Code, String)> {
     let origin = Origin::new(changes, Some(caller.parse().unwrap()));
     match book.admit(&id(n), "ensure", origin) {
         QueueAdmission::New => Ok(()),
@@ -317,7 +317,7 @@ fn the_results_of_a_network_of_ipv6_count_together() {
 fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_time() {
     let mut offering = Offering::bounded(8, 64);
     offering.callbacks.parallel = 4;
-    let (mut book, now) = (Book::new(offering), Instant::now());
+    let (mut book, now) = (TaskQueue::new(offering), Instant::now());
     let of = |caller: &str| Origin::new(true, Some(caller.parse().unwrap()));
     for n in 1..=6 {
         let url = format!("http://silent:{n}/");
@@ -328,7 +328,7 @@ fn a_caller_with_many_addresses_that_hang_has_its_share_of_the_attempts_at_one_t
     book.finish((result(9, URL), NEW), (of("10.0.0.2"), Keep::OnDisk), now, now);
     assert_eq!(book.next_due(), Some(now));
     assert_eq!(due(&mut book, now, 1), [id(9)]);
-    book.settle(&id(2), DeliveryOutcome::Taken, now);
+    book.record_attempt(&id(2), DeliveryOutcome::Taken, now);
     assert_eq!(due(&mut book, now, 4), [id(4)]);
 }
 
@@ -351,10 +351,10 @@ fn what_became_of_calls_and_results_is_counted() {
     assert_eq!((census.at_work.len(), census.waiting), (0, 4));
     assert_eq!(census.oldest, Some(Duration::from_secs(90_007)));
     book.take_due(later, 9);
-    book.settle(&id(1), DeliveryOutcome::Taken, later);
-    book.settle(&id(4), DeliveryOutcome::NotWaiting, later);
-    book.settle(&id(5), DeliveryOutcome::Again, later);
-    book.settle(&id(6), DeliveryOutcome::Again, later);
+    book.record_attempt(&id(1), DeliveryOutcome::Taken, later);
+    book.record_attempt(&id(4), DeliveryOutcome::NotWaiting, later);
+    book.record_attempt(&id(5), DeliveryOutcome::Again, later);
+    book.record_attempt(&id(6), DeliveryOutcome::Again, later);
     book.goes_on(LOCAL);
     let expected = Counts {
         taken_in: BTreeMap::from([("ensure", 1)]),

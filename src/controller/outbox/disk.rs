@@ -22,7 +22,7 @@ use super::entry::{OutboxEntry, file};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
-use crate::overdue::told_after;
+use crate::overdue::with_limit;
 use crate::store::{Durability, Store, StoreError};
 use crate::wait;
 use crate::watchdog::Heartbeat;
@@ -47,7 +47,7 @@ struct Write {
     entry: Arc<OutboxEntry>,
     /// Position in the queue.
     place: u64,
-    tell: Option<oneshot::Sender<Result<(), Fault>>>,
+    reply: Option<oneshot::Sender<Result<(), Fault>>>,
 }
 
 /// Requests to the disk, as a plain value.
@@ -131,7 +131,7 @@ impl Wanted {
         let task = entry.task.clone();
         self.removals.remove(&task);
         self.failed.remove(&task);
-        self.writes.insert(task, Write { entry, place: self.place, tell });
+        self.writes.insert(task, Write { entry, place: self.place, reply: tell });
         self.place += 1;
     }
 
@@ -229,18 +229,18 @@ pub(super) async fn run(
         }
         let about = ("outbox", "the outbox".to_string());
         let work = carry_out(&store, &batch, &mut heartbeat);
-        let came = told_after(WORK_LIMIT, about, work).await;
+        let came = with_limit(WORK_LIMIT, about, work).await;
         let failed = came.writes.iter().chain(&came.removals).find_map(|came| came.as_ref().err());
         let left = {
             let mut wanted = disk.wanted();
             wanted.note(&batch, &came, Instant::now());
             !wanted.failed.is_empty()
         };
-        tell_of_trouble(&mut in_trouble, failed, left);
+        log_trouble(&mut in_trouble, failed, left);
         let mut tasks = Vec::with_capacity(batch.writes.len());
         for (write, came) in batch.writes.into_iter().zip(came.writes) {
             tasks.push(write.entry.task.clone());
-            if let Some(tell) = write.tell {
+            if let Some(tell) = write.reply {
                 // A receiver that is gone has timed out.
                 let _ = tell.send(came);
             }
@@ -250,7 +250,7 @@ pub(super) async fn run(
 }
 
 /// Logs trouble once when it begins and once when it ends: when nothing is `left` to be retried.
-fn tell_of_trouble(in_trouble: &mut bool, failed: Option<&Fault>, left: bool) {
+fn log_trouble(in_trouble: &mut bool, failed: Option<&Fault>, left: bool) {
     match failed {
         Some(fault) if !*in_trouble => tracing::error!(
             code = %fault.code,

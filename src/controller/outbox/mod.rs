@@ -38,20 +38,20 @@ use crate::model::task::{TaskId, TaskResult};
 use crate::store::Store;
 use crate::watchdog::Heartbeat;
 
-mod book;
 mod census;
 mod disk;
 mod entry;
 mod origin;
+mod queue;
 
-use book::{Book, QueueAdmission};
-pub use book::{DeliveryOutcome, Settled};
 pub use census::{Census, Counts};
 use disk::{OutboxDisk, WriteReceiver};
 use entry::OutboxEntry;
 #[cfg(fuzzing)]
 pub use entry::reread;
 use origin::Origin;
+pub use queue::{AfterAttempt, DeliveryOutcome};
+use queue::{QueueAdmission, TaskQueue};
 
 /// Time limit for the disk before a call is refused, or a result offered that is not yet written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,11 +105,11 @@ pub enum TaskAdmission {
 /// Shared handle of the outbox.
 #[derive(Debug, Clone)]
 pub struct Outbox {
-    book: Arc<Mutex<Book>>,
+    queue: Arc<Mutex<TaskQueue>>,
     disk: OutboxDisk,
     news: Arc<Notify>,
     /// Notified whenever something ended: an attempt, a write, work whose result was given early.
-    settled: Arc<Notify>,
+    ended: Arc<Notify>,
 }
 
 impl Outbox {
@@ -139,10 +139,10 @@ impl Outbox {
     /// Empty outbox without a writer.
     fn new(offering: Offering) -> Outbox {
         Outbox {
-            book: Arc::new(Mutex::new(Book::new(offering))),
+            queue: Arc::new(Mutex::new(TaskQueue::new(offering))),
             disk: OutboxDisk::default(),
             news: Arc::default(),
-            settled: Arc::default(),
+            ended: Arc::default(),
         }
     }
 
@@ -151,7 +151,7 @@ impl Outbox {
         match entry.result(SystemTime::now()) {
             Some((result, age)) => {
                 let now = Instant::now();
-                self.book().finish((result, age), (entry.origin(), entry.keep), now, now);
+                self.lock_queue().finish((result, age), (entry.origin(), entry.keep), now, now);
             }
             None => {
                 entry.break_off();
@@ -173,8 +173,8 @@ impl Outbox {
         let call = route.unwrap_or(census::UNNAMED);
         loop {
             // Subscribed before the check: no notification in between is lost.
-            let settled = self.settled.notified();
-            let place = self.book().admit(task, call, entry.origin());
+            let settled = self.ended.notified();
+            let place = self.lock_queue().admit(task, call, entry.origin());
             match place {
                 QueueAdmission::New => break,
                 // If that write fails, this is a call of its own.
@@ -190,10 +190,10 @@ impl Outbox {
             Keep::InMemory => Ok(()),
         };
         match &written {
-            Ok(()) => self.book().begins(task),
-            Err(_) => self.book().refuse(task, Code::StateUnwritable),
+            Ok(()) => self.lock_queue().begins(task),
+            Err(_) => self.lock_queue().refuse(task, Code::StateUnwritable),
         }
-        self.settled.notify_waiters();
+        self.ended.notify_waiters();
         match written {
             Ok(()) => TaskAdmission::Work(TaskSlot { outbox: self.clone(), entry: Some(entry) }),
             Err(fault) => TaskAdmission::Unwritable(fault),
@@ -214,36 +214,41 @@ impl Outbox {
 
     /// Number of running tasks, including those that go on after their result, and of pending results.
     pub fn load(&self) -> (usize, usize) {
-        self.book().load()
+        self.lock_queue().load()
     }
 
     /// Counts of tasks, results and past events since the agent started.
     pub fn census(&self) -> Census {
-        self.book().census(Instant::now())
+        self.lock_queue().census(Instant::now())
     }
 
     /// Takes the results due now, each with the number of its attempt, from 1; each is under way until
-    /// [`Outbox::settle`] is called for it.
+    /// [`Outbox::record_attempt`] is called for it.
     pub fn take_due(&self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
-        self.book().take_due(now, most)
+        self.lock_queue().take_due(now, most)
     }
 
     /// Due time of the next result that may be offered.
     pub fn next_due(&self) -> Option<Instant> {
-        self.book().next_due()
+        self.lock_queue().next_due()
     }
 
     /// Records the outcome of an attempt.
-    pub fn settle(&self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> Settled {
-        let mut book = self.book();
+    pub fn record_attempt(
+        &self,
+        task: &TaskId,
+        verdict: DeliveryOutcome,
+        now: Instant,
+    ) -> AfterAttempt {
+        let mut book = self.lock_queue();
         let kept = book.kept(task);
-        let settled = book.settle(task, verdict, now);
-        if kept == Some(Keep::OnDisk) && !matches!(settled, Settled::After(_)) {
+        let settled = book.record_attempt(task, verdict, now);
+        if kept == Some(Keep::OnDisk) && !matches!(settled, AfterAttempt::After(_)) {
             // Under the ledger's lock, so that the same task, admitted anew, is written after this.
             self.disk.remove(task);
         }
         drop(book);
-        self.settled.notify_waiters();
+        self.ended.notify_waiters();
         settled
     }
 
@@ -251,7 +256,7 @@ impl Outbox {
     pub async fn empty(&self) {
         loop {
             // Subscribed before the check: no notification in between is lost.
-            let settled = self.settled.notified();
+            let settled = self.ended.notified();
             if self.load() == (0, 0) && self.disk.is_idle() {
                 return;
             }
@@ -263,7 +268,7 @@ impl Outbox {
     pub async fn durable(&self) {
         loop {
             // Subscribed before the check: no notification in between is lost.
-            let settled = self.settled.notified();
+            let settled = self.ended.notified();
             if self.load().0 == 0 && self.disk.is_durable() {
                 return;
             }
@@ -273,7 +278,7 @@ impl Outbox {
 
     /// `true` if a result is pending that would be lost with the agent.
     pub fn is_in_memory(&self) -> bool {
-        self.book().is_in_memory()
+        self.lock_queue().is_in_memory()
     }
 
     /// Waits until a result was added or became due since the last call. Cancel-safe.
@@ -282,8 +287,8 @@ impl Outbox {
     }
 
     /// Waits until something ends: an attempt, a write, work whose result was given early.
-    pub async fn settled(&self) {
-        self.settled.notified().await;
+    pub async fn wait_for_end(&self) {
+        self.ended.notified().await;
     }
 
     /// Puts a result into the ledger, and on the disk if it is kept there.
@@ -294,7 +299,7 @@ impl Outbox {
             Keep::OnDisk => now + WRITE_TIMEOUT,
             Keep::InMemory => now,
         };
-        self.book().finish((result, age), (entry.origin(), keep), now, due);
+        self.lock_queue().finish((result, age), (entry.origin(), keep), now, due);
         let told = (keep == Keep::OnDisk).then(|| self.disk.write(entry));
         self.news.notify_one();
         told
@@ -302,15 +307,15 @@ impl Outbox {
 
     /// Makes the results of these tasks due: they are written, or cannot be for now.
     fn written(&self, tasks: &[TaskId]) {
-        let (mut book, now) = (self.book(), Instant::now());
+        let (mut book, now) = (self.lock_queue(), Instant::now());
         tasks.iter().for_each(|task| book.written(task, now));
         drop(book);
         self.news.notify_one();
-        self.settled.notify_waiters();
+        self.ended.notify_waiters();
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock_queue(&self) -> MutexGuard<'_, TaskQueue> {
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -337,7 +342,7 @@ impl TaskSlot {
         let origin = self.entry.as_ref().map(OutboxEntry::origin);
         let goes_on = GoesOn { outbox: self.outbox.clone(), origin };
         if let Some(origin) = origin {
-            self.outbox.book().goes_on(origin);
+            self.outbox.lock_queue().goes_on(origin);
         }
         self.finish(body, None).await;
         goes_on
@@ -360,9 +365,9 @@ pub struct GoesOn {
 impl Drop for GoesOn {
     fn drop(&mut self) {
         if let Some(origin) = self.origin {
-            self.outbox.book().went_on(origin);
+            self.outbox.lock_queue().went_on(origin);
         }
-        self.outbox.settled.notify_waiters();
+        self.outbox.ended.notify_waiters();
     }
 }
 

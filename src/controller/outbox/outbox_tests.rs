@@ -76,7 +76,7 @@ async fn a_task_is_on_disk_before_its_work_and_its_result_before_it_is_offered()
     assert_eq!(node.file(1).unwrap()["result"]["body"], r#"{"success":true}"#);
     assert_eq!(next(&outbox).await.len(), 1);
     assert!(matches!(outbox.admit(&id(1), url, UNNAMED, Caller::Here).await, TaskAdmission::Known));
-    outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now());
+    outbox.record_attempt(&id(1), DeliveryOutcome::Taken, Instant::now());
     outbox.empty().await;
     assert_eq!(node.file(1), None);
     slot(&outbox, 1).await.finish("{}".into(), None).await;
@@ -131,7 +131,9 @@ async fn the_age_counts_over_a_restart() {
     let last = loop {
         tokio::time::sleep_until(outbox.next_due().unwrap()).await;
         assert_eq!(due(&outbox).len(), 1);
-        if outbox.settle(&id(1), DeliveryOutcome::Again, Instant::now()) == Settled::TooOld {
+        if outbox.record_attempt(&id(1), DeliveryOutcome::Again, Instant::now())
+            == AfterAttempt::TooOld
+        {
             break began.elapsed();
         }
     };
@@ -172,7 +174,7 @@ async fn a_result_that_cannot_be_written_is_offered_and_written_when_it_can() {
     std::fs::write(&folder, "no folder").unwrap();
     work.finish("{}".into(), None).await;
     assert_eq!(next(&outbox).await.len(), 1, "the controller waits for it");
-    outbox.settle(&id(1), DeliveryOutcome::Again, Instant::now());
+    outbox.record_attempt(&id(1), DeliveryOutcome::Again, Instant::now());
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
     while node.file(1).unwrap()["result"].is_null() {
@@ -206,7 +208,7 @@ async fn work_that_goes_on_after_its_result_keeps_its_place() {
     let outbox = node.start_with(Offering::bounded(1, 8));
     let goes_on = slot(&outbox, 1).await.finish_early("{}".into()).await;
     assert_eq!(next(&outbox).await.len(), 1, "the result is offered");
-    outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now());
+    outbox.record_attempt(&id(1), DeliveryOutcome::Taken, Instant::now());
     assert_eq!(outbox.load(), (1, 0));
     let refused = outbox.admit(&id(2), "http://c/", ENSURE, Caller::Here).await;
     assert!(matches!(refused, TaskAdmission::Full(f) if f.code == Code::TooManyTasks));
@@ -239,10 +241,13 @@ async fn a_task_in_memory_is_known_and_offered_and_never_has_a_file() {
     assert!(matches!(outbox.admit(&id(1), url, HEALTH, Caller::Here).await, TaskAdmission::Known));
     assert_eq!(due(&outbox).len(), 1, "it is due at once");
     assert!(matches!(
-        outbox.settle(&id(1), DeliveryOutcome::Again, Instant::now()),
-        Settled::After(_)
+        outbox.record_attempt(&id(1), DeliveryOutcome::Again, Instant::now()),
+        AfterAttempt::After(_)
     ));
-    assert_eq!(outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now()), Settled::Gone);
+    assert_eq!(
+        outbox.record_attempt(&id(1), DeliveryOutcome::Taken, Instant::now()),
+        AfterAttempt::Gone
+    );
     outbox.empty().await;
     assert!(!node.0.path().join("outbox").exists(), "the disk was never asked");
     slot_of(&outbox, 1, HEALTH).await.finish("{}".into(), None).await;
@@ -280,7 +285,10 @@ async fn a_disk_that_hangs_holds_up_no_task_in_memory() {
     let began = Instant::now();
     slot_of(&outbox, 1, HEALTH).await.finish("{}".into(), None).await;
     assert_eq!(due(&outbox).len(), 1);
-    assert_eq!(outbox.settle(&id(1), DeliveryOutcome::Taken, Instant::now()), Settled::Gone);
+    assert_eq!(
+        outbox.record_attempt(&id(1), DeliveryOutcome::Taken, Instant::now()),
+        AfterAttempt::Gone
+    );
     outbox.empty().await;
     assert_eq!(began.elapsed(), Duration::ZERO);
 }

@@ -8,7 +8,7 @@
 //! an attempt that hangs no longer than `PATIENCE`; but the attempt after that gets its full time, or a
 //! slow controller would never be seen to accept anything.
 
-mod course;
+mod schedule;
 mod tally;
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::course::{ReportOutcome, ReportSchedule, Went};
+use self::schedule::{ReportOutcome, ReportSchedule, Went};
 pub use self::tally::{ReportCounts, Tally};
 use super::client::ControllerClient;
 use super::reach::Reaches;
@@ -115,7 +115,7 @@ where
             match ended {
                 AttemptEnd::By(verdict) => {
                     self.tally.ended(&verdict);
-                    let before = course.settle(&verdict, generation, Instant::now());
+                    let before = course.record_attempt(&verdict, generation, Instant::now());
                     note(url, before, &verdict);
                     may_be_overtaken = true;
                 }
@@ -197,8 +197,8 @@ fn note(url: &str, before: Went, verdict: &ReportOutcome) {
         }
         ReportOutcome::Unknown if before != Went::Unknown => tracing::info!(
             url,
-            "the controller does not know the node's status (report.command_path); it is offered again \
-             each report.unknown_delay, and when it connects"
+            "the controller answered that it has no handler for reports (report.command_path); they are offered \
+             again each report.unknown_delay, and when it connects"
         ),
         ReportOutcome::Failed(why) if !matches!(before, Went::Failing(_)) => tracing::warn!(
             url,

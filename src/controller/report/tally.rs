@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI8, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::course::ReportOutcome;
+use super::schedule::ReportOutcome;
 
 /// Attempt counters, by outcome.
 #[derive(Debug)]

@@ -101,7 +101,7 @@ impl DeepProbe {
             Ok(Some(deep)) => deep.clone(),
             _ => {
                 let fault = Fault::new(Code::Stopping, "the probe was given up: call again");
-                told(Instant::now(), (None, Some(fault)))
+                deep_health(Instant::now(), (None, Some(fault)))
             }
         }
     }
@@ -119,13 +119,13 @@ impl DeepProbe {
             let began = Instant::now();
             let came_to = inner.probe(&control, began).await;
             inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&control);
-            sender.send_replace(Some(told(began, came_to)));
+            sender.send_replace(Some(deep_health(began, came_to)));
         });
         receiver
     }
 }
 
-fn told(began: Instant, (io, error): (Option<ProvenIo>, Option<Fault>)) -> DeepHealth {
+fn deep_health(began: Instant, (io, error): (Option<ProvenIo>, Option<Fault>)) -> DeepHealth {
     DeepHealth {
         ok: error.is_none(),
         at: humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
@@ -244,8 +244,8 @@ async fn connect(paths: &[PathBuf], by: Instant) -> Result<UnixStream, Fault> {
         for path in paths {
             match timeout_at(by, UnixStream::connect(path)).await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(e)) => refused += &told_of(path, &e.to_string()),
-                Err(_) => refused += &told_of(path, "no connection in time"),
+                Ok(Err(e)) => refused += &failure_text(path, &e.to_string()),
+                Err(_) => refused += &failure_text(path, "no connection in time"),
             }
         }
         if Instant::now() >= by {
@@ -256,7 +256,7 @@ async fn connect(paths: &[PathBuf], by: Instant) -> Result<UnixStream, Fault> {
     }
 }
 
-fn told_of(path: &Path, why: &str) -> String {
+fn failure_text(path: &Path, why: &str) -> String {
     format!("; {}: {why}", path.display())
 }
 

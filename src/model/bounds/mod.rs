@@ -15,7 +15,9 @@ mod system;
 mod urls;
 
 pub use self::images::image_pattern_problem;
-pub use self::paths::{Led, Links, PathPurpose, Paths, device_pattern_problem, root_problem};
+pub use self::paths::{
+    Links, PathPurpose, Paths, ResolvedPath, device_pattern_problem, root_problem,
+};
 pub use self::urls::{image_reach, image_url_problem};
 use super::code::Code;
 use super::fault::Fault;

@@ -22,7 +22,7 @@ pub enum PathPurpose {
 
 /// Destination of a path once its links are followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Led {
+pub struct ResolvedPath {
     /// Path without links.
     pub path: CleanPath,
     /// Set if a block device is there.
@@ -30,7 +30,7 @@ pub struct Led {
 }
 
 /// Destinations by path, without the paths that could not be observed.
-pub type Links = BTreeMap<CleanPath, Led>;
+pub type Links = BTreeMap<CleanPath, ResolvedPath>;
 
 /// Knowledge of the paths that are judged.
 #[derive(Debug, Clone, Copy)]

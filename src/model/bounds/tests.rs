@@ -53,7 +53,7 @@ fn what_lies_in_an_allowed_folder_is_taken_as_named_and_with_links_followed() {
         let spec = with(named, at);
         assert_eq!(judge(&spec, None, Paths::AsNamed), Ok(()), "{at}");
         let paths = paths_of_target(&spec, &TargetSettings::default());
-        let led = |path: CleanPath| (path.clone(), Led { path, is_block_device: false });
+        let led = |path: CleanPath| (path.clone(), ResolvedPath { path, is_block_device: false });
         let links: Links = paths.into_iter().map(led).collect();
         assert_eq!(judge(&spec, None, Paths::Followed(&links)), Ok(()), "{at}");
     }
@@ -102,7 +102,7 @@ fn links_that_lead_out_are_refused_and_so_is_what_nobody_could_look_at() {
         let spec = with(named, at);
         let out = |to: &str| {
             let paths = paths_of_target(&spec, &TargetSettings::default());
-            let to = Led { path: path(to), is_block_device: false };
+            let to = ResolvedPath { path: path(to), is_block_device: false };
             let links: Links = paths.into_iter().map(|path| (path, to.clone())).collect();
             judge(&spec, None, Paths::Followed(&links))
         };
@@ -117,7 +117,9 @@ fn links_that_lead_out_are_refused_and_so_is_what_nobody_could_look_at() {
         assert_eq!(unseen.is_ok(), own, "{at}");
     }
     let spec = with(PathPurpose::SocketDir, "/var/zbsvhost/sockets/a");
-    let led = |from: &str, to: &str| (path(from), Led { path: path(to), is_block_device: false });
+    let led = |from: &str, to: &str| {
+        (path(from), ResolvedPath { path: path(to), is_block_device: false })
+    };
     let judged = |links: Links| judge(&spec, None, Paths::Followed(&links));
     let control = "/var/zbsvhost/sockets/a/vhost.sock";
     let moved = [
@@ -201,7 +203,7 @@ fn files_of_volumes_lie_where_the_settings_say_and_devices_fit_a_pattern() {
         assert_eq!(judged(&aio(at), &disks(), Paths::AsNamed), Err(Code::PathNotAllowed), "{at}");
     }
     let led = |from: &str, to: &str, is_block_device| {
-        let links = [(path(from), Led { path: path(to), is_block_device })].into();
+        let links = [(path(from), ResolvedPath { path: path(to), is_block_device })].into();
         judged(&aio(from), &disks(), Paths::Followed(&links))
     };
     assert_eq!(led("/dev/mapper/vg0-a", "/dev/dm-3", true), Ok(()), "as the system makes them");

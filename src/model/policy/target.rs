@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{HealPolicy, HealthPolicy, VolumePolicy};
 use crate::model::fault::Fault;
-use crate::model::image::ImageWish;
+use crate::model::image::ImageRequest;
 use crate::model::path::CleanPath;
 use crate::model::registry::RegistryPolicy;
-use crate::model::target::{CoreWish, TargetKind, TargetName, TargetSpec};
+use crate::model::target::{CoreRequest, TargetKind, TargetName, TargetSpec};
 use crate::model::units::{duration, octal};
 
 /// Settings that the owners of targets follow.
@@ -262,8 +262,8 @@ impl TargetSettings {
     /// A control socket whose name makes no valid path.
     pub fn spec(&self, name: TargetName, kind: TargetKind) -> Result<TargetSpec, Fault> {
         let wish = match kind {
-            TargetKind::BuiltIn => ImageWish::default(),
-            TargetKind::Zbs | TargetKind::Spdk => ImageWish {
+            TargetKind::BuiltIn => ImageRequest::default(),
+            TargetKind::Zbs | TargetKind::Spdk => ImageRequest {
                 image: self.image().map(str::to_string),
                 // Validated when the settings were loaded.
                 url: self.image_url.parse().ok(),
@@ -277,7 +277,7 @@ impl TargetSettings {
             image_tar: None,
             image_url: wish.url,
             image_sha256: wish.sha256,
-            cores: CoreWish::Count(self.core_count),
+            cores: CoreRequest::Count(self.core_count),
             socket_dir: self.socket_dir.clone(),
             control_sock: self.control_in(&self.socket_dir)?,
             client_conf: Some(self.client_conf.clone()),

@@ -8,15 +8,15 @@
 //! as far as the free pages elsewhere do not cover them.
 
 mod bounds;
-mod giving_back;
 mod placement;
+mod shrink;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 pub use self::bounds::floor_kib;
-pub use self::giving_back::{give_back, keep};
 use self::placement::fill_evenly;
+pub use self::shrink::{give_back, keep};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::policy::PoolPolicy;

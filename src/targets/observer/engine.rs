@@ -74,7 +74,10 @@ impl EngineNews {
             if self.live.swap(false, Ordering::Relaxed) {
                 pause = FIRST_PAUSE;
                 let why = ended.map_or_else(|e| chain(&e), |()| "its stream ended".to_string());
-                tracing::warn!(why, "the engine tells no more what happens; it is asked instead");
+                tracing::warn!(
+                    why,
+                    "the event stream of the engine is lost; containers are polled until it is back"
+                );
                 let _ = self.sender.send(ObserverEvent::LookAnew);
             }
             sleep(pause).await;

@@ -85,7 +85,7 @@ impl<C: Containers> Task<C> {
         let Some(trial) = self.parts.desired.trial(self.name()) else { return true };
         let wanted = self.parts.desired.volumes(self.name());
         self.status.read(|known| {
-            known.in_place == Some(pid) && lost(&trial, &wanted, &known.book).is_none()
+            known.in_place == Some(pid) && lost(&trial, &wanted, &known.volumes).is_none()
         })
     }
 

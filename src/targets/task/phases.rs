@@ -123,7 +123,7 @@ impl<C: Containers> Task<C> {
                 known.last_exit = Some(LastExit { at: now(), cause: how });
             }
             known.exits += 1;
-            known.book.exited(&now());
+            known.volumes.exited(&now());
             (known.in_place, known.next_pass) = (None, None);
         });
         let volumes = self.parts.desired.volumes(self.name()).len();

@@ -10,7 +10,7 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::prepare::PartReport;
 use crate::model::target;
-use crate::overdue::told_after;
+use crate::overdue::with_limit;
 use crate::plan::lifecycle::{Attempt, Phase};
 use crate::targets::deploy::{Deploy, Underway};
 use crate::targets::start::{ENGINE_PAUSE, start_failed};
@@ -87,7 +87,7 @@ impl<C: Containers> Task<C> {
         self.status.change(|known| known.at_work = at_work.or(known.at_work));
         let about = ("target", self.name().to_string());
         let limit = WORK_LIMIT + self.parts.policy.target.ready_timeout;
-        let work = Box::pin(told_after(limit, about, async move {
+        let work = Box::pin(with_limit(limit, about, async move {
             // Before any change: the agent may die in that, too.
             let is_written = worker.remember(written, remembers).await;
             let written = if is_written { remembers } else { written };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(super) use self::quarantine::VolumeQuarantine;
-use super::book::{VolumeBook, VolumeObservation};
+use super::volume_statuses::{VolumeObservation, VolumeStatuses};
 use super::worker::Worker;
 use crate::agent::observe::volumes::VolumesLocation;
 use crate::docker::Containers;
@@ -64,7 +64,7 @@ impl<C: Containers> Worker<C> {
                     return;
                 }
                 let lately = known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
-                let returning = known.book.is_unsettled() && lately;
+                let returning = known.volumes.is_unsettled() && lately;
                 known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
                 (known.in_place, known.trouble) = (Some(pid), None);
             });
@@ -94,7 +94,7 @@ impl<C: Containers> Worker<C> {
 
     /// Logs the state of the volumes, if it differs from the one that was logged last.
     fn log_volumes(&mut self, made: usize, took: Duration) {
-        let tally = self.status.read(|known| known.book.tally());
+        let tally = self.status.read(|known| known.volumes.tally());
         let same = |logged: VolumeTally| {
             (logged.serving, logged.degraded) == (tally.serving, tally.degraded)
         };
@@ -112,7 +112,8 @@ impl<C: Containers> Worker<C> {
             0 => tracing::info!(target_name = %self.name(), "{text}"),
             degraded => {
                 let first = self.status.read(|known| {
-                    let first = known.book.statuses().iter().find(|(_, it)| !it.reason.is_empty());
+                    let first =
+                        known.volumes.statuses().iter().find(|(_, it)| !it.reason.is_empty());
                     first.map(|(name, it)| format!("{name}: {}", it.reason))
                 });
                 tracing::warn!(
@@ -146,10 +147,12 @@ impl<C: Containers> Worker<C> {
         self.quarantine.suspect(&name, self.serving, self.is_in_place(), &fresh);
         self.remember_making(BTreeSet::new()).await;
         let (mut plans, mut faults) = plan_all(&specs, &before);
-        let has_guests = |name: &VolumeName| self.book(|book| book.has_guests_but_of(name));
+        let has_guests =
+            |name: &VolumeName| self.read_statuses(|book| book.has_guests_but_of(name));
         faults.extend(self.quarantine.hold_back(&mut plans, self.is_in_place(), has_guests));
         if !retries {
-            let waits = |spec: &VolumeSpec| self.book(|book| book.failed_before(&spec.name));
+            let waits =
+                |spec: &VolumeSpec| self.read_statuses(|book| book.failed_before(&spec.name));
             faults.extend(
                 plans.iter().filter_map(|(spec, _)| Some((spec.name.clone(), waits(spec)?))),
             );
@@ -249,12 +252,12 @@ impl<C: Containers> Worker<C> {
         };
         let (wanted, none) = (self.parts.desired.volumes(self.name()), VolumeSeen::default());
         let has_degraded = self.status.change(|known| {
-            known.book.keep(&wanted, &look);
+            known.volumes.keep(&wanted, &look);
             for spec in specs {
                 let seen = seen.get(&spec.name).unwrap_or(&none);
-                known.book.note(spec, seen, faults.get(&spec.name), &look);
+                known.volumes.note(spec, seen, faults.get(&spec.name), &look);
             }
-            known.book.has_degraded()
+            known.volumes.has_degraded()
         });
         if !has_degraded {
             self.retry.serves(now);
@@ -268,8 +271,8 @@ impl<C: Containers> Worker<C> {
         self.parts.desired.get(self.name()).map(|spec| place_of(&spec))
     }
 
-    fn book<T>(&self, read: impl FnOnce(&VolumeBook) -> T) -> T {
-        self.status.read(|known| read(&known.book))
+    fn read_statuses<T>(&self, read: impl FnOnce(&VolumeStatuses) -> T) -> T {
+        self.status.read(|known| read(&known.volumes))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::target::TargetName;
 use crate::model::volume::{VolumeName, VolumeSpec};
-use crate::plan::quarantine::{Exit, Leave, Quarantine, QuarantineRecord};
+use crate::plan::quarantine::{CreatePermit, Exit, Quarantine, QuarantineRecord};
 use crate::plan::retry::Backoff;
 
 pub(in crate::targets) struct VolumeQuarantine {
@@ -82,7 +82,7 @@ impl VolumeQuarantine {
         let names: Vec<&str> = open.iter().map(VolumeName::as_str).take(10).collect();
         tracing::error!(
             target_name = %name, volumes = open.len(), %exit,
-            "{name} went down while these volumes were made, which is held against them: {}",
+            "{name} exited while these volumes were made; they are quarantined, and made last, one at a time: {}",
             names.join(", ")
         );
     }
@@ -134,13 +134,14 @@ impl VolumeQuarantine {
         }
         let now = now();
         let leave = |spec: &VolumeSpec| self.held.leave(&spec.name, has_guests(&spec.name), now);
-        let mut alone = in_place && plans.iter().all(|(spec, _)| leave(spec) != Leave::Together);
+        let mut alone =
+            in_place && plans.iter().all(|(spec, _)| leave(spec) != CreatePermit::Together);
         plans.retain(|(spec, _)| {
             let text = match leave(spec) {
-                Leave::Together => return true,
-                Leave::Alone if std::mem::take(&mut alone) => return true,
-                Leave::Alone => "its target went down while it was made: it is made alone, after all others",
-                Leave::No => {
+                CreatePermit::Together => return true,
+                CreatePermit::Alone if std::mem::take(&mut alone) => return true,
+                CreatePermit::Alone => "its target went down while it was made: it is made alone, after all others",
+                CreatePermit::No => {
                     "its target went down while it was made alone: it is tried again when no virtual machine is \
                      connected to another volume of that target, or when the target was replaced (deploy with \
                      recreate)"

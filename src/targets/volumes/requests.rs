@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::super::book::VolumeObservation;
 use super::super::now;
+use super::super::volume_statuses::VolumeObservation;
 use super::super::worker::Worker;
 use super::calls::view;
 use super::{ObservedVolumes, Pass, place_of};
@@ -72,7 +72,7 @@ impl<C: Containers> Worker<C> {
         }
         self.passed = None;
         let views = volumes.iter().map(|spec| {
-            let mut view = self.book(|book| view(self.name(), spec, book.statuses()));
+            let mut view = self.read_statuses(|book| view(self.name(), spec, book.statuses()));
             // Earlier observations say nothing of a target that cannot be asked now.
             if let Err(fault) = &done
                 && view.status.state != VolumeState::Pending
@@ -147,9 +147,9 @@ impl<C: Containers> Worker<C> {
         };
         let wanted = self.parts.desired.volumes(self.name());
         self.status.change(|known| {
-            known.book.keep(&wanted, &look);
+            known.volumes.keep(&wanted, &look);
             for spec in volumes {
-                known.book.waits(&spec.name, &fault.text, &look);
+                known.volumes.waits(&spec.name, &fault.text, &look);
             }
             known.next_pass = Some(Instant::now());
         });
@@ -281,7 +281,7 @@ impl<C: Containers> Worker<C> {
     /// Removes volumes that are no longer desired from the ledger.
     fn forgotten(&self) {
         let wanted = self.parts.desired.volumes(self.name());
-        self.status.change(|known| known.book.drop_unwanted(&wanted));
+        self.status.change(|known| known.volumes.drop_unwanted(&wanted));
     }
 
     pub(in crate::targets) async fn resize(
@@ -304,7 +304,7 @@ impl<C: Containers> Worker<C> {
             // If its backing holds its size, it is made with the new one from now on.
             self.parts.desired.want_volumes(self.name(), &[resized]).await?;
         }
-        Ok(self.book(|book| view(self.name(), &spec, book.statuses())))
+        Ok(self.read_statuses(|book| view(self.name(), &spec, book.statuses())))
     }
 
     /// Observes the volumes now, for a caller; those that are not as desired are reconciled by that too.

@@ -13,7 +13,7 @@ use vhost_agent::api::v1::volumes::{ResizeBody, VolumeBody, VolumesBody};
 use vhost_agent::model::path::SUN_PATH;
 use vhost_agent::model::policy::PoolPolicy;
 use vhost_agent::model::pools::Placement;
-use vhost_agent::model::target::{CoreWish, TargetKind, TargetName, TargetSpec};
+use vhost_agent::model::target::{CoreRequest, TargetKind, TargetName, TargetSpec};
 use vhost_agent::model::volume::{Backing, VolumeSpec};
 use vhost_agent_fuzz::defaults;
 
@@ -74,7 +74,7 @@ fn reads_again<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bo
 
 fn target(spec: &TargetSpec) {
     assert!(spec.control_sock.as_str().len() <= SUN_PATH && spec.memory_mib <= 1 << 26);
-    assert!(spec.cores != CoreWish::Count(0));
+    assert!(spec.cores != CoreRequest::Count(0));
     assert!(spec.kind != TargetKind::BuiltIn || spec.image.is_none());
     let kept = serde_json::to_vec(spec).expect("a wish can be written");
     assert_eq!(serde_json::from_slice(&kept).ok().as_ref(), Some(spec), "it is kept and lost");

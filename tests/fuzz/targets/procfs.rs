@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::host::facts::{boot_id, hostname, init, kernel};
-use vhost_agent::host::{Root, guests, holders, leftovers, mounts, process};
+use vhost_agent::host::{Root, cpu_users, guests, leftovers, mounts, process};
 use vhost_agent::model::policy::VolumePolicy;
 use vhost_agent_fuzz::Tree;
 
@@ -19,9 +19,9 @@ fuzz_target!(|input: &[u8]| {
     for mount in mounts::hugetlb_mounts(&root).unwrap_or_default() {
         assert!(!mount.reachable, "a file is no hugetlbfs");
     }
-    let holders = holders::holders(&root, Some(1));
-    assert!(holders.len() <= 1024);
-    for holder in holders {
+    let cpu_users = cpu_users::holders(&root, Some(1));
+    assert!(cpu_users.len() <= 1024);
+    for holder in cpu_users {
         assert!(!holder.name.is_empty() && !holder.name.contains(char::is_control), "{holder:?}");
         assert!(holder.name.chars().count() <= 128);
     }

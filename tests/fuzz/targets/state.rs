@@ -49,7 +49,7 @@ fn alone(bytes: &[u8]) {
         assert!(reread(&broken_off).is_ok());
     }
     if let Ok(mut ledger) = serde_json::from_slice::<Ledger>(bytes) {
-        ledger.settle(&PoolsSeen::default());
+        ledger.reconcile(&PoolsSeen::default());
         let _ = (ledger.by_pool(), ledger.sizes(), ledger.finding());
     }
     if let Ok(failures) = serde_json::from_slice::<Failures>(bytes) {

@@ -11,7 +11,7 @@ use vhost_agent::host::{Root, cpus, cpuset};
 use vhost_agent::model::cpu::CpuUse;
 use vhost_agent::model::ledger::Ledger;
 use vhost_agent::model::pools::{Placement, PoolGoal, PoolWant, PoolsSeen};
-use vhost_agent::model::target::CoreWish;
+use vhost_agent::model::target::CoreRequest;
 use vhost_agent::model::units::PageSize;
 use vhost_agent::plan::{cores, hugepages};
 use vhost_agent_fuzz::Tree;
@@ -32,7 +32,7 @@ fn processors(root: &Root) {
     assert!(cpus.windows(2).all(|pair| pair[0].id < pair[1].id));
     let used = CpuUse { containers: containers.clone(), ..CpuUse::default() };
     for count in [1, 2, u32::MAX] {
-        let Ok(chosen) = cores::choose(&CoreWish::Count(count), &cpus, &used) else { continue };
+        let Ok(chosen) = cores::choose(&CoreRequest::Count(count), &cpus, &used) else { continue };
         assert_eq!(chosen.cores.as_slice().len(), count as usize);
         for core in chosen.cores.as_slice() {
             assert!(cpus.iter().any(|cpu| cpu.id == *core && !cpu.isolated));
@@ -57,7 +57,7 @@ fn grow(seen: &PoolsSeen) {
     for pool in &seen.pools {
         ledger.set_grown(pool.key, pool.total, pool.persistent());
     }
-    ledger.settle(seen);
+    ledger.reconcile(seen);
     let grown = ledger.by_pool();
     for (size, pages) in
         [(PageSize::MIB_2, 1024), (PageSize::GIB_1, 1), (PageSize::MIB_2, u64::MAX)]

@@ -5,18 +5,18 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::api::zstack::target::usual;
-use vhost_agent::api::zstack::{door, wire};
+use vhost_agent::api::zstack::{fuzz_entry, wire};
 use vhost_agent::model::caller::Caller;
 use vhost_agent::model::outgoing::EgressPolicy;
 use vhost_agent::model::path::SUN_PATH;
-use vhost_agent::model::target::{CoreWish, TargetSpec};
+use vhost_agent::model::target::{CoreRequest, TargetSpec};
 use vhost_agent::model::volume::{Backing, VolumeSpec};
 use vhost_agent_fuzz::{defaults, desired};
 
 fuzz_target!(|body: &[u8]| {
     let defaults = defaults();
     let wanted = usual(&defaults).expect("the settings' own target can be");
-    let judged = door::judge(body, &desired(wanted), &defaults);
+    let judged = fuzz_entry::judge(body, &desired(wanted), &defaults);
     if let Ok(pages) = judged.prepare {
         assert_ne!(pages, Some(0), "0 is not given");
     }
@@ -37,7 +37,7 @@ fuzz_target!(|body: &[u8]| {
         assert!(!identity.host_uuid.is_empty() && identity.send_command_url.len() <= 2048);
     }
     let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    assert!(wire::patience(body, now).is_none_or(|patience| !patience.is_zero()));
+    assert!(wire::caller_timeout(body, now).is_none_or(|limit| !limit.is_zero()));
     if let Some(asked) = wire::asked(body, Caller::Here, &EgressPolicy::default().reach(None, None))
     {
         assert!(asked.context["api"].as_str().is_some_and(|api| !api.trim().is_empty()));
@@ -50,7 +50,7 @@ fn target(spec: &TargetSpec) {
     assert_eq!(spec.clone().judge().as_ref(), Ok(spec));
     assert!(spec.control_sock.as_str().len() <= SUN_PATH);
     assert!(spec.memory_mib <= 1 << 26, "{} MiB", spec.memory_mib);
-    if let CoreWish::Count(count) = spec.cores {
+    if let CoreRequest::Count(count) = spec.cores {
         assert!((1..=65535).contains(&count), "{count} cores");
     }
     let kept = serde_json::to_vec(spec).expect("a wish can be written");

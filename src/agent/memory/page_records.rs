@@ -32,7 +32,7 @@ pub struct Published {
 
 /// Ledger and reservations of one node.
 #[derive(Debug)]
-pub(super) struct Books {
+pub(super) struct PageRecords {
     store: Store,
     slot: BootSlot,
     ledger: Ledger,
@@ -45,9 +45,9 @@ pub(super) struct Books {
     changed: bool,
 }
 
-impl Books {
+impl PageRecords {
     /// Reads ledger and reservations; a ledger of another boot is void. Writes nothing.
-    pub(super) fn open(store: Store, boot_id: String) -> Result<Books, Fault> {
+    pub(super) fn open(store: Store, boot_id: String) -> Result<PageRecords, Fault> {
         let ledger = store
             .read::<Ledger>(LEDGER, Durability::Boot)?
             .filter(|ledger| ledger.boot_id == boot_id);
@@ -60,7 +60,7 @@ impl Books {
         let published = watch::Sender::new(published);
         let slot = store.boot_slot(LEDGER);
         let (behind, changed) = (false, true);
-        let books = Books { store, slot, ledger, reservations, published, behind, changed };
+        let books = PageRecords { store, slot, ledger, reservations, published, behind, changed };
         books.publish();
         Ok(books)
     }
@@ -79,9 +79,9 @@ impl Books {
     }
 
     /// Brings the ledger in line with the kernel; [`Books::catch_up`] writes it. Returns whether anything was not as it says.
-    pub(super) fn settle(&mut self, seen: &PoolsSeen) -> bool {
+    pub(super) fn reconcile(&mut self, seen: &PoolsSeen) -> bool {
         let intent = self.ledger.intent;
-        let changed = self.ledger.settle(seen);
+        let changed = self.ledger.reconcile(seen);
         if changed {
             (self.behind, self.changed) = (true, true);
             self.publish();
@@ -104,7 +104,7 @@ impl Books {
 
     /// Brings the ledger in line with the kernel, also in its file.
     pub(super) fn catch_up_with(&mut self, seen: &PoolsSeen) -> Result<(), Fault> {
-        self.settle(seen);
+        self.reconcile(seen);
         if self.behind { self.save() } else { Ok(()) }
     }
 
@@ -243,6 +243,8 @@ impl Books {
 
     fn save(&mut self) -> Result<(), Fault> {
         self.publish();
+        // Until it is there: what catches up repeats a write that failed.
+        self.behind = true;
         self.slot.write(&self.ledger)?;
         self.behind = false;
         Ok(())
@@ -272,8 +274,8 @@ mod tests {
         PoolKey { size: PageSize::MIB_2, node: NumaNode(node) }
     }
 
-    fn open(dir: &tempfile::TempDir, boot: &str) -> Books {
-        Books::open(Store::open(dir.path(), dir.path()).unwrap(), boot.to_string()).unwrap()
+    fn open(dir: &tempfile::TempDir, boot: &str) -> PageRecords {
+        PageRecords::open(Store::open(dir.path(), dir.path()).unwrap(), boot.to_string()).unwrap()
     }
 
     fn pool(node: u32, total: u64) -> Pool {
@@ -320,7 +322,7 @@ mod tests {
         assert_eq!(books.publishes().borrow().ledger.grown(key(0)), 100);
         let seen = PoolsSeen { pools: vec![pool(0, 105)], ..PoolsSeen::default() };
         let mut crashed = open(&dir, "boot");
-        crashed.settle(&seen);
+        crashed.reconcile(&seen);
         assert_eq!(crashed.ledger().grown(key(0)), 100);
         books.catch_up();
         let written = open(&dir, "boot");
@@ -336,7 +338,7 @@ mod tests {
         let mut books = open(&dir, "boot");
         books.begin(Intent { pool: key(0), from: 640, to: 1530 }).unwrap();
         let mut next = open(&dir, "boot");
-        next.settle(&PoolsSeen { pools: vec![pool(0, 1335)], ..PoolsSeen::default() });
+        next.reconcile(&PoolsSeen { pools: vec![pool(0, 1335)], ..PoolsSeen::default() });
         assert_eq!((next.ledger().grown(key(0)), next.ledger().intent), (0, None));
     }
 
@@ -387,7 +389,7 @@ mod tests {
         let mut books = open(&dir, "boot");
         // 5000 pages of somebody else are there too.
         books.grew(&resized(0, 5000, 6024)).unwrap();
-        books.settle(&PoolsSeen { pools: vec![pool(0, 5000)], ..PoolsSeen::default() });
+        books.reconcile(&PoolsSeen { pools: vec![pool(0, 5000)], ..PoolsSeen::default() });
         books.grew(&resized(0, 5000, 6024)).unwrap();
         assert_eq!(books.ledger().grown(key(0)), 1024);
     }

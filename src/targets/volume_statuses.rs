@@ -16,7 +16,7 @@ use crate::plan::volumes::{has_unstarted, judge};
 
 /// Volumes of one target, with their status.
 #[derive(Debug, Default)]
-pub(super) struct VolumeBook {
+pub(super) struct VolumeStatuses {
     statuses: Volumes,
     /// Volumes with a session that does not start, and since when.
     unstarted: BTreeMap<VolumeName, Instant>,
@@ -32,7 +32,7 @@ pub(super) struct VolumeObservation<'a> {
     pub(super) stuck_after: Duration,
 }
 
-impl VolumeBook {
+impl VolumeStatuses {
     pub(super) fn statuses(&self) -> &Volumes {
         &self.statuses
     }
@@ -187,16 +187,17 @@ mod tests {
     }
 
     /// A book of one volume, and what notes a look at it after so many seconds.
-    fn book()
-    -> (VolumeBook, impl Fn(&mut VolumeBook, u64, &VolumeSeen, Option<&Fault>) -> VolumeStatus)
-    {
+    fn book() -> (
+        VolumeStatuses,
+        impl Fn(&mut VolumeStatuses, u64, &VolumeSeen, Option<&Fault>) -> VolumeStatus,
+    ) {
         let (spec, begin) = (VolumeSpec::example("v"), Instant::now());
         let sockets: CleanPath = "/s".parse().unwrap();
         let look = move |seconds: u64, sockets: &CleanPath| {
             (begin + Duration::from_secs(seconds), sockets.clone())
         };
         let note =
-            move |book: &mut VolumeBook, seconds, seen: &VolumeSeen, fault: Option<&Fault>| {
+            move |book: &mut VolumeStatuses, seconds, seen: &VolumeSeen, fault: Option<&Fault>| {
                 let (now, sockets) = look(seconds, &sockets);
                 let look = VolumeObservation {
                     now,
@@ -208,7 +209,7 @@ mod tests {
                 book.note(&spec, seen, fault, &look);
                 book.statuses()[&spec.name].clone()
             };
-        (VolumeBook::default(), note)
+        (VolumeStatuses::default(), note)
     }
 
     #[test]
@@ -250,7 +251,7 @@ mod tests {
             qemu: None,
         };
         let guests = |seconds| Guests::from([("/s/v".to_string(), Some(guest(seconds)))]);
-        let told = |book: &VolumeBook| {
+        let told = |book: &VolumeStatuses| {
             let tally = book.tally();
             (tally.expected_pause_seconds, tally.not_reconnecting)
         };

@@ -45,21 +45,21 @@ impl MemoryWork {
                 return report;
             }
         };
-        self.books.settle(&seen);
-        let mut limit = self.books.ledger().by_pool();
-        let mut missing = self.books.missing();
+        self.records.reconcile(&seen);
+        let mut limit = self.records.ledger().by_pool();
+        let mut missing = self.records.missing();
         limit.retain(|key, _| order.names(key));
         missing.retain(|key, _| order.names(key));
         hugepages::keep(&mut limit, &mut missing, order.keep, &seen);
         let named = |key: &PoolKey| order.names(key);
         // Lost pages are given up first: else those that are given back would be told as lost, too.
-        let given_up = if order.dry_run { Ok(()) } else { self.books.lower(named, &missing) };
+        let given_up = if order.dry_run { Ok(()) } else { self.records.lower(named, &missing) };
         let shrunk = self.shrink(&limit, order.dry_run, &mut report.steps);
         report.errors.extend(shrunk.1);
         if !order.dry_run {
-            report.errors.extend(given_up.and(self.books.lower(named, &missing)).err());
+            report.errors.extend(given_up.and(self.records.lower(named, &missing)).err());
         }
-        report.remaining = self.books.ledger().grown.clone();
+        report.remaining = self.records.ledger().grown.clone();
         report
     }
 
@@ -142,6 +142,6 @@ impl MemoryWork {
         let outcome = if resized.lost() < give { StepOutcome::Short } else { StepOutcome::Done };
         let pages = (pages_text(before.total), pages_text(resized.after.total));
         begun.ended(pages, outcome, reports);
-        self.books.gave_back(&resized)
+        self.records.gave_back(&resized)
     }
 }

@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use super::guards::GuardFiles;
 use crate::api::Routers;
 use crate::api::refusals::Refusals;
-use crate::api::serve::{Door, Guards, Inodes, KnowsPeers, Listener, Whose, listen};
+use crate::api::serve::{Endpoint, Guards, Inodes, KnowsPeers, Listener, PeerOwner, listen};
 use crate::config::Settings;
 use crate::host::Root;
-use crate::host::door::{DoorSocket, listen_at};
 use crate::host::own_process::raise_open_files;
 use crate::host::peer::{self, OwnAddresses, SocketOwner};
+use crate::host::unix_socket::{UnixListenerSocket, listen_at};
 use crate::model::access::Rules;
 use crate::model::network::Network;
 use crate::model::node::Exposure;
@@ -31,7 +31,7 @@ pub(super) struct Listeners {
     admin: Option<Listener>,
     here: Option<Listener>,
     /// Unix socket, whose path is removed on drop.
-    pub(super) socket: Option<DoorSocket>,
+    pub(super) socket: Option<UnixListenerSocket>,
     /// Address of the main listener.
     pub(super) address: std::net::SocketAddr,
     /// Set if the main listener speaks TLS.
@@ -89,17 +89,17 @@ impl Listeners {
     }
 
     /// Joins each listener with its router, rules and guards.
-    pub(super) fn doors(
+    pub(super) fn endpoints(
         self,
         settings: &Settings,
         routers: Routers,
         refusals: &Refusals,
-    ) -> Vec<Door> {
+    ) -> Vec<Endpoint> {
         let header_case = settings.fallback().is_some();
         let node: Arc<dyn KnowsPeers> = Arc::new(Peers(OwnAddresses::look()));
         let door = |listener, router, rules, guards| {
             let (rules, refusals) = (Arc::new(rules), refusals.clone());
-            Door { listener, router, rules, guards, node: node.clone(), refusals, header_case }
+            Endpoint { listener, router, rules, guards, node: node.clone(), refusals, header_case }
         };
         let inner = |listener, router| {
             door(listener, router, Rules::open(), watch::channel(Guards::default()).1)
@@ -116,14 +116,14 @@ impl Listeners {
 struct Peers(OwnAddresses);
 
 impl KnowsPeers for Peers {
-    fn whose(&self, peer: SocketAddr, own: SocketAddr) -> Whose {
+    fn whose(&self, peer: SocketAddr, own: SocketAddr) -> PeerOwner {
         // The kernel's lookup also covers an address that this machine got a moment ago; the list of own addresses covers
         // connections that the kernel does not know.
         match peer::owner(peer, own) {
-            Ok(Some(SocketOwner { uid, inode })) => Whose::Users(uid, inode),
-            Ok(None) => Whose::Nobodys,
-            Err(_) if self.0.have(peer.ip()) => Whose::Nobodys,
-            Err(_) => Whose::Elsewhere,
+            Ok(Some(SocketOwner { uid, inode })) => PeerOwner::Users(uid, inode),
+            Ok(None) => PeerOwner::Nobodys,
+            Err(_) if self.0.have(peer.ip()) => PeerOwner::Nobodys,
+            Err(_) => PeerOwner::Elsewhere,
         }
     }
 

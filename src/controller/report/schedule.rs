@@ -100,7 +100,7 @@ impl ReportSchedule {
     }
 
     /// Records the outcome of an attempt; returns the state before it.
-    pub(super) fn settle(
+    pub(super) fn record_attempt(
         &mut self,
         verdict: &ReportOutcome,
         generation: u64,
@@ -152,11 +152,11 @@ mod tests {
         let now = Instant::now();
         let mut course = ReportSchedule::new(ReportPolicy::default(), now);
         assert_eq!(course.due(7), now);
-        assert_eq!(course.settle(&ReportOutcome::Taken, 7, now), Went::Untried);
+        assert_eq!(course.record_attempt(&ReportOutcome::Taken, 7, now), Went::Untried);
         assert_eq!(course.due(8), now);
         let mut beats = Vec::new();
         for _ in 0..100 {
-            course.settle(&ReportOutcome::Taken, 7, now);
+            course.record_attempt(&ReportOutcome::Taken, 7, now);
             beats.push(seconds(course.due(7), now));
         }
         assert!(beats.iter().all(|beat| (54.0..=66.0).contains(beat)), "{beats:?}");
@@ -168,13 +168,13 @@ mod tests {
         let now = Instant::now();
         let mut course = ReportSchedule::new(ReportPolicy::default(), now);
         for most in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0] {
-            course.settle(&failed(), 7, now);
+            course.record_attempt(&failed(), 7, now);
             let pause = seconds(course.due(7), now);
             assert!(pause >= most * 0.8 && pause <= most, "{pause} of {most}");
             assert_eq!(course.due(8), now + BREATH);
         }
-        assert_eq!(course.settle(&ReportOutcome::Taken, 8, now), Went::Failing(8));
-        course.settle(&failed(), 9, now);
+        assert_eq!(course.record_attempt(&ReportOutcome::Taken, 8, now), Went::Failing(8));
+        course.record_attempt(&failed(), 9, now);
         assert!(seconds(course.due(9), now) <= 1.0, "it begins anew");
     }
 
@@ -182,7 +182,7 @@ mod tests {
     fn who_does_not_know_the_path_is_asked_rarely_until_it_connects_again() {
         let now = Instant::now();
         let mut course = ReportSchedule::new(ReportPolicy::default(), now);
-        course.settle(&ReportOutcome::Unknown, 7, now);
+        course.record_attempt(&ReportOutcome::Unknown, 7, now);
         assert_eq!(
             (course.due(7), course.due(8)),
             (

@@ -36,7 +36,7 @@ struct Connections {
 
 /// Connections of a listener.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub(super) struct ConnectionLimiter {
     most: usize,
     /// Counter that orders connections and when they become quiet.
     clock: u64,
@@ -45,9 +45,9 @@ pub(super) struct Crowd {
     members: HashMap<Id, (QuotaClient, Option<u64>)>,
 }
 
-impl Crowd {
-    pub(super) fn new(most: usize) -> Crowd {
-        Crowd { most, clock: 0, peers: HashMap::new(), members: HashMap::new() }
+impl ConnectionLimiter {
+    pub(super) fn new(most: usize) -> ConnectionLimiter {
+        ConnectionLimiter { most, clock: 0, peers: HashMap::new(), members: HashMap::new() }
     }
 
     /// Admits a new connection, which counts at once and is quiet.
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_peer_has_three_quarters_and_then_its_longest_quiet_connection_gives_way() {
-        let mut crowd = Crowd::new(8);
+        let mut crowd = ConnectionLimiter::new(8);
         let own: Vec<Id> = (0..6).map(|_| free(crowd.enter(peer(1)))).collect();
         crowd.works(own[0]);
         crowd.works(own[1]);
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn at_a_full_door_the_peer_with_the_most_gives_way() {
-        let mut crowd = Crowd::new(8);
+        let mut crowd = ConnectionLimiter::new(8);
         let first = free(crowd.enter(peer(2)));
         let greedy: Vec<Id> = (0..5).map(|_| free(crowd.enter(peer(1)))).collect();
         let _others = [free(crowd.enter(peer(3))), free(crowd.enter(peer(3)))];
@@ -194,11 +194,11 @@ mod tests {
 
     #[test]
     fn the_node_itself_has_no_quota_and_a_door_for_one_lets_one_in() {
-        let mut crowd = Crowd::new(4);
+        let mut crowd = ConnectionLimiter::new(4);
         for _ in 0..4 {
             free(crowd.enter(QuotaClient::Node));
         }
-        let mut one = Crowd::new(1);
+        let mut one = ConnectionLimiter::new(1);
         free(one.enter(peer(1)));
         assert!(matches!(one.enter(peer(2)), ConnectionAdmission::InPlaceOf(..)));
     }
@@ -209,7 +209,7 @@ mod tests {
             most in 1..12_usize,
             steps in prop::collection::vec((0..4_u8, 0..5_u8, 0..30_usize), 1..200),
         ) {
-            let mut crowd = Crowd::new(most);
+            let mut crowd = ConnectionLimiter::new(most);
             let mut there: Vec<(Id, u8, bool)> = Vec::new();
             for (what, who, which) in steps {
                 let at = which.checked_rem(there.len()).unwrap_or_default();

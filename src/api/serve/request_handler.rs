@@ -16,20 +16,20 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tower_http::normalize_path::NormalizePath;
 
-use super::super::access::{is_open_to_all, shown};
+use super::super::access::{is_open_to_all, presented};
+use super::super::audit::{self, RefusedCaller};
 use super::super::errors::RefusedWith;
-use super::super::fallback::AsSent;
-use super::super::journal::{self, RefusedCaller};
+use super::super::fallback::OriginalUri;
 use super::super::refusals::Refusals;
 use super::root::RootProof;
 use super::{ConnectionSlot, Guards, lock};
-use crate::model::access::{Denied, Peer, Principal, Role, Rules, Shown};
+use crate::model::access::{Denied, Peer, PresentedToken, Principal, Role, Rules};
 use crate::model::outgoing::VIA_AGENT;
 use crate::wait;
 
 /// Takes the requests of one connection.
 #[derive(Clone)]
-pub(super) struct Desk {
+pub(super) struct RequestHandler {
     pub(super) router: NormalizePath<Router>,
     pub(super) guards: watch::Receiver<Guards>,
     pub(super) rules: Arc<Rules>,
@@ -56,7 +56,7 @@ impl JudgedUnder {
     }
 }
 
-impl Desk {
+impl RequestHandler {
     /// Identifies the caller of a request by its headers; the token goes no further.
     fn judge(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
         let is_agent = |via: &HeaderValue| {
@@ -70,8 +70,8 @@ impl Desk {
         }
         let guards = self.guards.borrow();
         let judged = match &guards.tokens {
-            Some(tokens) => self.rules.judge(&self.peer, shown(tokens, headers)),
-            None => self.rules.judge(&self.peer, Shown::Nothing),
+            Some(tokens) => self.rules.judge(&self.peer, presented(tokens, headers)),
+            None => self.rules.judge(&self.peer, PresentedToken::Nothing),
         };
         if guards.tokens.is_some() {
             headers.remove(AUTHORIZATION);
@@ -104,7 +104,7 @@ fn refused(answer: &Response<Body>) -> Option<RefusedWith> {
 async fn note(
     refused: Option<RefusedWith>,
     by: (Option<Arc<str>>, Peer),
-    at: (Method, AsSent),
+    at: (Method, OriginalUri),
     refusals: Refusals,
 ) {
     let Some(RefusedWith(code)) = refused else { return };
@@ -112,7 +112,7 @@ async fn note(
     let (by, caller) = (name.unwrap_or_else(|| peer.to_string().into()), peer.caller);
     let what = format!("{} {}", at.0, at.1.0.path());
     let refused = RefusedCaller { by: &by, caller, uid: peer.uid, what: &what };
-    let delay = journal::refused(&refusals, refused, code.as_str());
+    let delay = audit::refused(&refusals, refused, code.as_str());
     // A permitted caller that named something forbidden is not delayed, only logged less often.
     if code.refuses_caller() && !delay.is_zero() {
         sleep(delay).await;
@@ -122,7 +122,7 @@ async fn note(
 type Answering =
     Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, std::convert::Infallible>> + Send>>;
 
-impl Service<Request<Incoming>> for Desk {
+impl Service<Request<Incoming>> for RequestHandler {
     type Response = Response<ResponseBody>;
     type Error = std::convert::Infallible;
     type Future = Answering;
@@ -149,12 +149,12 @@ impl Service<Request<Incoming>> for Desk {
     }
 }
 
-impl Desk {
+impl RequestHandler {
     /// Answers a request, whoever it is from.
     fn answer(&self, mut request: Request<Incoming>, at_work: Arc<AtWork>) -> Answering {
         let judged = JudgedUnder::now(&self.guards);
         // The router sees a normalized URI.
-        let sent = AsSent(request.uri().clone());
+        let sent = OriginalUri(request.uri().clone());
         let refusals = self.refusals.clone();
         let at = (request.method().clone(), sent.clone());
         let principal = match self.judge(sent.0.path(), request.headers_mut()) {
@@ -195,14 +195,14 @@ struct AtWork(Arc<ConnectionSlot>);
 impl AtWork {
     /// Marks the connection as at work: the request has come as a whole.
     fn begins(&self) {
-        lock(&self.0.hall).crowd.works(self.0.id);
+        lock(&self.0.connections).limiter.works(self.0.id);
     }
 }
 
 impl AtWork {
     /// The rest of it has to come.
     fn pauses(&self) {
-        lock(&self.0.hall).crowd.rests(self.0.id);
+        lock(&self.0.connections).limiter.rests(self.0.id);
     }
 }
 

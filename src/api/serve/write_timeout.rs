@@ -11,17 +11,17 @@ use tokio::time::{Sleep, sleep};
 
 /// Stream with a limit on how long a write may stall.
 #[derive(Debug)]
-pub(super) struct Patient<S> {
+pub(super) struct WriteTimeout<S> {
     stream: S,
     within: Duration,
     /// Timer that runs while the peer reads nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
+impl<S> WriteTimeout<S> {
     /// Lets the peer read nothing for at most `within`.
-    pub(super) fn new(stream: S, within: Duration) -> Patient<S> {
-        Patient { stream, within, stalled: None }
+    pub(super) fn new(stream: S, within: Duration) -> WriteTimeout<S> {
+        WriteTimeout { stream, within, stalled: None }
     }
 
     fn judge<T>(
@@ -41,7 +41,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -51,7 +51,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -96,7 +96,7 @@ mod tests {
     async fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
         let limit = Duration::from_secs(30);
         let (ours, mut peers) = duplex(10);
-        let mut ours = Patient::new(ours, limit);
+        let mut ours = WriteTimeout::new(ours, limit);
         let reading = async {
             for _ in 0..10 {
                 sleep(Duration::from_secs(29)).await;

@@ -45,7 +45,7 @@ pub enum DeliveryOutcome {
 
 /// State of a result after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub enum AfterAttempt {
     /// Removed from the outbox.
     Gone,
     /// To be offered again after this time.
@@ -126,7 +126,7 @@ struct RunningTask {
 
 /// Tasks and results.
 #[derive(Debug)]
-pub(super) struct Book {
+pub(super) struct TaskQueue {
     offering: Offering,
     at_work: BTreeMap<TaskId, RunningTask>,
     /// Work that goes on after its result was given early.
@@ -138,9 +138,9 @@ pub(super) struct Book {
     counts: Counts,
 }
 
-impl Book {
-    pub(super) fn new(offering: Offering) -> Book {
-        Book {
+impl TaskQueue {
+    pub(super) fn new(offering: Offering) -> TaskQueue {
+        TaskQueue {
             offering,
             at_work: BTreeMap::new(),
             going_on: Vec::new(),
@@ -331,13 +331,13 @@ impl Book {
             .collect()
     }
 
-    pub(super) fn settle(
+    pub(super) fn record_attempt(
         &mut self,
         task: &TaskId,
         verdict: DeliveryOutcome,
         now: Instant,
-    ) -> Settled {
-        let Some(waiting) = self.waiting.get(task) else { return Settled::Gone };
+    ) -> AfterAttempt {
+        let Some(waiting) = self.waiting.get(task) else { return AfterAttempt::Gone };
         let to = address(&waiting.result).to_string();
         let settled = self.judge(task, verdict, now);
         match verdict {
@@ -345,7 +345,7 @@ impl Book {
             DeliveryOutcome::NotWaiting => self.counts.not_waited_for += 1,
             DeliveryOutcome::Again => self.counts.failed += 1,
         }
-        if settled == Settled::TooOld {
+        if settled == AfterAttempt::TooOld {
             self.counts.given_up += 1;
         }
         let mut others =
@@ -362,11 +362,11 @@ impl Book {
         settled
     }
 
-    fn judge(&mut self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> Settled {
-        let Some(waiting) = self.waiting.get_mut(task) else { return Settled::Gone };
+    fn judge(&mut self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> AfterAttempt {
+        let Some(waiting) = self.waiting.get_mut(task) else { return AfterAttempt::Gone };
         if verdict != DeliveryOutcome::Again {
             self.waiting.remove(task);
-            return Settled::Gone;
+            return AfterAttempt::Gone;
         }
         // Failures from before a restart do not count: an unreachable controller may be back.
         let offered = now.saturating_duration_since(waiting.came.1);
@@ -376,13 +376,13 @@ impl Book {
         let delay = delay.mul_f64(1.0 - f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0);
         if now + delay >= waiting.ends {
             self.waiting.remove(task);
-            return Settled::TooOld;
+            return AfterAttempt::TooOld;
         }
         waiting.due = Some(now + delay);
         // Otherwise a result that alone is refused would be offered with each that is accepted.
         let least = self.offering.callbacks.first_delay.max(delay / HURRIED);
         waiting.rests = Some(now + least.min(delay));
-        Settled::After(delay)
+        AfterAttempt::After(delay)
     }
 }
 

@@ -16,7 +16,7 @@ const OTHERS: u32 = 0o007;
 
 /// Failure to create a listening socket.
 #[derive(Debug, thiserror::Error)]
-pub enum DoorError {
+pub enum UnixListenerError {
     /// Another process listens at the path.
     #[error("{0} is served by another process: is another agent there? (access.socket)")]
     InUse(PathBuf),
@@ -30,11 +30,11 @@ pub enum DoorError {
 
 /// Listening socket; its path is removed when it is dropped.
 #[derive(Debug)]
-pub struct DoorSocket {
+pub struct UnixListenerSocket {
     path: PathBuf,
 }
 
-impl Drop for DoorSocket {
+impl Drop for UnixListenerSocket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
@@ -49,8 +49,8 @@ pub fn listen_at(
     path: &Path,
     gid: u32,
     mode: u32,
-) -> Result<(UnixListener, DoorSocket), DoorError> {
-    let failed = |source| DoorError::Make { path: path.to_owned(), source };
+) -> Result<(UnixListener, UnixListenerSocket), UnixListenerError> {
+    let failed = |source| UnixListenerError::Make { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
         // Permitted clients must be able to traverse the folders, whatever the umask (the agent's unit has 0077).
         let made: Vec<&Path> = folder.ancestors().take_while(|above| !above.exists()).collect();
@@ -61,9 +61,11 @@ pub fn listen_at(
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
-        Ok(meta) if !meta.file_type().is_socket() => return Err(DoorError::Other(path.to_owned())),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(UnixListenerError::Other(path.to_owned()));
+        }
         Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(DoorError::InUse(path.to_owned()));
+            return Err(UnixListenerError::InUse(path.to_owned()));
         }
         Ok(_) => fs::remove_file(path).map_err(failed)?,
     }
@@ -82,7 +84,7 @@ pub fn listen_at(
         let _ = fs::remove_file(&made);
         return Err(failed(e));
     }
-    Ok((listener, DoorSocket { path: path.to_owned() }))
+    Ok((listener, UnixListenerSocket { path: path.to_owned() }))
 }
 
 /// Reads a file that everybody may read, such as a certificate.
@@ -118,7 +120,7 @@ mod tests {
         let meta = fs::symlink_metadata(&path).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o660);
         UnixStream::connect(&path).unwrap();
-        assert!(matches!(listen_at(&path, 0, 0o660), Err(DoorError::InUse(_))));
+        assert!(matches!(listen_at(&path, 0, 0o660), Err(UnixListenerError::InUse(_))));
         drop(listener);
         assert!(path.exists(), "as a kill leaves it");
         std::mem::forget(socket);
@@ -126,7 +128,7 @@ mod tests {
         drop(socket);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
         fs::write(&path, "of the operator").unwrap();
-        assert!(matches!(listen_at(&path, 0, 0o660), Err(DoorError::Other(_))));
+        assert!(matches!(listen_at(&path, 0, 0o660), Err(UnixListenerError::Other(_))));
         assert_eq!(fs::read_to_string(&path).unwrap(), "of the operator");
     }
 

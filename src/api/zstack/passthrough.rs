@@ -10,7 +10,7 @@ use axum::http::Method;
 use axum::response::Response;
 use axum::routing::{MethodRouter, any, post};
 
-use super::super::journal::{AuditedChange, principal};
+use super::super::audit::{AuditedChange, principal};
 use super::super::{Shared, body, fallback};
 use super::host::{self, ConnectRequest, judged, judged_in_part, taught};
 use super::task;
