@@ -366,12 +366,21 @@ async fn volumes_are_there_for_an_agent_that_starts_again() {
     let mut agent = node.agent().await;
     assert_eq!(put(&agent, &of("v"), &malloc(16)).await.status, 200);
     agent.stop().await;
+    // One that died may have left a disk of its own.
+    let left = "vhost-agent-probe-999999999-1-0";
+    let malloc = json!({"name": left, "num_blocks": 8, "block_size": 512});
+    node.target.call("bdev_malloc_create", malloc);
     let agent = node.place.ready().await;
     until("it serves", async || {
         (agent.get(&of("v")).await.json()["state"] == "serving").then_some(())
     })
     .await;
     assert_eq!(node.controllers(), ["v"]);
+    until("nothing is left", async || {
+        let bdevs = node.target.call("bdev_get_bdevs", Value::Null);
+        (bdevs.as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
 }
 
 // The compatible routes.

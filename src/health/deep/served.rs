@@ -22,6 +22,7 @@ use super::{CONNECT, DeepProbe, Inner, connect};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::{CleanPath, judge_length};
+use crate::spdk::Spdk;
 
 /// Time limit for the removal of the disk; nobody waits for it.
 const REMOVAL: Duration = Duration::from_secs(5);
@@ -55,6 +56,15 @@ impl DeepProbe {
         let given_up = |_| Fault::new(Code::Stopping, "the disk of the agent's own was given up");
         is_ready.await.map_err(given_up)??;
         Ok(ServedTarget { _held })
+    }
+
+    /// Removes disks that an earlier agent left on a target, unless that was done; nobody waits for it.
+    pub fn clear_once(&self, control: &CleanPath) {
+        if self.0.is_to_be_cleared(control.clone(), true) {
+            let inner = self.0.clone();
+            let spdk = inner.sockets.apart().at(&inner.root.path(control.as_str()));
+            tokio::spawn(async move { inner.clear(&spdk).await });
+        }
     }
 }
 
@@ -94,8 +104,14 @@ async fn keep(
     }
     // Leftovers of an earlier agent, and of a failed removal; otherwise nothing is asked.
     if inner.is_to_be_cleared(control, removed.is_ok()) {
+        inner.clear(&spdk).await;
+    }
+}
+
+impl Inner {
+    async fn clear(&self, spdk: &Spdk) {
         let by = Instant::now() + REMOVAL;
-        clear_leftovers(&spdk, &inner.root, || inner.at_work().clone(), by).await;
+        clear_leftovers(spdk, &self.root, || self.at_work().clone(), by).await;
     }
 }
 

@@ -164,6 +164,7 @@ impl<C: Containers> Worker<C> {
         let planned = plans.len();
         if planned == 0 {
             self.still_serves()?;
+            parts.deep.clear_once(&place.control);
             self.note(&place, &specs, &before, &faults);
             return Ok(Passed { made: 0, before });
         }
@@ -200,6 +201,8 @@ impl<C: Containers> Worker<C> {
         let again = parts.volume_observer.look_again(&place, &specs);
         let seen = self.unless_stuck(again).await??;
         self.still_serves()?;
+        // An agent that died while it made volumes may have left its disk beside them.
+        parts.deep.clear_once(&place.control);
         self.note(&place, &specs, &seen, &faults);
         Ok(Passed { made, before })
     }
