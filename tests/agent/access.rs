@@ -54,7 +54,7 @@ fn write(place: &Place, own: &Signed) {
 }
 
 /// One call over TLS; `None` when the agent does not let this client in.
-async fn ask(client: &TlsConnector, agent: &Agent) -> Option<Reply> {
+pub(crate) async fn ask(client: &TlsConnector, agent: &Agent) -> Option<Reply> {
     let mut stream = connect(client, agent.address, "127.0.0.1").await.ok()?;
     let bytes = request("POST", "/host/ping", &[("Connection", "close")], "{}");
     stream.write_all(bytes.as_bytes()).await.ok()?;
@@ -549,12 +549,27 @@ async fn status_says_plainly_who_may_call() {
         assert!(shown.out.contains("access.open lets everybody"), "{}", shown.out);
     }
     agent.logged("access.open lets everybody").await;
-    let local = on_all().settings("[access]\nallow = [\"127.0.0.1\", \"10.0.0.0/8\"]\n");
-    let shown = local.run(&["config", "check"]).await;
-    assert!(shown.out.contains("any user of this node may do everything"), "{}", shown.out);
-    let plain = on_all().settings("[[access.token]]\nname = \"a\"\nrole = \"read\"\nhash = \"0000000000000000000000000000000000000000000000000000000000000000\"\n");
-    let shown = plain.run(&["config", "check"]).await;
-    assert!(shown.out.contains("tokens without TLS can be read"), "{}", shown.out);
+    let token =
+        format!("[[access.token]]\nname = \"a\"\nrole = \"read\"\nhash = \"{}\"\n", "0".repeat(64));
+    for (toml, who, warning) in [
+        (
+            "[access]\nallow = [\"127.0.0.1\", \"10.0.0.0/8\"]\n",
+            "wants an address in 127.0.0.1/32, 10.0.0.0/8",
+            "any user of this node may do everything",
+        ),
+        (token.as_str(), "wants a token", "tokens without TLS can be read"),
+    ] {
+        let place = on_all().settings(toml);
+        let agent = place.ready().await;
+        for command in [&["status"][..], &["config", "check"]] {
+            let shown = place.run(command).await;
+            let says = [who, warning].iter().all(|text| shown.out.contains(text));
+            assert!(says, "{command:?} {}", shown.out);
+        }
+        for text in [who, warning] {
+            agent.logged(text).await;
+        }
+    }
     let place = with_tokens("allow = [\"127.0.0.0/8\"]\n");
     let _agent = place.ready().await;
     let shown = place.run(&["status"]).await;
@@ -594,6 +609,10 @@ async fn settings_that_guard_nothing_are_refused() {
             "[tls]\ncertificate = \"/c\"\nkey = \"/k\"\nclient_crl = \"/l\"\n",
             "tls.client_crl: it needs",
         ),
+        ("[target]\nsocket_roots = [\"/\"]\n", "'/' cannot be opened to callers"),
+        ("[target]\nsocket_roots = [\"/etc\"]\n", "'/etc' cannot be opened to callers"),
+        ("[target]\nimage_tar_roots = [\"/root\"]\n", "'/root' cannot be opened to callers"),
+        ("[target]\naio_roots = [\"/dev\"]\n", "'/dev' cannot be opened to callers"),
     ] {
         let ended = Place::on("two-node").settings(toml).run(&["config", "check"]).await;
         assert_eq!(ended.code, Some(2), "{toml}");

@@ -43,6 +43,12 @@ fn old_target() -> Value {
     })
 }
 
+fn named(name: &str) -> Value {
+    let mut target = old_target();
+    target["name"] = json!(name);
+    target
+}
+
 #[tokio::test]
 async fn what_no_setting_lists_is_refused_by_every_route_before_anything_is_done() {
     let place = Place::on("two-node").mounted();
@@ -112,6 +118,41 @@ async fn what_the_settings_list_and_name_is_taken() {
         // As far as a node without an engine comes.
         put(&agent, TARGET, &body).await.must_be_problem(503, "engine-absent");
     }
+}
+
+#[tokio::test]
+async fn folders_that_the_settings_list_replace_the_usual_ones() {
+    let place = Place::on("two-node").mounted().settings(
+        "[target]\nsocket_roots = [\"/srv/s\"]\nclient_conf_roots = [\"/etc/own\"]\nimage_tar_roots = [\"/srv/t\"]\n",
+    );
+    let agent = place.ready().await;
+    for (field, listed, usual) in [
+        ("socketDir", "/srv/s/a", "/var/zbsvhost/sockets"),
+        ("clientConf", "/etc/own/a.conf", "/etc/ceph/ceph.conf"),
+        ("imageTar", "/srv/t/a.tar", "/opt/zbs/a.tar"),
+    ] {
+        // As far as a node without an engine comes.
+        let taken = put(&agent, TARGET, &json!({(field): listed})).await;
+        taken.must_be_problem(503, "engine-absent");
+        let refused = put(&agent, TARGET, &json!({(field): usual})).await;
+        refused.must_be_problem(403, "path-not-allowed");
+    }
+}
+
+#[tokio::test]
+async fn a_call_takes_no_more_of_the_memory_and_no_more_targets_than_it_may() {
+    let place = Place::on("two-node")
+        .mounted()
+        .settings("[pools]\nfloor_mib = 0\nfloor_percent = 0\n[target]\nmax_targets = 1\n");
+    desires(&place, "targets", "b", &json!({"version": 1, "spec": named("b")}));
+    let agent = place.ready().await;
+    let before = place.snapshot();
+    // There are 25,600 free ones; three quarters of the memory are 24,095.
+    let body = json!({"hugepages": [{"pages": 25_000}], "engine": false}).to_string();
+    let reply = call(agent.address, "POST", "/v1/prepare", &[], &body).await;
+    assert!(reply.text().contains("pages-limit"), "{}", reply.text());
+    put(&agent, TARGET, &json!({})).await.must_be_problem(503, "too-many-targets");
+    before.must_be_what_is(&place);
 }
 
 #[tokio::test]

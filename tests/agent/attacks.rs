@@ -202,15 +202,30 @@ async fn attack(line: &mut Option<TcpStream>, far: (&Far, u16), bytes: &str, wha
 
 #[test]
 fn nothing_outside_of_what_is_allowed_is_touched_whatever_a_caller_names() {
-    alone(attack_all);
+    alone(async || attack_all("").await);
+}
+
+#[test]
+fn nor_where_the_settings_list_addresses_folders_and_methods() {
+    alone(async || {
+        attack_all(
+            "[target]\nimage_urls = [\"http://127.0.0.1:1/zbs\"]\naio_roots = [\"/srv/disks\"]\n\
+             raw_methods = [\"bdev_null_create\"]\n",
+        )
+        .await;
+    });
 }
 
 /// From another machine, which may call: what comes from the node itself may lead back to it.
-async fn attack_all() {
+async fn attack_all(lists: &str) {
     let far = Far::new();
     let settings = "engine.socket = \"/run/docker.sock\"\n[target]\nready_timeout = \"50ms\"\ncall_timeout = \"1s\"\n\
                     capabilities = [\"SYS_NICE\"]\n[log]\nlevel = \"warn\"\n[access]\nallow = [\"10.8.0.0/24\"]\n";
+    // What stands in a file of its own adds to the section.
     let place = Place::on("two-node").settings(settings).env("VHOST_AGENT_LISTEN", "[::]:0");
+    let drop_ins = place.folder().join("config.d");
+    std::fs::create_dir_all(&drop_ins).unwrap();
+    std::fs::write(drop_ins.join("lists.toml"), lists).unwrap();
     let changes: Changes = noting_engine(&place);
     let bait = Bait::lay(&place).await;
     let mut agent = place.ready().await;
@@ -244,8 +259,21 @@ async fn attack_all() {
             ("GET", format!("/v1/targets/{escaped}/health")),
             ("GET", format!("/v1/targets/good/health?controlSock={escaped}")),
             ("GET", format!("/v1/targets/good/health?deep=true&controlSock={escaped}")),
+            ("GET", format!("/v1/targets/{escaped}")),
+            ("GET", format!("/v1/targets/{escaped}/volumes")),
+            ("GET", format!("/v1/targets/good/volumes/{escaped}")),
+            ("PUT", format!("/v1/targets/{escaped}/volumes")),
             ("PUT", format!("/v1/targets/good/volumes/{escaped}")),
             ("DELETE", format!("/v1/targets/good/volumes/{escaped}")),
+            ("POST", format!("/v1/targets/good/volumes/{escaped}/resize")),
+            ("POST", format!("/v1/restore?{escaped}={escaped}")),
+            ("POST", format!("/v1/prepare?dryRun={escaped}")),
+            (
+                "PUT",
+                format!("/v1/targets/good?dryRun={escaped}&recreate={escaped}&force={escaped}"),
+            ),
+            ("DELETE", format!("/v1/targets/good/volumes/v?force={escaped}&timeoutMs={escaped}")),
+            ("POST", format!("/host/echo/{escaped}")),
         ] {
             attack(
                 &mut line,

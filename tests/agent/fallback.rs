@@ -691,6 +691,7 @@ async fn without_it_all_is_as_before_and_what_was_learnt_stays() {
 
 // Calls that change the pools.
 
+const ENABLE: &str = "/host/enable/hugepage";
 const DISABLE: &str = "/host/disable/hugepage";
 /// Pages that the agent has, in pools with 412 and 300 in use.
 const TAKEN: [u64; 2] = [432, 240];
@@ -706,7 +707,9 @@ async fn node_of_reservations(after: Duration, more: &str) -> (Place, Kernel, Le
     let legacy = Legacy::with(move |mut line: Line| {
         let knobs = knobs.clone();
         async move {
-            let changes = line.head().await.starts_with(&format!("POST {DISABLE} "));
+            let head = line.head().await;
+            let changes =
+                [ENABLE, DISABLE].iter().any(|it| head.starts_with(&format!("POST {it} ")));
             if !after.is_zero() {
                 line.send(FINE).await;
                 tokio::time::sleep(after).await;
@@ -784,6 +787,13 @@ async fn pages_that_a_call_takes_away_are_an_event_and_a_finding() {
             .then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn pages_that_go_while_others_are_enabled_are_missed_too() {
+    let (_place, _kernel, _legacy, agent) = node_of_reservations(Duration::ZERO, "").await;
+    assert_eq!(agent.post(ENABLE, "{}").await.text(), "fine");
+    until("they are missed", async || findings(&agent, "/v1/status").await.pop()).await;
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ const ZBS: &str = "/zbs/primarystorage/vhost";
 
 struct Node {
     played: Played,
-    _secrets: TempDir,
+    folder: TempDir,
 }
 
 /// A node into which secrets were written wherever the settings take one; `first` is a setting more.
@@ -43,14 +43,18 @@ fn node(first: &str) -> Node {
     let tokens = secret("tokens", format!("{CANARY}-0123456789\n"));
     let password = secret("password", format!("{CANARY}\n"));
     let settings = format!(
-        "{first}[log]\nlevel = \"trace\"\n[http]\ndrain_timeout = \"200ms\"\n[access]\ntokens_file = \"{tokens}\"\n\
+        "{first}[log]\nlevel = \"trace\"\n[http]\ndrain_timeout = \"200ms\"\n[access]\ntokens_file = \"{tokens}\"\naudit_file = \"{}\"\n\
          [target]\nkind = \"built-in\"\ncore_count = 1\n\
          allowed_images = [\"*\"]\nimage_urls = [\"http://127.0.0.1:1\"]\nraw_methods = [\"bdev_rbd_create\"]\n\
          [registry.\"127.0.0.1:1\"]\nusername = \"node\"\npassword = \"{CANARY}\"\n\
-         [registry.\"127.0.0.1:2\"]\nusername = \"node\"\npassword_file = \"{password}\"\n"
+         [registry.\"127.0.0.1:2\"]\nusername = \"node\"\npassword_file = \"{password}\"\n",
+        folder.path().join(AUDIT).display()
     );
-    Node { played: Played::with(&settings), _secrets: folder }
+    Node { played: Played::with(&settings), folder }
 }
+
+/// The audit log, in the folder of the secrets.
+const AUDIT: &str = "audit.log";
 
 /// Every call with secrets in whatever field can have one, well-formed and not.
 fn calls() -> Vec<(&'static str, String, String)> {
@@ -191,6 +195,9 @@ async fn no_secret_comes_out(first: &str) {
     agent.must_live();
     agent.stop().await;
     silent("the log", &agent.log());
+    let audit = fs::read_to_string(node.folder.path().join(AUDIT)).unwrap();
+    assert!(audit.contains("token-wrong") && audit.contains("zbs-vhost"), "{audit}");
+    silent("the audit log", &audit);
     for entry in fs::read_dir(place.folder().join("log")).into_iter().flatten() {
         let path = entry.unwrap().path();
         silent(&path.display().to_string(), &fs::read_to_string(&path).unwrap());

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::access::ask;
 use crate::support::Place;
-use crate::support::certificates::Authority;
+use crate::support::certificates::{Authority, Signed};
 use crate::support::http::call;
 use crate::support::network::{FAR, Far, alone, call_on};
 
@@ -91,6 +92,45 @@ async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
     };
     assert_eq!(ask(&[("Authorization", &header)]).await, 200);
     assert_eq!(ask(&[]).await, 401);
+}
+
+#[tokio::test]
+async fn certificates_that_were_set_up_let_in_whom_they_name() {
+    let place = Place::on("two-node");
+    let authority = Authority::new();
+    let own = authority.sign("127.0.0.1");
+    let at = |name: &str, text: &str| {
+        let path = place.folder().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path.display().to_string()
+    };
+    let (certificate, key) = (at("node.pem", &own.pem), at("node.key", &own.key));
+    let (ca, crl) = (at("ca.pem", &authority.pem), at("crl.pem", &authority.revoked(&[7])));
+    let args = [
+        "127.0.0.1",
+        "--certificate",
+        &certificate,
+        "--key",
+        &key,
+        "--client-ca",
+        &ca,
+        "--client-crl",
+        &crl,
+        "--client-name",
+        "mn-*:deploy",
+    ];
+    let done = place.run(&setup(&args)).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    for expected in ["https://ADDRESS-OF-THIS-NODE", "one of the authority in --client-ca"] {
+        assert!(done.out.contains(expected), "{expected}: {}", done.out);
+    }
+    assert!(place.run(&setup(&args)).await.out.starts_with("holds already"));
+    let agent = place.ready().await;
+    let call = async |shown: Signed| ask(&authority.client(Some(&shown)), &agent).await;
+    assert_eq!(call(authority.sign("mn-1")).await.unwrap().status, 200);
+    call(authority.sign("node-2")).await.unwrap().must_be_problem(403, "certificate-unknown");
+    assert!(call(authority.sign_as("mn-1", 7)).await.is_none(), "it is revoked");
 }
 
 #[tokio::test]

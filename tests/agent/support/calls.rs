@@ -31,6 +31,7 @@ pub(crate) fn calls() -> Vec<(String, Value)> {
             json!({"containerName": "zbs-vhost", "controlSock": "/var/tmp/vhost-sockets/v.sock"}),
         ),
         zbs("target/ensure", target.clone()),
+        zbs("target/ensure", with(&target, json!({"containerName": "good"}))),
         zbs("activate", with(&target, volume)),
         zbs(
             "deactivate",
@@ -75,19 +76,31 @@ pub(crate) fn native_calls() -> Vec<(&'static str, String, Value)> {
         "socketDir": "/var/tmp/vhost-sockets/good", "controlSock": "/var/tmp/vhost-sockets/good/vhost.sock",
         "clientConf": "/etc/zbs/client.conf", "memoryMib": 64,
     });
-    let volume =
-        |backing: Value| json!({"name": "v", "bdev": "b", "backing": backing, "cpumask": "0x2"});
+    let volume = |backing: Value| json!({"name": "v", "bdev": "b", "backing": backing, "cpumask": "0x2", "readOnly": true});
     let backings = [
         json!({"kind": "zbs", "path": "pool/volume"}),
         json!({"kind": "aio", "path": "/srv/disks/none", "blockSize": 512}),
         json!({"kind": "malloc", "sizeMib": 1}),
         json!({"kind": "raw", "method": "bdev_null_create", "params": {"filename": "x"}}),
+        json!({
+            "kind": "raw", "method": "bdev_null_create", "params": {}, "deleteMethod": "bdev_null_delete",
+        }),
     ];
     let mut all = vec![
         ("PUT", "/v1/targets/good".to_string(), target.clone()),
         ("DELETE", "/v1/targets/good".to_string(), target),
         ("POST", "/v1/prepare".to_string(), json!({"hugepages": [{"pages": 1}], "engine": false})),
+        (
+            "POST",
+            "/v1/prepare".to_string(),
+            json!({
+                "hugepages": [{"pages": 1, "sizeMib": 2, "nodes": [0], "moveShortfall": true}],
+                "keepPartial": true, "engine": false,
+            }),
+        ),
         ("POST", "/v1/reclaim".to_string(), json!({"dryRun": true})),
+        ("POST", "/v1/reclaim".to_string(), json!({"sizeKib": 2048, "node": 0, "dryRun": true})),
+        ("PUT", "/v1/targets/good".to_string(), json!({"kind": "built-in", "coreCount": 1})),
         ("POST", "/v1/targets/good/volumes/v/resize".to_string(), json!({"sizeMib": 1})),
     ];
     for backing in backings {
