@@ -166,7 +166,7 @@ struct CallInProgress {
     noted: Mutex<LineState>,
 }
 
-/// Whether a call has a line already.
+/// Last line of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LineState {
     No,

@@ -31,7 +31,7 @@ pub struct Pace {
     pub delay: Duration,
     /// Unlogged refusals before this one; `None` if this one is not logged either.
     pub untold: Option<u64>,
-    /// Whether it is the first one of its client that is not told, since its untold ones were taken last.
+    /// Set for the first refusal of a client that is not logged, since its unlogged ones were taken last.
     pub is_first_untold: bool,
 }
 
@@ -52,7 +52,7 @@ struct RefusedClient {
     level: f64,
     at: Instant,
     untold: u64,
-    /// Whether somebody is about to take these.
+    /// Set if somebody is about to take these.
     are_awaited: bool,
 }
 

@@ -244,9 +244,7 @@ impl Rules {
 pub enum Denied {
     /// Missing rules: nobody has said who may call from elsewhere.
     NotConfigured,
-    /// Its address is not allowed.
     Address,
-    /// It shows no token.
     TokenMissing,
     /// Token unknown to this agent.
     TokenWrong,

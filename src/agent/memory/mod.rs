@@ -66,7 +66,7 @@ pub struct MemoryWork {
     /// Observation of the last plan, and its time: the request that follows need not observe again.
     seen: Option<(Instant, PoolsSeen)>,
     ahead: Option<Ahead>,
-    /// Whether lost pages were tried to be taken again, and the pools are since as that left them.
+    /// Set if lost pages were tried to be taken again, and the pools are since as that left them.
     retook: bool,
     /// Set when the agent stops: what was begun is ended or given back.
     stopping: Arc<AtomicBool>,

@@ -41,7 +41,7 @@ pub(super) struct PageRecords {
     published: watch::Sender<Published>,
     /// Whether the ledger's file is behind: it speaks of a growth that has come to its end, or of pools as they were before.
     behind: bool,
-    /// Whether the pools changed since that was asked last.
+    /// Set if the pools changed since `changed_since` was called last.
     changed: bool,
 }
 
@@ -108,7 +108,7 @@ impl PageRecords {
         if self.behind { self.save() } else { Ok(()) }
     }
 
-    /// Whether the agent or others changed its pools since this was asked last, as far as was seen.
+    /// Reports and clears whether the agent or others changed its pools since the last call, as far as was observed.
     pub(super) fn changed_since(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }

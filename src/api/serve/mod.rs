@@ -107,7 +107,7 @@ pub trait KnowsPeers: Send + Sync {
     /// Owner of the connection's end at `peer`, towards `own`.
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> PeerOwner;
 
-    /// Those of these sockets that root has, and only outside of containers. Blocks for some 10 ms on a large node.
+    /// Finds those of these sockets that root has, and only outside of containers. Blocks for some 10 ms on a large node.
     fn are_held_here(&self, sockets: &Inodes) -> Inodes;
 }
 
@@ -294,7 +294,7 @@ struct ServedConnection {
     guards: watch::Receiver<Guards>,
     rules: Arc<Rules>,
     refusals: Refusals,
-    /// Where the peer is root, as far as it is not of a container.
+    /// Proof for a peer that is root, as far as it is not of a container.
     root: Option<RootProof>,
     peer: Peer,
     limits: HttpPolicy,
