@@ -35,6 +35,7 @@ use crate::controller::report::Tally;
 use crate::docker::client::DockerClient;
 use crate::health::deep::DeepProbe;
 use crate::host::mounts::hugetlb_mounts;
+use crate::host::process::connecting_starts_nothing;
 use crate::host::socket_place::in_folder;
 use crate::host::spawn::{HostWide, Processes};
 use crate::host::systemd::Systemd;
@@ -109,7 +110,9 @@ impl Core {
 
         let policy = settings.engine.clone();
         let socket = root.path(&policy.socket).display().to_string();
-        let docker = Arc::new(DockerClient::new(socket.clone()));
+        let (machine, engine) = (root.clone(), policy.clone());
+        let may_connect = move || connecting_starts_nothing(&machine, &engine);
+        let docker = Arc::new(DockerClient::new(socket.clone(), Arc::new(may_connect)));
         let desired = DesiredTargets::open(store.clone(), &settings.target)?;
         let events = Events::default();
         let statuses = Statuses::new(events.clone());

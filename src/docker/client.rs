@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::auth::DockerCredentials;
@@ -24,6 +24,7 @@ use hyper::header::HeaderValue;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
 
@@ -45,17 +46,21 @@ const LOG_FILES: &str = "3";
 /// Idle time after which a connection is closed.
 const KEEP: Duration = Duration::from_secs(60);
 
+/// Answers whether a connection to the engine's socket starts nothing; it may block.
+pub type MayConnect = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Client that connects when it is first needed and keeps the connection.
-#[derive(Debug)]
 pub struct DockerClient {
     socket: String,
+    may_connect: MayConnect,
     docker: Mutex<Option<Docker>>,
 }
 
 impl DockerClient {
-    /// Client for the engine at `socket` (a path).
-    pub fn new(socket: impl Into<String>) -> DockerClient {
-        DockerClient { socket: socket.into(), docker: Mutex::new(None) }
+    /// Client for the engine at `socket` (a path). `may_connect` is asked before each new connection, also the one
+    /// that replaces a broken one: without its consent the engine is [`EngineError::Absent`].
+    pub fn new(socket: impl Into<String>, may_connect: MayConnect) -> DockerClient {
+        DockerClient { socket: socket.into(), may_connect, docker: Mutex::new(None) }
     }
 
     fn docker(&self) -> Result<Docker, EngineError> {
@@ -63,7 +68,8 @@ impl DockerClient {
         if let Some(docker) = &*kept {
             return Ok(docker.clone());
         }
-        let docker = client(&self.socket).map_err(|e| self.failed("connect", e))?;
+        let docker =
+            client(&self.socket, &self.may_connect).map_err(|e| self.failed("connect", e))?;
         *kept = Some(docker.clone());
         Ok(docker)
     }
@@ -485,11 +491,16 @@ fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
 }
 
 /// Client that connects on its first call and keeps the connection for the next one.
-fn client(socket: &str) -> Result<Docker, bollard::errors::Error> {
-    let socket = socket.to_string();
+fn client(socket: &str, may_connect: &MayConnect) -> Result<Docker, bollard::errors::Error> {
+    let (socket, may_connect) = (socket.to_string(), may_connect.clone());
     let connect = tower::service_fn(move |_: hyper::Uri| {
-        let connecting = UnixStream::connect(socket.clone());
-        Box::pin(async move { connecting.await.map(TokioIo::new) })
+        let (socket, may_connect) = (socket.clone(), may_connect.clone());
+        Box::pin(async move {
+            match spawn_blocking(move || may_connect()).await? {
+                true => UnixStream::connect(socket).await.map(TokioIo::new),
+                false => Err(io::ErrorKind::ConnectionRefused.into()),
+            }
+        })
     });
     let client = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())

@@ -13,6 +13,7 @@ use super::facts::init;
 use super::files::{entries, read_number, read_table, read_text};
 use super::{HostError, Root};
 use crate::model::engine::{EngineProcess, Init};
+use crate::model::policy::EnginePolicy;
 
 /// Daemon whose pid is in `pid_file`, if a process of that name is alive.
 ///
@@ -59,21 +60,22 @@ pub fn reload(
     pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
 }
 
-/// `true` if a request to the engine cannot start it: it runs and listens itself, or PID 1 is not systemd, which may
-/// listen on the engine's socket in its stead and start it on a connection (systemd.socket(5)). An engine that is
-/// being stopped closes the socket first and then ends its containers: a request about those would start it again.
-pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str, socket: &str) -> bool {
-    let name = binary.rsplit('/').next().unwrap_or(binary);
-    let kept = name.get(..name.len().min(15)).unwrap_or(name);
+/// `true` if a connection to the engine's socket starts nothing. systemd may listen there in the engine's stead and
+/// start it on a connection (systemd.socket(5)); then the engine itself has to listen as well. One that is being
+/// stopped closes the socket first and then ends its containers: a connection in that time would start it again.
+pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
     if init(root) != Init::Systemd {
         return true;
     }
-    let listening = listening_at(root, socket);
-    let listens = |pid: &str| listening.is_empty() || has_socket(root, pid, &listening);
-    if let Some(seen) = engine_process(root, pid_file, binary) {
-        return listens(&seen.pid.to_string());
+    let Ok(listening) = listening_at(root, &policy.socket) else { return false };
+    let listens = |pid: &str| has_socket(root, pid, &listening);
+    let process = engine_process(root, &policy.pid_file, &policy.binary);
+    if process.is_some_and(|process| listens(&process.pid.to_string())) || !listens("1") {
+        return true;
     }
     // An engine that was started otherwise, with another pid file.
+    let name = policy.binary.rsplit('/').next().unwrap_or(&policy.binary);
+    let kept = name.get(..name.len().min(15)).unwrap_or(name);
     entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
         pid.bytes().all(|digit| digit.is_ascii_digit())
             && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
@@ -81,8 +83,9 @@ pub fn engine_may_be_asked(root: &Root, pid_file: &str, binary: &str, socket: &s
     })
 }
 
-/// Inodes of the sockets that listen at a path (proc_pid_net(5), `unix`), in the form of links to them.
-fn listening_at(root: &Root, socket: &str) -> Vec<String> {
+/// Inodes of the sockets that listen at a path in the network namespace of PID 1 (proc_pid_net(5), `unix`), in the form
+/// of links to them.
+fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
     /// `__SO_ACCEPTCON` of the kernel.
     const LISTENS: u32 = 0x10000;
     // Resolves the usual link from /var/run, which the kernel's table does not.
@@ -90,14 +93,14 @@ fn listening_at(root: &Root, socket: &str) -> Vec<String> {
         path.strip_prefix("/var").filter(|it| it.starts_with("/run/")).unwrap_or(path).to_string()
     };
     let wanted = plain(socket);
-    let table = read_text(&root.path("/proc/net/unix")).unwrap_or_default();
+    let table = read_text(&root.path("/proc/1/net/unix"))?;
     let listening = |line: &str| {
         let columns: Vec<&str> = line.split_ascii_whitespace().collect();
         let [_, _, _, flags, _, _, inode, path] = columns.as_slice() else { return None };
         let flags = u32::from_str_radix(flags, 16).ok()?;
         (flags & LISTENS != 0 && plain(path) == wanted).then(|| format!("socket:[{inode}]"))
     };
-    table.lines().filter_map(listening).collect()
+    Ok(table.lines().filter_map(listening).collect())
 }
 
 fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
@@ -222,34 +225,36 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_systemd_would_start_for_the_question_is_not_asked() {
+    fn connection_that_systemd_would_start_the_engine_for_is_not_made() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
-        let may = || {
-            let (pid_file, socket) = ("/run/docker.pid", "/var/run/docker.sock");
-            engine_may_be_asked(&root, pid_file, "/usr/bin/dockerd", socket)
-        };
-        assert!(may(), "nobody listens in its stead");
-        fs::create_dir_all(root.path("/run/systemd/system")).unwrap();
-        assert!(!may());
-        fs::create_dir_all(root.path("/proc/7")).unwrap();
-        fs::write(root.path("/proc/7/comm"), "dockerd\n").unwrap();
-        assert!(may(), "it runs, whoever started it");
-        fs::create_dir_all(root.path("/proc/net")).unwrap();
-        fs::create_dir_all(root.path("/proc/7/fd")).unwrap();
-        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
-            0000: 00000002 00000000 00010000 0001 01 4711 /run/docker.sock\n\
-            0001: 00000002 00000000 00000000 0001 03 4712 /run/docker.sock\n";
-        fs::write(root.path("/proc/net/unix"), table).unwrap();
-        let opens = |inode: &str| {
-            let link = root.path("/proc/7/fd/3");
+        let policy = EnginePolicy { binary: "/usr/bin/dockerd".into(), ..EnginePolicy::default() };
+        let may = || connecting_starts_nothing(&root, &policy);
+        let opens = |pid: u32, inode: u32| {
+            let link = root.path(format!("/proc/{pid}/fd/3"));
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
             let _ = fs::remove_file(&link);
             std::os::unix::fs::symlink(format!("socket:[{inode}]"), link).unwrap();
         };
-        opens("4712");
+        assert!(may(), "PID 1 is not systemd");
+        fs::create_dir_all(root.path("/run/systemd/system")).unwrap();
+        assert!(!may(), "the kernel does not say who listens");
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000: 00000002 00000000 00010000 0001 01 4711 /run/docker.sock\n\
+            0001: 00000002 00000000 00000000 0001 03 4712 /run/docker.sock\n";
+        fs::create_dir_all(root.path("/proc/1/net")).unwrap();
+        fs::write(root.path("/proc/1/net/unix"), table).unwrap();
+        opens(1, 4713);
+        assert!(may(), "another process listens, whatever its name");
+        opens(1, 4711);
+        assert!(!may(), "only systemd listens");
+        opens(7, 4712);
+        fs::write(root.path("/proc/7/comm"), "dockerd\n").unwrap();
         assert!(!may(), "it is being stopped, and systemd listens");
-        opens("4711");
-        assert!(may(), "it listens itself");
+        opens(7, 4711);
+        assert!(may(), "it listens itself, whoever started it");
+        fs::write(root.path("/proc/1/net/unix"), "").unwrap();
+        assert!(may(), "nobody listens");
     }
 
     #[test]

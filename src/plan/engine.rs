@@ -63,7 +63,9 @@ fn plan_running(
 
 fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, Fault> {
     let mut plan = EnginePlan::default();
-    if seen.process.is_none() {
+    // A start that is asked for while it stops follows when it has.
+    let stops = seen.unit.as_ref().is_some_and(|unit| unit.active == "deactivating");
+    if seen.process.is_none() || stops {
         plan.add_configuration(seen, policy)?;
         plan.add_install(seen, policy)?;
         plan.add_enable(seen, policy);

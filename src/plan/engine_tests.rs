@@ -106,6 +106,20 @@ fn a_disabled_unit_is_enabled_before_it_is_started() {
 }
 
 #[test]
+fn engine_that_is_being_stopped_is_started_again_by_its_unit() {
+    let process = running(says(r#"{"iptables":false}"#), &[]).process;
+    let with = |active: &str| EngineSeen {
+        process: process.clone(),
+        ..stopped_unit(unit("loaded", active, "enabled"))
+    };
+    assert_eq!(
+        names(&plan(&with("deactivating"), &policy()).unwrap()),
+        ["startUnit", "awaitEngine"]
+    );
+    assert_eq!(names(&plan(&with("activating"), &policy()).unwrap()), ["awaitEngine"]);
+}
+
+#[test]
 fn the_daemon_is_started_where_it_was_found() {
     let seen = EngineSeen {
         installed: Some("/usr/local/bin/dockerd".into()),

@@ -197,10 +197,6 @@ impl<C: Containers> Worker<C> {
         self.progress = self.progress.of(WorkId::next());
         match work {
             WorkerJob::Start { spec, failures, anew } => {
-                if !self.parts.probe.engine_may_be_asked().await {
-                    let fault = Fault::new(Code::EngineAbsent, "it does not run");
-                    return After::Started(Some(self.wait_for_engine(&fault).await));
-                }
                 // A target that has hung since its start is killed first.
                 if self.seen_at(&spec.control_sock).is_some_and(|seen| hangs(&seen)) {
                     self.kill(&spec).await;

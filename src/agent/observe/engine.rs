@@ -13,7 +13,7 @@ use crate::host::systemd::Systemd;
 use crate::host::unchanged::Unchanged;
 use crate::host::{Root, daemon_json, dpkg, facts, packages, process};
 use crate::model::engine::{
-    EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, PackageManager, UnitState,
+    EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, PackageManager,
 };
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
@@ -74,37 +74,19 @@ impl<E: QueryEngine> EngineObserver<E> {
     /// Only when the agent itself fails.
     pub async fn look(&self) -> Result<EngineSeen, Fault> {
         let mut seen = self.files().await?;
-        match seen.init {
-            Init::Systemd => self.ask_through_systemd(&mut seen).await,
-            Init::Other(_) => seen.api = self.ask(seen.process.as_ref()).await,
-        }
-        self.doubt_installation(seen).await
-    }
-
-    /// Queries the engine, unless systemd listens on its socket in its stead: connecting would then start
-    /// an engine that is not configured yet. Otherwise it may run as another unit than the one in the
-    /// settings.
-    async fn ask_through_systemd(&self, seen: &mut EngineSeen) {
-        let process = seen.process.clone();
-        let lives = async {
-            match &process {
-                Some(process) => Some(self.ask(Some(process)).await),
-                None => None,
+        let unit = async {
+            match seen.init {
+                Init::Systemd => Some(self.systemd.unit(&self.policy.unit).await),
+                Init::Other(_) => None,
             }
         };
-        let (unit, mut api) = tokio::join!(self.systemd.unit(&self.policy.unit), lives);
-        match unit {
-            Ok(unit) => seen.unit = Some(unit),
+        let (unit, api) = tokio::join!(unit, self.ask(seen.process.as_ref()));
+        seen.api = api;
+        match unit.transpose() {
+            Ok(unit) => seen.unit = unit,
             Err(e) => seen.unit_error = Some(chain(&e)),
         }
-        let socket = match &seen.unit {
-            Some(_) if !runs(seen) => self.systemd.unit(&socket_unit(&self.policy.unit)).await.ok(),
-            _ => None,
-        };
-        if api.is_none() && may_ask(seen, socket.as_ref()) {
-            api = Some(self.ask(None).await);
-        }
-        seen.api = api.unwrap_or(EngineApi::Absent);
+        self.doubt_installation(seen).await
     }
 
     /// Treats a stopped engine with half-installed packages as not installed, though its executable is
@@ -158,7 +140,7 @@ impl<E: QueryEngine> EngineObserver<E> {
         self.read_before().is_some()
     }
 
-    /// Queries the engine of a living process.
+    /// Queries the engine; its process says whether the last answer was its own.
     async fn ask(&self, process: Option<&EngineProcess>) -> EngineApi {
         let told = lock(&self.last_answer).clone().filter(|told| Some(&told.by) == process);
         if let Some(told) = &told
@@ -222,78 +204,9 @@ fn paths(policy: &EnginePolicy) -> Vec<String> {
     paths
 }
 
-fn runs(seen: &EngineSeen) -> bool {
-    seen.process.is_some() || seen.unit.as_ref().is_some_and(is_active)
-}
-
-/// `true` if connecting starts nothing: the engine runs, or systemd reports that it does not hold the
-/// engine's socket.
-fn may_ask(seen: &EngineSeen, socket: Option<&UnitState>) -> bool {
-    runs(seen) || socket.is_some_and(|socket| !is_active(socket))
-}
-
-/// Socket unit that starts a service when somebody connects (systemd.socket(5)).
-fn socket_unit(service: &str) -> String {
-    format!("{}.socket", service.strip_suffix(".service").unwrap_or(service))
-}
-
-fn is_active(unit: &UnitState) -> bool {
-    unit.active == "active"
-}
-
 fn unanswered(error: &EngineError) -> EngineApi {
     match error {
         EngineError::Absent { .. } => EngineApi::Absent,
         other => EngineApi::Broken(chain(other)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::engine::DaemonJson;
-
-    fn unit(active: &str) -> UnitState {
-        let (load, file) = ("loaded".into(), "disabled".into());
-        UnitState { load, active: active.into(), file, args: Vec::new() }
-    }
-
-    fn seen(process: bool, service: Option<&str>) -> EngineSeen {
-        let process =
-            process.then(|| EngineProcess { pid: 7, started_at: 0, args: vec!["dockerd".into()] });
-        EngineSeen {
-            api: EngineApi::Absent,
-            process,
-            installed: None,
-            daemon_json: DaemonJson::Absent,
-            init: Init::Systemd,
-            unit: service.map(unit),
-            unit_error: None,
-            package_manager: None,
-        }
-    }
-
-    #[test]
-    fn an_engine_under_another_unit_is_asked_and_one_that_the_question_would_start_is_not() {
-        // Another unit's engine, or none at all: nobody is started by the question.
-        for socket in ["inactive", "failed"] {
-            assert!(may_ask(&seen(false, Some("inactive")), Some(&unit(socket))), "{socket}");
-        }
-        assert!(!may_ask(&seen(false, Some("inactive")), Some(&unit("active"))));
-        assert!(!may_ask(&seen(false, Some("failed")), Some(&unit("active"))));
-        // What runs already is not started.
-        assert!(may_ask(&seen(false, Some("active")), None));
-        assert!(may_ask(&seen(true, Some("inactive")), None));
-        assert!(may_ask(&seen(true, None), None));
-        // systemd does not say.
-        assert!(!may_ask(&seen(false, Some("inactive")), None));
-        assert!(!may_ask(&seen(false, None), None));
-    }
-
-    #[test]
-    fn a_service_is_started_by_the_socket_of_its_name() {
-        assert_eq!(socket_unit("docker.service"), "docker.socket");
-        assert_eq!(socket_unit("snap.docker.dockerd.service"), "snap.docker.dockerd.socket");
-        assert_eq!(socket_unit("docker"), "docker.socket");
     }
 }

@@ -52,14 +52,10 @@ impl EngineNews {
         self.sender.subscribe()
     }
 
-    /// Follows the engine's events for ever, and never starts the engine by that.
+    /// Follows the engine's events for ever.
     pub async fn follow<C: Containers>(self, probe: Arc<Probe<C>>, within: Duration) {
         let mut pause = FIRST_PAUSE;
         loop {
-            if !probe.engine_may_be_asked().await {
-                sleep(LAST_PAUSE).await;
-                continue;
-            }
             let tell = |event| match event {
                 EngineEvent::Container(name) => {
                     drop(self.sender.send(ObserverEvent::Container(name)))

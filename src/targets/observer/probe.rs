@@ -10,7 +10,6 @@ use super::silence::Evidence;
 use crate::docker::Containers;
 use crate::host::Root;
 use crate::host::pidfd::WatchedProcess;
-use crate::host::process::engine_may_be_asked;
 use crate::host::vitals;
 use crate::model::fault::chain;
 use crate::model::path::CleanPath;
@@ -28,7 +27,7 @@ pub struct Probe<C> {
     root: Root,
     pub(super) containers: Arc<C>,
     sockets: Sockets,
-    /// Deadlines, and the place of the engine's daemon.
+    /// Deadlines.
     pub(super) policy: TargetPolicy,
 }
 
@@ -54,15 +53,6 @@ impl<C: Containers> Probe<C> {
         policy: TargetPolicy,
     ) -> Probe<C> {
         Probe { root: root.clone(), containers, sockets, policy }
-    }
-
-    /// `true` if the engine can be asked without being started by that: observation starts nothing.
-    pub(in crate::targets) async fn engine_may_be_asked(&self) -> bool {
-        let (root, engine) = (self.root.clone(), self.policy.registries.engine.clone());
-        // If the engine does not run, every process is inspected: not on the runtime's thread.
-        let look =
-            move || engine_may_be_asked(&root, &engine.pid_file, &engine.binary, &engine.socket);
-        spawn_blocking(look).await.unwrap_or(false)
     }
 
     /// Probes the target; returns its version, or the reason for none and then the evidence about its process.
@@ -128,9 +118,6 @@ impl<C: Containers> Probe<C> {
 
     /// Finds the container of that name, and its process.
     pub(super) async fn find(&self, name: &TargetName) -> Found {
-        if !self.engine_may_be_asked().await {
-            return Found::Unknown("the engine does not run".to_string());
-        }
         match self.containers.container(name.as_str(), self.policy.health.timeout).await {
             Ok(None) => Found::Nothing,
             Ok(Some(container)) if !container.running => {
