@@ -21,6 +21,16 @@ impl Fault {
     pub fn new(code: Code, text: impl Into<String>) -> Fault {
         Fault { code, text: text.into() }
     }
+
+    /// Fails with all of these faults as one: the code of the first, and the text of each.
+    ///
+    /// # Errors
+    /// If there is any.
+    pub fn none_of(faults: Vec<Fault>) -> Result<(), Fault> {
+        let Some(code) = faults.first().map(|fault| fault.code) else { return Ok(()) };
+        let texts: Vec<String> = faults.into_iter().map(|fault| fault.text).collect();
+        Err(Fault::new(code, texts.join("; moreover, ")))
+    }
 }
 
 impl fmt::Display for Fault {
@@ -60,6 +70,12 @@ pub struct Finding {
     pub code: Code,
     /// Fact, why it matters, what can be done.
     pub text: String,
+}
+
+impl From<Fault> for Finding {
+    fn from(Fault { code, text }: Fault) -> Finding {
+        Finding { code, text }
+    }
 }
 
 impl Finding {

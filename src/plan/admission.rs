@@ -118,6 +118,14 @@ pub(super) fn judge_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fa
     })
 }
 
+/// Refuses a place that something else takes.
+pub(super) fn judge_obstacle(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
+    seen.socket_obstacle.as_ref().map_or(Ok(()), |obstacle| {
+        let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
+        Err(Fault::new(Code::SocketPlaceUnusable, text))
+    })
+}
+
 /// Refuses a target for which these nodes lack free pages: it would exit as soon as it starts.
 pub(super) fn judge_memory(
     spec: &TargetSpec,

@@ -15,10 +15,29 @@ use crate::model::fault::Fault;
 use crate::model::image::Download;
 use crate::model::policy::{TargetPolicy, TargetTemplate};
 use crate::model::registry::registry_of;
-use crate::model::step::ImageSource;
+use crate::model::step::{ImageSource, Step};
 use crate::model::target::{EnsureOptions, TargetKind, TargetSeen, TargetSpec};
 
-pub(super) fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
+/// Image of the target, and the step that brings it in if the engine does not have it.
+pub(super) fn image_and_load(
+    spec: &TargetSpec,
+    seen: &TargetSeen,
+) -> Result<(String, Option<Step>), Fault> {
+    let image = image(spec, seen)?;
+    if seen.has_image {
+        return Ok((image, None));
+    }
+    let from = sources(spec, &image, seen);
+    if from.is_empty() {
+        let text = format!(
+            "the engine has no image {image}, and nothing says where it is: name one in a registry (host:port/…), a tar that holds it, or the address of one"
+        );
+        return Err(Fault::new(Code::ImageMissing, text));
+    }
+    Ok((image.clone(), Some(Step::LoadImage { image, from })))
+}
+
+fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
     match (spec.kind, &spec.image) {
         (TargetKind::BuiltIn, _) => Ok(seen.built_in_image.clone()),
         (_, Some(image)) => Ok(image.clone()),
@@ -43,15 +62,6 @@ pub(super) fn sources(spec: &TargetSpec, image: &str, seen: &TargetSeen) -> Vec<
         .clone()
         .map(|url| ImageSource::Url(Download { url, sha256: spec.image_sha256.clone() }));
     registry.into_iter().chain(tar).chain(url).collect()
-}
-
-pub(super) fn no_image(image: &str) -> Fault {
-    Fault::new(
-        Code::ImageMissing,
-        format!(
-            "the engine has no image {image}, and nothing says where it is: name one in a registry (host:port/…), a tar that holds it, or the address of one"
-        ),
-    )
 }
 
 pub(super) fn container(

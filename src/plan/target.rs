@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::admission::{judge_bounds, judge_memory, judge_place};
-use super::container::{container, image, is_isolated_otherwise, no_image, sources};
+use super::admission::{judge_bounds, judge_memory, judge_obstacle, judge_place};
+use super::container::{container, image_and_load, is_isolated_otherwise};
 use super::cores;
 use super::replacement;
 use crate::model::code::Code;
@@ -220,32 +220,30 @@ impl TargetPlan {
         let is_short = |node: &NumaNode| free(node) + seen.returning_pages < pages;
         let short_nodes = seen.cpus.iter().map(|cpu| cpu.node).filter(is_short).collect();
         let cpu_use = CpuUse { short_nodes, ..seen.cpu_use.clone() };
-        let chosen = cores::choose(&spec.cores, &seen.cpus, &cpu_use)?;
-        let doubts = [
-            judge_memory(spec, pages, &chosen.nodes, seen),
-            // Before anything is reported of a path that may not be the caller's to name.
-            judge_bounds(spec, seen, policy),
-            judge_place(spec, seen),
-        ];
-        for doubt in doubts.into_iter().filter_map(Result::err) {
-            if !wish.recovers {
-                return Err(doubt);
-            }
+        let chosen = cores::choose(&spec.cores, &seen.cpus, &cpu_use);
+        let memory =
+            chosen.as_ref().map_or(Ok(()), |chosen| judge_memory(spec, pages, &chosen.nodes, seen));
+        let bounds = judge_bounds(spec, seen, policy);
+        // Nothing is reported of a path or an image that may not be the caller's to name.
+        let is_allowed = bounds.is_ok() || wish.recovers;
+        let place = if is_allowed { judge_place(spec, seen) } else { Ok(()) };
+        let doubts: Vec<Fault> =
+            [memory, bounds, place].into_iter().filter_map(Result::err).collect();
+        let image = image_and_load(spec, seen);
+        // All at once: a caller that mends one finds no other behind it.
+        let mut faults: Vec<Fault> = chosen.as_ref().err().cloned().into_iter().collect();
+        match wish.recovers {
             // It was accepted when it was new, and its guests wait.
-            self.findings.push(Finding::new(doubt.code, doubt.text));
+            true => self.findings.extend(doubts.into_iter().map(Finding::from)),
+            false => faults.extend(doubts),
         }
-        let image = image(spec, seen)?;
-        if let Some(obstacle) = &seen.socket_obstacle {
-            let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
-            return Err(Fault::new(Code::SocketPlaceUnusable, text));
+        if is_allowed {
+            faults.extend(image.as_ref().err().cloned());
+            faults.extend(judge_obstacle(spec, seen).err());
         }
-        if !seen.has_image {
-            let from = sources(spec, &image, seen);
-            if from.is_empty() {
-                return Err(no_image(&image));
-            }
-            self.steps.push(Step::LoadImage { image: image.clone(), from });
-        }
+        Fault::none_of(faults)?;
+        let (chosen, (image, load)) = (chosen?, image?);
+        self.steps.extend(load);
         self.steps.push(prepare_sockets(spec));
         let container = container(spec, wish, image, &chosen, seen, policy)?;
         self.findings.extend(chosen.findings);

@@ -165,6 +165,18 @@ fn a_word_that_cannot_be_filled_goes_with_its_flag_and_no_other() {
 }
 
 #[test]
+fn all_hurdles_of_a_deploy_are_named_at_once() {
+    let cores = CoreRequest::These("[98,99]".parse().unwrap());
+    let spec = TargetSpec { image: None, cores, ..spec() };
+    let blocked = TargetSeen { socket_obstacle: Some("/s is a file".into()), ..seen() };
+    let fault = ensured(&spec, LEAVE, &blocked).unwrap_err();
+    assert_eq!(fault.code, Code::CoresImpossible);
+    for hurdle in ["98", "no image was named", "/s is a file"] {
+        assert!(fault.text.contains(hurdle), "{hurdle}: {}", fault.text);
+    }
+}
+
+#[test]
 fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
     let without = TargetSeen { has_image: false, ..seen() };
     assert_eq!(ensured(&spec(), LEAVE, &without).unwrap_err().code, Code::ImageMissing);
@@ -184,15 +196,19 @@ fn an_image_that_is_not_there_comes_from_where_it_is_said_to_be() {
         ("zbs/vhost:1", vec![]),
         ("vhost:1.0", vec![]),
     ] {
-        assert_eq!(super::sources(&spec(), image, &TargetSeen::default()), sources, "{image}");
+        assert_eq!(
+            super::super::container::sources(&spec(), image, &TargetSeen::default()),
+            sources,
+            "{image}"
+        );
     }
-    let both = super::sources(&tar, "localhost/vhost", &seen());
+    let both = super::super::container::sources(&tar, "localhost/vhost", &seen());
     let opened = ImageSource::Tar("/opt/zbs/1/vhost.tar".into());
     assert_eq!(both, [ImageSource::Registry, opened.clone()], "what was judged is opened");
     let url: crate::model::image::ImageUrl = "https://files.example/vhost.tar".parse().unwrap();
     let all = TargetSpec { image_url: Some(url.clone()), ..tar.clone() };
     let download = ImageSource::Url(Download { url, sha256: None });
-    let all = super::sources(&all, "localhost/vhost", &seen());
+    let all = super::super::container::sources(&all, "localhost/vhost", &seen());
     assert_eq!(all, [ImageSource::Registry, opened, download], "an address comes last");
     let own = TargetSpec { kind: TargetKind::BuiltIn, image: None, ..spec() };
     let plan = ensured(&own, LEAVE, &without).unwrap();
