@@ -7,6 +7,7 @@
 
 mod access;
 mod allowed;
+mod arbitrary;
 mod attacks;
 mod bounds;
 mod callbacks;
@@ -22,7 +23,6 @@ mod nodes;
 mod outbox;
 mod outgoing;
 mod progress;
-mod random;
 mod report;
 mod roles;
 mod secrets;
