@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod ascii;
+pub mod backoff;
 pub mod bounds;
 pub mod caller;
 pub mod code;

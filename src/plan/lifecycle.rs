@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::retry::{Backoff, Failures};
+use super::retry::{Failures, Retry};
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::policy::HealPolicy;
 
@@ -113,7 +113,7 @@ impl Phase {
 pub struct State {
     pub phase: Phase,
     /// Failures, and the time of the next attempt.
-    pub retry: Backoff,
+    pub retry: Retry,
     /// Number of the observation upon which it was killed last; the next kill needs a newer one.
     killed_at: Option<u64>,
 }
@@ -183,7 +183,7 @@ pub struct LifecycleStep {
 impl State {
     /// State of a target of which nothing is known; `seed` decides the jitter.
     pub fn new(policy: &HealPolicy, seed: u64) -> State {
-        State { phase: Phase::Unwanted, retry: Backoff::new(*policy, seed), killed_at: None }
+        State { phase: Phase::Unwanted, retry: Retry::new(*policy, seed), killed_at: None }
     }
 
     /// Restores what the previous agent recorded.
@@ -349,7 +349,7 @@ fn change(pid: u32, seen: &Observation) -> ProcessChange {
 }
 
 /// Phase after an exit: started again at once the first time, then with growing delays.
-fn exited(retry: &mut Backoff, now: Instant) -> Phase {
+fn exited(retry: &mut Retry, now: Instant) -> Phase {
     retry.exited(now);
     Phase::Down { due: retry.due(), failed: false }
 }
@@ -377,7 +377,7 @@ fn may_start(seen: &Observation) -> bool {
 }
 
 fn starting(
-    retry: &mut Backoff,
+    retry: &mut Retry,
     (pid, since): (Option<u32>, Instant),
     seen: &Observation,
     situation: &Situation,

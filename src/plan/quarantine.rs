@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::retry::Backoff;
+use super::retry::Retry;
 use crate::model::volume::VolumeName;
 
 /// Exit of a process.
@@ -39,7 +39,7 @@ enum Blame {
     /// Made together with others, or the exit may have another cause.
     Suspect,
     /// Made alone.
-    Culprit(Backoff),
+    Culprit(Retry),
 }
 
 /// Suspects and culprits among the volumes of a target.
@@ -71,7 +71,7 @@ pub enum CreatePermit {
 
 impl Quarantine {
     /// Restores the record of the previous agent; each pause begins anew.
-    pub fn recall(remembered: &QuarantineRecord, fresh: &Backoff, now: Instant) -> Quarantine {
+    pub fn recall(remembered: &QuarantineRecord, fresh: &Retry, now: Instant) -> Quarantine {
         let suspects = remembered.suspects.iter().map(|name| (name.clone(), Blame::Suspect));
         let culprits = remembered.culprits.iter().map(|name| {
             let mut retry = fresh.clone();
@@ -102,7 +102,7 @@ impl Quarantine {
         &mut self,
         open: &BTreeSet<VolumeName>,
         exit: Exit,
-        fresh: &Backoff,
+        fresh: &Retry,
         now: Instant,
     ) {
         let alone = open.len() == 1 && exit != Exit::FromOutside;
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn volume_that_was_made_alone_waits_until_no_other_guest_can_be_harmed() {
-        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Retry::new(HealPolicy::default(), 7), Instant::now());
         let later = now + Duration::from_secs(1);
         let mut quarantine = Quarantine::default();
         let (bad, good) = ("bad".parse().unwrap(), "good".parse().unwrap());
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn volumes_that_were_made_together_are_made_one_by_one_until_the_culprit_is_known() {
-        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Retry::new(HealPolicy::default(), 7), Instant::now());
         let mut quarantine = Quarantine::default();
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         quarantine.went_down(&names(&["a", "b"]), Exit::ByItself, &fresh, now);
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn next_agent_knows_who_is_held_back_and_what_was_being_made() {
-        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Retry::new(HealPolicy::default(), 7), Instant::now());
         let mut quarantine = Quarantine::default();
         quarantine.went_down(&names(&["a", "b"]), Exit::ByItself, &fresh, now);
         quarantine.went_down(&names(&["c"]), Exit::Killed, &fresh, now);
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn kill_from_outside_makes_no_culprit() {
-        let (fresh, now) = (Backoff::new(HealPolicy::default(), 7), Instant::now());
+        let (fresh, now) = (Retry::new(HealPolicy::default(), 7), Instant::now());
         let mut quarantine = Quarantine::default();
         quarantine.went_down(&names(&["a"]), Exit::FromOutside, &fresh, now);
         assert_eq!(quarantine.leave(&"a".parse().unwrap(), true, now), CreatePermit::Alone);

@@ -15,7 +15,7 @@
 //! A first exit is healed at once, because the guests' I/O hangs meanwhile. A target that exits again before it has
 //! served for [`HealPolicy::clear_after`] is another matter: a guest that reconnects to one which dies in its first
 //! moments never comes back (field note 21), and each exit can leak pages (field note 10). So the attempts come ever
-//! more rarely, and the target is on probation before anything is made in it ([`Backoff::needs_probation`]).
+//! more rarely, and the target is on probation before anything is made in it ([`Retry::needs_probation`]).
 //!
 //! There is no clock in here: the caller passes the time. A time that stands still or goes back counts as no time
 //! passed. The caller notes each exit and each failed attempt once; nothing else counts them.
@@ -24,13 +24,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::backoff::Backoff;
 use crate::model::policy::HealPolicy;
 
 /// Failures in a row from which on a target is in a crash loop.
 pub const CRASH_LOOP: u32 = 3;
-
-/// Doublings after which the delay grows no more, whatever `most` says: 2³¹ of a millisecond are 24 days.
-const DOUBLINGS: u32 = 31;
 
 /// Standing of a target between its exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +52,7 @@ pub struct Failures {
 
 /// Memory of a target's exits, and the time of its next start.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Backoff {
+pub struct Retry {
     policy: HealPolicy,
     seed: u64,
     standing: Standing,
@@ -64,24 +62,24 @@ pub struct Backoff {
     waits: u32,
 }
 
-impl Backoff {
-    /// Backoff of a target of which nothing is known yet. The seed decides the jitter: same seed, same waits.
-    pub fn new(policy: HealPolicy, seed: u64) -> Backoff {
-        Backoff { policy, seed, standing: Standing::Unknown, failures: 0, waits: 0 }
+impl Retry {
+    /// Memory of a target of which nothing is known yet. The seed decides the jitter: same seed, same waits.
+    pub fn new(policy: HealPolicy, seed: u64) -> Retry {
+        Retry { policy, seed, standing: Standing::Unknown, failures: 0, waits: 0 }
     }
 
     /// Restores the failures noted by a previous agent. Whether the target served since then is not known: it has to
     /// serve for all of `clear_after`, from when it is observed to, before they are cleared.
-    pub fn recall(self, Failures { failures, waits }: Failures) -> Backoff {
-        Backoff { failures, waits, ..self }
+    pub fn recall(self, Failures { failures, waits }: Failures) -> Retry {
+        Retry { failures, waits, ..self }
     }
 
-    /// Backoff with the same policy and seed, and no failures.
-    pub fn forgotten(&self) -> Backoff {
-        Backoff::new(self.policy, self.seed)
+    /// Memory with the same policy and seed, and no failures.
+    pub fn forgotten(&self) -> Retry {
+        Retry::new(self.policy, self.seed)
     }
 
-    /// Failures for [`Backoff::recall`].
+    /// Failures for [`Retry::recall`].
     pub fn remembers(&self) -> Failures {
         Failures { failures: self.failures, waits: self.waits }
     }
@@ -162,21 +160,9 @@ impl Backoff {
 
     /// Wait after the failures so far, less some jitter.
     fn wait(&self) -> Duration {
-        let doublings = self.waits.saturating_sub(1).min(DOUBLINGS);
-        let whole = self.policy.first.saturating_mul(1 << doublings).min(self.policy.most);
-        let widest = whole / 100 * self.policy.jitter_percent.min(100);
-        // One of 1025 even steps from no jitter to all of it.
-        let steps = (scatter(self.seed, self.waits) % 1025) as u32;
-        whole.saturating_sub(widest / 1024 * steps)
+        let HealPolicy { first, most, jitter_percent, .. } = self.policy;
+        Backoff { first, most, jitter_percent }.delay(self.waits, self.seed)
     }
-}
-
-/// Deterministic pseudo-random number: the step of SplitMix64 (Steele, Lea, Flood 2014).
-fn scatter(seed: u64, n: u32) -> u64 {
-    let z = seed.wrapping_add(u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -11,14 +11,14 @@ fn plain() -> HealPolicy {
 }
 
 /// How long after `at` the next attempt is due.
-fn wait(backoff: &Backoff, at: Instant) -> Duration {
+fn wait(backoff: &Retry, at: Instant) -> Duration {
     backoff.due().unwrap().duration_since(at)
 }
 
 #[test]
 fn a_first_fall_is_healed_at_once_and_its_successor_is_taken_on_trust() {
     let at = Instant::now();
-    let mut backoff = Backoff::new(HealPolicy::default(), 7);
+    let mut backoff = Retry::new(HealPolicy::default(), 7);
     assert_eq!(backoff.due(), None, "nothing is known yet");
     backoff.serves(at);
     backoff.exited(at + SECOND);
@@ -29,7 +29,7 @@ fn a_first_fall_is_healed_at_once_and_its_successor_is_taken_on_trust() {
 #[test]
 fn the_waits_double_up_to_the_most_that_the_policy_allows() {
     let at = Instant::now();
-    let mut backoff = Backoff::new(plain(), 7);
+    let mut backoff = Retry::new(plain(), 7);
     backoff.exited(at);
     let mut seconds = Vec::new();
     for _ in 0..9 {
@@ -43,7 +43,7 @@ fn the_waits_double_up_to_the_most_that_the_policy_allows() {
 #[test]
 fn a_failed_attempt_that_no_fall_came_before_is_not_repeated_at_once() {
     let at = Instant::now();
-    let mut backoff = Backoff::new(plain(), 7);
+    let mut backoff = Retry::new(plain(), 7);
     backoff.failed(at);
     assert_eq!((wait(&backoff, at), backoff.failures()), (SECOND, 1));
     assert!(!backoff.needs_probation());
@@ -52,7 +52,7 @@ fn a_failed_attempt_that_no_fall_came_before_is_not_repeated_at_once() {
 #[test]
 fn a_fall_within_a_minute_of_service_counts_on_and_has_to_be_proven() {
     let at = Instant::now();
-    let mut backoff = Backoff::new(plain(), 7);
+    let mut backoff = Retry::new(plain(), 7);
     backoff.exited(at);
     backoff.serves(at + SECOND);
     let again = at + 60 * SECOND;
@@ -70,7 +70,7 @@ fn a_fall_within_a_minute_of_service_counts_on_and_has_to_be_proven() {
 fn a_fall_after_a_full_minute_of_service_is_a_first_one_whether_or_not_anybody_looked() {
     let at = Instant::now();
     for looked in [false, true] {
-        let mut backoff = Backoff::new(plain(), 7);
+        let mut backoff = Retry::new(plain(), 7);
         (0..5).for_each(|_| backoff.exited(at));
         backoff.serves(at);
         if looked {
@@ -86,9 +86,9 @@ fn a_fall_after_a_full_minute_of_service_is_a_first_one_whether_or_not_anybody_l
 #[test]
 fn what_is_recalled_counts_on_until_a_minute_of_service_was_seen() {
     let at = Instant::now();
-    let mut before = Backoff::new(plain(), 7);
+    let mut before = Retry::new(plain(), 7);
     before.exited(at);
-    let recalled = || Backoff::new(plain(), 7).recall(before.remembers());
+    let recalled = || Retry::new(plain(), 7).recall(before.remembers());
     assert_eq!((recalled().due(), recalled().clears()), (None, None), "nothing is known of it yet");
     let mut found_down = recalled();
     found_down.exited(at);
@@ -105,7 +105,7 @@ fn what_is_recalled_counts_on_until_a_minute_of_service_was_seen() {
 #[test]
 fn the_count_stops_at_the_most_that_it_can_hold_and_the_wait_stays() {
     let at = Instant::now();
-    let mut backoff = Backoff::new(plain(), 7);
+    let mut backoff = Retry::new(plain(), 7);
     (backoff.failures, backoff.waits) = (u32::MAX - 1, u32::MAX - 1);
     for _ in 0..3 {
         backoff.failed(at);
@@ -125,7 +125,7 @@ fn odd_policies_are_borne() {
     let nothing = HealPolicy { first: Duration::ZERO, most: Duration::ZERO, ..plain() };
     for policy in [ages, nothing] {
         for seed in 0..100 {
-            let mut backoff = Backoff::new(policy, seed);
+            let mut backoff = Retry::new(policy, seed);
             backoff.failed(at);
             assert!(backoff.due().unwrap() >= at);
         }
@@ -137,7 +137,7 @@ fn different_seeds_spread_the_attempts() {
     let at = Instant::now();
     let waits: std::collections::BTreeSet<Duration> = (0..100)
         .map(|seed| {
-            let mut backoff = Backoff::new(HealPolicy::default(), seed);
+            let mut backoff = Retry::new(HealPolicy::default(), seed);
             (0..8).for_each(|_| backoff.failed(at));
             wait(&backoff, at)
         })
@@ -195,7 +195,7 @@ fn times(history: &[(Event, i64)]) -> Vec<(Event, Instant)> {
     times
 }
 
-fn tell(backoff: &mut Backoff, event: Event, at: Instant) {
+fn tell(backoff: &mut Retry, event: Event, at: Instant) {
     match event {
         Event::Fell => backoff.exited(at),
         Event::Failed => backoff.failed(at),
@@ -211,7 +211,7 @@ proptest! {
     fn an_attempt_is_due_exactly_while_the_target_is_down_and_never_before_it_failed(
         history in histories(), policy in policies(), seed: u64,
     ) {
-        let mut backoff = Backoff::new(policy, seed);
+        let mut backoff = Retry::new(policy, seed);
         let mut down = false;
         for (event, at) in times(&history) {
             tell(&mut backoff, event, at);
@@ -233,7 +233,7 @@ proptest! {
     fn the_wait_doubles_with_each_failure_less_its_jitter_and_never_shrinks_before_the_cap(
         history in histories(), policy in policies(), seed: u64,
     ) {
-        let mut backoff = Backoff::new(policy, seed);
+        let mut backoff = Retry::new(policy, seed);
         let mut waits = 0u32;
         let mut before = Duration::ZERO;
         for (event, at) in times(&history) {
@@ -269,7 +269,7 @@ proptest! {
     fn failures_are_forgotten_after_a_full_minute_of_service_and_only_then(
         history in histories(), policy in policies(), seed: u64,
     ) {
-        let mut backoff = Backoff::new(policy, seed);
+        let mut backoff = Retry::new(policy, seed);
         // What a bookkeeper notes who knows nothing of the code: since when it serves, and what it counted.
         let (mut since, mut counted) = (None::<Instant>, 0u32);
         for (event, at) in times(&history) {
@@ -290,7 +290,7 @@ proptest! {
 
     #[test]
     fn the_same_seed_waits_the_same(history in histories(), policy in policies(), seed: u64) {
-        let (mut one, mut other) = (Backoff::new(policy, seed), Backoff::new(policy, seed));
+        let (mut one, mut other) = (Retry::new(policy, seed), Retry::new(policy, seed));
         for (event, at) in times(&history) {
             tell(&mut one, event, at);
             tell(&mut other, event, at);
@@ -302,7 +302,7 @@ proptest! {
     fn to_be_seen_serving_again_and_again_changes_nothing(
         history in histories(), policy in policies(), seed: u64,
     ) {
-        let (mut once, mut often) = (Backoff::new(policy, seed), Backoff::new(policy, seed));
+        let (mut once, mut often) = (Retry::new(policy, seed), Retry::new(policy, seed));
         for (event, at) in times(&history) {
             tell(&mut once, event, at);
             tell(&mut often, event, at);

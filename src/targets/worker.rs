@@ -20,7 +20,7 @@ use crate::model::status::VolumeTally;
 use crate::model::target::{self, TargetName, TargetSpec};
 use crate::model::work::WorkId;
 use crate::plan::lifecycle::{Attempt, LifecycleRecord, State};
-use crate::plan::retry::Backoff;
+use crate::plan::retry::Retry;
 
 pub(super) enum WorkerJob {
     /// Single attempt to start the target.
@@ -114,7 +114,7 @@ pub(super) struct Worker<C> {
     /// Exits of the process by then.
     pub(super) exits: u64,
     /// Backoff of volumes that failed.
-    pub(super) retry: Backoff,
+    pub(super) retry: Retry,
     pub(super) quarantine: VolumeQuarantine,
     /// Process that answered last.
     pub(super) answered: Option<u32>,

@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::entry::{OutboxEntry, file};
+use crate::model::backoff::Backoff;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::task::TaskId;
@@ -27,10 +28,8 @@ use crate::store::{Durability, Store, StoreError};
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// Pause before a failed write is retried; doubled with each failure …
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// … up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Delay before a failed write is retried.
+const BACKOFF: Backoff = Backoff::steady(Duration::from_secs(1), Duration::from_secs(30));
 /// Limit of files written together: each is held open until all are on the disk.
 const MOST: usize = 256;
 /// Time limit for one batch, more than a working disk needs.
@@ -60,7 +59,8 @@ struct Wanted {
     /// Failed writes, and (`None`) failed removals.
     failed: BTreeMap<TaskId, Option<Arc<OutboxEntry>>>,
     retry: Option<Instant>,
-    pause: Option<Duration>,
+    /// Failed batches since one succeeded, as far as each made a retry due.
+    failures: u32,
     at_disk: bool,
 }
 
@@ -185,14 +185,12 @@ impl Wanted {
         if all.clone().any(Result::is_err) {
             // A retry that is due is not put off by later failures.
             if self.retry.is_none() {
-                let longer = |pause: Duration| pause.saturating_mul(2).min(LONGEST_PAUSE);
-                let pause = self.pause.map_or(FIRST_PAUSE, longer);
-                self.pause = Some(pause);
-                self.retry = Some(now + pause);
+                self.failures = self.failures.saturating_add(1);
+                self.retry = Some(now + BACKOFF.delay(self.failures, 0));
             }
         } else if all.next().is_some() {
             // There is room: requests that failed before are retried now.
-            self.pause = None;
+            self.failures = 0;
             self.retry = (!self.failed.is_empty()).then_some(now);
         }
     }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::census::{Census, Counts};
 use super::origin::Origin;
 use super::{Keep, Offering};
+use crate::model::backoff::{Backoff, less_jitter};
 use crate::model::code::Code;
 use crate::model::policy::CallbackPolicy;
 use crate::model::quota::QuotaClient;
@@ -29,6 +30,8 @@ const EAGER: Duration = Duration::from_secs(600);
 const EAGER_PAUSE: Duration = Duration::from_secs(5);
 /// Part of the time beyond `EAGER` that passes until the next attempt.
 const LATER: u32 = 10;
+/// Largest part of a delay that is taken off at random.
+const JITTER_PERCENT: u32 = 20;
 /// Part of its delay that a result waits at least when its address accepts others again.
 const HURRIED: u32 = 8;
 
@@ -371,9 +374,9 @@ impl TaskQueue {
         // Failures from before a restart do not count: an unreachable controller may be back.
         let offered = now.saturating_duration_since(waiting.came.1);
         let delay = delay_after(waiting.attempts, offered, &self.offering.callbacks);
-        // Up to a fifth less, so that results that failed together are not retried together.
-        let dice = self.jitter.hash_one((task, waiting.attempts)) % 200;
-        let delay = delay.mul_f64(1.0 - f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0);
+        // Results that failed together are not retried together.
+        let delay =
+            less_jitter(delay, JITTER_PERCENT, self.jitter.hash_one((task, waiting.attempts)));
         if now + delay >= waiting.ends {
             self.waiting.remove(task);
             return AfterAttempt::TooOld;
@@ -427,8 +430,7 @@ fn address(result: &TaskResult) -> &str {
 
 /// Delay before the next attempt at a result that has been offered for so long, without jitter.
 fn delay_after(attempts: u32, offered: Duration, callbacks: &CallbackPolicy) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(20);
-    let eager = callbacks.first_delay.saturating_mul(1 << doublings).min(EAGER_PAUSE);
+    let eager = Backoff::steady(callbacks.first_delay, EAGER_PAUSE).delay(attempts, 0);
     eager.max(offered.saturating_sub(EAGER) / LATER).min(callbacks.max_delay)
 }
 

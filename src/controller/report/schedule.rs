@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::backoff::{Backoff, less_jitter};
 use crate::model::policy::ReportPolicy;
 
 /// Pause between a failed attempt and one with a newer state.
@@ -55,7 +56,7 @@ pub(super) struct ReportSchedule {
     /// Due time of the next attempt without a new state.
     next: Instant,
     jitter: RandomState,
-    throws: u64,
+    drawn: u64,
 }
 
 impl ReportSchedule {
@@ -69,7 +70,7 @@ impl ReportSchedule {
             ended: now,
             next: now,
             jitter,
-            throws: 0,
+            drawn: 0,
         }
     }
 
@@ -110,7 +111,8 @@ impl ReportSchedule {
         let (went, pause) = match verdict {
             ReportOutcome::Taken => {
                 // A tenth more or less: nodes that began together do not stay together.
-                (Went::Heard, self.policy.interval.mul_f64(0.9 + 0.2 * self.throw()))
+                let longest = self.policy.interval / 10 * 11;
+                (Went::Heard, less_jitter(longest, 18, self.random()))
             }
             ReportOutcome::Unknown => (Went::Unknown, self.policy.unknown_delay),
             ReportOutcome::Failed(_) => {
@@ -118,20 +120,18 @@ impl ReportSchedule {
                     Went::Failing(times) => times.saturating_add(1),
                     _ => 1,
                 };
-                let doubled = self.policy.first_delay.saturating_mul(1 << (times - 1).min(20));
-                let pause = doubled.min(self.policy.max_delay);
-                (Went::Failing(times), pause.mul_f64(1.0 - 0.2 * self.throw()))
+                let (first, most) = (self.policy.first_delay, self.policy.max_delay);
+                let backoff = Backoff { first, most, jitter_percent: 20 };
+                (Went::Failing(times), backoff.delay(times, self.random()))
             }
         };
         (self.went, self.sent, self.ended, self.next) = (went, generation, now, now + pause);
         before
     }
 
-    /// Random number from 0 to 1.
-    fn throw(&mut self) -> f64 {
-        self.throws += 1;
-        let dice = self.jitter.hash_one(self.throws) % 1001;
-        f64::from(u32::try_from(dice).unwrap_or(0)) / 1000.0
+    fn random(&mut self) -> u64 {
+        self.drawn += 1;
+        self.jitter.hash_one(self.drawn)
     }
 }
 

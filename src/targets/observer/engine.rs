@@ -10,14 +10,13 @@ use tokio::time::sleep;
 
 use super::Probe;
 use crate::docker::{Containers, EngineEvent};
+use crate::model::backoff::Backoff;
 use crate::model::fault::chain;
 
 /// Events that a slow observer may lag behind before it has to query by itself.
 const BACKLOG: usize = 256;
-/// First pause between two attempts to subscribe.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause; an engine that is not installed is not asked often.
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// Delay between two attempts to subscribe; an engine that is not installed is not asked often.
+const BACKOFF: Backoff = Backoff::steady(Duration::from_millis(100), Duration::from_secs(5));
 
 /// Event for the observers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +53,7 @@ impl EngineNews {
 
     /// Follows the engine's events for ever.
     pub async fn follow<C: Containers>(self, probe: Arc<Probe<C>>, within: Duration) {
-        let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
         loop {
             let tell = |event| match event {
                 EngineEvent::Container(name) => {
@@ -68,7 +67,7 @@ impl EngineNews {
             };
             let ended = probe.containers.events(tell, within).await;
             if self.live.swap(false, Ordering::Relaxed) {
-                pause = FIRST_PAUSE;
+                failures = 0;
                 let why = ended.map_or_else(|e| chain(&e), |()| "its stream ended".to_string());
                 tracing::warn!(
                     why,
@@ -76,8 +75,8 @@ impl EngineNews {
                 );
                 let _ = self.sender.send(ObserverEvent::LookAnew);
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+            failures = u32::saturating_add(failures, 1);
+            sleep(BACKOFF.delay(failures, 0)).await;
         }
     }
 }

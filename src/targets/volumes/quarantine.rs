@@ -12,7 +12,7 @@ use crate::model::fault::Fault;
 use crate::model::target::TargetName;
 use crate::model::volume::{VolumeName, VolumeSpec};
 use crate::plan::quarantine::{CreatePermit, Exit, Quarantine, QuarantineRecord};
-use crate::plan::retry::Backoff;
+use crate::plan::retry::Retry;
 
 pub(in crate::targets) struct VolumeQuarantine {
     held: Quarantine,
@@ -29,7 +29,7 @@ impl VolumeQuarantine {
     /// Restores the quarantine that the previous agent recorded.
     pub(in crate::targets) fn recall(
         written: QuarantineRecord,
-        fresh: &Backoff,
+        fresh: &Retry,
         now: Instant,
     ) -> VolumeQuarantine {
         VolumeQuarantine {
@@ -65,7 +65,7 @@ impl VolumeQuarantine {
         name: &TargetName,
         serving: Option<u32>,
         in_place: bool,
-        fresh: &Backoff,
+        fresh: &Retry,
     ) {
         let mut open = self.unanswered.take();
         let exit = self.exit.take().unwrap_or(Exit::ByItself);
