@@ -35,6 +35,7 @@ const WORK_LIMIT: Duration = Duration::from_secs(600);
 enum PoolsOrder {
     Prepare(MemoryOrder, oneshot::Sender<PartReport>),
     Restore { unless_done: bool, reply: oneshot::Sender<PartReport> },
+    MountAgain { has_targets: bool, reply: oneshot::Sender<PartReport> },
     Reclaim(ReclaimOrder, oneshot::Sender<ReclaimReport>),
     Look(oneshot::Sender<PartReport>),
     Stop(oneshot::Sender<()>),
@@ -57,6 +58,7 @@ impl std::fmt::Debug for PoolsOrder {
         f.write_str(match self {
             PoolsOrder::Prepare(..) => "Prepare",
             PoolsOrder::Restore { .. } => "Restore",
+            PoolsOrder::MountAgain { .. } => "MountAgain",
             PoolsOrder::Reclaim(..) => "Reclaim",
             PoolsOrder::Look(_) => "Look",
             PoolsOrder::Stop(_) => "Stop",
@@ -119,6 +121,14 @@ impl Pools {
         let late = "it goes on, and what it finds is kept: see GET /v1/node";
         let restored = self.ask(late, |reply| PoolsOrder::Restore { unless_done, reply }).await;
         restored.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
+    }
+
+    /// Makes the mounts again that were lost with the last boot; what is there is left as it is.
+    pub async fn mount_again(&self, has_targets: bool) -> PartReport {
+        let late = "it goes on: see GET /v1/node";
+        let asked = self.ask(late, |reply| PoolsOrder::MountAgain { has_targets, reply });
+        let done = asked.await;
+        done.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
 
     /// Gives back unused pages that the agent grew.
@@ -266,6 +276,9 @@ fn execute(mut work: MemoryWork, order: PoolsOrder) -> MemoryWork {
         PoolsOrder::Restore { unless_done, reply } => {
             let done = unless_done && work.is_restored();
             let _ = reply.send(if done { PartReport::default() } else { work.restore() });
+        }
+        PoolsOrder::MountAgain { has_targets, reply } => {
+            let _ = reply.send(work.mount_again(has_targets));
         }
         PoolsOrder::Reclaim(order, reply) => {
             let _ = reply.send(work.reclaim(order));

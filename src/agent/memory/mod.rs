@@ -252,6 +252,25 @@ impl MemoryWork {
         report
     }
 
+    /// Makes the mounts again that were lost with the last boot: for the pages that the agent keeps, and for those of
+    /// 2 MiB where targets are to run and there are any.
+    pub fn mount_again(&mut self, has_targets: bool) -> PartReport {
+        let mut report = PartReport::default();
+        let mut sizes = self.records.kept_sizes();
+        match self.observer.counters() {
+            Ok(seen) if has_targets => {
+                let there = seen.pools.iter().filter(|pool| pool.total > 0);
+                sizes.extend(there.map(|pool| pool.key.size).filter(|it| *it == PageSize::MIB_2));
+            }
+            seen => report.errors.extend(seen.err()),
+        }
+        for size in sizes {
+            let mounted = self.mount(size, false, &mut report);
+            report.errors.extend(mounted.err());
+        }
+        report
+    }
+
     fn take_again(&mut self, pages: PagesByPool) -> PartReport {
         self.prepare(&MemoryOrder {
             work: WorkId::next(),

@@ -4,6 +4,8 @@
 //! reservations are the desired state: a prepare raises them, only giving back lowers them, so that a
 //! restore that falls short does not make the node forget what it should hold.
 
+use std::collections::BTreeSet;
+
 use tokio::sync::watch;
 
 use super::super::apply::memory::Resized;
@@ -12,6 +14,7 @@ use crate::model::ledger::{Intent, Ledger};
 use crate::model::pools::{
     PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
 };
+use crate::model::units::PageSize;
 use crate::store::{BootSlot, Durability, Store};
 
 /// File of this boot's ledger.
@@ -223,6 +226,11 @@ impl PageRecords {
         lost.map(|(key, lost)| (key, self.ledger.grown(key).saturating_add(lost))).collect()
     }
 
+    /// Sizes of the pages that the agent keeps, or is to have again.
+    pub(super) fn kept_sizes(&self) -> BTreeSet<PageSize> {
+        self.raised().keys().map(|key| key.size).collect()
+    }
+
     fn raised(&self) -> PagesByPool {
         let mut wanted = self.reservations.clone();
         for (key, kept) in self.ledger.kept() {
@@ -268,7 +276,7 @@ fn unclaimed(from: u64, to: u64, there: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::units::{NumaNode, PageSize};
+    use crate::model::units::NumaNode;
 
     fn key(node: u32) -> PoolKey {
         PoolKey { size: PageSize::MIB_2, node: NumaNode(node) }
