@@ -19,7 +19,7 @@ use vhost_agent::agent::apply::memory::MemoryApplier;
 use vhost_agent::agent::memory::MemoryWork;
 use vhost_agent::agent::observe::memory::MemoryObserver;
 use vhost_agent::agent::pools::Pools;
-use vhost_agent::agent::progress::ProgressSink;
+use vhost_agent::agent::progress_sink::ProgressSink;
 use vhost_agent::config::Settings;
 use vhost_agent::host::Root;
 use vhost_agent::model::pools::{Placement, PoolGoal, PoolWant};

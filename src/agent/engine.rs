@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::apply::engine::{EngineApplier, Spawns};
 use super::observe::engine::{EngineObserver, QueryEngine};
 use super::owner_gone;
-use super::progress::ProgressSink;
+use super::progress_sink::ProgressSink;
 use crate::model::code::Code;
 use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use super::progress::ProgressSink;
+use super::progress_sink::ProgressSink;
 use crate::model::event::{Event, EventId, OverdueEvent, What};
 use crate::overdue;
 

@@ -19,7 +19,7 @@ pub mod node;
 pub mod observe;
 pub mod pools;
 pub mod prepare;
-pub mod progress;
+pub mod progress_sink;
 pub mod status;
 
 use crate::model::code::Code;

@@ -5,7 +5,7 @@ use clap::Args;
 use hyper::Method;
 use url::form_urlencoded;
 
-use super::reach::{ANSWER, Agent, NodeRoot};
+use super::agent_client::{ANSWER, Agent, NodeRoot};
 use super::render::{print_health, print_proven};
 use super::{Output, exit};
 use crate::config::Settings;

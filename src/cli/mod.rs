@@ -3,13 +3,13 @@
 //! A command that changes or shows the node calls the native routes of the agent that runs on it, for there is one
 //! owner; if none runs, it calls the same routes over owners in its own process.
 
+mod agent_client;
 mod config;
 mod deploy;
 mod health;
 mod log;
 mod pools;
 mod prepare;
-mod reach;
 mod reclaim;
 mod render;
 mod serve;
@@ -191,7 +191,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
     // between owners has to wake another thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
-        let node = reach::NodeRoot { settings: loaded.settings, root: global.root.clone() };
+        let node = agent_client::NodeRoot { settings: loaded.settings, root: global.root.clone() };
         match command {
             Command::Serve => serve::run(node).await,
             Command::Plan(wishes) => prepare::run(node, wishes, true, global.output).await,

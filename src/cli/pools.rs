@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use hyper::Method;
 
-use super::reach::{ANSWER, NodeRoot};
+use super::agent_client::{ANSWER, NodeRoot};
 use super::render::print_prepare;
 use super::{Output, exit};
 use crate::model::prepare::{Outcome, PrepareReport};

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use hyper::Method;
 
-use super::reach::{Agent, NodeRoot};
+use super::agent_client::{Agent, NodeRoot};
 use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::api::v1::pools::size_fields;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use hyper::Method;
 
-use super::reach::{ANSWER, NodeRoot};
+use super::agent_client::{ANSWER, NodeRoot};
 use super::render::print_reclaim;
 use super::{Output, exit};
 use crate::api::v1::pools::{ReclaimBody, size_fields};

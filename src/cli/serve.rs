@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
+use super::agent_client::NodeRoot;
 use super::exit;
-use super::reach::NodeRoot;
 use crate::daemon;
 
 pub(super) async fn run(place: NodeRoot) -> Result<u8> {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use hyper::Method;
 
-use super::reach::{ANSWER, NodeRoot};
+use super::agent_client::{ANSWER, NodeRoot};
 use super::render::print_node;
 use super::{Output, exit};
 use crate::model::node::NodeStatus;

@@ -6,10 +6,10 @@
 use anyhow::Result;
 use serde::Serialize;
 
+use super::agent_client::{Agent, NodeRoot};
 use super::deploy::{self, Verb};
 use super::health::proven;
 use super::prepare::{self, prepared};
-use super::reach::{Agent, NodeRoot};
 use super::render::{ProgressBars, print, print_json, print_prepare, print_proven};
 use super::{Output, exit};
 use crate::config::Settings;

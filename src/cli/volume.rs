@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Map, Value};
 
-use super::reach::{Agent, NodeRoot};
+use super::agent_client::{Agent, NodeRoot};
 use super::render::{print, print_json, print_volume, print_volumes};
 use super::{Output, Usage, exit};
 use crate::api::v1::volumes::{ResizeBody, VolumeBody, VolumesView};

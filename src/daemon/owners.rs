@@ -24,7 +24,7 @@ use crate::agent::observe::target::TargetObserver;
 use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
-use crate::agent::progress::ProgressSink;
+use crate::agent::progress_sink::ProgressSink;
 use crate::agent::status::{self, Reports};
 use crate::agent::{guests, idle_release, legacy_calls};
 use crate::api::metrics::Metrics;

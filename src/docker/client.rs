@@ -28,7 +28,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
 
-use super::progress::PullProgress;
+use super::pull_progress::PullProgress;
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
 use crate::model::container::{ContainerSeen, ContainerSpec, Isolation, Restarts};
 use crate::model::engine::EngineVersion;

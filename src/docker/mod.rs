@@ -6,7 +6,7 @@
 pub mod client;
 #[cfg(test)]
 pub mod fake;
-mod progress;
+mod pull_progress;
 
 use std::future::Future;
 use std::time::Duration;

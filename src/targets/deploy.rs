@@ -16,7 +16,7 @@ use super::converge::Converged;
 use super::task::Running;
 use super::worker::{After, Worker};
 use super::{Parts, Requested, TargetChange, TaskRequest};
-use crate::agent::progress::{ProgressSink, StepInProgress};
+use crate::agent::progress_sink::{ProgressSink, StepInProgress};
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;

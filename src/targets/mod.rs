@@ -46,7 +46,7 @@ use crate::agent::engine::EngineHandle;
 use crate::agent::observe::target::TargetObserver;
 use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::owner_gone;
-use crate::agent::progress::ProgressSink;
+use crate::agent::progress_sink::ProgressSink;
 use crate::docker::Containers;
 use crate::health::deep::DeepProbe;
 use crate::model::code::Code;

@@ -11,7 +11,7 @@ use super::start::{blame, hangs};
 use super::status::SharedStatus;
 use super::volumes::VolumeQuarantine;
 use super::{Parts, Requested, TargetChange, TaskRequest};
-use crate::agent::progress::ProgressSink;
+use crate::agent::progress_sink::ProgressSink;
 use crate::docker::Containers;
 use crate::model::code::Code;
 use crate::model::fault::Fault;

@@ -24,7 +24,7 @@ pub use self::release::ReclaimOrder;
 use super::apply::cancel::CancelHandle;
 use super::apply::memory::MemoryApplier;
 use super::observe::memory::MemoryObserver;
-use super::progress::ProgressSink;
+use super::progress_sink::ProgressSink;
 use crate::model::fault::Fault;
 use crate::model::policy::{MountPolicy, PoolPolicy};
 use crate::model::pools::{NodeMemory, PagesByPool, PoolGoal, PoolsSeen};

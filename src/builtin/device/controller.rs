@@ -14,8 +14,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::ControllerDisk;
-use super::progress::SessionProgress;
 use super::session::{End, serve};
+use super::session_progress::SessionProgress;
 
 /// Counter for the session numbers of this process.
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);

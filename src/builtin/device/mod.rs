@@ -20,11 +20,11 @@ mod guest;
 mod inflight;
 mod negotiation;
 mod notice;
-mod progress;
 mod request;
 mod ring;
 mod service;
 mod session;
+mod session_progress;
 mod vring;
 mod worker;
 

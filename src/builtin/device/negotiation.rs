@@ -20,8 +20,8 @@ use super::config::{self, QUEUES};
 use super::disk::ControllerDisk;
 use super::guest::GuestMemory;
 use super::inflight::{self, Record};
-use super::progress::SessionProgress;
 use super::ring::interrupt;
+use super::session_progress::SessionProgress;
 use super::vring::{Vring, ring_size};
 use super::worker::WorkerHandle;
 

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::disk::ControllerDisk;
 use super::negotiation::Negotiation;
 use super::notice;
-use super::progress::SessionProgress;
+use super::session_progress::SessionProgress;
 use super::worker::WorkerHandle;
 
 /// Reason for the end of a session.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::kept::{PersistentState, Thing, Things, look};
+use super::items::{PersistentState, StateItem, StateItems, look};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -31,7 +31,8 @@ pub struct Document {
     agent_version: String,
     /// Name of the exported node.
     node: String,
-    things: BTreeMap<String, Value>,
+    #[serde(rename = "things")]
+    items: BTreeMap<String, Value>,
 }
 
 impl Document {
@@ -41,7 +42,7 @@ impl Document {
     /// When the disk fails, and when there is an item that no agent of this version would accept: a document without it
     /// would be incomplete.
     pub fn of(store: &Store, node: String) -> Result<Document, Fault> {
-        let PersistentState { things, unusable, .. } = look(store, Thing::admit)?;
+        let PersistentState { items, unusable, .. } = look(store, StateItem::admit)?;
         if let Some(fault) = unusable.into_iter().next() {
             let text = format!("{fault}: mend it or move it away, then export again");
             return Err(Fault { code: fault.code, text });
@@ -52,7 +53,7 @@ impl Document {
                 .to_string(),
             agent_version: env!("CARGO_PKG_VERSION").to_string(),
             node,
-            things: things.into_iter().map(|(name, thing)| (name, thing.value())).collect(),
+            items: items.into_iter().map(|(name, item)| (name, item.value())).collect(),
         })
     }
 
@@ -93,33 +94,33 @@ impl Document {
 
     /// Number of items.
     pub fn count(&self) -> usize {
-        self.things.len()
+        self.items.len()
     }
 
     /// Validated items.
     ///
     /// # Errors
     /// The first item that this agent would not accept, by its name.
-    pub fn things(&self) -> Result<Things, Fault> {
+    pub fn items(&self) -> Result<StateItems, Fault> {
         let admit =
-            |(name, value): (&String, &Value)| Ok((name.clone(), Thing::admit(name, value)?));
-        let things: Things = self.things.iter().map(admit).collect::<Result<_, Fault>>()?;
-        for thing in things.values() {
-            let Thing::Volume(target, spec) = thing else { continue };
-            if let Some(folder) = socket_dir(&things, target) {
+            |(name, value): (&String, &Value)| Ok((name.clone(), StateItem::admit(name, value)?));
+        let items: StateItems = self.items.iter().map(admit).collect::<Result<_, Fault>>()?;
+        for item in items.values() {
+            let StateItem::Volume(target, spec) = item else { continue };
+            if let Some(folder) = socket_dir(&items, target) {
                 spec.clone().judge(folder).map_err(|fault| Fault {
                     code: fault.code,
-                    text: format!("{} cannot be: {}", thing.name(), fault.text),
+                    text: format!("{} cannot be: {}", item.name(), fault.text),
                 })?;
             }
         }
-        Ok(things)
+        Ok(items)
     }
 }
 
-fn socket_dir<'a>(things: &'a Things, target: &TargetName) -> Option<&'a CleanPath> {
-    things.values().find_map(|thing| match thing {
-        Thing::Target(spec) if spec.name == *target => Some(&spec.socket_dir),
+fn socket_dir<'a>(items: &'a StateItems, target: &TargetName) -> Option<&'a CleanPath> {
+    items.values().find_map(|item| match item {
+        StateItem::Target(spec) if spec.name == *target => Some(&spec.socket_dir),
         _ => None,
     })
 }
@@ -143,8 +144,8 @@ pub struct Imported {
 /// # Errors
 /// When a different item exists and is not to be replaced, and nothing is written then; when the disk fails, and files
 /// written by then stay, so that the same import can be repeated.
-pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported, Fault> {
-    let imported = compare(store, things)?;
+pub fn import(store: &Store, items: &StateItems, replace: bool) -> Result<Imported, Fault> {
+    let imported = compare(store, items)?;
     if !replace && !imported.replaced.is_empty() {
         let names = imported.replaced.join(", ");
         return Err(Fault::new(
@@ -154,7 +155,7 @@ pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported,
             ),
         ));
     }
-    let write = |name: &String| Some((name.clone(), things.get(name)?.content()));
+    let write = |name: &String| Some((name.clone(), items.get(name)?.content()));
     let values: Vec<(String, Value)> =
         imported.written.iter().chain(&imported.replaced).filter_map(write).collect();
     store.write_all(&values)?;
@@ -162,13 +163,15 @@ pub fn import(store: &Store, things: &Things, replace: bool) -> Result<Imported,
 }
 
 /// Compares these items with the existing ones.
-fn compare(store: &Store, things: &Things) -> Result<Imported, Fault> {
+fn compare(store: &Store, items: &StateItems) -> Result<Imported, Fault> {
     let mut imported = Imported::default();
-    for (name, thing) in things {
+    for (name, item) in items {
         let there = store.bytes(name, Durability::Disk)?;
         let same = |bytes: &Vec<u8>| {
             let value = serde_json::from_slice::<Value>(bytes).ok();
-            value.is_some_and(|value| Thing::read(name, &value).is_ok_and(|there| there == *thing))
+            value.is_some_and(|value| {
+                StateItem::read(name, &value).is_ok_and(|there| there == *item)
+            })
         };
         let list = match there {
             None => &mut imported.written,
@@ -177,7 +180,7 @@ fn compare(store: &Store, things: &Things) -> Result<Imported, Fault> {
         };
         list.push(name.clone());
     }
-    let kept = look(store, Thing::read)?.things;
-    imported.left = kept.into_keys().filter(|name| !things.contains_key(name)).collect();
+    let kept = look(store, StateItem::read)?.items;
+    imported.left = kept.into_keys().filter(|name| !items.contains_key(name)).collect();
     Ok(imported)
 }

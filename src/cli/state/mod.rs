@@ -1,7 +1,7 @@
 //! `vhost-agent state show|export|import`.
 
 pub mod document;
-pub mod kept;
+pub mod items;
 
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use self::document::{Document, Imported, MOST_BYTES, import};
-use self::kept::{PersistentState, Thing, Things, look};
-use super::reach::NodeRoot;
+use self::items::{PersistentState, StateItem, StateItems, look};
+use super::agent_client::NodeRoot;
 use super::render::{print, print_json, table};
 use super::{Output, exit};
 use crate::daemon::{hostname, run_dir, take_lock, url_in};
@@ -44,17 +44,17 @@ pub(super) enum StateCommand {
 pub(super) async fn run(place: NodeRoot, command: StateCommand, output: Output) -> Result<u8> {
     let (state, run) = (&place.settings.state_dir, run_dir(&place.settings, &place.root));
     match command {
-        StateCommand::Show => show(&look(&Store::look(state, run), Thing::read)?, output),
+        StateCommand::Show => show(&look(&Store::look(state, run), StateItem::read)?, output),
         StateCommand::Export { file } => {
             let document = Document::of(&Store::look(state, run), hostname(&place.root))?;
             export(&document, file.as_deref().filter(|file| *file != Path::new("-")))
         }
         StateCommand::Import { file, replace } => {
-            let (document, things) =
+            let (document, items) =
                 read(&file).with_context(|| format!("{} cannot be imported", named(&file)))?;
             let store = Store::open(state, run)?;
             let _lock = lock(&store).await?;
-            let imported = import(&store, &things, replace)?;
+            let imported = import(&store, &items, replace)?;
             print_imported(&document, &imported, output)?;
             Ok(exit::HOLDS)
         }
@@ -93,7 +93,7 @@ fn named(file: &Path) -> String {
     }
 }
 
-fn read(file: &Path) -> Result<(Document, Things)> {
+fn read(file: &Path) -> Result<(Document, StateItems)> {
     // One byte more, so that an excess is noticed.
     let bytes = match file == Path::new("-") {
         true => {
@@ -104,8 +104,8 @@ fn read(file: &Path) -> Result<(Document, Things)> {
         false => read_some(file, MOST_BYTES + 1)?,
     };
     let document = Document::read(&bytes)?;
-    let things = document.things()?;
-    Ok((document, things))
+    let items = document.items()?;
+    Ok((document, items))
 }
 
 /// Takes the node's lock; a running agent would not notice files written beside it.
@@ -152,9 +152,9 @@ fn print_imported(document: &Document, imported: &Imported, output: Output) -> R
 fn show(kept: &PersistentState, output: Output) -> Result<u8> {
     let code = if kept.unusable.is_empty() { exit::HOLDS } else { exit::FAILED };
     if output == Output::Json {
-        let things = kept.things.iter().map(|(name, thing)| (name.clone(), thing.shown()));
-        let things: serde_json::Map<String, Value> = things.collect();
-        print_json(&json!({"things": things, "outbox": kept.outbox, "unusable": kept.unusable}))?;
+        let items = kept.items.iter().map(|(name, item)| (name.clone(), item.shown()));
+        let items: serde_json::Map<String, Value> = items.collect();
+        print_json(&json!({"things": items, "outbox": kept.outbox, "unusable": kept.unusable}))?;
         return Ok(code);
     }
     let mut text = sections(kept).join("\n\n");
@@ -174,17 +174,17 @@ fn sections(kept: &PersistentState) -> Vec<String> {
     let mut volumes = Rows::new(&["VOLUME", "OF TARGET", "BACKING", "BDEV", "ACCESS"]);
     let mut pages = Rows::new(&["PAGES", "OF", "ON"]);
     let mut controller = Rows::new(&["CONTROLLER", "THIS HOST'S UUID", "VERSION"]);
-    for thing in kept.things.values() {
-        match thing {
-            Thing::Target(spec) => targets.add(target_row(spec)),
-            Thing::Volume(target, spec) => volumes.add(volume_row(target.as_str(), spec)),
-            Thing::Reservations(list) => {
+    for item in kept.items.values() {
+        match item {
+            StateItem::Target(spec) => targets.add(target_row(spec)),
+            StateItem::Volume(target, spec) => volumes.add(volume_row(target.as_str(), spec)),
+            StateItem::Reservations(list) => {
                 list.iter().for_each(|PoolPages { size, node, pages: count }| {
                     pages.add([count.to_string(), size.to_string(), node.to_string()]);
                 })
             }
-            Thing::Controller(_) => {
-                let shown = thing.shown();
+            StateItem::Controller(_) => {
+                let shown = item.shown();
                 let text = |field: &str| shown[field].as_str().unwrap_or_default().to_string();
                 controller.add([text("sendCommandUrl"), text("hostUuid"), text("version")]);
             }

@@ -11,24 +11,24 @@ fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn target() -> Thing {
+fn target() -> StateItem {
     let url = "https://store.example/vhost.tar?signature=verysecret".parse().unwrap();
     let spec = TargetSpec { image_url: Some(url), ..TargetSpec::example("zbs-vhost") };
-    Thing::Target(Box::new(spec))
+    StateItem::Target(Box::new(spec))
 }
 
-fn volume(name: &str, backing: Backing) -> Thing {
+fn volume(name: &str, backing: Backing) -> StateItem {
     let spec = VolumeSpec { backing, ..VolumeSpec::example(name) };
-    Thing::Volume("zbs-vhost".parse().unwrap(), Box::new(spec))
+    StateItem::Volume("zbs-vhost".parse().unwrap(), Box::new(spec))
 }
 
-fn raw(name: &str) -> Thing {
+fn raw(name: &str) -> StateItem {
     let params = json!({"pool": "p", "key": {"deep": "verysecret"}}).as_object().unwrap().clone();
     let method = "bdev_rbd_create".to_string();
     volume(name, Backing::Raw { method, params, delete_method: None })
 }
 
-fn node() -> Things {
+fn node() -> StateItems {
     let pages = PoolPages { size: PageSize::MIB_2, node: NumaNode(1), pages: 360 };
     let identity = HostIdentity {
         host_uuid: "0123".to_string(),
@@ -37,14 +37,14 @@ fn node() -> Things {
         learnt_from: Some("10.0.0.1".parse().unwrap()),
     };
     let malloc = Backing::Malloc { size_mib: 16, block_size: 4096 };
-    let things = [
+    let items = [
         target(),
         raw("raw.1"),
         volume("memory", malloc),
-        Thing::Reservations(vec![pages]),
-        Thing::Controller(identity),
+        StateItem::Reservations(vec![pages]),
+        StateItem::Controller(identity),
     ];
-    things.into_iter().map(|thing| (thing.name(), thing)).collect()
+    items.into_iter().map(|item| (item.name(), item)).collect()
 }
 
 #[test]
@@ -55,10 +55,10 @@ fn what_one_node_keeps_another_keeps_after_an_import_and_repeating_it_changes_no
     let bytes = serde_json::to_vec(&Document::of(&from, "one".to_string()).unwrap()).unwrap();
     let document = Document::read(&bytes).unwrap();
     assert_eq!(document.node(), "one");
-    let things = document.things().unwrap();
-    import(&to, &things, false).unwrap();
-    assert_eq!(look(&to, Thing::admit).unwrap().things, node());
-    let again = import(&to, &things, false).unwrap();
+    let items = document.items().unwrap();
+    import(&to, &items, false).unwrap();
+    assert_eq!(look(&to, StateItem::admit).unwrap().items, node());
+    let again = import(&to, &items, false).unwrap();
     assert_eq!((again.same.len(), again.written.len(), again.replaced.len()), (5, 0, 0));
 }
 
@@ -69,7 +69,7 @@ async fn the_owners_read_what_was_imported_and_what_they_write_is_exported() {
     let desired =
         crate::targets::desired::DesiredTargets::open(to.clone(), &Default::default()).unwrap();
     let name: TargetName = "zbs-vhost".parse().unwrap();
-    let Thing::Target(spec) = target() else { panic!() };
+    let StateItem::Target(spec) = target() else { panic!() };
     assert_eq!(desired.get(&name), Some(*spec));
     let volumes: Vec<String> = desired.volumes(&name).keys().map(ToString::to_string).collect();
     assert_eq!(volumes, ["memory", "raw.1"]);
@@ -83,24 +83,24 @@ async fn the_owners_read_what_was_imported_and_what_they_write_is_exported() {
     };
     desired.want(&second, None).await.unwrap();
     desired.want_volumes(&name, &[VolumeSpec::example("third")]).await.unwrap();
-    let things = Document::of(&to, String::new()).unwrap().things().unwrap();
-    let second = Thing::Target(Box::new(second));
-    assert_eq!(things.get("targets/second.json"), Some(&second));
-    let third = Thing::Volume(name, Box::new(VolumeSpec::example("third")));
-    assert_eq!(things.get("volumes/zbs-vhost/third.json"), Some(&third));
+    let items = Document::of(&to, String::new()).unwrap().items().unwrap();
+    let second = StateItem::Target(Box::new(second));
+    assert_eq!(items.get("targets/second.json"), Some(&second));
+    let third = StateItem::Volume(name, Box::new(VolumeSpec::example("third")));
+    assert_eq!(items.get("volumes/zbs-vhost/third.json"), Some(&third));
 }
 
 #[test]
 fn what_differs_is_replaced_only_when_that_is_asked_for_and_what_is_not_spoken_of_is_left() {
     let (dir, store) = store();
-    let mut things = node();
-    import(&store, &things, false).unwrap();
+    let mut items = node();
+    import(&store, &items, false).unwrap();
     let other = volume("memory", Backing::Malloc { size_mib: 17, block_size: 512 });
     let new = volume("new", Backing::Malloc { size_mib: 1, block_size: 512 });
-    things.remove("controller.json");
-    things.insert(new.name(), new);
-    things.insert(other.name(), other);
-    let fault = import(&store, &things, false).unwrap_err();
+    items.remove("controller.json");
+    items.insert(new.name(), new);
+    items.insert(other.name(), other);
+    let fault = import(&store, &items, false).unwrap_err();
     assert!(fault.text.contains("volumes/zbs-vhost/memory.json: --replace"), "{fault}");
     assert!(!dir.path().join("volumes/zbs-vhost/new.json").exists(), "nothing was written");
     let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -114,9 +114,9 @@ fn what_differs_is_replaced_only_when_that_is_asked_for_and_what_is_not_spoken_o
         ]),
         left: names(&["controller.json"]),
     };
-    assert_eq!(import(&store, &things, true).unwrap(), wanted);
-    let kept = look(&store, Thing::read).unwrap().things;
-    assert_eq!(kept["volumes/zbs-vhost/memory.json"], things["volumes/zbs-vhost/memory.json"]);
+    assert_eq!(import(&store, &items, true).unwrap(), wanted);
+    let kept = look(&store, StateItem::read).unwrap().items;
+    assert_eq!(kept["volumes/zbs-vhost/memory.json"], items["volumes/zbs-vhost/memory.json"]);
     assert!(kept.contains_key("controller.json"));
 }
 
@@ -124,8 +124,8 @@ fn what_differs_is_replaced_only_when_that_is_asked_for_and_what_is_not_spoken_o
 fn nothing_secret_is_shown_and_all_of_it_is_exported() {
     let (_dir, store) = store();
     import(&store, &node(), false).unwrap();
-    for thing in look(&store, Thing::read).unwrap().things.values() {
-        let shown = thing.shown().to_string();
+    for item in look(&store, StateItem::read).unwrap().items.values() {
+        let shown = item.shown().to_string();
         assert!(!shown.contains("verysecret"), "{shown}");
     }
     assert!(raw("a").shown().to_string().contains("\"pool\""), "names are no secret");
@@ -133,12 +133,12 @@ fn nothing_secret_is_shown_and_all_of_it_is_exported() {
     assert_eq!(document.matches("verysecret").count(), 4);
 }
 
-fn document(things: Value) -> Result<Things, Fault> {
+fn document(items: Value) -> Result<StateItems, Fault> {
     let document = json!({
         "version": 1, "exportedAt": "2026-01-01T00:00:00Z", "agentVersion": "0.1.0", "node": "n",
-        "things": things,
+        "things": items,
     });
-    Document::read(document.to_string().as_bytes())?.things()
+    Document::read(document.to_string().as_bytes())?.items()
 }
 
 #[test]
@@ -191,8 +191,8 @@ fn a_volume_whose_socket_would_not_fit_its_target_is_refused() {
     let mut deep = target().value();
     deep["spec"]["socketDir"] = format!("/{}", "x".repeat(106)).into();
     let volume = raw("a");
-    let things = json!({"targets/zbs-vhost.json": deep, volume.name(): volume.value()});
-    let fault = document(things).unwrap_err();
+    let items = json!({"targets/zbs-vhost.json": deep, volume.name(): volume.value()});
+    let fault = document(items).unwrap_err();
     assert!(fault.code == Code::SocketPathTooLong && fault.text.contains("a.json"), "{fault}");
 }
 
@@ -225,8 +225,8 @@ fn a_file_that_cannot_be_used_is_told_stays_where_it_is_and_is_not_exported_arou
     import(&store, &node(), false).unwrap();
     std::fs::write(dir.path().join("reservations.json"), "[{").unwrap();
     std::fs::write(dir.path().join("volumes/stray"), "no folder").unwrap();
-    let kept = look(&store, Thing::read).unwrap();
-    assert_eq!((kept.things.len(), kept.unusable.len()), (4, 1));
+    let kept = look(&store, StateItem::read).unwrap();
+    assert_eq!((kept.items.len(), kept.unusable.len()), (4, 1));
     let fault = Document::of(&store, String::new()).unwrap_err();
     assert!(fault.text.contains("reservations.json is no JSON"), "{fault}");
     assert!(dir.path().join("reservations.json").exists());
@@ -246,7 +246,7 @@ fn what_waits_for_the_controller_is_shown() {
         callback_url: "http://c/x?…".to_string(),
         has_result,
     };
-    let kept = look(&store, Thing::read).unwrap();
+    let kept = look(&store, StateItem::read).unwrap();
     assert_eq!(kept.outbox, [waiting("a", false), waiting("b", true)]);
-    assert!(Document::of(&store, String::new()).unwrap().things().unwrap().is_empty());
+    assert!(Document::of(&store, String::new()).unwrap().items().unwrap().is_empty());
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use self::schedule::{ReportOutcome, ReportSchedule, Went};
 pub use self::tally::{ReportCounts, Tally};
 use super::client::ControllerClient;
-use super::reach::Reaches;
+use super::egress::Reaches;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::identity::HostIdentity;

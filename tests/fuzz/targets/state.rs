@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vhost_agent::cli::state::kept::{Thing, look};
+use vhost_agent::cli::state::items::{StateItem, look};
 use vhost_agent::controller::identity::Identities;
 use vhost_agent::controller::outbox::reread;
 use vhost_agent::host::partial::Notes;
@@ -18,12 +18,12 @@ fuzz_target!(|input: &[u8]| {
     files(input).for_each(|(_, bytes)| alone(bytes));
     let store = Store::open(tree.path(), tree.path().join("run")).expect("a folder");
     // A file may lie where a folder has to be: that is told, and the agent does not start.
-    let Ok(kept) = look(&store, Thing::admit) else { return };
-    for (name, thing) in &kept.things {
-        assert!(name.split('/').all(is_one_part) && thing.name() == *name);
-        assert_eq!(Thing::read(name, &thing.value()).as_ref(), Ok(thing));
-        assert_eq!(Thing::admit(name, &thing.value()).as_ref(), Ok(thing));
-        let _ = thing.shown();
+    let Ok(kept) = look(&store, StateItem::admit) else { return };
+    for (name, item) in &kept.items {
+        assert!(name.split('/').all(is_one_part) && item.name() == *name);
+        assert_eq!(StateItem::read(name, &item.value()).as_ref(), Ok(item));
+        assert_eq!(StateItem::admit(name, &item.value()).as_ref(), Ok(item));
+        let _ = item.shown();
     }
     let Ok(wanted) = DesiredTargets::open(store.clone(), &Default::default()) else { return };
     let wanted = wanted.watch().borrow().clone();

@@ -34,7 +34,7 @@ const OUTBOX: &str = "outbox";
 
 /// Item of the state.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Thing {
+pub enum StateItem {
     /// Desired state of a target.
     Target(Box<TargetSpec>),
     /// Desired state of a volume.
@@ -46,30 +46,30 @@ pub enum Thing {
 }
 
 /// Items by the names of their files in the state folder.
-pub type Things = BTreeMap<String, Thing>;
+pub type StateItems = BTreeMap<String, StateItem>;
 
-impl Thing {
+impl StateItem {
     /// Parses a file of that name, as its owner does.
     ///
     /// # Errors
     /// An unknown name or format version, or an invalid value.
-    pub fn read(name: &str, value: &Value) -> Result<Thing, Fault> {
-        Thing::of(name, &content(name, value)?)
+    pub fn read(name: &str, value: &Value) -> Result<StateItem, Fault> {
+        StateItem::of(name, &content(name, value)?)
     }
 
-    fn of(name: &str, value: &Value) -> Result<Thing, Fault> {
-        let thing = match name.split('/').collect::<Vec<_>>()[..] {
-            [TARGETS, _] => Thing::Target(Box::new(parse::<TargetFile>(name, value)?.spec)),
+    fn of(name: &str, value: &Value) -> Result<StateItem, Fault> {
+        let item = match name.split('/').collect::<Vec<_>>()[..] {
+            [TARGETS, _] => StateItem::Target(Box::new(parse::<TargetFile>(name, value)?.spec)),
             [VOLUMES, _, _] => {
                 let VolumeEntry { target, spec } = parse(name, value)?;
-                Thing::Volume(target, Box::new(spec))
+                StateItem::Volume(target, Box::new(spec))
             }
-            [RESERVATIONS] => Thing::Reservations(parse(name, value)?),
-            [HostIdentity::FILE] => Thing::Controller(parse(name, value)?),
+            [RESERVATIONS] => StateItem::Reservations(parse(name, value)?),
+            [HostIdentity::FILE] => StateItem::Controller(parse(name, value)?),
             _ => return Err(refused(name, "is nothing that this agent keeps")),
         };
-        match thing.name() {
-            own if own == name => Ok(thing),
+        match item.name() {
+            own if own == name => Ok(item),
             own => Err(refused(name, &format!("holds what belongs into {own}"))),
         }
     }
@@ -77,63 +77,65 @@ impl Thing {
     /// Parses an item from elsewhere strictly: no field is ignored, and every value could come from a call.
     ///
     /// # Errors
-    /// As [`Thing::read`], and for an unknown field, and for a value that a call could not set.
-    pub fn admit(name: &str, value: &Value) -> Result<Thing, Fault> {
+    /// As [`StateItem::read`], and for an unknown field, and for a value that a call could not set.
+    pub fn admit(name: &str, value: &Value) -> Result<StateItem, Fault> {
         let content = content(name, value)?;
-        let thing = Thing::of(name, &content)?;
-        if let Some(field) = passed_over(&content, &thing.content(), "") {
+        let item = StateItem::of(name, &content)?;
+        if let Some(field) = passed_over(&content, &item.content(), "") {
             return Err(refused(name, &format!("has {field}, which this agent does not know")));
         }
-        thing.judge().map_err(|why| refused(name, &format!("cannot be: {why}")))?;
-        Ok(thing)
+        item.judge().map_err(|why| refused(name, &format!("cannot be: {why}")))?;
+        Ok(item)
     }
 
     fn judge(&self) -> Result<(), String> {
         match self {
-            Thing::Target(spec) => spec.clone().judge().map(drop).map_err(|fault| fault.text),
+            StateItem::Target(spec) => spec.clone().judge().map(drop).map_err(|fault| fault.text),
             // The length of its socket's path is checked where its target is known.
-            Thing::Volume(_, spec) => "/"
+            StateItem::Volume(_, spec) => "/"
                 .parse()
                 .and_then(|shortest: CleanPath| spec.clone().judge(&shortest))
                 .map(drop)
                 .map_err(|fault| fault.text),
-            Thing::Reservations(list) if pages_map(list).len() != list.len() => {
+            StateItem::Reservations(list) if pages_map(list).len() != list.len() => {
                 Err("one pool is in it twice".to_string())
             }
-            Thing::Controller(HostIdentity { send_command_url: url, .. }) if !url.is_empty() => {
+            StateItem::Controller(HostIdentity { send_command_url: url, .. })
+                if !url.is_empty() =>
+            {
                 let judged = url.parse::<HttpUrl>();
                 judged.map(drop).map_err(|why| format!("its sendCommandUrl is no address: {why}"))
             }
-            Thing::Reservations(_) | Thing::Controller(_) => Ok(()),
+            StateItem::Reservations(_) | StateItem::Controller(_) => Ok(()),
         }
     }
 
     /// Name of the item's file in the state folder.
     pub fn name(&self) -> String {
         match self {
-            Thing::Target(spec) => format!("{TARGETS}/{}.json", spec.name),
-            Thing::Volume(target, spec) => format!("{VOLUMES}/{target}/{}.json", spec.name),
-            Thing::Reservations(_) => RESERVATIONS.to_string(),
-            Thing::Controller(_) => HostIdentity::FILE.to_string(),
+            StateItem::Target(spec) => format!("{TARGETS}/{}.json", spec.name),
+            StateItem::Volume(target, spec) => format!("{VOLUMES}/{target}/{}.json", spec.name),
+            StateItem::Reservations(_) => RESERVATIONS.to_string(),
+            StateItem::Controller(_) => HostIdentity::FILE.to_string(),
         }
     }
 
     /// Content of the file, without the version.
     pub(super) fn content(&self) -> Value {
         match self {
-            Thing::Target(spec) => json!(TargetFile { spec: (**spec).clone(), trial: None }),
-            Thing::Volume(target, spec) => {
+            StateItem::Target(spec) => json!(TargetFile { spec: (**spec).clone(), trial: None }),
+            StateItem::Volume(target, spec) => {
                 json!(VolumeEntry { target: target.clone(), spec: (**spec).clone() })
             }
-            Thing::Reservations(list) => json!(list),
-            Thing::Controller(identity) => json!(identity),
+            StateItem::Reservations(list) => json!(list),
+            StateItem::Controller(identity) => json!(identity),
         }
     }
 
     /// Representation in a document.
     pub fn value(&self) -> Value {
         let mut value = self.content();
-        if let Thing::Target(_) | Thing::Volume(..) = self {
+        if let StateItem::Target(_) | StateItem::Volume(..) = self {
             value["version"] = store::VERSION.into();
         }
         value
@@ -144,21 +146,21 @@ impl Thing {
     pub fn shown(&self) -> Value {
         let mut value = self.value();
         match self {
-            Thing::Target(spec) => {
+            StateItem::Target(spec) => {
                 if let Some(url) = &spec.image_url {
                     value["spec"]["imageUrl"] = url.to_string().into();
                 }
             }
-            Thing::Volume(_, spec) => {
+            StateItem::Volume(_, spec) => {
                 if let Backing::Raw { params, .. } = &spec.backing {
                     let hidden = params.keys().map(|name| (name.clone(), Value::from("…")));
                     value["spec"]["backing"]["params"] = Value::Object(hidden.collect());
                 }
             }
-            Thing::Controller(identity) => {
+            StateItem::Controller(identity) => {
                 value["sendCommandUrl"] = text_without_secrets(&identity.send_command_url).into();
             }
-            Thing::Reservations(_) => {}
+            StateItem::Reservations(_) => {}
         }
         value
     }
@@ -211,15 +213,15 @@ pub struct PendingItem {
 /// Persistent state of a node.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PersistentState {
-    pub things: Things,
+    pub items: StateItems,
     /// Unusable files, with the reason.
     pub unusable: Vec<Fault>,
     /// Tasks and results of the outbox.
     pub outbox: Vec<PendingItem>,
 }
 
-/// Parser of a file: [`Thing::read`] or [`Thing::admit`].
-pub type Reading = fn(&str, &Value) -> Result<Thing, Fault>;
+/// Parser of a file: [`StateItem::read`] or [`StateItem::admit`].
+pub type Reading = fn(&str, &Value) -> Result<StateItem, Fault>;
 
 /// Reads the whole state; nothing is changed, and no file is set aside.
 ///
@@ -232,7 +234,7 @@ pub fn look(store: &Store, reading: Reading) -> Result<PersistentState, Fault> {
         let value = serde_json::from_slice::<Value>(&bytes);
         let value = value.map_err(|e| refused(&name, &format!("is no JSON: {e}")));
         match value.and_then(|value| reading(&name, &value)) {
-            Ok(thing) => drop(kept.things.insert(name, thing)),
+            Ok(item) => drop(kept.items.insert(name, item)),
             Err(fault) => kept.unusable.push(fault),
         }
     }

@@ -1,8 +1,8 @@
 //! Progress posts to the controller, for calls that ask for them.
 //!
 //! ```text
-//! the owners' progress ──▶ Course ──newest state──▶ one post at a time ──▶ the call's sendCommandUrl
-//! the call's end ────────────┘
+//! the owners' progress ──▶ ProgressSource ──newest state──▶ one post at a time ──▶ the call's sendCommandUrl
+//! the call's end ─────────────┘
 //! ```
 //! Nothing waits for these posts, and none is repeated: after a failed one the newest state is posted. Each call has
 //! a task of its own, which ends within the limit of one post after the call has.
@@ -18,8 +18,8 @@ use tokio::sync::{Semaphore, broadcast, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::client::{ControllerClient, PostError};
+use super::egress::Reaches;
 use super::identity::Identities;
-use super::reach::Reaches;
 use crate::model::ascii::ascii_json;
 use crate::model::fault::chain;
 use crate::model::outgoing::Reach;
@@ -260,5 +260,5 @@ fn without_address(error: &PostError) -> String {
 }
 
 #[cfg(test)]
-#[path = "progress_tests.rs"]
+#[path = "progress_posts_tests.rs"]
 mod tests;
