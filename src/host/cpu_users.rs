@@ -2,21 +2,17 @@
 //! asked, and manual pinning is observed as well.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use super::Root;
 use super::files::{entries, parse_list, read_text};
+use super::proc_cmdline::{command_line, machine_name, shown, words};
 use crate::model::cpu::{Holder, HolderKind};
 
 /// Upper bound on such processes; a node has fewer.
 pub(super) const MOST_PROCESSES: usize = 1024;
 /// Upper bound on the threads of such a process: its CPUs, and those for its I/O.
 const MOST_THREADS: usize = 1024;
-/// Upper bound on the bytes of a command line. A process may show any part of its memory as its own (prctl(2),
-/// `PR_SET_MM_MAP`).
-const MOST_ARGUMENTS: u64 = 2 << 20;
 /// Process names of virtual machines. The kernel keeps 15 bytes of a name; `qemu-img` and the kernel's own threads
 /// (`kvm-nx-…`) are no machines.
 const MACHINES: [&str; 2] = ["kvm", "qemu-kvm"];
@@ -80,45 +76,11 @@ fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
         .collect()
 }
 
-/// Command line of the process with that folder, empty if unreadable; `None` if it exceeds the maximum.
-pub(super) fn command_line(folder: &Path) -> Option<Vec<u8>> {
-    /// Initial capacity, enough for most machines.
-    const USUAL: usize = 16 * 1024;
-    let mut bytes = Vec::with_capacity(USUAL);
-    let read = File::open(folder.join("cmdline"))
-        .and_then(|file| file.take(MOST_ARGUMENTS + 1).read_to_end(&mut bytes));
-    if read.is_err() {
-        bytes.clear();
-    }
-    (bytes.len() as u64 <= MOST_ARGUMENTS).then_some(bytes)
-}
-
-/// Splits a command line into its arguments.
-pub(super) fn words(command_line: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
-    command_line.split(|byte| *byte == 0)
-}
-
-/// Printable form of a name: a process can give itself any.
-pub(super) fn shown(name: &str) -> String {
-    /// Maximum length; libvirt permits longer names, but this much identifies a machine.
-    const MOST: usize = 64;
-    name.chars().filter(|c| !c.is_control()).take(MOST).collect()
-}
-
-/// Value of `-name`: `web-1`, or `guest=web-1,debug-threads=on` (qemu(1)).
-pub(super) fn machine_name(command_line: &[u8]) -> Option<String> {
-    let value = words(command_line).skip_while(|word| *word != b"-name").nth(1)?;
-    let value = String::from_utf8_lossy(value);
-    let first = value.split(',').next()?;
-    let name = first.strip_prefix("guest=").unwrap_or(first);
-    let shown = shown(name);
-    (!shown.is_empty()).then_some(shown)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
+    use super::super::proc_cmdline::MOST_ARGUMENTS;
     use super::*;
 
     /// Puts a process into procfs whose threads may run where the lists say.

@@ -7,10 +7,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Root;
-use super::cpu_users::{MOST_PROCESSES, command_line, is_machine, machine_name, shown, words};
+use super::cpu_users::{MOST_PROCESSES, is_machine};
 use super::files::{entries, read_text};
-use crate::model::guest::{Guest, Guests, client_sockets};
+use super::proc_cmdline::{command_line, machine_name, shown, words};
+use crate::model::guest::{Guest, Guests};
 use crate::model::policy::VolumePolicy;
+use crate::model::qemu_args::client_sockets;
 
 /// Text that a QEMU prints before its version; its binary holds both as one string.
 const MARK: &[u8] = b"QEMU emulator version ";

@@ -26,6 +26,7 @@ pub mod partial;
 pub mod peer;
 pub mod pidfd;
 pub mod pools;
+mod proc_cmdline;
 pub mod process;
 pub mod shared_memory;
 pub mod socket_place;

@@ -5,16 +5,13 @@
 //! then the start. An engine that answers is left as it is, file and all: a key that would only take effect at its
 //! next restart is not slipped in behind the operator's back.
 
-use serde_json::{Map, Value};
-
+use super::daemon_json::{Merge, iptables_finding, iptables_flag, merged};
 use crate::model::code::Code;
+use crate::model::daemon_json::IPTABLES;
 use crate::model::engine::{DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init};
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::EnginePolicy;
 use crate::model::step::Step;
-
-/// The key of daemon.json that keeps the engine's hands off the host's packet filter.
-const KEY: &str = "iptables";
 
 /// Steps for the engine, and findings for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -91,7 +88,7 @@ impl EnginePlan {
             Merge::Operator(finding) => self.findings.push(finding),
             Merge::Write(text) => {
                 let replaces = seen.daemon_json != DaemonJson::Absent;
-                let adds = format!("\"{KEY}\": false");
+                let adds = format!("\"{IPTABLES}\": false");
                 self.steps.push(Step::WriteDaemonJson { path, text, adds, replaces });
             }
         }
@@ -189,120 +186,6 @@ fn not_answering(reason: &str, seen: &EngineSeen, policy: &EnginePolicy) -> Faul
              restart it when its containers allow"
         ),
     )
-}
-
-enum Merge {
-    Holds,
-    Write(String),
-    Operator(Finding),
-}
-
-/// Value of `--iptables` on a dockerd command line; Go's boolean flags take the same words everywhere.
-fn iptables_flag(args: &[String]) -> Option<bool> {
-    args.iter().rev().find_map(|arg| {
-        let rest = arg.trim_start_matches('-').strip_prefix(KEY)?;
-        match rest.strip_prefix('=') {
-            None => rest.is_empty().then_some(true),
-            Some(value) => Some(!matches!(value, "0" | "f" | "F" | "false" | "False" | "FALSE")),
-        }
-    })
-}
-
-/// Merges the one key into the operator's file (field note 8).
-///
-/// `unit_flag` is the value on the unit's command line: dockerd refuses to start when the same choice is made in both
-/// places, so the file is then left alone.
-fn merged(
-    file: &DaemonJson,
-    unit_flag: Option<bool>,
-    policy: &EnginePolicy,
-) -> Result<Merge, Fault> {
-    let object = match file {
-        DaemonJson::Absent => Map::new(),
-        DaemonJson::Unusable(reason) => {
-            return Err(Fault::new(
-                Code::DaemonJsonUnusable,
-                format!(
-                    "{} cannot be used: {reason}; it was not touched, and the engine was not started: \
-                     mend or remove the file",
-                    policy.daemon_json
-                ),
-            ));
-        }
-        DaemonJson::Object { text, .. } => parse(text),
-    };
-    let chosen = match (unit_flag, object.get(KEY)) {
-        (Some(false), _) | (None, Some(Value::Bool(false))) => return Ok(Merge::Holds),
-        (Some(true), _) => Some(format!("{} starts it with --{KEY}=true", policy.unit)),
-        (None, Some(other)) => Some(format!("{} says \"{KEY}\": {other}", policy.daemon_json)),
-        (None, None) => None,
-    };
-    if let Some(chosen) = chosen {
-        return Ok(Merge::Operator(Finding::new(
-            Code::IptablesSetByOperator,
-            format!(
-                "{chosen}; it was left so, and the engine will change the host's packet filter when it \
-                 starts (FORWARD becomes DROP, which cuts bridged virtual machines off): set it to false"
-            ),
-        )));
-    }
-    Ok(Merge::Write(with_key(file)))
-}
-
-/// The file with the key in the first place and everything else as the operator wrote it: order,
-/// indentation, numbers.
-fn with_key(file: &DaemonJson) -> String {
-    match file {
-        DaemonJson::Object { text, .. } if !parse(text).is_empty() => {
-            text.replacen('{', &format!("{{\n  \"{KEY}\": false,"), 1)
-        }
-        _ => format!("{{\n  \"{KEY}\": false\n}}\n"),
-    }
-}
-
-fn parse(text: &str) -> Map<String, Value> {
-    serde_json::from_str(text).unwrap_or_default()
-}
-
-/// Finding on a running engine that may change the packet filter (field note 7).
-fn iptables_finding(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Finding> {
-    let process = seen.process.as_ref();
-    let started_at = process.map(|process| process.started_at);
-    let (in_file, modified_at) = match &seen.daemon_json {
-        DaemonJson::Object { text, modified_at } => {
-            (parse(text).get(KEY).cloned(), Some(*modified_at))
-        }
-        _ => (None, None),
-    };
-    let why = match (process.and_then(|p| iptables_flag(&p.args)), in_file) {
-        (Some(false), _) => return None,
-        (Some(true), _) => "it was started with --iptables=true".to_string(),
-        (None, Some(Value::Bool(false))) => match (started_at, modified_at) {
-            // Whole seconds on both sides: a file that was written just before the start is in force.
-            (Some(started), Some(modified)) if modified > started + 1 => {
-                format!(
-                    "{} says \"iptables\": false but was changed after the engine started",
-                    policy.daemon_json
-                )
-            }
-            _ => return None,
-        },
-        (None, Some(other)) => format!("{} says \"iptables\": {other}", policy.daemon_json),
-        (None, None) => match &seen.daemon_json {
-            DaemonJson::Unusable(reason) => {
-                format!("{} cannot be used: {reason}", policy.daemon_json)
-            }
-            _ => format!("{} does not say \"iptables\": false", policy.daemon_json),
-        },
-    };
-    Some(Finding::new(
-        Code::EngineMayChangeIptables,
-        format!(
-            "the engine runs and may change the host's packet filter: {why}; bridged virtual machines \
-             can lose their network (FORWARD policy DROP). It was not restarted and its file not \
-             changed: set \"iptables\": false and restart it when its containers allow"
-        ),
-    ))
 }
 
 #[cfg(test)]

@@ -7,7 +7,10 @@
 pub mod admission;
 mod container;
 pub mod cores;
+mod daemon_json;
 pub mod engine;
+#[cfg(test)]
+mod engine_fixture;
 pub mod guests;
 pub mod health;
 pub mod hugepages;

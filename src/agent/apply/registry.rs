@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::super::observe::blocking;
 use super::super::observe::target::Containers;
 use crate::host::{Root, daemon_json, files, process};
+use crate::model::daemon_json::with_insecure_registry;
 use crate::model::engine::DaemonJson;
 use crate::model::fault::chain;
 use crate::model::policy::EnginePolicy;
@@ -151,7 +152,7 @@ fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String>
         ));
     }
     let seen = daemon_json::read(root, path);
-    if let Some(text) = daemon_json::with_insecure_registry(&seen, registry)
+    if let Some(text) = with_insecure_registry(&seen, registry)
         .map_err(|why| format!("{path} was not touched: {why}"))?
     {
         let after = daemon_json::replace(root, path, &text, &seen).map_err(|e| chain(&e))?;

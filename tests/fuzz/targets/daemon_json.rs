@@ -5,6 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value, json};
 use vhost_agent::config::Settings;
 use vhost_agent::host::{Root, daemon_json};
+use vhost_agent::model::daemon_json::with_insecure_registry;
 use vhost_agent::model::engine::{DaemonJson, EngineApi, EngineSeen, Init};
 use vhost_agent::model::step::Step;
 use vhost_agent::plan::engine::plan;
@@ -23,7 +24,7 @@ fuzz_target!(|text: &[u8]| {
             trusts_one_more(&file, &object(read).expect("it is an object"));
         }
         DaemonJson::Unusable(_) => {
-            assert!(daemon_json::with_insecure_registry(&file, REGISTRY).is_err());
+            assert!(with_insecure_registry(&file, REGISTRY).is_err());
         }
         DaemonJson::Absent => panic!("it is there"),
     }
@@ -36,7 +37,7 @@ fn object(text: &str) -> Option<Map<String, Value>> {
 
 fn trusts_one_more(file: &DaemonJson, before: &Map<String, Value>) {
     let list = before.get(REGISTRIES).map_or(Some(Vec::new()), |list| list.as_array().cloned());
-    let merged = daemon_json::with_insecure_registry(file, REGISTRY);
+    let merged = with_insecure_registry(file, REGISTRY);
     let Some(mut list) = list else { return assert!(merged.is_err()) };
     let Some(text) = merged.expect("a list can be added to") else {
         return assert!(list.contains(&json!(REGISTRY)));
