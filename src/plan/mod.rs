@@ -22,4 +22,6 @@ pub mod quarantine;
 pub mod replacement;
 pub mod retry;
 pub mod target;
+#[cfg(test)]
+mod target_fixture;
 pub mod volumes;

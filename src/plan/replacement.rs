@@ -173,3 +173,7 @@ impl TargetPlan {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "replacement_tests.rs"]
+mod tests;

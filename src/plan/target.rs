@@ -309,5 +309,8 @@ pub(super) fn wait(spec: &TargetSpec, container: &str, policy: &TargetPolicy) ->
 }
 
 #[cfg(test)]
+#[path = "target_isolation_tests.rs"]
+mod isolation_tests;
+#[cfg(test)]
 #[path = "target_tests.rs"]
 mod tests;

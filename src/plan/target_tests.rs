@@ -1,108 +1,12 @@
 //! Every situation that a target can be found in.
 
+use super::super::target_fixture::*;
 use super::*;
-use crate::model::bounds::{Links, ResolvedPath};
-use crate::model::container::{ContainerSpec, ISOLATION_LABEL, SPEC_LABEL};
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::image::Download;
 use crate::model::step::ImageSource;
-use crate::model::target::{CoreRequest, TargetKind, Trial};
+use crate::model::target::{CoreRequest, TargetKind};
 use crate::model::units::NumaNode;
-use crate::plan::replacement::bring_back;
-
-fn policy() -> TargetPolicy {
-    let mut policy = TargetPolicy::example();
-    policy.target.socket_dir = spec().socket_dir;
-    policy
-}
-
-/// A look that has followed those paths.
-fn led(paths: &[(&str, &str)]) -> Links {
-    let led = |path: &str| ResolvedPath { path: path.parse().unwrap(), is_block_device: false };
-    paths.iter().map(|(path, to)| (path.parse().unwrap(), led(to))).collect()
-}
-
-fn spec() -> TargetSpec {
-    TargetSpec {
-        name: "zbs-vhost".parse().unwrap(),
-        kind: TargetKind::Zbs,
-        image: Some("zbs/vhost:1".into()),
-        image_tar: None,
-        image_url: None,
-        image_sha256: None,
-        cores: CoreRequest::Count(1),
-        socket_dir: "/var/tmp/vhost-sockets".parse().unwrap(),
-        control_sock: "/var/tmp/vhost-sockets/vhost.sock".parse().unwrap(),
-        client_conf: Some("/etc/zbs/client.conf".parse().unwrap()),
-        memory_mib: 512,
-        memory_by_volumes: false,
-    }
-}
-
-fn seen() -> TargetSeen {
-    let cpu = |id| Cpu {
-        id,
-        node: NumaNode(0),
-        core: id,
-        package: 0,
-        siblings: vec![id],
-        isolated: false,
-    };
-    TargetSeen {
-        has_image: true,
-        built_in_image: "vhost-agent-target:1".into(),
-        huge_dir: Some("/dev/hugepages2m".into()),
-        cpus: vec![cpu(0), cpu(1)],
-        ..TargetSeen::default()
-    }
-}
-
-/// The label of a container that is isolated as the policy says.
-fn isolation_label() -> (String, String) {
-    let labels = made(&ensured(&spec(), LEAVE, &seen()).unwrap()).labels.clone();
-    (ISOLATION_LABEL.to_string(), labels[ISOLATION_LABEL].clone())
-}
-
-/// A container made for `made_for`, or by somebody else.
-fn with_container(made_for: Option<&TargetSpec>, running: bool, serves: bool) -> TargetSeen {
-    let label = |spec| (SPEC_LABEL.to_string(), serde_json::to_string(spec).unwrap());
-    let container = ContainerSeen {
-        id: "c0ffee".into(),
-        running,
-        pid: running.then_some(77),
-        exit_code: (!running).then_some(1),
-        oom_killed: false,
-        image_id: "sha256:1".into(),
-        labels: made_for.into_iter().flat_map(|spec| [label(spec), isolation_label()]).collect(),
-        error: String::new(),
-        restarts: None,
-    };
-    let version = serves.then(|| "SPDK v24.01".to_string());
-    TargetSeen { container: Some(container), version, sessions: Some(0), ..seen() }
-}
-
-fn ensured(spec: &TargetSpec, wish: EnsureOptions, seen: &TargetSeen) -> Result<TargetPlan, Fault> {
-    ensure(spec, wish, seen, &policy())
-}
-
-fn names(plan: &TargetPlan) -> Vec<&'static str> {
-    plan.steps.iter().map(Step::name).collect()
-}
-
-const RECREATE: EnsureOptions =
-    EnsureOptions { recreate: true, force: false, anew: false, recovers: false };
-const LEAVE: EnsureOptions =
-    EnsureOptions { recreate: false, force: false, anew: false, recovers: false };
-const RECOVER: EnsureOptions = EnsureOptions { recovers: true, ..LEAVE };
-const UP: [&str; 4] = ["prepareSockets", "createContainer", "startContainer", "awaitTarget"];
-
-fn made(plan: &TargetPlan) -> &ContainerSpec {
-    let made = plan.steps.iter().find_map(|step| match step {
-        Step::CreateContainer(spec) => Some(spec),
-        _ => None,
-    });
-    made.expect("a container that is made")
-}
 
 #[test]
 fn on_an_empty_node_it_is_brought_up_with_no_more_than_it_needs() {
@@ -295,67 +199,6 @@ fn a_serving_target_is_left_alone_and_its_drift_is_told() {
     assert_eq!(names(&ensured(&spec(), RECREATE, &same).unwrap()), [""; 0], "nothing differs");
 }
 
-/// The containers of a target and beside it, by their ids.
-fn with_beside(named: Option<(&str, bool)>, beside: &[(&str, &str)]) -> TargetSeen {
-    let container = |id: &str, running| {
-        let seen = with_container(Some(&spec()), running, running).container.unwrap();
-        ContainerSeen { id: id.into(), ..seen }
-    };
-    let beside = beside.iter().map(|(end, id)| (format!("zbs-vhost.{end}"), container(id, false)));
-    TargetSeen {
-        container: named.map(|(id, running)| container(id, running)),
-        beside: beside.collect(),
-        ..TargetSeen::default()
-    }
-}
-
-#[test]
-fn the_old_one_comes_back_from_wherever_the_exchange_ended() {
-    let trial = Trial { old: Some(spec()), id: "old".into(), served: Vec::new(), restarts: None };
-    let back = |named, beside: &[(&str, &str)]| {
-        let seen = with_beside(named, beside);
-        let back = bring_back(&spec().name, &trial, &seen, &policy()).unwrap().unwrap();
-        let told = |step: &Step| match step {
-            Step::StopContainer { id, .. } => format!("stop {id}"),
-            Step::RemoveContainer { id, .. } => format!("remove {id}"),
-            Step::RenameContainer { id, to, .. } => format!("{} is {to}", id.clone().unwrap()),
-            other => other.name().to_string(),
-        };
-        [back.moves, back.starts, back.clears]
-            .map(|it| it.iter().map(told).collect::<Vec<_>>().join(", "))
-    };
-    let start = "prepareSockets, startContainer, awaitTarget";
-    assert_eq!(back(Some(("old", true)), &[]), ["", "", ""], "it was not even stopped");
-    assert_eq!(back(Some(("old", true)), &[("next", "new")]), ["", "", "remove new"]);
-    assert_eq!(back(Some(("old", false)), &[("next", "new")]), ["", start, "remove new"]);
-    let between = back(None, &[("next", "new"), ("previous", "old")]);
-    assert_eq!(between, ["old is zbs-vhost", start, "remove new"]);
-    let replaced = back(Some(("new", true)), &[("previous", "old")]);
-    let moves = "stop new, new is zbs-vhost.next, old is zbs-vhost";
-    assert_eq!(replaced, [moves, start, "remove new"]);
-}
-
-#[test]
-fn nothing_of_somebody_else_is_moved_for_an_exchange() {
-    let trial = Trial { old: None, id: "old".into(), served: Vec::new(), restarts: None };
-    let mut seen = with_beside(Some(("new", true)), &[("previous", "old")]);
-    let back = |seen: &TargetSeen| bring_back(&spec().name, &trial, seen, &policy());
-    seen.container.as_mut().unwrap().labels.clear();
-    assert_eq!(back(&seen).unwrap_err().code, Code::ContainerNotOurs);
-    seen.beside.clear();
-    assert_eq!(back(&seen), Ok(None), "it cannot come back");
-
-    let other = TargetSpec { memory_mib: 1024, ..spec() };
-    let serving = with_container(Some(&other), true, true);
-    let mut seen = TargetSeen { beside: with_beside(None, &[("next", "left")]).beside, ..serving };
-    let plan = ensured(&spec(), RECREATE, &seen).unwrap();
-    assert_eq!(names(&plan)[..2], ["removeContainer", "createContainer"], "it is the agent's own");
-    seen.beside[0].1.labels.clear();
-    assert_eq!(ensured(&spec(), RECREATE, &seen).unwrap_err().code, Code::ContainerNotOurs);
-    let destroyed = destroy(&spec(), true, &seen, &policy()).unwrap();
-    assert_eq!(names(&destroyed), ["stopContainer", "removeContainer"], "and it stays");
-}
-
 #[test]
 fn sockets_of_connected_machines_stay_in_their_folder() {
     let moved = TargetSpec { socket_dir: "/elsewhere".parse().unwrap(), ..spec() };
@@ -432,88 +275,6 @@ fn a_dead_one_that_would_be_made_the_same_again_is_started_again() {
     ] {
         assert_eq!(plan(&seen, wish)[0], "removeContainer", "{why}");
     }
-}
-
-/// Digest that an agent before isolation gave the container of `spec()` on `seen()`.
-const OLD_DIGEST: &str = "0369239f1007dbeb2b2fe3ae8770a8dea0ea278189541e70a5040e91d5cd05f7";
-
-/// The container of `spec()` as an agent before isolation made it.
-fn made_by_an_older_agent(running: bool) -> TargetSeen {
-    let mut seen = TargetSeen {
-        image_id: "sha256:1".into(),
-        ..with_container(Some(&spec()), running, running)
-    };
-    let labels = &mut seen.container.as_mut().unwrap().labels;
-    labels.remove(ISOLATION_LABEL);
-    labels.insert(DIGEST_LABEL.to_string(), OLD_DIGEST.to_string());
-    seen
-}
-
-#[test]
-fn target_of_an_older_agent_that_serves_is_left() {
-    let old = made_by_an_older_agent(true);
-    for wish in [LEAVE, RECOVER] {
-        assert_eq!(ensured(&spec(), wish, &old), Ok(TargetPlan::default()));
-    }
-    let plan = ensured(&spec(), RECREATE, &old).unwrap();
-    assert!(made(&plan).isolation.is_some() && plan.drift.is_empty(), "when it is asked for");
-    let used = TargetSeen { sessions: Some(1), ..old };
-    assert_eq!(ensured(&spec(), RECREATE, &used).unwrap_err().code, Code::TargetInUse);
-}
-
-#[test]
-fn target_of_an_older_agent_comes_back_as_it_was() {
-    let old = made_by_an_older_agent(false);
-    for wish in [LEAVE, RECOVER] {
-        let plan = ensured(&spec(), wish, &old).unwrap();
-        assert_eq!(names(&plan), ["prepareSockets", "startContainer", "awaitTarget"]);
-    }
-    let anew = ensured(&spec(), EnsureOptions { anew: true, ..RECOVER }, &old).unwrap();
-    let again = made(&anew);
-    assert_eq!((&again.isolation, again.labels[DIGEST_LABEL].as_str()), (&None, OLD_DIGEST));
-    assert!(!again.labels.contains_key(ISOLATION_LABEL), "and the next time too");
-    assert!(made(&ensured(&spec(), RECREATE, &old).unwrap()).isolation.is_some());
-}
-
-#[test]
-fn changed_isolation_restarts_no_target_that_serves() {
-    let mut policy = policy();
-    policy.target.read_only_root = false;
-    let serving = with_container(Some(&spec()), true, true);
-    assert_eq!(ensure(&spec(), LEAVE, &serving, &policy), Ok(TargetPlan::default()));
-    let plan = ensure(&spec(), RECREATE, &serving, &policy).unwrap();
-    let isolation = made(&plan).isolation.clone().unwrap();
-    assert_eq!((isolation.read_only_root, isolation.tmpfs), (false, vec![]));
-    assert_eq!(ensured(&spec(), RECREATE, &serving), Ok(TargetPlan::default()), "as it is");
-
-    let labels = made(&ensured(&spec(), LEAVE, &seen()).unwrap()).labels.clone();
-    let mut ended = with_container(Some(&spec()), false, false);
-    ended.image_id = "sha256:1".into();
-    ended.container.as_mut().unwrap().labels = labels;
-    assert_eq!(names(&ensured(&spec(), RECOVER, &ended).unwrap())[0], "prepareSockets");
-    let plan = ensure(&spec(), RECOVER, &ended, &policy).unwrap();
-    assert_eq!(names(&plan)[..2], ["removeContainer", "prepareSockets"]);
-}
-
-#[test]
-fn every_kind_is_isolated_and_what_is_bound_stays_the_hosts() {
-    let isolation = |kind, policy: &TargetPolicy| {
-        let plan = ensure(&TargetSpec { kind, ..spec() }, LEAVE, &seen(), policy).unwrap();
-        made(&plan).isolation.clone().unwrap()
-    };
-    for kind in [TargetKind::Zbs, TargetKind::Spdk, TargetKind::BuiltIn] {
-        let isolation = isolation(kind, &policy());
-        assert!(isolation.read_only_root);
-        assert_eq!(
-            (isolation.tmpfs.join(" ").as_str(), isolation.tmpfs_mib),
-            ("/var/tmp /tmp /run", 64)
-        );
-        assert_eq!(isolation.pids_limit, 16_384, "{kind:?}");
-    }
-    let mut policy = policy();
-    policy.target.mounts = vec!["/tmp:ro".into(), "/var".into(), "/run/zbs".into()];
-    policy.target.privileged = true;
-    assert_eq!(isolation(TargetKind::Spdk, &policy).tmpfs, ["/run"], "what is below it lies in it");
 }
 
 #[test]

@@ -297,5 +297,7 @@ fn sum(pages: &PagesByPool) -> u64 {
 }
 
 #[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 #[path = "hugepages_tests.rs"]
 mod tests;
