@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::desired_files::{TargetFile, read_all, target_file, write_volumes};
 use super::writes::Writes;
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::TargetSettings;
@@ -15,27 +14,6 @@ use crate::model::volume::{VolumeName, VolumeSpec, VolumeSpecs};
 use crate::plan::admission::{has_own_name, has_own_sockets, has_room, has_room_for};
 use crate::plan::volumes::one_writer_each;
 use crate::store::{Durability, Store, StoreError};
-
-/// Folder of the targets' files.
-pub(crate) const FOLDER: &str = "targets";
-/// Folder with a folder for the volumes of each target.
-pub(crate) const VOLUMES: &str = "volumes";
-
-/// Content of a target's file.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct TargetFile {
-    pub(crate) spec: TargetSpec,
-    /// Trial, while one is on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) trial: Option<Trial>,
-}
-
-/// Content of a volume's file.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct VolumeEntry {
-    pub(crate) target: TargetName,
-    pub(crate) spec: VolumeSpec,
-}
 
 /// Desired targets and volumes; clones share them.
 #[derive(Debug, Clone)]
@@ -54,22 +32,7 @@ impl DesiredTargets {
     /// # Errors
     /// When the disk fails.
     pub fn open(store: Store, settings: &TargetSettings) -> Result<DesiredTargets, Fault> {
-        let mut desired = Desired::default();
-        for name in store.list(FOLDER, Durability::Disk)? {
-            let path = format!("{FOLDER}/{name}");
-            let Some(entry) = read::<TargetFile>(&store, &path) else { continue };
-            if path == file(&entry.spec.name) {
-                let name = entry.spec.name.clone();
-                desired.trials.extend(entry.trial.map(|trial| (name.clone(), trial.into())));
-                desired.targets.insert(name, entry.spec);
-            } else {
-                store.set_aside(&path, Durability::Disk, "it is the file of another target");
-            }
-        }
-        for target in store.folders(VOLUMES, Durability::Disk)? {
-            open_volumes(&store, &target, &mut desired)?;
-        }
-        let published = Arc::new(watch::Sender::new(desired));
+        let published = Arc::new(watch::Sender::new(read_all(&store)?));
         let (most_targets, most_volumes) = (settings.max_targets, settings.max_volumes);
         Ok(DesiredTargets {
             store,
@@ -219,10 +182,14 @@ impl DesiredTargets {
         let write = move |store: &Store, desired: &Desired| match desired.targets.get(&of) {
             Some(spec) => {
                 let trial = desired.trials.get(&of).map(|trial| Trial::clone(trial));
-                store.write(&file(&of), &TargetFile { spec: spec.clone(), trial }, Durability::Disk)
+                store.write(
+                    &target_file(&of),
+                    &TargetFile { spec: spec.clone(), trial },
+                    Durability::Disk,
+                )
             }
             None => {
-                store.remove(&file(&of), Durability::Disk)?;
+                store.remove(&target_file(&of), Durability::Disk)?;
                 write_volumes(store, &of, &volumes, &desired.volumes_of(&of))
             }
         };
@@ -278,198 +245,7 @@ impl DesiredTargets {
     }
 }
 
-/// Writes or removes the files of these volumes of a target, as desired.
-fn write_volumes(
-    store: &Store,
-    target: &TargetName,
-    names: &[VolumeName],
-    desired: &VolumeSpecs,
-) -> Result<(), StoreError> {
-    let file = |name: &VolumeName| volume_file(target, name);
-    let entry = |spec: &VolumeSpec| {
-        let entry = VolumeEntry { target: target.clone(), spec: spec.clone() };
-        (file(&spec.name), entry)
-    };
-    let entries = names.iter().filter_map(|name| desired.get(name)).map(entry).collect::<Vec<_>>();
-    let gone = names.iter().filter(|name| !desired.contains_key(*name)).map(file);
-    store.write_all(&entries)?;
-    store.remove_all(&gone.collect::<Vec<_>>())
-}
-
-/// Reads one file. A file that the disk does not give affects no other, and stays where it is: it may be readable the
-/// next time.
-fn read<T: DeserializeOwned>(store: &Store, path: &str) -> Option<T> {
-    store.read(path, Durability::Disk).unwrap_or_else(|error| {
-        let why = chain(&error);
-        tracing::error!(
-            path,
-            why,
-            "a state file cannot be read; what it says is not known to the agent"
-        );
-        None
-    })
-}
-
-/// Reads the volumes of one target.
-fn open_volumes(store: &Store, target: &str, desired: &mut Desired) -> Result<(), Fault> {
-    for name in store.list(&format!("{VOLUMES}/{target}"), Durability::Disk)? {
-        let path = format!("{VOLUMES}/{target}/{name}");
-        let Some(entry) = read::<VolumeEntry>(store, &path) else { continue };
-        if path == volume_file(&entry.target, &entry.spec.name) {
-            let volumes = desired.volumes.entry(entry.target).or_default();
-            Arc::make_mut(volumes).insert(entry.spec.name.clone(), entry.spec);
-        } else {
-            store.set_aside(&path, Durability::Disk, "it is the file of another volume");
-        }
-    }
-    Ok(())
-}
-
-fn volume_file(target: &TargetName, volume: &VolumeName) -> String {
-    format!("{VOLUMES}/{target}/{volume}.json")
-}
-
-fn file(name: &TargetName) -> String {
-    format!("{FOLDER}/{name}.json")
-}
-
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::model::code::Code;
-    use crate::targets::writes::WRITE_TIMEOUT;
-
-    fn spec(name: &str) -> TargetSpec {
-        let control_sock = format!("/sockets/{name}.sock").parse().unwrap();
-        TargetSpec { control_sock, ..TargetSpec::example(name) }
-    }
-
-    fn open(dir: &tempfile::TempDir) -> DesiredTargets {
-        let store = Store::open(dir.path(), dir.path()).unwrap();
-        DesiredTargets::open(store, &TargetSettings::example()).unwrap()
-    }
-
-    fn names(desired: &DesiredTargets) -> Vec<String> {
-        desired.watch().borrow().targets.keys().map(ToString::to_string).collect()
-    }
-
-    #[tokio::test]
-    async fn what_is_wanted_is_known_after_a_restart_and_what_is_not_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let desired = open(&dir);
-        desired.want(&spec("a"), None).await.unwrap();
-        desired.want(&spec("b.1"), None).await.unwrap();
-        desired.want(&TargetSpec { memory_mib: 7, ..spec("b.1") }, None).await.unwrap();
-        desired.forget(&"a".parse().unwrap()).await.unwrap();
-        desired.forget(&"never".parse().unwrap()).await.unwrap();
-        let again = open(&dir);
-        assert_eq!(names(&again), ["b.1"]);
-        assert_eq!(again.watch().borrow().targets.values().next().unwrap().memory_mib, 7);
-    }
-
-    #[tokio::test]
-    async fn no_more_is_desired_than_the_settings_say_but_what_was_before_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let before = open(&dir);
-        for name in ["a", "b"] {
-            before.want(&spec(name), None).await.unwrap();
-        }
-        let (target, volumes) = ("a".parse().unwrap(), ["v", "w"].map(VolumeSpec::example));
-        before.want_volumes(&target, &volumes).await.unwrap();
-        let store = Store::open(dir.path(), dir.path()).unwrap();
-        let settings =
-            TargetSettings { max_targets: 1, max_volumes: 1, ..TargetSettings::example() };
-        let desired = DesiredTargets::open(store, &settings).unwrap();
-        assert_eq!(names(&desired), ["a", "b"]);
-        let again = TargetSpec { memory_mib: 7, ..spec("b") };
-        desired.judge(&again).unwrap();
-        desired.want(&again, None).await.unwrap();
-        let code = |done: Result<(), Fault>| done.map_err(|fault| fault.code);
-        assert_eq!(code(desired.judge(&spec("c"))), Err(Code::TooManyTargets));
-        assert_eq!(code(desired.want(&spec("c"), None).await), Err(Code::TooManyTargets));
-        let changed = VolumeSpec { read_only: true, ..VolumeSpec::example("v") };
-        desired.want_volumes(&target, &[changed]).await.unwrap();
-        let more = desired.want_volumes(&target, &[VolumeSpec::example("x")]).await;
-        assert_eq!(code(more), Err(Code::TooManyVolumes));
-        desired.forget_volumes(&target, &volumes.map(|it| it.name)).await.unwrap();
-        desired.want_volumes(&target, &[VolumeSpec::example("x")]).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_broken_or_of_another_version_takes_no_other_with_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let desired = open(&dir);
-        for name in ["a", "b", "c"] {
-            desired.want(&spec(name), None).await.unwrap();
-        }
-        let path = |name: &str| dir.path().join("targets").join(name);
-        std::fs::write(path("a.json"), "{\"version\"").unwrap();
-        let newer = std::fs::read_to_string(path("b.json")).unwrap().replacen('1', "99", 1);
-        std::fs::write(path("b.json"), newer).unwrap();
-        assert_eq!(names(&open(&dir)), ["c"]);
-        assert!(path("a.json.unusable").exists() && path("b.json.version-99").exists());
-        assert_eq!(names(&open(&dir)), ["c"], "what was set aside stays there");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn change_that_the_disk_takes_too_late_is_undone() {
-        let dir = tempfile::tempdir().unwrap();
-        let desired = open(&dir);
-        desired.want(&spec("a"), None).await.unwrap();
-        let (resume, hangs) = std::sync::mpsc::channel::<()>();
-        let hangs = std::sync::Mutex::new(hangs);
-        let path = dir.path().join("targets/b.json");
-        let file = path.clone();
-        let hung = desired.change(
-            move |_, desired| {
-                let _ = hangs.lock().unwrap().recv();
-                match desired.targets.contains_key(&"b".parse().unwrap()) {
-                    true => std::fs::write(&file, "{}").unwrap(),
-                    false => std::fs::remove_file(&file).unwrap(),
-                }
-                Ok(())
-            },
-            |desired| {
-                desired.targets.insert("b".parse().unwrap(), spec("b"));
-                Ok(())
-            },
-        );
-        let c = spec("c");
-        let passes = tokio::time::advance(WRITE_TIMEOUT + Duration::from_millis(1));
-        let (fault, behind, ()) = tokio::join!(hung, desired.want(&c, None), passes);
-        assert_eq!(fault.unwrap_err().code, Code::StateUnwritable);
-        assert_eq!(behind.unwrap_err().code, Code::StateUnwritable, "it waits for its turn");
-        assert_eq!(names(&desired), ["a"]);
-        resume.send(()).unwrap();
-        resume.send(()).unwrap();
-        desired.want(&spec("d"), None).await.unwrap();
-        assert!(!path.exists());
-        assert_eq!(names(&desired), ["a", "d"]);
-        assert_eq!(names(&open(&dir)), ["a", "d"]);
-    }
-
-    #[tokio::test]
-    async fn volumes_are_known_after_a_restart_one_file_each() {
-        let dir = tempfile::tempdir().unwrap();
-        let (desired, target) = (open(&dir), "t".parse().unwrap());
-        let specs: Vec<_> = ["a", "b", "c", "d"].map(VolumeSpec::example).into();
-        desired.want_volumes(&target, &specs).await.unwrap();
-        let read_only = VolumeSpec { read_only: true, ..specs[1].clone() };
-        desired.want_volumes(&target, &[read_only.clone(), specs[0].clone()]).await.unwrap();
-        let gone = [specs[0].name.clone(), "never".parse().unwrap()];
-        desired.forget_volumes(&target, &gone).await.unwrap();
-        let path = |name: &str| dir.path().join("volumes/t").join(name);
-        std::fs::write(path("c.json"), "{\"version\":1,").unwrap();
-        std::fs::copy(path("d.json"), path("e.json")).unwrap();
-        let again = open(&dir).volumes(&target);
-        let names: Vec<_> = again.keys().map(VolumeName::as_str).collect();
-        assert_eq!(names, ["b", "d"], "a is not wanted, c is cut, e says that it is d");
-        assert_eq!(again[&read_only.name], read_only);
-        assert!(path("c.json.unusable").exists() && path("e.json.unusable").exists());
-        desired.forget(&target).await.unwrap();
-        assert!(desired.volumes(&target).is_empty() && open(&dir).volumes(&target).is_empty());
-    }
-}
+#[path = "desired_tests.rs"]
+mod tests;

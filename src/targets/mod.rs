@@ -13,6 +13,7 @@
 mod converge;
 mod deploy;
 pub mod desired;
+pub(crate) mod desired_files;
 mod exits;
 pub mod observer;
 mod request;

@@ -27,7 +27,7 @@ use crate::model::target::{TargetName, TargetSpec};
 use crate::model::url::{HttpUrl, text_without_secrets};
 use crate::model::volume::{Backing, VolumeSpec};
 use crate::store::{self, Durability, Store};
-use crate::targets::desired::{FOLDER as TARGETS, TargetFile, VOLUMES, VolumeEntry};
+use crate::targets::desired_files::{FOLDER as TARGETS, TargetFile, VOLUMES, VolumeEntry};
 
 /// Folder of the results pending for the controller.
 const OUTBOX: &str = "outbox";

@@ -264,5 +264,6 @@ async fn changed(observed: &mut Option<(CleanPath, Observations)>) {
 }
 
 #[cfg(test)]
-#[path = "../task_tests.rs"]
+mod image_tests;
+#[cfg(test)]
 mod task_tests;
