@@ -7,6 +7,7 @@ pub mod hypervisor;
 pub mod memory;
 pub mod node;
 pub mod target;
+mod target_resources;
 pub mod volumes;
 
 use std::sync::Arc;

@@ -1,6 +1,5 @@
-//! Observation of a target: its container, its control socket, the resources that it will need.
+//! Observation of a target: its container, its control socket, its links, and with `target_resources` what it needs.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,26 +7,21 @@ use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
+use super::target_resources::{FileFacts, cpu_use, file_facts, pages_for_target};
 use super::{blocking, blocking_within};
 pub use crate::docker::Containers;
 use crate::docker::EngineError;
-use crate::host::leftovers::left_pages;
-use crate::host::pools::{PoolFiles, hugepages_of};
-use crate::host::{
-    HostError, Root, cpu_users, cpus, cpuset, links, mounts, own_image, process, socket_place,
-};
+use crate::host::pools::PoolFiles;
+use crate::host::{Root, links, process};
 use crate::model::bounds::{Links, paths_of_target};
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
-use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::fault::{Fault, chain};
-use crate::model::mounts::HugetlbMount;
 use crate::model::names::PROBE_PREFIX;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetPolicy;
-use crate::model::pools::Pool;
 use crate::model::target::{TargetKind, TargetName, TargetSeen, TargetSpec};
-use crate::model::units::{NumaNode, PageSize};
+use crate::model::units::PageSize;
 use crate::spdk::{Sockets, SpdkError};
 
 /// Timeout for the engine to notice that a container's process has exited.
@@ -75,24 +69,6 @@ const FOLLOW_TIME: Duration = Duration::from_secs(2);
 /// … and the maximum of such lookups that may hang at one time.
 const MOST_FOLLOWING: usize = 4;
 
-/// Facts read from files.
-struct FileFacts {
-    built_in_image: String,
-    has_client_conf: bool,
-    huge_dir: Option<String>,
-    cpus: Vec<Cpu>,
-    socket_obstacle: Option<String>,
-    socket_doubt: Option<String>,
-    has_volume_sockets: bool,
-}
-
-/// Pages of 2 MiB that a target may take.
-#[derive(Default)]
-struct PagesForTarget {
-    free_pages: BTreeMap<NumaNode, u64>,
-    returning_pages: u64,
-}
-
 impl<C: Containers> TargetObserver<C> {
     pub fn new(
         root: &Root,
@@ -110,7 +86,7 @@ impl<C: Containers> TargetObserver<C> {
     /// When the engine does not answer, or the machine cannot be read.
     pub async fn look(&self, spec: &TargetSpec, beside: bool) -> Result<TargetSeen, Fault> {
         let within = self.policy.target.call_timeout;
-        let files = self.files(spec).await?;
+        let files = file_facts(&self.root, spec, self.policy.target.socket_uid).await?;
         let image = match spec.kind {
             TargetKind::BuiltIn => files.built_in_image.clone(),
             _ => spec.image.clone().unwrap_or_default(),
@@ -138,10 +114,11 @@ impl<C: Containers> TargetObserver<C> {
         let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
         let own = running.and_then(|container| container.pid);
         let opened = spec.as_opened(image.is_some());
+        let wanted = self.policy.target.pages(spec);
         let ((version, silence, guests), cpu_use, memory, links) = tokio::join!(
             self.ask(&control),
-            self.cpu_use(own),
-            self.memory(spec, &files, own),
+            cpu_use(&self.root, own),
+            pages_for_target(&self.root, wanted, files.huge_dir.clone(), own),
             self.links(&opened)
         );
         let sessions = match guests {
@@ -183,7 +160,8 @@ impl<C: Containers> TargetObserver<C> {
     pub async fn look_around(&self, spec: &TargetSpec) -> Result<TargetSeen, Fault> {
         let named = self.container_of(spec);
         let (named, beside) = tokio::join!(named, self.beside(&spec.name));
-        let FileFacts { huge_dir, .. } = self.files(spec).await?;
+        let FileFacts { huge_dir, .. } =
+            file_facts(&self.root, spec, self.policy.target.socket_uid).await?;
         Ok(TargetSeen { container: named?, beside: beside?, huge_dir, ..TargetSeen::default() })
     }
 
@@ -272,18 +250,6 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// Observes users of the CPUs other than the target itself, whose process is `own`: it gives its own
-    /// back before it is recreated.
-    async fn cpu_use(&self, own: Option<u32>) -> Result<CpuUse, Fault> {
-        let root = self.root.clone();
-        let look = move || CpuUse {
-            containers: cpuset::of_containers(&root),
-            holders: cpu_users::holders(&root, own),
-            ..CpuUse::default()
-        };
-        blocking(look).await
-    }
-
     /// Follows links in paths that are not the operator's; empty if the machine does not answer in time.
     async fn links(&self, spec: &TargetSpec) -> Links {
         let paths = paths_of_target(spec, &self.policy.target);
@@ -294,58 +260,6 @@ impl<C: Containers> TargetObserver<C> {
         let look = move || links::follow(&root, paths);
         let looked = blocking_within(&self.following, FOLLOW_TIME, look).await;
         looked.and_then(Result::ok).unwrap_or_default()
-    }
-
-    /// Counts free pages of 2 MiB, if the target takes some. A pool that cannot be read is no reason to refuse it.
-    async fn memory(
-        &self,
-        spec: &TargetSpec,
-        files: &FileFacts,
-        own: Option<u32>,
-    ) -> PagesForTarget {
-        let wanted = self.policy.target.pages(spec);
-        let (root, huge_dir) = (self.root.clone(), files.huge_dir.clone());
-        let look = move || -> Result<PagesForTarget, HostError> {
-            let small = |pool: &Pool| pool.key.size == PageSize::MIB_2;
-            let pools = PoolFiles::find(&root)?.read_all()?.into_iter().filter(small);
-            let mut free_pages: BTreeMap<NumaNode, u64> =
-                pools.map(|pool| (pool.key.node, pool.free)).collect();
-            // Its predecessor's pages come back before it takes its own.
-            for (node, pages) in own.map(|pid| hugepages_of(&root, pid)).unwrap_or_default() {
-                *free_pages.entry(node).or_default() += pages;
-            }
-            // That scans all processes, so only where it matters.
-            let returning_pages = match free_pages.values().all(|free| *free < wanted) {
-                true => huge_dir.map_or(Ok(0), |folder| left_pages(&root, &folder))?,
-                false => 0,
-            };
-            Ok(PagesForTarget { free_pages, returning_pages })
-        };
-        match wanted {
-            0 => PagesForTarget::default(),
-            _ => blocking(look).await.ok().and_then(Result::ok).unwrap_or_default(),
-        }
-    }
-
-    async fn files(&self, spec: &TargetSpec) -> Result<FileFacts, Fault> {
-        let (root, conf) = (self.root.clone(), spec.client_conf.clone());
-        let (folder, control) = (spec.socket_dir.clone(), spec.control_sock.clone());
-        let owner = self.policy.target.socket_uid;
-        blocking(move || {
-            let has_volume_sockets = socket_place::has_volumes(&root, folder.as_str());
-            let mounts = mounts::hugetlb_mounts(&root)?;
-            let usable = |mount: &&HugetlbMount| mount.is_good_for(PageSize::MIB_2);
-            Ok(FileFacts {
-                built_in_image: own_image::reference().unwrap_or_default(),
-                has_client_conf: conf.is_some_and(|path| root.path(path.as_str()).is_file()),
-                huge_dir: mounts.iter().find(usable).map(|mount| mount.path.clone()),
-                cpus: cpus::cpus(&root)?,
-                socket_obstacle: socket_place::obstacle(&root, folder.as_str(), control.as_str()),
-                socket_doubt: socket_place::doubt(&root, folder.as_str(), owner),
-                has_volume_sockets,
-            })
-        })
-        .await?
     }
 }
 
@@ -368,111 +282,5 @@ pub fn engine_fault(error: &EngineError) -> Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::model::policy::HealthPolicy;
-    use std::time::Duration;
-
-    use serde_json::{Value, json};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixListener;
-
-    use super::*;
-    use crate::docker::fake::FakeContainers;
-    use crate::model::container::SPEC_LABEL;
-
-    fn spec(folder: &str) -> TargetSpec {
-        TargetSpec {
-            control_sock: format!("{folder}/vhost.sock").parse().unwrap(),
-            socket_dir: folder.parse().unwrap(),
-            ..TargetSpec::example("zbs-vhost")
-        }
-    }
-
-    /// A target at `socket` to which one machine is connected, and a probe.
-    fn serve_one_guest(socket: &std::path::Path) {
-        let listener = UnixListener::bind(socket).unwrap();
-        tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut bytes = Vec::new();
-            while stream.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
-                let mut requests =
-                    serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
-                let mut replies = String::new();
-                while let Some(Ok(request)) = requests.next() {
-                    let result = match request["method"].as_str().unwrap() {
-                        "spdk_get_version" => json!({"version": "SPDK v24.01"}),
-                        "framework_get_reactors" => json!({"reactors": [{}]}),
-                        _ => json!([
-                            {"ctrlr": "disk", "sessions": [{"started": true}]},
-                            {"ctrlr": format!("{PROBE_PREFIX}1-1-0"), "sessions": [{"started": true}]}
-                        ]),
-                    };
-                    replies += &format!("{}\n", json!({"id": request["id"], "result": result}));
-                }
-                let taken = requests.byte_offset();
-                bytes.drain(..taken);
-                stream.write_all(replies.as_bytes()).await.unwrap();
-            }
-        });
-    }
-
-    #[tokio::test]
-    async fn guests_are_counted_where_the_target_runs_not_where_it_is_wanted() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(folder.path());
-        crate::host::spawn_fake::put_cpu(&root);
-        crate::host::leftovers::make_folder(&root, "/old", (0, 0), 0o755).unwrap();
-        serve_one_guest(&root.path("/old/vhost.sock"));
-        let label = serde_json::to_string(&spec("/old")).unwrap();
-        let containers = FakeContainers::with_one(&[(SPEC_LABEL, &label)]);
-        let second = Duration::from_secs(1);
-        let health = HealthPolicy { timeout: second, ..HealthPolicy::default() };
-        let policy = TargetPolicy { health, ..TargetPolicy::example() };
-        let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
-        let seen = observer.look(&spec("/new"), false).await.unwrap();
-        assert_eq!((seen.sessions, seen.serves()), (Some(1), true), "{seen:?}");
-    }
-
-    #[tokio::test]
-    #[allow(clippy::disallowed_methods)] // the test puts files in place
-    async fn virtual_machines_and_the_bound_of_containers_are_seen_and_the_target_itself_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(folder.path());
-        crate::host::spawn_fake::put_cpu(&root);
-        let put = |path: &str, text: &str| {
-            let path = root.path(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
-        put("/sys/fs/cgroup/cpuset.cpus.effective", "0-3\n");
-        for (pid, comm) in [(1, "reactor_0"), (7, "qemu-system-x86")] {
-            put(&format!("/proc/{pid}/comm"), comm);
-            put(&format!("/proc/{pid}/task/{pid}/status"), "Cpus_allowed_list:\t2\n");
-        }
-        let label = serde_json::to_string(&spec("/sockets")).unwrap();
-        let containers = FakeContainers::with_one(&[(SPEC_LABEL, &label)]);
-        let policy = TargetPolicy::example();
-        let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
-        let seen = observer.look(&spec("/sockets"), false).await.unwrap().cpu_use;
-        assert_eq!(seen.containers, Some((0..4).collect()));
-        let names: Vec<&str> = seen.holders.iter().map(|holder| holder.name.as_str()).collect();
-        assert_eq!(names, ["qemu-system-x86 (pid 7)"]);
-    }
-
-    #[tokio::test]
-    #[allow(clippy::disallowed_methods)] // the test puts links in place
-    async fn links_of_what_a_caller_named_are_followed_and_no_others() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(folder.path());
-        crate::host::spawn_fake::put_cpu(&root);
-        crate::host::leftovers::make_folder(&root, "/s", (0, 0), 0o755).unwrap();
-        std::os::unix::fs::symlink("/etc", root.path("/s/a")).unwrap();
-        let (containers, policy) = (FakeContainers::with_one(&[]), TargetPolicy::example());
-        let observer = TargetObserver::new(&root, Arc::new(containers), Sockets::default(), policy);
-        let links = observer.look(&spec("/s/a"), false).await.unwrap().links;
-        let led = |path: &str| links.get(&path.parse().unwrap()).map(|led| led.path.as_str());
-        assert_eq!((led("/s/a"), led("/s/a/vhost.sock")), (Some("/etc"), Some("/etc/vhost.sock")));
-        assert_eq!((led("/s"), led("/other")), (Some("/s"), None));
-        assert!(observer.look(&spec("/sockets"), false).await.unwrap().links.is_empty());
-    }
-}
+#[path = "target_tests.rs"]
+mod tests;
