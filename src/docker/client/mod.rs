@@ -1,7 +1,7 @@
-//! Engine client over its Unix socket, and the only file that imports bollard.
-//!
-//! bollard's own Unix transport reconnects for every call, which costs the engine more than the call itself; this one
-//! keeps one connection.
+//! Engine client over its Unix socket, and the only module that imports bollard.
+
+mod container_body;
+mod transport;
 
 use std::collections::HashMap;
 use std::io;
@@ -9,43 +9,27 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::auth::DockerCredentials;
-use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping,
-    EventMessage, HostConfig, HostConfigLogConfig, RestartPolicy, RestartPolicyNameEnum,
-};
+use bollard::models::{ContainerInspectResponse, ContainerUpdateBody, EventMessage, RestartPolicy};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
     ImportImageOptionsBuilder, KillContainerOptionsBuilder, LogsOptionsBuilder,
     RenameContainerOptionsBuilder,
 };
-use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, body_try_stream};
+use bollard::{Docker, body_try_stream};
 use futures_util::TryStreamExt;
-use hyper::header::HeaderValue;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::UnixStream;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
 
+use self::container_body::{container_seen, create_body, never};
+use self::transport::{connect, io_kind, is_broken_connection};
 use super::pull_progress::PullProgress;
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
-use crate::model::container::{ContainerSeen, ContainerSpec, Isolation, Restarts};
+use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
-/// bollard's own deadline in seconds; the agent's are shorter, this one only catches a missing one.
-const BOLLARD_TIMEOUT_S: u64 = 3600;
 /// Maximum bytes kept of a container's output, from its end.
 const MOST_PRINTED: usize = 16 * 1024;
-/// Security options of every target.
-const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
-/// Log rotation of a target's output: maximum size and number of files.
-const LOG_SIZE: &str = "10m";
-const LOG_FILES: &str = "3";
-/// Idle time after which a connection is closed.
-const KEEP: Duration = Duration::from_secs(60);
-
 /// Answers whether a connection to the engine's socket starts nothing; it may block.
 pub type MayConnect = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -69,7 +53,7 @@ impl DockerClient {
             return Ok(docker.clone());
         }
         let docker =
-            client(&self.socket, &self.may_connect).map_err(|e| self.failed("connect", e))?;
+            connect(&self.socket, &self.may_connect).map_err(|e| self.failed("connect", e))?;
         *kept = Some(docker.clone());
         Ok(docker)
     }
@@ -369,156 +353,6 @@ fn is_full_id(name: &str) -> bool {
 fn is_named(name: &str, seen: &ContainerInspectResponse) -> bool {
     let own = seen.name.as_deref().map(|own| own.trim_start_matches('/'));
     own == Some(name) || seen.id.as_deref() == Some(name)
-}
-
-fn container_seen(seen: ContainerInspectResponse) -> ContainerSeen {
-    let state = seen.state.unwrap_or_default();
-    let running = state.running.unwrap_or(false);
-    ContainerSeen {
-        id: seen.id.unwrap_or_default(),
-        running,
-        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
-        exit_code: state.exit_code.filter(|_| !running),
-        oom_killed: state.oom_killed.unwrap_or(false),
-        image_id: seen.image.unwrap_or_default(),
-        labels: seen
-            .config
-            .and_then(|config| config.labels)
-            .unwrap_or_default()
-            .into_iter()
-            .collect(),
-        error: state.error.unwrap_or_default(),
-        restarts: seen.host_config.and_then(|host| restarts(host.restart_policy?)),
-    }
-}
-
-fn restarts(policy: RestartPolicy) -> Option<Restarts> {
-    let name = policy
-        .name
-        .filter(|name| !matches!(name, RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO))?;
-    let most = policy.maximum_retry_count.filter(|most| *most > 0);
-    Some(Restarts { policy: name.to_string(), most })
-}
-
-/// Restart policy of targets: only the agent restarts them.
-fn never() -> RestartPolicy {
-    RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }
-}
-
-fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
-    let bind = |(path, read_only): &(String, bool)| {
-        format!("{path}:{path}{}", if *read_only { ":ro" } else { "" })
-    };
-    let device = |path: &String| DeviceMapping {
-        path_on_host: Some(path.clone()),
-        path_in_container: Some(path.clone()),
-        cgroup_permissions: Some("rwm".to_string()),
-    };
-    let host = HostConfig {
-        network_mode: Some("host".to_string()),
-        binds: Some(spec.binds.iter().map(bind).collect()),
-        devices: Some(spec.devices.iter().map(device).collect()),
-        cap_drop: (!spec.privileged).then(|| vec!["ALL".to_string()]),
-        cap_add: Some(spec.capabilities.clone()),
-        privileged: Some(spec.privileged),
-        cpuset_cpus: spec.cpus.clone(),
-        cpuset_mems: spec.memory_nodes.clone(),
-        // Only the agent restarts a target: the engine would do it before its volumes may be created.
-        restart_policy: Some(never()),
-        ..spec.isolation.as_ref().map(isolated).unwrap_or_default()
-    };
-    ContainerCreateBody {
-        image: Some(spec.image.clone()),
-        // Clears the image's own entry point.
-        entrypoint: Some(Vec::new()),
-        cmd: Some(spec.command.clone()),
-        env: Some(spec.env.clone()),
-        labels: Some(spec.labels.clone().into_iter().collect()),
-        host_config: Some(host),
-        ..ContainerCreateBody::default()
-    }
-}
-
-/// Isolation part of a container's settings; packaging/doc/security.md has the reason for each.
-fn isolated(isolation: &Isolation) -> HostConfig {
-    let options = format!("rw,noexec,nosuid,nodev,size={}m", isolation.tmpfs_mib);
-    let tmpfs = isolation.tmpfs.iter().map(|path| (path.clone(), options.clone()));
-    let log = [("max-size", LOG_SIZE), ("max-file", LOG_FILES)];
-    HostConfig {
-        security_opt: Some(SECURITY_OPTIONS.map(str::to_string).to_vec()),
-        readonly_rootfs: Some(isolation.read_only_root),
-        tmpfs: Some(tmpfs.collect()),
-        pids_limit: Some(isolation.pids_limit.into()),
-        userns_mode: Some("host".to_string()),
-        ipc_mode: Some("private".to_string()),
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_string()),
-            config: Some(log.map(|(key, value)| (key.to_string(), value.to_string())).into()),
-        }),
-        ..HostConfig::default()
-    }
-}
-
-/// Kind of the I/O error at the bottom of it, if there is one.
-fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
-    std::iter::successors(Some(error), |e| e.source())
-        .find_map(|e| e.downcast_ref::<io::Error>().map(io::Error::kind))
-}
-
-/// `true` if an established connection broke.
-fn is_broken_connection(error: &bollard::errors::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    let of_connection = matches!(
-        error,
-        bollard::errors::Error::HyperResponseError { .. }
-            | bollard::errors::Error::HyperLegacyError { .. }
-    );
-    let broken = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
-    of_connection && io_kind(error).is_none_or(|kind| broken.contains(&kind))
-}
-
-/// Re-encodes credentials: the engine reads them in the alphabet of RFC 4648, section 5, bollard writes them in that
-/// of section 4, and engines up to 20.10 treat unreadable ones as none.
-fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
-    if let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") {
-        let readable = value.to_str().map(|text| text.replace('+', "-").replace('/', "_"));
-        if let Some(mut readable) = readable.ok().and_then(|text| HeaderValue::try_from(text).ok())
-        {
-            readable.set_sensitive(true);
-            *value = readable;
-        }
-    }
-}
-
-/// Client that connects on its first call and keeps the connection for the next one.
-fn client(socket: &str, may_connect: &MayConnect) -> Result<Docker, bollard::errors::Error> {
-    let (socket, may_connect) = (socket.to_string(), may_connect.clone());
-    let connect = tower::service_fn(move |_: hyper::Uri| {
-        let (socket, may_connect) = (socket.clone(), may_connect.clone());
-        Box::pin(async move {
-            match spawn_blocking(move || may_connect()).await? {
-                true => UnixStream::connect(socket).await.map(TokioIo::new),
-                false => Err(io::ErrorKind::ConnectionRefused.into()),
-            }
-        })
-    });
-    let client = Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(KEEP)
-        .pool_max_idle_per_host(1)
-        .build(connect);
-    let send = move |mut request: BollardRequest| {
-        credentials_as_the_engine_reads_them(&mut request);
-        let answer = client.request(request);
-        async move { Ok(answer.await?) }
-    };
-    // The host only appears in the Host header.
-    Docker::connect_with_custom_transport(
-        send,
-        Some("http://docker"),
-        BOLLARD_TIMEOUT_S,
-        API_DEFAULT_VERSION,
-    )
 }
 
 #[cfg(test)]

@@ -1,0 +1,106 @@
+//! Containers in the engine's terms: the body of a create, restart policies, and what an inspect answers.
+
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, DeviceMapping, HostConfig, HostConfigLogConfig,
+    RestartPolicy, RestartPolicyNameEnum,
+};
+
+use crate::model::container::{ContainerSeen, ContainerSpec, Isolation, Restarts};
+
+/// Security options of every target.
+const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
+/// Log rotation of a target's output: maximum size and number of files.
+const LOG_SIZE: &str = "10m";
+const LOG_FILES: &str = "3";
+
+pub(super) fn container_seen(seen: ContainerInspectResponse) -> ContainerSeen {
+    let state = seen.state.unwrap_or_default();
+    let running = state.running.unwrap_or(false);
+    ContainerSeen {
+        id: seen.id.unwrap_or_default(),
+        running,
+        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
+        exit_code: state.exit_code.filter(|_| !running),
+        oom_killed: state.oom_killed.unwrap_or(false),
+        image_id: seen.image.unwrap_or_default(),
+        labels: seen
+            .config
+            .and_then(|config| config.labels)
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        error: state.error.unwrap_or_default(),
+        restarts: seen.host_config.and_then(|host| restarts(host.restart_policy?)),
+    }
+}
+
+fn restarts(policy: RestartPolicy) -> Option<Restarts> {
+    let name = policy
+        .name
+        .filter(|name| !matches!(name, RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO))?;
+    let most = policy.maximum_retry_count.filter(|most| *most > 0);
+    Some(Restarts { policy: name.to_string(), most })
+}
+
+/// Restart policy of targets: only the agent restarts them.
+pub(super) fn never() -> RestartPolicy {
+    RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }
+}
+
+pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
+    let bind = |(path, read_only): &(String, bool)| {
+        format!("{path}:{path}{}", if *read_only { ":ro" } else { "" })
+    };
+    let device = |path: &String| DeviceMapping {
+        path_on_host: Some(path.clone()),
+        path_in_container: Some(path.clone()),
+        cgroup_permissions: Some("rwm".to_string()),
+    };
+    let host = HostConfig {
+        network_mode: Some("host".to_string()),
+        binds: Some(spec.binds.iter().map(bind).collect()),
+        devices: Some(spec.devices.iter().map(device).collect()),
+        cap_drop: (!spec.privileged).then(|| vec!["ALL".to_string()]),
+        cap_add: Some(spec.capabilities.clone()),
+        privileged: Some(spec.privileged),
+        cpuset_cpus: spec.cpus.clone(),
+        cpuset_mems: spec.memory_nodes.clone(),
+        // Only the agent restarts a target: the engine would do it before its volumes may be created.
+        restart_policy: Some(never()),
+        ..spec.isolation.as_ref().map(isolated).unwrap_or_default()
+    };
+    ContainerCreateBody {
+        image: Some(spec.image.clone()),
+        // Clears the image's own entry point.
+        entrypoint: Some(Vec::new()),
+        cmd: Some(spec.command.clone()),
+        env: Some(spec.env.clone()),
+        labels: Some(spec.labels.clone().into_iter().collect()),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
+    }
+}
+
+/// Isolation part of a container's settings; packaging/doc/security.md has the reason for each.
+fn isolated(isolation: &Isolation) -> HostConfig {
+    let options = format!("rw,noexec,nosuid,nodev,size={}m", isolation.tmpfs_mib);
+    let tmpfs = isolation.tmpfs.iter().map(|path| (path.clone(), options.clone()));
+    let log = [("max-size", LOG_SIZE), ("max-file", LOG_FILES)];
+    HostConfig {
+        security_opt: Some(SECURITY_OPTIONS.map(str::to_string).to_vec()),
+        readonly_rootfs: Some(isolation.read_only_root),
+        tmpfs: Some(tmpfs.collect()),
+        pids_limit: Some(isolation.pids_limit.into()),
+        userns_mode: Some("host".to_string()),
+        ipc_mode: Some("private".to_string()),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_string()),
+            config: Some(log.map(|(key, value)| (key.to_string(), value.to_string())).into()),
+        }),
+        ..HostConfig::default()
+    }
+}
+
+#[cfg(test)]
+#[path = "container_body_tests.rs"]
+mod tests;

@@ -1,0 +1,79 @@
+//! Connection to the engine's socket: bollard's own Unix transport reconnects for every call, which costs the engine
+//! more than the call itself; this one keeps one connection.
+
+use std::io;
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use hyper::header::HeaderValue;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tokio::task::spawn_blocking;
+
+use super::MayConnect;
+
+/// bollard's own deadline in seconds; the agent's are shorter, this one only catches a missing one.
+const BOLLARD_TIMEOUT_S: u64 = 3600;
+/// Idle time after which a connection is closed.
+const KEEP: Duration = Duration::from_secs(60);
+
+/// Kind of the I/O error at the bottom of it, if there is one.
+pub(super) fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
+    std::iter::successors(Some(error), |e| e.source())
+        .find_map(|e| e.downcast_ref::<io::Error>().map(io::Error::kind))
+}
+
+/// `true` if an established connection broke.
+pub(super) fn is_broken_connection(error: &Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let of_connection =
+        matches!(error, Error::HyperResponseError { .. } | Error::HyperLegacyError { .. });
+    let broken = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
+    of_connection && io_kind(error).is_none_or(|kind| broken.contains(&kind))
+}
+
+/// Re-encodes credentials: the engine reads them in the alphabet of RFC 4648, section 5, bollard writes them in that
+/// of section 4, and engines up to 20.10 treat unreadable ones as none.
+fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
+    if let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") {
+        let readable = value.to_str().map(|text| text.replace('+', "-").replace('/', "_"));
+        if let Some(mut readable) = readable.ok().and_then(|text| HeaderValue::try_from(text).ok())
+        {
+            readable.set_sensitive(true);
+            *value = readable;
+        }
+    }
+}
+
+/// Client that connects on its first call and keeps the connection for the next one.
+pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, Error> {
+    let (socket, may_connect) = (socket.to_string(), may_connect.clone());
+    let connector = tower::service_fn(move |_: hyper::Uri| {
+        let (socket, may_connect) = (socket.clone(), may_connect.clone());
+        Box::pin(async move {
+            match spawn_blocking(move || may_connect()).await? {
+                true => UnixStream::connect(socket).await.map(TokioIo::new),
+                false => Err(io::ErrorKind::ConnectionRefused.into()),
+            }
+        })
+    });
+    let client = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(KEEP)
+        .pool_max_idle_per_host(1)
+        .build(connector);
+    let send = move |mut request: BollardRequest| {
+        credentials_as_the_engine_reads_them(&mut request);
+        let answer = client.request(request);
+        async move { Ok(answer.await?) }
+    };
+    // The host only appears in the Host header.
+    Docker::connect_with_custom_transport(
+        send,
+        Some("http://docker"),
+        BOLLARD_TIMEOUT_S,
+        API_DEFAULT_VERSION,
+    )
+}
