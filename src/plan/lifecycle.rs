@@ -37,76 +37,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::phase::Phase;
 use super::retry::{Failures, Retry};
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::policy::HealPolicy;
-
-/// Phase of a target's lifecycle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Not desired.
-    Unwanted,
-    /// Desired, but without a process.
-    Down {
-        /// Time of its start; `None` if it is not to be started.
-        due: Option<Instant>,
-        /// Set if the agent's own start did not lead to an answer: the next start ends what it left.
-        failed: bool,
-    },
-    /// Being started, or the process lives and has not answered yet.
-    Starting {
-        /// Process, once it lives.
-        pid: Option<u32>,
-        since: Instant,
-    },
-    /// Answering; has to do so for a while before it gets volumes.
-    Probation { pid: u32, since: Instant },
-    /// Answering, with its probation passed.
-    Serving { pid: u32, since: Instant },
-    /// Answered before, and no longer does.
-    Unresponsive {
-        pid: u32,
-        since: Instant,
-        /// Set if it had passed its probation.
-        served: bool,
-    },
-    /// Cgroup frozen: it can neither answer nor be killed before it is thawed.
-    Paused {
-        pid: u32,
-        /// Set if it had passed its probation.
-        served: bool,
-    },
-    /// Being stopped by the agent itself.
-    Stopping,
-}
-
-impl Phase {
-    /// Name of the phase, as in the diagram.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Phase::Unwanted => "Unwanted",
-            Phase::Down { .. } => "Down",
-            Phase::Starting { .. } => "Starting",
-            Phase::Probation { .. } => "Probation",
-            Phase::Serving { .. } => "Serving",
-            Phase::Unresponsive { .. } => "Unresponsive",
-            Phase::Paused { .. } => "Paused",
-            Phase::Stopping => "Stopping",
-        }
-    }
-
-    /// Pid of the process, if there is one.
-    pub fn pid(&self) -> Option<u32> {
-        match *self {
-            Phase::Starting { pid, .. } => pid,
-            Phase::Probation { pid, .. }
-            | Phase::Serving { pid, .. }
-            | Phase::Unresponsive { pid, .. }
-            | Phase::Paused { pid, .. } => Some(pid),
-            Phase::Unwanted | Phase::Down { .. } | Phase::Stopping => None,
-        }
-    }
-}
 
 /// State of a target between two steps.
 #[derive(Debug, Clone, PartialEq)]
@@ -211,6 +145,15 @@ impl State {
         };
         LifecycleRecord { failures: self.retry.remembers(), process: Answered { pid, served } }
     }
+
+    /// Records a kill on that observation. A process that outlives it (state D, or not the agent's to kill) is given the
+    /// same time again.
+    fn note_kill(&mut self, number: u64, now: Instant) {
+        self.killed_at = Some(number);
+        if let Phase::Unresponsive { since, .. } | Phase::Starting { since, .. } = &mut self.phase {
+            *since = now;
+        }
+    }
 }
 
 /// Decides the next state and action. One call makes at most one transition; after one, the next call may make more.
@@ -233,20 +176,20 @@ pub fn step(
     state.phase = match state.phase {
         phase if situation.stopping && phase != Phase::Unwanted => Phase::Stopping,
         Phase::Unwanted | Phase::Stopping => Phase::Down { due: Some(now), failed: false },
-        Phase::Down { due, failed } => match comes_up(failed, seen, situation, now) {
-            Some(phase) => phase,
-            None => {
-                let due = due.filter(|_| policy.enabled || situation.at_start);
-                let due_now = due.is_some_and(|due| due <= now);
-                requeue_at = due.filter(|_| !due_now);
-                if due_now && situation.is_free && may_start(seen) {
-                    action = Action::Start;
-                    Phase::Starting { pid: None, since: now }
-                } else {
-                    state.phase
-                }
+        Phase::Down { due, failed } => {
+            let due = due.filter(|_| policy.enabled || situation.at_start);
+            if let Some(phase) = comes_up(failed, seen, situation, now) {
+                phase
+            } else if let Some(due) = due.filter(|due| *due > now) {
+                requeue_at = Some(due);
+                state.phase
+            } else if due.is_some() && situation.is_free && may_start(seen) {
+                action = Action::Start;
+                Phase::Starting { pid: None, since: now }
+            } else {
+                state.phase
             }
-        },
+        }
         Phase::Starting { pid, since } => {
             starting(&mut state.retry, (pid, since), seen, situation, now)
         }
@@ -255,11 +198,7 @@ pub fn step(
             ProcessChange::Paused => Phase::Paused { pid, served: false },
             ProcessChange::Silent => Phase::Unresponsive { pid, since: now, served: false },
             ProcessChange::None => {
-                let crashes = state.retry.is_crash_loop();
-                let doubtful =
-                    if situation.has_users { state.retry.needs_probation() } else { crashes };
-                let min_ready = if doubtful { policy.min_ready } else { Duration::ZERO };
-                let ready = since + min_ready;
+                let ready = since + min_ready(&state.retry, situation, policy);
                 requeue_at = Some(ready).filter(|ready| *ready > now);
                 match requeue_at {
                     None => Phase::Serving { pid, since: now },
@@ -309,14 +248,7 @@ pub fn step(
         let is_new = state.killed_at.is_none_or(|number| number < seen.number);
         if kill_at <= now && kill_at <= seen.at && is_new {
             if situation.is_free {
-                state.killed_at = Some(seen.number);
-                // A process that outlives the kill (state D, or not the agent's to kill) is given the same time
-                // again.
-                if let Phase::Unresponsive { since, .. } | Phase::Starting { since, .. } =
-                    &mut state.phase
-                {
-                    *since = now;
-                }
+                state.note_kill(seen.number, now);
             }
             action = Action::Kill;
         }
@@ -368,6 +300,13 @@ fn comes_up(
     let spared = answers || young || paused || !failed;
     let comes = situation.bringing_up || seen.pid().is_some() && spared;
     comes.then(|| Phase::Starting { pid: seen.pid(), since: now })
+}
+
+/// Time for which a target has to answer before it serves.
+fn min_ready(retry: &Retry, situation: &Situation, policy: &HealPolicy) -> Duration {
+    let is_doubtful =
+        if situation.has_users { retry.needs_probation() } else { retry.is_crash_loop() };
+    if is_doubtful { policy.min_ready } else { Duration::ZERO }
 }
 
 /// `true` unless an unseen target may be running: one that was not observed yet, or one that only the engine knows

@@ -17,6 +17,7 @@ pub mod hugepages;
 pub mod lifecycle;
 pub mod memory;
 pub mod mounts;
+mod phase;
 mod pins;
 pub mod quarantine;
 pub mod replacement;

@@ -85,18 +85,8 @@ impl<C: Containers> TargetObserver<C> {
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
     pub async fn look(&self, spec: &TargetSpec, beside: bool) -> Result<TargetSeen, Fault> {
-        let within = self.policy.target.call_timeout;
         let files = file_facts(&self.root, spec, self.policy.target.socket_uid).await?;
-        let image = match spec.kind {
-            TargetKind::BuiltIn => files.built_in_image.clone(),
-            _ => spec.image.clone().unwrap_or_default(),
-        };
-        let has_image = async {
-            match image.is_empty() {
-                true => Ok(None),
-                false => self.containers.image(&image, within).await,
-            }
-        };
+        let has_image = self.image_id(spec, &files.built_in_image);
         let beside = async {
             match beside {
                 true => self.beside(&spec.name).await,
@@ -121,14 +111,10 @@ impl<C: Containers> TargetObserver<C> {
             pages_for_target(&self.root, wanted, files.huge_dir.clone(), own),
             self.links(&opened)
         );
-        let sessions = match guests {
-            _ if running.is_none() => Some(0),
-            // The place of its control socket is known. A target that never made it has made no disk's
-            // either; one whose control socket was removed may have.
-            Err(SpdkError::Absent { .. }) if ours && !files.has_volume_sockets => Some(0),
-            // Not started, or without support for disks.
-            Err(SpdkError::Refused { .. }) => Some(0),
-            guests => guests.ok(),
+        let may_have_disks = !ours || files.has_volume_sockets;
+        let sessions = match running {
+            Some(_) => sessions_of(guests, may_have_disks),
+            None => Some(0),
         };
         Ok(TargetSeen {
             container,
@@ -151,6 +137,22 @@ impl<C: Containers> TargetObserver<C> {
             free_pages: memory.free_pages,
             returning_pages: memory.returning_pages,
         })
+    }
+
+    /// Id of the target's image; `None` if the engine does not have it.
+    async fn image_id(
+        &self,
+        spec: &TargetSpec,
+        built_in_image: &str,
+    ) -> Result<Option<String>, EngineError> {
+        let image = match spec.kind {
+            TargetKind::BuiltIn => built_in_image,
+            _ => spec.image.as_deref().unwrap_or_default(),
+        };
+        match image.is_empty() {
+            true => Ok(None),
+            false => self.containers.image(image, self.policy.target.call_timeout).await,
+        }
     }
 
     /// Observes only the containers of a target and beside it, and the mount of its pages.
@@ -260,6 +262,19 @@ impl<C: Containers> TargetObserver<C> {
         let look = move || links::follow(&root, paths);
         let looked = blocking_within(&self.following, FOLLOW_TIME, look).await;
         looked.and_then(Result::ok).unwrap_or_default()
+    }
+}
+
+/// Number of connected guests of a running target, as far as its control socket's answer tells; `may_have_disks` if
+/// disks may exist although there is no control socket.
+fn sessions_of(guests: Result<usize, SpdkError>, may_have_disks: bool) -> Option<usize> {
+    match guests {
+        // The place of its control socket is known. A target that never made it has made no disk's
+        // either; one whose control socket was removed may have.
+        Err(SpdkError::Absent { .. }) if !may_have_disks => Some(0),
+        // Not started, or without support for disks.
+        Err(SpdkError::Refused { .. }) => Some(0),
+        guests => guests.ok(),
     }
 }
 
