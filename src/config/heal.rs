@@ -12,7 +12,7 @@ impl HealPolicy {
         let short = too_short([
             ("heal.first_delay", self.first, least),
             ("heal.max_delay", self.most, self.first),
-            ("heal.frozen_after", self.frozen_after, least),
+            ("heal.unresponsive_after", self.unresponsive_after, least),
         ]);
         let jitter = (self.jitter_percent > 50)
             .then(|| ("heal.jitter_percent", format!("{} is more than 50", self.jitter_percent)));

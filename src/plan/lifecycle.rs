@@ -27,9 +27,9 @@
 //! **A kill needs evidence.** A process that makes progress is not stuck. While a request of the agent's own is open
 //! that changes something, its silence is explained, up to the deadline of that request. After that it is killed when
 //! the kernel says that it is stopped, or when none of its threads (or one of its reactors) has computed, waited for
-//! a CPU or done I/O for [`HealPolicy::frozen_after`]. Where it computes and answers nothing, nobody can tell a busy
-//! target from a spinning one: that is reported, and it is killed only after [`HealPolicy::kill_unresponsive_after`],
-//! and only where volumes or guests are to be recovered.
+//! a CPU or done I/O for [`HealPolicy::unresponsive_after`]. Where it computes and answers nothing, a busy target looks
+//! like a spinning one: that is reported, and it is killed only after [`HealPolicy::kill_unresponsive_after`], and only
+//! where volumes or guests are to be recovered.
 //!
 //! There is no clock and no I/O in here: the caller passes the time, and carries out the action.
 
@@ -364,22 +364,22 @@ fn kill_at(
     if !seen.answers.is_silent() || seen.is_busy() {
         return None;
     }
-    let frozen_after = match heard {
-        true => policy.frozen_after,
-        false => policy.frozen_after.max(policy.clear_after),
+    let timeout = match heard {
+        true => policy.unresponsive_after,
+        false => policy.unresponsive_after.max(policy.clear_after),
     };
     match seen.vitals.activity {
-        Activity::Stopped => return Some(since + policy.frozen_after),
+        Activity::Stopped => return Some(since + policy.unresponsive_after),
         Activity::Paused | Activity::Unknown => return None,
         Activity::Runs => {}
     }
     // Without users, nobody loses anything by its silence.
     let progress = seen.vitals.progress.filter(|_| situation.has_users)?;
     // Each sign of progress postpones the kill; a process that answers late is only slow.
-    let stuck = progress.max(since) + frozen_after;
-    let patience = policy.kill_unresponsive_after;
+    let stuck = progress.max(since) + timeout;
+    let busy_timeout = policy.kill_unresponsive_after;
     let heard_at = since.max(seen.vitals.replied.unwrap_or(since));
-    let in_doubt = (heard && !patience.is_zero()).then(|| heard_at + patience);
+    let in_doubt = (heard && !busy_timeout.is_zero()).then(|| heard_at + busy_timeout);
     Some(in_doubt.map_or(stuck, |at| stuck.min(at)))
 }
 

@@ -94,7 +94,7 @@ impl Retry {
         }
     }
 
-    /// Notes an exit of the target: its process ended, its container is gone, it was found frozen.
+    /// Notes an exit of the target: its process ended, its container is gone, it was found unresponsive.
     ///
     /// The first exit makes an attempt due at once; one before `clear_after` of service since the last
     /// failure makes it due after the next longer wait.

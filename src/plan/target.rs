@@ -110,8 +110,8 @@ pub fn destroy(
     Ok(plan)
 }
 
-/// Plans the end of a stuck target; `None` if it does not run or the agent did not make it.
-pub fn end_frozen(spec: &TargetSpec, container: Option<&ContainerSeen>) -> Option<Step> {
+/// Plans the end of an unresponsive target; `None` if it does not run or the agent did not make it.
+pub fn end_unresponsive(spec: &TargetSpec, container: Option<&ContainerSeen>) -> Option<Step> {
     let container = container.filter(|it| it.running && it.made_for().is_some())?;
     Some(Step::StopContainer {
         name: spec.name.to_string(),

@@ -281,7 +281,7 @@ fn a_dead_one_that_would_be_made_the_same_again_is_started_again() {
 fn only_a_frozen_one_of_ours_is_ended_for_that() {
     let ends = |made_for: Option<&TargetSpec>, running| {
         let seen = with_container(made_for, running, false);
-        end_frozen(&spec(), seen.container.as_ref()).is_some()
+        end_unresponsive(&spec(), seen.container.as_ref()).is_some()
     };
     assert!(ends(Some(&spec()), true));
     assert!(!ends(None, true), "somebody else's");

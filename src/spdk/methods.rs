@@ -50,7 +50,7 @@ impl Spdk {
         started.map(|()| version)
     }
 
-    /// Counts its reactors. Each has to run an event for that: an answer means that none is frozen.
+    /// Counts its reactors. Each has to run an event for that: a reply means that none is unresponsive.
     ///
     /// # Errors
     /// See [`Spdk::call`].

@@ -50,13 +50,13 @@ pub enum SpdkError {
     Unreachable { socket: PathBuf, source: Arc<std::io::Error> },
     /// A process listens, but its queue of connections is full.
     #[error(
-        "{socket} takes no more connections: the target there is frozen, or others fill its queue"
+        "{socket} takes no more connections: the target there is unresponsive, or others fill its queue"
     )]
     Crowded { socket: PathBuf },
     /// The connection broke before the answer arrived.
     #[error("the target at {socket} closed the connection before it answered {method}")]
     Broken { socket: PathBuf, method: Method, source: Arc<std::io::Error> },
-    /// No answer in time: a target that is frozen, overloaded or still starting.
+    /// No answer in time: a target that is unresponsive, overloaded or still starting.
     #[error("the target at {socket} did not answer {method} within {within:?}")]
     Timeout { socket: PathBuf, method: Method, within: Duration },
     /// The target answered with an error.

@@ -15,7 +15,7 @@ use crate::model::step::Step;
 use crate::model::target::{TargetSeen, TargetSpec};
 use crate::plan::memory::sized;
 use crate::plan::quarantine::Exit;
-use crate::plan::target::end_frozen;
+use crate::plan::target::end_unresponsive;
 
 /// The exit code of a process that was sent SIGKILL.
 const SIGKILLED: i64 = 137;
@@ -203,7 +203,7 @@ impl<C: Containers> Worker<C> {
         }
         let ended = async {
             let container = self.parts.observer.container_of(spec).await?;
-            match end_frozen(spec, container.as_ref()) {
+            match end_unresponsive(spec, container.as_ref()) {
                 Some(stop) => {
                     // Not an exit of its own.
                     self.status.change(|known| known.stopping = true);
@@ -321,7 +321,7 @@ impl<C: Containers> Worker<C> {
             self.answered = pid;
         }
         if pid.is_some() && self.answered == pid {
-            shorten(steps, self.parts.policy.heal.frozen_after);
+            shorten(steps, self.parts.policy.heal.unresponsive_after);
         }
     }
 }

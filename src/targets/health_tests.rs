@@ -32,9 +32,9 @@ fn running_engine() -> EnginePolicy {
 /// How the played target is.
 #[derive(Default)]
 struct Mood {
-    frozen: watch::Sender<bool>,
+    unresponsive: watch::Sender<bool>,
     /// Whether one of its reactors is.
-    reactor_frozen: watch::Sender<bool>,
+    reactor_unresponsive: watch::Sender<bool>,
     answers: AtomicUsize,
 }
 
@@ -163,14 +163,14 @@ async fn serve(listener: UnixListener, mood: Arc<Mood>) {
 async fn answer_all(mut stream: UnixStream, mood: Arc<Mood>) {
     let mut bytes = Vec::new();
     while stream.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
-        mood.frozen.subscribe().wait_for(|frozen| !frozen).await.unwrap();
+        mood.unresponsive.subscribe().wait_for(|unresponsive| !unresponsive).await.unwrap();
         let mut requests = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
         let mut replies = String::new();
         while let Some(Ok(request)) = requests.next() {
             let result = match request["method"].as_str().unwrap() {
                 "spdk_get_version" => json!({"version": "SPDK v26.05"}),
                 "framework_wait_init" => json!(true),
-                _ if *mood.reactor_frozen.borrow() => continue,
+                _ if *mood.reactor_unresponsive.borrow() => continue,
                 _ => json!({"reactors": [{}, {}]}),
             };
             mood.answers.fetch_add(1, Ordering::Relaxed);
@@ -208,7 +208,7 @@ async fn what_is_known_is_told_without_asking_and_with_its_age() {
     assert_eq!(first.version.as_deref(), Some("SPDK v26.05"));
     // Neither of them could tell any more.
     scene.engine.hang();
-    scene.mood.frozen.send_replace(true);
+    scene.mood.unresponsive.send_replace(true);
     let asked = scene.engine.asked();
     let known = scene.health().await;
     assert_eq!((known.state, known.since), (TargetState::Serving, first.since));
@@ -239,16 +239,16 @@ async fn the_end_of_its_process_is_published_by_itself_and_the_engine_need_not_a
 }
 
 #[tokio::test]
-async fn a_frozen_target_is_found_by_itself_and_so_is_its_recovery() {
+async fn an_unresponsive_target_is_found_by_itself_and_so_is_its_recovery() {
     let scene = Scene::new(Duration::from_millis(200));
     scene.health().await;
-    scene.mood.frozen.send_replace(true);
+    scene.mood.unresponsive.send_replace(true);
     let health = scene.becomes(TargetState::Degraded).await;
     assert!(health.reason.contains("did not answer"), "{}", health.reason);
     assert_eq!(scene.health().await.state, TargetState::Degraded);
-    scene.mood.frozen.send_replace(false);
+    scene.mood.unresponsive.send_replace(false);
     scene.becomes(TargetState::Serving).await;
-    // What it said while it was frozen does not flap.
+    // What it said while it was unresponsive does not flap.
     let tail: Vec<_> =
         scene.changes().into_iter().skip_while(|state| *state != TargetState::Serving).collect();
     use TargetState::{Degraded, Serving};
@@ -258,7 +258,7 @@ async fn a_frozen_target_is_found_by_itself_and_so_is_its_recovery() {
 #[tokio::test]
 async fn change_that_ended_while_a_probe_waited_explains_its_silence() {
     let scene = Scene::new(LONG);
-    scene.mood.frozen.send_replace(true);
+    scene.mood.unresponsive.send_replace(true);
     let spdk = scene.sockets.at(std::path::Path::new(scene.control.as_str()));
     let change = spdk.change("bdev_malloc_create", json!({}), LONG);
     let ends = tokio::time::timeout(Duration::from_millis(100), change);
@@ -272,13 +272,13 @@ async fn change_that_ended_while_a_probe_waited_explains_its_silence() {
 }
 
 #[tokio::test]
-async fn one_frozen_reactor_of_several_is_found_though_the_control_socket_answers() {
+async fn one_unresponsive_reactor_of_several_is_found_though_the_control_socket_answers() {
     let scene = Scene::new(Duration::ZERO);
     assert_eq!(scene.health().await.state, TargetState::Serving);
-    scene.mood.reactor_frozen.send_replace(true);
+    scene.mood.reactor_unresponsive.send_replace(true);
     let health = scene.health().await;
     assert_eq!(health.state, TargetState::Degraded);
-    assert!(health.reason.contains("a reactor is frozen"), "{}", health.reason);
+    assert!(health.reason.contains("a reactor is unresponsive"), "{}", health.reason);
 }
 
 #[tokio::test]
@@ -298,7 +298,7 @@ async fn an_agent_that_starts_beside_a_hanging_engine_sees_the_process_that_answ
     let health = scene.health().await;
     // The target is played by this process itself.
     assert_eq!((health.state, health.pid), (TargetState::Serving, Some(std::process::id())));
-    scene.mood.frozen.send_replace(true);
+    scene.mood.unresponsive.send_replace(true);
     assert_eq!(scene.health().await.state, TargetState::Degraded);
 }
 

@@ -19,7 +19,7 @@ use crate::model::target::{EnsureOptions, TargetSeen, TargetSpec};
 use crate::plan::lifecycle::Attempt;
 use crate::plan::quarantine::Exit;
 use crate::plan::retry::CRASH_LOOP;
-use crate::plan::target::end_frozen;
+use crate::plan::target::end_unresponsive;
 
 /// Pause before an engine that does not answer is asked again: it may come back any moment, and its absence says
 /// nothing of the target.
@@ -101,7 +101,7 @@ impl<C: Containers> Worker<C> {
             return;
         };
         let silence = seen.answers.silence();
-        let done = match end_frozen(spec, container.as_ref()) {
+        let done = match end_unresponsive(spec, container.as_ref()) {
             Some(step) => {
                 tracing::error!(
                     target_name = %self.name(),

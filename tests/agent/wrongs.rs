@@ -5,7 +5,7 @@
 //! - ten silent connections stall every call: `bounds.rs`, with ten and with a thousand;
 //! - 200 calls at once overflow the backlog: here, and with 2,000;
 //! - a string with `{{…}}` in a body makes it spin for ever: here;
-//! - a frozen target is healthy: `control_socket.rs`, and a frozen process in `engine/cases` and `engine/falls`;
+//! - an unresponsive target is healthy: `control_socket.rs`, and a frozen process in `engine/cases` and `engine/falls`;
 //! - activate succeeds on another volume's bdev: `volumes.rs`, and takes `../../etc/x` for a name: `volume_doors.rs`;
 //! - deactivate gives away every free page of the host: `engine/falls`, `pools.rs`;
 //! - ensure empties the socket folder first: `src/host/leftovers.rs`, `engine/faults`;

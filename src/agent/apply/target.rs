@@ -217,7 +217,7 @@ impl<C: Containers> TargetApplier<C> {
                 if !blocking(is_stopped).await.unwrap_or(false) {
                     stopped_since = None;
                 } else if stopped_since.get_or_insert_with(Instant::now).elapsed()
-                    >= self.policy.heal.frozen_after
+                    >= self.policy.heal.unresponsive_after
                 {
                     let how = format!("it is stopped (SIGSTOP or a debugger): {silence}");
                     return Err(self.failed(container, &how).await);

@@ -28,8 +28,8 @@ pub struct HealPolicy {
     #[serde(alias = "prove", with = "duration")]
     pub min_ready: Duration,
     /// Time for which a target that is stopped, or makes no progress, may be silent before it is killed and restarted.
-    #[serde(with = "duration")]
-    pub frozen_after: Duration,
+    #[serde(alias = "frozen_after", with = "duration")]
+    pub unresponsive_after: Duration,
     /// Time for which a target with volumes that uses CPU and answers nothing may be silent before that; zero for no
     /// limit.
     #[serde(with = "duration")]
@@ -48,7 +48,7 @@ impl Default for HealPolicy {
             jitter_percent: 20,
             clear_after: Duration::from_secs(60),
             min_ready: Duration::from_secs(3),
-            frozen_after: Duration::from_secs(3),
+            unresponsive_after: Duration::from_secs(3),
             kill_unresponsive_after: Duration::from_secs(60),
             grace_period: Duration::from_secs(1),
         }

@@ -87,7 +87,7 @@ impl<C: Containers> Probe<C> {
             Ok(_) => Ok(version),
             Err(error) if error.is_unknown_method() => Ok(version),
             Err(SpdkError::Timeout { within, .. }) => Err(format!(
-                "a reactor is frozen: {version} answers, but not all of its reactors did within {within:?}"
+                "a reactor is unresponsive: {version} answers, but not all of its reactors did within {within:?}"
             )),
             Err(error) => Err(chain(&error)),
         }

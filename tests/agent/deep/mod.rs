@@ -69,14 +69,14 @@ async fn io_is_proven_again_and_again_and_nothing_is_left() {
 }
 
 #[tokio::test]
-async fn a_frozen_target_is_told_and_is_well_when_it_goes_on() {
+async fn a_stopped_target_fails_the_probe_until_it_continues() {
     let target = Target::new(&[]);
     let place = node_with(&target, "[health]\ndeep_timeout = \"1s\"\n");
     let agent = place.ready().await;
     signal(&target, Signal::SIGSTOP);
-    let frozen = deep(&agent).await;
+    let stopped = deep(&agent).await;
     signal(&target, Signal::SIGCONT);
-    assert_eq!(frozen["error"]["code"], "deep-not-answering", "{frozen}");
+    assert_eq!(stopped["error"]["code"], "deep-not-answering", "{stopped}");
     nothing_is_left(&target, &agent).await;
     assert_eq!(deep(&agent).await["ok"], true);
     nothing_is_left(&target, &agent).await;
@@ -145,7 +145,7 @@ async fn the_command_proves_io_with_an_agent_and_without_one() {
     assert_eq!(served.json()["deep"]["ok"], true, "{served:?}");
     nothing_is_left(&target, &agent).await;
     signal(&target, Signal::SIGSTOP);
-    let frozen = place.run(&words).await;
+    let stopped = place.run(&words).await;
     signal(&target, Signal::SIGCONT);
-    assert!(frozen.out.contains("error (deep-not-answering)"), "{frozen:?}");
+    assert!(stopped.out.contains("error (deep-not-answering)"), "{stopped:?}");
 }

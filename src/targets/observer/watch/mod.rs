@@ -21,7 +21,7 @@ use crate::host::pidfd::WatchedProcess;
 use crate::model::observation::{Observation, ProbeResults, Process};
 use crate::wait;
 
-/// Most probes in flight; a frozen target answers none.
+/// Most probes in flight; an unresponsive target answers none.
 const MOST_PROBES: usize = 8;
 /// Pause between two probes of a starting target.
 const STARTING_PAUSE: Duration = Duration::from_millis(20);
