@@ -21,7 +21,7 @@ const OVERHEAD: usize = 64;
 /// Stack of the writer thread, in bytes; at most it formats a line of its own.
 const STACK: usize = 256 << 10;
 /// Interval between two lines about lost ones.
-const TOLD_AGAIN: Duration = Duration::from_secs(1);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 static LOST: AtomicU64 = AtomicU64::new(0);
 
@@ -91,7 +91,7 @@ impl Write for LogQueue {
 }
 
 fn write_all(queue: &Receiver<Item>, waiting: &AtomicUsize, mut sink: impl FnMut(&[u8]) -> bool) {
-    let (mut known, mut told_at) = (lost(), None::<Instant>);
+    let (mut known, mut warned_at) = (lost(), None::<Instant>);
     while let Ok(item) = queue.recv() {
         match item {
             Item::Line(line) => {
@@ -103,12 +103,12 @@ fn write_all(queue: &Receiver<Item>, waiting: &AtomicUsize, mut sink: impl FnMut
             Item::Flush(done) => drop(done.send(())),
         }
         let now = lost();
-        if now > known && told_at.is_none_or(|at| at.elapsed() >= TOLD_AGAIN) {
+        if now > known && warned_at.is_none_or(|at| at.elapsed() >= REPEAT_INTERVAL) {
             tracing::warn!(
                 lost = now - known,
                 "lines of the log were lost: nobody took them in time"
             );
-            (known, told_at) = (now, Some(Instant::now()));
+            (known, warned_at) = (now, Some(Instant::now()));
         }
     }
 }

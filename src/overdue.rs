@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Interval between two log lines about the same work.
-const TOLD_AGAIN: Duration = Duration::from_secs(300);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(300);
 /// Notices that a follower may lag behind.
 const KEPT: usize = 64;
 
@@ -39,12 +39,12 @@ pub struct OverdueNotice {
     pub ended: bool,
 }
 
-static TOLD: LazyLock<broadcast::Sender<OverdueNotice>> =
+static NOTICES: LazyLock<broadcast::Sender<OverdueNotice>> =
     LazyLock::new(|| broadcast::Sender::new(KEPT));
 
 /// Subscribes to the notices from now on.
 pub fn watch() -> broadcast::Receiver<OverdueNotice> {
-    TOLD.subscribe()
+    NOTICES.subscribe()
 }
 
 /// Overdue piece of work; counted until dropped.
@@ -66,7 +66,7 @@ impl OverdueWork {
         let (kind, subject, limit) = (self.kind, self.subject.clone(), self.limit);
         // Followers are optional.
         let _ =
-            TOLD.send(OverdueNotice { kind, subject, limit, took: self.began.elapsed(), ended });
+            NOTICES.send(OverdueNotice { kind, subject, limit, took: self.began.elapsed(), ended });
     }
 }
 
@@ -106,7 +106,7 @@ pub async fn with_limit<T>(
         tokio::select! {
             // Pinned, as above.
             done = &mut work => return done,
-            () = sleep(TOLD_AGAIN) => {}
+            () = sleep(REPEAT_INTERVAL) => {}
         }
     }
 }
@@ -121,7 +121,7 @@ mod tests {
             let work = sleep(Duration::from_secs(seconds));
             with_limit(Duration::from_secs(5), ("test", "a".to_string()), work)
         };
-        let mut told = watch();
+        let mut notices = watch();
         let slow = tokio::spawn(work(1000));
         let given_up = tokio::spawn(work(1000));
         tokio::spawn(work(4)).await.unwrap();
@@ -133,9 +133,9 @@ mod tests {
         assert_eq!(count("test"), 1);
         slow.await.unwrap();
         assert_eq!(count("test"), 0);
-        let told = std::iter::from_fn(|| told.try_recv().ok());
-        let own = told.filter(|it| it.kind == "test");
-        let told: Vec<_> = own.map(|it| (it.took.as_secs(), it.ended)).collect();
-        assert_eq!(told, [(5, false), (5, false), (10, true), (1000, true)]);
+        let notices = std::iter::from_fn(|| notices.try_recv().ok());
+        let own = notices.filter(|it| it.kind == "test");
+        let notices: Vec<_> = own.map(|it| (it.took.as_secs(), it.ended)).collect();
+        assert_eq!(notices, [(5, false), (5, false), (10, true), (1000, true)]);
     }
 }

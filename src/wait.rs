@@ -38,12 +38,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_there_is_waited_for_without_end() {
-        let (told, mut source) = watch::channel(1);
+        let (sender, mut source) = watch::channel(1);
         assert_eq!(end(&mut Some(std::future::ready(7))).now_or_never(), Some(7));
         assert!(end(&mut None::<std::future::Ready<()>>).now_or_never().is_none());
-        told.send_replace(2);
+        sender.send_replace(2);
         assert!(change(&mut source).now_or_never().is_some());
-        drop(told);
+        drop(sender);
         assert!(change(&mut source).now_or_never().is_none());
         let at = Instant::now() + Duration::from_secs(9);
         until(Some(at)).await;

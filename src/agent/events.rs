@@ -40,8 +40,8 @@ impl Default for Events {
     fn default() -> Events {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let run = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or_default());
-        let told = broadcast::Sender::new(KEPT);
-        Events(Arc::new(Hub { run, kept: Mutex::default(), published: told }))
+        let published = broadcast::Sender::new(KEPT);
+        Events(Arc::new(Hub { run, kept: Mutex::default(), published }))
     }
 }
 
@@ -93,10 +93,14 @@ impl Events {
         tokio::join!(self.follow_all(work, What::Work), self.follow_all(late, overdue_work));
     }
 
-    async fn follow_all<T: Clone>(&self, mut told: broadcast::Receiver<T>, what: fn(T) -> What) {
+    async fn follow_all<T: Clone>(
+        &self,
+        mut receiver: broadcast::Receiver<T>,
+        what: fn(T) -> What,
+    ) {
         loop {
-            match told.recv().await {
-                Ok(told) => self.publish(what(told)),
+            match receiver.recv().await {
+                Ok(event) => self.publish(what(event)),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
@@ -104,14 +108,14 @@ impl Events {
     }
 }
 
-fn overdue_work(told: overdue::OverdueNotice) -> What {
+fn overdue_work(notice: overdue::OverdueNotice) -> What {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     What::Overdue(OverdueEvent {
-        owner: told.kind.to_string(),
-        subject: told.subject,
-        limit_ms: ms(told.limit),
-        took_ms: ms(told.took),
-        ended: told.ended,
+        owner: notice.kind.to_string(),
+        subject: notice.subject,
+        limit_ms: ms(notice.limit),
+        took_ms: ms(notice.took),
+        ended: notice.ended,
     })
 }
 
@@ -151,7 +155,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn overdue_work_is_an_event_when_it_begins_and_when_it_ends() {
         let events = Events::default();
-        let mut told = events.follow(None).1;
+        let mut receiver = events.follow(None).1;
         tokio::spawn(events.clone().follow_work(ProgressSink::default()));
         tokio::task::yield_now().await;
         let work = tokio::time::sleep(Duration::from_secs(9));
@@ -160,7 +164,7 @@ mod tests {
         let mut ended = Vec::new();
         while ended.len() < 2 {
             // Other tests of this process have overdue work too.
-            match told.recv().await.unwrap().what {
+            match receiver.recv().await.unwrap().what {
                 What::Overdue(it) if it.subject == "overdue-event" => ended.push(it.ended),
                 _ => {}
             }

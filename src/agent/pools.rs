@@ -69,7 +69,7 @@ impl std::fmt::Debug for PoolsOrder {
 impl Pools {
     pub fn start(work: MemoryWork, write_timeout: Duration, heartbeat: Heartbeat) -> Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
-        let (books, cancel) = (work.publishes(), work.cancel_handle());
+        let (records, cancel) = (work.publishes(), work.cancel_handle());
         if let Err(e) = cancel.arm() {
             tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
         }
@@ -77,7 +77,7 @@ impl Pools {
         // A write is not interrupted for one caller, for others may want its pages; it gets as much time
         // again.
         let others = Arc::default();
-        Pools { orders, records: books, timeout: write_timeout * 2, cancel, others }
+        Pools { orders, records, timeout: write_timeout * 2, cancel, others }
     }
 
     /// Returns the ledger of pages that the agent grew.

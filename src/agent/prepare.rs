@@ -64,13 +64,13 @@ impl Prepare {
             let done = async move { Ok(Arc::new(work(&pools, None, id, request).await)) };
             return Ok((id, Either::Left(done)));
         }
-        let ((waiter, answer), (tells, told)) = (oneshot::channel(), oneshot::channel());
-        self.calls.try_send((request, waiter, tells)).map_err(|e| match e {
+        let ((waiter, answer), (admitted, admission_id)) = (oneshot::channel(), oneshot::channel());
+        self.calls.try_send((request, waiter, admitted)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => busy(),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
         })?;
         let done = async move { answer.await.unwrap_or_else(|_| Err(owner_gone())) };
-        match told.await {
+        match admission_id.await {
             Ok(id) => Ok((id, Either::Right(done))),
             // Not admitted: the outcome has the reason.
             Err(_) => Err(done.await.err().unwrap_or_else(owner_gone)),
@@ -114,13 +114,13 @@ async fn run(
             }
             // Cancel-safe: a call stays in the channel.
             call = calls.recv() => {
-                let Some((request, waiter, tells)) = call else { return };
+                let Some((request, waiter, admitted)) = call else { return };
                 match admission.submit(request, waiter) {
                     Admitted::Start(id, request) => {
-                        let _ = tells.send(id);
+                        let _ = admitted.send(id);
                         running = Some(start(&pools, &engine, manage_engine, id, request));
                     }
-                    Admitted::Waits(id) => drop(tells.send(id)),
+                    Admitted::Waits(id) => drop(admitted.send(id)),
                     Admitted::Full(waiter) => {
                         let _ = waiter.send(Err(busy()));
                     }

@@ -79,7 +79,7 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
     };
     let ledger = sources.records.borrow().ledger.clone();
     let looked = pool_reports(&sources.memory, ledger);
-    let told = watch::Sender::new(Arc::new(first));
+    let reports = watch::Sender::new(Arc::new(first));
     let mut status = StatusObserver {
         sources,
         pools: Vec::new(),
@@ -87,7 +87,7 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
         look_again: false,
         blind: false,
         finding: None,
-        reports: told,
+        reports,
     };
     status.looked(looked);
     status.publish();
@@ -121,9 +121,9 @@ impl StatusObserver {
             self.look_again = true;
             return;
         }
-        let (memory, books) = (self.sources.memory.clone(), self.sources.records.clone());
+        let (memory, records) = (self.sources.memory.clone(), self.sources.records.clone());
         self.look = Some(Box::pin(async move {
-            let ledger = books.borrow().ledger.clone();
+            let ledger = records.borrow().ledger.clone();
             blocking(move || pool_reports(&memory, ledger)).await?
         }));
     }
@@ -221,7 +221,7 @@ mod tests {
         root: tempfile::TempDir,
         statuses: watch::Sender<TargetStatuses>,
         desired: watch::Sender<Desired>,
-        books: watch::Sender<Published>,
+        records: watch::Sender<Published>,
         identity: watch::Sender<HostIdentity>,
         events: Events,
         reports: Reports,
@@ -245,7 +245,7 @@ mod tests {
             }
             let (desired, identity) = (watch::Sender::default(), watch::Sender::default());
             let ledger = Ledger::new("the-boot");
-            let books = watch::Sender::new(Published {
+            let records = watch::Sender::new(Published {
                 ledger,
                 remembered: true,
                 wanted: Default::default(),
@@ -254,16 +254,16 @@ mod tests {
             let sources = Sources {
                 statuses: statuses.subscribe(),
                 desired: desired.subscribe(),
-                records: books.subscribe(),
+                records: records.subscribe(),
                 identity: identity.subscribe(),
                 memory: MemoryObserver::new(&Root::new(root.path())).unwrap(),
                 events: events.clone(),
             };
             let reports = start(sources, Watchdog::default().register()).unwrap();
-            Played { root, statuses, desired, books, identity, events, reports }
+            Played { root, statuses, desired, records, identity, events, reports }
         }
 
-        fn told(&self, health: TargetHealth) {
+        fn publish(&self, health: TargetHealth) {
             self.statuses.send_modify(|all| {
                 all.entry(health.name.clone()).or_default().health = Some(health.clone());
             });
@@ -304,12 +304,12 @@ mod tests {
         let report = played.next().await;
         assert_eq!(report.targets[0].state, TargetState::Starting);
         newer(&report);
-        played.told(health(TargetState::Serving, 1));
+        played.publish(health(TargetState::Serving, 1));
         let report = played.next().await;
         assert_eq!(report.targets[0].state, TargetState::Serving);
         newer(&report);
         // An age, and what is known already, change nothing; so the next generation is the identity's.
-        played.told(health(TargetState::Serving, 2));
+        played.publish(health(TargetState::Serving, 2));
         played.desired.send_modify(|_| {});
         tokio::task::yield_now().await;
         played.identity.send_modify(|identity| identity.host_uuid = "5f0c".to_string());
@@ -324,36 +324,36 @@ mod tests {
         played.reports.borrow_and_update();
         let counter = |name: &str| played.root.path().join(POOL).join(name);
         std::fs::write(counter("nr_hugepages"), "9\n").unwrap();
-        played.books.send_modify(|_| {});
+        played.records.send_modify(|_| {});
         assert_eq!(played.next().await.pools[0].pages, 9);
     }
 
     #[tokio::test]
     async fn lost_pages_are_a_finding_and_one_event_until_they_are_there_again() {
         let mut played = Played::start();
-        let mut told = played.events.follow(None).1;
+        let mut events = played.events.follow(None).1;
         played.reports.borrow_and_update();
         let key = PoolKey { size: PageSize::MIB_2, node: NumaNode(0) };
-        let lose = |books: &mut Published| {
-            books.ledger.set_grown(key, 3, 8);
+        let lose = |records: &mut Published| {
+            records.ledger.set_grown(key, 3, 8);
             let pools = vec![Pool { key, total: 6, free: 5, surplus: 0 }];
-            books.ledger.reconcile(&PoolsSeen { pools, ..PoolsSeen::default() });
+            records.ledger.reconcile(&PoolsSeen { pools, ..PoolsSeen::default() });
         };
-        played.books.send_modify(lose);
+        played.records.send_modify(lose);
         while played.next().await.findings.first().is_none_or(|it| it.code != Code::PagesLost) {}
-        played.books.send_modify(|_| {});
-        played.books.send_modify(|books| books.ledger.set_grown(key, 3, 8));
+        played.records.send_modify(|_| {});
+        played.records.send_modify(|records| records.ledger.set_grown(key, 3, 8));
         while !played.next().await.findings.is_empty() {}
-        let What::Finding(event) = told.try_recv().unwrap().what else { panic!("another event") };
-        assert_eq!((event.code, told.try_recv().is_err()), (Code::PagesLost, true));
+        let What::Finding(event) = events.try_recv().unwrap().what else { panic!("another event") };
+        assert_eq!((event.code, events.try_recv().is_err()), (Code::PagesLost, true));
     }
 
     #[tokio::test]
     async fn a_target_that_is_neither_wanted_nor_there_drops_out() {
         let mut played = Played::start();
-        played.told(health(TargetState::Failed, 1));
+        played.publish(health(TargetState::Failed, 1));
         assert_eq!(played.next().await.targets.len(), 1);
-        played.told(health(TargetState::Absent, 1));
+        played.publish(health(TargetState::Absent, 1));
         assert!(played.next().await.targets.is_empty());
     }
 }

@@ -91,7 +91,7 @@ pub struct RefusedCaller<'a> {
 }
 
 /// Longest time for which the refusals of one client that are not logged one by one stay unreported.
-const UNTOLD_FOR: Duration = Duration::from_secs(60);
+const SUMMARY_AFTER: Duration = Duration::from_secs(60);
 
 /// Counts a refusal and logs it, or, where its client is refused too often, logs after a while how many there were.
 /// Returns the delay of its answer. Must run within a runtime.
@@ -100,7 +100,7 @@ pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static
     let client = (caller.into(), uid);
     let pace = refusals.note(client, reason, Instant::now());
     let (what, address) = (cut(what), caller.to_string());
-    if let Some(untold) = pace.untold {
+    if let Some(unlogged) = pace.unlogged {
         tracing::warn!(
             target: AUDIT,
             by,
@@ -108,22 +108,22 @@ pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static
             route = what,
             outcome = "refused",
             code = reason,
-            untold = (untold > 0).then_some(untold),
+            untold = (unlogged > 0).then_some(unlogged),
             "{what} of {by} at {address} was refused: {reason}"
         );
-    } else if pace.is_first_untold {
+    } else if pace.is_first_unlogged {
         let refusals = refusals.clone();
         tokio::spawn(async move {
-            sleep(UNTOLD_FOR).await;
+            sleep(SUMMARY_AFTER).await;
             // None where a later line has reported them.
-            let untold = Some(refusals.take_untold(&client)).filter(|untold| *untold > 0);
-            let Some(untold) = untold else { return };
+            let unlogged = Some(refusals.take_unlogged(&client)).filter(|unlogged| *unlogged > 0);
+            let Some(unlogged) = unlogged else { return };
             tracing::warn!(
                 target: AUDIT,
                 address,
                 outcome = "refused",
-                untold,
-                "{untold} more calls from {address} were refused"
+                untold = unlogged,
+                "{unlogged} more calls from {address} were refused"
             );
         });
     }

@@ -30,9 +30,9 @@ pub type Refusee = (QuotaClient, Option<u32>);
 pub struct Pace {
     pub delay: Duration,
     /// Unlogged refusals before this one; `None` if this one is not logged either.
-    pub untold: Option<u64>,
+    pub unlogged: Option<u64>,
     /// Set for the first refusal of a client that is not logged, since its unlogged ones were taken last.
-    pub is_first_untold: bool,
+    pub is_first_unlogged: bool,
 }
 
 /// Refusals since the process started; clones share them.
@@ -51,7 +51,7 @@ struct RefusedClient {
     /// Refusals, less one for each second.
     level: f64,
     at: Instant,
-    untold: u64,
+    unlogged: u64,
     /// Set if somebody is about to take these.
     are_awaited: bool,
 }
@@ -71,30 +71,30 @@ impl Refusals {
         if clients.len() >= MOST_CLIENTS && !clients.contains_key(&client) {
             clients.retain(|_, seen| seen.level(now) > 0.0 || seen.are_awaited);
             if clients.len() >= MOST_CLIENTS {
-                return Pace { delay: DELAY, untold: None, is_first_untold: false };
+                return Pace { delay: DELAY, unlogged: None, is_first_unlogged: false };
             }
         }
-        let new = RefusedClient { level: 0.0, at: now, untold: 0, are_awaited: false };
+        let new = RefusedClient { level: 0.0, at: now, unlogged: 0, are_awaited: false };
         let seen = clients.entry(client).or_insert(new);
         let level = seen.level(now);
         seen.at = now;
         if level + 1.0 > AT_ONCE {
             // The level does not rise: a client that goes on without a pause must not wait for hours afterwards.
-            (seen.level, seen.untold) = (level, seen.untold + 1);
-            let is_first_untold = !std::mem::replace(&mut seen.are_awaited, true);
-            return Pace { delay: DELAY, untold: None, is_first_untold };
+            (seen.level, seen.unlogged) = (level, seen.unlogged + 1);
+            let is_first_unlogged = !std::mem::replace(&mut seen.are_awaited, true);
+            return Pace { delay: DELAY, unlogged: None, is_first_unlogged };
         }
         seen.level = level + 1.0;
-        let untold = Some(std::mem::take(&mut seen.untold));
-        Pace { delay: Duration::ZERO, untold, is_first_untold: false }
+        let unlogged = Some(std::mem::take(&mut seen.unlogged));
+        Pace { delay: Duration::ZERO, unlogged, is_first_unlogged: false }
     }
 
     /// Takes the number of a client's unlogged refusals.
-    pub fn take_untold(&self, client: &Refusee) -> u64 {
+    pub fn take_unlogged(&self, client: &Refusee) -> u64 {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = |seen: &mut RefusedClient| {
             seen.are_awaited = false;
-            std::mem::take(&mut seen.untold)
+            std::mem::take(&mut seen.unlogged)
         };
         state.clients.get_mut(client).map_or(0, taken)
     }
@@ -135,18 +135,22 @@ mod tests {
         let at = |seconds| now + Duration::from_secs(seconds);
         for _ in 0..10 {
             let pace = refusals.note(client(1), "token-wrong", now);
-            let expected = Pace { delay: Duration::ZERO, untold: Some(0), is_first_untold: false };
+            let expected =
+                Pace { delay: Duration::ZERO, unlogged: Some(0), is_first_unlogged: false };
             assert_eq!(pace, expected);
         }
         for number in 0..3 {
             let pace = refusals.note(client(1), "token-wrong", now);
-            let expected = Pace { delay: DELAY, untold: None, is_first_untold: number == 0 };
+            let expected = Pace { delay: DELAY, unlogged: None, is_first_unlogged: number == 0 };
             assert_eq!(pace, expected);
         }
         assert_eq!(refusals.note(client(2), "token-wrong", now).delay, Duration::ZERO);
-        assert_eq!(refusals.note(client(1), "token-wrong", at(1)).untold, Some(3));
+        assert_eq!(refusals.note(client(1), "token-wrong", at(1)).unlogged, Some(3));
         assert_eq!(refusals.note(client(1), "token-wrong", at(1)).delay, DELAY);
-        assert_eq!((refusals.take_untold(&client(1)), refusals.take_untold(&client(1))), (1, 0));
+        assert_eq!(
+            (refusals.take_unlogged(&client(1)), refusals.take_unlogged(&client(1))),
+            (1, 0)
+        );
         assert_eq!(refusals.note(client(1), "token-wrong", at(60)).delay, Duration::ZERO);
     }
 

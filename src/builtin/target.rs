@@ -83,11 +83,11 @@ impl Target {
     /// # Errors
     /// ENODEV without the bdev, EINVAL for an invalid name or mask, EEXIST if the controller exists, EIO when its
     /// socket cannot be created.
-    pub(super) fn create_controller(&mut self, wish: ControllerParams) -> Result<(), Errno> {
-        let bdev = Arc::clone(self.bdevs.get(&wish.bdev).ok_or(Errno::ENODEV)?);
-        let path = self.socket_path(&wish.name)?;
-        let cores = self.cores_of(wish.cores.as_deref())?;
-        if self.controllers.contains_key(&wish.name) {
+    pub(super) fn create_controller(&mut self, params: ControllerParams) -> Result<(), Errno> {
+        let bdev = Arc::clone(self.bdevs.get(&params.bdev).ok_or(Errno::ENODEV)?);
+        let path = self.socket_path(&params.name)?;
+        let cores = self.cores_of(params.cores.as_deref())?;
+        if self.controllers.contains_key(&params.name) {
             return Err(Errno::EEXIST);
         }
         match occupant(&path) {
@@ -103,8 +103,8 @@ impl Target {
                 return Err(Errno::EIO);
             }
         }
-        let read_only = wish.read_only || bdev.file().is_some_and(|file| file.is_read_only());
-        let ControllerParams { name, packed_ring, .. } = wish;
+        let read_only = params.read_only || bdev.file().is_some_and(|file| file.is_read_only());
+        let ControllerParams { name, packed_ring, .. } = params;
         let served_after = self.faults.as_ref().map(Faults::sessions_after).unwrap_or_default();
         let served_from = self.started + served_after;
         let disk =

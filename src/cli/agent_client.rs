@@ -340,7 +340,7 @@ mod tests {
     use super::*;
 
     /// An agent that says this and then nothing any more.
-    async fn falls_silent(after: &'static str) -> Agent {
+    async fn turns_silent(after: &'static str) -> Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
@@ -354,7 +354,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_agent_that_does_not_answer_is_given_up() {
-        let agent = falls_silent("").await;
+        let agent = turns_silent("").await;
         let call = agent.call::<()>(Method::GET, "/v1/node", None::<&()>, ANSWER);
         let error = call.await.unwrap_err().to_string();
         assert!(
@@ -365,15 +365,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_falls_silent_is_given_up() {
-        let agent = falls_silent(
+        let agent = turns_silent(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\n{\"event\":\"alive\"}\n\r\n",
         )
         .await;
-        let told = std::cell::Cell::new(0);
-        let show = |_: &Progress| told.set(told.get() + 1);
+        let shown = std::cell::Cell::new(0);
+        let show = |_: &Progress| shown.set(shown.get() + 1);
         let stream = agent.report(Method::POST, "/v1/prepare", &(), show);
         let error = stream.await.unwrap_err().to_string();
         assert!(error.contains("has not answered for 60s"), "{error}");
-        assert_eq!(told.get(), 0, "that it is alive is no progress");
+        assert_eq!(shown.get(), 0, "that it is alive is no progress");
     }
 }

@@ -153,8 +153,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         log_dir: global.log_dir.clone(),
         replaced: None,
     };
-    if let Command::Setup(wishes) = command {
-        return exit_code(setup::run(overrides, &wishes, global.output));
+    if let Command::Setup(args) = command {
+        return exit_code(setup::run(overrides, &args, global.output));
     }
     let loaded = match load(&overrides, environment()) {
         Ok(loaded) => loaded,
@@ -194,14 +194,14 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
         let node = agent_client::NodeRoot { settings: loaded.settings, root: global.root.clone() };
         match command {
             Command::Serve => serve::run(node).await,
-            Command::Plan(wishes) => prepare::run(node, wishes, true, global.output).await,
-            Command::Prepare(wishes) => prepare::run(node, wishes, false, global.output).await,
-            Command::Up(wishes) => up::run(node, wishes, global.output).await,
-            Command::Deploy(wishes) => {
-                deploy::run(node, wishes, deploy::Verb::Deploy, global.output).await
+            Command::Plan(args) => prepare::run(node, args, true, global.output).await,
+            Command::Prepare(args) => prepare::run(node, args, false, global.output).await,
+            Command::Up(args) => up::run(node, args, global.output).await,
+            Command::Deploy(args) => {
+                deploy::run(node, args, deploy::Verb::Deploy, global.output).await
             }
-            Command::Destroy(wishes) => {
-                deploy::run(node, wishes, deploy::Verb::Destroy, global.output).await
+            Command::Destroy(args) => {
+                deploy::run(node, args, deploy::Verb::Destroy, global.output).await
             }
             Command::Health(which) => health::run(node, which, global.output).await,
             Command::Volume(command) => volume::run(node, command, global.output).await,

@@ -64,7 +64,7 @@ impl PrepareArgs {
     /// Body of the request.
     pub(super) fn body(&self, settings: &Settings) -> Result<PrepareBody, Usage> {
         let (size_mib, size_kib) = size_fields(self.page_size);
-        let wish = HugepagesBody {
+        let entry = HugepagesBody {
             size_mib,
             size_kib,
             pages: self.count(settings)?,
@@ -72,7 +72,7 @@ impl PrepareArgs {
             move_shortfall: self.move_shortfall.then_some(true),
         };
         Ok(PrepareBody {
-            hugepages: Some(vec![wish]),
+            hugepages: Some(vec![entry]),
             keep_partial: self.keep_partial,
             engine: Some(!self.no_engine),
         })

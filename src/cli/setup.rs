@@ -123,7 +123,7 @@ struct NewToken {
     token: String,
 }
 
-pub(super) fn run(overrides: Overrides, wishes: &SetupArgs, output: Output) -> Result<u8> {
+pub(super) fn run(overrides: Overrides, args: &SetupArgs, output: Output) -> Result<u8> {
     let (named, file) = (overrides.settings_file(), FILE);
     let file = named.with_file_name(file);
     let before = previous(&file)?;
@@ -132,13 +132,13 @@ pub(super) fn run(overrides: Overrides, wishes: &SetupArgs, output: Output) -> R
     // Lists of the same name in other files would be lost: this file comes after them.
     let without = Overrides { replaced: Some((file.clone(), String::new())), ..overrides.clone() };
     let others = load(&without, environment())?.settings;
-    let (written, mut tokens) = wishes.written(&kept, &others)?;
-    if wishes.dry_run {
+    let (written, mut tokens) = args.written(&kept, &others)?;
+    if args.dry_run {
         tokens.clear();
     }
     let text = toml::to_string(&written).context("the settings cannot be written down")?;
     let text = format!("{HEAD}{text}");
-    if let Some((there, _)) = before.as_ref().filter(|_| !wishes.drop) {
+    if let Some((there, _)) = before.as_ref().filter(|_| !args.drop) {
         judge_dropped(there, &text)?;
     }
     let holds = before.as_ref().is_some_and(|(there, _)| *there == text);
@@ -154,7 +154,7 @@ pub(super) fn run(overrides: Overrides, wishes: &SetupArgs, output: Output) -> R
             file.display()
         );
     }
-    let outcome = match (holds, wishes.dry_run) {
+    let outcome = match (holds, args.dry_run) {
         (true, _) => "holds",
         (false, true) => "wouldChange",
         (false, false) => {
@@ -167,10 +167,10 @@ pub(super) fn run(overrides: Overrides, wishes: &SetupArgs, output: Output) -> R
     let done = SetupOutcome { outcome, file, access, tokens };
     match output {
         Output::Json => print_json(&done)?,
-        Output::Table if wishes.dry_run && !holds => {
+        Output::Table if args.dry_run && !holds => {
             print(&format!("{}:\n{text}", done.file.display()))?
         }
-        Output::Table => print(&done.text(wishes, settings.listen))?,
+        Output::Table => print(&done.text(args, settings.listen))?,
     }
     Ok(if outcome == "wouldChange" { exit::WOULD_CHANGE } else { exit::HOLDS })
 }
@@ -298,7 +298,7 @@ fn named_role(flag: &str, text: &str) -> Result<(String, Role)> {
 }
 
 impl SetupOutcome {
-    fn text(&self, wishes: &SetupArgs, listen: SocketAddr) -> String {
+    fn text(&self, args: &SetupArgs, listen: SocketAddr) -> String {
         let SetupOutcome { outcome, file, access, tokens } = self;
         let did = if *outcome == "holds" { "holds already" } else { "written" };
         let mut text = format!("{did}: {}\nwho may call: {}\n", file.display(), access.text());
@@ -310,7 +310,7 @@ impl SetupOutcome {
             text +=
                 &format!("  token        of {name}, shown once: Authorization: Bearer {token}\n");
         }
-        if wishes.client_ca.is_some() {
+        if args.client_ca.is_some() {
             text +=
                 "  certificate  one of the authority in --client-ca, for clients (clientAuth)\n";
         }
@@ -326,7 +326,7 @@ impl SetupOutcome {
 mod tests {
     use super::*;
 
-    fn wishes(controller: &[&str], token: &[&str]) -> SetupArgs {
+    fn args(controller: &[&str], token: &[&str]) -> SetupArgs {
         let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
         SetupArgs {
             controller: owned(controller),
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn controllers_are_addresses_and_their_images_are_allowed_with_them() {
-        let (written, _) = wishes(&["10.0.0.5", "fd00::5", "10.1.0.0/16"], &[])
+        let (written, _) = args(&["10.0.0.5", "fd00::5", "10.1.0.0/16"], &[])
             .written(&[], &Settings::default())
             .unwrap();
         assert_eq!(written.access.allow.len(), 3);
@@ -357,25 +357,25 @@ mod tests {
             ]
         );
         for wrong in ["mn.example", "", "10.0.0.1/8"] {
-            assert!(wishes(&[wrong], &[]).written(&[], &Settings::default()).is_err(), "{wrong}");
+            assert!(args(&[wrong], &[]).written(&[], &Settings::default()).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn token_is_made_once_and_only_its_hash_is_kept() {
-        let wishes = wishes(&["10.0.0.5"], &["controller:deploy"]);
+        let args = args(&["10.0.0.5"], &["controller:deploy"]);
         let others = Settings::default();
-        let (written, new) = wishes.written(&[], &others).unwrap();
+        let (written, new) = args.written(&[], &others).unwrap();
         let rule = &written.access.token[0];
         assert_eq!(
             (rule.name.as_str(), rule.role, new[0].token.len()),
             ("controller", Role::Deploy, 64)
         );
         assert!(rule.digest().is_some() && rule.hash != new[0].token);
-        let (again, none) = wishes.written(&written.access.token, &others).unwrap();
+        let (again, none) = args.written(&written.access.token, &others).unwrap();
         assert_eq!((&again.access.token, none.len()), (&written.access.token, 0));
         for wrong in ["controller", ":admin", "a:root"] {
-            let mut wrong_one = super::tests::wishes(&["10.0.0.5"], &[wrong]);
+            let mut wrong_one = super::tests::args(&["10.0.0.5"], &[wrong]);
             wrong_one.dry_run = true;
             assert!(wrong_one.written(&[], &others).is_err(), "{wrong}");
         }

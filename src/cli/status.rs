@@ -16,8 +16,8 @@ pub(super) async fn run(place: NodeRoot, output: Output) -> Result<u8> {
     let targets = match agent.is_here() {
         true => None,
         false => {
-            let told = agent.call::<NodeReport>(Method::GET, "/v1/status", None::<&()>, ANSWER);
-            Some(told.await.map(|report| report.targets).unwrap_or_default())
+            let reported = agent.call::<NodeReport>(Method::GET, "/v1/status", None::<&()>, ANSWER);
+            Some(reported.await.map(|report| report.targets).unwrap_or_default())
         }
     };
     print_node(&status, targets.as_deref(), output)?;

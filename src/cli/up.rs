@@ -45,14 +45,14 @@ struct Up {
 
 pub(super) async fn run(
     place: NodeRoot,
-    mut wishes: deploy::DeployArgs,
+    mut args: deploy::DeployArgs,
     output: Output,
 ) -> Result<u8> {
-    let chosen = wishes.or_built_in(&place.settings);
-    wishes.judge(&place.settings)?;
-    let agent = if wishes.is_dry_run() { place.looker().await? } else { place.owner().await? };
+    let chosen = args.or_built_in(&place.settings);
+    args.judge(&place.settings)?;
+    let agent = if args.is_dry_run() { place.looker().await? } else { place.owner().await? };
     let done = UpOutcome::default();
-    let mut up = Up { agent, settings: place.settings, args: wishes, output, done };
+    let mut up = Up { agent, settings: place.settings, args, output, done };
     if let Some(text) = chosen {
         up.note(text)?;
     }

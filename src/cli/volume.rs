@@ -178,9 +178,9 @@ pub(super) async fn run(place: NodeRoot, command: VolumeCommand, output: Output)
             let call = (Method::GET, which.path(), None::<&()>);
             call_and_print(&place.agent().await?, call, output).await
         }
-        VolumeCommand::Activate(wish) => {
-            let body = wish.body()?;
-            let call = (Method::PUT, wish.which.path(), Some(&body));
+        VolumeCommand::Activate(args) => {
+            let body = args.body()?;
+            let call = (Method::PUT, args.which.path(), Some(&body));
             call_and_print(&place.agent().await?, call, output).await
         }
         VolumeCommand::Deactivate(away) => deactivate(&place.agent().await?, &away, output).await,
@@ -194,8 +194,8 @@ pub(super) async fn run(place: NodeRoot, command: VolumeCommand, output: Output)
 
 async fn list(agent: &Agent, of: &Of, output: Output) -> Result<u8> {
     let path = format!("/v1/targets/{}/volumes", of.target);
-    let told: VolumesView = agent.call(Method::GET, &path, None::<&()>, LONG).await?;
-    print_volumes(&told.volumes, output)?;
+    let reply: VolumesView = agent.call(Method::GET, &path, None::<&()>, LONG).await?;
+    print_volumes(&reply.volumes, output)?;
     Ok(exit::HOLDS)
 }
 
@@ -213,9 +213,9 @@ async fn call_and_print(
 
 async fn deactivate(agent: &Agent, away: &Away, output: Output) -> Result<u8> {
     let within = LONG + away.timeout.unwrap_or_default();
-    let told: Value = agent.call(Method::DELETE, &away.path(), None::<&()>, within).await?;
+    let reply: Value = agent.call(Method::DELETE, &away.path(), None::<&()>, within).await?;
     match output {
-        Output::Json => print_json(&told)?,
+        Output::Json => print_json(&reply)?,
         Output::Table => {
             let VolumeArg { name, of } = &away.which;
             print(&format!("{name} is not in {} any more", of.target))?;
@@ -241,23 +241,23 @@ mod tests {
         Line::try_parse_from(words).map(|line| line.command)
     }
 
-    fn wish(line: &str) -> VolumeBody {
+    fn args(line: &str) -> VolumeBody {
         match read(line).unwrap() {
-            VolumeCommand::Activate(wish) => wish.body().unwrap(),
+            VolumeCommand::Activate(args) => args.body().unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn each_backing_has_its_flags() {
-        let zbs = wish("activate v --zbs p/v --bdev b --read-only --cpumask 0x3");
+        let zbs = args("activate v --zbs p/v --bdev b --read-only --cpumask 0x3");
         assert_eq!(zbs.backing, Backing::Zbs { path: "p/v".into() });
         assert_eq!((zbs.bdev.as_ref().map(VolumeName::as_str), zbs.read_only), (Some("b"), true));
         let aio = Backing::Aio { path: "/dev/sdb".parse().unwrap(), block_size: Some(4096) };
-        assert_eq!(wish("activate v --aio /dev/sdb --block-size 4096").backing, aio);
+        assert_eq!(args("activate v --aio /dev/sdb --block-size 4096").backing, aio);
         let malloc = Backing::Malloc { size_mib: 16, block_size: 512 };
-        assert_eq!(wish("activate v --malloc-mib 16").backing, malloc);
-        let raw = wish(r#"activate v --raw bdev_null_create --params {"num_blocks":8}"#).backing;
+        assert_eq!(args("activate v --malloc-mib 16").backing, malloc);
+        let raw = args(r#"activate v --raw bdev_null_create --params {"num_blocks":8}"#).backing;
         let Backing::Raw { method, params, delete_method: None } = raw else { panic!("{raw:?}") };
         assert_eq!((method.as_str(), &params["num_blocks"]), ("bdev_null_create", &8.into()));
     }
@@ -276,12 +276,12 @@ mod tests {
         ] {
             assert!(read(line).is_err(), "{line}");
         }
-        let Ok(VolumeCommand::Activate(wish)) =
+        let Ok(VolumeCommand::Activate(args)) =
             read("activate v --raw bdev_null_create --params [1]")
         else {
             panic!("an activation")
         };
-        assert!(wish.body().unwrap_err().0.contains("no JSON object"));
+        assert!(args.body().unwrap_err().0.contains("no JSON object"));
     }
 
     #[test]

@@ -75,8 +75,8 @@ async fn deliver<F>(
     }
 }
 
-fn note(task: &TaskId, settled: AfterAttempt) {
-    if settled == AfterAttempt::TooOld {
+fn note(task: &TaskId, after: AfterAttempt) {
+    if after == AfterAttempt::TooOld {
         tracing::error!(%task, "the controller did not take this result in all the time (callbacks.max_age); it was given up");
     }
 }

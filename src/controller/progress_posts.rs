@@ -88,10 +88,10 @@ impl ProgressPosts {
         };
         let (end, ended) = oneshot::channel();
         let course = ProgressSource::new(work, asked.stage);
-        let teller = Teller { course, events, ended, post, within };
+        let reporter = ProgressReporter { course, events, ended, post, within };
         tokio::spawn(async move {
             let _place = place;
-            teller.run().await;
+            reporter.run().await;
         });
         Some(Followed(end))
     }
@@ -139,7 +139,7 @@ enum PostOutcome {
     Unknown,
 }
 
-struct Teller<P> {
+struct ProgressReporter<P> {
     course: ProgressSource,
     events: broadcast::Receiver<Progress>,
     ended: oneshot::Receiver<bool>,
@@ -148,7 +148,7 @@ struct Teller<P> {
     within: Duration,
 }
 
-impl<P, F> Teller<P>
+impl<P, F> ProgressReporter<P>
 where
     P: Fn(&ProgressSource) -> F,
     F: Future<Output = PostOutcome>,

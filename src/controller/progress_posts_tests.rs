@@ -39,28 +39,28 @@ impl Played {
         let (events, heard) = broadcast::channel(256);
         let (end, ended) = oneshot::channel();
         let course = ProgressSource::new(WorkId::default(), Stage::default());
-        let teller = Teller { course, events: heard, ended, post, within: WITHIN };
-        Played { began, events, end: Some(end), posts, run: tokio::spawn(teller.run()) }
+        let reporter = ProgressReporter { course, events: heard, ended, post, within: WITHIN };
+        Played { began, events, end: Some(end), posts, run: tokio::spawn(reporter.run()) }
     }
 
-    fn tells(&self, event: WorkEvent) {
+    fn sends(&self, event: WorkEvent) {
         self.events.send(Progress { work: WorkId::default(), event }).unwrap();
     }
 
     fn begins(&self) {
         let step = Step::DropPageCache;
         let (area, subject) = (Area::Pools, step.subject());
-        self.tells(WorkEvent::Begun { area, step: step.name().into(), subject });
+        self.sends(WorkEvent::Begun { area, step: step.name().into(), subject });
     }
 
     fn prints(&self) {
-        self.tells(WorkEvent::Line { area: Area::Pools, text: "a line".into() });
+        self.sends(WorkEvent::Line { area: Area::Pools, text: "a line".into() });
     }
 
     fn finishes(&self) {
         let report = StepReport::planned(&Step::DropPageCache);
         let report = StepReport { outcome: StepOutcome::Done, ..report };
-        self.tells(WorkEvent::Ended(report));
+        self.sends(WorkEvent::Ended(report));
     }
 
     /// The call ends; all posts, and how long after its end the telling ended.

@@ -23,7 +23,7 @@ use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
 
 /// Descriptors per connection of one listener; the others are for the agent's own work.
-const DESCRIPTORS_PER_DOOR: usize = 4;
+const DESCRIPTORS_PER_CONNECTION: usize = 4;
 
 /// Bound listeners, before anything is served.
 pub(super) struct Listeners {
@@ -97,15 +97,15 @@ impl Listeners {
     ) -> Vec<Endpoint> {
         let header_case = settings.fallback().is_some();
         let node: Arc<dyn KnowsPeers> = Arc::new(Peers(OwnAddresses::look()));
-        let door = |listener, router, rules, guards| {
+        let endpoint = |listener, router, rules, guards| {
             let (rules, refusals) = (Arc::new(rules), refusals.clone());
             Endpoint { listener, router, rules, guards, node: node.clone(), refusals, header_case }
         };
         let inner = |listener, router| {
-            door(listener, router, Rules::open(), watch::channel(Guards::default()).1)
+            endpoint(listener, router, Rules::open(), watch::channel(Guards::default()).1)
         };
         let rules = settings.access.rules(&settings.tls);
-        let main = door(self.main, routers.main, rules, self.guards);
+        let main = endpoint(self.main, routers.main, rules, self.guards);
         let admin = self.admin.map(|listener| inner(listener, routers.admin));
         let here = self.here.map(|listener| inner(listener, routers.here));
         std::iter::once(main).chain(admin).chain(here).collect()
@@ -146,7 +146,7 @@ pub fn socket_path(settings: &Settings, root: &Path) -> Option<PathBuf> {
 pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
     let wanted = limits.max_connections;
     let files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
-    let most = (files / DESCRIPTORS_PER_DOOR).max(1);
+    let most = (files / DESCRIPTORS_PER_CONNECTION).max(1);
     if wanted > most {
         tracing::warn!(
             wanted,
@@ -160,20 +160,20 @@ pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
 
 /// Exposure of the agent as the node's status shows it, with warnings.
 pub(super) fn exposure(settings: &Settings, listeners: &Listeners, root: &Path) -> Exposure {
-    let told = settings.exposure(listeners.address);
+    let exposure = settings.exposure(listeners.address);
     let own = OwnAddresses::look();
-    let named = told.allow.iter().filter_map(Network::only);
+    let named = exposure.allow.iter().filter_map(Network::only);
     let warnings = named.filter(|named| !named.is_loopback() && own.have(*named)).map(|named| {
         format!(
             "access.allow has {named}, an address of this node: any user of this node may do everything by it, as the \
              controller may that is on the node too; name tokens where that counts"
         )
     });
-    let warnings = told.warnings.iter().cloned().chain(warnings).collect();
+    let warnings = exposure.warnings.iter().cloned().chain(warnings).collect();
     Exposure {
         warnings,
         admin_listen: listeners.admin_address().map(|address| address.to_string()),
         socket: socket_path(settings, root).map(|path| path.display().to_string()),
-        ..told
+        ..exposure
     }
 }

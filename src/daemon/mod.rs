@@ -1,4 +1,4 @@
-//! Composition root: the only module that names every concrete type; `seams` has the adapters between modules.
+//! Composition root: the only module that names every concrete type; `adapters` has the adapters between modules.
 //!
 //! `Core` is the agent without its listeners: the owners and their handles. [`serve`] adds HTTP, the
 //! outbox, systemd's readiness and watchdog. [`InProcess`] adds the native routes alone, for a command.
@@ -75,7 +75,7 @@ const POOLS_STOP: Duration = Duration::from_secs(2);
 /// Interval of extending systemd's start timeout …
 const START_WORD: Duration = Duration::from_secs(15);
 /// … and the extension requested, in microseconds.
-const START_PATIENCE: u32 = 60_000_000;
+const START_EXTENSION_USEC: u32 = 60_000_000;
 
 /// Takes the node's lock; waits for a command that holds it, not for a running agent.
 ///
@@ -143,7 +143,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let posting = (&*identities, reaches.clone());
     start_reporting(&settings, reports.clone(), posting, &tally, &watchdog);
     settings.http = listeners::affordable(settings.http);
-    let told = RouterParts {
+    let parts = RouterParts {
         outbox: outbox.clone(),
         identities,
         reaches,
@@ -151,15 +151,15 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
         metrics: core.metrics(tally, refusals.clone()),
         exposure: listeners::exposure(&settings, &listeners, &root),
     };
-    let access = told.exposure.text();
-    for warning in &told.exposure.warnings {
+    let access = parts.exposure.text();
+    for warning in &parts.exposure.warnings {
         tracing::warn!("{warning}");
     }
-    let api = known_to_handlers(&settings, &core, told, watch_phase);
+    let api = known_to_handlers(&settings, &core, parts, watch_phase);
     let routers = api::routers(api, settings.admin_listen.0.is_some());
-    let doors = listeners.endpoints(&settings, routers, &refusals);
+    let endpoints = listeners.endpoints(&settings, routers, &refusals);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
-    let deadline = run_until_stopped(doors, settings.http, &core, phase, stop).await;
+    let deadline = run_until_stopped(endpoints, settings.http, &core, phase, stop).await;
     drop(socket);
     drain(&outbox, deadline).await;
     if !core.pools.stop(POOLS_STOP).await {
@@ -238,11 +238,11 @@ impl InProcess {
 fn known_to_handlers(
     settings: &Settings,
     core: &Core,
-    told: RouterParts,
+    parts: RouterParts,
     phase: watch::Receiver<AgentPhase>,
 ) -> Api {
     let hypervisor = Hypervisor::new(&core.root, core.processes.clone());
-    let RouterParts { outbox, identities, reaches, reports, metrics, exposure } = told;
+    let RouterParts { outbox, identities, reaches, reports, metrics, exposure } = parts;
     Api {
         native: known_to_native_routes(settings, core, Some(exposure), phase),
         progress_posts: ProgressPosts::new(
@@ -263,7 +263,7 @@ fn known_to_handlers(
 /// Serves, becomes ready meanwhile, and returns when a stop was requested and the connections have
 /// ended, with the deadline by which the tasks have to end too.
 async fn run_until_stopped(
-    doors: Vec<Endpoint>,
+    endpoints: Vec<Endpoint>,
     limits: HttpPolicy,
     core: &Core,
     phase: watch::Sender<AgentPhase>,
@@ -287,7 +287,7 @@ async fn run_until_stopped(
         phase.send_replace(AgentPhase::Draining);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
-    tokio::join!(api::serve::serve(doors, limits, stopped), ready);
+    tokio::join!(api::serve::serve(endpoints, limits, stopped), ready);
     deadline
 }
 
@@ -325,7 +325,7 @@ async fn extending_start_timeout<T>(part: impl Future<Output = T>) -> T {
             done = &mut part => return done,
             // Cancel-safe: a tick stays due.
             _ = word.tick() => {
-                let more = sd_notify::NotifyState::ExtendTimeoutUsec(START_PATIENCE);
+                let more = sd_notify::NotifyState::ExtendTimeoutUsec(START_EXTENSION_USEC);
                 let _ = sd_notify::notify(&[more]);
             }
         }

@@ -230,13 +230,13 @@ impl Containers for FakeContainers {
 
     async fn events(
         &self,
-        tell: impl Fn(EngineEvent) + Send + Sync,
+        notify: impl Fn(EngineEvent) + Send + Sync,
         _: Duration,
     ) -> Result<(), EngineError> {
         let mut events = self.events.subscribe();
-        tell(EngineEvent::Listening);
+        notify(EngineEvent::Listening);
         while let Ok(event) = events.recv().await {
-            tell(event);
+            notify(event);
         }
         Ok(())
     }

@@ -165,7 +165,7 @@ pub trait Containers: Send + Sync + 'static {
     /// deadline.
     fn events(
         &self,
-        tell: impl Fn(EngineEvent) + Send + Sync,
+        notify: impl Fn(EngineEvent) + Send + Sync,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 

@@ -52,7 +52,7 @@ impl PullProgress {
             _ if state == "Download complete" => layer.current = layer.total,
             _ => return lines,
         }
-        if self.bytes_reported.is_none_or(|told| now.duration_since(told) >= PAUSE) {
+        if self.bytes_reported.is_none_or(|at| now.duration_since(at) >= PAUSE) {
             self.bytes_reported = Some(now);
             let sum = |of: fn(&Layer) -> u64| self.layers.values().map(of).sum::<u64>();
             let (current, total) = (sum(|layer| layer.current), sum(|layer| layer.total));

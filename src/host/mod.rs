@@ -200,11 +200,11 @@ mod tests {
     fn who_may_not_write_is_told_how_the_unit_is_opened_unless_more_is_known() {
         let read_only = || std::io::Error::from(nix::errno::Errno::EROFS);
         let path = || PathBuf::from("/srv/sockets");
-        let told = |error: HostError| error.to_string();
-        let no_folder = told(HostError::MakeFolder { path: path(), source: read_only() });
+        let text = |error: HostError| error.to_string();
+        let no_folder = text(HostError::MakeFolder { path: path(), source: read_only() });
         assert!(no_folder.contains("ReadWritePaths="), "{no_folder}");
         let write =
-            |hint, source| told(HostError::Write { path: path(), value: "1".into(), hint, source });
+            |hint, source| text(HostError::Write { path: path(), value: "1".into(), hint, source });
         assert!(write("", read_only()).contains("systemctl edit vhost-agent"));
         assert!(write(" (it is mounted read-only: remount it)", read_only()).ends_with("it)"));
         let full = nix::errno::Errno::ENOSPC.into();

@@ -233,7 +233,7 @@ const FETCH: [&str; 8] = [
 ];
 
 /// Informative text in lines that do not begin like errors: the lock's holder, the unreachable host.
-const TELLING: [&str; 4] =
+const ERROR_WORDS: [&str; 4] =
     ["held by process", "locked by", "The application with PID", "Curl error"];
 
 fn says(output: &str, words: &[&str]) -> bool {
@@ -250,12 +250,12 @@ pub fn fetch_trouble(end: &RunEnd) -> Option<String> {
 
 /// Lines with the reason, for the error text: at most three, the last ones.
 pub fn reason_lines(output: &str) -> String {
-    let telling = |line: &&str| {
+    let is_error = |line: &&str| {
         let line = line.trim_start();
         let error = line.starts_with("E:") || line.contains("rror:") || line.starts_with("Error");
-        error || TELLING.iter().any(|word| line.contains(word))
+        error || ERROR_WORDS.iter().any(|word| line.contains(word))
     };
-    let mut lines: Vec<&str> = output.split(['\n', '\r']).filter(telling).map(str::trim).collect();
+    let mut lines: Vec<&str> = output.split(['\n', '\r']).filter(is_error).map(str::trim).collect();
     if lines.is_empty() {
         lines = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     }

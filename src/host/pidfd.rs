@@ -49,8 +49,8 @@ impl WatchedProcess {
     pub fn lives(&self) -> bool {
         match &self.end {
             Some(end) => {
-                let mut told = [PollFd::new(end.get_ref(), PollFlags::IN)];
-                poll(&mut told, Some(&Timespec::default())) == Ok(0)
+                let mut ready = [PollFd::new(end.get_ref(), PollFlags::IN)];
+                poll(&mut ready, Some(&Timespec::default())) == Ok(0)
             }
             None => started(&self.root, self.pid) == Some(self.started),
         }

@@ -334,22 +334,22 @@ mod tests {
             .run(RunRequest { invocation: shell, within, lines: sender })
             .await
             .unwrap();
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         while let Ok(line) = lines.try_recv() {
-            told.push(line);
+            received.push(line);
         }
-        (end, told, folder)
+        (end, received, folder)
     }
 
     #[tokio::test]
     async fn a_run_tells_its_lines_its_code_and_where_its_log_is() {
-        let (end, told, _folder) = run(
+        let (end, lines, _folder) = run(
             "echo $WORD; printf 'half '; sleep 0.05; echo line >&2; exit 3",
             Duration::from_secs(10),
         )
         .await;
         assert_eq!((end.code, end.timed_out), (Some(3), false));
-        assert_eq!(told, ["said", "half line"]);
+        assert_eq!(lines, ["said", "half line"]);
         assert_eq!(end.output, "said\nhalf line\n");
         assert_eq!(fs::read_to_string(&end.log).unwrap(), end.output);
     }
@@ -399,13 +399,13 @@ mod tests {
     #[tokio::test]
     async fn a_run_whose_time_is_up_goes_on_without_us_in_a_session_of_its_own() {
         let script = "echo $$; cut -d ' ' -f 6 /proc/$$/stat; exec sleep 60";
-        let (end, told, _folder) = run(script, Duration::from_millis(500)).await;
+        let (end, lines, _folder) = run(script, Duration::from_millis(500)).await;
         assert_eq!((end.code, end.timed_out), (None, true));
-        let pid: i32 = told[0].parse().unwrap();
+        let pid: i32 = lines[0].parse().unwrap();
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
         assert_eq!(name.trim(), "sleep");
-        assert_eq!(told[1], told[0], "it leads its session");
+        assert_eq!(lines[1], lines[0], "it leads its session");
     }
 
     #[tokio::test]

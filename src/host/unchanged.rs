@@ -88,12 +88,12 @@ impl Unchanged {
     }
 
     fn has_events(&self) -> bool {
-        let mut told = vec![PollFd::new(&self.mounts, PollFlags::PRI)];
+        let mut polled = vec![PollFd::new(&self.mounts, PollFlags::PRI)];
         // Readable once it has exited.
-        told.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));
+        polled.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));
         self.since.elapsed() >= MOST_AGE
             || !matches!(self.inotify.read_events(), Err(Errno::EAGAIN))
-            || poll(&mut told, Some(&Timespec::default())) != Ok(0)
+            || poll(&mut polled, Some(&Timespec::default())) != Ok(0)
     }
 }
 

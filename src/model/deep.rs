@@ -127,12 +127,12 @@ mod tests {
     fn it_is_told_in_one_object_and_understood_again() {
         for error in [None, Some(Code::DeepIoFailed)] {
             let proven = ProvenHealth::of(health(TargetState::Absent), deep(error));
-            let told = serde_json::to_value(&proven).unwrap();
-            assert_eq!(told["state"], "absent");
-            assert_eq!(told["deep"]["ok"], error.is_none());
-            assert_eq!(told["deep"].get("bytes").is_some(), error.is_none());
-            assert_eq!(told["deep"].get("error").is_some(), error.is_some());
-            assert_eq!(serde_json::from_value::<ProvenHealth>(told).unwrap(), proven);
+            let json = serde_json::to_value(&proven).unwrap();
+            assert_eq!(json["state"], "absent");
+            assert_eq!(json["deep"]["ok"], error.is_none());
+            assert_eq!(json["deep"].get("bytes").is_some(), error.is_none());
+            assert_eq!(json["deep"].get("error").is_some(), error.is_some());
+            assert_eq!(serde_json::from_value::<ProvenHealth>(json).unwrap(), proven);
         }
     }
 }

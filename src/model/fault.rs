@@ -57,9 +57,9 @@ const CLOSED: &str = " (it is read-only: if only vhost-agent.service closes it, 
 /// Advice about an error of a write: that of a read-only file system, unless `otherwise` has it already; else
 /// `otherwise`.
 pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
-    let is_told = otherwise.contains("read-only");
+    let is_named = otherwise.contains("read-only");
     match source.kind() {
-        std::io::ErrorKind::ReadOnlyFilesystem if !is_told => CLOSED,
+        std::io::ErrorKind::ReadOnlyFilesystem if !is_named => CLOSED,
         _ => otherwise,
     }
 }

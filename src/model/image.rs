@@ -204,29 +204,30 @@ mod tests {
     #[test]
     fn the_settings_address_goes_with_the_settings_image() {
         let digest = |digit: &str| digit.repeat(64);
-        let wish = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| ImageRequest {
-            image: image.map(str::to_string),
-            url: url.map(|url| url.parse().unwrap()),
-            sha256: sha256.map(|digest| digest.parse().unwrap()),
-        };
-        let usual = wish(Some("zbs:1"), Some("http://a/usual.tar"), Some(digest("1")));
-        let wish = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| {
-            let wish = wish(image, url, sha256).or(usual.clone())?;
-            let digest = wish.sha256.map(String::from);
-            Ok::<_, Fault>((wish.image, wish.url.map(String::from), digest))
+        let request =
+            |image: Option<&str>, url: Option<&str>, sha256: Option<String>| ImageRequest {
+                image: image.map(str::to_string),
+                url: url.map(|url| url.parse().unwrap()),
+                sha256: sha256.map(|digest| digest.parse().unwrap()),
+            };
+        let usual = request(Some("zbs:1"), Some("http://a/usual.tar"), Some(digest("1")));
+        let request = |image: Option<&str>, url: Option<&str>, sha256: Option<String>| {
+            let request = request(image, url, sha256).or(usual.clone())?;
+            let digest = request.sha256.map(String::from);
+            Ok::<_, Fault>((request.image, request.url.map(String::from), digest))
         };
         let of = |image: &str, url: Option<&str>, sha256: Option<String>| {
             (Some(image.to_string()), url.map(str::to_string), sha256)
         };
         let usual_url = Some("http://a/usual.tar");
-        assert_eq!(wish(None, None, None).unwrap(), of("zbs:1", usual_url, Some(digest("1"))));
-        assert_eq!(wish(Some("zbs:1"), None, None).unwrap().1.as_deref(), usual_url);
-        assert_eq!(wish(Some("zbs:2"), None, None).unwrap(), of("zbs:2", None, None));
+        assert_eq!(request(None, None, None).unwrap(), of("zbs:1", usual_url, Some(digest("1"))));
+        assert_eq!(request(Some("zbs:1"), None, None).unwrap().1.as_deref(), usual_url);
+        assert_eq!(request(Some("zbs:2"), None, None).unwrap(), of("zbs:2", None, None));
         let other = Some("http://a/other.tar");
-        assert_eq!(wish(None, other, None).unwrap(), of("zbs:1", other, None));
-        assert_eq!(wish(None, None, Some(digest("2"))).unwrap().2, Some(digest("2")));
+        assert_eq!(request(None, other, None).unwrap(), of("zbs:1", other, None));
+        assert_eq!(request(None, None, Some(digest("2"))).unwrap().2, Some(digest("2")));
         assert_eq!(
-            wish(Some("zbs:2"), None, Some(digest("2"))).unwrap_err().code,
+            request(Some("zbs:2"), None, Some(digest("2"))).unwrap_err().code,
             Code::InvalidImageSha256
         );
     }

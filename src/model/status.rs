@@ -187,7 +187,7 @@ mod tests {
         (name, TargetStatus { health, restarts: 3, exits: 4, ..TargetStatus::default() })
     }
 
-    fn told(reports: &[TargetReport]) -> Vec<(&str, TargetState, &str)> {
+    fn reported(reports: &[TargetReport]) -> Vec<(&str, TargetState, &str)> {
         reports.iter().map(|r| (r.name.as_str(), r.state, r.since.as_str())).collect()
     }
 
@@ -211,7 +211,7 @@ mod tests {
             ("new", Starting, "now"),
             ("unlooked", Starting, "now"),
         ];
-        assert_eq!(told(&reports), expected);
+        assert_eq!(reported(&reports), expected);
         assert_eq!(reports[2].restarts, 3);
         let later = target_reports(&statuses, &desired, &reports, "later");
         assert_eq!(later, reports, "time alone changes nothing");

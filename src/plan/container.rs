@@ -66,14 +66,14 @@ pub(super) fn sources(spec: &TargetSpec, image: &str, seen: &TargetSeen) -> Vec<
 
 pub(super) fn container(
     spec: &TargetSpec,
-    wish: EnsureOptions,
+    options: EnsureOptions,
     image: String,
     chosen: &Chosen,
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<ContainerSpec, Fault> {
     let template = policy.target.template(spec.kind);
-    let isolation = match wish.recreate || !comes_back_open(seen) {
+    let isolation = match options.recreate || !comes_back_open(seen) {
         true => Some(isolation(spec, seen, policy)),
         false => None,
     };

@@ -32,9 +32,9 @@ pub struct Chosen {
 ///
 /// # Errors
 /// When the machine lacks these, or has fewer on every node; the fault has the topology.
-pub fn choose(wish: &CoreRequest, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fault> {
+pub fn choose(request: &CoreRequest, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fault> {
     let pins = Pins::of(cpus, &used.holders);
-    let chosen = match wish {
+    let chosen = match request {
         CoreRequest::These(cores) => these(cores, cpus, used)?,
         CoreRequest::Count(count) => so_many(*count as usize, cpus, used, &pins)?,
     };

@@ -51,8 +51,8 @@ fn cpu_0_and_isolated_ones_are_left_alone() {
 
 #[test]
 fn threads_that_are_no_reactors_get_cpus_beside_them() {
-    let beside = |cpus: &[Cpu], used: &CpuUse, wish: &str| {
-        let chose = choose(&CoreRequest::These(wish.parse().unwrap()), cpus, used).unwrap();
+    let beside = |cpus: &[Cpu], used: &CpuUse, request: &str| {
+        let chose = choose(&CoreRequest::These(request.parse().unwrap()), cpus, used).unwrap();
         chose.housekeeping.map(|cpus| cpus.as_slice().to_vec())
     };
     let mut cpus = machine(2, 2);
@@ -70,10 +70,10 @@ fn threads_that_are_no_reactors_get_cpus_beside_them() {
 #[test]
 fn a_list_is_honoured_and_one_that_cannot_be_is_refused_with_the_topology() {
     let cpus = machine(2, 2);
-    let wish = |text: &str| CoreRequest::These(text.parse().unwrap());
-    let chose = choose(&wish("[0,6]"), &cpus, &FREE).unwrap();
+    let request = |text: &str| CoreRequest::These(text.parse().unwrap());
+    let chose = choose(&request("[0,6]"), &cpus, &FREE).unwrap();
     assert_eq!((chose.cores.as_slice(), chose.nodes.len()), (&[0, 6][..], 2));
-    let fault = choose(&wish("[1,8]"), &cpus, &FREE).unwrap_err();
+    let fault = choose(&request("[1,8]"), &cpus, &FREE).unwrap_err();
     assert!(fault.text.contains("core 8") && fault.text.contains("node0 has"), "{fault}");
 }
 
@@ -113,13 +113,13 @@ fn what_containers_may_not_use_is_never_chosen_and_refused_in_a_list() {
     let fault = chosen(4, &[0, 1, 2, 3]).unwrap_err();
     assert_eq!(fault.code, Code::CoresImpossible);
     assert!(fault.text.contains("containers may use CPUs 0,1,2,3"), "{fault}");
-    let wish = CoreRequest::These("[3,5]".parse().unwrap());
-    let fault = choose(&wish, &cpus, &within(&[2, 3])).unwrap_err();
+    let request = CoreRequest::These("[3,5]".parse().unwrap());
+    let fault = choose(&request, &cpus, &within(&[2, 3])).unwrap_err();
     assert_eq!(fault.code, Code::CoresImpossible);
     for part in ["core 5", "cpuset", "node0 has CPUs 0,1", "containers may use CPUs 2,3"] {
         assert!(fault.text.contains(part), "{part}: {fault}");
     }
-    assert!(choose(&wish, &cpus, &within(&[3, 5])).is_ok());
+    assert!(choose(&request, &cpus, &within(&[3, 5])).is_ok());
 }
 
 #[test]
@@ -146,12 +146,12 @@ fn where_there_is_nothing_else_they_are_shared_and_that_is_told_by_name() {
     assert_eq!(finding.code, Code::CoresSharedWithVms);
     assert!(finding.text.contains("CPUs 3 ") && finding.text.contains("web"), "{finding:?}");
     assert!(!finding.text.contains("db"), "{finding:?}");
-    let wish = CoreRequest::These("[2]".parse().unwrap());
-    let chose = choose(&wish, &cpus, &used).unwrap();
+    let request = CoreRequest::These("[2]".parse().unwrap());
+    let chose = choose(&request, &cpus, &used).unwrap();
     assert_eq!(chose.cores.as_slice(), [2], "a list is honoured");
     assert!(chose.findings[0].text.contains("db"), "{:?}", chose.findings);
     let many = (0..9).map(|n| vm(&format!("vm{n}"), &[&[2]])).collect();
-    let chose = choose(&wish, &cpus, &held_by(many)).unwrap();
+    let chose = choose(&request, &cpus, &held_by(many)).unwrap();
     assert!(chose.findings[0].text.contains("vm4, 4 more"), "{:?}", chose.findings);
 }
 
@@ -159,9 +159,9 @@ fn where_there_is_nothing_else_they_are_shared_and_that_is_told_by_name() {
 fn one_with_room_to_move_is_shared_before_one_with_none() {
     let cpus = machine(1, 4);
     let holders = || vec![vm("wide", &[&[1, 2, 3, 5, 6, 7]]), vm("narrow", &[&[3]])];
-    let told = vec![Code::CoresSharedWithVms];
+    let codes = vec![Code::CoresSharedWithVms];
     assert_eq!(beside(1, &cpus, holders()), (vec![4], vec![]));
-    assert_eq!(beside(2, &cpus, holders()), (vec![4, 6], told));
+    assert_eq!(beside(2, &cpus, holders()), (vec![4, 6], codes));
 }
 
 #[test]

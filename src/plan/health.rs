@@ -23,12 +23,12 @@ pub struct TargetContext {
 /// Judges the state of a target, with the reason.
 pub fn judge(seen: &Observation, context: &TargetContext) -> (TargetState, String) {
     use TargetState::{Absent, Degraded, Failed, Paused, Serving, Starting};
-    let told = |state, text: &str| (state, text.to_string());
+    let state = |state, text: &str| (state, text.to_string());
     let answers = &seen.answers;
     let trouble = context.trouble.as_ref().filter(|_| context.wanted);
     let bringing_up = context.at_work == Some(OwnerWork::BringUp);
     match (&seen.process, answers.version()) {
-        (Process::Lives { .. }, _) if seen.vitals.activity == Activity::Paused => told(
+        (Process::Lives { .. }, _) if seen.vitals.activity == Activity::Paused => state(
             Paused,
             "it is paused: its cgroup is frozen, so that it neither answers nor serves; `docker unpause` it",
         ),
@@ -41,7 +41,7 @@ pub fn judge(seen: &Observation, context: &TargetContext) -> (TargetState, Strin
             (Starting, format!("{version} answers, and its volumes are being brought back"))
         }
         (Process::Lives { .. }, None) if answers.is_empty() => {
-            told(Starting, "its process lives, and has not been asked yet")
+            state(Starting, "its process lives, and has not been asked yet")
         }
         (Process::Lives { young: true, .. }, None) if !answers.has_answered() => {
             (Starting, format!("its process lives, and does not answer yet: {}", answers.silence()))
@@ -50,12 +50,12 @@ pub fn judge(seen: &Observation, context: &TargetContext) -> (TargetState, Strin
         (Process::Unknown(why), Some(_)) => {
             (Degraded, format!("the control socket answers, but whose it is cannot be told: {why}"))
         }
-        (_, _) if bringing_up => told(Starting, "it is being brought up"),
-        (_, _) if context.at_work.is_some() => told(Absent, "it is being taken away"),
+        (_, _) if bringing_up => state(Starting, "it is being brought up"),
+        (_, _) if context.at_work.is_some() => state(Absent, "it is being taken away"),
         (Process::NoContainer, _) if context.wanted => {
-            told(Failed, "it is wanted, and there is no container of that name")
+            state(Failed, "it is wanted, and there is no container of that name")
         }
-        (Process::NoContainer, _) => told(Absent, "there is no container of that name"),
+        (Process::NoContainer, _) => state(Absent, "there is no container of that name"),
         (Process::Ended(how), _) => (Failed, how.clone()),
         (Process::Unknown(why), None) => {
             let state = if context.wanted { Failed } else { Absent };
@@ -156,8 +156,8 @@ mod tests {
         let trouble = TargetContext { trouble: Some("it exited 4 times".to_string()), ..wanted() };
         let brought_up = TargetContext { at_work: Some(OwnerWork::BringUp), ..trouble.clone() };
         for (process, context) in [(OLD, trouble.clone()), (Process::NoContainer, brought_up)] {
-            let told = (Failed, "it exited 4 times".to_string());
-            assert_eq!(judge(&seen(&process, "+"), &context), told, "{process:?}");
+            let state = (Failed, "it exited 4 times".to_string());
+            assert_eq!(judge(&seen(&process, "+"), &context), state, "{process:?}");
         }
         let unwanted = TargetContext { wanted: false, ..trouble };
         assert_eq!(judge(&seen(&Process::NoContainer, ""), &unwanted).0, Absent);

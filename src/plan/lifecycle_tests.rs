@@ -39,7 +39,7 @@ impl Scene {
     fn serving() -> Scene {
         let mut scene = Scene::new();
         scene.answers(1);
-        scene.settle();
+        scene.run_to_rest();
         assert_eq!(scene.state.phase.name(), "Serving");
         scene.story.clear();
         scene
@@ -66,7 +66,7 @@ impl Scene {
     }
 
     /// Steps until nothing changes any more; the last action.
-    fn settle(&mut self) -> Action {
+    fn run_to_rest(&mut self) -> Action {
         for _ in 0..10 {
             let step = step(&self.state, &self.seen, &self.situation, self.now, &self.policy);
             let same = step.state == self.state;
@@ -94,7 +94,7 @@ impl Scene {
             let process = self.seen.process.clone();
             self.sees(process, Some(Err("no answer")));
             self.seen.vitals = vitals(self.now);
-            if self.settle() == Action::Kill {
+            if self.run_to_rest() == Action::Kill {
                 return Some(self.now - begin);
             }
         }
@@ -114,18 +114,18 @@ fn computes(now: Instant) -> Vitals {
 fn target_that_exits_is_started_at_once_and_again_ever_more_rarely() {
     let mut scene = Scene::serving();
     scene.exits();
-    assert_eq!(scene.settle(), Action::Start);
+    assert_eq!(scene.run_to_rest(), Action::Start);
     assert_eq!(scene.story, ["Down", "Starting"]);
     let mut waits = Vec::new();
     for _ in 0..8 {
         scene.situation.attempt = Some(Attempt::Failed);
-        assert_eq!(scene.settle(), Action::Wait);
+        assert_eq!(scene.run_to_rest(), Action::Wait);
         let Phase::Down { due: Some(due), failed: true } = scene.state.phase else { panic!() };
         waits.push((due - scene.now).as_secs());
         scene.now = due - MS;
-        assert_eq!(scene.settle(), Action::Wait, "not before it is due");
+        assert_eq!(scene.run_to_rest(), Action::Wait, "not before it is due");
         scene.now = due;
-        assert_eq!(scene.settle(), Action::Start);
+        assert_eq!(scene.run_to_rest(), Action::Start);
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 64]);
 }
@@ -134,22 +134,22 @@ fn target_that_exits_is_started_at_once_and_again_ever_more_rarely() {
 fn target_that_exited_twice_in_short_order_is_on_probation() {
     let mut scene = Scene::serving();
     scene.exits();
-    scene.settle();
+    scene.run_to_rest();
     scene.answers(2);
-    scene.settle();
+    scene.run_to_rest();
     assert_eq!(scene.story, ["Down", "Starting", "Probation", "Serving"], "the first at once");
     scene.exits();
-    scene.settle();
+    scene.run_to_rest();
     scene.now += SECOND;
-    scene.settle();
+    scene.run_to_rest();
     scene.answers(3);
-    scene.settle();
+    scene.run_to_rest();
     assert_eq!(scene.state.phase.name(), "Probation");
     scene.now += scene.policy.min_ready - MS;
-    scene.settle();
+    scene.run_to_rest();
     assert_eq!(scene.state.phase.name(), "Probation");
     scene.now += MS;
-    scene.settle();
+    scene.run_to_rest();
     assert_eq!(scene.state.phase.name(), "Serving");
 }
 
@@ -184,7 +184,7 @@ fn target_that_computes_is_killed_late_or_never_and_may_answer_again() {
     scene.policy.kill_unresponsive_after = Duration::ZERO;
     assert_eq!(scene.killed_within(600 * SECOND, computes), None);
     scene.answers(1);
-    scene.settle();
+    scene.run_to_rest();
     assert_eq!(scene.story, ["Unresponsive", "Serving"]);
     assert_eq!(scene.state.retry.failures(), 0, "nothing has failed");
 }
@@ -225,8 +225,8 @@ fn target_that_answers_late_is_not_killed_and_a_reactor_that_stands_still_is() {
     assert_eq!(scene.killed_within(600 * SECOND, slow), None);
     let mut scene = Scene::serving();
     let since = scene.now;
-    let stands = move |now| Vitals { replied: Some(now), progress: Some(since), ..computes(now) };
-    assert!(scene.killed_within(60 * SECOND, stands).unwrap() < 5 * SECOND);
+    let stuck = move |now| Vitals { replied: Some(now), progress: Some(since), ..computes(now) };
+    assert!(scene.killed_within(60 * SECOND, stuck).unwrap() < 5 * SECOND);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn paused_target_is_never_killed_and_not_forgotten() {
     assert_eq!(scene.story, ["Paused"]);
     scene.seen.vitals = Vitals::default();
     scene.answers(1);
-    scene.settle();
+    scene.run_to_rest();
     assert_eq!(scene.story, ["Paused", "Unresponsive", "Serving"]);
 }
 
@@ -254,7 +254,7 @@ fn paused_target_is_never_killed_and_not_forgotten() {
 fn target_that_was_never_heard_is_given_much_longer() {
     let mut scene = Scene::new();
     scene.sees(Process::Lives { pid: 1, young: false }, None);
-    scene.settle();
+    scene.run_to_rest();
     let now = scene.now;
     let killed = scene.killed_within(600 * SECOND, idle(now)).unwrap();
     assert!((60 * SECOND..63 * SECOND).contains(&killed), "{killed:?}");
@@ -264,9 +264,9 @@ fn target_that_was_never_heard_is_given_much_longer() {
 fn next_agent_knows_the_process_that_answered_and_how_often_it_failed() {
     let mut scene = Scene::serving();
     scene.exits();
-    scene.settle();
+    scene.run_to_rest();
     scene.answers(2);
-    scene.settle();
+    scene.run_to_rest();
     let remembered = scene.state.remembers();
     let mut next = Scene::new();
     next.state = next.state.recall(remembered, next.now);
@@ -276,7 +276,7 @@ fn next_agent_knows_the_process_that_answered_and_how_often_it_failed() {
     let mut next = Scene::new();
     next.state = next.state.recall(remembered, next.now);
     next.exits();
-    assert_eq!(next.settle(), Action::Wait, "it is the second exit in short order");
+    assert_eq!(next.run_to_rest(), Action::Wait, "it is the second exit in short order");
     assert_eq!(next.state.retry.failures(), 2);
 }
 
@@ -286,9 +286,9 @@ fn target_of_an_agent_before_is_down_where_neither_engine_nor_control_socket_ans
     let remembered = scene.state.remembers();
     scene.state = State::new(&scene.policy, 7).recall(remembered, scene.now);
     scene.sees(Process::Unknown("nobody listens".to_string()), None);
-    assert_eq!((scene.settle(), scene.state.phase.name()), (Action::Wait, "Unresponsive"));
+    assert_eq!((scene.run_to_rest(), scene.state.phase.name()), (Action::Wait, "Unresponsive"));
     scene.sees(Process::Unknown("nobody listens".to_string()), Some(Err("refused")));
-    assert_eq!(scene.settle(), Action::Start);
+    assert_eq!(scene.run_to_rest(), Action::Start);
 }
 
 #[test]
@@ -296,12 +296,12 @@ fn own_stop_is_no_exit() {
     let mut scene = Scene::serving();
     scene.situation.stopping = true;
     scene.exits();
-    scene.settle();
+    scene.run_to_rest();
     scene.situation = Situation { stopping: false, bringing_up: true, ..scene.situation };
-    scene.settle();
+    scene.run_to_rest();
     scene.situation.bringing_up = false;
     scene.answers(2);
-    scene.settle();
+    scene.run_to_rest();
     assert_eq!(scene.story, ["Stopping", "Down", "Starting", "Probation", "Serving"]);
     assert_eq!(scene.state.retry.failures(), 0);
 }

@@ -15,19 +15,19 @@ use super::target::TargetPlan;
 /// Desired target, with the memory that it gets for so many volumes.
 pub fn sized(
     spec: &TargetSpec,
-    wish: EnsureOptions,
+    options: EnsureOptions,
     volumes: usize,
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> TargetSpec {
     let with = |memory_mib| TargetSpec { memory_mib, ..spec.clone() };
-    if !spec.memory_by_volumes || wish.recovers {
+    if !spec.memory_by_volumes || options.recovers {
         return spec.clone();
     }
     let running = seen.container.as_ref().filter(|container| container.running);
     let has = running.map(|_| seen.made_for().map_or(spec.memory_mib, |it| it.memory_mib));
     let kept = with(has.unwrap_or(spec.memory_mib));
-    if has.is_some() && !wish.recreate || !policy.target.says_memory(spec.kind) {
+    if has.is_some() && !options.recreate || !policy.target.says_memory(spec.kind) {
         return kept;
     }
     let fits = |sized: &TargetSpec| {
@@ -100,8 +100,8 @@ mod tests {
         TargetSeen { container: Some(container), version, sessions: Some(0), ..seen }
     }
 
-    fn mib(volumes: usize, wish: EnsureOptions, seen: &TargetSeen) -> u64 {
-        sized(&spec(512), wish, volumes, seen, &TargetPolicy::example()).memory_mib
+    fn mib(volumes: usize, options: EnsureOptions, seen: &TargetSeen) -> u64 {
+        sized(&spec(512), options, volumes, seen, &TargetPolicy::example()).memory_mib
     }
 
     #[test]

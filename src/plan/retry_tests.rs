@@ -195,7 +195,7 @@ fn times(history: &[(Event, i64)]) -> Vec<(Event, Instant)> {
     times
 }
 
-fn tell(backoff: &mut Retry, event: Event, at: Instant) {
+fn apply(backoff: &mut Retry, event: Event, at: Instant) {
     match event {
         Event::Fell => backoff.exited(at),
         Event::Failed => backoff.failed(at),
@@ -214,7 +214,7 @@ proptest! {
         let mut backoff = Retry::new(policy, seed);
         let mut down = false;
         for (event, at) in times(&history) {
-            tell(&mut backoff, event, at);
+            apply(&mut backoff, event, at);
             match event {
                 Event::Fell | Event::Failed => {
                     down = true;
@@ -237,7 +237,7 @@ proptest! {
         let mut waits = 0u32;
         let mut before = Duration::ZERO;
         for (event, at) in times(&history) {
-            tell(&mut backoff, event, at);
+            apply(&mut backoff, event, at);
             let out_of_good_standing = matches!(event, Event::Fell) && backoff.failures() == 1;
             match event {
                 _ if backoff.failures() == 0 => (waits, before) = (0, Duration::ZERO),
@@ -273,7 +273,7 @@ proptest! {
         // What a bookkeeper notes who knows nothing of the code: since when it serves, and what it counted.
         let (mut since, mut counted) = (None::<Instant>, 0u32);
         for (event, at) in times(&history) {
-            tell(&mut backoff, event, at);
+            apply(&mut backoff, event, at);
             if since.is_some_and(|since| at >= since + 60 * SECOND) {
                 counted = 0;
             }
@@ -292,8 +292,8 @@ proptest! {
     fn the_same_seed_waits_the_same(history in histories(), policy in policies(), seed: u64) {
         let (mut one, mut other) = (Retry::new(policy, seed), Retry::new(policy, seed));
         for (event, at) in times(&history) {
-            tell(&mut one, event, at);
-            tell(&mut other, event, at);
+            apply(&mut one, event, at);
+            apply(&mut other, event, at);
             prop_assert_eq!(&one, &other);
         }
     }
@@ -304,8 +304,8 @@ proptest! {
     ) {
         let (mut once, mut often) = (Retry::new(policy, seed), Retry::new(policy, seed));
         for (event, at) in times(&history) {
-            tell(&mut once, event, at);
-            tell(&mut often, event, at);
+            apply(&mut once, event, at);
+            apply(&mut often, event, at);
             if matches!(event, Event::Serves) {
                 (0..3).for_each(|_| often.serves(at));
             }

@@ -41,13 +41,13 @@ pub struct TargetPlan {
 /// When that is impossible, or has to be asked for explicitly.
 pub fn ensure(
     spec: &TargetSpec,
-    wish: EnsureOptions,
+    options: EnsureOptions,
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<TargetPlan, Fault> {
     let mut plan = TargetPlan::default();
     let Some(container) = &seen.container else {
-        plan.bring_up(spec, wish, seen, policy)?;
+        plan.bring_up(spec, options, seen, policy)?;
         return Ok(plan);
     };
     let made_for = container.made_for();
@@ -57,7 +57,7 @@ pub fn ensure(
     // Not reported as drift: every target that an older agent made is isolated otherwise.
     let is_isolated = !is_isolated_otherwise(spec, container, seen, policy);
     let is_good = made_for.is_some() && plan.drift.is_empty() && is_isolated && seen.serves();
-    let replace = wish.recreate && !is_good;
+    let replace = options.recreate && !is_good;
     if container.running && !replace {
         plan.leave(spec, container, made_for.is_some(), seen, policy);
         return Ok(plan);
@@ -67,9 +67,9 @@ pub fn ensure(
     }
     // The old one is removed once the new one can come: an image that cannot be had changes nothing.
     let mut new = TargetPlan::default();
-    new.bring_up(spec, wish, seen, policy)?;
+    new.bring_up(spec, options, seen, policy)?;
     plan.findings.append(&mut new.findings);
-    if !replace && !wish.anew && new.makes_the_same_as(container, seen) {
+    if !replace && !options.anew && new.makes_the_same_as(container, seen) {
         // A restart keeps what it printed, and is faster.
         new.steps.retain(|step| !matches!(step, Step::CreateContainer(_)));
         plan.steps.append(&mut new.steps);
@@ -78,7 +78,7 @@ pub fn ensure(
     let loads = |step: &Step| matches!(step, Step::LoadImage { .. });
     let (load, start): (Vec<Step>, Vec<Step>) = new.steps.into_iter().partition(loads);
     plan.steps.extend(load);
-    may_go(spec, wish.force, seen)?;
+    may_go(spec, options.force, seen)?;
     if container.running {
         plan.exchange(spec, container, seen, policy, start)?;
     } else {
@@ -210,7 +210,7 @@ impl TargetPlan {
     pub(super) fn bring_up(
         &mut self,
         spec: &TargetSpec,
-        wish: EnsureOptions,
+        options: EnsureOptions,
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {
@@ -225,14 +225,14 @@ impl TargetPlan {
             chosen.as_ref().map_or(Ok(()), |chosen| judge_memory(spec, pages, &chosen.nodes, seen));
         let bounds = judge_bounds(spec, seen, policy);
         // Nothing is reported of a path or an image that may not be the caller's to name.
-        let is_allowed = bounds.is_ok() || wish.recovers;
+        let is_allowed = bounds.is_ok() || options.recovers;
         let place = if is_allowed { judge_place(spec, seen) } else { Ok(()) };
         let doubts: Vec<Fault> =
             [memory, bounds, place].into_iter().filter_map(Result::err).collect();
         let image = image_and_load(spec, seen);
         // All at once: a caller that mends one finds no other behind it.
         let mut faults: Vec<Fault> = chosen.as_ref().err().cloned().into_iter().collect();
-        match wish.recovers {
+        match options.recovers {
             // It was accepted when it was new, and its guests wait.
             true => self.findings.extend(doubts.into_iter().map(Finding::from)),
             false => faults.extend(doubts),
@@ -245,7 +245,7 @@ impl TargetPlan {
         let (chosen, (image, load)) = (chosen?, image?);
         self.steps.extend(load);
         self.steps.push(prepare_sockets(spec));
-        let container = container(spec, wish, image, &chosen, seen, policy)?;
+        let container = container(spec, options, image, &chosen, seen, policy)?;
         self.findings.extend(chosen.findings);
         self.steps.push(Step::CreateContainer(Box::new(container)));
         self.steps.push(Step::StartContainer { name: spec.name.to_string() });

@@ -141,19 +141,19 @@ fn in_use(why: &str) -> Fault {
 /// State of a volume that needs no more steps, and the reason. `unstarted` is set if a session of it has not started
 /// for longer than one takes.
 pub fn judge(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
-    let told = |state, text: &str| (state, text.to_string());
+    let state = |state, text: &str| (state, text.to_string());
     match &seen.controller {
-        None => told(VolumeState::Pending, "its controller is not there yet"),
-        Some(_) if unstarted => told(
+        None => state(VolumeState::Pending, "its controller is not there yet"),
+        Some(_) if unstarted => state(
             VolumeState::Stuck,
             "a virtual machine is connected, and its session does not start: one that lost its reconnect to \
              a dead target never will, and that VM needs a restart",
         ),
-        Some(_) if !seen.socket_is_given => told(
+        Some(_) if !seen.socket_is_given => state(
             VolumeState::Degraded,
             "its socket is missing, or has not the owner and mode to be used",
         ),
-        Some(_) => told(VolumeState::Serving, ""),
+        Some(_) => state(VolumeState::Serving, ""),
     }
 }
 

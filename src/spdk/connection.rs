@@ -80,7 +80,7 @@ fn not_connected(socket: &Path, error: io::Error) -> SpdkError {
     let socket = socket.to_path_buf();
     match error.kind() {
         // connect(2) on a Unix socket: its queue is full.
-        io::ErrorKind::WouldBlock => SpdkError::Crowded { socket },
+        io::ErrorKind::WouldBlock => SpdkError::QueueFull { socket },
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
             SpdkError::Absent { socket, source: Arc::new(error) }
         }

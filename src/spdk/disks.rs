@@ -347,8 +347,8 @@ mod tests {
         let malloc = r#"bdev_malloc_create {"block_size":4096,"name":"b","num_blocks":512}"#;
         assert_eq!(made(r#"{"kind":"malloc","sizeMib":2,"blockSize":4096}"#), malloc);
         let raw = r#"bdev_null_create {"block_size":512,"name":"b"}"#;
-        let wish = r#"{"kind":"raw","method":"bdev_null_create","params":{"block_size":512}}"#;
-        assert_eq!(made(wish), raw);
+        let text = r#"{"kind":"raw","method":"bdev_null_create","params":{"block_size":512}}"#;
+        assert_eq!(made(text), raw);
         assert_eq!(with_end("bdev_null_create", "_resize"), "bdev_null_resize");
     }
 

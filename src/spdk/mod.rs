@@ -52,7 +52,7 @@ pub enum SpdkError {
     #[error(
         "{socket} takes no more connections: the target there is unresponsive, or others fill its queue"
     )]
-    Crowded { socket: PathBuf },
+    QueueFull { socket: PathBuf },
     /// The connection broke before the answer arrived.
     #[error("the target at {socket} closed the connection before it answered {method}")]
     Broken { socket: PathBuf, method: Method, source: Arc<std::io::Error> },

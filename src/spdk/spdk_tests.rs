@@ -225,7 +225,7 @@ async fn a_socket_whose_queue_is_full_is_told_apart_from_one_where_nobody_listen
     listen(&listener, Backlog::new(0).unwrap()).unwrap();
     let _queued = UnixStream::connect(&path).await.unwrap();
     let answer = Spdk::new(&path).version(LONG).await;
-    assert!(matches!(answer, Err(SpdkError::Crowded { .. })), "{answer:?}");
+    assert!(matches!(answer, Err(SpdkError::QueueFull { .. })), "{answer:?}");
 }
 
 #[tokio::test]

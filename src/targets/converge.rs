@@ -34,18 +34,18 @@ impl<C: Containers> Worker<C> {
     /// Reconciles the target, observed from the beginning; health requests afterwards reflect what was done.
     pub(super) async fn change(
         &mut self,
-        wish: &TargetChange,
+        change: &TargetChange,
         report: &mut PartReport,
     ) -> Result<Converged, Fault> {
-        let TargetSpec { name, control_sock, .. } = wish.spec();
+        let TargetSpec { name, control_sock, .. } = change.spec();
         let desired = || self.parts.desired.get(name).map(|spec| spec.control_sock);
         let before = desired().unwrap_or_else(|| control_sock.clone());
         self.parts.observers.observe(name, &before);
-        let mut done = self.converge(wish, false, report).await;
+        let mut done = self.converge(change, false, report).await;
         if let Ok(Converged::NeedsImage(_)) = done {
             return done;
         }
-        if let (TargetChange::Destroy { .. }, Ok(_)) = (wish, &done) {
+        if let (TargetChange::Destroy { .. }, Ok(_)) = (change, &done) {
             if let Some(trial) = self.trial() {
                 self.remove_kept(&trial, report).await;
             }
@@ -58,17 +58,17 @@ impl<C: Containers> Worker<C> {
 
     pub(super) async fn converge(
         &mut self,
-        wish: &TargetChange,
+        change: &TargetChange,
         dry_run: bool,
         report: &mut PartReport,
     ) -> Result<Converged, Fault> {
-        if let TargetChange::Ensure(spec, _) = wish {
+        if let TargetChange::Ensure(spec, _) = change {
             self.parts.desired.judge(spec)?;
         }
         if dry_run {
-            return self.rounds(wish, true, report).await;
+            return self.rounds(change, true, report).await;
         }
-        match (self.rounds(wish, false, report).await, wish) {
+        match (self.rounds(change, false, report).await, change) {
             (Err(fault), TargetChange::Ensure(..)) => Err(self.bring_back(fault, report).await),
             (done, _) => done,
         }
@@ -76,15 +76,16 @@ impl<C: Containers> Worker<C> {
 
     async fn rounds(
         &mut self,
-        wish: &TargetChange,
+        change: &TargetChange,
         dry_run: bool,
         report: &mut PartReport,
     ) -> Result<Converged, Fault> {
-        let mut wish = wish.clone();
+        let mut change = change.clone();
         let (mut awaited, mut was_running) = (false, false);
-        let wanted_before = self.parts.desired.get(&wish.spec().name);
+        let wanted_before = self.parts.desired.get(&change.spec().name);
         for _ in 0..MOST_ROUNDS {
-            let mut seen = match self.parts.observer.look(wish.spec(), wish.moves_names()).await {
+            let mut seen = match self.parts.observer.look(change.spec(), change.moves_names()).await
+            {
                 // It answered: whether it serves is judged by its volumes.
                 Err(_) if awaited && self.trial().is_some() => return Ok(Converged::Holds),
                 seen => seen?,
@@ -99,11 +100,11 @@ impl<C: Containers> Worker<C> {
                 self.record_exit(ended, exit).await;
                 self.quarantine.note_exit(exit);
             }
-            if let TargetChange::Ensure(spec, how) = &mut wish {
+            if let TargetChange::Ensure(spec, how) = &mut change {
                 let volumes = self.parts.desired.volumes(&spec.name).len();
                 *spec = sized(spec, *how, volumes, &seen, &self.parts.policy);
             }
-            let mut plan = wish.plan(&seen, &self.parts.policy)?;
+            let mut plan = change.plan(&seen, &self.parts.policy)?;
             // Shared cores are reported by the round that took them, and by no later one.
             let is_new = |known: &Finding| plan.findings.iter().all(|new| new.code != known.code);
             report.findings.retain(is_new);
@@ -118,16 +119,16 @@ impl<C: Containers> Worker<C> {
                 if self.trial().is_some() {
                     let text = format!(
                         "the image of {} has gone meanwhile: bring it in again, and deploy again",
-                        wish.spec().name
+                        change.spec().name
                     );
                     return Err(Fault::new(Code::ImageMissing, text));
                 }
                 // It takes its time. What is there goes on, and is desired as it is, until the image is there.
                 return Ok(Converged::NeedsImage(step.clone()));
             }
-            let takes_away = matches!(wish, TargetChange::Destroy { .. });
-            let before = self.parts.desired.get(&wish.spec().name);
-            if let TargetChange::Ensure(spec, _) = &wish {
+            let takes_away = matches!(change, TargetChange::Destroy { .. });
+            let before = self.parts.desired.get(&change.spec().name);
+            if let TargetChange::Ensure(spec, _) = &change {
                 // From here on it is desired, whatever becomes of this agent. What is left as it is stays desired as
                 // it is.
                 let origins = |left: TargetSpec| TargetSpec {
@@ -160,27 +161,27 @@ impl<C: Containers> Worker<C> {
                 if self.trial().is_some() {
                     return Err(fault);
                 }
-                if self.exited_meanwhile(wish.spec(), &plan.steps).await {
+                if self.exited_meanwhile(change.spec(), &plan.steps).await {
                     continue;
                 }
                 // The engine keeps something of a container that ended while the engine was away: a new one has
                 // another id.
                 if again
                     && fault.code == Code::EngineRefused
-                    && let TargetChange::Ensure(_, wish) = &mut wish
+                    && let TargetChange::Ensure(_, options) = &mut change
                 {
-                    wish.anew = true;
+                    options.anew = true;
                     continue;
                 }
                 if !takes_away && !was_running {
-                    self.give_up(wish.spec(), wanted_before, &fault).await;
+                    self.give_up(change.spec(), wanted_before, &fault).await;
                 }
                 return Err(fault);
             }
             awaited = true;
             // What was to be replaced is; the next round only makes sure.
-            if let TargetChange::Ensure(_, wish) = &mut wish {
-                wish.recreate = false;
+            if let TargetChange::Ensure(_, options) = &mut change {
+                options.recreate = false;
             }
         }
         Err(Fault::new(
@@ -188,7 +189,7 @@ impl<C: Containers> Worker<C> {
             format!(
                 "{} is still not as wanted after {MOST_ROUNDS} rounds: something else changes it too; \
                  see the steps of this report",
-                wish.spec().name
+                change.spec().name
             ),
         ))
     }

@@ -48,12 +48,12 @@ impl Deploy {
     pub(super) fn asked(requested: Requested) -> Result<Box<Deploy>, Requested> {
         let Requested { request, _work } = requested;
         match request {
-            TaskRequest::Target { work, wish, dry_run, reply } => {
+            TaskRequest::Target { work, change, dry_run, reply } => {
                 let (report, began) = (PartReport::default(), Instant::now());
                 let (converged, undecided) = (None, None);
                 let deploy = Deploy {
                     work,
-                    request: wish,
+                    request: change,
                     dry_run,
                     reply,
                     report,
@@ -99,10 +99,10 @@ fn is_done(step: &StepReport) -> bool {
     step.outcome == StepOutcome::Done
 }
 
-fn overtaken(wish: &TargetChange) -> Fault {
+fn overtaken(change: &TargetChange) -> Fault {
     let text = format!(
         "a destroy of {} overtook this deploy, which is given up: deploy it again if it is to run",
-        wish.spec().name
+        change.spec().name
     );
     Fault::new(Code::TargetNotConverging, text)
 }

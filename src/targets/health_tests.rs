@@ -128,19 +128,19 @@ impl Scene {
     async fn becomes(&self, state: TargetState) -> TargetHealth {
         let mut statuses = self.targets.statuses.watch();
         let health = |all: &TargetStatuses| all.get(&self.name)?.health.clone();
-        let told = |all: &TargetStatuses| health(all).is_some_and(|it| it.state == state);
-        let waits = tokio::time::timeout(Duration::from_secs(10), statuses.wait_for(told));
+        let reported = |all: &TargetStatuses| health(all).is_some_and(|it| it.state == state);
+        let waits = tokio::time::timeout(Duration::from_secs(10), statuses.wait_for(reported));
         health(&waits.await.unwrap().unwrap()).unwrap()
     }
 
     /// The states that events have told.
     fn changes(&self) -> Vec<TargetState> {
-        let told = self.events.follow(Some(EventId { run: 0, number: 0 })).0;
+        let reported = self.events.follow(Some(EventId { run: 0, number: 0 })).0;
         let state = |what| match what {
             What::Target(health) => Some(health.state),
             What::Work(_) | What::Overdue(_) | What::Finding(_) => None,
         };
-        told.into_iter().filter_map(|event| state(event.what)).collect()
+        reported.into_iter().filter_map(|event| state(event.what)).collect()
     }
 
     async fn want(&self, control_sock: &CleanPath) {

@@ -207,11 +207,11 @@ impl Targets {
     pub async fn reconcile(
         &self,
         work: WorkId,
-        wish: TargetChange,
+        change: TargetChange,
         dry_run: bool,
     ) -> Result<PrepareReport, Fault> {
-        let (name, wish) = (wish.spec().name.clone(), Box::new(wish));
-        self.ask(&name, |reply| TaskRequest::Target { work, wish, dry_run, reply }).await
+        let (name, change) = (change.spec().name.clone(), Box::new(change));
+        self.ask(&name, |reply| TaskRequest::Target { work, change, dry_run, reply }).await
     }
 
     async fn ask<T>(

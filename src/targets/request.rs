@@ -44,7 +44,7 @@ impl TargetChange {
         policy: &TargetPolicy,
     ) -> Result<TargetPlan, Fault> {
         match self {
-            TargetChange::Ensure(spec, wish) => target::ensure(spec, *wish, seen, policy),
+            TargetChange::Ensure(spec, options) => target::ensure(spec, *options, seen, policy),
             TargetChange::Destroy { spec, force } => target::destroy(spec, *force, seen, policy),
         }
     }
@@ -55,7 +55,7 @@ pub(super) enum TaskRequest {
     /// Change of the target itself.
     Target {
         work: WorkId,
-        wish: Box<TargetChange>,
+        change: Box<TargetChange>,
         dry_run: bool,
         reply: oneshot::Sender<PrepareReport>,
     },
@@ -103,12 +103,12 @@ impl TaskRequest {
 
     /// `true` if it takes the target away.
     pub(super) fn is_destroy(&self) -> bool {
-        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetChange::Destroy { .. }))
+        matches!(self, TaskRequest::Target { change, dry_run: false, .. } if matches!(**change, TargetChange::Destroy { .. }))
     }
 
     /// `true` if it makes the target run.
     pub(super) fn is_deploy(&self) -> bool {
-        matches!(self, TaskRequest::Target { wish, dry_run: false, .. } if matches!(**wish, TargetChange::Ensure(..)))
+        matches!(self, TaskRequest::Target { change, dry_run: false, .. } if matches!(**change, TargetChange::Ensure(..)))
     }
 }
 

@@ -31,10 +31,10 @@ impl<C: Containers> Worker<C> {
     /// Tries once to bring the target up.
     pub(super) async fn start(&mut self, spec: TargetSpec, failures: u32, anew: bool) -> After {
         let began = Instant::now();
-        let wish = EnsureOptions { anew, recovers: true, ..EnsureOptions::default() };
+        let options = EnsureOptions { anew, recovers: true, ..EnsureOptions::default() };
         let mut report = PartReport::default();
         let control = spec.control_sock.clone();
-        let done = self.change(&TargetChange::Ensure(spec, wish), &mut report).await;
+        let done = self.change(&TargetChange::Ensure(spec, options), &mut report).await;
         // What it replaced was dead.
         self.status.change(|known| known.stopping = false);
         let attempt = match done {

@@ -109,7 +109,7 @@ impl VolumeStatuses {
     }
 
     /// `true` if a session is starting that may turn out to be stuck, or one is waited for.
-    pub(super) fn is_unsettled(&self) -> bool {
+    pub(super) fn awaits_sessions(&self) -> bool {
         let stuck = |name: &VolumeName| {
             self.statuses.get(name).is_some_and(|it| it.state == VolumeState::Stuck)
         };
@@ -186,8 +186,8 @@ mod tests {
         VolumeSeen { controller: Some(controller), socket_is_given: true, ..VolumeSeen::default() }
     }
 
-    /// A book of one volume, and what notes a look at it after so many seconds.
-    fn book() -> (
+    /// Statuses of one volume, and a function that notes an observation of it after so many seconds.
+    fn statuses() -> (
         VolumeStatuses,
         impl Fn(&mut VolumeStatuses, u64, &VolumeSeen, Option<&Fault>) -> VolumeStatus,
     ) {
@@ -196,54 +196,56 @@ mod tests {
         let look = move |seconds: u64, sockets: &CleanPath| {
             (begin + Duration::from_secs(seconds), sockets.clone())
         };
-        let note =
-            move |book: &mut VolumeStatuses, seconds, seen: &VolumeSeen, fault: Option<&Fault>| {
-                let (now, sockets) = look(seconds, &sockets);
-                let look = VolumeObservation {
-                    now,
-                    at: format!("second {seconds}"),
-                    sockets: &sockets,
-                    stuck_after: STUCK_AFTER,
-                };
-                book.keep(&[(spec.name.clone(), spec.clone())].into(), &look);
-                book.note(&spec, seen, fault, &look);
-                book.statuses()[&spec.name].clone()
+        let note = move |statuses: &mut VolumeStatuses,
+                         seconds,
+                         seen: &VolumeSeen,
+                         fault: Option<&Fault>| {
+            let (now, sockets) = look(seconds, &sockets);
+            let look = VolumeObservation {
+                now,
+                at: format!("second {seconds}"),
+                sockets: &sockets,
+                stuck_after: STUCK_AFTER,
             };
+            statuses.keep(&[(spec.name.clone(), spec.clone())].into(), &look);
+            statuses.note(&spec, seen, fault, &look);
+            statuses.statuses()[&spec.name].clone()
+        };
         (VolumeStatuses::default(), note)
     }
 
     #[test]
     fn a_session_that_does_not_start_for_long_is_stuck_and_one_that_does_late_is_not() {
-        let (mut book, note) = book();
+        let (mut statuses, note) = statuses();
         let unstarted = seen(&[(false, 0)]);
-        assert_eq!(note(&mut book, 0, &unstarted, None).state, VolumeState::Serving);
-        assert!(book.is_unsettled());
-        assert_eq!(note(&mut book, 2, &unstarted, None).state, VolumeState::Serving);
-        assert_eq!(note(&mut book, 3, &unstarted, None).state, VolumeState::Stuck);
-        assert!(!book.is_unsettled(), "nothing is waited for any more");
-        assert_eq!(book.tally().stuck, 1);
-        assert_eq!(note(&mut book, 4, &seen(&[(true, 1)]), None).state, VolumeState::Serving);
-        assert_eq!(note(&mut book, 9, &unstarted, None).state, VolumeState::Serving, "anew");
+        assert_eq!(note(&mut statuses, 0, &unstarted, None).state, VolumeState::Serving);
+        assert!(statuses.awaits_sessions());
+        assert_eq!(note(&mut statuses, 2, &unstarted, None).state, VolumeState::Serving);
+        assert_eq!(note(&mut statuses, 3, &unstarted, None).state, VolumeState::Stuck);
+        assert!(!statuses.awaits_sessions(), "nothing is waited for any more");
+        assert_eq!(statuses.tally().stuck, 1);
+        assert_eq!(note(&mut statuses, 4, &seen(&[(true, 1)]), None).state, VolumeState::Serving);
+        assert_eq!(note(&mut statuses, 9, &unstarted, None).state, VolumeState::Serving, "anew");
     }
 
     #[test]
     fn who_was_connected_before_a_fall_is_waited_for_until_it_is_back() {
-        let (mut book, note) = book();
-        assert_eq!(note(&mut book, 0, &seen(&[(true, 1)]), None).sessions, 1);
-        book.exited("then");
-        let fallen = book.statuses().values().next().unwrap().clone();
-        assert_eq!((fallen.state, fallen.sessions), (VolumeState::Pending, 0));
-        assert!(fallen.disconnected && book.is_unsettled());
-        assert!(note(&mut book, 1, &seen(&[]), None).disconnected);
-        book.exited("again");
-        assert_eq!(book.tally().disconnected_sessions, 1, "it is still not back");
-        assert!(!note(&mut book, 2, &seen(&[(true, 1)]), None).disconnected);
-        assert!(!book.is_unsettled());
+        let (mut statuses, note) = statuses();
+        assert_eq!(note(&mut statuses, 0, &seen(&[(true, 1)]), None).sessions, 1);
+        statuses.exited("then");
+        let exited = statuses.statuses().values().next().unwrap().clone();
+        assert_eq!((exited.state, exited.sessions), (VolumeState::Pending, 0));
+        assert!(exited.disconnected && statuses.awaits_sessions());
+        assert!(note(&mut statuses, 1, &seen(&[]), None).disconnected);
+        statuses.exited("again");
+        assert_eq!(statuses.tally().disconnected_sessions, 1, "it is still not back");
+        assert!(!note(&mut statuses, 2, &seen(&[(true, 1)]), None).disconnected);
+        assert!(!statuses.awaits_sessions());
     }
 
     #[test]
     fn how_a_guest_reconnects_is_known_until_it_has_gone() {
-        let (mut book, note) = book();
+        let (mut statuses, note) = statuses();
         let connected = seen(&[(true, 1)]);
         let guest = |seconds| Guest {
             machine: "web-1 (pid 70)".to_string(),
@@ -251,37 +253,37 @@ mod tests {
             qemu: None,
         };
         let guests = |seconds| Guests::from([("/s/v".to_string(), Some(guest(seconds)))]);
-        let told = |book: &VolumeStatuses| {
-            let tally = book.tally();
+        let guests_known = |statuses: &VolumeStatuses| {
+            let tally = statuses.tally();
             (tally.expected_pause_seconds, tally.not_reconnecting)
         };
-        note(&mut book, 0, &seen(&[]), None);
-        assert_eq!(book.see_guests(&guests(10)), [], "nobody is connected");
-        note(&mut book, 1, &connected, None);
-        assert_eq!(book.see_guests(&guests(0)).len(), 1);
-        assert_eq!(told(&book), (None, 1));
-        assert_eq!(book.see_guests(&guests(10)).len(), 1);
+        note(&mut statuses, 0, &seen(&[]), None);
+        assert_eq!(statuses.see_guests(&guests(10)), [], "nobody is connected");
+        note(&mut statuses, 1, &connected, None);
+        assert_eq!(statuses.see_guests(&guests(0)).len(), 1);
+        assert_eq!(guests_known(&statuses), (None, 1));
+        assert_eq!(statuses.see_guests(&guests(10)).len(), 1);
         let known = (Some(Reconnect::each(Duration::from_secs(10))), 0);
-        assert_eq!(told(&book), known);
-        book.exited("then");
-        assert_eq!(book.see_guests(&Guests::new()), []);
-        note(&mut book, 2, &seen(&[]), None);
-        assert_eq!(told(&book), known, "it is waited for");
-        note(&mut book, 3, &connected, None);
-        assert_eq!(book.see_guests(&guests(10)), [], "it was told before");
-        note(&mut book, 4, &seen(&[]), None);
-        assert_eq!(told(&book), (None, 0));
+        assert_eq!(guests_known(&statuses), known);
+        statuses.exited("then");
+        assert_eq!(statuses.see_guests(&Guests::new()), []);
+        note(&mut statuses, 2, &seen(&[]), None);
+        assert_eq!(guests_known(&statuses), known, "it is waited for");
+        note(&mut statuses, 3, &connected, None);
+        assert_eq!(statuses.see_guests(&guests(10)), [], "it was told before");
+        note(&mut statuses, 4, &seen(&[]), None);
+        assert_eq!(guests_known(&statuses), (None, 0));
     }
 
     #[test]
     fn what_failed_is_told_and_since_when() {
-        let (mut book, note) = book();
+        let (mut statuses, note) = statuses();
         let fault = Fault::new(Code::Internal, "no such file");
-        note(&mut book, 1, &VolumeSeen::default(), Some(&fault));
-        let status = note(&mut book, 5, &VolumeSeen::default(), Some(&fault));
+        note(&mut statuses, 1, &VolumeSeen::default(), Some(&fault));
+        let status = note(&mut statuses, 5, &VolumeSeen::default(), Some(&fault));
         assert_eq!((status.state, status.reason.as_str()), (VolumeState::Degraded, "no such file"));
         assert_eq!((status.since.as_str(), status.socket_path.as_str()), ("second 1", "/s/v"));
-        assert!(book.has_degraded());
+        assert!(statuses.has_degraded());
         let (none, sockets) = (VolumeSpecs::new(), "/s".parse().unwrap());
         let look = VolumeObservation {
             now: Instant::now(),
@@ -289,7 +291,7 @@ mod tests {
             sockets: &sockets,
             stuck_after: STUCK_AFTER,
         };
-        book.keep(&none, &look);
-        assert_eq!(book.tally(), VolumeTally::default());
+        statuses.keep(&none, &look);
+        assert_eq!(statuses.tally(), VolumeTally::default());
     }
 }

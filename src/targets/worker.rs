@@ -58,17 +58,17 @@ pub(super) enum WorkerJob {
 impl WorkerJob {
     /// Work that the status shows meanwhile.
     pub(super) fn at_work(&self) -> Option<target::OwnerWork> {
-        let wish = match self {
+        let change = match self {
             WorkerJob::Start { .. } => return Some(target::OwnerWork::BringUp),
             WorkerJob::Deploy(deploy) => &deploy.request,
             WorkerJob::Request {
                 requested:
-                    Requested { request: TaskRequest::Target { wish, dry_run: false, .. }, .. },
+                    Requested { request: TaskRequest::Target { change, dry_run: false, .. }, .. },
                 ..
-            } => wish,
+            } => change,
             _ => return None,
         };
-        Some(match **wish {
+        Some(match **change {
             TargetChange::Ensure(..) => target::OwnerWork::BringUp,
             TargetChange::Destroy { .. } => target::OwnerWork::TakeAway,
         })

@@ -25,14 +25,14 @@ pub(super) fn advice(
     error: &SpdkError,
 ) -> String {
     let SpdkError::Refused { code, .. } = error else { return String::new() };
-    let told = match (step, &spec.backing) {
+    let explanation = match (step, &spec.backing) {
         (VolumeStep::CreateController, _) if error.is_exhausted() => of_memory(place, settings),
         (VolumeStep::CreateBdev, Backing::Aio { path, block_size }) => {
             of_file(path.as_str(), *block_size, *code, place, settings)
         }
         _ => None,
     };
-    told.map(|told| format!(": {told}")).unwrap_or_default()
+    explanation.map(|explanation| format!(": {explanation}")).unwrap_or_default()
 }
 
 /// Advice on exhaustion: SPDK answers the same for memory, descriptors, a full table of sockets (`MAX_FDS` of `fd_man.h`
@@ -65,7 +65,7 @@ fn of_file(
     place: &VolumesLocation,
     settings: &TargetSettings,
 ) -> Option<String> {
-    let told = match (code, block_size) {
+    let explanation = match (code, block_size) {
         (NOT_FOUND, _) if !is_seen(path, place, settings) => format!(
             "{path} lies in no folder and is no device that its container gets ({}): add the folder to target.mounts or \
              the device to target.devices, restart the agent, and at a quiet time end the container (docker kill): it \
@@ -90,7 +90,7 @@ fn of_file(
         ),
         _ => return None,
     };
-    Some(told)
+    Some(explanation)
 }
 
 /// `true` if, according to the settings, the container gets the path from the host.
@@ -123,7 +123,7 @@ mod tests {
         TargetSettings { devices: vec!["/dev/sdb".into()], ..TargetSettings::example() }
     }
 
-    fn told(
+    fn explanation(
         step: VolumeStep,
         spec: &VolumeSpec,
         kind: TargetKind,
@@ -144,7 +144,7 @@ mod tests {
         let of = |path: &str, block_size, code| {
             let backing = Backing::Aio { path: path.parse().unwrap(), block_size };
             let spec = VolumeSpec { backing, ..VolumeSpec::example("v") };
-            told(VolumeStep::CreateBdev, &spec, TargetKind::Spdk, code, "x")
+            explanation(VolumeStep::CreateBdev, &spec, TargetKind::Spdk, code, "x")
         };
         let outside = of("/srv/disk", Some(512), -2);
         for words in ["/srv/disk", "target.mounts", "/sockets, /opt, /dev/sdb"] {
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn refused_controller_names_memory_and_descriptors() {
         let of = |kind, code, words| {
-            told(VolumeStep::CreateController, &VolumeSpec::example("v"), kind, code, words)
+            explanation(VolumeStep::CreateController, &VolumeSpec::example("v"), kind, code, words)
         };
         let full = of(TargetKind::Spdk, -32602, "Input/output error");
         for words in ["memory_mib 512;", "larger memoryMib and recreate", "1,024", "1,023"] {

@@ -286,13 +286,13 @@ impl<C: Containers> TargetApplier<C> {
         let process = seen.pid.filter(|_| seen.running);
         if let Some(process) = process.and_then(|pid| WatchedProcess::of(&self.root, pid)) {
             let signals = [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)];
-            for (signal, patience) in signals.into_iter().skip(usize::from(grace.is_zero())) {
+            for (signal, timeout) in signals.into_iter().skip(usize::from(grace.is_zero())) {
                 process.signal(signal)?;
                 // A frozen process takes no signal but the last, and that one only once it is thawed.
                 if signal == Signal::KILL {
                     self.thaw(id, process.pid).await;
                 }
-                if has_ended(&process, patience).await {
+                if has_ended(&process, timeout).await {
                     break;
                 }
             }
@@ -329,6 +329,6 @@ async fn has_ended(process: &WatchedProcess, within: Duration) -> bool {
 
 /// `true` if a container was made for the same spec.
 fn is_same(spec: &ContainerSpec, seen: &ContainerSeen) -> bool {
-    let wish = spec.labels.get(SPEC_LABEL);
-    wish.is_some() && seen.labels.get(SPEC_LABEL) == wish
+    let wanted = spec.labels.get(SPEC_LABEL);
+    wanted.is_some() && seen.labels.get(SPEC_LABEL) == wanted
 }

@@ -209,19 +209,19 @@ fn refused(
     error: &SpdkError,
     advice: impl FnOnce() -> String,
 ) -> Fault {
-    let told = chain(error);
+    let text = chain(error);
     match (step, error) {
-        (_, SpdkError::NotSent { .. }) => Fault::new(Code::TargetBusy, told),
+        (_, SpdkError::NotSent { .. }) => Fault::new(Code::TargetBusy, text),
         (VolumeStep::CreateBdev, SpdkError::Refused { .. }) => {
-            Fault::new(Code::VolumeBackingFailed, told + &advice())
+            Fault::new(Code::VolumeBackingFailed, text + &advice())
         }
         (VolumeStep::CreateController, SpdkError::Refused { .. }) => {
-            Fault::new(target_fault(error).code, told + &advice())
+            Fault::new(target_fault(error).code, text + &advice())
         }
         (VolumeStep::DeleteController, SpdkError::Timeout { .. }) => Fault::new(
             Code::VolumeInUse,
             format!(
-                "{told}: a virtual machine connected to {} in that moment; it is taken away once the VM \
+                "{text}: a virtual machine connected to {} in that moment; it is taken away once the VM \
                  has gone",
                 spec.name
             ),

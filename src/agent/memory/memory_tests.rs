@@ -82,8 +82,8 @@ impl Machine {
     fn written(&self) -> (u64, u64) {
         let run = self.root.path();
         let store = Store::open(run.join("state"), run.join("run")).unwrap();
-        let books = PageRecords::open(store, "the-boot".into()).unwrap();
-        (books.ledger().grown(KEY), books.ledger().lost().get(&KEY).copied().unwrap_or(0))
+        let records = PageRecords::open(store, "the-boot".into()).unwrap();
+        (records.ledger().grown(KEY), records.ledger().lost().get(&KEY).copied().unwrap_or(0))
     }
 
     fn set(&self, counter: &str, pages: u64) {

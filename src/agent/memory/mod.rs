@@ -114,7 +114,7 @@ impl MemoryWork {
         store: Store,
         progress: ProgressSink,
     ) -> Result<MemoryWork, Fault> {
-        let books = PageRecords::open(store, observer.boot_id()?)?;
+        let records = PageRecords::open(store, observer.boot_id()?)?;
         let mounted = BTreeMap::new();
         let (seen, ahead, stopping) = (None, None, Arc::default());
         Ok(MemoryWork {
@@ -122,7 +122,7 @@ impl MemoryWork {
             applier,
             pools,
             mount,
-            records: books,
+            records,
             mounted,
             seen,
             ahead,
@@ -182,17 +182,17 @@ impl MemoryWork {
         if is_good || !sizes.is_subset(&self.observer.sizes()) {
             return None;
         }
-        let (tells, told) = channel();
-        self.ahead = Some(Ahead { sizes, receiver: told });
-        Some(LookAhead { observer: self.observer.clone(), sender: tells })
+        let (sender, receiver) = channel();
+        self.ahead = Some(Ahead { sizes, receiver });
+        Some(LookAhead { observer: self.observer.clone(), sender })
     }
 
     /// Returns the last observation of the pools, if it is valid for the current request.
     fn last_look(&mut self) -> Option<(Instant, PoolsSeen)> {
-        if let Some(Ahead { sizes, receiver: told }) = self.ahead.take() {
+        if let Some(Ahead { sizes, receiver }) = self.ahead.take() {
             let now = Instant::now();
             let seen = self.observer.pools_of(&sizes, NodeMemory::default()).ok()?;
-            let (at, memory) = told.recv_timeout(LOOK_IS_GOOD).ok()?;
+            let (at, memory) = receiver.recv_timeout(LOOK_IS_GOOD).ok()?;
             // If this thread came late, the memory may have changed much since.
             let is_good = at.elapsed() < LOOK_IS_GOOD;
             return is_good.then(|| (at.min(now), PoolsSeen { memory, ..seen }));

@@ -55,14 +55,14 @@ impl<E: QueryEngine> EngineObserver<E> {
         systemd: Arc<Systemd>,
     ) -> EngineObserver<E> {
         let init = facts::init(root);
-        let (told, read) = (Mutex::new(None), Mutex::new(None));
+        let (known, read) = (Mutex::new(None), Mutex::new(None));
         EngineObserver {
             root: root.clone(),
             policy,
             engine,
             systemd,
             init,
-            last_answer: told,
+            last_answer: known,
             read,
         }
     }
@@ -142,17 +142,17 @@ impl<E: QueryEngine> EngineObserver<E> {
 
     /// Queries the engine; its process says whether the last answer was its own.
     async fn ask(&self, process: Option<&EngineProcess>) -> EngineApi {
-        let told = lock(&self.last_answer).clone().filter(|told| Some(&told.by) == process);
-        if let Some(told) = &told
-            && told.at.elapsed() < self.policy.ping_max_age
+        let known = lock(&self.last_answer).clone().filter(|known| Some(&known.by) == process);
+        if let Some(known) = &known
+            && known.at.elapsed() < self.policy.ping_max_age
         {
-            return EngineApi::Answers(told.version.clone());
+            return EngineApi::Answers(known.version.clone());
         }
         let answer = async {
             let at = Instant::now();
             self.engine.ping(self.policy.ping_timeout).await?;
-            let version = match told {
-                Some(told) => told.version,
+            let version = match known {
+                Some(known) => known.version,
                 None => self.engine.version(self.policy.ping_timeout).await?,
             };
             Ok((version, at))

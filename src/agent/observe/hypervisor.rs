@@ -55,7 +55,7 @@ impl<S: Spawner> Hypervisor<S> {
         HypervisorVersions { libvirt, qemu }
     }
 
-    async fn version(&self, programs: &'static [&str], told: &SharedRun) -> String {
+    async fn version(&self, programs: &'static [&str], last_run: &SharedRun) -> String {
         let root = self.root.clone();
         let found = blocking(move || {
             let program = programs.iter().find_map(|name| find_executable(&root, name))?;
@@ -63,11 +63,11 @@ impl<S: Spawner> Hypervisor<S> {
         });
         let Ok(Some(stamp)) = found.await else { return String::new() };
         let cell = {
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*told {
+            let mut last_run = last_run.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*last_run {
                 // One that printed no version is run again.
                 Some((known, cell)) if *known == stamp && cell.get() != Some(&None) => cell.clone(),
-                _ => told.insert((stamp.clone(), Arc::default())).1.clone(),
+                _ => last_run.insert((stamp.clone(), Arc::default())).1.clone(),
             }
         };
         cell.get_or_init(|| self.ask(stamp.path)).await.clone().unwrap_or_default()

@@ -145,20 +145,20 @@ impl Gathered {
     }
 
     fn reports(&self, page: &mut Page<'_>) -> fmt::Result {
-        let told = &self.reports;
+        let counts = &self.reports;
         let attempts = [
-            ([("outcome", "accepted")], told.taken),
-            ([("outcome", "unknown")], told.unknown),
-            ([("outcome", "failed")], told.failed),
-            ([("outcome", "superseded")], told.overtaken),
+            ([("outcome", "accepted")], counts.taken),
+            ([("outcome", "unknown")], counts.unknown),
+            ([("outcome", "failed")], counts.failed),
+            ([("outcome", "superseded")], counts.overtaken),
         ];
         let help = "Attempts to send a status report to the controller.";
         page.counters(("vhost_report_attempts", help), attempts)?;
         let about =
             ("vhost_report_last_accepted", "1 if the controller accepted the last report, else 0.");
-        page.gauge(about, told.last_taken.map(u64::from))?;
+        page.gauge(about, counts.last_taken.map(u64::from))?;
         let help = "When the controller accepted a report last, since 1970.";
-        page.gauge(("vhost_report_last_accepted_timestamp_seconds", help), told.taken_at)
+        page.gauge(("vhost_report_last_accepted_timestamp_seconds", help), counts.taken_at)
     }
 
     fn targets(&self, page: &mut Page<'_>) -> fmt::Result {

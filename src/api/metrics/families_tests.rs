@@ -82,9 +82,9 @@ fn the_own_process_is_told_under_the_usual_names() {
         most_files: Some(1024),
         started: Duration::from_millis(1_700_000_000_250),
     };
-    let told = lines(Gathered { process: Some(process), ..Gathered::default() }, &["process_"]);
+    let page = lines(Gathered { process: Some(process), ..Gathered::default() }, &["process_"]);
     let values: Vec<&str> =
-        told.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
+        page.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
     let expected = [
         "process_cpu_seconds_total 1.5",
         "process_resident_memory_bytes 4096",
@@ -143,9 +143,9 @@ fn callbacks_and_reports_are_told_with_what_became_of_them() {
         taken_at: Some(1_700_000_000),
     };
     let gathered = Gathered { census, reports, ..Gathered::default() };
-    let told = lines(gathered, &["vhost_callback", "vhost_report"]);
+    let page = lines(gathered, &["vhost_callback", "vhost_report"]);
     let values: Vec<&str> =
-        told.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
+        page.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
     let expected = [
         "vhost_callbacks_pending 6",
         "vhost_callbacks_oldest_age_seconds 2.5",
@@ -188,10 +188,10 @@ fn figures(name: &str, state: TargetState) -> TargetFigures {
 #[test]
 fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
     let targets = vec![figures("a", TargetState::Serving), figures("b", TargetState::Failed)];
-    let told = lines(Gathered { targets, ..Gathered::default() }, &["vhost_target"]);
+    let page = lines(Gathered { targets, ..Gathered::default() }, &["vhost_target"]);
     let of = |name: &str| -> Vec<&str> {
         let label = format!("target=\"{name}\"");
-        told.iter().map(String::as_str).filter(|line| line.contains(&label)).collect()
+        page.iter().map(String::as_str).filter(|line| line.contains(&label)).collect()
     };
     let expected = [
         r#"vhost_target_state{target="a",state="absent"} 0"#,
@@ -228,9 +228,9 @@ fn pools_are_told_by_node_and_page_size_and_promises_by_size() {
         reserved: BTreeMap::from([(PageSize::MIB_2, 2)]),
         ..Gathered::default()
     };
-    let told = lines(gathered, &["vhost_pool", "vhost_reserved"]);
+    let page = lines(gathered, &["vhost_pool", "vhost_reserved"]);
     let values: Vec<&str> =
-        told.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
+        page.iter().map(String::as_str).filter(|it| !it.starts_with('#')).collect();
     let expected = [
         r#"vhost_pool_pages{node="0",page_size="2M"} 9"#,
         r#"vhost_pool_pages{node="1",page_size="1G"} 9"#,

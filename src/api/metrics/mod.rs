@@ -55,7 +55,7 @@ pub struct Metrics {
 impl Metrics {
     pub fn new(
         figures: Figures,
-        books: watch::Receiver<Published>,
+        records: watch::Receiver<Published>,
         statuses: watch::Receiver<TargetStatuses>,
         tally: Arc<Tally>,
         refusals: Refusals,
@@ -63,7 +63,7 @@ impl Metrics {
         Metrics {
             requests: Requests::default(),
             figures,
-            records: books,
+            records: records,
             statuses,
             tally,
             refusals,

@@ -146,57 +146,57 @@ mod tests {
 
     #[test]
     fn a_peer_has_three_quarters_and_then_its_longest_quiet_connection_gives_way() {
-        let mut crowd = ConnectionLimiter::new(8);
-        let own: Vec<Id> = (0..6).map(|_| free(crowd.enter(peer(1)))).collect();
-        crowd.works(own[0]);
-        crowd.works(own[1]);
-        crowd.rests(own[1]);
-        let ConnectionAdmission::InPlaceOf(new, gone) = crowd.enter(peer(1)) else { panic!() };
+        let mut limiter = ConnectionLimiter::new(8);
+        let own: Vec<Id> = (0..6).map(|_| free(limiter.enter(peer(1)))).collect();
+        limiter.works(own[0]);
+        limiter.works(own[1]);
+        limiter.rests(own[1]);
+        let ConnectionAdmission::InPlaceOf(new, gone) = limiter.enter(peer(1)) else { panic!() };
         assert_eq!(
-            (gone, crowd.members.len()),
+            (gone, limiter.members.len()),
             (own[2], 6),
             "the first is at work, the second was heard of"
         );
-        let others: Vec<Id> = (0..2).map(|_| free(crowd.enter(peer(2)))).collect();
+        let others: Vec<Id> = (0..2).map(|_| free(limiter.enter(peer(2)))).collect();
         for id in own.iter().chain(&others).chain([&new]) {
-            crowd.works(*id);
+            limiter.works(*id);
         }
         assert_eq!(
-            (crowd.enter(peer(1)), crowd.enter(peer(2))),
+            (limiter.enter(peer(1)), limiter.enter(peer(2))),
             (ConnectionAdmission::Full, ConnectionAdmission::Full)
         );
         // One place more is for who has none.
-        let reserved = free(crowd.enter(peer(3)));
-        crowd.works(reserved);
+        let reserved = free(limiter.enter(peer(3)));
+        limiter.works(reserved);
         assert_eq!(
-            (crowd.enter(peer(3)), crowd.enter(peer(4))),
+            (limiter.enter(peer(3)), limiter.enter(peer(4))),
             (ConnectionAdmission::Full, ConnectionAdmission::Full)
         );
-        crowd.leave(own[0]);
-        crowd.leave(reserved);
-        free(crowd.enter(peer(3)));
-        assert_eq!(crowd.members.len(), 8);
+        limiter.leave(own[0]);
+        limiter.leave(reserved);
+        free(limiter.enter(peer(3)));
+        assert_eq!(limiter.members.len(), 8);
     }
 
     #[test]
     fn at_a_full_door_the_peer_with_the_most_gives_way() {
-        let mut crowd = ConnectionLimiter::new(8);
-        let first = free(crowd.enter(peer(2)));
-        let greedy: Vec<Id> = (0..5).map(|_| free(crowd.enter(peer(1)))).collect();
-        let _others = [free(crowd.enter(peer(3))), free(crowd.enter(peer(3)))];
-        let ConnectionAdmission::InPlaceOf(_, gone) = crowd.enter(peer(4)) else { panic!() };
+        let mut limiter = ConnectionLimiter::new(8);
+        let first = free(limiter.enter(peer(2)));
+        let greedy: Vec<Id> = (0..5).map(|_| free(limiter.enter(peer(1)))).collect();
+        let _others = [free(limiter.enter(peer(3))), free(limiter.enter(peer(3)))];
+        let ConnectionAdmission::InPlaceOf(_, gone) = limiter.enter(peer(4)) else { panic!() };
         assert_eq!(gone, greedy[0]);
         // Who has the most but is at work with all of them is not asked.
-        greedy.iter().for_each(|id| crowd.works(*id));
-        let ConnectionAdmission::InPlaceOf(_, gone) = crowd.enter(peer(5)) else { panic!() };
+        greedy.iter().for_each(|id| limiter.works(*id));
+        let ConnectionAdmission::InPlaceOf(_, gone) = limiter.enter(peer(5)) else { panic!() };
         assert_ne!(gone, first, "of those with a quiet one, it is not the one with the fewest");
     }
 
     #[test]
     fn the_node_itself_has_no_quota_and_a_door_for_one_lets_one_in() {
-        let mut crowd = ConnectionLimiter::new(4);
+        let mut limiter = ConnectionLimiter::new(4);
         for _ in 0..4 {
-            free(crowd.enter(QuotaClient::Node));
+            free(limiter.enter(QuotaClient::Node));
         }
         let mut one = ConnectionLimiter::new(1);
         free(one.enter(peer(1)));
@@ -209,15 +209,15 @@ mod tests {
             most in 1..12_usize,
             steps in prop::collection::vec((0..4_u8, 0..5_u8, 0..30_usize), 1..200),
         ) {
-            let mut crowd = ConnectionLimiter::new(most);
+            let mut limiter = ConnectionLimiter::new(most);
             let mut there: Vec<(Id, u8, bool)> = Vec::new();
             for (what, who, which) in steps {
                 let at = which.checked_rem(there.len()).unwrap_or_default();
                 match (what, there.is_empty()) {
-                    (1, false) => { crowd.works(there[at].0); there[at].2 = true; }
-                    (2, false) => { crowd.rests(there[at].0); there[at].2 = false; }
-                    (3, false) => crowd.leave(there.swap_remove(at).0),
-                    _ => match crowd.enter(peer(who)) {
+                    (1, false) => { limiter.works(there[at].0); there[at].2 = true; }
+                    (2, false) => { limiter.rests(there[at].0); there[at].2 = false; }
+                    (3, false) => limiter.leave(there.swap_remove(at).0),
+                    _ => match limiter.enter(peer(who)) {
                         ConnectionAdmission::Free(id) => there.push((id, who, false)),
                         ConnectionAdmission::InPlaceOf(id, gone) => {
                             let at = there.iter().position(|(id, ..)| *id == gone).unwrap();
@@ -231,15 +231,15 @@ mod tests {
                         }
                     },
                 }
-                prop_assert_eq!(crowd.members.len(), there.len());
+                prop_assert_eq!(limiter.members.len(), there.len());
                 prop_assert!(there.len() <= most + 1, "most is below 32, so one is reserved");
                 for who in 0..5 {
                     let own = there.iter().filter(|(_, of, _)| *of == who).count();
                     prop_assert!(own <= peer(who).quota(most));
                 }
             }
-            there.iter().for_each(|(id, ..)| crowd.leave(*id));
-            prop_assert!(crowd.peers.is_empty() && crowd.members.is_empty());
+            there.iter().for_each(|(id, ..)| limiter.leave(*id));
+            prop_assert!(limiter.peers.is_empty() && limiter.members.is_empty());
         }
     }
 }

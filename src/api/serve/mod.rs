@@ -41,7 +41,7 @@ pub use self::listen::{Listener, listen};
 pub use self::request_handler::JudgedUnder;
 use self::request_handler::RequestHandler;
 pub use self::root::Inodes;
-use self::root::{RootLooks, RootProof};
+use self::root::{RootLooks, RootVerification};
 pub use self::tls::{Material, TlsError, guard as tls_guard};
 use self::write_timeout::WriteTimeout;
 use super::access::Tokens;
@@ -137,9 +137,9 @@ pub struct Endpoint {
 }
 
 /// Serves until `stop` completes, then lets the connections at work end within the drain limit.
-pub async fn serve(doors: Vec<Endpoint>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
+pub async fn serve(endpoints: Vec<Endpoint>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
     let (ending, ended) = watch::channel(false);
-    let open = join_all(doors.into_iter().map(|door| door.open(limits, ended.clone())));
+    let open = join_all(endpoints.into_iter().map(|endpoint| endpoint.open(limits, ended.clone())));
     let stopped = async {
         stop.await;
         ending.send_replace(true);
@@ -160,23 +160,23 @@ struct ConnectionSlot {
     id: Id,
 }
 
-fn lock(hall: &Mutex<OpenConnections>) -> MutexGuard<'_, OpenConnections> {
-    hall.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(connections: &Mutex<OpenConnections>) -> MutexGuard<'_, OpenConnections> {
+    connections.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut hall = lock(&self.connections);
-        hall.limiter.leave(self.id);
-        hall.closes.remove(&self.id);
+        let mut connections = lock(&self.connections);
+        connections.limiter.leave(self.id);
+        connections.closes.remove(&self.id);
     }
 }
 
 impl Endpoint {
     async fn open(self, limits: HttpPolicy, ended: watch::Receiver<bool>) {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
-        let crowd = ConnectionLimiter::new(limits.max_connections);
-        let hall = Arc::new(Mutex::new(OpenConnections { limiter: crowd, closes: HashMap::new() }));
+        let limiter = ConnectionLimiter::new(limits.max_connections);
+        let connections = Arc::new(Mutex::new(OpenConnections { limiter, closes: HashMap::new() }));
         let looks = Arc::new(RootLooks::new(self.node.clone()));
         let mut ending = ended.clone();
         loop {
@@ -193,7 +193,7 @@ impl Endpoint {
                 // Cancel-safe: the value stays set.
                 _ = ending.wait_for(|ending| *ending) => break,
             };
-            self.let_in((stream, peer), (&hall, &looks), limits, &ended, &alive);
+            self.let_in((stream, peer), (&connections, &looks), limits, &ended, &alive);
         }
         drop((self, alive));
         if timeout(limits.drain_timeout, all_gone.recv()).await.is_err() {
@@ -228,7 +228,7 @@ impl Endpoint {
     fn let_in(
         &self,
         (stream, peer): (Stream, Option<SocketAddr>),
-        (hall, looks): (&Arc<Mutex<OpenConnections>>, &Arc<RootLooks>),
+        (connections, looks): (&Arc<Mutex<OpenConnections>>, &Arc<RootLooks>),
         limits: HttpPolicy,
         ended: &watch::Receiver<bool>,
         alive: &mpsc::Sender<()>,
@@ -247,7 +247,7 @@ impl Endpoint {
             note_refused(&known, "a connection", reason, &self.refusals);
             return refuse(NOT_ALLOWED);
         }
-        let mut inside = lock(hall);
+        let mut inside = lock(connections);
         let id = match inside.limiter.enter(caller.into()) {
             ConnectionAdmission::Free(id) => id,
             ConnectionAdmission::InPlaceOf(id, leaves) => {
@@ -258,13 +258,13 @@ impl Endpoint {
             }
             ConnectionAdmission::Full => return refuse(FULL),
         };
-        let visit = ServedConnection {
-            place: Arc::new(ConnectionSlot { connections: hall.clone(), id }),
+        let connection = ServedConnection {
+            place: Arc::new(ConnectionSlot { connections: connections.clone(), id }),
             router: self.router.clone(),
             guards: self.guards.clone(),
             rules: self.rules.clone(),
             refusals: self.refusals.clone(),
-            root: root_socket.map(|inode| RootProof::new(looks.clone(), inode)),
+            root: root_socket.map(|inode| RootVerification::new(looks.clone(), inode)),
             peer: known,
             limits,
             header_case: self.header_case,
@@ -276,7 +276,7 @@ impl Endpoint {
             None => tracing::info_span!("connection", peer = %caller),
         };
         // Still under the lock: the task may end, and forget its handle, before the next line.
-        let task = tokio::spawn(visit.serve(stream).instrument(span));
+        let task = tokio::spawn(connection.serve(stream).instrument(span));
         inside.closes.insert(id, task.abort_handle());
     }
 }
@@ -295,7 +295,7 @@ struct ServedConnection {
     rules: Arc<Rules>,
     refusals: Refusals,
     /// Proof for a peer that is root, as far as it is not of a container.
-    root: Option<RootProof>,
+    root: Option<RootVerification>,
     peer: Peer,
     limits: HttpPolicy,
     header_case: bool,
@@ -346,10 +346,10 @@ impl ServedConnection {
             .preserve_header_case(header_case)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let desk =
+        let handler =
             RequestHandler { router, guards: guards.clone(), rules, refusals, root, peer, place };
         let stream = TokioIo::new(WriteTimeout::new(stream, limits.write_timeout));
-        let connection = http.serve_connection(stream, desk);
+        let connection = http.serve_connection(stream, handler);
         tokio::pin!(connection);
         let last_request = async {
             tokio::select! {

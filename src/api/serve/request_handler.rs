@@ -21,7 +21,7 @@ use super::super::audit::{self, RefusedCaller};
 use super::super::errors::RefusedWith;
 use super::super::fallback::OriginalUri;
 use super::super::refusals::Refusals;
-use super::root::RootProof;
+use super::root::RootVerification;
 use super::{ConnectionSlot, Guards, lock};
 use crate::model::access::{Denied, Peer, PresentedToken, Principal, Role, Rules};
 use crate::model::outgoing::VIA_AGENT;
@@ -34,7 +34,7 @@ pub(super) struct RequestHandler {
     pub(super) guards: watch::Receiver<Guards>,
     pub(super) rules: Arc<Rules>,
     pub(super) refusals: Refusals,
-    pub(super) root: Option<RootProof>,
+    pub(super) root: Option<RootVerification>,
     pub(super) peer: Peer,
     pub(super) place: Arc<ConnectionSlot>,
 }
@@ -130,18 +130,18 @@ impl Service<Request<Incoming>> for RequestHandler {
     fn call(&self, request: Request<Incoming>) -> Answering {
         // At work as soon as all of it is there; until then it is one of those that give way.
         let at_work = Arc::new(AtWork(self.place.clone()));
-        let unproven = self.root.as_ref().filter(|root| root.found() != Some(true));
-        match unproven {
+        let unverified = self.root.as_ref().filter(|root| root.found() != Some(true));
+        match unverified {
             Some(root) if !is_open_to_all(request.uri().path()) => {
-                let (mut desk, root) = (self.clone(), root.clone());
+                let (mut handler, root) = (self.clone(), root.clone());
                 Box::pin(async move {
                     // The time that this takes is not the client's.
                     at_work.begins();
                     if !root.holds().await {
-                        desk.peer = desk.peer.contained();
+                        handler.peer = handler.peer.contained();
                     }
                     at_work.pauses();
-                    desk.answer(request, at_work).await
+                    handler.answer(request, at_work).await
                 })
             }
             _ => self.answer(request, at_work),

@@ -61,16 +61,16 @@ impl RootLooks {
 
 /// Proof for one connection; clones share it.
 #[derive(Clone)]
-pub(super) struct RootProof {
+pub(super) struct RootVerification {
     looks: Arc<RootLooks>,
     inode: u32,
     found: Arc<OnceCell<bool>>,
 }
 
-impl RootProof {
+impl RootVerification {
     /// Proof for the peer whose socket has that inode.
-    pub(super) fn new(looks: Arc<RootLooks>, inode: u32) -> RootProof {
-        RootProof { looks, inode, found: Arc::default() }
+    pub(super) fn new(looks: Arc<RootLooks>, inode: u32) -> RootVerification {
+        RootVerification { looks, inode, found: Arc::default() }
     }
 
     /// Outcome of the look, once there is one.

@@ -59,8 +59,8 @@ pub async fn get(
         let text = format!("{MOST_FOLLOWERS} callers follow the events already: call again later");
         return Err(Problem::new(Code::TooManyFollowers, text));
     }
-    let (missed, told) = api.events.follow(after);
-    let frames = frames(missed, told, ending(api.phase.clone(), judged));
+    let (missed, live_events) = api.events.follow(after);
+    let frames = frames(missed, live_events, ending(api.phase.clone(), judged));
     Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
@@ -80,11 +80,11 @@ async fn ending(mut phase: watch::Receiver<AgentPhase>, judged: Option<Extension
 
 fn frames(
     missed: Vec<Event>,
-    told: broadcast::Receiver<Event>,
+    live_events: broadcast::Receiver<Event>,
     stopping: impl Future<Output = ()> + Send,
 ) -> impl Stream<Item = Result<Frame, Infallible>> + Send {
-    let live = stream::unfold(told, async |mut told| {
-        let frame = match told.recv().await {
+    let live = stream::unfold(live_events, async |mut live_events| {
+        let frame = match live_events.recv().await {
             Ok(event) => frame(&event),
             Err(broadcast::error::RecvError::Lagged(lost)) => {
                 // The client comes back with its last id, and gets what is still kept.
@@ -92,7 +92,7 @@ fn frames(
             }
             Err(broadcast::error::RecvError::Closed) => return None,
         };
-        Some((frame, told))
+        Some((frame, live_events))
     });
     let missed = stream::iter(missed).map(|event| frame(&event));
     // The first line lets a caller know that nothing is missed from here on.

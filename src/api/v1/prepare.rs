@@ -20,7 +20,7 @@ use crate::model::prepare::PrepareRequest;
 use crate::model::units::{NumaNode, PageSize};
 
 /// Limit of page requests in one call; a machine has few page sizes and nodes.
-const MOST_WISHES: usize = 64;
+const MOST_ENTRIES: usize = 64;
 /// Limit of NUMA nodes in one page request.
 const MOST_NODES: usize = 1024;
 
@@ -54,8 +54,8 @@ pub struct HugepagesBody {
 }
 
 fn objects<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<HugepagesBody>>, D::Error> {
-    let wishes = Option::<Vec<body::Object<HugepagesBody>>>::deserialize(d)?;
-    Ok(wishes.map(|wishes| wishes.into_iter().map(|wish| wish.0).collect()))
+    let entries = Option::<Vec<body::Object<HugepagesBody>>>::deserialize(d)?;
+    Ok(entries.map(|entries| entries.into_iter().map(|entry| entry.0).collect()))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -76,11 +76,11 @@ impl PrepareBody {
     ) -> Result<PrepareRequest, Problem> {
         let hugepages = match self.hugepages {
             None => vec![default_want(defaults.default_pages, defaults)],
-            Some(wishes) if wishes.len() > MOST_WISHES => {
-                return Err(invalid(format!("more than {MOST_WISHES} entries in hugepages")));
+            Some(entries) if entries.len() > MOST_ENTRIES => {
+                return Err(invalid(format!("more than {MOST_ENTRIES} entries in hugepages")));
             }
-            Some(wishes) => {
-                wishes.into_iter().map(|wish| want(wish, defaults)).collect::<Result<_, _>>()?
+            Some(entries) => {
+                entries.into_iter().map(|entry| want(entry, defaults)).collect::<Result<_, _>>()?
             }
         };
         Ok(PrepareRequest {
@@ -102,12 +102,12 @@ pub fn default_want(pages: u64, defaults: &PoolPolicy) -> PoolWant {
     }
 }
 
-fn want(wish: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem> {
+fn want(entry: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem> {
     Ok(PoolWant {
-        size: page_size(wish.size_mib, wish.size_kib)?.unwrap_or(PageSize::MIB_2),
-        pages: wish.pages,
-        placement: placement(wish.nodes)?,
-        move_shortfall: wish.move_shortfall.unwrap_or(defaults.move_shortfall),
+        size: page_size(entry.size_mib, entry.size_kib)?.unwrap_or(PageSize::MIB_2),
+        pages: entry.pages,
+        placement: placement(entry.nodes)?,
+        move_shortfall: entry.move_shortfall.unwrap_or(defaults.move_shortfall),
     })
 }
 

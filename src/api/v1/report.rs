@@ -150,10 +150,10 @@ mod tests {
         };
         stream_events(WorkId::default(), events, work, &lines).await.unwrap_err();
         drop(lines);
-        let mut told = Vec::new();
+        let mut lines = Vec::new();
         while let Some(line) = receiver.recv().await {
-            told.push(String::from_utf8(line).unwrap());
+            lines.push(String::from_utf8(line).unwrap());
         }
-        assert_eq!(told, ["{\"event\":\"alive\"}\n"; 3]);
+        assert_eq!(lines, ["{\"event\":\"alive\"}\n"; 3]);
     }
 }

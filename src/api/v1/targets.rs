@@ -140,17 +140,17 @@ type RawRequest = (State<SharedV1>, Path<String>, Queried, Extension<Principal>,
 
 /// Applies the spec of a target.
 pub async fn put(request: RawRequest) -> Result<Response, Problem> {
-    let wish = |spec, TargetQuery { recreate, force, .. }| {
+    let change = |spec, TargetQuery { recreate, force, .. }| {
         TargetChange::Ensure(spec, EnsureOptions { recreate, force, ..EnsureOptions::default() })
     };
-    bring_about("deploy", request, wish).await
+    bring_about("deploy", request, change).await
 }
 
 /// Removes a target. Its control socket, where its guests are counted, is the default one unless the body names
 /// another.
 pub async fn delete(request: RawRequest) -> Result<Response, Problem> {
-    let wish = |spec, TargetQuery { force, .. }| TargetChange::Destroy { spec, force };
-    bring_about("destroy", request, wish).await
+    let change = |spec, TargetQuery { force, .. }| TargetChange::Destroy { spec, force };
+    bring_about("destroy", request, change).await
 }
 
 async fn bring_about(
@@ -163,11 +163,11 @@ async fn bring_about(
     let subject = Subject { force: query.force, ..Subject::target(&name) };
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
     let spec = spec.and_then(|spec| api.allowed(spec)).map_err(Problem::of)?;
-    let (wish, dry_run) = (request(spec, query), query.dry_run);
+    let (target_change, dry_run) = (request(spec, query), query.dry_run);
     let change = AuditedChange { of: subject, ..AuditedChange::of(route, by.0) };
     let call = (!dry_run).then(|| AuditedCall::begins(change, None));
     let (work, events, targets) = (WorkId::next(), api.progress.watch(), api.targets.clone());
-    let done = async move { targets.reconcile(work, wish, dry_run).await.map(Arc::new) };
+    let done = async move { targets.reconcile(work, target_change, dry_run).await.map(Arc::new) };
     report::answer_with(&headers, (work, events), done, call).await
 }
 

@@ -399,8 +399,8 @@ mod tests {
             },
             status: crate::model::volume::VolumeStatus::unknown(),
         };
-        let told = serde_json::to_value(redacted(view)).unwrap();
+        let shown = serde_json::to_value(redacted(view)).unwrap();
         let hidden = json!({"pool_name": "(hidden)", "config": "(hidden)", "user": "(hidden)"});
-        assert_eq!(told["backing"]["params"], hidden);
+        assert_eq!(shown["backing"]["params"], hidden);
     }
 }

@@ -149,17 +149,17 @@ async fn bring_up(
     asked: Option<ProgressRequest>,
 ) -> Result<Value, Fault> {
     let (id, events) = (WorkId::next(), api.native.progress.watch());
-    let wish = TargetChange::Ensure(spec, EnsureOptions::default());
-    let work = async { answer(&api.native.targets.reconcile(id, wish, false).await?) };
+    let change = TargetChange::Ensure(spec, EnsureOptions::default());
+    let work = async { answer(&api.native.targets.reconcile(id, change, false).await?) };
     task::report_progress(api.clone(), asked, WorkKind::Deploy, (id, events), work).await
 }
 
 /// `/vhost/destroy`: removes that target.
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
-        let wish =
+        let change =
             TargetChange::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
-        answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)
+        answer(&api.native.targets.reconcile(WorkId::next(), change, false).await?)
     };
     task::call(api, (Some("destroy"), Keep::OnDisk), request, work).await
 }

@@ -172,9 +172,10 @@ async fn serve(
     let mut findings = json!([]);
     if !serves_already(api, &target).await {
         by.may(Role::Deploy)?;
-        let wish = TargetChange::Ensure(target.clone(), EnsureOptions::default());
-        let mut told = answer(&api.native.targets.reconcile(WorkId::next(), wish, false).await?)?;
-        findings = told["findings"].take();
+        let change = TargetChange::Ensure(target.clone(), EnsureOptions::default());
+        let mut report =
+            answer(&api.native.targets.reconcile(WorkId::next(), change, false).await?)?;
+        findings = report["findings"].take();
     }
     // A target that runs with another spec than requested is left so, and the sockets are in its folder.
     let target = api.native.wanted(&target.name).unwrap_or(target);
@@ -327,9 +328,9 @@ mod tests {
             },
         };
         for state in [VolumeState::Serving, VolumeState::Stuck] {
-            let told = activated(&[view(state)], &json!([])).unwrap();
-            assert_eq!((&told["success"], &told["error"]), (&json!(true), &json!("")));
-            assert_eq!(told["socketPath"], "/s/v");
+            let report = activated(&[view(state)], &json!([])).unwrap();
+            assert_eq!((&report["success"], &report["error"]), (&json!(true), &json!("")));
+            assert_eq!(report["socketPath"], "/s/v");
         }
         for state in [VolumeState::Pending, VolumeState::Degraded] {
             let fault = activated(&[view(state)], &json!([])).unwrap_err();

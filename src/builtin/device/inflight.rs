@@ -59,15 +59,15 @@ impl Record {
     ///
     /// # Errors
     /// When the record is smaller than its queues need, or cannot be mapped.
-    pub(super) fn open(told: &VhostUserInflight, file: File) -> Result<Self> {
-        let (queues, queue_size) = (told.num_queues, told.queue_size);
-        let bytes = usize::try_from(told.mmap_size).map_err(|_| Error::InvalidParam)?;
-        let end = told.mmap_offset.checked_add(told.mmap_size).ok_or(Error::InvalidParam)?;
+    pub(super) fn open(layout: &VhostUserInflight, file: File) -> Result<Self> {
+        let (queues, queue_size) = (layout.num_queues, layout.queue_size);
+        let bytes = usize::try_from(layout.mmap_size).map_err(|_| Error::InvalidParam)?;
+        let end = layout.mmap_offset.checked_add(layout.mmap_size).ok_or(Error::InvalidParam)?;
         let length = file.metadata().map_err(Error::ReqHandlerError)?.len();
         if bytes < part(queue_size) * usize::from(queues) || end > length || bytes == 0 {
             return Err(Error::InvalidParam);
         }
-        let region = MmapRegion::from_file(FileOffset::new(file, told.mmap_offset), bytes)
+        let region = MmapRegion::from_file(FileOffset::new(file, layout.mmap_offset), bytes)
             .map_err(|e| Error::ReqHandlerError(std::io::Error::other(e)))?;
         Ok(Self { region: Arc::new(region), queues, queue_size })
     }

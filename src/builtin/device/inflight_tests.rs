@@ -3,8 +3,8 @@
 use super::*;
 
 fn record() -> Record {
-    let (told, file) = make(&VhostUserInflight::new(0, 0, 2, 8)).unwrap();
-    Record::open(&told, file).unwrap()
+    let (layout, file) = make(&VhostUserInflight::new(0, 0, 2, 8)).unwrap();
+    Record::open(&layout, file).unwrap()
 }
 
 fn queue(record: &Record) -> QueueRecord {
@@ -68,10 +68,10 @@ fn a_record_full_of_nonsense_is_read_within_its_bounds() {
 
 #[test]
 fn a_record_that_is_too_small_or_too_large_is_refused() {
-    let (told, file) = make(&VhostUserInflight::new(0, 0, 2, 8)).unwrap();
-    let more = VhostUserInflight::new(told.mmap_size, 0, 3, 128);
+    let (layout, file) = make(&VhostUserInflight::new(0, 0, 2, 8)).unwrap();
+    let more = VhostUserInflight::new(layout.mmap_size, 0, 3, 128);
     assert!(Record::open(&more, file.try_clone().unwrap()).is_err());
-    let beyond = VhostUserInflight::new(told.mmap_size, 4096, 2, 8);
+    let beyond = VhostUserInflight::new(layout.mmap_size, 4096, 2, 8);
     assert!(Record::open(&beyond, file).is_err());
     assert!(make(&VhostUserInflight::new(0, 0, 17, 128)).is_err());
     assert!(make(&VhostUserInflight::new(0, 0, 1, 2048)).is_err());

@@ -231,8 +231,8 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
         inflight::make(asked)
     }
 
-    fn set_inflight_fd(&mut self, told: &VhostUserInflight, file: File) -> Result<()> {
-        self.record = Some(Record::open(told, file)?);
+    fn set_inflight_fd(&mut self, layout: &VhostUserInflight, file: File) -> Result<()> {
+        self.record = Some(Record::open(layout, file)?);
         Ok(())
     }
 

@@ -66,11 +66,20 @@ impl WorkerHandle {
                 cores.pin(nth);
             }
             let service = DiskService::new(disk, events);
-            let patience = PollTime::default();
+            let poll_time = PollTime::default();
             let rings = Vec::new();
             let stops = Vec::new();
-            Loop { service, epoll, receiver, wakes, completion, rings, stops, poll_time: patience }
-                .run();
+            Loop {
+                service,
+                epoll,
+                receiver,
+                wakes,
+                completion,
+                rings,
+                stops,
+                poll_time: poll_time,
+            }
+            .run();
         };
         let thread = std::thread::Builder::new().name(name).stack_size(512 << 10).spawn(run)?;
         Ok(Self { commands, wake, thread: Some(thread) })
@@ -244,10 +253,10 @@ mod tests {
 
     #[test]
     fn patience_grows_while_it_pays_and_has_a_bound() {
-        let mut patience = PollTime::default();
-        (0..20).for_each(|_| patience.slept(Duration::from_micros(10)));
-        assert_eq!(patience.0, PollTime::MOST);
-        (0..20).for_each(|_| patience.slept(Duration::from_millis(1)));
-        assert!(patience.0 < Duration::from_micros(1));
+        let mut poll_time = PollTime::default();
+        (0..20).for_each(|_| poll_time.slept(Duration::from_micros(10)));
+        assert_eq!(poll_time.0, PollTime::MOST);
+        (0..20).for_each(|_| poll_time.slept(Duration::from_millis(1)));
+        assert!(poll_time.0 < Duration::from_micros(1));
     }
 }

@@ -113,12 +113,12 @@ struct CreateMemory {
 }
 
 /// Block size, and size in bytes, of a bdev that has no file.
-fn sizes(wish: &CreateMemory) -> Result<(u32, u64), RpcError> {
-    if wish.num_blocks == 0 || !is_block_size(wish.block_size) {
+fn sizes(request: &CreateMemory) -> Result<(u32, u64), RpcError> {
+    if request.num_blocks == 0 || !is_block_size(request.block_size) {
         return Err(RpcError::bdev(Errno::EINVAL));
     }
-    let bytes = wish.num_blocks.checked_mul(wish.block_size);
-    Ok((wish.block_size as u32, bytes.ok_or(RpcError::bdev(Errno::ENOMEM))?))
+    let bytes = request.num_blocks.checked_mul(request.block_size);
+    Ok((request.block_size as u32, bytes.ok_or(RpcError::bdev(Errno::ENOMEM))?))
 }
 
 fn add(target: &mut Target, bdev: BuiltinBdev) -> Result<Value, RpcError> {
@@ -136,25 +136,28 @@ fn must_be_free(target: &Target, name: &str) -> Result<(), RpcError> {
 }
 
 pub(super) fn malloc_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
-    let wish: CreateMemory = decode(params)?;
-    let (block_size, bytes) = sizes(&wish)?;
-    if let Some(name) = &wish.name {
+    let request: CreateMemory = decode(params)?;
+    let (block_size, bytes) = sizes(&request)?;
+    if let Some(name) = &request.name {
         must_be_free(target, name)?;
     }
     if !target.has_memory(bytes) {
         return Err(RpcError::bdev(Errno::ENOMEM));
     }
     let memory = BdevBacking::Malloc(MemoryDisk::new(bytes).map_err(RpcError::bdev)?);
-    let name = wish.name.unwrap_or_else(|| target.bdevs.free_name());
-    add(target, BuiltinBdev::new(name, wish.uuid, block_size, wish.num_blocks, memory))
+    let name = request.name.unwrap_or_else(|| target.bdevs.free_name());
+    add(target, BuiltinBdev::new(name, request.uuid, block_size, request.num_blocks, memory))
 }
 
 pub(super) fn null_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
-    let mut wish: CreateMemory = decode(params)?;
-    let (block_size, _) = sizes(&wish)?;
+    let mut request: CreateMemory = decode(params)?;
+    let (block_size, _) = sizes(&request)?;
     let missing = || RpcError::new(super::fault::INTERNAL, "spdk_json_decode_object failed");
-    let name = wish.name.take().ok_or_else(missing)?;
-    add(target, BuiltinBdev::new(name, wish.uuid, block_size, wish.num_blocks, BdevBacking::Null))
+    let name = request.name.take().ok_or_else(missing)?;
+    add(
+        target,
+        BuiltinBdev::new(name, request.uuid, block_size, request.num_blocks, BdevBacking::Null),
+    )
 }
 
 #[derive(Deserialize)]
@@ -173,14 +176,14 @@ struct CreateAio {
 }
 
 pub(super) fn aio_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
-    let wish: CreateAio = decode(params)?;
-    must_be_free(target, &wish.name)?;
-    let path = Path::new(&wish.filename);
+    let request: CreateAio = decode(params)?;
+    must_be_free(target, &request.name)?;
+    let path = Path::new(&request.filename);
     let regular = DiskFile::is_regular(path).map_err(RpcError::bdev)?;
-    let block_size = if wish.block_size == 0 && !regular { 512 } else { wish.block_size };
+    let block_size = if request.block_size == 0 && !regular { 512 } else { request.block_size };
     // A folder is reported as such, whatever the block size.
     let probe = if is_block_size(block_size) { block_size as u32 } else { 512 };
-    let file = DiskFile::open(path, probe, wish.readonly).map_err(RpcError::bdev)?;
+    let file = DiskFile::open(path, probe, request.readonly).map_err(RpcError::bdev)?;
     if !is_block_size(block_size) {
         return Err(RpcError::bdev(Errno::EINVAL));
     }
@@ -189,7 +192,7 @@ pub(super) fn aio_create(target: &mut Target, params: Option<Value>) -> Result<V
         return Err(RpcError::bdev(Errno::EINVAL));
     }
     let backing = BdevBacking::Aio(file);
-    add(target, BuiltinBdev::new(wish.name, wish.uuid, block_size as u32, blocks, backing))
+    add(target, BuiltinBdev::new(request.name, request.uuid, block_size as u32, blocks, backing))
 }
 
 #[derive(Deserialize)]
@@ -202,14 +205,14 @@ struct CreateZbs {
 }
 
 pub(super) fn zbs_create(target: &mut Target, params: Option<Value>) -> Result<Value, RpcError> {
-    let wish: CreateZbs = decode(params)?;
-    must_be_free(target, &wish.name)?;
-    let block_size = wish.block_size.unwrap_or(512);
+    let request: CreateZbs = decode(params)?;
+    must_be_free(target, &request.name)?;
+    let block_size = request.block_size.unwrap_or(512);
     let folder = target.zbs.clone().filter(|_| is_block_size(u64::from(block_size)));
     let folder = folder.ok_or(RpcError::bdev(Errno::EINVAL))?;
-    let file = folder.open(&wish.file, block_size).map_err(RpcError::bdev)?;
+    let file = folder.open(&request.file, block_size).map_err(RpcError::bdev)?;
     let blocks = file.bytes().map_err(RpcError::bdev)? / u64::from(block_size);
-    add(target, BuiltinBdev::new(wish.name, None, block_size, blocks, BdevBacking::Zbs(file)))
+    add(target, BuiltinBdev::new(request.name, None, block_size, blocks, BdevBacking::Zbs(file)))
 }
 
 #[derive(Deserialize)]

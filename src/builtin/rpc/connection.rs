@@ -50,17 +50,17 @@ fn request(value: Value) -> Result<RpcRequest, Value> {
     let Value::Object(mut members) = value else { return Err(Value::Null) };
     let id = members.remove("id");
     let short = |id: &Value| id.is_null() || id.to_string().len() <= ID;
-    let told = id.clone().filter(short).unwrap_or(Value::Null);
+    let short_id = id.clone().filter(short).unwrap_or(Value::Null);
     if !id.as_ref().is_none_or(short) || !is_version_2(members.remove("jsonrpc")) {
-        return Err(told);
+        return Err(short_id);
     }
     let params = members.remove("params");
     if !params.as_ref().is_none_or(|params| params.is_object() || params.is_array()) {
-        return Err(told);
+        return Err(short_id);
     }
     match (members.remove("method"), Map::is_empty(&members)) {
         (Some(Value::String(method)), true) => Ok(RpcRequest { id, method, params }),
-        _ => Err(told),
+        _ => Err(short_id),
     }
 }
 
@@ -141,8 +141,8 @@ impl Connection {
         };
         match (call(target, &method, params.clone()), id) {
             (CallOutcome::Now(result), Some(id)) => self.answer(&id, result),
-            (CallOutcome::Later(patience), Some(id)) => {
-                let until = patience.map(|patience: Duration| Instant::now() + patience);
+            (CallOutcome::Later(timeout), Some(id)) => {
+                let until = timeout.map(|timeout: Duration| Instant::now() + timeout);
                 self.waiting.push(OpenCall { id, method, params, until });
             }
             // A notification is executed, and not answered.

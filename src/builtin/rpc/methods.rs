@@ -76,13 +76,13 @@ pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> Ca
     if let Some(faults) = &target.faults {
         faults.commit(name, params.as_ref());
     }
-    let patience = match name {
+    let timeout = match name {
         "framework_wait_init" if !target.serving => return CallOutcome::Later(None),
         "bdev_get_bdevs" => bdev::timeout(target, params.as_ref()),
         _ => None,
     };
-    match patience {
-        Some(patience) => CallOutcome::Later(Some(patience)),
+    match timeout {
+        Some(timeout) => CallOutcome::Later(Some(timeout)),
         None => CallOutcome::Now(method(target, params)),
     }
 }

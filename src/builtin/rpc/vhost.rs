@@ -31,14 +31,14 @@ pub(super) fn create_blk_controller(
     if create.transport.is_some_and(|transport| transport != "vhost_user_blk") {
         return Err(RpcError::vhost(Errno::EINVAL));
     }
-    let wish = ControllerParams {
+    let params = ControllerParams {
         name: create.ctrlr,
         bdev: create.dev_name,
         read_only: create.readonly,
         packed_ring: create.packed_ring,
         cores: create.cpumask,
     };
-    target.create_controller(wish).map_err(RpcError::vhost)?;
+    target.create_controller(params).map_err(RpcError::vhost)?;
     Ok(json!(true))
 }
 

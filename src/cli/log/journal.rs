@@ -42,7 +42,7 @@ impl Sink {
     }
 
     /// Connects without blocking: lines that a full journal does not take are lost.
-    pub(super) fn open_impatiently() -> io::Result<Sink> {
+    pub(super) fn open_nonblocking() -> io::Result<Sink> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         socket.send_to(&[], SOCKET)?;

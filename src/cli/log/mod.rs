@@ -65,7 +65,7 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
     };
     let journal = match daemon {
         true => None,
-        false => Sink::open_impatiently()
+        false => Sink::open_nonblocking()
             .ok()
             .and_then(|sink| LogQueue::start(move |line| sink.send(line)).ok()),
     };

@@ -192,8 +192,8 @@ fn sections(kept: &PersistentState) -> Vec<String> {
     }
     let mut outbox = Rows::new(&["TASK", "STANDS", "RESULT GOES TO"]);
     for waiting in &kept.outbox {
-        let stands = if waiting.has_result { "waits for the controller" } else { "at work" };
-        outbox.add([waiting.task.clone(), stands.to_string(), waiting.callback_url.clone()]);
+        let state = if waiting.has_result { "waits for the controller" } else { "at work" };
+        outbox.add([waiting.task.clone(), state.to_string(), waiting.callback_url.clone()]);
     }
     [targets, volumes, pages, controller, outbox].into_iter().filter_map(Rows::text).collect()
 }

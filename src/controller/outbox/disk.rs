@@ -88,10 +88,10 @@ pub(super) struct OutboxDisk {
 impl OutboxDisk {
     /// Requests a write of a task's file. The outcome of a request that another one replaces is not reported.
     pub(super) fn write(&self, entry: OutboxEntry) -> WriteReceiver {
-        let (tell, told) = oneshot::channel();
-        self.wanted().write(Arc::new(entry), Some(tell));
+        let (sender, receiver) = oneshot::channel();
+        self.wanted().write(Arc::new(entry), Some(sender));
         self.wake.notify_one();
-        told
+        receiver
     }
 
     /// Requests the removal of a task's file, at any later time.
@@ -127,11 +127,15 @@ impl OutboxDisk {
 }
 
 impl Wanted {
-    fn write(&mut self, entry: Arc<OutboxEntry>, tell: Option<oneshot::Sender<Result<(), Fault>>>) {
+    fn write(
+        &mut self,
+        entry: Arc<OutboxEntry>,
+        sender: Option<oneshot::Sender<Result<(), Fault>>>,
+    ) {
         let task = entry.task.clone();
         self.removals.remove(&task);
         self.failed.remove(&task);
-        self.writes.insert(task, Write { entry, place: self.place, reply: tell });
+        self.writes.insert(task, Write { entry, place: self.place, reply: sender });
         self.place += 1;
     }
 
@@ -238,9 +242,9 @@ pub(super) async fn run(
         let mut tasks = Vec::with_capacity(batch.writes.len());
         for (write, came) in batch.writes.into_iter().zip(came.writes) {
             tasks.push(write.entry.task.clone());
-            if let Some(tell) = write.reply {
+            if let Some(sender) = write.reply {
                 // A receiver that is gone has timed out.
-                let _ = tell.send(came);
+                let _ = sender.send(came);
             }
         }
         tried(&tasks);

@@ -6,7 +6,7 @@
 //!             └─ cannot be written: refused
 //! admit ──▶ Slot (running) ──finish──▶ pending ──offer──▶ accepted | 404 | expired: gone     (Keep::InMemory)
 //! ```
-//! Three parts: `book` is the ledger of running tasks and due results, a plain value; `entry` is a task's file;
+//! Three parts: `queue` is the ledger of running tasks and due results, a plain value; `entry` is a task's file;
 //! `disk` writes and removes the files. This is the handle that keeps the three together.
 //!
 //! # Guarantees
@@ -173,12 +173,12 @@ impl Outbox {
         let call = route.unwrap_or(census::UNNAMED);
         loop {
             // Subscribed before the check: no notification in between is lost.
-            let settled = self.ended.notified();
+            let ended = self.ended.notified();
             let place = self.lock_queue().admit(task, call, entry.origin());
             match place {
                 QueueAdmission::New => break,
                 // If that write fails, this is a call of its own.
-                QueueAdmission::BeingWritten => settled.await,
+                QueueAdmission::BeingWritten => ended.await,
                 QueueAdmission::Known => return TaskAdmission::Known,
                 QueueAdmission::Full(code, text) => {
                     return TaskAdmission::Full(Fault::new(code, text));
@@ -200,8 +200,8 @@ impl Outbox {
         }
     }
 
-    async fn written_in_time(&self, task: &TaskId, told: WriteReceiver) -> Result<(), Fault> {
-        if let Ok(Ok(written)) = timeout(WRITE_TIMEOUT, told).await {
+    async fn written_in_time(&self, task: &TaskId, written: WriteReceiver) -> Result<(), Fault> {
+        if let Ok(Ok(written)) = timeout(WRITE_TIMEOUT, written).await {
             return written;
         }
         self.disk.take_back(task);
@@ -240,27 +240,27 @@ impl Outbox {
         verdict: DeliveryOutcome,
         now: Instant,
     ) -> AfterAttempt {
-        let mut book = self.lock_queue();
-        let kept = book.kept(task);
-        let settled = book.record_attempt(task, verdict, now);
-        if kept == Some(Keep::OnDisk) && !matches!(settled, AfterAttempt::After(_)) {
+        let mut queue = self.lock_queue();
+        let kept = queue.kept(task);
+        let after = queue.record_attempt(task, verdict, now);
+        if kept == Some(Keep::OnDisk) && !matches!(after, AfterAttempt::After(_)) {
             // Under the ledger's lock, so that the same task, admitted anew, is written after this.
             self.disk.remove(task);
         }
-        drop(book);
+        drop(queue);
         self.ended.notify_waiters();
-        settled
+        after
     }
 
     /// Waits until no task is running, no result is pending, and the disk has nothing to do. Cancel-safe.
     pub async fn empty(&self) {
         loop {
             // Subscribed before the check: no notification in between is lost.
-            let settled = self.ended.notified();
+            let ended = self.ended.notified();
             if self.load() == (0, 0) && self.disk.is_idle() {
                 return;
             }
-            settled.await;
+            ended.await;
         }
     }
 
@@ -268,11 +268,11 @@ impl Outbox {
     pub async fn durable(&self) {
         loop {
             // Subscribed before the check: no notification in between is lost.
-            let settled = self.ended.notified();
+            let ended = self.ended.notified();
             if self.load().0 == 0 && self.disk.is_durable() {
                 return;
             }
-            settled.await;
+            ended.await;
         }
     }
 
@@ -300,16 +300,16 @@ impl Outbox {
             Keep::InMemory => now,
         };
         self.lock_queue().finish((result, age), (entry.origin(), keep), now, due);
-        let told = (keep == Keep::OnDisk).then(|| self.disk.write(entry));
+        let written = (keep == Keep::OnDisk).then(|| self.disk.write(entry));
         self.news.notify_one();
-        told
+        written
     }
 
     /// Makes the results of these tasks due: they are written, or cannot be for now.
     fn written(&self, tasks: &[TaskId]) {
-        let (mut book, now) = (self.lock_queue(), Instant::now());
-        tasks.iter().for_each(|task| book.written(task, now));
-        drop(book);
+        let (mut queue, now) = (self.lock_queue(), Instant::now());
+        tasks.iter().for_each(|task| queue.written(task, now));
+        drop(queue);
         self.news.notify_one();
         self.ended.notify_waiters();
     }
@@ -330,9 +330,9 @@ impl TaskSlot {
     /// Ends the work; `error` is for work that broke outside its own error handling. Returns when the result is stored,
     /// or the disk's time limit has passed.
     pub async fn finish(mut self, body: String, error: Option<String>) {
-        if let Some(told) = self.end(body, error) {
+        if let Some(written) = self.end(body, error) {
             // A result that could not be written is offered nevertheless.
-            let _ = timeout(WRITE_TIMEOUT, told).await;
+            let _ = timeout(WRITE_TIMEOUT, written).await;
         }
     }
 

@@ -342,13 +342,13 @@ impl TaskQueue {
     ) -> AfterAttempt {
         let Some(waiting) = self.waiting.get(task) else { return AfterAttempt::Gone };
         let to = address(&waiting.result).to_string();
-        let settled = self.judge(task, verdict, now);
+        let after = self.judge(task, verdict, now);
         match verdict {
             DeliveryOutcome::Taken => self.counts.taken += 1,
             DeliveryOutcome::NotWaiting => self.counts.not_waited_for += 1,
             DeliveryOutcome::Again => self.counts.failed += 1,
         }
-        if settled == AfterAttempt::TooOld {
+        if after == AfterAttempt::TooOld {
             self.counts.given_up += 1;
         }
         let mut others =
@@ -362,7 +362,7 @@ impl TaskQueue {
                 waiting.due = waiting.due.map(|due| due.min(soon));
             }
         }
-        settled
+        after
     }
 
     fn judge(&mut self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> AfterAttempt {

@@ -5,7 +5,7 @@
 //! /host/connect ──identity──────▶        └──◀── accepted, failed, unknown ──┘
 //! ```
 //! Nothing is queued: when an attempt has ended, the newest report is the next one. A newer one waits for
-//! an attempt that hangs no longer than `PATIENCE`; but the attempt after that gets its full time, or a
+//! an attempt that hangs no longer than `HANGING_POST_LIMIT`; but the attempt after that gets its full time, or a
 //! slow controller would never be seen to accept anything.
 
 mod schedule;
@@ -34,7 +34,7 @@ use crate::wait;
 use crate::watchdog::Heartbeat;
 
 /// Time for which a newer report waits for an attempt that hangs.
-const PATIENCE: Duration = Duration::from_secs(1);
+const HANGING_POST_LIMIT: Duration = Duration::from_secs(1);
 
 /// Reports for ever, counts attempts, and sends the watchdog's heartbeats.
 pub async fn run(
@@ -161,11 +161,11 @@ where
         report: Arc<NodeReport>,
         may_be_overtaken: bool,
     ) -> (AttemptEnd, bool) {
-        let patient_until = may_be_overtaken.then(|| Instant::now() + PATIENCE);
+        let may_be_dropped_at = may_be_overtaken.then(|| Instant::now() + HANGING_POST_LIMIT);
         let attempt = (self.attempt)(url.to_string(), report);
         let overtaken = async {
             wait::change(&mut self.reports).await;
-            wait::until(patient_until).await;
+            wait::until(may_be_dropped_at).await;
         };
         tokio::pin!(attempt, overtaken);
         let mut connected = false;

@@ -98,12 +98,12 @@ mod tests {
         let failed = ReportCounts { failed: 1, last_taken: Some(false), ..ReportCounts::default() };
         assert_eq!(tally.read(), failed);
         tally.ended(&ReportOutcome::Taken);
-        let told = tally.read();
-        assert!(told.taken_at.is_some_and(|at| at > 1_000_000_000));
-        assert_eq!((told.taken, told.failed, told.last_taken), (1, 1, Some(true)));
+        let counts = tally.read();
+        assert!(counts.taken_at.is_some_and(|at| at > 1_000_000_000));
+        assert_eq!((counts.taken, counts.failed, counts.last_taken), (1, 1, Some(true)));
         tally.overtaken();
         tally.ended(&ReportOutcome::Unknown);
-        let after = ReportCounts { overtaken: 1, unknown: 1, last_taken: Some(false), ..told };
+        let after = ReportCounts { overtaken: 1, unknown: 1, last_taken: Some(false), ..counts };
         assert_eq!(tally.read(), after);
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
     let code = match error {
         SpdkError::Absent { .. }
         | SpdkError::Unreachable { .. }
-        | SpdkError::Crowded { .. }
+        | SpdkError::QueueFull { .. }
         | SpdkError::Broken { .. }
         | SpdkError::Timeout { .. } => Code::DeepNotAnswering,
         SpdkError::Refused { .. } | SpdkError::Garbage { .. } | SpdkError::NotSent { .. } => {

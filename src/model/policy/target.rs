@@ -261,7 +261,7 @@ impl TargetSettings {
     /// # Errors
     /// A control socket whose name makes no valid path.
     pub fn spec(&self, name: TargetName, kind: TargetKind) -> Result<TargetSpec, Fault> {
-        let wish = match kind {
+        let usual = match kind {
             TargetKind::BuiltIn => ImageRequest::default(),
             TargetKind::Zbs | TargetKind::Spdk => ImageRequest {
                 image: self.image().map(str::to_string),
@@ -273,10 +273,10 @@ impl TargetSettings {
         Ok(TargetSpec {
             name,
             kind,
-            image: wish.image,
+            image: usual.image,
             image_tar: None,
-            image_url: wish.url,
-            image_sha256: wish.sha256,
+            image_url: usual.url,
+            image_sha256: usual.sha256,
             cores: CoreRequest::Count(self.core_count),
             socket_dir: self.socket_dir.clone(),
             control_sock: self.control_in(&self.socket_dir)?,

@@ -55,7 +55,7 @@ impl EngineNews {
     pub async fn follow<C: Containers>(self, probe: Arc<Probe<C>>, within: Duration) {
         let mut failures = 0;
         loop {
-            let tell = |event| match event {
+            let notify = |event| match event {
                 EngineEvent::Container(name) => {
                     drop(self.sender.send(ObserverEvent::Container(name)))
                 }
@@ -65,7 +65,7 @@ impl EngineNews {
                     let _ = self.sender.send(ObserverEvent::LookAnew);
                 }
             };
-            let ended = probe.containers.events(tell, within).await;
+            let ended = probe.containers.events(notify, within).await;
             if self.live.swap(false, Ordering::Relaxed) {
                 failures = 0;
                 let why = ended.map_or_else(|e| chain(&e), |()| "its stream ended".to_string());

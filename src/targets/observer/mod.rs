@@ -33,7 +33,7 @@ const MOST_OBSERVED: usize = 64;
 /// Time after which a target that is neither desired nor asked for is observed no more.
 const IDLE: Duration = Duration::from_secs(600);
 /// Timeout of a caller; longer than any observation takes.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Callers that may wait for one target.
 const QUEUE: usize = 4096;
 
@@ -85,10 +85,10 @@ impl Observers {
     #[cfg(test)]
     pub(super) fn played(seen: Observations, desired: channel::Receiver<Desired>) -> Observers {
         let start = move |_, mut asks: AskQueue| {
-            let told = seen.clone();
+            let published = seen.clone();
             tokio::spawn(async move {
                 while let Some(reply) = asks.recv().await {
-                    let _ = reply.send(told.borrow().clone());
+                    let _ = reply.send(published.borrow().clone());
                 }
             });
             seen.clone()
@@ -214,6 +214,6 @@ async fn ask(asks: Asks, seen: Observations) -> Arc<Observation> {
     let answer = async { asks.send(reply).await.ok().map(|()| answer)?.await.ok() };
     // Each query of an observation has its own deadline; this one only keeps a caller from waiting for an observer
     // that has broken off.
-    let answered = timeout(PATIENCE, answer).await.ok().flatten();
+    let answered = timeout(PROBE_TIMEOUT, answer).await.ok().flatten();
     answered.unwrap_or_else(|| seen.borrow().clone())
 }

@@ -64,7 +64,7 @@ impl<C: Containers> Worker<C> {
                     return;
                 }
                 let lately = known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
-                let returning = known.volumes.is_unsettled() && lately;
+                let returning = known.volumes.awaits_sessions() && lately;
                 known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
                 (known.in_place, known.trouble) = (Some(pid), None);
             });
@@ -148,11 +148,12 @@ impl<C: Containers> Worker<C> {
         self.remember_making(BTreeSet::new()).await;
         let (mut plans, mut faults) = plan_all(&specs, &before);
         let has_guests =
-            |name: &VolumeName| self.read_statuses(|book| book.has_guests_but_of(name));
+            |name: &VolumeName| self.read_statuses(|statuses| statuses.has_guests_but_of(name));
         faults.extend(self.quarantine.hold_back(&mut plans, self.is_in_place(), has_guests));
         if !retries {
-            let waits =
-                |spec: &VolumeSpec| self.read_statuses(|book| book.failed_before(&spec.name));
+            let waits = |spec: &VolumeSpec| {
+                self.read_statuses(|statuses| statuses.failed_before(&spec.name))
+            };
             faults.extend(
                 plans.iter().filter_map(|(spec, _)| Some((spec.name.clone(), waits(spec)?))),
             );

@@ -72,7 +72,8 @@ impl<C: Containers> Worker<C> {
         }
         self.passed = None;
         let views = volumes.iter().map(|spec| {
-            let mut view = self.read_statuses(|book| view(self.name(), spec, book.statuses()));
+            let mut view =
+                self.read_statuses(|statuses| view(self.name(), spec, statuses.statuses()));
             // Earlier observations say nothing of a target that cannot be asked now.
             if let Err(fault) = &done
                 && view.status.state != VolumeState::Pending
@@ -304,7 +305,7 @@ impl<C: Containers> Worker<C> {
             // If its backing holds its size, it is made with the new one from now on.
             self.parts.desired.want_volumes(self.name(), &[resized]).await?;
         }
-        Ok(self.read_statuses(|book| view(self.name(), &spec, book.statuses())))
+        Ok(self.read_statuses(|statuses| view(self.name(), &spec, statuses.statuses())))
     }
 
     /// Observes the volumes now, for a caller; those that are not as desired are reconciled by that too.

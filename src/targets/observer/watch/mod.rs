@@ -60,7 +60,7 @@ pub(super) struct ProcessWatch<C> {
     look: Option<Pending<Found>>,
     looked: Count,
     /// Set while the engine has yet to report how the process ended.
-    untold: bool,
+    end_unexplained: bool,
     look_again: bool,
     next_look: Instant,
     waiting: Vec<ObservationWaiter>,
@@ -86,7 +86,7 @@ impl<C: Containers> ProcessWatch<C> {
             next_probe: Instant::now(),
             look: None,
             looked: Count::default(),
-            untold: false,
+            end_unexplained: false,
             look_again: false,
             // The first one is begun at once.
             next_look: Instant::now() + LOOK_PAUSE,
@@ -135,7 +135,7 @@ impl<C: Containers> ProcessWatch<C> {
     }
 
     fn has_ended(&mut self) {
-        self.untold = true;
+        self.end_unexplained = true;
         let how = "its process has ended, and the engine has not told yet how".to_string();
         self.becomes(KnownProcess::Otherwise(Process::Ended(how)));
     }
@@ -156,7 +156,7 @@ impl<C: Containers> ProcessWatch<C> {
     fn found(&mut self, found: Found) {
         self.look = None;
         self.looked.ended = self.looked.begun;
-        self.untold = false;
+        self.end_unexplained = false;
         match found {
             Found::Runs(process) => {
                 let known = matches!(&self.seen, KnownProcess::Lives(seen) if seen.is(&process));
@@ -253,7 +253,7 @@ impl<C: Containers> ProcessWatch<C> {
                     self.probe_now();
                 }
                 // No event comes for what the engine has reported already, or could not report.
-                let open = blind || self.untold || !self.shared.news.is_live();
+                let open = blind || self.end_unexplained || !self.shared.news.is_live();
                 if open && Instant::now() >= self.next_look {
                     self.next_look = Instant::now() + LOOK_PAUSE;
                     self.look_now();
