@@ -193,7 +193,7 @@ fn pages_that_somebody_took_away_are_not_claimed_twice() {
 }
 
 #[test]
-fn a_wish_that_cannot_be_met_changes_nothing_at_all() {
+fn a_request_that_cannot_be_met_changes_nothing() {
     let Some(pools) = Pools::hold() else { return };
     let total = counter("nr_hugepages");
     let settings = format!(

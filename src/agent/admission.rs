@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(admission.finish(), (vec!["c", "d"], None));
     }
 
-    /// Lets the run at work end; each waiter must have wished for no more than it did.
+    /// Lets the run at work end; no waiter may have requested more than it did.
     fn end_run(
         admission: &mut RunQueue<usize>,
         running: &mut Option<PrepareRequest>,
@@ -185,7 +185,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn every_waiter_is_answered_once_by_a_run_that_covers_its_wish(
+        fn every_waiter_is_answered_once_by_a_run_that_covers_its_request(
             calls in prop::collection::vec((0u64..6, any::<bool>(), any::<bool>()), 1..60)
         ) {
             let requests: Vec<_> =

@@ -77,7 +77,7 @@ impl Node {
         self.spawner.machine(|machine| machine.calls.clone())
     }
 
-    /// Prepares and tells the one fault that comes of it.
+    /// Prepares, and returns the one fault that comes of it.
     async fn fault(&self) -> Fault {
         let mut report = self.prepare().await;
         assert_eq!(report.errors.len(), 1, "{report:?}");
@@ -152,7 +152,7 @@ async fn packages_that_nobody_has_are_all_named_after_one_look_for_newer_lists()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mirror_that_cannot_be_reached_is_not_told_as_a_missing_package() {
+async fn an_unreachable_mirror_is_not_reported_as_a_missing_package() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| (machine.lists, machine.reachable) = (false, false));
     says(&node.fault().await, Code::PackagesNotFetched, &["http://mirror.invalid"]);
@@ -185,7 +185,7 @@ async fn an_installation_that_was_cut_off_is_finished_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_finished_is_tried_once_and_the_operator_told_how() {
+async fn an_impossible_repair_is_tried_once_and_explained() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.interrupted = usize::MAX);
     let commands = ["dpkg --configure -a", "apt-get --fix-broken install"];
@@ -215,7 +215,7 @@ async fn a_package_that_apt_takes_for_installed_and_dpkg_does_not_is_unpacked_an
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_installation_that_fails_is_told_in_the_package_managers_own_words() {
+async fn a_failed_installation_is_reported_in_the_package_managers_words() {
     let node = node(Mood::Answers);
     let words = "E: Sub-process /usr/bin/dpkg returned an error code (1)";
     node.spawner.machine(|machine| machine.broken = Some(words.to_string()));
@@ -245,7 +245,7 @@ async fn an_installation_that_never_ends_is_left_running_when_its_time_is_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_dies_is_told_at_once_with_its_last_words() {
+async fn a_daemon_exit_is_reported_at_once_with_its_last_lines() {
     let node = node(Mood::Answers);
     let words = "level=info msg=\"x\"\nfailed to start daemon: Devices cgroup isn't mounted\n";
     let end = Some((Some(1), words.to_string()));
@@ -313,7 +313,7 @@ async fn an_engine_that_comes_up_and_never_answers_is_given_its_time_and_no_more
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_comes_up_too_old_is_told_with_what_to_do() {
+async fn an_engine_that_is_too_old_is_reported_with_a_remedy() {
     let engine = FakeEngine::new(Mood::Answers);
     let (mut applier, seen, _folder) = applier(&engine);
     let (socket, within) = ("/run/docker.sock".to_string(), Duration::from_secs(60));

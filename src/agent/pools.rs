@@ -171,7 +171,7 @@ impl Pools {
         tokio::pin!(ends);
         let until_ended = async {
             self.cancel.cancel();
-            tracing::debug!("the owner of the hugepage pools was told to end");
+            tracing::debug!("the owner of the hugepage pools was asked to end");
             // Pinned: goes on when the pause ends first.
             while timeout(PAUSE, &mut ends).await.is_err() {
                 self.cancel.cancel();

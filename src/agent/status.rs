@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pools_are_looked_at_again_when_the_books_change() {
+    async fn pools_are_observed_again_when_the_records_change() {
         let mut played = Played::start();
         played.reports.borrow_and_update();
         let counter = |name: &str| played.root.path().join(POOL).join(name);

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_a_line_and_what_cannot_be_one_is_told_without_it() {
+    fn a_token_is_a_line_and_an_error_does_not_repeat_it() {
         let tokens =
             Tokens::read("# of the controller\n 0123456789abcdef \r\n\nfedcba9876543210==\n")
                 .unwrap();

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_live_socket_is_told_from_a_stale_one_without_a_connection() {
+    fn live_and_stale_sockets_are_distinguished_without_a_connection() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         assert_eq!(occupant(&path).unwrap(), Occupant::Nothing);

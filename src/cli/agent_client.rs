@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_falls_silent_is_given_up() {
+    async fn a_stream_that_turns_silent_is_given_up() {
         let agent = turns_silent(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\n{\"event\":\"alive\"}\n\r\n",
         )

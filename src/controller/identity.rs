@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(*heard.borrow_and_update(), said("a", "http://c/"));
         identities.learn_missing(said("a", "http://d/")).unwrap();
         identities.learn_missing(said("b", "http://d/")).unwrap();
-        assert!(!heard.has_changed().unwrap(), "nothing was missing: nobody is told anything");
+        assert!(!heard.has_changed().unwrap(), "nothing was missing: nobody is notified");
         assert_eq!(identities.known(), said("a", "http://c/"));
     }
 }

@@ -71,11 +71,11 @@ impl ProgressPosts {
             None => (known.send_command_url, self.reaches.of_controller()),
         };
         if url.is_empty() {
-            tracing::debug!("progress is not told: no controller has said where to");
+            tracing::debug!("progress is not reported: no controller has said where to");
             return None;
         }
         let Ok(place) = self.places.clone().try_acquire_owned() else {
-            tracing::debug!("progress is not told: that of {MOST} calls is told already");
+            tracing::debug!("progress is not reported: that of {MOST} calls is reported already");
             return None;
         };
         let host = Some(known.host_uuid).filter(|uuid| !uuid.is_empty());
@@ -237,15 +237,13 @@ async fn post(
     let why = match client.post(to, &[path], body, within).await {
         Ok(status) if status.is_success() => return PostOutcome::Goes,
         Ok(StatusCode::NOT_FOUND) => {
-            tracing::debug!(
-                "the controller takes no progress (404); it is not told more of this call"
-            );
+            tracing::debug!("the controller takes no progress (404); it gets no more of this call");
             return PostOutcome::Unknown;
         }
         Ok(status) => format!("answered {status}"),
         Err(e) => without_address(&e),
     };
-    tracing::debug!(why, "the progress of a call could not be told to the controller");
+    tracing::debug!(why, "the progress of a call could not be reported to the controller");
     PostOutcome::Goes
 }
 

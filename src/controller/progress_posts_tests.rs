@@ -1,4 +1,4 @@
-//! How telling goes in time, on tokio's paused clock, with a played controller.
+//! Progress posts over time, on tokio's paused clock, with a played controller.
 
 use std::sync::Mutex;
 
@@ -63,7 +63,7 @@ impl Played {
         self.sends(WorkEvent::Ended(report));
     }
 
-    /// The call ends; all posts, and how long after its end the telling ended.
+    /// The call ends; all posts, and how long after its end the posts ended.
     async fn ends(mut self, succeeded: bool) -> (Vec<Post>, Duration) {
         let now = Instant::now();
         self.end.take().unwrap().send(succeeded).unwrap();
@@ -81,7 +81,7 @@ async fn pause(duration: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_beginning_each_step_and_the_success_are_told() {
+async fn beginning_steps_and_success_are_reported() {
     let played = Played::start(Duration::ZERO, PostOutcome::Goes);
     pause(SECOND).await;
     for _ in 0..2 {
@@ -95,7 +95,7 @@ async fn the_beginning_each_step_and_the_success_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_not_the_whole_and_its_last_step_is_told() {
+async fn a_failure_is_reported_up_to_its_last_step() {
     let played = Played::start(Duration::ZERO, PostOutcome::Goes);
     pause(SECOND).await;
     played.finishes();
@@ -108,7 +108,7 @@ async fn a_failure_is_not_the_whole_and_its_last_step_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lines_are_told_once_a_second_however_many_there_are() {
+async fn lines_are_reported_at_most_once_a_second() {
     let played = Played::start(Duration::ZERO, PostOutcome::Goes);
     played.begins();
     for _ in 0..100 {
@@ -121,7 +121,7 @@ async fn lines_are_told_once_a_second_however_many_there_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_controller_is_told_the_newest_and_one_post_at_a_time() {
+async fn a_slow_controller_gets_the_newest_one_post_at_a_time() {
     let played = Played::start(3 * SECOND, PostOutcome::Goes);
     for _ in 0..9 {
         pause(SECOND / 10).await;
@@ -143,7 +143,7 @@ async fn a_controller_that_hangs_is_let_go_within_the_time_of_one_post() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_controller_that_knows_no_such_path_is_told_no_more_of_that_call() {
+async fn a_404_ends_the_progress_of_that_call() {
     let played = Played::start(Duration::ZERO, PostOutcome::Unknown);
     pause(SECOND).await;
     assert!(played.run.is_finished());
@@ -151,7 +151,7 @@ async fn a_controller_that_knows_no_such_path_is_told_no_more_of_that_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_breaks_ends_the_telling() {
+async fn work_that_panics_ends_the_progress() {
     let mut played = Played::start(Duration::ZERO, PostOutcome::Goes);
     pause(SECOND).await;
     drop(played.end.take());
@@ -160,7 +160,7 @@ async fn work_that_breaks_ends_the_telling() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_so_many_calls_are_told_of_at_a_time() {
+async fn the_number_of_calls_with_progress_is_limited() {
     let dir = tempfile::tempdir().unwrap();
     let store = crate::store::Store::open(dir.path(), dir.path()).unwrap();
     let identities = Arc::new(Identities::open(store).unwrap());

@@ -310,7 +310,7 @@ async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
         starting
     });
     if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(error = %e, "systemd could not be told that the agent is ready");
+        tracing::warn!(error = %e, "systemd could not be notified that the agent is ready");
     }
 }
 
@@ -389,7 +389,7 @@ async fn drain(outbox: &Outbox, deadline: Instant) {
     tracing::warn!(
         at_work,
         waiting,
-        "stopped with work unfinished or results undelivered: the next start tells the controller what became of calls that change the node"
+        "stopped with work unfinished or results undelivered: the next start reports to the controller what became of calls that change the node"
     );
 }
 

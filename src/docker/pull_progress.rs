@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_are_told_when_they_change_and_bytes_once_a_second_for_all_layers() {
+    fn states_are_reported_on_change_and_bytes_once_a_second() {
         let began = Instant::now();
         let mut progress = PullProgress::default();
         let mut take = |layer: &str, state: &str, bytes, ms| {

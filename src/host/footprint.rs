@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_told_as_its_files_have_it() {
+    fn a_footprint_is_read_from_the_process_files() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::new(dir.path());
         fs::create_dir_all(root.path("/proc/self/fd")).unwrap();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_told_by_this_machine() {
+    fn the_footprint_of_this_process_is_read_on_this_machine() {
         let seen = OwnProcess::new(&Root::new("/")).read().unwrap();
         assert!(seen.resident_bytes > 100_000 && seen.threads >= 1 && seen.open_files >= 3);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn guests_of_the_sockets_are_told_with_the_version_of_what_runs() {
+    fn guests_are_found_by_socket_with_the_version_that_runs() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         fs::write(root.path("/qemu"), "\0QEMU emulator version 7.2.22 (Debian 1:7.2)\0").unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_found_wherever_it_stands() {
+    fn a_version_is_found_anywhere_in_the_text() {
         let of = |code: &[u8]| version_in(code).unwrap();
         let mark = b"QEMU emulator version 10.0.2 (x)";
         for before in [0, 1, (1 << 20) - 40, (1 << 20) - 7, 1 << 20, (2 << 20) - 24, (2 << 20) + 3]

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_may_not_write_is_told_how_the_unit_is_opened_unless_more_is_known() {
+    fn a_read_only_error_explains_the_unit_unless_more_is_known() {
         let read_only = || std::io::Error::from(nix::errno::Errno::EROFS);
         let path = || PathBuf::from("/srv/sockets");
         let text = |error: HostError| error.to_string();

@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernel_tells_who_owns_the_other_end_of_a_connection() {
+    fn the_kernel_names_the_owner_of_a_connections_peer() {
         for listen in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
             let Ok(listener) = TcpListener::bind(listen) else { continue };
             let port = listener.local_addr().unwrap().port();

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_end_of_a_process_is_told_though_it_was_not_waited_for() {
+    async fn the_exit_of_a_process_is_seen_before_it_is_reaped() {
         let root = Root::new("/");
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_no_pool_has_are_told_when_they_are_taken() {
+    fn missing_pages_are_reported_at_allocation() {
         let refused = SharedMemory::take(Pages::Huge2M, 1 << 40).unwrap_err();
         let text = crate::model::fault::chain(&refused);
         assert!(text.contains("2 MiB hugepages") && text.contains("vhost-agent prepare"), "{text}");

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_stands_in_the_way_and_stays() {
+    fn a_file_that_is_no_socket_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         fs::create_dir_all(root.path("/sockets/folder")).unwrap();

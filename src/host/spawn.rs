@@ -158,7 +158,7 @@ impl Processes {
         // Fallible steps come before the start: a running program is not left without its reader.
         let follower = Follower::new(&log, start).await?;
         let watch = watch(&log).inspect_err(|e| {
-            tracing::debug!("the output of {name} is told a second late: {}", chain(e));
+            tracing::debug!("the output of {name} is reported a second late: {}", chain(e));
         });
         Ok((Following { log, start, follower, watch: watch.ok() }, file))
     }
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_tells_its_lines_its_code_and_where_its_log_is() {
+    async fn a_run_returns_lines_exit_code_and_log_path() {
         let (end, lines, _folder) = run(
             "echo $WORD; printf 'half '; sleep 0.05; echo line >&2; exit 3",
             Duration::from_secs(10),
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_is_told_apart_from_the_one_before_in_the_same_log() {
+    async fn a_run_is_separated_from_the_one_before_in_the_log() {
         let folder = tempfile::tempdir().unwrap();
         let processes = Processes::new(folder.path());
         for word in ["first", "second"] {
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_daemon_that_ends_tells_its_last_words() {
+    async fn a_daemon_that_exits_returns_its_last_lines() {
         let folder = tempfile::tempdir().unwrap();
         let false_start = Invocation {
             program: "sh".into(),

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn process_that_was_stopped_is_told_as_such() {
+    fn a_stopped_process_is_recognized() {
         use nix::sys::signal::{Signal, kill};
         let (_stopped, pid) = start("sh", &["-c", "while :; do :; done"]);
         kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();

@@ -79,7 +79,7 @@ impl Peer {
         Peer { caller, is_local: true, uid, certificate: None, name: name.into() }
     }
 
-    /// The same peer, when it runs as root in a container of this node, or nobody can tell: no user that is known.
+    /// The same peer, when it runs as root in a container of this node, or that is unknown: no known user.
     pub fn contained(&self) -> Peer {
         let name = "root, perhaps of a container,".into();
         Peer { uid: None, name, ..self.clone() }

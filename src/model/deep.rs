@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_in_one_object_and_understood_again() {
+    fn verified_health_is_one_object_and_can_be_read_back() {
         for error in [None, Some(Code::DeepIoFailed)] {
             let proven = ProvenHealth::of(health(TargetState::Absent), deep(error));
             let json = serde_json::to_value(&proven).unwrap();

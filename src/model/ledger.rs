@@ -217,7 +217,7 @@ mod tests {
         ledger.set_grown(KEY, 50, 200);
         assert!(ledger.reconcile(&seen(190, 10)));
         assert_eq!(ledger.grown(KEY), 30, "20 persistent pages fewer");
-        assert!(!ledger.reconcile(&seen(190, 10)), "nothing more to settle");
+        assert!(!ledger.reconcile(&seen(190, 10)), "nothing more to reconcile");
         ledger.reconcile(&seen(900, 0));
         assert_eq!(ledger.grown(KEY), 30, "what others add is theirs");
         ledger.reconcile(&seen(880, 0));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_pages_are_told_until_they_are_grown_again() {
+    fn lost_pages_are_reported_until_they_are_grown_again() {
         let mut ledger = Ledger::new("b");
         ledger.set_grown(KEY, 50, 200);
         assert_eq!(ledger.finding(), None);

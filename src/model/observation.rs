@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn one_missed_probe_is_no_proof_and_one_answer_is() {
+    fn one_missed_probe_proves_nothing_and_one_reply_does() {
         let begin = Instant::now();
         let answers = |probes: &str| {
             let (mut answers, mut sent) = (ProbeResults::default(), begin);

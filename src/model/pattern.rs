@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn asterisk_stands_for_any_characters_and_all_else_for_itself() {
+    fn asterisk_matches_any_characters_and_all_else_itself() {
         for (pattern, text) in [
             ("a", "a"),
             ("*", ""),

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_told_in_part() {
+    fn an_endless_line_is_reported_in_part() {
         let work = WorkId::next();
         let mut course = ProgressSource::new(work, Stage::default());
         course.hear(of(work, begun(Area::Engine, "install", "apt")));

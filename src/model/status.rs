@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_or_there_is_told_and_what_is_neither_is_not() {
+    fn desired_or_observed_targets_are_reported_and_others_not() {
         use TargetState::{Absent, Failed, Serving, Starting};
         let statuses = TargetStatuses::from([
             status("gone", Some(Absent)),

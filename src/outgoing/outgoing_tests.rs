@@ -60,7 +60,7 @@ fn within(networks: &[&str]) -> Reach {
 }
 
 #[tokio::test]
-async fn the_server_is_told_the_name_and_nothing_of_how_it_was_judged() {
+async fn the_server_sees_the_name_and_nothing_of_the_policy() {
     let server = server("127.0.0.1:0").await;
     let url = format!("http://user:word@localhost:{}/a/b?c=d", server.port);
     // The name leads to ::1 too on most machines, which may not be called here.

@@ -91,7 +91,7 @@ fn vm(name: &str, lists: &[&[u32]]) -> Holder {
     holder(HolderKind::Machine, name, lists)
 }
 
-/// What is chosen, and the codes of what is told.
+/// Chosen cores, and the codes of the findings.
 fn beside(count: u32, cpus: &[Cpu], holders: Vec<Holder>) -> (Vec<u32>, Vec<Code>) {
     let chose = choose(&CoreRequest::Count(count), cpus, &held_by(holders)).unwrap();
     let codes = chose.findings.iter().map(|finding| finding.code).collect();
@@ -136,7 +136,7 @@ fn cores_of_virtual_machines_are_left_to_them_with_their_second_threads() {
 }
 
 #[test]
-fn where_there_is_nothing_else_they_are_shared_and_that_is_told_by_name() {
+fn cores_are_shared_as_a_last_resort_and_reported_by_name() {
     let cpus = machine(1, 2);
     let used = held_by(vec![vm("web", &[&[1]]), vm("db", &[&[2]])]);
     let chose = choose(&CoreRequest::Count(1), &cpus, &used).unwrap();

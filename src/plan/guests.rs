@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_told_as_news_once() {
+    fn findings_are_news_once() {
         let name = "v".parse().unwrap();
         let mut status =
             VolumeStatus { socket_path: "/s/v".to_string(), ..VolumeStatus::unknown() };

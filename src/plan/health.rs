@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_told_with_its_reason() {
+    fn silence_is_reported_with_its_reason() {
         let mut silent = seen(&OLD, "+--");
         let until = Some(silent.at + Duration::from_secs(1));
         let busy_with = Some("bdev_malloc_create".into());

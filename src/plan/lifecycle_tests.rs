@@ -219,7 +219,7 @@ fn own_request_explains_no_silence_of_a_stopped_process() {
 }
 
 #[test]
-fn target_that_answers_late_is_not_killed_and_a_reactor_that_stands_still_is() {
+fn a_slow_target_is_not_killed_and_a_stuck_reactor_is() {
     let mut scene = Scene::serving();
     let slow = |now| Vitals { replied: Some(now), ..computes(now) };
     assert_eq!(scene.killed_within(600 * SECOND, slow), None);

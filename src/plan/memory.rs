@@ -112,9 +112,13 @@ mod tests {
             assert_eq!(mib(volumes, LEAVE, &ample), expected, "{volumes} volumes");
         }
         assert_eq!(mib(5_000, LEAVE, &node(600)), 1024, "as much as there is");
-        assert_eq!(mib(5_000, LEAVE, &node(10)), 512, "and then it is told how much is missing");
+        assert_eq!(
+            mib(5_000, LEAVE, &node(10)),
+            512,
+            "and then it is reported how much is missing"
+        );
         let unknown = TargetSeen { free_pages: [].into(), ..ample };
-        assert_eq!(mib(801, LEAVE, &unknown), 1024, "nobody could tell what is free");
+        assert_eq!(mib(801, LEAVE, &unknown), 1024, "it is unknown what is free");
     }
 
     #[test]

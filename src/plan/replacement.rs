@@ -137,7 +137,7 @@ impl TargetPlan {
         }
         let (name, id) = (spec.name.to_string(), old.id.clone());
         let [next, previous] = spec.name.beside();
-        // If nobody can tell, guests may wait.
+        // If that is unknown, guests may wait.
         let is_used = seen.sessions != Some(0) || seen.disconnected > 0;
         self.steps.extend(clear(&spec.name, seen));
         let mut after = Vec::new();

@@ -16,7 +16,7 @@ fn wait(backoff: &Retry, at: Instant) -> Duration {
 }
 
 #[test]
-fn a_first_fall_is_healed_at_once_and_its_successor_is_taken_on_trust() {
+fn a_first_exit_is_recovered_at_once_without_probation() {
     let at = Instant::now();
     let mut backoff = Retry::new(HealPolicy::default(), 7);
     assert_eq!(backoff.due(), None, "nothing is known yet");
@@ -41,7 +41,7 @@ fn the_waits_double_up_to_the_most_that_the_policy_allows() {
 }
 
 #[test]
-fn a_failed_attempt_that_no_fall_came_before_is_not_repeated_at_once() {
+fn a_failed_attempt_without_an_exit_before_is_not_repeated_at_once() {
     let at = Instant::now();
     let mut backoff = Retry::new(plain(), 7);
     backoff.failed(at);
@@ -50,7 +50,7 @@ fn a_failed_attempt_that_no_fall_came_before_is_not_repeated_at_once() {
 }
 
 #[test]
-fn a_fall_within_a_minute_of_service_counts_on_and_has_to_be_proven() {
+fn an_exit_within_a_minute_of_service_requires_probation() {
     let at = Instant::now();
     let mut backoff = Retry::new(plain(), 7);
     backoff.exited(at);
@@ -67,7 +67,7 @@ fn a_fall_within_a_minute_of_service_counts_on_and_has_to_be_proven() {
 }
 
 #[test]
-fn a_fall_after_a_full_minute_of_service_is_a_first_one_whether_or_not_anybody_looked() {
+fn an_exit_after_a_full_minute_of_service_is_a_first_one() {
     let at = Instant::now();
     for looked in [false, true] {
         let mut backoff = Retry::new(plain(), 7);
@@ -147,7 +147,7 @@ fn different_seeds_spread_the_attempts() {
     assert!(spread > 10 * SECOND, "of the 12.8 s that they may differ, they use {spread:?}");
 }
 
-/// What can be told of a target, each with the milliseconds since the event before; some go back.
+/// Events of a target, each with the milliseconds since the event before; some go back.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Fell,
@@ -270,7 +270,7 @@ proptest! {
         history in histories(), policy in policies(), seed: u64,
     ) {
         let mut backoff = Retry::new(policy, seed);
-        // What a bookkeeper notes who knows nothing of the code: since when it serves, and what it counted.
+        // An independent record: since when it serves, and what it counted.
         let (mut since, mut counted) = (None::<Instant>, 0u32);
         for (event, at) in times(&history) {
             apply(&mut backoff, event, at);

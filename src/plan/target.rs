@@ -257,7 +257,7 @@ impl TargetPlan {
 /// Refuses to stop a target that is in use.
 ///
 /// # Errors
-/// While virtual machines are connected, or nobody can tell, unless `force` is set.
+/// While virtual machines are connected, or that is unknown, unless `force` is set.
 fn may_go(spec: &TargetSpec, force: bool, seen: &TargetSeen) -> Result<(), Fault> {
     match seen.sessions {
         Some(0) => {}

@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_serves_a_bdev_is_read_as_spdk_tells_it() {
+    fn the_module_of_a_bdev_is_read_as_spdk_reports_it() {
         let controller = r#"{"ctrlr":"s","backend_specific":{"scsi":[{"scsi_dev_num":0,"id":1,"target_name":"Target 0",
             "luns":[{"id":0,"bdev_name":"b"}]}]}}"#;
         let controller: Controller = serde_json::from_str(controller).unwrap();
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_bdev_is_read_where_it_is_told() {
+    fn the_file_of_a_bdev_is_read_where_it_is_reported() {
         let file = |specific: &str| {
             let text = format!(
                 r#"{{"name":"b","block_size":512,"num_blocks":8,"driver_specific":{specific}}}"#

@@ -104,7 +104,7 @@ async fn a_method_without_parameters_sends_none() {
 }
 
 #[tokio::test]
-async fn who_is_not_there_or_never_answers_is_told_apart() {
+async fn absent_and_silent_targets_are_distinguished() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vhost.sock");
     let spdk = Spdk::new(&path);
@@ -213,7 +213,7 @@ async fn a_reply_that_stops_half_way_costs_no_more_than_its_own_call() {
 }
 
 #[tokio::test]
-async fn a_socket_whose_queue_is_full_is_told_apart_from_one_where_nobody_listens() {
+async fn a_full_socket_queue_and_a_missing_listener_are_distinguished() {
     use nix::sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
     };

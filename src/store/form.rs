@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_stands_beside_its_version_and_anything_else_under_it() {
+    fn an_object_is_beside_its_version_and_anything_else_under_it() {
         assert_eq!(file(&json!({"spec": 7})), json!({"version": 1, "spec": 7}));
         assert_eq!(file(&[1, 2]), json!({"version": 1, "value": [1, 2]}));
         let own = json!({"version": "5", "hostUuid": "a"});
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn newer_versions_are_told_from_broken_files() {
+    fn newer_versions_and_broken_files_are_distinguished() {
         let newer = decode::<u8>(br#"{"version": 2, "value": 1}"#).unwrap_err();
         assert_eq!(newer.to_string(), "is of version 2, and this agent knows 1");
         assert!(matches!(decode::<u8>(br#"{"version": 2"#), Err(Unusable::Broken(_))));

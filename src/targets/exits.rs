@@ -141,7 +141,7 @@ mod tests {
     use crate::plan::retry::Failures;
 
     #[tokio::test]
-    async fn falls_are_known_to_the_next_agent_until_they_are_forgotten() {
+    async fn exits_are_known_to_the_next_agent_until_they_are_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let open =
             || Exits::new(Store::open(dir.path().join("state"), dir.path().join("run")).unwrap());

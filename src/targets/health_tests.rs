@@ -133,7 +133,7 @@ impl Scene {
         health(&waits.await.unwrap().unwrap()).unwrap()
     }
 
-    /// The states that events have told.
+    /// States that events have reported.
     fn changes(&self) -> Vec<TargetState> {
         let reported = self.events.follow(Some(EventId { run: 0, number: 0 })).0;
         let state = |what| match what {
@@ -187,7 +187,7 @@ async fn answer_all(mut stream: UnixStream, mood: Arc<Mood>) {
 const LONG: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn ages_of_answers_are_told_of_the_control_socket_that_is_wanted_without_asking_anybody() {
+async fn reply_ages_of_the_desired_socket_are_known_without_a_probe() {
     let scene = Scene::new(LONG);
     assert!(scene.targets.last_answers().is_empty());
     scene.health().await;
@@ -201,12 +201,12 @@ async fn ages_of_answers_are_told_of_the_control_socket_that_is_wanted_without_a
 }
 
 #[tokio::test]
-async fn what_is_known_is_told_without_asking_and_with_its_age() {
+async fn known_health_is_returned_with_its_age_and_without_a_probe() {
     let scene = Scene::new(LONG);
     let first = scene.health().await;
     assert_eq!((first.state, first.pid), (TargetState::Serving, Some(scene.process.id())));
     assert_eq!(first.version.as_deref(), Some("SPDK v26.05"));
-    // Neither of them could tell any more.
+    // Neither of them could answer any more.
     scene.engine.hang();
     scene.mood.unresponsive.send_replace(true);
     let asked = scene.engine.asked();
@@ -282,7 +282,7 @@ async fn one_unresponsive_reactor_of_several_is_found_though_the_control_socket_
 }
 
 #[tokio::test]
-async fn a_hanging_engine_neither_delays_nor_falsifies_what_process_and_answers_tell() {
+async fn a_hanging_engine_neither_delays_nor_falsifies_health() {
     let scene = Scene::new(Duration::ZERO);
     scene.health().await;
     scene.engine.hang();
@@ -303,7 +303,7 @@ async fn an_agent_that_starts_beside_a_hanging_engine_sees_the_process_that_answ
 }
 
 #[tokio::test]
-async fn a_container_that_is_taken_away_and_comes_back_is_told_by_the_engine() {
+async fn engine_events_report_a_container_removed_and_restored() {
     let scene = Scene::new(LONG);
     scene.follow_engine();
     scene.health().await;
@@ -316,9 +316,9 @@ async fn a_container_that_is_taken_away_and_comes_back_is_told_by_the_engine() {
     for _ in 0..100 {
         assert_eq!(scene.health().await.state, TargetState::Absent);
     }
-    // What it told before may still be looked into.
+    // What it reported before may still be looked into.
     let more = scene.engine.asked() - asked;
-    assert!(more <= 2, "asked {more} times, though it would have told");
+    assert!(more <= 2, "asked {more} times, though it would have reported");
 }
 
 #[tokio::test]

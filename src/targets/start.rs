@@ -153,7 +153,7 @@ pub(super) fn start_failed(
 pub(super) fn blame(status: &SharedStatus, policy: &HealPolicy, failures: u32, evidence: &str) {
     let most = policy.most;
     let text = format!(
-        "it falls again and again ({failures} times in short order), and is tried again with pauses of up \
+        "it exits again and again ({failures} times in short order), and is tried again with pauses of up \
          to {most:?}: {evidence}"
     );
     status.change(|known| known.trouble = Some(text));

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_connected_before_a_fall_is_waited_for_until_it_is_back() {
+    fn sessions_from_before_an_exit_are_awaited_until_they_return() {
         let (mut statuses, note) = statuses();
         assert_eq!(note(&mut statuses, 0, &seen(&[(true, 1)]), None).sessions, 1);
         statuses.exited("then");
@@ -270,13 +270,13 @@ mod tests {
         note(&mut statuses, 2, &seen(&[]), None);
         assert_eq!(guests_known(&statuses), known, "it is waited for");
         note(&mut statuses, 3, &connected, None);
-        assert_eq!(statuses.see_guests(&guests(10)), [], "it was told before");
+        assert_eq!(statuses.see_guests(&guests(10)), [], "it was reported before");
         note(&mut statuses, 4, &seen(&[]), None);
         assert_eq!(guests_known(&statuses), (None, 0));
     }
 
     #[test]
-    fn what_failed_is_told_and_since_when() {
+    fn a_failure_is_reported_with_its_beginning() {
         let (mut statuses, note) = statuses();
         let fault = Fault::new(Code::Internal, "no such file");
         note(&mut statuses, 1, &VolumeSeen::default(), Some(&fault));

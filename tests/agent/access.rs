@@ -162,7 +162,7 @@ async fn a_revoked_certificate_is_let_in_no_more_also_when_it_is_revoked_later()
 }
 
 #[tokio::test]
-async fn a_list_of_revoked_certificates_that_is_overdue_stays_in_force_and_is_told() {
+async fn an_overdue_revocation_list_stays_in_force_with_a_warning() {
     let authority = Authority::new();
     let place = with_tls(&authority.sign("127.0.0.1"), Some(&authority));
     let list = file(&place, "revoked.pem");
@@ -499,14 +499,14 @@ async fn who_follows_the_events_is_judged_again_when_a_token_is_taken_away() {
     let value = format!("Bearer {TOKEN}");
     let bytes = request("GET", "/v1/events", &[("Authorization", &value)], "");
     stream.write_all(bytes.as_bytes()).await.unwrap();
-    let mut told = Vec::new();
-    while !String::from_utf8_lossy(&told).contains("following") {
-        assert_ne!(soon("it is told", stream.read_buf(&mut told)).await.unwrap(), 0);
+    let mut received = Vec::new();
+    while !String::from_utf8_lossy(&received).contains("following") {
+        assert_ne!(soon("it is told", stream.read_buf(&mut received)).await.unwrap(), 0);
     }
     write_tokens(&place, "fedcba9876543210fedcba9876543210");
     soon("the stream ends", async {
-        while !told.ends_with(b"0\r\n\r\n") {
-            assert_ne!(stream.read_buf(&mut told).await.unwrap(), 0, "as a whole");
+        while !received.ends_with(b"0\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut received).await.unwrap(), 0, "as a whole");
         }
     })
     .await;

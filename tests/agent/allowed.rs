@@ -90,8 +90,8 @@ async fn what_no_setting_lists_is_refused_by_every_route_before_anything_is_done
         });
         for route in ["target/ensure", "activate"] {
             let reply = agent.post(&format!("{ZBS}/{route}"), &compatible.to_string()).await.json();
-            let told = (&reply["success"], &reply["code"]);
-            assert_eq!(told, (&json!(false), &json!(code)), "{route} {compatible}");
+            let outcome = (&reply["success"], &reply["code"]);
+            assert_eq!(outcome, (&json!(false), &json!(code)), "{route} {compatible}");
         }
     }
     let ended = place.run(&["deploy", "a", "--kind", "built-in", "--socket-dir", "/etc/x"]).await;
@@ -175,10 +175,10 @@ async fn what_was_desired_before_is_not_refused_when_it_is_asked_for_again() {
     let kept = put(&agent, &format!("{TARGET}/volumes/v"), &same).await;
     kept.must_be_problem(503, "volume-not-serving");
     let log = agent.log();
-    let told: Vec<&str> = log.lines().filter(|line| line.contains("not-allowed")).collect();
+    let outcome: Vec<&str> = log.lines().filter(|line| line.contains("not-allowed")).collect();
     let warned =
-        told.iter().all(|line| line.contains("goes on, but a new call for it would be refused"));
-    assert!(told.len() == 2 && warned, "it comes back as it was: {log}");
+        outcome.iter().all(|line| line.contains("goes on, but a new call for it would be refused"));
+    assert!(outcome.len() == 2 && warned, "it comes back as it was: {log}");
     for (field, value) in [("socketDir", "/srv/other"), ("image", "other:1")] {
         let mut other = again.clone();
         other[field] = json!(value);

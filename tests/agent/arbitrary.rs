@@ -27,7 +27,7 @@ fn well_formed() -> Vec<Vec<u8>> {
     let connect =
         r#"{"hostUuid":"9d3f6a","sendCommandUrl":"http://127.0.0.1:1/x","version":"4.8"}"#;
     let context = r#"{"hugepageNr":360,"taskContext":{"__messagetimeout__":"1800000"}}"#;
-    let wishes = r#"{"hugepages":[{"pages":300,"sizeMib":2,"nodes":[0,1],"moveShortfall":false}],"keepPartial":false,"engine":true}"#;
+    let prepare_body = r#"{"hugepages":[{"pages":300,"sizeMib":2,"nodes":[0,1],"moveShortfall":false}],"keepPartial":false,"engine":true}"#;
     let health =
         r#"{"containerName":"zbs-vhost","controlSock":"/var/tmp/vhost-sockets/vhost.sock"}"#;
     let ensure = r#"{"image":"a/zbs-vhost:1","cores":"[1-2]","coreCount":2,"socketDir":"/var/tmp/vhost-sockets/s","hugepageNr":"1"}"#;
@@ -42,8 +42,8 @@ fn well_formed() -> Vec<Vec<u8>> {
         request("POST", "/host/connect", &[json, ("X-Resource-UUID", "7")], connect),
         request("POST", PREPARE, &[json], context),
         request("POST", PREPARE, &[("taskuuid", &task(1))], context),
-        request("POST", "/v1/prepare?dryRun=true", &[json], wishes),
-        request("POST", "/v1/prepare", &[("Accept", "application/x-ndjson")], wishes),
+        request("POST", "/v1/prepare?dryRun=true", &[json], prepare_body),
+        request("POST", "/v1/prepare", &[("Accept", "application/x-ndjson")], prepare_body),
         request("POST", "/v1/reclaim", &[json], r#"{"sizeMib":2,"node":0,"dryRun":true}"#),
         request("POST", "/v1/restore", &[], "{}"),
         request("GET", "/v1/node", &[("Accept", "*/*")], ""),

@@ -170,7 +170,7 @@ async fn silent_connections_delay_nobody_be_they_ten_or_a_thousand() {
 }
 
 #[tokio::test]
-async fn a_door_full_of_silent_connections_is_open_to_who_has_something_to_say() {
+async fn a_listener_full_of_silent_connections_still_serves() {
     let place = Place::on("two-node").settings("[http]\nmax_connections = 40\n");
     let agent = place.ready().await;
     let mut silent = Vec::new();
@@ -185,7 +185,7 @@ async fn a_door_full_of_silent_connections_is_open_to_who_has_something_to_say()
 }
 
 #[tokio::test]
-async fn bodies_that_never_come_shut_no_door() {
+async fn bodies_that_never_come_block_no_listener() {
     let place = Place::on("two-node").settings("[http]\nmax_connections = 8\n");
     let agent = place.ready().await;
     let mut slow = Vec::new();
@@ -203,7 +203,7 @@ async fn bodies_that_never_come_shut_no_door() {
 }
 
 #[tokio::test]
-async fn a_quiet_connection_gives_way_and_where_all_are_at_work_one_more_is_told_so() {
+async fn a_quiet_connection_gives_way_and_a_busy_listener_refuses() {
     let place = Place::on("two-node").mounted().settings("[http]\nmax_connections = 4\n");
     let agent = place.ready().await;
     let mut gate = Gate::before_pools(&place);

@@ -443,7 +443,7 @@ async fn an_agent_that_was_killed_is_not_taken_for_one_that_runs() {
 }
 
 #[tokio::test]
-async fn a_node_that_cannot_be_read_is_told_and_exits_1() {
+async fn an_unreadable_node_is_reported_with_exit_code_1() {
     let place = Place::on("two-node");
     let topology = place.path("sys/devices/system/cpu/cpu0/topology/core_id");
     fs::remove_file(&topology).unwrap();

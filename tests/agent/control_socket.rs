@@ -24,7 +24,7 @@ async fn serves_again(agent: &Agent, after: &str) {
 }
 
 #[tokio::test]
-async fn a_control_socket_that_misbehaves_is_told_and_the_next_good_answer_counts() {
+async fn a_misbehaving_control_socket_is_reported_until_it_replies() {
     let played = Played::with(SETTINGS);
     let mut agent = played.place.ready().await;
     serves_again(&agent, "nothing").await;
@@ -58,7 +58,7 @@ async fn a_control_socket_that_misbehaves_is_told_and_the_next_good_answer_count
 }
 
 #[tokio::test]
-async fn health_is_told_without_a_process_being_started() {
+async fn health_is_returned_without_starting_a_process() {
     let played = Played::with(SETTINGS);
     let agent = played.place.ready().await;
     serves_again(&agent, "nothing").await;

@@ -150,14 +150,14 @@ async fn a_legacy_agent_that_stops_or_is_fenced_says_so_itself() {
 async fn a_body_in_chunks_stays_one_and_keeps_its_trailers() {
     let answer = "HTTP/1.1 200 OK\r\nDate: now\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n\
         3\r\nabc\r\n4\r\ndefg\r\n0\r\nX-Sum: 7\r\n\r\n";
-    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let legacy = Legacy::with(move |mut line: Line| {
-        let told = told.clone();
+        let sender = sender.clone();
         async move {
             let head = line.head().await;
             // The spelling of trailers is not kept.
             let body = line.until(b": 5\r\n\r\n").await;
-            told.send(head + std::str::from_utf8(&body).unwrap()).unwrap();
+            sender.send(head + std::str::from_utf8(&body).unwrap()).unwrap();
             line.send(answer).await;
         }
     })
@@ -407,16 +407,16 @@ async fn a_legacy_agent_that_thinks_long_is_waited_for_and_one_that_stops_talkin
 
 #[tokio::test]
 async fn a_request_that_stands_still_half_way_is_given_up() {
-    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let legacy = Legacy::with(move |mut line: Line| {
-        let told = told.clone();
+        let sender = sender.clone();
         async move {
             let head = line.head().await;
             if head.contains("/deaf") {
                 // It neither reads nor answers.
                 return std::future::pending().await;
             }
-            told.send(line.bytes(10).await).unwrap();
+            sender.send(line.bytes(10).await).unwrap();
         }
     })
     .await;
@@ -520,14 +520,14 @@ async fn a_legacy_agent_that_is_not_there_is_named_and_used_when_it_appears() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_takes_its_request_with_it() {
-    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let legacy = Legacy::with(move |mut line: Line| {
-        let told = told.clone();
+        let sender = sender.clone();
         async move {
             line.head().await;
-            told.send("asked").unwrap();
+            sender.send("asked").unwrap();
             while line.more().await {}
-            told.send("gone").unwrap();
+            sender.send("gone").unwrap();
         }
     })
     .await;
@@ -753,8 +753,8 @@ async fn grown(agent: &Agent) -> Vec<u64> {
 
 /// The codes of what an operator should know.
 async fn findings(agent: &Agent, path: &str) -> Vec<String> {
-    let told = agent.get(path).await.json();
-    let findings = told["findings"].as_array().cloned().unwrap_or_default();
+    let reported = agent.get(path).await.json();
+    let findings = reported["findings"].as_array().cloned().unwrap_or_default();
     findings.iter().map(|finding| finding["code"].as_str().unwrap().to_string()).collect()
 }
 
@@ -765,10 +765,10 @@ async fn pages_that_a_call_takes_away_are_an_event_and_a_finding() {
     events.write_all(request("GET", "/v1/events", &[], "").as_bytes()).await.unwrap();
     heard(&mut events, ": following").await;
     assert_eq!(agent.post(DISABLE, "{}").await.text(), "fine");
-    let told = heard(&mut events, "432 of node0/2M, 240 of node1/2M").await;
+    let reported = heard(&mut events, "432 of node0/2M, 240 of node1/2M").await;
     assert!(
-        told.contains("event: finding\n") && told.contains("\"code\":\"pages-lost\""),
-        "{told}"
+        reported.contains("event: finding\n") && reported.contains("\"code\":\"pages-lost\""),
+        "{reported}"
     );
     for path in ["/v1/status", "/v1/node"] {
         assert_eq!(findings(&agent, path).await, ["pages-lost"], "{path}");
@@ -817,8 +817,8 @@ async fn pages_stay_lost_when_a_prepare_is_undone() {
     assert_eq!(agent.post(DISABLE, "{}").await.text(), "fine");
     until("they are missed", async || findings(&agent, "/v1/status").await.pop()).await;
     let writes = kernel.writes().len();
-    let wish = r#"{"hugepages": [{"pages": 12000}], "engine": false}"#;
-    let answer = agent.post("/v1/prepare", wish).await;
+    let body = r#"{"hugepages": [{"pages": 12000}], "engine": false}"#;
+    let answer = agent.post("/v1/prepare", body).await;
     let failed = answer.text();
     assert!(failed.contains("pages that this call took"), "{failed}");
     assert!(kernel.writes().len() > writes, "some were taken");

@@ -314,7 +314,7 @@ async fn a_count_of_pages_can_be_absent_null_empty_zero_a_number_or_digits() {
 }
 
 #[tokio::test]
-async fn what_connect_taught_is_told_by_ping_also_after_a_restart() {
+async fn the_identity_from_connect_is_in_ping_after_a_restart() {
     let place = Place::on("two-node");
     let mut agent = place.ready().await;
     let unknown = agent.post("/host/ping", r#"{"hostUuid":"9d3f6a"}"#).await.json();
@@ -451,7 +451,7 @@ async fn bodies_of_prepare_that_do_not_fit_are_refused_and_nothing_is_changed() 
 }
 
 #[tokio::test]
-async fn more_pages_than_any_machine_has_are_the_callers_mistake_told_with_the_numbers() {
+async fn impossible_page_counts_are_refused_with_the_numbers() {
     let place = Place::on("two-node").mounted();
     let agent = place.ready().await;
     let before = place.snapshot();
@@ -471,7 +471,7 @@ async fn more_pages_than_any_machine_has_are_the_callers_mistake_told_with_the_n
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_the_steps_and_changes_nothing() {
+async fn a_dry_run_returns_the_steps_and_changes_nothing() {
     let place = Place::on("two-node");
     let agent = place.ready().await;
     let before = place.snapshot();

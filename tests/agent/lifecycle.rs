@@ -133,7 +133,7 @@ async fn a_restore_that_a_stop_has_cut_short_is_done_by_the_next_start() {
     let mut gate = restoring(&place);
     let mut agent = place.start_behind(&mut gate).await;
     agent.signal(Signal::SIGTERM);
-    agent.logged("was told to end").await;
+    agent.logged("was asked to end").await;
     gate.open().await;
     assert_eq!(agent.ended().await.code(), Some(0));
     let agent = place.ready().await;
@@ -239,7 +239,7 @@ async fn an_interrupt_ends_it_as_well() {
 }
 
 #[tokio::test]
-async fn a_call_on_an_open_connection_is_told_that_the_agent_stops() {
+async fn a_call_on_an_open_connection_learns_of_the_shutdown() {
     let place = Place::on("two-node").mounted();
     let mut agent = place.ready().await;
     let mut gate = Gate::before_pools(&place);

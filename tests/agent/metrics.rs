@@ -121,7 +121,7 @@ async fn a_result_that_nobody_takes_waits_with_its_age_and_further_calls_are_cou
 }
 
 #[tokio::test]
-async fn targets_and_reports_are_told_as_the_controller_hears_of_them() {
+async fn target_and_report_metrics_match_the_reports() {
     let played = Played::with("report.interval = \"1d\"\n");
     let agent = played.place.ready().await;
     assert_eq!(Page::of(&agent).await.find("vhost_report_last_accepted"), None);
@@ -148,7 +148,7 @@ async fn targets_and_reports_are_told_as_the_controller_hears_of_them() {
 }
 
 #[tokio::test]
-async fn pools_and_the_own_process_are_told_as_the_kernel_has_them() {
+async fn pool_and_process_metrics_match_the_kernel() {
     let place = Place::on("two-node");
     fs::create_dir_all(place.state()).unwrap();
     // Where nobody turns surplus pages into persistent ones.
@@ -201,7 +201,7 @@ async fn who_asks_for_open_metrics_gets_it_with_the_same_numbers() {
 }
 
 #[tokio::test]
-async fn an_agent_whose_start_waits_for_the_kernel_tells_everything_but_that_it_is_ready() {
+async fn a_starting_agent_exports_all_metrics_but_readiness() {
     let place = Place::on("two-node");
     fs::create_dir_all(place.state()).unwrap();
     let wanted = json!([{"size": "2M", "node": 1, "pages": 20}]);

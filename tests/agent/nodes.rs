@@ -10,8 +10,8 @@ const NODE0: &str = "sys/devices/system/node/node0/hugepages/hugepages-2048kB";
 const NODE1: &str = "sys/devices/system/node/node1/hugepages/hugepages-2048kB";
 
 /// A dry run's steps as `step subject before -> after`.
-async fn plan(agent: &Agent, wish: Value) -> Vec<String> {
-    let body = json!({"hugepages": [wish]}).to_string();
+async fn plan(agent: &Agent, entry: Value) -> Vec<String> {
+    let body = json!({"hugepages": [entry]}).to_string();
     let report = agent.post("/v1/prepare?dryRun=true", &body).await.json();
     steps(&report)
 }
@@ -48,7 +48,7 @@ fn number(place: &Place, path: &str) -> u64 {
 // What is seen.
 
 #[tokio::test]
-async fn a_node_is_told_with_its_pools_memory_processors_mounts_and_boot() {
+async fn a_node_is_shown_with_pools_memory_cpus_mounts_and_boot() {
     let place = Place::on("two-node").mounted();
     let agent = place.ready().await;
     let status = agent.get("/v1/node").await.json();
@@ -386,8 +386,8 @@ async fn pages_bound_to_a_full_node_come_from_another_one_only_when_that_is_aske
     assert_eq!((status, &problem["code"]), (500, &json!("pages-short")));
     assert!(problem["detail"].as_str().unwrap().contains("node0 gave 0 of 400"), "{problem}");
     assert_eq!(number(&place, &format!("{NODE1}/nr_hugepages")), 600);
-    let wish = json!({"pages": 500, "nodes": [0], "moveShortfall": true});
-    let body = json!({"hugepages": [wish]});
+    let entry = json!({"pages": 500, "nodes": [0], "moveShortfall": true});
+    let body = json!({"hugepages": [entry]});
     let (status, report) = prepare(&agent, body.clone()).await;
     assert_eq!((status, &report["outcome"]), (200, &json!("changed")));
     // The 300 that were free there are somebody else's.
@@ -498,7 +498,7 @@ async fn a_counter_that_is_garbage_is_named() {
 }
 
 #[tokio::test]
-async fn a_counter_that_is_gone_is_named_and_the_rest_is_still_told() {
+async fn a_missing_counter_is_named_and_the_rest_is_shown() {
     let place = Place::on("two-node").mounted();
     let counter = place.path(&format!("{NODE0}/free_hugepages"));
     fs::remove_file(&counter).unwrap();

@@ -160,7 +160,7 @@ async fn a_task_that_was_at_work_when_the_agent_died_is_called_back_and_can_be_c
 }
 
 #[tokio::test]
-async fn work_that_a_stop_cut_off_and_what_nobody_took_is_told_at_the_next_start() {
+async fn interrupted_and_undelivered_work_is_reported_at_the_next_start() {
     let place = Place::on("two-node").mounted().settings("[http]\ndrain_timeout = \"200ms\"\n");
     let mut agent = place.ready().await;
     let absent = Absent::new();

@@ -139,8 +139,8 @@ fn with_callers_alone_a_caller_is_called_back_at_its_own_address_and_at_the_cont
         must_be_refused(&of_another, "send-command-address-refused", &["10.9.0.3", "outgoing.to"]);
         assert_eq!(connect(&agent, THIRD, &third.url).await.json()["success"], true);
         accepted(&agent, ELSEWHERE, 3, &third.url).await;
-        let told = third.wait(2).await;
-        assert!(told.iter().any(|call| call.header("taskuuid") == Some(task(3).as_str())));
+        let received = third.wait(2).await;
+        assert!(received.iter().any(|call| call.header("taskuuid") == Some(task(3).as_str())));
         let kept = fs::read_to_string(place.state().join("controller.json")).unwrap();
         assert!(kept.contains("\"learntFrom\": \"10.9.0.3\""), "{kept}");
         let local = Controller::at("127.0.0.1:0").await;
@@ -166,7 +166,7 @@ fn a_list_opens_what_it_names_and_nothing_else() {
 }
 
 #[test]
-fn a_user_name_in_an_address_is_refused_and_not_repeated_nor_is_a_query_told() {
+fn a_user_name_in_a_url_is_refused_and_secrets_not_repeated() {
     alone(async || {
         let place = node("", "");
         let agent = place.ready().await;
@@ -215,7 +215,7 @@ fn a_report_goes_where_the_operator_says_but_not_wherever_a_controller_does() {
 }
 
 #[test]
-fn the_progress_of_a_call_is_not_told_to_an_address_that_is_refused_and_the_call_goes_on() {
+fn progress_is_not_sent_to_a_refused_url_and_the_call_continues() {
     alone(async || {
         let place = node("", "").mounted();
         let agent = place.ready().await;

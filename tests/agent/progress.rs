@@ -49,7 +49,7 @@ fn percents(seen: &[Seen]) -> Vec<u32> {
 }
 
 /// Waits until the controller is told that percent; all that came so far.
-async fn told(controller: &Controller, percent: u32) -> Vec<Seen> {
+async fn reported(controller: &Controller, percent: u32) -> Vec<Seen> {
     until(&format!("{percent} percent are told"), async || {
         Some(controller.seen()).filter(|seen| percents(seen).last() == Some(&percent))
     })
@@ -57,39 +57,42 @@ async fn told(controller: &Controller, percent: u32) -> Vec<Seen> {
 }
 
 #[tokio::test]
-async fn a_prepare_is_told_from_the_beginning_to_the_end_of_its_stage() {
+async fn a_prepare_reports_progress_within_its_stage() {
     let (place, _kernel) = node();
     let agent = place.ready().await;
     let controller = Controller::start().await;
     connect(&agent, "http://127.0.0.1:1/elsewhere").await;
     let result = prepare(&agent, &body(GROWS, &context(), &controller.url)).await;
     assert_eq!((&result["success"], &result["outcome"]), (&json!(true), &json!("changed")));
-    let seen = told(&controller, 80).await;
+    let seen = reported(&controller, 80).await;
     let percents = percents(&seen);
     assert!(percents[0] == 20 && percents.is_sorted(), "{percents:?}");
     for call in &seen {
         assert_eq!(call.header("commandpath"), Some("/progress/report"));
         assert_eq!(call.header("content-type"), Some("application/json"));
         assert!(call.body.is_ascii(), "{}", call.body);
-        let told = call.json();
-        assert_eq!(told["processType"], "vhost-target-prepare");
-        assert_eq!((&told["resourceUuid"], &told["serverUuid"]), (&Value::Null, &json!("5f0c")));
-        assert_eq!(told["threadContextMap"], context());
-        assert_eq!(told["threadContextStack"], json!(["one", {"two": 2}]));
+        let reported = call.json();
+        assert_eq!(reported["processType"], "vhost-target-prepare");
+        assert_eq!(
+            (&reported["resourceUuid"], &reported["serverUuid"]),
+            (&Value::Null, &json!("5f0c"))
+        );
+        assert_eq!(reported["threadContextMap"], context());
+        assert_eq!(reported["threadContextStack"], json!(["one", {"two": 2}]));
     }
     let last = json!({"step": "grow", "subject": "node1/2M", "outcome": "done"});
     assert_eq!(seen.last().unwrap().json()["detail"], last);
 }
 
 #[tokio::test]
-async fn a_call_that_is_called_back_is_told_of_as_well_and_without_a_stage_as_the_whole() {
+async fn a_call_with_callback_and_no_stage_reports_up_to_100() {
     let (place, _kernel) = node();
     let agent = place.ready().await;
     let (controller, callbacks) = (Controller::start().await, Controller::start().await);
     let body = body(HOLDS, &json!({"api": "a5b1"}), &controller.url);
     let reply = agent.post_task(PREPARE, &task(1), &callbacks.url, &body).await;
     assert_eq!((reply.status, reply.text()), (200, ""));
-    let seen = told(&controller, 100).await;
+    let seen = reported(&controller, 100).await;
     assert_eq!((percents(&seen), &seen[0].json()["detail"]), (vec![0, 100], &Value::Null));
     assert_eq!(seen[0].json()["serverUuid"], Value::Null, "no controller has connected");
     assert_eq!(callbacks.wait(1).await[0].json()["success"], true);
@@ -113,7 +116,7 @@ async fn the_address_that_the_controller_connected_with_is_taken_where_the_call_
 }
 
 #[tokio::test]
-async fn a_call_that_does_not_ask_for_it_is_not_told_of() {
+async fn a_call_that_does_not_ask_reports_no_progress() {
     let (place, _kernel) = node();
     let mut agent = place.ready().await;
     let controller = Controller::start().await;
@@ -125,7 +128,7 @@ async fn a_call_that_does_not_ask_for_it_is_not_told_of() {
     assert_eq!(prepare(&agent, "{\"hugepageNr\": 360}").await["success"], true);
     // Whatever was begun before it would have come before this one.
     prepare(&agent, &body(HOLDS, &context(), &controller.url)).await;
-    let seen = told(&controller, 80).await;
+    let seen = reported(&controller, 80).await;
     assert_eq!(percents(&seen), [20, 80]);
     assert_eq!(agent.stop().await.code(), Some(0));
     assert_eq!(controller.seen().len(), 2);
@@ -141,8 +144,9 @@ async fn who_refuses_or_hangs_or_answers_nonsense_changes_nothing_of_the_call() 
         let result = prepare(&agent, &body(HOLDS, &context(), &url)).await;
         assert_eq!(result["success"], true, "{result}");
         until("the log tells of it", async || {
-            let told = agent.log().matches("the progress of a call could not be told").count();
-            (told > before).then_some(())
+            let reported =
+                agent.log().matches("the progress of a call could not be reported").count();
+            (reported > before).then_some(())
         })
         .await;
     }
@@ -163,7 +167,7 @@ async fn who_refuses_or_hangs_or_answers_nonsense_changes_nothing_of_the_call() 
 }
 
 #[tokio::test]
-async fn a_controller_that_knows_no_progress_is_told_no_more_of_that_call() {
+async fn a_404_ends_the_progress_of_that_call() {
     let (place, _kernel) = node();
     let agent = place.ready().await;
     let controller = Controller::answering(vec![Answer::Status(404)]).await;
@@ -171,11 +175,11 @@ async fn a_controller_that_knows_no_progress_is_told_no_more_of_that_call() {
     assert_eq!(result["success"], true, "{result}");
     agent.logged("takes no progress (404)").await;
     prepare(&agent, &body(HOLDS, &context(), &controller.url)).await;
-    assert_eq!(percents(&told(&controller, 80).await), [20, 20, 80], "the next call is");
+    assert_eq!(percents(&reported(&controller, 80).await), [20, 20, 80], "the next call is");
 }
 
 #[tokio::test]
-async fn a_deploy_that_fails_is_told_of_but_never_as_done() {
+async fn a_failed_deploy_reports_progress_and_never_100() {
     let (place, _kernel) = node();
     let mut agent = place.ready().await;
     let controller = Controller::start().await;
@@ -185,7 +189,10 @@ async fn a_deploy_that_fails_is_told_of_but_never_as_done() {
     let seen = controller.wait(1).await;
     assert_eq!(agent.stop().await.code(), Some(0));
     assert!(percents(&controller.seen()).iter().all(|percent| *percent < 80));
-    let told = seen[0].json();
-    assert_eq!(told["processType"], "vhost-target-deploy");
-    assert_eq!((&told["progress"], &told["threadContextStack"]), (&json!("20"), &Value::Null));
+    let reported = seen[0].json();
+    assert_eq!(reported["processType"], "vhost-target-deploy");
+    assert_eq!(
+        (&reported["progress"], &reported["threadContextStack"]),
+        (&json!("20"), &Value::Null)
+    );
 }

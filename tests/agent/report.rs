@@ -112,8 +112,8 @@ async fn a_targets_change_is_reported_at_once_with_its_host() {
     rises(&seen);
     assert!(seen.iter().all(|call| call.json()["hostUuid"] == "5f0c"), "never without its name");
     agent.logged("the controller takes the node's status").await;
-    let told = agent.log().matches("the controller takes the node's status").count();
-    assert_eq!(told, 1, "{}", agent.log());
+    let accepted = agent.log().matches("the controller takes the node's status").count();
+    assert_eq!(accepted, 1, "{}", agent.log());
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn the_controller_hears_again_and_again_of_a_node_on_which_nothing_changes
 }
 
 #[tokio::test]
-async fn a_controller_that_was_away_is_told_the_newest_state_only() {
+async fn a_controller_that_was_away_gets_the_newest_state_only() {
     let node = Node::with("report.first_delay = \"50ms\"\nreport.max_delay = \"200ms\"\n");
     let agent = node.watching().await;
     let absent = Absent::new();
@@ -199,7 +199,7 @@ async fn where_to_report_and_who_this_is_are_known_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_post_that_hangs_holds_back_a_newer_state_no_longer_than_its_patience() {
+async fn a_hanging_post_delays_a_newer_state_up_to_its_limit() {
     // Only being overtaken can end the first attempt.
     let node = Node::with("report.timeout = \"1h\"\n");
     let agent = node.watching().await;
@@ -211,7 +211,7 @@ async fn a_post_that_hangs_holds_back_a_newer_state_no_longer_than_its_patience(
 }
 
 #[tokio::test]
-async fn a_controller_that_does_not_answer_is_told_so_in_the_log_once_and_is_tried_again() {
+async fn a_silent_controller_is_logged_once_and_retried() {
     let node = Node::with("report.timeout = \"100ms\"\nreport.first_delay = \"20ms\"\n");
     let agent = node.watching().await;
     let answers = [vec![Answer::Silence; 2], vec![Answer::Status(500), Answer::Reset]].concat();
@@ -241,7 +241,7 @@ async fn an_address_and_a_path_of_the_settings_are_taken_instead() {
 }
 
 #[tokio::test]
-async fn nothing_is_reported_where_that_is_switched_off_and_the_status_is_told_all_the_same() {
+async fn disabled_reports_are_not_sent_and_the_status_is_served() {
     let node = Node::with("report.enabled = false\n");
     let mut agent = node.watching().await;
     let controller = Controller::start().await;

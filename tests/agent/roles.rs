@@ -345,14 +345,14 @@ async fn every_change_and_every_refusal_is_a_line_of_the_audit_log_without_a_sec
     with_token(&agent, "read", "DELETE", "/v1/targets/none", "{}").await;
     let wrong = [("Authorization", "Bearer not-to-be-told-0123456789")];
     call(agent.address, "GET", "/v1/node", &wrong, "").await;
-    let told = until("all are told", async || {
-        let told = lines(&file);
-        (told.len() >= 4).then_some(told)
+    let logged = until("all are told", async || {
+        let logged = lines(&file);
+        (logged.len() >= 4).then_some(logged)
     })
     .await;
     let find = |outcome: &str, key: &str, value: &str| {
         let fits = |line: &&Value| line["outcome"] == outcome && line[key] == value;
-        told.iter().find(fits).unwrap_or_else(|| panic!("{outcome} {key} {value}: {told:#?}"))
+        logged.iter().find(fits).unwrap_or_else(|| panic!("{outcome} {key} {value}: {logged:#?}"))
     };
     let change = find("done", "route", "deactivate");
     assert_eq!(
@@ -365,7 +365,7 @@ async fn every_change_and_every_refusal_is_a_line_of_the_audit_log_without_a_sec
             &uuid.into()
         )
     );
-    let destroy = told.iter().find(|line| line["route"] == "destroy").unwrap();
+    let destroy = logged.iter().find(|line| line["route"] == "destroy").unwrap();
     assert_eq!(
         (&destroy["of_target"], &destroy["force"], &destroy["by"]),
         (&"none".into(), &true.into(), &"token deploy-one".into())
@@ -373,7 +373,7 @@ async fn every_change_and_every_refusal_is_a_line_of_the_audit_log_without_a_sec
     assert_eq!(find("refused", "code", "role-insufficient")["by"], "token read-one");
     let refused = find("refused", "code", "token-wrong");
     assert_eq!(refused["route"], "GET /v1/node");
-    assert!(told.iter().all(|line| line["timestamp"].is_string()));
+    assert!(logged.iter().all(|line| line["timestamp"].is_string()));
     let all = fs::read_to_string(&file).unwrap() + &agent.log();
     assert!(!all.contains("not-to-be-told") && !all.contains("token-of-"), "{all}");
     assert!(agent.log().contains("deactivate of zbs-vhost/volume-1 by token volumes-one: done"));
@@ -386,9 +386,9 @@ async fn a_command_where_no_agent_runs_has_its_line_too() {
     let place = place.settings(&format!("[access]\naudit_file = \"{}\"\n", file.display()));
     let ended = place.run(&["reclaim"]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    let told = lines(&file);
-    let line = told.iter().find(|line| line["route"] == "reclaim").unwrap();
-    assert_eq!((&line["by"], &line["outcome"]), (&"command".into(), &"done".into()), "{told:?}");
+    let logged = lines(&file);
+    let line = logged.iter().find(|line| line["route"] == "reclaim").unwrap();
+    assert_eq!((&line["by"], &line["outcome"]), (&"command".into(), &"done".into()), "{logged:?}");
     assert!(!ended.err.contains("by command"), "{}", ended.err);
 }
 

@@ -187,11 +187,11 @@ async fn no_secret_comes_out(first: &str) {
         let ended = place.run(command).await;
         silent(&format!("{command:?}"), &format!("{}{}", ended.out, ended.err));
     }
-    let mut told = vec![0; 1 << 20];
-    let read = timeout(Duration::from_secs(1), events.read(&mut told)).await;
-    let told = String::from_utf8_lossy(&told[..read.unwrap().unwrap()]).into_owned();
-    assert!(told.contains("data: "), "{told}");
-    silent("the events", &told);
+    let mut received = vec![0; 1 << 20];
+    let read = timeout(Duration::from_secs(1), events.read(&mut received)).await;
+    let received = String::from_utf8_lossy(&received[..read.unwrap().unwrap()]).into_owned();
+    assert!(received.contains("data: "), "{received}");
+    silent("the events", &received);
     agent.must_live();
     agent.stop().await;
     silent("the log", &agent.log());

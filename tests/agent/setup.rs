@@ -76,10 +76,10 @@ fn a_controller_that_was_set_up_may_call_and_nobody_else() {
 #[tokio::test]
 async fn a_token_is_shown_once_works_and_stays_when_it_is_set_up_again() {
     let place = Place::on("two-node");
-    let wishes = ["127.0.0.1", "--token", "controller:deploy", "--output", "json"];
-    let done = place.run(&setup(&wishes)).await.json();
+    let options = ["127.0.0.1", "--token", "controller:deploy", "--output", "json"];
+    let done = place.run(&setup(&options)).await.json();
     let token = done["tokens"][0]["token"].as_str().unwrap().to_string();
-    let again = place.run(&setup(&wishes)).await.json();
+    let again = place.run(&setup(&options)).await.json();
     assert_eq!((&again["outcome"], &again["tokens"]), (&"holds".into(), &serde_json::json!([])));
     let dropped = place.run(&setup(&["127.0.0.1"])).await;
     assert!(dropped.code == Some(2) && dropped.err.contains("access.token"), "{dropped:?}");
@@ -168,7 +168,7 @@ async fn what_cannot_be_used_is_refused_and_nothing_is_written() {
         path.display().to_string()
     };
     let (certificate, key) = (at("node.pem", &own.pem), at("other.key", &other.key));
-    for (wishes, code, expected) in [
+    for (options, code, expected) in [
         (vec!["mn.example"], 2, "names are not taken"),
         (vec!["10.0.0.5", "--token", "a"], 2, "'a' is no NAME:ROLE"),
         (vec!["10.0.0.5", "--token", "a b:read"], 2, "'a b' is no name"),
@@ -179,9 +179,9 @@ async fn what_cannot_be_used_is_refused_and_nothing_is_written() {
         ),
         (vec!["10.0.0.5", "--certificate", "/none", "--key", &key], 1, "/none"),
     ] {
-        let ended = place.run(&setup(&wishes)).await;
-        assert_eq!(ended.code, Some(code), "{wishes:?} {ended:?}");
-        assert!(ended.err.contains(expected), "{wishes:?} {}", ended.err);
-        assert!(!file.exists(), "{wishes:?}");
+        let ended = place.run(&setup(&options)).await;
+        assert_eq!(ended.code, Some(code), "{options:?} {ended:?}");
+        assert!(ended.err.contains(expected), "{options:?} {}", ended.err);
+        assert!(!file.exists(), "{options:?}");
     }
 }

@@ -227,7 +227,7 @@ async fn an_agent_that_may_not_write_where_its_targets_sockets_are_says_so_at_it
 }
 
 #[tokio::test]
-async fn every_file_tells_its_version_and_those_from_before_are_read() {
+async fn every_file_has_a_version_and_older_ones_are_read() {
     let place = full().mounted();
     let mut agent = place.ready().await;
     let connect =

@@ -52,8 +52,8 @@ impl Node {
 
     /// Names of what the target itself tells of, but for the agent's own disk, which comes and goes.
     fn names(&self, method: &str, member: &str) -> Vec<String> {
-        let told = self.target.call(method, Value::Null);
-        let names = told.as_array().unwrap().iter().map(|one| one[member].as_str().unwrap());
+        let shown = self.target.call(method, Value::Null);
+        let names = shown.as_array().unwrap().iter().map(|one| one[member].as_str().unwrap());
         let names = names.filter(|name| !name.starts_with("vhost-agent-probe-"));
         let mut names: Vec<String> = names.map(str::to_string).collect();
         names.sort();
@@ -99,16 +99,16 @@ fn succeeds(result: &Value) {
 // The native routes.
 
 #[tokio::test]
-async fn a_volume_is_put_told_and_taken_away_and_each_again_changes_nothing() {
+async fn put_get_and_delete_of_a_volume_are_idempotent() {
     let node = Node::new();
     let agent = node.agent().await;
     for _ in 0..2 {
         let reply = put(&agent, &of("v"), &malloc(16)).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
-        let told = reply.json();
-        let stands = (&told["state"], &told["socketPath"], &told["sessions"]);
-        assert_eq!(stands, (&json!("serving"), &json!("/t/v"), &json!(0)), "{told}");
-        assert_eq!(told["backing"], json!({"kind": "malloc", "sizeMib": 16, "blockSize": 512}));
+        let shown = reply.json();
+        let status = (&shown["state"], &shown["socketPath"], &shown["sessions"]);
+        assert_eq!(status, (&json!("serving"), &json!("/t/v"), &json!(0)), "{shown}");
+        assert_eq!(shown["backing"], json!({"kind": "malloc", "sizeMib": 16, "blockSize": 512}));
         assert_eq!((node.controllers(), node.bdevs()), (vec!["v".into()], vec!["v".into()]));
     }
     let mut guest = Guest::new(1);
@@ -142,9 +142,9 @@ async fn many_are_put_at_once_and_one_that_cannot_be_made_does_not_harm_the_othe
     volumes.push(json!({"name": "later", "backing": later["backing"]}));
     let reply = put(&agent, VOLUMES, &json!({"volumes": volumes})).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
-    let told = reply.json()["volumes"].as_array().unwrap().clone();
+    let shown = reply.json()["volumes"].as_array().unwrap().clone();
     let (serving, not): (Vec<&Value>, Vec<&Value>) =
-        told.iter().partition(|volume| volume["state"] == "serving");
+        shown.iter().partition(|volume| volume["state"] == "serving");
     assert_eq!((serving.len(), not.len()), (100, 1), "{not:?}");
     assert_eq!((&not[0]["name"], &not[0]["state"]), (&json!("later"), &json!("degraded")));
     assert!(!not[0]["reason"].as_str().unwrap().is_empty());
@@ -191,7 +191,7 @@ async fn under_a_guest_nothing_is_taken_away_and_a_forced_call_waits_for_it_to_g
 }
 
 #[tokio::test]
-async fn how_a_guest_reconnects_is_told_of_its_volume_and_to_the_controller() {
+async fn guest_reconnection_is_shown_and_reported_to_the_controller() {
     let mut node = Node::new();
     let often = "[volume]\nlook_interval = \"300ms\"\n";
     node.place = node.place.settings(&format!("{SETTINGS}{often}"));
@@ -208,15 +208,15 @@ async fn how_a_guest_reconnects_is_told_of_its_volume_and_to_the_controller() {
     node.place.write("proc/70/cmdline", cmdline);
     node.place.write("proc/70/status", "Uid:\t0\t0\t0\t0\n");
     node.place.write("proc/70/comm", "qemu-system-x86\n");
-    let told = until("the guest is known", async || {
-        let told = agent.get(&of("v")).await.json();
-        told.get("reconnectSeconds").is_some().then_some(told)
+    let shown = until("the guest is known", async || {
+        let shown = agent.get(&of("v")).await.json();
+        shown.get("reconnectSeconds").is_some().then_some(shown)
     })
     .await;
-    assert_eq!(told["reconnectSeconds"], 10);
-    let findings = told["findings"].as_array().unwrap();
+    assert_eq!(shown["reconnectSeconds"], 10);
+    let findings = shown["findings"].as_array().unwrap();
     assert_eq!((findings.len(), &findings[0]["code"]), (1, &json!("guest-reconnects-slowly")));
-    assert!(findings[0]["text"].as_str().unwrap().contains("web-1 (pid 70)"), "{told}");
+    assert!(findings[0]["text"].as_str().unwrap().contains("web-1 (pid 70)"), "{shown}");
     let other = agent.get(&of("w")).await.json();
     assert_eq!((&other["sessions"], other.get("reconnectSeconds")), (&json!(1), None), "{other}");
     let report = agent.get("/v1/status").await.json()["targets"][0].clone();
@@ -235,8 +235,8 @@ async fn how_a_guest_reconnects_is_told_of_its_volume_and_to_the_controller() {
     }
     drop(guests);
     until("it is gone", async || {
-        let told = agent.get(&of("v")).await.json();
-        (told.get("reconnectSeconds").is_none() && told.get("findings").is_none()).then_some(())
+        let shown = agent.get(&of("v")).await.json();
+        (shown.get("reconnectSeconds").is_none() && shown.get("findings").is_none()).then_some(())
     })
     .await;
     for code in ["guest-reconnects-slowly", "guest-does-not-reconnect"] {
@@ -263,8 +263,8 @@ async fn any_method_of_the_target_makes_a_volume_which_keeps_the_size_that_it_go
     drop(guest);
     agent.stop().await;
     let agent = node.place.ready().await;
-    let told = agent.get(&of("v")).await.json()["backing"]["params"]["num_blocks"].clone();
-    assert_eq!(told, "(hidden)");
+    let shown = agent.get(&of("v")).await.json()["backing"]["params"]["num_blocks"].clone();
+    assert_eq!(shown, "(hidden)");
     let kept = node.place.run(&["state", "show", "--output", "json"]).await;
     let exported = node.place.folder().join("exported.json");
     let done = node.place.run(&["state", "export", exported.to_str().unwrap()]).await;
@@ -287,9 +287,9 @@ async fn a_volume_is_read_only_on_its_cpus_and_of_its_files_size_as_that_is_want
     let body = json!({"backing": backing, "readOnly": true, "cpumask": "0x1"});
     let reply = put(&agent, &of("v"), &body).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
-    let told = node.target.call("vhost_get_controllers", Value::Null)[0].clone();
+    let shown = node.target.call("vhost_get_controllers", Value::Null)[0].clone();
     assert_eq!(
-        (&told["cpumask"], &told["backend_specific"]["block"]["readonly"]),
+        (&shown["cpumask"], &shown["backend_specific"]["block"]["readonly"]),
         (&json!("0x1"), &json!(true))
     );
     assert_eq!(node.target.call("bdev_get_bdevs", Value::Null)[0]["block_size"], 4096);
@@ -408,8 +408,8 @@ async fn the_controller_activates_resizes_and_deactivates_a_volume() {
     assert_eq!(guest.capacity(), 4096);
     drop(guest);
     until("the guest is gone", async || {
-        let told = compatible(&agent, "deactivate", &body).await;
-        (told["success"] == true).then_some(())
+        let shown = compatible(&agent, "deactivate", &body).await;
+        (shown["success"] == true).then_some(())
     })
     .await;
     succeeds(&compatible(&agent, "deactivate", &body).await);
@@ -481,8 +481,8 @@ async fn the_command_activates_lists_shows_and_deactivates() {
     let list = run(&["list"]).await;
     assert!(list.out.contains("VOLUME") && list.out.contains("/t/v"), "{}", list.out);
     let shown = run(&["show", "v", "--output", "json"]).await.json();
-    let told = (&shown["state"], &shown["bdev"], &shown["readOnly"]);
-    assert_eq!(told, (&json!("serving"), &json!("b"), &json!(true)), "{shown}");
+    let settings = (&shown["state"], &shown["bdev"], &shown["readOnly"]);
+    assert_eq!(settings, (&json!("serving"), &json!("b"), &json!(true)), "{shown}");
     assert_eq!(run(&["resize", "w", "--size-mib", "32"]).await.code, Some(1));
     for _ in 0..2 {
         let gone = run(&["deactivate", "v"]).await;

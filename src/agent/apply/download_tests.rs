@@ -90,7 +90,7 @@ fn file() -> Vec<u8> {
     (0..200_000u32).map(|number| (number % 251) as u8).collect()
 }
 
-/// As `sha256sum` tells it of that file.
+/// As `sha256sum` prints it for that file.
 const DIGEST: &str = "e24bc62381f1224fbbb74688663f8f9743b9680b193edd666835e97b06e730eb";
 
 /// The first half of the file, with an answer that promises all of it.
@@ -247,7 +247,7 @@ async fn what_was_kept_and_leads_to_another_digest_is_fetched_anew_once() {
 }
 
 #[tokio::test]
-async fn one_that_stands_still_is_given_up_and_kept() {
+async fn a_stalled_download_is_given_up_and_kept() {
     let (answer, bytes) = half("\"a\"");
     let silence = Act::Hangs(String::new(), Vec::new());
     let acts = vec![Act::Hangs(answer, bytes), silence, Act::Serves("\"a\"")];
@@ -291,7 +291,7 @@ async fn a_download_leaves_of_its_disk_what_is_to_stay_free() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_file_is_told_and_nothing_is_kept_of_it() {
+async fn a_reply_that_is_no_file_is_reported_and_not_kept() {
     let refuses = Act::Says("404 Not Found\r\nContent-Length: 4".to_string(), b"none".to_vec());
     let (server, place) = (server(vec![refuses]).await, Place::new());
     let error = place.fetch(&server.url, None).await.unwrap_err().to_string();
@@ -341,7 +341,7 @@ async fn a_redirect_leads_nowhere_that_is_not_listed() {
 }
 
 #[tokio::test]
-async fn neither_an_address_nor_a_redirect_leads_to_where_a_cloud_tells_of_its_machines() {
+async fn neither_address_nor_redirect_leads_to_cloud_metadata() {
     let place = Place::new();
     let refused = |outcome: Result<Partial, DownloadError>| match outcome {
         Err(DownloadError::Unreachable { source, .. }) => {

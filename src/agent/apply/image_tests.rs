@@ -69,7 +69,7 @@ async fn a_pull_that_fails_fails_for_all_who_wait_for_it() {
 }
 
 #[tokio::test]
-async fn the_registrys_credentials_are_used_and_never_told() {
+async fn registry_credentials_are_used_and_never_shown() {
     let folder = tempfile::tempdir().unwrap();
     let here = RegistryLogin {
         username: "node".into(),

@@ -225,7 +225,7 @@ impl MemoryWork {
                 self.records.grew(&resized).map(|()| resized.after)
             }
             Err(fault) => {
-                // If pages may have come all the same, the next observation settles the intent.
+                // If pages may have come all the same, the next observation resolves the intent.
                 let same = |pool: Pool| pool.persistent() == before.persistent();
                 if self.applier.pool(key).is_ok_and(same) {
                     // The write's own fault is the one to report.

@@ -104,7 +104,7 @@ impl Machine {
         assert_eq!((self.work.look().errors, self.work.look().errors), (vec![], vec![]));
     }
 
-    /// The pages that are told as lost.
+    /// Pages that are reported as lost.
     fn lost(&self) -> String {
         let finding = self.work.publishes().borrow().ledger.finding();
         let text = finding.map_or(String::new(), |finding| finding.text);
@@ -205,7 +205,7 @@ fn what_the_boot_came_short_of_stays_wanted_when_others_put_pages_back() {
 }
 
 #[test]
-fn pages_that_are_given_back_are_never_told_as_lost() {
+fn released_pages_are_never_reported_as_lost() {
     let mut machine = Machine::with(150, 50);
     machine.restore();
     machine.set("nr_hugepages", 170);

@@ -81,7 +81,7 @@ impl PageRecords {
         &self.reservations
     }
 
-    /// Brings the ledger in line with the kernel; [`Books::catch_up`] writes it. Returns whether anything was not as it says.
+    /// Brings the ledger in line with the kernel; [`PageRecords::catch_up`] writes it. Returns whether anything was not as it says.
     pub(super) fn reconcile(&mut self, seen: &PoolsSeen) -> bool {
         let intent = self.ledger.intent;
         let changed = self.ledger.reconcile(seen);
@@ -126,7 +126,7 @@ impl PageRecords {
     }
 
     /// Records the outcome of the growth that was begun. For one that got all its pages, the recorded intent
-    /// amounts to the same: [`Books::catch_up`] writes the outcome when no caller waits any more.
+    /// amounts to the same: [`PageRecords::catch_up`] writes the outcome when no caller waits any more.
     pub(super) fn grew(&mut self, resized: &Resized) -> Result<(), Fault> {
         let key = resized.after.key;
         let pages = self.ledger.grown(key).saturating_add(resized.gained());

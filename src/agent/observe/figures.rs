@@ -55,7 +55,7 @@ impl Figures {
             blocking(work).await.ok()
         };
         let Ok(Some((pools, process))) = timeout(WITHIN, look).await else {
-            tracing::debug!("the kernel has not told the pools' counters within {WITHIN:?}");
+            tracing::debug!("the kernel has not returned the pools' counters within {WITHIN:?}");
             return ObservedFigures::default();
         };
         ObservedFigures { pools: logged(pools), process: logged(process) }

@@ -58,11 +58,11 @@ where
     H: Send + 'static,
 {
     let (to, relayed) = mpsc::channel(1);
-    let (tell, watch) = oneshot::channel();
+    let (sender, watch) = oneshot::channel();
     tokio::spawn(async move {
         if let Err(broken) = pass(source, &to, idle).await {
             // Sent first: the watcher is to get the cause, not what follows from it.
-            let _ = tell.send(broken.clone());
+            let _ = sender.send(broken.clone());
             let _ = to.try_send(Piece::Broken(broken));
         }
         drop(held);

@@ -28,7 +28,7 @@ fn lines(gathered: Gathered, families: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn an_agent_of_which_nothing_is_known_yet_tells_what_is_always_known() {
+fn an_agent_without_observations_exports_what_is_always_known() {
     let version = env!("CARGO_PKG_VERSION");
     let expected = format!(
         r#"# HELP vhost_build_info The agent that runs; always 1.
@@ -72,7 +72,7 @@ vhost_report_attempts_total{{outcome="superseded"}} 0
 }
 
 #[test]
-fn the_own_process_is_told_under_the_usual_names() {
+fn process_metrics_have_the_usual_names() {
     let process = Footprint {
         cpu: Duration::from_millis(1500),
         resident_bytes: 4096,
@@ -98,7 +98,7 @@ fn the_own_process_is_told_under_the_usual_names() {
 }
 
 #[test]
-fn tasks_are_told_by_the_name_of_their_call_and_refusals_by_their_code() {
+fn tasks_are_counted_by_call_and_refusals_by_code() {
     let counts = Counts {
         taken_in: BTreeMap::from([("activate", 7), ("ensure", 2)]),
         repeated: 3,
@@ -129,7 +129,7 @@ fn tasks_are_told_by_the_name_of_their_call_and_refusals_by_their_code() {
 }
 
 #[test]
-fn callbacks_and_reports_are_told_with_what_became_of_them() {
+fn callbacks_and_reports_are_counted_by_outcome() {
     let counts =
         Counts { taken: 4, not_waited_for: 3, failed: 2, given_up: 1, ..Counts::default() };
     let oldest = Some(Duration::from_millis(2500));
@@ -217,7 +217,7 @@ fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
 }
 
 #[test]
-fn pools_are_told_by_node_and_page_size_and_promises_by_size() {
+fn pools_are_exported_by_node_and_size_reservations_by_size() {
     let pool = |node, size| {
         let key = PoolKey { size, node: NumaNode(node) };
         let pool = Pool { key, total: 9, free: 5, surplus: 1 };

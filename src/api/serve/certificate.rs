@@ -1,4 +1,4 @@
-//! Client certificates: the names in them, and the role that those give. Trust in a certificate as such is left to TLS.
+//! Client certificates: the names in them, and the roles for these names. TLS has verified the certificates before.
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
@@ -25,9 +25,9 @@ pub struct CertificatePatterns {
 /// Rules for the certificates of clients.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Clients {
-    /// Rules; without any, each trusted certificate gives everything.
+    /// Rules; without any, each trusted certificate gives [`Role::Admin`].
     pub rules: Vec<CertificatePatterns>,
-    /// Public key of the agent's own certificate (SubjectPublicKeyInfo, DER), which gives nothing.
+    /// Public key of the agent's own certificate (SubjectPublicKeyInfo, DER), which gives no role.
     own_key: Option<Vec<u8>>,
 }
 

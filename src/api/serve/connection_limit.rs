@@ -1,18 +1,19 @@
 //! Limiter of the connections at one listener; decides which gives way when it is full.
 //!
-//! A connection is *quiet* until a request has come as a whole, and *at work* from then until the answer was handed
-//! over. One peer has at most its quota of connections. A further one of that peer replaces its own connection that has
-//! been quiet for longest; at a full listener, the peer gives way that has the most connections among those with a
-//! quiet one. So connections that send nothing, or never end, keep no call out, from one address or from many. Only
-//! where all are at work is a connection refused, and a peer that has none yet last.
+//! A connection is *quiet* until a whole request has been received, and *at work* from then until the reply has been
+//! sent. Each peer has a quota of connections. A further connection of a peer at its quota replaces the connection of
+//! that peer that has been quiet for longest. At a full listener, it replaces one of the peer that has the most
+//! connections, among the peers with a quiet one. So connections that send nothing, from one address or from many, do
+//! not block calls. A connection is refused only where all candidates are at work; some more are then reserved for peers
+//! that have no connection yet.
 //!
-//! Plain values: `serve` keeps it in a mutex and closes what has to give way.
+//! A plain value: `serve` keeps it in a mutex, and closes the connections that are replaced.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::model::quota::QuotaClient;
 
-/// Connection, by order of arrival.
+/// Number of a connection, in order of arrival.
 pub(super) type Id = u64;
 
 /// Admission of a new connection.
@@ -20,9 +21,9 @@ pub(super) type Id = u64;
 pub(super) enum ConnectionAdmission {
     /// Admitted below the limit.
     Free(Id),
-    /// Admitted once the second connection is closed, which is no longer counted.
+    /// Admitted in place of the second connection, which is no longer counted and has to be closed.
     InPlaceOf(Id, Id),
-    /// Refused: all that could give way are at work.
+    /// Refused: all connections that could be replaced are at work.
     Full,
 }
 
@@ -30,7 +31,7 @@ pub(super) enum ConnectionAdmission {
 #[derive(Debug, Default)]
 struct Connections {
     count: usize,
-    /// Quiet ones, by when they became quiet.
+    /// Quiet connections, by the time at which they became quiet.
     quiet: BTreeMap<u64, Id>,
 }
 
@@ -38,10 +39,10 @@ struct Connections {
 #[derive(Debug)]
 pub(super) struct ConnectionLimiter {
     most: usize,
-    /// Counter that orders connections and when they become quiet.
+    /// Logical time of arrivals and of becoming quiet.
     clock: u64,
     peers: HashMap<QuotaClient, Connections>,
-    /// Peer of each, and since when it is quiet.
+    /// Peer of each connection, and the time since which it is quiet.
     members: HashMap<Id, (QuotaClient, Option<u64>)>,
 }
 
@@ -63,7 +64,8 @@ impl ConnectionLimiter {
             return ConnectionAdmission::Free(self.admit(peer));
         };
         let Some(leaves) = leaves else {
-            // Some connections beyond the limit are reserved for peers that have none: busy peers keep no other out.
+            // Some connections beyond the limit are reserved for peers that have none, so that busy peers do not lock
+            // out others.
             let reserved = self.most + (self.most / 16).max(1);
             return match has_none && self.members.len() < reserved {
                 true => ConnectionAdmission::Free(self.admit(peer)),
@@ -83,18 +85,18 @@ impl ConnectionLimiter {
         id
     }
 
-    /// Marks a connection as at work: a request has come.
+    /// Marks a connection as at work: a request has been received.
     pub(super) fn works(&mut self, id: Id) {
         self.set(id, None);
     }
 
-    /// Marks a connection as quiet: its answer was handed over.
+    /// Marks a connection as quiet: its reply has been sent.
     pub(super) fn rests(&mut self, id: Id) {
         let now = self.tick();
         self.set(id, Some(now));
     }
 
-    /// Removes a connection; one that had to give way is unknown already.
+    /// Removes a connection; one that was replaced is unknown already.
     pub(super) fn leave(&mut self, id: Id) {
         let Some((peer, quiet)) = self.members.remove(&id) else { return };
         let Some(connections) = self.peers.get_mut(&peer) else { return };
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn at_a_full_door_the_peer_with_the_most_gives_way() {
+    fn at_a_full_listener_the_peer_with_the_most_gives_way() {
         let mut limiter = ConnectionLimiter::new(8);
         let first = free(limiter.enter(peer(2)));
         let greedy: Vec<Id> = (0..5).map(|_| free(limiter.enter(peer(1)))).collect();
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_itself_has_no_quota_and_a_door_for_one_lets_one_in() {
+    fn the_node_has_no_quota_and_a_listener_for_one_admits_one() {
         let mut limiter = ConnectionLimiter::new(4);
         for _ in 0..4 {
             free(limiter.enter(QuotaClient::Node));

@@ -1,12 +1,12 @@
 //! Listeners: admission of connections and requests, and the limits of each connection.
 //!
 //! ```text
-//! accept ─▶ address allowed? ─▶ limiter (crowd) ─▶ TLS ─▶ head ─▶ token? ─▶ router ─▶ answer
+//! accept ─▶ address allowed? ─▶ limiter ─▶ TLS ─▶ head ─▶ token? ─▶ router ─▶ answer
 //!              └─ no: 403          └─ full: 503     └─ each with a limit of time ─┘
 //! ```
-//! A listener has a router and guards: the TLS configuration and the tokens as their files were last read. When
-//! the guards change, newcomers are judged by the new ones, and connections that were made under another TLS
-//! configuration end with the request in progress; an endless answer is notified (`JudgedUnder`).
+//! A listener has a router and guards: the TLS configuration and the tokens as their files were last read. When the
+//! guards change, new connections and requests are authorized by the new ones. Connections that were made under another
+//! TLS configuration are closed after the request in progress, and endless replies are authorized again (`JudgedUnder`).
 
 mod certificate;
 mod connection_limit;
@@ -102,23 +102,24 @@ impl Guards {
     }
 }
 
-/// Knowledge of the node about its callers.
+/// Lookup of the processes of the node that have the other ends of connections.
 pub trait KnowsPeers: Send + Sync {
-    /// Owner of the connection's end at `peer`, towards `own`.
+    /// Owner of the socket at `peer` that is connected to `own`.
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> PeerOwner;
 
-    /// Finds those of these sockets that root has, and only outside of containers. Blocks for some 10 ms on a large node.
+    /// Returns those of the sockets that only root has, and only outside of containers. Blocks for some 10 ms on a large
+    /// node.
     fn are_held_here(&self, sockets: &Inodes) -> Inodes;
 }
 
-/// Owner of an end of a connection.
+/// Owner of the peer's socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerOwner {
     /// Another machine.
     Elsewhere,
-    /// Own node, with no known process that has it.
+    /// No known process of this node.
     Nobodys,
-    /// Process of this user of the node, with the inode of its socket.
+    /// Process of this node: its user, and the inode of the socket.
     Users(u32, u32),
 }
 
@@ -136,7 +137,7 @@ pub struct Endpoint {
     pub header_case: bool,
 }
 
-/// Serves until `stop` completes, then lets the connections at work end within the drain limit.
+/// Serves until `stop` completes, then waits for the requests in progress, up to the drain limit.
 pub async fn serve(endpoints: Vec<Endpoint>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
     let (ending, ended) = watch::channel(false);
     let open = join_all(endpoints.into_iter().map(|endpoint| endpoint.open(limits, ended.clone())));
@@ -150,7 +151,7 @@ pub async fn serve(endpoints: Vec<Endpoint>, limits: HttpPolicy, stop: impl Futu
 /// Connection limiter, with the means to close its connections.
 struct OpenConnections {
     limiter: ConnectionLimiter,
-    /// Abort handles of the connections, for those that have to give way.
+    /// Abort handles of the connections, to close one for another.
     closes: HashMap<Id, AbortHandle>,
 }
 
@@ -201,7 +202,7 @@ impl Endpoint {
         }
     }
 
-    /// Peer of a connection, as far as the kernel knows it; with the inode of the socket of one that claims to be root.
+    /// Peer of a connection, as far as the kernel knows it, and the inode of its socket if that belongs to root.
     fn known(&self, stream: &Stream, peer: Option<SocketAddr>) -> (Peer, Option<u32>) {
         let known = match (stream, peer) {
             (Stream::Tcp(stream), Some(peer)) => {
@@ -237,7 +238,7 @@ impl Endpoint {
         let caller = known.caller;
         let plain = self.guards.borrow().tls.is_none();
         let refuse = |answer| {
-            // Who speaks TLS would not understand it.
+            // A TLS client could not read it.
             if plain {
                 stream.refuse(answer);
             }
@@ -275,7 +276,7 @@ impl Endpoint {
             Some(peer) => tracing::info_span!("connection", %peer),
             None => tracing::info_span!("connection", peer = %caller),
         };
-        // Still under the lock: the task may end, and forget its handle, before the next line.
+        // Under the lock: otherwise the task could end, and remove its handle, before the handle is inserted.
         let task = tokio::spawn(connection.serve(stream).instrument(span));
         inside.closes.insert(id, task.abort_handle());
     }
@@ -294,7 +295,7 @@ struct ServedConnection {
     guards: watch::Receiver<Guards>,
     rules: Arc<Rules>,
     refusals: Refusals,
-    /// Proof for a peer that is root, as far as it is not of a container.
+    /// Verification of a peer that is root on this node.
     root: Option<RootVerification>,
     peer: Peer,
     limits: HttpPolicy,
@@ -307,7 +308,7 @@ struct ServedConnection {
 impl ServedConnection {
     async fn serve(mut self, stream: Stream) {
         let tls = self.guards.borrow().tls.clone();
-        // Boxed: else a connection without TLS is as large as one with it.
+        // Boxed: otherwise the task of a plain connection is as large as that of a TLS connection.
         match (stream, tls) {
             (Stream::Unix(stream), _) => Box::pin(self.talk(stream, None)).await,
             (Stream::Tcp(stream), None) => Box::pin(self.talk(stream, None)).await,
@@ -353,13 +354,13 @@ impl ServedConnection {
         tokio::pin!(connection);
         let last_request = async {
             tokio::select! {
-                // Both are cancel-safe; the second is pending where nobody can change the guards any more.
+                // Both are cancel-safe; the second is disabled once the sender of the guards is gone.
                 _ = ended.wait_for(|ended| *ended) => {}
                 Ok(_) = guards.wait_for(|guards| !same(&guards.tls, &tls)) => {}
             }
         };
         tokio::select! {
-            // The end of a connection is its peer's business.
+            // An error concerns the peer alone.
             _ = &mut connection => return,
             () = last_request => {}
         }

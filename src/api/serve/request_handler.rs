@@ -1,5 +1,5 @@
-//! Admission of the requests of one connection: the credentials required, and how long each keeps the connection at
-//! work.
+//! Authorization of the requests of one connection, and their effect on the connection limiter: a connection is at work
+//! from the end of a request until the end of its reply.
 
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -27,7 +27,7 @@ use crate::model::access::{Denied, Peer, PresentedToken, Principal, Role, Rules}
 use crate::model::outgoing::VIA_AGENT;
 use crate::wait;
 
-/// Takes the requests of one connection.
+/// Service for the requests of one connection.
 #[derive(Clone)]
 pub(super) struct RequestHandler {
     pub(super) router: NormalizePath<Router>,
@@ -39,7 +39,7 @@ pub(super) struct RequestHandler {
     pub(super) place: Arc<ConnectionSlot>,
 }
 
-/// Guards by which a request was judged: an endless answer has to be judged again when they change.
+/// Guards under which a request was authorized: an endless reply has to be authorized again when they change.
 #[derive(Clone)]
 pub struct JudgedUnder(watch::Receiver<Guards>);
 
@@ -57,7 +57,7 @@ impl JudgedUnder {
 }
 
 impl RequestHandler {
-    /// Identifies the caller of a request by its headers; the token goes no further.
+    /// Identifies the caller of a request by its headers, and removes the token from them.
     fn judge(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
         let is_agent = |via: &HeaderValue| {
             via.to_str().is_ok_and(|via| via.split(',').any(|hop| hop.trim() == VIA_AGENT))
@@ -84,8 +84,8 @@ impl RequestHandler {
     }
 }
 
-/// `true` if a browser sends it for a foreign page (RFC 6454, section 7): the reader of that page may call, and its
-/// author may not.
+/// `true` if a browser sends the request for a page of another origin (RFC 6454, section 7): the credentials are those of
+/// the user who reads the page, but the request is that of its author.
 fn comes_from_a_page(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or(""));
     if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
@@ -100,7 +100,7 @@ fn refused(answer: &Response<Body>) -> Option<RefusedWith> {
     answer.extensions().get().copied()
 }
 
-/// Logs a refused request, and delays its answer where its client goes on.
+/// Logs a refused request, and delays its reply where the same client was refused often.
 async fn note(
     refused: Option<RefusedWith>,
     by: (Option<Arc<str>>, Peer),
@@ -128,14 +128,14 @@ impl Service<Request<Incoming>> for RequestHandler {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        // At work as soon as all of it is there; until then it is one of those that give way.
+        // The connection stays quiet, and may be closed for another, until the whole request has been received.
         let at_work = Arc::new(AtWork(self.place.clone()));
         let unverified = self.root.as_ref().filter(|root| root.found() != Some(true));
         match unverified {
             Some(root) if !is_open_to_all(request.uri().path()) => {
                 let (mut handler, root) = (self.clone(), root.clone());
                 Box::pin(async move {
-                    // The time that this takes is not the client's.
+                    // At work meanwhile, so that the client does not lose its connection by this delay.
                     at_work.begins();
                     if !root.holds().await {
                         handler.peer = handler.peer.contained();
@@ -150,7 +150,7 @@ impl Service<Request<Incoming>> for RequestHandler {
 }
 
 impl RequestHandler {
-    /// Answers a request, whoever it is from.
+    /// Authorizes a request and passes it to the router.
     fn answer(&self, mut request: Request<Incoming>, at_work: Arc<AtWork>) -> Answering {
         let judged = JudgedUnder::now(&self.guards);
         // The router sees a normalized URI.
@@ -189,18 +189,18 @@ impl RequestHandler {
     }
 }
 
-/// Request in progress; its connection is quiet again on drop.
+/// Request in progress; marks its connection as quiet on drop.
 struct AtWork(Arc<ConnectionSlot>);
 
 impl AtWork {
-    /// Marks the connection as at work: the request has come as a whole.
+    /// Marks the connection as at work: the whole request has been received.
     fn begins(&self) {
         lock(&self.0.connections).limiter.works(self.0.id);
     }
 }
 
 impl AtWork {
-    /// The rest of it has to come.
+    /// Marks the connection as quiet: more of the request has to be received.
     fn pauses(&self) {
         lock(&self.0.connections).limiter.rests(self.0.id);
     }
@@ -212,16 +212,16 @@ impl Drop for AtWork {
     }
 }
 
-/// Body of an answer, whose connection is at work until all of it was handed over.
+/// Body of a reply; its connection is at work until it is dropped.
 pub(super) struct ResponseBody {
     body: Body,
     _at_work: Arc<AtWork>,
 }
 
-/// Body of a request, which is at work once all of it has come, or no more of it is wanted.
+/// Body of a request; marks the connection as at work once it is received completely, or dropped.
 struct Arriving {
     body: Incoming,
-    /// Weak: the request may have ended long before the rest of its body comes.
+    /// Weak: the request may have ended before its body is received.
     of: Weak<AtWork>,
 }
 

@@ -1,6 +1,7 @@
-//! Proof that a peer which is root is so outside of containers.
+//! Verification that a peer which runs as root does so outside of containers.
 //!
-//! Looked for at the first request of its connection, for many connections never make one, and kept with the connection.
+//! It is made at the first request of a connection, because many connections never send one, and its result is kept for
+//! the connection.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,11 +12,14 @@ use tokio::time::timeout;
 
 use super::KnowsPeers;
 
-/// Deadline of a look.
+/// Deadline of a search.
 const LOOK_TIME: Duration = Duration::from_secs(10);
 
-/// Sockets of peers to look for. One look at a time goes through the machine's descriptors, for all that came meanwhile:
-/// many connections cost no more than one.
+/// Sockets by their inodes.
+pub type Inodes = HashSet<u32>;
+
+/// Searches for the sockets of peers. One search at a time reads the descriptors of all processes, for all sockets that
+/// are pending then: many connections cost no more than one.
 pub(super) struct RootLooks {
     node: Arc<dyn KnowsPeers>,
     turn: Arc<Semaphore>,
@@ -27,7 +31,7 @@ impl RootLooks {
         RootLooks { node, turn: Arc::new(Semaphore::new(1)), pending: Mutex::default() }
     }
 
-    /// Looks for a socket; none where that failed.
+    /// `true` if root has the socket, and only outside of containers; `None` if the search failed.
     async fn look_for(&self, inode: u32) -> Option<bool> {
         let (found, mut answer) = oneshot::channel();
         {
@@ -36,14 +40,15 @@ impl RootLooks {
             pending.push((inode, found));
         }
         let turn = tokio::select! {
-            // Cancel-safe both. Another look may have had it; then its turn is left to the next one.
+            // Both are cancel-safe. A search for another connection may have covered this socket; then the permit is
+            // left to the next one.
             biased;
             found = &mut answer => return found.ok(),
             turn = self.turn.clone().acquire_owned() => turn.ok()?,
         };
         let (pending, node) = (std::mem::take(&mut *self.pending()), self.node.clone());
         let look = move || {
-            // Until it ends, though nobody waits for it any more.
+            // Held until the search ends, even if no connection waits for it any more.
             let _turn = turn;
             let held = node.are_held_here(&pending.iter().map(|(inode, _)| *inode).collect());
             for (inode, found) in pending {
@@ -59,7 +64,7 @@ impl RootLooks {
     }
 }
 
-/// Proof for one connection; clones share it.
+/// Verification of one connection; clones share the result.
 #[derive(Clone)]
 pub(super) struct RootVerification {
     looks: Arc<RootLooks>,
@@ -68,23 +73,21 @@ pub(super) struct RootVerification {
 }
 
 impl RootVerification {
-    /// Proof for the peer whose socket has that inode.
+    /// Verification of the peer whose socket has that inode.
     pub(super) fn new(looks: Arc<RootLooks>, inode: u32) -> RootVerification {
         RootVerification { looks, inode, found: Arc::default() }
     }
 
-    /// Outcome of the look, once there is one.
+    /// Result, once there is one.
     pub(super) fn found(&self) -> Option<bool> {
         self.found.get().copied()
     }
 
-    /// Looks for it, unless that was done. A look that fails, or takes too long, proves nothing; the next request repeats it.
+    /// Searches for the socket, unless there is a result. A search that fails, or takes too long, gives none and counts as
+    /// `false`; the next request repeats it.
     pub(super) async fn holds(&self) -> bool {
         let look = async || self.looks.look_for(self.inode).await.ok_or(());
         let found = timeout(LOOK_TIME, self.found.get_or_try_init(look)).await;
         matches!(found, Ok(Ok(true)))
     }
 }
-
-/// Sockets by their inodes.
-pub type Inodes = HashSet<u32>;

@@ -1,5 +1,5 @@
-//! TLS of the listener: from the files' bytes to the configuration of handshakes. Reading the files, and reading them
-//! again, is the composition root's business.
+//! TLS of the listener: builds its configuration from the contents of the files. The composition root reads the files, and
+//! reads them again when they change.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -55,7 +55,7 @@ pub enum TlsError {
     Verifier(#[from] VerifierBuilderError),
 }
 
-/// TLS with these files, and these rules for client certificates.
+/// Builds the TLS of a listener from the files and the rules for client certificates.
 ///
 /// # Errors
 /// [`TlsError`]: which file, and what is wrong with it.
@@ -96,7 +96,7 @@ fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             let revoked = material.client_crl.as_deref().map(revoked).transpose();
             let verifier = match revoked.map_err(TlsError::ClientCrl)? {
-                // Of the intermediate authorities, only some publish lists.
+                // Only the clients' certificates are checked: not every intermediate authority publishes a list.
                 Some(lists) => verifier.with_crls(lists).only_check_end_entity_revocation(),
                 None => verifier,
             };

@@ -202,7 +202,8 @@ pub async fn put(
     allowed(&api, &name, std::slice::from_ref(&spec))?;
     let work = async {
         let views = api.targets.activate(&target, vec![spec], false).await?;
-        let lost = || Fault::new(Code::Internal, "the target's owner told nothing of the volume");
+        let lost =
+            || Fault::new(Code::Internal, "the target's owner reported nothing of the volume");
         let view = views.into_iter().next().ok_or_else(lost)?;
         errors::made(&view, "it stays wanted, and is tried again").map(|()| view)
     };
@@ -385,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_raw_params_are_not_told() {
+    fn values_of_raw_params_are_not_shown() {
         let params = json!({"pool_name": "p", "config": {"key": "a"}, "user": ["b"]});
         let view = VolumeView {
             target: "a".parse().unwrap(),

@@ -108,7 +108,7 @@ async fn learn(api: Shared, request: ConnectRequest, caller: Caller) -> Result<V
 /// `/host/ping`: returns the learned identity.
 pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
     // The body's own hostUuid is ignored: the controller compares it with ours.
-    let tell = async |api: Shared, _: serde_json::Map<String, Value>| {
+    let work = async |api: Shared, _: serde_json::Map<String, Value>| {
         let known = api.identities.known();
         Ok(json!({
             "success": true,
@@ -118,7 +118,7 @@ pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
             "version": known.version,
         }))
     };
-    task::call(api, (None, Keep::InMemory), request, tell).await
+    task::call(api, (None, Keep::InMemory), request, work).await
 }
 
 /// `/host/echo`: an empty 200, polled every second after a start.

@@ -196,7 +196,7 @@ async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
 }
 
 fn activated(views: &[VolumeView], findings: &Value) -> Result<Value, Fault> {
-    let lost = || Fault::new(Code::Internal, "the target's owner told nothing of the volume");
+    let lost = || Fault::new(Code::Internal, "the target's owner reported nothing of the volume");
     let view = views.first().ok_or_else(lost)?;
     errors::made(view, "it is not kept: call again when that is mended")?;
     Ok(json!({

@@ -127,7 +127,7 @@ pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<ProgressReque
         return None;
     }
     if context.to_string().len() + stack.to_string().len() > MOST_CONTEXT {
-        tracing::debug!("progress is not told: the call's threadContext is too long");
+        tracing::debug!("progress is not reported: the call's threadContext is too long");
         return None;
     }
     let stage = stage(context.get("task-stage"));
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_controllers_patience_is_read_and_never_trips() {
+    fn the_controllers_timeout_is_read_and_never_panics() {
         let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let cases = [
             (r#""__messagetimeout__":"1800000""#, Some(1800.0)),

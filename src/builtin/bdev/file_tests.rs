@@ -27,7 +27,7 @@ fn what_was_written_is_in_the_file_and_a_hole_reads_as_zeroes() {
 }
 
 #[test]
-fn a_folder_a_missing_file_and_a_pipe_are_told_apart() {
+fn a_folder_a_missing_file_and_a_pipe_are_distinguished() {
     let (dir, path) = image(512);
     assert_eq!(DiskFile::open(dir.path(), 512, false).unwrap_err(), Errno::EISDIR);
     assert_eq!(DiskFile::open(&path.join("x"), 512, false).unwrap_err(), Errno::ENOTDIR);

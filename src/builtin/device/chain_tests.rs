@@ -44,7 +44,7 @@ fn a_chain_is_split_into_what_is_read_and_what_is_written() {
 }
 
 #[test]
-fn an_indirect_table_stands_for_its_descriptors() {
+fn an_indirect_table_is_replaced_by_its_descriptors() {
     // The table is placed over the ring's own, from its second descriptor on.
     let chain =
         walked(&[(0x1010, 32, INDIRECT, 0), (0x2000, 16, NEXT, 1), (0x3000, 1, WRITE, 0)]).unwrap();
@@ -52,7 +52,7 @@ fn an_indirect_table_stands_for_its_descriptors() {
 }
 
 #[test]
-fn what_breaks_the_rules_is_told_apart() {
+fn violations_of_the_ring_format_are_distinguished() {
     let cases: [(&[Written], InvalidChain); 7] = [
         (&[(0x2000, 16, NEXT, 9)], InvalidChain::Index(9)),
         (&[(0x2000, 16, NEXT, 0)], InvalidChain::Loop),

@@ -42,7 +42,7 @@ fn a_request_that_the_guest_has_is_not_served_again() {
     first.begin(3);
     first.begin(1);
     first.before_used(3);
-    // Killed here: the used ring's index is 0 already, the record was not told.
+    // Killed here: the used ring's index is 0 already, the record was not updated.
     assert_eq!(queue(&record).resume(0), Resumed { heads: vec![1], next_avail: 1 });
 }
 

@@ -112,7 +112,7 @@ fn a_read_only_disk_refuses_whatever_changes_it() {
 }
 
 #[test]
-fn a_request_of_an_unknown_kind_is_told_to_be_unsupported() {
+fn a_request_of_an_unknown_kind_is_unsupported() {
     let asked = judged(&disk(512, false), ask(77, 0, 0, 0));
     assert_eq!(asked, Operation::Refuse(RequestStatus::Unsupported));
 }

@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patience_grows_while_it_pays_and_has_a_bound() {
+    fn poll_time_grows_while_it_pays_and_has_a_bound() {
         let mut poll_time = PollTime::default();
         (0..20).for_each(|_| poll_time.slept(Duration::from_micros(10)));
         assert_eq!(poll_time.0, PollTime::MOST);

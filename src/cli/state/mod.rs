@@ -190,7 +190,7 @@ fn sections(kept: &PersistentState) -> Vec<String> {
             }
         }
     }
-    let mut outbox = Rows::new(&["TASK", "STANDS", "RESULT GOES TO"]);
+    let mut outbox = Rows::new(&["TASK", "STATE", "RESULT GOES TO"]);
     for waiting in &kept.outbox {
         let state = if waiting.has_result { "waits for the controller" } else { "at work" };
         outbox.add([waiting.task.clone(), state.to_string(), waiting.callback_url.clone()]);

@@ -220,7 +220,7 @@ fn a_document_that_is_cut_off_foreign_or_newer_is_refused_with_the_place() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_told_stays_where_it_is_and_is_not_exported_around() {
+fn an_unusable_file_is_reported_kept_and_blocks_the_export() {
     let (dir, store) = store();
     import(&store, &node(), false).unwrap();
     std::fs::write(dir.path().join("reservations.json"), "[{").unwrap();

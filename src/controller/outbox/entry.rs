@@ -150,7 +150,7 @@ pub(super) fn load(store: &Store) -> Result<Vec<OutboxEntry>, Fault> {
             Ok(None) => {}
             Err(e) => aside(&chain(&e)),
             Ok(Some(entry)) if file(&entry.task) != path => {
-                aside("it tells of another task than its name");
+                aside("it is of another task than its name");
             }
             Ok(Some(entry)) => entries.push(entry),
         }

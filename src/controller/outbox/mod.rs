@@ -125,7 +125,7 @@ impl Outbox {
             tracing::warn!(
                 waiting = entries.len() - broken_off,
                 broken_off,
-                "the last run left results undelivered or calls unfinished: the controller is told now"
+                "the last run left results undelivered or calls unfinished: they are reported to the controller now"
             );
         }
         for entry in entries {

@@ -83,7 +83,7 @@ async fn a_task_is_on_disk_before_its_work_and_its_result_before_it_is_offered()
 }
 
 #[tokio::test]
-async fn what_waited_waits_again_after_a_restart_and_what_was_at_work_is_told_of() {
+async fn a_restart_keeps_pending_results_and_reports_interrupted_work() {
     let node = Node::new();
     let (waited, at_work) = {
         let outbox = node.start();

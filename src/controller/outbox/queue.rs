@@ -435,5 +435,5 @@ fn delay_after(attempts: u32, offered: Duration, callbacks: &CallbackPolicy) -> 
 }
 
 #[cfg(test)]
-#[path = "book_tests.rs"]
+#[path = "queue_tests.rs"]
 mod tests;

@@ -120,7 +120,7 @@ where
                     may_be_overtaken = true;
                 }
                 AttemptEnd::Overtaken => {
-                    tracing::debug!(url = %text_without_secrets(url), "the controller is slow; it is told the newer state");
+                    tracing::debug!(url = %text_without_secrets(url), "the controller is slow; it gets the newer state");
                     self.tally.overtaken();
                     course.overtaken(Instant::now());
                     may_be_overtaken = false;

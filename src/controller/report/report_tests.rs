@@ -161,7 +161,7 @@ async fn a_controller_without_the_path_is_asked_rarely_and_when_it_connects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_controller_that_connects_again_is_told_again() {
+async fn a_controller_that_reconnects_gets_a_report_again() {
     let played = Played::start(None);
     played.connects("http://a/");
     assert_eq!(played.within(SECOND).await.len(), 1);
@@ -201,7 +201,7 @@ async fn a_slow_controller_takes_every_other_state_to_its_end_and_always_the_new
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_controller_that_connects_while_it_is_told_is_told_once_more_and_one_elsewhere_at_once() {
+async fn a_connect_during_a_report_causes_one_more() {
     let played = Played::start(None);
     played.answers(SECOND / 2, ReportOutcome::Taken);
     played.connects("http://a/");

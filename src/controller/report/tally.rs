@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_attempt_is_told_apart_from_those_before() {
+    fn the_last_attempt_is_distinguished_from_earlier_ones() {
         let tally = Tally::default();
         assert_eq!(tally.read(), ReportCounts::default());
         tally.ended(&ReportOutcome::Failed("why".to_string()));

@@ -1,4 +1,4 @@
-//! What the engine is told of a container, beside what packaging/doc/security.md says of it.
+//! Settings that the engine gets for a container, beside what packaging/doc/security.md says of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -113,7 +113,7 @@ fn ordinary(_: Pages) -> Result<SharedMemory, HostError> {
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn a_target_without_what_the_probe_needs_is_told_and_nothing_is_made() {
+async fn a_target_that_cannot_be_probed_is_reported_and_unchanged() {
     for lacks in ["bdev_malloc_create", "vhost_create_blk_controller"] {
         let (played, control) = Played::new("SPDK v24.01", Some(lacks)).serve();
         let fault = probe(SECOND, ordinary).prove(&control).await.error.unwrap();
@@ -142,7 +142,7 @@ async fn the_built_in_target_is_probed_without_a_free_hugepage_too() {
 }
 
 #[tokio::test]
-async fn a_controller_with_a_session_that_does_not_end_is_never_deleted_and_that_is_told() {
+async fn a_controller_with_a_lasting_session_is_reported_and_kept() {
     let (played, control) = Played::new("SPDK v26.05", None).serve();
     let deep = probe(SECOND, ordinary).prove(&control).await;
     let fault = deep.error.unwrap();
@@ -192,7 +192,7 @@ async fn a_caller_who_goes_away_leaves_the_probe_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_there_or_does_not_answer_is_told() {
+async fn absent_and_silent_targets_fail_the_deep_probe() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rpc.sock");
     let control: CleanPath = path.display().to_string().parse().unwrap();
@@ -205,7 +205,7 @@ async fn a_target_that_is_not_there_or_does_not_answer_is_told() {
 }
 
 #[tokio::test]
-async fn target_that_takes_connections_and_serves_none_is_told() {
+async fn a_target_that_accepts_and_does_not_serve_is_reported() {
     let (_played, control) = Played::new("SPDK v24.01", None).serve();
     let probe = probe(SECOND, ordinary);
     let fault = probe.serve((&control, &control), SECOND / 5).await.unwrap_err();

@@ -7,7 +7,7 @@
 //! new, or come from before there were bounds: a target that recovers, and a request that is repeated, say nothing new.
 //! Neither is judged.
 //!
-//! A refusal names the setting that would allow it, and tells nothing of what is there.
+//! A refusal names the setting that would allow it, and reveals nothing of what is there.
 
 mod images;
 mod paths;

@@ -61,7 +61,7 @@ impl EngineNews {
                 }
                 EngineEvent::Listening => {
                     self.live.store(true, Ordering::Relaxed);
-                    tracing::debug!("the engine tells what happens to its containers");
+                    tracing::debug!("the engine reports what happens to its containers");
                     let _ = self.sender.send(ObserverEvent::LookAnew);
                 }
             };

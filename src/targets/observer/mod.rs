@@ -195,7 +195,7 @@ impl Observers {
         match seen.process {
             Process::Lives { .. } => young(heard),
             Process::Unknown(_) => seen.answers.version().is_some() && young(seen.heard),
-            // Only the engine can tell that there is another container now.
+            // Only the engine knows that there is another container now.
             Process::NoContainer | Process::Ended(_) => {
                 seen.sure && self.news.is_live() && !self.max_age.is_zero()
             }

@@ -109,7 +109,7 @@ async fn what_an_agent_left_that_died_is_taken_away_once_nobody_is_connected_to_
 }
 
 #[tokio::test]
-async fn a_target_that_died_or_was_never_there_is_told() {
+async fn a_dead_or_absent_target_is_reported() {
     let mut target = Target::new(&[]);
     let place = node_with(&target, "");
     let agent = place.ready().await;
@@ -121,7 +121,7 @@ async fn a_target_that_died_or_was_never_there_is_told() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_still_starting_is_told_as_one_that_cannot_be_probed_yet() {
+async fn a_starting_target_cannot_be_probed_yet() {
     let target = Target::new(&["--wait-for-rpc"]);
     let place = node_with(&target, "");
     let agent = place.ready().await;

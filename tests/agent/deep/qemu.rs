@@ -124,9 +124,9 @@ async fn deep(backing: impl Fn(&Path) -> String) -> Option<Value> {
     let place = Place::on("two-node").settings(super::ROOTS);
     std::os::unix::fs::symlink(played.folder.path(), place.path("/t")).unwrap();
     let words = ["health", "--deep", "--control-sock", "/t/rpc.sock", "--output", "json"];
-    let told = place.run(&words).await.json()["deep"].clone();
+    let deep = place.run(&words).await.json()["deep"].clone();
     assert!(played.controllers.lock().unwrap().is_empty(), "a controller is left");
-    Some(told)
+    Some(deep)
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn a_device_that_loses_what_it_is_given_is_found_out() {
 }
 
 #[tokio::test]
-async fn a_device_that_answers_with_errors_is_told_with_the_request_that_failed() {
+async fn a_device_error_is_reported_with_the_failed_request() {
     // Smaller than the disk that it stands for: what is beyond its end fails.
     let small = |_: &Path| "driver=null-co,size=524288".to_string();
     let Some(deep) = deep(small).await else { return };

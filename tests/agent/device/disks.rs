@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use serde_json::json;
 
 use super::guest::{
-    Ask, DATA, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, OK, OUT, PATIENCE, SLOTS, UNSUPP,
+    Ask, DATA, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, OK, OUT, SLOTS, TIMEOUT, UNSUPP,
     WRITE_ZEROES, readable,
 };
 use super::process::Target;
@@ -96,7 +96,7 @@ fn a_zbs_volume_keeps_what_is_written() {
     assert_eq!(std::fs::read(format!("{folder}/v")).unwrap()[..4096], data);
     let notices = guest.notices.as_ref().unwrap().as_raw_fd();
     target.call("bdev_zbs_resize", json!({"name": "d", "new_size": 4}));
-    assert!(readable(notices, PATIENCE));
+    assert!(readable(notices, TIMEOUT));
     assert_eq!(guest.capacity(), 8192);
     let smaller = target.fault("bdev_zbs_resize", json!({"name": "d", "new_size": 2}));
     assert_eq!(smaller, (-22, "Invalid argument".into()));
@@ -211,7 +211,7 @@ fn discarded_and_zeroed_ranges_read_as_zeroes() {
 }
 
 #[test]
-fn a_disk_tells_its_serial_number_and_refuses_what_it_does_not_know() {
+fn a_disk_returns_its_serial_and_refuses_unknown_requests() {
     let target = Target::new(&[]);
     let mut guest = served(&target, "malloc", 512, false);
     assert_eq!(guest.ask(0, Ask { kind: GET_ID, sector: 0, data: DATA, length: 20 }), OK);
@@ -250,7 +250,7 @@ fn a_second_vm_is_turned_away_and_the_first_one_is_unharmed() {
     target.call("vhost_create_blk_controller", json!({"ctrlr": "other", "dev_name": "d"}));
     for socket in ["disk", "other"] {
         let mut second = std::os::unix::net::UnixStream::connect(target.path(socket)).unwrap();
-        second.set_read_timeout(Some(PATIENCE)).unwrap();
+        second.set_read_timeout(Some(TIMEOUT)).unwrap();
         assert_eq!(second.read(&mut [0; 1]).unwrap(), 0, "{socket} kept a second VM");
     }
     assert_eq!(guest.write(0, 0, &[1; 512]), OK);
@@ -263,7 +263,7 @@ fn a_second_vm_is_turned_away_and_the_first_one_is_unharmed() {
 }
 
 #[test]
-fn a_grown_file_is_told_to_the_guest_and_can_be_used() {
+fn a_grown_file_is_announced_to_the_guest_and_usable() {
     let target = Target::new(&[]);
     let mut guest = served(&target, "aio", 512, false);
     std::fs::File::options()
@@ -273,7 +273,7 @@ fn a_grown_file_is_told_to_the_guest_and_can_be_used() {
         .set_len(64 << 20)
         .unwrap();
     target.call("bdev_aio_rescan", json!({"name": "d"}));
-    assert!(readable(guest.notices.as_ref().unwrap().as_raw_fd(), PATIENCE), "no notice");
+    assert!(readable(guest.notices.as_ref().unwrap().as_raw_fd(), TIMEOUT), "no notice");
     let mut notice = [0; 12];
     std::io::Read::read_exact(guest.notices.as_mut().unwrap(), &mut notice).unwrap();
     assert_eq!(notice, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);

@@ -30,7 +30,7 @@ pub(crate) const IOERR: u8 = 1;
 pub(crate) const UNSUPP: u8 = 2;
 
 /// Longer than any answer takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 /// Slots of a ring.
 pub(crate) const SLOTS: u16 = 64;
 /// Where data begins; before it are the rings.
@@ -125,7 +125,7 @@ impl Guest {
     /// Connects, negotiates and starts every ring; again after a target's death, as QEMU does it.
     pub(crate) fn connect(&mut self, socket: &Path) {
         let stream = connected(socket);
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut frontend = Frontend::from_stream(stream, 16);
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
@@ -138,14 +138,14 @@ impl Guest {
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         let (ours, theirs) = UnixStream::pair().unwrap();
         frontend.set_backend_request_fd(&theirs).unwrap();
-        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        ours.set_read_timeout(Some(TIMEOUT)).unwrap();
         self.notices = Some(ours);
         if records && self.record.is_none() {
             let asked = VhostUserInflight::new(0, 0, self.rings.len() as u16, RING);
             self.record = Some(frontend.get_inflight_fd(&asked).unwrap());
         }
-        if let Some((told, file)) = &self.record {
-            frontend.set_inflight_fd(told, file.as_raw_fd()).unwrap();
+        if let Some((layout, file)) = &self.record {
+            frontend.set_inflight_fd(layout, file.as_raw_fd()).unwrap();
         }
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: GUEST,
@@ -260,7 +260,7 @@ impl Guest {
 
     /// Waits for at least one answer.
     pub(crate) fn wait(&mut self, index: usize) -> Vec<(u16, u8)> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let ring = &self.rings[index];
             self.store_16(ring.base + AVAIL + 4 + 2 * u64::from(RING), ring.seen);
@@ -312,8 +312,8 @@ impl Guest {
 
     /// Requests that the in-flight record tells of, on all rings.
     pub(crate) fn recorded(&self) -> usize {
-        let (told, file) = self.record.as_ref().unwrap();
-        let mut bytes = vec![0; told.mmap_size as usize];
+        let (layout, file) = self.record.as_ref().unwrap();
+        let mut bytes = vec![0; layout.mmap_size as usize];
         std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, 0).unwrap();
         let per_ring = bytes.len() / self.rings.len();
         let entries = |ring: &[u8]| ring[16..].chunks(16).filter(|entry| entry[0] == 1).count();
@@ -323,7 +323,7 @@ impl Guest {
 
 /// Connects; a socket may be there a moment before its process listens.
 fn connected(socket: &Path) -> UnixStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => return stream,
@@ -334,10 +334,10 @@ fn connected(socket: &Path) -> UnixStream {
 }
 
 /// Waits until a descriptor can be read; false when it could not be in time.
-pub(crate) fn readable(fd: i32, patience: Duration) -> bool {
+pub(crate) fn readable(fd: i32, within: Duration) -> bool {
     // SAFETY: the descriptor is open while this runs: its owner has lent it.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-    let timeout = PollTimeout::try_from(patience.as_millis()).unwrap();
+    let timeout = PollTimeout::try_from(within.as_millis()).unwrap();
     poll(&mut fds, timeout).unwrap_or(0) > 0
 }

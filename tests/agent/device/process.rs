@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Longer than any answer takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A target in a folder of its own.
 pub(crate) struct Target {
@@ -54,7 +54,7 @@ impl Target {
     pub(crate) fn start_as(&mut self, mut command: Command) {
         // Not read: the pipe has room for what a test makes it say.
         self.child = Some(command.spawn().unwrap());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while UnixStream::connect(self.path("rpc.sock")).is_err() {
             assert!(Instant::now() < deadline, "the target does not start");
             std::thread::sleep(Duration::from_millis(2));
@@ -107,7 +107,7 @@ impl Drop for Target {
 
 /// Waits for a process's end.
 pub(crate) fn ended(child: &mut Child) -> (ExitStatus, String) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             let mut said = String::new();
@@ -127,7 +127,7 @@ pub(crate) struct Rpc {
 impl Rpc {
     pub(crate) fn connect(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { stream: BufReader::new(stream) }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::guest::Guest;
-use super::process::{PATIENCE, Target};
+use super::process::{TIMEOUT, Target};
 
 const NO_DEVICE: &str = "No such device";
 const DECODE: &str = "spdk_json_decode_object failed";
@@ -18,7 +18,7 @@ pub(crate) fn malloc(target: &Target, name: &str) {
 
 /// Waits until a controller has no VM.
 pub(crate) fn wait_for_no_session(target: &Target, name: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut rpc = target.rpc();
     while rpc.call("vhost_get_controllers", json!({"name": name}))["result"][0]["sessions"]
         != json!([])
@@ -37,7 +37,7 @@ fn faults(target: &Target, cases: &[(&str, Value, i64, &str)]) {
 }
 
 #[test]
-fn the_process_tells_what_it_is() {
+fn the_process_reports_its_version() {
     let target = Target::new(&["-m", "0x1", "-s", "64"]);
     let version = target.call("spdk_get_version", Value::Null);
     assert_eq!(version["fields"]["minor"], json!(1));
@@ -226,7 +226,7 @@ fn vhost_methods_fail_with_the_errors_of_spdk() {
 }
 
 #[test]
-fn a_controller_with_a_vm_is_told_and_not_deleted() {
+fn a_controller_with_a_vm_is_reported_and_not_deleted() {
     let target = Target::new(&[]);
     malloc(&target, "m");
     target.call("vhost_create_blk_controller", json!({"ctrlr": "c", "dev_name": "m"}));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::process::{PATIENCE, Target};
+use super::process::{TIMEOUT, Target};
 use super::rpc::malloc;
 
 #[test]
@@ -48,7 +48,7 @@ fn what_is_no_json_or_too_much_closes_its_connection_only() {
 }
 
 #[test]
-fn what_is_no_request_is_told_so() {
+fn an_invalid_request_gets_an_error() {
     let target = Target::new(&[]);
     let mut rpc = target.rpc();
     for text in [
@@ -76,7 +76,7 @@ fn the_65th_connection_waits_until_one_of_64_is_gone() {
     let early = waiting.stream.get_mut().read(&mut [0; 1]);
     assert_eq!(early.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     drop(served.pop());
-    waiting.stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    waiting.stream.get_ref().set_read_timeout(Some(TIMEOUT)).unwrap();
     assert_eq!(waiting.answer().unwrap()["id"], json!(1));
 }
 

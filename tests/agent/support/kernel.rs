@@ -36,7 +36,7 @@ struct Pool {
 pub(crate) struct Kernel {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    door: PathBuf,
+    counter: PathBuf,
     writes: Arc<Mutex<Vec<String>>>,
 }
 
@@ -50,7 +50,7 @@ impl Kernel {
         )
         .unwrap();
         let mut pools = Vec::new();
-        let mut door = PathBuf::new();
+        let mut counter = PathBuf::new();
         for (node, (spare, after_compaction)) in spare.iter().enumerate() {
             let folder = place.path(&format!("sys/devices/system/node/node{node}"));
             let of_pool = |name: &str| folder.join("hugepages/hugepages-2048kB").join(name);
@@ -67,7 +67,7 @@ impl Kernel {
                 spare: *spare,
                 after_compaction: *after_compaction,
             });
-            door = of_pool("nr_hugepages");
+            counter = of_pool("nr_hugepages");
             for name in ["nr_hugepages", "free_hugepages", "surplus_hugepages"] {
                 let path = of_pool(name);
                 let here = File::open("/").unwrap();
@@ -93,7 +93,7 @@ impl Kernel {
                 }
             }
         });
-        Kernel { stop, thread: Some(thread), door, writes }
+        Kernel { stop, thread: Some(thread), counter, writes }
     }
 
     /// What was written so far, such as `node0 nr 600` and `node1 compact`.
@@ -104,7 +104,7 @@ impl Kernel {
 
     /// Anybody's look has what was written carried out.
     fn look(&self) {
-        drop(File::open(&self.door));
+        drop(File::open(&self.counter));
     }
 }
 

@@ -68,12 +68,12 @@ pub(crate) fn run_engine(place: &Place, pid: u32) {
     let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = engine.accept().await {
-            tokio::spawn(tell_of_the_container(stream, pid));
+            tokio::spawn(serve_the_container(stream, pid));
         }
     });
 }
 
-async fn tell_of_the_container(stream: UnixStream, pid: u32) {
+async fn serve_the_container(stream: UnixStream, pid: u32) {
     let body =
         json!({"Id": "c0ffee", "Name": "/zbs-vhost", "State": {"Running": true, "Pid": pid}})
             .to_string();

@@ -348,8 +348,8 @@ class Node:
         same('files on hugetlbfs', page_files(), [])
         if pages_before is not None:
             same('pages', pages(), pages_before)
-        # The evidence of one fall, and not of all before it.
-        long = [line for line in LOG.read_text().splitlines() if line.count('falls again and again') > 1]
+        # The evidence of one exit, and not of all before it.
+        long = [line for line in LOG.read_text().splitlines() if line.count('exits again and again') > 1]
         same('evidence within evidence', long[:1], [])
         deadline = time.monotonic() + 10
         while (left := self.left_in_state()) and time.monotonic() < deadline:

@@ -136,7 +136,7 @@ impl<C: Containers> ProcessWatch<C> {
 
     fn has_ended(&mut self) {
         self.end_unexplained = true;
-        let how = "its process has ended, and the engine has not told yet how".to_string();
+        let how = "its process has ended, and the engine has not reported yet how".to_string();
         self.becomes(KnownProcess::Otherwise(Process::Ended(how)));
     }
 
@@ -218,7 +218,7 @@ impl<C: Containers> ProcessWatch<C> {
         }
     }
 
-    /// Watches the process that answers at the control socket, until the engine can tell whose it is.
+    /// Watches the process that answers at the control socket, until the engine reports whose it is.
     fn see_who_answers(&mut self) {
         let unknown = matches!(self.seen, KnownProcess::Otherwise(Process::Unknown(_)));
         if unknown

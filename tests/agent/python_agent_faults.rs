@@ -5,9 +5,9 @@
 //! - ten silent connections stall every call: `bounds.rs`, with ten and with a thousand;
 //! - 200 calls at once overflow the backlog: here, and with 2,000;
 //! - a string with `{{…}}` in a body makes it spin for ever: here;
-//! - an unresponsive target is healthy: `control_socket.rs`, and a frozen process in `engine/cases` and `engine/falls`;
-//! - activate succeeds on another volume's bdev: `volumes.rs`, and takes `../../etc/x` for a name: `volume_doors.rs`;
-//! - deactivate gives away every free page of the host: `engine/falls`, `pools.rs`;
+//! - an unresponsive target is healthy: `control_socket.rs`, and a frozen process in `engine/cases` and `engine/exits`;
+//! - activate succeeds on another volume's bdev: `volumes.rs`, and takes `../../etc/x` for a name: `volume_admission.rs`;
+//! - deactivate gives away every free page of the host: `engine/exits`, `pools.rs`;
 //! - ensure empties the socket folder first: `src/host/leftovers.rs`, `engine/faults`;
 //! - growing pages is slow and drops the page cache: `benches/agent/growth.rs`, `nodes.rs`;
 //! - no command has a time limit: `engine/cases`; error pages show stack traces: here;
@@ -131,7 +131,7 @@ async fn two_hundred_and_two_thousand_calls_at_once_are_all_answered() {
 }
 
 #[tokio::test]
-async fn an_error_tells_what_is_wrong_and_nothing_of_the_agents_inside() {
+async fn an_error_names_the_fault_and_no_internals() {
     let place = Place::on("two-node");
     let agent = place.ready().await;
     let deep = "[".repeat(5000);

@@ -70,7 +70,7 @@ async fn the_compatible_routes_judge_names_and_paths_before_anything_is_done() {
 }
 
 #[tokio::test]
-async fn a_call_back_tells_what_was_refused_and_no_password_is_logged() {
+async fn a_callback_names_the_refusal_and_no_password_is_logged() {
     let place = Place::on("two-node").mounted();
     let agent = place.ready().await;
     let controller = Controller::start().await;
@@ -79,8 +79,11 @@ async fn a_call_back_tells_what_was_refused_and_no_password_is_logged() {
     let route = format!("{ZBS}/bdev/create/");
     let reply = agent.post_task(&route, &task(1), &controller.url, &body.to_string()).await;
     assert_eq!((reply.status, reply.text()), (200, ""));
-    let told = controller.wait(1).await[0].json();
-    assert_eq!((&told["success"], &told["code"]), (&json!(false), &json!("invalid-backing")));
+    let callback = controller.wait(1).await[0].json();
+    assert_eq!(
+        (&callback["success"], &callback["code"]),
+        (&json!(false), &json!("invalid-backing"))
+    );
     agent.logged("\"route\":\"activate\"").await;
     assert!(!agent.log().contains("hunter2"), "{}", agent.log());
 }
