@@ -105,7 +105,7 @@ impl HttpClient {
         mut request: Request<Full<Bytes>>,
         reach: &Reach,
     ) -> Result<Response<Incoming>, SendError> {
-        let addresses = judged(request.uri(), reach).await?;
+        let addresses = authorized(request.uri(), reach).await?;
         let host = host_header(request.uri()).ok_or(SendError::NoAddress)?;
         request.headers_mut().insert(HOST, host);
         request.headers_mut().insert(VIA, HeaderValue::from_static(VIA_AGENT));
@@ -134,7 +134,7 @@ impl HttpClient {
 }
 
 /// Allowed addresses of a host, in the order of attempts.
-async fn judged(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> {
+async fn authorized(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> {
     let host = uri.host().filter(|host| !host.is_empty()).ok_or(SendError::NoAddress)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let all = match host.parse::<IpAddr>() {
@@ -147,7 +147,7 @@ async fn judged(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> {
     let mut allowed = Vec::new();
     // IPv4-mapped addresses become IPv4 from here on: the checked addresses are the ones called.
     for address in all.iter().map(IpAddr::to_canonical) {
-        match reach.judge(address) {
+        match reach.authorize(address) {
             Ok(()) if allowed.contains(&address) => {}
             Ok(()) => allowed.push(address),
             Err(why) => refused = refused.or(Some(why)),

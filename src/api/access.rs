@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_request_shows_one_token_as_the_scheme_says() {
         let tokens = Tokens::read("0123456789abcdef").unwrap();
-        let judged = |values: &[&str]| {
+        let presented_token = |values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
                 headers.append(AUTHORIZATION, value.parse().unwrap());
@@ -159,15 +159,15 @@ mod tests {
         };
         let right = "Bearer 0123456789abcdef";
         for taken in [right, "bearer 0123456789abcdef", "BEARER  0123456789abcdef "] {
-            assert_eq!(judged(&[taken]), "token", "{taken}");
+            assert_eq!(presented_token(&[taken]), "token", "{taken}");
         }
-        assert_eq!(judged(&[]), "nothing");
+        assert_eq!(presented_token(&[]), "nothing");
         for wrong in
             ["", "Bearer", "Bearer ", "0123456789abcdef", "Basic 0123456789abcdef", "Bearer x"]
         {
-            assert_eq!(judged(&[wrong]), "unknown", "{wrong}");
+            assert_eq!(presented_token(&[wrong]), "unknown", "{wrong}");
         }
-        assert_eq!(judged(&[right, right]), "unknown", "which one would count?");
+        assert_eq!(presented_token(&[right, right]), "unknown", "which one would count?");
     }
 
     #[test]

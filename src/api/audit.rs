@@ -73,7 +73,7 @@ fn cut(text: &str) -> String {
     text.chars().take(MOST_CHARACTERS).map(plain).collect()
 }
 
-/// Caller of a request; where no listener judged it, the command of this process.
+/// Caller of a request; where no listener authorized it, the command of this process.
 pub fn principal(extensions: &Extensions) -> Principal {
     extensions.get().cloned().unwrap_or_else(Principal::command)
 }

@@ -37,7 +37,7 @@ use crate::controller::identity::Identities;
 use crate::controller::outbox::Outbox;
 use crate::controller::progress_posts::ProgressPosts;
 use crate::model::access::Role;
-use crate::model::bounds::{Paths, judge_target};
+use crate::model::bounds::{Paths, authorize_target};
 use crate::model::fault::Fault;
 use crate::model::node::Exposure;
 use crate::model::path::CleanPath;
@@ -124,7 +124,7 @@ impl Native {
     /// When it names anything that the settings do not let callers name.
     pub fn allowed(&self, spec: TargetSpec) -> Result<TargetSpec, Fault> {
         let known = self.wanted(&spec.name);
-        judge_target(&spec, known.as_ref(), &self.target_defaults, Paths::AsNamed)?;
+        authorize_target(&spec, known.as_ref(), &self.target_defaults, Paths::AsNamed)?;
         Ok(spec)
     }
 

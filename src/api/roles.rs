@@ -22,13 +22,13 @@ pub(super) fn wants(role: Role) -> RequiredRole {
     RequiredRole(role)
 }
 
-/// Checks the caller of a request. One that no listener has judged may do nothing.
+/// Checks the caller of a request. One that no listener has authorized may do nothing.
 ///
 /// # Errors
 /// `role-insufficient`.
-pub(super) fn judge(request: &Request, role: Role) -> Result<(), Fault> {
+pub(super) fn authorize(request: &Request, role: Role) -> Result<(), Fault> {
     let principal = request.extensions().get::<Principal>();
-    let nobody = || Fault::new(Code::Internal, "nobody has judged who calls: report this");
+    let nobody = || Fault::new(Code::Internal, "the caller was not authorized: report this");
     principal.ok_or_else(nobody)?.may(role)
 }
 
@@ -60,7 +60,7 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        match judge(&request, self.role) {
+        match authorize(&request, self.role) {
             Ok(()) => Either::Left(self.inner.call(request)),
             Err(fault) => Either::Right(ready(Ok(Problem::of(fault).into_response()))),
         }

@@ -109,7 +109,7 @@ impl DeployArgs {
 
     /// Refuses an impossible spec before anything is done for it. The agent checks the values that callers may name, as
     /// it knows what is desired already.
-    pub(super) fn judge(&self, settings: &Settings) -> Result<(), Usage> {
+    pub(super) fn validate(&self, settings: &Settings) -> Result<(), Usage> {
         let spec = self.body().into_spec(self.name.clone(), &settings.target);
         spec.map(drop).map_err(|fault| Usage(fault.text))
     }
@@ -165,7 +165,7 @@ pub(super) async fn run(
     verb: Verb,
     output: Output,
 ) -> Result<u8> {
-    args.judge(&place.settings)?;
+    args.validate(&place.settings)?;
     let bars = ProgressBars::new(output, args.dry_run);
     let agent = if args.dry_run { place.looker().await? } else { place.owner().await? };
     let report = args.carried_out(verb, &agent, &bars).await?;

@@ -139,7 +139,7 @@ pub(super) fn run(overrides: Overrides, args: &SetupArgs, output: Output) -> Res
     let text = toml::to_string(&written).context("the settings cannot be written down")?;
     let text = format!("{HEAD}{text}");
     if let Some((there, _)) = before.as_ref().filter(|_| !args.drop) {
-        judge_dropped(there, &text)?;
+        validate_dropped(there, &text)?;
     }
     let holds = before.as_ref().is_some_and(|(there, _)| *there == text);
     let overrides = Overrides { replaced: Some((file.clone(), text.clone())), ..overrides };
@@ -179,7 +179,7 @@ pub(super) fn run(overrides: Overrides, args: &SetupArgs, output: Output) -> Res
 ///
 /// # Errors
 /// The entry that would be lost.
-fn judge_dropped(there: &str, text: &str) -> Result<()> {
+fn validate_dropped(there: &str, text: &str) -> Result<()> {
     let table = |text: &str| text.parse::<toml::Table>().context("the settings cannot be compared");
     let Some(key) = dropped(&table(there)?, &table(text)?) else { return Ok(()) };
     bail!(Usage(format!(

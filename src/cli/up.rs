@@ -49,7 +49,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<u8> {
     let chosen = args.or_built_in(&place.settings);
-    args.judge(&place.settings)?;
+    args.validate(&place.settings)?;
     let agent = if args.is_dry_run() { place.looker().await? } else { place.owner().await? };
     let done = UpOutcome::default();
     let mut up = Up { agent, settings: place.settings, args, output, done };

@@ -177,7 +177,7 @@ impl Settings {
             loopback: listen.ip().is_loopback(),
             warnings: Vec::new(),
         }
-        .judged()
+        .with_warnings()
     }
 
     /// Returns the address of the legacy agent, if one is set; validated with all other settings.

@@ -95,8 +95,8 @@ impl TargetSettings {
                 Some(("target.image_sha256", text.to_string()))
             }
             digest => {
-                let judged = digest.parse::<ImageSha256>();
-                judged.err().map(|fault| ("target.image_sha256", fault.text))
+                let parsed = digest.parse::<ImageSha256>();
+                parsed.err().map(|fault| ("target.image_sha256", fault.text))
             }
         };
         let size = (!(1..=MOST_MIB).contains(&self.image_max_mib)).then(|| {

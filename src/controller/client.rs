@@ -64,8 +64,8 @@ impl ControllerClient {
             url: text_without_secrets(url),
             source,
         };
-        let judged: HttpUrl = url.parse().map_err(|e: HttpUrlError| failed(e.into()))?;
-        let uri: Uri = judged.as_str().parse().map_err(|e: InvalidUri| failed(e.into()))?;
+        let validated: HttpUrl = url.parse().map_err(|e: HttpUrlError| failed(e.into()))?;
+        let uri: Uri = validated.as_str().parse().map_err(|e: InvalidUri| failed(e.into()))?;
         let mut all: HeaderMap = headers.iter().cloned().collect();
         all.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let mut request = Request::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));

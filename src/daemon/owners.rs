@@ -40,7 +40,7 @@ use crate::host::socket_place::in_folder;
 use crate::host::spawn::{HostWide, Processes};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, facts};
-use crate::model::bounds::{Paths, judge_target, judge_volume};
+use crate::model::bounds::{Paths, authorize_target, authorize_volume};
 use crate::model::engine::Init;
 use crate::model::guest::Guests;
 use crate::model::target::TargetKind;
@@ -210,16 +210,16 @@ impl Core {
         let desired = self.desired.watch().borrow().clone();
         let settings = &settings.target;
         let targets = desired.targets.values().map(|spec| {
-            (spec.name.to_string(), judge_target(spec, None, settings, Paths::AsNamed))
+            (spec.name.to_string(), authorize_target(spec, None, settings, Paths::AsNamed))
         });
         let volumes = desired.volumes.iter().flat_map(|(target, specs)| {
             specs.values().map(move |spec| {
-                let judged = judge_volume(spec, None, settings, Paths::AsNamed);
-                (format!("{} in {target}", spec.name), judged)
+                let authorized = authorize_volume(spec, None, settings, Paths::AsNamed);
+                (format!("{} in {target}", spec.name), authorized)
             })
         });
-        for (name, judged) in targets.chain(volumes) {
-            if let Err(fault) = judged {
+        for (name, authorized) in targets.chain(volumes) {
+            if let Err(fault) = authorized {
                 tracing::warn!(
                     code = %fault.code,
                     "{name} is desired and goes on, but a new call for it would be refused: {fault}"

@@ -1,6 +1,6 @@
 //! Leftovers of a dead target (field note 10): sockets, locks, hugetlbfs files. The kernel is asked whether one is
-//! still in use; no socket is connected to, because a virtual machine may wait for it (the lost reconnect in
-//! `reference/spdk-rpc.md`).
+//! still in use; no socket is connected to, because a virtual machine may wait for it (the lost reconnect:
+//! packaging/doc/facts.md, "Guests when a target dies").
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;

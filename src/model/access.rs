@@ -1,8 +1,8 @@
-//! Access control: roles, callers as far as they are authenticated, and the rules by which they are judged. Pure.
+//! Access control: roles, callers as far as they are authenticated, and the rules that authorize them. Pure.
 //!
 //! ```text
 //! Peer (address, uid, certificate) ─┐
-//! token of the request (Shown) ─────┴▶ Rules::judge ──▶ Principal (name, role) ──▶ route's role ──▶ handler
+//! token of the request (Shown) ─────┴▶ Rules::authorize ──▶ Principal (name, role) ──▶ route's role ──▶ handler
 //!                                             └──▶ Denied: 401, 403
 //! ```
 
@@ -102,7 +102,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Caller of a request as it was judged.
+/// Authorized caller of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     /// Name for the audit log.
@@ -202,7 +202,7 @@ impl Rules {
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn judge(&self, peer: &Peer, shown: PresentedToken<'_>) -> Result<Principal, Denied> {
+    pub fn authorize(&self, peer: &Peer, shown: PresentedToken<'_>) -> Result<Principal, Denied> {
         // As it was let in, but for one that has turned out not to be root since.
         if !self.let_in(peer) {
             return Err(Denied::Address);
@@ -311,24 +311,28 @@ mod tests {
     }
 
     fn role(rules: &Rules, peer: &Peer, shown: PresentedToken<'_>) -> Result<Role, Denied> {
-        rules.judge(peer, shown).map(|principal| principal.role)
+        rules.authorize(peer, shown).map(|principal| principal.role)
     }
 
     #[test]
     fn without_rules_only_the_node_is_served_and_only_root_may_change_it() {
         let rules = Rules::default();
-        let judged = |address, uid| role(&rules, &peer(address, uid), PresentedToken::Nothing);
-        assert_eq!(judged("local", Some(0)), Ok(Role::Admin));
-        assert_eq!(judged("local", Some(107)), Ok(Role::Admin), "the socket's mode lets it in");
-        assert_eq!(judged("127.0.0.1", Some(0)), Ok(Role::Admin));
-        assert_eq!(judged("::1", Some(0)), Ok(Role::Admin));
-        assert_eq!(judged("127.0.0.1", Some(107)), Ok(Role::Read));
-        assert_eq!(judged("127.0.0.1", None), Ok(Role::Read), "the kernel did not say who it is");
+        let authorized = |address, uid| role(&rules, &peer(address, uid), PresentedToken::Nothing);
+        assert_eq!(authorized("local", Some(0)), Ok(Role::Admin));
+        assert_eq!(authorized("local", Some(107)), Ok(Role::Admin), "the socket's mode lets it in");
+        assert_eq!(authorized("127.0.0.1", Some(0)), Ok(Role::Admin));
+        assert_eq!(authorized("::1", Some(0)), Ok(Role::Admin));
+        assert_eq!(authorized("127.0.0.1", Some(107)), Ok(Role::Read));
+        assert_eq!(
+            authorized("127.0.0.1", None),
+            Ok(Role::Read),
+            "the kernel did not say who it is"
+        );
         for remote in ["10.0.0.1", "fe80::1"] {
-            assert_eq!(judged(remote, None), Err(Denied::NotConfigured), "{remote}");
+            assert_eq!(authorized(remote, None), Err(Denied::NotConfigured), "{remote}");
             // The node's own address.
-            assert_eq!(judged(remote, Some(0)), Ok(Role::Admin), "{remote}");
-            assert_eq!(judged(remote, Some(107)), Ok(Role::Read), "{remote}");
+            assert_eq!(authorized(remote, Some(0)), Ok(Role::Admin), "{remote}");
+            assert_eq!(authorized(remote, Some(107)), Ok(Role::Read), "{remote}");
         }
         let open = Rules::open();
         assert_eq!(role(&open, &peer("10.0.0.1", None), PresentedToken::Nothing), Ok(Role::Admin));
@@ -344,8 +348,8 @@ mod tests {
         for uid in [Some(107), None] {
             let own = Peer::local("10.1.2.3".parse().unwrap(), uid);
             for rules in [&rules, &open] {
-                let judged = role(rules, &own, PresentedToken::Nothing);
-                assert_eq!(judged, Ok(Role::Read), "the node's own address");
+                let authorized = role(rules, &own, PresentedToken::Nothing);
+                assert_eq!(authorized, Ok(Role::Read), "the node's own address");
             }
         }
         let named = Rules { allow: vec!["10.1.2.3".parse().unwrap()], ..Rules::default() };
@@ -378,7 +382,7 @@ mod tests {
         remote.certificate = Some(read);
         assert_eq!(role(&both, &remote, PresentedToken::Token(&deploy)), Ok(Role::Read));
         let alone = Rules { certificates: true, ..Rules::default() };
-        let principal = alone.judge(&remote, PresentedToken::Unknown).unwrap();
+        let principal = alone.authorize(&remote, PresentedToken::Unknown).unwrap();
         assert_eq!((principal.name.as_ref(), principal.role), ("certificate b", Role::Read));
     }
 

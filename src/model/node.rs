@@ -127,7 +127,7 @@ impl Exposure {
     }
 
     /// Adds the warnings for the operator.
-    pub fn judged(self) -> Exposure {
+    pub fn with_warnings(self) -> Exposure {
         let loopback: IpAddr = Ipv4Addr::LOCALHOST.into();
         let takes_local = self
             .allow

@@ -1,4 +1,4 @@
-//! Observations of a target: facts with their age, and no judgement.
+//! Observations of a target: facts with their age, and no evaluation.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! Egress policy: addresses that a URL supplied by a caller may lead to. Pure; names are resolved in `outgoing`, and
-//! each address is judged here.
+//! each address is authorized here.
 //!
 //! ```text
 //! Outgoing (the setting) + caller ──▶ Reach ──each address──▶ connected to, or Refused with the reason
@@ -133,7 +133,7 @@ impl Reach {
     ///
     /// # Errors
     /// A refused address, with the reason.
-    pub fn judge(&self, address: IpAddr) -> Result<(), RefusedAddress> {
+    pub fn authorize(&self, address: IpAddr) -> Result<(), RefusedAddress> {
         let address = address.to_canonical();
         let refused = |why| Err(RefusedAddress { address, why });
         match self {
@@ -163,14 +163,14 @@ impl Reach {
         }
     }
 
-    /// Judges the host of a URL if it is an address; names are judged when they are resolved.
+    /// Authorizes the host of a URL if it is an address; names are authorized when they are resolved.
     ///
     /// # Errors
-    /// As [`Reach::judge`].
-    pub fn judge_literal(&self, url: &str) -> Result<(), RefusedAddress> {
+    /// As [`Reach::authorize`].
+    pub fn authorize_literal(&self, url: &str) -> Result<(), RefusedAddress> {
         match url.parse::<HttpUrl>().ok().as_ref().and_then(|url| url.url().host()) {
-            Some(Host::Ipv4(address)) => self.judge(address.into()),
-            Some(Host::Ipv6(address)) => self.judge(address.into()),
+            Some(Host::Ipv4(address)) => self.authorize(address.into()),
+            Some(Host::Ipv6(address)) => self.authorize(address.into()),
             Some(Host::Domain(_)) | None => Ok(()),
         }
     }

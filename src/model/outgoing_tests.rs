@@ -1,9 +1,9 @@
-//! The judgements, over a table of addresses.
+//! Authorization of addresses, over a table.
 
 use super::*;
 
-fn judge(reach: &Reach, address: &str) -> Result<(), String> {
-    reach.judge(address.parse().unwrap()).map_err(|refused| refused.to_string())
+fn authorize(reach: &Reach, address: &str) -> Result<(), String> {
+    reach.authorize(address.parse().unwrap()).map_err(|refused| refused.to_string())
 }
 
 fn at(address: &str) -> Option<Caller> {
@@ -70,16 +70,16 @@ fn any_refuses_what_is_the_nodes_or_its_clouds_own_in_every_form() {
     let remote = EgressPolicy::Any.reach(at("10.0.0.9"), None);
     let local = EgressPolicy::Any.reach(Some(Caller::Here), None);
     for address in COMMON {
-        assert_eq!((judge(&remote, address), judge(&local, address)), (Ok(()), Ok(())));
+        assert_eq!((authorize(&remote, address), authorize(&local, address)), (Ok(()), Ok(())));
     }
     for (address, why) in SPECIAL {
         for reach in [&remote, &local] {
-            let error = judge(reach, address).unwrap_err();
+            let error = authorize(reach, address).unwrap_err();
             assert!(error.contains(why) && error.contains("outgoing.to"), "{address}: {error}");
         }
-        let error = judge(&Reach::Images { loopback: true }, address).unwrap_err();
+        let error = authorize(&Reach::Images { loopback: true }, address).unwrap_err();
         assert!(error.contains(why) && !error.contains("outgoing.to"), "{address}: {error}");
-        assert_eq!(judge(&Reach::Anywhere, address), Ok(()));
+        assert_eq!(authorize(&Reach::Anywhere, address), Ok(()));
     }
 }
 
@@ -90,16 +90,16 @@ fn loopback_is_for_who_is_on_the_node_and_nobody_whose_place_is_not_known() {
         for caller in [at("10.0.0.9"), at("fd00::9"), None] {
             for policy in [EgressPolicy::Any, EgressPolicy::Callers] {
                 let reach = policy.reach(caller, controller);
-                assert!(judge(&reach, address).is_err(), "{address} {caller:?} {policy:?}");
+                assert!(authorize(&reach, address).is_err(), "{address} {caller:?} {policy:?}");
             }
         }
         for caller in [Some(Caller::Here), at("127.0.0.1"), at("::1")] {
             for policy in [EgressPolicy::Any, EgressPolicy::Callers] {
-                assert_eq!(judge(&policy.reach(caller, None), address), Ok(()), "{address}");
+                assert_eq!(authorize(&policy.reach(caller, None), address), Ok(()), "{address}");
             }
         }
-        assert_eq!(judge(&Reach::Images { loopback: true }, address), Ok(()));
-        let error = judge(&Reach::Images { loopback: false }, address).unwrap_err();
+        assert_eq!(authorize(&Reach::Images { loopback: true }, address), Ok(()));
+        let error = authorize(&Reach::Images { loopback: false }, address).unwrap_err();
         assert!(error.contains("the node's own loopback"), "{error}");
     }
 }
@@ -108,16 +108,16 @@ fn loopback_is_for_who_is_on_the_node_and_nobody_whose_place_is_not_known() {
 fn callers_reach_themselves_and_the_controller_alone() {
     let reach = EgressPolicy::Callers.reach(at("10.0.0.9"), at("fd00::7"));
     for address in ["10.0.0.9", "::ffff:10.0.0.9", "fd00::7"] {
-        assert_eq!(judge(&reach, address), Ok(()), "{address}");
+        assert_eq!(authorize(&reach, address), Ok(()), "{address}");
     }
     for address in ["10.0.0.8", "fd00::8", "169.254.169.254", "0.0.0.0", "::10.0.0.9"] {
-        let error = judge(&reach, address).unwrap_err();
+        let error = authorize(&reach, address).unwrap_err();
         assert!(error.contains("neither who called nor the controller"), "{error}");
     }
     let nobody = EgressPolicy::Callers.reach(None, None);
-    assert!(COMMON.iter().all(|address| judge(&nobody, address).is_err()));
+    assert!(COMMON.iter().all(|address| authorize(&nobody, address).is_err()));
     let here = EgressPolicy::Callers.reach(Some(Caller::Here), at("fd00::7"));
-    assert!(judge(&here, "fd00::7").is_ok() && judge(&here, "10.0.0.9").is_err());
+    assert!(authorize(&here, "fd00::7").is_ok() && authorize(&here, "10.0.0.9").is_err());
 }
 
 #[test]
@@ -125,10 +125,10 @@ fn a_list_is_the_operators_word_whatever_it_names() {
     let networks = ["10.0.0.0/8", "169.254.0.0/16", "127.0.0.0/8"].map(|n| n.parse().unwrap());
     let reach = EgressPolicy::To(networks.into()).reach(at("192.0.2.1"), at("192.0.2.2"));
     for address in ["10.1.2.3", "::ffff:10.1.2.3", "169.254.169.254", "127.0.0.1"] {
-        assert_eq!(judge(&reach, address), Ok(()), "{address}");
+        assert_eq!(authorize(&reach, address), Ok(()), "{address}");
     }
     for address in ["192.0.2.1", "192.0.2.2", "::1", "fd00::1"] {
-        let error = judge(&reach, address).unwrap_err();
+        let error = authorize(&reach, address).unwrap_err();
         assert!(error.contains("none of the networks that outgoing.to lists"), "{error}");
     }
 }
@@ -146,10 +146,10 @@ fn an_address_that_is_no_name_is_judged_however_it_is_written() {
         "http://[::ffff:169.254.169.254]/latest",
         "http://%31%32%37.0.0.1/",
     ] {
-        assert!(reach.judge_literal(url).is_err(), "{url}");
+        assert!(reach.authorize_literal(url).is_err(), "{url}");
     }
     for url in ["http://10.0.0.1:8080/x", "http://[fd00::1]/", "http://localhost/x", "no address"] {
-        assert_eq!(reach.judge_literal(url), Ok(()), "{url}");
+        assert_eq!(reach.authorize_literal(url), Ok(()), "{url}");
     }
 }
 

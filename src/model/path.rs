@@ -69,8 +69,8 @@ impl From<CleanPath> for String {
 ///
 /// # Errors
 /// A path that is longer than a socket's may be, or is not a control socket's.
-pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
-    judge_length(path)?;
+pub fn validate_socket(path: &CleanPath) -> Result<(), Fault> {
+    validate_length(path)?;
     if path.as_str().ends_with(".sock") {
         return Ok(());
     }
@@ -88,7 +88,7 @@ pub fn judge_socket(path: &CleanPath) -> Result<(), Fault> {
 ///
 /// # Errors
 /// A path that is longer than a socket's may be.
-pub fn judge_length(path: &CleanPath) -> Result<(), Fault> {
+pub fn validate_length(path: &CleanPath) -> Result<(), Fault> {
     if path.as_str().len() <= SUN_PATH {
         return Ok(());
     }
@@ -120,13 +120,13 @@ mod tests {
     #[test]
     fn a_socket_path_fits_into_its_structure() {
         let path = |length: usize| format!("/{}.sock", "x".repeat(length - 6)).parse().unwrap();
-        assert!(judge_socket(&path(107)).is_ok());
-        assert_eq!(judge_socket(&path(108)).unwrap_err().code, Code::SocketPathTooLong);
+        assert!(validate_socket(&path(107)).is_ok());
+        assert_eq!(validate_socket(&path(108)).unwrap_err().code, Code::SocketPathTooLong);
     }
 
     #[test]
     fn what_is_not_named_as_a_control_socket_may_be_a_volumes() {
         let volume = "/var/tmp/vhost-sockets/zbs-vhost-0123".parse().unwrap();
-        assert_eq!(judge_socket(&volume).unwrap_err().code, Code::InvalidControlSocket);
+        assert_eq!(validate_socket(&volume).unwrap_err().code, Code::InvalidControlSocket);
     }
 }

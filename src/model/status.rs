@@ -52,8 +52,8 @@ pub struct TargetStatus {
     pub health: Option<TargetHealth>,
     /// Control socket at which the target is observed.
     pub control: Option<CleanPath>,
-    /// Number of the last observation that this status is judged from.
-    pub judged: u64,
+    /// Number of the last observation that this status is derived from.
+    pub observation: u64,
     /// Restarts by the agent since the agent's own start.
     pub restarts: u64,
     /// Exits of its process since the agent's own start.

@@ -13,7 +13,7 @@ use super::cpu::{CoreList, Cpu, CpuUse};
 use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
 pub use super::names::TargetName;
-use super::path::{CleanPath, judge_socket};
+use super::path::{CleanPath, validate_socket};
 use super::units::NumaNode;
 use super::volume::{VolumeName, VolumeSpecs};
 
@@ -72,9 +72,9 @@ impl TargetSpec {
     ///
     /// # Errors
     /// A control socket whose path no socket can have, an invalid image name, and more memory than any machine has.
-    pub fn judge(self) -> Result<TargetSpec, Fault> {
-        judge_socket(&self.control_sock)?;
-        self.image.as_deref().map_or(Ok(()), judge_image)?;
+    pub fn validate(self) -> Result<TargetSpec, Fault> {
+        validate_socket(&self.control_sock)?;
+        self.image.as_deref().map_or(Ok(()), validate_image)?;
         if self.memory_mib > MOST_MEMORY_MIB {
             let text =
                 format!("{} MiB of hugepages are more than any machine has", self.memory_mib);
@@ -132,7 +132,7 @@ impl TargetSpec {
 ///
 /// # Errors
 /// An invalid name.
-pub fn judge_image(name: &str) -> Result<(), Fault> {
+pub fn validate_image(name: &str) -> Result<(), Fault> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@[]".contains(&b);
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'[');
     let parts = name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_target_takes_no_more_memory_than_a_machine_can_have() {
-        let with = |memory_mib| TargetSpec { memory_mib, ..TargetSpec::example("a") }.judge();
+        let with = |memory_mib| TargetSpec { memory_mib, ..TargetSpec::example("a") }.validate();
         assert!(with(MOST_MEMORY_MIB).is_ok());
         assert_eq!(with(u64::MAX).unwrap_err().code, Code::InvalidMemory);
     }
@@ -350,13 +350,13 @@ mod tests {
     #[test]
     fn an_images_name_leads_nowhere_else() {
         for name in ["a", "a/b:1", "127.0.0.1:5000/a@sha256:00", "[::1]:5000/a", "A_b-c.d/e"] {
-            assert!(judge_image(name).is_ok(), "{name}");
+            assert!(validate_image(name).is_ok(), "{name}");
         }
         let long = "x".repeat(256);
         for name in
             ["", "/a", "a//b", "../a", "a/../b", "a?b", "a#b", "a b", "-a", "ä", long.as_str()]
         {
-            assert_eq!(judge_image(name).unwrap_err().code, Code::InvalidImage, "{name}");
+            assert_eq!(validate_image(name).unwrap_err().code, Code::InvalidImage, "{name}");
         }
     }
 }

@@ -46,7 +46,7 @@ impl fmt::Display for TaskId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskResult {
     pub task: TaskId,
-    /// `http://…` or `https://…`, judged when the request came in.
+    /// `http://…` or `https://…`, validated when the request came in.
     pub callback_url: String,
     /// Caller that named that address, if recorded.
     pub caller: Option<Caller>,

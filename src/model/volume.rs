@@ -8,13 +8,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use self::backing::{Backing, MAKES, TAKES, ZBS_SUFFIX, judge_method};
+pub use self::backing::{Backing, MAKES, TAKES, ZBS_SUFFIX, validate_method};
 use super::code::Code;
 use super::fault::{Fault, Finding};
 use super::guest::Reconnect;
 use super::names::TargetName;
 pub use super::names::VolumeName;
-use super::path::{CleanPath, judge_length};
+use super::path::{CleanPath, validate_length};
 
 /// Desired state of a volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,9 +38,9 @@ impl VolumeSpec {
     ///
     /// # Errors
     /// An impossible backing, a socket path that is too long, a malformed mask.
-    pub fn judge(self, socket_dir: &CleanPath) -> Result<VolumeSpec, Fault> {
-        self.backing.judge()?;
-        judge_length(&socket_dir.join(self.name.as_str()).parse()?)?;
+    pub fn validate(self, socket_dir: &CleanPath) -> Result<VolumeSpec, Fault> {
+        self.backing.validate()?;
+        validate_length(&socket_dir.join(self.name.as_str()).parse()?)?;
         let mask = |mask: &String| {
             let digits = mask.strip_prefix("0x").unwrap_or(mask);
             let hex = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
@@ -243,12 +243,12 @@ mod tests {
             ..VolumeSpec::example("a")
         };
         for mask in [None, Some("0x3"), Some("[0,2-3]"), Some("ff")] {
-            assert!(spec(mask).judge(&dir).is_ok());
+            assert!(spec(mask).validate(&dir).is_ok());
         }
         for mask in ["", "0x", "[0,1", "all", "[0;1]"] {
-            assert_eq!(spec(Some(mask)).judge(&dir).unwrap_err().code, Code::InvalidCpumask);
+            assert_eq!(spec(Some(mask)).validate(&dir).unwrap_err().code, Code::InvalidCpumask);
         }
         let deep: CleanPath = format!("/{}", "x".repeat(106)).parse().unwrap();
-        assert_eq!(spec(None).judge(&deep).unwrap_err().code, Code::SocketPathTooLong);
+        assert_eq!(spec(None).validate(&deep).unwrap_err().code, Code::SocketPathTooLong);
     }
 }

@@ -42,7 +42,7 @@ fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
         _ => None,
     };
     let read: Option<Vec<IpAddr>> = host.split('.').map(read).collect();
-    read.ok_or_else(|| io::Error::other(format!("'{host}' was not judged")))
+    read.ok_or_else(|| io::Error::other(format!("'{host}' was not authorized")))
 }
 
 /// Resolver that hands the connector the addresses encoded in the host, and resolves nothing.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::bounds::{Paths, judge_target};
+use crate::model::bounds::{Paths, authorize_target};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetPolicy;
@@ -101,17 +101,17 @@ pub fn has_room_for(
 }
 
 /// Refuses paths that lead to what is not the caller's to name.
-pub(super) fn judge_bounds(
+pub(super) fn authorize_bounds(
     spec: &TargetSpec,
     seen: &TargetSeen,
     policy: &TargetPolicy,
 ) -> Result<(), Fault> {
     let opened = spec.as_opened(seen.has_image);
-    judge_target(&opened, seen.known.as_ref(), &policy.target, Paths::Followed(&seen.links))
+    authorize_target(&opened, seen.known.as_ref(), &policy.target, Paths::Followed(&seen.links))
 }
 
 /// Refuses a place where somebody can swap its sockets.
-pub(super) fn judge_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
+pub(super) fn validate_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
     seen.socket_doubt.as_ref().map_or(Ok(()), |doubt| {
         let text = format!("{} is not safe with its sockets there: {doubt}", spec.name);
         Err(Fault::new(Code::SocketPlaceUnusable, text))
@@ -119,7 +119,7 @@ pub(super) fn judge_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fa
 }
 
 /// Refuses a place that something else takes.
-pub(super) fn judge_obstacle(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
+pub(super) fn validate_obstacle(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
     seen.socket_obstacle.as_ref().map_or(Ok(()), |obstacle| {
         let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
         Err(Fault::new(Code::SocketPlaceUnusable, text))
@@ -127,7 +127,7 @@ pub(super) fn judge_obstacle(spec: &TargetSpec, seen: &TargetSeen) -> Result<(),
 }
 
 /// Refuses a target for which these nodes lack free pages: it would exit as soon as it starts.
-pub(super) fn judge_memory(
+pub(super) fn validate_memory(
     spec: &TargetSpec,
     pages: u64,
     nodes: &[NumaNode],
@@ -160,10 +160,10 @@ mod tests {
 
     #[test]
     fn names_of_containers_beside_a_target_are_no_targets() {
-        let judge = |name: &str| has_own_name(&name.parse().unwrap()).map_err(|fault| fault.code);
-        assert_eq!(judge("a.next"), Err(Code::InvalidTargetName));
-        assert_eq!(judge("a.previous"), Err(Code::InvalidTargetName));
-        assert_eq!(judge("a.next.b"), Ok(()));
+        let check = |name: &str| has_own_name(&name.parse().unwrap()).map_err(|fault| fault.code);
+        assert_eq!(check("a.next"), Err(Code::InvalidTargetName));
+        assert_eq!(check("a.previous"), Err(Code::InvalidTargetName));
+        assert_eq!(check("a.next.b"), Ok(()));
     }
 
     #[test]
@@ -182,18 +182,18 @@ mod tests {
             volumes: [(there.name.clone(), volumes)].into(),
             ..Desired::default()
         };
-        let judge = |spec: &TargetSpec, volumes: &[VolumeSpec]| {
+        let check = |spec: &TargetSpec, volumes: &[VolumeSpec]| {
             has_own_sockets(spec, volumes, &desired).map_err(|fault| (fault.code, fault.text))
         };
-        assert_eq!(judge(&there, &[VolumeSpec::example("w")]), Ok(()), "it is that one");
-        assert_eq!(judge(&at("b", "/s", "/s/b.sock"), &[VolumeSpec::example("w")]), Ok(()));
+        assert_eq!(check(&there, &[VolumeSpec::example("w")]), Ok(()), "it is that one");
+        assert_eq!(check(&at("b", "/s", "/s/b.sock"), &[VolumeSpec::example("w")]), Ok(()));
         for (spec, volumes) in [
             (at("b", "/t", "/s/a.sock"), vec![]),
             (at("b", "/t", "/s/v"), vec![]),
             (at("b", "/s", "/s/b.sock"), vec![volume]),
             (at("b", "/s", "/s/b.sock"), vec![VolumeSpec::example("a.sock")]),
         ] {
-            let (code, text) = judge(&spec, &volumes).unwrap_err();
+            let (code, text) = check(&spec, &volumes).unwrap_err();
             assert!(code == Code::ControlSocketInUse && text.contains("of the target a"), "{text}");
         }
         // Such as an agent of before let through: each of them is brought back.

@@ -54,7 +54,7 @@ pub(super) fn sources(spec: &TargetSpec, image: &str, seen: &TargetSeen) -> Vec<
         return vec![ImageSource::BuiltIn];
     }
     let registry = registry_of(image).map(|_| ImageSource::Registry);
-    // The path that was judged is the one that is opened.
+    // The path that was authorized is the one that is opened.
     let led = |tar| seen.links.get(tar).map_or(tar, |led| &led.path);
     let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(led(tar).as_str().to_string()));
     let url = spec

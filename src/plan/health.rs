@@ -21,7 +21,7 @@ pub struct TargetContext {
 }
 
 /// Judges the state of a target, with the reason.
-pub fn judge(seen: &Observation, context: &TargetContext) -> (TargetState, String) {
+pub fn evaluate(seen: &Observation, context: &TargetContext) -> (TargetState, String) {
     use TargetState::{Absent, Degraded, Failed, Paused, Serving, Starting};
     let state = |state, text: &str| (state, text.to_string());
     let answers = &seen.answers;
@@ -143,31 +143,35 @@ mod tests {
             (unknown(), "+", Degraded),
             (unknown(), "-", Failed),
         ] {
-            assert_eq!(judge(&seen(&process, probes), &wanted()).0, state, "{process:?} {probes}");
+            assert_eq!(
+                evaluate(&seen(&process, probes), &wanted()).0,
+                state,
+                "{process:?} {probes}"
+            );
         }
     }
 
     #[test]
     fn one_that_answers_serves_once_its_volumes_are_back_and_it_does_not_always_exit_again() {
         let rebuilds = TargetContext { rebuilds: true, ..wanted() };
-        assert_eq!(judge(&seen(&OLD, "+"), &rebuilds).0, Starting);
-        assert_eq!(judge(&seen(&OLD, "+--"), &rebuilds).0, Degraded);
-        assert_eq!(judge(&seen(&Process::Ended(String::new()), "+"), &rebuilds).0, Failed);
+        assert_eq!(evaluate(&seen(&OLD, "+"), &rebuilds).0, Starting);
+        assert_eq!(evaluate(&seen(&OLD, "+--"), &rebuilds).0, Degraded);
+        assert_eq!(evaluate(&seen(&Process::Ended(String::new()), "+"), &rebuilds).0, Failed);
         let trouble = TargetContext { trouble: Some("it exited 4 times".to_string()), ..wanted() };
         let brought_up = TargetContext { at_work: Some(OwnerWork::BringUp), ..trouble.clone() };
         for (process, context) in [(OLD, trouble.clone()), (Process::NoContainer, brought_up)] {
             let state = (Failed, "it exited 4 times".to_string());
-            assert_eq!(judge(&seen(&process, "+"), &context), state, "{process:?}");
+            assert_eq!(evaluate(&seen(&process, "+"), &context), state, "{process:?}");
         }
         let unwanted = TargetContext { wanted: false, ..trouble };
-        assert_eq!(judge(&seen(&Process::NoContainer, ""), &unwanted).0, Absent);
+        assert_eq!(evaluate(&seen(&Process::NoContainer, ""), &unwanted).0, Absent);
     }
 
     #[test]
     fn not_wanted_is_not_unhealthy() {
         let is = |process: &Process, wanted, at_work| {
             let context = TargetContext { wanted, at_work, ..TargetContext::default() };
-            judge(&seen(process, ""), &context).0
+            evaluate(&seen(process, ""), &context).0
         };
         let away = Process::Unknown("nobody listens".to_string());
         for process in [&Process::NoContainer, &away] {
@@ -185,15 +189,15 @@ mod tests {
         let until = Some(silent.at + Duration::from_secs(1));
         let busy_with = Some("bdev_malloc_create".into());
         silent.vitals = Vitals { busy_until: until, busy_with, ..Vitals::default() };
-        let (state, reason) = judge(&silent, &wanted());
+        let (state, reason) = evaluate(&silent, &wanted());
         assert!(state == Serving && reason.contains("own bdev_malloc_create"), "{state} {reason}");
         silent.at += Duration::from_secs(2);
         silent.vitals.activity = Activity::Stopped;
         silent.silent_since = Some("noon".to_string());
-        let (state, reason) = judge(&silent, &wanted());
+        let (state, reason) = evaluate(&silent, &wanted());
         assert!(state == Degraded && reason.starts_with("unresponsive since noon: no answer"));
         assert!(reason.contains("is stopped"), "{reason}");
         silent.vitals.activity = Activity::Paused;
-        assert_eq!(judge(&silent, &wanted()).0, TargetState::Paused);
+        assert_eq!(evaluate(&silent, &wanted()).0, TargetState::Paused);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::admission::{judge_bounds, judge_memory, judge_obstacle, judge_place};
+use super::admission::{authorize_bounds, validate_memory, validate_obstacle, validate_place};
 use super::container::{container, image_and_load, is_isolated_otherwise};
 use super::cores;
 use super::replacement;
@@ -19,9 +19,9 @@ use crate::model::step::Step;
 use crate::model::target::{Drift, EnsureOptions, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 
-/// Shortest time that a target without guests gets to exit by itself. SPDK v26.05 with volumes takes 1.02 s; with
-/// guests that would strand those that reconnect to it meanwhile (reference/spdk-rpc.md), so they get
-/// `target.stop_grace`.
+/// Shortest time that a target without guests gets to exit by itself. SPDK v26.05 with volumes takes 1.02 s. With
+/// guests that would hang those that reconnect to it meanwhile (packaging/doc/facts.md, "Guests when a target dies"), so
+/// such a target gets `target.stop_grace`.
 const IDLE_GRACE: Duration = Duration::from_secs(3);
 
 /// Steps for a target, with the findings and the drift to report.
@@ -221,12 +221,13 @@ impl TargetPlan {
         let short_nodes = seen.cpus.iter().map(|cpu| cpu.node).filter(is_short).collect();
         let cpu_use = CpuUse { short_nodes, ..seen.cpu_use.clone() };
         let chosen = cores::choose(&spec.cores, &seen.cpus, &cpu_use);
-        let memory =
-            chosen.as_ref().map_or(Ok(()), |chosen| judge_memory(spec, pages, &chosen.nodes, seen));
-        let bounds = judge_bounds(spec, seen, policy);
+        let memory = chosen
+            .as_ref()
+            .map_or(Ok(()), |chosen| validate_memory(spec, pages, &chosen.nodes, seen));
+        let bounds = authorize_bounds(spec, seen, policy);
         // Nothing is reported of a path or an image that may not be the caller's to name.
         let is_allowed = bounds.is_ok() || options.recovers;
-        let place = if is_allowed { judge_place(spec, seen) } else { Ok(()) };
+        let place = if is_allowed { validate_place(spec, seen) } else { Ok(()) };
         let doubts: Vec<Fault> =
             [memory, bounds, place].into_iter().filter_map(Result::err).collect();
         let image = image_and_load(spec, seen);
@@ -239,7 +240,7 @@ impl TargetPlan {
         }
         if is_allowed {
             faults.extend(image.as_ref().err().cloned());
-            faults.extend(judge_obstacle(spec, seen).err());
+            faults.extend(validate_obstacle(spec, seen).err());
         }
         Fault::none_of(faults)?;
         let (chosen, (image, load)) = (chosen?, image?);

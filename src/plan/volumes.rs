@@ -1,7 +1,8 @@
 //! Volumes in a running target: plans that make each serve or take it away, and its status.
 //!
 //! The bdev comes before its controller, and goes after it. While a session is connected neither is ever
-//! deleted: a target may hang in that for ever, or leave the guest with I/O errors (reference/spdk-rpc.md).
+//! deleted: a target may hang in that for ever, or leave the guest with I/O errors
+//! (packaging/doc/facts.md, "Traps").
 
 use crate::model::code::Code;
 use crate::model::fault::Fault;
@@ -140,7 +141,7 @@ fn in_use(why: &str) -> Fault {
 
 /// State of a volume that needs no more steps, and the reason. `unstarted` is set if a session of it has not started
 /// for longer than one takes.
-pub fn judge(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
+pub fn evaluate(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
     let state = |state, text: &str| (state, text.to_string());
     match &seen.controller {
         None => state(VolumeState::Pending, "its controller is not there yet"),

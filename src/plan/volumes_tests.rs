@@ -92,21 +92,21 @@ fn what_one_volume_writes_to_no_other_one_does() {
     let there = of("v", "/f", false);
     let volumes = Arc::new([(there.name.clone(), there.clone())].into());
     let desired = Desired { volumes: [(a.clone(), volumes)].into(), ..Desired::default() };
-    let judge = |target: &TargetName, new: &[VolumeSpec]| {
+    let evaluate = |target: &TargetName, new: &[VolumeSpec]| {
         let is_one =
             |one: &str, other: &str| one.trim_end_matches('~') == other.trim_end_matches('~');
         one_writer_each(target, new, &desired, is_one).map_err(|fault| (fault.code, fault.text))
     };
-    assert_eq!(judge(&a, std::slice::from_ref(&there)), Ok(()), "it is that one");
-    assert_eq!(judge(&b, &[of("v", "/g", false), of("r", "/f", true)]), Ok(()));
+    assert_eq!(evaluate(&a, std::slice::from_ref(&there)), Ok(()), "it is that one");
+    assert_eq!(evaluate(&b, &[of("v", "/g", false), of("r", "/f", true)]), Ok(()));
     for (target, new) in
         [(&a, of("w", "/f", false)), (&b, of("v", "/f", false)), (&b, of("w", "/f~", false))]
     {
-        let (code, text) = judge(target, &[new]).unwrap_err();
+        let (code, text) = evaluate(target, &[new]).unwrap_err();
         assert!(code == Code::VolumeConflict && text.contains("the volume v of a"), "{text}");
     }
-    judge(&b, &[of("x", "/h", false), of("y", "/h", false)]).unwrap_err();
-    assert_eq!(judge(&b, &[VolumeSpec::example("m"), VolumeSpec::example("n")]), Ok(()));
+    evaluate(&b, &[of("x", "/h", false), of("y", "/h", false)]).unwrap_err();
+    assert_eq!(evaluate(&b, &[VolumeSpec::example("m"), VolumeSpec::example("n")]), Ok(()));
 }
 
 #[test]
@@ -135,8 +135,8 @@ fn a_session_that_does_not_start_is_stuck_and_one_that_is_starting_is_not() {
     assert!(has_unstarted(&with(false, 0)));
     assert!(!has_unstarted(&with(false, 1)) && !has_unstarted(&with(true, 0)));
     let seen = seen(Some(bdev("/f")), Some(with(false, 0)));
-    assert_eq!(judge(&seen, false).0, VolumeState::Serving);
-    let (state, reason) = judge(&seen, true);
+    assert_eq!(evaluate(&seen, false).0, VolumeState::Serving);
+    let (state, reason) = evaluate(&seen, true);
     assert_eq!(state, VolumeState::Stuck);
     assert!(reason.contains("VM needs a restart"), "{reason}");
 }

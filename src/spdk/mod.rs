@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A target answers from a poller that runs every 4 ms, so one connection is kept and requests are pipelined.
-//! [`methods`] has one typed function for each method. The health of a target is judged elsewhere.
+//! [`methods`] has one typed function for each method. The health of a target is evaluated elsewhere.
 
 mod connection;
 pub mod disks;
@@ -64,7 +64,7 @@ pub enum SpdkError {
     Refused {
         socket: PathBuf,
         method: Method,
-        /// JSON-RPC code or negative errno (`reference/spdk-rpc.md` lists their meanings).
+        /// JSON-RPC code or negative errno (meanings: packaging/doc/facts.md, "Errors").
         code: i64,
         /// Message of the target.
         message: String,

@@ -86,7 +86,7 @@ impl<C: Containers> Worker<C> {
         for _ in 0..MOST_ROUNDS {
             let mut seen = match self.parts.observer.look(change.spec(), change.moves_names()).await
             {
-                // It answered: whether it serves is judged by its volumes.
+                // It answered: its volumes show whether it serves.
                 Err(_) if awaited && self.trial().is_some() => return Ok(Converged::Holds),
                 seen => seen?,
             };

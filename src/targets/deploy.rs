@@ -36,7 +36,7 @@ pub(super) struct Deploy {
     pub(super) report: PartReport,
     /// Time at which its container ran.
     converged: Option<Instant>,
-    /// Reason of the first judgement that did not end the trial of its target.
+    /// Reason of the first evaluation that did not end the trial of its target.
     undecided: Option<Fault>,
     began: Instant,
     /// Token that keeps the task running until it is done.
@@ -230,11 +230,11 @@ impl<C: Containers> Worker<C> {
                 Code::TargetNotReady,
                 "it is still on trial, and this call waits no longer: ask for its status, and see why the engine or the state disk does not answer",
             )),
-            false => self.judge_if_due(&mut deploy.report).await,
+            false => self.evaluate_if_due(&mut deploy.report).await,
         };
         match done {
             Err(fault) if self.trial().is_some() && !deploy.has_waited() => {
-                // Later judgements say less about the reason.
+                // Later evaluations say less about the reason.
                 deploy.undecided.get_or_insert(fault);
                 After::Undecided(Some(deploy))
             }

@@ -1,4 +1,4 @@
-//! Targets of this node: one reconciler for each, which alone judges, acts and publishes its status.
+//! Targets of this node: one reconciler for each, which alone evaluates, acts and publishes its status.
 //!
 //! ```text
 //! Targets (handle) ──request──▶ Task ◀── Observation ── observer (pidfd, engine events, RPC)
@@ -65,8 +65,8 @@ use crate::watchdog::Watchdog;
 const QUEUE: usize = 256;
 /// Further places in the queue, for destroys only: they wait for none of the others.
 const PLACES_OF_DESTROYS: usize = 16;
-/// Time for a task to judge an observation: work runs beside it.
-const JUDGE_TIME: Duration = Duration::from_secs(1);
+/// Time for a task to evaluate an observation: work runs beside it.
+const EVALUATION_TIME: Duration = Duration::from_secs(1);
 
 /// Handle of one task.
 #[derive(Clone)]
@@ -156,7 +156,7 @@ impl Targets {
     /// Health of a target with that control socket, from the last observation if that is fresh enough.
     pub async fn health(&self, name: &TargetName, control: &CleanPath) -> TargetHealth {
         let seen = self.observers.fresh(name, control).await;
-        let known = self.judged(name, control, seen.number).await;
+        let known = self.evaluated(name, control, seen.number).await;
         let health = known.unwrap_or_else(|| health_of_another(name, &seen));
         let answered = seen.answers.answered().filter(|_| health.state == TargetState::Serving);
         let age = answered.map(|at| at.elapsed().as_millis());
@@ -166,7 +166,7 @@ impl Targets {
 
     /// Health that its task made of that observation or a later one; `None` if the target is desired with another
     /// control socket, or there are too many targets.
-    async fn judged(
+    async fn evaluated(
         &self,
         name: &TargetName,
         control: &CleanPath,
@@ -179,12 +179,12 @@ impl Targets {
         let asked_at = self.way(name).ok()?.asked_at;
         asked_at.send_if_modified(|at| at.replace(control.clone()).as_ref() != Some(control));
         let mut statuses = self.statuses.watch();
-        let judged = statuses.wait_for(|all| {
+        let evaluated = statuses.wait_for(|all| {
             let known = all.get(name);
-            known.is_some_and(|it| it.judged >= number && it.control.as_ref() == Some(control))
+            known.is_some_and(|it| it.observation >= number && it.control.as_ref() == Some(control))
         });
         // A late one is reported as it was known last.
-        let _ = timeout(JUDGE_TIME, judged).await;
+        let _ = timeout(EVALUATION_TIME, evaluated).await;
         let all = statuses.borrow();
         let known = all.get(name).filter(|it| it.control.as_ref() == Some(control));
         known?.health.clone()

@@ -1,6 +1,6 @@
-//! Status of each target: put together, judged and published here, and nowhere else.
+//! Status of each target: put together, evaluated and published here, and nowhere else.
 //!
-//! The target's task and the work that it has begun note facts in [`Known`]; each change of them is judged and
+//! The target's task and the work that it has begun note facts in [`Known`]; each change of them is evaluated and
 //! published at once, to reports, metrics, events, the API and the log alike.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ use crate::model::observation::Observation;
 use crate::model::path::CleanPath;
 use crate::model::status::{LastExit, TargetStatus, TargetStatuses};
 use crate::model::target::{OwnerWork, TargetHealth, TargetName, TargetState};
-use crate::plan::health::{TargetContext, judge};
+use crate::plan::health::{TargetContext, evaluate};
 
 /// Statuses of all targets; clones share them.
 #[derive(Debug, Clone)]
@@ -154,7 +154,7 @@ impl SharedStatus {
         let mut news = None;
         self.statuses.all.send_if_modified(|all| {
             let before = all.get(&self.name);
-            let health = self.judge(known, before.and_then(|it| it.health.as_ref()));
+            let health = self.evaluate(known, before.and_then(|it| it.health.as_ref()));
             let published =
                 before.and_then(|it| it.health.as_ref()).map(|it| (it.state, &it.reason));
             news =
@@ -164,7 +164,7 @@ impl SharedStatus {
             let next = TargetStatus {
                 health,
                 control: known.seen.as_ref().map(|(control, _)| control.clone()),
-                judged: known.seen.as_ref().map_or(0, |(_, seen)| seen.number),
+                observation: known.seen.as_ref().map_or(0, |(_, seen)| seen.number),
                 restarts: known.restarts,
                 exits: known.exits,
                 last_exit: known.last_exit.clone(),
@@ -184,7 +184,7 @@ impl SharedStatus {
         }
     }
 
-    fn judge(&self, known: &Known, before: Option<&TargetHealth>) -> Option<TargetHealth> {
+    fn evaluate(&self, known: &Known, before: Option<&TargetHealth>) -> Option<TargetHealth> {
         let seen = match &known.seen {
             Some((_, seen)) if seen.number > 0 => seen,
             _ => return before.cloned(),
@@ -197,7 +197,7 @@ impl SharedStatus {
             rebuilds: desired && has_volumes && known.in_place != seen.pid(),
             trouble: known.trouble.clone(),
         };
-        let (state, reason) = judge(seen, &context);
+        let (state, reason) = evaluate(seen, &context);
         let before = before.filter(|before| before.state == state);
         Some(health(&self.name, state, reason, seen, before.map(|before| before.since.clone())))
     }
@@ -205,7 +205,7 @@ impl SharedStatus {
 
 /// Health of a target that is not desired here, or not at that control socket: of concern to the caller only.
 pub(super) fn health_of_another(name: &TargetName, seen: &Observation) -> TargetHealth {
-    let (state, reason) = judge(seen, &TargetContext::default());
+    let (state, reason) = evaluate(seen, &TargetContext::default());
     health(name, state, reason, seen, None)
 }
 

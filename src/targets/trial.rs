@@ -1,12 +1,12 @@
 //! Trial of a target that replaces another one: it has to serve what that one served, or that one comes back.
 //!
 //! ```text
-//! desired, on trial ─▸ exchanged ─▸ judged: serves with the volumes ─▸ the old one is removed ─▸ desired, no trial
+//! desired, on trial ─▸ exchanged ─▸ evaluated: serves with the volumes ─▸ the old one is removed ─▸ desired, no trial
 //!                          │          └─ does not ─▸ the old one has its place again, and is desired ─▸ started ─▸ no trial
-//!                          └─ fails, or the agent dies ─▸ judged
+//!                          └─ fails, or the agent dies ─▸ evaluated
 //! ```
 //! The trial is in the target's file from before the first change until its end. As long as it is on, nothing else
-//! starts or kills the target. A judgement that could not be carried out is made again.
+//! starts or kills the target. An evaluation that could not be carried out is repeated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,17 +52,17 @@ impl<C: Containers> Worker<C> {
         Arc::new(Trial { old, id: id.to_string(), served, restarts })
     }
 
-    /// Judges the target that is on trial, if one is, after its volumes were made.
+    /// Evaluates the target that is on trial, if one is, after its volumes were made.
     ///
     /// # Errors
-    /// When it does not serve what the replaced one served, with what became of that one; or when it cannot be judged
+    /// When it does not serve what the replaced one served, with what became of that one; or when it cannot be evaluated
     /// now.
-    pub(super) async fn judge_if_due(&mut self, report: &mut PartReport) -> Result<(), Fault> {
+    pub(super) async fn evaluate_if_due(&mut self, report: &mut PartReport) -> Result<(), Fault> {
         self.reconcile_volumes_if_due().await;
         if self.trial().is_none() {
             return Ok(());
         }
-        let done = self.judge(report).await;
+        let done = self.evaluate(report).await;
         if let Err(fault) = &done
             && fault.code.is_engine_away()
             && !self.is_in_place()
@@ -72,7 +72,7 @@ impl<C: Containers> Worker<C> {
         done
     }
 
-    async fn judge(&mut self, report: &mut PartReport) -> Result<(), Fault> {
+    async fn evaluate(&mut self, report: &mut PartReport) -> Result<(), Fault> {
         let Some(trial) = self.trial() else { return Ok(()) };
         let Some(spec) = self.parts.desired.get(self.name()) else { return Ok(()) };
         let container = self.parts.observer.container_of(&spec).await?;
@@ -87,7 +87,7 @@ impl<C: Containers> Worker<C> {
         if !is_old && seen.is_some_and(|seen| is_news(&seen)) {
             self.parts.observers.look_again(self.name(), &spec.control_sock).await;
             let text = format!(
-                "{} has only just been seen to live: it is judged again in a moment",
+                "{} has only just been seen to live: it is evaluated again in a moment",
                 self.name()
             );
             return Err(Fault::new(Code::TargetNotReady, text));

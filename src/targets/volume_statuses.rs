@@ -12,7 +12,7 @@ use crate::model::volume::{
     VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStatus, Volumes,
 };
 use crate::plan::guests::see;
-use crate::plan::volumes::{has_unstarted, judge};
+use crate::plan::volumes::{evaluate, has_unstarted};
 
 /// Volumes of one target, with their status.
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ impl VolumeStatuses {
         let late = |since| look.now.saturating_duration_since(since) >= look.stuck_after;
         let (state, reason) = match fault {
             Some(fault) => (VolumeState::Degraded, fault.text.clone()),
-            None => judge(seen, since.is_some_and(late)),
+            None => evaluate(seen, since.is_some_and(late)),
         };
         status.sessions = seen.controller.as_ref().map_or(0, |it| it.sessions.len());
         status.disconnected &= status.sessions == 0;

@@ -83,7 +83,7 @@ pub(super) enum After {
     Started(Option<Attempt>),
     /// Container of a deploy runs.
     Converged(Box<Deploy>),
-    /// Trial judged; while it is still on, it is judged again, for a deploy that waits or for none.
+    /// Trial evaluated; while it is still on, it is evaluated again, for a deploy that waits or for none.
     Undecided(Option<Box<Deploy>>),
     /// Target taken away, or partly so, and with it the deploys among the first pending requests, which came before.
     TakenAway {
@@ -214,7 +214,7 @@ impl<C: Containers> Worker<C> {
             WorkerJob::Deploy(deploy) => return self.deploy(deploy, 0).await,
             WorkerJob::Finish(deploy) => return self.finish(deploy).await,
             WorkerJob::Judge => {
-                if let Err(fault) = self.judge_if_due(&mut PartReport::default()).await {
+                if let Err(fault) = self.evaluate_if_due(&mut PartReport::default()).await {
                     tracing::warn!(target_name = %self.name(), code = %fault.code, "{fault}");
                 }
                 return After::Undecided(None);

@@ -6,7 +6,8 @@
 //! - 200 calls at once overflow the backlog: here, and with 2,000;
 //! - a string with `{{…}}` in a body makes it spin for ever: here;
 //! - an unresponsive target is healthy: `control_socket.rs`, and a frozen process in `engine/cases` and `engine/exits`;
-//! - activate succeeds on another volume's bdev: `volumes.rs`, and takes `../../etc/x` for a name: `volume_admission.rs`;
+//! - activate succeeds on another volume's bdev: `volumes.rs`, and takes `../../etc/x` for a name:
+//!   `volume_admission.rs`;
 //! - deactivate gives away every free page of the host: `engine/exits`, `pools.rs`;
 //! - ensure empties the socket folder first: `src/host/leftovers.rs`, `engine/faults`;
 //! - growing pages is slow and drops the page cache: `benches/agent/growth.rs`, `nodes.rs`;

@@ -139,16 +139,16 @@ impl Downloader {
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<Partial, DownloadError> {
         match self.ask(partial, download).await? {
-            DownloadResponse::Whole(partial, url) => judged(partial, download, &url).await,
+            DownloadResponse::Whole(partial, url) => verified(partial, download, &url).await,
             DownloadResponse::Comes { partial, url, response, total } => {
                 let shown = without_secrets(&url);
-                self.judge_size(&partial, total, &shown)?;
+                self.validate_size(&partial, total, &shown)?;
                 line(match partial.length() {
                     0 => format!("downloads {shown}"),
                     there => format!("goes on at byte {there} of {shown}"),
                 });
                 let partial = self.receive(partial, response, total, &shown, line).await?;
-                judged(partial, download, &url).await
+                verified(partial, download, &url).await
             }
         }
     }
@@ -233,7 +233,7 @@ impl Downloader {
         Err(DownloadError::Redirect { url: without_secrets(&url), to: String::new(), why })
     }
 
-    fn judge_size(
+    fn validate_size(
         &self,
         partial: &Partial,
         total: Option<u64>,
@@ -243,7 +243,7 @@ impl Downloader {
         if bytes > most {
             return Err(DownloadError::TooLarge { url: url.to_string(), bytes, most });
         }
-        judge_room(partial, bytes.saturating_sub(partial.length()), self.keep_free)
+        validate_room(partial, bytes.saturating_sub(partial.length()), self.keep_free)
     }
 
     /// Receives the body until the file is whole.
@@ -265,7 +265,7 @@ impl Downloader {
                 unseen += piece.len();
                 if unseen >= LOOK_EACH && written.is_ok() {
                     unseen = 0;
-                    written = judge_room(&partial, 0, keep_free);
+                    written = validate_room(&partial, 0, keep_free);
                 }
                 if let Err(full) = written {
                     // A full disk hurts everything else on it.
@@ -333,7 +333,7 @@ impl Downloader {
 }
 
 /// Checks that the disk has room for `needs` more bytes beside `keep_free`.
-fn judge_room(partial: &Partial, needs: u64, keep_free: u64) -> Result<(), DownloadError> {
+fn validate_room(partial: &Partial, needs: u64, keep_free: u64) -> Result<(), DownloadError> {
     match partial.room().map(|room| room.checked_sub(keep_free)) {
         Some(room) if room.is_none_or(|room| room < needs) => {
             let path = partial.path().display().to_string();
@@ -357,7 +357,7 @@ async fn start_over(mut partial: Partial, notes: Notes) -> Result<Partial, Downl
 }
 
 /// Verifies the digest, and removes a file that does not match.
-async fn judged(
+async fn verified(
     partial: Partial,
     download: &Download,
     url: &Url,

@@ -10,7 +10,7 @@ use crate::model::target::TargetKind;
 use crate::model::volume::{Backing, VolumeSpec, VolumeStep};
 use crate::spdk::SpdkError;
 
-/// Negative error numbers with which SPDK answers `bdev_aio_create` (reference/spdk-rpc.md).
+/// Negative error numbers with which SPDK answers `bdev_aio_create` (packaging/doc/facts.md, "Errors").
 const NOT_FOUND: i64 = -2;
 const NO_MEMORY: i64 = -12;
 const IS_FOLDER: i64 = -21;

@@ -148,7 +148,8 @@ impl MemoryWork {
     }
 
     /// The plan of an order that is a dry run, when it takes no more than a look at some counters;
-    /// `None` when it takes more: a mount that is not known yet, a ledger that is behind, or a request that cannot be met.
+    /// `None` when it takes more: a mount that is not known yet, a ledger that is behind, or a request that cannot be
+    /// met.
     ///
     /// Unlike all else here it may be called where nothing may block: counters in sysfs and the state
     /// of a hugetlbfs are answered from the kernel's memory.

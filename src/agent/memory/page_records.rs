@@ -81,7 +81,7 @@ impl PageRecords {
         &self.reservations
     }
 
-    /// Brings the ledger in line with the kernel; [`PageRecords::catch_up`] writes it. Returns whether anything was not as it says.
+    /// Brings the ledger in line with the kernel; [`PageRecords::catch_up`] writes it. Returns `true` if anything differed.
     pub(super) fn reconcile(&mut self, seen: &PoolsSeen) -> bool {
         let intent = self.ledger.intent;
         let changed = self.ledger.reconcile(seen);

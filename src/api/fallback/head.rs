@@ -54,7 +54,8 @@ pub(super) fn is_for_the_node(path: &str) -> bool {
     FOR_THE_NODE.iter().any(|own| plain.contains(own))
 }
 
-/// Calls of the legacy agent that rewrite `vm.nr_hugepages` (reference/zstack-protocol.md).
+/// Calls of the legacy agent that rewrite `vm.nr_hugepages` (packaging/doc/facts.md, "Routes outside of the vhost
+/// part").
 const POOL_CALLS: [&str; 2] = ["/host/enable/hugepage", "/host/disable/hugepage"];
 
 /// `true` for a path of one of those, however it is written: a needless observation does no harm.

@@ -206,7 +206,7 @@ impl Fallback {
 /// those of its own operation from the node alone; behind this agent, all callers look to it like the node.
 pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
     if api.fallback.is_some() {
-        if let Err(fault) = roles::judge(&request, Role::Admin) {
+        if let Err(fault) = roles::authorize(&request, Role::Admin) {
             return Problem::of(fault).into_response();
         }
         let is_root = request.extensions().get().is_some_and(|it: &Principal| it.is_root);

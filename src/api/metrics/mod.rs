@@ -60,14 +60,7 @@ impl Metrics {
         tally: Arc<Tally>,
         refusals: Refusals,
     ) -> Metrics {
-        Metrics {
-            requests: Requests::default(),
-            figures,
-            records: records,
-            statuses,
-            tally,
-            refusals,
-        }
+        Metrics { requests: Requests::default(), figures, records, statuses, tally, refusals }
     }
 
     /// Layer of a router whose requests are to be counted.

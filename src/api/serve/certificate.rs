@@ -39,7 +39,7 @@ impl Clients {
     }
 
     /// Name and role of a certificate; `None` if it gives none. The first matching rule wins.
-    pub fn judge(&self, certificate: &CertificateDer<'_>) -> Option<Credential> {
+    pub fn credential(&self, certificate: &CertificateDer<'_>) -> Option<Credential> {
         let certificate = Certificate::from_der(certificate).ok()?;
         if self.own_key.is_some() && public_key(&certificate) == self.own_key {
             return None;
@@ -116,12 +116,15 @@ mod tests {
             (vec![rule("CN=controller*", "other", Role::Admin)], None),
             (vec![rule("", "", Role::Read)], Some(Role::Read)),
         ] {
-            let judged = Clients::new(rules.clone(), &own).judge(&controller);
-            assert_eq!(judged.map(|named| named.role), expected, "{rules:?}");
+            let credential_of_rules = Clients::new(rules.clone(), &own).credential(&controller);
+            assert_eq!(credential_of_rules.map(|named| named.role), expected, "{rules:?}");
         }
         let clients = Clients::new(Vec::new(), &own);
-        assert_eq!(clients.judge(&controller).unwrap().name.as_ref(), "certificate mn.example");
-        assert_eq!(clients.judge(&own), None, "a node is no controller");
-        assert_eq!(clients.judge(&CertificateDer::from(vec![0])), None);
+        assert_eq!(
+            clients.credential(&controller).unwrap().name.as_ref(),
+            "certificate mn.example"
+        );
+        assert_eq!(clients.credential(&own), None, "a node is no controller");
+        assert_eq!(clients.credential(&CertificateDer::from(vec![0])), None);
     }
 }

@@ -4,8 +4,8 @@
 //! sent. Each peer has a quota of connections. A further connection of a peer at its quota replaces the connection of
 //! that peer that has been quiet for longest. At a full listener, it replaces one of the peer that has the most
 //! connections, among the peers with a quiet one. So connections that send nothing, from one address or from many, do
-//! not block calls. A connection is refused only where all candidates are at work; some more are then reserved for peers
-//! that have no connection yet.
+//! not block calls. A connection is refused only where all candidates are at work; some more are then reserved for
+//! peers that have no connection yet.
 //!
 //! A plain value: `serve` keeps it in a mutex, and closes the connections that are replaced.
 

@@ -6,7 +6,7 @@
 //! ```
 //! A listener has a router and guards: the TLS configuration and the tokens as their files were last read. When the
 //! guards change, new connections and requests are authorized by the new ones. Connections that were made under another
-//! TLS configuration are closed after the request in progress, and endless replies are authorized again (`JudgedUnder`).
+//! TLS configuration are closed after the request in progress, and endless replies are authorized again (`AuthorizedUnder`).
 
 mod certificate;
 mod connection_limit;
@@ -38,7 +38,7 @@ pub use self::certificate::{CertificatePatterns, Clients};
 use self::connection_limit::{ConnectionAdmission, ConnectionLimiter, Id};
 use self::listen::Stream;
 pub use self::listen::{Listener, listen};
-pub use self::request_handler::JudgedUnder;
+pub use self::request_handler::AuthorizedUnder;
 use self::request_handler::RequestHandler;
 pub use self::root::Inodes;
 use self::root::{RootLooks, RootVerification};
@@ -318,7 +318,7 @@ impl ServedConnection {
                     Ok(Ok(stream)) => {
                         let shown = stream.get_ref().1.peer_certificates();
                         let shown = shown.and_then(|all| all.first());
-                        self.peer.certificate = shown.and_then(|it| tls.clients.judge(it));
+                        self.peer.certificate = shown.and_then(|it| tls.clients.credential(it));
                         Box::pin(self.talk(stream, Some(tls))).await;
                     }
                     Ok(Err(e)) => self.no_handshake(&e.to_string()),

@@ -41,13 +41,13 @@ pub(super) struct RequestHandler {
 
 /// Guards under which a request was authorized: an endless reply has to be authorized again when they change.
 #[derive(Clone)]
-pub struct JudgedUnder(watch::Receiver<Guards>);
+pub struct AuthorizedUnder(watch::Receiver<Guards>);
 
-impl JudgedUnder {
-    fn now(guards: &watch::Receiver<Guards>) -> JudgedUnder {
+impl AuthorizedUnder {
+    fn now(guards: &watch::Receiver<Guards>) -> AuthorizedUnder {
         let mut guards = guards.clone();
         guards.mark_unchanged();
-        JudgedUnder(guards)
+        AuthorizedUnder(guards)
     }
 
     /// Returns when the guards have changed.
@@ -58,7 +58,7 @@ impl JudgedUnder {
 
 impl RequestHandler {
     /// Identifies the caller of a request by its headers, and removes the token from them.
-    fn judge(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
+    fn authorize(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
         let is_agent = |via: &HeaderValue| {
             via.to_str().is_ok_and(|via| via.split(',').any(|hop| hop.trim() == VIA_AGENT))
         };
@@ -69,23 +69,23 @@ impl RequestHandler {
             return Err(Denied::Page);
         }
         let guards = self.guards.borrow();
-        let judged = match &guards.tokens {
-            Some(tokens) => self.rules.judge(&self.peer, presented(tokens, headers)),
-            None => self.rules.judge(&self.peer, PresentedToken::Nothing),
+        let authorized = match &guards.tokens {
+            Some(tokens) => self.rules.authorize(&self.peer, presented(tokens, headers)),
+            None => self.rules.authorize(&self.peer, PresentedToken::Nothing),
         };
         if guards.tokens.is_some() {
             headers.remove(AUTHORIZATION);
         }
         drop(guards);
-        match judged {
+        match authorized {
             Err(_) if is_open_to_all(path) => Ok(Principal::of(&self.peer, Role::Read)),
-            judged => judged,
+            authorized => authorized,
         }
     }
 }
 
-/// `true` if a browser sends the request for a page of another origin (RFC 6454, section 7): the credentials are those of
-/// the user who reads the page, but the request is that of its author.
+/// `true` if a browser sends the request for a page of another origin (RFC 6454, section 7): the credentials are those
+/// of the user who reads the page, but the request is that of its author.
 fn comes_from_a_page(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or(""));
     if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
@@ -152,12 +152,12 @@ impl Service<Request<Incoming>> for RequestHandler {
 impl RequestHandler {
     /// Authorizes a request and passes it to the router.
     fn answer(&self, mut request: Request<Incoming>, at_work: Arc<AtWork>) -> Answering {
-        let judged = JudgedUnder::now(&self.guards);
+        let authorized = AuthorizedUnder::now(&self.guards);
         // The router sees a normalized URI.
         let sent = OriginalUri(request.uri().clone());
         let refusals = self.refusals.clone();
         let at = (request.method().clone(), sent.clone());
-        let principal = match self.judge(sent.0.path(), request.headers_mut()) {
+        let principal = match self.authorize(sent.0.path(), request.headers_mut()) {
             Ok(principal) => principal,
             Err(denied) => {
                 let (answer, by) = (denied.into_response(), (None, self.peer.clone()));
@@ -167,7 +167,7 @@ impl RequestHandler {
                 });
             }
         };
-        request.extensions_mut().insert(judged);
+        request.extensions_mut().insert(authorized);
         request.extensions_mut().insert(self.peer.caller);
         request.extensions_mut().insert(principal.clone());
         request.extensions_mut().insert(sent);

@@ -83,8 +83,8 @@ impl RootVerification {
         self.found.get().copied()
     }
 
-    /// Searches for the socket, unless there is a result. A search that fails, or takes too long, gives none and counts as
-    /// `false`; the next request repeats it.
+    /// Searches for the socket, unless there is a result. A search that fails, or takes too long, gives none and counts
+    /// as `false`; the next request repeats it.
     pub(super) async fn holds(&self) -> bool {
         let look = async || self.looks.look_for(self.inode).await.ok_or(());
         let found = timeout(LOOK_TIME, self.found.get_or_try_init(look)).await;

@@ -1,5 +1,5 @@
-//! TLS of the listener: builds its configuration from the contents of the files. The composition root reads the files, and
-//! reads them again when they change.
+//! TLS of the listener: builds its configuration from the contents of the files. The composition root reads the files,
+//! and reads them again when they change.
 
 use std::sync::Arc;
 use std::time::SystemTime;

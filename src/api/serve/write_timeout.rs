@@ -1,5 +1,5 @@
-//! Write timeout of a connection: it is closed when its peer reads nothing for too long, so that an unread reply does not
-//! hold its slot for ever.
+//! Write timeout of a connection: it is closed when its peer reads nothing for too long, so that an unread reply does
+//! not hold its slot for ever.
 
 use std::io;
 use std::pin::Pin;

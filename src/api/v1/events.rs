@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::super::AgentPhase;
 use super::super::errors::Problem;
-use super::super::serve::JudgedUnder;
+use super::super::serve::AuthorizedUnder;
 use super::SharedV1;
 use crate::model::code::Code;
 use crate::model::event::{Event, EventId, What};
@@ -46,7 +46,7 @@ struct Data<'a> {
 /// Streams all events from now on, or after the given one.
 pub async fn get(
     State(api): State<SharedV1>,
-    judged: Option<Extension<JudgedUnder>>,
+    authorized: Option<Extension<AuthorizedUnder>>,
     query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -60,19 +60,22 @@ pub async fn get(
         return Err(Problem::new(Code::TooManyFollowers, text));
     }
     let (missed, live_events) = api.events.follow(after);
-    let frames = frames(missed, live_events, ending(api.phase.clone(), judged));
+    let frames = frames(missed, live_events, ending(api.phase.clone(), authorized));
     Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
 /// Resolves when the agent stops, or the guards have changed, for a stream has no end of its own: a revoked token, or
 /// certificate authority, must follow no longer. Callers still permitted reconnect.
-async fn ending(mut phase: watch::Receiver<AgentPhase>, judged: Option<Extension<JudgedUnder>>) {
+async fn ending(
+    mut phase: watch::Receiver<AgentPhase>,
+    authorized: Option<Extension<AuthorizedUnder>>,
+) {
     let stopping = phase.wait_for(|phase| *phase == AgentPhase::Draining);
-    match judged {
-        Some(Extension(judged)) => tokio::select! {
+    match authorized {
+        Some(Extension(authorized)) => tokio::select! {
             // Both complete once and are not polled again.
             _ = stopping => {}
-            () = judged.again() => {}
+            () = authorized.again() => {}
         },
         None => drop(stopping.await),
     }

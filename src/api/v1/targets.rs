@@ -117,7 +117,7 @@ impl TargetBody {
             memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
             memory_by_volumes: self.memory_mib.is_none() && base.memory_by_volumes,
         }
-        .judge()
+        .validate()
     }
 }
 
@@ -158,7 +158,7 @@ async fn bring_about(
     (State(api), Path(name), query, by, headers, body): RawRequest,
     request: impl FnOnce(TargetSpec, TargetQuery) -> TargetChange,
 ) -> Result<Response, Problem> {
-    let (name, query) = judged(&name, query)?;
+    let (name, query) = parsed(&name, query)?;
     let bytes = body::read(body, api.http).await?;
     let subject = Subject { force: query.force, ..Subject::target(&name) };
     let spec = body::parse::<TargetBody>(&bytes)?.into_spec(name, &api.target_defaults);
@@ -227,7 +227,7 @@ pub async fn health(
     query: Result<Query<HealthQuery>, axum::extract::rejection::QueryRejection>,
     by: Extension<Principal>,
 ) -> Result<Response, Problem> {
-    let (name, query) = judged(&name, query)?;
+    let (name, query) = parsed(&name, query)?;
     if query.deep {
         // A disk of the agent's own is made in the target for it.
         by.may(Role::Volumes).map_err(Problem::of)?;
@@ -241,7 +241,7 @@ pub async fn health(
     Ok(Json(ProvenHealth::of(health, deep)).into_response())
 }
 
-fn judged<T>(
+fn parsed<T>(
     name: &str,
     query: Result<Query<T>, axum::extract::rejection::QueryRejection>,
 ) -> Result<(TargetName, T), Problem> {

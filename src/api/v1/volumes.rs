@@ -17,7 +17,7 @@ use super::super::body;
 use super::super::errors::{self, Problem};
 use super::SharedV1;
 use crate::model::access::Principal;
-use crate::model::bounds::{Paths, judge_volume};
+use crate::model::bounds::{Paths, authorize_volume};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -76,7 +76,7 @@ impl VolumeBody {
             read_only: self.read_only,
             cpumask: self.cpumask,
         }
-        .judge(socket_dir)
+        .validate(socket_dir)
     }
 }
 
@@ -160,7 +160,7 @@ pub async fn get(
     State(api): State<SharedV1>,
     Path(names): Path<(String, String)>,
 ) -> Result<Response, Problem> {
-    let (target, volume) = judged(&names)?;
+    let (target, volume) = parsed_names(&names)?;
     let volumes = api.targets.volumes(&target).await;
     let view = volumes.into_iter().find(|view| view.spec.name == volume);
     let view = view.ok_or_else(|| unknown(&target, &volume))?;
@@ -218,7 +218,7 @@ pub async fn delete(
     query: Result<Query<DeleteQuery>, QueryRejection>,
     by: Extension<Principal>,
 ) -> Result<Response, Problem> {
-    let (name, volume) = judged(&names)?;
+    let (name, volume) = parsed_names(&names)?;
     let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
     let wait = query.wait().map_err(Problem::of)?;
     let target = wanted(&api, &name)?;
@@ -250,12 +250,12 @@ async fn read<T: DeserializeOwned>(
     names: &(String, String),
     body: Body,
 ) -> Result<(TargetName, VolumeName, T), Problem> {
-    let (name, volume) = judged(names)?;
+    let (name, volume) = parsed_names(names)?;
     let bytes = body::read(body, api.http).await?;
     Ok((name, volume, body::parse(&bytes)?))
 }
 
-fn judged((target, volume): &(String, String)) -> Result<(TargetName, VolumeName), Problem> {
+fn parsed_names((target, volume): &(String, String)) -> Result<(TargetName, VolumeName), Problem> {
     Ok((target.parse().map_err(Problem::of)?, volume.parse().map_err(Problem::of)?))
 }
 
@@ -269,10 +269,10 @@ fn wanted(api: &SharedV1, name: &TargetName) -> Result<TargetSpec, Problem> {
 /// Refuses volumes that name anything that the settings do not let callers name, before their target is asked for them.
 fn allowed(api: &SharedV1, target: &TargetName, specs: &[VolumeSpec]) -> Result<(), Problem> {
     let known = api.desired.borrow().volumes_of(target);
-    let judge = |spec: &VolumeSpec| {
-        judge_volume(spec, known.get(&spec.name), &api.target_defaults, Paths::AsNamed)
+    let authorize = |spec: &VolumeSpec| {
+        authorize_volume(spec, known.get(&spec.name), &api.target_defaults, Paths::AsNamed)
     };
-    specs.iter().try_for_each(judge).map_err(Problem::of)
+    specs.iter().try_for_each(authorize).map_err(Problem::of)
 }
 
 fn unknown(target: &TargetName, volume: &VolumeName) -> Problem {

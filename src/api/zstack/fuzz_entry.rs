@@ -1,7 +1,7 @@
 //! Entry points for the fuzz targets of tests/fuzz: each request from its bytes to its validation, with no node behind.
 
 use super::super::body;
-use super::host::{ConnectRequest, judged};
+use super::host::{ConnectRequest, validated};
 use super::prepareenv::PrepareEnvRequest;
 use super::target::{EnsureRequest, at, usual};
 use super::volume::{ActivateRequest, CreateRequest, WhichRequest};
@@ -28,7 +28,7 @@ pub struct ValidatedBody {
 }
 
 /// Validates a body as each of the requests.
-pub fn judge(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> ValidatedBody {
+pub fn validate(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> ValidatedBody {
     let which = parse::<WhichRequest>(bytes);
     let control = |request: &WhichRequest| {
         let path = request.control_sock.as_deref().map(str::parse::<CleanPath>).transpose()?;
@@ -39,12 +39,12 @@ pub fn judge(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> Vali
         ensure: parse::<EnsureRequest>(bytes)
             .and_then(|request| request.into_spec(usual(defaults)?, defaults)),
         activate: parse::<ActivateRequest>(bytes)
-            .and_then(|request| request.judged(desired, defaults)),
+            .and_then(|request| request.validated(desired, defaults)),
         create: parse::<CreateRequest>(bytes)
             .and_then(|request| request.into_volume(&defaults.socket_dir)),
         target: which.as_ref().map_err(Fault::clone).and_then(control),
         which: which.and_then(|request| Ok((request.key()?, request.size_mib))),
-        connect: parse::<ConnectRequest>(bytes).and_then(judged),
+        connect: parse::<ConnectRequest>(bytes).and_then(validated),
     }
 }
 

@@ -47,8 +47,8 @@ pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
 }
 
 /// Validates the identity that a controller states for itself and for this host when it connects.
-pub(super) fn judged(request: ConnectRequest) -> Result<HostIdentity, Fault> {
-    let identity = judged_in_part(request)?;
+pub(super) fn validated(request: ConnectRequest) -> Result<HostIdentity, Fault> {
+    let identity = validated_in_part(request)?;
     let required =
         [("hostUuid", &identity.host_uuid), ("sendCommandUrl", &identity.send_command_url)];
     match required.iter().find(|(_, text)| text.is_empty()) {
@@ -58,7 +58,7 @@ pub(super) fn judged(request: ConnectRequest) -> Result<HostIdentity, Fault> {
 }
 
 /// Validates an identity that need not be complete: missing fields are empty.
-pub(super) fn judged_in_part(request: ConnectRequest) -> Result<HostIdentity, Fault> {
+pub(super) fn validated_in_part(request: ConnectRequest) -> Result<HostIdentity, Fault> {
     let plain = |field: Option<String>, name: &str| {
         let text = field.unwrap_or_default();
         let fits = text.len() <= MOST_TEXT && !text.contains(char::is_control);
@@ -90,7 +90,7 @@ pub(super) fn taught(
 ) -> Result<HostIdentity, Fault> {
     if !said.send_command_url.is_empty() {
         let reach = api.reaches.of_connecting(caller);
-        reach.judge_literal(&said.send_command_url).map_err(|refused| {
+        reach.authorize_literal(&said.send_command_url).map_err(|refused| {
             let text = format!("sendCommandUrl cannot be used: {refused}");
             Fault::new(Code::SendCommandAddressRefused, text)
         })?;
@@ -99,7 +99,7 @@ pub(super) fn taught(
 }
 
 async fn learn(api: Shared, request: ConnectRequest, caller: Caller) -> Result<Value, Fault> {
-    let identity = taught(&api, judged(request)?, caller)?;
+    let identity = taught(&api, validated(request)?, caller)?;
     api.identities.in_turn(move |identities| identities.learn(identity)).await?;
     let (libvirt, qemu) = api.hypervisor.versions().await;
     Ok(json!({"success": true, "error": "", "libvirtVersion": libvirt, "qemuVersion": qemu}))

@@ -12,7 +12,7 @@ use axum::routing::{MethodRouter, any, post};
 
 use super::super::audit::{AuditedChange, principal};
 use super::super::{Shared, body, fallback};
-use super::host::{self, ConnectRequest, judged, judged_in_part, taught};
+use super::host::{self, ConnectRequest, taught, validated, validated_in_part};
 use super::task;
 use crate::controller::identity::{HostIdentity, Identities};
 use crate::model::caller::Caller;
@@ -66,8 +66,8 @@ async fn listen(api: Shared, said: Said, request: Request) -> Response {
 fn heard(api: &Shared, said: Said, caller: Caller, bytes: &[u8]) -> Result<HostIdentity, Fault> {
     let request = body::parse::<ConnectRequest>(bytes).map_err(|problem| problem.fault)?;
     let identity = match said {
-        Said::Connect => judged(request)?,
-        Said::Ping => judged_in_part(request)?,
+        Said::Connect => validated(request)?,
+        Said::Ping => validated_in_part(request)?,
     };
     taught(api, identity, caller)
 }

@@ -9,7 +9,7 @@ use super::super::Shared;
 use super::super::v1::targets::TargetBody;
 use super::{task, wire};
 use crate::controller::outbox::Keep;
-use crate::model::bounds::{Paths, judge_target};
+use crate::model::bounds::{Paths, authorize_target};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -73,7 +73,7 @@ impl EnsureRequest {
     ) -> Result<TargetSpec, Fault> {
         let base = self.base(desired, defaults)?;
         let spec = self.into_spec(base, defaults)?;
-        judge_target(&spec, desired.targets.get(&spec.name), defaults, Paths::AsNamed)?;
+        authorize_target(&spec, desired.targets.get(&spec.name), defaults, Paths::AsNamed)?;
         Ok(spec)
     }
 
@@ -169,7 +169,7 @@ pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
 /// # Errors
 /// When the settings name an invalid control socket.
 pub fn usual(defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
-    defaults.spec(TargetName::usual(), defaults.kind)?.judge()
+    defaults.spec(TargetName::usual(), defaults.kind)?.validate()
 }
 
 /// Target of a call that names no more than a control socket: the desired one that has it, else the default one with
@@ -191,8 +191,8 @@ pub fn at(
     }
     let usual = usual(defaults)?;
     let control_sock = control.unwrap_or_else(|| usual.control_sock.clone());
-    let spec = TargetSpec { control_sock, ..usual }.judge()?;
-    judge_target(&spec, None, defaults, Paths::AsNamed)?;
+    let spec = TargetSpec { control_sock, ..usual }.validate()?;
+    authorize_target(&spec, None, defaults, Paths::AsNamed)?;
     Ok(spec)
 }
 
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(spec("{}"), usual(&defaults).unwrap());
         let new = spec(r#"{"containerName":"new","socketDir":"/other"}"#);
         assert_eq!((new.name.as_str(), new.control_sock.as_str()), ("new", "/other/vhost.sock"));
-        // Only what is new in a call is judged.
+        // Only what is new in a call is authorized.
         let closed = TargetSettings { socket_roots: Vec::new(), ..TargetSettings::example() };
         let code = |text: &str| {
             request(text).or_as_wanted(&desired, &closed).map(drop).map_err(|fault| fault.code)

@@ -287,7 +287,7 @@ fn way(headers: &HeaderMap, reach: &Reach) -> Result<ReturnPath, Problem> {
                     format!("callbackUrl malformed in request header: {why}"),
                 )
             })?;
-            reach.judge_literal(url).map_err(|refused| {
+            reach.authorize_literal(url).map_err(|refused| {
                 let text = format!("callbackUrl refused in request header: {refused}");
                 Problem::new(Code::CallbackAddressRefused, text)
             })?;

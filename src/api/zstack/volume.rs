@@ -36,7 +36,7 @@ pub(super) struct ActivateRequest {
 
 impl ActivateRequest {
     /// Validates the target and the volume that it requests.
-    pub(super) fn judged(
+    pub(super) fn validated(
         self,
         desired: &Desired,
         defaults: &TargetSettings,
@@ -49,7 +49,7 @@ impl ActivateRequest {
             cpumask: None,
         };
         let target = self.target.or_as_wanted(desired, defaults)?;
-        let volume = volume.judge(&target.socket_dir)?;
+        let volume = volume.validate(&target.socket_dir)?;
         Ok((target, volume))
     }
 }
@@ -58,8 +58,9 @@ impl ActivateRequest {
 pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
     let by = principal(request.extensions());
     let work = async move |api: Shared, request: ActivateRequest| {
-        let judged = request.judged(&api.native.desired.borrow(), &api.native.target_defaults);
-        let (target, volume) = judged?;
+        let validated =
+            request.validated(&api.native.desired.borrow(), &api.native.target_defaults);
+        let (target, volume) = validated?;
         serve(&api, &by, target, volume).await
     };
     task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
@@ -83,7 +84,7 @@ impl CreateRequest {
         let volume = needed(self.volume, "volume")?;
         let backing = zbs(&format!("{pool}/{volume}"));
         VolumeSpec { bdev: name.clone(), name, backing, read_only: false, cpumask: None }
-            .judge(socket_dir)
+            .validate(socket_dir)
     }
 }
 
@@ -179,7 +180,7 @@ async fn serve(
     }
     // A target that runs with another spec than requested is left so, and the sockets are in its folder.
     let target = api.native.wanted(&target.name).unwrap_or(target);
-    let volume = volume.judge(&target.socket_dir)?;
+    let volume = volume.validate(&target.socket_dir)?;
     let views = api.native.targets.activate(&target, vec![volume], true).await?;
     activated(&views, &findings)
 }
@@ -235,7 +236,7 @@ mod tests {
 
     fn activate(text: &str) -> Result<(TargetSpec, VolumeSpec), Fault> {
         let request: ActivateRequest = serde_json::from_str(text).unwrap();
-        request.judged(&Desired::default(), &TargetSettings::example())
+        request.validated(&Desired::default(), &TargetSettings::example())
     }
 
     fn body(path: &str, bdev: &str, controller: &str) -> String {

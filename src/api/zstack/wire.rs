@@ -151,16 +151,18 @@ fn stage(value: Option<&Value>) -> Stage {
 /// The call's own address, if it can be posted to and the egress policy allows it. It may give access to what is there,
 /// so the log does not show it.
 fn address(value: &Value, reach: &Reach) -> Option<String> {
-    let judged = match value {
+    let validated = match value {
         Value::Null => return None,
         Value::String(url) if url.trim().is_empty() => return None,
         Value::String(url) => HttpUrl::without_user(url.trim())
             .map_err(|why| why.to_string())
-            .and_then(|_| reach.judge_literal(url.trim()).map_err(|refused| refused.to_string()))
+            .and_then(|_| {
+                reach.authorize_literal(url.trim()).map_err(|refused| refused.to_string())
+            })
             .map(|()| url.trim().to_string()),
         _ => Err("it is no text".to_string()),
     };
-    judged.inspect_err(|why| tracing::debug!(why, "a call's sendCommandUrl is ignored")).ok()
+    validated.inspect_err(|why| tracing::debug!(why, "a call's sendCommandUrl is ignored")).ok()
 }
 
 /// Milliseconds as a number or as a text, whole or not.

@@ -97,8 +97,8 @@ proptest::proptest! {
             cores: None,
             served_from: std::time::Instant::now(),
         };
-        let judged = walk(&guest, &queue, head).and_then(|chain| BlockRequest::judge(&guest, &disk, chain));
-        if let Ok(BlockRequest { operation: Operation::Transfer { offset, length, data, .. }, .. }) = judged {
+        let parsed = walk(&guest, &queue, head).and_then(|chain| BlockRequest::parse(&guest, &disk, chain));
+        if let Ok(BlockRequest { operation: Operation::Transfer { offset, length, data, .. }, .. }) = parsed {
             assert!(offset + length <= 64 * 512);
             assert_eq!(data.iter().map(|part| u64::from(part.length)).sum::<u64>(), length);
         }

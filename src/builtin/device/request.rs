@@ -112,7 +112,7 @@ impl BlockRequest {
     ///
     /// # Errors
     /// When the chain has no header, or no room for a status: then there is no place for an answer.
-    pub(super) fn judge(
+    pub(super) fn parse(
         guest: &GuestMemory,
         disk: &ControllerDisk,
         mut chain: Chain,

@@ -34,7 +34,7 @@ struct Asked {
     range: [u32; 3],
 }
 
-fn judged(disk: &ControllerDisk, asked: Asked) -> Operation {
+fn parsed(disk: &ControllerDisk, asked: Asked) -> Operation {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let guest = GuestMemory::of(memory);
     let mut header = [0; HEADER];
@@ -53,7 +53,7 @@ fn judged(disk: &ControllerDisk, asked: Asked) -> Operation {
     if asked.readable > 0 {
         chain.readable.push(segment(0x2000, asked.readable));
     }
-    let request = BlockRequest::judge(&guest, disk, chain).unwrap();
+    let request = BlockRequest::parse(&guest, disk, chain).unwrap();
     assert_eq!(request.status, GuestAddress(STATUS));
     request.operation
 }
@@ -65,10 +65,10 @@ fn ask(kind: u32, sector: u64, readable: u32, writable: u32) -> Asked {
 #[test]
 fn a_read_and_a_write_keep_their_place_and_their_data() {
     let disk = disk(512, false);
-    let read = judged(&disk, ask(VIRTIO_BLK_T_IN, 3, 0, 1024));
+    let read = parsed(&disk, ask(VIRTIO_BLK_T_IN, 3, 0, 1024));
     let data = vec![segment(STATUS - 1024, 1024)];
     assert_eq!(read, Operation::Transfer { write: false, offset: 1536, length: 1024, data });
-    let write = judged(&disk, ask(VIRTIO_BLK_T_OUT, 0, 512, 0));
+    let write = parsed(&disk, ask(VIRTIO_BLK_T_OUT, 0, 512, 0));
     let data = vec![segment(0x2000, 512)];
     assert_eq!(write, Operation::Transfer { write: true, offset: 0, length: 512, data });
 }
@@ -80,7 +80,7 @@ fn what_is_not_on_the_disk_fails() {
     for (sector, length) in
         [(64, 512), (63, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 0), (0, 100)]
     {
-        assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_IN, sector, 0, length)), failed, "{sector}");
+        assert_eq!(parsed(&disk, ask(VIRTIO_BLK_T_IN, sector, 0, length)), failed, "{sector}");
     }
 }
 
@@ -88,39 +88,39 @@ fn what_is_not_on_the_disk_fails() {
 fn a_disk_of_large_blocks_takes_whole_ones_only() {
     let disk = disk(4096, false);
     let failed = Operation::Refuse(RequestStatus::Failed);
-    assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_IN, 1, 0, 4096)), failed);
-    assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_IN, 8, 0, 512)), failed);
-    assert_ne!(judged(&disk, ask(VIRTIO_BLK_T_IN, 8, 0, 4096)), failed);
+    assert_eq!(parsed(&disk, ask(VIRTIO_BLK_T_IN, 1, 0, 4096)), failed);
+    assert_eq!(parsed(&disk, ask(VIRTIO_BLK_T_IN, 8, 0, 512)), failed);
+    assert_ne!(parsed(&disk, ask(VIRTIO_BLK_T_IN, 8, 0, 4096)), failed);
 }
 
 #[test]
 fn data_in_the_wrong_direction_fails() {
     let disk = disk(512, false);
     let failed = Operation::Refuse(RequestStatus::Failed);
-    assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_IN, 0, 512, 512)), failed);
-    assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_OUT, 0, 512, 512)), failed);
-    assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_GET_ID, 0, 0, 19)), failed);
+    assert_eq!(parsed(&disk, ask(VIRTIO_BLK_T_IN, 0, 512, 512)), failed);
+    assert_eq!(parsed(&disk, ask(VIRTIO_BLK_T_OUT, 0, 512, 512)), failed);
+    assert_eq!(parsed(&disk, ask(VIRTIO_BLK_T_GET_ID, 0, 0, 19)), failed);
 }
 
 #[test]
 fn a_read_only_disk_refuses_whatever_changes_it() {
     let disk = disk(512, true);
     for kind in [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
-        assert_eq!(judged(&disk, ask(kind, 0, 512, 0)), Operation::Refuse(RequestStatus::Failed));
+        assert_eq!(parsed(&disk, ask(kind, 0, 512, 0)), Operation::Refuse(RequestStatus::Failed));
     }
-    assert_eq!(judged(&disk, ask(VIRTIO_BLK_T_FLUSH, 0, 0, 0)), Operation::Flush);
+    assert_eq!(parsed(&disk, ask(VIRTIO_BLK_T_FLUSH, 0, 0, 0)), Operation::Flush);
 }
 
 #[test]
 fn a_request_of_an_unknown_kind_is_unsupported() {
-    let asked = judged(&disk(512, false), ask(77, 0, 0, 0));
+    let asked = parsed(&disk(512, false), ask(77, 0, 0, 0));
     assert_eq!(asked, Operation::Refuse(RequestStatus::Unsupported));
 }
 
 #[test]
 fn discards_and_zeroes_are_judged_range_by_range() {
     let disk = disk(512, false);
-    let zero = |kind, range| judged(&disk, Asked { range, ..ask(kind, 0, 16, 0) });
+    let zero = |kind, range| parsed(&disk, Asked { range, ..ask(kind, 0, 16, 0) });
     let range = |unmap| Operation::Zero(vec![Range { offset: 1024, length: 4096, unmap }]);
     assert_eq!(zero(VIRTIO_BLK_T_DISCARD, [2, 8, 0]), range(true));
     assert_eq!(zero(VIRTIO_BLK_T_WRITE_ZEROES, [2, 8, 0]), range(false));
@@ -135,6 +135,6 @@ fn discards_and_zeroes_are_judged_range_by_range() {
 fn a_deleted_bdev_fails_each_request() {
     let disk = disk(512, false);
     disk.bdev.remove();
-    let read = judged(&disk, ask(VIRTIO_BLK_T_IN, 0, 0, 512));
+    let read = parsed(&disk, ask(VIRTIO_BLK_T_IN, 0, 0, 512));
     assert_eq!(read, Operation::Refuse(RequestStatus::Failed));
 }

@@ -69,7 +69,7 @@ impl DiskService {
             for _ in 0..TURN {
                 let Some((head, chain)) = ring.take() else { break };
                 worked = true;
-                match BlockRequest::judge(&ring.guest, &self.disk, chain) {
+                match BlockRequest::parse(&ring.guest, &self.disk, chain) {
                     Ok(request) => self.begin(ring, head, request),
                     Err(broken) => ring.abandon(broken),
                 }

@@ -69,17 +69,7 @@ impl WorkerHandle {
             let poll_time = PollTime::default();
             let rings = Vec::new();
             let stops = Vec::new();
-            Loop {
-                service,
-                epoll,
-                receiver,
-                wakes,
-                completion,
-                rings,
-                stops,
-                poll_time: poll_time,
-            }
-            .run();
+            Loop { service, epoll, receiver, wakes, completion, rings, stops, poll_time }.run();
         };
         let thread = std::thread::Builder::new().name(name).stack_size(512 << 10).spawn(run)?;
         Ok(Self { commands, wake, thread: Some(thread) })

@@ -108,7 +108,7 @@ impl Document {
         for item in items.values() {
             let StateItem::Volume(target, spec) = item else { continue };
             if let Some(folder) = socket_dir(&items, target) {
-                spec.clone().judge(folder).map_err(|fault| Fault {
+                spec.clone().validate(folder).map_err(|fault| Fault {
                     code: fault.code,
                     text: format!("{} cannot be: {}", item.name(), fault.text),
                 })?;

@@ -84,17 +84,17 @@ impl StateItem {
         if let Some(field) = passed_over(&content, &item.content(), "") {
             return Err(refused(name, &format!("has {field}, which this agent does not know")));
         }
-        item.judge().map_err(|why| refused(name, &format!("cannot be: {why}")))?;
+        item.validate().map_err(|why| refused(name, &format!("cannot be: {why}")))?;
         Ok(item)
     }
 
-    fn judge(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), String> {
         match self {
-            StateItem::Target(spec) => spec.clone().judge().map(drop).map_err(|fault| fault.text),
+            StateItem::Target(spec) => spec.clone().validate().map(drop).map_err(|fault| fault.text),
             // The length of its socket's path is checked where its target is known.
             StateItem::Volume(_, spec) => "/"
                 .parse()
-                .and_then(|shortest: CleanPath| spec.clone().judge(&shortest))
+                .and_then(|shortest: CleanPath| spec.clone().validate(&shortest))
                 .map(drop)
                 .map_err(|fault| fault.text),
             StateItem::Reservations(list) if pages_map(list).len() != list.len() => {
@@ -103,8 +103,8 @@ impl StateItem {
             StateItem::Controller(HostIdentity { send_command_url: url, .. })
                 if !url.is_empty() =>
             {
-                let judged = url.parse::<HttpUrl>();
-                judged.map(drop).map_err(|why| format!("its sendCommandUrl is no address: {why}"))
+                let parsed = url.parse::<HttpUrl>();
+                parsed.map(drop).map_err(|why| format!("its sendCommandUrl is no address: {why}"))
             }
             StateItem::Reservations(_) | StateItem::Controller(_) => Ok(()),
         }

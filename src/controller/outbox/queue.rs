@@ -342,7 +342,7 @@ impl TaskQueue {
     ) -> AfterAttempt {
         let Some(waiting) = self.waiting.get(task) else { return AfterAttempt::Gone };
         let to = address(&waiting.result).to_string();
-        let after = self.judge(task, verdict, now);
+        let after = self.evaluate(task, verdict, now);
         match verdict {
             DeliveryOutcome::Taken => self.counts.taken += 1,
             DeliveryOutcome::NotWaiting => self.counts.not_waited_for += 1,
@@ -365,7 +365,7 @@ impl TaskQueue {
         after
     }
 
-    fn judge(&mut self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> AfterAttempt {
+    fn evaluate(&mut self, task: &TaskId, verdict: DeliveryOutcome, now: Instant) -> AfterAttempt {
         let Some(waiting) = self.waiting.get_mut(task) else { return AfterAttempt::Gone };
         if verdict != DeliveryOutcome::Again {
             self.waiting.remove(task);

@@ -1,9 +1,9 @@
 //! Test disk of the agent on a target: a small malloc bdev and a vhost controller on it, both under one name that
 //! identifies their owner, created for one probe and removed after it.
 //!
-//! A controller is only deleted once it is observed without a session (the traps in
-//! `reference/spdk-rpc.md`), a bdev only when no controller is on it. What cannot be removed in time
-//! stays, is reported, and is removed by the next probe; so are leftovers of an agent that died.
+//! A controller is only deleted once it is observed without a session (packaging/doc/facts.md, "Traps"), a bdev only when
+//! no controller is on it. What cannot be removed in time stays, is reported, and is removed by the next probe; so are
+//! leftovers of an agent that died.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::host::process::started;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, chain};
 use crate::model::names::PROBE_PREFIX as PREFIX;
-use crate::model::path::{CleanPath, judge_length};
+use crate::model::path::{CleanPath, validate_length};
 use crate::model::volume::Backing;
 use crate::spdk::disks::Controller;
 use crate::spdk::{Spdk, SpdkError};
@@ -80,7 +80,7 @@ impl Canary {
         let folder = Path::new(control.as_str()).parent().unwrap_or(Path::new("/"));
         let usual = folder.join(&self.name).display().to_string();
         // SPDK would truncate the name and take whatever socket is there.
-        judge_length(&usual.parse()?)?;
+        validate_length(&usual.parse()?)?;
         self.begun = true;
         let bdev = self.spdk.create_bdev(&self.name, &MEMORY, left(by));
         let controller = self.spdk.create_controller(&self.name, &self.name, false, None, left(by));

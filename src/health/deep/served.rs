@@ -6,7 +6,7 @@
 //!                                   dropped ─▸ connected and closed: the target wakes ─▸ canary removed
 //! ```
 //! A virtual machine that connects to a controller which is not served yet is lost for good if the target dies then
-//! (the lost reconnect in `reference/spdk-rpc.md`). SPDK v24.01 takes up to a second until it serves the first
+//! (the lost reconnect: packaging/doc/facts.md, "Guests when a target dies"). SPDK v24.01 takes up to a second until it serves the first
 //! controller of a process, and as long again for those made later, unless a connection to one that it serves wakes it.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::canary::{Canary, clear_leftovers};
 use super::{CONNECT, DeepProbe, Inner, connect};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::path::{CleanPath, judge_length};
+use crate::model::path::{CleanPath, validate_length};
 use crate::spdk::Spdk;
 
 /// Time limit for the removal of the disk; nobody waits for it.
@@ -80,7 +80,7 @@ async fn keep(
     let mut canary = Canary::new(&spdk, &inner.root, number);
     let made = async {
         // SPDK would truncate the name and take whatever socket is there.
-        judge_length(&sockets.join(canary.name()).parse()?)?;
+        validate_length(&sockets.join(canary.name()).parse()?)?;
         let paths = canary.make(&inner.root, &control, by).await?;
         is_served(connect(&paths, by).await?, by).await.map(|()| paths)
     };

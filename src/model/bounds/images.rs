@@ -6,13 +6,13 @@ use crate::model::image::ImageSha256;
 use crate::model::pattern::fits;
 use crate::model::policy::TargetSettings;
 use crate::model::registry::registry_of;
-use crate::model::target::judge_image;
+use crate::model::target::validate_image;
 
 /// Prefix of a digest, in a reference and in the settings.
 const DIGEST: &str = "sha256:";
 
 /// Judges an image; the one of the settings may always be named.
-pub(super) fn judge(image: &str, settings: &TargetSettings) -> Result<(), Fault> {
+pub(super) fn authorize(image: &str, settings: &TargetSettings) -> Result<(), Fault> {
     let is_listed = |pattern: &String| is_listed(image, pattern);
     if settings.image() == Some(image) || settings.allowed_images.iter().any(is_listed) {
         return Ok(());
@@ -57,7 +57,7 @@ pub fn image_pattern_problem(pattern: &str) -> Option<String> {
             digest.as_ref().map_or(true, |digest| !pattern.ends_with(digest.as_str()))
         }
         // As if each asterisk were a letter.
-        false => pattern.contains('@') || judge_image(&pattern.replace('*', "x")).is_err(),
+        false => pattern.contains('@') || validate_image(&pattern.replace('*', "x")).is_err(),
     };
     problem.then(|| {
         format!("'{pattern}' is neither a pattern of repositories such as */zbs-vhost-* nor a digest sha256:…")
@@ -69,9 +69,9 @@ mod tests {
     use super::*;
 
     fn is_allowed(image: &str, settings: &TargetSettings) -> bool {
-        let judged = judge(image, settings);
-        assert!(judged.as_ref().err().is_none_or(|fault| fault.code == Code::ImageNotAllowed));
-        judged.is_ok()
+        let authorized = authorize(image, settings);
+        assert!(authorized.as_ref().err().is_none_or(|fault| fault.code == Code::ImageNotAllowed));
+        authorized.is_ok()
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! ```text
 //! request ──▶ spec ──as named──▶ 403 ──▶ the machine is observed ──with links followed──▶ refused, or planned
 //! ```
-//! Values that the settings have are the operator's word. Specs that are desired already were judged when they were
+//! Values that the settings have are the operator's word. Specs that are desired already were authorized when they were
 //! new, or come from before there were bounds: a target that recovers, and a request that is repeated, say nothing new.
-//! Neither is judged.
+//! Neither is authorized again.
 //!
 //! A refusal names the setting that would allow it, and reveals nothing of what is there.
 
@@ -25,13 +25,13 @@ use super::image::ImageUrl;
 use super::path::CleanPath;
 use super::policy::TargetSettings;
 use super::target::TargetSpec;
-use super::volume::{Backing, MAKES, TAKES, VolumeSpec, judge_method};
+use super::volume::{Backing, MAKES, TAKES, VolumeSpec, validate_method};
 
 /// Judges a target that a request asks for; `known` is the desired one of its name.
 ///
 /// # Errors
 /// 403, with the setting that would allow what the request names.
-pub fn judge_target(
+pub fn authorize_target(
     spec: &TargetSpec,
     known: Option<&TargetSpec>,
     settings: &TargetSettings,
@@ -40,18 +40,18 @@ pub fn judge_target(
     let beside = known.map(|known| &known.socket_dir);
     for (named, path) in named_paths(spec, settings) {
         if known.is_none_or(|known| path_of(known, named) != Some(path)) {
-            named.judge(path, beside, settings, paths)?;
+            named.authorize(path, beside, settings, paths)?;
         }
     }
     let of_known = |image: &str| known.is_some_and(|known| known.image.as_deref() == Some(image));
     let image = spec.image.as_deref().filter(|image| !of_known(image));
-    image.map_or(Ok(()), |image| images::judge(image, settings))?;
+    image.map_or(Ok(()), |image| images::authorize(image, settings))?;
     let of_known = |url: &&ImageUrl| known.and_then(|known| known.image_url.as_ref()) == Some(*url);
     let url = spec.image_url.as_ref().filter(|url| !of_known(url));
-    url.map_or(Ok(()), |url| urls::judge(url, settings))
+    url.map_or(Ok(()), |url| urls::authorize(url, settings))
 }
 
-/// Paths whose links have to be followed to judge a target: those that are not the operator's, and their folders.
+/// Paths whose links have to be followed to authorize a target: those that are not the operator's, and their folders.
 pub fn paths_of_target(spec: &TargetSpec, settings: &TargetSettings) -> Vec<CleanPath> {
     let paths = named_paths(spec, settings).into_iter();
     paths.flat_map(|(named, path)| named.paths(path, settings)).collect()
@@ -93,7 +93,7 @@ fn path_of(spec: &TargetSpec, named: PathPurpose) -> Option<&CleanPath> {
 ///
 /// # Errors
 /// 403, with the setting that would allow what the request names.
-pub fn judge_volume(
+pub fn authorize_volume(
     spec: &VolumeSpec,
     known: Option<&VolumeSpec>,
     settings: &TargetSettings,
@@ -103,15 +103,15 @@ pub fn judge_volume(
         return Ok(());
     }
     if let Backing::Raw { method, delete_method, .. } = &spec.backing {
-        judge_raw(method, delete_method.as_deref(), settings)?;
+        authorize_raw(method, delete_method.as_deref(), settings)?;
     }
     match file_of(spec)? {
-        Some(path) => PathPurpose::Aio.judge(&path, None, settings, paths),
+        Some(path) => PathPurpose::Aio.authorize(&path, None, settings, paths),
         None => Ok(()),
     }
 }
 
-/// Paths whose links have to be followed to judge a volume.
+/// Paths whose links have to be followed to authorize a volume.
 pub fn paths_of_volume(spec: &VolumeSpec, settings: &TargetSettings) -> Vec<CleanPath> {
     let file = file_of(spec).ok().flatten();
     file.map(|path| PathPurpose::Aio.paths(&path, settings)).unwrap_or_default()
@@ -123,7 +123,11 @@ fn file_of(spec: &VolumeSpec) -> Result<Option<CleanPath>, Fault> {
 }
 
 /// Judges a raw method, which has to be listed. Its own delete method may go with it; any other has to be listed too.
-fn judge_raw(method: &str, delete: Option<&str>, settings: &TargetSettings) -> Result<(), Fault> {
+fn authorize_raw(
+    method: &str,
+    delete: Option<&str>,
+    settings: &TargetSettings,
+) -> Result<(), Fault> {
     let listed = |method: &str| settings.raw_methods.iter().any(|listed| listed == method);
     let is_its =
         |delete: &str| stem(method, MAKES).is_some_and(|it| stem(delete, TAKES) == Some(it));
@@ -144,7 +148,7 @@ fn stem<'a>(method: &'a str, ends: [&str; 2]) -> Option<&'a str> {
 
 /// Fault of an entry of `target.raw_methods`; `None` if it is valid.
 pub fn raw_method_problem(method: &str) -> Option<String> {
-    judge_method(method, &[MAKES, TAKES].concat()).err().map(|fault| fault.text)
+    validate_method(method, &[MAKES, TAKES].concat()).err().map(|fault| fault.text)
 }
 
 #[cfg(test)]

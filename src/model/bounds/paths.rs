@@ -32,7 +32,7 @@ pub struct ResolvedPath {
 /// Destinations by path, without the paths that could not be observed.
 pub type Links = BTreeMap<CleanPath, ResolvedPath>;
 
-/// Knowledge of the paths that are judged.
+/// Knowledge of the paths that are authorized.
 #[derive(Debug, Clone, Copy)]
 pub enum Paths<'a> {
     /// Text of the paths alone.
@@ -80,8 +80,8 @@ impl PathPurpose {
         [path].into_iter().chain(roots).cloned().collect()
     }
 
-    /// Judges a path; `beside` is a folder in which it may lie too.
-    pub(super) fn judge(
+    /// Authorizes a path; `beside` is a folder in which it may lie too.
+    pub(super) fn authorize(
         self,
         path: &CleanPath,
         beside: Option<&CleanPath>,

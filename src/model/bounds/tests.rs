@@ -14,8 +14,8 @@ fn usual() -> TargetSpec {
     settings.spec("a".parse().unwrap(), settings.kind).unwrap()
 }
 
-fn judge(spec: &TargetSpec, known: Option<&TargetSpec>, paths: Paths<'_>) -> Result<(), Code> {
-    judge_target(spec, known, &TargetSettings::default(), paths).map_err(|fault| {
+fn authorize(spec: &TargetSpec, known: Option<&TargetSpec>, paths: Paths<'_>) -> Result<(), Code> {
+    authorize_target(spec, known, &TargetSettings::default(), paths).map_err(|fault| {
         let words = ["target.", "closed", "in time"];
         assert!(words.iter().any(|word| fault.text.contains(word)), "{fault}");
         fault.code
@@ -51,14 +51,14 @@ const ALLOWED: [(PathPurpose, &str); 8] = [
 fn what_lies_in_an_allowed_folder_is_taken_as_named_and_with_links_followed() {
     for (named, at) in ALLOWED {
         let spec = with(named, at);
-        assert_eq!(judge(&spec, None, Paths::AsNamed), Ok(()), "{at}");
+        assert_eq!(authorize(&spec, None, Paths::AsNamed), Ok(()), "{at}");
         let paths = paths_of_target(&spec, &TargetSettings::default());
         let led = |path: CleanPath| (path.clone(), ResolvedPath { path, is_block_device: false });
         let links: Links = paths.into_iter().map(led).collect();
-        assert_eq!(judge(&spec, None, Paths::Followed(&links)), Ok(()), "{at}");
+        assert_eq!(authorize(&spec, None, Paths::Followed(&links)), Ok(()), "{at}");
     }
     assert_eq!(paths_of_target(&usual(), &TargetSettings::default()), [], "the operator's own");
-    assert_eq!(judge(&usual(), None, Paths::Followed(&Links::new())), Ok(()));
+    assert_eq!(authorize(&usual(), None, Paths::Followed(&Links::new())), Ok(()));
 }
 
 #[test]
@@ -85,13 +85,13 @@ fn folders_of_the_system_and_all_that_no_list_names_are_refused() {
     ];
     for at in hostile {
         for named in [PathPurpose::SocketDir, PathPurpose::ControlSock, PathPurpose::ImageTar] {
-            let judged = judge(&with(named, at), None, Paths::AsNamed);
-            assert_eq!(judged, Err(Code::PathNotAllowed), "{named:?} {at}");
+            let authorized = authorize(&with(named, at), None, Paths::AsNamed);
+            assert_eq!(authorized, Err(Code::PathNotAllowed), "{named:?} {at}");
         }
     }
     for at in ["/etc", "/etc/zbs.conf", "/etc/ssh/x", "/root/.ssh/x", "/var/lib/zstack/x"] {
-        let judged = judge(&with(PathPurpose::ClientConf, at), None, Paths::AsNamed);
-        assert_eq!(judged, Err(Code::PathNotAllowed), "{at}");
+        let authorized = authorize(&with(PathPurpose::ClientConf, at), None, Paths::AsNamed);
+        assert_eq!(authorized, Err(Code::PathNotAllowed), "{at}");
     }
     assert!("/var/tmp/vhost-sockets/../../..".parse::<CleanPath>().is_err());
 }
@@ -104,7 +104,7 @@ fn links_that_lead_out_are_refused_and_so_is_what_nobody_could_look_at() {
             let paths = paths_of_target(&spec, &TargetSettings::default());
             let to = ResolvedPath { path: path(to), is_block_device: false };
             let links: Links = paths.into_iter().map(|path| (path, to.clone())).collect();
-            judge(&spec, None, Paths::Followed(&links))
+            authorize(&spec, None, Paths::Followed(&links))
         };
         // Also where the folder itself is the link: no list opens these.
         for to in ["/", "/root/.ssh", "/run/docker.sock", "/etc/shadow", "/dev/sda"] {
@@ -112,7 +112,7 @@ fn links_that_lead_out_are_refused_and_so_is_what_nobody_could_look_at() {
                 assert_eq!(out(to), Err(Code::PathNotAllowed), "{at} {to}");
             }
         }
-        let unseen = judge(&spec, None, Paths::Followed(&Links::new()));
+        let unseen = authorize(&spec, None, Paths::Followed(&Links::new()));
         let own = spec == usual();
         assert_eq!(unseen.is_ok(), own, "{at}");
     }
@@ -120,17 +120,17 @@ fn links_that_lead_out_are_refused_and_so_is_what_nobody_could_look_at() {
     let led = |from: &str, to: &str| {
         (path(from), ResolvedPath { path: path(to), is_block_device: false })
     };
-    let judged = |links: Links| judge(&spec, None, Paths::Followed(&links));
+    let authorized = |links: Links| authorize(&spec, None, Paths::Followed(&links));
     let control = "/var/zbsvhost/sockets/a/vhost.sock";
     let moved = [
         led("/var/zbsvhost/sockets", "/data/sockets"),
         led("/var/zbsvhost/sockets/a", "/data/sockets/a"),
         led(control, "/data/sockets/a/vhost.sock"),
     ];
-    assert_eq!(judged(moved.clone().into()), Ok(()), "the operator's folder lies elsewhere");
+    assert_eq!(authorized(moved.clone().into()), Ok(()), "the operator's folder lies elsewhere");
     let mut out = Links::from(moved);
     out.extend([led("/var/zbsvhost/sockets/a", "/data/other")]);
-    assert_eq!(judged(out), Err(Code::PathNotAllowed));
+    assert_eq!(authorized(out), Err(Code::PathNotAllowed));
 }
 
 #[test]
@@ -143,19 +143,19 @@ fn what_is_desired_already_is_not_judged_again() {
         let known = TargetSpec { image: Some("old:1".into()), ..with(named, at) };
         let again = TargetSpec { memory_mib: 7, ..known.clone() };
         for paths in [Paths::AsNamed, Paths::Followed(&Links::new())] {
-            assert_eq!(judge(&again, Some(&known), paths), Ok(()), "{at}");
+            assert_eq!(authorize(&again, Some(&known), paths), Ok(()), "{at}");
         }
-        assert!(judge(&again, Some(&usual()), Paths::AsNamed).is_err(), "{at}");
+        assert!(authorize(&again, Some(&usual()), Paths::AsNamed).is_err(), "{at}");
     }
     let known = with(PathPurpose::SocketDir, "/srv/s");
     let other = TargetSpec { control_sock: path("/srv/s/b.sock"), ..known.clone() };
-    assert_eq!(judge(&other, Some(&known), Paths::AsNamed), Ok(()), "in its own folder");
+    assert_eq!(authorize(&other, Some(&known), Paths::AsNamed), Ok(()), "in its own folder");
     let image_url = Some("http://old/a.tar".parse().unwrap());
     let known = TargetSpec { image_url, ..usual() };
-    assert_eq!(judge(&known, Some(&known), Paths::AsNamed), Ok(()));
-    assert_eq!(judge(&known, None, Paths::AsNamed), Err(Code::ImageUrlNotAllowed));
+    assert_eq!(authorize(&known, Some(&known), Paths::AsNamed), Ok(()));
+    assert_eq!(authorize(&known, None, Paths::AsNamed), Err(Code::ImageUrlNotAllowed));
     let image = TargetSpec { image: Some("evil:1".into()), ..usual() };
-    assert_eq!(judge(&image, None, Paths::AsNamed), Err(Code::ImageNotAllowed));
+    assert_eq!(authorize(&image, None, Paths::AsNamed), Err(Code::ImageNotAllowed));
 }
 
 fn volume(backing: serde_json::Value) -> VolumeSpec {
@@ -177,18 +177,18 @@ fn disks() -> TargetSettings {
     }
 }
 
-fn judged(spec: &VolumeSpec, settings: &TargetSettings, paths: Paths<'_>) -> Result<(), Code> {
-    judge_volume(spec, None, settings, paths).map_err(|fault| fault.code)
+fn authorized(spec: &VolumeSpec, settings: &TargetSettings, paths: Paths<'_>) -> Result<(), Code> {
+    authorize_volume(spec, None, settings, paths).map_err(|fault| fault.code)
 }
 
 #[test]
 fn files_of_volumes_lie_where_the_settings_say_and_devices_fit_a_pattern() {
     for at in ["/srv/disks/a", "/srv/disks/a/b.img", "/dev/mapper/vg0-a"] {
-        assert_eq!(judged(&aio(at), &disks(), Paths::AsNamed), Ok(()), "{at}");
-        let none = judged(&aio(at), &TargetSettings::default(), Paths::AsNamed);
+        assert_eq!(authorized(&aio(at), &disks(), Paths::AsNamed), Ok(()), "{at}");
+        let none = authorized(&aio(at), &TargetSettings::default(), Paths::AsNamed);
         assert_eq!(none, Err(Code::PathNotAllowed), "{at}: nothing is named");
         assert_eq!(
-            judge_volume(&aio(at), Some(&aio(at)), &TargetSettings::default(), Paths::AsNamed),
+            authorize_volume(&aio(at), Some(&aio(at)), &TargetSettings::default(), Paths::AsNamed),
             Ok(())
         );
     }
@@ -200,11 +200,15 @@ fn files_of_volumes_lie_where_the_settings_say_and_devices_fit_a_pattern() {
         "/dev/mapper/vg1-a",
         "/dev/mapper/vg0-a/b",
     ] {
-        assert_eq!(judged(&aio(at), &disks(), Paths::AsNamed), Err(Code::PathNotAllowed), "{at}");
+        assert_eq!(
+            authorized(&aio(at), &disks(), Paths::AsNamed),
+            Err(Code::PathNotAllowed),
+            "{at}"
+        );
     }
     let led = |from: &str, to: &str, is_block_device| {
         let links = [(path(from), ResolvedPath { path: path(to), is_block_device })].into();
-        judged(&aio(from), &disks(), Paths::Followed(&links))
+        authorized(&aio(from), &disks(), Paths::Followed(&links))
     };
     assert_eq!(led("/dev/mapper/vg0-a", "/dev/dm-3", true), Ok(()), "as the system makes them");
     assert_eq!(led("/srv/disks/a", "/srv/disks/b", false), Ok(()));
@@ -225,7 +229,7 @@ fn raw_methods_are_listed_and_the_files_that_they_name_are_judged() {
     let raw = |method: &str, more: serde_json::Value| {
         let mut backing = json!({"kind": "raw", "method": method});
         backing.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        judged(&volume(backing), &disks(), Paths::AsNamed)
+        authorized(&volume(backing), &disks(), Paths::AsNamed)
     };
     assert_eq!(raw("bdev_null_create", json!({})), Ok(()));
     assert_eq!(raw("bdev_null_create", json!({"deleteMethod": "bdev_null_delete"})), Ok(()));

@@ -9,7 +9,7 @@ use crate::model::outgoing::Reach;
 use crate::model::policy::TargetSettings;
 
 /// Judges an address; the one of the settings may always be named.
-pub(super) fn judge(url: &ImageUrl, settings: &TargetSettings) -> Result<(), Fault> {
+pub(super) fn authorize(url: &ImageUrl, settings: &TargetSettings) -> Result<(), Fault> {
     if is_own(url.url(), settings) || is_listed(url.url(), settings) {
         return Ok(());
     }
@@ -22,7 +22,7 @@ pub(super) fn judge(url: &ImageUrl, settings: &TargetSettings) -> Result<(), Fau
 
 /// Egress policy of a download that began at one address and is at another now; `None` if it must not go there at all.
 ///
-/// A download may go to addresses that the settings list, and back to where it began, which was judged when it was
+/// A download may go to addresses that the settings list, and back to where it began, which was authorized when it was
 /// named. Redirects from the settings' own address are up to the server there. Loopback is for addresses that say so
 /// themselves: the addresses that a name resolves to are not the operator's word.
 pub fn image_reach(began: &Url, at: &Url, settings: &TargetSettings) -> Option<Reach> {
@@ -90,9 +90,11 @@ mod tests {
 
     fn is_allowed(url: &str, settings: &TargetSettings) -> bool {
         let Ok(url) = url.parse::<ImageUrl>() else { return false };
-        let judged = judge(&url, settings);
-        assert!(judged.as_ref().err().is_none_or(|fault| fault.code == Code::ImageUrlNotAllowed));
-        judged.is_ok()
+        let authorized = authorize(&url, settings);
+        assert!(
+            authorized.as_ref().err().is_none_or(|fault| fault.code == Code::ImageUrlNotAllowed)
+        );
+        authorized.is_ok()
     }
 
     #[test]

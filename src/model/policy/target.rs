@@ -128,7 +128,8 @@ pub struct TargetSettings {
 }
 
 /// MiB of hugepages for each [`VOLUMES_PER_STEP`] volumes that are begun. SPDK serves about 880 vhost-blk controllers from
-/// 512 MiB and refuses the next with `Input/output error`; a tenth is left for I/O (reference/spdk-rpc.md).
+/// 512 MiB and refuses the next with `Input/output error`; a tenth is left for I/O (packaging/doc/facts.md,
+/// "Measured under an agent").
 pub const MEMORY_STEP_MIB: u64 = 512;
 /// Volumes to each [`MEMORY_STEP_MIB`].
 pub const VOLUMES_PER_STEP: u64 = 800;

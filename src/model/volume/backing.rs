@@ -1,4 +1,4 @@
-//! Backings of volumes, judged before any target is asked for one.
+//! Backings of volumes, validated before any target is asked for one.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -79,7 +79,7 @@ impl Backing {
     ///
     /// # Errors
     /// A size, a path or a method that no target takes.
-    pub fn judge(&self) -> Result<(), Fault> {
+    pub fn validate(&self) -> Result<(), Fault> {
         let refused = |text: String| Err(Fault::new(Code::InvalidBacking, text));
         match self {
             Backing::Zbs { path } => {
@@ -93,9 +93,9 @@ impl Backing {
                     }
                 }
             }
-            Backing::Aio { block_size, .. } => judge_block_size(block_size.unwrap_or(512)),
+            Backing::Aio { block_size, .. } => validate_block_size(block_size.unwrap_or(512)),
             Backing::Malloc { size_mib, block_size } => {
-                judge_block_size(*block_size)?;
+                validate_block_size(*block_size)?;
                 match (1..=MOST_MALLOC_MIB).contains(size_mib) {
                     true => Ok(()),
                     false => {
@@ -104,8 +104,8 @@ impl Backing {
                 }
             }
             Backing::Raw { method, params, delete_method } => {
-                judge_method(method, &MAKES)?;
-                delete_method.as_ref().map_or(Ok(()), |delete| judge_method(delete, &TAKES))?;
+                validate_method(method, &MAKES)?;
+                delete_method.as_ref().map_or(Ok(()), |delete| validate_method(delete, &TAKES))?;
                 match serde_json::to_vec(params).map_or(usize::MAX, |bytes| bytes.len()) {
                     0..=MOST_PARAMS => Ok(()),
                     long => {
@@ -117,7 +117,7 @@ impl Backing {
     }
 }
 
-fn judge_block_size(bytes: u32) -> Result<(), Fault> {
+fn validate_block_size(bytes: u32) -> Result<(), Fault> {
     if bytes.is_power_of_two() && (512..=65536).contains(&bytes) {
         return Ok(());
     }
@@ -129,7 +129,7 @@ fn judge_block_size(bytes: u32) -> Result<(), Fault> {
 ///
 /// # Errors
 /// Any other method.
-pub fn judge_method(method: &str, ends: &[&str]) -> Result<(), Fault> {
+pub fn validate_method(method: &str, ends: &[&str]) -> Result<(), Fault> {
     let plain = method.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     let fits = method.starts_with("bdev_") && ends.iter().any(|end| method.ends_with(end));
     if plain && fits && method.len() <= 64 {
@@ -149,8 +149,8 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<Backing>(text);
         let malloc = read(r#"{"kind":"malloc","sizeMib":16}"#).unwrap();
         assert_eq!(malloc, Backing::Malloc { size_mib: 16, block_size: 512 });
-        assert!(read(r#"{"kind":"aio","path":"/a","blockSize":4096}"#).unwrap().judge().is_ok());
-        assert!(read(r#"{"kind":"zbs","path":"p/v"}"#).unwrap().judge().is_ok());
+        assert!(read(r#"{"kind":"aio","path":"/a","blockSize":4096}"#).unwrap().validate().is_ok());
+        assert!(read(r#"{"kind":"zbs","path":"p/v"}"#).unwrap().validate().is_ok());
         assert!(read(r#"{"kind":"malloc","sizeMib":16,"x":1}"#).is_err());
         assert!(read(r#"{"kind":"tape"}"#).is_err());
         assert!(read(r#"{"kind":"aio","path":"../a"}"#).is_err());
@@ -164,7 +164,7 @@ mod tests {
             r#"{"kind":"raw","method":"bdev_null_create","deleteMethod":"bdev_null_create"}"#,
         ] {
             assert_eq!(
-                read(text).unwrap().judge().unwrap_err().code,
+                read(text).unwrap().validate().unwrap_err().code,
                 Code::InvalidBacking,
                 "{text}"
             );
@@ -172,7 +172,7 @@ mod tests {
         assert!(
             read(r#"{"kind":"raw","method":"bdev_rbd_create","params":{"a":1}}"#)
                 .unwrap()
-                .judge()
+                .validate()
                 .is_ok()
         );
     }

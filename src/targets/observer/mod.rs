@@ -1,4 +1,4 @@
-//! Observers of targets: facts from the kernel, the engine and the control socket, and no judgement.
+//! Observers of targets: facts from the kernel, the engine and the control socket, and no evaluation.
 //!
 //! ```text
 //! pidfd, the engine's events, a probe twice in the age that an answer may have

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One piece of work is done at a time, by a [`Worker`] that is moved into it and comes back from it; the task goes
-//! on judging meanwhile. Images are brought in beside that: they may take minutes.
+//! on evaluating meanwhile. Images are brought in beside that: they may take minutes.
 
 mod next;
 mod phases;
@@ -72,7 +72,7 @@ pub(super) struct Task<C> {
     deploy: Underway,
     /// Image that a start of the task's own waits for, and the target that is to be started.
     start_image: Option<(TargetSpec, IncomingImage)>,
-    /// Begin of the target's trial, or time before which it is not to be judged.
+    /// Begin of the target's trial, or time before which it is not to be evaluated.
     trial_since: Option<Instant>,
     worker: WorkerState<C>,
     /// Reason to cancel work that waits for the target.

@@ -56,13 +56,13 @@ impl<C: Containers> Task<C> {
     /// `true` once a target that was deployed has had its time to serve.
     fn is_decided(&self) -> bool {
         match self.trial_since {
-            Some(_) => self.judgement_due().is_some_and(|due| due <= Instant::now()),
+            Some(_) => self.evaluation_due().is_some_and(|due| due <= Instant::now()),
             None => !self.is_on_probation(),
         }
     }
 
-    /// Time at which a target on trial is judged.
-    fn judgement_due(&self) -> Option<Instant> {
+    /// Time at which a target on trial is evaluated.
+    fn evaluation_due(&self) -> Option<Instant> {
         let (target, begun) = (&self.parts.policy.target, self.trial_since?);
         let due = match self.state.phase {
             Phase::Serving { pid, .. } if self.serves_all(pid) => begun,
@@ -92,7 +92,7 @@ impl<C: Containers> Task<C> {
     /// First request that can be carried out now. Others overtake a deploy that waits for an image, read-only ones
     /// overtake a volume that waits for its target, and a destroy overtakes all that wait.
     fn next_request(&mut self) -> Option<WorkerJob> {
-        // A deploy whose target could not be judged yet blocks nobody.
+        // A deploy whose target could not be evaluated yet blocks nobody.
         let may_end = self.trial_since.is_none_or(|since| since <= Instant::now());
         let mut is_blocked = may_end && matches!(self.deploy, Underway::Converged(_));
         let overtakes = self.requests.iter().position(|Requested { request, .. }| {
@@ -162,7 +162,7 @@ impl<C: Containers> Task<C> {
         if self.parts.desired.get(self.name()).is_none() {
             return remember;
         }
-        let idle = [self.pass_due(), self.judgement_due()].into_iter().flatten();
+        let idle = [self.pass_due(), self.evaluation_due()].into_iter().flatten();
         let idle = idle.filter(|_| self.worker.is_idle());
         self.requeue_at.into_iter().chain(idle).chain(remember).min()
     }

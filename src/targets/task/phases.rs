@@ -21,7 +21,7 @@ impl<C: Containers> Task<C> {
             let Some(seen) = self.seen() else { return };
             let is_free = self.mandate != Mandate::Look
                 && self.worker.is_idle()
-                // A target on trial is judged, and neither started nor killed.
+                // A target on trial is evaluated, and neither started nor killed.
                 && self.trial_since.is_none()
                 && self.crashed.is_none()
                 && self.start_image.is_none();

@@ -13,7 +13,7 @@ use super::{ObservedVolumes, Pass, place_of};
 use crate::agent::apply::volumes::Unanswered;
 use crate::agent::observe::volumes::VolumesLocation;
 use crate::docker::Containers;
-use crate::model::bounds::{Paths, judge_volume, paths_of_volume};
+use crate::model::bounds::{Paths, authorize_volume, paths_of_volume};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
@@ -55,9 +55,9 @@ impl<C: Containers> Worker<C> {
                 (spec.read_only, spec.cpumask) = (known.read_only, known.cpumask.clone());
             }
         }
-        let judged = volumes.into_iter().map(|spec| spec.judge(&target.socket_dir));
-        let volumes: Vec<VolumeSpec> = judged.collect::<Result<_, _>>()?;
-        self.judge_bounds(&volumes, &before).await?;
+        let validated = volumes.into_iter().map(|spec| spec.validate(&target.socket_dir));
+        let volumes: Vec<VolumeSpec> = validated.collect::<Result<_, _>>()?;
+        self.authorize_bounds(&volumes, &before).await?;
         no_conflict(&volumes, &before)?;
         let new = volumes.iter().filter(|spec| before.get(&spec.name) != Some(*spec));
         self.one_writer_each(&new.cloned().collect::<Vec<_>>()).await?;
@@ -101,14 +101,18 @@ impl<C: Containers> Worker<C> {
     }
 
     /// Refuses volumes whose files, with links followed, are not the caller's to name.
-    async fn judge_bounds(&self, volumes: &[VolumeSpec], known: &VolumeSpecs) -> Result<(), Fault> {
+    async fn authorize_bounds(
+        &self,
+        volumes: &[VolumeSpec],
+        known: &VolumeSpecs,
+    ) -> Result<(), Fault> {
         let settings = &self.parts.policy.target;
         let is_new = |spec: &&VolumeSpec| known.get(&spec.name) != Some(*spec);
         let new = || volumes.iter().filter(is_new);
         let paths: Vec<CleanPath> = new().flat_map(|it| paths_of_volume(it, settings)).collect();
         let links = self.parts.volume_observer.links(paths).await;
         let paths = Paths::Followed(&links);
-        new().try_for_each(|spec| judge_volume(spec, known.get(&spec.name), settings, paths))
+        new().try_for_each(|spec| authorize_volume(spec, known.get(&spec.name), settings, paths))
     }
 
     /// Refuses volumes that write to what another one writes to, also by another path to it.

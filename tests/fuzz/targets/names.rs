@@ -9,10 +9,10 @@ use vhost_agent::model::event::EventId;
 use vhost_agent::model::image::{ImageSha256, ImageUrl};
 use vhost_agent::model::network::Network;
 use vhost_agent::model::outgoing::EgressPolicy;
-use vhost_agent::model::path::{CleanPath, SUN_PATH, judge_length, judge_socket};
+use vhost_agent::model::path::{CleanPath, SUN_PATH, validate_length, validate_socket};
 use vhost_agent::model::progress::Stage;
 use vhost_agent::model::registry::registry_of;
-use vhost_agent::model::target::{TargetName, judge_image};
+use vhost_agent::model::target::{TargetName, validate_image};
 use vhost_agent::model::task::TaskId;
 use vhost_agent::model::units::PageSize;
 use vhost_agent::model::url::HttpUrl;
@@ -49,7 +49,7 @@ fuzz_target!(|text: &str| {
         let shown = url.to_string();
         assert!(!shown.trim_end_matches("?…").contains(['?', '#']), "{shown}");
         // Nobody knows who said it: no loopback.
-        let _ = EgressPolicy::default().reach(None, None).judge_literal(text);
+        let _ = EgressPolicy::default().reach(None, None).authorize_literal(text);
     }
     if let Ok(network) = text.parse::<Network>() {
         assert_eq!(network.to_string().parse(), Ok(network));
@@ -86,18 +86,18 @@ fn path(text: &str) {
     assert!(
         path.join("x").parse::<CleanPath>().is_ok_and(|joined| joined.as_str().starts_with(shown))
     );
-    if judge_length(&path).is_ok() {
+    if validate_length(&path).is_ok() {
         assert!(shown.len() <= SUN_PATH);
     }
-    if judge_socket(&path).is_ok() {
+    if validate_socket(&path).is_ok() {
         let volume = shown.rsplit('/').next().and_then(|name| name.parse::<VolumeName>().ok());
-        assert!(judge_length(&path).is_ok() && volume.is_none(), "{shown} may be a volume's");
+        assert!(validate_length(&path).is_ok() && volume.is_none(), "{shown} may be a volume's");
     }
 }
 
 /// An image's name becomes part of a request's path.
 fn image(text: &str) {
-    if judge_image(text).is_ok() {
+    if validate_image(text).is_ok() {
         assert!(text.split('/').all(is_one_part), "{text}");
         let of =
             |registry: &str| text.strip_prefix(registry).is_some_and(|rest| rest.starts_with('/'));

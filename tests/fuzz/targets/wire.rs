@@ -16,24 +16,24 @@ use vhost_agent_fuzz::{defaults, desired};
 fuzz_target!(|body: &[u8]| {
     let defaults = defaults();
     let wanted = usual(&defaults).expect("the settings' own target can be");
-    let judged = fuzz_entry::judge(body, &desired(wanted), &defaults);
-    if let Ok(pages) = judged.prepare {
+    let validated = fuzz_entry::validate(body, &desired(wanted), &defaults);
+    if let Ok(pages) = validated.prepare {
         assert_ne!(pages, Some(0), "0 is not given");
     }
-    for spec in [judged.ensure, judged.target].into_iter().flatten() {
+    for spec in [validated.ensure, validated.target].into_iter().flatten() {
         target(&spec);
     }
-    if let Ok((spec, volume)) = judged.activate {
+    if let Ok((spec, volume)) = validated.activate {
         target(&spec);
         fits(&volume, &spec);
     }
-    if let Ok(volume) = judged.create {
+    if let Ok(volume) = validated.create {
         fits(&volume, &usual(&defaults).expect("as before"));
     }
-    if let Ok((_, size)) = judged.which {
+    if let Ok((_, size)) = validated.which {
         assert_ne!(size, Some(0), "0 is not given");
     }
-    if let Ok(identity) = judged.connect {
+    if let Ok(identity) = validated.connect {
         assert!(!identity.host_uuid.is_empty() && identity.send_command_url.len() <= 2048);
     }
     let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
@@ -47,7 +47,7 @@ fuzz_target!(|body: &[u8]| {
 });
 
 fn target(spec: &TargetSpec) {
-    assert_eq!(spec.clone().judge().as_ref(), Ok(spec));
+    assert_eq!(spec.clone().validate().as_ref(), Ok(spec));
     assert!(spec.control_sock.as_str().len() <= SUN_PATH);
     assert!(spec.memory_mib <= 1 << 26, "{} MiB", spec.memory_mib);
     if let CoreRequest::Count(count) = spec.cores {
