@@ -166,7 +166,7 @@ fn without_an_error_line_the_last_words_are_the_reason() {
 }
 
 #[test]
-fn an_update_that_is_content_with_old_lists_still_tells_what_it_could_not_reach() {
+fn an_update_with_old_lists_reports_unreachable_mirrors() {
     let away = end(0, "Hit:1 a\nW: Failed to fetch http://m/Release  Connection refused\n");
     assert!(fetch_trouble(&away).unwrap().contains("http://m/Release"));
     assert_eq!(fetch_trouble(&end(0, "Hit:1 a\nReading package lists...\n")), None);

@@ -66,7 +66,7 @@ fn the_key_is_merged_into_what_the_operator_has() {
 }
 
 #[test]
-fn what_the_operator_chose_is_kept_and_told_or_refused_when_the_settings_say_so() {
+fn operator_choices_are_kept_and_reported_or_refused_by_setting() {
     for text in [r#"{"iptables": true}"#, r#"{"iptables": "no"}"#] {
         let seen = stopped(says(text));
         let plan = plan(&seen, &policy()).unwrap();

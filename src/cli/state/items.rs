@@ -90,7 +90,9 @@ impl StateItem {
 
     fn validate(&self) -> Result<(), String> {
         match self {
-            StateItem::Target(spec) => spec.clone().validate().map(drop).map_err(|fault| fault.text),
+            StateItem::Target(spec) => {
+                spec.clone().validate().map(drop).map_err(|fault| fault.text)
+            }
             // The length of its socket's path is checked where its target is known.
             StateItem::Volume(_, spec) => "/"
                 .parse()

@@ -31,7 +31,7 @@ async fn idle(disk: &OutboxDisk) {
 }
 
 #[test]
-fn all_that_waits_goes_together_and_of_one_file_only_the_last_wish_counts() {
+fn pending_writes_are_batched_and_the_last_per_file_wins() {
     let disk = OutboxDisk::default();
     let mut first = disk.write(entry(1));
     let _second = disk.write(with_result(1));
@@ -92,7 +92,7 @@ fn what_failed_is_wanted_again_with_growing_pauses_unless_something_else_is() {
 }
 
 #[tokio::test]
-async fn many_at_once_are_all_written_and_told() {
+async fn many_concurrent_writes_are_all_done_and_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), dir.path()).unwrap();
     let disk = started(&store);
