@@ -293,13 +293,16 @@ async fn run_until_stopped(
 
 /// Restores the pages of the last boot, once a boot, and their mounts, then announces readiness.
 async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
-    for fault in extending_start_timeout(core.pools.restore(true)).await.errors {
+    let has_targets = !core.desired.watch().borrow().targets.is_empty();
+    // Mounts before any target starts: one that is made anew without its mount goes without hugepages.
+    let restored =
+        async { (core.pools.restore(true).await, core.pools.mount_again(has_targets).await) };
+    let (pages, mounts) = extending_start_timeout(restored).await;
+    for fault in pages.errors {
         tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
     }
-    // Before any target starts: one that is made anew without its mount goes without hugepages.
-    let has_targets = !core.desired.watch().borrow().targets.is_empty();
-    for fault in extending_start_timeout(core.pools.mount_again(has_targets)).await.errors {
-        tracing::warn!(code = %fault.code, "the mount of hugepages is missing: {}", fault.text);
+    for fault in mounts.errors {
+        tracing::warn!(code = %fault.code, "a mount for hugepages is missing: {}", fault.text);
     }
     core.targets.start_all();
     phase.send_if_modified(|phase| {
