@@ -96,7 +96,10 @@ async fn offer(
             return DeliveryOutcome::Taken;
         }
         Ok(status) if status == hyper::StatusCode::NOT_FOUND => {
-            tracing::warn!(%task, url, attempt, "the controller does not wait for this result any more");
+            tracing::warn!(
+                %task, url, attempt,
+                "{url} answered 404: the controller does not wait for the result of {task} any more, and it is dropped"
+            );
             return DeliveryOutcome::NotWaiting;
         }
         Ok(status) => format!("answered {status}"),

@@ -151,8 +151,8 @@ pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
         tracing::warn!(
             wanted,
             most,
-            "this process may open {files} files only: fewer connections are taken (http.max_connections, \
-             LimitNOFILE, ulimit -n)"
+            "this process may open {files} files only: it takes {most} connections in place of {wanted} \
+             (http.max_connections, LimitNOFILE, ulimit -n)"
         );
     }
     HttpPolicy { max_connections: wanted.min(most), ..limits }

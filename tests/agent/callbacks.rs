@@ -75,7 +75,7 @@ async fn a_404_means_that_nobody_waits_and_ends_the_attempts() {
     let controller = Controller::answering(vec![Answer::Status(500), Answer::Status(404)]).await;
     ask(&agent, 1, &controller.url).await;
     controller.wait(2).await;
-    agent.logged("does not wait for this result any more").await;
+    agent.logged("does not wait for the result of").await;
     // The agent ends at once when nothing waits, and nothing comes from an agent that has ended.
     assert_eq!(agent.stop().await.code(), Some(0));
     assert_eq!(controller.seen().len(), 2);

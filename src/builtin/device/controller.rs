@@ -144,7 +144,12 @@ fn attend(
         }
         state.session = Some(Arc::clone(&progress));
     }
-    tracing::info!(controller = disk.name, session = progress.vid, "a VM has connected");
+    tracing::info!(
+        controller = disk.name,
+        session = progress.vid,
+        "a client has connected to {}",
+        disk.name
+    );
     let early = disk.served_from.saturating_duration_since(Instant::now());
     if !early.is_zero() && stops_within(stop, early) {
         return End::Stopped;

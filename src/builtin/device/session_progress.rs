@@ -33,7 +33,10 @@ impl SessionProgress {
     pub(super) fn config_changed(&self) {
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(error)) = notices.as_ref().map(notice::config_changed) {
-            tracing::warn!(%error, "a guest was not notified of its disk's new size");
+            tracing::warn!(
+                session = self.vid, %error,
+                "the guest of session {} was not notified of its disk's new size: {error}", self.vid
+            );
         }
     }
 }
