@@ -107,8 +107,8 @@ pub(super) struct Away {
     #[command(flatten)]
     which: VolumeArg,
     /// Wait until a connected virtual machine has gone: its volume is never removed before
-    #[arg(long)]
-    force: bool,
+    #[arg(long, alias = "force")]
+    wait: bool,
     /// Time limit of that, such as 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -167,7 +167,7 @@ impl Away {
             Some(timeout) => format!("&timeoutMs={}", timeout.as_millis()),
             None => String::new(),
         };
-        format!("{}?force={}{timeout}", self.which.path(), self.force)
+        format!("{}?wait={}{timeout}", self.which.path(), self.wait)
     }
 }
 
@@ -287,11 +287,11 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_in_the_address() {
         let VolumeCommand::Deactivate(away) =
-            read("deactivate v --target t --force --timeout 5m").unwrap()
+            read("deactivate v --target t --wait --timeout 5m").unwrap()
         else {
             panic!("a deactivation")
         };
-        assert_eq!(away.path(), "/v1/targets/t/volumes/v?force=true&timeoutMs=300000");
+        assert_eq!(away.path(), "/v1/targets/t/volumes/v?wait=true&timeoutMs=300000");
         let VolumeCommand::Show(which) = read("show v").unwrap() else { panic!("a look") };
         assert_eq!(which.path(), "/v1/targets/zbs-vhost/volumes/v");
     }

@@ -176,7 +176,7 @@ async fn under_a_guest_nothing_is_taken_away_and_a_forced_call_waits_for_it_to_g
     guest.connect(&node.target.path("v"));
     assert_eq!(guest.write(0, 0, &[7; 4096]), OK);
     delete(&agent, &of("v")).await.must_be_problem(409, "volume-in-use");
-    let path = of("v?force=true&timeoutMs=50");
+    let path = of("v?wait=true&timeoutMs=50");
     delete(&agent, &path).await.must_be_problem(409, "volume-in-use");
     let body = json!({"controlSock": "/t/rpc.sock", "bdevName": "v", "controllerName": "v"});
     let refused = compatible(&agent, "deactivate", &body).await;

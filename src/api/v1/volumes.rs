@@ -122,15 +122,16 @@ pub struct ResizeBody {
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct DeleteQuery {
-    /// Set if a connected virtual machine is waited for: a volume is never removed under one.
-    pub force: bool,
-    /// Longest wait for it.
+    /// Set to wait until a connected virtual machine has gone: a volume is never removed under one.
+    #[serde(alias = "force")]
+    pub wait: bool,
+    /// Time limit of that.
     pub timeout_ms: Option<u64>,
 }
 
 impl DeleteQuery {
-    fn wait(self) -> Result<Option<Duration>, Fault> {
-        let wait = match (self.timeout_ms, self.force) {
+    fn timeout(self) -> Result<Option<Duration>, Fault> {
+        let wait = match (self.timeout_ms, self.wait) {
             (Some(ms), _) => Duration::from_millis(ms),
             (None, true) => USUAL_WAIT,
             (None, false) => return Ok(None),
@@ -220,10 +221,10 @@ pub async fn delete(
 ) -> Result<Response, Problem> {
     let (name, volume) = parsed_names(&names)?;
     let Query(query) = query.map_err(|e| Problem::new(Code::InvalidQuery, e.body_text()))?;
-    let wait = query.wait().map_err(Problem::of)?;
+    let wait = query.timeout().map_err(Problem::of)?;
     let target = wanted(&api, &name)?;
     let work = api.targets.deactivate(&target, vec![VolumeKey::Name(volume.clone())], wait);
-    let of = Subject { force: query.force, ..Subject::target(&name).volume(&volume) };
+    let of = Subject::target(&name).volume(&volume);
     noted(change("deactivate", by, of), work).await?;
     Ok(Json(json!({"target": name, "name": volume, "state": "absent"})).into_response())
 }
@@ -378,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_machine_is_waited_for_when_that_is_asked_for_and_never_for_ever() {
-        let wait = |force, timeout_ms| DeleteQuery { force, timeout_ms }.wait();
+        let wait = |wait, timeout_ms| DeleteQuery { wait, timeout_ms }.timeout();
         assert_eq!(wait(false, None).unwrap(), None);
         assert_eq!(wait(true, None).unwrap(), Some(USUAL_WAIT));
         assert_eq!(wait(true, Some(1500)).unwrap(), Some(Duration::from_millis(1500)));
