@@ -4,8 +4,8 @@
 //! the handler validates the body, hands a model value to an owner's handle and turns the outcome back into wire form.
 //! Nothing here touches the machine.
 
-pub mod access;
 pub mod audit;
+pub mod bearer_tokens;
 pub mod body;
 pub mod errors;
 pub mod fallback;

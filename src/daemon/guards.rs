@@ -9,7 +9,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::api::access::Tokens;
+use crate::api::bearer_tokens::Tokens;
 use crate::api::serve::{self, CertificatePatterns, Guards, Material, TlsGuard};
 use crate::config::{Access, Settings, Tls};
 use crate::host::unix_socket::{read_public, read_secret};

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tower_http::normalize_path::NormalizePath;
 
-use super::super::access::{is_open_to_all, presented};
 use super::super::audit::{self, RefusedCaller};
+use super::super::bearer_tokens::{is_open_to_all, presented};
 use super::super::errors::RefusedWith;
 use super::super::fallback::OriginalUri;
 use super::super::refusals::Refusals;

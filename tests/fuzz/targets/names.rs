@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vhost_agent::api::access::Tokens;
+use vhost_agent::api::bearer_tokens::Tokens;
 use vhost_agent::model::caller::Caller;
 use vhost_agent::model::engine::ApiVersion;
 use vhost_agent::model::event::EventId;
