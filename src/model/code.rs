@@ -200,7 +200,7 @@ codes! {
     TooManyVolumes "too-many-volumes" 400 "The target would have more volumes than it may"
     Unknown "unknown" 500 "A code of another version of the agent that this one does not know"
     VolumeBackingFailed "volume-backing-failed" 422 "The target could not open the volume's backing"
-    VolumeConflict "volume-conflict" 409 "A volume of that name has another backing"
+    VolumeConflict "volume-conflict" 409 "A volume of that name has another backing, or another volume writes to its file"
     VolumeDegraded "volume-degraded" 503 "The volume could not be made and is retried"
     VolumeInUse "volume-in-use" 409 "A virtual machine uses the volume"
     VolumeNotAsWanted "volume-not-as-wanted" 409 "The volume differs and a virtual machine uses it"
@@ -283,17 +283,19 @@ mod tests {
     const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/doc/error-codes.md");
 
     fn document() -> String {
-        let mut text = format!(
+        let mut text = String::from(
             "# Error codes\n\n\
-             Generated from `src/model/code.rs`. To write it anew: `{WRITE}=1 cargo test --lib model::code`.\n\n\
              A code is stable between versions. Under `/v1` it is the member `code` of the problem document, whose\n\
              status is the one below; 200 marks a code that is only ever a finding. The compatible routes answer 200\n\
              with `success: false` and the `code` where the work of a call failed.\n\n\
-             | code | status | meaning |\n| --- | --- | --- |\n"
+             | code | status | meaning |\n| --- | --- | --- |\n",
         );
         for code in Code::ALL {
             writeln!(text, "| `{code}` | {} | {} |", code.status(), code.meaning()).unwrap();
         }
+        let command = format!("{WRITE}=1 cargo test --lib model::code");
+        writeln!(text, "\nGenerated from `src/model/code.rs`; to write it anew: `{command}`.")
+            .unwrap();
         text
     }
 
