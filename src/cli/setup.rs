@@ -62,7 +62,7 @@ pub(super) struct SetupArgs {
     /// Remove entries of an earlier set-up that this one does not name
     #[arg(long)]
     drop: bool,
-    /// Images that callers may name beside the usual ones, such as 10.0.0.5:5000/zbs-vhost-*
+    /// Images that callers may name beside the usual ones, such as 10.0.0.5:5000/zbs-vhost
     #[arg(long, value_name = "PATTERN")]
     image: Vec<String>,
     /// Show what would be written; changes nothing
