@@ -1,4 +1,4 @@
-//! Output of the log: a bounded queue, and a thread of its own that writes.
+//! Log output: a bounded queue of lines, and a thread that writes them to the sink.
 //!
 //! A log sink may hang: a journal whose socket is full, a pipe that nobody reads. Lines then wait in the queue, and
 //! beyond the bound they are dropped and counted; code that logs never waits.
@@ -14,18 +14,18 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// Tracing target of the audit log, which is written at any log level.
 pub const AUDIT: &str = "vhost_agent::audit";
-/// Limit of queued lines, in bytes; about a minute of the busiest node's.
+/// Most bytes that the queue holds: about one minute of lines on the busiest node.
 const MOST_BYTES: usize = 4 << 20;
-/// Bytes that a line takes beside its text.
+/// Bytes that count for a queued line in addition to its text.
 const OVERHEAD: usize = 64;
-/// Stack of the writer thread, in bytes; at most it formats a line of its own.
+/// Stack of the writer thread, in bytes. Formatting its own warning about lost lines takes the most of it.
 const STACK: usize = 256 << 10;
-/// Interval between two lines about lost ones.
+/// Shortest interval between two warnings about lost lines.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Lines lost since the process started.
+/// Number of lines lost since the process started.
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
@@ -35,7 +35,7 @@ enum Item {
     Flush(Sender<()>),
 }
 
-/// Queue of lines; clones share it. As a writer it takes one line with each write.
+/// Queue of log lines; clones share it. As [`Write`], it takes the bytes of each `write` as one line.
 #[derive(Debug, Clone)]
 pub struct LogQueue {
     items: Sender<Item>,
@@ -73,7 +73,7 @@ impl LogQueue {
     pub fn flush(&self, within: Duration) {
         let (done, written) = channel();
         if self.items.send(Item::Flush(done)).is_ok() {
-            // The log sink may hang.
+            // A timeout is no error here: the log sink may hang.
             let _ = written.recv_timeout(within);
         }
     }

@@ -1,13 +1,13 @@
-//! HTTP client for everything outbound: `http` and `https`, certificates of the system, no redirects of its own.
-//! Deadlines, and the meaning of an answer, are the caller's.
+//! HTTP client for all outbound requests: `http` and `https`, the system's certificates, no redirects followed.
+//! Deadlines and the evaluation of an answer are up to the caller.
 //!
 //! ```text
 //! request + Reach ──▶ resolve its host ──▶ check each address ──▶ write the allowed ones into its authority
 //!                        ──▶ a pooled connection to just these, or a new one to the first that answers
 //! ```
-//! A name is resolved here and nowhere else, so that the checked addresses are the ones called: the connector reads
-//! them from the authority (`written`), which is also the key of the connection pool. A pooled connection is thus never
-//! used for a request that might not have opened it.
+//! A name is resolved only here, so that the addresses checked are the addresses called: the connector reads them from
+//! the authority of the URI (`written`), which is also the key of the connection pool. A pooled connection is thus
+//! never used for a request that would not have been allowed to open it.
 
 use std::io;
 use std::net::IpAddr;
@@ -32,12 +32,12 @@ use crate::model::outgoing::{Reach, RefusedAddress, VIA_AGENT};
 
 mod written;
 
-/// Limit for establishing a connection.
+/// Time limit for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Limit for resolving a name.
+/// Time limit for resolving a name.
 const RESOLVE: Duration = Duration::from_secs(10);
 
-/// Request that failed before there was an answer.
+/// Failure of a request before any answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     #[error("cannot load the system's certificates for https")]
@@ -52,19 +52,19 @@ pub enum SendError {
     },
     #[error("'{host}' leads nowhere that may be called")]
     Refused {
-        /// Name or address.
+        /// Host in the URL, a name or an address.
         host: String,
-        /// First of its addresses, and the reason.
+        /// First refused address of `host`, and the reason.
         source: RefusedAddress,
     },
-    /// No connection, or a broken one.
+    /// The connection could not be established, or broke.
     #[error(transparent)]
     Connection(#[from] Error),
 }
 
 type Plain = HttpConnector<WrittenResolver>;
 
-/// HTTP client; certificates are loaded for the first `https` request.
+/// HTTP client; the certificates are loaded for the first `https` request.
 #[derive(Debug)]
 pub struct HttpClient {
     http: HyperClient<Plain, Full<Bytes>>,
@@ -95,11 +95,11 @@ fn builder() -> hyper_util::client::legacy::Builder {
 }
 
 impl HttpClient {
-    /// Sends a request to an address that `reach` allows; any answer is a success here, and its body is still to come.
-    /// A user name in the URL is not used.
+    /// Sends `request` to an address that `reach` allows. An answer with any HTTP status is a success here; its body is
+    /// not read yet. A user name in the URL is ignored.
     ///
     /// # Errors
-    /// When there was no answer, or nothing was sent because none of the addresses is allowed.
+    /// When no answer came, or when nothing was sent because no address of the host is allowed.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -118,7 +118,7 @@ impl HttpClient {
 
     async fn https(&self) -> Result<&HyperClient<HttpsConnector<Plain>, Full<Bytes>>, SendError> {
         let load = async || {
-            // Hundreds of files are read and parsed: not on the runtime.
+            // Loaded on a blocking thread: hundreds of files are read and parsed.
             let connector = tokio::task::spawn_blocking(|| {
                 let with_roots = HttpsConnectorBuilder::new().with_native_roots()?;
                 let name =
@@ -133,7 +133,7 @@ impl HttpClient {
     }
 }
 
-/// Allowed addresses of a host, in the order of attempts.
+/// Addresses of the host of `uri` that `reach` allows, in the order of attempts.
 async fn authorized(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> {
     let host = uri.host().filter(|host| !host.is_empty()).ok_or(SendError::NoAddress)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -145,7 +145,8 @@ async fn authorized(uri: &Uri, reach: &Reach) -> Result<Vec<IpAddr>, SendError> 
     };
     let mut refused = None;
     let mut allowed = Vec::new();
-    // IPv4-mapped addresses become IPv4 from here on: the checked addresses are the ones called.
+    // IPv4-mapped addresses are turned into IPv4 before the check, so that the addresses checked are the addresses
+    // called.
     for address in all.iter().map(IpAddr::to_canonical) {
         match reach.authorize(address) {
             Ok(()) if allowed.contains(&address) => {}
@@ -171,7 +172,7 @@ async fn resolve(name: &str) -> Result<Vec<IpAddr>, io::Error> {
     }
 }
 
-/// Host and port as the URL names them (RFC 9110, 7.2), without the scheme's own port.
+/// Value of the Host header: host and port of `uri` (RFC 9110, 7.2), without the scheme's default port.
 fn host_header(uri: &Uri) -> Option<HeaderValue> {
     let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
     let host = uri.host()?;

@@ -1,7 +1,8 @@
-//! Work that exceeds its limit: logged when that begins and when it ends, and counted while it lasts.
+//! Work that exceeds its time limit: logged at once and every five minutes, announced to subscribers when that begins
+//! and ends, and counted meanwhile.
 //!
-//! Every call of an owner's work has its own deadline; this is the limit of all of it together. Nothing is cancelled:
-//! it reports an owner that hangs, where the heartbeat of its loop does not.
+//! Each call that a piece of work makes has its own deadline; the limit here is for the whole piece of work. Exceeding
+//! it cancels nothing. It reports work that hangs while the loop of its owner still sends heartbeats.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Interval between two log lines about the same work.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(300);
-/// Notices that a follower may lag behind.
+/// Number of notices that a subscriber may lag behind before it loses the oldest.
 const KEPT: usize = 64;
 
 static OVERDUE: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
@@ -20,7 +21,7 @@ fn overdue() -> MutexGuard<'static, Vec<&'static str>> {
     OVERDUE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Overdue pieces of work of that kind.
+/// Number of pieces of work of `kind` that are overdue now.
 pub fn count(kind: &str) -> u64 {
     overdue().iter().filter(|known| **known == kind).count() as u64
 }
@@ -28,14 +29,14 @@ pub fn count(kind: &str) -> u64 {
 /// Notice that work has become overdue, or no longer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverdueNotice {
-    /// Kind of work, by its owner.
+    /// Kind of the work, named after its owner, such as `target`.
     pub kind: &'static str,
-    /// Object that the work is done on.
+    /// Name of the object that the work is done on, such as a target's name.
     pub subject: String,
     pub limit: Duration,
-    /// Time taken so far.
+    /// Time since the work began.
     pub took: Duration,
-    /// Set if the work has ended, or was given up.
+    /// `true` if the work has ended or was dropped; `false` if it has become overdue.
     pub ended: bool,
 }
 
@@ -64,7 +65,7 @@ impl OverdueWork {
 
     fn log(&self, ended: bool) {
         let (kind, subject, limit) = (self.kind, self.subject.clone(), self.limit);
-        // Followers are optional.
+        // An error only means that nobody has subscribed.
         let _ =
             NOTICES.send(OverdueNotice { kind, subject, limit, took: self.began.elapsed(), ended });
     }
@@ -81,7 +82,8 @@ impl Drop for OverdueWork {
     }
 }
 
-/// Does work of that kind, on `what`, and reports when it exceeds `limit`.
+/// Runs `work` to its end, and reports it as overdue once it has taken `limit`. `kind` and `what` name it in the
+/// report.
 pub async fn with_limit<T>(
     limit: Duration,
     (kind, what): (&'static str, String),
@@ -89,7 +91,7 @@ pub async fn with_limit<T>(
 ) -> T {
     let began = Instant::now();
     tokio::pin!(work);
-    // Pinned: continues after the timeout.
+    // The timeout does not cancel `work`, which is pinned and polled again below.
     if let Ok(done) = timeout(limit, &mut work).await {
         return done;
     }
@@ -104,7 +106,7 @@ pub async fn with_limit<T>(
             "work on {what} takes longer than it may: see what it waits for"
         );
         tokio::select! {
-            // Pinned, as above.
+            // Cancel-safe: `work` is pinned, and polled again in the next round.
             done = &mut work => return done,
             () = sleep(REPEAT_INTERVAL) => {}
         }

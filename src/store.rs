@@ -37,7 +37,8 @@ pub use self::slot::BootSlot;
 pub enum Durability {
     /// Survives a crash of the machine: on the disk, file and folder synced.
     Disk,
-    /// Survives a crash of the agent, for what a reboot makes void: in the folder that a reboot empties.
+    /// Survives a crash of the agent but no reboot: in the folder that a reboot empties. For values that a reboot makes
+    /// void.
     Boot,
 }
 
@@ -46,12 +47,12 @@ pub enum Durability {
 pub struct Store {
     state: PathBuf,
     run: PathBuf,
-    /// Set if nothing may be changed.
+    /// Set if the store is read-only: it changes no file.
     only_looks: bool,
 }
 
 impl Store {
-    /// Opens the state in `state` and, of this boot only, in `run`; makes both when they are missing.
+    /// Opens the store: `state` holds the files on disk, `run` those of this boot. A missing folder is created.
     ///
     /// # Errors
     /// [`StoreError::MakeFolder`].
@@ -67,7 +68,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the state for reading only: nothing is made, and a folder that is missing holds nothing.
+    /// Opens the store read-only: no folder is created, and a missing one counts as empty.
     pub fn look(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Store {
         Store { state: state.into(), run: run.into(), only_looks: true }
     }
@@ -99,12 +100,12 @@ impl Store {
             .map_err(|source| StoreError::Write { path, source })
     }
 
-    /// Returns the slot of a value of this boot that is written often.
+    /// Returns the slot of the value `name`, which is of this boot and written often.
     pub fn boot_slot(&self, name: &str) -> BootSlot {
         BootSlot::new(self.path(name, Durability::Boot))
     }
 
-    /// Makes the folder of values of one kind, when it is missing.
+    /// Creates the folder of `path`, and those above it, if it is missing.
     fn make_folder_of(&self, path: &Path, durability: Durability) -> io::Result<()> {
         let root = self.path("", durability);
         let Some(folder) = path.parent().filter(|folder| *folder != root && !folder.exists())
@@ -187,7 +188,7 @@ impl Store {
         sweep(&self.run)
     }
 
-    /// Sets aside, with a log line, a file of unexpected content.
+    /// Sets aside a file whose content is unexpected, and logs `why`.
     pub fn set_aside(&self, name: &str, durability: Durability, why: &str) {
         let path = self.path(name, durability);
         self.move_aside(&path, &path.with_extension("json.unusable"), why);
@@ -195,7 +196,7 @@ impl Store {
 
     fn move_aside(&self, path: &Path, aside: &Path, why: &str) {
         if self.only_looks {
-            // Its owner may be writing it at this moment.
+            // The agent that owns the file may be writing it at this moment.
             tracing::warn!(path = %path.display(), why, "a state file cannot be used");
             return;
         }

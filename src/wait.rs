@@ -1,4 +1,5 @@
-//! Waits for things that may be absent, as arms of a `select!`: then pending for ever. All are cancel-safe.
+//! Futures for arms of a `select!` whose source may be absent; without it they are pending for ever. All are
+//! cancel-safe.
 
 use std::future::{Future, pending};
 

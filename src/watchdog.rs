@@ -1,7 +1,8 @@
 //! Watchdog fed by the heartbeats of owners.
 //!
-//! Each owner's heartbeat comes from its own loop, also during long work. A heartbeat that finds all others fresh is
-//! passed on to systemd; when one loop hangs, none does, and systemd ends the agent (sd_notify(3), `WATCHDOG=1`).
+//! The loop of each owner sends heartbeats, also during long work. A heartbeat is passed on to systemd only while the
+//! heartbeats of all owners are recent. So when one loop hangs, systemd gets no message and ends the agent
+//! (sd_notify(3), `WATCHDOG=1`).
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,8 +48,8 @@ impl Watchdog {
 pub struct Heartbeat(Option<(Arc<WatchdogState>, usize, tokio::time::Interval)>);
 
 impl Heartbeat {
-    /// Waits until a heartbeat is due, and sends it; for ever where there is no watchdog. Cancel-safe: a missed one is
-    /// due at once.
+    /// Waits until the next heartbeat is due, and sends it. Without a watchdog, it never returns. Cancel-safe: a
+    /// heartbeat that becomes due between two calls is sent by the next one.
     pub async fn due(&mut self) {
         let Some((shared, place, ticks)) = &mut self.0 else { return std::future::pending().await };
         ticks.tick().await;
@@ -57,8 +58,8 @@ impl Heartbeat {
         }
     }
 
-    /// Ends the heartbeat of an owner that has nothing left to own. That of an owner that aborts stays missed, and
-    /// systemd restarts the agent.
+    /// Ends the heartbeats of an owner that ends in good order. An owner that ends without this call, as by a panic,
+    /// counts as one that hangs, and systemd restarts the agent.
     pub fn retire(self) {
         if let Some((shared, place, _)) = &self.0
             && let Some(last) = lock(&shared.owners).last.get_mut(*place)
@@ -88,7 +89,7 @@ impl Owners {
 }
 
 impl WatchdogState {
-    /// Records an owner's heartbeat; `true` if systemd is to be fed now.
+    /// Records a heartbeat of the owner in slot `place`; `true` if systemd is to be notified now.
     fn touch(&self, place: usize, now: Instant) -> bool {
         let mut owners = lock(&self.owners);
         if let Some(last) = owners.last.get_mut(place) {

@@ -22,7 +22,7 @@ impl<T> Waits for oneshot::Sender<T> {
     }
 }
 
-/// Run with its waiters.
+/// Current or queued run, with the callers that wait for its outcome.
 #[derive(Debug)]
 struct AdmittedRun<W> {
     work: WorkId,
@@ -30,7 +30,7 @@ struct AdmittedRun<W> {
     waiters: Vec<W>,
 }
 
-/// Running request and the queue behind it.
+/// Current run, and the queue of the next ones.
 #[derive(Debug)]
 pub struct RunQueue<W> {
     running: Option<AdmittedRun<W>>,
@@ -42,7 +42,7 @@ pub struct RunQueue<W> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admitted<W> {
     Start(WorkId, PrepareRequest),
-    /// Answered with that work: a run that wants the same or more, or its own when its turn comes.
+    /// Waits for the outcome of the run with this id: one that covers the request, or the request's own queued run.
     Waits(WorkId),
     /// Refused because the queue is full; returns the waiter.
     Full(W),
@@ -54,8 +54,8 @@ impl<W: Waits> RunQueue<W> {
         RunQueue { running: None, queue: VecDeque::new(), most }
     }
 
-    /// Admits a request. Waiters that have gone take no place any more, nor does a queued run that only
-    /// they waited for.
+    /// Admits `request`, whose outcome `waiter` awaits. Waiters that have gone are dropped first, and so are queued
+    /// runs that have no other waiter.
     pub fn submit(&mut self, request: PrepareRequest, waiter: W) -> Admitted<W> {
         self.forget_who_is_gone();
         let mut runs = self.running.iter_mut().chain(self.queue.iter_mut());
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(admission.finish(), (vec!["c", "d"], None));
     }
 
-    /// Lets the run at work end; no waiter may have requested more than it did.
+    /// Ends the current run; fails if a waiter requested more than the run covered.
     fn end_run(
         admission: &mut RunQueue<usize>,
         running: &mut Option<PrepareRequest>,

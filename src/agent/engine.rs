@@ -143,8 +143,8 @@ impl<E: QueryEngine, S: Spawns> EngineOwner<E, S> {
             let mut written = None;
             for step in plan.steps {
                 if let Err(fault) = self.apply(&step, &seen, report).await {
-                    // Not reverted if the engine was installed meanwhile: it has never run with another file, and a
-                    // later start would take over the host's packet filter.
+                    // The settings file is not reverted if the engine was installed meanwhile: it has never run with
+                    // another file, and a later start would take over the host's packet filter.
                     return Err(match written {
                         Some(write) => {
                             self.applier.take_back(&write, &seen.daemon_json, fault).await
@@ -152,7 +152,7 @@ impl<E: QueryEngine, S: Spawns> EngineOwner<E, S> {
                         None => fault,
                     });
                 }
-                // Packages start and enable services as they please: observe again.
+                // Installed packages may start and enable services: observe again.
                 if matches!(step, Step::Install { .. }) {
                     break;
                 }

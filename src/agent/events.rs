@@ -20,7 +20,7 @@ pub struct Events(Arc<Hub>);
 
 #[derive(Debug)]
 struct Hub {
-    /// Distinguishes the numbers of this run of the agent from those of others; start time in ms.
+    /// Start time of this run of the agent, in ms. Distinguishes its event numbers from those of other runs.
     run: u64,
     kept: Mutex<EventHistory>,
     published: broadcast::Sender<Event>,
@@ -66,8 +66,8 @@ impl Events {
         let _ = self.0.published.send(event);
     }
 
-    /// Returns the kept events after `after`, or all of them when that is of another run, and a subscription
-    /// to new ones. With `None`, only new ones.
+    /// Returns the kept events after `after`, and a subscription to new ones. If `after` is of another run, all kept
+    /// events are returned; if it is `None`, no kept event is.
     pub fn follow(&self, after: Option<EventId>) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let missed = |after: EventId| {

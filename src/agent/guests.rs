@@ -17,8 +17,8 @@ use crate::model::target::TargetState;
 
 /// Minimum pause between two observations, each of which reads the name of every process.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
-/// Number of times that an observation is postponed to leave the processors to a starting target. More would let one
-/// that never comes up keep the guests of others unknown.
+/// Number of times that an observation is postponed to leave the processors to a starting target. With more, a target
+/// that never comes up would keep the guests of other targets unknown.
 const MOST_PUT_OFF: usize = 3;
 /// Failed observations in a row after which the last result is not valid any more.
 const MOST_FAILED: usize = 3;
@@ -53,7 +53,8 @@ pub async fn follow(
                  in the kernel? `ps -eo pid,stat,comm` shows it with the state D)"
             );
         }
-        // The last result stays over a few failures. An equal one is published too: a guest may be another one.
+        // The last result stays valid over a few failures. A result equal to the last is published too: its guest may
+        // be another one.
         if found.is_some() || failed >= MOST_FAILED {
             let unknown = || sockets.into_iter().map(|socket| (socket, None)).collect();
             seen.send_replace(Arc::new(found.unwrap_or_else(unknown)));

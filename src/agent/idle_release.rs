@@ -10,8 +10,8 @@ use super::pools::Pools;
 use crate::model::target::Desired;
 use crate::model::units::PageSize;
 
-/// Follows the desired volumes of the node for as long as the agent runs. `keep` pages of 2 MiB are never given
-/// back; the others are after the node has been without volumes for `after`.
+/// Follows the desired volumes of the node for as long as the agent runs. Once the node has been without volumes for
+/// `after`, pages are given back, except for `keep` pages of 2 MiB.
 pub async fn follow(
     mut desired: watch::Receiver<Desired>,
     pools: Pools,

@@ -1,4 +1,4 @@
-//! Observation of the pools after calls of the legacy agent, which change them past every reservation.
+//! Observation of the pools after calls of the legacy agent, which changes them without regard for reservations.
 //!
 //! ```text
 //! call ends ──note_others──▶ follow ──look, 1 s, look, 3 s, look, …──▶ Pools ──▶ ledger ──▶ report, event
@@ -21,7 +21,8 @@ pub async fn follow(pools: Pools) {
         pools.others().await;
         let mut pauses = PAUSES.into_iter();
         while let Some(pause) = pauses.next() {
-            // Cancel-safe: a call stays noted. The observations after it serve for the one before.
+            // Cancel-safe: a call stays noted. A further call begins the pauses anew; its observations show the effects
+            // of the call before it too.
             if timeout(Duration::from_secs(pause), pools.others()).await.is_ok() {
                 pauses = PAUSES.into_iter();
                 continue;

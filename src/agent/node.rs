@@ -17,7 +17,7 @@ use crate::model::node::{EngineStatus, NodeStatus};
 
 /// Maximum of callers that wait for an observation.
 const QUEUE: usize = 1024;
-/// Timeout of the engine: a hung one must not hold up the status of the rest.
+/// Timeout of the engine's answer: a hung engine must not hold up the status of the rest.
 const ENGINE: Duration = Duration::from_secs(6);
 
 type NodeAnswer = Result<Arc<NodeStatus>, Fault>;

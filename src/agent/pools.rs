@@ -46,10 +46,10 @@ enum PoolsOrder {
 pub struct Pools {
     orders: mpsc::Sender<PoolsOrder>,
     records: watch::Receiver<Published>,
-    /// Timeout of a request for its caller.
+    /// Time that a caller waits for the reply to its request.
     timeout: Duration,
     cancel: CancelHandle,
-    /// Notice of calls of others that may have changed the pools.
+    /// Notified when a call of the legacy agent may have changed the pools.
     others: Arc<Notify>,
 }
 
@@ -74,8 +74,8 @@ impl Pools {
             tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
         }
         tokio::spawn(run(work, queue, heartbeat));
-        // A write is not interrupted for one caller, for others may want its pages; it gets as much time
-        // again.
+        // A write is not interrupted when one caller's time is over, for others may want its pages: a caller waits for
+        // twice the time of a write.
         let others = Arc::default();
         Pools { orders, records, timeout: write_timeout * 2, cancel, others }
     }
@@ -123,7 +123,7 @@ impl Pools {
         restored.unwrap_or_else(|fault| PartReport { errors: vec![fault], ..PartReport::default() })
     }
 
-    /// Makes the mounts again that were lost with the last boot; what is there is left as it is.
+    /// Makes the mounts again that were lost with the last boot; existing mounts stay as they are.
     pub async fn mount_again(&self, has_targets: bool) -> PartReport {
         let late = "it goes on: see GET /v1/node";
         let asked = self.ask(late, |reply| PoolsOrder::MountAgain { has_targets, reply });
@@ -157,8 +157,8 @@ impl Pools {
         self.others.notified().await;
     }
 
-    /// Ends the owner: the current growth is interrupted and given back, or kept and recorded, as its caller
-    /// requested. Returns `true` if that was done in time.
+    /// Ends the owner, and waits for that at most `within`; `true` if it ended in time. The current growth is
+    /// interrupted; its pages are given back, or kept and recorded, as its caller requested.
     pub async fn stop(&self, within: Duration) -> bool {
         /// Interval of cancelling writes that were begun since.
         const PAUSE: Duration = Duration::from_millis(20);
@@ -250,12 +250,12 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<PoolsOrder>, mut heartb
     tracing::error!("the owner of the hugepage pools broke off; the agent must be restarted");
 }
 
-/// Answers a plan that takes only a read of some counters, and returns any other request. Handing it to
+/// Answers a dry run that takes only a read of some counters; returns any other request. Handing such a dry run to
 /// another thread and back would take longer than the read.
 async fn answer_at_once(work: &mut MemoryWork, order: PoolsOrder) -> Option<PoolsOrder> {
     let PoolsOrder::Prepare(order, reply) = order else { return Some(order) };
     if order.dry_run {
-        // Others that only have to send a request, such as to the engine's owner, go first.
+        // Tasks that only have to send a request, such as to the engine's owner, go first.
         yield_now().await;
     }
     match work.plan_at_once(&order) {
@@ -267,7 +267,7 @@ async fn answer_at_once(work: &mut MemoryWork, order: PoolsOrder) -> Option<Pool
     }
 }
 
-/// Executes one request; a caller that has gone does not matter.
+/// Executes one request, also if its caller has gone.
 fn execute(mut work: MemoryWork, order: PoolsOrder) -> MemoryWork {
     match order {
         PoolsOrder::Prepare(order, reply) => {
@@ -286,7 +286,7 @@ fn execute(mut work: MemoryWork, order: PoolsOrder) -> MemoryWork {
         PoolsOrder::Look(reply) => {
             let _ = reply.send(work.look());
         }
-        // The loop itself ends with it.
+        // `run` itself ends on this request.
         PoolsOrder::Stop(_) => {}
     }
     work.catch_up();

@@ -26,7 +26,7 @@ const MOST_WAITING: usize = 16;
 /// Outcome of a prepare.
 pub type Prepared = Result<Arc<PrepareReport>, Fault>;
 type OutcomeWaiter = oneshot::Sender<Prepared>;
-/// Call: the request, the waiter for its outcome, and the receiver of its work id.
+/// Call: the request, the sender for its outcome, and the sender for its work id.
 type PrepareCall = (PrepareRequest, OutcomeWaiter, oneshot::Sender<WorkId>);
 
 /// Handle of the owner that prepares the node.
@@ -48,8 +48,7 @@ impl Prepare {
         Prepare { calls, pools }
     }
 
-    /// Prepares the node, or joins a running prepare that wants the same or more; returns the id of the work
-    /// and its outcome.
+    /// Prepares the node, or joins a prepare that covers `request`. Returns the id of the work and its outcome.
     ///
     /// # Errors
     /// Only when the request was not admitted; failures of the work are in the report.
@@ -58,8 +57,8 @@ impl Prepare {
         request: PrepareRequest,
     ) -> Result<(WorkId, impl Future<Output = Prepared> + Send + use<>), Fault> {
         if !request.engine {
-            // Pages alone have an owner of their own that takes one request after the other: they
-            // never wait for an engine that is being installed.
+            // A request for pages alone goes to the pools' owner, which takes one request after the other, and never
+            // waits for an engine that is being installed.
             let (pools, id) = (self.pools.clone(), WorkId::next());
             let done = async move { Ok(Arc::new(work(&pools, None, id, request).await)) };
             return Ok((id, Either::Left(done)));
@@ -99,7 +98,7 @@ async fn run(
     mut heartbeat: Heartbeat,
 ) {
     let mut admission: RunQueue<OutcomeWaiter> = RunQueue::new(MOST_WAITING);
-    // One run at a time; its future is polled here, so that a run and a waiting call are one task.
+    // One prepare at a time. Its future is polled here, so that the prepare and the waiting calls are one task.
     let mut running: Option<PrepareRun> = None;
     loop {
         tokio::select! {
@@ -178,7 +177,7 @@ async fn work(
             false => memory(pools, id, &request, false).await,
         }
     };
-    // The engine is queried first: the pools are observed while it answers.
+    // The engine is queried before the pools, which are observed while it answers.
     let (engine_part, mut memory_part) = tokio::join!(engine_part, memory_part);
     memory_part.merge(engine_part);
     if !dry_run {

@@ -64,7 +64,7 @@ impl StepInProgress {
         self.progress.publish(WorkEvent::Line { area: self.step.area(), text });
     }
 
-    /// Ends the step: with the state after it, or with its fault.
+    /// Ends the step, and adds it to `reports`: with the state after it, or with its fault.
     ///
     /// # Errors
     /// Fault of the step.

@@ -27,7 +27,7 @@ use crate::model::target::Desired;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
-/// Interval of observing the pools: others take pages and give them back without notice.
+/// Interval of observing the pools: other programs take pages and give them back without notice.
 const POOLS_PAUSE: Duration = Duration::from_secs(10);
 
 /// Sources of the status.
@@ -72,7 +72,8 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
     let first = NodeReport {
         boot_id: sources.memory.boot_id()?,
         agent_version: env!("CARGO_PKG_VERSION").to_string(),
-        // No run of the agent changes so often that the next one would begin below it.
+        // Begins at the time in ms, so that generations grow over restarts: no run changes its status more often than
+        // once per ms.
         generation: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
         at: now(),
         ..NodeReport::default()

@@ -1,7 +1,9 @@
-//! Audit log: one line for each call that may change the node, when it ends, with its caller and its outcome, and one
-//! for each refused call. A call that takes longer than a second has an earlier line, too: should the agent die, its
-//! end is never logged. A call that found everything in place is logged at `debug`; its steps are logged one by one. Of
-//! a body, only the names in it are logged.
+//! Audit log: one line when a call that may change the node ends, with its caller and its outcome, and one line for a
+//! refused call.
+//!
+//! A call that takes longer than a second is also logged while it runs, because its end is never logged if the agent
+//! dies. A shorter call that found everything in place is logged at `debug`. Of a client that is refused too often,
+//! only the number of further refusals is logged. Of a request's body, only the names in it are logged.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,21 +23,21 @@ use crate::model::fault::Fault;
 use crate::model::prepare::{Outcome, PrepareReport};
 use crate::model::task::TaskId;
 
-/// Limit of characters logged of a name, or of a path, which its caller chose.
+/// Limit of characters logged of a name or a path, because the caller chooses its length.
 const MOST_CHARACTERS: usize = 120;
 
-/// Objects of a call, by the names that its caller gives.
+/// Objects that a call concerns, as its caller names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subject {
     pub target: Option<String>,
-    /// Volume or bdev.
+    /// Name of the volume, or of its bdev.
     pub volume: Option<String>,
     pub force: bool,
     /// Method and path of a forwarded request.
     pub request: Option<String>,
 }
 
-/// Names in a body of the controller.
+/// Names in the body of a compatible request, as the controller writes them.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Names {
@@ -58,7 +60,7 @@ impl Subject {
         Subject { request: Some(cut(&format!("{method} {path}"))), ..Subject::default() }
     }
 
-    /// Subject of a compatible call, by its body.
+    /// Subject of a compatible call, from the names in its body.
     pub fn in_body(bytes: &[u8]) -> Subject {
         let Ok(names) = serde_json::from_slice::<Names>(bytes) else { return Subject::default() };
         let name = |value: &Value| value.as_str().filter(|name| !name.is_empty()).map(cut);
@@ -73,7 +75,7 @@ fn cut(text: &str) -> String {
     text.chars().take(MOST_CHARACTERS).map(plain).collect()
 }
 
-/// Caller of a request; where no listener authorized it, the command of this process.
+/// Caller of a request. A request without a [`Principal`] came through no listener: a command of this process made it.
 pub fn principal(extensions: &Extensions) -> Principal {
     extensions.get().cloned().unwrap_or_else(Principal::command)
 }
@@ -81,20 +83,22 @@ pub fn principal(extensions: &Extensions) -> Principal {
 /// Caller of a refused request.
 #[derive(Debug, Clone, Copy)]
 pub struct RefusedCaller<'a> {
-    /// Name, as far as known.
+    /// Name of the caller's credential, or a description of the peer if there is none.
     pub by: &'a str,
     pub caller: Caller,
-    /// User, if on this node.
+    /// User ID, if the caller is a known process of this node.
     pub uid: Option<u32>,
     /// Method and path of the request.
     pub what: &'a str,
 }
 
-/// Longest time for which the refusals of one client that are not logged one by one stay unreported.
+/// Time from the first unlogged refusal of a client until the number of its unlogged refusals is logged.
 const SUMMARY_AFTER: Duration = Duration::from_secs(60);
 
-/// Counts a refusal and logs it, or, where its client is refused too often, logs after a while how many there were.
-/// Returns the delay of its answer. Must run within a runtime.
+/// Counts a refusal and logs it. If the client is refused too often, the refusal is only counted, and the number of
+/// such refusals is logged after `SUMMARY_AFTER`.
+///
+/// Returns the time by which the reply is to be delayed. Must run within a runtime.
 pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static str) -> Duration {
     let RefusedCaller { by, caller, uid, what } = refused;
     let client = (caller.into(), uid);
@@ -115,7 +119,7 @@ pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static
         let refusals = refusals.clone();
         tokio::spawn(async move {
             sleep(SUMMARY_AFTER).await;
-            // None where a later line has reported them.
+            // Zero if the line of a later refusal has reported them.
             let unlogged = Some(refusals.take_unlogged(&client)).filter(|unlogged| *unlogged > 0);
             let Some(unlogged) = unlogged else { return };
             tracing::warn!(
@@ -133,7 +137,7 @@ pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static
 /// Change that a call is to make, and its caller.
 #[derive(Debug, Clone)]
 pub struct AuditedChange {
-    /// Name in the log.
+    /// Name of the call in the log, such as `activate`.
     pub route: &'static str,
     pub by: Principal,
     pub of: Subject,
@@ -146,15 +150,16 @@ impl AuditedChange {
     }
 }
 
-/// Duration after which an unfinished call is logged.
+/// Duration of a call after which it is logged as begun.
 const LONG: Duration = Duration::from_secs(1);
 
-/// Call in progress. One that is dropped before its end has lost its caller.
+/// Call in progress. If it is dropped before an outcome is logged, its caller has gone, and it is logged as
+/// `unanswered`.
 #[derive(Debug)]
 pub struct AuditedCall {
     begun: Arc<CallInProgress>,
     ended: bool,
-    /// Task that logs a long call.
+    /// Task that logs the call as begun once it takes longer than `LONG`.
     long: JoinHandle<()>,
 }
 
@@ -166,7 +171,7 @@ struct CallInProgress {
     noted: Mutex<LineState>,
 }
 
-/// Last line of a call.
+/// Last line that was logged for a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LineState {
     No,
@@ -189,7 +194,7 @@ impl AuditedCall {
         AuditedCall { begun, ended: false, long }
     }
 
-    /// Logs the outcome.
+    /// Logs the end of the call: done, or failed with `fault`.
     pub fn ends(mut self, fault: Option<&Fault>) {
         match fault {
             None => self.note("done", None),
@@ -197,13 +202,14 @@ impl AuditedCall {
         }
     }
 
-    /// Logs the status with which it was answered elsewhere.
+    /// Logs the end of a forwarded call, with the status of its reply.
     pub fn passes(mut self, status: StatusCode) {
         let outcome = if status.is_success() { "done" } else { Outcome::Failed.word() };
         self.note(&format!("{outcome} ({})", status.as_u16()), None);
     }
 
-    /// Logs the answer, which may carry an `outcome` of its own.
+    /// Logs the end of a call that was answered with `answer`: the member `outcome` of the answer if it has one, else
+    /// done or failed.
     pub fn answers(mut self, answer: Result<&Value, &Fault>) {
         match answer.map(|value| value.get("outcome").and_then(Value::as_str)) {
             Ok(Some(outcome)) => self.note(outcome, None),
@@ -235,7 +241,7 @@ impl CallInProgress {
         let ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         let task = self.task.as_ref().map(TaskId::as_str);
         let AuditedChange { route, by: Principal { name, caller, role, .. }, of } = &self.change;
-        // A controller asks every minute whether all is in place.
+        // Not audited: a controller asks every minute whether everything is in place.
         if outcome == Outcome::Holds.word() && before == LineState::No {
             return tracing::debug!(route, task, outcome, ms, "{route}: {outcome}");
         }

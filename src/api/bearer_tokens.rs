@@ -1,4 +1,4 @@
-//! Bearer tokens (RFC 6750), whose holders may call.
+//! Bearer tokens (RFC 6750) that callers present.
 //!
 //! Only digests are kept, so that neither a dump of the agent's memory nor its log can reveal a token.
 
@@ -16,7 +16,7 @@ use crate::model::access::{Credential, Denied, PresentedToken, Role};
 const FEWEST_CHARACTERS: usize = 16;
 const MOST_TOKENS: usize = 100;
 
-/// Accepted tokens: digest, and the name and role of each.
+/// Accepted tokens: of each, its SHA-256 digest and the name and role that it gives.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tokens(Vec<([u8; 32], Credential)>);
 
@@ -27,11 +27,11 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Reads a file of tokens: one a line, each with the role `admin`; empty lines and those that begin with `#` are
-    /// skipped. With no token in it, nobody may call.
+    /// Parses the `text` of a token file: one token per line, each with the role `admin`. Empty lines and lines that
+    /// begin with `#` are skipped. Without a token in the file, no token is accepted.
     ///
     /// # Errors
-    /// Description of the fault, with the number of the line and never its content.
+    /// Description of the fault, with the number of a faulty line, but never its content, which may be a token.
     pub fn read(text: &str) -> Result<Tokens, String> {
         let mut digests = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
@@ -65,8 +65,8 @@ impl Tokens {
         self.0.push((digest, named));
     }
 
-    /// Finds the token with that text. Its duration reveals nothing of the tokens, for only digests are compared, and
-    /// all of them.
+    /// Finds the accepted token whose text is `token`. The duration reveals nothing of the accepted tokens, because
+    /// `token` is hashed first and then compared with all digests.
     fn find(&self, token: &str) -> Option<&Credential> {
         let shown = digest(token);
         self.0.iter().fold(None, |found, (known, named)| {
@@ -80,12 +80,12 @@ fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
 
-/// `true` if a path is served without a token: liveness and readiness.
+/// `true` if `path` is served without a token: `/healthz` and `/readyz`.
 pub(super) fn is_open_to_all(path: &str) -> bool {
     matches!(path.trim_end_matches('/'), "/healthz" | "/readyz")
 }
 
-/// Token that these headers carry.
+/// Looks up the token in the header `Authorization`. More than one such header counts as an unknown token.
 pub(super) fn presented<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> PresentedToken<'a> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
     let Some(first) = shown.next() else { return PresentedToken::Nothing };

@@ -19,14 +19,16 @@ use crate::model::policy::HttpPolicy;
 
 /// Limit of what is read of a refused body, in bytes.
 const MOST_DRAINED: usize = 16 << 20;
-/// Limit for draining a body, and for its caller to send nothing meanwhile.
+/// Limit of the time for draining a refused body.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// Limit of the time for which the caller may send nothing while its body is drained.
 const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Reads the whole body, within the limits of one: its length, and the time from the end of the head to its end.
+/// Reads the whole body, within the limits of its length and of the time from the end of the head to the end of the
+/// body.
 ///
 /// # Errors
-/// 413 when it is too long, 408 when it takes too long, 400 when it breaks off.
+/// 413 if the body is too long, 408 if it takes too long, 400 if it breaks off.
 pub async fn read(mut body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> {
     let (most, within) = (limits.body_limit_kib * 1024, limits.body_timeout);
     let too_long = || {
@@ -34,7 +36,7 @@ pub async fn read(mut body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> 
             format!("the body is longer than {} KiB (http.body_limit_kib)", limits.body_limit_kib);
         Problem::new(Code::BodyTooLarge, text)
     };
-    // An announced length is believed; the bytes need not be awaited.
+    // A body that announces too great a length is refused at once, without waiting for its bytes.
     let announced = hyper::body::Body::size_hint(&body).lower();
     if announced > most as u64 {
         tokio::spawn(drain(body));
@@ -57,8 +59,8 @@ pub async fn read(mut body: Body, limits: HttpPolicy) -> Result<Bytes, Problem> 
     }
 }
 
-/// Reads the rest of a refused body, within bounds: a caller that is still sending would see its connection reset, and
-/// not the answer (RFC 9112, section 9.6).
+/// Reads the rest of a refused body and discards it, within limits. Otherwise a caller that is still sending would get
+/// a reset of its connection instead of the reply (RFC 9112, section 9.6).
 async fn drain(mut body: Body) {
     let mut left = MOST_DRAINED;
     let rest = async {
@@ -75,7 +77,7 @@ async fn drain(mut body: Body) {
 /// Parses a JSON object; an empty body means `{}`.
 ///
 /// # Errors
-/// 400 with the place and the reason.
+/// 400 with the place in the body and the reason.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
     let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -85,7 +87,8 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             json.end().map(|()| value).map_err(|e| (String::new(), e))
         });
     parsed.map_err(|(field, e)| {
-        // A body that is no object is refused at its first byte; here it is checked whether it is JSON at all.
+        // A body that is no object is refused at its first byte, before the rest is parsed. Hence a check of its own
+        // whether the body is JSON at all.
         let broken = || serde_json::from_slice::<IgnoredAny>(bytes).err();
         let (code, what, why) = match (e.classify(), broken()) {
             (Category::Data, None) => (Code::InvalidBody, "the body does not fit", e),
@@ -95,7 +98,7 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })
 }
 
-/// Path of the field whose value was refused; empty if the whole was.
+/// Path of the field whose value was refused; empty if the whole body was refused.
 fn field(path: &serde_path_to_error::Path) -> String {
     path.iter().next().map_or(String::new(), |_| format!("{path}: "))
 }

@@ -15,7 +15,7 @@ use crate::model::volume::{VolumeState, VolumeView};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
     pub fault: Fault,
-    /// Additional member of the problem, such as the report of what was done.
+    /// Name and value of an additional member of the problem, such as the report of what was done.
     pub extension: Option<(&'static str, Value)>,
 }
 
@@ -39,10 +39,11 @@ impl Problem {
     }
 }
 
-/// Checks that a volume was made: its socket is there, also when a virtual machine that had it before hangs on it.
+/// Checks that a volume was made, which means that its socket is there. That includes a stuck volume, whose virtual
+/// machine has to be restarted.
 ///
 /// # Errors
-/// `volume-not-serving`, with the reason and what becomes of the volume now.
+/// `volume-not-serving`, with the reason and with `otherwise`, the text on what becomes of the volume.
 pub fn made(view: &VolumeView, otherwise: &str) -> Result<(), Fault> {
     let VolumeView { target, spec, status } = view;
     match status.state {
@@ -60,11 +61,12 @@ pub fn result_body(fault: &Fault) -> Value {
     json!({"success": false, "error": fault.text, "code": fault.code})
 }
 
-/// Code of an answer that refuses its caller, in the extensions of the response.
+/// Code by which a response refuses its caller, or something that the caller named. Kept in the extensions of the
+/// response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RefusedWith(pub(super) Code);
 
-/// Marks a response with the code by which it refuses its caller, if it does.
+/// Adds [`RefusedWith`] to a response if `code` refuses the caller, or something that the caller named.
 pub(super) fn refused_with(mut response: Response, code: Code) -> Response {
     if code.is_refusal() {
         response.extensions_mut().insert(RefusedWith(code));
@@ -99,13 +101,13 @@ pub async fn no_such_route(method: Method, uri: Uri) -> Problem {
     Problem::new(Code::NoSuchRoute, text)
 }
 
-/// Answer for a known path with another method; the router adds `Allow`.
+/// Answer for a known path that does not take the request's method; the router adds `Allow`.
 pub async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     let text = format!("{} does not take {method}: see the header Allow", uri.path());
     Problem::new(Code::MethodNotAllowed, text)
 }
 
-/// Answer after a handler panicked; the process goes on, and the log has the place.
+/// Answer to a request whose handler panicked. The process goes on, and the log names the place in the code.
 pub fn panicked(_: Box<dyn Any + Send>) -> Response {
     let text = "the agent broke on this request; its log has the place: report it";
     Problem::new(Code::Internal, text).into_response()

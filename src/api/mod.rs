@@ -69,7 +69,8 @@ pub struct Native {
     pub progress: ProgressSink,
     /// Limits of a request.
     pub http: HttpPolicy,
-    /// Permitted callers; `None`, and nobody from outside, where a command works by itself.
+    /// Listeners of this agent and its permitted callers. `None` in a command that works without a listener, so that
+    /// nobody calls from outside.
     pub exposure: Option<Exposure>,
     pub phase: watch::Receiver<AgentPhase>,
 }
@@ -95,10 +96,10 @@ pub struct Api {
 }
 
 impl Native {
-    /// Control socket of a target: the desired one, else the default.
+    /// Control socket of the target `name`: that of its desired spec, else the default one.
     ///
     /// # Errors
-    /// When the settings name an invalid one.
+    /// If the settings name an invalid control socket.
     pub fn control_of(&self, name: &TargetName) -> Result<CleanPath, Fault> {
         let defaults = &self.target_defaults;
         match self.wanted(name) {
@@ -107,10 +108,10 @@ impl Native {
         }
     }
 
-    /// Control socket that a call names, else that of the target.
+    /// Control socket `named` in a call, else that of the target `name`.
     ///
     /// # Errors
-    /// When it is invalid, or not the caller's to name.
+    /// If `named` is invalid, or if the settings do not let callers name it.
     pub fn control_at(&self, name: &TargetName, named: Option<&str>) -> Result<CleanPath, Fault> {
         match named {
             Some(path) => Ok(self.target_at(Some(path.parse()?))?.control_sock),
@@ -118,25 +119,25 @@ impl Native {
         }
     }
 
-    /// Spec that a call requests, if callers may.
+    /// Returns `spec` if the settings let a caller request it.
     ///
     /// # Errors
-    /// When it names anything that the settings do not let callers name.
+    /// If `spec` names anything that the settings do not let callers name.
     pub fn allowed(&self, spec: TargetSpec) -> Result<TargetSpec, Fault> {
         let known = self.wanted(&spec.name);
         authorize_target(&spec, known.as_ref(), &self.target_defaults, Paths::AsNamed)?;
         Ok(spec)
     }
 
-    /// Desired spec of that target.
+    /// Desired spec of the target `name`.
     pub fn wanted(&self, name: &TargetName) -> Option<TargetSpec> {
         self.desired.borrow().targets.get(name).cloned()
     }
 
-    /// Target of a call that names no more than a control socket.
+    /// Target of a call that names only a control socket, or nothing.
     ///
     /// # Errors
-    /// When that control socket is invalid.
+    /// If `control` is invalid, or if the settings do not let callers name it.
     pub fn target_at(&self, control: Option<CleanPath>) -> Result<TargetSpec, Fault> {
         zstack::target::at(control, &self.desired.borrow(), &self.target_defaults)
     }
@@ -144,7 +145,7 @@ impl Native {
 
 type Shared = Arc<Api>;
 
-/// Prefix of the compatible routes that are the agent's alone.
+/// Prefix of the compatible routes that this agent serves itself and never forwards.
 const ZBS: &str = "/zbs/primarystorage/vhost";
 
 /// Router of each listener.
@@ -156,7 +157,8 @@ pub struct Routers {
     pub here: NormalizePath<Router>,
 }
 
-/// Builds the whole route table; with `admin_apart` the main address has no health probes and no metrics.
+/// Builds the route tables of the listeners. With `admin_apart`, the main address serves no health probes and no
+/// metrics.
 pub fn routers(api: Api, admin_apart: bool) -> Routers {
     let [connect, ping, echo] = zstack::passthrough::routes(api.fallback.is_some());
     // The compatible routes, by the role that each requires.
@@ -207,7 +209,8 @@ fn finished(router: Router<Shared>, api: &Shared) -> NormalizePath<Router> {
     NormalizePath::trim_trailing_slash(router)
 }
 
-/// Answers 404 for the probes that are served elsewhere, instead of asking the legacy agent.
+/// Answers 404 for the health probes and metrics that the admin address serves, instead of forwarding them to the
+/// legacy agent.
 fn nothing_of_probes() -> Router<Shared> {
     let nothing = || any(errors::no_such_route);
     let names = ["/healthz", "/readyz", "/metrics"];

@@ -1,7 +1,8 @@
 //! Refused callers: counted by reason, logged in the audit log, and slowed down per client.
 //!
-//! An occasional refusal is answered at once. A client that goes on, as somebody who guesses tokens or looks for open
-//! routes does, waits for each answer, and only so many of its refusals are logged one by one.
+//! The first refusals of a client are answered at once and logged one by one. A client that is refused further, for
+//! example because it guesses tokens or looks for open routes, waits for each answer, and only the number of these
+//! refusals is logged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,23 +16,25 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use crate::model::quota::QuotaClient;
 
-/// Refusals of one client that are answered at once; refilled by one each second.
+/// Number of refusals of one client that are answered at once. One more is allowed with each second.
 const AT_ONCE: f64 = 10.0;
-/// Delay of each further answer.
+/// Delay of the answer to each refusal beyond `AT_ONCE`.
 const DELAY: Duration = Duration::from_secs(1);
-/// Limit of remembered clients. Beyond it, unknown clients are slowed down as if they went on.
+/// Limit of remembered clients. While it is reached, each refusal of an unknown client is delayed and not logged.
 const MOST_CLIENTS: usize = 4096;
 
-/// Refused party: a client, and on this node the user.
+/// Refused client: its quota identity, and its user ID if it is a known process of this node.
 pub type Refusee = (QuotaClient, Option<u32>);
 
 /// Treatment of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
     pub delay: Duration,
-    /// Unlogged refusals before this one; `None` if this one is not logged either.
+    /// Number of the client's refusals before this one that were not logged. `None` if this one is not to be logged
+    /// either.
     pub unlogged: Option<u64>,
-    /// Set for the first refusal of a client that is not logged, since its unlogged ones were taken last.
+    /// Set for the first refusal of a client that is not to be logged since [`Refusals::take_unlogged`] was last called
+    /// for it.
     pub is_first_unlogged: bool,
 }
 
@@ -48,11 +51,11 @@ struct RefusalState {
 /// State of a refused client.
 #[derive(Debug)]
 struct RefusedClient {
-    /// Refusals, less one for each second.
+    /// Number of refusals, reduced by one with each second.
     level: f64,
     at: Instant,
     unlogged: u64,
-    /// Set if somebody is about to take these.
+    /// Set if a task is going to take `unlogged` and log it.
     are_awaited: bool,
 }
 
@@ -63,7 +66,7 @@ impl RefusedClient {
 }
 
 impl Refusals {
-    /// Counts a refusal of that client; `reason` is one word.
+    /// Counts a refusal of `client`. `reason` is one word, the label of the metric.
     pub fn note(&self, client: Refusee, reason: &'static str, now: Instant) -> Pace {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *state.counts.entry(reason).or_default() += 1;
@@ -79,7 +82,8 @@ impl Refusals {
         let level = seen.level(now);
         seen.at = now;
         if level + 1.0 > AT_ONCE {
-            // The level does not rise: a client that goes on without a pause must not wait for hours afterwards.
+            // The level does not rise here: otherwise a client with very many refusals would be delayed for hours
+            // afterwards.
             (seen.level, seen.unlogged) = (level, seen.unlogged + 1);
             let is_first_unlogged = !std::mem::replace(&mut seen.are_awaited, true);
             return Pace { delay: DELAY, unlogged: None, is_first_unlogged };
@@ -89,7 +93,7 @@ impl Refusals {
         Pace { delay: Duration::ZERO, unlogged, is_first_unlogged: false }
     }
 
-    /// Takes the number of a client's unlogged refusals.
+    /// Returns the number of unlogged refusals of `client`, and resets it to 0.
     pub fn take_unlogged(&self, client: &Refusee) -> u64 {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = |seen: &mut RefusedClient| {

@@ -17,15 +17,16 @@ use crate::model::fault::Fault;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequiredRole(Role);
 
-/// Requires that role of the callers of all routes under this layer.
+/// Layer that requires `role` of the callers of its routes.
 pub(super) fn wants(role: Role) -> RequiredRole {
     RequiredRole(role)
 }
 
-/// Checks the caller of a request. One that no listener has authorized may do nothing.
+/// Checks that the caller of `request` has `role`. A request that no listener has authorized has no caller and is
+/// refused.
 ///
 /// # Errors
-/// `role-insufficient`.
+/// `role-insufficient`; `internal` if the request has no caller.
 pub(super) fn authorize(request: &Request, role: Role) -> Result<(), Fault> {
     let principal = request.extensions().get::<Principal>();
     let nobody = || Fault::new(Code::Internal, "the caller was not authorized: report this");

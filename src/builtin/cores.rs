@@ -1,4 +1,4 @@
-//! Set of processor cores a target may use: parsing, checking, pinning.
+//! Set of processor cores that a target may use: parsing, checking, pinning.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Invalid set of cores, or one that the machine does not have.
+/// Set of cores that is invalid, or not available to this process.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoreError {
     /// Input that is neither a mask nor a list.
     #[error("'{0}' is neither a core mask such as 0x3 nor a list such as [0,1] or 0-1")]
     Syntax(String),
-    /// Unavailable core, in SPDK's words, so that a parser of its log can read this one.
+    /// Unavailable core, reported in SPDK's words, so that a parser of SPDK's log reads this message as well.
     #[error("lcore {0} unavailable: this process may not run on such a core")]
     Unavailable(usize),
 }
@@ -27,23 +27,23 @@ impl Cores {
         &self.0
     }
 
-    /// Core 0 only, SPDK's default without a mask.
+    /// Core 0 only, which is SPDK's default.
     pub(super) fn first() -> Self {
         Self(vec![0])
     }
 
-    /// `true` if each core is one of `others`.
+    /// `true` if `others` has each of these cores.
     pub(super) fn within(&self, others: &Self) -> bool {
         self.0.iter().all(|core| others.0.contains(core))
     }
 
-    /// Mask in hexadecimal, as SPDK prints it.
+    /// Hexadecimal mask of the cores, as SPDK prints it.
     pub(super) fn mask(&self) -> String {
         let bits = self.0.iter().filter(|core| **core < 128).fold(0u128, |m, c| m | 1 << c);
         format!("0x{bits:x}")
     }
 
-    /// Checks that this process may run on each core.
+    /// Checks that this process may run on each of the cores.
     ///
     /// # Errors
     /// The first core that this process may not run on.
@@ -55,7 +55,8 @@ impl Cores {
         }
     }
 
-    /// Pins the calling thread to the `nth` core, modulo their number. A thread that cannot be pinned runs unpinned.
+    /// Pins the calling thread to the core with the index `nth`, modulo the number of cores. If that fails, the thread
+    /// runs unpinned.
     pub(super) fn pin(&self, nth: usize) {
         let core = self.0[nth % self.0.len()];
         let mut set = CpuSet::new();

@@ -1,15 +1,15 @@
 //! Deliberate faults, to test clients of a target: `--debug-faults FILE`.
 //!
-//! The file is read at each call, so that a running target gets them too. One fault a line:
+//! The file is read at each call, so that it can be changed while the target runs. Each line has one fault:
 //!
 //! ```text
-//! METHOD[:NAME] spin SECONDS        the control socket's thread computes for so long, then answers
-//! METHOD[:NAME] sleep SECONDS       it sleeps, as in a blocking open; `forever` never answers
+//! METHOD[:NAME] spin SECONDS        the control socket's thread uses the CPU for that time, then answers
+//! METHOD[:NAME] sleep SECONDS       that thread sleeps, as in a blocking open; `forever` never answers
 //! METHOD[:NAME] exit CODE           the process exits instead of answering
-//! sessions sleep SECONDS            virtual machines are accepted and not served before the target is so old
+//! sessions sleep SECONDS            virtual machines are accepted, but not served before the target has that age
 //! ```
-//! `NAME` is the `name` or `ctrlr` of the request. As with SPDK's one RPC thread, no other request is
-//! answered meanwhile, and I/O goes on.
+//! `NAME` is the `name` or `ctrlr` of the request. During a fault no other request is answered, as SPDK has one RPC
+//! thread, and I/O continues.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Fault to inject before, or instead of, an answer.
+/// Fault to inject before an answer, or in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum InjectedFault {
     Spin(Duration),
@@ -40,7 +40,7 @@ impl fmt::Display for InjectedFault {
 pub(super) struct Faults(pub(super) PathBuf);
 
 impl Faults {
-    /// Injects the fault that is set for this request, if there is one.
+    /// Injects the fault that the file sets for `method` and the `name` or `ctrlr` in `params`, if it sets one.
     pub(super) fn commit(&self, method: &str, params: Option<&Value>) {
         let member = |key| params.and_then(|params| params.get(key)).and_then(Value::as_str);
         let name = member("name").or_else(|| member("ctrlr")).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Faults {
         }
     }
 
-    /// Age of the target from which it serves virtual machines.
+    /// Age of the target before which it accepts virtual machines without serving them.
     pub(super) fn sessions_after(&self) -> Duration {
         match self.find("sessions", "") {
             Some(InjectedFault::Sleep(time) | InjectedFault::Spin(time)) => time,
@@ -78,7 +78,7 @@ impl Faults {
 }
 
 fn parse(line: &str) -> Option<(&str, InjectedFault)> {
-    /// Longer than any caller's timeout.
+    /// Time that is longer than any caller's timeout.
     const FOREVER: Duration = Duration::from_secs(1 << 30);
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let [of, kind, argument] = words.as_slice() else { return None };

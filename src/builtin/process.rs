@@ -14,26 +14,26 @@ use super::rpc::Server;
 use super::socket::{Control, ControlError};
 use super::target::Target;
 
-/// Grace period for requests being served when the target stops. Those not answered by then are in the in-flight
-/// record; a guest waits longer for a target that stops slowly than for one that is killed.
+/// Grace period for requests in progress when the target stops. Requests not answered by its end stay in the in-flight
+/// record for the next target. It is short, because the guest waits for that target meanwhile.
 const GRACE: Duration = Duration::from_millis(400);
 
 /// Failure of a target process.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    /// Core that the process may not use.
+    /// A requested core is not available to the process.
     #[error(transparent)]
     Core(#[from] CoreError),
-    /// Failure to create the control socket.
+    /// The control socket could not be created.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// Failure to create the folder of the sockets.
+    /// The folder of the vhost sockets could not be created.
     #[error("the folder of the vhost sockets cannot be made")]
     Folder(#[source] Errno),
-    /// Failure to receive signals.
+    /// Signals could not be redirected to a descriptor.
     #[error("signals cannot be received")]
     Signals(#[source] Errno),
-    /// Failure of the control socket while serving.
+    /// Serving the control socket failed.
     #[error("the control socket cannot be served any more")]
     Serve(#[source] io::Error),
 }
@@ -41,13 +41,13 @@ pub enum TargetError {
 /// Runs a target until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot start, with the cause.
+/// When the target cannot start, or its control socket cannot be served any more.
 pub fn run(options: &StartOptions) -> Result<(), TargetError> {
     if let Some(cores) = &options.cores {
         cores.check()?;
     }
     raise_descriptors();
-    // Blocked before there is a second thread, so that signals arrive only here.
+    // Signals are blocked before there is a second thread, so that they arrive only here.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -64,7 +64,7 @@ pub fn run(options: &StartOptions) -> Result<(), TargetError> {
     served.map_err(TargetError::Serve)
 }
 
-/// Raises the limit of descriptors to its maximum, as each controller needs some.
+/// Raises the limit of open descriptors to its maximum, because each controller needs some.
 fn raise_descriptors() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
@@ -80,7 +80,7 @@ fn stop(target: Target) {
     while !target.has_stopped() {
         if Instant::now() >= deadline {
             tracing::warn!("requests are left in flight");
-            // The threads still use what would be dropped.
+            // Not dropped, because the threads still use its parts.
             std::mem::forget(target);
             return;
         }

@@ -1,4 +1,5 @@
-//! Sockets in the file system: their owner, and creation without taking another's.
+//! Sockets in the file system: whether a process serves one, and creation of the control socket without taking that of
+//! another process.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,24 +12,24 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::os::fd::AsRawFd;
 
-/// Limit of a socket address's path in bytes.
+/// Maximum length of a socket's path in bytes.
 pub(super) const PATH_BYTES: usize = 107;
 
-/// Kind of file at a path.
+/// Kind of file at a path; a socket is stale or live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occupant {
     Nothing,
-    /// Socket of a process that is gone.
+    /// Socket that no process serves any more.
     Stale,
-    /// Socket that some process serves.
+    /// Socket that a process serves, or may serve.
     Live,
-    /// Any other kind, such as a regular file.
+    /// Any other kind of file.
     Other,
 }
 
-/// Determines the occupant of `path` without connecting to it: what accepts a connection on a volume's socket may take
-/// it for a VM. A connection of another type is refused with one error if a process has the socket, with another if
-/// none has.
+/// Determines the occupant of `path` without connecting to it: the process that serves a volume's socket may take a
+/// connection for a VM. A datagram connection is attempted, which a stream socket always refuses. The error is
+/// `ECONNREFUSED` if no process serves the socket.
 ///
 /// # Errors
 /// When the path or its socket cannot be examined.
@@ -54,13 +55,13 @@ pub(super) fn occupant(path: &Path) -> io::Result<Occupant> {
 /// Failure to create the control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Socket locked or served by another process.
+    /// Another process has the lock or serves the socket.
     #[error("RPC socket {0} is in use by another process; stop that one, or give another -r")]
     InUse(PathBuf),
-    /// Other file at the socket's path.
+    /// A file that is no socket is at the path.
     #[error("{0} is there and is no socket; move it away, or give another -r")]
     NoSocket(PathBuf),
-    /// Refusal by the kernel.
+    /// The kernel refused to create the socket or its lock.
     #[error("RPC socket {path} cannot be made")]
     Make {
         path: PathBuf,
@@ -69,7 +70,7 @@ pub enum ControlError {
     },
 }
 
-/// Control socket and its lock; dropped, both files are removed.
+/// Control socket and its lock; dropping this removes both files.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) listener: UnixListener,
@@ -79,10 +80,11 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Takes the lock beside `path`, removes the socket of a dead process, and listens.
+    /// Takes the lock `<path>.lock`, removes the socket of a dead process, and listens at `path`.
     ///
     /// # Errors
-    /// When a live process has it, or the kernel refuses it.
+    /// When another process has the lock or serves the socket, when another kind of file is at `path`, or when the
+    /// kernel refuses.
     pub(super) fn bind(path: &Path) -> Result<Self, ControlError> {
         let failed = |source| ControlError::Make { path: path.to_path_buf(), source };
         let mut lock_path = path.as_os_str().to_owned();

@@ -19,7 +19,7 @@ use super::socket::{Occupant, PATH_BYTES, occupant};
 pub(super) struct Target {
     pub(super) bdevs: Bdevs,
     pub(super) controllers: BTreeMap<String, BlkController>,
-    /// Set once start-up is over.
+    /// Set once start-up is over: then all methods may be called.
     pub(super) serving: bool,
     pub(super) cores: Option<Cores>,
     pub(super) zbs: Option<Folder>,
@@ -54,14 +54,14 @@ impl Target {
         }
     }
 
-    /// `true` if malloc bdevs may take so many bytes more.
+    /// `true` if malloc bdevs may take `bytes` more bytes of memory.
     pub(super) fn has_memory(&self, bytes: u64) -> bool {
         let most = self.memory_mib.map_or(u64::MAX, |mib| mib.saturating_mul(1 << 20));
         self.bdevs.memory().checked_add(bytes).is_some_and(|all| all <= most)
     }
 
-    /// Socket path of a controller. SPDK cuts a long name and follows one that leaves the folder; here neither is
-    /// valid.
+    /// Socket path of the controller `name`. Names that are too long or lead out of the folder are invalid; SPDK
+    /// truncates the former and follows the latter.
     fn socket_path(&self, name: &str) -> Result<PathBuf, Errno> {
         let plain = !name.is_empty() && name != "." && !name.contains("..");
         if !plain || name.contains(['/', '\0']) {
@@ -78,7 +78,7 @@ impl Target {
         if cores.within(&allowed) { Ok(Some(cores)) } else { Err(Errno::EINVAL) }
     }
 
-    /// Creates a controller. A socket that another process serves is left alone.
+    /// Creates a controller. Fails if another process serves a socket at its path.
     ///
     /// # Errors
     /// ENODEV without the bdev, EINVAL for an invalid name or mask, EEXIST if the controller exists, EIO when its
@@ -117,10 +117,10 @@ impl Target {
         Ok(())
     }
 
-    /// Deletes a controller that no VM is connected to.
+    /// Deletes the controller `name`, which must have no connected VM.
     ///
     /// # Errors
-    /// ENODEV when there is none of that name, EBUSY with a VM.
+    /// ENODEV when there is no such controller, EBUSY when a VM is connected.
     pub(super) fn delete_controller(&mut self, name: &str) -> Result<(), Errno> {
         let controller = self.controllers.get(name).ok_or(Errno::ENODEV)?;
         if !controller.close() {
@@ -130,10 +130,10 @@ impl Target {
         Ok(())
     }
 
-    /// Resizes a bdev and notifies the guests that have it. Only a shrink is refused.
+    /// Sets the size of `bdev` to `bytes`, rounded down to whole blocks, and notifies the connected guests.
     ///
     /// # Errors
-    /// `smaller` for a shrink; the kernel's error on the file.
+    /// `smaller` when the bdev would shrink.
     pub(super) fn resize(
         &self,
         bdev: &BuiltinBdev,
@@ -152,17 +152,17 @@ impl Target {
         Ok(())
     }
 
-    /// Begins to end all sessions and removes every socket, in parallel.
+    /// Removes all controllers' sockets and requests the end of their sessions, without waiting for it.
     pub(super) fn begin_stop(&self) {
         self.controllers.values().for_each(BlkController::begin_stop);
     }
 
-    /// `true` if every controller's thread has ended.
+    /// `true` if the threads of all controllers have ended.
     pub(super) fn has_stopped(&self) -> bool {
         self.controllers.values().all(BlkController::has_stopped)
     }
 
-    /// Creates the folder of the sockets.
+    /// Creates the folder of the vhost sockets.
     ///
     /// # Errors
     /// The kernel's error.

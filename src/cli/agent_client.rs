@@ -32,7 +32,7 @@ use crate::store::{Lock, Store, StoreError};
 const CONNECT: Duration = Duration::from_secs(5);
 /// Time limit for the answer to a quick request.
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
-/// Time limit for silence in a streamed answer; it has a sign of life every 15 s.
+/// Time limit for silence in a streamed answer; the agent sends a sign of life every 15 s.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Settings and root folder of this node.
@@ -42,7 +42,8 @@ pub(super) struct NodeRoot {
 }
 
 impl NodeRoot {
-    /// Finds the owner, or becomes it. Waits for another running command.
+    /// Finds the running agent. If none runs, takes the lock and starts the owners in this process. Waits for another
+    /// running command.
     pub(super) async fn owner(&self) -> Result<Agent> {
         if let Some(agent) = self.at_socket().await {
             return Ok(agent);
@@ -61,8 +62,8 @@ impl NodeRoot {
         }
     }
 
-    /// Finds a source of the node's state, for a read-only command: it leaves the lock to commands that change the
-    /// node. It still waits for another running command, for a half-done change is no state of the node.
+    /// Finds a source of the node's state for a read-only command, which leaves the lock to commands that change the
+    /// node. Waits for another running command, so that no half-done change is shown.
     pub(super) async fn looker(&self) -> Result<Agent> {
         let store = self.look();
         match self.found(&store).await? {
@@ -140,7 +141,7 @@ enum AgentRoute {
     Socket(PathBuf),
     /// Address without TLS.
     Address(String),
-    /// Own process, the node's owner for as long as the lock lives; read-only without one.
+    /// Own process, which owns the node while it holds `_lock`, and only reads without one.
     Here { here: InProcess, _lock: Option<Lock> },
 }
 
@@ -193,7 +194,8 @@ impl Agent {
             let status = response.status();
             anyhow::Ok((status, response.into_body().collect().await?.to_bytes()))
         };
-        // Work in this process would end with a timeout, and its owners have deadlines of their own.
+        // No time limit in this process: a timeout would end the work itself, and the owners have deadlines of their
+        // own.
         let within = if self.is_here() { Duration::MAX } else { within };
         let (status, bytes) =
             timeout(within, answer).await.map_err(|_| self.silent(within)).flatten()?;
@@ -339,7 +341,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent that says this and then nothing any more.
+    /// An agent that sends `after`, and then nothing more.
     async fn turns_silent(after: &'static str) -> Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -107,8 +107,8 @@ impl DeployArgs {
         self.dry_run
     }
 
-    /// Refuses an impossible spec before anything is done for it. The agent checks the values that callers may name, as
-    /// it knows what is desired already.
+    /// Refuses an impossible spec before anything is done for it. Permission to name its values is checked by the
+    /// agent, which knows the desired state.
     pub(super) fn validate(&self, settings: &Settings) -> Result<(), Usage> {
         let spec = self.body().into_spec(self.name.clone(), &settings.target);
         spec.map(drop).map_err(|fault| Usage(fault.text))

@@ -31,7 +31,7 @@ use crate::model::fault::chain;
 
 /// Exit codes, as documented in `--help`.
 pub mod exit {
-    /// Success: the desired state holds, or holds now.
+    /// Success: the desired state held before, or was reached.
     pub const HOLDS: u8 = 0;
     /// Failure.
     pub const FAILED: u8 = 1;
@@ -138,7 +138,6 @@ enum Command {
     Target(target::Flags),
 }
 
-/// Usage error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);

@@ -49,7 +49,7 @@ impl PrepareArgs {
         }
     }
 
-    /// Number of pages; the setting counts pages of 2 MiB only.
+    /// Number of pages to request. The default in the settings counts pages of 2 MiB, so other sizes need `--pages`.
     fn count(&self, settings: &Settings) -> Result<u64, Usage> {
         match self.pages {
             Some(pages) => Ok(pages),

@@ -1,7 +1,7 @@
 //! `vhost-agent setup`: access of callers to this agent, written as one file of settings and checked before.
 //!
 //! The file has all options of the command, so that the same command twice changes nothing. Of tokens only the hashes
-//! are stored; an existing one of the same name is kept.
+//! are stored. A token that exists under the same name is kept.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ use crate::model::network::Network;
 use crate::model::node::Exposure;
 use crate::store::{Durability, replace_file};
 
-/// Name of the file beside the settings; an operator's files come after it.
+/// Path of the file, from the folder of the settings file. Its number lets files of the operator come later and
+/// override it.
 const FILE: &str = "config.d/10-access.toml";
 /// Header of the file.
 const HEAD: &str = "# Written by `vhost-agent setup`, which replaces it as a whole: own settings belong into another file.\n\
@@ -175,7 +176,8 @@ pub(super) fn run(overrides: Overrides, args: &SetupArgs, output: Output) -> Res
     Ok(if outcome == "wouldChange" { exit::WOULD_CHANGE } else { exit::HOLDS })
 }
 
-/// Refuses to remove an entry of the existing file, set earlier or by hand, as this may admit callers that it kept out.
+/// Refuses to remove an entry of the existing file, set earlier or by hand: without it, callers may be admitted that it
+/// kept out.
 ///
 /// # Errors
 /// The entry that would be lost.
@@ -274,7 +276,7 @@ fn network(text: &str) -> Result<Network> {
     Ok(network)
 }
 
-/// Address of the images that a controller at one address serves.
+/// URL of the images that the controller at one address serves; `None` if `controller` is a network.
 fn images_of(controller: &str) -> Option<String> {
     let address: std::net::IpAddr = controller.parse().ok()?;
     match address {

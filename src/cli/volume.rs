@@ -15,7 +15,7 @@ use crate::model::path::CleanPath;
 use crate::model::target::TargetName;
 use crate::model::volume::{Backing, VolumeName, VolumeState, VolumeView};
 
-/// Time limit for a volume, longer than a target may take, with others before it.
+/// Time limit for a call on a volume: longer than a target may take, even with other volumes before it.
 const LONG: Duration = Duration::from_secs(600);
 
 /// Actions on volumes.
@@ -93,7 +93,7 @@ struct BackingFlags {
     /// File or block device, as the target's container sees it
     #[arg(long, value_name = "FILE")]
     aio: Option<CleanPath>,
-    /// Memory of the target, in MiB
+    /// Disk in the target's memory, of this size in MiB
     #[arg(long, value_name = "MIB")]
     malloc_mib: Option<u64>,
     /// Bdev made by that method of the target, such as bdev_rbd_create

@@ -18,7 +18,7 @@ const REST: Duration = Duration::from_secs(1);
 /// Bytes read of an answer at most; the body is not evaluated.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// Failure of a post before there was an answer. Addresses are reported without what may be secret in them.
+/// Failure of a post before there was an answer. URLs are shown without the parts that may be secret.
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
     /// Failure to load the system's certificates.
@@ -38,7 +38,7 @@ pub enum PostError {
         /// Refused address and the reason.
         source: SendError,
     },
-    /// No connection, or a broken one.
+    /// Connection that could not be made, or broke.
     #[error("cannot post to {url}")]
     Connection { url: String, source: Box<dyn std::error::Error + Send + Sync> },
 }

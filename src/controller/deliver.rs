@@ -33,7 +33,8 @@ pub async fn run(
     deliver(outbox, attempt, parallel, heartbeat).await;
 }
 
-/// Starts an `attempt`, with its number, for each result that is due.
+/// Calls `attempt`, with the result and the number of the attempt, for each result that is due; at most `parallel`
+/// attempts run at a time.
 async fn deliver<F>(
     outbox: Outbox,
     attempt: impl Fn(TaskResult, u32) -> F,
@@ -199,7 +200,7 @@ mod tests {
             () = deliver(outbox.clone(), attempt, 1, heartbeat) => {}
             () = outbox.empty() => {}
         }
-        // It is asked every 5 s for ten minutes, and then ever more rarely, but at least every minute.
+        // The result is offered every 5 s for ten minutes, and then ever more rarely, but at least every minute.
         assert!(began.elapsed() >= away && began.elapsed() < away + Duration::from_secs(60));
         let made = made.load(Ordering::Relaxed);
         assert!((150..=230).contains(&made), "{made}");

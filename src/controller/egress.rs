@@ -23,7 +23,8 @@ impl Reaches {
         self.policy.reach(caller, self.identities.learnt_from())
     }
 
-    /// Policy for the address of a controller that connects, once it is the one that connected last.
+    /// Policy for the address that a connecting controller supplies, as if `caller` were already the one that connected
+    /// last.
     pub fn of_connecting(&self, caller: Caller) -> Reach {
         self.policy.reach(Some(caller), Some(caller))
     }

@@ -55,13 +55,13 @@ impl Identities {
         self.known.borrow().learnt_from
     }
 
-    /// Watches the identity; notified each time a controller connects, also with the same identity: it may have
-    /// forgotten what was reported to it.
+    /// Watches the identity. Notified each time a controller connects, also with the same identity: the controller may
+    /// have forgotten what was reported to it.
     pub fn watch(&self) -> watch::Receiver<HostIdentity> {
         self.known.subscribe()
     }
 
-    /// Stores the identity that `teach` returns, one call after the other and off the runtime: a disk that hangs blocks
+    /// Runs `teach`, which stores an identity, one call after the other and off the runtime: a disk that hangs blocks
     /// one thread, however many callers connect meanwhile and hang up again.
     ///
     /// # Errors
@@ -107,8 +107,8 @@ impl Identities {
         self.keep(identity)
     }
 
-    /// Stores only fields that were unknown, and only if `said` is of the host that this one is known to be. Blocks for
-    /// the disk if there is such a field.
+    /// Stores only those fields of `said` that were unknown, and only if no other host UUID than that of `said` is
+    /// known. Blocks for the disk if there is such a field.
     ///
     /// # Errors
     /// As [`Identities::learn`].
@@ -118,7 +118,7 @@ impl Identities {
         if ![&said.host_uuid, ""].contains(&known.host_uuid.as_str()) {
             return Ok(());
         }
-        // The caller that gave the address, not the one that gave the host's name.
+        // `learnt_from` is the caller that gave the address, not the one that gave the host's UUID.
         let learnt_from = match known.send_command_url.is_empty() {
             true => said.learnt_from,
             false => known.learnt_from,

@@ -4,8 +4,8 @@
 //! the owners' progress ──▶ ProgressSource ──newest state──▶ one post at a time ──▶ the call's sendCommandUrl
 //! the call's end ─────────────┘
 //! ```
-//! Nothing waits for these posts, and none is repeated: after a failed one the newest state is posted. Each call has
-//! a task of its own, which ends within the limit of one post after the call has.
+//! Nothing waits for these posts, and none is repeated: after a failed one the newest state is posted. Each call has a
+//! task of its own, which ends after the call within the time limit of one post.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,7 +97,7 @@ impl ProgressPosts {
     }
 }
 
-/// Work with progress posts. Dropped, it counts as failed.
+/// Work with progress posts. Dropping it counts as the work's failure.
 #[derive(Debug)]
 pub struct Followed(oneshot::Sender<bool>);
 
@@ -133,9 +133,9 @@ impl Letter {
 /// Outcome of a post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PostOutcome {
-    /// Accepted, or failed; the next one is made all the same.
+    /// Accepted or failed; the next post is made in both cases.
     Goes,
-    /// Command path unknown to the controller.
+    /// Command path unknown to the controller; no further post is made.
     Unknown,
 }
 
@@ -177,7 +177,7 @@ where
                         let heard = self.course.hear(event);
                         due = [due, heard.map(|weight| worth(weight, begun))].into_iter().flatten().min();
                     }
-                    // A lost event is missing in the percentage, which comes closer to its end all the same.
+                    // The percentage lacks a lost event, but the events after it still bring it towards its end.
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => return,
                 },
@@ -190,7 +190,7 @@ where
         self.last(posting, due.is_some(), succeeded).await;
     }
 
-    /// Makes the last post, within the time of one: the post under way gets half of that at most.
+    /// Makes the last post, within the time limit of one post; a post under way gets at most half of that time.
     async fn last(
         mut self,
         posting: Option<std::pin::Pin<Box<F>>>,
@@ -219,7 +219,7 @@ where
     }
 }
 
-/// Due time of an event of that weight, if the last post was started at `begun`.
+/// Due time of the post for an event of that weight, if the last post was started at `begun`.
 fn worth(weight: Weight, begun: Instant) -> Instant {
     match weight {
         Weight::Step => begun,

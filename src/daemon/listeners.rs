@@ -22,7 +22,8 @@ use crate::model::network::Network;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
 
-/// Descriptors per connection of one listener; the others are for the agent's own work.
+/// Number of file descriptors for each connection that a listener may have; those left are for other listeners and the
+/// agent's own work.
 const DESCRIPTORS_PER_CONNECTION: usize = 4;
 
 /// Bound listeners, before anything is served.
@@ -117,8 +118,8 @@ struct Peers(OwnAddresses);
 
 impl KnowsPeers for Peers {
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> PeerOwner {
-        // The kernel's lookup also covers an address that this machine got a moment ago; the list of own addresses covers
-        // connections that the kernel does not know.
+        // The kernel's lookup also covers an address that this machine got a moment ago. The list of own addresses
+        // covers connections that the kernel does not know.
         match peer::owner(peer, own) {
             Ok(Some(SocketOwner { uid, inode })) => PeerOwner::Users(uid, inode),
             Ok(None) => PeerOwner::Nobodys,

@@ -63,18 +63,18 @@ pub fn hostname(root: &Path) -> String {
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Interval of trying the lock.
 pub const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// Delay after the last call until its memory is returned to the kernel.
+/// Delay from the end of some work until free memory is returned to the kernel.
 const TIDY_AFTER: Duration = Duration::from_secs(10);
-/// Time left for delivery while the agent stops, when all results are on the disk …
+/// Time for deliveries while the agent stops, if all results are on the disk.
 const LAST_OFFER: Duration = Duration::from_millis(500);
-/// … and when some are in memory only: the caller is still there, or calls again.
+/// Time for deliveries while the agent stops, if a result is in memory only: its caller is still there, or calls again.
 const LAST_OFFERS: Duration = Duration::from_secs(3);
 /// Timeout for an interrupted pool growth to be recorded or given back; with the drain it fits into
 /// the unit's TimeoutStopSec.
 const POOLS_STOP: Duration = Duration::from_secs(2);
-/// Interval of extending systemd's start timeout …
+/// Interval of extending systemd's start timeout.
 const START_WORD: Duration = Duration::from_secs(15);
-/// … and the extension requested, in microseconds.
+/// Extension of systemd's start timeout that is requested each time, in microseconds.
 const START_EXTENSION_USEC: u32 = 60_000_000;
 
 /// Takes the node's lock; waits for a command that holds it, not for a running agent.
@@ -215,7 +215,7 @@ fn known_to_native_routes(
 /// Native routes over owners in this process.
 pub struct InProcess {
     pub router: Router,
-    /// Dropping it ends the streams.
+    /// Sender of the agent's phase; dropping it ends the streams.
     _phase: watch::Sender<AgentPhase>,
 }
 
@@ -260,8 +260,8 @@ fn known_to_handlers(
     }
 }
 
-/// Serves, becomes ready meanwhile, and returns when a stop was requested and the connections have
-/// ended, with the deadline by which the tasks have to end too.
+/// Serves, and becomes ready meanwhile. Returns once a stop was requested and the connections have ended; the result is
+/// the deadline by which the tasks have to end too.
 async fn run_until_stopped(
     endpoints: Vec<Endpoint>,
     limits: HttpPolicy,
@@ -291,7 +291,7 @@ async fn run_until_stopped(
     deadline
 }
 
-/// Restores the pages of the last boot, once a boot, and their mounts, then announces readiness.
+/// Restores the pages of the last boot (once a boot) and the mounts, starts the targets, then announces readiness.
 async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
     let has_targets = !core.desired.watch().borrow().targets.is_empty();
     // Mounts before any target starts: one that is made anew without its mount goes without hugepages.

@@ -204,8 +204,8 @@ impl Core {
         Metrics::new(figures, self.pools.watch(), self.statuses.watch(), tally, refusals)
     }
 
-    /// Warns of desired targets and volumes from before the allow-lists: they go on, but a new call for one would be
-    /// refused.
+    /// Warns of desired targets and volumes that the allow-lists do not permit. They go on, but a new call for one
+    /// would be refused.
     pub(super) fn warn_of_unlisted(&self, settings: &Settings) {
         let desired = self.desired.watch().borrow().clone();
         let settings = &settings.target;
@@ -256,7 +256,7 @@ impl Core {
             let mut folders: BTreeSet<String> = sockets.collect();
             if wanted.iter().any(|spec| spec.kind != TargetKind::BuiltIn) {
                 let mounts = hugetlb_mounts(&root).unwrap_or_default();
-                // Chosen as for each target.
+                // The mount is chosen as for each target.
                 let used = mounts.into_iter().find(|it| it.is_good_for(PageSize::MIB_2));
                 folders.extend(used.map(|mount| mount.path));
             }

@@ -12,7 +12,7 @@ use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::{ApiVersion, EngineVersion};
 use crate::model::registry::Credentials;
 
-/// Suffix of the name of a container that is to replace another one.
+/// Suffix in the name of a container that is to replace another one.
 const NEXT: &str = ".next";
 
 /// State of the fake engine.
@@ -20,7 +20,7 @@ const NEXT: &str = ".next";
 pub enum Mood {
     /// The socket is missing.
     Absent,
-    /// Accepts connections and never answers.
+    /// The engine accepts connections and never answers.
     Hangs,
     Answers,
 }
@@ -62,7 +62,8 @@ impl Engine for FakeEngine {
     }
 }
 
-/// Fake engine with at most one container, those created beside it, and no image but the pulled ones.
+/// Fake engine with at most one regular container, the replacements created beside it (`.next`), and no images but the
+/// pulled ones.
 #[derive(Debug)]
 pub struct FakeContainers {
     one: Mutex<Option<ContainerSeen>>,
@@ -74,7 +75,7 @@ pub struct FakeContainers {
     events: broadcast::Sender<EngineEvent>,
 }
 
-/// State of the registries.
+/// Behaviour of the registries.
 #[derive(Debug)]
 pub enum FakeRegistry {
     Absent,
@@ -85,7 +86,7 @@ pub enum FakeRegistry {
 }
 
 impl FakeContainers {
-    /// Engine with a running container that has these labels.
+    /// Engine with one running container, which has these `labels`.
     pub fn with_one(labels: &[(&str, &str)]) -> FakeContainers {
         let label = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         let seen = ContainerSeen {
@@ -110,46 +111,46 @@ impl FakeContainers {
         }
     }
 
-    /// Engine with registries in that state.
+    /// Engine whose registries behave as `registry` says.
     pub fn with_registry(registry: FakeRegistry) -> FakeContainers {
         FakeContainers { registry, ..FakeContainers::with_one(&[]) }
     }
 
-    /// Requested pulls: the reference, and the login, if any.
+    /// Requested pulls, each as the reference, followed by user name and password if there was a login.
     pub fn pulled(&self) -> Vec<String> {
         self.pulled.lock().unwrap().clone()
     }
 
-    /// Engine with a container whose process is that one.
+    /// Engine with one running container, whose process is `pid`.
     pub fn running(pid: u32) -> FakeContainers {
         let fake = FakeContainers::with_one(&[]);
         fake.change(|one| one.pid = Some(pid));
         fake
     }
 
-    /// Changes the container, and sends an event.
+    /// Changes the regular container, and sends an event.
     pub fn change(&self, change: impl FnOnce(&mut ContainerSeen)) {
         self.one.lock().unwrap().as_mut().map(change);
         self.publish();
     }
 
-    /// Removes the container, and sends an event.
+    /// Removes the regular container, and sends an event.
     pub fn take_away(&self) {
         *self.one.lock().unwrap() = None;
         self.publish();
     }
 
-    /// Names of the containers created beside the first.
+    /// Names of the containers created beside the regular one.
     pub fn made(&self) -> Vec<String> {
         self.made.lock().unwrap().keys().cloned().collect()
     }
 
-    /// Stops answering for good.
+    /// Makes the engine stop answering for good.
     pub fn hang(&self) {
         self.hangs.store(true, Ordering::Relaxed);
     }
 
-    /// Number of times a container was requested.
+    /// Number of times that a container was read.
     pub fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
-//! The engine's API, reduced to the calls that are needed, in types of our own.
+//! The engine's API, reduced to the calls that the agent needs, in the agent's own types.
 //!
-//! Everything about bollard stays in `client`; other modules use the traits, so that tests can fake an engine that
-//! hangs, is old or comes up late.
+//! Only `client` uses bollard. Other modules use the traits here, so that tests can fake an engine that hangs, is old
+//! or starts late.
 
 pub mod client;
 #[cfg(test)]
@@ -20,13 +20,12 @@ use crate::model::registry::Credentials;
 /// Failed call to the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// No listener at the socket.
+    /// No process listens at the socket, or a connection to it must not be made now.
     #[error("nobody listens at {socket}")]
     Absent { socket: String },
     #[error("{socket} did not answer {call} within {within:?}")]
     Timeout {
         socket: String,
-        /// Name of the call.
         call: &'static str,
         /// Deadline of the call.
         within: Duration,
@@ -35,36 +34,29 @@ pub enum EngineError {
     #[error("the engine at {socket} refused {call}: {message} ({status})")]
     Refused {
         socket: String,
-        /// Name of the call.
         call: &'static str,
         /// HTTP status.
         status: u16,
-        /// Message of the engine.
         message: String,
     },
     /// The engine exited, or the connection broke, before it had answered.
     #[error("the engine at {socket} went away during {call}")]
     Gone {
         socket: String,
-        /// Name of the call; it may have been carried out, or half of it.
+        /// Name of the call, which may have been carried out fully or in part.
         call: &'static str,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Invalid answer.
+    /// The engine's answer is invalid, or the call failed otherwise.
     #[error("{call} at {socket} failed")]
-    Call {
-        socket: String,
-        /// Name of the call.
-        call: &'static str,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Call { socket: String, call: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
 pub trait Engine: Send + Sync + 'static {
-    /// Checks that the engine answers at all: the cheapest call it has.
+    /// Checks that the engine answers, by its cheapest call.
     fn ping(&self, within: Duration) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Reads its version. Costs the engine more than a ping: it queries its own parts.
+    /// Reads the engine's version. Costs the engine more than [`Engine::ping`], because it queries its own components.
     fn version(
         &self,
         within: Duration,
@@ -82,27 +74,26 @@ impl EngineError {
         matches!(self, EngineError::Refused { status: 409, message, .. } if message.contains("already in progress"))
     }
 
-    /// `true` if the engine reports a conflict, such as a container of that name.
+    /// `true` if the engine reports a conflict, such as a container name that is taken.
     pub fn is_conflict(&self) -> bool {
         matches!(self, EngineError::Refused { status: 409, .. })
     }
 }
 
-/// Event from the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineEvent {
-    /// Start of the stream: from now on no event is missed.
+    /// The stream of events has begun: from now on no event is missed.
     Listening,
-    /// Event of the container of that name.
+    /// Something happened to the container of this name.
     Container(String),
 }
 
-/// Tar on its way to the engine.
+/// Content of a tar to be sent to the engine.
 pub type Tar = Box<dyn AsyncRead + Send + Unpin>;
 
 /// Containers and images of the engine. Each call has a deadline.
 pub trait Containers: Send + Sync + 'static {
-    /// Reads the container of exactly that name or full id; `None` if there is none.
+    /// Reads the container whose name or full id is exactly `name`; `None` if there is none.
     fn container(
         &self,
         name: &str,
@@ -116,14 +107,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<String, EngineError>> + Send;
 
-    /// Starts the container of that name.
+    /// Starts the container with the name or full id `name`.
     fn start(
         &self,
         name: &str,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Sends a signal, such as `SIGTERM`, to the first process of a container.
+    /// Sends `signal`, such as `SIGTERM`, to the first process of the container.
     fn kill(
         &self,
         id: &str,
@@ -138,7 +129,7 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Sets the engine's restart policy of a container; `None` means never.
+    /// Sets the restart policy by which the engine restarts the container; with `None` the engine never does.
     fn set_restarts(
         &self,
         id: &str,
@@ -146,7 +137,7 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Renames the container of that name or id.
+    /// Renames the container with the name or full id `name` to `to`.
     fn rename(
         &self,
         name: &str,
@@ -154,22 +145,22 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Removes a container that does not run.
+    /// Removes a container, which must not be running.
     fn remove(
         &self,
         id: &str,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Reports container events for as long as the engine sends them. Fails if the engine does not answer within the
-    /// deadline.
+    /// Passes container events to `notify` for as long as the engine sends them. Fails if the engine does not answer
+    /// within `within` at the start.
     fn events(
         &self,
         notify: impl Fn(EngineEvent) + Send + Sync,
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Reads the last lines of output of the container of that name or full id, at most 16 KiB.
+    /// Reads the last `lines` lines of output, at most 16 KiB, of the container with the name or full id `name`.
     fn last_lines(
         &self,
         name: &str,
@@ -177,14 +168,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
 
-    /// Reads the id of an image; `None` if the engine has none of that name.
+    /// Reads the id of the image `reference`; `None` if the engine does not have it.
     fn image(
         &self,
         reference: &str,
         within: Duration,
     ) -> impl Future<Output = Result<Option<String>, EngineError>> + Send;
 
-    /// Pulls an image from the registry that its name begins with; progress goes to `line`.
+    /// Pulls the image `reference` from the registry that the reference begins with; lines of progress go to `line`.
     fn pull(
         &self,
         reference: &str,
@@ -193,14 +184,14 @@ pub trait Containers: Send + Sync + 'static {
         within: Duration,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Checks whether the engine trusts a registry without verifying its identity.
+    /// `true` if the engine accepts `registry` without verifying its certificate.
     fn trusts_blindly(
         &self,
         registry: &str,
         within: Duration,
     ) -> impl Future<Output = Result<bool, EngineError>> + Send;
 
-    /// Loads the images in a tar.
+    /// Loads the images in `tar` into the engine.
     fn load(
         &self,
         tar: Tar,

@@ -1,16 +1,17 @@
-//! Progress of a pull as lines for people: each layer's states, and from time to time the bytes of all layers.
+//! Progress of a pull as lines of text: each change of a layer's state, and at most once a second the bytes of all
+//! layers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Minimum interval between two lines of bytes.
+/// Minimum interval between two lines with bytes.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Upper bound on tracked layers, far more than an image may have.
+/// Upper bound on the layers tracked, far more than an image has.
 const MOST_LAYERS: usize = 1024;
 
-/// Progress of a pull as reported so far.
+/// Progress reported so far.
 #[derive(Debug, Default)]
 pub(super) struct PullProgress {
     layers: BTreeMap<String, Layer>,
@@ -25,8 +26,8 @@ struct Layer {
 }
 
 impl PullProgress {
-    /// Processes one message of the engine: layer, state, and bytes done of the total. Returns the lines to publish
-    /// at that time.
+    /// Processes one message of the engine: the id of the layer, its state, and in `bytes` the bytes done and the
+    /// total. Returns the lines to publish, if any, at the time `now`.
     pub(super) fn take(
         &mut self,
         layer: Option<String>,
@@ -44,7 +45,7 @@ impl PullProgress {
             lines.push(format!("{id}: {state}"));
             layer.state.clone_from(&state);
         }
-        // Unpacked bytes are counted again, and were downloaded before.
+        // Only downloaded bytes count: the engine counts the same bytes again while it unpacks a layer.
         match bytes {
             Some((current, total)) if state == "Downloading" => {
                 (layer.current, layer.total) = (current, total.max(current));
@@ -62,7 +63,7 @@ impl PullProgress {
     }
 }
 
-/// Formats bytes as MiB with one decimal.
+/// Formats `bytes` as MiB with one decimal.
 fn mib(bytes: u64) -> String {
     format!("{}.{}", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
 }

@@ -1,3 +1,3 @@
-//! Health of targets beyond their answers: `deep` verifies by I/O what an answer cannot.
+//! Health of targets beyond their answers to requests: `deep` verifies by I/O that a target's data path works.
 
 pub mod deep;

@@ -1,5 +1,5 @@
-//! Processes that may rely on CPUs of their own, virtual machines and targets, from procfs: libvirt need not be
-//! asked, and manual pinning is observed as well.
+//! Virtual machines and targets, which may rely on CPUs of their own. Found in procfs, so that libvirt need not be
+//! asked and manual pinning is observed as well.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,9 +9,9 @@ use super::files::{entries, parse_list, read_text};
 use super::proc_cmdline::{command_line, machine_name, shown, words};
 use crate::model::cpu::{Holder, HolderKind};
 
-/// Upper bound on such processes; a node has fewer.
+/// Upper bound on the virtual machines and targets found; a node has fewer.
 pub(super) const MOST_PROCESSES: usize = 1024;
-/// Upper bound on the threads of such a process: its CPUs, and those for its I/O.
+/// Upper bound on the threads read of one process: a machine has one for each virtual CPU, and some for I/O.
 const MOST_THREADS: usize = 1024;
 /// Process names of virtual machines. The kernel keeps 15 bytes of a name; `qemu-img` and the kernel's own threads
 /// (`kvm-nx-…`) are no machines.
@@ -19,13 +19,13 @@ const MACHINES: [&str; 2] = ["kvm", "qemu-kvm"];
 const MACHINES_BEGIN: &str = "qemu-system-";
 /// Prefix of SPDK's thread names; the first thread gives the process its name.
 const REACTORS_BEGIN: &str = "reactor_";
-/// Name of this program, which is the built-in target with that first argument.
+/// Name of this program. With `target` as its first argument it is the built-in target.
 const OWN: &str = "vhost-agent";
 const OWN_TARGET: &[u8] = b"target";
 
-/// Finds all such processes except `own`, the process of the observed target.
+/// Finds all virtual machines and targets except the process `own`, the observed target.
 ///
-/// Processes come and go: an unreadable one is skipped.
+/// A process that cannot be read is skipped: it may have exited meanwhile.
 pub fn holders(root: &Root, own: Option<u32>) -> Vec<Holder> {
     let processes = entries(&root.path("/proc")).unwrap_or_default();
     processes
@@ -50,17 +50,17 @@ fn holder(pid: u32, folder: &Path) -> Option<Holder> {
         HolderKind::Target => None,
     };
     let name = given.unwrap_or_else(|| format!("{} (pid {pid})", shown(&comm)));
-    // Only the reactors of an SPDK application spin.
+    // Of an SPDK application's threads only the reactors poll, so only their CPUs count.
     let threads = if comm.starts_with(REACTORS_BEGIN) { REACTORS_BEGIN } else { "" };
     Some(Holder { kind, name, allowed: allowed(folder, threads) })
 }
 
-/// `true` if a process of that name is a virtual machine.
+/// `true` if `comm` is the process name of a virtual machine.
 pub(super) fn is_machine(comm: &str) -> bool {
     MACHINES.contains(&comm) || comm.starts_with(MACHINES_BEGIN)
 }
 
-/// Distinct affinity lists of the threads whose names have that prefix.
+/// Distinct CPU affinity lists of the threads whose names begin with `begin`.
 fn allowed(folder: &Path, begin: &str) -> BTreeSet<Vec<u32>> {
     let threads = entries(&folder.join("task")).unwrap_or_default();
     threads
@@ -83,7 +83,7 @@ mod tests {
     use super::super::proc_cmdline::MOST_ARGUMENTS;
     use super::*;
 
-    /// Puts a process into procfs whose threads may run where the lists say.
+    /// Puts a process into procfs. Its threads may run on the CPUs in the given lists.
     fn put(root: &Root, pid: u32, comm: &str, cmdline: &str, threads: &[&str]) {
         let folder = root.path(format!("/proc/{pid}"));
         for (tid, list) in (pid..).zip(threads) {
@@ -171,7 +171,7 @@ mod tests {
         let file = fs::File::options().write(true).open(&cmdline).unwrap();
         file.set_len(MOST_ARGUMENTS).unwrap();
         assert_eq!(found(&root, None).len(), 1);
-        // As long as a mapping of its memory can be; more than can be read into the agent's own.
+        // A command line as long as a mapping of the process's memory can be: more than the agent could hold.
         file.set_len(1 << 40).unwrap();
         assert_eq!(found(&root, None), []);
     }

@@ -1,4 +1,4 @@
-//! Cpuset that bounds the engine's containers: the kernel refuses them any CPU outside of it
+//! Cpuset of the engine's containers: the kernel refuses them any CPU outside of it
 //! (Documentation/admin-guide/cgroup-v1/cpusets.rst, Documentation/admin-guide/cgroup-v2.rst).
 
 use std::collections::BTreeSet;
@@ -6,29 +6,30 @@ use std::collections::BTreeSet;
 use super::Root;
 use super::files::read_list;
 
-/// Cpuset hierarchies of cgroup v1 and v2, with their files of available CPUs: kernels before 3.17 have no effective
-/// ones.
+/// Mount points of the cpuset hierarchy, of cgroup v1 and v2, each with the names of its files of available CPUs. In v1
+/// kernels before 3.17 lack the effective one.
 const HIERARCHIES: [(&str, &[&str]); 2] = [
     ("/sys/fs/cgroup/cpuset", &["cpuset.effective_cpus", "cpuset.cpus"]),
     ("/sys/fs/cgroup", &["cpuset.cpus.effective"]),
 ];
-/// Groups in which Docker keeps its containers: its own if it creates them itself, otherwise systemd's for services.
+/// Groups in which Docker keeps its containers: `docker` if Docker creates the groups itself, `system.slice` if systemd
+/// does.
 const PARENTS: [&str; 2] = ["docker", "system.slice"];
 
-/// CPUs on which containers may run; `None` if no bound is configured.
+/// CPUs on which containers may run; `None` if the kernel has no cpuset of them.
 pub fn of_containers(root: &Root) -> Option<BTreeSet<u32>> {
     HIERARCHIES.iter().find_map(|(top, files)| {
         let whole = effective(root, top, files)?;
         let parent =
             PARENTS.iter().find_map(|name| effective(root, &format!("{top}/{name}"), files));
-        // An empty intersection: the two were not read at one time, or mean something else.
+        // An empty intersection is ignored: the two files were not read at the same moment, or do not mean the same.
         let both = parent.map(|parent| &parent & &whole).filter(|both| !both.is_empty());
         Some(both.unwrap_or(whole))
     })
 }
 
-/// CPUs of a group; `None` if there is no such group, or it has none yet: a v1 group has none until its creator
-/// assigns those of its parent.
+/// CPUs of `group`. `None` if the group does not exist, or has no CPUs yet: a v1 group has none until its creator
+/// assigns some.
 fn effective(root: &Root, group: &str, files: &[&str]) -> Option<BTreeSet<u32>> {
     let list = |name: &&str| read_list(&root.path(format!("{group}/{name}"))).ok();
     let cpus = files.iter().find_map(list)?;
@@ -41,7 +42,7 @@ mod tests {
 
     use super::*;
 
-    /// What containers may use where these files are below `/sys/fs/cgroup`.
+    /// CPUs that containers may use, with these files below `/sys/fs/cgroup`.
     fn bound(files: &[(&str, &str)]) -> Option<Vec<u32>> {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());

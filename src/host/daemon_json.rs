@@ -12,7 +12,7 @@ use super::{HostError, Root};
 use crate::model::engine::DaemonJson;
 use crate::store::{Durability, replace_file};
 
-/// Upper bound on the size of a daemon.json; anything larger is another kind of file.
+/// Upper bound on the size of a daemon.json in bytes; a larger file is taken for another kind of file.
 const MOST_BYTES: u64 = 1024 * 1024;
 
 /// Reads the file without changing it.
@@ -44,7 +44,7 @@ pub fn read(root: &Root, path: &str) -> DaemonJson {
 /// Replaces the file atomically, keeping its mode and owner, and returns its new content. A symbolic link is
 /// followed, so that the file of a configuration tool stays where that tool keeps it.
 ///
-/// A file that differs from `planned_on` is left alone: somebody else writes it.
+/// The file is left alone if its content differs from `planned_on`, because another program writes it.
 ///
 /// # Errors
 /// When the folder or the file cannot be written.
@@ -62,7 +62,7 @@ pub fn replace(
     Ok(read(root, path))
 }
 
-/// Restores `before` over what was `written`, unless the file has changed since; returns `true` if it was restored.
+/// Restores the content `before`, unless the file no longer holds `written`. Returns `true` if it was restored.
 ///
 /// # Errors
 /// When the file cannot be written or removed.
@@ -86,7 +86,8 @@ pub fn take_back(
     }
 }
 
-/// `true` if two reads found the same text; a file that was only touched has not changed.
+/// `true` if `one` and `other` hold the same text. The modification time does not count: touching a file changes
+/// nothing.
 fn same(one: &DaemonJson, other: &DaemonJson) -> bool {
     match (one, other) {
         (DaemonJson::Object { text, .. }, DaemonJson::Object { text: other, .. }) => text == other,

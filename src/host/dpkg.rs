@@ -1,8 +1,8 @@
 //! Incomplete dpkg installations, read from dpkg's own records without starting a process.
 //!
-//! dpkg unpacks, then configures, and records each step. A package that was interrupted in between looks installed on
-//! the disk and may lack what it needs (dpkg(1), "PACKAGE STATES"). The states are in `status`, and newer ones, not
-//! yet merged, in `updates`.
+//! dpkg first unpacks a package, then configures it, and records each step. A package that was interrupted in between
+//! looks installed on the disk and may lack files that it needs (dpkg(1), "PACKAGE STATES"). The file `status` has the
+//! states; the folder `updates` has newer ones that dpkg has not merged yet.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,29 +21,28 @@ const LOCKS: [&str; 4] = [
     "/var/cache/apt/archives/lock",
 ];
 
-/// State of one package.
 #[derive(Debug, Default)]
 struct PackageState {
     /// Set if dpkg was interrupted while it replaced the package's files: they must be unpacked again.
     reinstall: bool,
-    /// Set if its installation is incomplete.
+    /// Set if the package's installation is incomplete.
     half_way: bool,
 }
 
-/// `true` if one of `packages` is incomplete, or is being installed now.
+/// `true` if the installation of one of `packages` is incomplete or in progress.
 pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
     let states = states(root);
     packages.iter().flatten().any(|name| states.get(name).is_some_and(|state| state.half_way))
 }
 
-/// Packages that dpkg cannot continue with unless they are unpacked again. apt does not do that by itself: it takes
-/// them for installed.
+/// Packages whose files must be unpacked again before dpkg can continue. apt does not do that by itself: it counts such
+/// packages as installed.
 pub fn wanted_anew(root: &Root) -> Vec<String> {
     let states = states(root).into_iter();
     states.filter(|(_, state)| state.reinstall).map(|(name, _)| name).collect()
 }
 
-/// Process that holds a lock of dpkg or apt, such as `process 7 (apt)`; `None` if there is none (fcntl(2), F_GETLK).
+/// Process that holds a lock of dpkg or apt, such as `process 7 (apt)`; `None` if no process does (fcntl(2), F_GETLK).
 pub fn lock_holder(root: &Root) -> Option<String> {
     let holder = |lock: &&str| {
         let file = File::open(root.path(lock)).ok()?;
@@ -55,7 +54,8 @@ pub fn lock_holder(root: &Root) -> Option<String> {
             l_pid: 0,
         };
         fcntl(&file, FcntlArg::F_GETLK(&mut seen)).ok()?;
-        // A holder in another PID namespace, or a lock of a file rather than of a process, has no pid here.
+        // No pid is reported for a holder in another PID namespace, nor for a lock that belongs to an open file
+        // description.
         (seen.l_type != F_UNLCK as c_short && seen.l_pid > 0).then_some(seen.l_pid)
     };
     let pid = LOCKS.iter().find_map(holder)?;
@@ -63,7 +63,7 @@ pub fn lock_holder(root: &Root) -> Option<String> {
     Some(format!("process {pid} ({})", name.trim()))
 }
 
-/// States of all packages, each by the newest of its paragraphs.
+/// States of all packages by name. Of several records for a package the last one counts, which is the newest.
 fn states(root: &Root) -> BTreeMap<String, PackageState> {
     let mut files = vec![root.path("/var/lib/dpkg/status")];
     let newer = entries(&root.path("/var/lib/dpkg/updates")).unwrap_or_default();
@@ -82,13 +82,13 @@ fn states(root: &Root) -> BTreeMap<String, PackageState> {
     states
 }
 
-/// `true` if a package can have that name (Debian policy, 5.6.7); it becomes an argument of apt.
+/// `true` if `name` is valid for a package (Debian policy, 5.6.7). Checked because the name becomes an argument of apt.
 fn is_name(name: &str) -> bool {
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     first && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
 }
 
-/// Parses the three words of `Status`: desired action, error flag, current state.
+/// Parses the value of `Status`, three words: desired action, error flag, current state.
 fn state(status: &str) -> PackageState {
     let words: Vec<&str> = status.split_whitespace().collect();
     let half = ["half-installed", "unpacked", "half-configured"];
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(lock_holder(&root), None, "there is no lock");
         fs::write(root.path(LOCKS[1]), "").unwrap();
         assert_eq!(lock_holder(&root), None, "nobody holds it");
-        // Locks of one process do not stand in its own way.
+        // A process's own locks are not reported to it.
         let hold = "use Fcntl; open(my $f, '>', $ARGV[0]) or die; \
                     fcntl($f, F_SETLK, pack('s s l! l! i', F_WRLCK, SEEK_SET, 0, 0, 0)) or die; \
                     $| = 1; print 'held'; <STDIN>";

@@ -12,7 +12,7 @@ use crate::model::pools::NodeMemory;
 pub struct Meminfo(HeldFile);
 
 impl Meminfo {
-    /// Opens `/proc/meminfo` under that root.
+    /// Reader of `/proc/meminfo` under `root`, which is opened on the first read.
     pub fn new(root: &Root) -> Meminfo {
         Meminfo(HeldFile::new(root.path("/proc/meminfo")))
     }
@@ -20,7 +20,7 @@ impl Meminfo {
     /// Reads `MemTotal` and `MemAvailable`.
     ///
     /// # Errors
-    /// When `/proc/meminfo` cannot be read or lacks them.
+    /// When `/proc/meminfo` cannot be read or lacks one of the two lines.
     pub fn read(&self) -> Result<NodeMemory, HostError> {
         self.0.read(parse_memory)
     }
@@ -44,7 +44,7 @@ fn parse_memory(path: &Path, text: &str) -> Result<NodeMemory, HostError> {
 /// Reads the id of this boot, which differs from boot to boot.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the kernel's file cannot be read.
 pub fn boot_id(root: &Root) -> Result<String, HostError> {
     read_text(&root.path("/proc/sys/kernel/random/boot_id"))
 }
@@ -52,7 +52,7 @@ pub fn boot_id(root: &Root) -> Result<String, HostError> {
 /// Reads the kernel's release, such as `6.1.0-37-cloud-amd64`.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the kernel's file cannot be read.
 pub fn kernel(root: &Root) -> Result<String, HostError> {
     read_text(&root.path("/proc/sys/kernel/osrelease"))
 }
@@ -60,12 +60,12 @@ pub fn kernel(root: &Root) -> Result<String, HostError> {
 /// Reads the machine's host name.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the kernel's file cannot be read.
 pub fn hostname(root: &Root) -> Result<String, HostError> {
     read_text(&root.path("/proc/sys/kernel/hostname"))
 }
 
-/// Service manager of this machine, by the folder that sd_booted(3) checks.
+/// Service manager of this machine: systemd if the folder that sd_booted(3) checks exists, else the name of PID 1.
 pub fn init(root: &Root) -> Init {
     if root.path("/run/systemd/system").is_dir() {
         return Init::Systemd;

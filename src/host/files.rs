@@ -1,4 +1,4 @@
-//! Reading and writing the kernel's files. Writes never create: a knob that is not there is an error.
+//! Reading and writing the kernel's files. A write never creates a file: a missing kernel setting is an error.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 
 use super::HostError;
 
-/// Reads the trimmed text of a small file: the kernel returns such a file whole in one read(2).
+/// Reads the text of a small file without trailing white space, in one read(2) where 4 KiB suffice: the kernel
+/// generates such a text anew for each read.
 ///
 /// # Errors
 /// [`HostError::Read`] with the path.
@@ -28,11 +29,11 @@ pub fn read_text(path: &Path) -> Result<String, HostError> {
     read().map_err(|source| HostError::Read { path: path.to_owned(), source })
 }
 
-/// Identity of a path's destination: a file by its file system and inode, a device by its number.
+/// Identity of the file at the end of a path: of a device its number, of any other file its file system and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileIdentity(u64, u64);
 
-/// Identity of the destination of `path`; `None` if nothing is there.
+/// Identity of the file to which `path` leads, links followed; `None` if no file is there.
 pub fn identity(path: &Path) -> Option<FileIdentity> {
     let meta = fs::metadata(path).ok()?;
     let kind = meta.file_type();
@@ -47,7 +48,7 @@ pub fn identity(path: &Path) -> Option<FileIdentity> {
 /// # Errors
 /// [`HostError::Read`] with the path.
 pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
-    /// Initial capacity, enough for most nodes; growing from nothing takes a dozen reads.
+    /// Initial capacity in bytes, enough for most nodes. A buffer that grows from nothing takes a dozen reads.
     const USUAL: usize = 32 * 1024;
     let mut bytes = Vec::with_capacity(USUAL);
     let read = |bytes: &mut Vec<u8>| fs::File::open(path)?.read_to_end(bytes);
@@ -57,13 +58,13 @@ pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
     }
 }
 
-/// Small file of the kernel that is read often. It is opened once: opening takes five times as long as reading, and
-/// the kernel generates the text anew whenever it is read from its beginning.
+/// Small file of the kernel that is read often and stays open: opening takes five times as long as reading. The kernel
+/// generates the text anew for each read from the beginning.
 #[derive(Debug)]
 pub struct HeldFile {
     path: PathBuf,
     file: OnceLock<fs::File>,
-    /// The same file, open for writing.
+    /// File at `path`, open for writing.
     knob: OnceLock<fs::File>,
 }
 
@@ -77,7 +78,7 @@ impl HeldFile {
         &self.path
     }
 
-    /// Passes its path and its current trimmed text to `parse`.
+    /// Reads the file's current text, and passes `path` and the text without trailing white space to `parse`.
     ///
     /// # Errors
     /// [`HostError::Read`] with the path, or the error of `parse`.
@@ -93,12 +94,13 @@ impl HeldFile {
         };
         match text.map(std::str::from_utf8) {
             Some(Ok(text)) => parse(&self.path, text.trim_end()),
-            // Longer, or the name now belongs to another file: a node's memory may be unplugged and plugged again.
+            // The text is longer than the buffer, or the open file is dead and its name belongs to another one: memory
+            // of a NUMA node may be unplugged and plugged again.
             _ => parse(&self.path, &read_text(&self.path)?),
         }
     }
 
-    /// Reads the number in it.
+    /// Reads the file's content as a number.
     ///
     /// # Errors
     /// [`HostError::Read`], or [`HostError::Parse`] when it is no number.
@@ -106,7 +108,7 @@ impl HeldFile {
         self.read(parse_number)
     }
 
-    /// Writes one value like [`write_value`].
+    /// Writes `value` to the file, which stays open; else like [`write_value`].
     ///
     /// # Errors
     /// As [`write_value`].
@@ -118,7 +120,7 @@ impl HeldFile {
         };
         match write() {
             Ok(there) if there == value.len() => Ok(()),
-            // The name now belongs to another file, and nothing was written to this one.
+            // The open file is dead and its name belongs to another one; nothing was written.
             Err(e) if e.raw_os_error() == Some(libc_codes::ENODEV) => {
                 write_value(&self.path, value)
             }
@@ -132,7 +134,7 @@ impl HeldFile {
     }
 }
 
-/// Opens the file unless it is open already.
+/// Returns the open file in `file`, and opens it first if there is none.
 fn held(
     file: &OnceLock<fs::File>,
     open: impl FnOnce() -> io::Result<fs::File>,
@@ -162,10 +164,10 @@ fn parse_number(path: &Path, text: &str) -> Result<u64, HostError> {
     })
 }
 
-/// Writes one value to an existing file in one write(2), as sysfs requires.
+/// Writes `value` to the existing file at `path`, in one write(2), as sysfs requires.
 ///
 /// # Errors
-/// [`HostError::Write`] with path, value, and a hint where the cause is known.
+/// [`HostError::Write`] with path and value, and with a hint for the operator where the cause is known.
 pub fn write_value(path: &Path, value: &str) -> Result<(), HostError> {
     let write = || {
         let mut file = OpenOptions::new().write(true).create(false).open(path)?;
@@ -220,7 +222,7 @@ pub fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>, HostError> {
 /// # Errors
 /// The part of the list that could not be parsed.
 pub fn parse_list(text: &str) -> Result<Vec<u32>, String> {
-    // The kernel's own lists are short; one with more CPUs than any kernel supports is garbage.
+    // Upper bound on the CPU numbers and their count, more than any kernel supports; larger input is refused.
     const MOST: u32 = 65_536;
     let mut all = Vec::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {

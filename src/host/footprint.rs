@@ -1,4 +1,4 @@
-//! The agent's own process, from procfs (proc_pid_stat(5)).
+//! Resource use of the agent's own process, from procfs (proc_pid_stat(5)).
 
 use std::fs;
 use std::sync::{Arc, OnceLock};
@@ -16,20 +16,20 @@ use crate::model::footprint::Footprint;
 #[derive(Debug, Clone)]
 pub struct OwnProcess {
     root: Root,
-    /// Boot time of the machine since 1970, cached: `/proc/stat` is long on machines with many CPUs.
+    /// Boot time of the machine, as the time since 1970. Cached: `/proc/stat` is long on machines with many CPUs.
     boot: Arc<OnceLock<Duration>>,
 }
 
 impl OwnProcess {
-    /// The current process, in the `/proc` of that root.
+    /// Reader for the current process, in the `/proc` under `root`.
     pub fn new(root: &Root) -> OwnProcess {
         OwnProcess { root: root.clone(), boot: Arc::default() }
     }
 
-    /// Reads its current resource use. Blocks for some reads.
+    /// Reads the agent's current resource use. Blocks for some reads of procfs.
     ///
     /// # Errors
-    /// When its files cannot be read.
+    /// When a file in `/proc` cannot be read or parsed.
     pub fn read(&self) -> Result<Footprint, HostError> {
         let path = self.root.path("/proc/self/stat");
         let failed = |source| HostError::Read { path: path.clone(), source };
@@ -52,7 +52,7 @@ impl OwnProcess {
     fn open_files(&self) -> Result<u64, HostError> {
         let path = self.root.path("/proc/self/fd");
         let listing = fs::read_dir(&path).map_err(|source| HostError::Read { path, source })?;
-        // The listing itself is one of the open files.
+        // One of the entries is the descriptor of this listing itself.
         Ok(listing.count().saturating_sub(1) as u64)
     }
 

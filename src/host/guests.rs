@@ -14,25 +14,25 @@ use crate::model::guest::{Guest, Guests};
 use crate::model::policy::VolumePolicy;
 use crate::model::qemu_args::client_sockets;
 
-/// Text that a QEMU prints before its version; its binary holds both as one string.
+/// Text that QEMU prints before its version. QEMU's binary holds this text and the version as one string.
 const MARK: &[u8] = b"QEMU emulator version ";
-/// Upper bound on the length of a version.
+/// Upper bound on the length of a version, in bytes.
 const MOST_VERSION: usize = 32;
-/// Upper bound on the bytes read per scan: more than a QEMU has before its debug information.
+/// Upper bound on the bytes of binaries read per scan: more than precede the debug information in a QEMU binary.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// Identity of a version of a file: device, inode, and modification time.
+/// Identity of a file's content: device, inode, modification time (seconds, nanoseconds).
 type FileId = (u64, u64, i64, i64);
 
 /// Versions of the running QEMUs.
 ///
-/// Read from the running binary, `/proc/<pid>/exe`. A machine type on a command line (`pc-q35-7.2`) is older than its
-/// QEMU after a migration, the installed package newer after an upgrade, and neither describes the process. To run it
+/// The version is read from the running binary, `/proc/<pid>/exe`. The machine type on the command line (`pc-q35-7.2`)
+/// is older than its QEMU after a migration, and the installed package is newer after an upgrade. Running the binary
 /// with `--version` would run another user's program as root. Reading takes some milliseconds, once for each file.
 #[derive(Debug)]
 pub struct QemuVersions {
     read: BTreeMap<FileId, Option<String>>,
-    /// Upper bound on the bytes read per scan.
+    /// Upper bound on the bytes of binaries read per scan.
     most: u64,
 }
 
@@ -43,15 +43,16 @@ impl Default for QemuVersions {
 }
 
 impl QemuVersions {
-    /// File identity and version of the process with that folder; `left` is the rest of this scan's read budget.
+    /// Identity and version of the binary of the process with the folder `process`. `left` is the number of bytes that
+    /// this scan may still read. `None` if the binary is unreadable, or larger than `left`.
     fn of(&mut self, process: &Path, left: &mut u64) -> Option<(FileId, Option<String>)> {
-        // Works for a file that was replaced since, too: the kernel keeps the running one.
+        // Opens the running binary even if another file has replaced it since: the kernel keeps it.
         let file = File::open(process.join("exe")).ok()?;
         let meta = file.metadata().ok().filter(fs::Metadata::is_file)?;
         let id = (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec());
         let version = match self.read.get(&id) {
             Some(version) => version.clone(),
-            // Unreadable, or beyond this scan's budget: left to a later scan.
+            // If the binary is unreadable or larger than `left`, a later scan tries again.
             None => {
                 let bytes = meta.len().min(self.most);
                 *left = left.checked_sub(bytes)?;
@@ -64,10 +65,10 @@ impl QemuVersions {
     }
 }
 
-/// Guests that connect to these sockets; a socket counts only if a single machine was started with it. Blocks for
-/// some 10 µs per process of the machine.
+/// Guests that connect to each of `sockets`. A socket's guest is `None` unless exactly one virtual machine was started
+/// with it. Blocks for some 10 µs per process of the machine.
 ///
-/// Processes come and go: an unreadable one is skipped.
+/// A process that cannot be read is skipped: it may have exited meanwhile.
 pub fn guests(
     root: &Root,
     sockets: &BTreeSet<String>,
@@ -102,21 +103,23 @@ pub fn guests(
         }
     }
     versions.read.retain(|file, _| running.contains(file));
-    // Of several it is unknown which is connected: one may have released it since.
+    // Of several machines it is unknown which one is connected: one may have released the socket since.
     let only = |mut all: Vec<Guest>| all.pop().filter(|_| all.is_empty());
     named.into_iter().map(|(path, all)| (path.clone(), only(all))).collect()
 }
 
-/// `true` if a process may open the socket of a volume. Any other process is no guest, whatever it calls itself:
-/// every user chooses the name and the command line of their own processes.
+/// `true` if the process with the folder `folder` may open the socket of a volume. A process that may not is no guest,
+/// whatever it calls itself: every user chooses the name and command line of their own processes.
 fn may_connect(folder: &Path, policy: &VolumePolicy) -> bool {
-    // The owner of the folder is no evidence: it is root for a process that allows no dumps (proc(5)).
+    // The folder's owner does not tell the process's user: root owns the folder of a process that allows no dumps
+    // (proc(5)).
     let Ok(status) = read_text(&folder.join("status")) else { return false };
     let ids = |key| -> Vec<u32> {
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
         line.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect()
     };
-    // Both the real and the effective ids: a user who runs a setuid program chooses its name and arguments too.
+    // The real and the effective ids must all be trusted: a user who runs a setuid program chooses its name and
+    // arguments.
     let all = |key, trusted: &[u32]| {
         let ids = ids(key);
         !ids.is_empty() && ids.iter().all(|id| trusted.contains(id))
@@ -128,11 +131,11 @@ fn may_connect(folder: &Path, policy: &VolumePolicy) -> bool {
         || lets(0o002)
 }
 
-/// Finds the version in a QEMU's binary; `None` if it is no QEMU's.
+/// Finds the version in `code`, the bytes of a QEMU binary; `None` if they are no QEMU's.
 fn version_in(mut code: impl Read) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
     loop {
-        // A match at the end of a piece may continue in the next one.
+        // The end of the previous piece is kept: a match may begin there and continue in the next piece.
         let rest = bytes.len().saturating_sub(MARK.len() + MOST_VERSION);
         bytes.drain(..rest);
         let kept = bytes.len();
@@ -163,7 +166,7 @@ mod tests {
 
     const CHARDEV: &str = "socket,id=a,path=/s/v,reconnect=10";
 
-    /// Puts a process with these chardevs into procfs; its code is the file of that name.
+    /// Puts a process into procfs: these chardevs are on its command line, and its binary is the given file.
     fn put(root: &Root, pid: u32, comm: &str, chardevs: &[&str], code: &str) {
         let folder = root.path(format!("/proc/{pid}"));
         fs::create_dir_all(&folder).unwrap();
@@ -175,7 +178,7 @@ mod tests {
         symlink(root.path(code), folder.join("exe")).unwrap();
     }
 
-    /// A process' `status`, with its real, effective, saved and file system ids (proc_pid_status(5)).
+    /// Content of a process's `status`, with its real, effective, saved and file system ids (proc_pid_status(5)).
     fn status(uids: [u32; 4], gids: [u32; 4], groups: &str) -> String {
         let tabbed = |ids: [u32; 4]| ids.map(|id| id.to_string()).join("\t");
         let (uids, gids) = (tabbed(uids), tabbed(gids));
@@ -184,7 +187,7 @@ mod tests {
         )
     }
 
-    /// The guests of these sockets by the settings as they come: root's.
+    /// Guests of these sockets under the default settings, where the sockets belong to root.
     fn seen(root: &Root, paths: &[&str], versions: &mut QemuVersions) -> Guests {
         let sockets = paths.iter().map(|path| path.to_string()).collect();
         guests(root, &sockets, &VolumePolicy::default(), versions)
@@ -281,7 +284,7 @@ mod tests {
             (user, user, "27 136", 0o660, false),
             (user, [36; 4], "36", 0o600, false),
             (user, user, "", 0o666, true),
-            // Programs that take the rights of their file's owner: who runs one chooses its name and its arguments.
+            // A setuid or setgid program has its file owner's rights, but its user chooses its name and arguments.
             ([1000, 0, 0, 0], user, "", 0o660, false),
             (user, [1000, 36, 36, 36], "", 0o660, false),
         ] {

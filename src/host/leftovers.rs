@@ -1,5 +1,5 @@
-//! Leftovers of a dead target (field note 10): sockets, locks, hugetlbfs files. The kernel is asked whether one is
-//! still in use; no socket is connected to, because a virtual machine may wait for it (the lost reconnect:
+//! Leftovers of a dead target (field note 10): sockets, locks, hugetlbfs files. The kernel tells whether one is still
+//! in use. No socket is connected to, because a virtual machine may wait for it (the lost reconnect:
 //! packaging/doc/facts.md, "Guests when a target dies").
 
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -14,10 +14,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use super::files::{entries, read_table};
 use super::{HostError, Root};
 
-/// Creates the folder of a target's sockets if it is missing; an existing one stays as it is.
+/// Creates the folder of a target's sockets with `owner` and `mode`; an existing folder stays as it is.
 ///
 /// # Errors
-/// When it cannot be created, or something else is there.
+/// When the folder cannot be created, or another kind of file is in its place.
 pub fn make_folder(
     root: &Root,
     folder: &str,
@@ -31,7 +31,7 @@ pub fn make_folder(
     let above: Vec<&Path> = path.ancestors().skip(1).take_while(|it| !it.exists()).collect();
     let make = || {
         DirBuilder::new().recursive(true).mode(mode).create(&path)?;
-        // The umask has been applied already, and permitted clients must traverse the folders above.
+        // The umask has been applied already, and the permitted clients must be able to traverse the folders above.
         let may_pass = fs::Permissions::from_mode(mode & !0o022);
         above.iter().try_for_each(|folder| fs::set_permissions(folder, may_pass.clone()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
@@ -40,19 +40,19 @@ pub fn make_folder(
     make().map_err(|source| HostError::MakeFolder { path: path.clone(), source })
 }
 
-/// `true` if a live process holds the lock of a control socket.
+/// `true` if a live process holds the lock of the control socket `control`.
 pub fn is_locked(root: &Root, control: &str) -> bool {
     held(&root.path(format!("{control}.lock")))
 }
 
-/// `true` if a process listens on a control socket, with a lock or without.
+/// `true` if a process listens on the control socket `control`, whether it holds the lock or not.
 pub fn is_served(root: &Root, control: &str) -> bool {
     dial(&root.path(control)) == Err(Errno::EPROTOTYPE)
 }
 
-/// Asks the kernel whether a process has the socket at `path`. A connection of another type is refused with one error
-/// if a process has it, in whatever network namespace and by whatever path, and with another (`ECONNREFUSED`) if none
-/// has: nothing is connected (unix(7)).
+/// Attempts a datagram connection to the stream socket at `path`, which the kernel always refuses: nothing is connected
+/// (unix(7)). The error is `EPROTOTYPE` if a process has the socket, in any network namespace and by any path, and
+/// `ECONNREFUSED` if no process has it.
 fn dial(path: &Path) -> Result<(), Errno> {
     let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -65,11 +65,11 @@ fn held(lock: &Path) -> bool {
     matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// Removes the sockets in `folder` that no process has, and unheld locks; returns their paths. Everything else stays,
-/// and so does anything the kernel cannot decide.
+/// Removes from `folder` the sockets that no process has and the locks that no process holds; returns their paths.
+/// Everything else stays, and so does any socket or lock about which the kernel's answer is unclear.
 ///
 /// # Errors
-/// When the folder cannot be read, or one cannot be removed.
+/// When the folder cannot be read, or a socket or lock cannot be removed.
 pub fn clear_sockets(root: &Root, folder: &str) -> Result<Vec<PathBuf>, HostError> {
     let mut removed = Vec::new();
     for (name, path) in entries(&root.path(folder))? {
@@ -83,7 +83,8 @@ pub fn clear_sockets(root: &Root, folder: &str) -> Result<Vec<PathBuf>, HostErro
     Ok(removed)
 }
 
-/// Removes the files in which DPDK keeps a target's memory and which no process maps any more; returns their paths.
+/// Removes the hugetlbfs files of dead targets' memory (DPDK's `*map_*`) that no process maps any more; returns their
+/// paths.
 ///
 /// # Errors
 /// When the folder cannot be read or a file cannot be removed.
@@ -95,7 +96,7 @@ pub fn clear_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostErr
     Ok(removed)
 }
 
-/// Counts the 2 MiB pages in such files.
+/// Counts the 2 MiB pages in the files that [`clear_memory`] would remove.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -108,7 +109,7 @@ fn left_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
     let kept = entries(&root.path(huge_dir))?.into_iter();
     let mut orphans: Vec<(String, PathBuf)> = kept
         .filter(|(name, path)| name.contains("map_") && path.is_file())
-        // A container may have the folder mounted elsewhere.
+        // Compared by file name: a container may have the folder mounted elsewhere.
         .map(|(name, path)| (format!("/{name}"), path))
         .collect();
     for (name, process) in entries(&root.path("/proc"))? {
@@ -118,7 +119,7 @@ fn left_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
         if !name.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
-        // A process that has exited meanwhile maps nothing.
+        // The map of a process that has exited meanwhile is empty.
         let maps = read_table(&process.join("maps")).unwrap_or_default();
         let maps = String::from_utf8_lossy(&maps);
         orphans.retain(|(name, _)| !maps.lines().any(|line| line.ends_with(name.as_str())));
@@ -181,13 +182,13 @@ mod tests {
         let at = folder.path().join("with a blank");
         fs::create_dir(&at).unwrap();
         let blank = UnixListener::bind(at.join("disk one.sock")).unwrap();
-        // As one that a container has bound in its own view: the kernel's list has another path.
+        // A socket that a container has bound under another path: the kernel's list has that other path.
         let moved = UnixListener::bind(at.join("before.sock")).unwrap();
         fs::rename(at.join("before.sock"), at.join("moved.sock")).unwrap();
         let datagrams = UnixDatagram::bind(at.join("datagrams")).unwrap();
         drop(UnixListener::bind(at.join("dead one.sock")).unwrap());
         let elsewhere = at.join("elsewhere.sock");
-        // Of a thread's own namespace, which the kernel's list of this one does not show.
+        // A socket in a thread's own network namespace, which the kernel's list of this namespace does not show.
         let of_others = std::thread::spawn({
             let elsewhere = elsewhere.clone();
             move || {

@@ -1,4 +1,4 @@
-//! Path resolution that follows every link, also to an absent destination.
+//! Path resolution that follows every link, also where the destination does not exist.
 
 use std::fs;
 use std::io;
@@ -12,13 +12,13 @@ use crate::model::path::CleanPath;
 /// Maximum number of links per path, as in the kernel (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
-/// Resolves these paths; an unreadable one is left out.
+/// Resolves each of `paths`; a path that cannot be resolved is left out.
 pub fn follow(root: &Root, paths: Vec<CleanPath>) -> Links {
     let top = fs::canonicalize(root.path("/")).unwrap_or_default();
     let led = |path: CleanPath| {
         let at = lead(&root.path(path.as_str()), MOST_LINKS).ok()?;
         let is_block_device = fs::metadata(&at).is_ok_and(|it| it.file_type().is_block_device());
-        // A link may lead out of a root other than the machine's.
+        // Only under a test's root: a link may lead out of it, and then the path is shown as it is.
         let shown = Path::new("/").join(at.strip_prefix(&top).unwrap_or(&at));
         let led = ResolvedPath { path: shown.to_str()?.parse().ok()?, is_block_device };
         Some((path, led))

@@ -1,9 +1,9 @@
-//! Access to this machine: sysfs pools, procfs facts, mounts, processors, packages, systemd, processes, memory that
-//! is shared with a target.
+//! Access to this machine: hugepage pools in sysfs, facts in procfs, mounts, processors, packages, systemd, processes,
+//! and memory shared with a target.
 //!
-//! Functions here do one thing and return the kernel's answer; policy is decided elsewhere. Every path lies under a
-//! [`Root`], so that the same code runs on captured trees. Blocking calls are made from blocking threads by the
-//! callers in `agent::{observe, apply}`.
+//! Each function does one thing and returns the kernel's answer; the policy is elsewhere. Every path lies under a
+//! [`Root`], so that the same code runs on captured trees. Most calls block: the callers in `agent::{observe, apply}`
+//! make them on blocking threads.
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
@@ -46,7 +46,7 @@ use crate::model::code::Code;
 use crate::model::fault::{Fault, chain, closed_or};
 use crate::model::pools::PoolKey;
 
-/// Folder that is used as `/`.
+/// Folder that is used as the machine's `/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
@@ -75,7 +75,7 @@ pub enum HostError {
         value: String,
         expected: &'static str,
     },
-    /// No such pool exists.
+    /// This machine has no such pool.
     #[error("this machine has no pool {key}: see `vhost-agent status` for those it has")]
     NoPool { key: PoolKey },
     #[error("cannot write '{value}' to {path}{}", closed_or(source, hint))]
@@ -86,7 +86,7 @@ pub enum HostError {
         hint: &'static str,
         source: std::io::Error,
     },
-    /// A growing file could not be written to.
+    /// A download could not be written.
     #[error("cannot write {path}{hint}")]
     Grow {
         path: PathBuf,
@@ -104,19 +104,14 @@ pub enum HostError {
         "cannot mount a hugetlbfs with {options} at {path} (is the agent root and not in a container, \
          and does the kernel have such pages? `dmesg` says more)"
     )]
-    Mount {
-        path: PathBuf,
-        /// Mount options.
-        options: String,
-        source: nix::Error,
-    },
-    /// Another mount at the path is not usable, or nothing would have to be mounted.
+    Mount { path: PathBuf, options: String, source: nix::Error },
+    /// Another mount is in place: one with other pages, read-only, or with a limit of its own.
     #[error(
         "something else is mounted at {path}: pages of another size, read-only, or with a limit of its own (size=, \
          nr_inodes=); see it with `findmnt {path}`, and unmount it, or set mount.path (mount.path_1g) to another folder"
     )]
     Occupied { path: PathBuf },
-    /// A new mount is not the requested one.
+    /// The mount succeeded, but no hugetlbfs of the requested page size is there.
     #[error(
         "{path} was mounted but is not a hugetlbfs of {expected} pages: see what is there with \
          `findmnt {path}`, and unmount that"
@@ -126,16 +121,11 @@ pub enum HostError {
         /// Requested page size.
         expected: String,
     },
-    /// systemd did not make a requested mount.
+    /// systemd did not mount the requested file system.
     #[error(
         "cannot have systemd mount a hugetlbfs with {options} at {path} (does the kernel have such pages?)"
     )]
-    MountUnit {
-        path: PathBuf,
-        /// Mount options.
-        options: String,
-        source: Box<SystemdError>,
-    },
+    MountUnit { path: PathBuf, options: String, source: Box<SystemdError> },
     /// systemd did not run a program to completion.
     #[error("cannot have systemd run {program} as a service of its own")]
     Service { program: String, source: Box<SystemdError> },
@@ -158,7 +148,7 @@ pub enum HostError {
     /// A daemon could not be signalled to reload its configuration.
     #[error("cannot tell {program} (pid {pid}) to read its configuration again")]
     Signal { program: String, pid: u32, source: std::io::Error },
-    /// A file with a secret is readable by every user.
+    /// Users other than the owner and the group have rights to a file with a secret.
     #[error(
         "{path} holds a secret, and everybody may read it (mode {mode:04o}): take that away with `chmod o= {path}`"
     )]

@@ -1,6 +1,6 @@
 //! hugetlbfs mounts: finding and creating them (field note 9).
 //!
-//! Where systemd is PID 1, it does the mounting: the agent's own unit has a mount namespace that receives the host's
+//! Where systemd is PID 1, systemd mounts: the agent's unit has a mount namespace of its own, which receives the host's
 //! mounts but propagates none back.
 
 use std::fs;
@@ -23,12 +23,12 @@ use crate::model::engine::Init;
 use crate::model::mounts::HugetlbMount;
 use crate::model::units::PageSize;
 
-/// Maximum delay until a mount made by systemd appears in the agent's namespace.
+/// Time limit until a mount made by systemd appears in the agent's mount namespace.
 const SEEN: Duration = Duration::from_secs(5);
-/// Polling interval for that mount.
+/// Polling interval while waiting for such a mount.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Lists all hugetlbfs mounts as their users have them: where systemd is PID 1, from its mount table, because more is
+/// Lists all hugetlbfs mounts as targets see them. Where systemd is PID 1 its mount table is read, because more is
 /// read-only in the agent's unit than on the host.
 ///
 /// # Errors
@@ -50,7 +50,8 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
     Ok(mounts.collect())
 }
 
-/// Parses the mounts whose lines matter: a node with many containers has thousands, and the others are skipped.
+/// Parses the lines of the mount table for which `matters` is true. The others are skipped: a node with many containers
+/// has thousands.
 fn mount_infos(root: &Root, matters: impl Fn(&[u8]) -> bool) -> Result<MountInfos, HostError> {
     let (path, table) = mount_table(root)?;
     let lines = table.split_inclusive(|byte| *byte == b'\n').filter(|line| matters(line));
@@ -73,8 +74,8 @@ fn mount_table(root: &Root) -> Result<(PathBuf, Vec<u8>), HostError> {
     Ok((path.clone(), read_table(&path)?))
 }
 
-/// `true` if `path` leads to a usable hugetlbfs with such pages: not read-only, and without a limit of its own, which
-/// statfs(2) of a hugetlbfs reports as zeros. Answered from the kernel's memory.
+/// `true` if `path` leads to a usable hugetlbfs with pages of `size`: writable, and without a limit of its own.
+/// statfs(2) reports zero blocks and files for a hugetlbfs without a limit, and waits for no disk.
 pub fn is_usable(root: &Root, path: &str, size: PageSize) -> bool {
     statfs(&root.path(path)).is_ok_and(|fs| {
         has_pages(&fs, size)
@@ -83,12 +84,12 @@ pub fn is_usable(root: &Root, path: &str, size: PageSize) -> bool {
     })
 }
 
-/// `true` if `path` leads to a hugetlbfs with such pages.
+/// `true` if `path` leads to a hugetlbfs with pages of `size`.
 fn is_hugetlbfs(path: &Path, size: PageSize) -> bool {
     statfs(path).is_ok_and(|fs| has_pages(&fs, size))
 }
 
-/// `true` if its pages have that size: the block size of a hugetlbfs is its page size.
+/// `true` if `fs` is a hugetlbfs with pages of `size`. The block size of a hugetlbfs is its page size.
 fn has_pages(fs: &Statfs, size: PageSize) -> bool {
     fs.filesystem_type() == HUGETLBFS_MAGIC
         && u64::try_from(fs.block_size()).is_ok_and(|bytes| bytes == size.bytes())
@@ -100,7 +101,7 @@ pub struct NewMount<'a> {
     /// Mount point.
     pub at: &'a str,
     pub size: PageSize,
-    /// User and group that own its folder.
+    /// User and group that own the root folder of the mount.
     pub owner: (u32, u32),
     pub mode: u32,
 }
@@ -113,11 +114,11 @@ impl NewMount<'_> {
     }
 }
 
-/// Mounts a hugetlbfs, creates its folder if missing, and verifies the mount. On failure every folder created here is
-/// removed.
+/// Mounts a hugetlbfs, after creating missing folders of its path, and verifies the mount. On failure the folders
+/// created here are removed.
 ///
 /// # Errors
-/// When the folder cannot be created, mount(2) fails, or something else is mounted there afterwards.
+/// When the folder cannot be created, mount(2) fails, or another mount is in place.
 pub fn mount_hugetlbfs(root: &Root, new: NewMount<'_>) -> Result<(), HostError> {
     if is_there(root, new)? {
         return Ok(());
@@ -127,14 +128,14 @@ pub fn mount_hugetlbfs(root: &Root, new: NewMount<'_>) -> Result<(), HostError> 
     mount_at(&path, new).inspect_err(|_| remove_folders(missing))
 }
 
-/// `true` if the requested mount is there meanwhile, as with a systemd automount after the first access. A foreign
-/// mount there is neither hidden nor removed.
+/// `true` if a usable mount is in place already, as with a systemd automount after its first access. Fails with
+/// [`HostError::Occupied`] if another mount is in place: it is neither hidden nor removed.
 fn is_there(root: &Root, new: NewMount<'_>) -> Result<bool, HostError> {
     if is_usable(root, new.at, new.size) {
         return Ok(true);
     }
     let Ok(real) = fs::canonicalize(root.path(new.at)) else { return Ok(false) };
-    // A foreign mount whose name is no UTF-8 is not this one, and must not fail a prepare.
+    // Mounts with names that are not UTF-8 are skipped: none is this one, and they must not fail a prepare.
     let infos = mount_infos(root, |line| std::str::from_utf8(line).is_ok())?;
     match infos.into_iter().any(|it| root.path(&it.mount_point) == real) {
         true => Err(HostError::Occupied { path: real }),
@@ -142,12 +143,12 @@ fn is_there(root: &Root, new: NewMount<'_>) -> Result<bool, HostError> {
     }
 }
 
-/// Missing folders of a path, the deepest first.
+/// Missing folders among `path` and those above it, the deepest first.
 fn missing_folders(path: &Path) -> Vec<&Path> {
     path.ancestors().take_while(|folder| !folder.exists()).collect()
 }
 
-/// Removes these folders; those in use meanwhile stay.
+/// Removes each of `folders`, unless it is in use meanwhile.
 fn remove_folders(folders: Vec<&Path>) {
     folders.into_iter().for_each(|folder| drop(fs::remove_dir(folder)));
 }
@@ -162,16 +163,15 @@ fn mount_at(path: &Path, new: NewMount<'_>) -> Result<(), HostError> {
     if is_hugetlbfs(path, new.size) {
         return Ok(());
     }
-    // An unusable mount is not left behind.
+    // A mount that is not as requested is removed again.
     let _ = umount2(path, nix::mount::MntFlags::MNT_DETACH);
     Err(not_there(path, new.size))
 }
 
-/// Does the same as [`mount_hugetlbfs`] through systemd, for the whole machine.
+/// Makes systemd mount the hugetlbfs, so that the whole machine sees it; else like [`mount_hugetlbfs`].
 ///
 /// # Errors
-/// When the agent may not write there, systemd cannot be reached or refuses, or something else is mounted there
-/// afterwards.
+/// When the agent may not write to the folder, systemd cannot be reached or refuses, or another mount is in place.
 pub async fn mount_by_systemd(
     systemd: &Systemd,
     root: &Root,
@@ -186,7 +186,7 @@ pub async fn mount_by_systemd(
 }
 
 async fn have_mounted(systemd: &Systemd, path: &Path, new: NewMount<'_>) -> Result<(), HostError> {
-    // In a folder that the agent may not write to, it could not remove the leftovers of dead targets.
+    // The agent must be able to write to the folder: otherwise it could not remove the leftovers of dead targets.
     let folder = path.ancestors().find(|folder| folder.exists()).unwrap_or(path);
     access(folder, AccessFlags::W_OK)
         .map_err(|e| HostError::MakeFolder { path: path.to_owned(), source: e.into() })?;
@@ -199,7 +199,7 @@ async fn have_mounted(systemd: &Systemd, path: &Path, new: NewMount<'_>) -> Resu
     let deadline = Instant::now() + SEEN;
     while !is_hugetlbfs(path, new.size) {
         if Instant::now() >= deadline {
-            // An unusable mount is not left behind, and a previous one stays.
+            // An unusable mount is removed if this call made it; a mount that was there before stays.
             if made {
                 let _ = systemd.unmount(path).await;
             }

@@ -1,5 +1,5 @@
-//! Image of the agent itself: its executable and the libraries that it has mapped, as a tar that an engine loads (the
-//! image specification of `docker save`). It provides a target where no registry is.
+//! Container image of the agent itself, as a tar that the engine loads (the image specification of `docker save`). It
+//! holds the agent's executable and the libraries that it has mapped, and provides a target where no registry is.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -14,10 +14,10 @@ use tar::{Builder, EntryType, Header};
 /// Path of the executable in the image.
 pub const EXECUTABLE: &str = "/vhost-agent";
 const NAME: &str = "vhost-agent-target";
-/// Running executable, whatever was installed over it since.
+/// Link to the running executable, also after another was installed over it.
 const SELF: &str = "/proc/self/exe";
 
-/// Name of the image, different for each build of the agent.
+/// Name and tag of the image, different for each build of the agent.
 ///
 /// # Errors
 /// When procfs cannot be read.
@@ -53,7 +53,7 @@ pub fn tar() -> io::Result<Vec<u8>> {
 
 fn layer() -> io::Result<Vec<u8>> {
     let mut layer = Builder::new(Vec::new());
-    // Folders that a target writes to, and those that the C library expects.
+    // Folders to which a target writes, and folders that the C library expects.
     for folder in ["dev", "proc", "sys", "tmp", "var/tmp", "etc"] {
         folder_entry(&mut layer, folder)?;
     }
@@ -82,7 +82,8 @@ fn libraries() -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Loader under the name that the executable asks for (`PT_INTERP`): the mapping has the link's destination.
+/// Dynamic loader, by the name in the executable (`PT_INTERP`). That name may be a link, and the mapping has only the
+/// link's destination.
 fn loader(executable: &PathBuf) -> io::Result<Option<PathBuf>> {
     let names = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
     let bytes = fs::read(executable).or_else(|_| fs::read(SELF))?;
@@ -116,12 +117,12 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     String::from_utf8(text).unwrap_or_default()
 }
 
-/// Opens a tar on the disk.
+/// Opens the tar at `path` for reading.
 ///
 /// # Errors
-/// When it cannot be opened, or is no regular file.
+/// When the file cannot be opened, or is no regular file.
 pub fn open_tar(path: &std::path::Path) -> io::Result<tokio::fs::File> {
-    // Opening a pipe without a writer would block.
+    // `O_NONBLOCK`: opening a pipe that has no writer would block.
     let flags = OFlag::O_NONBLOCK.bits();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {

@@ -1,10 +1,10 @@
-//! The agent's own process: its limit of open files, and the secrecy of its memory.
+//! The agent's own process: freed memory, the limit of open files, and a ban on core dumps.
 
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Returns freed memory, which the allocator keeps, to the kernel: otherwise a burst of calls would stay in the
-/// resident memory for good (malloc_trim(3)).
+/// Returns the freed memory that the allocator keeps to the kernel (malloc_trim(3)). Otherwise the memory of a burst of
+/// calls would stay resident for good.
 #[allow(unsafe_code)]
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
@@ -14,7 +14,7 @@ pub fn give_memory_back() {
     }
 }
 
-/// Raises the limit of open files to the hard limit, and returns it.
+/// Raises the soft limit of open files to the hard limit, and returns the limit in force.
 pub fn raise_open_files() -> u64 {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < hard => {
@@ -22,13 +22,13 @@ pub fn raise_open_files() -> u64 {
             if raised { hard } else { soft }
         }
         Ok((soft, _)) => soft,
-        // Default limit of every process.
+        // Usual soft limit of a process.
         Err(_) => 1024,
     }
 }
 
-/// Forbids core dumps of this process and access to it without privileges: calls can carry secrets (prctl(2),
-/// PR_SET_DUMPABLE). Programs that it starts are not affected.
+/// Forbids core dumps of this process and access to its memory without privileges, because calls can carry secrets
+/// (prctl(2), PR_SET_DUMPABLE). Programs that the agent starts are not affected.
 pub fn forbid_dumps() {
     if let Err(e) = set_dumpable(false) {
         tracing::warn!(error = %e, "a crash of the agent could leave secrets in a core dump");

@@ -1,4 +1,4 @@
-//! The system's package manager: detection, its calls, and the meaning of its failures.
+//! Package manager of the system: detection, its command lines, and the meaning of its failures.
 
 use super::Root;
 use super::process::find_executable;
@@ -12,7 +12,7 @@ pub fn find(root: &Root) -> Option<PackageManager> {
         .find(|manager| find_executable(root, manager.command()).is_some())
 }
 
-/// Call that installs `packages`.
+/// Command that installs `packages`, with the additional arguments `extra`.
 pub fn install(
     manager: PackageManager,
     packages: &[String],
@@ -23,7 +23,7 @@ pub fn install(
         PackageManager::Apt => apt_install(lock_timeout_s),
         PackageManager::Dnf => vec![
             "--assumeyes".to_string(),
-            // Without this it would wait for the lock without end.
+            // Without this option dnf would wait for the lock without end.
             "--setopt=exit_on_lock=True".to_string(),
             "install".to_string(),
         ],
@@ -43,13 +43,14 @@ pub fn install(
 fn apt_install(lock_timeout_s: u64) -> Vec<String> {
     vec![
         format!("-oDPkg::Lock::Timeout={lock_timeout_s}"),
-        // The operator's changed configuration files stay; a question would block for ever.
+        // Configuration files that the operator changed are kept; dpkg's question about them would block for ever.
         format!("-oDpkg::Options::={KEEP_CONFIGURATION}"),
         "install".to_string(),
         "--yes".to_string(),
-        // On a machine without systemd the recommended packages would install it and change what boots next.
+        // On a machine without systemd the recommended packages would install systemd, which would take over at the
+        // next boot.
         "--no-install-recommends".to_string(),
-        // The node's containerd may be its kubelet's: no package of the operator's is removed.
+        // No installed package is removed: the containerd on the node may serve its kubelet.
         "--no-remove".to_string(),
     ]
 }
@@ -57,16 +58,16 @@ fn apt_install(lock_timeout_s: u64) -> Vec<String> {
 /// dpkg option that keeps the operator's configuration files and asks nothing.
 const KEEP_CONFIGURATION: &str = "--force-confold";
 
-/// Calls that finish an interrupted run, in order; none if the package manager does that by itself. A failed call
-/// does not stop the next: dpkg alone cannot configure a package whose dependency was not unpacked yet, and the
-/// second call installs that.
+/// Commands that finish an interrupted run, in order; none if the package manager does that by itself. The second runs
+/// even if the first fails: dpkg alone cannot configure a package whose dependency is not unpacked yet, and the second
+/// command installs that dependency.
 pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
     if manager != PackageManager::Apt {
         return Vec::new();
     }
     let configure = ["--configure", "-a", KEEP_CONFIGURATION].map(str::to_string).to_vec();
     let mut complete = apt_install(lock_timeout_s);
-    // With package names it would refuse.
+    // No package names follow: with some, `--fix-broken` would refuse.
     complete.push("--fix-broken".to_string());
     vec![
         invocation("dpkg", configure, lock_timeout_s),
@@ -74,7 +75,7 @@ pub fn mend(manager: PackageManager, lock_timeout_s: u64) -> Vec<Invocation> {
     ]
 }
 
-/// Call that unpacks packages again, whatever apt takes them for; `None` if none is named.
+/// Command that unpacks `packages` again, even if apt counts them as installed; `None` if `packages` is empty.
 pub fn unpack_anew(packages: &[String], lock_timeout_s: u64) -> Option<Invocation> {
     let mut args = apt_install(lock_timeout_s);
     args.extend(["--reinstall", "--"].map(str::to_string));
@@ -83,7 +84,7 @@ pub fn unpack_anew(packages: &[String], lock_timeout_s: u64) -> Option<Invocatio
     (!packages.is_empty()).then_some(call)
 }
 
-/// Call that refreshes the package lists, for managers that do not do so by themselves.
+/// Command that refreshes the package lists; `None` for managers that do so by themselves.
 pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocation> {
     let args = match manager {
         PackageManager::Apt => {
@@ -96,7 +97,7 @@ pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocatio
 }
 
 fn invocation(program: &str, args: Vec<String>, lock_timeout_s: u64) -> Invocation {
-    // Messages are parsed below, so they must not be translated, and nothing may prompt.
+    // Messages are parsed below, so they must not be translated; and no program may ask questions.
     let env = [
         ("LC_ALL", "C"),
         ("DEBIAN_FRONTEND", "noninteractive"),
@@ -111,9 +112,9 @@ fn invocation(program: &str, args: Vec<String>, lock_timeout_s: u64) -> Invocati
 /// Cause of a failed installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// No configured repository has the packages: another set may be available.
+    /// No configured repository has the packages; packages of other names may be available.
     NotAvailable,
-    /// The packages conflict with some that are installed.
+    /// The packages conflict with installed ones.
     Conflict,
     /// Listed packages could not be fetched: the lists may be stale, or the network is down.
     Fetch,
@@ -125,7 +126,7 @@ pub enum Failure {
     Other,
 }
 
-/// Classifies a failure by the package manager's output; `None` on success.
+/// Classifies the failure of a run by its exit code and its output; `None` on success.
 pub fn failure(manager: PackageManager, end: &RunEnd) -> Option<Failure> {
     let missing = says(&end.output, &NOT_AVAILABLE);
     let ended_well = match (manager, end.code) {
@@ -134,7 +135,7 @@ pub fn failure(manager: PackageManager, end: &RunEnd) -> Option<Failure> {
         (PackageManager::Zypper, Some(100..=103 | 106 | 107)) => true,
         (_, code) => code == Some(0),
     };
-    // yum installs those of several packages that exist, and reports success.
+    // yum reports success when it installed only some of several packages, because the others do not exist.
     if ended_well && !(manager == PackageManager::Yum && missing) {
         return None;
     }
@@ -169,8 +170,8 @@ const NOT_AVAILABLE: [&str; 9] = [
 ];
 const CONFLICT: [&str; 2] = ["but remove is disabled", " conflicts with "];
 
-/// Call that only simulates an installation, for managers that cannot be forbidden to remove packages: dnf and yum
-/// replace the ones that a new package obsoletes.
+/// Command that only simulates the installation; `None` for apt, which `--no-remove` forbids to remove packages. dnf
+/// and yum replace installed packages that a new one obsoletes.
 pub fn rehearse(
     manager: PackageManager,
     packages: &[String],
@@ -186,7 +187,7 @@ pub fn rehearse(
     Some(call)
 }
 
-/// Packages that an installation would remove, as the package managers list them.
+/// Packages that an installation would remove, from `output`, the text of a simulation or of apt's refusal.
 pub fn would_remove(output: &str) -> Vec<&str> {
     let (mut removed, mut in_list, mut each_word) = (Vec::new(), false, false);
     for line in output.lines() {
@@ -207,8 +208,8 @@ pub fn would_remove(output: &str) -> Vec<&str> {
     removed
 }
 
-/// Messages of a failed lock. Those printed while waiting for it are left out: the run may get it, and fail for
-/// another reason.
+/// Messages of a run that did not get the lock. Messages printed while it waits are not among them: it may get the lock
+/// after all, and fail for another reason.
 const LOCKED: [&str; 6] = [
     "E: Could not get lock",
     "Unable to acquire the dpkg frontend lock",
@@ -232,7 +233,7 @@ const FETCH: [&str; 8] = [
     "Valid metadata not found",
 ];
 
-/// Informative text in lines that do not begin like errors: the lock's holder, the unreachable host.
+/// Texts of lines that give details of an error but do not begin like one: the lock's holder, the unreachable host.
 const ERROR_WORDS: [&str; 4] =
     ["held by process", "locked by", "The application with PID", "Curl error"];
 
@@ -240,7 +241,8 @@ fn says(output: &str, words: &[&str]) -> bool {
     words.iter().any(|word| output.contains(word))
 }
 
-/// Errors of a refresh that could not fetch the package lists; apt is content with the old ones, or with none.
+/// First two lines of `end.output` about package lists that could not be fetched; `None` if there are none. apt reports
+/// success in that case, and continues with old lists or with none.
 pub fn fetch_trouble(end: &RunEnd) -> Option<String> {
     let mut lines: Vec<&str> =
         end.output.lines().filter(|line| FETCH.iter().any(|word| line.contains(word))).collect();
@@ -248,7 +250,7 @@ pub fn fetch_trouble(end: &RunEnd) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join(" | "))
 }
 
-/// Lines with the reason, for the error text: at most three, the last ones.
+/// Lines of `output` that give the reason of a failure, at most the last three; if none does, the last three lines.
 pub fn reason_lines(output: &str) -> String {
     let is_error = |line: &&str| {
         let line = line.trim_start();

@@ -1,5 +1,5 @@
-//! Resumable download: a file that grows piece by piece, is hashed as it grows, and outlives a broken transfer. One
-//! process writes it at a time, and one call in that process.
+//! Resumable download: a file that grows piece by piece, is hashed as it grows, and outlives a broken transfer. A file
+//! lock admits one writer at a time, of all processes and all calls.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -17,19 +17,19 @@ use crate::store::{Durability, decode, encode, replace_file};
 
 /// Age after which an unfinished download is removed.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Bytes per read.
+/// Bytes per read of the existing content.
 const PIECE: usize = 256 * 1024;
 
-/// Metadata from the file's server.
+/// Metadata of a download, from the file's server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
     /// Validator of the server's copy: a strong `ETag`, else `Last-Modified`.
     pub validator: Option<String>,
-    /// Total size in bytes.
+    /// Total size of the file, in bytes.
     pub total: Option<u64>,
 }
 
-/// Partially downloaded file, locked for as long as this lives.
+/// Partially downloaded file, locked until this value is dropped.
 #[derive(Debug)]
 pub struct Partial {
     path: PathBuf,
@@ -40,7 +40,8 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Opens or creates the file of that name, and hashes its content. Waits for its current holder.
+    /// Opens or creates the file `name` in `folder`, and hashes its content. Waits until no other call or process holds
+    /// the file's lock.
     ///
     /// # Errors
     /// When the folder or the file cannot be created or read.
@@ -75,7 +76,7 @@ impl Partial {
         &self.path
     }
 
-    /// Length of its content, in bytes.
+    /// Length of the content so far, in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
@@ -84,18 +85,18 @@ impl Partial {
         &self.notes
     }
 
-    /// SHA-256 of its content, in hex.
+    /// SHA-256 of the content so far, in hex.
     pub fn sha256(&self) -> String {
         hex(&self.hash.clone().finalize())
     }
 
-    /// Free space on its disk, in bytes.
+    /// Free space on the file's disk, in bytes; `None` if unknown.
     pub fn room(&self) -> Option<u64> {
         let disk = nix::sys::statvfs::statvfs(&self.path).ok()?;
         Some(disk.blocks_available().saturating_mul(disk.fragment_size()))
     }
 
-    /// Discards its content; the next pieces belong to the file that `notes` describe.
+    /// Discards the content; the pieces that follow belong to the file that `notes` describe.
     ///
     /// # Errors
     /// When the disk refuses the write.
@@ -104,7 +105,8 @@ impl Partial {
             self.file.set_len(0)?;
             self.file.rewind()?;
             let text = encode(&notes)?;
-            // After a crash of the machine, an incomplete file is detected by its digest, else by the engine.
+            // `Durability::Boot` suffices: after a crash of the machine, the digest or else the engine detects an
+            // incomplete file.
             replace_file(&notes_path(&self.path), &text, 0o600, None, Durability::Boot)
         };
         start().map_err(|source| cannot_write(&self.path, source))?;
@@ -112,7 +114,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Appends a piece.
+    /// Appends `piece` to the file and to its hash.
     ///
     /// # Errors
     /// When the disk refuses the write.
@@ -123,15 +125,15 @@ impl Partial {
         Ok(())
     }
 
-    /// Reader from its beginning.
+    /// Reader of the content, from the beginning.
     ///
     /// # Errors
-    /// When it cannot be reopened.
+    /// When the file cannot be reopened.
     pub fn reader(&self) -> io::Result<tokio::fs::File> {
         Ok(tokio::fs::File::from_std(File::open(&self.path)?))
     }
 
-    /// Deletes the file.
+    /// Deletes the file and its notes.
     pub fn remove(self) {
         remove_both(&self.path);
     }
@@ -152,7 +154,8 @@ fn notes_path(path: &Path) -> PathBuf {
     path.with_extension("json")
 }
 
-/// Opens and locks the file, again if a previous holder has removed it: the path then belongs to another file.
+/// Opens and locks the file at `path`. Starts over if a previous holder of the lock has removed it: then the path
+/// belongs to another file.
 fn open_locked(path: &Path) -> io::Result<File> {
     loop {
         let mut options = File::options();

@@ -1,5 +1,5 @@
-//! Owner of the other end of a TCP connection within this machine: its user, by the kernel's socket diagnostics
-//! (sock_diag(7)), and whether its process is in a container, by procfs.
+//! Owner of the other end of a TCP connection within this machine: the socket's user, by the kernel's socket
+//! diagnostics (sock_diag(7)), and whether its process is in a container, by procfs.
 
 use std::collections::HashSet;
 use std::fs::{self, read_link};
@@ -25,13 +25,13 @@ use nix::sys::socket::{
 use super::cpu_users::is_machine;
 use super::files::{entries, read_text};
 
-/// Bytes of a reply: a header, the kernel's record of one socket, and no attribute.
+/// Buffer size for a reply in bytes: a header and the kernel's record of one socket, without attributes.
 const REPLY: usize = 1024;
-/// Age after which the addresses are looked up again.
+/// Age after which the machine's addresses are read again.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Cached addresses of this machine. A machine has hundreds of interfaces, and a connection must not wait for all of
-/// them to be listed.
+/// Cached addresses of this machine: it may have hundreds of interfaces, and a connection must not wait until all are
+/// listed.
 #[derive(Debug, Clone, Default)]
 pub struct OwnAddresses(Arc<Mutex<Looked>>);
 
@@ -42,14 +42,15 @@ struct Looked {
 }
 
 impl OwnAddresses {
-    /// Reads the current addresses.
+    /// Cache filled with the current addresses.
     pub fn look() -> OwnAddresses {
         let own = OwnAddresses::default();
         own.refresh();
         own
     }
 
-    /// `true` if an address is this machine's. An expired list is refreshed in the background, for the next caller.
+    /// `true` if `address` is this machine's. A list older than 10 s still answers this call, and is refreshed in
+    /// the background for later ones.
     pub fn have(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         if address.is_loopback() {
@@ -77,23 +78,22 @@ impl OwnAddresses {
     }
 }
 
-/// Owner of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketOwner {
-    /// User of the process that created it.
+    /// User of the process that created the socket.
     pub uid: u32,
-    /// Inode of the socket, by which processes show it in `/proc/PID/fd`.
+    /// Inode number of the socket, which `/proc/PID/fd` shows for each process that has it.
     pub inode: u32,
 }
 
-/// Owner of the socket at `peer`, which is connected to `own` of this machine; `None` if no process has it any more.
-/// The kernel answers within the call.
+/// Owner of the socket with the address `peer`, connected to `own` of this machine; `None` if no process has the socket
+/// any more. The kernel answers without waiting.
 ///
-/// Only an answer about exactly that socket counts, while a process has it: without one, the kernel reports a
-/// listener at the same port, whoever's, and a socket that its process has closed is reported as root's.
+/// The answer must be about exactly that connection, and a process must have the socket. Otherwise the kernel reports a
+/// listener at the same port, which may be another user's, or reports a socket that its process has closed as root's.
 ///
 /// # Errors
-/// When there is no such socket any more, or the kernel has no such diagnostics.
+/// When the connection does not exist any more, or the kernel lacks these diagnostics.
 pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<SocketOwner>> {
     let kernel = socket(
         AddressFamily::Netlink,
@@ -107,12 +107,12 @@ pub fn owner(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<SocketOwner
     read(reply.get(..length).unwrap_or_default(), peer, own)
 }
 
-/// Finds those of these sockets that a process of root has, and only such as run outside of containers, in the agent's own
-/// PID namespace (pid_namespaces(7)): root of a container is not root of the node. A descriptor can be passed on, so neither
-/// the agent nor a virtual machine counts as owner: both take messages from targets.
+/// Sockets among `inodes` that a process of root in the agent's PID namespace has (pid_namespaces(7)), and no process
+/// in a container: root of a container is not root of the node. The agent and virtual machines do not count as owners:
+/// a descriptor can be passed on, and both take messages from targets.
 ///
-/// Reads the descriptors of these processes and of those in containers, some 10 ms on a node with many. Always in this
-/// machine's own procfs, for its kernel has the sockets.
+/// Reads the descriptors of these processes and of those in containers, in some 10 ms on a node with many. Always reads
+/// the real `/proc`, because the sockets are this machine's own.
 pub fn held_here(inodes: &HashSet<u32>) -> HashSet<u32> {
     let Ok(own) = read_link("/proc/self/ns/pid") else { return HashSet::new() };
     let (mut here, mut contained) = (HashSet::new(), HashSet::new());
@@ -134,7 +134,7 @@ pub fn held_here(inodes: &HashSet<u32>) -> HashSet<u32> {
     here
 }
 
-/// Inodes of a process's sockets.
+/// Inodes of the sockets of the process with the folder `process`.
 fn sockets_of(process: &Path) -> impl Iterator<Item = u32> {
     let files = entries(&process.join("fd")).unwrap_or_default();
     files.into_iter().filter_map(|(_, file)| {
@@ -143,7 +143,7 @@ fn sockets_of(process: &Path) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Strips an address of its IPv6 specifics: mapped IPv4, the flow, and the scope.
+/// IP and port of `address`: a mapped IPv4 address becomes IPv4, and the IPv6 flow and scope are dropped.
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -164,7 +164,7 @@ fn request(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
             source_address: from,
             destination_address: to,
             interface_id: 0,
-            // Any socket with these addresses: there is only one.
+            // Value for "any cookie": there is only one socket with these two addresses.
             cookie: [0xff; 8],
         },
     };
@@ -230,7 +230,7 @@ mod tests {
     fn connection_that_is_not_there_has_no_owner() {
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         assert_eq!(owner(nobody, nobody).unwrap_err().kind(), io::ErrorKind::NotFound);
-        // A listener that has the port of the one who is asked for is somebody else.
+        // A listener at the same port is not the socket that was asked for.
         let listener = TcpListener::bind("[::]:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let elsewhere = SocketAddr::from(([192, 0, 2, 1], port));

@@ -1,4 +1,4 @@
-//! Process exit reported by the kernel (pidfd_open(2)), without polling and without being its parent.
+//! Process exit reported by the kernel (pidfd_open(2)): no polling, and the process need not be a child.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -13,31 +13,31 @@ use tokio::io::unix::AsyncFd;
 use super::process::started;
 use super::{HostError, Root};
 
-/// Unambiguous reference to a process: its pid may be reused, its pid with its start time not.
+/// Unambiguous reference to a process: another process may get the same pid, but never the same pid and start time.
 #[derive(Debug)]
 pub struct WatchedProcess {
     pub pid: u32,
     started: u64,
     root: Root,
-    /// Readable once it has exited; `None` if the kernel has no pidfds (before Linux 5.3).
+    /// Descriptor that is readable once the process has exited; `None` if the kernel has no pidfds (before Linux 5.3).
     end: Option<AsyncFd<OwnedFd>>,
 }
 
 impl WatchedProcess {
-    /// Watches the process that has that pid now; `None` if there is none. Requires the runtime.
+    /// Watches the process that has `pid` now; `None` if there is none. Must be called within the tokio runtime.
     pub fn of(root: &Root, pid: u32) -> Option<WatchedProcess> {
-        // Opened before it is observed: the observed process is the watched one.
+        // The descriptor is opened before the start time is read, so that both belong to the same process.
         let end = open(pid).and_then(readable);
         let started = started(root, pid)?;
         Some(WatchedProcess { pid, started, root: root.clone(), end })
     }
 
-    /// `true` if the other is the same process.
+    /// `true` if `other` is a reference to the same process.
     pub fn is(&self, other: &WatchedProcess) -> bool {
         (self.pid, self.started) == (other.pid, other.started)
     }
 
-    /// Returns when it has exited; never if the kernel cannot report that. Cancel-safe.
+    /// Returns when the process has exited; never if the kernel has no pidfds. Cancel-safe.
     pub async fn ended(&self) {
         match &self.end {
             Some(end) => drop(end.ready(Interest::READABLE).await),
@@ -45,7 +45,8 @@ impl WatchedProcess {
         }
     }
 
-    /// `true` if it is still alive: from the descriptor, which no shortage can falsify; without one, from procfs.
+    /// `true` if the process is alive. The answer comes from the descriptor, which works even if the machine runs out
+    /// of descriptors; without one, from procfs.
     pub fn lives(&self) -> bool {
         match &self.end {
             Some(end) => {
@@ -56,10 +57,10 @@ impl WatchedProcess {
         }
     }
 
-    /// Sends a signal; an exited process needs none.
+    /// Sends `signal` to the process; does nothing if it has exited.
     ///
     /// # Errors
-    /// [`HostError::Kill`].
+    /// [`HostError::Kill`] when the kernel refuses the signal.
     pub fn signal(&self, signal: Signal) -> Result<(), HostError> {
         let sent = match &self.end {
             Some(end) => pidfd_send_signal(end.get_ref(), signal),
@@ -75,7 +76,7 @@ impl WatchedProcess {
         }
     }
 
-    /// Time since its start; `None` if unknown.
+    /// Age of the process; `None` if unknown.
     pub fn age(&self) -> Option<Duration> {
         let up = Uptime::from_file(self.root.path("/proc/uptime")).ok()?.uptime_duration();
         let ticks = procfs::ticks_per_second();
@@ -84,15 +85,15 @@ impl WatchedProcess {
     }
 }
 
-/// Registers the descriptor with the runtime.
+/// Registers `fd` with the tokio runtime.
 #[allow(unsafe_code)] // the runtime requires a guarantee that the type system cannot express
 fn readable(fd: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the registered value, stays the same, and is closed only with it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.ok()
 }
 
-/// Descriptor of a process, readable once it has exited; `None` if no process has that pid, or the kernel has no
-/// pidfds.
+/// Descriptor of the process `pid`, readable once the process has exited. `None` if no process has that pid, or the
+/// kernel has no pidfds.
 pub(super) fn open(pid: u32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()
 }

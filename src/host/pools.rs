@@ -18,31 +18,32 @@ use crate::model::units::{NumaNode, PageSize};
 const NODES: &str = "/sys/devices/system/node";
 const MACHINE: &str = "/sys/kernel/mm/hugepages";
 
-/// Pools of this machine, enumerated once: page sizes and NUMA nodes do not change while it runs.
+/// Files of this machine's pools. They are enumerated once: page sizes and NUMA nodes do not change while the machine
+/// runs.
 #[derive(Debug, Clone)]
 pub struct PoolFiles {
     pools: Arc<[PoolFolder]>,
-    /// `resv_hugepages` of each page size.
+    /// `resv_hugepages` of the machine-wide pool of each page size.
     reserved: Arc<[(PageSize, HeldFile)]>,
-    /// List of nodes with CPUs; `None` if there is only one node, which has them all.
+    /// File with the list of NUMA nodes that have CPUs; `None` if there is only one node, which has all CPUs.
     cpu_nodes: Option<PathBuf>,
     cut: Cut,
 }
 
-/// Interrupts a write to a pool, which lasts as long as the kernel looks for memory. The kernel stops at a signal and
-/// keeps the pages it has found (set_max_huge_pages in mm/hugetlb.c).
+/// Handle that interrupts a write to a pool, which lasts as long as the kernel looks for memory. The kernel stops at a
+/// signal and keeps the pages that it has found (set_max_huge_pages in mm/hugetlb.c).
 #[derive(Debug, Clone, Default)]
 pub struct Cut {
     writer: Arc<Mutex<Option<Pthread>>>,
-    /// Set once a handler for the signal is installed.
+    /// Set once a handler for SIGUSR1 is installed.
     armed: Arc<AtomicBool>,
 }
 
-/// Registration of a thread that writes to a pool; until dropped, it can be interrupted.
+/// Registration of the thread that writes to a pool. Until it is dropped, [`Cut::now`] interrupts that thread.
 struct Writing<'a>(&'a Cut);
 
 impl Cut {
-    /// Installs a handler for the signal, which would end the process otherwise. Requires the runtime.
+    /// Installs a handler for SIGUSR1, which would end the process otherwise. Must be called within the tokio runtime.
     ///
     /// # Errors
     /// When the handler cannot be installed.
@@ -57,7 +58,7 @@ impl Cut {
         if !self.armed.load(Ordering::Relaxed) {
             return;
         }
-        // The lock keeps the writer's thread alive meanwhile.
+        // The lock is held, so that the writing thread does not end before the signal is sent.
         if let Some(thread) = *self.writer() {
             let _ = pthread_kill(thread, Signal::SIGUSR1);
         }
@@ -102,7 +103,7 @@ impl PoolFolder {
         self.read_of(self.total.number()?)
     }
 
-    /// Reads it with the total by its path, as any other process sees it: the result of a write.
+    /// Reads the pool after a write. The total is read by path, as other processes see it, and not from the open file.
     fn read_back(&self) -> Result<Pool, HostError> {
         self.read_of(read_number(self.total.path())?)
     }
@@ -135,7 +136,7 @@ impl PoolFiles {
         }
         let per_node = !pools.is_empty();
         if !per_node {
-            // Without NUMA there is only the machine-wide knob.
+            // A kernel without NUMA has only the machine-wide pools.
             let key = |size| PoolKey { size, node: NumaNode(0) };
             pools.extend(machine.iter().map(|(size, path)| PoolFolder::new(key(*size), path)));
         }
@@ -166,7 +167,7 @@ impl PoolFiles {
         self.pools.iter().map(PoolFolder::read).collect()
     }
 
-    /// Reads the pools of these page sizes.
+    /// Reads the pools of the page sizes in `sizes`.
     ///
     /// # Errors
     /// When a counter cannot be read.
@@ -175,15 +176,15 @@ impl PoolFiles {
         pools.map(PoolFolder::read).collect()
     }
 
-    /// Reads one pool, before or after a write.
+    /// Reads the pool `key`, before or after a write.
     ///
     /// # Errors
-    /// When there is no such pool, or a counter cannot be read.
+    /// When this machine has no pool `key`, or a counter cannot be read.
     pub fn read(&self, key: PoolKey) -> Result<Pool, HostError> {
         self.folder(key)?.read_back()
     }
 
-    /// Reserved free pages of each of these sizes, on the whole machine.
+    /// Free pages that are reserved already, for each page size in `sizes`, on the whole machine.
     ///
     /// # Errors
     /// When a counter cannot be read.
@@ -195,22 +196,22 @@ impl PoolFiles {
         reserved.map(|(size, counter)| Ok((*size, counter.number()?))).collect()
     }
 
-    /// Requests `pages` persistent pages from the kernel, which allocates as many as it can and does not report
-    /// fewer. Blocks for as long as the kernel looks for memory.
+    /// Sets the size of the pool `key` to `pages` persistent pages. The kernel allocates as many as it can, and does
+    /// not report if that is fewer. Blocks for as long as the kernel looks for memory.
     ///
     /// # Errors
-    /// When the knob cannot be written.
+    /// When the file cannot be written, or this machine has no pool `key`.
     pub fn write(&self, key: PoolKey, pages: u64) -> Result<(), HostError> {
         let _writing = self.cut.writing();
         self.folder(key)?.total.write(&pages.to_string())
     }
 
-    /// Handle that interrupts a write.
+    /// Handle that interrupts a running [`PoolFiles::write`].
     pub fn cut(&self) -> Cut {
         self.cut.clone()
     }
 
-    /// Reads the list of nodes with CPUs.
+    /// Reads the list of NUMA nodes that have CPUs.
     ///
     /// # Errors
     /// When the list exists but cannot be read.
@@ -226,7 +227,7 @@ impl PoolFiles {
     }
 }
 
-/// Lists the folders of pools in `folder`.
+/// Lists the folders of pools in `folder`, with their page sizes.
 fn folders_by_size(folder: &Path) -> Result<Vec<(PageSize, PathBuf)>, HostError> {
     let found = entries(folder)?.into_iter();
     Ok(found.filter_map(|(name, path)| Some((size_of(&name)?, path))).collect())
@@ -237,14 +238,15 @@ fn size_of(folder: &str) -> Option<PageSize> {
     PageSize::from_kib(kib.parse().ok()?)
 }
 
-/// Pages of 2 MiB that a process has on each node (`numa_maps` of proc(5)); empty if the kernel does not report them.
+/// Number of 2 MiB pages that the process `pid` has on each NUMA node (`numa_maps` of proc(5)); empty if the kernel
+/// does not report them.
 pub fn hugepages_of(root: &Root, pid: u32) -> BTreeMap<NumaNode, u64> {
     let maps = read_table(&root.path(format!("/proc/{pid}/numa_maps"))).unwrap_or_default();
     let maps = String::from_utf8_lossy(&maps);
     let huge = maps.lines().filter(|line| line.contains(" kernelpagesize_kB=2048"));
     let mut pages = BTreeMap::new();
     for word in huge.flat_map(str::split_whitespace) {
-        // N0=256: 256 of them are on node 0.
+        // `N0=256` stands for 256 pages on node 0.
         let on_node = word.strip_prefix('N').and_then(|word| word.split_once('='));
         let read =
             on_node.and_then(|(node, count)| Some((node.parse().ok()?, count.parse().ok()?)));
@@ -256,20 +258,21 @@ pub fn hugepages_of(root: &Root, pid: u32) -> BTreeMap<NumaNode, u64> {
     pages
 }
 
-/// Triggers memory compaction on one node, or on the whole machine if it has no knob for nodes. Blocks while it runs.
+/// Triggers memory compaction on `node`, or on the whole machine if the kernel has no such file for the node. Blocks
+/// while the compaction runs.
 ///
 /// # Errors
-/// When the knob cannot be written.
+/// When the file cannot be written.
 pub fn compact(root: &Root, node: NumaNode) -> Result<(), HostError> {
     let near = root.path(format!("{NODES}/{node}/compact"));
     let path = if near.exists() { near } else { root.path("/proc/sys/vm/compact_memory") };
     write_value(&path, "1")
 }
 
-/// Drops the clean page cache of the whole machine (1 = page cache only, not dentries and inodes).
+/// Drops the clean page cache of the whole machine. The value 1 drops neither dentries nor inodes.
 ///
 /// # Errors
-/// When the knob cannot be written.
+/// When the file cannot be written.
 pub fn drop_page_cache(root: &Root) -> Result<(), HostError> {
     write_value(&root.path("/proc/sys/vm/drop_caches"), "1")
 }

@@ -15,16 +15,17 @@ use super::{HostError, Root};
 use crate::model::engine::{EngineProcess, Init};
 use crate::model::policy::EnginePolicy;
 
-/// Daemon whose pid is in `pid_file`, if a process of that name is alive.
+/// The engine's daemon: the process whose pid is in `pid_file`, if it is alive and has the name of `binary`.
 ///
-/// The daemon writes that file when it starts, so the file's time is its start.
+/// The modification time of `pid_file` is taken for the daemon's start, because the daemon writes that file when it
+/// starts.
 pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<EngineProcess> {
     let pid_file = root.path(pid_file);
     let pid = u32::try_from(read_number(&pid_file).ok()?).ok()?;
     let folder = root.path(format!("/proc/{pid}"));
     let stat = stat(&folder)?;
     let name = binary.rsplit('/').next().unwrap_or(binary);
-    // The kernel keeps 15 bytes of a name; a zombie serves nothing.
+    // The kernel keeps 15 bytes of a process name. A zombie does not count: it serves nothing.
     let kept = &name.as_bytes()[..name.len().min(15)];
     if stat.comm.as_bytes() != kept || stat.state == 'Z' {
         return None;
@@ -42,7 +43,7 @@ pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<Engin
 /// Makes the daemon reload its configuration by SIGHUP, as systemd does.
 ///
 /// # Errors
-/// When that process no longer exists.
+/// When the process `seen` no longer exists, or cannot be signalled.
 pub fn reload(
     root: &Root,
     seen: &EngineProcess,
@@ -53,16 +54,16 @@ pub fn reload(
     let gone = || failed(io::ErrorKind::NotFound.into());
     let pid = i32::try_from(seen.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
     let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
-    // The pidfd refers to the observed process, not to one that has reused its pid since.
+    // Checked after the pidfd is open: it refers to the process `seen`, not to a later one with the same pid.
     if engine_process(root, pid_file, binary).as_ref() != Some(seen) {
         return Err(gone());
     }
     pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
 }
 
-/// `true` if a connection to the engine's socket starts nothing. systemd may listen there in the engine's stead and
-/// start it on a connection (systemd.socket(5)); then the engine itself has to listen as well. One that is being
-/// stopped closes the socket first and then ends its containers: a connection in that time would start it again.
+/// `true` if a connection to the engine's socket starts nothing. systemd may listen there in the engine's place and
+/// start the engine on a connection (systemd.socket(5)); then the engine must already listen too. An engine that is
+/// being stopped first closes the socket and then ends its containers: a connection in that time would start it again.
 pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
     if init(root) != Init::Systemd {
         return true;
@@ -73,7 +74,7 @@ pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
     if process.is_some_and(|process| listens(&process.pid.to_string())) || !listens("1") {
         return true;
     }
-    // An engine that was started otherwise, with another pid file.
+    // Finds an engine that was started by other means, with another pid file.
     let name = policy.binary.rsplit('/').next().unwrap_or(&policy.binary);
     let kept = name.get(..name.len().min(15)).unwrap_or(name);
     entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
@@ -83,12 +84,12 @@ pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
     })
 }
 
-/// Inodes of the sockets that listen at a path in the network namespace of PID 1 (proc_pid_net(5), `unix`), in the form
-/// of links to them.
+/// Inodes of the sockets that listen at the path `socket`, in the network namespace of PID 1 (proc_pid_net(5), `unix`).
+/// Each has the form `socket:[inode]`, as in `/proc/PID/fd`.
 fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
     /// `__SO_ACCEPTCON` of the kernel.
     const LISTENS: u32 = 0x10000;
-    // Resolves the usual link from /var/run, which the kernel's table does not.
+    // `/var/run` is usually a link to `/run`; the kernel's table has the path as it was bound.
     let plain = |path: &str| {
         path.strip_prefix("/var").filter(|it| it.starts_with("/run/")).unwrap_or(path).to_string()
     };
@@ -105,7 +106,7 @@ fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
 
 fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
     let opened = fs::read_dir(root.path(format!("/proc/{pid}/fd")));
-    // Without permission it is taken for listening: it is alive.
+    // A process whose descriptors cannot be read is taken for listening: it is alive.
     let Ok(opened) = opened else { return true };
     opened.flatten().any(|entry| {
         fs::read_link(entry.path())
@@ -113,8 +114,8 @@ fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
     })
 }
 
-/// Process as described by its `stat` (proc_pid_stat(5)). The parser fails on a line that does not begin as the
-/// kernel's always do: `7 (name) S …`.
+/// Parsed `stat` of the process with the folder `folder` (proc_pid_stat(5)). Lines that do not begin as the kernel's
+/// do, `7 (name) S …`, are refused first: the parser fails on them.
 fn stat(folder: &Path) -> Option<Stat> {
     let line = read_table(&folder.join("stat")).ok()?;
     let opens = line.iter().position(|byte| *byte == b'(')?;
@@ -125,28 +126,28 @@ fn stat(folder: &Path) -> Option<Stat> {
     if begins && goes_on { Stat::from_read(line.as_slice()).ok() } else { None }
 }
 
-/// Start time of a process, in clock ticks since the boot: with the pid it identifies one process for ever. `None` if
-/// there is none, or only a zombie.
+/// Start time of the process `pid`, in clock ticks since the boot; `None` if there is no such process, or only a
+/// zombie. Pid and start time together identify one process for ever.
 pub fn started(root: &Root, pid: u32) -> Option<u64> {
     let stat = stat(&root.path(format!("/proc/{pid}")))?;
     (stat.state != 'Z').then_some(stat.starttime)
 }
 
-/// State of a process (proc_pid_stat(5), `state`); `None` if there is none.
+/// State of the process `pid` (proc_pid_stat(5), `state`); `None` if there is no such process.
 pub(super) fn state(root: &Root, pid: u32) -> Option<char> {
     state_of(&root.path(format!("/proc/{pid}")))
 }
 
-/// State of the process or thread with that folder.
+/// State of the process or thread with the folder `folder`.
 pub(super) fn state_of(folder: &Path) -> Option<char> {
     stat(folder).map(|stat| stat.state)
 }
 
-/// Search path for executables, whatever the agent's own `PATH` is.
+/// Folders in which executables are searched, regardless of the agent's own `PATH`.
 pub const FOLDERS: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Version of a file on disk: an upgraded package brings another.
+/// Identity of a file's version on disk. It changes when a package upgrade replaces the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileStamp {
     pub path: String,
@@ -154,14 +155,14 @@ pub struct FileStamp {
     modified: (i64, i64),
 }
 
-/// Version of a file; `None` if it does not exist.
+/// Current version of the file at `path`; `None` if there is no file.
 pub fn file_stamp(root: &Root, path: &str) -> Option<FileStamp> {
     let meta = fs::metadata(root.path(path)).ok()?;
     let modified = (meta.mtime(), meta.mtime_nsec());
     Some(FileStamp { path: path.to_string(), inode: meta.ino(), modified })
 }
 
-/// Possible paths of an executable in the usual search path; an absolute name is used as it is.
+/// Paths at which the executable `name` may be, in the order of [`FOLDERS`]. An absolute `name` is the only path.
 pub fn candidates(name: &str) -> Vec<String> {
     match name.starts_with('/') {
         true => vec![name.to_string()],
@@ -169,7 +170,7 @@ pub fn candidates(name: &str) -> Vec<String> {
     }
 }
 
-/// Finds an executable in the usual search path.
+/// Finds the executable `name` in [`FOLDERS`], or at its own path if it is absolute.
 pub fn find_executable(root: &Root, name: &str) -> Option<String> {
     candidates(name).into_iter().find(|path| {
         fs::metadata(root.path(path))
@@ -181,7 +182,7 @@ pub fn find_executable(root: &Root, name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Whether a process that the kernel calls `comm` is taken for `binary`.
+    /// `true` if a process that the kernel calls `comm` is taken for `binary`.
     fn taken(comm: &str, binary: &str) -> bool {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());

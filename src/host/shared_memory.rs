@@ -1,8 +1,8 @@
-//! Memory shared with a target by its file descriptor, as QEMU shares a guest's.
+//! Memory shared with a target by a file descriptor, as QEMU shares a guest's memory.
 //!
-//! A memfd (memfd_create(2)) has no name that could be left behind, and its pages return to the pool when the last
-//! process that maps it exits. Everything is allocated up front: a page that the pool lacks is reported here, not by
-//! a SIGBUS later.
+//! A memfd (memfd_create(2)) has no path that could be left behind, and its pages return to the pool when the last
+//! process that maps them exits. Everything is allocated at the start: a lack of pages is reported here, not by a
+//! SIGBUS later.
 
 use std::fs::File;
 use std::io;
@@ -19,13 +19,12 @@ use super::HostError;
 /// Kind of pages that back shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// Free pages of the 2 MiB pool, wherever a hugetlbfs is mounted.
+    /// Pages of the 2 MiB hugepage pool; no hugetlbfs need be mounted.
     Huge2M,
-    /// Normal pages.
     Ordinary,
 }
 
-/// Memory mapped here and mappable by any process that receives its descriptor.
+/// Memory mapped in this process, which any process that receives the descriptor can map.
 #[derive(Debug)]
 pub struct SharedMemory {
     mapping: MmapRegion<()>,
@@ -33,10 +32,10 @@ pub struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// Allocates that many bytes, a multiple of the page size.
+    /// Allocates `bytes` bytes, which must be a multiple of the page size.
     ///
     /// # Errors
-    /// [`HostError::NoPages`] when too few are free, or the kernel has no such pages.
+    /// [`HostError::NoPages`] when too few pages are free, or the kernel has no such pages.
     pub fn take(pages: Pages, bytes: usize) -> Result<SharedMemory, HostError> {
         SharedMemory::taken(pages, bytes).map_err(|source| HostError::NoPages {
             what: match pages {
@@ -55,7 +54,7 @@ impl SharedMemory {
         };
         let file = File::from(memfd_create(c"vhost-agent-probe", MFdFlags::MFD_CLOEXEC | huge)?);
         file.set_len(bytes as u64)?;
-        // Not MAP_NORESERVE, the crate's default: the mapping must fail when the pool is short.
+        // Without MAP_NORESERVE, the crate's default, the mapping fails when the pool has too few pages.
         let mapping = MmapRegionBuilder::new(bytes)
             .with_file_offset(FileOffset::new(file.try_clone()?, 0))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -65,7 +64,8 @@ impl SharedMemory {
                 vm_memory::mmap::MmapRegionError::Mmap(e) => e,
                 other => io::Error::other(other),
             })?;
-        // A reserved page may still be refused (a cgroup's limit): now, not when it is touched.
+        // A page that is reserved may still be refused, by a cgroup's limit. `fallocate` finds that out now, not when
+        // the page is touched.
         let length = i64::try_from(bytes).map_err(io::Error::other)?;
         fallocate(&file, FallocateFlags::empty(), 0, length)?;
         Ok(SharedMemory { mapping, file })
@@ -80,12 +80,12 @@ impl SharedMemory {
         self.mapping.size() as u64
     }
 
-    /// Address in this process, by which vhost-user refers to places in it.
+    /// Address of the memory in this process, by which vhost-user messages refer to it.
     pub fn address(&self) -> u64 {
         self.mapping.as_ptr() as u64
     }
 
-    /// Descriptor, open for as long as this value lives.
+    /// Descriptor of the memory, open until this value is dropped.
     pub fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }

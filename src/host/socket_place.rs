@@ -1,5 +1,5 @@
-//! Suitability of a place for a target's sockets. Checked before anything is changed: a target would report that it
-//! cannot bind them only after the old one is gone.
+//! Checks of the place for a target's sockets, before anything is changed. A new target would report only after the old
+//! one is gone that it cannot bind them.
 
 use std::fs::{self, FileType};
 use std::io;
@@ -14,18 +14,18 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use super::{HostError, Root};
 use crate::model::fault::closed_or;
 
-/// Obstacle to sockets in `folder`, with the control socket at `control`; `None` if there is none. Nothing is
-/// changed.
+/// Obstacle to sockets in `folder` and to the control socket at `control`, as text; `None` if there is none. Changes
+/// nothing.
 pub fn obstacle(root: &Root, folder: &str, control: &str) -> Option<String> {
     in_folder(root, folder).or_else(|| at_control(root, control))
 }
 
-/// Way in which another user could swap the sockets in `folder`; `None` if there is none. `owner` is its owner if the
-/// agent creates it.
+/// Way in which another user could replace the sockets in `folder`, as text; `None` if there is none. `owner` is the
+/// user to whom the agent would give the folder.
 ///
-/// Where every user may create folders, such as in `/var/tmp`, another user may have been faster, and the owner of a
-/// folder can swap them. So can a user who may write to a folder above it, unless that is sticky (inode(7)), by
-/// putting another folder in its place.
+/// The owner of a folder can replace the sockets in it, and where every user may create folders, such as in `/var/tmp`,
+/// another user may have created it first. A user who may write to a folder above it can put another folder in its
+/// place, unless the folder above is sticky (inode(7)).
 pub fn doubt(root: &Root, folder: &str, owner: u32) -> Option<String> {
     let trusted = [0, owner, geteuid().as_raw()];
     let (own, top) = (root.path(folder), root.path("/"));
@@ -50,18 +50,18 @@ pub fn doubt(root: &Root, folder: &str, owner: u32) -> Option<String> {
             )
         })
     };
-    // Both by the given path, whose links could be swapped, and by its destination.
+    // Both the given path, whose links could be replaced, and the path to which it leads are checked.
     let real = fs::canonicalize(&own).unwrap_or_default();
     own.ancestors().chain(real.ancestors()).find_map(doubted)
 }
 
-/// Reason why `folder`, or the nearest existing one above it, is not writable; `None` if it is.
+/// Reason why `folder`, or the nearest existing folder above it, is not writable, as text; `None` if it is.
 pub fn in_folder(root: &Root, folder: &str) -> Option<String> {
     for path in Path::new(folder).ancestors() {
         let (at, shown) = (root.path(path), path.display());
         match fs::symlink_metadata(&at) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            // A component above it is no folder, which the next round reports.
+            // A component of the path is not a folder; a later round reports that.
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => continue,
             Err(e) => return Some(format!("{shown} cannot be looked at: {e}")),
             Ok(_) => {}
@@ -82,7 +82,7 @@ pub fn in_folder(root: &Root, folder: &str) -> Option<String> {
     None
 }
 
-/// `true` if a folder has sockets other than control sockets: those of volumes.
+/// `true` if `folder` has sockets of volumes: all sockets but those named `*.sock`.
 pub fn has_volumes(root: &Root, folder: &str) -> bool {
     let Ok(listing) = fs::read_dir(root.path(folder)) else { return false };
     let is_volumes = |entry: fs::DirEntry| {
@@ -92,7 +92,7 @@ pub fn has_volumes(root: &Root, folder: &str) -> bool {
     listing.flatten().any(is_volumes)
 }
 
-/// `true` if `path` is a socket with that owner and group, and that mode.
+/// `true` if `path` is a socket with this `owner` (user and group) and `mode`.
 pub fn is_given(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> bool {
     fs::symlink_metadata(root.path(path)).is_ok_and(|meta| is_as(&meta, owner, mode))
 }
@@ -103,14 +103,15 @@ fn is_as(meta: &fs::Metadata, owner: (u32, u32), mode: u32) -> bool {
         && meta.mode() & 0o7777 == mode
 }
 
-/// Sets owner, group and mode of the socket at `path`, which its target has just created.
+/// Sets the user and group `owner` and the `mode` of the socket at `path`, which its target has just created.
 ///
 /// # Errors
-/// When there is no socket, or the kernel refuses.
+/// When no socket is at `path`, or the kernel refuses.
 pub fn give(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> Result<(), HostError> {
     let at = root.path(path);
     let given = || {
-        // By a descriptor: a user who can write to the folder may put a link there meanwhile.
+        // The socket is changed by a descriptor, because a user who can write to the folder may put a link at the path
+        // meanwhile.
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let socket = open(&at, flags, NixMode::empty())?;
         let opened = format!("/proc/self/fd/{}", socket.as_raw_fd());
@@ -121,7 +122,7 @@ pub fn give(root: &Root, path: &str, owner: (u32, u32), mode: u32) -> Result<(),
         if is_as(&meta, owner, mode) {
             return Ok(());
         }
-        // Closed before it changes owner: no client may connect that is not permitted afterwards.
+        // The mode denies every user until the owner is set: no client may connect that is not permitted afterwards.
         fs::set_permissions(&opened, fs::Permissions::from_mode(0o600))?;
         chown(&opened, Some(owner.0), Some(owner.1))?;
         fs::set_permissions(&opened, fs::Permissions::from_mode(mode))

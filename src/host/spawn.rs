@@ -1,9 +1,9 @@
 //! The only module that starts processes.
 //!
-//! Processes started here outlive the agent: a package manager killed half-way leaves a machine that only a person
-//! can repair, and a daemon must keep running. Children therefore get a session of their own and write to a file, not
-//! to a pipe that would break with the agent, which follows that file. Machine-wide changes are run by systemd where
-//! it is PID 1 (`host_wide`).
+//! Processes started here outlive the agent: a package manager that is killed half-way leaves a machine that only a
+//! person can repair, and a daemon must keep running. Each child therefore gets a session of its own, and writes to a
+//! log file that the agent follows: a pipe would break when the agent exits. Where systemd is PID 1, it runs the
+//! programs that change the whole machine (`host_wide`).
 
 mod host_wide;
 
@@ -26,7 +26,7 @@ use super::process::FOLDERS;
 use super::watch::PathWatch;
 use crate::model::fault::chain;
 
-/// Polling interval of a log when the kernel has no watch left for it.
+/// Polling interval of a log where no inotify watch is available.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Program to run.
@@ -34,7 +34,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub struct Invocation {
     pub program: String,
     pub args: Vec<String>,
-    /// Variables added to the environment.
+    /// Variables added to the program's environment.
     pub env: Vec<(String, String)>,
 }
 
@@ -42,33 +42,33 @@ pub struct Invocation {
 #[derive(Debug)]
 pub struct RunRequest {
     pub invocation: Invocation,
-    /// Timeout of the run.
+    /// Time limit of the run.
     pub within: Duration,
-    /// Receives each line of its output as it comes.
+    /// Receiver of each line of output, as it is written.
     pub lines: mpsc::Sender<String>,
 }
 
 /// Result of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunEnd {
-    /// Exit code; `None` when a signal ended it.
+    /// Exit code of the program; `None` when a signal ended it, or it still runs.
     pub code: Option<i32>,
-    /// Last part of its output.
+    /// Last part of the program's output, at most 8 KiB.
     pub output: String,
-    /// Path of the whole output.
+    /// Path of the log with the whole output.
     pub log: PathBuf,
-    /// Set if it was still running at its timeout; it was left running.
+    /// Set if the program still ran at the time limit; it was left running.
     pub timed_out: bool,
 }
 
-/// Starts processes. A trait, so that tests can fake package managers.
+/// Starter of processes. A trait, so that tests can fake package managers.
 pub trait Spawner: Send + Sync + 'static {
-    /// Runs a program to completion, or until its timeout.
+    /// Runs a program until it exits, or until its time limit.
     fn run(&self, run: RunRequest) -> impl Future<Output = Result<RunEnd, HostError>> + Send;
 
-    /// Starts a daemon without waiting for it; its output goes to `<log folder>/<log>`.
+    /// Starts a daemon without waiting for it. Its output goes to the file `log` in the log folder.
     ///
-    /// After its exit, [`Daemon::ended`] returns its last output.
+    /// After the daemon's exit, [`Daemon::ended`] returns its exit code and last output.
     fn daemon(
         &self,
         invocation: Invocation,
@@ -76,7 +76,7 @@ pub trait Spawner: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Daemon, HostError>> + Send;
 }
 
-/// Started daemon.
+/// Daemon that was started, with its log.
 #[derive(Debug)]
 pub struct Daemon {
     life: Life,
@@ -87,17 +87,17 @@ pub struct Daemon {
 #[derive(Debug)]
 enum Life {
     Process(Child),
-    /// Faked by a test: its exit, if there is one.
+    /// Faked by a test: the daemon's exit code and last output; `None` if it never exits.
     Played(Option<(Option<i32>, String)>),
 }
 
 impl Daemon {
-    /// Fake for tests that has exited with this exit code and last output, or never exits.
+    /// Fake for tests: a daemon that has exited with the exit code and the last output in `end`, or that never exits.
     pub fn played(end: Option<(Option<i32>, String)>, log: &str) -> Daemon {
         Daemon { life: Life::Played(end), log: PathBuf::from(log), start: 0 }
     }
 
-    /// Waits for its exit and returns its exit code and last output. Cancel-safe.
+    /// Waits for the daemon's exit; returns its exit code (`None` when a signal ended it) and last output. Cancel-safe.
     pub async fn ended(&mut self) -> (Option<i32>, String) {
         match &mut self.life {
             Life::Process(child) => {
@@ -109,7 +109,7 @@ impl Daemon {
         }
     }
 
-    /// Path of its log.
+    /// Path of the daemon's log.
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -122,7 +122,7 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Spawner that writes output to files in `log_dir`.
+    /// Spawner that writes the output of programs to files in `log_dir`.
     pub fn new(log_dir: impl Into<PathBuf>) -> Processes {
         Processes { log_dir: log_dir.into() }
     }
@@ -155,7 +155,8 @@ impl Processes {
     ) -> Result<(Following, std::fs::File), HostError> {
         let name = invocation.program.rsplit('/').next().unwrap_or("command");
         let (log, file, start) = self.open_log(&format!("{name}.log")).await?;
-        // Fallible steps come before the start: a running program is not left without its reader.
+        // Everything that can fail comes before the start of the program, so that no program runs without a reader of
+        // its log.
         let follower = Follower::new(&log, start).await?;
         let watch = watch(&log).inspect_err(|e| {
             tracing::debug!("the output of {name} is reported a second late: {}", chain(e));
@@ -163,7 +164,7 @@ impl Processes {
         Ok((Following { log, start, follower, watch: watch.ok() }, file))
     }
 
-    /// Does the same as [`Spawner::run`], with the watch on the log that `watch` creates.
+    /// Runs a program like [`Spawner::run`]; `watch` creates the watch on its log.
     async fn run_watched(
         &self,
         RunRequest { invocation, within, lines }: RunRequest,
@@ -178,7 +179,7 @@ impl Processes {
     }
 }
 
-/// Run whose log is followed.
+/// Run of a program whose log is followed.
 struct Following {
     log: PathBuf,
     start: u64,
@@ -187,7 +188,7 @@ struct Following {
 }
 
 impl Following {
-    /// Forwards lines until the program has `ended` with an exit code, or until the deadline.
+    /// Forwards lines of the log until `ended` returns the program's exit code, or until `deadline`.
     async fn until_end(
         mut self,
         ended: impl Future<Output = Result<Option<i32>, HostError>>,
@@ -197,7 +198,7 @@ impl Following {
         tokio::pin!(ended);
         let ended = loop {
             tokio::select! {
-                // Not cancelled here: it is pinned, and continues when a line comes first.
+                // `ended` is pinned, and not cancelled when a line comes first.
                 ended = timeout_at(deadline, &mut ended) => break ended.ok(),
                 // Cancel-safe: an unread event stays in the kernel's queue.
                 () = grown(self.watch.as_ref()) => self.follower.pass_on(lines).await,
@@ -210,8 +211,8 @@ impl Following {
     }
 }
 
-/// Returns when a log may have grown: reported by the kernel, or by the clock where it cannot (its table of watches
-/// is shared by the whole machine and can be full).
+/// Returns when a log may have grown: on an event of `watch`, or after [`LOOK_AGAIN`] without a watch. The whole
+/// machine shares the kernel's table of watches, which can be full.
 async fn grown(watch: Option<&PathWatch>) {
     if let Some(watch) = watch
         && watch.changed().await.is_ok()
@@ -243,11 +244,11 @@ fn command(invocation: &Invocation, output: std::fs::File) -> Result<Command, Ho
     let mut command = Command::new(&invocation.program);
     command
         .args(invocation.args.iter().map(OsString::from))
-        // The agent's own PATH may be shorter: after a plain su(1) the sbin folders are missing, and dpkg refuses to
-        // work without them.
+        // The agent's own PATH may be shorter. After a plain su(1) it lacks the sbin folders, and dpkg refuses to work
+        // without them.
         .env("PATH", FOLDERS.join(":"))
         .envs(invocation.env.iter().cloned())
-        // The agent's readiness protocol does not concern its children.
+        // Variables of systemd's readiness and watchdog protocol are for the agent only.
         .env_remove("NOTIFY_SOCKET")
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")
@@ -260,8 +261,8 @@ fn command(invocation: &Invocation, output: std::fs::File) -> Result<Command, Ho
     Ok(command)
 }
 
-/// Gives the child a session of its own, so that neither a terminal hang-up nor a signal to the agent's process group
-/// ends it.
+/// Gives the child a session of its own: neither the hang-up of a terminal nor a signal to the agent's process group
+/// ends it then.
 #[allow(unsafe_code)]
 fn in_own_session(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; setsid(2) is one, and
@@ -271,7 +272,7 @@ fn in_own_session(command: &mut Command) {
     }
 }
 
-/// Reads new lines of a log.
+/// Reader of the new lines of a log.
 struct Follower {
     file: File,
     partial: String,
@@ -285,10 +286,11 @@ impl Follower {
         Ok(Follower { file, partial: String::new() })
     }
 
-    /// Forwards complete lines; a slow receiver loses lines, the log file does not.
+    /// Forwards the complete lines since the last call. A receiver that is too slow loses lines; the log file keeps
+    /// them.
     async fn pass_on(&mut self, lines: &mpsc::Sender<String>) {
         let mut bytes = Vec::new();
-        // A failed read leaves the rest for the next event.
+        // After a failed read, the rest is read at the next event.
         let _ = self.file.read_to_end(&mut bytes).await;
         self.partial.push_str(&String::from_utf8_lossy(&bytes));
         while let Some(end) = self.partial.find(['\n', '\r']) {
@@ -300,13 +302,13 @@ impl Follower {
     }
 }
 
-/// Last lines added to a log after `start`.
+/// Last part of the text added to a log after the offset `start`, at most 8 KiB.
 async fn tail_from(path: &Path, start: u64) -> String {
     const MOST: u64 = 8 * 1024;
     let read = async || -> std::io::Result<String> {
         let mut file = File::open(path).await?;
         let end = file.metadata().await?.len();
-        // A log that is shorter now was rotated since: all of it is new.
+        // A log shorter than `start` was rotated meanwhile: all of its text is new.
         let start = if start > end { 0 } else { start };
         file.seek(SeekFrom::Start(start.max(end.saturating_sub(MOST)))).await?;
         let mut bytes = Vec::new();

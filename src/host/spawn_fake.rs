@@ -1,5 +1,5 @@
-//! Stateful fakes of a machine's package manager and its engine's daemon. Tests change the state; the output is that
-//! of the real programs.
+//! Stateful fakes of a machine's package manager and of its engine's daemon. Tests change the state; the output is
+//! worded like that of the real programs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::spawn::{Daemon, Invocation, RunEnd, RunRequest, Spawner};
 use super::{HostError, Root};
 
-/// Effect of a start of the daemon: exit code and last output if it dies of it.
+/// Effect of starting the daemon: its exit code and last output if it exits at once, `None` if it keeps running.
 pub type DaemonPlay = Box<dyn FnMut() -> Option<(Option<i32>, String)> + Send>;
 
 /// State of the fake machine.
@@ -21,27 +21,27 @@ pub struct Machine {
     pub lists: bool,
     /// Set if the archive can be reached.
     pub reachable: bool,
-    /// Number of calls for which another process still holds the lock.
+    /// Number of further calls during which another process holds the lock.
     pub locked: usize,
-    /// Number of dpkg repairs until it is whole again.
+    /// Number of `apt --fix-broken` calls still needed until dpkg works again.
     pub interrupted: usize,
-    /// Error of every installation, if any.
+    /// Error message of every installation, if they are to fail.
     pub broken: Option<String>,
-    /// Set if installations ever end.
+    /// Set if runs end; otherwise each lasts until its time limit.
     pub ends: bool,
     pub daemon: DaemonPlay,
-    /// Log of all started programs, in a few words each.
+    /// Started programs in order, in a few words each.
     pub calls: Vec<String>,
-    /// Content of daemon.json when packages were installed.
+    /// Content of daemon.json at the last installation.
     pub daemon_json: Option<String>,
 }
 
-/// Spawner of the fake machine; clones share it.
+/// Spawner of the fake machine; clones share one machine.
 #[derive(Clone)]
 pub struct FakeSpawner(Arc<Mutex<Machine>>);
 
 impl FakeSpawner {
-    /// Machine below `root` that has apt, its lists and docker.io in its archive.
+    /// Spawner for a machine below `root` that has apt, package lists, and docker.io in its archive.
     pub fn new(root: &Root) -> FakeSpawner {
         put_executable(root, "/usr/bin/apt-get");
         FakeSpawner(Arc::new(Mutex::new(Machine {
@@ -59,7 +59,7 @@ impl FakeSpawner {
         })))
     }
 
-    /// Changes or reads the machine.
+    /// Passes the machine to `look`, which may change or read it.
     pub fn machine<T>(&self, look: impl FnOnce(&mut Machine) -> T) -> T {
         look(&mut self.0.lock().unwrap())
     }
@@ -138,7 +138,7 @@ impl Machine {
         self.lists = self.reachable;
         match self.reachable {
             true => (0, String::new()),
-            // apt reports success nevertheless.
+            // apt reports success although it fetched nothing.
             false => {
                 (0, "W: Failed to fetch http://mirror.invalid/Release  Temporary failure".into())
             }
@@ -176,8 +176,8 @@ pub fn put_executable(root: &Root, path: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Records the state of a package, the only one that dpkg knows then; the words are dpkg's for an error and the
-/// state.
+/// Records `package` as the only package that dpkg knows. `words` are dpkg's error flag and state, such as `ok
+/// installed`.
 pub fn put_package(root: &Root, package: &str, words: &str) {
     let dpkg = root.path("/var/lib/dpkg");
     fs::create_dir_all(dpkg.join("updates")).unwrap();
@@ -213,7 +213,7 @@ pub fn put_cpu(root: &Root) {
     fs::create_dir_all(&topology).unwrap();
     fs::create_dir_all(root.path("/proc/self")).unwrap();
     fs::write(root.path("/proc/self/mountinfo"), "").unwrap();
-    // Process of the fake engine's container.
+    // PID 1 is the process of the fake engine's container.
     fs::create_dir_all(root.path("/proc/1")).unwrap();
     let rest = "0 ".repeat(44);
     fs::write(root.path("/proc/1/stat"), format!("1 (target) S 0 1 1 0 -1 {rest}\n")).unwrap();

@@ -1,6 +1,7 @@
-//! systemd over D-Bus (org.freedesktop.systemd1(5)); never systemctl, which misreports SysV names (field note 20).
+//! Client of systemd over D-Bus (org.freedesktop.systemd1(5)). systemctl is never used: it misreports SysV names (field
+//! note 20).
 //!
-//! `transient` makes systemd do machine-wide work: a mount, a run of the package manager.
+//! `transient` makes systemd do work for the whole machine: a mount, a run of the package manager.
 
 mod transient;
 
@@ -12,7 +13,6 @@ use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
 pub use self::transient::TransientService;
 use crate::model::engine::UnitState;
 
-/// Failed request to systemd.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     /// The system bus could not be reached.
@@ -31,14 +31,14 @@ pub enum SystemdError {
         /// Deadline of the call.
         within: Duration,
     },
-    /// The job that starts or stops the unit ended otherwise.
+    /// The job that starts or stops the unit did not end as `done` or `skipped`.
     #[error("the job of {unit} ended as '{result}': see `journalctl -b -u {unit}`")]
     Job {
         unit: String,
         /// systemd's job result: `failed`, `dependency`, `canceled`, `timeout`, …
         result: String,
     },
-    /// A started service is no longer known, nor is its result.
+    /// systemd no longer knows a service that it started, nor its result.
     #[error(
         "systemd does not know any more how {unit} ended (was the message bus restarted meanwhile?): \
          see its log, then call again"
@@ -90,19 +90,19 @@ trait Properties {
     fn get(&self, interface: &str, name: &str) -> zbus::Result<OwnedVariant>;
 }
 
-/// Timeout of a query to systemd.
+/// Time limit of a query to systemd.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Timeout of a daemon-reload: it runs the generators, which have 90 s (systemd.generator(7)).
+/// Time limit of a daemon-reload, which runs the generators; they have 90 s (systemd.generator(7)).
 const RELOAD: Duration = Duration::from_secs(90);
 
-/// Connection to systemd, made when it is first needed.
+/// Client of systemd; its connection is made when first needed.
 #[derive(Debug, Default)]
 pub struct Systemd {
     connection: tokio::sync::Mutex<Option<Connection>>,
 }
 
 impl Systemd {
-    /// Client without a connection yet.
+    /// Client, not connected yet.
     pub fn new() -> Systemd {
         Systemd::default()
     }
@@ -154,10 +154,10 @@ impl Systemd {
         .await
     }
 
-    /// Starts the unit and waits for the end of the job.
+    /// Starts the unit and waits for the end of its start job, at most `within`.
     ///
     /// # Errors
-    /// When systemd cannot be reached or refuses, or the unit is not active within `within`.
+    /// When systemd cannot be reached or refuses, or the job fails or does not end within `within`.
     pub async fn start(&self, unit: &str, within: Duration) -> Result<(), SystemdError> {
         let result = self
             .bounded("StartUnit", unit, within, |connection| async move {
@@ -168,8 +168,8 @@ impl Systemd {
         started(unit, result)
     }
 
-    /// Makes one request on the connection, each try within a deadline. A kept connection may have broken since its
-    /// last use; then the request is repeated once on a new one.
+    /// Makes one request on the connection; each attempt may take `within`. A kept connection may have broken since its
+    /// last use: then the request is repeated once on a new one.
     async fn bounded<T, W: Future<Output = zbus::Result<T>>>(
         &self,
         call: &'static str,
@@ -205,8 +205,8 @@ impl Systemd {
         if let Some(connection) = &*kept {
             return Ok(connection.clone());
         }
-        // systemd has a socket of its own for when there is no bus; but it signs its answers there in a way that the
-        // D-Bus specification does not allow, and zbus does not read them.
+        // systemd also has a private socket for when there is no bus. It is not used: systemd signs its answers there
+        // in a way that the D-Bus specification does not allow, and zbus does not read them.
         let connection = timeout(ANSWER, Connection::system())
             .await
             .unwrap_or_else(|_| Err(zbus::Error::Failure("no answer".to_string())))
@@ -216,14 +216,14 @@ impl Systemd {
     }
 }
 
-/// Starts a job and waits for its end; returns systemd's job result.
+/// Starts a job with `ask` and waits for its end; returns systemd's job result, such as `done`.
 async fn job_done(
     connection: &Connection,
     ask: impl AsyncFnOnce(&ManagerProxy<'_>) -> zbus::Result<OwnedObjectPath>,
 ) -> zbus::Result<String> {
     let manager = ManagerProxy::new(connection).await?;
     manager.subscribe().await.or_else(already_subscribed)?;
-    // Subscribed before the job exists, or a fast one would be missed.
+    // The subscription comes before the job: the end of a fast one would be missed otherwise.
     let mut removed = manager.receive_job_removed().await?;
     let job = ask(&manager).await?;
     loop {
@@ -237,7 +237,7 @@ async fn job_done(
     }
 }
 
-/// Translates the result of a unit's start job.
+/// Success if `result`, the result of the unit's job, is `done` or `skipped`; else an error.
 fn started(unit: &str, result: String) -> Result<(), SystemdError> {
     match result.as_str() {
         "done" | "skipped" => Ok(()),
@@ -245,12 +245,12 @@ fn started(unit: &str, result: String) -> Result<(), SystemdError> {
     }
 }
 
-/// `true` if the connection failed, and not the call.
+/// `true` if `error` is one of the connection, and not systemd's answer to the call.
 fn is_broken(error: &zbus::Error) -> bool {
     matches!(error, zbus::Error::InputOutput(_) | zbus::Error::Failure(_))
 }
 
-/// Ignores a second subscription on one connection, which systemd refuses harmlessly.
+/// Treats systemd's refusal of a second subscription on one connection as success.
 fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
     match &error {
         zbus::Error::MethodError(name, ..) if name.ends_with("AlreadySubscribed") => Ok(()),

@@ -1,6 +1,6 @@
-//! Cheap check that files are as they were when they were read, and that a process is still alive, from the kernel
-//! (inotify(7), proc_pid_mounts(5), pidfd_open(2)): two calls answered from its memory, where another read might wait
-//! for a disk.
+//! Check that files have not changed since they were read and that a process is still alive, without reading them
+//! again. The kernel answers from memory (inotify(7), proc_pid_mounts(5), pidfd_open(2)), where a read might wait for a
+//! disk.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -14,21 +14,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Root;
 
-/// Watch on some paths and a process that reports any change. It is created before they are read. Dropping it waits
-/// for the kernel, so it is dropped where blocking is permitted.
+/// Watch on some paths and a process. Create it before the paths are read. Dropping it waits for the kernel, so drop it
+/// on a thread that may block.
 #[derive(Debug)]
 pub struct Unchanged {
     inotify: Inotify,
-    /// Mount table: a mount hides the files below it without touching them.
+    /// Mount table, which is watched too: a mount hides the files below it without touching them.
     mounts: File,
     process: Option<OwnedFd>,
     since: Instant,
     over: AtomicBool,
 }
 
-/// Maximum age of a watch: not every file system reports remote changes.
+/// Maximum age of a watch: some file systems do not report changes by other machines.
 const MOST_AGE: Duration = Duration::from_secs(60);
-/// Events that may change a file.
+/// Events that can mean a changed file.
 const EVENTS: AddWatchFlags = AddWatchFlags::IN_MODIFY
     .union(AddWatchFlags::IN_ATTRIB)
     .union(AddWatchFlags::IN_CREATE)
@@ -39,8 +39,8 @@ const EVENTS: AddWatchFlags = AddWatchFlags::IN_MODIFY
 /// Maximum number of links per path, as in path_resolution(7).
 const MOST_LINKS: usize = 40;
 
-/// Watches a file and each folder on the way to it, from the root down, because any of them may be replaced, or
-/// appear; and the same for a link's destination.
+/// Watches the file `path` and each folder on the way to it, from `root` down, because any of them may be replaced or
+/// appear. A link's destination is watched in the same way; `links` is the number of links that may still follow.
 fn watch_way(inotify: &Inotify, root: &Path, path: &Path, links: usize) -> Option<()> {
     let above_root = |place: &&Path| root != *place && root.starts_with(place);
     let way: Vec<&Path> = path.ancestors().filter(|place| !above_root(place)).collect();
@@ -57,8 +57,9 @@ fn watch_way(inotify: &Inotify, root: &Path, path: &Path, links: usize) -> Optio
 }
 
 impl Unchanged {
-    /// Watches `paths`, whether they exist or not, and a process, whose identity the caller then verifies. `None` if
-    /// there is no such process, or the kernel has no pidfds (before Linux 5.3) or no watch left.
+    /// Watches `paths`, existing or not, and the process with the pid `process`; the caller verifies that process's
+    /// identity afterwards. `None` if there is no such process, the kernel has no pidfds (before Linux 5.3), or no
+    /// watch is left.
     pub fn since_now<P: AsRef<Path>>(
         root: &Root,
         paths: &[P],
@@ -77,9 +78,9 @@ impl Unchanged {
         Some(Unchanged { inotify, mounts, process, since: Instant::now(), over })
     }
 
-    /// `true` if nothing has changed since. Does not block; once false, it stays so.
+    /// `true` if nothing has changed since [`Unchanged::since_now`]. Does not block. Once `false`, always `false`.
     pub fn still_holds(&self) -> bool {
-        // The kernel reports an event only once.
+        // The result is kept, because the kernel reports an event only once.
         if self.over.load(Ordering::Relaxed) || self.has_events() {
             self.over.store(true, Ordering::Relaxed);
             return false;
@@ -89,7 +90,7 @@ impl Unchanged {
 
     fn has_events(&self) -> bool {
         let mut polled = vec![PollFd::new(&self.mounts, PollFlags::PRI)];
-        // Readable once it has exited.
+        // The pidfd is readable once the process has exited.
         polled.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));
         self.since.elapsed() >= MOST_AGE
             || !matches!(self.inotify.read_events(), Err(Errno::EAGAIN))
@@ -114,7 +115,7 @@ mod tests {
         (dir, root)
     }
 
-    /// Whether `change` is seen by one who watched before.
+    /// `true` if a watch created before `change` reports it.
     fn sees(root: &Root, change: impl FnOnce()) -> bool {
         let unchanged = Unchanged::since_now(root, &[CONF], None).unwrap();
         assert!(unchanged.still_holds());
@@ -157,7 +158,7 @@ mod tests {
         symlink(&far, root.path(CONF)).unwrap();
         assert!(sees(&root, || fs::write(&far, "[]").unwrap()));
         assert!(sees(&root, || fs::remove_file(&far).unwrap()));
-        // As configuration tools deploy: a link in the middle of the way is swapped.
+        // Configuration tools deploy in this way: a link in the middle of the path is replaced.
         for version in ["/srv/1", "/srv/2"] {
             fs::create_dir_all(root.path(version)).unwrap();
             fs::write(root.path(version).join("daemon.json"), version).unwrap();

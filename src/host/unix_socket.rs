@@ -1,4 +1,4 @@
-//! The agent's own Unix socket, and the files that decide who may connect.
+//! The agent's own Unix socket, and the files with certificates and secrets that decide who may connect.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use super::HostError;
 /// Length of the kernel's queue of connections that are not accepted yet.
 const BACKLOG: i32 = 1024;
 
-/// Mode bits that let other users read a secret; a file with any of them is refused.
+/// Mode bits for users other than the owner and the group. A file with a secret that has any of them is refused.
 const OTHERS: u32 = 0o007;
 
 /// Failure to create a listening socket.
@@ -20,15 +20,15 @@ pub enum UnixListenerError {
     /// Another process listens at the path.
     #[error("{0} is served by another process: is another agent there? (access.socket)")]
     InUse(PathBuf),
-    /// The path is taken by a file that is no socket.
+    /// A file that is no socket is at the path.
     #[error("{0} is no socket: move it away, or choose another path (access.socket)")]
     Other(PathBuf),
-    /// The kernel refused.
+    /// The kernel refused to create or configure the socket.
     #[error("cannot make the socket {path} (access.socket)")]
     Make { path: PathBuf, source: io::Error },
 }
 
-/// Listening socket; its path is removed when it is dropped.
+/// Path of a listening socket; dropping this removes the file.
 #[derive(Debug)]
 pub struct UnixListenerSocket {
     path: PathBuf,
@@ -40,11 +40,11 @@ impl Drop for UnixListenerSocket {
     }
 }
 
-/// Listens at `path`, with the given group and mode. The socket of an agent that died is removed first; the caller
-/// must hold the node's lock.
+/// Listens at `path`, with the group `gid` and the given `mode`. The socket of an agent that died is removed first; the
+/// caller must hold the node's lock, so that no other agent runs.
 ///
 /// # Errors
-/// When another process serves there, or the path cannot be used.
+/// When another process listens at `path`, or the path cannot be used.
 pub fn listen_at(
     path: &Path,
     gid: u32,
@@ -69,7 +69,7 @@ pub fn listen_at(
         }
         Ok(_) => fs::remove_file(path).map_err(failed)?,
     }
-    // Created under a temporary name, so that it never has another owner or mode at its own.
+    // Created under a temporary name and then renamed: at its final path the socket never has another group or mode.
     let made = path.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&made);
     let listener = UnixListener::bind(&made).map_err(failed)?;
@@ -98,7 +98,7 @@ pub fn read_public(path: &str) -> Result<Vec<u8>, HostError> {
 /// Reads a file with a secret.
 ///
 /// # Errors
-/// When it cannot be read, or users other than its owner and its group can read it.
+/// When the file cannot be read, or users other than its owner and its group have any right to it.
 pub fn read_secret(path: &str) -> Result<Vec<u8>, HostError> {
     let read = |source| HostError::Read { path: path.into(), source };
     let mode = fs::metadata(path).map_err(read)?.permissions().mode();

@@ -1,7 +1,8 @@
-//! Progress of an unresponsive process: whether the kernel stopped it, whether its threads use CPU time, and whether
-//! its cgroup is frozen (proc_pid_stat(5), `/proc/PID/task/TID/schedstat`, proc_pid_io(5), cgroups(7)).
+//! Progress of an unresponsive process: its state, the CPU time of its threads, and whether its cgroup is frozen
+//! (proc_pid_stat(5), `/proc/PID/task/TID/schedstat`, proc_pid_io(5), cgroups(7)).
 //!
-//! One sample is a set of facts; two show any progress between them. Conclusions are drawn elsewhere.
+//! One sample is a set of facts; two samples show whether there was progress between them. Conclusions are drawn
+//! elsewhere.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,28 +16,29 @@ use crate::model::observation::Activity;
 /// Sample of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VitalsSample {
-    /// State that the kernel reports.
+    /// State of the process, as the kernel reports it.
     pub activity: Activity,
     threads: BTreeMap<String, Thread>,
-    /// Counters of all bytes and calls of its I/O.
+    /// Content of `/proc/PID/io`: the process's I/O counters.
     io: Option<String>,
 }
 
 /// Sample of a thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Thread {
-    /// Set for an SPDK reactor, which has to come around for each request.
+    /// Set for an SPDK reactor, which polls without end: a reactor that uses no CPU time is stuck.
     is_reactor: bool,
     can_run: bool,
-    /// CPU time, and time spent waiting for a CPU.
+    /// CPU time of the thread and its time of waiting for a CPU, in nanoseconds, as text.
     times: String,
 }
 
 impl VitalsSample {
-    /// `true` if it made progress since an earlier sample: if it has reactors, each of them.
+    /// `true` if the process made progress since the sample `before`. With reactors, each of them must have; without,
+    /// one thread or some I/O suffices.
     pub fn went_on_since(&self, before: &VitalsSample) -> bool {
         let moved = |(tid, thread): (&String, &Thread)| {
-            // A thread that waits for a CPU would run; the kernel counts its time when it gets one.
+            // A runnable thread counts as progress: it would run if it got a CPU, and its time is counted only then.
             thread.can_run || before.threads.get(tid).is_none_or(|then| then.times != thread.times)
         };
         let mut reactors = self.threads.iter().filter(|(_, thread)| thread.is_reactor).peekable();
@@ -47,7 +49,8 @@ impl VitalsSample {
     }
 }
 
-/// Samples a process; `None` if there is none. A page of each thread is read, and nothing blocks on the process.
+/// Samples the process `pid`; `None` if there is none. Reads small files for each thread, and never waits for the
+/// process.
 pub fn look(root: &Root, pid: u32) -> Option<VitalsSample> {
     let folder = root.path(format!("/proc/{pid}"));
     let activity = match process::state(root, pid)? {
@@ -58,7 +61,7 @@ pub fn look(root: &Root, pid: u32) -> Option<VitalsSample> {
     let threads = entries(&folder.join("task")).unwrap_or_default();
     let threads = threads.into_iter().filter_map(|(tid, path)| {
         let times = read_text(&path.join("schedstat")).ok()?;
-        // The third column counts time slices, and adds nothing.
+        // The third column, the number of time slices, adds no information.
         let times = times.rsplit_once(' ').map_or(times.clone(), |(times, _)| times.to_string());
         let is_reactor = read_text(&path.join("comm")).is_ok_and(|it| it.starts_with("reactor_"));
         let can_run = process::state_of(&path) == Some('R');
@@ -68,8 +71,8 @@ pub fn look(root: &Root, pid: u32) -> Option<VitalsSample> {
     Some(VitalsSample { activity, threads: threads.collect(), io })
 }
 
-/// `true` if the machine itself is short of CPUs: most of the last ten seconds some task waited for one (PSI).
-/// Without PSI in the kernel always `false`.
+/// `true` if the machine is short of CPUs: over the last 10 s, some task waited for a CPU during more than 90 % of the
+/// time (PSI). Always `false` if the kernel has no PSI.
 pub fn is_starved(root: &Root) -> bool {
     const MOST_PERCENT: f64 = 90.0;
     let text = read_text(&root.path("/proc/pressure/cpu")).unwrap_or_default();
@@ -118,7 +121,7 @@ fn freezer(root: &Root, pid: u32) -> Option<Freezer> {
     })
 }
 
-/// Thaws the cgroup of a process, as far as the agent may; the caller checks the effect.
+/// Thaws the cgroup of the process `pid`, if the agent has the rights; the caller checks the effect.
 pub fn thaw(root: &Root, pid: u32) {
     let _ = match freezer(root, pid) {
         Some(Freezer::V1(folder)) => fs::write(folder.join("freezer.state"), "THAWED"),
@@ -147,7 +150,7 @@ mod tests {
     fn start(program: &str, args: &[&str]) -> (Ends, u32) {
         let child = Command::new(program).args(args).spawn().unwrap();
         let pid = child.id();
-        // Its own start is progress too.
+        // The start of a thread is progress too.
         sleep(Duration::from_millis(300));
         (Ends(child), pid)
     }

@@ -1,4 +1,4 @@
-//! Waiting for a file to change, by inotify(7) instead of polling.
+//! Wait for a change of a file, by inotify(7) instead of polling.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub struct PathWatch {
     inotify: AsyncFd<Queue>,
 }
 
-/// The kernel's queue of events, in the form that the runtime needs.
+/// Queue of the kernel's events, as a type that tokio can register.
 #[derive(Debug)]
 struct Queue(Inotify);
 
@@ -28,7 +28,8 @@ impl AsRawFd for Queue {
 }
 
 impl PathWatch {
-    /// Watches a file for writes, or a folder for entries that appear or disappear.
+    /// Watches `path`: a file for writes, or a folder for entries that appear or disappear; also for changed
+    /// attributes.
     ///
     /// # Errors
     /// When the kernel has no watch left or the path does not exist.

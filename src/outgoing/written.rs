@@ -1,7 +1,7 @@
 //! Addresses encoded in an authority: `name@0a000001.0a000002:8080`.
 //!
-//! The host holds the allowed addresses, in hex; the name before it, with `https` only, is the one that the certificate
-//! must match. Connections are pooled by this authority, and nothing of it is sent.
+//! The host part holds the allowed addresses, in hex. With `https`, the user part holds the name that the certificate
+//! must match. Connections are pooled by this authority; it is never sent.
 
 use std::error::Error;
 use std::io;
@@ -12,10 +12,10 @@ use hyper::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 use tower::Service;
 
-/// Limit of encoded addresses; more than are ever tried.
+/// Maximum number of addresses in an authority; no more are ever tried.
 const MOST: usize = 16;
 
-/// Replaces the host of `uri` by these addresses.
+/// Replaces the host of `uri` by `addresses`; `None` if the result is no valid URI.
 pub(super) fn uri(uri: &Uri, addresses: &[IpAddr]) -> Option<Uri> {
     let hex = |address: &IpAddr| match address {
         IpAddr::V4(address) => format!("{:08x}", address.to_bits()),
@@ -34,7 +34,7 @@ pub(super) fn uri(uri: &Uri, addresses: &[IpAddr]) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Decodes the addresses of such a host.
+/// Decodes the addresses in `host`, the host part of such an authority.
 fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
     let read = |hex: &str| match hex.len() {
         8 => u32::from_str_radix(hex, 16).ok().map(|bits| IpAddr::V4(bits.into())),
@@ -45,7 +45,7 @@ fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
     read.ok_or_else(|| io::Error::other(format!("'{host}' was not authorized")))
 }
 
-/// Resolver that hands the connector the addresses encoded in the host, and resolves nothing.
+/// Resolver that gives the connector the addresses in the host part, and resolves no names.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WrittenResolver;
 
@@ -59,7 +59,7 @@ impl Service<Name> for WrittenResolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        // The connector sets the port.
+        // The port is 0 here; the connector sets it.
         let found = addresses(name.as_str()).map(|addresses| {
             let with_port = |address| SocketAddr::new(address, 0);
             addresses.into_iter().map(with_port).collect::<Vec<_>>().into_iter()
@@ -68,7 +68,7 @@ impl Service<Name> for WrittenResolver {
     }
 }
 
-/// URI whose host is the name that the certificate must match.
+/// URI whose host is the name or address that the certificate must match, from `uri` with encoded addresses.
 pub(super) fn named(uri: &Uri) -> Result<Uri, Box<dyn Error + Send + Sync>> {
     let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
     let name = match authority.rsplit_once('@') {

@@ -10,7 +10,7 @@ use crate::model::target::{Desired, TargetName, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 use crate::model::volume::VolumeSpec;
 
-/// Refuses a target whose container would have a name that is used while another one is replaced.
+/// Refuses a target name that ends like the names of the containers that stand beside a target while it is replaced.
 ///
 /// # Errors
 /// `invalid-target-name`, with the ending.
@@ -24,10 +24,10 @@ pub fn has_own_name(name: &TargetName) -> Result<(), Fault> {
     })
 }
 
-/// Refuses a target, or volumes of it, whose sockets would lie where those of another target do.
+/// Refuses a target if its sockets, or those of its `new_volumes`, would have the path of another target's socket.
 ///
 /// # Errors
-/// `control-socket-in-use`, with the path and the other one.
+/// `control-socket-in-use`, with the path and the other target.
 pub fn has_own_sockets(
     spec: &TargetSpec,
     new_volumes: &[VolumeSpec],
@@ -42,7 +42,7 @@ pub fn has_own_sockets(
         own.insert(spec.control_sock.as_str().to_string());
         own.extend(known.keys().map(|name| spec.socket_dir.join(name.as_str())));
     }
-    // Replaced targets that may come back have their sockets, too.
+    // A replaced target that may come back needs its sockets, too.
     let kept = desired.trials.values().filter_map(|trial| trial.old.as_ref());
     let others = desired.targets.values().chain(kept).filter(|other| other.name != spec.name);
     for other in others {
@@ -61,10 +61,10 @@ pub fn has_own_sockets(
     Ok(())
 }
 
-/// Refuses one target more than the node may have.
+/// Refuses a new target if `most` targets are desired already.
 ///
 /// # Errors
-/// `too-many-targets`, with the setting.
+/// `too-many-targets`, with the name of the setting.
 pub fn has_room(name: &TargetName, most: usize, desired: &Desired) -> Result<(), Fault> {
     if desired.targets.contains_key(name) || desired.targets.len() < most {
         return Ok(());
@@ -77,10 +77,10 @@ pub fn has_room(name: &TargetName, most: usize, desired: &Desired) -> Result<(),
     Err(Fault::new(Code::TooManyTargets, text))
 }
 
-/// Refuses volumes beyond those that a target may have.
+/// Refuses `new_volumes` with which the target would have more than `most` volumes.
 ///
 /// # Errors
-/// `too-many-volumes`, with the setting.
+/// `too-many-volumes`, with the name of the setting.
 pub fn has_room_for(
     target: &TargetName,
     new_volumes: &[VolumeSpec],
@@ -100,7 +100,7 @@ pub fn has_room_for(
     Err(Fault::new(Code::TooManyVolumes, text))
 }
 
-/// Refuses paths that lead to what is not the caller's to name.
+/// Refuses paths of the spec that, with links followed, lead outside of the bounds for callers.
 pub(super) fn authorize_bounds(
     spec: &TargetSpec,
     seen: &TargetSeen,
@@ -110,7 +110,7 @@ pub(super) fn authorize_bounds(
     authorize_target(&opened, seen.known.as_ref(), &policy.target, Paths::Followed(&seen.links))
 }
 
-/// Refuses a place where somebody can swap its sockets.
+/// Refuses a socket folder in which somebody else could swap the sockets.
 pub(super) fn validate_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
     seen.socket_doubt.as_ref().map_or(Ok(()), |doubt| {
         let text = format!("{} is not safe with its sockets there: {doubt}", spec.name);
@@ -118,7 +118,7 @@ pub(super) fn validate_place(spec: &TargetSpec, seen: &TargetSeen) -> Result<(),
     })
 }
 
-/// Refuses a place that something else takes.
+/// Refuses socket paths at which something else is in the way.
 pub(super) fn validate_obstacle(spec: &TargetSpec, seen: &TargetSeen) -> Result<(), Fault> {
     seen.socket_obstacle.as_ref().map_or(Ok(()), |obstacle| {
         let text = format!("{} cannot have its sockets there: {obstacle}", spec.name);
@@ -126,7 +126,7 @@ pub(super) fn validate_obstacle(spec: &TargetSpec, seen: &TargetSeen) -> Result<
     })
 }
 
-/// Refuses a target for which these nodes lack free pages: it would exit as soon as it starts.
+/// Refuses a target that needs more pages than `nodes` have free: it would exit as soon as it starts.
 pub(super) fn validate_memory(
     spec: &TargetSpec,
     pages: u64,
@@ -196,7 +196,7 @@ mod tests {
             let (code, text) = check(&spec, &volumes).unwrap_err();
             assert!(code == Code::ControlSocketInUse && text.contains("of the target a"), "{text}");
         }
-        // Such as an agent of before let through: each of them is brought back.
+        // An older agent may have accepted both; each of them is brought back.
         let twin = at("b", "/t", "/s/a.sock");
         let mut both = desired.clone();
         both.targets.insert(twin.name.clone(), twin.clone());

@@ -1,4 +1,4 @@
-//! The container of a target: its image and the sources of that, its command, CPUs, folders and labels.
+//! Container of a target: its image and the sources of the image, its command, CPUs, folders and labels.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::model::registry::registry_of;
 use crate::model::step::{ImageSource, Step};
 use crate::model::target::{EnsureOptions, TargetKind, TargetSeen, TargetSpec};
 
-/// Image of the target, and the step that brings it in if the engine does not have it.
+/// Image of the target, and the step that loads the image if the engine does not have it.
 pub(super) fn image_and_load(
     spec: &TargetSpec,
     seen: &TargetSeen,
@@ -48,13 +48,13 @@ fn image(spec: &TargetSpec, seen: &TargetSeen) -> Result<String, Fault> {
     }
 }
 
-/// Sources of the image, in the order that the controller knows: its registry, a tar, an address.
+/// Sources of the image in the order in which they are tried, which is also the controller's: registry, tar file, URL.
 pub(super) fn sources(spec: &TargetSpec, image: &str, seen: &TargetSeen) -> Vec<ImageSource> {
     if spec.kind == TargetKind::BuiltIn {
         return vec![ImageSource::BuiltIn];
     }
     let registry = registry_of(image).map(|_| ImageSource::Registry);
-    // The path that was authorized is the one that is opened.
+    // The path with links followed, which was authorized, is the one that is opened.
     let led = |tar| seen.links.get(tar).map_or(tar, |led| &led.path);
     let tar = spec.image_tar.as_ref().map(|tar| ImageSource::Tar(led(tar).as_str().to_string()));
     let url = spec
@@ -77,8 +77,8 @@ pub(super) fn container(
         true => Some(isolation(spec, seen, policy)),
         false => None,
     };
-    // Not everybody who may ask the engine may know what gives access to the image; and a size that was chosen is a
-    // size.
+    // The label has no image URL, which may give access to the image, and which everybody who may query the engine
+    // would see. A memory size that was chosen is recorded like one that was requested.
     let known = TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() };
     let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
     let mut made = ContainerSpec {
@@ -99,14 +99,15 @@ pub(super) fn container(
     if let Some(isolation) = &made.isolation {
         made.labels.insert(ISOLATION_LABEL.to_string(), label(isolation)?);
     }
-    // The users of the CPUs beside them change from day to day, which makes it no other target.
+    // Added after the digest: the set of free CPUs for housekeeping changes from day to day, and that makes no other
+    // target.
     made.cpus = Some(cpus_of(spec.kind, chosen).to_string());
     Ok(made)
 }
 
 /// Digest of everything that a container is made with, including the settings and the chosen cores.
 fn digest(made: &ContainerSpec) -> String {
-    // As an older agent wrote it for its containers, which had no isolation: they are recognized.
+    // Without isolation, the text is the one that an older agent wrote, so that its containers are recognized.
     let text = format!("{made:?}").replacen("isolation: None", "tmpfs: []", 1);
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -132,7 +133,7 @@ fn binds(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Vec<(St
 fn isolation(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Isolation {
     let settings = &policy.target;
     let binds = binds(spec, seen, policy);
-    // Folders of the host stay as they are, with all below them.
+    // No tmpfs hides a folder of the host, or a folder below one.
     let is_bound = |path: &str| binds.iter().any(|(bind, _)| Path::new(path).starts_with(bind));
     let tmpfs = settings.tmpfs.iter().filter(|path| settings.read_only_root && !is_bound(path));
     Isolation {
@@ -143,14 +144,14 @@ fn isolation(spec: &TargetSpec, seen: &TargetSeen, policy: &TargetPolicy) -> Iso
     }
 }
 
-/// `true` for a container that an older agent made, without isolation. A recovered target stays as it was: nobody may
-/// be there to see that its image needs more.
+/// `true` if an older agent made the container, without isolation. A recovered target stays without it: its image may
+/// need what isolation forbids, and nobody may be there to notice.
 fn comes_back_open(seen: &TargetSeen) -> bool {
     let ours = seen.container.as_ref().filter(|it| it.made_for().is_some());
     ours.is_some_and(|it| !it.labels.contains_key(ISOLATION_LABEL))
 }
 
-/// `true` for a container that is isolated otherwise than a new one would be.
+/// `true` if the isolation of `container` differs from that of a new one.
 pub(super) fn is_isolated_otherwise(
     spec: &TargetSpec,
     container: &ContainerSeen,
@@ -161,14 +162,16 @@ pub(super) fn is_isolated_otherwise(
     is.and_then(|is| serde_json::from_str(is).ok()) != Some(isolation(spec, seen, policy))
 }
 
-/// CPUs that the container may run on: its reactors bind themselves to theirs.
+/// CPUs that the container may run on: the chosen cores, to which the reactors bind themselves, and the housekeeping
+/// CPUs.
 fn cpus_of(kind: TargetKind, chosen: &Chosen) -> CoreList {
     let beside = chosen.housekeeping.as_ref().filter(|_| kind != TargetKind::BuiltIn);
     let all = chosen.cores.as_slice().iter().chain(beside.iter().flat_map(|it| it.as_slice()));
     CoreList::of(all.copied().collect()).unwrap_or_else(|| chosen.cores.clone())
 }
 
-/// Fills in the template's words. A word without a value is dropped, and so is the flag before it.
+/// Fills in the placeholders of the template's command. A word whose placeholder has no value is dropped, and so is the
+/// flag before it.
 fn command(
     template: TargetTemplate<'_>,
     spec: &TargetSpec,

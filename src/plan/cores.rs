@@ -11,27 +11,32 @@ use crate::model::fault::{Fault, Finding};
 use crate::model::target::CoreRequest;
 use crate::model::units::NumaNode;
 
-/// CPUs, and the NUMA nodes they are on.
+/// Chosen CPUs, and the NUMA nodes that they are on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chosen {
     pub cores: CoreList,
     pub nodes: Vec<NumaNode>,
-    /// CPUs beside them for the threads that are no reactors: DPDK's that accepts the guests' connections would
-    /// otherwise run on a reactor's, which SPDK in interrupt mode does not survive. `None` if there are no others.
+    /// Further CPUs, for the threads that are no reactors. DPDK's thread that accepts the guests' connections would
+    /// otherwise run on a reactor's CPU, which SPDK in interrupt mode does not survive. `None` if there are no further
+    /// CPUs.
     pub housekeeping: Option<CoreList>,
-    /// Findings on others that share them.
+    /// Findings on virtual machines and other targets that share `cores`.
     pub findings: Vec<Finding>,
 }
 
 /// Chooses CPUs among those that are online and on which containers may run.
 ///
-/// A list is honoured as it is. A count is filled from one node: one that has the memory too, where the fewest others are
-/// harmed and with the most cores to give, the highest numbers first, a core's second thread only when
-/// there are not enough cores, and what a virtual machine is pinned to or another target has only when
-/// there is nothing else; never CPU 0 while there is another, never one that is isolated for somebody else.
+/// A list of CPUs is taken as it is. A count is filled from one node that has as many usable CPUs. Of several nodes,
+/// the best one has, in this order of weight: enough free memory, the least harm to other users of its CPUs, the most
+/// physical cores among the CPUs taken, the most free CPUs.
+///
+/// On that node, CPUs that harm others least are taken first. Of these, one thread of each core comes before the second
+/// threads, and a higher number before a lower one. CPU 0 is taken only if it is the only usable one, an isolated CPU
+/// never.
 ///
 /// # Errors
-/// When the machine lacks these, or has fewer on every node; the fault has the topology.
+/// When a listed CPU is missing, offline or closed to containers, or no node has as many CPUs. The fault has the
+/// topology.
 pub fn choose(request: &CoreRequest, cpus: &[Cpu], used: &CpuUse) -> Result<Chosen, Fault> {
     let pins = Pins::of(cpus, &used.holders);
     let chosen = match request {
@@ -48,8 +53,9 @@ pub fn choose(request: &CoreRequest, cpus: &[Cpu], used: &CpuUse) -> Result<Chos
     Ok(Chosen { cores, nodes, housekeeping, findings: pins.findings(&chosen) })
 }
 
-/// CPUs beside the chosen ones that are free; on their nodes where there are any, and those that virtual machines
-/// count on only where there are no others.
+/// CPUs for housekeeping: online, open to containers, not isolated and not among `chosen`. The result is the first of
+/// these sets that is not empty: CPUs of the chosen nodes to which nobody is held, CPUs to which nobody is held, CPUs
+/// of the chosen nodes, all of them.
 fn housekeeping(chosen: &[&Cpu], cpus: &[Cpu], used: &CpuUse, pins: &Pins<'_>) -> Vec<u32> {
     let is_spare =
         |cpu: &&Cpu| !cpu.isolated && may_run(cpu, used) && chosen.iter().all(|it| it.id != cpu.id);
@@ -117,8 +123,11 @@ fn so_many<'a>(
     })
 }
 
-/// Merit of the first `count` of a node's CPUs, the weightiest reason first; nodes are compared in the order of their
-/// numbers, and of equals the last one is taken.
+/// Values by which nodes are compared, the first before the others; more is better. `order` has the CPUs of one node,
+/// of which the first `count` would be taken. The values are the smallest room of a taken CPU ([`Pins::room`]), the
+/// number of physical cores among the taken CPUs, and the number of CPUs in `order` to whose cores nobody is held.
+///
+/// Nodes are compared in the order of their numbers, and of equal ones the last is chosen.
 fn merit(order: &[&Cpu], count: usize, pins: &Pins<'_>) -> (usize, usize, usize) {
     let taken = || order.iter().take(count);
     let room = taken().map(|cpu| pins.room(cpu)).min().unwrap_or_default();
@@ -127,8 +136,8 @@ fn merit(order: &[&Cpu], count: usize, pins: &Pins<'_>) -> (usize, usize, usize)
     (room, cores, free)
 }
 
-/// The CPUs of a node in the order in which they are taken: those that harm others least; of these one
-/// thread of each core, then the others.
+/// CPUs of one node in the order in which they are taken. Those with the most room ([`Pins::room`]) come first. Of
+/// these, one thread of each core comes before the second threads, and a higher number before a lower one.
 fn in_order<'a>(mut cpus: Vec<&'a Cpu>, pins: &Pins<'_>) -> Vec<&'a Cpu> {
     cpus.sort_by_key(|cpu| Reverse(cpu.id));
     let mut seen = Vec::new();

@@ -1,6 +1,6 @@
-//! Plan for daemon.json, the engine's configuration: `"iptables": false` is merged into it before the engine starts, and
-//! a running engine without that is a finding (field notes 7 and 8). The text of the file is edited in
-//! `model::daemon_json`.
+//! Plan for daemon.json, the configuration of the engine (field notes 7 and 8). The setting `"iptables": false` is
+//! merged into the file before the engine starts; a running engine without the setting is a finding. The text of the
+//! file is edited in `model::daemon_json`.
 
 use serde_json::{Map, Value};
 
@@ -10,17 +10,17 @@ use crate::model::engine::{DaemonJson, EngineSeen};
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::EnginePolicy;
 
-/// Outcome of merging the key into the operator's file.
+/// Outcome of merging `"iptables": false` into daemon.json.
 pub(super) enum Merge {
-    /// The engine starts with the setting as things are.
+    /// No change is needed: the engine starts with the setting.
     Holds,
-    /// Text of the file with the key.
+    /// New text of the file, with the key added.
     Write(String),
-    /// The operator chose otherwise.
+    /// File left as it is, with a finding: the operator chose another value.
     Operator(Finding),
 }
 
-/// Value of `--iptables` on a dockerd command line; Go's boolean flags take the same words everywhere.
+/// Value of `--iptables` on a dockerd command line, read like any boolean flag of Go; `None` without the flag.
 pub(super) fn iptables_flag(args: &[String]) -> Option<bool> {
     args.iter().rev().find_map(|arg| {
         let rest = arg.trim_start_matches('-').strip_prefix(IPTABLES)?;
@@ -31,10 +31,10 @@ pub(super) fn iptables_flag(args: &[String]) -> Option<bool> {
     })
 }
 
-/// Merges the one key into the operator's file (field note 8).
+/// Merges `"iptables": false` into daemon.json (field note 8).
 ///
-/// `unit_flag` is the value on the unit's command line: dockerd refuses to start when the same choice is made in both
-/// places, so the file is then left alone.
+/// `unit_flag` is the value of `--iptables` on the unit's command line. With such a flag the file is left alone,
+/// because dockerd refuses to start when both places set the option.
 pub(super) fn merged(
     file: &DaemonJson,
     unit_flag: Option<bool>,
@@ -86,7 +86,8 @@ pub(super) fn iptables_finding(seen: &EngineSeen, policy: &EnginePolicy) -> Opti
         (Some(false), _) => return None,
         (Some(true), _) => "it was started with --iptables=true".to_string(),
         (None, Some(Value::Bool(false))) => match (started_at, modified_at) {
-            // Whole seconds on both sides: a file that was written just before the start is in force.
+            // Both times are whole seconds, hence the tolerance: a file that was written just before the start is in
+            // force.
             (Some(started), Some(modified)) if modified > started + 1 => {
                 format!(
                     "{} says \"iptables\": false but was changed after the engine started",

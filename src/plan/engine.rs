@@ -60,7 +60,7 @@ fn plan_running(
 
 fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, Fault> {
     let mut plan = EnginePlan::default();
-    // A start that is asked for while it stops follows when it has.
+    // A unit that is being stopped can be started, too: systemd does so once it has stopped.
     let stops = seen.unit.as_ref().is_some_and(|unit| unit.active == "deactivating");
     if seen.process.is_none() || stops {
         plan.add_configuration(seen, policy)?;
@@ -131,8 +131,8 @@ impl EnginePlan {
         Ok(())
     }
 
-    /// Adds the start at boot unless the unit has it or the operator masked it. Its socket is not
-    /// enough: after a boot the containers would stay down until somebody connects.
+    /// Adds the step that enables the unit at boot, if the unit is disabled. Activation by its socket is not enough:
+    /// after a boot, the containers would stay down until somebody connects.
     fn add_enable(&mut self, seen: &EngineSeen, policy: &EnginePolicy) {
         let disabled = seen.unit.as_ref().is_some_and(|unit| unit.file == "disabled");
         // A unit that is yet to be installed is not known as disabled: the package enables it or not, which is

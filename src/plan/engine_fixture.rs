@@ -1,4 +1,4 @@
-//! Engines as tests observe them, and what they look for in a plan.
+//! Engines as tests observe them, and lookups in the resulting plans.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(super) fn bare() -> EngineSeen {
     EngineSeen { package_manager: Some(PackageManager::Apt), ..EngineSeen::bare() }
 }
 
-/// The same with systemd, and the unit as Debian's package leaves it.
+/// Machine with systemd and nothing else: systemd does not know the engine's unit.
 pub(super) fn bare_with_systemd() -> EngineSeen {
     EngineSeen { init: Init::Systemd, unit: Some(unit("not-found", "inactive", "")), ..bare() }
 }

@@ -11,12 +11,14 @@ use crate::model::volume::{VolumeName, VolumeStatus};
 /// that retries less often waits for its own timer instead. QEMU before 9.2 takes whole seconds, so this is its
 /// shortest.
 const SHORT: Duration = Duration::from_secs(1);
-/// First version of QEMU that may lose a reconnect, and the first one after that which does not: a target that exits
-/// before it has answered QEMU's first messages leaves that disk hung until the VM is restarted.
+/// First version of QEMU (major, minor) that may lose a reconnect: if a target exits before it has answered QEMU's
+/// first messages, the disk hangs until the VM is restarted. [`LOSES_NO_MORE`] is the first version after it without
+/// that fault.
 const LOSES: (u32, u32) = (7, 2);
 const LOSES_NO_MORE: (u32, u32) = (8, 2);
 
-/// Notes the guest of a connected volume, where guests were looked for; returns the findings that are new.
+/// Records in `status` how the guest of a connected volume reconnects, with the findings about that; returns the new
+/// findings. Without an entry for the volume's socket in `guests`, nothing changes.
 pub fn see(name: &VolumeName, status: &mut VolumeStatus, guests: &Guests) -> Vec<Finding> {
     let Some(guest) = guests.get(&status.socket_path) else { return Vec::new() };
     status.reconnect_seconds = guest.as_ref().map(|guest| guest.reconnect);

@@ -1,8 +1,9 @@
 //! Health of a target from its observation: the state and its reason. Pure.
 //!
-//! Running is not serving (field note 12): only an answer counts. An exit is certain, and reported at once. A missed
-//! probe is not: a busy target may answer the next one, so it takes
-//! [`FAILURE_THRESHOLD`](crate::model::observation::FAILURE_THRESHOLD) in a row to turn one that serves.
+//! A running process is not yet a serving target (field note 12): only an answer counts. An exit is certain, and
+//! reported at once. One missed probe is not certain, because a busy target may answer the next one: a serving target
+//! changes its state only after [`FAILURE_THRESHOLD`](crate::model::observation::FAILURE_THRESHOLD) missed probes in a
+//! row.
 
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::target::{OwnerWork, TargetState};
@@ -12,15 +13,15 @@ use crate::model::target::{OwnerWork, TargetState};
 pub struct TargetContext {
     /// Set if the target is desired.
     pub wanted: bool,
-    /// Work of its task on it, if any.
+    /// Work that the target's task does on it, if any.
     pub at_work: Option<OwnerWork>,
     /// Set if its volumes are yet to be restored.
     pub rebuilds: bool,
-    /// Evidence of a crash loop, while it is in one.
+    /// Evidence of the crash loop, while the target is in one.
     pub trouble: Option<String>,
 }
 
-/// Judges the state of a target, with the reason.
+/// Evaluates the state of a target, and the reason for that state.
 pub fn evaluate(seen: &Observation, context: &TargetContext) -> (TargetState, String) {
     use TargetState::{Absent, Degraded, Failed, Paused, Serving, Starting};
     let state = |state, text: &str| (state, text.to_string());
@@ -35,7 +36,7 @@ pub fn evaluate(seen: &Observation, context: &TargetContext) -> (TargetState, St
         (Process::Lives { .. }, Some(version)) if !context.rebuilds && trouble.is_none() => {
             (Serving, format!("{version} answers"))
         }
-        // Until it has served for a while, a target in a crash loop is no better for being up again.
+        // In a crash loop, a target that is up again stays `Failed` until its volumes are back.
         (_, _) if trouble.is_some() => (Failed, trouble.cloned().unwrap_or_default()),
         (Process::Lives { .. }, Some(version)) => {
             (Starting, format!("{version} answers, and its volumes are being brought back"))
@@ -68,8 +69,8 @@ pub fn evaluate(seen: &Observation, context: &TargetContext) -> (TargetState, St
     }
 }
 
-/// State of a living process that answered once and no longer does. While the agent's own request explains that, it
-/// counts as serving.
+/// State of a living process that does not answer, although it answered before or had the time to start. While a
+/// request of the agent's own keeps it busy, it counts as serving, or as starting until its volumes are back.
 fn lives_in_silence(seen: &Observation, context: &TargetContext) -> (TargetState, String) {
     let silence = seen.answers.silence();
     match (seen.is_busy(), seen.answers.last_version(), &seen.vitals.busy_with) {

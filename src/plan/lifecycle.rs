@@ -24,12 +24,7 @@
 //! Stopping     -> Down, Unwanted
 //! ```
 //!
-//! **A kill needs evidence.** A process that makes progress is not stuck. While a request of the agent's own is open
-//! that changes something, its silence is explained, up to the deadline of that request. After that it is killed when
-//! the kernel says that it is stopped, or when none of its threads (or one of its reactors) has computed, waited for
-//! a CPU or done I/O for [`HealPolicy::unresponsive_after`]. Where it computes and answers nothing, a busy target looks
-//! like a spinning one: that is reported, and it is killed only after [`HealPolicy::kill_unresponsive_after`], and only
-//! where volumes or guests are to be recovered.
+//! The evidence that a kill needs is in `kill`.
 //!
 //! There is no clock and no I/O in here: the caller passes the time, and carries out the action.
 
@@ -37,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::kill::kill_at;
 pub use super::phase::Phase;
 use super::retry::{Failures, Retry};
 use crate::model::observation::{Activity, Observation, Process};
@@ -48,7 +44,7 @@ pub struct State {
     pub phase: Phase,
     /// Failures, and the time of the next attempt.
     pub retry: Retry,
-    /// Number of the observation upon which it was killed last; the next kill needs a newer one.
+    /// Number of the observation on which the last kill was based; the next kill needs a newer observation.
     killed_at: Option<u64>,
 }
 
@@ -64,7 +60,7 @@ pub struct LifecycleRecord {
 pub struct Answered {
     /// Pid; `None` if no process has answered.
     pub pid: Option<u32>,
-    /// Set if it had passed its probation.
+    /// Set if the process had passed its probation.
     pub served: bool,
 }
 
@@ -73,19 +69,21 @@ pub struct Answered {
 pub struct Situation {
     /// Set if the target is desired.
     pub wanted: bool,
-    /// Set if volumes are desired in it or guests were connected: its silence harms somebody.
+    /// Set if volumes are desired in the target: its silence harms their guests.
     pub has_users: bool,
-    /// Set while the task starts it.
+    /// Set while the task starts the target.
     pub bringing_up: bool,
     /// Set while the agent itself stops its process.
     pub stopping: bool,
     /// Set if the task could begin new work.
     pub is_free: bool,
-    /// Set while the agent is starting: what it finds down is started whatever the policy says of later exits.
+    /// Set while the agent is starting: a target that is down is started then, even if [`HealPolicy::enabled`] is not
+    /// set.
     pub at_start: bool,
-    /// Outcome of the last start, once.
+    /// Outcome of the last start, passed to one step only.
     pub attempt: Option<Attempt>,
-    /// End of the grace period in which guests that were just given their volumes must not lose them again.
+    /// End of the grace period after controllers were made, in which the guests that reconnect must not lose them
+    /// again.
     pub grace_until: Option<Instant>,
 }
 
@@ -93,7 +91,7 @@ pub struct Situation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     Failed,
-    /// Says nothing of the target, or what it says is known: start again after this.
+    /// Outcome that says nothing new about the target: start again after this pause.
     After(Duration),
 }
 
@@ -123,7 +121,7 @@ impl State {
     /// Restores what the previous agent recorded.
     pub fn recall(self, remembered: LifecycleRecord, now: Instant) -> State {
         let LifecycleRecord { failures, process: Answered { pid, served } } = remembered;
-        // Whether it still answers is yet to be observed; that it did is known.
+        // The process has answered a previous agent; whether it still does is yet to be observed.
         let phase = match pid {
             Some(pid) => Phase::Unresponsive { pid, since: now, served },
             None => self.phase,
@@ -146,8 +144,8 @@ impl State {
         LifecycleRecord { failures: self.retry.remembers(), process: Answered { pid, served } }
     }
 
-    /// Records a kill on that observation. A process that outlives it (state D, or not the agent's to kill) is given the
-    /// same time again.
+    /// Records a kill that is based on observation `number`. A process that survives the kill (in state D, or in a
+    /// container that the agent did not make) gets the full time again before the next kill.
     fn note_kill(&mut self, number: u64, now: Instant) {
         self.killed_at = Some(number);
         if let Phase::Unresponsive { since, .. } | Phase::Starting { since, .. } = &mut self.phase {
@@ -168,7 +166,7 @@ pub fn step(
     let mut requeue_at = None;
     let mut action = Action::Wait;
     if !situation.wanted {
-        // The record is dropped with it.
+        // The record of a target that is not desired is dropped.
         let state =
             State { phase: Phase::Unwanted, retry: state.retry.forgotten(), killed_at: None };
         return LifecycleStep { state, action, requeue_at };
@@ -244,7 +242,7 @@ pub fn step(
         && let Some(kill_at) = kill_at(&state.phase, seen, situation, policy)
     {
         let kill_at = kill_at.max(situation.grace_until.unwrap_or(kill_at));
-        // What was not observed since then may have made progress meanwhile.
+        // Since the last kill, or until the kill was due, the process may have made progress that no observation shows.
         let is_new = state.killed_at.is_none_or(|number| number < seen.number);
         if kill_at <= now && kill_at <= seen.at && is_new {
             if situation.is_free {
@@ -269,7 +267,7 @@ fn change(pid: u32, seen: &Observation) -> ProcessChange {
     match seen.pid() {
         Some(now) if now != pid => ProcessChange::Gone,
         None if seen.is_gone() => ProcessChange::Gone,
-        // A new agent beside an engine that does not answer: nobody else answers either.
+        // The engine has not answered this agent yet, and nobody answers at the control socket: the process is gone.
         None if seen.answers.is_silent() => ProcessChange::Gone,
         None => ProcessChange::None,
         Some(_) if seen.vitals.activity == Activity::Paused => ProcessChange::Paused,
@@ -296,7 +294,7 @@ fn comes_up(
     let answers = seen.version().is_some();
     let young = matches!(seen.process, Process::Lives { young: true, .. });
     let paused = seen.vitals.activity == Activity::Paused;
-    // What the agent's own start left without ever answering is ended by the next start.
+    // An old process that the agent's own start left, and that never answered, is ended by the next start.
     let spared = answers || young || paused || !failed;
     let comes = situation.bringing_up || seen.pid().is_some() && spared;
     comes.then(|| Phase::Starting { pid: seen.pid(), since: now })
@@ -309,8 +307,8 @@ fn min_ready(retry: &Retry, situation: &Situation, policy: &HealPolicy) -> Durat
     if is_doubtful { policy.min_ready } else { Duration::ZERO }
 }
 
-/// `true` unless an unseen target may be running: one that was not observed yet, or one that only the engine knows
-/// of, as long as its control socket is not silent too.
+/// `true` unless a process may be running that was not observed. The target must have been observed, and either its
+/// process is known, or it is certain that there is none, or its control socket is silent.
 fn may_start(seen: &Observation) -> bool {
     seen.number > 0 && (seen.pid().is_some() || seen.is_gone() || seen.answers.is_silent())
 }
@@ -345,42 +343,6 @@ fn starting(
         (None, _) if pid.is_some() => Phase::Starting { pid, since },
         (None, _) => Phase::Down { due: retry.due().or(Some(now)), failed: false },
     }
-}
-
-/// Time at which a silent process may be killed, as far as is known by now.
-fn kill_at(
-    phase: &Phase,
-    seen: &Observation,
-    situation: &Situation,
-    policy: &HealPolicy,
-) -> Option<Instant> {
-    let (since, heard) = match *phase {
-        Phase::Unresponsive { since, .. } => (since, true),
-        // A process that this agent never heard from may serve its guests, and only have no connection left at its
-        // control socket.
-        Phase::Starting { pid: Some(_), since } if !situation.bringing_up => (since, false),
-        _ => return None,
-    };
-    if !seen.answers.is_silent() || seen.is_busy() {
-        return None;
-    }
-    let timeout = match heard {
-        true => policy.unresponsive_after,
-        false => policy.unresponsive_after.max(policy.clear_after),
-    };
-    match seen.vitals.activity {
-        Activity::Stopped => return Some(since + policy.unresponsive_after),
-        Activity::Paused | Activity::Unknown => return None,
-        Activity::Runs => {}
-    }
-    // Without users, nobody loses anything by its silence.
-    let progress = seen.vitals.progress.filter(|_| situation.has_users)?;
-    // Each sign of progress postpones the kill; a process that answers late is only slow.
-    let stuck = progress.max(since) + timeout;
-    let busy_timeout = policy.kill_unresponsive_after;
-    let heard_at = since.max(seen.vitals.replied.unwrap_or(since));
-    let in_doubt = (heard && !busy_timeout.is_zero()).then(|| heard_at + busy_timeout);
-    Some(in_doubt.map_or(stuck, |at| stuck.min(at)))
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Size of a target's memory, unless it was set.
+//! Memory size of a target for which the request set none.
 //!
 //! ```text
 //! desired volumes ──▶ sized ──▶ the spec that is planned, made and desired
 //! ```
-//! It is chosen when a deploy makes a container. A running target keeps what it has, unless a new one is asked for
-//! and the pages are free; a recovered one is as it was desired.
+//! The size is chosen when a deploy makes a container. A running target keeps its size, unless a new container is
+//! requested and enough pages are free. A recovered target keeps the desired size.
 
 use crate::model::code::Code;
 use crate::model::policy::{MEMORY_STEP_MIB, TargetPolicy, VOLUMES_PER_STEP};
@@ -12,7 +12,7 @@ use crate::model::target::{EnsureOptions, TargetSeen, TargetSpec};
 
 use super::target::TargetPlan;
 
-/// Desired target, with the memory that it gets for so many volumes.
+/// `spec` with the memory that the target gets for `volumes` volumes.
 pub fn sized(
     spec: &TargetSpec,
     options: EnsureOptions,
@@ -62,7 +62,7 @@ mod tests {
         }
     }
 
-    /// A node with so many free pages, and nothing on it.
+    /// Empty node with `free_pages` free pages.
     fn node(free_pages: u64) -> TargetSeen {
         let cpu = Cpu {
             id: 0,
@@ -81,7 +81,7 @@ mod tests {
         }
     }
 
-    /// The same with a container that was made for that size.
+    /// `seen` with a container that was made for `memory_mib`.
     fn with_container(memory_mib: u64, running: bool, seen: TargetSeen) -> TargetSeen {
         let made_for = TargetSpec { memory_by_volumes: false, ..spec(memory_mib) };
         let label = serde_json::to_string(&made_for).unwrap();

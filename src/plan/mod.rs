@@ -14,6 +14,7 @@ mod engine_fixture;
 pub mod guests;
 pub mod health;
 pub mod hugepages;
+mod kill;
 pub mod lifecycle;
 pub mod memory;
 pub mod mounts;

@@ -9,9 +9,9 @@ pub enum Phase {
     Unwanted,
     /// Desired, but without a process.
     Down {
-        /// Time of its start; `None` if it is not to be started.
+        /// Time of the next start; `None` if there is to be none.
         due: Option<Instant>,
-        /// Set if the agent's own start did not lead to an answer: the next start ends what it left.
+        /// Set if the agent's last start led to no answer: the next start ends the process that it left.
         failed: bool,
     },
     /// Being started, or the process lives and has not answered yet.
@@ -20,7 +20,7 @@ pub enum Phase {
         pid: Option<u32>,
         since: Instant,
     },
-    /// Answering; has to do so for a while before it gets volumes.
+    /// Answering, and not yet for long enough to get volumes.
     Probation { pid: u32, since: Instant },
     /// Answering, with its probation passed.
     Serving { pid: u32, since: Instant },
@@ -28,13 +28,13 @@ pub enum Phase {
     Unresponsive {
         pid: u32,
         since: Instant,
-        /// Set if it had passed its probation.
+        /// Set if the process had passed its probation.
         served: bool,
     },
-    /// Cgroup frozen: it can neither answer nor be killed before it is thawed.
+    /// Cgroup frozen: the process can neither answer nor be killed before it is thawed.
     Paused {
         pid: u32,
-        /// Set if it had passed its probation.
+        /// Set if the process had passed its probation.
         served: bool,
     },
     /// Being stopped by the agent itself.

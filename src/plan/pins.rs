@@ -1,4 +1,4 @@
-//! CPUs that others are held to: virtual machines that are pinned, and targets.
+//! CPUs to which virtual machines are pinned or other targets are held.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::model::units::NumaNode;
 /// Most names that a finding lists.
 const MOST_NAMES: usize = 5;
 
-/// Holders of each CPU.
+/// Virtual machines and targets that are held to each CPU, by the number of the CPU.
 #[derive(Debug, Default)]
 pub(super) struct Pins<'a>(BTreeMap<u32, Vec<Pin<'a>>>);
 
@@ -54,8 +54,9 @@ impl<'a> Pins<'a> {
         }
     }
 
-    /// Number of CPUs that the most tightly pinned holder of this CPU's core can run on: the more, the less it is
-    /// harmed. `usize::MAX` if there is none. A CPU that spins takes half of its siblings' power too.
+    /// Number of CPUs available to the most tightly pinned holder of `cpu` or of its siblings; `usize::MAX` if they
+    /// have no holder. The more CPUs the holder has, the less a spinning neighbour harms it. Siblings count, because a
+    /// CPU that spins takes half of their power.
     pub(super) fn room(&self, cpu: &Cpu) -> usize {
         self.beside(cpu).map(|pin| pin.room).min().unwrap_or(usize::MAX)
     }
@@ -70,7 +71,7 @@ impl<'a> Pins<'a> {
         std::iter::once(&cpu.id).chain(others).filter_map(|id| self.0.get(id)).flatten()
     }
 
-    /// Findings on those that share these CPUs or their cores, one for each kind.
+    /// Findings on holders of the `chosen` CPUs or of their siblings: one for virtual machines, one for targets.
     pub(super) fn findings(&self, chosen: &[&Cpu]) -> Vec<Finding> {
         let finding = |kind| {
             let mut names = BTreeSet::new();

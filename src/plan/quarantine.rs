@@ -38,7 +38,7 @@ impl fmt::Display for Exit {
 enum Blame {
     /// Made together with others, or the exit may have another cause.
     Suspect,
-    /// Made alone.
+    /// Made alone when the target went down; with the backoff of the next attempts.
     Culprit(Retry),
 }
 
@@ -97,7 +97,8 @@ impl Quarantine {
         }
     }
 
-    /// Notes that the target went down while the making of these was open. `fresh` is a backoff without failures.
+    /// Records that the target went down while the volumes in `open` were being made. `fresh` is a backoff without
+    /// failures.
     pub fn went_down(
         &mut self,
         open: &BTreeSet<VolumeName>,
@@ -120,7 +121,8 @@ impl Quarantine {
         }
     }
 
-    /// Permission to make a volume; `guests` is set if others would lose their disks.
+    /// Permission to make a volume; `guests` is set if guests use other volumes of the target, and would lose their
+    /// disks.
     pub fn leave(&self, name: &VolumeName, guests: bool, now: Instant) -> CreatePermit {
         match self.0.get(name) {
             None => CreatePermit::Together,
@@ -133,12 +135,12 @@ impl Quarantine {
         }
     }
 
-    /// Acquits a volume that was made, or whose making was refused: the target answered.
+    /// Releases a volume that was made, or whose making was refused: in both cases the target answered.
     pub fn made(&mut self, name: &VolumeName) {
         self.0.remove(name);
     }
 
-    /// Forgets everything: the target is another one, of which its predecessor's exits say nothing.
+    /// Releases all volumes: the target is a new one, about which the exits of its predecessor say nothing.
     pub fn clear(&mut self) {
         self.0.clear();
     }
@@ -148,7 +150,7 @@ impl Quarantine {
         self.0.values().filter(|blame| **blame == Blame::Suspect).count()
     }
 
-    /// `true` if no volume is blamed.
+    /// `true` if no volume is in quarantine.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

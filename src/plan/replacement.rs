@@ -1,4 +1,4 @@
-//! The exchange of a target for another one of its name: the new container is made before the old one is stopped, and
+//! Exchange of a target for a new one of the same name: the new container is made before the old one is stopped, and
 //! the old one is kept until the new one serves with its volumes.
 //!
 //! ```text
@@ -6,8 +6,8 @@
 //! NAME.next      –           new         new          new            –  (renamed)   –              –
 //! NAME.previous  –           –           –            old, ended     old, ended     old, ended     –
 //! ```
-//! The trial is in the desired state before the first of these, and until the last ([`Trial`]): so the old one can
-//! come back from each of them, also by the next agent.
+//! The desired state holds the [`Trial`] from before the first of these steps until after the last one. So the old
+//! target can come back from each of them, also after a restart of the agent.
 
 use std::time::Duration;
 
@@ -22,16 +22,16 @@ use crate::model::target::{TargetName, TargetSeen, TargetSpec, Trial};
 /// Return of a target whose successor does not serve.
 #[derive(Debug, Default, PartialEq)]
 pub struct Return {
-    /// Gives it its name back. Until this is done, it has not come back.
+    /// Steps that give the old container its name back. Until they are done, the target has not come back.
     pub moves: Vec<Step>,
-    /// Starts it: from here on it is a target like any other.
+    /// Steps that start the old container; from here on it is a target like any other.
     pub starts: Vec<Step>,
-    /// Removes the successor.
+    /// Steps that remove the successor.
     pub clears: Vec<Step>,
 }
 
-/// Plans the return of the target that the one on trial has replaced, or was to replace; `None` if it is no longer
-/// there.
+/// Plans the return of the target that the one on trial has replaced, or was to replace; `None` if its container no
+/// longer exists.
 ///
 /// # Errors
 /// `container-not-ours` when somebody else's container has its name.
@@ -53,7 +53,8 @@ pub fn bring_back(
             if !successor.is_of(name) {
                 return Err(not_ours(name.as_str()));
             }
-            // The name is free at once, whatever keeps the engine from removing the container.
+            // The successor is renamed, not removed: the name is free at once, even if the engine cannot remove the
+            // container.
             back.moves.extend(failed.take().iter().flat_map(|it| remove(&next, it)));
             back.moves.extend(stop(name.as_str(), successor));
             back.moves.push(rename(name.as_str(), &successor.id, &next));
@@ -107,11 +108,12 @@ fn remove(name: &str, seen: &ContainerSeen) -> Vec<Step> {
 }
 
 impl TargetPlan {
-    /// Exchanges a running target for a new one, by the steps in `start`.
+    /// Adds the steps that exchange a running target for a new one. `start` has the steps that make and start the new
+    /// one.
     ///
     /// # Errors
-    /// When somebody else's container has a name that is needed for it, or its virtual machines would look for their
-    /// sockets elsewhere.
+    /// When somebody else's container has a name that the exchange needs, or when connected virtual machines would look
+    /// for their sockets in another folder.
     pub(super) fn exchange(
         &mut self,
         spec: &TargetSpec,
@@ -137,7 +139,7 @@ impl TargetPlan {
         }
         let (name, id) = (spec.name.to_string(), old.id.clone());
         let [next, previous] = spec.name.beside();
-        // If that is unknown, guests may wait.
+        // An unknown number of sessions counts as use: guests may wait.
         let is_used = seen.sessions != Some(0) || seen.disconnected > 0;
         self.steps.extend(clear(&spec.name, seen));
         let mut after = Vec::new();

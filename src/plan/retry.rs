@@ -27,17 +27,17 @@ use serde::{Deserialize, Serialize};
 use crate::model::backoff::Backoff;
 use crate::model::policy::HealPolicy;
 
-/// Failures in a row from which on a target is in a crash loop.
+/// Number of failures in a row that makes a crash loop.
 pub const CRASH_LOOP: u32 = 3;
 
-/// Standing of a target between its exits.
+/// State of a target as far as its backoff knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     /// Nothing was noted yet.
     Unknown,
-    /// Serving since then.
+    /// Serving since this time.
     Serving(Instant),
-    /// Down, with the next attempt due then.
+    /// Down, with the next attempt due at this time.
     Down(Instant),
 }
 
@@ -46,11 +46,11 @@ enum Standing {
 pub struct Failures {
     /// Exits and failed attempts.
     pub failures: u32,
-    /// Failures that were followed by a wait: all but an exit out of good standing.
+    /// Failures after which the next attempt had to wait: all but the first one, if that was an exit.
     pub waits: u32,
 }
 
-/// Memory of a target's exits, and the time of its next start.
+/// Backoff of a target: its failures, and the time of its next start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
     policy: HealPolicy,
@@ -58,23 +58,24 @@ pub struct Retry {
     standing: Standing,
     /// Exits and failed attempts since they were last cleared.
     failures: u32,
-    /// Failures that were followed by a wait: all but an exit out of good standing.
+    /// Failures after which the next attempt had to wait: all but the first one, if that was an exit.
     waits: u32,
 }
 
 impl Retry {
-    /// Memory of a target of which nothing is known yet. The seed decides the jitter: same seed, same waits.
+    /// Backoff of a target of which nothing is known yet. `seed` decides the jitter: the same seed gives the same
+    /// waits.
     pub fn new(policy: HealPolicy, seed: u64) -> Retry {
         Retry { policy, seed, standing: Standing::Unknown, failures: 0, waits: 0 }
     }
 
-    /// Restores the failures noted by a previous agent. Whether the target served since then is not known: it has to
-    /// serve for all of `clear_after`, from when it is observed to, before they are cleared.
+    /// Restores the failures noted by a previous agent. It is unknown whether the target has served meanwhile, so the
+    /// failures are cleared only after `clear_after` of service from the first observation of it.
     pub fn recall(self, Failures { failures, waits }: Failures) -> Retry {
         Retry { failures, waits, ..self }
     }
 
-    /// Memory with the same policy and seed, and no failures.
+    /// Backoff with the same policy and seed, and no failures.
     pub fn forgotten(&self) -> Retry {
         Retry::new(self.policy, self.seed)
     }
@@ -84,7 +85,8 @@ impl Retry {
         Failures { failures: self.failures, waits: self.waits }
     }
 
-    /// Time at which all failures are cleared if it goes on serving; `None` if there are none.
+    /// Time at which all failures are cleared if the target goes on serving; `None` without failures or while it does
+    /// not serve.
     pub fn clears(&self) -> Option<Instant> {
         match self.standing {
             Standing::Serving(since) if self.failures > 0 => {
@@ -103,13 +105,14 @@ impl Retry {
         self.down(at, self.failures > 0);
     }
 
-    /// Notes a failed attempt to bring it back. The next one is never due at once, not even without an exit before.
+    /// Notes a failed attempt to bring the target back. The next attempt is never due at once, even without an exit
+    /// before.
     pub fn failed(&mut self, at: Instant) {
         self.passes(at);
         self.down(at, true);
     }
 
-    /// Notes that it serves since then. To be called as often as it is observed serving; the first time counts.
+    /// Notes that the target is observed to serve at the time `at`. Service counts from the first of consecutive calls.
     pub fn serves(&mut self, at: Instant) {
         match self.standing {
             Standing::Serving(_) => self.passes(at),
@@ -138,8 +141,8 @@ impl Retry {
         self.failures
     }
 
-    /// `true` if the next start is on probation before any controller is created in it: it failed more than once
-    /// without `clear_after` of service between.
+    /// `true` if the target has failed more than once without `clear_after` of service between. Its next start is then
+    /// on probation before any controller is created in it.
     pub fn needs_probation(&self) -> bool {
         self.failures > 1
     }
@@ -154,7 +157,7 @@ impl Retry {
         self.failures = self.failures.saturating_add(1);
         self.waits = self.waits.saturating_add(u32::from(waits));
         let wait = if waits { self.wait() } else { Duration::ZERO };
-        // Overflows only with a `most` of ages: then at once is better than never.
+        // Overflows only if `most` is ages; an attempt at once is then better than none.
         self.standing = Standing::Down(at.checked_add(wait).unwrap_or(at));
     }
 

@@ -20,8 +20,8 @@ use crate::model::target::{Drift, EnsureOptions, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 
 /// Shortest time that a target without guests gets to exit by itself. SPDK v26.05 with volumes takes 1.02 s. With
-/// guests that would hang those that reconnect to it meanwhile (packaging/doc/facts.md, "Guests when a target dies"), so
-/// such a target gets `target.stop_grace`.
+/// guests, a long exit would hang those that reconnect meanwhile (packaging/doc/facts.md, "Guests when a target dies"),
+/// so such a target gets `target.stop_grace`.
 const IDLE_GRACE: Duration = Duration::from_secs(3);
 
 /// Steps for a target, with the findings and the drift to report.
@@ -54,7 +54,7 @@ pub fn ensure(
     if let Some(made_for) = &made_for {
         plan.drift = spec.drift(made_for);
     }
-    // Not reported as drift: every target that an older agent made is isolated otherwise.
+    // A difference in isolation is not reported as drift: every target that an older agent made has one.
     let is_isolated = !is_isolated_otherwise(spec, container, seen, policy);
     let is_good = made_for.is_some() && plan.drift.is_empty() && is_isolated && seen.serves();
     let replace = options.recreate && !is_good;
@@ -65,12 +65,12 @@ pub fn ensure(
     if made_for.is_none() && !replace {
         return Err(not_ours(spec));
     }
-    // The old one is removed once the new one can come: an image that cannot be had changes nothing.
+    // The old container is removed only when the new one can be made, so that a missing image changes nothing.
     let mut new = TargetPlan::default();
     new.bring_up(spec, options, seen, policy)?;
     plan.findings.append(&mut new.findings);
     if !replace && !options.anew && new.makes_the_same_as(container, seen) {
-        // A restart keeps what it printed, and is faster.
+        // A restart of the same container keeps its log, and is faster.
         new.steps.retain(|step| !matches!(step, Step::CreateContainer(_)));
         plan.steps.append(&mut new.steps);
         return Ok(plan);
@@ -214,7 +214,7 @@ impl TargetPlan {
         seen: &TargetSeen,
         policy: &TargetPolicy,
     ) -> Result<(), Fault> {
-        // Without a mount for such pages it takes others, or none.
+        // Without a mount for pages of this size, the target takes other pages, or none.
         let pages = seen.huge_dir.as_ref().map_or(0, |_| policy.target.pages(spec));
         let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
         let is_short = |node: &NumaNode| free(node) + seen.returning_pages < pages;
@@ -225,16 +225,16 @@ impl TargetPlan {
             .as_ref()
             .map_or(Ok(()), |chosen| validate_memory(spec, pages, &chosen.nodes, seen));
         let bounds = authorize_bounds(spec, seen, policy);
-        // Nothing is reported of a path or an image that may not be the caller's to name.
+        // A caller that names a path or an image outside of its bounds learns nothing else about it.
         let is_allowed = bounds.is_ok() || options.recovers;
         let place = if is_allowed { validate_place(spec, seen) } else { Ok(()) };
         let doubts: Vec<Fault> =
             [memory, bounds, place].into_iter().filter_map(Result::err).collect();
         let image = image_and_load(spec, seen);
-        // All at once: a caller that mends one finds no other behind it.
+        // All faults are reported at once, so that a caller can mend them together.
         let mut faults: Vec<Fault> = chosen.as_ref().err().cloned().into_iter().collect();
         match options.recovers {
-            // It was accepted when it was new, and its guests wait.
+            // A recovered target was accepted when it was new, and its guests wait: doubts become findings.
             true => self.findings.extend(doubts.into_iter().map(Finding::from)),
             false => faults.extend(doubts),
         }
@@ -286,7 +286,7 @@ fn may_go(spec: &TargetSpec, force: bool, seen: &TargetSeen) -> Result<(), Fault
 /// Time that a target gets to exit by itself.
 pub(super) fn grace(seen: &TargetSeen, policy: &TargetPolicy) -> Duration {
     match (seen.serves(), seen.sessions) {
-        // It would only go on accepting connections that it never serves.
+        // A target that does not serve would only go on accepting connections without serving them.
         (false, _) => Duration::ZERO,
         (true, Some(0)) => policy.target.stop_grace.max(IDLE_GRACE),
         (true, _) => policy.target.stop_grace,

@@ -1,4 +1,4 @@
-//! Targets as tests find them, and what they look for in a plan.
+//! Targets as tests observe them, and lookups in the resulting plans.
 
 use super::target::{TargetPlan, ensure};
 use crate::model::bounds::{Links, ResolvedPath};
@@ -16,7 +16,7 @@ pub(super) fn policy() -> TargetPolicy {
     policy
 }
 
-/// A look that has followed those paths.
+/// Links that an observation has followed, from `paths`: each path with its destination.
 pub(super) fn led(paths: &[(&str, &str)]) -> Links {
     let led = |path: &str| ResolvedPath { path: path.parse().unwrap(), is_block_device: false };
     paths.iter().map(|(path, to)| (path.parse().unwrap(), led(to))).collect()
@@ -57,13 +57,13 @@ pub(super) fn seen() -> TargetSeen {
     }
 }
 
-/// The label of a container that is isolated as the policy says.
+/// Label of a container with the isolation that the policy sets.
 pub(super) fn isolation_label() -> (String, String) {
     let labels = made(&ensured(&spec(), LEAVE, &seen()).unwrap()).labels.clone();
     (ISOLATION_LABEL.to_string(), labels[ISOLATION_LABEL].clone())
 }
 
-/// A container made for `made_for`, or by somebody else.
+/// Observation with a container made for `made_for`; `None` if somebody else made it.
 pub(super) fn with_container(
     made_for: Option<&TargetSpec>,
     running: bool,

@@ -1,4 +1,4 @@
-//! Volumes in a running target: plans that make each serve or take it away, and its status.
+//! Volumes in a running target: plans that make a volume serve or take it away, and the evaluation of its state.
 //!
 //! The bdev comes before its controller, and goes after it. While a session is connected neither is ever
 //! deleted: a target may hang in that for ever, or leave the guest with I/O errors
@@ -15,7 +15,7 @@ use crate::model::volume::{
 /// Plans the steps that make a volume serve.
 ///
 /// # Errors
-/// When something else has its name, or a guest is in the way.
+/// When the bdev is not the wanted one or serves another volume, or when a connected guest prevents a repair.
 pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>, Fault> {
     use VolumeStep::{CreateBdev, CreateController, DeleteController, GiveSocket};
     if let Some(bdev) = &seen.bdev {
@@ -55,11 +55,11 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
     }
 }
 
-/// Refuses volumes that would write to what another one, desired or among them, writes to already; `is_one` decides
-/// whether two ways to name a file mean the same.
+/// Refuses `new` volumes that write to the same file or device as another volume, whether that is desired or in `new`.
+/// `is_one` decides whether two paths name the same file.
 ///
 /// # Errors
-/// `volume-conflict`, with the other one.
+/// `volume-conflict`, with the other volume.
 pub fn one_writer_each(
     target: &TargetName,
     new: &[VolumeSpec],
@@ -90,8 +90,8 @@ pub fn one_writer_each(
     Ok(())
 }
 
-/// Plans the removal of a volume: whatever of it exists, except what existed `before` the request, and a bdev that
-/// somebody else uses, whose guests would get I/O errors from then on.
+/// Plans the removal of a volume: of its controller and its bdev, as far as they exist. Parts that existed `before` the
+/// request stay. A bdev that somebody else uses stays too, because the guests there would get I/O errors.
 ///
 /// # Errors
 /// While a virtual machine is connected.
@@ -110,7 +110,7 @@ pub fn take_away(seen: &VolumeSeen, before: &VolumeSeen) -> Result<Vec<VolumeSte
 pub fn used_by_another(seen: &VolumeSeen) -> Option<Fault> {
     let bdev = seen.bdev.as_ref()?;
     match &seen.served_by_another {
-        // The guest of that one would get I/O errors from then on.
+        // The guest of `other` would get I/O errors from then on.
         Some(other) => Some(in_use(&format!("the controller {other} serves its bdev"))),
         None => bdev.claimed.then(|| in_use("another part of the target uses its bdev")),
     }
@@ -123,7 +123,7 @@ pub fn used_by_another(seen: &VolumeSeen) -> Option<Fault> {
 pub fn may_resize(spec: &VolumeSpec, seen: &VolumeSeen, size_mib: u64) -> Result<(), Fault> {
     let guests = seen.controller.as_ref().is_some_and(|controller| !controller.sessions.is_empty());
     let bytes = seen.bdev.as_ref().map_or(0, |bdev| bdev.bytes);
-    // The size of a file is its own.
+    // A file has its own size, whatever `size_mib` is.
     let is_set = !matches!(spec.backing, Backing::Aio { .. });
     if guests && is_set && size_mib.saturating_mul(1 << 20) < bytes {
         let why = format!(
@@ -139,8 +139,8 @@ fn in_use(why: &str) -> Fault {
     Fault::new(Code::VolumeInUse, text)
 }
 
-/// State of a volume that needs no more steps, and the reason. `unstarted` is set if a session of it has not started
-/// for longer than one takes.
+/// State of a volume that needs no more steps, and the reason. `unstarted` is set if one of its sessions has taken
+/// longer to start than a session takes.
 pub fn evaluate(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
     let state = |state, text: &str| (state, text.to_string());
     match &seen.controller {
@@ -158,7 +158,7 @@ pub fn evaluate(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
     }
 }
 
-/// `true` if a session of it has not begun to start: the sign of a guest that lost its reconnect.
+/// `true` if a session of `controller` has not begun to start, which is the sign of a guest that lost its reconnect.
 pub fn has_unstarted(controller: &ControllerSeen) -> bool {
     controller.sessions.iter().any(|session| !session.started && session.queues == 0)
 }

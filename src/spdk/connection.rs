@@ -1,4 +1,4 @@
-//! Task that owns the connection: it sends queued requests, and routes each reply by id to its caller.
+//! Task that owns the connection to a target: it sends queued requests, and passes each reply to its caller, by id.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,7 +21,7 @@ use super::{
     shortened,
 };
 
-/// Maximum bytes sent together.
+/// Maximum bytes of requests that are sent together.
 const BATCH: usize = 256 * 1024;
 
 /// Request whose reply is pending.
@@ -30,15 +30,16 @@ struct PendingReply {
     reply: oneshot::Sender<Result<RawResult, SpdkError>>,
 }
 
-/// Connects on the first request, and again after a connection ended; ends when its handles are dropped.
+/// Runs the connection: connects on the first request, and again for the first request after a connection has ended.
+/// Ends when all its handles are dropped.
 ///
-/// `heard` receives the connection's facts about the target.
+/// `heard` receives the facts about the target that the connection shows.
 pub(super) async fn run(
     socket: Arc<Path>,
     mut queue: mpsc::Receiver<QueuedRequest>,
     heard: Arc<Heard>,
 ) {
-    // A request that a replaced connection left to the next one.
+    // Request that the previous connection left to the next one.
     let mut left = None;
     loop {
         let first = match left.take() {
@@ -70,7 +71,7 @@ pub(super) async fn run(
     }
 }
 
-/// Pid of the listening process (unix(7), `SO_PEERCRED`); 0 if unknown.
+/// Pid of the process that listens at the other end of `stream` (unix(7), `SO_PEERCRED`); 0 if unknown.
 fn listener(stream: &UnixStream) -> u32 {
     let pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
     pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default()
@@ -79,7 +80,7 @@ fn listener(stream: &UnixStream) -> u32 {
 fn not_connected(socket: &Path, error: io::Error) -> SpdkError {
     let socket = socket.to_path_buf();
     match error.kind() {
-        // connect(2) on a Unix socket: its queue is full.
+        // connect(2) reports this when the listener's queue of connections is full.
         io::ErrorKind::WouldBlock => SpdkError::QueueFull { socket },
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
             SpdkError::Absent { socket, source: Arc::new(error) }
@@ -103,7 +104,7 @@ enum CloseReason {
     Broken(Arc<io::Error>),
     /// The target sent an invalid reply.
     Garbage(String),
-    /// The target stopped within a reply that no caller waits for: the next request needs a new connection.
+    /// The target stopped in the middle of a reply that no caller waits for: this request needs a new connection.
     Stale(QueuedRequest),
     /// Every handle was dropped.
     Done,
@@ -121,11 +122,12 @@ impl Open<'_> {
         self.encode(first, &mut outgoing);
         loop {
             if self.unanswered.len() >= MOST_UNANSWERED {
-                // An unresponsive target must not block further requests: those whose caller timed out are dropped.
+                // Requests whose callers timed out are dropped, so that an unresponsive target does not block further
+                // ones.
                 self.unanswered.retain(|_, waiting| !waiting.reply.is_closed());
                 self.count_questions(0);
             }
-            // Queued requests go out in one piece.
+            // Queued requests are sent together, unless the connection is to be replaced.
             let stale = incoming.is_half() && self.nobody_waits();
             while self.unanswered.len() < MOST_UNANSWERED
                 && outgoing.len() < BATCH
@@ -136,7 +138,7 @@ impl Open<'_> {
             }
             let may_take = self.unanswered.len() < MOST_UNANSWERED && outgoing.is_empty();
             tokio::select! {
-                // Cancel-safe: bytes are either in the buffer or still in the socket.
+                // Cancel-safe: each byte is either in the buffer or still in the socket.
                 read = read.read_buf(incoming.buffer()) => match read {
                     Ok(0) => return broken(io::ErrorKind::UnexpectedEof.into()),
                     Err(e) => return broken(e),
@@ -145,14 +147,14 @@ impl Open<'_> {
                         Err(why) => return CloseReason::Garbage(shortened(why)),
                     },
                 },
-                // Cancel-safe: written bytes are reported, the rest is tried again.
+                // Cancel-safe: `write` reports the bytes written, and the rest is written later.
                 written = self.write.write(&outgoing), if !outgoing.is_empty() => match written {
                     Ok(count) => drop(outgoing.drain(..count)),
                     Err(e) => return broken(e),
                 },
                 // Cancel-safe: a request stays queued.
                 request = queue.recv(), if may_take => match request {
-                    // Checked now: the last caller may have timed out since.
+                    // Checked again here: the last caller may have timed out since the round began.
                     Some(request) if incoming.is_half() && self.nobody_waits() => {
                         return CloseReason::Stale(request);
                     }
@@ -165,7 +167,7 @@ impl Open<'_> {
 
     fn encode(&mut self, request: QueuedRequest, outgoing: &mut Vec<u8>) {
         let QueuedRequest { method, params, reply } = request;
-        // Its caller timed out before it could be sent.
+        // The caller timed out before the request could be sent.
         if reply.is_closed() {
             return;
         }
@@ -186,8 +188,8 @@ impl Open<'_> {
         self.unanswered.insert(id, PendingReply { method, reply });
     }
 
-    /// Counts the open version requests that were sent after the answered one: they are answered in order, and a
-    /// skipped one is lost.
+    /// Counts the open version requests with an id above `answered`. A target answers them in order, so a request that
+    /// it skipped is lost.
     fn count_questions(&self, answered: u64) {
         let is_open = |(id, waiting): &(&u64, &PendingReply)| {
             **id > answered && waiting.method == GET_VERSION
@@ -201,7 +203,8 @@ impl Open<'_> {
     }
 
     fn deliver(&mut self, reply: Reply) {
-        // A reply that no request matches: late, or not to this client. Its caller has a deadline of its own.
+        // No request matches this reply: it is late, or not for this client. If there was a caller, it has a deadline
+        // of its own.
         let id = reply.id.as_u64().unwrap_or_default();
         let Some(waiting) = self.unanswered.remove(&id) else {
             tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");

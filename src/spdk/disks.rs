@@ -16,15 +16,15 @@ pub struct Bdev {
     pub block_size: u64,
     /// Size in blocks.
     pub num_blocks: u64,
-    /// File or volume with its data, if the target reports one.
+    /// Path of the file or volume with the data, if the target reports one.
     #[serde(rename = "driver_specific", default, deserialize_with = "file_of")]
     pub file: Option<String>,
-    /// Set if a module of the target has exclusive use of it; vhost and iSCSI do without.
+    /// Set if a module of the target has exclusive use of the bdev; vhost and iSCSI do not claim it.
     #[serde(default)]
     pub claimed: bool,
 }
 
-/// Reads the file from `{"<module>": {"filename": …}}`; modules that keep their blocks elsewhere have none.
+/// Reads the path from `{"<module>": {"filename": …}}`, or `file` in its place; `None` for modules without a file.
 fn file_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let specific = Value::deserialize(deserializer)?;
     let modules = specific.as_object().map(|modules| modules.values().collect::<Vec<_>>());
@@ -39,13 +39,13 @@ fn file_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>,
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Controller {
     pub ctrlr: String,
-    /// Path of its socket; empty if the target does not report it.
+    /// Path of the controller's socket; empty if the target does not report it.
     #[serde(default)]
     pub socket: String,
-    /// Connected guests.
+    /// Sessions of the connected guests.
     #[serde(default)]
     pub sessions: Vec<Session>,
-    /// Disks that it serves.
+    /// Disks that the controller serves.
     #[serde(default)]
     pub backend_specific: Backend,
 }
@@ -61,23 +61,22 @@ pub struct Backend {
     pub scsi: Vec<Luns>,
 }
 
-/// SCSI device of a controller, or iSCSI node.
+/// SCSI device of a controller, or iSCSI target node, with its logical units.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Luns {
     /// Name of an iSCSI node; empty for a SCSI device.
     #[serde(default)]
     pub name: String,
-    /// Logical units.
     #[serde(default)]
     pub luns: Vec<ExportedBdev>,
 }
 
-/// Exported bdev.
+/// Bdev that is exported as a logical unit or as a device of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ExportedBdev {
     #[serde(default)]
     pub bdev_name: String,
-    /// Path of the kernel's device, if it is one.
+    /// Path of the kernel's device (NBD or ublk); empty for a logical unit.
     #[serde(default, alias = "nbd_device", alias = "ublk_device")]
     pub device: String,
 }
@@ -85,7 +84,7 @@ pub struct ExportedBdev {
 /// Disk of a vhost-blk controller.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Block {
-    /// Name of its bdev; `None` once that was deleted under it.
+    /// Name of the disk's bdev; `None` once the bdev was deleted while the controller exists.
     #[serde(default)]
     pub bdev: Option<String>,
     /// Set if guests may not write.
@@ -96,19 +95,19 @@ pub struct Block {
 /// Connection of a virtual machine to a controller.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Session {
-    /// Set while its queues run.
+    /// Set while the session's queues run.
     #[serde(default)]
     pub started: bool,
-    /// Number of its queues.
+    /// Number of the session's queues.
     #[serde(default)]
     pub max_queues: u64,
-    /// Requests in flight.
+    /// Number of requests in flight.
     #[serde(default)]
     pub inflight_task_cnt: u64,
 }
 
 impl Spdk {
-    /// Lists its block devices.
+    /// Lists the target's block devices.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -116,7 +115,7 @@ impl Spdk {
         self.typed("bdev_get_bdevs", None, within).await
     }
 
-    /// Reads one of its block devices, if it exists.
+    /// Reads the block device `name`; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -126,7 +125,7 @@ impl Spdk {
         if_found(one)
     }
 
-    /// Creates the block device of a volume.
+    /// Creates the block device `bdev` of a volume.
     ///
     /// # Errors
     /// See [`Spdk::call`]; [`SpdkError::is_exists`] when the name is taken.
@@ -140,7 +139,7 @@ impl Spdk {
         self.change(method, params, within).await.map(drop)
     }
 
-    /// Deletes the block device of a volume. Never one that a controller uses: its guest gets I/O errors.
+    /// Deletes the block device `bdev` of a volume. No controller may use it: its guest would get I/O errors.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -160,10 +159,10 @@ impl Spdk {
         self.change(method, json!({"name": bdev}), within).await.map(drop)
     }
 
-    /// Resizes the block device of a volume; a connected guest sees it.
+    /// Resizes the block device `bdev` of a volume; a connected guest sees the new size.
     ///
     /// # Errors
-    /// See [`Spdk::call`]; [`SpdkError::is_unknown_method`] where its kind cannot be resized.
+    /// See [`Spdk::call`]; [`SpdkError::is_unknown_method`] when the target cannot resize block devices of that kind.
     pub async fn resize_bdev(
         &self,
         bdev: &str,
@@ -174,7 +173,7 @@ impl Spdk {
         let sized = json!({"name": bdev, "new_size": size_mib});
         let (method, params): (Method, Value) = match backing {
             Backing::Zbs { .. } => ("bdev_zbs_resize".into(), sized),
-            // Its size is that of its file, which the target cannot change.
+            // An AIO bdev takes its size from its file, which the target cannot change.
             Backing::Aio { .. } => ("bdev_aio_rescan".into(), json!({"name": bdev})),
             Backing::Malloc { .. } => ("bdev_malloc_resize".into(), sized),
             Backing::Raw { method, .. } => (with_end(method, "_resize").into(), sized),
@@ -182,7 +181,7 @@ impl Spdk {
         self.change(method, params, within).await.map(drop)
     }
 
-    /// Lists its vhost controllers with their sessions.
+    /// Lists the target's vhost controllers with their sessions.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -190,10 +189,11 @@ impl Spdk {
         self.typed("vhost_get_controllers", None, within).await
     }
 
-    /// Lists the bdevs that are served by other means than vhost, with their users: iSCSI, and devices of the kernel.
+    /// Lists the bdevs that are exported by other means than vhost, each with its user: an iSCSI target node, or a
+    /// device of the kernel (NBD, ublk).
     ///
     /// # Errors
-    /// See [`Spdk::call`]; no error for a module that the target was built without.
+    /// See [`Spdk::call`]. A module that the target was built without counts as empty.
     pub async fn served_elsewhere(
         &self,
         within: Duration,
@@ -215,7 +215,7 @@ impl Spdk {
         Ok(served)
     }
 
-    /// Reads one of its vhost controllers, if it exists.
+    /// Reads the vhost controller `name`; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -229,10 +229,10 @@ impl Spdk {
         if_found(one)
     }
 
-    /// Creates a vhost-blk controller on a block device; its socket gets its name.
+    /// Creates the vhost-blk controller `name` on the block device `bdev`; its socket gets the same name.
     ///
-    /// The name is used as it is: SPDK unlinks any socket at that path, truncates long names and follows `..`, so the
-    /// caller must have validated it.
+    /// The caller must have validated `name`: SPDK unlinks any socket at that path, truncates long names and follows
+    /// `..`.
     ///
     /// # Errors
     /// See [`Spdk::call`]; [`SpdkError::is_exists`] when the name is taken.
@@ -251,7 +251,7 @@ impl Spdk {
         self.change("vhost_create_blk_controller", params, within).await.map(drop)
     }
 
-    /// Deletes a controller. Never one with a session: a target may then hang for ever.
+    /// Deletes the controller `name`. It must have no session: otherwise the target may hang for ever.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -260,7 +260,7 @@ impl Spdk {
     }
 }
 
-/// Method that creates a bdev, and its parameters.
+/// Method that creates the bdev of `backing`, and its parameters.
 fn creation(bdev: &str, backing: &Backing) -> (Method, Value) {
     match backing {
         Backing::Zbs { path } => {
@@ -286,13 +286,13 @@ fn creation(bdev: &str, backing: &Backing) -> (Method, Value) {
     }
 }
 
-/// Replaces the suffix of `bdev_x_create`.
+/// Replaces the suffix `_create` or `_attach_controller` of `method` by `end`.
 fn with_end(method: &str, end: &str) -> String {
     let kind = method.strip_suffix("_create").or_else(|| method.strip_suffix("_attach_controller"));
     format!("{}{end}", kind.unwrap_or(method))
 }
 
-/// First and only element, or `None` if the target reports that there is none of that name.
+/// First and only element of `one`; `None` if the target reports that the object does not exist.
 fn if_found<T>(one: Result<Vec<T>, SpdkError>) -> Result<Option<T>, SpdkError> {
     match one {
         Ok(one) => Ok(one.into_iter().next()),
@@ -301,7 +301,8 @@ fn if_found<T>(one: Result<Vec<T>, SpdkError>) -> Result<Option<T>, SpdkError> {
     }
 }
 
-/// Complete list, or an empty one if the target was built without the module, or has not started it.
+/// List in `all`, or an empty one if the target refused the call: it was built without the module, or has not started
+/// it.
 fn if_known<T>(all: Result<Vec<T>, SpdkError>) -> Result<Vec<T>, SpdkError> {
     match all {
         Err(SpdkError::Refused { .. }) => Ok(Vec::new()),

@@ -1,5 +1,5 @@
-//! RPC methods that report a target's state, one typed function for each; those for its disks are in `disks`. Members
-//! that a target adds are ignored; members that it lacks make the answer [`SpdkError::Garbage`].
+//! RPC methods that report a target's state, with one typed function for each; `disks` has those for block devices.
+//! Members that a target adds to an answer are ignored. If one is missing, the answer is [`SpdkError::Garbage`].
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Spdk, SpdkError, shortened};
 
-/// First method of each health probe.
+/// Method that each health probe calls first.
 pub(super) const GET_VERSION: &str = "spdk_get_version";
 
 /// Result of `spdk_get_version`.
@@ -20,7 +20,7 @@ pub struct Version {
 }
 
 impl Spdk {
-    /// Reads its version: an answer means that the control socket is served.
+    /// Reads the target's version. An answer means that the control socket is served.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -29,7 +29,8 @@ impl Spdk {
         Ok(Version { version: shortened(version) })
     }
 
-    /// Returns when its start has ended: from then on it serves. A target without the method counts as started.
+    /// Waits until the target's start has ended: from then on it serves. A target without this method counts as
+    /// started.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -40,7 +41,8 @@ impl Spdk {
         }
     }
 
-    /// Reads the version of a target whose start has ended: the control socket is served earlier than the disks.
+    /// Reads the version of a target, after waiting until its start has ended: the control socket is served earlier
+    /// than the disks.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -50,7 +52,8 @@ impl Spdk {
         started.map(|()| version)
     }
 
-    /// Counts its reactors. Each has to run an event for that: a reply means that none is unresponsive.
+    /// Counts the target's reactors. Each has to run an event for the answer, so an answer means that none is
+    /// unresponsive.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -63,7 +66,7 @@ impl Spdk {
         Ok(answer.reactors.len())
     }
 
-    /// Lists the methods that it offers now.
+    /// Lists the methods that the target offers now.
     ///
     /// # Errors
     /// See [`Spdk::call`].

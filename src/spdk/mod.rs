@@ -1,12 +1,13 @@
-//! Client for a target's control socket: JSON-RPC 2.0 in SPDK's dialect.
+//! Client of a target's control socket: JSON-RPC 2.0 as SPDK speaks it.
 //!
 //! ```text
 //! Spdk (handle) ──request──▶ connection task ──bytes──▶ socket
 //!        ◀──reply by id──          │ one connection, kept; many requests in flight at once
 //! ```
 //!
-//! A target answers from a poller that runs every 4 ms, so one connection is kept and requests are pipelined.
-//! [`methods`] has one typed function for each method. The health of a target is evaluated elsewhere.
+//! A target reads requests in a poller that runs every 4 ms. So one connection is kept, and many requests are sent
+//! without waiting for replies. [`methods`] has one typed function for each method. The health of a target is evaluated
+//! elsewhere.
 
 mod connection;
 pub mod disks;
@@ -27,13 +28,13 @@ use tokio::time::{timeout, timeout_at};
 
 use self::methods::GET_VERSION;
 
-/// Name of a method: one of the agent's own, or one that an operator configured.
+/// Name of a method: one that the agent knows, or one that an operator configured.
 pub type Method = Cow<'static, str>;
 
 /// Maximum requests in flight to one target.
 const MOST_UNANSWERED: usize = 1024;
-/// Maximum bytes of one request. One that fills the target's receive buffer makes it close the connection, with
-/// everything pending on it: 32 KiB in older releases of SPDK, 256 KiB in newer ones.
+/// Maximum bytes of one request. A request that fills the target's receive buffer (32 KiB in older releases of SPDK,
+/// 256 KiB in newer ones) makes the target close the connection, and everything pending on it is lost.
 const MOST_BYTES: usize = 32 * 1024 - 1;
 
 /// Maximum characters kept of a target's message.
@@ -42,10 +43,10 @@ const MOST_WORDS: usize = 300;
 /// Failure of a call to a target.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpdkError {
-    /// No process listens.
+    /// No process listens at the control socket.
     #[error("nobody listens on {socket}: the target does not run, or has another control socket")]
     Absent { socket: PathBuf, source: Arc<std::io::Error> },
-    /// The connection failed for another reason, so that it is unknown whether a process listens.
+    /// The connection failed for another reason: a process may listen, or not.
     #[error("cannot connect to {socket}")]
     Unreachable { socket: PathBuf, source: Arc<std::io::Error> },
     /// A process listens, but its queue of connections is full.
@@ -56,7 +57,7 @@ pub enum SpdkError {
     /// The connection broke before the answer arrived.
     #[error("the target at {socket} closed the connection before it answered {method}")]
     Broken { socket: PathBuf, method: Method, source: Arc<std::io::Error> },
-    /// No answer in time: a target that is unresponsive, overloaded or still starting.
+    /// No answer came in time: the target is unresponsive, overloaded or still starting.
     #[error("the target at {socket} did not answer {method} within {within:?}")]
     Timeout { socket: PathBuf, method: Method, within: Duration },
     /// The target answered with an error.
@@ -76,16 +77,17 @@ pub enum SpdkError {
     Garbage {
         socket: PathBuf,
         method: Method,
-        /// Reason why it is invalid.
+        /// Reason why the answer is invalid.
         why: String,
     },
-    /// Too many requests are in flight already, or one is too large.
+    /// The request was not sent: too many are in flight already, or it is too large.
     #[error("{method} was not sent to {socket}: {why}")]
     NotSent { socket: PathBuf, method: Method, why: &'static str },
 }
 
 impl SpdkError {
-    /// `true` if the target reports that a bdev or controller does not exist: one cause, several codes.
+    /// `true` if the target reports that a bdev or controller does not exist. The message is compared, because the
+    /// codes differ between methods.
     pub fn is_not_found(&self) -> bool {
         self.says("No such device")
     }
@@ -95,7 +97,8 @@ impl SpdkError {
         self.says("File exists")
     }
 
-    /// `true` if the target itself refused; after any other error it may have carried out the call, or not.
+    /// `true` if the call was refused or never sent, so that it was certainly not carried out. After any other error it
+    /// may have been.
     pub fn is_refusal(&self) -> bool {
         matches!(self, SpdkError::Refused { .. } | SpdkError::NotSent { .. })
     }
@@ -112,8 +115,8 @@ impl SpdkError {
         self.says("Device or resource busy")
     }
 
-    /// `true` if the target could not create a controller for lack of memory or descriptors, or of a path for its
-    /// socket.
+    /// `true` if the target could not create a controller: it lacks memory or descriptors, or the path of the socket is
+    /// not usable.
     pub fn is_exhausted(&self) -> bool {
         /// JSON-RPC code for parameters that cannot be satisfied.
         const INVALID_PARAMS: i64 = -32602;
@@ -126,7 +129,7 @@ impl SpdkError {
     }
 }
 
-/// Truncates a target's message to the length that is kept: it ends up in answers and logs.
+/// Truncates a target's message to [`MOST_WORDS`] characters, because it ends up in answers and logs.
 fn shortened(mut words: String) -> String {
     if let Some((at, _)) = words.char_indices().nth(MOST_WORDS) {
         words.truncate(at);
@@ -135,10 +138,10 @@ fn shortened(mut words: String) -> String {
     words
 }
 
-/// Unparsed result; the caller deserializes it.
+/// Result of a call as unparsed JSON; the caller deserializes it.
 pub type RawResult = Box<RawValue>;
 
-/// Request on its way to the connection.
+/// Request that is queued for the connection task.
 #[derive(Debug)]
 struct QueuedRequest {
     method: Method,
@@ -151,34 +154,34 @@ struct QueuedRequest {
 pub struct Spdk {
     socket: Arc<Path>,
     requests: mpsc::Sender<QueuedRequest>,
-    /// Facts about the target from its connection.
+    /// Facts about the target that the connection shows.
     heard: Arc<Heard>,
-    /// Registry of open requests that change something.
+    /// Registry of open requests that change something on the target.
     changes: OpenChanges,
 }
 
 /// Facts about the target at the other end of a connection.
 #[derive(Debug, Default)]
 struct Heard {
-    /// Pid of the listening process while connected; else 0.
+    /// Pid of the process that listens, while connected; otherwise 0.
     peer: AtomicU32,
-    /// Time of the last reply whose caller had timed out.
+    /// Time of the last reply that came after its caller had timed out.
     late_reply: Mutex<Option<Instant>>,
-    /// Version requests open at the other end, whether a caller still waits or not.
+    /// Version requests that the target has not answered, whether a caller still waits or not.
     questions: watch::Sender<Questions>,
 }
 
 /// Open requests for a target's version.
 #[derive(Debug, Clone, Copy, Default)]
 struct Questions {
-    /// Number of requests since the last answered one.
+    /// Number of requests sent since the last one that was answered.
     open: u32,
     /// Time of the last request.
     sent: Option<Instant>,
 }
 
 impl Spdk {
-    /// Client for the control socket at `socket`, connected when it is first needed.
+    /// Client of the control socket at `socket`, which connects when first needed.
     pub fn new(socket: impl Into<PathBuf>) -> Spdk {
         Spdk::noting(socket.into(), OpenChanges::default())
     }
@@ -191,25 +194,28 @@ impl Spdk {
         Spdk { socket, requests, heard, changes }
     }
 
-    /// Time of the last reply whose caller had timed out: the sign of a target that is only slow.
+    /// Time of the last reply that came after its caller had timed out; such replies are the sign of a target that is
+    /// only slow.
     pub fn late_reply(&self) -> Option<Instant> {
         *self.heard.late_reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits, within that time, until another version request is permitted, which is counted then.
+    /// Waits, at most `within`, until another version request is permitted, and counts that request as open.
     ///
-    /// With that many requests open, a slow target must not be queried faster than it answers, and one that has lost
-    /// them must be queried again: the more are open, the later.
+    /// A request is permitted if fewer than `most` are open, so that a slow target is not queried faster than it
+    /// answers. Otherwise it is permitted once `within` times the number of open requests has passed since the last
+    /// one, because the target may have lost them.
     ///
     /// # Errors
-    /// [`SpdkError::Timeout`] when it answers none of them.
+    /// [`SpdkError::Timeout`] when no request was permitted within `within`.
     pub async fn takes_questions(&self, most: u32, within: Duration) -> Result<(), SpdkError> {
         let mut questions = self.heard.questions.subscribe();
         let deadline = Instant::now() + within;
         loop {
             let now = Instant::now();
             let again = |it: &Questions| it.sent.map_or(now, |sent| sent + within * it.open);
-            // Reserved atomically: of all waiting callers only as many proceed as there is room for.
+            // Check and count are one atomic step, so that of all waiting callers only as many proceed as are
+            // permitted.
             let takes = self.heard.questions.send_if_modified(|it| {
                 let takes = it.open < most || again(it) <= now;
                 if takes {
@@ -225,13 +231,13 @@ impl Spdk {
                 return Err(SpdkError::Timeout { socket, method, within });
             }
             let next = again(&questions.borrow_and_update()).min(deadline);
-            // Cancel-safe: an unobserved change stays new.
+            // Cancel-safe: a change that was not observed stays marked as new.
             let _ = timeout_at(next.into(), questions.changed()).await;
         }
     }
 
-    /// Calls a method that changes something, and registers it while it is open ([`Sockets::open_change`]): the
-    /// target may answer nothing else meanwhile.
+    /// Calls a method that changes something, and registers the call while it is open ([`Sockets::open_change`]): the
+    /// target may answer nothing else during it.
     ///
     /// # Errors
     /// See [`Spdk::call`].
@@ -246,7 +252,7 @@ impl Spdk {
         self.call(method, Some(params), within).await
     }
 
-    /// Pid of the listening process, as long as there is a connection to it.
+    /// Pid of the process that listens; `None` without a connection to it.
     pub fn peer(&self) -> Option<u32> {
         Some(self.heard.peer.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
     }
@@ -256,13 +262,13 @@ impl Spdk {
         &self.socket
     }
 
-    /// Calls a method and waits for its result. Concurrent calls are sent together.
+    /// Calls a method and waits for its result, at most `within`. Concurrent calls are sent together.
     ///
-    /// `params` must be `None` for a method without parameters: some refuse an empty object.
+    /// `params` must be `None` for a method without parameters: some methods refuse an empty object.
     ///
     /// # Errors
     /// Each kind of [`SpdkError`]. After [`SpdkError::Timeout`] and [`SpdkError::Broken`] the target may have carried
-    /// it out, or may do so later.
+    /// out the call, or may do so later.
     pub async fn call(
         &self,
         method: impl Into<Method>,
@@ -289,21 +295,21 @@ impl Spdk {
     }
 }
 
-/// Unanswered request that changes something.
+/// Request that changes something and is not answered yet, with its deadline.
 #[derive(Debug, Clone)]
 pub struct OpenChange {
     pub method: Method,
     pub until: Instant,
 }
 
-/// Open requests that change something, by control socket; clones share one registry.
+/// Open requests that change something, for each control socket; clones share one registry.
 #[derive(Debug, Clone, Default)]
 struct OpenChanges(Arc<Mutex<BySocket>>);
 
-/// Numbered requests of each socket, in the order in which they were opened.
+/// Numbered open requests of each control socket, in the order in which they were sent.
 type BySocket = BTreeMap<PathBuf, Vec<(u64, OpenChange)>>;
 
-/// Registration of an open request, removed when dropped.
+/// Registration of an open request; dropping it removes the request from the registry.
 struct OpenRequest<'a> {
     changes: &'a OpenChanges,
     socket: &'a Path,
@@ -332,7 +338,7 @@ impl Drop for OpenRequest<'_> {
     }
 }
 
-/// Clients of the used control sockets, with their connections.
+/// Clients of all control sockets in use, each with its connection.
 #[derive(Debug, Clone, Default)]
 pub struct Sockets {
     known: Arc<Mutex<BTreeMap<PathBuf, Spdk>>>,
@@ -340,10 +346,11 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Maximum number of clients kept; a node has a few targets.
+    /// Maximum number of clients kept; a node has only a few targets.
     const MOST: usize = 64;
 
-    /// Same registry with connections of its own, so that probes do not wait behind requests that change something.
+    /// Clients with connections of their own and the same registry of open changes: probes over them do not wait behind
+    /// requests that change something.
     pub fn apart(&self) -> Sockets {
         Sockets { known: Arc::default(), changes: self.changes.clone() }
     }
@@ -358,7 +365,8 @@ impl Sockets {
         known.entry(path.to_owned()).or_insert_with(make).clone()
     }
 
-    /// The agent's own request on that socket that changes something and has the latest deadline.
+    /// Open request of the agent that changes something on the target at `path`; of several the one with the latest
+    /// deadline.
     pub fn open_change(&self, path: &Path) -> Option<OpenChange> {
         let open = self.changes.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_socket = open.get(path)?.iter().map(|(_, change)| change);

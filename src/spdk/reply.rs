@@ -1,25 +1,25 @@
-//! Splits a stream without frames into replies: a reply ends with a newline, but may contain some, and may arrive in
-//! any pieces.
+//! Splitter of a target's byte stream into replies. A reply ends with a newline but may contain some, and may arrive in
+//! pieces of any size.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::RawResult;
 
-/// Maximum bytes of a reply, more than any target sends: some thousand bdevs take 32 MiB.
+/// Maximum bytes of a reply, more than any target sends: the list of some thousand bdevs takes 32 MiB.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// Minimum free space for the next bytes: many short answers come together.
+/// Minimum free space for the next read, in bytes: many short replies arrive together.
 const ROOM: usize = 8 * 1024;
-/// Maximum capacity that an empty buffer keeps.
+/// Maximum capacity that an empty buffer keeps, in bytes.
 const KEPT_BYTES: usize = 1024 * 1024;
 
 /// Reply of a target.
 #[derive(Debug, Deserialize)]
 pub struct Reply {
-    /// Id of the request; null if the target could not read it.
+    /// Id of the request; null if the target could not read the request.
     #[serde(default)]
     pub id: Value,
-    /// Result of the call; a `null` result is absent here.
+    /// Result of the call; `None` also if it is `null`.
     #[serde(default)]
     pub result: Option<RawResult>,
     /// Error of the target, if it refused.
@@ -38,34 +38,34 @@ pub struct ReplyError {
     pub message: String,
 }
 
-/// Received bytes that are not parsed yet. Each byte is scanned once, however many arrive.
+/// Received bytes that do not form a complete reply yet. Each byte is scanned once, in however many pieces it arrives.
 #[derive(Debug, Default)]
 pub struct ReplyBuffer {
     bytes: Vec<u8>,
-    /// Number of scanned bytes at the front.
+    /// Number of bytes at the front that are scanned already.
     scanned: usize,
-    /// Nesting depth of open objects and arrays there.
+    /// Number of objects and arrays that are open after the scanned bytes.
     depth: usize,
     in_string: bool,
     escaped: bool,
 }
 
 impl ReplyBuffer {
-    /// Buffer for the next bytes.
+    /// Buffer with free space, to which the next bytes are appended.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         self.bytes.reserve(ROOM);
         &mut self.bytes
     }
 
-    /// `true` if a reply is incomplete.
+    /// `true` if the scanned bytes end within a reply.
     pub fn is_half(&self) -> bool {
         self.depth > 0
     }
 
-    /// Passes the complete replies received so far to `deliver`.
+    /// Passes each complete reply received so far to `deliver`.
     ///
     /// # Errors
-    /// The fault in the stream, which is unusable from there on.
+    /// The fault in the stream, as text; no reply can be read from the stream any more.
     pub fn replies(&mut self, mut deliver: impl FnMut(Reply)) -> Result<(), String> {
         let mut begin = 0;
         while let Some(byte) = self.bytes.get(self.scanned).copied() {
@@ -96,7 +96,7 @@ impl ReplyBuffer {
             (true, _) if self.escaped => self.escaped = false,
             (true, b'\\') => self.escaped = true,
             (true, b'"') => self.in_string = false,
-            // Half a reply, and then another one.
+            // A newline in a string means that a reply was cut off and another one follows.
             (true, b'\n') => return Err("a line ends within a string".to_string()),
             (true, _) => {}
             (false, b'{') => self.depth += 1,

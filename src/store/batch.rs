@@ -1,4 +1,5 @@
-//! Batches of values: each in a file of its own, all synced together for the price of few.
+//! Writes and removals of many values at once: each value has its own file, and the files of a batch are synced in
+//! parallel, which takes little longer than to sync a few.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

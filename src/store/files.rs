@@ -13,9 +13,11 @@ const SYNCS: usize = 16;
 /// Prefix of the names of files that are not whole yet.
 const TEMPORARY: &str = ".vhost-agent-";
 
-/// Replaces a file by a temporary one beside it and a rename, synced as `durability` asks.
+/// Replaces a file: writes a temporary one beside it, and renames that. With [`Durability::Disk`], file and folder are
+/// synced.
 ///
 /// # Errors
+/// Any I/O error of the file system.
 pub fn replace_file(
     path: &Path,
     bytes: &[u8],
@@ -42,8 +44,8 @@ pub fn make_folder(file: &Path) -> io::Result<()> {
     file.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// Opens a file for appending, also after somebody has truncated it; only its owner and group may read
-/// a new one.
+/// Opens a file for appending; writes go to its end also after somebody has truncated it. A new file gets the mode
+/// 0640.
 ///
 /// # Errors
 /// Any I/O error of the file system.
@@ -51,7 +53,7 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
     let is_new = !path.exists();
     let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
     if is_new {
-        // The umask applied to the mode above.
+        // The umask may have removed bits of the mode above.
         file.set_permissions(fs::Permissions::from_mode(0o640))?;
     }
     Ok(file)
@@ -69,7 +71,7 @@ pub(super) fn beside(
         .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(bytes)?;
-    // The umask applied to the mode above.
+    // The umask may have removed bits of the mode above.
     file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
     if let Some((uid, gid)) = owner {
         chown(file.path(), Some(uid), Some(gid))?;
@@ -115,7 +117,7 @@ pub(super) fn sweep(path: &Path) -> Result<(), StoreError> {
     take_back(&files)
 }
 
-/// Reads at most `most` bytes of a file that somebody named.
+/// Reads at most the first `most` bytes of a file, which may be of any size.
 ///
 /// # Errors
 /// [`StoreError::Read`].
@@ -126,8 +128,8 @@ pub fn read_some(path: &Path, most: u64) -> Result<Vec<u8>, StoreError> {
     Ok(bytes)
 }
 
-/// Syncs files in parallel: one after the other, each waits for a commit of the journal; together they
-/// share few.
+/// Syncs files in parallel. One after the other, each would wait for a commit of the file system's journal; together
+/// they share a few commits.
 pub(super) fn sync_together(made: &[(tempfile::NamedTempFile, PathBuf)]) -> Result<(), StoreError> {
     let sync = |files: &[(tempfile::NamedTempFile, PathBuf)]| {
         files.iter().try_for_each(|(file, path)| {

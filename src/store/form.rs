@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! {"version": 1, "spec": …}       the members of an object are beside the version,
-//! {"version": 1, "value": [ … ]}  anything else, and an object with such members of its own, under it
+//! {"version": 1, "value": [ … ]}  anything else is under "value", and so is an object that has one of these members
 //! ```
-//! Files of agents that wrote no version are read all the same.
+//! Files without a version, from older agents, are read too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,11 @@ use super::StoreError;
 
 /// Version of the form, the same for all files.
 pub const VERSION: u64 = 1;
-/// Member with the version.
+/// Name of the member that holds the version.
 const MEMBER: &str = "version";
-/// Member for a value that cannot be beside the version.
+/// Name of the member that holds a value that cannot be beside the version.
 const VALUE: &str = "value";
-/// Infix between the name of a file that was set aside and its newer version.
+/// Text between the name of a file that was set aside for its newer version, and that version.
 const NEWER: &str = ".version-";
 
 #[derive(Serialize)]
@@ -38,10 +38,10 @@ enum Form<'a> {
     },
 }
 
-/// Cause for which a file cannot be used.
+/// Reason for which a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// Version of a newer agent.
+    /// Version that only a newer agent knows.
     #[error("is of version {0}, and this agent knows {VERSION}")]
     Newer(u64),
     /// Not JSON, or not of the expected type.
@@ -77,7 +77,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unusable> {
 /// # Errors
 /// [`Unusable::Newer`].
 pub fn content(mut file: Value) -> Result<Value, Unusable> {
-    // A version that is no number belongs to the value, in a file from before files had one.
+    // A file without a numeric version is from before files had one; a `version` of another type is part of the value.
     let Some(version) = file.get(MEMBER).and_then(Value::as_u64) else { return Ok(file) };
     if version > VERSION {
         return Err(Unusable::Newer(version));
@@ -105,8 +105,8 @@ fn name_before(path: &Path) -> Option<(PathBuf, u64)> {
     Some((path.with_file_name(name), version.parse().ok()?))
 }
 
-/// Restores those of these files of one folder that an older agent set aside for a version that this one
-/// knows. The newest of one name is restored; the others stay, as does one whose name is in use again.
+/// Restores the `files` of one folder that an older agent set aside for a version that this agent knows. Of several
+/// with the same name, the newest is restored. The others stay, and so does a file whose name is in use again.
 pub(super) fn take_back(files: &[PathBuf]) -> Result<(), StoreError> {
     let mut aside: Vec<(PathBuf, u64, &PathBuf)> = files
         .iter()

@@ -1,4 +1,4 @@
-//! Lock that the one owner of a node holds, with a line that identifies it.
+//! Lock of a node: held by the one agent that owns the node, with a line in the lock file that identifies this agent.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use super::{Store, StoreError};
 
 impl Store {
-    /// Takes the node's lock, held as long as the returned value lives. Each folder has one, for neither
-    /// may have two owners.
+    /// Takes the node's lock, which is released when the returned value is dropped. Each of the two folders has a lock
+    /// file, because two agents may have only one of the folders in common.
     ///
     /// # Errors
     /// [`StoreError::Locked`] when another agent has it.
@@ -109,8 +109,8 @@ impl LockFile {
 }
 
 impl Drop for LockFile {
-    /// Clears the line: a reader that finds the lock held during another's check must not read of an ended
-    /// holder.
+    /// Clears the line of the holder. A reader may find the file locked only because another reader checks it, and must
+    /// not take the line of a holder that has ended for the current one.
     fn drop(&mut self) {
         let _ = self.file.set_len(0);
     }

@@ -9,12 +9,14 @@ use serde::Serialize;
 
 use super::{Durability, StoreError, encode, replace_file};
 
-/// Bytes that one write(2) puts into a file whole or not at all, whenever this process is killed: a page
-/// of the kernel's cache.
+/// Most bytes that one write(2) writes whole or not at all, even if this process is killed meanwhile: one page of the
+/// kernel's cache.
 const PAGE: usize = 4096;
 
-/// Slot of one value of this boot that is written often: overwritten in place, which takes much less
-/// time than replacing its file. Readers hold the lock or have found it free, and a crash of the machine
+/// Slot of one value of this boot that is written often: overwritten in place, which takes much less time than
+/// replacing its file.
+///
+/// No reader finds a value half written: readers hold the node's lock or have found it free, and a crash of the machine
 /// makes the value void.
 #[derive(Debug)]
 pub struct BootSlot {
@@ -58,7 +60,7 @@ impl BootSlot {
         if length > PAGE || id.ok() != Some(held.id) {
             return false;
         }
-        // Blanks behind a value mean nothing, so it is whole before they are cut off.
+        // Trailing blanks change nothing in JSON, so the value is complete even before they are cut off.
         let mut padded = bytes.to_vec();
         padded.resize(length, b' ');
         held.length = length;
@@ -79,7 +81,7 @@ impl BootSlot {
             let meta = file.metadata()?;
             Ok(HeldSlot { file, id: (meta.dev(), meta.ino()), length: bytes.len() })
         };
-        // When it cannot be opened, the next write replaces it again.
+        // If the file cannot be opened, the next write replaces it again.
         self.held = held().ok();
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The container of a target: rounds of observe, plan and apply until it runs as desired.
+//! Reconciliation of a target's container: rounds of observe, plan and apply until the container runs as desired.
 
 use std::time::Duration;
 
@@ -17,21 +17,22 @@ use crate::plan::memory::sized;
 use crate::plan::quarantine::Exit;
 use crate::plan::target::end_unresponsive;
 
-/// The exit code of a process that was sent SIGKILL.
+/// Exit code of a container whose process was ended by SIGKILL.
 const SIGKILLED: i64 = 137;
 /// Rounds of plan and apply before the target is reported as not converging.
 const MOST_ROUNDS: usize = 5;
 
 /// Outcome of the rounds.
 pub(super) enum Converged {
-    /// Target as desired; in a dry run, the plan is known.
+    /// Target as desired; in a dry run, the plan is in the report.
     Holds,
     /// Image to be brought in first, by this step.
     NeedsImage(Step),
 }
 
 impl<C: Containers> Worker<C> {
-    /// Reconciles the target, observed from the beginning; health requests afterwards reflect what was done.
+    /// Reconciles the target. It is observed from the beginning, and anew at the end, so that health requests reflect
+    /// the change.
     pub(super) async fn change(
         &mut self,
         change: &TargetChange,
@@ -86,7 +87,7 @@ impl<C: Containers> Worker<C> {
         for _ in 0..MOST_ROUNDS {
             let mut seen = match self.parts.observer.look(change.spec(), change.moves_names()).await
             {
-                // It answered: its volumes show whether it serves.
+                // The new target has answered; whether it serves is evaluated with its volumes.
                 Err(_) if awaited && self.trial().is_some() => return Ok(Converged::Holds),
                 seen => seen?,
             };
@@ -105,7 +106,8 @@ impl<C: Containers> Worker<C> {
                 *spec = sized(spec, *how, volumes, &seen, &self.parts.policy);
             }
             let mut plan = change.plan(&seen, &self.parts.policy)?;
-            // Shared cores are reported by the round that took them, and by no later one.
+            // A finding of an earlier round stays unless this round has one of the same code: shared cores are found
+            // only in the round that takes them.
             let is_new = |known: &Finding| plan.findings.iter().all(|new| new.code != known.code);
             report.findings.retain(is_new);
             report.findings.extend(plan.findings.iter().cloned());
@@ -123,14 +125,15 @@ impl<C: Containers> Worker<C> {
                     );
                     return Err(Fault::new(Code::ImageMissing, text));
                 }
-                // It takes its time. What is there goes on, and is desired as it is, until the image is there.
+                // To load an image takes long. Until that is done, the running target goes on, and stays desired as it
+                // is.
                 return Ok(Converged::NeedsImage(step.clone()));
             }
             let takes_away = matches!(change, TargetChange::Destroy { .. });
             let before = self.parts.desired.get(&change.spec().name);
             if let TargetChange::Ensure(spec, _) = &change {
-                // From here on it is desired, whatever becomes of this agent. What is left as it is stays desired as
-                // it is.
+                // From here on the target is desired, even if this agent dies. A target that is left as it is stays
+                // desired with the spec that it runs with.
                 let origins = |left: TargetSpec| TargetSpec {
                     image_tar: spec.image_tar.clone(),
                     image_url: spec.image_url.clone(),
@@ -164,7 +167,7 @@ impl<C: Containers> Worker<C> {
                 if self.exited_meanwhile(change.spec(), &plan.steps).await {
                     continue;
                 }
-                // The engine keeps something of a container that ended while the engine was away: a new one has
+                // The engine may refuse to start a container that ended while the engine was away; a new container has
                 // another id.
                 if again
                     && fault.code == Code::EngineRefused
@@ -179,7 +182,7 @@ impl<C: Containers> Worker<C> {
                 return Err(fault);
             }
             awaited = true;
-            // What was to be replaced is; the next round only makes sure.
+            // The replacement is done; the next round only verifies it.
             if let TargetChange::Ensure(_, options) = &mut change {
                 options.recreate = false;
             }
@@ -194,9 +197,9 @@ impl<C: Containers> Worker<C> {
         ))
     }
 
-    /// Ends a target that this deploy has started and that never served, and makes the spec of `before` desired
-    /// again. Its container stays, for inspection. If the engine went away, nothing is known of the target, and one
-    /// that is to have volumes has users: these are tried again.
+    /// Ends a target that this deploy has started and that never served, and makes the spec of `before` desired again.
+    /// The container stays, for inspection. Nothing is done if the engine is away, because then nothing is known of the
+    /// target; nor if the target is new and has desired volumes, because its start is retried for their guests.
     async fn give_up(&self, spec: &TargetSpec, before: Option<TargetSpec>, fault: &Fault) {
         let has_users = before.is_none() && !self.parts.desired.volumes(&spec.name).is_empty();
         if before.as_ref() == Some(spec) || has_users || fault.code.is_engine_away() {
@@ -206,7 +209,7 @@ impl<C: Containers> Worker<C> {
             let container = self.parts.observer.container_of(spec).await?;
             match end_unresponsive(spec, container.as_ref()) {
                 Some(stop) => {
-                    // Not an exit of its own.
+                    // The exit that follows is the agent's doing, not a crash.
                     self.status.change(|known| known.stopping = true);
                     let mut report = PartReport::default();
                     self.apply(&stop, &TargetSeen::default(), &mut report).await
@@ -223,7 +226,7 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Makes the target desired as it was `before`, or not at all.
+    /// Makes `before` the desired spec again; with `None`, the target is no longer desired.
     async fn desire_again(&self, before: Option<TargetSpec>) {
         let (name, desired) = (self.name(), &self.parts.desired);
         let undone = match before {
@@ -246,13 +249,14 @@ impl<C: Containers> Worker<C> {
     ) -> Result<(), Fault> {
         for step in steps {
             if stops(step) {
-                // Not an exit of its own; and what its successor does is not known.
+                // The exit that follows is the agent's doing, not a crash; and the next process starts with an empty
+                // quarantine.
                 self.status.change(|known| known.stopping = true);
                 self.quarantine.clear();
             }
             let done = self.apply(step, seen, report).await;
             if stops(step) {
-                // It no longer serves its volumes.
+                // The stopped process no longer serves its volumes.
                 self.status.change(|known| {
                     known.volumes.exited(&now());
                     (known.in_place, known.next_pass) = (None, None);
@@ -263,8 +267,8 @@ impl<C: Containers> Worker<C> {
         Ok(())
     }
 
-    /// `true` if all that was wrong is that an existing target ended while it was waited for: one that was killed a
-    /// moment ago may be observed alive once more. The next round brings it up.
+    /// `true` if `steps` only waited for a running target, and the target has ended meanwhile: a process that was just
+    /// killed may be observed alive once more. The next round brings the target up.
     async fn exited_meanwhile(&self, spec: &TargetSpec, steps: &[Step]) -> bool {
         let waited = matches!(steps, [Step::AwaitTarget { .. }]);
         let runs = |seen: TargetSeen| seen.container.is_some_and(|container| container.running);
@@ -286,15 +290,15 @@ impl<C: Containers> Worker<C> {
         begun.applied(applied, &mut report.steps)
     }
 
-    /// Waits out the grace period of guests that may be reconnecting to controllers just made: a guest whose target
-    /// dies in these moments never comes back.
+    /// Waits for the end of the grace period in which guests may be reconnecting to controllers that were just made: a
+    /// guest whose target dies in these moments never comes back.
     async fn await_grace_period(&self) {
         if let Some(made) = self.status.read(|known| known.controllers_made) {
             sleep_until(made + self.parts.policy.heal.grace_period).await;
         }
     }
 
-    /// Reports how it exited, once: a start of the same container makes the engine forget that.
+    /// Reports once how the target exited: a start of the same container makes the engine forget that.
     async fn record_exit(&self, ended: &ContainerSeen, exit: Exit) {
         if self.quarantine.has_exit() || self.answered.is_none() {
             return;
@@ -327,7 +331,7 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-/// Limits steps that only wait for a target to `most`.
+/// Limits the wait to `most`, if `steps` is only a wait for the target.
 fn shorten(steps: &mut [Step], most: Duration) {
     if let [Step::AwaitTarget { within, .. }] = steps {
         *within = (*within).min(most);

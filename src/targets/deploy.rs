@@ -24,27 +24,27 @@ use crate::model::prepare::{PartReport, PrepareReport, StepOutcome, StepReport};
 use crate::model::step::Step;
 use crate::model::work::WorkId;
 
-/// Longest wait of a deploy for the end of its target's trial, which goes on without it.
+/// Longest wait of a deploy for the end of its target's trial; the trial goes on after that.
 const TRIAL_TIME: Duration = Duration::from_secs(300);
 
-/// Request for the target itself, and its report so far.
+/// Request to deploy or to destroy a target, with its report so far.
 pub(super) struct Deploy {
     work: WorkId,
     pub(super) request: Box<TargetChange>,
     dry_run: bool,
     reply: oneshot::Sender<PrepareReport>,
     pub(super) report: PartReport,
-    /// Time at which its container ran.
+    /// Time at which the container was as desired.
     converged: Option<Instant>,
     /// Reason of the first evaluation that did not end the trial of its target.
     undecided: Option<Fault>,
     began: Instant,
-    /// Token that keeps the task running until it is done.
+    /// Token that keeps the task running until the deploy is done.
     _work: Arc<()>,
 }
 
 impl Deploy {
-    /// Deploy that is requested; `Err` with the request itself if it asks for something else.
+    /// Turns a request for the target itself into a deploy; returns any other request as `Err`.
     pub(super) fn asked(requested: Requested) -> Result<Box<Deploy>, Requested> {
         let Requested { request, _work } = requested;
         match request {
@@ -68,19 +68,19 @@ impl Deploy {
         }
     }
 
-    /// `true` if its caller has waited long enough for the end of a trial.
+    /// `true` if the deploy has waited for [`TRIAL_TIME`] since its container was as desired.
     pub(super) fn has_waited(&self) -> bool {
         self.converged.is_some_and(|at| at.elapsed() >= TRIAL_TIME)
     }
 
-    /// Reports its end to the caller.
+    /// Sends the report, with the outcome `done`, to the caller.
     pub(super) fn end(mut self, done: Result<(), Fault>) {
         self.report.errors.extend(done.err());
         let report = PrepareReport::of(self.dry_run, self.report, self.began.elapsed());
         let _ = self.reply.send(report);
     }
 
-    /// Ends it because the target was taken away meanwhile.
+    /// Ends the deploy with a fault, because a destroy of its target has overtaken it.
     pub(super) fn overtaken(self) {
         let fault = overtaken(&self.request);
         self.end(Err(fault));
@@ -107,14 +107,14 @@ fn overtaken(change: &TargetChange) -> Fault {
     Fault::new(Code::TargetNotConverging, text)
 }
 
-/// Deploy that is under way while the worker is not at it.
+/// Deploy that is under way, but not in the hands of the worker.
 #[derive(Default)]
 pub(super) enum Underway {
     #[default]
     Nothing,
     /// Deploy whose image is on its way.
     AwaitsImage(Box<Deploy>, IncomingImage),
-    /// Deploy whose image is there: it goes on.
+    /// Deploy whose image is there, and which can go on.
     HasImage(Box<Deploy>),
     /// Deploy whose container is as desired: it ends once the volumes are back.
     Converged(Box<Deploy>),
@@ -125,7 +125,7 @@ impl Underway {
         matches!(self, Underway::Nothing)
     }
 
-    /// `true` if it has yet to bring the target up.
+    /// `true` if the deploy has yet to bring the target up.
     pub(super) fn brings_up(&self) -> bool {
         matches!(self, Underway::AwaitsImage(..) | Underway::HasImage(_))
     }
@@ -137,7 +137,7 @@ impl Underway {
         }
     }
 
-    /// Ends it because the target was taken away; an image on its way is canceled.
+    /// Ends the deploy because a destroy of its target has overtaken it; an image on its way is canceled.
     pub(super) fn overtaken(self) {
         match self {
             Underway::Nothing => {}
@@ -157,7 +157,7 @@ pub(super) struct IncomingImage {
 }
 
 impl IncomingImage {
-    /// Starts to bring it in, which has its own deadline. Nothing goes on once it is dropped.
+    /// Begins `step`, which brings the image in and has its own deadline. To drop the returned value cancels it.
     pub(super) fn begin<C: Containers>(
         step: Step,
         parts: Arc<Parts<C>>,
@@ -172,7 +172,7 @@ impl IncomingImage {
         IncomingImage { begun, applied }
     }
 
-    /// Reports its end.
+    /// Adds the outcome to the report.
     pub(super) fn end(
         self,
         applied: Result<String, Fault>,
@@ -182,7 +182,7 @@ impl IncomingImage {
     }
 }
 
-/// Waits for the image, or the reason why it cannot be there; never returns if none is on its way. Cancel-safe.
+/// Waits until the image is there or has failed; never returns if none is on its way. Cancel-safe.
 pub(super) async fn arrival(image: Option<&mut IncomingImage>) -> Result<String, Fault> {
     match image {
         Some(image) => (&mut image.applied).await,
@@ -191,7 +191,7 @@ pub(super) async fn arrival(image: Option<&mut IncomingImage>) -> Result<String,
 }
 
 impl<C: Containers> Worker<C> {
-    /// Carries out a deploy as far as it goes now; `overtakes` requests came before it.
+    /// Carries out a deploy as far as possible now. `overtakes` is the number of pending requests that came before it.
     pub(super) async fn deploy(&mut self, mut deploy: Box<Deploy>, overtakes: usize) -> After {
         self.progress = self.progress.of(deploy.work);
         if deploy.dry_run {

@@ -26,8 +26,8 @@ pub struct DesiredTargets {
 }
 
 impl DesiredTargets {
-    /// Reads what was desired when the agent ran last, also where that exceeds the limits by now. A file that cannot
-    /// be read, or that a newer agent wrote, is set aside and logged.
+    /// Reads the desired state from disk, even if it exceeds the current limits. A file that cannot be read, or that a
+    /// newer agent wrote, is set aside and logged.
     ///
     /// # Errors
     /// When the disk fails.
@@ -43,7 +43,7 @@ impl DesiredTargets {
         })
     }
 
-    /// Desired state, now and from now on.
+    /// Subscription to the desired state, which begins with the current one.
     pub fn watch(&self) -> watch::Receiver<Desired> {
         self.published.subscribe()
     }
@@ -58,7 +58,7 @@ impl DesiredTargets {
         self.published.borrow().volumes.values().map(|volumes| volumes.len()).sum()
     }
 
-    /// Makes volumes desired like this, except those that already are.
+    /// Makes the volumes in `specs` desired, except those that are already desired with the same spec.
     ///
     /// # Errors
     /// When they cannot be written in time; then none of them is desired otherwise than before.
@@ -71,7 +71,7 @@ impl DesiredTargets {
         let new = specs.iter().filter(|spec| known.get(&spec.name) != Some(spec));
         let new: Vec<VolumeSpec> = new.cloned().collect();
         let names = new.iter().map(|spec| spec.name.clone()).collect();
-        // Judged while nobody else changes the desired state.
+        // Checked in the turn of this write, in which nobody else changes the desired state.
         let judge = |desired: &Desired| {
             has_room_for(target, &new, self.most_volumes, desired)?;
             one_writer_each(target, &new, desired, |one, other| one == other)?;
@@ -148,7 +148,7 @@ impl DesiredTargets {
         has_own_sockets(spec, &[], &desired)
     }
 
-    /// Makes a target desired like this, on `trial` where it replaces another one.
+    /// Makes a target desired with `spec`; `trial` is set while it replaces another one.
     ///
     /// # Errors
     /// When it cannot be written in time; then it is not desired.
@@ -212,9 +212,9 @@ impl DesiredTargets {
         .await
     }
 
-    /// Writes a change, one after the other, and publishes it once it is on disk. If the disk takes longer than the
-    /// caller waits, the change is undone as soon as the disk goes on. An agent that dies before that leaves what the
-    /// disk took: the next one may desire it.
+    /// Writes a change of the desired state after all earlier ones, and publishes it once it is on disk. If the disk
+    /// takes longer than the caller waits, the change is undone as soon as the disk goes on. If the agent dies before
+    /// that, the next agent may find the change on the disk.
     async fn change(
         &self,
         write: impl Fn(&Store, &Desired) -> Result<(), StoreError> + Send + Sync + 'static,

@@ -31,7 +31,8 @@ pub(crate) struct VolumeEntry {
     pub(crate) spec: VolumeSpec,
 }
 
-/// Reads what is on disk. A file that cannot be read, or that a newer agent wrote, is set aside and logged.
+/// Reads the desired targets and volumes. A file that cannot be read, or that a newer agent wrote, is set aside and
+/// logged.
 ///
 /// # Errors
 /// When the disk fails.
@@ -54,7 +55,7 @@ pub(super) fn read_all(store: &Store) -> Result<Desired, Fault> {
     Ok(desired)
 }
 
-/// Writes or removes the files of these volumes of a target, as desired.
+/// Writes the files of those volumes in `names` that are in `desired`, and removes the files of the others.
 pub(super) fn write_volumes(
     store: &Store,
     target: &TargetName,

@@ -1,6 +1,6 @@
-//! Exits of targets, kept while no agent runs: a target that died together with its agent, and exited shortly before,
-//! exits again. They are in the folder that a reboot empties, because it also ends the guests for whose sake they are
-//! kept.
+//! Exits of targets, kept for the next agent: so the exit of a target counts as a repeated one even if its agent died
+//! with it. The records are in the folder that a reboot empties, because a reboot also ends the guests for whose sake
+//! they are kept.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,11 +12,11 @@ use crate::plan::lifecycle::LifecycleRecord;
 use crate::plan::quarantine;
 use crate::store::{Durability, Store, StoreError};
 
-/// Folder of each target's failures.
+/// Folder with the failures of each target.
 const FOLDER: &str = "falls";
-/// Folder of the process of each target that answered.
+/// Folder with the process of each target that has answered.
 const PROCESSES: &str = "processes";
-/// Folder of the volumes that took each target down, or may have.
+/// Folder with the quarantine of each target: the volumes that took it down, or may have.
 const QUARANTINE: &str = "quarantine";
 
 /// Stored exits of all targets.
@@ -27,7 +27,7 @@ pub struct Exits {
 }
 
 impl Exits {
-    /// Exits that the store holds.
+    /// Opens the exits in `store`.
     pub fn new(store: Store) -> Exits {
         Exits { store, writes: Writes::default() }
     }
@@ -47,7 +47,8 @@ impl Exits {
         }
     }
 
-    /// Writes what has changed; a default record has no file. Returns `false` if that failed.
+    /// Writes those parts of `known` that differ from `written`; a default part has no file. Returns `false` if that
+    /// failed.
     pub(super) async fn keep(
         &self,
         name: &TargetName,
@@ -105,7 +106,7 @@ impl Exits {
         false
     }
 
-    /// Forgets all other targets, which were taken away while that could not be noted.
+    /// Removes the records of all targets that are not in `names`: their removal could not be noted at the time.
     pub(super) fn keep_only(&self, names: &[TargetName]) {
         let kept: Vec<String> = names.iter().map(|name| format!("{name}.json")).collect();
         for folder in [FOLDER, PROCESSES, QUARANTINE] {

@@ -63,7 +63,7 @@ use crate::watchdog::Watchdog;
 
 /// Requests that may wait for one target; more are refused.
 const QUEUE: usize = 256;
-/// Further places in the queue, for destroys only: they wait for none of the others.
+/// Further places in the queue, for destroys only, which wait for no other request.
 const PLACES_OF_DESTROYS: usize = 16;
 /// Time for a task to evaluate an observation: work runs beside it.
 const EVALUATION_TIME: Duration = Duration::from_secs(1);
@@ -72,11 +72,11 @@ const EVALUATION_TIME: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 struct TaskHandle {
     requests: mpsc::Sender<Requested>,
-    /// Token of which each of its requests holds a clone.
+    /// Token of which each request of the task holds a clone; the number of clones shows whether the task has work.
     work: Arc<()>,
     /// Permit for one look at a time: looks must not fill the queue.
     looks: Arc<Semaphore>,
-    /// Control socket that a caller asked for, of a target that is not desired.
+    /// Control socket at which callers last asked for the target; used if the target is not desired.
     asked_at: Arc<watch::Sender<Option<CleanPath>>>,
 }
 
@@ -97,9 +97,9 @@ pub struct Parts<C> {
     pub observers: Observers,
     pub statuses: Statuses,
     pub progress: ProgressSink,
-    /// Guests of their volumes.
+    /// Guests of the targets' volumes.
     pub guests: watch::Receiver<Arc<Guests>>,
-    /// The engine's owner, where nobody else starts an engine that ended.
+    /// Owner of the engine, if nobody else starts an engine that ended.
     pub engine: Option<EngineHandle>,
     /// Deep probe by I/O and connections of the agent's own.
     pub deep: DeepProbe,
@@ -153,7 +153,7 @@ impl Targets {
         }
     }
 
-    /// Health of a target with that control socket, from the last observation if that is fresh enough.
+    /// Health of the target with the control socket `control`, from the last observation if that is fresh enough.
     pub async fn health(&self, name: &TargetName, control: &CleanPath) -> TargetHealth {
         let seen = self.observers.fresh(name, control).await;
         let known = self.evaluated(name, control, seen.number).await;
@@ -164,8 +164,8 @@ impl Targets {
         TargetHealth { age_ms, ..health }
     }
 
-    /// Health that its task made of that observation or a later one; `None` if the target is desired with another
-    /// control socket, or there are too many targets.
+    /// Health that the target's task evaluated from observation `number` or a later one. `None` if the target is
+    /// desired with another control socket, or if there are too many targets.
     async fn evaluated(
         &self,
         name: &TargetName,
@@ -183,27 +183,27 @@ impl Targets {
             let known = all.get(name);
             known.is_some_and(|it| it.observation >= number && it.control.as_ref() == Some(control))
         });
-        // A late one is reported as it was known last.
+        // After the timeout, the last known health is reported.
         let _ = timeout(EVALUATION_TIME, evaluated).await;
         let all = statuses.borrow();
         let known = all.get(name).filter(|it| it.control.as_ref() == Some(control));
         known?.health.clone()
     }
 
-    /// Age of the last answer of each observed target that has answered; none is probed for that.
+    /// Age of the last answer of each observed target that has answered. No probe is sent for that.
     pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
         self.observers.last_answers()
     }
 
-    /// Probes the target with that control socket by I/O.
+    /// Probes the target with the control socket `control` by I/O.
     pub async fn deep_health(&self, control: &CleanPath) -> DeepHealth {
         self.deep.prove(control).await
     }
 
-    /// Reconciles a target with a request, as the work `work`; every step has its own deadline.
+    /// Carries out `change` on its target, as the work with the id `work`; every step has its own deadline.
     ///
     /// # Errors
-    /// Only when it could not be admitted; failures of the work are in the report.
+    /// Only when the request could not be admitted; failures of the work are in the report.
     pub async fn reconcile(
         &self,
         work: WorkId,

@@ -15,11 +15,11 @@ use crate::plan::target::{self, TargetPlan};
 /// Desired change of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetChange {
-    /// Runs with this spec.
+    /// Target that is to run with this spec.
     Ensure(TargetSpec, EnsureOptions),
-    /// Does not run; with `force` also when virtual machines are connected.
+    /// Target that is not to run any more.
     Destroy {
-        /// Target, with its control socket.
+        /// Target that is meant, with its control socket.
         spec: TargetSpec,
         /// Set if connected virtual machines are ignored.
         force: bool,
@@ -33,7 +33,7 @@ impl TargetChange {
         }
     }
 
-    /// `true` if containers beside the target's own matter to it.
+    /// `true` if the change also concerns the containers that stand beside the target's own during a replacement.
     pub(super) fn moves_names(&self) -> bool {
         !matches!(self, TargetChange::Ensure(_, EnsureOptions { recreate: false, .. }))
     }
@@ -59,7 +59,7 @@ pub(super) enum TaskRequest {
         dry_run: bool,
         reply: oneshot::Sender<PrepareReport>,
     },
-    /// Volumes that are to serve.
+    /// Volumes that are to serve; with `undo`, new ones are taken away again if one fails.
     Activate {
         volumes: Vec<VolumeSpec>,
         undo: bool,
@@ -85,8 +85,8 @@ pub(super) enum TaskRequest {
 }
 
 impl TaskRequest {
-    /// Replies that it is not carried out. A deploy has a report, and ends with that
-    /// ([`refuse`](super::deploy::refuse)).
+    /// Replies with `fault`, because the request is not carried out. A deploy has a report instead of such a reply, and
+    /// is ended by [`refuse`](super::deploy::refuse).
     pub(super) fn refuse(self, fault: Fault) {
         match self {
             TaskRequest::Activate { reply, .. } => drop(reply.send(Err(fault))),
@@ -96,17 +96,17 @@ impl TaskRequest {
         }
     }
 
-    /// `true` if it changes nothing.
+    /// `true` if the request changes nothing.
     pub(super) fn only_looks(&self) -> bool {
         matches!(self, TaskRequest::Target { dry_run: true, .. } | TaskRequest::Look { .. })
     }
 
-    /// `true` if it takes the target away.
+    /// `true` if the request takes the target away.
     pub(super) fn is_destroy(&self) -> bool {
         matches!(self, TaskRequest::Target { change, dry_run: false, .. } if matches!(**change, TargetChange::Destroy { .. }))
     }
 
-    /// `true` if it makes the target run.
+    /// `true` if the request makes the target run.
     pub(super) fn is_deploy(&self) -> bool {
         matches!(self, TaskRequest::Target { change, dry_run: false, .. } if matches!(**change, TargetChange::Ensure(..)))
     }
@@ -115,6 +115,6 @@ impl TaskRequest {
 /// Request in the queue of a task.
 pub(super) struct Requested {
     pub(super) request: TaskRequest,
-    /// Token that keeps its task running until it is done.
+    /// Token that keeps the task running until the request is done.
     pub(super) _work: Arc<()>,
 }

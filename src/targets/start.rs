@@ -28,14 +28,14 @@ pub(super) const ENGINE_PAUSE: Duration = Duration::from_secs(2);
 const RAISE_TIME: Duration = Duration::from_secs(30);
 
 impl<C: Containers> Worker<C> {
-    /// Tries once to bring the target up.
+    /// Tries once to bring the target up, after `failures` failures; with `anew`, in a new container.
     pub(super) async fn start(&mut self, spec: TargetSpec, failures: u32, anew: bool) -> After {
         let began = Instant::now();
         let options = EnsureOptions { anew, recovers: true, ..EnsureOptions::default() };
         let mut report = PartReport::default();
         let control = spec.control_sock.clone();
         let done = self.change(&TargetChange::Ensure(spec, options), &mut report).await;
-        // What it replaced was dead.
+        // The process that the start replaced was dead: nothing is being stopped.
         self.status.change(|known| known.stopping = false);
         let attempt = match done {
             Ok(Converged::NeedsImage(step)) => {
@@ -48,7 +48,7 @@ impl<C: Containers> Worker<C> {
                     let took = began.elapsed();
                     tracing::info!(target_name = %self.name(), "{} was brought up again in {took:.1?}", self.name());
                 }
-                // Otherwise it was not observed to answer.
+                // Without an answer in the last observation, the start has failed.
                 (!answers).then_some(Attempt::Failed)
             }
             Err(fault) if fault.code.is_engine_away() => Some(self.wait_for_engine(&fault).await),
@@ -59,7 +59,7 @@ impl<C: Containers> Worker<C> {
         After::Started(attempt)
     }
 
-    /// Last observation at a control socket.
+    /// Last observation of the target at `control`.
     pub(super) fn seen_at(&self, control: &CleanPath) -> Option<Arc<Observation>> {
         Some(self.parts.observers.observe(self.name(), control).borrow().clone())
     }
@@ -76,12 +76,12 @@ impl<C: Containers> Worker<C> {
             Some(engine) => tokio::time::timeout(RAISE_TIME, engine.raise()).await.unwrap_or(false),
             None => false,
         };
-        // Guests wait: an engine that was just started is asked at once, but only once.
+        // Guests wait, so an engine that was just started is queried at once, but only the first time.
         Attempt::After(if raised && first { Duration::ZERO } else { ENGINE_PAUSE })
     }
 
-    /// Kills its stuck process: as long as it accepts connections and serves none, each guest that reconnects to it
-    /// is lost.
+    /// Kills the stuck process of the target. As long as it accepts connections and serves none, each guest that
+    /// reconnects to it is lost.
     pub(super) async fn kill(&mut self, spec: &TargetSpec) {
         let container = match self.parts.observer.container_of(spec).await {
             Ok(container) => container,
@@ -93,7 +93,8 @@ impl<C: Containers> Worker<C> {
                 return;
             }
         };
-        // The engine may have taken its time: what was true of a process then need not be true of this one now.
+        // The engine may have answered late: meanwhile, another process may have started, or the stuck one may have
+        // answered.
         let pid = container.as_ref().and_then(|it| it.pid);
         let seen = self.seen_at(&spec.control_sock);
         let Some(seen) = seen.filter(|seen| seen.pid() == pid && is_silent(seen)) else {
@@ -121,17 +122,17 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-/// `true` if it does not answer and nothing explains that.
+/// `true` if the target does not answer and nothing explains that.
 fn is_silent(seen: &Observation) -> bool {
     seen.answers.is_silent() && seen.version().is_none() && !seen.is_busy()
 }
 
-/// `true` if it is there, old enough, and silent; not if somebody has just started it, or it was not probed yet.
+/// `true` if the process lives, is old enough, and silent; `false` if it was just started, or was not probed yet.
 pub(super) fn hangs(seen: &Observation) -> bool {
     matches!(seen.process, Process::Lives { young: false, .. }) && is_silent(seen)
 }
 
-/// Reports a start that failed, after so many failures.
+/// Reports a start that failed with `fault`; `failures` is the number of failures before it.
 pub(super) fn start_failed(
     status: &SharedStatus,
     policy: &HealPolicy,

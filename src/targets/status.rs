@@ -53,23 +53,23 @@ pub(super) struct Known {
     /// Last observation, and its control socket.
     pub(super) seen: Option<(CleanPath, Arc<Observation>)>,
     pub(super) at_work: Option<OwnerWork>,
-    /// Set while the agent itself stops its process, or if the current work has.
+    /// Set while the agent itself stops the process, and until the end of the work that has stopped it.
     pub(super) stopping: bool,
-    /// Set if the agent has killed its process, and its exit was not observed yet.
+    /// Set if the agent has killed the process, and the exit was not observed yet.
     pub(super) killed: bool,
-    /// Evidence of a crash loop, until its volumes are back.
+    /// Evidence of a crash loop, until the volumes are back.
     pub(super) trouble: Option<String>,
-    /// Process in which all its volumes were reconciled.
+    /// Pid of the process in which all volumes were reconciled.
     pub(super) in_place: Option<u32>,
-    /// Time at which controllers were made in it last.
+    /// Time at which controllers were last made in the target.
     pub(super) controllers_made: Option<Instant>,
-    /// Time of the next pass over its volumes.
+    /// Time of the next pass over the volumes.
     pub(super) next_pass: Option<Instant>,
     /// Ledger of its volumes.
     pub(super) volumes: VolumeStatuses,
-    /// Restarts by the agent.
+    /// Number of restarts by the agent.
     pub(super) restarts: u64,
-    /// Exits of its process.
+    /// Number of exits of the process.
     pub(super) exits: u64,
     pub(super) last_exit: Option<LastExit>,
 }
@@ -203,7 +203,8 @@ impl SharedStatus {
     }
 }
 
-/// Health of a target that is not desired here, or not at that control socket: of concern to the caller only.
+/// Health of a target that is not desired, or not with the control socket of `seen`. It is for the caller only, and not
+/// published.
 pub(super) fn health_of_another(name: &TargetName, seen: &Observation) -> TargetHealth {
     let (state, reason) = evaluate(seen, &TargetContext::default());
     health(name, state, reason, seen, None)

@@ -1,8 +1,9 @@
-//! Trial of a target that replaces another one: it has to serve what that one served, or that one comes back.
+//! Trial of a target that replaces another one: the new target has to serve what the old one served, or the old one
+//! comes back.
 //!
 //! ```text
 //! desired, on trial ─▸ exchanged ─▸ evaluated: serves with the volumes ─▸ the old one is removed ─▸ desired, no trial
-//!                          │          └─ does not ─▸ the old one has its place again, and is desired ─▸ started ─▸ no trial
+//!                          │          └─ does not ─▸ the old one has its name again ─▸ desired ─▸ started ─▸ no trial
 //!                          └─ fails, or the agent dies ─▸ evaluated
 //! ```
 //! The trial is in the target's file from before the first change until its end. As long as it is on, nothing else
@@ -31,7 +32,7 @@ impl<C: Containers> Worker<C> {
         self.parts.desired.trial(self.name())
     }
 
-    /// Trial of a target that takes the place of the observed one.
+    /// Makes the trial of a target that replaces the container `id`; `before` is the spec that was desired until now.
     pub(super) fn new_trial(
         &self,
         id: &str,
@@ -39,11 +40,11 @@ impl<C: Containers> Worker<C> {
         seen: &TargetSeen,
     ) -> Arc<Trial> {
         let made_for = seen.made_for();
-        // The sources of its image are not known from its container.
+        // The container does not show the sources of its image, which are only in `before`.
         let same =
             |before: &&TargetSpec| made_for.as_ref().is_none_or(|it| before.drift(it).is_empty());
         let old = before.filter(same).cloned().or(made_for);
-        // An agent that has only started does not know what a target serves, only what it is to serve.
+        // Until all volumes were reconciled, as after a start of the agent, every desired volume counts as served.
         let served = match seen.serves() && !self.is_in_place() {
             true => self.parts.desired.volumes(self.name()).keys().cloned().collect(),
             false => self.status.read(|known| known.volumes.served()),
@@ -55,8 +56,8 @@ impl<C: Containers> Worker<C> {
     /// Evaluates the target that is on trial, if one is, after its volumes were made.
     ///
     /// # Errors
-    /// When it does not serve what the replaced one served, with what became of that one; or when it cannot be evaluated
-    /// now.
+    /// When the new target does not serve what the old one served, with the outcome of the old one's return; or when it
+    /// cannot be evaluated now.
     pub(super) async fn evaluate_if_due(&mut self, report: &mut PartReport) -> Result<(), Fault> {
         self.reconcile_volumes_if_due().await;
         if self.trial().is_none() {
@@ -76,7 +77,7 @@ impl<C: Containers> Worker<C> {
         let Some(trial) = self.trial() else { return Ok(()) };
         let Some(spec) = self.parts.desired.get(self.name()) else { return Ok(()) };
         let container = self.parts.observer.container_of(&spec).await?;
-        // It may have come to live, or answered, while the engine took its time.
+        // The process may have started, or answered, only while the engine was queried.
         let pid = container.as_ref().filter(|it| it.running).and_then(|it| it.pid);
         let is_old = container.as_ref().is_some_and(|it| it.id == trial.id);
         let seen = self.seen_at(&spec.control_sock);
@@ -131,8 +132,8 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Brings back the target that the one on trial has replaced, or was to replace. Returns why, and what became of
-    /// it.
+    /// Brings back the target that the one on trial has replaced, or was to replace. Returns `fault`, to which the
+    /// outcome is added.
     pub(super) async fn bring_back(&mut self, mut fault: Fault, report: &mut PartReport) -> Fault {
         let Some(trial) = self.trial() else { return fault };
         tracing::warn!(
@@ -165,7 +166,7 @@ impl<C: Containers> Worker<C> {
             return Err(Fault::new(Code::TargetAbsent, text));
         };
         if !back.moves.is_empty() {
-            // Exits of the new one are not held against volumes of the old one.
+            // Exits of the new target say nothing about volumes in the old one.
             self.quarantine.clear();
             self.remember_making([].into()).await;
         }
@@ -182,7 +183,7 @@ impl<C: Containers> Worker<C> {
         {
             return started;
         }
-        // Also if it could not be started: it is a target like any other then, and its start is retried.
+        // The old target is desired even if it could not be started: its start is then retried like any other.
         match &trial.old {
             Some(old) => self.parts.desired.want(old, None).await?,
             None => self.parts.desired.forget(self.name()).await?,

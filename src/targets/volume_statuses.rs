@@ -22,11 +22,11 @@ pub(super) struct VolumeStatuses {
     unstarted: BTreeMap<VolumeName, Instant>,
 }
 
-/// Observation of volumes: its time, and how long a session may take to start.
+/// Parameters of an observation of volumes: its time, and the time that a session may take to start.
 #[derive(Debug, Clone)]
 pub(super) struct VolumeObservation<'a> {
     pub(super) now: Instant,
-    /// Same time, in RFC 3339.
+    /// `now` as text, in RFC 3339.
     pub(super) at: String,
     pub(super) sockets: &'a CleanPath,
     pub(super) stuck_after: Duration,
@@ -53,7 +53,7 @@ impl VolumeStatuses {
         self.unstarted.retain(|name, _| wanted.contains_key(name));
     }
 
-    /// Notes that a volume that is not there yet waits for its target.
+    /// Notes the reason for which a pending volume waits for its target.
     pub(super) fn waits(&mut self, name: &VolumeName, why: &str, look: &VolumeObservation<'_>) {
         let status = self.statuses.get_mut(name).filter(|it| it.state == VolumeState::Pending);
         if let Some(status) = status {
@@ -61,7 +61,7 @@ impl VolumeStatuses {
         }
     }
 
-    /// Drops volumes that are no longer desired, and adds those that are since.
+    /// Drops volumes that are no longer desired, and adds those that are newly desired.
     pub(super) fn keep(&mut self, wanted: &VolumeSpecs, look: &VolumeObservation<'_>) {
         self.drop_unwanted(wanted);
         for name in wanted.keys() {
@@ -73,7 +73,7 @@ impl VolumeStatuses {
         }
     }
 
-    /// Notes how a volume was observed after everything was tried, and what failed.
+    /// Notes the observation of a volume at the end of a pass, and the `fault` of the pass, if any.
     pub(super) fn note(
         &mut self,
         spec: &VolumeSpec,
@@ -108,7 +108,8 @@ impl VolumeStatuses {
         connected.flat_map(|(name, status)| see(name, status, guests)).collect()
     }
 
-    /// `true` if a session is starting that may turn out to be stuck, or one is waited for.
+    /// `true` if a session has not started yet and may turn out to be stuck, or if a disconnected guest has not come
+    /// back.
     pub(super) fn awaits_sessions(&self) -> bool {
         let stuck = |name: &VolumeName| {
             self.statuses.get(name).is_some_and(|it| it.state == VolumeState::Stuck)
@@ -117,7 +118,7 @@ impl VolumeStatuses {
             || self.statuses.values().any(|status| status.disconnected)
     }
 
-    /// Fault of the last attempt to make it.
+    /// Fault of the last attempt to make the volume, if that failed.
     pub(super) fn failed_before(&self, name: &VolumeName) -> Option<Fault> {
         let status = self.statuses.get(name).filter(|it| it.state == VolumeState::Degraded)?;
         Some(Fault::new(Code::VolumeDegraded, status.reason.clone()))
@@ -129,17 +130,17 @@ impl VolumeStatuses {
         others.any(|(_, status)| status.sessions > 0 || status.disconnected)
     }
 
-    /// `true` if one is to be retried.
+    /// `true` if a volume is degraded, and thus to be retried.
     pub(super) fn has_degraded(&self) -> bool {
         self.statuses.values().any(|status| status.state == VolumeState::Degraded)
     }
 
-    /// Volumes that serve, or whose guest waits in them.
+    /// Volumes that serve, or are stuck with a guest connected.
     pub(super) fn served(&self) -> Vec<VolumeName> {
         self.statuses.keys().filter(|name| self.serves(name)).cloned().collect()
     }
 
-    /// `true` if the volume serves, or its guest waits in it.
+    /// `true` if the volume serves, or is stuck with a guest connected.
     pub(super) fn serves(&self, name: &VolumeName) -> bool {
         let state = self.statuses.get(name).map(|status| status.state);
         matches!(state, Some(VolumeState::Serving | VolumeState::Stuck))

@@ -27,14 +27,14 @@ pub(super) enum WorkerJob {
     Start {
         spec: TargetSpec,
         failures: u32,
-        /// Set if it gets a new container.
+        /// Set if the target gets a new container.
         anew: bool,
     },
-    /// Kill of its stuck process.
+    /// Kill of the target's stuck process.
     Kill(TargetSpec),
-    /// Reconciliation of its volumes.
+    /// Reconciliation of the target's volumes.
     Volumes,
-    /// Judgement of a target on trial that no deploy waits for.
+    /// Evaluation of a target on trial for which no deploy waits.
     Judge,
     /// Collection of the evidence of a crash loop.
     Evidence {
@@ -77,19 +77,19 @@ impl WorkerJob {
 
 /// Outcome of a piece of work.
 pub(super) enum After {
-    /// Nothing.
     Nothing,
     /// Start attempted, with its outcome; `None` if the target answers.
     Started(Option<Attempt>),
     /// Container of a deploy runs.
     Converged(Box<Deploy>),
-    /// Trial evaluated; while it is still on, it is evaluated again, for a deploy that waits or for none.
+    /// Evaluation of a trial, which may still be on. Holds the deploy that waits for the end of the trial, if one does.
     Undecided(Option<Box<Deploy>>),
-    /// Target taken away, or partly so, and with it the deploys among the first pending requests, which came before.
+    /// Target taken away, at least in part. The deploys among the first `overtakes` pending requests are given up with
+    /// it.
     TakenAway {
-        /// The request for that, unless it has failed.
+        /// Request that took the target away; `None` if it has failed.
         deploy: Option<Box<Deploy>>,
-        /// Number of pending requests that came before it.
+        /// Number of pending requests that came before that request.
         overtakes: usize,
     },
     /// Image needed first, for a deploy or for a start of the task's own.
@@ -102,29 +102,29 @@ pub(super) struct Finished<C> {
     pub(super) after: After,
     /// State that is on disk now.
     pub(super) written: LifecycleRecord,
-    /// Set if that is the whole state.
+    /// Set if `written` is the whole state.
     pub(super) is_written: bool,
 }
 
 pub(super) struct Worker<C> {
     pub(super) parts: Arc<Parts<C>>,
     pub(super) status: SharedStatus,
-    /// Process that served when the work began.
+    /// Pid of the process that served when the work began.
     pub(super) serving: Option<u32>,
-    /// Exits of the process by then.
+    /// Number of exits of the process when the work began.
     pub(super) exits: u64,
     /// Backoff of volumes that failed.
     pub(super) retry: Retry,
     pub(super) quarantine: VolumeQuarantine,
-    /// Process that answered last.
+    /// Pid of the process that answered last.
     pub(super) answered: Option<u32>,
-    /// Process that served a connection of the agent's, or for which that cannot be known.
+    /// Pid of the last process that was verified to serve connections, or for which that could not be verified.
     pub(super) connected: Option<u32>,
     /// Time of the last pass over all volumes.
     pub(super) passed: Option<Instant>,
-    /// State of its volumes that was logged last.
+    /// Tally of the volumes that was logged last.
     pub(super) logged: Option<VolumeTally>,
-    /// Set while it waits for the engine.
+    /// Set while the target waits for the engine.
     pub(super) without_engine: bool,
     stuck: watch::Receiver<Option<String>>,
     /// Progress of the current work.
@@ -253,7 +253,7 @@ impl<C: Containers> Worker<C> {
         self.status.read(|known| known.exits) != self.exits
     }
 
-    /// Fails once the process that served when the work began has exited: what was observed of it is of no use.
+    /// Fails if the process has exited since the work began: observations of it are then of no use.
     pub(super) fn still_serves(&self) -> Result<(), Fault> {
         match self.has_exited() {
             false => Ok(()),
@@ -261,8 +261,8 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Does work that asks the target, and cancels it once the target is to be killed, or is paused: it would wait
-    /// for nothing.
+    /// Runs `work`, which queries the target, and cancels it once the target is to be killed or is paused: `work` would
+    /// wait in vain.
     ///
     /// # Errors
     /// When it was canceled.
@@ -279,7 +279,7 @@ impl<C: Containers> Worker<C> {
             }
         };
         tokio::select! {
-            // What was sent may still be done: the next observation shows that.
+            // Not cancel-safe: a request that was sent may still be carried out, which the next observation shows.
             done = work => Ok(done),
             // Cancel-safe: it only watches.
             why = stuck => {

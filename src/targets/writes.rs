@@ -37,8 +37,8 @@ impl Writes {
 }
 
 impl Turn {
-    /// Writes, and returns the turn with the outcome. A write that ends too late is handed to `late`, before the next
-    /// begins.
+    /// Runs `write`, and returns the turn with the outcome. If `write` ends too late, its outcome is passed to `late`,
+    /// before the next write begins.
     ///
     /// # Errors
     /// When the disk takes too long.

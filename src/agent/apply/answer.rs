@@ -11,7 +11,8 @@ use url::Url;
 
 use crate::host::partial::Partial;
 
-/// Builds a request for the missing part, on condition that the file is the same.
+/// Builds a request for the bytes that `partial` lacks. With a validator, the server sends them only if its file is
+/// unchanged (`If-Range`).
 pub(super) fn request(url: &Url, partial: &Partial) -> Request<Full<Bytes>> {
     let mut request = Request::get(url.as_str())
         .header(USER_AGENT, concat!("vhost-agent/", env!("CARGO_PKG_VERSION")))
@@ -61,7 +62,8 @@ fn content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
     (first.is_some() || bytes == "*").then(|| (first, total.parse().ok()))
 }
 
-/// `true` if the response begins where the file ends.
+/// `true` if the response continues `partial`: it begins with the next missing byte, and the total sizes agree if both
+/// are known.
 pub(super) fn goes_on(response: &Response<Incoming>, partial: &Partial) -> bool {
     let Some((first, total)) = range(response) else { return false };
     let (known, there) = (partial.notes().total, partial.length());
@@ -70,20 +72,20 @@ pub(super) fn goes_on(response: &Response<Incoming>, partial: &Partial) -> bool 
         && (known.is_none() || total.is_none() || known == total)
 }
 
-/// `true` if the response is of another part than the requested one.
+/// `true` if the response is about a byte range (206 or 416) that does not continue `partial`.
 pub(super) fn misses(response: &Response<Incoming>, partial: &Partial) -> bool {
     let of_parts = [StatusCode::PARTIAL_CONTENT, StatusCode::RANGE_NOT_SATISFIABLE];
     of_parts.contains(&response.status()) && !goes_on(response, partial)
 }
 
-/// `true` if the server has nothing beyond what is on disk.
+/// `true` if the server answered 416 and its file is exactly as long as `partial`: nothing is missing.
 pub(super) fn is_whole(response: &Response<Incoming>, partial: &Partial) -> bool {
     partial.length() > 0
         && response.status() == StatusCode::RANGE_NOT_SATISFIABLE
         && range(response).is_some_and(|(_, total)| total == Some(partial.length()))
 }
 
-/// Validator for `If-Range` in a later request; a weak `ETag` is none (RFC 9110, 13.1.5).
+/// Validator for `If-Range` in a later request. A weak `ETag` is not used (RFC 9110, 13.1.5).
 pub(super) fn validator(response: &Response<Incoming>) -> Option<String> {
     let strong = header(response, ETAG).filter(|etag| !etag.starts_with("W/"));
     strong.or_else(|| header(response, LAST_MODIFIED)).map(str::to_string)

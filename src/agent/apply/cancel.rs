@@ -26,8 +26,8 @@ impl CancelHandle {
         self.cut.arm()
     }
 
-    /// Ends the current growth and has all further growth refused. To be repeated until the growth has
-    /// ended, for each write is interrupted by itself.
+    /// Interrupts the current write to a pool, and has all further growth refused. Call it again until the growth has
+    /// ended: one call interrupts one write only.
     pub fn cancel(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.cut.now();

@@ -28,9 +28,10 @@ use crate::outgoing::{HttpClient, SendError};
 
 /// Maximum of redirects, more than an address in use needs.
 const MOST_REDIRECTS: usize = 5;
-/// Maximum of pieces queued for the disk.
+/// Maximum of received pieces that wait to be written to the disk.
 const QUEUE: usize = 16;
-/// Bytes after which free disk space is checked again: others fill it too, and not every size is known before.
+/// Bytes received between two checks of free disk space: other programs fill the disk too, and a server may not tell
+/// the file's size.
 const LOOK_EACH: usize = 16 << 20;
 /// Interval of progress lines.
 const WORD: Duration = Duration::from_secs(1);
@@ -102,7 +103,8 @@ impl Downloader {
         }
     }
 
-    /// Fetches the whole file, locked. A partial download is kept; one that cannot be right is removed.
+    /// Downloads the whole file and returns it locked. After a failure the received part is kept for the next attempt,
+    /// unless it is wrong, too large, or fills the disk.
     pub(super) async fn fetch(
         &self,
         download: &Download,
@@ -115,7 +117,7 @@ impl Downloader {
             return Ok(partial);
         }
         match self.attempt(partial, download, line).await {
-            // The part that was kept can be the wrong one.
+            // The part that was kept may be of another file.
             Err(DownloadError::Digest { is, .. }) if began_with > 0 => {
                 line(format!("begins anew: what was kept leads to the SHA-256 {is}"));
                 let partial = self.open(&download.url).await?;
@@ -153,13 +155,13 @@ impl Downloader {
         }
     }
 
-    /// Requests the missing part; a partial file that it does not continue is discarded.
+    /// Requests the bytes that `partial` lacks. Discards the content of `partial` if the response does not continue it.
     async fn ask(
         &self,
         partial: Partial,
         download: &Download,
     ) -> Result<DownloadResponse, DownloadError> {
-        // Only a digest shows then that both parts are of one file.
+        // Without a validator, only a digest shows that the kept part and the rest are of one file.
         let blind = partial.notes().validator.is_none() && download.sha256.is_none();
         let mut partial = match blind {
             true => start_over(partial, Notes::default()).await?,
@@ -219,7 +221,7 @@ impl Downloader {
                     let to = String::from_utf8_lossy(to.as_bytes());
                     from = without_secrets(&url);
                     url = answer::next(&url, &to).map_err(|why| {
-                        // It may contain credentials as any other address.
+                        // The redirect's address may contain credentials.
                         let to = match url.join(&to) {
                             Ok(to) if to.has_host() => without_secrets(&to),
                             _ => "…".to_string(),
@@ -268,7 +270,7 @@ impl Downloader {
                     written = validate_room(&partial, 0, keep_free);
                 }
                 if let Err(full) = written {
-                    // A full disk hurts everything else on it.
+                    // Not kept for a later attempt: a full disk hurts everything else on it.
                     partial.remove();
                     return Err(full);
                 }

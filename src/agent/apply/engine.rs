@@ -19,7 +19,7 @@ use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 use crate::model::step::Step;
 
-/// Spawner of processes, as the engine's owner names it.
+/// [`Spawner`] under a name that the engine's owner may use, as it does not use `host` itself.
 pub trait Spawns: Spawner {}
 
 impl<S: Spawner> Spawns for S {}
@@ -111,11 +111,12 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         }
     }
 
-    /// Reverts the engine's settings file to `before` if the engine names it as the reason that it did not start after
-    /// `step`; the fault then says so.
+    /// Restores the engine's settings file to `before` if `step` wrote it and `fault` names it as the reason that the
+    /// engine did not start. Adds the outcome to the fault's text.
     pub async fn take_back(&self, step: &Step, before: &DaemonJson, mut fault: Fault) -> Fault {
         let Step::WriteDaemonJson { path, text, .. } = step else { return fault };
-        // Another cause may pass, and the engine must not start later with the host's packet filter.
+        // After any other fault the file stays: its cause may pass, and the engine must not start later with the host's
+        // packet filter.
         if fault.code != Code::EngineStartFailed || !fault.text.contains(path.as_str()) {
             return fault;
         }
@@ -140,7 +141,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         Ok("started".to_string())
     }
 
-    /// Waits for the first answer, woken when the socket appears or the daemon exits instead.
+    /// Waits, for at most `within`, for the engine's first answer or for the exit of the daemon that the agent started.
     async fn await_engine(
         &mut self,
         min_api: ApiVersion,
@@ -158,10 +159,10 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         };
         let answered = timeout_at(deadline, answer(&*self.engine, &socket, deadline, &mut refused));
         let answered = tokio::select! {
-            // Neither is used again once the other is done.
+            // Neither future is used again once the other is done.
             answered = answered => answered.ok(),
             (code, output) = ended => {
-                // It also exits when someone else's daemon came first, and that one will do.
+                // The daemon also exits if another one was started first; an answer of that one will do.
                 let other = self.engine.version(self.policy.ping_timeout).await;
                 Some(other.map_err(|_| died(code, &output, &self.where_its_log_is(&daemon)))?)
             }
@@ -198,22 +199,22 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
     }
 }
 
-/// Waits for the socket, then for an answer on it; leaves the last failed attempt in `refused`.
+/// Waits for the socket, then for an answer on it. `refused` gets the last error of a socket that was there.
 async fn answer(
     engine: &impl Engine,
     socket: &Path,
     deadline: Instant,
     refused: &mut Option<EngineError>,
 ) -> EngineVersion {
-    // A daemon listens a moment before it serves; what it accepted it will answer. Only where its
-    // folder cannot be watched it is polled.
+    // A daemon listens a moment before it serves, and answers later what it accepted. Its socket's folder is watched,
+    // where that is possible, so that a new socket is noticed at once.
     let watch = socket.parent().and_then(|folder| PathWatch::new(folder).ok());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match engine.version(left).await {
             Ok(version) => return version,
             Err(EngineError::Absent { .. }) => {}
-            // One that exits while it starts resets the connection; another may follow it.
+            // A daemon that exits while it starts resets the connection; another daemon may follow it.
             Err(other) => *refused = Some(other),
         }
         let look_again = sleep(Duration::from_millis(200));
@@ -232,7 +233,7 @@ async fn answer(
 
 fn died(code: Option<i32>, output: &str, log: &str) -> Fault {
     let how = code.map_or("was ended by a signal".to_string(), |code| format!("ended with {code}"));
-    // dockerd's reason is its last line that is no log line.
+    // dockerd prints its reason as the last line without `level=info`.
     let plain = |line: &&str| !line.trim().is_empty() && !line.contains("level=info");
     let reason = output.lines().rev().find(plain).unwrap_or("it printed nothing");
     Fault::new(

@@ -7,12 +7,13 @@ use tokio::sync::OnceCell;
 
 type FlightOutcome = Result<(), String>;
 
-/// Work in flight, by its key. Forgotten once nobody waits for it.
+/// Work in flight, by its key. An entry ends when no caller waits for it any more.
 #[derive(Debug, Default)]
 pub(super) struct Flights(Mutex<HashMap<String, Weak<OnceCell<FlightOutcome>>>>);
 
 impl Flights {
-    /// Does the work, or waits for a caller that does it already; `joined` is called before such a wait.
+    /// Does `work`, or waits for a caller that does the work with the key `about` already; `joined` is called before
+    /// such a wait.
     ///
     /// When that caller is cancelled, the next waiter does the work.
     pub(super) async fn share(

@@ -76,7 +76,7 @@ impl<C: Containers> Images<C> {
         from: &ImageSource,
         line: &(impl Fn(String) + Send + Sync),
     ) -> Result<String, String> {
-        // Shared by all callers that want the same at the same time.
+        // Key under which callers share the work if they want the same image from the same source at the same time.
         let about = match from {
             ImageSource::BuiltIn => String::new(),
             ImageSource::Registry => image.to_string(),

@@ -1,6 +1,7 @@
-//! Installation of the engine's packages: one set after the other; package lists are refreshed once when
-//! they may be the cause of a failure, a lock is waited for, an interrupted installation is finished
-//! first. All calls share one deadline. `host::packages` interprets the output of package managers.
+//! Installation of the engine's packages: of several sets, the first that is available. Package lists are refreshed
+//! once if they may be the cause of a failure, the lock of another package manager is waited for, and an interrupted
+//! installation is finished first. All calls share one deadline. `host::packages` interprets the output of package
+//! managers.
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -59,7 +60,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
     /// Installs the first available one of `sets`, and returns which.
     pub(super) async fn run(mut self, sets: &[Vec<String>]) -> Result<String, Fault> {
         if !self.wanted_anew().await?.is_empty() {
-            // apt takes them for installed and would do nothing.
+            // apt takes packages that dpkg wants installed anew for installed ones, and would do nothing.
             self.mend().await?;
         }
         let (mut at, mut conflict) = (0, None);
@@ -94,7 +95,8 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
                 Some(Failure::Interrupted) if self.mend().await? => {}
                 Some(failure) => {
                     let fault = self.fault(&sets[..=at], failure, &end);
-                    // There are packages, and the operator can mend the cause why they are not installed.
+                    // A conflict of an earlier set is reported rather than that a later set is not available: the
+                    // operator can resolve a conflict.
                     let conflict = conflict.filter(|_| failure == Failure::NotAvailable);
                     return Err(conflict.unwrap_or(fault));
                 }
@@ -112,8 +114,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         let Some(call) = call.filter(|_| !self.refreshed) else { return Ok(false) };
         self.refreshed = true;
         let end = self.call(call).await?;
-        // After any other failure the lists at hand may do: one broken repository of many is no
-        // reason to stop.
+        // After any other failure the existing lists may do: one broken repository of many is no reason to stop.
         if packages::failure(self.manager, &end) == Some(Failure::Locked) {
             return Err(self.fault(&[], Failure::Locked, &end));
         }
@@ -132,7 +133,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         for call in calls {
             self.call(call).await?;
         }
-        // Only now: packages that another package manager was unpacking a moment ago are whole.
+        // Checked only now: packages that another package manager was unpacking a moment ago are complete by now.
         let broken = self.wanted_anew().await?;
         if let Some(call) = packages::unpack_anew(&broken, self.lock_timeout()) {
             self.call(call).await?;

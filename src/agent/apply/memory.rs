@@ -21,7 +21,7 @@ pub struct MemoryApplier {
     root: Root,
     files: PoolFiles,
     mount: MountPolicy,
-    /// Set where systemd is PID 1: it then makes the mounts.
+    /// Set where systemd is PID 1; systemd then makes the mounts.
     systemd: Option<Arc<Systemd>>,
 }
 
@@ -54,7 +54,7 @@ impl MemoryApplier {
         Ok(MemoryApplier { root: root.clone(), files, mount, systemd: None })
     }
 
-    /// Replaces the systemd that makes the mounts.
+    /// Sets the systemd that makes the mounts; with `None` the agent makes them itself.
     pub fn with_systemd(self, systemd: Option<Arc<Systemd>>) -> MemoryApplier {
         MemoryApplier { systemd, ..self }
     }

@@ -1,6 +1,7 @@
 //! Advice for the operator about a volume that a target refused, for a target reports only an error number.
 //!
-//! Derived from the refusal and the settings only. Nothing is refused here, for an image may have files of its own.
+//! Derived from the refusal and the settings only. Nothing is refused here: a path that the settings do not share may
+//! be in the image.
 
 use std::path::Path;
 
@@ -16,7 +17,7 @@ const NO_MEMORY: i64 = -12;
 const IS_FOLDER: i64 = -21;
 const INVALID: i64 = -22;
 
-/// Text to append to the target's own message; empty where that says all that is known.
+/// Advice to append to the target's own message about the failed `step`; empty if that message says all that is known.
 pub(super) fn advice(
     step: VolumeStep,
     spec: &VolumeSpec,
@@ -35,8 +36,8 @@ pub(super) fn advice(
     explanation.map(|explanation| format!(": {explanation}")).unwrap_or_default()
 }
 
-/// Advice on exhaustion: SPDK answers the same for memory, descriptors, a full table of sockets (`MAX_FDS` of `fd_man.h`
-/// in DPDK 23.11) and a path where no socket can be made.
+/// Advice on exhaustion: SPDK answers the same for memory, descriptors, a full table of sockets (`MAX_FDS` of
+/// `fd_man.h` in DPDK 23.11) and a path where no socket can be made.
 fn of_memory(place: &VolumesLocation, settings: &TargetSettings) -> Option<String> {
     if place.kind == TargetKind::BuiltIn {
         return None;

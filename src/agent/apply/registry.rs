@@ -1,5 +1,6 @@
-//! Pulls from a registry, with the credentials of the settings. From a registry without a trusted
-//! certificate only when that is allowed and a pull failed for it (then merged into the operator's file).
+//! Pulls from a registry, with the credentials of the settings. A registry without a trusted certificate is added to
+//! `insecure-registries` in the engine's configuration, but only if the settings allow that and a pull failed for this
+//! reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,12 @@ use crate::model::registry::{Credentials, RegistryPolicy, Secret, registry_of};
 
 /// Timeout of the engine's reload of its configuration.
 const RELOAD: Duration = Duration::from_secs(10);
-/// Interval of checking whether it has reloaded.
+/// Interval of checking whether the engine has reloaded.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Engine's messages (those of Go's net/http and crypto/x509) about a registry that speaks plain HTTP or
-/// has an untrusted certificate: of an unknown authority, or too simple to be verified, as people make
-/// them for an address in their own network.
+/// Engine's messages (those of Go's net/http and crypto/x509) about a registry that speaks plain HTTP or has an
+/// untrusted certificate: one of an unknown authority, or one too simple to be verified, as people make for an address
+/// in their own network.
 const UNPROVEN: [&str; 4] = [
     "server gave HTTP response to HTTPS client",
     "certificate signed by unknown authority",
@@ -144,7 +145,7 @@ fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String>
             policy.pid_file, policy.binary
         ));
     };
-    // With the same option in both places it would not start any more.
+    // With the option both on its command line and in the file, the engine would not start any more.
     if engine.args.iter().any(|arg| arg.starts_with("--insecure-registry")) {
         return Err(format!(
             "the engine is started with --insecure-registry, and what stands there must not stand in \

@@ -29,9 +29,9 @@ const END_PAUSE: Duration = Duration::from_millis(20);
 const KILL_TIME: Duration = Duration::from_secs(10);
 /// Message of every C library and language for a write to a read-only file system (EROFS).
 const READ_ONLY: &str = "Read-only file system";
-/// Number of lines of a container's output in an error …
+/// Number of lines of a container's output in an error.
 const LAST_LINES: usize = 20;
-/// … and the engine's timeout to return them: guests may wait for the next step.
+/// Timeout of the engine to return these lines: guests may wait for the next step.
 const LINES_TIME: Duration = Duration::from_secs(2);
 
 /// Applier of steps on the targets of one machine.
@@ -84,7 +84,8 @@ impl<C: Containers> TargetApplier<C> {
                 let within = self.policy.target.call_timeout;
                 match self.containers.set_restarts(id, restarts.as_ref(), within).await {
                     Ok(()) => Ok("set".to_string()),
-                    // A container that is stopped next is observed until it stays so; a running one goes on without.
+                    // Not an error: a container that is stopped next is watched until it stays stopped, and a running
+                    // one works without the policy.
                     Err(e) => {
                         let (why, policy) =
                             (chain(&e), restarts.as_ref().map_or("no", |it| &it.policy));
@@ -111,7 +112,8 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// Makes the folder and clears leftovers, unless the control socket or its lock shows a serving target.
+    /// Makes `folder` and removes what a dead target left there and in `huge_dir`. Refused if another process listens
+    /// on `control` or holds its lock.
     async fn prepare_sockets(
         &self,
         folder: &str,
@@ -171,7 +173,8 @@ impl<C: Containers> TargetApplier<C> {
         Ok(format!("{short}, CPUs {}", spec.cpus.as_deref().unwrap_or("any")))
     }
 
-    /// Waits until the start has ended and every reactor answers, or the process has exited instead.
+    /// Waits, for at most `within`, until the target has started and all its reactors answer, or its process has
+    /// exited.
     async fn await_target(
         &self,
         container: &str,
@@ -185,7 +188,8 @@ impl<C: Containers> TargetApplier<C> {
         let mut stopped_since = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // A stopped (SIGSTOP) target accepts the connection and never answers: it is checked at intervals.
+            // A target stopped by SIGSTOP accepts the connection and never answers, so that its state is checked
+            // between short calls.
             let left = left.min(self.policy.health.timeout);
             let answered = async {
                 target.wait_init(left).await?;
@@ -244,8 +248,8 @@ impl<C: Containers> TargetApplier<C> {
         )
     }
 
-    /// Removes a container. Waits for a removal by somebody else (`docker rm --force`), which may have
-    /// ended the target.
+    /// Removes a container. If somebody else is removing it (`docker rm --force`), which may be why the target exited,
+    /// waits for that removal.
     async fn remove(&self, id: &str) -> Result<String, Fault> {
         let deadline = Instant::now() + self.policy.target.call_timeout;
         loop {
@@ -275,8 +279,9 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// Stops with SIGTERM, a short grace period, SIGKILL: a slow end strands guests that reconnect meanwhile.
-    /// Signals go directly through the kernel, so that a stalling engine does not slow it down.
+    /// Stops the container with SIGTERM and, after `grace`, SIGKILL; if `grace` is zero, with SIGKILL at once. A slow
+    /// end would strand guests that reconnect meanwhile. The signals do not pass through the engine, so that a stalling
+    /// engine does not delay them.
     async fn stop(&self, id: &str, grace: Duration) -> Result<String, Fault> {
         let look = || async {
             let seen = self.containers.container(id, self.policy.target.call_timeout).await;
@@ -288,7 +293,7 @@ impl<C: Containers> TargetApplier<C> {
             let signals = [(Signal::TERM, grace), (Signal::KILL, KILL_TIME)];
             for (signal, timeout) in signals.into_iter().skip(usize::from(grace.is_zero())) {
                 process.signal(signal)?;
-                // A frozen process takes no signal but the last, and that one only once it is thawed.
+                // A frozen process reacts to no signal but SIGKILL, and to that only once it is thawed.
                 if signal == Signal::KILL {
                     self.thaw(id, process.pid).await;
                 }
@@ -297,7 +302,7 @@ impl<C: Containers> TargetApplier<C> {
                 }
             }
         }
-        // The engine notices a little later.
+        // The engine notices the exit a little later.
         let deadline = Instant::now() + KILL_TIME;
         while Instant::now() < deadline {
             match look().await? {
@@ -327,7 +332,7 @@ async fn has_ended(process: &WatchedProcess, within: Duration) -> bool {
     }
 }
 
-/// `true` if a container was made for the same spec.
+/// `true` if the container `seen` has the same spec label as `spec`.
 fn is_same(spec: &ContainerSpec, seen: &ContainerSeen) -> bool {
     let wanted = spec.labels.get(SPEC_LABEL);
     wanted.is_some() && seen.labels.get(SPEC_LABEL) == wanted

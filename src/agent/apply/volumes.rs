@@ -1,5 +1,5 @@
-//! Steps on the volumes of a target, many at the same time: sequential per volume, pipelined across
-//! volumes on the control socket, which answers together what arrived together.
+//! Steps on the volumes of a target. The steps of one volume run one after the other; those of different volumes run at
+//! the same time, as the control socket answers together the requests that arrive together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -57,8 +57,8 @@ impl VolumeApplier {
         VolumeApplier { root: root.clone(), sockets, policy }
     }
 
-    /// Applies the steps of all volumes; returns the fault of each that failed. A failed volume does not hold
-    /// up others, but a target that stops answering does.
+    /// Applies the steps of all volumes; returns the fault of each that failed. The others go on after a failure,
+    /// unless the target has stopped answering.
     pub async fn apply(
         &self,
         place: &VolumesLocation,
@@ -145,7 +145,7 @@ impl VolumeApplier {
                 let mask = spec.cpumask.as_deref();
                 spdk.create_controller(name, bdev, spec.read_only, mask, within).await
             }
-            // In batches, while the target makes the next ones.
+            // Done in batches by `give_sockets`, while the target makes the next sockets.
             VolumeStep::GiveSocket => Ok(()),
         };
         let deletes = matches!(step, VolumeStep::DeleteController | VolumeStep::DeleteBdev);
@@ -181,7 +181,7 @@ impl VolumeApplier {
         })
     }
 
-    /// Starts to set owner and mode of the sockets; returns the fault of each that failed.
+    /// Starts to set owner and mode of the sockets of the volumes `names`; returns the fault of each that failed.
     fn give_sockets(
         &self,
         place: &VolumesLocation,

@@ -17,8 +17,8 @@ use crate::plan::hugepages::{self, Decision, GrowthTrial, OnShortfall, Trials, n
 
 /// KiB that one write to a pool may request: 2 GiB.
 const PORTION_KIB: u64 = 2 * 1024 * 1024;
-/// Maximum age of an observation for a write to a pool without reading it again, which would not be much
-/// closer to the write either.
+/// Maximum age of an observation for a write to the pool without reading the pool again: a new reading would not be
+/// much closer to the write.
 const AS_GOOD_AS_NOW: Duration = Duration::from_micros(500);
 /// Rounds of plan and apply before contention with another user of the pools is reported.
 const MOST_ROUNDS: usize = 32;
@@ -90,8 +90,8 @@ impl MemoryWork {
             for step in &steps {
                 self.apply(step, (at, &mut seen), growth, &limits)?;
             }
-            // Written pools were read back. The rest is observed again unless it just was: a guest may
-            // have started during a long growth.
+            // Written pools were read back. The others are observed again, unless the observation is recent: a guest
+            // may have started during a long growth.
             if at.elapsed() < LOOK_IS_GOOD && self.decide(order, &seen, growth) == Decision::Holds {
                 return limits.check_cancelled();
             }
@@ -135,7 +135,7 @@ impl MemoryWork {
                     Some(pool) if at.elapsed() < AS_GOOD_AS_NOW => *pool,
                     _ => self.applier.pool(resize.pool)?,
                 };
-                // Else somebody resized it since it was observed: the next round plans anew.
+                // If the totals differ, somebody resized the pool since it was observed: the next round plans anew.
                 let pool = match first.total == resize.from {
                     true => self.raise(step, first, resize.to, growth, limits)?,
                     false => first,
@@ -184,8 +184,8 @@ impl MemoryWork {
         broke.map_or(Ok(last), Err)
     }
 
-    /// Returns the pool afterwards, and the fault if it stopped for another reason than too few pages
-    /// from the kernel.
+    /// Raises the pool `first` towards `goal` in portions. Returns the pool afterwards, and a fault if the raise
+    /// stopped for another reason than too few pages from the kernel.
     fn raise_by_portions(
         &mut self,
         first: Pool,
@@ -225,7 +225,7 @@ impl MemoryWork {
                 self.records.grew(&resized).map(|()| resized.after)
             }
             Err(fault) => {
-                // If pages may have come all the same, the next observation resolves the intent.
+                // If pages may have been taken in spite of the fault, the next observation resolves the intent.
                 let same = |pool: Pool| pool.persistent() == before.persistent();
                 if self.applier.pool(key).is_ok_and(same) {
                     // The write's own fault is the one to report.

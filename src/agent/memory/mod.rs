@@ -1,8 +1,8 @@
 //! Work on pools and mounts, with the ledger and the reservations.
 //!
-//! Blocking: the pools' owner runs it on a thread of its own, because a write to a pool lasts as
-//! long as the kernel searches for memory. `growth` raises pools, `giving_back` lowers them, this file
-//! does the rest: planning, restoring, mounting.
+//! Blocking: the pools' owner runs it on a thread of its own, because a write to a pool lasts as long as the kernel
+//! searches for memory. `growth` raises pools, `release` lowers them, `page_records` keeps ledger and reservations;
+//! this file does the rest: planning, restoring, mounting.
 
 mod growth;
 mod page_records;
@@ -49,7 +49,7 @@ pub struct MemoryOrder {
     pub keep_partial: bool,
     /// Set to plan only.
     pub dry_run: bool,
-    /// Set when nobody waits any more: taken pages are given back.
+    /// Set when no caller waits any more: taken pages are given back.
     pub cancelled: Arc<AtomicBool>,
 }
 
@@ -63,17 +63,18 @@ pub struct MemoryWork {
     records: PageRecords,
     /// Mounts that were found usable or made, by page size.
     mounted: BTreeMap<PageSize, String>,
-    /// Observation of the last plan, and its time: the request that follows need not observe again.
+    /// Observation of the last plan, and its time; the request that follows the plan can use it.
     seen: Option<(Instant, PoolsSeen)>,
     ahead: Option<Ahead>,
-    /// Set if lost pages were tried to be taken again, and the pools are since as that left them.
+    /// Set if the agent tried to take lost pages again, and the pools have not changed since.
     retook: bool,
     /// Set when the agent stops: what was begun is ended or given back.
     stopping: Arc<AtomicBool>,
     progress: ProgressSink,
 }
 
-/// Observation of the machine's memory, made while the thread that works on the pools wakes up and observes those.
+/// Observation of the machine's memory, to be made while the thread that works on the pools wakes up and observes the
+/// pools.
 #[derive(Debug)]
 pub struct LookAhead {
     observer: MemoryObserver,
@@ -147,12 +148,11 @@ impl MemoryWork {
         self.records.ledger().restored
     }
 
-    /// The plan of an order that is a dry run, when it takes no more than a look at some counters;
-    /// `None` when it takes more: a mount that is not known yet, a ledger that is behind, or a request that cannot be
-    /// met.
+    /// Plans a dry run that takes no more than reading some counters. `None` if `order` is no dry run, or takes more: a
+    /// mount that is not known yet, a ledger that is behind, or a request that cannot be met.
     ///
-    /// Unlike all else here it may be called where nothing may block: counters in sysfs and the state
-    /// of a hugetlbfs are answered from the kernel's memory.
+    /// May be called where nothing may block: counters in sysfs and the state of a hugetlbfs are answered from the
+    /// kernel's memory.
     pub fn plan_at_once(&mut self, order: &MemoryOrder) -> Option<PartReport> {
         if !order.dry_run {
             return None;
@@ -172,14 +172,14 @@ impl MemoryWork {
         Some(PartReport { steps, mounts, ..PartReport::default() })
     }
 
-    /// Makes an observation of the machine for a request that is handed to another thread; `None` when the
-    /// last one is valid for it.
+    /// Returns an observation of memory to be made while `order` is handed to another thread. `None` if the last
+    /// observation is recent enough, or `order` names a page size that this kernel does not have.
     ///
     /// May be called where nothing may block, as [`MemoryWork::plan_at_once`].
     pub fn looks_ahead(&mut self, order: &MemoryOrder) -> Option<LookAhead> {
         let is_good = self.seen.as_ref().is_some_and(|(at, _)| at.elapsed() < LOOK_IS_GOOD);
         let sizes = self.sizes(order);
-        // An error about an unknown size lists the known ones.
+        // The error about an unknown size lists the known ones, for which all pools have to be observed.
         if is_good || !sizes.is_subset(&self.observer.sizes()) {
             return None;
         }
@@ -201,7 +201,7 @@ impl MemoryWork {
         self.seen.take().filter(|(at, _)| at.elapsed() < LOOK_IS_GOOD)
     }
 
-    /// Page sizes in the request and the ledger; other pools do not matter to them.
+    /// Page sizes in the request and the ledger; pools of other sizes need not be observed.
     fn sizes(&self, order: &MemoryOrder) -> BTreeSet<PageSize> {
         let mut sizes = self.records.ledger().sizes();
         match &order.goal {
@@ -217,7 +217,7 @@ impl MemoryWork {
         let mut growth = Growth::default();
         let grown = self.grow(order, &mut growth);
         self.undo_after(grown, order, &mut growth);
-        // Restored pages are reserved already; others are reserved now, for the next boot to restore.
+        // The pages of a restore are reserved already. Others are reserved now, for the next boot to restore.
         if !order.dry_run && matches!(order.goal, PoolGoal::Free(_)) {
             let remembered = self.records.remember();
             self.undo_after(remembered, order, &mut growth);
@@ -246,15 +246,15 @@ impl MemoryWork {
         self.records.reconcile(&seen);
         self.seen = Some((Instant::now(), seen));
         let mut report = self.take_again(self.records.to_restore());
-        // What a stop has cut short is done by the next start.
+        // A restore that a stop has cut short is repeated at the next start.
         if !self.stopping.load(Ordering::Relaxed) {
             report.errors.extend(self.records.restored().err());
         }
         report
     }
 
-    /// Makes the mounts again that were lost with the last boot: for the pages that the agent keeps, and for those of
-    /// 2 MiB where targets are to run and there are any.
+    /// Makes the mounts again that were lost with the last boot: for each page size that the agent keeps and, with
+    /// `has_targets`, for 2 MiB if a pool has such pages.
     pub fn mount_again(&mut self, has_targets: bool) -> PartReport {
         let mut report = PartReport::default();
         let mut sizes = self.records.kept_sizes();
@@ -283,9 +283,10 @@ impl MemoryWork {
         })
     }
 
-    /// Looks at what others have done to the pools, and writes it down. Lost pages are taken again where the settings say so:
-    /// when the pools are as the look before left them, for who lowers a pool may be about to raise it; and once, for what it
-    /// takes to ask the kernel in vain slows the whole machine.
+    /// Records in the ledger the changes that others made to the pools. Lost pages are taken again if the settings say
+    /// so, and only if the pools have not changed since the last look: a process that lowers a pool may be about to
+    /// raise it. One attempt is made until the pools change again, because a request that the kernel cannot meet slows
+    /// the whole machine.
     pub fn look(&mut self) -> PartReport {
         // The pools may change from here on.
         self.seen = None;
@@ -300,7 +301,7 @@ impl MemoryWork {
             return PartReport::default();
         }
         let report = self.take_again(lost);
-        // Its own changes are not somebody else's.
+        // Forgets the changes that this call made itself.
         self.records.changed_since();
         self.retook = true;
         report

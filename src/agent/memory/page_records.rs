@@ -29,7 +29,7 @@ pub struct Published {
     pub ledger: Ledger,
     /// Set if the reservations on disk cover the ledger.
     pub remembered: bool,
-    /// Desired pages, restored after a reboot: the reservations, and pages that the agent keeps beyond them.
+    /// Desired pages, restored after a reboot: the reservations, and kept pages beyond the reservations.
     pub wanted: PagesByPool,
 }
 
@@ -42,7 +42,8 @@ pub(super) struct PageRecords {
     /// Reservations as on disk.
     reservations: PagesByPool,
     published: watch::Sender<Published>,
-    /// Whether the ledger's file is behind: it speaks of a growth that has come to its end, or of pools as they were before.
+    /// Set if the ledger's file is behind: it still has the intent of a growth that has ended, or the pools as they
+    /// were before.
     behind: bool,
     /// Set if the pools changed since `changed_since` was called last.
     changed: bool,
@@ -81,7 +82,8 @@ impl PageRecords {
         &self.reservations
     }
 
-    /// Brings the ledger in line with the kernel; [`PageRecords::catch_up`] writes it. Returns `true` if anything differed.
+    /// Brings the ledger in line with the kernel, in memory; [`PageRecords::catch_up`] writes it. Returns `true` if the
+    /// two differed.
     pub(super) fn reconcile(&mut self, seen: &PoolsSeen) -> bool {
         let intent = self.ledger.intent;
         let changed = self.ledger.reconcile(seen);
@@ -111,7 +113,7 @@ impl PageRecords {
         if self.behind { self.save() } else { Ok(()) }
     }
 
-    /// Reports and clears whether the agent or others changed its pools since the last call, as far as was observed.
+    /// Returns `true` if a change of the pools, by the agent or by others, was observed since the last call.
     pub(super) fn changed_since(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -125,8 +127,8 @@ impl PageRecords {
         Ok(())
     }
 
-    /// Records the outcome of the growth that was begun. For one that got all its pages, the recorded intent
-    /// amounts to the same: [`PageRecords::catch_up`] writes the outcome when no caller waits any more.
+    /// Records the outcome of the growth that was begun. If it got all its pages, the intent in the file says the same,
+    /// and [`PageRecords::catch_up`] writes the outcome when no caller waits any more.
     pub(super) fn grew(&mut self, resized: &Resized) -> Result<(), Fault> {
         let key = resized.after.key;
         let pages = self.ledger.grown(key).saturating_add(resized.gained());
@@ -180,8 +182,8 @@ impl PageRecords {
         self.write_reservations(wanted)
     }
 
-    /// Lowers the reservations of these pools, on disk, to the pages in the ledger and in `missing`: pages lost beyond
-    /// that are given up.
+    /// Lowers the reservations on disk, for the pools that `keys` selects, to the pages in the ledger plus those in
+    /// `missing`. Lost pages beyond that are not restored any more.
     pub(super) fn lower(
         &mut self,
         keys: impl Fn(&PoolKey) -> bool,
@@ -208,7 +210,8 @@ impl PageRecords {
         missing
     }
 
-    /// Pages that the ledger is to have after a restore: all desired ones except those that others have put back.
+    /// Pages, by pool, that the ledger is to have after a restore: all desired ones, except lost pages that others have
+    /// put back into the pool, as those belong to the others.
     pub(super) fn to_restore(&self) -> PagesByPool {
         let (lost, mut wanted) = (self.ledger.lost(), self.raised());
         for whole in &self.ledger.whole {
@@ -220,7 +223,7 @@ impl PageRecords {
         wanted
     }
 
-    /// Pages that the ledger is to have again in the pools of which some are lost: those and no others.
+    /// Pages, by pool, that the ledger is to have once lost pages are taken again; only pools that lost some.
     pub(super) fn to_retake(&self) -> PagesByPool {
         let lost = self.ledger.lost().into_iter();
         lost.map(|(key, lost)| (key, self.ledger.grown(key).saturating_add(lost))).collect()
@@ -251,7 +254,7 @@ impl PageRecords {
 
     fn save(&mut self) -> Result<(), Fault> {
         self.publish();
-        // Until it is there: what catches up repeats a write that failed.
+        // Set until the file is written: `catch_up` repeats a write that failed.
         self.behind = true;
         self.slot.write(&self.ledger)?;
         self.behind = false;
@@ -265,7 +268,8 @@ impl PageRecords {
     }
 }
 
-/// Pages that an interrupted growth may have left and that the ledger does not claim, as their origin is unknown.
+/// Pages that an interrupted growth (from `from` to `to`) may have left among the pages that are `there`, and that the
+/// ledger does not claim, as their origin is unknown.
 fn unclaimed(from: u64, to: u64, there: u64) -> u64 {
     match there == to {
         true => 0,

@@ -52,7 +52,7 @@ impl MemoryWork {
         missing.retain(|key, _| order.names(key));
         hugepages::keep(&mut limit, &mut missing, order.keep, &seen);
         let named = |key: &PoolKey| order.names(key);
-        // Lost pages are given up first: else those that are given back would be reported as lost, too.
+        // Lost pages are given up first: otherwise the pages given back below would be reported as lost too.
         let given_up = if order.dry_run { Ok(()) } else { self.records.lower(named, &missing) };
         let shrunk = self.shrink(&limit, order.dry_run, &mut report.steps);
         report.errors.extend(shrunk.1);
@@ -63,7 +63,7 @@ impl MemoryWork {
         report
     }
 
-    /// Reports a failed part of a growth, and gives back the pages taken unless they are to be kept.
+    /// Reports the fault if `part` failed, and gives back the pages that `growth` took, unless `order` keeps them.
     pub(super) fn undo_after(
         &mut self,
         part: Result<(), Fault>,

@@ -18,7 +18,7 @@ use crate::model::engine::{
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 
-/// Engine that can be queried, as its owner names it.
+/// [`Engine`] under a name that the engine's owner may use, as it does not use `docker` itself.
 pub trait QueryEngine: Engine {}
 
 impl<E: Engine> QueryEngine for E {}
@@ -32,7 +32,7 @@ pub struct EngineObserver<E> {
     systemd: Arc<Systemd>,
     init: Init,
     last_answer: Mutex<Option<LastAnswer>>,
-    /// Files of a running engine, as long as they are unchanged.
+    /// Facts read from the files of a running engine, valid while the files are unchanged.
     read: Mutex<Option<(EngineSeen, Unchanged)>>,
 }
 
@@ -89,8 +89,7 @@ impl<E: QueryEngine> EngineObserver<E> {
         self.doubt_installation(seen).await
     }
 
-    /// Treats a stopped engine with half-installed packages as not installed, though its executable is
-    /// there.
+    /// Treats a stopped engine with half-installed packages as not installed, even if its executable exists.
     async fn doubt_installation(&self, mut seen: EngineSeen) -> Result<EngineSeen, Fault> {
         let stopped = seen.api == EngineApi::Absent && seen.process.is_none();
         if stopped && seen.installed.is_some() && seen.package_manager == Some(PackageManager::Apt)
@@ -140,7 +139,7 @@ impl<E: QueryEngine> EngineObserver<E> {
         self.read_before().is_some()
     }
 
-    /// Queries the engine; its process says whether the last answer was its own.
+    /// Asks the engine whether it answers. A recent answer is reused, but only if this same `process` gave it.
     async fn ask(&self, process: Option<&EngineProcess>) -> EngineApi {
         let known = lock(&self.last_answer).clone().filter(|known| Some(&known.by) == process);
         if let Some(known) = &known
@@ -176,7 +175,7 @@ fn lock<T>(kept: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Reads files and procfs, and watches them if an engine runs: a stopped one is about to change.
+/// Reads files and procfs. Watches them only if an engine runs: those of a stopped engine are about to change.
 fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<Unchanged>) {
     let engine_process = || process::engine_process(root, &policy.pid_file, &policy.binary);
     let unchanged = engine_process()
@@ -194,7 +193,7 @@ fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<U
     (seen, unchanged)
 }
 
-/// Paths where the files are or may be.
+/// Paths to watch: possible executables of the engine and of package managers, the pid file and `daemon.json`.
 fn paths(policy: &EnginePolicy) -> Vec<String> {
     let mut paths = process::candidates(&policy.binary);
     for manager in PackageManager::ALL {

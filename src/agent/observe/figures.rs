@@ -15,7 +15,7 @@ use crate::model::fault::Fault;
 use crate::model::footprint::Footprint;
 use crate::model::pools::PoolsSeen;
 
-/// Timeout of the kernel; figures missing by then are left out.
+/// Timeout of a reading; figures missing by then are left out.
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// Reader of the figures.
@@ -23,7 +23,7 @@ const WITHIN: Duration = Duration::from_secs(2);
 pub struct Figures {
     memory: MemoryObserver,
     process: OwnProcess,
-    /// Limit of one read at a time: a hanging one must not take a thread for each scrape.
+    /// Permit for one reading at a time: hanging ones must not take a thread for each scrape.
     place: Arc<Semaphore>,
 }
 
@@ -32,7 +32,7 @@ pub struct Figures {
 pub struct ObservedFigures {
     /// Pools with their reserved pages.
     pub pools: Option<PoolsSeen>,
-    /// Agent's process.
+    /// Resource use of the agent's own process.
     pub process: Option<Footprint>,
 }
 

@@ -12,10 +12,10 @@ use crate::host::guests::{QemuVersions, guests};
 use crate::model::guest::Guests;
 use crate::model::policy::VolumePolicy;
 
-/// Timeout of an observation: a command line is read from the memory of its process, which may hang with its disk.
+/// Timeout of an observation: reading a process's command line hangs if the process hangs with its disk.
 const LOOK_TIME: Duration = Duration::from_secs(2);
 
-/// Observer of the guests of one machine, once at a time.
+/// Observer of the guests of one machine; one observation runs at a time.
 #[derive(Debug)]
 pub struct GuestObserver {
     root: Root,

@@ -17,8 +17,8 @@ const LIBVIRT: &[&str] = &["libvirtd", "virtqemud"];
 /// Programs that print QEMU's version.
 const QEMU: &[&str] = &["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm", "kvm"];
 
-/// Observer of the versions. Runs a program for each, and again only when its file was replaced or it
-/// printed no version.
+/// Observer of the versions. Runs one program for each version, and again only if its file was replaced or it printed
+/// no version.
 #[derive(Debug)]
 pub struct Hypervisor<S> {
     root: Root,
@@ -65,7 +65,7 @@ impl<S: Spawner> Hypervisor<S> {
         let cell = {
             let mut last_run = last_run.lock().unwrap_or_else(PoisonError::into_inner);
             match &*last_run {
-                // One that printed no version is run again.
+                // A program that printed no version is run again.
                 Some((known, cell)) if *known == stamp && cell.get() != Some(&None) => cell.clone(),
                 _ => last_run.insert((stamp.clone(), Arc::default())).1.clone(),
             }
@@ -101,7 +101,8 @@ mod tests {
     use crate::host::HostError;
     use crate::host::spawn::{Daemon, RunEnd};
 
-    /// Runs a program by reading it: it prints what it holds, and the word `fails` makes it fail.
+    /// Spawner that reads a program's file instead of running it: the text is its output, and the word `fails` makes it
+    /// fail.
     #[derive(Clone)]
     struct Reads {
         root: Root,

@@ -56,8 +56,8 @@ impl MemoryObserver {
         Ok(PoolsSeen { pools, reserved, ..PoolsSeen::default() })
     }
 
-    /// Observes pools of these sizes only, as [`MemoryObserver::pools`] does, with memory that was observed
-    /// already.
+    /// Observes only the pools of these `sizes`, as [`MemoryObserver::pools`] does, and takes over `memory` from an
+    /// earlier observation.
     ///
     /// # Errors
     /// When a counter cannot be read.

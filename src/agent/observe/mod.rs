@@ -32,9 +32,9 @@ pub(crate) fn blocking<T: Send + 'static>(
     }
 }
 
-/// Runs blocking work on files that may hang with their server: the work keeps its place until it has ended, even if
-/// nobody waits any more, so that hanging work takes no more threads than there are places. `None` if it is late or no
-/// place is free.
+/// Runs blocking work on files that may hang with their server, and waits for at most `within`. The work keeps one of
+/// the `places` until it has ended, even if nobody waits any more, so that hanging work takes no more threads than
+/// there are places. `None` if the work is late or no place is free.
 pub(crate) async fn blocking_within<T: Send + 'static>(
     places: &Arc<Semaphore>,
     within: Duration,

@@ -53,7 +53,7 @@ impl NodeObserver {
             cpus: or_empty(cpus::cpus(root), &mut errors),
             mounts: or_empty(self.memory.mounts(), &mut errors),
             engine,
-            // Known only to the server.
+            // Filled in by the server, which alone knows it.
             access: None,
             findings,
             errors,

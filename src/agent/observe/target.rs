@@ -26,16 +26,16 @@ use crate::spdk::{Sockets, SpdkError};
 
 /// Timeout for the engine to notice that a container's process has exited.
 const NOTICED: Duration = Duration::from_secs(5);
-/// Interval of checking whether it has.
+/// Interval of checking whether the engine has noticed the exit.
 const NOTICE_PAUSE: Duration = Duration::from_millis(5);
 
-/// Number of lines of a container's output reported with each exit …
+/// Number of lines of a container's output reported with each exit.
 const EXIT_LINES: usize = 5;
-/// … and the engine's timeout to return them.
+/// Timeout of the engine to return the lines for an exit.
 const EXIT_TIME: Duration = Duration::from_millis(300);
-/// Number of lines of a container's output in an error …
+/// Number of lines of a container's output in an error.
 const LAST_LINES: usize = 20;
-/// … and of characters of each.
+/// Maximum of characters of each such line.
 const LINE: usize = 500;
 
 /// Formats a container's last output as a sentence.
@@ -64,9 +64,9 @@ pub struct TargetObserver<C> {
     following: Arc<Semaphore>,
 }
 
-/// Timeout of following links …
+/// Timeout of following links.
 const FOLLOW_TIME: Duration = Duration::from_secs(2);
-/// … and the maximum of such lookups that may hang at one time.
+/// Maximum of link lookups that may hang at one time.
 const MOST_FOLLOWING: usize = 4;
 
 impl<C: Containers> TargetObserver<C> {
@@ -80,7 +80,8 @@ impl<C: Containers> TargetObserver<C> {
         TargetObserver { root: root.clone(), containers, sockets, policy, following }
     }
 
-    /// Observes the whole input of the target planner; with the containers `beside` it, if names are to be moved.
+    /// Observes the whole input of the target planner. With `beside`, also the containers with the names that are used
+    /// while one target replaces another.
     ///
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
@@ -98,7 +99,7 @@ impl<C: Containers> TargetObserver<C> {
         let container = container.map_err(|e| engine_fault(&e))?;
         let image = image.map_err(|e| engine_fault(&e))?;
         let running = container.as_ref().filter(|container| container.running);
-        // Its guests are where it runs now, which may differ from the desired place.
+        // The guests are at the control socket of the running container, which may differ from the desired one.
         let made_for = running.and_then(ContainerSeen::made_for);
         let ours = made_for.is_some();
         let control = made_for.map_or(spec.control_sock.clone(), |spec| spec.control_sock);
@@ -155,7 +156,8 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// Observes only the containers of a target and beside it, and the mount of its pages.
+    /// Observes only the target's container, the containers with the names used during a replacement, and the mount of
+    /// its pages.
     ///
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
@@ -213,8 +215,8 @@ impl<C: Containers> TargetObserver<C> {
         self.container(spec.name.as_str()).await.map_err(|e| engine_fault(&e))
     }
 
-    /// Observes the container; if its process is dead, until the engine knows that too: a container that it
-    /// takes for running can neither be started nor removed.
+    /// Observes the container `name`. If its process is dead, waits until the engine has noticed that too: a container
+    /// that the engine takes for running can neither be started nor removed.
     async fn container(&self, name: &str) -> Result<Option<ContainerSeen>, EngineError> {
         let deadline = Instant::now() + NOTICED;
         loop {
@@ -228,7 +230,8 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// Queries the control socket: the version, the reason of silence, and the number of disks in use.
+    /// Queries the control socket. Returns the version, the reason if there is none, and the number of connected
+    /// guests.
     async fn ask(&self, control: &CleanPath) -> (Option<String>, String, Result<usize, SpdkError>) {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
@@ -252,7 +255,7 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// Follows links in paths that are not the operator's; empty if the machine does not answer in time.
+    /// Follows links in paths that a request named; empty if the machine does not answer in time.
     async fn links(&self, spec: &TargetSpec) -> Links {
         let paths = paths_of_target(spec, &self.policy.target);
         if paths.is_empty() {
@@ -265,12 +268,12 @@ impl<C: Containers> TargetObserver<C> {
     }
 }
 
-/// Number of connected guests of a running target, as far as its control socket's answer tells; `may_have_disks` if
-/// disks may exist although there is no control socket.
+/// Number of connected guests of a running target, by its control socket's answer; `None` if that does not tell. With
+/// `may_have_disks`, disks may exist although there is no control socket.
 fn sessions_of(guests: Result<usize, SpdkError>, may_have_disks: bool) -> Option<usize> {
     match guests {
-        // The place of its control socket is known. A target that never made it has made no disk's
-        // either; one whose control socket was removed may have.
+        // A target that never made its control socket has made no disk's socket either. A target whose control socket
+        // was removed may have.
         Err(SpdkError::Absent { .. }) if !may_have_disks => Some(0),
         // Not started, or without support for disks.
         Err(SpdkError::Refused { .. }) => Some(0),

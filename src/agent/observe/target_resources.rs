@@ -31,8 +31,8 @@ pub(super) struct PagesForTarget {
     pub(super) returning_pages: u64,
 }
 
-/// Observes users of the CPUs other than the target itself, whose process is `own`: it gives its own
-/// back before it is recreated.
+/// Observes the users of the CPUs except the target's own process `own`: a target gives its CPUs back before it is
+/// recreated.
 pub(super) async fn cpu_use(root: &Root, own: Option<u32>) -> Result<CpuUse, Fault> {
     let root = root.clone();
     let look = move || CpuUse {
@@ -43,8 +43,8 @@ pub(super) async fn cpu_use(root: &Root, own: Option<u32>) -> Result<CpuUse, Fau
     blocking(look).await
 }
 
-/// Counts free pages of 2 MiB, if the target takes some (`wanted`). A pool that cannot be read is no reason to refuse
-/// it.
+/// Counts free pages of 2 MiB, unless the target takes none (`wanted` is 0). A pool that cannot be read is no reason to
+/// refuse the target.
 pub(super) async fn pages_for_target(
     root: &Root,
     wanted: u64,
@@ -57,11 +57,11 @@ pub(super) async fn pages_for_target(
         let pools = PoolFiles::find(&root)?.read_all()?.into_iter().filter(small);
         let mut free_pages: BTreeMap<NumaNode, u64> =
             pools.map(|pool| (pool.key.node, pool.free)).collect();
-        // Its predecessor's pages come back before it takes its own.
+        // The pages of the process `own` come back before its successor takes any.
         for (node, pages) in own.map(|pid| hugepages_of(&root, pid)).unwrap_or_default() {
             *free_pages.entry(node).or_default() += pages;
         }
-        // That scans all processes, so only where it matters.
+        // `left_pages` scans all processes, so it is called only if no node has enough free pages.
         let returning_pages = match free_pages.values().all(|free| *free < wanted) {
             true => huge_dir.map_or(Ok(0), |folder| left_pages(&root, &folder))?,
             false => 0,
@@ -74,7 +74,7 @@ pub(super) async fn pages_for_target(
     }
 }
 
-/// Reads what files say of the target's needs.
+/// Reads facts on the target's needs from files.
 pub(super) async fn file_facts(
     root: &Root,
     spec: &TargetSpec,

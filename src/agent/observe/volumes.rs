@@ -22,11 +22,11 @@ use crate::model::volume::{
 use crate::spdk::disks::{Bdev, Controller};
 use crate::spdk::{Sockets, Spdk, SpdkError};
 
-/// Maximum of volumes that are queried one by one; for more, the target lists all that it has.
+/// Maximum of volumes that are queried one by one. For more, the target is asked for all that it has.
 const FEW: usize = 16;
 /// Timeout of following links.
 const LOOK_TIME: Duration = Duration::from_secs(2);
-/// Maximum of such lookups that may hang at one time.
+/// Maximum of lookups of files and links that may hang at one time.
 const MOST_LOOKUPS: usize = 4;
 
 /// Place of a target's volumes.
@@ -36,7 +36,6 @@ pub struct VolumesLocation {
     pub control: CleanPath,
     /// Folder of the volumes' sockets.
     pub sockets: CleanPath,
-    /// Kind of the target.
     pub kind: TargetKind,
     /// MiB of hugepages that the target takes.
     pub memory_mib: u64,
@@ -70,7 +69,7 @@ impl VolumeObserver {
         self.look_at(place, specs, all, self.bdevs_at(place, specs), async { Ok(Vec::new()) }).await
     }
 
-    /// Observes volumes after a change: the controllers show its outcome, bdevs are not queried.
+    /// Observes volumes after a change. Only controllers are queried, as they show its outcome; bdevs are not.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -83,7 +82,7 @@ impl VolumeObserver {
         self.look_at(place, specs, all, none, async { Ok(Vec::new()) }).await
     }
 
-    /// Observes volumes, with controllers of other names that serve their bdevs.
+    /// Observes volumes, also by controllers of other names that serve the volumes' bdevs.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -96,8 +95,7 @@ impl VolumeObserver {
             .await
     }
 
-    /// Observes volumes that are to be removed: other users of their bdevs are searched among all that
-    /// the target has.
+    /// Observes volumes that are to be removed, and searches all that the target has for other users of their bdevs.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -145,7 +143,7 @@ impl VolumeObserver {
         elsewhere: impl Future<Output = Result<Vec<(String, String)>, SpdkError>>,
     ) -> Result<BTreeMap<VolumeName, VolumeSeen>, Fault> {
         let spdk = self.sockets.at(&self.root.path(place.control.as_str()));
-        // Runs while the target answers.
+        // The sockets are checked while the target answers.
         let given = self.sockets_given(place, specs);
         let controllers = self.controllers(&spdk, specs, all);
         let (bdevs, (controllers, scsi), elsewhere) =

@@ -1,18 +1,18 @@
-//! Heads of forwarded messages: everything passes but what belongs to one connection alone (RFC 9110, 7.6.1).
+//! Heads of forwarded messages. All headers pass, except those that concern one connection only (RFC 9110, 7.6.1).
 
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, response};
 
 use super::super::ZBS;
 
-/// Target of a request as it was sent; the router uses a normalized one.
+/// URI of a request as its caller sent it. The router sees a normalized one.
 #[derive(Debug, Clone)]
 pub struct OriginalUri(pub Uri);
 
-/// Builds the forwarded request. Its caller and its way here are the agent's own business, and the connection's;
-/// everything between the two ends stays as it is: method, target, headers with their spelling, body.
+/// Builds the forwarded request. Method, URI, body and headers stay as the caller sent them, with the spelling of the
+/// header names. Only the headers of the connection are replaced.
 ///
-/// No header names the forwarder: kvmagent is to get what it has always got.
+/// No header names this agent as a proxy: kvmagent gets the same request as without this agent.
 pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
     let Parts { method, uri, version, headers, mut extensions, .. } = head;
     let uri = extensions.remove::<OriginalUri>().map_or(uri, |OriginalUri(sent)| sent);
@@ -26,16 +26,18 @@ pub(super) fn forwarded<B>(head: Parts, body: B) -> Request<B> {
     request.headers_mut().insert(header::CONNECTION, own);
     *request.method_mut() = method;
     *request.uri_mut() = uri;
-    // A request without `Host` is only right in HTTP/1.0, which knows no chunks either.
+    // The version is kept: a request without `Host` is only valid in HTTP/1.0, which has no chunked bodies either.
     *request.version_mut() = version;
-    // Holds the spelling of the headers.
+    // The extensions hold the spelling of the header names.
     *request.extensions_mut() = extensions;
     request
 }
 
-/// `true` if a path is another spelling of one of the agent's own: with escapes, `//`, `.` or `..` in it, or with
-/// something before it. `//host/…`, and `/x://host/…` too, is for some readers an address in absolute form (CherryPy's
-/// own among them), and they look up what follows the host.
+/// `true` if `path` is another spelling of a path under [`ZBS`], which is never forwarded: with escapes, `//`, `.` or
+/// `..` in it, or with something before it.
+///
+/// For some readers, CherryPy among them, `//host/…` and `/x://host/…` are URLs in absolute form, of which they look up
+/// only the part after the host.
 pub(super) fn is_own_in_disguise(path: &str) -> bool {
     let plain = plain(path);
     let own = plain.match_indices(ZBS).find(|(at, _)| {
@@ -45,10 +47,10 @@ pub(super) fn is_own_in_disguise(path: &str) -> bool {
     own.is_some_and(|(at, _)| at > 0 || plain != path.trim_end_matches('/'))
 }
 
-/// Prefixes of the legacy agent's paths for callers on the node: its own operation, and its plug-ins.
+/// Prefixes of the paths that the legacy agent serves to callers on its own node only: its operation and its plug-ins.
 const FOR_THE_NODE: [&str; 2] = ["/kvmagent/operations/", "/kvmagent/plugins/"];
 
-/// `true` if the legacy agent takes a path from its own node alone, however it is written.
+/// `true` if the legacy agent serves `path` to callers on its own node only. Recognizes each spelling of such a path.
 pub(super) fn is_for_the_node(path: &str) -> bool {
     let plain = plain(path).to_ascii_lowercase() + "/";
     FOR_THE_NODE.iter().any(|own| plain.contains(own))
@@ -58,13 +60,14 @@ pub(super) fn is_for_the_node(path: &str) -> bool {
 /// part").
 const POOL_CALLS: [&str; 2] = ["/host/enable/hugepage", "/host/disable/hugepage"];
 
-/// `true` for a path of one of those, however it is written: a needless observation does no harm.
+/// `true` if `path` ends with one of [`POOL_CALLS`], in any spelling. A false match does no harm: it causes one
+/// needless observation of the pools.
 pub(super) fn changes_pools(path: &str) -> bool {
     let plain = plain(path);
     POOL_CALLS.iter().any(|call| plain.ends_with(call))
 }
 
-/// Normalizes a path like a reader that undoes all escapes and walks it part by part.
+/// Normalizes a path: decodes all escapes, then resolves `//`, `.` and `..`.
 fn plain(path: &str) -> String {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -91,19 +94,19 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Builds the answer on its way back.
+/// Builds the response to the caller from the `head` of the legacy agent's response and the relayed `body`.
 pub(super) fn answered<B>(head: response::Parts, body: B) -> axum::http::Response<B> {
     let mut response = axum::http::Response::new(body);
     *response.status_mut() = head.status;
     *response.headers_mut() = end_to_end(&head.headers);
     *response.version_mut() = Version::HTTP_11;
-    // Holds the spelling of the headers, and the reason phrase.
+    // The extensions hold the spelling of the header names, and the reason phrase.
     *response.extensions_mut() = head.extensions;
     response
 }
 
-/// Headers that are not one connection's own, in their order. `Transfer-Encoding` stays, for codings other than
-/// `chunked` are not undone here; hyper adapts it to the other connection.
+/// Returns the headers in their order, without those that concern one connection only. `Transfer-Encoding` stays,
+/// because codings other than `chunked` are not decoded here; hyper adapts it to the other connection.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
     let mut kept = HeaderMap::with_capacity(headers.len());
@@ -120,7 +123,8 @@ fn belongs_to_the_connection(name: &HeaderName) -> bool {
     known.contains(name) || ["keep-alive", "proxy-connection"].contains(&name.as_str())
 }
 
-/// Further headers that `Connection` names; never those that give a message's end and its addressee.
+/// Headers that `Connection` names, except those that a message needs at both ends: its length, its coding, its host
+/// and its type.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     let firm =
         [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::CONTENT_TYPE];

@@ -1,10 +1,12 @@
-//! Forwarding to the legacy agent (`fallback_url`) of everything that the agent does not serve, unchanged, as are the
-//! answers.
+//! Forwarding to the legacy agent (`fallback_url`) of the requests that this agent does not serve. Requests and answers
+//! pass unchanged.
 //!
-//! A request gets a slot, of which there are fewer than connections, so that a slow legacy agent never takes the
-//! agent's own routes down; a connection of its own (`stream`), to an address of its `name`; and passes with its body
-//! streamed (`relay`). The legacy agent may take a quarter of an hour to answer once it has all of a request, which may
-//! take an hour to come, and a body may stall for `http.body_timeout`. Nothing is sent twice.
+//! Each request takes a slot (`slots`). There are half as many slots as connections, so that a slow legacy agent never
+//! blocks this agent's own routes. Each request gets a connection of its own (`stream`) to an address of the legacy
+//! agent (`name`), and its body is streamed (`relay`).
+//!
+//! A request may take an hour to arrive, and its body may stall for `http.body_timeout`. The legacy agent may take a
+//! quarter of an hour to answer once it has the whole request. Nothing is sent twice.
 
 mod head;
 mod name;
@@ -40,14 +42,15 @@ use crate::model::policy::HttpPolicy;
 
 pub use self::head::OriginalUri;
 
-/// Limit for establishing a connection to it.
+/// Limit of the time for connecting to the legacy agent.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Limit for its answer once it has all of the request: the controller itself waits for five minutes. Without a bound,
-/// calls to one that hangs would hold their slots for ever.
+/// Limit of the time for an answer once the legacy agent has the whole request; the controller itself waits for five
+/// minutes. Without a limit, calls to a legacy agent that hangs would hold their slots for ever.
 const THINKS: Duration = Duration::from_secs(15 * 60);
 
-/// Limit for a request to come as a whole: one that comes by the byte would hold its slot for ever.
+/// Limit of the time for a request to arrive as a whole. Without a limit, a request that arrives byte by byte would
+/// hold its slot for ever.
 const COMES: Duration = Duration::from_secs(60 * 60);
 
 /// Forwards requests to the legacy agent.
@@ -62,14 +65,14 @@ pub struct Fallback {
     /// Limit of concurrent requests.
     requests: usize,
     places: Arc<Places>,
-    /// Set if the last attempt to connect succeeded: only changes are logged.
+    /// Set if the last attempt to connect succeeded. Only a change is logged.
     reachable: AtomicBool,
 }
 
 impl Fallback {
-    /// Forwards to `address`; nobody has to be there yet.
+    /// Creates a forwarder to `address`. Nothing has to listen there yet.
     pub fn new(address: FallbackAddress, own: SocketAddr, limits: &HttpPolicy) -> Fallback {
-        // The other connections are left to the agent's own routes.
+        // The other half of the connections is left to the agent's own routes.
         let requests = (limits.max_connections / 2).max(1);
         let idle = limits.body_timeout;
         let places = Arc::new(Places::new(requests));
@@ -77,7 +80,7 @@ impl Fallback {
         Fallback { address, name, own, idle, requests, places, reachable: AtomicBool::new(true) }
     }
 
-    /// Forwards a request and returns the legacy agent's answer, whatever that is.
+    /// Forwards a request and returns the legacy agent's answer, whatever its status.
     ///
     /// # Errors
     /// The reason why the legacy agent gave no answer.
@@ -116,8 +119,8 @@ impl Fallback {
         let (head, body) = request.into_parts();
         let (body, watch) = self.sent(body);
         let answer = tokio::select! {
-            // What broke the body is the cause of what follows from it. The other future is dropped, and with it the
-            // connection: the request is given up.
+            // A broken body is the cause of a broken connection, so the body is polled first and its problem reported.
+            // The other future is dropped, and with it the connection: the request is aborted.
             biased;
             problem = self.given_up(watch) => return Err(problem),
             answer = line.ask(head::forwarded(head, body)) => answer,
@@ -128,7 +131,8 @@ impl Fallback {
         Ok(head::answered(head, Body::new(body)))
     }
 
-    /// Returns when waiting for an answer makes no sense any more.
+    /// Returns a problem when the answer is no longer to be waited for: the body broke off, the body took longer than
+    /// `COMES`, or the answer took longer than `THINKS` after the body.
     async fn given_up(&self, watch: Option<RelayEnd>) -> Problem {
         if let Some(watch) = watch {
             match timeout(COMES, watch.over()).await {
@@ -141,7 +145,8 @@ impl Fallback {
         self.thinks_too_long()
     }
 
-    /// Body to forward; an empty one must not look as if something came.
+    /// Body to forward, and the end of its relay. An empty body is not relayed, so that it is not sent as a body of
+    /// unknown length.
     fn sent(&self, body: Body) -> (Body, Option<RelayEnd>) {
         if body.is_end_stream() {
             return (Body::empty(), None);
@@ -165,7 +170,7 @@ impl Fallback {
         Problem::new(Code::FallbackUnreachable, text)
     }
 
-    /// Problem of a connection that broke after the request had begun to go out.
+    /// Problem of a connection that broke after the sending of the request had begun.
     fn lost(&self, error: &hyper::Error) -> Problem {
         let text = format!(
             "{} (fallback_url) gave no answer: {}; it may have done what was asked, and is not asked again",
@@ -183,7 +188,7 @@ impl Fallback {
         Problem::new(Code::FallbackSilent, text)
     }
 
-    /// Problem of a request whose body never got there as a whole.
+    /// Problem of a request whose body did not reach the legacy agent as a whole.
     fn gave_up(&self, broken: BrokenBody) -> Problem {
         let code = match broken {
             BrokenBody::Silent(_) | BrokenBody::Endless(_) => Code::BodyTimeout,
@@ -202,8 +207,11 @@ impl Fallback {
     }
 }
 
-/// Handles unknown routes: the legacy agent's, where there is one. It runs commands as root for its callers, and takes
-/// those of its own operation from the node alone; behind this agent, all callers look to it like the node.
+/// Handles requests that no route matches: forwards them to the legacy agent, if there is one.
+///
+/// The legacy agent runs commands as root for its callers, so a caller needs the role `admin`. The legacy agent serves
+/// some paths to its own node only, but behind this agent all callers look like its own node. So this agent accepts
+/// those paths from root on this node only.
 pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
     if api.fallback.is_some() {
         if let Err(fault) = roles::authorize(&request, Role::Admin) {
@@ -214,7 +222,7 @@ pub async fn unknown(State(api): State<Shared>, request: Request) -> Response {
             let text = "the legacy agent takes this from its own node alone, and so does this agent: call as root there";
             return Problem::new(Code::NodeRootOnly, text).into_response();
         }
-        // Whatever the method: the legacy agent considers the path alone.
+        // Audited with any method, because the legacy agent considers the path only.
         let of = Subject::request(request.method(), request.uri().path());
         let change =
             AuditedChange { of, ..AuditedChange::of("handed on", principal(request.extensions())) };
@@ -231,14 +239,15 @@ pub async fn noted(api: Shared, request: Request, change: AuditedChange) -> Resp
     answer
 }
 
-/// Forwards a request to the legacy agent, where there is one.
+/// Forwards a request to the legacy agent. Answers 404 if there is none, or if the path is another spelling of one that
+/// is never forwarded.
 pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
     let Some(fallback) = &api.fallback else {
         let (head, _) = request.into_parts();
         return errors::no_such_route(head.method, head.uri).await.into_response();
     };
     if head::is_own_in_disguise(request.uri().path()) {
-        // A legacy agent that reads paths more freely would run its own vhost part.
+        // A legacy agent that normalizes paths would run its own vhost part.
         let (head, _) = request.into_parts();
         return errors::no_such_route(head.method, head.uri).await.into_response();
     }
@@ -246,7 +255,8 @@ pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
     fallback.pass(request).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Has the pools observed when a call that changes them ends, however it does: also where its caller has gone.
+/// Guard of a call that changes the pools: has them observed when the call ends. Works on drop, so it covers a call
+/// whose caller has gone.
 struct Looks(Pools);
 
 impl Drop for Looks {

@@ -1,4 +1,4 @@
-//! Cached addresses of one name, which are needed with each request.
+//! Cached addresses of the legacy agent's host name. Each forwarded request needs them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -9,10 +9,11 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// Lifetime of a lookup's result: a lookup may cost more than the request it is for.
+/// Age at which the result of a lookup is refreshed. Not every request looks up the name, because a lookup may take
+/// longer than the request.
 const KEPT: Duration = Duration::from_secs(5);
 
-/// Host and port.
+/// Host and port of the legacy agent, with the result of the last lookup.
 #[derive(Debug)]
 pub(super) struct Name {
     host: String,
@@ -26,21 +27,22 @@ pub(super) struct Name {
 #[derive(Debug, Clone)]
 struct Lookup {
     ended: Instant,
-    /// Addresses found last; empty if none ever were.
+    /// Addresses of the last successful lookup; empty if none has succeeded.
     addresses: Vec<SocketAddr>,
-    /// Failure that left none.
+    /// Error of the lookup; `None` if it succeeded, or if there are `addresses` of an earlier one.
     failed: Option<(io::ErrorKind, String)>,
 }
 
 impl Name {
-    /// Name, or address without brackets, and port.
+    /// Creates a name, without a lookup. `host` is a host name, or an IP address without brackets.
     pub(super) fn new(host: String, port: u16) -> Name {
         Name { host, port, last: Arc::default(), turn: Arc::default() }
     }
 
-    /// Looks up the addresses. One lookup is in progress at a time, also when its caller has given up: getaddrinfo(3)
-    /// cannot be cancelled, and one for each request would take all threads while a name server is silent. Addresses
-    /// that were found once are used until others are.
+    /// Looks up the addresses. Addresses that were found are used until a later lookup finds others.
+    ///
+    /// One lookup runs at a time, even if its caller no longer waits for it. getaddrinfo(3) cannot be cancelled, and
+    /// one lookup per request would take all threads while a name server does not answer.
     ///
     /// # Errors
     /// When the name cannot be resolved.
@@ -165,7 +167,7 @@ mod tests {
             assert!(timeout(SOON, other).await.is_err());
         }
         drop(answer);
-        // Its failure is no answer for who asks later; it may still be under way for a moment.
+        // A later caller does not get the failure of this lookup, which may still run for a moment.
         drop(name.turn.lock().await);
         let again = name.looked_up(|| found("10.0.0.6"));
         assert_eq!(again.await.unwrap(), found("10.0.0.6").unwrap());
@@ -179,7 +181,7 @@ mod tests {
             [(Err(io::ErrorKind::TimedOut.into()), "10.0.0.5"), (found("10.0.0.6"), "10.0.0.6")]
         {
             tokio::time::advance(KEPT).await;
-            // Who comes first waits for nobody.
+            // The first caller after `KEPT` begins a lookup and does not wait for it.
             assert_eq!(name.looked_up(move || answer).await.unwrap(), found("10.0.0.5").unwrap());
             drop(name.turn.lock().await);
             let never = || panic!("it was looked up just now");

@@ -1,5 +1,5 @@
-//! Relay of a body from one connection to another, one piece at a time: the next piece is only read when the last one
-//! was taken, so neither side can fill the memory, and a body that stalls for too long breaks off.
+//! Relay of a body from one connection to another. At most two pieces of the body are held at a time, so that neither
+//! side can fill the memory. A body that stalls for too long breaks off.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,7 +21,7 @@ pub(super) enum BrokenBody {
     Stuck(Duration),
     #[error("the body had not come as a whole within {0:?}")]
     Endless(Duration),
-    /// Sender gone, or sending nonsense.
+    /// Sender gone, or its data malformed.
     #[error("the body broke off: {0}")]
     Source(String),
 }
@@ -33,24 +33,24 @@ enum Piece {
     Broken(BrokenBody),
 }
 
-/// Receiving end of a relay. Reports no length: the headers have it.
+/// Receiving end of a relay, as a body. Reports no length, because the headers state it.
 #[derive(Debug)]
 pub(super) struct Relayed(mpsc::Receiver<Piece>);
 
-/// Receiver of a relay's end.
+/// Handle to wait for the end of a relay.
 #[derive(Debug)]
 pub(super) struct RelayEnd(oneshot::Receiver<BrokenBody>);
 
 impl RelayEnd {
-    /// Returns when nothing more of the body is passed on: the reason if it broke off; `None` if all of it was, or the
-    /// rest was not wanted.
+    /// Waits until the relay has ended. Returns the reason if the body broke off. Returns `None` if the whole body was
+    /// passed on, or if the receiving end was dropped.
     pub(super) async fn over(self) -> Option<BrokenBody> {
         self.0.await.ok()
     }
 }
 
-/// Begins to relay a body. Neither side may stall for longer than `idle`; `held` is dropped when the body has ended,
-/// broken off, or is no longer wanted.
+/// Begins to relay `source`. Neither side may stall for longer than `idle`. `held` is dropped when the body has ended
+/// or broken off, or when the receiving end was dropped.
 pub(super) fn relay<B, H>(source: B, idle: Duration, held: H) -> (Relayed, RelayEnd)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -61,7 +61,7 @@ where
     let (sender, watch) = oneshot::channel();
     tokio::spawn(async move {
         if let Err(broken) = pass(source, &to, idle).await {
-            // Sent first: the watcher is to get the cause, not what follows from it.
+            // Sent first, so that the watcher gets the cause, and not the broken connection that follows from it.
             let _ = sender.send(broken.clone());
             let _ = to.try_send(Piece::Broken(broken));
         }
@@ -87,7 +87,7 @@ where
             None => Piece::End,
         };
         let ends = matches!(piece, Piece::End);
-        // A receiver that no longer wants the body is no failure of it.
+        // A receiving end that was dropped is no failure of the body.
         let taken = timeout(idle, to.send(piece)).await.map_err(|_| BrokenBody::Stuck(idle))?;
         if ends || taken.is_err() {
             return Ok(());
@@ -107,7 +107,7 @@ impl Body for Relayed {
             Some(Piece::Frame(frame)) => Some(Ok(frame)),
             Some(Piece::End) => None,
             Some(Piece::Broken(broken)) => Some(Err(broken)),
-            // Never a silent end: it would pass for a whole body.
+            // An error, because a plain end would make the body look complete.
             None => Some(Err(BrokenBody::Source("nobody passes it on any more".to_string()))),
         })
     }
@@ -124,7 +124,7 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(30);
 
-    /// A body that never ends, of frames that are there at once; and how many of them were read.
+    /// Endless body whose frames are ready at once, and a receiver that gets one value per frame read.
     fn endless()
     -> (impl Body<Data = Bytes, Error = Infallible> + Send + Unpin, mpsc::UnboundedReceiver<()>)
     {

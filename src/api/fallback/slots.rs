@@ -1,5 +1,5 @@
-//! Slots for forwarded requests: each client has a quota, so that one that holds its slots for long leaves room for
-//! others.
+//! Slots for forwarded requests. Each client has a quota, so that a client that holds its slots for long leaves room
+//! for others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ impl Places {
         Places { most, taken: Mutex::default() }
     }
 
-    /// Takes a slot for this peer; `None` when all are taken, or its quota is.
+    /// Takes a slot for `peer`. `None` if all slots are taken, or if `peer` has used up its quota.
     pub(super) fn take(self: &Arc<Places>, peer: QuotaClient) -> Option<FallbackSlot> {
         let mut taken = self.lock();
         let own = taken.get(&peer).copied().unwrap_or_default();

@@ -1,8 +1,8 @@
-//! Connection for one forwarded request: its body streamed, the spelling of its headers kept.
+//! Connection to the legacy agent for one forwarded request. Streams the body, and keeps the spelling of header names.
 //!
-//! No connection is kept for a next request. One that the other side closes at the wrong moment would leave open
-//! whether a request was received, and so could not be sent again; and a server with a few threads, such as CherryPy's,
-//! loses one of them to each idle connection. So nothing is ever sent twice.
+//! Connections are not reused, so that nothing has to be sent twice. If the legacy agent closed a reused connection
+//! just as a request was sent, it would be unknown whether the request was received. Besides, a server with few
+//! threads, such as CherryPy's, loses one of them to each idle connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,14 +35,14 @@ pub(super) enum OpenError {
     Closed(#[source] hyper::Error),
 }
 
-/// Connection for one request.
+/// Connection to the legacy agent for one request.
 #[derive(Debug)]
 pub(super) struct LegacyConnection<B> {
     sender: SendRequest<B>,
     held: Held,
 }
 
-/// Keeps a connection open; closed on drop, whatever is still in transit.
+/// Guard of a connection. Closes it on drop, even if data is still in transit.
 #[derive(Debug)]
 pub(super) struct Held(JoinHandle<()>);
 
@@ -57,10 +57,10 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Connects. `own` is this process's own listening address.
+    /// Connects to one of the addresses of `to`. `own` is the address at which this process listens.
     ///
     /// # Errors
-    /// [`OpenError`], when there is no connection `within` that time.
+    /// [`OpenError`] if the connection fails, takes longer than `within`, or leads back to this process.
     pub(super) async fn open(
         to: &Name,
         own: SocketAddr,
@@ -77,14 +77,14 @@ where
         let made = builder.handshake(TokioIo::new(stream)).await;
         let (sender, connection) = made.map_err(OpenError::Closed)?;
         let running = tokio::spawn(async move {
-            // The sender and the reader get to know how it ends.
+            // An error also reaches the sender of the request and the reader of the answer.
             let _ = connection.await;
         });
         Ok(LegacyConnection { sender, held: Held(running) })
     }
 
-    /// Sends the request and waits for the head of the answer, however long that takes; its body comes as long as the
-    /// connection is kept.
+    /// Sends the request and waits for the head of the answer, without a limit of time. The body of the answer arrives
+    /// for as long as the returned [`Held`] is kept.
     ///
     /// # Errors
     /// When the connection broke before there was a head. The request may have been received.
@@ -97,9 +97,11 @@ where
     }
 }
 
-/// `true` if a connection ends where this process listens: it comes from the machine's own address that it goes to, or
-/// from one loopback address to another, for to 127.0.1.1 the kernel goes from 127.0.0.1. Such a request would
+/// `true` if a connection from `local` to `peer` ends at `own`, where this process listens. Such a request would
 /// circulate until no slot is left.
+///
+/// The connection stays on this machine if both ends have the same IP address, or if both are loopback addresses: the
+/// kernel connects to 127.0.1.1 from 127.0.0.1.
 fn leads_back(local: SocketAddr, peer: SocketAddr, own: SocketAddr) -> bool {
     let loops = |end: SocketAddr| end.ip().to_canonical().is_loopback();
     let here = local.ip() == peer.ip() || loops(local) && loops(peer);
@@ -118,7 +120,7 @@ mod tests {
         };
         assert!(back("10.0.0.5:40000", "10.0.0.5:7070", "[::]:7070"));
         assert!(back("10.0.0.5:40000", "10.0.0.5:7070", "10.0.0.5:7070"));
-        // As a name does that leads to what Debian's /etc/hosts has for the machine's own.
+        // Debian's /etc/hosts has 127.0.1.1 for the machine's own name.
         assert!(back("127.0.0.1:40000", "127.0.1.1:7070", "[::]:7070"));
         assert!(!back("10.0.0.5:40000", "10.0.0.5:7071", "[::]:7070"), "another port");
         assert!(!back("10.0.0.5:40000", "10.0.0.6:7070", "[::]:7070"), "another machine");

@@ -19,13 +19,13 @@ use crate::model::status::TargetReport;
 use crate::model::target::{TargetName, TargetState};
 use crate::model::units::PageSize;
 
-/// Snapshot of the agent.
+/// Values of one scrape, read from the agent.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     pub(super) ready: bool,
     /// Lines of the log that were not written in time.
     pub(super) lost_lines: u64,
-    /// Overdue pieces of work, by their owners.
+    /// Number of overdue pieces of work, by owner.
     pub(super) overdue: Vec<(&'static str, u64)>,
     pub(super) process: Option<Footprint>,
     pub(super) census: Census,
@@ -50,7 +50,7 @@ pub(super) struct PoolFigures {
     pub(super) pool: Pool,
     /// Pages grown by the agent in this boot and not given back.
     pub(super) grown: u64,
-    /// Pages of a pool that the agent takes again at each boot.
+    /// Pages of the pool that the agent restores at each boot: its reservations, and pages that it keeps beyond them.
     pub(super) wanted: u64,
 }
 
@@ -256,7 +256,7 @@ fn pool_names(key: PoolKey) -> (String, String) {
     (key.node.0.to_string(), key.size.to_string())
 }
 
-/// Age of the last answer of that target.
+/// Age of the last answer of the target `name`; the least, if `ages` has several of it.
 pub(super) fn age_of(ages: &[(TargetName, Duration)], name: &TargetName) -> Option<Duration> {
     ages.iter().filter(|(other, _)| other == name).map(|(_, age)| *age).min()
 }

@@ -5,8 +5,8 @@
 //! pools' counters and the own process, off the runtime ─┴▶ Gathered (families) ──▶ page ──▶ text
 //! requests that pass (requests) ─────────────────────────────────────────────────┘
 //! ```
-//! A scrape asks no target and no engine, forks nothing, and waits for nothing but the kernel's counters, and not long
-//! for those. Unknown values are left out.
+//! A scrape sends no request to a target or an engine and starts no process. It waits only for the kernel's counters,
+//! and only for a limited time. Unknown values are left out.
 
 mod families;
 mod page;
@@ -37,11 +37,11 @@ use crate::model::status::{TargetReport, TargetStatus, TargetStatuses};
 /// Media type that Prometheus asks for.
 const OPEN_METRICS: &str = "application/openmetrics-text";
 const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Owners whose work has a limit.
+/// Owners of the work that has a time limit, by their names in `vhost_work_overdue`.
 const OWNERS: [&str; 4] = ["engine", "outbox", "pools", "target"];
 const PLAIN_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Sources of the metrics that the handlers do not have otherwise.
+/// Sources of the metrics that no other dependency of the handlers provides.
 #[derive(Debug)]
 pub struct Metrics {
     requests: Requests,
@@ -63,13 +63,13 @@ impl Metrics {
         Metrics { requests: Requests::default(), figures, records, statuses, tally, refusals }
     }
 
-    /// Layer of a router whose requests are to be counted.
+    /// Layer that counts the requests of a router.
     pub(super) fn counting(&self) -> Requests {
         self.requests.clone()
     }
 }
 
-/// Page of all metrics, as OpenMetrics where that is requested.
+/// Page of all metrics: in OpenMetrics if the caller accepts it, else in the older text format.
 pub async fn get(State(api): State<Shared>, headers: HeaderMap) -> Response {
     let gathered = gather(&api).await;
     let mut registry = Registry::default();
@@ -87,7 +87,8 @@ pub async fn get(State(api): State<Shared>, headers: HeaderMap) -> Response {
     }
 }
 
-/// `true` if the caller names that form: only those that prefer it do.
+/// `true` if the header `Accept` names OpenMetrics. Its order of preference is ignored, because only callers that
+/// prefer OpenMetrics name it.
 fn wants_open_metrics(headers: &HeaderMap) -> bool {
     let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok());
     accepted.any(|accepted| accepted.contains(OPEN_METRICS))
@@ -131,7 +132,7 @@ fn targets(api: &Api) -> Vec<TargetFigures> {
 
 fn pool_figures(seen: &PoolsSeen, metrics: &Metrics) -> Vec<PoolFigures> {
     let Published { mut ledger, wanted, .. } = metrics.records.borrow().clone();
-    // Others may have changed the pools since the agent last did.
+    // Other programs may have changed the pools since the agent last changed them.
     ledger.reconcile(seen);
     let figures = |pool: &Pool| PoolFigures {
         pool: *pool,

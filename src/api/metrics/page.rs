@@ -1,4 +1,4 @@
-//! Text form of a family: its name, its help, and a line for each of its label sets.
+//! Text form of a metric family: its name, its help, and a line for each set of label values.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Labels of one line, each with its value; the same names in each line of a family.
+/// Labels of one line: name and value of each. All lines of a family have the same names.
 pub(super) type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 /// No labels.
 pub(super) const ALONE: Labels<'static, 0> = [];
 
-/// Writer of families.
+/// Writer of metric families.
 pub(super) struct Page<'a>(DescriptorEncoder<'a>);
 
 impl<'a> Page<'a> {
@@ -20,7 +20,7 @@ impl<'a> Page<'a> {
         Page(encoder)
     }
 
-    /// Writes numbers that only rise; `_total` is added to the name.
+    /// Writes a family of counters. The encoder adds `_total` to `name`.
     pub(super) fn counters<'l, const N: usize>(
         &mut self,
         (name, help): (&str, &str),
@@ -30,13 +30,13 @@ impl<'a> Page<'a> {
         self.family(name, help, MetricType::Counter, lines)
     }
 
-    /// Writes one such number that is no whole one.
+    /// Writes a counter without labels whose value need not be whole.
     pub(super) fn counter(&mut self, (name, help): (&str, &str), value: f64) -> fmt::Result {
         let lines = [(ALONE, ConstCounter::new(value))];
         self.family(name, help, MetricType::Counter, lines)
     }
 
-    /// Writes numbers that rise and fall.
+    /// Writes a family of gauges.
     pub(super) fn gauges<'l, const N: usize>(
         &mut self,
         (name, help): (&str, &str),
@@ -46,12 +46,12 @@ impl<'a> Page<'a> {
         self.family(name, help, MetricType::Gauge, lines)
     }
 
-    /// Writes one such number, if known.
+    /// Writes a gauge without labels, if its value is known.
     pub(super) fn gauge(&mut self, about: (&str, &str), value: Option<u64>) -> fmt::Result {
         self.gauges(about, value.map(|value| (ALONE, value)))
     }
 
-    /// Writes times in seconds.
+    /// Writes a family of gauges whose values are seconds.
     pub(super) fn seconds<'l, const N: usize>(
         &mut self,
         (name, help): (&str, &str),

@@ -1,12 +1,12 @@
 //! Metrics page for callers that do not ask for OpenMetrics: the older text format, which every scraper reads.
 //!
-//! The two differ little: there a counter's family is named as its lines are, and there is no last line.
-//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
+//! Two things differ in the older format: the names in `# HELP` and `# TYPE` of a counter end with `_total`, as in its
+//! lines, and there is no last line `# EOF`. (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
 
 /// Bytes of `# HELP ` and of `# TYPE `.
 const HEAD: usize = 7;
 
-/// Family whose type this line gives, if it is a counter's.
+/// Name of the family, if `line` declares a counter.
 fn counter(line: &str) -> Option<&str> {
     line.strip_prefix("# TYPE ")?.strip_suffix(" counter")
 }
@@ -16,7 +16,7 @@ pub(super) fn plain(page: &str) -> String {
     let mut text = String::with_capacity(page.len() + 1024);
     let mut lines = page.lines().peekable();
     while let Some(line) = lines.next() {
-        // A family's help comes right before its type.
+        // The line `# HELP` of a family comes right before its `# TYPE`, which tells whether it is a counter's.
         let name = counter(line).or_else(|| lines.peek().copied().and_then(counter));
         let rest = |name| line.get(HEAD..)?.strip_prefix(name);
         match name.filter(|_| line.starts_with("# ")).and_then(|name| Some((name, rest(name)?))) {

@@ -1,6 +1,7 @@
-//! Request counters, by the route that matched, never by what the caller wrote.
+//! Request counters, by the route that matched. The path that a caller wrote never becomes a label.
 //!
-//! A request costs a lookup in a small table under a lock for reading; only the first one of its kind adds a line.
+//! Counting a request costs a lookup in a small table under a read lock. Only the first request of its kind takes the
+//! write lock, to add a line.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +20,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tower::{Layer, Service};
 
-/// Route of requests that no route matches.
+/// Value of the label `route` for requests that no route matches.
 const UNMATCHED: &str = "unmatched";
 /// Status of a request whose caller went away before it was answered.
 const UNANSWERED: u16 = 0;
@@ -57,7 +58,6 @@ impl Requests {
     }
 }
 
-/// Request in progress.
 #[derive(Debug)]
 struct RequestInProgress {
     route: Arc<Route>,
@@ -80,7 +80,7 @@ impl RequestInProgress {
     }
 }
 
-/// Label of a method, since a caller may write any word for one.
+/// Label of a method. Uncommon methods share one label, because a caller may write any word as a method.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -156,7 +156,8 @@ where
     }
 }
 
-/// Answer that is counted when it is there, or when nobody waits for it any more.
+/// Future of an answer. Counts the request when the answer is there, or as unanswered when the future is dropped
+/// before.
 #[derive(Debug)]
 pub(in crate::api) struct Counting<F> {
     inner: F,

@@ -9,15 +9,15 @@ use x509_cert::ext::pkix::name::GeneralName;
 use crate::model::access::{Credential, Role};
 use crate::model::pattern::fits;
 
-/// Limit of characters logged of a name.
+/// Limit of characters that are kept of a name in a certificate.
 const MOST_NAME: usize = 120;
 
-/// Patterns for the names that give a role; an empty one is ignored.
+/// Rule that gives `role` to certificates whose names match its patterns. An empty pattern is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificatePatterns {
-    /// Subject, in the form of RFC 4514.
+    /// Pattern of the subject, in the form of RFC 4514.
     pub subject: String,
-    /// Alternative name, any one of them.
+    /// Pattern that at least one of the alternative names has to match.
     pub san: String,
     pub role: Role,
 }
@@ -65,7 +65,7 @@ fn public_key(certificate: &Certificate) -> Option<Vec<u8>> {
     certificate.tbs_certificate().subject_public_key_info().to_der().ok()
 }
 
-/// DNS names, URIs and addresses.
+/// Alternative names of the certificate that are DNS names, URIs or IP addresses.
 fn alternative_names(certificate: &Certificate) -> Vec<String> {
     let extension = certificate.tbs_certificate().get_extension::<SubjectAltName>();
     let Ok(Some((_, SubjectAltName(names)))) = extension else { return Vec::new() };

@@ -1,11 +1,15 @@
-//! Limiter of the connections at one listener; decides which gives way when it is full.
+//! Limiter of the connections at one listener. Decides which connection is closed when a new one arrives at the limit.
 //!
 //! A connection is *quiet* until a whole request has been received, and *at work* from then until the reply has been
-//! sent. Each peer has a quota of connections. A further connection of a peer at its quota replaces the connection of
-//! that peer that has been quiet for longest. At a full listener, it replaces one of the peer that has the most
+//! sent. Each peer has a quota of connections.
+//!
+//! A new connection of a peer at its quota replaces the connection of that peer that has been quiet for longest. At a
+//! full listener, a new connection replaces the one that has been quiet for longest of the peer with the most
 //! connections, among the peers with a quiet one. So connections that send nothing, from one address or from many, do
-//! not block calls. A connection is refused only where all candidates are at work; some more are then reserved for
-//! peers that have no connection yet.
+//! not block calls.
+//!
+//! A new connection is refused if all connections that it could replace are at work. At a full listener, some more are
+//! then admitted for peers that have no connection yet.
 //!
 //! A plain value: `serve` keeps it in a mutex, and closes the connections that are replaced.
 
@@ -39,7 +43,7 @@ struct Connections {
 #[derive(Debug)]
 pub(super) struct ConnectionLimiter {
     most: usize,
-    /// Logical time of arrivals and of becoming quiet.
+    /// Logical clock, which orders arrivals of connections and the times at which they became quiet.
     clock: u64,
     peers: HashMap<QuotaClient, Connections>,
     /// Peer of each connection, and the time since which it is quiet.
@@ -90,13 +94,13 @@ impl ConnectionLimiter {
         self.set(id, None);
     }
 
-    /// Marks a connection as quiet: its reply has been sent.
+    /// Marks a connection as quiet: its reply has been sent, or the rest of its request has still to arrive.
     pub(super) fn rests(&mut self, id: Id) {
         let now = self.tick();
         self.set(id, Some(now));
     }
 
-    /// Removes a connection; one that was replaced is unknown already.
+    /// Removes a connection. Ignores an unknown one, such as one that was replaced before.
     pub(super) fn leave(&mut self, id: Id) {
         let Some((peer, quiet)) = self.members.remove(&id) else { return };
         let Some(connections) = self.peers.get_mut(&peer) else { return };
@@ -167,7 +171,7 @@ mod tests {
             (limiter.enter(peer(1)), limiter.enter(peer(2))),
             (ConnectionAdmission::Full, ConnectionAdmission::Full)
         );
-        // One place more is for who has none.
+        // One connection beyond the limit is reserved for a peer that has none.
         let reserved = free(limiter.enter(peer(3)));
         limiter.works(reserved);
         assert_eq!(
@@ -188,7 +192,7 @@ mod tests {
         let _others = [free(limiter.enter(peer(3))), free(limiter.enter(peer(3)))];
         let ConnectionAdmission::InPlaceOf(_, gone) = limiter.enter(peer(4)) else { panic!() };
         assert_eq!(gone, greedy[0]);
-        // Who has the most but is at work with all of them is not asked.
+        // A peer whose connections are all at work loses none, even if it has the most.
         greedy.iter().for_each(|id| limiter.works(*id));
         let ConnectionAdmission::InPlaceOf(_, gone) = limiter.enter(peer(5)) else { panic!() };
         assert_ne!(gone, first, "of those with a quiet one, it is not the one with the fewest");

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
-/// Connections that the kernel keeps until they are accepted.
+/// Limit of connections that the kernel queues until they are accepted.
 const BACKLOG: u32 = 4096;
 /// Seconds of silence after which a peer is probed by TCP keep-alive.
 const KEEP_IDLE: u32 = 60;
@@ -43,7 +43,7 @@ impl Listener {
 }
 
 impl Stream {
-    /// Sends the reason to a connection that is not served, without waiting for it.
+    /// Sends `answer`, the reason, to a connection that is not served. Does not wait until it is sent.
     pub(super) fn refuse(&self, answer: &[u8]) {
         let _ = match self {
             Stream::Tcp(stream) => stream.try_write(answer),
@@ -52,7 +52,7 @@ impl Stream {
     }
 }
 
-/// Listens on `address`; `[::]` takes IPv4 too, and where the machine has no IPv6, IPv4 alone.
+/// Listens on `address`. With `[::]`, accepts IPv4, too; IPv4 alone, if the machine has no IPv6.
 ///
 /// # Errors
 /// When the address is in use or not this machine's.
@@ -74,7 +74,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         setsockopt(&socket.as_fd(), sockopt::Ipv6V6Only, &v6_only)?;
     }
     socket.set_reuseaddr(true)?;
-    // Accepted connections inherit these: a peer that lost its power is detected.
+    // Accepted connections inherit these options, by which a peer that lost its power is detected.
     setsockopt(&socket.as_fd(), sockopt::KeepAlive, &true)?;
     setsockopt(&socket.as_fd(), sockopt::TcpKeepIdle, &KEEP_IDLE)?;
     setsockopt(&socket.as_fd(), sockopt::TcpKeepInterval, &KEEP_INTERVAL)?;

@@ -57,7 +57,7 @@ use crate::model::policy::HttpPolicy;
 const HEAD_BYTES: usize = 64 * 1024;
 /// Reason of a failed TLS handshake, in metrics and log.
 const TLS_REASON: &str = "tls-handshake";
-/// Answer to a connection beyond the limit.
+/// Answer to a connection beyond the limit, or beyond the quota of its peer.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 130\r\n\r\n\
     {\"status\":503,\"code\":\"too-many-connections\",\"detail\":\"http.max_connections, or your share of them, are at work: call again later\"}";
@@ -69,9 +69,9 @@ const NOT_ALLOWED: &[u8] = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\
 /// TLS of a listener, and the rules for client certificates.
 pub struct TlsGuard {
     pub config: Arc<ServerConfig>,
-    /// Roles of certificates, where clients show one.
+    /// Rules that give roles to the certificates of clients.
     pub clients: Clients,
-    /// Next update of the revocation list, where one states it.
+    /// Time by which the revocation list is to be replaced, if the list states one.
     pub crl_until: Option<SystemTime>,
 }
 
@@ -96,30 +96,30 @@ pub struct Guards {
 }
 
 impl Guards {
-    /// `true` if both require the same.
+    /// `true` if `self` and `other` require the same credentials.
     pub fn is_as(&self, other: &Guards) -> bool {
         same(&self.tls, &other.tls) && self.tokens == other.tokens
     }
 }
 
-/// Lookup of the processes of the node that have the other ends of connections.
+/// Lookup of the local processes at the other ends of connections.
 pub trait KnowsPeers: Send + Sync {
     /// Owner of the socket at `peer` that is connected to `own`.
     fn whose(&self, peer: SocketAddr, own: SocketAddr) -> PeerOwner;
 
-    /// Returns those of the sockets that only root has, and only outside of containers. Blocks for some 10 ms on a large
-    /// node.
+    /// Returns those of `sockets` that only root has open, and only outside of containers. Blocks for some 10 ms on a
+    /// large node.
     fn are_held_here(&self, sockets: &Inodes) -> Inodes;
 }
 
 /// Owner of the peer's socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerOwner {
-    /// Another machine.
+    /// Socket of another machine.
     Elsewhere,
-    /// No known process of this node.
+    /// Socket of this node, of no known process.
     Nobodys,
-    /// Process of this node: its user, and the inode of the socket.
+    /// Socket of a process of this node: its user ID, and the inode of the socket.
     Users(u32, u32),
 }
 
@@ -151,7 +151,7 @@ pub async fn serve(endpoints: Vec<Endpoint>, limits: HttpPolicy, stop: impl Futu
 /// Connection limiter, with the means to close its connections.
 struct OpenConnections {
     limiter: ConnectionLimiter,
-    /// Abort handles of the connections, to close one for another.
+    /// Abort handles of the connections, for a connection that is closed in favour of another.
     closes: HashMap<Id, AbortHandle>,
 }
 
@@ -202,7 +202,8 @@ impl Endpoint {
         }
     }
 
-    /// Peer of a connection, as far as the kernel knows it, and the inode of its socket if that belongs to root.
+    /// Peer of a connection, as far as the kernel knows it. Returned with the inode of the peer's socket, if root on
+    /// this node has it.
     fn known(&self, stream: &Stream, peer: Option<SocketAddr>) -> (Peer, Option<u32>) {
         let known = match (stream, peer) {
             (Stream::Tcp(stream), Some(peer)) => {
@@ -238,7 +239,7 @@ impl Endpoint {
         let caller = known.caller;
         let plain = self.guards.borrow().tls.is_none();
         let refuse = |answer| {
-            // A TLS client could not read it.
+            // A TLS client cannot read an answer in plain text.
             if plain {
                 stream.refuse(answer);
             }
@@ -288,7 +289,7 @@ fn note_refused(peer: &Peer, what: &str, reason: &'static str, refusals: &Refusa
     audit::refused(refusals, refused, reason);
 }
 
-/// One connection.
+/// Connection that was admitted, with the dependencies of its requests.
 struct ServedConnection {
     place: Arc<ConnectionSlot>,
     router: NormalizePath<Router>,
@@ -301,7 +302,7 @@ struct ServedConnection {
     limits: HttpPolicy,
     header_case: bool,
     ended: watch::Receiver<bool>,
-    /// Open until the connection ends; the listener waits for all of these.
+    /// Sender that is dropped when the connection ends. The listener waits until all of them are dropped.
     _alive: mpsc::Sender<()>,
 }
 

@@ -50,14 +50,14 @@ impl AuthorizedUnder {
         AuthorizedUnder(guards)
     }
 
-    /// Returns when the guards have changed.
+    /// Waits until the guards have changed.
     pub async fn again(mut self) {
         wait::change(&mut self.0).await;
     }
 }
 
 impl RequestHandler {
-    /// Identifies the caller of a request by its headers, and removes the token from them.
+    /// Authorizes the caller of a request by its peer and its headers. Removes the token from the headers.
     fn authorize(&self, path: &str, headers: &mut HeaderMap) -> Result<Principal, Denied> {
         let is_agent = |via: &HeaderValue| {
             via.to_str().is_ok_and(|via| via.split(',').any(|hop| hop.trim() == VIA_AGENT))
@@ -135,7 +135,8 @@ impl Service<Request<Incoming>> for RequestHandler {
             Some(root) if !is_open_to_all(request.uri().path()) => {
                 let (mut handler, root) = (self.clone(), root.clone());
                 Box::pin(async move {
-                    // At work meanwhile, so that the client does not lose its connection by this delay.
+                    // Marked as at work during the verification, so that the connection is not closed in favour of
+                    // another.
                     at_work.begins();
                     if !root.holds().await {
                         handler.peer = handler.peer.contained();

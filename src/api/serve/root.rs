@@ -1,7 +1,7 @@
 //! Verification that a peer which runs as root does so outside of containers.
 //!
-//! It is made at the first request of a connection, because many connections never send one, and its result is kept for
-//! the connection.
+//! A connection is verified at its first request, because many connections never send one. The result is kept for the
+//! connection.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +12,14 @@ use tokio::time::timeout;
 
 use super::KnowsPeers;
 
-/// Deadline of a search.
+/// Limit of the time for which a request waits for a search.
 const LOOK_TIME: Duration = Duration::from_secs(10);
 
-/// Sockets by their inodes.
+/// Inode numbers of sockets.
 pub type Inodes = HashSet<u32>;
 
-/// Searches for the sockets of peers. One search at a time reads the descriptors of all processes, for all sockets that
-/// are pending then: many connections cost no more than one.
+/// Searches the descriptors of all processes for the sockets of peers. One search runs at a time and covers all sockets
+/// that are pending when it begins, so that many connections cost no more than one.
 pub(super) struct RootLooks {
     node: Arc<dyn KnowsPeers>,
     turn: Arc<Semaphore>,
@@ -31,7 +31,8 @@ impl RootLooks {
         RootLooks { node, turn: Arc::new(Semaphore::new(1)), pending: Mutex::default() }
     }
 
-    /// `true` if root has the socket, and only outside of containers; `None` if the search failed.
+    /// Searches for the socket `inode`. `true` if root has it open, and only outside of containers; `None` if the
+    /// search failed.
     async fn look_for(&self, inode: u32) -> Option<bool> {
         let (found, mut answer) = oneshot::channel();
         {
@@ -73,18 +74,18 @@ pub(super) struct RootVerification {
 }
 
 impl RootVerification {
-    /// Verification of the peer whose socket has that inode.
+    /// Verification of the peer whose socket is `inode`.
     pub(super) fn new(looks: Arc<RootLooks>, inode: u32) -> RootVerification {
         RootVerification { looks, inode, found: Arc::default() }
     }
 
-    /// Result, once there is one.
+    /// Result of the search, once there is one.
     pub(super) fn found(&self) -> Option<bool> {
         self.found.get().copied()
     }
 
-    /// Searches for the socket, unless there is a result. A search that fails, or takes too long, gives none and counts
-    /// as `false`; the next request repeats it.
+    /// Returns the result, after a search if there is none yet. A search that fails or takes longer than `LOOK_TIME`
+    /// counts as `false`, and the next request repeats it.
     pub(super) async fn holds(&self) -> bool {
         let look = async || self.looks.look_for(self.inode).await.ok_or(());
         let found = timeout(LOOK_TIME, self.found.get_or_try_init(look)).await;

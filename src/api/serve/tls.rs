@@ -58,7 +58,7 @@ pub enum TlsError {
 /// Builds the TLS of a listener from the files and the rules for client certificates.
 ///
 /// # Errors
-/// [`TlsError`]: which file, and what is wrong with it.
+/// [`TlsError`], which names the file and the fault.
 pub fn guard(material: &Material, rules: Vec<CertificatePatterns>) -> Result<TlsGuard, TlsError> {
     let config = config(material)?;
     let chain = certificates(&material.chain).map_err(TlsError::Certificate)?;
@@ -67,7 +67,7 @@ pub fn guard(material: &Material, rules: Vec<CertificatePatterns>) -> Result<Tls
     Ok(TlsGuard { config, clients, crl_until })
 }
 
-/// Earliest time at which one of these lists is to be replaced (RFC 5280, section 5.1.2.5).
+/// Earliest time at which one of the lists in `pem` is to be replaced (RFC 5280, section 5.1.2.5).
 fn next_update(pem: &[u8]) -> Option<SystemTime> {
     let lists = revoked(pem).ok()?;
     let until = |list: &CertificateRevocationListDer<'_>| {
@@ -77,10 +77,10 @@ fn next_update(pem: &[u8]) -> Option<SystemTime> {
     lists.iter().filter_map(until).min()
 }
 
-/// Configuration of handshakes.
+/// Builds the configuration of TLS handshakes.
 ///
 /// # Errors
-/// [`TlsError`]: which file, and what is wrong with it.
+/// [`TlsError`], which names the file and the fault.
 fn config(material: &Material) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())

@@ -1,5 +1,5 @@
-//! Write timeout of a connection: it is closed when its peer reads nothing for too long, so that an unread reply does
-//! not hold its slot for ever.
+//! Write timeout of a connection. A connection is closed when its peer reads nothing for too long, so that an unread
+//! reply does not hold its slot for ever.
 
 use std::io;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ pub(super) struct WriteTimeout<S> {
 }
 
 impl<S> WriteTimeout<S> {
-    /// Lets the peer read nothing for at most `within`.
+    /// Wraps `stream`. A write may stall for at most `within`.
     pub(super) fn new(stream: S, within: Duration) -> WriteTimeout<S> {
         WriteTimeout { stream, within, stalled: None }
     }

@@ -1,8 +1,8 @@
 //! `/v1/events`: events of the node, as server-sent events
 //! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 //!
-//! Each has an id. A caller that comes back with the last one, as `Last-Event-ID` or `?after=`, first gets what it
-//! missed, as far as it is kept.
+//! Each event has an id. A caller that reconnects with the id of its last event, in `Last-Event-ID` or `?after=`, first
+//! gets the events that it missed, as far as they are kept.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -25,14 +25,14 @@ use crate::model::event::{Event, EventId, What};
 
 /// Limit of concurrent followers; each holds a connection.
 const MOST_FOLLOWERS: usize = 64;
-/// Interval of keep-alives on a quiet stream, so that no box on the way drops it.
+/// Interval of keep-alives on a quiet stream, so that no device on the path drops the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Start of the stream.
+/// Query: the event after which the stream begins.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventsQuery {
-    /// Last event that the caller has.
+    /// Id of the last event that the caller has.
     pub after: Option<String>,
 }
 
@@ -43,7 +43,7 @@ struct Data<'a> {
     what: &'a What,
 }
 
-/// Streams all events from now on, or after the given one.
+/// Streams all events from now on, or all after the one with the given id.
 pub async fn get(
     State(api): State<SharedV1>,
     authorized: Option<Extension<AuthorizedUnder>>,
@@ -64,8 +64,8 @@ pub async fn get(
     Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-/// Resolves when the agent stops, or the guards have changed, for a stream has no end of its own: a revoked token, or
-/// certificate authority, must follow no longer. Callers still permitted reconnect.
+/// Completes when the agent stops or the guards have changed. A stream has no end of its own, and a caller whose token
+/// or certificate authority was revoked must not follow any longer. Callers that are still permitted reconnect.
 async fn ending(
     mut phase: watch::Receiver<AgentPhase>,
     authorized: Option<Extension<AuthorizedUnder>>,

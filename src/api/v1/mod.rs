@@ -21,8 +21,8 @@ use crate::model::access::{Principal, Role};
 
 type SharedV1 = Arc<Native>;
 
-/// Native routes, by the role that each requires; the status report is left to an agent that sends it to the
-/// controller.
+/// Native routes, by the role that each requires. `/v1/status` is not among them: only an agent that reports to the
+/// controller serves it.
 pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S> {
     let read = Router::new()
         .route("/v1/node", get(node::get))

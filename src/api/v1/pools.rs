@@ -17,13 +17,13 @@ use crate::model::code::Code;
 use crate::model::prepare::PrepareReport;
 use crate::model::units::{NumaNode, PageSize};
 
-/// Pages to give back; everything the agent grew, when nothing is given.
+/// Pages to give back; without any field, all that the agent grew.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ReclaimBody {
     /// Page size, in MiB; any if omitted.
     pub size_mib: Option<u64>,
-    /// Size in KiB instead, for pages of less than a MiB.
+    /// Page size in KiB, instead of `size_mib`; for pages of less than a MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_kib: Option<u64>,
     /// NUMA node of the pages; any if omitted.
@@ -41,10 +41,10 @@ impl TryFrom<ReclaimBody> for ReclaimOrder {
     }
 }
 
-/// Page size in MiB or in KiB, if given.
+/// Page size, given in MiB or in KiB; `None` if neither is given.
 ///
 /// # Errors
-/// 400 for what no hugepage is, and for both at once.
+/// 400 if the value is no page size, or if both are given.
 pub fn page_size(mib: Option<u64>, kib: Option<u64>) -> Result<Option<PageSize>, Problem> {
     let invalid = |text: String| Problem::new(Code::InvalidBody, text);
     match (mib, kib) {
@@ -61,7 +61,8 @@ pub fn page_size(mib: Option<u64>, kib: Option<u64>) -> Result<Option<PageSize>,
     }
 }
 
-/// Page size in wire form: MiB where they are whole, which every agent knows.
+/// Page size in wire form: `sizeMib` and `sizeKib`, one of which is given. MiB where possible, because every version of
+/// the agent knows `sizeMib`.
 pub fn size_fields(size: PageSize) -> (Option<u64>, Option<u64>) {
     match size.kib().is_multiple_of(1024) {
         true => (Some(size.kib() / 1024), None),

@@ -30,7 +30,7 @@ pub struct PrepareBody {
     /// Desired free pages; the configured default if omitted, none if empty.
     #[serde(deserialize_with = "objects")]
     pub hugepages: Option<Vec<HugepagesBody>>,
-    /// Set if a growth that came out short is kept.
+    /// Set if pages that were added are kept although fewer than requested could be added.
     pub keep_partial: bool,
     /// Set if the engine is prepared too; `true` if omitted.
     pub engine: Option<bool>,
@@ -42,14 +42,14 @@ pub struct PrepareBody {
 pub struct HugepagesBody {
     /// Size of a page in MiB; 2 if omitted.
     pub size_mib: Option<u64>,
-    /// Size in KiB instead, for pages of less than a MiB.
+    /// Size of a page in KiB, instead of `size_mib`; for pages of less than a MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_kib: Option<u64>,
     /// Desired free pages.
     pub pages: u64,
-    /// NUMA nodes to take them from; all, evenly, if omitted.
+    /// NUMA nodes that supply the pages; all nodes evenly, if omitted.
     pub nodes: Option<Vec<u32>>,
-    /// Set if another node may supply a shortfall.
+    /// Set if another NUMA node may supply a shortfall; as in the settings, if omitted.
     pub move_shortfall: Option<bool>,
 }
 
@@ -65,7 +65,7 @@ pub struct PrepareQuery {
 }
 
 impl PrepareBody {
-    /// Validates the body.
+    /// Validates the body. Omitted fields are as in `defaults`.
     ///
     /// # Errors
     /// 400 with the field and the reason.
@@ -92,7 +92,7 @@ impl PrepareBody {
     }
 }
 
-/// Request of a call that only gives a number: 2 MiB pages, spread.
+/// Request for `pages` of 2 MiB, spread over all NUMA nodes. For a call that only gives a number.
 pub fn default_want(pages: u64, defaults: &PoolPolicy) -> PoolWant {
     PoolWant {
         size: PageSize::MIB_2,
@@ -111,10 +111,10 @@ fn want(entry: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem
     })
 }
 
-/// Placement on these NUMA nodes, or spread over all.
+/// Placement on the NUMA nodes `nodes`; spread over all nodes, if omitted.
 ///
 /// # Errors
-/// 400 when the list is empty or longer than any machine's.
+/// 400 if `nodes` is empty or has more than `MOST_NODES` entries.
 fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
     match nodes {
         None => Ok(Placement::Spread),

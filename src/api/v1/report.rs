@@ -23,9 +23,9 @@ use crate::model::work::WorkId;
 
 /// Media type of one JSON value a line.
 pub const LINES: &str = "application/x-ndjson";
-/// Longest silence of a streamed answer, after which it says that the work goes on.
+/// Silence of a streamed answer after which a keep-alive line is sent.
 const ALIVE: Duration = Duration::from_secs(15);
-/// Write timeout of a line, for a listener that does not read.
+/// Limit of the time for sending a line to a caller that does not read.
 const LINE: Duration = Duration::from_secs(10);
 
 fn note(call: Option<AuditedCall>, result: &Prepared) {
@@ -36,7 +36,7 @@ fn note(call: Option<AuditedCall>, result: &Prepared) {
     }
 }
 
-/// Report as a response; a problem that carries it when the prepare failed.
+/// Response with the report. If the prepare failed, a problem that carries the report.
 pub fn answer(report: &PrepareReport) -> Response {
     match report.errors.first() {
         Some(first) if report.outcome == Outcome::Failed => {
@@ -61,8 +61,8 @@ pub enum StreamLine {
     Error(Fault),
 }
 
-/// Answers with the report of that work once it is done, or with each of its events in a line as it happens, where the
-/// caller accepts that.
+/// Answers with the report of `work` once it is done. If the header `Accept` names [`LINES`], each event of the work is
+/// first sent in a line, as it happens.
 pub(super) async fn answer_with(
     headers: &HeaderMap,
     (work, events): (WorkId, broadcast::Receiver<Progress>),
@@ -109,13 +109,13 @@ async fn stream_events(
             },
             // Pinned: continues when another arm completes first.
             result = &mut done => return result,
-            // Cancel-safe: the silence is over when a line comes first.
+            // Cancel-safe: a line that comes first ends the silence, and the timer starts again.
             () = sleep_until(alive) => send(lines, &StreamLine::Alive).await,
         }
     }
 }
 
-/// Sends a line; a listener that went away or does not read does not stop the work.
+/// Sends a line. A caller that went away or does not read does not stop the work.
 async fn send(lines: &mpsc::Sender<Vec<u8>>, line: &StreamLine) {
     if let Ok(mut bytes) = serde_json::to_vec(line) {
         bytes.push(b'\n');

@@ -22,14 +22,14 @@ const MOST_WAIT: u64 = 60_000;
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct StatusQuery {
-    /// Last generation that the caller has: the next one is awaited.
+    /// Generation of the last report that the caller has. The answer waits for another one.
     pub after: Option<u64>,
-    /// Wait for a change; the default if omitted.
+    /// Longest wait for a change, in milliseconds; `USUAL_WAIT` if omitted.
     pub timeout_ms: Option<u64>,
 }
 
-/// Newest report: at once, or as soon as it is newer than the caller's. One that is not newer is returned when the time
-/// is up, or the agent stops.
+/// Newest report: at once, or with `after` as soon as its generation is another. If it stays the same until the wait is
+/// over or the agent stops, that report is returned.
 pub async fn get(
     State(api): State<Shared>,
     query: Result<Query<StatusQuery>, QueryRejection>,
@@ -42,7 +42,7 @@ pub async fn get(
     }
     let (mut reports, mut phase) = (api.reports.clone(), api.native.phase.clone());
     if let Some(after) = query.after {
-        // A caller that knows a generation not yet published knows another agent's.
+        // Any other generation counts: a caller with one that was not published yet has it from another agent.
         let newer = reports.wait_for(|report| report.generation != after);
         let stopping = phase.wait_for(|phase| *phase == AgentPhase::Draining);
         let waited = async {

@@ -37,9 +37,9 @@ pub struct TargetBody {
     pub image: Option<String>,
     /// Tar on this node that holds the image.
     pub image_tar: Option<CleanPath>,
-    /// Address of such a tar, `http` or `https`.
+    /// URL of a tar that holds the image, `http` or `https`.
     pub image_url: Option<String>,
-    /// SHA-256 of the tar at that address, in hex.
+    /// SHA-256 of the tar at `image_url`, in hex.
     pub image_sha256: Option<String>,
     /// CPUs: `[6,7]` as text or as a list, `6-7` or `0xc0`.
     #[serde(deserialize_with = "written")]
@@ -48,14 +48,14 @@ pub struct TargetBody {
     pub core_count: Option<u32>,
     pub socket_dir: Option<CleanPath>,
     pub control_sock: Option<CleanPath>,
-    /// Configuration of its client.
+    /// Configuration file of the target's client.
     pub client_conf: Option<CleanPath>,
-    /// MiB of hugepages; as its volumes need, if neither this nor the settings give it.
+    /// Hugepages in MiB. If neither this field nor the settings give a size, it follows from the target's volumes.
     pub memory_mib: Option<u64>,
 }
 
 impl TargetBody {
-    /// Desired spec of that target; omitted fields are as in the settings.
+    /// Desired spec of the target `name`; omitted fields are as in the settings.
     ///
     /// # Errors
     /// When a field is invalid.
@@ -121,21 +121,21 @@ impl TargetBody {
     }
 }
 
-/// Options of applying a spec.
+/// Options of a call that applies a spec or removes a target.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TargetQuery {
     /// Set if only the plan is requested.
     pub dry_run: bool,
-    /// Set if a target that differs is replaced.
+    /// Set if a target that runs with another spec is replaced.
     pub recreate: bool,
-    /// Set if that is done with virtual machines connected.
+    /// Set if the target is replaced or removed even with virtual machines connected.
     pub force: bool,
 }
 
 type Queried = Result<Query<TargetQuery>, axum::extract::rejection::QueryRejection>;
 
-/// Call that changes a target, before it is parsed.
+/// Parts of a call that changes a target, before its body and query are validated.
 type RawRequest = (State<SharedV1>, Path<String>, Queried, Extension<Principal>, HeaderMap, Body);
 
 /// Applies the spec of a target.
@@ -146,8 +146,8 @@ pub async fn put(request: RawRequest) -> Result<Response, Problem> {
     bring_about("deploy", request, change).await
 }
 
-/// Removes a target. Its control socket, where its guests are counted, is the default one unless the body names
-/// another.
+/// Removes a target. Its virtual machines are counted at its control socket, which is the default one unless the body
+/// names another.
 pub async fn delete(request: RawRequest) -> Result<Response, Problem> {
     let change = |spec, TargetQuery { force, .. }| TargetChange::Destroy { spec, force };
     bring_about("destroy", request, change).await
@@ -215,7 +215,7 @@ async fn view(
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct HealthQuery {
-    /// Control socket, if not the default.
+    /// Control socket to probe; that of the target, if omitted.
     pub control_sock: Option<String>,
     /// Set if I/O is probed too.
     pub deep: bool,
@@ -229,7 +229,7 @@ pub async fn health(
 ) -> Result<Response, Problem> {
     let (name, query) = parsed(&name, query)?;
     if query.deep {
-        // A disk of the agent's own is made in the target for it.
+        // A deep probe makes a disk of the agent's own in the target.
         by.may(Role::Volumes).map_err(Problem::of)?;
     }
     let control = api.control_at(&name, query.control_sock.as_deref()).map_err(Problem::of)?;

@@ -25,36 +25,36 @@ use crate::model::policy::HttpPolicy;
 use crate::model::target::{TargetName, TargetSpec};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView};
 
-/// Limit of a body in KiB: some thousands of volumes, each with long names.
+/// Least limit of the body of a list, in KiB: enough for some thousands of volumes with long names.
 const LIST_KIB: usize = 4 << 10;
-/// Default wait for a connected virtual machine to go.
+/// Default time to wait for a connected virtual machine to disconnect.
 const USUAL_WAIT: Duration = Duration::from_secs(30);
-/// Longest such wait.
+/// Longest time to wait for a connected virtual machine to disconnect.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Spec of a volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VolumeBody {
-    /// Name; required in a list, else the URL gives it.
+    /// Name; required in a list. Elsewhere the URL gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<VolumeName>,
-    /// Name of its bdev; the volume's own if omitted.
+    /// Name of the volume's bdev; that of the volume, if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bdev: Option<VolumeName>,
     pub backing: Backing,
     #[serde(default)]
     pub read_only: bool,
-    /// CPUs of its requests; else the target's.
+    /// CPUs that handle the volume's requests; those of the target, if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpumask: Option<String>,
 }
 
 impl VolumeBody {
-    /// Spec of the volume, `named` by the URL or by itself.
+    /// Converts the body to a spec. The name is `named`, from the URL, or that in the body.
     ///
     /// # Errors
-    /// When a field is invalid.
+    /// If a field is invalid, or if the name is missing or differs from `named`.
     pub fn into_spec(
         self,
         named: Option<&VolumeName>,
@@ -91,7 +91,7 @@ impl VolumesBody {
     /// Specs of all volumes.
     ///
     /// # Errors
-    /// When one is invalid, or given twice.
+    /// If a spec is invalid, or if a name or a bdev is given twice.
     pub fn into_specs(self, socket_dir: &CleanPath) -> Result<Vec<VolumeSpec>, Fault> {
         let specs = self.volumes.into_iter().map(|volume| volume.into_spec(None, socket_dir));
         let specs: Vec<VolumeSpec> = specs.collect::<Result<_, _>>()?;
@@ -122,10 +122,11 @@ pub struct ResizeBody {
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct DeleteQuery {
-    /// Set to wait until a connected virtual machine has gone: a volume is never removed under one.
+    /// Set to wait until a connected virtual machine has disconnected. A volume is never removed while one is
+    /// connected.
     #[serde(alias = "force")]
     pub wait: bool,
-    /// Time limit of that.
+    /// Longest wait for a virtual machine to disconnect, in milliseconds. Without `wait`, it also causes a wait.
     pub timeout_ms: Option<u64>,
 }
 
@@ -168,8 +169,8 @@ pub async fn get(
     Ok(Json(redacted(view)).into_response())
 }
 
-/// Makes volumes serve, all at once. Each is returned with its status then: those that do not serve are kept and
-/// retried.
+/// Makes volumes serve, all at once. Returns each volume with the status that it has then. A volume that does not serve
+/// stays desired and is retried.
 pub async fn put_all(
     State(api): State<SharedV1>,
     Path(name): Path<String>,
@@ -190,7 +191,7 @@ pub async fn put_all(
         .into_response())
 }
 
-/// Makes one volume serve. One that does not is a problem, and is kept and retried all the same.
+/// Makes one volume serve. If it does not, the answer is a problem, but the volume stays desired and is retried.
 pub async fn put(
     State(api): State<SharedV1>,
     Path(names): Path<(String, String)>,
@@ -302,7 +303,8 @@ fn shown(volumes: Vec<VolumeView>) -> VolumesView {
     VolumesView { volumes: volumes.into_iter().map(redacted).collect() }
 }
 
-/// Removes the values that only the target understands: the caller may not know what gives access to its blocks.
+/// Hides the values of the parameters of a raw backing. They may give access to the volume's data, and not every caller
+/// may have that.
 fn redacted(mut view: VolumeView) -> VolumeView {
     if let Backing::Raw { params, .. } = &mut view.spec.backing {
         params.iter_mut().for_each(|(_, value)| *value = json!("(hidden)"));

@@ -15,14 +15,14 @@ use crate::model::volume::{VolumeKey, VolumeSpec};
 /// Validation of one body, read as each of the requests that carry data.
 #[derive(Debug)]
 pub struct ValidatedBody {
-    /// `prepareenv`: pages.
+    /// `prepareenv`: number of pages.
     pub prepare: Result<Option<u64>, Fault>,
     pub ensure: Result<TargetSpec, Fault>,
     pub activate: Result<(TargetSpec, VolumeSpec), Fault>,
     pub create: Result<VolumeSpec, Fault>,
     /// `deactivate` and `resize`: the volume, and its size in MiB.
     pub which: Result<(VolumeKey, Option<u64>), Fault>,
-    /// Target that the same body means.
+    /// Target with the control socket that the body names.
     pub target: Result<TargetSpec, Fault>,
     pub connect: Result<HostIdentity, Fault>,
 }

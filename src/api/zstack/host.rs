@@ -1,4 +1,4 @@
-//! `/host/connect`, `/host/ping`, `/host/echo`: the controller finds its host.
+//! `/host/connect`, `/host/ping`, `/host/echo`: calls with which the controller connects to this host and checks it.
 
 use std::pin::Pin;
 
@@ -20,11 +20,11 @@ use crate::model::url::HttpUrl;
 
 /// Source of the installed versions of libvirt and QEMU; the API does not observe the machine itself.
 pub trait AsksVersions: Send + Sync {
-    /// Versions of libvirt and QEMU, empty where there is none.
+    /// Versions of libvirt and QEMU; each is empty if it is not found.
     fn versions(&self) -> Pin<Box<dyn Future<Output = (String, String)> + Send + '_>>;
 }
 
-/// Body of the controller's connect call. Everything else in it is the legacy agent's.
+/// Body of the controller's connect call. Its other fields are meant for the legacy agent and ignored.
 #[derive(Debug, Deserialize)]
 pub(super) struct ConnectRequest {
     #[serde(rename = "hostUuid", default, deserialize_with = "wire::text")]
@@ -35,7 +35,7 @@ pub(super) struct ConnectRequest {
     version: Option<String>,
 }
 
-/// Limit of a text, in bytes, far above the 32 of a controller's uuid.
+/// Limit of a text, in bytes. A controller's UUID has 32.
 const MOST_TEXT: usize = 2048;
 
 /// `/host/connect`: learns this host's identity and the address of the controller.
@@ -82,7 +82,8 @@ fn not_plain(name: &str) -> Fault {
     Fault::new(Code::InvalidBody, format!("{name} is missing or no plain text"))
 }
 
-/// Identity that this caller may teach: a controller's address only if it may make the agent call there.
+/// Checks that `caller` may state the identity `said`, and records `caller` as its source. The address of a controller
+/// has to be one that the egress policy allows for `caller`.
 pub(super) fn taught(
     api: &Shared,
     said: HostIdentity,
@@ -107,7 +108,7 @@ async fn learn(api: Shared, request: ConnectRequest, caller: Caller) -> Result<V
 
 /// `/host/ping`: returns the learned identity.
 pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
-    // The body's own hostUuid is ignored: the controller compares it with ours.
+    // The body's own `hostUuid` is ignored: the controller compares the one in the answer with it.
     let work = async |api: Shared, _: serde_json::Map<String, Value>| {
         let known = api.identities.known();
         Ok(json!({

@@ -1,8 +1,8 @@
-//! `/host/connect`, `/host/ping`, `/host/echo` with a legacy agent behind this one: it answers them, for the host is
-//! its own, and this agent learns from what the controller says.
+//! `/host/connect`, `/host/ping`, `/host/echo` with a legacy agent behind this one. The legacy agent answers these
+//! calls, because it manages the host. This agent learns the identity that the controller states in them.
 //!
-//! They are forwarded with any method, as kvmagent takes them: a script that sends `GET` to `/host/echo` is answered as
-//! before. A failure to learn is logged and changes nothing of the answer.
+//! The calls are forwarded with any method, as kvmagent accepts them: a script that sends `GET` to `/host/echo` is
+//! answered as before. A failure to learn is logged and does not change the answer.
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -26,7 +26,7 @@ pub fn routes(legacy_agent: bool) -> [MethodRouter<Shared>; 3] {
     }
 }
 
-/// Statement of a controller, by its route.
+/// Call in which a controller states an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Said {
     Connect,
@@ -38,8 +38,8 @@ pub async fn connect(State(api): State<Shared>, request: Request) -> Response {
     listen(api, Said::Connect, request).await
 }
 
-/// `/host/ping`: answered by the legacy agent; unknown values are learned, for a controller that connected before this
-/// agent was there says nothing else for a long time.
+/// `/host/ping`: answered by the legacy agent. Unknown fields of the identity are learned: a controller that connected
+/// before this agent was installed sends no other call with them for a long time.
 pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
     listen(api, Said::Ping, request).await
 }

@@ -10,7 +10,7 @@ use super::{target, task, wire};
 use crate::model::prepare::PrepareRequest;
 use crate::model::progress::{ProgressRequest, WorkKind};
 
-/// Request; the controller adds fields between versions.
+/// Request. Unknown fields are ignored, because the controller adds fields between versions.
 #[derive(Debug, Deserialize)]
 pub(super) struct PrepareEnvRequest {
     /// Desired free 2 MiB pages.

@@ -48,11 +48,13 @@ pub(super) struct EnsureRequest {
 }
 
 impl EnsureRequest {
-    /// Target that the request means: by its name, else by its control socket, as already desired; else the default
-    /// one.
+    /// Target to which the request applies. It is the desired target with the requested name, or without a name the one
+    /// with the requested control socket, or without both the one with the default name. If no such target is desired,
+    /// it is the default target.
     ///
     /// # Errors
-    /// When its name or path is invalid.
+    /// If the requested name or control socket is invalid, or without a desired target the settings name an invalid
+    /// one.
     fn base(&self, desired: &Desired, defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
         let wanted = match (&self.container_name, &self.control_sock) {
             (Some(name), _) => desired.targets.get(&name.parse::<TargetName>()?),
@@ -77,7 +79,7 @@ impl EnsureRequest {
         Ok(spec)
     }
 
-    /// Spec whose omitted fields are as in `base`.
+    /// Spec of the request; omitted fields are as in `base`.
     pub(super) fn into_spec(
         self,
         base: TargetSpec,
@@ -119,7 +121,7 @@ fn small(count: u64) -> Result<u32, Fault> {
     )
 }
 
-/// `/vhost/target/ensure`: runs the target as desired.
+/// `/vhost/target/ensure`: makes the requested target run.
 pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: EnsureRequest, asked: Option<ProgressRequest>| {
         let defaults = &api.native.target_defaults;
@@ -129,11 +131,12 @@ pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     task::call_with_progress(api, "ensure", request, work).await
 }
 
-/// Request of `deploy` and `destroy`; the node deploys itself, so the fields for reaching it are ignored.
+/// Request of `deploy` and `destroy`. Fields with the address and the password of the node are ignored, because the
+/// agent runs on it.
 #[derive(Debug, Deserialize)]
 struct DeployRequest {}
 
-/// `/vhost/deploy`: runs the target of the settings.
+/// `/vhost/deploy`: makes the target of the settings run.
 pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest, asked: Option<ProgressRequest>| {
         let spec = usual(&api.native.target_defaults)?;
@@ -154,7 +157,7 @@ async fn bring_up(
     task::report_progress(api.clone(), asked, WorkKind::Deploy, (id, events), work).await
 }
 
-/// `/vhost/destroy`: removes that target.
+/// `/vhost/destroy`: removes the target of the settings.
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, _: DeployRequest| {
         let change =
@@ -172,11 +175,12 @@ pub fn usual(defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
     defaults.spec(TargetName::usual(), defaults.kind)?.validate()
 }
 
-/// Target of a call that names no more than a control socket: the desired one that has it, else the default one with
-/// that control socket; without any, the default one.
+/// Target of a call that names only a control socket. With `control`, it is the desired target that has it, else the
+/// default one with that control socket. Without `control`, it is the desired target with the default name, else the
+/// default one.
 ///
 /// # Errors
-/// When that control socket is invalid.
+/// If `control` is invalid, or if the settings do not let callers name it.
 pub fn at(
     control: Option<CleanPath>,
     desired: &Desired,
@@ -237,7 +241,7 @@ pub async fn health(State(api): State<Shared>, request: Request) -> Response {
         Ok(json!({
             "success": true,
             "error": "",
-            // It answers; whether its volumes are back yet is another question.
+            // `true` if the target answers, even if its volumes are not back yet.
             "targetRunning": health.version.is_some(),
             "state": health.state,
             "reason": health.reason,
@@ -256,7 +260,7 @@ mod tests {
         serde_json::from_str(text).unwrap()
     }
 
-    /// One target is wanted beside the usual one, which is not.
+    /// Desired state with the target `other` alone; the default target is not desired.
     fn desired() -> Desired {
         let mut other = TargetSpec::example("other");
         other.control_sock = "/other/admin.sock".parse().unwrap();
@@ -291,7 +295,7 @@ mod tests {
             ((512, true), (512, false))
         );
         assert!(!usual(&defaults).unwrap().memory_by_volumes, "the settings say it");
-        // What an image is run as is the node's to say.
+        // The kind of the target comes from the settings, not from the image.
         let defaults = TargetSettings { kind: TargetKind::Spdk, ..defaults };
         let image = request(r#"{"image":"spdk:24.01"}"#);
         let spec = image.into_spec(usual(&defaults).unwrap(), &defaults).unwrap();

@@ -1,4 +1,5 @@
-//! Frame of a compatible call: answered at once with its result, or accepted now and called back.
+//! Common handling of compatible calls: a call is answered with its result, or accepted at once and its result posted
+//! later.
 
 use std::time::{Duration, SystemTime};
 
@@ -39,8 +40,9 @@ enum ReturnPath {
 
 /// Parses the body, runs `handler` on it, and returns its result in the way that the headers request.
 ///
-/// The body itself is dropped before the handler runs: it may be large, and the handler may wait long. A call that
-/// changes the node is logged under its `route`; one whose task may be forgotten by a crash needs no disk.
+/// The body is dropped before the handler runs, because it may be large and the handler may wait long. `route` holds
+/// the name under which the call is audited, if it changes the node. `route` also says where the task is kept: one that
+/// may be lost in a crash needs no disk.
 pub async fn call<T, H, F>(
     api: Shared,
     route: (Option<&'static str>, Keep),
@@ -56,7 +58,8 @@ where
     call_reading(api, route, request, |_| (), work).await
 }
 
-/// Handles a long call in the same way: the handler also learns whether the controller wants progress reports.
+/// Handles a long call like [`call`]. The handler also gets the controller's request for progress reports, if there is
+/// one.
 pub async fn call_with_progress<T, H, F>(
     api: Shared,
     route: &'static str,
@@ -96,7 +99,7 @@ pub async fn report_progress(
             result
         }
         Err(_) => {
-            // The controller takes it for failed.
+            // The controller takes the work for failed by now, so its progress is no longer reported.
             drop(followed);
             work.await
         }
@@ -158,7 +161,8 @@ where
     }
 }
 
-/// Subject of a call; one that names a control socket or nothing means a target all the same.
+/// Subject of a call. A call that names no target concerns the one with the control socket in its body, else the
+/// default target.
 fn subject(api: &Shared, route: &str, body: &[u8]) -> Subject {
     let said = Subject::in_body(body);
     if said.target.is_some() || ["prepareenv", "connect"].contains(&route) {
@@ -201,7 +205,7 @@ fn answer_now(result: Result<Value, Fault>, is_noted: bool) -> Response {
                 false => StatusCode::OK,
             };
             let response = (status, Json(result_body(&fault))).into_response();
-            // A logged call has its line already.
+            // An audited call has its line in the audit log already.
             if is_noted { response } else { refused_with(response, fault.code) }
         }
     }
@@ -257,7 +261,7 @@ async fn finish(task: &TaskId, slot: TaskSlot, result: &Result<Value, Fault>) {
     }
 }
 
-/// Caller of a request; one that did not come over the network was made here.
+/// Caller of a request; this node itself, if no listener recorded one.
 pub fn caller(extensions: &Extensions) -> Caller {
     extensions.get().copied().unwrap_or(Caller::Here)
 }
@@ -300,7 +304,7 @@ fn way(headers: &HeaderMap, reach: &Reach) -> Result<ReturnPath, Problem> {
 mod tests {
     use super::*;
 
-    /// Of a caller elsewhere.
+    /// Egress policy for a caller on another machine.
     const REACH: Reach = Reach::Common { loopback: false };
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {

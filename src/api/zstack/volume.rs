@@ -1,6 +1,6 @@
 //! `/vhost/{activate,deactivate,resize}`, `/vhost/bdev/{create,delete}`: volumes as the controller requests them.
-//! Bodies are validated here, before anything is done; what fails is not kept as desired, for the controller calls
-//! again.
+//! Bodies are validated here, before anything is done. A volume that fails is not kept as desired, because the
+//! controller calls again.
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -35,7 +35,7 @@ pub(super) struct ActivateRequest {
 }
 
 impl ActivateRequest {
-    /// Validates the target and the volume that it requests.
+    /// Validates the target and the volume of the request. Omitted fields of the target are as desired.
     pub(super) fn validated(
         self,
         desired: &Desired,
@@ -66,7 +66,8 @@ pub async fn activate(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
 
-/// Request of `bdev/create`; the node makes it itself, so the fields for reaching it are ignored.
+/// Request of `bdev/create`. Fields with the address and the password of the node are ignored, because the agent runs
+/// on it.
 #[derive(Debug, Deserialize)]
 pub(super) struct CreateRequest {
     #[serde(rename = "logicalPool", default, deserialize_with = "wire::text")]
@@ -88,7 +89,7 @@ impl CreateRequest {
     }
 }
 
-/// `/vhost/bdev/create`: the same in the target of the settings, with the bdev's name for its controller.
+/// `/vhost/bdev/create`: makes the target of the settings run, and a volume serve in it that has the name of its bdev.
 pub async fn create(State(api): State<Shared>, request: Request) -> Response {
     let by = principal(request.extensions());
     let work = async move |api: Shared, request: CreateRequest| {
@@ -99,7 +100,7 @@ pub async fn create(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("activate"), Keep::OnDisk), request, work).await
 }
 
-/// Volume in the target with that control socket; also the request of `bdev/delete`.
+/// Volume, and the control socket of its target: request of `deactivate`, `resize` and `bdev/delete`.
 #[derive(Debug, Deserialize)]
 pub(super) struct WhichRequest {
     #[serde(rename = "controlSock", default, deserialize_with = "wire::text")]
@@ -117,8 +118,8 @@ impl WhichRequest {
         api.native.target_at(self.control_sock.as_deref().map(str::parse).transpose()?)
     }
 
-    /// Key of the volume: its controller's name, where given, since a bdev can be another volume's by now. With both,
-    /// one is found too that was made before this agent came.
+    /// Key of the volume. The controller's name decides if given, because the bdev may be another volume's by now. Both
+    /// names together also find a volume that was made before this agent was installed.
     pub(super) fn key(&self) -> Result<VolumeKey, Fault> {
         let name =
             |text: &Option<String>| text.as_deref().map(str::parse::<VolumeName>).transpose();
@@ -144,7 +145,7 @@ pub async fn deactivate(State(api): State<Shared>, request: Request) -> Response
     task::call(api, (Some("deactivate"), Keep::OnDisk), request, work).await
 }
 
-/// `/vhost/bdev/delete`: the same for the target of the settings.
+/// `/vhost/bdev/delete`: removes the volume with that bdev from the target of the settings.
 pub async fn delete(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (api.native.target_at(None)?, request.bdev()?);
@@ -153,7 +154,7 @@ pub async fn delete(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (Some("deactivate"), Keep::OnDisk), request, work).await
 }
 
-/// `/vhost/resize`: resizes the volume, also for its guest.
+/// `/vhost/resize`: resizes the volume, which its virtual machine notices.
 pub async fn resize(State(api): State<Shared>, request: Request) -> Response {
     let work = async |api: Shared, request: WhichRequest| {
         let (target, volume) = (request.target(&api)?, request.bdev()?);
@@ -178,15 +179,16 @@ async fn serve(
             answer(&api.native.targets.reconcile(WorkId::next(), change, false).await?)?;
         findings = report["findings"].take();
     }
-    // A target that runs with another spec than requested is left so, and the sockets are in its folder.
+    // A target that runs with another spec than requested is not changed, and its sockets are in the folder of that
+    // spec.
     let target = api.native.wanted(&target.name).unwrap_or(target);
     let volume = volume.validate(&target.socket_dir)?;
     let views = api.native.targets.activate(&target, vec![volume], true).await?;
     activated(&views, &findings)
 }
 
-/// `true` if nothing has to be done for the target: it is desired there, and serves. Hundreds of volumes are activated
-/// at once when a node comes back, and each observation of a target takes its owner's time.
+/// `true` if nothing has to be done for `target`: it is desired with the same control socket, and serves. Hundreds of
+/// volumes are activated at once when a node comes back, and each observation of a target takes its owner's time.
 async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
     let there = |wanted: TargetSpec| wanted.control_sock == target.control_sock;
     if !api.native.wanted(&target.name).is_some_and(there) {

@@ -15,10 +15,10 @@ use crate::model::url::HttpUrl;
 /// Limit of a context that is sent back with each post, in bytes: it is a few lines in practice.
 const MOST_CONTEXT: usize = 64 * 1024;
 
-/// Optional text.
+/// Reads an optional text; null and a blank text count as missing.
 ///
 /// # Errors
-/// When it is present and no text.
+/// If the value is present and no text.
 pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
@@ -28,18 +28,18 @@ pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     }
 }
 
-/// Optional list of cores; an empty one counts as missing.
+/// Reads an optional list of cores; an empty one counts as missing.
 ///
 /// # Errors
-/// When it is present and neither a text nor a list.
+/// If the value is present and neither a text nor a list.
 pub fn cores<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(written(deserializer)?.filter(|text| !text.trim().is_empty()))
 }
 
-/// Optional count; 0 counts as missing, and a text of digits is a number.
+/// Reads an optional count; 0 counts as missing, and a text of digits is a number.
 ///
 /// # Errors
-/// When it is present and no whole number of at least 0.
+/// If the value is present and no whole number of at least 0.
 pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let number = match &value {
@@ -73,11 +73,10 @@ fn shorten(value: &Value) -> String {
     if short.len() < text.len() { short + "…" } else { short }
 }
 
-/// Time for which the controller waits for the result, from `taskContext`: the timeout that it gives, or the rest until
-/// its deadline, whichever is less.
+/// Time for which the controller waits for the result, from `taskContext`: its timeout, or the time until its deadline,
+/// whichever is less.
 ///
-/// A deadline before `now` is ignored: the controller does wait, or it would not have called, so its clock and this one
-/// differ.
+/// A deadline before `now` is ignored: the controller called and still waits, so its clock differs from this machine's.
 pub fn caller_timeout(body: &[u8], now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -109,8 +108,8 @@ pub(super) fn control_in(body: &[u8]) -> Option<CleanPath> {
     serde_json::from_slice::<NamedSocket>(body).ok()?.control_sock.parse().ok()
 }
 
-/// Progress reports that the controller requests: when `threadContext` names the API call that this one belongs to. A
-/// malformed context is no such request, and never an error of the call.
+/// Progress reports that the controller requests, if `threadContext` names an API call. A malformed context is no such
+/// request, and never an error of the call.
 pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<ProgressRequest> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -136,7 +135,7 @@ pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<ProgressReque
     Some(ProgressRequest { url, caller, stage, context, stack, timeout })
 }
 
-/// Stage of a call; the whole, where none is given or it makes no sense.
+/// Stage of a call; the whole call, if `value` is missing or malformed.
 fn stage(value: Option<&Value>) -> Stage {
     let stage = match value {
         None | Some(Value::Null) => return Stage::default(),
@@ -148,8 +147,8 @@ fn stage(value: Option<&Value>) -> Stage {
     stage.unwrap_or_default()
 }
 
-/// The call's own address, if it can be posted to and the egress policy allows it. It may give access to what is there,
-/// so the log does not show it.
+/// URL to which the call wants its progress posted, if it is valid and the egress policy allows it. The log does not
+/// show the URL, because it may give access to what is there.
 fn address(value: &Value, reach: &Reach) -> Option<String> {
     let validated = match value {
         Value::Null => return None,
@@ -217,7 +216,7 @@ mod tests {
         }
     }
 
-    /// As of a caller elsewhere.
+    /// Reads `body` as that of a caller on another machine.
     fn read(body: impl AsRef<[u8]>) -> Option<ProgressRequest> {
         let caller = Caller::At([10, 0, 0, 9].into());
         asked(body.as_ref(), caller, &Reach::Common { loopback: false })

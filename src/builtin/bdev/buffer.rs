@@ -1,4 +1,4 @@
-//! Page-aligned buffer, as direct requests (`O_DIRECT`) need it.
+//! Page-aligned buffer, as requests past the page cache (`O_DIRECT`) need it.
 
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -10,14 +10,15 @@ pub(in crate::builtin) struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// Allocates a buffer; `None` when there is no memory for it.
+    /// Allocates `length` bytes; `None` when there is no memory.
     pub(in crate::builtin) fn zeroed(length: usize) -> Option<Self> {
         let region = MmapRegion::new(length.max(1)).ok()?;
         Some(Self { region, length })
     }
 
     pub(in crate::builtin) fn slice(&self) -> VolatileSlice<'_> {
-        // In bounds by construction; an empty slice would fail the request, not the process.
+        // The range is in bounds by construction. If it were not, the empty slice would fail the request and not the
+        // process.
         self.region.get_slice(0, self.length).unwrap_or_else(|_| VolatileSlice::from(&mut [][..]))
     }
 }

@@ -1,8 +1,8 @@
 //! Bdev in a file or block device.
 //!
-//! The file is opened past the page cache (`O_DIRECT`) if the file system and the block size allow it, so that
-//! acknowledged data is not held in this node's memory and many requests can be submitted to the kernel at a time; else
-//! through the page cache.
+//! The file is opened past the page cache (`O_DIRECT`) if the file system and the block size allow it: then
+//! acknowledged data is not held in this node's memory, and many requests can be submitted to the kernel at once.
+//! Otherwise it is opened through the page cache.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -17,16 +17,16 @@ use vm_memory::VolatileSlice;
 
 use super::{AlignedBuffer, Transfer};
 
-/// Size of a file that is created for a missing ZBS volume.
+/// Size in bytes of the file that is created for a missing ZBS volume.
 pub(in crate::builtin) const IMAGE_BYTES: u64 = 1 << 30;
 
-/// Folder whose files stand in for ZBS volumes.
+/// Folder with files in place of ZBS volumes.
 #[derive(Debug, Clone)]
 pub(in crate::builtin) struct Folder(pub(in crate::builtin) PathBuf);
 
 impl Folder {
-    /// Path of the file of a ZBS name such as `zbs://pool/volume`: the name without its scheme, below the folder. A
-    /// name never leads out of it.
+    /// Path of the file for the ZBS volume `name`, such as `zbs://pool/volume`: the name without its scheme, below the
+    /// folder. EINVAL for a name that would lead out of the folder.
     pub(in crate::builtin) fn path(&self, name: &str) -> Result<PathBuf, Errno> {
         let name = name.split_once("://").map_or(name, |(_, rest)| rest);
         let name = name.trim_start_matches('/');
@@ -37,13 +37,13 @@ impl Folder {
         Ok(self.0.join(name))
     }
 
-    /// Opens the file of a ZBS name; a missing one is created, sparse, [`IMAGE_BYTES`] long.
+    /// Opens the file for the ZBS volume `name`. A missing file is created, sparse and [`IMAGE_BYTES`] long.
     pub(in crate::builtin) fn open(&self, name: &str, block_size: u32) -> Result<DiskFile, Errno> {
         let path = self.path(name)?;
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|e| errno(&e))?;
         }
-        // A link could lead out of the folder.
+        // The folder of the file is checked with links followed: a link could lead out.
         let inside = path.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
         let folder = std::fs::canonicalize(&self.0).map_err(|e| errno(&e))?;
         if !inside.is_some_and(|inside| inside.starts_with(&folder)) {
@@ -60,7 +60,7 @@ impl Folder {
     }
 }
 
-/// Error number of an I/O error; EIO if it has none.
+/// Error number of `error`; EIO if it has none.
 pub(in crate::builtin) fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -71,7 +71,7 @@ pub(in crate::builtin) struct DiskFile {
     path: PathBuf,
     file: File,
     direct: bool,
-    /// Byte alignment of the buffers of direct requests.
+    /// Alignment in bytes of the buffers for requests past the page cache; 1 if the file is in the page cache.
     alignment: usize,
     regular: bool,
     read_only: bool,
@@ -81,8 +81,7 @@ impl DiskFile {
     /// Opens a file or block device.
     ///
     /// # Errors
-    /// EISDIR for a folder, ENOENT for a missing file, EINVAL for what is neither file nor block device, else the
-    /// kernel's error.
+    /// EISDIR for a folder, ENOENT for a missing file, EINVAL for any other kind of file, else the kernel's error.
     pub(in crate::builtin) fn open(
         path: &Path,
         block_size: u32,
@@ -110,7 +109,7 @@ impl DiskFile {
         Ok(Self { path, file, direct, alignment, regular: kind.is_file(), read_only })
     }
 
-    /// `true` if it is a regular file, which has no block size of its own.
+    /// `true` if `path` leads to a regular file, which has no block size of its own.
     pub(in crate::builtin) fn is_regular(path: &Path) -> Result<bool, Errno> {
         Ok(std::fs::metadata(path).map_err(|e| errno(&e))?.file_type().is_file())
     }
@@ -127,12 +126,12 @@ impl DiskFile {
         self.read_only
     }
 
-    /// Current size in bytes, of a block device too.
+    /// Current size in bytes, of a file or a block device.
     pub(in crate::builtin) fn bytes(&self) -> Result<u64, Errno> {
         (&self.file).seek(SeekFrom::End(0)).map_err(|e| errno(&e))
     }
 
-    /// Extends a regular file.
+    /// Sets the length of a regular file to `bytes`.
     pub(in crate::builtin) fn grow(&self, bytes: u64) -> Result<(), Errno> {
         self.file.set_len(bytes).map_err(|e| errno(&e))
     }
@@ -141,14 +140,14 @@ impl DiskFile {
         self.direct.then(|| self.file.as_fd())
     }
 
-    /// Byte alignment of the buffers of direct requests.
+    /// Alignment in bytes of the buffers for requests past the page cache; 1 if the file is in the page cache.
     pub(in crate::builtin) fn alignment(&self) -> usize {
         self.alignment
     }
 
     pub(super) fn transfer(&self, at: Transfer, slices: &[VolatileSlice<'_>]) -> Result<(), Errno> {
         let Transfer { write, offset: mut at } = at;
-        // IOV_MAX: the kernel takes no more at a time.
+        // 1024 is IOV_MAX: the kernel takes no more buffers in one call.
         for part in slices.chunks(1024) {
             let mut left = iovecs(part);
             while !left.is_empty() {
@@ -199,14 +198,14 @@ impl DiskFile {
         Ok(())
     }
 
-    /// `true` for a regular file.
+    /// `true` if the file can be extended, which only a regular file can.
     pub(in crate::builtin) fn can_grow(&self) -> bool {
         self.regular
     }
 }
 
-/// Alignment that direct requests of one block need on this file; `None` when the file system or the device beneath
-/// needs more than a block. Found by trying, as not every kernel reports it.
+/// Alignment in bytes that buffers of one block need for requests past the page cache to `file`. `None` when the file
+/// system or the device beneath needs more than one block. Found by test reads, because not every kernel reports it.
 fn alignment(file: &File, block_size: u32) -> Option<usize> {
     let buffer = AlignedBuffer::zeroed(3 * 4096)?;
     let block = block_size as usize;
@@ -220,7 +219,7 @@ fn alignment(file: &File, block_size: u32) -> Option<usize> {
     Some(if reads(512, u64::from(block_size)) { 512 } else { 4096 })
 }
 
-/// Kernel iovecs of guest memory, or of a buffer.
+/// Addresses and lengths of `slices`, in the kernel's form.
 pub(in crate::builtin) fn iovecs(slices: &[VolatileSlice<'_>]) -> Vec<libc::iovec> {
     let iovec = |slice: &VolatileSlice<'_>| libc::iovec {
         iov_base: slice.ptr_guard_mut().as_ptr().cast(),

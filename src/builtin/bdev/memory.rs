@@ -5,15 +5,15 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::Transfer;
 
-/// Source of zeroes to copy from.
+/// Zeroes to copy from.
 static ZEROES: [u8; 65536] = [0; 65536];
 
-/// Anonymous memory; a page is allocated once it is written.
+/// Anonymous memory of the disk. The kernel allocates a page when it is first written.
 #[derive(Debug)]
 pub(in crate::builtin) struct MemoryDisk(MmapRegion);
 
 impl MemoryDisk {
-    /// Maps the memory.
+    /// Maps `bytes` bytes of memory.
     ///
     /// # Errors
     /// ENOMEM when the kernel has no room for it.

@@ -1,7 +1,7 @@
 //! Block devices: the storage behind a controller's disk.
 //!
-//! A [`BuiltinBdev`] is shared by the thread that owns the target and the workers that serve a VM. Its size
-//! can change under them, and it can be deleted under them: from then on each request fails.
+//! The thread that owns the target and the workers that serve a VM share a [`BuiltinBdev`]. Its size can change during
+//! that, and it can be deleted: from then on each request fails.
 
 mod buffer;
 mod file;
@@ -22,19 +22,19 @@ pub(super) use memory::MemoryDisk;
 pub(super) use registry::Bdevs;
 pub(super) use stats::{OperationKind, Stats};
 
-/// Start and direction of a transfer on a disk.
+/// Direction and start of a transfer between a disk and memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transfer {
     /// `true` for a write to the disk.
     pub(super) write: bool,
-    /// Start, in bytes.
+    /// Start on the disk, in bytes.
     pub(super) offset: u64,
 }
 
 /// Storage of a bdev.
 #[derive(Debug)]
 pub(super) enum BdevBacking {
-    /// Memory of this process, lost with it.
+    /// Memory of this process, lost when the process exits.
     Malloc(MemoryDisk),
     /// File or block device.
     Aio(DiskFile),
@@ -76,7 +76,7 @@ impl BuiltinBdev {
         }
     }
 
-    /// Backing file, if there is one.
+    /// File of an AIO or ZBS bdev; `None` for the others.
     pub(super) fn file(&self) -> Option<&DiskFile> {
         match &self.backing {
             BdevBacking::Aio(file) | BdevBacking::Zbs(file) => Some(file),
@@ -104,7 +104,7 @@ impl BuiltinBdev {
         self.removed.store(true, Ordering::Release);
     }
 
-    /// Claims the disk for one VM; `false` if it is in use. Two VMs that write to one disk destroy it.
+    /// Claims the disk for one VM; `false` if a VM has it already. Two VMs that write to one disk destroy its data.
     pub(super) fn take(&self) -> bool {
         !self.in_use.swap(true, Ordering::AcqRel)
     }
@@ -113,7 +113,7 @@ impl BuiltinBdev {
         self.in_use.store(false, Ordering::Release);
     }
 
-    /// Reads into, or writes from, `slices`. Blocks.
+    /// Copies between `slices` and the disk from `at.offset` on: to the disk if `at.write` is set. Blocks.
     ///
     /// # Errors
     /// The kernel's error on the file.
@@ -125,7 +125,7 @@ impl BuiltinBdev {
         }
     }
 
-    /// Flushes written data to the medium.
+    /// Flushes written data to the medium. Does nothing without a file.
     ///
     /// # Errors
     /// The kernel's error on the file.
@@ -133,7 +133,7 @@ impl BuiltinBdev {
         self.file().map_or(Ok(()), DiskFile::flush)
     }
 
-    /// Makes a range read as zeroes; frees its space if `unmap` is set.
+    /// Makes `length` bytes from `offset` on read as zeroes; frees their space if `unmap` is set and the storage can.
     ///
     /// # Errors
     /// The kernel's error on the file.
@@ -145,19 +145,19 @@ impl BuiltinBdev {
         }
     }
 
-    /// Byte alignment of direct requests' buffers; `None` if they need none.
+    /// Alignment in bytes of the buffers for requests past the page cache; `None` if there is no such file.
     pub(super) fn direct_alignment(&self) -> Option<usize> {
         self.file().filter(|file| file.is_direct()).map(DiskFile::alignment)
     }
 
-    /// Descriptor for asynchronous requests: only a file opened past the page cache has one, as any other is served
-    /// before the submission returns.
+    /// Descriptor for asynchronous requests; `None` unless the file is opened past the page cache. The kernel would
+    /// complete requests to any other file before the submission returns.
     pub(super) fn direct_fd(&self) -> Option<BorrowedFd<'_>> {
         self.file().and_then(DiskFile::direct_fd)
     }
 }
 
-/// `true` if `size` is a block size that a disk can have.
+/// `true` if a disk can have blocks of `size` bytes.
 pub(super) fn is_block_size(size: u64) -> bool {
     matches!(size, 512 | 1024 | 2048 | 4096)
 }

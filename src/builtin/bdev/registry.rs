@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::{BdevBacking, BuiltinBdev};
 
-/// Bdevs, in the order of their names.
+/// Bdevs of a target, sorted by name.
 #[derive(Debug, Default)]
 pub(in crate::builtin) struct Bdevs {
     by_name: BTreeMap<String, Arc<BuiltinBdev>>,
@@ -15,7 +15,7 @@ pub(in crate::builtin) struct Bdevs {
 }
 
 impl Bdevs {
-    /// Generated name for an unnamed malloc bdev, in SPDK's form.
+    /// Next unused name of the form `Malloc<n>`, which SPDK gives unnamed malloc bdevs.
     pub(in crate::builtin) fn free_name(&mut self) -> String {
         loop {
             let name = format!("Malloc{}", self.unnamed);
@@ -29,7 +29,7 @@ impl Bdevs {
     /// Adds a bdev.
     ///
     /// # Errors
-    /// EEXIST when the name or the uuid is taken.
+    /// EEXIST when another bdev has the name or the uuid.
     pub(in crate::builtin) fn add(&mut self, bdev: BuiltinBdev) -> Result<(), Errno> {
         let taken = |other: &Arc<BuiltinBdev>| other.name == bdev.name || other.uuid == bdev.uuid;
         if self.by_name.values().any(taken) {
@@ -39,7 +39,7 @@ impl Bdevs {
         Ok(())
     }
 
-    /// Looks up a bdev by name, or by uuid, which is its alias.
+    /// Looks up a bdev by its name, or by its uuid, which is an alias of the name.
     pub(in crate::builtin) fn get(&self, name: &str) -> Option<&Arc<BuiltinBdev>> {
         let by_uuid =
             || self.by_name.values().find(|bdev| bdev.uuid.hyphenated().to_string() == name);
@@ -50,10 +50,10 @@ impl Bdevs {
         self.by_name.values()
     }
 
-    /// Removes the bdev; requests of a VM that still has it fail from now on.
+    /// Removes the bdev with that name or uuid. Requests of a VM that still uses it fail from now on.
     ///
     /// # Errors
-    /// ENODEV when there is none of that name.
+    /// ENODEV when there is no such bdev.
     pub(in crate::builtin) fn remove(&mut self, name: &str) -> Result<(), Errno> {
         let name = self.get(name).ok_or(Errno::ENODEV)?.name.clone();
         if let Some(bdev) = self.by_name.remove(&name) {
@@ -62,7 +62,7 @@ impl Bdevs {
         Ok(())
     }
 
-    /// Total bytes of memory in malloc bdevs.
+    /// Total size of all malloc bdevs, in bytes.
     pub(in crate::builtin) fn memory(&self) -> u64 {
         let malloc = |bdev: &&Arc<BuiltinBdev>| matches!(bdev.backing, BdevBacking::Malloc(_));
         self.iter().filter(malloc).map(|bdev| bdev.bytes()).sum()

@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 /// Kind of operation on a bdev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::builtin) enum OperationKind {
-    /// Bytes to the VM.
+    /// Read: bytes go to the VM.
     Read,
-    /// Bytes from the VM.
+    /// Write: bytes come from the VM.
     Write,
-    /// Discard, and zeroes written.
+    /// Discard or write-zeroes request.
     Unmap,
     Flush,
 }
 
-/// Monotonic counters by kind of operation.
+/// Counters for each kind of operation, which only grow.
 #[derive(Debug, Default)]
 pub(in crate::builtin) struct Stats {
     operations: [AtomicU64; 4],
@@ -34,7 +34,7 @@ impl Stats {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Members of SPDK's answer that have a meaning here.
+    /// Counters as those members of SPDK's answer that have a meaning for a built-in bdev.
     pub(in crate::builtin) fn report(&self, name: &str) -> Value {
         let operations =
             |kind: OperationKind| self.operations[kind as usize].load(Ordering::Relaxed);

@@ -1,10 +1,10 @@
 //! Asynchronous requests through Linux's native I/O (`io_submit(2)`).
 //!
-//! Not io_uring: Docker's default seccomp profile, under which a target runs, forbids it, and allows these calls. For
-//! files opened past the page cache, the only ones that come here, both submit many requests in one call and read
-//! completions from shared memory without one; the limit measured in `benches/` is the disk. Files in the page cache
-//! are served before the call would return, by preadv and pwritev, which either interface would only do by a longer
-//! way.
+//! io_uring is not used: Docker's default seccomp profile, under which a target runs, forbids it and allows
+//! `io_submit`. Only files opened past the page cache are served here. For them both interfaces submit many requests in
+//! one call and read completions from shared memory without a call; the limit measured in `benches/` is the disk. Files
+//! in the page cache are served by preadv and pwritev: either interface would only do the same before it returns, with
+//! more overhead.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,9 +17,9 @@ const PREADV: u16 = 7;
 const PWRITEV: u16 = 8;
 const FDSYNC: u16 = 3;
 const NOTIFY: u32 = 1;
-/// Limit of requests in the kernel at a time; more are queued.
+/// Maximum number of requests in the kernel at a time; further ones are queued.
 const DEPTH: usize = 256;
-/// Mark of the known layout in the completion ring's header, written by the kernel.
+/// Value in the header of the completion ring by which the kernel marks the layout that is known here.
 const MAGIC: u32 = 0xa10a_10a1;
 
 /// `struct io_event` of `linux/aio_abi.h`.
@@ -32,7 +32,7 @@ struct IoEvent {
     result2: i64,
 }
 
-/// `struct aio_ring`, as far as it is used.
+/// `struct aio_ring` of the kernel's fs/aio.c, the beginning of the completion ring.
 #[repr(C)]
 struct Header {
     id: u32,
@@ -42,7 +42,7 @@ struct Header {
     magic: u32,
 }
 
-/// Operation for the kernel.
+/// Operation to submit to the kernel.
 #[derive(Debug)]
 pub(super) enum AioOperation {
     Read { offset: u64, iovecs: Vec<libc::iovec> },
@@ -56,7 +56,7 @@ struct AioSlot<J> {
     job: Option<J>,
 }
 
-/// Asynchronous I/O context; each request carries a `J` that comes back with its result.
+/// Asynchronous I/O context. Each request carries a `J`, which is returned with the request's result.
 pub(super) struct Aio<J> {
     context: libc::c_ulong,
     slots: Vec<AioSlot<J>>,
@@ -65,7 +65,7 @@ pub(super) struct Aio<J> {
     event: EventFd,
 }
 
-// SAFETY: the raw pointers are to the slots' own boxes, which move with it.
+// SAFETY: the raw pointers are to the slots' own boxes, which move with the context.
 #[allow(unsafe_code)]
 unsafe impl<J: Send> Send for Aio<J> {}
 
@@ -79,10 +79,10 @@ fn call(number: libc::c_long, arguments: [usize; 5]) -> Result<usize, Errno> {
 }
 
 impl<J> Aio<J> {
-    /// Creates a context that signals completions on `event`.
+    /// Creates a context; the kernel signals completions on `event`.
     ///
     /// # Errors
-    /// EAGAIN when fs.aio-max-nr is used up, ENOSYS or EPERM when the kernel or seccomp forbids it.
+    /// EAGAIN when `fs.aio-max-nr` is used up, ENOSYS or EPERM when the kernel or seccomp forbids the call.
     pub(super) fn new(event: EventFd) -> Result<Self, Errno> {
         let mut context: libc::c_ulong = 0;
         let place = &raw mut context as usize;
@@ -91,13 +91,13 @@ impl<J> Aio<J> {
         Ok(Self { context, slots, free, prepared, event })
     }
 
-    /// `true` if another request fits.
+    /// `true` if another request can be prepared.
     pub(super) fn has_room(&self) -> bool {
         !self.free.is_empty() || self.slots.len() < DEPTH
     }
 
-    /// Queues a request for the next [`submit`](Self::submit). The memory of the iovecs must live until the job comes
-    /// back.
+    /// Prepares a request for the next [`submit`](Self::submit). The memory of its iovecs must live until `job` is
+    /// returned.
     pub(super) fn prepare(&mut self, file: BorrowedFd<'_>, work: AioOperation, job: J) {
         let index = self.free.pop().unwrap_or(self.slots.len());
         let (opcode, offset, iovecs) = match work {
@@ -117,7 +117,7 @@ impl<J> Aio<J> {
         slot.block.aio_data = index as u64;
         slot.block.aio_lio_opcode = opcode;
         slot.block.aio_fildes = file.as_raw_fd() as u32;
-        // A sync has none, and the kernel insists on it.
+        // A sync has no iovecs, and the kernel insists on a null address then.
         let vectors = if slot.iovecs.is_empty() { 0 } else { slot.iovecs.as_ptr() as u64 };
         slot.block.aio_buf = vectors;
         slot.block.aio_nbytes = slot.iovecs.len() as u64;
@@ -127,8 +127,8 @@ impl<J> Aio<J> {
         self.prepared.push(&raw mut *slot.block);
     }
 
-    /// Submits the prepared requests. A request that the kernel refuses is put into `done`; one that it has no room for
-    /// stays prepared.
+    /// Submits the prepared requests. Requests that the kernel refuses are put into `done`; requests for which it has
+    /// no room stay prepared.
     pub(super) fn submit(&mut self, done: &mut Vec<(J, Result<u64, Errno>)>) {
         let mut at = 0;
         while at < self.prepared.len() {
@@ -163,7 +163,7 @@ impl<J> Aio<J> {
         }
     }
 
-    /// `true` if requests may have completed; checks the ring shared with the kernel, without a call.
+    /// `true` if requests may have completed. Reads the ring shared with the kernel, without a call.
     fn ready(&self) -> bool {
         // SAFETY: the context is the address of the ring's header, which the kernel maps, readable,
         // until io_destroy; head and tail are written by the kernel, hence atomic.
@@ -173,7 +173,7 @@ impl<J> Aio<J> {
             || header.head.load(Ordering::Relaxed) != header.tail.load(Ordering::Acquire)
     }
 
-    /// Moves completed requests into `done`, with the number of bytes transferred.
+    /// Moves completed requests into `done`, each with the number of bytes transferred.
     pub(super) fn reap(&mut self, done: &mut Vec<(J, Result<u64, Errno>)>) {
         if self.free.len() == self.slots.len() {
             return;
@@ -199,7 +199,7 @@ impl<J> Aio<J> {
 
 impl<J> Drop for Aio<J> {
     fn drop(&mut self) {
-        // Waits for the requests in the kernel: then nothing points to the slots any more.
+        // io_destroy waits for the requests in the kernel: after it nothing refers to the slots.
         let _ = call(libc::SYS_io_destroy, [self.context as usize, 0, 0, 0, 0]);
     }
 }

@@ -1,7 +1,7 @@
-//! Descriptor chain, walked and validated.
+//! Walk of a descriptor chain, with all checks.
 //!
-//! virtio-queue's own iterator ends silently at the first invalid descriptor, and begins only at entries of the
-//! available ring; requests that are served again after a restart are named by the in-flight record. Hence this walk.
+//! virtio-queue's own iterator is not used. It ends silently at the first invalid descriptor, and begins only at
+//! entries of the available ring; but requests to be served again after a restart are in the in-flight record.
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
@@ -21,14 +21,14 @@ pub(super) struct Segment {
     pub(super) length: u32,
 }
 
-/// Ranges of a chain: first those that the device reads, then those that it writes.
+/// Ranges of a chain; those that the device reads come before those that it writes.
 #[derive(Debug, Default)]
 pub(super) struct Chain {
     pub(super) readable: Vec<Segment>,
     pub(super) writable: Vec<Segment>,
 }
 
-/// Invalid chain: the ring cannot be trusted any more.
+/// Reason why a chain is invalid; the ring cannot be trusted after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InvalidChain {
     #[error("descriptor {0} is beyond the table")]
@@ -66,7 +66,7 @@ impl Chain {
 /// Walks the chain that begins at `head`.
 ///
 /// # Errors
-/// When it breaks the rules of the ring.
+/// When the chain breaks the rules of the virtio specification for rings.
 pub(super) fn walk(guest: &GuestMemory, queue: &Queue, head: u16) -> Result<Chain, InvalidChain> {
     let mut chain = Chain::default();
     let (mut table, mut entries) = (queue.desc_table(), u32::from(queue.size()));

@@ -1,4 +1,4 @@
-//! Features and configuration space of the disk.
+//! Features and configuration space of a vhost-user-blk disk.
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
@@ -11,17 +11,17 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::disk::ControllerDisk;
 
-/// Limit of queues of a guest.
+/// Maximum number of queues of a guest.
 pub(super) const QUEUES: u16 = 16;
-/// Limit of entries in a ring.
+/// Maximum number of entries of a ring.
 pub(super) const RING: u16 = 1024;
-/// Ranges in one discard or write-zeroes request.
+/// Maximum number of ranges in one discard or write-zeroes request.
 pub(super) const RANGES: u32 = 16;
-/// Sectors in one range of such a request: 2 GiB.
+/// Maximum number of sectors in one range of such a request: 2 GiB.
 pub(super) const RANGE_SECTORS: u32 = 1 << 22;
-/// Data segments in one request: the number that fits a ring of 128 beside header and status.
+/// Maximum number of data segments in one request: what fits a ring of 128 entries beside header and status.
 const SEGMENTS: u32 = 126;
-/// Size of the configuration space that frontends ask for; bytes beyond the fields are zero.
+/// Size in bytes of the configuration space that frontends read; bytes behind the fields are zero.
 const SPACE: usize = 256;
 
 pub(super) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -54,7 +54,7 @@ pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
 }
 
-/// Configuration space (virtio 1.2, 5.2.4), with the disk's current size.
+/// Content of the configuration space (virtio 1.2, 5.2.4), with the disk's current size.
 pub(super) fn space(disk: &ControllerDisk) -> Vec<u8> {
     let block = disk.bdev.block_size;
     let mut space = Vec::with_capacity(SPACE);

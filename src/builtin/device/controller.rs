@@ -17,7 +17,7 @@ use super::disk::ControllerDisk;
 use super::session::{End, serve};
 use super::session_progress::SessionProgress;
 
-/// Counter for the session numbers of this process.
+/// Next session number of this process.
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ struct ControllerState {
     closed: bool,
 }
 
-/// Controller; dropped, it stops and its socket is removed.
+/// Vhost-blk controller; dropping it stops its thread and removes its socket.
 #[derive(Debug)]
 pub(in crate::builtin) struct BlkController {
     pub(in crate::builtin) disk: Arc<ControllerDisk>,
@@ -41,10 +41,10 @@ fn lock(state: &Mutex<ControllerState>) -> MutexGuard<'_, ControllerState> {
 }
 
 impl BlkController {
-    /// Listens on `path`, which must be free.
+    /// Creates a controller that listens at `path`, where no file may exist.
     ///
     /// # Errors
-    /// When the socket cannot be made, or there are no threads or descriptors left.
+    /// When the socket cannot be created, or no threads or descriptors are left.
     pub(in crate::builtin) fn new(disk: ControllerDisk, path: PathBuf) -> io::Result<Self> {
         let stop = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let listener = UnixListener::bind(&path)?;
@@ -64,32 +64,32 @@ impl BlkController {
         &self.path
     }
 
-    /// Session of the connected VM.
+    /// Session of the connected VM; `None` if no VM is connected.
     pub(in crate::builtin) fn session(&self) -> Option<Arc<SessionProgress>> {
         lock(&self.state).session.clone()
     }
 
-    /// Refuses VMs from now on; `false` if one is connected.
+    /// Refuses VMs from now on; `false` without effect if a VM is connected.
     pub(in crate::builtin) fn close(&self) -> bool {
         let mut state = lock(&self.state);
         state.closed |= state.session.is_none();
         state.closed
     }
 
-    /// Notifies the guest of its disk's new size.
+    /// Notifies the connected guest, if there is one, of its disk's new size.
     pub(in crate::builtin) fn announce_resize(&self) {
         if let Some(session) = self.session() {
             session.config_changed();
         }
     }
 
-    /// Begins to stop: removes the socket and ends the session.
+    /// Removes the socket and requests the end of the session, without waiting for it.
     pub(in crate::builtin) fn begin_stop(&self) {
         let _ = std::fs::remove_file(&self.path);
         let _ = self.stop.write(1);
     }
 
-    /// `true` if its thread has ended.
+    /// `true` if the controller's thread has ended.
     pub(in crate::builtin) fn has_stopped(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -104,7 +104,7 @@ impl Drop for BlkController {
     }
 }
 
-/// Accepts one VM after the other.
+/// Accepts and serves one VM after the other, until `stop` is signalled.
 fn listen(
     listener: &UnixListener,
     stop: &EventFd,
@@ -163,7 +163,7 @@ fn attend(
     })
 }
 
-/// `true` if a stop is requested within `time`.
+/// `true` if `stop` is signalled within `time`.
 fn stops_within(stop: &EventFd, time: Duration) -> bool {
     let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
     let mut fds = [PollFd::new(as_fd(stop), PollFlags::POLLIN)];
@@ -176,7 +176,7 @@ fn as_fd(stop: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) }
 }
 
-/// Waits for a connection; `false` on a request to stop.
+/// Waits for a connection to `listener`; `false` if `stop` is signalled.
 fn wait(listener: &UnixListener, stop: &EventFd) -> bool {
     let mut fds = [
         PollFd::new(listener.as_fd(), PollFlags::POLLIN),

@@ -12,10 +12,11 @@ pub(in crate::builtin) struct ControllerDisk {
     pub(in crate::builtin) name: String,
     pub(in crate::builtin) bdev: Arc<BuiltinBdev>,
     pub(in crate::builtin) read_only: bool,
-    /// Requested and reported option; only split rings are offered, which every guest supports.
+    /// Option of the request that created the controller. It is only reported: the device offers only split rings,
+    /// which every guest supports.
     pub(in crate::builtin) packed_ring: bool,
-    /// Cores of its threads; `None` leaves placement to the kernel.
+    /// Cores of the threads that serve the disk; `None` leaves placement to the kernel.
     pub(in crate::builtin) cores: Option<Cores>,
-    /// Start of service; a VM that connects earlier is accepted, and served from then on.
+    /// Time from which VMs are served; a VM that connects earlier is accepted and waits until then.
     pub(in crate::builtin) served_from: Instant,
 }

@@ -1,4 +1,4 @@
-//! Guest memory, as its frontend shares it.
+//! Memory of the guest, as its frontend shares it.
 
 use std::fs::File;
 
@@ -11,7 +11,8 @@ use vm_memory::{
 
 use std::sync::Arc;
 
-/// Location of a region in the frontend's address space; rings are named by such addresses.
+/// Location of a memory region in the frontend's address space and in the guest's. The frontend gives the addresses of
+/// rings in its own address space.
 #[derive(Debug, Clone, Copy)]
 struct RegionLocation {
     user: u64,
@@ -19,7 +20,7 @@ struct RegionLocation {
     length: u64,
 }
 
-/// Guest memory. It stays mapped while a request holds it.
+/// Mapped memory of the guest. It stays mapped while a request holds a reference to it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct GuestMemory {
     pub(super) memory: GuestMemoryMmap<()>,
@@ -36,7 +37,7 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<GuestRegionMmap<()>
 }
 
 impl GuestMemory {
-    /// Maps the frontend's regions.
+    /// Maps the frontend's `regions`.
     ///
     /// # Errors
     /// When a region cannot be mapped, or overlaps another.
@@ -48,10 +49,10 @@ impl GuestMemory {
         Ok(guest)
     }
 
-    /// Copy of this memory with one more region.
+    /// Copy of this memory with `region` added.
     ///
     /// # Errors
-    /// When it cannot be mapped, or overlaps another.
+    /// When the region cannot be mapped, or overlaps another.
     pub(super) fn with(&self, region: &VhostUserMemoryRegion, file: File) -> Result<Self> {
         let place = RegionLocation {
             user: region.user_addr,
@@ -64,10 +65,10 @@ impl GuestMemory {
         Ok(Self { memory, places })
     }
 
-    /// Copy of this memory without a region.
+    /// Copy of this memory without `region`.
     ///
     /// # Errors
-    /// When there is no such region.
+    /// When this memory has no such region.
     pub(super) fn without(&self, region: &VhostUserMemoryRegion) -> Result<Self> {
         let base = GuestAddress(region.guest_phys_addr);
         let (memory, _) = self.memory.remove_region(base, region.memory_size).map_err(invalid)?;
@@ -76,7 +77,7 @@ impl GuestMemory {
         Ok(Self { memory, places })
     }
 
-    /// Guest address of a frontend address.
+    /// Guest address of the frontend's address `user`; `None` if no region has it.
     pub(super) fn translate(&self, user: u64) -> Option<u64> {
         let place = self.places.iter().find(|place| {
             user.checked_sub(place.user).is_some_and(|offset| offset < place.length)
@@ -84,7 +85,7 @@ impl GuestMemory {
         place.guest.checked_add(user - place.user)
     }
 
-    /// Appends the slices that make up a range; `false` if a part of it is not mapped.
+    /// Appends the slices that make up the range of `length` bytes at `address`; `false` if a part of it is not mapped.
     pub(super) fn slices<'a>(
         &'a self,
         address: GuestAddress,
@@ -100,12 +101,12 @@ impl GuestMemory {
         true
     }
 
-    /// Writes `bytes`; `false` if a part of the range is not mapped.
+    /// Writes `bytes` at `address`; `false` if a part of that range is not mapped.
     pub(super) fn put(&self, address: GuestAddress, bytes: &[u8]) -> bool {
         self.memory.write_slice(bytes, address).is_ok()
     }
 
-    /// Size of guest memory in bytes, for the log.
+    /// Total size of the regions in bytes, for the log.
     pub(super) fn bytes(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum()
     }

@@ -1,8 +1,8 @@
-//! In-flight record: memory shared with the frontend, in which each request is recorded while it is being served, so
-//! that another process can finish the requests of a killed one.
+//! In-flight record: memory shared with the frontend, in which each request is recorded while it is being served. After
+//! the process was killed, another one finishes the recorded requests.
 //!
-//! The layout and the order of the stores are the vhost-user specification's, "Inflight I/O tracking"
-//! for split rings: <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html#inflight-i-o-tracking>.
+//! Layout and order of the stores are those of the vhost-user specification, "Inflight I/O tracking", for split rings:
+//! <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html#inflight-i-o-tracking>.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -24,15 +24,15 @@ const ENTRY: usize = 16;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
 
-/// Size in bytes of one queue's part, as libvhost-user lays it out.
+/// Size in bytes of the part of one queue with `queue_size` entries, as libvhost-user lays it out.
 fn part(queue_size: u16) -> usize {
     (ENTRIES + usize::from(queue_size) * ENTRY).next_multiple_of(64)
 }
 
-/// Creates an empty record for a frontend that has none yet.
+/// Creates an empty record, for a frontend that has none.
 ///
 /// # Errors
-/// When more queues or larger ones are requested than there can be, or there is no memory.
+/// When `asked` has more or larger queues than a guest can have, or there is no memory.
 pub(super) fn make(asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
     let (queues, size) = (asked.num_queues, asked.queue_size);
     if queues == 0 || queues > QUEUES || size == 0 || size > RING {
@@ -55,7 +55,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Maps the frontend's record.
+    /// Maps the record that the frontend hands over.
     ///
     /// # Errors
     /// When the record is smaller than its queues need, or cannot be mapped.
@@ -72,7 +72,7 @@ impl Record {
         Ok(Self { region: Arc::new(region), queues, queue_size })
     }
 
-    /// Part of one queue; `None` if the record has none for a ring of this size.
+    /// Part of the queue `index`; `None` if the record has none for a ring of `ring_size` entries.
     pub(super) fn queue(&self, index: u16, ring_size: u16) -> Option<QueueRecord> {
         let fits = index < self.queues && ring_size <= self.queue_size;
         let base = part(self.queue_size) * usize::from(index);
@@ -85,12 +85,12 @@ impl Record {
     }
 }
 
-/// Starting point of a ring.
+/// Position from which a ring is served.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Resumed {
-    /// Heads of chains to serve again, in the order in which they were taken.
+    /// Heads of the chains to serve again, in the order in which they were first taken.
     pub(super) heads: Vec<u16>,
-    /// Next entry of the available ring to take.
+    /// Index of the next entry to take from the available ring.
     pub(super) next_avail: u16,
 }
 
@@ -104,8 +104,8 @@ pub(super) struct QueueRecord {
 }
 
 impl QueueRecord {
-    // The offsets are within the mapping by construction, so that these cannot fail; an unreadable record would only
-    // count as empty.
+    // Both `load` and `store` cannot fail, because the offsets are within the mapping by construction. An unreadable
+    // record would only count as empty.
     fn load<T: AtomicAccess + Default>(&self, offset: usize) -> T {
         let slice = self.region.as_volatile_slice();
         slice.load(self.base + offset, Ordering::Acquire).unwrap_or_default()
@@ -119,7 +119,7 @@ impl QueueRecord {
         ENTRIES + usize::from(head) * ENTRY
     }
 
-    /// Reconciles the record with the used ring's index; returns the starting point.
+    /// Updates the record to `used`, the index of the used ring; returns the position from which to serve.
     pub(super) fn resume(&mut self, used: u16) -> Resumed {
         if self.load::<u16>(VERSION) != 1 {
             self.store(DESC_NUM, self.size);
@@ -137,7 +137,8 @@ impl QueueRecord {
         Resumed { heads: heads.into_iter().map(|(_, head)| head).collect(), next_avail }
     }
 
-    /// Completes the record of a last batch that was published in the used ring but not recorded.
+    /// Records the end of the last batch, if it was published in the used ring and the process was killed before it
+    /// recorded that.
     fn finish_last_batch(&self, used: u16) {
         let batch = used.wrapping_sub(self.load(USED_IDX)).min(self.size);
         let mut head: u16 = self.load(LAST_BATCH_HEAD);
@@ -158,7 +159,7 @@ impl QueueRecord {
         self.store(Self::entry(head), 1u8);
     }
 
-    /// Records `head` as a batch of one; to be called before it is returned to the guest.
+    /// Records the chain at `head` as a batch of one. Must be called before the chain is returned to the guest.
     pub(super) fn before_used(&self, head: u16) {
         self.store(Self::entry(head) + NEXT, self.load::<u16>(LAST_BATCH_HEAD));
         self.store(LAST_BATCH_HEAD, head);
@@ -166,7 +167,7 @@ impl QueueRecord {
         fence(Ordering::SeqCst);
     }
 
-    /// Completes the batch; to be called once the used ring's index is `used`.
+    /// Records the end of the batch. Must be called once the used ring's index is `used`.
     pub(super) fn after_used(&self, head: u16, used: u16) {
         fence(Ordering::SeqCst);
         self.store(Self::entry(head), 0u8);

@@ -1,7 +1,7 @@
-//! Messages of the vhost-user protocol from a VM's frontend.
+//! Handlers for the vhost-user messages from a VM's frontend.
 //!
-//! Only the session's thread calls this. It keeps the settings of each ring and starts the ring on a worker when it is
-//! complete, or stops it; the rings themselves belong to the workers.
+//! Only the session's thread calls them. A `Negotiation` keeps the settings of each ring, starts the ring on a worker
+//! once the settings are complete, and stops it. The running rings belong to the workers.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl Negotiation {
         self.workers.get(index as usize % self.workers.len().max(1)).ok_or(Error::InvalidParam)
     }
 
-    /// Starts a ring once it has a kick and is enabled.
+    /// Starts the ring `index` if it has a kick, is enabled, and does not run yet.
     fn start(&mut self, index: u32) -> Result<()> {
         let event_idx = self.features & config::EVENT_IDX != 0;
         let (guest, record) = (Arc::clone(&self.guest), self.record.clone());
@@ -75,7 +75,7 @@ impl Negotiation {
         Ok(())
     }
 
-    /// Stops a ring, after all its requests are answered.
+    /// Stops the ring `index`, once all its requests are answered.
     fn stop(&mut self, index: u32) -> Result<()> {
         if std::mem::take(&mut self.vring(index)?.running) {
             if let Some(base) = self.worker(index)?.stop_ring(index as u16) {
@@ -86,7 +86,7 @@ impl Negotiation {
         Ok(())
     }
 
-    /// Stops every ring; the guest's memory stays mapped for as long as a request needs it.
+    /// Stops every ring. The guest's memory stays mapped for as long as a request needs it.
     pub(super) fn stop_all(&mut self) {
         for index in 0..u32::from(QUEUES) {
             let _ = self.stop(index);
@@ -130,7 +130,7 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
             return Err(Error::InvalidParam);
         }
         self.features = features;
-        // Without protocol features there is no message that enables a ring.
+        // Without protocol features there is no message to enable a ring, so all rings are enabled.
         if features & config::PROTOCOL_FEATURES == 0 {
             self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
         }
@@ -189,7 +189,7 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let call = &self.vring(u32::from(index))?.call;
         *call.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = fd;
-        // An interrupt that went to the old descriptor may have been lost.
+        // The guest is interrupted again, because an interrupt by the old descriptor may have been lost.
         interrupt(call);
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Notification of a connected guest that its disk has another size.
 //!
-//! The frontend hands over a second socket for messages of the device. The vhost crate receives it, but cannot send the
-//! one message a disk needs on it; so the descriptor is copied while its message is still pending in the first socket,
-//! and the message is written here. It asks for no reply: the frontend's request that follows comes in on the first
-//! socket.
+//! The frontend hands over a second socket for messages from the device. The vhost crate receives that socket, but
+//! cannot send on it the one message that a disk needs. So the descriptor is copied while the frontend's message is
+//! still pending in the first socket, and the device's message is written here. No reply to it is requested: the
+//! frontend's next request comes in on the first socket.
 
 use std::io::{IoSliceMut, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -17,7 +17,7 @@ use vhost::vhost_user::message::{BackendReq, FrontendReq};
 const HEADER: usize = 12;
 const VERSION: u32 = 1;
 
-/// Second socket, if the message pending in `socket` brings one.
+/// Copy of the second socket, if the message pending in `socket` brings one; `None` otherwise.
 pub(super) fn peek(socket: BorrowedFd<'_>) -> Option<UnixStream> {
     let mut header = [0; HEADER];
     let got = recv(socket.as_raw_fd(), &mut header, MsgFlags::MSG_PEEK).ok()?;
@@ -41,7 +41,7 @@ pub(super) fn peek(socket: BorrowedFd<'_>) -> Option<UnixStream> {
     sockets.pop().map(UnixStream::from)
 }
 
-/// Sends the message that the configuration space has changed.
+/// Sends the message that the configuration space has changed, on the second socket `socket`.
 ///
 /// # Errors
 /// When the frontend has closed the socket, or does not read it.

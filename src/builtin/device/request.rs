@@ -1,4 +1,4 @@
-//! Guest request, parsed from a chain and validated (virtio 1.2, 5.2.6).
+//! Requests of the guest, parsed from a chain and validated (virtio 1.2, 5.2.6).
 //!
 //! The guest may cut header, data and status into descriptors as it likes: the header is the first 16 bytes that the
 //! device reads, the status the last byte that it writes.
@@ -22,7 +22,7 @@ const RANGE: usize = 16;
 const SECTOR: u64 = 512;
 const UNMAP: u32 = 1;
 
-/// Status of a request.
+/// Status with which a request is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum RequestStatus {
@@ -31,7 +31,7 @@ pub(super) enum RequestStatus {
     Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
 }
 
-/// Range of the disk to be zeroed, in bytes.
+/// Range of the disk to be zeroed, in bytes; its space is freed if `unmap` is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) offset: u64,
@@ -39,7 +39,7 @@ pub(super) struct Range {
     pub(super) unmap: bool,
 }
 
-/// Requested operation.
+/// Operation that a request asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Transfer {
@@ -51,11 +51,11 @@ pub(super) enum Operation {
     Flush,
     Identify(Vec<Segment>),
     Zero(Vec<Range>),
-    /// No operation; the request is answered with this status.
+    /// Invalid request, which is answered with this status.
     Refuse(RequestStatus),
 }
 
-/// Request with the address of its answer.
+/// Operation of a request, and the address of the status byte that answers it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BlockRequest {
     pub(super) operation: Operation,
@@ -66,7 +66,8 @@ fn length(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.length)).sum()
 }
 
-/// Takes the first bytes off `segments`; `false` if there are too few, or they are not mapped.
+/// Moves the first bytes of `segments` into `bytes`, until it is full; `false` if `segments` has too few bytes, or some
+/// are not mapped.
 fn take(guest: &GuestMemory, segments: &mut Vec<Segment>, bytes: &mut [u8]) -> bool {
     let mut done = 0;
     while done < bytes.len() {
@@ -85,7 +86,7 @@ fn take(guest: &GuestMemory, segments: &mut Vec<Segment>, bytes: &mut [u8]) -> b
     true
 }
 
-/// Takes the last byte off `segments` and returns its address.
+/// Removes the last byte of `segments` and returns its address.
 fn take_last(segments: &mut Vec<Segment>) -> Option<GuestAddress> {
     while segments.last().is_some_and(|last| last.length == 0) {
         segments.pop();
@@ -108,10 +109,10 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl BlockRequest {
-    /// Validates the request of a chain.
+    /// Parses the request in `chain`. A request that is not valid for `disk` becomes [`Operation::Refuse`].
     ///
     /// # Errors
-    /// When the chain has no header, or no room for a status: then there is no place for an answer.
+    /// When the chain has no byte for the status, or no readable header.
     pub(super) fn parse(
         guest: &GuestMemory,
         disk: &ControllerDisk,
@@ -159,7 +160,8 @@ fn operation(
     }
 }
 
-/// Byte offset of a range of whole blocks that lies on the disk; `None` for any other.
+/// Offset in bytes of the range of `length` bytes at `sector`; `None` unless it consists of whole blocks and lies on
+/// the disk.
 fn on_disk(disk: &ControllerDisk, sector: u64, length: u64) -> Option<u64> {
     let block = u64::from(disk.bdev.block_size);
     let offset = sector.checked_mul(SECTOR)?;
@@ -198,7 +200,7 @@ fn ranges(
             return Operation::Refuse(RequestStatus::Failed);
         }
         let (sector, sectors, flags) = (long(&bytes, 0), word(&bytes, 8), word(&bytes, 12));
-        // A discard has no flags; zeroes have one.
+        // A discard has no flags; write-zeroes has one, unmap.
         if flags & !UNMAP != 0 || (flags != 0 && !zeroes) {
             return Operation::Refuse(RequestStatus::Unsupported);
         }

@@ -1,4 +1,4 @@
-//! Running ring of the guest.
+//! Running ring of a guest.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,10 +12,10 @@ use super::chain::{Chain, InvalidChain, walk};
 use super::guest::GuestMemory;
 use super::inflight::QueueRecord;
 
-/// Descriptor that interrupts the guest; the frontend changes it while the ring runs.
+/// Descriptor by which the guest is interrupted; the frontend may replace it while the ring runs.
 pub(super) type CallFd = Arc<Mutex<Option<File>>>;
 
-/// Adds one to an eventfd. A write failure is ignored, as it affects the frontend alone.
+/// Signals the eventfd `file`. A failed write is ignored, because it affects only the frontend.
 pub(super) fn signal(file: Option<&File>) {
     if let Some(mut file) = file {
         let _ = file.write(&1u64.to_ne_bytes());
@@ -26,7 +26,7 @@ pub(super) fn interrupt(call: &CallFd) {
     signal(call.lock().unwrap_or_else(PoisonError::into_inner).as_ref());
 }
 
-/// Ring with everything needed to serve it.
+/// Ring with all that is needed to serve it.
 pub(super) struct Ring {
     pub(super) index: u16,
     pub(super) queue: Queue,
@@ -39,25 +39,26 @@ pub(super) struct Ring {
     pub(super) state: RingState,
 }
 
-/// Progress of the service of a ring.
+/// State of a ring in service.
 #[derive(Default)]
 pub(super) struct RingState {
-    /// Heads to serve again before new ones are taken.
+    /// Heads of chains to serve again, before new ones are taken.
     resumed: std::vec::IntoIter<u16>,
-    /// Number of requests taken and not answered; `in_flight` publishes the same.
+    /// Number of requests that are taken and not answered. The same requests count in the session's `in_flight`.
     pub(super) outstanding: usize,
-    /// Set if the guest broke the ring's rules: nothing is taken from it any more.
+    /// Set if the guest broke the ring's rules: no requests are taken from it any more.
     broken: bool,
-    /// Set if the ring is to stop once nothing is outstanding.
+    /// Set if the ring is to stop once no request is outstanding.
     pub(super) stopping: bool,
     used: bool,
 }
 
 impl Ring {
-    /// Begins at the in-flight record's position, or at the base that the frontend has set.
+    /// Prepares the ring for service, at the position of the in-flight record, or without one at the base that the
+    /// frontend has set.
     ///
     /// # Errors
-    /// When the rings are not in the guest's memory.
+    /// When a part of the ring is not in the guest's memory.
     pub(super) fn begin(mut self) -> Result<Self, InvalidChain> {
         if !self.queue.is_valid(&self.guest.memory) {
             return Err(InvalidChain::Table);
@@ -77,14 +78,14 @@ impl Ring {
         self.kick.as_ref().map(|kick| kick.as_raw_fd())
     }
 
-    /// Consumes a kick. The frontend's descriptor may block: only to be called when it is readable.
+    /// Consumes a kick. Must be called only if the descriptor is readable: it may block.
     pub(super) fn take_kick(&self) {
         if let Some(mut kick) = self.kick.as_deref() {
             let _ = kick.read(&mut [0; 8]);
         }
     }
 
-    /// Takes the next request that the guest offers.
+    /// Takes the next request that the guest offers: the head of its chain, and the chain.
     pub(super) fn take(&mut self) -> Option<(u16, Chain)> {
         if self.state.broken || self.state.stopping {
             return None;
@@ -118,21 +119,21 @@ impl Ring {
         head.map_err(|broken| self.break_off(broken)).ok()
     }
 
-    /// Stops the ring for good and signals the error to the frontend.
+    /// Stops the ring for good, and signals an error to the frontend.
     pub(super) fn break_off(&mut self, broken: InvalidChain) {
         tracing::error!(ring = self.index, reason = %broken, "the guest broke a ring, it is stopped");
         self.state.broken = true;
         signal(self.error.as_deref());
     }
 
-    /// Drops a request that has no place for an answer, and stops the ring.
+    /// Drops an outstanding request that cannot be answered, and stops the ring.
     pub(super) fn abandon(&mut self, broken: InvalidChain) {
         self.state.outstanding -= 1;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.break_off(broken);
     }
 
-    /// Returns a request to the guest.
+    /// Returns the chain at `head` to the guest; the device has written `written` bytes to it.
     pub(super) fn give_back(&mut self, head: u16, written: u32) {
         self.state.outstanding -= 1;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -148,7 +149,7 @@ impl Ring {
         self.state.used = true;
     }
 
-    /// Interrupts the guest once for all returned requests, if it wants that.
+    /// Interrupts the guest if requests were returned since the last call and the guest wants to know.
     pub(super) fn announce(&mut self) {
         if std::mem::take(&mut self.state.used)
             && self.queue.needs_notification(&self.guest.memory).unwrap_or(true)
@@ -157,13 +158,13 @@ impl Ring {
         }
     }
 
-    /// Enables kicks for new requests; `true` if there are some already.
+    /// Enables kicks for new requests; `true` if the guest has already offered some.
     pub(super) fn sleep(&mut self) -> bool {
         let idle = self.state.broken || self.state.stopping;
         !idle && self.queue.enable_notification(&self.guest.memory).unwrap_or(false)
     }
 
-    /// Disables kicks while the ring is polled.
+    /// Disables kicks, because the ring is polled from now on.
     pub(super) fn wake(&mut self) {
         let _ = self.queue.disable_notification(&self.guest.memory);
     }

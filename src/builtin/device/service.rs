@@ -1,4 +1,4 @@
-//! Service of a worker's rings: requests are taken, executed and answered.
+//! Service of a worker's rings: takes requests, executes and answers them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use super::guest::GuestMemory;
 use super::request::{BlockRequest, Operation, Range, RequestStatus};
 use super::ring::Ring;
 
-/// Bytes copied at most for a request whose buffers the disk cannot take as they are.
+/// Maximum bytes copied for a request whose buffers the disk cannot take as they are.
 const COPIED: u64 = 64 << 20;
-/// Requests taken from one ring before the others get their turn.
+/// Maximum requests taken from one ring before the other rings get their turn.
 const TURN: usize = 128;
-/// IOV_MAX: the kernel takes no more at a time.
+/// IOV_MAX: maximum number of buffers that the kernel takes in one call.
 const VECTORS: usize = 1024;
 
 /// Request that is being served.
@@ -27,13 +27,13 @@ struct Job {
     ring: u16,
     head: u16,
     status: GuestAddress,
-    /// Bytes expected to be transferred.
+    /// Number of bytes that the request has to transfer.
     length: u64,
-    /// Bytes reported to the guest as written, without the status.
+    /// Number of bytes to report to the guest as written, without the status byte.
     written: u32,
-    /// Keeps the memory of the kernel's transfer mapped.
+    /// Guest memory of the transfer, which stays mapped as long as this is held.
     guest: Arc<GuestMemory>,
-    /// Own buffer of a copied request, and the destination of its data.
+    /// Buffer with a copy of the data, and the segments to copy it to afterwards; there are none for a write.
     copy: Option<(AlignedBuffer, Vec<Segment>)>,
 }
 
@@ -43,13 +43,13 @@ type Completion = Vec<(Job, Result<u64, Errno>)>;
 pub(super) struct DiskService {
     disk: Arc<ControllerDisk>,
     aio: Option<Aio<Job>>,
-    /// Requests that the kernel has no room for yet.
+    /// Requests for which the kernel has no room yet.
     waiting: VecDeque<(AioOperation, Job)>,
     done: Completion,
 }
 
 impl DiskService {
-    /// Creates a service; the kernel signals each completion on `completions`.
+    /// Creates a service for `disk`; the kernel signals each completion on `completions`.
     pub(super) fn new(disk: Arc<ControllerDisk>, completions: EventFd) -> Self {
         let wants = disk.bdev.direct_fd().is_some();
         let aio = if wants {
@@ -62,7 +62,7 @@ impl DiskService {
         Self { disk, aio, waiting: VecDeque::new(), done: Vec::new() }
     }
 
-    /// Does one round over all rings; `false` if there was nothing to do.
+    /// Takes, executes and answers requests of all `rings` once; `false` if there was nothing to do.
     pub(super) fn turn(&mut self, rings: &mut [Ring]) -> bool {
         let mut worked = false;
         for ring in rings.iter_mut() {
@@ -92,7 +92,7 @@ impl DiskService {
         worked
     }
 
-    /// `true` if requests have completed since the last turn.
+    /// `true` if requests have completed that are not answered yet.
     pub(super) fn has_completions(&mut self) -> bool {
         if let Some(aio) = &mut self.aio {
             aio.reap(&mut self.done);
@@ -221,13 +221,13 @@ impl DiskService {
 }
 
 fn prepare(disk: &ControllerDisk, aio: &mut Aio<Job>, work: AioOperation, job: Job) {
-    // Only a disk with such a descriptor has asynchronous I/O.
+    // Always present: only a disk with such a descriptor has asynchronous I/O.
     if let Some(file) = disk.bdev.direct_fd() {
         aio.prepare(file, work, job);
     }
 }
 
-/// Serial number made of the name: 20 bytes, padded with zeroes.
+/// Serial number of a disk: the first 20 bytes of `name`, padded with zeroes.
 fn serial(name: &str) -> [u8; 20] {
     let mut id = [0; 20];
     let length = name.len().min(id.len());
@@ -235,7 +235,7 @@ fn serial(name: &str) -> [u8; 20] {
     id
 }
 
-/// Writes `bytes` to one segment after the other.
+/// Writes `bytes` to `segments`, one after the other; `false` if a part is not mapped.
 fn scatter(guest: &GuestMemory, segments: &[Segment], mut bytes: &[u8]) -> bool {
     for segment in segments {
         let part = bytes.len().min(segment.length as usize);
@@ -247,7 +247,8 @@ fn scatter(guest: &GuestMemory, segments: &[Segment], mut bytes: &[u8]) -> bool 
     true
 }
 
-/// Aligned buffer of the request's length, with its data for a write.
+/// Aligned buffer of `length` bytes, with the data of `slices` if `write` is set; `None` if `length` is too large or
+/// there is no memory.
 fn copied(write: bool, slices: &[VolatileSlice<'_>], length: u64) -> Option<AlignedBuffer> {
     let bytes = usize::try_from(length).ok().filter(|_| length <= COPIED)?;
     let buffer = AlignedBuffer::zeroed(bytes)?;

@@ -17,13 +17,13 @@ use super::worker::WorkerHandle;
 /// Reason for the end of a session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// Disconnect of the VM, or an invalid message from it.
+    /// The VM has disconnected, or sent an invalid message.
     Frontend,
-    /// Deletion of the controller, or stop of the target.
+    /// The controller is being deleted, or the target stops.
     Stopped,
 }
 
-/// Starts one worker for each core, so that the rings of a VM share the target's cores.
+/// Starts one worker for each core, so that the rings of a VM are spread over the cores.
 fn workers(disk: &Arc<ControllerDisk>, vid: usize) -> std::io::Result<Vec<WorkerHandle>> {
     let count = disk.cores.as_ref().map_or(1, |cores| cores.numbers().len());
     (0..count.min(usize::from(super::config::QUEUES)))
@@ -34,11 +34,11 @@ fn workers(disk: &Arc<ControllerDisk>, vid: usize) -> std::io::Result<Vec<Worker
         .collect()
 }
 
-/// Serves the VM at the other end of `stream` until it leaves or `stop` is signalled. Further connections to `listener`
-/// are closed meanwhile: two VMs on one disk destroy it.
+/// Serves the VM at the other end of `stream` until it disconnects or `stop` is signalled. Further connections to
+/// `listener` are accepted and closed meanwhile: two VMs on one disk destroy its data.
 ///
 /// # Errors
-/// When there are no threads or descriptors left.
+/// When no threads or descriptors are left.
 pub(super) fn serve(
     stream: UnixStream,
     listener: &UnixListener,

@@ -1,4 +1,4 @@
-//! Progress of a session, and its channel to notify the guest.
+//! Progress of a session, and the socket for notifications to its guest.
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicUsize;
@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::notice;
 
-/// Progress of a session.
+/// Progress of a session, as `vhost_get_controllers` reports it.
 #[derive(Debug, Default)]
 pub(in crate::builtin) struct SessionProgress {
-    /// Number of the session within its process.
+    /// Number of the session, unique in this process.
     pub(in crate::builtin) vid: usize,
     /// Number of running rings.
     pub(in crate::builtin) running: AtomicUsize,
     /// Number of requests being served.
     pub(in crate::builtin) in_flight: Arc<AtomicUsize>,
-    /// Socket for notifications to the guest.
+    /// Socket for notifications to the guest; `None` until the frontend hands it over.
     notices: Mutex<Option<UnixStream>>,
 }
 
@@ -24,7 +24,7 @@ impl SessionProgress {
         Self { vid, ..Self::default() }
     }
 
-    /// Sets the socket for notifications.
+    /// Sets the socket for notifications to the guest.
     pub(super) fn notify_at(&self, notices: UnixStream) {
         *self.notices.lock().unwrap_or_else(PoisonError::into_inner) = Some(notices);
     }

@@ -1,4 +1,4 @@
-//! Frontend's settings of one ring, collected until it can be started.
+//! Settings of one ring from the frontend, collected until the ring can be started.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use super::guest::GuestMemory;
 use super::inflight::Record;
 use super::ring::{CallFd, Ring, RingState};
 
-/// Frontend's settings of one ring.
+/// Settings of one ring from the frontend, and its state.
 #[derive(Debug, Default)]
 pub(super) struct Vring {
     pub(super) size: u16,
-    /// Descriptor table, used ring, available ring, as addresses of the frontend.
+    /// Addresses of the descriptor table, the used ring and the available ring, in the frontend's address space.
     pub(super) addresses: Option<[u64; 3]>,
     pub(super) base: u16,
     pub(super) kick: Option<Arc<File>>,
-    /// Set once there is a kick; without a descriptor the ring is only polled.
+    /// Set once the frontend has sent a kick message. If that has no descriptor, the ring is only polled.
     pub(super) started: bool,
     pub(super) call: CallFd,
     pub(super) error: Option<Arc<File>>,
@@ -30,10 +30,10 @@ pub(super) struct Vring {
 }
 
 impl Vring {
-    /// Creates the ring, at the in-flight record's position or at the frontend's base.
+    /// Creates the ring, at the position of the in-flight record, or without one at the base that the frontend has set.
     ///
     /// # Errors
-    /// When something is missing, not aligned or not in the guest's memory.
+    /// When the size or an address is missing, or an address is not aligned or not in the guest's memory.
     pub(super) fn ring(
         &self,
         index: u16,
@@ -75,10 +75,10 @@ impl Vring {
     }
 }
 
-/// Checks a number of entries.
+/// Converts `size`, the number of entries of a ring.
 ///
 /// # Errors
-/// When a ring cannot have so many entries.
+/// When a ring cannot have `size` entries: it must be a power of two, and at most [`RING`].
 pub(super) fn ring_size(size: u32) -> Result<u16> {
     let size = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= RING);
     size.ok_or(Error::InvalidParam)

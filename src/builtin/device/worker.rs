@@ -1,8 +1,8 @@
 //! Worker thread that serves some rings of one VM.
 //!
-//! It drains the available rings, submits the requests to the kernel in one call, answers completed ones and interrupts
-//! the guest once for each ring. While there is work it polls the rings and the completions; when there is none it
-//! polls for a moment longer, which grows while it pays and shrinks while it does not ([`PollTime`]), and then sleeps.
+//! In each round the worker drains the available rings, submits the requests to the kernel in one call, answers
+//! completed ones and interrupts the guest at most once for each ring. Without work it goes on polling for a short
+//! time, and then sleeps. That time grows while short sleeps follow, and shrinks while long ones do ([`PollTime`]).
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -28,14 +28,15 @@ const FIRST_RING: u64 = 2;
 /// Command of the session to a worker.
 enum WorkerCommand {
     Start(Box<Ring>),
-    /// Stop of a ring; the reply is its next available entry once nothing of it is outstanding.
+    /// Stop the ring with this index. Once all its requests are answered, the reply is the index of the next entry of
+    /// its available ring.
     Stop(u16, SyncSender<u16>),
-    /// Replacement of the guest's memory.
+    /// Use this memory of the guest from now on; the reply confirms it.
     Memory(Arc<GuestMemory>, SyncSender<()>),
     End,
 }
 
-/// Session's handle of a worker thread.
+/// Handle by which a session controls a worker thread.
 pub(super) struct WorkerHandle {
     commands: Sender<WorkerCommand>,
     wake: EventFd,
@@ -43,10 +44,10 @@ pub(super) struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts the thread.
+    /// Starts the thread `name` for `disk`, on the core with the index in `pin` if that is set.
     ///
     /// # Errors
-    /// When there are no descriptors or threads left.
+    /// When no descriptors or threads are left.
     pub(super) fn start(
         disk: Arc<ControllerDisk>,
         name: String,
@@ -76,7 +77,7 @@ impl WorkerHandle {
     }
 
     fn send(&self, command: WorkerCommand) {
-        // A worker only ends on command.
+        // The send does not fail: a worker ends only on command.
         let _ = self.commands.send(command);
         let _ = self.wake.write(1);
     }
@@ -85,14 +86,15 @@ impl WorkerHandle {
         self.send(WorkerCommand::Start(Box::new(ring)));
     }
 
-    /// Stops a ring once its requests are answered; returns the next available entry.
+    /// Stops the ring `index` once its requests are answered; returns the index of the next entry of its available
+    /// ring.
     pub(super) fn stop_ring(&self, index: u16) -> Option<u16> {
         let (reply, answer) = sync_channel(1);
         self.send(WorkerCommand::Stop(index, reply));
         answer.recv().ok()
     }
 
-    /// Replaces the rings' view of the guest's memory.
+    /// Replaces the guest memory that the rings use, and waits until that is done.
     pub(super) fn replace_memory(&self, guest: &Arc<GuestMemory>) {
         let (reply, answer) = sync_channel(1);
         self.send(WorkerCommand::Memory(Arc::clone(guest), reply));
@@ -113,7 +115,8 @@ fn watch(epoll: &Epoll, fd: i32, token: u64) -> std::io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
 }
 
-/// Polling time of an idle worker before it sleeps. Sleep and wake-up cost tens of microseconds; polling costs a core.
+/// Time for which an idle worker polls before it sleeps. Sleep and wake-up take tens of microseconds; polling occupies
+/// a core.
 #[derive(Debug, Default)]
 struct PollTime(Duration);
 
@@ -121,7 +124,7 @@ impl PollTime {
     const LEAST: Duration = Duration::from_micros(4);
     const MOST: Duration = Duration::from_micros(50);
 
-    /// Adapts to a sleep of this length.
+    /// Adapts to a sleep that lasted `time`: doubles the polling time after a short sleep, halves it after a long one.
     fn slept(&mut self, time: Duration) {
         self.0 = if time < Self::MOST {
             (self.0 * 2).clamp(Self::LEAST, Self::MOST)
@@ -161,7 +164,7 @@ impl Loop {
         }
     }
 
-    /// Executes the session's commands; `false` at the end.
+    /// Executes the session's commands; `false` if the worker is to end.
     fn obey(&mut self) -> bool {
         loop {
             match self.receiver.try_recv() {
@@ -190,7 +193,7 @@ impl Loop {
         {
             tracing::error!(ring = ring.index, %error, "a ring's kicks cannot be watched");
         }
-        // Answers of an earlier process may never have been announced.
+        // The guest is interrupted at the start: answers of an earlier process may never have been announced.
         interrupt(&ring.call);
         self.rings.push(ring);
     }
@@ -209,7 +212,8 @@ impl Loop {
         });
     }
 
-    /// Sleeps until a kick, a completion or a command, unless a ring has new requests already.
+    /// Sleeps until a kick, a completion or a command. Returns at once if a ring has new requests or requests have
+    /// completed.
     fn sleep(&mut self) {
         let more = self.rings.iter_mut().any(Ring::sleep);
         if !more && !self.service.has_completions() {
@@ -222,7 +226,7 @@ impl Loop {
         self.rings.iter_mut().for_each(Ring::wake);
     }
 
-    /// Consumes the event that woke the thread.
+    /// Consumes the event with the token `token`, which woke the thread.
     fn quiet(&self, token: u64) {
         match token {
             COMMAND => drop(self.wakes.read()),

@@ -1,4 +1,4 @@
-//! Bdev methods.
+//! RPC methods for bdevs.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +24,7 @@ struct GetBdevs {
     timeout: u64,
 }
 
-/// Caller's timeout for a bdev that is missing.
+/// Timeout in `params`, if they name a bdev that does not exist yet; `None` if the answer need not wait.
 pub(super) fn timeout(target: &Target, params: Option<&Value>) -> Option<Duration> {
     let GetBdevs { name, timeout } = decode(params.cloned()).ok()?;
     let missing = target.bdevs.get(&name?).is_none();
@@ -112,7 +112,7 @@ struct CreateMemory {
     _optimal_io_boundary: Option<u64>,
 }
 
-/// Block size, and size in bytes, of a bdev that has no file.
+/// Block size and total size, both in bytes, of a bdev without a file.
 fn sizes(request: &CreateMemory) -> Result<(u32, u64), RpcError> {
     if request.num_blocks == 0 || !is_block_size(request.block_size) {
         return Err(RpcError::bdev(Errno::EINVAL));
@@ -127,7 +127,7 @@ fn add(target: &mut Target, bdev: BuiltinBdev) -> Result<Value, RpcError> {
     Ok(name)
 }
 
-/// Refuses a name that is taken, before anything is created or opened.
+/// Fails with EEXIST if a bdev has the name `name`. Called before anything is created or opened.
 fn must_be_free(target: &Target, name: &str) -> Result<(), RpcError> {
     match target.bdevs.get(name) {
         Some(_) => Err(RpcError::bdev(Errno::EEXIST)),
@@ -165,7 +165,7 @@ pub(super) fn null_create(target: &mut Target, params: Option<Value>) -> Result<
 struct CreateAio {
     name: String,
     filename: String,
-    /// Block size in bytes; required for regular files, which have none of their own.
+    /// Block size in bytes; required for regular files, which have no block size of their own.
     #[serde(default)]
     block_size: u64,
     #[serde(default)]
@@ -181,7 +181,7 @@ pub(super) fn aio_create(target: &mut Target, params: Option<Value>) -> Result<V
     let path = Path::new(&request.filename);
     let regular = DiskFile::is_regular(path).map_err(RpcError::bdev)?;
     let block_size = if request.block_size == 0 && !regular { 512 } else { request.block_size };
-    // A folder is reported as such, whatever the block size.
+    // The file is opened even if the block size is invalid, so that a folder is reported as such.
     let probe = if is_block_size(block_size) { block_size as u32 } else { 512 };
     let file = DiskFile::open(path, probe, request.readonly).map_err(RpcError::bdev)?;
     if !is_block_size(block_size) {

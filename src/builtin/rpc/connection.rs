@@ -1,4 +1,4 @@
-//! Connection of the control socket: requests in, answers out.
+//! Connection of a client to the control socket: requests in, answers out.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,18 +10,18 @@ use super::super::target::Target;
 use super::fault::{INVALID_REQUEST, RpcError};
 use super::methods::{CallOutcome, call, call_at_last};
 
-/// Limit of a request in bytes; a larger one closes its connection.
+/// Maximum size of a request in bytes; a larger one closes the connection.
 const RECEIVE: usize = 256 << 10;
-/// Limit of unread answers in bytes; above it no more is read from the caller.
+/// Maximum size in bytes of answers that the client has not read; above it no requests are read.
 const SEND: usize = 1 << 20;
-/// Limit of an id in bytes, as JSON.
+/// Maximum size of a request's id in bytes, as JSON.
 const ID: usize = 128;
 
-/// Closed or unusable connection.
+/// Error of a connection that is closed or unusable.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Closed;
 
-/// Call whose answer is not known yet.
+/// Call that waits for its answer, until the time `until` if that is set.
 #[derive(Debug)]
 struct OpenCall {
     id: Value,
@@ -38,14 +38,13 @@ pub(super) struct Connection {
     waiting: Vec<OpenCall>,
 }
 
-/// JSON-RPC request.
 struct RpcRequest {
     id: Option<Value>,
     method: String,
     params: Option<Value>,
 }
 
-/// Members of a request, or the id of an invalid one.
+/// Parses a request; the error is the id to answer with, null if it is unusable.
 fn request(value: Value) -> Result<RpcRequest, Value> {
     let Value::Object(mut members) = value else { return Err(Value::Null) };
     let id = members.remove("id");
@@ -64,7 +63,7 @@ fn request(value: Value) -> Result<RpcRequest, Value> {
     }
 }
 
-/// `true` also without a version, as SPDK accepts such requests.
+/// `true` if `version` is 2.0 or missing: SPDK accepts requests without a version.
 fn is_version_2(version: Option<Value>) -> bool {
     version.is_none_or(|version| version == "2.0")
 }
@@ -74,17 +73,17 @@ impl Connection {
         Self { stream, received: Vec::new(), answers: Vec::new(), waiting: Vec::new() }
     }
 
-    /// `true` if there are answers that the caller has not read.
+    /// `true` if there are answers to write.
     pub(super) fn wants_to_write(&self) -> bool {
         !self.answers.is_empty()
     }
 
-    /// `true` if requests are read from the caller.
+    /// `true` if requests may be read: few enough bytes of answers are unread.
     pub(super) fn wants_to_read(&self) -> bool {
         self.answers.len() < SEND
     }
 
-    /// Earliest timeout of the waiting calls.
+    /// Earliest time at which a waiting call times out.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.waiting.iter().filter_map(|waiting| waiting.until).min()
     }
@@ -92,7 +91,7 @@ impl Connection {
     /// Reads the available bytes and executes the requests in them.
     ///
     /// # Errors
-    /// When the caller is gone, sends invalid JSON, or too much of it.
+    /// When the client is gone, or sends invalid JSON or too large a request.
     pub(super) fn read(&mut self, target: &mut Target) -> Result<(), Closed> {
         let mut bytes = [0; 16384];
         while self.wants_to_read() {
@@ -108,7 +107,7 @@ impl Connection {
         self.write()
     }
 
-    /// Executes every complete request.
+    /// Executes every complete request received.
     fn serve(&mut self, target: &mut Target) -> Result<(), Closed> {
         let received = std::mem::take(&mut self.received);
         let mut values = serde_json::Deserializer::from_slice(&received).into_iter::<Value>();
@@ -145,12 +144,12 @@ impl Connection {
                 let until = timeout.map(|timeout: Duration| Instant::now() + timeout);
                 self.waiting.push(OpenCall { id, method, params, until });
             }
-            // A notification is executed, and not answered.
+            // A request without an id is executed but not answered.
             (_, None) => {}
         }
     }
 
-    /// Retries the waiting calls, after something has changed or time has passed.
+    /// Retries the waiting calls: something may have changed, or a timeout may have passed.
     ///
     /// # Errors
     /// When the caller is gone.
@@ -175,7 +174,7 @@ impl Connection {
         self.answers.push(b'\n');
     }
 
-    /// Writes as much as the socket takes now.
+    /// Writes as many bytes of answers as the socket takes now.
     ///
     /// # Errors
     /// When the caller is gone.

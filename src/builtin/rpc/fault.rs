@@ -1,4 +1,4 @@
-//! Errors of methods, as the caller gets them. One cause has several codes; they are SPDK's.
+//! Errors of methods, as clients receive them. The same cause has different codes in different methods, as in SPDK.
 
 use nix::errno::Errno;
 use serde::de::DeserializeOwned;
@@ -17,7 +17,7 @@ pub(super) struct RpcError {
     pub(super) message: String,
 }
 
-/// Text of an error number in the C library, which is what SPDK sends.
+/// Text of `errno` in the C library, which SPDK sends as the message.
 fn text(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     text.split(" (os error").next().unwrap_or_default().to_string()
@@ -28,17 +28,17 @@ impl RpcError {
         Self { code, message: message.into() }
     }
 
-    /// Error of a bdev method: the error number is the code.
+    /// Error of a bdev method, with the negative `errno` as the code.
     pub(super) fn bdev(errno: Errno) -> Self {
         Self::new(-(errno as i32), text(errno))
     }
 
-    /// Error of a vhost method: the error number is only in the text.
+    /// Error of a vhost method, with `errno` only as text.
     pub(super) fn vhost(errno: Errno) -> Self {
         Self::new(INVALID_PARAMS, text(errno))
     }
 
-    /// Error of a query for a missing controller.
+    /// Error of `vhost_get_controllers` for a controller that does not exist.
     pub(super) fn no_controller() -> Self {
         Self::new(INTERNAL, text(Errno::ENODEV))
     }
@@ -48,7 +48,7 @@ impl RpcError {
     }
 }
 
-/// Decodes the parameters of a bdev method.
+/// Decodes the parameters of a bdev method, where an invalid parameter is an internal error.
 ///
 /// # Errors
 /// When a member is missing, unknown or of another type.
@@ -67,7 +67,7 @@ pub(super) fn decode_vhost<T: DeserializeOwned>(params: Option<Value>) -> Result
     serde_json::from_value(params).map_err(|_| RpcError::vhost(Errno::EINVAL))
 }
 
-/// Checks that a method was called without parameters.
+/// Checks that `method` was called without parameters.
 ///
 /// # Errors
 /// When there are parameters, even an empty object.

@@ -1,4 +1,4 @@
-//! Methods about the process itself.
+//! RPC methods about the process itself.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ use super::super::cores::Cores;
 use super::super::target::Target;
 use super::fault::{INVALID_PARAMS, RpcError, decode_vhost, no_params};
 
-/// Clock ticks per second in the answers.
+/// Clock ticks per second, as reported in answers.
 pub(super) const TICK_RATE: u64 = 1_000_000_000;
 
 pub(super) fn ticks(target: &Target) -> u64 {

@@ -1,4 +1,4 @@
-//! Table of every method of a target.
+//! Table of all RPC methods of a target, and their calls.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{bdev, framework, vhost};
 
 type MethodFn = fn(&mut Target, Option<Value>) -> Result<Value, RpcError>;
 
-/// Condition for calling a method.
+/// State of the target in which a method may be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
     Always,
@@ -45,11 +45,10 @@ const METHODS: &[(&str, When, MethodFn)] = &[
     ("vhost_get_controllers", When::Serving, vhost::get_controllers),
 ];
 
-/// Outcome of a call.
 #[derive(Debug)]
 pub(super) enum CallOutcome {
     Now(Result<Value, RpcError>),
-    /// No answer yet: retry when something has changed, for this time at most.
+    /// No answer yet: the call waits and is retried, for this time at most; `None` means no time limit.
     Later(Option<Duration>),
 }
 
@@ -87,7 +86,7 @@ pub(super) fn call(target: &mut Target, name: &str, params: Option<Value>) -> Ca
     }
 }
 
-/// Calls a method for the last time, at the end of its timeout.
+/// Calls the method `name` for the last time, at the end of its timeout: its result is the answer.
 pub(super) fn call_at_last(target: &mut Target, name: &str, params: Option<Value>) -> CallOutcome {
     let method = METHODS.iter().find(|(known, ..)| *known == name);
     method.map_or(CallOutcome::Later(None), |(.., method)| CallOutcome::Now(method(target, params)))

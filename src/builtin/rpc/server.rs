@@ -1,4 +1,4 @@
-//! Connections of the control socket, all on one thread.
+//! Server of the control socket: all connections on one thread.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use nix::sys::signalfd::SignalFd;
 use super::super::target::Target;
 use super::connection::Connection;
 
-/// Limit of served connections; one more connects, and waits.
+/// Maximum number of connections that are served; further clients wait in the listener's queue.
 const CONNECTIONS: usize = 64;
 
 /// Server of the control socket.
@@ -97,10 +97,10 @@ impl<'a> Server<'a> {
     }
 }
 
-/// Outcome of a poll.
+/// Descriptors that a poll found ready.
 struct Polled {
     signal: bool,
     listener: bool,
-    /// For each connection: `true` if readable, and if writable.
+    /// For each connection, in order: readable, writable.
     connections: Vec<(bool, bool)>,
 }

@@ -1,4 +1,4 @@
-//! Controller methods.
+//! RPC methods for vhost controllers.
 
 use std::sync::atomic::Ordering;
 
@@ -96,7 +96,7 @@ fn describe(controller: &BlkController, all: &Cores) -> Value {
             })
         })
         .collect();
-    // A bdev that was deleted under its controller has no name any more.
+    // A bdev that was deleted while its controller exists is reported without a name.
     let bdev = (!disk.bdev.is_removed()).then_some(&disk.bdev.name);
     json!({
         "ctrlr": disk.name,

@@ -21,9 +21,9 @@ const IDENTIFIER: &str = "vhost-agent";
 const AUDIT_IDENTIFIER: &str = "vhost-agent-audit";
 /// Limit of one value in bytes: a datagram takes about 200 KiB.
 const MOST_BYTES: usize = 32 << 10;
-/// Number of tries in which a restarted journald is back …
+/// Number of tries to send a line while journald does not listen: a restarted journald is back by then.
 const TRIES: u32 = 50;
-/// … and the pause between two.
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Sender of lines to journald.
@@ -83,7 +83,7 @@ impl Fields {
         let value = value.get(..end).unwrap_or_default().as_bytes();
         self.0.extend_from_slice(name.as_bytes());
         self.0.push(b'\n');
-        // The format for values of any bytes.
+        // journald's format for values of any bytes: the length, then the value.
         self.0.extend_from_slice(&(value.len() as u64).to_le_bytes());
         self.0.extend_from_slice(value);
         self.0.push(b'\n');

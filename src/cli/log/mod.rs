@@ -60,7 +60,7 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
     let audit = Some(audit_file).filter(|path| !path.is_empty());
     let audit = match daemon {
         true => audit.map(audit_queue).transpose()?,
-        // A read-only command may be another user's.
+        // An error is ignored: a read-only command may run as a user who cannot write the file.
         false => audit.and_then(|path| audit_queue(path).ok()),
     };
     let journal = match daemon {
@@ -80,7 +80,7 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
             let sink = Sink::open().context("journald cannot be reached")?;
             LogQueue::start(move |line| sink.send(line))
         }
-        // Closed, or on a full disk: there is no other way out.
+        // Lines are lost if standard error is closed or on a full disk: there is no other output.
         _ => LogQueue::start(|line| std::io::stderr().write_all(line).is_ok()),
     };
     let queue = queue.context("the log cannot be started")?;

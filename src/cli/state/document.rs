@@ -97,7 +97,7 @@ impl Document {
         self.items.len()
     }
 
-    /// Validated items.
+    /// Validates the items and returns them.
     ///
     /// # Errors
     /// The first item that this agent would not accept, by its name.

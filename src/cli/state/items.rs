@@ -74,7 +74,7 @@ impl StateItem {
         }
     }
 
-    /// Parses an item from elsewhere strictly: no field is ignored, and every value could come from a call.
+    /// Parses an item of a document strictly: unknown fields, and values that a call could not set, are refused.
     ///
     /// # Errors
     /// As [`StateItem::read`], and for an unknown field, and for a value that a call could not set.
@@ -143,8 +143,8 @@ impl StateItem {
         value
     }
 
-    /// Representation without possible secrets: a URL's query can give access to it, and the parameters of a raw method
-    /// may be anything.
+    /// Representation without possible secrets: the URLs of images and of the controller may contain credentials, and
+    /// the parameters of a raw method may be anything.
     pub fn shown(&self) -> Value {
         let mut value = self.value();
         match self {
@@ -169,7 +169,7 @@ impl StateItem {
 }
 
 fn refused(name: &str, why: &str) -> Fault {
-    // The name may come from anywhere.
+    // The name may come from an untrusted document: control characters are removed, and its length is limited.
     let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
     Fault::new(Code::InvalidState, format!("{name} {why}"))
 }
@@ -182,7 +182,7 @@ fn content(name: &str, value: &Value) -> Result<Value, Fault> {
     store::content(value.clone()).map_err(|why| refused(name, &why.to_string()))
 }
 
-/// First field that was read and is not in the parsed value; one without a value is ignored.
+/// Path of the first field of `read` that is missing in `understood`; a field that is null is ignored.
 fn passed_over(read: &Value, understood: &Value, path: &str) -> Option<String> {
     match (read, understood) {
         (Value::Object(read), Value::Object(understood)) => read.iter().find_map(|(key, value)| {

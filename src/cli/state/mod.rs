@@ -70,7 +70,7 @@ fn export(document: &Document, file: Option<&Path>) -> Result<u8> {
     writeln!(bytes)?;
     match write_new(file, &bytes) {
         Ok(()) => {
-            // An empty state, for a wrong --state-dir, is noticed now, not when it is needed.
+            // The count shows at once that a state is empty, as with a wrong --state-dir, and not when it is needed.
             print(&format!(
                 "{} things of {} are in {}, with what is secret in them",
                 document.count(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::model::code::Code;
 
-/// Name for a call that has none in the log.
+/// Name in the counters for a call without a name in the log.
 pub(super) const UNNAMED: &str = "other";
 
 /// Event counters since the agent started.
@@ -38,7 +38,7 @@ impl Counts {
 pub struct Census {
     /// Running tasks, by the names of their calls.
     pub at_work: BTreeMap<&'static str, u64>,
-    /// Work that goes on after its result was given early.
+    /// Number of tasks whose work goes on after their result was given early.
     pub going_on: usize,
     /// Pending results.
     pub waiting: usize,

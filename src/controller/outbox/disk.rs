@@ -5,10 +5,10 @@
 //!                     ▲                         │
 //!                     └─ retried after a pause ◀┘ failed (results and removals)
 //! ```
-//! Calls that come at the same time share the cost of a write: while one batch is at the disk, the next
-//! one gathers. For each file only the last request counts, so there are never more of them than files. A
-//! file that is not gone yet does no harm (its result would be offered once more), so removals wait as
-//! long as there is something to write, until they are many.
+//! Calls that come at the same time share the cost of a write: while one batch is at the disk, the next one gathers.
+//! For each file only the last request counts, so there are never more requests than files. A file that is not gone yet
+//! does no harm (its result would be offered once more), so removals wait while there is something to write, until
+//! there are `MANY` of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -59,7 +59,7 @@ struct Wanted {
     /// Failed writes, and (`None`) failed removals.
     failed: BTreeMap<TaskId, Option<Arc<OutboxEntry>>>,
     retry: Option<Instant>,
-    /// Failed batches since one succeeded, as far as each made a retry due.
+    /// Number of failed batches, since the last success, that made a retry due.
     failures: u32,
     at_disk: bool,
 }
@@ -100,7 +100,7 @@ impl OutboxDisk {
         self.wake.notify_one();
     }
 
-    /// Cancels the request to write a file; one that is at the disk already is removed afterwards.
+    /// Cancels the request to write the file of `task`; a file that is being written already is removed afterwards.
     pub(super) fn take_back(&self, task: &TaskId) {
         let mut wanted = self.wanted();
         if wanted.writes.remove(task).is_none() && wanted.at_disk {
@@ -193,7 +193,7 @@ impl Wanted {
                 self.retry = Some(now + BACKOFF.delay(self.failures, 0));
             }
         } else if all.next().is_some() {
-            // There is room: requests that failed before are retried now.
+            // The disk takes writes again: requests that failed before are retried now.
             self.failures = 0;
             self.retry = (!self.failed.is_empty()).then_some(now);
         }
@@ -206,7 +206,7 @@ impl Wanted {
     }
 }
 
-/// Carries out the requests, for ever, and sends the watchdog's heartbeats. `tried` receives each file that was
+/// Carries out the requests, for ever, and sends the watchdog's heartbeats. `tried` receives the tasks whose files were
 /// written, or could not be.
 pub(super) async fn run(
     disk: OutboxDisk,
@@ -292,7 +292,7 @@ async fn carry_out(store: &Store, batch: &Batch, heartbeat: &mut Heartbeat) -> C
     }
 }
 
-/// Writes all entries together; one by one when that fails, so that a bad one does not take others with it.
+/// Writes all entries together. If that fails, writes them one by one, so that a bad entry does not fail the others.
 fn write_all(store: &Store, entries: &[Arc<OutboxEntry>]) -> Vec<Result<(), Fault>> {
     if entries.len() > 1 {
         let named: Vec<(String, &OutboxEntry)> =
@@ -305,8 +305,8 @@ fn write_all(store: &Store, entries: &[Arc<OutboxEntry>]) -> Vec<Result<(), Faul
         let name = file(&entry.task);
         let came = store.write(&name, entry.as_ref(), Durability::Disk);
         if came.is_err() && !entry.has_result() {
-            // The file can be there all the same. If it stays, the controller gets a callback at the next start for a
-            // call that it knows to be refused, which does no harm.
+            // The file may exist in spite of the error. If it stays, the controller gets a callback at the next start
+            // for a call that it knows to be refused, which does no harm.
             let _ = store.remove(&name, Durability::Disk);
         }
         came.map_err(Fault::from)

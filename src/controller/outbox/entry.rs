@@ -1,4 +1,4 @@
-//! File of a task: `outbox/<task>.json` in the state folder, readable, one for each task.
+//! File of a task: `outbox/<task>.json` in the state folder, as readable JSON.
 //!
 //! The file is written when the call is admitted and replaced when it has its result. The call's body is not in it, as
 //! it can hold secrets.
@@ -24,15 +24,16 @@ const FOLDER: &str = "outbox";
 pub(super) struct OutboxEntry {
     pub(super) task: TaskId,
     callback_url: String,
-    /// Caller. Missing in files of an agent that did not note it: then it is taken for one off this node, for a wrong
-    /// guess costs such results when they go to loopback, the other one would open loopback.
+    /// Client that made the call. Missing in files of older agents, which did not record it: the call then counts as
+    /// one from another node. If that is wrong, a result for a loopback address is not delivered; the opposite error
+    /// would open loopback.
     caller: Option<Caller>,
     /// Name of the call in the log, if it has one.
     route: Option<String>,
     taken_in: Stamp,
     /// Missing while the work goes on.
     result: Option<TaskOutcome>,
-    /// Always the default when read from a file, as there is one.
+    /// Not stored: always the default (`OnDisk`) when read from a file.
     #[serde(skip)]
     pub(super) keep: Keep,
 }
@@ -96,7 +97,7 @@ impl OutboxEntry {
     /// Records the failure of a task that was running when the agent died, at an unknown point.
     ///
     /// Sets an `error` for the header, which is for work that broke outside its own error handling, as this did: a
-    /// controller that looks for `success` only in some answers would otherwise take it for one.
+    /// controller that looks for `success` only in some answers would otherwise take the failure for a success.
     pub(super) fn break_off(&mut self) {
         let call = self.route.as_ref().map(|route| format!("{route}, ")).unwrap_or_default();
         let taken_in = String::from(self.taken_in);
@@ -107,7 +108,7 @@ impl OutboxEntry {
         self.end(body.to_string(), Some(text));
     }
 
-    /// Result and its age, if there is one.
+    /// Result and its age at `now`; `None` while the work goes on.
     pub(super) fn result(&self, now: SystemTime) -> Option<(TaskResult, Duration)> {
         let TaskOutcome { since, body, error } = self.result.as_ref()?;
         let (task, callback_url) = (self.task.clone(), self.callback_url.clone());
@@ -123,7 +124,7 @@ impl OutboxEntry {
     }
 }
 
-/// Serialises a task's file as it is rewritten, and as it is after a broken run.
+/// Parses a task's file and serialises it twice: unchanged, and as the next start records it after a crash.
 ///
 /// # Errors
 /// When the bytes are not a task's file.

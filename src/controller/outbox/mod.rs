@@ -6,16 +6,17 @@
 //!             └─ cannot be written: refused
 //! admit ──▶ Slot (running) ──finish──▶ pending ──offer──▶ accepted | 404 | expired: gone     (Keep::InMemory)
 //! ```
-//! Three parts: `queue` is the ledger of running tasks and due results, a plain value; `entry` is a task's file;
-//! `disk` writes and removes the files. This is the handle that keeps the three together.
+//! Four parts: `queue` is the ledger of running tasks and due results, a plain value; `retry` has the delay before a
+//! result is offered again; `entry` is a task's file; `disk` writes and removes the files. This is the handle that keeps
+//! them together.
 //!
 //! # Guarantees
-//! A call that changes the node is answered 200 when its file is on the disk, and a result is offered, and its work
-//! reported done, when the result is. So after a crash every call that was answered is called back: with its
-//! result, or with an error that the agent was ended during the work. It is called back *at least* once:
-//! after a crash between a delivery and the removal of the file the result is delivered again, and the controller
-//! answers 404 to that. A result that has expired when the agent starts is offered once all the same, for the
-//! clock of a machine that just booted may be far off.
+//! A call that changes the node is answered 200 once its file is on the disk. Its result is offered, and its work
+//! reported done, once the result is on the disk. So after a crash every call that was answered is called back: with
+//! its result, or with an error that the agent was ended during the work. It is called back *at least* once: after a
+//! crash between a delivery and the removal of the file the result is delivered again, and the controller answers 404
+//! to that. A result that has expired when the agent starts is offered once all the same, for the clock of a machine
+//! that just booted may be far off.
 //!
 //! A disk that is full, read-only or hangs breaks no earlier guarantee: new calls are
 //! refused, and a result that cannot be written is kept in memory, written when there is room, and
@@ -43,6 +44,7 @@ mod disk;
 mod entry;
 mod origin;
 mod queue;
+mod retry;
 
 pub use census::{Census, Counts};
 use disk::{OutboxDisk, WriteReceiver};
@@ -61,7 +63,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Offering {
     /// Delays, expiry and limit of pending results.
     pub callbacks: CallbackPolicy,
-    /// Limit of running tasks, of each kind.
+    /// Limit of running tasks of each kind: those that can change the node, and read-only ones.
     pub max_tasks: usize,
 }
 
@@ -160,7 +162,7 @@ impl Outbox {
         }
     }
 
-    /// Admits a task, once it is stored; `route` is its name in file and counters, and calls that have none are
+    /// Admits a task, once it is stored. `route` is the call's name in file and counters; a call without one is
     /// read-only. Not cancel-safe: a task that is left half-way keeps its place.
     pub async fn admit(
         &self,
@@ -177,7 +179,7 @@ impl Outbox {
             let place = self.lock_queue().admit(task, call, entry.origin());
             match place {
                 QueueAdmission::New => break,
-                // If that write fails, this is a call of its own.
+                // If the write for the earlier call fails, this call is admitted as one of its own.
                 QueueAdmission::BeingWritten => ended.await,
                 QueueAdmission::Known => return TaskAdmission::Known,
                 QueueAdmission::Full(code, text) => {
@@ -222,7 +224,7 @@ impl Outbox {
         self.lock_queue().census(Instant::now())
     }
 
-    /// Takes the results due now, each with the number of its attempt, from 1; each is under way until
+    /// Takes up to `most` results that are due, each with the number of its attempt, from 1. Each is under way until
     /// [`Outbox::record_attempt`] is called for it.
     pub fn take_due(&self, now: Instant, most: usize) -> Vec<(TaskResult, u32)> {
         self.lock_queue().take_due(now, most)
@@ -244,7 +246,7 @@ impl Outbox {
         let kept = queue.kept(task);
         let after = queue.record_attempt(task, verdict, now);
         if kept == Some(Keep::OnDisk) && !matches!(after, AfterAttempt::After(_)) {
-            // Under the ledger's lock, so that the same task, admitted anew, is written after this.
+            // Under the queue's lock, so that the file of the same task, if admitted anew, is written after this.
             self.disk.remove(task);
         }
         drop(queue);
@@ -305,7 +307,7 @@ impl Outbox {
         written
     }
 
-    /// Makes the results of these tasks due: they are written, or cannot be for now.
+    /// Makes the results of these tasks due now: each is on the disk, or cannot be written for now.
     fn written(&self, tasks: &[TaskId]) {
         let (mut queue, now) = (self.lock_queue(), Instant::now());
         tasks.iter().for_each(|task| queue.written(task, now));
@@ -355,7 +357,7 @@ impl TaskSlot {
     }
 }
 
-/// Place of work whose result was given already.
+/// Place, among the running tasks, of work whose result was given early. Dropping it frees the place.
 #[derive(Debug)]
 pub struct GoesOn {
     outbox: Outbox,

@@ -1,12 +1,13 @@
-//! Client and kind of a call: each kind has limits of its own, and no client has more than its quota of one.
+//! Client and kind of a call. Each kind has limits of its own, and no client gets more than its quota of a limit.
 
 use crate::model::caller::Caller;
 use crate::model::quota::QuotaClient;
 
-/// Origin of a call, as far as the limits regard it.
+/// Properties of a call on which the admission limits depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Origin {
-    /// `true` if the call can change the node; a flood of read-only calls takes no place of these.
+    /// `true` if the call can change the node. Read-only calls have limits of their own, so that a flood of them takes
+    /// no place from these.
     pub(super) changes: bool,
     pub(super) client: QuotaClient,
 }

@@ -1,13 +1,14 @@
 //! Ledger of running tasks and pending results: admission limits, due times and retries; a plain value.
 //!
-//! The result due first is offered first. An address that did not accept the last result gets one attempt at a time;
-//! beyond that all of these share half of the attempts, and a quarter for results that were offered before: so a dead
-//! controller does not hold back the results for another, nor one result that hangs the next one for the same address.
+//! The result due first is offered first. An address that did not accept the last result is failing: it always gets one
+//! attempt at a time. More attempts at failing addresses start only while fewer than half of all attempts go there; for
+//! results that were offered before, also only while fewer than a quarter are such repeats. So a dead controller does
+//! not hold back the results for another, nor does one result that hangs hold back the next one for the same address.
 //! Once an address accepts a result again, all pending for it are due. A client that names many unresponsive addresses
-//! has its share of the attempts.
+//! has at most its quota of the attempts.
 //!
-//! Calls that change the node and read-only calls have bounds of their own, each `Offering::max_tasks` and
-//! `CallbackPolicy::max_pending`, and no client has more than its quota of one (`model::quota`).
+//! Calls that change the node and read-only calls have limits of their own, each `Offering::max_tasks` and
+//! `CallbackPolicy::max_pending`, and no client gets more than its quota of a limit (`model::quota`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -17,22 +18,14 @@ use tokio::time::Instant;
 
 use super::census::{Census, Counts};
 use super::origin::Origin;
+use super::retry::retry_delay;
 use super::{Keep, Offering};
-use crate::model::backoff::{Backoff, less_jitter};
 use crate::model::code::Code;
-use crate::model::policy::CallbackPolicy;
 use crate::model::quota::QuotaClient;
 use crate::model::task::{TaskId, TaskResult};
 
-/// Time for which a result that was not accepted is retried at short intervals …
-const EAGER: Duration = Duration::from_secs(600);
-/// … with delays of up to this: a controller that was restarted is back within it.
-const EAGER_PAUSE: Duration = Duration::from_secs(5);
-/// Part of the time beyond `EAGER` that passes until the next attempt.
-const LATER: u32 = 10;
-/// Largest part of a delay that is taken off at random.
-const JITTER_PERCENT: u32 = 20;
-/// Part of its delay that a result waits at least when its address accepts others again.
+/// Divisor of a result's delay: at least an eighth of the delay passes, even if the address accepts other results
+/// meanwhile.
 const HURRIED: u32 = 8;
 
 /// Outcome of one attempt.
@@ -62,7 +55,7 @@ pub enum AfterAttempt {
 pub(super) enum QueueAdmission {
     /// Admitted, and to be written down.
     New,
-    /// Duplicate of a task that is being written down: ask again when that has ended.
+    /// Duplicate of a task that is being written down: ask again when that write has ended.
     BeingWritten,
     /// Duplicate of a running task or of one whose result is pending.
     Known,
@@ -74,11 +67,11 @@ pub(super) enum QueueAdmission {
 #[derive(Debug)]
 struct PendingResult {
     result: TaskResult,
-    /// Age of the result when it came into the ledger, and the time of that.
+    /// Age of the result when it was added to the ledger, and the time at which it was added.
     came: (Duration, Instant),
     origin: Origin,
     keep: Keep,
-    /// Expiry.
+    /// Time at which the result expires.
     ends: Instant,
     attempts: u32,
     /// Time of the next attempt; `None` while an attempt is under way.
@@ -90,12 +83,12 @@ struct PendingResult {
 struct UnderWay {
     /// Clients of the results.
     clients: Vec<QuotaClient>,
-    /// Failing addresses, each with `true` if it is the first attempt of its result.
+    /// Failing addresses with an attempt under way, each with `true` if that is the first attempt of its result.
     failing: Vec<(String, bool)>,
 }
 
 impl UnderWay {
-    /// `true` if one more attempt may start, for this pending result.
+    /// `true` if an attempt may start for the result `waiting`, beside those under way.
     fn has_room(
         &self,
         waiting: &PendingResult,
@@ -109,7 +102,7 @@ impl UnderWay {
         if !failing.contains(to) {
             return true;
         }
-        // Each address has an attempt of its own, so that none waits for one that hangs at another.
+        // Each failing address may have one attempt, so that none waits for an attempt that hangs at another.
         if self.failing.iter().all(|(at, _)| at != to) {
             return true;
         }
@@ -127,12 +120,12 @@ struct RunningTask {
     origin: Origin,
 }
 
-/// Tasks and results.
+/// Running tasks and pending results, with the limits on both.
 #[derive(Debug)]
 pub(super) struct TaskQueue {
     offering: Offering,
     at_work: BTreeMap<TaskId, RunningTask>,
-    /// Work that goes on after its result was given early.
+    /// Origins of tasks whose work goes on after their result was given early.
     going_on: Vec<Origin>,
     waiting: BTreeMap<TaskId, PendingResult>,
     /// Addresses that did not accept the last result.
@@ -154,7 +147,7 @@ impl TaskQueue {
         }
     }
 
-    /// Admits a task of the call of that name.
+    /// Admits a task of the call that is named `call`.
     pub(super) fn admit(
         &mut self,
         task: &TaskId,
@@ -167,7 +160,7 @@ impl TaskQueue {
                 self.at_work.insert(task.clone(), RunningTask { written: false, call, origin });
             }
             QueueAdmission::Known => self.counts.repeated += 1,
-            // The call asks again.
+            // Not counted: the caller asks again when the write has ended.
             QueueAdmission::BeingWritten => {}
             QueueAdmission::Full(code, _) => Counts::one_more(&mut self.counts.refused, *code),
         }
@@ -216,13 +209,13 @@ impl TaskQueue {
         }
     }
 
-    /// Removes a task that could not be written down; its caller is refused with this code.
+    /// Removes a task that could not be written down; its caller is refused with `code`.
     pub(super) fn refuse(&mut self, task: &TaskId, code: Code) {
         self.at_work.remove(task);
         Counts::one_more(&mut self.counts.refused, code);
     }
 
-    /// Records the task's result, of this age; it is due at `due`, or as soon as it is written.
+    /// Records a task's result, which is `age` old; it is due at `due`, or as soon as it is written.
     pub(super) fn finish(
         &mut self,
         (result, age): (TaskResult, Duration),
@@ -239,7 +232,7 @@ impl TaskQueue {
         self.waiting.insert(waiting.result.task.clone(), waiting);
     }
 
-    /// Makes a result due that is written, or cannot be for now.
+    /// Makes the result of `task` due, which is on the disk or cannot be written for now.
     pub(super) fn written(&mut self, task: &TaskId, now: Instant) {
         let waiting = self.waiting.get_mut(task).filter(|waiting| waiting.attempts == 0);
         if let Some(due) = waiting.and_then(|waiting| waiting.due.as_mut()) {
@@ -312,7 +305,7 @@ impl TaskQueue {
         let parallel = self.offering.callbacks.parallel;
         let waiting = self.waiting.values_mut().filter(|w| w.due.is_some_and(|due| due <= now));
         let mut due: Vec<&mut PendingResult> = waiting.collect();
-        // After a restart all are due at once: then the oldest goes first.
+        // After a restart all results are due at once: then the one that expires first goes first.
         due.sort_by_key(|waiting| (waiting.due, waiting.ends));
         due.into_iter()
             .filter(|waiting| {
@@ -356,7 +349,7 @@ impl TaskQueue {
         if verdict == DeliveryOutcome::Again && others.peek().is_some() {
             self.failing.insert(to.clone());
         } else if self.failing.remove(&to) {
-            // The address answers again: what is pending for it need not wait any longer.
+            // The address accepts again: the results pending for it need not wait any longer.
             for waiting in others.filter(|waiting| waiting.attempts > 0) {
                 let soon = waiting.rests.map_or(now, |rests| rests.max(now));
                 waiting.due = waiting.due.map(|due| due.min(soon));
@@ -373,16 +366,15 @@ impl TaskQueue {
         }
         // Failures from before a restart do not count: an unreachable controller may be back.
         let offered = now.saturating_duration_since(waiting.came.1);
-        let delay = delay_after(waiting.attempts, offered, &self.offering.callbacks);
-        // Results that failed together are not retried together.
-        let delay =
-            less_jitter(delay, JITTER_PERCENT, self.jitter.hash_one((task, waiting.attempts)));
+        let random = self.jitter.hash_one((task, waiting.attempts));
+        let delay = retry_delay(waiting.attempts, offered, &self.offering.callbacks, random);
         if now + delay >= waiting.ends {
             self.waiting.remove(task);
             return AfterAttempt::TooOld;
         }
         waiting.due = Some(now + delay);
-        // Otherwise a result that alone is refused would be offered with each that is accepted.
+        // Without this minimum, a result that the controller always refuses would be offered with each one that it
+        // accepts.
         let least = self.offering.callbacks.first_delay.max(delay / HURRIED);
         waiting.rests = Some(now + least.min(delay));
         AfterAttempt::After(delay)
@@ -407,7 +399,7 @@ impl Taken {
         )
     }
 
-    /// Holder of so many places that there is none left: the client, or all.
+    /// Reason why no place is left: all callers together have `most`, or the client has its quota.
     fn full(&self, origin: Origin, most: usize) -> Option<String> {
         if self.all >= most {
             return Some("there are all".to_string());
@@ -426,12 +418,6 @@ fn times(all: &[QuotaClient], client: QuotaClient) -> usize {
 fn address(result: &TaskResult) -> &str {
     let url = result.callback_url.as_str();
     url.match_indices('/').nth(2).map_or(url, |(end, _)| url.split_at(end).0)
-}
-
-/// Delay before the next attempt at a result that has been offered for so long, without jitter.
-fn delay_after(attempts: u32, offered: Duration, callbacks: &CallbackPolicy) -> Duration {
-    let eager = Backoff::steady(callbacks.first_delay, EAGER_PAUSE).delay(attempts, 0);
-    eager.max(offered.saturating_sub(EAGER) / LATER).min(callbacks.max_delay)
 }
 
 #[cfg(test)]

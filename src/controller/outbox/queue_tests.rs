@@ -238,16 +238,6 @@ fn an_address_is_one_with_its_scheme_and_port() {
     assert_eq!(of("http://c"), "http://c");
 }
 
-#[test]
-fn pauses_are_short_for_ten_minutes_and_grow_after_them() {
-    let callbacks = CallbackPolicy::default();
-    let pause =
-        |attempts, age| delay_after(attempts, Duration::from_secs(age), &callbacks).as_secs();
-    let pauses = [pause(1, 0), pause(3, 9), pause(9, 99), pause(99, 599), pause(99, 700)];
-    assert_eq!(pauses, [1, 4, 5, 5, 10]);
-    assert_eq!((pause(99, 1100), pause(99, 3000)), (50, 60));
-}
-
 /// One more of a caller; the code of its refusal, and its text.
 fn admit(queue: &mut TaskQueue, n: u32, changes: bool, caller: &str) -> Result<(), (Code, String)> {
     let origin = Origin::new(changes, Some(caller.parse().unwrap()));

@@ -1,12 +1,12 @@
 //! Status reports to the controller: each change at once, and a heartbeat.
 //!
 //! ```text
-//! agent::status ──newest report──▶ run: is it due? (course) ──one post at a time──▶ sendCommandUrl
+//! agent::status ──newest report──▶ run: is it due? (schedule) ──one post at a time──▶ sendCommandUrl
 //! /host/connect ──identity──────▶        └──◀── accepted, failed, unknown ──┘
 //! ```
-//! Nothing is queued: when an attempt has ended, the newest report is the next one. A newer one waits for
-//! an attempt that hangs no longer than `HANGING_POST_LIMIT`; but the attempt after that gets its full time, or a
-//! slow controller would never be seen to accept anything.
+//! Nothing is queued: when an attempt has ended, the newest report is the next one. A newer report waits for a hanging
+//! attempt for at most `HANGING_POST_LIMIT`. The attempt after a dropped one gets its full time, or a slow controller
+//! would never be seen to accept anything.
 
 mod schedule;
 mod tally;
@@ -50,7 +50,7 @@ pub async fn run(
     let named = !policy.url.is_empty();
     let attempt = move |url: String, report| {
         let (client, path) = (client.clone(), path.clone());
-        // An address that the operator has set is called, wherever it is.
+        // Any address is allowed that the operator has set.
         let reach = if named { Reach::Anywhere } else { reaches.of_controller() };
         async move { post(&client, &path, (&url, &reach), report, within).await }
     };
@@ -101,7 +101,8 @@ where
                 course.begins_anew(now);
             }
             let report = self.reports.borrow_and_update().clone();
-            // A controller that has just connected is reported to under the name that it gave, which comes in a moment.
+            // A controller that has just connected gets a report with the host UUID that it gave, which the next report
+            // has.
             let named = report.host_uuid == self.identity.borrow().host_uuid;
             let due = Some(course.due(report.generation)).filter(|_| named);
             if due.is_none_or(|due| now < due) {
@@ -153,8 +154,8 @@ where
         }
     }
 
-    /// Makes one attempt. It is dropped, and its connection with it, when a newer report is due. Returns `true` with it
-    /// if a controller has connected meanwhile.
+    /// Makes one attempt. The attempt and its connection are dropped if it hangs while a newer report is due, or if the
+    /// controller's address changes. Also returns `true` if a controller has connected meanwhile.
     async fn send(
         &mut self,
         url: &str,

@@ -51,7 +51,7 @@ pub(super) struct ReportSchedule {
     went: Went,
     /// Generation that was sent last.
     sent: u64,
-    /// End of that attempt.
+    /// Time at which the last attempt ended.
     ended: Instant,
     /// Due time of the next attempt without a new state.
     next: Instant,
@@ -74,7 +74,8 @@ impl ReportSchedule {
         }
     }
 
-    /// Restarts the schedule after a controller's connect: it may accept now, or have lost an earlier report.
+    /// Restarts the schedule after a controller's connect: the controller may accept now, or have lost an earlier
+    /// report.
     pub(super) fn begins_anew(&mut self, now: Instant) {
         self.next = match self.went {
             Went::Failing(_) => now.max(self.ended + BREATH),
@@ -100,7 +101,7 @@ impl ReportSchedule {
         self.next = now;
     }
 
-    /// Records the outcome of an attempt; returns the state before it.
+    /// Records the outcome of an attempt; returns the outcome of those before it.
     pub(super) fn record_attempt(
         &mut self,
         verdict: &ReportOutcome,

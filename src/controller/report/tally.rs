@@ -12,7 +12,7 @@ pub struct Tally {
     unknown: AtomicU64,
     failed: AtomicU64,
     overtaken: AtomicU64,
-    /// 1 if the last attempt was accepted; below zero before the first.
+    /// 1 if the last attempt was accepted, 0 if not; below zero before the first.
     last: AtomicI8,
     /// Time of the last accepted attempt, in seconds since 1970; zero before the first.
     taken_at: AtomicU64,

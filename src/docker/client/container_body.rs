@@ -1,4 +1,5 @@
-//! Containers in the engine's terms: the body of a create, restart policies, and what an inspect answers.
+//! Conversion between the agent's and the engine's form of a container: the body of a create request, restart policies,
+//! and the answer to an inspect.
 
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, DeviceMapping, HostConfig, HostConfigLogConfig,
@@ -42,7 +43,7 @@ fn restarts(policy: RestartPolicy) -> Option<Restarts> {
     Some(Restarts { policy: name.to_string(), most })
 }
 
-/// Restart policy of targets: only the agent restarts them.
+/// Restart policy of targets, by which the engine never restarts one: only the agent does.
 pub(super) fn never() -> RestartPolicy {
     RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }
 }
@@ -65,13 +66,13 @@ pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         privileged: Some(spec.privileged),
         cpuset_cpus: spec.cpus.clone(),
         cpuset_mems: spec.memory_nodes.clone(),
-        // Only the agent restarts a target: the engine would do it before its volumes may be created.
+        // The engine must not restart a target: it would do so before the target's volumes may be created.
         restart_policy: Some(never()),
         ..spec.isolation.as_ref().map(isolated).unwrap_or_default()
     };
     ContainerCreateBody {
         image: Some(spec.image.clone()),
-        // Clears the image's own entry point.
+        // An empty entry point overrides the image's own.
         entrypoint: Some(Vec::new()),
         cmd: Some(spec.command.clone()),
         env: Some(spec.env.clone()),
@@ -81,7 +82,7 @@ pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
     }
 }
 
-/// Isolation part of a container's settings; packaging/doc/security.md has the reason for each.
+/// Part of a container's settings that isolates it; packaging/doc/security.md has the reason for each.
 fn isolated(isolation: &Isolation) -> HostConfig {
     let options = format!("rw,noexec,nosuid,nodev,size={}m", isolation.tmpfs_mib);
     let tmpfs = isolation.tmpfs.iter().map(|path| (path.clone(), options.clone()));

@@ -1,4 +1,4 @@
-//! Engine client over its Unix socket, and the only module that imports bollard.
+//! Client of the engine over its Unix socket. The only module that imports bollard.
 
 mod container_body;
 mod transport;
@@ -28,12 +28,12 @@ use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
-/// Maximum bytes kept of a container's output, from its end.
+/// Maximum bytes kept of a container's output; the end is kept.
 const MOST_PRINTED: usize = 16 * 1024;
-/// Answers whether a connection to the engine's socket starts nothing; it may block.
+/// Function that returns `true` if a connection to the engine's socket starts nothing; it may block.
 pub type MayConnect = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Client that connects when it is first needed and keeps the connection.
+/// Client that connects on its first call and keeps the connection.
 pub struct DockerClient {
     socket: String,
     may_connect: MayConnect,
@@ -41,8 +41,8 @@ pub struct DockerClient {
 }
 
 impl DockerClient {
-    /// Client for the engine at `socket` (a path). `may_connect` is asked before each new connection, also the one
-    /// that replaces a broken one: without its consent the engine is [`EngineError::Absent`].
+    /// Client for the engine at the path `socket`. `may_connect` is called before each new connection, also before one
+    /// that replaces a broken one. If it returns `false`, the call fails with [`EngineError::Absent`].
     pub fn new(socket: impl Into<String>, may_connect: MayConnect) -> DockerClient {
         DockerClient { socket: socket.into(), may_connect, docker: Mutex::new(None) }
     }
@@ -78,7 +78,8 @@ impl DockerClient {
         EngineError::Call { socket, call, source: Box::new(error) }
     }
 
-    /// Resolves a container's exact name or full id to its id: no call acts by name.
+    /// Resolves `name`, a container's exact name or full id, to the id, because the calls that change a container take
+    /// only an id.
     async fn id(
         &self,
         call: &'static str,
@@ -110,8 +111,8 @@ impl DockerClient {
     }
 }
 
-/// Sends a request, and again if the kept connection turns out to be broken because the engine was restarted. Only
-/// for idempotent requests.
+/// Sends a request, and sends it once more if the kept connection is broken, as after a restart of the engine. Only for
+/// idempotent requests.
 macro_rules! ask {
     ($question:expr) => {
         async {
@@ -216,7 +217,7 @@ impl Containers for DockerClient {
         within: Duration,
     ) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        // Events between now and the start of the stream are delivered afterwards.
+        // `since` makes the engine send events that occur before the stream has begun.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
         let of_containers = HashMap::from([("type".to_string(), vec!["container".to_string()])]);
@@ -233,7 +234,7 @@ impl Containers for DockerClient {
         };
         tokio::pin!(events, listens);
         tokio::select! {
-            // Both are dropped when one ends: the stream has ended, or never began.
+            // When either ends, both are dropped: the stream has ended, or never began.
             ended = &mut events => ended,
             silent = &mut listens => silent,
         }
@@ -251,7 +252,7 @@ impl Containers for DockerClient {
         let wanted = wanted.tail(&lines.to_string()).build();
         let last = || async {
             let logs = docker.logs(&id, Some(wanted.clone()));
-            // A line may be of any length: the last part of the whole output is kept.
+            // A line may have any length, so the last bytes of the whole output are kept.
             let end = logs.try_fold(Vec::new(), |mut end: Vec<u8>, piece| async move {
                 end.extend_from_slice(piece.as_ref());
                 if end.len() > 2 * MOST_PRINTED {
@@ -285,7 +286,7 @@ impl Containers for DockerClient {
         within: Duration,
     ) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        // Without a tag the engine pulls every tag there is.
+        // A reference without a tag would make the engine pull every tag.
         let last = reference.rsplit('/').next().unwrap_or(reference);
         let tag = if last.contains([':', '@']) { "" } else { "latest" };
         let wanted = CreateImageOptionsBuilder::new().from_image(reference).tag(tag).build();
@@ -317,7 +318,7 @@ impl Containers for DockerClient {
     }
 
     async fn load(&self, tar: Tar, within: Duration) -> Result<(), EngineError> {
-        // A stream can be sent only once: there is no retry.
+        // Not repeated on a broken connection: a stream can be sent only once.
         let pieces = body_try_stream(ReaderStream::new(tar));
         let docker = self.docker()?;
         let load = docker.import_image(ImportImageOptionsBuilder::new().build(), pieces, None);
@@ -325,7 +326,8 @@ impl Containers for DockerClient {
     }
 }
 
-/// Names of an event's container, including its previous one; none for events inside a container.
+/// Names of the container of `event`, with the former one if it was renamed; none for events of a program executed in a
+/// container.
 fn names(event: EventMessage) -> Vec<String> {
     if event.action.is_some_and(|action| action.starts_with("exec_")) {
         return Vec::new();
@@ -343,13 +345,13 @@ fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, Engin
     }
 }
 
-/// `true` if it is a full id, which the engine takes for nothing else.
+/// `true` if `name` has the form of a full id, which the engine takes for nothing else.
 fn is_full_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// `true` if that name or full id is the container's. The engine also accepts the beginning of an id, and then shows
-/// another container.
+/// `true` if `name` is the name or full id of the container `seen`. The engine also accepts the beginning of an id, and
+/// would then show another container.
 fn is_named(name: &str, seen: &ContainerInspectResponse) -> bool {
     let own = seen.name.as_deref().map(|own| own.trim_start_matches('/'));
     own == Some(name) || seen.id.as_deref() == Some(name)

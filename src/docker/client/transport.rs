@@ -1,5 +1,5 @@
-//! Connection to the engine's socket: bollard's own Unix transport reconnects for every call, which costs the engine
-//! more than the call itself; this one keeps one connection.
+//! Connection to the engine's socket that is kept between calls. bollard's own Unix transport reconnects for each call,
+//! which costs the engine more than the call itself.
 
 use std::io;
 use std::time::Duration;
@@ -14,18 +14,19 @@ use tokio::task::spawn_blocking;
 
 use super::MayConnect;
 
-/// bollard's own deadline in seconds; the agent's are shorter, this one only catches a missing one.
+/// Deadline of bollard for a call, in seconds. The agent's own deadlines are shorter; this one only catches a call
+/// without one.
 const BOLLARD_TIMEOUT_S: u64 = 3600;
 /// Idle time after which a connection is closed.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// Kind of the I/O error at the bottom of it, if there is one.
+/// Kind of the I/O error among the causes of `error`; `None` if there is none.
 pub(super) fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
     std::iter::successors(Some(error), |e| e.source())
         .find_map(|e| e.downcast_ref::<io::Error>().map(io::Error::kind))
 }
 
-/// `true` if an established connection broke.
+/// `true` if `error` says that an established connection broke.
 pub(super) fn is_broken_connection(error: &Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let of_connection =
@@ -34,8 +35,8 @@ pub(super) fn is_broken_connection(error: &Error) -> bool {
     of_connection && io_kind(error).is_none_or(|kind| broken.contains(&kind))
 }
 
-/// Re-encodes credentials: the engine reads them in the alphabet of RFC 4648, section 5, bollard writes them in that
-/// of section 4, and engines up to 20.10 treat unreadable ones as none.
+/// Re-encodes the credentials of `request`. The engine reads them in the base64 alphabet of RFC 4648, section 5, and
+/// bollard writes them in that of section 4. Engines up to 20.10 treat unreadable credentials as none.
 fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
     if let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") {
         let readable = value.to_str().map(|text| text.replace('+', "-").replace('/', "_"));
@@ -69,7 +70,7 @@ pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, 
         let answer = client.request(request);
         async move { Ok(answer.await?) }
     };
-    // The host only appears in the Host header.
+    // The host is used only in the Host header.
     Docker::connect_with_custom_transport(
         send,
         Some("http://docker"),

@@ -1,9 +1,9 @@
-//! Test disk of the agent on a target: a small malloc bdev and a vhost controller on it, both under one name that
-//! identifies their owner, created for one probe and removed after it.
+//! Test disk (canary) of the agent on a target: a small malloc bdev and a vhost controller on it. Both have the same
+//! name, which identifies the agent's process. They are created for one probe and removed after it.
 //!
-//! A controller is only deleted once it is observed without a session (packaging/doc/facts.md, "Traps"), a bdev only when
-//! no controller is on it. What cannot be removed in time stays, is reported, and is removed by the next probe; so are
-//! leftovers of an agent that died.
+//! A controller is deleted only once it is observed without a session (packaging/doc/facts.md, "Traps"), and a bdev
+//! only once no controller is on it. A disk that cannot be removed in time stays and is reported; a later probe removes
+//! it, as it does the disks of an agent that died.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,27 +22,27 @@ use crate::model::volume::Backing;
 use crate::spdk::disks::Controller;
 use crate::spdk::{Spdk, SpdkError};
 
-/// Interval of the checks for the session's end.
+/// Interval of the checks for the end of a session.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Storage of the disk.
+/// Storage of the disk: memory of the target.
 const MEMORY: Backing =
     Backing::Malloc { size_mib: (DISK >> 20) as u64, block_size: SECTOR as u32 };
 
-/// Test disk of this agent.
+/// Test disk of this agent on one target.
 #[derive(Debug)]
 pub(super) struct Canary {
     spdk: Spdk,
     name: String,
-    /// Set once creation was begun: then there is something to remove.
+    /// Set once the creation has begun: from then on there may be something to remove.
     begun: bool,
 }
 
-/// Time left until a deadline.
+/// Time left until the deadline `by`.
 fn left(by: Instant) -> Duration {
     by.saturating_duration_since(Instant::now())
 }
 
-/// Fault of a probe's failed call.
+/// Fault for a call of a probe that failed with `error`.
 pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
     let code = match error {
         SpdkError::Absent { .. }
@@ -58,7 +58,7 @@ pub(super) fn rpc_fault(error: &SpdkError) -> Fault {
 }
 
 impl Canary {
-    /// Names a canary; nothing is created yet.
+    /// Canary with the given `number`, which must be unique in this process; nothing is created yet.
     pub(super) fn new(spdk: &Spdk, root: &Root, number: u64) -> Canary {
         let pid = std::process::id();
         let since = started(root, pid).unwrap_or_default();
@@ -70,7 +70,8 @@ impl Canary {
         &self.name
     }
 
-    /// Creates it; returns the paths at which its socket may be visible from here, all of which end with its name.
+    /// Creates the bdev and the controller. Returns the paths at which the agent may see the controller's socket; each
+    /// ends with the canary's name.
     pub(super) async fn make(
         &mut self,
         root: &Root,
@@ -79,12 +80,12 @@ impl Canary {
     ) -> Result<Vec<PathBuf>, Fault> {
         let folder = Path::new(control.as_str()).parent().unwrap_or(Path::new("/"));
         let usual = folder.join(&self.name).display().to_string();
-        // SPDK would truncate the name and take whatever socket is there.
+        // Checked first: SPDK would truncate a long name, and replace any socket at the resulting path.
         validate_length(&usual.parse()?)?;
         self.begun = true;
         let bdev = self.spdk.create_bdev(&self.name, &MEMORY, left(by));
         let controller = self.spdk.create_controller(&self.name, &self.name, false, None, left(by));
-        // One after the other on one connection, without waiting for the target's next poll.
+        // The calls are sent in this order on one connection, without waiting for the target's next poll.
         let (bdev, controller, made) = tokio::join!(biased; bdev, controller, self.seen(by));
         bdev.and(controller).map_err(|e| rpc_fault(&e))?;
         let made = made?.map(|made| made.socket).unwrap_or_default();
@@ -104,10 +105,10 @@ impl Canary {
         Ok(all.into_iter().find(|one| one.ctrlr == self.name))
     }
 
-    /// Removes it, once nobody is connected to it.
+    /// Removes the controller, once no session is connected, and the bdev.
     ///
     /// # Errors
-    /// When that failed by the deadline; it stays.
+    /// When the canary could not be removed by the deadline `by`; it stays on the target.
     pub(super) async fn remove(&self, by: Instant) -> Result<(), Fault> {
         if !self.begun {
             return Ok(());
@@ -127,7 +128,7 @@ impl Canary {
                 match self.spdk.delete_controller(&self.name, left(by)).await {
                     Ok(()) => break,
                     Err(e) if e.is_not_found() => break,
-                    // Before 24.09 this error is also returned while the end of a session is not complete.
+                    // SPDK before 24.09 also returns this error while a session is still being closed.
                     Err(e) if e.is_busy() => {}
                     Err(e) => return Err(rpc_fault(&e)),
                 }
@@ -145,9 +146,9 @@ impl Canary {
     }
 }
 
-/// Removes leftovers of dead agents. Failures are logged, and the disk stays. `at_work` returns the numbers of our own
-/// canaries in use, as a target can be known by two paths. It is called after the disks are listed, so that a canary
-/// created later is not among them.
+/// Removes the canaries of agents that died, and own ones that are not in use. A failure is logged, and that canary
+/// stays. `at_work` returns the numbers of own canaries in use on any target, because one target may be known by two
+/// paths. It is called after the disks are listed, so that a canary created later is not in the list.
 pub(super) async fn clear_leftovers(
     spdk: &Spdk,
     root: &Root,
@@ -174,7 +175,8 @@ pub(super) async fn clear_leftovers(
     }
 }
 
-/// `true` for the name of a canary whose agent is gone, or of one of our own that is not in use.
+/// `true` if `name` is the name of a canary whose agent has died, or of an own canary with a number that is not in
+/// `at_work`.
 fn is_orphan(root: &Root, at_work: &BTreeSet<u64>, name: &str) -> bool {
     let Some((pid, since, number)) = maker(name) else { return false };
     match pid == std::process::id() {
@@ -183,7 +185,8 @@ fn is_orphan(root: &Root, at_work: &BTreeSet<u64>, name: &str) -> bool {
     }
 }
 
-/// Pid and start time of the agent that created it, and its number.
+/// Pid and start time of the agent that created the canary `name`, and the canary's number; `None` if it is no canary's
+/// name.
 fn maker(name: &str) -> Option<(u32, u64, u64)> {
     let mut parts = name.strip_prefix(PREFIX)?.split('-');
     let pid = parts.next()?.parse().ok()?;

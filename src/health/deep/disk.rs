@@ -1,8 +1,8 @@
-//! Disk as a virtual machine's driver uses it: one ring of virtio-blk over vhost-user.
+//! Use of a disk as a virtual machine's driver uses it: one ring of virtio-blk over vhost-user.
 //!
-//! The crate `vhost` speaks the protocol; the ring is our own and serves one request at a time. These functions block
-//! and run on a blocking thread. The crate waits for a reply for as long as the connection is open, so the starter of
-//! the thread shuts the connection down at the deadline.
+//! The crate `vhost` implements the protocol; the ring is implemented here and serves one request at a time. These
+//! functions block, so they run on a blocking thread. The crate waits for a reply for as long as the connection is
+//! open, so the code that started the thread shuts the connection down at the deadline.
 //!
 //! ```text
 //! 0x0000 descriptors  0x1000 available  0x2000 used  0x3000 header, status  0x100000 data (1 MiB)
@@ -24,11 +24,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::handshake::{HandshakeError, negotiate, share, start_ring};
 use crate::host::shared_memory::SharedMemory;
 
-/// Size of the memory that a disk needs: one hugepage.
+/// Size in bytes of the memory shared with the target: one hugepage.
 pub(super) const MEMORY: usize = 2 << 20;
-/// Size of the disk in bytes, all of which are written and read.
+/// Size of the disk in bytes; a probe writes and reads all of them.
 pub(super) const DISK: usize = 1 << 20;
-/// Bytes of a sector, as virtio counts.
+/// Size of a virtio sector in bytes.
 pub(super) const SECTOR: usize = 512;
 
 const RING: u16 = 128;
@@ -37,11 +37,11 @@ const USED: usize = 0x2000;
 const HEADER: usize = 0x3000;
 const STATUS: usize = 0x3010;
 const DATA: usize = MEMORY - DISK;
-/// Bytes of one request.
+/// Data bytes of one request.
 const PART: usize = 128 << 10;
-/// Initial value of a status byte, before the device has written it.
+/// Value of the status byte until the device writes it.
 const NO_STATUS: u8 = 0xff;
-/// Number of polls for an answer without a pause, and the pause between those that follow.
+/// Number of polls for an answer that are made without a pause; each later poll is followed by [`PAUSE`].
 const SPINS: usize = 2000;
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -51,33 +51,33 @@ pub(super) enum DiskError {
     /// Failure to set up the connection.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// Memory of a wrong size, or failure to create an event.
+    /// The memory is too small for the ring, or an eventfd could not be created.
     #[error("the ring could not be made")]
     Ring(#[source] std::io::Error),
-    /// No answer in time.
+    /// The device did not answer in time.
     #[error("a {what} request of {bytes} bytes at byte {at} was not answered in time")]
     NoAnswer {
-        /// Kind of request.
+        /// Kind of the request: `read`, `write` or `flush`.
         what: &'static str,
-        /// Offset in bytes.
+        /// Offset of the request on the disk, in bytes.
         at: usize,
         bytes: usize,
     },
-    /// Answer with an error.
+    /// The device answered with an error.
     #[error("a {what} request of {bytes} bytes at byte {at} failed with status {status}")]
     Failed {
-        /// Kind of request.
+        /// Kind of the request: `read`, `write` or `flush`.
         what: &'static str,
-        /// Offset in bytes.
+        /// Offset of the request on the disk, in bytes.
         at: usize,
         bytes: usize,
         /// The device's status (virtio 1.2, 5.2.6).
         status: u8,
     },
-    /// Read data that differs from the written data.
+    /// The data read differs from the data written.
     #[error("byte {at} was written as {written:#04x} and read as {read:#04x}")]
     Differs {
-        /// Offset of the first such byte.
+        /// Offset of the first byte that differs.
         at: usize,
         written: u8,
         read: u8,
@@ -91,7 +91,8 @@ pub(super) struct Times {
     pub(super) read: Duration,
 }
 
-/// Writes a pattern over the whole disk, flushes, reads it back and compares; disconnects in any case.
+/// Writes a pattern over the whole disk, flushes, reads it back and compares. Disconnects at the end, also after an
+/// error.
 pub(super) fn prove(
     stream: UnixStream,
     memory: &SharedMemory,
@@ -112,10 +113,10 @@ pub(super) fn prove(
     }
 }
 
-/// Bytes that no earlier probe wrote.
+/// Pseudo-random bytes for the whole disk, different from those of earlier probes.
 fn pattern() -> Vec<u8> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    // Never zero: xorshift would stay there.
+    // The state is never zero: xorshift would stay at zero.
     let mut state = now.map_or(1, |since| since.as_nanos() as u64) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -128,7 +129,7 @@ fn pattern() -> Vec<u8> {
 
 struct ProbeDisk<'a> {
     memory: &'a SharedMemory,
-    /// Open for as long as the connection is to last.
+    /// Frontend of the connection, kept because dropping it disconnects.
     _frontend: Frontend,
     kick: EventFd,
     _call: EventFd,
@@ -145,7 +146,7 @@ fn ring_error(error: impl std::error::Error + Send + Sync + 'static) -> DiskErro
     DiskError::Ring(std::io::Error::other(error))
 }
 
-/// Layout of the ring, in memory that begins there.
+/// Layout of a ring in memory that begins at the address `memory`.
 fn ring_at(memory: u64) -> VringConfigData {
     VringConfigData {
         queue_max_size: RING,
@@ -186,7 +187,7 @@ impl<'a> ProbeDisk<'a> {
         (0..DISK).step_by(PART).try_for_each(|at| self.request(VIRTIO_BLK_T_OUT, "write", at, PART))
     }
 
-    /// Flushes, if the device offers it.
+    /// Flushes the disk, if the device offers that.
     fn flush(&mut self) -> Result<(), DiskError> {
         match self.flushes {
             true => self.request(VIRTIO_BLK_T_FLUSH, "flush", 0, 0),
@@ -195,7 +196,7 @@ impl<'a> ProbeDisk<'a> {
     }
 
     fn read(&mut self) -> Result<Vec<u8>, DiskError> {
-        // The read must not find the data left in memory by the write.
+        // The data area is cleared first, so that bytes left there by the write are not taken for bytes read.
         let mut bytes = vec![0; DISK];
         self.memory.slice().write_slice(&bytes, DATA).map_err(ring_error)?;
         (0..DISK)
@@ -250,15 +251,15 @@ impl<'a> ProbeDisk<'a> {
             memory.write_obj((*flags as u16).to_le(), descriptor + 12)?;
             memory.write_obj((number as u16 + 1).to_le(), descriptor + 14)?;
         }
-        // The head is always descriptor 0, which is the value in the zeroed ring already.
+        // The entry in the available ring is not written: the head is always descriptor 0, and the ring is zeroed.
         self.offered = self.offered.wrapping_add(1);
         memory.store(self.offered.to_le(), AVAILABLE + 2, Ordering::Release)?;
         fence(Ordering::SeqCst);
         Ok(())
     }
 
-    /// `true` if the device has used the request, `false` if the deadline came first. The reported number of written
-    /// bytes is ignored: devices differ in it, and the bytes are compared.
+    /// `true` if the device has answered the request, `false` if the deadline came first. The number of written bytes
+    /// that it reports is ignored: devices differ in it, and the data itself is compared.
     fn answered(&self) -> Result<bool, vm_memory::VolatileMemoryError> {
         let memory = self.memory.slice();
         let mut looks = 0;

@@ -1,4 +1,4 @@
-//! Handshake of a driver and a vhost-user-blk before the first request, in QEMU's order.
+//! Handshake between a driver and a vhost-user-blk device before the first request, in QEMU's order.
 
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
@@ -12,18 +12,18 @@ use crate::host::shared_memory::SharedMemory;
 /// Failure to set up a connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
-    /// Refusal of a message by the target.
+    /// The target refused a message.
     #[error("the target did not take {what} on the vhost-user connection")]
     Negotiation {
         /// Refused part of the handshake.
         what: &'static str,
         source: vhost::Error,
     },
-    /// Lack of a feature that every vhost-user-blk has.
+    /// The target lacks a feature that every vhost-user-blk device has.
     #[error("the target offers the features {offered:#x}, without {missing}")]
     Features {
         missing: &'static str,
-        /// Offered features.
+        /// Feature bits that the target offers.
         offered: u64,
     },
 }
@@ -32,7 +32,7 @@ fn failed(what: &'static str) -> impl Fn(vhost::Error) -> HandshakeError {
     move |source| HandshakeError::Negotiation { what, source }
 }
 
-/// Negotiates the required features only; returns the agreed virtio features.
+/// Negotiates only the features that a probe uses; returns the agreed virtio features.
 pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, HandshakeError> {
     frontend.set_owner().map_err(failed("an owner"))?;
     let offered = frontend.get_features().map_err(failed("the question for its features"))?;
@@ -42,7 +42,7 @@ pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, HandshakeError> 
         return Err(HandshakeError::Features { missing, offered });
     }
     let features = offered & (protocol | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH);
-    // The crate handles protocol features only once they are negotiated.
+    // The virtio features come first: the crate handles protocol features only once that feature bit is agreed.
     frontend.set_features(features).map_err(failed("virtio features"))?;
     let can = frontend.get_protocol_features().map_err(failed("protocol features"))?;
     let agreed = can & VhostUserProtocolFeatures::REPLY_ACK;
@@ -53,7 +53,7 @@ pub(super) fn negotiate(frontend: &mut Frontend) -> Result<u64, HandshakeError> 
     Ok(features)
 }
 
-/// Shares the memory: all of it, at the guest's address 0.
+/// Shares all of `memory` with the target, at the guest address 0.
 pub(super) fn share(frontend: &Frontend, memory: &SharedMemory) -> Result<(), HandshakeError> {
     let region = VhostUserMemoryRegionInfo {
         guest_phys_addr: 0,
@@ -65,7 +65,7 @@ pub(super) fn share(frontend: &Frontend, memory: &SharedMemory) -> Result<(), Ha
     frontend.set_mem_table(&[region]).map(drop).map_err(failed("the memory"))
 }
 
-/// Sets up the ring, and enables it last.
+/// Sets up ring 0, and enables it last.
 pub(super) fn start_ring(
     frontend: &mut Frontend,
     ring: &VringConfigData,

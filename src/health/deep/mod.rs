@@ -1,14 +1,15 @@
-//! Deep probe: only I/O through a controller verifies a target's data path (field note 12).
+//! Deep probe: verification of a target's data path by I/O through a controller, which nothing less can verify (field
+//! note 12).
 //!
 //! ```text
 //! prove ─▸ capabilities ─▸ leftovers removed ─▸ canary made ─▸ write, flush, read, compare
 //!                                                     └─▸ disconnected, session gone ─▸ canary removed
 //! ```
 //!
-//! Each probe goes through a disk of the agent's own (`canary`), which it uses as a virtual machine would (`handshake`,
-//! `disk`); it connects to no other socket. One runs at a time for each target, and callers meanwhile get the same
-//! result. It runs in a task of its own: a caller that goes away does not interrupt it. Three fifths of the time limit
-//! are for the I/O, the rest for cleaning up.
+//! Each probe uses a disk of the agent's own (`canary`) as a virtual machine would (`handshake`, `disk`), and connects
+//! to no other vhost socket. Only one probe of a target runs at a time; callers that come meanwhile get its result. A
+//! probe runs in a task of its own, so that a caller that goes away does not interrupt it. The I/O has to end within
+//! three fifths of the time limit; the rest is for cleaning up.
 
 mod canary;
 mod disk;
@@ -39,7 +40,7 @@ use crate::model::fault::{Fault, chain};
 use crate::model::path::CleanPath;
 use crate::spdk::{Sockets, Spdk};
 
-/// Methods that a canary needs.
+/// Methods that a target must have for a canary.
 const NEEDED: [&str; 5] = [
     "bdev_malloc_create",
     "bdev_malloc_delete",
@@ -47,18 +48,18 @@ const NEEDED: [&str; 5] = [
     "vhost_delete_controller",
     "vhost_get_controllers",
 ];
-/// Version prefix of the built-in target, which takes memory of any kind.
+/// Beginning of the built-in target's version; that target also accepts memory that is not hugepages.
 const BUILT_IN: &str = "vhost-agent target";
-/// Time for which a socket that was just created may refuse a connection.
+/// Time limit for connecting to a socket that was just created, which may refuse connections at first.
 const CONNECT: Duration = Duration::from_millis(500);
-/// Time for the thread to notice that its connection was shut down.
+/// Time that the blocking thread gets to notice that its connection was shut down.
 const NOTICE: Duration = Duration::from_millis(500);
 /// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(5);
 
 type TakesMemory = fn(Pages) -> Result<SharedMemory, HostError>;
 
-/// Deep probe of targets; clones share the running probes.
+/// Deep probe of this node's targets; clones share the running probes.
 #[derive(Debug, Clone)]
 pub struct DeepProbe(Arc<Inner>);
 
@@ -69,15 +70,15 @@ struct Inner {
     within: Duration,
     take: TakesMemory,
     made: AtomicU64,
-    /// Numbers of canaries in use.
+    /// Numbers of the canaries in use.
     at_work: Mutex<BTreeSet<u64>>,
-    /// Control sockets of targets without leftover canaries.
+    /// Control sockets of the targets from which leftover canaries were removed.
     cleared: Mutex<BTreeSet<CleanPath>>,
     running: Mutex<BTreeMap<CleanPath, watch::Receiver<Option<DeepHealth>>>>,
 }
 
 impl DeepProbe {
-    /// Creates a probe for the targets of this node, with a time limit for each run.
+    /// Probe for the targets of this node; `within` is the time limit of each run.
     pub fn new(root: &Root, sockets: Sockets, within: Duration) -> DeepProbe {
         DeepProbe::with_memory(root, sockets, within, |pages| SharedMemory::take(pages, MEMORY))
     }
@@ -94,7 +95,8 @@ impl DeepProbe {
         DeepProbe(Arc::new(Inner { root, sockets, within, take, made, at_work, cleared, running }))
     }
 
-    /// Probes the target with that control socket by I/O; joins a probe that is running.
+    /// Probes the target with the control socket `control`. If a probe of that target is running, waits for its result
+    /// instead.
     pub async fn prove(&self, control: &CleanPath) -> DeepHealth {
         let mut running = self.running(control);
         match running.wait_for(Option::is_some).await.as_deref() {
@@ -108,7 +110,7 @@ impl DeepProbe {
 
     fn running(&self, control: &CleanPath) -> watch::Receiver<Option<DeepHealth>> {
         let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // A channel is closed if its task ended without a result.
+        // The channel is closed if the probe's task ended without a result; then a new probe is started.
         if let Some(probe) = running.get(control).filter(|probe| probe.has_changed().is_ok()) {
             return probe.clone();
         }
@@ -140,13 +142,14 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 impl Inner {
-    /// Results of the I/O, and the fault: either, or both.
+    /// Probes the target once. Returns the result of the I/O, a fault, or both: the I/O may succeed and the canary
+    /// stay.
     async fn probe(
         &self,
         control: &CleanPath,
         began: Instant,
     ) -> (Option<ProvenIo>, Option<Fault>) {
-        // A connection of its own, which ends with the probe.
+        // The probe has a connection of its own, which ends with it.
         let spdk = self.sockets.apart().at(&self.root.path(control.as_str()));
         let (first_by, io_by) = (began + self.within / 5, began + self.within * 3 / 5);
         let (memory, kind) = match self.prepare(&spdk, first_by).await {
@@ -174,7 +177,7 @@ impl Inner {
         }
     }
 
-    /// Allocates the number of a canary, and marks it as in use.
+    /// Allocates a number for a new canary, and marks it as in use.
     fn begin(&self) -> u64 {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         self.at_work().insert(number);
@@ -185,7 +188,9 @@ impl Inner {
         self.at_work().remove(&number);
     }
 
-    /// `true` if disks may have been left on a target, given that its last canary `went` or stayed.
+    /// Decides on the removal of leftovers from the target at `control`. If the last canary was removed (`went`),
+    /// returns `true` unless that target is in `cleared`, and adds it. Otherwise the target is taken out of `cleared`,
+    /// and the next call with `went` returns `true`.
     fn is_to_be_cleared(&self, control: CleanPath, went: bool) -> bool {
         let mut cleared = self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
         match went {
@@ -201,7 +206,7 @@ impl Inner {
         self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks that the target can be probed, and takes memory for it.
+    /// Checks that the target has all methods of a probe, and allocates the memory for the I/O.
     async fn prepare(&self, spdk: &Spdk, by: Instant) -> Result<(SharedMemory, MemoryKind), Fault> {
         let within = by.saturating_duration_since(Instant::now());
         let (version, methods) = tokio::join!(spdk.version(within), spdk.methods(within));
@@ -236,7 +241,7 @@ fn gave_up(error: &tokio::task::JoinError) -> Fault {
     Fault::new(Code::Stopping, format!("the probe's thread was given up: {error}"))
 }
 
-/// Connects to the canary, at the path at which its socket is visible from here.
+/// Connects to the canary at one of `paths`, of which not every one need be visible from here.
 async fn connect(paths: &[PathBuf], by: Instant) -> Result<UnixStream, Fault> {
     let by = by.min(Instant::now() + CONNECT);
     loop {
@@ -260,7 +265,7 @@ fn failure_text(path: &Path, why: &str) -> String {
     format!("; {}: {why}", path.display())
 }
 
-/// Uses the disk on a blocking thread. At its end, or at the deadline, the connection is shut down.
+/// Uses the disk on a blocking thread. The connection is shut down at the end of the I/O, or at the deadline `by`.
 async fn use_disk(stream: UnixStream, memory: SharedMemory, by: Instant) -> Result<Times, Fault> {
     let open = || {
         let stream = stream.into_std()?;
@@ -273,7 +278,7 @@ async fn use_disk(stream: UnixStream, memory: SharedMemory, by: Instant) -> Resu
     let mut work =
         spawn_blocking(move || disk::prove(stream, &memory, by.into_std()).map_err(io_fault));
     let ended = timeout_at(by, &mut work).await;
-    // The thread may be waiting for a reply; the shutdown ends that.
+    // The thread may be waiting for a reply; shutting the connection down ends that wait.
     let _ = line.shutdown(Shutdown::Both);
     if let Ok(ended) = ended {
         return ended.map_err(|e| gave_up(&e))?;

@@ -1,13 +1,14 @@
-//! Evidence that a target serves connections, before virtual machines may connect: a disk of the agent's own whose
-//! socket is answered.
+//! Check that a target serves vhost connections, before virtual machines may connect. It is made with a disk of the
+//! agent's own, on whose socket the target must answer.
 //!
 //! ```text
 //! serve ─▸ canary made ─▸ connected, asked for its features, answered ─▸ Served
 //!                                   dropped ─▸ connected and closed: the target wakes ─▸ canary removed
 //! ```
-//! A virtual machine that connects to a controller which is not served yet is lost for good if the target dies then
-//! (the lost reconnect: packaging/doc/facts.md, "Guests when a target dies"). SPDK v24.01 takes up to a second until it serves the first
-//! controller of a process, and as long again for those made later, unless a connection to one that it serves wakes it.
+//! A virtual machine that connects to a controller which is not served yet never reconnects if the target dies before
+//! it serves (the lost reconnect: packaging/doc/facts.md, "Guests when a target dies"). SPDK v24.01 takes up to a
+//! second until it serves the first controller of a process. Controllers created later take as long, unless a
+//! connection to a controller that is served already wakes the target.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,14 +25,15 @@ use crate::model::fault::Fault;
 use crate::model::path::{CleanPath, validate_length};
 use crate::spdk::Spdk;
 
-/// Time limit for the removal of the disk; nobody waits for it.
+/// Time limit for the removal of the disk; no caller waits for it.
 const REMOVAL: Duration = Duration::from_secs(5);
-/// VHOST_USER_GET_FEATURES, version 1, without a payload (QEMU's documentation of the vhost-user protocol).
+/// Message VHOST_USER_GET_FEATURES: version 1, no payload (QEMU's documentation of the vhost-user protocol).
 const GET_FEATURES: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-/// Size of its reply in bytes: a header, and 64 bits.
+/// Size in bytes of the reply to [`GET_FEATURES`]: a header, and 64 bits.
 const REPLY: usize = 20;
 
-/// Target that has just served a connection. On drop, the target is woken for controllers created meanwhile.
+/// Target that has just served a connection. On drop, another connection wakes it, so that it serves the controllers
+/// created meanwhile.
 #[derive(Debug)]
 pub struct ServedTarget {
     _held: oneshot::Sender<()>,
@@ -41,8 +43,8 @@ impl DeepProbe {
     /// Creates a disk of the agent's own on a target, and waits until a connection to it is served.
     ///
     /// # Errors
-    /// `sessions-not-served` when connections are accepted and not served within that time. Any other fault means only
-    /// that the target cannot be checked in this way.
+    /// `sessions-not-served` when the target accepts a connection but does not serve it within `within`. Any other
+    /// fault means only that the target cannot be checked in this way.
     pub async fn serve(
         &self,
         (control, sockets): (&CleanPath, &CleanPath),
@@ -51,14 +53,15 @@ impl DeepProbe {
         let (ready, is_ready) = oneshot::channel();
         let (_held, held) = oneshot::channel();
         let (inner, place) = (self.0.clone(), (control.clone(), sockets.clone()));
-        // A task of its own: a caller that goes away does not interrupt it.
+        // The task does not end with the caller: one that goes away does not interrupt it.
         tokio::spawn(keep(inner, place, Instant::now() + within, ready, held));
         let given_up = |_| Fault::new(Code::Stopping, "the disk of the agent's own was given up");
         is_ready.await.map_err(given_up)??;
         Ok(ServedTarget { _held })
     }
 
-    /// Removes disks that an earlier agent left on a target, unless that was done; nobody waits for it.
+    /// Removes the canaries that an earlier agent left on the target at `control`, unless that was done already. Works
+    /// in the background.
     pub fn clear_once(&self, control: &CleanPath) {
         if self.0.is_to_be_cleared(control.clone(), true) {
             let inner = self.0.clone();
@@ -79,7 +82,7 @@ async fn keep(
     let number = inner.begin();
     let mut canary = Canary::new(&spdk, &inner.root, number);
     let made = async {
-        // SPDK would truncate the name and take whatever socket is there.
+        // Checked first: SPDK would truncate a long name, and replace any socket at the resulting path.
         validate_length(&sockets.join(canary.name()).parse()?)?;
         let paths = canary.make(&inner.root, &control, by).await?;
         is_served(connect(&paths, by).await?, by).await.map(|()| paths)
@@ -87,10 +90,10 @@ async fn keep(
     match made.await {
         Ok(paths) => {
             let _ = ready.send(Ok(()));
-            // Ends when the holder drops it.
+            // Ends when the holder drops its `ServedTarget`.
             let _ = held.await;
             let by = Instant::now() + CONNECT;
-            // Waits for the answer, so that the session is known before the disk is removed.
+            // Waits for the answer, so that the session is established before the disk is removed.
             if let Ok(stream) = connect(&paths, by).await {
                 let _ = is_served(stream, by).await;
             }
@@ -102,7 +105,7 @@ async fn keep(
     if let Err(fault) = &removed {
         tracing::debug!(control = control.as_str(), error = %fault, "a disk of the agent's own stays");
     }
-    // Leftovers of an earlier agent, and of a failed removal; otherwise nothing is asked.
+    // Removes what an earlier agent or a failed removal left; without such leftovers the target is not queried.
     if inner.is_to_be_cleared(control, removed.is_ok()) {
         inner.clear(&spdk).await;
     }

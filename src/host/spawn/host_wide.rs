@@ -1,5 +1,5 @@
-//! Runs programs that change the whole machine, such as a package manager: where systemd is PID 1, as services of
-//! their own, to which the limits of the agent's unit do not apply.
+//! Start of programs that change the whole machine, such as a package manager. Where systemd is PID 1, they run as
+//! services of their own, to which the limits of the agent's unit do not apply.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl HostWide {
     }
 }
 
-/// Unique name of a service for a run of that program.
+/// Unique name of a service that runs `program` once.
 fn unit_of(program: &str) -> String {
     let name = program.rsplit('/').next().unwrap_or(program);
     format!("vhost-agent-{name}-{}.service", Uuid::new_v4().simple())
@@ -64,7 +64,7 @@ impl Spawner for HostWide {
         }
     }
 
-    /// Not used where systemd is PID 1: there a daemon is one of its units.
+    /// Starts a daemon as a child. Not used where systemd is PID 1: there the daemon is a systemd unit.
     async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
         self.processes.daemon(invocation, log).await
     }

@@ -1,5 +1,5 @@
-//! Units made for one purpose, which vanish with it (systemd.unit(5), "Unit Garbage Collection"): systemd does their
-//! work for the whole machine, outside of the agent's own unit and its limits.
+//! Units created for one purpose, which vanish with it (systemd.unit(5), "Unit Garbage Collection"). Their work
+//! concerns the whole machine, and the limits of the agent's own unit do not apply to it.
 
 use std::env;
 use std::fs::File;
@@ -23,24 +23,25 @@ use crate::host::spawn::Invocation;
 const PROXIES: [&str; 6] =
     ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
 
-/// Timeout of a mount, or of the start of a program; neither waits for a disk or the network. During a daemon-reload,
-/// which the installation of a package triggers, systemd does not answer at all.
+/// Time limit of a mount or of the start of a program, neither of which waits for a disk or the network. It is that of
+/// a daemon-reload, during which systemd answers nothing: the installation of a package triggers one.
 const JOB: Duration = RELOAD;
-/// Polling interval for a process if the kernel does not report its exit.
+/// Polling interval for the exit of a process where the kernel has no pidfds.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Polling interval until systemd knows of the exit too.
+/// Polling interval after the process has exited, until systemd has noticed it.
 const REAPED: Duration = Duration::from_millis(20);
 /// Time that a shutdown gives a program to finish by itself, in microseconds.
 const OWN_END: u64 = 300_000_000;
-/// Same as in the agent's own unit (`OOMScoreAdjust=`): a half-done installation is not killed first.
+/// OOM score adjustment, the same as in the agent's own unit (`OOMScoreAdjust=`): an installation in progress is not to
+/// be killed first.
 const OOM_SCORE: i32 = -900;
-/// Kill signal at a shutdown: one that ends no process.
+/// Signal sent at a shutdown in place of SIGTERM: one that ends no process.
 const NO_SIGNAL: i32 = nix::libc::SIGCONT;
 
 /// Program that runs as a service of its own.
 ///
-/// The service outlives the agent. While the connection that started it is open, systemd keeps its state; without the
-/// connection, the unit vanishes when the program exits.
+/// The service outlives the agent. systemd keeps the unit's state while the connection that started it is open; without
+/// that connection, the unit vanishes when the program exits.
 #[derive(Debug)]
 pub struct TransientService<'a> {
     systemd: &'a Systemd,
@@ -51,15 +52,15 @@ pub struct TransientService<'a> {
 /// State of a service's main process.
 struct Main {
     pid: u32,
-    /// Exit status once it has exited; the inner `None` when a signal ended it.
+    /// Exit status of the process, if it has exited; the inner value is `None` when a signal ended it.
     end: Option<Option<i32>>,
-    /// Set while systemd still has the service.
+    /// Set while systemd has the service in a state other than `inactive` or `failed`.
     known: bool,
 }
 
 impl Systemd {
-    /// Runs `program` as the service `unit`, a unique name, with the arguments and the environment of `invocation`;
-    /// its output is appended to `output`.
+    /// Runs `program` as the service `unit`, which must be a unique name, with the arguments and environment of
+    /// `invocation`. The output is appended to `output`.
     ///
     /// # Errors
     /// When systemd cannot be reached or refuses.
@@ -71,7 +72,7 @@ impl Systemd {
         output: &File,
     ) -> Result<TransientService<'_>, SystemdError> {
         let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
-            // Kept open until systemd has started the service.
+            // `proxies` lives until systemd has started the service, because systemd opens the file in it.
             let proxies = Proxies::of(|name| env::var(name).ok())?;
             let properties = service(program, invocation, output, &proxies)?;
             let job = job_done(&connection, async |manager| {
@@ -84,9 +85,9 @@ impl Systemd {
         Ok(TransientService { systemd: self, unit, asked_on })
     }
 
-    /// Mounts a hugetlbfs with these options at `at`, as the mount unit of that path; systemd creates the folder. An
-    /// operator's unit for that path is started instead. Returns `true` if this call mounted it, `false` if the unit
-    /// was active before.
+    /// Mounts a hugetlbfs with `options` at `at`, by a mount unit for that path; systemd creates the folder. If the
+    /// operator has a unit for that path, that one is started instead. Returns `true` if this call mounted it, `false`
+    /// if the unit was active before.
     ///
     /// # Errors
     /// When systemd cannot be reached or refuses, or the mount fails.
@@ -150,10 +151,10 @@ impl TransientService<'_> {
         }
     }
 
-    /// Releases the service: the unit vanishes, at the latest when the program exits.
+    /// Releases the service: its unit vanishes now, or when the program exits.
     pub async fn let_go(self) {
         let asked = async { ManagerProxy::new(&self.asked_on).await?.unref_unit(&self.unit).await };
-        // After a connection broke, or breaks now, systemd keeps nothing anyway.
+        // If the connection is broken, or breaks now, systemd does not keep the unit either.
         let _ = timeout(JOB, asked).await;
     }
 
@@ -171,7 +172,7 @@ async fn main_of(connection: &Connection, unit: &str) -> zbus::Result<Main> {
     const EXITED: i32 = 1;
     let path = ManagerProxy::new(connection).await?.load_unit(unit).await?;
     let properties = PropertiesProxy::builder(connection).path(path).build().await?;
-    // The order matters: an exit in the first answer is included in the later ones.
+    // `ActiveState` is read first: an exit that it reports is then in the later answers too.
     let state = properties.get("org.freedesktop.systemd1.Unit", "ActiveState").await?;
     let state = String::try_from(state).unwrap_or_default();
     let of_service = async |name| properties.get("org.freedesktop.systemd1.Service", name).await;
@@ -191,13 +192,13 @@ async fn is_active(connection: &Connection, unit: &str) -> zbus::Result<bool> {
 
 async fn while_it_lives(process: &WatchedProcess) {
     while process.lives() {
-        // Either reported, or polled.
+        // Wakes when the exit is reported, and polls in case it is not.
         let _ = timeout(LOOK_AGAIN, process.ended()).await;
     }
 }
 
-/// Properties of a service without a type: active as soon as it exists, also where systemd has no `Type=exec` yet
-/// (before 240).
+/// Properties of a service that runs `program`. It has no type, and is thus active as soon as it exists, also where
+/// systemd has no `Type=exec` (before 240).
 fn service(
     program: &str,
     invocation: &Invocation,
@@ -212,7 +213,7 @@ fn service(
     let output = || -> zbus::Result<Variant<'static>> {
         Ok(Variant::Fd(Fd::from(OwnedFd::from(output.try_clone()?))))
     };
-    // An unreadable file fails the start: without a required proxy, everything would fail later.
+    // The file of proxies is required: without a proxy that is needed, every download would fail later.
     let files = proxies.file().map(|path| ("EnvironmentFiles", vec![(path, false)].into()));
     let mut properties = vec![
         ("Description", format!("{} for vhost-agent", invocation.program).into()),
@@ -235,11 +236,11 @@ fn service(
 /// Proxy settings that an operator gave the agent's unit for its children.
 #[derive(Debug)]
 struct Proxies {
-    /// Public settings as `NAME=value`: every user can read the environment of a unit (systemd.exec(5),
+    /// Settings without a user name, as `NAME=value`. Every user can read a unit's environment (systemd.exec(5),
     /// "Environment=").
     open: Vec<String>,
-    /// Settings with a user name, and maybe a password, as a file of lines that only root can find: its only name is
-    /// this process's descriptor, and it goes with it.
+    /// Settings with a user name, and perhaps a password, as lines of a file in memory. Only root can open it, by this
+    /// process's descriptor, and it vanishes when that is closed.
     closed: Option<File>,
 }
 
@@ -261,14 +262,14 @@ impl Proxies {
         Ok(Proxies { open, closed: Some(file) })
     }
 
-    /// Path at which systemd reads the file: it reopens it, from its beginning.
+    /// Path at which systemd opens the file of `closed`, which it reads from the beginning.
     fn file(&self) -> Option<String> {
         let file = self.closed.as_ref()?;
         Some(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
     }
 }
 
-/// Escapes a value for double quotes (systemd.exec(5), "EnvironmentFile=").
+/// Escapes `value` for use within double quotes (systemd.exec(5), "EnvironmentFile=").
 fn quoted(value: &str) -> String {
     value.chars().fold(String::new(), |mut quoted, one| {
         if matches!(one, '"' | '\\' | '$' | '`') {
@@ -279,7 +280,7 @@ fn quoted(value: &str) -> String {
     })
 }
 
-/// Properties of the mount unit. A failed one leaves no unit behind; the journal keeps the output of mount(8).
+/// Properties of the mount unit. A unit that failed is removed; the journal keeps the output of mount(8).
 fn mount(options: &str) -> [(&'static str, Variant<'_>); 5] {
     [
         ("Description", "Hugepages for vhost-user targets".into()),
@@ -290,7 +291,8 @@ fn mount(options: &str) -> [(&'static str, Variant<'_>); 5] {
     ]
 }
 
-/// Name of the mount unit of an absolute path (systemd.unit(5), "String Escaping for Inclusion in Unit Names").
+/// Name of the mount unit for the absolute path `path` (systemd.unit(5), "String Escaping for Inclusion in Unit
+/// Names").
 fn mount_unit(path: &Path) -> String {
     let folders: Vec<String> = path
         .components()
@@ -319,7 +321,7 @@ fn escaped(name: &[u8]) -> String {
         .collect()
 }
 
-/// `true` if systemd refused with its error of that name.
+/// `true` if `error` is systemd's error with a name that ends with `name`.
 fn is_named(error: &zbus::Error, name: &str) -> bool {
     matches!(error, zbus::Error::MethodError(full, ..) if full.ends_with(name))
 }

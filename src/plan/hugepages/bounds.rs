@@ -7,7 +7,7 @@ use crate::model::policy::PoolPolicy;
 use crate::model::pools::{PagesByPool, PoolWant};
 
 impl Round<'_> {
-    /// Largest part of the pages that the floor and the limit allow.
+    /// Largest part of `adds` that the floor and the limit allow.
     pub(super) fn within_bounds(&self, adds: &PagesByPool) -> PagesByPool {
         let memory = self.seen.memory;
         let above_floor =
@@ -24,7 +24,7 @@ impl Round<'_> {
         affordable
     }
 
-    /// Refuses more pages than the machine has memory, whatever the floor says.
+    /// Refuses a growth if the `missing` pages alone exceed the memory of the machine, whatever the floor is.
     pub(super) fn refuse_absurd(&self, want: &PoolWant, missing: u64) -> Result<(), Fault> {
         let total = self.seen.memory.total_kib;
         if want.size.kib_of(missing) <= total {
@@ -65,8 +65,8 @@ impl Round<'_> {
         ))
     }
 
-    /// KiB that may be grown until the agent's pages take their share of the machine; `None` for pages that a boot
-    /// took away: they were within the share when they were new, or are older than the limit.
+    /// KiB by which the agent's pages may still grow until they reach their share of the machine. `None` if pages are
+    /// restored that a boot took away: these were within the share when they were new, or are older than the limit.
     fn below_limit(&self) -> Option<u64> {
         let most = self.seen.memory.total_kib / 100 * self.policy.max_percent;
         self.restored.is_none().then(|| most.saturating_sub(kib_of(self.grown)))
@@ -94,7 +94,7 @@ impl Round<'_> {
     }
 }
 
-/// KiB of `MemAvailable` that must remain: the larger of the two bounds.
+/// KiB of `MemAvailable` that must remain: the larger one of `floor_mib`, and `floor_percent` of `total_kib`.
 pub fn floor_kib(policy: &PoolPolicy, total_kib: u64) -> u64 {
     (policy.floor_mib * 1024).max(total_kib / 100 * policy.floor_percent)
 }

@@ -23,7 +23,7 @@ use crate::model::policy::PoolPolicy;
 use crate::model::pools::{PagesByPool, PoolGoal, PoolKey, PoolWant, PoolsSeen};
 use crate::model::step::{ResizePool, Step};
 
-/// Effort with which the kernel was asked for pages of a pool and still gave too few.
+/// Effort that preceded a request to the kernel for pages of a pool, in ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effort {
     Plain,
@@ -33,10 +33,10 @@ pub enum Effort {
     CacheDropped,
 }
 
-/// Growth of a pool that came out short in this call.
+/// Growth of a pool for which the kernel gave too few pages in this call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GrowthTrial {
-    /// Greatest effort made for it.
+    /// Greatest effort made for this growth.
     pub effort: Effort,
     /// Pages requested.
     pub wanted: u64,
@@ -44,10 +44,10 @@ pub struct GrowthTrial {
     pub got: u64,
 }
 
-/// Growths of this call that came out short, by pool.
+/// Growths for which the kernel gave too few pages in this call, by pool.
 pub type Trials = BTreeMap<PoolKey, GrowthTrial>;
 
-/// Effort of the next try, given that of the last one that came out short.
+/// Effort of the next attempt; `last` is the effort of the attempt before, if that gave too few pages.
 pub fn next_effort(last: Option<Effort>) -> Effort {
     match last {
         None => Effort::Plain,
@@ -63,9 +63,9 @@ pub enum Decision {
     Holds,
     /// Steps to apply before the pools are observed again.
     Steps(Vec<Step>),
-    /// Nothing helps: the fault names the node, the pages requested and obtained.
+    /// No further step can help; the fault names the node, and the pages requested and obtained.
     Short(Fault),
-    /// Must not be tried.
+    /// Growth that must not be tried, for the reason in the fault.
     Refused(Fault),
 }
 
@@ -104,7 +104,7 @@ pub fn grow(
     }
 }
 
-/// Pages that each pool should gain, and what no pool can give.
+/// Pages that each pool should gain, and pages that an exhausted pool would have to give.
 #[derive(Default)]
 struct Shares {
     adds: PagesByPool,
@@ -121,7 +121,7 @@ struct Round<'a> {
     grown: &'a PagesByPool,
     policy: &'a PoolPolicy,
     trials: &'a Trials,
-    /// Pages that the agent had and restores, where it does.
+    /// Pages that the agent had before a boot and restores; `None` if the goal is free pages.
     restored: Option<&'a PagesByPool>,
 }
 
@@ -134,7 +134,8 @@ impl Round<'_> {
         Ok(shares)
     }
 
-    /// Adds the pages that one want lacks to `planned`; a page that is planned already counts as free.
+    /// Adds the pages that `want` lacks to `planned`, or to `short` if their pool is exhausted. Pages in `planned`
+    /// already count as free.
     fn add_want(
         &self,
         want: &PoolWant,
@@ -151,8 +152,8 @@ impl Round<'_> {
         let mut moved = PagesByPool::new();
         if want.move_shortfall {
             for key in self.others(want.size, &candidates) {
-                // Pages that were moved to another node are the agent's; as long as they lie there, asking the full
-                // node again would be in vain at every call. Other free pages there are somebody else's.
+                // Of the free pages on other nodes, only the agent's own count. They were moved there because the
+                // wanted node was full, and to ask that node again would be in vain at every call.
                 let grown = self.grown.get(&key).copied().unwrap_or(0);
                 moved.insert(key, free(&key).min(grown));
             }
@@ -241,8 +242,8 @@ impl Round<'_> {
         }
     }
 
-    /// Orders the steps: those that help come first, once; then the largest pages, while memory is still in one
-    /// piece.
+    /// Orders the steps. Compaction of each node and the drop of the page cache come first, once each. The pools grow
+    /// after that, those with the largest pages first, while memory is still in one piece.
     fn steps(&self, adds: &PagesByPool) -> Vec<Step> {
         let mut order: Vec<(&PoolKey, &u64)> = adds.iter().collect();
         order.sort_by_key(|(key, _)| (Reverse(key.size), key.node));
@@ -262,7 +263,7 @@ impl Round<'_> {
         helps.into_iter().chain(grows).collect()
     }
 
-    /// `true` if asking that pool once more is useless.
+    /// `true` if the pool gave too few pages even with the greatest effort that the policy allows.
     fn exhausted(&self, key: PoolKey) -> bool {
         let last =
             if self.policy.drop_page_cache { Effort::CacheDropped } else { Effort::Compacted };

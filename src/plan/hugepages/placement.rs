@@ -1,4 +1,4 @@
-//! Pools that may give pages, and how much each of them.
+//! Pools that may give pages, and the number of pages from each.
 
 use super::Round;
 use crate::model::code::Code;

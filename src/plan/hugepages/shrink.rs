@@ -6,8 +6,8 @@ use crate::model::pools::{PagesByPool, PoolsSeen};
 use crate::model::step::{ResizePool, Step};
 use crate::model::units::PageSize;
 
-/// Lowers `limit` so that `keep` free pages of each size stay, and `missing` to the pages that these need beyond the
-/// free ones.
+/// Lowers `limit`, so that `keep` free pages of each size stay, and lowers `missing` to the number of pages by which
+/// the free ones of a size fall short of `keep`.
 pub fn keep(limit: &mut PagesByPool, missing: &mut PagesByPool, keep: u64, seen: &PoolsSeen) {
     let free = |size| {
         let of_size = seen.pools.iter().filter(|pool| pool.key.size == size);
@@ -17,7 +17,7 @@ pub fn keep(limit: &mut PagesByPool, missing: &mut PagesByPool, keep: u64, seen:
     lower(missing, |size| keep.saturating_sub(free(size)));
 }
 
-/// Lowers the pages to at most `most` of each size.
+/// Lowers `pages`, so that their sum for each size is at most `most` of that size.
 fn lower(pages: &mut PagesByPool, most: impl Fn(PageSize) -> u64) {
     let mut left: BTreeMap<PageSize, u64> = BTreeMap::new();
     for (key, pages) in pages {

@@ -41,7 +41,7 @@ impl Default for EngineNews {
 }
 
 impl EngineNews {
-    /// `true` while events are reported at once.
+    /// `true` while the engine's events are received.
     pub(super) fn is_live(&self) -> bool {
         self.live.load(Ordering::Relaxed)
     }

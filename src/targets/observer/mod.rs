@@ -39,7 +39,7 @@ const QUEUE: usize = 4096;
 
 /// A target by its container and its control socket.
 pub(super) type Key = (TargetName, CleanPath);
-/// Observations of a target, now and from now on.
+/// Subscription to the observations of a target, which begins with the last one.
 pub(super) type Observations = channel::Receiver<Arc<Observation>>;
 type Asks = mpsc::Sender<oneshot::Sender<Arc<Observation>>>;
 type AskQueue = mpsc::Receiver<oneshot::Sender<Arc<Observation>>>;
@@ -168,8 +168,8 @@ impl Observers {
         (entry.asks.clone(), entry.seen.clone())
     }
 
-    /// Drops observers that have ended, and if that does not suffice, the one that was not asked for the longest. An
-    /// observer ends when no handle of it is left.
+    /// Drops observers that have ended. If too many are left, also drops the one of a target that is not desired which
+    /// was asked for the longest ago. An observer ends when no handle of it is left.
     fn make_room(&self, observed: &mut BTreeMap<Key, Observed>) {
         let desired = |key: &Key| is_desired(&self.desired.borrow(), key);
         observed.retain(|_, one| !one.asks.is_closed());
@@ -195,7 +195,7 @@ impl Observers {
         match seen.process {
             Process::Lives { .. } => young(heard),
             Process::Unknown(_) => seen.answers.version().is_some() && young(seen.heard),
-            // Only the engine knows that there is another container now.
+            // Only events of the engine can report a new container: without them, no such observation is fresh.
             Process::NoContainer | Process::Ended(_) => {
                 seen.sure && self.news.is_live() && !self.max_age.is_zero()
             }

@@ -17,8 +17,8 @@ use crate::model::policy::TargetPolicy;
 use crate::model::target::TargetName;
 use crate::spdk::{OpenChange, Sockets, SpdkError};
 
-/// Most queries open at a target, answered too late or never: two show that it does not answer, and more would keep
-/// one that is only slow from ever answering in time.
+/// Most queries that a target may leave unanswered before no more are sent. Two show that the target does not answer,
+/// and more would keep a slow one from ever answering in time.
 const MOST_OPEN: u32 = 2;
 
 /// Probe of targets and of the engine.
@@ -27,11 +27,11 @@ pub struct Probe<C> {
     root: Root,
     pub(super) containers: Arc<C>,
     sockets: Sockets,
-    /// Deadlines.
+    /// Policy with the deadlines of the queries.
     pub(super) policy: TargetPolicy,
 }
 
-/// Container by the engine, and its process by the kernel.
+/// Container as the engine reports it, and its process as the kernel does.
 #[derive(Debug)]
 pub(super) enum Found {
     /// No container of that name.
@@ -55,7 +55,8 @@ impl<C: Containers> Probe<C> {
         Probe { root: root.clone(), containers, sockets, policy }
     }
 
-    /// Probes the target; returns its version, or the reason for none and then the evidence about its process.
+    /// Probes the target at `control`. Returns its version, or the reason for having none, then with evidence about
+    /// `pid`.
     pub(in crate::targets) async fn probe(
         &self,
         control: &CleanPath,
@@ -80,7 +81,7 @@ impl<C: Containers> Probe<C> {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         socket.takes_questions(MOST_OPEN, within).await.map_err(|e| chain(&e))?;
-        // On one connection, and in flight together.
+        // Both queries are in flight together, on one connection.
         let (version, reactors) = tokio::join!(socket.serving(within), socket.reactors(within));
         let version = version.map_err(|e| chain(&e))?.version;
         match reactors {
@@ -110,7 +111,7 @@ impl<C: Containers> Probe<C> {
         self.sockets.at(&self.root.path(control.as_str())).late_reply()
     }
 
-    /// Process that answered last, as known without the engine.
+    /// Process that answered last at `control`, found without the engine.
     pub(super) fn who_answers(&self, control: &CleanPath) -> Option<WatchedProcess> {
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         WatchedProcess::of(&self.root, socket.peer()?)

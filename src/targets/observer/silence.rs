@@ -15,7 +15,7 @@ pub(in crate::targets) struct Evidence {
     pub(super) look: Option<VitalsSample>,
     /// Set if the machine is short of CPUs.
     pub(super) starved: bool,
-    /// Open request of the agent's own there that changes something: its deadline and its method.
+    /// Open request by which the agent itself changes something in the target: its deadline and its method.
     pub(in crate::targets) busy: Option<(std::time::Instant, Cow<'static, str>)>,
 }
 
@@ -29,8 +29,8 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    /// Notes the evidence of a probe without an answer. An observation later than `late`, or on a machine whose CPUs
-    /// are all taken, does not show that the process makes no progress.
+    /// Notes the evidence of a probe without an answer. If the evidence before is older than `late`, or the machine is
+    /// short of CPUs, nothing shows that the process makes no progress, and it counts as making some.
     pub(super) fn note(&mut self, answers: &ProbeResults, evidence: Evidence, late: Duration) {
         let (now, vitals) = (Instant::now(), &mut self.vitals);
         (vitals.busy_until, vitals.busy_with) = evidence.busy.unzip();

@@ -45,14 +45,15 @@ enum Mandate {
     Look,
     /// Changes that a request or the policy asks for.
     Act,
-    /// Same, while the agent is starting: a target that is down is brought up whatever the policy says.
+    /// Changes as with `Act`, while the agent is starting: a target that is down is brought up whatever the policy
+    /// says.
     Start,
 }
 
 pub(super) struct Task<C> {
     parts: Arc<Parts<C>>,
     status: SharedStatus,
-    /// Control socket that callers named, should the target not be desired.
+    /// Control socket at which callers last asked for the target; used if the target is not desired.
     asked_at: Arc<watch::Sender<Option<CleanPath>>>,
     observed: Option<(CleanPath, Observations)>,
     /// Phase of the target, and its backoff.
@@ -72,7 +73,7 @@ pub(super) struct Task<C> {
     deploy: Underway,
     /// Image that a start of the task's own waits for, and the target that is to be started.
     start_image: Option<(TargetSpec, IncomingImage)>,
-    /// Begin of the target's trial, or time before which it is not to be evaluated.
+    /// Time from which the trial of the target counts: its begin, or a later time after an evaluation without a result.
     trial_since: Option<Instant>,
     worker: WorkerState<C>,
     /// Reason to cancel work that waits for the target.
@@ -174,7 +175,7 @@ impl<C: Containers> Task<C> {
         self.status.name()
     }
 
-    /// `true` if anything may be changed.
+    /// `true` if the mandate allows changes.
     fn acts(&self) -> bool {
         self.mandate != Mandate::Look
     }
@@ -187,7 +188,7 @@ impl<C: Containers> Task<C> {
         match requested.request {
             TaskRequest::Start => {
                 self.mandate = Mandate::Start;
-                // Nothing was done for one on trial before.
+                // Nothing was done before for a target on trial, so its time begins now.
                 self.trial_since = self.trial_since.map(|_| Instant::now());
             }
             _ => {

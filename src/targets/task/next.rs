@@ -13,7 +13,7 @@ use crate::targets::trial::lost;
 use crate::targets::worker::WorkerJob;
 use crate::targets::{Requested, TaskRequest};
 
-/// Time in which a process that was just started is observed to live.
+/// Time within which the observer sees a process that was just started.
 const EXIT_TIME: Duration = Duration::from_millis(300);
 
 impl<C: Containers> Task<C> {
@@ -53,7 +53,7 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// `true` once a target that was deployed has had its time to serve.
+    /// `true` once the deployed target has had its time to serve.
     fn is_decided(&self) -> bool {
         match self.trial_since {
             Some(_) => self.evaluation_due().is_some_and(|due| due <= Instant::now()),
@@ -89,8 +89,9 @@ impl<C: Containers> Task<C> {
         })
     }
 
-    /// First request that can be carried out now. Others overtake a deploy that waits for an image, read-only ones
-    /// overtake a volume that waits for its target, and a destroy overtakes all that wait.
+    /// First request that can be carried out now, with the number of pending ones before it. A request may overtake a
+    /// deploy that waits for an image. A read-only request may overtake an activation that waits for its target. A
+    /// destroy overtakes all that wait.
     fn next_request(&mut self) -> Option<WorkerJob> {
         // A deploy whose target could not be evaluated yet blocks nobody.
         let may_end = self.trial_since.is_none_or(|since| since <= Instant::now());
@@ -145,7 +146,7 @@ impl<C: Containers> Task<C> {
     /// Time of the next pass over the volumes, if the target serves.
     fn pass_due(&self) -> Option<Instant> {
         let Phase::Serving { pid, .. } = self.state.phase else { return None };
-        // One pass also without volumes: then the target is known to serve.
+        // A target without volumes gets one pass, too, which notes that it serves.
         let is_due = !self.parts.desired.volumes(self.name()).is_empty()
             || self.status.read(|known| known.in_place) != Some(pid);
         let retry = self.worker.idle().and_then(|worker| worker.retry.due());

@@ -37,7 +37,7 @@ impl<C: Containers> Task<C> {
             match done.action {
                 Action::Start if is_free => {
                     let failures = self.state.retry.failures();
-                    // What it left in its container may be the cause of its exits.
+                    // Files that the target left in its container may be the cause of its exits.
                     let anew = self.state.retry.is_crash_loop();
                     self.begin(WorkerJob::Start { spec: spec.clone(), failures, anew });
                 }
@@ -72,7 +72,7 @@ impl<C: Containers> Task<C> {
         }
     }
 
-    /// Notes the entry into another phase.
+    /// Logs and notes the entry into the current phase; `before` is the phase that was left.
     fn enter(&mut self, before: Phase, seen: &Observation) {
         let name = self.name().clone();
         tracing::debug!(target_name = %name, from = before.name(), to = self.state.phase.name(), "{name} goes on");
@@ -119,7 +119,7 @@ impl<C: Containers> Task<C> {
         let why = if again { "its process has exited once more".to_string() } else { how.clone() };
         self.status.change(|known| {
             if !std::mem::take(&mut known.killed) {
-                // Until more is known of it.
+                // Recorded until the cause is known in more detail.
                 known.last_exit = Some(LastExit { at: now(), cause: how });
             }
             known.exits += 1;

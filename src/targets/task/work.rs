@@ -16,8 +16,8 @@ use crate::targets::deploy::{Deploy, Underway};
 use crate::targets::start::{ENGINE_PAUSE, start_failed};
 use crate::targets::worker::{After, Finished, Worker, WorkerJob};
 
-/// Limit of any piece of work beside the start of a target: each of its calls has its own deadline, and images come
-/// in beside it.
+/// Time limit of a piece of work, without the time for a start of the target, which is added. Each call of the work has
+/// its own deadline, and images are loaded beside it.
 const WORK_LIMIT: Duration = Duration::from_secs(300);
 
 /// Results of the work that has ended, for the next step of the lifecycle.
@@ -88,7 +88,7 @@ impl<C: Containers> Task<C> {
         let about = ("target", self.name().to_string());
         let limit = WORK_LIMIT + self.parts.policy.target.ready_timeout;
         let work = Box::pin(with_limit(limit, about, async move {
-            // Before any change: the agent may die in that, too.
+            // Written before any change, because the agent may die during the change.
             let is_written = worker.remember(written, remembers).await;
             let written = if is_written { remembers } else { written };
             let after = worker.work(work).await;
@@ -98,7 +98,7 @@ impl<C: Containers> Task<C> {
         self.worker = WorkerState::Busy { brings_up, work };
     }
 
-    /// Takes in the end of the work.
+    /// Takes the worker back, and handles the outcome of its work.
     pub(super) fn finished(
         &mut self,
         Finished { worker, after, written, is_written }: Finished<C>,
@@ -108,7 +108,8 @@ impl<C: Containers> Task<C> {
         self.remember_at = (!is_written).then(|| Instant::now() + ENGINE_PAUSE);
         match after {
             After::Nothing => {}
-            // It started, and exited before that was known: one failure, and counted already.
+            // The target started, and exited before its answer was known. The exit is counted already, so the start is
+            // no second failure.
             After::Started(Some(Attempt::Failed)) if exited_meanwhile => {
                 let (due, now) = (self.state.retry.due(), Instant::now().into_std());
                 let wait = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now));
@@ -139,7 +140,7 @@ impl<C: Containers> Task<C> {
         // What the work made or ended is observed together with its end.
         let seen = self.observed.as_ref().map(|(of, seen)| (of.clone(), seen.borrow().clone()));
         self.status.change(|known| {
-            // Unless that was observed while it was done.
+            // A stop that was observed during the work is over: its phase was entered already.
             self.news.stopped =
                 std::mem::take(&mut known.stopping) && self.state.phase != Phase::Stopping;
             known.at_work = awaits;
@@ -147,7 +148,8 @@ impl<C: Containers> Task<C> {
         });
     }
 
-    /// Gives up the deploys that were requested before the target was taken away: none of them starts anything.
+    /// Gives up the deploy under way, and the deploys among the first `overtaken` requests, because the target was
+    /// taken away after they were requested.
     fn give_up_deploys(&mut self, overtaken: usize) {
         std::mem::take(&mut self.deploy).overtaken();
         let later = self.requests.split_off(overtaken);

@@ -17,14 +17,14 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 const LEAVE_PAUSE: Duration = Duration::from_millis(200);
 
 impl Targets {
-    /// Makes volumes serve in a target, all in one pass, and writes down that they are desired before that. `undo`
-    /// forgets again, and takes away, what was not desired before and could not be made to serve.
+    /// Makes volumes desired, on disk, and then makes them serve, all in one pass. With `undo`, if one of them cannot
+    /// be made to serve, all that were not desired before are taken away and forgotten.
     ///
-    /// Returns the status of each volume afterwards: one that does not serve says why.
+    /// Returns the status of each volume afterwards, with the reason for which a volume does not serve.
     ///
     /// # Errors
-    /// When nothing of it could be accepted: a conflict with the desired state, the state on disk, the target; with
-    /// `undo`, also when one could not be made to serve.
+    /// When nothing could be accepted: for a conflict with the desired state, the state on disk, or the target. With
+    /// `undo`, also when a volume could not be made to serve.
     pub async fn activate(
         &self,
         target: &TargetSpec,
@@ -34,8 +34,8 @@ impl Targets {
         self.ask(&target.name, |reply| TaskRequest::Activate { volumes, undo, reply }).await?
     }
 
-    /// Takes volumes away; those that are not there count as gone. One with a connected virtual machine is refused;
-    /// `wait` is how long to wait for that to go.
+    /// Takes volumes away; those that do not exist count as gone. A volume with a connected virtual machine is refused,
+    /// once `wait` has passed without the machine disconnecting.
     ///
     /// # Errors
     /// `volume-in-use`, and faults of the target or the state.
@@ -52,7 +52,7 @@ impl Targets {
             let done =
                 self.ask(&name, |reply| TaskRequest::Deactivate { target, volumes, reply }).await?;
             match done {
-                // Not in the task, which has other things to do meanwhile.
+                // The wait is here and not in the task, which has other things to do meanwhile.
                 Err(fault) if fault.code == Code::VolumeInUse && Instant::now() < deadline => {
                     sleep(LEAVE_PAUSE).await;
                 }

@@ -22,15 +22,15 @@ use crate::model::target::TargetSpec;
 use crate::model::volume::{VolumeName, VolumeSeen, VolumeSpec, VolumeStep};
 use crate::plan::volumes::bring_up;
 
-/// Time after the return of its volumes in which guests are observed often.
+/// Time after controllers were made in which their guests are observed often.
 const RETURN_TIME: Duration = Duration::from_secs(30);
-/// Pause between two passes in that time.
+/// Pause between two passes during [`RETURN_TIME`].
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
 /// Time that a new process may take to serve a connection: SPDK v24.01 looks for new controllers once a second.
 const SERVE_TIME: Duration = Duration::from_secs(3);
 
 impl<C: Containers> Worker<C> {
-    /// Reconciles the volumes, if the target serves and that is due.
+    /// Reconciles the volumes, if the target serves and a pass is due.
     pub(super) async fn reconcile_volumes_if_due(&mut self) {
         let now = Instant::now();
         let retry = self.retry.due().is_some_and(|due| due <= now.into_std());
@@ -124,7 +124,7 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Reconciles these volumes, as far as each can be.
+    /// Reconciles the volumes in `specs`, each as far as possible.
     ///
     /// # Errors
     /// When the target does not answer.
@@ -202,17 +202,17 @@ impl<C: Containers> Worker<C> {
         let again = parts.volume_observer.look_again(&place, &specs);
         let seen = self.unless_stuck(again).await??;
         self.still_serves()?;
-        // An agent that died while it made volumes may have left its disk beside them.
+        // An agent that died while it made volumes may have left its own test disk beside them.
         parts.deep.clear_once(&place.control);
         self.note(&place, &specs, &seen, &faults);
         Ok(Passed { made, before })
     }
 
-    /// Makes sure that a new process serves connections before virtual machines can make any; the guard that is
-    /// returned wakes it when dropped. If that cannot be tried, nothing is held against it.
+    /// Verifies that a new process serves connections, before virtual machines can connect to it. The returned guard
+    /// wakes the process when dropped. A verification that cannot be carried out is no fault.
     ///
     /// # Errors
-    /// When it accepts connections, and serves none.
+    /// When the process accepts connections, and serves none.
     async fn serves_connections(
         &mut self,
         place: &VolumesLocation,
@@ -289,7 +289,7 @@ fn place_of(spec: &TargetSpec) -> VolumesLocation {
     }
 }
 
-/// `true` if a volume has its bdev and no controller: another volume's may serve that.
+/// `true` if a volume has its bdev and no controller: the controller of another volume may serve that bdev.
 fn is_lone(seen: &VolumeSeen) -> bool {
     seen.bdev.is_some() && seen.controller.is_none()
 }
@@ -321,7 +321,7 @@ pub(super) struct Passed {
 
 type Plans = Vec<(VolumeSpec, Vec<VolumeStep>)>;
 
-/// Plans the steps for each volume; returns the fault of each to which nothing can be done.
+/// Plans the steps for each volume; returns the fault of each volume that cannot be planned.
 fn plan_all(
     specs: &[VolumeSpec],
     seen: &BTreeMap<VolumeName, VolumeSeen>,

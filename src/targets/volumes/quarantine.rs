@@ -1,4 +1,5 @@
-//! Quarantine of the volumes of a target: evidence of those whose making took it down, and the hold on them.
+//! Quarantine of a target's volumes: the evidence against volumes whose making took the target down, and the delay of
+//! their next making.
 //!
 //! The policy is in [`crate::plan::quarantine`]; this is its state on the node, and the part of it that is on disk.
 
@@ -17,7 +18,7 @@ use crate::plan::retry::Retry;
 pub(in crate::targets) struct VolumeQuarantine {
     held: Quarantine,
     written: QuarantineRecord,
-    /// Volumes that were being made when the previous agent ended, and in which process.
+    /// Pid of the process in which the previous agent was making volumes when it ended, and these volumes.
     inherited: Option<(u32, BTreeSet<VolumeName>)>,
     /// Volumes whose making was not answered.
     pub(super) unanswered: Unanswered,
@@ -53,7 +54,7 @@ impl VolumeQuarantine {
         self.exit.is_some()
     }
 
-    /// Notes an exit of the process. The agent's own kill explains the one that follows.
+    /// Notes an exit of the process. After a kill by the agent, the kill stays the cause of the exit that follows.
     pub(in crate::targets) fn note_exit(&mut self, exit: Exit) {
         self.exit = Some(self.exit.filter(|exit| *exit == Exit::Killed).unwrap_or(exit));
     }
@@ -69,7 +70,7 @@ impl VolumeQuarantine {
     ) {
         let mut open = self.unanswered.take();
         let exit = self.exit.take().unwrap_or(Exit::ByItself);
-        // What was being made when the previous agent ended, unless that process goes on.
+        // Volumes that the previous agent was making when it ended, unless their process still serves.
         if let Some((_, mut making)) =
             self.inherited.take().filter(|(pid, _)| Some(*pid) != serving)
         {
@@ -104,7 +105,7 @@ impl VolumeQuarantine {
         mut making: BTreeSet<VolumeName>,
         serving: Option<u32>,
     ) -> Option<QuarantineRecord> {
-        // Unanswered volumes were made in the process of then.
+        // Without new volumes, the record is still about the process in which the unanswered ones were made.
         let mut pid = if making.is_empty() { self.written.pid } else { serving };
         making.append(&mut self.unanswered.names());
         if let Some((of, names)) = &self.inherited {

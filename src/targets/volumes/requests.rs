@@ -26,8 +26,8 @@ use crate::plan::volumes::{
 };
 
 impl<C: Containers> Worker<C> {
-    /// Volumes that are desired in the target that a call names; none if that has another control socket than the
-    /// target that is desired under its name.
+    /// Desired volumes of the target that a call names; none if the call names another control socket than the desired
+    /// one.
     fn wanted_in(&self, target: &TargetSpec) -> Arc<VolumeSpecs> {
         let wanted = self.parts.desired.get(self.name());
         match wanted.is_some_and(|wanted| wanted.control_sock != target.control_sock) {
@@ -36,10 +36,10 @@ impl<C: Containers> Worker<C> {
         }
     }
 
-    /// Makes volumes desired, and returns their status once that was tried.
+    /// Makes volumes desired, tries to make them serve, and returns their status.
     ///
-    /// With `undo` it is the controller's call, which cannot say whether a volume is read-only or has CPUs of its
-    /// own: that stays as it is.
+    /// `undo` marks a call of the controller, which cannot set whether a volume is read-only or has CPUs of its own. A
+    /// known volume keeps these two settings.
     pub(in crate::targets) async fn activate(
         &mut self,
         mut volumes: Vec<VolumeSpec>,
@@ -100,7 +100,7 @@ impl<C: Containers> Worker<C> {
         Ok(views)
     }
 
-    /// Refuses volumes whose files, with links followed, are not the caller's to name.
+    /// Refuses new or changed volumes whose files, with links followed, are outside of the bounds for callers.
     async fn authorize_bounds(
         &self,
         volumes: &[VolumeSpec],
@@ -115,7 +115,7 @@ impl<C: Containers> Worker<C> {
         new().try_for_each(|spec| authorize_volume(spec, known.get(&spec.name), settings, paths))
     }
 
-    /// Refuses volumes that write to what another one writes to, also by another path to it.
+    /// Refuses volumes that write to the same file as another volume, even by another path.
     async fn one_writer_each(&self, new: &[VolumeSpec]) -> Result<(), Fault> {
         let desired = self.parts.desired.watch().borrow().clone();
         let paths = |spec: &VolumeSpec| spec.writes_to().map(str::to_string);
@@ -160,9 +160,9 @@ impl<C: Containers> Worker<C> {
         });
     }
 
-    /// Takes away what a failed activation has made, and forgets it; returns why it failed. What was there `before`
-    /// is not its to take away. What could not be taken away stays desired: a virtual machine may be connected by
-    /// now.
+    /// Takes away the `volumes` of a failed activation, and forgets them. Returns `fault`, to which a failure of that
+    /// is added. Parts that existed `before` the activation stay. A volume that could not be taken away stays desired:
+    /// a virtual machine may be connected by now.
     async fn undo(
         &mut self,
         volumes: Vec<VolumeSpec>,
@@ -177,7 +177,7 @@ impl<C: Containers> Worker<C> {
             let lives = self.status.health().is_some_and(|health| health.pid.is_some());
             kept = match removed {
                 Ok(kept) => kept,
-                // It has ended, and what was made with it.
+                // The target has ended, and its volumes with it.
                 Err(left) if left.code == Code::TargetAbsent && !lives => BTreeMap::new(),
                 Err(left) => made.iter().map(|spec| (spec.name.clone(), left.clone())).collect(),
             };
@@ -196,7 +196,7 @@ impl<C: Containers> Worker<C> {
         fault
     }
 
-    /// Takes volumes away that are no longer desired. What could not be taken away stays desired.
+    /// Takes volumes away, and makes them no longer desired. Those that could not be taken away stay desired.
     pub(in crate::targets) async fn deactivate(
         &mut self,
         target: &TargetSpec,
@@ -205,7 +205,7 @@ impl<C: Containers> Worker<C> {
         let (place, wanted) = (place_of(target), self.wanted_in(target));
         let volumes: Vec<VolumeSpec> = keys.iter().filter_map(|key| find(&wanted, key)).collect();
         let kept = match self.remove(&place, &volumes, &ObservedVolumes::new()).await {
-            // What ran there has ended, and its volumes with it.
+            // The target has ended, and its volumes with it.
             Err(fault) if fault.code == Code::TargetAbsent && !self.lives(target) => {
                 BTreeMap::new()
             }
@@ -236,10 +236,11 @@ impl<C: Containers> Worker<C> {
         same && self.status.health().is_some_and(|health| health.pid.is_some())
     }
 
-    /// Takes volumes out of the target, except what was there `before`; returns those that it could not, and why.
+    /// Takes volumes out of the target, except parts that existed `before`. Returns the volumes that stay, with the
+    /// reasons.
     ///
     /// # Errors
-    /// When the target does not answer; then it may have taken away some.
+    /// When the target does not answer; some volumes may be taken out then.
     async fn remove(
         &mut self,
         place: &VolumesLocation,
@@ -256,7 +257,7 @@ impl<C: Containers> Worker<C> {
         let wanted = parts.desired.volumes(self.name());
         for spec in volumes {
             let mut known = before.get(&spec.name).cloned().unwrap_or_default();
-            // What only has its bdev's name is not the volume's to take away.
+            // A bdev that has the volume's name, and holds something else, is not removed.
             if seen.get(&spec.name).is_some_and(|seen| holds_another(spec, seen)) {
                 known.bdev = known.bdev.or_else(|| seen.get(&spec.name)?.bdev.clone());
             }
@@ -306,13 +307,14 @@ impl<C: Containers> Worker<C> {
         let sized = parts.volume_applier.resize(&place, &spec, size_mib);
         self.unless_stuck(sized).await??;
         if let Some(resized) = resized(&spec, size_mib) {
-            // If its backing holds its size, it is made with the new one from now on.
+            // If the spec holds the size, the volume is made with the new size from now on.
             self.parts.desired.want_volumes(self.name(), &[resized]).await?;
         }
         Ok(self.read_statuses(|statuses| view(self.name(), &spec, statuses.statuses())))
     }
 
-    /// Observes the volumes now, for a caller; those that are not as desired are reconciled by that too.
+    /// Observes the volumes for a caller, unless the last pass is younger than `max_age`. Volumes that are not as
+    /// desired are reconciled by that, too.
     pub(in crate::targets) async fn look_at_volumes(&mut self) {
         let max_age = self.parts.policy.health.max_age;
         if self.is_in_place() && self.passed.is_none_or(|at| at.elapsed() >= max_age) {
@@ -322,9 +324,9 @@ impl<C: Containers> Worker<C> {
     }
 }
 
-/// Volume that is meant: as it is desired, or as it can only be when nothing was written down of it.
+/// Volume that `key` names: with its desired spec, or with an assumed one if it is not desired.
 fn find(wanted: &VolumeSpecs, key: &VolumeKey) -> Option<VolumeSpec> {
-    // Made by somebody else, before this agent came: those are ZBS's.
+    // Volumes that somebody else made before this agent came are ZBS's.
     let unknown = |name: &VolumeName, bdev: &VolumeName| VolumeSpec {
         name: name.clone(),
         bdev: bdev.clone(),

@@ -38,7 +38,7 @@ enum KnownProcess {
 type Probed = (u64, Instant, Result<String, String>, Option<Evidence>);
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Counter of repeated queries: one that is begun while another is in flight comes after it.
+/// Numbers of the last query begun and of the last one ended, for queries of one kind.
 #[derive(Default)]
 struct Count {
     begun: u64,
@@ -54,7 +54,7 @@ pub(super) struct ProcessWatch<C> {
     silence: Silence,
     probes: FuturesUnordered<Pending<Probed>>,
     probed: Count,
-    /// Number up to which probes were sent to another process.
+    /// Number of the last probe sent to a former process; answers up to this number do not count.
     outdated: u64,
     next_probe: Instant,
     look: Option<Pending<Found>>,
@@ -69,7 +69,8 @@ pub(super) struct ProcessWatch<C> {
 }
 
 impl<C: Containers> ProcessWatch<C> {
-    /// Starts the task, which ends when no handle is left, or its target is idle.
+    /// Starts the task. It ends when no handle is left, or when its target was neither desired nor asked for during
+    /// [`IDLE`].
     pub(super) fn start(key: Key, shared: Arc<ObserverParts<C>>, asks: AskQueue) -> Observations {
         let unseen = Observation::unseen(Instant::now().into_std());
         let (published, observations) = watch::channel(Arc::new(unseen));
@@ -88,7 +89,7 @@ impl<C: Containers> ProcessWatch<C> {
             looked: Count::default(),
             end_unexplained: false,
             look_again: false,
-            // The first one is begun at once.
+            // The first query is begun at once, by `run`.
             next_look: Instant::now() + LOOK_PAUSE,
             waiting: Vec::new(),
             asked: Instant::now(),
@@ -142,7 +143,7 @@ impl<C: Containers> ProcessWatch<C> {
 
     /// Replaces the process by another one, or by none: answers of the old one no longer count.
     fn becomes(&mut self, seen: KnownProcess) {
-        // What was answered before the process was known is the answer of the one that is found.
+        // Answers from before the process was known are those of the process that is found now.
         let found = matches!(self.seen, KnownProcess::Otherwise(Process::Unknown(_)))
             && matches!(seen, KnownProcess::Lives(_));
         if !found {
@@ -162,7 +163,7 @@ impl<C: Containers> ProcessWatch<C> {
                 let known = matches!(&self.seen, KnownProcess::Lives(seen) if seen.is(&process));
                 if !known {
                     self.becomes(KnownProcess::Lives(process));
-                    // A probe that was sent to it already will do.
+                    // A probe that was sent already has reached this process, too.
                     let asked = self.probed.begun > self.outdated;
                     let probe = if asked { self.probed.begun } else { self.probe_now() };
                     self.waiting.iter_mut().for_each(|waiter| waiter.probe = probe);
@@ -178,8 +179,8 @@ impl<C: Containers> ProcessWatch<C> {
         }
     }
 
-    /// Handles an engine that does not answer. A process that was observed before needs no engine to be observed
-    /// alive, nor does one that has ended come back by that.
+    /// Handles an engine that does not answer. A known process is observed alive without the engine, and one that has
+    /// ended stays ended.
     fn not_found_out(&mut self, why: String) {
         match &self.seen {
             KnownProcess::Lives(process) if process.lives() => {}
@@ -244,7 +245,7 @@ impl<C: Containers> ProcessWatch<C> {
         let policy = &self.shared.probe.policy.health;
         self.next_probe = Instant::now() + policy.interval;
         match &self.seen {
-            // Where the kernel has no pidfd.
+            // Without pidfd in the kernel, the end of the process is noticed here.
             KnownProcess::Lives(process) if !process.lives() => self.process_ended(),
             KnownProcess::Lives(_) => drop(self.probe_now()),
             KnownProcess::Otherwise(process) => {
@@ -262,7 +263,7 @@ impl<C: Containers> ProcessWatch<C> {
         }
     }
 
-    /// Sends a probe, unless too many are unanswered; returns the number of the one to wait for.
+    /// Sends a probe, unless too many are unanswered; returns the number of the probe to wait for.
     fn probe_now(&mut self) -> u64 {
         if self.probes.len() < MOST_PROBES {
             self.probed.begun += 1;
@@ -280,7 +281,7 @@ impl<C: Containers> ProcessWatch<C> {
         self.probed.begun
     }
 
-    /// Queries the engine, after the query in flight; returns the number of the one to wait for.
+    /// Queries the engine, after the query in flight; returns the number of the query to wait for.
     fn look_now(&mut self) -> u64 {
         if self.look.is_some() {
             self.look_again = true;

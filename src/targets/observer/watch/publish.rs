@@ -51,7 +51,7 @@ impl<C: Containers> ProcessWatch<C> {
     fn observation(&self, number: u64) -> Observation {
         let process = match &self.seen {
             KnownProcess::Lives(process) => {
-                // Asked only where it matters: it reads a file.
+                // Computed only where it matters, because the age is read from a file.
                 let young = self.answers.version().is_none() && self.is_young();
                 Process::Lives { pid: process.pid, young }
             }
@@ -65,7 +65,7 @@ impl<C: Containers> ProcessWatch<C> {
             answers: self.answers.clone(),
             heard: self.heard.map(Instant::into_std),
             vitals: Vitals {
-                // Whatever the next probe results in.
+                // A late reply counts at once, whatever the next probe results in.
                 replied: self.shared.probe.late_reply(&self.key.1),
                 ..self.silence.vitals.clone()
             },
@@ -74,8 +74,8 @@ impl<C: Containers> ProcessWatch<C> {
         }
     }
 
-    /// Publishes the observation. An answer like the last one is no change, and has no number of its own; a silence
-    /// has one each time.
+    /// Publishes the observation. One that is like the last keeps its number and is no change. Each missed probe of a
+    /// silent target is a change.
     pub(super) fn publish(&self) {
         if self.looked.ended == 0 {
             return;
