@@ -10,13 +10,13 @@ use crate::model::network::Network;
 use crate::model::path::CleanPath;
 use crate::model::units::octal;
 
-/// Callers that are allowed, and the Unix socket.
+/// Access settings: allowed callers, their tokens and certificates, the audit log and the Unix socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
-    /// Set if callers from other hosts may do everything where nothing else is set.
+    /// Set if every caller may do everything. No effect beside `allow`, tokens or client certificates.
     pub open: bool,
-    /// Networks that may call; empty: any.
+    /// Networks from which callers are accepted; empty: all.
     pub allow: Vec<Network>,
     /// File of tokens, one a line, each with the role `admin`; empty: none.
     pub tokens_file: String,
@@ -24,9 +24,9 @@ pub struct Access {
     pub token: Vec<TokenRule>,
     /// Names of client certificates, and their roles.
     pub certificate: Vec<CertificateRule>,
-    /// File to which the audit log is written too; empty: none.
+    /// File that also receives the audit log; empty: none.
     pub audit_file: String,
-    /// Unix socket for the node itself; empty: none.
+    /// Path of the Unix socket for callers on this node; empty: no socket.
     pub socket: String,
     /// Group of the socket, by number.
     pub socket_gid: u32,
@@ -35,7 +35,8 @@ pub struct Access {
     pub socket_mode: u32,
 }
 
-/// Token, by its digest: the settings may be read by more people than may call.
+/// Token by its digest. The token itself is not stored, because more people may read the settings than may call the
+/// agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRule {
@@ -62,7 +63,8 @@ impl TokenRule {
     }
 }
 
-/// Names that a client certificate has to have, as patterns in which `*` stands for any characters.
+/// Rule for client certificates: the names that a certificate must have, and its role. In a name, `*` stands for any
+/// characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CertificateRule {
@@ -90,21 +92,22 @@ impl Default for Access {
     }
 }
 
-/// TLS of the listener.
+/// TLS of the main listener.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// Agent's certificate and those up to the authority, PEM; empty: no TLS.
+    /// PEM file of the agent's certificate and its intermediate certificates; empty: no TLS.
     pub certificate: String,
-    /// Private key of the certificate, PEM.
+    /// PEM file of the private key of `certificate`.
     pub key: String,
-    /// Authorities of the clients' certificates, PEM; empty: clients show none.
+    /// PEM file of the authorities that sign client certificates; empty: clients show no certificate.
     pub client_ca: String,
-    /// Certificates that those authorities have revoked (CRLs, RFC 5280), PEM; empty: not checked.
+    /// PEM file of the revocation lists (CRLs, RFC 5280) of the authorities in `client_ca`; empty: revocation is not
+    /// checked.
     pub client_crl: String,
 }
 
-/// Socket address or none, written as an empty string.
+/// Optional socket address; none is written as an empty string.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MaybeAddress(pub Option<SocketAddr>);
 
@@ -131,7 +134,7 @@ impl<'de> Deserialize<'de> for MaybeAddress {
 }
 
 impl Access {
-    /// Finds a problem, as the key and the reason.
+    /// Finds the first invalid setting: its key and the reason.
     pub(super) fn problem(&self, tls: &Tls) -> Option<(&'static str, String)> {
         not_plain("access.tokens_file", &self.tokens_file)
             .or_else(|| not_plain("access.socket", &self.socket))
@@ -157,7 +160,8 @@ impl Access {
         })
     }
 
-    /// Finds an invalid hash and names only its token: the text may be the token itself.
+    /// Finds a token with an invalid hash. The reason does not repeat the hash, because somebody may have written the
+    /// token itself there.
     fn hashes_problem(&self) -> Option<(&'static str, String)> {
         let wrong = self.token.iter().find(|rule| rule.digest().is_none())?;
         let text = format!(
@@ -194,7 +198,7 @@ impl Access {
 }
 
 impl Tls {
-    /// Finds a problem, as the key and the reason.
+    /// Finds the first invalid setting: its key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let alone = |key, other: &str| Some((key, format!("it needs {other} too")));
         match (self.certificate.as_str(), self.key.as_str(), self.client_ca.as_str()) {

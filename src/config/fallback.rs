@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use crate::model::fallback::FallbackAddress;
 
-/// Finds a problem of the URL, for an agent that listens at `listen`, as the key and the reason.
+/// Finds the reason why `url` cannot be the fallback of an agent that listens at `listen`, with the setting's key. An
+/// empty `url` is valid.
 pub(super) fn problem(url: &str, listen: SocketAddr) -> Option<(&'static str, String)> {
     if url.is_empty() {
         return None;

@@ -6,7 +6,7 @@ use super::settings::too_short;
 use crate::model::policy::HealPolicy;
 
 impl HealPolicy {
-    /// Finds a problem, as the key and the reason.
+    /// Finds the first invalid setting: its key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let least = Duration::from_millis(100);
         let short = too_short([

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::model::policy::HealthPolicy;
 
 impl HealthPolicy {
-    /// Finds a problem, as the key and the reason.
+    /// Finds the first invalid setting: its key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         const LEAST: Duration = Duration::from_millis(10);
         const MOST: Duration = Duration::from_secs(60);

@@ -13,7 +13,7 @@ use super::settings::Settings;
 const DEFAULT_FILE: &str = "/etc/vhost-agent/config.toml";
 /// Prefix of the variables' names; `__` separates a table from its key.
 const PREFIX: &str = "VHOST_AGENT_";
-/// Variable with the path of the settings file, no setting itself.
+/// Variable with the path of the settings file. In spite of its prefix, it is not a setting.
 const FILE_VARIABLE: &str = "VHOST_AGENT_CONFIG";
 
 /// Settings that the command line gives.
@@ -27,12 +27,13 @@ pub struct Overrides {
     pub state_dir: Option<PathBuf>,
     /// `--log-dir`.
     pub log_dir: Option<PathBuf>,
-    /// Drop-in to use instead of what is on disk: (path, text).
+    /// Drop-in whose text is taken from here instead of its file: (path, text). The file need not exist.
     pub replaced: Option<(PathBuf, String)>,
 }
 
 impl Overrides {
-    /// Returns the settings file: that of the flag, of the environment, or the default.
+    /// Returns the path of the settings file: from `--config`, else from the variable `VHOST_AGENT_CONFIG`, else the
+    /// default.
     pub fn settings_file(&self) -> PathBuf {
         let named =
             self.config.clone().or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
@@ -40,7 +41,7 @@ impl Overrides {
     }
 }
 
-/// Reads a settings file that may be missing: its text and its settings.
+/// Reads a settings file, and returns its text and its settings; `None` if the file is missing.
 ///
 /// # Errors
 /// When the file cannot be read or is not valid.
@@ -70,7 +71,7 @@ pub struct Loaded {
 pub enum ConfigError {
     #[error("cannot read the settings in {path}")]
     Read { path: PathBuf, source: io::Error },
-    /// Invalid source; the text has the line where it is a file.
+    /// Invalid source. For a wrong key or type in a file that is merged, `origin` includes the line.
     #[error("{origin}: {problem}")]
     Wrong {
         /// File, variable or flag.
@@ -79,7 +80,7 @@ pub enum ConfigError {
     },
 }
 
-/// Returns the process's environment, without what is not UTF-8, which is no setting.
+/// Returns the variables of the process's environment. Variables that are not UTF-8 are left out, for no setting is.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -245,7 +246,7 @@ fn typed<T: DeserializeOwned>(table: &Table) -> Result<T, String> {
     T::deserialize(table.clone()).map_err(|e| e.message().to_string())
 }
 
-/// Merges tables; replaces everything else.
+/// Merges `from` into `into`. Tables are merged key by key; any other value is replaced.
 fn merge(into: &mut Table, from: &Table) {
     for (key, value) in from {
         match (into.get_mut(key), value) {

@@ -1,8 +1,8 @@
 //! Settings: TOML file, drop-ins, environment, flags, in this order, the later one winning.
 //!
-//! Each source is validated by itself first, so that an unknown key or a wrong type is refused with
-//! the file and the line, or the variable's name; then they are merged key by key; then the whole
-//! is checked for what no single source can know.
+//! Each source is validated by itself first, so that an unknown key or a wrong type is refused with the file and the
+//! line, or the variable's name. Then the sources are merged key by key, and the merged settings are checked for faults
+//! that no single source shows.
 #![allow(clippy::disallowed_methods)] // one of the modules that read files
 
 mod access;

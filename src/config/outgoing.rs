@@ -6,6 +6,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EgressSettings {
-    /// Destinations of callbacks, reports and progress: `any`, `callers`, or a list of networks.
+    /// Allowed destinations of callbacks, reports and progress: `any`, `callers`, or a list of networks.
     pub to: crate::model::outgoing::EgressPolicy,
 }

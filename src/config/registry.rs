@@ -3,7 +3,7 @@
 use crate::model::path::CleanPath;
 use crate::model::registry::{RegistryLogin, RegistryLogins};
 
-/// Finds a problem, as the key and the reason.
+/// Finds the first invalid login: the key and the reason.
 pub(super) fn problem(registries: &RegistryLogins) -> Option<(&'static str, String)> {
     let wrong = |(host, registry): (&String, &RegistryLogin)| {
         let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_[]".contains(c);

@@ -4,7 +4,7 @@ use crate::model::policy::ReportPolicy;
 use crate::model::url::HttpUrl;
 
 impl ReportPolicy {
-    /// Finds a problem, as the key and the reason; durations are checked with those of other sections.
+    /// Finds the first invalid setting: its key and the reason. Durations are checked in `Settings::problem`.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         if !self.url.is_empty() && self.url.parse::<HttpUrl>().is_err() {
             let text = format!("'{}' is no address that begins with http:// or https://", self.url);

@@ -30,11 +30,12 @@ pub struct Settings {
     pub admin_listen: MaybeAddress,
     /// Folder of state that survives a reboot.
     pub state_dir: PathBuf,
-    /// Folder of state until the next boot, which empties it.
+    /// Folder of state for the current boot only; a reboot empties it.
     pub run_dir: PathBuf,
     /// Folder of logs of processes that the agent runs: the package manager, a `dockerd` without systemd.
     pub log_dir: PathBuf,
-    /// Fallback for requests that the agent does not serve: `http://host:port` of kvmagent; empty: none.
+    /// Address of the legacy agent (kvmagent), `http://host:port`, for requests that this agent does not serve; empty:
+    /// none.
     pub fallback_url: String,
     /// Agent's own log.
     pub log: Log,
@@ -43,7 +44,7 @@ pub struct Settings {
     pub tls: Tls,
     /// Limits of the HTTP server.
     pub http: HttpPolicy,
-    /// Results that are called back.
+    /// Delivery of task results to callback addresses.
     pub callbacks: CallbackPolicy,
     /// Status reports to the controller.
     pub report: ReportPolicy,
@@ -74,13 +75,13 @@ pub struct Log {
     pub level: String,
 }
 
-/// Forms of the log.
+/// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// `Human` on a terminal, `Journald` under systemd, `Json` elsewhere.
     Auto,
-    /// Lines for people.
+    /// Text lines for people to read.
     Human,
     /// JSON, an object per line.
     Json,
@@ -117,7 +118,7 @@ impl Default for Settings {
 }
 
 impl Log {
-    /// Finds a problem of the level.
+    /// Finds an invalid `level`: the key and the reason.
     fn problem(&self) -> Option<(&'static str, String)> {
         let wrong = |why: String| {
             let level = &self.level;
@@ -126,7 +127,7 @@ impl Log {
         if let Err(e) = EnvFilter::builder().parse(&self.level) {
             return wrong(e.to_string());
         }
-        // A bare word that is no level would pass as the name of a module, and silence all others.
+        // `EnvFilter` takes a bare word that is no level for the name of a module, and would silence all other modules.
         let mut words = self.level.split(',').map(str::trim);
         let bare = |word: &&str| !word.contains(['=', '[', ']', '{', '}', '"']);
         match words.find(|word| bare(word) && word.parse::<LevelFilter>().is_err()) {
@@ -145,7 +146,7 @@ impl Default for Log {
 }
 
 impl Settings {
-    /// Returns the sections that the owners of targets follow.
+    /// Collects the settings that the owners of targets follow.
     pub fn target_policy(&self) -> TargetPolicy {
         TargetPolicy {
             target: self.target.clone(),
@@ -180,12 +181,12 @@ impl Settings {
         .with_warnings()
     }
 
-    /// Returns the address of the legacy agent, if one is set; validated with all other settings.
+    /// Parses `fallback_url`; `None` if it is empty. An invalid URL is refused when the settings are loaded.
     pub fn fallback(&self) -> Option<FallbackAddress> {
         self.fallback_url.parse().ok()
     }
 
-    /// Finds a problem of the whole, as the key and the reason.
+    /// Finds the first invalid setting of the merged settings: its key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         let http = &self.http;
         let callbacks = &self.callbacks;
@@ -262,7 +263,7 @@ impl Settings {
     }
 }
 
-/// Finds the first duration below its minimum, of (key, value, minimum).
+/// Finds the first duration in `spans` below its minimum: its key and the reason. Each entry is (key, value, minimum).
 pub(super) fn too_short<const N: usize>(
     spans: [(&'static str, Duration, Duration); N],
 ) -> Option<(&'static str, String)> {

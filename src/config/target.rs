@@ -8,11 +8,12 @@ use crate::model::image::{ImageSha256, ImageUrl};
 use crate::model::path::CleanPath;
 use crate::model::policy::{MOST_TARGETS, TargetSettings};
 
-/// Upper bound in MiB: far more than a target's image or memory has, and far from an overflow of bytes.
+/// Upper bound of settings in MiB: above the size of any target's image or memory, and low enough that the same size in
+/// bytes does not overflow.
 const MOST_MIB: u64 = 1 << 30;
 
 impl TargetSettings {
-    /// Finds a problem, as the key and the reason.
+    /// Finds the first invalid setting: its key and the reason.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let name = &self.control_sock;
         if name.is_empty() || name.contains('/') {
@@ -30,9 +31,10 @@ impl TargetSettings {
             .or_else(|| self.bounds_problem())
     }
 
-    /// Finds a problem of the bounds on what callers may name, and how much of it.
+    /// Finds an invalid limit of targets or volumes, or an invalid entry in the lists of paths, devices, images, URLs
+    /// and methods that callers may name.
     fn bounds_problem(&self) -> Option<(&'static str, String)> {
-        /// Upper bound, above what one target serves.
+        /// Upper bound of `target.max_volumes`: more volumes than one target serves.
         const MOST_VOLUMES: usize = 1 << 16;
         let counts = [
             ("target.max_targets", self.max_targets, MOST_TARGETS),

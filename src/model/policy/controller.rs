@@ -10,10 +10,10 @@ use crate::model::units::duration;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CallbackPolicy {
-    /// Age up to which delivery of a result is retried, restarts of the agent included.
+    /// Age of a result after which its delivery is no longer retried. Restarts of the agent do not reset the age.
     #[serde(with = "duration")]
     pub max_age: Duration,
-    /// Delay before the second attempt; doubled with each one after.
+    /// Delay before the second attempt. Each further delay is twice as long, up to `max_delay`.
     #[serde(with = "duration")]
     pub first_delay: Duration,
     /// Longest delay between two attempts.
@@ -22,8 +22,8 @@ pub struct CallbackPolicy {
     /// Deadline of one attempt.
     #[serde(with = "duration")]
     pub attempt_timeout: Duration,
-    /// Limit of pending results, separate for requests that change the node and for those that only read; one caller
-    /// may hold three quarters.
+    /// Limit of pending results. It applies separately to requests that change the node and to requests that only read.
+    /// One client may hold three quarters of it.
     pub max_pending: usize,
     /// Limit of concurrent attempts.
     pub parallel: usize,
@@ -35,17 +35,17 @@ pub struct CallbackPolicy {
 pub struct ReportPolicy {
     /// `true` to send reports.
     pub enabled: bool,
-    /// Address of the controller; empty for the one that it gave when it connected.
+    /// Address of the controller. Empty: the address that the controller gave when it connected.
     pub url: String,
     /// Command path under which the controller accepts reports.
     pub command_path: String,
-    /// Heartbeat interval while nothing changes; a tenth more or less.
+    /// Interval of reports while nothing changes, varied by up to a tenth.
     #[serde(with = "duration")]
     pub interval: Duration,
     /// Deadline of one attempt.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Delay before the second attempt; doubled with each one after.
+    /// Delay before the second attempt. Each further delay is twice as long, up to `max_delay`.
     #[serde(with = "duration")]
     pub first_delay: Duration,
     /// Longest delay between two attempts.

@@ -15,15 +15,15 @@ pub struct EnginePolicy {
     pub manage: bool,
     /// `true` if the agent may install the engine.
     pub install: bool,
-    /// The API's socket.
+    /// Path of the engine's API socket.
     pub socket: String,
-    /// The daemon's systemd unit.
+    /// Name of the engine's systemd unit.
     pub unit: String,
-    /// The daemon's executable.
+    /// Name or path of the engine's executable.
     pub binary: String,
-    /// The daemon's configuration file.
+    /// Path of the engine's configuration file.
     pub daemon_json: String,
-    /// File with the pid of the daemon.
+    /// Path of the file with the pid of the engine's daemon.
     pub pid_file: String,
     /// `true` if a prepare fails where the running engine may change iptables.
     pub require_iptables_false: bool,
@@ -32,7 +32,8 @@ pub struct EnginePolicy {
     /// Deadline for an answer of a running engine.
     #[serde(with = "duration")]
     pub ping_timeout: Duration,
-    /// Age up to which an answer is reused while the engine's process lives; zero asks every time.
+    /// Age up to which the engine's last answer is reused, as long as the same engine process lives. Zero: the engine
+    /// is asked each time.
     #[serde(with = "duration")]
     pub ping_max_age: Duration,
     /// Deadline for the first answer of a started engine.
@@ -41,14 +42,14 @@ pub struct EnginePolicy {
     /// Deadline of one run of the package manager.
     #[serde(with = "duration")]
     pub install_timeout: Duration,
-    /// Time to wait for a locked package manager.
+    /// Time to wait while another process holds the package manager's lock.
     #[serde(with = "duration")]
     pub lock_timeout: Duration,
     /// Sets of packages to try, in this order, by package manager.
     pub packages: PackageSets,
     /// Extra arguments for the package manager's install command.
     pub install_args: Vec<String>,
-    /// `true` if the engine may be configured to trust a registry that cannot prove its identity.
+    /// `true` if the agent may add a registry that cannot prove its identity to the engine's `insecure-registries`.
     pub insecure_registries: bool,
 }
 
@@ -76,9 +77,9 @@ impl Default for EnginePolicy {
     }
 }
 
-/// Default packages, Docker's own first. Debian's `docker.io` only recommends what it needs where AppArmor is on and
-/// where images are pulled over TLS, and recommended packages are not installed, for they would bring systemd to a
-/// machine without it.
+/// Default packages, Docker's own first. Debian's `docker.io` only recommends `apparmor`, needed where AppArmor is on,
+/// and `ca-certificates`, needed to pull images over TLS. Recommended packages are not installed, because they would
+/// bring systemd to a machine without it. So these two are listed.
 fn default_packages() -> PackageSets {
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<_>>();
     let docker_ce = set(&["docker-ce", "docker-ce-cli", "containerd.io"]);

@@ -10,31 +10,36 @@ use crate::model::units::duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealPolicy {
-    /// `true` if a desired target is restarted after an exit; the agent's start restarts it either way.
+    /// `true` if a desired target is started again after it exits. At its own start, the agent starts desired targets
+    /// in any case.
     pub enabled: bool,
-    /// Delay between the first two attempts; doubled with each failure, up to `most`.
+    /// Delay between the first and the second attempt. Each further failure doubles the delay, up to `most`. The first
+    /// attempt follows the first exit at once.
     #[serde(rename = "first_delay", with = "duration")]
     pub first: Duration,
     /// Longest delay between two attempts.
     #[serde(rename = "max_delay", with = "duration")]
     pub most: Duration,
-    /// Largest reduction of a delay, in percent of it, so that the targets of nodes that lost the same thing at the
-    /// same time do not come back at the same time. More than 100 is 100.
+    /// Largest random reduction of a delay, in percent; the settings allow at most 50. It keeps the targets of several
+    /// nodes that failed at the same time from restarting at the same time.
     pub jitter_percent: u32,
-    /// Uninterrupted service after which everything before is forgotten.
+    /// Time of uninterrupted service after which earlier failures of the target are forgotten.
     #[serde(with = "duration")]
     pub clear_after: Duration,
-    /// Probation: time for which a target that exited again has to run and answer before it gets a controller.
+    /// Probation of a target that exited again: the time for which it must answer before a vhost controller is created
+    /// in it.
     #[serde(alias = "prove", with = "duration")]
     pub min_ready: Duration,
-    /// Time for which a target that is stopped, or makes no progress, may be silent before it is killed and restarted.
+    /// Time without an answer after which a target is killed and restarted, if its process is stopped or makes no
+    /// progress.
     #[serde(alias = "frozen_after", with = "duration")]
     pub unresponsive_after: Duration,
-    /// Time for which a target with volumes that uses CPU and answers nothing may be silent before that; zero for no
-    /// limit.
+    /// Time without an answer after which a target that still makes progress is killed and restarted, if it has volumes
+    /// or guests. Zero: never.
     #[serde(with = "duration")]
     pub kill_unresponsive_after: Duration,
-    /// Grace period after controllers were made, in which their target is not killed.
+    /// Time after the creation of vhost controllers during which the agent does not kill their target, because guests
+    /// may be reconnecting.
     #[serde(alias = "settle", with = "duration")]
     pub grace_period: Duration,
 }

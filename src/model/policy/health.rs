@@ -10,14 +10,15 @@ use crate::model::units::duration;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealthPolicy {
-    /// Age up to which an answer is still reported; zero asks every time.
+    /// Age up to which a target's last answer is reported without a new probe. Zero: each request for its health sends
+    /// a probe.
     #[serde(with = "duration")]
     pub max_age: Duration,
-    /// Deadline for an answer.
+    /// Deadline for the answer to a health probe.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Interval between two probes of a target. At most half of `max_age` keeps an answer at hand, and finds an
-    /// unresponsive target within `max_age` and `timeout`.
+    /// Interval between two health probes of a target. With at most half of `max_age`, an answer that is young enough
+    /// is always available, and an unresponsive target is found within `max_age` plus `timeout`.
     #[serde(with = "duration")]
     pub interval: Duration,
     /// Deadline of a deep probe, its clean-up included.

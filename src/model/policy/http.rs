@@ -10,23 +10,26 @@ use crate::model::units::duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpPolicy {
-    /// Limit of concurrent connections to each listener; one peer has three quarters of them at most.
+    /// Limit of concurrent connections to each listener. One client may have three quarters of them.
     pub max_connections: usize,
-    /// Limit of concurrent requests that are called back, separate for those that change the node and for those that
-    /// only read; one more, and one beyond three quarters for its caller, is answered 503.
+    /// Limit of concurrent tasks, which are requests with a callback. It applies separately to requests that change the
+    /// node and to requests that only read. One client may have three quarters of it. A request beyond the limit is
+    /// answered with 503.
     pub max_tasks: usize,
     /// Limit of a request's body, in KiB.
     pub body_limit_kib: usize,
-    /// Deadline of a TLS handshake and of a request's head each, and limit of a connection's idle time.
+    /// Deadline of a TLS handshake, and of receiving a request's head. A connection that is idle for this time is
+    /// closed.
     #[serde(with = "duration")]
     pub header_timeout: Duration,
-    /// Deadline of a request's body, and of each stall in one that is passed on.
+    /// Deadline of receiving a request's body. For a request that is passed on to the legacy agent, limit of each stall
+    /// of its body.
     #[serde(with = "duration")]
     pub body_timeout: Duration,
-    /// Time for which a peer may read nothing of a reply.
+    /// Time for which a peer may accept nothing of a reply before its connection is closed.
     #[serde(with = "duration")]
     pub write_timeout: Duration,
-    /// Time for which work may go on after SIGTERM.
+    /// Time that work in progress has to finish after SIGTERM.
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
 }

@@ -14,22 +14,25 @@ pub struct PoolPolicy {
     pub default_pages: u64,
     /// Lower limit of `MemAvailable` after a growth, in MiB.
     pub floor_mib: u64,
-    /// The same limit in percent of `MemTotal`; the larger one counts.
+    /// Lower limit of `MemAvailable` after a growth, in percent of `MemTotal`. The larger of `floor_mib` and
+    /// `floor_percent` applies.
     pub floor_percent: u64,
     /// Upper limit of all pages that the agent has grown and not given back, in percent of `MemTotal`.
     pub max_percent: u64,
-    /// `true` if another node may give what one cannot, where a request does not say.
+    /// `true` if pages that one NUMA node cannot provide may be taken from another. Default for requests that do not
+    /// say.
     pub move_shortfall: bool,
-    /// `true` if the page cache may be dropped when compaction was not enough (hurts every tenant of the node).
+    /// `true` if the page cache may be dropped when compaction did not free enough memory. It slows every tenant of the
+    /// node.
     pub drop_page_cache: bool,
-    /// Retaking of the agent's pages that a call of the legacy agent took away.
+    /// `true` if the agent takes its pages again after something else, such as the legacy agent, took them away.
     pub retake: bool,
-    /// Deadline of one write to the kernel, after which the growth stops.
+    /// Deadline of one write of a pool's size to the kernel. A growth stops when it passes.
     #[serde(with = "duration")]
     pub write_timeout: Duration,
 }
 
-/// The hugetlbfs mount that is made when there is none: `[mount]`.
+/// Hugetlbfs mounts that the agent makes where none exists: `[mount]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MountPolicy {

@@ -16,7 +16,7 @@ use crate::model::units::{duration, octal};
 /// Settings that the owners of targets follow.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TargetPolicy {
-    /// Targets and what a deploy means that names only a few fields.
+    /// Settings of targets, and the defaults for fields that a deploy does not name.
     pub target: TargetSettings,
     /// Health probes.
     pub health: HealthPolicy,
@@ -24,7 +24,7 @@ pub struct TargetPolicy {
     pub volumes: VolumePolicy,
     /// Recovery.
     pub heal: HealPolicy,
-    /// Registries and who logs in there.
+    /// Logins at registries, and the settings of the engine that pulls.
     pub registries: RegistryPolicy,
     /// Folder of downloaded images.
     pub image_folder: PathBuf,
@@ -34,50 +34,50 @@ pub struct TargetPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TargetSettings {
-    /// Program of a target where a request names none: `zbs`, `spdk` or `built-in`.
+    /// Default kind of a target: `zbs`, `spdk` or `built-in`.
     pub kind: TargetKind,
-    /// Image where a request names none; empty for none.
+    /// Default image, for requests that name none; empty: none.
     pub image: String,
-    /// Address of a tar that holds that image; empty for none.
+    /// URL of a tar that holds the default image; empty: none.
     pub image_url: String,
-    /// SHA-256 of that tar; empty if unknown.
+    /// SHA-256 of the tar at `image_url`; empty if unknown.
     pub image_sha256: String,
     /// Size limit of a downloaded tar, in MiB.
     pub image_max_mib: u64,
-    /// MiB that a download leaves free on its disk.
+    /// Free space that a download leaves on its disk, in MiB.
     pub image_keep_free_mib: u64,
     /// Limit of targets on this node; at most [`MOST_TARGETS`].
     pub max_targets: usize,
     /// Limit of volumes in one target.
     pub max_volumes: usize,
-    /// Folders in which callers may have sockets, beside `socket_dir`.
+    /// Folders in which a request may place sockets, in addition to `socket_dir`.
     pub socket_roots: Vec<CleanPath>,
-    /// Folders in which a client configuration that a caller names may lie.
+    /// Folders in which the client configuration of a request may lie.
     pub client_conf_roots: Vec<CleanPath>,
-    /// Folders in which an image's tar may lie.
+    /// Folders in which the image tar of a request may lie.
     pub image_tar_roots: Vec<CleanPath>,
     /// Folders in which the file of a volume may lie.
     pub aio_roots: Vec<CleanPath>,
-    /// Block devices that may be a volume's, by pattern.
+    /// Patterns of the block devices that a volume may use.
     pub aio_devices: Vec<String>,
-    /// Images that callers may name, by pattern or digest.
+    /// Images that a request may name, as patterns of repositories or as digests.
     pub allowed_images: Vec<String>,
-    /// Prefixes of the addresses from which callers may have images downloaded.
+    /// Prefixes of the URLs from which a request may have images downloaded.
     pub image_urls: Vec<String>,
-    /// Methods of a target that a raw backing may call.
+    /// Methods of a target that a volume with a raw backing may call.
     pub raw_methods: Vec<String>,
-    /// Folder of the sockets where a request names none.
+    /// Default folder of a target's sockets, for requests that name none.
     pub socket_dir: CleanPath,
-    /// Owner of a socket folder that the agent makes, by number.
+    /// Owner of a socket folder that the agent creates, by number.
     pub socket_uid: u32,
-    /// Group of such a folder, by number.
+    /// Group of a socket folder that the agent creates, by number.
     pub socket_gid: u32,
-    /// Mode of such a folder, in octal.
+    /// Mode of a socket folder that the agent creates, in octal.
     #[serde(with = "octal")]
     pub socket_mode: u32,
-    /// Name of the control socket in that folder.
+    /// File name of the control socket in the folder of the sockets.
     pub control_sock: String,
-    /// Configuration file of the client.
+    /// Default path of the configuration file of a target's storage client.
     pub client_conf: CleanPath,
     /// Number of CPUs of a target where a request names none.
     pub core_count: u32,
@@ -85,27 +85,27 @@ pub struct TargetSettings {
     pub memory_mib: Option<u64>,
     /// Capabilities of ZBS's and SPDK's targets; all others are dropped.
     pub capabilities: Vec<String>,
-    /// `true` if those targets get all capabilities, and all devices.
+    /// `true` if ZBS's and SPDK's targets get all capabilities and all devices.
     pub privileged: bool,
-    /// Read-only root file systems of targets.
+    /// `true` if the root file systems of targets are read-only.
     pub read_only_root: bool,
     /// Folders in memory that a target may write to under a read-only root.
     pub tmpfs: Vec<String>,
-    /// Size limit of each of these folders, in MiB.
+    /// Size limit of each folder in `tmpfs`, in MiB.
     pub tmpfs_mib: u64,
     /// Limit of processes and threads in ZBS's and SPDK's targets.
     pub pids_limit: u32,
-    /// Command line of ZBS's target, with placeholders.
+    /// Command line of ZBS's target, with the placeholders of [`TargetTemplate::command`].
     pub zbs_command: Vec<String>,
-    /// Command line of SPDK's target, with placeholders.
+    /// Command line of SPDK's target, with the placeholders of [`TargetTemplate::command`].
     pub spdk_command: Vec<String>,
-    /// Command line of the built-in target, with placeholders.
+    /// Command line of the built-in target, with the placeholders of [`TargetTemplate::command`].
     pub built_in_command: Vec<String>,
     /// Extra paths of the host that every target sees; `:ro` at the end makes one read-only.
     pub mounts: Vec<String>,
-    /// Devices of the host.
+    /// Devices of the host that a target sees.
     pub devices: Vec<String>,
-    /// Environment, `NAME=value`.
+    /// Environment variables of a target, as `NAME=value`.
     pub env: Vec<String>,
     /// Deadline of one call to the engine.
     #[serde(with = "duration")]
@@ -113,28 +113,30 @@ pub struct TargetSettings {
     /// Deadline of loading an image.
     #[serde(with = "duration")]
     pub load_timeout: Duration,
-    /// Time for which a download may stall.
+    /// Time without data after which the download of an image fails.
     #[serde(with = "duration")]
     pub stall_timeout: Duration,
     /// Deadline for a started target to serve.
     #[serde(with = "duration")]
     pub ready_timeout: Duration,
-    /// Deadline for a replacement to serve where its predecessor has guests; then the old one comes back.
+    /// Deadline for a replacement to serve where the old target has guests. When it passes, the old target is started
+    /// again.
     #[serde(with = "duration")]
     pub exchange_timeout: Duration,
-    /// Grace period of a target with guests to exit by itself; under a second, for a slow exit strands them.
+    /// Time between SIGTERM and SIGKILL for a target with guests. It should stay below one second, because guests that
+    /// reconnect to a target that is still exiting hang.
     #[serde(with = "duration")]
     pub stop_grace: Duration,
 }
 
-/// MiB of hugepages for each [`VOLUMES_PER_STEP`] volumes that are begun. SPDK serves about 880 vhost-blk controllers from
-/// 512 MiB and refuses the next with `Input/output error`; a tenth is left for I/O (packaging/doc/facts.md,
-/// "Measured under an agent").
+/// Hugepages for each started group of [`VOLUMES_PER_STEP`] volumes, in MiB. SPDK serves about 880 vhost-blk
+/// controllers from 512 MiB and refuses the next one with `Input/output error`; a tenth is left for I/O
+/// (packaging/doc/facts.md, "Measured under an agent").
 pub const MEMORY_STEP_MIB: u64 = 512;
-/// Volumes to each [`MEMORY_STEP_MIB`].
+/// Number of volumes for which [`MEMORY_STEP_MIB`] MiB of hugepages suffice.
 pub const VOLUMES_PER_STEP: u64 = 800;
 
-/// Ceiling of `target.max_targets`: each has a task of its own.
+/// Upper bound of `target.max_targets`. It exists because each target has a task of its own in the agent.
 pub const MOST_TARGETS: usize = 64;
 
 fn words(text: &str) -> Vec<String> {
@@ -163,7 +165,7 @@ impl Default for TargetSettings {
             image_tar_roots: vec![path("/var/lib/zstack"), path("/opt/zbs")],
             aio_roots: Vec::new(),
             aio_devices: Vec::new(),
-            // ZStack's default names; a registry of the site is named by its operator.
+            // Default image names of ZStack. An operator adds those of the site's registry.
             allowed_images: words("zbs-vhost zbs-vhost-*"),
             image_urls: Vec::new(),
             raw_methods: Vec::new(),
@@ -204,17 +206,17 @@ impl Default for TargetSettings {
 /// Parts of a container that depend on the kind of its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetTemplate<'a> {
-    /// Command; `{cores}`, `{socketDir}`, `{controlSock}`, `{clientConf}`, `{hugeDir}` and `{memoryMib}` are filled in,
-    /// and a word that cannot be filled in is dropped with the flag before it.
+    /// Command line. `{cores}`, `{socketDir}`, `{controlSock}`, `{clientConf}`, `{hugeDir}` and `{memoryMib}` are
+    /// filled in. A word whose placeholder has no value is dropped together with the flag before it.
     pub command: &'a [String],
     /// Capabilities; all others are dropped.
     pub capabilities: &'a [String],
-    /// `true` for all capabilities, and all devices.
+    /// `true` if the container gets all capabilities and all devices.
     pub privileged: bool,
 }
 
 impl TargetSettings {
-    /// Template of the container of that kind of target.
+    /// Returns the container template for targets of `kind`.
     pub fn template(&self, kind: TargetKind) -> TargetTemplate<'_> {
         let with = |command| TargetTemplate {
             command,
@@ -233,13 +235,14 @@ impl TargetSettings {
         }
     }
 
-    /// Pages of 2 MiB that a target takes when it starts, if its command says how many.
+    /// Number of 2 MiB pages that a target with `spec` takes when it starts; 0 if its command names no memory or has
+    /// `--no-huge`.
     pub fn pages(&self, spec: &TargetSpec) -> u64 {
         let is_huge = self.template(spec.kind).command.iter().all(|word| word != "--no-huge");
         if self.says_memory(spec.kind) && is_huge { spec.memory_mib.div_ceil(2) } else { 0 }
     }
 
-    /// `true` if the command of a kind says how much memory it takes.
+    /// `true` if the command of `kind` has the placeholder `{memoryMib}`.
     pub fn says_memory(&self, kind: TargetKind) -> bool {
         self.template(kind).command.iter().any(|word| word.contains("{memoryMib}"))
     }
@@ -257,7 +260,8 @@ impl TargetSettings {
         Some(self.image.as_str()).filter(|image| !image.is_empty())
     }
 
-    /// Spec of a target of that name by the settings alone; validated by itself or with what a request adds.
+    /// Builds the spec of the target `name` from the settings alone. The caller validates it, after adding the fields
+    /// of a request if there is one.
     ///
     /// # Errors
     /// A control socket whose name makes no valid path.

@@ -20,17 +20,17 @@ pub struct VolumePolicy {
     /// Deadline of one call to a target about a volume.
     #[serde(with = "duration")]
     pub call_timeout: Duration,
-    /// Interval between two observations of a target's volumes, for no event says that a VM connects, and of the VMs
-    /// that are connected.
+    /// Interval between two observations of a target's volumes and of the VMs that are connected to them. It is needed
+    /// because no event reports that a VM connects.
     #[serde(with = "duration")]
     pub look_interval: Duration,
-    /// Time in which the session of a VM has to start before its volume is stuck.
+    /// Time for the session of a connected VM to start. When it passes, the volume counts as stuck.
     #[serde(with = "duration")]
     pub stuck_after: Duration,
-    /// Free 2 MiB pages that stay when the last volume of the node goes.
+    /// Number of 2 MiB pages that are not given back after the last volume of the node is gone.
     pub keep_pages: u64,
-    /// Time without volumes on the node after which the other pages are given back: the next volume may be on its way,
-    /// and its VM has asked for pages already.
+    /// Time without volumes on the node after which 2 MiB pages beyond `keep_pages` are given back. It leaves time for
+    /// the next volume, whose VM may have requested pages already.
     #[serde(with = "duration")]
     pub give_back_after: Duration,
 }
