@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Doublings after which the delay grows no more, whatever `most` says: 2³¹ of a millisecond are 24 days.
+/// Number of doublings after which the delay grows no more, even below `most`. 2³¹ ms are 24 days.
 const DOUBLINGS: u32 = 31;
 
 /// Exponential backoff: `first`, doubled with each failure, up to `most`, less some jitter.
@@ -12,7 +12,7 @@ pub struct Backoff {
     pub first: Duration,
     /// Longest delay.
     pub most: Duration,
-    /// Largest part that is taken off at random, in percent.
+    /// Largest random reduction of a delay, in percent.
     pub jitter_percent: u32,
 }
 
@@ -22,7 +22,7 @@ impl Backoff {
         Backoff { first, most, jitter_percent: 0 }
     }
 
-    /// Delay after that many failures in a row, counted from 1. Same seed, same delay.
+    /// Delay after `failures` failures in a row, counted from 1. The same `seed` gives the same delay.
     pub fn delay(self, failures: u32, seed: u64) -> Duration {
         let doublings = failures.saturating_sub(1).min(DOUBLINGS);
         let whole = self.first.saturating_mul(1 << doublings).min(self.most);
@@ -30,7 +30,7 @@ impl Backoff {
     }
 }
 
-/// Duration less up to `percent` of it, decided by `random`.
+/// Reduces `whole` by up to `percent` percent of it; `random` decides by how much.
 pub fn less_jitter(whole: Duration, percent: u32, random: u64) -> Duration {
     let widest = whole / 100 * percent.min(100);
     // One of 1025 even steps from no jitter to all of it.

@@ -5,17 +5,17 @@ use serde_json::{Map, Value};
 
 use super::engine::DaemonJson;
 
-/// Key that keeps the engine's hands off the host's packet filter.
+/// Key that, set to `false`, keeps the engine from changing the host's packet filter.
 pub const IPTABLES: &str = "iptables";
 /// Key of the registries that the engine trusts without verification.
 const INSECURE: &str = "insecure-registries";
 
-/// Keys of the file's object; none in a text that is no object.
+/// Keys and values of the JSON object in `text`; none if `text` is no object.
 pub fn keys(text: &str) -> Map<String, Value> {
     serde_json::from_str(text).unwrap_or_default()
 }
 
-/// Adds `"iptables": false` in the first place.
+/// Adds `"iptables": false` as the first key, and returns the new text.
 pub fn with_iptables_off(file: &DaemonJson) -> String {
     match file {
         DaemonJson::Object { text, .. } if !keys(text).is_empty() => {

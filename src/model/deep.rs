@@ -1,4 +1,4 @@
-//! Deep probe of a target: I/O that went through a disk of the agent's own, or the reason why none did.
+//! Result of a deep probe, which writes to a disk of the agent's own in the target and reads the data back.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,20 +17,20 @@ pub struct DeepHealth {
     pub duration_ms: f64,
     #[serde(flatten)]
     pub io: Option<ProvenIo>,
-    /// Reason for a failure.
+    /// Reason why the probe failed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Fault>,
 }
 
-/// I/O that went through a target and came back as it should.
+/// Measurements of I/O that a target carried out correctly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProvenIo {
     /// Bytes that were written, and then read.
     pub bytes: u64,
-    /// Time to write and flush them, in milliseconds.
+    /// Time to write and flush the bytes, in milliseconds.
     pub write_ms: f64,
-    /// Time to read them, in milliseconds.
+    /// Time to read the bytes, in milliseconds.
     pub read_ms: f64,
     /// Kind of the memory that was shared with the target.
     pub memory: MemoryKind,
@@ -55,7 +55,8 @@ pub struct ProvenHealth {
 }
 
 impl ProvenHealth {
-    /// Combines both. A target that answers and does no I/O is degraded; I/O that could not be tried changes nothing.
+    /// Combines `health` with the result `deep` of a deep probe. A serving target whose I/O failed becomes degraded. A
+    /// probe that could not try its I/O changes nothing.
     pub fn of(health: TargetHealth, deep: DeepHealth) -> ProvenHealth {
         let blamed = |fault: &&Fault| fault.code.blames_target();
         let fault = deep.error.as_ref().filter(|_| deep.io.is_none()).filter(blamed);

@@ -44,11 +44,11 @@ impl<'de> Deserialize<'de> for ApiVersion {
 pub struct EngineVersion {
     /// The engine's own version, such as 20.10.24.
     pub version: String,
-    /// Newest API that it speaks.
+    /// Newest API version that the engine speaks.
     pub api: ApiVersion,
 }
 
-/// Result of a call to the API.
+/// Result of a call to the engine's API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineApi {
     Answers(EngineVersion),
@@ -119,8 +119,8 @@ pub enum PackageManager {
 }
 
 impl PackageManager {
-    /// Every package manager, in the order in which they are looked for. dnf before yum: where both are, yum is a link
-    /// to it.
+    /// Every package manager, in the order in which they are looked for. dnf comes before yum: where both are, `yum` is
+    /// a link to `dnf`.
     pub const ALL: [PackageManager; 4] =
         [PackageManager::Apt, PackageManager::Dnf, PackageManager::Yum, PackageManager::Zypper];
 
@@ -150,7 +150,7 @@ pub struct EngineSeen {
     pub api: EngineApi,
     /// Process of the daemon, if it runs.
     pub process: Option<EngineProcess>,
-    /// Path of the daemon's executable.
+    /// Path of the daemon's executable, if it is installed.
     pub installed: Option<String>,
     pub daemon_json: DaemonJson,
     /// Service manager, which is PID 1.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
 
-/// Values that a controller gave when it connected; empty if it did not.
+/// Values that a controller gave when it connected; all empty before the first connect.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HostIdentity {
@@ -14,8 +14,9 @@ pub struct HostIdentity {
     pub send_command_url: String,
     /// Version that the controller expects of the agent.
     pub version: String,
-    /// Caller that gave them; unknown if they were learnt before that was recorded, and then nobody on this node: a
-    /// wrong guess costs reports until the next connect, the other one would open loopback.
+    /// Caller that gave `send_command_url`; `None` if it was learnt before callers were recorded. `None` is treated as
+    /// a caller elsewhere: if that is wrong, reports fail until the next connect, whereas the other choice would open
+    /// loopback.
     pub learnt_from: Option<Caller>,
 }
 

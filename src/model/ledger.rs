@@ -1,4 +1,4 @@
-//! Ledger of pages: those of each pool that are the agent's, and those of them that others took.
+//! Ledger of hugepages: for each pool, the pages that the agent grew, and those of them that something else took away.
 
 use std::collections::BTreeSet;
 
@@ -15,31 +15,32 @@ use super::units::PageSize;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ledger {
-    /// `/proc/sys/kernel/random/boot_id` of the boot that it describes.
+    /// `/proc/sys/kernel/random/boot_id` of the boot that the ledger describes.
     pub boot_id: String,
-    /// Set if the pages recorded before this boot were taken again.
+    /// Set if the reservations were restored in this boot.
     pub restored: bool,
-    /// Persistent pages grown and not given back.
+    /// Persistent pages that the agent grew and has not given back.
     pub grown: Vec<PoolPages>,
-    /// Total of persistent pages in those pools, and in those below, when last observed.
+    /// All persistent pages of the pools in `grown` and `whole`, when last observed.
     #[serde(default)]
     pub persistent: Vec<PoolPages>,
-    /// Pools from which somebody else took pages of the agent, until it has as many again or gives them up.
+    /// Pools from which something else took pages of the agent. An entry is removed when the agent has as many pages
+    /// again, or gives up the lost ones.
     #[serde(default)]
     pub whole: Vec<WholePool>,
-    /// Growth that was begun; resolved when the outcome is known.
+    /// Growth that was begun and whose outcome is not recorded yet.
     pub intent: Option<Intent>,
 }
 
-/// Pool before somebody else took pages of the agent, in persistent pages.
+/// State of a pool before something else took pages of the agent from it, in persistent pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WholePool {
     #[serde(flatten)]
     pub key: PoolKey,
-    /// Pages of the agent.
+    /// Pages that the agent had grown.
     pub grown: u64,
-    /// Total of pages.
+    /// All pages of the pool.
     pub persistent: u64,
 }
 
@@ -48,29 +49,30 @@ pub struct WholePool {
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
     pub pool: PoolKey,
-    /// Pages before.
+    /// Pages before the growth.
     pub from: u64,
-    /// Desired pages after.
+    /// Desired pages after the growth.
     pub to: u64,
 }
 
 impl Ledger {
-    /// Empty ledger for this boot.
+    /// Empty ledger for the boot `boot_id`.
     pub fn new(boot_id: impl Into<String>) -> Ledger {
         Ledger { boot_id: boot_id.into(), ..Ledger::default() }
     }
 
-    /// Pages that the agent grew in that pool.
+    /// Pages that the agent grew in the pool `key`.
     pub fn grown(&self, key: PoolKey) -> u64 {
         self.grown.iter().find(|p| p.key() == key).map_or(0, |p| p.pages)
     }
 
-    /// Grown pages as a map.
+    /// Pages in `grown`, by pool.
     pub fn by_pool(&self) -> PagesByPool {
         pages_map(&self.grown)
     }
 
-    /// Pages that the agent keeps: those grown, and those that somebody else took and that were not given up.
+    /// Pages that the agent keeps, by pool: the grown ones, and those that something else took and that were not given
+    /// up.
     pub fn kept(&self) -> PagesByPool {
         let mut kept = self.by_pool();
         for whole in &self.whole {
@@ -80,7 +82,8 @@ impl Ledger {
         kept
     }
 
-    /// Kept pages that nobody has put back. Pages that others put back are theirs, and not missing.
+    /// Pages that something else took away and that are still missing, by pool. Pages that others have put back count
+    /// as theirs, and are not missing.
     pub fn lost(&self) -> PagesByPool {
         let last = pages_map(&self.persistent);
         let lost = |whole: &WholePool| {
@@ -91,7 +94,8 @@ impl Ledger {
         self.whole.iter().map(lost).filter(|(_, pages)| *pages > 0).collect()
     }
 
-    /// Sets the pages of one pool that has `persistent` pages in all; zero removes the entry.
+    /// Sets the grown pages of the pool `key` to `pages`, and its observed total to `persistent`. Zero `pages` removes
+    /// the pool from `grown`.
     pub fn set_grown(&mut self, key: PoolKey, pages: u64, persistent: u64) {
         let mut all = self.by_pool();
         let mut seen = pages_map(&self.persistent);
@@ -100,21 +104,21 @@ impl Ledger {
         self.grown = pages_list(&all);
         let kept = self.kept();
         seen.retain(|key, _| kept.get(key).is_some_and(|pages| *pages > 0));
-        // An empty pool is observed, too.
+        // A total of zero is kept, for it is an observation; `pages_list` would drop it.
         self.persistent = seen.iter().map(|(key, pages)| key.pages(*pages)).collect();
     }
 
-    /// Sizes of the pages in the ledger.
+    /// Page sizes of the pools in which the agent keeps pages or has begun a growth.
     pub fn sizes(&self) -> BTreeSet<PageSize> {
         let kept = self.kept().into_keys().map(|key| key.size);
         kept.chain(self.intent.map(|intent| intent.pool.size)).collect()
     }
 
-    /// Brings the ledger in line with the kernel after a gap in which the agent did not watch.
+    /// Corrects the ledger by the observed pools `seen`, after a time in which the agent did not watch them.
     ///
-    /// Only pages that are surely the agent's are ever given back. So a growth that was begun counts only if it is
-    /// there to the page, and if somebody lowered a pool, the agent's pages are taken to be the ones that went. Returns
-    /// `true` if anything changed.
+    /// Only pages that are surely the agent's are ever given back. So a growth that was begun counts only if the pool
+    /// has exactly the intended number of pages. If something lowered a pool, the missing pages are taken to be the
+    /// agent's. Returns `true` if the ledger changed.
     pub fn reconcile(&mut self, seen: &PoolsSeen) -> bool {
         let before = self.clone();
         let intent = self.intent.take();
@@ -144,7 +148,8 @@ impl Ledger {
         *self != before
     }
 
-    /// Records a pool as it was before pages went; `least` is the number of pages with which it would lack none.
+    /// Records `before`, the state of a pool before a loss. `least` is the total of pages at which the pool would lack
+    /// none.
     fn note_loss(&mut self, before: WholePool, least: u64) {
         match self.whole.iter_mut().find(|whole| whole.key == before.key) {
             Some(whole) => {
@@ -158,7 +163,7 @@ impl Ledger {
         }
     }
 
-    /// Gives up lost pages, so that the agent keeps at most `most`. Returns `true` if there were any.
+    /// Gives up lost pages until the agent keeps at most `most` pages in each pool. Returns `true` if there were any.
     pub fn keep_at_most(&mut self, most: &PagesByPool) -> bool {
         let before = self.whole.clone();
         let grown = self.by_pool();
@@ -166,7 +171,7 @@ impl Ledger {
         for whole in &mut self.whole {
             let less = whole.grown.saturating_sub(pages(most, whole.key));
             whole.grown -= less;
-            // The pool would have had that many fewer, too.
+            // Without the pages that are given up, the pool's total would have been lower by as many.
             whole.persistent = whole.persistent.saturating_sub(less);
         }
         self.whole.retain(|whole| whole.grown > pages(&grown, whole.key));

@@ -15,7 +15,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// `true` if an address belongs to it; an IPv4 address is the same in its IPv6 form.
+    /// `true` if `address` belongs to the network. An IPv4 address in IPv6 form (`::ffff:a.b.c.d`) counts as IPv4.
     pub fn has(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_ipv4() == self.first.is_ipv4() && masked(address, self.bits) == self.first
@@ -23,14 +23,14 @@ impl Network {
 }
 
 impl Network {
-    /// Address of a network that has only one.
+    /// Address of the network, if the network contains only one.
     pub fn only(&self) -> Option<IpAddr> {
         let all = if self.first.is_ipv4() { 32 } else { 128 };
         (self.bits == all).then_some(self.first)
     }
 }
 
-/// Clears all bits of an address but the first ones.
+/// Clears all but the first `bits` bits of `address`.
 fn masked(address: IpAddr, bits: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {

@@ -1,6 +1,6 @@
 //! Patterns in which `*` stands for any characters, as operators write them into lists of what is allowed.
 
-/// `true` if a text fits a pattern.
+/// `true` if `text` fits `pattern`.
 pub fn fits(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
@@ -8,7 +8,8 @@ pub fn fits(pattern: &str, text: &str) -> bool {
     };
     let mut last = None;
     for part in parts {
-        // The one before is followed by another: the first place where it occurs leaves most for those after it.
+        // A part that another part follows is matched at its first occurrence, which leaves the most text for later
+        // parts.
         if let Some(part) = last.replace(part) {
             match rest.find(part) {
                 Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),

@@ -12,9 +12,9 @@ use super::work::WorkId;
 /// Request to make the node fit for a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrepareRequest {
-    /// Free pages, at most one entry for each page size and placement.
+    /// Desired free pages, at most one entry for each page size and placement.
     pub hugepages: Vec<PoolWant>,
-    /// Set if a growth that came out short is kept.
+    /// Set if the pages of a growth that missed its goal are kept.
     pub keep_partial: bool,
     /// Set if the engine is reconciled.
     pub engine: bool,
@@ -23,8 +23,9 @@ pub struct PrepareRequest {
 }
 
 impl PrepareRequest {
-    /// `true` if the outcome of `self` answers `other` too: it wants the same or more pages, and the same of the
-    /// engine, so that no caller waits for an installation that it did not request.
+    /// `true` if the outcome of `self` also answers `other`: `self` requests at least the same pages, and exactly the
+    /// same options. The engine option has to be the same so that no caller waits for an installation that it did not
+    /// request.
     pub fn covers(&self, other: &PrepareRequest) -> bool {
         self.dry_run == other.dry_run
             && self.keep_partial == other.keep_partial
@@ -43,11 +44,11 @@ impl PrepareRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StepOutcome {
-    /// Dry run: would be done.
+    /// Not done, for the prepare is a dry run.
     Planned,
     /// Done, and read back.
     Done,
-    /// Done in part: `after` says how far.
+    /// Done in part; `StepReport::after` holds the state that was reached.
     Short,
     /// Failed; the report's error says why.
     Failed,
@@ -117,7 +118,7 @@ pub enum Outcome {
     Changed,
     /// Dry run: something would be done.
     WouldChange,
-    /// Something still missing.
+    /// Failed: something is still not as desired.
     Failed,
 }
 
@@ -138,7 +139,7 @@ impl Outcome {
 pub struct PartReport {
     pub steps: Vec<StepReport>,
     pub findings: Vec<Finding>,
-    /// Reasons why it stopped before everything was as desired.
+    /// Reasons why the part stopped before everything was as desired.
     pub errors: Vec<Fault>,
     /// hugetlbfs mounts to use.
     pub mounts: Vec<String>,
@@ -162,9 +163,9 @@ impl PartReport {
 pub struct PrepareReport {
     pub outcome: Outcome,
     pub dry_run: bool,
-    /// Steps of the pools, then of the engine, which went on at the same time.
+    /// Steps of the pools, then those of the engine. Both parts ran at the same time.
     pub steps: Vec<StepReport>,
-    /// Findings for the operator that failed nothing.
+    /// Findings for the operator, which do not make the prepare fail.
     pub findings: Vec<Finding>,
     /// Failures; empty unless the outcome is `failed`.
     pub errors: Vec<Fault>,
@@ -176,7 +177,7 @@ pub struct PrepareReport {
 }
 
 impl PrepareReport {
-    /// Sums the parts up.
+    /// Builds the report from the merged `parts`.
     pub fn of(dry_run: bool, parts: PartReport, took: Duration) -> PrepareReport {
         let outcome = match (parts.errors.is_empty(), parts.steps.is_empty(), dry_run) {
             (false, ..) => Outcome::Failed,
@@ -212,7 +213,7 @@ pub struct ReclaimReport {
     pub errors: Vec<Fault>,
 }
 
-/// Event of long-running work, for whoever follows it.
+/// Event of long-running work, with the id of that work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub work: WorkId,

@@ -1,9 +1,9 @@
-//! Progress of long-running work, for a controller that asked for it: the events that count, and the percentage that
-//! they come to.
+//! Progress of long-running work, for a controller that requested it: the last event, and a percentage.
 //!
-//! Steps are reported for the whole node; their [`WorkId`] says which of them belong to one request. Nobody knows how
-//! many are still to come, for each round is planned from what the last one left. So a [`ProgressSource`] comes closer to its
-//! end with each step that has ended and reaches it only with the request's success.
+//! Steps are published for the whole node; their [`WorkId`] tells which of them belong to one request. The number of
+//! steps still to come is unknown, because each round is planned from the result of the last one. So the percentage of
+//! a [`ProgressSource`] comes closer to the end of its stage with each step that has ended, and reaches the end only
+//! with the request's success.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ use super::prepare::{Progress, WorkEvent};
 use super::step::Area;
 use super::work::WorkId;
 
-/// Characters of a printed line that are reported at most.
+/// Largest number of characters of an output line in a report.
 const LINE_CHARACTERS: usize = 1000;
 
-/// Progress reports that a request asks for, as the controller wrote it.
+/// Request of a controller for progress reports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProgressRequest {
-    /// Value that is returned as it came.
+    /// Value that each report returns unchanged.
     pub context: Value,
-    /// Value that is returned as it came.
+    /// Value that each report returns unchanged.
     pub stack: Value,
     /// Address of the reports; `None` for the one that the controller gave when it connected.
     pub url: Option<String>,
     pub caller: Caller,
-    /// Share of the whole that this request is.
+    /// Part of the controller's whole job that the request makes up.
     pub stage: Stage,
     /// Time for which the controller waits for the request; nothing is reported afterwards.
     pub timeout: Option<Duration>,
 }
 
-/// Share of the whole that a request is, in percent.
+/// Part of the controller's whole job that a request makes up: from `start` to `end` percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage {
     start: u32,
@@ -47,14 +47,14 @@ impl Default for Stage {
 }
 
 impl Stage {
-    /// Reads a share such as `20-80`; `None` for a text that is no part of a whole.
+    /// Parses a range such as `20-80`; `None` unless it lies within 0 and 100.
     pub fn parse(text: &str) -> Option<Stage> {
         let (start, end) = text.split_once('-')?;
         let (start, end) = (start.trim().parse().ok()?, end.trim().parse().ok()?);
         (start <= end && end <= 100).then_some(Stage { start, end })
     }
 
-    /// Percentage of the whole after so many steps: 100 - 100/(steps + 1) percent of the stage, rounded down.
+    /// Percentage of the whole job after `steps` steps. Of the stage, `steps / (steps + 1)` is done then, rounded down.
     pub fn after(self, steps: u32) -> u32 {
         let span = u64::from(self.end - self.start);
         let gone = span * u64::from(steps) / (u64::from(steps) + 1);
@@ -62,7 +62,7 @@ impl Stage {
     }
 }
 
-/// Kind of work that a request is.
+/// Kind of a request's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkKind {
     Prepare,
@@ -84,7 +84,7 @@ impl WorkKind {
 pub enum Weight {
     /// Start or end of a step: reported at once.
     Step,
-    /// Printed line: reported now and then.
+    /// Output line: reported now and then.
     Line,
 }
 
@@ -95,7 +95,7 @@ pub struct ProgressSource {
     stage: Stage,
     ended: u32,
     succeeded: bool,
-    /// Steps at work: part of the node, step, subject. At most one in each part.
+    /// Running steps: (area, step, subject). At most one in each area.
     at_work: Vec<(Area, String, String)>,
     last: Value,
 }
@@ -107,7 +107,8 @@ impl ProgressSource {
         ProgressSource { work, stage, ended: 0, succeeded: false, at_work, last: Value::Null }
     }
 
-    /// Records an event of the node; `None` if it is not about this work.
+    /// Records an event of the node, and returns the urgency of its report. `None` if the event belongs to other work,
+    /// or is the output of a step that is not running.
     pub fn hear(&mut self, progress: Progress) -> Option<Weight> {
         if progress.work != self.work {
             return None;
@@ -140,7 +141,7 @@ impl ProgressSource {
         self.succeeded = true;
     }
 
-    /// Percentage of the whole that is done.
+    /// Percentage of the whole job that is done.
     pub fn percent(&self) -> u32 {
         match self.succeeded {
             true => self.stage.end,

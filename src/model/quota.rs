@@ -1,28 +1,29 @@
-//! Quota of one client: of everything that many share (connections, slots, tasks, results, attempts) one client has at
-//! most three quarters, so that there is always room for others.
+//! Quota of one client. Of each shared resource (connections, slots, tasks, results, attempts), one client gets at most
+//! three quarters, so that there is always room for others.
 //!
-//! The Unix socket is the node itself, for its owner alone can open it, and has no quota. A loopback address
-//! is an address like any other: everybody on the node can call from it.
+//! The node itself, which calls over the Unix socket, has no quota, because the mode of the socket restricts its users.
+//! A loopback address has one like any other address: everybody on the node can call from it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::caller::Caller;
 
-/// Caller in the sense of quotas.
+/// Client to which a quota applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum QuotaClient {
     /// The node itself, over the Unix socket.
     Node,
     V4(Ipv4Addr),
-    /// A network of 64 bits: a machine can take any address in its own (RFC 4291, 2.5.4).
+    /// IPv6 network of 64 bits, because a machine can take any address in its own network (RFC 4291, 2.5.4).
     V6(Ipv6Addr),
     /// Callers whose identity was not recorded.
     Unknown,
 }
 
 impl QuotaClient {
-    /// Share of `all` that it may have at one time; of one, that one.
+    /// Number out of `all` that the client may have at one time: all for the node itself, else three quarters, rounded
+    /// up.
     pub fn quota(self, all: usize) -> usize {
         match self {
             QuotaClient::Node => all,

@@ -1,15 +1,15 @@
-//! Addresses of the web: validation, and display without secrets.
+//! HTTP URLs: validation, and display without secrets.
 
 use std::fmt;
 use std::str::FromStr;
 
 use url::Url;
 
-/// Address that begins with `http://` or `https://` and names a host. It is shown without parts that can be secret.
+/// URL that begins with `http://` or `https://` and names a host. `Display` leaves out the parts that can be secret.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HttpUrl(Url);
 
-/// Reason why a text is no such address.
+/// Reason why a text is no [`HttpUrl`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HttpUrlError {
     /// White space or a control character.
@@ -20,23 +20,23 @@ pub enum HttpUrlError {
     /// Scheme other than `http` and `https`.
     #[error("it must begin with http:// or https://")]
     Scheme,
-    /// User's name or password.
+    /// User name or password in the URL.
     #[error("it holds a user's name: name an address that needs none")]
     User,
 }
 
 impl HttpUrl {
-    /// Whole address, secrets included.
+    /// Whole URL, secrets included.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 
-    /// Whole address, in its parts.
+    /// Parsed URL, secrets included.
     pub fn url(&self) -> &Url {
         &self.0
     }
 
-    /// Parses an address without a user's name, which would be sent to nobody.
+    /// Parses a URL. A URL with a user name or password is refused, because the agent would not send them.
     ///
     /// # Errors
     /// [`HttpUrlError`].
@@ -60,7 +60,7 @@ impl FromStr for HttpUrl {
             url::ParseError::RelativeUrlWithoutBase => HttpUrlError::Scheme,
             other => HttpUrlError::Malformed(other),
         })?;
-        // With these schemes, the parser accepts no address that names no host.
+        // With these schemes, the parser accepts only URLs that name a host.
         if !["http", "https"].contains(&url.scheme()) {
             return Err(HttpUrlError::Scheme);
         }
@@ -86,7 +86,8 @@ impl From<HttpUrl> for String {
     }
 }
 
-/// Address as logs, errors and replies may show it: a user's name, a password and a query can be what gives access.
+/// Formats a URL for logs, errors and replies. User name, password and fragment are left out and a query becomes `…`,
+/// because they can grant access.
 pub fn without_secrets(url: &Url) -> String {
     let mut shown = url.clone();
     let _ = shown.set_username("");
@@ -99,7 +100,7 @@ pub fn without_secrets(url: &Url) -> String {
     shown.into()
 }
 
-/// Same of a text that may be no address, which then is not shown at all.
+/// Formats a text that should be a URL, as [`without_secrets`] does. A text that is no URL is not shown at all.
 pub fn text_without_secrets(text: &str) -> String {
     match Url::parse(text) {
         Ok(url) => without_secrets(&url),

@@ -8,14 +8,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Identity of one piece of long-running work: it joins progress, events, log lines and the stream of a caller.
+/// Identity of one piece of long-running work. Its progress, events and log lines and the stream of its caller all have
+/// the same id.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkId(u64);
 
 impl WorkId {
-    /// Id that no other work has, also not in another run of the agent.
+    /// Returns an id that no other work has, not even work of another run of the agent.
     pub fn next() -> WorkId {
-        // A run begins a thousand pieces of work each millisecond at the most.
+        // Ids of two runs differ as long as a run begins at most 1024 pieces of work per millisecond of its life.
         static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             AtomicU64::new(u64::try_from(since.as_millis()).unwrap_or_default() << 10)

@@ -11,7 +11,7 @@ use crate::model::target::validate_image;
 /// Prefix of a digest, in a reference and in the settings.
 const DIGEST: &str = "sha256:";
 
-/// Judges an image; the one of the settings may always be named.
+/// Authorizes an image. `target.image` and the images that `target.allowed_images` lists are allowed.
 pub(super) fn authorize(image: &str, settings: &TargetSettings) -> Result<(), Fault> {
     let is_listed = |pattern: &String| is_listed(image, pattern);
     if settings.image() == Some(image) || settings.allowed_images.iter().any(is_listed) {
@@ -24,11 +24,12 @@ pub(super) fn authorize(image: &str, settings: &TargetSettings) -> Result<(), Fa
     Err(Fault::new(Code::ImageNotAllowed, text))
 }
 
-/// `true` if a reference (`[registry/]path[:tag][@digest]`) carries that digest, or its repository fits that pattern.
+/// `true` if the reference `image` (`[registry/]path[:tag][@digest]`) fits `pattern`, which is either a digest or a
+/// pattern of repositories.
 fn is_listed(image: &str, pattern: &str) -> bool {
     let (name, digest) = image.split_once('@').map_or((image, None), |(name, it)| (name, Some(it)));
     if pattern.starts_with(DIGEST) {
-        // The engine would call a registry first.
+        // With a registry in the reference, the engine would call that registry first.
         return digest == Some(pattern) && registry_of(image).is_none();
     }
     // A colon before the last slash is that of the registry's port.
@@ -41,7 +42,7 @@ fn is_listed(image: &str, pattern: &str) -> bool {
         patterns.len() == parts.len() && all
     };
     match patterns.split_first() {
-        // Any registry, with any path in it.
+        // A leading `*` stands for any registry, with any path in it.
         Some((&"*", rest)) if parts.len() > rest.len() => {
             is_same(rest, parts.get(parts.len() - rest.len()..).unwrap_or_default())
         }
@@ -56,7 +57,7 @@ pub fn image_pattern_problem(pattern: &str) -> Option<String> {
             let digest = pattern.parse::<ImageSha256>();
             digest.as_ref().map_or(true, |digest| !pattern.ends_with(digest.as_str()))
         }
-        // As if each asterisk were a letter.
+        // Each asterisk is validated as if it were a letter.
         false => pattern.contains('@') || validate_image(&pattern.replace('*', "x")).is_err(),
     };
     problem.then(|| {

@@ -1,4 +1,4 @@
-//! Bounds of what callers may name: paths, images, addresses of images, methods of a target.
+//! Bounds on the paths, images, image URLs and target methods that callers may name.
 //!
 //! ```text
 //! request ──▶ spec ──as named──▶ 403 ──▶ the machine is observed ──with links followed──▶ refused, or planned
@@ -7,7 +7,7 @@
 //! new, or come from before there were bounds: a target that recovers, and a request that is repeated, say nothing new.
 //! Neither is authorized again.
 //!
-//! A refusal names the setting that would allow it, and reveals nothing of what is there.
+//! A refusal names the setting that would allow the value. It does not reveal whether something exists at a path.
 
 mod images;
 mod paths;
@@ -27,7 +27,8 @@ use super::policy::TargetSettings;
 use super::target::TargetSpec;
 use super::volume::{Backing, MAKES, TAKES, VolumeSpec, validate_method};
 
-/// Judges a target that a request asks for; `known` is the desired one of its name.
+/// Authorizes the paths, image and image URL of a requested target. Values that `known`, the desired spec of the same
+/// name, already has are not checked.
 ///
 /// # Errors
 /// 403, with the setting that would allow what the request names.
@@ -51,13 +52,14 @@ pub fn authorize_target(
     url.map_or(Ok(()), |url| urls::authorize(url, settings))
 }
 
-/// Paths whose links have to be followed to authorize a target: those that are not the operator's, and their folders.
+/// Paths whose links have to be followed to authorize a target: the paths that a request named, and the allowed folders
+/// that they lie in.
 pub fn paths_of_target(spec: &TargetSpec, settings: &TargetSettings) -> Vec<CleanPath> {
     let paths = named_paths(spec, settings).into_iter();
     paths.flat_map(|(named, path)| named.paths(path, settings)).collect()
 }
 
-/// Paths of a target that are not as the settings have them.
+/// Paths in `spec` that differ from the settings, each with its purpose.
 fn named_paths<'a>(
     spec: &'a TargetSpec,
     settings: &TargetSettings,
@@ -89,7 +91,8 @@ fn path_of(spec: &TargetSpec, named: PathPurpose) -> Option<&CleanPath> {
     }
 }
 
-/// Judges a volume that a request asks for; `known` is the desired one of its name.
+/// Authorizes the backing of a requested volume. A backing that `known`, the desired spec of the same name, already has
+/// is not checked.
 ///
 /// # Errors
 /// 403, with the setting that would allow what the request names.
@@ -111,18 +114,20 @@ pub fn authorize_volume(
     }
 }
 
-/// Paths whose links have to be followed to authorize a volume.
+/// Paths whose links have to be followed to authorize a volume: the file of its backing, and the allowed folders that
+/// it lies in.
 pub fn paths_of_volume(spec: &VolumeSpec, settings: &TargetSettings) -> Vec<CleanPath> {
     let file = file_of(spec).ok().flatten();
     file.map(|path| PathPurpose::Aio.paths(&path, settings)).unwrap_or_default()
 }
 
-/// File that a volume lies in; a raw method may name one too.
+/// File or device of a volume's backing, if it names one. A raw method may name it in its parameters.
 fn file_of(spec: &VolumeSpec) -> Result<Option<CleanPath>, Fault> {
     spec.backing.file().map(str::parse).transpose()
 }
 
-/// Judges a raw method, which has to be listed. Its own delete method may go with it; any other has to be listed too.
+/// Authorizes the raw method `method`, which `target.raw_methods` has to list. The method `delete` has to be listed
+/// too, unless it has the same stem as `method`, as `bdev_rbd_delete` has with `bdev_rbd_create`.
 fn authorize_raw(
     method: &str,
     delete: Option<&str>,

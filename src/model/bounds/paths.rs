@@ -9,7 +9,7 @@ use crate::model::path::CleanPath;
 use crate::model::pattern::fits;
 use crate::model::policy::TargetSettings;
 
-/// Path in a request, by its purpose.
+/// Purpose of a path in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathPurpose {
     SocketDir,
@@ -25,19 +25,19 @@ pub enum PathPurpose {
 pub struct ResolvedPath {
     /// Path without links.
     pub path: CleanPath,
-    /// Set if a block device is there.
+    /// Set if `path` is a block device.
     pub is_block_device: bool,
 }
 
-/// Destinations by path, without the paths that could not be observed.
+/// Destination of each path, links followed. Paths that could not be observed are missing.
 pub type Links = BTreeMap<CleanPath, ResolvedPath>;
 
-/// Knowledge of the paths that are authorized.
+/// Facts on which paths are authorized.
 #[derive(Debug, Clone, Copy)]
 pub enum Paths<'a> {
-    /// Text of the paths alone.
+    /// Only the paths as the request names them.
     AsNamed,
-    /// Destinations of the paths, too.
+    /// Also the destinations of the paths, links followed.
     Followed(&'a Links),
 }
 
@@ -61,7 +61,7 @@ impl PathPurpose {
         }
     }
 
-    /// Folders in which it may lie.
+    /// Folders in which a path of this purpose may lie.
     fn roots(self, settings: &TargetSettings) -> impl Iterator<Item = &CleanPath> {
         let (list, own) = match self {
             PathPurpose::SocketDir | PathPurpose::ControlSock => {
@@ -74,13 +74,14 @@ impl PathPurpose {
         list.iter().chain(own)
     }
 
-    /// Path and the folders that it lies in: their links are to be followed.
+    /// `path` and the allowed folders that it lies in. The links of all of them have to be followed to authorize
+    /// `path`.
     pub(super) fn paths(self, path: &CleanPath, settings: &TargetSettings) -> Vec<CleanPath> {
         let roots = self.roots(settings).filter(|root| lies_in(path, root));
         [path].into_iter().chain(roots).cloned().collect()
     }
 
-    /// Authorizes a path; `beside` is a folder in which it may lie too.
+    /// Authorizes `path`, which may also lie in the folder `beside`.
     pub(super) fn authorize(
         self,
         path: &CleanPath,
@@ -146,7 +147,7 @@ fn lies_in(path: &CleanPath, folder: &CleanPath) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Reason why the settings may not open a folder to callers; `None` if they may.
+/// Reason why the setting must not open the folder `root` to callers; `None` if it may.
 pub fn root_problem(root: &CleanPath, named: PathPurpose) -> Option<String> {
     let (folder, why) = closed(root.as_str(), named)?;
     let root = root.as_str();

@@ -2,14 +2,14 @@
 
 use super::paths::PathPurpose;
 
-/// Share of a folder that is the system's.
+/// Closed part of a system folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FolderShare {
-    /// Folder itself: its entries belong to many.
+    /// Only the folder itself: callers may use folders below it.
     Itself,
-    /// Whole folder, but for what the setting of this name is for.
+    /// Folder and everything below it, except for paths of this purpose.
     AllBut(PathPurpose),
-    /// Whole folder.
+    /// Folder and everything below it.
     All,
 }
 
@@ -23,7 +23,8 @@ const COMMANDS: &str = "what is there is run as root";
 const OTHERS: &str = "it is another program's of the node";
 const OWNERS: &str = "it is the engine's, systemd's or this agent's own";
 
-/// Closed folders with the reason; a last `*` stands for the rest of a name, and `/var/run` is `/run`.
+/// Closed folders: (folder, closed part, reason). A `*` at the end stands for the rest of a name, and `/var/run` is
+/// taken for `/run`.
 const SYSTEM: [(&str, FolderShare, &str); 59] = [
     ("/", Itself, SHARED),
     ("/var", Itself, SHARED),
@@ -73,7 +74,7 @@ const SYSTEM: [(&str, FolderShare, &str); 59] = [
     ("/var/lib/libvirt", Itself, OTHERS),
     ("/etc/docker", All, OWNERS),
     ("/etc/vhost-agent", All, OWNERS),
-    // Configurations lie there, and nothing else that a caller may name.
+    // Client configurations lie in `/etc`, and nothing else that a caller may name.
     ("/etc", AllBut(PathPurpose::ClientConf), "it is the node's configuration"),
     ("/var/spool/cron", All, COMMANDS),
     ("/var/lib/docker", All, OWNERS),
@@ -87,7 +88,7 @@ const SYSTEM: [(&str, FolderShare, &str); 59] = [
     ("/run/secrets", All, KEYS),
 ];
 
-/// System folder that a path is in, and the reason why it is closed.
+/// Closed folder that contains `path`, and the reason; `None` if a path of the purpose `named` may lie there.
 pub(super) fn closed(path: &str, named: PathPurpose) -> Option<(&'static str, &'static str)> {
     let moved = path.strip_prefix("/var").filter(|rest| is_in(rest, "/run").is_some());
     let path = moved.unwrap_or(path);
@@ -101,10 +102,10 @@ pub(super) fn closed(path: &str, named: PathPurpose) -> Option<(&'static str, &'
     SYSTEM.iter().find(is_closed).map(|(folder, _, why)| (*folder, *why))
 }
 
-/// Position of a path: the folder itself (`Some(false)`), or below it (`Some(true)`).
+/// Position of `path`: `Some(false)` if it is `folder` itself, `Some(true)` if it lies below, `None` otherwise.
 fn is_in(path: &str, folder: &str) -> Option<bool> {
     let rest = match folder.strip_suffix('*') {
-        // The rest of that name.
+        // The `*` covers the rest of that name, up to the next slash.
         Some(begin) => path.strip_prefix(begin)?.trim_start_matches(|c| c != '/'),
         None => path.strip_prefix(folder.trim_end_matches('/'))?,
     };

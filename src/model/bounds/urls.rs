@@ -8,7 +8,7 @@ use crate::model::image::ImageUrl;
 use crate::model::outgoing::Reach;
 use crate::model::policy::TargetSettings;
 
-/// Judges an address; the one of the settings may always be named.
+/// Authorizes the URL of an image. `target.image_url` and the URLs that `target.image_urls` lists are allowed.
 pub(super) fn authorize(url: &ImageUrl, settings: &TargetSettings) -> Result<(), Fault> {
     if is_own(url.url(), settings) || is_listed(url.url(), settings) {
         return Ok(());
@@ -20,11 +20,13 @@ pub(super) fn authorize(url: &ImageUrl, settings: &TargetSettings) -> Result<(),
     Err(Fault::new(Code::ImageUrlNotAllowed, text))
 }
 
-/// Egress policy of a download that began at one address and is at another now; `None` if it must not go there at all.
+/// Egress policy for the next request of a download that began at `began` and was redirected to `at`; `None` if the
+/// download must not go to `at`.
 ///
-/// A download may go to addresses that the settings list, and back to where it began, which was authorized when it was
-/// named. Redirects from the settings' own address are up to the server there. Loopback is for addresses that say so
-/// themselves: the addresses that a name resolves to are not the operator's word.
+/// A download may go to URLs that `target.image_urls` lists, and back to `began`, which was authorized when the request
+/// named it. A download that began at `target.image_url` may follow the redirects of its server. Loopback is allowed
+/// only if the authorized URL itself has a loopback host: the operator did not allow a name that merely resolves to
+/// loopback.
 pub fn image_reach(began: &Url, at: &Url, settings: &TargetSettings) -> Option<Reach> {
     let named = match at == began || is_listed(at, settings) {
         true => at,
@@ -48,7 +50,7 @@ fn begins_with(url: &Url, prefix: &Url) -> bool {
         (url.scheme().to_string(), host, url.port_or_known_default())
     };
     let has_user = !url.username().is_empty() || url.password().is_some();
-    // A server may read these as separators or dots, and leave the folder with them.
+    // A server may decode these as separators or dots, so that the path leaves the folder of the prefix.
     let path = url.path().to_ascii_lowercase();
     let is_veiled = ["%2f", "%5c", "%2e", "%00"].iter().any(|veiled| path.contains(veiled));
     let rest = url.path().strip_prefix(prefix.path().trim_end_matches('/'));
@@ -158,10 +160,10 @@ mod tests {
         {
             assert_eq!(reach("http://store/x/a", evil), None, "{evil}");
         }
-        // From the operator's own address its server leads on, but not into the node.
+        // Redirects from `target.image_url` are followed, but not to loopback.
         assert_eq!(reach("http://own/a.tar", "http://mirror/a.tar"), remote);
         assert_eq!(reach("http://own/a.tar", "http://127.0.0.1:9/"), remote);
-        // One from before there was a list goes nowhere else.
+        // A URL that is no longer listed is only good for itself.
         assert_eq!(reach("http://[::1]:5/a", "http://[::1]:5/a"), local);
         assert_eq!(reach("http://localhost/a", "http://localhost/a"), local);
         assert_eq!(reach("http://old/a", "http://old/b"), None);

@@ -27,7 +27,7 @@ pub struct VolumePolicy {
     /// Time for the session of a connected VM to start. When it passes, the volume counts as stuck.
     #[serde(with = "duration")]
     pub stuck_after: Duration,
-    /// Number of 2 MiB pages that are not given back after the last volume of the node is gone.
+    /// Number of free 2 MiB pages that are not given back after the last volume of the node is gone.
     pub keep_pages: u64,
     /// Time without volumes on the node after which 2 MiB pages beyond `keep_pages` are given back. It leaves time for
     /// the next volume, whose VM may have requested pages already.
