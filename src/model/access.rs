@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Peer (address, uid, certificate) ─┐
-//! token of the request (Shown) ─────┴▶ Rules::authorize ──▶ Principal (name, role) ──▶ route's role ──▶ handler
+//! PresentedToken of the request ────┴▶ Rules::authorize ──▶ Principal (name, role) ──▶ route's role ──▶ handler
 //!                                             └──▶ Denied: 401, 403
 //! ```
 

@@ -9,19 +9,20 @@ use serde::{Deserialize, Serialize};
 pub struct ContainerSeen {
     /// The engine's id.
     pub id: String,
-    /// Set if its process lives.
+    /// Set if the container's first process lives.
     pub running: bool,
-    /// Pid of its first process, on the host.
+    /// Pid of the container's first process, on the host.
     pub pid: Option<u32>,
     /// Exit code of a process that has exited.
     pub exit_code: Option<i64>,
-    /// Set if the kernel killed it for lack of memory.
+    /// Set if the kernel killed the process for lack of memory.
     pub oom_killed: bool,
     pub image_id: String,
     pub labels: BTreeMap<String, String>,
-    /// The engine's reason why it could not be started.
+    /// The engine's reason why the container could not be started; empty if there is none.
     pub error: String,
-    /// The engine's restart policy; `None` for no restarts, as with the agent's own.
+    /// The engine's restart policy; `None` if the engine does not restart the container, as for containers that the
+    /// agent creates.
     pub restarts: Option<Restarts>,
 }
 
@@ -38,11 +39,11 @@ pub struct Restarts {
 pub const SPEC_LABEL: &str = "vhost-agent.spec";
 /// Label that holds the digest of all that a container was made with.
 pub const DIGEST_LABEL: &str = "vhost-agent.digest";
-/// Label that holds the [`Isolation`] of a container; one that an older agent made has none.
+/// Label that holds the [`Isolation`] of a container. A container that an older agent made has no such label.
 pub const ISOLATION_LABEL: &str = "vhost-agent.isolation";
 
 impl ContainerSeen {
-    /// Description of the exit of its process, in a sentence.
+    /// Describes the exit of the container's process in a sentence.
     pub fn how_it_ended(&self) -> String {
         let code = self.exit_code.unwrap_or_default();
         if self.oom_killed {
@@ -55,12 +56,12 @@ impl ContainerSeen {
     }
 }
 
-/// Isolation of a container beyond its capabilities, as far as the settings say it.
+/// Isolation settings of a container, beyond its capabilities.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Isolation {
     pub read_only_root: bool,
-    /// Folders in memory, writable all the same.
+    /// Folders in memory that are writable in spite of a read-only root.
     pub tmpfs: Vec<String>,
     /// Size limit of each of these folders, in MiB.
     pub tmpfs_mib: u64,
@@ -77,7 +78,7 @@ pub struct ContainerSpec {
     pub command: Vec<String>,
     /// Environment, `NAME=value`.
     pub env: Vec<String>,
-    /// Paths of the host that it sees under the same path: (path, read-only).
+    /// Paths of the host that the container sees under the same path: (path, read-only).
     pub binds: Vec<(String, bool)>,
     /// Isolation from the rest of the machine; `None` for a container that is restored as an older agent made it.
     pub isolation: Option<Isolation>,
@@ -85,11 +86,11 @@ pub struct ContainerSpec {
     pub devices: Vec<String>,
     /// Capabilities; all others are dropped.
     pub capabilities: Vec<String>,
-    /// Set for all capabilities, and all devices.
+    /// Set if the container gets all capabilities and all devices.
     pub privileged: bool,
-    /// CPUs that it may run on, as a list.
+    /// CPUs on which the container may run, as a list.
     pub cpus: Option<String>,
-    /// NUMA nodes that its memory comes from, as a list.
+    /// NUMA nodes from which the container's memory comes, as a list.
     pub memory_nodes: Option<String>,
     pub labels: BTreeMap<String, String>,
 }

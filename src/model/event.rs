@@ -12,7 +12,7 @@ use super::target::TargetHealth;
 /// Position of an event: the agent's run, and the number in that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventId {
-    /// Start of that run, in milliseconds since the epoch.
+    /// Start of the agent's run, in milliseconds since 1970.
     pub run: u64,
     /// Number in that run, from 1.
     pub number: u64,
@@ -56,13 +56,13 @@ pub enum What {
     Target(TargetHealth),
     /// Progress of an owner's long-running work.
     Work(Progress),
-    /// Work that takes longer than it may, or does so no more.
+    /// Work that exceeds its time limit, or that did and has ended.
     Overdue(OverdueEvent),
     /// New finding of the node.
     Finding(Finding),
 }
 
-/// Work that takes longer than it may.
+/// Work that exceeds its time limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OverdueEvent {
@@ -70,11 +70,11 @@ pub struct OverdueEvent {
     pub owner: String,
     /// Object of the work, such as a target's name.
     pub subject: String,
-    /// Time that the work may take, in milliseconds.
+    /// Time limit of the work, in milliseconds.
     pub limit_ms: u64,
-    /// Time that it has taken so far, in milliseconds.
+    /// Time that the work has taken so far, in milliseconds.
     pub took_ms: u64,
-    /// Set if it has ended, or was given up.
+    /// Set if the work has ended, or was given up.
     pub ended: bool,
 }
 

@@ -8,7 +8,7 @@ use url::Host;
 
 use super::url::{HttpUrl, HttpUrlError};
 
-/// Agent that gets every request which this one does not serve.
+/// Address of the legacy agent, which gets every request that this agent does not serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FallbackAddress {
     host: Host,
@@ -29,13 +29,13 @@ impl FallbackAddress {
         }
     }
 
-    /// `true` if an agent that listens there would be its own fallback.
+    /// `true` if an agent that listens at `listen` would be its own fallback.
     pub fn is(&self, listen: SocketAddr) -> bool {
         let own = listen.ip().to_canonical();
         let loops = match self.address() {
             None => self.is_localhost() && (own.is_unspecified() || own.is_loopback()),
             Some(address) if address.is_loopback() || address.is_unspecified() => {
-                // 127.0.0.2 is another address than 127.0.0.1, but who writes that down means something else.
+                // Any loopback address counts: whoever writes 127.0.0.2 with the same port hardly means another agent.
                 own.is_unspecified() || own.is_loopback()
             }
             Some(address) => address == own,

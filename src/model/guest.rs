@@ -1,8 +1,8 @@
 //! Guests of volumes, and their pause between tries to reconnect, from the command line of their QEMU (`qemu_args`).
 //!
-//! The command line says only how the machine was started. A disk that was plugged in later is on no command line: of
-//! its guest nothing is known, which is not the same as one that does not reconnect. A disk that was unplugged since is
-//! still on it: when it is plugged in again, there or into another machine, the report may be out of date.
+//! The command line shows only how the virtual machine was started. A disk that was plugged in later is not on it, so
+//! nothing is known of the guest of that disk, not even that it does not reconnect. A disk that was unplugged later is
+//! still on it, so the report may be out of date if the disk is plugged in again, there or in another machine.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,10 +17,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Reconnect(Duration);
 
 impl Reconnect {
-    /// Guest without tries, which is QEMU's default.
+    /// No tries to reconnect, which is QEMU's default.
     pub const NEVER: Reconnect = Reconnect(Duration::ZERO);
 
-    /// Guest with tries at that interval.
+    /// Builds the value for a guest that tries to reconnect at the interval `pause`.
     pub fn each(pause: Duration) -> Reconnect {
         Reconnect(pause)
     }
@@ -30,7 +30,7 @@ impl Reconnect {
         Some(self.0).filter(|pause| !pause.is_zero())
     }
 
-    /// Longer of both pauses.
+    /// Longer of the pauses of `self` and `other`. No tries count as the longest pause.
     pub fn slower(self, other: Reconnect) -> Reconnect {
         let waits = |it: Reconnect| (it.pause().is_none(), it.0);
         if waits(other) > waits(self) { other } else { self }
@@ -65,14 +65,14 @@ impl<'de> Deserialize<'de> for Reconnect {
 /// A virtual machine that has the socket of a volume on its command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
-    /// Name of the machine and pid of its QEMU.
+    /// Name of the virtual machine and pid of its QEMU.
     pub machine: String,
     pub reconnect: Reconnect,
     /// Version of the running QEMU, if known.
     pub qemu: Option<String>,
 }
 
-/// Guests of the sockets that were looked up, by path; `None` if nothing is known of a guest.
+/// Guests of the sockets that were looked up, by the socket's path; `None` if nothing is known of a guest.
 pub type Guests = BTreeMap<String, Option<Guest>>;
 
 #[cfg(test)]

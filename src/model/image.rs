@@ -1,4 +1,4 @@
-//! Source of a target's image: what a request may say, and what the settings have.
+//! Source of a target's image, as a request and the settings name it.
 
 use crate::model::code::Code;
 use std::fmt;
@@ -10,16 +10,16 @@ use url::Url;
 use super::fault::Fault;
 use super::url::HttpUrl;
 
-/// Size limit of an address in bytes: more than any has that works everywhere.
+/// Size limit of a URL in bytes. Longer URLs do not work everywhere.
 const MOST_URL_BYTES: usize = 2048;
 
-/// Address of an image's tar: `http` or `https`, without secrets.
+/// URL of an image's tar: `http` or `https`, without a user name or password.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageUrl(HttpUrl);
 
 impl ImageUrl {
-    /// Whole address, query included.
+    /// Whole URL, query included.
     pub fn url(&self) -> &Url {
         self.0.url()
     }
@@ -30,7 +30,7 @@ impl FromStr for ImageUrl {
 
     fn from_str(text: &str) -> Result<ImageUrl, Fault> {
         let refused = |why: &str| {
-            // Its first part names it well enough, and has no password in it.
+            // Shown without the query and the part before `@`, which may hold secrets.
             let shown = text.split('?').next().and_then(|text| text.rsplit('@').next());
             let shown: String = shown.unwrap_or_default().chars().take(80).collect();
             Fault::new(Code::InvalidImageUrl, format!("'{shown}' is no address of an image: {why}"))
@@ -40,7 +40,7 @@ impl FromStr for ImageUrl {
             return Err(refused(too_long));
         }
         let url = HttpUrl::without_user(text).map_err(|why| refused(&why.to_string()))?;
-        // As it is kept, and read again at the next start.
+        // The normalized form is stored, and parsed again at the next start, so it has to fit too.
         match url.as_str().len() > MOST_URL_BYTES {
             true => Err(refused(too_long)),
             false => Ok(ImageUrl(url)),
@@ -121,20 +121,20 @@ pub struct Download {
     pub sha256: Option<ImageSha256>,
 }
 
-/// Image, and the download that it can come from.
+/// Image of a target, and the URL from which its tar can be downloaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageRequest {
     /// Name of the image; `None` for the built-in one.
     pub image: Option<String>,
-    /// Address of its tar.
+    /// URL of a tar that holds the image.
     pub url: Option<ImageUrl>,
-    /// Digest of that tar.
+    /// SHA-256 of the tar at `url`.
     pub sha256: Option<ImageSha256>,
 }
 
 impl ImageRequest {
-    /// Image that a request means. The default address goes with the default image, and the default digest with that
-    /// address: neither applies to what a request names itself.
+    /// Completes the request by the defaults in `usual`. The default URL applies only to the default image, and the
+    /// default digest only to the default URL.
     ///
     /// # Errors
     /// A digest without an address.

@@ -1,8 +1,8 @@
 //! Nouns of the domain: desired, observed, done.
 //!
-//! Values only. Nothing here reads a file, asks a clock or awaits; every other module may use these types, and they use
-//! none of the others. Input from outside is turned into them at the edge (`api`, `cli`, `config`), where it is
-//! validated.
+//! Values only. Nothing here reads a file or awaits, and only `work` reads the clock, for its ids. Every other module
+//! may use these types, and they use none of the others. Input from outside is turned into them at the edge (`api`,
+//! `cli`, `config`), where it is validated.
 
 pub mod access;
 pub mod ascii;

@@ -52,7 +52,7 @@ pub struct EngineStatus {
     pub pid: Option<u32>,
     /// Path of the API's socket.
     pub socket: String,
-    /// Reason why it is unreachable.
+    /// Reason why the engine is unreachable.
     pub reason: Option<String>,
 }
 
@@ -68,19 +68,19 @@ pub struct Exposure {
     pub client_certificates: bool,
     /// Set if requests have to show a token.
     pub tokens: bool,
-    /// Set if client certificates have to have one of some names.
+    /// Set if a client certificate has to have a name that the settings list.
     #[serde(default)]
     pub certificate_names: bool,
     /// Networks from which callers are accepted; empty for all.
     pub allow: Vec<Network>,
-    /// Set if callers that need to show nothing may do everything.
+    /// Setting `access.open`: every caller may do everything where no address, token or certificate is required.
     #[serde(default)]
     pub open: bool,
     /// Address of the listener for liveness and metrics, if it is another.
     pub admin_listen: Option<String>,
-    /// Path of the socket for the node itself.
+    /// Path of the Unix socket for callers on this node.
     pub socket: Option<String>,
-    /// Set if it listens for the node alone.
+    /// Set if `listen` is a loopback address.
     pub loopback: bool,
     /// Warnings for the operator.
     #[serde(default)]
@@ -88,7 +88,7 @@ pub struct Exposure {
 }
 
 impl Exposure {
-    /// `true` if a caller from elsewhere has to show nothing.
+    /// `true` if neither a certificate, a token nor a listed address is required of a caller from elsewhere.
     fn is_unguarded(&self) -> bool {
         !self.client_certificates && !self.tokens && self.allow.is_empty()
     }
@@ -178,7 +178,7 @@ pub struct NodeStatus {
     /// hugetlbfs mounts.
     pub mounts: Vec<HugetlbMount>,
     pub engine: EngineStatus,
-    /// Exposure of the agent; `None` where none runs.
+    /// Exposure of the running agent; `None` if no agent runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Exposure>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -2,7 +2,7 @@
 //! each address is authorized here.
 //!
 //! ```text
-//! Outgoing (the setting) + caller ──▶ Reach ──each address──▶ connected to, or Refused with the reason
+//! EgressPolicy (the setting) + caller ──▶ Reach ──each address──▶ connected to, or RefusedAddress with the reason
 //! ```
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Paths that a caller names, and sockets among them.
+//! Paths that a caller names, with the checks for sockets.
 
 use crate::model::code::Code;
 use std::str::FromStr;
@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 
-/// `sockaddr_un.sun_path` less its closing zero (unix(7)).
+/// Length limit of a UNIX socket's path in bytes: `sockaddr_un.sun_path` without its closing zero (unix(7)).
 pub const SUN_PATH: usize = 107;
-/// Absolute path without `.`, `..`, control characters or what a mount option could not hold.
+/// Absolute path without `.`, `..`, control characters and colons, which a mount option could not hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CleanPath(pub(super) String);
@@ -19,7 +19,7 @@ impl CleanPath {
         &self.0
     }
 
-    /// Path of an entry in this folder.
+    /// Path of the entry `name` in this folder.
     pub fn join(&self, name: &str) -> String {
         format!("{}/{name}", self.0.trim_end_matches('/'))
     }
@@ -64,8 +64,8 @@ impl From<CleanPath> for String {
     }
 }
 
-/// Checks that the path can be a control socket. Its name ends with `.sock`, which no volume's does: the agent never
-/// connects to a volume's socket.
+/// Checks that `path` can be a control socket. Its name has to end with `.sock`, as no volume's name does, because the
+/// agent must never connect to the socket of a volume.
 ///
 /// # Errors
 /// A path that is longer than a socket's may be, or is not a control socket's.
@@ -84,7 +84,7 @@ pub fn validate_socket(path: &CleanPath) -> Result<(), Fault> {
     ))
 }
 
-/// Checks that any socket can lie there.
+/// Checks that `path` is short enough for a UNIX socket.
 ///
 /// # Errors
 /// A path that is longer than a socket's may be.

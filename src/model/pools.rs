@@ -15,7 +15,7 @@ pub struct PoolKey {
 }
 
 impl PoolKey {
-    /// Count of pages in that pool.
+    /// Builds the count of `pages` pages in this pool.
     pub(super) fn pages(self, pages: u64) -> PoolPages {
         PoolPages { size: self.size, node: self.node, pages }
     }
@@ -37,7 +37,8 @@ pub struct Pool {
     pub total: u64,
     /// `free_hugepages`: not handed out; some may be reserved (see [`PoolsSeen::reserved`]).
     pub free: u64,
-    /// `surplus_hugepages`: handed out beyond the pool, back to the kernel when their user exits.
+    /// `surplus_hugepages`: pages handed out beyond the persistent ones; they return to the kernel when their user
+    /// exits.
     pub surplus: u64,
 }
 
@@ -90,7 +91,7 @@ impl PoolsSeen {
         sizes
     }
 
-    /// Reserved pages of that size.
+    /// Reserved pages of the size `size`.
     pub fn reserved(&self, size: PageSize) -> u64 {
         self.reserved.get(&size).copied().unwrap_or(0)
     }
@@ -113,7 +114,7 @@ pub struct PoolWant {
     /// Pages that are to be free, reserved ones not counted as free.
     pub pages: u64,
     pub placement: Placement,
-    /// Set if another node may give what one cannot.
+    /// Set if pages that one NUMA node cannot provide may be taken from another.
     pub move_shortfall: bool,
 }
 
@@ -124,7 +125,7 @@ pub type PagesByPool = BTreeMap<PoolKey, u64>;
 pub enum PoolGoal {
     /// Free pages.
     Free(Vec<PoolWant>),
-    /// Pages grown by the agent, whoever uses them now: what a reboot took away.
+    /// Pages that the agent is to have grown, free or in use: for a restore after a reboot or a loss.
     Grown(PagesByPool),
 }
 
@@ -143,12 +144,12 @@ impl PoolPages {
     }
 }
 
-/// List of a map's pages for disk and wire; zeros are left out.
+/// Converts `pages` to a list for disk and wire, without pools of zero pages.
 pub fn pages_list(pages: &PagesByPool) -> Vec<PoolPages> {
     pages.iter().filter(|(_, pages)| **pages > 0).map(|(key, pages)| key.pages(*pages)).collect()
 }
 
-/// Map of such a list.
+/// Converts a list of [`pages_list`] back to a map.
 pub fn pages_map(list: &[PoolPages]) -> PagesByPool {
     list.iter().map(|p| (p.key(), p.pages)).collect()
 }

@@ -13,8 +13,8 @@ const MOST_OPTIONS: usize = 4096;
 /// Options of a chardev by name; of an option given twice the last one counts, as in QEMU.
 type ChardevOptions = BTreeMap<String, String>;
 
-/// UNIX sockets that the QEMU with these arguments connects to, by path. Sockets on which it listens itself are left
-/// out, and so is one whose options cannot be parsed.
+/// UNIX sockets to which the QEMU with `arguments` connects, by path. Sockets on which QEMU listens are left out, and
+/// so are chardevs whose options cannot be parsed.
 pub fn client_sockets<'a>(
     arguments: impl Iterator<Item = &'a [u8]> + Clone,
 ) -> BTreeMap<String, Reconnect> {
@@ -31,7 +31,7 @@ fn client_socket(text: &str) -> Option<(String, Reconnect)> {
     if options.get("backend")? != "socket" || is_on("server") || is_on("abstract") {
         return None;
     }
-    // QEMU would not have started with a reconnect that is no such number.
+    // QEMU does not start with a `reconnect` that is no number.
     let number = |name: &str| options.get(name).map(|value| value.parse::<u32>().ok());
     let pause = match (number("reconnect-ms"), number("reconnect")) {
         (Some(millis), _) => Duration::from_millis(millis?.into()),
@@ -92,7 +92,7 @@ mod tests {
         Reconnect::each(Duration::from_millis(count))
     }
 
-    /// Sockets on a command line of one chardev.
+    /// Sockets on a command line with one chardev.
     fn sockets(chardev: &str) -> Vec<(String, Reconnect)> {
         let words = ["qemu-system-x86_64", "-m", "1", "-chardev", chardev, "-device", "x"];
         client_sockets(words.iter().map(|word| word.as_bytes())).into_iter().collect()

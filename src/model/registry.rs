@@ -1,4 +1,4 @@
-//! Registries: which one a reference names, who may pull there, and whether one may be trusted blindly.
+//! Image registries: the registry that a reference names, the logins, and the settings of the engine that pulls.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::policy::EnginePolicy;
 
-/// Word that is never shown.
+/// Password that is never shown.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
 
@@ -17,7 +17,7 @@ impl Secret {
         Secret(word.into())
     }
 
-    /// Word itself, for whoever it is meant for.
+    /// Password itself, for a login.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -38,7 +38,7 @@ impl Serialize for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-        // An error of serde's own would repeat the text.
+        // An error of serde itself would repeat the password.
         match toml::Value::deserialize(deserializer) {
             Ok(toml::Value::String(word)) => Ok(Secret(word)),
             _ => Err(D::Error::custom("a password is a text in quotes")),
@@ -64,18 +64,19 @@ pub struct Credentials {
     pub password: Secret,
 }
 
-/// Logins by `host` or `host:port`, as references begin.
+/// Logins by registry: `host` or `host:port`, as at the beginning of an image reference.
 pub type RegistryLogins = BTreeMap<String, RegistryLogin>;
 
 /// Settings of registries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RegistryPolicy {
     pub logins: RegistryLogins,
-    /// Settings of the engine that pulls, with whether it may trust a registry blindly.
+    /// Settings of the engine that pulls images, `insecure_registries` among them.
     pub engine: EnginePolicy,
 }
 
-/// Registry that a reference names: its first part has a dot or a colon, or is `localhost`.
+/// Registry that an image reference names: the part before the first slash, if it has a dot or a colon, or is
+/// `localhost`.
 pub fn registry_of(reference: &str) -> Option<&str> {
     let (first, _) = reference.split_once('/')?;
     (first.contains(['.', ':']) || first == "localhost").then_some(first)

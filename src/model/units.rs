@@ -21,7 +21,7 @@ impl PageSize {
         (kib.is_power_of_two() && kib.checked_mul(1024).is_some()).then_some(PageSize(kib))
     }
 
-    /// Page size of `mib` MiB; `None` for zero, no power of two, or more than fits.
+    /// Page size of `mib` MiB; `None` in the cases of [`PageSize::from_kib`].
     pub fn from_mib(mib: u64) -> Option<PageSize> {
         mib.checked_mul(1024).and_then(PageSize::from_kib)
     }

@@ -22,19 +22,19 @@ use super::path::{CleanPath, validate_length};
 pub struct VolumeSpec {
     /// Name of the volume and of its controller.
     pub name: VolumeName,
-    /// Name of its bdev.
+    /// Name of the volume's bdev.
     pub bdev: VolumeName,
     pub backing: Backing,
     /// Set if guests may not write.
     #[serde(default)]
     pub read_only: bool,
-    /// CPUs of its requests, in SPDK's notation; else the target's.
+    /// CPUs that serve the volume's requests, in SPDK's notation; `None`: those of the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpumask: Option<String>,
 }
 
 impl VolumeSpec {
-    /// Checks the spec as a whole, for a target with its sockets in that folder.
+    /// Checks the whole spec, for a target with its sockets in `socket_dir`.
     ///
     /// # Errors
     /// An impossible backing, a socket path that is too long, a malformed mask.
@@ -58,8 +58,8 @@ impl VolumeSpec {
         }
     }
 
-    /// File or device that its guests write to. `None` for a volume of ZBS: its other writers, anywhere, are the
-    /// controller's to know.
+    /// File or device that guests of the volume write to; `None` if they only read, or the backing names no file. A ZBS
+    /// volume has none either: it can have writers on other nodes, which only the controller knows.
     pub fn writes_to(&self) -> Option<&str> {
         let params = match &self.backing {
             Backing::Raw { params, .. } => params.get("readonly"),
@@ -82,16 +82,16 @@ impl VolumeSpec {
     }
 }
 
-/// Key of a volume: its own name, or its bdev's where only that is given.
+/// Key that finds a volume: its name, the name of its bdev, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeKey {
     Name(VolumeName),
-    /// Name of its bdev.
+    /// Name of the volume's bdev.
     Bdev(VolumeName),
-    /// Both names, which also find a volume of which nothing was recorded.
+    /// Both names. They find a volume even if the agent has no record of it.
     Both {
         name: VolumeName,
-        /// Name of its bdev.
+        /// Name of the volume's bdev.
         bdev: VolumeName,
     },
 }
@@ -99,14 +99,14 @@ pub enum VolumeKey {
 /// Observation of a volume in its target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeSeen {
-    /// Bdev with the bdev name of its spec.
+    /// Bdev with the name in [`VolumeSpec::bdev`].
     pub bdev: Option<BdevSeen>,
-    /// Controller with its name.
+    /// Controller with the volume's name.
     pub controller: Option<ControllerSeen>,
-    /// Set if its socket is present with the desired owner and mode.
+    /// Set if the volume's socket is present with the desired owner and mode.
     pub socket_is_given: bool,
-    /// Other server or user of its bdev, as far as all were asked for: a controller of another name, a node of iSCSI, a
-    /// device of the kernel.
+    /// Name of another server or user of the volume's bdev, if the observation covered them: a controller with another
+    /// name, an iSCSI node, or a device of the kernel.
     pub served_by_another: Option<String>,
 }
 
@@ -116,14 +116,14 @@ pub struct BdevSeen {
     /// File or volume that holds its data, if the target reports one.
     pub file: Option<String>,
     pub bytes: u64,
-    /// Set if a part of the target has claimed it: a bdev on top of it, NVMe-oF.
+    /// Set if a part of the target has claimed the bdev, such as another bdev on top of it or NVMe-oF.
     pub claimed: bool,
 }
 
 /// Observed controller of a target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ControllerSeen {
-    /// Name of its bdev; `None` once that was deleted under it.
+    /// Name of the controller's bdev; `None` if the bdev was deleted while the controller used it.
     pub bdev: Option<String>,
     /// Set if guests may not write.
     pub read_only: bool,
@@ -133,7 +133,7 @@ pub struct ControllerSeen {
 /// Session of a connected virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionSeen {
-    /// Set if its queues run.
+    /// Set if the session's queues run.
     pub started: bool,
     pub queues: u64,
 }
@@ -141,13 +141,13 @@ pub struct SessionSeen {
 /// Step of a volume's plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeStep {
-    /// Delete its controller, to which nobody is connected.
+    /// Delete the volume's controller, to which no virtual machine is connected.
     DeleteController,
-    /// Delete its bdev, which no controller uses.
+    /// Delete the volume's bdev, which no controller uses.
     DeleteBdev,
     CreateBdev,
     CreateController,
-    /// Set the desired owner and mode of its socket.
+    /// Set the desired owner and mode of the volume's socket.
     GiveSocket,
 }
 
@@ -155,12 +155,12 @@ pub enum VolumeStep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum VolumeState {
-    /// Desired, and not there yet.
+    /// Desired, but not observed as serving yet.
     Pending,
     Serving,
     /// Last reconcile failed; retried.
     Degraded,
-    /// Virtual machine connected whose session does not start: the VM needs a restart.
+    /// Connected virtual machine whose session does not start: the VM needs a restart.
     Stuck,
 }
 
@@ -180,20 +180,20 @@ impl fmt::Display for VolumeState {
 #[serde(rename_all = "camelCase")]
 pub struct VolumeStatus {
     pub state: VolumeState,
-    /// Reason for the state; empty while it serves.
+    /// Reason for the state; empty while the volume serves.
     pub reason: String,
     /// Start of the state, in RFC 3339.
     pub since: String,
     pub socket_path: String,
     /// Connected virtual machines.
     pub sessions: usize,
-    /// Set if one was connected before its target exited, and has not come back.
+    /// Set if a virtual machine was connected before the target exited, and has not reconnected.
     pub disconnected: bool,
-    /// Interval at which its guest tries the socket again after the target's exit, in seconds (0: never), as the
-    /// command line of the guest's QEMU says; absent if unknown.
+    /// Interval at which the volume's guest tries to reconnect after an exit of the target, in seconds; 0 for never. It
+    /// is read from the command line of the guest's QEMU; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconnect_seconds: Option<Reconnect>,
-    /// Findings about its guest.
+    /// Findings about the volume's guest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
 }

@@ -3,9 +3,9 @@
 //! ```text
 //! request ──▶ spec ──as named──▶ 403 ──▶ the machine is observed ──with links followed──▶ refused, or planned
 //! ```
-//! Values that the settings have are the operator's word. Specs that are desired already were authorized when they were
-//! new, or come from before there were bounds: a target that recovers, and a request that is repeated, say nothing new.
-//! Neither is authorized again.
+//! Values from the settings need no authorization, for the operator chose them. Nor does a value that the desired spec
+//! of the same name already has: it was authorized when it was new, or dates from before there were bounds. So a target
+//! that recovers and a request that is repeated are not authorized again.
 //!
 //! A refusal names the setting that would allow the value. It does not reveal whether something exists at a path.
 

@@ -1,4 +1,4 @@
-//! Backings of volumes, validated before any target is asked for one.
+//! Backings of volumes, validated before a target is asked to open one.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -28,7 +28,7 @@ pub enum Backing {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         block_size: Option<u32>,
     },
-    /// Memory of the target: lost when it exits.
+    /// Disk in the target's memory, of `size_mib` MiB; its data is lost when the target exits.
     Malloc {
         size_mib: u64,
         /// Bytes of a block.
@@ -49,11 +49,12 @@ pub enum Backing {
     },
 }
 
-/// Suffix of ZBS's volume names as a target opens them.
+/// Suffix that is appended to the path of a ZBS volume when a target opens it.
 pub const ZBS_SUFFIX: &str = "_zbs_";
-/// The largest memory disk, in MiB: far more than a target gets, and far from where bytes overflow.
+/// Largest disk in a target's memory, in MiB: far more than a target's memory, and low enough that the size in bytes
+/// does not overflow.
 const MOST_MALLOC_MIB: u64 = 1 << 20;
-/// Bytes of the largest parameters of a raw method.
+/// Size limit of the parameters of a raw method, in bytes of JSON.
 const MOST_PARAMS: usize = 64 * 1024;
 
 /// Suffixes of the methods that make a bdev.
@@ -125,7 +126,8 @@ fn validate_block_size(bytes: u32) -> Result<(), Fault> {
     Err(Fault::new(Code::InvalidBacking, text))
 }
 
-/// Checks that a raw method makes or deletes bdevs, and does nothing else.
+/// Checks the name of a raw method: it begins with `bdev_` and ends with one of `ends`. So the method makes or deletes
+/// bdevs, and does nothing else.
 ///
 /// # Errors
 /// Any other method.
