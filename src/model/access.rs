@@ -57,20 +57,20 @@ pub struct Peer {
     pub is_local: bool,
     /// User of a peer on this node, if the kernel reports it.
     pub uid: Option<u32>,
-    /// Name and role of its certificate.
+    /// Name and role of the peer's certificate.
     pub certificate: Option<Credential>,
-    /// Name without a token or a certificate.
+    /// Name for the audit log if neither a token nor a certificate is shown.
     name: Arc<str>,
 }
 
 impl Peer {
-    /// Peer elsewhere, without a certificate.
+    /// Builds a peer on another machine, without a certificate.
     pub fn elsewhere(caller: Caller) -> Peer {
         let name = caller.to_string().into();
         Peer { caller, is_local: false, uid: None, certificate: None, name }
     }
 
-    /// Peer on this node, without a certificate.
+    /// Builds a peer on this node, without a certificate.
     pub fn local(caller: Caller, uid: Option<u32>) -> Peer {
         let name = match uid {
             Some(uid) => format!("uid {uid}"),
@@ -79,7 +79,8 @@ impl Peer {
         Peer { caller, is_local: true, uid, certificate: None, name: name.into() }
     }
 
-    /// The same peer, when it runs as root in a container of this node, or that is unknown: no known user.
+    /// Copies the peer without its user: for root in a container of this node, and for root of whom that cannot be
+    /// ruled out.
     pub fn contained(&self) -> Peer {
         let name = "root, perhaps of a container,".into();
         Peer { uid: None, name, ..self.clone() }
@@ -116,21 +117,21 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// Principal with the peer's own name and that role.
+    /// Builds a principal with the name of `peer` and the role `role`.
     pub fn of(peer: &Peer, role: Role) -> Principal {
         let name = peer.name.clone();
         let (caller, is_local) = (peer.caller, peer.is_local);
         Principal { name, role, caller, is_root: peer.is_root(), is_local }
     }
 
-    /// Command of this process, which acts for itself.
+    /// Principal for a command that this process runs itself.
     pub fn command() -> Principal {
         let name = "command".into();
         let (role, caller) = (Role::Admin, Caller::Here);
         Principal { name, role, caller, is_root: true, is_local: true }
     }
 
-    /// Checks that it has at least the needed role.
+    /// Checks that the caller has at least the role `needed`.
     ///
     /// # Errors
     /// `role-insufficient`, with what would help.
@@ -161,10 +162,10 @@ pub enum PresentedToken<'a> {
     Token(&'a Credential),
 }
 
-/// Rules of the operator, without their secrets.
+/// Access rules of the operator's settings, without secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// `true` if callers that need to show nothing may do everything.
+    /// `true` if every caller may do everything where no address, token or certificate is required.
     pub open: bool,
     /// Networks from which callers are accepted; empty for all.
     pub allow: Vec<Network>,
@@ -180,7 +181,8 @@ impl Rules {
         Rules { open: true, ..Rules::default() }
     }
 
-    /// `true` if a connection is accepted at all. Root needs no address: it could change the rules.
+    /// `true` if a connection of `peer` is accepted at all. Root on this node is accepted from any address, because
+    /// root could change the rules anyway.
     pub fn let_in(&self, peer: &Peer) -> bool {
         match peer.caller {
             Caller::Here => true,
@@ -191,19 +193,20 @@ impl Rules {
         }
     }
 
-    /// `true` if an address of this node is meant itself: loopback, or one that is listed alone, such as that of a
-    /// controller on the same node. A network that contains it means other machines.
+    /// `true` if the rules mean this very address of the node: it is loopback, or listed in `allow` as a single
+    /// address, such as that of a controller on the same node. A listed network that contains the address is meant for
+    /// other machines.
     fn names(&self, caller: Caller) -> bool {
         let Caller::At(address) = caller else { return true };
         address.is_loopback() || self.allow.iter().any(|network| network.only() == Some(address))
     }
 
-    /// Judges a request on an accepted connection.
+    /// Authorizes a request on an accepted connection.
     ///
     /// # Errors
     /// [`Denied`].
     pub fn authorize(&self, peer: &Peer, shown: PresentedToken<'_>) -> Result<Principal, Denied> {
-        // As it was let in, but for one that has turned out not to be root since.
+        // Checked again, because a peer that was let in as root may have turned out not to be root since.
         if !self.let_in(peer) {
             return Err(Denied::Address);
         }
@@ -242,7 +245,7 @@ impl Rules {
 /// Reason to refuse a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// Missing rules: nobody has said who may call from elsewhere.
+    /// No rules for callers from elsewhere in the settings.
     NotConfigured,
     Address,
     TokenMissing,
@@ -250,9 +253,9 @@ pub enum Denied {
     TokenWrong,
     /// Certificate that no rule names.
     CertificateUnknown,
-    /// Request of an agent, to an address that a caller named.
+    /// Request that an agent sent, to a URL that a caller supplied.
     Agent,
-    /// Request of a browser, for a page of another site.
+    /// Request that a browser sent for a page of another site.
     Page,
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Caller {
-    /// The Unix socket: the node itself.
+    /// Caller over the Unix socket, which is on this node.
     Here,
     /// Peer's address; never an IPv4 address in IPv6 form.
     At(IpAddr),

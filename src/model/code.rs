@@ -46,7 +46,7 @@ macro_rules! codes {
         impl FromStr for Code {
             type Err = Infallible;
 
-            /// Reads a word; one that this version does not know is [`Code::Unknown`].
+            /// Parses the word of a code. A word that this version does not know becomes [`Code::Unknown`].
             fn from_str(word: &str) -> Result<Code, Infallible> {
                 Ok(match word { $($word => Code::$variant,)* _ => Code::Unknown })
             }
@@ -211,7 +211,7 @@ codes! {
 }
 
 impl Code {
-    /// `true` if the container engine does not run or does not answer, so that the engine comes first.
+    /// `true` if the container engine does not run or does not answer.
     pub fn is_engine_away(self) -> bool {
         matches!(self, Code::EngineAbsent | Code::EngineNotAnswering)
     }
@@ -221,14 +221,14 @@ impl Code {
         matches!(self, Code::DeepIoFailed | Code::DeepDataDiffers | Code::DeepNotAnswering)
     }
 
-    /// `true` if it refuses the caller, or what the caller names.
+    /// `true` if the code refuses the caller, or a value that the caller names.
     pub fn is_refusal(self) -> bool {
         let address =
             matches!(self, Code::CallbackAddressRefused | Code::SendCommandAddressRefused);
         matches!(self.status(), 401 | 403) || address
     }
 
-    /// `true` if it refuses the caller, and not what the caller names.
+    /// `true` if the code refuses the caller, whatever the request names.
     pub fn refuses_caller(self) -> bool {
         matches!(
             self,
@@ -244,7 +244,8 @@ impl Code {
         )
     }
 
-    /// `true` if a compatible request is refused as such (400); otherwise its reply (200) says that its work failed.
+    /// `true` if a request of the compatible API is refused with status 400 for this code. For any other code, the
+    /// reply has status 200 and says that the work failed.
     pub fn refuses_compatible_call(self) -> bool {
         matches!(self, Code::InvalidBody | Code::InvalidJson | Code::SendCommandAddressRefused)
     }

@@ -37,15 +37,15 @@ pub struct CpuUse {
     pub containers: Option<BTreeSet<u32>>,
     /// Virtual machines, and targets other than the one in question.
     pub holders: Vec<Holder>,
-    /// Nodes that lack the free hugepages that are desired with the CPUs: used only if no other will do.
+    /// NUMA nodes without enough free hugepages for the target. Their CPUs are used only if no other node will do.
     pub short_nodes: BTreeSet<NumaNode>,
 }
 
-/// A process whose threads may count on CPUs of their own.
+/// Process whose threads may count on CPUs of their own: a virtual machine, or another target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pub kind: HolderKind,
-    /// Name: libvirt's of a virtual machine, otherwise the process'.
+    /// Name of a virtual machine in libvirt, or of the process.
     pub name: String,
     /// Lists of the CPUs on which its threads may run, each list once.
     pub allowed: BTreeSet<Vec<u32>>,
@@ -56,7 +56,7 @@ pub struct Holder {
 pub enum HolderKind {
     /// Virtual machine.
     Machine,
-    /// Target, whose reactors leave nothing of their CPUs.
+    /// Target, whose reactors use all the time of their CPUs.
     Target,
 }
 
@@ -69,7 +69,7 @@ pub struct CoreList(Vec<u32>);
 const MOST_CPUS: u32 = 8192;
 
 impl CoreList {
-    /// List of these numbers; `None` if there are none.
+    /// List of the numbers in `cores`, sorted and without duplicates; `None` if `cores` is empty.
     pub fn of(mut cores: Vec<u32>) -> Option<CoreList> {
         cores.sort_unstable();
         cores.dedup();
@@ -114,7 +114,8 @@ impl FromStr for CoreList {
     }
 }
 
-/// Reads a list of cores of a request: as text, or as a list of numbers, which is text of the same form.
+/// Reads a list of cores in a request, given as text or as a JSON list of numbers. A JSON list is returned as its text,
+/// such as `[6,7]`.
 ///
 /// # Errors
 /// Any other type; the text is validated where it becomes a [`CoreList`].
@@ -133,7 +134,8 @@ fn of_ranges(text: &str) -> Option<Vec<u32>> {
         let number = |text: &str| text.trim().parse().ok().filter(|core| *core < MOST_CPUS);
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u32, u32) = (number(first)?, number(last)?);
-        // A list that names more CPUs than there can be repeats some: a short text could fill the memory.
+        // A list with more entries than there can be CPUs repeats some. Without this limit, a short text could fill the
+        // memory.
         if first > last || cores.len() + (last - first) as usize >= MOST_CPUS as usize {
             return None;
         }

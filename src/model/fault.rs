@@ -22,7 +22,7 @@ impl Fault {
         Fault { code, text: text.into() }
     }
 
-    /// Fails with all of these faults as one: the code of the first, and the text of each.
+    /// Combines `faults` into one error, with the code of the first and the texts of all.
     ///
     /// # Errors
     /// If there is any.
@@ -49,13 +49,13 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         .join(": ")
 }
 
-/// Advice where nothing may be written, for the agent's unit closes all but a few folders (systemd.exec(5),
-/// `ProtectSystem=`).
+/// Advice for a file system that is read-only for the agent, because its systemd unit closes all but a few folders
+/// (systemd.exec(5), `ProtectSystem=`).
 const CLOSED: &str = " (it is read-only: if only vhost-agent.service closes it, make the folder, add it as \
     ReadWritePaths= with `systemctl edit vhost-agent`, and restart the agent)";
 
-/// Advice about an error of a write: that of a read-only file system, unless `otherwise` has it already; else
-/// `otherwise`.
+/// Selects the advice for a failed write: [`CLOSED`] if the file system is read-only and `otherwise` does not mention
+/// that, else `otherwise`.
 pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
     let is_named = otherwise.contains("read-only");
     match source.kind() {
@@ -68,7 +68,7 @@ pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub code: Code,
-    /// Fact, why it matters, what can be done.
+    /// Description of the fact, why it matters, and what can be done.
     pub text: String,
 }
 

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::code::Code;
 use super::fault::Fault;
 
-/// Prefix of the name of each disk that a deep probe makes; then come its agent's pid and start time, and a number. A
+/// Prefix of the names of disks that deep probes make. The pid and start time of the agent and a number follow. A
 /// client of such a disk is no virtual machine.
 pub const PROBE_PREFIX: &str = "vhost-agent-probe-";
 
-/// Name of a target, which is its container's: valid for Docker, and short.
+/// Name of a target and of its container: valid for Docker, at most 63 characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TargetName(pub(super) String);
@@ -68,13 +68,13 @@ impl fmt::Display for TargetName {
     }
 }
 
-/// Name of a volume, which is its controller's and so its socket's, or of its bdev.
+/// Name of a volume or of a bdev. The name of a volume is also that of its controller and of its socket.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName(pub(super) String);
 
 impl VolumeName {
-    /// Limit of a name's characters; with the folder before it, a socket's path has room for it.
+    /// Limit of a volume name's characters. It leaves room for the folder in the path of the volume's socket.
     const MOST: usize = 96;
 
     pub fn as_str(&self) -> &str {

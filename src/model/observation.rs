@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-/// Unanswered probes in a row after which a target that answered no longer does. With two probes in flight within the
-/// age that an answer may have, that is within this age and a probe's deadline.
+/// Number of unanswered probes in a row from which on a target that had answered counts as not answering. With two
+/// probes within the age that an answer may have, its silence is found within that age plus a probe's deadline.
 pub const FAILURE_THRESHOLD: u32 = 2;
 
-/// Spacing below which two probes share one stall of their target.
+/// Time between the sending of two probes below which both are missed by the same stall of their target.
 const APART: Duration = Duration::from_millis(100);
 
 /// Observation of a target at one time.
@@ -19,18 +19,18 @@ pub struct Observation {
     pub at: Instant,
     pub process: Process,
     pub answers: ProbeResults,
-    /// End of the last probe, answered or not.
+    /// Time when the last probe ended, answered or not.
     pub heard: Option<Instant>,
     /// Activity of the process while it did not answer.
     pub vitals: Vitals,
     /// Start of the silence of a process that had answered, in RFC 3339.
     pub silent_since: Option<String>,
-    /// Set if no observation is under way that could make this one outdated.
+    /// Set if the process is known, and no newer look at it is under way that could make this observation outdated.
     pub sure: bool,
 }
 
 impl Observation {
-    /// Observation of which nothing is known yet.
+    /// Observation of a target that was not observed yet.
     pub fn unseen(at: Instant) -> Observation {
         Observation {
             number: 0,
@@ -44,12 +44,12 @@ impl Observation {
         }
     }
 
-    /// Version that the living process reports.
+    /// Version that the target reports; `None` if its process does not live, or does not answer.
     pub fn version(&self) -> Option<&str> {
         self.pid().and_then(|_| self.answers.version())
     }
 
-    /// `true` if a request of the agent's own explains the silence; never of a stopped process.
+    /// `true` if an open request of the agent itself explains the silence. A stopped process is never busy.
     pub fn is_busy(&self) -> bool {
         let open = self.vitals.busy_until.is_some_and(|until| self.at < until);
         open && self.vitals.activity != Activity::Stopped
@@ -77,7 +77,7 @@ pub enum Process {
     /// Living process of the container.
     Lives {
         pid: u32,
-        /// Set if it is so young that it may still be starting.
+        /// Set if the process has not answered yet, and is so young that it may still be starting.
         young: bool,
     },
     /// Exited process; the text says how.
@@ -90,14 +90,15 @@ pub enum Process {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Vitals {
     pub activity: Activity,
-    /// Time when one of its threads was last observed to compute, to wait for a CPU, or to do I/O; for a process with
-    /// reactors, when each of them was. `None` before the first observation.
+    /// Time when the process was last observed to make progress: one of its threads computed, waited for a CPU, or did
+    /// I/O. In a process with reactors, each reactor had to. `None` before the first observation.
     pub progress: Option<Instant>,
-    /// Time of its last reply that nobody waited for any more.
+    /// Time of the last reply that came after the agent had stopped waiting for it.
     pub replied: Option<Instant>,
-    /// Deadline of a request of the agent's own that changes something, and so explains the silence until then.
+    /// Deadline of an open request of the agent itself that changes something in the target. It explains a silence
+    /// until then.
     pub busy_until: Option<Instant>,
-    /// Method of that request.
+    /// Method of the request that `busy_until` is the deadline of.
     pub busy_with: Option<Cow<'static, str>>,
 }
 
@@ -118,23 +119,24 @@ pub enum Activity {
 /// Results of the probes of one process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbeResults {
-    /// Version that it reported last.
+    /// Version that the process reported last.
     version: Option<String>,
-    /// Probes without an answer since then.
+    /// Number of missed probes since the last answer.
     misses: u32,
-    /// Reason why the last of them had no answer.
+    /// Reason why the last missed probe had no answer.
     silence: String,
-    /// Time when the probe was sent that was answered last.
+    /// Time at which the last answered probe was sent.
     answered: Option<Instant>,
-    /// Time when the probe was sent that counted as missed last.
+    /// Time at which the last missed probe was sent.
     missed: Option<Instant>,
 }
 
 impl ProbeResults {
-    /// Records the end of a probe that was sent at that time: the version, or the reason why there was no answer.
+    /// Records the end of the probe that was sent at `sent`. `answer` holds the version, or the reason why there was no
+    /// answer.
     ///
-    /// Probes that were in flight together share one stall, and a probe sent before the last answer is overtaken by it:
-    /// neither is another miss.
+    /// An unanswered probe is not counted as missed if it was sent before the last answered one. Nor is it, while the
+    /// process is in doubt, if it was sent less than [`APART`] after the last missed one: both show the same stall.
     pub fn note(&mut self, sent: Instant, answer: Result<String, String>) {
         match answer {
             Ok(version) => {
@@ -154,12 +156,12 @@ impl ProbeResults {
         }
     }
 
-    /// Time when the probe was sent that was answered last.
+    /// Time at which the last answered probe was sent.
     pub fn answered(&self) -> Option<Instant> {
         self.answered
     }
 
-    /// Reason why the last probe had no answer.
+    /// Reason why the last missed probe had no answer.
     pub fn silence(&self) -> &str {
         &self.silence
     }
@@ -169,7 +171,7 @@ impl ProbeResults {
         self.version.is_some()
     }
 
-    /// Version, if the last probe was answered or it is too early to doubt it.
+    /// Version that was reported last; `None` from [`FAILURE_THRESHOLD`] missed probes on.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref().filter(|_| self.misses < FAILURE_THRESHOLD)
     }
@@ -179,12 +181,13 @@ impl ProbeResults {
         self.version.as_deref()
     }
 
-    /// `true` if one more probe decides: the process served, and has missed some, but too few.
+    /// `true` if the process has answered, and has missed probes since, but fewer than [`FAILURE_THRESHOLD`]. The next
+    /// probe decides.
     pub fn is_in_doubt(&self) -> bool {
         self.version.is_some() && (1..FAILURE_THRESHOLD).contains(&self.misses)
     }
 
-    /// `true` if a probe was not answered since the last answer.
+    /// `true` if a probe was missed since the last answer.
     pub fn is_silent(&self) -> bool {
         self.misses > 0
     }

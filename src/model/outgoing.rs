@@ -17,20 +17,21 @@ use super::caller::Caller;
 use super::network::Network;
 use super::url::HttpUrl;
 
-/// Header `Via` of every request of an agent (RFC 9110, 7.6.3). A URL that a caller supplied may lead to the agent
-/// itself, to which it is root, or to that of another node: no agent calls an agent, and requests with this header are
-/// refused.
+/// Value of the header `Via` in every request of an agent (RFC 9110, 7.6.3). Agents refuse requests with it, for no
+/// agent calls another. Otherwise a URL that a caller supplied could lead to the agent itself, which counts as root
+/// there, or to the agent of another node.
 pub const VIA_AGENT: &str = "1.1 vhost-agent";
 
 /// Allowed destinations of callbacks, reports and progress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum EgressPolicy {
-    /// Any address but the node's or its cloud's own.
+    /// Any address but special ones (link-local, multicast, metadata of a cloud) and, unless the caller is on this
+    /// node, loopback.
     #[default]
     Any,
-    /// Address of the caller, or of the connected controller.
+    /// Only the address of the caller or of the connected controller.
     Callers,
-    /// Addresses in these networks, whatever they are.
+    /// Only addresses in these networks, special ones and loopback included.
     To(Arc<[Network]>),
 }
 
@@ -83,7 +84,7 @@ impl<'de> Deserialize<'de> for EgressPolicy {
 }
 
 impl EgressPolicy {
-    /// Addresses that a URL from `caller` may lead to, which is `None` if the origin of the URL is unknown;
+    /// Addresses to which a URL from `caller` may lead. `caller` is `None` if the origin of the URL is unknown;
     /// `controller` is the one that connected last.
     pub fn reach(&self, caller: Option<Caller>, controller: Option<Caller>) -> Reach {
         let local = |who: Option<Caller>| who.is_some_and(Caller::is_local);
@@ -107,21 +108,21 @@ impl EgressPolicy {
 pub enum Reach {
     /// Any address: the operator named it.
     Anywhere,
-    /// Addresses for the URL of an image, which is listed: as [`EgressPolicy::Any`], whoever calls.
+    /// Any address but special ones and loopback, for the URL of an image that the settings allow.
     Images {
-        /// Set if the node itself may be called, for the listed address says so.
+        /// Set if loopback is allowed, because the allowed URL names it.
         loopback: bool,
     },
-    /// Any address but the node's or its cloud's own.
+    /// Any address but special ones (link-local, multicast, metadata of a cloud) and loopback.
     Common {
-        /// Set if the node itself may be called, for the caller is on it.
+        /// Set if loopback is allowed, because the caller is on this node.
         loopback: bool,
     },
     /// Addresses of the caller and of the controller.
     Callers {
-        /// Set if the node itself may be called, for the caller is on it.
+        /// Set if loopback is allowed, because the caller is on this node.
         loopback: bool,
-        /// Addresses of the caller and of the controller, as far as they have one.
+        /// Addresses of the caller and of the controller; a caller over the Unix socket has none.
         only: Vec<IpAddr>,
     },
     /// Addresses in these networks.
@@ -129,7 +130,7 @@ pub enum Reach {
 }
 
 impl Reach {
-    /// Judges an address before a connection to it.
+    /// Checks `address` before a connection to it.
     ///
     /// # Errors
     /// A refused address, with the reason.
@@ -151,7 +152,7 @@ impl Reach {
                 Some(Own::Special(what)) => refused(Why::Special(what)),
             },
             Reach::Callers { loopback: true, .. } if own(address) == Some(Own::Loopback) => Ok(()),
-            // Another caller that is local opens its loopback to itself only.
+            // A controller on this node does not open loopback to a caller from elsewhere.
             Reach::Callers { only, .. } if only.contains(&address) && !address.is_loopback() => {
                 Ok(())
             }
@@ -210,7 +211,7 @@ impl fmt::Display for Why {
     }
 }
 
-/// Kind of an address that is the node's or its cloud's own.
+/// Kind of an address that a URL of a caller from elsewhere must not lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Own {
     Loopback,

@@ -24,10 +24,10 @@ pub struct VolumeTally {
     pub degraded: usize,
     /// Volumes whose VM needs a restart.
     pub stuck: usize,
-    /// Volumes whose VM was connected before their target exited, and has not come back.
+    /// Volumes whose VM was connected before their target exited, and has not reconnected.
     pub disconnected_sessions: usize,
-    /// Longest pause of their guests between two tries to reconnect, in seconds: so long guests may wait after the
-    /// target is back. Absent if no guest is known to reconnect.
+    /// Longest pause of the volumes' guests between two tries to reconnect, in seconds: a guest may wait that long
+    /// after the target is back. Absent if no guest is known to reconnect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_pause_seconds: Option<Reconnect>,
     /// Volumes whose guest does not reconnect.
@@ -39,7 +39,7 @@ pub struct VolumeTally {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LastExit {
-    /// Time when it was found, in RFC 3339.
+    /// Time when the exit was found, in RFC 3339.
     pub at: String,
     /// Exit code, or the reason why there was none.
     pub cause: String,
@@ -56,9 +56,9 @@ pub struct TargetStatus {
     pub observation: u64,
     /// Restarts by the agent since the agent's own start.
     pub restarts: u64,
-    /// Exits of its process since the agent's own start.
+    /// Exits of the target's process since the agent's own start.
     pub exits: u64,
-    /// Last exit since the agent's own start, also if the target was restarted since.
+    /// Last exit since the agent's own start. A restart of the target does not clear it.
     pub last_exit: Option<LastExit>,
     pub volumes: VolumeTally,
     pub volume_statuses: Arc<Volumes>,
@@ -79,7 +79,7 @@ pub struct TargetReport {
     pub since: String,
     /// Restarts by the agent since the agent's own start.
     pub restarts: u64,
-    /// Last exit since the agent's own start, also if the target was restarted since.
+    /// Last exit since the agent's own start. A restart of the target does not clear it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_exit: Option<LastExit>,
     #[serde(flatten)]
@@ -109,7 +109,7 @@ pub struct NodeReport {
     pub host_uuid: String,
     pub boot_id: String,
     pub agent_version: String,
-    /// Counter of changes of anything but `at`, also over restarts of the agent.
+    /// Counter that grows when anything but `at` changes. It goes on over restarts of the agent.
     pub generation: u64,
     /// Time of the report, in RFC 3339.
     pub at: String,
@@ -123,8 +123,8 @@ pub struct NodeReport {
 /// Reason of a desired target that was not observed yet.
 const NOT_LOOKED_AT: &str = "it is wanted, and was not looked at yet";
 
-/// Reports on the targets that are desired or present. A desired target that was not observed yet is starting: since
-/// `now`, or since it was first reported so, as `before` has it.
+/// Builds the reports on the targets that are desired or present. A desired target that was not observed yet is
+/// reported as starting. Its state began at `now`, or at the time in `before` if that reports the same.
 pub fn target_reports(
     statuses: &TargetStatuses,
     desired: &Desired,

@@ -11,7 +11,7 @@ use super::image::Download;
 use super::pools::PoolKey;
 use super::units::{NumaNode, PageSize};
 
-/// Step of a plan. Planners make them, `agent::apply` performs them.
+/// Step of a plan. Planners make steps, `agent::apply` performs them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Raise a pool.
@@ -32,9 +32,9 @@ pub enum Step {
         path: String,
         /// Whole new text; it may hold the operator's secrets and is not reported.
         text: String,
-        /// Summary of what is new in it.
+        /// Summary of the new keys, for reports.
         adds: String,
-        /// Set if a file is there already.
+        /// Set if the file exists already.
         replaces: bool,
     },
     /// Install the engine.
@@ -52,7 +52,7 @@ pub enum Step {
         /// Name or path of its executable.
         binary: String,
     },
-    /// Wait until the API answers with a version that will do.
+    /// Wait until the engine's API answers with version `min_api` or newer.
     AwaitEngine {
         socket: String,
         /// Oldest version that is accepted.
@@ -66,7 +66,7 @@ pub enum Step {
         /// Sources, each tried when the one before it failed.
         from: Vec<ImageSource>,
     },
-    /// Make the folder of a target's sockets, and remove from it what a dead predecessor left.
+    /// Make the folder of a target's sockets, and remove from the folder what a dead predecessor left.
     PrepareSockets {
         folder: String,
         /// Path of the control socket.
@@ -79,7 +79,7 @@ pub enum Step {
     /// Wait until the target serves.
     AwaitTarget {
         name: String,
-        /// Name or id of its container.
+        /// Name or id of the target's container.
         container: String,
         /// Path of the control socket.
         socket: String,
@@ -89,7 +89,7 @@ pub enum Step {
     /// Stop a container: SIGTERM, grace period, SIGKILL.
     StopContainer {
         name: String,
-        /// The engine's id.
+        /// The engine's id of the container.
         id: String,
         /// Grace period before SIGKILL.
         grace: Duration,
@@ -97,7 +97,7 @@ pub enum Step {
     /// Set the engine's restart policy of a container.
     SetRestarts {
         name: String,
-        /// The engine's id.
+        /// The engine's id of the container.
         id: String,
         /// Restart policy; `None` for never.
         restarts: Option<Restarts>,
@@ -113,7 +113,7 @@ pub enum Step {
     /// Remove a container that does not run.
     RemoveContainer {
         name: String,
-        /// The engine's id.
+        /// The engine's id of the container.
         id: String,
     },
 }
@@ -123,7 +123,7 @@ pub enum Step {
 pub enum ImageSource {
     /// Made by the agent itself.
     BuiltIn,
-    /// Registry that its name begins with.
+    /// Registry at the beginning of the image's name.
     Registry,
     /// Path of a tar on this node.
     Tar(String),
@@ -145,7 +145,7 @@ impl fmt::Display for ImageSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResizePool {
     pub pool: PoolKey,
-    /// Pages when it was planned.
+    /// Pages when the step was planned.
     pub from: u64,
     /// Desired pages.
     pub to: u64,

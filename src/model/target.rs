@@ -20,7 +20,7 @@ use super::volume::{VolumeName, VolumeSpecs};
 /// MiB of hugepages that a target may take: more than any machine has.
 const MOST_MEMORY_MIB: u64 = 1 << 26;
 
-/// Program of a target, which decides how it is called and what it needs.
+/// Program of a target. It decides the command line and the needs of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TargetKind {
@@ -28,7 +28,7 @@ pub enum TargetKind {
     Zbs,
     /// SPDK's own vhost.
     Spdk,
-    /// The agent's own, in an image that it makes itself.
+    /// Vhost target of the agent itself, in an image that the agent makes.
     BuiltIn,
 }
 
@@ -49,20 +49,20 @@ pub struct TargetSpec {
     pub kind: TargetKind,
     /// Image; `None` for the built-in one.
     pub image: Option<String>,
-    /// Tar that holds the image, for when the engine lacks it.
+    /// Path of a tar that holds the image, loaded if the engine lacks the image.
     pub image_tar: Option<CleanPath>,
-    /// Address of such a tar.
+    /// URL of a tar that holds the image.
     pub image_url: Option<ImageUrl>,
-    /// Digest of the tar at that address.
+    /// SHA-256 of the tar at `image_url`.
     pub image_sha256: Option<ImageSha256>,
     pub cores: CoreRequest,
     pub socket_dir: CleanPath,
     pub control_sock: CleanPath,
-    /// Configuration of its client, mounted if present.
+    /// Configuration file of the target's storage client, mounted into the container if the file exists.
     pub client_conf: Option<CleanPath>,
     /// Hugepages, in MiB.
     pub memory_mib: u64,
-    /// Set if no size was given, so that it follows from the volumes each time the target is made.
+    /// Set if the request named no size. `memory_mib` then follows from the volumes each time the container is made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub memory_by_volumes: bool,
 }
@@ -83,7 +83,7 @@ impl TargetSpec {
         Ok(self)
     }
 
-    /// Copy without the tar if the image is present, so that the tar is not opened.
+    /// Copies the spec, without `image_tar` if `has_image` is set: the tar is not opened then.
     pub fn as_opened(&self, has_image: bool) -> TargetSpec {
         TargetSpec { image_tar: self.image_tar.clone().filter(|_| !has_image), ..self.clone() }
     }
@@ -107,14 +107,15 @@ impl TargetSpec {
         }
     }
 
-    /// Differences from the running target, field by field.
+    /// Fields in which the spec differs from `running`.
     pub fn drift(&self, running: &TargetSpec) -> Vec<Drift> {
         let fields = |spec: &TargetSpec| match serde_json::to_value(spec) {
             Ok(serde_json::Value::Object(fields)) => fields,
             _ => serde_json::Map::new(),
         };
         let (wanted, is) = (fields(self), fields(running));
-        // The origin of the image and of the memory's size is nothing that runs.
+        // These fields tell where the image and the memory's size come from, and make no difference to a running
+        // target.
         const ORIGINS: [&str; 4] = ["imageTar", "imageUrl", "imageSha256", "memoryByVolumes"];
         wanted
             .into_iter()
@@ -127,8 +128,8 @@ impl TargetSpec {
     }
 }
 
-/// Checks that an image's name has the form of the engine's references, and no more
-/// (github.com/distribution/reference), for it becomes part of a request's path.
+/// Checks that `name` has the form of the engine's image references, and no more (github.com/distribution/reference).
+/// It becomes part of the path of a request to the engine.
 ///
 /// # Errors
 /// An invalid name.
@@ -162,57 +163,58 @@ pub struct Drift {
 pub struct EnsureOptions {
     /// `true` if a target that differs from its spec, or does not serve, is replaced.
     pub recreate: bool,
-    /// `true` if that is done even with virtual machines connected.
+    /// `true` if the target is replaced even while virtual machines are connected.
     pub force: bool,
-    /// `true` if an exited target is made anew instead of started again as it is.
+    /// `true` if an exited target gets a new container instead of a restart of the old one.
     pub anew: bool,
-    /// `true` for the recovery of a target that ran before: what would refuse a new one is only reported then.
+    /// `true` for the recovery of a target that ran before. Doubts that would refuse a new target are only reported
+    /// then.
     pub recovers: bool,
 }
 
 /// Observation that the target planner works on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TargetSeen {
-    /// Container of the target's name.
+    /// Container with the target's name.
     pub container: Option<ContainerSeen>,
-    /// Containers with the names that are used during a replacement ([`TargetName::beside`]); only if they were looked
-    /// up.
+    /// Containers with the names of [`TargetName::beside`], which a replacement uses; empty if they were not looked up.
     pub beside: Vec<(String, ContainerSeen)>,
-    /// Version that its control socket reported, if it answered.
+    /// Version that the control socket reported; `None` if the socket did not answer.
     pub version: Option<String>,
-    /// Reason for no answer, otherwise.
+    /// Reason why the control socket did not answer; empty if it did.
     pub silence: String,
-    /// Disks that virtual machines are connected to; `None` if unknown.
+    /// Number of disks that virtual machines are connected to; `None` if unknown.
     pub sessions: Option<usize>,
-    /// Volumes whose guest was connected before the process exited last, and is not back; from what the agent
-    /// remembers.
+    /// Number of volumes whose guest was connected before the target's last exit and has not reconnected, from the
+    /// agent's records.
     pub disconnected: usize,
-    /// Set if the engine has its image.
+    /// Set if the engine has the target's image.
     pub has_image: bool,
-    /// Id of that image.
+    /// The engine's id of the target's image.
     pub image_id: String,
     /// Name of the built-in target's image.
     pub built_in_image: String,
-    /// Set if its client's configuration is present.
+    /// Set if the file `TargetSpec::client_conf` exists.
     pub has_client_conf: bool,
     /// Mount point of a hugetlbfs of 2 MiB pages.
     pub huge_dir: Option<String>,
     /// Online CPUs.
     pub cpus: Vec<Cpu>,
-    /// Other users of the CPUs.
+    /// Users of the CPUs other than the target.
     pub cpu_use: CpuUse,
-    /// Spec as it was desired before, from what the agent remembers; validated when it was new.
+    /// Spec that was desired before, from the agent's records. It was authorized when it was new.
     pub known: Option<TargetSpec>,
-    /// Destinations of the paths that are not the operator's, links followed.
+    /// Destinations of the paths that a request named, links followed.
     pub links: Links,
-    /// Obstacle to its sockets.
+    /// Reason why the target's sockets cannot be made in their place; `None` if they can.
     pub socket_obstacle: Option<String>,
-    /// Reason why somebody else could swap the sockets.
+    /// Way in which another user could swap the target's sockets; `None` if there is none.
     pub socket_doubt: Option<String>,
-    /// Free pages of 2 MiB by node, with those of the process that it replaces; only if it takes some and the machine
-    /// reports them.
+    /// Free 2 MiB pages by NUMA node, those of the process that the target replaces included. Empty if the target takes
+    /// none, or the machine does not report them.
     pub free_pages: BTreeMap<NumaNode, u64>,
-    /// Pages of dead processes, on whatever node, which return before the target takes its own.
+    /// Number of 2 MiB pages that dead processes left on any NUMA node, and that return before the target takes its
+    /// own. Counted only if no node has enough free pages.
     pub returning_pages: u64,
 }
 
@@ -224,33 +226,33 @@ impl TargetName {
 }
 
 impl ContainerSeen {
-    /// `true` if the agent made it for the target of that name.
+    /// `true` if the agent made the container for the target `name`.
     pub fn is_of(&self, name: &TargetName) -> bool {
         self.made_for().is_some_and(|spec| spec.name == *name)
     }
 
-    /// Spec that it was made for, if the agent made it.
+    /// Spec that the container was made for; `None` if the agent did not make it.
     pub fn made_for(&self) -> Option<TargetSpec> {
         serde_json::from_str(self.labels.get(SPEC_LABEL)?).ok()
     }
 }
 
 impl TargetSeen {
-    /// Spec that its container was made for, if the agent made it.
+    /// Spec that the target's container was made for; `None` if the agent did not make it.
     pub fn made_for(&self) -> Option<TargetSpec> {
         self.container.as_ref().and_then(ContainerSeen::made_for)
     }
 
-    /// `true` if its process lives and its control socket answers.
+    /// `true` if the target's container runs and its control socket answers.
     pub fn serves(&self) -> bool {
         self.version.is_some() && self.container.as_ref().is_some_and(|seen| seen.running)
     }
 }
 
-/// Trial of a replacement: the old target is kept until all that it served is served again.
+/// Trial of a replacement. The old target is kept until the new one serves everything that the old one served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trial {
-    /// Spec of the old target; `None` if nobody desired it.
+    /// Spec of the old target; `None` if it was not desired.
     pub old: Option<TargetSpec>,
     /// The engine's id of the old container.
     pub id: String,
@@ -268,8 +270,7 @@ pub struct Desired {
     pub targets: BTreeMap<TargetName, TargetSpec>,
     /// Trials of replacements.
     pub trials: BTreeMap<TargetName, Arc<Trial>>,
-    /// Desired volumes by target; also of a target that is not desired itself, for its container may be somebody
-    /// else's.
+    /// Desired volumes by target. The target itself may not be desired, because something else made its container.
     pub volumes: BTreeMap<TargetName, Arc<VolumeSpecs>>,
 }
 

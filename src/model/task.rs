@@ -48,10 +48,10 @@ pub struct TaskResult {
     pub task: TaskId,
     /// `http://…` or `https://…`, validated when the request came in.
     pub callback_url: String,
-    /// Caller that named that address, if recorded.
+    /// Caller that supplied `callback_url`; `None` if it was not recorded.
     pub caller: Option<Caller>,
     /// JSON body, ASCII.
     pub body: String,
-    /// `error` header: the handler broke outside its own error handling.
+    /// Text of the callback's `error` header: the handler failed outside its own error handling.
     pub error: Option<String>,
 }
