@@ -53,7 +53,7 @@ pub struct Credential {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub caller: Caller,
-    /// `true` if on this node.
+    /// `true` if the peer is on this node.
     pub is_local: bool,
     /// User of a peer on this node, if the kernel reports it.
     pub uid: Option<u32>,
@@ -110,9 +110,9 @@ pub struct Principal {
     pub name: Arc<str>,
     pub role: Role,
     pub caller: Caller,
-    /// `true` for root on this node.
+    /// `true` if the caller is root on this node.
     pub is_root: bool,
-    /// `true` if on this node.
+    /// `true` if the caller is on this node.
     pub is_local: bool,
 }
 

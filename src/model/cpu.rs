@@ -118,7 +118,7 @@ impl FromStr for CoreList {
 /// such as `[6,7]`.
 ///
 /// # Errors
-/// Any other type; the text is validated where it becomes a [`CoreList`].
+/// Any other JSON type. The text is validated where it becomes a [`CoreList`].
 pub fn written<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),

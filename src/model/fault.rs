@@ -25,7 +25,7 @@ impl Fault {
     /// Combines `faults` into one error, with the code of the first and the texts of all.
     ///
     /// # Errors
-    /// If there is any.
+    /// If `faults` is not empty.
     pub fn none_of(faults: Vec<Fault>) -> Result<(), Fault> {
         let Some(code) = faults.first().map(|fault| fault.code) else { return Ok(()) };
         let texts: Vec<String> = faults.into_iter().map(|fault| fault.text).collect();
@@ -54,7 +54,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 const CLOSED: &str = " (it is read-only: if only vhost-agent.service closes it, make the folder, add it as \
     ReadWritePaths= with `systemctl edit vhost-agent`, and restart the agent)";
 
-/// Selects the advice for a failed write: [`CLOSED`] if the file system is read-only and `otherwise` does not mention
+/// Selects the advice for a failed write: `CLOSED` if the file system is read-only and `otherwise` does not mention
 /// that, else `otherwise`.
 pub fn closed_or<'a>(source: &std::io::Error, otherwise: &'a str) -> &'a str {
     let is_named = otherwise.contains("read-only");

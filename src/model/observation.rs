@@ -136,7 +136,7 @@ impl ProbeResults {
     /// answer.
     ///
     /// An unanswered probe is not counted as missed if it was sent before the last answered one. Nor is it, while the
-    /// process is in doubt, if it was sent less than [`APART`] after the last missed one: both show the same stall.
+    /// process is in doubt, if it was sent less than `APART` after the last missed one: both show the same stall.
     pub fn note(&mut self, sent: Instant, answer: Result<String, String>) {
         match answer {
             Ok(version) => {

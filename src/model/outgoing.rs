@@ -108,12 +108,12 @@ impl EgressPolicy {
 pub enum Reach {
     /// Any address: the operator named it.
     Anywhere,
-    /// Any address but special ones and loopback, for the URL of an image that the settings allow.
+    /// Any address but special ones and, unless `loopback` is set, loopback: for the URL of an image.
     Images {
         /// Set if loopback is allowed, because the allowed URL names it.
         loopback: bool,
     },
-    /// Any address but special ones (link-local, multicast, metadata of a cloud) and loopback.
+    /// Any address but special ones (link-local, multicast, metadata of a cloud) and, unless `loopback` is set, loopback.
     Common {
         /// Set if loopback is allowed, because the caller is on this node.
         loopback: bool,
