@@ -21,11 +21,8 @@ const FILE_VARIABLE: &str = "VHOST_AGENT_CONFIG";
 pub struct Overrides {
     /// `--config`: the settings file, which then must exist.
     pub config: Option<PathBuf>,
-    /// `--listen`.
     pub listen: Option<String>,
-    /// `--state-dir`.
     pub state_dir: Option<PathBuf>,
-    /// `--log-dir`.
     pub log_dir: Option<PathBuf>,
     /// Drop-in whose text is taken from here instead of its file: (path, text). The file need not exist.
     pub replaced: Option<(PathBuf, String)>,

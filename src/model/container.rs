@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Container as the engine reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSeen {
-    /// The engine's id.
+    /// The engine's id of the container.
     pub id: String,
     /// Set if the container's first process lives.
     pub running: bool,
@@ -74,7 +74,6 @@ pub struct Isolation {
 pub struct ContainerSpec {
     pub name: String,
     pub image: String,
-    /// Command and its arguments.
     pub command: Vec<String>,
     /// Environment, `NAME=value`.
     pub env: Vec<String>,

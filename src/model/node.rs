@@ -48,7 +48,7 @@ pub struct EngineStatus {
     pub version: Option<String>,
     /// API version, if the engine answers.
     pub api_version: Option<String>,
-    /// Pid of its daemon.
+    /// Pid of the engine's daemon.
     pub pid: Option<u32>,
     /// Path of the API's socket.
     pub socket: String,
@@ -60,7 +60,7 @@ pub struct EngineStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Exposure {
-    /// Address of the listener.
+    /// Address on which the main listener listens.
     pub listen: String,
     /// Set if the listener speaks TLS.
     pub tls: bool,

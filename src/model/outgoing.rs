@@ -113,7 +113,8 @@ pub enum Reach {
         /// Set if loopback is allowed, because the allowed URL names it.
         loopback: bool,
     },
-    /// Any address but special ones (link-local, multicast, metadata of a cloud) and, unless `loopback` is set, loopback.
+    /// Any address but special ones (link-local, multicast, metadata of a cloud) and, unless `loopback` is set,
+    /// loopback.
     Common {
         /// Set if loopback is allowed, because the caller is on this node.
         loopback: bool,

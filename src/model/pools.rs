@@ -123,7 +123,7 @@ pub type PagesByPool = BTreeMap<PoolKey, u64>;
 /// Goal of a request to the pool owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PoolGoal {
-    /// Free pages.
+    /// Free pages, as many as each entry says.
     Free(Vec<PoolWant>),
     /// Pages that the agent is to have grown, free or in use: for a restore after a reboot or a loss.
     Grown(PagesByPool),

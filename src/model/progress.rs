@@ -24,7 +24,7 @@ pub struct ProgressRequest {
     pub context: Value,
     /// Value that each report returns unchanged.
     pub stack: Value,
-    /// Address of the reports; `None` for the one that the controller gave when it connected.
+    /// Address of the reports; `None`: the address that the controller gave when it connected.
     pub url: Option<String>,
     pub caller: Caller,
     /// Part of the controller's whole job that the request makes up.

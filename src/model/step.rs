@@ -14,15 +14,14 @@ use super::units::{NumaNode, PageSize};
 /// Step of a plan. Planners make steps, `agent::apply` performs them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Raise a pool.
+    /// Raise a pool's `nr_hugepages`.
     Grow(ResizePool),
-    /// Lower a pool.
+    /// Lower a pool's `nr_hugepages`.
     Shrink(ResizePool),
     /// Ask the kernel to gather free memory on a NUMA node.
     Compact(NumaNode),
     /// Drop the page cache of the whole machine.
     DropPageCache,
-    /// Mount a hugetlbfs.
     Mount {
         path: String,
         size: PageSize,
@@ -37,7 +36,6 @@ pub enum Step {
         /// Set if the file exists already.
         replaces: bool,
     },
-    /// Install the engine.
     Install {
         manager: PackageManager,
         /// Sets of packages to try, the preferred one first.
@@ -147,7 +145,7 @@ pub struct ResizePool {
     pub pool: PoolKey,
     /// Pages when the step was planned.
     pub from: u64,
-    /// Desired pages.
+    /// Desired pages after the step.
     pub to: u64,
 }
 

@@ -114,7 +114,7 @@ impl TargetSpec {
             _ => serde_json::Map::new(),
         };
         let (wanted, is) = (fields(self), fields(running));
-        // These fields tell where the image and the memory's size come from, and make no difference to a running
+        // Fields that only tell where the image and the memory's size come from, and make no difference to a running
         // target.
         const ORIGINS: [&str; 4] = ["imageTar", "imageUrl", "imageSha256", "memoryByVolumes"];
         wanted

@@ -13,7 +13,6 @@ pub struct PageSize(u64);
 impl PageSize {
     /// 2 MiB, what vhost targets and guests use on x86-64.
     pub const MIB_2: PageSize = PageSize(2 * 1024);
-    /// 1 GiB.
     pub const GIB_1: PageSize = PageSize(1024 * 1024);
 
     /// Page size of `kib` KiB; `None` for zero, for what is no power of two, and for more than can be counted in bytes.

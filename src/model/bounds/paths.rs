@@ -127,7 +127,6 @@ impl PathPurpose {
     }
 }
 
-/// Folder of the devices.
 const DEVICES: &str = "/dev/";
 
 fn fits_device(path: &CleanPath, settings: &TargetSettings) -> bool {
