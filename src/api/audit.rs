@@ -112,7 +112,7 @@ pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static
             route = what,
             outcome = "refused",
             code = reason,
-            untold = (unlogged > 0).then_some(unlogged),
+            unlogged = (unlogged > 0).then_some(unlogged),
             "{what} of {by} at {address} was refused: {reason}"
         );
     } else if pace.is_first_unlogged {
@@ -126,7 +126,7 @@ pub fn refused(refusals: &Refusals, refused: RefusedCaller<'_>, reason: &'static
                 target: AUDIT,
                 address,
                 outcome = "refused",
-                untold = unlogged,
+                unlogged,
                 "{unlogged} more calls from {address} were refused"
             );
         });

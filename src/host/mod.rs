@@ -176,7 +176,7 @@ impl From<HostError> for Fault {
             HostError::NoSecret { .. } => Code::SecretExposed,
             HostError::NoPages { .. } => Code::NoFreeHugepage,
             HostError::Kill { .. } => Code::ProcessNotEnded,
-            HostError::Signal { .. } => Code::ProgramNotTold,
+            HostError::Signal { .. } => Code::SignalFailed,
         };
         Fault::new(code, chain(&error))
     }

@@ -41,7 +41,7 @@ pub fn bring_up(spec: &VolumeSpec, seen: &VolumeSeen) -> Result<Vec<VolumeStep>,
             };
             if !controller.sessions.is_empty() {
                 return Err(Fault::new(
-                    Code::VolumeNotAsWanted,
+                    Code::VolumeDrift,
                     format!(
                         "{wrong}, and a virtual machine is connected: shut it down, and the volume is \
                          brought about anew"

@@ -115,7 +115,7 @@ fn a_controller_that_is_wrong_is_made_anew_only_without_a_guest() {
     let wrong = |sessions| seen(Some(bdev("/f")), Some(controller("w", sessions)));
     let plan = bring_up(&spec(), &wrong(0)).unwrap();
     assert_eq!(plan, [DeleteController, CreateController, GiveSocket]);
-    assert_eq!(bring_up(&spec(), &wrong(1)).unwrap_err().code, Code::VolumeNotAsWanted);
+    assert_eq!(bring_up(&spec(), &wrong(1)).unwrap_err().code, Code::VolumeDrift);
     // Deleted under it: making the bdev again does not help.
     let gone = |sessions| {
         let controller = ControllerSeen { bdev: None, ..controller("v", sessions) };
@@ -123,7 +123,7 @@ fn a_controller_that_is_wrong_is_made_anew_only_without_a_guest() {
     };
     let plan = bring_up(&spec(), &gone(0)).unwrap();
     assert_eq!(plan, [DeleteController, CreateBdev, CreateController, GiveSocket]);
-    assert_eq!(bring_up(&spec(), &gone(1)).unwrap_err().code, Code::VolumeNotAsWanted);
+    assert_eq!(bring_up(&spec(), &gone(1)).unwrap_err().code, Code::VolumeDrift);
 }
 
 #[test]
