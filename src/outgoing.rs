@@ -28,7 +28,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use self::written::WrittenResolver;
-use crate::model::outgoing::{Reach, RefusedAddress, VIA_AGENT};
+use crate::model::egress_policy::{Reach, RefusedAddress, VIA_AGENT};
 
 mod written;
 

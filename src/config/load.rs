@@ -267,7 +267,7 @@ fn has(table: &Table, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::outgoing::EgressPolicy;
+    use crate::model::egress_policy::EgressPolicy;
 
     fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
         let path = dir.join(name);

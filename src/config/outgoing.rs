@@ -7,5 +7,5 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct EgressSettings {
     /// Allowed destinations of callbacks, reports and progress: `any`, `callers`, or a list of networks.
-    pub to: crate::model::outgoing::EgressPolicy,
+    pub to: crate::model::egress_policy::EgressPolicy,
 }

@@ -9,7 +9,7 @@ use hyper::http::uri::InvalidUri;
 use hyper::{Method, Request, StatusCode, Uri};
 use tokio::time::timeout;
 
-use crate::model::outgoing::Reach;
+use crate::model::egress_policy::Reach;
 use crate::model::url::{HttpUrl, HttpUrlError, text_without_secrets};
 use crate::outgoing::{self, SendError};
 

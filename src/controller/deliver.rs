@@ -9,8 +9,8 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::client::{ControllerClient, PostError};
-use super::egress::Reaches;
 use super::outbox::{AfterAttempt, DeliveryOutcome, Outbox};
+use super::reaches::Reaches;
 use crate::model::fault::chain;
 use crate::model::task::{TaskId, TaskResult};
 use crate::model::url::text_without_secrets;

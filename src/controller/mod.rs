@@ -6,8 +6,8 @@
 
 pub mod client;
 pub mod deliver;
-pub mod egress;
 pub mod identity;
 pub mod outbox;
 pub mod progress_posts;
+pub mod reaches;
 pub mod report;

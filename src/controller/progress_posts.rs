@@ -18,11 +18,11 @@ use tokio::sync::{Semaphore, broadcast, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::client::{ControllerClient, PostError};
-use super::egress::Reaches;
 use super::identity::Identities;
+use super::reaches::Reaches;
 use crate::model::ascii::ascii_json;
+use crate::model::egress_policy::Reach;
 use crate::model::fault::chain;
-use crate::model::outgoing::Reach;
 use crate::model::prepare::Progress;
 use crate::model::progress::{ProgressRequest, ProgressSource, Weight, WorkKind};
 use crate::model::work::WorkId;

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::model::caller::Caller;
-use crate::model::outgoing::EgressPolicy;
+use crate::model::egress_policy::EgressPolicy;
 use crate::model::prepare::{StepOutcome, StepReport, WorkEvent};
 use crate::model::progress::Stage;
 use crate::model::step::{Area, Step};

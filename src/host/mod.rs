@@ -12,6 +12,7 @@ pub mod cpus;
 pub mod cpuset;
 pub mod daemon_json;
 pub mod dpkg;
+pub mod engine_socket;
 pub mod facts;
 pub mod files;
 pub mod footprint;

@@ -9,11 +9,9 @@ use procfs::FromRead;
 use procfs::process::Stat;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::facts::init;
-use super::files::{entries, read_number, read_table, read_text};
+use super::files::{read_number, read_table};
 use super::{HostError, Root};
-use crate::model::engine::{EngineProcess, Init};
-use crate::model::policy::EnginePolicy;
+use crate::model::engine::EngineProcess;
 
 /// The engine's daemon: the process whose pid is in `pid_file`, if it is alive and has the name of `binary`.
 ///
@@ -59,59 +57,6 @@ pub fn reload(
         return Err(gone());
     }
     pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
-}
-
-/// `true` if a connection to the engine's socket starts nothing. systemd may listen there in the engine's place and
-/// start the engine on a connection (systemd.socket(5)); then the engine must already listen too. An engine that is
-/// being stopped first closes the socket and then ends its containers: a connection in that time would start it again.
-pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
-    if init(root) != Init::Systemd {
-        return true;
-    }
-    let Ok(listening) = listening_at(root, &policy.socket) else { return false };
-    let listens = |pid: &str| has_socket(root, pid, &listening);
-    let process = engine_process(root, &policy.pid_file, &policy.binary);
-    if process.is_some_and(|process| listens(&process.pid.to_string())) || !listens("1") {
-        return true;
-    }
-    // Finds an engine that was started by other means, with another pid file.
-    let name = policy.binary.rsplit('/').next().unwrap_or(&policy.binary);
-    let kept = name.get(..name.len().min(15)).unwrap_or(name);
-    entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
-        pid.bytes().all(|digit| digit.is_ascii_digit())
-            && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
-            && listens(pid)
-    })
-}
-
-/// Inodes of the sockets that listen at the path `socket`, in the network namespace of PID 1 (proc_pid_net(5), `unix`).
-/// Each has the form `socket:[inode]`, as in `/proc/PID/fd`.
-fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
-    /// `__SO_ACCEPTCON` of the kernel.
-    const LISTENS: u32 = 0x10000;
-    // `/var/run` is usually a link to `/run`; the kernel's table has the path as it was bound.
-    let plain = |path: &str| {
-        path.strip_prefix("/var").filter(|it| it.starts_with("/run/")).unwrap_or(path).to_string()
-    };
-    let wanted = plain(socket);
-    let table = read_text(&root.path("/proc/1/net/unix"))?;
-    let listening = |line: &str| {
-        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [_, _, _, flags, _, _, inode, path] = columns.as_slice() else { return None };
-        let flags = u32::from_str_radix(flags, 16).ok()?;
-        (flags & LISTENS != 0 && plain(path) == wanted).then(|| format!("socket:[{inode}]"))
-    };
-    Ok(table.lines().filter_map(listening).collect())
-}
-
-fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
-    let opened = fs::read_dir(root.path(format!("/proc/{pid}/fd")));
-    // A process whose descriptors cannot be read is taken for listening: it is alive.
-    let Ok(opened) = opened else { return true };
-    opened.flatten().any(|entry| {
-        fs::read_link(entry.path())
-            .is_ok_and(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()))
-    })
 }
 
 /// Parsed `stat` of the process with the folder `folder` (proc_pid_stat(5)). Lines that do not begin as the kernel's
@@ -223,39 +168,6 @@ mod tests {
         assert!(!taken("docker", "dockerd"), "the command line tool is not the daemon");
         assert!(!taken("dockerd-rootles", "dockerd"));
         assert!(!taken("", "dockerd"));
-    }
-
-    #[test]
-    fn connection_that_systemd_would_start_the_engine_for_is_not_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(folder.path());
-        let policy = EnginePolicy { binary: "/usr/bin/dockerd".into(), ..EnginePolicy::default() };
-        let may = || connecting_starts_nothing(&root, &policy);
-        let opens = |pid: u32, inode: u32| {
-            let link = root.path(format!("/proc/{pid}/fd/3"));
-            fs::create_dir_all(link.parent().unwrap()).unwrap();
-            let _ = fs::remove_file(&link);
-            std::os::unix::fs::symlink(format!("socket:[{inode}]"), link).unwrap();
-        };
-        assert!(may(), "PID 1 is not systemd");
-        fs::create_dir_all(root.path("/run/systemd/system")).unwrap();
-        assert!(!may(), "the kernel does not say who listens");
-        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
-            0000: 00000002 00000000 00010000 0001 01 4711 /run/docker.sock\n\
-            0001: 00000002 00000000 00000000 0001 03 4712 /run/docker.sock\n";
-        fs::create_dir_all(root.path("/proc/1/net")).unwrap();
-        fs::write(root.path("/proc/1/net/unix"), table).unwrap();
-        opens(1, 4713);
-        assert!(may(), "another process listens, whatever its name");
-        opens(1, 4711);
-        assert!(!may(), "only systemd listens");
-        opens(7, 4712);
-        fs::write(root.path("/proc/7/comm"), "dockerd\n").unwrap();
-        assert!(!may(), "it is being stopped, and systemd listens");
-        opens(7, 4711);
-        assert!(may(), "it listens itself, whoever started it");
-        fs::write(root.path("/proc/1/net/unix"), "").unwrap();
-        assert!(may(), "nobody listens");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::model::outgoing::EgressPolicy;
+use crate::model::egress_policy::EgressPolicy;
 
 /// A listener that answers every request on its connections with 200, and keeps them open.
 struct Server {

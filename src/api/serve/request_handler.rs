@@ -24,7 +24,7 @@ use super::super::refusals::Refusals;
 use super::root::RootVerification;
 use super::{ConnectionSlot, Guards, lock};
 use crate::model::access::{Denied, Peer, PresentedToken, Principal, Role, Rules};
-use crate::model::outgoing::VIA_AGENT;
+use crate::model::egress_policy::VIA_AGENT;
 use crate::wait;
 
 /// Service for the requests of one connection.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::model::caller::Caller;
 use crate::model::cpu::written;
-use crate::model::outgoing::Reach;
+use crate::model::egress_policy::Reach;
 use crate::model::path::CleanPath;
 use crate::model::progress::{ProgressRequest, Stage};
 use crate::model::url::HttpUrl;

@@ -3,9 +3,9 @@
 use url::{Host, Url};
 
 use crate::model::code::Code;
+use crate::model::egress_policy::Reach;
 use crate::model::fault::Fault;
 use crate::model::image::ImageUrl;
-use crate::model::outgoing::Reach;
 use crate::model::policy::TargetSettings;
 
 /// Authorizes the URL of an image. `target.image_url` and the URLs that `target.image_urls` lists are allowed.

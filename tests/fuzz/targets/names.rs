@@ -4,11 +4,11 @@
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::api::bearer_tokens::Tokens;
 use vhost_agent::model::caller::Caller;
+use vhost_agent::model::egress_policy::EgressPolicy;
 use vhost_agent::model::engine::ApiVersion;
 use vhost_agent::model::event::EventId;
 use vhost_agent::model::image::{ImageSha256, ImageUrl};
 use vhost_agent::model::network::Network;
-use vhost_agent::model::outgoing::EgressPolicy;
 use vhost_agent::model::path::{CleanPath, SUN_PATH, validate_length, validate_socket};
 use vhost_agent::model::progress::Stage;
 use vhost_agent::model::registry::registry_of;

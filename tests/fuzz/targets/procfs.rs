@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::host::facts::{boot_id, hostname, init, kernel};
-use vhost_agent::host::{Root, cpu_users, guests, leftovers, mounts, process};
+use vhost_agent::host::{Root, cpu_users, engine_socket, guests, leftovers, mounts, process};
 use vhost_agent::model::policy::{EnginePolicy, VolumePolicy};
 use vhost_agent_fuzz::Tree;
 
@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
         assert!(engine.args.iter().all(|arg| !arg.is_empty()));
         assert!(process::started(&root, engine.pid).is_some());
     }
-    let _ = process::connecting_starts_nothing(&root, &EnginePolicy::default());
+    let _ = engine_socket::connecting_starts_nothing(&root, &EnginePolicy::default());
     let _ = (boot_id(&root), hostname(&root), kernel(&root), init(&root));
     let removed = leftovers::clear_sockets(&root, "/sockets").unwrap_or_default();
     assert!(removed.iter().all(|path| path.starts_with(root.path("/sockets"))));

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use vhost_agent::api::zstack::target::usual;
 use vhost_agent::api::zstack::{fuzz_entry, wire};
 use vhost_agent::model::caller::Caller;
-use vhost_agent::model::outgoing::EgressPolicy;
+use vhost_agent::model::egress_policy::EgressPolicy;
 use vhost_agent::model::path::SUN_PATH;
 use vhost_agent::model::target::{CoreRequest, TargetSpec};
 use vhost_agent::model::volume::{Backing, VolumeSpec};

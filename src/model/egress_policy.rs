@@ -290,5 +290,5 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
 }
 
 #[cfg(test)]
-#[path = "outgoing_tests.rs"]
+#[path = "egress_policy_tests.rs"]
 mod tests;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::identity::Identities;
 use crate::model::caller::Caller;
-use crate::model::outgoing::{EgressPolicy, Reach};
+use crate::model::egress_policy::{EgressPolicy, Reach};
 
 /// Egress policies by caller; clones share the identity.
 #[derive(Debug, Clone)]

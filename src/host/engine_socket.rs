@@ -1,0 +1,108 @@
+//! The engine's socket, and who listens on it: the engine itself, or systemd in its place.
+
+use std::fs;
+
+use super::facts::init;
+use super::files::{entries, read_text};
+use super::process::engine_process;
+use super::{HostError, Root};
+use crate::model::engine::Init;
+use crate::model::policy::EnginePolicy;
+
+/// `true` if a connection to the engine's socket starts nothing. systemd may listen there in the engine's place and
+/// start the engine on a connection (systemd.socket(5)); then the engine must already listen too. An engine that is
+/// being stopped first closes the socket and then ends its containers: a connection in that time would start it again.
+pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
+    if init(root) != Init::Systemd {
+        return true;
+    }
+    let Ok(listening) = listening_at(root, &policy.socket) else { return false };
+    let listens = |pid: &str| has_socket(root, pid, &listening);
+    let process = engine_process(root, &policy.pid_file, &policy.binary);
+    if process.is_some_and(|process| listens(&process.pid.to_string())) || !listens("1") {
+        return true;
+    }
+    // Finds an engine that was started by other means, with another pid file.
+    let name = policy.binary.rsplit('/').next().unwrap_or(&policy.binary);
+    let kept = name.get(..name.len().min(15)).unwrap_or(name);
+    entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
+        pid.bytes().all(|digit| digit.is_ascii_digit())
+            && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
+            && listens(pid)
+    })
+}
+
+/// Inodes of the sockets that listen at the path `socket`, in the network namespace of PID 1 (proc_pid_net(5), `unix`).
+/// Each has the form `socket:[inode]`, as in `/proc/PID/fd`.
+fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
+    /// `__SO_ACCEPTCON` of the kernel.
+    const LISTENS: u32 = 0x10000;
+    // `/var/run` is usually a link to `/run`; the kernel's table has the path as it was bound.
+    let plain = |path: &str| {
+        path.strip_prefix("/var").filter(|it| it.starts_with("/run/")).unwrap_or(path).to_string()
+    };
+    // Other links are followed, such as one to podman's socket.
+    let followed = fs::canonicalize(root.path(socket)).ok();
+    let followed = followed.as_deref().and_then(|it| it.strip_prefix(root.path("/")).ok());
+    let wanted = followed.map_or(plain(socket), |it| format!("/{}", it.display()));
+    let table = read_text(&root.path("/proc/1/net/unix"))?;
+    let listening = |line: &str| {
+        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, _, _, flags, _, _, inode, path] = columns.as_slice() else { return None };
+        let flags = u32::from_str_radix(flags, 16).ok()?;
+        (flags & LISTENS != 0 && plain(path) == wanted).then(|| format!("socket:[{inode}]"))
+    };
+    Ok(table.lines().filter_map(listening).collect())
+}
+
+fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
+    let opened = fs::read_dir(root.path(format!("/proc/{pid}/fd")));
+    // A process whose descriptors cannot be read is taken for listening: it is alive.
+    let Ok(opened) = opened else { return true };
+    opened.flatten().any(|entry| {
+        fs::read_link(entry.path())
+            .is_ok_and(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_that_systemd_would_start_the_engine_for_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let policy = EnginePolicy { binary: "/usr/bin/dockerd".into(), ..EnginePolicy::default() };
+        let may = || connecting_starts_nothing(&root, &policy);
+        let opens = |pid: u32, inode: u32| {
+            let link = root.path(format!("/proc/{pid}/fd/3"));
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(format!("socket:[{inode}]"), link).unwrap();
+        };
+        assert!(may(), "PID 1 is not systemd");
+        fs::create_dir_all(root.path("/run/systemd/system")).unwrap();
+        assert!(!may(), "the kernel does not say who listens");
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000: 00000002 00000000 00010000 0001 01 4711 /run/docker.sock\n\
+            0001: 00000002 00000000 00000000 0001 03 4712 /run/docker.sock\n";
+        fs::create_dir_all(root.path("/proc/1/net")).unwrap();
+        fs::write(root.path("/proc/1/net/unix"), table).unwrap();
+        opens(1, 4713);
+        assert!(may(), "another process listens, whatever its name");
+        opens(1, 4711);
+        assert!(!may(), "only systemd listens");
+        fs::write(root.path("/run/docker.sock"), "").unwrap();
+        std::os::unix::fs::symlink("docker.sock", root.path("/run/link.sock")).unwrap();
+        let linked = EnginePolicy { socket: "/run/link.sock".into(), ..policy.clone() };
+        assert!(!connecting_starts_nothing(&root, &linked), "through a link too");
+        opens(7, 4712);
+        fs::write(root.path("/proc/7/comm"), "dockerd\n").unwrap();
+        assert!(!may(), "it is being stopped, and systemd listens");
+        opens(7, 4711);
+        assert!(may(), "it listens itself, whoever started it");
+        fs::write(root.path("/proc/1/net/unix"), "").unwrap();
+        assert!(may(), "nobody listens");
+    }
+}
