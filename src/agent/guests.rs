@@ -49,8 +49,8 @@ pub async fn follow(
         failed = if found.is_some() { 0 } else { failed + 1 };
         if failed == MOST_FAILED {
             tracing::warn!(
-                "how guests reconnect is not known: looking at their processes failed {failed} times in a row (does one hang \
-                 in the kernel? `ps -eo pid,stat,comm` shows it with the state D)"
+                "the reconnect settings of the guests are unknown: their processes could not be read {failed} times in a row; \
+                 if one hangs in the kernel, `ps -eo pid,stat,comm` lists that process with the state D"
             );
         }
         // The last result stays valid over a few failures. A result equal to the last is published too: its guest may

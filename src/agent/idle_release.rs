@@ -33,7 +33,7 @@ pub async fn follow(
         let given = pools.reclaim(order).await;
         let errors = given.map_or_else(|fault| vec![fault], |report| report.errors);
         for fault in errors {
-            tracing::warn!(code = %fault.code, "pages were not given back after the last volume: {fault}");
+            tracing::warn!(code = %fault.code, "no volume is left, but the agent's hugepages could not be returned to the kernel: {fault}");
         }
     }
 }

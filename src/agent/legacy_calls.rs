@@ -30,11 +30,11 @@ pub async fn follow(pools: Pools) {
             let report = pools.look().await;
             if report.errors.is_empty() && !report.steps.is_empty() {
                 tracing::info!(
-                    "hugepages that the agent keeps were taken again after a call of the legacy agent"
+                    "the agent's hugepages were allocated again: they were missing after a call to the legacy agent"
                 );
             }
             for fault in report.errors {
-                tracing::warn!(code = %fault.code, "after a call of the legacy agent: {fault}");
+                tracing::warn!(code = %fault.code, "the agent's hugepages could not be verified or allocated again after a call to the legacy agent: {fault}");
             }
         }
     }

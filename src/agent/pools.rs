@@ -71,7 +71,7 @@ impl Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
         let (records, cancel) = (work.publishes(), work.cancel_handle());
         if let Err(e) = cancel.arm() {
-            tracing::warn!(error = %e, "a stop has to wait for the kernel to end a write to a pool");
+            tracing::warn!(error = %e, "the signal that interrupts a write to nr_hugepages could not be set up, so a stop waits for the end of such a write: {e}");
         }
         tokio::spawn(run(work, queue, heartbeat));
         // A write is not interrupted when one caller's time is over, for others may want its pages: a caller waits for
@@ -247,7 +247,9 @@ async fn run(work: MemoryWork, mut queue: mpsc::Receiver<PoolsOrder>, mut heartb
             }
         };
     }
-    tracing::error!("the owner of the hugepage pools broke off; the agent must be restarted");
+    tracing::error!(
+        "the task that owns the hugepage pools ended unexpectedly: restart the agent to change hugepages again"
+    );
 }
 
 /// Answers a dry run that takes only a read of some counters; returns any other request. Handing such a dry run to

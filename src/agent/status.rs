@@ -137,7 +137,7 @@ impl StatusObserver {
                 self.blind = true;
                 tracing::warn!(
                     code = %fault.code,
-                    "the pools are reported as they were seen last: {}", fault.text
+                    "the hugepage pools could not be read, and are reported as last read: {}", fault.text
                 );
             }
             Err(_) => {}
@@ -159,7 +159,7 @@ impl StatusObserver {
                 tracing::warn!(code = %finding.code, "{}", finding.text);
                 self.sources.events.publish(What::Finding(finding.clone()));
             }
-            None => tracing::info!("no hugepages that the agent keeps are missing any more"),
+            None => tracing::info!("none of the agent's hugepages are missing any more"),
         }
         self.finding = finding;
     }

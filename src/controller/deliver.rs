@@ -78,7 +78,10 @@ async fn deliver<F>(
 
 fn note(task: &TaskId, after: AfterAttempt) {
     if after == AfterAttempt::TooOld {
-        tracing::error!(%task, "the controller did not take this result in all the time (callbacks.max_age); it was given up");
+        tracing::error!(
+            %task,
+            "the result of {task} was not delivered to the controller within callbacks.max_age, and was discarded"
+        );
     }
 }
 
@@ -93,7 +96,7 @@ async fn offer(
     let to = (result.callback_url.as_str(), &reach);
     let why = match client.post(to, &headers(&result), &result.body, within).await {
         Ok(status) if status.is_success() => {
-            tracing::info!(%task, attempt, "result delivered");
+            tracing::info!(%task, attempt, "the result of {task} was delivered to {url}");
             return DeliveryOutcome::Taken;
         }
         Ok(status) if status == hyper::StatusCode::NOT_FOUND => {
@@ -106,16 +109,26 @@ async fn offer(
         Ok(status) => format!("answered {status}"),
         Err(refused @ PostError::Refused { .. }) if attempt == 1 => {
             let why = chain(&refused);
-            tracing::warn!(%task, why, "the callback's address is refused; the result is offered again, for a name can lead elsewhere then");
+            tracing::warn!(
+                %task, why,
+                "the result of {task} was not sent, for the callback's address is refused; the result is offered again, as \
+                 its name may resolve to another address later: {why}"
+            );
             return DeliveryOutcome::Again;
         }
         Err(e) => chain(&e),
     };
     // Logged once; of the attempts that follow only a success is worth a line.
     if attempt == 1 {
-        tracing::warn!(%task, url, why, "result not taken; it is offered again with growing pauses");
+        tracing::warn!(
+            %task, url, why,
+            "the result of {task} could not be delivered to {url}, and is offered again with growing pauses: {why}"
+        );
     } else {
-        tracing::debug!(%task, url, attempt, why, "result not taken");
+        tracing::debug!(
+            %task, url, attempt, why,
+            "the result of {task} could not be delivered to {url}: {why}"
+        );
     }
     DeliveryOutcome::Again
 }

@@ -71,11 +71,15 @@ impl ProgressPosts {
             None => (known.send_command_url, self.reaches.of_controller()),
         };
         if url.is_empty() {
-            tracing::debug!("progress is not reported: no controller has said where to");
+            tracing::debug!(
+                "progress is not reported: the call has no URL for it, and no controller has set a sendCommandUrl"
+            );
             return None;
         }
         let Ok(place) = self.places.clone().try_acquire_owned() else {
-            tracing::debug!("progress is not reported: that of {MOST} calls is reported already");
+            tracing::debug!(
+                "progress is not reported: {MOST} other calls report theirs, which is the limit"
+            );
             return None;
         };
         let host = Some(known.host_uuid).filter(|uuid| !uuid.is_empty());
@@ -237,13 +241,15 @@ async fn post(
     let why = match client.post(to, &[path], body, within).await {
         Ok(status) if status.is_success() => return PostOutcome::Goes,
         Ok(StatusCode::NOT_FOUND) => {
-            tracing::debug!("the controller takes no progress (404); it gets no more of this call");
+            tracing::debug!(
+                "the controller has no handler for progress (404), and gets no more progress of this call"
+            );
             return PostOutcome::Unknown;
         }
         Ok(status) => format!("answered {status}"),
         Err(e) => without_address(&e),
     };
-    tracing::debug!(why, "the progress of a call could not be reported to the controller");
+    tracing::debug!(why, "the progress of a call could not be reported to the controller: {why}");
     PostOutcome::Goes
 }
 

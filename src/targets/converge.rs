@@ -221,7 +221,7 @@ impl<C: Containers> Worker<C> {
             Ok(()) => self.desire_again(before).await,
             Err(fault) => tracing::warn!(
                 target_name = %self.name(), error = %fault,
-                "{} did not serve, and could not be ended: it stays desired", self.name()
+                "{} did not serve after its deploy, and could not be stopped, so it stays desired: {fault}", self.name()
             ),
         }
     }
@@ -236,7 +236,8 @@ impl<C: Containers> Worker<C> {
         if let Err(fault) = undone {
             tracing::error!(
                 target_name = %name, error = %fault,
-                "{name} could not be restored as desired, and its failed replacement still is: deploy it again as it runs"
+                "{name}: the desired state from before the failed deploy could not be restored, and the failed one stays \
+                 desired; deploy {name} with its former settings, or destroy it: {fault}"
             );
         }
     }

@@ -234,8 +234,10 @@ impl DesiredTargets {
             ),
             Err(e) => tracing::error!(
                 error = chain(&e),
-                "a change of what is desired came too late, and cannot be undone: after a restart the \
-                 agent may desire it; see what holds the disk up, then make the change again or its opposite"
+                "a change of the desired state passed its deadline, and undoing it on disk failed: {}; after a restart \
+                 the agent may apply the change, so repeat the call, or call the reverse (destroy for deploy, \
+                 deactivate for activate)",
+                chain(&e)
             ),
         };
         let (_turn, done) = turn.write(move || write(&next), late).await?;

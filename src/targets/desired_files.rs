@@ -81,7 +81,7 @@ fn read<T: DeserializeOwned>(store: &Store, path: &str) -> Option<T> {
         tracing::error!(
             path,
             why,
-            "a state file cannot be read; what it says is not known to the agent"
+            "the state file {path} cannot be read, so the agent does not know the target or volume in it: {why}"
         );
         None
     })

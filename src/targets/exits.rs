@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::writes::Writes;
-use crate::model::fault::Fault;
+use crate::model::fault::{Fault, chain};
 use crate::model::target::TargetName;
 use crate::plan::lifecycle::LifecycleRecord;
 use crate::plan::quarantine;
@@ -41,7 +41,10 @@ impl Exits {
         match self.store.read(&file(folder, name), Durability::Boot) {
             Ok(known) => known.unwrap_or_default(),
             Err(e) => {
-                tracing::warn!(target_name = %name, error = %e, "the {folder} of {name} are not known any more");
+                tracing::warn!(
+                    target_name = %name, error = %e,
+                    "{name}: the record {} cannot be read, and counts as empty: {}", file(folder, name), chain(&e)
+                );
                 T::default()
             }
         }
@@ -68,7 +71,7 @@ impl Exits {
         let Err(fault) = self.write(write).await else { return true };
         tracing::warn!(
             target_name = %name, error = %fault,
-            "how often {name} has exited cannot be written down: an agent that started now would not know it"
+            "{name}: the record of its exits could not be written, so an agent that starts now does not know them: {fault}"
         );
         false
     }
@@ -100,8 +103,8 @@ impl Exits {
         };
         tracing::warn!(
             target_name = %name, error = %fault,
-            "the volumes that may take {name} down cannot be written down: an agent that started now would \
-             make them together with all others"
+            "{name}: the record of its quarantined volumes could not be written, so an agent that starts now \
+             makes them together with all others: {fault}"
         );
         false
     }
@@ -113,7 +116,11 @@ impl Exits {
             let others = self.store.list(folder, Durability::Boot).unwrap_or_default();
             for other in others.iter().filter(|other| !kept.contains(other)) {
                 if let Err(e) = self.store.remove(&format!("{folder}/{other}"), Durability::Boot) {
-                    tracing::warn!(file = other, error = %e, "what is known of a target that is not wanted stays");
+                    tracing::warn!(
+                        file = other, error = %e,
+                        "{folder}/{other}: the record of a target that is no longer desired could not be removed: {}",
+                        chain(&e)
+                    );
                 }
             }
         }

@@ -139,7 +139,7 @@ impl Targets {
         self.exits.keep_only(&names);
         for name in names {
             if let Err(fault) = self.send(&name, TaskRequest::Start) {
-                tracing::error!(target_name = %name, code = %fault.code, "{name} is not managed: {fault}");
+                tracing::error!(target_name = %name, code = %fault.code, "{name} is desired, but its task could not be started, so exits are not recovered: {fault}");
             }
         }
     }
@@ -148,7 +148,7 @@ impl Targets {
     pub fn observe_all(&self) {
         for name in self.desired.watch().borrow().targets.keys() {
             if let Err(fault) = self.way(name) {
-                tracing::error!(target_name = %name, code = %fault.code, "{name} is not observed: {fault}");
+                tracing::error!(target_name = %name, code = %fault.code, "{name} is desired, but cannot be observed: {fault}");
             }
         }
     }

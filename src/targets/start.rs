@@ -46,7 +46,7 @@ impl<C: Containers> Worker<C> {
                 if answers && !report.steps.is_empty() {
                     self.status.change(|known| known.restarts += 1);
                     let took = began.elapsed();
-                    tracing::info!(target_name = %self.name(), "{} was brought up again in {took:.1?}", self.name());
+                    tracing::info!(target_name = %self.name(), "{} was restarted in {took:.1?}", self.name());
                 }
                 // Without an answer in the last observation, the start has failed.
                 (!answers).then_some(Attempt::Failed)
@@ -69,7 +69,7 @@ impl<C: Containers> Worker<C> {
         if first {
             tracing::warn!(
                 target_name = %self.name(), code = %fault.code,
-                "{} cannot be brought up again before the engine answers: {fault}", self.name()
+                "{} cannot be started before the engine answers: {fault}", self.name()
             );
         }
         let raised = match &self.parts.engine {
@@ -88,7 +88,7 @@ impl<C: Containers> Worker<C> {
             Err(fault) => {
                 tracing::warn!(
                     target_name = %self.name(), code = %fault.code,
-                    "{} is stuck, and is killed once the engine tells its container: {fault}", self.name()
+                    "{} is unresponsive, and is killed once the engine reports its container: {fault}", self.name()
                 );
                 return;
             }
@@ -98,7 +98,7 @@ impl<C: Containers> Worker<C> {
         let pid = container.as_ref().and_then(|it| it.pid);
         let seen = self.seen_at(&spec.control_sock);
         let Some(seen) = seen.filter(|seen| seen.pid() == pid && is_silent(seen)) else {
-            tracing::info!(target_name = %self.name(), "{} is not stuck any more, and is not killed", self.name());
+            tracing::info!(target_name = %self.name(), "{} answers again, or its process was replaced: it is not killed", self.name());
             return;
         };
         let silence = seen.answers.silence();
@@ -106,7 +106,7 @@ impl<C: Containers> Worker<C> {
             Some(step) => {
                 tracing::error!(
                     target_name = %self.name(),
-                    "{} is stuck, and is killed so that it can be brought back: {silence}", self.name()
+                    "{} is unresponsive, and is killed so that it can be restarted: {silence}", self.name()
                 );
                 self.status.exited(format!("killed by the agent, for it was stuck: {silence}"));
                 self.status.change(|known| known.killed = true);
@@ -116,7 +116,7 @@ impl<C: Containers> Worker<C> {
             None => Ok(()),
         };
         if let Err(fault) = done {
-            tracing::warn!(target_name = %self.name(), code = %fault.code, "{} is stuck: {fault}", self.name());
+            tracing::warn!(target_name = %self.name(), code = %fault.code, "{} is unresponsive, but could not be killed: {fault}", self.name());
         }
         self.parts.observers.look_again(self.name(), &spec.control_sock).await;
     }
@@ -142,7 +142,7 @@ pub(super) fn start_failed(
     let (name, failures) = (status.name(), failures + 1);
     tracing::warn!(
         target_name = %name, failures, code = %fault.code,
-        "{name} could not be brought up again: {fault}"
+        "{name} could not be started: {fault}"
     );
     if failures >= CRASH_LOOP {
         blame(status, policy, failures, &fault.text);

@@ -128,7 +128,11 @@ impl<C: Containers> Worker<C> {
         let [_, name] = self.name().beside();
         let step = Step::RemoveContainer { name, id: trial.id.clone() };
         if let Err(fault) = self.apply(&step, &TargetSeen::default(), report).await {
-            tracing::warn!(target_name = %self.name(), error = %fault, "the old {} is left beside the new one", self.name());
+            tracing::warn!(
+                target_name = %self.name(), error = %fault,
+                "{}: the replaced container {} could not be removed, and is removed with the next replacement: {fault}",
+                self.name(), trial.id
+            );
         }
     }
 
@@ -138,7 +142,7 @@ impl<C: Containers> Worker<C> {
         let Some(trial) = self.trial() else { return fault };
         tracing::warn!(
             target_name = %self.name(), error = %fault,
-            "the new {} does not serve: the old one comes back", self.name()
+            "{}: the new container does not serve, so the replaced one is restored: {fault}", self.name()
         );
         match self.return_of(&trial, report).await {
             Ok(()) => fault.text += "; the target that it was to replace is back",
@@ -174,7 +178,10 @@ impl<C: Containers> Worker<C> {
         let started = self.apply_all(&back.starts, &seen, report).await;
         for step in &back.clears {
             if let Err(fault) = self.apply(step, &seen, report).await {
-                tracing::warn!(target_name = %self.name(), error = %fault, "what was to replace {} is left beside it", self.name());
+                tracing::warn!(
+                    target_name = %self.name(), error = %fault,
+                    "{}: the container of the failed replacement could not be removed: {fault}", self.name()
+                );
                 break;
             }
         }

@@ -215,7 +215,10 @@ impl<C: Containers> Worker<C> {
             WorkerJob::Finish(deploy) => return self.finish(deploy).await,
             WorkerJob::Judge => {
                 if let Err(fault) = self.evaluate_if_due(&mut PartReport::default()).await {
-                    tracing::warn!(target_name = %self.name(), code = %fault.code, "{fault}");
+                    tracing::warn!(
+                        target_name = %self.name(), code = %fault.code,
+                        "{}: its replacement failed, or could not be evaluated: {fault}", self.name()
+                    );
                 }
                 return After::Undecided(None);
             }

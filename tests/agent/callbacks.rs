@@ -17,7 +17,7 @@ async fn ask(agent: &Agent, number: u32, url: &str) {
 
 /// The result is delivered with so many calls, and the agent then ends at once without another.
 async fn delivered(mut agent: Agent, controller: &Controller, calls: usize) {
-    agent.logged("result delivered").await;
+    agent.logged("was delivered to").await;
     assert_eq!(agent.stop().await.code(), Some(0));
     assert_eq!(controller.seen().len(), calls);
 }
@@ -92,7 +92,7 @@ async fn a_listener_that_does_not_answer_costs_one_attempt_and_is_tried_again() 
     assert!(seen[1].at - seen[0].at >= Duration::from_millis(150));
     assert_eq!(tasks(&seen), [task(1), task(1), task(1)]);
     agent.logged("did not answer within 150ms").await;
-    agent.logged("result delivered").await;
+    agent.logged("was delivered to").await;
 }
 
 #[tokio::test]
@@ -112,7 +112,7 @@ async fn redirects_are_not_followed() {
     let controller = Controller::answering(vec![Answer::Redirect(elsewhere.url.clone())]).await;
     ask(&agent, 1, &controller.url).await;
     controller.wait(2).await;
-    agent.logged("result delivered").await;
+    agent.logged("was delivered to").await;
     assert_eq!(elsewhere.seen().len(), 0);
 }
 
@@ -155,9 +155,9 @@ async fn a_result_that_nobody_takes_in_all_the_time_is_given_up_loudly() {
     let mut agent = place.ready().await;
     let absent = Absent::new();
     ask(&agent, 1, &absent.url()).await;
-    agent.logged("it was given up").await;
+    agent.logged("was discarded").await;
     let log = agent.log();
-    let line = log.lines().find(|line| line.contains("it was given up")).unwrap();
+    let line = log.lines().find(|line| line.contains("was discarded")).unwrap();
     assert!(line.contains("\"level\":\"ERROR\"") && line.contains(&task(1)), "{line}");
     let controller = absent.appears();
     ask(&agent, 2, &controller.url).await;
@@ -213,11 +213,11 @@ async fn a_task_that_comes_again_while_its_result_waits_is_not_done_twice() {
     let absent = Absent::new();
     for _ in 0..3 {
         ask(&agent, 1, &absent.url()).await;
-        agent.logged("result not taken").await;
+        agent.logged("could not be delivered to").await;
     }
     let controller = absent.appears();
     controller.wait(1).await;
-    agent.logged("result delivered").await;
+    agent.logged("was delivered to").await;
     assert_eq!(agent.stop().await.code(), Some(0));
     assert_eq!(tasks(&controller.seen()), [task(1)]);
 }

@@ -834,7 +834,7 @@ async fn pages_that_go_after_the_answer_are_taken_again_where_that_is_set() {
     let back = "http://127.0.0.1:9/zstack/asyncrest/callback";
     assert_eq!(agent.post_task(DISABLE, &task(1), back, "{}").await.text(), "fine");
     agent.logged("432 of node0/2M, 240 of node1/2M").await;
-    agent.logged("were taken again after a call of the legacy agent").await;
+    agent.logged("were allocated again: they were missing after a call to the legacy agent").await;
     until("all is there again", async || {
         (grown(&agent).await == TAKEN && findings(&agent, "/v1/status").await.is_empty())
             .then_some(())

@@ -67,7 +67,7 @@ async fn a_task_that_is_done_can_be_asked_for_again() {
         agent.logged(&format!("\"task\":\"{}\"", task(7))).await;
         // The controller has seen the result before the agent has seen that it was taken.
         until("the result was noted as delivered", async || {
-            (agent.log().matches("result delivered").count() == round).then_some(())
+            (agent.log().matches("was delivered to").count() == round).then_some(())
         })
         .await;
     }

@@ -204,7 +204,7 @@ async fn results_that_are_on_the_disk_do_not_keep_the_agent_from_ending_at_once(
     let mut agent = place.ready().await;
     let absent = Absent::new();
     agent.post_task(PREPARE, &task(1), &absent.url(), r#"{"hugepageNr":1}"#).await;
-    agent.logged("result not taken").await;
+    agent.logged("could not be delivered to").await;
     let began = Instant::now();
     assert_eq!(agent.stop().await.code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());

@@ -80,7 +80,7 @@ async fn a_call_is_on_disk_when_it_is_answered_and_what_it_said_never_is() {
     assert_eq!(mode(&place.state().join("outbox")), 0o700);
     gate.wait().await;
     gate.open().await;
-    agent.logged("result not taken").await;
+    agent.logged("could not be delivered to").await;
     let text = fs::read_to_string(file(&place.state(), 1)).unwrap();
     assert!(!text.contains("hunter2"), "{text}");
     let result = kept(&place.state(), 1).unwrap()["result"].clone();
@@ -196,7 +196,7 @@ async fn files_that_cannot_be_used_take_no_result_with_them_and_one_too_old_is_o
     old["result"]["since"] = json!(humantime::format_rfc3339_millis(long_ago).to_string());
     fs::write(file(&place.state(), 2), old.to_string()).unwrap();
     let agent = place.ready().await;
-    agent.logged("it was given up").await;
+    agent.logged("was discarded").await;
     agent.logged("a state file cannot be used").await;
     gone(&place.state(), 2).await;
     assert!(file(&place.state(), 1).with_extension("json.unusable").exists());
@@ -243,7 +243,7 @@ async fn a_full_disk_refuses_calls_and_loses_no_result_and_is_used_again_when_th
     assert_eq!(connect["success"], false, "who the host is has to be kept: {connect}");
     assert_eq!(connect["code"], "state-unwritable", "{connect}");
     gate.open().await;
-    agent.logged("result not taken").await;
+    agent.logged("could not be delivered to").await;
     assert!(kept(state, 1).unwrap()["result"].is_null(), "it is offered without being written");
     fs::remove_file(state.join("full")).unwrap();
     has_result(state, 1).await;
@@ -369,7 +369,7 @@ async fn results_of_calls_that_look_leave_no_file_and_go_out_before_a_stop() {
     accepted(&agent, "/host/connect", 2, &absent.url(), CONNECT).await;
     accepted(&agent, HEALTH, 1, &absent.url(), "{}").await;
     agent.logged("the same task again").await;
-    agent.logged("result not taken").await;
+    agent.logged("could not be delivered to").await;
     assert!(!place.state().join("outbox").exists());
     agent.signal(Signal::SIGTERM);
     let controller = absent.appears();

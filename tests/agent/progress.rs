@@ -173,7 +173,7 @@ async fn a_404_ends_the_progress_of_that_call() {
     let controller = Controller::answering(vec![Answer::Status(404)]).await;
     let result = prepare(&agent, &body(GROWS, &context(), &controller.url)).await;
     assert_eq!(result["success"], true, "{result}");
-    agent.logged("takes no progress (404)").await;
+    agent.logged("has no handler for progress (404)").await;
     prepare(&agent, &body(HOLDS, &context(), &controller.url)).await;
     assert_eq!(percents(&reported(&controller, 80).await), [20, 20, 80], "the next call is");
 }

@@ -111,8 +111,8 @@ async fn a_targets_change_is_reported_at_once_with_its_host() {
     let seen = controller.seen();
     rises(&seen);
     assert!(seen.iter().all(|call| call.json()["hostUuid"] == "5f0c"), "never without its name");
-    agent.logged("the controller takes the node's status").await;
-    let accepted = agent.log().matches("the controller takes the node's status").count();
+    agent.logged("accepts the node's status").await;
+    let accepted = agent.log().matches("accepts the node's status").count();
     assert_eq!(accepted, 1, "{}", agent.log());
 }
 
@@ -146,7 +146,7 @@ async fn a_controller_that_was_away_gets_the_newest_state_only() {
         (generation(&seen[0].json()), state_in(&seen[0].json())),
         (newest, "degraded".into())
     );
-    agent.logged("the controller takes the node's status").await;
+    agent.logged("accepts the node's status").await;
     let log = agent.log();
     assert_eq!(log.matches("cannot be reported").count(), 1, "said once: {log}");
     assert!(log.contains("Connection refused"), "the log says why: {log}");
@@ -177,7 +177,7 @@ async fn a_controller_that_is_rarely_asked_is_asked_again() {
     let agent = node.watching().await;
     let controller = Controller::answering(vec![Answer::Status(404); 3]).await;
     connect(&agent, &controller.url).await;
-    agent.logged("the controller takes the node's status").await;
+    agent.logged("accepts the node's status").await;
     assert_eq!(controller.seen().len(), 4);
 }
 
@@ -217,7 +217,7 @@ async fn a_silent_controller_is_logged_once_and_retried() {
     let answers = [vec![Answer::Silence; 2], vec![Answer::Status(500), Answer::Reset]].concat();
     let controller = Controller::answering(answers).await;
     connect(&agent, &controller.url).await;
-    agent.logged("the controller takes the node's status").await;
+    agent.logged("accepts the node's status").await;
     assert_eq!(controller.seen().len(), 5);
     assert_eq!(agent.log().matches("cannot be reported").count(), 1, "{}", agent.log());
     assert!(agent.log().contains("did not answer within 100ms"), "{}", agent.log());

@@ -171,7 +171,7 @@ async fn no_secret_comes_out(first: &str) {
     let wrong = [("Authorization", format!("Bearer {CANARY}-wrong-wrong-wrong"))];
     let wrong = wrong.each_ref().map(|(name, value)| (*name, value.as_str()));
     silent("a refused token", call(agent.address, "GET", "/v1/node", &wrong, "").await.text());
-    agent.logged("result not taken").await;
+    agent.logged("could not be delivered to").await;
     let volumes = "/v1/targets/zbs-vhost/volumes";
     for path in ["/v1/node", "/v1/status", "/v1/targets", volumes, "/metrics"] {
         silent(path, place.at_socket(path).await.unwrap().text());

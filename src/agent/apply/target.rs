@@ -93,7 +93,7 @@ impl<C: Containers> TargetApplier<C> {
                             id,
                             policy,
                             why,
-                            "could not set the restart policy of a container: run `docker update --restart`"
+                            "container {id}: its restart policy could not be set to {policy}, set it with `docker update --restart`: {why}"
                         );
                         Ok(format!("as it was: {why}"))
                     }
@@ -273,7 +273,10 @@ impl<C: Containers> TargetApplier<C> {
         }
         let thawed = self.containers.unpause(id, self.policy.target.call_timeout).await;
         if let Err(error) = thawed {
-            tracing::debug!(id, error = %chain(&error), "the engine does not thaw it");
+            tracing::debug!(
+                id, error = %chain(&error),
+                "container {id}: the engine could not unpause it, so the agent thaws its cgroup: {}", chain(&error)
+            );
             let root = self.root.clone();
             let _ = blocking(move || vitals::thaw(&root, pid)).await;
         }

@@ -96,12 +96,13 @@ impl PageRecords {
         match unclaimed(from, to, there) {
             0 => tracing::info!(
                 %pool, from, to, there,
-                "a growth of {pool} was cut off, and it is known what came of it"
+                "the growth of {pool} from {from} to {to} pages was interrupted at {there} pages: none of them is unaccounted for"
             ),
             left => tracing::warn!(
                 %pool, from, to, there, left,
-                "a growth of {pool} from {from} to {to} pages was cut off at {there}: {left} pages are nobody's now, for others \
-                 may have grown them; free ones go by writing a smaller number to its nr_hugepages, and with the next boot"
+                "the growth of {pool} from {from} to {to} pages was interrupted at {there} pages: {left} of them are not in the \
+                 ledger, as others may have grown them; write a smaller number to the pool's nr_hugepages, or reboot, to \
+                 return the free ones to the kernel"
             ),
         }
         changed
@@ -151,7 +152,7 @@ impl PageRecords {
         if self.behind
             && let Err(fault) = self.save()
         {
-            tracing::warn!(error = %fault, "the ledger of pages is behind; the next change writes it");
+            tracing::warn!(error = %fault, "the ledger of pages could not be written, and is written with the next change: {fault}");
         }
     }
 

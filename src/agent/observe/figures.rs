@@ -55,7 +55,9 @@ impl Figures {
             blocking(work).await.ok()
         };
         let Ok(Some((pools, process))) = timeout(WITHIN, look).await else {
-            tracing::debug!("the kernel has not returned the pools' counters within {WITHIN:?}");
+            tracing::debug!(
+                "the counters of the hugepage pools could not be read within {WITHIN:?}, and are left out of the metrics"
+            );
             return ObservedFigures::default();
         };
         ObservedFigures { pools: logged(pools), process: logged(process) }
@@ -63,8 +65,10 @@ impl Figures {
 }
 
 fn logged<T>(read: Result<T, Fault>) -> Option<T> {
-    read.inspect_err(|fault| tracing::debug!(code = %fault.code, "not among the metrics: {fault}"))
-        .ok()
+    read.inspect_err(
+        |fault| tracing::debug!(code = %fault.code, "figures are left out of the metrics: {fault}"),
+    )
+    .ok()
 }
 
 #[cfg(test)]

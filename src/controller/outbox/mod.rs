@@ -127,7 +127,8 @@ impl Outbox {
             tracing::warn!(
                 waiting = entries.len() - broken_off,
                 broken_off,
-                "the last run left results undelivered or calls unfinished: they are reported to the controller now"
+                "the last run left {broken_off} calls unfinished and {} results undelivered: all are reported to the controller now",
+                entries.len() - broken_off
             );
         }
         for entry in entries {

@@ -121,7 +121,11 @@ where
                     may_be_overtaken = true;
                 }
                 AttemptEnd::Overtaken => {
-                    tracing::debug!(url = %text_without_secrets(url), "the controller is slow; it gets the newer state");
+                    tracing::debug!(
+                        url = %text_without_secrets(url),
+                        "the controller at {} has not answered the last report, and gets a newer one",
+                        text_without_secrets(url)
+                    );
                     self.tally.overtaken();
                     course.overtaken(Instant::now());
                     may_be_overtaken = false;
@@ -194,19 +198,23 @@ fn note(url: &str, before: Went, verdict: &ReportOutcome) {
     let url = text_without_secrets(url);
     match verdict {
         ReportOutcome::Taken if before != Went::Heard => {
-            tracing::info!(url, "the controller takes the node's status");
+            tracing::info!(url, "the controller at {url} accepts the node's status");
         }
         ReportOutcome::Unknown if before != Went::Unknown => tracing::info!(
             url,
-            "the controller answered that it has no handler for reports (report.command_path); they are offered \
-             again each report.unknown_delay, and when it connects"
+            "the controller at {url} has no handler for reports (report.command_path): they are offered again each \
+             report.unknown_delay, and when the controller connects"
         ),
         ReportOutcome::Failed(why) if !matches!(before, Went::Failing(_)) => tracing::warn!(
             url,
             why,
-            "the node's status cannot be reported to the controller; it is tried again with growing pauses"
+            "the node's status cannot be reported to the controller at {url}, and is sent again with growing pauses: {why}"
         ),
-        ReportOutcome::Failed(why) => tracing::debug!(url, why, "the node's status was not taken"),
+        ReportOutcome::Failed(why) => tracing::debug!(
+            url,
+            why,
+            "the node's status cannot be delivered to the controller at {url}: {why}"
+        ),
         _ => {}
     }
 }

@@ -165,12 +165,14 @@ pub(super) async fn clear_leftovers(
         let connected =
             controllers.iter().any(|one| one.ctrlr == *name && !one.sessions.is_empty());
         if connected {
-            tracing::warn!(%name, "a disk that a probe left has a session, and is left alone");
+            tracing::warn!(%name, "the disk {name} of an earlier deep probe has a session, and is not removed");
             continue;
         }
         match (Canary { spdk: spdk.clone(), name: name.clone(), begun: true }).take_away(by).await {
-            Ok(()) => tracing::info!(%name, "a disk that a probe left was taken away"),
-            Err(fault) => tracing::warn!(%name, "a disk that a probe left stays: {}", fault.text),
+            Ok(()) => tracing::info!(%name, "the disk {name} of an earlier deep probe was removed"),
+            Err(fault) => {
+                tracing::warn!(%name, "the disk {name} of an earlier deep probe could not be removed: {}", fault.text)
+            }
         }
     }
 }

@@ -103,7 +103,10 @@ async fn keep(
     let removed = canary.remove(Instant::now() + REMOVAL).await;
     inner.end(number);
     if let Err(fault) = &removed {
-        tracing::debug!(control = control.as_str(), error = %fault, "a disk of the agent's own stays");
+        tracing::debug!(
+            control = control.as_str(), error = %fault,
+            "the agent's own disk on the target at {} could not be removed: {fault}", control.as_str()
+        );
     }
     // Removes what an earlier agent or a failed removal left; without such leftovers the target is not queried.
     if inner.is_to_be_cleared(control, removed.is_ok()) {

@@ -61,7 +61,7 @@ impl EngineNews {
                 }
                 EngineEvent::Listening => {
                     self.live.store(true, Ordering::Relaxed);
-                    tracing::debug!("the engine reports what happens to its containers");
+                    tracing::debug!("the event stream of the engine is open");
                     let _ = self.sender.send(ObserverEvent::LookAnew);
                 }
             };
@@ -71,7 +71,7 @@ impl EngineNews {
                 let why = ended.map_or_else(|e| chain(&e), |()| "its stream ended".to_string());
                 tracing::warn!(
                     why,
-                    "the event stream of the engine is lost; containers are polled until it is back"
+                    "the event stream of the engine broke, and containers are polled until the stream is open again: {why}"
                 );
                 let _ = self.sender.send(ObserverEvent::LookAnew);
             }

@@ -75,7 +75,10 @@ impl<C: Containers> Task<C> {
     /// Logs and notes the entry into the current phase; `before` is the phase that was left.
     fn enter(&mut self, before: Phase, seen: &Observation) {
         let name = self.name().clone();
-        tracing::debug!(target_name = %name, from = before.name(), to = self.state.phase.name(), "{name} goes on");
+        tracing::debug!(
+            target_name = %name, from = before.name(), to = self.state.phase.name(),
+            "{name}: from phase {} to {}", before.name(), self.state.phase.name()
+        );
         match self.state.phase {
             Phase::Down { .. } if before.pid().is_some() => self.exited(seen),
             Phase::Probation { .. } => self.has_started(),
@@ -95,7 +98,10 @@ impl<C: Containers> Task<C> {
                 tracing::warn!(target_name = %name, "{name} is unresponsive: {silence}");
             }
             Phase::Paused { .. } => {
-                tracing::warn!(target_name = %name, "{name} is paused: its cgroup is frozen, and nothing is done to it");
+                tracing::warn!(
+                    target_name = %name,
+                    "{name} is paused: its cgroup is frozen, and the agent does not resume it; `docker unpause` does"
+                );
             }
             _ => {}
         }

@@ -83,7 +83,7 @@ impl<C: Containers> Worker<C> {
         self.retry.failed(now.into_std());
         tracing::warn!(
             target_name = %self.name(), code = %fault.code,
-            "the volumes of {} could not be looked at: {fault}", self.name()
+            "the volumes of {} could not be reconciled, which is retried: {fault}", self.name()
         );
     }
 
@@ -117,8 +117,8 @@ impl<C: Containers> Worker<C> {
                     first.map(|(name, it)| format!("{name}: {}", it.reason))
                 });
                 tracing::warn!(
-                    target_name = %self.name(), degraded, first = first.unwrap_or_default(),
-                    "{text}, {degraded} could not be brought about and are tried again"
+                    target_name = %self.name(), degraded, first = first.as_deref().unwrap_or_default(),
+                    "{text}, {degraded} are degraded and retried, the first: {}", first.as_deref().unwrap_or_default()
                 );
             }
         }
@@ -224,7 +224,10 @@ impl<C: Containers> Worker<C> {
             if fault.code == Code::SessionsNotServed {
                 return Err(fault.clone());
             }
-            tracing::debug!(target_name = %self.name(), error = %fault, "whether it serves connections is not known");
+            tracing::debug!(
+                target_name = %self.name(), error = %fault,
+                "{}: whether the new process serves connections could not be verified: {fault}", self.name()
+            );
         }
         self.connected = self.serving;
         Ok(served.ok())

@@ -269,7 +269,7 @@ impl<C: Containers> Worker<C> {
                 }
                 tracing::warn!(
                     target_name = %self.name(), volume = %spec.name, bdev = %spec.bdev,
-                    "{} goes, and its bdev stays: {used}", spec.name
+                    "volume {} is removed, but its bdev {} is kept: {used}", spec.name, spec.bdev
                 );
             }
             match seen.get(&spec.name).map_or(Ok(Vec::new()), |seen| take_away(seen, &known)) {
