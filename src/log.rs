@@ -106,7 +106,8 @@ fn write_all(queue: &Receiver<Item>, waiting: &AtomicUsize, mut sink: impl FnMut
         if now > known && warned_at.is_none_or(|at| at.elapsed() >= REPEAT_INTERVAL) {
             tracing::warn!(
                 lost = now - known,
-                "lines of the log were lost: nobody took them in time"
+                "{} log lines were dropped: the journal, file or terminal did not accept them in time",
+                now - known
             );
             (known, warned_at) = (now, Some(Instant::now()));
         }

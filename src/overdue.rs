@@ -103,7 +103,8 @@ pub async fn with_limit<T>(
             what,
             limit = %format_args!("{limit:.1?}"),
             took = %format_args!("{took:.1?}"),
-            "work on {what} takes longer than it may: see what it waits for"
+            "work on {what} is not done after {took:.1?} (limit {limit:.1?}) and continues: check whether the disk, \
+             the engine, the target or the kernel hangs"
         );
         tokio::select! {
             // Cancel-safe: `work` is pinned, and polled again in the next round.

@@ -197,13 +197,19 @@ impl Store {
     fn move_aside(&self, path: &Path, aside: &Path, why: &str) {
         if self.only_looks {
             // The agent that owns the file may be writing it at this moment.
-            tracing::warn!(path = %path.display(), why, "a state file cannot be used");
+            tracing::warn!(
+                path = %path.display(), why,
+                "the state file {} cannot be used: {why}", path.display()
+            );
             return;
         }
         let moved = fs::rename(path, aside);
         tracing::error!(
             path = %path.display(), aside = %aside.display(), moved = moved.is_ok(), why,
-            "a state file cannot be used and was set aside; what it said is not known to the agent"
+            "the state file {} cannot be used and {} {}: {why}; the agent runs without its content",
+            path.display(),
+            if moved.is_ok() { "was set aside as" } else { "could not be renamed to" },
+            aside.display()
         );
     }
 

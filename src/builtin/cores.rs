@@ -62,7 +62,10 @@ impl Cores {
         let mut set = CpuSet::new();
         let pinned = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
         if let Err(errno) = pinned {
-            tracing::warn!(core, %errno, "a thread is not pinned");
+            tracing::warn!(
+                core, %errno,
+                "an I/O thread could not be pinned to core {core} and runs unpinned: {errno}"
+            );
         }
     }
 }

@@ -45,7 +45,11 @@ impl Faults {
         let member = |key| params.and_then(|params| params.get(key)).and_then(Value::as_str);
         let name = member("name").or_else(|| member("ctrlr")).unwrap_or_default();
         let Some(fault) = self.find(method, name) else { return };
-        tracing::warn!(method, name, "a fault is committed: {fault}");
+        tracing::warn!(
+            method,
+            name,
+            "fault injected into {method} of '{name}' (--debug-faults): {fault}"
+        );
         match fault {
             InjectedFault::Sleep(time) => std::thread::sleep(time),
             InjectedFault::Spin(time) => {

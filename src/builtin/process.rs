@@ -57,7 +57,10 @@ pub fn run(options: &StartOptions) -> Result<(), TargetError> {
     let mut target = Target::new(options);
     target.make_folder().map_err(TargetError::Folder)?;
     let control = Control::bind(&options.rpc_socket)?;
-    tracing::info!(rpc = %options.rpc_socket.display(), "the target serves");
+    tracing::info!(
+        rpc = %options.rpc_socket.display(),
+        "the target serves its control socket {}", options.rpc_socket.display()
+    );
     let served = Server::new(&control.listener, &signals).run(&mut target);
     drop(control);
     stop(target);
@@ -70,7 +73,10 @@ fn raise_descriptors() {
         && soft < hard
         && let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
-        tracing::warn!(soft, %errno, "no more descriptors than these");
+        tracing::warn!(
+            soft, %errno,
+            "the target's limit of open descriptors stays {soft}, raising it to {hard} failed: {errno}"
+        );
     }
 }
 
@@ -79,7 +85,10 @@ fn stop(target: Target) {
     let deadline = Instant::now() + GRACE;
     while !target.has_stopped() {
         if Instant::now() >= deadline {
-            tracing::warn!("requests are left in flight");
+            tracing::warn!(
+                "requests of guests are not answered {GRACE:?} after the stop: they stay in the in-flight record for \
+                 the next target"
+            );
             // Not dropped, because the threads still use its parts.
             std::mem::forget(target);
             return;

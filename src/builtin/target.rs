@@ -99,7 +99,11 @@ impl Target {
                     Ok(_) => "something that is no socket lies there".to_string(),
                     Err(error) => error.to_string(),
                 };
-                tracing::error!(path = %path.display(), why, "the place of a socket is taken");
+                tracing::error!(
+                    path = %path.display(), why,
+                    "controller {} cannot be created, because its socket path {} cannot be used: {why}",
+                    params.name, path.display()
+                );
                 return Err(Errno::EIO);
             }
         }
@@ -110,7 +114,10 @@ impl Target {
         let disk =
             ControllerDisk { name: name.clone(), bdev, read_only, packed_ring, cores, served_from };
         let controller = BlkController::new(disk, path.clone()).map_err(|error| {
-            tracing::error!(path = %path.display(), %error, "no controller");
+            tracing::error!(
+                path = %path.display(), %error,
+                "controller {name} could not be created at {}: {error}", path.display()
+            );
             Errno::EIO
         })?;
         self.controllers.insert(name, controller);

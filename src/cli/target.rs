@@ -55,7 +55,7 @@ pub(super) fn run(flags: Flags) -> Result<u8> {
         ("-z", flags.zbs_config.map(|file| file.display().to_string())),
     ];
     for (flag, value) in ignored {
-        tracing::debug!(flag, value, "ignored");
+        tracing::debug!(flag, value, "{flag} is ignored: the built-in target does not need it");
     }
     builtin::run(&builtin::StartOptions {
         rpc_socket: flags.rpc_socket,

@@ -23,6 +23,6 @@ impl AsksVersions for VersionsAdapter {
 /// Builds the forwarder to the legacy agent, if the settings name one.
 pub(super) fn fallback(settings: &Settings) -> Option<Fallback> {
     let address = settings.fallback()?;
-    tracing::info!(%address, "what this agent does not serve goes to {address} (fallback_url)");
+    tracing::info!(%address, "requests that this agent does not serve are forwarded to {address} (fallback_url)");
     Some(Fallback::new(address, settings.listen, &settings.http))
 }

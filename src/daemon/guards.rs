@@ -114,7 +114,12 @@ impl GuardFiles {
             .filter_map(|folder| {
                 let watch = PathWatch::new(folder);
                 if let Err(e) = &watch {
-                    tracing::warn!(error = %chain(e), "new certificates and tokens are seen within a minute only");
+                    tracing::warn!(
+                        error = %chain(e),
+                        "changed certificates and tokens in {} are noticed after up to a minute: {}",
+                        folder.display(),
+                        chain(e)
+                    );
                 }
                 watch.ok()
             })
@@ -130,7 +135,8 @@ impl GuardFiles {
                 Ok(Some((_, digest))) if Some(digest) == tls => {}
                 Ok(Some((config, digest))) => {
                     tracing::info!(
-                        "the certificates were read anew: who comes from now on sees them"
+                        "the TLS files changed and were reloaded (tls.certificate is {}): new connections use them",
+                        self.tls.as_ref().map_or("unset", |files| files.certificate.as_str())
                     );
                     (guards.tls, tls) = (Some(config), Some(digest));
                 }
@@ -142,7 +148,11 @@ impl GuardFiles {
                 Err(fault) => why.push(fault.text),
             }
             if guards.tokens != before {
-                tracing::info!(tokens = ?guards.tokens, "the tokens were read anew");
+                tracing::info!(
+                    tokens = ?guards.tokens,
+                    "the tokens changed and were reloaded (access.tokens_file is {})",
+                    self.tokens.as_deref().unwrap_or("unset")
+                );
             }
             now.send_if_modified(|old| {
                 let changed = !old.is_as(&guards);

@@ -152,8 +152,8 @@ pub(super) fn affordable(limits: HttpPolicy) -> HttpPolicy {
         tracing::warn!(
             wanted,
             most,
-            "this process may open {files} files only: it takes {most} connections in place of {wanted} \
-             (http.max_connections, LimitNOFILE, ulimit -n)"
+            "http.max_connections is {wanted}, but each listener accepts {most} only, because this process may open \
+             {files} files: raise LimitNOFILE of its unit (ulimit -n)"
         );
     }
     HttpPolicy { max_connections: wanted.min(most), ..limits }

@@ -122,7 +122,12 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let mut lock = take_lock(&store).await?;
     lock.sign(None);
     if let Err(e) = store.sweep() {
-        tracing::warn!(error = %chain(&e), "what a crash left of writes stays in the state folder");
+        tracing::warn!(
+            error = %chain(&e),
+            "left-over files in {} or the run folder could not be removed or restored: {}",
+            settings.state_dir.display(),
+            chain(&e)
+        );
     }
     let mut listeners = Listeners::open(&settings, &root).await?;
     let (address, socket) = (listeners.address, listeners.socket.take());
@@ -158,12 +163,15 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let api = known_to_handlers(&settings, &core, parts, watch_phase);
     let routers = api::routers(api, settings.admin_listen.0.is_some());
     let endpoints = listeners.endpoints(&settings, routers, &refusals);
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens");
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens on {address}");
     let deadline = run_until_stopped(endpoints, settings.http, &core, phase, stop).await;
     drop(socket);
     drain(&outbox, deadline).await;
     if !core.pools.stop(POOLS_STOP).await {
-        tracing::warn!("stopped while the kernel was still at work on a pool");
+        tracing::warn!(
+            "the change of a hugepage pool is not done {POOLS_STOP:?} after the stop: the agent exits, the kernel may \
+             still complete the change"
+        );
     }
     tracing::info!("stopped");
     drop(lock);
@@ -283,7 +291,11 @@ async fn run_until_stopped(
     let stopped = async {
         let signal = stop.asked().await;
         deadline = Instant::now() + limits.drain_timeout;
-        tracing::info!(signal, "stopping");
+        tracing::info!(
+            signal,
+            "{signal} was received, stopping: connections and tasks have {:?} to end (http.drain_timeout)",
+            limits.drain_timeout
+        );
         phase.send_replace(AgentPhase::Draining);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
@@ -299,10 +311,10 @@ async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
         async { (core.pools.restore(true).await, core.pools.mount_again(has_targets).await) };
     let (pages, mounts) = extending_start_timeout(restored).await;
     for fault in pages.errors {
-        tracing::warn!(code = %fault.code, "pages of the last boot are missing: {}", fault.text);
+        tracing::warn!(code = %fault.code, "hugepages were not all restored after the reboot: {}", fault.text);
     }
     for fault in mounts.errors {
-        tracing::warn!(code = %fault.code, "a mount for hugepages is missing: {}", fault.text);
+        tracing::warn!(code = %fault.code, "a hugetlbfs mount was not restored: {}", fault.text);
     }
     core.targets.start_all();
     phase.send_if_modified(|phase| {
@@ -313,7 +325,10 @@ async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
         starting
     });
     if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(error = %e, "systemd could not be notified that the agent is ready");
+        tracing::warn!(
+            error = %e,
+            "systemd could not be notified that the agent is ready, and may stop it after TimeoutStartSec: {e}"
+        );
     }
 }
 
@@ -392,7 +407,8 @@ async fn drain(outbox: &Outbox, deadline: Instant) {
     tracing::warn!(
         at_work,
         waiting,
-        "stopped with work unfinished or results undelivered: the next start reports to the controller what became of calls that change the node"
+        "stopped with work unfinished or results undelivered ({at_work} tasks, {waiting} results): the next start \
+         reports to the controller the outcome of calls that change the node"
     );
 }
 

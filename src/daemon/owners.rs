@@ -222,7 +222,7 @@ impl Core {
             if let Err(fault) = authorized {
                 tracing::warn!(
                     code = %fault.code,
-                    "{name} is desired and goes on, but a new call for it would be refused: {fault}"
+                    "{name} stays as it is, but a new deploy or activate of it would be refused: {fault}"
                 );
             }
         }
@@ -261,7 +261,7 @@ impl Core {
                 folders.extend(used.map(|mount| mount.path));
             }
             for why in folders.iter().filter_map(|folder| in_folder(&root, folder)) {
-                tracing::error!("a target that dies could not be brought back: {why}");
+                tracing::error!("a desired target could not be restarted if it exits: {why}");
             }
         }));
     }

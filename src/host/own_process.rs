@@ -31,6 +31,9 @@ pub fn raise_open_files() -> u64 {
 /// (prctl(2), PR_SET_DUMPABLE). Programs that the agent starts are not affected.
 pub fn forbid_dumps() {
     if let Err(e) = set_dumpable(false) {
-        tracing::warn!(error = %e, "a crash of the agent could leave secrets in a core dump");
+        tracing::warn!(
+            error = %e,
+            "core dumps of this process could not be forbidden, so a crash may leave secrets in one: {e}"
+        );
     }
 }

@@ -143,7 +143,10 @@ fn remove_both(path: &Path) {
     for path in [path.to_owned(), notes_path(path)] {
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), error = %e, "a download could not be removed");
+                tracing::warn!(
+                    path = %path.display(), error = %e,
+                    "the download file {} could not be removed: {e}", path.display()
+                );
             }
             _ => {}
         }

@@ -207,7 +207,11 @@ impl Open<'_> {
         // of its own.
         let id = reply.id.as_u64().unwrap_or_default();
         let Some(waiting) = self.unanswered.remove(&id) else {
-            tracing::debug!(socket = %self.socket.display(), id = %reply.id, "a reply that nobody waits for");
+            tracing::debug!(
+                socket = %self.socket.display(), id = %reply.id,
+                "reply {} from {} was dropped: no request with this id is pending",
+                reply.id, self.socket.display()
+            );
             return;
         };
         if waiting.method == GET_VERSION {

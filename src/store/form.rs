@@ -118,8 +118,9 @@ pub(super) fn take_back(files: &[PathBuf]) -> Result<(), StoreError> {
         if name.exists() {
             tracing::warn!(
                 path = %name.display(), aside = %file.display(), version,
-                "a state file that an older agent set aside is not taken back, for there is another one: \
-                 remove one of them"
+                "the state file {}, set aside by an older agent, is not restored, because {} exists: \
+                 remove one of them",
+                file.display(), name.display()
             );
             continue;
         }
@@ -127,7 +128,7 @@ pub(super) fn take_back(files: &[PathBuf]) -> Result<(), StoreError> {
             .map_err(|source| StoreError::Write { path: name.clone(), source })?;
         tracing::info!(
             path = %name.display(), version,
-            "a state file that an older agent set aside is taken back"
+            "the state file {}, set aside by an older agent, was restored", name.display()
         );
     }
     Ok(())

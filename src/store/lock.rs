@@ -103,7 +103,11 @@ impl LockFile {
             file.write_all(line.as_bytes())
         };
         if let Err(e) = sign(&mut self.file) {
-            tracing::warn!(path = %self.path.display(), error = %e, "the lock could not be signed");
+            tracing::warn!(
+                path = %self.path.display(), error = %e,
+                "this agent's pid and address could not be written into the lock file {} (the lock itself holds): {e}",
+                self.path.display()
+            );
         }
     }
 }

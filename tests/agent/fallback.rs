@@ -511,11 +511,11 @@ async fn a_legacy_agent_that_is_not_there_is_named_and_used_when_it_appears() {
         assert_eq!(agent.post("/kvm/vm/start", "{}").await.text(), "fine");
     }
     drop(legacy);
-    agent.logged("takes connections again").await;
+    agent.logged("accepts connections again").await;
     let log = agent.log();
-    assert!(log.contains(&format!("goes to http://{address} (fallback_url)")), "{log}");
+    assert!(log.contains(&format!("forwarded to http://{address} (fallback_url)")), "{log}");
     assert_eq!(log.matches("cannot be reached").count(), 1, "said once: {log}");
-    assert_eq!(log.matches("takes connections again").count(), 1, "said once: {log}");
+    assert_eq!(log.matches("accepts connections again").count(), 1, "said once: {log}");
 }
 
 #[tokio::test]

@@ -435,10 +435,12 @@ async fn a_node_that_cannot_give_its_pages_after_a_reboot_does_not_keep_the_agen
     let agent = place.ready().await;
     // The surplus pages of node1 are among them as soon as they are persistent.
     assert_eq!(grown(&agent).await, [10, 100]);
-    agent.logged("pages of the last boot are missing").await;
+    agent.logged("hugepages were not all restored after the reboot").await;
     let log = agent.log();
-    let line =
-        log.lines().find(|line| line.contains("pages of the last boot are missing")).unwrap();
+    let line = log
+        .lines()
+        .find(|line| line.contains("hugepages were not all restored after the reboot"))
+        .unwrap();
     assert!(line.contains("node0 gave 10 of 100"), "{line}");
     let kept = fs::read_to_string(place.state().join("reservations.json")).unwrap();
     assert_eq!(

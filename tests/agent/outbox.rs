@@ -128,7 +128,7 @@ async fn a_task_that_comes_again_after_a_restart_is_known_and_gets_one_result() 
     kill(agent).await;
     let mut agent = place.ready().await;
     accepted(&agent, PREPARE, 1, &absent.url(), ONE_PAGE).await;
-    agent.logged("the same task again").await;
+    agent.logged("the repeated call is ignored").await;
     let controller = absent.appears();
     controller.wait(1).await;
     assert_eq!(agent.stop().await.code(), Some(0));
@@ -197,7 +197,7 @@ async fn files_that_cannot_be_used_take_no_result_with_them_and_one_too_old_is_o
     fs::write(file(&place.state(), 2), old.to_string()).unwrap();
     let agent = place.ready().await;
     agent.logged("was discarded").await;
-    agent.logged("a state file cannot be used").await;
+    agent.logged("cannot be used and was set aside").await;
     gone(&place.state(), 2).await;
     assert!(file(&place.state(), 1).with_extension("json.unusable").exists());
     let controller = absent.appears();
@@ -368,7 +368,7 @@ async fn results_of_calls_that_look_leave_no_file_and_go_out_before_a_stop() {
     accepted(&agent, HEALTH, 1, &absent.url(), "{}").await;
     accepted(&agent, "/host/connect", 2, &absent.url(), CONNECT).await;
     accepted(&agent, HEALTH, 1, &absent.url(), "{}").await;
-    agent.logged("the same task again").await;
+    agent.logged("the repeated call is ignored").await;
     agent.logged("could not be delivered to").await;
     assert!(!place.state().join("outbox").exists());
     agent.signal(Signal::SIGTERM);

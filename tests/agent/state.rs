@@ -221,7 +221,7 @@ async fn an_agent_that_may_not_write_where_its_targets_sockets_are_says_so_at_it
         place.prelude(&format!("mount -t tmpfs -o ro tmpfs {} || exit 99; ", sockets.display()));
     let agent = place.ready().await;
     agent
-        .logged("a target that dies could not be brought back: the folder /var/tmp/vhost-sockets")
+        .logged("a desired target could not be restarted if it exits: the folder /var/tmp/vhost-sockets")
         .await;
     agent.logged("ReadWritePaths=").await;
 }
@@ -259,8 +259,8 @@ async fn what_a_newer_agent_wrote_is_set_aside_and_taken_back_after_the_next_upg
     put(&place, "controller.json.version-1", &json!({"version": 1, "value": {"hostUuid": "old"}}));
     put(&place, "controller.json", &json!({"hostUuid": "new"}));
     let agent = place.ready().await;
-    agent.logged("a state file that an older agent set aside is taken back").await;
-    agent.logged("is not taken back, for there is another one").await;
+    agent.logged("set aside by an older agent, was restored").await;
+    agent.logged("set aside by an older agent, is not restored, because").await;
     assert!(place.state().join("controller.json.version-1").exists() && aside.exists());
     let shown = place.run(&["state", "show"]).await;
     assert!(shown.out.contains("disk-1") && shown.out.contains("new"), "{shown:?}");

@@ -95,7 +95,10 @@ impl Fallback {
         let answered = self.ask(request, place).await;
         let status = answered.as_ref().map_or_else(Problem::status, Response::status).as_u16();
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::debug!(%method, path, status, ms, "handed on to {}", self.address);
+        tracing::debug!(
+            %method, path, status, ms,
+            "{method} {path} was forwarded to {}: {status} in {ms} ms", self.address
+        );
         answered
     }
 
@@ -114,7 +117,7 @@ impl Fallback {
         let opened = LegacyConnection::open(&self.name, self.own, CONNECT).await;
         let line: LegacyConnection<Body> = opened.map_err(|error| self.unreachable(&error))?;
         if !self.reachable.swap(true, Ordering::Relaxed) {
-            tracing::info!("{} (fallback_url) takes connections again", self.address);
+            tracing::info!("{} (fallback_url) accepts connections again", self.address);
         }
         let (head, body) = request.into_parts();
         let (body, watch) = self.sent(body);

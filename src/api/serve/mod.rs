@@ -186,7 +186,10 @@ impl Endpoint {
                     Ok(accepted) => accepted,
                     Err(e) => {
                         // Out of descriptors, mostly: retrying at once would only burn the CPU.
-                        tracing::warn!(error = %e, "a connection could not be accepted");
+                        tracing::warn!(
+                            error = %e,
+                            "a connection to the agent's API could not be accepted: {e}; trying again in 100 ms"
+                        );
                         sleep(Duration::from_millis(100)).await;
                         continue;
                     }
@@ -198,7 +201,11 @@ impl Endpoint {
         }
         drop((self, alive));
         if timeout(limits.drain_timeout, all_gone.recv()).await.is_err() {
-            tracing::warn!(within = ?limits.drain_timeout, "connections were still open when their time was up");
+            tracing::warn!(
+                within = ?limits.drain_timeout,
+                "connections were still open {:?} after the stop (http.drain_timeout): the agent closes them as it exits",
+                limits.drain_timeout
+            );
         }
     }
 
@@ -330,7 +337,7 @@ impl ServedConnection {
     }
 
     fn no_handshake(&self, why: &str) {
-        tracing::debug!(error = why, "a TLS handshake failed");
+        tracing::debug!(error = why, "the TLS handshake with {} failed: {why}", self.peer.caller);
         note_refused(&self.peer, "a TLS handshake", TLS_REASON, &self.refusals);
     }
 

@@ -95,7 +95,10 @@ impl Said {
 
     fn taught_nothing(self, fault: &Fault) {
         let route = self.route();
-        tracing::warn!(code = %fault.code, "{route} went through, but nothing was learnt from it: {}", fault.text);
+        tracing::warn!(
+            code = %fault.code,
+            "{route} is forwarded to the legacy agent, but the host identity in it was not stored: {}", fault.text
+        );
     }
 
     fn route(self) -> &'static str {

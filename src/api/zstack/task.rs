@@ -187,7 +187,7 @@ async fn take_in(
             StatusCode::OK.into_response()
         }
         TaskAdmission::Known => {
-            tracing::info!(%task, "the same task again; it is ignored");
+            tracing::info!(%task, "task {task} is known already: the repeated call is ignored");
             StatusCode::OK.into_response()
         }
         TaskAdmission::Full(fault) | TaskAdmission::Unwritable(fault) => {
@@ -236,7 +236,7 @@ async fn do_task(
             let text =
                 format!("not done within the {limit:?} that the controller gave; it goes on");
             let late = Fault::new(Code::TaskTimeout, text);
-            tracing::warn!(%task, code = %late.code, "{}", late.text);
+            tracing::warn!(%task, code = %late.code, "task {task} is {}", late.text);
             let place = slot.finish_early(ascii_json(&result_body(&late))).await;
             (running.await.unwrap_or_else(|_| Err(broke())), Some(place))
         }
@@ -254,7 +254,7 @@ async fn finish(task: &TaskId, slot: TaskSlot, result: &Result<Value, Fault>) {
     match result {
         Ok(value) => slot.finish(ascii_json(value), None).await,
         Err(fault) => {
-            tracing::warn!(%task, code = %fault.code, "{}", fault.text);
+            tracing::warn!(%task, code = %fault.code, "task {task} failed: {}", fault.text);
             let error = (fault.code == Code::Internal).then(|| fault.text.clone());
             slot.finish(ascii_json(&result_body(fault)), error).await;
         }

@@ -126,7 +126,9 @@ pub fn asked(body: &[u8], caller: Caller, reach: &Reach) -> Option<ProgressReque
         return None;
     }
     if context.to_string().len() + stack.to_string().len() > MOST_CONTEXT {
-        tracing::debug!("progress is not reported: the call's threadContext is too long");
+        tracing::debug!(
+            "a call's progress is not reported: its threadContext and threadContextStack exceed {MOST_CONTEXT} bytes"
+        );
         return None;
     }
     let stage = stage(context.get("task-stage"));
@@ -142,7 +144,10 @@ fn stage(value: Option<&Value>) -> Stage {
         Some(value) => value.as_str().and_then(Stage::parse),
     };
     if stage.is_none() {
-        tracing::debug!("a call's task-stage is ignored: it is not like 20-80");
+        tracing::debug!(
+            "the task-stage {:.80} is ignored: it is no percent range such as 20-80, so the progress counts as 0-100",
+            value.map(ToString::to_string).unwrap_or_default()
+        );
     }
     stage.unwrap_or_default()
 }
@@ -161,7 +166,13 @@ fn address(value: &Value, reach: &Reach) -> Option<String> {
             .map(|()| url.trim().to_string()),
         _ => Err("it is no text".to_string()),
     };
-    validated.inspect_err(|why| tracing::debug!(why, "a call's sendCommandUrl is ignored")).ok()
+    let validated = validated.inspect_err(|why| {
+        tracing::debug!(
+            why,
+            "a call's sendCommandUrl is ignored, its progress goes to the connected controller's address: {why}"
+        );
+    });
+    validated.ok()
 }
 
 /// Milliseconds as a number or as a text, whole or not.

@@ -117,7 +117,9 @@ fn listen(
             tracing::warn!(
                 controller = disk.name,
                 bdev = disk.bdev.name,
-                "a VM is turned away: another one has the disk"
+                "a VM's connection to controller {} was closed: another VM uses the disk {}",
+                disk.name,
+                disk.bdev.name
             );
             continue;
         }
@@ -147,8 +149,9 @@ fn attend(
     tracing::info!(
         controller = disk.name,
         session = progress.vid,
-        "a client has connected to {}",
-        disk.name
+        "a client has connected to controller {} (session {})",
+        disk.name,
+        progress.vid
     );
     let early = disk.served_from.saturating_duration_since(Instant::now());
     if !early.is_zero() && stops_within(stop, early) {
@@ -156,9 +159,18 @@ fn attend(
     }
     let end = serve(stream, listener, stop, disk, &progress);
     lock(state).session = None;
-    tracing::info!(controller = disk.name, session = progress.vid, "the VM is gone");
+    tracing::info!(
+        controller = disk.name,
+        session = progress.vid,
+        "session {} of controller {} has ended",
+        progress.vid,
+        disk.name
+    );
     end.unwrap_or_else(|error| {
-        tracing::error!(controller = disk.name, %error, "no session");
+        tracing::error!(
+            controller = disk.name, %error,
+            "session {} of controller {} failed: {error}", progress.vid, disk.name
+        );
         End::Frontend
     })
 }

@@ -99,7 +99,13 @@ impl Negotiation {
     }
 
     fn use_memory(&mut self, guest: GuestMemory) {
-        tracing::debug!(disk = self.disk.bdev.name, bytes = guest.bytes(), "guest memory");
+        tracing::debug!(
+            disk = self.disk.bdev.name,
+            bytes = guest.bytes(),
+            "the guest of disk {} shares {} bytes of memory",
+            self.disk.bdev.name,
+            guest.bytes()
+        );
         self.guest = Arc::new(guest);
         self.workers.iter().for_each(|worker| worker.replace_memory(&self.guest));
     }

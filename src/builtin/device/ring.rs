@@ -121,7 +121,10 @@ impl Ring {
 
     /// Stops the ring for good, and signals an error to the frontend.
     pub(super) fn break_off(&mut self, broken: InvalidChain) {
-        tracing::error!(ring = self.index, reason = %broken, "the guest broke a ring, it is stopped");
+        tracing::error!(
+            ring = self.index, reason = %broken,
+            "ring {} was stopped until the guest resets the device, because it is invalid: {broken}", self.index
+        );
         self.state.broken = true;
         signal(self.error.as_deref());
     }

@@ -54,7 +54,10 @@ impl DiskService {
         let wants = disk.bdev.direct_fd().is_some();
         let aio = if wants {
             Aio::new(completions).map_err(|errno| {
-            tracing::warn!(disk = disk.bdev.name, %errno, "no asynchronous I/O: one request at a time");
+            tracing::warn!(
+                disk = disk.bdev.name, %errno,
+                "disk {} has no asynchronous I/O and is served one request at a time: {errno}", disk.bdev.name
+            );
         }).ok()
         } else {
             None
@@ -209,7 +212,12 @@ impl DiskService {
         if status == RequestStatus::Failed {
             self.disk.bdev.stats.count_error();
             let why = result.err().map_or("the guest's memory cannot be reached", Errno::desc);
-            tracing::debug!(disk = self.disk.bdev.name, why, "a request failed");
+            tracing::debug!(
+                disk = self.disk.bdev.name,
+                why,
+                "a request to disk {} failed: {why}",
+                self.disk.bdev.name
+            );
         }
         let Some(ring) = rings.iter_mut().find(|ring| ring.index == job.ring) else { return };
         let written = if status == RequestStatus::Ok { job.written.saturating_add(1) } else { 1 };

@@ -63,13 +63,20 @@ pub(super) fn serve(
                 Ok(()) | Err(Error::SocketRetry(_)) => {}
                 Err(error) => {
                     if !matches!(error, Error::Disconnected | Error::SocketBroken(_)) {
-                        tracing::warn!(controller = disk.name, %error, "the session is closed");
+                        tracing::warn!(
+                            controller = disk.name, %error,
+                            "session {} of controller {} is closed: {error}", progress.vid, disk.name
+                        );
                     }
                     break End::Frontend;
                 }
             }
         } else if ready.listener && listener.accept().is_ok() {
-            tracing::warn!(controller = disk.name, "a second VM is turned away");
+            tracing::warn!(
+                controller = disk.name,
+                "a second VM's connection to controller {} was closed: one VM uses the disk already",
+                disk.name
+            );
         }
     };
     device.lock().unwrap_or_else(PoisonError::into_inner).stop_all();

@@ -191,7 +191,11 @@ impl Loop {
         if let Some(kick) = ring.kick_fd()
             && let Err(error) = watch(&self.epoll, kick, token)
         {
-            tracing::error!(ring = ring.index, %error, "a ring's kicks cannot be watched");
+            tracing::error!(
+                ring = ring.index, %error,
+                "ring {}: the guest's notifications (kicks) cannot be watched, so its requests may wait: {error}",
+                ring.index
+            );
         }
         // The guest is interrupted at the start: answers of an earlier process may never have been announced.
         interrupt(&ring.call);

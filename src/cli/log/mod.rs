@@ -114,7 +114,11 @@ pub(super) fn start(log: &Log, audit_file: &str, daemon: bool) -> Result<LogGuar
         let payload = panic.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref().copied()).unwrap_or("no text");
-        tracing::error!(place, "the agent broke: {text}; this is a bug, report it");
+        tracing::error!(
+            place,
+            "the agent panicked at {}: {text}; this is a bug, report it",
+            place.as_deref().unwrap_or("an unknown place")
+        );
     }));
     Ok(guard)
 }

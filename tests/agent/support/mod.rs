@@ -395,7 +395,7 @@ impl Drop for Agent {
             eprintln!("the agent's log:\n{log}");
         } else {
             // Whatever a test is about: a panic is a line of the log (`cli/log`), and no other.
-            assert!(!log.contains("the agent broke"), "a panic: {log}");
+            assert!(!log.contains("the agent panicked"), "a panic: {log}");
         }
     }
 }

@@ -202,7 +202,7 @@ def log_is_clean():
         except ValueError as e:
             raise Astray(f'a line of the log is no JSON: {line[:300]}') from e
         # Its words for a panic.
-        if 'the agent broke' in json.dumps(told):
+        if 'the agent panicked' in json.dumps(told):
             raise Astray(f'the log tells of a panic: {line[:600]}')
 
 
