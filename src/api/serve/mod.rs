@@ -203,7 +203,7 @@ impl Endpoint {
         if timeout(limits.drain_timeout, all_gone.recv()).await.is_err() {
             tracing::warn!(
                 within = ?limits.drain_timeout,
-                "connections were still open {:?} after the stop (http.drain_timeout): the agent closes them as it exits",
+                "connections are still open {:?} after the stop (http.drain_timeout), and are closed at the exit",
                 limits.drain_timeout
             );
         }
