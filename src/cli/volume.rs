@@ -163,11 +163,10 @@ impl VolumeSpecArgs {
 
 impl Away {
     fn path(&self) -> String {
-        let timeout = match self.timeout {
-            Some(timeout) => format!("&timeoutMs={}", timeout.as_millis()),
-            None => String::new(),
-        };
-        format!("{}?wait={}{timeout}", self.which.path(), self.wait)
+        let wait = self.wait.then(|| "wait=true".to_string());
+        let timeout = self.timeout.map(|it| format!("timeoutMs={}", it.as_millis()));
+        let query: Vec<String> = wait.into_iter().chain(timeout).collect();
+        format!("{}?{}", self.which.path(), query.join("&"))
     }
 }
 

@@ -129,7 +129,28 @@ pub fn load(
     combine(sources)
 }
 
+/// Settings with a former name that is still read: table, former name, name.
+const FORMER_NAMES: [(&str, &str, &str); 3] = [
+    ("heal", "prove", "min_ready"),
+    ("heal", "frozen_after", "unresponsive_after"),
+    ("heal", "settle", "grace_period"),
+];
+
+/// Gives settings their current names, so that a later source replaces an earlier one whichever name each uses.
+fn with_current_names(mut table: Table) -> Table {
+    for (section, former, name) in FORMER_NAMES {
+        if let Some(Value::Table(settings)) = table.get_mut(section)
+            && let Some(value) = settings.remove(former)
+        {
+            settings.insert(name.to_string(), value);
+        }
+    }
+    table
+}
+
 fn combine(sources: Vec<(String, Table)>) -> Result<Loaded, ConfigError> {
+    let current = |(name, table)| (name, with_current_names(table));
+    let sources: Vec<(String, Table)> = sources.into_iter().map(current).collect();
     let mut merged = Table::new();
     for (_, table) in &sources {
         merge(&mut merged, table);
@@ -304,6 +325,20 @@ mod tests {
         assert_eq!(pools.pools.default_pages, 9);
         assert_eq!(pools.engine.min_api, crate::model::engine::ApiVersion(1, 43));
         assert_eq!(pools.pools.write_timeout, Settings::default().pools.write_timeout);
+    }
+
+    #[test]
+    fn later_source_wins_whichever_name_of_a_setting_it_uses() {
+        let dir = tempfile::tempdir().unwrap();
+        let main =
+            write(dir.path(), "config.toml", "[heal]\nfrozen_after = \"4s\"\nprove = \"1s\"\n");
+        write(dir.path(), "config.d/10.toml", "[heal]\nunresponsive_after = \"5s\"\n");
+        let variables = [("VHOST_AGENT_HEAL__MIN_READY", "2s")];
+        let heal = load_with(&main, &variables).unwrap().settings.heal;
+        assert_eq!((heal.unresponsive_after.as_secs(), heal.min_ready.as_secs()), (5, 2));
+        let wrong = [("VHOST_AGENT_HEAL__FROZEN_AFTER", "0s")];
+        let error = load_with(&main, &wrong).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("VHOST_AGENT_HEAL__FROZEN_AFTER"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use axum::Router;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 
 use self::adapters::{VersionsAdapter, fallback};
 use self::guards::{GuardFiles, GuardFilesRead};
@@ -41,6 +41,7 @@ use crate::host::{Root, facts};
 use crate::model::fault::chain;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
+use crate::model::target::{TargetKind, TargetSpec};
 use crate::store::{Lock, Store, StoreError};
 use crate::watchdog::Watchdog;
 
@@ -72,6 +73,8 @@ const LAST_OFFERS: Duration = Duration::from_secs(3);
 /// Timeout for an interrupted pool growth to be recorded or given back; with the drain it fits into
 /// the unit's TimeoutStopSec.
 const POOLS_STOP: Duration = Duration::from_secs(2);
+/// Longest time for which the start waits for the hugetlbfs mounts.
+const MOUNT_WAIT: Duration = Duration::from_secs(10);
 /// Interval of extending systemd's start timeout.
 const START_WORD: Duration = Duration::from_secs(15);
 /// Extension of systemd's start timeout that is requested each time, in microseconds.
@@ -305,16 +308,10 @@ async fn run_until_stopped(
 
 /// Restores the pages of the last boot (once a boot) and the mounts, starts the targets, then announces readiness.
 async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
-    let has_targets = !core.desired.watch().borrow().targets.is_empty();
     // Mounts before any target starts: one that is made anew without its mount goes without hugepages.
-    let restored =
-        async { (core.pools.restore(true).await, core.pools.mount_again(has_targets).await) };
-    let (pages, mounts) = extending_start_timeout(restored).await;
-    for fault in pages.errors {
+    mount_again(core).await;
+    for fault in extending_start_timeout(core.pools.restore(true)).await.errors {
         tracing::warn!(code = %fault.code, "hugepages were not all restored after the reboot: {}", fault.text);
-    }
-    for fault in mounts.errors {
-        tracing::warn!(code = %fault.code, "a hugetlbfs mount was not restored: {}", fault.text);
     }
     core.targets.start_all();
     phase.send_if_modified(|phase| {
@@ -329,6 +326,21 @@ async fn become_ready(core: &Core, phase: &watch::Sender<AgentPhase>) {
             error = %e,
             "systemd could not be notified that the agent is ready, and may stop it after TimeoutStartSec: {e}"
         );
+    }
+}
+
+/// Makes the hugetlbfs mounts again, once a boot. One that takes long is made in the background.
+async fn mount_again(core: &Core) {
+    // The built-in target goes without hugepages where there is no mount.
+    let takes_pages = |spec: &TargetSpec| spec.kind != TargetKind::BuiltIn;
+    let has_targets = core.desired.watch().borrow().targets.values().any(takes_pages);
+    match timeout(MOUNT_WAIT, core.pools.mount_again(has_targets)).await {
+        Ok(report) => report.errors.iter().for_each(|fault| {
+            tracing::warn!(code = %fault.code, "a hugetlbfs mount was not restored: {}", fault.text);
+        }),
+        Err(_) => tracing::warn!(
+            "a hugetlbfs mount was not restored within {MOUNT_WAIT:?}: targets may start without hugepages"
+        ),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::model::registry::Credentials;
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// No process listens at the socket, or a connection to it must not be made now.
-    #[error("nobody listens at {socket}")]
+    #[error("no engine listens at {socket}")]
     Absent { socket: String },
     #[error("{socket} did not answer {call} within {within:?}")]
     Timeout {

@@ -1,10 +1,10 @@
 //! The engine's socket, and who listens on it: the engine itself, or systemd in its place.
 
 use std::fs;
+use std::io;
 
 use super::facts::init;
 use super::files::{entries, read_text};
-use super::process::engine_process;
 use super::{HostError, Root};
 use crate::model::engine::Init;
 use crate::model::policy::EnginePolicy;
@@ -16,20 +16,32 @@ pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
     if init(root) != Init::Systemd {
         return true;
     }
-    let Ok(listening) = listening_at(root, &policy.socket) else { return false };
-    let listens = |pid: &str| has_socket(root, pid, &listening);
-    let process = engine_process(root, &policy.pid_file, &policy.binary);
-    if process.is_some_and(|process| listens(&process.pid.to_string())) || !listens("1") {
-        return true;
+    let listening = listening_at(root, &policy.socket).unwrap_or_default();
+    if listening.is_empty() {
+        // A socket that the kernel's table does not name by this path: only an engine that lives can be behind it.
+        return engines(root, policy).next().is_some();
     }
-    // Finds an engine that was started by other means, with another pid file.
+    let listens = |pid: &str| has_socket(root, pid, &listening);
+    let written = read_text(&root.path(&policy.pid_file)).unwrap_or_default();
+    // An engine that was started by other means has another pid file.
+    is_engine(root, written.trim(), policy) && listens(written.trim())
+        || !listens("1")
+        || engines(root, policy).any(|pid| listens(&pid))
+}
+
+/// Pids of the processes with the name of the engine.
+fn engines(root: &Root, policy: &EnginePolicy) -> impl Iterator<Item = String> {
+    let pids = entries(&root.path("/proc")).unwrap_or_default().into_iter().map(|(pid, _)| pid);
+    pids.filter(|pid| is_engine(root, pid, policy))
+}
+
+/// `true` if that process has the name of the engine, of which the kernel keeps 15 bytes.
+fn is_engine(root: &Root, pid: &str, policy: &EnginePolicy) -> bool {
     let name = policy.binary.rsplit('/').next().unwrap_or(&policy.binary);
     let kept = name.get(..name.len().min(15)).unwrap_or(name);
-    entries(&root.path("/proc")).unwrap_or_default().iter().any(|(pid, path)| {
-        pid.bytes().all(|digit| digit.is_ascii_digit())
-            && read_text(&path.join("comm")).is_ok_and(|comm| comm == kept)
-            && listens(pid)
-    })
+    !pid.is_empty()
+        && pid.bytes().all(|digit| digit.is_ascii_digit())
+        && read_text(&root.path(format!("/proc/{pid}/comm"))).is_ok_and(|comm| comm == kept)
 }
 
 /// Inodes of the sockets that listen at the path `socket`, in the network namespace of PID 1 (proc_pid_net(5), `unix`).
@@ -47,18 +59,22 @@ fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
     let wanted = followed.map_or(plain(socket), |it| format!("/{}", it.display()));
     let table = read_text(&root.path("/proc/1/net/unix"))?;
     let listening = |line: &str| {
-        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [_, _, _, flags, _, _, inode, path] = columns.as_slice() else { return None };
-        let flags = u32::from_str_radix(flags, 16).ok()?;
-        (flags & LISTENS != 0 && plain(path) == wanted).then(|| format!("socket:[{inode}]"))
+        let mut columns = line.splitn(7, ' ');
+        let flags = u32::from_str_radix(columns.nth(3)?, 16).ok()?;
+        // The column of the inode is padded; a path may have spaces.
+        let (inode, path) = columns.nth(2)?.trim_start().split_once(' ')?;
+        let listens = flags & LISTENS != 0 && plain(path) == wanted;
+        listens.then(|| format!("socket:[{inode}]"))
     };
     Ok(table.lines().filter_map(listening).collect())
 }
 
 fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
-    let opened = fs::read_dir(root.path(format!("/proc/{pid}/fd")));
-    // A process whose descriptors cannot be read is taken for listening: it is alive.
-    let Ok(opened) = opened else { return true };
+    let opened = match fs::read_dir(root.path(format!("/proc/{pid}/fd"))) {
+        Ok(opened) => opened,
+        // A process whose descriptors may not be read is taken for listening: it is alive.
+        Err(e) => return e.kind() == io::ErrorKind::PermissionDenied,
+    };
     opened.flatten().any(|entry| {
         fs::read_link(entry.path())
             .is_ok_and(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()))
@@ -103,6 +119,8 @@ mod tests {
         opens(7, 4711);
         assert!(may(), "it listens itself, whoever started it");
         fs::write(root.path("/proc/1/net/unix"), "").unwrap();
-        assert!(may(), "nobody listens");
+        assert!(may(), "an engine lives, and the table does not name its socket");
+        fs::remove_dir_all(root.path("/proc/7")).unwrap();
+        assert!(!may(), "nobody listens");
     }
 }

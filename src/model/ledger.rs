@@ -19,6 +19,9 @@ pub struct Ledger {
     pub boot_id: String,
     /// Set if the reservations were restored in this boot.
     pub restored: bool,
+    /// Set if the mounts were made again in this boot.
+    #[serde(default)]
+    pub mounted: bool,
     /// Persistent pages that the agent grew and has not given back.
     pub grown: Vec<PoolPages>,
     /// All persistent pages of the pools in `grown` and `whole`, when last observed.

@@ -62,7 +62,11 @@ fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, 
     let mut plan = EnginePlan::default();
     // A unit that is being stopped can be started, too: systemd does so once it has stopped.
     let stops = seen.unit.as_ref().is_some_and(|unit| unit.active == "deactivating");
-    if seen.process.is_none() || stops {
+    if stops && seen.process.is_some() {
+        plan.add_configuration(seen, policy)?;
+        plan.add_start(seen, policy)?;
+    }
+    if seen.process.is_none() {
         plan.add_configuration(seen, policy)?;
         plan.add_install(seen, policy)?;
         plan.add_enable(seen, policy);

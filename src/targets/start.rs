@@ -85,6 +85,8 @@ impl<C: Containers> Worker<C> {
     pub(super) async fn kill(&mut self, spec: &TargetSpec) {
         let container = match self.parts.observer.container_of(spec).await {
             Ok(container) => container,
+            // Its absence is reported by the start.
+            Err(fault) if fault.code.is_engine_away() => return,
             Err(fault) => {
                 tracing::warn!(
                     target_name = %self.name(), code = %fault.code,

@@ -253,10 +253,13 @@ impl MemoryWork {
         report
     }
 
-    /// Makes the mounts again that were lost with the last boot: for each page size that the agent keeps and, with
-    /// `has_targets`, for 2 MiB if a pool has such pages.
+    /// Makes the mounts again that were lost with the last boot, once a boot: for the pages that the agent keeps, and for
+    /// those of 2 MiB where targets that take them are to run and there are any.
     pub fn mount_again(&mut self, has_targets: bool) -> PartReport {
         let mut report = PartReport::default();
+        if self.records.ledger().mounted {
+            return report;
+        }
         let mut sizes = self.records.kept_sizes();
         match self.observer.counters() {
             Ok(seen) if has_targets => {
@@ -265,9 +268,12 @@ impl MemoryWork {
             }
             seen => report.errors.extend(seen.err()),
         }
-        for size in sizes {
-            let mounted = self.mount(size, false, &mut report);
+        for size in &sizes {
+            let mounted = self.mount(*size, false, &mut report);
             report.errors.extend(mounted.err());
+        }
+        if !sizes.is_empty() && report.errors.is_empty() {
+            report.errors.extend(self.records.mounted().err());
         }
         report
     }

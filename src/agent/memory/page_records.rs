@@ -177,6 +177,12 @@ impl PageRecords {
         self.save()
     }
 
+    /// Records that the mounts were made again in this boot.
+    pub(super) fn mounted(&mut self) -> Result<(), Fault> {
+        self.ledger.mounted = true;
+        self.save()
+    }
+
     /// Raises the reservations on disk to the ledger; writes nothing when they cover it.
     pub(super) fn remember(&mut self) -> Result<(), Fault> {
         let wanted = self.raised();

@@ -225,7 +225,7 @@ pub async fn delete(
     let wait = query.timeout().map_err(Problem::of)?;
     let target = wanted(&api, &name)?;
     let work = api.targets.deactivate(&target, vec![VolumeKey::Name(volume.clone())], wait);
-    let of = Subject::target(&name).volume(&volume);
+    let of = Subject { force: query.wait, ..Subject::target(&name).volume(&volume) };
     noted(change("deactivate", by, of), work).await?;
     Ok(Json(json!({"target": name, "name": volume, "state": "absent"})).into_response())
 }

@@ -30,7 +30,7 @@ use crate::model::registry::Credentials;
 
 /// Maximum bytes kept of a container's output; the end is kept.
 const MOST_PRINTED: usize = 16 * 1024;
-/// Function that returns `true` if a connection to the engine's socket starts nothing; it may block.
+/// Function that returns `true` if the engine itself listens, so that a request cannot start it; it may block.
 pub type MayConnect = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Client that connects on its first call and keeps the connection.
@@ -41,8 +41,8 @@ pub struct DockerClient {
 }
 
 impl DockerClient {
-    /// Client for the engine at the path `socket`. `may_connect` is called before each new connection, also before one
-    /// that replaces a broken one. If it returns `false`, the call fails with [`EngineError::Absent`].
+    /// Client for the engine at the path `socket`. `may_connect` is called before each request and each new connection.
+    /// If it returns `false`, the call fails with [`EngineError::Absent`].
     pub fn new(socket: impl Into<String>, may_connect: MayConnect) -> DockerClient {
         DockerClient { socket: socket.into(), may_connect, docker: Mutex::new(None) }
     }

@@ -22,8 +22,12 @@ const KEEP: Duration = Duration::from_secs(60);
 
 /// Kind of the I/O error among the causes of `error`; `None` if there is none.
 pub(super) fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
-    std::iter::successors(Some(error), |e| e.source())
-        .find_map(|e| e.downcast_ref::<io::Error>().map(io::Error::kind))
+    let kind = |e: &(dyn std::error::Error + 'static)| match e.downcast_ref::<Error>() {
+        // It passes its cause over in its sources.
+        Some(Error::IOError { err }) => Some(err.kind()),
+        _ => e.downcast_ref::<io::Error>().map(io::Error::kind),
+    };
+    std::iter::successors(Some(error), |e| e.source()).find_map(kind)
 }
 
 /// `true` if `error` says that an established connection broke.
@@ -50,14 +54,12 @@ fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
 
 /// Client that connects on its first call and keeps the connection for the next one.
 pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, Error> {
-    let (socket, may_connect) = (socket.to_string(), may_connect.clone());
+    let (socket, consent) = (socket.to_string(), may_connect.clone());
     let connector = tower::service_fn(move |_: hyper::Uri| {
-        let (socket, may_connect) = (socket.clone(), may_connect.clone());
+        let (socket, consent) = (socket.clone(), consent.clone());
         Box::pin(async move {
-            match spawn_blocking(move || may_connect()).await? {
-                true => UnixStream::connect(socket).await.map(TokioIo::new),
-                false => Err(io::ErrorKind::ConnectionRefused.into()),
-            }
+            obtain(consent).await?;
+            UnixStream::connect(socket).await.map(TokioIo::new)
         })
     });
     let client = Client::builder(TokioExecutor::new())
@@ -65,10 +67,15 @@ pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, 
         .pool_idle_timeout(KEEP)
         .pool_max_idle_per_host(1)
         .build(connector);
+    let consent = may_connect.clone();
     let send = move |mut request: BollardRequest| {
         credentials_as_the_engine_reads_them(&mut request);
-        let answer = client.request(request);
-        async move { Ok(answer.await?) }
+        let (client, consent) = (client.clone(), consent.clone());
+        async move {
+            // Also on a kept connection: an engine that is being stopped goes on serving those.
+            obtain(consent).await?;
+            Ok(client.request(request).await?)
+        }
     };
     // The host is used only in the Host header.
     Docker::connect_with_custom_transport(
@@ -77,4 +84,12 @@ pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, 
         BOLLARD_TIMEOUT_S,
         API_DEFAULT_VERSION,
     )
+}
+
+/// Asks for consent to send to the engine.
+async fn obtain(consent: MayConnect) -> io::Result<()> {
+    match spawn_blocking(move || consent()).await? {
+        true => Ok(()),
+        false => Err(io::ErrorKind::ConnectionRefused.into()),
+    }
 }
