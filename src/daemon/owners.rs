@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
@@ -32,7 +33,7 @@ use crate::api::refusals::Refusals;
 use crate::config::Settings;
 use crate::controller::identity::Identities;
 use crate::controller::report::Tally;
-use crate::docker::client::DockerClient;
+use crate::docker::client::{Consent, Contact, DockerClient};
 use crate::health::deep::DeepProbe;
 use crate::host::engine_socket::connecting_starts_nothing;
 use crate::host::mounts::hugetlb_mounts;
@@ -43,6 +44,7 @@ use crate::host::{Root, facts};
 use crate::model::bounds::{Paths, authorize_target, authorize_volume};
 use crate::model::engine::Init;
 use crate::model::guest::Guests;
+use crate::model::policy::EnginePolicy;
 use crate::model::target::TargetKind;
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
@@ -110,9 +112,8 @@ impl Core {
 
         let policy = settings.engine.clone();
         let socket = root.path(&policy.socket).display().to_string();
-        let (machine, engine) = (root.clone(), policy.clone());
-        let may_connect = move || connecting_starts_nothing(&machine, &engine);
-        let docker = Arc::new(DockerClient::new(socket.clone(), Arc::new(may_connect)));
+        let consent = consent(&root, &policy, first.clone());
+        let docker = Arc::new(DockerClient::new(socket.clone(), consent));
         let desired = DesiredTargets::open(store.clone(), &settings.target)?;
         let events = Events::default();
         let statuses = Statuses::new(events.clone());
@@ -265,4 +266,26 @@ impl Core {
             }
         }));
     }
+}
+
+/// Consent to contact the engine: it must listen itself, and with `systemd` as PID 1 a new connection is not made to an
+/// engine that is being stopped. systemd says so before it sends the signal, and so before the engine stops to accept.
+fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) -> Consent {
+    let (root, policy) = (root.clone(), policy.clone());
+    Arc::new(move |contact| {
+        let (root, policy, systemd) = (root.clone(), policy.clone(), systemd.clone());
+        Box::pin(async move {
+            let unit = policy.unit.clone();
+            let look = move || connecting_starts_nothing(&root, &policy);
+            if !spawn_blocking(look).await.unwrap_or(false) {
+                return false;
+            }
+            match systemd.filter(|_| contact == Contact::Connection) {
+                Some(systemd) => {
+                    systemd.unit(&unit).await.map_or(true, |unit| unit.active != "deactivating")
+                }
+                None => true,
+            }
+        })
+    })
 }

@@ -34,8 +34,11 @@ async fn every_request_needs_consent_also_on_a_kept_connection_or_after_a_broken
         answers_pings(&socket, keeps, connections.clone());
         let consent = Arc::new(AtomicBool::new(true));
         let asked = consent.clone();
-        let may_connect = Arc::new(move || asked.load(Ordering::SeqCst));
-        let docker = DockerClient::new(socket.display().to_string(), may_connect);
+        let answer: Consent = Arc::new(move |_| {
+            let asked = asked.clone();
+            Box::pin(async move { asked.load(Ordering::SeqCst) })
+        });
+        let docker = DockerClient::new(socket.display().to_string(), answer);
         let within = Duration::from_secs(5);
         docker.ping(within).await.unwrap();
         docker.ping(within).await.unwrap();

@@ -17,6 +17,7 @@ use bollard::query_parameters::{
 };
 use bollard::{Docker, body_try_stream};
 use futures_util::TryStreamExt;
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
 
@@ -30,21 +31,30 @@ use crate::model::registry::Credentials;
 
 /// Maximum bytes kept of a container's output; the end is kept.
 const MOST_PRINTED: usize = 16 * 1024;
-/// Function that returns `true` if the engine itself listens, so that a request cannot start it; it may block.
-pub type MayConnect = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Request to the engine, for [`Consent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contact {
+    /// Request on a connection that is kept or about to be made.
+    Request,
+    /// New connection. It stays in the queue of the socket if the engine ends before it accepts it.
+    Connection,
+}
+
+/// Function that returns `true` if the contact cannot start the engine.
+pub type Consent = Arc<dyn Fn(Contact) -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// Client that connects on its first call and keeps the connection.
 pub struct DockerClient {
     socket: String,
-    may_connect: MayConnect,
+    consent: Consent,
     docker: Mutex<Option<Docker>>,
 }
 
 impl DockerClient {
-    /// Client for the engine at the path `socket`. `may_connect` is called before each request and each new connection.
-    /// If it returns `false`, the call fails with [`EngineError::Absent`].
-    pub fn new(socket: impl Into<String>, may_connect: MayConnect) -> DockerClient {
-        DockerClient { socket: socket.into(), may_connect, docker: Mutex::new(None) }
+    /// Client for the engine at the path `socket`. `consent` is asked before each request and each new connection. If it
+    /// refuses, the call fails with [`EngineError::Absent`].
+    pub fn new(socket: impl Into<String>, consent: Consent) -> DockerClient {
+        DockerClient { socket: socket.into(), consent, docker: Mutex::new(None) }
     }
 
     fn docker(&self) -> Result<Docker, EngineError> {
@@ -52,8 +62,7 @@ impl DockerClient {
         if let Some(docker) = &*kept {
             return Ok(docker.clone());
         }
-        let docker =
-            connect(&self.socket, &self.may_connect).map_err(|e| self.failed("connect", e))?;
+        let docker = connect(&self.socket, &self.consent).map_err(|e| self.failed("connect", e))?;
         *kept = Some(docker.clone());
         Ok(docker)
     }

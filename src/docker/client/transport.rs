@@ -10,9 +10,8 @@ use hyper::header::HeaderValue;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
-use tokio::task::spawn_blocking;
 
-use super::MayConnect;
+use super::{Consent, Contact};
 
 /// Deadline of bollard for a call, in seconds. The agent's own deadlines are shorter; this one only catches a call
 /// without one.
@@ -53,12 +52,12 @@ fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
 }
 
 /// Client that connects on its first call and keeps the connection for the next one.
-pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, Error> {
-    let (socket, consent) = (socket.to_string(), may_connect.clone());
+pub(super) fn connect(socket: &str, consent: &Consent) -> Result<Docker, Error> {
+    let (socket, asked) = (socket.to_string(), consent.clone());
     let connector = tower::service_fn(move |_: hyper::Uri| {
-        let (socket, consent) = (socket.clone(), consent.clone());
+        let (socket, asked) = (socket.clone(), asked.clone());
         Box::pin(async move {
-            obtain(consent).await?;
+            obtain(&asked, Contact::Connection).await?;
             UnixStream::connect(socket).await.map(TokioIo::new)
         })
     });
@@ -67,13 +66,13 @@ pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, 
         .pool_idle_timeout(KEEP)
         .pool_max_idle_per_host(1)
         .build(connector);
-    let consent = may_connect.clone();
+    let consent = consent.clone();
     let send = move |mut request: BollardRequest| {
         credentials_as_the_engine_reads_them(&mut request);
         let (client, consent) = (client.clone(), consent.clone());
         async move {
             // Also on a kept connection: an engine that is being stopped goes on serving those.
-            obtain(consent).await?;
+            obtain(&consent, Contact::Request).await?;
             Ok(client.request(request).await?)
         }
     };
@@ -86,9 +85,8 @@ pub(super) fn connect(socket: &str, may_connect: &MayConnect) -> Result<Docker, 
     )
 }
 
-/// Asks for consent to send to the engine.
-async fn obtain(consent: MayConnect) -> io::Result<()> {
-    match spawn_blocking(move || consent()).await? {
+async fn obtain(consent: &Consent, contact: Contact) -> io::Result<()> {
+    match consent(contact).await {
         true => Ok(()),
         false => Err(io::ErrorKind::ConnectionRefused.into()),
     }
