@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
@@ -53,6 +55,9 @@ use crate::targets::desired::DesiredTargets;
 use crate::targets::observer::{EngineNews, Observers, Probe};
 use crate::targets::{Exits, Parts, Statuses, Targets};
 use crate::watchdog::Watchdog;
+
+/// Longest wait for systemd's word on the engine's unit before a connection to the engine is made.
+const SYSTEMD_WAIT: Duration = Duration::from_secs(1);
 
 /// Owners of this node, started.
 pub(super) struct Core {
@@ -280,12 +285,12 @@ fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) ->
             if !spawn_blocking(look).await.unwrap_or(false) {
                 return false;
             }
-            match systemd.filter(|_| contact == Contact::Connection) {
-                Some(systemd) => {
-                    systemd.unit(&unit).await.map_or(true, |unit| unit.active != "deactivating")
-                }
-                None => true,
-            }
+            let Some(systemd) = systemd.filter(|_| contact == Contact::Connection) else {
+                return true;
+            };
+            // A message bus that hangs must not make the engine unreachable.
+            let state = timeout(SYSTEMD_WAIT, systemd.unit(&unit)).await;
+            !matches!(state, Ok(Ok(unit)) if unit.active == "deactivating")
         })
     })
 }
