@@ -1,12 +1,13 @@
 //! Owners of the node, wired to their observers and appliers: the agent without its listeners.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -216,19 +217,22 @@ impl Core {
         let desired = self.desired.watch().borrow().clone();
         let settings = &settings.target;
         let targets = desired.targets.values().map(|spec| {
-            (spec.name.to_string(), authorize_target(spec, None, settings, Paths::AsNamed))
+            (
+                format!("target {}", spec.name),
+                authorize_target(spec, None, settings, Paths::AsNamed),
+            )
         });
         let volumes = desired.volumes.iter().flat_map(|(target, specs)| {
             specs.values().map(move |spec| {
                 let authorized = authorize_volume(spec, None, settings, Paths::AsNamed);
-                (format!("{} in {target}", spec.name), authorized)
+                (format!("volume {} of target {target}", spec.name), authorized)
             })
         });
         for (name, authorized) in targets.chain(volumes) {
             if let Err(fault) = authorized {
                 tracing::warn!(
                     code = %fault.code,
-                    "{name} stays as it is, but a new deploy or activate of it would be refused: {fault}"
+                    "{name} is kept, but the settings would refuse a new deploy or activation of it: {fault}"
                 );
             }
         }
@@ -273,21 +277,30 @@ impl Core {
     }
 }
 
-/// Consent to contact the engine: it must listen itself, and with `systemd` as PID 1 a new connection is not made to an
-/// engine that is being stopped. systemd says so before it sends the signal, and so before the engine stops to accept.
+/// Consent to contact the engine. With `systemd` as PID 1 the engine must listen itself, and a new connection is not
+/// made to an engine that is being stopped. systemd says so before it sends the signal, and so before the engine stops
+/// to accept.
 fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) -> Consent {
+    let Some(systemd) = systemd else { return Arc::new(|_| Box::pin(ready(true))) };
     let (root, policy) = (root.clone(), policy.clone());
+    // One look at a time, also where one hangs: they take one thread.
+    let looks = Arc::new(Semaphore::new(1));
     Arc::new(move |contact| {
         let (root, policy, systemd) = (root.clone(), policy.clone(), systemd.clone());
+        let turn = looks.clone().acquire_owned();
         Box::pin(async move {
-            let unit = policy.unit.clone();
-            let look = move || connecting_starts_nothing(&root, &policy);
+            let (turn, unit) = (turn.await, policy.unit.clone());
+            let look = move || {
+                let starts_nothing = connecting_starts_nothing(&root, &policy);
+                drop(turn);
+                starts_nothing
+            };
             if !spawn_blocking(look).await.unwrap_or(false) {
                 return false;
             }
-            let Some(systemd) = systemd.filter(|_| contact == Contact::Connection) else {
+            if contact == Contact::Request {
                 return true;
-            };
+            }
             // A message bus that hangs must not make the engine unreachable.
             let state = timeout(SYSTEMD_WAIT, systemd.unit(&unit)).await;
             !matches!(state, Ok(Ok(unit)) if unit.active == "deactivating")

@@ -71,7 +71,7 @@ impl Exits {
         let Err(fault) = self.write(write).await else { return true };
         tracing::warn!(
             target_name = %name, error = %fault,
-            "{name}: the record of its exits could not be written, so an agent that starts now does not know them: {fault}"
+            "{name}: the record of its exits could not be written: if the agent is restarted now, it does not know them: {fault}"
         );
         false
     }
@@ -103,8 +103,8 @@ impl Exits {
         };
         tracing::warn!(
             target_name = %name, error = %fault,
-            "{name}: the record of its quarantined volumes could not be written, so an agent that starts now \
-             makes them together with all others: {fault}"
+            "{name}: the record of its quarantined volumes could not be written: if the agent is restarted \
+             now, it makes these volumes together with all others in place of holding them back: {fault}"
         );
         false
     }

@@ -177,7 +177,7 @@ async fn what_was_desired_before_is_not_refused_when_it_is_asked_for_again() {
     let log = agent.log();
     let outcome: Vec<&str> = log.lines().filter(|line| line.contains("not-allowed")).collect();
     let warned =
-        outcome.iter().all(|line| line.contains("a new deploy or activate of it would be refused"));
+        outcome.iter().all(|line| line.contains("would refuse a new deploy or activation"));
     assert!(outcome.len() == 2 && warned, "it comes back as it was: {log}");
     for (field, value) in [("socketDir", "/srv/other"), ("image", "other:1")] {
         let mut other = again.clone();

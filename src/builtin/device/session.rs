@@ -74,7 +74,7 @@ pub(super) fn serve(
         } else if ready.listener && listener.accept().is_ok() {
             tracing::warn!(
                 controller = disk.name,
-                "a second VM's connection to controller {} was closed: one VM uses the disk already",
+                "a further connection to controller {} was closed: it has a client already",
                 disk.name
             );
         }

@@ -105,7 +105,7 @@ async fn keep(
     if let Err(fault) = &removed {
         tracing::debug!(
             control = control.as_str(), error = %fault,
-            "the agent's own disk on the target at {} could not be removed: {fault}", control.as_str()
+            "the disk of the deep probe on the target at {} could not be removed, which is tried again: {fault}", control.as_str()
         );
     }
     // Removes what an earlier agent or a failed removal left; without such leftovers the target is not queried.
