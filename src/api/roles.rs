@@ -1,4 +1,5 @@
-//! Role that a route requires of its caller, checked before its handler runs.
+//! Check of the role that a route requires of its caller, before its handler runs. The roles are in the route tables,
+//! in `api` and `api::v1`; a few handlers check further.
 
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};

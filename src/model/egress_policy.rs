@@ -25,8 +25,7 @@ pub const VIA_AGENT: &str = "1.1 vhost-agent";
 /// Allowed destinations of callbacks, reports and progress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum EgressPolicy {
-    /// Any address but special ones (link-local, multicast, metadata of a cloud) and, unless the caller is on this
-    /// node, loopback.
+    /// Any address except link-local, multicast and cloud metadata. Loopback is allowed only to a caller on this node.
     #[default]
     Any,
     /// Only the address of the caller or of the connected controller.
@@ -108,13 +107,12 @@ impl EgressPolicy {
 pub enum Reach {
     /// Any address: the operator named it.
     Anywhere,
-    /// Any address but special ones and, unless `loopback` is set, loopback: for the URL of an image.
+    /// URL of an image: any address except link-local, multicast and cloud metadata. Loopback only with `loopback`.
     Images {
         /// Set if loopback is allowed, because the allowed URL names it.
         loopback: bool,
     },
-    /// Any address but special ones (link-local, multicast, metadata of a cloud) and, unless `loopback` is set,
-    /// loopback.
+    /// Any address except link-local, multicast and cloud metadata. Loopback only with `loopback`.
     Common {
         /// Set if loopback is allowed, because the caller is on this node.
         loopback: bool,

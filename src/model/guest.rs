@@ -72,7 +72,8 @@ pub struct Guest {
     pub qemu: Option<String>,
 }
 
-/// Guests of the sockets that were looked up, by the socket's path; `None` if nothing is known of a guest.
+/// Guest of each socket that was looked up, by the path of the socket. `None` unless exactly one QEMU was started with
+/// that socket; a guest may be connected all the same, such as one whose disk was plugged in later.
 pub type Guests = BTreeMap<String, Option<Guest>>;
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::network::Network;
 use super::pools::{NodeMemory, Pool};
 use super::units::PageSize;
 
-/// Pool with the agent's share of it.
+/// Hugepages of one size on one NUMA node, with the agent's share of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolStatus {

@@ -77,7 +77,7 @@ pub enum Process {
     /// Living process of the container.
     Lives {
         pid: u32,
-        /// Set if the process has not answered yet, and is so young that it may still be starting.
+        /// Set if the process has no current answer, and is so young that it may still be starting.
         young: bool,
     },
     /// Exited process; the text says how.

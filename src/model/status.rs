@@ -86,7 +86,7 @@ pub struct TargetReport {
     pub volumes: VolumeTally,
 }
 
-/// Pool in a report to the controller.
+/// Hugepages of one size on one NUMA node, in a report to the controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolReport {

@@ -129,7 +129,7 @@ fn is_silent(seen: &Observation) -> bool {
     seen.answers.is_silent() && seen.version().is_none() && !seen.is_busy()
 }
 
-/// `true` if the process lives, is old enough, and silent; `false` if it was just started, or was not probed yet.
+/// `true` if the process lives, is past its time to start, and missed probes that no open request of the agent explains.
 pub(super) fn hangs(seen: &Observation) -> bool {
     matches!(seen.process, Process::Lives { young: false, .. }) && is_silent(seen)
 }

@@ -86,8 +86,8 @@ impl WorkerHandle {
         self.send(WorkerCommand::Start(Box::new(ring)));
     }
 
-    /// Stops the ring `index` once its requests are answered; returns the index of the next entry of its available
-    /// ring.
+    /// Stops the ring `index` and blocks until its requests are answered. Returns the index of the next entry of its
+    /// available ring; `None` if the worker has no such ring or has ended.
     pub(super) fn stop_ring(&self, index: u16) -> Option<u16> {
         let (reply, answer) = sync_channel(1);
         self.send(WorkerCommand::Stop(index, reply));

@@ -38,7 +38,7 @@ impl Counts {
 pub struct Census {
     /// Running tasks, by the names of their calls.
     pub at_work: BTreeMap<&'static str, u64>,
-    /// Number of tasks whose work goes on after their result was given early.
+    /// Number of tasks whose work goes on after a result was sent because the time limit of their caller passed.
     pub going_on: usize,
     /// Pending results.
     pub waiting: usize,

@@ -1,4 +1,5 @@
-//! Pending writes and removals of the tasks' files, and the one task that carries them out.
+//! Pending writes and removals of the tasks' files, and the one task that carries them out. From when a result may be
+//! offered is decided in the parent module.
 //!
 //! ```text
 //! write, remove ──▶ wanted ──all pending──▶ one batch ──▶ result: written, or the error

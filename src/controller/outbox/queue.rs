@@ -125,7 +125,7 @@ struct RunningTask {
 pub(super) struct TaskQueue {
     offering: Offering,
     at_work: BTreeMap<TaskId, RunningTask>,
-    /// Origins of tasks whose work goes on after their result was given early.
+    /// Origins of tasks whose work goes on after a result was sent because the time limit of their caller passed.
     going_on: Vec<Origin>,
     waiting: BTreeMap<TaskId, PendingResult>,
     /// Addresses that did not accept the last result.
