@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::admission::{authorize_bounds, validate_memory, validate_obstacle, validate_place};
 use super::container::{container, image_and_load, is_isolated_otherwise};
-use super::cores;
+use super::cores::{self, Chosen};
 use super::replacement;
 use crate::model::code::Code;
 use crate::model::container::{ContainerSeen, DIGEST_LABEL};
@@ -216,11 +216,7 @@ impl TargetPlan {
     ) -> Result<(), Fault> {
         // Without a mount for pages of this size, the target takes other pages, or none.
         let pages = seen.huge_dir.as_ref().map_or(0, |_| policy.target.pages(spec));
-        let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
-        let is_short = |node: &NumaNode| free(node) + seen.returning_pages < pages;
-        let short_nodes = seen.cpus.iter().map(|cpu| cpu.node).filter(is_short).collect();
-        let cpu_use = CpuUse { short_nodes, ..seen.cpu_use.clone() };
-        let chosen = cores::choose(&spec.cores, &seen.cpus, &cpu_use);
+        let chosen = choose_cores(spec, pages, seen);
         let memory = chosen
             .as_ref()
             .map_or(Ok(()), |chosen| validate_memory(spec, pages, &chosen.nodes, seen));
@@ -253,6 +249,15 @@ impl TargetPlan {
         self.steps.push(wait(spec, spec.name.as_str(), policy));
         Ok(())
     }
+}
+
+/// Chooses cores, on a NUMA node with so many free pages if there is one.
+fn choose_cores(spec: &TargetSpec, pages: u64, seen: &TargetSeen) -> Result<Chosen, Fault> {
+    let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
+    let is_short = |node: &NumaNode| free(node) + seen.returning_pages < pages;
+    let short_nodes = seen.cpus.iter().map(|cpu| cpu.node).filter(is_short).collect();
+    let cpu_use = CpuUse { short_nodes, ..seen.cpu_use.clone() };
+    cores::choose(&spec.cores, &seen.cpus, &cpu_use)
 }
 
 /// Refuses to stop a target that is in use.
