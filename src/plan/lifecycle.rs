@@ -16,7 +16,7 @@
 //! ```transitions
 //! Unwanted     -> Down
 //! Down         -> Starting, Stopping, Unwanted
-//! Starting     -> Probation, Down, Paused, Stopping, Unwanted
+//! Starting     -> Probation, Unresponsive, Down, Paused, Stopping, Unwanted
 //! Probation    -> Serving, Unresponsive, Down, Paused, Stopping, Unwanted
 //! Serving      -> Unresponsive, Down, Paused, Stopping, Unwanted
 //! Unresponsive -> Serving, Probation, Down, Paused, Stopping, Unwanted
@@ -91,6 +91,8 @@ pub struct Situation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     Failed,
+    /// Process with this pid, which answered while it was started, and no longer does.
+    Silent(u32),
     /// Outcome that says nothing new about the target: start again after this pause.
     After(Duration),
 }
@@ -323,7 +325,11 @@ fn starting(
     if let Some(attempt) = situation.attempt {
         return match attempt {
             Attempt::After(pause) => Phase::Down { due: now.checked_add(pause), failed: false },
-            Attempt::Failed => {
+            // It is heard of already, so that the evidence for a kill is that of any target that fell silent.
+            Attempt::Silent(pid) if seen.pid() == Some(pid) => {
+                Phase::Unresponsive { pid, since: now, served: false }
+            }
+            Attempt::Failed | Attempt::Silent(_) => {
                 retry.failed(now);
                 Phase::Down { due: retry.due(), failed: true }
             }

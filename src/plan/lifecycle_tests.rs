@@ -131,6 +131,37 @@ fn target_that_exits_is_started_at_once_and_again_ever_more_rarely() {
 }
 
 #[test]
+fn target_that_answers_its_start_and_hangs_then_is_killed_as_soon_as_any_other() {
+    let started = |attempt| {
+        let mut scene = Scene::serving();
+        scene.exits();
+        assert_eq!(scene.run_to_rest(), Action::Start);
+        // Young, and with no answer to a probe yet.
+        scene.sees(Process::Lives { pid: 2, young: true }, Some(Err("no answer")));
+        scene.situation.attempt = Some(attempt);
+        scene.run_to_rest();
+        scene
+    };
+    let mut heard = started(Attempt::Silent(2));
+    assert_eq!(heard.state.phase.name(), "Unresponsive");
+    let now = heard.now;
+    let killed = heard.killed_within(60 * SECOND, idle(now)).unwrap();
+    assert!((3 * SECOND..5 * SECOND).contains(&killed), "{killed:?}");
+    assert_eq!(
+        heard.state.retry.failures(),
+        1,
+        "the exit before; that of this process is yet to come"
+    );
+    let another = started(Attempt::Silent(3));
+    assert!(another.story.ends_with(&["Down", "Starting"]), "the process that answered is gone");
+    let mut unheard = started(Attempt::Failed);
+    unheard.now += SECOND;
+    let now = unheard.now;
+    let killed = unheard.killed_within(90 * SECOND, idle(now)).unwrap();
+    assert!((60 * SECOND..63 * SECOND).contains(&killed), "it may be starting yet: {killed:?}");
+}
+
+#[test]
 fn target_that_exited_twice_in_short_order_is_on_probation() {
     let mut scene = Scene::serving();
     scene.exits();
@@ -388,6 +419,7 @@ proptest! {
             let attempt = match turn.attempt {
                 0 if bringing_up => Some(Attempt::Failed),
                 1 if bringing_up => Some(Attempt::After(SECOND)),
+                2 if bringing_up => scene.seen.pid().map(Attempt::Silent),
                 _ => None,
             };
             scene.situation = Situation {

@@ -49,14 +49,22 @@ impl<C: Containers> Worker<C> {
                     tracing::info!(target_name = %self.name(), "{} was restarted in {took:.1?}", self.name());
                 }
                 // Without an answer in the last observation, the start has failed.
-                (!answers).then_some(Attempt::Failed)
+                (!answers).then(|| self.failure(&control))
             }
             Err(fault) if fault.code.is_engine_away() => Some(self.wait_for_engine(&fault).await),
             Err(fault) => {
-                Some(start_failed(&self.status, &self.parts.policy.heal, failures, &fault))
+                start_failed(&self.status, &self.parts.policy.heal, failures, &fault);
+                Some(self.failure(&control))
             }
         };
         After::Started(attempt)
+    }
+
+    /// Failure of a start: of a process that has answered meanwhile and hangs since then, or of one that never did.
+    fn failure(&self, control: &CleanPath) -> Attempt {
+        let pid = self.seen_at(control).and_then(|seen| seen.pid());
+        let heard = pid.filter(|pid| self.answered == Some(*pid));
+        heard.map_or(Attempt::Failed, Attempt::Silent)
     }
 
     /// Last observation of the target at `control`.
@@ -140,7 +148,7 @@ pub(super) fn start_failed(
     policy: &HealPolicy,
     failures: u32,
     fault: &Fault,
-) -> Attempt {
+) {
     let (name, failures) = (status.name(), failures + 1);
     tracing::warn!(
         target_name = %name, failures, code = %fault.code,
@@ -149,7 +157,6 @@ pub(super) fn start_failed(
     if failures >= CRASH_LOOP {
         blame(status, policy, failures, &fault.text);
     }
-    Attempt::Failed
 }
 
 /// Reports a crash loop, with the evidence, until the target serves.

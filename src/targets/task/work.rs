@@ -110,7 +110,7 @@ impl<C: Containers> Task<C> {
             After::Nothing => {}
             // The target started, and exited before its answer was known. The exit is counted already, so the start is
             // no second failure.
-            After::Started(Some(Attempt::Failed)) if exited_meanwhile => {
+            After::Started(Some(Attempt::Failed | Attempt::Silent(_))) if exited_meanwhile => {
                 let (due, now) = (self.state.retry.due(), Instant::now().into_std());
                 let wait = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now));
                 self.news.attempt = Some(Attempt::After(wait));
@@ -190,7 +190,8 @@ impl<C: Containers> Task<C> {
             Err(fault) if fault.code.is_engine_away() => Attempt::After(ENGINE_PAUSE),
             Err(fault) => {
                 let (heal, failures) = (&self.parts.policy.heal, self.state.retry.failures());
-                start_failed(&self.status, heal, failures, &fault)
+                start_failed(&self.status, heal, failures, &fault);
+                Attempt::Failed
             }
         });
         self.image_ended();
