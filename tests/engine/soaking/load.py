@@ -15,6 +15,8 @@ from node import COMPATIBLE, NATIVE, STATE, Astray, call
 # What changes nothing: the compatible routes with how often they are called, and what is read over a kept connection.
 HARMLESS = {'/host/ping': 3, f'{COMPATIBLE}/target/health': 4, f'{COMPATIBLE}/target/prepareenv': 2}
 HEALTH = f'{COMPATIBLE}/target/health'
+# Calls whose tasks are kept in memory alone: what they tell is old when another agent could tell it.
+UNKEPT = ('/host/ping', HEALTH)
 READ = ('/v1/status', '/metrics', '/v1/node', f'{NATIVE}/volumes', '/healthz')
 CONFIG_FILE = '/tmp/rounds.toml'
 # So long an answer is waited for, and so long health may take at most beside a flood, in seconds.
@@ -39,7 +41,7 @@ class Flight:
     def __init__(self, call, volumes, life):
         self.call, self.volumes, self.life, self.began = call, volumes, life, time.monotonic()
 
-    def has_landed(self, controller):
+    def has_landed(self, controller, life):
         """The file of a task goes after its result was taken, so it is looked for first."""
         each = self.call
         if each.is_alive() or each.task and (STATE / 'outbox' / f'{each.task}.json').exists():
@@ -49,7 +51,8 @@ class Flight:
             return True
         if results:
             each.called_back(results[-1])
-        return bool(results)
+        is_lost = self.life != life and each.request[1] in UNKEPT and time.monotonic() - self.began > PATIENCE
+        return bool(results) or is_lost
 
 
 class Load:
@@ -126,7 +129,7 @@ class Load:
         return free
 
     def lands(self):
-        landed = [flight for flight in self.flights if flight.has_landed(self.controller)]
+        landed = [flight for flight in self.flights if flight.has_landed(self.controller, self.life)]
         self.flights = [flight for flight in self.flights if flight not in landed]
         for flight in landed:
             self.ends[flight.call.end] += 1
