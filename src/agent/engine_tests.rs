@@ -28,10 +28,11 @@ fn node(mood: Mood) -> Node {
     std::fs::create_dir(folder.path().join("run")).unwrap();
     let spawner = FakeSpawner::new(&root);
     let engine = FakeEngine::new(Mood::Absent);
-    let comes_up = engine.clone();
+    let (comes_up, its_root) = (engine.clone(), root.clone());
     spawner.machine(|machine| {
         machine.daemon = Box::new(move || {
             comes_up.set(mood.clone());
+            put_daemon(&its_root, 7);
             None
         });
     });

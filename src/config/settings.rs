@@ -1,6 +1,6 @@
 //! Settings with their defaults, and the policies that planners and owners take from them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use crate::model::policy::{
     CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, MountPolicy, PoolPolicy,
     ReportPolicy, TargetPolicy, TargetSettings, VolumePolicy,
 };
-use crate::model::registry::{RegistryLogins, RegistryPolicy};
+use crate::model::registry::{RegistryLogins, RegistryPolicy, registry_of};
+use crate::model::url::HttpUrl;
 
 /// Settings of the agent, as the TOML file has them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,6 +160,28 @@ impl Settings {
             },
             image_folder: self.state_dir.join("images"),
         }
+    }
+
+    /// Addresses in the settings that the node has to reach, each with its setting. Names are left out: asking for their
+    /// addresses could wait.
+    pub fn needed_addresses(&self) -> Vec<(String, IpAddr)> {
+        let of_url = |url: &str| {
+            let url: HttpUrl = url.parse().ok()?;
+            url.url().host_str()?.trim_matches(['[', ']']).parse::<IpAddr>().ok()
+        };
+        let of_registry = |name: &str| {
+            let with_port = || Some(name.parse::<SocketAddr>().ok()?.ip());
+            name.parse().ok().or_else(with_port)
+        };
+        let registries = registry_of(&self.target.image).into_iter();
+        let registries = registries.chain(self.registry.keys().map(String::as_str));
+        let urls = [("report.url", &self.report.url), ("target.image_url", &self.target.image_url)];
+        urls.into_iter()
+            .filter_map(|(key, url)| Some((format!("of {key}"), of_url(url)?)))
+            .chain(
+                registries.filter_map(|it| Some(("of a registry".to_string(), of_registry(it)?))),
+            )
+            .collect()
     }
 
     /// Computes the exposure of an agent with these settings that listens at `listen`.

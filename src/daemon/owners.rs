@@ -131,8 +131,8 @@ impl Core {
         let observers = Observers::new(probe.clone(), news.clone(), desired.watch());
         let processes = Processes::new(&settings.log_dir);
         let spawner = HostWide::new(processes.clone(), first);
-        let observer =
-            Arc::new(EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone()));
+        let observer = EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone());
+        let observer = Arc::new(observer.with_needed(settings.needed_addresses()));
         let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
         let engine = EngineHandle::start(
             observer.clone(),

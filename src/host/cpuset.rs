@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Root;
+use super::cgroup_parent::CgroupParent;
 use super::files::read_list;
 
 /// Mount points of the cpuset hierarchy, of cgroup v1 and v2, each with the names of its files of available CPUs. In v1
@@ -12,19 +13,14 @@ const HIERARCHIES: [(&str, &[&str]); 2] = [
     ("/sys/fs/cgroup/cpuset", &["cpuset.effective_cpus", "cpuset.cpus"]),
     ("/sys/fs/cgroup", &["cpuset.cpus.effective"]),
 ];
-/// Groups in which Docker keeps its containers: `docker` if Docker creates the groups itself, `system.slice` if systemd
-/// does.
-const PARENTS: [&str; 2] = ["docker", "system.slice"];
-
-/// CPUs on which containers may run; `None` if the kernel has no cpuset of them.
-pub fn of_containers(root: &Root) -> Option<BTreeSet<u32>> {
+/// CPUs on which containers in the group `parent` may run; `None` if the kernel has no cpuset of them.
+pub fn of_containers(root: &Root, parent: &CgroupParent) -> Option<BTreeSet<u32>> {
     HIERARCHIES.iter().find_map(|(top, files)| {
         let whole = effective(root, top, files)?;
-        let parent =
-            PARENTS.iter().find_map(|name| effective(root, &format!("{top}/{name}"), files));
+        let nearest = parent.groups(root, top).iter().find_map(|it| effective(root, it, files))?;
         // An empty intersection is ignored: the two files were not read at the same moment, or do not mean the same.
-        let both = parent.map(|parent| &parent & &whole).filter(|both| !both.is_empty());
-        Some(both.unwrap_or(whole))
+        let both: BTreeSet<u32> = &nearest & &whole;
+        Some(if both.is_empty() { whole } else { both })
     })
 }
 
@@ -44,6 +40,11 @@ mod tests {
 
     /// CPUs that containers may use, with these files below `/sys/fs/cgroup`.
     fn bound(files: &[(&str, &str)]) -> Option<Vec<u32>> {
+        bound_in(&CgroupParent::Default, files)
+    }
+
+    /// As [`bound`], for containers in the group `parent`.
+    fn bound_in(parent: &CgroupParent, files: &[(&str, &str)]) -> Option<Vec<u32>> {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         for (name, text) in files {
@@ -51,7 +52,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, format!("{text}\n")).unwrap();
         }
-        of_containers(&root).map(|cpus| cpus.into_iter().collect())
+        of_containers(&root, parent).map(|cpus| cpus.into_iter().collect())
     }
 
     #[test]
@@ -90,5 +91,33 @@ mod tests {
         assert_eq!(bound(&[top]).unwrap(), [0, 1, 2, 3, 4, 5], "6 and 7 are a partition of others");
         let slice = ("system.slice/cpuset.cpus.effective", "0-1");
         assert_eq!(bound(&[top, slice]).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn containers_are_bound_by_their_real_parent_or_the_nearest_that_exists() {
+        let v1 = [
+            ("cpuset/cpuset.effective_cpus", "0-7"),
+            ("cpuset/docker/cpuset.effective_cpus", "0-1"),
+            ("cpuset/system.slice/cpuset.effective_cpus", "0-3"),
+            ("cpuset/a/cpuset.effective_cpus", "4-7"),
+            ("cpuset/a/b/cpuset.effective_cpus", "6-7"),
+        ];
+        let path = |path: &str| CgroupParent::Path(path.to_string());
+        for (parent, cpus) in [
+            (path("a/b"), vec![6, 7]),
+            (path("a/none/yet"), vec![4, 5, 6, 7]),
+            (path("none"), vec![0, 1, 2, 3, 4, 5, 6, 7]),
+            (path("system.slice"), vec![0, 1, 2, 3]),
+            (CgroupParent::Default, vec![0, 1]),
+        ] {
+            assert_eq!(bound_in(&parent, &v1).unwrap(), cpus, "{parent:?}");
+        }
+        let v2 = [
+            ("cpuset.cpus.effective", "0-7"),
+            ("zstone.slice/cpuset.cpus.effective", "2-5"),
+            ("zstone.slice/zstone-vhost.slice/cpuset.cpus.effective", "2-3"),
+        ];
+        let parent = path("zstone.slice/zstone-vhost.slice");
+        assert_eq!(bound_in(&parent, &v2).unwrap(), [2, 3]);
     }
 }

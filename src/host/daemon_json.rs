@@ -28,17 +28,31 @@ pub fn read(root: &Root, path: &str) -> DaemonJson {
     if !meta.is_file() || meta.len() > MOST_BYTES {
         return DaemonJson::Unusable("it is not a file of ordinary size".to_string());
     }
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    let text = match fs::read(&path) {
+        Ok(bytes) => match decoded(bytes) {
+            Ok(text) => text,
+            Err(why) => return DaemonJson::Unusable(why.to_string()),
+        },
         Err(e) => return DaemonJson::Unusable(format!("it cannot be read: {e}")),
     };
+    let modified_at = u64::try_from(meta.mtime()).unwrap_or(0);
     match serde_json::from_str(&text) {
-        Ok(Value::Object(_)) => {
-            DaemonJson::Object { text, modified_at: u64::try_from(meta.mtime()).unwrap_or(0) }
-        }
+        // Engines from 23 on take it for an object without keys (moby#44770).
+        _ if text.trim().is_empty() => DaemonJson::Object { text, modified_at },
+        Ok(Value::Object(_)) => DaemonJson::Object { text, modified_at },
         Ok(_) => DaemonJson::Unusable("it is not a JSON object".to_string()),
         Err(e) => DaemonJson::Unusable(format!("it is not JSON: {e}")),
     }
+}
+
+/// Text of the file without a byte order mark of UTF-8, which editors of other systems write and RFC 8259 allows to
+/// ignore.
+fn decoded(bytes: Vec<u8>) -> Result<String, &'static str> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err("it is encoded in UTF-16: save it as UTF-8");
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
 }
 
 /// Replaces the file atomically, keeping its mode and owner, and returns its new content. A symbolic link is
@@ -131,6 +145,32 @@ mod tests {
         let touched = DaemonJson::Object { text: before, modified_at: modified_at - 60 };
         let after = replace(&root, PATH, r#"{"b": 2}"#, &touched).unwrap();
         assert_eq!(text(&after), r#"{"b": 2}"#);
+    }
+
+    /// Content of a file with these bytes.
+    fn file(bytes: &[u8]) -> DaemonJson {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/etc/docker")).unwrap();
+        fs::write(root.path(PATH), bytes).unwrap();
+        read(&root, PATH)
+    }
+
+    #[test]
+    fn blank_file_and_byte_order_mark_are_read_as_the_engine_does() {
+        for bytes in [b"".as_slice(), b" \n\t\n", b"\xef\xbb\xbf\n"] {
+            assert_eq!(text(&file(bytes)).trim(), "", "{bytes:?}");
+        }
+        assert_eq!(text(&file(b"\xef\xbb\xbf{\"debug\": true}")), "{\"debug\": true}");
+        let why = |bytes: &[u8]| match file(bytes) {
+            DaemonJson::Unusable(why) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(why(b"\xff\xfe{\0}\0").contains("UTF-16"));
+        assert!(why(b"\xfe\xff\0{\0}").contains("UTF-16"));
+        assert!(why(b"{\"a\": \"\xe9\"}").contains("not UTF-8"));
+        assert!(why(b"[]").contains("not a JSON object"));
+        assert!(why(b"{").contains("not JSON"));
     }
 
     #[test]

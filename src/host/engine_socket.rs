@@ -7,6 +7,7 @@ use super::facts::init;
 use super::files::{entries, read_text};
 use super::{HostError, Root};
 use crate::model::engine::Init;
+use crate::model::engine_options::plain_run;
 use crate::model::policy::EnginePolicy;
 
 /// `true` if a connection to the engine's socket starts nothing. systemd may listen there in the engine's place and
@@ -29,19 +30,23 @@ pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
         || engines(root, policy).any(|pid| listens(&pid))
 }
 
+/// `true` if the process `pid` listens at the engine's socket.
+pub(super) fn listens(root: &Root, pid: &str, policy: &EnginePolicy) -> bool {
+    has_socket(root, pid, &listening_at(root, &policy.socket).unwrap_or_default())
+}
+
 /// Pids of the processes with the name of the engine.
-fn engines(root: &Root, policy: &EnginePolicy) -> impl Iterator<Item = String> {
+pub(super) fn engines(root: &Root, policy: &EnginePolicy) -> impl Iterator<Item = String> {
     let pids = entries(&root.path("/proc")).unwrap_or_default().into_iter().map(|(pid, _)| pid);
     pids.filter(|pid| is_engine(root, pid, policy))
 }
 
-/// `true` if that process has the name of the engine, of which the kernel keeps 15 bytes.
+/// `true` if that process has the name of the engine.
 fn is_engine(root: &Root, pid: &str, policy: &EnginePolicy) -> bool {
-    let name = policy.binary.rsplit('/').next().unwrap_or(&policy.binary);
-    let kept = name.get(..name.len().min(15)).unwrap_or(name);
     !pid.is_empty()
         && pid.bytes().all(|digit| digit.is_ascii_digit())
-        && read_text(&root.path(format!("/proc/{pid}/comm"))).is_ok_and(|comm| comm == kept)
+        && read_text(&root.path(format!("/proc/{pid}/comm")))
+            .is_ok_and(|comm| policy.is_engine_name(comm.as_bytes()))
 }
 
 /// Inodes of the sockets that listen at the path `socket`, in the network namespace of PID 1 (proc_pid_net(5), `unix`).
@@ -49,21 +54,18 @@ fn is_engine(root: &Root, pid: &str, policy: &EnginePolicy) -> bool {
 fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
     /// `__SO_ACCEPTCON` of the kernel.
     const LISTENS: u32 = 0x10000;
-    // `/var/run` is usually a link to `/run`; the kernel's table has the path as it was bound.
-    let plain = |path: &str| {
-        path.strip_prefix("/var").filter(|it| it.starts_with("/run/")).unwrap_or(path).to_string()
-    };
+    // The kernel's table has the path as it was bound.
     // Other links are followed, such as one to podman's socket.
     let followed = fs::canonicalize(root.path(socket)).ok();
     let followed = followed.as_deref().and_then(|it| it.strip_prefix(root.path("/")).ok());
-    let wanted = followed.map_or(plain(socket), |it| format!("/{}", it.display()));
+    let wanted = followed.map_or(plain_run(socket).to_string(), |it| format!("/{}", it.display()));
     let table = read_text(&root.path("/proc/1/net/unix"))?;
     let listening = |line: &str| {
         let mut columns = line.splitn(7, ' ');
         let flags = u32::from_str_radix(columns.nth(3)?, 16).ok()?;
         // The column of the inode is padded; a path may have spaces.
         let (inode, path) = columns.nth(2)?.trim_start().split_once(' ')?;
-        let listens = flags & LISTENS != 0 && plain(path) == wanted;
+        let listens = flags & LISTENS != 0 && plain_run(path) == wanted;
         listens.then(|| format!("socket:[{inode}]"))
     };
     Ok(table.lines().filter_map(listening).collect())

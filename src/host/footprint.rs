@@ -60,18 +60,26 @@ impl OwnProcess {
         if let Some(boot) = self.boot.get() {
             return Ok(*boot);
         }
-        let path = self.root.path("/proc/stat");
-        let table = read_table(&path)?;
-        let text = String::from_utf8_lossy(&table);
-        let line = text.lines().find_map(|line| line.strip_prefix("btime "));
-        let seconds = line.and_then(|seconds| seconds.trim().parse().ok());
-        let seconds = seconds.ok_or_else(|| HostError::Parse {
-            path,
-            value: line.unwrap_or_default().chars().take(80).collect(),
-            expected: "a table with the line 'btime' and seconds",
-        })?;
-        Ok(*self.boot.get_or_init(|| Duration::from_secs(seconds)))
+        let boot = boot_time(&self.root)?;
+        Ok(*self.boot.get_or_init(|| boot))
     }
+}
+
+/// Reads the time of the boot, since 1970. It changes when the clock is set.
+///
+/// # Errors
+/// When `/proc/stat` cannot be read, or has no such line.
+pub(super) fn boot_time(root: &Root) -> Result<Duration, HostError> {
+    let path = root.path("/proc/stat");
+    let table = read_table(&path)?;
+    let text = String::from_utf8_lossy(&table);
+    let line = text.lines().find_map(|line| line.strip_prefix("btime "));
+    let seconds: Option<u64> = line.and_then(|seconds| seconds.trim().parse().ok());
+    seconds.map(Duration::from_secs).ok_or_else(|| HostError::Parse {
+        path,
+        value: line.unwrap_or_default().chars().take(80).collect(),
+        expected: "a table with the line 'btime' and seconds",
+    })
 }
 
 fn most_files() -> Option<u64> {

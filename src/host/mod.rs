@@ -7,12 +7,15 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
+pub mod cgroup_parent;
 pub mod cpu_users;
 pub mod cpus;
 pub mod cpuset;
 pub mod daemon_json;
 pub mod dpkg;
+pub mod engine_process;
 pub mod engine_socket;
+pub mod engine_version;
 pub mod facts;
 pub mod files;
 pub mod footprint;
@@ -29,6 +32,7 @@ pub mod pidfd;
 pub mod pools;
 mod proc_cmdline;
 pub mod process;
+pub mod routes;
 pub mod shared_memory;
 pub mod socket_place;
 pub mod spawn;

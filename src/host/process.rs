@@ -1,63 +1,14 @@
-//! The engine's daemon, found by its pid file and verified in procfs.
+//! Processes in procfs, and executables.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use procfs::FromRead;
 use procfs::process::Stat;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::files::{read_number, read_table};
-use super::{HostError, Root};
-use crate::model::engine::EngineProcess;
-
-/// The engine's daemon: the process whose pid is in `pid_file`, if it is alive and has the name of `binary`.
-///
-/// The modification time of `pid_file` is taken for the daemon's start, because the daemon writes that file when it
-/// starts.
-pub fn engine_process(root: &Root, pid_file: &str, binary: &str) -> Option<EngineProcess> {
-    let pid_file = root.path(pid_file);
-    let pid = u32::try_from(read_number(&pid_file).ok()?).ok()?;
-    let folder = root.path(format!("/proc/{pid}"));
-    let stat = stat(&folder)?;
-    let name = binary.rsplit('/').next().unwrap_or(binary);
-    // The kernel keeps 15 bytes of a process name. A zombie does not count: it serves nothing.
-    let kept = &name.as_bytes()[..name.len().min(15)];
-    if stat.comm.as_bytes() != kept || stat.state == 'Z' {
-        return None;
-    }
-    let cmdline = fs::read(folder.join("cmdline")).unwrap_or_default();
-    let args = cmdline
-        .split(|byte| *byte == 0)
-        .filter(|arg| !arg.is_empty())
-        .map(|arg| String::from_utf8_lossy(arg).into_owned())
-        .collect();
-    let started_at = u64::try_from(fs::metadata(&pid_file).ok()?.mtime()).ok()?;
-    Some(EngineProcess { pid, started_at, args })
-}
-
-/// Makes the daemon reload its configuration by SIGHUP, as systemd does.
-///
-/// # Errors
-/// When the process `seen` no longer exists, or cannot be signalled.
-pub fn reload(
-    root: &Root,
-    seen: &EngineProcess,
-    pid_file: &str,
-    binary: &str,
-) -> Result<(), HostError> {
-    let failed = |source| HostError::Signal { program: binary.to_string(), pid: seen.pid, source };
-    let gone = || failed(io::ErrorKind::NotFound.into());
-    let pid = i32::try_from(seen.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
-    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
-    // Checked after the pidfd is open: it refers to the process `seen`, not to a later one with the same pid.
-    if engine_process(root, pid_file, binary).as_ref() != Some(seen) {
-        return Err(gone());
-    }
-    pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
-}
+use super::Root;
+use super::files::read_table;
 
 /// Parsed `stat` of the process with the folder `folder` (proc_pid_stat(5)). Lines that do not begin as the kernel's
 /// do, `7 (name) S …`, are refused first: the parser fails on them.
@@ -76,6 +27,13 @@ fn stat(folder: &Path) -> Option<Stat> {
 pub fn started(root: &Root, pid: u32) -> Option<u64> {
     let stat = stat(&root.path(format!("/proc/{pid}")))?;
     (stat.state != 'Z').then_some(stat.starttime)
+}
+
+/// Name of the process `pid`, of which the kernel keeps 15 bytes, and its start time in clock ticks since the boot; `None`
+/// if there is no such process, or only a zombie.
+pub(super) fn name_and_start(root: &Root, pid: u32) -> Option<(String, u64)> {
+    let stat = stat(&root.path(format!("/proc/{pid}")))?;
+    (stat.state != 'Z').then_some((stat.comm, stat.starttime))
 }
 
 /// State of the process `pid` (proc_pid_stat(5), `state`); `None` if there is no such process.
@@ -127,18 +85,6 @@ pub fn find_executable(root: &Root, name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// `true` if a process that the kernel calls `comm` is taken for `binary`.
-    fn taken(comm: &str, binary: &str) -> bool {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(folder.path());
-        fs::create_dir_all(root.path("/proc/7")).unwrap();
-        fs::create_dir_all(root.path("/run")).unwrap();
-        fs::write(root.path("/run/docker.pid"), "7").unwrap();
-        let numbers = "0 ".repeat(49);
-        fs::write(root.path("/proc/7/stat"), format!("7 ({comm}) S {numbers}\n")).unwrap();
-        engine_process(&root, "/run/docker.pid", binary).is_some()
-    }
-
     #[test]
     fn a_process_whose_name_is_not_between_parentheses_is_none() {
         let folder = tempfile::tempdir().unwrap();
@@ -159,20 +105,5 @@ mod tests {
             fs::write(root.path("/proc/7/stat"), line).unwrap();
             assert_eq!(started(&root, 7), None, "{line:?}");
         }
-    }
-
-    #[test]
-    fn a_process_is_the_engines_by_its_whole_name() {
-        assert!(taken("dockerd", "dockerd"));
-        assert!(taken("dockerd", "/opt/engine/dockerd"));
-        assert!(!taken("docker", "dockerd"), "the command line tool is not the daemon");
-        assert!(!taken("dockerd-rootles", "dockerd"));
-        assert!(!taken("", "dockerd"));
-    }
-
-    #[test]
-    fn of_a_long_name_as_much_is_compared_as_the_kernel_keeps() {
-        assert!(taken("dockerd-patched", "dockerd-patched-by-us"));
-        assert!(!taken("dockerd-patche", "dockerd-patched-by-us"));
     }
 }

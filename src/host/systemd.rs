@@ -119,21 +119,27 @@ impl Systemd {
                 let value = properties.get("org.freedesktop.systemd1.Unit", name).await?;
                 Ok(String::try_from(value).unwrap_or_default())
             };
-            let load = text("LoadState").await?;
-            let args = match load.as_str() {
-                "loaded" => {
-                    let value =
-                        properties.get("org.freedesktop.systemd1.Service", "ExecStart").await;
-                    value.map(|value| command_line(&value)).unwrap_or_default()
-                }
-                _ => Vec::new(),
-            };
-            Ok(UnitState {
-                load,
+            let mut state = UnitState {
+                name: unit.to_string(),
+                load: text("LoadState").await?,
                 active: text("ActiveState").await?,
                 file: text("UnitFileState").await?,
-                args,
-            })
+                ..UnitState::default()
+            };
+            if state.load == "loaded" {
+                let of_service = async |name| {
+                    properties.get("org.freedesktop.systemd1.Service", name).await.ok()
+                };
+                let read = |value: Option<OwnedVariant>, read: fn(&Variant<'_>) -> Vec<String>| {
+                    value.map(|value| read(&value)).unwrap_or_default()
+                };
+                state.args = read(of_service("ExecStart").await, command_line);
+                state.environment = read(of_service("Environment").await, texts);
+                let files = of_service("EnvironmentFiles").await;
+                state.environment_files =
+                    files.map(|it| environment_files(&it)).unwrap_or_default();
+            }
+            Ok(state)
         })
         .await
     }
@@ -262,16 +268,44 @@ async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> Option<S::Item
     std::future::poll_fn(|cx| std::pin::Pin::new(&mut *stream).poll_next(cx)).await
 }
 
+/// Elements of an array; none of any other value.
+fn elements<'a>(value: &'a Variant<'_>) -> &'a [Variant<'a>] {
+    match value {
+        Variant::Array(array) => array,
+        _ => &[],
+    }
+}
+
+/// Fields of a structure; none of any other value.
+fn fields<'a>(value: &'a Variant<'_>) -> &'a [Variant<'a>] {
+    match value {
+        Variant::Structure(structure) => structure.fields(),
+        _ => &[],
+    }
+}
+
+/// Texts in an array.
+fn texts(value: &Variant<'_>) -> Vec<String> {
+    let text = |value: &Variant<'_>| match value {
+        Variant::Str(text) => Some(text.as_str().to_string()),
+        _ => None,
+    };
+    elements(value).iter().filter_map(text).collect()
+}
+
 /// Arguments of the first command of `ExecStart`, which is of type `a(sasbttttuii)`.
-fn command_line(value: &OwnedVariant) -> Vec<String> {
-    let Variant::Array(commands) = &**value else { return Vec::new() };
-    let first = commands.iter().next();
-    let Some(Variant::Structure(fields)) = first else { return Vec::new() };
-    let Some(Variant::Array(args)) = fields.fields().get(1) else { return Vec::new() };
-    args.iter()
-        .filter_map(|arg| match arg {
-            Variant::Str(text) => Some(text.as_str().to_string()),
-            _ => None,
-        })
-        .collect()
+fn command_line(value: &Variant<'_>) -> Vec<String> {
+    let first = elements(value).first();
+    first.and_then(|command| fields(command).get(1)).map(texts).unwrap_or_default()
+}
+
+/// Paths of `EnvironmentFiles`, which is of type `a(sb)`, each with `true` if the file may be absent.
+fn environment_files(value: &Variant<'_>) -> Vec<(String, bool)> {
+    let file = |value: &Variant<'_>| match fields(value) {
+        [Variant::Str(path), Variant::Bool(optional)] => {
+            Some((path.as_str().to_string(), *optional))
+        }
+        _ => None,
+    };
+    elements(value).iter().filter_map(file).collect()
 }

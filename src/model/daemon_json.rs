@@ -7,6 +7,10 @@ use super::engine::DaemonJson;
 
 /// Key that, set to `false`, keeps the engine from changing the host's packet filter.
 pub const IPTABLES: &str = "iptables";
+/// Key like [`IPTABLES`] for the packet filter of IPv6. Engines before 20.10 do not know it, and do not start with it.
+pub const IP6TABLES: &str = "ip6tables";
+/// Key of the bridge for containers without a network of their own.
+pub const BRIDGE: &str = "bridge";
 /// Key of the registries that the engine trusts without verification.
 const INSECURE: &str = "insecure-registries";
 
@@ -15,13 +19,16 @@ pub fn keys(text: &str) -> Map<String, Value> {
     serde_json::from_str(text).unwrap_or_default()
 }
 
-/// Adds `"iptables": false` as the first key, and returns the new text.
-pub fn with_iptables_off(file: &DaemonJson) -> String {
+/// Adds `added` as the first keys, and returns the new text.
+pub fn with_keys(file: &DaemonJson, added: &[(&str, Value)]) -> String {
+    let lines: Vec<String> =
+        added.iter().map(|(key, value)| format!("\n  \"{key}\": {value}")).collect();
+    let lines = lines.join(",");
     match file {
         DaemonJson::Object { text, .. } if !keys(text).is_empty() => {
-            text.replacen('{', &format!("{{\n  \"{IPTABLES}\": false,"), 1)
+            text.replacen('{', &format!("{{{lines},"), 1)
         }
-        _ => format!("{{\n  \"{IPTABLES}\": false\n}}\n"),
+        _ => format!("{{{lines}\n}}\n"),
     }
 }
 
@@ -33,6 +40,7 @@ pub fn with_iptables_off(file: &DaemonJson) -> String {
 pub fn with_insecure_registry(file: &DaemonJson, registry: &str) -> Result<Option<String>, String> {
     let text = match file {
         DaemonJson::Absent => "{}",
+        DaemonJson::Object { text, .. } if text.trim().is_empty() => "{}",
         DaemonJson::Object { text, .. } => text,
         DaemonJson::Unusable(why) => return Err(why.clone()),
     };
@@ -72,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packet_filter_key_comes_first_and_the_rest_stays_as_written() {
+    fn keys_come_first_and_the_rest_stays_as_written() {
         for (before, after) in [
             (
                 "{\n    \"mtu\": 9e3,\n    \"debug\": true\n}\n",
@@ -80,12 +88,16 @@ mod tests {
             ),
             (" {\"labels\":[\"{\"]}", " {\n  \"iptables\": false,\"labels\":[\"{\"]}"),
             (" { }\n", "{\n  \"iptables\": false\n}\n"),
+            ("\n", "{\n  \"iptables\": false\n}\n"),
         ] {
             let file = DaemonJson::Object { text: before.into(), modified_at: 0 };
-            let text = with_iptables_off(&file);
+            let text = with_keys(&file, &[(IPTABLES, Value::Bool(false))]);
             assert_eq!(text, after);
             assert_eq!(keys(&text)[IPTABLES], Value::Bool(false));
         }
+        let two = [(IPTABLES, Value::Bool(false)), (BRIDGE, Value::from("none"))];
+        let text = with_keys(&DaemonJson::Absent, &two);
+        assert_eq!(text, "{\n  \"iptables\": false,\n  \"bridge\": \"none\"\n}\n");
     }
 
     #[test]
@@ -95,6 +107,7 @@ mod tests {
         let alone = "{\n  \"insecure-registries\": [\"10.0.0.1:5000\"]\n}\n";
         assert_eq!(merged(&DaemonJson::Absent).unwrap().unwrap(), alone);
         assert_eq!(merged(&object(" {} ")).unwrap().unwrap(), alone);
+        assert_eq!(merged(&object(" ")).unwrap().unwrap(), alone);
         for (before, after) in [
             (
                 "{\"z\": 1.50, \"a\": [2]}",

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::network::NodeNetwork;
+
 /// Version of the engine's API, such as 1.41.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ApiVersion(pub u32, pub u32);
@@ -48,6 +50,16 @@ pub struct EngineVersion {
     pub api: ApiVersion,
 }
 
+/// Major and minor number of an engine's version, such as 20.10 of `20.10.24+dfsg1`.
+pub fn release(version: &str) -> Option<(u32, u32)> {
+    let number = |text: &str| {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        text.get(..digits)?.parse().ok()
+    };
+    let (major, rest) = version.split_once('.')?;
+    Some((number(major)?, number(rest)?))
+}
+
 /// Result of a call to the engine's API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineApi {
@@ -65,15 +77,36 @@ pub struct EngineProcess {
     /// Start time in seconds since 1970.
     pub started_at: u64,
     pub args: Vec<String>,
+    /// systemd unit in which it runs, by its cgroup.
+    pub unit: Option<String>,
 }
 
-/// `/etc/docker/daemon.json`.
+/// Command line of the engine's daemon: of its process, else of its next start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandLine {
+    /// Program and arguments.
+    Known(Vec<String>),
+    /// Text that says why it cannot be found out.
+    Unknown(String),
+}
+
+impl CommandLine {
+    /// Program and arguments; empty if unknown.
+    pub fn args(&self) -> &[String] {
+        match self {
+            CommandLine::Known(args) => args,
+            CommandLine::Unknown(_) => &[],
+        }
+    }
+}
+
+/// Configuration file of the engine, usually `/etc/docker/daemon.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DaemonJson {
     Absent,
-    /// Valid file, a JSON object.
+    /// Valid file: a JSON object, or blank, which newer engines take for an empty object.
     Object {
-        /// Content, word for word.
+        /// Content, word for word but without a byte order mark.
         text: String,
         /// Time of the last change, in seconds since 1970.
         modified_at: u64,
@@ -92,16 +125,21 @@ pub enum Init {
 }
 
 /// systemd's view of the engine's unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UnitState {
+    pub name: String,
     /// `LoadState`: `loaded`, `not-found`, `masked`, …
     pub load: String,
     /// `ActiveState`: `active`, `inactive`, `activating`, `failed`, …
     pub active: String,
     /// `UnitFileState`: `enabled`, `disabled`, `static`, `masked`, …, empty when unknown.
     pub file: String,
-    /// Command line of `ExecStart`.
+    /// Command line of `ExecStart`, before the substitution of variables.
     pub args: Vec<String>,
+    /// Assignments of `Environment`, such as `A=1`.
+    pub environment: Vec<String>,
+    /// Paths of `EnvironmentFile`, each with `true` if the file may be absent. They override `environment`.
+    pub environment_files: Vec<(String, bool)>,
 }
 
 /// Package manager that the agent knows.
@@ -152,6 +190,11 @@ pub struct EngineSeen {
     pub process: Option<EngineProcess>,
     /// Path of the daemon's executable, if it is installed.
     pub installed: Option<String>,
+    /// Version of a stopped daemon's executable, such as 20.10.24, if it says one.
+    pub installed_version: Option<String>,
+    pub command_line: CommandLine,
+    /// Path of the configuration file that the daemon reads.
+    pub config_file: String,
     pub daemon_json: DaemonJson,
     /// Service manager, which is PID 1.
     pub init: Init,
@@ -160,6 +203,7 @@ pub struct EngineSeen {
     /// Reason why systemd could not be asked, where it should have been.
     pub unit_error: Option<String>,
     pub package_manager: Option<PackageManager>,
+    pub network: NodeNetwork,
 }
 
 #[cfg(test)]
@@ -170,11 +214,35 @@ impl EngineSeen {
             api: EngineApi::Absent,
             process: None,
             installed: None,
+            installed_version: None,
+            command_line: CommandLine::Known(Vec::new()),
+            config_file: "/etc/docker/daemon.json".into(),
             daemon_json: DaemonJson::Absent,
             init: Init::Other("bash".into()),
             unit: None,
             unit_error: None,
             package_manager: None,
+            network: NodeNetwork::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_distributions_are_read() {
+        for (text, read) in [
+            ("20.10.24+dfsg1", Some((20, 10))),
+            ("27.5.1-ce", Some((27, 5))),
+            ("18.09.0.332", Some((18, 9))),
+            ("29.0-rc1", Some((29, 0))),
+            ("dev", None),
+            ("", None),
+            ("library-import", None),
+        ] {
+            assert_eq!(release(text), read, "{text}");
         }
     }
 }

@@ -1,10 +1,35 @@
 //! Networks of addresses, as an operator writes them: `10.0.0.0/8`, `fd00::/8`, or one address.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+/// Route to a network of IPv4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub interface: String,
+    /// Destination.
+    pub to: Network,
+    pub gateway: Option<Ipv4Addr>,
+}
+
+impl Route {
+    /// `true` if the route leads to all addresses without one of their own.
+    pub fn is_default(&self) -> bool {
+        self.to.bits == 0
+    }
+}
+
+/// Network of this machine, as far as the engine's networks can disturb it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeNetwork {
+    pub routes: Vec<Route>,
+    pub name_servers: Vec<IpAddr>,
+    /// Addresses in the settings that the node has to reach, each with its use.
+    pub needed: Vec<(String, IpAddr)>,
+}
 
 /// Addresses that begin with the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +48,32 @@ impl Network {
 }
 
 impl Network {
+    /// Network of `address` with that many bits; `None` if an address has fewer.
+    pub fn around(address: IpAddr, bits: u8) -> Option<Network> {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        (bits <= most).then(|| Network { first: masked(address, bits), bits })
+    }
+
+    /// Network of `address` with a mask, whose set bits come first.
+    pub fn with_mask(address: Ipv4Addr, mask: Ipv4Addr) -> Option<Network> {
+        let bits = mask.to_bits().leading_ones();
+        let is_mask = bits + mask.to_bits().trailing_zeros() >= 32;
+        is_mask.then(|| Network::around(address.into(), u8::try_from(bits).ok()?)).flatten()
+    }
+
+    /// First address of the network.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// First address of a host in a network of IPv4.
+    pub fn first_host(&self) -> Option<IpAddr> {
+        match self.first {
+            IpAddr::V4(first) => Some(IpAddr::V4(first.to_bits().checked_add(1)?.into())),
+            IpAddr::V6(_) => None,
+        }
+    }
+
     /// Address of the network, if the network contains only one.
     pub fn only(&self) -> Option<IpAddr> {
         let all = if self.first.is_ipv4() { 32 } else { 128 };

@@ -49,6 +49,7 @@ pub enum Step {
     StartDaemon {
         /// Name or path of its executable.
         binary: String,
+        args: Vec<String>,
     },
     /// Wait until the engine's API answers with version `min_api` or newer.
     AwaitEngine {
@@ -212,7 +213,7 @@ impl Step {
             Step::WriteDaemonJson { path, .. } => path.clone(),
             Step::Install { manager, .. } => manager.to_string(),
             Step::EnableUnit(unit) | Step::StartUnit(unit) => unit.clone(),
-            Step::StartDaemon { binary } => binary.clone(),
+            Step::StartDaemon { binary, .. } => binary.clone(),
             Step::AwaitEngine { socket, .. } | Step::AwaitTarget { socket, .. } => socket.clone(),
             Step::LoadImage { image, .. } => image.clone(),
             Step::PrepareSockets { folder, .. } => folder.clone(),

@@ -1,117 +1,251 @@
-//! Plan for daemon.json, the configuration of the engine (field notes 7 and 8). The setting `"iptables": false` is
-//! merged into the file before the engine starts; a running engine without the setting is a finding. The text of the
-//! file is edited in `model::daemon_json`.
+//! Plan for daemon.json, the configuration of the engine (field notes 7, 8, 25 and 26). `"iptables": false` and what
+//! belongs to it are merged into the file before the engine starts; a running engine without them is a finding. The
+//! text of the file is edited in `model::daemon_json`.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::model::code::Code;
-use crate::model::daemon_json::{IPTABLES, keys, with_iptables_off};
-use crate::model::engine::{DaemonJson, EngineSeen};
+use crate::model::daemon_json::{BRIDGE, IP6TABLES, IPTABLES, with_keys};
+use crate::model::engine::{
+    CommandLine, DaemonJson, EngineApi, EngineSeen, PackageManager, release,
+};
+use crate::model::engine_options::EngineOptions;
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::EnginePolicy;
 
-/// Outcome of merging `"iptables": false` into daemon.json.
-pub(super) enum Merge {
-    /// No change is needed: the engine starts with the setting.
-    Holds,
-    /// New text of the file, with the key added.
-    Write(String),
-    /// File left as it is, with a finding: the operator chose another value.
-    Operator(Finding),
+/// First release with the option `ip6tables`.
+const KNOWS_IP6TABLES: (u32, u32) = (20, 10);
+/// First release that filters IPv6 unless told otherwise (moby#47747).
+const FILTERS_IPV6: (u32, u32) = (27, 0);
+/// First release that leaves the policy of FORWARD in IPv6 alone unless it switches forwarding on (moby#48594).
+const CAUTIOUS_WITH_IPV6: (u32, u32) = (28, 0);
+/// Options that choose a bridge or its addresses. The engine refuses some of them together.
+const BRIDGE_OPTIONS: [&str; 6] =
+    [BRIDGE, "bip", "bip6", "fixed-cidr", "default-gateway", "default-address-pools"];
+
+/// Outcome of merging the agent's keys into daemon.json.
+#[derive(Default)]
+pub(super) struct Merge {
+    /// New text of the file and the keys added; `None` if no change is needed.
+    pub(super) write: Option<(String, String)>,
+    /// Findings on choices of the operator, which stay.
+    pub(super) findings: Vec<Finding>,
 }
 
-/// Value of `--iptables` on a dockerd command line, read like any boolean flag of Go; `None` without the flag.
-pub(super) fn iptables_flag(args: &[String]) -> Option<bool> {
-    args.iter().rev().find_map(|arg| {
-        let rest = arg.trim_start_matches('-').strip_prefix(IPTABLES)?;
-        match rest.strip_prefix('=') {
-            None => rest.is_empty().then_some(true),
-            Some(value) => Some(!matches!(value, "0" | "f" | "F" | "false" | "False" | "FALSE")),
-        }
-    })
-}
-
-/// Merges `"iptables": false` into daemon.json (field note 8).
+/// Merges the keys that must be in force when the engine starts into its configuration file.
 ///
-/// `unit_flag` is the value of `--iptables` on the unit's command line. With such a flag the file is left alone,
-/// because dockerd refuses to start when both places set the option.
-pub(super) fn merged(
-    file: &DaemonJson,
-    unit_flag: Option<bool>,
-    policy: &EnginePolicy,
-) -> Result<Merge, Fault> {
-    let object = match file {
-        DaemonJson::Absent => Map::new(),
-        DaemonJson::Unusable(reason) => {
-            return Err(Fault::new(
-                Code::DaemonJsonUnusable,
-                format!(
-                    "{} cannot be used: {reason}; it was not touched, and the engine was not started: \
-                     mend or remove the file",
-                    policy.daemon_json
-                ),
-            ));
-        }
-        DaemonJson::Object { text, .. } => keys(text),
-    };
-    let chosen = match (unit_flag, object.get(IPTABLES)) {
-        (Some(false), _) | (None, Some(Value::Bool(false))) => return Ok(Merge::Holds),
-        (Some(true), _) => Some(format!("{} starts it with --{IPTABLES}=true", policy.unit)),
-        (None, Some(other)) => Some(format!("{} says \"{IPTABLES}\": {other}", policy.daemon_json)),
-        (None, None) => None,
-    };
-    if let Some(chosen) = chosen {
-        return Ok(Merge::Operator(Finding::new(
-            Code::IptablesSetByOperator,
-            format!(
-                "{chosen}; it was left so, and the engine will change the host's packet filter when it \
-                 starts (FORWARD becomes DROP, which cuts bridged virtual machines off): set it to false"
-            ),
-        )));
+/// # Errors
+/// A file that cannot be used. With `require_iptables_false` also a start that filters packets, or of which the options
+/// cannot be found out.
+pub(super) fn merged(seen: &EngineSeen, policy: &EnginePolicy) -> Result<Merge, Fault> {
+    if let Some(unknown) = unknown_options(seen) {
+        return Ok(Merge { write: None, findings: vec![demanded(unknown, policy)?] });
     }
-    Ok(Merge::Write(with_iptables_off(file)))
+    if let DaemonJson::Unusable(reason) = &seen.daemon_json {
+        return Err(Fault::new(
+            Code::DaemonJsonUnusable,
+            format!(
+                "{} cannot be used: {reason}; it was not touched, and the engine was not started: \
+                 mend or remove the file",
+                seen.config_file
+            ),
+        ));
+    }
+    let options = EngineOptions::new(seen.command_line.args(), &seen.daemon_json);
+    let (mut added, mut findings) = (Vec::new(), Vec::new());
+    for (key, value) in wanted(seen, &options) {
+        match chosen(key, seen, &options) {
+            Choice::Same => {}
+            Choice::None => added.push((key, value)),
+            Choice::Other(why) => {
+                let finding = set_by_operator(key, &why);
+                findings.push(if key == IPTABLES { demanded(finding, policy)? } else { finding });
+            }
+        }
+    }
+    let write = (!added.is_empty()).then(|| {
+        let keys: Vec<String> =
+            added.iter().map(|(key, value)| format!("\"{key}\": {value}")).collect();
+        (with_keys(&seen.daemon_json, &added), keys.join(", "))
+    });
+    Ok(Merge { write, findings })
 }
 
-/// Finding on a running engine that may change the packet filter (field note 7).
-pub(super) fn iptables_finding(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Finding> {
-    let process = seen.process.as_ref();
-    let started_at = process.map(|process| process.started_at);
-    let (in_file, modified_at) = match &seen.daemon_json {
-        DaemonJson::Object { text, modified_at } => {
-            (keys(text).get(IPTABLES).cloned(), Some(*modified_at))
+/// Keys and values that must be in force when the engine starts.
+fn wanted(seen: &EngineSeen, options: &EngineOptions<'_>) -> Vec<(&'static str, Value)> {
+    let mut wanted = vec![(IPTABLES, Value::Bool(false))];
+    let is_new = seen.installed.is_none();
+    // Debian's packages start the engine while they are being installed. Those of the others do not, and their engine
+    // may be older: its version is known once it is installed.
+    let release = seen.installed_version.as_deref().and_then(release);
+    let knows = match release {
+        Some(release) => release >= KNOWS_IP6TABLES,
+        None => is_new && seen.package_manager == Some(PackageManager::Apt),
+    };
+    if knows {
+        wanted.push((IP6TABLES, Value::Bool(false)));
+    }
+    // Targets use the host's network. The engine's own bridge would take 172.17.0.0/16, which can be the node's way to
+    // its controller (moby#36153).
+    if is_new && !BRIDGE_OPTIONS.iter().any(|option| options.has(option)) {
+        wanted.push((BRIDGE, Value::from("none")));
+    }
+    wanted
+}
+
+/// Operator's choice for a key.
+enum Choice {
+    /// The wanted value.
+    Same,
+    None,
+    /// Another value, or an option that contradicts it, in words.
+    Other(String),
+}
+
+fn chosen(key: &str, seen: &EngineSeen, options: &EngineOptions<'_>) -> Choice {
+    match (options.flag(key), options.key(key)) {
+        (Some(false), _) | (None, Some(Value::Bool(false))) => Choice::Same,
+        (Some(true), _) => Choice::Other(format!("{} with --{key}=true", started_by(seen))),
+        (None, Some(other)) => {
+            Choice::Other(format!("{} says \"{key}\": {other}", seen.config_file))
         }
-        _ => (None, None),
+        // The engine does not start with both set to false.
+        (None, None) if key == IPTABLES && options.boolean("icc") == Some(false) => {
+            Choice::Other(format!("{} with icc = false, which needs {key}", started_by(seen)))
+        }
+        (None, None) => Choice::None,
+    }
+}
+
+fn started_by(seen: &EngineSeen) -> String {
+    let unit = seen.unit.as_ref().map_or("the daemon", |unit| unit.name.as_str());
+    format!("{unit} is started")
+}
+
+fn set_by_operator(key: &str, why: &str) -> Finding {
+    let (effect, family) = match key {
+        IP6TABLES => {
+            ("IPv6 of bridged virtual machines can be cut off", "the packet filter of IPv6")
+        }
+        _ => (
+            "FORWARD becomes DROP, which cuts bridged virtual machines off",
+            "the host's packet filter",
+        ),
     };
-    let why = match (process.and_then(|p| iptables_flag(&p.args)), in_file) {
-        (Some(false), _) => return None,
-        (Some(true), _) => "it was started with --iptables=true".to_string(),
-        (None, Some(Value::Bool(false))) => match (started_at, modified_at) {
-            // Both times are whole seconds, hence the tolerance: a file that was written just before the start is in
-            // force.
-            (Some(started), Some(modified)) if modified > started + 1 => {
-                format!(
-                    "{} says \"iptables\": false but was changed after the engine started",
-                    policy.daemon_json
-                )
-            }
-            _ => return None,
-        },
-        (None, Some(other)) => format!("{} says \"iptables\": {other}", policy.daemon_json),
-        (None, None) => match &seen.daemon_json {
-            DaemonJson::Unusable(reason) => {
-                format!("{} cannot be used: {reason}", policy.daemon_json)
-            }
-            _ => format!("{} does not say \"iptables\": false", policy.daemon_json),
-        },
-    };
-    Some(Finding::new(
-        Code::EngineMayChangeIptables,
+    Finding::new(
+        Code::IptablesSetByOperator,
         format!(
-            "the engine runs and may change the host's packet filter: {why}; bridged virtual machines \
-             can lose their network (FORWARD policy DROP). It was not restarted and its file not \
-             changed: set \"iptables\": false and restart it when its containers allow"
+            "{why}; it was left so, and the engine will change {family} when it starts ({effect}): set \
+             {key} to false"
+        ),
+    )
+}
+
+/// `finding`, or a fault with its text if the settings demand an engine that leaves the packet filter alone.
+fn demanded(finding: Finding, policy: &EnginePolicy) -> Result<Finding, Fault> {
+    match policy.require_iptables_false {
+        true => Err(Fault { code: finding.code, text: finding.text }),
+        false => Ok(finding),
+    }
+}
+
+/// Finding on an engine whose options are unknown.
+fn unknown_options(seen: &EngineSeen) -> Option<Finding> {
+    let CommandLine::Unknown(why) = &seen.command_line else { return None };
+    Some(Finding::new(
+        Code::EngineOptionsUnknown,
+        format!(
+            "the options of the engine cannot be found out: {why}; it may change the host's packet filter, \
+             and no file of it was changed: see that it starts with \"{IPTABLES}\": false and \
+             \"{IP6TABLES}\": false"
         ),
     ))
+}
+
+/// Findings on a running engine that may change the packet filter.
+///
+/// # Errors
+/// The finding for IPv4, or that the options are unknown, as a fault with `require_iptables_false`.
+pub(super) fn running_findings(
+    seen: &EngineSeen,
+    policy: &EnginePolicy,
+) -> Result<Vec<Finding>, Fault> {
+    if let Some(unknown) = unknown_options(seen) {
+        return Ok(vec![demanded(unknown, policy)?]);
+    }
+    let mut findings = Vec::new();
+    if let Some(why) = may_filter(IPTABLES, true, seen) {
+        let text = format!(
+            "the engine runs and may change the host's packet filter: {why}; bridged virtual machines can \
+             lose their network ({}). It was not restarted and its file not changed: set \
+             \"{IPTABLES}\": false and restart it when its containers allow",
+            effect(seen, false)
+        );
+        findings.push(demanded(Finding::new(Code::EngineMayChangeIptables, text), policy)?);
+    }
+    if let Some(why) = may_filter(IP6TABLES, running_release(seen) >= Some(FILTERS_IPV6), seen) {
+        let text = format!(
+            "the engine runs and may change the packet filter of IPv6: {why}; bridged virtual machines can \
+             lose IPv6 ({}). It was not restarted and its file not changed: set \
+             \"{IP6TABLES}\": false and restart it when its containers allow",
+            effect(seen, true)
+        );
+        findings.push(Finding::new(Code::EngineMayChangeIp6tables, text));
+    }
+    Ok(findings)
+}
+
+fn running_release(seen: &EngineSeen) -> Option<(u32, u32)> {
+    match &seen.api {
+        EngineApi::Answers(version) => release(&version.version),
+        EngineApi::Absent | EngineApi::Broken(_) => None,
+    }
+}
+
+/// Reason why the running engine may filter packets with the option `key`, which has the value `by_default` if it is
+/// not set; `None` if it does not.
+fn may_filter(key: &str, by_default: bool, seen: &EngineSeen) -> Option<String> {
+    let options = EngineOptions::new(seen.command_line.args(), &seen.daemon_json);
+    let file = &seen.config_file;
+    let changed_at = match &seen.daemon_json {
+        DaemonJson::Object { modified_at, .. } => Some(*modified_at),
+        DaemonJson::Absent | DaemonJson::Unusable(_) => None,
+    };
+    match (options.flag(key), options.key(key)) {
+        (Some(false), _) => None,
+        (Some(true), _) => Some(format!("it was started with --{key}=true")),
+        (None, Some(Value::Bool(false))) => {
+            let started_at = seen.process.as_ref().map(|process| process.started_at)?;
+            // Both times are whole seconds, hence the tolerance: a file that was written just before the start is in
+            // force.
+            (by_default && changed_at? > started_at + 1).then(|| {
+                format!("{file} says \"{key}\": false but was changed after the engine started")
+            })
+        }
+        (None, Some(other)) => Some(format!("{file} says \"{key}\": {other}")),
+        (None, None) if !by_default => None,
+        (None, None) => Some(match &seen.daemon_json {
+            DaemonJson::Unusable(reason) => format!("{file} cannot be used: {reason}"),
+            _ => format!("{file} does not say \"{key}\": false"),
+        }),
+    }
+}
+
+/// Effect of the running engine on the policy of FORWARD.
+fn effect(seen: &EngineSeen, ipv6: bool) -> String {
+    let options = EngineOptions::new(seen.command_line.args(), &seen.daemon_json);
+    let release = running_release(seen);
+    let policy = if options.boolean("ip-forward-no-drop") == Some(true) {
+        "it adds rules and leaves the policy of FORWARD, ip-forward-no-drop"
+    } else if ipv6 && (Some(FILTERS_IPV6)..Some(CAUTIOUS_WITH_IPV6)).contains(&release) {
+        "FORWARD policy DROP in IPv6, also for bridges of others"
+    } else {
+        "FORWARD policy DROP if the engine switches forwarding on"
+    };
+    match options.text("firewall-backend") {
+        Some(backend) => format!("{policy}; firewall-backend {backend}"),
+        None => policy.to_string(),
+    }
 }
 
 #[cfg(test)]

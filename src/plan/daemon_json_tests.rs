@@ -3,6 +3,8 @@
 use super::super::engine::{EnginePlan, plan};
 use super::super::engine_fixture::*;
 use super::*;
+use crate::model::engine::PackageSets;
+use crate::model::step::Step;
 
 #[test]
 fn an_engine_that_runs_with_the_setting_is_left_alone() {
@@ -78,11 +80,7 @@ fn operator_choices_are_kept_and_reported_or_refused_by_setting() {
 
 #[test]
 fn a_file_is_not_touched_where_the_unit_has_the_flag_for_dockerd_refuses_both() {
-    let with_flag = |flag: &str| {
-        let mut unit = unit("loaded", "inactive", "enabled");
-        unit.args.push(flag.into());
-        EngineSeen { daemon_json: says("{}"), ..stopped_unit(unit) }
-    };
+    let with_flag = |flag: &str| stopped_with(&[flag], says("{}"));
     let off = plan(&with_flag("--iptables=false"), &strict()).unwrap();
     assert_eq!((names(&off), codes(&off)), (vec!["startUnit", "awaitEngine"], vec![]));
     let on = plan(&with_flag("--iptables=true"), &policy()).unwrap();
@@ -104,4 +102,126 @@ fn a_file_that_is_no_json_object_stops_everything_before_the_engine_can_start() 
         refused(&seen, &policy(), Code::DaemonJsonUnusable, "/etc/docker/daemon.json");
         refused(&seen, &policy(), Code::DaemonJsonUnusable, "not JSON: EOF");
     }
+}
+
+#[test]
+fn file_that_the_command_line_names_is_written() {
+    let seen = EngineSeen {
+        config_file: "/etc/d.json".into(),
+        ..stopped_with(&["--config-file", "/etc/d.json"], DaemonJson::Absent)
+    };
+    let plan = plan(&seen, &policy()).unwrap();
+    match &plan.steps[0] {
+        Step::WriteDaemonJson { path, replaces, .. } => {
+            assert_eq!((path.as_str(), *replaces), ("/etc/d.json", false))
+        }
+        other => panic!("{other:?}"),
+    }
+    let chosen = EngineSeen { daemon_json: says(r#"{"iptables": true}"#), ..seen };
+    refused(&chosen, &strict(), Code::IptablesSetByOperator, "/etc/d.json says");
+}
+
+#[test]
+fn unknown_options_are_a_finding_and_only_a_demand_makes_them_an_error() {
+    let why = "docker.service starts it by /bin/sh";
+    let unknown = CommandLine::Unknown(why.into());
+    for seen in [
+        EngineSeen { command_line: unknown.clone(), ..stopped_with(&[], says("{}")) },
+        EngineSeen { command_line: unknown, ..running(says(r#"{"iptables":false}"#), &[]) },
+    ] {
+        let plan = plan(&seen, &policy()).unwrap();
+        assert_eq!(codes(&plan), [Code::EngineOptionsUnknown]);
+        assert!(!names(&plan).contains(&"writeDaemonJson"), "{plan:?}");
+        refused(&seen, &strict(), Code::EngineOptionsUnknown, why);
+    }
+}
+
+// Docker 19.03 and older do not start with a key that they do not know.
+#[test]
+fn filter_of_ipv6_is_switched_off_where_the_engine_knows_the_key() {
+    let keys = |version: Option<&str>| {
+        let seen = stopped_with(&[], says(r#"{"debug": true}"#));
+        let seen = EngineSeen { installed_version: version.map(String::from), ..seen };
+        written(&plan(&seen, &policy()).unwrap())
+    };
+    let both = serde_json::json!({"debug": true, "iptables": false, "ip6tables": false});
+    let one = serde_json::json!({"debug": true, "iptables": false});
+    for (version, expected) in [
+        (Some("18.09.0"), &one),
+        (Some("19.03.15"), &one),
+        (Some("20.10.24+dfsg1"), &both),
+        (Some("29.0.0"), &both),
+        (None, &one),
+    ] {
+        assert_eq!(&keys(version), expected, "{version:?}");
+    }
+    // A package for dnf can hold an old engine, and is not started before its version is known.
+    let seen = EngineSeen { package_manager: Some(PackageManager::Dnf), ..bare() };
+    let sets = vec![vec!["docker-engine".to_string()]];
+    let packages = PackageSets::from([(PackageManager::Dnf, sets)]);
+    let keys = written(&plan(&seen, &EnginePolicy { packages, ..policy() }).unwrap());
+    assert_eq!(keys, serde_json::json!({"iptables": false, "bridge": "none"}));
+}
+
+// moby#48365: 27 filters IPv6 whatever "iptables" says; moby#48594: 28 leaves the policy alone, or is told to.
+#[test]
+fn running_engine_that_filters_ipv6_is_reported_and_never_refused() {
+    let off = r#"{"iptables": false}"#;
+    for (version, text, words) in [
+        ("20.10.24", off, None),
+        ("26.1.5", off, None),
+        ("26.1.5", r#"{"iptables": false, "ip6tables": true}"#, Some("says \"ip6tables\": true")),
+        ("27.1.2", off, Some("FORWARD policy DROP in IPv6, also for bridges of others")),
+        ("28.0.0", off, Some("if the engine switches forwarding on")),
+        (
+            "28.0.0",
+            r#"{"iptables": false, "ip-forward-no-drop": true}"#,
+            Some("ip-forward-no-drop"),
+        ),
+        (
+            "29.0.0",
+            r#"{"iptables": false, "firewall-backend": "nftables"}"#,
+            Some("firewall-backend nftables"),
+        ),
+        ("29.0.0", r#"{"iptables": false, "ip6tables": false}"#, None),
+    ] {
+        let plan = plan(&of_version(version, running(says(text), &[])), &strict()).unwrap();
+        match words {
+            None => assert_eq!(plan.findings, [], "{version} {text}"),
+            Some(words) => {
+                assert_eq!(codes(&plan), [Code::EngineMayChangeIp6tables], "{version} {text}");
+                let told = &plan.findings[0].text;
+                assert!(told.contains(words) && told.contains("IPv6"), "{told} / {words}");
+            }
+        }
+    }
+}
+
+// dockerd: "You specified --iptables=false with --icc=false".
+#[test]
+fn key_that_would_keep_the_engine_from_starting_is_not_written() {
+    for seen in
+        [stopped_with(&["--icc=false"], says("{}")), stopped_with(&[], says(r#"{"icc": false}"#))]
+    {
+        let plan = plan(&seen, &policy()).unwrap();
+        assert_eq!(
+            (names(&plan), codes(&plan)),
+            (vec!["startUnit", "awaitEngine"], vec![Code::IptablesSetByOperator])
+        );
+        refused(&seen, &strict(), Code::IptablesSetByOperator, "icc = false");
+    }
+}
+
+// moby#36153: the engine's own bridge can take the network of the node's controller.
+#[test]
+fn engine_that_the_agent_installs_makes_no_bridge_unless_the_operator_chose_one() {
+    for text in
+        [r#"{"bip": "10.9.0.1/24"}"#, r#"{"bridge": "br0"}"#, r#"{"default-address-pools": []}"#]
+    {
+        let seen = EngineSeen { daemon_json: says(text), ..bare() };
+        let keys = written(&plan(&seen, &policy()).unwrap());
+        assert_ne!(keys["bridge"], serde_json::json!("none"), "{text}");
+    }
+    let installed = written(&plan(&stopped(says("{}")), &policy()).unwrap());
+    assert_eq!(installed.get("bridge"), None, "an engine of the operator keeps its bridge");
 }

@@ -5,10 +5,13 @@
 //! then the start. An engine that answers is left as it is, file and all: a key that would only take effect at its
 //! next restart is not slipped in behind the operator's back.
 
-use super::daemon_json::{Merge, iptables_finding, iptables_flag, merged};
+use super::daemon_json::{merged, running_findings};
+use super::engine_network::overlap;
 use crate::model::code::Code;
-use crate::model::daemon_json::IPTABLES;
-use crate::model::engine::{DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init};
+use crate::model::engine::{
+    CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init,
+};
+use crate::model::engine_options::{EngineOptions, plain_run};
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::EnginePolicy;
 use crate::model::step::Step;
@@ -47,18 +50,17 @@ fn plan_running(
             ),
         ));
     }
-    let mut plan = EnginePlan::default();
-    if let Some(finding) = iptables_finding(seen, policy) {
-        if policy.require_iptables_false {
-            return Err(Fault { code: finding.code, text: finding.text });
-        }
-        plan.findings.push(finding);
-    }
-    plan.add_enable(seen, policy);
+    let mut findings = running_findings(seen, policy)?;
+    findings.extend(overlap(seen));
+    let mut plan = EnginePlan { findings, ..EnginePlan::default() };
+    plan.add_enable(seen);
     Ok(plan)
 }
 
 fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, Fault> {
+    if let Some(elsewhere) = listens_elsewhere(seen, policy) {
+        return Err(elsewhere);
+    }
     let mut plan = EnginePlan::default();
     // A unit that is being stopped can be started, too: systemd does so once it has stopped.
     let stops = seen.unit.as_ref().is_some_and(|unit| unit.active == "deactivating");
@@ -68,8 +70,9 @@ fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, 
     }
     if seen.process.is_none() {
         plan.add_configuration(seen, policy)?;
+        plan.findings.extend(overlap(seen));
         plan.add_install(seen, policy)?;
-        plan.add_enable(seen, policy);
+        plan.add_enable(seen);
         plan.add_start(seen, policy)?;
     }
     plan.steps.push(Step::AwaitEngine {
@@ -82,19 +85,12 @@ fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, 
 
 impl EnginePlan {
     fn add_configuration(&mut self, seen: &EngineSeen, policy: &EnginePolicy) -> Result<(), Fault> {
-        let path = policy.daemon_json.clone();
-        let unit_flag = seen.unit.as_ref().and_then(|unit| iptables_flag(&unit.args));
-        match merged(&seen.daemon_json, unit_flag, policy)? {
-            Merge::Holds => {}
-            Merge::Operator(finding) if policy.require_iptables_false => {
-                return Err(Fault { code: finding.code, text: finding.text });
-            }
-            Merge::Operator(finding) => self.findings.push(finding),
-            Merge::Write(text) => {
-                let replaces = seen.daemon_json != DaemonJson::Absent;
-                let adds = format!("\"{IPTABLES}\": false");
-                self.steps.push(Step::WriteDaemonJson { path, text, adds, replaces });
-            }
+        let merge = merged(seen, policy)?;
+        self.findings.extend(merge.findings);
+        if let Some((text, adds)) = merge.write {
+            let path = seen.config_file.clone();
+            let replaces = seen.daemon_json != DaemonJson::Absent;
+            self.steps.push(Step::WriteDaemonJson { path, text, adds, replaces });
         }
         Ok(())
     }
@@ -137,12 +133,11 @@ impl EnginePlan {
 
     /// Adds the step that enables the unit at boot, if the unit is disabled. Activation by its socket is not enough:
     /// after a boot, the containers would stay down until somebody connects.
-    fn add_enable(&mut self, seen: &EngineSeen, policy: &EnginePolicy) {
-        let disabled = seen.unit.as_ref().is_some_and(|unit| unit.file == "disabled");
+    fn add_enable(&mut self, seen: &EngineSeen) {
         // A unit that is yet to be installed is not known as disabled: the package enables it or not, which is
         // observed when the plan is made again after the installation.
-        if disabled {
-            self.steps.push(Step::EnableUnit(policy.unit.clone()));
+        if let Some(unit) = seen.unit.as_ref().filter(|unit| unit.file == "disabled") {
+            self.steps.push(Step::EnableUnit(unit.name.clone()));
         }
     }
 
@@ -152,9 +147,20 @@ impl EnginePlan {
                 Code::EngineUnitMasked,
                 format!(
                     "{} is masked: `systemctl unmask {}` if the engine may run",
-                    policy.unit, policy.unit
+                    unit.name, unit.name
                 ),
             )),
+            (Init::Systemd, Some(unit)) if unit.load == "not-found" && seen.installed.is_some() => {
+                Err(Fault::new(
+                    Code::EngineUnitMissing,
+                    format!(
+                        "{} is installed, and systemd knows no {}: name the engine's unit in engine.unit, or \
+                         start the engine by hand",
+                        seen.installed.as_deref().unwrap_or_default(),
+                        unit.name
+                    ),
+                ))
+            }
             (Init::Systemd, None) if seen.unit_error.is_some() => Err(Fault::new(
                 Code::SystemdUnreachable,
                 format!(
@@ -163,17 +169,50 @@ impl EnginePlan {
                     seen.unit_error.as_deref().unwrap_or_default()
                 ),
             )),
-            (Init::Systemd, _) => {
-                self.steps.push(Step::StartUnit(policy.unit.clone()));
+            (Init::Systemd, unit) => {
+                let unit = unit.as_ref().map_or(&policy.unit, |unit| &unit.name);
+                self.steps.push(Step::StartUnit(unit.clone()));
                 Ok(())
             }
             (Init::Other(_), _) => {
                 let binary = seen.installed.clone().unwrap_or_else(|| policy.binary.clone());
-                self.steps.push(Step::StartDaemon { binary });
+                let options = EngineOptions::new(&[], &seen.daemon_json);
+                let in_file =
+                    |arg: &&String| arg.starts_with("--host=") && options.key("hosts").is_some();
+                let args = seen.command_line.args().iter().filter(|arg| !in_file(arg)).cloned();
+                let args = args.collect();
+                self.steps.push(Step::StartDaemon { binary, args });
                 Ok(())
             }
         }
     }
+}
+
+/// Fault of an engine that listens, or will, at other sockets than the agent's; `None` if that is not certain.
+fn listens_elsewhere(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Fault> {
+    let CommandLine::Known(args) = &seen.command_line else { return None };
+    let is_installed = seen.process.is_some() || seen.installed.is_some();
+    let options = EngineOptions::new(args, &seen.daemon_json);
+    let hosts = options.hosts();
+    // systemd's socket units have their own paths.
+    let may_be = |host: &&str| {
+        host.starts_with("fd://")
+            || host
+                .strip_prefix("unix://")
+                .is_some_and(|path| path.is_empty() || plain_run(path) == plain_run(&policy.socket))
+    };
+    (is_installed && !hosts.iter().any(may_be)).then(|| {
+        Fault::new(
+            Code::EngineSocketElsewhere,
+            format!(
+                "the engine listens at {}, and not at {}: name its socket in engine.socket, or add \
+                 unix://{} to its hosts",
+                hosts.join(", "),
+                policy.socket,
+                policy.socket
+            ),
+        )
+    })
 }
 
 fn not_answering(reason: &str, seen: &EngineSeen, policy: &EnginePolicy) -> Fault {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::engine::{EnginePlan, plan};
 use crate::model::code::Code;
 use crate::model::engine::{
-    ApiVersion, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init,
+    ApiVersion, CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init,
     PackageManager, PackageSets, UnitState,
 };
 use crate::model::policy::EnginePolicy;
@@ -38,8 +38,20 @@ pub(super) fn bare_with_systemd() -> EngineSeen {
 }
 
 pub(super) fn unit(load: &str, active: &str, file: &str) -> UnitState {
-    let args = ["/usr/sbin/dockerd", "-H", "fd://"].map(String::from).to_vec();
-    UnitState { load: load.into(), active: active.into(), file: file.into(), args }
+    UnitState {
+        name: "docker.service".into(),
+        load: load.into(),
+        active: active.into(),
+        file: file.into(),
+        ..UnitState::default()
+    }
+}
+
+/// Engine that is stopped, and will be started with these arguments.
+pub(super) fn stopped_with(args: &[&str], daemon_json: DaemonJson) -> EngineSeen {
+    let command_line = CommandLine::Known(args.iter().map(ToString::to_string).collect());
+    let unit = unit("loaded", "inactive", "enabled");
+    EngineSeen { daemon_json, command_line, ..stopped_unit(unit) }
 }
 
 pub(super) fn stopped(daemon_json: DaemonJson) -> EngineSeen {
@@ -55,15 +67,22 @@ pub(super) fn says(text: &str) -> DaemonJson {
 }
 
 pub(super) fn running(daemon_json: DaemonJson, args: &[&str]) -> EngineSeen {
-    let args = ["dockerd"].iter().chain(args).map(ToString::to_string).collect();
+    let args: Vec<String> = args.iter().map(ToString::to_string).collect();
     EngineSeen {
         api: EngineApi::Answers(EngineVersion {
             version: "20.10.24".into(),
             api: ApiVersion(1, 41),
         }),
-        process: Some(EngineProcess { pid: 7, started_at: STARTED, args }),
+        command_line: CommandLine::Known(args.clone()),
+        process: Some(EngineProcess { pid: 7, started_at: STARTED, args, unit: None }),
         ..stopped(daemon_json)
     }
+}
+
+/// Running engine of another version.
+pub(super) fn of_version(version: &str, seen: EngineSeen) -> EngineSeen {
+    let api = ApiVersion(1, 41);
+    EngineSeen { api: EngineApi::Answers(EngineVersion { version: version.into(), api }), ..seen }
 }
 
 pub(super) fn names(plan: &EnginePlan) -> Vec<&'static str> {

@@ -10,7 +10,8 @@ use crate::model::engine::{ApiVersion, PackageSets};
 fn daemon_json_comes_before_the_packages_and_these_before_the_start() {
     let plan = plan(&bare(), &policy()).unwrap();
     assert_eq!(names(&plan), ["writeDaemonJson", "install", "startDaemon", "awaitEngine"]);
-    assert_eq!(written(&plan), serde_json::json!({"iptables": false}));
+    let keys = serde_json::json!({"iptables": false, "ip6tables": false, "bridge": "none"});
+    assert_eq!(written(&plan), keys);
     assert_eq!(plan.findings, []);
 }
 
@@ -49,7 +50,61 @@ fn the_daemon_is_started_where_it_was_found() {
         ..stopped(says(r#"{"iptables":false}"#))
     };
     let plan = plan(&seen, &policy()).unwrap();
-    assert_eq!(plan.steps[0], Step::StartDaemon { binary: "/usr/local/bin/dockerd".into() });
+    let binary = "/usr/local/bin/dockerd".to_string();
+    assert_eq!(plan.steps[0], Step::StartDaemon { binary, args: Vec::new() });
+}
+
+#[test]
+fn daemon_is_started_with_the_settings_that_differ_from_its_own() {
+    let policy = EnginePolicy {
+        daemon_json: "/etc/d.json".into(),
+        socket: "/run/other.sock".into(),
+        ..policy()
+    };
+    let start = |text: &str| {
+        let command_line = CommandLine::Known(policy.own_arguments());
+        let seen = EngineSeen { command_line, ..stopped(says(text)) };
+        match plan(&seen, &policy).unwrap().steps.remove(0) {
+            Step::StartDaemon { args, .. } => args,
+            other => panic!("{other:?}"),
+        }
+    };
+    let args = ["--config-file=/etc/d.json", "--host=unix:///run/other.sock"];
+    assert_eq!(start(r#"{"iptables": false}"#), args);
+    let hosts = r#"{"iptables": false, "hosts": ["unix:///run/other.sock"]}"#;
+    assert_eq!(start(hosts), args[..1], "the daemon refuses an option in both places");
+}
+
+#[test]
+fn engine_with_another_socket_is_named_with_it_instead_of_waited_for() {
+    let elsewhere = ["--host", "unix:///run/user.sock", "-H", "tcp://127.0.0.1:2375"];
+    let runs = EngineSeen { api: EngineApi::Absent, ..running(says("{}"), &elsewhere) };
+    refused(&runs, &policy(), Code::EngineSocketElsewhere, "unix:///run/user.sock");
+    let stopped = stopped_with(&[], says(r#"{"hosts": ["unix:///run/user.sock"]}"#));
+    refused(&stopped, &policy(), Code::EngineSocketElsewhere, "engine.socket");
+    for host in ["fd://", "unix:///var/run/docker.sock", "unix://"] {
+        let seen = stopped_with(&["-H", host], says(r#"{"iptables": false}"#));
+        assert_eq!(names(&plan(&seen, &policy()).unwrap()), ["startUnit", "awaitEngine"], "{host}");
+    }
+}
+
+#[test]
+fn daemon_whose_unit_systemd_does_not_know_is_not_started() {
+    let seen = EngineSeen {
+        unit: Some(unit("not-found", "inactive", "")),
+        ..stopped_with(&[], says(r#"{"iptables": false}"#))
+    };
+    refused(&seen, &policy(), Code::EngineUnitMissing, "/usr/sbin/dockerd");
+    refused(&seen, &policy(), Code::EngineUnitMissing, "engine.unit");
+}
+
+#[test]
+fn unit_of_another_name_is_enabled_and_started() {
+    let mut snap = unit("loaded", "inactive", "disabled");
+    snap.name = "snap.docker.dockerd.service".into();
+    let plan = plan(&stopped_unit(snap.clone()), &policy()).unwrap();
+    assert_eq!(plan.steps[0], Step::EnableUnit(snap.name.clone()));
+    assert_eq!(plan.steps[1], Step::StartUnit(snap.name));
 }
 
 #[test]
@@ -164,6 +219,7 @@ fn take_effect(step: &Step, seen: &mut EngineSeen) {
         }
         Step::Install { .. } => {
             seen.installed = Some("/usr/sbin/dockerd".into());
+            seen.installed_version = Some("20.10.24".into());
             if seen.init == Init::Systemd {
                 seen.unit = Some(unit("loaded", "inactive", "disabled"));
             }

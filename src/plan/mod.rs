@@ -11,6 +11,7 @@ mod daemon_json;
 pub mod engine;
 #[cfg(test)]
 mod engine_fixture;
+mod engine_network;
 pub mod guests;
 pub mod health;
 pub mod hugepages;

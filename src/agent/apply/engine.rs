@@ -79,7 +79,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                 let after = self.systemd.unit(unit).await.map_err(|e| systemd_fault(&e))?;
                 Ok(after.active)
             }
-            Step::StartDaemon { binary } => self.start_daemon(binary).await,
+            Step::StartDaemon { binary, args } => self.start_daemon(binary, args).await,
             Step::AwaitEngine { min_api, within, .. } => self.await_engine(*min_api, *within).await,
             other => Err(Fault::new(
                 Code::Internal,
@@ -134,8 +134,8 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         fault
     }
 
-    async fn start_daemon(&mut self, binary: &str) -> Result<String, Fault> {
-        let call = Invocation { program: binary.to_string(), args: Vec::new(), env: Vec::new() };
+    async fn start_daemon(&mut self, binary: &str, args: &[String]) -> Result<String, Fault> {
+        let call = Invocation { program: binary.to_string(), args: args.to_vec(), env: Vec::new() };
         let daemon = self.spawner.daemon(call, "dockerd.log").await;
         self.daemon = Some(daemon.map_err(|e| host_fault(Code::EngineStartFailed, &e))?);
         Ok("started".to_string())

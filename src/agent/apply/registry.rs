@@ -10,9 +10,11 @@ use tokio::time::{Instant, sleep};
 
 use super::super::observe::blocking;
 use super::super::observe::target::Containers;
-use crate::host::{Root, daemon_json, files, process};
+use crate::host::engine_process::{engine_process, reload};
+use crate::host::{Root, daemon_json, files};
 use crate::model::daemon_json::with_insecure_registry;
 use crate::model::engine::DaemonJson;
+use crate::model::engine_options::{config_file, values};
 use crate::model::fault::chain;
 use crate::model::policy::EnginePolicy;
 use crate::model::registry::{Credentials, RegistryPolicy, Secret, registry_of};
@@ -83,13 +85,13 @@ impl<C: Containers> RegistryPuller<C> {
             ));
         }
         line(format!("{registry} cannot prove who it is; the engine is told to trust it: {why}"));
-        self.trust(registry).await?;
+        let file = self.trust(registry).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         let second = self.containers.pull(image, login.as_ref(), line, left).await;
         second.map_err(|error| {
             let why = chain(&error);
             let remedy = remedy(&why, registry, login.is_some());
-            format!("{why}{remedy} ({registry} stands in {} now)", self.policy.engine.daemon_json)
+            format!("{why}{remedy} (the engine trusts {registry} now{file})")
         })
     }
 
@@ -106,27 +108,28 @@ impl<C: Containers> RegistryPuller<C> {
         Ok(Some(Credentials { username: login.username.clone(), password }))
     }
 
-    /// Adds the registry to the engine's `insecure-registries`, reloads the engine, and reads back.
-    async fn trust(&self, registry: &str) -> Result<(), String> {
+    /// Adds the registry to the engine's `insecure-registries`, reloads the engine, and reads back. Returns the file that
+    /// names the registry, in words; nothing if the engine trusted it already.
+    async fn trust(&self, registry: &str) -> Result<String, String> {
         let _one_at_a_time = self.changing.lock().await;
         if self.is_trusted(registry).await? {
-            return Ok(());
+            return Ok(String::new());
         }
         let (root, engine, name) =
             (self.root.clone(), self.policy.engine.clone(), registry.to_string());
-        blocking(move || add(&root, &engine, &name)).await.map_err(|fault| fault.text)??;
+        let added = blocking(move || add(&root, &engine, &name)).await;
+        let file = added.map_err(|fault| fault.text)??;
         let deadline = Instant::now() + RELOAD;
         while !self.is_trusted(registry).await? {
             if Instant::now() >= deadline {
                 return Err(format!(
-                    "{} names {registry} in insecure-registries now, and the engine was told to read it \
-                     again, and has not within {RELOAD:?}: see its log",
-                    self.policy.engine.daemon_json
+                    "{file} names {registry} in insecure-registries now, and the engine was told to read it \
+                     again, and has not within {RELOAD:?}: see its log"
                 ));
             }
             sleep(PAUSE).await;
         }
-        Ok(())
+        Ok(format!(", by {file}"))
     }
 
     async fn is_trusted(&self, registry: &str) -> Result<bool, String> {
@@ -135,28 +138,28 @@ impl<C: Containers> RegistryPuller<C> {
     }
 }
 
-/// Writes the registry into the engine's configuration and reloads the engine.
-fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String> {
-    let path = &policy.daemon_json;
-    let Some(engine) = process::engine_process(root, &policy.pid_file, &policy.binary) else {
+/// Writes the registry into the file that the engine reads, and reloads the engine. Returns the file's path.
+fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<String, String> {
+    let Some(engine) = engine_process(root, policy) else {
         return Err(format!(
             "the engine cannot be told to trust {registry}: {} names no process {} (engine.pid_file, \
              engine.binary)",
             policy.pid_file, policy.binary
         ));
     };
+    let path = config_file(&engine.args, &policy.daemon_json);
     // With the option both on its command line and in the file, the engine would not start any more.
-    if engine.args.iter().any(|arg| arg.starts_with("--insecure-registry")) {
+    if !values(&engine.args, "insecure-registry", None).is_empty() {
         return Err(format!(
             "the engine is started with --insecure-registry, and what stands there must not stand in \
              {path} too: add {registry} there, and restart the engine"
         ));
     }
-    let seen = daemon_json::read(root, path);
+    let seen = daemon_json::read(root, &path);
     if let Some(text) = with_insecure_registry(&seen, registry)
         .map_err(|why| format!("{path} was not touched: {why}"))?
     {
-        let after = daemon_json::replace(root, path, &text, &seen).map_err(|e| chain(&e))?;
+        let after = daemon_json::replace(root, &path, &text, &seen).map_err(|e| chain(&e))?;
         if !matches!(&after, DaemonJson::Object { text: there, .. } if *there == text) {
             return Err(format!("something else writes {path} at the same time: call again"));
         }
@@ -166,7 +169,8 @@ fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<(), String>
             "{registry} was added to insecure-registries in {path}: the engine does not verify its identity"
         );
     }
-    process::reload(root, &engine, &policy.pid_file, &policy.binary).map_err(|e| chain(&e))
+    reload(root, &engine, policy).map_err(|e| chain(&e))?;
+    Ok(path)
 }
 
 fn remedy(why: &str, registry: &str, logged_in: bool) -> String {

@@ -3,19 +3,26 @@
 //! Files are read on a blocking thread, and again only after the kernel reports a change: observing an
 //! engine in place waits for nothing but the engine.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
 use super::blocking;
 use crate::docker::{Engine, EngineError};
-use crate::host::systemd::Systemd;
+use crate::host::engine_process::{
+    SNAP_BINARY, SNAP_UNIT, config_path, engine_process, next_command_line,
+};
+use crate::host::engine_version::printed_version;
+use crate::host::systemd::{Systemd, SystemdError};
 use crate::host::unchanged::Unchanged;
-use crate::host::{Root, daemon_json, dpkg, facts, packages, process};
+use crate::host::{Root, daemon_json, dpkg, facts, packages, process, routes};
 use crate::model::engine::{
-    EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, PackageManager,
+    CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init,
+    PackageManager, UnitState,
 };
 use crate::model::fault::{Fault, chain};
+use crate::model::network::NodeNetwork;
 use crate::model::policy::EnginePolicy;
 
 /// [`Engine`] under a name that the engine's owner may use, as it does not use `docker` itself.
@@ -31,6 +38,8 @@ pub struct EngineObserver<E> {
     engine: Arc<E>,
     systemd: Arc<Systemd>,
     init: Init,
+    /// Addresses that the node has to reach, each with its use.
+    needed: Vec<(String, IpAddr)>,
     last_answer: Mutex<Option<LastAnswer>>,
     /// Facts read from the files of a running engine, valid while the files are unchanged.
     read: Mutex<Option<(EngineSeen, Unchanged)>>,
@@ -62,9 +71,15 @@ impl<E: QueryEngine> EngineObserver<E> {
             engine,
             systemd,
             init,
+            needed: Vec::new(),
             last_answer: known,
             read,
         }
+    }
+
+    /// Names addresses that no network of the engine may hide, each with its use.
+    pub fn with_needed(self, needed: Vec<(String, IpAddr)>) -> EngineObserver<E> {
+        EngineObserver { needed, ..self }
     }
 
     /// Observes the whole input of the engine planner. A hung engine costs the ping timeout and is reported
@@ -76,17 +91,64 @@ impl<E: QueryEngine> EngineObserver<E> {
         let mut seen = self.files().await?;
         let unit = async {
             match seen.init {
-                Init::Systemd => Some(self.systemd.unit(&self.policy.unit).await),
+                Init::Systemd => Some(self.unit(seen.process.as_ref()).await),
                 Init::Other(_) => None,
             }
         };
         let (unit, api) = tokio::join!(unit, self.ask(seen.process.as_ref()));
         seen.api = api;
+        seen.network.needed.clone_from(&self.needed);
         match unit.transpose() {
             Ok(unit) => seen.unit = unit,
             Err(e) => seen.unit_error = Some(chain(&e)),
         }
+        if seen.process.is_none() {
+            self.look_at_next_start(&mut seen).await?;
+        }
         self.doubt_installation(seen).await
+    }
+
+    /// Asks systemd for the engine's unit: that of the settings, else that of its process, else that of Docker's snap.
+    async fn unit(&self, process: Option<&EngineProcess>) -> Result<UnitState, SystemdError> {
+        let unit = self.systemd.unit(&self.policy.unit).await?;
+        if unit.load != "not-found" {
+            return Ok(unit);
+        }
+        let of_process = process.and_then(|process| process.unit.as_deref());
+        for name in of_process.into_iter().chain([SNAP_UNIT]) {
+            let other = self.systemd.unit(name).await?;
+            if other.load != "not-found" {
+                return Ok(other);
+            }
+        }
+        Ok(unit)
+    }
+
+    /// Observes with which options an engine without a process will start, and its version.
+    async fn look_at_next_start(&self, seen: &mut EngineSeen) -> Result<(), Fault> {
+        if let EngineApi::Answers(_) = seen.api {
+            let why = format!(
+                "it answers at {}, and no process {} of this node was found (engine.pid_file, engine.binary)",
+                self.policy.socket, self.policy.binary
+            );
+            seen.command_line = CommandLine::Unknown(why);
+            return Ok(());
+        }
+        if seen.unit.as_ref().is_some_and(|unit| unit.name == SNAP_UNIT) {
+            seen.installed.get_or_insert_with(|| SNAP_BINARY.to_string());
+        }
+        let (root, policy, unit) = (self.root.clone(), self.policy.clone(), seen.unit.clone());
+        let look = move || {
+            let line = next_command_line(&root, unit.as_ref(), &policy);
+            let file = config_path(&line, &policy);
+            let text = daemon_json::read(&root, &file);
+            (line, file, text)
+        };
+        (seen.command_line, seen.config_file, seen.daemon_json) = blocking(look).await?;
+        if let Some(binary) = &seen.installed {
+            seen.installed_version = printed_version(&self.root, binary).await;
+        }
+        Ok(())
     }
 
     /// Treats a stopped engine with half-installed packages as not installed, even if its executable exists.
@@ -177,29 +239,49 @@ fn lock<T>(kept: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Reads files and procfs. Watches them only if an engine runs: those of a stopped engine are about to change.
 fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<Unchanged>) {
-    let engine_process = || process::engine_process(root, &policy.pid_file, &policy.binary);
-    let unchanged = engine_process()
-        .and_then(|process| Unchanged::since_now(root, &paths(policy), Some(process.pid)));
+    let line = |process: Option<&EngineProcess>| {
+        CommandLine::Known(process.map(|process| process.args.clone()).unwrap_or_default())
+    };
+    let unchanged = engine_process(root, policy).and_then(|process| {
+        let paths = paths(policy, config_path(&line(Some(&process)), policy));
+        Unchanged::since_now(root, &paths, Some(process.pid))
+    });
+    let process = engine_process(root, policy);
+    let command_line = line(process.as_ref());
+    let config_file = config_path(&command_line, policy);
     let seen = EngineSeen {
         api: EngineApi::Absent,
-        process: engine_process(),
         installed: process::find_executable(root, &policy.binary),
-        daemon_json: daemon_json::read(root, &policy.daemon_json),
+        installed_version: None,
+        // Without a process, these are read once systemd has been asked for the unit.
+        daemon_json: match process {
+            Some(_) => daemon_json::read(root, &config_file),
+            None => DaemonJson::Absent,
+        },
+        process,
+        command_line,
+        config_file,
         init,
         unit: None,
         unit_error: None,
         package_manager: packages::find(root),
+        network: NodeNetwork {
+            routes: routes::routes(root),
+            name_servers: routes::name_servers(root),
+            needed: Vec::new(),
+        },
     };
     (seen, unchanged)
 }
 
-/// Paths to watch: possible executables of the engine and of package managers, the pid file and `daemon.json`.
-fn paths(policy: &EnginePolicy) -> Vec<String> {
+/// Paths to watch: possible executables of the engine and of package managers, the pid file and the engine's
+/// configuration file.
+fn paths(policy: &EnginePolicy, config_file: String) -> Vec<String> {
     let mut paths = process::candidates(&policy.binary);
     for manager in PackageManager::ALL {
         paths.extend(process::candidates(manager.command()));
     }
-    paths.extend([policy.pid_file.clone(), policy.daemon_json.clone()]);
+    paths.extend([policy.pid_file.clone(), config_file]);
     paths
 }
 

@@ -108,7 +108,7 @@ impl<C: Containers> TargetObserver<C> {
         let wanted = self.policy.target.pages(spec);
         let ((version, silence, guests), cpu_use, memory, links) = tokio::join!(
             self.ask(&control),
-            cpu_use(&self.root, own),
+            cpu_use(&self.root, &self.policy.registries.engine, own),
             pages_for_target(&self.root, wanted, files.huge_dir.clone(), own),
             self.links(&opened)
         );

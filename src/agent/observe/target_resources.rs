@@ -3,12 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::blocking;
+use crate::host::cgroup_parent::CgroupParent;
+use crate::host::engine_process::engine_process;
 use crate::host::leftovers::left_pages;
 use crate::host::pools::{PoolFiles, hugepages_of};
-use crate::host::{HostError, Root, cpu_users, cpus, cpuset, mounts, own_image, socket_place};
+use crate::host::{
+    HostError, Root, cpu_users, cpus, cpuset, daemon_json, mounts, own_image, socket_place,
+};
 use crate::model::cpu::{Cpu, CpuUse};
+use crate::model::engine_options::{EngineOptions, config_file};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
+use crate::model::policy::EnginePolicy;
 use crate::model::pools::Pool;
 use crate::model::target::TargetSpec;
 use crate::model::units::{NumaNode, PageSize};
@@ -33,14 +39,25 @@ pub(super) struct PagesForTarget {
 
 /// Observes the users of the CPUs except the target's own process `own`: a target gives its CPUs back before it is
 /// recreated.
-pub(super) async fn cpu_use(root: &Root, own: Option<u32>) -> Result<CpuUse, Fault> {
-    let root = root.clone();
+pub(super) async fn cpu_use(
+    root: &Root,
+    engine: &EnginePolicy,
+    own: Option<u32>,
+) -> Result<CpuUse, Fault> {
+    let (root, engine) = (root.clone(), engine.clone());
     let look = move || CpuUse {
-        containers: cpuset::of_containers(&root),
+        containers: cpuset::of_containers(&root, &cgroup_parent(&root, &engine)),
         holders: cpu_users::holders(&root, own),
         ..CpuUse::default()
     };
     blocking(look).await
+}
+
+/// Group of the engine's containers, by the options of the running engine.
+fn cgroup_parent(root: &Root, policy: &EnginePolicy) -> CgroupParent {
+    let args = engine_process(root, policy).map(|process| process.args).unwrap_or_default();
+    let file = daemon_json::read(root, &config_file(&args, &policy.daemon_json));
+    CgroupParent::new(None, &EngineOptions::new(&args, &file))
 }
 
 /// Counts free pages of 2 MiB, unless the target takes none (`wanted` is 0). A pool that cannot be read is no reason to

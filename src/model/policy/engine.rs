@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::engine::{ApiVersion, PackageManager, PackageSets};
+use crate::model::engine_options::plain_run;
 use crate::model::units::duration;
 
 /// Docker: `[engine]`.
@@ -21,9 +22,9 @@ pub struct EnginePolicy {
     pub unit: String,
     /// Name or path of the engine's executable.
     pub binary: String,
-    /// Path of the engine's configuration file.
+    /// Path of the engine's configuration file, if its command line names no other.
     pub daemon_json: String,
-    /// Path of the file with the pid of the engine's daemon.
+    /// Path of the file with the pid of the engine's daemon. The daemon is found by its name if it has another.
     pub pid_file: String,
     /// `true` if a prepare fails where the running engine may change iptables.
     pub require_iptables_false: bool,
@@ -51,6 +52,28 @@ pub struct EnginePolicy {
     pub install_args: Vec<String>,
     /// `true` if the agent may add a registry that cannot prove its identity to the engine's `insecure-registries`.
     pub insecure_registries: bool,
+}
+
+impl EnginePolicy {
+    /// `true` if `comm`, a process's name in procfs, is that of the engine. The kernel keeps 15 bytes of a name.
+    pub fn is_engine_name(&self, comm: &[u8]) -> bool {
+        let name = self.binary.rsplit('/').next().unwrap_or(&self.binary).as_bytes();
+        comm == name.get(..name.len().min(15)).unwrap_or(name)
+    }
+
+    /// Arguments with which the agent starts the daemon where no service manager does: what differs from the daemon's
+    /// own defaults.
+    pub fn own_arguments(&self) -> Vec<String> {
+        let own = EnginePolicy::default();
+        let mut args = Vec::new();
+        if self.daemon_json != own.daemon_json {
+            args.push(format!("--config-file={}", self.daemon_json));
+        }
+        if plain_run(&self.socket) != plain_run(&own.socket) {
+            args.push(format!("--host=unix://{}", self.socket));
+        }
+        args
+    }
 }
 
 impl Default for EnginePolicy {

@@ -1,0 +1,311 @@
+//! The engine's daemon, found by its pid file or its name and verified in procfs, and the command line of its next start.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::engine_socket::{engines, listens};
+use super::files::{read_number, read_text};
+use super::proc_cmdline::{command_line, words};
+use super::{HostError, Root, footprint, process};
+use crate::model::engine::{CommandLine, EngineProcess, UnitState};
+use crate::model::engine_options::{config_file, values};
+use crate::model::policy::EnginePolicy;
+use crate::model::unit_command::{Environment, expanded, read_environment};
+
+/// Unit of Docker's snap, and the configuration file that the snap's wrapper names to the daemon.
+pub const SNAP_UNIT: &str = "snap.docker.dockerd.service";
+const SNAP_CONFIG: &str = "/var/snap/docker/current/config/daemon.json";
+/// Executable of Docker's snap.
+pub const SNAP_BINARY: &str = "/snap/docker/current/bin/dockerd";
+/// Files from which the units of distributions take the daemon's options. They can be there before the packages are.
+const OPTION_FILES: [&str; 2] = ["/etc/default/docker", "/etc/sysconfig/docker"];
+
+/// Finds the engine's daemon: the process whose pid is in the pid file of the settings, else the only process with the
+/// name of the engine in the agent's pid namespace. Of several, only the one that listens at the engine's socket counts.
+pub fn engine_process(root: &Root, policy: &EnginePolicy) -> Option<EngineProcess> {
+    let written = read_text(&root.path(&policy.pid_file)).unwrap_or_default();
+    if let Some(process) = seen(root, written.trim(), policy) {
+        return Some(process);
+    }
+    let mut all: Vec<String> =
+        engines(root, policy).filter(|pid| is_of_this_node(root, pid)).collect();
+    if all.len() > 1 {
+        all.retain(|pid| listens(root, pid, policy));
+    }
+    match all.as_slice() {
+        [pid] => seen(root, pid, policy),
+        _ => None,
+    }
+}
+
+/// Facts of the process `pid`; `None` if it is not alive or has another name than the engine.
+fn seen(root: &Root, pid: &str, policy: &EnginePolicy) -> Option<EngineProcess> {
+    let pid: u32 = pid.parse().ok()?;
+    let folder = root.path(format!("/proc/{pid}"));
+    let (comm, started) = process::name_and_start(root, pid)?;
+    if !policy.is_engine_name(comm.as_bytes()) {
+        return None;
+    }
+    let args: Vec<String> = words(&command_line(&folder)?)
+        .skip(1)
+        .filter(|arg| !arg.is_empty())
+        .map(|arg| String::from_utf8_lossy(arg).into_owned())
+        .collect();
+    // The daemon writes its pid file when it starts, by the clock of that moment: the time of the boot changes with
+    // the clock.
+    let own_file = values(&args, "pidfile", Some('p')).pop().unwrap_or(&policy.pid_file);
+    let own_file = root.path(own_file);
+    let written =
+        fs::metadata(&own_file).ok().filter(|_| read_number(&own_file).ok() == Some(pid.into()));
+    let started_at = match written {
+        Some(meta) => u64::try_from(meta.mtime()).ok()?,
+        None => {
+            let ticks = procfs::ticks_per_second().max(1);
+            footprint::boot_time(root).ok()?.as_secs() + started / ticks
+        }
+    };
+    Some(EngineProcess { pid, started_at, args, unit: unit_of(root, pid) })
+}
+
+/// `true` if the process is in the pid namespace of procfs itself: an engine within a container has a pid of its own
+/// there (`NSpid`, since Linux 4.1).
+fn is_of_this_node(root: &Root, pid: &str) -> bool {
+    let status = read_text(&root.path(format!("/proc/{pid}/status"))).unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    pids.is_none_or(|pids| pids.split_whitespace().count() <= 1)
+}
+
+/// systemd unit of the process `pid`, by the cgroup that systemd made for it (cgroups(7), `/proc/PID/cgroup`).
+fn unit_of(root: &Root, pid: u32) -> Option<String> {
+    let groups = read_text(&root.path(format!("/proc/{pid}/cgroup"))).ok()?;
+    groups.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (hierarchy, path) = rest.split_once(':')?;
+        let unit = path.rsplit('/').next().filter(|name| name.ends_with(".service"))?;
+        matches!(hierarchy, "" | "name=systemd").then(|| unit.to_string())
+    })
+}
+
+/// Makes the daemon reload its configuration by SIGHUP, as systemd does.
+///
+/// # Errors
+/// When the process `seen` no longer exists, or cannot be signalled.
+pub fn reload(root: &Root, seen: &EngineProcess, policy: &EnginePolicy) -> Result<(), HostError> {
+    let failed =
+        |source| HostError::Signal { program: policy.binary.clone(), pid: seen.pid, source };
+    let gone = || failed(io::ErrorKind::NotFound.into());
+    let pid = i32::try_from(seen.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
+    // Checked after the pidfd is open: it refers to the process `seen`, not to a later one with the same pid.
+    if engine_process(root, policy).as_ref() != Some(seen) {
+        return Err(gone());
+    }
+    pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
+}
+
+/// Arguments with which `unit` will start the daemon. Without a unit, those with which the agent starts it.
+pub fn next_command_line(
+    root: &Root,
+    unit: Option<&UnitState>,
+    policy: &EnginePolicy,
+) -> CommandLine {
+    let Some(unit) = unit else { return CommandLine::Known(policy.own_arguments()) };
+    let mut environment = Environment::new();
+    for assignment in &unit.environment {
+        read_environment(assignment, &mut environment);
+    }
+    if unit.load == "not-found" {
+        for text in OPTION_FILES.iter().filter_map(|file| read_text(&root.path(file)).ok()) {
+            read_environment(&text, &mut environment);
+        }
+        let usual = ["$DOCKER_OPTS", "$OPTIONS"].map(String::from);
+        return CommandLine::Known(expanded(&usual, &environment));
+    }
+    let Some((program, args)) = unit.args.split_first() else {
+        return CommandLine::Unknown(format!("systemd does not say how {} starts it", unit.name));
+    };
+    if unit.name == SNAP_UNIT {
+        return CommandLine::Known(vec![format!("--config-file={SNAP_CONFIG}")]);
+    }
+    let name = program.rsplit('/').next().unwrap_or(program);
+    if !name.starts_with("dockerd") {
+        return CommandLine::Unknown(format!("{} starts it by {program}", unit.name));
+    }
+    for (path, may_be_absent) in &unit.environment_files {
+        match read_text(&root.path(path)) {
+            Ok(text) => read_environment(&text, &mut environment),
+            Err(_) if *may_be_absent && !path.contains(['*', '?', '[']) => {}
+            Err(_) => {
+                let why =
+                    format!("{} takes variables from {path}, which cannot be read", unit.name);
+                return CommandLine::Unknown(why);
+            }
+        }
+    }
+    CommandLine::Known(expanded(args, &environment))
+}
+
+/// Path of the configuration file that a daemon with this command line reads.
+pub fn config_path(line: &CommandLine, policy: &EnginePolicy) -> String {
+    config_file(line.args(), &policy.daemon_json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Node {
+        _folder: tempfile::TempDir,
+        root: Root,
+    }
+
+    impl Node {
+        fn new() -> Node {
+            let folder = tempfile::tempdir().unwrap();
+            let root = Root::new(folder.path());
+            let node = Node { _folder: folder, root };
+            node.put("/proc/stat", "btime 1700000000\n");
+            node
+        }
+
+        fn put(&self, path: &str, text: &str) {
+            let path = self.root.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        /// Adds a process that was started 3 s after the boot.
+        fn process(&self, pid: u32, comm: &str, cmdline: &str) {
+            let before = "0 ".repeat(18);
+            let after = "0 ".repeat(30);
+            self.put(
+                &format!("/proc/{pid}/stat"),
+                &format!("{pid} ({comm}) S {before}300 {after}\n"),
+            );
+            self.put(&format!("/proc/{pid}/comm"), &format!("{comm}\n"));
+            self.put(&format!("/proc/{pid}/cmdline"), &cmdline.replace(' ', "\0"));
+        }
+
+        fn seen(&self) -> Option<EngineProcess> {
+            engine_process(&self.root, &EnginePolicy::default())
+        }
+    }
+
+    /// `true` if a process that the kernel calls `comm` is taken for `binary`.
+    fn taken(comm: &str, binary: &str) -> bool {
+        let node = Node::new();
+        node.process(7, comm, "x");
+        node.put("/run/docker.pid", "7");
+        let pid_file = "/run/docker.pid".to_string();
+        let policy = EnginePolicy { binary: binary.into(), pid_file, ..EnginePolicy::default() };
+        engine_process(&node.root, &policy).is_some()
+    }
+
+    #[test]
+    fn a_process_is_the_engines_by_its_whole_name() {
+        assert!(taken("dockerd", "dockerd"));
+        assert!(taken("dockerd", "/opt/engine/dockerd"));
+        assert!(!taken("docker", "dockerd"), "the command line tool is not the daemon");
+        assert!(!taken("dockerd-rootles", "dockerd"));
+        assert!(!taken("", "dockerd"));
+    }
+
+    #[test]
+    fn of_a_long_name_as_much_is_compared_as_the_kernel_keeps() {
+        assert!(taken("dockerd-patched", "dockerd-patched-by-us"));
+        assert!(!taken("dockerd-patche", "dockerd-patched-by-us"));
+    }
+
+    // Docker's snap has its pid file below /var/snap, and a unit of another name; an engine in a container has a pid of
+    // its own there.
+    #[test]
+    fn engine_without_the_usual_pid_file_is_found_by_its_name() {
+        let node = Node::new();
+        node.process(
+            7,
+            "dockerd",
+            "dockerd --group docker --pidfile=/var/snap/docker/1/run/docker.pid",
+        );
+        node.put(
+            "/proc/7/cgroup",
+            "4:cpuset:/\n1:name=systemd:/system.slice/snap.docker.dockerd.service\n",
+        );
+        node.process(9, "dockerd", "dockerd --storage-driver vfs");
+        node.put("/proc/9/status", "Name:\tdockerd\nNSpid:\t9\t1\n");
+        node.process(11, "docker", "docker ps");
+        let seen = node.seen().unwrap();
+        assert_eq!((seen.pid, seen.unit.as_deref()), (7, Some(SNAP_UNIT)));
+        assert_eq!(seen.args[..2], ["--group", "docker"]);
+        assert_eq!(seen.started_at, 1_700_000_003);
+        node.put("/var/snap/docker/1/run/docker.pid", "7");
+        assert!(node.seen().unwrap().started_at > 1_700_000_003, "the time of its pid file");
+        node.put("/proc/9/status", "Name:\tdockerd\nNSpid:\t9\n");
+        assert_eq!(node.seen(), None, "two engines, and neither is known to listen");
+    }
+
+    fn unit(args: &[&str]) -> UnitState {
+        let args = args.iter().map(ToString::to_string).collect();
+        UnitState {
+            name: "docker.service".into(),
+            load: "loaded".into(),
+            args,
+            ..UnitState::default()
+        }
+    }
+
+    #[test]
+    fn next_start_has_the_options_of_the_unit_with_its_variables() {
+        let node = Node::new();
+        let line =
+            |unit: &UnitState| next_command_line(&node.root, Some(unit), &EnginePolicy::default());
+        let known =
+            |args: &[&str]| CommandLine::Known(args.iter().map(ToString::to_string).collect());
+        node.put("/etc/default/docker", "DOCKER_OPTS=\"--config-file /etc/d.json\"\n");
+        let debian = UnitState {
+            environment: vec!["DOCKER_OPTS=--debug".into()],
+            environment_files: vec![
+                ("/etc/default/docker".into(), true),
+                ("/etc/none".into(), true),
+            ],
+            ..unit(&["/usr/sbin/dockerd", "-H", "fd://", "$DOCKER_OPTS"])
+        };
+        let seen = line(&debian);
+        assert_eq!(seen, known(&["-H", "fd://", "--config-file", "/etc/d.json"]));
+        assert_eq!(config_path(&seen, &EnginePolicy::default()), "/etc/d.json");
+        let absent = UnitState { load: "not-found".into(), ..UnitState::default() };
+        assert_eq!(
+            line(&absent),
+            known(&["--config-file", "/etc/d.json"]),
+            "it is read once installed"
+        );
+        let snap = UnitState {
+            name: SNAP_UNIT.into(),
+            ..unit(&["/usr/bin/snap", "run", "docker.dockerd"])
+        };
+        assert_eq!(config_path(&line(&snap), &EnginePolicy::default()), SNAP_CONFIG);
+    }
+
+    #[test]
+    fn start_by_another_program_or_from_an_unreadable_file_is_unknown() {
+        let node = Node::new();
+        for (unit, word) in [
+            (unit(&["/bin/sh", "-c", "exec dockerd $OPTS"]), "docker.service starts it by /bin/sh"),
+            (unit(&[]), "systemd does not say how docker.service starts it"),
+            (
+                UnitState {
+                    environment_files: vec![("/etc/docker.d/*.env".into(), true)],
+                    ..unit(&["/usr/bin/dockerd"])
+                },
+                "/etc/docker.d/*.env",
+            ),
+        ] {
+            match next_command_line(&node.root, Some(&unit), &EnginePolicy::default()) {
+                CommandLine::Unknown(why) => assert!(why.contains(word), "{why}"),
+                known => panic!("{known:?}"),
+            }
+        }
+    }
+}
